@@ -1,0 +1,365 @@
+//! The layout of every record that a probe, or a local process that writes a memfd ring, puts into a ring.
+//!
+//! A record is a [`Header`] followed by the fields of its [`Kind`]. All integers are in the machine's byte order, all
+//! padding is explicit and zero, and sizes are multiples of eight. `bpf/include/tapio.h` declares the same structs in C; a
+//! test compares both by the object's BTF, and the assertions below fix the sizes at compile time.
+//!
+//! ```text
+//!  0      2      4        8                16               24       28       32
+//!  ├──────┼──────┼────────┼────────────────┼────────────────┼────────┼────────┤
+//!  │ kind │ size │  cpu   │ time_ns        │ cgroup_id      │  pid   │  tid   │ fields of the kind …
+//!  └──────┴──────┴────────┴────────────────┴────────────────┴────────┴────────┘
+//! ```
+//!
+//! `time_ns` is `CLOCK_BOOTTIME`. `cgroup_id`, `pid` (the thread group) and `tid` are those of the *subject*: the victim of
+//! an OOM kill, the target of a signal, otherwise the task itself. Process ids are those of the node's own namespace.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Set in a cgroup id that belongs to the version 1 memory hierarchy: ids of different hierarchies may collide.
+pub const CGROUP_V1_MEMORY: u64 = 1 << 63;
+
+/// Bytes of a `comm`: `TASK_COMM_LEN` of the kernel, NUL padded.
+pub const COMM_BYTES: usize = 16;
+/// Bytes of a cgroup path in [`Cgroup`], NUL padded.
+pub const CGROUP_PATH_BYTES: usize = 256;
+/// The largest record, in bytes.
+pub const RECORD_BYTES_MAX: usize = 512;
+
+/// What happened: the first field of every record.
+///
+/// Kinds below 32 travel in the lethal lane and are never sampled; the others in the bulk lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// A process image was replaced: [`Exec`].
+    Exec = 1,
+    /// The last thread of a process died: [`Exit`].
+    Exit = 2,
+    /// The OOM killer chose a victim: [`Oom`].
+    Oom = 3,
+    /// A signal that can end a process was sent: [`Signal`].
+    Signal = 4,
+    /// A cgroup was made: [`Cgroup`].
+    CgroupMkdir = 5,
+    /// A cgroup was removed: [`Cgroup`].
+    CgroupRmdir = 6,
+    /// A TCP connection changed: [`Tcp`].
+    Tcp = 32,
+    /// A burst of memory reclaim ended: [`Reclaim`].
+    Reclaim = 33,
+    /// A block I/O was slow or failed: [`BlockIo`].
+    BlockIo = 34,
+    /// System calls failed: [`SyscallError`].
+    SyscallError = 35,
+    /// A DNS lookup failed or was slow: [`Dns`].
+    Dns = 36,
+    /// A task waited long for a CPU: [`RunQueue`].
+    RunQueue = 37,
+    /// Packets were dropped: [`PacketDrop`].
+    PacketDrop = 38,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 13] = [
+        Self::Exec,
+        Self::Exit,
+        Self::Oom,
+        Self::Signal,
+        Self::CgroupMkdir,
+        Self::CgroupRmdir,
+        Self::Tcp,
+        Self::Reclaim,
+        Self::BlockIo,
+        Self::SyscallError,
+        Self::Dns,
+        Self::RunQueue,
+        Self::PacketDrop,
+    ];
+
+    /// The kind that a header's `kind` names, if any.
+    pub fn from_u16(value: u16) -> Option<Self> {
+        Some(match value {
+            1 => Self::Exec,
+            2 => Self::Exit,
+            3 => Self::Oom,
+            4 => Self::Signal,
+            5 => Self::CgroupMkdir,
+            6 => Self::CgroupRmdir,
+            32 => Self::Tcp,
+            33 => Self::Reclaim,
+            34 => Self::BlockIo,
+            35 => Self::SyscallError,
+            36 => Self::Dns,
+            37 => Self::RunQueue,
+            38 => Self::PacketDrop,
+            _ => return None,
+        })
+    }
+
+    /// Whether records of this kind travel in the lethal lane.
+    pub fn is_lethal(self) -> bool {
+        (self as u16) < 32
+    }
+
+    /// The name that metrics and logs use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Exit => "exit",
+            Self::Oom => "oom",
+            Self::Signal => "signal",
+            Self::CgroupMkdir => "cgroup_mkdir",
+            Self::CgroupRmdir => "cgroup_rmdir",
+            Self::Tcp => "tcp",
+            Self::Reclaim => "reclaim",
+            Self::BlockIo => "block_io",
+            Self::SyscallError => "syscall_error",
+            Self::Dns => "dns",
+            Self::RunQueue => "run_queue",
+            Self::PacketDrop => "packet_drop",
+        }
+    }
+}
+
+macro_rules! record {
+    ($(#[$meta:meta])* $name:ident, $bytes:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+        const _: () = assert!(size_of::<$name>() == $bytes && $bytes % 8 == 0 && $bytes <= RECORD_BYTES_MAX);
+    };
+}
+
+record! {
+    /// What every record starts with.
+    Header, 32 {
+        /// A [`Kind`].
+        kind: u16,
+        /// Bytes of the whole record, this header included.
+        size: u16,
+        /// The CPU that wrote it.
+        cpu: u32,
+        /// `CLOCK_BOOTTIME`, nanoseconds.
+        time_ns: u64,
+        /// The subject's cgroup: of version 2, or, where the task has none but the root, of the version 1 memory
+        /// hierarchy with [`CGROUP_V1_MEMORY`] set.
+        cgroup_id: u64,
+        /// The subject's process (thread group).
+        pid: u32,
+        /// The subject's thread.
+        tid: u32,
+    }
+}
+
+record! {
+    /// A process image was replaced.
+    Exec, 64 {
+        header: Header,
+        parent_pid: u32,
+        /// The process id in its own pid namespace: 1 is a container's init.
+        ns_pid: u32,
+        /// How deep its pid namespace is nested: 0 is the node's.
+        ns_level: u32,
+        pad: u32,
+        comm: [u8; COMM_BYTES],
+    }
+}
+
+record! {
+    /// The last thread of a process died.
+    Exit, 80 {
+        header: Header,
+        parent_pid: u32,
+        ns_pid: u32,
+        ns_level: u32,
+        /// As `wait(2)` reports it: exit code in bits 8–15, signal in bits 0–6, core dump in bit 7.
+        status: u32,
+        /// When the process started, `CLOCK_BOOTTIME`, nanoseconds.
+        start_time_ns: u64,
+        oom_score_adj: i16,
+        pad: [u8; 6],
+        comm: [u8; COMM_BYTES],
+    }
+}
+
+record! {
+    /// The OOM killer chose a victim (the subject). The allocating task is the one that ran into the limit.
+    Oom, 272 {
+        header: Header,
+        ns_pid: u32,
+        ns_level: u32,
+        allocator_pid: u32,
+        allocator_tid: u32,
+        allocator_cgroup_id: u64,
+        /// The victim's memory when it was chosen, bytes.
+        anon_rss_bytes: u64,
+        file_rss_bytes: u64,
+        shmem_rss_bytes: u64,
+        /// The cgroup in the victim's chain with the least room left under its limit (version 1 ids are marked), 0 when
+        /// no cgroup of the chain has a limit.
+        limit_cgroup_id: u64,
+        /// Its limit, bytes.
+        limit_bytes: u64,
+        /// What it used when the victim was chosen, bytes.
+        usage_bytes: u64,
+        /// How many levels above the victim's own memory cgroup it is.
+        limit_height: u32,
+        oom_score_adj: i16,
+        pad: [u8; 2],
+        comm: [u8; COMM_BYTES],
+        allocator_comm: [u8; COMM_BYTES],
+        /// The last component of the limiting cgroup's path.
+        limit_name: [u8; 128],
+    }
+}
+
+record! {
+    /// A signal that can end a process was sent to the subject.
+    Signal, 104 {
+        header: Header,
+        signal: u32,
+        /// `si_code`; `SI_KERNEL` (0x80) when the kernel sent it without details.
+        code: i32,
+        /// The sender: the task that was running.
+        sender_pid: u32,
+        sender_tid: u32,
+        sender_cgroup_id: u64,
+        /// The target's process id in its own pid namespace.
+        ns_pid: u32,
+        ns_level: u32,
+        /// 1 when the kernel itself sent it (a fault, the OOM killer), 0 when a process did.
+        from_kernel: u8,
+        /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending, 3 and 4 overflow.
+        result: u8,
+        pad: [u8; 6],
+        comm: [u8; COMM_BYTES],
+        sender_comm: [u8; COMM_BYTES],
+    }
+}
+
+record! {
+    /// A cgroup was made or removed: `header.cgroup_id` is its id.
+    Cgroup, 304 {
+        header: Header,
+        /// 0 for version 2.
+        hierarchy: u32,
+        level: u32,
+        /// Bytes of `path` before its NUL; a path that did not fit is cut.
+        path_bytes: u32,
+        pad: u32,
+        path: [u8; CGROUP_PATH_BYTES],
+    }
+}
+
+record! {
+    /// A TCP connection changed.
+    Tcp, 96 {
+        header: Header,
+        /// Since the connection attempt, nanoseconds.
+        duration_ns: u64,
+        /// IPv6, or IPv4 mapped into IPv6 (RFC 4291, section 2.5.5.2); network byte order.
+        source: [u8; 16],
+        destination: [u8; 16],
+        source_port: u16,
+        destination_port: u16,
+        /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent,
+        /// 8 reset received.
+        change: u8,
+        /// 1 when this side connected, 0 when it accepted.
+        active: u8,
+        pad: [u8; 2],
+        bytes_sent: u64,
+        bytes_received: u64,
+    }
+}
+
+record! {
+    /// A burst of memory reclaim ended.
+    Reclaim, 56 {
+        header: Header,
+        stall_ns: u64,
+        pages_reclaimed: u64,
+        /// 1 for a memory cgroup's own limit, 0 for the node's.
+        memcg: u8,
+        pad: [u8; 7],
+    }
+}
+
+record! {
+    /// A block I/O was slow or failed.
+    BlockIo, 64 {
+        header: Header,
+        latency_ns: u64,
+        bytes: u64,
+        /// `dev_t` as the kernel encodes it: major in the upper 12 bits, minor in the lower 20.
+        device: u32,
+        /// Negative errno, 0 when it only was slow.
+        error: i32,
+        /// 0 read, 1 write, 2 flush, 3 discard.
+        operation: u8,
+        pad: [u8; 7],
+    }
+}
+
+record! {
+    /// System calls failed alike.
+    SyscallError, 48 {
+        header: Header,
+        /// The system call's number on this architecture.
+        syscall: u32,
+        errno: u32,
+        count: u64,
+    }
+}
+
+record! {
+    /// A DNS lookup failed or was slow.
+    Dns, 120 {
+        header: Header,
+        latency_ns: u64,
+        /// RFC 1035 response code; 255 when nothing answered.
+        rcode: u8,
+        pad: u8,
+        /// RFC 1035 query type.
+        query_type: u16,
+        pad2: u32,
+        /// The queried name in dotted form, NUL padded, cut when longer.
+        name: [u8; 72],
+    }
+}
+
+record! {
+    /// A task waited long for a CPU.
+    RunQueue, 40 {
+        header: Header,
+        wait_ns: u64,
+    }
+}
+
+record! {
+    /// Packets were dropped for one reason.
+    PacketDrop, 48 {
+        header: Header,
+        /// `enum skb_drop_reason` of this kernel.
+        reason: u32,
+        interface: u32,
+        count: u64,
+    }
+}
+
+/// The text before the first NUL, with anything that is not UTF-8 replaced.
+pub fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end])
+}
+
+/// A `comm` field made of `name`, cut to 15 bytes as the kernel does.
+pub fn comm(name: &str) -> [u8; COMM_BYTES] {
+    let mut field = [0; COMM_BYTES];
+    let bytes = &name.as_bytes()[..name.len().min(COMM_BYTES - 1)];
+    field[..bytes.len()].copy_from_slice(bytes);
+    field
+}
