@@ -1,1 +1,32 @@
-//! Under construction.
+//! What travels between Tapio's programs and lies in its archive: events, frames, segments, the ledger, the gRPC service.
+//!
+//! Bytes from the network or the disk become trusted in one place, [`frame::Frame::decode`], and the type carries that trust
+//! inward. This crate knows no sibling and does no I/O.
+
+pub mod compress;
+pub mod error;
+pub mod event;
+pub mod frame;
+pub mod ledger;
+pub mod limits;
+pub mod segment;
+pub mod service;
+
+/// The node id that a node's name stands for: FNV-1a, 64 bits (draft-eastlake-fnv), so that any language can compute it.
+pub fn node_id(name: &str) -> u64 {
+    fnv1a(&[name.as_bytes()])
+}
+
+/// The id of an entity: FNV-1a, 64 bits, over the kind's name, a zero byte and the entity's key; never 0.
+pub fn entity_id(kind: event::EntityKind, key: &str) -> event::EntityId {
+    fnv1a(&[kind.name().as_bytes(), &[0], key.as_bytes()]).max(1)
+}
+
+fn fnv1a(parts: &[&[u8]]) -> u64 {
+    parts
+        .iter()
+        .flat_map(|part| part.iter())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
+}

@@ -1,0 +1,14 @@
+//! The server: takes frames from collectors, archives them durably, correlates them and publishes findings.
+//!
+//! `main.rs` chooses exit codes, `pipeline.rs` wires threads and queues; everything else is a library so that tests and
+//! benchmarks can use it.
+
+pub mod archive;
+pub mod config;
+pub mod correlate;
+pub mod findings;
+pub mod http;
+pub mod ingest;
+pub mod metrics;
+pub mod pipeline;
+pub mod query;

@@ -1,0 +1,460 @@
+//! Events: what a frame carries, and what everything behind the border works on.
+//!
+//! What enters: decoded ring records, Kubernetes and systemd observations. What leaves: one rkyv archive of a [`Body`] per
+//! frame. What must hold: an event carries no string of its own (names are indices into the frame's table), and the
+//! archived form of an event stays within [`ARCHIVED_EVENT_BYTES_MAX`], since millions a second pass through it.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// The bound that the archived form of every event keeps, asserted below.
+pub const ARCHIVED_EVENT_BYTES_MAX: usize = 88;
+
+/// Identifies an entity on its node: a hash of its kind and name, never 0.
+pub type EntityId = u64;
+
+/// An index into [`Body::names`].
+pub type Name = u32;
+
+/// The name that stands for "unknown": never in the table.
+pub const NO_NAME: Name = Name::MAX;
+
+/// Where an event came from; the ledger is kept for each.
+#[derive(
+    Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord,
+)]
+#[rkyv(derive(Clone, Copy, Debug, PartialEq, Eq))]
+#[repr(u8)]
+pub enum Source {
+    /// The kernel, through BPF rings.
+    Ebpf = 0,
+    /// Local processes, through memfd rings.
+    Shm = 1,
+    /// The Kubernetes API.
+    Kube = 2,
+    /// systemd's D-Bus signals.
+    Systemd = 3,
+    /// The collector itself: evidence it read when something lethal arrived.
+    Collector = 4,
+}
+
+/// How many sources there are.
+pub const SOURCES: usize = 5;
+
+impl Source {
+    /// Every source, in the order of their numbers.
+    pub const ALL: [Self; SOURCES] = [
+        Self::Ebpf,
+        Self::Shm,
+        Self::Kube,
+        Self::Systemd,
+        Self::Collector,
+    ];
+
+    /// The source that a number names.
+    pub fn from_u8(value: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(value)).copied()
+    }
+
+    /// The name that metrics and people use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Shm => "shm",
+            Self::Kube => "kube",
+            Self::Systemd => "systemd",
+            Self::Collector => "collector",
+        }
+    }
+}
+
+impl ArchivedSource {
+    /// The source this stands for.
+    pub fn get(self) -> Source {
+        match self {
+            Self::Ebpf => Source::Ebpf,
+            Self::Shm => Source::Shm,
+            Self::Kube => Source::Kube,
+            Self::Systemd => Source::Systemd,
+            Self::Collector => Source::Collector,
+        }
+    }
+}
+
+/// Which queue, ring and promise an event has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Never sampled, rate limited or shed.
+    Lethal,
+    /// May be sampled or shed; every such drop is counted.
+    Bulk,
+}
+
+impl Lane {
+    /// The name that metrics use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lethal => "lethal",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// One thing that happened.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Event {
+    /// `CLOCK_BOOTTIME` of the node, nanoseconds.
+    pub time_ns: u64,
+    /// What it is about.
+    pub entity: EntityId,
+    /// The subject's process id in the node's namespace, 0 when there is none.
+    pub pid: u32,
+    /// Where it came from.
+    pub source: Source,
+    /// What happened.
+    pub body: Detail,
+}
+
+/// What happened, by kind. Rare kinds with many fields are boxed so that the hot ones stay small.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Detail {
+    /// A process image was replaced.
+    Exec(Exec),
+    /// The last thread of a process died.
+    Exit(Exit),
+    /// The OOM killer chose this process.
+    Oom(Box<Oom>),
+    /// A signal that can end a process was sent to this one.
+    Signal(Box<Signal>),
+    /// A cgroup appeared.
+    CgroupMade { path: Name },
+    /// A cgroup went away.
+    CgroupRemoved { path: Name },
+    /// A TCP connection changed.
+    Tcp(Tcp),
+    /// A burst of memory reclaim ended.
+    Reclaim {
+        stall_ns: u64,
+        pages: u64,
+        memcg: bool,
+    },
+    /// A block I/O was slow or failed.
+    BlockIo {
+        latency_ns: u64,
+        bytes: u64,
+        device: u32,
+        error: i32,
+        operation: u8,
+    },
+    /// System calls failed alike.
+    SyscallError {
+        count: u64,
+        syscall: u32,
+        errno: u32,
+    },
+    /// A DNS lookup failed or was slow.
+    Dns {
+        latency_ns: u64,
+        name: Name,
+        query_type: u16,
+        rcode: u8,
+    },
+    /// A task waited long for a CPU.
+    RunQueue { wait_ns: u64 },
+    /// Packets were dropped for one reason.
+    PacketDrop {
+        count: u64,
+        reason: u32,
+        interface: u32,
+    },
+}
+
+/// See [`Detail::Exec`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Exec {
+    pub parent_pid: u32,
+    /// The process id in its own pid namespace.
+    pub ns_pid: u32,
+    /// How deep that namespace is nested; 0 is the node's.
+    pub ns_level: u32,
+    pub comm: Name,
+}
+
+/// See [`Detail::Exit`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Exit {
+    /// `CLOCK_BOOTTIME` when the process started, nanoseconds.
+    pub start_time_ns: u64,
+    pub parent_pid: u32,
+    pub ns_pid: u32,
+    pub ns_level: u32,
+    /// As `wait(2)` reports it.
+    pub status: u32,
+    pub comm: Name,
+    pub oom_score_adj: i16,
+}
+
+/// See [`Detail::Oom`]. Sizes in bytes.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Oom {
+    pub comm: Name,
+    pub ns_pid: u32,
+    pub ns_level: u32,
+    /// Who allocated when memory ran out.
+    pub allocator_pid: u32,
+    pub allocator_comm: Name,
+    pub allocator_entity: EntityId,
+    pub anon_rss_bytes: u64,
+    pub file_rss_bytes: u64,
+    pub shmem_rss_bytes: u64,
+    /// The cgroup with the least room left under its limit: its path where known, else its last component.
+    pub limit_cgroup: Name,
+    /// 0 when no cgroup of the victim's chain has a limit.
+    pub limit_bytes: u64,
+    pub usage_bytes: u64,
+    /// Levels above the victim's own memory cgroup.
+    pub limit_height: u32,
+    pub oom_score_adj: i16,
+}
+
+/// See [`Detail::Signal`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Signal {
+    pub signal: u32,
+    /// `si_code`.
+    pub code: i32,
+    pub ns_pid: u32,
+    pub ns_level: u32,
+    pub comm: Name,
+    pub sender_pid: u32,
+    pub sender_comm: Name,
+    pub sender_entity: EntityId,
+    /// The kernel itself sent it.
+    pub from_kernel: bool,
+    /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending.
+    pub result: u8,
+}
+
+/// See [`Detail::Tcp`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Tcp {
+    /// IPv6, or IPv4 mapped into it; network byte order.
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    pub duration_us: u32,
+    /// Sent and received, KiB rounded up, saturating.
+    pub kib_sent: u32,
+    pub kib_received: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent, 8 reset received.
+    pub change: u8,
+    /// This side connected.
+    pub active: bool,
+}
+
+const _: () = assert!(size_of::<ArchivedEvent>() <= ARCHIVED_EVENT_BYTES_MAX);
+
+/// Kinds of event, in the order of [`Detail`]'s variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    Exec,
+    Exit,
+    Oom,
+    Signal,
+    CgroupMade,
+    CgroupRemoved,
+    Tcp,
+    Reclaim,
+    BlockIo,
+    SyscallError,
+    Dns,
+    RunQueue,
+    PacketDrop,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 13] = [
+        Self::Exec,
+        Self::Exit,
+        Self::Oom,
+        Self::Signal,
+        Self::CgroupMade,
+        Self::CgroupRemoved,
+        Self::Tcp,
+        Self::Reclaim,
+        Self::BlockIo,
+        Self::SyscallError,
+        Self::Dns,
+        Self::RunQueue,
+        Self::PacketDrop,
+    ];
+
+    /// The one place that decides an event's lane.
+    pub fn lane(self) -> Lane {
+        match self {
+            Self::Exec
+            | Self::Exit
+            | Self::Oom
+            | Self::Signal
+            | Self::CgroupMade
+            | Self::CgroupRemoved => Lane::Lethal,
+            Self::Tcp
+            | Self::Reclaim
+            | Self::BlockIo
+            | Self::SyscallError
+            | Self::Dns
+            | Self::RunQueue
+            | Self::PacketDrop => Lane::Bulk,
+        }
+    }
+
+    /// The name that metrics and people use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Exit => "exit",
+            Self::Oom => "oom",
+            Self::Signal => "signal",
+            Self::CgroupMade => "cgroup_made",
+            Self::CgroupRemoved => "cgroup_removed",
+            Self::Tcp => "tcp",
+            Self::Reclaim => "reclaim",
+            Self::BlockIo => "block_io",
+            Self::SyscallError => "syscall_error",
+            Self::Dns => "dns",
+            Self::RunQueue => "run_queue",
+            Self::PacketDrop => "packet_drop",
+        }
+    }
+}
+
+impl Event {
+    /// The event's kind.
+    pub fn kind(&self) -> Kind {
+        match &self.body {
+            Detail::Exec(_) => Kind::Exec,
+            Detail::Exit(_) => Kind::Exit,
+            Detail::Oom(_) => Kind::Oom,
+            Detail::Signal(_) => Kind::Signal,
+            Detail::CgroupMade { .. } => Kind::CgroupMade,
+            Detail::CgroupRemoved { .. } => Kind::CgroupRemoved,
+            Detail::Tcp(_) => Kind::Tcp,
+            Detail::Reclaim { .. } => Kind::Reclaim,
+            Detail::BlockIo { .. } => Kind::BlockIo,
+            Detail::SyscallError { .. } => Kind::SyscallError,
+            Detail::Dns { .. } => Kind::Dns,
+            Detail::RunQueue { .. } => Kind::RunQueue,
+            Detail::PacketDrop { .. } => Kind::PacketDrop,
+        }
+    }
+}
+
+impl ArchivedEvent {
+    /// The event's kind.
+    pub fn kind(&self) -> Kind {
+        match &self.body {
+            ArchivedDetail::Exec(_) => Kind::Exec,
+            ArchivedDetail::Exit(_) => Kind::Exit,
+            ArchivedDetail::Oom(_) => Kind::Oom,
+            ArchivedDetail::Signal(_) => Kind::Signal,
+            ArchivedDetail::CgroupMade { .. } => Kind::CgroupMade,
+            ArchivedDetail::CgroupRemoved { .. } => Kind::CgroupRemoved,
+            ArchivedDetail::Tcp(_) => Kind::Tcp,
+            ArchivedDetail::Reclaim { .. } => Kind::Reclaim,
+            ArchivedDetail::BlockIo { .. } => Kind::BlockIo,
+            ArchivedDetail::SyscallError { .. } => Kind::SyscallError,
+            ArchivedDetail::Dns { .. } => Kind::Dns,
+            ArchivedDetail::RunQueue { .. } => Kind::RunQueue,
+            ArchivedDetail::PacketDrop { .. } => Kind::PacketDrop,
+        }
+    }
+}
+
+/// What sort of thing an entity is.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[rkyv(derive(Clone, Copy, Debug, PartialEq, Eq))]
+#[repr(u8)]
+pub enum EntityKind {
+    /// Processes of the node outside of any unit or container, by cgroup.
+    Host,
+    /// A container of a pod, or of a plain container runtime.
+    Container,
+    /// A pod.
+    Pod,
+    /// A systemd service, scope or socket.
+    Unit,
+    /// The node itself.
+    Node,
+}
+
+impl EntityKind {
+    /// The name that people see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Container => "container",
+            Self::Pod => "pod",
+            Self::Unit => "unit",
+            Self::Node => "node",
+        }
+    }
+}
+
+impl ArchivedEntityKind {
+    /// The kind this stands for.
+    pub fn get(self) -> EntityKind {
+        match self {
+            Self::Host => EntityKind::Host,
+            Self::Container => EntityKind::Container,
+            Self::Pod => EntityKind::Pod,
+            Self::Unit => EntityKind::Unit,
+            Self::Node => EntityKind::Node,
+        }
+    }
+}
+
+/// What an entity is called. Sent when an entity first appears on a stream and again from time to time.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Entity {
+    pub id: EntityId,
+    pub kind: EntityKind,
+    /// The entity that holds this one: a container's pod, otherwise 0.
+    pub parent: EntityId,
+    /// For people: `nginx-7d4…/web`, `sshd.service`, a container id, a cgroup path.
+    pub name: String,
+    /// 64 hexadecimal digits, empty when it is no container.
+    pub container_id: String,
+    /// Empty when it belongs to no pod.
+    pub pod_uid: String,
+    /// Its cgroup's path below the hierarchy's root.
+    pub cgroup: String,
+}
+
+/// Everything in one frame.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Body {
+    /// The frame's names; events refer to them by index.
+    pub names: Vec<String>,
+    /// Entities that the receiver may not know yet.
+    pub entities: Vec<Entity>,
+    /// Events of one lane, in the order in which they were taken from their sources.
+    pub events: Vec<Event>,
+}
+
+impl Body {
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.names.clear();
+        self.entities.clear();
+        self.events.clear();
+    }
+}
+
+impl ArchivedBody {
+    /// The name at an index; `None` for [`NO_NAME`] and for an index past the table.
+    pub fn name(&self, index: u32) -> Option<&str> {
+        self.names.get(index as usize).map(|name| name.as_str())
+    }
+}
