@@ -352,7 +352,10 @@ record! {
 
 /// The text before the first NUL, with anything that is not UTF-8 replaced.
 pub fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end])
 }
 
