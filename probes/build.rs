@@ -22,9 +22,7 @@ fn main() {
     };
     let mut compile = Command::new(&clang);
     compile
-        .args([
-            "-target", "bpf", "-g", "-O2", "-mcpu=v2", "-Wall", "-Werror",
-        ])
+        .args(["-target", "bpf", "-g", "-O2", "-mcpu=v2", "-Wall", "-Werror"])
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         // The debug information, and with it the object, must not depend on where the source lies.
         .arg(format!("-fdebug-prefix-map={}=.", manifest.display()))
@@ -35,28 +33,20 @@ fn main() {
     if multiarch.is_dir() {
         compile.arg("-idirafter").arg(multiarch);
     }
-    compile
-        .arg("-c")
-        .arg(manifest.join("bpf/tapio.bpf.c"))
-        .arg("-o")
-        .arg(&object);
+    compile.arg("-c").arg(manifest.join("bpf/tapio.bpf.c")).arg("-o").arg(&object);
 
     let output = match compile.output() {
         Ok(output) => output,
-        Err(error) => fail(&format!(
-            "cannot run {clang}: {error}. The probes need clang and bpf/bpf_helpers.h; {INSTALL}"
-        )),
+        Err(error) => {
+            fail(&format!("cannot run {clang}: {error}. The probes need clang and bpf/bpf_helpers.h; {INSTALL}"))
+        }
     };
     let messages = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         if messages.contains("bpf_helpers.h' file not found") {
-            fail(&format!(
-                "bpf/bpf_helpers.h is missing. The probes need clang and the headers of libbpf; {INSTALL}"
-            ));
+            fail(&format!("bpf/bpf_helpers.h is missing. The probes need clang and the headers of libbpf; {INSTALL}"));
         }
-        fail(&format!(
-            "{clang} cannot compile bpf/tapio.bpf.c:\n{messages}"
-        ));
+        fail(&format!("{clang} cannot compile bpf/tapio.bpf.c:\n{messages}"));
     }
 }
 

@@ -50,6 +50,7 @@ static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, 
 {
 	struct process_key key = {};
 	u8 told = 1;
+	int error;
 
 	if (bpf_core_field_exists(struct trace_event_raw_sched_process_exit, group_dead))
 		return (u8)ctx->args[1];
@@ -57,7 +58,9 @@ static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, 
 		return false;
 	key.start_time_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	key.pid = BPF_CORE_READ(task, tgid);
-	return bpf_map_update_elem(&ended, &key, &told, BPF_NOEXIST) != -EEXIST;
+	/* An int: before 6.4 the map's own function is called, which returns one, and the upper half of the register is not set. */
+	error = bpf_map_update_elem(&ended, &key, &told, BPF_NOEXIST);
+	return error != -EEXIST;
 }
 
 SEC("raw_tracepoint/sched_process_exit")

@@ -39,13 +39,7 @@ pub struct Verdict {
 
 impl Verdict {
     pub(crate) fn new(program: &ProgramInfo, state: State) -> Self {
-        Self {
-            program: program.name,
-            hook: program.hook,
-            lane: program.lane.name(),
-            produces: program.produces,
-            state,
-        }
+        Self { program: program.name, hook: program.hook, lane: program.lane.name(), produces: program.produces, state }
     }
 }
 
@@ -60,40 +54,28 @@ pub(crate) enum Failure {
 /// Loads a program into the kernel and attaches it to its raw tracepoint.
 pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<(), Failure> {
     let Some(program) = object.program_mut(info.name) else {
-        return Err(Failure::Program(State::Refused(
-            "the object has no such program".to_owned(),
-        )));
+        return Err(Failure::Program(State::Refused("the object has no such program".to_owned())));
     };
     let program: &mut RawTracePoint = program.try_into().map_err(failure)?;
     program.load().map_err(failure)?;
-    program
-        .attach(info.hook)
-        .map_err(|error| match errno(&error) {
-            Some(Errno::NOENT) => Failure::Program(State::NotOnThisKernel(format!(
-                "it has no tracepoint {}",
-                info.hook
-            ))),
-            // The kernel compares the arguments that the program reads with those that the tracepoint has.
-            Some(Errno::INVAL) => Failure::Program(State::NotOnThisKernel(format!(
-                "its tracepoint {} has fewer arguments than the program reads",
-                info.hook
-            ))),
-            _ => failure(error),
-        })?;
+    program.attach(info.hook).map_err(|error| match errno(&error) {
+        Some(Errno::NOENT) => Failure::Program(State::NotOnThisKernel(format!("it has no tracepoint {}", info.hook))),
+        // The kernel compares the arguments that the program reads with those that the tracepoint has.
+        Some(Errno::INVAL) => Failure::Program(State::NotOnThisKernel(format!(
+            "its tracepoint {} has fewer arguments than the program reads",
+            info.hook
+        ))),
+        _ => failure(error),
+    })?;
     Ok(())
 }
 
 fn failure(error: ProgramError) -> Failure {
     let state = match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
+        ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             // What the loader puts where a field, or a type, is missing in this kernel's type information.
-            if log.contains("unknown func#195896080")
-                || log.contains("invalid func unknown#195896080")
-            {
+            if log.contains("unknown func#195896080") || log.contains("invalid func unknown#195896080") {
                 State::NotOnThisKernel("a field that the program reads does not exist".to_owned())
             } else if is_not_permitted(&io_error) && log.trim().is_empty() {
                 return Failure::NotPermitted(io_error);
@@ -104,9 +86,7 @@ fn failure(error: ProgramError) -> Failure {
         ProgramError::SyscallError(error) if is_not_permitted(&error.io_error) => {
             return Failure::NotPermitted(error.io_error);
         }
-        ProgramError::SyscallError(error) => {
-            State::Refused(format!("{}: {}", error.call, error.io_error))
-        }
+        ProgramError::SyscallError(error) => State::Refused(format!("{}: {}", error.call, error.io_error)),
         other => State::Refused(other.to_string()),
     };
     Failure::Program(state)
@@ -129,17 +109,9 @@ fn last_words(log: &str) -> String {
     let said: Vec<&str> = log
         .lines()
         .map(str::trim)
-        .filter(|line| {
-            !line.is_empty()
-                && !line.starts_with("processed ")
-                && !line.starts_with("verification time")
-        })
+        .filter(|line| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("verification time"))
         .collect();
-    said[said.len().saturating_sub(2)..]
-        .join("; ")
-        .chars()
-        .take(300)
-        .collect()
+    said[said.len().saturating_sub(2)..].join("; ").chars().take(300).collect()
 }
 
 #[cfg(test)]
@@ -148,11 +120,9 @@ mod tests {
 
     #[test]
     fn the_last_words_of_a_verifier_log_are_its_complaint() {
-        let log = "0: (b7) r0 = 0\n1: (85) call unknown#7\ninvalid func unknown#7\nprocessed 2 insns (limit 1000000)\n\n";
-        assert_eq!(
-            last_words(log),
-            "1: (85) call unknown#7; invalid func unknown#7"
-        );
+        let log =
+            "0: (b7) r0 = 0\n1: (85) call unknown#7\ninvalid func unknown#7\nprocessed 2 insns (limit 1000000)\n\n";
+        assert_eq!(last_words(log), "1: (85) call unknown#7; invalid func unknown#7");
         assert_eq!(last_words(""), "");
     }
 }

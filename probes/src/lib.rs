@@ -25,6 +25,4 @@ pub mod record;
 
 pub use attach::{State, Verdict};
 pub use loader::{Error, LoadConfig, Probes};
-pub use object::{
-    Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask,
-};
+pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};

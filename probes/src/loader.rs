@@ -6,17 +6,16 @@
 
 use std::error::Error as _;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapError};
+use aya::programs::Program;
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
-use crate::object::{
-    CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, object,
-};
+use crate::object::{CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo, object};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -83,18 +82,13 @@ pub enum Error {
         bytes: u32,
     },
     /// [`LoadConfig::disabled`] names something that is no program.
-    #[error(
-        "there is no program {name:?} to disable; the programs are {}",
-        program_names()
-    )]
+    #[error("there is no program {name:?} to disable; the programs are {}", program_names())]
     UnknownProgram {
         /// What was named.
         name: String,
     },
     /// A map could not be made.
-    #[error(
-        "cannot create the map {name}: {source}. The probes need Linux 5.8 or newer, and memory for their rings"
-    )]
+    #[error("cannot create the map {name}: {source}. The probes need Linux 5.8 or newer, and memory for their rings")]
     Map {
         /// Which map.
         name: String,
@@ -107,11 +101,7 @@ pub enum Error {
 }
 
 fn program_names() -> String {
-    PROGRAMS
-        .iter()
-        .map(|program| program.name)
-        .collect::<Vec<_>>()
-        .join(", ")
+    PROGRAMS.iter().map(|program| program.name).collect::<Vec<_>>().join(", ")
 }
 
 /// The attached programs and their maps.
@@ -151,13 +141,8 @@ impl Probes {
             .load(object())
             .map_err(object_error)?;
 
-        let verdicts = attach_all(&mut object, &config.disabled)?;
-        Ok(Self {
-            object,
-            verdicts,
-            lethal_ring_bytes: lethal_ring_bytes as usize,
-            possible_cpus,
-        })
+        let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
+        Ok(Self { object, verdicts, lethal_ring_bytes: lethal_ring_bytes as usize, possible_cpus })
     }
 
     /// How every program of [`crate::PROGRAMS`] fared, in that order.
@@ -195,6 +180,18 @@ impl Probes {
         self.possible_cpus
     }
 
+    /// How often the kernel skipped a program because it was running on that CPU already: an interrupt in the midst of it,
+    /// with the same tracepoint. Such events are in no counter. [`None`] for a program that is not loaded; always 0 before
+    /// Linux 6.1, which skips none.
+    pub fn missed_runs(&self, program: &str) -> Option<u64> {
+        let Some(Program::RawTracePoint(program)) = self.object.program(program) else {
+            return None;
+        };
+        let fd = program.fd().ok()?.as_fd().as_raw_fd();
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        Some(recursion_misses(&text))
+    }
+
     /// Detaches every program. Dropping does the same.
     pub fn detach(self) {
         drop(self);
@@ -217,10 +214,10 @@ fn map_data(map: &Map) -> Option<&MapData> {
 }
 
 /// Attaches what is not disabled. Only when nothing is attached and nothing was permitted, that is an error.
-fn attach_all(object: &mut Ebpf, disabled: &[String]) -> Result<Vec<Verdict>, Error> {
-    let mut verdicts = Vec::with_capacity(PROGRAMS.len());
+fn attach_all(object: &mut Ebpf, programs: &[ProgramInfo], disabled: &[String]) -> Result<Vec<Verdict>, Error> {
+    let mut verdicts = Vec::with_capacity(programs.len());
     let mut not_permitted = None;
-    for program in PROGRAMS {
+    for program in programs {
         let state = if disabled.iter().any(|name| name == program.name) {
             State::Disabled
         } else {
@@ -237,14 +234,9 @@ fn attach_all(object: &mut Ebpf, disabled: &[String]) -> Result<Vec<Verdict>, Er
         tracing::debug!(program = program.name, hook = program.hook, ?state, "probe");
         verdicts.push(Verdict::new(program, state));
     }
-    let attached = verdicts
-        .iter()
-        .any(|verdict| verdict.state == State::Attached);
+    let attached = verdicts.iter().any(|verdict| verdict.state == State::Attached);
     match not_permitted {
-        Some(source) if !attached => Err(Error::NotPermitted {
-            action: "load BPF programs",
-            source,
-        }),
+        Some(source) if !attached => Err(Error::NotPermitted { action: "load BPF programs", source }),
         _ => Ok(verdicts),
     }
 }
@@ -261,40 +253,28 @@ fn ring_bytes(bytes: u32) -> Result<u32, Error> {
 /// CPU numbers may have holes: what counts is the highest.
 fn possible_cpus() -> Result<usize, Error> {
     const PATH: &str = "/sys/devices/system/cpu/possible";
-    let text = std::fs::read_to_string(PATH)
-        .map_err(|error| Error::Object(format!("cannot read {PATH}: {error}")))?;
-    last_cpu(&text)
-        .map(|cpu| cpu + 1)
-        .ok_or_else(|| Error::Object(format!("{PATH} says {:?}", text.trim())))
+    let text = std::fs::read_to_string(PATH).map_err(|error| Error::Object(format!("cannot read {PATH}: {error}")))?;
+    last_cpu(&text).map(|cpu| cpu + 1).ok_or_else(|| Error::Object(format!("{PATH} says {:?}", text.trim())))
+}
+
+/// The number in a BPF program's `/proc/PID/fdinfo`, 0 where the kernel does not say.
+fn recursion_misses(fdinfo: &str) -> u64 {
+    let value = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The highest number in a list of ranges such as `0-3,8-11`.
 fn last_cpu(ranges: &str) -> Option<usize> {
-    ranges
-        .trim()
-        .split([',', '-'])
-        .map(|number| number.parse().ok())
-        .collect::<Option<Vec<usize>>>()?
-        .into_iter()
-        .max()
+    ranges.trim().split([',', '-']).map(|number| number.parse().ok()).collect::<Option<Vec<usize>>>()?.into_iter().max()
 }
 
 fn read_btf(path: &Path) -> Result<Btf, Error> {
     Btf::parse_file(path, Endianness::default()).map_err(|error| match error {
         BtfError::FileError { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-            Error::NotPermitted {
-                action: "read the kernel's type information",
-                source: error,
-            }
+            Error::NotPermitted { action: "read the kernel's type information", source: error }
         }
-        BtfError::FileError { error, .. } => Error::NoBtf {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        },
-        other => Error::NoBtf {
-            path: path.to_owned(),
-            reason: other.to_string(),
-        },
+        BtfError::FileError { error, .. } => Error::NoBtf { path: path.to_owned(), reason: error.to_string() },
+        other => Error::NoBtf { path: path.to_owned(), reason: other.to_string() },
     })
 }
 
@@ -302,17 +282,9 @@ fn read_btf(path: &Path) -> Result<Btf, Error> {
 fn lift_memory_lock_limit() {
     let limit = getrlimit(Resource::Memlock);
     if limit.current.is_some() {
-        let unlimited = Rlimit {
-            current: None,
-            maximum: None,
-        };
-        let highest = Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        };
-        if setrlimit(Resource::Memlock, unlimited).is_err()
-            && setrlimit(Resource::Memlock, highest).is_err()
-        {
+        let unlimited = Rlimit { current: None, maximum: None };
+        let highest = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if setrlimit(Resource::Memlock, unlimited).is_err() && setrlimit(Resource::Memlock, highest).is_err() {
             tracing::debug!("the limit of locked memory stays as it is");
         }
     }
@@ -320,18 +292,10 @@ fn lift_memory_lock_limit() {
 
 fn object_error(error: EbpfError) -> Error {
     match error {
-        EbpfError::MapError(MapError::CreateError { io_error, .. })
-            if is_not_permitted(&io_error) =>
-        {
-            Error::NotPermitted {
-                action: "create BPF maps",
-                source: io_error,
-            }
+        EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_not_permitted(&io_error) => {
+            Error::NotPermitted { action: "create BPF maps", source: io_error }
         }
-        EbpfError::MapError(MapError::CreateError { name, io_error }) => Error::Map {
-            name,
-            source: io_error,
-        },
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => Error::Map { name, source: io_error },
         other => {
             let mut text = other.to_string();
             let mut cause = other.source();
@@ -371,24 +335,44 @@ mod tests {
 
     #[test]
     fn a_kernel_without_type_information_is_named() {
-        let config = LoadConfig {
-            btf: Some(PathBuf::from("/nonexistent/vmlinux")),
-            ..LoadConfig::default()
-        };
+        let config = LoadConfig { btf: Some(PathBuf::from("/nonexistent/vmlinux")), ..LoadConfig::default() };
         let error = Probes::load(&config).unwrap_err();
         assert!(matches!(error, Error::NoBtf { .. }), "{error:?}");
-        assert!(
-            error.to_string().contains("CONFIG_DEBUG_INFO_BTF"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+    }
+
+    #[test]
+    fn missed_runs_are_read_from_what_the_kernel_says_of_a_program() {
+        let text = "pos:\t0\nprog_type:\t17\nrun_cnt:\t0\nrecursion_misses:\t12\nverified_insns:\t9\n";
+        assert_eq!(recursion_misses(text), 12);
+        assert_eq!(recursion_misses("prog_type:\t17\n"), 0);
+    }
+
+    #[test]
+    fn a_missing_tracepoint_is_told_and_stops_no_other_program() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP a_missing_tracepoint_is_told_and_stops_no_other_program: needs root and BPF");
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let probes = Probes::load(&LoadConfig::default()).unwrap();
+        assert_eq!(probes.missed_runs("process_exec"), Some(0));
+        assert_eq!(probes.missed_runs("no_such_program"), None);
+        drop(probes);
+
+        let mut object = EbpfLoader::new().map_max_entries(LETHAL, 1 << 16).load(object()).unwrap();
+        let absent = ProgramInfo { hook: "no_such_tracepoint", ..PROGRAMS[0] };
+        // It has 3 arguments; the program reads the fifth.
+        let shorter = ProgramInfo { name: "signal_sent", hook: "sched_process_exec", ..PROGRAMS[0] };
+        let verdicts = attach_all(&mut object, &[absent, shorter, PROGRAMS[3]], &[]).unwrap();
+        assert_eq!(verdicts[0].state, State::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned()));
+        assert!(matches!(&verdicts[1].state, State::NotOnThisKernel(_)), "{:?}", verdicts[1]);
+        assert_eq!(verdicts[2].state, State::Attached);
     }
 
     #[test]
     fn a_misspelt_program_is_not_ignored() {
-        let config = LoadConfig {
-            disabled: vec!["oom".to_owned()],
-            ..LoadConfig::default()
-        };
+        let config = LoadConfig { disabled: vec!["oom".to_owned()], ..LoadConfig::default() };
         let error = Probes::load(&config).unwrap_err();
         assert!(error.to_string().contains("oom_victim"), "{error}");
     }

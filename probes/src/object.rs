@@ -76,13 +76,7 @@ pub struct ProgramInfo {
 }
 
 const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo {
-        name,
-        hook,
-        lane: Lane::Lethal,
-        produces,
-        since: "5.8",
-    }
+    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8" }
 }
 
 /// Every program, in the order in which they are attached: what others depend on for identity comes first.
@@ -139,12 +133,7 @@ mod tests {
     #[test]
     fn every_program_writes_only_kinds_of_its_lane() {
         for program in PROGRAMS {
-            assert!(
-                program
-                    .produces
-                    .iter()
-                    .all(|kind| kind.is_lethal() == (program.lane == Lane::Lethal))
-            );
+            assert!(program.produces.iter().all(|kind| kind.is_lethal() == (program.lane == Lane::Lethal)));
         }
     }
 
