@@ -7,10 +7,7 @@
 //!
 //! Run with `cargo bench -p tapio-ringbuf`. Times are per batch; the `thrpt` line is records.
 
-#[allow(
-    dead_code,
-    reason = "shared with a test, which uses another part of it"
-)]
+#[allow(dead_code, reason = "shared with a test, which uses another part of it")]
 #[path = "../tests/bpf/mod.rs"]
 mod bpf;
 
@@ -37,10 +34,7 @@ fn look(sum: &mut u64, record: &[u8]) {
 
 fn ring() -> (Writer, Reader) {
     let (writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
-    (
-        writer,
-        Reader::from_memfd(memfd, Limits::default()).expect("the ring just made"),
-    )
+    (writer, Reader::from_memfd(memfd, Limits::default()).expect("the ring just made"))
 }
 
 fn through(criterion: &mut Criterion) {
@@ -53,50 +47,37 @@ fn through(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("memfd_ring", batch), |bencher| {
             bencher.iter(|| {
                 let mut sum = 0;
-                assert_eq!(
-                    writer.write_batch(black_box(&records).iter().map(Record::as_slice)),
-                    batch
-                );
-                reader
-                    .drain(batch, |record| look(&mut sum, record))
-                    .expect("an honest writer");
+                assert_eq!(writer.write_batch(black_box(&records).iter().map(Record::as_slice)), batch);
+                reader.drain(batch, |record| look(&mut sum, record)).expect("an honest writer");
                 sum
             });
         });
 
         let (mut writer, mut reader) = ring();
-        group.bench_function(
-            BenchmarkId::new("memfd_ring_published_one_by_one", batch),
-            |bencher| {
-                bencher.iter(|| {
-                    let mut sum = 0;
-                    for record in black_box(&records) {
-                        assert!(writer.write(record));
-                    }
-                    reader
-                        .drain(batch, |record| look(&mut sum, record))
-                        .expect("an honest writer");
-                    sum
-                });
-            },
-        );
+        group.bench_function(BenchmarkId::new("memfd_ring_published_one_by_one", batch), |bencher| {
+            bencher.iter(|| {
+                let mut sum = 0;
+                for record in black_box(&records) {
+                    assert!(writer.write(record));
+                }
+                reader.drain(batch, |record| look(&mut sum, record)).expect("an honest writer");
+                sum
+            });
+        });
 
         let queue = ArrayQueue::<Record>::new(SLOTS);
-        group.bench_function(
-            BenchmarkId::new("crossbeam_array_queue", batch),
-            |bencher| {
-                bencher.iter(|| {
-                    let mut sum = 0;
-                    for record in black_box(&records) {
-                        assert!(queue.push(*record).is_ok());
-                    }
-                    while let Some(record) = queue.pop() {
-                        look(&mut sum, &record);
-                    }
-                    sum
-                });
-            },
-        );
+        group.bench_function(BenchmarkId::new("crossbeam_array_queue", batch), |bencher| {
+            bencher.iter(|| {
+                let mut sum = 0;
+                for record in black_box(&records) {
+                    assert!(queue.push(*record).is_ok());
+                }
+                while let Some(record) = queue.pop() {
+                    look(&mut sum, &record);
+                }
+                sum
+            });
+        });
 
         let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
         group.bench_function(BenchmarkId::new("rtrb", batch), |bencher| {
@@ -140,9 +121,7 @@ fn time_drains(turns: u64, reader: &mut Reader, mut fill: impl FnMut()) -> Durat
         fill();
         let mut sum = 0;
         let start = Instant::now();
-        let drained = reader
-            .drain(DRAIN_BATCH, |record| look(&mut sum, record))
-            .expect("an honest writer");
+        let drained = reader.drain(DRAIN_BATCH, |record| look(&mut sum, record)).expect("an honest writer");
         spent += start.elapsed();
         assert_eq!((drained.records, black_box(sum) > 0), (DRAIN_BATCH, true));
     }
@@ -170,15 +149,11 @@ fn drain(criterion: &mut Criterion) {
             let map = bpf::ring(DATA_BYTES).expect("a BPF ring");
             let bytes = record_bytes as u32;
             let program =
-                bpf::Program::load(map.as_fd(), bytes, 1, bpf::Then::Submit, bpf::NO_WAKEUP)
-                    .expect("a program");
-            let mut reader =
-                Reader::from_bpf_map(map.as_fd(), DATA_BYTES).expect("the map just made");
+                bpf::Program::load(map.as_fd(), bytes, 1, bpf::Then::Submit, bpf::NO_WAKEUP).expect("a program");
+            let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES).expect("the map just made");
             group.bench_function("in_place", |bencher| {
                 bencher.iter_custom(|turns| {
-                    time_drains(turns, &mut reader, || {
-                        assert!(program.run(DRAIN_BATCH).expect("a run"))
-                    })
+                    time_drains(turns, &mut reader, || assert!(program.run(DRAIN_BATCH).expect("a run")))
                 });
             });
         }

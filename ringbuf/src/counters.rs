@@ -34,9 +34,7 @@ impl CounterArray {
     #[inline]
     pub fn get(&self, index: usize) -> u64 {
         assert!(index < self.length, "counter {index} of {}", self.length);
-        self.mapping
-            .word64(index * size_of::<u64>())
-            .load(Ordering::Relaxed)
+        self.mapping.word64(index * size_of::<u64>()).load(Ordering::Relaxed)
     }
 
     /// How many counters were mapped.

@@ -47,9 +47,7 @@ pub enum Refusal {
     #[error("it is not a memfd; create it with memfd_create and MFD_ALLOW_SEALING")]
     NotMemfd,
     /// It could still shrink under the reader.
-    #[error(
-        "it lacks seals; add F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL before handing it over"
-    )]
+    #[error("it lacks seals; add F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL before handing it over")]
     Unsealed,
     /// Its size is not that of a ring, or outside of the limits.
     #[error(
@@ -64,9 +62,7 @@ pub enum Refusal {
         data_bytes_max: usize,
     },
     /// Its producer page does not say that it is a ring of this layout.
-    #[error(
-        "its magic, version or data size is not that of this ring layout; use the same version on both sides"
-    )]
+    #[error("its magic, version or data size is not that of this ring layout; use the same version on both sides")]
     Identity,
     /// It is not an eventfd.
     #[error("it is not an eventfd; create it with eventfd and EFD_NONBLOCK")]
@@ -96,10 +92,6 @@ pub enum Corruption {
 impl Error {
     /// For `map_err` on system calls.
     pub(crate) fn system(action: &'static str, advice: &'static str) -> impl FnOnce(Errno) -> Self {
-        move |cause| Self::System {
-            action,
-            advice,
-            cause,
-        }
+        move |cause| Self::System { action, advice, cause }
     }
 }

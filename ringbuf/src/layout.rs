@@ -105,10 +105,7 @@ const _: () = {
     assert!(offset_of!(Identity, data_bytes) == 16);
     assert!(size_of::<ProducerPage>() == 256);
     assert!(HEADER_BYTES == size_of::<u64>() && RECORD_ALIGN == HEADER_BYTES);
-    assert!(
-        MEMFD_RECORD_BYTES_MAX.is_multiple_of(RECORD_ALIGN)
-            && MEMFD_RECORD_BYTES_MAX <= LENGTH_MASK as usize
-    );
+    assert!(MEMFD_RECORD_BYTES_MAX.is_multiple_of(RECORD_ALIGN) && MEMFD_RECORD_BYTES_MAX <= LENGTH_MASK as usize);
     // The kernel's positions are `unsigned long`; this crate loads them as u64.
     assert!(size_of::<usize>() == size_of::<u64>());
 };
@@ -121,9 +118,7 @@ pub(crate) const fn record_bytes(length: u32) -> u64 {
 
 /// Whether a ring can have a data area of this size.
 pub(crate) const fn is_data_size(data_bytes: usize, page_bytes: usize) -> bool {
-    data_bytes.is_power_of_two()
-        && data_bytes >= page_bytes
-        && data_bytes <= LENGTH_MASK as usize + 1
+    data_bytes.is_power_of_two() && data_bytes >= page_bytes && data_bytes <= LENGTH_MASK as usize + 1
 }
 
 #[cfg(test)]

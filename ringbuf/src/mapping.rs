@@ -48,23 +48,10 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `bytes` of `fd` from `offset`, shared.
-    pub fn shared(
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        bytes: usize,
-        access: Access,
-    ) -> Result<Self, Errno> {
+    pub fn shared(fd: BorrowedFd<'_>, offset: u64, bytes: usize, access: Access) -> Result<Self, Errno> {
         // SAFETY: no address is asked for, so the kernel picks a free range: no memory in use is replaced.
-        let base = unsafe {
-            rustix::mm::mmap(
-                ptr::null_mut(),
-                bytes,
-                access.protection(),
-                MapFlags::SHARED,
-                fd,
-                offset,
-            )
-        }?;
+        let base =
+            unsafe { rustix::mm::mmap(ptr::null_mut(), bytes, access.protection(), MapFlags::SHARED, fd, offset) }?;
         Self::own(base, bytes)
     }
 
@@ -72,9 +59,7 @@ impl Mapping {
     fn reserve(bytes: usize) -> Result<Self, Errno> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: as in `shared`.
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::empty(), flags)
-        }?;
+        let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::empty(), flags) }?;
         Self::own(base, bytes)
     }
 
@@ -84,29 +69,13 @@ impl Mapping {
     }
 
     /// Maps a file over the part of this range that starts at `at`.
-    fn place(
-        &mut self,
-        at: usize,
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        bytes: usize,
-        access: Access,
-    ) -> Result<(), Errno> {
+    fn place(&mut self, at: usize, fd: BorrowedFd<'_>, offset: u64, bytes: usize, access: Access) -> Result<(), Errno> {
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.bytes));
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: the assertion keeps `at` inside of the range that this value owns (M1).
         let address = unsafe { self.base.as_ptr().add(at) };
         // SAFETY: only pages that this value owns are replaced, and `&mut self` says that none is borrowed.
-        unsafe {
-            rustix::mm::mmap(
-                address.cast(),
-                bytes,
-                access.protection(),
-                flags,
-                fd,
-                offset,
-            )
-        }?;
+        unsafe { rustix::mm::mmap(address.cast(), bytes, access.protection(), flags, fd, offset) }?;
         Ok(())
     }
 
@@ -124,14 +93,8 @@ impl Mapping {
 
     #[inline]
     fn word<T>(&self, offset: usize) -> NonNull<T> {
-        let fits = offset
-            .checked_add(size_of::<T>())
-            .is_some_and(|end| end <= self.bytes);
-        assert!(
-            fits && offset.is_multiple_of(align_of::<T>()),
-            "offset {offset} of {} bytes",
-            self.bytes
-        );
+        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.bytes);
+        assert!(fits && offset.is_multiple_of(align_of::<T>()), "offset {offset} of {} bytes", self.bytes);
         // SAFETY: `fits` keeps it inside of the range that this value owns (M1).
         unsafe { self.base.add(offset) }.cast()
     }
@@ -159,49 +122,18 @@ impl RingMapping {
     pub fn of_bpf_map(map: BorrowedFd<'_>, data_bytes: usize) -> Result<Self, Errno> {
         let page_bytes = rustix::param::page_size();
         let consumer = Mapping::shared(map, 0, page_bytes, Access::Write)?;
-        let producer = Mapping::shared(
-            map,
-            page_bytes as u64,
-            page_bytes + 2 * data_bytes,
-            Access::Read,
-        )?;
-        Ok(Self {
-            consumer,
-            producer,
-            page_bytes,
-            data_bytes,
-        })
+        let producer = Mapping::shared(map, page_bytes as u64, page_bytes + 2 * data_bytes, Access::Read)?;
+        Ok(Self { consumer, producer, page_bytes, data_bytes })
     }
 
     /// Maps a memfd whose size, two pages and `data_bytes`, is checked and sealed (M2).
-    pub fn of_memfd(
-        memfd: BorrowedFd<'_>,
-        data_bytes: usize,
-        producer_access: Access,
-    ) -> Result<Self, Errno> {
+    pub fn of_memfd(memfd: BorrowedFd<'_>, data_bytes: usize, producer_access: Access) -> Result<Self, Errno> {
         let page_bytes = rustix::param::page_size();
         let consumer = Mapping::shared(memfd, 0, page_bytes, Access::Write)?;
         let mut producer = Mapping::reserve(page_bytes + 2 * data_bytes)?;
-        producer.place(
-            0,
-            memfd,
-            page_bytes as u64,
-            page_bytes + data_bytes,
-            producer_access,
-        )?;
-        producer.place(
-            page_bytes + data_bytes,
-            memfd,
-            2 * page_bytes as u64,
-            data_bytes,
-            producer_access,
-        )?;
-        Ok(Self {
-            consumer,
-            producer,
-            page_bytes,
-            data_bytes,
-        })
+        producer.place(0, memfd, page_bytes as u64, page_bytes + data_bytes, producer_access)?;
+        producer.place(page_bytes + data_bytes, memfd, 2 * page_bytes as u64, data_bytes, producer_access)?;
+        Ok(Self { consumer, producer, page_bytes, data_bytes })
     }
 
     pub fn data_bytes(&self) -> usize {

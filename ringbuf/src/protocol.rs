@@ -52,6 +52,11 @@ pub fn request_wakeup(flag: &AtomicU32, wanted: bool) {
 pub fn take_wakeup(flag: &AtomicU32) -> bool {
     // W: the publication comes before this look at the flag.
     fence(Ordering::SeqCst);
-    // A plain load first: the flag is down while the reader is busy, and a swap would steal its cache line each time.
-    flag.load(Ordering::Relaxed) != 0 && flag.swap(0, Ordering::Relaxed) != 0
+    if flag.load(Ordering::Relaxed) == 0 {
+        return false;
+    }
+    // A store suffices: should it overtake a newer request, the wakeup that follows answers that one too. It comes before
+    // the wakeup, so a request made after waking stays.
+    flag.store(0, Ordering::Relaxed);
+    true
 }

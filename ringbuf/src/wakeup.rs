@@ -6,10 +6,10 @@
 //! (or when the descriptor is added, or was ready at the last wait): probes submit without one unless the flag is up. Hence
 //! flag, then a look at the ring, then the wait, and always with a timeout.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, Timespec};
 use rustix::io::Errno;
@@ -46,10 +46,7 @@ impl WakeupFlag {
         let mapping = bytes
             .and_then(|bytes| Mapping::shared(map, 0, bytes, Access::Write))
             .map_err(Error::system("map the BPF wakeup flag", advice))?;
-        Ok(Self {
-            mapping,
-            offset_bytes,
-        })
+        Ok(Self { mapping, offset_bytes })
     }
 
     /// Asks for a wakeup, or no longer. After asking, look at [`crate::Reader::is_empty`] before sleeping.
@@ -117,7 +114,6 @@ impl AsFd for EventFd {
 /// Waits for the first of several descriptors to be ready.
 pub struct Poller {
     epoll: OwnedFd,
-    events: Vec<epoll::Event>,
     tokens: Vec<u64>,
 }
 
@@ -127,15 +123,9 @@ const EVENTS_MAX: usize = 64;
 impl Poller {
     /// One that waits for nothing yet.
     pub fn new() -> Result<Self, Error> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(Error::system(
-            "create an epoll descriptor",
-            "raise RLIMIT_NOFILE",
-        ))?;
-        Ok(Self {
-            epoll,
-            events: Vec::with_capacity(EVENTS_MAX),
-            tokens: Vec::with_capacity(EVENTS_MAX),
-        })
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(Error::system("create an epoll descriptor", "raise RLIMIT_NOFILE"))?;
+        Ok(Self { epoll, tokens: Vec::with_capacity(EVENTS_MAX) })
     }
 
     /// Reports `token` while `fd` is readable: for BPF rings, and for eventfds that are cleared after each report.
@@ -148,12 +138,7 @@ impl Poller {
         self.register(fd, token, epoll::EventFlags::IN | epoll::EventFlags::ET)
     }
 
-    fn register(
-        &self,
-        fd: BorrowedFd<'_>,
-        token: u64,
-        flags: epoll::EventFlags,
-    ) -> Result<(), Error> {
+    fn register(&self, fd: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> Result<(), Error> {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags).map_err(Error::system(
             "poll a descriptor",
             "add each descriptor once, and only rings, eventfds and the like",
@@ -162,10 +147,7 @@ impl Poller {
 
     /// Reports `fd` no more.
     pub fn remove(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        epoll::delete(&self.epoll, fd).map_err(Error::system(
-            "stop polling a descriptor",
-            "remove only what was added",
-        ))
+        epoll::delete(&self.epoll, fd).map_err(Error::system("stop polling a descriptor", "remove only what was added"))
     }
 
     /// Sleeps until something is ready, at most for `timeout` when there is one, and says what is.
@@ -174,18 +156,13 @@ impl Poller {
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<&[u64], Error> {
         // A timeout beyond what the kernel counts is none.
         let timeout = timeout.and_then(|duration| Timespec::try_from(duration).ok());
-        self.events.clear();
         self.tokens.clear();
-        match epoll::wait(
-            &self.epoll,
-            spare_capacity(&mut self.events),
-            timeout.as_ref(),
-        ) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let mut events = [MaybeUninit::uninit(); EVENTS_MAX];
+        match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok((ready, _)) => self.tokens.extend(ready.iter().map(|event| event.data.u64())),
+            Err(Errno::INTR) => {}
             Err(cause) => return Err(Error::system("wait for descriptors", "report this")(cause)),
         }
-        self.tokens
-            .extend(self.events.iter().map(|event| event.data.u64()));
         Ok(&self.tokens)
     }
 }

@@ -45,14 +45,7 @@ impl Writer {
         let (ring, memfd) = memfd::create(data_bytes, name)?;
         let eventfd = EventFd::new()?;
         let peer_eventfd = eventfd.duplicate()?;
-        let writer = Self {
-            ring,
-            eventfd,
-            position: 0,
-            consumer_seen: 0,
-            emitted: 0,
-            dropped: 0,
-        };
+        let writer = Self { ring, eventfd, position: 0, consumer_seen: 0, emitted: 0, dropped: 0 };
         Ok((writer, memfd, peer_eventfd))
     }
 
@@ -60,10 +53,7 @@ impl Writer {
     #[inline]
     pub fn reserve(&mut self, bytes: usize) -> Option<Reservation<'_>> {
         match self.make_room(self.position, bytes) {
-            Some(length) => Some(Reservation {
-                writer: self,
-                length,
-            }),
+            Some(length) => Some(Reservation { writer: self, length }),
             None => {
                 self.count_dropped(1);
                 None
@@ -75,10 +65,7 @@ impl Writer {
     #[inline]
     pub fn try_reserve(&mut self, bytes: usize) -> Option<Reservation<'_>> {
         let length = self.make_room(self.position, bytes)?;
-        Some(Reservation {
-            writer: self,
-            length,
-        })
+        Some(Reservation { writer: self, length })
     }
 
     /// Writes one record and wakes the reader if it asked. False: it did not fit, and a drop is counted.

@@ -14,9 +14,7 @@ use tapio_ringbuf::{Corruption, Drained, Error, Limits, Reader, Refusal};
 
 const PAGE_BYTES: usize = 4096;
 const DATA_BYTES: usize = 4096;
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::SEAL);
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
 /// The peer's side: a file.
 struct Peer(File);
@@ -27,19 +25,12 @@ impl Peer {
     }
 
     fn with(file_bytes: usize, seals: SealFlags) -> Self {
-        let memfd =
-            rustix::fs::memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-                .unwrap();
+        let memfd = rustix::fs::memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&memfd, file_bytes as u64).unwrap();
         let peer = Self(File::from(memfd));
         peer.producer(192, &MAGIC.to_ne_bytes());
         peer.producer(200, &VERSION.to_ne_bytes());
-        peer.producer(
-            208,
-            &(file_bytes as u64)
-                .saturating_sub(2 * PAGE_BYTES as u64)
-                .to_ne_bytes(),
-        );
+        peer.producer(208, &(file_bytes as u64).saturating_sub(2 * PAGE_BYTES as u64).to_ne_bytes());
         rustix::fs::fcntl_add_seals(&peer.0, seals).unwrap();
         peer
     }
@@ -62,9 +53,7 @@ impl Peer {
     }
 
     fn data(&self, offset: usize, bytes: &[u8]) {
-        self.0
-            .write_all_at(bytes, (2 * PAGE_BYTES + offset) as u64)
-            .unwrap();
+        self.0.write_all_at(bytes, (2 * PAGE_BYTES + offset) as u64).unwrap();
     }
 
     fn fd(&self) -> OwnedFd {
@@ -100,11 +89,7 @@ fn corruption(result: Result<Drained, Error>) -> Corruption {
 fn a_memfd_that_can_still_change_its_size_or_seals_is_refused() {
     for missing in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::SEAL] {
         let peer = Peer::with(2 * PAGE_BYTES + DATA_BYTES, SEALS.difference(missing));
-        assert_eq!(
-            peer.attach().err(),
-            Some(Error::Refused(Refusal::Unsealed)),
-            "{missing:?}"
-        );
+        assert_eq!(peer.attach().err(), Some(Error::Refused(Refusal::Unsealed)), "{missing:?}");
     }
     assert!(Peer::new().attach().is_ok());
 }
@@ -115,39 +100,19 @@ fn what_is_no_memfd_is_refused() {
     let refused = Reader::from_memfd(pipe, Limits::default()).err();
     assert_eq!(refused, Some(Error::Refused(Refusal::NotMemfd)));
     let file = File::open(std::env::current_exe().unwrap()).unwrap();
-    assert!(matches!(
-        Reader::from_memfd(file.into(), Limits::default()),
-        Err(Error::Refused(_))
-    ));
+    assert!(matches!(Reader::from_memfd(file.into(), Limits::default()), Err(Error::Refused(_))));
 }
 
 #[test]
 fn a_wrong_size_is_refused() {
     let pages = |count: usize| count * PAGE_BYTES;
-    for file_bytes in [
-        0,
-        1,
-        pages(1),
-        pages(2),
-        pages(3) - 1,
-        pages(3) + 8,
-        pages(5),
-        pages(2) + 2048,
-    ] {
+    for file_bytes in [0, 1, pages(1), pages(2), pages(3) - 1, pages(3) + 8, pages(5), pages(2) + 2048] {
         let refused = Peer::with(file_bytes, SEALS).attach().err();
-        assert!(
-            matches!(refused, Some(Error::Refused(Refusal::Size { .. }))),
-            "{file_bytes}: {refused:?}"
-        );
+        assert!(matches!(refused, Some(Error::Refused(Refusal::Size { .. }))), "{file_bytes}: {refused:?}");
     }
-    let limits = Limits {
-        data_bytes_min: 8192,
-        data_bytes_max: 16384,
-        ..Limits::default()
-    };
-    let accepted = [4096, 8192, 16384, 32768].map(|data_bytes| {
-        Reader::from_memfd(Peer::with(pages(2) + data_bytes, SEALS).fd(), limits).is_ok()
-    });
+    let limits = Limits { data_bytes_min: 8192, data_bytes_max: 16384, ..Limits::default() };
+    let accepted = [4096, 8192, 16384, 32768]
+        .map(|data_bytes| Reader::from_memfd(Peer::with(pages(2) + data_bytes, SEALS).fd(), limits).is_ok());
     assert_eq!(accepted, [false, true, true, false]);
 }
 
@@ -157,11 +122,7 @@ fn a_memfd_of_another_layout_is_refused() {
     for (offset, length) in [(192, 8), (200, 4), (204, 4), (208, 8)] {
         let peer = Peer::new();
         peer.producer(offset, &wrong[..length]);
-        assert_eq!(
-            peer.attach().err(),
-            Some(Error::Refused(Refusal::Identity)),
-            "{offset}"
-        );
+        assert_eq!(peer.attach().err(), Some(Error::Refused(Refusal::Identity)), "{offset}");
     }
 }
 
@@ -178,13 +139,7 @@ fn positions_that_make_no_sense_at_attach_are_corrupt() {
         let peer = Peer::new();
         peer.consumed(consumed);
         peer.produced(produced);
-        assert_eq!(
-            peer.attach().err(),
-            Some(Error::Corrupt {
-                position: consumed,
-                what
-            })
-        );
+        assert_eq!(peer.attach().err(), Some(Error::Corrupt { position: consumed, what }));
     }
 }
 
@@ -202,14 +157,7 @@ fn positions_may_pass_the_end_of_their_type() {
 
 #[test]
 fn a_length_beyond_what_was_produced_is_corrupt_and_the_records_before_it_count() {
-    for length in [
-        9,
-        16,
-        DATA_BYTES as u32,
-        BUSY_BIT | 9,
-        DISCARD_BIT | 9,
-        u32::MAX >> 2,
-    ] {
+    for length in [9, 16, DATA_BYTES as u32, BUSY_BIT | 9, DISCARD_BIT | 9, u32::MAX >> 2] {
         let peer = Peer::new();
         peer.header(0, 8);
         peer.header(16, length & !BUSY_BIT);
@@ -217,14 +165,7 @@ fn a_length_beyond_what_was_produced_is_corrupt_and_the_records_before_it_count(
         let mut reader = peer.attach().unwrap();
         let mut seen = 0;
         let result = reader.drain(9, |_| seen += 1);
-        assert_eq!(
-            result,
-            Err(Error::Corrupt {
-                position: 16,
-                what: Corruption::Overlong
-            }),
-            "{length:x}"
-        );
+        assert_eq!(result, Err(Error::Corrupt { position: 16, what: Corruption::Overlong }), "{length:x}");
         assert_eq!((seen, reader.consumed()), (1, 1));
     }
 }
@@ -235,23 +176,10 @@ fn a_record_over_the_limit_is_corrupt_and_not_handed_out() {
     peer.header(0, 100);
     peer.header(112, 101);
     peer.produced(224);
-    let mut reader = Reader::from_memfd(
-        peer.fd(),
-        Limits {
-            record_bytes_max: 100,
-            ..Limits::default()
-        },
-    )
-    .unwrap();
+    let mut reader = Reader::from_memfd(peer.fd(), Limits { record_bytes_max: 100, ..Limits::default() }).unwrap();
     let mut lengths = Vec::new();
     let result = reader.drain(9, |record| lengths.push(record.len()));
-    assert_eq!(
-        result,
-        Err(Error::Corrupt {
-            position: 112,
-            what: Corruption::OverLimit
-        })
-    );
+    assert_eq!(result, Err(Error::Corrupt { position: 112, what: Corruption::OverLimit }));
     assert_eq!((lengths, reader.consumed()), (vec![100], 1));
 }
 
@@ -302,13 +230,7 @@ fn a_busy_record_stalls_each_drain_and_never_longer() {
     let first = drain(&mut reader).unwrap();
     assert_eq!((first.records, first.stalled, first.more), (1, true, false));
     for _ in 0..1000 {
-        assert_eq!(
-            drain(&mut reader),
-            Ok(Drained {
-                stalled: true,
-                ..Drained::default()
-            })
-        );
+        assert_eq!(drain(&mut reader), Ok(Drained { stalled: true, ..Drained::default() }));
     }
     assert!(!reader.is_empty());
     peer.header(16, 8);
@@ -324,10 +246,7 @@ fn discarded_records_are_skipped_and_bounded() {
     peer.produced(DATA_BYTES as u64);
     let mut reader = peer.attach().unwrap();
     let bounded = reader.drain(100, |_| unreachable!()).unwrap();
-    assert_eq!(
-        (bounded.discarded, bounded.records, bounded.more),
-        (100, 0, true)
-    );
+    assert_eq!((bounded.discarded, bounded.records, bounded.more), (100, 0, true));
     assert_eq!(drain(&mut reader).unwrap().discarded, DATA_BYTES / 8 - 100);
     assert_eq!(reader.consumed(), 0);
 }
@@ -353,13 +272,7 @@ fn bytes_that_change_under_the_reader_change_nothing_that_it_holds() {
         }
         lengths.push(record.len());
     });
-    assert_eq!(
-        result,
-        Err(Error::Corrupt {
-            position: 24,
-            what: Corruption::Overlong
-        })
-    );
+    assert_eq!(result, Err(Error::Corrupt { position: 24, what: Corruption::Overlong }));
     assert_eq!(lengths, [16]);
 }
 

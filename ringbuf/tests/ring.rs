@@ -6,16 +6,24 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use tapio_ringbuf::{Error, EventFd, Limits, Poller, Reader, Refusal, Writer};
+use tapio_ringbuf::{CounterArray, Error, EventFd, Limits, Poller, Reader, Refusal, WakeupFlag, Writer};
+
+// Each end is made in one thread and may be used in another.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Reader>();
+    is_send::<Writer>();
+    is_send::<Poller>();
+    is_send::<EventFd>();
+    is_send::<WakeupFlag>();
+    is_send::<CounterArray>();
+};
 
 const DATA_BYTES: usize = 4096;
 
 fn ring() -> (Writer, Reader) {
     let (writer, memfd, _) = Writer::create(DATA_BYTES, "test").unwrap();
-    (
-        writer,
-        Reader::from_memfd(memfd, Limits::default()).unwrap(),
-    )
+    (writer, Reader::from_memfd(memfd, Limits::default()).unwrap())
 }
 
 fn duplicate(fd: &OwnedFd) -> OwnedFd {
@@ -26,9 +34,7 @@ fn duplicate(fd: &OwnedFd) -> OwnedFd {
 fn records_of_every_length_arrive_unchanged_across_many_wraps() {
     let (mut writer, mut reader) = ring();
     for length in (0..1024).cycle().take(5000) {
-        let record: Vec<u8> = (0..length)
-            .map(|index| (index * 7 + length) as u8)
-            .collect();
+        let record: Vec<u8> = (0..length).map(|index| (index * 7 + length) as u8).collect();
         assert!(writer.write(&record));
         let mut seen = 0;
         reader
@@ -39,15 +45,7 @@ fn records_of_every_length_arrive_unchanged_across_many_wraps() {
             .unwrap();
         assert_eq!(seen, 1);
     }
-    assert_eq!(
-        (
-            writer.emitted(),
-            writer.dropped(),
-            writer.consumed(),
-            reader.consumed()
-        ),
-        (5000, 0, 5000, 5000)
-    );
+    assert_eq!((writer.emitted(), writer.dropped(), writer.consumed(), reader.consumed()), (5000, 0, 5000, 5000));
 }
 
 #[test]
@@ -68,10 +66,7 @@ fn a_full_ring_counts_drops_only_for_those_who_do_not_wait() {
 
     let drained = reader.drain(3, |_| {}).unwrap();
     assert!(drained.more && drained.records == 3 && drained.bytes == 168);
-    assert_eq!(
-        (writer.room_bytes(), reader.pending_bytes()),
-        (192, DATA_BYTES - 192)
-    );
+    assert_eq!((writer.room_bytes(), reader.pending_bytes()), (192, DATA_BYTES - 192));
     assert_eq!(writer.write_batch([&[3; 56][..]; 5]), 3);
     assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().records, 64);
     assert_eq!(writer.emitted(), reader.consumed() + writer.dropped());
@@ -90,17 +85,14 @@ fn a_record_that_can_never_fit_is_refused() {
 fn reservations_count_when_they_are_committed() {
     let (mut writer, mut reader) = ring();
     writer.reserve(8).unwrap().discard();
-    drop(writer.reserve(8).unwrap());
-    std::mem::forget(writer.reserve(8).unwrap());
+    let _ = writer.reserve(8).unwrap();
     assert!(reader.is_empty() && writer.emitted() == 0);
     let mut reservation = writer.reserve(5).unwrap();
     reservation.copy_from_slice(b"hello");
     assert_eq!(&*reservation, b"hello");
     reservation.commit();
     let mut seen = Vec::new();
-    reader
-        .drain(9, |record| seen.push(record.to_vec()))
-        .unwrap();
+    reader.drain(9, |record| seen.push(record.to_vec())).unwrap();
     assert_eq!(seen, [b"hello"]);
     assert_eq!(writer.emitted(), 1);
 }
@@ -127,26 +119,12 @@ fn the_position_covers_what_was_handed_out_when_the_callback_breaks_or_panics() 
         assert!(writer.write(&[number]));
     }
     let drained = reader
-        .drain_while(9, |record| {
-            if record == [1] {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })
+        .drain_while(9, |record| if record == [1] { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         .unwrap();
-    assert_eq!(
-        (drained.records, drained.more, writer.consumed()),
-        (2, true, 2)
-    );
-    let panicked = catch_unwind(AssertUnwindSafe(|| {
-        reader.drain(9, |record| assert_ne!(record, [3]))
-    }));
+    assert_eq!((drained.records, drained.more, writer.consumed()), (2, true, 2));
+    let panicked = catch_unwind(AssertUnwindSafe(|| reader.drain(9, |record| assert_ne!(record, [3]))));
     assert!(panicked.is_err());
-    assert_eq!(
-        (reader.consumed(), writer.consumed(), writer.room_bytes()),
-        (4, 4, DATA_BYTES - 2 * 16)
-    );
+    assert_eq!((reader.consumed(), writer.consumed(), writer.room_bytes()), (4, 4, DATA_BYTES - 2 * 16));
     let mut rest = Vec::new();
     reader.drain(9, |record| rest.push(record[0])).unwrap();
     assert_eq!(rest, [4, 5]);
@@ -163,10 +141,7 @@ fn the_next_reader_carries_on_where_the_last_one_stopped() {
     first.set_accounted_dropped(17);
     drop(first);
     let mut second = Reader::from_memfd(memfd, Limits::default()).unwrap();
-    assert_eq!(
-        (second.consumed(), second.accounted_dropped()),
-        (2, Some(17))
-    );
+    assert_eq!((second.consumed(), second.accounted_dropped()), (2, Some(17)));
     let mut seen = Vec::new();
     second.drain(9, |record| seen.push(record[0])).unwrap();
     assert_eq!(seen, [2, 3, 4]);
@@ -215,30 +190,18 @@ fn a_cleared_eventfd_is_not_ready_and_tokens_are_told_apart() {
     first.notify().unwrap();
     poller.remove(first.as_fd()).unwrap();
     assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), []);
-    assert!(matches!(
-        poller.remove(first.as_fd()),
-        Err(Error::System { .. })
-    ));
+    assert!(matches!(poller.remove(first.as_fd()), Err(Error::System { .. })));
 }
 
 #[test]
 fn only_an_eventfd_is_taken_for_one() {
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
-    assert!(matches!(
-        EventFd::from_peer(reader),
-        Err(Error::Refused(Refusal::NotEventFd))
-    ));
+    assert!(matches!(EventFd::from_peer(reader), Err(Error::Refused(Refusal::NotEventFd))));
 }
 
 #[test]
 fn sizes_that_no_ring_can_have_are_refused() {
     for data_bytes in [0, 1000, 2048, 12288, 1 << 31] {
-        assert!(
-            matches!(
-                Writer::create(data_bytes, "test"),
-                Err(Error::DataSize { .. })
-            ),
-            "{data_bytes}"
-        );
+        assert!(matches!(Writer::create(data_bytes, "test"), Err(Error::DataSize { .. })), "{data_bytes}");
     }
 }

@@ -56,19 +56,8 @@ impl Attributes {
 
 fn bpf(command: c_uint, attributes: &mut Attributes) -> io::Result<c_long> {
     // SAFETY: `attributes` is as large as said, and the pointers in it point to buffers that outlive the call.
-    let result = unsafe {
-        syscall(
-            SYS_BPF,
-            command,
-            &raw mut *attributes,
-            size_of::<Attributes>(),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    let result = unsafe { syscall(SYS_BPF, command, &raw mut *attributes, size_of::<Attributes>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn owned(descriptor: c_long) -> OwnedFd {
@@ -76,20 +65,8 @@ fn owned(descriptor: c_long) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor as i32) }
 }
 
-fn map(
-    kind: u32,
-    key_bytes: u32,
-    value_bytes: u32,
-    entries: u32,
-    flags: u32,
-) -> io::Result<OwnedFd> {
-    let words = [
-        (0, kind),
-        (1, key_bytes),
-        (2, value_bytes),
-        (3, entries),
-        (4, flags),
-    ];
+fn map(kind: u32, key_bytes: u32, value_bytes: u32, entries: u32, flags: u32) -> io::Result<OwnedFd> {
+    let words = [(0, kind), (1, key_bytes), (2, value_bytes), (3, entries), (4, flags)];
     bpf(MAP_CREATE, &mut Attributes::new(&words, &[])).map(owned)
 }
 
@@ -106,21 +83,14 @@ pub fn array(entries: usize) -> io::Result<OwnedFd> {
 /// Stores an element of an array, by system call.
 pub fn update(map: BorrowedFd<'_>, index: u32, value: u64) -> io::Result<()> {
     let pointers = [(2, &raw const index as u64), (4, &raw const value as u64)];
-    bpf(
-        MAP_UPDATE,
-        &mut Attributes::new(&[(0, map.as_raw_fd() as u32)], &pointers),
-    )
-    .map(drop)
+    bpf(MAP_UPDATE, &mut Attributes::new(&[(0, map.as_raw_fd() as u32)], &pointers)).map(drop)
 }
 
 /// Loads an element of an array, by system call.
 pub fn lookup(map: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
     let mut value = 0u64;
     let pointers = [(2, &raw const index as u64), (4, &raw mut value as u64)];
-    bpf(
-        MAP_LOOKUP,
-        &mut Attributes::new(&[(0, map.as_raw_fd() as u32)], &pointers),
-    )?;
+    bpf(MAP_LOOKUP, &mut Attributes::new(&[(0, map.as_raw_fd() as u32)], &pointers))?;
     Ok(value)
 }
 
@@ -140,23 +110,14 @@ pub struct Program {
 
 impl Program {
     /// Loads a program for records of `record_bytes` whose first eight hold `value`.
-    pub fn load(
-        ring: BorrowedFd<'_>,
-        record_bytes: u32,
-        value: u32,
-        then: Then,
-        flags: u32,
-    ) -> io::Result<Self> {
+    pub fn load(ring: BorrowedFd<'_>, record_bytes: u32, value: u32, then: Then, flags: u32) -> io::Result<Self> {
         let finish = match then {
             Then::Submit => HELPER_SUBMIT,
             Then::Discard => HELPER_DISCARD,
         };
         // code | registers (destination, source) | offset | immediate
         let instruction = |code: u8, registers: u8, offset: i16, immediate: u32| {
-            u64::from(code)
-                | u64::from(registers) << 8
-                | u64::from(offset as u16) << 16
-                | u64::from(immediate) << 32
+            u64::from(code) | u64::from(registers) << 8 | u64::from(offset as u16) << 16 | u64::from(immediate) << 32
         };
         let instructions = [
             instruction(0x18, 0x11, 0, ring.as_raw_fd() as u32), // r1 = ring
@@ -175,21 +136,14 @@ impl Program {
             instruction(0x95, 0, 0, 0),               // exit
         ];
         let words = [(0, PROG_TYPE_SOCKET_FILTER), (1, instructions.len() as u32)];
-        let pointers = [
-            (2, instructions.as_ptr() as u64),
-            (4, c"GPL".as_ptr() as u64),
-        ];
+        let pointers = [(2, instructions.as_ptr() as u64), (4, c"GPL".as_ptr() as u64)];
         bpf(PROG_LOAD, &mut Attributes::new(&words, &pointers)).map(|fd| Self { fd: owned(fd) })
     }
 
     /// Runs it `times` times; whether the last run got its record.
     pub fn run(&self, times: usize) -> io::Result<bool> {
         let packet = [0u8; 64];
-        let words = [
-            (0, self.fd.as_fd().as_raw_fd() as u32),
-            (2, packet.len() as u32),
-            (8, times as u32),
-        ];
+        let words = [(0, self.fd.as_fd().as_raw_fd() as u32), (2, packet.len() as u32), (8, times as u32)];
         let mut attributes = Attributes::new(&words, &[(4, packet.as_ptr() as u64)]);
         bpf(PROG_TEST_RUN, &mut attributes)?;
         Ok(attributes.0[1] == 1)
