@@ -17,16 +17,11 @@ use crate::identity::Identity;
 pub struct Malformed;
 
 /// A batch of one lane under construction: a frame's body and the index of its names.
+#[derive(Default)]
 pub struct Batch {
     pub body: Body,
     comms: HashMap<[u8; record::COMM_BYTES], Name, foldhash::fast::RandomState>,
     texts: HashMap<String, Name, foldhash::fast::RandomState>,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { body: Body::default(), comms: HashMap::default(), texts: HashMap::default() }
-    }
 }
 
 impl Batch {

@@ -29,6 +29,7 @@ struct Unsent {
 
 struct Sent {
     seq: u64,
+    source_events: [u32; SOURCES],
     bytes: Bytes,
     times: FrameTimes,
     /// `CLOCK_BOOTTIME` when it was first sent.
@@ -45,6 +46,8 @@ struct State {
     in_flight_bytes: usize,
     next_seq: u64,
     shipped: [u64; SOURCES],
+    acked_seq: u64,
+    acked_events: [u64; SOURCES],
     last_stated: Ledger,
     is_finished: bool,
 }
@@ -171,7 +174,8 @@ impl Outbox {
             return None;
         }
         let Unsent { frame, times } = state.unsent.pop_front()?;
-        for (shipped, &count) in state.shipped.iter_mut().zip(frame.source_events()) {
+        let source_events = *frame.source_events();
+        for (shipped, &count) in state.shipped.iter_mut().zip(&source_events) {
             *shipped += u64::from(count);
         }
         let ledger = self.books.snapshot(&state.shipped);
@@ -191,7 +195,7 @@ impl Outbox {
         state.next_seq += 1;
         state.resent += 1;
         state.in_flight_bytes += bytes.len();
-        state.sent.push_back(Sent { seq: stamp.seq, bytes: bytes.clone(), times, sent_ns });
+        state.sent.push_back(Sent { seq: stamp.seq, source_events, bytes: bytes.clone(), times, sent_ns });
         Some(bytes)
     }
 
@@ -202,6 +206,10 @@ impl Outbox {
         while state.sent.front().is_some_and(|sent| sent.seq <= durable_seq) {
             let Some(sent) = state.sent.pop_front() else { break };
             state.bytes -= sent.bytes.len();
+            state.acked_seq = sent.seq;
+            for (acked, &count) in state.acked_events.iter_mut().zip(&sent.source_events) {
+                *acked += u64::from(count);
+            }
             if state.resent > 0 {
                 state.resent -= 1;
                 state.in_flight_bytes = state.in_flight_bytes.saturating_sub(sent.bytes.len());
@@ -213,6 +221,12 @@ impl Outbox {
             self.queues.wake_packer();
         }
         left
+    }
+
+    /// The last frame that was acknowledged, and the events up to it by source.
+    pub fn acknowledged(&self) -> (u64, [u64; SOURCES]) {
+        let state = self.state();
+        (state.acked_seq, state.acked_events)
     }
 
     /// Whether nothing is left to send or to be acknowledged.

@@ -93,10 +93,10 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     };
     load.btf = config.collectors.ebpf.btf.clone();
     if !config.collectors.ebpf.enable_process {
-        load.disabled.extend(["sched_process_exec".into(), "sched_process_exit".into(), "signal_generate".into()]);
+        load.disabled.extend(["process_exec".into(), "process_exit".into(), "signal_sent".into()]);
     }
     if !config.collectors.ebpf.enable_memory {
-        load.disabled.push("mark_victim".into());
+        load.disabled.push("oom_victim".into());
     }
     load
 }

@@ -133,12 +133,15 @@ impl Shipper {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (requests, receiver) = mpsc::channel(HANDED_MAX);
+        let (acked_seq, acked_events) = self.outbox.acknowledged();
         let hello = Hello {
             version: u32::from(VERSION),
             node: self.node_name.clone(),
             node_id: self.outbox.node(),
             epoch: self.outbox.epoch(),
             revision: env!("CARGO_PKG_VERSION").into(),
+            acked_seq,
+            acked_events: acked_events.to_vec(),
         };
         let hello = ShipRequest { kind: Some(ship_request::Kind::Hello(hello)) };
         requests.try_send(hello).map_err(|_| Broken::Closed)?;
