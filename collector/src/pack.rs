@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::sync::Parker;
 use tapio_wire::compress::Compression;
-use tapio_wire::event::{Body, Lane};
+use tapio_wire::event::{Body, Entity, EntityKind, Lane};
 use tapio_wire::frame::Encoder;
 
 use crate::latency::FrameTimes;
@@ -18,6 +18,8 @@ use crate::queue::Queues;
 
 /// How often the counters are stated when nothing happens.
 const STATEMENT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the node is described: well within the shortest window that a server replays.
+const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Counters of the packer.
 #[derive(Default)]
@@ -36,17 +38,53 @@ pub struct Packer {
     pub counts: Arc<PackCounts>,
     /// Set when every source has ended: what is in the queues then is the last.
     pub sources_ended: Arc<AtomicBool>,
+    /// Describes the node itself, on each new stream and from time to time, so that whoever replays the archive knows its
+    /// name.
+    pub node: NodeDescription,
+}
+
+/// When the node was described last.
+pub struct NodeDescription {
+    name: String,
+    generation: Arc<AtomicU64>,
+    described: Option<(u64, Instant)>,
+}
+
+impl NodeDescription {
+    /// Not described yet. `generation` counts the streams.
+    pub fn new(name: String, generation: Arc<AtomicU64>) -> Self {
+        Self { name, generation, described: None }
+    }
+
+    fn add_when_due(&mut self, body: &mut Body) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        let is_fresh =
+            self.described.is_some_and(|(known, at)| known == generation && at.elapsed() < DESCRIPTION_INTERVAL);
+        if !is_fresh {
+            self.described = Some((generation, Instant::now()));
+            body.entities.push(Entity {
+                id: tapio_wire::node_id(&self.name),
+                kind: EntityKind::Node,
+                parent: 0,
+                name: self.name.clone(),
+                container_id: String::new(),
+                pod_uid: String::new(),
+                cgroup: String::new(),
+            });
+        }
+    }
 }
 
 impl Packer {
     /// Packs until the sources have ended and the queues are empty, then closes the epoch.
-    pub fn run(self) {
+    pub fn run(mut self) {
         let mut encoder = Encoder::default();
         let mut stated = Instant::now();
         loop {
             let has_ended = self.sources_ended.load(Ordering::Acquire);
             match self.queues.pop(self.outbox.has_bulk_room()) {
-                Some((lane, body)) => {
+                Some((lane, mut body)) => {
+                    self.node.add_when_due(&mut body);
                     self.pack(&mut encoder, lane, body);
                     stated = Instant::now();
                 }

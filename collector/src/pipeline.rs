@@ -27,7 +27,7 @@ use crate::intake::{Intake, Shared};
 use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
-use crate::pack::Packer;
+use crate::pack::{NodeDescription, Packer};
 use crate::queue::Queues;
 use crate::ship::{ShipState, Shipper};
 use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
@@ -200,6 +200,7 @@ impl Pipeline {
             compression: config.grpc.compression,
             counts: Arc::clone(&pack),
             sources_ended: Arc::clone(&sources_ended),
+            node: NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation)),
         };
         let packer = spawn("pack", move || packer.run())?;
 
