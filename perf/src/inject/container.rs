@@ -21,6 +21,8 @@ use crate::load::random::Random;
 
 /// How long the processes of a fault may take to start.
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long they may take to end after SIGKILL.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// A memory limit, and where it is set.
 #[derive(Clone, Copy, Debug)]
@@ -266,6 +268,11 @@ impl Drop for Running {
     fn drop(&mut self) {
         if !self.has_died {
             let _ = self.signal_init(Signal::KILL);
+        }
+        // The launcher ends by itself once it has reaped the init: killed before, it would leave a zombie.
+        let end = Instant::now() + END_LIMIT;
+        while matches!(self.launcher.try_wait(), Ok(None)) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(2));
         }
         let _ = self.launcher.kill();
         let _ = self.launcher.wait();

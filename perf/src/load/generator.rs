@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use tapio_ringbuf::Writer;
 
-use super::profile::{POOL_RECORDS, Pool, Profile};
+use super::pool::Pool;
+use super::profile::{POOL_RECORDS, Profile};
 use crate::clock::boottime_ns;
 use crate::error::{Context, Error};
 use crate::interrupt;

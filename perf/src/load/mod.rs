@@ -8,8 +8,10 @@
 //!
 //! This file is the whole machine of a run: who is started, in which order, what is sampled, when it is over.
 
+mod bulk;
 pub mod generator;
 pub mod ledger;
+pub mod pool;
 pub mod profile;
 pub mod random;
 

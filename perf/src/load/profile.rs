@@ -17,19 +17,15 @@
 //! | 30 | packet_drop | by socket filter, no socket, … |
 //! | 30 | lethal | 12 processes that start and end (24), 2 that end by SIGTERM (4), 1 cgroup that comes and goes (2) |
 
-use tapio_probes::record::{
-    BlockIo, CGROUP_PATH_BYTES, Cgroup, Dns, Exec, Exit, Header, Kind, PacketDrop, Reclaim,
-    RunQueue, Signal, SyscallError, Tcp, comm,
-};
+use tapio_probes::record::{CGROUP_PATH_BYTES, Cgroup, Exec, Exit, Header, Kind, Signal, comm};
 use zerocopy::IntoBytes;
 
+use super::pool::Pool;
 use super::random::{Random, Zipf};
 use crate::kubelet::{CONTAINER_LEVEL, ContainerName};
 
 /// Records of a pool: four frames of the default size.
 pub const POOL_RECORDS: usize = 16_384;
-/// Where a record's time is.
-const TIME_AT: usize = std::mem::offset_of!(Header, time_ns);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
@@ -56,53 +52,12 @@ const MIXED: [(Choice, u32); 10] = [
     (Choice::ShortContainer, 1),
 ];
 
-/// Records one after another in memory.
-#[derive(Default)]
-pub struct Pool {
-    bytes: Vec<u8>,
-    /// Where each record starts, and where the last one ends.
-    starts: Vec<u32>,
-}
-
-impl Pool {
-    fn push(&mut self, record: &[u8]) {
-        if self.starts.is_empty() {
-            self.starts.push(0);
-        }
-        self.bytes.extend_from_slice(record);
-        self.starts.push(self.bytes.len() as u32);
-    }
-
-    /// How many records there are.
-    pub fn len(&self) -> usize {
-        self.starts.len().saturating_sub(1)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// One record.
-    #[inline]
-    pub fn record(&self, index: usize) -> &[u8] {
-        &self.bytes[self.starts[index] as usize..self.starts[index + 1] as usize]
-    }
-
-    /// Sets a record's time.
-    #[inline]
-    pub fn stamp(&mut self, index: usize, time_ns: u64) {
-        let at = self.starts[index] as usize + TIME_AT;
-        self.bytes[at..at + 8].copy_from_slice(&time_ns.to_ne_bytes());
-    }
-}
-
 /// A simulated container.
-struct Container {
+pub(super) struct Container {
     cgroup_id: u64,
     name: ContainerName,
     first_pid: u32,
-    address: [u8; 16],
+    pub(super) address: [u8; 16],
     comm: &'static str,
 }
 
@@ -122,10 +77,10 @@ const RUNTIME_PID: u32 = 900;
 
 /// Makes the records of one simulated node.
 pub struct Profile {
-    random: Random,
-    containers: Vec<Container>,
+    pub(super) random: Random,
+    pub(super) containers: Vec<Container>,
     popularity: Zipf,
-    services: Zipf,
+    pub(super) services: Zipf,
     next_pid: u32,
     next_cgroup: u64,
 }
@@ -198,11 +153,11 @@ impl Profile {
     }
 
     /// A container, the popular ones more often.
-    fn draw(&mut self) -> usize {
+    pub(super) fn draw(&mut self) -> usize {
         self.popularity.draw(&mut self.random)
     }
 
-    fn header<R>(&mut self, kind: Kind, container: usize) -> Header {
+    pub(super) fn header<R>(&mut self, kind: Kind, container: usize) -> Header {
         let random = self.random.next_u64();
         let pid = self.containers[container].first_pid + (random & 3) as u32;
         Header {
@@ -213,152 +168,6 @@ impl Profile {
             cgroup_id: self.containers[container].cgroup_id,
             pid,
             tid: pid + ((random >> 32) & 3) as u32,
-        }
-    }
-
-    fn one(&mut self, kind: Kind, pool: &mut Pool) {
-        let container = self.draw();
-        match kind {
-            Kind::Tcp => pool.push(self.tcp(container).as_bytes()),
-            Kind::Dns => pool.push(self.dns(container).as_bytes()),
-            Kind::BlockIo => pool.push(self.block_io(container).as_bytes()),
-            Kind::Reclaim => pool.push(self.reclaim(container).as_bytes()),
-            Kind::SyscallError => pool.push(self.syscall_error(container).as_bytes()),
-            Kind::RunQueue => pool.push(self.run_queue(container).as_bytes()),
-            _ => pool.push(self.packet_drop(container).as_bytes()),
-        }
-    }
-
-    fn tcp(&mut self, container: usize) -> Tcp {
-        let header = self.header::<Tcp>(Kind::Tcp, container);
-        let random = &mut self.random;
-        let change = random.weighted(&[
-            (1, 400),
-            (4, 450),
-            (5, 80),
-            (2, 20),
-            (3, 5),
-            (6, 15),
-            (7, 15),
-            (8, 15),
-        ]);
-        let service = self.services.draw(random) as u8;
-        let closed = change == 4;
-        Tcp {
-            header,
-            duration_ns: random
-                .log_uniform(50_000, if closed { 30_000_000_000 } else { 200_000_000 }),
-            source: self.containers[container].address,
-            destination: ipv4([10, 96, service / 8, 10 + service]),
-            source_port: 32_768 + random.below(28_000) as u16,
-            destination_port: random.weighted(&[
-                (443, 4),
-                (8080, 4),
-                (5432, 2),
-                (6379, 2),
-                (9092, 1),
-            ]),
-            change,
-            active: random.weighted(&[(1, 3), (0, 1)]),
-            pad: [0; 2],
-            bytes_sent: if closed {
-                random.log_uniform(100, 1 << 20)
-            } else {
-                0
-            },
-            bytes_received: if closed {
-                random.log_uniform(100, 8 << 20)
-            } else {
-                0
-            },
-        }
-    }
-
-    fn dns(&mut self, container: usize) -> Dns {
-        let header = self.header::<Dns>(Kind::Dns, container);
-        let service = self.services.draw(&mut self.random);
-        let random = &mut self.random;
-        let rcode = random.weighted(&[(0, 70), (3, 22), (2, 5), (255, 3)]);
-        let text = format!("service-{service}.team-{}.svc.cluster.local", service % 7);
-        let mut name = [0; 72];
-        name[..text.len()].copy_from_slice(text.as_bytes());
-        Dns {
-            header,
-            latency_ns: if rcode == 255 {
-                5_000_000_000
-            } else {
-                random.log_uniform(200_000, 2_000_000_000)
-            },
-            rcode,
-            pad: 0,
-            query_type: random.weighted(&[(1, 3), (28, 2)]),
-            pad2: 0,
-            name,
-        }
-    }
-
-    fn block_io(&mut self, container: usize) -> BlockIo {
-        let header = self.header::<BlockIo>(Kind::BlockIo, container);
-        let random = &mut self.random;
-        BlockIo {
-            header,
-            latency_ns: random.log_uniform(64_000, 2_000_000_000),
-            bytes: 4096 << random.below(8),
-            device: random.weighted(&[(259 << 20, 3), (259 << 20 | 1, 1), (253 << 20, 1)]),
-            error: random.weighted(&[(0, 499), (-5, 1)]),
-            operation: random.weighted(&[(0, 50), (1, 45), (2, 4), (3, 1)]),
-            pad: [0; 7],
-        }
-    }
-
-    fn reclaim(&mut self, container: usize) -> Reclaim {
-        let header = self.header::<Reclaim>(Kind::Reclaim, container);
-        let random = &mut self.random;
-        Reclaim {
-            header,
-            stall_ns: random.log_uniform(10_000, 200_000_000),
-            pages_reclaimed: random.log_uniform(1, 4096),
-            memcg: random.weighted(&[(1, 9), (0, 1)]),
-            pad: [0; 7],
-        }
-    }
-
-    fn syscall_error(&mut self, container: usize) -> SyscallError {
-        let header = self.header::<SyscallError>(Kind::SyscallError, container);
-        let random = &mut self.random;
-        // openat ENOENT, read EAGAIN, sendto ECONNRESET, recvfrom EAGAIN, connect ECONNREFUSED, access ENOENT
-        let (syscall, errno) = random.weighted(&[
-            ((257, 2), 40),
-            ((0, 11), 20),
-            ((44, 104), 5),
-            ((45, 11), 20),
-            ((42, 111), 5),
-            ((21, 2), 10),
-        ]);
-        SyscallError {
-            header,
-            syscall,
-            errno,
-            count: random.log_uniform(1, 500),
-        }
-    }
-
-    fn run_queue(&mut self, container: usize) -> RunQueue {
-        RunQueue {
-            header: self.header::<RunQueue>(Kind::RunQueue, container),
-            wait_ns: self.random.log_uniform(1_000_000, 500_000_000),
-        }
-    }
-
-    fn packet_drop(&mut self, container: usize) -> PacketDrop {
-        let header = self.header::<PacketDrop>(Kind::PacketDrop, container);
-        PacketDrop {
-            header,
-            reason: self
-                .random
-                .weighted(&[(3, 5), (6, 3), (8, 2), (16, 1), (77, 1)]),
-            interface: 2 + self.random.below(30) as u32,
-            count: self.random.log_uniform(1, 64),
         }
     }
 
@@ -463,7 +272,7 @@ impl Profile {
     }
 }
 
-fn ipv4(address: [u8; 4]) -> [u8; 16] {
+pub(super) fn ipv4(address: [u8; 4]) -> [u8; 16] {
     std::net::Ipv4Addr::from(address).to_ipv6_mapped().octets()
 }
 
@@ -483,13 +292,18 @@ fn cgroup(header: Header, name: &ContainerName) -> Cgroup {
 
 #[cfg(test)]
 mod tests {
-    use super::{POOL_RECORDS, Pool, Profile};
+    use super::{POOL_RECORDS, Profile};
+    use crate::load::pool::Pool;
     use std::collections::{HashMap, HashSet};
     use tapio_probes::record::{Exec, Exit, Header, Kind};
     use zerocopy::FromBytes;
 
     fn header(record: &[u8]) -> Header {
         Header::read_from_prefix(record).expect("a header").0
+    }
+
+    fn all(pool: &Pool) -> Vec<&[u8]> {
+        (0..pool.len()).map(|index| pool.record(index)).collect()
     }
 
     fn counts(pool: &Pool) -> HashMap<Kind, usize> {
@@ -577,12 +391,12 @@ mod tests {
     #[test]
     fn a_seed_makes_the_same_pool_and_a_stamp_changes_the_time_alone() {
         let (mut first, second) = (Profile::new(3, 9).pool(1000), Profile::new(3, 9).pool(1000));
-        assert_eq!(first.bytes, second.bytes);
-        assert_ne!(first.bytes, Profile::new(4, 9).pool(1000).bytes);
+        assert_eq!(all(&first), all(&second));
+        assert_ne!(all(&first), all(&Profile::new(4, 9).pool(1000)));
         first.stamp(7, 123_456_789);
         assert_eq!(header(first.record(7)).time_ns, 123_456_789);
         first.stamp(7, 0);
-        assert_eq!(first.bytes, second.bytes);
+        assert_eq!(all(&first), all(&second));
     }
 
     #[test]
