@@ -21,6 +21,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 use tempfile::TempDir;
 
+use self::cgroup::Hierarchies;
 use self::container::{Pod, Running, Sender};
 use self::victim::{Act, Role, Step};
 use crate::clock::{boottime_ns, pause, wait_for};
@@ -284,23 +285,18 @@ fn write_crash_program(path: &std::path::Path) -> Result<(), Error> {
     fs::set_permissions(path, Permissions::from_mode(0o755)).context(what)
 }
 
-/// One injector at a time: they share the cgroups above their pods.
+/// One injector at a time: they share the cgroups above their pods. The lock is on the hierarchy's root, so it leaves no file.
 fn lock() -> Result<File, Error> {
-    let path = std::env::temp_dir().join("tapio-perf-inject.lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .context(|| format!("open {}", path.display()))?;
+    let path = Hierarchies::find()?.v2;
+    let root = File::open(&path).context(|| format!("open {}", path.display()))?;
     let what = format!(
-        "the end of another injection, which holds {}",
+        "the end of another injection, which holds a lock on {}",
         path.display()
     );
     wait_for(&what, LOCK_LIMIT, |_| {
-        Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).ok())
+        Ok(flock(&root, FlockOperation::NonBlockingLockExclusive).ok())
     })?;
-    Ok(file)
+    Ok(root)
 }
 
 impl std::fmt::Display for Injection {
