@@ -1,1 +1,190 @@
-//! Under construction.
+//! The ingest: collectors' streams, checked frame by frame.
+//!
+//! What enters: gRPC streams of untrusted bytes. What leaves: frames whose bytes were checked down to the last index, once to
+//! the archive and once, decoded, to the correlator; acknowledgements of what the archive has synced. What must hold: a
+//! frame of a node and epoch is accepted once and in sequence; every refusal ends its stream with a reason and is counted.
+//!
+//! ```text
+//!  hello ──► registry: one current stream per node
+//!  frame ──► length, checksums, sizes ──► node, epoch, sequence ──► lz4, rkyv ──┬──► archive ──► durable ──► ack
+//!                                                                               └──► sink (correlator), in order
+//! ```
+
+mod metrics;
+mod refusal;
+mod registry;
+mod stream;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tapio_wire::frame::Frame;
+use tapio_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
+use tapio_wire::service::ingest_server::{Ingest, IngestServer};
+use tapio_wire::service::{ShipRequest, ShipResponse};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use metrics::IngestMetrics;
+
+use crate::archive::{Appender, Archive, ArchiveState, Books, QUEUE_BYTES_MAX};
+use registry::Registry;
+
+/// Bytes that a collector may have unacknowledged while all is well.
+pub const CREDIT_BYTES: u64 = 16 << 20;
+/// What is left of that when the archive does not keep up: one frame can always travel.
+pub const CREDIT_BYTES_MIN: u64 = FRAME_BYTES_MAX as u64;
+/// A peer that has vanished is noticed after this and [`KEEPALIVE_TIMEOUT`].
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a peer may take to answer.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
+/// Flow control windows: what a peer may send before it is read. A collector has a connection of its own.
+pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const _: () = assert!(STREAM_WINDOW_BYTES as usize > MESSAGE_BYTES_MAX);
+const _: () = assert!(CREDIT_BYTES_MIN < CREDIT_BYTES);
+
+/// Responses that wait for a peer to read them.
+const RESPONSES_MAX: usize = 2;
+
+/// Takes the frames that were accepted, in the order of their node.
+pub trait FrameSink: Send + Sync + 'static {
+    /// Takes a frame; the stream waits until this is done.
+    fn deliver(&self, node: &Arc<str>, frame: Arc<Frame>) -> impl Future<Output = ()> + Send;
+}
+
+impl<S: FrameSink> FrameSink for Arc<S> {
+    fn deliver(&self, node: &Arc<str>, frame: Arc<Frame>) -> impl Future<Output = ()> + Send {
+        S::deliver(self, node, frame)
+    }
+}
+
+/// What all streams share.
+struct Shared<S> {
+    sink: S,
+    appender: Appender,
+    books: Arc<Mutex<Books>>,
+    archive_state: watch::Receiver<ArchiveState>,
+    registry: Registry,
+    metrics: Arc<IngestMetrics>,
+    draining: watch::Sender<bool>,
+    open: watch::Sender<usize>,
+}
+
+impl<S> Shared<S> {
+    fn credit_bytes(&self) -> u64 {
+        if *self.archive_state.borrow() != ArchiveState::Ready {
+            return CREDIT_BYTES_MIN;
+        }
+        let limit = QUEUE_BYTES_MAX as u64;
+        let room = limit.saturating_sub(self.appender.backlog_bytes());
+        (CREDIT_BYTES * room / limit).max(CREDIT_BYTES_MIN)
+    }
+}
+
+/// The service `Ingest`.
+pub struct IngestService<S> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S> Clone for IngestService<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S: FrameSink> IngestService<S> {
+    /// A service that archives to `archive` and delivers to `sink`.
+    pub fn new(archive: &Archive, sink: S, metrics: Arc<IngestMetrics>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                sink,
+                appender: archive.appender(),
+                books: Arc::clone(archive.books()),
+                archive_state: archive.state(),
+                registry: Registry::default(),
+                metrics,
+                draining: watch::Sender::new(false),
+                open: watch::Sender::new(0),
+            }),
+        }
+    }
+
+    /// For the gRPC server; see also [`settings`].
+    pub fn server(&self) -> IngestServer<Self> {
+        IngestServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Whether a node has a stream.
+    pub fn is_connected(&self, node: u64) -> bool {
+        self.shared.registry.is_connected(node)
+    }
+
+    /// Reads no more frames, refuses new streams, and returns when every stream has been told what became durable and has
+    /// ended. To be called before the archive is shut down, within a timeout.
+    pub async fn drain(&self) {
+        self.shared.draining.send_replace(true);
+        let mut open = self.shared.open.subscribe();
+        // The sender is in `self`.
+        let _ = open.wait_for(|&open| open == 0).await;
+    }
+}
+
+/// What this service wants of the server it runs in.
+pub fn settings(server: Server, max_concurrent_streams: u32) -> Server {
+    server
+        .max_concurrent_streams(max_concurrent_streams)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .tcp_nodelay(true)
+}
+
+/// Counts a stream as long as it lives.
+struct OpenStream<S> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S> OpenStream<S> {
+    fn new(shared: &Arc<Shared<S>>) -> Self {
+        shared.open.send_modify(|open| *open += 1);
+        shared.metrics.streams.inc();
+        Self {
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+impl<S> Drop for OpenStream<S> {
+    fn drop(&mut self) {
+        self.shared.metrics.streams.dec();
+        self.shared.open.send_modify(|open| *open -= 1);
+    }
+}
+
+#[tonic::async_trait]
+impl<S: FrameSink> Ingest for IngestService<S> {
+    type ShipStream = ReceiverStream<Result<ShipResponse, Status>>;
+
+    async fn ship(
+        &self,
+        request: Request<Streaming<ShipRequest>>,
+    ) -> Result<Response<Self::ShipStream>, Status> {
+        let open = OpenStream::new(&self.shared);
+        if *self.shared.draining.borrow() {
+            return Err(Status::unavailable("the server is shutting down"));
+        }
+        let (responses, receiver) = mpsc::channel(RESPONSES_MAX);
+        tokio::spawn(async move {
+            stream::serve(&open.shared, request.into_inner(), responses).await;
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}

@@ -1,0 +1,103 @@
+//! The archive's metrics. They are the counters that [`super::ArchiveStats`] reads, whether they are registered or not.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// See the module.
+#[derive(Debug)]
+pub struct ArchiveMetrics {
+    pub(super) commit_seconds: Histogram,
+    pub(super) written_bytes: IntCounter,
+    pub(super) frames: IntCounter,
+    pub(super) lethal_events: IntCounter,
+    pub(super) bulk_events: IntCounter,
+    events: IntCounterVec,
+    pub(super) duplicates: IntCounter,
+    pub(super) quarantined: IntCounter,
+    pub(super) poisoned: IntCounter,
+    pub(super) failures: IntCounter,
+    pub(super) deleted: IntCounter,
+    pub(super) segments: IntGauge,
+    pub(super) bytes: IntGauge,
+    pub(super) backlog_bytes: IntGauge,
+    pub(super) uring: IntGauge,
+    pub(super) ready: IntGauge,
+}
+
+impl ArchiveMetrics {
+    pub(super) fn new() -> Result<Self, prometheus::Error> {
+        let counter =
+            |name: &str, help: &str| IntCounter::new(format!("tapio_server_archive_{name}"), help);
+        let gauge =
+            |name: &str, help: &str| IntGauge::new(format!("tapio_server_archive_{name}"), help);
+        let events = IntCounterVec::new(
+            Opts::new("tapio_server_archive_events_total", "Events made durable."),
+            &["lane"],
+        )?;
+        Ok(Self {
+            commit_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tapio_server_archive_commit_seconds",
+                    "Time from the start of a group commit to the end of its sync.",
+                )
+                .buckets(prometheus::exponential_buckets(0.000_125, 2.0, 16)?),
+            )?,
+            written_bytes: counter("written_bytes_total", "Bytes written to segments.")?,
+            frames: counter("frames_total", "Frames made durable.")?,
+            lethal_events: events.with_label_values(&["lethal"]),
+            bulk_events: events.with_label_values(&["bulk"]),
+            events,
+            duplicates: counter(
+                "duplicates_total",
+                "Frames dropped because they were here already.",
+            )?,
+            quarantined: counter(
+                "quarantined_total",
+                "Damaged places set aside by recoveries.",
+            )?,
+            poisoned: counter(
+                "poisoned_segments_total",
+                "Segments given up because a write or sync failed.",
+            )?,
+            failures: counter(
+                "failures_total",
+                "Failed attempts to create, write or sync a segment.",
+            )?,
+            deleted: counter("deleted_segments_total", "Segments deleted by size or age.")?,
+            segments: gauge("segments", "Segments on disk.")?,
+            bytes: gauge("bytes", "Bytes of all segments on disk.")?,
+            backlog_bytes: gauge("backlog_bytes", "Bytes of frames that wait for a commit.")?,
+            uring: IntGauge::new(
+                "tapio_archive_uring",
+                "1 when the archive uses io_uring, 0 when it uses its plain twin.",
+            )?,
+            ready: gauge("ready", "1 while frames can be made durable.")?,
+        })
+    }
+
+    /// Makes them visible.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.commit_seconds.clone()))?;
+        registry.register(Box::new(self.events.clone()))?;
+        for counter in [
+            &self.written_bytes,
+            &self.frames,
+            &self.duplicates,
+            &self.quarantined,
+            &self.poisoned,
+            &self.failures,
+            &self.deleted,
+        ] {
+            registry.register(Box::new(counter.clone()))?;
+        }
+        for gauge in [
+            &self.segments,
+            &self.bytes,
+            &self.backlog_bytes,
+            &self.uring,
+            &self.ready,
+        ] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        Ok(())
+    }
+}

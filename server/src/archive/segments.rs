@@ -1,0 +1,63 @@
+//! The files of the archive: `NNNNNNNNNNNNNNNNNNNN.segment`, and `.segment.new` until its first sync.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const SUFFIX: &str = ".segment";
+const NEW_SUFFIX: &str = ".segment.new";
+const DIGITS: usize = 20;
+
+/// A segment that is no longer written to.
+#[derive(Clone, Debug)]
+pub struct ClosedSegment {
+    pub number: u64,
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// When it was written to last.
+    pub closed_at: SystemTime,
+}
+
+/// Where segment `number` lies.
+pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:0DIGITS$}{SUFFIX}"))
+}
+
+/// Where segment `number` lies until it may be found by a recovery.
+pub fn new_segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:0DIGITS$}{NEW_SUFFIX}"))
+}
+
+/// Every segment, oldest first. Leftovers of an interrupted creation are removed.
+pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.ends_with(NEW_SUFFIX) {
+            fs::remove_file(entry.path())?;
+            continue;
+        }
+        let number = name
+            .strip_suffix(SUFFIX)
+            .filter(|digits| digits.len() == DIGITS);
+        let Some(number) = number.and_then(|digits| digits.parse().ok()) else {
+            continue;
+        };
+        let metadata = entry.metadata()?;
+        if !metadata.is_file() {
+            continue;
+        }
+        segments.push(ClosedSegment {
+            number,
+            path: entry.path(),
+            bytes: metadata.len(),
+            closed_at: metadata.modified()?,
+        });
+    }
+    segments.sort_by_key(|segment| segment.number);
+    Ok(segments.into())
+}

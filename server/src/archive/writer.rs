@@ -1,0 +1,539 @@
+//! The writer: one thread, one active segment, group commits.
+//!
+//! What enters: frames from the queue, in the order in which streams were given room. What leaves: their bytes in a segment,
+//! and, after the sync, their place in the books and word to their streams. What must hold:
+//!
+//! - Nothing is reported durable before `fdatasync` returned without error for the bytes of its whole batch.
+//! - A segment whose write or sync failed is poisoned: closed, never written to or synced again. The batch is still in memory
+//!   and is written again to a new segment; the copies are told apart by their sequence.
+//! - A segment gets its name after its header and snapshot were synced, so that a recovery never meets a half-made one.
+//! - A batch that cannot be written is kept, and the queue behind it is bounded: streams feel it as lack of room.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use tapio_wire::segment::{RecordKind, append_record, record_bytes, segment_header};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{error, info, warn};
+
+use super::disk::{Disk, DiskKind, write_all};
+use super::metrics::ArchiveMetrics;
+use super::segments::{ClosedSegment, new_segment_path, segment_path};
+use super::{Append, ArchiveState, Books, Queued, lock_books, snapshot};
+
+/// A batch is closed when it has this many bytes; one frame more may be in it.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How often age is looked at while nothing arrives.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What the writer works on and with.
+pub(super) struct Writer {
+    pub dir: PathBuf,
+    pub segment_bytes: u64,
+    pub max_bytes: u64,
+    pub max_age: Duration,
+    pub commit_interval: Duration,
+    pub queue: mpsc::Receiver<Queued>,
+    pub stop: watch::Receiver<bool>,
+    pub state: watch::Sender<ArchiveState>,
+    pub books: Arc<Mutex<Books>>,
+    pub metrics: Arc<ArchiveMetrics>,
+    pub closed: VecDeque<ClosedSegment>,
+    pub next_number: u64,
+    /// A closed segment that the first new snapshot makes superfluous.
+    pub superfluous: Option<u64>,
+}
+
+struct Active<F> {
+    file: F,
+    number: u64,
+    /// Where the next record goes.
+    offset: u64,
+    /// Bytes reserved.
+    capacity: u64,
+    /// Where the first batch went.
+    first_offset: u64,
+    opened: Instant,
+}
+
+struct Running<D: Disk> {
+    disk: D,
+    writer: Writer,
+    active: Option<Active<D::File>>,
+    buffer: Vec<u8>,
+    /// When the last commit started.
+    committed: Option<Instant>,
+}
+
+impl Writer {
+    /// Runs until it is told to stop and the queue is empty. `started` hears when the first segment was tried.
+    pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
+        let kind = disk.kind();
+        self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
+        let mut running = Running {
+            disk,
+            writer: self,
+            active: None,
+            buffer: Vec::new(),
+            committed: None,
+        };
+        let first = running.open_segment().await;
+        match first {
+            Ok(()) => running.set_ready(),
+            Err(error) => running.set_not_ready(&error),
+        }
+        started(kind);
+        running.serve().await;
+        running.close_active().await;
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.metrics.ready.set(0);
+        self.state
+            .send_replace(ArchiveState::NotReady("the archive is closed".to_owned()));
+    }
+}
+
+impl<D: Disk> Running<D> {
+    async fn serve(&mut self) {
+        let mut batch = Vec::new();
+        loop {
+            if self.active.is_none() && !self.write_until_done(&mut batch).await {
+                return;
+            }
+            if !self.gather(&mut batch).await {
+                return;
+            }
+            if batch.is_empty() {
+                self.housekeep().await;
+                continue;
+            }
+            self.committed = Some(Instant::now());
+            if !self.write_until_done(&mut batch).await {
+                warn!(
+                    frames = batch.len(),
+                    "stopped with frames that could not be written: their collectors keep them"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Collects a batch. False when there is none and never will be; an empty batch when it is time for housekeeping.
+    async fn gather(&mut self, batch: &mut Vec<Queued>) -> bool {
+        let queue = &mut self.writer.queue;
+        let housekeeping = Instant::now() + HOUSEKEEPING_INTERVAL.min(self.writer.max_age / 4);
+        let first = tokio::select! {
+            biased;
+            queued = queue.recv() => queued,
+            _ = self.writer.stop.wait_for(|&stop| stop), if !queue.is_closed() => {
+                queue.close();
+                queue.recv().await
+            }
+            () = tokio::time::sleep_until(housekeeping) => return true,
+        };
+        let Some(first) = first else { return false };
+        let mut bytes = first.append.bytes.len();
+        let mut urgent = first.append.header.lethal_events > 0;
+        batch.push(first);
+        let due = self
+            .committed
+            .map(|last| last + self.writer.commit_interval);
+        while bytes < BATCH_BYTES_MAX {
+            let next = match queue.try_recv() {
+                Ok(next) => next,
+                Err(_) => {
+                    let Some(due) = due.filter(|&due| !urgent && due > Instant::now()) else {
+                        break;
+                    };
+                    match timeout_at(due, queue.recv()).await {
+                        Ok(Some(next)) => next,
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+            };
+            bytes += next.append.bytes.len();
+            urgent |= next.append.header.lethal_events > 0;
+            batch.push(next);
+        }
+        true
+    }
+
+    /// Commits the batch, however many attempts it takes. False when it was told to stop and still cannot.
+    async fn write_until_done(&mut self, batch: &mut Vec<Queued>) -> bool {
+        let started = Instant::now();
+        let mut backoff = BACKOFF_FIRST;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let Err(error) = self.write(batch).await else {
+                break;
+            };
+            self.writer.metrics.failures.inc();
+            self.poison(&error).await;
+            let full = error.kind() == io::ErrorKind::StorageFull;
+            if attempts == 1 && !full {
+                continue;
+            }
+            self.set_not_ready(&error);
+            if *self.writer.stop.borrow() {
+                return false;
+            }
+            tokio::select! {
+                () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                _ = self.writer.stop.wait_for(|&stop| stop) => {}
+            }
+        }
+        self.set_ready();
+        if !batch.is_empty() {
+            self.writer
+                .metrics
+                .commit_seconds
+                .observe(started.elapsed().as_secs_f64());
+            self.report(batch);
+        }
+        true
+    }
+
+    /// One attempt: a segment with room, the batch, the sync, the mark.
+    async fn write(&mut self, batch: &mut [Queued]) -> io::Result<()> {
+        let bytes: usize = batch
+            .iter()
+            .map(|queued| record_bytes(queued.append.bytes.len()))
+            .sum();
+        if let Some(active) = &self.active
+            && active.offset + bytes as u64 > active.capacity
+            && active.offset > active.first_offset
+        {
+            self.close_active().await;
+        }
+        if self.active.is_none() {
+            self.open_segment().await?;
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let Some(active) = self.active.as_mut() else {
+            return Err(io::Error::other("no active segment"));
+        };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        build(
+            &mut buffer,
+            active.number,
+            active.offset,
+            batch,
+            &self.writer.books,
+        );
+        let written = buffer.len() as u64;
+        let (result, mut buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
+        if let Err(error) = result {
+            self.buffer = buffer;
+            return Err(error);
+        }
+        if let Err(error) = self.disk.sync_data(&active.file).await {
+            self.buffer = buffer;
+            return Err(error);
+        }
+        active.offset += written;
+        buffer.clear();
+        append_record(
+            &mut buffer,
+            active.number,
+            active.offset,
+            RecordKind::Snapshot,
+            &[],
+        );
+        let mark = buffer.len() as u64;
+        let (result, buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
+        self.buffer = buffer;
+        // The mark only helps a recovery. When it fails the next batch takes its place, and meets the same error.
+        if result.is_ok() {
+            active.offset += mark;
+        }
+        self.writer.metrics.written_bytes.inc_by(written + mark);
+        Ok(())
+    }
+
+    /// Enters a durable batch into the books, then tells the streams.
+    fn report(&mut self, batch: &mut Vec<Queued>) {
+        let metrics = &self.writer.metrics;
+        let mut bytes = 0;
+        {
+            let mut books = lock_books(&self.writer.books);
+            for queued in &*batch {
+                let Append {
+                    bytes: frame,
+                    header,
+                    node_name,
+                    ..
+                } = &queued.append;
+                bytes += frame.len();
+                if books.record(header, frame) == super::Recorded::Duplicate {
+                    metrics.duplicates.inc();
+                    continue;
+                }
+                if let Some(name) = node_name
+                    && books.name(header.node) != Some(name)
+                {
+                    books.learn_name(header.node, name);
+                }
+                metrics.frames.inc();
+                metrics
+                    .lethal_events
+                    .inc_by(u64::from(header.lethal_events));
+                metrics.bulk_events.inc_by(u64::from(header.bulk_events));
+            }
+        }
+        metrics.backlog_bytes.sub(bytes as i64);
+        for (index, queued) in batch.iter().enumerate() {
+            let append = &queued.append;
+            // Of consecutive frames of a stream the last one speaks for all.
+            let superseded = batch.get(index + 1).is_some_and(|next| {
+                Arc::ptr_eq(&next.append.on_durable, &append.on_durable)
+                    && next.append.header.epoch == append.header.epoch
+                    && next.append.header.seq >= append.header.seq
+            });
+            if !superseded {
+                append
+                    .on_durable
+                    .durable(append.header.epoch, append.header.seq);
+            }
+        }
+        batch.clear();
+    }
+
+    async fn open_segment(&mut self) -> io::Result<()> {
+        let writer = &mut self.writer;
+        let number = writer.next_number;
+        // A number is used once, whatever becomes of the attempt.
+        writer.next_number += 1;
+        let mut content = Vec::new();
+        snapshot::encode_books(&lock_books(&writer.books), &mut content);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        buffer.extend_from_slice(&segment_header(number));
+        let offset = buffer.len() as u64;
+        append_record(&mut buffer, number, offset, RecordKind::Snapshot, &content);
+        drop(content);
+        let first_offset = buffer.len() as u64;
+        let capacity = first_offset + writer.segment_bytes;
+        self.make_room(capacity).await;
+        let new = new_segment_path(&self.writer.dir, number);
+        let path = segment_path(&self.writer.dir, number);
+        let file = match self.disk.create(&new, capacity).await {
+            Ok(file) => file,
+            Err(error) => {
+                self.buffer = buffer;
+                // It may or may not exist.
+                let _ = self.disk.unlink(&new).await;
+                return Err(error);
+            }
+        };
+        let (mut result, buffer) = write_all(&self.disk, &file, buffer, 0).await;
+        self.buffer = buffer;
+        if result.is_ok() {
+            result = self.disk.sync_data(&file).await;
+        }
+        if result.is_ok() {
+            result = self.disk.rename(&new, &path).await;
+        }
+        if result.is_ok() {
+            result = self.disk.sync_dir(&self.writer.dir).await;
+        }
+        if let Err(error) = result {
+            // Best effort: recovery removes what bears the new name, and an empty segment does no harm.
+            let _ = self.disk.close(file).await;
+            let _ = self.disk.unlink(&new).await;
+            let _ = self.disk.unlink(&path).await;
+            return Err(error);
+        }
+        self.active = Some(Active {
+            file,
+            number,
+            offset: first_offset,
+            capacity,
+            first_offset,
+            opened: Instant::now(),
+        });
+        if let Some(superfluous) = self.writer.superfluous.take()
+            && let Some(index) = self
+                .writer
+                .closed
+                .iter()
+                .position(|segment| segment.number == superfluous)
+            && let Some(segment) = self.writer.closed.remove(index)
+        {
+            self.delete(&segment).await;
+        }
+        self.update_gauges();
+        Ok(())
+    }
+
+    async fn close_active(&mut self) {
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        // The reserved rest is given back; should this not reach the disk, the zeros are no records.
+        if let Err(error) = self.disk.truncate(&active.file, active.offset).await {
+            warn!(segment = active.number, %error, "the rest of a closed segment was not freed");
+        }
+        self.retire(active, false).await;
+    }
+
+    async fn poison(&mut self, error: &io::Error) {
+        let Some(active) = self.active.take() else {
+            error!(%error, "no segment can be created");
+            return;
+        };
+        error!(segment = active.number, %error, "segment poisoned: its batch goes to a new one");
+        self.writer.metrics.poisoned.inc();
+        self.retire(active, true).await;
+    }
+
+    async fn retire(&mut self, active: Active<D::File>, poisoned: bool) {
+        let bytes = if poisoned {
+            active.capacity.max(active.offset)
+        } else {
+            active.offset
+        };
+        self.writer.closed.push_back(ClosedSegment {
+            number: active.number,
+            path: segment_path(&self.writer.dir, active.number),
+            bytes,
+            closed_at: SystemTime::now(),
+        });
+        if let Err(error) = self.disk.close(active.file).await {
+            warn!(segment = active.number, %error, "closing a segment failed");
+        }
+        self.update_gauges();
+    }
+
+    async fn housekeep(&mut self) {
+        let old = self.active.as_ref().is_some_and(|active| {
+            active.offset > active.first_offset && active.opened.elapsed() > self.writer.max_age
+        });
+        if old {
+            self.close_active().await;
+        }
+        self.make_room(self.active.as_ref().map_or(0, |active| active.capacity))
+            .await;
+    }
+
+    /// Deletes the oldest closed segments until `wanted` bytes more fit and none is too old. The last one stays while there
+    /// is no active segment, since it has the newest snapshot.
+    async fn make_room(&mut self, wanted: u64) {
+        let now = SystemTime::now();
+        let kept = usize::from(self.active.is_none());
+        let mut deleted = 0;
+        while self.writer.closed.len() > kept {
+            let total: u64 = self.writer.closed.iter().map(|segment| segment.bytes).sum();
+            let oldest = &self.writer.closed[0];
+            let age = now.duration_since(oldest.closed_at).unwrap_or_default();
+            if total.saturating_add(wanted) <= self.writer.max_bytes && age <= self.writer.max_age {
+                break;
+            }
+            let Some(oldest) = self.writer.closed.pop_front() else {
+                break;
+            };
+            self.delete(&oldest).await;
+            deleted += 1;
+        }
+        if deleted > 0 {
+            if let Err(error) = self.disk.sync_dir(&self.writer.dir).await {
+                warn!(%error, "deletions may not be durable: they are repeated after a crash");
+            }
+            self.update_gauges();
+        }
+    }
+
+    async fn delete(&mut self, segment: &ClosedSegment) {
+        match self.disk.unlink(&segment.path).await {
+            Ok(()) => {
+                self.writer.metrics.deleted.inc();
+                info!(segment = segment.number, "segment deleted");
+            }
+            // It is found again, and deleted, by the next start.
+            Err(error) => warn!(segment = segment.number, %error, "segment not deleted"),
+        }
+    }
+
+    fn update_gauges(&self) {
+        let writer = &self.writer;
+        let closed: u64 = writer.closed.iter().map(|segment| segment.bytes).sum();
+        let active = self.active.as_ref().map_or(0, |active| active.capacity);
+        let segments = writer.closed.len() + usize::from(self.active.is_some());
+        writer.metrics.segments.set(segments as i64);
+        writer.metrics.bytes.set((closed + active) as i64);
+    }
+
+    fn set_ready(&self) {
+        let changed = self.writer.state.send_if_modified(|state| {
+            let changed = *state != ArchiveState::Ready;
+            *state = ArchiveState::Ready;
+            changed
+        });
+        if changed {
+            self.writer.metrics.ready.set(1);
+            info!(disk = self.disk.kind().name(), "archive ready");
+        }
+    }
+
+    fn set_not_ready(&self, error: &io::Error) {
+        let reason = if error.kind() == io::ErrorKind::StorageFull {
+            format!(
+                "the disk of {} is full: free space",
+                self.writer.dir.display()
+            )
+        } else {
+            format!("{} cannot be written: {error}", self.writer.dir.display())
+        };
+        self.writer.metrics.ready.set(0);
+        let state = ArchiveState::NotReady(reason);
+        let changed = self.writer.state.send_if_modified(|old| {
+            let changed = *old != state;
+            old.clone_from(&state);
+            changed
+        });
+        if changed && let ArchiveState::NotReady(reason) = state {
+            error!(
+                reason,
+                "archive not ready: nothing is acknowledged until it is"
+            );
+        }
+    }
+}
+
+/// Appends the records of a batch that goes to `offset`, and of the names that the books do not have.
+fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books: &Mutex<Books>) {
+    let start = buffer.len();
+    let books = lock_books(books);
+    let mut named = None;
+    let mut content = Vec::new();
+    for Queued { append, .. } in batch {
+        let header = &append.header;
+        if header.seq <= books.durable_seq(header.node, header.epoch) {
+            continue;
+        }
+        let here = offset + (buffer.len() - start) as u64;
+        append_record(buffer, number, here, RecordKind::Frame, &append.bytes);
+        if let Some(name) = &append.node_name
+            && named != Some(header.node)
+            && books.name(header.node) != Some(name)
+        {
+            named = Some(header.node);
+            content.clear();
+            snapshot::encode_name(header.node, name, &mut content);
+            let here = offset + (buffer.len() - start) as u64;
+            append_record(buffer, number, here, RecordKind::Snapshot, &content);
+        }
+    }
+}

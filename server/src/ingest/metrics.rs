@@ -1,0 +1,105 @@
+//! The ingest's metrics.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use tapio_wire::event::{Lane, SOURCES, Source};
+use tapio_wire::frame::Header;
+
+/// See the module.
+#[derive(Debug)]
+pub struct IngestMetrics {
+    pub(super) frames: IntCounter,
+    pub(super) bytes: IntCounter,
+    pub(super) duplicates: IntCounter,
+    pub(super) takeovers: IntCounter,
+    pub(super) acks: IntCounter,
+    pub(super) streams: IntGauge,
+    refused: IntCounterVec,
+    events: IntCounterVec,
+    lethal_events: [IntCounter; SOURCES],
+    bulk_events: [IntCounter; SOURCES],
+}
+
+impl IngestMetrics {
+    /// Creates them and makes them visible.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(format!("tapio_server_ingest_{name}"), help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let opts = Opts::new(format!("tapio_server_ingest_{name}"), help);
+            let counters = IntCounterVec::new(opts, labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let streams = IntGauge::new(
+            "tapio_server_ingest_streams",
+            "Streams of collectors that are open.",
+        )?;
+        registry.register(Box::new(streams.clone()))?;
+        let events = counters(
+            "events_total",
+            "Events in accepted frames.",
+            &["source", "lane"],
+        )?;
+        let of_lane = |lane: Lane| {
+            Source::ALL.map(|source| events.with_label_values(&[source.name(), lane.name()]))
+        };
+        Ok(Self {
+            frames: counter("frames_total", "Frames accepted.")?,
+            bytes: counter("bytes_total", "Bytes of accepted frames.")?,
+            duplicates: counter("duplicates_total", "Frames that had been accepted before.")?,
+            takeovers: counter(
+                "takeovers_total",
+                "Streams that were cancelled because their node opened another.",
+            )?,
+            acks: counter("acks_total", "Acknowledgements sent.")?,
+            refused: counters(
+                "refused_total",
+                "Streams refused, by what was wrong with them.",
+                &["reason"],
+            )?,
+            lethal_events: of_lane(Lane::Lethal),
+            bulk_events: of_lane(Lane::Bulk),
+            events,
+            streams,
+        })
+    }
+
+    /// Frames that had been accepted before.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates.get()
+    }
+
+    /// Streams refused for `reason`.
+    pub fn refused(&self, reason: &str) -> u64 {
+        self.refused.with_label_values(&[reason]).get()
+    }
+
+    /// Events accepted, of one source and lane.
+    pub fn events(&self, source: Source, lane: Lane) -> u64 {
+        self.events
+            .with_label_values(&[source.name(), lane.name()])
+            .get()
+    }
+
+    pub(super) fn count_refusal(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
+    }
+
+    pub(super) fn count_accepted(&self, header: &Header, bytes: usize) {
+        self.frames.inc();
+        self.bytes.inc_by(bytes as u64);
+        let counters = if header.lethal_events > 0 {
+            &self.lethal_events
+        } else {
+            &self.bulk_events
+        };
+        for (counter, &count) in counters.iter().zip(&header.source_events) {
+            if count > 0 {
+                counter.inc_by(u64::from(count));
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Why a stream was ended.
+
+use std::time::Duration;
+
+use tapio_wire::error::FrameError;
+use tapio_wire::frame::{VERSION, VERSION_OLDEST};
+use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
+use tonic::Status;
+
+/// What was wrong with a stream, in words for its peer's log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the first message must be a hello")]
+    NoHello,
+    #[error("no hello within {0:?}")]
+    HelloTimeout(Duration),
+    #[error("only the first message may be a hello")]
+    SecondHello,
+    #[error("the message holds neither a hello nor a frame")]
+    EmptyMessage,
+    #[error(
+        "the node name must have 1 to {NODE_NAME_BYTES_MAX} bytes, none of them a control character"
+    )]
+    NodeName,
+    #[error("node id {declared:#x} is not that of the node's name, {expected:#x}")]
+    NodeId { declared: u64, expected: u64 },
+    #[error(
+        "frame version {0} is not supported; this server speaks {VERSION_OLDEST} to {VERSION}: upgrade the servers first"
+    )]
+    Version(u32),
+    #[error("epoch {epoch} is older than epoch {newest} of the same node")]
+    OldEpoch { epoch: u64, newest: u64 },
+    #[error("too many nodes")]
+    TooManyNodes,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the frame is of node {frame:#x}, the stream of node {stream:#x}")]
+    ForeignNode { frame: u64, stream: u64 },
+    #[error("the frame is of epoch {frame}, the stream of epoch {stream}")]
+    ForeignEpoch { frame: u64, stream: u64 },
+    #[error("sequence numbers start at 1")]
+    SequenceZero,
+    #[error("sequence jumps from {from} to {to}")]
+    SequenceGap { from: u64, to: u64 },
+    #[error(
+        "sequence {seq} is more than {SEQUENCE_AHEAD_MAX} ahead of {durable}, the last durable one"
+    )]
+    SequenceAhead { seq: u64, durable: u64 },
+}
+
+impl Refusal {
+    /// A short constant for the metric's label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoHello => "no_hello",
+            Self::HelloTimeout(_) => "hello_timeout",
+            Self::SecondHello => "second_hello",
+            Self::EmptyMessage => "empty_message",
+            Self::NodeName => "node_name",
+            Self::NodeId { .. } => "node_id",
+            Self::Version(_) => "hello_version",
+            Self::OldEpoch { .. } => "old_epoch",
+            Self::TooManyNodes => "too_many_nodes",
+            Self::Frame(error) => error.label(),
+            Self::ForeignNode { .. } => "foreign_node",
+            Self::ForeignEpoch { .. } => "foreign_epoch",
+            Self::SequenceZero => "sequence_zero",
+            Self::SequenceGap { .. } => "sequence_gap",
+            Self::SequenceAhead { .. } => "sequence_ahead",
+        }
+    }
+
+    /// As gRPC says it.
+    pub fn status(&self) -> Status {
+        let text = self.to_string();
+        match self {
+            Self::Version(_) | Self::OldEpoch { .. } | Self::NodeId { .. } => {
+                Status::failed_precondition(text)
+            }
+            Self::ForeignNode { .. } | Self::ForeignEpoch { .. } => Status::permission_denied(text),
+            Self::TooManyNodes => Status::resource_exhausted(text),
+            Self::HelloTimeout(_) => Status::deadline_exceeded(text),
+            _ => Status::invalid_argument(text),
+        }
+    }
+}

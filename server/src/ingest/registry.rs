@@ -1,0 +1,192 @@
+//! The nodes that are, or were, connected: whose stream is current, what was accepted, what is durable.
+//!
+//! What must hold: at most one stream of a node accepts frames; what is accepted is counted per node and epoch, not per
+//! stream, so that a stream that takes over neither repeats nor skips a frame; the order in which frames are accepted is the
+//! order in which they reach archive and correlator, since [`Progress`] is locked from the one to the other.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::fast::RandomState;
+use tokio::sync::{Notify, watch};
+
+use super::refusal::Refusal;
+use crate::archive::books::NODES_MAX;
+use crate::archive::{Books, Durable, lock_books};
+
+/// One node.
+pub(super) struct Node {
+    pub id: u64,
+    pub name: Arc<str>,
+    /// Held from a frame's sequence check until its delivery. `None` until a stream was current.
+    pub progress: tokio::sync::Mutex<Option<Progress>>,
+    /// The newest epoch of a stream, and its last durable frame.
+    pub durable: watch::Sender<DurableTo>,
+    current: Mutex<Current>,
+}
+
+/// What was accepted of a node.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    pub epoch: u64,
+    pub accepted: u64,
+}
+
+/// What is durable of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DurableTo {
+    pub epoch: u64,
+    pub seq: u64,
+}
+
+/// Whose turn it is.
+#[derive(Default)]
+struct Current {
+    newest_epoch: u64,
+    stream: Option<(u64, Arc<Notify>)>,
+}
+
+impl Durable for Node {
+    fn durable(&self, epoch: u64, seq: u64) {
+        self.durable.send_if_modified(|durable| {
+            let newer = epoch == durable.epoch && seq > durable.seq;
+            if newer {
+                durable.seq = seq;
+            }
+            newer
+        });
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Registry {
+    nodes: Mutex<HashMap<u64, Arc<Node>, RandomState>>,
+    streams: AtomicU64,
+}
+
+/// A stream's place in the registry, given up when it is dropped.
+pub(super) struct Place {
+    pub node: Arc<Node>,
+    pub epoch: u64,
+    /// The last frame that was durable when it was taken.
+    pub durable_seq: u64,
+    /// Told when a later stream takes over.
+    pub taken_over: Arc<Notify>,
+    /// It cancelled an earlier stream of its node.
+    pub took_over: bool,
+    stream: u64,
+}
+
+impl Registry {
+    /// Makes a stream the current one of its node.
+    pub async fn enter(
+        &self,
+        id: u64,
+        name: &str,
+        epoch: u64,
+        books: &Mutex<Books>,
+    ) -> Result<Place, Refusal> {
+        let node = self.node(id, name)?;
+        let archived_epoch = lock_books(books).newest_epoch(id).unwrap_or(0);
+        // Relaxed: a number that nobody else has is all that is asked for.
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let taken_over = Arc::new(Notify::new());
+        let earlier = {
+            let mut current = lock(&node.current);
+            let newest = current.newest_epoch.max(archived_epoch);
+            if epoch < newest {
+                return Err(Refusal::OldEpoch { epoch, newest });
+            }
+            current.newest_epoch = epoch;
+            current.stream.replace((stream, Arc::clone(&taken_over)))
+        };
+        // The earlier stream may be waiting for room with the progress locked: it must hear of its end first.
+        if let Some((_, earlier)) = &earlier {
+            earlier.notify_one();
+        }
+        let mut place = Place {
+            node,
+            epoch,
+            durable_seq: 0,
+            taken_over,
+            took_over: earlier.is_some(),
+            stream,
+        };
+        let node = Arc::clone(&place.node);
+        let mut progress = node.progress.lock().await;
+        match *progress {
+            Some(known) if known.epoch > epoch => {
+                return Err(Refusal::OldEpoch {
+                    epoch,
+                    newest: known.epoch,
+                });
+            }
+            Some(known) if known.epoch == epoch => {}
+            _ => {
+                let seq = lock_books(books).durable_seq(id, epoch);
+                *progress = Some(Progress {
+                    epoch,
+                    accepted: seq,
+                });
+                node.durable.send_replace(DurableTo { epoch, seq });
+            }
+        }
+        place.durable_seq = node.durable.borrow().seq;
+        Ok(place)
+    }
+
+    /// Whether a node has a stream.
+    pub fn is_connected(&self, id: u64) -> bool {
+        let nodes = lock(&self.nodes);
+        nodes
+            .get(&id)
+            .is_some_and(|node| lock(&node.current).stream.is_some())
+    }
+
+    fn node(&self, id: u64, name: &str) -> Result<Arc<Node>, Refusal> {
+        let mut nodes = lock(&self.nodes);
+        if let Some(node) = nodes.get(&id) {
+            return Ok(Arc::clone(node));
+        }
+        if nodes.len() >= NODES_MAX {
+            // Only this map holds them: no stream, no frame on its way to the disk.
+            nodes.retain(|_, node| Arc::strong_count(node) > 1);
+            if nodes.len() >= NODES_MAX {
+                return Err(Refusal::TooManyNodes);
+            }
+        }
+        let node = Arc::new(Node {
+            id,
+            name: name.into(),
+            progress: tokio::sync::Mutex::default(),
+            durable: watch::Sender::new(DurableTo::default()),
+            current: Mutex::default(),
+        });
+        nodes.insert(id, Arc::clone(&node));
+        Ok(node)
+    }
+}
+
+impl Place {
+    /// Whether this stream is still the node's current one.
+    pub fn is_current(&self) -> bool {
+        let current = lock(&self.node.current);
+        matches!(current.stream, Some((stream, _)) if stream == self.stream)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut current = lock(&self.node.current);
+        if matches!(current.stream, Some((stream, _)) if stream == self.stream) {
+            current.stream = None;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is done under these locks can leave them half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,335 @@
+//! One stream: a hello, then frames in, acknowledgements out.
+//!
+//! What must hold: a frame is accepted only after its bytes were checked down to the archive in it; once it is in the
+//! archive's queue it is delivered, whatever becomes of the stream; an acknowledgement only ever repeats what the archive
+//! reported durable. Reading and acknowledging share one task, and neither waits for the other, so that a peer that does not
+//! read its acknowledgements cannot hold its node's lock.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tapio_wire::frame::{Frame, Header, VERSION, VERSION_OLDEST};
+use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
+use tapio_wire::service::{
+    Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response,
+};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::refusal::Refusal;
+use super::registry::{Place, Progress};
+use super::{FrameSink, Shared};
+use crate::archive::{Append, Durable};
+
+/// How long a stream may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take to read why its stream ends.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) type Responses = mpsc::Sender<Result<ShipResponse, Status>>;
+
+/// Why no more frames are read.
+enum End {
+    /// The peer has sent all it wanted to.
+    Finished,
+    /// The server shuts down.
+    Draining,
+    TakenOver,
+    Refused(Refusal),
+    /// gRPC itself failed: the connection, or a message that is no protobuf.
+    Broken(Status),
+    ArchiveClosed,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Serves a stream from its first message to its end.
+pub(super) async fn serve<S: FrameSink>(
+    shared: &Shared<S>,
+    mut inbound: Streaming<ShipRequest>,
+    responses: Responses,
+) {
+    let hello = match timeout(HELLO_TIMEOUT, first_message(&mut inbound)).await {
+        Ok(hello) => hello,
+        Err(_) => Err(Refusal::HelloTimeout(HELLO_TIMEOUT).into()),
+    };
+    let place = match hello {
+        Ok(hello) => enter(shared, &hello).await,
+        Err(end) => Err(end),
+    };
+    let end = match place {
+        Ok(place) => exchange(shared, &place, inbound, &responses).await,
+        Err(end) => end,
+    };
+    let status = match end {
+        End::Finished => return,
+        End::Draining => Status::unavailable("the server is shutting down"),
+        End::ArchiveClosed => Status::unavailable("the archive is closed"),
+        End::TakenOver => Status::aborted("another stream of this node took over"),
+        End::Refused(refusal) => {
+            shared.metrics.count_refusal(refusal.label());
+            warn!(reason = %refusal, "stream refused");
+            refusal.status()
+        }
+        End::Broken(status) if status.source().is_none() => {
+            shared.metrics.count_refusal("message");
+            warn!(reason = status.message(), "stream refused");
+            status
+        }
+        End::Broken(status) => {
+            debug!(reason = status.message(), "stream broken");
+            return;
+        }
+    };
+    // A peer that has gone, or does not read, learns nothing.
+    let _ = timeout(FAREWELL_TIMEOUT, responses.send(Err(status))).await;
+}
+
+async fn first_message(inbound: &mut Streaming<ShipRequest>) -> Result<Hello, End> {
+    match inbound.message().await {
+        Ok(Some(ShipRequest {
+            kind: Some(ship_request::Kind::Hello(hello)),
+        })) => Ok(hello),
+        Ok(Some(_)) => Err(Refusal::NoHello.into()),
+        Ok(None) => Err(End::Finished),
+        Err(status) => Err(End::Broken(status)),
+    }
+}
+
+async fn enter<S: FrameSink>(shared: &Shared<S>, hello: &Hello) -> Result<Place, End> {
+    let name = hello.node.as_str();
+    if name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        return Err(Refusal::NodeName.into());
+    }
+    let expected = tapio_wire::node_id(name);
+    if hello.node_id != expected {
+        return Err(Refusal::NodeId {
+            declared: hello.node_id,
+            expected,
+        }
+        .into());
+    }
+    if !(u32::from(VERSION_OLDEST)..=u32::from(VERSION)).contains(&hello.version) {
+        return Err(Refusal::Version(hello.version).into());
+    }
+    let place = shared
+        .registry
+        .enter(expected, name, hello.epoch, &shared.books)
+        .await?;
+    if place.took_over {
+        shared.metrics.takeovers.inc();
+    }
+    info!(
+        node = name,
+        epoch = hello.epoch,
+        durable_seq = place.durable_seq,
+        revision = hello.revision,
+        took_over = place.took_over,
+        "collector connected"
+    );
+    Ok(place)
+}
+
+/// Reads and acknowledges until the stream ends.
+async fn exchange<S: FrameSink>(
+    shared: &Shared<S>,
+    place: &Place,
+    inbound: Streaming<ShipRequest>,
+    responses: &Responses,
+) -> End {
+    let mut durable = place.node.durable.subscribe();
+    let mut archive_state = shared.archive_state.clone();
+    archive_state.mark_unchanged();
+    let acknowledge = Notify::new();
+    let mut read = pin!(read(shared, place, inbound, &acknowledge));
+    let mut ended: Option<(End, u64)> = None;
+    let mut next = Some(ship_response::Kind::Welcome(Welcome {
+        version: u32::from(VERSION),
+        durable_seq: place.durable_seq,
+        credit_bytes: shared.credit_bytes(),
+    }));
+    let mut due = true;
+    loop {
+        match &ended {
+            Some((End::Finished | End::Draining, accepted)) => {
+                let latest = *durable.borrow();
+                if !due && (latest.seq >= *accepted || latest.epoch != place.epoch) {
+                    break;
+                }
+            }
+            Some(_) => break,
+            None => {}
+        }
+        tokio::select! {
+            biased;
+            permit = responses.reserve(), if due => {
+                let Ok(permit) = permit else { break };
+                due = false;
+                let kind = match next.take() {
+                    Some(welcome) => welcome,
+                    None => {
+                        let latest = *durable.borrow_and_update();
+                        if latest.epoch != place.epoch {
+                            continue;
+                        }
+                        shared.metrics.acks.inc();
+                        ship_response::Kind::Ack(Ack {
+                            durable_seq: latest.seq,
+                            credit_bytes: shared.credit_bytes(),
+                        })
+                    }
+                };
+                permit.send(Ok(ShipResponse { kind: Some(kind) }));
+            }
+            () = responses.closed() => break,
+            end = &mut read, if ended.is_none() => ended = Some(end),
+            // The sender lives in the node, which `place` holds.
+            _ = durable.changed(), if !due => due = true,
+            () = acknowledge.notified(), if !due => due = true,
+            Ok(()) = archive_state.changed(), if !due => due = true,
+        }
+    }
+    match ended {
+        Some((end, _)) => end,
+        None => {
+            // The peer has gone. What was accepted is still to be delivered.
+            place.taken_over.notify_one();
+            read.await.0
+        }
+    }
+}
+
+/// Reads frames until there are no more. Also tells the last accepted sequence.
+async fn read<S: FrameSink>(
+    shared: &Shared<S>,
+    place: &Place,
+    mut inbound: Streaming<ShipRequest>,
+    acknowledge: &Notify,
+) -> (End, u64) {
+    let mut draining = shared.draining.subscribe();
+    let mut accepted = place.durable_seq;
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = place.taken_over.notified() => return (End::TakenOver, accepted),
+            _ = draining.wait_for(|&draining| draining) => return (End::Draining, accepted),
+            message = inbound.message() => message,
+        };
+        let frame = match message {
+            Ok(Some(message)) => match message.kind {
+                Some(ship_request::Kind::Frame(frame)) => frame,
+                Some(ship_request::Kind::Hello(_)) => {
+                    return (Refusal::SecondHello.into(), accepted);
+                }
+                None => return (Refusal::EmptyMessage.into(), accepted),
+            },
+            Ok(None) => return (End::Finished, accepted),
+            Err(status) => return (End::Broken(status), accepted),
+        };
+        match accept(shared, place, frame).await {
+            Ok(seq) => accepted = accepted.max(seq),
+            Err(Rejected::Duplicate(seq)) => {
+                shared.metrics.duplicates.inc();
+                accepted = accepted.max(seq);
+                acknowledge.notify_one();
+            }
+            Err(Rejected::End(end)) => return (end, accepted),
+        }
+    }
+}
+
+enum Rejected {
+    /// It was accepted before; this is the last that was.
+    Duplicate(u64),
+    End(End),
+}
+
+impl<E: Into<End>> From<E> for Rejected {
+    fn from(end: E) -> Self {
+        Self::End(end.into())
+    }
+}
+
+/// Takes one frame from its bytes to the correlator.
+async fn accept<S: FrameSink>(
+    shared: &Shared<S>,
+    place: &Place,
+    bytes: Bytes,
+) -> Result<u64, Rejected> {
+    let node = &place.node;
+    let (header, ledger) = Header::check(&bytes).map_err(Refusal::Frame)?;
+    if header.node != node.id {
+        return Err(Refusal::ForeignNode {
+            frame: header.node,
+            stream: node.id,
+        }
+        .into());
+    }
+    if header.epoch != place.epoch {
+        return Err(Refusal::ForeignEpoch {
+            frame: header.epoch,
+            stream: place.epoch,
+        }
+        .into());
+    }
+    let mut progress = or_taken_over(place, node.progress.lock()).await?;
+    let Some(progress) = progress.as_mut().filter(|_| place.is_current()) else {
+        return Err(End::TakenOver.into());
+    };
+    check_sequence(&header, progress, node.durable.borrow().seq)?;
+    let length = bytes.len();
+    let frame = Frame::decode_checked(header, ledger, &bytes).map_err(Refusal::Frame)?;
+    let Ok(room) = or_taken_over(place, shared.appender.reserve(length)).await? else {
+        return Err(End::ArchiveClosed.into());
+    };
+    let on_durable: Arc<dyn Durable> = Arc::<super::registry::Node>::clone(node);
+    room.append(Append {
+        bytes,
+        header,
+        node_name: Some(Arc::clone(&node.name)),
+        on_durable,
+    });
+    progress.accepted = header.seq;
+    shared.metrics.count_accepted(&header, length);
+    shared.sink.deliver(&node.name, Arc::new(frame)).await;
+    Ok(header.seq)
+}
+
+async fn or_taken_over<T>(place: &Place, wanted: impl Future<Output = T>) -> Result<T, End> {
+    tokio::select! {
+        biased;
+        done = wanted => Ok(done),
+        () = place.taken_over.notified() => Err(End::TakenOver),
+    }
+}
+
+fn check_sequence(header: &Header, progress: &Progress, durable: u64) -> Result<(), Rejected> {
+    let (seq, accepted) = (header.seq, progress.accepted);
+    if seq == 0 {
+        return Err(Refusal::SequenceZero.into());
+    }
+    if seq <= accepted {
+        return Err(Rejected::Duplicate(accepted));
+    }
+    if seq > accepted + 1 {
+        return Err(Refusal::SequenceGap {
+            from: accepted,
+            to: seq,
+        }
+        .into());
+    }
+    if seq > durable.saturating_add(SEQUENCE_AHEAD_MAX) {
+        return Err(Refusal::SequenceAhead { seq, durable }.into());
+    }
+    Ok(())
+}
