@@ -243,7 +243,7 @@ pub struct Archive {
     metrics: Arc<ArchiveMetrics>,
     disk: DiskKind,
     stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     // Dropped last: until then the thread may still write.
     _lock: lock::DirectoryLock,
 }
@@ -347,7 +347,7 @@ impl Archive {
             metrics,
             disk,
             stop,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
             _lock: lock,
         })
     }
@@ -388,14 +388,15 @@ impl Archive {
 
     /// Writes and syncs what is queued, then ends. New appends are refused. Blocking; when the disk cannot be written it tries
     /// once more and gives up, since collectors keep what was not acknowledged.
-    pub fn shutdown(mut self) {
+    pub fn shutdown(&self) {
         self.stop_and_join();
     }
 
-    fn stop_and_join(&mut self) {
+    fn stop_and_join(&self) {
         self.stop.send_replace(true);
         self.appender.room.close();
-        if let Some(thread) = self.thread.take()
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
             && thread.join().is_err()
         {
             warn!("the archive's thread had panicked");
