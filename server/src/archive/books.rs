@@ -214,14 +214,9 @@ impl Books {
         Recorded::New { missing }
     }
 
-    /// Counts a frame that was dropped because it is already here.
-    pub fn count_duplicate(&mut self) {
-        self.totals.duplicates += 1;
-    }
-
-    /// Counts a damaged place.
-    pub fn count_quarantined(&mut self) {
-        self.totals.quarantined += 1;
+    /// Counts damaged places.
+    pub(super) fn count_quarantined(&mut self, places: u64) {
+        self.totals.quarantined += places;
     }
 
     /// Remembers what a node is called. A node that has no frame here is not remembered.
@@ -486,3 +481,6 @@ fn epoch_status(node: &NodeBooks, index: usize) -> service::EpochStatus {
         last_frame_ns: epoch.realtime_ns,
     }
 }
+
+#[cfg(test)]
+mod tests;

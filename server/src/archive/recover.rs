@@ -50,6 +50,8 @@ pub struct Recovered {
     pub empty_newest: Option<u64>,
     dir: PathBuf,
     surveys: HashMap<u64, Survey, RandomState>,
+    /// Damaged places that the books have not counted yet.
+    damaged: u64,
 }
 
 /// What one look through a segment tells.
@@ -78,6 +80,7 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
         empty_newest: None,
         dir: dir.to_owned(),
         surveys: HashMap::default(),
+        damaged: 0,
     };
     let mut first = recovered.segments.len();
     while first > 0 {
@@ -99,6 +102,7 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
     for index in first..recovered.segments.len() {
         recovered.apply(index)?;
     }
+    recovered.count_damage();
     if let Some(newest) = recovered.segments.back() {
         let survey = &recovered.surveys[&newest.number];
         let empty = survey.frames == 0 && survey.damages.is_empty() && !survey.tail_damaged;
@@ -139,7 +143,7 @@ impl Recovered {
             Ok(survey) => survey,
             Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
                 warn!(segment = %segment.path.display(), %error, "unreadable segment left out");
-                self.books.count_quarantined();
+                self.damaged += 1;
                 return Ok(Survey::default());
             }
             Err(error) => return Err(failed(error)),
@@ -147,7 +151,7 @@ impl Recovered {
         let tail = survey.tail_damaged.then_some(survey.end..segment.bytes);
         for range in survey.damages.iter().cloned().chain(tail) {
             if quarantine(&self.dir, &file, segment.number, &range) {
-                self.books.count_quarantined();
+                self.damaged += 1;
             }
         }
         if survey.end < segment.bytes {
@@ -155,6 +159,11 @@ impl Recovered {
             segment.bytes = survey.end;
         }
         Ok(survey)
+    }
+
+    fn count_damage(&mut self) {
+        self.books
+            .count_quarantined(std::mem::take(&mut self.damaged));
     }
 
     /// Counts a segment's frames in the books.
@@ -215,6 +224,7 @@ impl Recovered {
             }
             first -= 1;
         }
+        self.count_damage();
         let oldest_ns = newest_ns.saturating_sub(window_ns);
         let mut last_seq: HashMap<(u64, u64), u64, RandomState> = HashMap::default();
         for segment in self.segments.range(first..) {
