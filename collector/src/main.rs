@@ -1,1 +1,130 @@
-fn main() {}
+//! `tapio-collector`: one on each node.
+//!
+//! Exit codes: 0 after a clean shutdown, 1 when it could not start or not everything could be handed over, 2 for bad usage.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tapio_collector::config::{Config, LogFormat};
+use tapio_collector::pipeline::{Pipeline, load_config};
+use tapio_probes::{Probes, State};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Gathers kernel, Kubernetes and systemd events on this node and ships them to a Tapio server.
+#[derive(Parser)]
+#[command(name = "tapio-collector", version)]
+struct Arguments {
+    /// The configuration, YAML; without it, the defaults.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// A server's host:port, instead of grpc.server_endpoints; may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    server: Vec<String>,
+    /// error, warn, info, debug or trace, instead of logging.level.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// The kernel's type information, instead of /sys/kernel/btf/vmlinux.
+    #[arg(long, value_name = "FILE", env = "TAPIO_BTF", global = true)]
+    btf: Option<PathBuf>,
+    /// Run with the sources that work here, and say which do not and why, instead of failing.
+    #[arg(long)]
+    allow_missing_sources: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Load every probe and tell what became of it on this kernel.
+    Probes {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tapio-collector: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let mut config = Config::load(arguments.config.as_deref())?;
+    if !arguments.server.is_empty() {
+        config.grpc.server_endpoints = arguments.server;
+    }
+    if let Some(level) = arguments.log_level {
+        config.logging.level = level;
+    }
+    if arguments.btf.is_some() {
+        config.collectors.ebpf.btf = arguments.btf;
+    }
+    config.validate("command line")?;
+    if let Some(Command::Probes { json }) = arguments.command {
+        return probes(&config, json);
+    }
+    start_logging(&config);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let pipeline = Pipeline::start(&config, arguments.allow_missing_sources).await?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        }
+        let is_clean = pipeline.shutdown().await;
+        Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
+}
+
+fn start_logging(config: &Config) {
+    let filter = EnvFilter::new(&config.logging.level);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.logging.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+    }
+}
+
+fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let probes = Probes::load(&load_config(config))?;
+    let width = |text: fn(&tapio_probes::Verdict) -> usize| probes.verdicts().iter().map(text).max().unwrap_or(0);
+    let (program, hook) = (width(|verdict| verdict.program.len()), width(|verdict| verdict.hook.len()));
+    if !json {
+        println!("{:program$}  {:hook$}  {:6}  VERDICT", "PROGRAM", "HOOK", "LANE");
+    }
+    for verdict in probes.verdicts() {
+        let (state, reason) = match &verdict.state {
+            State::Attached => ("attached", ""),
+            State::NotOnThisKernel(reason) => ("not on this kernel", reason.as_str()),
+            State::Refused(reason) => ("refused", reason.as_str()),
+            State::Disabled => ("disabled", "by configuration"),
+        };
+        if json {
+            let kinds: Vec<&str> = verdict.produces.iter().map(|kind| kind.name()).collect();
+            let line = serde_json::json!({
+                "program": verdict.program, "hook": verdict.hook, "lane": verdict.lane,
+                "produces": kinds, "verdict": state, "reason": reason,
+            });
+            println!("{line}");
+        } else {
+            let separator = if reason.is_empty() { "" } else { ": " };
+            println!(
+                "{:program$}  {:hook$}  {:6}  {state}{separator}{reason}",
+                verdict.program, verdict.hook, verdict.lane
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,1 +1,202 @@
-fn main() {}
+//! The command line of `tapio-perf`. Exit codes: 0 all is well, 1 a check failed, 2 it could not be run.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapio_perf::client::FindingWatch;
+use tapio_perf::error::{Context, Error};
+use tapio_perf::inject::victim::{self, Victim};
+use tapio_perf::inject::{Fault, InjectOptions, Injector, measure};
+use tapio_perf::interrupt;
+use tapio_perf::load::generator::Pace;
+use tapio_perf::load::{self, LoadOptions};
+use tapio_perf::units::{parse_bytes, parse_duration};
+
+const CHECK_FAILED: u8 = 1;
+const NOT_RUN: u8 = 2;
+
+/// Loads Tapio, measures it, and makes faults for it to find.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Simulate nodes: real collectors fed through rings, a real server, and a check that every event is accounted for
+    Load(LoadArguments),
+    /// Make a fault for real, in throw-away cgroups of this host (needs root)
+    Inject(InjectArguments),
+    #[command(name = victim::COMMAND, hide = true, subcommand)]
+    Victim(Victim),
+}
+
+/// What nodes report.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ProfileName {
+    /// 55 % tcp, 10 % dns, 8 % each of block I/O, reclaim and failed system calls, 5 % run queue, 3 % packet drops, 3 % lethal
+    Mixed,
+}
+
+#[derive(Args)]
+struct LoadArguments {
+    /// Simulated nodes, a collector process each
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
+    /// Events a second over all nodes together, or max: as fast as the rings have room
+    #[arg(long, default_value = "max")]
+    rate: Pace,
+    #[arg(long, default_value = "10s", value_parser = parse_duration)]
+    duration: Duration,
+    #[arg(long, value_enum, default_value_t = ProfileName::Mixed)]
+    profile: ProfileName,
+    /// host:port of a running server; without it, one is started and stopped
+    #[arg(long)]
+    server: Option<String>,
+    /// Containers of each node
+    #[arg(long, default_value_t = 1000)]
+    entities: usize,
+    /// Size of each node's ring: a power of two
+    #[arg(long, default_value = "8MiB", value_parser = parse_bytes)]
+    ring: u64,
+    /// The same seed makes the same events
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where tapio-collector and tapio-server are; default: beside this program
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct InjectArguments {
+    fault: Fault,
+    /// The limit of a container that runs out of memory
+    #[arg(long, default_value = "64MiB", value_parser = parse_bytes)]
+    memory: u64,
+    /// How long cgroups outlive the victim, for those who look at them
+    #[arg(long, default_value = "200ms", value_parser = parse_duration)]
+    keep_time: Duration,
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
+    /// Between two injections
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    interval: Duration,
+    /// host:port of the server whose findings are measured
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    server: String,
+    /// Wait for the finding of each injection, and report how long it took
+    #[arg(long)]
+    measure: bool,
+    /// Report as JSON: one object
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        // These must not start threads: a process that has left its pid namespace cannot.
+        Command::Victim(victim) => victim::run(&victim).map(|code| code as u8),
+        Command::Load(arguments) => interrupt::listen().and_then(|()| run_load(arguments)),
+        Command::Inject(arguments) => interrupt::listen().and_then(|()| run_inject(&arguments)),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("tapio-perf: {error}");
+            ExitCode::from(NOT_RUN)
+        }
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Error::Invalid(error.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
+    let ProfileName::Mixed = arguments.profile;
+    let report = load::run(&LoadOptions {
+        nodes: arguments.nodes,
+        pace: arguments.rate,
+        duration: arguments.duration,
+        server: arguments.server,
+        entities: arguments.entities,
+        ring_bytes: arguments.ring as usize,
+        seed: arguments.seed,
+        bin_dir: arguments.bin_dir,
+        collector_config: String::new(),
+        server_config: String::new(),
+    })?;
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        println!("{report}");
+    }
+    Ok(if report.ledger_closes {
+        0
+    } else {
+        CHECK_FAILED
+    })
+}
+
+fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
+    if arguments.repeat == 0 {
+        return Err(Error::Invalid("--repeat must be at least 1".into()));
+    }
+    let mut injector = Injector::new(InjectOptions {
+        memory_bytes: arguments.memory,
+        keep: arguments.keep_time,
+        program: std::env::current_exe().context(|| "find this executable".into())?,
+    })?;
+    let mut watch = if arguments.measure {
+        Some(FindingWatch::start(&arguments.server)?)
+    } else {
+        None
+    };
+    let series = measure::run(
+        &mut injector,
+        arguments.fault,
+        arguments.repeat,
+        arguments.interval,
+        watch.as_mut(),
+        |measured| {
+            if !arguments.json {
+                println!("{measured}");
+            }
+        },
+    )?;
+    if arguments.json {
+        match series.injections.as_slice() {
+            [only] if !arguments.measure => print_json(&only.injection)?,
+            _ => print_json(&series)?,
+        }
+    } else if arguments.measure {
+        let found = series.injections.len() - series.missing;
+        println!(
+            "{found} of {} found: {}",
+            series.injections.len(),
+            series.latency_us
+        );
+    }
+    if series.missing > 0 {
+        eprintln!(
+            "tapio-perf: {} of {} injections led to no finding within {} s",
+            series.missing,
+            series.injections.len(),
+            measure::FINDING_LIMIT.as_secs()
+        );
+        return Ok(CHECK_FAILED);
+    }
+    Ok(0)
+}

@@ -1,2 +1,28 @@
-//! Under construction.
+//! Tapio's probes: BPF programs in C that answer one question a file, and the loader that attaches them.
+//!
+//! In: a [`LoadConfig`]. Out: [`Probes`], which keeps the programs attached while it lives, hands out the descriptors of the
+//! ring, the counters and the control word, and gives a [`Verdict`] on every program of [`PROGRAMS`]. What the programs
+//! write is in [`record`].
+//!
+//! What holds:
+//! - One program that a kernel lacks or refuses never stops the others; the reason is in its verdict.
+//! - Every record that was attempted is counted as emitted, every one that found its ring full as dropped too. What the
+//!   reader takes out is the difference, exactly: see [`counter_index`].
+//! - No program outlives its [`Probes`]: nothing is pinned.
+//!
+//! ```text
+//!  bpf/process.bpf.c ┐                                       ┌► lethal_ring    records, see `record`
+//!  bpf/oom.bpf.c     ├─ bpf/tapio.bpf.c ─ object ─ loader ───┼► counters_map   u64[cpu][kind][emitted, dropped]
+//!  bpf/signal.bpf.c  │  one object: the      │               ├► control_map    u32 need_wakeup
+//!  bpf/cgroup.bpf.c  ┘  maps are shared      └─ attach       └► verdicts       one a program
+//! ```
+#![forbid(unsafe_code)]
+
+mod attach;
+mod loader;
+mod object;
 pub mod record;
+
+pub use attach::{State, Verdict};
+pub use loader::{Error, LoadConfig, Probes};
+pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};

@@ -194,7 +194,8 @@ record! {
         allocator_pid: u32,
         allocator_tid: u32,
         allocator_cgroup_id: u64,
-        /// The victim's memory when it was chosen, bytes.
+        /// The victim's memory when it was chosen, bytes; without what single CPUs (single threads before Linux 6.2) have
+        /// yet to add, some dozens of pages each.
         anon_rss_bytes: u64,
         file_rss_bytes: u64,
         shmem_rss_bytes: u64,
@@ -223,7 +224,8 @@ record! {
         signal: u32,
         /// `si_code`; `SI_KERNEL` (0x80) when the kernel sent it without details.
         code: i32,
-        /// The sender: the task that was running.
+        /// The sender: the task that was running. It has nothing to do with it where `from_kernel` is set and the task is
+        /// not the target, or `code` is `SI_TIMER` (-2).
         sender_pid: u32,
         sender_tid: u32,
         sender_cgroup_id: u64,

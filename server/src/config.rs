@@ -1,1 +1,309 @@
-//! Under construction.
+//! The server's configuration: `server.yaml` of the deployment guide, and Tapio's own keys.
+//!
+//! What enters: a YAML file and command line flags. What leaves: a [`Config`] that was validated as a whole. What must hold:
+//! an unknown key, a wrong type or an impossible value never becomes a default.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tapio_wire::units;
+
+use crate::archive::DiskChoice;
+
+/// Why the configuration was refused. The text names the file, and the line and key where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {error}; name an existing file with --config")]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{path}: {error}")]
+    Parse { path: PathBuf, error: serde_yaml_ng::Error },
+    #[error("{path}: {key}: {problem}")]
+    Invalid { path: String, key: &'static str, problem: String },
+}
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: ServerSection,
+    pub correlation: CorrelationSection,
+    pub metrics: MetricsSection,
+    pub resources: ResourcesSection,
+    pub logging: LoggingSection,
+    pub archive: ArchiveSection,
+}
+
+/// `server:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerSection {
+    pub address: IpAddr,
+    pub port: u16,
+    pub tls_enabled: bool,
+    pub max_concurrent_streams: u32,
+    /// Events a second that a node's credit allows for; 0 for no limit.
+    pub max_events_per_sec: u64,
+    /// Accepted for the deployment guide's sake; frames are bounded by the wire's limits.
+    pub max_batch_size: usize,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        Self {
+            address: [0, 0, 0, 0].into(),
+            port: 9090,
+            tls_enabled: false,
+            max_concurrent_streams: 1000,
+            max_events_per_sec: 0,
+            max_batch_size: tapio_wire::limits::FRAME_EVENTS_MAX,
+        }
+    }
+}
+
+/// `correlation:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CorrelationSection {
+    pub enabled: bool,
+    /// Signals that wait for the finder.
+    pub buffer_size: usize,
+    /// How far back a pattern looks, and how much of the archive is replayed at the start.
+    #[serde(deserialize_with = "units::duration")]
+    pub analysis_window: Duration,
+    pub max_correlation_depth: u32,
+    /// Threads that correlate; default: one for each core that this process may use.
+    pub shards: Option<usize>,
+    /// Entities whose state is kept.
+    pub max_entities: usize,
+    /// A directory with patterns of the operator's, beside the built-in ones.
+    pub patterns: Option<PathBuf>,
+}
+
+impl Default for CorrelationSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            buffer_size: 100_000,
+            analysis_window: Duration::from_secs(300),
+            max_correlation_depth: 10,
+            shards: None,
+            max_entities: 1_000_000,
+            patterns: None,
+        }
+    }
+}
+
+/// `metrics:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsSection {
+    pub prometheus_enabled: bool,
+    /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`.
+    pub prometheus_port: u16,
+}
+
+impl Default for MetricsSection {
+    fn default() -> Self {
+        Self { prometheus_enabled: true, prometheus_port: 9091 }
+    }
+}
+
+/// `resources:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourcesSection {
+    pub max_memory_mb: u64,
+    pub max_cpu_milli: u64,
+}
+
+impl Default for ResourcesSection {
+    fn default() -> Self {
+        Self { max_memory_mb: 500, max_cpu_milli: 500 }
+    }
+}
+
+/// `logging:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoggingSection {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Default for LoggingSection {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Json }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// `archive:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArchiveSection {
+    pub dir: PathBuf,
+    #[serde(deserialize_with = "units::bytes")]
+    pub max_bytes: u64,
+    #[serde(deserialize_with = "units::duration")]
+    pub max_age: Duration,
+    /// The longest that a bulk frame waits for others before it is synced. Lethal frames do not wait.
+    #[serde(deserialize_with = "units::duration")]
+    pub commit_interval: Duration,
+    /// `auto`, `uring` or `plain`.
+    pub disk: DiskChoice,
+    #[serde(deserialize_with = "units::bytes")]
+    pub segment_bytes: u64,
+}
+
+impl Default for ArchiveSection {
+    fn default() -> Self {
+        Self {
+            dir: "/var/lib/tapio".into(),
+            max_bytes: 1 << 30,
+            max_age: Duration::from_secs(24 * 3600),
+            commit_interval: Duration::from_millis(5),
+            disk: DiskChoice::Auto,
+            segment_bytes: 64 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and validates a file; without one, the defaults.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        let config: Self = if text.trim().is_empty() {
+            Self::default()
+        } else {
+            serde_yaml_ng::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })?
+        };
+        config.validate(&path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// Checks values that the types cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the key and what it may be.
+    pub fn validate(&self, path: &str) -> Result<(), ConfigError> {
+        let invalid = |key, problem: String| Err(ConfigError::Invalid { path: path.into(), key, problem });
+        if self.server.tls_enabled {
+            return invalid("server.tls_enabled", "this build has no TLS yet; set it to false".into());
+        }
+        if self.server.max_concurrent_streams == 0 {
+            return invalid("server.max_concurrent_streams", "0 would let nobody in; the least is 1".into());
+        }
+        if self.server.max_batch_size == 0 {
+            return invalid("server.max_batch_size", "0 would let no event in; the least is 1".into());
+        }
+        if self.server.port != 0 && self.server.port == self.metrics.prometheus_port {
+            return invalid("metrics.prometheus_port", format!("{} is server.port too", self.server.port));
+        }
+        if self.correlation.buffer_size == 0 {
+            return invalid("correlation.buffer_size", "0 leaves no room for a signal; the least is 1".into());
+        }
+        if self.correlation.analysis_window < Duration::from_secs(1) {
+            return invalid("correlation.analysis_window", "less than 1s finds nothing".into());
+        }
+        if self.correlation.shards == Some(0) || self.correlation.shards.is_some_and(|shards| shards > 1024) {
+            return invalid("correlation.shards", "a number from 1 to 1024".into());
+        }
+        if self.correlation.max_entities == 0 {
+            return invalid("correlation.max_entities", "0 keeps no state; the least is 1".into());
+        }
+        let segment = self.archive.segment_bytes;
+        if !((8 << 20)..=(4 << 30)).contains(&segment) {
+            return invalid("archive.segment_bytes", format!("{segment} is not from 8MiB to 4GiB"));
+        }
+        if self.archive.max_bytes < 2 * segment {
+            return invalid(
+                "archive.max_bytes",
+                format!(
+                    "{} is less than two segments of {segment} bytes (archive.segment_bytes)",
+                    self.archive.max_bytes
+                ),
+            );
+        }
+        if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
+            return invalid(
+                "logging.level",
+                format!("`{}` is none of error, warn, info, debug, trace, off", self.logging.level),
+            );
+        }
+        Ok(())
+    }
+
+    /// Where gRPC listens.
+    pub fn grpc_address(&self) -> SocketAddr {
+        SocketAddr::new(self.server.address, self.server.port)
+    }
+
+    /// Where HTTP listens.
+    pub fn http_address(&self) -> SocketAddr {
+        SocketAddr::new(self.server.address, self.metrics.prometheus_port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("written");
+        Config::load(Some(file.path()))
+    }
+
+    #[test]
+    fn the_deployment_guides_file_is_accepted() {
+        let config = parse(
+            "server:\n  address: 0.0.0.0\n  port: 9090\n  tls_enabled: false\n  max_concurrent_streams: 1000\n  \
+             max_events_per_sec: 165000\n  max_batch_size: 1000\ncorrelation:\n  enabled: true\n  buffer_size: 100000\n  \
+             analysis_window: 5m\n  max_correlation_depth: 10\nmetrics: {prometheus_enabled: true, prometheus_port: 9091}\n\
+             resources: {max_memory_mb: 500, max_cpu_milli: 500}\nlogging: {level: info, format: json}\narchive: {dir: \
+             /var/lib/tapio, max_bytes: 1GiB, max_age: 24h, commit_interval: 5ms, disk: auto}\n",
+        )
+        .expect("accepted");
+        assert_eq!(config.archive.max_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_refused_with_key_and_line() {
+        let error = parse("archive:\n  dri: /tmp\n").unwrap_err().to_string();
+        assert!(error.contains("dri") && error.contains("line 2"), "{error}");
+        let error = parse("server:\n  port: high\n").unwrap_err().to_string();
+        assert!(error.contains("port") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn impossible_values_are_refused_with_what_is_possible() {
+        for (text, key) in [
+            ("server: {port: 9091}", "prometheus_port"),
+            ("archive: {max_bytes: 1MiB}", "max_bytes"),
+            ("archive: {segment_bytes: 1}", "segment_bytes"),
+            ("correlation: {analysis_window: 1ms}", "analysis_window"),
+            ("logging: {level: loud}", "logging.level"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

@@ -1,1 +1,59 @@
-//! Under construction.
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::archive::ArchiveState;
+use crate::metrics::Metrics;
+
+struct Shared {
+    metrics: Arc<Metrics>,
+    archive: watch::Receiver<ArchiveState>,
+    metrics_enabled: bool,
+}
+
+/// Serves until `end` is set.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    archive: watch::Receiver<ArchiveState>,
+    metrics_enabled: bool,
+    mut end: watch::Receiver<bool>,
+) {
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_text))
+        .with_state(Arc::new(Shared { metrics, archive, metrics_enabled }));
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
+        // An error means that the other side is gone, which is an end too.
+        let _ = end.wait_for(|end| *end).await;
+    });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the HTTP server ended");
+    }
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    match &*shared.archive.borrow() {
+        ArchiveState::Ready => (StatusCode::OK, "ready\n".into()),
+        ArchiveState::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    }
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    if shared.metrics_enabled {
+        let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
+        (StatusCode::OK, kind, shared.metrics.render())
+    } else {
+        let kind = [(header::CONTENT_TYPE, "text/plain")];
+        (StatusCode::NOT_FOUND, kind, b"metrics.prometheus_enabled is false\n".to_vec())
+    }
+}

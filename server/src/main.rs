@@ -1,1 +1,78 @@
-fn main() {}
+//! `tapio-server`: archives what collectors ship, correlates it and publishes findings.
+//!
+//! Exit codes: 0 after a clean shutdown, 1 when it could not start or ended badly, 2 for bad usage.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tapio_server::config::{Config, LogFormat};
+use tapio_server::pipeline::Pipeline;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Archives what Tapio's collectors ship, correlates it and publishes findings.
+#[derive(Parser)]
+#[command(name = "tapio-server", version)]
+struct Arguments {
+    /// The configuration, YAML; without it, the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen, instead of server.address.
+    #[arg(long, value_name = "IP")]
+    address: Option<IpAddr>,
+    /// The gRPC port, instead of server.port.
+    #[arg(long)]
+    port: Option<u16>,
+    /// error, warn, info, debug or trace, instead of logging.level.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tapio-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::load(arguments.config.as_deref())?;
+    if let Some(address) = arguments.address {
+        config.server.address = address;
+    }
+    if let Some(port) = arguments.port {
+        config.server.port = port;
+    }
+    if let Some(level) = arguments.log_level {
+        config.logging.level = level;
+    }
+    config.validate("command line")?;
+    start_logging(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("io").enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let pipeline = Pipeline::start(&config).await?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        }
+        pipeline.shutdown().await?;
+        Ok(())
+    })
+}
+
+fn start_logging(config: &Config) {
+    let filter = EnvFilter::new(&config.logging.level);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.logging.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+    }
+}

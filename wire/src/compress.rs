@@ -19,9 +19,7 @@ pub struct Compressor {
 
 impl Default for Compressor {
     fn default() -> Self {
-        Self {
-            table: CompressTable::large(),
-        }
+        Self { table: CompressTable::large() }
     }
 }
 

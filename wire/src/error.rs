@@ -12,11 +12,7 @@ pub enum FrameError {
     #[error(
         "frame version {version} is not supported; this build speaks {oldest} to {newest}: upgrade the servers first"
     )]
-    Version {
-        version: u16,
-        oldest: u16,
-        newest: u16,
-    },
+    Version { version: u16, oldest: u16, newest: u16 },
     #[error("the frame's header or ledger does not match its checksum")]
     HeaderChecksum,
     #[error("the frame's payload does not match its checksum")]

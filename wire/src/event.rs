@@ -19,9 +19,7 @@ pub type Name = u32;
 pub const NO_NAME: Name = Name::MAX;
 
 /// Where an event came from; the ledger is kept for each.
-#[derive(
-    Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord,
-)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[rkyv(derive(Clone, Copy, Debug, PartialEq, Eq))]
 #[repr(u8)]
 pub enum Source {
@@ -42,13 +40,7 @@ pub const SOURCES: usize = 5;
 
 impl Source {
     /// Every source, in the order of their numbers.
-    pub const ALL: [Self; SOURCES] = [
-        Self::Ebpf,
-        Self::Shm,
-        Self::Kube,
-        Self::Systemd,
-        Self::Collector,
-    ];
+    pub const ALL: [Self; SOURCES] = [Self::Ebpf, Self::Shm, Self::Kube, Self::Systemd, Self::Collector];
 
     /// The source that a number names.
     pub fn from_u8(value: u8) -> Option<Self> {
@@ -132,40 +124,17 @@ pub enum Detail {
     /// A TCP connection changed.
     Tcp(Tcp),
     /// A burst of memory reclaim ended.
-    Reclaim {
-        stall_ns: u64,
-        pages: u64,
-        memcg: bool,
-    },
+    Reclaim { stall_ns: u64, pages: u64, memcg: bool },
     /// A block I/O was slow or failed.
-    BlockIo {
-        latency_ns: u64,
-        bytes: u64,
-        device: u32,
-        error: i32,
-        operation: u8,
-    },
+    BlockIo { latency_ns: u64, bytes: u64, device: u32, error: i32, operation: u8 },
     /// System calls failed alike.
-    SyscallError {
-        count: u64,
-        syscall: u32,
-        errno: u32,
-    },
+    SyscallError { count: u64, syscall: u32, errno: u32 },
     /// A DNS lookup failed or was slow.
-    Dns {
-        latency_ns: u64,
-        name: Name,
-        query_type: u16,
-        rcode: u8,
-    },
+    Dns { latency_ns: u64, name: Name, query_type: u16, rcode: u8 },
     /// A task waited long for a CPU.
     RunQueue { wait_ns: u64 },
     /// Packets were dropped for one reason.
-    PacketDrop {
-        count: u64,
-        reason: u32,
-        interface: u32,
-    },
+    PacketDrop { count: u64, reason: u32, interface: u32 },
 }
 
 /// See [`Detail::Exec`].
@@ -294,12 +263,7 @@ impl Kind {
     /// The one place that decides an event's lane.
     pub fn lane(self) -> Lane {
         match self {
-            Self::Exec
-            | Self::Exit
-            | Self::Oom
-            | Self::Signal
-            | Self::CgroupMade
-            | Self::CgroupRemoved => Lane::Lethal,
+            Self::Exec | Self::Exit | Self::Oom | Self::Signal | Self::CgroupMade | Self::CgroupRemoved => Lane::Lethal,
             Self::Tcp
             | Self::Reclaim
             | Self::BlockIo

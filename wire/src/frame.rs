@@ -97,11 +97,7 @@ impl Header {
         }
         let version = u16_at(4);
         if !(VERSION_OLDEST..=VERSION).contains(&version) {
-            return Err(FrameError::Version {
-                version,
-                oldest: VERSION_OLDEST,
-                newest: VERSION,
-            });
+            return Err(FrameError::Version { version, oldest: VERSION_OLDEST, newest: VERSION });
         }
         let flags = u16_at(6);
         let header = Self {
@@ -116,11 +112,7 @@ impl Header {
             payload_bytes: u32_at(60),
             payload_crc: u32_at(64),
             ledger_entries: u16_at(72),
-            compression: if flags & FLAG_LZ4 == 0 {
-                Compression::None
-            } else {
-                Compression::Lz4
-            },
+            compression: if flags & FLAG_LZ4 == 0 { Compression::None } else { Compression::Lz4 },
             is_final: flags & FLAG_FINAL != 0,
             source_events: std::array::from_fn(|source| u32_at(SOURCE_EVENTS + 4 * source)),
             first_time_ns: u64_at(FIRST_TIME),
@@ -128,10 +120,7 @@ impl Header {
         };
         let length = header.frame_bytes();
         if length > FRAME_BYTES_MAX || usize::from(header.ledger_entries) > ENTRIES_MAX {
-            return Err(FrameError::TooLong {
-                bytes: length,
-                limit: FRAME_BYTES_MAX,
-            });
+            return Err(FrameError::TooLong { bytes: length, limit: FRAME_BYTES_MAX });
         }
         Ok((header, length))
     }
@@ -140,10 +129,7 @@ impl Header {
     /// `bytes` must be exactly one frame.
     pub fn check(bytes: &[u8]) -> Result<(Self, Ledger), FrameError> {
         if bytes.len() > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong {
-                bytes: bytes.len(),
-                limit: FRAME_BYTES_MAX,
-            });
+            return Err(FrameError::TooLong { bytes: bytes.len(), limit: FRAME_BYTES_MAX });
         }
         let (header, length) = Self::peek(bytes)?;
         if bytes.len() != length {
@@ -163,27 +149,14 @@ impl Header {
             Compression::None => raw == payload,
         };
         if raw > RAW_BYTES_MAX || !possible {
-            return Err(FrameError::DeclaredSize {
-                raw: header.raw_bytes,
-                payload: header.payload_bytes,
-            });
+            return Err(FrameError::DeclaredSize { raw: header.raw_bytes, payload: header.payload_bytes });
         }
         let events = u64::from(header.lethal_events) + u64::from(header.bulk_events);
         if events > FRAME_EVENTS_MAX as u64 {
-            return Err(FrameError::Contradiction {
-                what: "more events than a frame may carry",
-            });
+            return Err(FrameError::Contradiction { what: "more events than a frame may carry" });
         }
-        if events
-            != header
-                .source_events
-                .iter()
-                .map(|&count| u64::from(count))
-                .sum::<u64>()
-        {
-            return Err(FrameError::Contradiction {
-                what: "events by lane and by source differ",
-            });
+        if events != header.source_events.iter().map(|&count| u64::from(count)).sum::<u64>() {
+            return Err(FrameError::Contradiction { what: "events by lane and by source differ" });
         }
         let ledger = Ledger::decode(&bytes[ledger_start..]).ok_or(FrameError::Ledger)?;
         Ok((header, ledger))
@@ -221,11 +194,7 @@ impl Frame {
     }
 
     /// The second half of [`Frame::decode`], for a caller that has [`Header::check`]ed these very bytes.
-    pub fn decode_checked(
-        header: Header,
-        ledger: Ledger,
-        bytes: &[u8],
-    ) -> Result<Self, FrameError> {
+    pub fn decode_checked(header: Header, ledger: Ledger, bytes: &[u8]) -> Result<Self, FrameError> {
         let payload = bytes
             .get(HEADER_BYTES..HEADER_BYTES + header.payload_bytes as usize)
             .ok_or(FrameError::Truncated { bytes: bytes.len() })?;
@@ -242,15 +211,9 @@ impl Frame {
         }
         let body = low::access::<ArchivedBody, Failure>(&raw).map_err(|_| FrameError::Archive)?;
         if body.events.len() != header.events() as usize {
-            return Err(FrameError::Contradiction {
-                what: "header and body count different events",
-            });
+            return Err(FrameError::Contradiction { what: "header and body count different events" });
         }
-        Ok(Self {
-            header,
-            ledger,
-            raw,
-        })
+        Ok(Self { header, ledger, raw })
     }
 
     /// The header.
@@ -285,17 +248,9 @@ impl Encoder {
     ///
     /// # Errors
     /// [`FrameError::TooLong`] when the body exceeds the limits; the caller then splits it.
-    pub fn seal(
-        &mut self,
-        body: &Body,
-        lane: Lane,
-        compression: Compression,
-    ) -> Result<SealedFrame, FrameError> {
+    pub fn seal(&mut self, body: &Body, lane: Lane, compression: Compression) -> Result<SealedFrame, FrameError> {
         if body.events.len() > FRAME_EVENTS_MAX {
-            return Err(FrameError::TooLong {
-                bytes: body.events.len(),
-                limit: FRAME_EVENTS_MAX,
-            });
+            return Err(FrameError::TooLong { bytes: body.events.len(), limit: FRAME_EVENTS_MAX });
         }
         let mut raw = std::mem::take(&mut self.raw);
         raw.clear();
@@ -314,10 +269,7 @@ impl Encoder {
         compression: Compression,
     ) -> Result<SealedFrame, FrameError> {
         if raw.len() > RAW_BYTES_MAX {
-            return Err(FrameError::TooLong {
-                bytes: raw.len(),
-                limit: RAW_BYTES_MAX,
-            });
+            return Err(FrameError::TooLong { bytes: raw.len(), limit: RAW_BYTES_MAX });
         }
         let ledger_room = ENTRIES_MAX * ENTRY_BYTES;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + raw.len() / 2 + ledger_room);
@@ -328,10 +280,7 @@ impl Encoder {
         }
         let payload_bytes = bytes.len() - HEADER_BYTES;
         if bytes.len() + ledger_room > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong {
-                bytes: bytes.len(),
-                limit: FRAME_BYTES_MAX,
-            });
+            return Err(FrameError::TooLong { bytes: bytes.len(), limit: FRAME_BYTES_MAX });
         }
         bytes.shrink_to(bytes.len() + ledger_room);
         let mut source_events = [0u32; SOURCES];
@@ -345,37 +294,18 @@ impl Encoder {
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &MAGIC);
         put(4, &VERSION.to_le_bytes());
-        put(
-            6,
-            &(if compression == Compression::Lz4 {
-                FLAG_LZ4
-            } else {
-                0
-            })
-            .to_le_bytes(),
-        );
-        put(
-            if lane == Lane::Lethal { 48 } else { 52 },
-            &events.to_le_bytes(),
-        );
+        put(6, &(if compression == Compression::Lz4 { FLAG_LZ4 } else { 0 }).to_le_bytes());
+        put(if lane == Lane::Lethal { 48 } else { 52 }, &events.to_le_bytes());
         put(56, &(raw.len() as u32).to_le_bytes());
         put(60, &(payload_bytes as u32).to_le_bytes());
         for (source, count) in source_events.iter().enumerate() {
             put(SOURCE_EVENTS + 4 * source, &count.to_le_bytes());
         }
-        put(
-            FIRST_TIME,
-            &(if events == 0 { 0 } else { first }).to_le_bytes(),
-        );
+        put(FIRST_TIME, &(if events == 0 { 0 } else { first }).to_le_bytes());
         put(LAST_TIME, &last.to_le_bytes());
         let payload_crc = crc32c::crc32c(&bytes[HEADER_BYTES..]);
         bytes[64..68].copy_from_slice(&payload_crc.to_le_bytes());
-        Ok(SealedFrame {
-            bytes,
-            lane,
-            source_events,
-            raw_bytes: raw.len() as u32,
-        })
+        Ok(SealedFrame { bytes, lane, source_events, raw_bytes: raw.len() as u32 })
     }
 }
 

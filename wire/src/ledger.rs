@@ -178,13 +178,7 @@ impl Ledger {
                 }
             }
             if rest > 0 {
-                push(
-                    source,
-                    DROPPED,
-                    Stage::Collector as u8,
-                    Reason::Excluded as u8,
-                    rest,
-                );
+                push(source, DROPPED, Stage::Collector as u8, Reason::Excluded as u8, rest);
             }
         }
         entries
@@ -221,9 +215,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.account_mut(Source::Ebpf).emitted = 10;
         ledger.account_mut(Source::Ebpf).shipped = 7;
-        ledger
-            .account_mut(Source::Ebpf)
-            .drop_events(Stage::Ring, Reason::Full, 2);
+        ledger.account_mut(Source::Ebpf).drop_events(Stage::Ring, Reason::Full, 2);
         ledger.account_mut(Source::Shm).inherited = u64::MAX;
         let mut bytes = Vec::new();
         assert_eq!(ledger.encode(&mut bytes), 4);
@@ -245,21 +237,13 @@ mod tests {
         assert!(ledger.encode(&mut bytes) <= ENTRIES_MAX);
         let read = Ledger::decode(&bytes).expect("entries are well formed");
         for source in Source::ALL {
-            assert_eq!(
-                read.account(source).dropped_total(),
-                ledger.account(source).dropped_total()
-            );
+            assert_eq!(read.account(source).dropped_total(), ledger.account(source).dropped_total());
         }
     }
 
     #[test]
     fn an_unknown_entry_is_refused() {
-        for entry in [
-            [99, 0, 0, 0],
-            [0, 99, 0, 0],
-            [0, DROPPED, 99, 0],
-            [0, DROPPED, 0, 99],
-        ] {
+        for entry in [[99, 0, 0, 0], [0, 99, 0, 0], [0, DROPPED, 99, 0], [0, DROPPED, 0, 99]] {
             let mut bytes = entry.to_vec();
             bytes.resize(ENTRY_BYTES, 0);
             assert_eq!(Ledger::decode(&bytes), None);

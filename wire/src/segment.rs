@@ -73,11 +73,7 @@ pub fn append_record(out: &mut Vec<u8>, number: u64, offset: u64, kind: RecordKi
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
     /// A record; the next one starts `size` bytes further.
-    Record {
-        kind: RecordKind,
-        bytes: &'a [u8],
-        size: usize,
-    },
+    Record { kind: RecordKind, bytes: &'a [u8], size: usize },
     /// A record whose header is whole but whose bytes reach past the end: a torn tail.
     Torn,
     /// Zeros, or the end of the bytes.
@@ -89,11 +85,7 @@ pub enum Found<'a> {
 /// Looks at `offset` of a segment whose bytes from there on are `rest`.
 pub fn find_record(rest: &[u8], number: u64, offset: u64) -> Found<'_> {
     let Some(header) = rest.first_chunk::<RECORD_HEADER_BYTES>() else {
-        return if rest.iter().all(|&byte| byte == 0) {
-            Found::End
-        } else {
-            Found::Torn
-        };
+        return if rest.iter().all(|&byte| byte == 0) { Found::End } else { Found::Torn };
     };
     if header.iter().all(|&byte| byte == 0) {
         return Found::End;
@@ -114,11 +106,7 @@ pub fn find_record(rest: &[u8], number: u64, offset: u64) -> Found<'_> {
     }
     let length = u32_at(24) as usize;
     match rest.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + length) {
-        Some(bytes) => Found::Record {
-            kind,
-            bytes,
-            size: record_bytes(length),
-        },
+        Some(bytes) => Found::Record { kind, bytes, size: record_bytes(length) },
         None => Found::Torn,
     }
 }
@@ -136,14 +124,8 @@ mod tests {
         let second = file.len();
         append_record(&mut file, 7, second as u64, RecordKind::Snapshot, &[]);
         file.resize(file.len() + 100, 0);
-        let Found::Record { kind, bytes, size } = find_record(&file[first..], 7, first as u64)
-        else {
-            panic!()
-        };
-        assert_eq!(
-            (kind, bytes, first + size),
-            (RecordKind::Frame, &b"abc"[..], second)
-        );
+        let Found::Record { kind, bytes, size } = find_record(&file[first..], 7, first as u64) else { panic!() };
+        assert_eq!((kind, bytes, first + size), (RecordKind::Frame, &b"abc"[..], second));
         let end = second + RECORD_HEADER_BYTES;
         assert_eq!(find_record(&file[end..], 7, end as u64), Found::End);
     }
@@ -172,11 +154,7 @@ mod tests {
         let mut record = Vec::new();
         append_record(&mut record, 7, 64, RecordKind::Frame, b"abcdefgh");
         for length in 1..RECORD_HEADER_BYTES + 8 {
-            assert_eq!(
-                find_record(&record[..length], 7, 64),
-                Found::Torn,
-                "cut to {length}"
-            );
+            assert_eq!(find_record(&record[..length], 7, 64), Found::Torn, "cut to {length}");
         }
     }
 }

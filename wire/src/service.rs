@@ -1,9 +1,6 @@
 //! The gRPC services of `proto/tapio.proto`, generated at build time.
 
-#![allow(
-    missing_docs,
-    reason = "generated; the proto file carries the documentation"
-)]
+#![allow(missing_docs, reason = "generated; the proto file carries the documentation")]
 #![allow(clippy::all, unused_qualifications, reason = "generated")]
 
 tonic::include_proto!("tapio.v1");

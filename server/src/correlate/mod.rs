@@ -1,1 +1,302 @@
-//! Under construction.
+//! Correlation, step one: hot, sharded, constant time an event.
+//!
+//! What enters: checked frames, in the order of each node's stream. What leaves: [`signal::Signal`]s on a [`SignalBus`]. What
+//! must hold: one thread a core and nothing shared between shards; at most `frames_in_flight` frames are anywhere between
+//! [`Correlator::deliver`] and the shards, whoever delivers more waits; memory is bounded by entities; no signal is dropped.
+//!
+//! ```text
+//! deliver ── permit ── topology, losses ── route: entity → shard ──► queue ──► shard 0 ──► bus ──► finder
+//!                                                              └───► queue ──► shard 1 ──┘
+//! ```
+
+mod bus;
+mod generations;
+mod loss;
+mod metrics;
+mod resolve;
+mod route;
+pub mod shard;
+pub mod signal;
+pub mod state;
+mod topology;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
+
+use crossbeam::queue::ArrayQueue;
+use tapio_wire::frame::Frame;
+use tapio_wire::service::ShardStatus;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use bus::Message;
+pub use bus::{BusClosed, InProcessBus, SignalBus};
+pub use generations::Generations;
+pub use loss::{LossBook, LossView, Lost};
+pub use route::RoutedFrame;
+pub use topology::{EntityInfo, NodeRef, Topology};
+
+use metrics::Metrics;
+use shard::{Shard, Shared};
+use signal::SignalKinds;
+
+/// How correlation is sized.
+#[derive(Clone, Debug)]
+pub struct CorrelateConfig {
+    /// Threads; `None` for one on every core that this process may use.
+    pub shards: Option<usize>,
+    /// An entity that was quiet for so long is forgotten.
+    pub window: Duration,
+    /// Entities remembered by all shards together, and descriptions kept.
+    pub entities_max: usize,
+    /// Frames between delivery and the last shard's work on them.
+    pub frames_in_flight: usize,
+    /// The signals that are wanted; others are not made.
+    pub wanted: SignalKinds,
+}
+
+impl Default for CorrelateConfig {
+    fn default() -> Self {
+        Self {
+            shards: None,
+            window: Duration::from_secs(300),
+            entities_max: 200_000,
+            frames_in_flight: 256,
+            wanted: SignalKinds::all(),
+        }
+    }
+}
+
+/// Why correlation could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("a thread for correlation could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+    #[error("a metric of correlation is declared wrongly: {0}")]
+    Metric(#[from] prometheus::Error),
+}
+
+/// Correlation has stopped, or one of its threads has failed: frames are not taken any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("correlation has stopped: no frame is taken any more")]
+pub struct Stopped;
+
+struct Handle {
+    shared: Arc<Shared>,
+    thread: Thread,
+    join: Option<JoinHandle<()>>,
+}
+
+/// The shards and the way to them.
+pub struct Correlator {
+    shards: Vec<Handle>,
+    permits: Arc<Semaphore>,
+    frames_in_flight: u32,
+    topology: Arc<Topology>,
+    losses: Arc<LossBook>,
+    metrics: Metrics,
+}
+
+impl Correlator {
+    /// Starts the shards. Losses are entered in `losses`; signals go to `bus`.
+    ///
+    /// # Errors
+    /// [`StartError`] when a thread cannot be started.
+    pub fn start(
+        config: &CorrelateConfig,
+        losses: Arc<LossBook>,
+        bus: Arc<dyn SignalBus>,
+    ) -> Result<Self, StartError> {
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let parallel = thread::available_parallelism().map_or(1, usize::from);
+        let shards = config.shards.unwrap_or(parallel).max(1);
+        // With a CPU quota below the cores, pinning would crowd every quota-limited program onto the first cores.
+        let pin = parallel >= cores.len();
+        let frames_in_flight = config.frames_in_flight.clamp(1, 1 << 16);
+        let topology = Arc::new(Topology::new(config.entities_max));
+        let permits = Arc::new(Semaphore::new(frames_in_flight));
+        let metrics = Metrics::new()?;
+        let mut started = Self {
+            shards: Vec::with_capacity(shards),
+            permits,
+            frames_in_flight: frames_in_flight as u32,
+            topology,
+            losses,
+            metrics,
+        };
+        for index in 0..shards {
+            let core = if pin { cores.get(index).copied() } else { None };
+            started.start_shard(index, shards, core, config, &bus)?;
+        }
+        Ok(started)
+    }
+
+    fn start_shard(
+        &mut self,
+        index: usize,
+        shards: usize,
+        core: Option<core_affinity::CoreId>,
+        config: &CorrelateConfig,
+        bus: &Arc<dyn SignalBus>,
+    ) -> Result<(), StartError> {
+        let shard = Shard::new(
+            index,
+            config.entities_max.div_ceil(shards),
+            config.window,
+            Arc::clone(&self.topology),
+            config.wanted,
+        );
+        let shared = Arc::new(Shared {
+            queue: ArrayQueue::new(self.frames_in_flight as usize),
+            stopping: AtomicBool::new(false),
+            gauges: self.metrics.shard(index),
+            events: AtomicU64::new(0),
+        });
+        let join = {
+            let (shared, bus) = (Arc::clone(&shared), Arc::clone(bus));
+            let permits = Arc::clone(&self.permits);
+            thread::Builder::new()
+                .name(format!("correlate-{index}"))
+                .spawn(move || shard::run(shard, &shared, &*bus, &permits, core))?
+        };
+        self.shards.push(Handle {
+            shared,
+            thread: join.thread().clone(),
+            join: Some(join),
+        });
+        Ok(())
+    }
+
+    /// Hands a frame to the shards; waits while too many are in flight. Frames of one node must come one after another.
+    ///
+    /// # Errors
+    /// [`Stopped`] when correlation has stopped.
+    pub async fn deliver(&self, node: NodeRef, frame: Arc<Frame>) -> Result<(), Stopped> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        self.dispatch(node, frame, permit.map_err(|_| Stopped)?);
+        Ok(())
+    }
+
+    /// [`Correlator::deliver`] for a thread that may block: replay at start.
+    ///
+    /// # Errors
+    /// [`Stopped`] when correlation has stopped.
+    pub fn deliver_blocking(&self, node: NodeRef, frame: Arc<Frame>) -> Result<(), Stopped> {
+        block_on(self.deliver(node, frame))
+    }
+
+    /// Waits until the shards have worked through every frame that was delivered before.
+    ///
+    /// # Errors
+    /// [`Stopped`] when correlation has stopped.
+    pub async fn drained(&self) -> Result<(), Stopped> {
+        let all = self.permits.acquire_many(self.frames_in_flight).await;
+        all.map(drop).map_err(|_| Stopped)
+    }
+
+    /// [`Correlator::drained`] for a thread that may block.
+    ///
+    /// # Errors
+    /// [`Stopped`] when correlation has stopped.
+    pub fn drained_blocking(&self) -> Result<(), Stopped> {
+        block_on(self.drained())
+    }
+
+    fn dispatch(&self, node: NodeRef, frame: Arc<Frame>, permit: OwnedSemaphorePermit) {
+        self.topology.learn(&node, &frame.body().entities);
+        self.losses.observe(&frame);
+        let routed = Arc::new(RoutedFrame::new(
+            node,
+            frame,
+            self.shards.len(),
+            Some(permit),
+        ));
+        for (index, shard) in self.shards.iter().enumerate() {
+            if routed.events_of(index) == 0 {
+                continue;
+            }
+            let pushed = shard.shared.queue.push(Arc::clone(&routed));
+            debug_assert!(pushed.is_ok(), "permits bound the queue");
+            shard.thread.unpark();
+        }
+    }
+
+    /// Events that the shards have worked through.
+    pub fn events_correlated(&self) -> u64 {
+        let events = |shard: &Handle| shard.shared.events.load(Ordering::Relaxed);
+        self.shards.iter().map(events).sum()
+    }
+
+    /// The shards, for the query service.
+    pub fn status(&self) -> Vec<ShardStatus> {
+        let status = |(index, shard): (usize, &Handle)| {
+            let gauges = &shard.shared.gauges;
+            ShardStatus {
+                shard: index as u32,
+                core: gauges.core.get() as i32,
+                events: shard.shared.events.load(Ordering::Relaxed),
+                entities: gauges.entities.get() as u64,
+                evicted: gauges.evicted.get(),
+            }
+        };
+        self.shards.iter().enumerate().map(status).collect()
+    }
+
+    /// The descriptions of entities.
+    pub fn topology(&self) -> &Arc<Topology> {
+        &self.topology
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When one of the names is taken.
+    pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+        self.metrics.register(registry)
+    }
+
+    /// Takes no more frames, works through those it has and ends the threads. Dropping does the same.
+    pub fn stop(&mut self) {
+        self.permits.close();
+        for shard in &self.shards {
+            // Release: pairs with the Acquire in `shard::run`; whoever sees it also sees every frame pushed before.
+            shard.shared.stopping.store(true, Ordering::Release);
+            shard.thread.unpark();
+        }
+        for shard in &mut self.shards {
+            if shard.join.take().is_some_and(|join| join.join().is_err()) {
+                tracing::error!("a correlation shard has failed");
+            }
+        }
+    }
+}
+
+impl Drop for Correlator {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for a future that needs no runtime.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

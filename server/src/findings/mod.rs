@@ -1,1 +1,22 @@
-//! Under construction.
+//! Correlation, step two: cool. Patterns over signals, findings for people.
+//!
+//! What enters: signals, from any number of shards, in any order between entities. What leaves: findings in a [`FindingStore`].
+//! What must hold: the outcome does not depend on the order in which evidence arrives; one death has one explanation, the best;
+//! ids depend on the evidence alone, so a replay finds the same; everything is bounded.
+
+mod compose;
+mod deaths;
+mod field;
+mod finder;
+mod history;
+mod matching;
+mod pattern;
+mod schema;
+mod store;
+mod template;
+pub mod text;
+
+pub use finder::{Finder, FinderConfig, FinderMetrics, StartError};
+pub use pattern::{PatternError, PatternSet};
+pub use schema::parse_duration;
+pub use store::{FindingStore, LookupError, Position};

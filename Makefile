@@ -1,0 +1,39 @@
+# Tapio. Two commands do everything: `make run` and `make test`.
+
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+
+.PHONY: run test build install check bench clean help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+run: build ## install what is missing, build, start server and collector here, show findings as they come
+	@deploy/local/run.sh $(RELEASE)
+
+build: install ## the release binaries
+	cargo build --release --locked --workspace --bins
+
+install: ## what building needs and this machine lacks
+	@deploy/local/install.sh
+
+check: install ## formatting and lints
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# The end-to-end tests drive the real binaries, so one profile builds both. TAPIO_REQUIRE=all turns a test that would skip
+# into a failure.
+test: check ## install what is missing, lint, run every test
+	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --release --target-dir $(TARGET)/loom
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace
+
+bench: install ## what the figures in docs/architecture.md come from
+	cargo bench --locked -p tapio-ringbuf
+	cargo bench --locked -p tapio-server
+	cargo build --release --locked --workspace --bins
+	$(RELEASE)/tapio-perf load --nodes 4 --rate max --duration 20s --profile mixed
+	$(RELEASE)/tapio-perf load --nodes 4 --rate 165000 --duration 20s --profile mixed
+
+clean: ## everything that was built
+	cargo clean

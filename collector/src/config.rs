@@ -1,0 +1,444 @@
+//! The collector's configuration: `collector.yaml` of the deployment guide, and Tapio's own keys.
+//!
+//! What enters: a YAML file and command line flags. What leaves: a [`Config`] that was validated as a whole. What must hold:
+//! an unknown key, a wrong type or an impossible value never becomes a default.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tapio_wire::compress::Compression;
+use tapio_wire::units;
+
+/// Why the configuration was refused. The text names the file, and the line and key where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {error}; name an existing file with --config")]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{path}: {error}")]
+    Parse { path: PathBuf, error: serde_yaml_ng::Error },
+    #[error("{path}: {key}: {problem}")]
+    Invalid { path: String, key: &'static str, problem: String },
+}
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub collector: CollectorSection,
+    pub grpc: GrpcSection,
+    pub resources: ResourcesSection,
+    pub pipeline: PipelineSection,
+    pub collectors: SourcesSection,
+    pub health: HealthSection,
+    pub logging: LoggingSection,
+}
+
+/// `collector:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CollectorSection {
+    /// Sources to run: `ebpf`, `k8s`, `systemd`, `shm`.
+    pub enabled_collectors: Vec<String>,
+    /// Share of bulk events that is kept, above 0 and up to 1.
+    pub sampling_rate: f64,
+    /// Bulk events a second; 0 for no limit.
+    pub max_events_per_sec: u64,
+    /// Events that wait between sources and frames, each lane.
+    pub buffer_size: usize,
+    /// This node's name; default: `NODE_NAME` of the environment, else the host name.
+    pub node_name: Option<String>,
+}
+
+impl Default for CollectorSection {
+    fn default() -> Self {
+        Self {
+            enabled_collectors: vec!["ebpf".into(), "shm".into()],
+            sampling_rate: 1.0,
+            max_events_per_sec: 10_000,
+            buffer_size: 32_768,
+            node_name: None,
+        }
+    }
+}
+
+/// `grpc:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrpcSection {
+    /// `host:port` of the servers, tried in order.
+    pub server_endpoints: Vec<String>,
+    pub tls_enabled: bool,
+    /// Events in a frame.
+    pub max_batch_size: usize,
+    /// How long a bulk event may wait for its frame to fill. Lethal events do not wait.
+    #[serde(deserialize_with = "units::duration")]
+    pub batch_timeout: Duration,
+    pub reconnect_enabled: bool,
+    pub compression: Compression,
+}
+
+impl Default for GrpcSection {
+    fn default() -> Self {
+        Self {
+            server_endpoints: vec!["127.0.0.1:9090".into()],
+            tls_enabled: false,
+            max_batch_size: 4096,
+            batch_timeout: Duration::from_millis(5),
+            reconnect_enabled: true,
+            compression: Compression::Lz4,
+        }
+    }
+}
+
+/// `resources:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourcesSection {
+    /// What rings, queues and outbox are sized by, MiB.
+    pub max_memory_mb: u64,
+    /// Thousandths of a core; 0 for no limit. Held by the governor.
+    pub max_cpu_milli: u64,
+}
+
+impl Default for ResourcesSection {
+    fn default() -> Self {
+        Self { max_memory_mb: 100, max_cpu_milli: 10 }
+    }
+}
+
+/// `pipeline:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineSection {
+    pub enable_filtering: bool,
+    pub filter_config: FilterSection,
+}
+
+impl Default for PipelineSection {
+    fn default() -> Self {
+        Self { enable_filtering: true, filter_config: FilterSection::default() }
+    }
+}
+
+/// `pipeline.filter_config:`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilterSection {
+    /// Bulk events below it are dropped and counted.
+    pub min_severity: Severity,
+}
+
+/// How much an event matters by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    #[default]
+    Low,
+    Medium,
+    High,
+    Critical,
+}
+
+/// `collectors:`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourcesSection {
+    pub ebpf: EbpfSection,
+    pub k8s: K8sSection,
+    pub systemd: SystemdSection,
+    pub shm: ShmSection,
+}
+
+/// `collectors.ebpf:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EbpfSection {
+    pub enabled: bool,
+    pub enable_network: bool,
+    pub enable_memory: bool,
+    pub enable_process: bool,
+    /// The kernel's type information; default `/sys/kernel/btf/vmlinux`.
+    pub btf: Option<PathBuf>,
+    /// How long the reader naps between looks at the rings while there is traffic.
+    #[serde(deserialize_with = "units::duration")]
+    pub linger: Duration,
+}
+
+impl Default for EbpfSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            enable_network: true,
+            enable_memory: true,
+            enable_process: true,
+            btf: None,
+            linger: Duration::from_millis(1),
+        }
+    }
+}
+
+/// `collectors.k8s:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct K8sSection {
+    pub enabled: bool,
+    pub in_cluster: bool,
+    pub exclude_system_namespaces: bool,
+}
+
+impl Default for K8sSection {
+    fn default() -> Self {
+        Self { enabled: true, in_cluster: true, exclude_system_namespaces: false }
+    }
+}
+
+/// `collectors.systemd:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SystemdSection {
+    pub enabled: bool,
+    pub exclude_system: bool,
+}
+
+impl Default for SystemdSection {
+    fn default() -> Self {
+        Self { enabled: true, exclude_system: false }
+    }
+}
+
+/// `collectors.shm:` rings of local processes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShmSection {
+    pub enabled: bool,
+    /// The Unix socket on which rings are handed over; only root may connect.
+    pub socket: PathBuf,
+    /// Rings at the same time.
+    pub max_peers: usize,
+    /// Data bytes of one ring at the most.
+    #[serde(deserialize_with = "units::bytes")]
+    pub max_ring_bytes: u64,
+}
+
+impl Default for ShmSection {
+    fn default() -> Self {
+        Self { enabled: true, socket: "/run/tapio/collector.sock".into(), max_peers: 16, max_ring_bytes: 16 << 20 }
+    }
+}
+
+/// `health:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthSection {
+    pub enabled: bool,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub address: std::net::IpAddr,
+    pub port: u16,
+    pub metrics_enabled: bool,
+}
+
+impl Default for HealthSection {
+    fn default() -> Self {
+        Self { enabled: true, address: [0, 0, 0, 0].into(), port: 8081, metrics_enabled: true }
+    }
+}
+
+/// `logging:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoggingSection {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Default for LoggingSection {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Json }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+const SOURCE_NAMES: [&str; 4] = ["ebpf", "k8s", "systemd", "shm"];
+
+impl Config {
+    /// Reads and validates a file; without one, the defaults.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        let config: Self = if text.trim().is_empty() {
+            Self::default()
+        } else {
+            serde_yaml_ng::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })?
+        };
+        config.validate(&path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// Checks values that the types cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the key and what it may be.
+    pub fn validate(&self, path: &str) -> Result<(), ConfigError> {
+        let invalid = |key, problem: String| Err(ConfigError::Invalid { path: path.into(), key, problem });
+        for name in &self.collector.enabled_collectors {
+            if !SOURCE_NAMES.contains(&name.as_str()) {
+                return invalid(
+                    "collector.enabled_collectors",
+                    format!("there is no source `{name}`; there are {}", SOURCE_NAMES.join(", ")),
+                );
+            }
+        }
+        let rate = self.collector.sampling_rate;
+        if !(rate > 0.0 && rate <= 1.0) {
+            return invalid("collector.sampling_rate", format!("{rate} is not above 0 and up to 1"));
+        }
+        if !(1..=tapio_wire::limits::FRAME_EVENTS_MAX).contains(&self.grpc.max_batch_size) {
+            return invalid(
+                "grpc.max_batch_size",
+                format!("{} is not between 1 and {}", self.grpc.max_batch_size, tapio_wire::limits::FRAME_EVENTS_MAX),
+            );
+        }
+        if self.grpc.tls_enabled {
+            return invalid("grpc.tls_enabled", "this build has no TLS yet; set it to false".into());
+        }
+        if self.grpc.server_endpoints.is_empty() {
+            return invalid("grpc.server_endpoints", "name at least one server, like tapio-server:9090".into());
+        }
+        for endpoint in &self.grpc.server_endpoints {
+            if let Err(problem) = endpoint_uri(endpoint) {
+                return invalid("grpc.server_endpoints", problem);
+            }
+        }
+        if self.grpc.batch_timeout > Duration::from_secs(10) {
+            return invalid("grpc.batch_timeout", "more than 10s would make findings late".into());
+        }
+        if self.resources.max_memory_mb < 16 {
+            return invalid(
+                "resources.max_memory_mb",
+                format!("{} is too little; the least is 16", self.resources.max_memory_mb),
+            );
+        }
+        if self.collector.buffer_size == 0 {
+            return invalid("collector.buffer_size", "0 leaves no room for an event".into());
+        }
+        if let Some(name) = &self.collector.node_name
+            && (name.is_empty() || name.len() > tapio_wire::limits::NODE_NAME_BYTES_MAX)
+        {
+            return invalid("collector.node_name", "a node's name has 1 to 253 characters".into());
+        }
+        if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
+            return invalid(
+                "logging.level",
+                format!("`{}` is none of error, warn, info, debug, trace, off", self.logging.level),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether a source runs: it is listed, and its section does not turn it off.
+    pub fn runs(&self, source: &str) -> bool {
+        let listed = self.collector.enabled_collectors.iter().any(|name| name == source);
+        listed
+            && match source {
+                "ebpf" => self.collectors.ebpf.enabled,
+                "k8s" => self.collectors.k8s.enabled,
+                "systemd" => self.collectors.systemd.enabled,
+                "shm" => self.collectors.shm.enabled,
+                _ => false,
+            }
+    }
+
+    /// The node's name: configured, else from the environment, else the host's.
+    pub fn node_name(&self) -> String {
+        self.collector
+            .node_name
+            .clone()
+            .or_else(|| std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()))
+            .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+    }
+}
+
+/// The URI of a `host:port` endpoint.
+///
+/// # Errors
+/// A sentence that says what an endpoint looks like.
+pub fn endpoint_uri(endpoint: &str) -> Result<tonic::transport::Uri, String> {
+    let problem = || format!("`{endpoint}` is no endpoint; write host:port, like tapio-server:9090");
+    let with_scheme = if endpoint.contains("://") { endpoint.to_string() } else { format!("http://{endpoint}") };
+    let uri: tonic::transport::Uri = with_scheme.parse().map_err(|_| problem())?;
+    if uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
+        return Err(problem());
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("written");
+        Config::load(Some(file.path()))
+    }
+
+    #[test]
+    fn the_deployment_guides_file_is_accepted() {
+        let config = parse(
+            "collector:\n  enabled_collectors: [\"ebpf\",\"k8s\",\"systemd\"]\n  sampling_rate: 1.0\n  \
+             max_events_per_sec: 10000\n  buffer_size: 10000\ngrpc:\n  server_endpoints: [\"tapio-server:9090\"]\n  \
+             tls_enabled: false\n  max_batch_size: 100\n  batch_timeout: 100ms\n  reconnect_enabled: true\n  \
+             compression: lz4\nresources: {max_memory_mb: 100, max_cpu_milli: 10}\npipeline:\n  enable_filtering: true\n  \
+             filter_config: {min_severity: low}\ncollectors:\n  ebpf: {enabled: true, enable_network: true, \
+             enable_memory: true, enable_process: true}\n  k8s: {enabled: true, in_cluster: true, \
+             exclude_system_namespaces: false}\n  systemd: {enabled: true, exclude_system: false}\nhealth: {enabled: true, \
+             port: 8081, metrics_enabled: true}\nlogging: {level: info, format: json}\n",
+        )
+        .expect("accepted");
+        assert_eq!(config.grpc.batch_timeout, Duration::from_millis(100));
+        assert!(config.runs("ebpf") && !config.runs("shm"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name_and_line() {
+        let error = parse("collector:\n  sampling_rat: 1.0\n").unwrap_err().to_string();
+        assert!(error.contains("sampling_rat") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_with_its_key_and_line() {
+        let error = parse("grpc:\n  max_batch_size: many\n").unwrap_err().to_string();
+        assert!(error.contains("max_batch_size") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn impossible_values_are_refused_with_what_is_possible() {
+        for (text, key) in [
+            ("collector: {sampling_rate: 0}", "sampling_rate"),
+            ("collector: {enabled_collectors: [ebfp]}", "enabled_collectors"),
+            ("grpc: {server_endpoints: [nowhere]}", "server_endpoints"),
+            ("grpc: {max_batch_size: 0}", "max_batch_size"),
+            ("logging: {level: loud}", "logging.level"),
+            ("resources: {max_memory_mb: 1}", "max_memory_mb"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Decoding: a ring record becomes an event.
+//!
+//! What enters: one record's bytes, untrusted when a local process wrote them. What leaves: an [`Event`] appended to the batch
+//! of its lane. What must hold: the record's declared size is its length, every field is read from a checked copy, and a
+//! record that breaks the layout is refused, never guessed at.
+
+use std::collections::HashMap;
+
+use tapio_probes::record::{self, Kind, text};
+use tapio_wire::event::{Body, Detail, Event, Exec, Exit, Lane, NO_NAME, Name, Oom, Signal, Source, Tcp};
+use zerocopy::FromBytes;
+
+use crate::identity::Identity;
+
+/// A record that broke the layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// A batch of one lane under construction: a frame's body and the index of its names.
+#[derive(Default)]
+pub struct Batch {
+    pub body: Body,
+    comms: HashMap<[u8; record::COMM_BYTES], Name, foldhash::fast::RandomState>,
+    texts: HashMap<String, Name, foldhash::fast::RandomState>,
+}
+
+impl Batch {
+    /// Hands out the body and starts over with `next`, which must be empty.
+    pub fn take(&mut self, next: Body) -> Body {
+        self.comms.clear();
+        self.texts.clear();
+        std::mem::replace(&mut self.body, next)
+    }
+
+    /// Takes a body back that [`Batch::take`] handed out; nothing was added in between.
+    pub fn put_back(&mut self, body: Body) {
+        self.body = body;
+    }
+
+    fn comm(&mut self, comm: &[u8; record::COMM_BYTES]) -> Name {
+        if comm[0] == 0 {
+            return NO_NAME;
+        }
+        if let Some(&name) = self.comms.get(comm) {
+            return name;
+        }
+        let name = self.push(text(comm).into_owned());
+        self.comms.insert(*comm, name);
+        name
+    }
+
+    fn text(&mut self, text: &str) -> Name {
+        if text.is_empty() {
+            return NO_NAME;
+        }
+        if let Some(&name) = self.texts.get(text) {
+            return name;
+        }
+        let name = self.push(text.to_owned());
+        self.texts.insert(text.to_owned(), name);
+        name
+    }
+
+    fn push(&mut self, text: String) -> Name {
+        self.body.names.push(text);
+        (self.body.names.len() - 1) as Name
+    }
+}
+
+/// The header of a record, when its kind is known and its declared size is its length.
+pub fn header(bytes: &[u8]) -> Result<(record::Header, Kind), Malformed> {
+    let (header, _) = record::Header::read_from_prefix(bytes).map_err(|_| Malformed)?;
+    if usize::from(header.size) != bytes.len() {
+        return Err(Malformed);
+    }
+    Ok((header, Kind::from_u16(header.kind).ok_or(Malformed)?))
+}
+
+/// The lane of a record's kind: that of the event it becomes.
+pub fn lane(kind: Kind) -> Lane {
+    if kind.is_lethal() { Lane::Lethal } else { Lane::Bulk }
+}
+
+fn read<T: FromBytes>(bytes: &[u8]) -> Result<T, Malformed> {
+    T::read_from_bytes(bytes).map_err(|_| Malformed)
+}
+
+/// Decodes one record into `batch`, which must be that of the kind's [`lane`].
+///
+/// # Errors
+/// [`Malformed`]; the batch is then as it was.
+#[inline]
+pub fn decode(
+    bytes: &[u8],
+    header: &record::Header,
+    kind: Kind,
+    source: Source,
+    identity: &mut Identity,
+    batch: &mut Batch,
+) -> Result<(), Malformed> {
+    let detail = match kind {
+        Kind::Tcp => {
+            let tcp: record::Tcp = read(bytes)?;
+            let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+            Detail::Tcp(Tcp {
+                source: tcp.source,
+                destination: tcp.destination,
+                duration_us: u32::try_from(tcp.duration_ns / 1000).unwrap_or(u32::MAX),
+                kib_sent: kib(tcp.bytes_sent),
+                kib_received: kib(tcp.bytes_received),
+                source_port: tcp.source_port,
+                destination_port: tcp.destination_port,
+                change: tcp.change,
+                active: tcp.active != 0,
+            })
+        }
+        Kind::Reclaim => {
+            let reclaim: record::Reclaim = read(bytes)?;
+            Detail::Reclaim { stall_ns: reclaim.stall_ns, pages: reclaim.pages_reclaimed, memcg: reclaim.memcg != 0 }
+        }
+        Kind::BlockIo => {
+            let io: record::BlockIo = read(bytes)?;
+            Detail::BlockIo {
+                latency_ns: io.latency_ns,
+                bytes: io.bytes,
+                device: io.device,
+                error: io.error,
+                operation: io.operation,
+            }
+        }
+        Kind::SyscallError => {
+            let error: record::SyscallError = read(bytes)?;
+            Detail::SyscallError { count: error.count, syscall: error.syscall, errno: error.errno }
+        }
+        Kind::Dns => {
+            let dns: record::Dns = read(bytes)?;
+            Detail::Dns {
+                latency_ns: dns.latency_ns,
+                name: batch.text(&text(&dns.name)),
+                query_type: dns.query_type,
+                rcode: dns.rcode,
+            }
+        }
+        Kind::RunQueue => Detail::RunQueue { wait_ns: read::<record::RunQueue>(bytes)?.wait_ns },
+        Kind::PacketDrop => {
+            let drop: record::PacketDrop = read(bytes)?;
+            Detail::PacketDrop { count: drop.count, reason: drop.reason, interface: drop.interface }
+        }
+        Kind::Exec | Kind::Exit | Kind::Oom | Kind::Signal | Kind::CgroupMkdir | Kind::CgroupRmdir => {
+            lethal(bytes, header, kind, identity, batch)?
+        }
+    };
+    let entity = identity.resolve(header.cgroup_id, &mut batch.body.entities);
+    if kind == Kind::CgroupRmdir {
+        identity.remove(header.cgroup_id);
+    }
+    batch.body.events.push(Event { time_ns: header.time_ns, entity, pid: header.pid, source, body: detail });
+    Ok(())
+}
+
+fn lethal(
+    bytes: &[u8],
+    header: &record::Header,
+    kind: Kind,
+    identity: &mut Identity,
+    batch: &mut Batch,
+) -> Result<Detail, Malformed> {
+    Ok(match kind {
+        Kind::Exec => {
+            let exec: record::Exec = read(bytes)?;
+            Detail::Exec(Exec {
+                parent_pid: exec.parent_pid,
+                ns_pid: exec.ns_pid,
+                ns_level: exec.ns_level,
+                comm: batch.comm(&exec.comm),
+            })
+        }
+        Kind::Exit => {
+            let exit: record::Exit = read(bytes)?;
+            Detail::Exit(Exit {
+                start_time_ns: exit.start_time_ns,
+                parent_pid: exit.parent_pid,
+                ns_pid: exit.ns_pid,
+                ns_level: exit.ns_level,
+                status: exit.status,
+                comm: batch.comm(&exit.comm),
+                oom_score_adj: exit.oom_score_adj,
+            })
+        }
+        Kind::Oom => {
+            let oom: record::Oom = read(bytes)?;
+            let known = identity.path(oom.limit_cgroup_id).map(str::to_owned);
+            let limit_cgroup = known.unwrap_or_else(|| text(&oom.limit_name).into_owned());
+            Detail::Oom(Box::new(Oom {
+                comm: batch.comm(&oom.comm),
+                ns_pid: oom.ns_pid,
+                ns_level: oom.ns_level,
+                allocator_pid: oom.allocator_pid,
+                allocator_comm: batch.comm(&oom.allocator_comm),
+                allocator_entity: identity.resolve(oom.allocator_cgroup_id, &mut batch.body.entities),
+                anon_rss_bytes: oom.anon_rss_bytes,
+                file_rss_bytes: oom.file_rss_bytes,
+                shmem_rss_bytes: oom.shmem_rss_bytes,
+                limit_cgroup: batch.text(&limit_cgroup),
+                limit_bytes: oom.limit_bytes,
+                usage_bytes: oom.usage_bytes,
+                limit_height: oom.limit_height,
+                oom_score_adj: oom.oom_score_adj,
+            }))
+        }
+        Kind::Signal => {
+            let signal: record::Signal = read(bytes)?;
+            Detail::Signal(Box::new(Signal {
+                signal: signal.signal,
+                code: signal.code,
+                ns_pid: signal.ns_pid,
+                ns_level: signal.ns_level,
+                comm: batch.comm(&signal.comm),
+                sender_pid: signal.sender_pid,
+                sender_comm: batch.comm(&signal.sender_comm),
+                sender_entity: identity.resolve(signal.sender_cgroup_id, &mut batch.body.entities),
+                from_kernel: signal.from_kernel != 0,
+                result: signal.result,
+            }))
+        }
+        _ => {
+            let cgroup: record::Cgroup = read(bytes)?;
+            let path = text(&cgroup.path);
+            if kind == Kind::CgroupMkdir {
+                identity.learn(header.cgroup_id, &path);
+                Detail::CgroupMade { path: batch.text(&path) }
+            } else {
+                Detail::CgroupRemoved { path: batch.text(&path) }
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::{FromZeros, IntoBytes};
+
+    use super::*;
+
+    fn run(bytes: &[u8], batch: &mut Batch) -> Result<(), Malformed> {
+        let (header, kind) = header(bytes)?;
+        decode(bytes, &header, kind, Source::Shm, &mut Identity::new(Vec::new()), batch)
+    }
+
+    fn exec(size: usize) -> record::Exec {
+        let mut exec = record::Exec::new_zeroed();
+        exec.header.kind = Kind::Exec as u16;
+        exec.header.size = size as u16;
+        exec.comm = record::comm("web");
+        exec
+    }
+
+    #[test]
+    fn a_record_becomes_an_event_with_interned_names() {
+        let mut batch = Batch::default();
+        let record = exec(size_of::<record::Exec>());
+        run(record.as_bytes(), &mut batch).expect("well formed");
+        run(record.as_bytes(), &mut batch).expect("well formed");
+        assert_eq!(batch.body.names, ["web"]);
+        assert!(batch.body.events.iter().all(|event| matches!(&event.body, Detail::Exec(exec) if exec.comm == 0)));
+    }
+
+    #[test]
+    fn records_that_break_the_layout_are_refused_and_leave_nothing() {
+        let mut batch = Batch::default();
+        let good = exec(size_of::<record::Exec>());
+        let lying = exec(8);
+        let mut unknown = good;
+        unknown.header.kind = 999;
+        let mut short = good.as_bytes()[..40].to_vec();
+        short[2..4].copy_from_slice(&40u16.to_ne_bytes());
+        for bytes in [lying.as_bytes(), unknown.as_bytes(), &short, &[], &[0; 31]] {
+            assert_eq!(run(bytes, &mut batch), Err(Malformed));
+        }
+        assert!(batch.body.events.is_empty() && batch.body.names.is_empty());
+    }
+
+    #[test]
+    fn every_kind_has_the_lane_of_its_event() {
+        for kind in Kind::ALL {
+            let mut bytes = vec![0; record::RECORD_BYTES_MAX];
+            let size = (32..=record::RECORD_BYTES_MAX).step_by(8).find(|&size| {
+                bytes[..2].copy_from_slice(&(kind as u16).to_ne_bytes());
+                bytes[2..4].copy_from_slice(&(size as u16).to_ne_bytes());
+                run(&bytes[..size], &mut Batch::default()).is_ok()
+            });
+            let size = size.expect("some size is the kind's");
+            bytes[2..4].copy_from_slice(&(size as u16).to_ne_bytes());
+            let mut batch = Batch::default();
+            run(&bytes[..size], &mut batch).expect("well formed");
+            assert_eq!(batch.body.events[0].kind().lane(), lane(kind), "{kind:?}");
+        }
+    }
+}

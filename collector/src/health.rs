@@ -1,0 +1,114 @@
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics` and `/latency`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::latency::Counts;
+use crate::metrics::{Metrics, Observed};
+
+/// What a source is doing, for `/readyz`.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceState {
+    pub source: &'static str,
+    /// `running`, or why it is not.
+    pub state: String,
+    pub is_running: bool,
+}
+
+struct Shared {
+    metrics: Metrics,
+    observed: Observed,
+    sources: Vec<SourceState>,
+    metrics_enabled: bool,
+}
+
+#[derive(Serialize)]
+struct Readiness<'a> {
+    ready: bool,
+    connected: bool,
+    sources: &'a [SourceState],
+}
+
+#[derive(Serialize)]
+struct Latency {
+    /// `[value, count]` pairs of an HDR histogram: from an event's time to its durable acknowledgement.
+    event_to_ack_us: Counts,
+    /// From a frame's first sending to its acknowledgement.
+    frame_to_ack_us: Counts,
+    frames: u64,
+    bytes_raw: u64,
+    bytes_wire: u64,
+}
+
+/// Binds the address, so that a port in use is an error at the start.
+///
+/// # Errors
+/// What binding says.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves until `end` changes.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    observed: Observed,
+    sources: Vec<SourceState>,
+    metrics_enabled: bool,
+    mut end: watch::Receiver<bool>,
+) {
+    let shared = Arc::new(Shared { metrics, observed, sources, metrics_enabled });
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_text))
+        .route("/latency", get(latency))
+        .with_state(shared);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
+        // An error means that the other side is gone, which is an end too.
+        let _ = end.wait_for(|end| *end).await;
+    });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the health server ended");
+    }
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let connected = shared.observed.ship.is_connected.load(Ordering::Relaxed);
+    let ready = connected && shared.sources.iter().any(|source| source.is_running);
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(serde_json::json!(Readiness { ready, connected, sources: &shared.sources })))
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    if shared.metrics_enabled {
+        let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
+        (StatusCode::OK, kind, shared.metrics.render())
+    } else {
+        let kind = [(header::CONTENT_TYPE, "text/plain")];
+        (StatusCode::NOT_FOUND, kind, b"health.metrics_enabled is false\n".to_vec())
+    }
+}
+
+async fn latency(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let (event_to_ack_us, frame_to_ack_us) = shared.observed.latencies.counts();
+    let pack = &shared.observed.pack;
+    Json(Latency {
+        event_to_ack_us,
+        frame_to_ack_us,
+        frames: pack.frames.load(Ordering::Relaxed),
+        bytes_raw: pack.raw_bytes.load(Ordering::Relaxed),
+        bytes_wire: pack.wire_bytes.load(Ordering::Relaxed),
+    })
+}

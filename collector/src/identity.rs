@@ -1,0 +1,341 @@
+//! Identity: which entity a cgroup id stands for.
+//!
+//! What enters: cgroup records (id and path), a scan of the cgroup file systems at the start, and ids found on events. What
+//! leaves: entity ids, and descriptions of the entities that the stream has not heard of lately. What must hold: the table is
+//! bounded; an id that nobody can name still gets an entity of its own; one thread owns an `Identity`, so there are no locks.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tapio_probes::record::CGROUP_V1_MEMORY;
+use tapio_wire::entity_id;
+use tapio_wire::event::{Entity, EntityId, EntityKind};
+
+/// Cgroups known at the same time, at the most.
+const CGROUPS_MAX: usize = 65_536;
+/// How long a removed cgroup is remembered: its container's last events may still be on their way.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// How often a description is repeated, so that a replay of the archive's last minutes has it.
+const REPEATED: Duration = Duration::from_secs(60);
+/// How often an unknown id may cause a scan.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a cgroup's path says about who lives in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub kind: EntityKind,
+    /// What the entity's id is made of.
+    pub key: String,
+    pub container_id: String,
+    pub pod_uid: String,
+}
+
+/// Reads a cgroup's path, below its hierarchy's root, as container runtimes and systemd build it.
+///
+/// Containers: `…/cri-containerd-<64 hex>.scope`, `…/crio-<64 hex>.scope`, `…/docker-<64 hex>.scope` (systemd driver) and
+/// `/kubepods/…/pod<uid>/<64 hex>`, `/docker/<64 hex>` (cgroupfs driver). Pods: `pod<uid>`, with `_` for `-` in slices.
+pub fn name_of(path: &str) -> Named {
+    let mut pod_uid = String::new();
+    for component in path.split('/').filter(|component| !component.is_empty()) {
+        if let Some(uid) = pod_uid_of(component) {
+            pod_uid = uid;
+        } else if let Some(id) = container_id_of(component) {
+            return Named { kind: EntityKind::Container, key: id.into(), container_id: id.into(), pod_uid };
+        }
+    }
+    if !pod_uid.is_empty() {
+        return Named { kind: EntityKind::Pod, key: pod_uid.clone(), container_id: String::new(), pod_uid };
+    }
+    let unit = path.rsplit('/').find(|component| {
+        [".service", ".scope", ".socket", ".mount", ".swap"].iter().any(|suffix| component.ends_with(suffix))
+    });
+    let (kind, key) = match unit {
+        Some(unit) => (EntityKind::Unit, unit),
+        None => (EntityKind::Host, if path.is_empty() { "/" } else { path }),
+    };
+    Named { kind, key: key.into(), container_id: String::new(), pod_uid: String::new() }
+}
+
+fn pod_uid_of(component: &str) -> Option<String> {
+    let in_slice = component.strip_suffix(".slice").and_then(|slice| slice.rsplit_once("-pod"));
+    let (uid, dashed) = match in_slice {
+        Some((before, uid)) if before.starts_with("kubepods") => (uid, uid.replace('_', "-")),
+        _ => component.strip_prefix("pod").map(|uid| (uid, uid.to_string()))?,
+    };
+    // Static pods have an uid of 32 hexadecimal digits without dashes.
+    let sound = uid.len() >= 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-' || byte == b'_');
+    sound.then_some(dashed)
+}
+
+fn container_id_of(component: &str) -> Option<&str> {
+    let bare = component.strip_suffix(".scope").unwrap_or(component);
+    if bare.contains("conmon") {
+        return None;
+    }
+    let id = bare.rsplit_once('-').map_or(bare, |(_, id)| id);
+    (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+}
+
+struct Known {
+    entity: EntityId,
+    named: Named,
+    path: String,
+    described: Option<Instant>,
+    generation: u64,
+    removed: Option<Instant>,
+}
+
+/// The table of cgroups.
+pub struct Identity {
+    cgroups: HashMap<u64, Known, foldhash::fast::RandomState>,
+    roots: Vec<(PathBuf, u64)>,
+    generation: u64,
+    scanned: Option<Instant>,
+    /// Taken once for each drained batch: the clock is not read for each event.
+    now: Instant,
+    unknown: u64,
+}
+
+impl Identity {
+    /// A table for the cgroup hierarchies at `roots`, each with the mark that ids of it carry.
+    pub fn new(roots: Vec<(PathBuf, u64)>) -> Self {
+        Self { cgroups: HashMap::default(), roots, generation: 0, scanned: None, now: Instant::now(), unknown: 0 }
+    }
+
+    /// A table for this machine's hierarchies, filled with what exists.
+    pub fn of_this_machine() -> Self {
+        let mut identity = Self::new(hierarchies());
+        identity.scan();
+        identity
+    }
+
+    /// Cgroups in the table.
+    pub fn len(&self) -> usize {
+        self.cgroups.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.cgroups.is_empty()
+    }
+
+    /// Ids that no path was found for, so far.
+    pub fn unknown(&self) -> u64 {
+        self.unknown
+    }
+
+    /// Notes the time; to be called before a batch of look-ups.
+    pub fn tick(&mut self) {
+        self.now = Instant::now();
+    }
+
+    /// Makes every description due again: the stream is new, or frames that carried some were lost.
+    pub fn describe_again(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+
+    /// Learns a cgroup's path.
+    pub fn learn(&mut self, id: u64, path: &str) {
+        if self.cgroups.len() >= CGROUPS_MAX {
+            self.forget_removed(Duration::ZERO);
+            if self.cgroups.len() >= CGROUPS_MAX {
+                self.cgroups.clear();
+            }
+        }
+        let named = name_of(path);
+        let entity = entity_id(named.kind, &named.key);
+        let known = Known { entity, named, path: path.into(), described: None, generation: 0, removed: None };
+        self.cgroups.insert(id, known);
+    }
+
+    /// Notes that a cgroup is gone; it is remembered for a while.
+    pub fn remove(&mut self, id: u64) {
+        let now = self.now;
+        if let Some(known) = self.cgroups.get_mut(&id) {
+            known.removed = Some(now);
+        }
+        if self.cgroups.len() > CGROUPS_MAX / 2 {
+            self.forget_removed(REMEMBERED);
+        }
+    }
+
+    /// The entity of a cgroup; its description, and its pod's, go to `described` when due.
+    #[inline]
+    pub fn resolve(&mut self, id: u64, described: &mut Vec<Entity>) -> EntityId {
+        let (now, generation) = (self.now, self.generation);
+        if let Some(known) = self.cgroups.get_mut(&id) {
+            let fresh = known.generation == generation
+                && known.described.is_some_and(|at| now.saturating_duration_since(at) < REPEATED);
+            if !fresh {
+                known.described = Some(now);
+                known.generation = generation;
+                describe(known, described);
+            }
+            return known.entity;
+        }
+        self.resolve_unknown(id, described)
+    }
+
+    /// The path of a cgroup, when known.
+    pub fn path(&self, id: u64) -> Option<&str> {
+        self.cgroups.get(&id).map(|known| known.path.as_str())
+    }
+
+    #[cold]
+    fn resolve_unknown(&mut self, id: u64, described: &mut Vec<Entity>) -> EntityId {
+        if !self.roots.is_empty() && self.scanned.is_none_or(|at| self.now.duration_since(at) >= SCAN_INTERVAL) {
+            self.scan();
+        }
+        if !self.cgroups.contains_key(&id) {
+            self.unknown += 1;
+            self.learn(id, &format!("cgroup:{:x}", id & !CGROUP_V1_MEMORY));
+        }
+        self.resolve(id, described)
+    }
+
+    fn scan(&mut self) {
+        for (root, mark) in self.roots.clone() {
+            scan_below(&root, &root, &mut |id, path| {
+                let id = id | mark;
+                if self.cgroups.get(&id).is_none_or(|known| known.path != path) {
+                    self.learn(id, path);
+                }
+            });
+        }
+        self.scanned = Some(Instant::now());
+    }
+
+    fn forget_removed(&mut self, older_than: Duration) {
+        let now = self.now;
+        self.cgroups.retain(|_, known| known.removed.is_none_or(|at| now.saturating_duration_since(at) < older_than));
+    }
+}
+
+fn describe(known: &Known, described: &mut Vec<Entity>) {
+    let named = &known.named;
+    let pod = if named.pod_uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, &named.pod_uid) };
+    let is_container = named.kind == EntityKind::Container;
+    described.push(Entity {
+        id: known.entity,
+        kind: named.kind,
+        parent: if is_container { pod } else { 0 },
+        name: if is_container { named.container_id[..12].into() } else { named.key.clone() },
+        container_id: named.container_id.clone(),
+        pod_uid: named.pod_uid.clone(),
+        cgroup: known.path.clone(),
+    });
+    if is_container && pod != 0 {
+        described.push(Entity {
+            id: pod,
+            kind: EntityKind::Pod,
+            parent: 0,
+            name: named.pod_uid.clone(),
+            container_id: String::new(),
+            pod_uid: named.pod_uid.clone(),
+            cgroup: known.path.rsplit_once('/').map_or("", |(pod, _)| pod).into(),
+        });
+    }
+}
+
+/// The mount points of the version 2 hierarchy and of the version 1 memory hierarchy, with the marks of their ids.
+pub fn hierarchies() -> Vec<(PathBuf, u64)> {
+    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else {
+        return Vec::new();
+    };
+    let mut found: Vec<(PathBuf, u64)> = Vec::new();
+    for line in mounts.lines() {
+        // proc(5): the fields before " - " start with id, parent, device, root, mount point; after it type, source, options.
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let Some(mount_point) = before.split(' ').nth(4) else { continue };
+        let mut after = after.split(' ');
+        let mark = match (after.next(), after.nth(1)) {
+            (Some("cgroup2"), _) => 0,
+            (Some("cgroup"), Some(options)) if options.split(',').any(|option| option == "memory") => CGROUP_V1_MEMORY,
+            _ => continue,
+        };
+        if !found.iter().any(|(_, known)| *known == mark) {
+            found.push((mount_point.into(), mark));
+        }
+    }
+    found
+}
+
+fn scan_below(root: &Path, directory: &Path, each: &mut dyn FnMut(u64, &str)) {
+    let Ok(metadata) = std::fs::metadata(directory) else { return };
+    let below = directory.strip_prefix(root).map(|path| path.to_string_lossy()).unwrap_or_default();
+    each(metadata.ino(), &format!("/{below}"));
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            scan_below(root, &entry.path(), each);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const UID: &str = "8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
+
+    #[test]
+    fn containers_are_recognised_in_every_naming_style() {
+        let slice = UID.replace('-', "_");
+        for (path, pod) in [
+            (
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/cri-containerd-{ID}.scope"
+                ),
+                UID,
+            ),
+            (format!("/kubepods.slice/kubepods-pod{slice}.slice/crio-{ID}.scope"), UID),
+            (format!("/kubepods/besteffort/pod{UID}/{ID}"), UID),
+            (format!("/kubepods/pod{UID}/{ID}/nested/app.service"), UID),
+            (format!("/docker/{ID}"), ""),
+            (format!("/system.slice/docker-{ID}.scope"), ""),
+        ] {
+            let named = name_of(&path);
+            assert_eq!((named.kind, &*named.container_id, &*named.pod_uid), (EntityKind::Container, ID, pod), "{path}");
+        }
+    }
+
+    #[test]
+    fn pods_units_and_host_cgroups_are_told_apart() {
+        assert_eq!(name_of(&format!("/kubepods/burstable/pod{UID}")).kind, EntityKind::Pod);
+        assert_eq!(name_of("/system.slice/sshd.service").key, "sshd.service");
+        assert_eq!(name_of("/user.slice/user-1000.slice/session-3.scope").kind, EntityKind::Unit);
+        assert_eq!(name_of("/user.slice/podcast").kind, EntityKind::Host);
+        assert_eq!(name_of("").key, "/");
+        assert_eq!(name_of(&format!("/machine.slice/crio-conmon-{ID}.scope")).kind, EntityKind::Unit);
+    }
+
+    #[test]
+    fn an_entity_is_described_once_and_again_when_the_stream_is_new() {
+        let mut identity = Identity::new(Vec::new());
+        identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
+        let mut described = Vec::new();
+        let entity = identity.resolve(5, &mut described);
+        assert_eq!(described.len(), 2, "the container and its pod");
+        assert_eq!(described[0].parent, described[1].id);
+        assert_eq!(identity.resolve(5, &mut described), entity);
+        assert_eq!(described.len(), 2);
+        identity.describe_again(1);
+        identity.resolve(5, &mut described);
+        assert_eq!(described.len(), 4);
+    }
+
+    #[test]
+    fn a_removed_cgroup_is_remembered_and_an_unknown_one_gets_an_entity() {
+        let mut identity = Identity::new(Vec::new());
+        identity.learn(5, "/a.service");
+        identity.remove(5);
+        assert_eq!(identity.path(5), Some("/a.service"));
+        let mut described = Vec::new();
+        let unknown = identity.resolve(6, &mut described);
+        assert_ne!(unknown, identity.resolve(7, &mut described));
+        assert_eq!(identity.unknown(), 2);
+    }
+}

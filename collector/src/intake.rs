@@ -1,0 +1,273 @@
+//! The intake: what every ring source does with a record.
+//!
+//! What enters: records, borrowed from a ring. What leaves: batches of one lane, pushed to the queues. What must hold: the
+//! source asks for [`Intake::room`] before it drains, so that no decoded event is ever without a place; a lethal batch leaves
+//! with the drain that filled it; everything that is dropped on the way is counted by stage and reason.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tapio_probes::record::Kind;
+use tapio_wire::event::{Lane, Source};
+use tapio_wire::ledger::{Reason, Stage};
+
+use crate::books::{Books, SourceBooks};
+use crate::config::{Config, Severity};
+use crate::decode::{Batch, decode, header, lane};
+use crate::identity::Identity;
+use crate::queue::Queues;
+
+/// How much a bulk event of a kind matters by itself: the one table.
+fn severity(kind: Kind) -> Severity {
+    match kind {
+        Kind::Oom => Severity::Critical,
+        Kind::Exit | Kind::Signal => Severity::High,
+        Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
+        Kind::Exec | Kind::CgroupMkdir | Kind::CgroupRmdir | Kind::Reclaim | Kind::RunQueue => Severity::Low,
+    }
+}
+
+/// What may be dropped of the bulk lane, by configuration.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    min_severity: Severity,
+    sampling_rate: f64,
+    events_per_second: u64,
+}
+
+impl Filter {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        let filter = &config.pipeline.filter_config;
+        Self {
+            min_severity: if config.pipeline.enable_filtering { filter.min_severity } else { Severity::Low },
+            sampling_rate: config.collector.sampling_rate,
+            events_per_second: config.collector.max_events_per_sec,
+        }
+    }
+}
+
+/// Counts of events by kind, for metrics.
+pub struct KindCounts {
+    counts: [AtomicU64; 64],
+}
+
+impl Default for KindCounts {
+    fn default() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; 64] }
+    }
+}
+
+impl KindCounts {
+    /// Events of a kind so far.
+    pub fn get(&self, kind: Kind) -> u64 {
+        self.counts[kind as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// What all sources share.
+#[derive(Clone)]
+pub struct Shared {
+    pub queues: Arc<Queues>,
+    pub books: Arc<Books>,
+    pub kinds: Arc<KindCounts>,
+    /// Counts the streams; a new one wants every entity described again.
+    pub generation: Arc<AtomicU64>,
+    pub filter: Filter,
+    pub batch_events: usize,
+    pub batch_timeout: Duration,
+}
+
+impl Shared {
+    /// As configured, with counters at 0.
+    pub fn for_config(config: &Config, queues: Queues) -> Self {
+        Self {
+            queues: Arc::new(queues),
+            books: Arc::default(),
+            kinds: Arc::default(),
+            generation: Arc::default(),
+            filter: Filter::of(config),
+            batch_events: config.grpc.max_batch_size,
+            batch_timeout: config.grpc.batch_timeout,
+        }
+    }
+}
+
+/// See the module.
+pub struct Intake {
+    shared: Shared,
+    source: Source,
+    identity: Identity,
+    lethal: Batch,
+    bulk: Batch,
+    /// When the oldest event of the bulk batch arrived.
+    bulk_since: Option<Instant>,
+    now: Instant,
+    sampled: f64,
+    /// Bulk events that may still pass in the present second.
+    allowance: u64,
+    allowance_since: Instant,
+    malformed: u64,
+    excluded: u64,
+    sampled_away: u64,
+    rate_limited: u64,
+    kinds: [u32; 64],
+}
+
+impl Intake {
+    /// An intake for one source; `identity` is its table of cgroups.
+    pub fn new(shared: Shared, source: Source, identity: Identity) -> Self {
+        let now = Instant::now();
+        Self {
+            allowance: shared.filter.events_per_second,
+            shared,
+            source,
+            identity,
+            lethal: Batch::default(),
+            bulk: Batch::default(),
+            bulk_since: None,
+            now,
+            sampled: 0.0,
+            allowance_since: now,
+            malformed: 0,
+            excluded: 0,
+            sampled_away: 0,
+            rate_limited: 0,
+            kinds: [0; 64],
+        }
+    }
+
+    /// The source's counters.
+    pub fn books(&self) -> &SourceBooks {
+        self.shared.books.source(self.source)
+    }
+
+    /// Starts a pass and tells how many records may be accepted before the next [`Intake::flush`].
+    pub fn room(&mut self) -> usize {
+        self.now = Instant::now();
+        self.identity.tick();
+        self.identity.describe_again(self.shared.generation.load(Ordering::Relaxed));
+        if self.now.duration_since(self.allowance_since) >= Duration::from_secs(1) {
+            self.allowance = self.shared.filter.events_per_second;
+            self.allowance_since = self.now;
+        }
+        let fullest = self.lethal.body.events.len().max(self.bulk.body.events.len());
+        self.shared.batch_events.saturating_sub(fullest)
+    }
+
+    /// Takes one record. At most [`Intake::room`] of them between two flushes.
+    #[inline]
+    pub fn accept(&mut self, bytes: &[u8]) {
+        let Ok((header, kind)) = header(bytes) else {
+            self.malformed += 1;
+            return;
+        };
+        let batch = match lane(kind) {
+            Lane::Lethal => &mut self.lethal,
+            Lane::Bulk => {
+                if !self.passes(kind) {
+                    return;
+                }
+                if self.bulk_since.is_none() {
+                    self.bulk_since = Some(self.now);
+                }
+                &mut self.bulk
+            }
+        };
+        match decode(bytes, &header, kind, self.source, &mut self.identity, batch) {
+            Ok(()) => self.kinds[kind as usize] += 1,
+            Err(_) => self.malformed += 1,
+        }
+    }
+
+    #[inline]
+    fn passes(&mut self, kind: Kind) -> bool {
+        let filter = &self.shared.filter;
+        if severity(kind) < filter.min_severity {
+            self.excluded += 1;
+            return false;
+        }
+        if filter.sampling_rate < 1.0 {
+            self.sampled += filter.sampling_rate;
+            if self.sampled < 1.0 {
+                self.sampled_away += 1;
+                return false;
+            }
+            self.sampled -= 1.0;
+        }
+        if filter.events_per_second > 0 {
+            if self.allowance == 0 {
+                self.rate_limited += 1;
+                return false;
+            }
+            self.allowance -= 1;
+        }
+        true
+    }
+
+    /// Ends a pass, after the source has stated what it emitted: publishes the drops, then pushes the lethal batch if there
+    /// is one, and the bulk batch when it is full, due, or `all` is set. A batch that finds no room stays.
+    pub fn flush(&mut self, all: bool) {
+        self.publish_counts();
+        if !self.lethal.body.events.is_empty() {
+            Self::push(&self.shared.queues, Lane::Lethal, &mut self.lethal);
+        }
+        let events = self.bulk.body.events.len();
+        let is_due = self.bulk_since.is_some_and(|since| self.now.duration_since(since) >= self.shared.batch_timeout);
+        let is_wanted = events >= self.shared.batch_events || is_due || all;
+        if events > 0 && is_wanted && Self::push(&self.shared.queues, Lane::Bulk, &mut self.bulk) {
+            self.bulk_since = None;
+        }
+    }
+
+    fn push(queues: &Queues, lane: Lane, batch: &mut Batch) -> bool {
+        if !queues.has_room(lane) {
+            return false;
+        }
+        let body = batch.take(queues.empty_body());
+        match queues.push(lane, body) {
+            Ok(()) => true,
+            Err(body) => {
+                // Another source took the last place. The names keep their indices; new ones are appended.
+                batch.put_back(body);
+                false
+            }
+        }
+    }
+
+    fn publish_counts(&mut self) {
+        let books = self.shared.books.source(self.source);
+        for (stage, reason, count) in [
+            (Stage::Decode, Reason::Malformed, &mut self.malformed),
+            (Stage::Filter, Reason::Excluded, &mut self.excluded),
+            (Stage::Filter, Reason::Sampled, &mut self.sampled_away),
+            (Stage::Filter, Reason::RateLimited, &mut self.rate_limited),
+        ] {
+            if *count > 0 {
+                books.drop_events(stage, reason, std::mem::take(count));
+            }
+        }
+        for (counter, count) in self.shared.kinds.counts.iter().zip(&mut self.kinds) {
+            if *count > 0 {
+                counter.fetch_add(u64::from(std::mem::take(count)), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How long the source may sleep: until the bulk batch is due.
+    pub fn sleep_limit(&self) -> Duration {
+        const IDLE: Duration = Duration::from_secs(1);
+        self.bulk_since.map_or(IDLE, |since| self.shared.batch_timeout.saturating_sub(since.elapsed()).min(IDLE))
+    }
+
+    /// Whether nothing waits here.
+    pub fn is_empty(&self) -> bool {
+        self.lethal.body.events.is_empty() && self.bulk.body.events.is_empty()
+    }
+
+    /// The table of cgroups, for metrics.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}

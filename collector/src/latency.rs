@@ -1,0 +1,124 @@
+//! Latency from an event to its durable acknowledgement, measured without a cost per event.
+//!
+//! A frame keeps the times of at most [`SAMPLES`] of its events, evenly spread and with the oldest among them; when the frame
+//! is acknowledged each stands for its share of the frame. The histograms resolve three significant digits.
+
+use std::sync::{Mutex, PoisonError};
+
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
+use tapio_wire::event::Body;
+
+/// Events of a frame whose times are kept.
+pub const SAMPLES: usize = 16;
+
+/// `CLOCK_BOOTTIME`, nanoseconds.
+pub fn boottime_ns() -> u64 {
+    clock_ns(ClockId::Boottime)
+}
+
+/// `CLOCK_REALTIME`, nanoseconds.
+pub fn realtime_ns() -> u64 {
+    clock_ns(ClockId::Realtime)
+}
+
+fn clock_ns(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Times of some of a frame's events.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FrameTimes {
+    times_ns: [u64; SAMPLES],
+    samples: usize,
+    events: u64,
+}
+
+impl FrameTimes {
+    /// Samples a body.
+    pub fn of(body: &Body) -> Self {
+        let events = body.events.len();
+        let mut times = Self { events: events as u64, samples: events.min(SAMPLES), ..Self::default() };
+        for (sample, time_ns) in times.times_ns[..times.samples].iter_mut().enumerate() {
+            *time_ns = body.events[sample * events / times.samples].time_ns;
+        }
+        times
+    }
+}
+
+/// The histograms, microseconds.
+pub struct Latencies {
+    histograms: Mutex<(Histogram<u64>, Histogram<u64>)>,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        let new = || Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are valid");
+        Self { histograms: Mutex::new((new(), new())) }
+    }
+}
+
+/// Values and how often each was counted.
+pub type Counts = Vec<(u64, u64)>;
+
+impl Latencies {
+    /// Counts an acknowledged frame: `now_ns` is the acknowledgement, `sent_ns` its first sending, `CLOCK_BOOTTIME`.
+    pub fn record(&self, times: &FrameTimes, sent_ns: u64, now_ns: u64) {
+        let mut histograms = self.histograms.lock().unwrap_or_else(PoisonError::into_inner);
+        let (events, frames) = &mut *histograms;
+        let us = |from_ns: u64| (now_ns.saturating_sub(from_ns) / 1000).max(1);
+        for (sample, &time_ns) in times.times_ns[..times.samples].iter().enumerate() {
+            let samples = times.samples as u64;
+            let share = times.events * (sample as u64 + 1) / samples - times.events * sample as u64 / samples;
+            events.saturating_record_n(us(time_ns), share);
+        }
+        frames.saturating_record(us(sent_ns));
+    }
+
+    /// What was counted: event to acknowledgement, frame to acknowledgement.
+    pub fn counts(&self) -> (Counts, Counts) {
+        let histograms = self.histograms.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = |histogram: &Histogram<u64>| {
+            histogram
+                .iter_recorded()
+                .map(|value| (value.value_iterated_to(), value.count_since_last_iteration()))
+                .collect()
+        };
+        (all(&histograms.0), all(&histograms.1))
+    }
+
+    /// The value that a share of the events stays below, microseconds.
+    pub fn event_quantile_us(&self, quantile: f64) -> u64 {
+        self.histograms.lock().unwrap_or_else(PoisonError::into_inner).0.value_at_quantile(quantile)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::event::{Detail, Event, Source};
+
+    use super::*;
+
+    #[test]
+    fn every_event_of_a_frame_is_counted_and_the_oldest_is_seen() {
+        for events in [1usize, 7, 16, 1000] {
+            let event = |time_ns| Event {
+                time_ns,
+                entity: 1,
+                pid: 1,
+                source: Source::Shm,
+                body: Detail::RunQueue { wait_ns: 1 },
+            };
+            let body =
+                Body { events: (0..events as u64).map(|i| event(1_000_000 + i * 1000)).collect(), ..Body::default() };
+            let latencies = Latencies::default();
+            latencies.record(&FrameTimes::of(&body), 1_900_000, 3_000_000);
+            let (counts, frames) = latencies.counts();
+            assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), events as u64);
+            let longest = counts.last().expect("counted").0;
+            assert!((1999..=2003).contains(&longest), "{longest}");
+            assert_eq!(frames.len(), 1);
+        }
+    }
+}

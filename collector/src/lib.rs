@@ -1,0 +1,18 @@
+//! The collector: gathers events on a node and ships them. `main.rs` chooses exit codes, `pipeline.rs` wires threads and
+//! queues; everything else is a library so that tests can use it.
+#![forbid(unsafe_code)]
+
+pub mod books;
+pub mod config;
+pub mod decode;
+pub mod health;
+pub mod identity;
+pub mod intake;
+pub mod latency;
+pub mod metrics;
+pub mod outbox;
+pub mod pack;
+pub mod pipeline;
+pub mod queue;
+pub mod ship;
+pub mod source;

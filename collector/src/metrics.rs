@@ -1,0 +1,165 @@
+//! The collector's metrics, brought up to date when they are read.
+//!
+//! The hot path moves plain counters; a scrape copies them here. Labels have few values, all known beforehand.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use tapio_probes::record::Kind;
+use tapio_wire::event::{Lane, Source};
+
+use crate::decode::lane;
+use crate::intake::KindCounts;
+use crate::latency::Latencies;
+use crate::outbox::Outbox;
+use crate::pack::PackCounts;
+use crate::queue::Queues;
+use crate::ship::ShipState;
+
+/// Where the numbers are.
+#[derive(Clone)]
+pub struct Observed {
+    pub outbox: Arc<Outbox>,
+    pub queues: Arc<Queues>,
+    pub kinds: Arc<KindCounts>,
+    pub pack: Arc<PackCounts>,
+    pub ship: Arc<ShipState>,
+    pub latencies: Arc<Latencies>,
+}
+
+/// See the module.
+pub struct Metrics {
+    registry: Registry,
+    observed: Observed,
+    emitted: IntCounterVec,
+    shipped: IntCounterVec,
+    dropped: IntCounterVec,
+    held: IntGaugeVec,
+    decoded: IntCounterVec,
+    queue_batches: IntGaugeVec,
+    outbox_bytes: IntGauge,
+    outbox_frames: IntGauge,
+    frames: IntCounter,
+    raw_bytes: IntCounter,
+    wire_bytes: IntCounter,
+    connected: IntGauge,
+    streams: IntCounter,
+    failures: IntCounter,
+    ack_latency: IntGaugeVec,
+    cpu_ms: IntCounter,
+    rss_bytes: IntGauge,
+}
+
+impl Metrics {
+    /// Registers them all.
+    ///
+    /// # Errors
+    /// When two have the same name.
+    pub fn new(observed: Observed) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone())).map(|()| metric)
+        };
+        let counter = |name: &str, help: &str| {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone())).map(|()| metric)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone())).map(|()| metric)
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone())).map(|()| metric)
+        };
+        Ok(Self {
+            emitted: counters(
+                "tapio_collector_events_emitted_total",
+                "Events a source brought forth, those it could not deliver included",
+                &["source"],
+            )?,
+            shipped: counters("tapio_collector_events_shipped_total", "Events put into frames and sent", &["source"])?,
+            dropped: counters(
+                "tapio_collector_events_dropped_total",
+                "Events lost, by where and why",
+                &["source", "stage", "reason"],
+            )?,
+            held: gauges("tapio_collector_events_held", "Events in rings, queues and outbox", &["source"])?,
+            decoded: counters("tapio_collector_events_decoded_total", "Events decoded", &["lane", "kind"])?,
+            queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
+            outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
+            outbox_frames: gauge("tapio_collector_outbox_frames", "Frames not acknowledged")?,
+            frames: counter("tapio_collector_frames_total", "Frames packed")?,
+            raw_bytes: counter("tapio_collector_frame_raw_bytes_total", "Bytes of frame bodies before compression")?,
+            wire_bytes: counter("tapio_collector_frame_wire_bytes_total", "Bytes of frames as they are sent")?,
+            connected: gauge("tapio_collector_connected", "1 while there is a stream to a server")?,
+            streams: counter("tapio_collector_streams_total", "Streams opened")?,
+            failures: counter("tapio_collector_stream_failures_total", "Streams that broke or could not be opened")?,
+            ack_latency: gauges(
+                "tapio_collector_event_to_ack_latency_microseconds",
+                "From an event to its durable acknowledgement, by quantile, since the start",
+                &["quantile"],
+            )?,
+            cpu_ms: counter("tapio_collector_cpu_milliseconds_total", "CPU time of this process")?,
+            rss_bytes: gauge("tapio_collector_resident_bytes", "Resident memory of this process")?,
+            registry,
+            observed,
+        })
+    }
+
+    /// The text format, with the numbers as of now.
+    pub fn render(&self) -> Vec<u8> {
+        self.update();
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        text
+    }
+
+    fn update(&self) {
+        let raise = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
+        let observed = &self.observed;
+        let ledger = observed.outbox.ledger();
+        for source in Source::ALL {
+            let account = ledger.account(source);
+            raise(&self.emitted.with_label_values(&[source.name()]), account.emitted);
+            raise(&self.shipped.with_label_values(&[source.name()]), account.shipped);
+            self.held.with_label_values(&[source.name()]).set(account.held());
+            for (stage, reason, count) in account.losses() {
+                raise(&self.dropped.with_label_values(&[source.name(), stage.name(), reason.name()]), count);
+            }
+        }
+        for kind in Kind::ALL {
+            raise(&self.decoded.with_label_values(&[lane(kind).name(), kind.name()]), observed.kinds.get(kind));
+        }
+        for lane in [Lane::Lethal, Lane::Bulk] {
+            self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
+        }
+        let (bytes, frames) = observed.outbox.usage();
+        self.outbox_bytes.set(bytes as i64);
+        self.outbox_frames.set(frames as i64);
+        raise(&self.frames, observed.pack.frames.load(Ordering::Relaxed));
+        raise(&self.raw_bytes, observed.pack.raw_bytes.load(Ordering::Relaxed));
+        raise(&self.wire_bytes, observed.pack.wire_bytes.load(Ordering::Relaxed));
+        self.connected.set(i64::from(observed.ship.is_connected.load(Ordering::Relaxed)));
+        raise(&self.streams, observed.ship.streams.load(Ordering::Relaxed));
+        raise(&self.failures, observed.ship.failures.load(Ordering::Relaxed));
+        for (label, quantile) in [("0.5", 0.5), ("0.99", 0.99), ("0.999", 0.999)] {
+            let us = observed.latencies.event_quantile_us(quantile);
+            self.ack_latency.with_label_values(&[label]).set(us as i64);
+        }
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        raise(&self.cpu_ms, cpu.tv_sec as u64 * 1000 + cpu.tv_nsec as u64 / 1_000_000);
+        self.rss_bytes.set(resident_bytes() as i64);
+    }
+}
+
+/// Resident memory of this process: the second field of `/proc/self/statm`, in pages (proc(5)).
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

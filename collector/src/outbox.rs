@@ -1,0 +1,340 @@
+//! The outbox: frames from the packer until the server has acknowledged them.
+//!
+//! What enters: sealed frames. What leaves: stamped frames, in sequence, again after a reconnect while they are not
+//! acknowledged. What must hold: its bytes stay within the limit; a frame gets its `seq` when it is first sent, so that
+//! `seq` has no gaps; a bulk frame can be evicted for a lethal one only before it has a `seq`, and is then counted.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tapio_wire::event::{Lane, SOURCES, Source};
+use tapio_wire::frame::{SealedFrame, Stamp};
+use tapio_wire::ledger::{Ledger, Reason, Stage};
+use tokio::sync::Notify;
+
+use crate::books::Books;
+use crate::intake::Shared;
+use crate::latency::{FrameTimes, boottime_ns, realtime_ns};
+use crate::queue::Queues;
+
+/// The share of the limit that bulk frames may use; the rest is the lethal lane's.
+const BULK_SHARE: f64 = 0.75;
+
+struct Unsent {
+    frame: SealedFrame,
+    times: FrameTimes,
+}
+
+struct Sent {
+    seq: u64,
+    source_events: [u32; SOURCES],
+    bytes: Bytes,
+    times: FrameTimes,
+    /// `CLOCK_BOOTTIME` when it was first sent.
+    sent_ns: u64,
+}
+
+#[derive(Default)]
+struct State {
+    unsent: VecDeque<Unsent>,
+    /// Sent and not acknowledged, in sequence; the first `resent` of them went out on the present stream.
+    sent: VecDeque<Sent>,
+    resent: usize,
+    bytes: usize,
+    in_flight_bytes: usize,
+    next_seq: u64,
+    shipped: [u64; SOURCES],
+    acked_seq: u64,
+    acked_events: [u64; SOURCES],
+    last_stated: Ledger,
+    is_finished: bool,
+}
+
+/// What an acknowledged frame tells about time.
+pub struct Acknowledged {
+    pub times: FrameTimes,
+    pub sent_ns: u64,
+}
+
+/// See the module.
+pub struct Outbox {
+    state: Mutex<State>,
+    books: Arc<Books>,
+    queues: Arc<Queues>,
+    node: u64,
+    epoch: u64,
+    limit_bytes: usize,
+    generation: Arc<AtomicU64>,
+    /// Wakes the shipper.
+    pub changed: Notify,
+}
+
+impl Outbox {
+    /// An empty outbox for one epoch.
+    pub fn new(node: u64, epoch: u64, limit_bytes: usize, shared: &Shared) -> Self {
+        let state = State { next_seq: 1, ..State::default() };
+        Self {
+            state: Mutex::new(state),
+            books: Arc::clone(&shared.books),
+            queues: Arc::clone(&shared.queues),
+            node,
+            epoch,
+            limit_bytes,
+            generation: Arc::clone(&shared.generation),
+            changed: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node's id.
+    pub fn node(&self) -> u64 {
+        self.node
+    }
+
+    /// This run of the collector.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether the packer may bring another bulk frame.
+    pub fn has_bulk_room(&self) -> bool {
+        (self.state().bytes as f64) < self.limit_bytes as f64 * BULK_SHARE
+    }
+
+    /// Takes a sealed frame. A lethal one that finds no room evicts the oldest bulk frames that were never sent; it is taken
+    /// in any case, since there is nowhere safer for it.
+    pub fn push(&self, frame: SealedFrame, times: FrameTimes) {
+        let mut state = self.state();
+        state.bytes += frame.len();
+        if frame.lane() == Lane::Lethal {
+            while state.bytes > self.limit_bytes {
+                let Some(victim) = state.unsent.iter().position(|unsent| unsent.frame.lane() == Lane::Bulk) else {
+                    break;
+                };
+                if let Some(unsent) = state.unsent.remove(victim) {
+                    state.bytes -= unsent.frame.len();
+                    for source in Source::ALL {
+                        let count = u64::from(unsent.frame.source_events()[source as usize]);
+                        self.books.source(source).drop_events(Stage::Outbox, Reason::Full, count);
+                    }
+                    // It may have carried descriptions.
+                    self.generation.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        state.unsent.push_back(Unsent { frame, times });
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Whether the counters have changed since a frame last stated them.
+    pub fn is_statement_due(&self) -> bool {
+        let state = self.state();
+        state.unsent.is_empty() && self.books.snapshot(&state.shipped) != state.last_stated
+    }
+
+    /// Takes the epoch's last frame, which carries the closing counters. Nothing may be pushed after it.
+    pub fn finish_with(&self, last: impl FnOnce() -> SealedFrame) {
+        let frame = last();
+        let mut state = self.state();
+        state.bytes += frame.len();
+        state.unsent.push_back(Unsent { frame, times: FrameTimes::default() });
+        state.is_finished = true;
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// A stream has begun, and the server holds everything up to `durable_seq`: the rest is due again.
+    pub fn restart(&self, durable_seq: u64) {
+        self.acknowledge(durable_seq);
+        let mut state = self.state();
+        state.resent = 0;
+        state.in_flight_bytes = 0;
+    }
+
+    /// The next frame to send, if `credit_bytes` allow it; a stream with nothing in flight may always send one.
+    pub fn next(&self, credit_bytes: u64) -> Option<Bytes> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let fits = |bytes: usize, in_flight: usize| in_flight == 0 || (in_flight + bytes) as u64 <= credit_bytes;
+        if let Some(sent) = state.sent.get(state.resent) {
+            if !fits(sent.bytes.len(), state.in_flight_bytes) {
+                return None;
+            }
+            state.resent += 1;
+            state.in_flight_bytes += sent.bytes.len();
+            return Some(sent.bytes.clone());
+        }
+        if !fits(state.unsent.front()?.frame.len(), state.in_flight_bytes) {
+            return None;
+        }
+        let Unsent { frame, times } = state.unsent.pop_front()?;
+        let source_events = *frame.source_events();
+        for (shipped, &count) in state.shipped.iter_mut().zip(&source_events) {
+            *shipped += u64::from(count);
+        }
+        let ledger = self.books.snapshot(&state.shipped);
+        let sent_ns = boottime_ns();
+        let stamp = Stamp {
+            node: self.node,
+            epoch: self.epoch,
+            seq: state.next_seq,
+            boottime_ns: sent_ns,
+            realtime_ns: realtime_ns(),
+            is_final: state.is_finished && state.unsent.is_empty(),
+        };
+        let before = frame.len();
+        let bytes = frame.stamp(&stamp, &ledger);
+        state.bytes = state.bytes - before + bytes.len();
+        state.last_stated = ledger;
+        state.next_seq += 1;
+        state.resent += 1;
+        state.in_flight_bytes += bytes.len();
+        state.sent.push_back(Sent { seq: stamp.seq, source_events, bytes: bytes.clone(), times, sent_ns });
+        Some(bytes)
+    }
+
+    /// Everything up to `durable_seq` is durable; returns what left, for the latency histograms.
+    pub fn acknowledge(&self, durable_seq: u64) -> Vec<Acknowledged> {
+        let mut state = self.state();
+        let mut left = Vec::new();
+        while state.sent.front().is_some_and(|sent| sent.seq <= durable_seq) {
+            let Some(sent) = state.sent.pop_front() else { break };
+            state.bytes -= sent.bytes.len();
+            state.acked_seq = sent.seq;
+            for (acked, &count) in state.acked_events.iter_mut().zip(&sent.source_events) {
+                *acked += u64::from(count);
+            }
+            if state.resent > 0 {
+                state.resent -= 1;
+                state.in_flight_bytes = state.in_flight_bytes.saturating_sub(sent.bytes.len());
+            }
+            left.push(Acknowledged { times: sent.times, sent_ns: sent.sent_ns });
+        }
+        drop(state);
+        if !left.is_empty() {
+            self.queues.wake_packer();
+        }
+        left
+    }
+
+    /// The last frame that was acknowledged, and the events up to it by source.
+    pub fn acknowledged(&self) -> (u64, [u64; SOURCES]) {
+        let state = self.state();
+        (state.acked_seq, state.acked_events)
+    }
+
+    /// Whether nothing is left to send or to be acknowledged.
+    pub fn is_empty(&self) -> bool {
+        let state = self.state();
+        state.unsent.is_empty() && state.sent.is_empty()
+    }
+
+    /// Whether the epoch's last frame was taken and acknowledged.
+    pub fn is_done(&self) -> bool {
+        let state = self.state();
+        state.is_finished && state.unsent.is_empty() && state.sent.is_empty()
+    }
+
+    /// Bytes and frames that wait, for metrics.
+    pub fn usage(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.bytes, state.unsent.len() + state.sent.len())
+    }
+
+    /// The ledger as of now.
+    pub fn ledger(&self) -> Ledger {
+        let state = self.state();
+        self.books.snapshot(&state.shipped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::compress::Compression;
+    use tapio_wire::event::{Body, Detail, Event};
+    use tapio_wire::frame::{Encoder, Header};
+
+    use super::*;
+    use crate::config::Config;
+
+    fn frame(lane: Lane, events: usize) -> SealedFrame {
+        let detail = match lane {
+            Lane::Lethal => Detail::CgroupMade { path: 0 },
+            Lane::Bulk => Detail::RunQueue { wait_ns: 1 },
+        };
+        let event = Event { time_ns: 1, entity: 1, pid: 1, source: Source::Shm, body: detail };
+        let body = Body { events: vec![event; events], ..Body::default() };
+        Encoder::default().seal(&body, lane, Compression::None).expect("within the limits")
+    }
+
+    fn outbox(limit: usize) -> Outbox {
+        let (queues, _parker) = Queues::new(4);
+        Outbox::new(7, 1, limit, &Shared::for_config(&Config::default(), queues))
+    }
+
+    fn seq(bytes: &Bytes) -> u64 {
+        Header::check(bytes).expect("a whole frame").0.seq
+    }
+
+    #[test]
+    fn unacknowledged_frames_are_sent_again_in_order_after_a_restart() {
+        let outbox = outbox(1 << 20);
+        for _ in 0..3 {
+            outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
+        }
+        let sent: Vec<u64> = std::iter::from_fn(|| outbox.next(u64::MAX)).map(|bytes| seq(&bytes)).collect();
+        assert_eq!(sent, [1, 2, 3]);
+        assert_eq!(outbox.acknowledge(1).len(), 1);
+        outbox.restart(2);
+        let again: Vec<u64> = std::iter::from_fn(|| outbox.next(u64::MAX)).map(|bytes| seq(&bytes)).collect();
+        assert_eq!(again, [3]);
+        outbox.acknowledge(3);
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn credit_bounds_what_is_in_flight_and_acks_free_it() {
+        let outbox = outbox(1 << 20);
+        for _ in 0..3 {
+            outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
+        }
+        let first = outbox.next(1).expect("one is always allowed");
+        assert!(outbox.next(first.len() as u64).is_none());
+        outbox.acknowledge(1);
+        assert!(outbox.next(1).is_some());
+    }
+
+    #[test]
+    fn a_lethal_frame_evicts_unsent_bulk_and_counts_it() {
+        let one = frame(Lane::Bulk, 100).len();
+        let outbox = outbox(2 * one + 200);
+        outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
+        outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
+        assert!(!outbox.has_bulk_room());
+        outbox.push(frame(Lane::Lethal, 5), FrameTimes::default());
+        let ledger = outbox.ledger();
+        assert_eq!(ledger.account(Source::Shm).dropped_total(), 100);
+        let lanes: Vec<u32> = std::iter::from_fn(|| outbox.next(u64::MAX))
+            .map(|bytes| Header::check(&bytes).expect("whole").0.lethal_events)
+            .collect();
+        assert_eq!(lanes, [0, 5]);
+    }
+
+    #[test]
+    fn the_last_frame_of_a_finished_outbox_is_final_and_states_all() {
+        let outbox = outbox(1 << 20);
+        outbox.books.source(Source::Shm).set_emitted(20);
+        outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
+        outbox.finish_with(|| frame(Lane::Bulk, 10));
+        let first = Header::check(&outbox.next(u64::MAX).expect("a frame")).expect("whole");
+        let last = Header::check(&outbox.next(u64::MAX).expect("a frame")).expect("whole");
+        assert!(!first.0.is_final && last.0.is_final);
+        assert_eq!((first.1.account(Source::Shm).held(), last.1.account(Source::Shm).held()), (10, 0));
+    }
+}

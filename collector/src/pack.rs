@@ -1,0 +1,140 @@
+//! The packer: bodies become sealed frames.
+//!
+//! What enters: bodies from the queues, lethal ones first. What leaves: sealed frames in the outbox. What must hold: while the
+//! outbox has no room for bulk, bulk bodies stay in their queue and lethal ones pass by.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::sync::Parker;
+use tapio_wire::compress::Compression;
+use tapio_wire::event::{Body, Entity, EntityKind, Lane};
+use tapio_wire::frame::Encoder;
+
+use crate::latency::FrameTimes;
+use crate::outbox::Outbox;
+use crate::queue::Queues;
+
+/// How often the counters are stated when nothing happens.
+const STATEMENT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the node is described: well within the shortest window that a server replays.
+const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Counters of the packer.
+#[derive(Default)]
+pub struct PackCounts {
+    pub frames: AtomicU64,
+    pub raw_bytes: AtomicU64,
+    pub wire_bytes: AtomicU64,
+}
+
+/// See the module.
+pub struct Packer {
+    pub queues: Arc<Queues>,
+    pub parker: Parker,
+    pub outbox: Arc<Outbox>,
+    pub compression: Compression,
+    pub counts: Arc<PackCounts>,
+    /// Set when every source has ended: what is in the queues then is the last.
+    pub sources_ended: Arc<AtomicBool>,
+    /// Describes the node itself, on each new stream and from time to time, so that whoever replays the archive knows its
+    /// name.
+    pub node: NodeDescription,
+}
+
+/// When the node was described last.
+pub struct NodeDescription {
+    name: String,
+    generation: Arc<AtomicU64>,
+    described: Option<(u64, Instant)>,
+}
+
+impl NodeDescription {
+    /// Not described yet. `generation` counts the streams.
+    pub fn new(name: String, generation: Arc<AtomicU64>) -> Self {
+        Self { name, generation, described: None }
+    }
+
+    fn add_when_due(&mut self, body: &mut Body) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        let is_fresh =
+            self.described.is_some_and(|(known, at)| known == generation && at.elapsed() < DESCRIPTION_INTERVAL);
+        if !is_fresh {
+            self.described = Some((generation, Instant::now()));
+            body.entities.push(Entity {
+                id: tapio_wire::node_id(&self.name),
+                kind: EntityKind::Node,
+                parent: 0,
+                name: self.name.clone(),
+                container_id: String::new(),
+                pod_uid: String::new(),
+                cgroup: String::new(),
+            });
+        }
+    }
+}
+
+impl Packer {
+    /// Packs until the sources have ended and the queues are empty, then closes the epoch.
+    pub fn run(mut self) {
+        let mut encoder = Encoder::default();
+        let mut stated = Instant::now();
+        loop {
+            let has_ended = self.sources_ended.load(Ordering::Acquire);
+            match self.queues.pop(self.outbox.has_bulk_room()) {
+                Some((lane, mut body)) => {
+                    self.node.add_when_due(&mut body);
+                    self.pack(&mut encoder, lane, body);
+                    stated = Instant::now();
+                }
+                None if has_ended && self.queues.depth(Lane::Bulk) == 0 => {
+                    // An empty frame carries the closing counters.
+                    self.outbox.finish_with(|| self.seal(&mut encoder, Lane::Bulk, &Body::default()));
+                    return;
+                }
+                None => {
+                    if stated.elapsed() >= STATEMENT_INTERVAL {
+                        if self.outbox.is_statement_due() {
+                            self.pack(&mut encoder, Lane::Bulk, Body::default());
+                        }
+                        stated = Instant::now();
+                    }
+                    self.parker.park_timeout(STATEMENT_INTERVAL);
+                }
+            }
+        }
+    }
+
+    fn pack(&self, encoder: &mut Encoder, lane: Lane, mut body: Body) {
+        match encoder.seal(&body, lane, self.compression) {
+            Ok(frame) => {
+                self.count(&frame);
+                self.outbox.push(frame, FrameTimes::of(&body));
+                self.queues.recycle(body);
+            }
+            Err(error) if body.events.len() > 1 || body.entities.len() > 1 => {
+                // Only a batch with an uncommon amount of descriptions gets here.
+                tracing::debug!(%error, events = body.events.len(), "a batch is split to fit a frame");
+                let events = body.events.split_off(body.events.len() / 2);
+                let entities = body.entities.split_off(body.entities.len() / 2);
+                let second = Body { names: body.names.clone(), entities, events };
+                self.pack(encoder, lane, body);
+                self.pack(encoder, lane, second);
+            }
+            Err(error) => unreachable!("one event and one description fit a frame by the bounds of records: {error}"),
+        }
+    }
+
+    fn seal(&self, encoder: &mut Encoder, lane: Lane, body: &Body) -> tapio_wire::frame::SealedFrame {
+        let frame = encoder.seal(body, lane, self.compression).expect("an empty body fits a frame");
+        self.count(&frame);
+        frame
+    }
+
+    fn count(&self, frame: &tapio_wire::frame::SealedFrame) {
+        self.counts.frames.fetch_add(1, Ordering::Relaxed);
+        self.counts.raw_bytes.fetch_add(u64::from(frame.raw_bytes()), Ordering::Relaxed);
+        self.counts.wire_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+    }
+}

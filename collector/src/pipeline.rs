@@ -1,0 +1,288 @@
+//! The machine of the collector: every thread and every queue, in one place.
+//!
+//! ```text
+//!  thread ebpf ──┐ lethal: ArrayQueue<Body>                            tokio
+//!  thread shm  ──┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
+//!                └◄──────── pool of bodies ◄──────────┘           ▲          │
+//!                                                                 └── acks ◄─┘     health: HTTP
+//! ```
+//!
+//! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for
+//! the last ack. Each step ends when the one before it has, and all together within [`DRAIN_TIMEOUT`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tapio_wire::event::Source;
+use tapio_wire::node_id;
+use tokio::sync::watch;
+
+use crate::config::{Config, ConfigError, endpoint_uri};
+use crate::health::{self, SourceState};
+use crate::identity::Identity;
+use crate::intake::{Intake, Shared};
+use crate::latency::realtime_ns;
+use crate::metrics::{Metrics, Observed};
+use crate::outbox::Outbox;
+use crate::pack::{NodeDescription, Packer};
+use crate::queue::Queues;
+use crate::ship::{ShipState, Shipper};
+use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
+use crate::source::shm::{ShmError, ShmSource};
+
+/// How long a shutdown may take before what is left is given up.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// The share of `max_memory_mb` that rings, queues and outbox are sized by.
+const INTERNAL_SHARE: f64 = 0.7;
+
+/// Why the collector cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the ebpf source cannot run: {0}")]
+    Ebpf(#[from] EbpfError),
+    #[error("the shm source cannot run: {0}")]
+    Shm(#[from] ShmError),
+    #[error("cannot serve health on {address}: {error}; set health.port to a free port, or health.enabled to false")]
+    Health { address: SocketAddr, error: std::io::Error },
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    #[error(transparent)]
+    Ring(#[from] tapio_ringbuf::Error),
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("no source can run; enable one in collector.enabled_collectors")]
+    NoSource,
+}
+
+/// Sizes derived from the memory budget.
+struct Budget {
+    lethal_ring_bytes: u32,
+    queue_batches: usize,
+    outbox_bytes: usize,
+}
+
+impl Budget {
+    fn of(config: &Config) -> Self {
+        let internal = (config.resources.max_memory_mb as f64 * 1_048_576.0 * INTERNAL_SHARE) as usize;
+        let event_bytes = size_of::<tapio_wire::event::Event>();
+        let batch_bytes = config.grpc.max_batch_size * event_bytes;
+        let lethal_ring_bytes = (internal / 32).next_power_of_two().clamp(256 << 10, 4 << 20);
+        // Bodies wait in the bulk queue, in the pool and in hands: three times what the queue holds.
+        let queue_batches = (config.collector.buffer_size / config.grpc.max_batch_size).max(2);
+        let queue_batches = queue_batches.min(internal / 4 / batch_bytes).max(2);
+        let outbox_bytes = internal.saturating_sub(lethal_ring_bytes + 3 * queue_batches * batch_bytes);
+        Self {
+            lethal_ring_bytes: lethal_ring_bytes as u32,
+            queue_batches,
+            outbox_bytes: outbox_bytes.max(internal / 4),
+        }
+    }
+}
+
+/// The probes' part of the configuration.
+pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
+    let mut load = tapio_probes::LoadConfig {
+        lethal_ring_bytes: Budget::of(config).lethal_ring_bytes,
+        own_pid: Some(std::process::id()),
+        ..tapio_probes::LoadConfig::default()
+    };
+    load.btf = config.collectors.ebpf.btf.clone();
+    if !config.collectors.ebpf.enable_process {
+        load.disabled.extend(["process_exec".into(), "process_exit".into(), "signal_sent".into()]);
+    }
+    if !config.collectors.ebpf.enable_memory {
+        load.disabled.push("oom_victim".into());
+    }
+    load
+}
+
+/// The running collector.
+pub struct Pipeline {
+    stop: Arc<Stop>,
+    stop_shm: Arc<Stop>,
+    sources: Vec<JoinHandle<()>>,
+    sources_ended: Arc<AtomicBool>,
+    packer: JoinHandle<()>,
+    outbox: Arc<Outbox>,
+    queues: Arc<Queues>,
+    shipper: tokio::task::JoinHandle<()>,
+    give_up: watch::Sender<bool>,
+    health: Option<(tokio::task::JoinHandle<()>, watch::Sender<bool>)>,
+}
+
+impl Pipeline {
+    /// Starts everything that the configuration asks for. With `allow_missing`, a source that cannot run is reported and left
+    /// out; otherwise it is an error.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: &Config, allow_missing: bool) -> Result<Self, StartError> {
+        let budget = Budget::of(config);
+        let node_name = config.node_name();
+        let listener = match config.health.enabled {
+            true => {
+                let address = SocketAddr::new(config.health.address, config.health.port);
+                let bound = health::bind(address).await;
+                Some(bound.map_err(|error| StartError::Health { address, error })?)
+            }
+            false => None,
+        };
+        let (queues, parker) = Queues::new(budget.queue_batches);
+        let shared = Shared::for_config(config, queues);
+        let queues = Arc::clone(&shared.queues);
+        let epoch = realtime_ns();
+        let outbox = Arc::new(Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared));
+
+        let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
+        let mut sources = Vec::new();
+        let mut states = Vec::new();
+        if config.runs("ebpf") {
+            let linger = config.collectors.ebpf.linger;
+            match EbpfSource::load(&load_config(config), linger, Arc::clone(&stop)) {
+                Ok(source) => {
+                    for verdict in source.verdicts() {
+                        tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
+                    }
+                    let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+                    sources.push(spawn("ebpf", move || {
+                        if let Err(error) = source.run(intake) {
+                            tracing::error!(%error, "the ebpf source ended");
+                        }
+                    })?);
+                    states.push(SourceState { source: "ebpf", state: "running".into(), is_running: true });
+                }
+                Err(error) if allow_missing => {
+                    tracing::warn!(%error, "the ebpf source is off");
+                    states.push(SourceState { source: "ebpf", state: error.to_string(), is_running: false });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if config.runs("shm") {
+            match ShmSource::listen(&config.collectors.shm, Arc::clone(&stop_shm)) {
+                Ok(source) => {
+                    let intake = Intake::new(shared.clone(), Source::Shm, Identity::new(Vec::new()));
+                    sources.push(spawn("shm", move || {
+                        if let Err(error) = source.run(intake) {
+                            tracing::error!(%error, "the shm source ended");
+                        }
+                    })?);
+                    states.push(SourceState { source: "shm", state: "running".into(), is_running: true });
+                }
+                Err(error) if allow_missing => {
+                    tracing::warn!(%error, "the shm source is off");
+                    states.push(SourceState { source: "shm", state: error.to_string(), is_running: false });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for (source, name) in [("k8s", "Kubernetes"), ("systemd", "systemd")] {
+            if config.runs(source) {
+                tracing::warn!(source, "this build has no {name} source yet; the others run");
+                states.push(SourceState { source, state: "not in this build".into(), is_running: false });
+            }
+        }
+        if sources.is_empty() && !allow_missing {
+            return Err(StartError::NoSource);
+        }
+
+        let sources_ended = Arc::new(AtomicBool::new(false));
+        let pack = Arc::default();
+        let packer = Packer {
+            queues: Arc::clone(&queues),
+            parker,
+            outbox: Arc::clone(&outbox),
+            compression: config.grpc.compression,
+            counts: Arc::clone(&pack),
+            sources_ended: Arc::clone(&sources_ended),
+            node: NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation)),
+        };
+        let packer = spawn("pack", move || packer.run())?;
+
+        let endpoints = config.grpc.server_endpoints.iter().filter_map(|endpoint| endpoint_uri(endpoint).ok());
+        let (state, latencies) = (Arc::new(ShipState::default()), Arc::default());
+        let shipper = Shipper {
+            endpoints: endpoints.collect(),
+            node_name: node_name.clone(),
+            outbox: Arc::clone(&outbox),
+            latencies: Arc::clone(&latencies),
+            state: Arc::clone(&state),
+            generation: Arc::clone(&shared.generation),
+            reconnect: config.grpc.reconnect_enabled,
+        };
+        let (give_up, given_up) = watch::channel(false);
+        let shipper = tokio::spawn(shipper.run(given_up));
+
+        let observed = Observed {
+            outbox: Arc::clone(&outbox),
+            queues: Arc::clone(&queues),
+            kinds: Arc::clone(&shared.kinds),
+            pack,
+            ship: state,
+            latencies,
+        };
+        let health = match listener {
+            Some(listener) => {
+                let (end, ended) = watch::channel(false);
+                let metrics = Metrics::new(observed.clone())?;
+                let enabled = config.health.metrics_enabled;
+                let serving = health::serve(listener, metrics, observed, states, enabled, ended);
+                Some((tokio::spawn(serving), end))
+            }
+            None => None,
+        };
+        tracing::info!(node = node_name, epoch, outbox_bytes = budget.outbox_bytes, "collecting");
+        Ok(Self { stop, stop_shm, sources, sources_ended, packer, outbox, queues, shipper, give_up, health })
+    }
+
+    /// Drains and ends. True when everything was acknowledged.
+    pub async fn shutdown(self) -> bool {
+        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+        self.stop.set();
+        self.stop_shm.set();
+        let (sources, packer) = (self.sources, self.packer);
+        let (sources_ended, queues) = (self.sources_ended, self.queues);
+        let drained = tokio::task::spawn_blocking(move || {
+            for source in sources {
+                join(source);
+            }
+            sources_ended.store(true, Ordering::Release);
+            queues.wake_packer();
+            join(packer);
+        });
+        let mut shipper = self.shipper;
+        let finished = tokio::time::timeout_at(deadline, async {
+            let drained = drained.await;
+            let shipped = (&mut shipper).await;
+            drained.is_ok() && shipped.is_ok()
+        });
+        let is_clean = finished.await.unwrap_or(false) && self.outbox.is_done();
+        if !is_clean {
+            let (bytes, frames) = self.outbox.usage();
+            tracing::warn!(bytes, frames, "not everything could be handed to a server before the end");
+            self.give_up.send_replace(true);
+        }
+        if let Some((serving, end)) = self.health {
+            end.send_replace(true);
+            if tokio::time::timeout(Duration::from_secs(1), serving).await.is_err() {
+                tracing::debug!("a health client kept its connection");
+            }
+        }
+        is_clean
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(run)
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread panicked");
+    }
+}

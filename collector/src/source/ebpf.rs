@@ -1,0 +1,169 @@
+//! The kernel source: drains the rings of the probes.
+//!
+//! What enters: records of the lethal ring. What leaves: batches. What must hold: a lethal record never waits for a nap to
+//! end (the probes wake the reader for it); the counters of the kernel are stated before the events that they count.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tapio_probes::record::Kind;
+use tapio_probes::{Counter, LoadConfig, Probes, counter_index};
+use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
+use tapio_wire::ledger::{Reason, Stage};
+
+use crate::intake::Intake;
+
+const LETHAL_TOKEN: u64 = 0;
+const STOP_TOKEN: u64 = 1;
+
+/// Why the kernel source cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    #[error(transparent)]
+    Probes(#[from] tapio_probes::Error),
+    #[error("cannot read the probes' rings: {0}")]
+    Ring(#[from] tapio_ringbuf::Error),
+}
+
+/// The loaded probes and their mapped rings.
+pub struct EbpfSource {
+    probes: Option<Probes>,
+    lethal: Reader,
+    wakeup: WakeupFlag,
+    counters: CounterArray,
+    cpus: usize,
+    poller: Poller,
+    linger: Duration,
+    stop: Arc<Stop>,
+    emitted: u64,
+    dropped: u64,
+}
+
+/// Tells a source to end, and wakes it.
+pub struct Stop {
+    is_set: AtomicBool,
+    eventfd: EventFd,
+}
+
+impl Stop {
+    /// Not set yet.
+    ///
+    /// # Errors
+    /// When no eventfd can be had.
+    pub fn new() -> Result<Self, tapio_ringbuf::Error> {
+        Ok(Self { is_set: AtomicBool::new(false), eventfd: EventFd::new()? })
+    }
+
+    /// Sets it. Release: pairs with the Acquire in [`Stop::is_set`].
+    pub fn set(&self) {
+        self.is_set.store(true, Ordering::Release);
+        if let Err(error) = self.eventfd.notify() {
+            tracing::warn!(%error, "a source will notice its end only after its nap");
+        }
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+
+    /// What becomes readable when it is set.
+    pub fn eventfd(&self) -> &EventFd {
+        &self.eventfd
+    }
+}
+
+impl EbpfSource {
+    /// Loads and attaches the probes.
+    ///
+    /// # Errors
+    /// When not one of them can work here.
+    pub fn load(config: &LoadConfig, linger: Duration, stop: Arc<Stop>) -> Result<Self, EbpfError> {
+        let probes = Probes::load(config)?;
+        let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes())?;
+        let wakeup = WakeupFlag::map(probes.control_map())?;
+        let counters = CounterArray::map(probes.counters_map(), probes.counters_len())?;
+        let poller = Poller::new()?;
+        poller.add(probes.lethal_ring(), LETHAL_TOKEN)?;
+        {
+            use std::os::fd::AsFd;
+            poller.add(stop.eventfd().as_fd(), STOP_TOKEN)?;
+        }
+        let cpus = probes.possible_cpus();
+        Ok(Self { probes: Some(probes), lethal, wakeup, counters, cpus, poller, linger, stop, emitted: 0, dropped: 0 })
+    }
+
+    /// What became of each program.
+    pub fn verdicts(&self) -> Vec<tapio_probes::Verdict> {
+        self.probes.as_ref().map(|probes| probes.verdicts().to_vec()).unwrap_or_default()
+    }
+
+    /// Drains until told to stop, then detaches the probes and drains what is left.
+    ///
+    /// # Errors
+    /// When the ring breaks its layout, which the kernel does not do, or polling fails.
+    pub fn run(mut self, mut intake: Intake) -> Result<(), EbpfError> {
+        while !self.stop.is_set() {
+            let drained = self.pass(&mut intake, false)?;
+            if drained == 0 {
+                self.sleep(&intake)?;
+            }
+        }
+        if let Some(probes) = self.probes.take() {
+            probes.detach();
+        }
+        loop {
+            self.pass(&mut intake, true)?;
+            if self.lethal.is_empty() && intake.is_empty() {
+                return Ok(());
+            }
+            if !intake.is_empty() {
+                // The packer makes room; it needs no more than a moment.
+                self.poller.wait(Some(self.linger)).map(|_| ())?;
+            }
+        }
+    }
+
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<usize, EbpfError> {
+        let room = intake.room();
+        let drained = self.lethal.drain(room, |record| intake.accept(record))?;
+        if drained.records > 0 || drained.discarded > 0 || all {
+            self.state_counters(intake);
+        }
+        intake.flush(all);
+        Ok(drained.records)
+    }
+
+    fn state_counters(&mut self, intake: &Intake) {
+        let (mut emitted, mut dropped) = (0, 0);
+        for cpu in 0..self.cpus {
+            for kind in Kind::ALL {
+                dropped += self.counters.get(counter_index(cpu, kind, Counter::Dropped));
+                emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
+            }
+        }
+        // A record is counted as emitted before it is counted as dropped or can be read, so this is what there is at least.
+        self.dropped = dropped.max(self.dropped);
+        self.emitted = emitted.max(self.emitted).max(self.lethal.consumed() + self.dropped);
+        intake.books().set_emitted(self.emitted);
+        intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
+    }
+
+    fn sleep(&mut self, intake: &Intake) -> Result<(), EbpfError> {
+        // First a nap without asking for wakeups: a record that does not force one can wait this long, and while there is
+        // traffic the probes are spared the wakeup's cost.
+        let nap = self.linger.min(intake.sleep_limit());
+        self.poller.wait(Some(nap)).map(|_| ())?;
+        if !self.lethal.is_empty() || self.stop.is_set() {
+            return Ok(());
+        }
+        self.wakeup.set(true);
+        // A record that was committed before its probe saw the flag is found here; a later one brings a wakeup.
+        if self.lethal.is_empty() {
+            self.poller.wait(Some(intake.sleep_limit())).map(|_| ())?;
+        }
+        self.wakeup.set(false);
+        Ok(())
+    }
+}

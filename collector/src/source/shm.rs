@@ -1,0 +1,357 @@
+//! The source for local processes: drains the memfd rings that they hand over on a Unix socket.
+//!
+//! What enters: connections, each with a ring (see `tapio_ringbuf::handover`), and the rings' records. What leaves: batches.
+//! What must hold: a peer is hostile until proven otherwise. It must run as root or as this process's user, its ring is
+//! checked before it is mapped, rings are bounded in number and size, and a ring that breaks its layout is let go while the
+//! others go on. What a ring's peer says of its own losses is believed, since it concerns nobody else.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use tapio_ringbuf::handover;
+use tapio_ringbuf::{EventFd, Limits, Poller, Reader};
+use tapio_wire::ledger::{Reason, Stage};
+
+use crate::config::ShmSection;
+use crate::intake::Intake;
+use crate::source::ebpf::Stop;
+
+const STOP_TOKEN: u64 = 0;
+const ARRIVAL_TOKEN: u64 = 1;
+const FIRST_PEER_TOKEN: u64 = 2;
+/// How long the reader naps between looks at the rings while there is traffic.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// Why the source cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ShmError {
+    #[error(
+        "cannot listen at {path}: {error}; choose another collectors.shm.socket, or stop the collector that holds it"
+    )]
+    Listen { path: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Ring(#[from] tapio_ringbuf::Error),
+}
+
+struct Arrival {
+    name: String,
+    reader: Reader,
+    eventfd: EventFd,
+    stream: UnixStream,
+}
+
+struct Peer {
+    token: u64,
+    name: String,
+    reader: Reader,
+    eventfd: EventFd,
+    stream: UnixStream,
+    /// The ring's records and drops that belong to earlier readers.
+    base: u64,
+    base_dropped: u64,
+    emitted: u64,
+    dropped: u64,
+    has_left: bool,
+}
+
+/// The listening socket and the rings that were handed over.
+pub struct ShmSource {
+    poller: Poller,
+    stop: Arc<Stop>,
+    arrivals: Receiver<Arrival>,
+    arrived: Arc<EventFd>,
+    peers: Vec<Peer>,
+    peer_count: Arc<AtomicUsize>,
+    next_token: u64,
+    /// What rings that are gone had emitted and dropped.
+    gone_emitted: u64,
+    gone_dropped: u64,
+    socket: PathBuf,
+}
+
+impl ShmSource {
+    /// Listens and accepts rings on a thread of its own.
+    ///
+    /// # Errors
+    /// When the socket cannot be had.
+    pub fn listen(config: &ShmSection, stop: Arc<Stop>) -> Result<Self, ShmError> {
+        let listener = bind(&config.socket).map_err(|error| ShmError::Listen { path: config.socket.clone(), error })?;
+        let poller = Poller::new()?;
+        let arrived = Arc::new(EventFd::new()?);
+        poller.add(stop.eventfd().as_fd(), STOP_TOKEN)?;
+        poller.add(arrived.as_fd().as_fd(), ARRIVAL_TOKEN)?;
+        let (sender, arrivals) = bounded(config.max_peers);
+        let peer_count = Arc::new(AtomicUsize::new(0));
+        let acceptor = Acceptor {
+            listener,
+            sender,
+            arrived: Arc::clone(&arrived),
+            peer_count: Arc::clone(&peer_count),
+            max_peers: config.max_peers,
+            limits: Limits {
+                data_bytes_max: usize::try_from(config.max_ring_bytes).unwrap_or(usize::MAX),
+                record_bytes_max: tapio_probes::record::RECORD_BYTES_MAX,
+                ..Limits::default()
+            },
+        };
+        std::thread::Builder::new()
+            .name("shm-accept".into())
+            .spawn(move || acceptor.run())
+            .map_err(|error| ShmError::Listen { path: config.socket.clone(), error })?;
+        Ok(Self {
+            poller,
+            stop,
+            arrivals,
+            arrived,
+            peers: Vec::new(),
+            peer_count,
+            next_token: FIRST_PEER_TOKEN,
+            gone_emitted: 0,
+            gone_dropped: 0,
+            socket: config.socket.clone(),
+        })
+    }
+
+    /// Drains until told to stop, then drains what is left.
+    ///
+    /// # Errors
+    /// When polling fails.
+    pub fn run(mut self, mut intake: Intake) -> Result<(), ShmError> {
+        while !self.stop.is_set() {
+            if self.pass(&mut intake, false) == 0 {
+                self.sleep(&intake)?;
+            }
+        }
+        while self.pass(&mut intake, true) > 0 || !intake.is_empty() {
+            if !intake.is_empty() {
+                self.poller.wait(Some(LINGER)).map(|_| ())?;
+            }
+        }
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            tracing::debug!(%error, "the socket was already gone");
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> usize {
+        while let Ok(arrival) = self.arrivals.try_recv() {
+            self.add(arrival, intake);
+        }
+        let mut drained = 0;
+        for index in 0..self.peers.len() {
+            let room = intake.room();
+            let peer = &mut self.peers[index];
+            match peer.reader.drain(room, |record| intake.accept(record)) {
+                Ok(done) => drained += done.records,
+                Err(error) => {
+                    tracing::warn!(peer = peer.name, %error, "a ring broke its layout and is let go");
+                    peer.has_left = true;
+                }
+            }
+            peer.read_counters();
+            self.state(intake);
+            intake.flush(all);
+        }
+        if drained == 0 {
+            self.let_go(intake);
+            intake.room();
+            intake.flush(all);
+        }
+        drained
+    }
+
+    fn add(&mut self, arrival: Arrival, intake: &Intake) {
+        let Arrival { name, reader, eventfd, stream } = arrival;
+        let base_dropped = reader.accounted_dropped().unwrap_or(0);
+        let base = reader.consumed();
+        let token = self.next_token;
+        self.next_token += 2;
+        let added =
+            self.poller.add_edge(eventfd.as_fd(), token).and_then(|()| self.poller.add(stream.as_fd(), token + 1));
+        if let Err(error) = added {
+            tracing::warn!(peer = name, %error, "a ring cannot be polled and is let go");
+            self.peer_count.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        intake.books().add_inherited(base + base_dropped);
+        tracing::info!(peer = name, capacity_bytes = reader.capacity_bytes(), consumed_before = base, "ring attached");
+        self.peers.push(Peer {
+            token,
+            name,
+            reader,
+            eventfd,
+            stream,
+            base,
+            base_dropped,
+            emitted: 0,
+            dropped: 0,
+            has_left: false,
+        });
+    }
+
+    /// States what all rings together have emitted and dropped.
+    fn state(&self, intake: &Intake) {
+        let emitted = self.gone_emitted + self.peers.iter().map(|peer| peer.emitted).sum::<u64>();
+        let dropped = self.gone_dropped + self.peers.iter().map(|peer| peer.dropped).sum::<u64>();
+        intake.books().set_emitted(emitted);
+        intake.books().set_dropped(Stage::Ring, Reason::Full, dropped);
+    }
+
+    fn let_go(&mut self, intake: &Intake) {
+        let mut index = 0;
+        while index < self.peers.len() {
+            let peer = &mut self.peers[index];
+            if !(peer.has_left && peer.reader.is_empty()) {
+                index += 1;
+                continue;
+            }
+            peer.read_counters();
+            // Whatever it claims beyond what its ring held never existed for anybody else.
+            let emitted = peer.reader.consumed() - peer.base + peer.dropped;
+            if emitted != peer.emitted {
+                tracing::warn!(peer = peer.name, claimed = peer.emitted, emitted, "a ring's counters did not add up");
+            }
+            self.gone_emitted += emitted;
+            self.gone_dropped += peer.dropped;
+            let peer = self.peers.swap_remove(index);
+            for polled in [peer.eventfd.as_fd(), peer.stream.as_fd()] {
+                if let Err(error) = self.poller.remove(polled) {
+                    tracing::debug!(%error, "a descriptor was not polled any more");
+                }
+            }
+            self.peer_count.fetch_sub(1, Ordering::AcqRel);
+            tracing::info!(peer = peer.name, emitted, dropped = peer.dropped, "ring detached");
+            self.state(intake);
+        }
+    }
+
+    fn sleep(&mut self, intake: &Intake) -> Result<(), ShmError> {
+        self.wait(LINGER.min(intake.sleep_limit()))?;
+        if self.stop.is_set() || self.peers.iter().any(|peer| !peer.reader.is_empty()) {
+            return Ok(());
+        }
+        for peer in &self.peers {
+            peer.reader.set_need_wakeup(true);
+        }
+        if self.peers.iter().all(|peer| peer.reader.is_empty()) {
+            self.wait(intake.sleep_limit())?;
+        }
+        for peer in &self.peers {
+            peer.reader.set_need_wakeup(false);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), ShmError> {
+        for &token in self.poller.wait(Some(timeout))? {
+            if token == ARRIVAL_TOKEN {
+                self.arrived.clear()?;
+            } else if token >= FIRST_PEER_TOKEN
+                && token % 2 == 1
+                && let Some(peer) = self.peers.iter_mut().find(|peer| peer.token + 1 == token)
+            {
+                // Nothing is ever sent on the connection: readable means closed.
+                peer.has_left = true;
+            }
+        }
+        // A closed connection stays readable; it must not turn the wait into a busy loop while its ring is drained.
+        for peer in self.peers.iter_mut().filter(|peer| peer.has_left) {
+            if let Err(error) = self.poller.remove(peer.stream.as_fd()) {
+                tracing::trace!(%error, "already removed");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    fn read_counters(&mut self) {
+        let Some(counters) = self.reader.producer_counters() else { return };
+        self.dropped = self.dropped.max(counters.dropped.saturating_sub(self.base_dropped));
+        let seen = self.reader.consumed() - self.base + self.dropped;
+        self.emitted = self.emitted.max(seen).max(counters.emitted.saturating_sub(self.base + self.base_dropped));
+        self.reader.set_accounted_dropped(self.base_dropped + self.dropped);
+    }
+}
+
+struct Acceptor {
+    listener: UnixListener,
+    sender: Sender<Arrival>,
+    arrived: Arc<EventFd>,
+    peer_count: Arc<AtomicUsize>,
+    max_peers: usize,
+    limits: Limits,
+}
+
+impl Acceptor {
+    fn run(self) {
+        for connection in self.listener.incoming() {
+            let stream = match connection {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection for a ring could not be accepted");
+                    continue;
+                }
+            };
+            let outcome = self.take(&stream);
+            let reply = outcome.as_ref().map(|_| ()).map_err(String::as_str);
+            if let Err(error) = handover::answer(&stream, reply) {
+                tracing::debug!(%error, "a peer left during the handover");
+                continue;
+            }
+            match outcome {
+                Ok((name, reader, eventfd)) => {
+                    self.peer_count.fetch_add(1, Ordering::AcqRel);
+                    let arrival = Arrival { name, reader, eventfd, stream };
+                    if self.sender.send(arrival).is_err() {
+                        return;
+                    }
+                    if let Err(error) = self.arrived.notify() {
+                        tracing::debug!(%error, "the new ring is noticed at the next look");
+                    }
+                }
+                Err(reason) => tracing::warn!(reason, "a ring was refused"),
+            }
+        }
+    }
+
+    fn take(&self, stream: &UnixStream) -> Result<(String, Reader, EventFd), String> {
+        let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|error| error.to_string())?;
+        let own = rustix::process::geteuid();
+        if !peer.uid.is_root() && peer.uid != own {
+            return Err(format!("user {} may not hand over rings", peer.uid.as_raw()));
+        }
+        if self.peer_count.load(Ordering::Acquire) >= self.max_peers {
+            return Err(format!("{} rings are attached already; raise collectors.shm.max_peers", self.max_peers));
+        }
+        let received = handover::receive(stream).map_err(|error| error.to_string())?;
+        let reader = Reader::from_memfd(received.memfd, self.limits).map_err(|error| error.to_string())?;
+        let eventfd = EventFd::from_peer(received.eventfd).map_err(|error| error.to_string())?;
+        Ok((received.name, reader, eventfd))
+    }
+}
+
+/// Binds the socket for this user only. One left behind by a collector that was killed is replaced; one that answers is not.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)?
+        }
+        other => other?,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Installs what building Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's headers for
+# the probes. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
+set -euo pipefail
+missing=()
+command -v cc >/dev/null || missing+=(build-essential)
+command -v clang >/dev/null || missing+=(clang)
+[ -e /usr/include/bpf/bpf_helpers.h ] || missing+=(libbpf-dev)
+if ! command -v cargo >/dev/null; then
+  echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
+  exit 1
+fi
+[ ${#missing[@]} -eq 0 ] && exit 0
+echo "Installing ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+  echo "No apt-get here. Install what corresponds to: ${missing[*]}" >&2
+  exit 1
+fi
+run=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { echo "Not root and no sudo. As root: apt-get install -y ${missing[*]}" >&2; exit 1; }
+  run=(sudo)
+fi
+"${run[@]}" apt-get update -qq
+"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,83 @@
+//! A program of a few instructions that writes to address 0: the kernel itself sends it SIGSEGV, as it does to a container
+//! whose code is wrong. It is an ELF file of one segment, since a safe program cannot commit the fault itself.
+
+/// The program for this architecture; `None` when it is not known here.
+pub fn program() -> Option<Vec<u8>> {
+    let (machine, code): (u16, &[u8]) = if cfg!(target_arch = "x86_64") {
+        // xor eax, eax; mov [rax], eax
+        (62, &[0x31, 0xc0, 0x89, 0x00])
+    } else if cfg!(target_arch = "aarch64") {
+        // mov x0, #0; str w0, [x0]
+        (183, &[0x00, 0x00, 0x80, 0xd2, 0x00, 0x00, 0x00, 0xb9])
+    } else {
+        return None;
+    };
+    Some(elf(machine, code))
+}
+
+const BASE: u64 = 0x40_0000;
+const FILE_HEADER_BYTES: u16 = 64;
+const PROGRAM_HEADER_BYTES: u16 = 56;
+const CODE_AT: u64 = FILE_HEADER_BYTES as u64 + PROGRAM_HEADER_BYTES as u64;
+
+/// An executable whose only segment is the whole file, readable and executable.
+fn elf(machine: u16, code: &[u8]) -> Vec<u8> {
+    let length = CODE_AT + code.len() as u64;
+    let mut file = Vec::new();
+    // 64 bits, little endian, version 1.
+    file.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    let half = |file: &mut Vec<u8>, values: &[u16]| {
+        for value in values {
+            file.extend_from_slice(&value.to_le_bytes());
+        }
+    };
+    // ET_EXEC
+    half(&mut file, &[2, machine]);
+    file.extend_from_slice(&1u32.to_le_bytes());
+    for value in [BASE + CODE_AT, u64::from(FILE_HEADER_BYTES), 0] {
+        file.extend_from_slice(&value.to_le_bytes());
+    }
+    file.extend_from_slice(&0u32.to_le_bytes());
+    half(
+        &mut file,
+        &[FILE_HEADER_BYTES, PROGRAM_HEADER_BYTES, 1, 0, 0, 0],
+    );
+    // PT_LOAD, readable and executable.
+    file.extend_from_slice(&1u32.to_le_bytes());
+    file.extend_from_slice(&5u32.to_le_bytes());
+    for value in [0, BASE, BASE, length, length, 0x1_0000] {
+        file.extend_from_slice(&value.to_le_bytes());
+    }
+    file.extend_from_slice(code);
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CODE_AT, program};
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    #[test]
+    fn it_dies_by_a_real_segmentation_fault() {
+        let Some(bytes) = program() else { return };
+        assert!(bytes.len() as u64 > CODE_AT && bytes.len() < 256);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("crash");
+        let mut file = std::fs::File::create(&path).expect("a file");
+        file.write_all(&bytes).expect("written");
+        file.set_permissions(PermissionsExt::from_mode(0o755))
+            .expect("executable");
+        drop(file);
+        // A child forked by another test at this moment may still hold the file open for writing.
+        let status = loop {
+            match Command::new(&path).status() {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
+                other => break other.expect("it runs"),
+            }
+        };
+        assert_eq!(status.signal(), Some(11));
+    }
+}

@@ -1,0 +1,20 @@
+//! `tapio-perf`: loads Tapio, measures it, and makes faults for it to find.
+//!
+//! It knows the other programs from outside only: it starts the real binaries, feeds them through rings and cgroups, and
+//! reads what they serve. The library part is what the end-to-end tests share with the program.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod clock;
+pub mod error;
+pub mod inject;
+pub mod interrupt;
+pub mod kubelet;
+pub mod latency;
+pub mod load;
+pub mod processes;
+pub mod report;
+pub mod units;
+
+pub use error::Error;

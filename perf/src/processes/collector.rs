@@ -1,0 +1,214 @@
+//! A real `tapio-collector` with a configuration, a health port and a ring socket of its own.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::usage::{self, Usage};
+use super::{END_LIMIT, Process, bin_dir, binary, free_port, http};
+use crate::error::{Context, Error};
+
+/// Where a collector gets its events from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Feed {
+    /// Memfd rings of local processes.
+    #[default]
+    Shm,
+    /// The kernel: needs root.
+    Ebpf,
+}
+
+/// What a collector is started with.
+#[derive(Clone, Debug, Default)]
+pub struct CollectorOptions {
+    /// Where the programs are; beside this executable when not given.
+    pub bin_dir: Option<PathBuf>,
+    /// The node's name.
+    pub node: String,
+    /// `host:port` of the server.
+    pub server: String,
+    pub feed: Feed,
+    /// Further lines of `collector.yaml`.
+    pub extra_config: String,
+}
+
+/// What `GET /latency` says.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct LatencyReport {
+    /// From an event's time to the durable acknowledgement: pairs of microseconds and how many events.
+    pub event_to_ack_us: Vec<(u64, u64)>,
+    /// From the sending of a frame to its acknowledgement: pairs of microseconds and how many frames.
+    pub frame_to_ack_us: Vec<(u64, u64)>,
+    pub frames: u64,
+    /// Before compression.
+    pub bytes_raw: u64,
+    /// As they travelled.
+    pub bytes_wire: u64,
+}
+
+/// A collector that ends when this is dropped. Port and socket outlive a restart.
+pub struct Collector {
+    binary: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    socket: PathBuf,
+    node: String,
+    port: u16,
+    // Before the folder: the process ends before its files go.
+    process: Option<Process>,
+    _folder: TempDir,
+}
+
+impl Collector {
+    /// Starts a collector and waits until it is ready.
+    pub fn start(options: &CollectorOptions) -> Result<Self, Error> {
+        let mut collector = Self::prepare(options)?;
+        collector.spawn()?;
+        collector.wait_ready()?;
+        Ok(collector)
+    }
+
+    /// Writes the configuration and starts nothing yet.
+    pub fn prepare(options: &CollectorOptions) -> Result<Self, Error> {
+        let binary = binary("tapio-collector", &bin_dir(options.bin_dir.as_deref())?)?;
+        let folder = tempfile::Builder::new()
+            .prefix("tapio-perf-collector-")
+            .tempdir()
+            .context(|| "make a temporary folder".into())?;
+        let (port, socket) = (free_port()?, folder.path().join("rings.sock"));
+        let config = folder.path().join("collector.yaml");
+        fs::write(&config, config_text(options, &socket, port))
+            .context(|| format!("write {}", config.display()))?;
+        Ok(Self {
+            binary,
+            log: folder.path().join("collector.log"),
+            config,
+            socket,
+            node: options.node.clone(),
+            port,
+            process: None,
+            _folder: folder,
+        })
+    }
+
+    /// Starts the process; it need not be ready when this returns.
+    pub fn spawn(&mut self) -> Result<(), Error> {
+        let mut command = Command::new(&self.binary);
+        command.arg("--config").arg(&self.config);
+        let name = format!("tapio-collector of {}", self.node);
+        self.process = Some(Process::spawn(&name, command, self.log.clone())?);
+        Ok(())
+    }
+
+    /// Waits until the process that was started is ready.
+    pub fn wait_ready(&mut self) -> Result<(), Error> {
+        match &mut self.process {
+            Some(process) => process.wait_ready(self.port),
+            None => Err(Error::Invalid("the collector was not started".into())),
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM; how it ended.
+    pub fn stop(&mut self) -> Result<Option<ExitStatus>, Error> {
+        match self.process.take() {
+            Some(mut process) => process.terminate(END_LIMIT).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Starts again, on the same port and socket, and waits until it is ready.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// An error when it does not run any more.
+    pub fn check_running(&mut self) -> Result<(), Error> {
+        match &mut self.process {
+            Some(process) => process.check_running(),
+            None => Ok(()),
+        }
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Where rings are handed over.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The port of `/readyz`, `/metrics` and `/latency`.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The configuration it is started with.
+    pub fn config_path(&self) -> &Path {
+        &self.config
+    }
+
+    /// The process, while it runs.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// The end of what it said.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What it has used so far.
+    pub fn usage(&self) -> Option<Usage> {
+        usage::read(self.process.as_ref()?.pid())
+    }
+
+    /// What it measured so far.
+    pub fn latency(&self) -> Result<LatencyReport, Error> {
+        let wrong = |message: String| Error::Http {
+            port: self.port,
+            path: "/latency".into(),
+            message,
+        };
+        let (status, body) = http::get(self.port, "/latency")?;
+        if status != 200 {
+            return Err(wrong(format!("status {status}: {}", body.trim())));
+        }
+        serde_json::from_str(&body).map_err(|error| wrong(error.to_string()))
+    }
+}
+
+/// A `collector.yaml` for this host.
+pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> String {
+    let (enabled, source) = match options.feed {
+        Feed::Shm => (
+            "shm",
+            format!("shm: {{enabled: true, socket: \"{}\"}}", socket.display()),
+        ),
+        Feed::Ebpf => ("ebpf", "ebpf: {enabled: true}".to_owned()),
+    };
+    let mut text = format!(
+        "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0}}\n\
+         grpc: {{server_endpoints: [\"{}\"]}}\n\
+         resources: {{max_memory_mb: 256, max_cpu_milli: 0}}\n\
+         collectors: {{{source}}}\n\
+         health: {{port: {port}}}\n\
+         logging: {{level: warn}}\n",
+        options.node, options.server
+    );
+    let _ = write!(text, "{}", options.extra_config);
+    text
+}

@@ -1,0 +1,163 @@
+//! A real `tapio-server` with a configuration, ports and an archive of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use tempfile::TempDir;
+
+use super::{END_LIMIT, Process, bin_dir, binary, free_port};
+use crate::client::Client;
+use crate::error::{Context, Error};
+
+/// What a server is started with.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// Where the programs are; beside this executable when not given.
+    pub bin_dir: Option<PathBuf>,
+    /// Where the archive goes; a temporary folder when not given.
+    pub archive_dir: Option<PathBuf>,
+    /// Further lines of `server.yaml`.
+    pub extra_config: String,
+}
+
+/// A server that ends when this is dropped. Ports and archive outlive a restart.
+pub struct Server {
+    binary: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    archive_dir: PathBuf,
+    port: u16,
+    http_port: u16,
+    // Before the folder: the process ends before its files go.
+    process: Option<Process>,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// Starts a server and waits until it is ready.
+    pub fn start(options: &ServerOptions) -> Result<Self, Error> {
+        let mut server = Self::prepare(options)?;
+        server.spawn()?;
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// Writes the configuration and starts nothing yet.
+    pub fn prepare(options: &ServerOptions) -> Result<Self, Error> {
+        let binary = binary("tapio-server", &bin_dir(options.bin_dir.as_deref())?)?;
+        let folder = tempfile::Builder::new()
+            .prefix("tapio-perf-server-")
+            .tempdir()
+            .context(|| "make a temporary folder".into())?;
+        let archive_dir = options
+            .archive_dir
+            .clone()
+            .unwrap_or_else(|| folder.path().join("archive"));
+        fs::create_dir_all(&archive_dir)
+            .context(|| format!("make the folder {}", archive_dir.display()))?;
+        let (port, http_port) = (free_port()?, free_port()?);
+        let config = folder.path().join("server.yaml");
+        let text = config_text(&archive_dir, port, http_port, &options.extra_config);
+        fs::write(&config, text).context(|| format!("write {}", config.display()))?;
+        Ok(Self {
+            binary,
+            log: folder.path().join("server.log"),
+            config,
+            archive_dir,
+            port,
+            http_port,
+            process: None,
+            _folder: folder,
+        })
+    }
+
+    /// Starts the process; it need not be ready when this returns.
+    pub fn spawn(&mut self) -> Result<(), Error> {
+        let mut command = Command::new(&self.binary);
+        command.arg("--config").arg(&self.config);
+        self.process = Some(Process::spawn("tapio-server", command, self.log.clone())?);
+        Ok(())
+    }
+
+    /// Waits until the process that was started is ready.
+    pub fn wait_ready(&mut self) -> Result<(), Error> {
+        match &mut self.process {
+            Some(process) => process.wait_ready(self.http_port),
+            None => Err(Error::Invalid("the server was not started".into())),
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM; how it ended.
+    pub fn stop(&mut self) -> Result<Option<ExitStatus>, Error> {
+        match self.process.take() {
+            Some(mut process) => process.terminate(END_LIMIT).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Starts again, on the same ports and archive, and waits until it is ready.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// Where collectors and tools connect.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The port of `/readyz` and `/metrics`.
+    pub fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
+    /// Where the segments are.
+    pub fn archive_dir(&self) -> &Path {
+        &self.archive_dir
+    }
+
+    /// The configuration it is started with.
+    pub fn config_path(&self) -> &Path {
+        &self.config
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// The process, while it runs.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// The end of what it said.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A client of its query service.
+    pub fn client(&self) -> Result<Client, Error> {
+        Client::connect(&self.address())
+    }
+}
+
+/// A `server.yaml` for 127.0.0.1.
+pub fn config_text(archive_dir: &Path, port: u16, http_port: u16, extra: &str) -> String {
+    format!(
+        "server: {{address: 127.0.0.1, port: {port}, max_events_per_sec: 0}}\n\
+         metrics: {{prometheus_port: {http_port}}}\n\
+         archive: {{dir: \"{}\", max_bytes: 4GiB}}\n\
+         logging: {{level: warn}}\n\
+         {extra}",
+        archive_dir.display()
+    )
+}

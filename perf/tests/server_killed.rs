@@ -1,0 +1,42 @@
+//! A server that is killed under load loses nothing that it acknowledged, and the ledger closes exactly.
+
+mod lab;
+
+use lab::FedNode;
+use tapio_perf::processes::{Server, ServerOptions};
+
+const KILLS: usize = 6;
+const EVENTS_PER_SECOND: f64 = 20_000.0;
+
+#[test]
+fn the_ledger_closes_over_a_server_that_is_killed_again_and_again() {
+    let mut server =
+        Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    let node = FedNode::start("kill-server", &server.address(), EVENTS_PER_SECOND);
+    let mut archived = 0;
+    for _ in 0..KILLS {
+        // At another point of the group commit each time: the condition is in events, the clock is not.
+        node.wait_for_progress(&server, &mut archived, 5_000);
+        server.kill();
+        server.restart().unwrap_or_else(|error| panic!("{error}"));
+        let after = node.archived(&server);
+        assert!(
+            after >= archived,
+            "{archived} events were durable, {after} are left"
+        );
+    }
+    node.wait_for_progress(&server, &mut archived, 5_000);
+    let (ledger, states) = node.finish(&server);
+    assert!(ledger.archived > KILLS as u64 * 5_000, "{ledger}");
+    assert_eq!(
+        ledger.dropped, 0,
+        "short outages fit into ring and outbox: {ledger}"
+    );
+    assert_eq!(states, ["closed"], "one run of one collector");
+    let status = server.stop().expect("the server ends");
+    assert!(
+        status.is_some_and(|status| status.success()),
+        "{}",
+        server.output()
+    );
+}

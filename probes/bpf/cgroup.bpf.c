@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Which cgroup ids stand for which paths?
+ *
+ * cgroup_mkdir, cgroup_rmdir → cgroup_record, for the version 2 hierarchy and for the version 1 hierarchy that has the
+ * memory controller: the two that records are identified by.
+ */
+#include "task.h"
+
+static __always_inline bool identifies(struct cgroup *cgroup)
+{
+	if (!BPF_CORE_READ(cgroup, root, hierarchy_id))
+		return true;
+	if (!bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id))
+		return false;
+	return BPF_CORE_READ(cgroup, root, subsys_mask) >> bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) & 1;
+}
+
+static __always_inline int cgroup_changed(struct bpf_raw_tracepoint_args *ctx, u16 kind)
+{
+	struct cgroup *cgroup = (struct cgroup *)ctx->args[0];
+	const char *path = (const char *)ctx->args[1];
+	struct task_struct *task = current_task();
+	struct cgroup_record *record;
+	long bytes;
+
+	if (!identifies(cgroup))
+		return 0;
+	record = record_begin(kind, sizeof(*record));
+	if (!record)
+		return 0;
+	record->header.cgroup_id = cgroup_id(cgroup);
+	record->header.pid = BPF_CORE_READ(task, tgid);
+	record->header.tid = BPF_CORE_READ(task, pid);
+	record->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
+	record->level = BPF_CORE_READ(cgroup, level);
+	bytes = bpf_probe_read_kernel_str(record->path, CGROUP_PATH_BYTES, path);
+	record->path_bytes = bytes > 0 ? bytes - 1 : 0;
+	record_end(record, false);
+	return 0;
+}
+
+SEC("raw_tracepoint/cgroup_mkdir")
+int cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return cgroup_changed(ctx, KIND_CGROUP_MKDIR);
+}
+
+SEC("raw_tracepoint/cgroup_rmdir")
+int cgroup_rmdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return cgroup_changed(ctx, KIND_CGROUP_RMDIR);
+}

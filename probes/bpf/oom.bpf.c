@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Whom did the OOM killer choose, who asked for the memory, and which limit left no room?
+ *
+ * mark_victim → oom_record. Limit and usage are read here because they are different, or gone, a moment later.
+ */
+#include "task.h"
+
+#define CGROUP_DEPTH_MAX 12
+/* More than any machine has: a limit that is none is some 2^51 or 2^52 pages, by the page size. */
+#define LIMIT_PAGES_MAX (1ULL << 50)
+
+enum { MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES };
+
+/* Without what single CPUs, or before 6.2 single threads, have not yet added: some dozens of pages each. */
+static __always_inline u64 rss_bytes(struct mm_struct *mm, u32 member)
+{
+	s64 pages = 0;
+
+	if (bpf_core_field_exists(struct percpu_counter, count) && bpf_core_field_exists(mm->rss_stat[0].count)) {
+		void *counters = __builtin_preserve_access_index(&mm->rss_stat[0]);
+		struct percpu_counter *counter = counters + member * bpf_core_type_size(struct percpu_counter);
+
+		pages = BPF_CORE_READ(counter, count);
+	} else {
+		struct mm_struct___before_6_2 *old = (void *)mm;
+		void *counters = __builtin_preserve_access_index(&old->rss_stat.count[0]);
+
+		bpf_probe_read_kernel(&pages, sizeof(pages), counters + member * sizeof(atomic_long_t));
+	}
+	return pages > 0 ? pages * page_bytes : 0;
+}
+
+/* Of the task's memory cgroups, up to the root, the one with the least room under its limit. */
+static __always_inline void find_limit(struct task_struct *task, struct oom_record *record)
+{
+	struct cgroup_subsys_state *css = task_memory_css(task);
+	struct page_counter *counter;
+	struct cgroup *tightest = NULL;
+	s64 least_room = 0;
+	u32 height;
+
+	if (!css)
+		return;
+	counter = (void *)css - bpf_core_field_offset(struct mem_cgroup, css) +
+		  bpf_core_field_offset(struct mem_cgroup, memory);
+	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
+		u64 limit = BPF_CORE_READ(counter, max);
+		s64 usage = BPF_CORE_READ(counter, usage.counter);
+		s64 room = (s64)limit - usage;
+
+		if (limit < LIMIT_PAGES_MAX && (!tightest || room < least_room)) {
+			struct mem_cgroup *memcg = (void *)counter - bpf_core_field_offset(struct mem_cgroup, memory);
+
+			tightest = BPF_CORE_READ(memcg, css.cgroup);
+			least_room = room;
+			record->limit_bytes = limit * page_bytes;
+			record->usage_bytes = usage > 0 ? usage * page_bytes : 0;
+			record->limit_height = height;
+		}
+		counter = BPF_CORE_READ(counter, parent);
+	}
+	if (tightest) {
+		record->limit_cgroup_id = cgroup_id(tightest);
+		bpf_probe_read_kernel_str(record->limit_name, LIMIT_NAME_BYTES, BPF_CORE_READ(tightest, kn, name));
+	}
+}
+
+/*
+ * The task with this id in the node's own pid namespace, as find_task_by_pid_ns() finds it: level 0 of any process's
+ * numbers is that namespace, whose idr is a radix tree of struct pid. NULL when there is none.
+ */
+static __always_inline struct task_struct *find_task(u32 id)
+{
+	struct pid *own = BPF_CORE_READ(current_task(), thread_pid);
+	struct pid_namespace *node = BPF_CORE_READ(own, numbers[0].ns);
+	u64 entry = (u64)BPF_CORE_READ(node, idr.idr_rt.xa_head);
+	u32 slots = bpf_core_field_size(struct xa_node, slots) / sizeof(void *);
+	struct hlist_node *link;
+	struct task_struct *task;
+	int depth;
+
+	/* An inner node's address is marked by bit 1; 32 bits of id are at most 8 levels of 16 slots. */
+	for (depth = 0; depth < 8 && (entry & 3) == 2; depth++) {
+		struct xa_node *inner = (struct xa_node *)(entry & ~3ULL);
+		u8 shift = BPF_CORE_READ(inner, shift);
+		void **first = __builtin_preserve_access_index(&inner->slots[0]);
+		u64 next = 0;
+
+		bpf_probe_read_kernel(&next, sizeof(next), first + ((id >> (shift & 31)) & (slots - 1)));
+		entry = next;
+	}
+	if (!entry || entry & 3)
+		return NULL;
+	link = BPF_CORE_READ((struct pid *)entry, tasks[0].first);
+	if (!link)
+		return NULL;
+	task = (void *)link - bpf_core_field_offset(struct task_struct, pid_links);
+	return (u32)BPF_CORE_READ(task, pid) == id ? task : NULL;
+}
+
+SEC("raw_tracepoint/mark_victim")
+int oom_victim(struct bpf_raw_tracepoint_args *ctx)
+{
+	/* A task since 6.9 and in stable kernels that took it over, before that a process id. */
+	u64 subject = ctx->args[0];
+	bool is_task = subject >> 32;
+	struct task_struct *allocator = current_task();
+	struct task_struct *victim = is_task ? (struct task_struct *)subject : find_task(subject);
+	struct oom_record *record = record_begin(KIND_OOM, sizeof(*record));
+
+	if (!record)
+		return 0;
+	record->allocator_pid = BPF_CORE_READ(allocator, tgid);
+	record->allocator_tid = BPF_CORE_READ(allocator, pid);
+	record->allocator_cgroup_id = task_cgroup_id(allocator);
+	task_comm(allocator, record->allocator_comm);
+	if (victim) {
+		struct mm_struct *mm = BPF_CORE_READ(victim, mm);
+
+		set_subject(&record->header, victim);
+		task_namespace_pid(victim, &record->ns_pid, &record->ns_level);
+		record->oom_score_adj = BPF_CORE_READ(victim, signal, oom_score_adj);
+		task_comm(victim, record->comm);
+		if (mm) {
+			record->anon_rss_bytes = rss_bytes(mm, MM_ANONPAGES);
+			record->file_rss_bytes = rss_bytes(mm, MM_FILEPAGES);
+			record->shmem_rss_bytes = rss_bytes(mm, MM_SHMEMPAGES);
+		}
+	} else {
+		/* The allocator shares the limit with the victim, most often the cgroup too. */
+		record->header.cgroup_id = record->allocator_cgroup_id;
+		record->header.pid = subject;
+		record->header.tid = subject;
+	}
+	find_limit(victim ? victim : allocator, record);
+	record_end(record, true);
+	return 0;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Which processes begin and end, and how did they end?
+ *
+ * sched_process_exec → exec_record, sched_process_exit → exit_record, one a process.
+ */
+#include "task.h"
+
+#define SIGNAL_GROUP_EXIT 4
+#define EEXIST 17
+
+SEC("raw_tracepoint/sched_process_exec")
+int process_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct exec_record *record;
+
+	if ((u32)BPF_CORE_READ(task, tgid) == own_tgid)
+		return 0;
+	record = record_begin(KIND_EXEC, sizeof(*record));
+	if (!record)
+		return 0;
+	set_subject(&record->header, task);
+	record->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
+	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	task_comm(task, record->comm);
+	record_end(record, false);
+	return 0;
+}
+
+struct process_key {
+	u64 start_time_ns;
+	u32 pid;
+	u32 pad;
+};
+
+/* Processes whose end was told, on kernels that do not say which thread was the last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct process_key);
+	__type(value, u8);
+} ended SEC(".maps");
+
+/*
+ * Whether the process ends with this thread. Older kernels only have the count of live threads, lowered before the
+ * tracepoint: the last two threads, ending at once, may both find 0 there.
+ */
+static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, struct task_struct *task)
+{
+	struct process_key key = {};
+	u8 told = 1;
+	int error;
+
+	if (bpf_core_field_exists(struct trace_event_raw_sched_process_exit, group_dead))
+		return (u8)ctx->args[1];
+	if (BPF_CORE_READ(task, signal, live.counter))
+		return false;
+	key.start_time_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	key.pid = BPF_CORE_READ(task, tgid);
+	/* An int: before 6.4 the map's own function is called, which returns one, and the upper half of the register is not set. */
+	error = bpf_map_update_elem(&ended, &key, &told, BPF_NOEXIST);
+	return error != -EEXIST;
+}
+
+SEC("raw_tracepoint/sched_process_exit")
+int process_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct exit_record *record;
+	u32 status;
+
+	if (!is_last_thread(ctx, task))
+		return 0;
+	record = record_begin(KIND_EXIT, sizeof(*record));
+	if (!record)
+		return 0;
+	set_subject(&record->header, task);
+	record->parent_pid = BPF_CORE_READ(leader, real_parent, tgid);
+	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	if (BPF_CORE_READ(signal, flags) & SIGNAL_GROUP_EXIT)
+		status = BPF_CORE_READ(signal, group_exit_code);
+	else
+		status = BPF_CORE_READ(leader, exit_code);
+	record->status = status;
+	record->start_time_ns = BPF_CORE_READ(leader, start_boottime);
+	record->oom_score_adj = BPF_CORE_READ(signal, oom_score_adj);
+	task_comm(leader, record->comm);
+	record_end(record, status != 0);
+	return 0;
+}

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Every question in one object, so that all programs share the rings and counters without a file system to pin them in.
+ * Each program is still loaded and attached by itself.
+ */
+#include "cgroup.bpf.c"
+#include "oom.bpf.c"
+#include "process.bpf.c"
+#include "signal.bpf.c"
+
+char _license[] SEC("license") = "GPL";

@@ -1,0 +1,379 @@
+//! From a configuration to attached programs.
+//!
+//! In: a [`LoadConfig`] and the kernel's type information. Out: [`Probes`] with a verdict on every program, or an [`Error`]
+//! when none can work. The maps are made once and belong to [`Probes`]; the kernel detaches a program when its link's
+//! descriptor is closed, so dropping [`Probes`] leaves nothing behind.
+
+use std::error::Error as _;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData, MapError};
+use aya::programs::Program;
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
+use crate::object::{CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo, object};
+
+/// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Rings may not be larger: the kernel's own limit is near 2 GiB, and more would never be meant.
+const RING_BYTES_MAX: u32 = 1 << 30;
+
+/// What to load, and with which sizes.
+#[derive(Clone, Debug)]
+pub struct LoadConfig {
+    /// Size of the lethal lane's ring; rounded up to a power of two of pages.
+    pub lethal_ring_bytes: u32,
+    /// The process that reads the records: its own execs, and signals sent to it, are not recorded.
+    pub own_pid: Option<u32>,
+    /// Which signals are recorded, see [`crate::signal_mask`].
+    pub signal_mask: u64,
+    /// The kernel's type information, [`None`] for `/sys/kernel/btf/vmlinux`.
+    pub btf: Option<PathBuf>,
+    /// Names of programs to leave out, see [`crate::PROGRAMS`].
+    pub disabled: Vec<String>,
+}
+
+impl Default for LoadConfig {
+    fn default() -> Self {
+        Self {
+            lethal_ring_bytes: 1 << 20,
+            own_pid: Some(std::process::id()),
+            signal_mask: DEFAULT_SIGNAL_MASK,
+            btf: None,
+            disabled: Vec::new(),
+        }
+    }
+}
+
+/// Why no program can work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process lacks the capabilities.
+    #[error(
+        "not permitted to {action}: {source}. Run as root, or with CAP_BPF and CAP_PERFMON (and CAP_SYS_RESOURCE before \
+         Linux 5.11)"
+    )]
+    NotPermitted {
+        /// What was refused.
+        action: &'static str,
+        /// How.
+        source: io::Error,
+    },
+    /// The kernel's type information is missing or unreadable.
+    #[error(
+        "no kernel type information in {}: {reason}. The probes need Linux 5.8 or newer with CONFIG_DEBUG_INFO_BTF=y, and \
+         /sys mounted",
+        path.display()
+    )]
+    NoBtf {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The ring's size makes no sense.
+    #[error("a ring of {bytes} bytes is impossible: give 1 to {RING_BYTES_MAX} bytes")]
+    RingSize {
+        /// What was asked for.
+        bytes: u32,
+    },
+    /// [`LoadConfig::disabled`] names something that is no program.
+    #[error("there is no program {name:?} to disable; the programs are {}", program_names())]
+    UnknownProgram {
+        /// What was named.
+        name: String,
+    },
+    /// A map could not be made.
+    #[error("cannot create the map {name}: {source}. The probes need Linux 5.8 or newer, and memory for their rings")]
+    Map {
+        /// Which map.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The object could not be fitted to this kernel.
+    #[error("the probes do not fit this kernel: {0}")]
+    Object(String),
+}
+
+fn program_names() -> String {
+    PROGRAMS.iter().map(|program| program.name).collect::<Vec<_>>().join(", ")
+}
+
+/// The attached programs and their maps.
+#[derive(Debug)]
+pub struct Probes {
+    object: Ebpf,
+    verdicts: Vec<Verdict>,
+    lethal_ring_bytes: usize,
+    possible_cpus: usize,
+}
+
+impl Probes {
+    /// Loads the object and attaches every program that this kernel takes.
+    pub fn load(config: &LoadConfig) -> Result<Self, Error> {
+        for name in &config.disabled {
+            if !PROGRAMS.iter().any(|program| program.name == name) {
+                return Err(Error::UnknownProgram { name: name.clone() });
+            }
+        }
+        let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
+        let possible_cpus = possible_cpus()?;
+        let btf = read_btf(config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?;
+        lift_memory_lock_limit();
+
+        let counters = u32::try_from(possible_cpus * COUNTERS_PER_CPU)
+            .map_err(|_| Error::Object(format!("it has {possible_cpus} CPUs")))?;
+        let own_tgid = config.own_pid.unwrap_or(0);
+        let page_bytes = rustix::param::page_size() as u64;
+        let mut object = EbpfLoader::new()
+            .btf(Some(&btf))
+            .verifier_log_level(VerifierLogLevel::DEBUG)
+            .map_max_entries(LETHAL, lethal_ring_bytes)
+            .map_max_entries(COUNTERS, counters)
+            .override_global("own_tgid", &own_tgid, true)
+            .override_global("signal_mask", &config.signal_mask, true)
+            .override_global("page_bytes", &page_bytes, true)
+            .load(object())
+            .map_err(object_error)?;
+
+        let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
+        Ok(Self { object, verdicts, lethal_ring_bytes: lethal_ring_bytes as usize, possible_cpus })
+    }
+
+    /// How every program of [`crate::PROGRAMS`] fared, in that order.
+    pub fn verdicts(&self) -> &[Verdict] {
+        &self.verdicts
+    }
+
+    /// The ring of the lethal lane.
+    pub fn lethal_ring(&self) -> BorrowedFd<'_> {
+        self.map(LETHAL)
+    }
+
+    /// Size of the lethal ring's data: a power of two, at least a page.
+    pub fn lethal_ring_bytes(&self) -> usize {
+        self.lethal_ring_bytes
+    }
+
+    /// One page that can be mapped; at its start the `u32` that the reader sets to 1 before it sleeps.
+    pub fn control_map(&self) -> BorrowedFd<'_> {
+        self.map(CONTROL)
+    }
+
+    /// The counters, an array that can be mapped, see [`crate::counter_index`].
+    pub fn counters_map(&self) -> BorrowedFd<'_> {
+        self.map(COUNTERS)
+    }
+
+    /// How many `u64` the counters are.
+    pub fn counters_len(&self) -> usize {
+        self.possible_cpus * COUNTERS_PER_CPU
+    }
+
+    /// One more than the highest CPU number that this machine can have.
+    pub fn possible_cpus(&self) -> usize {
+        self.possible_cpus
+    }
+
+    /// How often the kernel skipped a program because it was running on that CPU already: an interrupt in the midst of it,
+    /// with the same tracepoint. Such events are in no counter. [`None`] for a program that is not loaded; always 0 before
+    /// Linux 6.1, which skips none.
+    pub fn missed_runs(&self, program: &str) -> Option<u64> {
+        let Some(Program::RawTracePoint(program)) = self.object.program(program) else {
+            return None;
+        };
+        let fd = program.fd().ok()?.as_fd().as_raw_fd();
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        Some(recursion_misses(&text))
+    }
+
+    /// Detaches every program. Dropping does the same.
+    pub fn detach(self) {
+        drop(self);
+    }
+
+    fn map(&self, name: &str) -> BorrowedFd<'_> {
+        // The object defines all three, so loading it would have failed without.
+        match self.object.map(name).and_then(map_data) {
+            Some(data) => data.fd().as_fd(),
+            None => unreachable!("the object has no map {name}"),
+        }
+    }
+}
+
+fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::RingBuf(data) | Map::Array(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Attaches what is not disabled. Only when nothing is attached and nothing was permitted, that is an error.
+fn attach_all(object: &mut Ebpf, programs: &[ProgramInfo], disabled: &[String]) -> Result<Vec<Verdict>, Error> {
+    let mut verdicts = Vec::with_capacity(programs.len());
+    let mut not_permitted = None;
+    for program in programs {
+        let state = if disabled.iter().any(|name| name == program.name) {
+            State::Disabled
+        } else {
+            match attach(object, program) {
+                Ok(()) => State::Attached,
+                Err(Failure::Program(state)) => state,
+                Err(Failure::NotPermitted(error)) => {
+                    let state = State::Refused(error.to_string());
+                    not_permitted = Some(error);
+                    state
+                }
+            }
+        };
+        tracing::debug!(program = program.name, hook = program.hook, ?state, "probe");
+        verdicts.push(Verdict::new(program, state));
+    }
+    let attached = verdicts.iter().any(|verdict| verdict.state == State::Attached);
+    match not_permitted {
+        Some(source) if !attached => Err(Error::NotPermitted { action: "load BPF programs", source }),
+        _ => Ok(verdicts),
+    }
+}
+
+/// A ring is a power of two of pages: the next one that holds `bytes`.
+fn ring_bytes(bytes: u32) -> Result<u32, Error> {
+    if bytes == 0 || bytes > RING_BYTES_MAX {
+        return Err(Error::RingSize { bytes });
+    }
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(RING_BYTES_MAX);
+    Ok(bytes.max(page).next_power_of_two())
+}
+
+/// CPU numbers may have holes: what counts is the highest.
+fn possible_cpus() -> Result<usize, Error> {
+    const PATH: &str = "/sys/devices/system/cpu/possible";
+    let text = std::fs::read_to_string(PATH).map_err(|error| Error::Object(format!("cannot read {PATH}: {error}")))?;
+    last_cpu(&text).map(|cpu| cpu + 1).ok_or_else(|| Error::Object(format!("{PATH} says {:?}", text.trim())))
+}
+
+/// The number in a BPF program's `/proc/PID/fdinfo`, 0 where the kernel does not say.
+fn recursion_misses(fdinfo: &str) -> u64 {
+    let value = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The highest number in a list of ranges such as `0-3,8-11`.
+fn last_cpu(ranges: &str) -> Option<usize> {
+    ranges.trim().split([',', '-']).map(|number| number.parse().ok()).collect::<Option<Vec<usize>>>()?.into_iter().max()
+}
+
+fn read_btf(path: &Path) -> Result<Btf, Error> {
+    Btf::parse_file(path, Endianness::default()).map_err(|error| match error {
+        BtfError::FileError { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+            Error::NotPermitted { action: "read the kernel's type information", source: error }
+        }
+        BtfError::FileError { error, .. } => Error::NoBtf { path: path.to_owned(), reason: error.to_string() },
+        other => Error::NoBtf { path: path.to_owned(), reason: other.to_string() },
+    })
+}
+
+/// Before 5.11 maps count against the limit of locked memory. Where that cannot be lifted, making the first map says so.
+fn lift_memory_lock_limit() {
+    let limit = getrlimit(Resource::Memlock);
+    if limit.current.is_some() {
+        let unlimited = Rlimit { current: None, maximum: None };
+        let highest = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if setrlimit(Resource::Memlock, unlimited).is_err() && setrlimit(Resource::Memlock, highest).is_err() {
+            tracing::debug!("the limit of locked memory stays as it is");
+        }
+    }
+}
+
+fn object_error(error: EbpfError) -> Error {
+    match error {
+        EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_not_permitted(&io_error) => {
+            Error::NotPermitted { action: "create BPF maps", source: io_error }
+        }
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => Error::Map { name, source: io_error },
+        other => {
+            let mut text = other.to_string();
+            let mut cause = other.source();
+            while let Some(error) = cause {
+                let next = error.to_string();
+                if !text.ends_with(&next) {
+                    text.push_str(": ");
+                    text.push_str(&next);
+                }
+                cause = error.source();
+            }
+            Error::Object(text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_numbers_may_have_holes() {
+        assert_eq!(last_cpu("0\n"), Some(0));
+        assert_eq!(last_cpu("0-3,8-11\n"), Some(11));
+        assert_eq!(last_cpu(""), None);
+        assert_eq!(last_cpu("0-x"), None);
+    }
+
+    #[test]
+    fn ring_sizes_are_rounded_up_to_a_power_of_two_of_pages() {
+        let page = u32::try_from(rustix::param::page_size()).unwrap();
+        assert_eq!(ring_bytes(1).unwrap(), page);
+        assert_eq!(ring_bytes(page + 1).unwrap(), page * 2);
+        assert!(matches!(ring_bytes(0), Err(Error::RingSize { bytes: 0 })));
+        assert!(ring_bytes(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_kernel_without_type_information_is_named() {
+        let config = LoadConfig { btf: Some(PathBuf::from("/nonexistent/vmlinux")), ..LoadConfig::default() };
+        let error = Probes::load(&config).unwrap_err();
+        assert!(matches!(error, Error::NoBtf { .. }), "{error:?}");
+        assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+    }
+
+    #[test]
+    fn missed_runs_are_read_from_what_the_kernel_says_of_a_program() {
+        let text = "pos:\t0\nprog_type:\t17\nrun_cnt:\t0\nrecursion_misses:\t12\nverified_insns:\t9\n";
+        assert_eq!(recursion_misses(text), 12);
+        assert_eq!(recursion_misses("prog_type:\t17\n"), 0);
+    }
+
+    #[test]
+    fn a_missing_tracepoint_is_told_and_stops_no_other_program() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP a_missing_tracepoint_is_told_and_stops_no_other_program: needs root and BPF");
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let probes = Probes::load(&LoadConfig::default()).unwrap();
+        assert_eq!(probes.missed_runs("process_exec"), Some(0));
+        assert_eq!(probes.missed_runs("no_such_program"), None);
+        drop(probes);
+
+        let mut object = EbpfLoader::new().map_max_entries(LETHAL, 1 << 16).load(object()).unwrap();
+        let absent = ProgramInfo { hook: "no_such_tracepoint", ..PROGRAMS[0] };
+        // It has 3 arguments; the program reads the fifth.
+        let shorter = ProgramInfo { name: "signal_sent", hook: "sched_process_exec", ..PROGRAMS[0] };
+        let verdicts = attach_all(&mut object, &[absent, shorter, PROGRAMS[3]], &[]).unwrap();
+        assert_eq!(verdicts[0].state, State::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned()));
+        assert!(matches!(&verdicts[1].state, State::NotOnThisKernel(_)), "{:?}", verdicts[1]);
+        assert_eq!(verdicts[2].state, State::Attached);
+    }
+
+    #[test]
+    fn a_misspelt_program_is_not_ignored() {
+        let config = LoadConfig { disabled: vec!["oom".to_owned()], ..LoadConfig::default() };
+        let error = Probes::load(&config).unwrap_err();
+        assert!(error.to_string().contains("oom_victim"), "{error}");
+    }
+}

@@ -1,0 +1,144 @@
+//! What is in the compiled object: its programs, its maps, the layout of its counters.
+//!
+//! The constants are those of `bpf/include/tapio.h`.
+
+use crate::record::Kind;
+
+/// The compiled object, aligned as ELF wants it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapio.bpf.o"));
+
+/// Ring buffer of the lethal lane.
+pub(crate) const LETHAL: &str = "lethal";
+/// Array of counters, see [`counter_index`].
+pub(crate) const COUNTERS: &str = "counters";
+/// One entry: `u32 need_wakeup`, then zeros.
+pub(crate) const CONTROL: &str = "control";
+
+const KINDS: usize = 64;
+const COUNTERS_PER_KIND: usize = 2;
+/// How many counters a CPU has.
+pub(crate) const COUNTERS_PER_CPU: usize = KINDS * COUNTERS_PER_KIND;
+
+const _: () = {
+    let mut index = 0;
+    while index < Kind::ALL.len() {
+        assert!((Kind::ALL[index] as usize) < KINDS);
+        index += 1;
+    }
+};
+
+/// Which of a kind's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Records that a program wanted to write, the dropped ones included.
+    Emitted = 0,
+    /// Records that found the ring full.
+    Dropped = 1,
+}
+
+/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped]`.
+pub fn counter_index(cpu: usize, kind: Kind, counter: Counter) -> usize {
+    (cpu * KINDS + kind as usize) * COUNTERS_PER_KIND + counter as usize
+}
+
+/// How a record travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Never sampled, rate limited or shed.
+    Lethal,
+    /// May be sampled, and every drop is counted.
+    Bulk,
+}
+
+impl Lane {
+    /// The name that metrics and logs use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lethal => "lethal",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// One program of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its name, in the object, in the kernel and in [`crate::LoadConfig::disabled`].
+    pub name: &'static str,
+    /// The raw tracepoint.
+    pub hook: &'static str,
+    /// The lane of its records.
+    pub lane: Lane,
+    /// The kinds of its records.
+    pub produces: &'static [Kind],
+    /// The first kernel that has all it needs.
+    pub since: &'static str,
+}
+
+const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
+    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8" }
+}
+
+/// Every program, in the order in which they are attached: what others depend on for identity comes first.
+pub const PROGRAMS: &[ProgramInfo] = &[
+    lethal("cgroup_mkdir", "cgroup_mkdir", &[Kind::CgroupMkdir]),
+    lethal("cgroup_rmdir", "cgroup_rmdir", &[Kind::CgroupRmdir]),
+    lethal("process_exec", "sched_process_exec", &[Kind::Exec]),
+    lethal("process_exit", "sched_process_exit", &[Kind::Exit]),
+    lethal("oom_victim", "mark_victim", &[Kind::Oom]),
+    lethal("signal_sent", "signal_generate", &[Kind::Signal]),
+];
+
+/// A set of signals as [`crate::LoadConfig::signal_mask`] wants it: bit `number - 1`, as in a `sigset_t`. Numbers outside 1
+/// to 64 are ignored.
+pub const fn signal_mask(signals: &[u32]) -> u64 {
+    let mut mask = 0;
+    let mut index = 0;
+    while index < signals.len() {
+        if let 1..=64 = signals[index] {
+            mask |= 1 << (signals[index] - 1);
+        }
+        index += 1;
+    }
+    mask
+}
+
+/// Signals that end a process and are sent for a reason: HUP INT QUIT ILL TRAP ABRT BUS FPE KILL SEGV TERM XCPU XFSZ SYS,
+/// which have these numbers on x86-64 and aarch64.
+pub const DEFAULT_SIGNAL_MASK: u64 = signal_mask(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 24, 25, 31]);
+
+/// The compiled object, an ELF file.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_counters_share_a_place_and_all_are_inside() {
+        let mut places = std::collections::HashSet::new();
+        for cpu in 0..4 {
+            for kind in Kind::ALL {
+                for counter in [Counter::Emitted, Counter::Dropped] {
+                    let index = counter_index(cpu, kind, counter);
+                    assert!(index < 4 * COUNTERS_PER_CPU);
+                    assert!(places.insert(index));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_program_writes_only_kinds_of_its_lane() {
+        for program in PROGRAMS {
+            assert!(program.produces.iter().all(|kind| kind.is_lethal() == (program.lane == Lane::Lethal)));
+        }
+    }
+
+    #[test]
+    fn the_signal_mask_has_a_bit_for_each_signal_and_ignores_what_is_none() {
+        assert_eq!(signal_mask(&[1, 9, 64, 0, 65]), 1 | 1 << 8 | 1 << 63);
+    }
+}

@@ -1,0 +1,356 @@
+//! What the tests with a real kernel share: probes with a reader, a process that dies on demand, throw-away cgroups.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tapio_probes::record::{CGROUP_V1_MEMORY, Header, Kind};
+use tapio_probes::{Counter, LoadConfig, Probes, State, counter_index};
+use tapio_ringbuf::{CounterArray, Reader};
+use zerocopy::FromBytes;
+
+/// How long a record may take to arrive: a machine under load, or an emulated one, is slow.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether a test can run here; says so when not. With `TAPIO_REQUIRE=all` what is missing fails the test.
+pub fn can_run(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let possible = root && Path::new("/sys/kernel/btf/vmlinux").exists();
+    if !possible {
+        println!("SKIP {test}: needs root and BPF");
+        let required = std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all");
+        assert!(!required, "{test} needs root and BPF, and TAPIO_REQUIRE=all forbids to skip it");
+    }
+    possible
+}
+
+/// A record's bytes, aligned, so that they can be looked at as what they are.
+#[derive(Clone)]
+pub struct Record {
+    pub kind: Kind,
+    bytes: Vec<u8>,
+}
+
+impl Record {
+    pub fn get<T: FromBytes>(&self) -> T {
+        T::read_from_bytes(&self.bytes).expect("a record has the size of its kind")
+    }
+}
+
+/// Loaded probes and everything read from them so far.
+pub struct Session {
+    probes: Option<Probes>,
+    reader: Reader,
+    counters: CounterArray,
+    possible_cpus: usize,
+    pub seen: Vec<Record>,
+}
+
+impl Session {
+    /// All programs must attach.
+    pub fn start() -> Self {
+        let session = Self::start_with(&LoadConfig::default());
+        for verdict in session.probes().verdicts() {
+            assert_eq!(verdict.state, State::Attached, "{verdict:?}");
+        }
+        session
+    }
+
+    pub fn start_with(config: &LoadConfig) -> Self {
+        let probes = Probes::load(config).expect("the probes load");
+        let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes()).expect("the ring maps");
+        let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).expect("the counters map");
+        let possible_cpus = probes.possible_cpus();
+        Self { probes: Some(probes), reader, counters, possible_cpus, seen: Vec::new() }
+    }
+
+    pub fn probes(&self) -> &Probes {
+        self.probes.as_ref().expect("the probes are attached")
+    }
+
+    /// Reads what is there.
+    pub fn drain(&mut self) {
+        let seen = &mut self.seen;
+        let each = |bytes: &[u8]| {
+            let (header, _) = Header::read_from_prefix(bytes).expect("a record has a header");
+            assert_eq!(header.size as usize, bytes.len());
+            let kind = Kind::from_u16(header.kind).expect("a record has a known kind");
+            seen.push(Record { kind, bytes: bytes.to_vec() });
+        };
+        self.reader.drain(usize::MAX, each).expect("the ring is sound");
+    }
+
+    /// Waits for the first record of a kind that `matches`.
+    pub fn wait_for<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut looked = 0;
+        loop {
+            self.drain();
+            for record in &self.seen[looked..] {
+                if record.kind == kind {
+                    let record = record.get::<T>();
+                    if matches(&record) {
+                        return record;
+                    }
+                }
+            }
+            looked = self.seen.len();
+            assert!(Instant::now() < deadline, "no such {} among {looked} records", kind.name());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// All records of a kind that `matches`, a while after the last was to be expected.
+    pub fn all_of<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> Vec<T> {
+        std::thread::sleep(Duration::from_millis(100));
+        self.drain();
+        self.seen.iter().filter(|record| record.kind == kind).map(Record::get).filter(matches).collect()
+    }
+
+    /// Detaches the programs and compares, kind by kind, what they counted with what was read. Returns what they dropped.
+    pub fn close_ledger(mut self) -> HashMap<Kind, u64> {
+        self.probes.take().expect("the probes are attached").detach();
+        // A program that began before it was detached may still run.
+        std::thread::sleep(Duration::from_millis(200));
+        self.drain();
+        let mut drops = HashMap::new();
+        for kind in Kind::ALL {
+            let sum = |counter| -> u64 {
+                (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
+            };
+            let (emitted, dropped) = (sum(Counter::Emitted), sum(Counter::Dropped));
+            let read = self.seen.iter().filter(|record| record.kind == kind).count() as u64;
+            assert_eq!(emitted - dropped, read, "{}: {emitted} emitted, {dropped} dropped", kind.name());
+            drops.insert(kind, dropped);
+        }
+        drops
+    }
+}
+
+/// The command that runs `victim.c` with `how`.
+pub fn victim(how: &str) -> Command {
+    let mut command = Command::new(victim_path());
+    command.arg(how);
+    command
+}
+
+/// The compiled `victim.c`: the one beside this executable on a machine without a compiler, otherwise a fresh one.
+fn victim_path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let own = std::env::current_exe().expect("/proc is mounted");
+        let beside = own.with_file_name("victim");
+        if beside.exists() {
+            return beside;
+        }
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("victim");
+        let fresh = path.with_extension(std::process::id().to_string());
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/victim.c");
+        let compiler = std::env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
+        let status =
+            Command::new(compiler).args(["-O1", "-Wall", "-Werror", "-pthread", "-o"]).arg(&fresh).arg(source).status();
+        assert!(status.expect("clang runs").success(), "clang compiles victim.c");
+        // In one step: another test run may be using it.
+        fs::rename(&fresh, &path).expect("the victim can be renamed");
+        path
+    })
+}
+
+/// A child that is killed and reaped when the test ends early.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Fails when it is dead already, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The fields of `/proc/PID/status` that begin with `name`.
+fn status_field(pid: &str, name: &str) -> Vec<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc is mounted");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("the field exists");
+    line.split_whitespace().skip(1).map(|number| number.parse().expect("a number")).collect()
+}
+
+/// A process's ids, from the namespace of `/proc` inwards.
+pub fn namespace_pids(pid: u32) -> Vec<u32> {
+    status_field(&pid.to_string(), "NSpid:")
+}
+
+pub fn inode(path: &Path) -> u64 {
+    fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).ino()
+}
+
+/// Where this machine has its cgroups.
+pub struct Hierarchies {
+    /// Version 2.
+    pub unified: PathBuf,
+    /// Version 1 with the memory controller; [`None`] where version 2 has it.
+    pub memory: Option<PathBuf>,
+}
+
+impl Hierarchies {
+    pub fn find() -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        if root.join("cgroup.controllers").exists() {
+            return Self { unified: root.to_owned(), memory: None };
+        }
+        let memory = root.join("memory");
+        Self { unified: root.join("unified"), memory: memory.join("cgroup.procs").exists().then_some(memory) }
+    }
+
+    /// The id that a record of a process in this test's own cgroup has.
+    pub fn own_id(&self) -> u64 {
+        let text = fs::read_to_string("/proc/self/cgroup").expect("/proc is mounted");
+        let path_in = |controller: &str| {
+            text.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                (controllers == controller).then(|| path.trim_start_matches('/').to_owned())
+            })
+        };
+        let unified = path_in("").expect("version 2 is mounted");
+        if let (true, Some(memory), Some(path)) = (unified.is_empty(), &self.memory, path_in("memory"))
+            && !path.is_empty()
+        {
+            return inode(&memory.join(path)) | CGROUP_V1_MEMORY;
+        }
+        inode(&self.unified.join(unified))
+    }
+}
+
+/// Parents that the containers of concurrent tests share: who uses them last removes those that were made here.
+struct Shared {
+    users: usize,
+    made: Vec<PathBuf>,
+}
+
+static SHARED: Mutex<Shared> = Mutex::new(Shared { users: 0, made: Vec::new() });
+
+fn shared() -> MutexGuard<'static, Shared> {
+    // A test that failed while it held the lock left at worst a directory behind.
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A pod's cgroup and a container's inside, named as kubelet names them, in every hierarchy that counts. Dropping removes them.
+pub struct Container {
+    hierarchies: Hierarchies,
+    pod: PathBuf,
+    container: PathBuf,
+    made: Vec<PathBuf>,
+}
+
+impl Container {
+    pub fn make(number: u32) -> Self {
+        let uid = format!("{:08x}_0000_4000_8000_{:012x}", std::process::id(), number);
+        let pod =
+            Path::new("kubepods.slice/kubepods-burstable.slice").join(format!("kubepods-burstable-pod{uid}.slice"));
+        let container =
+            pod.join(format!("cri-containerd-{:064x}.scope", u64::from(std::process::id()) << 32 | u64::from(number)));
+        let hierarchies = Hierarchies::find();
+        shared().users += 1;
+        let mut lab = Self { hierarchies, pod, container, made: Vec::new() };
+        // After `lab`, so that it is unlocked before a panic drops `lab`, which locks it again.
+        let mut shared = shared();
+        for root in [Some(lab.hierarchies.unified.clone()), lab.hierarchies.memory.clone()].into_iter().flatten() {
+            lab.make_in(&root, &mut shared);
+        }
+        lab
+    }
+
+    fn make_in(&mut self, root: &Path, shared: &mut Shared) {
+        let mut path = root.to_owned();
+        for name in &self.container.clone() {
+            if self.hierarchies.memory.is_none() {
+                // Already on in most places, and refused where a parent has processes of its own: then setting the limit fails.
+                let _ = fs::write(path.join("cgroup.subtree_control"), "+memory");
+            } else {
+                // Only needed, and only there, before 5.11.
+                let _ = fs::write(path.join("memory.use_hierarchy"), "1");
+            }
+            path.push(name);
+            match fs::create_dir(&path) {
+                Ok(()) if path.starts_with(root.join(&self.pod)) => self.made.push(path.clone()),
+                Ok(()) => shared.made.push(path.clone()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+    }
+
+    /// The version 2 cgroup, by which the container is known.
+    pub fn unified(&self) -> PathBuf {
+        self.hierarchies.unified.join(&self.container)
+    }
+
+    /// The container's path from the root of its hierarchy.
+    pub fn path(&self) -> String {
+        format!("/{}", self.container.display())
+    }
+
+    /// Where the limits of the container, or of its pod, are set.
+    fn memory(&self, of_pod: bool) -> PathBuf {
+        let root = self.hierarchies.memory.as_ref().unwrap_or(&self.hierarchies.unified);
+        root.join(if of_pod { &self.pod } else { &self.container })
+    }
+
+    pub fn memory_v1(&self) -> Option<PathBuf> {
+        Some(self.hierarchies.memory.as_ref()?.join(&self.container))
+    }
+
+    /// Sets the memory limit; returns the id and the name of the cgroup that has it.
+    pub fn limit(&self, of_pod: bool, bytes: u64) -> (u64, String) {
+        let directory = self.memory(of_pod);
+        let version_1 = self.hierarchies.memory.is_some();
+        let file = directory.join(if version_1 { "memory.limit_in_bytes" } else { "memory.max" });
+        fs::write(&file, bytes.to_string()).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let mark = if version_1 { CGROUP_V1_MEMORY } else { 0 };
+        let name = directory.file_name().expect("it has a name").to_string_lossy().into_owned();
+        (inode(&directory) | mark, name)
+    }
+
+    /// Starts the victim inside.
+    pub fn spawn(&self, how: &str) -> Killed {
+        let mut script = format!("echo $$ > {}/cgroup.procs; ", self.unified().display());
+        if let Some(memory) = self.memory_v1() {
+            script += &format!("echo $$ > {}/cgroup.procs; ", memory.display());
+        }
+        script += &format!("exec {} {how}", victim_path().display());
+        Killed(Command::new("sh").args(["-c", &script]).spawn().expect("sh runs"))
+    }
+
+    /// Removes what was made, innermost first.
+    pub fn remove(&mut self) {
+        for path in self.made.drain(..).rev() {
+            // A cgroup is busy until its last process is reaped.
+            for _ in 0..100 {
+                match fs::remove_dir(&path) {
+                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.remove();
+        let mut shared = shared();
+        shared.users -= 1;
+        if shared.users == 0 {
+            for path in shared.made.drain(..).rev() {
+                // Refused while another run of the tests uses it.
+                let _ = fs::remove_dir(path);
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A process that lives and dies as its argument says. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define THREADS 8
+
+static pthread_barrier_t barrier;
+
+static void *exit_group_later(void *unused)
+{
+	usleep(200 * 1000);
+	_exit(7);
+	return unused;
+}
+
+static void *die_with_all(void *unused)
+{
+	pthread_barrier_wait(&barrier);
+	syscall(SYS_exit, 0);
+	return unused;
+}
+
+/* The leader dies first; the process goes on and ends with status 7. */
+static int leader_dies_first(void)
+{
+	pthread_t thread;
+
+	pthread_create(&thread, NULL, exit_group_later, NULL);
+	syscall(SYS_exit, 0);
+	return 1;
+}
+
+/* All threads end at once, each by itself. */
+static int threads_race(void)
+{
+	pthread_t thread;
+
+	pthread_barrier_init(&barrier, NULL, THREADS);
+	for (int i = 1; i < THREADS; i++)
+		pthread_create(&thread, NULL, die_with_all, NULL);
+	die_with_all(NULL);
+	return 1;
+}
+
+static int eat(int limit)
+{
+	for (int mebibytes = 0; mebibytes < limit; mebibytes++) {
+		char *memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (memory == MAP_FAILED)
+			return 1;
+		memset(memory, 1, 1 << 20);
+	}
+	return 0;
+}
+
+static int segv(void)
+{
+	*(volatile int *)8 = 1;
+	return 1;
+}
+
+int main(int argc, char **argv)
+{
+	const char *how = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(how, "sleep"))
+		return sleep(60) ? 1 : 0;
+	if (!strcmp(how, "segv"))
+		return segv();
+	if (!strcmp(how, "eat"))
+		return eat(512);
+	if (!strcmp(how, "hold"))
+		return eat(20) == 0 && sleep(60) ? 1 : 0;
+	if (!strcmp(how, "leader-dies-first"))
+		return leader_dies_first();
+	if (!strcmp(how, "threads-race"))
+		return threads_race();
+	return 2;
+}

@@ -1,0 +1,369 @@
+//! The probes in a real kernel: each test causes the real thing and reads its record.
+//!
+//! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Other processes' records are everywhere in between; each test
+//! looks for those of the processes and cgroups that it made.
+
+mod lab;
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::Duration;
+
+use lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Signal, text};
+use tapio_probes::{LoadConfig, State};
+use tapio_ringbuf::{Poller, WakeupFlag};
+
+const SIGKILL: u32 = 9;
+const SIGSEGV: u32 = 11;
+const SIGTERM: u32 = 15;
+const SI_USER: i32 = 0;
+const SEGV_MAPERR: i32 = 1;
+const MIB: u64 = 1 << 20;
+
+fn boottime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let pages = fs::read_to_string(format!("/proc/{pid}/statm")).expect("it lives");
+    let resident: u64 = pages.split(' ').nth(1).expect("a second field").parse().expect("a number");
+    resident * rustix::param::page_size() as u64
+}
+
+/// A child with nothing to say.
+fn run(command: &mut Command) -> u32 {
+    let mut child = command.spawn().expect("it starts");
+    let pid = child.id();
+    child.wait().expect("it ends");
+    pid
+}
+
+#[test]
+fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
+    if !can_run("a_child_that_ends_with_code_3_has_an_exec_and_one_exit") {
+        return;
+    }
+    let mut session = Session::start();
+    let before = boottime_ns();
+    let pid = run(Command::new("sh").args(["-c", "exit 3"]));
+    let after = boottime_ns();
+    let depth = namespace_pids(std::process::id()).len() as u32 - 1;
+
+    let exec: Exec = session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == pid);
+    assert_eq!(exec.header.tid, pid);
+    assert_eq!(exec.parent_pid, std::process::id());
+    assert_eq!((exec.ns_pid, exec.ns_level), (pid, depth));
+    assert_eq!(exec.header.cgroup_id, Hierarchies::find().own_id());
+    assert_eq!(text(&exec.comm), "sh");
+    assert_eq!(exec.pad, 0);
+
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status, 3 << 8);
+    assert_eq!(exit.parent_pid, std::process::id());
+    assert_eq!((exit.ns_pid, exit.ns_level), (pid, depth));
+    assert_eq!(exit.header.cgroup_id, exec.header.cgroup_id);
+    assert_eq!(text(&exit.comm), "sh");
+    let own_adjustment = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(exit.oom_score_adj.to_string(), own_adjustment.trim());
+    assert_eq!(exit.pad, [0; 6]);
+    assert!(before <= exit.start_time_ns && exit.start_time_ns <= exec.header.time_ns);
+    assert!(exec.header.time_ns <= exit.header.time_ns && exit.header.time_ns <= after);
+
+    assert_eq!(session.all_of(Kind::Exit, |exit: &Exit| exit.header.pid == pid).len(), 1);
+}
+
+#[test]
+fn a_process_whose_leader_dies_first_ends_once_with_the_groups_code() {
+    if !can_run("a_process_whose_leader_dies_first_ends_once_with_the_groups_code") {
+        return;
+    }
+    let mut session = Session::start();
+    let pid = run(&mut victim("leader-dies-first"));
+    let exits = session.all_of(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exits.len(), 1);
+    assert_eq!(exits[0].status, 7 << 8);
+    assert_ne!(exits[0].header.tid, pid, "another thread was the last");
+    assert_eq!(exits[0].ns_pid, pid);
+}
+
+#[test]
+fn a_process_whose_threads_all_end_at_once_ends_once() {
+    if !can_run("a_process_whose_threads_all_end_at_once_ends_once") {
+        return;
+    }
+    let mut session = Session::start();
+    let pids: HashSet<u32> = (0..100).map(|_| run(&mut victim("threads-race"))).collect();
+    let exits = session.all_of(Kind::Exit, |exit: &Exit| pids.contains(&exit.header.pid));
+    assert_eq!(exits.len(), pids.len());
+}
+
+#[test]
+fn a_kill_from_outside_names_its_sender() {
+    if !can_run("a_kill_from_outside_names_its_sender") {
+        return;
+    }
+    let mut session = Session::start();
+    let mut target = Killed(victim("sleep").spawn().unwrap());
+    let pid = target.0.id();
+    session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == pid);
+    let killer = run(Command::new("sh").args(["-c", &format!("kill -9 {pid}")]));
+    assert_eq!(target.0.wait().unwrap().signal(), Some(9));
+
+    let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
+    assert_eq!(signal.signal, SIGKILL);
+    assert_eq!(signal.code, SI_USER);
+    assert_eq!((signal.sender_pid, signal.sender_tid), (killer, killer));
+    assert_eq!(signal.sender_cgroup_id, Hierarchies::find().own_id());
+    assert_eq!((signal.from_kernel, signal.result), (0, 0));
+    assert_eq!(signal.ns_pid, pid);
+    assert_eq!(text(&signal.comm), "victim");
+    assert_eq!(text(&signal.sender_comm), "sh");
+    assert_eq!(signal.pad, [0; 6]);
+
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status, SIGKILL);
+}
+
+#[test]
+fn a_segmentation_fault_comes_from_the_kernel() {
+    if !can_run("a_segmentation_fault_comes_from_the_kernel") {
+        return;
+    }
+    let mut session = Session::start();
+    let pid = run(&mut victim("segv"));
+    let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
+    assert_eq!((signal.signal, signal.code), (SIGSEGV, SEGV_MAPERR));
+    assert_eq!(signal.from_kernel, 1);
+    assert_eq!(signal.sender_pid, pid);
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status & 0x7f, SIGSEGV);
+}
+
+#[test]
+fn signals_outside_the_mask_are_not_recorded() {
+    if !can_run("signals_outside_the_mask_are_not_recorded") {
+        return;
+    }
+    let mask = tapio_probes::signal_mask(&[SIGKILL]);
+    let mut session = Session::start_with(&LoadConfig { signal_mask: mask, ..LoadConfig::default() });
+    let target = Killed(victim("sleep").spawn().unwrap());
+    let pid = target.0.id();
+    run(Command::new("sh").args(["-c", &format!("kill -15 {pid}")]));
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status, SIGTERM);
+    assert!(session.all_of(Kind::Signal, |signal: &Signal| signal.header.pid == pid).is_empty());
+}
+
+#[test]
+fn the_readers_own_signals_are_not_recorded_but_its_end_is() {
+    if !can_run("the_readers_own_signals_are_not_recorded_but_its_end_is") {
+        return;
+    }
+    let mut own = Killed(victim("sleep").spawn().unwrap());
+    let pid = own.0.id();
+    let mut session = Session::start_with(&LoadConfig { own_pid: Some(pid), ..LoadConfig::default() });
+    own.0.kill().unwrap();
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status, SIGKILL);
+    assert!(session.all_of(Kind::Signal, |signal: &Signal| signal.header.pid == pid).is_empty());
+}
+
+/// Lets a container run into a limit of 32 MiB, its own or its pod's.
+fn run_out_of_memory(number: u32, of_pod: bool) {
+    let mut session = Session::start();
+    let container = Container::make(number);
+    let limit_bytes = 32 * MIB;
+    let (limit_id, limit_name) = container.limit(of_pod, limit_bytes);
+    let mut child = container.spawn("eat");
+    let pid = child.0.id();
+    assert_eq!(child.0.wait().unwrap().signal(), Some(9), "the OOM killer came");
+
+    let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+    assert_eq!(oom.header.tid, pid);
+    assert_eq!(oom.header.cgroup_id, inode(&container.unified()));
+    assert_eq!(oom.ns_pid, pid);
+    assert_eq!(text(&oom.comm), "victim");
+    assert_eq!((oom.allocator_pid, oom.allocator_tid), (pid, pid));
+    assert_eq!(oom.allocator_cgroup_id, oom.header.cgroup_id);
+    assert_eq!(text(&oom.allocator_comm), "victim");
+    assert_eq!(oom.limit_bytes, limit_bytes);
+    assert!(oom.usage_bytes <= limit_bytes && oom.usage_bytes > limit_bytes - MIB, "{oom:?}");
+    assert_eq!(text(&oom.limit_name), limit_name);
+    assert_eq!(oom.limit_cgroup_id, limit_id);
+    assert_eq!(oom.limit_height, u32::from(of_pod));
+    assert!(oom.anon_rss_bytes > 24 * MIB && oom.anon_rss_bytes <= limit_bytes, "{oom:?}");
+    assert!(oom.file_rss_bytes < 8 * MIB && oom.shmem_rss_bytes < MIB, "{oom:?}");
+    assert_eq!(oom.pad, [0; 2]);
+
+    let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
+    assert_eq!((signal.signal, signal.from_kernel), (SIGKILL, 1));
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status, SIGKILL);
+    assert_eq!(exit.header.cgroup_id, oom.header.cgroup_id);
+    assert_eq!(session.all_of(Kind::Oom, |oom: &Oom| oom.header.pid == pid).len(), 1);
+}
+
+#[test]
+fn an_oom_kill_names_the_victim_and_the_containers_limit() {
+    if can_run("an_oom_kill_names_the_victim_and_the_containers_limit") {
+        run_out_of_memory(1, false);
+    }
+}
+
+#[test]
+fn an_oom_kill_by_the_pods_limit_names_the_pod() {
+    if can_run("an_oom_kill_by_the_pods_limit_names_the_pod") {
+        run_out_of_memory(2, true);
+    }
+}
+
+#[test]
+fn an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory() {
+    if !can_run("an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory") {
+        return;
+    }
+    let mut session = Session::start();
+    let container = Container::make(5);
+    let (limit_id, _) = container.limit(false, 32 * MIB);
+    let victim = container.spawn("hold");
+    let pid = victim.0.id();
+    fs::write(format!("/proc/{pid}/oom_score_adj"), "1000").unwrap();
+    while resident_bytes(pid) < 18 * MIB {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let eater = container.spawn("eat");
+
+    let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+    assert_eq!(oom.allocator_pid, eater.0.id());
+    assert_eq!(oom.oom_score_adj, 1000);
+    assert_eq!(oom.limit_cgroup_id, limit_id);
+    assert_eq!(oom.header.cgroup_id, inode(&container.unified()));
+    assert!(oom.anon_rss_bytes > 16 * MIB && oom.anon_rss_bytes < 24 * MIB, "{oom:?}");
+    assert_eq!(text(&oom.comm), "victim");
+}
+
+#[test]
+fn a_cgroup_is_told_with_its_path_when_made_and_when_removed() {
+    if !can_run("a_cgroup_is_told_with_its_path_when_made_and_when_removed") {
+        return;
+    }
+    let mut session = Session::start();
+    let mut container = Container::make(3);
+    let mut ids = vec![inode(&container.unified())];
+    ids.extend(container.memory_v1().map(|path| inode(&path) | CGROUP_V1_MEMORY));
+    let path = container.path();
+    container.remove();
+    for id in ids {
+        for kind in [Kind::CgroupMkdir, Kind::CgroupRmdir] {
+            let change: Cgroup = session.wait_for(kind, |change: &Cgroup| change.header.cgroup_id == id);
+            assert_eq!(text(&change.path), path);
+            assert_eq!(change.path_bytes as usize, path.len());
+            assert_eq!(change.level, 4);
+            assert_eq!(change.hierarchy != 0, id & CGROUP_V1_MEMORY != 0);
+            assert_eq!(change.header.pid, std::process::id());
+        }
+    }
+}
+
+#[test]
+fn a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup() {
+    if !can_run("a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup") {
+        return;
+    }
+    let container = Container::make(4);
+    let Some(memory) = container.memory_v1() else {
+        println!("SKIP: needs cgroup version 1 memory, and this machine has version 2 only");
+        return;
+    };
+    let mut session = Session::start();
+    let unified = Hierarchies::find().unified;
+    let script =
+        format!("echo $$ > {}/cgroup.procs; echo $$ > {}/cgroup.procs; exit 5", unified.display(), memory.display());
+    let pid = run(Command::new("sh").args(["-c", &script]));
+    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    assert_eq!(exit.status, 5 << 8);
+    assert_eq!(exit.header.cgroup_id, inode(&memory) | CGROUP_V1_MEMORY);
+}
+
+#[test]
+fn what_is_counted_is_what_is_read() {
+    if !can_run("what_is_counted_is_what_is_read") {
+        return;
+    }
+    let mut session = Session::start();
+    let pids: HashSet<u32> = (0..50)
+        .map(|_| {
+            session.drain();
+            run(Command::new("sh").args(["-c", "exit 0"]))
+        })
+        .collect();
+    session.drain();
+    assert_eq!(session.all_of(Kind::Exec, |exec: &Exec| pids.contains(&exec.header.pid)).len(), pids.len());
+    let drops = session.close_ledger();
+    assert!(drops.values().all(|&dropped| dropped == 0), "{drops:?}");
+}
+
+#[test]
+fn the_ledger_closes_exactly_when_a_tiny_ring_overflows() {
+    if !can_run("the_ledger_closes_exactly_when_a_tiny_ring_overflows") {
+        return;
+    }
+    let mut session = Session::start_with(&LoadConfig { lethal_ring_bytes: 4096, ..LoadConfig::default() });
+    let capacity = session.probes().lethal_ring_bytes();
+    for round in 0..4 {
+        for _ in 0..capacity / 64 {
+            run(Command::new("sh").args(["-c", "exit 0"]));
+        }
+        // The last round's overflow stays for the ledger to account for.
+        if round < 3 {
+            session.drain();
+        }
+    }
+    let drops = session.close_ledger();
+    assert!(drops[&Kind::Exec] > 0 && drops[&Kind::Exit] > 0, "{drops:?}");
+}
+
+#[test]
+fn a_harmless_record_wakes_the_reader_only_when_it_sleeps() {
+    if !can_run("a_harmless_record_wakes_the_reader_only_when_it_sleeps") {
+        return;
+    }
+    // Others' fatal signals and failures would wake this reader too.
+    let disabled = ["signal_sent", "process_exit", "oom_victim"].map(str::to_owned).to_vec();
+    let mut session = Session::start_with(&LoadConfig { disabled, ..LoadConfig::default() });
+    let states: Vec<_> = session.probes().verdicts().iter().map(|verdict| &verdict.state).collect();
+    assert_eq!(states.iter().filter(|state| ***state == State::Disabled).count(), 3);
+
+    let flag = WakeupFlag::map(session.probes().control_map()).unwrap();
+    let mut poller = Poller::new().unwrap();
+    poller.add_edge(session.probes().lethal_ring(), 1).unwrap();
+    session.drain();
+    let _ = poller.wait(Some(Duration::ZERO)).unwrap();
+
+    run(Command::new("sh").args(["-c", "exit 0"]));
+    assert!(poller.wait(Some(Duration::from_millis(200))).unwrap().is_empty(), "nobody sleeps");
+
+    flag.set(true);
+    session.drain();
+    let mut child = Command::new("sh").args(["-c", "exit 0"]).spawn().unwrap();
+    assert_eq!(poller.wait(Some(Duration::from_secs(20))).unwrap(), [1]);
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_lethal_record_wakes_a_reader_that_did_not_ask() {
+    if !can_run("a_lethal_record_wakes_a_reader_that_did_not_ask") {
+        return;
+    }
+    let mut session = Session::start();
+    let mut poller = Poller::new().unwrap();
+    poller.add_edge(session.probes().lethal_ring(), 1).unwrap();
+    session.drain();
+    let pid = run(Command::new("sh").args(["-c", "exit 9"]));
+    assert_eq!(poller.wait(Some(Duration::from_secs(20))).unwrap(), [1]);
+    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+}

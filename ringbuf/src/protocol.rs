@@ -1,0 +1,62 @@
+//! How the two sides of a ring talk: every shared word that orders anything is loaded and stored here.
+//!
+//! In: references to the shared words. Out: positions and the answer to "must I wake the reader?". Held: nothing; the
+//! functions are the protocol, so that the loom model (`tests/loom.rs`) checks the code that runs.
+//!
+//! Pairs, by label; what comes before the release is seen after the acquire:
+//!
+//! | label | release side | acquire side | protects |
+//! |---|---|---|---|
+//! | A | producer position, [`publish`] by the writer, `smp_store_release` in the kernel's `__bpf_ringbuf_reserve` | [`observe`] by the reader | headers (and, in memfd rings, payloads) below the position |
+//! | B | consumer position, [`publish`] by the reader | [`observe`] by the writer, `smp_load_acquire` in the kernel's `__bpf_ringbuf_reserve` | the space below the position: it is reused only after the last read of it |
+//! | C | header length, `xchg` in the kernel's `bpf_ringbuf_commit` | [`observe_header`] by the reader | the payload of that record |
+//! | D | `dropped`, [`publish`] by the writer | [`observe`] by the reader | `emitted`: a drop that is seen was seen attempted |
+//! | W | SeqCst fence in [`request_wakeup`], reader | SeqCst fence in [`take_wakeup`], writer | no lost wakeup, see below |
+//!
+//! Wakeups. The reader stores the flag, fences, and looks at the producer position once more before it sleeps. The writer
+//! stores the producer position, fences, and looks at the flag. Of two SeqCst fences one is first: if the reader's, the
+//! writer sees the flag and wakes; if the writer's, the reader sees the position and does not sleep.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Lets the other side see `value` and what was done before: release of A, B and D.
+#[inline]
+pub fn publish(word: &AtomicU64, value: u64) {
+    word.store(value, Ordering::Release);
+}
+
+/// What the other side last published: acquire of A, B and D.
+#[inline]
+pub fn observe(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Acquire)
+}
+
+/// The length word of a record's header: acquire of C.
+#[inline]
+pub fn observe_header(word: &AtomicU32) -> u32 {
+    word.load(Ordering::Acquire)
+}
+
+/// Reader: asks to be woken, or no longer. After asking, the caller must look for records again before it sleeps (W).
+#[inline]
+pub fn request_wakeup(flag: &AtomicU32, wanted: bool) {
+    flag.store(u32::from(wanted), Ordering::Relaxed);
+    if wanted {
+        // W: the store above comes before the caller's next look at the producer position.
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// Writer, after [`publish`]: whether the reader asked to be woken; takes the request, so one publication answers it.
+#[inline]
+pub fn take_wakeup(flag: &AtomicU32) -> bool {
+    // W: the publication comes before this look at the flag.
+    fence(Ordering::SeqCst);
+    if flag.load(Ordering::Relaxed) == 0 {
+        return false;
+    }
+    // A store suffices: should it overtake a newer request, the wakeup that follows answers that one too. It comes before
+    // the wakeup, so a request made after waking stays.
+    flag.store(0, Ordering::Relaxed);
+    true
+}

@@ -1,0 +1,64 @@
+//! The way of signals from the shards to the finder.
+//!
+//! What must hold: a published signal reaches the finder. The in-process bus is bounded and makes its publisher wait, which
+//! in turn holds back frames and, through the credit, the collectors; nothing is dropped on the way.
+
+use crossbeam::channel::{Receiver, SendError, Sender, bounded};
+
+use super::signal::Signal;
+
+/// The finder is gone, so nothing can be published any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the finder has stopped: no signal can be published any more")]
+pub struct BusClosed;
+
+/// Carries signals to whoever joins them.
+pub trait SignalBus: Send + Sync {
+    /// Hands a signal over; waits while there is no room.
+    ///
+    /// # Errors
+    /// [`BusClosed`] when nobody takes signals any more.
+    fn publish(&self, signal: Signal) -> Result<(), BusClosed>;
+}
+
+/// What travels on the in-process bus.
+pub(crate) enum Message {
+    Signal(Box<Signal>),
+    /// Answered when everything before it was dealt with.
+    Barrier(Sender<()>),
+    Stop,
+}
+
+/// The bus within one process.
+#[derive(Clone)]
+pub struct InProcessBus {
+    sender: Sender<Message>,
+}
+
+impl InProcessBus {
+    /// A bus that holds at most `signals_max` signals.
+    pub(crate) fn bounded(signals_max: usize) -> (Self, Receiver<Message>) {
+        let (sender, receiver) = bounded(signals_max.max(1));
+        (Self { sender }, receiver)
+    }
+
+    /// Waits until every signal published before was dealt with.
+    ///
+    /// # Errors
+    /// [`BusClosed`] when the finder stopped before.
+    pub fn barrier(&self) -> Result<(), BusClosed> {
+        let (done, wait) = bounded(1);
+        self.send(Message::Barrier(done))?;
+        wait.recv().map_err(|_| BusClosed)
+    }
+
+    pub(crate) fn send(&self, message: Message) -> Result<(), BusClosed> {
+        self.sender.send(message).map_err(|SendError(_)| BusClosed)
+    }
+}
+
+impl SignalBus for InProcessBus {
+    fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
+        self.send(Message::Signal(Box::new(signal)))
+    }
+}

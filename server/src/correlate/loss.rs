@@ -1,0 +1,168 @@
+//! When events were lost on a node, by the ledgers in its frames.
+//!
+//! What enters: every frame's ledger, in the order of its sequence. What leaves: how many events were lost between two
+//! moments. What must hold: bounded memory; a loss is never forgotten while it is recent, only its place in time gets coarser.
+//!
+//! A frame's ledger counts from the start of its epoch, so the difference to the frame before was lost between the two.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use tapio_wire::frame::{Frame, Header};
+use tapio_wire::ledger::{Ledger, Reason, Stage};
+
+use super::generations::Generations;
+
+const NODES_MAX: usize = 20_000;
+const INTERVALS_MAX: usize = 128;
+
+/// What was lost between two moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Events that the ledger counts as lost.
+    pub events: u64,
+    /// More may be missing than was counted: a collector died, or frames are missing.
+    pub open_interval: bool,
+}
+
+impl Lost {
+    /// Whether anything is or may be missing.
+    pub fn any(&self) -> bool {
+        self.events > 0 || self.open_interval
+    }
+}
+
+/// Tells what was lost.
+pub trait LossView: Send + Sync {
+    /// What was lost on a node between two moments of its `CLOCK_BOOTTIME`.
+    fn lost(&self, node: u64, from_ns: u64, to_ns: u64) -> Lost;
+}
+
+#[derive(Clone, Copy)]
+struct Interval {
+    from_ns: u64,
+    to_ns: u64,
+    lost: Lost,
+}
+
+struct NodeLosses {
+    epoch: u64,
+    seq: u64,
+    boottime_ns: u64,
+    dropped: u64,
+    is_final: bool,
+    intervals: VecDeque<Interval>,
+}
+
+/// The losses of all nodes.
+pub struct LossBook {
+    nodes: Mutex<Generations<u64, NodeLosses>>,
+}
+
+impl Default for LossBook {
+    fn default() -> Self {
+        Self {
+            nodes: Mutex::new(Generations::new(NODES_MAX)),
+        }
+    }
+}
+
+impl LossBook {
+    /// Takes a frame's ledger in.
+    pub fn observe(&self, frame: &Frame) {
+        self.record(frame.header(), dropped(frame.ledger()));
+    }
+
+    fn record(&self, header: &Header, dropped: u64) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_new = false;
+        let node = nodes.entry(header.node, || {
+            is_new = true;
+            NodeLosses {
+                epoch: header.epoch,
+                seq: 0,
+                boottime_ns: header.first_time_ns,
+                dropped: 0,
+                is_final: false,
+                intervals: VecDeque::new(),
+            }
+        });
+        let lost = if is_new {
+            // What a stream lost before it was joined in its middle is not known to be recent.
+            Lost {
+                events: if header.seq == 1 { dropped } else { 0 },
+                open_interval: false,
+            }
+        } else if header.epoch == node.epoch {
+            if header.seq <= node.seq {
+                return;
+            }
+            Lost {
+                events: dropped.saturating_sub(node.dropped),
+                open_interval: header.seq != node.seq + 1,
+            }
+        } else if header.epoch < node.epoch {
+            return;
+        } else {
+            if header.boottime_ns < node.boottime_ns {
+                // Another boot: its clock starts anew.
+                node.intervals.clear();
+                node.boottime_ns = 0;
+            }
+            Lost {
+                events: if header.seq == 1 { dropped } else { 0 },
+                open_interval: !node.is_final || header.seq != 1,
+            }
+        };
+        if lost.any() {
+            node.push(Interval {
+                from_ns: node.boottime_ns.min(header.boottime_ns.saturating_sub(1)),
+                to_ns: header.boottime_ns,
+                lost,
+            });
+        }
+        node.epoch = header.epoch;
+        node.seq = header.seq;
+        node.boottime_ns = header.boottime_ns;
+        node.dropped = dropped;
+        node.is_final = header.is_final;
+    }
+}
+
+impl LossView for LossBook {
+    fn lost(&self, node: u64, from_ns: u64, to_ns: u64) -> Lost {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = Lost::default();
+        for interval in nodes.get(&node).iter().flat_map(|node| &node.intervals) {
+            if interval.from_ns < to_ns && interval.to_ns > from_ns {
+                sum.events += interval.lost.events;
+                sum.open_interval |= interval.lost.open_interval;
+            }
+        }
+        sum
+    }
+}
+
+impl NodeLosses {
+    fn push(&mut self, interval: Interval) {
+        if self.intervals.len() == INTERVALS_MAX
+            && let Some(oldest) = self.intervals.pop_front()
+            && let Some(next) = self.intervals.front_mut()
+        {
+            next.from_ns = oldest.from_ns;
+            next.lost.events += oldest.lost.events;
+            next.lost.open_interval |= oldest.lost.open_interval;
+        }
+        self.intervals.push_back(interval);
+    }
+}
+
+/// Everything lost but what the operator asked to leave out.
+fn dropped(ledger: &Ledger) -> u64 {
+    ledger
+        .accounts
+        .iter()
+        .flat_map(|account| account.losses())
+        .filter(|&(stage, reason, _)| (stage, reason) != (Stage::Filter, Reason::Excluded))
+        .fold(0, |sum, (_, _, count)| sum.saturating_add(count))
+}

@@ -1,0 +1,65 @@
+//! What correlation exports.
+
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+
+use super::shard::ShardGauges;
+
+/// Series by shard.
+pub(super) struct Metrics {
+    events: IntCounterVec,
+    evicted: IntCounterVec,
+    entities: IntGaugeVec,
+    queue_frames: IntGaugeVec,
+    core: IntGaugeVec,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Result<Self, prometheus::Error> {
+        let counter =
+            |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["shard"]);
+        let gauge = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["shard"]);
+        Ok(Self {
+            events: counter(
+                "tapio_server_correlate_events_total",
+                "Events that a correlation shard has worked through.",
+            )?,
+            evicted: counter(
+                "tapio_server_correlate_evicted_entities_total",
+                "Entities that were forgotten before their time because a shard's table was full.",
+            )?,
+            entities: gauge(
+                "tapio_server_correlate_entities",
+                "Entities that a correlation shard remembers.",
+            )?,
+            queue_frames: gauge(
+                "tapio_server_correlate_queue_frames",
+                "Frames that wait for a correlation shard.",
+            )?,
+            core: gauge(
+                "tapio_server_correlate_core",
+                "The core that a correlation shard is pinned to, -1 when it is not.",
+            )?,
+        })
+    }
+
+    pub(super) fn shard(&self, shard: usize) -> ShardGauges {
+        let label = shard.to_string();
+        let gauges = ShardGauges {
+            events: self.events.with_label_values(&[&label]),
+            evicted: self.evicted.with_label_values(&[&label]),
+            entities: self.entities.with_label_values(&[&label]),
+            queue_frames: self.queue_frames.with_label_values(&[&label]),
+            core: self.core.with_label_values(&[&label]),
+        };
+        gauges.core.set(-1);
+        gauges
+    }
+
+    pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.events.clone()))?;
+        registry.register(Box::new(self.evicted.clone()))?;
+        registry.register(Box::new(self.entities.clone()))?;
+        registry.register(Box::new(self.queue_frames.clone()))?;
+        registry.register(Box::new(self.core.clone()))
+    }
+}

@@ -1,0 +1,82 @@
+//! Frames on their way to the shards: indices only, nothing is copied.
+//!
+//! What must hold: every event of a frame is on exactly one shard's list, and all events of an entity on the same shard's.
+
+use std::sync::Arc;
+
+use tapio_wire::frame::Frame;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::topology::NodeRef;
+
+/// A frame, and which of its events belong to which shard.
+pub struct RoutedFrame {
+    node: NodeRef,
+    frame: Arc<Frame>,
+    /// By shard; empty when there is only one, which then takes all.
+    lists: Vec<Vec<u32>>,
+    /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl RoutedFrame {
+    /// Routes a frame's events to `shards` shards.
+    pub fn new(
+        node: NodeRef,
+        frame: Arc<Frame>,
+        shards: usize,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let mut lists = Vec::new();
+        if shards > 1 {
+            let events = &frame.body().events;
+            lists.resize_with(shards, || {
+                Vec::with_capacity(events.len() / shards + events.len() / 8 + 1)
+            });
+            for (index, event) in events.iter().enumerate() {
+                lists[shard_of(node.id, event.entity.to_native(), shards)].push(index as u32);
+            }
+        }
+        Self {
+            node,
+            frame,
+            lists,
+            _permit: permit,
+        }
+    }
+
+    /// The node that sent it.
+    pub fn node(&self) -> &NodeRef {
+        &self.node
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// How many events a shard has to look at.
+    pub fn events_of(&self, shard: usize) -> usize {
+        match self.lists.get(shard) {
+            Some(list) => list.len(),
+            None if self.lists.is_empty() => self.frame.body().events.len(),
+            None => 0,
+        }
+    }
+
+    /// Calls `each` with the index of every event of a shard, in the frame's order.
+    #[inline]
+    pub fn for_each(&self, shard: usize, mut each: impl FnMut(u32)) {
+        if self.lists.is_empty() {
+            (0..self.frame.body().events.len() as u32).for_each(each);
+        } else if let Some(list) = self.lists.get(shard) {
+            list.iter().for_each(|&index| each(index));
+        }
+    }
+}
+
+#[inline]
+fn shard_of(node: u64, entity: u64, shards: usize) -> usize {
+    let hash = (node.rotate_left(32) ^ entity).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    ((hash * shards as u64) >> 32) as usize
+}

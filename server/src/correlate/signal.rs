@@ -1,0 +1,300 @@
+//! Signals: what shards tell the finder.
+//!
+//! What enters: lethal events, and bursts of bulk events of one entity. What must hold: a signal stands for itself; every name
+//! is resolved and the entity described, so that the frame it came from can go.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tapio_wire::event::{EntityId, EntityKind};
+
+use super::topology::EntityInfo;
+
+macro_rules! signal_kinds {
+    ($($(#[$meta:meta])* $name:ident => $text:literal,)*) => {
+        /// Sorts of signal; patterns name them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum SignalKind { $($(#[$meta])* $name,)* }
+        impl SignalKind {
+            /// Every kind, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+            /// The name that patterns and people use.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+signal_kinds! {
+    Exec => "exec",
+    Exit => "exit",
+    Oom => "oom",
+    /// A process signal: SIGKILL and the like.
+    Kill => "signal",
+    /// The entity's own memory limit made it reclaim again and again.
+    ReclaimBurst => "reclaim_burst",
+    /// The node's shortage made it reclaim again and again.
+    DirectReclaimBurst => "direct_reclaim_burst",
+    RefusedBurst => "refused_burst",
+    RetransmitBurst => "retransmit_burst",
+    SyscallErrorBurst => "syscall_error_burst",
+    SlowIoBurst => "slow_io_burst",
+    PacketDropBurst => "packet_drop_burst",
+    DnsFailureBurst => "dns_failure_burst",
+    RunQueueBurst => "run_queue_burst",
+}
+
+impl SignalKind {
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// Whether it stands for many bulk events.
+    pub fn is_burst(self) -> bool {
+        self as u8 >= Self::ReclaimBurst as u8
+    }
+}
+
+/// A set of kinds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SignalKinds(u32);
+
+const _: () = assert!(SignalKind::RunQueueBurst as u8 <= 31);
+
+impl SignalKinds {
+    /// Every kind.
+    pub fn all() -> Self {
+        SignalKind::ALL.iter().copied().collect()
+    }
+
+    /// Whether it is in.
+    #[inline]
+    pub fn contains(self, kind: SignalKind) -> bool {
+        self.0 & (1 << kind as u8) != 0
+    }
+}
+
+impl FromIterator<SignalKind> for SignalKinds {
+    fn from_iter<I: IntoIterator<Item = SignalKind>>(kinds: I) -> Self {
+        Self(kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u8))
+    }
+}
+
+/// One event of one archived frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EvidenceId {
+    pub node: u64,
+    pub epoch: u64,
+    pub seq: u64,
+    pub index: u32,
+}
+
+impl fmt::Display for EvidenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            node,
+            epoch,
+            seq,
+            index,
+        } = self;
+        write!(f, "{node:x}:{epoch:x}:{seq}:{index}")
+    }
+}
+
+/// One fact about one entity.
+#[derive(Clone, Debug)]
+pub struct Signal {
+    pub entity: Arc<EntityInfo>,
+    /// The subject's process id in the node's namespace, 0 when there is none.
+    pub pid: u32,
+    /// `CLOCK_BOOTTIME` of the node.
+    pub boottime_ns: u64,
+    /// The same moment since 1970, by the node's clock.
+    pub realtime_ns: u64,
+    pub evidence: EvidenceId,
+    pub detail: Detail,
+}
+
+/// What a signal says.
+#[derive(Clone, Debug)]
+pub enum Detail {
+    Exec(Exec),
+    Exit(Exit),
+    Oom(Oom),
+    Kill(Kill),
+    Burst(Burst),
+}
+
+/// A place in pid namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NsPid {
+    pub pid: u32,
+    pub level: u32,
+}
+
+/// A process image was replaced.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    pub comm: Arc<str>,
+    pub parent_pid: u32,
+    pub ns: NsPid,
+}
+
+/// A process died.
+#[derive(Clone, Debug)]
+pub struct Exit {
+    pub comm: Arc<str>,
+    pub parent_pid: u32,
+    pub ns: NsPid,
+    /// As `wait(2)` reports it.
+    pub status: u32,
+    pub start_time_ns: u64,
+    pub oom_score_adj: i16,
+}
+
+impl Exit {
+    /// The exit code, when it exited by itself.
+    pub fn exit_code(&self) -> Option<u32> {
+        (self.status & 0x7f == 0).then_some((self.status >> 8) & 0xff)
+    }
+
+    /// The signal that ended it.
+    pub fn signal(&self) -> Option<u32> {
+        Some(self.status & 0x7f).filter(|&signal| signal != 0)
+    }
+
+    /// The signal that ended it, or that its exit code stands for: a process that handles SIGHUP, SIGINT, SIGQUIT or SIGTERM
+    /// exits with 128 and the signal's number by convention.
+    pub fn died_by(&self) -> Option<u32> {
+        self.signal().or(match self.exit_code()? {
+            code @ (129 | 130 | 131 | 143) => Some(code - 128),
+            _ => None,
+        })
+    }
+}
+
+/// The OOM killer chose a process.
+#[derive(Clone, Debug)]
+pub struct Oom {
+    pub comm: Arc<str>,
+    pub ns: NsPid,
+    pub allocator_pid: u32,
+    pub allocator_comm: Arc<str>,
+    pub rss_bytes: u64,
+    pub limit_cgroup: Arc<str>,
+    pub limit_bytes: u64,
+    pub usage_bytes: u64,
+    pub oom_score_adj: i16,
+}
+
+impl Oom {
+    /// Whether the limit was reached: the kernel charges in batches, so a little room may be left.
+    pub fn limit_hit(&self) -> bool {
+        let room = self.limit_bytes.saturating_sub(self.usage_bytes);
+        self.limit_bytes > 0 && room <= (self.limit_bytes / 64).max(1 << 20)
+    }
+}
+
+/// A process signal was sent.
+#[derive(Clone, Debug)]
+pub struct Kill {
+    pub signal: u32,
+    pub code: i32,
+    pub comm: Arc<str>,
+    pub ns: NsPid,
+    pub sender_pid: u32,
+    pub sender_comm: Arc<str>,
+    pub sender: Arc<EntityInfo>,
+    pub sender_class: SenderClass,
+    /// The target ignores it.
+    pub ignored: bool,
+}
+
+/// Who sent a process signal, seen from its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SenderClass {
+    /// The kernel itself: a fault, the OOM killer.
+    Kernel,
+    /// The process itself.
+    Itself,
+    /// Another process of the same entity or pod.
+    Same,
+    /// A container runtime, kubelet or the service manager.
+    Runtime,
+    /// Anyone else.
+    Outside,
+}
+
+impl SenderClass {
+    /// The name that patterns use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Itself => "self",
+            Self::Same => "same",
+            Self::Runtime => "runtime",
+            Self::Outside => "outside",
+        }
+    }
+}
+
+/// Bulk events of one kind came faster than is usual.
+#[derive(Clone, Copy, Debug)]
+pub struct Burst {
+    pub kind: SignalKind,
+    /// Events in the burst's window so far.
+    pub count: u32,
+    /// Their stalls, waits or latencies together; 0 where the kind has none.
+    pub stall_us: u32,
+    /// From the window's start to this signal.
+    pub span_ms: u32,
+}
+
+impl Signal {
+    /// Its kind.
+    pub fn kind(&self) -> SignalKind {
+        match &self.detail {
+            Detail::Exec(_) => SignalKind::Exec,
+            Detail::Exit(_) => SignalKind::Exit,
+            Detail::Oom(_) => SignalKind::Oom,
+            Detail::Kill(_) => SignalKind::Kill,
+            Detail::Burst(burst) => burst.kind,
+        }
+    }
+
+    /// The entity it is about, with its node.
+    pub fn key(&self) -> (u64, EntityId) {
+        (self.entity.node.id, self.entity.id)
+    }
+
+    /// The process it is about, where it names one.
+    pub fn comm(&self) -> Option<&Arc<str>> {
+        match &self.detail {
+            Detail::Exec(exec) => Some(&exec.comm),
+            Detail::Exit(exit) => Some(&exit.comm),
+            Detail::Oom(oom) => Some(&oom.comm),
+            Detail::Kill(kill) => Some(&kill.comm),
+            Detail::Burst(_) => None,
+        }
+    }
+
+    /// Whether the process leads its entity: a container lives and dies with its init; elsewhere every process counts.
+    pub fn is_lead(&self) -> bool {
+        self.ns().is_some_and(|ns| {
+            self.entity.kind != Some(EntityKind::Container) || ns.pid == 1 && ns.level > 0
+        })
+    }
+
+    fn ns(&self) -> Option<NsPid> {
+        match &self.detail {
+            Detail::Exec(exec) => Some(exec.ns),
+            Detail::Exit(exit) => Some(exit.ns),
+            Detail::Oom(oom) => Some(oom.ns),
+            Detail::Kill(kill) => Some(kill.ns),
+            Detail::Burst(_) => None,
+        }
+    }
+}

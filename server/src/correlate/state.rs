@@ -1,0 +1,289 @@
+//! What a shard remembers of its entities.
+//!
+//! What enters: every event of an entity, by kind. What leaves: at most one burst a kind and refresh interval. What must hold:
+//! constant time an event, [`ENTITY_BYTES_MAX`] bytes an entity, never more than the configured number of entities, and
+//! every entity that had to make room is counted. Entities that were quiet for the window expire by a time wheel: each
+//! stands in the slot of the tick at which it has to be looked at again, and only there.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use tapio_wire::event::{ArchivedDetail, EntityId};
+
+use super::signal::{Burst, SignalKind};
+
+/// Bytes that one entity's state may take, its key included.
+pub const ENTITY_BYTES_MAX: usize = 300;
+
+const BURSTS: usize = 9;
+const SLOTS: usize = 64;
+/// Ticks after which a quiet entity expires.
+const WINDOW_TICKS: u32 = 32;
+/// Entities looked at to find one that may be evicted.
+const EVICTION_TRIES: usize = 8;
+/// Bursts are counted in windows of this length.
+const BURST_WINDOW_MS: u32 = 1000;
+/// A burst that goes on is told again this often.
+const BURST_REFRESH_MS: u32 = 10_000;
+
+const _: () = assert!((WINDOW_TICKS as usize) < SLOTS - 1);
+const _: () = assert!(size_of::<Key>() + size_of::<EntityState>() <= ENTITY_BYTES_MAX);
+
+/// An entity and its node.
+pub type Key = (u64, EntityId);
+
+/// When events of a kind are a burst: this many, or stalls of this length together, within a second.
+struct Threshold {
+    kind: SignalKind,
+    count: u32,
+    stall_us: u32,
+}
+
+const fn threshold(kind: SignalKind, count: u32, stall_us: u32) -> Threshold {
+    Threshold {
+        kind,
+        count,
+        stall_us,
+    }
+}
+
+const THRESHOLDS: [Threshold; BURSTS] = [
+    threshold(SignalKind::ReclaimBurst, 8, 10_000),
+    threshold(SignalKind::DirectReclaimBurst, 8, 10_000),
+    threshold(SignalKind::RefusedBurst, 5, u32::MAX),
+    threshold(SignalKind::RetransmitBurst, 10, u32::MAX),
+    threshold(SignalKind::SyscallErrorBurst, 100, u32::MAX),
+    threshold(SignalKind::SlowIoBurst, 10, 1_000_000),
+    threshold(SignalKind::PacketDropBurst, 100, u32::MAX),
+    threshold(SignalKind::DnsFailureBurst, 5, u32::MAX),
+    threshold(SignalKind::RunQueueBurst, 20, 500_000),
+];
+
+/// Where a bulk event counts: its burst, how many it stands for, and its stall.
+#[inline]
+fn contribution(detail: &ArchivedDetail) -> Option<(usize, u32, u32)> {
+    let us = |ns: u64| u32::try_from(ns / 1000).unwrap_or(u32::MAX);
+    let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    Some(match detail {
+        ArchivedDetail::Reclaim {
+            stall_ns, memcg, ..
+        } => (usize::from(!*memcg), 1, us(stall_ns.to_native())),
+        ArchivedDetail::Tcp(tcp) => match tcp.change {
+            2 => (2, 1, 0),
+            5 | 6 => (3, 1, 0),
+            _ => return None,
+        },
+        ArchivedDetail::SyscallError { count: times, .. } => (4, count(times.to_native()), 0),
+        ArchivedDetail::BlockIo { latency_ns, .. } => (5, 1, us(latency_ns.to_native())),
+        ArchivedDetail::PacketDrop { count: times, .. } => (6, count(times.to_native()), 0),
+        ArchivedDetail::Dns { .. } => (7, 1, 0),
+        ArchivedDetail::RunQueue { wait_ns } => (8, 1, us(wait_ns.to_native())),
+        ArchivedDetail::Exec(_)
+        | ArchivedDetail::Exit(_)
+        | ArchivedDetail::Oom(_)
+        | ArchivedDetail::Signal(_)
+        | ArchivedDetail::CgroupMade { .. }
+        | ArchivedDetail::CgroupRemoved { .. } => return None,
+    })
+}
+
+/// Times are milliseconds of the node's clock; they wrap, so only differences are used.
+#[derive(Clone, Copy, Default)]
+struct BurstState {
+    window_start_ms: u32,
+    told_ms: u32,
+    count: u32,
+    stall_us: u32,
+    is_on: bool,
+}
+
+impl BurstState {
+    #[inline]
+    fn add(&mut self, rule: &Threshold, now_ms: u32, count: u32, stall_us: u32) -> Option<Burst> {
+        let mut age_ms = now_ms.wrapping_sub(self.window_start_ms);
+        if age_ms > u32::MAX / 2 {
+            // Rings of other CPUs are read later: such an event counts in the window that is open.
+            age_ms = 0;
+        }
+        if age_ms >= BURST_WINDOW_MS || self.count == 0 {
+            // It ends only after a window with less than half of what began it, or after silence.
+            let calm = self.count < rule.count.div_ceil(2) && self.stall_us < rule.stall_us / 2;
+            if calm || age_ms >= 2 * BURST_WINDOW_MS {
+                self.is_on = false;
+            }
+            self.window_start_ms = now_ms;
+            self.count = 0;
+            self.stall_us = 0;
+            age_ms = 0;
+        }
+        self.count = self.count.saturating_add(count);
+        self.stall_us = self.stall_us.saturating_add(stall_us);
+        if self.count < rule.count && self.stall_us < rule.stall_us {
+            return None;
+        }
+        if self.is_on && now_ms.wrapping_sub(self.told_ms) < BURST_REFRESH_MS {
+            return None;
+        }
+        self.is_on = true;
+        self.told_ms = now_ms;
+        Some(Burst {
+            kind: rule.kind,
+            count: self.count,
+            stall_us: self.stall_us,
+            span_ms: age_ms,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct EntityState {
+    seen_tick: u32,
+    bursts: [BurstState; BURSTS],
+}
+
+/// The entities of one shard.
+pub struct EntityTable {
+    entities: HashMap<Key, EntityState, RandomState>,
+    wheel: Vec<Vec<Key>>,
+    tick: u32,
+    tick_length: Duration,
+    entities_max: usize,
+    evicted: u64,
+}
+
+impl EntityTable {
+    /// An empty table of at most `entities_max` entities, each forgotten when it was quiet for `window`.
+    pub fn new(entities_max: usize, window: Duration) -> Self {
+        Self {
+            entities: HashMap::default(),
+            wheel: vec![Vec::new(); SLOTS],
+            tick: 0,
+            tick_length: (window / WINDOW_TICKS).max(Duration::from_millis(1)),
+            entities_max: entities_max.max(1),
+            evicted: 0,
+        }
+    }
+
+    /// Entities now.
+    pub fn len(&self) -> usize {
+        self.entities.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entities.is_empty()
+    }
+
+    /// Entities that had to make room so far; those that expired are not among them.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Moves the wheel to `elapsed` since the table was made.
+    pub fn advance(&mut self, elapsed: Duration) {
+        let target =
+            u32::try_from(elapsed.as_nanos() / self.tick_length.as_nanos()).unwrap_or(u32::MAX);
+        let steps = target.saturating_sub(self.tick).min(SLOTS as u32);
+        self.tick = self.tick.max(target);
+        for step in (0..steps).rev() {
+            let slot = (self.tick - step) as usize % SLOTS;
+            for key in std::mem::take(&mut self.wheel[slot]) {
+                match self.entities.get(&key).map(|state| state.seen_tick) {
+                    Some(seen) if seen.saturating_add(WINDOW_TICKS) < self.tick => {
+                        self.entities.remove(&key);
+                    }
+                    Some(seen) => self.place(key, seen),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Counts an event, and tells of a burst when it makes one.
+    #[inline]
+    pub fn count(&mut self, key: Key, time_ns: u64, detail: &ArchivedDetail) -> Option<Burst> {
+        let tick = self.tick;
+        if self.entities.len() >= self.entities_max && !self.entities.contains_key(&key) {
+            self.evict();
+        }
+        let state = match self.entities.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let slot = (tick + WINDOW_TICKS + 1) as usize % SLOTS;
+                self.wheel[slot].push(key);
+                entry.insert(EntityState::default())
+            }
+        };
+        state.seen_tick = tick;
+        let (burst, count, stall_us) = contribution(detail)?;
+        let now_ms = (time_ns / 1_000_000) as u32;
+        state.bursts[burst].add(&THRESHOLDS[burst], now_ms, count, stall_us)
+    }
+
+    fn place(&mut self, key: Key, seen_tick: u32) {
+        let slot = (seen_tick + WINDOW_TICKS + 1) as usize % SLOTS;
+        self.wheel[slot].push(key);
+    }
+
+    /// Evicts one of those that have to be looked at next: the least recently used, but for a few that were used since.
+    fn evict(&mut self) {
+        let mut tries = 0;
+        for ahead in 1..=SLOTS as u32 {
+            let slot = (self.tick + ahead) as usize % SLOTS;
+            while let Some(key) = self.wheel[slot].pop() {
+                tries += 1;
+                let due = self
+                    .entities
+                    .get(&key)
+                    .map(|state| state.seen_tick + WINDOW_TICKS + 1);
+                match due {
+                    Some(due) if due > self.tick + ahead && tries < EVICTION_TRIES => {
+                        self.wheel[due as usize % SLOTS].push(key);
+                    }
+                    _ => {
+                        self.entities.remove(&key);
+                        self.evicted += 1;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(state: &mut BurstState, at_ms: u32) -> bool {
+        state.add(&THRESHOLDS[0], at_ms, 1, 100).is_some()
+    }
+
+    #[test]
+    fn a_burst_is_told_once_until_it_has_calmed_down() {
+        let mut state = BurstState::default();
+        let told = (0..500)
+            .filter(|&step| add(&mut state, 5000 + step * 10))
+            .count();
+        assert_eq!(told, 1, "5 s of one burst");
+        let told = (0..8)
+            .filter(|&step| add(&mut state, 60_000 + step))
+            .count();
+        assert_eq!(told, 1, "a second burst after silence");
+    }
+
+    #[test]
+    fn a_burst_that_goes_on_is_told_again() {
+        let mut state = BurstState::default();
+        let told = (0..3000).filter(|&step| add(&mut state, step * 10)).count();
+        assert_eq!(told, 3, "30 s of one burst");
+    }
+
+    #[test]
+    fn events_far_apart_are_no_burst() {
+        let mut state = BurstState::default();
+        assert!((0..1000).all(|step| !add(&mut state, step * 500)));
+    }
+}

@@ -1,0 +1,316 @@
+//! From evidence to a finding that a person can read.
+//!
+//! What enters: a pattern, what it found, the anchor's ring. What leaves: the public form of a finding. What must hold: it says
+//! nothing that is not in the evidence, and the same evidence gives the same finding.
+
+use std::sync::Arc;
+
+use tapio_wire::service::{Death, Evidence, Finding, Limit, Loss, Sender};
+
+use super::history::{Noted, Ring};
+use super::matching::Match;
+use super::pattern::Pattern;
+use super::template::{Subject, Template};
+use super::text;
+use crate::correlate::Lost;
+use crate::correlate::signal::{Detail, Exit, Kill, Oom, SenderClass, Signal, SignalKind};
+
+/// Pieces of evidence that a finding lists of one step: the first and the latest ones.
+const STEP_EVIDENCE_MAX: usize = 8;
+/// How long before a death its signal and its OOM kill may lie.
+const DEATH_REACH_NS: u64 = 60_000_000_000;
+/// How much later than the death they may be stamped.
+const DEATH_SLACK_NS: u64 = 10_000_000;
+
+/// What a finding is made of, besides its pattern and its evidence.
+pub struct Context<'a> {
+    pub id: String,
+    /// How many deaths it stands for.
+    pub count: u32,
+    /// When the first of them was, if that is no longer part of the evidence.
+    pub started_realtime_ns: Option<u64>,
+    /// The ring of the anchor's entity, for the death certificate.
+    pub entity_ring: Option<&'a Ring>,
+    pub lost: Lost,
+}
+
+/// Composes a finding.
+pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option<Finding> {
+    let anchor = &found.steps[pattern.anchor].last()?.signal;
+    let steps: Vec<Option<&Signal>> = found
+        .steps
+        .iter()
+        .map(|step| step.last().map(|noted| &noted.signal))
+        .collect();
+    let subject = Subject {
+        anchor,
+        steps: &steps,
+        count: context.count,
+    };
+    let all = || found.steps.iter().flatten().map(|noted| &noted.signal);
+    let started_ns = all().map(|signal| signal.realtime_ns).min()?;
+    let verdict = pattern.verdict.render(&subject);
+    Some(Finding {
+        id: context.id,
+        pattern: pattern.id.clone(),
+        title: pattern.title.render(&subject),
+        severity: pattern.severity.name().into(),
+        confidence: confidence(pattern, found, context.lost),
+        entity: Some(anchor.entity.to_ref()),
+        started_ns: context
+            .started_realtime_ns
+            .map_or(started_ns, |first| first.min(started_ns)),
+        ended_ns: all().map(|signal| signal.realtime_ns).max()?,
+        evidence: evidence(pattern, found),
+        loss: Some(Loss {
+            events: context.lost.events,
+            open_interval: context.lost.open_interval,
+        }),
+        advice: pattern
+            .advice
+            .iter()
+            .map(|advice: &Template| advice.render(&subject).trim().to_owned())
+            .filter(|advice| !advice.is_empty())
+            .collect(),
+        death: death(anchor, context.entity_ring, verdict),
+        summary: pattern.summary.render(&subject).trim().to_owned(),
+        published_ns: 0,
+        last_boottime_ns: all().map(|signal| signal.boottime_ns).max()?,
+        revision: 0,
+        count: context.count,
+    })
+}
+
+/// The window in which losses matter to a match: its evidence, and a moment before it.
+pub fn loss_window(found: &Match) -> (u64, u64) {
+    const BEFORE_NS: u64 = 1_000_000_000;
+    let times = || {
+        found
+            .steps
+            .iter()
+            .flatten()
+            .map(|noted| noted.signal.boottime_ns)
+    };
+    let first = times().min().unwrap_or(0);
+    (first.saturating_sub(BEFORE_NS), times().max().unwrap_or(0))
+}
+
+fn confidence(pattern: &Pattern, found: &Match, lost: Lost) -> f64 {
+    let mut confidence = pattern.confidence;
+    for (step, bound) in pattern.steps.iter().zip(&found.steps) {
+        if step.optional && bound.is_empty() {
+            confidence -= step.minus;
+        }
+    }
+    if lost.any() {
+        confidence -= pattern.confidence_loss;
+        // What was lost may be the very thing that must be absent.
+        if pattern.steps.iter().any(|step| step.absent) {
+            confidence -= pattern.confidence_loss;
+        }
+    }
+    if lost.open_interval {
+        confidence -= pattern.confidence_loss;
+    }
+    (confidence.clamp(0.05, 1.0) * 1000.0).round() / 1000.0
+}
+
+fn evidence(pattern: &Pattern, found: &Match) -> Vec<Evidence> {
+    let mut list = Vec::new();
+    let mut cause = "";
+    for (step, bound) in pattern.steps.iter().zip(&found.steps) {
+        if bound.is_empty() {
+            continue;
+        }
+        let left_out = bound.len().saturating_sub(STEP_EVIDENCE_MAX);
+        let listed = bound.iter().take(1).chain(bound.iter().skip(1 + left_out));
+        list.extend(listed.map(|noted: &Arc<Noted>| {
+            let signal = &noted.signal;
+            Evidence {
+                id: signal.evidence.to_string(),
+                step: step.name.clone(),
+                time_ns: signal.realtime_ns,
+                kind: signal.kind().name().into(),
+                text: describe(signal),
+                entity: Some(signal.entity.to_ref()),
+                pid: signal.pid,
+                caused_by: cause.into(),
+            }
+        }));
+        cause = &step.name;
+    }
+    list
+}
+
+fn process(comm: &str, pid: u32) -> String {
+    format!("{} (pid {pid})", if comm.is_empty() { "?" } else { comm })
+}
+
+fn sender(kill: &Kill) -> String {
+    match kill.sender_class {
+        SenderClass::Kernel => "the kernel".to_owned(),
+        SenderClass::Itself => "itself".to_owned(),
+        SenderClass::Same => format!(
+            "{} of the same {}",
+            process(&kill.sender_comm, kill.sender_pid),
+            if kill.sender.parent == 0 {
+                kill.sender.kind_name()
+            } else {
+                "pod"
+            }
+        ),
+        SenderClass::Runtime | SenderClass::Outside => format!(
+            "{} of {}",
+            process(&kill.sender_comm, kill.sender_pid),
+            kill.sender
+        ),
+    }
+}
+
+fn ending(exit: &Exit) -> String {
+    match (exit.signal(), exit.exit_code()) {
+        (Some(signal), _) => {
+            let core = if exit.status & 0x80 == 0 {
+                ""
+            } else {
+                ", core dumped"
+            };
+            format!("was ended by {}{core}", text::signal_name(signal))
+        }
+        (None, code) => match exit.died_by() {
+            Some(signal) => format!(
+                "exited with code {}, that is after {}",
+                code.unwrap_or(0),
+                text::signal_name(signal)
+            ),
+            None => format!("exited with code {}", code.unwrap_or(0)),
+        },
+    }
+}
+
+/// What a signal says, for people.
+fn describe(signal: &Signal) -> String {
+    let pid = signal.pid;
+    match &signal.detail {
+        Detail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
+        Detail::Exit(exit) => {
+            let life = signal.boottime_ns.saturating_sub(exit.start_time_ns);
+            let life = if exit.start_time_ns == 0 {
+                String::new()
+            } else {
+                format!(" after {}", text::duration(life))
+            };
+            format!("{} {}{life}", process(&exit.comm, pid), ending(exit))
+        }
+        Detail::Oom(oom) => format!(
+            "the kernel chose {} to be killed for memory: it held {}; {}",
+            process(&oom.comm, pid),
+            text::bytes(oom.rss_bytes),
+            limit_text(oom)
+        ),
+        Detail::Kill(kill) => format!(
+            "{} was sent to {} by {}{}",
+            text::signal_name(kill.signal),
+            process(&kill.comm, pid),
+            sender(kill),
+            if kill.ignored { ", and ignored" } else { "" }
+        ),
+        Detail::Burst(burst) => {
+            let what = match burst.kind {
+                SignalKind::ReclaimBurst => "reclaims of memory at its own limit",
+                SignalKind::DirectReclaimBurst => "reclaims of memory because the node ran short",
+                SignalKind::RefusedBurst => "connections refused",
+                SignalKind::RetransmitBurst => "retransmissions",
+                SignalKind::SyscallErrorBurst => "system calls failed",
+                SignalKind::SlowIoBurst => "slow or failed block I/Os",
+                SignalKind::PacketDropBurst => "packets dropped",
+                SignalKind::DnsFailureBurst => "DNS lookups slow or failed",
+                _ => "long waits for a CPU",
+            };
+            let stall = if burst.stall_us == 0 {
+                String::new()
+            } else {
+                format!(
+                    ", {} of stall",
+                    text::duration(u64::from(burst.stall_us) * 1000)
+                )
+            };
+            let span = text::duration(u64::from(burst.span_ms.max(1)) * 1_000_000);
+            format!("{} {what} within {span}{stall}", burst.count)
+        }
+    }
+}
+
+fn limit_text(oom: &Oom) -> String {
+    if oom.limit_bytes == 0 {
+        return "no memory limit applied to it".to_owned();
+    }
+    format!(
+        "{} used {} of its limit of {}",
+        if oom.limit_cgroup.is_empty() {
+            "its cgroup"
+        } else {
+            &oom.limit_cgroup
+        },
+        text::bytes(oom.usage_bytes),
+        text::bytes(oom.limit_bytes)
+    )
+}
+
+/// The death certificate, when the anchor is a death.
+fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death> {
+    let Detail::Exit(exit) = &anchor.detail else {
+        return None;
+    };
+    let near = |signal: &Signal| {
+        signal.pid == anchor.pid
+            && signal.boottime_ns <= anchor.boottime_ns.saturating_add(DEATH_SLACK_NS)
+            && signal.boottime_ns.saturating_add(DEATH_REACH_NS) >= anchor.boottime_ns
+            && signal.boottime_ns >= exit.start_time_ns.saturating_sub(DEATH_SLACK_NS)
+    };
+    let nearby = || {
+        ring.into_iter()
+            .flatten()
+            .map(|noted| &noted.signal)
+            .filter(|signal| near(signal))
+    };
+    let oom = nearby()
+        .filter_map(|signal| match &signal.detail {
+            Detail::Oom(oom) => Some((signal.boottime_ns, oom)),
+            _ => None,
+        })
+        .max_by_key(|&(at, _)| at);
+    let kill = nearby()
+        .filter_map(|signal| match &signal.detail {
+            Detail::Kill(kill) if Some(kill.signal) == exit.died_by() && !kill.ignored => {
+                // The OOM killer's own SIGKILL explains more than any that came on top.
+                let is_oom = oom.is_some() && kill.sender_class == SenderClass::Kernel;
+                Some(((is_oom, signal.boottime_ns), kill))
+            }
+            _ => None,
+        })
+        .max_by_key(|&(rank, _)| rank);
+    Some(Death {
+        pid: anchor.pid,
+        comm: exit.comm.to_string(),
+        exit_code: exit.exit_code(),
+        signal: exit.signal(),
+        signal_name: exit.signal().map(text::signal_name).unwrap_or_default(),
+        sender: kill.map(|(_, kill)| Sender {
+            pid: kill.sender_pid,
+            comm: kill.sender_comm.to_string(),
+            entity: (kill.sender.id != 0).then(|| kill.sender.to_ref()),
+            kernel: kill.sender_class == SenderClass::Kernel,
+        }),
+        limit: oom
+            .filter(|(_, oom)| oom.limit_bytes > 0)
+            .map(|(_, oom)| Limit {
+                cgroup: oom.limit_cgroup.to_string(),
+                limit_bytes: oom.limit_bytes,
+                usage_bytes: oom.usage_bytes,
+                hit: oom.limit_hit(),
+            }),
+        label: String::new(),
+        verdict,
+    })
+}

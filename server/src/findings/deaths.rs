@@ -1,0 +1,208 @@
+//! Which finding explains which death.
+//!
+//! What enters: for each death, the best explanation found by now. What leaves: what to publish and what to take back. What
+//! must hold: a death is explained by one finding; a better explanation takes the place of a weaker one; a pattern that takes
+//! several deaths together absorbs the weaker single ones and goes on with its finding as long as deaths keep joining it.
+
+use std::sync::Arc;
+
+use super::history::Noted;
+use super::pattern::Pattern;
+use crate::correlate::Generations;
+use crate::correlate::signal::EvidenceId;
+
+/// Deaths remembered.
+const DEATHS_MAX: usize = 65_536;
+/// Findings remembered that take several deaths together.
+const GROUPS_MAX: usize = 8_192;
+
+/// Orders deaths.
+type Place = (u64, EvidenceId);
+
+#[derive(Clone)]
+struct Explained {
+    id: String,
+    priority: u32,
+    in_group: bool,
+}
+
+struct Group {
+    first: Place,
+    first_realtime_ns: u64,
+    last: Place,
+    absorbed: u32,
+}
+
+/// What a death's explanation leads to.
+pub enum Decision {
+    /// Publish it under this id.
+    Publish {
+        id: String,
+        count: u32,
+        started_realtime_ns: Option<u64>,
+    },
+    /// A better or later one stands already.
+    Keep,
+}
+
+/// A finding that no longer stands, and the one that took its place.
+pub struct Withdrawn {
+    pub id: String,
+    pub successor: Option<String>,
+}
+
+/// See the module.
+pub struct Deaths {
+    explained: Generations<EvidenceId, Explained>,
+    groups: Generations<String, Group>,
+}
+
+impl Default for Deaths {
+    fn default() -> Self {
+        Self {
+            explained: Generations::new(DEATHS_MAX),
+            groups: Generations::new(GROUPS_MAX),
+        }
+    }
+}
+
+fn place(noted: &Noted) -> Place {
+    (noted.signal.boottime_ns, noted.signal.evidence)
+}
+
+/// A finding's id: a hash of its evidence, so that a replay gives the same.
+pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
+    let text = format!("{group}\0{entity:x}\0{evidence}");
+    let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    // FNV's upper bits differ little for texts that differ at the end; people type prefixes, so they are mixed (splitmix64).
+    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    format!("{:016x}", mixed ^ (mixed >> 31))
+}
+
+impl Deaths {
+    /// Nothing explains a death any more: its finding is to be taken back, unless it stands for others too.
+    pub fn unexplained(&mut self, death: &Noted) -> Option<Withdrawn> {
+        let evidence = death.signal.evidence;
+        if self.explained.get(&evidence)?.in_group {
+            return None;
+        }
+        let explained = self.explained.remove(&evidence)?;
+        Some(Withdrawn {
+            id: explained.id,
+            successor: None,
+        })
+    }
+
+    /// A pattern explains one death by itself.
+    pub fn single(&mut self, pattern: &Pattern, death: &Noted) -> Decision {
+        let evidence = death.signal.evidence;
+        if let Some(known) = self.explained.get(&evidence)
+            && known.in_group
+            && known.priority > pattern.priority
+        {
+            return Decision::Keep;
+        }
+        let id = finding_id("death", death.signal.entity.id, evidence);
+        let explained = Explained {
+            id: id.clone(),
+            priority: pattern.priority,
+            in_group: false,
+        };
+        self.explained.insert(evidence, explained);
+        Decision::Publish {
+            id,
+            count: 1,
+            started_realtime_ns: None,
+        }
+    }
+
+    /// A pattern takes several deaths together; the last is its anchor.
+    pub fn together(
+        &mut self,
+        pattern: &Pattern,
+        scope: u64,
+        deaths: &[Arc<Noted>],
+    ) -> (Decision, Vec<Withdrawn>) {
+        let (Some(first), Some(last)) = (deaths.first(), deaths.last()) else {
+            return (Decision::Keep, Vec::new());
+        };
+        let mut group = Group {
+            first: place(first),
+            first_realtime_ns: first.signal.realtime_ns,
+            last: place(last),
+            absorbed: 0,
+        };
+        let mut earlier: Vec<String> = Vec::new();
+        for death in deaths {
+            if let Some(known) = self.explained.get(&death.signal.evidence)
+                && known.in_group
+                && known.priority == pattern.priority
+                && !earlier.contains(&known.id)
+            {
+                earlier.push(known.id.clone());
+            }
+        }
+        for id in &earlier {
+            if let Some(known) = self.groups.remove(id) {
+                if known.first < group.first {
+                    group.first = known.first;
+                    group.first_realtime_ns = known.first_realtime_ns;
+                }
+                group.last = group.last.max(known.last);
+                group.absorbed += known.absorbed;
+            }
+        }
+        let id = finding_id(&pattern.id, scope, group.first.1);
+        let mut withdrawn: Vec<_> = earlier
+            .iter()
+            .filter(|&earlier| *earlier != id)
+            .map(|earlier| Withdrawn {
+                id: earlier.clone(),
+                successor: Some(id.clone()),
+            })
+            .collect();
+        let mut cited = 0;
+        for death in deaths {
+            let evidence = death.signal.evidence;
+            match self.explained.get(&evidence) {
+                Some(known) if known.in_group && known.priority == pattern.priority => {}
+                Some(known) if known.priority > pattern.priority => {
+                    cited += 1;
+                    continue;
+                }
+                known => {
+                    group.absorbed += 1;
+                    withdrawn.extend(known.map(|known| Withdrawn {
+                        id: known.id.clone(),
+                        successor: Some(id.clone()),
+                    }));
+                }
+            }
+            let explained = Explained {
+                id: id.clone(),
+                priority: pattern.priority,
+                in_group: true,
+            };
+            self.explained.insert(evidence, explained);
+        }
+        // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
+        let is_last = group.last == place(last);
+        let renamed = withdrawn
+            .iter()
+            .any(|withdrawn| earlier.contains(&withdrawn.id));
+        let decision = if is_last || renamed {
+            Decision::Publish {
+                id: id.clone(),
+                count: group.absorbed + cited,
+                started_realtime_ns: Some(group.first_realtime_ns),
+            }
+        } else {
+            Decision::Keep
+        };
+        self.groups.insert(id, group);
+        (decision, withdrawn)
+    }
+}

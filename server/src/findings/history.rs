@@ -1,0 +1,129 @@
+//! The recent signals of every entity, pod and node.
+//!
+//! What enters: signals that some step may want. What leaves: the ring in which a pattern looks for its evidence. What must
+//! hold: a ring has at most [`RING_MAX`] signals and all rings together at most `signals_max`; the oldest go first and are
+//! counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+use super::pattern::StepMask;
+use super::schema::Scope;
+use crate::correlate::signal::Signal;
+
+/// Signals in one ring.
+pub const RING_MAX: usize = 128;
+
+/// A signal and the steps that it may be.
+pub struct Noted {
+    pub signal: Signal,
+    pub mask: StepMask,
+    serial: u64,
+}
+
+/// Signals in the order of their arrival.
+pub type Ring = VecDeque<Arc<Noted>>;
+
+/// Whose ring: the node, the scope, the entity or pod.
+pub type RingKey = (u64, Scope, u64);
+
+/// See the module.
+pub struct History {
+    rings: HashMap<RingKey, Ring, RandomState>,
+    /// Every place taken, the oldest first; some are free by now.
+    order: VecDeque<(RingKey, u64)>,
+    signals_max: usize,
+    serial: u64,
+    evicted: u64,
+}
+
+impl History {
+    /// An empty history of at most `signals_max` places.
+    pub fn new(signals_max: usize) -> Self {
+        Self {
+            rings: HashMap::default(),
+            order: VecDeque::new(),
+            signals_max: signals_max.max(1),
+            serial: 0,
+            evicted: 0,
+        }
+    }
+
+    /// The ring in which a scope's patterns find what belongs to a signal.
+    pub fn key(signal: &Signal, scope: Scope) -> RingKey {
+        let node = signal.entity.node.id;
+        match scope {
+            Scope::Entity => (node, scope, signal.entity.id),
+            Scope::Pod => (node, scope, signal.entity.pod_or_self()),
+            Scope::Node => (node, scope, 0),
+        }
+    }
+
+    /// Notes a signal in the rings of these scopes.
+    pub fn note(&mut self, signal: Signal, mask: StepMask, scopes: &[Scope]) -> Arc<Noted> {
+        self.serial += 1;
+        let serial = self.serial;
+        let noted = Arc::new(Noted {
+            signal,
+            mask,
+            serial,
+        });
+        for &scope in scopes {
+            let key = Self::key(&noted.signal, scope);
+            let ring = self.rings.entry(key).or_default();
+            if ring.len() == RING_MAX {
+                ring.pop_front();
+                self.evicted += 1;
+            }
+            ring.push_back(Arc::clone(&noted));
+            self.order.push_back((key, serial));
+            if self.order.len() > self.signals_max {
+                self.evict_oldest();
+            }
+        }
+        noted
+    }
+
+    /// A ring, if anything is in it.
+    pub fn ring(&self, key: &RingKey) -> Option<&Ring> {
+        self.rings.get(key)
+    }
+
+    /// Forgets a node: it was started anew, and its clock with it.
+    pub fn forget_node(&mut self, node: u64) {
+        self.rings.retain(|&(of, _, _), _| of != node);
+    }
+
+    /// Signals that had to make room so far.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Places taken.
+    pub fn len(&self) -> usize {
+        self.rings.values().map(VecDeque::len).sum()
+    }
+
+    /// Whether nothing is noted.
+    pub fn is_empty(&self) -> bool {
+        self.rings.is_empty()
+    }
+
+    fn evict_oldest(&mut self) {
+        let Some((key, serial)) = self.order.pop_front() else {
+            return;
+        };
+        let Some(ring) = self.rings.get_mut(&key) else {
+            return;
+        };
+        while ring.front().is_some_and(|front| front.serial <= serial) {
+            ring.pop_front();
+            self.evicted += 1;
+        }
+        if ring.is_empty() {
+            self.rings.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Does a pattern explain this anchor?
+//!
+//! What enters: a pattern, an anchor, the ring around it. What leaves: the evidence bound to each step. What must hold: the
+//! search goes from the anchor backwards, then forwards, the nearest signal first; it looks at no more than
+//! [`CANDIDATES_MAX`] signals, so a hostile entity costs bounded time.
+
+use std::sync::Arc;
+
+use super::history::{Noted, Ring};
+use super::pattern::{Pattern, Step};
+
+/// Signals looked at in one search.
+pub const CANDIDATES_MAX: u32 = 8192;
+
+/// What a pattern found.
+pub struct Match {
+    /// By step, the earliest first; empty where an optional step was not found.
+    pub steps: Vec<Vec<Arc<Noted>>>,
+}
+
+/// The outcome of a search.
+pub enum Outcome {
+    Found(Match),
+    NotFound,
+    /// There was more to look at than a search may.
+    Exhausted,
+}
+
+struct Search<'a> {
+    pattern: &'a Pattern,
+    ring: &'a Ring,
+    bound: Vec<Option<&'a Arc<Noted>>>,
+    budget: u32,
+}
+
+/// Looks for the evidence of a pattern around an anchor.
+pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring) -> Outcome {
+    let mut search = Search {
+        pattern,
+        ring,
+        bound: vec![None; pattern.steps.len()],
+        budget: CANDIDATES_MAX,
+    };
+    search.bound[pattern.anchor] = Some(anchor);
+    if search.bind(0) {
+        if let Some(steps) = search.gather() {
+            return Outcome::Found(Match { steps });
+        }
+    }
+    if search.budget == 0 {
+        Outcome::Exhausted
+    } else {
+        Outcome::NotFound
+    }
+}
+
+fn time(noted: &Noted) -> u64 {
+    noted.signal.boottime_ns
+}
+
+impl<'a> Search<'a> {
+    /// Binds the steps from the `turn`th on: those before the anchor backwards, then those after it.
+    fn bind(&mut self, turn: usize) -> bool {
+        let anchor = self.pattern.anchor;
+        let index = match turn {
+            turn if turn < anchor => anchor - 1 - turn,
+            turn if turn + 1 < self.pattern.steps.len() => turn + 1,
+            _ => return !self.is_contradicted(),
+        };
+        let step = &self.pattern.steps[index];
+        if step.absent {
+            return self.bind(turn + 1);
+        }
+        for candidate in self.candidates(index) {
+            self.bound[index] = Some(candidate);
+            if self.bind(turn + 1) {
+                return true;
+            }
+            self.bound[index] = None;
+            if self.budget == 0 {
+                return false;
+            }
+        }
+        step.optional && self.bind(turn + 1)
+    }
+
+    /// The signals that may be a step, the nearest to its bound neighbour first.
+    fn candidates(&mut self, index: usize) -> Vec<&'a Arc<Noted>> {
+        let step = &self.pattern.steps[index];
+        let ring = self.ring;
+        let mut found = Vec::new();
+        for noted in ring {
+            if self.budget == 0 {
+                break;
+            }
+            self.budget -= 1;
+            if noted.mask.contains(step.number)
+                && !self.is_bound(noted)
+                && self.in_time(index, noted)
+                && self.agrees(step, noted)
+            {
+                found.push(noted);
+            }
+        }
+        if index < self.pattern.anchor {
+            found.sort_by_key(|noted| std::cmp::Reverse((time(noted), noted.signal.evidence)));
+        } else {
+            found.sort_by_key(|noted| (time(noted), noted.signal.evidence));
+        }
+        found
+    }
+
+    fn is_bound(&self, noted: &Arc<Noted>) -> bool {
+        let mut bound = self.bound.iter().flatten();
+        bound.any(|bound| Arc::ptr_eq(bound, noted))
+    }
+
+    fn in_time(&self, index: usize, noted: &Noted) -> bool {
+        let (steps, anchor) = (&self.pattern.steps, self.pattern.anchor);
+        let at = time(noted);
+        let anchor_at = self.bound[anchor].map_or(at, |noted| time(noted));
+        if at.abs_diff(anchor_at) > self.pattern.window_ns {
+            return false;
+        }
+        let (before, after, later) = if index < anchor {
+            let next = (index + 1..=anchor).find(|&next| self.bound[next].is_some());
+            let next = next.unwrap_or(anchor);
+            (
+                at,
+                self.bound[next].map_or(anchor_at, |noted| time(noted)),
+                &steps[next],
+            )
+        } else {
+            let previous = (0..index).rev().find_map(|previous| self.bound[previous]);
+            (
+                previous.map_or(anchor_at, |noted| time(noted)),
+                at,
+                &steps[index],
+            )
+        };
+        let gap = after.saturating_sub(before);
+        before <= after.saturating_add(later.slack_ns)
+            && later.within_ns.is_none_or(|within| gap <= within)
+            && gap >= later.after_at_least_ns
+    }
+
+    /// Whether the fields that must be the same are, as far as the other steps are bound.
+    fn agrees(&self, step: &Step, noted: &Noted) -> bool {
+        step.same.iter().all(|same| {
+            let Some(other) = self.bound[same.other] else {
+                return true;
+            };
+            let value = same.field.get(&noted.signal);
+            value.is_some() && value == same.other_field.get(&other.signal)
+        })
+    }
+
+    /// Whether something is there that must not be.
+    fn is_contradicted(&self) -> bool {
+        let anchor = self.pattern.anchor;
+        let Some(anchor_at) = self.bound[anchor].map(|noted| time(noted)) else {
+            return true;
+        };
+        let steps = self.pattern.steps.iter().enumerate();
+        steps.filter(|(_, step)| step.absent).any(|(index, step)| {
+            let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
+            let (from, to) = if index < anchor {
+                (
+                    anchor_at.saturating_sub(reach),
+                    anchor_at.saturating_add(step.slack_ns),
+                )
+            } else {
+                (
+                    anchor_at.saturating_sub(step.slack_ns),
+                    anchor_at.saturating_add(reach),
+                )
+            };
+            self.ring.iter().any(|noted| {
+                noted.mask.contains(step.number)
+                    && (from..=to).contains(&time(noted))
+                    && !self.is_bound(noted)
+                    && self.agrees(step, noted)
+            })
+        })
+    }
+
+    /// All signals of the steps that are counted, and the bound one of each other; `None` when one was found too rarely.
+    fn gather(&self) -> Option<Vec<Vec<Arc<Noted>>>> {
+        let mut all = Vec::with_capacity(self.bound.len());
+        for (step, bound) in self.pattern.steps.iter().zip(&self.bound) {
+            let mut of_step: Vec<_> = bound.iter().map(|&noted| Arc::clone(noted)).collect();
+            if let Some(last) = bound
+                && step.count_min > 1
+            {
+                let earliest = time(last).saturating_sub(self.pattern.window_ns);
+                let others = self.ring.iter().filter(|noted| {
+                    noted.mask.contains(step.number)
+                        && !Arc::ptr_eq(noted, last)
+                        && time(noted) >= earliest
+                        && (time(noted), noted.signal.evidence) < (time(last), last.signal.evidence)
+                        && self.agrees(step, noted)
+                });
+                of_step.extend(others.cloned());
+                of_step.sort_by_key(|noted| (time(noted), noted.signal.evidence));
+                if (of_step.len() as u64) < u64::from(step.count_min) && !step.optional {
+                    return None;
+                }
+            }
+            all.push(of_step);
+        }
+        Some(all)
+    }
+}

@@ -1,0 +1,271 @@
+//! Pattern files as they are written: YAML, every key known.
+//!
+//! `docs` of the keys are the comments here; what the keys mean together is checked by `pattern.rs`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// One pattern file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatternFile {
+    /// Lower case with dashes; findings carry it.
+    pub id: String,
+    /// A line for people, with places: see `template.rs`.
+    pub title: String,
+    /// What happened, in a sentence or two.
+    pub summary: String,
+    /// The death certificate's verdict, one sentence; the title when left out.
+    pub verdict: Option<String>,
+    pub severity: Severity,
+    /// Among patterns that explain the same death the highest wins.
+    pub priority: u32,
+    /// All evidence lies within this time before or after the anchor.
+    #[serde(deserialize_with = "duration")]
+    pub window: Duration,
+    /// Whose signals are joined.
+    pub scope: Scope,
+    /// The step that brings the finding about, usually the death itself.
+    pub anchor: String,
+    pub confidence: ConfidenceRules,
+    /// In the order of cause and effect.
+    pub steps: Vec<StepFile>,
+    /// What to do next.
+    pub advice: Vec<String>,
+}
+
+/// How much a finding is to be believed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfidenceRules {
+    /// With all evidence at hand, 0 to 1.
+    pub base: f64,
+    /// Taken off for each optional step that was not found.
+    #[serde(default)]
+    pub minus: BTreeMap<String, f64>,
+    /// Taken off when events were lost in the window.
+    #[serde(default = "loss_default")]
+    pub loss: f64,
+}
+
+fn loss_default() -> f64 {
+    0.15
+}
+
+/// One step.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepFile {
+    pub name: String,
+    /// The kind of signal.
+    pub signal: String,
+    /// Conditions on its fields.
+    #[serde(default, rename = "where")]
+    pub conditions: BTreeMap<String, ConditionFile>,
+    /// Fields that must equal a field of another step, written `step.field`.
+    #[serde(default)]
+    pub same: BTreeMap<String, String>,
+    /// At most so long after the step before it that was found.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub within: Option<Duration>,
+    /// At least so long after the step before it that was found.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub after_at_least: Option<Duration>,
+    /// May be stamped so much earlier than the step before it.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub slack: Option<Duration>,
+    pub count: Option<CountFile>,
+    /// The pattern matches without it, with less confidence.
+    #[serde(default)]
+    pub optional: bool,
+    /// It must not exist: before the anchor when it is listed before it, after the anchor when listed after.
+    #[serde(default)]
+    pub absent: bool,
+}
+
+/// How often a step must be found.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CountFile {
+    pub min: u32,
+}
+
+/// Severities, rising.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Info,
+    Low,
+    Medium,
+    High,
+    Critical,
+}
+
+impl Severity {
+    /// As findings carry it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// Whose signals a pattern joins.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// One entity's.
+    Entity,
+    /// One pod's; the entity's where there is no pod.
+    Pod,
+    /// One node's.
+    Node,
+}
+
+/// A plain value of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scalar {
+    Number(u64),
+    Flag(bool),
+    Text(String),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Text(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+/// A value, a list of values, or a map of `min`, `max` and `not`.
+#[derive(Debug)]
+pub enum ConditionFile {
+    OneOf(Vec<Scalar>),
+    Range {
+        min: Option<u64>,
+        max: Option<u64>,
+        not: Vec<Scalar>,
+    },
+}
+
+struct ScalarVisitor;
+
+impl Visitor<'_> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, true, false or a text")
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Scalar, E> {
+        Ok(Scalar::Flag(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Scalar, E> {
+        Ok(Scalar::Number(value))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Scalar, E> {
+        Ok(Scalar::Text(value.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ConditionVisitor;
+
+impl<'de> Visitor<'de> for ConditionVisitor {
+    type Value = ConditionFile;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value, a list of values, or a map with min, max or not")
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<ConditionFile, E> {
+        Ok(ConditionFile::OneOf(vec![Scalar::Flag(value)]))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<ConditionFile, E> {
+        Ok(ConditionFile::OneOf(vec![Scalar::Number(value)]))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<ConditionFile, E> {
+        Ok(ConditionFile::OneOf(vec![Scalar::Text(value.to_owned())]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<ConditionFile, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = seq.next_element()? {
+            values.push(value);
+        }
+        Ok(ConditionFile::OneOf(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ConditionFile, A::Error> {
+        let (mut min, mut max, mut not) = (None, None, Vec::new());
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "min" => min = Some(map.next_value()?),
+                "max" => max = Some(map.next_value()?),
+                "not" => match map.next_value()? {
+                    ConditionFile::OneOf(values) => not = values,
+                    ConditionFile::Range { .. } => {
+                        return Err(A::Error::custom("`not` takes a value or a list of values"));
+                    }
+                },
+                other => return Err(A::Error::unknown_field(other, &["min", "max", "not"])),
+            }
+        }
+        Ok(ConditionFile::Range { min, max, not })
+    }
+}
+
+impl<'de> Deserialize<'de> for ConditionFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ConditionVisitor)
+    }
+}
+
+/// `250ms`, `2s`, `10m`, `1h`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is no duration: write a number and ms, s, m or h");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit_ms = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
+        .ok_or_else(wrong)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}

@@ -1,0 +1,222 @@
+//! Findings, for whoever asks.
+//!
+//! What enters: findings, new and changed. What leaves: lists, single findings, and every change to those who watch. What must
+//! hold: at most `findings_max`, the ones that ended first go first; a finding that was taken over by another is still found
+//! by its old id; `published_ns` rises with every publication, so a watcher can tell what it has missed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tapio_wire::service::Finding;
+use tokio::sync::broadcast;
+
+use crate::correlate::Generations;
+
+/// Changes that a watcher may be behind before it has to catch up by listing.
+const WATCH_BACKLOG: usize = 1024;
+
+/// Where a list goes on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub ended_ns: u64,
+    pub id: String,
+}
+
+/// Why a finding could not be shown.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    #[error("no finding has the id {0}")]
+    NotFound(String),
+    #[error("{count} findings have ids that begin with {prefix}: give more of it")]
+    Ambiguous { prefix: String, count: usize },
+}
+
+struct Inner {
+    findings: HashMap<String, Arc<Finding>>,
+    order: BTreeSet<Position>,
+    /// Ids of findings that another took over.
+    aliases: Generations<String, String>,
+    published_ns: u64,
+    evicted: u64,
+}
+
+/// See the module.
+pub struct FindingStore {
+    inner: RwLock<Inner>,
+    findings_max: usize,
+    changes: broadcast::Sender<Arc<Finding>>,
+}
+
+impl FindingStore {
+    /// An empty store of at most `findings_max` findings.
+    pub fn new(findings_max: usize) -> Self {
+        let findings_max = findings_max.max(1);
+        Self {
+            inner: RwLock::new(Inner {
+                findings: HashMap::new(),
+                order: BTreeSet::new(),
+                aliases: Generations::new(findings_max),
+                published_ns: 0,
+                evicted: 0,
+            }),
+            findings_max,
+            changes: broadcast::Sender::new(WATCH_BACKLOG),
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a finding, or a change to the one of the same id; `None` when it says nothing new.
+    pub fn publish(&self, mut finding: Finding) -> Option<Arc<Finding>> {
+        let mut inner = self.write();
+        finding.revision = 1;
+        if let Some(known) = inner.findings.get(&finding.id) {
+            finding.revision = known.revision;
+            finding.published_ns = known.published_ns;
+            if finding == **known {
+                return None;
+            }
+            finding.revision += 1;
+            let position = position(known);
+            inner.order.remove(&position);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ns = now.map_or(0, |now| now.as_nanos() as u64);
+        inner.published_ns = now_ns.max(inner.published_ns + 1);
+        finding.published_ns = inner.published_ns;
+        let finding = Arc::new(finding);
+        inner.aliases.remove(&finding.id);
+        inner.order.insert(position(&finding));
+        inner
+            .findings
+            .insert(finding.id.clone(), Arc::clone(&finding));
+        while inner.findings.len() > self.findings_max
+            && let Some(oldest) = inner.order.pop_first()
+        {
+            inner.findings.remove(&oldest.id);
+            inner.evicted += 1;
+        }
+        // Nobody has to watch.
+        let _ = self.changes.send(Arc::clone(&finding));
+        Some(finding)
+    }
+
+    /// Takes a finding back; `successor` is what explains it better.
+    pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
+        let mut inner = self.write();
+        let finding = inner.findings.remove(id)?;
+        inner.order.remove(&position(&finding));
+        if let Some(successor) = successor {
+            inner.aliases.insert(id.to_owned(), successor.to_owned());
+        }
+        Some(finding)
+    }
+
+    /// The finding of an id, or of a prefix that only one has.
+    ///
+    /// # Errors
+    /// [`LookupError`] when none or several have it.
+    pub fn get(&self, id: &str) -> Result<Arc<Finding>, LookupError> {
+        let inner = self.read();
+        let mut exact = id;
+        // A finding was taken over at most a few times; the bound ends a circle.
+        for _ in 0..8 {
+            if let Some(finding) = inner.findings.get(exact) {
+                return Ok(Arc::clone(finding));
+            }
+            match inner.aliases.get(&exact.to_owned()) {
+                Some(successor) => exact = successor,
+                None => break,
+            }
+        }
+        let matching = |finding: &&Arc<Finding>| !id.is_empty() && finding.id.starts_with(id);
+        let mut found = inner.findings.values().filter(matching);
+        match (found.next(), found.count()) {
+            (Some(finding), 0) => Ok(Arc::clone(finding)),
+            (None, _) => Err(LookupError::NotFound(id.to_owned())),
+            (Some(_), more) => Err(LookupError::Ambiguous {
+                prefix: id.to_owned(),
+                count: more + 1,
+            }),
+        }
+    }
+
+    /// Findings that ended at or after `since_ns`, newest first, from `after` on, at most `limit`; and where the list goes on.
+    pub fn list(
+        &self,
+        since_ns: u64,
+        after: Option<&Position>,
+        limit: usize,
+    ) -> (Vec<Arc<Finding>>, Option<Position>) {
+        let inner = self.read();
+        let from = Position {
+            ended_ns: since_ns,
+            id: String::new(),
+        };
+        let positions: Box<dyn Iterator<Item = &Position>> = match after {
+            Some(after) if *after <= from => return (Vec::new(), None),
+            Some(after) => Box::new(inner.order.range(&from..after).rev()),
+            None => Box::new(inner.order.range(&from..).rev()),
+        };
+        let mut page = Vec::new();
+        let mut last = None;
+        for position in positions {
+            if page.len() == limit {
+                return (page, last);
+            }
+            if let Some(finding) = inner.findings.get(&position.id) {
+                page.push(Arc::clone(finding));
+                last = Some(position.clone());
+            }
+        }
+        (page, None)
+    }
+
+    /// Findings published after a moment of the server's clock, in the order of their publication.
+    pub fn published_after(&self, published_ns: u64) -> Vec<Arc<Finding>> {
+        let inner = self.read();
+        let mut found: Vec<_> = inner
+            .findings
+            .values()
+            .filter(|finding| finding.published_ns > published_ns)
+            .cloned()
+            .collect();
+        found.sort_by_key(|finding| finding.published_ns);
+        found
+    }
+
+    /// Every publication from now on, and the last one's `published_ns`.
+    pub fn watch(&self) -> (broadcast::Receiver<Arc<Finding>>, u64) {
+        let inner = self.read();
+        (self.changes.subscribe(), inner.published_ns)
+    }
+
+    /// Findings held.
+    pub fn len(&self) -> usize {
+        self.read().findings.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Findings that had to make room so far.
+    pub fn evicted(&self) -> u64 {
+        self.read().evicted
+    }
+}
+
+fn position(finding: &Finding) -> Position {
+    Position {
+        ended_ns: finding.ended_ns,
+        id: finding.id.clone(),
+    }
+}

@@ -1,0 +1,137 @@
+//! Sentences of a pattern, with places for what was found.
+//!
+//! `{step.field}` is a field of a step, `{entity}`, `{node}` and `{count}` belong to the finding. A part in `[[` and `]]` is left
+//! out when one of its steps was not found. What must hold: every place was checked when the pattern was loaded.
+
+use super::field::Field;
+use crate::correlate::signal::Signal;
+
+/// A step's name and its field, resolved by whoever knows the steps.
+pub type Resolved = (usize, Field);
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    Entity,
+    Node,
+    Count,
+    Field(usize, Field),
+    Optional(Vec<Part>),
+}
+
+/// A sentence.
+#[derive(Clone, Debug)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+/// What a sentence speaks of.
+pub struct Subject<'a> {
+    pub anchor: &'a Signal,
+    /// By step; `None` where it was not found.
+    pub steps: &'a [Option<&'a Signal>],
+    pub count: u32,
+}
+
+impl Template {
+    /// Reads a sentence; `resolve` knows the steps and says what is wrong with a place.
+    pub fn parse(
+        text: &str,
+        resolve: &dyn Fn(&str, &str) -> Result<Resolved, String>,
+    ) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("[[") {
+            let (inside, behind) = after
+                .split_once("]]")
+                .ok_or_else(|| format!("`[[` without `]]` in \"{text}\""))?;
+            places(before, resolve, &mut parts)?;
+            let mut optional = Vec::new();
+            places(inside, resolve, &mut optional)?;
+            parts.push(Part::Optional(optional));
+            rest = behind;
+        }
+        places(rest, resolve, &mut parts)?;
+        Ok(Self { parts })
+    }
+
+    /// Whether it needs a step outside of its optional parts.
+    pub fn needs(&self, step: usize) -> bool {
+        let needs = |part: &Part| matches!(part, Part::Field(needed, _) if *needed == step);
+        self.parts.iter().any(needs)
+    }
+
+    /// The sentence about a subject.
+    pub fn render(&self, subject: &Subject<'_>) -> String {
+        let mut text = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Optional(parts) => {
+                    let mut inside = String::new();
+                    if parts.iter().all(|part| fill(part, subject, &mut inside)) {
+                        text.push_str(&inside);
+                    }
+                }
+                part => {
+                    if !fill(part, subject, &mut text) {
+                        text.push('?');
+                    }
+                }
+            }
+        }
+        text
+    }
+}
+
+fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
+    match part {
+        Part::Text(text) => out.push_str(text),
+        Part::Entity => out.push_str(&subject.anchor.entity.to_string()),
+        Part::Node => out.push_str(&subject.anchor.entity.node.name),
+        Part::Count => out.push_str(&subject.count.to_string()),
+        Part::Field(step, field) => {
+            let signal = subject.steps.get(*step).copied().flatten();
+            match signal.and_then(|signal| field.show(signal)) {
+                Some(value) => out.push_str(&value),
+                None => return false,
+            }
+        }
+        Part::Optional(_) => return false,
+    }
+    true
+}
+
+fn places(
+    text: &str,
+    resolve: &dyn Fn(&str, &str) -> Result<Resolved, String>,
+    parts: &mut Vec<Part>,
+) -> Result<(), String> {
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (place, behind) = after
+            .split_once('}')
+            .ok_or_else(|| format!("`{{` without `}}` in \"{text}\""))?;
+        if !before.is_empty() {
+            parts.push(Part::Text(before.to_owned()));
+        }
+        parts.push(match (place, place.split_once('.')) {
+            ("entity", _) => Part::Entity,
+            ("node", _) => Part::Node,
+            ("count", _) => Part::Count,
+            (_, Some((step, field))) => {
+                let (step, field) = resolve(step, field)?;
+                Part::Field(step, field)
+            }
+            (_, None) => {
+                return Err(format!(
+                    "{{{place}}} is unknown: write {{entity}}, {{node}}, {{count}} or {{step.field}}"
+                ));
+            }
+        });
+        rest = behind;
+    }
+    if !rest.is_empty() {
+        parts.push(Part::Text(rest.to_owned()));
+    }
+    Ok(())
+}

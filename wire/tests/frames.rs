@@ -1,0 +1,252 @@
+//! Frames as a whole: round trips, golden bytes, and bytes of a hostile or broken peer.
+
+use proptest::prelude::*;
+use tapio_wire::compress::Compression;
+use tapio_wire::error::FrameError;
+use tapio_wire::event::{Body, Detail, Entity, EntityKind, Event, Exec, Exit, Lane, Oom, Signal, Source, Tcp};
+use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
+use tapio_wire::ledger::{Ledger, Reason, Stage};
+use tapio_wire::{entity_id, node_id};
+
+fn event(time_ns: u64, body: Detail) -> Event {
+    Event { time_ns, entity: 0x1122_3344_5566_7788, pid: 4711, source: Source::Ebpf, body }
+}
+
+/// One event of every kind.
+fn every_kind() -> Body {
+    Body {
+        names: vec!["web".into(), "bash".into(), "/kubepods/pod1".into()],
+        entities: vec![Entity {
+            id: entity_id(EntityKind::Container, "c1"),
+            kind: EntityKind::Container,
+            parent: entity_id(EntityKind::Pod, "p1"),
+            name: "c1".into(),
+            container_id: "c1".into(),
+            pod_uid: "p1".into(),
+            cgroup: "/kubepods/pod1/c1".into(),
+        }],
+        events: vec![
+            event(1, Detail::Exec(Exec { parent_pid: 1, ns_pid: 1, ns_level: 1, comm: 0 })),
+            event(
+                2,
+                Detail::Exit(Exit {
+                    start_time_ns: 1,
+                    parent_pid: 1,
+                    ns_pid: 1,
+                    ns_level: 1,
+                    status: 9,
+                    comm: 0,
+                    oom_score_adj: -7,
+                }),
+            ),
+            event(
+                3,
+                Detail::Oom(Box::new(Oom {
+                    comm: 0,
+                    ns_pid: 1,
+                    ns_level: 1,
+                    allocator_pid: 2,
+                    allocator_comm: 1,
+                    allocator_entity: 5,
+                    anon_rss_bytes: 6,
+                    file_rss_bytes: 7,
+                    shmem_rss_bytes: 8,
+                    limit_cgroup: 2,
+                    limit_bytes: 64 << 20,
+                    usage_bytes: 64 << 20,
+                    limit_height: 1,
+                    oom_score_adj: 1000,
+                })),
+            ),
+            event(
+                4,
+                Detail::Signal(Box::new(Signal {
+                    signal: 9,
+                    code: 0,
+                    ns_pid: 1,
+                    ns_level: 1,
+                    comm: 0,
+                    sender_pid: 99,
+                    sender_comm: 1,
+                    sender_entity: 77,
+                    from_kernel: false,
+                    result: 0,
+                })),
+            ),
+            event(5, Detail::CgroupMade { path: 2 }),
+            event(6, Detail::CgroupRemoved { path: 2 }),
+            event(
+                7,
+                Detail::Tcp(Tcp {
+                    source: [1; 16],
+                    destination: [2; 16],
+                    duration_us: 3,
+                    kib_sent: 4,
+                    kib_received: 5,
+                    source_port: 6,
+                    destination_port: 7,
+                    change: 2,
+                    active: true,
+                }),
+            ),
+            event(8, Detail::Reclaim { stall_ns: 1, pages: 2, memcg: true }),
+            event(9, Detail::BlockIo { latency_ns: 1, bytes: 2, device: 3, error: -5, operation: 1 }),
+            event(10, Detail::SyscallError { count: 1, syscall: 2, errno: 24 }),
+            event(11, Detail::Dns { latency_ns: 1, name: 0, query_type: 1, rcode: 3 }),
+            event(12, Detail::RunQueue { wait_ns: 1 }),
+            event(13, Detail::PacketDrop { count: 1, reason: 2, interface: 3 }),
+        ],
+    }
+}
+
+fn stamp() -> Stamp {
+    Stamp {
+        node: node_id("node-1"),
+        epoch: 1_700_000_000_000_000_000,
+        seq: 3,
+        boottime_ns: 100,
+        realtime_ns: 200,
+        is_final: false,
+    }
+}
+
+fn ledger() -> Ledger {
+    let mut ledger = Ledger::default();
+    let account = ledger.account_mut(Source::Ebpf);
+    account.emitted = 20;
+    account.shipped = 13;
+    account.drop_events(Stage::Ring, Reason::Full, 5);
+    ledger
+}
+
+fn frame(body: &Body, compression: Compression) -> Vec<u8> {
+    let sealed = Encoder::default().seal(body, Lane::Lethal, compression).expect("within the limits");
+    sealed.stamp(&stamp(), &ledger()).to_vec()
+}
+
+#[test]
+fn every_kind_of_event_survives_the_wire() {
+    let body = every_kind();
+    for compression in [Compression::Lz4, Compression::None] {
+        let decoded = Frame::decode(&frame(&body, compression)).expect("sound");
+        let read = rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised");
+        assert_eq!(read, body);
+        assert_eq!(*decoded.ledger(), ledger());
+        let header = decoded.header();
+        assert_eq!((header.node, header.seq, header.lethal_events), (node_id("node-1"), 3, 13));
+        assert_eq!((header.first_time_ns, header.last_time_ns, header.source_events[0]), (1, 13, 13));
+    }
+}
+
+/// The bytes of version 1, as the archive of an older server holds them: this build must go on reading them.
+#[test]
+fn the_golden_frame_of_version_1_is_written_and_read_alike() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/frame-v1.bin");
+    let written = frame(&every_kind(), Compression::None);
+    if std::env::var_os("TAPIO_WRITE_GOLDEN").is_some() {
+        std::fs::write(path, &written).expect("written");
+    }
+    let golden = std::fs::read(path).expect("the golden frame is part of the repository");
+    assert_eq!(written, golden, "the layout changed: raise frame::VERSION and keep reading the old one");
+    let decoded = Frame::decode(&golden).expect("sound");
+    assert_eq!(rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"), every_kind());
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let good = frame(&every_kind(), Compression::Lz4);
+    for bit in 0..good.len() * 8 {
+        let mut damaged = good.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(Frame::decode(&damaged).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn every_cut_and_every_extension_is_refused() {
+    let good = frame(&every_kind(), Compression::Lz4);
+    for length in 0..good.len() {
+        assert!(Frame::decode(&good[..length]).is_err(), "cut to {length}");
+    }
+    let mut longer = good;
+    longer.push(0);
+    assert!(matches!(Frame::decode(&longer), Err(FrameError::Truncated { .. })));
+}
+
+/// Recomputes the checksums, as a hostile peer would.
+fn resign(bytes: &mut [u8]) {
+    let payload = u32::from_le_bytes(bytes[60..64].try_into().expect("four bytes")) as usize;
+    let end = (HEADER_BYTES + payload).min(bytes.len());
+    let crc = crc32c::crc32c(&bytes[HEADER_BYTES..end]);
+    bytes[64..68].copy_from_slice(&crc.to_le_bytes());
+    bytes[68..72].fill(0);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..HEADER_BYTES]), &bytes[end..]);
+    bytes[68..72].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn a_declared_size_beyond_the_limits_is_refused_before_anything_is_allocated() {
+    for raw in [u32::MAX, 9 << 20, 1 << 20] {
+        let mut bomb = frame(&Body::default(), Compression::Lz4);
+        bomb[56..60].copy_from_slice(&raw.to_le_bytes());
+        resign(&mut bomb);
+        assert!(matches!(Frame::decode(&bomb), Err(FrameError::DeclaredSize { .. })), "{raw}");
+    }
+    let mut long = frame(&Body::default(), Compression::Lz4);
+    long[60..64].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(matches!(Frame::decode(&long), Err(FrameError::TooLong { .. })));
+}
+
+#[test]
+fn a_header_that_contradicts_its_body_is_refused() {
+    let mut lying = frame(&every_kind(), Compression::Lz4);
+    lying[48..52].copy_from_slice(&12u32.to_le_bytes());
+    lying[80..84].copy_from_slice(&12u32.to_le_bytes());
+    resign(&mut lying);
+    assert!(matches!(Frame::decode(&lying), Err(FrameError::Contradiction { .. })));
+    let mut unbalanced = frame(&every_kind(), Compression::Lz4);
+    unbalanced[48..52].copy_from_slice(&12u32.to_le_bytes());
+    resign(&mut unbalanced);
+    assert!(matches!(Frame::decode(&unbalanced), Err(FrameError::Contradiction { .. })));
+}
+
+#[test]
+fn an_unknown_version_says_what_to_do() {
+    let mut newer = frame(&Body::default(), Compression::Lz4);
+    newer[4..6].copy_from_slice(&2u16.to_le_bytes());
+    resign(&mut newer);
+    let error = Frame::decode(&newer).err().expect("refused");
+    assert!(error.to_string().contains("upgrade the servers first"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
+        prop_assert!(Frame::decode(&bytes).is_err());
+        let _ = Header::peek(&bytes);
+    }
+
+    /// Payloads that pass every checksum, but are not what the archive's types demand.
+    #[test]
+    fn resigned_mutations_are_refused_or_read_within_bounds(
+        flips in proptest::collection::vec((0usize..4096, any::<u8>()), 1..8),
+        lz4 in any::<bool>(),
+    ) {
+        let compression = if lz4 { Compression::Lz4 } else { Compression::None };
+        let mut bytes = frame(&every_kind(), compression);
+        let end = bytes.len();
+        for (at, value) in flips {
+            bytes[HEADER_BYTES + at % (end - HEADER_BYTES)] = value;
+        }
+        resign(&mut bytes);
+        if let Ok(frame) = Frame::decode(&bytes) {
+            // What was let through can be walked to its last byte.
+            let body = frame.body();
+            let names: usize = body.names.iter().map(|name| name.len()).sum();
+            let sum = body.events.iter().fold(names as u64, |sum, event| {
+                sum.wrapping_add(event.time_ns.to_native()).wrapping_add(event.kind() as u64)
+            });
+            std::hint::black_box(sum);
+        }
+    }
+}
