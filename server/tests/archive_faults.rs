@@ -11,8 +11,7 @@ use archive_support::*;
 use tapio_server::archive::{Archive, ArchiveConfig, ArchiveState, QUEUE_BYTES_MAX, lock_books};
 
 fn open_faulty(config: ArchiveConfig, disk: &FaultyDisk) -> Archive {
-    Archive::open_on(config, disk.clone(), Duration::ZERO, &mut |_, _| {})
-        .expect("the archive opens")
+    Archive::open_on(config, disk.clone(), Duration::ZERO, &mut |_, _| {}).expect("the archive opens")
 }
 
 #[test]
@@ -86,10 +85,7 @@ fn a_disk_that_keeps_failing_shows_and_nothing_is_acknowledged_until_it_works() 
     disk.set(|faults| faults.failing_syncs = u32::MAX);
     append(&archive, frames.append(&receiver));
     let reason = wait_not_ready(&archive);
-    assert!(
-        reason.contains(&dir.path().display().to_string()),
-        "{reason}"
-    );
+    assert!(reason.contains(&dir.path().display().to_string()), "{reason}");
     assert_eq!(receiver.seq(), 0);
     disk.set(|faults| faults.failing_syncs = 0);
     receiver.wait_for(1);
@@ -175,13 +171,7 @@ fn a_failed_rename_or_directory_sync_leaves_a_directory_that_reopens() {
         });
         // More than a segment, so that the next ones are created meanwhile.
         let sent = append_each(&archive, &mut frames, 40);
-        assert!(
-            disk.log()
-                .iter()
-                .filter(|op| matches!(op, Operation::Rename(_)))
-                .count()
-                > 4
-        );
+        assert!(disk.log().iter().filter(|op| matches!(op, Operation::Rename(_))).count() > 4);
         archive.shutdown();
         let (_archive, replayed) = open_and_replay(plain(dir.path()), ALL);
         assert_eq!(replayed, sent);
@@ -216,10 +206,7 @@ fn memory_stays_bounded_while_the_disk_stands_still() {
     let stuck = block_on(async {
         for sent in 0..10_000 {
             let append = appender.append(frames.append(&receiver));
-            if tokio::time::timeout(Duration::from_millis(300), append)
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout(Duration::from_millis(300), append).await.is_err() {
                 return sent;
             }
         }
@@ -234,10 +221,7 @@ fn memory_stays_bounded_while_the_disk_stands_still() {
 #[test]
 fn a_lethal_frame_does_not_wait_for_the_commit_interval() {
     let dir = tempfile::tempdir().unwrap();
-    let config = ArchiveConfig {
-        commit_interval: Duration::from_secs(3600),
-        ..plain(dir.path())
-    };
+    let config = ArchiveConfig { commit_interval: Duration::from_secs(3600), ..plain(dir.path()) };
     let archive = open(config);
     let receiver = Arc::new(Receiver::default());
     let mut frames = Frames::new("node-1", 1);
@@ -252,10 +236,7 @@ fn a_lethal_frame_does_not_wait_for_the_commit_interval() {
 #[test]
 fn a_shutdown_commits_what_is_queued_and_refuses_the_rest() {
     let dir = tempfile::tempdir().unwrap();
-    let archive = open(ArchiveConfig {
-        commit_interval: Duration::from_millis(200),
-        ..plain(dir.path())
-    });
+    let archive = open(ArchiveConfig { commit_interval: Duration::from_millis(200), ..plain(dir.path()) });
     let mut frames = Frames::new("node-1", 1);
     let receiver = Arc::new(Receiver::default());
     for _ in 0..50 {
@@ -278,19 +259,10 @@ impl SmallDisk {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(mib << 20).unwrap();
         let mount = tempfile::tempdir().unwrap();
-        let run =
-            |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        let made = run(Command::new("mkfs.ext4")
-            .args(["-q", "-F"])
-            .arg(image.path()))
-            && run(Command::new("mount")
-                .args(["-o", "loop"])
-                .arg(image.path())
-                .arg(mount.path()));
-        made.then_some(Self {
-            mount,
-            _image: image,
-        })
+        let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let made = run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()))
+            && run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(mount.path()));
+        made.then_some(Self { mount, _image: image })
     }
 
     fn path(&self) -> &Path {
@@ -308,18 +280,11 @@ impl Drop for SmallDisk {
 #[test]
 fn a_real_full_disk_stops_acknowledgements_and_loses_nothing() {
     let Some(disk) = SmallDisk::new(16) else {
-        return skip(
-            "a_real_full_disk_stops_acknowledgements_and_loses_nothing",
-            "root, mkfs.ext4 and a loop device",
-        );
+        return skip("a_real_full_disk_stops_acknowledgements_and_loses_nothing", "root, mkfs.ext4 and a loop device");
     };
     let dir = disk.path().join("archive");
     let ballast = disk.path().join("ballast");
-    let config = ArchiveConfig {
-        max_bytes: 1 << 30,
-        segment_bytes: 1 << 20,
-        ..ArchiveConfig::new(&dir)
-    };
+    let config = ArchiveConfig { max_bytes: 1 << 30, segment_bytes: 1 << 20, ..ArchiveConfig::new(&dir) };
     let archive = open(config.clone());
     std::fs::write(&ballast, vec![1; 8 << 20]).unwrap();
     let mut frames = Frames::new("node-1", 1);

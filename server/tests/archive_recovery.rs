@@ -10,9 +10,7 @@ use std::time::Duration;
 use archive_support::*;
 use bytes::Bytes;
 use proptest::prelude::*;
-use tapio_server::archive::{
-    Archive, ArchiveConfig, ArchiveError, DiskChoice, DiskKind, lock_books,
-};
+use tapio_server::archive::{Archive, ArchiveConfig, ArchiveError, DiskChoice, DiskKind, lock_books};
 use tapio_wire::segment::{RECORD_HEADER_BYTES, record_bytes};
 
 /// A directory with one closed segment of some frames, and where each frame's record starts in it.
@@ -31,17 +29,8 @@ fn prepare(count: u64) -> Prepared {
     archive.shutdown();
     let path = segments(dir.path()).pop().unwrap();
     let segment = fs::read(&path).unwrap();
-    let records = frames
-        .iter()
-        .map(|frame| find(&segment, frame) - RECORD_HEADER_BYTES)
-        .collect();
-    Prepared {
-        name: path.file_name().unwrap().to_owned(),
-        dir,
-        segment,
-        frames,
-        records,
-    }
+    let records = frames.iter().map(|frame| find(&segment, frame) - RECORD_HEADER_BYTES).collect();
+    Prepared { name: path.file_name().unwrap().to_owned(), dir, segment, frames, records }
 }
 
 impl Prepared {
@@ -113,10 +102,7 @@ fn a_torn_tail_is_cut_to_the_last_whole_record_wherever_it_is_torn() {
         assert_eq!(replayed.len() as u64, expected, "torn at {length}");
         assert_eq!(archive.stats().totals.quarantined, 0, "torn at {length}");
         let kept = fs::metadata(dir.path().join(&prepared.name)).unwrap().len() as usize;
-        assert!(
-            kept <= length && (complete || kept == last),
-            "{kept} kept of {length}"
-        );
+        assert!(kept <= length && (complete || kept == last), "{kept} kept of {length}");
         if length == whole {
             assert_eq!(kept, whole);
         }
@@ -144,9 +130,7 @@ fn a_tail_of_garbage_is_quarantined() {
     let (dir, archive, replayed) = prepared.reopen_with(&segment);
     assert_eq!(replayed, prepared.frames);
     assert_eq!(archive.stats().totals.quarantined, 1);
-    let kept: Vec<_> = fs::read_dir(dir.path().join("quarantine"))
-        .unwrap()
-        .collect();
+    let kept: Vec<_> = fs::read_dir(dir.path().join("quarantine")).unwrap().collect();
     assert_eq!(kept.len(), 1);
     archive.shutdown();
     let (archive, _) = open_and_replay(plain(dir.path()), ALL);
@@ -164,11 +148,7 @@ fn a_lost_block_among_acknowledged_records_costs_just_those() {
     assert_eq!(prepared.durable(&archive), 20);
     assert_eq!(archive.stats().totals.quarantined, 1);
     let books = lock_books(archive.books());
-    assert_eq!(
-        books.unexplained_total(),
-        3,
-        "three events are missing, and the books say so"
-    );
+    assert_eq!(books.unexplained_total(), 3, "three events are missing, and the books say so");
 }
 
 #[test]
@@ -198,11 +178,7 @@ fn a_misdirected_block_is_not_taken_for_records() {
 fn a_segment_of_another_number_is_not_taken_for_this_one() {
     let prepared = prepare(5);
     let dir = tempfile::tempdir().unwrap();
-    fs::write(
-        dir.path().join(format!("{:020}.segment", 99)),
-        &prepared.segment,
-    )
-    .unwrap();
+    fs::write(dir.path().join(format!("{:020}.segment", 99)), &prepared.segment).unwrap();
     let (archive, replayed) = open_and_replay(plain(dir.path()), ALL);
     assert!(replayed.is_empty());
     assert_eq!(archive.stats().totals.quarantined, 1);
@@ -227,11 +203,7 @@ fn a_hole_in_a_batch_that_was_never_acknowledged_ends_the_sequence() {
     let damaged = starts[1] + RECORD_HEADER_BYTES + 40;
     segment[damaged] ^= 1;
     let (dir, archive, replayed) = prepared.reopen_with(&segment);
-    assert_eq!(
-        prepared.durable(&archive),
-        2,
-        "frame 4 must not be acknowledged without frame 3"
-    );
+    assert_eq!(prepared.durable(&archive), 2, "frame 4 must not be acknowledged without frame 3");
     assert_eq!(replayed.len(), 2);
     let kept = fs::metadata(dir.path().join(&prepared.name)).unwrap().len() as usize;
     assert_eq!(kept, starts[1]);
@@ -296,11 +268,7 @@ fn a_directory_that_cannot_be_made_is_named() {
 #[test]
 fn retention_deletes_the_oldest_segments() {
     let dir = tempfile::tempdir().unwrap();
-    let config = ArchiveConfig {
-        max_bytes: 512 << 10,
-        segment_bytes: 64 << 10,
-        ..plain(dir.path())
-    };
+    let config = ArchiveConfig { max_bytes: 512 << 10, segment_bytes: 64 << 10, ..plain(dir.path()) };
     let archive = open(config.clone());
     let mut frames = Frames::new("node-1", 1);
     frames.events = 2000;
@@ -310,22 +278,12 @@ fn retention_deletes_the_oldest_segments() {
     assert!(stats.segments > 2, "{stats:?}");
     assert_eq!(stats.totals.frames, 300);
     archive.shutdown();
-    let size: u64 = segments(dir.path())
-        .iter()
-        .map(|path| fs::metadata(path).unwrap().len())
-        .sum();
+    let size: u64 = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!(size <= 512 << 10);
     let (archive, replayed) = open_and_replay(config, ALL);
     assert!(!replayed.is_empty() && replayed.len() < 300);
-    assert_eq!(
-        replayed,
-        sent[sent.len() - replayed.len()..],
-        "the newest are kept"
-    );
-    assert_eq!(
-        lock_books(archive.books()).durable_seq(frames.node(), 1),
-        300
-    );
+    assert_eq!(replayed, sent[sent.len() - replayed.len()..], "the newest are kept");
+    assert_eq!(lock_books(archive.books()).durable_seq(frames.node(), 1), 300);
 }
 
 #[test]
@@ -357,10 +315,7 @@ fn io_uring_and_its_plain_twin_write_the_same_segments() {
         append_each(&archive, &mut frames, 60);
         let kind = archive.stats().disk;
         archive.shutdown();
-        let segments: Vec<_> = segments(dir)
-            .iter()
-            .map(|path| fs::read(path).unwrap())
-            .collect();
+        let segments: Vec<_> = segments(dir).iter().map(|path| fs::read(path).unwrap()).collect();
         Ok::<_, ArchiveError>((kind, segments))
     };
     let (by_ring, by_plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -372,10 +327,9 @@ fn io_uring_and_its_plain_twin_write_the_same_segments() {
             assert_eq!(kind, DiskKind::Plain);
             assert!(segments == twins);
         }
-        Err(ArchiveError::Uring { .. }) => skip(
-            "io_uring_and_its_plain_twin_write_the_same_segments",
-            "a kernel that allows io_uring",
-        ),
+        Err(ArchiveError::Uring { .. }) => {
+            skip("io_uring_and_its_plain_twin_write_the_same_segments", "a kernel that allows io_uring")
+        }
         Err(error) => panic!("{error}"),
     }
 }
@@ -394,11 +348,8 @@ fn any_flipped_bit_costs_at_most_the_record_it_is_in() {
             let mut segment = prepared.segment.clone();
             segment[bit / 8] ^= 1 << (bit % 8);
             let (_dir, archive, replayed) = prepared.reopen_with(&segment);
-            let hit = prepared
-                .records
-                .iter()
-                .zip(&prepared.frames)
-                .position(|(&start, frame)| {
+            let hit =
+                prepared.records.iter().zip(&prepared.frames).position(|(&start, frame)| {
                     (start..start + RECORD_HEADER_BYTES + frame.len()).contains(&(bit / 8))
                 });
             let expected: Vec<_> = prepared

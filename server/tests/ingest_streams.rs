@@ -9,15 +9,11 @@ use archive_support::*;
 use bytes::Bytes;
 use prometheus::Registry;
 use tapio_server::archive::{Archive, QUEUE_BYTES_MAX, lock_books};
-use tapio_server::ingest::{
-    CREDIT_BYTES, CREDIT_BYTES_MIN, FrameSink, IngestMetrics, IngestService, settings,
-};
+use tapio_server::ingest::{CREDIT_BYTES, CREDIT_BYTES_MIN, FrameSink, IngestMetrics, IngestService, settings};
 use tapio_wire::event::{Lane, Source};
 use tapio_wire::frame::{Frame, HEADER_BYTES, VERSION};
 use tapio_wire::service::ingest_client::IngestClient;
-use tapio_wire::service::{
-    Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response,
-};
+use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -55,13 +51,7 @@ struct Running {
 async fn start() -> Running {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
-    let archive = Archive::open_on(
-        plain(dir.path()),
-        disk.clone(),
-        Duration::ZERO,
-        &mut |_, _| {},
-    )
-    .unwrap();
+    let archive = Archive::open_on(plain(dir.path()), disk.clone(), Duration::ZERO, &mut |_, _| {}).unwrap();
     let metrics = Arc::new(IngestMetrics::register(&Registry::new()).unwrap());
     let recorder = Arc::new(Recorder::default());
     let service = IngestService::new(&archive, Arc::clone(&recorder), Arc::clone(&metrics));
@@ -69,15 +59,7 @@ async fn start() -> Running {
     let address = incoming.local_addr().unwrap();
     let server = settings(Server::builder(), 1000).add_service(service.server());
     tokio::spawn(server.serve_with_incoming(incoming));
-    Running {
-        disk,
-        archive,
-        service,
-        recorder,
-        metrics,
-        address,
-        _dir: dir,
-    }
+    Running { disk, archive, service, recorder, metrics, address, _dir: dir }
 }
 
 struct Client {
@@ -91,10 +73,7 @@ impl Running {
         let mut client = IngestClient::connect(endpoint).await.unwrap();
         let (requests, receiver) = mpsc::channel(64);
         let responses = client.ship(ReceiverStream::new(receiver)).await.unwrap();
-        Client {
-            requests,
-            responses: responses.into_inner(),
-        }
+        Client { requests, responses: responses.into_inner() }
     }
 
     /// A stream that has been welcomed.
@@ -117,6 +96,7 @@ fn hello(name: &str, epoch: u64) -> Hello {
         node_id: tapio_wire::node_id(name),
         epoch,
         revision: "test".to_owned(),
+        ..Hello::default()
     }
 }
 
@@ -177,10 +157,7 @@ async fn frames_are_archived_delivered_and_then_acknowledged() {
     let mut frames = Frames::new("node-1", 3);
     frames.events = 10;
     let (mut client, welcome) = server.stream("node-1", 3).await;
-    assert_eq!(
-        (welcome.durable_seq, welcome.credit_bytes, welcome.version),
-        (0, CREDIT_BYTES, 1)
-    );
+    assert_eq!((welcome.durable_seq, welcome.credit_bytes, welcome.version), (0, CREDIT_BYTES, 1));
     for _ in 0..50 {
         client.frame(frames.next()).await;
     }
@@ -196,10 +173,7 @@ async fn frames_are_archived_delivered_and_then_acknowledged() {
     assert!(server.service.is_connected(frames.node()));
     let books = lock_books(server.archive.books());
     assert_eq!(books.unexplained_total(), 0);
-    assert_eq!(
-        books.name(frames.node()).map(|name| &**name),
-        Some("node-1")
-    );
+    assert_eq!(books.name(frames.node()).map(|name| &**name), Some("node-1"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,11 +188,7 @@ async fn nothing_is_acknowledged_before_it_is_durable_and_credit_shrinks_meanwhi
         panic!("no acknowledgement");
     };
     assert_eq!((ack.durable_seq, ack.credit_bytes), (0, CREDIT_BYTES_MIN));
-    assert_eq!(
-        server.recorder.seqs(),
-        [1],
-        "correlation does not wait for the disk"
-    );
+    assert_eq!(server.recorder.seqs(), [1], "correlation does not wait for the disk");
     server.disk.set(|faults| faults.full = false);
     client.acknowledged(1).await;
 }
@@ -231,10 +201,7 @@ async fn a_half_closed_stream_is_acknowledged_to_its_end() {
     for _ in 0..20 {
         client.frame(frames.next()).await;
     }
-    let Client {
-        requests,
-        mut responses,
-    } = client;
+    let Client { requests, mut responses } = client;
     drop(requests);
     let mut last = 0;
     while let Some(response) = responses.message().await.unwrap() {
@@ -243,9 +210,7 @@ async fn a_half_closed_stream_is_acknowledged_to_its_end() {
         }
     }
     assert_eq!(last, 20);
-    wait_until("the node is disconnected", || {
-        !server.service.is_connected(frames.node())
-    });
+    wait_until("the node is disconnected", || !server.service.is_connected(frames.node()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,9 +261,7 @@ async fn a_takeover_works_while_the_earlier_stream_waits_for_room() {
     frames.events = 60_000;
     let (client, _) = server.stream("node-1", 1).await;
     server.disk.set(|faults| faults.full = true);
-    while let Ok(()) =
-        tokio::time::timeout(Duration::from_millis(500), client.frame(frames.next())).await
-    {}
+    while let Ok(()) = tokio::time::timeout(Duration::from_millis(500), client.frame(frames.next())).await {}
     let backlog = server.archive.stats().backlog_bytes;
     assert!(backlog > QUEUE_BYTES_MAX as u64 / 2, "{backlog} wait");
     let accepted = server.recorder.seqs().len() as u64;
@@ -311,10 +274,7 @@ async fn a_takeover_works_while_the_earlier_stream_waits_for_room() {
     }
     second.acknowledged(accepted + 1).await;
     let seqs = server.recorder.seqs();
-    assert!(
-        seqs.is_sorted() && seqs.windows(2).all(|pair| pair[0] < pair[1]),
-        "{seqs:?}"
-    );
+    assert!(seqs.is_sorted() && seqs.windows(2).all(|pair| pair[0] < pair[1]), "{seqs:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -325,30 +285,9 @@ async fn hellos_that_do_not_hold_are_refused() {
         (hello("", 1), Code::InvalidArgument, "node_name"),
         (hello(&long, 1), Code::InvalidArgument, "node_name"),
         (hello("a\nb", 1), Code::InvalidArgument, "node_name"),
-        (
-            Hello {
-                node_id: 1,
-                ..hello("node-1", 1)
-            },
-            Code::FailedPrecondition,
-            "node_id",
-        ),
-        (
-            Hello {
-                version: 0,
-                ..hello("node-1", 1)
-            },
-            Code::FailedPrecondition,
-            "hello_version",
-        ),
-        (
-            Hello {
-                version: u32::from(VERSION) + 1,
-                ..hello("node-1", 1)
-            },
-            Code::FailedPrecondition,
-            "hello_version",
-        ),
+        (Hello { node_id: 1, ..hello("node-1", 1) }, Code::FailedPrecondition, "node_id"),
+        (Hello { version: 0, ..hello("node-1", 1) }, Code::FailedPrecondition, "hello_version"),
+        (Hello { version: u32::from(VERSION) + 1, ..hello("node-1", 1) }, Code::FailedPrecondition, "hello_version"),
     ];
     for (hello, code, reason) in cases {
         let before = server.metrics.refused(reason);
@@ -376,10 +315,7 @@ async fn an_older_epoch_is_refused_and_a_newer_one_starts_anew() {
     let status = old.end().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(server.metrics.refused("old_epoch"), 1);
-    assert!(
-        server.service.is_connected(newer.node()),
-        "the newer one stays"
-    );
+    assert!(server.service.is_connected(newer.node()), "the newer one stays");
     let (mut client, welcome) = server.stream("node-1", 10).await;
     assert_eq!(welcome.durable_seq, 0);
     client.frame(Frames::new("node-1", 10).next()).await;
@@ -387,11 +323,7 @@ async fn an_older_epoch_is_refused_and_a_newer_one_starts_anew() {
 }
 
 /// Sends one good frame, then `bytes`; tells how the stream ended.
-async fn ended_by(
-    server: &Running,
-    name: &str,
-    bytes: impl FnOnce(&mut Frames) -> Bytes,
-) -> Status {
+async fn ended_by(server: &Running, name: &str, bytes: impl FnOnce(&mut Frames) -> Bytes) -> Status {
     let mut frames = Frames::new(name, 1);
     let (mut client, _) = server.stream(name, 1).await;
     client.frame(frames.next()).await;
@@ -404,12 +336,8 @@ async fn ended_by(
 async fn frames_out_of_place_are_refused_and_counted() {
     type Bad = fn(&mut Frames) -> Bytes;
     let cases: [(&str, Code, &str, Bad); 6] = [
-        ("a", Code::PermissionDenied, "foreign_node", |_| {
-            Frames::new("other", 1).next()
-        }),
-        ("b", Code::PermissionDenied, "foreign_epoch", |_| {
-            Frames::new("b", 2).next()
-        }),
+        ("a", Code::PermissionDenied, "foreign_node", |_| Frames::new("other", 1).next()),
+        ("b", Code::PermissionDenied, "foreign_epoch", |_| Frames::new("b", 2).next()),
         ("c", Code::InvalidArgument, "sequence_gap", |frames| {
             frames.seq += 1;
             frames.next()
@@ -437,11 +365,7 @@ async fn frames_out_of_place_are_refused_and_counted() {
         assert_eq!(status.code(), code, "{reason}: {status}");
         assert_eq!(server.metrics.refused(reason), before + 1, "{reason}");
     }
-    assert_eq!(
-        lock_books(server.archive.books()).totals().frames,
-        6,
-        "the good ones alone"
-    );
+    assert_eq!(lock_books(server.archive.books()).totals().frames, 6, "the good ones alone");
 }
 
 /// Makes a changed header match its checksum again.
@@ -462,9 +386,7 @@ async fn hostile_bytes_are_refused_before_they_are_archived() {
     let cases: [(&str, &str, Bad); 7] = [
         ("a", "magic", |_| vec![0x5a; 4096].into()),
         ("b", "truncated", |_| Bytes::new()),
-        ("c", "truncated", |frames| {
-            frames.next().slice(..HEADER_BYTES)
-        }),
+        ("c", "truncated", |frames| frames.next().slice(..HEADER_BYTES)),
         ("d", "header_checksum", |frames| {
             let mut bytes = frames.next().to_vec();
             bytes[32] ^= 1;
@@ -493,17 +415,9 @@ async fn hostile_bytes_are_refused_before_they_are_archived() {
         let before = server.metrics.refused(reason);
         let status = ended_by(&server, name, bad).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{reason}: {status}");
-        assert_eq!(
-            server.metrics.refused(reason),
-            before + 1,
-            "{reason}: {status}"
-        );
+        assert_eq!(server.metrics.refused(reason), before + 1, "{reason}: {status}");
     }
-    assert_eq!(
-        lock_books(server.archive.books()).totals().frames,
-        7,
-        "the good ones alone"
-    );
+    assert_eq!(lock_books(server.archive.books()).totals().frames, 7, "the good ones alone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -516,11 +430,7 @@ async fn a_frame_with_any_byte_changed_never_harms_the_server() {
         let mut bytes = good.to_vec();
         bytes[at] ^= 0x41;
         // With right checksums the change reaches the deeper checks.
-        let bytes = if at < 60 || (64..72).contains(&at) {
-            bytes.into()
-        } else {
-            fix_header_if(bytes)
-        };
+        let bytes = if at < 60 || (64..72).contains(&at) { bytes.into() } else { fix_header_if(bytes) };
         let name = format!("node-{at}");
         let (client, _) = server.stream(&name, 1).await;
         client.frame(bytes).await;
@@ -534,11 +444,7 @@ async fn a_frame_with_any_byte_changed_never_harms_the_server() {
 
 fn fix_header_if(bytes: Vec<u8>) -> Bytes {
     let payload = u32::from_le_bytes(bytes[60..64].try_into().unwrap()) as usize;
-    if HEADER_BYTES + payload <= bytes.len() {
-        fix_header(bytes)
-    } else {
-        bytes.into()
-    }
+    if HEADER_BYTES + payload <= bytes.len() { fix_header(bytes) } else { bytes.into() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -559,9 +465,7 @@ async fn a_restarted_server_resumes_after_the_last_durable_frame() {
         client.frame(frames.next()).await;
     }
     client.acknowledged(5).await;
-    let Running {
-        archive, _dir: dir, ..
-    } = server;
+    let Running { archive, _dir: dir, .. } = server;
     archive.shutdown();
     let archive = open(plain(dir.path()));
     let metrics = Arc::new(IngestMetrics::register(&Registry::new()).unwrap());
@@ -569,20 +473,8 @@ async fn a_restarted_server_resumes_after_the_last_durable_frame() {
     let service = IngestService::new(&archive, Arc::clone(&recorder), Arc::clone(&metrics));
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = incoming.local_addr().unwrap();
-    tokio::spawn(
-        Server::builder()
-            .add_service(service.server())
-            .serve_with_incoming(incoming),
-    );
-    let server = Running {
-        disk: FaultyDisk::default(),
-        archive,
-        service,
-        recorder,
-        metrics,
-        address,
-        _dir: dir,
-    };
+    tokio::spawn(Server::builder().add_service(service.server()).serve_with_incoming(incoming));
+    let server = Running { disk: FaultyDisk::default(), archive, service, recorder, metrics, address, _dir: dir };
     let (mut client, welcome) = server.stream("node-1", 1).await;
     assert_eq!(welcome.durable_seq, 5);
     client.frame(frames.next()).await;
@@ -594,15 +486,11 @@ async fn draining_acknowledges_what_was_accepted_and_ends_every_stream() {
     let server = start().await;
     let mut frames = Frames::new("node-1", 1);
     let (mut client, _) = server.stream("node-1", 1).await;
-    server
-        .disk
-        .set(|faults| faults.sync_delay = Duration::from_millis(100));
+    server.disk.set(|faults| faults.sync_delay = Duration::from_millis(100));
     for _ in 0..3 {
         client.frame(frames.next()).await;
     }
-    wait_until("the frames are accepted", || {
-        server.recorder.seqs().len() == 3
-    });
+    wait_until("the frames are accepted", || server.recorder.seqs().len() == 3);
     let drain = tokio::time::timeout(PATIENCE, server.service.drain());
     let read = async {
         client.acknowledged(3).await;
@@ -612,4 +500,52 @@ async fn draining_acknowledges_what_was_accepted_and_ends_every_stream() {
     drained.expect("it drains");
     assert_eq!(status.code(), Code::Unavailable);
     server.archive.shutdown();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_goes_on_behind_what_another_server_acknowledged() {
+    let server = start().await;
+    let mut frames = Frames::new("node-1", 1);
+    frames.events = 10;
+    for _ in 0..7 {
+        frames.next();
+    }
+    let mut client = server.connect().await;
+    let acked_events = vec![70];
+    client.hello(Hello { acked_seq: 7, acked_events, ..hello("node-1", 1) }).await;
+    assert_eq!(client.welcome().await.durable_seq, 7);
+    for _ in 0..3 {
+        client.frame(frames.next()).await;
+    }
+    client.acknowledged(10).await;
+    let before = lock_books(server.archive.books()).clone();
+    assert_eq!(before.totals().events, 30);
+    assert_eq!(before.unexplained_total(), 0);
+    let (_, balances) = before.balances(frames.node(), 1).unwrap();
+    assert_eq!((balances[0].emitted, balances[0].archived), (30, 30));
+    let epoch = before.epoch(frames.node(), 1).unwrap();
+    assert_eq!((epoch.missing_frames, epoch.elsewhere[0]), (0, 70));
+    // A recovery that has only frames and notes to go by comes to the same.
+    let Running { archive, _dir: dir, .. } = server;
+    archive.shutdown();
+    let segment = segments(dir.path()).pop().unwrap();
+    let file = std::fs::File::options().write(true).open(segment).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 64 + 40).unwrap();
+    let archive = open(plain(dir.path()));
+    let books = lock_books(archive.books());
+    assert_eq!(books.epoch(frames.node(), 1), before.epoch(frames.node(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_of_the_highest_sequence_harms_nobody_else() {
+    let server = start().await;
+    let mut client = server.connect().await;
+    client.hello(Hello { acked_seq: u64::MAX, acked_events: vec![u64::MAX; 100], ..hello("node-1", 1) }).await;
+    client.welcome().await;
+    client.frame(Frames::new("node-1", 1).next()).await;
+    client.acknowledged(u64::MAX).await;
+    assert_eq!(server.metrics.duplicates(), 1);
+    let (mut other, _) = server.stream("node-2", 1).await;
+    other.frame(Frames::new("node-2", 1).next()).await;
+    other.acknowledged(1).await;
 }

@@ -80,10 +80,7 @@ impl Disk for FaultyDisk {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let file = PlainDisk.create(path, bytes).await?;
-        Ok(FaultyFile {
-            file,
-            path: path.to_owned(),
-        })
+        Ok(FaultyFile { file, path: path.to_owned() })
     }
 
     async fn write_at(
@@ -95,11 +92,7 @@ impl Disk for FaultyDisk {
     ) -> (io::Result<usize>, Vec<u8>) {
         let (full, limit) = {
             let mut faults = self.faults.lock().unwrap();
-            faults.log.push(Operation::Write(
-                file.path.clone(),
-                offset,
-                buffer.len() - start,
-            ));
+            faults.log.push(Operation::Write(file.path.clone(), offset, buffer.len() - start));
             (faults.full, faults.write_bytes_max)
         };
         if full {

@@ -1,10 +1,6 @@
 //! What the tests of archive and ingest share: frames, a receiver that can be waited for, a disk with faults.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "each test binary uses its part of this"
-)]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part of this")]
 
 mod faulty_disk;
 
@@ -64,10 +60,7 @@ impl Frames {
                 body: Detail::RunQueue { wait_ns: index },
             })
             .collect();
-        Body {
-            events,
-            ..Body::default()
-        }
+        Body { events, ..Body::default() }
     }
 
     /// The next frame; its ledger says that everything was shipped.
@@ -82,10 +75,7 @@ impl Frames {
         account.emitted += self.events as u64;
         account.shipped += self.events as u64;
         let body = self.body();
-        let sealed = self
-            .encoder
-            .seal(&body, self.lane, Compression::Lz4)
-            .expect("a small body fits");
+        let sealed = self.encoder.seal(&body, self.lane, Compression::Lz4).expect("a small body fits");
         sealed.stamp(
             &Stamp {
                 node: self.node(),
@@ -111,6 +101,7 @@ pub fn append_of(bytes: &Bytes, name: &Arc<str>, receiver: &Arc<Receiver>) -> Ap
         bytes: bytes.clone(),
         header,
         node_name: Some(Arc::clone(name)),
+        resumed: None,
         on_durable: Arc::<Receiver>::clone(receiver),
     }
 }
@@ -129,15 +120,8 @@ impl Receiver {
 
     pub fn wait_for(&self, seq: u64) {
         let guard = self.seq.lock().unwrap();
-        let (guard, timeout) = self
-            .changed
-            .wait_timeout_while(guard, PATIENCE, |durable| *durable < seq)
-            .unwrap();
-        assert!(
-            !timeout.timed_out(),
-            "only {} of {seq} became durable",
-            *guard
-        );
+        let (guard, timeout) = self.changed.wait_timeout_while(guard, PATIENCE, |durable| *durable < seq).unwrap();
+        assert!(!timeout.timed_out(), "only {} of {seq} became durable", *guard);
     }
 }
 
@@ -160,23 +144,18 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 pub fn wait_not_ready(archive: &Archive) -> String {
     let mut reason = String::new();
-    wait_until(
-        "the archive reports that it is not ready",
-        || match &*archive.state().borrow() {
-            ArchiveState::Ready => false,
-            ArchiveState::NotReady(text) => {
-                reason.clone_from(text);
-                true
-            }
-        },
-    );
+    wait_until("the archive reports that it is not ready", || match &*archive.state().borrow() {
+        ArchiveState::Ready => false,
+        ArchiveState::NotReady(text) => {
+            reason.clone_from(text);
+            true
+        }
+    });
     reason
 }
 
 pub fn wait_ready(archive: &Archive) {
-    wait_until("the archive is ready", || {
-        *archive.state().borrow() == ArchiveState::Ready
-    });
+    wait_until("the archive is ready", || *archive.state().borrow() == ArchiveState::Ready);
 }
 
 pub fn plain(dir: &Path) -> ArchiveConfig {
@@ -195,8 +174,8 @@ pub fn open(config: ArchiveConfig) -> Archive {
 /// Opens, and tells the frames that were replayed.
 pub fn open_and_replay(config: ArchiveConfig, window: Duration) -> (Archive, Vec<Vec<u8>>) {
     let mut frames = Vec::new();
-    let archive = Archive::open(config, window, &mut |_, bytes| frames.push(bytes.to_vec()))
-        .expect("the archive opens");
+    let archive =
+        Archive::open(config, window, &mut |_, bytes| frames.push(bytes.to_vec())).expect("the archive opens");
     (archive, frames)
 }
 
@@ -204,11 +183,7 @@ pub fn open_and_replay(config: ArchiveConfig, window: Duration) -> (Archive, Vec
 pub const ALL: Duration = Duration::from_secs(1 << 32);
 
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-        .block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
 pub fn append(archive: &Archive, append: Append) {
@@ -241,17 +216,11 @@ pub fn segments(dir: &Path) -> Vec<PathBuf> {
 
 /// Where `needle` lies in `haystack`.
 pub fn find(haystack: &[u8], needle: &[u8]) -> usize {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
-        .expect("the frame is in the segment")
+    haystack.windows(needle.len()).position(|window| window == needle).expect("the frame is in the segment")
 }
 
 /// Tells that a test cannot run here; fails instead where everything must run.
 pub fn skip(test: &str, needs: &str) {
-    assert!(
-        std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"),
-        "{test} needs {needs}"
-    );
+    assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{test} needs {needs}");
     eprintln!("SKIP {test}: needs {needs}");
 }

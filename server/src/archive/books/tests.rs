@@ -10,14 +10,7 @@ const NODE: u64 = 77;
 const EBPF: usize = Source::Ebpf as usize;
 
 /// Records a frame of `events` events and the given ledger.
-fn record(
-    books: &mut Books,
-    epoch: u64,
-    seq: u64,
-    events: usize,
-    is_final: bool,
-    ledger: &Ledger,
-) -> Recorded {
+fn record(books: &mut Books, epoch: u64, seq: u64, events: usize, is_final: bool, ledger: &Ledger) -> Recorded {
     record_of(books, NODE, epoch, seq, events, is_final, ledger)
 }
 
@@ -30,28 +23,10 @@ fn record_of(
     is_final: bool,
     ledger: &Ledger,
 ) -> Recorded {
-    let event = Event {
-        time_ns: seq,
-        entity: 1,
-        pid: 1,
-        source: Source::Ebpf,
-        body: Detail::RunQueue { wait_ns: 1 },
-    };
-    let body = Body {
-        events: vec![event; events],
-        ..Body::default()
-    };
-    let sealed = Encoder::default()
-        .seal(&body, Lane::Bulk, Compression::None)
-        .expect("it fits");
-    let stamp = Stamp {
-        node,
-        epoch,
-        seq,
-        boottime_ns: seq,
-        realtime_ns: seq,
-        is_final,
-    };
+    let event = Event { time_ns: seq, entity: 1, pid: 1, source: Source::Ebpf, body: Detail::RunQueue { wait_ns: 1 } };
+    let body = Body { events: vec![event; events], ..Body::default() };
+    let sealed = Encoder::default().seal(&body, Lane::Bulk, Compression::None).expect("it fits");
+    let stamp = Stamp { node, epoch, seq, boottime_ns: seq, realtime_ns: seq, is_final };
     let bytes = sealed.stamp(&stamp, ledger);
     let (header, _) = Header::check(&bytes).expect("as encoded");
     books.record(&header, &bytes)
@@ -91,10 +66,7 @@ fn an_open_epoch_holds_what_it_has_not_shipped() {
     let mut books = Books::default();
     record(&mut books, 1, 1, 10, false, &ledger(20, 10, 0, 3));
     let (state, balance) = balance_of(&books, 1);
-    assert_eq!(
-        (state, balance.held, balance.unexplained),
-        (EpochState::Open, 7, 0)
-    );
+    assert_eq!((state, balance.held, balance.unexplained), (EpochState::Open, 7, 0));
     assert!(closes(&balance));
 }
 
@@ -106,10 +78,7 @@ fn a_missing_frame_is_unexplained() {
     assert_eq!(recorded, Recorded::New { missing: 1 });
     assert_eq!(balance_of(&books, 1).1.unexplained, 10);
     assert_eq!(books.unexplained_total(), 10);
-    assert_eq!(
-        books.epoch(NODE, 1).map(|epoch| epoch.missing_frames),
-        Some(1)
-    );
+    assert_eq!(books.epoch(NODE, 1).map(|epoch| epoch.missing_frames), Some(1));
 }
 
 #[test]
@@ -136,10 +105,7 @@ fn what_a_closed_epoch_still_holds_is_unexplained() {
     let mut books = Books::default();
     record(&mut books, 1, 1, 10, true, &ledger(14, 10, 0, 1));
     let (state, balance) = balance_of(&books, 1);
-    assert_eq!(
-        (state, balance.held, balance.unexplained),
-        (EpochState::Closed, 0, 3)
-    );
+    assert_eq!((state, balance.held, balance.unexplained), (EpochState::Closed, 0, 3));
     assert!(closes(&balance));
 }
 
@@ -150,16 +116,9 @@ fn what_a_killed_epoch_held_is_dropped() {
     record(&mut books, 2, 1, 1, false, &ledger(1, 1, 0, 0));
     let (state, balance) = balance_of(&books, 1);
     assert_eq!(state, EpochState::Killed);
-    assert_eq!(
-        (killed(&balance), balance.held, balance.unexplained),
-        (4, 0, 0)
-    );
+    assert_eq!((killed(&balance), balance.held, balance.unexplained), (4, 0, 0));
     assert!(closes(&balance));
-    assert!(
-        books
-            .losses()
-            .contains(&(Source::Ebpf, Stage::Collector, Reason::Killed, 4))
-    );
+    assert!(books.losses().contains(&(Source::Ebpf, Stage::Collector, Reason::Killed, 4)));
 }
 
 #[test]
@@ -170,10 +129,7 @@ fn the_loss_of_a_killed_epoch_is_exact_where_the_rings_outlived_it() {
     record(&mut books, 1, 1, 10, false, &ledger(15, 10, 100, 1));
     record(&mut books, 2, 1, 1, false, &ledger(1, 1, 118, 0));
     let (_, balance) = balance_of(&books, 1);
-    assert_eq!(
-        (killed(&balance), balance.emitted, balance.unexplained),
-        (7, 18, 0)
-    );
+    assert_eq!((killed(&balance), balance.emitted, balance.unexplained), (7, 18, 0));
     assert!(closes(&balance));
     assert_eq!(books.unexplained_total(), 0);
 }
@@ -192,9 +148,7 @@ fn a_loss_below_nothing_is_unexplained() {
 fn counters_at_their_limits_overflow_nothing() {
     let mut books = Books::default();
     let mut hostile = ledger(u64::MAX, u64::MAX, u64::MAX, u64::MAX);
-    hostile
-        .account_mut(Source::Ebpf)
-        .drop_events(Stage::Queue, Reason::Full, u64::MAX);
+    hostile.account_mut(Source::Ebpf).drop_events(Stage::Queue, Reason::Full, u64::MAX);
     record(&mut books, 1, 1, 1, false, &hostile);
     record(&mut books, 2, 1, 1, false, &hostile);
     record(&mut books, 3, u64::MAX, 1, true, &hostile);
@@ -209,10 +163,7 @@ fn epochs_beyond_the_bound_keep_counting_in_the_totals() {
     for epoch in 1..=20 {
         record(&mut books, epoch, 1, 10, false, &ledger(15, 10, 0, 1));
     }
-    assert_eq!(
-        books.nodes().next().map(|(_, node)| node.epochs.len()),
-        Some(EPOCHS_MAX)
-    );
+    assert_eq!(books.nodes().next().map(|(_, node)| node.epochs.len()), Some(EPOCHS_MAX));
     // All but the last were killed with 4 held.
     let losses = books.losses();
     assert!(losses.contains(&(Source::Ebpf, Stage::Collector, Reason::Killed, 19 * 4)));
@@ -233,11 +184,7 @@ fn nodes_beyond_the_bound_make_room() {
     assert_eq!(books.nodes.len(), NODES_MAX);
     record_of(&mut books, 5, 1, 9, 1, false, &ledger(1, 1, 0, 0));
     assert_eq!(books.nodes.len(), NODES_MAX - NODES_EVICTED + 1);
-    assert_eq!(
-        books.newest_epoch(NODE),
-        None,
-        "the most silent node goes first"
-    );
+    assert_eq!(books.newest_epoch(NODE), None, "the most silent node goes first");
     assert_eq!(books.newest_epoch(5), Some(1));
 }
 
@@ -245,14 +192,7 @@ fn nodes_beyond_the_bound_make_room() {
 fn a_snapshot_reads_back_as_the_same_books() {
     let mut books = Books::default();
     for epoch in 1..=12 {
-        record(
-            &mut books,
-            epoch,
-            1,
-            10,
-            epoch % 3 == 0,
-            &ledger(15, 10, epoch, 1),
-        );
+        record(&mut books, epoch, 1, 10, epoch % 3 == 0, &ledger(15, 10, epoch, 1));
     }
     record_of(&mut books, 5, 1, 1, 2, true, &ledger(2, 2, 0, 0));
     books.learn_name(5, &"node-5".into());
@@ -267,10 +207,6 @@ fn a_snapshot_reads_back_as_the_same_books() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x10;
         assert_eq!(decode(&damaged), None, "damage at {at}");
-        assert_eq!(
-            decode(&bytes[..at]),
-            (at == 0).then_some(Note::Mark),
-            "cut at {at}"
-        );
+        assert_eq!(decode(&bytes[..at]), (at == 0).then_some(Note::Mark), "cut at {at}");
     }
 }
