@@ -155,11 +155,7 @@ pub fn decode(
     if kind == Kind::CgroupRmdir {
         identity.remove(header.cgroup_id);
     }
-    let is_urgent = match &detail {
-        Detail::Oom(_) | Detail::Signal(_) => true,
-        Detail::Exit(exit) => exit.status != 0,
-        _ => false,
-    };
+    let is_urgent = detail.is_urgent();
     batch.body.events.push(Event { time_ns: header.time_ns, entity, pid: header.pid, source, body: detail });
     Ok(is_urgent)
 }

@@ -20,17 +20,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 fn runtime() -> Result<Runtime, Error> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context(|| "start a client".into())
+    Builder::new_current_thread().enable_all().build().context(|| "start a client".into())
 }
 
 fn server_error(address: &str, message: impl ToString) -> Error {
-    Error::Server {
-        address: address.to_owned(),
-        message: message.to_string(),
-    }
+    Error::Server { address: address.to_owned(), message: message.to_string() }
 }
 
 async fn connect(address: &str) -> Result<QueryClient<Channel>, Error> {
@@ -56,19 +50,13 @@ impl Client {
     pub fn connect(address: &str) -> Result<Self, Error> {
         let runtime = runtime()?;
         let query = runtime.block_on(connect(address))?;
-        Ok(Self {
-            address: address.to_owned(),
-            runtime,
-            query,
-        })
+        Ok(Self { address: address.to_owned(), runtime, query })
     }
 
     /// The server's status now.
     pub fn status(&mut self) -> Result<StatusResponse, Error> {
         let request = self.query.status(StatusRequest {});
-        let answer = self
-            .runtime
-            .block_on(async { tokio::time::timeout(TIMEOUT, request).await });
+        let answer = self.runtime.block_on(async { tokio::time::timeout(TIMEOUT, request).await });
         match answer {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(server_error(&self.address, status)),
@@ -112,13 +100,8 @@ impl FindingWatch {
                 });
             })
             .context(|| "start the thread that watches findings".into())?;
-        let watch = Self {
-            address: address.to_owned(),
-            arrivals,
-            seen: Vec::new(),
-            stop: Some(stop),
-            thread: Some(thread),
-        };
+        let watch =
+            Self { address: address.to_owned(), arrivals, seen: Vec::new(), stop: Some(stop), thread: Some(thread) };
         match is_ready.recv_timeout(2 * TIMEOUT) {
             Ok(Ok(())) => Ok(watch),
             Ok(Err(error)) => Err(error),
@@ -127,11 +110,7 @@ impl FindingWatch {
     }
 
     /// Waits for a finding that `wanted` accepts; one that came before counts as well. `None` when time is up.
-    pub fn wait(
-        &mut self,
-        limit: Duration,
-        wanted: impl Fn(&Finding) -> bool,
-    ) -> Result<Option<Arrival>, Error> {
+    pub fn wait(&mut self, limit: Duration, wanted: impl Fn(&Finding) -> bool) -> Result<Option<Arrival>, Error> {
         if let Some(arrival) = self.seen.iter().find(|arrival| wanted(&arrival.finding)) {
             return Ok(Some(arrival.clone()));
         }
@@ -142,10 +121,7 @@ impl FindingWatch {
             if left.is_zero() {
                 return Ok(None);
             }
-            match self
-                .arrivals
-                .recv_timeout(left.min(Duration::from_millis(50)))
-            {
+            match self.arrivals.recv_timeout(left.min(Duration::from_millis(50))) {
                 Ok(Ok(arrival)) => {
                     self.seen.push(arrival.clone());
                     if wanted(&arrival.finding) {
@@ -181,17 +157,10 @@ impl Drop for FindingWatch {
     }
 }
 
-async fn watch(
-    address: &str,
-    ready: &Sender<Result<(), Error>>,
-    sender: &Sender<Result<Arrival, String>>,
-) {
+async fn watch(address: &str, ready: &Sender<Result<(), Error>>, sender: &Sender<Result<Arrival, String>>) {
     let request = WatchFindingsRequest { since_ns: 0 };
     let stream = match connect(address).await {
-        Ok(mut query) => query
-            .watch_findings(request)
-            .await
-            .map_err(|status| server_error(address, status)),
+        Ok(mut query) => query.watch_findings(request).await.map_err(|status| server_error(address, status)),
         Err(error) => Err(error),
     };
     let mut stream = match stream {
@@ -206,12 +175,7 @@ async fn watch(
     };
     while let Some(finding) = stream.next().await {
         let arrived_ns = boottime_ns();
-        let arrival = finding
-            .map(|finding| Arrival {
-                finding,
-                arrived_ns,
-            })
-            .map_err(|status| status.to_string());
+        let arrival = finding.map(|finding| Arrival { finding, arrived_ns }).map_err(|status| status.to_string());
         if sender.send(arrival).is_err() {
             return;
         }

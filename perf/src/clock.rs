@@ -32,11 +32,7 @@ pub fn wait_for<T>(
             return Ok(answer);
         }
         if start.elapsed() >= limit {
-            return Err(Error::TimedOut {
-                what: what.to_owned(),
-                seconds: limit.as_secs(),
-                seen,
-            });
+            return Err(Error::TimedOut { what: what.to_owned(), seconds: limit.as_secs(), seen });
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));

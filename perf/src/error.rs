@@ -14,44 +14,24 @@ pub enum Error {
     BinaryMissing { name: String, folder: PathBuf },
     /// A program ended before it was ready.
     #[error("{name} ended at its start with {status}; it said:\n{output}")]
-    EndedAtStart {
-        name: String,
-        status: String,
-        output: String,
-    },
+    EndedAtStart { name: String, status: String, output: String },
     /// A program ended while it was needed.
     #[error("{name} ended in the middle of the run with {status}; it said:\n{output}")]
-    EndedEarly {
-        name: String,
-        status: String,
-        output: String,
-    },
+    EndedEarly { name: String, status: String, output: String },
     /// A program did not do in time what it was waited for.
     #[error("{what} did not happen within {seconds} s; last seen: {seen}")]
-    TimedOut {
-        what: String,
-        seconds: u64,
-        seen: String,
-    },
+    TimedOut { what: String, seconds: u64, seen: String },
     /// The server could not be reached or refused.
     #[error("server at {address}: {message}")]
     Server { address: String, message: String },
     /// An HTTP endpoint answered something else than what was asked for.
     #[error("GET http://127.0.0.1:{port}{path}: {message}")]
-    Http {
-        port: u16,
-        path: String,
-        message: String,
-    },
+    Http { port: u16, path: String, message: String },
     /// Faults need the rights to make cgroups and to kill.
-    #[error(
-        "faults are made in cgroups and pid namespaces of this host: run tapio-perf inject as root"
-    )]
+    #[error("faults are made in cgroups and pid namespaces of this host: run tapio-perf inject as root")]
     NotRoot,
     /// There is no unified hierarchy.
-    #[error(
-        "no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified)"
-    )]
+    #[error("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified)")]
     NoCgroupV2,
     /// Memory cannot be limited.
     #[error(
@@ -80,9 +60,6 @@ pub trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map_err(|source| Error::Io {
-            what: what(),
-            source: source.into(),
-        })
+        self.map_err(|source| Error::Io { what: what(), source: source.into() })
     }
 }

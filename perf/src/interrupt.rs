@@ -18,11 +18,7 @@ pub fn listen() -> Result<(), Error> {
     let (mut interrupt, mut terminate, mut hang_up) = {
         let _context = runtime.enter();
         let on = |kind| signal(kind).context(|| "install a signal handler".into());
-        (
-            on(SignalKind::interrupt())?,
-            on(SignalKind::terminate())?,
-            on(SignalKind::hangup())?,
-        )
+        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?)
     };
     thread::Builder::new()
         .name("signals".into())
@@ -49,9 +45,5 @@ pub fn came() -> bool {
 
 /// An error once a signal came.
 pub fn check() -> Result<(), Error> {
-    if came() {
-        Err(Error::Interrupted)
-    } else {
-        Ok(())
-    }
+    if came() { Err(Error::Interrupted) } else { Ok(()) }
 }

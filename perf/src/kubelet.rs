@@ -14,18 +14,12 @@ pub struct ContainerName {
 impl ContainerName {
     /// A container of a new pod.
     pub fn random(random: &mut Random) -> Self {
-        Self {
-            pod_uid: pod_uid(random),
-            container_id: container_id(random),
-        }
+        Self { pod_uid: pod_uid(random), container_id: container_id(random) }
     }
 
     /// Another container of the same pod.
     pub fn sibling(&self, random: &mut Random) -> Self {
-        Self {
-            pod_uid: self.pod_uid.clone(),
-            container_id: container_id(random),
-        }
+        Self { pod_uid: self.pod_uid.clone(), container_id: container_id(random) }
     }
 
     /// The pod's cgroup in the systemd naming, for a burstable pod, without a slash in front.
@@ -61,9 +55,7 @@ fn pod_uid(random: &mut Random) -> String {
 }
 
 fn container_id(random: &mut Random) -> String {
-    (0..4)
-        .map(|_| format!("{:016x}", random.next_u64()))
-        .collect()
+    (0..4).map(|_| format!("{:016x}", random.next_u64())).collect()
 }
 
 #[cfg(test)]
@@ -74,10 +66,8 @@ mod tests {
 
     #[test]
     fn cgroup_paths_are_named_as_kubelet_does() {
-        let name = ContainerName {
-            pod_uid: "0a1b2c3d-1111-4222-8333-444455556666".into(),
-            container_id: "ab".repeat(32),
-        };
+        let name =
+            ContainerName { pod_uid: "0a1b2c3d-1111-4222-8333-444455556666".into(), container_id: "ab".repeat(32) };
         assert_eq!(
             name.path(),
             format!(
@@ -94,10 +84,7 @@ mod tests {
     #[test]
     fn random_names_have_the_right_shape_and_differ() {
         let mut random = Random::new(1);
-        let (first, second) = (
-            ContainerName::random(&mut random),
-            ContainerName::random(&mut random),
-        );
+        let (first, second) = (ContainerName::random(&mut random), ContainerName::random(&mut random));
         assert_ne!(first, second);
         for name in [&first, &second] {
             assert_eq!(name.pod_uid.len(), 36);

@@ -23,9 +23,7 @@ pub struct Summary {
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self {
-            histogram: Histogram::new_with_bounds(1, MAX_US, 3).expect("the bounds are valid"),
-        }
+        Self { histogram: Histogram::new_with_bounds(1, MAX_US, 3).expect("the bounds are valid") }
     }
 }
 
@@ -46,13 +44,7 @@ impl Latencies {
             return Summary::default();
         }
         let at = |quantile| self.histogram.value_at_quantile(quantile);
-        Summary {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: self.histogram.max(),
-        }
+        Summary { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: self.histogram.max() }
     }
 }
 
@@ -99,9 +91,6 @@ mod tests {
 
     #[test]
     fn people_read_units() {
-        assert_eq!(
-            [900, 1500, 2_500_000].map(human),
-            ["900 µs", "1.50 ms", "2.50 s"]
-        );
+        assert_eq!([900, 1500, 2_500_000].map(human), ["900 µs", "1.50 ms", "2.50 s"]);
     }
 }

@@ -118,8 +118,7 @@ fn main() -> ExitCode {
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|error| Error::Invalid(error.to_string()))?;
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::Invalid(error.to_string()))?;
     println!("{text}");
     Ok(())
 }
@@ -143,11 +142,7 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
     } else {
         println!("{report}");
     }
-    Ok(if report.ledger_closes {
-        0
-    } else {
-        CHECK_FAILED
-    })
+    Ok(if report.ledger_closes { 0 } else { CHECK_FAILED })
 }
 
 fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
@@ -159,11 +154,7 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
         keep: arguments.keep_time,
         program: std::env::current_exe().context(|| "find this executable".into())?,
     })?;
-    let mut watch = if arguments.measure {
-        Some(FindingWatch::start(&arguments.server)?)
-    } else {
-        None
-    };
+    let mut watch = if arguments.measure { Some(FindingWatch::start(&arguments.server)?) } else { None };
     let series = measure::run(
         &mut injector,
         arguments.fault,
@@ -183,11 +174,7 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
         }
     } else if arguments.measure {
         let found = series.injections.len() - series.missing;
-        println!(
-            "{found} of {} found: {}",
-            series.injections.len(),
-            series.latency_us
-        );
+        println!("{found} of {} found: {}", series.injections.len(), series.latency_us);
     }
     if series.missing > 0 {
         eprintln!(

@@ -26,15 +26,11 @@ impl Host {
             Some(line.split_once(':')?.1.trim().to_owned())
         };
         let memory = field(&text("/proc/meminfo"), "MemTotal").unwrap_or_default();
-        let kib: u64 = memory
-            .strip_suffix(" kB")
-            .and_then(|kib| kib.trim().parse().ok())
-            .unwrap_or(0);
+        let kib: u64 = memory.strip_suffix(" kB").and_then(|kib| kib.trim().parse().ok()).unwrap_or(0);
         Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
-            cpu_model: field(&text("/proc/cpuinfo"), "model name")
-                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cpu_model: field(&text("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             memory_bytes: kib * 1024,
         }
     }
@@ -150,20 +146,11 @@ impl fmt::Display for LoadReport {
             mib(self.archive_bytes),
             ratio(self.archive_bytes, self.events_archived)
         )?;
-        let open: Vec<&NodeLedger> = self
-            .ledger
-            .iter()
-            .filter(|ledger| !ledger.closes())
-            .collect();
+        let open: Vec<&NodeLedger> = self.ledger.iter().filter(|ledger| !ledger.closes()).collect();
         if open.is_empty() && self.ledger_closes {
             return write!(f, "ledger     closes on all {} nodes", self.nodes);
         }
-        write!(
-            f,
-            "ledger     DOES NOT CLOSE on {} of {} nodes",
-            open.len(),
-            self.nodes
-        )?;
+        write!(f, "ledger     DOES NOT CLOSE on {} of {} nodes", open.len(), self.nodes)?;
         for ledger in open.iter().take(20) {
             write!(f, "\n  {ledger}")?;
         }
@@ -213,41 +200,19 @@ mod tests {
             ]
         );
         for latency in ["latency_us", "ack_latency_us"] {
-            assert_eq!(
-                keys(&value[latency]),
-                ["max", "p50", "p90", "p99", "p999"],
-                "{latency}"
-            );
+            assert_eq!(keys(&value[latency]), ["max", "p50", "p90", "p99", "p999"], "{latency}");
         }
         assert_eq!(keys(&value["collector"]), ["cpu_ns_per_event", "rss_bytes"]);
-        assert_eq!(
-            keys(&value["server"]),
-            ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]
-        );
-        assert_eq!(
-            keys(&value["host"]),
-            ["cores", "cpu_model", "kernel", "memory_bytes"]
-        );
+        assert_eq!(keys(&value["server"]), ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]);
+        assert_eq!(keys(&value["host"]), ["cores", "cpu_model", "kernel", "memory_bytes"]);
     }
 
     #[test]
     fn an_open_ledger_names_the_node() {
-        let ledger = NodeLedger {
-            node: "load-3".into(),
-            emitted: 5,
-            unexplained: 5,
-            ..NodeLedger::default()
-        };
-        let report = LoadReport {
-            nodes: 1,
-            ledger: vec![ledger],
-            ..LoadReport::default()
-        };
+        let ledger = NodeLedger { node: "load-3".into(), emitted: 5, unexplained: 5, ..NodeLedger::default() };
+        let report = LoadReport { nodes: 1, ledger: vec![ledger], ..LoadReport::default() };
         let text = report.to_string();
-        assert!(
-            text.contains("DOES NOT CLOSE on 1 of 1") && text.contains("load-3: emitted 5"),
-            "{text}"
-        );
+        assert!(text.contains("DOES NOT CLOSE on 1 of 1") && text.contains("load-3: emitted 5"), "{text}");
     }
 
     #[test]

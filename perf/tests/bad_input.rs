@@ -31,11 +31,7 @@ fn an_unknown_key_is_named_with_file_and_line() {
         ("tapio-collector", "collector:\n  nod_name: x\n", "nod_name"),
         ("tapio-collector", "colector: {}\n", "colector"),
         ("tapio-server", "server:\n  prot: 9090\n", "prot"),
-        (
-            "tapio-server",
-            "archive:\n  dir: /tmp\n  max_byte: 1GiB\n",
-            "max_byte",
-        ),
+        ("tapio-server", "archive:\n  dir: /tmp\n  max_byte: 1GiB\n", "max_byte"),
     ] {
         let (said, file) = refused(name, config);
         assert_says(&said, &[key, &file, "line"]);
@@ -46,21 +42,9 @@ fn an_unknown_key_is_named_with_file_and_line() {
 fn a_wrong_type_or_an_impossible_value_is_named() {
     for (name, config, key) in [
         ("tapio-collector", "health:\n  port: banana\n", "port"),
-        (
-            "tapio-collector",
-            "collector:\n  sampling_rate: 7.0\n",
-            "sampling_rate",
-        ),
-        (
-            "tapio-collector",
-            "collector:\n  enabled_collectors: [ebfp]\n",
-            "ebfp",
-        ),
-        (
-            "tapio-collector",
-            "grpc:\n  server_endpoints: []\n",
-            "server_endpoints",
-        ),
+        ("tapio-collector", "collector:\n  sampling_rate: 7.0\n", "sampling_rate"),
+        ("tapio-collector", "collector:\n  enabled_collectors: [ebfp]\n", "ebfp"),
+        ("tapio-collector", "grpc:\n  server_endpoints: []\n", "server_endpoints"),
         ("tapio-server", "server:\n  port: 99999\n", "port"),
         ("tapio-server", "archive:\n  max_bytes: lots\n", "max_bytes"),
     ] {
@@ -74,10 +58,7 @@ fn a_configuration_that_is_not_there_is_named() {
     for name in ["tapio-collector", "tapio-server"] {
         let mut command = Command::new(program(name));
         command.args(["--config", "/nonexistent/tapio.yaml"]);
-        assert_says(
-            &refusal(command, name),
-            &["/nonexistent/tapio.yaml", "--config"],
-        );
+        assert_says(&refusal(command, name), &["/nonexistent/tapio.yaml", "--config"]);
     }
 }
 
@@ -87,18 +68,13 @@ fn a_port_in_use_is_named() {
     let port = taken.local_addr().expect("an address").port();
     let folder = tempfile::tempdir().expect("a folder");
     let free = free_port().expect("a port");
-    for config in [
-        server::config_text(folder.path(), port, free, ""),
-        server::config_text(folder.path(), free, port, ""),
-    ] {
+    for config in
+        [server::config_text(folder.path(), port, free, ""), server::config_text(folder.path(), free, port, "")]
+    {
         let (said, _) = refused("tapio-server", &config);
         assert_says(&said, &[&port.to_string(), "in use"]);
     }
-    let options = CollectorOptions {
-        node: "n".into(),
-        server: "127.0.0.1:1".into(),
-        ..CollectorOptions::default()
-    };
+    let options = CollectorOptions { node: "n".into(), server: "127.0.0.1:1".into(), ..CollectorOptions::default() };
     // The health address is all interfaces by default; the taken one is among them.
     let config = collector::config_text(&options, &folder.path().join("rings.sock"), port);
     let (said, _) = refused("tapio-collector", &config);
@@ -124,10 +100,7 @@ fn a_second_server_on_the_same_archive_is_refused() {
     let ports = [free_port(), free_port()].map(|port| port.expect("a port"));
     let config = server::config_text(first.archive_dir(), ports[0], ports[1], "");
     let (said, _) = refused("tapio-server", &config);
-    assert_says(
-        &said,
-        &[&first.archive_dir().display().to_string(), "another"],
-    );
+    assert_says(&said, &[&first.archive_dir().display().to_string(), "another"]);
     let ready = tapio_perf::processes::http::get(first.http_port(), "/readyz");
     assert_eq!(ready.expect("the first one answers").0, 200);
 }
@@ -187,10 +160,7 @@ fn probes_without_privileges_are_refused() {
     }
     let said = refusal(command, "tapio-collector as nobody");
     let lower = said.to_lowercase();
-    assert!(
-        lower.contains("root") || lower.contains("cap_bpf"),
-        "it does not say which rights it needs:\n{said}"
-    );
+    assert!(lower.contains("root") || lower.contains("cap_bpf"), "it does not say which rights it needs:\n{said}");
 }
 
 #[test]
@@ -203,12 +173,6 @@ fn tapio_perf_refuses_what_makes_no_sense() {
     assert_says(&perf(&["load", "--rate", "fast"]), &["fast", "max"]);
     assert_says(&perf(&["load", "--duration", "5"]), &["5", "500ms"]);
     assert_says(&perf(&["load", "--nodes", "0"]), &["--nodes"]);
-    assert_says(
-        &perf(&["inject", "meteor"]),
-        &["meteor", "silent-child-oom"],
-    );
-    assert_says(
-        &perf(&["load", "--bin-dir", "/nonexistent"]),
-        &["tapio-server", "/nonexistent", "make build"],
-    );
+    assert_says(&perf(&["inject", "meteor"]), &["meteor", "silent-child-oom"]);
+    assert_says(&perf(&["load", "--bin-dir", "/nonexistent"]), &["tapio-server", "/nonexistent", "make build"]);
 }

@@ -29,8 +29,7 @@ impl Node {
     fn start() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let server =
-            Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+        let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
         let collector = Collector::start(&CollectorOptions {
             node: "node-under-test".into(),
             server: server.address(),
@@ -39,12 +38,7 @@ impl Node {
         })
         .unwrap_or_else(|error| panic!("{error}"));
         let watch = FindingWatch::start(&server.address()).expect("findings can be watched");
-        Self {
-            watch,
-            collector,
-            server,
-            _turn: turn,
-        }
+        Self { watch, collector, server, _turn: turn }
     }
 
     /// The finding that `wanted` accepts.
@@ -68,8 +62,7 @@ impl Node {
     fn death(&mut self, pattern: &str, injection: &Value) -> (Finding, Death) {
         let pid = number(injection, "pid") as u32;
         let finding = self.finding(&format!("{pattern} of process {pid}"), |finding| {
-            finding.pattern == pattern
-                && finding.death.as_ref().is_some_and(|death| death.pid == pid)
+            finding.pattern == pattern && finding.death.as_ref().is_some_and(|death| death.pid == pid)
         });
         assert_is_about(&finding, injection);
         let death = finding.death.clone().expect("it was looked for");
@@ -79,32 +72,21 @@ impl Node {
 
 fn brief(arrival: &tapio_perf::client::Arrival) -> String {
     let finding = &arrival.finding;
-    format!(
-        "{} {:?} of {:?}: {}",
-        finding.pattern, finding.death, finding.entity, finding.title
-    )
+    format!("{} {:?} of {:?}: {}", finding.pattern, finding.death, finding.entity, finding.title)
 }
 
 fn number(injection: &Value, key: &str) -> u64 {
-    injection[key]
-        .as_u64()
-        .unwrap_or_else(|| panic!("no {key} in {injection}"))
+    injection[key].as_u64().unwrap_or_else(|| panic!("no {key} in {injection}"))
 }
 
 fn text<'a>(injection: &'a Value, key: &str) -> &'a str {
-    injection[key]
-        .as_str()
-        .unwrap_or_else(|| panic!("no {key} in {injection}"))
+    injection[key].as_str().unwrap_or_else(|| panic!("no {key} in {injection}"))
 }
 
 /// The finding is about the injection's container, rests on evidence and says what to do.
 fn assert_is_about(finding: &Finding, injection: &Value) {
     let entity = finding.entity.as_ref().expect("an entity");
-    assert_eq!(
-        entity.container_id,
-        text(injection, "container_id"),
-        "{finding:?}"
-    );
+    assert_eq!(entity.container_id, text(injection, "container_id"), "{finding:?}");
     assert_eq!(entity.pod_uid, text(injection, "pod_uid"), "{finding:?}");
     assert_eq!(entity.node, "node-under-test");
     assert!(!finding.evidence.is_empty(), "{finding:?}");
@@ -112,10 +94,7 @@ fn assert_is_about(finding: &Finding, injection: &Value) {
         // node:epoch:seq:index
         assert_eq!(evidence.id.split(':').count(), 4, "{evidence:?}");
     }
-    assert!(
-        !finding.advice.is_empty() && !finding.title.is_empty(),
-        "{finding:?}"
-    );
+    assert!(!finding.advice.is_empty() && !finding.title.is_empty(), "{finding:?}");
     assert_eq!(finding.loss.unwrap_or_default().events, 0, "{finding:?}");
 }
 
@@ -128,28 +107,12 @@ fn an_oom_kill_names_the_limit_that_was_hit() {
     let injection = inject(&["oom"]);
     let (finding, death) = node.death("memory-limit-kill", &injection);
     assert_eq!(death.signal, Some(9), "{death:?}");
-    assert!(
-        death.sender.as_ref().is_some_and(|sender| sender.kernel),
-        "{death:?}"
-    );
+    assert!(death.sender.as_ref().is_some_and(|sender| sender.kernel), "{death:?}");
     let limit = death.limit.as_ref().expect("a limit");
-    assert_eq!(
-        limit.limit_bytes,
-        number(&injection, "limit_bytes"),
-        "{limit:?}"
-    );
+    assert_eq!(limit.limit_bytes, number(&injection, "limit_bytes"), "{limit:?}");
     assert!(limit.hit, "{limit:?}");
-    assert!(
-        limit.cgroup.contains(text(&injection, "container_id")),
-        "{limit:?}"
-    );
-    assert!(
-        finding
-            .evidence
-            .iter()
-            .any(|evidence| evidence.kind == "oom"),
-        "{finding:?}"
-    );
+    assert!(limit.cgroup.contains(text(&injection, "container_id")), "{limit:?}");
+    assert!(finding.evidence.iter().any(|evidence| evidence.kind == "oom"), "{finding:?}");
 }
 
 #[test]
@@ -162,11 +125,7 @@ fn a_silent_child_is_not_overlooked() {
     let (_, death) = node.death("silent-child-oom", &injection);
     assert_eq!(death.signal, Some(9), "{death:?}");
     let limit = death.limit.as_ref().expect("a limit");
-    assert_eq!(
-        limit.limit_bytes,
-        number(&injection, "limit_bytes"),
-        "{limit:?}"
-    );
+    assert_eq!(limit.limit_bytes, number(&injection, "limit_bytes"), "{limit:?}");
 }
 
 #[test]
@@ -178,10 +137,7 @@ fn a_segmentation_fault_gets_its_certificate() {
     let injection = inject(&["segv"]);
     let pid = number(&injection, "pid") as u32;
     let finding = node.finding("the fault", |finding| {
-        finding
-            .death
-            .as_ref()
-            .is_some_and(|death| death.pid == pid && death.signal == Some(11))
+        finding.death.as_ref().is_some_and(|death| death.pid == pid && death.signal == Some(11))
     });
     assert_is_about(&finding, &injection);
     let death = finding.death.expect("it was looked for");
@@ -199,11 +155,7 @@ fn a_kill_from_outside_names_its_sender() {
     let (_, death) = node.death("killed-from-outside", &injection);
     assert_eq!(death.signal, Some(9), "{death:?}");
     let sender = death.sender.as_ref().expect("a sender");
-    assert_eq!(
-        u64::from(sender.pid),
-        number(&injection, "sender_pid"),
-        "{death:?}"
-    );
+    assert_eq!(u64::from(sender.pid), number(&injection, "sender_pid"), "{death:?}");
     assert_eq!(sender.comm, "tapio-perf");
     assert!(!sender.kernel, "{death:?}");
 }
@@ -218,11 +170,7 @@ fn an_ignored_sigterm_is_told_from_a_kill() {
     let (_, death) = node.death("ignored-sigterm", &injection);
     assert_eq!(death.signal, Some(9), "{death:?}");
     let sender = death.sender.as_ref().expect("a sender");
-    assert_eq!(
-        u64::from(sender.pid),
-        number(&injection, "sender_pid"),
-        "{death:?}"
-    );
+    assert_eq!(u64::from(sender.pid), number(&injection, "sender_pid"), "{death:?}");
 }
 
 #[test]
@@ -234,11 +182,7 @@ fn a_crash_loop_tells_how_it_ends_each_time() {
     let injection = inject(&["exit"]);
     let pod = text(&injection, "pod_uid").to_owned();
     let finding = node.finding("the crash loop", |finding| {
-        finding.pattern == "crash-loop"
-            && finding
-                .entity
-                .as_ref()
-                .is_some_and(|entity| entity.pod_uid == pod)
+        finding.pattern == "crash-loop" && finding.entity.as_ref().is_some_and(|entity| entity.pod_uid == pod)
     });
     let death = finding.death.expect("a death");
     assert_eq!((death.exit_code, death.signal), (Some(3), None));
@@ -253,25 +197,12 @@ fn the_ledger_closes_after_real_faults() {
     let mut node = Node::start();
     inject(&["exit", "--keep-time", "10ms"]);
     let status = node.collector.stop().expect("the collector ends");
-    assert!(
-        status.is_some_and(|status| status.success()),
-        "{}",
-        node.collector.output()
-    );
-    let status = node
-        .server
-        .client()
-        .and_then(|mut client| client.status())
-        .expect("a status");
+    assert!(status.is_some_and(|status| status.success()), "{}", node.collector.output());
+    let status = node.server.client().and_then(|mut client| client.status()).expect("a status");
     assert_eq!(status.unexplained_events, 0, "{status:?}");
     let sources = status.nodes.iter().flat_map(|node| &node.epochs);
     let sources: Vec<_> = sources.flat_map(|epoch| &epoch.sources).collect();
-    assert!(
-        sources
-            .iter()
-            .any(|source| source.source == "ebpf" && source.archived > 0),
-        "{sources:?}"
-    );
+    assert!(sources.iter().any(|source| source.source == "ebpf" && source.archived > 0), "{sources:?}");
     for source in sources {
         let dropped: u64 = source.dropped.iter().map(|loss| loss.events).sum();
         assert_eq!(source.emitted, source.archived + dropped, "{source:?}");

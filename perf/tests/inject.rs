@@ -19,15 +19,9 @@ use tapio_perf::inject::cgroup::Hierarchies;
 /// The cgroup folders of an injection's pod, in every hierarchy.
 fn pod_folders(cgroup: &str) -> Vec<PathBuf> {
     let hierarchies = Hierarchies::find().expect("cgroups");
-    let pod = Path::new(cgroup.trim_start_matches('/'))
-        .parent()
-        .expect("a container has a pod");
+    let pod = Path::new(cgroup.trim_start_matches('/')).parent().expect("a container has a pod");
     let roots = [Some(hierarchies.v2), hierarchies.v1_memory];
-    roots
-        .into_iter()
-        .flatten()
-        .map(|root| root.join(pod))
-        .collect()
+    roots.into_iter().flatten().map(|root| root.join(pod)).collect()
 }
 
 fn assert_nothing_left(injection: &Value) {
@@ -59,10 +53,7 @@ fn an_oom_kill_is_by_the_limit() {
 
 #[test]
 fn a_silent_child_dies_while_its_init_lives_on() {
-    if !can_run(
-        "a_silent_child_dies_while_its_init_lives_on",
-        &[Root, Cgroups],
-    ) {
+    if !can_run("a_silent_child_dies_while_its_init_lives_on", &[Root, Cgroups]) {
         return;
     }
     let injection = inject(&["silent-child-oom", "--memory", "32MiB"]);
@@ -88,16 +79,10 @@ fn segv_and_exit_are_what_they_say() {
         return;
     }
     let segv = inject(&["segv"]);
-    assert_eq!(
-        (&segv["signal"], &segv["exit_code"]),
-        (&11.into(), &Value::Null)
-    );
+    assert_eq!((&segv["signal"], &segv["exit_code"]), (&11.into(), &Value::Null));
     assert_nothing_left(&segv);
     let exit = inject(&["exit", "--keep-time", "10ms"]);
-    assert_eq!(
-        (&exit["signal"], &exit["exit_code"]),
-        (&Value::Null, &3.into())
-    );
+    assert_eq!((&exit["signal"], &exit["exit_code"]), (&Value::Null, &3.into()));
     let earlier = exit["earlier"].as_array().expect("earlier containers");
     assert_eq!(earlier.len(), 3);
     for container in earlier {
@@ -132,10 +117,8 @@ fn an_interrupt_cleans_up() {
             .spawn()
             .expect("tapio-perf starts");
         // Its container is the only process that acts and descends from it.
-        let (victim, cgroup) = wait_for("the container", Duration::from_secs(130), |_| {
-            Ok(container_below(child.id()))
-        })
-        .expect("a container");
+        let (victim, cgroup) = wait_for("the container", Duration::from_secs(130), |_| Ok(container_below(child.id())))
+            .expect("a container");
         let pid = Pid::from_raw(child.id() as i32).expect("a process id");
         kill_process(pid, signal).expect("a signal is sent");
         let status = child.wait().expect("it ends");
@@ -155,12 +138,7 @@ fn an_interrupt_cleans_up() {
 fn container_below(ancestor: u32) -> Option<(u32, String)> {
     let parent = |pid: u32| -> Option<u32> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     };
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
@@ -180,15 +158,8 @@ fn without_root_it_says_what_it_needs() {
     let mut command = Command::new(PERF);
     if rustix::process::geteuid().is_root() {
         // Where nobody may not reach the program, there is nothing to see.
-        if Command::new(PERF)
-            .arg("--version")
-            .uid(65_534)
-            .output()
-            .is_err()
-        {
-            eprintln!(
-                "SKIP without_root_it_says_what_it_needs: needs {PERF} readable by everybody"
-            );
+        if Command::new(PERF).arg("--version").uid(65_534).output().is_err() {
+            eprintln!("SKIP without_root_it_says_what_it_needs: needs {PERF} readable by everybody");
             return;
         }
         command.uid(65_534);

@@ -10,8 +10,7 @@ const EVENTS_PER_SECOND: f64 = 20_000.0;
 
 #[test]
 fn the_ledger_closes_over_a_server_that_is_killed_again_and_again() {
-    let mut server =
-        Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let node = FedNode::start("kill-server", &server.address(), EVENTS_PER_SECOND);
     let mut archived = 0;
     for _ in 0..KILLS {
@@ -20,23 +19,13 @@ fn the_ledger_closes_over_a_server_that_is_killed_again_and_again() {
         server.kill();
         server.restart().unwrap_or_else(|error| panic!("{error}"));
         let after = node.archived(&server);
-        assert!(
-            after >= archived,
-            "{archived} events were durable, {after} are left"
-        );
+        assert!(after >= archived, "{archived} events were durable, {after} are left");
     }
     node.wait_for_progress(&server, &mut archived, 5_000);
     let (ledger, states) = node.finish(&server);
     assert!(ledger.archived > KILLS as u64 * 5_000, "{ledger}");
-    assert_eq!(
-        ledger.dropped, 0,
-        "short outages fit into ring and outbox: {ledger}"
-    );
+    assert_eq!(ledger.dropped, 0, "short outages fit into ring and outbox: {ledger}");
     assert_eq!(states, ["closed"], "one run of one collector");
     let status = server.stop().expect("the server ends");
-    assert!(
-        status.is_some_and(|status| status.success()),
-        "{}",
-        server.output()
-    );
+    assert!(status.is_some_and(|status| status.success()), "{}", server.output());
 }

@@ -27,29 +27,11 @@ impl SignalBus for Discard {
 /// Mostly TCP, as on a node with traffic; some of everything else.
 fn detail(number: u64) -> Detail {
     match number % 16 {
-        0 => Detail::Reclaim {
-            stall_ns: 200_000,
-            pages: 32,
-            memcg: true,
-        },
-        1 => Detail::SyscallError {
-            count: 3,
-            syscall: 257,
-            errno: 2,
-        },
+        0 => Detail::Reclaim { stall_ns: 200_000, pages: 32, memcg: true },
+        1 => Detail::SyscallError { count: 3, syscall: 257, errno: 2 },
         2 => Detail::RunQueue { wait_ns: 3_000_000 },
-        3 => Detail::BlockIo {
-            latency_ns: 20_000_000,
-            bytes: 4096,
-            device: 8,
-            error: 0,
-            operation: 1,
-        },
-        4 => Detail::PacketDrop {
-            count: 1,
-            reason: 2,
-            interface: 3,
-        },
+        3 => Detail::BlockIo { latency_ns: 20_000_000, bytes: 4096, device: 8, error: 0, operation: 1 },
+        4 => Detail::PacketDrop { count: 1, reason: 2, interface: 3 },
         _ => Detail::Tcp(Tcp {
             source: [1; 16],
             destination: [2; 16],
@@ -81,21 +63,9 @@ fn frames(entities: u64) -> Vec<Arc<Frame>> {
                 body: detail(random >> 40),
             }
         };
-        let body = Body {
-            events: (0..EVENTS).map(&mut event).collect(),
-            ..Body::default()
-        };
-        let sealed = encoder
-            .seal(&body, Lane::Bulk, Compression::Lz4)
-            .expect("it fits");
-        let stamp = Stamp {
-            node: 7,
-            epoch: 1,
-            seq: seq + 1,
-            boottime_ns: 0,
-            realtime_ns: 0,
-            is_final: false,
-        };
+        let body = Body { events: (0..EVENTS).map(&mut event).collect(), ..Body::default() };
+        let sealed = encoder.seal(&body, Lane::Bulk, Compression::Lz4).expect("it fits");
+        let stamp = Stamp { node: 7, epoch: 1, seq: seq + 1, boottime_ns: 0, realtime_ns: 0, is_final: false };
         let bytes = sealed.stamp(&stamp, &Ledger::default());
         Arc::new(Frame::decode(&bytes).expect("a valid frame"))
     };
@@ -103,17 +73,12 @@ fn frames(entities: u64) -> Vec<Arc<Frame>> {
 }
 
 fn correlate(criterion: &mut Criterion) {
-    let node = NodeRef {
-        id: 7,
-        name: "n".into(),
-    };
+    let node = NodeRef { id: 7, name: "n".into() };
     for entities in [100, 10_000, 100_000] {
         let frames = frames(entities);
         let mut group = criterion.benchmark_group(format!("{entities} entities"));
         group.throughput(Throughput::Elements(EVENTS));
-        group
-            .measurement_time(Duration::from_secs(3))
-            .warm_up_time(Duration::from_secs(1));
+        group.measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
         for shards in [1, 4] {
             let mut next = 0;
             group.bench_function(format!("route to {shards}"), |bencher| {
@@ -125,13 +90,7 @@ fn correlate(criterion: &mut Criterion) {
             });
         }
         let topology = Arc::new(Topology::new(1000));
-        let mut shard = Shard::new(
-            0,
-            200_000,
-            Duration::from_secs(300),
-            topology,
-            SignalKinds::all(),
-        );
+        let mut shard = Shard::new(0, 200_000, Duration::from_secs(300), topology, SignalKinds::all(), None);
         let mut next = 0;
         group.bench_function("shard", |bencher| {
             bencher.iter_batched(

@@ -54,7 +54,13 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
     config.validate("command line")?;
     start_logging(&config);
-    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("io").enable_all().build()?;
+    // The shards want the cores; receiving and decoding needs fewer threads than there are.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.div_ceil(2))
+        .thread_name("io")
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -15,8 +15,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
@@ -160,6 +160,10 @@ impl Pipeline {
             window: config.correlation.analysis_window,
             entities_max: config.correlation.max_entities,
             wanted: patterns.kinds(),
+            interest: Some({
+                let patterns = Arc::clone(&patterns);
+                Arc::new(move |signal| !patterns.mask(signal).is_empty())
+            }),
             ..CorrelateConfig::default()
         };
         let correlator = Arc::new(Correlator::start(&correlate_config, losses, Arc::new(finder.bus()))?);

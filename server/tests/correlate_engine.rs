@@ -74,16 +74,8 @@ fn shards_do_not_change_what_is_found() {
     let node = mixed();
     let one = run(1, &node);
     assert!(one.len() > 20, "{}", one.len());
-    for pattern in [
-        "memory-limit-kill",
-        "killed-from-outside",
-        "ignored-sigterm",
-        "crash-loop",
-    ] {
-        assert!(
-            one.iter().any(|finding| finding.pattern == pattern),
-            "{pattern}"
-        );
+    for pattern in ["memory-limit-kill", "killed-from-outside", "ignored-sigterm", "crash-loop"] {
+        assert!(one.iter().any(|finding| finding.pattern == pattern), "{pattern}");
     }
     for shards in [2, 3, 8] {
         for _ in 0..5 {
@@ -123,21 +115,10 @@ fn late_evidence_updates_the_finding_in_place() {
         seen.push(found.remove(0));
     }
     assert_eq!(
-        seen.iter()
-            .map(|finding| finding.pattern.as_str())
-            .collect::<Vec<_>>(),
-        [
-            "exited-with-error",
-            "memory-limit-kill",
-            "memory-limit-kill"
-        ]
+        seen.iter().map(|finding| finding.pattern.as_str()).collect::<Vec<_>>(),
+        ["exited-with-error", "memory-limit-kill", "memory-limit-kill"]
     );
-    assert_eq!(
-        seen.iter()
-            .map(|finding| finding.revision)
-            .collect::<Vec<_>>(),
-        [1, 2, 3]
-    );
+    assert_eq!(seen.iter().map(|finding| finding.revision).collect::<Vec<_>>(), [1, 2, 3]);
     assert!(seen.iter().all(|finding| finding.id == seen[0].id));
     assert!(seen[2].confidence > seen[1].confidence);
 }
@@ -150,10 +131,7 @@ fn names_from_another_frame_describe_the_dead() {
     node.exit(100 * SECOND, Process::init(web, 100, "app"), 1 << 8);
     node.lethal(101 * SECOND);
     let found = run(2, &node);
-    assert_eq!(
-        found[0].entity.as_ref().map(|entity| entity.name.as_str()),
-        Some("web")
-    );
+    assert_eq!(found[0].entity.as_ref().map(|entity| entity.name.as_str()), Some("web"));
 }
 
 #[test]
@@ -164,11 +142,7 @@ fn entities_are_bounded_and_evictions_counted() {
     }
     node.frame(Lane::Bulk, SECOND);
     let patterns = PatternSet::embedded().expect("valid");
-    let config = CorrelateConfig {
-        shards: Some(2),
-        entities_max: 1000,
-        ..CorrelateConfig::default()
-    };
+    let config = CorrelateConfig { shards: Some(2), entities_max: 1000, ..CorrelateConfig::default() };
     let machine = Machine::sized(&config, patterns);
     machine.deliver(&node.node, &node.frames);
     machine.settle();
@@ -210,9 +184,7 @@ fn after_stop_frames_are_refused_and_those_taken_are_finished() {
     machine.correlator.stop();
     machine.finder.stop();
     assert_eq!(machine.store.len(), 1);
-    let refused = machine
-        .correlator
-        .deliver_blocking(node.node.clone(), Arc::clone(&node.frames[0]));
+    let refused = machine.correlator.deliver_blocking(node.node.clone(), Arc::clone(&node.frames[0]));
     assert_eq!(refused, Err(Stopped));
 }
 
@@ -244,55 +216,23 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
         ("priority: 1", "priority: 1\ncolour: red", 6, "colour"),
         ("window: 1m", "window: soon", 6, "no duration"),
         ("anchor: exit", "anchor: death", 8, "no step"),
-        (
-            "signal: oom",
-            "signal: boom",
-            12,
-            "no signal is called boom",
-        ),
+        ("signal: oom", "signal: boom", 12, "no signal is called boom"),
         ("pid: exit.pid", "pid: exit.color", 14, "has no color"),
         ("pid: exit.pid", "pid: gone.pid", 14, "no step called gone"),
         ("min: 3", "most: 3", 17, "most"),
         ("min: 3", "min: 3, max: 1", 17, "above its maximum"),
-        (
-            "exit_code: {min: 3}",
-            "exit_code: many",
-            17,
-            "cannot be many",
-        ),
-        (
-            "exit_code: {min: 3}",
-            "exit_color: 3",
-            17,
-            "has no exit_color",
-        ),
-        (
-            "summary: s",
-            "summary: \"{before.pid}\"",
-            3,
-            "may be missing",
-        ),
+        ("exit_code: {min: 3}", "exit_code: many", 17, "cannot be many"),
+        ("exit_code: {min: 3}", "exit_color: 3", 17, "has no exit_color"),
+        ("summary: s", "summary: \"{before.pid}\"", 3, "may be missing"),
         ("summary: s", "summary: \"{exit.\"", 3, "without"),
         ("{base: 0.5}", "{base: 1.5}", 9, "between 0 and 1"),
-        (
-            "{base: 0.5}",
-            "{base: 0.5, minus: {exit: 0.1}}",
-            9,
-            "no optional step",
-        ),
+        ("{base: 0.5}", "{base: 0.5, minus: {exit: 0.1}}", 9, "no optional step"),
     ] {
         let text = VALID.replace(from, to);
         let error = PatternSet::from_texts(&[("own.yaml", &text)]).expect_err(to);
-        assert_eq!(
-            (error.file.as_str(), error.line),
-            ("own.yaml", line),
-            "{error}"
-        );
+        assert_eq!((error.file.as_str(), error.line), ("own.yaml", line), "{error}");
         assert!(error.reason.contains(reason), "{error}");
-        assert!(
-            error.to_string().starts_with(&format!("own.yaml:{line}: ")),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with(&format!("own.yaml:{line}: ")), "{error}");
     }
 }
 
@@ -300,9 +240,7 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
 fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("exited.yaml");
-    let text = VALID
-        .replace("id: own", "id: exited-with-error")
-        .replace("priority: 1", "priority: 999");
+    let text = VALID.replace("id: own", "id: exited-with-error").replace("priority: 1", "priority: 999");
     std::fs::write(&file, &text).expect("it can be written");
     let patterns = PatternSet::load(Some(directory.path())).expect("it is valid");
     assert_eq!(patterns.patterns()[0].id, "exited-with-error");
@@ -315,14 +253,8 @@ fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     machine.deliver(&node.node, &node.frames);
     let found = machine.findings();
     assert_eq!(found.len(), 1);
-    assert_eq!(
-        found[0].death.as_ref().and_then(|death| death.exit_code),
-        Some(3)
-    );
+    assert_eq!(found[0].death.as_ref().and_then(|death| death.exit_code), Some(3));
     std::fs::write(directory.path().join("zz.yaml"), &text).expect("it can be written");
     let error = PatternSet::load(Some(directory.path())).expect_err("two files, one id");
-    assert!(
-        error.file.ends_with("zz.yaml") && error.line == 1,
-        "{error}"
-    );
+    assert!(error.file.ends_with("zz.yaml") && error.line == 1, "{error}");
 }

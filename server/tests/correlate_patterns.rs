@@ -2,9 +2,7 @@
 
 mod correlate_node;
 
-use correlate_node::{
-    BOOTED, MIB, MS, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM, findings_of, patterns_of,
-};
+use correlate_node::{BOOTED, MIB, MS, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM, findings_of, patterns_of};
 
 const LIMIT: u64 = 64 * MIB;
 
@@ -27,49 +25,19 @@ fn a_limit_kill_has_its_causal_chain_and_certificate() {
     let finding = &found[0];
     assert_eq!(finding.pattern, "memory-limit-kill");
     assert_eq!(finding.severity, "high");
-    assert!(
-        finding.title.contains("web (container "),
-        "{}",
-        finding.title
-    );
-    assert!(
-        finding
-            .title
-            .ends_with("exceeded its memory limit of 64.0 MiB")
-    );
-    let steps: Vec<_> = finding
-        .evidence
-        .iter()
-        .map(|e| (e.step.as_str(), e.caused_by.as_str()))
-        .collect();
-    assert_eq!(
-        steps,
-        [
-            ("reclaim", ""),
-            ("oom", "reclaim"),
-            ("kill", "oom"),
-            ("exit", "kill")
-        ]
-    );
+    assert!(finding.title.contains("web (container "), "{}", finding.title);
+    assert!(finding.title.ends_with("exceeded its memory limit of 64.0 MiB"));
+    let steps: Vec<_> = finding.evidence.iter().map(|e| (e.step.as_str(), e.caused_by.as_str())).collect();
+    assert_eq!(steps, [("reclaim", ""), ("oom", "reclaim"), ("kill", "oom"), ("exit", "kill")]);
     assert_eq!(finding.evidence[3].id, format!("{:x}:5:2:2", node.node.id));
-    assert!(
-        (finding.confidence - 0.98).abs() < 1e-9,
-        "{}",
-        finding.confidence
-    );
+    assert!((finding.confidence - 0.98).abs() < 1e-9, "{}", finding.confidence);
     assert_eq!(finding.ended_ns, BOOTED + 100 * SECOND + 5 * MS);
     let death = finding.death.as_ref().expect("a death has a certificate");
-    assert_eq!(
-        (death.pid, death.signal, death.exit_code),
-        (100, Some(9), None)
-    );
+    assert_eq!((death.pid, death.signal, death.exit_code), (100, Some(9), None));
     assert_eq!(death.signal_name, "SIGKILL");
     assert!(death.sender.as_ref().expect("the sender is known").kernel);
     let limit = death.limit.as_ref().expect("the limit is known");
-    assert_eq!(
-        (limit.limit_bytes, limit.usage_bytes, limit.hit),
-        (LIMIT, LIMIT - 4096, true)
-    );
+    assert_eq!((limit.limit_bytes, limit.usage_bytes, limit.hit), (LIMIT, LIMIT - 4096, true));
     assert!(!finding.advice.is_empty() && !death.verdict.is_empty());
 }
 
@@ -83,11 +51,7 @@ fn missing_optional_evidence_lowers_confidence() {
     node.lethal(101 * SECOND);
     let found = findings_of(&node);
     assert_eq!(found[0].pattern, "memory-limit-kill");
-    assert!(
-        (found[0].confidence - 0.90).abs() < 1e-9,
-        "{}",
-        found[0].confidence
-    );
+    assert!((found[0].confidence - 0.90).abs() < 1e-9, "{}", found[0].confidence);
 }
 
 #[test]
@@ -109,10 +73,7 @@ fn code_137_without_an_oom_is_no_memory_kill() {
     node.exit(100 * SECOND, Process::init(web, 100, "sh"), 137 << 8);
     node.exit(101 * SECOND, Process::init(web, 101, "sh"), SIGKILL);
     node.lethal(102 * SECOND);
-    assert_eq!(
-        patterns_of(&node),
-        ["exited-with-error", "exited-with-error"]
-    );
+    assert_eq!(patterns_of(&node), ["exited-with-error", "exited-with-error"]);
 }
 
 #[test]
@@ -134,10 +95,7 @@ fn a_childs_oom_is_silent_and_not_the_containers_death() {
 fn a_group_kill_is_not_silent() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
-    let (init, worker) = (
-        Process::init(web, 100, "init"),
-        Process::child(web, 107, "worker"),
-    );
+    let (init, worker) = (Process::init(web, 100, "init"), Process::child(web, 107, "worker"));
     node.oom(100 * SECOND, worker, LIMIT, LIMIT);
     node.oom(100 * SECOND + 1, init, LIMIT, LIMIT);
     node.exit(100 * SECOND + MS, worker, SIGKILL);
@@ -152,25 +110,15 @@ fn a_shell_on_the_node_kills_from_outside() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let session = node.unit("session-3.scope");
-    let (target, shell) = (
-        Process::init(web, 100, "nginx"),
-        Process::of_node(session, 55, "bash"),
-    );
+    let (target, shell) = (Process::init(web, 100, "nginx"), Process::of_node(session, 55, "bash"));
     node.signal(100 * SECOND, target, SIGKILL, Some(shell));
     node.exit(100 * SECOND + MS, target, SIGKILL);
     node.lethal(101 * SECOND);
     let found = findings_of(&node);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].pattern, "killed-from-outside");
-    let sender = found[0]
-        .death
-        .as_ref()
-        .and_then(|death| death.sender.clone())
-        .expect("a sender");
-    assert_eq!(
-        (sender.pid, sender.comm.as_str(), sender.kernel),
-        (55, "bash", false)
-    );
+    let sender = found[0].death.as_ref().and_then(|death| death.sender.clone()).expect("a sender");
+    assert_eq!((sender.pid, sender.comm.as_str(), sender.kernel), (55, "bash", false));
     assert_eq!(sender.entity.expect("its entity").name, "session-3.scope");
 }
 
@@ -179,10 +127,7 @@ fn a_handled_signal_from_outside_counts_by_its_exit_code() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let host = node.host("/");
-    let (target, agent) = (
-        Process::init(web, 100, "app"),
-        Process::of_node(host, 55, "agent"),
-    );
+    let (target, agent) = (Process::init(web, 100, "app"), Process::of_node(host, 55, "agent"));
     node.signal(100 * SECOND, target, SIGTERM, Some(agent));
     node.exit(101 * SECOND, target, 143 << 8);
     node.lethal(102 * SECOND);
@@ -191,28 +136,16 @@ fn a_handled_signal_from_outside_counts_by_its_exit_code() {
 
 #[test]
 fn the_runtime_and_the_container_itself_are_not_outside() {
-    for (comm, of_runtime) in [
-        ("containerd-shim", true),
-        ("runc", true),
-        ("supervisor", false),
-    ] {
+    for (comm, of_runtime) in [("containerd-shim", true), ("runc", true), ("supervisor", false)] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
         let unit = node.unit("containerd.service");
         let target = Process::init(web, 100, "nginx");
-        let sender = if of_runtime {
-            Process::of_node(unit, 55, comm)
-        } else {
-            Process::child(web, 108, comm)
-        };
+        let sender = if of_runtime { Process::of_node(unit, 55, comm) } else { Process::child(web, 108, comm) };
         node.signal(100 * SECOND, target, SIGKILL, Some(sender));
         node.exit(100 * SECOND + MS, target, SIGKILL);
         node.lethal(101 * SECOND);
-        let expected = if of_runtime {
-            "stopped"
-        } else {
-            "exited-with-error"
-        };
+        let expected = if of_runtime { "stopped" } else { "exited-with-error" };
         assert_eq!(patterns_of(&node), [expected], "{comm}");
     }
 }
@@ -222,10 +155,7 @@ fn a_container_that_calls_itself_containerd_is_outside() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let evil = node.container("evil", "evil");
-    let (target, sender) = (
-        Process::init(web, 100, "nginx"),
-        Process::init(evil, 66, "containerd"),
-    );
+    let (target, sender) = (Process::init(web, 100, "nginx"), Process::init(evil, 66, "containerd"));
     node.signal(100 * SECOND, target, SIGKILL, Some(sender));
     node.exit(100 * SECOND + MS, target, SIGKILL);
     node.lethal(101 * SECOND);
@@ -236,10 +166,7 @@ fn a_container_that_calls_itself_containerd_is_outside() {
 fn processes_of_the_host_are_nobodys_finding() {
     let mut node = Node::new("n1");
     let host = node.host("/");
-    let (target, sender) = (
-        Process::of_node(host, 100, "sleep"),
-        Process::of_node(host, 55, "bash"),
-    );
+    let (target, sender) = (Process::of_node(host, 100, "sleep"), Process::of_node(host, 55, "bash"));
     node.signal(100 * SECOND, target, SIGKILL, Some(sender));
     node.exit(100 * SECOND + MS, target, SIGKILL);
     node.exit(101 * SECOND, Process::of_node(host, 101, "false"), 1 << 8);
@@ -251,10 +178,7 @@ fn term_then_kill(grace_ns: u64) -> Node {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let unit = node.unit("containerd.service");
-    let (target, shim) = (
-        Process::init(web, 100, "nginx"),
-        Process::of_node(unit, 55, "containerd-shim"),
-    );
+    let (target, shim) = (Process::init(web, 100, "nginx"), Process::of_node(unit, 55, "containerd-shim"));
     node.signal(100 * SECOND, target, SIGTERM, Some(shim));
     node.lethal(100 * SECOND);
     node.signal(100 * SECOND + grace_ns, target, SIGKILL, Some(shim));
@@ -268,11 +192,7 @@ fn sigterm_ignored_for_the_grace_period_is_told() {
     let found = findings_of(&term_then_kill(30 * SECOND));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].pattern, "ignored-sigterm");
-    assert!(
-        found[0].summary.contains("containerd-shim"),
-        "{}",
-        found[0].summary
-    );
+    assert!(found[0].summary.contains("containerd-shim"), "{}", found[0].summary);
 }
 
 #[test]
@@ -286,10 +206,7 @@ fn sigterm_handled_within_grace_is_a_stop() {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
         let unit = node.unit("containerd.service");
-        let (target, shim) = (
-            Process::init(web, 100, "nginx"),
-            Process::of_node(unit, 55, "containerd-shim"),
-        );
+        let (target, shim) = (Process::init(web, 100, "nginx"), Process::of_node(unit, 55, "containerd-shim"));
         node.signal(100 * SECOND, target, SIGTERM, Some(shim));
         node.exit(105 * SECOND, target, status);
         node.lethal(106 * SECOND);
@@ -302,10 +219,7 @@ fn ignored_sigterm_by_a_person_names_the_person_once() {
     let mut node = Node::new("n1");
     let unit = node.unit("db.service");
     let session = node.unit("session-3.scope");
-    let (target, shell) = (
-        Process::of_node(unit, 100, "db"),
-        Process::of_node(session, 55, "bash"),
-    );
+    let (target, shell) = (Process::of_node(unit, 100, "db"), Process::of_node(session, 55, "bash"));
     node.signal(100 * SECOND, target, SIGTERM, Some(shell));
     node.signal(110 * SECOND, target, SIGKILL, Some(shell));
     node.exit(110 * SECOND + MS, target, SIGKILL);
@@ -313,14 +227,7 @@ fn ignored_sigterm_by_a_person_names_the_person_once() {
     let found = findings_of(&node);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].pattern, "ignored-sigterm");
-    assert_eq!(
-        found[0]
-            .death
-            .as_ref()
-            .and_then(|d| d.sender.as_ref())
-            .map(|s| s.pid),
-        Some(55)
-    );
+    assert_eq!(found[0].death.as_ref().and_then(|d| d.sender.as_ref()).map(|s| s.pid), Some(55));
 }
 
 fn crashes(times: u64) -> Node {
@@ -337,10 +244,7 @@ fn crashes(times: u64) -> Node {
 
 #[test]
 fn two_crashes_are_no_loop() {
-    assert_eq!(
-        patterns_of(&crashes(2)),
-        ["exited-with-error", "exited-with-error"]
-    );
+    assert_eq!(patterns_of(&crashes(2)), ["exited-with-error", "exited-with-error"]);
 }
 
 #[test]
@@ -367,10 +271,7 @@ fn a_death_absorbed_by_a_loop_is_found_by_its_old_id() {
     machine.deliver(&node.node, &node.frames[1..]);
     let looped = machine.findings().remove(0);
     assert_ne!(single.id, looped.id);
-    assert_eq!(
-        machine.store.get(&single.id).expect("an alias").id,
-        looped.id
-    );
+    assert_eq!(machine.store.get(&single.id).expect("an alias").id, looped.id);
 }
 
 #[test]
@@ -386,11 +287,7 @@ fn a_scaled_down_pod_is_no_crash_loop() {
     let mut node = Node::new("n1");
     for container in 0..4u32 {
         let web = node.container_of("shop/web-1", &format!("c{container}"), "c");
-        node.exit(
-            100 * SECOND,
-            Process::init(web, 100 + container, "app"),
-            143 << 8,
-        );
+        node.exit(100 * SECOND, Process::init(web, 100 + container, "app"), 143 << 8);
     }
     node.lethal(101 * SECOND);
     assert!(!patterns_of(&node).contains(&"crash-loop".to_owned()));
@@ -406,10 +303,7 @@ fn a_fault_is_a_crash_of_any_process() {
     node.lethal(102 * SECOND);
     let found = findings_of(&node);
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!(
-        (found[0].pattern.as_str(), found[0].severity.as_str()),
-        ("crashed", "medium")
-    );
+    assert_eq!((found[0].pattern.as_str(), found[0].severity.as_str()), ("crashed", "medium"));
 }
 
 #[test]
@@ -430,18 +324,8 @@ fn events_lost_in_the_window_lower_confidence_and_are_stated() {
     node.lose(37);
     limit_kill(&mut node, Process::init(web, 100, "nginx"), 101 * SECOND);
     let found = findings_of(&node);
-    assert_eq!(
-        found[0]
-            .loss
-            .as_ref()
-            .map(|loss| (loss.events, loss.open_interval)),
-        Some((37, false))
-    );
-    assert!(
-        (found[0].confidence - 0.88).abs() < 1e-9,
-        "{}",
-        found[0].confidence
-    );
+    assert_eq!(found[0].loss.as_ref().map(|loss| (loss.events, loss.open_interval)), Some((37, false)));
+    assert!((found[0].confidence - 0.88).abs() < 1e-9, "{}", found[0].confidence);
 }
 
 #[test]
@@ -467,8 +351,5 @@ fn a_collector_that_died_leaves_an_open_interval() {
     node.frames.extend(next.frames);
     let found = findings_of(&node);
     assert_eq!(found[0].pattern, "memory-limit-kill");
-    assert_eq!(
-        found[0].loss.as_ref().map(|loss| loss.open_interval),
-        Some(true)
-    );
+    assert_eq!(found[0].loss.as_ref().map(|loss| loss.open_interval), Some(true));
 }

@@ -37,29 +37,14 @@ impl StatusSource for Fixed {
                         archived: 90,
                         held: 3,
                         unexplained: 0,
-                        dropped: vec![LossCount {
-                            stage: "ring".into(),
-                            reason: "full".into(),
-                            events: 7,
-                        }],
+                        dropped: vec![LossCount { stage: "ring".into(), reason: "full".into(), events: 7 }],
                         inherited: 0,
                     }],
                     last_frame_ns: 1_700_000_000 * SECOND,
                 }],
             }],
-            archive: Some(ArchiveStatus {
-                disk: "plain".into(),
-                segments: 2,
-                bytes: 3 * MIB,
-                ..Default::default()
-            }),
-            shards: vec![ShardStatus {
-                shard: 0,
-                core: -1,
-                events: 90,
-                entities: 4,
-                evicted: 0,
-            }],
+            archive: Some(ArchiveStatus { disk: "plain".into(), segments: 2, bytes: 3 * MIB, ..Default::default() }),
+            shards: vec![ShardStatus { shard: 0, core: -1, events: 90, entities: 4, evicted: 0 }],
             ready: true,
             ..Default::default()
         }
@@ -89,30 +74,18 @@ fn serve() -> Server {
     machine.deliver(&node.node, &node.frames);
     machine.settle();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let listener = runtime
-        .block_on(TcpListener::bind("127.0.0.1:0"))
-        .expect("a port");
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let service = query::service(Arc::clone(&machine.store), Arc::new(Fixed));
     runtime.spawn(
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener)),
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
     );
-    Server {
-        address,
-        machine,
-        node,
-        _runtime: runtime,
-    }
+    Server { address, machine, node, _runtime: runtime }
 }
 
 fn tapioctl(server: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tapioctl"));
-    command
-        .args(["--server", server])
-        .args(arguments)
-        .env_remove("NO_COLOR");
+    command.args(["--server", server]).args(arguments).env_remove("NO_COLOR");
     command
 }
 
@@ -142,10 +115,7 @@ fn json_has_the_keys_that_programs_rely_on() {
         "advice",
         "death",
     ] {
-        assert!(
-            finding.get(key).is_some_and(|value| !value.is_null()),
-            "{key}"
-        );
+        assert!(finding.get(key).is_some_and(|value| !value.is_null()), "{key}");
     }
     for key in ["exit_code", "signal", "sender", "limit", "label", "verdict"] {
         assert!(finding["death"].get(key).is_some(), "{key}");
@@ -182,10 +152,7 @@ fn a_person_reads_who_died_why_and_what_to_do() {
     ] {
         assert!(text.contains(part), "{part:?} is missing");
     }
-    assert!(
-        !text.contains('\x1b'),
-        "neither colours nor what a name smuggles in"
-    );
+    assert!(!text.contains('\x1b'), "neither colours nor what a name smuggles in");
     let (_, coloured) = self::output(&server.address, &["finding", &id, "--color", "always"]);
     assert!(coloured.contains("\x1b[1mWhat happened\x1b[0m") && !coloured.contains("\x1b[2J"));
 }
@@ -195,51 +162,22 @@ fn the_status_shows_the_equation() {
     let server = serve();
     let (_, text) = output(&server.address, &["status"]);
     println!("{text}");
-    let row = text
-        .lines()
-        .find(|line| line.contains("ebpf"))
-        .expect("the source's row");
+    let row = text.lines().find(|line| line.contains("ebpf")).expect("the source's row");
     let cells: Vec<_> = row.split_whitespace().collect();
-    assert_eq!(
-        cells,
-        [
-            "n1",
-            "ff",
-            "ebpf",
-            "100",
-            "=",
-            "90",
-            "+",
-            "7",
-            "+",
-            "3",
-            "0",
-            "ring/full",
-            "7"
-        ]
-    );
+    assert_eq!(cells, ["n1", "ff", "ebpf", "100", "=", "90", "+", "7", "+", "3", "0", "ring/full", "7"]);
     assert!(text.contains("ready") && text.contains("The ledger closes"));
     let (_, json) = output(&server.address, &["status", "--json"]);
     let status: Value = serde_json::from_str(&json).expect("an object");
-    assert_eq!(
-        status["nodes"][0]["epochs"][0]["sources"][0]["dropped"][0]["events"],
-        7
-    );
+    assert_eq!(status["nodes"][0]["epochs"][0]["sources"][0]["dropped"][0]["events"], 7);
 }
 
 #[test]
 fn exit_codes_are_as_documented() {
     let server = serve();
     let code = |server: &str, arguments: &[&str]| output(server, arguments).0.status.code();
-    assert_eq!(
-        code(&server.address, &["findings", "--since", "10m"]),
-        Some(0)
-    );
+    assert_eq!(code(&server.address, &["findings", "--since", "10m"]), Some(0));
     assert_eq!(code(&server.address, &["finding", "nope"]), Some(1));
-    assert_eq!(
-        code(&server.address, &["findings", "--since", "whenever"]),
-        Some(2)
-    );
+    assert_eq!(code(&server.address, &["findings", "--since", "whenever"]), Some(2));
     assert_eq!(code(&server.address, &["frobnicate"]), Some(2));
     assert_eq!(code("127.0.0.1:1", &["status"]), Some(3));
 }
@@ -247,13 +185,10 @@ fn exit_codes_are_as_documented() {
 #[test]
 fn a_watcher_is_told_what_was_what_is_and_may_leave() {
     let mut server = serve();
-    let mut child = tapioctl(
-        &server.address,
-        &["findings", "--watch", "--json", "--since", "2000-01-01"],
-    )
-    .stdout(Stdio::piped())
-    .spawn()
-    .expect("tapioctl runs");
+    let mut child = tapioctl(&server.address, &["findings", "--watch", "--json", "--since", "2000-01-01"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tapioctl runs");
     let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
     let mut pid = || {
         let line = lines.next().expect("a line").expect("readable");
@@ -261,18 +196,10 @@ fn a_watcher_is_told_what_was_what_is_and_may_leave() {
     };
     assert_eq!(pid(), 100);
     killed(&mut server.node, 200 * SECOND, 200, "nginx");
-    server
-        .machine
-        .deliver(&server.node.node, &server.node.frames[1..]);
+    server.machine.deliver(&server.node.node, &server.node.frames[1..]);
     assert_eq!(pid(), 200);
     drop(lines);
     killed(&mut server.node, 300 * SECOND, 300, "nginx");
-    server
-        .machine
-        .deliver(&server.node.node, &server.node.frames[2..]);
-    assert_eq!(
-        child.wait().expect("it ends").code(),
-        Some(0),
-        "a closed pipe is no error"
-    );
+    server.machine.deliver(&server.node.node, &server.node.frames[2..]);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0), "a closed pipe is no error");
 }

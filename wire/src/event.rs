@@ -294,6 +294,18 @@ impl Kind {
     }
 }
 
+impl Detail {
+    /// Whether something died, or is about to: such an event must not wait for others. The life of healthy processes and
+    /// cgroups is not urgent.
+    pub fn is_urgent(&self) -> bool {
+        match self {
+            Self::Oom(_) | Self::Signal(_) => true,
+            Self::Exit(exit) => exit.status != 0,
+            _ => false,
+        }
+    }
+}
+
 impl Event {
     /// The event's kind.
     pub fn kind(&self) -> Kind {

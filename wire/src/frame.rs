@@ -47,6 +47,8 @@ pub const HEADER_BYTES: usize = 128;
 const FLAG_LZ4: u16 = 1;
 /// The epoch ends with this frame; nothing may be held any more.
 const FLAG_FINAL: u16 = 2;
+/// An event of it is urgent.
+const FLAG_URGENT: u16 = 4;
 
 const SOURCE_EVENTS: usize = 80;
 const FIRST_TIME: usize = SOURCE_EVENTS + SOURCES * 4;
@@ -71,6 +73,8 @@ pub struct Header {
     pub compression: Compression,
     /// The last frame of its epoch.
     pub is_final: bool,
+    /// An event of it is urgent: see [`crate::event::Detail::is_urgent`].
+    pub is_urgent: bool,
     /// Events of this frame by source.
     pub source_events: [u32; SOURCES],
     /// Times of the earliest and the latest event, 0 when there is none.
@@ -114,6 +118,7 @@ impl Header {
             ledger_entries: u16_at(72),
             compression: if flags & FLAG_LZ4 == 0 { Compression::None } else { Compression::Lz4 },
             is_final: flags & FLAG_FINAL != 0,
+            is_urgent: flags & FLAG_URGENT != 0,
             source_events: std::array::from_fn(|source| u32_at(SOURCE_EVENTS + 4 * source)),
             first_time_ns: u64_at(FIRST_TIME),
             last_time_ns: u64_at(LAST_TIME),
@@ -294,7 +299,10 @@ impl Encoder {
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &MAGIC);
         put(4, &VERSION.to_le_bytes());
-        put(6, &(if compression == Compression::Lz4 { FLAG_LZ4 } else { 0 }).to_le_bytes());
+        let is_urgent = lane == Lane::Lethal && body.events.iter().any(|event| event.body.is_urgent());
+        let flags =
+            if compression == Compression::Lz4 { FLAG_LZ4 } else { 0 } | if is_urgent { FLAG_URGENT } else { 0 };
+        put(6, &flags.to_le_bytes());
         put(if lane == Lane::Lethal { 48 } else { 52 }, &events.to_le_bytes());
         put(56, &(raw.len() as u32).to_le_bytes());
         put(60, &(payload_bytes as u32).to_le_bytes());

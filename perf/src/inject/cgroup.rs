@@ -67,8 +67,7 @@ impl Hierarchies {
 
     /// Which of them can limit memory.
     pub fn memory_control(&self) -> Result<MemoryControl, Error> {
-        let controllers =
-            fs::read_to_string(self.v2.join("cgroup.controllers")).unwrap_or_default();
+        let controllers = fs::read_to_string(self.v2.join("cgroup.controllers")).unwrap_or_default();
         if controllers.split_whitespace().any(|name| name == "memory") {
             Ok(MemoryControl::V2)
         } else if self.v1_memory.is_some() {
@@ -90,10 +89,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes `relative` under the hierarchy at `root`; with `delegate_memory`, the memory controller is switched on down to it.
     pub fn create(root: &Path, relative: &str, delegate_memory: bool) -> Result<Self, Error> {
-        let mut cgroup = Self {
-            path: root.to_owned(),
-            made: Vec::new(),
-        };
+        let mut cgroup = Self { path: root.to_owned(), made: Vec::new() };
         for component in relative.split('/') {
             if delegate_memory {
                 cgroup.write("cgroup.subtree_control", "+memory")?;
@@ -127,11 +123,7 @@ impl Cgroup {
         let bytes = bytes.to_string();
         let (limit, swap, swap_value) = match control {
             MemoryControl::V2 => ("memory.max", "memory.swap.max", "0"),
-            MemoryControl::V1 => (
-                "memory.limit_in_bytes",
-                "memory.memsw.limit_in_bytes",
-                &*bytes,
-            ),
+            MemoryControl::V1 => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", &*bytes),
         };
         self.write(limit, &bytes)?;
         // Not every kernel accounts for swap.
@@ -159,21 +151,13 @@ fn remove(path: &Path) {
             // Gone, or not to be removed by anybody.
             _ => return,
         }
-        let has_children = fs::read_dir(path)
-            .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()));
+        let has_children = fs::read_dir(path).is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()));
         if has_children || Instant::now() >= end {
-            eprintln!(
-                "tapio-perf: the cgroup {} is in use and stays",
-                path.display()
-            );
+            eprintln!("tapio-perf: the cgroup {} is in use and stays", path.display());
             return;
         }
         let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-        for pid in processes
-            .lines()
-            .filter_map(|line| line.parse().ok())
-            .filter_map(Pid::from_raw)
-        {
+        for pid in processes.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
             let _ = kill_process(pid, Signal::KILL);
         }
         thread::sleep(Duration::from_millis(5));
@@ -193,21 +177,13 @@ mod tests {
 36 31 0:33 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 99 31 0:38 /a /run/elsewhere rw,relatime - cgroup2 cgroup2 rw";
-        let expected = Hierarchies {
-            v2: "/sys/fs/cgroup/unified".into(),
-            v1_memory: Some("/sys/fs/cgroup/memory".into()),
-        };
+        let expected =
+            Hierarchies { v2: "/sys/fs/cgroup/unified".into(), v1_memory: Some("/sys/fs/cgroup/memory".into()) };
         assert_eq!(Hierarchies::parse(hybrid), Some(expected));
         let unified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw";
         let found = Hierarchies::parse(unified).expect("a hierarchy");
-        assert_eq!(
-            (found.v2.as_path(), found.v1_memory),
-            (Path::new("/sys/fs/cgroup"), None)
-        );
-        assert_eq!(
-            Hierarchies::parse("35 31 0:32 / /m rw - cgroup cgroup rw,memory"),
-            None
-        );
+        assert_eq!((found.v2.as_path(), found.v1_memory), (Path::new("/sys/fs/cgroup"), None));
+        assert_eq!(Hierarchies::parse("35 31 0:32 / /m rw - cgroup cgroup rw,memory"), None);
     }
 
     #[test]

@@ -60,18 +60,10 @@ impl Pod {
             v2.write("cgroup.subtree_control", "+memory")?;
         }
         let v1 = match (&hierarchies.v1_memory, control) {
-            (Some(root), Some(MemoryControl::V1)) => {
-                Some(Cgroup::create(root, &name.pod_path(), false)?)
-            }
+            (Some(root), Some(MemoryControl::V1)) => Some(Cgroup::create(root, &name.pod_path(), false)?),
             _ => None,
         };
-        Ok(Self {
-            hierarchies,
-            name,
-            limit,
-            _v2: v2,
-            _v1: v1,
-        })
+        Ok(Self { hierarchies, name, limit, _v2: v2, _v1: v1 })
     }
 
     /// The limit of its containers.
@@ -83,12 +75,7 @@ impl Pod {
     pub fn container(&self, random: &mut Random) -> Result<Container, Error> {
         let name = self.name.sibling(random);
         let v2 = Cgroup::create(&self.hierarchies.v2, &name.path(), false)?;
-        let mut container = Container {
-            name,
-            v2,
-            v1: None,
-            limit: self.limit,
-        };
+        let mut container = Container { name, v2, v1: None, limit: self.limit };
         match (self.limit, &self.hierarchies.v1_memory) {
             (Some(limit), Some(root)) if limit.control == MemoryControl::V1 => {
                 let v1 = Cgroup::create(root, &container.name.path(), false)?;
@@ -132,10 +119,7 @@ struct Steps {
 
 impl Steps {
     fn of(child: &mut Child) -> Result<Self, Error> {
-        let stdout = child
-            .stdout
-            .take()
-            .ok_or_else(|| Error::Invalid("the process has no standard output".into()))?;
+        let stdout = child.stdout.take().ok_or_else(|| Error::Invalid("the process has no standard output".into()))?;
         let (sender, receiver) = channel();
         thread::Builder::new()
             .name("steps".into())
@@ -148,10 +132,7 @@ impl Steps {
                 }
             })
             .context(|| "start a thread".into())?;
-        Ok(Self {
-            receiver,
-            seen: Vec::new(),
-        })
+        Ok(Self { receiver, seen: Vec::new() })
     }
 
     fn wait_for(&mut self, limit: Duration, wanted: impl Fn(&Step) -> bool) -> Result<Step, Error> {
@@ -202,19 +183,13 @@ impl Running {
         let role = act.role.to_possible_value();
         command
             .args([victim::COMMAND, "launch", "--role"])
-            .arg(
-                role.map(|role| role.get_name().to_owned())
-                    .unwrap_or_default(),
-            )
+            .arg(role.map(|role| role.get_name().to_owned()).unwrap_or_default())
             .arg("--limit-bytes")
             .arg(act.limit_bytes.to_string());
         if let Some(program) = &act.program {
             command.arg("--program").arg(program);
         }
-        for cgroup in [Some(&container.v2), container.v1.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        for cgroup in [Some(&container.v2), container.v1.as_ref()].into_iter().flatten() {
             command.arg("--cgroup").arg(cgroup.path());
         }
         let mut launcher = command
@@ -224,12 +199,7 @@ impl Running {
             .context(|| format!("start {}", program.display()))?;
         let steps = Steps::of(&mut launcher);
         // The guard first: an error from here on ends the launcher.
-        let mut running = Self {
-            launcher,
-            steps: steps?,
-            init_pid: 0,
-            has_died: false,
-        };
+        let mut running = Self { launcher, steps: steps?, init_pid: 0, has_died: false };
         let is_start = |step: &Step| matches!(step, Step::Started { .. });
         if let Step::Started { pid, .. } = running.steps.wait_for(START_LIMIT, is_start)? {
             running.init_pid = pid;
@@ -243,11 +213,7 @@ impl Running {
     }
 
     /// Waits for a step; one that was reported before counts as well.
-    pub fn wait_for(
-        &mut self,
-        limit: Duration,
-        wanted: impl Fn(&Step) -> bool,
-    ) -> Result<Step, Error> {
+    pub fn wait_for(&mut self, limit: Duration, wanted: impl Fn(&Step) -> bool) -> Result<Step, Error> {
         let step = self.steps.wait_for(limit, wanted)?;
         self.has_died |= matches!(step, Step::Died { .. });
         Ok(step)

@@ -38,10 +38,7 @@ fn elf(machine: u16, code: &[u8]) -> Vec<u8> {
         file.extend_from_slice(&value.to_le_bytes());
     }
     file.extend_from_slice(&0u32.to_le_bytes());
-    half(
-        &mut file,
-        &[FILE_HEADER_BYTES, PROGRAM_HEADER_BYTES, 1, 0, 0, 0],
-    );
+    half(&mut file, &[FILE_HEADER_BYTES, PROGRAM_HEADER_BYTES, 1, 0, 0, 0]);
     // PT_LOAD, readable and executable.
     file.extend_from_slice(&1u32.to_le_bytes());
     file.extend_from_slice(&5u32.to_le_bytes());
@@ -68,8 +65,7 @@ mod tests {
         let path = folder.path().join("crash");
         let mut file = std::fs::File::create(&path).expect("a file");
         file.write_all(&bytes).expect("written");
-        file.set_permissions(PermissionsExt::from_mode(0o755))
-            .expect("executable");
+        file.set_permissions(PermissionsExt::from_mode(0o755)).expect("executable");
         drop(file);
         // A child forked by another test at this moment may still hold the file open for writing.
         let status = loop {

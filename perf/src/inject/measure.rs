@@ -45,30 +45,20 @@ pub fn run(
     mut watch: Option<&mut FindingWatch>,
     mut each: impl FnMut(&Measured),
 ) -> Result<Series, Error> {
-    let mut series = Series {
-        fault: fault.name().into(),
-        injections: Vec::new(),
-        missing: 0,
-        latency_us: Summary::default(),
-    };
+    let mut series =
+        Series { fault: fault.name().into(), injections: Vec::new(), missing: 0, latency_us: Summary::default() };
     let mut latencies = Latencies::default();
     for number in 0..repeat {
         if number > 0 {
             pause(interval)?;
         }
         let injection = injector.inject(fault)?;
-        let mut measured = Measured {
-            injection,
-            pattern: None,
-            finding_id: None,
-            latency_us: None,
-        };
+        let mut measured = Measured { injection, pattern: None, finding_id: None, latency_us: None };
         if let Some(watch) = watch.as_deref_mut() {
             match wait(watch, &measured.injection)? {
                 Some((pattern, id, us)) => {
                     latencies.record(us, 1);
-                    (measured.pattern, measured.finding_id, measured.latency_us) =
-                        (Some(pattern), Some(id), Some(us));
+                    (measured.pattern, measured.finding_id, measured.latency_us) = (Some(pattern), Some(id), Some(us));
                 }
                 None => series.missing += 1,
             }
@@ -82,16 +72,9 @@ pub fn run(
 }
 
 /// The first finding of the victim's death: pattern, id, microseconds.
-fn wait(
-    watch: &mut FindingWatch,
-    injection: &Injection,
-) -> Result<Option<(String, String, u64)>, Error> {
-    let arrival = watch.wait(FINDING_LIMIT, |finding| {
-        finding
-            .death
-            .as_ref()
-            .is_some_and(|death| death.pid == injection.pid)
-    })?;
+fn wait(watch: &mut FindingWatch, injection: &Injection) -> Result<Option<(String, String, u64)>, Error> {
+    let arrival =
+        watch.wait(FINDING_LIMIT, |finding| finding.death.as_ref().is_some_and(|death| death.pid == injection.pid))?;
     Ok(arrival.map(|arrival| {
         let since = match arrival.finding.last_boottime_ns {
             0 => injection.died_ns,

@@ -276,9 +276,8 @@ fn check_death(fault: Fault, injection: &Injection) -> Result<(), Error> {
 
 fn write_crash_program(path: &std::path::Path) -> Result<(), Error> {
     let what = || format!("write {}", path.display());
-    let program = crash::program().ok_or_else(|| {
-        Error::Invalid("no program that crashes is known for this architecture".into())
-    })?;
+    let program = crash::program()
+        .ok_or_else(|| Error::Invalid("no program that crashes is known for this architecture".into()))?;
     let mut file = File::create(path).context(what)?;
     file.write_all(&program).context(what)?;
     drop(file);
@@ -289,13 +288,8 @@ fn write_crash_program(path: &std::path::Path) -> Result<(), Error> {
 fn lock() -> Result<File, Error> {
     let path = Hierarchies::find()?.v2;
     let root = File::open(&path).context(|| format!("open {}", path.display()))?;
-    let what = format!(
-        "the end of another injection, which holds a lock on {}",
-        path.display()
-    );
-    wait_for(&what, LOCK_LIMIT, |_| {
-        Ok(flock(&root, FlockOperation::NonBlockingLockExclusive).ok())
-    })?;
+    let what = format!("the end of another injection, which holds a lock on {}", path.display());
+    wait_for(&what, LOCK_LIMIT, |_| Ok(flock(&root, FlockOperation::NonBlockingLockExclusive).ok()))?;
     Ok(root)
 }
 

@@ -18,9 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use rustix::process::{
-    Pid, Resource, Rlimit, Signal, kill_process, set_parent_process_death_signal, setrlimit,
-};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, set_parent_process_death_signal, setrlimit};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
@@ -107,18 +105,14 @@ pub enum Step {
 }
 
 fn say(step: Step) -> Result<(), Error> {
-    let mut line =
-        serde_json::to_string(&step).map_err(|error| Error::Invalid(error.to_string()))?;
+    let mut line = serde_json::to_string(&step).map_err(|error| Error::Invalid(error.to_string()))?;
     line.push('\n');
-    io::stdout()
-        .write_all(line.as_bytes())
-        .context(|| "report a step".into())
+    io::stdout().write_all(line.as_bytes()).context(|| "report a step".into())
 }
 
 /// Runs one of these processes; its exit code.
 pub fn run(victim: &Victim) -> Result<i32, Error> {
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .context(|| "ask to die with the parent".into())?;
+    set_parent_process_death_signal(Some(Signal::KILL)).context(|| "ask to die with the parent".into())?;
     match victim {
         Victim::Launch(container) => launch(container),
         Victim::Enter(container) => enter(container),
@@ -133,27 +127,14 @@ fn launch(container: &Container) -> Result<i32, Error> {
     for cgroup in &container.cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
-    let mut child = command
-        .spawn()
-        .context(|| "start the container's init".into())?;
-    say(Step::Started {
-        pid: child.id(),
-        time_ns: boottime_ns(),
-    })?;
-    let status = child
-        .wait()
-        .context(|| "wait for the container's init".into())?;
-    say(Step::Died {
-        status: status.into_raw(),
-        time_ns: boottime_ns(),
-    })?;
+    let mut child = command.spawn().context(|| "start the container's init".into())?;
+    say(Step::Started { pid: child.id(), time_ns: boottime_ns() })?;
+    let status = child.wait().context(|| "wait for the container's init".into())?;
+    say(Step::Died { status: status.into_raw(), time_ns: boottime_ns() })?;
     Ok(0)
 }
 
-#[expect(
-    deprecated,
-    reason = "it is deprecated for what it does to descriptor tables; a pid namespace touches none"
-)]
+#[expect(deprecated, reason = "it is deprecated for what it does to descriptor tables; a pid namespace touches none")]
 fn new_pid_namespace() -> Result<(), Error> {
     rustix::thread::unshare(UnshareFlags::NEWPID).context(|| "make a pid namespace".into())
 }
@@ -162,10 +143,7 @@ fn new_pid_namespace() -> Result<(), Error> {
 fn own_command(step: &str, act: &Act) -> Result<Command, Error> {
     let program = std::env::current_exe().context(|| "find this executable".into())?;
     let mut command = Command::new(program);
-    let role = act
-        .role
-        .to_possible_value()
-        .map(|role| role.get_name().to_owned());
+    let role = act.role.to_possible_value().map(|role| role.get_name().to_owned());
     command
         .args([COMMAND, step, "--role"])
         .arg(role.unwrap_or_default())
@@ -184,16 +162,10 @@ fn enter(container: &Container) -> Result<i32, Error> {
         fs::write(&file, "0").context(|| format!("join {}", file.display()))?;
     }
     // A fault must not fill the disk, nor wake up a crash handler.
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none).context(|| "forbid core dumps".into())?;
     let source = own_command("act", &container.act)?.exec();
-    Err(Error::Io {
-        what: "become the container".into(),
-        source,
-    })
+    Err(Error::Io { what: "become the container".into(), source })
 }
 
 fn perform(act: &Act) -> Result<i32, Error> {
@@ -204,12 +176,8 @@ fn perform(act: &Act) -> Result<i32, Error> {
         }
         Role::ShrugOff if is_init() => shrug_off(act),
         Role::ShrugOff => {
-            fs::write("/proc/self/oom_score_adj", "1000")
-                .context(|| "volunteer for the OOM killer".into())?;
-            say(Step::Child {
-                pid: host_pid()?,
-                time_ns: boottime_ns(),
-            })?;
+            fs::write("/proc/self/oom_score_adj", "1000").context(|| "volunteer for the OOM killer".into())?;
+            say(Step::Child { pid: host_pid()?, time_ns: boottime_ns() })?;
             thread::sleep(LEAD);
             Ok(allocate(act.limit_bytes))
         }
@@ -217,10 +185,7 @@ fn perform(act: &Act) -> Result<i32, Error> {
             thread::sleep(LEAD);
             let program = act.program.as_deref().unwrap_or(Path::new("/nonexistent"));
             let source = Command::new(program).exec();
-            Err(Error::Io {
-                what: format!("become {}", program.display()),
-                source,
-            })
+            Err(Error::Io { what: format!("become {}", program.display()), source })
         }
         Role::Wait => loop {
             thread::park();
@@ -240,8 +205,7 @@ fn is_init() -> bool {
 fn host_pid() -> Result<u32, Error> {
     let link = fs::read_link("/proc/self").context(|| "read /proc/self".into())?;
     let text = link.to_string_lossy();
-    text.parse()
-        .map_err(|_| Error::Invalid(format!("/proc/self leads to {text:?}, not to a process id")))
+    text.parse().map_err(|_| Error::Invalid(format!("/proc/self leads to {text:?}, not to a process id")))
 }
 
 /// Takes memory, page after page, until killed; stops far beyond the limit, so that a host without it is not harmed.
@@ -255,30 +219,19 @@ fn allocate(limit_bytes: u64) -> i32 {
 }
 
 fn shrug_off(act: &Act) -> Result<i32, Error> {
-    let mut child = own_command("act", act)?
-        .spawn()
-        .context(|| "start the worker".into())?;
+    let mut child = own_command("act", act)?.spawn().context(|| "start the worker".into())?;
     let status = child.wait().context(|| "wait for the worker".into())?;
-    say(Step::ChildDied {
-        status: status.into_raw(),
-        time_ns: boottime_ns(),
-    })?;
+    say(Step::ChildDied { status: status.into_raw(), time_ns: boottime_ns() })?;
     thread::sleep(SILENCE);
     Ok(0)
 }
 
 fn send(pid: i32, signal: i32) -> Result<i32, Error> {
-    let signal = Signal::from_named_raw(signal)
-        .ok_or_else(|| Error::Invalid(format!("{signal} is no signal")))?;
-    let target =
-        Pid::from_raw(pid).ok_or_else(|| Error::Invalid(format!("{pid} is no process")))?;
+    let signal = Signal::from_named_raw(signal).ok_or_else(|| Error::Invalid(format!("{signal} is no signal")))?;
+    let target = Pid::from_raw(pid).ok_or_else(|| Error::Invalid(format!("{pid} is no process")))?;
     kill_process(target, signal).context(|| format!("send a signal to {pid}"))?;
-    say(Step::Sent {
-        time_ns: boottime_ns(),
-    })?;
+    say(Step::Sent { time_ns: boottime_ns() })?;
     // Who sent it can be looked at until the injection is over.
-    io::stdin()
-        .read_to_end(&mut Vec::new())
-        .context(|| "wait for the end of the injection".into())?;
+    io::stdin().read_to_end(&mut Vec::new()).context(|| "wait for the end of the injection".into())?;
     Ok(0)
 }

@@ -24,45 +24,21 @@ impl Profile {
     fn tcp(&mut self, container: usize) -> Tcp {
         let header = self.header::<Tcp>(Kind::Tcp, container);
         let random = &mut self.random;
-        let change = random.weighted(&[
-            (1, 400),
-            (4, 450),
-            (5, 80),
-            (2, 20),
-            (3, 5),
-            (6, 15),
-            (7, 15),
-            (8, 15),
-        ]);
+        let change = random.weighted(&[(1, 400), (4, 450), (5, 80), (2, 20), (3, 5), (6, 15), (7, 15), (8, 15)]);
         let service = self.services.draw(random) as u8;
         let closed = change == 4;
         Tcp {
             header,
-            duration_ns: random
-                .log_uniform(50_000, if closed { 30_000_000_000 } else { 200_000_000 }),
+            duration_ns: random.log_uniform(50_000, if closed { 30_000_000_000 } else { 200_000_000 }),
             source: self.containers[container].address,
             destination: ipv4([10, 96, service / 8, 10 + service]),
             source_port: 32_768 + random.below(28_000) as u16,
-            destination_port: random.weighted(&[
-                (443, 4),
-                (8080, 4),
-                (5432, 2),
-                (6379, 2),
-                (9092, 1),
-            ]),
+            destination_port: random.weighted(&[(443, 4), (8080, 4), (5432, 2), (6379, 2), (9092, 1)]),
             change,
             active: random.weighted(&[(1, 3), (0, 1)]),
             pad: [0; 2],
-            bytes_sent: if closed {
-                random.log_uniform(100, 1 << 20)
-            } else {
-                0
-            },
-            bytes_received: if closed {
-                random.log_uniform(100, 8 << 20)
-            } else {
-                0
-            },
+            bytes_sent: if closed { random.log_uniform(100, 1 << 20) } else { 0 },
+            bytes_received: if closed { random.log_uniform(100, 8 << 20) } else { 0 },
         }
     }
 
@@ -76,11 +52,7 @@ impl Profile {
         name[..text.len()].copy_from_slice(text.as_bytes());
         Dns {
             header,
-            latency_ns: if rcode == 255 {
-                5_000_000_000
-            } else {
-                random.log_uniform(200_000, 2_000_000_000)
-            },
+            latency_ns: if rcode == 255 { 5_000_000_000 } else { random.log_uniform(200_000, 2_000_000_000) },
             rcode,
             pad: 0,
             query_type: random.weighted(&[(1, 3), (28, 2)]),
@@ -127,12 +99,7 @@ impl Profile {
             ((42, 111), 5),
             ((21, 2), 10),
         ]);
-        SyscallError {
-            header,
-            syscall,
-            errno,
-            count: random.log_uniform(1, 500),
-        }
+        SyscallError { header, syscall, errno, count: random.log_uniform(1, 500) }
     }
 
     fn run_queue(&mut self, container: usize) -> RunQueue {
@@ -146,9 +113,7 @@ impl Profile {
         let header = self.header::<PacketDrop>(Kind::PacketDrop, container);
         PacketDrop {
             header,
-            reason: self
-                .random
-                .weighted(&[(3, 5), (6, 3), (8, 2), (16, 1), (77, 1)]),
+            reason: self.random.weighted(&[(3, 5), (6, 3), (8, 2), (16, 1), (77, 1)]),
             interface: 2 + self.random.below(30) as u32,
             count: self.random.log_uniform(1, 64),
         }

@@ -39,13 +39,8 @@ pub type Publication = tapio_ringbuf::handover::Publication;
 impl RingHandle {
     /// Hands the ring to the collector that listens on `socket`.
     pub fn publish(&self, socket: &Path) -> Result<Publication, Error> {
-        tapio_ringbuf::handover::publish(
-            socket,
-            &self.name,
-            self.memfd.as_fd(),
-            self.eventfd.as_fd(),
-        )
-        .map_err(|error| Error::Ring(error.to_string()))
+        tapio_ringbuf::handover::publish(socket, &self.name, self.memfd.as_fd(), self.eventfd.as_fd())
+            .map_err(|error| Error::Ring(error.to_string()))
     }
 }
 
@@ -62,12 +57,7 @@ pub struct Node {
 
 impl Node {
     /// A node with a ring of `ring_bytes` and `entities` containers.
-    pub fn new(
-        name: &str,
-        seed: u64,
-        entities: usize,
-        ring_bytes: usize,
-    ) -> Result<(Self, RingHandle), Error> {
+    pub fn new(name: &str, seed: u64, entities: usize, ring_bytes: usize) -> Result<(Self, RingHandle), Error> {
         let (writer, memfd, eventfd) =
             Writer::create(ring_bytes, name).map_err(|error| Error::Ring(error.to_string()))?;
         let mut profile = Profile::new(seed, entities);
@@ -79,14 +69,7 @@ impl Node {
             offered: 0,
         };
         let name = name.to_owned();
-        Ok((
-            node,
-            RingHandle {
-                name,
-                memfd,
-                eventfd,
-            },
-        ))
+        Ok((node, RingHandle { name, memfd, eventfd }))
     }
 
     /// Events brought forth, dropped ones included.
@@ -121,9 +104,7 @@ impl Node {
             pool.stamp(first + n, time(n as u64));
         }
         let pool = &*pool;
-        let written = self
-            .writer
-            .write_batch((first..first + tried).map(|index| pool.record(index)));
+        let written = self.writer.write_batch((first..first + tried).map(|index| pool.record(index)));
         (tried as u64, written as u64)
     }
 
@@ -156,9 +137,7 @@ impl std::str::FromStr for Pace {
         }
         match text.replace('_', "").parse::<f64>() {
             Ok(rate) if rate > 0.0 && rate <= 1e9 => Ok(Self::PerSecond(rate)),
-            _ => Err(format!(
-                "{text:?} is no rate: write events per second (at most 1e9), or max"
-            )),
+            _ => Err(format!("{text:?} is no rate: write events per second (at most 1e9), or max")),
         }
     }
 }
@@ -175,10 +154,7 @@ impl Schedule {
     fn new(rate: f64, index: usize, nodes: usize) -> Self {
         let step = (nodes as f64 * 1e9 / rate * (1u64 << 32) as f64) as u128;
         let step = step.max(1);
-        Self {
-            step,
-            phase: step * index as u128 / nodes as u128,
-        }
+        Self { step, phase: step * index as u128 / nodes as u128 }
     }
 
     /// When event `n` is due.
@@ -219,10 +195,7 @@ impl Generator {
                 nodes
             })
             .context(|| "start the generator's thread".into())?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Whether it has come to its end.
@@ -237,13 +210,8 @@ impl Generator {
 
     /// Waits for its end; gives the nodes back.
     pub fn join(mut self) -> Result<Vec<Node>, Error> {
-        let thread = self
-            .thread
-            .take()
-            .ok_or_else(|| Error::Invalid("the generator has ended".into()))?;
-        thread
-            .join()
-            .map_err(|_| Error::Invalid("the generator's thread panicked".into()))
+        let thread = self.thread.take().ok_or_else(|| Error::Invalid("the generator has ended".into()))?;
+        thread.join().map_err(|_| Error::Invalid("the generator's thread panicked".into()))
     }
 }
 
@@ -260,17 +228,14 @@ fn write_at_rate(nodes: &mut [Node], rate: f64, duration: Duration, is_over: imp
     let start = boottime_ns();
     let end_ns = duration.as_nanos() as u64;
     let count = nodes.len();
-    let schedules: Vec<Schedule> = (0..count)
-        .map(|index| Schedule::new(rate, index, count))
-        .collect();
+    let schedules: Vec<Schedule> = (0..count).map(|index| Schedule::new(rate, index, count)).collect();
     while !is_over() {
         let elapsed = (boottime_ns() - start).min(end_ns);
         for (node, schedule) in nodes.iter_mut().zip(&schedules) {
             let due = schedule.due(elapsed);
             while node.offered < due {
                 let (first, missing) = (node.offered, due - node.offered);
-                let (tried, written) =
-                    node.write(missing, |n| start + schedule.intended_ns(first + n));
+                let (tried, written) = node.write(missing, |n| start + schedule.intended_ns(first + n));
                 if written < tried {
                     node.writer.count_dropped(tried - written);
                 }
@@ -317,19 +282,11 @@ mod tests {
     #[test]
     fn events_are_due_at_their_rate_whoever_asks_when() {
         for (rate, nodes) in [(1.0, 1), (3.0, 7), (1e6, 3), (123_456.7, 10)] {
-            let schedules: Vec<Schedule> = (0..nodes)
-                .map(|index| Schedule::new(rate, index, nodes))
-                .collect();
+            let schedules: Vec<Schedule> = (0..nodes).map(|index| Schedule::new(rate, index, nodes)).collect();
             let seconds = 100;
-            let due: u64 = schedules
-                .iter()
-                .map(|schedule| schedule.due(seconds * 1_000_000_000))
-                .sum();
+            let due: u64 = schedules.iter().map(|schedule| schedule.due(seconds * 1_000_000_000)).sum();
             let expected = rate * seconds as f64;
-            assert!(
-                (due as f64 - expected).abs() <= 1.0,
-                "{rate} {nodes}: {due}"
-            );
+            assert!((due as f64 - expected).abs() <= 1.0, "{rate} {nodes}: {due}");
             for schedule in schedules {
                 for n in [0, 1, 2, 1000] {
                     let at = schedule.intended_ns(n);
@@ -352,12 +309,8 @@ mod tests {
     #[test]
     fn with_a_rate_a_full_ring_is_counted_as_drops() {
         let (node, _handle) = Node::new("full", 1, 10, 4096).expect("a ring");
-        let generator = Generator::start(
-            vec![node],
-            Pace::PerSecond(10_000.0),
-            Duration::from_millis(200),
-        )
-        .expect("it starts");
+        let generator =
+            Generator::start(vec![node], Pace::PerSecond(10_000.0), Duration::from_millis(200)).expect("it starts");
         let node = generator.join().expect("it ends").remove(0);
         assert_eq!(node.offered(), 2000);
         assert_eq!(node.emitted(), 2000);
@@ -368,8 +321,7 @@ mod tests {
     #[test]
     fn without_a_rate_nothing_is_dropped() {
         let (node, _handle) = Node::new("max", 1, 10, RING_BYTES).expect("a ring");
-        let generator =
-            Generator::start(vec![node], Pace::Max, Duration::from_millis(50)).expect("it starts");
+        let generator = Generator::start(vec![node], Pace::Max, Duration::from_millis(50)).expect("it starts");
         let node = generator.join().expect("it ends").remove(0);
         assert_eq!(node.dropped(), 0);
         assert_eq!(node.emitted(), node.offered());
@@ -399,12 +351,8 @@ mod tests {
     fn a_reader_sees_every_event_at_its_intended_time() {
         let (node, handle) = Node::new("times", 1, 10, RING_BYTES).expect("a ring");
         let before = boottime_ns();
-        let generator = Generator::start(
-            vec![node],
-            Pace::PerSecond(50_000.0),
-            Duration::from_millis(100),
-        )
-        .expect("it starts");
+        let generator =
+            Generator::start(vec![node], Pace::PerSecond(50_000.0), Duration::from_millis(100)).expect("it starts");
         let node = generator.join().expect("it ends").remove(0);
         let mut times = Vec::new();
         let drained = reader(&handle).drain(usize::MAX, |record| {
@@ -415,10 +363,7 @@ mod tests {
         assert_eq!((times.len(), node.emitted()), (5000, 5000));
         assert!(node.is_consumed() && times[0] >= before);
         for (n, time) in times.iter().enumerate() {
-            assert!(
-                (time - times[0]).abs_diff(n as u64 * 20_000) <= 1,
-                "event {n}"
-            );
+            assert!((time - times[0]).abs_diff(n as u64 * 20_000) <= 1, "event {n}");
         }
     }
 

@@ -32,16 +32,11 @@ pub struct NodeLedger {
 impl NodeLedger {
     /// The account of `node`, over all runs of its collector.
     pub fn new(node: &str, emitted: u64, status: &StatusResponse) -> Self {
-        let mut ledger = Self {
-            node: node.to_owned(),
-            emitted,
-            ..Self::default()
-        };
+        let mut ledger = Self { node: node.to_owned(), emitted, ..Self::default() };
         if let Some(status) = status.nodes.iter().find(|status| status.node == node) {
             ledger.add(status);
         }
-        ledger.unexplained =
-            emitted as i64 - ledger.archived as i64 - ledger.dropped as i64 - ledger.held as i64;
+        ledger.unexplained = emitted as i64 - ledger.archived as i64 - ledger.dropped as i64 - ledger.held as i64;
         ledger
     }
 
@@ -99,40 +94,21 @@ mod tests {
             source: source.into(),
             archived,
             held,
-            dropped: vec![LossCount {
-                stage: "ring".into(),
-                reason: "full".into(),
-                events: dropped,
-            }],
+            dropped: vec![LossCount { stage: "ring".into(), reason: "full".into(), events: dropped }],
             ..SourceLedger::default()
         }
     }
 
     fn status(epochs: Vec<Vec<SourceLedger>>) -> StatusResponse {
-        let epochs = epochs
-            .into_iter()
-            .map(|sources| EpochStatus {
-                sources,
-                ..EpochStatus::default()
-            })
-            .collect();
-        let node = NodeStatus {
-            node: "n".into(),
-            epochs,
-            ..NodeStatus::default()
-        };
-        StatusResponse {
-            nodes: vec![node],
-            ..StatusResponse::default()
-        }
+        let epochs = epochs.into_iter().map(|sources| EpochStatus { sources, ..EpochStatus::default() }).collect();
+        let node = NodeStatus { node: "n".into(), epochs, ..NodeStatus::default() };
+        StatusResponse { nodes: vec![node], ..StatusResponse::default() }
     }
 
     #[test]
     fn it_closes_over_all_epochs_and_counts_one_source() {
-        let status = status(vec![
-            vec![source("shm", 50, 0, 5), source("collector", 9, 0, 0)],
-            vec![source("shm", 40, 0, 5)],
-        ]);
+        let status =
+            status(vec![vec![source("shm", 50, 0, 5), source("collector", 9, 0, 0)], vec![source("shm", 40, 0, 5)]]);
         let ledger = NodeLedger::new("n", 100, &status);
         assert!(ledger.closes() && ledger.is_settled(), "{ledger}");
         assert_eq!(ledger.losses["ring/full"], 10);

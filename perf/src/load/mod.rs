@@ -103,10 +103,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     let nodes = generator.join()?;
     interrupt::check()?;
 
-    let names: Vec<String> = stations
-        .iter()
-        .map(|station| station.collector.node().to_owned())
-        .collect();
+    let names: Vec<String> = stations.iter().map(|station| station.collector.node().to_owned()).collect();
     let settled = drain(&nodes, &names, &mut client, start)?;
     let usage_after = read_usage(server_pid, &stations);
     let mut report = LoadReport {
@@ -152,14 +149,9 @@ fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Ve
     let (mut stations, mut nodes) = (Vec::new(), Vec::new());
     for (index, mut collector) in collectors.into_iter().enumerate() {
         collector.wait_ready()?;
-        let seed = options
-            .seed
-            .wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let seed = options.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (node, ring) = Node::new(collector.node(), seed, options.entities, options.ring_bytes)?;
-        stations.push(Station {
-            _publication: ring.publish(collector.socket())?,
-            collector,
-        });
+        stations.push(Station { _publication: ring.publish(collector.socket())?, collector });
         nodes.push(node);
     }
     Ok((stations, nodes))
@@ -167,31 +159,17 @@ fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Ve
 
 /// What server and collectors have used.
 fn read_usage(server: Option<u32>, stations: &[Station]) -> (Usage, Vec<Usage>) {
-    let collectors = stations
-        .iter()
-        .map(|station| station.collector.usage().unwrap_or_default());
-    (
-        server.and_then(usage::read).unwrap_or_default(),
-        collectors.collect(),
-    )
+    let collectors = stations.iter().map(|station| station.collector.usage().unwrap_or_default());
+    (server.and_then(usage::read).unwrap_or_default(), collectors.collect())
 }
 
 /// The account of every node.
 pub fn accounts(nodes: &[Node], names: &[String], status: &StatusResponse) -> Vec<NodeLedger> {
-    nodes
-        .iter()
-        .zip(names)
-        .map(|(node, name)| NodeLedger::new(name, node.emitted(), status))
-        .collect()
+    nodes.iter().zip(names).map(|(node, name)| NodeLedger::new(name, node.emitted(), status)).collect()
 }
 
 /// Waits until rings are read and the server has everything, or nothing comes any more; tells when the last event came.
-fn drain(
-    nodes: &[Node],
-    names: &[String],
-    client: &mut Client,
-    start: Instant,
-) -> Result<Duration, Error> {
+fn drain(nodes: &[Node], names: &[String], client: &mut Client, start: Instant) -> Result<Duration, Error> {
     let end = Instant::now() + DRAIN_LIMIT;
     let (mut archived, mut last_change) = (0, Instant::now());
     loop {
@@ -214,11 +192,7 @@ fn drain(
 }
 
 /// Waits until the server has the final frames; a ledger that stays open is the report's to tell.
-fn wait_for_books(
-    nodes: &[Node],
-    names: &[String],
-    client: &mut Client,
-) -> Result<StatusResponse, Error> {
+fn wait_for_books(nodes: &[Node], names: &[String], client: &mut Client) -> Result<StatusResponse, Error> {
     let mut last = client.status()?;
     let closed = wait_for("the ledger's closing", Duration::from_secs(5), |_| {
         last = client.status()?;
@@ -251,18 +225,13 @@ fn add_latencies(report: &mut LoadReport, stations: &[Station]) -> Result<(), Er
 }
 
 fn add_books(report: &mut LoadReport, before: &StatusResponse, after: &StatusResponse) {
-    let bytes =
-        |status: &StatusResponse| status.archive.as_ref().map_or(0, |archive| archive.bytes);
+    let bytes = |status: &StatusResponse| status.archive.as_ref().map_or(0, |archive| archive.bytes);
     report.events_archived = report.ledger.iter().map(|account| account.archived).sum();
     report.events_dropped = report.ledger.iter().map(|account| account.dropped).sum();
-    report.events_unexplained = report
-        .ledger
-        .iter()
-        .map(|account| account.unexplained.unsigned_abs() + account.held)
-        .sum();
+    report.events_unexplained =
+        report.ledger.iter().map(|account| account.unexplained.unsigned_abs() + account.held).sum();
     report.ledger_closes = report.ledger.iter().all(NodeLedger::closes);
-    report.events_correlated =
-        after.events_correlated - before.events_correlated.min(after.events_correlated);
+    report.events_correlated = after.events_correlated - before.events_correlated.min(after.events_correlated);
     report.archive_bytes = bytes(after).saturating_sub(bytes(before));
     report.events_per_second = report.events_archived as f64 / report.duration_s.max(1e-9);
     report.revision = after.revision.clone();
@@ -271,21 +240,11 @@ fn add_books(report: &mut LoadReport, before: &StatusResponse, after: &StatusRes
 fn add_costs(report: &mut LoadReport, before: &(Usage, Vec<Usage>), after: &(Usage, Vec<Usage>)) {
     let events = report.events_archived.max(1) as f64;
     let spent = |before: &Usage, after: &Usage| after.cpu_ns.saturating_sub(before.cpu_ns);
-    let collectors: u64 = before
-        .1
-        .iter()
-        .zip(&after.1)
-        .map(|(before, after)| spent(before, after))
-        .sum();
+    let collectors: u64 = before.1.iter().zip(&after.1).map(|(before, after)| spent(before, after)).sum();
     let server = spent(&before.0, &after.0) as f64;
     report.collector = CollectorCost {
         cpu_ns_per_event: collectors as f64 / events,
-        rss_bytes: after
-            .1
-            .iter()
-            .map(|usage| usage.rss_peak_bytes)
-            .max()
-            .unwrap_or(0),
+        rss_bytes: after.1.iter().map(|usage| usage.rss_peak_bytes).max().unwrap_or(0),
     };
     report.server = ServerCost {
         cpu_ns_per_event: server / events,

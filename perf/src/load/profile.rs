@@ -61,16 +61,7 @@ pub(super) struct Container {
     comm: &'static str,
 }
 
-const COMMS: [&str; 8] = [
-    "nginx",
-    "java",
-    "python3",
-    "node",
-    "postgres",
-    "envoy",
-    "redis-server",
-    "api",
-];
+const COMMS: [&str; 8] = ["nginx", "java", "python3", "node", "postgres", "envoy", "redis-server", "api"];
 const PIDS_PER_CONTAINER: u32 = 16;
 const CPUS: u64 = 16;
 const RUNTIME_PID: u32 = 900;
@@ -177,20 +168,9 @@ impl Profile {
         let (pid, parent_pid) = (self.new_pid(), self.containers[container].first_pid);
         let mut header = self.header::<Exec>(Kind::Exec, container);
         (header.pid, header.tid) = (pid, pid);
-        let comm =
-            comm(
-                self.random
-                    .weighted(&[("sh", 4), ("curl", 3), ("pg_isready", 2), ("cat", 1)]),
-            );
+        let comm = comm(self.random.weighted(&[("sh", 4), ("curl", 3), ("pg_isready", 2), ("cat", 1)]));
         let ns_pid = 20 + self.random.below(30_000) as u32;
-        let exec = Exec {
-            header,
-            parent_pid,
-            ns_pid,
-            ns_level: 1,
-            pad: 0,
-            comm,
-        };
+        let exec = Exec { header, parent_pid, ns_pid, ns_level: 1, pad: 0, comm };
         pool.push(exec.as_bytes());
         let code = self.random.weighted(&[(0, 97), (1, 3)]);
         self.exit(header, parent_pid, ns_pid, code << 8, comm)
@@ -204,10 +184,7 @@ impl Profile {
             let pid = self.new_pid();
             (pid, pid)
         };
-        let (ns_pid, comm_text) = (
-            20 + self.random.below(30_000) as u32,
-            self.containers[container].comm,
-        );
+        let (ns_pid, comm_text) = (20 + self.random.below(30_000) as u32, self.containers[container].comm);
         let signal = Signal {
             header,
             signal: 15,
@@ -228,20 +205,9 @@ impl Profile {
         self.exit(header, parent_pid, ns_pid, 15, comm(comm_text))
     }
 
-    fn exit(
-        &mut self,
-        like: Header,
-        parent_pid: u32,
-        ns_pid: u32,
-        status: u32,
-        comm: [u8; 16],
-    ) -> Vec<u8> {
+    fn exit(&mut self, like: Header, parent_pid: u32, ns_pid: u32, status: u32, comm: [u8; 16]) -> Vec<u8> {
         let exit = Exit {
-            header: Header {
-                kind: Kind::Exit as u16,
-                size: size_of::<Exit>() as u16,
-                ..like
-            },
+            header: Header { kind: Kind::Exit as u16, size: size_of::<Exit>() as u16, ..like },
             parent_pid,
             ns_pid,
             ns_level: 1,
@@ -280,14 +246,7 @@ fn cgroup(header: Header, name: &ContainerName) -> Cgroup {
     let text = format!("/{}", name.path());
     let mut path = [0; CGROUP_PATH_BYTES];
     path[..text.len()].copy_from_slice(text.as_bytes());
-    Cgroup {
-        header,
-        hierarchy: 0,
-        level: CONTAINER_LEVEL,
-        path_bytes: text.len() as u32,
-        pad: 0,
-        path,
-    }
+    Cgroup { header, hierarchy: 0, level: CONTAINER_LEVEL, path_bytes: text.len() as u32, pad: 0, path }
 }
 
 #[cfg(test)]
@@ -337,10 +296,7 @@ mod tests {
             (Kind::CgroupRmdir, 1.0),
         ] {
             let share = per_mille(kind);
-            assert!(
-                (share - expected).abs() < expected * 0.1 + 0.3,
-                "{kind:?}: {share}"
-            );
+            assert!((share - expected).abs() < expected * 0.1 + 0.3, "{kind:?}: {share}");
         }
         assert!(!counts.contains_key(&Kind::Oom));
     }
@@ -349,9 +305,8 @@ mod tests {
     fn every_container_is_introduced_before_it_is_spoken_of() {
         let mut profile = Profile::new(5, 50);
         let introductions = profile.introductions();
-        let mut known: HashSet<u64> = (0..introductions.len())
-            .map(|index| header(introductions.record(index)).cgroup_id)
-            .collect();
+        let mut known: HashSet<u64> =
+            (0..introductions.len()).map(|index| header(introductions.record(index)).cgroup_id).collect();
         assert_eq!(known.len(), 50);
         let pool = profile.pool(POOL_RECORDS);
         for index in 0..pool.len() {

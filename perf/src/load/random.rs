@@ -74,9 +74,7 @@ impl Zipf {
     /// A rank, from 0.
     pub fn draw(&self, random: &mut Random) -> usize {
         let point = random.fraction() * self.cumulative[self.cumulative.len() - 1];
-        self.cumulative
-            .partition_point(|&sum| sum <= point)
-            .min(self.cumulative.len() - 1)
+        self.cumulative.partition_point(|&sum| sum <= point).min(self.cumulative.len() - 1)
     }
 }
 

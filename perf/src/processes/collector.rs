@@ -81,8 +81,7 @@ impl Collector {
             .context(|| "make a temporary folder".into())?;
         let (port, socket) = (free_port()?, folder.path().join("rings.sock"));
         let config = folder.path().join("collector.yaml");
-        fs::write(&config, config_text(options, &socket, port))
-            .context(|| format!("write {}", config.display()))?;
+        fs::write(&config, config_text(options, &socket, port)).context(|| format!("write {}", config.display()))?;
         Ok(Self {
             binary,
             log: folder.path().join("collector.log"),
@@ -178,11 +177,7 @@ impl Collector {
 
     /// What it measured so far.
     pub fn latency(&self) -> Result<LatencyReport, Error> {
-        let wrong = |message: String| Error::Http {
-            port: self.port,
-            path: "/latency".into(),
-            message,
-        };
+        let wrong = |message: String| Error::Http { port: self.port, path: "/latency".into(), message };
         let (status, body) = http::get(self.port, "/latency")?;
         if status != 200 {
             return Err(wrong(format!("status {status}: {}", body.trim())));
@@ -194,10 +189,7 @@ impl Collector {
 /// A `collector.yaml` for this host.
 pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> String {
     let (enabled, source) = match options.feed {
-        Feed::Shm => (
-            "shm",
-            format!("shm: {{enabled: true, socket: \"{}\"}}", socket.display()),
-        ),
+        Feed::Shm => ("shm", format!("shm: {{enabled: true, socket: \"{}\"}}", socket.display())),
         Feed::Ebpf => ("ebpf", "ebpf: {enabled: true}".to_owned()),
     };
     let mut text = format!(

@@ -12,11 +12,7 @@ const BODY_BYTES_MAX: u64 = 64 << 20;
 
 /// Status and body of `GET http://127.0.0.1:port path`.
 pub fn get(port: u16, path: &str) -> Result<(u16, String), Error> {
-    fetch(port, path).map_err(|message| Error::Http {
-        port,
-        path: path.to_owned(),
-        message,
-    })
+    fetch(port, path).map_err(|message| Error::Http { port, path: path.to_owned(), message })
 }
 
 fn fetch(port: u16, path: &str) -> Result<(u16, String), String> {
@@ -28,22 +24,14 @@ fn fetch(port: u16, path: &str) -> Result<(u16, String), String> {
     // 1.0, so that the answer is neither chunked nor kept alive.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").map_err(io)?;
     let mut answer = Vec::new();
-    stream
-        .take(BODY_BYTES_MAX)
-        .read_to_end(&mut answer)
-        .map_err(io)?;
+    stream.take(BODY_BYTES_MAX).read_to_end(&mut answer).map_err(io)?;
     parse(&String::from_utf8_lossy(&answer))
         .ok_or_else(|| "the answer is not HTTP: is another program on this port?".to_owned())
 }
 
 fn parse(answer: &str) -> Option<(u16, String)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head
-        .strip_prefix("HTTP/1.")?
-        .split(' ')
-        .nth(1)?
-        .parse()
-        .ok()?;
+    let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
     Some((status, body.to_owned()))
 }
 

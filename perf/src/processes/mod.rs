@@ -42,11 +42,7 @@ pub fn bin_dir(given: Option<&Path>) -> Result<PathBuf, Error> {
     }
     let own = std::env::current_exe().context(|| "find this executable".into())?;
     let folder = own.parent().unwrap_or(Path::new("/"));
-    Ok(if folder.ends_with("deps") {
-        folder.parent().unwrap_or(folder).to_owned()
-    } else {
-        folder.to_owned()
-    })
+    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder).to_owned() } else { folder.to_owned() })
 }
 
 /// The path of one program.
@@ -55,19 +51,14 @@ pub fn binary(name: &str, folder: &Path) -> Result<PathBuf, Error> {
     if path.is_file() {
         Ok(path)
     } else {
-        Err(Error::BinaryMissing {
-            name: name.to_owned(),
-            folder: folder.to_owned(),
-        })
+        Err(Error::BinaryMissing { name: name.to_owned(), folder: folder.to_owned() })
     }
 }
 
 /// A TCP port of 127.0.0.1 that is free now and was not given out here before.
 pub fn free_port() -> Result<u16, Error> {
     static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
-    let mut given = GIVEN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let given = given.get_or_insert_default();
     for _ in 0..1000 {
         let port = TcpListener::bind(("127.0.0.1", 0))
@@ -78,9 +69,7 @@ pub fn free_port() -> Result<u16, Error> {
             return Ok(port);
         }
     }
-    Err(Error::Invalid(
-        "no free TCP port was found on 127.0.0.1".into(),
-    ))
+    Err(Error::Invalid("no free TCP port was found on 127.0.0.1".into()))
 }
 
 /// A running program. Its output goes to a file.
@@ -103,12 +92,7 @@ impl Process {
             .stderr(err)
             .spawn()
             .context(|| format!("start {}", command.get_program().display()))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log,
-            ended: None,
-        })
+        Ok(Self { name: name.to_owned(), child, log, ended: None })
     }
 
     /// Its process id.
@@ -128,11 +112,9 @@ impl Process {
     pub fn check_running(&mut self) -> Result<(), Error> {
         match self.ended() {
             None => Ok(()),
-            Some(status) => Err(Error::EndedEarly {
-                name: self.name.clone(),
-                status: status_text(status),
-                output: self.output(),
-            }),
+            Some(status) => {
+                Err(Error::EndedEarly { name: self.name.clone(), status: status_text(status), output: self.output() })
+            }
         }
     }
 
@@ -210,15 +192,9 @@ impl Process {
             Ok(None)
         });
         result.map_err(|error| match error {
-            Error::TimedOut {
-                what,
-                seconds,
-                seen,
-            } => Error::TimedOut {
-                what,
-                seconds,
-                seen: format!("{seen}; it said:\n{}", self.output()),
-            },
+            Error::TimedOut { what, seconds, seen } => {
+                Error::TimedOut { what, seconds, seen: format!("{seen}; it said:\n{}", self.output()) }
+            }
             other => other,
         })
     }
@@ -269,23 +245,15 @@ mod tests {
     fn an_early_end_is_told_with_the_last_words() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut process = shell("echo unknown key >&2; exit 2", folder.path());
-        let error = process
-            .wait_ready(free_port().expect("a port"))
-            .expect_err("it ended");
+        let error = process.wait_ready(free_port().expect("a port")).expect_err("it ended");
         let text = error.to_string();
-        assert!(
-            text.contains("exit code 2") && text.contains("unknown key"),
-            "{text}"
-        );
+        assert!(text.contains("exit code 2") && text.contains("unknown key"), "{text}");
     }
 
     #[test]
     fn sigterm_ends_a_willing_process() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut process = shell(
-            "trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done",
-            folder.path(),
-        );
+        let mut process = shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done", folder.path());
         while process.output() != "up" {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -50,12 +50,8 @@ impl Server {
             .prefix("tapio-perf-server-")
             .tempdir()
             .context(|| "make a temporary folder".into())?;
-        let archive_dir = options
-            .archive_dir
-            .clone()
-            .unwrap_or_else(|| folder.path().join("archive"));
-        fs::create_dir_all(&archive_dir)
-            .context(|| format!("make the folder {}", archive_dir.display()))?;
+        let archive_dir = options.archive_dir.clone().unwrap_or_else(|| folder.path().join("archive"));
+        fs::create_dir_all(&archive_dir).context(|| format!("make the folder {}", archive_dir.display()))?;
         let (port, http_port) = (free_port()?, free_port()?);
         let config = folder.path().join("server.yaml");
         let text = config_text(&archive_dir, port, http_port, &options.extra_config);

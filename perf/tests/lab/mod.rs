@@ -49,10 +49,7 @@ pub fn can_run(test: &str, needs: &[Need]) -> bool {
         return true;
     }
     let text = format!("SKIP {test}: needs {}", missing.join(" and "));
-    assert!(
-        std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"),
-        "{text}"
-    );
+    assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{text}");
     eprintln!("{text}");
     false
 }
@@ -76,15 +73,9 @@ impl FedNode {
         })
         .unwrap_or_else(|error| panic!("{error}"));
         let (node, ring) = Node::new(name, 1, ENTITIES, RING_BYTES).expect("a ring");
-        let mut fed = Self {
-            generator: None,
-            publication: None,
-            collector,
-            ring,
-        };
+        let mut fed = Self { generator: None, publication: None, collector, ring };
         fed.publish();
-        let generator =
-            Generator::start(vec![node], Pace::PerSecond(rate), Duration::from_secs(3600));
+        let generator = Generator::start(vec![node], Pace::PerSecond(rate), Duration::from_secs(3600));
         fed.generator = Some(generator.expect("a generator"));
         fed
     }
@@ -99,9 +90,7 @@ impl FedNode {
     /// SIGKILL for the collector; a new one takes the same ring over.
     pub fn replace_collector(&mut self) {
         self.collector.kill();
-        self.collector
-            .restart()
-            .unwrap_or_else(|error| panic!("{error}"));
+        self.collector.restart().unwrap_or_else(|error| panic!("{error}"));
         self.publish();
     }
 
@@ -123,11 +112,7 @@ impl FedNode {
             Ok((now >= wanted).then_some(now))
         });
         *archived = result.unwrap_or_else(|error| {
-            panic!(
-                "{error}\ncollector:\n{}\nserver:\n{}",
-                self.collector.output(),
-                server.output()
-            )
+            panic!("{error}\ncollector:\n{}\nserver:\n{}", self.collector.output(), server.output())
         });
     }
 
@@ -137,19 +122,10 @@ impl FedNode {
         generator.stop();
         let node = generator.join().expect("the generator ends").remove(0);
         let limit = Duration::from_secs(30);
-        wait_for("the ring to be read", limit, |_| {
-            Ok(node.is_consumed().then_some(()))
-        })
-        .unwrap_or_else(|error| panic!("{error}\n{}", self.collector.output()));
-        let status = self
-            .collector
-            .stop()
-            .unwrap_or_else(|error| panic!("{error}"));
-        assert!(
-            status.is_some_and(|status| status.success()),
-            "{status:?}: {}",
-            self.collector.output()
-        );
+        wait_for("the ring to be read", limit, |_| Ok(node.is_consumed().then_some(())))
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.collector.output()));
+        let status = self.collector.stop().unwrap_or_else(|error| panic!("{error}"));
+        assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", self.collector.output());
         let mut client = server.client().expect("the server answers");
         let name = self.collector.node().to_owned();
         let mut last = None;
@@ -159,8 +135,7 @@ impl FedNode {
             *seen = ledger.to_string();
             let closes = ledger.closes();
             let states = status.nodes.iter().filter(|node| node.node == name);
-            let states =
-                states.flat_map(|node| node.epochs.iter().map(|epoch| epoch.state.clone()));
+            let states = states.flat_map(|node| node.epochs.iter().map(|epoch| epoch.state.clone()));
             last = Some((ledger, states.collect()));
             Ok(closes.then_some(()))
         });
@@ -171,17 +146,8 @@ impl FedNode {
 
 /// Makes a fault by the command line; what was done.
 pub fn inject(arguments: &[&str]) -> Value {
-    let output = Command::new(PERF)
-        .arg("inject")
-        .args(arguments)
-        .arg("--json")
-        .output()
-        .expect("tapio-perf starts");
-    assert!(
-        output.status.success(),
-        "inject {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(PERF).arg("inject").args(arguments).arg("--json").output().expect("tapio-perf starts");
+    assert!(output.status.success(), "inject {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
@@ -192,17 +158,13 @@ pub fn refusal(mut command: Command, what: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let start = Instant::now();
     command.env("RUST_BACKTRACE", "0");
-    let mut process =
-        Process::spawn(what, command, folder.path().join("log")).expect("the program starts");
+    let mut process = Process::spawn(what, command, folder.path().join("log")).expect("the program starts");
     let status = process.wait(Duration::from_secs(20));
     let output = process.output();
     let Some(status) = status else {
         panic!("{what}: still runs after {:?}:\n{output}", start.elapsed());
     };
-    assert!(
-        status.code().is_some_and(|code| code != 0 && code != 101),
-        "{what}: {status}:\n{output}"
-    );
+    assert!(status.code().is_some_and(|code| code != 0 && code != 101), "{what}: {status}:\n{output}");
     assert!(!output.contains("panicked at"), "{what}:\n{output}");
     output
 }
@@ -218,9 +180,6 @@ pub fn program(name: &str) -> PathBuf {
 pub fn assert_says(text: &str, words: &[&str]) {
     let lower = text.to_lowercase();
     for word in words {
-        assert!(
-            lower.contains(&word.to_lowercase()),
-            "{word:?} is missing in:\n{text}"
-        );
+        assert!(lower.contains(&word.to_lowercase()), "{word:?} is missing in:\n{text}");
     }
 }

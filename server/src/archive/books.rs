@@ -18,6 +18,9 @@
 //! states what all earlier ones had consumed or dropped (`inherited`), and the loss is known exactly: inherited by the next
 //! − inherited by this one − shipped − dropped. A difference below 0 cannot be a loss and is unexplained.
 //!
+//! Frames that another server acknowledged, or this one before it lost its disk, are known by the collector's word alone: their
+//! events are left out of `emitted` and `shipped` above, so that the equation holds for what this server answers for.
+//!
 //! The counters come from the network: sums are taken in `i128`, so that no peer can make one overflow.
 
 use std::collections::HashMap;
@@ -58,6 +61,15 @@ impl EpochState {
     }
 }
 
+/// What a collector says was acknowledged to it, by whomever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Every frame up to this one.
+    pub seq: u64,
+    /// The events in them.
+    pub events: [u64; SOURCES],
+}
+
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
@@ -77,6 +89,8 @@ pub struct EpochBooks {
     pub missing_frames: u64,
     pub lethal_events: u64,
     pub archived: [u64; SOURCES],
+    /// Events of this epoch that were acknowledged, but not out of this archive.
+    pub elsewhere: [u64; SOURCES],
     pub is_final: bool,
     /// Clocks of the last frame.
     pub boottime_ns: u64,
@@ -112,11 +126,7 @@ impl NodeBooks {
     }
 
     fn newest_ns(&self) -> u64 {
-        self.epochs
-            .iter()
-            .map(|epoch| epoch.realtime_ns)
-            .max()
-            .unwrap_or(0)
+        self.epochs.iter().map(|epoch| epoch.realtime_ns).max().unwrap_or(0)
     }
 }
 
@@ -162,25 +172,7 @@ pub struct Books {
 impl Books {
     /// Counts a frame that is durable. `frame` is the whole frame, checked.
     pub fn record(&mut self, header: &Header, frame: &[u8]) -> Recorded {
-        if !self.nodes.contains_key(&header.node) && self.nodes.len() >= NODES_MAX {
-            self.evict_silent_nodes();
-        }
-        let node = self.nodes.entry(header.node).or_default();
-        let index = match node
-            .epochs
-            .binary_search_by_key(&header.epoch, |epoch| epoch.epoch)
-        {
-            Ok(index) => index,
-            Err(index) => {
-                let fresh = EpochBooks {
-                    epoch: header.epoch,
-                    ..EpochBooks::default()
-                };
-                node.epochs.insert(index, fresh);
-                index
-            }
-        };
-        let epoch = &mut node.epochs[index];
+        let epoch = self.epoch_entry(header.node, header.epoch);
         if header.seq <= epoch.durable_seq {
             self.totals.duplicates += 1;
             return Recorded::Duplicate;
@@ -198,30 +190,30 @@ impl Books {
         }
         epoch.ledger.clear();
         let ledger_start = HEADER_BYTES + header.payload_bytes as usize;
-        epoch
-            .ledger
-            .extend_from_slice(frame.get(ledger_start..).unwrap_or_default());
+        epoch.ledger.extend_from_slice(frame.get(ledger_start..).unwrap_or_default());
         self.totals.frames += 1;
         self.totals.events += u64::from(header.events());
         self.totals.lethal_events += u64::from(header.lethal_events);
-        if node.epochs.len() > EPOCHS_MAX {
-            let retired = &mut self.retired;
-            settle(node, 0, |source, balance| {
-                retired[source as usize].add(&balance)
-            });
-            node.epochs.remove(0);
-        }
         Recorded::New { missing }
     }
 
-    /// Counts a frame that was dropped because it is already here.
-    pub fn count_duplicate(&mut self) {
-        self.totals.duplicates += 1;
+    /// Lets an epoch go on behind frames that were acknowledged elsewhere. Nothing changes when they are here.
+    pub fn resume(&mut self, node: u64, epoch: u64, acknowledged: &Acknowledged) {
+        let epoch = self.epoch_entry(node, epoch);
+        if acknowledged.seq <= epoch.durable_seq {
+            return;
+        }
+        epoch.durable_seq = acknowledged.seq;
+        for ((elsewhere, &events), &archived) in
+            epoch.elsewhere.iter_mut().zip(&acknowledged.events).zip(&epoch.archived)
+        {
+            *elsewhere = events.saturating_sub(archived);
+        }
     }
 
-    /// Counts a damaged place.
-    pub fn count_quarantined(&mut self) {
-        self.totals.quarantined += 1;
+    /// Counts damaged places.
+    pub(super) fn count_quarantined(&mut self, places: u64) {
+        self.totals.quarantined += places;
     }
 
     /// Remembers what a node is called. A node that has no frame here is not remembered.
@@ -249,11 +241,7 @@ impl Books {
 
     /// The newest epoch of a node.
     pub fn newest_epoch(&self, node: u64) -> Option<u64> {
-        self.nodes
-            .get(&node)?
-            .epochs
-            .last()
-            .map(|epoch| epoch.epoch)
+        self.nodes.get(&node)?.epochs.last().map(|epoch| epoch.epoch)
     }
 
     /// What is known of each node.
@@ -271,19 +259,14 @@ impl Books {
         let node = self.nodes.get(&node)?;
         let index = node.epochs.iter().position(|known| known.epoch == epoch)?;
         let mut balances: [Balance; SOURCES] = Default::default();
-        settle(node, index, |source, balance| {
-            balances[source as usize] = balance
-        });
+        settle(node, index, |source, balance| balances[source as usize] = balance);
         Some((node.state(index), balances))
     }
 
     /// Events that no counter accounts for, over all nodes: 0 unless something is wrong. Surpluses and shortages do not
     /// cancel each other out.
     pub fn unexplained_total(&self) -> i64 {
-        let mut sum: i64 = self
-            .retired
-            .iter()
-            .fold(0, |sum, retired| sum.saturating_add(retired.unexplained));
+        let mut sum: i64 = self.retired.iter().fold(0, |sum, retired| sum.saturating_add(retired.unexplained));
         self.each_balance(|_, balance| {
             sum = sum.saturating_add(balance.unexplained.saturating_abs());
         });
@@ -292,8 +275,7 @@ impl Books {
 
     /// Every loss that a collector has declared or that its death implies, over all nodes.
     pub fn losses(&self) -> Vec<(Source, Stage, Reason, u64)> {
-        let mut sums: [Losses; SOURCES] =
-            std::array::from_fn(|source| self.retired[source].dropped);
+        let mut sums: [Losses; SOURCES] = std::array::from_fn(|source| self.retired[source].dropped);
         self.each_balance(|source, balance| {
             add_losses(&mut sums[source as usize], &balance.dropped);
         });
@@ -320,13 +302,29 @@ impl Books {
                 node: node.name.as_deref().unwrap_or_default().to_owned(),
                 node_id: id,
                 connected: connected(id),
-                epochs: (0..node.epochs.len())
-                    .map(|index| epoch_status(node, index))
-                    .collect(),
+                epochs: (0..node.epochs.len()).map(|index| epoch_status(node, index)).collect(),
             })
             .collect();
         nodes.sort_by(|a, b| (&a.node, a.node_id).cmp(&(&b.node, b.node_id)));
         nodes
+    }
+
+    fn epoch_entry(&mut self, id: u64, epoch: u64) -> &mut EpochBooks {
+        if !self.nodes.contains_key(&id) && self.nodes.len() >= NODES_MAX {
+            self.evict_silent_nodes();
+        }
+        let node = self.nodes.entry(id).or_default();
+        let mut index = node.epochs.partition_point(|known| known.epoch < epoch);
+        if node.epochs.get(index).is_none_or(|known| known.epoch != epoch) {
+            if node.epochs.len() >= EPOCHS_MAX {
+                let retired = &mut self.retired;
+                settle(node, 0, |source, balance| retired[source as usize].add(&balance));
+                node.epochs.remove(0);
+                index = index.saturating_sub(1);
+            }
+            node.epochs.insert(index, EpochBooks { epoch, ..EpochBooks::default() });
+        }
+        &mut node.epochs[index]
     }
 
     fn each_balance(&self, mut each: impl FnMut(Source, Balance)) {
@@ -338,11 +336,7 @@ impl Books {
     }
 
     fn evict_silent_nodes(&mut self) {
-        let mut by_age: Vec<(u64, u64)> = self
-            .nodes
-            .iter()
-            .map(|(&id, node)| (node.newest_ns(), id))
-            .collect();
+        let mut by_age: Vec<(u64, u64)> = self.nodes.iter().map(|(&id, node)| (node.newest_ns(), id)).collect();
         by_age.select_nth_unstable(NODES_EVICTED);
         for (_, id) in by_age.into_iter().take(NODES_EVICTED) {
             let Some(node) = self.nodes.remove(&id) else {
@@ -350,9 +344,7 @@ impl Books {
             };
             for index in 0..node.epochs.len() {
                 let retired = &mut self.retired;
-                settle(&node, index, |source, balance| {
-                    retired[source as usize].add(&balance)
-                });
+                settle(&node, index, |source, balance| retired[source as usize].add(&balance));
             }
         }
     }
@@ -362,9 +354,7 @@ impl Retired {
     fn add(&mut self, balance: &Balance) {
         self.emitted = self.emitted.saturating_add(balance.emitted);
         self.archived = self.archived.saturating_add(balance.archived);
-        self.unexplained = self
-            .unexplained
-            .saturating_add(balance.unexplained.saturating_abs());
+        self.unexplained = self.unexplained.saturating_add(balance.unexplained.saturating_abs());
         add_losses(&mut self.dropped, &balance.dropped);
     }
 }
@@ -384,46 +374,26 @@ fn settle(node: &NodeBooks, index: usize, mut each: impl FnMut(Source, Balance))
         EpochState::Open | EpochState::Closed => None,
     };
     for source in Source::ALL {
-        let inherited_next = next
-            .as_ref()
-            .map_or(0, |next| next.account(source).inherited);
-        each(
-            source,
-            balance(
-                &ledger,
-                epoch.archived[source as usize],
-                state,
-                inherited_next,
-                source,
-            ),
-        );
+        let inherited_next = next.as_ref().map_or(0, |next| next.account(source).inherited);
+        each(source, balance(epoch, &ledger, state, inherited_next, source));
     }
 }
 
-fn balance(
-    ledger: &Ledger,
-    archived: u64,
-    state: EpochState,
-    inherited_next: u64,
-    source: Source,
-) -> Balance {
+fn balance(epoch: &EpochBooks, ledger: &Ledger, state: EpochState, inherited_next: u64, source: Source) -> Balance {
     let account = ledger.account(source);
+    let archived = epoch.archived[source as usize];
+    let elsewhere = epoch.elsewhere[source as usize];
     let mut settled = Balance {
-        emitted: account.emitted,
+        emitted: account.emitted.saturating_sub(elsewhere),
         archived,
         dropped: account.dropped,
         inherited: account.inherited,
         ..Balance::default()
     };
     let shipped = i128::from(account.shipped);
-    let dropped: i128 = account
-        .dropped
-        .iter()
-        .flatten()
-        .map(|&count| i128::from(count))
-        .sum();
+    let dropped: i128 = account.dropped.iter().flatten().map(|&count| i128::from(count)).sum();
     let held = i128::from(account.emitted) - dropped - shipped;
-    let mut unexplained = shipped - i128::from(archived);
+    let mut unexplained = shipped - i128::from(elsewhere) - i128::from(archived);
     match state {
         EpochState::Open => {
             settled.held = saturating_u64(held);
@@ -433,7 +403,7 @@ fn balance(
         EpochState::Killed => {
             let lost = if inherited_next > 0 {
                 let consumed = i128::from(inherited_next) - i128::from(account.inherited);
-                settled.emitted = saturating_u64(consumed);
+                settled.emitted = saturating_u64(consumed - i128::from(elsewhere));
                 consumed - shipped - dropped
             } else {
                 held
@@ -486,3 +456,6 @@ fn epoch_status(node: &NodeBooks, index: usize) -> service::EpochStatus {
         last_frame_ns: epoch.realtime_ns,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,10 +34,7 @@ impl fmt::Display for DiskKind {
 }
 
 /// Files and the directory that holds them.
-#[allow(
-    async_fn_in_trait,
-    reason = "static dispatch on one thread: no caller needs to name or send these futures"
-)]
+#[allow(async_fn_in_trait, reason = "static dispatch on one thread: no caller needs to name or send these futures")]
 pub trait Disk: 'static {
     /// An open file.
     type File: 'static;
@@ -85,9 +82,7 @@ pub async fn write_all<D: Disk>(
 ) -> (io::Result<()>, Vec<u8>) {
     let mut start = 0;
     while start < buffer.len() {
-        let (result, returned) = disk
-            .write_at(file, buffer, start, offset + start as u64)
-            .await;
+        let (result, returned) = disk.write_at(file, buffer, start, offset + start as u64).await;
         buffer = returned;
         match result {
             Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),

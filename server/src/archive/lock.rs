@@ -19,10 +19,7 @@ pub struct DirectoryLock {
 impl DirectoryLock {
     /// Creates the directory where needed, and takes it.
     pub fn take(dir: &Path) -> Result<Self, ArchiveError> {
-        let refused = |source: io::Error| ArchiveError::Directory {
-            dir: dir.to_owned(),
-            source,
-        };
+        let refused = |source: io::Error| ArchiveError::Directory { dir: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(refused)?;
         let mut file = File::options()
             .read(true)
@@ -46,10 +43,7 @@ impl DirectoryLock {
             Err(error) => return Err(refused(error.into())),
         }
         // The process id is for people; a full disk must not keep the server from starting.
-        let _ = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
 }

@@ -25,14 +25,10 @@ pub struct ArchiveMetrics {
 
 impl ArchiveMetrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
-        let counter =
-            |name: &str, help: &str| IntCounter::new(format!("tapio_server_archive_{name}"), help);
-        let gauge =
-            |name: &str, help: &str| IntGauge::new(format!("tapio_server_archive_{name}"), help);
-        let events = IntCounterVec::new(
-            Opts::new("tapio_server_archive_events_total", "Events made durable."),
-            &["lane"],
-        )?;
+        let counter = |name: &str, help: &str| IntCounter::new(format!("tapio_server_archive_{name}"), help);
+        let gauge = |name: &str, help: &str| IntGauge::new(format!("tapio_server_archive_{name}"), help);
+        let events =
+            IntCounterVec::new(Opts::new("tapio_server_archive_events_total", "Events made durable."), &["lane"])?;
         Ok(Self {
             commit_seconds: Histogram::with_opts(
                 HistogramOpts::new(
@@ -46,22 +42,10 @@ impl ArchiveMetrics {
             lethal_events: events.with_label_values(&["lethal"]),
             bulk_events: events.with_label_values(&["bulk"]),
             events,
-            duplicates: counter(
-                "duplicates_total",
-                "Frames dropped because they were here already.",
-            )?,
-            quarantined: counter(
-                "quarantined_total",
-                "Damaged places set aside by recoveries.",
-            )?,
-            poisoned: counter(
-                "poisoned_segments_total",
-                "Segments given up because a write or sync failed.",
-            )?,
-            failures: counter(
-                "failures_total",
-                "Failed attempts to create, write or sync a segment.",
-            )?,
+            duplicates: counter("duplicates_total", "Frames dropped because they were here already.")?,
+            quarantined: counter("quarantined_total", "Damaged places set aside by recoveries.")?,
+            poisoned: counter("poisoned_segments_total", "Segments given up because a write or sync failed.")?,
+            failures: counter("failures_total", "Failed attempts to create, write or sync a segment.")?,
             deleted: counter("deleted_segments_total", "Segments deleted by size or age.")?,
             segments: gauge("segments", "Segments on disk.")?,
             bytes: gauge("bytes", "Bytes of all segments on disk.")?,
@@ -89,13 +73,7 @@ impl ArchiveMetrics {
         ] {
             registry.register(Box::new(counter.clone()))?;
         }
-        for gauge in [
-            &self.segments,
-            &self.bytes,
-            &self.backlog_bytes,
-            &self.uring,
-            &self.ready,
-        ] {
+        for gauge in [&self.segments, &self.bytes, &self.backlog_bytes, &self.uring, &self.ready] {
             registry.register(Box::new(gauge.clone()))?;
         }
         Ok(())

@@ -35,7 +35,7 @@ use tapio_wire::service;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{info, warn};
 
-pub use books::{Balance, Books, EpochState, Recorded};
+pub use books::{Acknowledged, Balance, Books, EpochState, Recorded};
 pub use disk::{Disk, DiskKind};
 pub use metrics::ArchiveMetrics;
 pub use plain::PlainDisk;
@@ -124,6 +124,8 @@ pub struct Append {
     pub header: Header,
     /// What the node is called, where known.
     pub node_name: Option<Arc<str>>,
+    /// Set on the first frame behind frames that were acknowledged elsewhere: the sequence goes on from there.
+    pub resumed: Option<Acknowledged>,
     pub on_durable: Arc<dyn Durable>,
 }
 
@@ -164,21 +166,9 @@ impl Appender {
     /// Waits for room for a frame of `bytes` bytes. Nothing happens when the future is dropped.
     pub async fn reserve(&self, bytes: usize) -> Result<Room, Closed> {
         let wanted = bytes.min(QUEUE_BYTES_MAX) as u32;
-        let room = Arc::clone(&self.room)
-            .acquire_many_owned(wanted)
-            .await
-            .map_err(|_| Closed)?;
-        let slot = self
-            .queue
-            .clone()
-            .reserve_owned()
-            .await
-            .map_err(|_| Closed)?;
-        Ok(Room {
-            slot,
-            bytes: room,
-            metrics: Arc::clone(&self.metrics),
-        })
+        let room = Arc::clone(&self.room).acquire_many_owned(wanted).await.map_err(|_| Closed)?;
+        let slot = self.queue.clone().reserve_owned().await.map_err(|_| Closed)?;
+        Ok(Room { slot, bytes: room, metrics: Arc::clone(&self.metrics) })
     }
 
     /// Waits for room, then appends.
@@ -198,10 +188,7 @@ impl Room {
     /// Appends the frame that the room was reserved for.
     pub fn append(self, append: Append) {
         self.metrics.backlog_bytes.add(append.bytes.len() as i64);
-        self.slot.send(Queued {
-            append,
-            _room: self.bytes,
-        });
+        self.slot.send(Queued { append, _room: self.bytes });
     }
 }
 
@@ -291,24 +278,17 @@ impl Archive {
         let totals = recovered.books.totals();
         metrics.frames.inc_by(totals.frames);
         metrics.lethal_events.inc_by(totals.lethal_events);
-        metrics
-            .bulk_events
-            .inc_by(totals.events.saturating_sub(totals.lethal_events));
+        metrics.bulk_events.inc_by(totals.events.saturating_sub(totals.lethal_events));
         metrics.duplicates.inc_by(totals.duplicates);
         metrics.quarantined.inc_by(totals.quarantined);
 
         let books = Arc::new(Mutex::new(recovered.books));
         let (sender, queue) = mpsc::channel(QUEUE_FRAMES_MAX);
         let (stop, stopped) = watch::channel(false);
-        let (state_sender, state) = watch::channel(ArchiveState::NotReady(
-            "the archive is being opened".to_owned(),
-        ));
+        let (state_sender, state) = watch::channel(ArchiveState::NotReady("the archive is being opened".to_owned()));
         let writer = Writer {
             dir: config.dir.clone(),
-            segment_bytes: config
-                .segment_bytes
-                .min(config.max_bytes / 4)
-                .max(SEGMENT_BYTES_MIN),
+            segment_bytes: config.segment_bytes.min(config.max_bytes / 4).max(SEGMENT_BYTES_MIN),
             max_bytes: config.max_bytes,
             max_age: config.max_age,
             commit_interval: config.commit_interval,
@@ -330,9 +310,7 @@ impl Archive {
             Ok(Ok(disk)) => disk,
             Ok(Err(source)) => return Err(ArchiveError::Uring { source }),
             Err(_) => {
-                return Err(ArchiveError::Thread {
-                    source: io::Error::other("it ended before it was ready"),
-                });
+                return Err(ArchiveError::Thread { source: io::Error::other("it ended before it was ready") });
             }
         };
         info!(dir = %config.dir.display(), disk = disk.name(), "archive open");
@@ -430,10 +408,7 @@ fn run_chosen(choice: DiskChoice, writer: Writer, started: &Started) {
 }
 
 fn run_plainly<D: Disk>(disk: D, writer: Writer, started: &Started) {
-    match tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-    {
+    match tokio::runtime::Builder::new_current_thread().enable_time().build() {
         Ok(runtime) => runtime.block_on(writer.run(disk, |kind| tell(started, Ok(kind)))),
         Err(error) => tell(started, Err(error)),
     }

@@ -25,13 +25,7 @@ impl Disk for PlainDisk {
         create_reserved(path, bytes)
     }
 
-    async fn write_at(
-        &self,
-        file: &File,
-        buffer: Vec<u8>,
-        start: usize,
-        offset: u64,
-    ) -> (io::Result<usize>, Vec<u8>) {
+    async fn write_at(&self, file: &File, buffer: Vec<u8>, start: usize, offset: u64) -> (io::Result<usize>, Vec<u8>) {
         (file.write_at(&buffer[start..], offset), buffer)
     }
 
@@ -64,11 +58,7 @@ impl Disk for PlainDisk {
 /// Creates a file of `bytes` zeros. Where the file system cannot reserve blocks the file is sparse, and a full disk shows at
 /// the write instead.
 pub(super) fn create_reserved(path: &Path, bytes: u64) -> io::Result<File> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)?;
+    let file = File::options().write(true).create(true).truncate(true).open(path)?;
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => {}
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(bytes)?,

@@ -50,6 +50,8 @@ pub struct Recovered {
     pub empty_newest: Option<u64>,
     dir: PathBuf,
     surveys: HashMap<u64, Survey, RandomState>,
+    /// Damaged places that the books have not counted yet.
+    damaged: u64,
 }
 
 /// What one look through a segment tells.
@@ -66,10 +68,7 @@ struct Survey {
 
 /// Rebuilds the books from `dir`.
 pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
-    let refused = |source: io::Error| ArchiveError::Directory {
-        dir: dir.to_owned(),
-        source,
-    };
+    let refused = |source: io::Error| ArchiveError::Directory { dir: dir.to_owned(), source };
     let segments = segments::list(dir).map_err(refused)?;
     let mut recovered = Recovered {
         books: Books::default(),
@@ -78,15 +77,14 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
         empty_newest: None,
         dir: dir.to_owned(),
         surveys: HashMap::default(),
+        damaged: 0,
     };
     let mut first = recovered.segments.len();
     while first > 0 {
         first -= 1;
         let mut survey = recovered.survey(first)?;
         let base = survey.base.take();
-        recovered
-            .surveys
-            .insert(recovered.segments[first].number, survey);
+        recovered.surveys.insert(recovered.segments[first].number, survey);
         if let Some(base) = base {
             recovered.books = *base;
             break;
@@ -99,6 +97,7 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
     for index in first..recovered.segments.len() {
         recovered.apply(index)?;
     }
+    recovered.count_damage();
     if let Some(newest) = recovered.segments.back() {
         let survey = &recovered.surveys[&newest.number];
         let empty = survey.frames == 0 && survey.damages.is_empty() && !survey.tail_damaged;
@@ -121,15 +120,8 @@ impl Recovered {
     /// Looks through a segment, sets its damage aside and cuts its tail.
     fn survey(&mut self, index: usize) -> Result<Survey, ArchiveError> {
         let segment = &mut self.segments[index];
-        let failed = |source: io::Error| ArchiveError::Segment {
-            path: segment.path.clone(),
-            source,
-        };
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(&segment.path)
-            .map_err(failed)?;
+        let failed = |source: io::Error| ArchiveError::Segment { path: segment.path.clone(), source };
+        let file = File::options().read(true).write(true).open(&segment.path).map_err(failed)?;
         if let Err(error) = file.sync_data() {
             warn!(segment = %segment.path.display(), %error, "sync failed: only what is on the disk counts");
         }
@@ -139,7 +131,7 @@ impl Recovered {
             Ok(survey) => survey,
             Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
                 warn!(segment = %segment.path.display(), %error, "unreadable segment left out");
-                self.books.count_quarantined();
+                self.damaged += 1;
                 return Ok(Survey::default());
             }
             Err(error) => return Err(failed(error)),
@@ -147,7 +139,7 @@ impl Recovered {
         let tail = survey.tail_damaged.then_some(survey.end..segment.bytes);
         for range in survey.damages.iter().cloned().chain(tail) {
             if quarantine(&self.dir, &file, segment.number, &range) {
-                self.books.count_quarantined();
+                self.damaged += 1;
             }
         }
         if survey.end < segment.bytes {
@@ -155,6 +147,10 @@ impl Recovered {
             segment.bytes = survey.end;
         }
         Ok(survey)
+    }
+
+    fn count_damage(&mut self) {
+        self.books.count_quarantined(std::mem::take(&mut self.damaged));
     }
 
     /// Counts a segment's frames in the books.
@@ -177,19 +173,14 @@ impl Recovered {
                     );
                 }
             }
-            Item::Note(Note::Name { node, name }) => {
-                books.learn_name(node, &name);
-            }
+            Item::Note(Note::Name { node, name }) => books.learn_name(node, &name),
+            Item::Note(Note::Resumed { node, epoch, acknowledged }) => books.resume(node, epoch, &acknowledged),
             Item::Note(_) | Item::Damaged(_) | Item::Tail { .. } => {}
         })
     }
 
     /// Hands over the frames whose realtime is within `window` of the newest frame's, oldest segment first, each once.
-    pub fn replay(
-        &mut self,
-        window: Duration,
-        each: &mut dyn FnMut(&Header, &[u8]),
-    ) -> Result<(), ArchiveError> {
+    pub fn replay(&mut self, window: Duration, each: &mut dyn FnMut(&Header, &[u8])) -> Result<(), ArchiveError> {
         if window.is_zero() {
             return Ok(());
         }
@@ -197,9 +188,7 @@ impl Recovered {
         // A node whose clock is ahead must not push the others out of the window.
         let now_ns = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(u64::MAX, |since| {
-                u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-            });
+            .map_or(u64::MAX, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
         let mut newest_ns = 0;
         let mut first = self.segments.len();
         while first > 0 {
@@ -215,6 +204,7 @@ impl Recovered {
             }
             first -= 1;
         }
+        self.count_damage();
         let oldest_ns = newest_ns.saturating_sub(window_ns);
         let mut last_seq: HashMap<(u64, u64), u64, RandomState> = HashMap::default();
         for segment in self.segments.range(first..) {
@@ -235,15 +225,8 @@ impl Recovered {
     }
 }
 
-fn each_frame(
-    segment: &ClosedSegment,
-    end: u64,
-    each: &mut dyn FnMut(Item<'_>),
-) -> Result<(), ArchiveError> {
-    let failed = |source: io::Error| ArchiveError::Segment {
-        path: segment.path.clone(),
-        source,
-    };
+fn each_frame(segment: &ClosedSegment, end: u64, each: &mut dyn FnMut(Item<'_>)) -> Result<(), ArchiveError> {
+    let failed = |source: io::Error| ArchiveError::Segment { path: segment.path.clone(), source };
     let file = File::open(&segment.path).map_err(failed)?;
     let mut scanner = Scanner::new(&file, segment.number).map_err(failed)?;
     while scanner.position() < end {
@@ -288,11 +271,7 @@ fn survey(file: &File, number: u64) -> io::Result<Survey> {
         at = scanner.position();
     }
     survey.end = tail_from;
-    if let Some(first) = survey
-        .damages
-        .iter()
-        .position(|range| range.start > last_mark)
-    {
+    if let Some(first) = survey.damages.iter().position(|range| range.start > last_mark) {
         survey.end = survey.damages[first].start;
         survey.tail_damaged = true;
         survey.damages.truncate(first);
@@ -315,21 +294,12 @@ fn quarantine(dir: &Path, file: &File, number: u64, range: &Range<u64>) -> bool 
         let length = (range.end - range.start).min(QUARANTINE_BYTES_MAX);
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, range.start)?;
-        let end = bytes
-            .iter()
-            .rposition(|&byte| byte != 0)
-            .map_or(0, |last| last + 1);
+        let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         fs::write(&path, &bytes[..end])?;
         Ok(true)
     };
     match copy() {
-        Ok(kept) => warn!(
-            segment = number,
-            from = range.start,
-            to = range.end,
-            kept,
-            "damage quarantined"
-        ),
+        Ok(kept) => warn!(segment = number, from = range.start, to = range.end, kept, "damage quarantined"),
         Err(error) => {
             warn!(segment = number, from = range.start, to = range.end, %error, "damage found, and no copy kept");
         }

@@ -10,9 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use tapio_wire::frame::Header;
-use tapio_wire::segment::{
-    Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record, record_bytes,
-};
+use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record, record_bytes};
 
 use super::snapshot::{self, Note};
 
@@ -99,10 +97,7 @@ impl<'a> Scanner<'a> {
         if let Some((sound, length)) = self.sound_record(at)? {
             self.next = at + record_bytes(length) as u64;
             return Ok(Some(match sound {
-                Sound::Frame(header) => Item::Frame {
-                    header,
-                    bytes: self.content(at, length),
-                },
+                Sound::Frame(header) => Item::Frame { header, bytes: self.content(at, length) },
                 Sound::Note(note) => Item::Note(note),
             }));
         }
@@ -124,10 +119,7 @@ impl<'a> Scanner<'a> {
         } else {
             tail
         };
-        Ok(Some(Item::Tail {
-            from: at.min(self.file_bytes),
-            tail,
-        }))
+        Ok(Some(Item::Tail { from: at.min(self.file_bytes), tail }))
     }
 
     /// Looks for the next record after `at`, and tells whether everything up to it, or to the end, is zero.
@@ -158,18 +150,17 @@ impl<'a> Scanner<'a> {
         self.fill(at, RECORD_HEADER_BYTES)?;
         if find_record(self.rest(at), self.number, at) == Found::Torn {
             // The header is sound, so its length is to be believed, and `fill` stops at the file's end.
-            let length = self.rest(at).get(24..28).map_or(0, |bytes| {
-                u32::from_le_bytes(std::array::from_fn(|i| bytes[i])) as usize
-            });
+            let length = self
+                .rest(at)
+                .get(24..28)
+                .map_or(0, |bytes| u32::from_le_bytes(std::array::from_fn(|i| bytes[i])) as usize);
             self.fill(at, RECORD_HEADER_BYTES + length)?;
         }
         let Found::Record { kind, bytes, .. } = find_record(self.rest(at), self.number, at) else {
             return Ok(None);
         };
         let sound = match kind {
-            RecordKind::Frame => Header::check(bytes)
-                .ok()
-                .map(|(header, _)| Sound::Frame(header)),
+            RecordKind::Frame => Header::check(bytes).ok().map(|(header, _)| Sound::Frame(header)),
             RecordKind::Snapshot => snapshot::decode(bytes).map(Sound::Note),
         };
         Ok(sound.map(|sound| (sound, bytes.len())))
@@ -201,7 +192,6 @@ impl<'a> Scanner<'a> {
         };
         self.window_start = at;
         self.window.resize(read_end.saturating_sub(at) as usize, 0);
-        self.file
-            .read_exact_at(&mut self.window[kept..], at + kept as u64)
+        self.file.read_exact_at(&mut self.window[kept..], at + kept as u64)
     }
 }

@@ -41,9 +41,7 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
             fs::remove_file(entry.path())?;
             continue;
         }
-        let number = name
-            .strip_suffix(SUFFIX)
-            .filter(|digits| digits.len() == DIGITS);
+        let number = name.strip_suffix(SUFFIX).filter(|digits| digits.len() == DIGITS);
         let Some(number) = number.and_then(|digits| digits.parse().ok()) else {
             continue;
         };

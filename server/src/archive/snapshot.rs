@@ -16,10 +16,11 @@ use tapio_wire::event::SOURCES;
 use tapio_wire::ledger::{ENTRIES_MAX, ENTRY_BYTES};
 use tapio_wire::limits::NODE_NAME_BYTES_MAX;
 
-use super::books::{Books, EPOCHS_MAX, EpochBooks, NODES_MAX, NodeBooks, Retired, Totals};
+use super::books::{Acknowledged, Books, EPOCHS_MAX, EpochBooks, NODES_MAX, NodeBooks, Retired, Totals};
 
 const KIND_BOOKS: u32 = 1;
 const KIND_NAME: u32 = 2;
+const KIND_RESUMED: u32 = 3;
 const NO_NAME: u16 = u16::MAX;
 const _: () = assert!(NODE_NAME_BYTES_MAX < NO_NAME as usize);
 const _: () = assert!(EPOCHS_MAX <= u8::MAX as usize);
@@ -34,6 +35,8 @@ pub enum Note {
     Books(Box<Books>),
     /// What a node is called.
     Name { node: u64, name: Arc<str> },
+    /// An epoch goes on behind frames that were acknowledged elsewhere.
+    Resumed { node: u64, epoch: u64, acknowledged: Acknowledged },
 }
 
 /// The record of a node's name.
@@ -45,19 +48,23 @@ pub fn encode_name(node: u64, name: &str, out: &mut Vec<u8>) {
     seal(out, start);
 }
 
+/// The record of an epoch that goes on behind frames that were acknowledged elsewhere.
+pub fn encode_resumed(node: u64, epoch: u64, acknowledged: &Acknowledged, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&KIND_RESUMED.to_le_bytes());
+    for value in [node, epoch, acknowledged.seq].iter().chain(&acknowledged.events) {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+    seal(out, start);
+}
+
 /// The record of the books.
 pub fn encode_books(books: &Books, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&KIND_BOOKS.to_le_bytes());
     let put = |out: &mut Vec<u8>, value: u64| out.extend_from_slice(&value.to_le_bytes());
     let totals = &books.totals;
-    for value in [
-        totals.frames,
-        totals.events,
-        totals.lethal_events,
-        totals.duplicates,
-        totals.quarantined,
-    ] {
+    for value in [totals.frames, totals.events, totals.lethal_events, totals.duplicates, totals.quarantined] {
         put(out, value);
     }
     for retired in &books.retired {
@@ -87,7 +94,7 @@ pub fn encode_books(books: &Books, out: &mut Vec<u8>) {
             ] {
                 put(out, value);
             }
-            for &count in &epoch.archived {
+            for &count in epoch.archived.iter().chain(&epoch.elsewhere) {
                 put(out, count);
             }
             out.push(u8::from(epoch.is_final));
@@ -118,10 +125,15 @@ pub fn decode(bytes: &[u8]) -> Option<Note> {
         KIND_NAME => {
             let node = reader.u64()?;
             let name = std::str::from_utf8(reader.0).ok()?;
-            (name.len() <= NODE_NAME_BYTES_MAX).then(|| Note::Name {
-                node,
-                name: name.into(),
-            })
+            (name.len() <= NODE_NAME_BYTES_MAX).then(|| Note::Name { node, name: name.into() })
+        }
+        KIND_RESUMED => {
+            let (node, epoch) = (reader.u64()?, reader.u64()?);
+            let mut acknowledged = Acknowledged { seq: reader.u64()?, ..Acknowledged::default() };
+            for events in &mut acknowledged.events {
+                *events = reader.u64()?;
+            }
+            Some(Note::Resumed { node, epoch, acknowledged })
         }
         _ => None,
     }
@@ -148,11 +160,7 @@ fn decode_books(reader: &mut Reader<'_>) -> Option<Books> {
     if count > NODES_MAX {
         return None;
     }
-    let mut books = Books {
-        totals,
-        retired,
-        ..Books::default()
-    };
+    let mut books = Books { totals, retired, ..Books::default() };
     for _ in 0..count {
         let (id, node) = decode_node(reader)?;
         books.nodes.insert(id, node);
@@ -185,7 +193,7 @@ fn decode_node(reader: &mut Reader<'_>) -> Option<(u64, NodeBooks)> {
             realtime_ns: reader.u64()?,
             ..EpochBooks::default()
         };
-        for sum in &mut epoch.archived {
+        for sum in epoch.archived.iter_mut().chain(&mut epoch.elsewhere) {
             *sum = reader.u64()?;
         }
         epoch.is_final = reader.u8()? != 0;

@@ -52,11 +52,7 @@ impl Disk for UringDisk {
         start: usize,
         offset: u64,
     ) -> (io::Result<usize>, Vec<u8>) {
-        let (result, slice) = file
-            .ring
-            .write_at(buffer.slice(start..), offset)
-            .submit()
-            .await;
+        let (result, slice) = file.ring.write_at(buffer.slice(start..), offset).submit().await;
         (result, slice.into_inner())
     }
 

@@ -76,13 +76,7 @@ impl Writer {
     pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
         let kind = disk.kind();
         self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
-        let mut running = Running {
-            disk,
-            writer: self,
-            active: None,
-            buffer: Vec::new(),
-            committed: None,
-        };
+        let mut running = Running { disk, writer: self, active: None, buffer: Vec::new(), committed: None };
         let first = running.open_segment().await;
         match first {
             Ok(()) => running.set_ready(),
@@ -97,8 +91,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.metrics.ready.set(0);
-        self.state
-            .send_replace(ArchiveState::NotReady("the archive is closed".to_owned()));
+        self.state.send_replace(ArchiveState::NotReady("the archive is closed".to_owned()));
     }
 }
 
@@ -186,10 +179,7 @@ impl<D: Disk> Running<D> {
         }
         self.set_ready();
         if !batch.is_empty() {
-            self.writer
-                .metrics
-                .commit_seconds
-                .observe(started.elapsed().as_secs_f64());
+            self.writer.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
             self.report(batch);
         }
         true
@@ -197,10 +187,7 @@ impl<D: Disk> Running<D> {
 
     /// One attempt: a segment with room, the batch, the sync, the mark.
     async fn write(&mut self, batch: &mut [Queued]) -> io::Result<()> {
-        let bytes: usize = batch
-            .iter()
-            .map(|queued| record_bytes(queued.append.bytes.len()))
-            .sum();
+        let bytes: usize = batch.iter().map(|queued| record_bytes(queued.append.bytes.len())).sum();
         if let Some(active) = &self.active
             && active.offset + bytes as u64 > active.capacity
             && active.offset > active.first_offset
@@ -218,13 +205,7 @@ impl<D: Disk> Running<D> {
         };
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
-        build(
-            &mut buffer,
-            active.number,
-            active.offset,
-            batch,
-            &self.writer.books,
-        );
+        build(&mut buffer, active.number, active.offset, batch, &self.writer.books);
         let written = buffer.len() as u64;
         let (result, mut buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
         if let Err(error) = result {
@@ -237,13 +218,7 @@ impl<D: Disk> Running<D> {
         }
         active.offset += written;
         buffer.clear();
-        append_record(
-            &mut buffer,
-            active.number,
-            active.offset,
-            RecordKind::Snapshot,
-            &[],
-        );
+        append_record(&mut buffer, active.number, active.offset, RecordKind::Snapshot, &[]);
         let mark = buffer.len() as u64;
         let (result, buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
         self.buffer = buffer;
@@ -262,13 +237,11 @@ impl<D: Disk> Running<D> {
         {
             let mut books = lock_books(&self.writer.books);
             for queued in &*batch {
-                let Append {
-                    bytes: frame,
-                    header,
-                    node_name,
-                    ..
-                } = &queued.append;
+                let Append { bytes: frame, header, node_name, resumed, .. } = &queued.append;
                 bytes += frame.len();
+                if let Some(acknowledged) = resumed {
+                    books.resume(header.node, header.epoch, acknowledged);
+                }
                 if books.record(header, frame) == super::Recorded::Duplicate {
                     metrics.duplicates.inc();
                     continue;
@@ -279,9 +252,7 @@ impl<D: Disk> Running<D> {
                     books.learn_name(header.node, name);
                 }
                 metrics.frames.inc();
-                metrics
-                    .lethal_events
-                    .inc_by(u64::from(header.lethal_events));
+                metrics.lethal_events.inc_by(u64::from(header.lethal_events));
                 metrics.bulk_events.inc_by(u64::from(header.bulk_events));
             }
         }
@@ -295,9 +266,7 @@ impl<D: Disk> Running<D> {
                     && next.append.header.seq >= append.header.seq
             });
             if !superseded {
-                append
-                    .on_durable
-                    .durable(append.header.epoch, append.header.seq);
+                append.on_durable.durable(append.header.epoch, append.header.seq);
             }
         }
         batch.clear();
@@ -348,20 +317,10 @@ impl<D: Disk> Running<D> {
             let _ = self.disk.unlink(&path).await;
             return Err(error);
         }
-        self.active = Some(Active {
-            file,
-            number,
-            offset: first_offset,
-            capacity,
-            first_offset,
-            opened: Instant::now(),
-        });
+        self.active =
+            Some(Active { file, number, offset: first_offset, capacity, first_offset, opened: Instant::now() });
         if let Some(superfluous) = self.writer.superfluous.take()
-            && let Some(index) = self
-                .writer
-                .closed
-                .iter()
-                .position(|segment| segment.number == superfluous)
+            && let Some(index) = self.writer.closed.iter().position(|segment| segment.number == superfluous)
             && let Some(segment) = self.writer.closed.remove(index)
         {
             self.delete(&segment).await;
@@ -392,11 +351,7 @@ impl<D: Disk> Running<D> {
     }
 
     async fn retire(&mut self, active: Active<D::File>, poisoned: bool) {
-        let bytes = if poisoned {
-            active.capacity.max(active.offset)
-        } else {
-            active.offset
-        };
+        let bytes = if poisoned { active.capacity.max(active.offset) } else { active.offset };
         self.writer.closed.push_back(ClosedSegment {
             number: active.number,
             path: segment_path(&self.writer.dir, active.number),
@@ -410,14 +365,14 @@ impl<D: Disk> Running<D> {
     }
 
     async fn housekeep(&mut self) {
-        let old = self.active.as_ref().is_some_and(|active| {
-            active.offset > active.first_offset && active.opened.elapsed() > self.writer.max_age
-        });
+        let old = self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.offset > active.first_offset && active.opened.elapsed() > self.writer.max_age);
         if old {
             self.close_active().await;
         }
-        self.make_room(self.active.as_ref().map_or(0, |active| active.capacity))
-            .await;
+        self.make_room(self.active.as_ref().map_or(0, |active| active.capacity)).await;
     }
 
     /// Deletes the oldest closed segments until `wanted` bytes more fit and none is too old. The last one stays while there
@@ -481,10 +436,7 @@ impl<D: Disk> Running<D> {
 
     fn set_not_ready(&self, error: &io::Error) {
         let reason = if error.kind() == io::ErrorKind::StorageFull {
-            format!(
-                "the disk of {} is full: free space",
-                self.writer.dir.display()
-            )
+            format!("the disk of {} is full: free space", self.writer.dir.display())
         } else {
             format!("{} cannot be written: {error}", self.writer.dir.display())
         };
@@ -496,10 +448,7 @@ impl<D: Disk> Running<D> {
             changed
         });
         if changed && let ArchiveState::NotReady(reason) = state {
-            error!(
-                reason,
-                "archive not ready: nothing is acknowledged until it is"
-            );
+            error!(reason, "archive not ready: nothing is acknowledged until it is");
         }
     }
 }
@@ -514,6 +463,12 @@ fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books
         let header = &append.header;
         if header.seq <= books.durable_seq(header.node, header.epoch) {
             continue;
+        }
+        if let Some(acknowledged) = &append.resumed {
+            content.clear();
+            snapshot::encode_resumed(header.node, header.epoch, acknowledged, &mut content);
+            let here = offset + (buffer.len() - start) as u64;
+            append_record(buffer, number, here, RecordKind::Snapshot, &content);
         }
         let here = offset + (buffer.len() - start) as u64;
         append_record(buffer, number, here, RecordKind::Frame, &append.bytes);

@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Parser, Subcommand, ValueEnum};
 use tapio_server::render::{self, Style};
 use tapio_wire::service::query_client::QueryClient;
-use tapio_wire::service::{
-    Finding, GetFindingRequest, ListFindingsRequest, StatusRequest, WatchFindingsRequest,
-};
+use tapio_wire::service::{Finding, GetFindingRequest, ListFindingsRequest, StatusRequest, WatchFindingsRequest};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -29,12 +27,7 @@ const PAGE: u32 = 500;
 )]
 struct Arguments {
     /// The server's gRPC address, HOST:PORT or a URL
-    #[arg(
-        long,
-        global = true,
-        env = "TAPIO_SERVER",
-        default_value = "http://127.0.0.1:9090"
-    )]
+    #[arg(long, global = true, env = "TAPIO_SERVER", default_value = "http://127.0.0.1:9090")]
     server: String,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
@@ -101,9 +94,7 @@ impl Failure {
     fn of(server: &str, status: &tonic::Status) -> Self {
         match status.code() {
             Code::Unavailable => Self::Unreachable(format!("{server}: {}", status.message())),
-            Code::DeadlineExceeded | Code::Cancelled => {
-                Self::Unreachable(format!("{server} did not answer in time"))
-            }
+            Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{server} did not answer in time")),
             _ => Self::Other(status.message().to_owned()),
         }
     }
@@ -111,10 +102,7 @@ impl Failure {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("tapioctl: cannot start: {error}");
@@ -131,9 +119,7 @@ fn main() -> ExitCode {
         Err(Failure::Other(message)) => (message, 1),
         Err(Failure::Usage(message)) => (message, 2),
         Err(Failure::Unreachable(message)) => (
-            format!(
-                "cannot reach the server at {message}\nGive its address with --server HOST:PORT or TAPIO_SERVER."
-            ),
+            format!("cannot reach the server at {message}\nGive its address with --server HOST:PORT or TAPIO_SERVER."),
             3,
         ),
     };
@@ -153,12 +139,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let server = &arguments.server;
     match arguments.command {
-        Command::Findings {
-            watch,
-            json,
-            since,
-            limit,
-        } => {
+        Command::Findings { watch, json, since, limit } => {
             let since_ns = match since {
                 Some(since) => render::parse_since(&since, now_ns()).map_err(Failure::Usage)?,
                 None => 0,
@@ -176,24 +157,13 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
                 .await
                 .map_err(|status| Failure::of(server, &status))?
                 .into_inner();
-            print(&if json {
-                render::finding_json(&finding) + "\n"
-            } else {
-                render::finding(style, &finding)
-            })
+            print(&if json { render::finding_json(&finding) + "\n" } else { render::finding(style, &finding) })
         }
         Command::Status { json } => {
             let mut client = connect(server, true).await?;
-            let status = client
-                .status(StatusRequest {})
-                .await
-                .map_err(|status| Failure::of(server, &status))?
-                .into_inner();
-            print(&if json {
-                render::status_json(&status) + "\n"
-            } else {
-                render::status(style, &status)
-            })
+            let status =
+                client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+            print(&if json { render::status_json(&status) + "\n" } else { render::status(style, &status) })
         }
     }
 }
@@ -210,11 +180,7 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel>, Failure> {
-    let url = if server.contains("://") {
-        server.to_owned()
-    } else {
-        format!("http://{server}")
-    };
+    let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let mut endpoint = Endpoint::from_shared(url)
         .map_err(|error| Failure::Usage(format!("\"{server}\" is no address: {error}")))?
         .connect_timeout(CONNECT_TIMEOUT);
@@ -234,11 +200,7 @@ async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel
 }
 
 fn line(style: Style, json: bool, finding: &Finding) -> String {
-    if json {
-        render::finding_json(finding) + "\n"
-    } else {
-        render::list_row(style, finding)
-    }
+    if json { render::finding_json(finding) + "\n" } else { render::list_row(style, finding) }
 }
 
 async fn list(
@@ -253,23 +215,11 @@ async fn list(
     let mut page_token = String::new();
     let mut is_first = true;
     while left > 0 {
-        let request = ListFindingsRequest {
-            since_ns,
-            limit: left.min(PAGE),
-            page_token,
-        };
-        let response = client
-            .list_findings(request)
-            .await
-            .map_err(|status| Failure::of(server, &status))?
-            .into_inner();
+        let request = ListFindingsRequest { since_ns, limit: left.min(PAGE), page_token };
+        let response = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?.into_inner();
         let mut text = String::new();
         if is_first && !json {
-            text = if response.findings.is_empty() {
-                "No findings.\n".to_owned()
-            } else {
-                render::list_header(style)
-            };
+            text = if response.findings.is_empty() { "No findings.\n".to_owned() } else { render::list_header(style) };
         }
         is_first = false;
         for finding in response.findings.iter().take(left as usize) {
@@ -304,9 +254,7 @@ async fn follow(
         match stream.message().await {
             Ok(Some(finding)) => print(&line(style, json, &finding))?,
             Ok(None) => {
-                return Err(Failure::Unreachable(format!(
-                    "{server}: it ended the stream"
-                )));
+                return Err(Failure::Unreachable(format!("{server}: it ended the stream")));
             }
             Err(status) => return Err(Failure::of(server, &status)),
         }

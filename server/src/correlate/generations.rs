@@ -21,12 +21,7 @@ pub struct Generations<K, V> {
 impl<K: Eq + Hash, V> Generations<K, V> {
     /// An empty map of at most `entries_max` entries, at least 2.
     pub fn new(entries_max: usize) -> Self {
-        Self {
-            young: Map::default(),
-            old: Map::default(),
-            entries_max: entries_max.max(2),
-            evicted: 0,
-        }
+        Self { young: Map::default(), old: Map::default(), entries_max: entries_max.max(2), evicted: 0 }
     }
 
     /// Entries now.
@@ -65,9 +60,7 @@ impl<K: Eq + Hash, V> Generations<K, V> {
     pub fn entry(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
         let old = self.old.remove(&key);
         self.make_room(&key);
-        self.young
-            .entry(key)
-            .or_insert_with(|| old.unwrap_or_else(make))
+        self.young.entry(key).or_insert_with(|| old.unwrap_or_else(make))
     }
 
     /// Removes what `keep` refuses.

@@ -61,9 +61,7 @@ pub struct LossBook {
 
 impl Default for LossBook {
     fn default() -> Self {
-        Self {
-            nodes: Mutex::new(Generations::new(NODES_MAX)),
-        }
+        Self { nodes: Mutex::new(Generations::new(NODES_MAX)) }
     }
 }
 
@@ -89,18 +87,12 @@ impl LossBook {
         });
         let lost = if is_new {
             // What a stream lost before it was joined in its middle is not known to be recent.
-            Lost {
-                events: if header.seq == 1 { dropped } else { 0 },
-                open_interval: false,
-            }
+            Lost { events: if header.seq == 1 { dropped } else { 0 }, open_interval: false }
         } else if header.epoch == node.epoch {
             if header.seq <= node.seq {
                 return;
             }
-            Lost {
-                events: dropped.saturating_sub(node.dropped),
-                open_interval: header.seq != node.seq + 1,
-            }
+            Lost { events: dropped.saturating_sub(node.dropped), open_interval: header.seq != node.seq + 1 }
         } else if header.epoch < node.epoch {
             return;
         } else {
@@ -109,10 +101,7 @@ impl LossBook {
                 node.intervals.clear();
                 node.boottime_ns = 0;
             }
-            Lost {
-                events: if header.seq == 1 { dropped } else { 0 },
-                open_interval: !node.is_final || header.seq != 1,
-            }
+            Lost { events: if header.seq == 1 { dropped } else { 0 }, open_interval: !node.is_final || header.seq != 1 }
         };
         if lost.any() {
             node.push(Interval {

@@ -15,8 +15,7 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
-        let counter =
-            |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["shard"]);
+        let counter = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["shard"]);
         let gauge = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["shard"]);
         Ok(Self {
             events: counter(
@@ -27,14 +26,8 @@ impl Metrics {
                 "tapio_server_correlate_evicted_entities_total",
                 "Entities that were forgotten before their time because a shard's table was full.",
             )?,
-            entities: gauge(
-                "tapio_server_correlate_entities",
-                "Entities that a correlation shard remembers.",
-            )?,
-            queue_frames: gauge(
-                "tapio_server_correlate_queue_frames",
-                "Frames that wait for a correlation shard.",
-            )?,
+            entities: gauge("tapio_server_correlate_entities", "Entities that a correlation shard remembers.")?,
+            queue_frames: gauge("tapio_server_correlate_queue_frames", "Frames that wait for a correlation shard.")?,
             core: gauge(
                 "tapio_server_correlate_core",
                 "The core that a correlation shard is pinned to, -1 when it is not.",

@@ -22,8 +22,8 @@ mod topology;
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
@@ -38,6 +38,7 @@ pub use bus::{BusClosed, InProcessBus, SignalBus};
 pub use generations::Generations;
 pub use loss::{LossBook, LossView, Lost};
 pub use route::RoutedFrame;
+pub use shard::Interest;
 pub use topology::{EntityInfo, NodeRef, Topology};
 
 use metrics::Metrics;
@@ -45,7 +46,7 @@ use shard::{Shard, Shared};
 use signal::SignalKinds;
 
 /// How correlation is sized.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CorrelateConfig {
     /// Threads; `None` for one on every core that this process may use.
     pub shards: Option<usize>,
@@ -57,6 +58,8 @@ pub struct CorrelateConfig {
     pub frames_in_flight: usize,
     /// The signals that are wanted; others are not made.
     pub wanted: SignalKinds,
+    /// Of those, the ones that are published; `None` for all.
+    pub interest: Option<Interest>,
 }
 
 impl Default for CorrelateConfig {
@@ -67,6 +70,7 @@ impl Default for CorrelateConfig {
             entities_max: 200_000,
             frames_in_flight: 256,
             wanted: SignalKinds::all(),
+            interest: None,
         }
     }
 }
@@ -106,11 +110,7 @@ impl Correlator {
     ///
     /// # Errors
     /// [`StartError`] when a thread cannot be started.
-    pub fn start(
-        config: &CorrelateConfig,
-        losses: Arc<LossBook>,
-        bus: Arc<dyn SignalBus>,
-    ) -> Result<Self, StartError> {
+    pub fn start(config: &CorrelateConfig, losses: Arc<LossBook>, bus: Arc<dyn SignalBus>) -> Result<Self, StartError> {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let parallel = thread::available_parallelism().map_or(1, usize::from);
         let shards = config.shards.unwrap_or(parallel).max(1);
@@ -149,12 +149,14 @@ impl Correlator {
             config.window,
             Arc::clone(&self.topology),
             config.wanted,
+            config.interest.clone(),
         );
         let shared = Arc::new(Shared {
             queue: ArrayQueue::new(self.frames_in_flight as usize),
             stopping: AtomicBool::new(false),
             gauges: self.metrics.shard(index),
             events: AtomicU64::new(0),
+            depth: AtomicU8::new(shard::AWAKE),
         });
         let join = {
             let (shared, bus) = (Arc::clone(&shared), Arc::clone(bus));
@@ -163,11 +165,7 @@ impl Correlator {
                 .name(format!("correlate-{index}"))
                 .spawn(move || shard::run(shard, &shared, &*bus, &permits, core))?
         };
-        self.shards.push(Handle {
-            shared,
-            thread: join.thread().clone(),
-            join: Mutex::new(Some(join)),
-        });
+        self.shards.push(Handle { shared, thread: join.thread().clone(), join: Mutex::new(Some(join)) });
         Ok(())
     }
 
@@ -209,19 +207,17 @@ impl Correlator {
     fn dispatch(&self, node: NodeRef, frame: Arc<Frame>, permit: OwnedSemaphorePermit) {
         self.topology.learn(&node, &frame.body().entities);
         self.losses.observe(&frame);
-        let routed = Arc::new(RoutedFrame::new(
-            node,
-            frame,
-            self.shards.len(),
-            Some(permit),
-        ));
+        let is_urgent = frame.header().is_urgent;
+        let routed = Arc::new(RoutedFrame::new(node, frame, self.shards.len(), Some(permit)));
         for (index, shard) in self.shards.iter().enumerate() {
             if routed.events_of(index) == 0 {
                 continue;
             }
             let pushed = shard.shared.queue.push(Arc::clone(&routed));
             debug_assert!(pushed.is_ok(), "permits bound the queue");
-            shard.thread.unpark();
+            if shard.shared.wants_wakeup(is_urgent) {
+                shard.thread.unpark();
+            }
         }
     }
 

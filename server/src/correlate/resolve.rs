@@ -9,8 +9,7 @@ use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind};
 use tapio_wire::frame::Frame;
 
 use super::signal::{
-    Burst, Detail, EvidenceId, Exec, Exit, Kill, NsPid, Oom, SenderClass, Signal, SignalKind,
-    SignalKinds,
+    Burst, Detail, EvidenceId, Exec, Exit, Kill, NsPid, Oom, SenderClass, Signal, SignalKind, SignalKinds,
 };
 use super::topology::{EntityInfo, NodeRef, Topology};
 
@@ -145,25 +144,16 @@ fn signal(
     let header = frame.header();
     let boottime_ns = event.time_ns.to_native();
     let realtime_ns = if boottime_ns <= header.boottime_ns {
-        header
-            .realtime_ns
-            .saturating_sub(header.boottime_ns - boottime_ns)
+        header.realtime_ns.saturating_sub(header.boottime_ns - boottime_ns)
     } else {
-        header
-            .realtime_ns
-            .saturating_add(boottime_ns - header.boottime_ns)
+        header.realtime_ns.saturating_add(boottime_ns - header.boottime_ns)
     };
     Signal {
         entity,
         pid: event.pid.to_native(),
         boottime_ns,
         realtime_ns,
-        evidence: EvidenceId {
-            node: node.id,
-            epoch: header.epoch,
-            seq: header.seq,
-            index,
-        },
+        evidence: EvidenceId { node: node.id, epoch: header.epoch, seq: header.seq, index },
         detail,
     }
 }
@@ -178,9 +168,7 @@ fn classify(
     let in_container = matches!(sender.kind, Some(EntityKind::Container | EntityKind::Pod));
     if sender_pid == target_pid && target_pid != 0 {
         SenderClass::Itself
-    } else if sender.id == target.id && target.id != 0
-        || target.parent != 0 && sender.parent == target.parent
-    {
+    } else if sender.id == target.id && target.id != 0 || target.parent != 0 && sender.parent == target.parent {
         SenderClass::Same
     } else if !in_container && is_runtime(sender_comm) {
         SenderClass::Runtime

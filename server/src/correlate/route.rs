@@ -21,28 +21,16 @@ pub struct RoutedFrame {
 
 impl RoutedFrame {
     /// Routes a frame's events to `shards` shards.
-    pub fn new(
-        node: NodeRef,
-        frame: Arc<Frame>,
-        shards: usize,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Self {
+    pub fn new(node: NodeRef, frame: Arc<Frame>, shards: usize, permit: Option<OwnedSemaphorePermit>) -> Self {
         let mut lists = Vec::new();
         if shards > 1 {
             let events = &frame.body().events;
-            lists.resize_with(shards, || {
-                Vec::with_capacity(events.len() / shards + events.len() / 8 + 1)
-            });
+            lists.resize_with(shards, || Vec::with_capacity(events.len() / shards + events.len() / 8 + 1));
             for (index, event) in events.iter().enumerate() {
                 lists[shard_of(node.id, event.entity.to_native(), shards)].push(index as u32);
             }
         }
-        Self {
-            node,
-            frame,
-            lists,
-            _permit: permit,
-        }
+        Self { node, frame, lists, _permit: permit }
     }
 
     /// The node that sent it.

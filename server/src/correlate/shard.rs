@@ -4,7 +4,7 @@
 //! its queue is empty and is woken once a frame at most, never once an event; it leaves only when its queue is drained.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::bus::{BusClosed, SignalBus};
 use super::resolve;
 use super::route::RoutedFrame;
-use super::signal::SignalKinds;
+use super::signal::{Signal, SignalKinds};
 use super::state::EntityTable;
 use super::topology::Topology;
 
@@ -35,8 +35,12 @@ pub struct Shard {
     table: EntityTable,
     topology: Arc<Topology>,
     wanted: SignalKinds,
+    interest: Option<Interest>,
     started: Instant,
 }
+
+/// Tells whether anyone can use a signal; one that nobody can use is not published.
+pub type Interest = Arc<dyn Fn(&Signal) -> bool + Send + Sync>;
 
 impl Shard {
     /// A shard without entities.
@@ -46,12 +50,14 @@ impl Shard {
         window: Duration,
         topology: Arc<Topology>,
         wanted: SignalKinds,
+        interest: Option<Interest>,
     ) -> Self {
         Self {
             index,
             table: EntityTable::new(entities_max, window),
             topology,
             wanted,
+            interest,
             started: Instant::now(),
         }
     }
@@ -65,18 +71,9 @@ impl Shard {
     ///
     /// # Errors
     /// [`BusClosed`] when a signal could not be published any more.
-    pub fn process(
-        &mut self,
-        routed: &RoutedFrame,
-        bus: &dyn SignalBus,
-    ) -> Result<usize, BusClosed> {
+    pub fn process(&mut self, routed: &RoutedFrame, bus: &dyn SignalBus) -> Result<usize, BusClosed> {
         self.table.advance(self.started.elapsed());
-        let Self {
-            table,
-            topology,
-            wanted,
-            ..
-        } = self;
+        let Self { table, topology, wanted, interest, .. } = self;
         let (node, frame) = (routed.node(), routed.frame());
         let is_lethal = frame.header().lethal_events > 0;
         let events = &frame.body().events;
@@ -90,15 +87,20 @@ impl Shard {
                 && wanted.contains(burst.kind)
             {
                 let signal = resolve::burst(node, frame, index, event, topology, burst);
-                result = result.and(bus.publish(signal));
+                result = result.and(publish(bus, interest, signal));
             }
-            if is_lethal
-                && let Some(signal) = resolve::lethal(node, frame, index, event, topology, *wanted)
-            {
-                result = result.and(bus.publish(signal));
+            if is_lethal && let Some(signal) = resolve::lethal(node, frame, index, event, topology, *wanted) {
+                result = result.and(publish(bus, interest, signal));
             }
         });
         result.map(|()| routed.events_of(self.index))
+    }
+}
+
+fn publish(bus: &dyn SignalBus, interest: &Option<Interest>, signal: Signal) -> Result<(), BusClosed> {
+    match interest {
+        Some(interest) if !interest(&signal) => Ok(()),
+        _ => bus.publish(signal),
     }
 }
 
@@ -108,6 +110,50 @@ pub(super) struct Shared {
     pub stopping: AtomicBool,
     pub gauges: ShardGauges,
     pub events: AtomicU64,
+    /// How deep the shard sleeps: [`AWAKE`], [`NAPPING`] or [`ASLEEP`].
+    pub depth: AtomicU8,
+}
+
+/// It will look at its queue before it rests.
+pub(super) const AWAKE: u8 = 0;
+/// It will look again within [`NAP`]; only what is urgent wakes it.
+const NAPPING: u8 = 1;
+/// Every frame must wake it.
+const ASLEEP: u8 = 2;
+/// While frames keep coming, a shard looks for them this often rather than being woken for each: a wakeup costs more than
+/// the work on a small frame.
+const NAP: Duration = Duration::from_millis(2);
+
+impl Shared {
+    /// Rests the shard's thread: first a nap, then until it is woken.
+    ///
+    /// The fences pair with the one in [`Shared::wants_wakeup`]: either the pusher sees how deep this sleeps, or this sees the
+    /// frame. An unpark between the look and the park makes the park return at once.
+    fn rest(&self) {
+        self.depth.store(NAPPING, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.queue.is_empty() && !self.stopping.load(Ordering::Acquire) {
+            thread::park_timeout(NAP);
+        }
+        if self.queue.is_empty() && !self.stopping.load(Ordering::Acquire) {
+            self.depth.store(ASLEEP, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if self.queue.is_empty() && !self.stopping.load(Ordering::Acquire) {
+                thread::park();
+            }
+        }
+        self.depth.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// After a push: whether the shard's thread must be woken for it.
+    pub fn wants_wakeup(&self, is_urgent: bool) -> bool {
+        fence(Ordering::SeqCst);
+        match self.depth.load(Ordering::Relaxed) {
+            AWAKE => false,
+            NAPPING => is_urgent || self.queue.len() > self.queue.capacity() / 4,
+            _ => true,
+        }
+    }
 }
 
 /// Closes the permits when its shard ends before its time, so that nobody waits for it for ever.
@@ -141,8 +187,7 @@ pub(super) fn run(
             if shared.stopping.load(Ordering::Acquire) && shared.queue.is_empty() {
                 return;
             }
-            // An unpark between the pop and here makes this return at once.
-            thread::park();
+            shared.rest();
             continue;
         };
         match shard.process(&routed, bus) {

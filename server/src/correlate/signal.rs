@@ -94,12 +94,7 @@ pub struct EvidenceId {
 
 impl fmt::Display for EvidenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            node,
-            epoch,
-            seq,
-            index,
-        } = self;
+        let Self { node, epoch, seq, index } = self;
         write!(f, "{node:x}:{epoch:x}:{seq}:{index}")
     }
 }
@@ -284,9 +279,7 @@ impl Signal {
 
     /// Whether the process leads its entity: a container lives and dies with its init; elsewhere every process counts.
     pub fn is_lead(&self) -> bool {
-        self.ns().is_some_and(|ns| {
-            self.entity.kind != Some(EntityKind::Container) || ns.pid == 1 && ns.level > 0
-        })
+        self.ns().is_some_and(|ns| self.entity.kind != Some(EntityKind::Container) || ns.pid == 1 && ns.level > 0)
     }
 
     fn ns(&self) -> Option<NsPid> {

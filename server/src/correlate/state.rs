@@ -42,11 +42,7 @@ struct Threshold {
 }
 
 const fn threshold(kind: SignalKind, count: u32, stall_us: u32) -> Threshold {
-    Threshold {
-        kind,
-        count,
-        stall_us,
-    }
+    Threshold { kind, count, stall_us }
 }
 
 const THRESHOLDS: [Threshold; BURSTS] = [
@@ -67,9 +63,7 @@ fn contribution(detail: &ArchivedDetail) -> Option<(usize, u32, u32)> {
     let us = |ns: u64| u32::try_from(ns / 1000).unwrap_or(u32::MAX);
     let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     Some(match detail {
-        ArchivedDetail::Reclaim {
-            stall_ns, memcg, ..
-        } => (usize::from(!*memcg), 1, us(stall_ns.to_native())),
+        ArchivedDetail::Reclaim { stall_ns, memcg, .. } => (usize::from(!*memcg), 1, us(stall_ns.to_native())),
         ArchivedDetail::Tcp(tcp) => match tcp.change {
             2 => (2, 1, 0),
             5 | 6 => (3, 1, 0),
@@ -128,12 +122,7 @@ impl BurstState {
         }
         self.is_on = true;
         self.told_ms = now_ms;
-        Some(Burst {
-            kind: rule.kind,
-            count: self.count,
-            stall_us: self.stall_us,
-            span_ms: age_ms,
-        })
+        Some(Burst { kind: rule.kind, count: self.count, stall_us: self.stall_us, span_ms: age_ms })
     }
 }
 
@@ -183,8 +172,7 @@ impl EntityTable {
 
     /// Moves the wheel to `elapsed` since the table was made.
     pub fn advance(&mut self, elapsed: Duration) {
-        let target =
-            u32::try_from(elapsed.as_nanos() / self.tick_length.as_nanos()).unwrap_or(u32::MAX);
+        let target = u32::try_from(elapsed.as_nanos() / self.tick_length.as_nanos()).unwrap_or(u32::MAX);
         let steps = target.saturating_sub(self.tick).min(SLOTS as u32);
         self.tick = self.tick.max(target);
         for step in (0..steps).rev() {
@@ -234,10 +222,7 @@ impl EntityTable {
             let slot = (self.tick + ahead) as usize % SLOTS;
             while let Some(key) = self.wheel[slot].pop() {
                 tries += 1;
-                let due = self
-                    .entities
-                    .get(&key)
-                    .map(|state| state.seen_tick + WINDOW_TICKS + 1);
+                let due = self.entities.get(&key).map(|state| state.seen_tick + WINDOW_TICKS + 1);
                 match due {
                     Some(due) if due > self.tick + ahead && tries < EVICTION_TRIES => {
                         self.wheel[due as usize % SLOTS].push(key);
@@ -264,13 +249,9 @@ mod tests {
     #[test]
     fn a_burst_is_told_once_until_it_has_calmed_down() {
         let mut state = BurstState::default();
-        let told = (0..500)
-            .filter(|&step| add(&mut state, 5000 + step * 10))
-            .count();
+        let told = (0..500).filter(|&step| add(&mut state, 5000 + step * 10)).count();
         assert_eq!(told, 1, "5 s of one burst");
-        let told = (0..8)
-            .filter(|&step| add(&mut state, 60_000 + step))
-            .count();
+        let told = (0..8).filter(|&step| add(&mut state, 60_000 + step)).count();
         assert_eq!(told, 1, "a second burst after silence");
     }
 

@@ -26,10 +26,7 @@ pub struct NodeRef {
 impl NodeRef {
     /// The node of this name.
     pub fn named(name: &str) -> Self {
-        Self {
-            id: tapio_wire::node_id(name),
-            name: name.into(),
-        }
+        Self { id: tapio_wire::node_id(name), name: name.into() }
     }
 }
 
@@ -99,11 +96,7 @@ impl EntityInfo {
 
     /// The pod that it belongs to, otherwise itself.
     pub fn pod_or_self(&self) -> EntityId {
-        if self.parent == 0 {
-            self.id
-        } else {
-            self.parent
-        }
+        if self.parent == 0 { self.id } else { self.parent }
     }
 
     /// As the query service shows it.
@@ -159,9 +152,7 @@ pub struct Topology {
 impl Topology {
     /// An empty one of at most `entities_max` entities.
     pub fn new(entities_max: usize) -> Self {
-        Self {
-            entities: RwLock::new(Generations::new(entities_max)),
-        }
+        Self { entities: RwLock::new(Generations::new(entities_max)) }
     }
 
     /// Takes descriptions in.
@@ -169,10 +160,7 @@ impl Topology {
         if described.is_empty() {
             return;
         }
-        let mut entities = self
-            .entities
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut entities = self.entities.write().unwrap_or_else(PoisonError::into_inner);
         for entity in described {
             let key = (node.id, entity.id.to_native());
             let known = entities.entry(key, || Arc::new(EntityInfo::of(node, entity)));
@@ -184,8 +172,7 @@ impl Topology {
 
     /// The description of an entity, or a stand-in.
     pub fn describe(&self, node: &NodeRef, id: EntityId) -> Arc<EntityInfo> {
-        self.get(node.id, id)
-            .unwrap_or_else(|| Arc::new(EntityInfo::unknown(node, id)))
+        self.get(node.id, id).unwrap_or_else(|| Arc::new(EntityInfo::unknown(node, id)))
     }
 
     /// The description of an entity.

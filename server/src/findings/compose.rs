@@ -37,16 +37,8 @@ pub struct Context<'a> {
 /// Composes a finding.
 pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option<Finding> {
     let anchor = &found.steps[pattern.anchor].last()?.signal;
-    let steps: Vec<Option<&Signal>> = found
-        .steps
-        .iter()
-        .map(|step| step.last().map(|noted| &noted.signal))
-        .collect();
-    let subject = Subject {
-        anchor,
-        steps: &steps,
-        count: context.count,
-    };
+    let steps: Vec<Option<&Signal>> = found.steps.iter().map(|step| step.last().map(|noted| &noted.signal)).collect();
+    let subject = Subject { anchor, steps: &steps, count: context.count };
     let all = || found.steps.iter().flatten().map(|noted| &noted.signal);
     let started_ns = all().map(|signal| signal.realtime_ns).min()?;
     let verdict = pattern.verdict.render(&subject);
@@ -57,15 +49,10 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         severity: pattern.severity.name().into(),
         confidence: confidence(pattern, found, context.lost),
         entity: Some(anchor.entity.to_ref()),
-        started_ns: context
-            .started_realtime_ns
-            .map_or(started_ns, |first| first.min(started_ns)),
+        started_ns: context.started_realtime_ns.map_or(started_ns, |first| first.min(started_ns)),
         ended_ns: all().map(|signal| signal.realtime_ns).max()?,
         evidence: evidence(pattern, found),
-        loss: Some(Loss {
-            events: context.lost.events,
-            open_interval: context.lost.open_interval,
-        }),
+        loss: Some(Loss { events: context.lost.events, open_interval: context.lost.open_interval }),
         advice: pattern
             .advice
             .iter()
@@ -84,13 +71,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
 /// The window in which losses matter to a match: its evidence, and a moment before it.
 pub fn loss_window(found: &Match) -> (u64, u64) {
     const BEFORE_NS: u64 = 1_000_000_000;
-    let times = || {
-        found
-            .steps
-            .iter()
-            .flatten()
-            .map(|noted| noted.signal.boottime_ns)
-    };
+    let times = || found.steps.iter().flatten().map(|noted| noted.signal.boottime_ns);
     let first = times().min().unwrap_or(0);
     (first.saturating_sub(BEFORE_NS), times().max().unwrap_or(0))
 }
@@ -153,36 +134,24 @@ fn sender(kill: &Kill) -> String {
         SenderClass::Same => format!(
             "{} of the same {}",
             process(&kill.sender_comm, kill.sender_pid),
-            if kill.sender.parent == 0 {
-                kill.sender.kind_name()
-            } else {
-                "pod"
-            }
+            if kill.sender.parent == 0 { kill.sender.kind_name() } else { "pod" }
         ),
-        SenderClass::Runtime | SenderClass::Outside => format!(
-            "{} of {}",
-            process(&kill.sender_comm, kill.sender_pid),
-            kill.sender
-        ),
+        SenderClass::Runtime | SenderClass::Outside => {
+            format!("{} of {}", process(&kill.sender_comm, kill.sender_pid), kill.sender)
+        }
     }
 }
 
 fn ending(exit: &Exit) -> String {
     match (exit.signal(), exit.exit_code()) {
         (Some(signal), _) => {
-            let core = if exit.status & 0x80 == 0 {
-                ""
-            } else {
-                ", core dumped"
-            };
+            let core = if exit.status & 0x80 == 0 { "" } else { ", core dumped" };
             format!("was ended by {}{core}", text::signal_name(signal))
         }
         (None, code) => match exit.died_by() {
-            Some(signal) => format!(
-                "exited with code {}, that is after {}",
-                code.unwrap_or(0),
-                text::signal_name(signal)
-            ),
+            Some(signal) => {
+                format!("exited with code {}, that is after {}", code.unwrap_or(0), text::signal_name(signal))
+            }
             None => format!("exited with code {}", code.unwrap_or(0)),
         },
     }
@@ -195,11 +164,7 @@ fn describe(signal: &Signal) -> String {
         Detail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
         Detail::Exit(exit) => {
             let life = signal.boottime_ns.saturating_sub(exit.start_time_ns);
-            let life = if exit.start_time_ns == 0 {
-                String::new()
-            } else {
-                format!(" after {}", text::duration(life))
-            };
+            let life = if exit.start_time_ns == 0 { String::new() } else { format!(" after {}", text::duration(life)) };
             format!("{} {}{life}", process(&exit.comm, pid), ending(exit))
         }
         Detail::Oom(oom) => format!(
@@ -230,10 +195,7 @@ fn describe(signal: &Signal) -> String {
             let stall = if burst.stall_us == 0 {
                 String::new()
             } else {
-                format!(
-                    ", {} of stall",
-                    text::duration(u64::from(burst.stall_us) * 1000)
-                )
+                format!(", {} of stall", text::duration(u64::from(burst.stall_us) * 1000))
             };
             let span = text::duration(u64::from(burst.span_ms.max(1)) * 1_000_000);
             format!("{} {what} within {span}{stall}", burst.count)
@@ -247,11 +209,7 @@ fn limit_text(oom: &Oom) -> String {
     }
     format!(
         "{} used {} of its limit of {}",
-        if oom.limit_cgroup.is_empty() {
-            "its cgroup"
-        } else {
-            &oom.limit_cgroup
-        },
+        if oom.limit_cgroup.is_empty() { "its cgroup" } else { &oom.limit_cgroup },
         text::bytes(oom.usage_bytes),
         text::bytes(oom.limit_bytes)
     )
@@ -268,12 +226,7 @@ fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death>
             && signal.boottime_ns.saturating_add(DEATH_REACH_NS) >= anchor.boottime_ns
             && signal.boottime_ns >= exit.start_time_ns.saturating_sub(DEATH_SLACK_NS)
     };
-    let nearby = || {
-        ring.into_iter()
-            .flatten()
-            .map(|noted| &noted.signal)
-            .filter(|signal| near(signal))
-    };
+    let nearby = || ring.into_iter().flatten().map(|noted| &noted.signal).filter(|signal| near(signal));
     let oom = nearby()
         .filter_map(|signal| match &signal.detail {
             Detail::Oom(oom) => Some((signal.boottime_ns, oom)),
@@ -302,14 +255,12 @@ fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death>
             entity: (kill.sender.id != 0).then(|| kill.sender.to_ref()),
             kernel: kill.sender_class == SenderClass::Kernel,
         }),
-        limit: oom
-            .filter(|(_, oom)| oom.limit_bytes > 0)
-            .map(|(_, oom)| Limit {
-                cgroup: oom.limit_cgroup.to_string(),
-                limit_bytes: oom.limit_bytes,
-                usage_bytes: oom.usage_bytes,
-                hit: oom.limit_hit(),
-            }),
+        limit: oom.filter(|(_, oom)| oom.limit_bytes > 0).map(|(_, oom)| Limit {
+            cgroup: oom.limit_cgroup.to_string(),
+            limit_bytes: oom.limit_bytes,
+            usage_bytes: oom.usage_bytes,
+            hit: oom.limit_hit(),
+        }),
         label: String::new(),
         verdict,
     })

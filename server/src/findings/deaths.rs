@@ -36,11 +36,7 @@ struct Group {
 /// What a death's explanation leads to.
 pub enum Decision {
     /// Publish it under this id.
-    Publish {
-        id: String,
-        count: u32,
-        started_realtime_ns: Option<u64>,
-    },
+    Publish { id: String, count: u32, started_realtime_ns: Option<u64> },
     /// A better or later one stands already.
     Keep,
 }
@@ -59,10 +55,7 @@ pub struct Deaths {
 
 impl Default for Deaths {
     fn default() -> Self {
-        Self {
-            explained: Generations::new(DEATHS_MAX),
-            groups: Generations::new(GROUPS_MAX),
-        }
+        Self { explained: Generations::new(DEATHS_MAX), groups: Generations::new(GROUPS_MAX) }
     }
 }
 
@@ -73,9 +66,9 @@ fn place(noted: &Noted) -> Place {
 /// A finding's id: a hash of its evidence, so that a replay gives the same.
 pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
     let text = format!("{group}\0{entity:x}\0{evidence}");
-    let fnv = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let fnv = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     // FNV's upper bits differ little for texts that differ at the end; people type prefixes, so they are mixed (splitmix64).
     let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -90,10 +83,7 @@ impl Deaths {
             return None;
         }
         let explained = self.explained.remove(&evidence)?;
-        Some(Withdrawn {
-            id: explained.id,
-            successor: None,
-        })
+        Some(Withdrawn { id: explained.id, successor: None })
     }
 
     /// A pattern explains one death by itself.
@@ -106,35 +96,18 @@ impl Deaths {
             return Decision::Keep;
         }
         let id = finding_id("death", death.signal.entity.id, evidence);
-        let explained = Explained {
-            id: id.clone(),
-            priority: pattern.priority,
-            in_group: false,
-        };
+        let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: false };
         self.explained.insert(evidence, explained);
-        Decision::Publish {
-            id,
-            count: 1,
-            started_realtime_ns: None,
-        }
+        Decision::Publish { id, count: 1, started_realtime_ns: None }
     }
 
     /// A pattern takes several deaths together; the last is its anchor.
-    pub fn together(
-        &mut self,
-        pattern: &Pattern,
-        scope: u64,
-        deaths: &[Arc<Noted>],
-    ) -> (Decision, Vec<Withdrawn>) {
+    pub fn together(&mut self, pattern: &Pattern, scope: u64, deaths: &[Arc<Noted>]) -> (Decision, Vec<Withdrawn>) {
         let (Some(first), Some(last)) = (deaths.first(), deaths.last()) else {
             return (Decision::Keep, Vec::new());
         };
-        let mut group = Group {
-            first: place(first),
-            first_realtime_ns: first.signal.realtime_ns,
-            last: place(last),
-            absorbed: 0,
-        };
+        let mut group =
+            Group { first: place(first), first_realtime_ns: first.signal.realtime_ns, last: place(last), absorbed: 0 };
         let mut earlier: Vec<String> = Vec::new();
         for death in deaths {
             if let Some(known) = self.explained.get(&death.signal.evidence)
@@ -159,10 +132,7 @@ impl Deaths {
         let mut withdrawn: Vec<_> = earlier
             .iter()
             .filter(|&earlier| *earlier != id)
-            .map(|earlier| Withdrawn {
-                id: earlier.clone(),
-                successor: Some(id.clone()),
-            })
+            .map(|earlier| Withdrawn { id: earlier.clone(), successor: Some(id.clone()) })
             .collect();
         let mut cited = 0;
         for death in deaths {
@@ -175,24 +145,16 @@ impl Deaths {
                 }
                 known => {
                     group.absorbed += 1;
-                    withdrawn.extend(known.map(|known| Withdrawn {
-                        id: known.id.clone(),
-                        successor: Some(id.clone()),
-                    }));
+                    withdrawn
+                        .extend(known.map(|known| Withdrawn { id: known.id.clone(), successor: Some(id.clone()) }));
                 }
             }
-            let explained = Explained {
-                id: id.clone(),
-                priority: pattern.priority,
-                in_group: true,
-            };
+            let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: true };
             self.explained.insert(evidence, explained);
         }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
         let is_last = group.last == place(last);
-        let renamed = withdrawn
-            .iter()
-            .any(|withdrawn| earlier.contains(&withdrawn.id));
+        let renamed = withdrawn.iter().any(|withdrawn| earlier.contains(&withdrawn.id));
         let decision = if is_last || renamed {
             Decision::Publish {
                 id: id.clone(),

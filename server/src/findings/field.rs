@@ -29,12 +29,7 @@ pub enum Value<'a> {
 }
 
 /// Kinds that name a process.
-const PROCESS: &[SignalKind] = &[
-    SignalKind::Exec,
-    SignalKind::Exit,
-    SignalKind::Oom,
-    SignalKind::Kill,
-];
+const PROCESS: &[SignalKind] = &[SignalKind::Exec, SignalKind::Exit, SignalKind::Oom, SignalKind::Kill];
 const EXIT: &[SignalKind] = &[SignalKind::Exit];
 const OOM: &[SignalKind] = &[SignalKind::Oom];
 const KILL: &[SignalKind] = &[SignalKind::Kill];
@@ -111,24 +106,16 @@ fields! {
 impl Field {
     /// The field of this name, if signals of `kind` have it.
     pub fn of_kind(name: &str, kind: SignalKind) -> Option<Self> {
-        Self::ALL.iter().copied().find(|field| {
-            field.name() == name
-                && field
-                    .kinds()
-                    .iter()
-                    .copied()
-                    .collect::<SignalKinds>()
-                    .contains(kind)
-        })
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|field| field.name() == name && field.kinds().iter().copied().collect::<SignalKinds>().contains(kind))
     }
 
     /// The names of what signals of `kind` have.
     pub fn names_of(kind: SignalKind) -> String {
-        let names: Vec<_> = Self::ALL
-            .iter()
-            .filter(|field| field.kinds().contains(&kind))
-            .map(|field| field.name())
-            .collect();
+        let names: Vec<_> =
+            Self::ALL.iter().filter(|field| field.kinds().contains(&kind)).map(|field| field.name()).collect();
         names.join(", ")
     }
 
@@ -143,9 +130,9 @@ impl Field {
             (Self::Pid, _) => Value::Number(u64::from(signal.pid)),
             (Self::Comm, _) => Value::Text(signal.comm()?),
             (Self::Lead, _) => Value::Flag(signal.is_lead()),
-            (Self::Main, Detail::Exit(exit)) => Value::Flag(
-                signal.is_lead() && (entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1),
-            ),
+            (Self::Main, Detail::Exit(exit)) => {
+                Value::Flag(signal.is_lead() && (entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1))
+            }
             (Self::ExitCode, Detail::Exit(exit)) => Value::Number(exit.exit_code()?.into()),
             (Self::Signal, Detail::Exit(exit)) => Value::Number(exit.signal()?.into()),
             (Self::DiedBy, Detail::Exit(exit)) => Value::Number(exit.died_by()?.into()),
@@ -169,9 +156,7 @@ impl Field {
             (Self::Ignored, Detail::Kill(kill)) => Value::Flag(kill.ignored),
             (Self::Count, Detail::Burst(burst)) => Value::Number(burst.count.into()),
             (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
-            (Self::Span, Detail::Burst(burst)) => {
-                Value::Number(u64::from(burst.span_ms) * 1_000_000)
-            }
+            (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
             _ => return None,
         })
     }

@@ -38,10 +38,7 @@ pub struct FinderConfig {
 
 impl Default for FinderConfig {
     fn default() -> Self {
-        Self {
-            bus_signals: 16_384,
-            history_signals: 65_536,
-        }
+        Self { bus_signals: 16_384, history_signals: 65_536 }
     }
 }
 
@@ -67,10 +64,7 @@ pub struct FinderMetrics {
 impl FinderMetrics {
     fn new() -> Result<Self, prometheus::Error> {
         Ok(Self {
-            signals: IntCounter::new(
-                "tapio_server_finder_signals_total",
-                "Signals that the finder has dealt with.",
-            )?,
+            signals: IntCounter::new("tapio_server_finder_signals_total", "Signals that the finder has dealt with.")?,
             findings: IntCounterVec::new(
                 Opts::new(
                     "tapio_server_findings_published_total",
@@ -86,10 +80,7 @@ impl FinderMetrics {
                 "tapio_server_finder_exhausted_searches_total",
                 "Searches for evidence given up because there was too much to look at.",
             )?,
-            nodes: IntGauge::new(
-                "tapio_server_finder_nodes",
-                "Nodes whose signals the finder has dealt with lately.",
-            )?,
+            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose signals the finder has dealt with lately.")?,
         })
     }
 
@@ -135,14 +126,8 @@ impl Finder {
             clocks: Generations::new(NODES_MAX),
             metrics: metrics.clone(),
         };
-        let join = thread::Builder::new()
-            .name("finder".into())
-            .spawn(move || worker.run(&receiver))?;
-        Ok(Self {
-            bus,
-            metrics,
-            join: Some(join),
-        })
+        let join = thread::Builder::new().name("finder".into()).spawn(move || worker.run(&receiver))?;
+        Ok(Self { bus, metrics, join: Some(join) })
     }
 
     /// The bus to publish on.
@@ -226,9 +211,7 @@ impl Worker {
             self.conclude(&patterns, &anchor);
         }
         let evicted = self.history.evicted();
-        self.metrics
-            .forgotten
-            .inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
+        self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
 
     fn watch_clock(&mut self, signal: &Signal) {
@@ -302,12 +285,7 @@ impl Worker {
             } else {
                 (self.deaths.single(pattern, anchor), Vec::new())
             };
-            if let Decision::Publish {
-                id,
-                count,
-                started_realtime_ns,
-            } = decision
-            {
+            if let Decision::Publish { id, count, started_realtime_ns } = decision {
                 self.publish(pattern, &found, id, count, started_realtime_ns);
             }
             self.withdraw(withdrawn);
@@ -331,14 +309,7 @@ impl Worker {
         }
     }
 
-    fn publish(
-        &self,
-        pattern: &Pattern,
-        found: &Match,
-        id: String,
-        count: u32,
-        started_realtime_ns: Option<u64>,
-    ) {
+    fn publish(&self, pattern: &Pattern, found: &Match, id: String, count: u32, started_realtime_ns: Option<u64>) {
         let Some(anchor) = found.steps[pattern.anchor].last() else {
             return;
         };
@@ -349,12 +320,10 @@ impl Worker {
             count,
             started_realtime_ns,
             entity_ring: self.history.ring(&key),
-            lost: self
-                .losses
-                .lost(anchor.signal.evidence.node, from_ns, to_ns),
+            lost: self.losses.lost(anchor.signal.evidence.node, from_ns, to_ns),
         };
-        let published: Option<Arc<Finding>> = compose::finding(pattern, found, context)
-            .and_then(|finding| self.store.publish(finding));
+        let published: Option<Arc<Finding>> =
+            compose::finding(pattern, found, context).and_then(|finding| self.store.publish(finding));
         if let Some(finding) = published {
             let published = &self.metrics.findings;
             published.with_label_values(&[&finding.pattern]).inc();

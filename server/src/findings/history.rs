@@ -65,11 +65,7 @@ impl History {
     pub fn note(&mut self, signal: Signal, mask: StepMask, scopes: &[Scope]) -> Arc<Noted> {
         self.serial += 1;
         let serial = self.serial;
-        let noted = Arc::new(Noted {
-            signal,
-            mask,
-            serial,
-        });
+        let noted = Arc::new(Noted { signal, mask, serial });
         for &scope in scopes {
             let key = Self::key(&noted.signal, scope);
             let ring = self.rings.entry(key).or_default();
@@ -130,17 +126,8 @@ mod tests {
             pid: 1,
             boottime_ns: 0,
             realtime_ns: 0,
-            evidence: EvidenceId {
-                node: node.id,
-                epoch: 1,
-                seq: 1,
-                index: 0,
-            },
-            detail: Detail::Exec(Exec {
-                comm: "x".into(),
-                parent_pid: 0,
-                ns: NsPid { pid: 1, level: 0 },
-            }),
+            evidence: EvidenceId { node: node.id, epoch: 1, seq: 1, index: 0 },
+            detail: Detail::Exec(Exec { comm: "x".into(), parent_pid: 0, ns: NsPid { pid: 1, level: 0 } }),
         }
     }
 

@@ -21,36 +21,15 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 const EMBEDDED: [(&str, &str); 9] = [
-    (
-        "memory-limit-kill.yaml",
-        include_str!("../../patterns/memory-limit-kill.yaml"),
-    ),
-    (
-        "node-memory-exhausted.yaml",
-        include_str!("../../patterns/node-memory-exhausted.yaml"),
-    ),
-    (
-        "silent-child-oom.yaml",
-        include_str!("../../patterns/silent-child-oom.yaml"),
-    ),
-    (
-        "ignored-sigterm.yaml",
-        include_str!("../../patterns/ignored-sigterm.yaml"),
-    ),
-    (
-        "killed-from-outside.yaml",
-        include_str!("../../patterns/killed-from-outside.yaml"),
-    ),
-    (
-        "crash-loop.yaml",
-        include_str!("../../patterns/crash-loop.yaml"),
-    ),
+    ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
+    ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
+    ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
+    ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
+    ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
+    ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
     ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
-    (
-        "exited-with-error.yaml",
-        include_str!("../../patterns/exited-with-error.yaml"),
-    ),
+    ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
 ];
 
 /// Why a pattern file was refused.
@@ -77,10 +56,8 @@ impl PatternSet {
     /// # Errors
     /// [`PatternError`] names the file, the line and the reason.
     pub fn load(directory: Option<&Path>) -> Result<Self, PatternError> {
-        let mut files: Vec<(String, String)> = EMBEDDED
-            .iter()
-            .map(|&(name, text)| (name.to_owned(), text.to_owned()))
-            .collect();
+        let mut files: Vec<(String, String)> =
+            EMBEDDED.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect();
         let embedded = files.len();
         if let Some(directory) = directory {
             read_directory(directory, &mut files)?;
@@ -112,45 +89,26 @@ impl PatternSet {
 }
 
 fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result<(), PatternError> {
-    let fail = |path: &Path, reason: String| PatternError {
-        file: path.display().to_string(),
-        line: 0,
-        reason,
-    };
-    let entries = std::fs::read_dir(directory).map_err(|error| {
-        fail(
-            directory,
-            format!("the directory of patterns cannot be read: {error}"),
-        )
-    })?;
+    let fail = |path: &Path, reason: String| PatternError { file: path.display().to_string(), line: 0, reason };
+    let entries = std::fs::read_dir(directory)
+        .map_err(|error| fail(directory, format!("the directory of patterns cannot be read: {error}")))?;
     let mut paths = Vec::new();
     for entry in entries {
-        let path = entry
-            .map_err(|error| fail(directory, error.to_string()))?
-            .path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml")
-        {
+        let path = entry.map_err(|error| fail(directory, error.to_string()))?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
             paths.push(path);
         }
     }
     if paths.len() > FILES_MAX {
-        return Err(fail(
-            directory,
-            format!("more than {FILES_MAX} pattern files"),
-        ));
+        return Err(fail(directory, format!("more than {FILES_MAX} pattern files")));
     }
     paths.sort();
     for path in paths {
-        let size = std::fs::metadata(&path)
-            .map_err(|error| fail(&path, error.to_string()))?
-            .len();
+        let size = std::fs::metadata(&path).map_err(|error| fail(&path, error.to_string()))?.len();
         if size > FILE_BYTES_MAX {
             return Err(fail(&path, format!("larger than {FILE_BYTES_MAX} bytes")));
         }
-        let text =
-            std::fs::read_to_string(&path).map_err(|error| fail(&path, error.to_string()))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| fail(&path, error.to_string()))?;
         files.push((path.display().to_string(), text));
     }
     Ok(())
@@ -194,27 +152,18 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     let wrong = |needle: &str, reason: String| Err((needle.to_owned(), reason));
     let is_id = |text: &str| {
         !text.is_empty()
-            && text.bytes().all(|byte| {
-                byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_'
-            })
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_')
     };
     if !is_id(&file.id) {
-        return wrong(
-            "id:",
-            "`id` takes lower case letters, digits and dashes".into(),
-        );
+        return wrong("id:", "`id` takes lower case letters, digits and dashes".into());
     }
     if file.steps.is_empty() || file.steps.len() > PATTERN_STEPS_MAX {
-        return wrong(
-            "steps:",
-            format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"),
-        );
+        return wrong("steps:", format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"));
     }
     if file.window.is_zero() || file.window > WINDOW_MAX {
-        return wrong(
-            "window:",
-            "`window` is longer than 0 and at most 24h".into(),
-        );
+        return wrong("window:", "`window` is longer than 0 and at most 24h".into());
     }
     let kinds = file
         .steps
@@ -222,11 +171,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         .map(|step| {
             SignalKind::from_name(&step.signal).ok_or_else(|| {
                 let names: Vec<_> = SignalKind::ALL.iter().map(|kind| kind.name()).collect();
-                let reason = format!(
-                    "no signal is called {}: there are {}",
-                    step.signal,
-                    names.join(", ")
-                );
+                let reason = format!("no signal is called {}: there are {}", step.signal, names.join(", "));
                 (format!("signal: {}", step.signal), reason)
             })
         })
@@ -251,18 +196,14 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     };
     let sentence = |text: &str| -> Result<Template, Wrong> {
         let needle = text.lines().next().unwrap_or(text).trim().to_owned();
-        let template =
-            Template::parse(text, &resolve).map_err(|reason| (needle.clone(), reason))?;
+        let template = Template::parse(text, &resolve).map_err(|reason| (needle.clone(), reason))?;
         match file
             .steps
             .iter()
             .enumerate()
             .find(|(index, step)| (step.optional || step.absent) && template.needs(*index))
         {
-            Some((_, step)) => Err((
-                needle,
-                format!("{} may be missing: put its part into [[ and ]]", step.name),
-            )),
+            Some((_, step)) => Err((needle, format!("{} may be missing: put its part into [[ and ]]", step.name))),
             None => Ok(template),
         }
     };
@@ -274,15 +215,8 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         return wrong("confidence:", "confidences lie between 0 and 1".into());
     }
     for name in file.confidence.minus.keys() {
-        if !file
-            .steps
-            .iter()
-            .any(|step| step.name == *name && step.optional)
-        {
-            return wrong(
-                "minus:",
-                format!("`minus` names {name}, which is no optional step"),
-            );
+        if !file.steps.iter().any(|step| step.name == *name && step.optional) {
+            return wrong("minus:", format!("`minus` names {name}, which is no optional step"));
         }
     }
     let mut steps = Vec::with_capacity(file.steps.len());
@@ -292,41 +226,25 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         if !is_id(&step.name) {
             return refuse("a name takes lower case letters, digits, dashes and underscores");
         }
-        if file.steps[..index]
-            .iter()
-            .any(|other| other.name == step.name)
-        {
+        if file.steps[..index].iter().any(|other| other.name == step.name) {
             return refuse("another step has this name");
         }
         if step.optional && step.absent {
             return refuse("it cannot be both optional and absent");
         }
         if index == anchor && (step.optional || step.absent || !step.same.is_empty()) {
-            return refuse(
-                "the anchor is neither optional nor absent, and others refer to it by `same`",
-            );
+            return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
         }
         if step.absent && step.count.is_some() {
             return refuse("what is absent has no count");
         }
-        steps.push(compile_step(
-            step,
-            kinds[index],
-            index,
-            anchor,
-            &resolve,
-            file.confidence.minus.get(&step.name),
-        )?);
+        steps.push(compile_step(step, kinds[index], index, anchor, &resolve, file.confidence.minus.get(&step.name))?);
     }
     Ok(Pattern {
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,
         verdict: sentence(file.verdict.as_ref().unwrap_or(&file.title))?,
-        advice: file
-            .advice
-            .iter()
-            .map(|advice| sentence(advice))
-            .collect::<Result<_, _>>()?,
+        advice: file.advice.iter().map(|advice| sentence(advice)).collect::<Result<_, _>>()?,
         severity: file.severity,
         priority: file.priority,
         window_ns: nanoseconds(file.window),
@@ -349,8 +267,7 @@ fn compile_step(
 ) -> Result<Step, Wrong> {
     let mut conditions = Vec::new();
     for (name, condition) in &step.conditions {
-        let located =
-            |reason: String| (format!("{name}:"), format!("step {}: {reason}", step.name));
+        let located = |reason: String| (format!("{name}:"), format!("step {}: {reason}", step.name));
         let (_, field) = resolve(&step.name, name).map_err(located)?;
         conditions.push(compile_condition(field, condition).map_err(located)?);
     }
@@ -362,22 +279,12 @@ fn compile_step(
             .split_once('.')
             .ok_or_else(|| located(format!("`same` takes step.field, not {reference}")))
             .and_then(|(other, field)| resolve(other, field).map_err(located))?;
-        let is_nearer = if index < anchor {
-            other > index && other <= anchor
-        } else {
-            other < index
-        };
+        let is_nearer = if index < anchor { other > index && other <= anchor } else { other < index };
         let may_refer = is_nearer || step.absent && other != index;
         if !may_refer {
-            return Err(located(format!(
-                "{reference} must lie between this step and the anchor, or be the anchor"
-            )));
+            return Err(located(format!("{reference} must lie between this step and the anchor, or be the anchor")));
         }
-        same.push(Same {
-            field,
-            other,
-            other_field,
-        });
+        same.push(Same { field, other, other_field });
     }
     Ok(Step {
         name: step.name.clone(),
@@ -397,33 +304,23 @@ fn compile_step(
 
 fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Condition, String> {
     let value = |scalar: &Scalar| match (field.field_type(), scalar) {
-        (FieldType::Flag, Scalar::Flag(_)) | (FieldType::Text, Scalar::Text(_)) => {
+        (FieldType::Flag, Scalar::Flag(_)) | (FieldType::Text, Scalar::Text(_)) => Ok(scalar.clone()),
+        (FieldType::Signal, Scalar::Text(name)) => {
+            signal_number(name).map(Scalar::Number).ok_or_else(|| format!("no signal is called {name}"))
+        }
+        (FieldType::Number | FieldType::Bytes | FieldType::Nanoseconds | FieldType::Signal, Scalar::Number(_)) => {
             Ok(scalar.clone())
         }
-        (FieldType::Signal, Scalar::Text(name)) => signal_number(name)
-            .map(Scalar::Number)
-            .ok_or_else(|| format!("no signal is called {name}")),
-        (
-            FieldType::Number | FieldType::Bytes | FieldType::Nanoseconds | FieldType::Signal,
-            Scalar::Number(_),
-        ) => Ok(scalar.clone()),
-        (expected, _) => Err(format!(
-            "{} cannot be {scalar}: it is a {expected:?}",
-            field.name()
-        )),
+        (expected, _) => Err(format!("{} cannot be {scalar}: it is a {expected:?}", field.name())),
     };
     let values = |scalars: &[Scalar]| scalars.iter().map(value).collect::<Result<Vec<_>, _>>();
     Ok(match condition {
         ConditionFile::OneOf(scalars) if scalars.is_empty() => {
             return Err(format!("{} has an empty list", field.name()));
         }
-        ConditionFile::OneOf(scalars) => Condition {
-            field,
-            one_of: values(scalars)?,
-            not: Vec::new(),
-            range: 0..=u64::MAX,
-            allows_missing: false,
-        },
+        ConditionFile::OneOf(scalars) => {
+            Condition { field, one_of: values(scalars)?, not: Vec::new(), range: 0..=u64::MAX, allows_missing: false }
+        }
         ConditionFile::Range { min, max, not } => {
             let is_number = !matches!(field.field_type(), FieldType::Flag | FieldType::Text);
             if (min.is_some() || max.is_some()) && !is_number {

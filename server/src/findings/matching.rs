@@ -35,23 +35,14 @@ struct Search<'a> {
 
 /// Looks for the evidence of a pattern around an anchor.
 pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring) -> Outcome {
-    let mut search = Search {
-        pattern,
-        ring,
-        bound: vec![None; pattern.steps.len()],
-        budget: CANDIDATES_MAX,
-    };
+    let mut search = Search { pattern, ring, bound: vec![None; pattern.steps.len()], budget: CANDIDATES_MAX };
     search.bound[pattern.anchor] = Some(anchor);
     if search.bind(0)
         && let Some(steps) = search.gather()
     {
         return Outcome::Found(Match { steps });
     }
-    if search.budget == 0 {
-        Outcome::Exhausted
-    } else {
-        Outcome::NotFound
-    }
+    if search.budget == 0 { Outcome::Exhausted } else { Outcome::NotFound }
 }
 
 fn time(noted: &Noted) -> u64 {
@@ -125,18 +116,10 @@ impl<'a> Search<'a> {
         let (before, after, later) = if index < anchor {
             let next = (index + 1..=anchor).find(|&next| self.bound[next].is_some());
             let next = next.unwrap_or(anchor);
-            (
-                at,
-                self.bound[next].map_or(anchor_at, |noted| time(noted)),
-                &steps[next],
-            )
+            (at, self.bound[next].map_or(anchor_at, |noted| time(noted)), &steps[next])
         } else {
             let previous = (0..index).rev().find_map(|previous| self.bound[previous]);
-            (
-                previous.map_or(anchor_at, |noted| time(noted)),
-                at,
-                &steps[index],
-            )
+            (previous.map_or(anchor_at, |noted| time(noted)), at, &steps[index])
         };
         let gap = after.saturating_sub(before);
         before <= after.saturating_add(later.slack_ns)
@@ -165,15 +148,9 @@ impl<'a> Search<'a> {
         steps.filter(|(_, step)| step.absent).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
-                (
-                    anchor_at.saturating_sub(reach),
-                    anchor_at.saturating_add(step.slack_ns),
-                )
+                (anchor_at.saturating_sub(reach), anchor_at.saturating_add(step.slack_ns))
             } else {
-                (
-                    anchor_at.saturating_sub(step.slack_ns),
-                    anchor_at.saturating_add(reach),
-                )
+                (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };
             self.ring.iter().any(|noted| {
                 noted.mask.contains(step.number)

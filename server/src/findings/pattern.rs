@@ -64,9 +64,7 @@ impl Condition {
             Value::Number(number) => self.range.contains(&number),
             _ => true,
         };
-        in_range
-            && (self.one_of.is_empty() || self.one_of.iter().any(is))
-            && !self.not.iter().any(is)
+        in_range && (self.one_of.is_empty() || self.one_of.iter().any(is)) && !self.not.iter().any(is)
     }
 }
 
@@ -169,12 +167,7 @@ impl PatternSet {
         }
         // Death certificates need these, whether a pattern asks for them or not.
         kinds.extend([SignalKind::Exit, SignalKind::Oom, SignalKind::Kill]);
-        Ok(Self {
-            patterns,
-            kinds: kinds.into_iter().collect(),
-            pod_steps,
-            node_steps,
-        })
+        Ok(Self { patterns, kinds: kinds.into_iter().collect(), pod_steps, node_steps })
     }
 
     /// The patterns, the highest priority first.

@@ -153,11 +153,7 @@ impl fmt::Display for Scalar {
 #[derive(Debug)]
 pub enum ConditionFile {
     OneOf(Vec<Scalar>),
-    Range {
-        min: Option<u64>,
-        max: Option<u64>,
-        not: Vec<Scalar>,
-    },
+    Range { min: Option<u64>, max: Option<u64>, not: Vec<Scalar> },
 }
 
 struct ScalarVisitor;
@@ -255,18 +251,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(wrong()),
     };
-    number
-        .checked_mul(unit_ms)
-        .map(Duration::from_millis)
-        .ok_or_else(wrong)
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-fn optional_duration<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Duration>, D::Error> {
+fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     duration(deserializer).map(Some)
 }

@@ -94,9 +94,7 @@ impl FindingStore {
         let finding = Arc::new(finding);
         inner.aliases.remove(&finding.id);
         inner.order.insert(position(&finding));
-        inner
-            .findings
-            .insert(finding.id.clone(), Arc::clone(&finding));
+        inner.findings.insert(finding.id.clone(), Arc::clone(&finding));
         while inner.findings.len() > self.findings_max
             && let Some(oldest) = inner.order.pop_first()
         {
@@ -141,25 +139,14 @@ impl FindingStore {
         match (found.next(), found.count()) {
             (Some(finding), 0) => Ok(Arc::clone(finding)),
             (None, _) => Err(LookupError::NotFound(id.to_owned())),
-            (Some(_), more) => Err(LookupError::Ambiguous {
-                prefix: id.to_owned(),
-                count: more + 1,
-            }),
+            (Some(_), more) => Err(LookupError::Ambiguous { prefix: id.to_owned(), count: more + 1 }),
         }
     }
 
     /// Findings that ended at or after `since_ns`, newest first, from `after` on, at most `limit`; and where the list goes on.
-    pub fn list(
-        &self,
-        since_ns: u64,
-        after: Option<&Position>,
-        limit: usize,
-    ) -> (Vec<Arc<Finding>>, Option<Position>) {
+    pub fn list(&self, since_ns: u64, after: Option<&Position>, limit: usize) -> (Vec<Arc<Finding>>, Option<Position>) {
         let inner = self.read();
-        let from = Position {
-            ended_ns: since_ns,
-            id: String::new(),
-        };
+        let from = Position { ended_ns: since_ns, id: String::new() };
         let positions: Box<dyn Iterator<Item = &Position>> = match after {
             Some(after) if *after <= from => return (Vec::new(), None),
             Some(after) => Box::new(inner.order.range(&from..after).rev()),
@@ -182,12 +169,8 @@ impl FindingStore {
     /// Findings published after a moment of the server's clock, in the order of their publication.
     pub fn published_after(&self, published_ns: u64) -> Vec<Arc<Finding>> {
         let inner = self.read();
-        let mut found: Vec<_> = inner
-            .findings
-            .values()
-            .filter(|finding| finding.published_ns > published_ns)
-            .cloned()
-            .collect();
+        let mut found: Vec<_> =
+            inner.findings.values().filter(|finding| finding.published_ns > published_ns).cloned().collect();
         found.sort_by_key(|finding| finding.published_ns);
         found
     }
@@ -215,8 +198,5 @@ impl FindingStore {
 }
 
 fn position(finding: &Finding) -> Position {
-    Position {
-        ended_ns: finding.ended_ns,
-        id: finding.id.clone(),
-    }
+    Position { ended_ns: finding.ended_ns, id: finding.id.clone() }
 }

@@ -35,16 +35,11 @@ pub struct Subject<'a> {
 
 impl Template {
     /// Reads a sentence; `resolve` knows the steps and says what is wrong with a place.
-    pub fn parse(
-        text: &str,
-        resolve: &dyn Fn(&str, &str) -> Result<Resolved, String>,
-    ) -> Result<Self, String> {
+    pub fn parse(text: &str, resolve: &dyn Fn(&str, &str) -> Result<Resolved, String>) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("[[") {
-            let (inside, behind) = after
-                .split_once("]]")
-                .ok_or_else(|| format!("`[[` without `]]` in \"{text}\""))?;
+            let (inside, behind) = after.split_once("]]").ok_or_else(|| format!("`[[` without `]]` in \"{text}\""))?;
             places(before, resolve, &mut parts)?;
             let mut optional = Vec::new();
             places(inside, resolve, &mut optional)?;
@@ -108,9 +103,7 @@ fn places(
 ) -> Result<(), String> {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('{') {
-        let (place, behind) = after
-            .split_once('}')
-            .ok_or_else(|| format!("`{{` without `}}` in \"{text}\""))?;
+        let (place, behind) = after.split_once('}').ok_or_else(|| format!("`{{` without `}}` in \"{text}\""))?;
         if !before.is_empty() {
             parts.push(Part::Text(before.to_owned()));
         }
@@ -123,9 +116,7 @@ fn places(
                 Part::Field(step, field)
             }
             (_, None) => {
-                return Err(format!(
-                    "{{{place}}} is unknown: write {{entity}}, {{node}}, {{count}} or {{step.field}}"
-                ));
+                return Err(format!("{{{place}}} is unknown: write {{entity}}, {{node}}, {{count}} or {{step.field}}"));
             }
         });
         rest = behind;

@@ -69,10 +69,7 @@ const SIGNALS: [&str; 31] = [
 
 /// `SIGKILL`; numbers without a name read `signal 40`. The numbers are those of x86 and Arm.
 pub fn signal_name(signal: u32) -> String {
-    match (signal as usize)
-        .checked_sub(1)
-        .and_then(|index| SIGNALS.get(index))
-    {
+    match (signal as usize).checked_sub(1).and_then(|index| SIGNALS.get(index)) {
         Some(name) => (*name).to_owned(),
         None => format!("signal {signal}"),
     }

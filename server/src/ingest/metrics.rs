@@ -33,33 +33,17 @@ impl IngestMetrics {
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
         };
-        let streams = IntGauge::new(
-            "tapio_server_ingest_streams",
-            "Streams of collectors that are open.",
-        )?;
+        let streams = IntGauge::new("tapio_server_ingest_streams", "Streams of collectors that are open.")?;
         registry.register(Box::new(streams.clone()))?;
-        let events = counters(
-            "events_total",
-            "Events in accepted frames.",
-            &["source", "lane"],
-        )?;
-        let of_lane = |lane: Lane| {
-            Source::ALL.map(|source| events.with_label_values(&[source.name(), lane.name()]))
-        };
+        let events = counters("events_total", "Events in accepted frames.", &["source", "lane"])?;
+        let of_lane = |lane: Lane| Source::ALL.map(|source| events.with_label_values(&[source.name(), lane.name()]));
         Ok(Self {
             frames: counter("frames_total", "Frames accepted.")?,
             bytes: counter("bytes_total", "Bytes of accepted frames.")?,
             duplicates: counter("duplicates_total", "Frames that had been accepted before.")?,
-            takeovers: counter(
-                "takeovers_total",
-                "Streams that were cancelled because their node opened another.",
-            )?,
+            takeovers: counter("takeovers_total", "Streams that were cancelled because their node opened another.")?,
             acks: counter("acks_total", "Acknowledgements sent.")?,
-            refused: counters(
-                "refused_total",
-                "Streams refused, by what was wrong with them.",
-                &["reason"],
-            )?,
+            refused: counters("refused_total", "Streams refused, by what was wrong with them.", &["reason"])?,
             lethal_events: of_lane(Lane::Lethal),
             bulk_events: of_lane(Lane::Bulk),
             events,
@@ -79,9 +63,7 @@ impl IngestMetrics {
 
     /// Events accepted, of one source and lane.
     pub fn events(&self, source: Source, lane: Lane) -> u64 {
-        self.events
-            .with_label_values(&[source.name(), lane.name()])
-            .get()
+        self.events.with_label_values(&[source.name(), lane.name()]).get()
     }
 
     pub(super) fn count_refusal(&self, reason: &str) {
@@ -91,11 +73,7 @@ impl IngestMetrics {
     pub(super) fn count_accepted(&self, header: &Header, bytes: usize) {
         self.frames.inc();
         self.bytes.inc_by(bytes as u64);
-        let counters = if header.lethal_events > 0 {
-            &self.lethal_events
-        } else {
-            &self.bulk_events
-        };
+        let counters = if header.lethal_events > 0 { &self.lethal_events } else { &self.bulk_events };
         for (counter, &count) in counters.iter().zip(&header.source_events) {
             if count > 0 {
                 counter.inc_by(u64::from(count));

@@ -93,9 +93,7 @@ pub struct IngestService<S> {
 
 impl<S> Clone for IngestService<S> {
     fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -156,9 +154,7 @@ impl<S> OpenStream<S> {
     fn new(shared: &Arc<Shared<S>>) -> Self {
         shared.open.send_modify(|open| *open += 1);
         shared.metrics.streams.inc();
-        Self {
-            shared: Arc::clone(shared),
-        }
+        Self { shared: Arc::clone(shared) }
     }
 }
 
@@ -173,10 +169,7 @@ impl<S> Drop for OpenStream<S> {
 impl<S: FrameSink> Ingest for IngestService<S> {
     type ShipStream = ReceiverStream<Result<ShipResponse, Status>>;
 
-    async fn ship(
-        &self,
-        request: Request<Streaming<ShipRequest>>,
-    ) -> Result<Response<Self::ShipStream>, Status> {
+    async fn ship(&self, request: Request<Streaming<ShipRequest>>) -> Result<Response<Self::ShipStream>, Status> {
         let open = OpenStream::new(&self.shared);
         if *self.shared.draining.borrow() {
             return Err(Status::unavailable("the server is shutting down"));

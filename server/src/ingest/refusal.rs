@@ -18,9 +18,7 @@ pub enum Refusal {
     SecondHello,
     #[error("the message holds neither a hello nor a frame")]
     EmptyMessage,
-    #[error(
-        "the node name must have 1 to {NODE_NAME_BYTES_MAX} bytes, none of them a control character"
-    )]
+    #[error("the node name must have 1 to {NODE_NAME_BYTES_MAX} bytes, none of them a control character")]
     NodeName,
     #[error("node id {declared:#x} is not that of the node's name, {expected:#x}")]
     NodeId { declared: u64, expected: u64 },
@@ -42,9 +40,7 @@ pub enum Refusal {
     SequenceZero,
     #[error("sequence jumps from {from} to {to}")]
     SequenceGap { from: u64, to: u64 },
-    #[error(
-        "sequence {seq} is more than {SEQUENCE_AHEAD_MAX} ahead of {durable}, the last durable one"
-    )]
+    #[error("sequence {seq} is more than {SEQUENCE_AHEAD_MAX} ahead of {durable}, the last durable one")]
     SequenceAhead { seq: u64, durable: u64 },
 }
 
@@ -74,9 +70,7 @@ impl Refusal {
     pub fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Self::Version(_) | Self::OldEpoch { .. } | Self::NodeId { .. } => {
-                Status::failed_precondition(text)
-            }
+            Self::Version(_) | Self::OldEpoch { .. } | Self::NodeId { .. } => Status::failed_precondition(text),
             Self::ForeignNode { .. } | Self::ForeignEpoch { .. } => Status::permission_denied(text),
             Self::TooManyNodes => Status::resource_exhausted(text),
             Self::HelloTimeout(_) => Status::deadline_exceeded(text),

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::refusal::Refusal;
 use crate::archive::books::NODES_MAX;
-use crate::archive::{Books, Durable, lock_books};
+use crate::archive::{Acknowledged, Books, Durable, lock_books};
 
 /// One node.
 pub(super) struct Node {
@@ -31,6 +31,8 @@ pub(super) struct Node {
 pub(super) struct Progress {
     pub epoch: u64,
     pub accepted: u64,
+    /// What the next frame is to tell the archive.
+    pub resumed: Option<Acknowledged>,
 }
 
 /// What is durable of a node.
@@ -86,6 +88,7 @@ impl Registry {
         id: u64,
         name: &str,
         epoch: u64,
+        acknowledged: Acknowledged,
         books: &Mutex<Books>,
     ) -> Result<Place, Refusal> {
         let node = self.node(id, name)?;
@@ -106,33 +109,27 @@ impl Registry {
         if let Some((_, earlier)) = &earlier {
             earlier.notify_one();
         }
-        let mut place = Place {
-            node,
-            epoch,
-            durable_seq: 0,
-            taken_over,
-            took_over: earlier.is_some(),
-            stream,
-        };
+        let mut place = Place { node, epoch, durable_seq: 0, taken_over, took_over: earlier.is_some(), stream };
         let node = Arc::clone(&place.node);
         let mut progress = node.progress.lock().await;
-        match *progress {
+        let mut known = match *progress {
             Some(known) if known.epoch > epoch => {
-                return Err(Refusal::OldEpoch {
-                    epoch,
-                    newest: known.epoch,
-                });
+                return Err(Refusal::OldEpoch { epoch, newest: known.epoch });
             }
-            Some(known) if known.epoch == epoch => {}
+            Some(known) if known.epoch == epoch => known,
             _ => {
                 let seq = lock_books(books).durable_seq(id, epoch);
-                *progress = Some(Progress {
-                    epoch,
-                    accepted: seq,
-                });
                 node.durable.send_replace(DurableTo { epoch, seq });
+                Progress { epoch, accepted: seq, resumed: None }
             }
+        };
+        // What was acknowledged is no longer with the collector: whoever did so, this server goes on from there.
+        if acknowledged.seq > known.accepted {
+            known.accepted = acknowledged.seq;
+            known.resumed = Some(acknowledged);
+            node.durable.send_replace(DurableTo { epoch, seq: acknowledged.seq });
         }
+        *progress = Some(known);
         place.durable_seq = node.durable.borrow().seq;
         Ok(place)
     }
@@ -140,9 +137,7 @@ impl Registry {
     /// Whether a node has a stream.
     pub fn is_connected(&self, id: u64) -> bool {
         let nodes = lock(&self.nodes);
-        nodes
-            .get(&id)
-            .is_some_and(|node| lock(&node.current).stream.is_some())
+        nodes.get(&id).is_some_and(|node| lock(&node.current).stream.is_some())
     }
 
     fn node(&self, id: u64, name: &str) -> Result<Arc<Node>, Refusal> {

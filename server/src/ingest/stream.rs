@@ -14,9 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tapio_wire::frame::{Frame, Header, VERSION, VERSION_OLDEST};
 use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
-use tapio_wire::service::{
-    Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response,
-};
+use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
@@ -25,7 +23,7 @@ use tracing::{debug, info, warn};
 use super::refusal::Refusal;
 use super::registry::{Place, Progress};
 use super::{FrameSink, Shared};
-use crate::archive::{Append, Durable};
+use crate::archive::{Acknowledged, Append, Durable};
 
 /// How long a stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,11 +52,7 @@ impl From<Refusal> for End {
 }
 
 /// Serves a stream from its first message to its end.
-pub(super) async fn serve<S: FrameSink>(
-    shared: &Shared<S>,
-    mut inbound: Streaming<ShipRequest>,
-    responses: Responses,
-) {
+pub(super) async fn serve<S: FrameSink>(shared: &Shared<S>, mut inbound: Streaming<ShipRequest>, responses: Responses) {
     let hello = match timeout(HELLO_TIMEOUT, first_message(&mut inbound)).await {
         Ok(hello) => hello,
         Err(_) => Err(Refusal::HelloTimeout(HELLO_TIMEOUT).into()),
@@ -97,9 +91,7 @@ pub(super) async fn serve<S: FrameSink>(
 
 async fn first_message(inbound: &mut Streaming<ShipRequest>) -> Result<Hello, End> {
     match inbound.message().await {
-        Ok(Some(ShipRequest {
-            kind: Some(ship_request::Kind::Hello(hello)),
-        })) => Ok(hello),
+        Ok(Some(ShipRequest { kind: Some(ship_request::Kind::Hello(hello)) })) => Ok(hello),
         Ok(Some(_)) => Err(Refusal::NoHello.into()),
         Ok(None) => Err(End::Finished),
         Err(status) => Err(End::Broken(status)),
@@ -113,19 +105,16 @@ async fn enter<S: FrameSink>(shared: &Shared<S>, hello: &Hello) -> Result<Place,
     }
     let expected = tapio_wire::node_id(name);
     if hello.node_id != expected {
-        return Err(Refusal::NodeId {
-            declared: hello.node_id,
-            expected,
-        }
-        .into());
+        return Err(Refusal::NodeId { declared: hello.node_id, expected }.into());
     }
     if !(u32::from(VERSION_OLDEST)..=u32::from(VERSION)).contains(&hello.version) {
         return Err(Refusal::Version(hello.version).into());
     }
-    let place = shared
-        .registry
-        .enter(expected, name, hello.epoch, &shared.books)
-        .await?;
+    let mut acknowledged = Acknowledged { seq: hello.acked_seq, ..Acknowledged::default() };
+    for (events, &acked) in acknowledged.events.iter_mut().zip(&hello.acked_events) {
+        *events = acked;
+    }
+    let place = shared.registry.enter(expected, name, hello.epoch, acknowledged, &shared.books).await?;
     if place.took_over {
         shared.metrics.takeovers.inc();
     }
@@ -261,26 +250,14 @@ impl<E: Into<End>> From<E> for Rejected {
 }
 
 /// Takes one frame from its bytes to the correlator.
-async fn accept<S: FrameSink>(
-    shared: &Shared<S>,
-    place: &Place,
-    bytes: Bytes,
-) -> Result<u64, Rejected> {
+async fn accept<S: FrameSink>(shared: &Shared<S>, place: &Place, bytes: Bytes) -> Result<u64, Rejected> {
     let node = &place.node;
     let (header, ledger) = Header::check(&bytes).map_err(Refusal::Frame)?;
     if header.node != node.id {
-        return Err(Refusal::ForeignNode {
-            frame: header.node,
-            stream: node.id,
-        }
-        .into());
+        return Err(Refusal::ForeignNode { frame: header.node, stream: node.id }.into());
     }
     if header.epoch != place.epoch {
-        return Err(Refusal::ForeignEpoch {
-            frame: header.epoch,
-            stream: place.epoch,
-        }
-        .into());
+        return Err(Refusal::ForeignEpoch { frame: header.epoch, stream: place.epoch }.into());
     }
     let mut progress = or_taken_over(place, node.progress.lock()).await?;
     let Some(progress) = progress.as_mut().filter(|_| place.is_current()) else {
@@ -297,6 +274,7 @@ async fn accept<S: FrameSink>(
         bytes,
         header,
         node_name: Some(Arc::clone(&node.name)),
+        resumed: progress.resumed.take(),
         on_durable,
     });
     progress.accepted = header.seq;
@@ -321,12 +299,8 @@ fn check_sequence(header: &Header, progress: &Progress, durable: u64) -> Result<
     if seq <= accepted {
         return Err(Rejected::Duplicate(accepted));
     }
-    if seq > accepted + 1 {
-        return Err(Refusal::SequenceGap {
-            from: accepted,
-            to: seq,
-        }
-        .into());
+    if seq - accepted > 1 {
+        return Err(Refusal::SequenceGap { from: accepted, to: seq }.into());
     }
     if seq > durable.saturating_add(SEQUENCE_AHEAD_MAX) {
         return Err(Refusal::SequenceAhead { seq, durable }.into());

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use tapio_wire::service::query_server::{Query, QueryServer};
 use tapio_wire::service::{
-    Finding, GetFindingRequest, ListFindingsRequest, ListFindingsResponse, StatusRequest,
-    StatusResponse, WatchFindingsRequest,
+    Finding, GetFindingRequest, ListFindingsRequest, ListFindingsResponse, StatusRequest, StatusResponse,
+    WatchFindingsRequest,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -33,10 +33,7 @@ pub trait StatusSource: Send + Sync + 'static {
 }
 
 /// The query service over a store.
-pub fn service(
-    store: Arc<FindingStore>,
-    status: Arc<dyn StatusSource>,
-) -> QueryServer<QueryService> {
+pub fn service(store: Arc<FindingStore>, status: Arc<dyn StatusSource>) -> QueryServer<QueryService> {
     QueryServer::new(QueryService { store, status })
 }
 
@@ -53,18 +50,13 @@ impl Position {
 
     fn from_token(token: &str) -> Option<Self> {
         let (ended_ns, id) = token.split_once('-')?;
-        Some(Self {
-            ended_ns: u64::from_str_radix(ended_ns, 16).ok()?,
-            id: id.to_owned(),
-        })
+        Some(Self { ended_ns: u64::from_str_radix(ended_ns, 16).ok()?, id: id.to_owned() })
     }
 }
 
 fn bounded(token: &str) -> Result<&str, tonic::Status> {
     if token.len() > TOKEN_BYTES_MAX {
-        return Err(tonic::Status::invalid_argument(format!(
-            "an id or token has at most {TOKEN_BYTES_MAX} bytes"
-        )));
+        return Err(tonic::Status::invalid_argument(format!("an id or token has at most {TOKEN_BYTES_MAX} bytes")));
     }
     Ok(token)
 }
@@ -82,9 +74,10 @@ impl Query for QueryService {
         };
         let after = match bounded(&request.page_token)? {
             "" => None,
-            token => Some(Position::from_token(token).ok_or_else(|| {
-                tonic::Status::invalid_argument("this page token was not given by this server")
-            })?),
+            token => Some(
+                Position::from_token(token)
+                    .ok_or_else(|| tonic::Status::invalid_argument("this page token was not given by this server"))?,
+            ),
         };
         let (page, next) = self.store.list(request.since_ns, after.as_ref(), limit);
         Ok(Response::new(ListFindingsResponse {
@@ -93,19 +86,12 @@ impl Query for QueryService {
         }))
     }
 
-    async fn get_finding(
-        &self,
-        request: Request<GetFindingRequest>,
-    ) -> Result<Response<Finding>, tonic::Status> {
+    async fn get_finding(&self, request: Request<GetFindingRequest>) -> Result<Response<Finding>, tonic::Status> {
         let request = request.into_inner();
         match self.store.get(bounded(&request.id)?) {
             Ok(finding) => Ok(Response::new((*finding).clone())),
-            Err(error @ LookupError::NotFound(_)) => {
-                Err(tonic::Status::not_found(error.to_string()))
-            }
-            Err(error @ LookupError::Ambiguous { .. }) => {
-                Err(tonic::Status::invalid_argument(error.to_string()))
-            }
+            Err(error @ LookupError::NotFound(_)) => Err(tonic::Status::not_found(error.to_string())),
+            Err(error @ LookupError::Ambiguous { .. }) => Err(tonic::Status::invalid_argument(error.to_string())),
         }
     }
 
@@ -121,10 +107,7 @@ impl Query for QueryService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn status(
-        &self,
-        _request: Request<StatusRequest>,
-    ) -> Result<Response<StatusResponse>, tonic::Status> {
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, tonic::Status> {
         Ok(Response::new(self.status.status()))
     }
 }

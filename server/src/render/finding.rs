@@ -21,16 +21,10 @@ pub fn list_header(style: Style) -> String {
 
 /// A finding on one line of a list.
 pub fn list_row(style: Style, finding: &Finding) -> String {
-    let id = clean(&finding.id)
-        .chars()
-        .take(SHORT_ID)
-        .collect::<String>();
+    let id = clean(&finding.id).chars().take(SHORT_ID).collect::<String>();
     let severity = format!("{:<8}", clean(&finding.severity));
-    let again = if finding.revision > 1 {
-        style.dim(&format!(" (version {})", finding.revision))
-    } else {
-        String::new()
-    };
+    let again =
+        if finding.revision > 1 { style.dim(&format!(" (version {})", finding.revision)) } else { String::new() };
     format!(
         "{} {} {:>5} {:<SHORT_ID$} {:<21} {}{again}\n",
         style.dim(&for_people(finding.ended_ns)),
@@ -46,11 +40,7 @@ pub fn list_row(style: Style, finding: &Finding) -> String {
 pub fn finding(style: Style, finding: &Finding) -> String {
     let mut out = style.bold(wrap("", &clean(&finding.title)).trim_end()) + "\n";
     let severity = clean(&finding.severity);
-    let again = if finding.count > 1 {
-        format!(" · {} deaths", finding.count)
-    } else {
-        String::new()
-    };
+    let again = if finding.count > 1 { format!(" · {} deaths", finding.count) } else { String::new() };
     let _ = writeln!(
         out,
         "{} · {} sure{again} · pattern {} · id {}",
@@ -96,20 +86,14 @@ fn span(finding: &Finding) -> String {
     if lasted == 0 {
         format!("at {ended}, by the node's clock")
     } else {
-        format!(
-            "ended {ended}, by the node's clock, {} after it began",
-            text::duration(lasted)
-        )
+        format!("ended {ended}, by the node's clock, {} after it began", text::duration(lasted))
     }
 }
 
 fn place(entity: &EntityRef) -> String {
     let mut parts = vec![format!("node {}", clean(&entity.node))];
-    for (what, value) in [
-        ("container", &entity.container_id),
-        ("pod uid", &entity.pod_uid),
-        ("cgroup", &entity.cgroup),
-    ] {
+    for (what, value) in [("container", &entity.container_id), ("pod uid", &entity.pod_uid), ("cgroup", &entity.cgroup)]
+    {
         if !value.is_empty() {
             parts.push(format!("{what} {}", clean(value)));
         }
@@ -119,46 +103,28 @@ fn place(entity: &EntityRef) -> String {
 
 /// The evidence as a tree: each piece below the step that brought it about.
 fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
-    let started = evidence
-        .iter()
-        .map(|piece| piece.time_ns)
-        .min()
-        .unwrap_or(0);
+    let started = evidence.iter().map(|piece| piece.time_ns).min().unwrap_or(0);
     let parent = |index: usize| {
         let cause = &evidence[index].caused_by;
         // A cause stands before its effect, so this cannot go in a circle.
-        (0..index)
-            .rev()
-            .find(|&at| !cause.is_empty() && evidence[at].step == *cause)
+        (0..index).rev().find(|&at| !cause.is_empty() && evidence[at].step == *cause)
     };
     let parents: Vec<_> = (0..evidence.len()).map(parent).collect();
     let mut waiting: Vec<(usize, String, bool)> = Vec::new();
-    let push_children =
-        |waiting: &mut Vec<(usize, String, bool)>, of: Option<usize>, indent: &str| {
-            let children: Vec<_> = (0..evidence.len())
-                .filter(|&at| parents[at] == of)
-                .collect();
-            let last = children.last().copied();
-            let entries = children.iter().rev();
-            waiting.extend(entries.map(|&child| (child, indent.to_owned(), Some(child) == last)));
-        };
+    let push_children = |waiting: &mut Vec<(usize, String, bool)>, of: Option<usize>, indent: &str| {
+        let children: Vec<_> = (0..evidence.len()).filter(|&at| parents[at] == of).collect();
+        let last = children.last().copied();
+        let entries = children.iter().rev();
+        waiting.extend(entries.map(|&child| (child, indent.to_owned(), Some(child) == last)));
+    };
     push_children(&mut waiting, None, "  ");
     while let Some((index, indent, is_last)) = waiting.pop() {
         let piece = &evidence[index];
-        let (branch, below) = if is_last {
-            ("└─", "   ")
-        } else {
-            ("├─", "│  ")
-        };
+        let (branch, below) = if is_last { ("└─", "   ") } else { ("├─", "│  ") };
         let after = format!("+{}", text::duration(piece.time_ns - started));
         let inner = format!("{indent}{below}");
         let head = format!("{indent}{branch} {after:<10} {}", clean(&piece.step));
-        let _ = writeln!(
-            out,
-            "{}  {}",
-            style.bold(&head),
-            style.dim(&clean(&piece.id))
-        );
+        let _ = writeln!(out, "{}  {}", style.bold(&head), style.dim(&clean(&piece.id)));
         let has_children = parents.contains(&Some(index));
         let rule = if has_children { "│  " } else { "   " };
         for line in wrap(&" ".repeat(inner.chars().count() + 3), &clean(&piece.text)).lines() {
@@ -178,17 +144,15 @@ fn certificate(style: Style, out: &mut String, death: &Death) {
     };
     row("process", &process(&death.comm, death.pid));
     match (death.signal, death.exit_code) {
-        (Some(signal), _) => row(
-            "ended by",
-            &format!("{} (signal {signal})", clean(&death.signal_name)),
-        ),
+        (Some(signal), _) => row("ended by", &format!("{} (signal {signal})", clean(&death.signal_name))),
         (None, Some(code)) => row("exit code", &code.to_string()),
         (None, None) => row("ended by", "unknown"),
     }
     if let Some(sender) = &death.sender {
-        let place = sender.entity.as_ref().map_or_else(String::new, |entity| {
-            format!(" of {} {}", clean(&entity.kind), clean(&entity.name))
-        });
+        let place = sender
+            .entity
+            .as_ref()
+            .map_or_else(String::new, |entity| format!(" of {} {}", clean(&entity.kind), clean(&entity.name)));
         let by = process(&sender.comm, sender.pid);
         if sender.kernel {
             row("sent by", &format!("the kernel, while {by} was running"));
@@ -221,14 +185,10 @@ fn loss(loss: Option<&Loss>) -> String {
     let mut text = match loss.events {
         0 => "No event was lost on this node in the window.".to_owned(),
         1 => "One event was lost on this node in the window: evidence may be missing.".to_owned(),
-        events => format!(
-            "{events} events were lost on this node in the window: evidence may be missing."
-        ),
+        events => format!("{events} events were lost on this node in the window: evidence may be missing."),
     };
     if loss.open_interval {
-        text.push_str(
-            " A collector died or its stream was interrupted: more may be missing than was counted.",
-        );
+        text.push_str(" A collector died or its stream was interrupted: more may be missing than was counted.");
     }
     text
 }

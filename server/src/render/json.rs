@@ -1,9 +1,7 @@
 //! The JSON form: keys that do not change, times in RFC 3339, ids that exceed 53 bits as text.
 
 use serde_json::{Value, json};
-use tapio_wire::service::{
-    Death, EntityRef, EpochStatus, Evidence, Finding, NodeStatus, SourceLedger, StatusResponse,
-};
+use tapio_wire::service::{Death, EntityRef, EpochStatus, Evidence, Finding, NodeStatus, SourceLedger, StatusResponse};
 
 use super::time::rfc3339;
 

@@ -12,11 +12,7 @@ pub struct Style {
 
 impl Style {
     fn dress(self, code: &str, text: &str) -> String {
-        if self.colour && !text.is_empty() {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     pub(super) fn bold(self, text: &str) -> String {
@@ -52,11 +48,7 @@ pub(super) fn clean(text: &str) -> String {
     let visible = |c: char| {
         // Beyond control characters: what turns the direction of writing around can disguise a name.
         let is_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || is_direction {
-            '\u{fffd}'
-        } else {
-            c
-        }
+        if c.is_control() || is_direction { '\u{fffd}' } else { c }
     };
     text.chars().map(visible).collect()
 }
@@ -86,19 +78,10 @@ pub(super) fn wrap(first: &str, text: &str) -> String {
 }
 
 /// Columns under headings; those that `is_right` names are aligned to the right.
-pub(super) fn table(
-    style: Style,
-    headings: &[&str],
-    is_right: &[bool],
-    rows: &[Vec<String>],
-) -> String {
+pub(super) fn table(style: Style, headings: &[&str], is_right: &[bool], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells
-            .map(|cell| cell.chars().count())
-            .chain([headings[column].len()])
-            .max()
-            .unwrap_or(0)
+        cells.map(|cell| cell.chars().count()).chain([headings[column].len()]).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..headings.len()).map(width).collect();
     let line = |cells: &[String]| {

@@ -23,11 +23,7 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         clean(&status.revision),
         text::duration(status.uptime_ns)
     );
-    let _ = writeln!(
-        out,
-        "{} events correlated · {} findings",
-        status.events_correlated, status.findings
-    );
+    let _ = writeln!(out, "{} events correlated · {} findings", status.events_correlated, status.findings);
     nodes(style, &mut out, status);
     ledger(style, &mut out, status);
     if let Some(archive) = &status.archive {
@@ -53,23 +49,14 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
             .map(|shard| {
                 vec![
                     shard.shard.to_string(),
-                    if shard.core < 0 {
-                        "any".into()
-                    } else {
-                        shard.core.to_string()
-                    },
+                    if shard.core < 0 { "any".into() } else { shard.core.to_string() },
                     shard.events.to_string(),
                     shard.entities.to_string(),
                     shard.evicted.to_string(),
                 ]
             })
             .collect();
-        out.push_str(&table(
-            style,
-            &["SHARD", "CORE", "EVENTS", "ENTITIES", "EVICTED"],
-            &[true; 5],
-            &rows,
-        ));
+        out.push_str(&table(style, &["SHARD", "CORE", "EVENTS", "ENTITIES", "EVICTED"], &[true; 5], &rows));
     }
     out
 }
@@ -85,44 +72,22 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
         for epoch in &node.epochs {
             rows.push(vec![
                 clean(&node.node),
-                if node.connected {
-                    "connected".into()
-                } else {
-                    "gone".into()
-                },
+                if node.connected { "connected".into() } else { "gone".into() },
                 format!("{:x}", epoch.epoch),
                 clean(&epoch.state),
                 epoch.durable_seq.to_string(),
-                if epoch.last_frame_ns == 0 {
-                    "-".into()
-                } else {
-                    for_people(epoch.last_frame_ns)
-                },
+                if epoch.last_frame_ns == 0 { "-".into() } else { for_people(epoch.last_frame_ns) },
             ]);
         }
         if node.epochs.is_empty() {
             let state = if node.connected { "connected" } else { "gone" };
             let blank = || "-".to_owned();
-            rows.push(vec![
-                clean(&node.node),
-                state.into(),
-                blank(),
-                blank(),
-                blank(),
-                blank(),
-            ]);
+            rows.push(vec![clean(&node.node), state.into(), blank(), blank(), blank(), blank()]);
         }
     }
     out.push_str(&table(
         style,
-        &[
-            "NODE",
-            "COLLECTOR",
-            "EPOCH",
-            "STATE",
-            "DURABLE SEQ",
-            "LAST FRAME",
-        ],
+        &["NODE", "COLLECTOR", "EPOCH", "STATE", "DURABLE SEQ", "LAST FRAME"],
         &[false, false, false, false, true, false],
         &rows,
     ));
@@ -143,14 +108,7 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
                 let why: Vec<_> = source
                     .dropped
                     .iter()
-                    .map(|loss| {
-                        format!(
-                            "{}/{} {}",
-                            clean(&loss.stage),
-                            clean(&loss.reason),
-                            loss.events
-                        )
-                    })
+                    .map(|loss| format!("{}/{} {}", clean(&loss.stage), clean(&loss.reason), loss.events))
                     .collect();
                 rows.push(vec![
                     clean(&node.node),
@@ -188,17 +146,13 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
                 "UNEXPLAINED",
                 "DROPPED AT",
             ],
-            &[
-                false, false, false, true, false, true, false, true, false, true, true, false,
-            ],
+            &[false, false, false, true, false, true, false, true, false, true, true, false],
             &rows,
         ));
     }
     let sum = match status.unexplained_events {
         0 => style.good("The ledger closes: no event is unexplained."),
-        events => style.bad(&format!(
-            "The ledger does not close: {events} events are unexplained."
-        )),
+        events => style.bad(&format!("The ledger does not close: {events} events are unexplained.")),
     };
     let _ = writeln!(out, "  {sum}");
 }

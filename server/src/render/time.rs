@@ -21,16 +21,11 @@ pub fn for_people(ns: u64) -> String {
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -124,19 +119,8 @@ mod tests {
         let now = 1_700_000_000 * SECOND;
         assert_eq!(parse_since("10m", now), Ok(now - 600 * SECOND));
         assert_eq!(parse_since("2023-11-14", now), Ok(1_699_920_000 * SECOND));
-        assert_eq!(
-            parse_since("2023-11-14 22:13", now),
-            Ok(1_699_999_980 * SECOND)
-        );
-        for wrong in [
-            "",
-            "10",
-            "m",
-            "yesterday",
-            "2023-13-01",
-            "2023-11-14T25:00",
-            "-1m",
-        ] {
+        assert_eq!(parse_since("2023-11-14 22:13", now), Ok(1_699_999_980 * SECOND));
+        for wrong in ["", "10", "m", "yesterday", "2023-13-01", "2023-11-14T25:00", "-1m"] {
             assert!(parse_since(wrong, now).is_err(), "{wrong}");
         }
     }

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::compress::Compression;
-use tapio_wire::event::{
-    Body, Detail, Entity, EntityId, EntityKind, Event, Exit, Lane, NO_NAME, Oom, Signal, Source,
-};
+use tapio_wire::event::{Body, Detail, Entity, EntityId, EntityKind, Event, Exit, Lane, NO_NAME, Oom, Signal, Source};
 use tapio_wire::frame::{Encoder, Frame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tapio_wire::service::Finding;
@@ -46,33 +44,15 @@ pub struct Process {
 
 impl Process {
     pub fn of_node(entity: EntityId, pid: u32, comm: &'static str) -> Self {
-        Self {
-            entity,
-            pid,
-            ns_pid: pid,
-            ns_level: 0,
-            comm,
-        }
+        Self { entity, pid, ns_pid: pid, ns_level: 0, comm }
     }
 
     pub fn init(entity: EntityId, pid: u32, comm: &'static str) -> Self {
-        Self {
-            entity,
-            pid,
-            ns_pid: 1,
-            ns_level: 1,
-            comm,
-        }
+        Self { entity, pid, ns_pid: 1, ns_level: 1, comm }
     }
 
     pub fn child(entity: EntityId, pid: u32, comm: &'static str) -> Self {
-        Self {
-            entity,
-            pid,
-            ns_pid: 7,
-            ns_level: 1,
-            comm,
-        }
+        Self { entity, pid, ns_pid: 7, ns_level: 1, comm }
     }
 }
 
@@ -105,16 +85,8 @@ impl Node {
             kind,
             parent,
             name: name.into(),
-            container_id: if is_container {
-                format!("{id:016x}").repeat(4)
-            } else {
-                String::new()
-            },
-            pod_uid: if parent == 0 {
-                String::new()
-            } else {
-                format!("uid-{parent:x}")
-            },
+            container_id: if is_container { format!("{id:016x}").repeat(4) } else { String::new() },
+            pod_uid: if parent == 0 { String::new() } else { format!("uid-{parent:x}") },
             cgroup: format!("/{key}"),
         });
         id
@@ -138,13 +110,7 @@ impl Node {
     }
 
     pub fn push(&mut self, at: u64, entity: EntityId, pid: u32, body: Detail) {
-        self.body.events.push(Event {
-            time_ns: at,
-            entity,
-            pid,
-            source: Source::Ebpf,
-            body,
-        });
+        self.body.events.push(Event { time_ns: at, entity, pid, source: Source::Ebpf, body });
     }
 
     pub fn exit(&mut self, at: u64, process: Process, status: u32) {
@@ -174,11 +140,7 @@ impl Node {
             anon_rss_bytes: usage_bytes - usage_bytes / 8,
             file_rss_bytes: 0,
             shmem_rss_bytes: 0,
-            limit_cgroup: if limit_bytes == 0 {
-                NO_NAME
-            } else {
-                limit_cgroup
-            },
+            limit_cgroup: if limit_bytes == 0 { NO_NAME } else { limit_cgroup },
             limit_bytes,
             usage_bytes,
             limit_height: 0,
@@ -204,12 +166,7 @@ impl Node {
             from_kernel: sender.is_none(),
             result: 0,
         };
-        self.push(
-            at,
-            target.entity,
-            target.pid,
-            Detail::Signal(Box::new(detail)),
-        );
+        self.push(at, target.entity, target.pid, Detail::Signal(Box::new(detail)));
     }
 
     pub fn lose(&mut self, events: u64) {
@@ -224,10 +181,7 @@ impl Node {
         let account = self.ledger.account_mut(Source::Ebpf);
         account.emitted += self.body.events.len() as u64;
         account.shipped += self.body.events.len() as u64;
-        let sealed = self
-            .encoder
-            .seal(&self.body, lane, Compression::Lz4)
-            .expect("a small body fits");
+        let sealed = self.encoder.seal(&self.body, lane, Compression::Lz4).expect("a small body fits");
         let stamp = Stamp {
             node: self.node.id,
             epoch: self.epoch,
@@ -251,11 +205,7 @@ impl Node {
     /// A burst of reclaim in an entity, in a frame of its own.
     pub fn reclaim(&mut self, at: u64, entity: EntityId) {
         for step in 0..10 {
-            let reclaim = Detail::Reclaim {
-                stall_ns: 3 * MS,
-                pages: 64,
-                memcg: true,
-            };
+            let reclaim = Detail::Reclaim { stall_ns: 3 * MS, pages: 64, memcg: true };
             self.push(at + step * MS, entity, 0, reclaim);
         }
         self.frame(Lane::Bulk, at + 20 * MS);
@@ -276,11 +226,7 @@ impl Machine {
     }
 
     pub fn with(shards: usize, patterns: PatternSet) -> Self {
-        let config = CorrelateConfig {
-            shards: Some(shards),
-            wanted: patterns.kinds(),
-            ..CorrelateConfig::default()
-        };
+        let config = CorrelateConfig { shards: Some(shards), wanted: patterns.kinds(), ..CorrelateConfig::default() };
         Self::sized(&config, patterns)
     }
 
@@ -288,36 +234,22 @@ impl Machine {
         let store = Arc::new(FindingStore::new(1000));
         let losses = Arc::new(LossBook::default());
         let view: Arc<dyn LossView> = Arc::<LossBook>::clone(&losses);
-        let finder = Finder::start(
-            &FinderConfig::default(),
-            Arc::new(patterns),
-            view,
-            Arc::clone(&store),
-        )
-        .expect("the finder starts");
-        let correlator = Correlator::start(config, Arc::clone(&losses), Arc::new(finder.bus()))
-            .expect("the correlator starts");
-        Self {
-            correlator,
-            finder,
-            store,
-            losses,
-        }
+        let finder = Finder::start(&FinderConfig::default(), Arc::new(patterns), view, Arc::clone(&store))
+            .expect("the finder starts");
+        let correlator =
+            Correlator::start(config, Arc::clone(&losses), Arc::new(finder.bus())).expect("the correlator starts");
+        Self { correlator, finder, store, losses }
     }
 
     pub fn deliver(&self, node: &NodeRef, frames: &[Arc<Frame>]) {
         for frame in frames {
-            self.correlator
-                .deliver_blocking(node.clone(), Arc::clone(frame))
-                .expect("the correlator runs");
+            self.correlator.deliver_blocking(node.clone(), Arc::clone(frame)).expect("the correlator runs");
         }
     }
 
     /// Waits until everything delivered has led to what it leads to.
     pub fn settle(&self) {
-        self.correlator
-            .drained_blocking()
-            .expect("the correlator runs");
+        self.correlator.drained_blocking().expect("the correlator runs");
         self.finder.bus().barrier().expect("the finder runs");
     }
 
@@ -339,8 +271,5 @@ pub fn findings_of(node: &Node) -> Vec<Finding> {
 
 /// The patterns that a node's frames lead to, the oldest first.
 pub fn patterns_of(node: &Node) -> Vec<String> {
-    findings_of(node)
-        .into_iter()
-        .map(|finding| finding.pattern)
-        .collect()
+    findings_of(node).into_iter().map(|finding| finding.pattern).collect()
 }

@@ -1,0 +1,309 @@
+//! What the archive promises while its disk fails.
+
+mod archive_support;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use archive_support::*;
+use tapio_server::archive::{Archive, ArchiveConfig, ArchiveState, QUEUE_BYTES_MAX, lock_books};
+
+fn open_faulty(config: ArchiveConfig, disk: &FaultyDisk) -> Archive {
+    Archive::open_on(config, disk.clone(), Duration::ZERO, &mut |_, _| {}).expect("the archive opens")
+}
+
+#[test]
+fn a_failed_sync_poisons_the_segment_and_nothing_is_acknowledged_before_the_rewrite() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(1);
+    let poisoned = segments(dir.path()).pop().unwrap();
+    let new_name = poisoned.with_extension("segment.new");
+    disk.set(|faults| {
+        faults.log.clear();
+        faults.failing_syncs = 1;
+    });
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(2);
+    let log = disk.log();
+    let of_poisoned = |operation: &&Operation| match operation {
+        Operation::Sync(path) | Operation::Write(path, ..) => *path == new_name,
+        _ => false,
+    };
+    let touched: Vec<_> = log.iter().filter(of_poisoned).collect();
+    assert!(
+        matches!(touched[..], [Operation::Write(..), Operation::Sync(_)]),
+        "one write and the sync that failed, then never again: {touched:?}"
+    );
+    assert_eq!(archive.stats().poisoned, 1);
+    assert_eq!(*archive.state().borrow(), ArchiveState::Ready);
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(3);
+    archive.shutdown();
+    // Frame 2 is in both segments.
+    let (archive, replayed) = open_and_replay(plain(dir.path()), ALL);
+    assert_eq!(replayed.len(), 3);
+    let books = lock_books(archive.books());
+    assert_eq!((books.totals().frames, books.unexplained_total()), (3, 0));
+}
+
+#[test]
+fn frames_that_a_poisoned_segment_repeats_are_dropped_by_a_recovery_from_further_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(1);
+    disk.set(|faults| faults.failing_syncs = 1);
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(2);
+    archive.shutdown();
+    let newest = segments(dir.path()).pop().unwrap();
+    let file = std::fs::File::options().write(true).open(newest).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 64 + 40).unwrap();
+    let archive = open(plain(dir.path()));
+    let books = lock_books(archive.books());
+    assert_eq!((books.totals().frames, books.totals().duplicates), (2, 1));
+    assert_eq!(books.unexplained_total(), 0);
+}
+
+#[test]
+fn a_disk_that_keeps_failing_shows_and_nothing_is_acknowledged_until_it_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    disk.set(|faults| faults.failing_syncs = u32::MAX);
+    append(&archive, frames.append(&receiver));
+    let reason = wait_not_ready(&archive);
+    assert!(reason.contains(&dir.path().display().to_string()), "{reason}");
+    assert_eq!(receiver.seq(), 0);
+    disk.set(|faults| faults.failing_syncs = 0);
+    receiver.wait_for(1);
+    wait_ready(&archive);
+}
+
+#[test]
+fn a_full_disk_stops_acknowledgements_until_it_is_freed() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(1);
+    disk.set(|faults| faults.full = true);
+    for _ in 0..10 {
+        append(&archive, frames.append(&receiver));
+    }
+    let reason = wait_not_ready(&archive);
+    assert!(reason.contains("full"), "{reason}");
+    assert_eq!(receiver.seq(), 1);
+    disk.set(|faults| faults.full = false);
+    receiver.wait_for(11);
+    wait_ready(&archive);
+    archive.shutdown();
+    let (_archive, replayed) = open_and_replay(plain(dir.path()), ALL);
+    assert_eq!(replayed.len(), 11);
+}
+
+#[test]
+fn a_server_starts_on_a_full_disk_and_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    disk.set(|faults| faults.full = true);
+    let archive = open_faulty(plain(dir.path()), &disk);
+    wait_not_ready(&archive);
+    disk.set(|faults| faults.full = false);
+    wait_ready(&archive);
+    append_each(&archive, &mut Frames::new("node-1", 1), 1);
+}
+
+#[test]
+fn a_shutdown_on_a_failing_disk_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let receiver = Arc::new(Receiver::default());
+    disk.set(|faults| faults.full = true);
+    append(&archive, Frames::new("node-1", 1).append(&receiver));
+    wait_not_ready(&archive);
+    archive.shutdown();
+    assert_eq!(receiver.seq(), 0);
+}
+
+#[test]
+fn short_writes_are_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    disk.set(|faults| faults.write_bytes_max = 7);
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let sent = append_each(&archive, &mut Frames::new("node-1", 1), 5);
+    archive.shutdown();
+    let (archive, replayed) = open_and_replay(plain(dir.path()), ALL);
+    assert_eq!(replayed, sent);
+    assert_eq!(archive.stats().totals.quarantined, 0);
+}
+
+#[test]
+fn a_failed_rename_or_directory_sync_leaves_a_directory_that_reopens() {
+    for dir_syncs in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = FaultyDisk::default();
+        let archive = open_faulty(plain(dir.path()), &disk);
+        let mut frames = Frames::new("node-1", 1);
+        frames.events = 5000;
+        disk.set(|faults| {
+            if dir_syncs {
+                faults.failing_dir_syncs = 3;
+            } else {
+                faults.failing_renames = 3;
+            }
+        });
+        // More than a segment, so that the next ones are created meanwhile.
+        let sent = append_each(&archive, &mut frames, 40);
+        assert!(disk.log().iter().filter(|op| matches!(op, Operation::Rename(_))).count() > 4);
+        archive.shutdown();
+        let (_archive, replayed) = open_and_replay(plain(dir.path()), ALL);
+        assert_eq!(replayed, sent);
+    }
+}
+
+#[test]
+fn a_slow_disk_groups_frames_into_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    disk.set(|faults| faults.sync_delay = Duration::from_millis(30));
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    for _ in 0..200 {
+        append(&archive, frames.append(&receiver));
+    }
+    receiver.wait_for(200);
+    assert!(archive.stats().commits < 20, "{:?}", archive.stats());
+}
+
+#[test]
+fn memory_stays_bounded_while_the_disk_stands_still() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    disk.set(|faults| faults.full = true);
+    let mut frames = Frames::new("node-1", 1);
+    frames.events = 60_000;
+    let receiver = Arc::new(Receiver::default());
+    let appender = archive.appender();
+    let stuck = block_on(async {
+        for sent in 0..10_000 {
+            let append = appender.append(frames.append(&receiver));
+            if tokio::time::timeout(Duration::from_millis(300), append).await.is_err() {
+                return sent;
+            }
+        }
+        0
+    });
+    assert!(stuck > 0, "the queue took everything");
+    assert!(archive.stats().backlog_bytes <= QUEUE_BYTES_MAX as u64);
+    disk.set(|faults| faults.full = false);
+    receiver.wait_for(stuck);
+}
+
+#[test]
+fn a_lethal_frame_does_not_wait_for_the_commit_interval() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ArchiveConfig { commit_interval: Duration::from_secs(3600), ..plain(dir.path()) };
+    let archive = open(config);
+    let receiver = Arc::new(Receiver::default());
+    let mut frames = Frames::new("node-1", 1);
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(1);
+    append(&archive, frames.append(&receiver));
+    frames.lane = tapio_wire::event::Lane::Lethal;
+    append(&archive, frames.append(&receiver));
+    receiver.wait_for(3);
+}
+
+#[test]
+fn a_shutdown_commits_what_is_queued_and_refuses_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = open(ArchiveConfig { commit_interval: Duration::from_millis(200), ..plain(dir.path()) });
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    for _ in 0..50 {
+        append(&archive, frames.append(&receiver));
+    }
+    let appender = archive.appender();
+    archive.shutdown();
+    assert_eq!(receiver.seq(), 50);
+    assert!(block_on(appender.append(frames.append(&receiver))).is_err());
+}
+
+/// A small ext4 on a loop device, unmounted when dropped.
+struct SmallDisk {
+    mount: tempfile::TempDir,
+    _image: tempfile::NamedTempFile,
+}
+
+impl SmallDisk {
+    fn new(mib: u64) -> Option<Self> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(mib << 20).unwrap();
+        let mount = tempfile::tempdir().unwrap();
+        let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let made = run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()))
+            && run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(mount.path()));
+        made.then_some(Self { mount, _image: image })
+    }
+
+    fn path(&self) -> &Path {
+        self.mount.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A mount that stays is seen in the next run; there is nobody to tell here.
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_real_full_disk_stops_acknowledgements_and_loses_nothing() {
+    let Some(disk) = SmallDisk::new(16) else {
+        return skip("a_real_full_disk_stops_acknowledgements_and_loses_nothing", "root, mkfs.ext4 and a loop device");
+    };
+    let dir = disk.path().join("archive");
+    let ballast = disk.path().join("ballast");
+    let config = ArchiveConfig { max_bytes: 1 << 30, segment_bytes: 1 << 20, ..ArchiveConfig::new(&dir) };
+    let archive = open(config.clone());
+    std::fs::write(&ballast, vec![1; 8 << 20]).unwrap();
+    let mut frames = Frames::new("node-1", 1);
+    frames.events = 20_000;
+    let receiver = Arc::new(Receiver::default());
+    let mut sent = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while *archive.state().borrow() == ArchiveState::Ready {
+        assert!(Instant::now() < deadline, "the disk did not fill up");
+        let bytes = frames.next();
+        append(&archive, append_of(&bytes, &frames.name, &receiver));
+        sent.push(bytes);
+    }
+    let acknowledged = receiver.seq();
+    assert!(acknowledged < frames.seq);
+    std::fs::remove_file(&ballast).unwrap();
+    receiver.wait_for(frames.seq);
+    archive.shutdown();
+    let (archive, replayed) = open_and_replay(config, ALL);
+    assert_eq!(replayed, sent);
+    drop(archive);
+}

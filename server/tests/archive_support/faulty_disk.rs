@@ -1,0 +1,156 @@
+//! The plain disk with faults, and a record of what was asked of it.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tapio_server::archive::{Disk, DiskKind, PlainDisk};
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create(PathBuf),
+    Write(PathBuf, u64, usize),
+    Sync(PathBuf),
+    Rename(PathBuf),
+    SyncDir,
+    Unlink(PathBuf),
+}
+
+/// What goes wrong from now on.
+#[derive(Default)]
+pub struct Faults {
+    /// So many syncs fail with EIO.
+    pub failing_syncs: u32,
+    /// So many directory syncs fail with EIO.
+    pub failing_dir_syncs: u32,
+    pub failing_renames: u32,
+    /// Creations and writes fail with ENOSPC.
+    pub full: bool,
+    /// A write takes at most this many bytes, unless 0.
+    pub write_bytes_max: usize,
+    pub sync_delay: Duration,
+    pub log: Vec<Operation>,
+}
+
+#[derive(Clone, Default)]
+pub struct FaultyDisk {
+    pub faults: Arc<Mutex<Faults>>,
+}
+
+pub struct FaultyFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl FaultyDisk {
+    pub fn set(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut self.faults.lock().unwrap());
+    }
+
+    pub fn log(&self) -> Vec<Operation> {
+        self.faults.lock().unwrap().log.clone()
+    }
+}
+
+fn eio() -> io::Error {
+    io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())
+}
+
+fn fail(count: &mut u32) -> io::Result<()> {
+    if *count > 0 {
+        *count -= 1;
+        return Err(eio());
+    }
+    Ok(())
+}
+
+impl Disk for FaultyDisk {
+    type File = FaultyFile;
+
+    fn kind(&self) -> DiskKind {
+        DiskKind::Plain
+    }
+
+    async fn create(&self, path: &Path, bytes: u64) -> io::Result<FaultyFile> {
+        self.set(|faults| faults.log.push(Operation::Create(path.to_owned())));
+        if self.faults.lock().unwrap().full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let file = PlainDisk.create(path, bytes).await?;
+        Ok(FaultyFile { file, path: path.to_owned() })
+    }
+
+    async fn write_at(
+        &self,
+        file: &FaultyFile,
+        mut buffer: Vec<u8>,
+        start: usize,
+        offset: u64,
+    ) -> (io::Result<usize>, Vec<u8>) {
+        let (full, limit) = {
+            let mut faults = self.faults.lock().unwrap();
+            faults.log.push(Operation::Write(file.path.clone(), offset, buffer.len() - start));
+            (faults.full, faults.write_bytes_max)
+        };
+        if full {
+            return (Err(io::ErrorKind::StorageFull.into()), buffer);
+        }
+        let whole = buffer.len();
+        let rest = match limit {
+            0 => Vec::new(),
+            limit => buffer.split_off((start + limit).min(whole)),
+        };
+        let (result, mut buffer) = PlainDisk.write_at(&file.file, buffer, start, offset).await;
+        buffer.extend_from_slice(&rest);
+        (result, buffer)
+    }
+
+    async fn sync_data(&self, file: &FaultyFile) -> io::Result<()> {
+        let (result, delay) = {
+            let mut faults = self.faults.lock().unwrap();
+            faults.log.push(Operation::Sync(file.path.clone()));
+            (fail(&mut faults.failing_syncs), faults.sync_delay)
+        };
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        result?;
+        PlainDisk.sync_data(&file.file).await
+    }
+
+    async fn truncate(&self, file: &FaultyFile, bytes: u64) -> io::Result<()> {
+        PlainDisk.truncate(&file.file, bytes).await
+    }
+
+    async fn close(&self, file: FaultyFile) -> io::Result<()> {
+        PlainDisk.close(file.file).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let result = {
+            let mut faults = self.faults.lock().unwrap();
+            faults.log.push(Operation::Rename(from.to_owned()));
+            fail(&mut faults.failing_renames)
+        };
+        result?;
+        PlainDisk.rename(from, to).await
+    }
+
+    async fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.set(|faults| faults.log.push(Operation::Unlink(path.to_owned())));
+        PlainDisk.unlink(path).await
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let result = {
+            let mut faults = self.faults.lock().unwrap();
+            faults.log.push(Operation::SyncDir);
+            fail(&mut faults.failing_dir_syncs)
+        };
+        result?;
+        PlainDisk.sync_dir(dir).await
+    }
+}
