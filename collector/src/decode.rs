@@ -85,7 +85,8 @@ fn read<T: FromBytes>(bytes: &[u8]) -> Result<T, Malformed> {
     T::read_from_bytes(bytes).map_err(|_| Malformed)
 }
 
-/// Decodes one record into `batch`, which must be that of the kind's [`lane`].
+/// Decodes one record into `batch`, which must be that of the kind's [`lane`]. True when the event is urgent: something died,
+/// or is about to, and its batch must not wait for more. The life of healthy processes and cgroups is not urgent.
 ///
 /// # Errors
 /// [`Malformed`]; the batch is then as it was.
@@ -97,7 +98,7 @@ pub fn decode(
     source: Source,
     identity: &mut Identity,
     batch: &mut Batch,
-) -> Result<(), Malformed> {
+) -> Result<bool, Malformed> {
     let detail = match kind {
         Kind::Tcp => {
             let tcp: record::Tcp = read(bytes)?;
@@ -154,8 +155,13 @@ pub fn decode(
     if kind == Kind::CgroupRmdir {
         identity.remove(header.cgroup_id);
     }
+    let is_urgent = match &detail {
+        Detail::Oom(_) | Detail::Signal(_) => true,
+        Detail::Exit(exit) => exit.status != 0,
+        _ => false,
+    };
     batch.body.events.push(Event { time_ns: header.time_ns, entity, pid: header.pid, source, body: detail });
-    Ok(())
+    Ok(is_urgent)
 }
 
 fn lethal(
@@ -242,7 +248,7 @@ mod tests {
 
     use super::*;
 
-    fn run(bytes: &[u8], batch: &mut Batch) -> Result<(), Malformed> {
+    fn run(bytes: &[u8], batch: &mut Batch) -> Result<bool, Malformed> {
         let (header, kind) = header(bytes)?;
         decode(bytes, &header, kind, Source::Shm, &mut Identity::new(Vec::new()), batch)
     }

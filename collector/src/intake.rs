@@ -1,8 +1,8 @@
 //! The intake: what every ring source does with a record.
 //!
 //! What enters: records, borrowed from a ring. What leaves: batches of one lane, pushed to the queues. What must hold: the
-//! source asks for [`Intake::room`] before it drains, so that no decoded event is ever without a place; a lethal batch leaves
-//! with the drain that filled it; everything that is dropped on the way is counted by stage and reason.
+//! source asks for [`Intake::room`] before it drains, so that no decoded event is ever without a place; a batch with an urgent
+//! event leaves with the drain that brought it; everything that is dropped on the way is counted by stage and reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,7 +101,10 @@ pub struct Intake {
     identity: Identity,
     lethal: Batch,
     bulk: Batch,
-    /// When the oldest event of the bulk batch arrived.
+    /// Whether the lethal batch holds something that must not wait.
+    is_urgent: bool,
+    /// When the oldest event of each batch arrived.
+    lethal_since: Option<Instant>,
     bulk_since: Option<Instant>,
     now: Instant,
     sampled: f64,
@@ -126,6 +129,8 @@ impl Intake {
             identity,
             lethal: Batch::default(),
             bulk: Batch::default(),
+            is_urgent: false,
+            lethal_since: None,
             bulk_since: None,
             now,
             sampled: 0.0,
@@ -163,20 +168,21 @@ impl Intake {
             self.malformed += 1;
             return;
         };
-        let batch = match lane(kind) {
-            Lane::Lethal => &mut self.lethal,
+        let (batch, since) = match lane(kind) {
+            Lane::Lethal => (&mut self.lethal, &mut self.lethal_since),
             Lane::Bulk => {
                 if !self.passes(kind) {
                     return;
                 }
-                if self.bulk_since.is_none() {
-                    self.bulk_since = Some(self.now);
-                }
-                &mut self.bulk
+                (&mut self.bulk, &mut self.bulk_since)
             }
         };
         match decode(bytes, &header, kind, self.source, &mut self.identity, batch) {
-            Ok(()) => self.kinds[kind as usize] += 1,
+            Ok(is_urgent) => {
+                since.get_or_insert(self.now);
+                self.kinds[kind as usize] += 1;
+                self.is_urgent |= is_urgent;
+            }
             Err(_) => self.malformed += 1,
         }
     }
@@ -206,17 +212,23 @@ impl Intake {
         true
     }
 
-    /// Ends a pass, after the source has stated what it emitted: publishes the drops, then pushes the lethal batch if there
-    /// is one, and the bulk batch when it is full, due, or `all` is set. A batch that finds no room stays.
+    /// Ends a pass, after the source has stated what it emitted: publishes the drops, then pushes each batch that is full,
+    /// due, or urgent; both when `all` is set. A batch that finds no room stays.
     pub fn flush(&mut self, all: bool) {
         self.publish_counts();
-        if !self.lethal.body.events.is_empty() {
-            Self::push(&self.shared.queues, Lane::Lethal, &mut self.lethal);
+        let shared = &self.shared;
+        let is_wanted = |batch: &Batch, since: Option<Instant>| {
+            let events = batch.body.events.len();
+            let is_due = since.is_some_and(|since| self.now.duration_since(since) >= shared.batch_timeout);
+            events > 0 && (events >= shared.batch_events || is_due || all)
+        };
+        let lethal = is_wanted(&self.lethal, self.lethal_since) || self.is_urgent;
+        let bulk = is_wanted(&self.bulk, self.bulk_since);
+        if lethal && Self::push(&shared.queues, Lane::Lethal, &mut self.lethal) {
+            self.lethal_since = None;
+            self.is_urgent = false;
         }
-        let events = self.bulk.body.events.len();
-        let is_due = self.bulk_since.is_some_and(|since| self.now.duration_since(since) >= self.shared.batch_timeout);
-        let is_wanted = events >= self.shared.batch_events || is_due || all;
-        if events > 0 && is_wanted && Self::push(&self.shared.queues, Lane::Bulk, &mut self.bulk) {
+        if bulk && Self::push(&shared.queues, Lane::Bulk, &mut self.bulk) {
             self.bulk_since = None;
         }
     }
@@ -255,10 +267,14 @@ impl Intake {
         }
     }
 
-    /// How long the source may sleep: until the bulk batch is due.
+    /// How long the source may sleep: until a batch is due.
     pub fn sleep_limit(&self) -> Duration {
         const IDLE: Duration = Duration::from_secs(1);
-        self.bulk_since.map_or(IDLE, |since| self.shared.batch_timeout.saturating_sub(since.elapsed()).min(IDLE))
+        let oldest = match (self.lethal_since, self.bulk_since) {
+            (Some(lethal), Some(bulk)) => Some(lethal.min(bulk)),
+            (lethal, bulk) => lethal.or(bulk),
+        };
+        oldest.map_or(IDLE, |since| self.shared.batch_timeout.saturating_sub(since.elapsed()).min(IDLE))
     }
 
     /// Whether nothing waits here.

@@ -158,7 +158,7 @@ pub struct ArchiveSection {
     pub max_bytes: u64,
     #[serde(deserialize_with = "units::duration")]
     pub max_age: Duration,
-    /// The longest that a bulk frame waits for others before it is synced. Lethal frames do not wait.
+    /// The longest that a frame waits for others before it is synced. Findings do not wait for it.
     #[serde(deserialize_with = "units::duration")]
     pub commit_interval: Duration,
     /// `auto`, `uring` or `plain`.

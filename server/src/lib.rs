@@ -12,3 +12,4 @@ pub mod ingest;
 pub mod metrics;
 pub mod pipeline;
 pub mod query;
+pub mod render;

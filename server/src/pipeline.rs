@@ -1,1 +1,280 @@
-//! Under construction.
+//! The machine of the server: every thread and every queue, in one place.
+//!
+//! ```text
+//!  tokio io threads                            thread archive
+//!  ingest stream ──► bounded queue of bytes ──► write + fdatasync ──► durable ──► ack, back on the stream
+//!       │
+//!       └──► Arc<Frame>, permits bound them ──► threads correlate-0..n, pinned ──► bounded bus ──► thread finder
+//!                                                                                                  │
+//!  query service ◄──────────────────────────── FindingStore ◄──────────────────────────────────────┘
+//!  http: /healthz /readyz /metrics
+//! ```
+//!
+//! Start: ports, then the archive's lock, recovery and replay into the shards, then streams. Shutdown goes the way of an
+//! event: streams end once they were told what is durable, the archive syncs, the shards drain, the finder ends.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prometheus::Registry;
+use tapio_wire::event::EntityKind;
+use tapio_wire::frame::{Frame, Header};
+use tapio_wire::service::StatusResponse;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
+use crate::config::Config;
+use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
+use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
+use crate::http;
+use crate::ingest::{self, FrameSink, IngestMetrics, IngestService};
+use crate::metrics::Metrics;
+use crate::query::{self, StatusSource};
+
+/// Findings that are kept.
+const FINDINGS_MAX: usize = 10_000;
+/// How long streams may take to hear what is durable before they are cut.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the server cannot start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    #[error("cannot listen on {address}: {error}; set {key} to a free address and port")]
+    Listen { address: SocketAddr, error: std::io::Error, key: &'static str },
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Patterns(#[from] PatternError),
+    #[error(transparent)]
+    Finder(#[from] crate::findings::StartError),
+    #[error(transparent)]
+    Correlate(#[from] crate::correlate::StartError),
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("gRPC ended: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+    #[error("a task failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Hands accepted frames to the shards.
+struct ToShards {
+    correlator: Arc<Correlator>,
+    is_enabled: bool,
+}
+
+impl FrameSink for ToShards {
+    async fn deliver(&self, node: &Arc<str>, frame: Arc<Frame>) {
+        if !self.is_enabled {
+            return;
+        }
+        let node = NodeRef { id: frame.header().node, name: Arc::clone(node) };
+        if let Err(error) = self.correlator.deliver(node, frame).await {
+            tracing::debug!(%error, "a frame is archived and not correlated");
+        }
+    }
+}
+
+struct Status {
+    archive: Arc<Archive>,
+    correlator: Arc<Correlator>,
+    store: Arc<FindingStore>,
+    ingest: IngestService<ToShards>,
+    started: Instant,
+}
+
+impl StatusSource for Status {
+    fn status(&self) -> StatusResponse {
+        let (nodes, unexplained_events) = {
+            let books = lock_books(self.archive.books());
+            (books.status(|node| self.ingest.is_connected(node)), books.unexplained_total())
+        };
+        let not_ready_reason = match &*self.archive.state().borrow() {
+            ArchiveState::Ready => String::new(),
+            ArchiveState::NotReady(reason) => reason.clone(),
+        };
+        StatusResponse {
+            revision: revision().into(),
+            uptime_ns: self.started.elapsed().as_nanos() as u64,
+            nodes,
+            archive: Some(self.archive.stats().into()),
+            events_correlated: self.correlator.events_correlated(),
+            findings: self.store.len() as u64,
+            unexplained_events,
+            shards: self.correlator.status(),
+            ready: not_ready_reason.is_empty(),
+            not_ready_reason,
+        }
+    }
+}
+
+/// What this build is called.
+pub fn revision() -> &'static str {
+    option_env!("TAPIO_REVISION").unwrap_or(env!("CARGO_PKG_VERSION"))
+}
+
+/// The running server.
+pub struct Pipeline {
+    ingest: IngestService<ToShards>,
+    grpc: JoinHandle<Result<(), tonic::transport::Error>>,
+    http: JoinHandle<()>,
+    end: watch::Sender<bool>,
+    archive: Arc<Archive>,
+    correlator: Arc<Correlator>,
+    finder: Finder,
+    /// Where gRPC and HTTP listen.
+    pub grpc_address: SocketAddr,
+    pub http_address: SocketAddr,
+}
+
+impl Pipeline {
+    /// Opens the archive, replays its last minutes and serves.
+    ///
+    /// # Errors
+    /// See [`PipelineError`].
+    pub async fn start(config: &Config) -> Result<Self, PipelineError> {
+        let started = Instant::now();
+        let grpc_listener = listen(config.grpc_address(), "server.address or server.port").await?;
+        let http_listener = listen(config.http_address(), "metrics.prometheus_port").await?;
+        let bound = |listener: &TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
+        let grpc_address = bound(&grpc_listener, config.grpc_address());
+        let http_address = bound(&http_listener, config.http_address());
+
+        let registry = Registry::new();
+        let patterns = Arc::new(PatternSet::load(config.correlation.patterns.as_deref())?);
+        let losses = Arc::new(LossBook::default());
+        let store = Arc::new(FindingStore::new(FINDINGS_MAX));
+        let finder_config = FinderConfig { bus_signals: config.correlation.buffer_size, ..FinderConfig::default() };
+        let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
+        let finder = Finder::start(&finder_config, Arc::clone(&patterns), view, Arc::clone(&store))?;
+        finder.metrics().register(&registry)?;
+        let correlate_config = CorrelateConfig {
+            shards: config.correlation.shards,
+            window: config.correlation.analysis_window,
+            entities_max: config.correlation.max_entities,
+            wanted: patterns.kinds(),
+            ..CorrelateConfig::default()
+        };
+        let correlator = Arc::new(Correlator::start(&correlate_config, losses, Arc::new(finder.bus()))?);
+        correlator.register(&registry)?;
+
+        let archive = open_archive(config, Arc::clone(&correlator)).await?;
+        archive.metrics().register(&registry)?;
+        let metrics = Arc::new(IngestMetrics::register(&registry)?);
+        let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
+        let ingest = IngestService::new(&archive, sink, metrics);
+        let status = Arc::new(Status {
+            archive: Arc::clone(&archive),
+            correlator: Arc::clone(&correlator),
+            store: Arc::clone(&store),
+            ingest: ingest.clone(),
+            started,
+        });
+
+        let (end, ended) = watch::channel(false);
+        let metrics = Arc::new(Metrics::new(registry, Arc::clone(archive.books()))?);
+        let enabled = config.metrics.prometheus_enabled;
+        let http = tokio::spawn(http::serve(http_listener, metrics, archive.state(), enabled, ended.clone()));
+        let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
+            .add_service(ingest.server())
+            .add_service(query::service(store, status));
+        let mut grpc_ended = ended;
+        let grpc = tokio::spawn(grpc.serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+            // An error means that the other side is gone, which is an end too.
+            let _ = grpc_ended.wait_for(|end| *end).await;
+        }));
+        tracing::info!(%grpc_address, %http_address, patterns = patterns.patterns().len(), "serving");
+        Ok(Self { ingest, grpc, http, end, archive, correlator, finder, grpc_address, http_address })
+    }
+
+    /// Drains and ends.
+    ///
+    /// # Errors
+    /// When a part had failed before.
+    pub async fn shutdown(self) -> Result<(), PipelineError> {
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.ingest.drain()).await.is_err() {
+            tracing::warn!("some streams did not end in time and are cut");
+        }
+        self.end.send_replace(true);
+        let mut grpc = self.grpc;
+        // Watchers of findings hold their connections as long as they like.
+        match tokio::time::timeout(Duration::from_millis(500), &mut grpc).await {
+            Ok(ended) => ended??,
+            Err(_) => grpc.abort(),
+        }
+        self.http.abort();
+        let (archive, correlator, mut finder) = (self.archive, self.correlator, self.finder);
+        tokio::task::spawn_blocking(move || {
+            archive.shutdown();
+            if let Err(error) = correlator.drained_blocking() {
+                tracing::debug!(%error, "the shards had stopped before");
+            }
+            correlator.stop();
+            finder.stop();
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, PipelineError> {
+    TcpListener::bind(address).await.map_err(|error| PipelineError::Listen { address, error, key })
+}
+
+async fn open_archive(config: &Config, correlator: Arc<Correlator>) -> Result<Arc<Archive>, PipelineError> {
+    let archive_config = ArchiveConfig {
+        dir: config.archive.dir.clone(),
+        max_bytes: config.archive.max_bytes,
+        max_age: config.archive.max_age,
+        commit_interval: config.archive.commit_interval,
+        disk: config.archive.disk,
+        segment_bytes: config.archive.segment_bytes,
+    };
+    let window = if config.correlation.enabled { config.correlation.analysis_window } else { Duration::ZERO };
+    let opened = tokio::task::spawn_blocking(move || {
+        let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
+        let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
+        if let Err(error) = replay.correlator.drained_blocking() {
+            tracing::error!(%error, "the replay was not finished");
+        }
+        tracing::info!(frames = replay.frames.load(Ordering::Relaxed), "the archive's last minutes were replayed");
+        Ok::<_, ArchiveError>(Arc::new(archive))
+    });
+    Ok(opened.await??)
+}
+
+/// Feeds the archive's last minutes to the shards.
+struct Replay {
+    correlator: Arc<Correlator>,
+    names: HashMap<u64, Arc<str>>,
+    frames: AtomicU64,
+}
+
+impl Replay {
+    fn frame(&mut self, header: &Header, bytes: &[u8]) {
+        let frame = match Frame::decode(bytes) {
+            Ok(frame) => Arc::new(frame),
+            Err(error) => {
+                tracing::warn!(%error, seq = header.seq, "an archived frame cannot be replayed");
+                return;
+            }
+        };
+        for entity in frame.body().entities.iter() {
+            if entity.kind.get() == EntityKind::Node && entity.id.to_native() == header.node {
+                self.names.insert(header.node, entity.name.as_str().into());
+            }
+        }
+        let unnamed = || Arc::from(format!("{:016x}", header.node));
+        let name = Arc::clone(self.names.entry(header.node).or_insert_with(unnamed));
+        if self.correlator.deliver_blocking(NodeRef { id: header.node, name }, frame).is_ok() {
+            self.frames.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

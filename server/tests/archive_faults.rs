@@ -5,7 +5,7 @@ mod archive_support;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use archive_support::*;
 use tapio_server::archive::{Archive, ArchiveConfig, ArchiveState, QUEUE_BYTES_MAX, lock_books};
@@ -219,18 +219,21 @@ fn memory_stays_bounded_while_the_disk_stands_still() {
 }
 
 #[test]
-fn a_lethal_frame_does_not_wait_for_the_commit_interval() {
+fn an_idle_archive_commits_at_once_and_a_busy_one_once_an_interval() {
     let dir = tempfile::tempdir().unwrap();
-    let config = ArchiveConfig { commit_interval: Duration::from_secs(3600), ..plain(dir.path()) };
+    let config = ArchiveConfig { commit_interval: Duration::from_secs(1), ..plain(dir.path()) };
     let archive = open(config);
     let receiver = Arc::new(Receiver::default());
     let mut frames = Frames::new("node-1", 1);
+    let started = Instant::now();
     append(&archive, frames.append(&receiver));
     receiver.wait_for(1);
-    append(&archive, frames.append(&receiver));
-    frames.lane = tapio_wire::event::Lane::Lethal;
-    append(&archive, frames.append(&receiver));
-    receiver.wait_for(3);
+    assert!(started.elapsed() < Duration::from_secs(1), "the first commit did not wait");
+    for _ in 0..50 {
+        append(&archive, frames.append(&receiver));
+    }
+    receiver.wait_for(51);
+    assert!(archive.stats().commits <= 3, "{:?}", archive.stats());
 }
 
 #[test]

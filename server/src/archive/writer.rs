@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use tapio_wire::segment::{RecordKind, append_record, record_bytes, segment_header};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::disk::{Disk, DiskKind, write_all};
@@ -135,24 +135,18 @@ impl<D: Disk> Running<D> {
         };
         let Some(first) = first else { return false };
         let mut bytes = first.append.bytes.len();
-        let mut urgent = first.append.header.lethal_events > 0;
         batch.push(first);
-        let due = self.committed.map(|last| last + self.writer.commit_interval);
-        while bytes < BATCH_BYTES_MAX {
-            let next = match queue.try_recv() {
-                Ok(next) => next,
-                Err(_) => {
-                    let Some(due) = due.filter(|&due| !urgent && due > Instant::now()) else {
-                        break;
-                    };
-                    match timeout_at(due, queue.recv()).await {
-                        Ok(Some(next)) => next,
-                        Ok(None) | Err(_) => break,
-                    }
-                }
-            };
+        // One wakeup a commit, not one a frame: what arrives until then waits in the queue, which bounds it.
+        if let Some(due) = self.committed.map(|last| last + self.writer.commit_interval) {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                _ = self.writer.stop.wait_for(|&stop| stop) => {}
+            }
+        }
+        while bytes < BATCH_BYTES_MAX
+            && let Ok(next) = self.writer.queue.try_recv()
+        {
             bytes += next.append.bytes.len();
-            urgent |= next.append.header.lethal_events > 0;
             batch.push(next);
         }
         true

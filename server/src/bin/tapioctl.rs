@@ -1,1 +1,314 @@
-fn main() {}
+//! `tapioctl`: what an operator asks a server.
+//!
+//! Exit codes: 0 done, 1 an error or no such finding, 2 wrong usage, 3 the server cannot be reached.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tapio_server::render::{self, Style};
+use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::service::{
+    Finding, GetFindingRequest, ListFindingsRequest, StatusRequest, WatchFindingsRequest,
+};
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Findings asked for at once.
+const PAGE: u32 = 500;
+
+/// Ask a tapio-server what died, why, and what to do about it.
+#[derive(Parser)]
+#[command(
+    name = "tapioctl",
+    version,
+    after_help = "Exit codes: 0 done, 1 an error or no such finding, 2 wrong usage, 3 the server cannot be reached."
+)]
+struct Arguments {
+    /// The server's gRPC address, HOST:PORT or a URL
+    #[arg(
+        long,
+        global = true,
+        env = "TAPIO_SERVER",
+        default_value = "http://127.0.0.1:9090"
+    )]
+    server: String,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
+    color: Colour,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List findings, newest first
+    Findings {
+        /// Go on with every finding that is published or changes, until interrupted
+        #[arg(long)]
+        watch: bool,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        /// Only findings that ended since: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+        #[arg(long, value_name = "WHEN")]
+        since: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// Show one finding with its evidence, death certificate and advice
+    Finding {
+        /// Its id, or the beginning of it
+        id: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the server, its nodes and whether the ledger closes
+    Status {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+enum Failure {
+    Unreachable(String),
+    Other(String),
+    Usage(String),
+    Output(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl Failure {
+    fn of(server: &str, status: &tonic::Status) -> Self {
+        match status.code() {
+            Code::Unavailable => Self::Unreachable(format!("{server}: {}", status.message())),
+            Code::DeadlineExceeded | Code::Cancelled => {
+                Self::Unreachable(format!("{server} did not answer in time"))
+            }
+            _ => Self::Other(status.message().to_owned()),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("tapioctl: cannot start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let (message, code) = match runtime.block_on(run(arguments)) {
+        Ok(()) => return ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return ExitCode::SUCCESS;
+        }
+        Err(Failure::Output(error)) => (format!("cannot write: {error}"), 1),
+        Err(Failure::Other(message)) => (message, 1),
+        Err(Failure::Usage(message)) => (message, 2),
+        Err(Failure::Unreachable(message)) => (
+            format!(
+                "cannot reach the server at {message}\nGive its address with --server HOST:PORT or TAPIO_SERVER."
+            ),
+            3,
+        ),
+    };
+    eprintln!("tapioctl: {message}");
+    ExitCode::from(code)
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let is_terminal = io::stdout().is_terminal();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let style = Style {
+        colour: match arguments.color {
+            Colour::Auto => is_terminal && !no_colour,
+            Colour::Always => true,
+            Colour::Never => false,
+        },
+    };
+    let server = &arguments.server;
+    match arguments.command {
+        Command::Findings {
+            watch,
+            json,
+            since,
+            limit,
+        } => {
+            let since_ns = match since {
+                Some(since) => render::parse_since(&since, now_ns()).map_err(Failure::Usage)?,
+                None => 0,
+            };
+            let mut client = connect(server, !watch).await?;
+            if !watch {
+                return list(&mut client, server, style, json, since_ns, limit).await;
+            }
+            follow(&mut client, server, style, json, since_ns).await
+        }
+        Command::Finding { id, json } => {
+            let mut client = connect(server, true).await?;
+            let finding = client
+                .get_finding(GetFindingRequest { id })
+                .await
+                .map_err(|status| Failure::of(server, &status))?
+                .into_inner();
+            print(&if json {
+                render::finding_json(&finding) + "\n"
+            } else {
+                render::finding(style, &finding)
+            })
+        }
+        Command::Status { json } => {
+            let mut client = connect(server, true).await?;
+            let status = client
+                .status(StatusRequest {})
+                .await
+                .map_err(|status| Failure::of(server, &status))?
+                .into_inner();
+            print(&if json {
+                render::status_json(&status) + "\n"
+            } else {
+                render::status(style, &status)
+            })
+        }
+    }
+}
+
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel>, Failure> {
+    let url = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("http://{server}")
+    };
+    let mut endpoint = Endpoint::from_shared(url)
+        .map_err(|error| Failure::Usage(format!("\"{server}\" is no address: {error}")))?
+        .connect_timeout(CONNECT_TIMEOUT);
+    if with_timeout {
+        endpoint = endpoint.timeout(REQUEST_TIMEOUT);
+    }
+    let channel = endpoint.connect().await.map_err(|error| {
+        let mut reason = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            reason = error.to_string();
+            cause = error.source();
+        }
+        Failure::Unreachable(format!("{server}: {reason}"))
+    })?;
+    Ok(QueryClient::new(channel))
+}
+
+fn line(style: Style, json: bool, finding: &Finding) -> String {
+    if json {
+        render::finding_json(finding) + "\n"
+    } else {
+        render::list_row(style, finding)
+    }
+}
+
+async fn list(
+    client: &mut QueryClient<Channel>,
+    server: &str,
+    style: Style,
+    json: bool,
+    since_ns: u64,
+    limit: u32,
+) -> Result<(), Failure> {
+    let mut left = limit;
+    let mut page_token = String::new();
+    let mut is_first = true;
+    while left > 0 {
+        let request = ListFindingsRequest {
+            since_ns,
+            limit: left.min(PAGE),
+            page_token,
+        };
+        let response = client
+            .list_findings(request)
+            .await
+            .map_err(|status| Failure::of(server, &status))?
+            .into_inner();
+        let mut text = String::new();
+        if is_first && !json {
+            text = if response.findings.is_empty() {
+                "No findings.\n".to_owned()
+            } else {
+                render::list_header(style)
+            };
+        }
+        is_first = false;
+        for finding in response.findings.iter().take(left as usize) {
+            text.push_str(&line(style, json, finding));
+        }
+        print(&text)?;
+        left = left.saturating_sub(response.findings.len() as u32);
+        page_token = response.next_page_token;
+        if page_token.is_empty() || response.findings.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn follow(
+    client: &mut QueryClient<Channel>,
+    server: &str,
+    style: Style,
+    json: bool,
+    since_ns: u64,
+) -> Result<(), Failure> {
+    let mut stream = client
+        .watch_findings(WatchFindingsRequest { since_ns })
+        .await
+        .map_err(|status| Failure::of(server, &status))?
+        .into_inner();
+    if !json {
+        print(&render::list_header(style))?;
+    }
+    loop {
+        match stream.message().await {
+            Ok(Some(finding)) => print(&line(style, json, &finding))?,
+            Ok(None) => {
+                return Err(Failure::Unreachable(format!(
+                    "{server}: it ended the stream"
+                )));
+            }
+            Err(status) => return Err(Failure::of(server, &status)),
+        }
+    }
+}

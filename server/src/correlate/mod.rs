@@ -22,7 +22,7 @@ mod topology;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
@@ -88,7 +88,7 @@ pub struct Stopped;
 struct Handle {
     shared: Arc<Shared>,
     thread: Thread,
-    join: Option<JoinHandle<()>>,
+    join: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The shards and the way to them.
@@ -166,7 +166,7 @@ impl Correlator {
         self.shards.push(Handle {
             shared,
             thread: join.thread().clone(),
-            join: Some(join),
+            join: Mutex::new(Some(join)),
         });
         Ok(())
     }
@@ -260,15 +260,16 @@ impl Correlator {
     }
 
     /// Takes no more frames, works through those it has and ends the threads. Dropping does the same.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         self.permits.close();
         for shard in &self.shards {
             // Release: pairs with the Acquire in `shard::run`; whoever sees it also sees every frame pushed before.
             shard.shared.stopping.store(true, Ordering::Release);
             shard.thread.unpark();
         }
-        for shard in &mut self.shards {
-            if shard.join.take().is_some_and(|join| join.join().is_err()) {
+        for shard in &self.shards {
+            let join = shard.join.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if join.is_some_and(|join| join.join().is_err()) {
                 tracing::error!("a correlation shard has failed");
             }
         }

@@ -169,10 +169,11 @@ impl Exit {
     /// The signal that ended it, or that its exit code stands for: a process that handles SIGHUP, SIGINT, SIGQUIT or SIGTERM
     /// exits with 128 and the signal's number by convention.
     pub fn died_by(&self) -> Option<u32> {
-        self.signal().or(match self.exit_code()? {
-            code @ (129 | 130 | 131 | 143) => Some(code - 128),
-            _ => None,
-        })
+        match self.exit_code() {
+            Some(code @ (129 | 130 | 131 | 143)) => Some(code - 128),
+            Some(_) => None,
+            None => self.signal(),
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 //! What enters: signals from the bus. What leaves: findings in the store. What must hold: nothing polls, a signal is dealt with
 //! when it comes; evidence that arrives after its anchor makes the anchor be looked at again, so order does not matter.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -19,10 +18,12 @@ use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::correlate::signal::{Detail, Signal, SignalKind};
-use crate::correlate::{InProcessBus, LossView, Message};
+use crate::correlate::{Generations, InProcessBus, LossView, Message};
 
 /// Anchors that one late signal makes be looked at again.
 const REVISITED_MAX: usize = 64;
+/// Nodes whose clocks are remembered.
+const NODES_MAX: usize = 20_000;
 /// A clock that goes back by more than this, with a new epoch, was started anew.
 const REBOOT_NS: u64 = 60_000_000_000;
 
@@ -60,7 +61,7 @@ pub struct FinderMetrics {
     findings: IntCounterVec,
     forgotten: IntCounter,
     exhausted: IntCounter,
-    history: IntGauge,
+    nodes: IntGauge,
 }
 
 impl FinderMetrics {
@@ -85,9 +86,9 @@ impl FinderMetrics {
                 "tapio_server_finder_exhausted_searches_total",
                 "Searches for evidence given up because there was too much to look at.",
             )?,
-            history: IntGauge::new(
-                "tapio_server_finder_history_entities",
-                "Nodes whose signals the finder remembers.",
+            nodes: IntGauge::new(
+                "tapio_server_finder_nodes",
+                "Nodes whose signals the finder has dealt with lately.",
             )?,
         })
     }
@@ -101,7 +102,7 @@ impl FinderMetrics {
         registry.register(Box::new(self.findings.clone()))?;
         registry.register(Box::new(self.forgotten.clone()))?;
         registry.register(Box::new(self.exhausted.clone()))?;
-        registry.register(Box::new(self.history.clone()))
+        registry.register(Box::new(self.nodes.clone()))
     }
 }
 
@@ -131,7 +132,7 @@ impl Finder {
             losses,
             store,
             deaths: Deaths::default(),
-            clocks: HashMap::new(),
+            clocks: Generations::new(NODES_MAX),
             metrics: metrics.clone(),
         };
         let join = thread::Builder::new()
@@ -185,7 +186,7 @@ struct Worker {
     store: Arc<FindingStore>,
     history: History,
     deaths: Deaths,
-    clocks: HashMap<u64, Clock>,
+    clocks: Generations<u64, Clock>,
     metrics: FinderMetrics,
 }
 
@@ -232,7 +233,7 @@ impl Worker {
 
     fn watch_clock(&mut self, signal: &Signal) {
         let (node, epoch) = (signal.evidence.node, signal.evidence.epoch);
-        let clock = self.clocks.entry(node).or_default();
+        let clock = self.clocks.entry(node, Clock::default);
         if epoch > clock.epoch {
             if signal.boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
                 self.history.forget_node(node);
@@ -241,7 +242,7 @@ impl Worker {
             clock.epoch = epoch;
         }
         clock.latest_ns = clock.latest_ns.max(signal.boottime_ns);
-        self.metrics.history.set(self.clocks.len() as i64);
+        self.metrics.nodes.set(self.clocks.len() as i64);
     }
 
     /// The anchors whose explanation may change by a signal, in the order of time: itself, and those that it may be a step of.

@@ -101,16 +101,6 @@ impl History {
         self.evicted
     }
 
-    /// Places taken.
-    pub fn len(&self) -> usize {
-        self.rings.values().map(VecDeque::len).sum()
-    }
-
-    /// Whether nothing is noted.
-    pub fn is_empty(&self) -> bool {
-        self.rings.is_empty()
-    }
-
     fn evict_oldest(&mut self) {
         let Some((key, serial)) = self.order.pop_front() else {
             return;
@@ -125,5 +115,50 @@ impl History {
         if ring.is_empty() {
             self.rings.remove(&key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid};
+    use crate::correlate::{EntityInfo, NodeRef};
+
+    fn signal(node: &NodeRef, entity: u64) -> Signal {
+        Signal {
+            entity: Arc::new(EntityInfo::unknown(node, entity)),
+            pid: 1,
+            boottime_ns: 0,
+            realtime_ns: 0,
+            evidence: EvidenceId {
+                node: node.id,
+                epoch: 1,
+                seq: 1,
+                index: 0,
+            },
+            detail: Detail::Exec(Exec {
+                comm: "x".into(),
+                parent_pid: 0,
+                ns: NsPid { pid: 1, level: 0 },
+            }),
+        }
+    }
+
+    #[test]
+    fn all_rings_together_and_each_of_them_keep_their_bound() {
+        let node = NodeRef::named("n");
+        let mut history = History::new(1000);
+        for turn in 0..10_000 {
+            // Every other signal is of one entity.
+            let entity = if turn % 2 == 0 { 7 } else { 100 + turn };
+            history.note(signal(&node, entity), StepMask::default(), &[Scope::Entity]);
+            let ring = history.ring(&(node.id, Scope::Entity, entity));
+            assert!(ring.is_some_and(|ring| !ring.is_empty() && ring.len() <= RING_MAX));
+        }
+        let held: usize = history.rings.values().map(VecDeque::len).sum();
+        assert!(held <= 1000 && history.order.len() <= 1000, "{held}");
+        assert_eq!(history.evicted() + held as u64, 10_000);
+        history.forget_node(node.id);
+        assert!(history.rings.is_empty());
     }
 }

@@ -42,10 +42,10 @@ pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring) -> Outcome {
         budget: CANDIDATES_MAX,
     };
     search.bound[pattern.anchor] = Some(anchor);
-    if search.bind(0) {
-        if let Some(steps) = search.gather() {
-            return Outcome::Found(Match { steps });
-        }
+    if search.bind(0)
+        && let Some(steps) = search.gather()
+    {
+        return Outcome::Found(Match { steps });
     }
     if search.budget == 0 {
         Outcome::Exhausted

@@ -9,6 +9,7 @@ mod deaths;
 mod field;
 mod finder;
 mod history;
+mod load;
 mod matching;
 mod pattern;
 mod schema;
@@ -17,6 +18,7 @@ mod template;
 pub mod text;
 
 pub use finder::{Finder, FinderConfig, FinderMetrics, StartError};
-pub use pattern::{PatternError, PatternSet};
+pub use load::PatternError;
+pub use pattern::PatternSet;
 pub use schema::parse_duration;
 pub use store::{FindingStore, LookupError, Position};

@@ -1,69 +1,16 @@
 //! Patterns, checked and ready to be matched.
 //!
-//! What enters: pattern files, embedded and from the operator's directory. What leaves: a [`PatternSet`] in which every step,
-//! field and place is known to exist. What must hold: a file that cannot work is refused with file, line and reason, never
-//! loaded in part; steps of all patterns together are at most [`STEPS_MAX`].
+//! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists; steps of all patterns together are at
+//! most [`STEPS_MAX`], so that what a signal may be fits into a [`StepMask`].
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Duration;
-
-use super::field::{Field, FieldType, Value};
-use super::schema::{ConditionFile, PatternFile, Scalar, Scope, Severity, StepFile};
+use super::field::{Field, Value};
+use super::load::PatternError;
+use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
-use super::text::signal_number;
 use crate::correlate::signal::{Signal, SignalKind, SignalKinds};
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 256;
-/// Steps of one pattern.
-const PATTERN_STEPS_MAX: usize = 10;
-const FILES_MAX: usize = 256;
-const FILE_BYTES_MAX: u64 = 256 << 10;
-const WINDOW_MAX: Duration = Duration::from_secs(86_400);
-
-const EMBEDDED: [(&str, &str); 9] = [
-    (
-        "memory-limit-kill.yaml",
-        include_str!("../../patterns/memory-limit-kill.yaml"),
-    ),
-    (
-        "node-memory-exhausted.yaml",
-        include_str!("../../patterns/node-memory-exhausted.yaml"),
-    ),
-    (
-        "silent-child-oom.yaml",
-        include_str!("../../patterns/silent-child-oom.yaml"),
-    ),
-    (
-        "ignored-sigterm.yaml",
-        include_str!("../../patterns/ignored-sigterm.yaml"),
-    ),
-    (
-        "killed-from-outside.yaml",
-        include_str!("../../patterns/killed-from-outside.yaml"),
-    ),
-    (
-        "crash-loop.yaml",
-        include_str!("../../patterns/crash-loop.yaml"),
-    ),
-    ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
-    ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
-    (
-        "exited-with-error.yaml",
-        include_str!("../../patterns/exited-with-error.yaml"),
-    ),
-];
-
-/// Why a pattern file was refused.
-#[derive(Debug, thiserror::Error)]
-#[error("{file}:{line}: {reason}")]
-pub struct PatternError {
-    pub file: String,
-    /// From 1; 0 when it is about the file as a whole.
-    pub line: usize,
-    pub reason: String,
-}
 
 /// A set of steps of all patterns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,13 +40,13 @@ impl StepMask {
 
 /// A condition on a field.
 #[derive(Debug)]
-struct Condition {
-    field: Field,
-    one_of: Vec<Scalar>,
-    not: Vec<Scalar>,
-    range: std::ops::RangeInclusive<u64>,
+pub struct Condition {
+    pub field: Field,
+    pub one_of: Vec<Scalar>,
+    pub not: Vec<Scalar>,
+    pub range: std::ops::RangeInclusive<u64>,
     /// Whether a signal without the field passes: it does when only `not` is asked.
-    allows_missing: bool,
+    pub allows_missing: bool,
 }
 
 impl Condition {
@@ -138,7 +85,7 @@ pub struct Step {
     pub kind: SignalKind,
     /// Its number among the steps of all patterns.
     pub number: usize,
-    conditions: Vec<Condition>,
+    pub conditions: Vec<Condition>,
     pub same: Vec<Same>,
     pub within_ns: Option<u64>,
     pub after_at_least_ns: u64,
@@ -197,53 +144,7 @@ pub struct PatternSet {
 }
 
 impl PatternSet {
-    /// The patterns that are part of this program.
-    ///
-    /// # Errors
-    /// Never with the files as they are shipped; a test loads them.
-    pub fn embedded() -> Result<Self, PatternError> {
-        Self::load(None)
-    }
-
-    /// The embedded patterns and those of a directory, whose `*.yaml` files replace embedded ones of the same id.
-    ///
-    /// # Errors
-    /// [`PatternError`] names the file, the line and the reason.
-    pub fn load(directory: Option<&Path>) -> Result<Self, PatternError> {
-        let mut files: Vec<(String, String)> = EMBEDDED
-            .iter()
-            .map(|&(name, text)| (name.to_owned(), text.to_owned()))
-            .collect();
-        let embedded = files.len();
-        if let Some(directory) = directory {
-            read_directory(directory, &mut files)?;
-        }
-        let mut patterns = BTreeMap::new();
-        for (index, (file, text)) in files.iter().enumerate() {
-            let pattern = parse(file, text)?;
-            let is_own = index >= embedded;
-            if let Some((_, true)) = patterns.get(&pattern.id) {
-                return Err(PatternError {
-                    file: file.clone(),
-                    line: line_of(text, &format!("id: {}", pattern.id)),
-                    reason: format!("another file of the directory has the id {}", pattern.id),
-                });
-            }
-            patterns.insert(pattern.id.clone(), (pattern, is_own));
-        }
-        Self::assemble(patterns.into_values().map(|(pattern, _)| pattern).collect())
-    }
-
-    /// A set of the patterns in these texts alone; each comes with the name of its file.
-    ///
-    /// # Errors
-    /// [`PatternError`] names the file, the line and the reason.
-    pub fn from_texts(files: &[(&str, &str)]) -> Result<Self, PatternError> {
-        let patterns: Result<_, _> = files.iter().map(|(file, text)| parse(file, text)).collect();
-        Self::assemble(patterns?)
-    }
-
-    fn assemble(mut patterns: Vec<Pattern>) -> Result<Self, PatternError> {
+    pub(super) fn assemble(mut patterns: Vec<Pattern>) -> Result<Self, PatternError> {
         patterns.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
         let (mut number, mut kinds) = (0, Vec::new());
         let (mut pod_steps, mut node_steps) = (StepMask::default(), StepMask::default());
@@ -301,328 +202,4 @@ impl PatternSet {
     pub fn wide_steps(&self) -> (&StepMask, &StepMask) {
         (&self.pod_steps, &self.node_steps)
     }
-}
-
-fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result<(), PatternError> {
-    let fail = |path: &Path, reason: String| PatternError {
-        file: path.display().to_string(),
-        line: 0,
-        reason,
-    };
-    let entries = std::fs::read_dir(directory).map_err(|error| {
-        fail(
-            directory,
-            format!("the directory of patterns cannot be read: {error}"),
-        )
-    })?;
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry
-            .map_err(|error| fail(directory, error.to_string()))?
-            .path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml")
-        {
-            paths.push(path);
-        }
-    }
-    if paths.len() > FILES_MAX {
-        return Err(fail(
-            directory,
-            format!("more than {FILES_MAX} pattern files"),
-        ));
-    }
-    paths.sort();
-    for path in paths {
-        let size = std::fs::metadata(&path)
-            .map_err(|error| fail(&path, error.to_string()))?
-            .len();
-        if size > FILE_BYTES_MAX {
-            return Err(fail(&path, format!("larger than {FILE_BYTES_MAX} bytes")));
-        }
-        let text =
-            std::fs::read_to_string(&path).map_err(|error| fail(&path, error.to_string()))?;
-        files.push((path.display().to_string(), text));
-    }
-    Ok(())
-}
-
-/// The line, from 1, on which `needle` is first written, 1 when it is nowhere.
-fn line_of(text: &str, needle: &str) -> usize {
-    let index = text.lines().position(|line| line.contains(needle));
-    index.map_or(1, |index| index + 1)
-}
-
-/// Checks one file. What is wrong with it comes with a text to look for, which gives the line.
-fn parse(file: &str, text: &str) -> Result<Pattern, PatternError> {
-    let parsed: PatternFile = serde_yaml_ng::from_str(text).map_err(|error| PatternError {
-        file: file.to_owned(),
-        line: error.location().map_or(1, |location| location.line()),
-        reason: error.to_string(),
-    })?;
-    compile(parsed).map_err(|(needle, reason)| PatternError {
-        file: file.to_owned(),
-        line: line_of(text, &needle),
-        reason,
-    })
-}
-
-type Wrong = (String, String);
-
-fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
-    let wrong = |needle: &str, reason: String| Err((needle.to_owned(), reason));
-    let is_id = |text: &str| {
-        !text.is_empty()
-            && text.bytes().all(|byte| {
-                byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_'
-            })
-    };
-    if !is_id(&file.id) {
-        return wrong(
-            "id:",
-            "`id` takes lower case letters, digits and dashes".into(),
-        );
-    }
-    if file.steps.is_empty() || file.steps.len() > PATTERN_STEPS_MAX {
-        return wrong(
-            "steps:",
-            format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"),
-        );
-    }
-    if file.window.is_zero() || file.window > WINDOW_MAX {
-        return wrong(
-            "window:",
-            "`window` is longer than 0 and at most 24h".into(),
-        );
-    }
-    let kinds = file
-        .steps
-        .iter()
-        .map(|step| {
-            SignalKind::from_name(&step.signal).ok_or_else(|| {
-                let names: Vec<_> = SignalKind::ALL.iter().map(|kind| kind.name()).collect();
-                let reason = format!(
-                    "no signal is called {}: there are {}",
-                    step.signal,
-                    names.join(", ")
-                );
-                (format!("signal: {}", step.signal), reason)
-            })
-        })
-        .collect::<Result<Vec<_>, Wrong>>()?;
-    let resolve = |name: &str, field: &str| -> Result<(usize, Field), String> {
-        let index = file
-            .steps
-            .iter()
-            .position(|step| step.name == name)
-            .ok_or_else(|| format!("there is no step called {name}"))?;
-        let found = Field::of_kind(field, kinds[index]).ok_or_else(|| {
-            format!(
-                "{name} has no {field}: a signal of kind {} has {}",
-                kinds[index].name(),
-                Field::names_of(kinds[index])
-            )
-        })?;
-        Ok((index, found))
-    };
-    let Some(anchor) = file.steps.iter().position(|step| step.name == file.anchor) else {
-        return wrong("anchor:", format!("the anchor {} is no step", file.anchor));
-    };
-    let sentence = |text: &str| -> Result<Template, Wrong> {
-        let needle = text.lines().next().unwrap_or(text).trim().to_owned();
-        let template =
-            Template::parse(text, &resolve).map_err(|reason| (needle.clone(), reason))?;
-        match file
-            .steps
-            .iter()
-            .enumerate()
-            .find(|(index, step)| (step.optional || step.absent) && template.needs(*index))
-        {
-            Some((_, step)) => Err((
-                needle,
-                format!("{} may be missing: put its part into [[ and ]]", step.name),
-            )),
-            None => Ok(template),
-        }
-    };
-    let in_unit = |value: f64| (0.0..=1.0).contains(&value);
-    if !in_unit(file.confidence.base)
-        || !in_unit(file.confidence.loss)
-        || !file.confidence.minus.values().copied().all(in_unit)
-    {
-        return wrong("confidence:", "confidences lie between 0 and 1".into());
-    }
-    for name in file.confidence.minus.keys() {
-        if !file
-            .steps
-            .iter()
-            .any(|step| step.name == *name && step.optional)
-        {
-            return wrong(
-                "minus:",
-                format!("`minus` names {name}, which is no optional step"),
-            );
-        }
-    }
-    let mut steps = Vec::with_capacity(file.steps.len());
-    for (index, step) in file.steps.iter().enumerate() {
-        let needle = format!("name: {}", step.name);
-        let refuse = |reason: &str| Err((needle.clone(), format!("step {}: {reason}", step.name)));
-        if !is_id(&step.name) {
-            return refuse("a name takes lower case letters, digits, dashes and underscores");
-        }
-        if file.steps[..index]
-            .iter()
-            .any(|other| other.name == step.name)
-        {
-            return refuse("another step has this name");
-        }
-        if step.optional && step.absent {
-            return refuse("it cannot be both optional and absent");
-        }
-        if index == anchor && (step.optional || step.absent || !step.same.is_empty()) {
-            return refuse(
-                "the anchor is neither optional nor absent, and others refer to it by `same`",
-            );
-        }
-        if step.absent && step.count.is_some() {
-            return refuse("what is absent has no count");
-        }
-        steps.push(compile_step(
-            step,
-            kinds[index],
-            index,
-            anchor,
-            &resolve,
-            file.confidence.minus.get(&step.name),
-        )?);
-    }
-    Ok(Pattern {
-        title: sentence(&file.title)?,
-        summary: sentence(&file.summary)?,
-        verdict: sentence(file.verdict.as_ref().unwrap_or(&file.title))?,
-        advice: file
-            .advice
-            .iter()
-            .map(|advice| sentence(advice))
-            .collect::<Result<_, _>>()?,
-        severity: file.severity,
-        priority: file.priority,
-        window_ns: nanoseconds(file.window),
-        scope: file.scope,
-        steps,
-        anchor,
-        confidence: file.confidence.base,
-        confidence_loss: file.confidence.loss,
-        id: file.id,
-    })
-}
-
-fn compile_step(
-    step: &StepFile,
-    kind: SignalKind,
-    index: usize,
-    anchor: usize,
-    resolve: &dyn Fn(&str, &str) -> Result<(usize, Field), String>,
-    minus: Option<&f64>,
-) -> Result<Step, Wrong> {
-    let mut conditions = Vec::new();
-    for (name, condition) in &step.conditions {
-        let located =
-            |reason: String| (format!("{name}:"), format!("step {}: {reason}", step.name));
-        let (_, field) = resolve(&step.name, name).map_err(located)?;
-        conditions.push(compile_condition(field, condition).map_err(located)?);
-    }
-    let mut same = Vec::new();
-    for (name, reference) in &step.same {
-        let located = |reason: String| (reference.clone(), format!("step {}: {reason}", step.name));
-        let (_, field) = resolve(&step.name, name).map_err(located)?;
-        let (other, other_field) = reference
-            .split_once('.')
-            .ok_or_else(|| located(format!("`same` takes step.field, not {reference}")))
-            .and_then(|(other, field)| resolve(other, field).map_err(located))?;
-        let is_nearer = if index < anchor {
-            other > index && other <= anchor
-        } else {
-            other < index
-        };
-        if !is_nearer && !(step.absent && other != index) {
-            return Err(located(format!(
-                "{reference} must lie between this step and the anchor, or be the anchor"
-            )));
-        }
-        same.push(Same {
-            field,
-            other,
-            other_field,
-        });
-    }
-    Ok(Step {
-        name: step.name.clone(),
-        kind,
-        number: 0,
-        conditions,
-        same,
-        within_ns: step.within.map(nanoseconds),
-        after_at_least_ns: step.after_at_least.map_or(0, nanoseconds),
-        slack_ns: step.slack.map_or(0, nanoseconds),
-        count_min: step.count.as_ref().map_or(1, |count| count.min.max(1)),
-        optional: step.optional,
-        absent: step.absent,
-        minus: minus.copied().unwrap_or(0.0),
-    })
-}
-
-fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Condition, String> {
-    let value = |scalar: &Scalar| match (field.field_type(), scalar) {
-        (FieldType::Flag, Scalar::Flag(_)) | (FieldType::Text, Scalar::Text(_)) => {
-            Ok(scalar.clone())
-        }
-        (FieldType::Signal, Scalar::Text(name)) => signal_number(name)
-            .map(Scalar::Number)
-            .ok_or_else(|| format!("no signal is called {name}")),
-        (
-            FieldType::Number | FieldType::Bytes | FieldType::Nanoseconds | FieldType::Signal,
-            Scalar::Number(_),
-        ) => Ok(scalar.clone()),
-        (expected, _) => Err(format!(
-            "{} cannot be {scalar}: it is a {expected:?}",
-            field.name()
-        )),
-    };
-    let values = |scalars: &[Scalar]| scalars.iter().map(value).collect::<Result<Vec<_>, _>>();
-    Ok(match condition {
-        ConditionFile::OneOf(scalars) if scalars.is_empty() => {
-            return Err(format!("{} has an empty list", field.name()));
-        }
-        ConditionFile::OneOf(scalars) => Condition {
-            field,
-            one_of: values(scalars)?,
-            not: Vec::new(),
-            range: 0..=u64::MAX,
-            allows_missing: false,
-        },
-        ConditionFile::Range { min, max, not } => {
-            let is_number = !matches!(field.field_type(), FieldType::Flag | FieldType::Text);
-            if (min.is_some() || max.is_some()) && !is_number {
-                return Err(format!("{} has no minimum or maximum", field.name()));
-            }
-            let range = min.unwrap_or(0)..=max.unwrap_or(u64::MAX);
-            if range.is_empty() {
-                return Err(format!("{} has a minimum above its maximum", field.name()));
-            }
-            Condition {
-                field,
-                one_of: Vec::new(),
-                not: values(not)?,
-                range,
-                allows_missing: min.is_none() && max.is_none(),
-            }
-        }
-    })
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

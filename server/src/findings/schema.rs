@@ -1,6 +1,7 @@
 //! Pattern files as they are written: YAML, every key known.
 //!
-//! `docs` of the keys are the comments here; what the keys mean together is checked by `pattern.rs`.
+//! What enters: one file's text. What must hold: an unknown key or a value of the wrong type is refused here; what the keys mean
+//! together is checked by `load.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;

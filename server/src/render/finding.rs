@@ -1,0 +1,234 @@
+//! A finding for people: what died, why, how that is known, what to do.
+
+use std::fmt::Write;
+
+use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Loss};
+
+use super::layout::{Style, clean, wrap};
+use super::time::for_people;
+use crate::findings::text;
+
+/// Characters of an id that a list shows; enough to ask for the finding.
+const SHORT_ID: usize = 10;
+
+/// The headings of a list.
+pub fn list_header(style: Style) -> String {
+    style.dim(&format!(
+        "{:<27} {:<8} {:>5} {:<SHORT_ID$} {:<21} {}",
+        "ENDED", "SEVERITY", "SURE", "ID", "PATTERN", "TITLE"
+    )) + "\n"
+}
+
+/// A finding on one line of a list.
+pub fn list_row(style: Style, finding: &Finding) -> String {
+    let id = clean(&finding.id)
+        .chars()
+        .take(SHORT_ID)
+        .collect::<String>();
+    let severity = format!("{:<8}", clean(&finding.severity));
+    let again = if finding.revision > 1 {
+        style.dim(&format!(" (version {})", finding.revision))
+    } else {
+        String::new()
+    };
+    format!(
+        "{} {} {:>5} {:<SHORT_ID$} {:<21} {}{again}\n",
+        style.dim(&for_people(finding.ended_ns)),
+        style.severity(&finding.severity, &severity),
+        percent(finding.confidence),
+        id,
+        clean(&finding.pattern),
+        clean(&finding.title),
+    )
+}
+
+/// A finding with everything that is known of it.
+pub fn finding(style: Style, finding: &Finding) -> String {
+    let mut out = style.bold(wrap("", &clean(&finding.title)).trim_end()) + "\n";
+    let severity = clean(&finding.severity);
+    let again = if finding.count > 1 {
+        format!(" · {} deaths", finding.count)
+    } else {
+        String::new()
+    };
+    let _ = writeln!(
+        out,
+        "{} · {} sure{again} · pattern {} · id {}",
+        style.severity(&severity, &severity),
+        percent(finding.confidence),
+        clean(&finding.pattern),
+        clean(&finding.id)
+    );
+    let _ = writeln!(out, "{}", style.dim(&span(finding)));
+    if let Some(entity) = &finding.entity {
+        let _ = writeln!(out, "{}", style.dim(&place(entity)));
+    }
+    section(style, &mut out, "What happened");
+    out.push_str(&wrap("  ", &clean(&finding.summary)));
+    section(style, &mut out, "Causal chain");
+    chain(style, &mut out, &finding.evidence);
+    if let Some(death) = &finding.death {
+        section(style, &mut out, "Death certificate");
+        certificate(style, &mut out, death);
+    }
+    section(style, &mut out, "Loss");
+    out.push_str(&wrap("  ", &loss(finding.loss.as_ref())));
+    if !finding.advice.is_empty() {
+        section(style, &mut out, "What to do");
+        for (index, advice) in finding.advice.iter().enumerate() {
+            out.push_str(&wrap(&format!("  {}. ", index + 1), &clean(advice)));
+        }
+    }
+    out
+}
+
+fn section(style: Style, out: &mut String, title: &str) {
+    let _ = writeln!(out, "\n{}", style.bold(title));
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
+}
+
+fn span(finding: &Finding) -> String {
+    let lasted = finding.ended_ns.saturating_sub(finding.started_ns);
+    let ended = for_people(finding.ended_ns);
+    if lasted == 0 {
+        format!("at {ended}, by the node's clock")
+    } else {
+        format!(
+            "ended {ended}, by the node's clock, {} after it began",
+            text::duration(lasted)
+        )
+    }
+}
+
+fn place(entity: &EntityRef) -> String {
+    let mut parts = vec![format!("node {}", clean(&entity.node))];
+    for (what, value) in [
+        ("container", &entity.container_id),
+        ("pod uid", &entity.pod_uid),
+        ("cgroup", &entity.cgroup),
+    ] {
+        if !value.is_empty() {
+            parts.push(format!("{what} {}", clean(value)));
+        }
+    }
+    parts.join("\n")
+}
+
+/// The evidence as a tree: each piece below the step that brought it about.
+fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
+    let started = evidence
+        .iter()
+        .map(|piece| piece.time_ns)
+        .min()
+        .unwrap_or(0);
+    let parent = |index: usize| {
+        let cause = &evidence[index].caused_by;
+        // A cause stands before its effect, so this cannot go in a circle.
+        (0..index)
+            .rev()
+            .find(|&at| !cause.is_empty() && evidence[at].step == *cause)
+    };
+    let parents: Vec<_> = (0..evidence.len()).map(parent).collect();
+    let mut waiting: Vec<(usize, String, bool)> = Vec::new();
+    let push_children =
+        |waiting: &mut Vec<(usize, String, bool)>, of: Option<usize>, indent: &str| {
+            let children: Vec<_> = (0..evidence.len())
+                .filter(|&at| parents[at] == of)
+                .collect();
+            let last = children.last().copied();
+            let entries = children.iter().rev();
+            waiting.extend(entries.map(|&child| (child, indent.to_owned(), Some(child) == last)));
+        };
+    push_children(&mut waiting, None, "  ");
+    while let Some((index, indent, is_last)) = waiting.pop() {
+        let piece = &evidence[index];
+        let (branch, below) = if is_last {
+            ("└─", "   ")
+        } else {
+            ("├─", "│  ")
+        };
+        let after = format!("+{}", text::duration(piece.time_ns - started));
+        let inner = format!("{indent}{below}");
+        let head = format!("{indent}{branch} {after:<10} {}", clean(&piece.step));
+        let _ = writeln!(
+            out,
+            "{}  {}",
+            style.bold(&head),
+            style.dim(&clean(&piece.id))
+        );
+        let has_children = parents.contains(&Some(index));
+        let rule = if has_children { "│  " } else { "   " };
+        for line in wrap(&" ".repeat(inner.chars().count() + 3), &clean(&piece.text)).lines() {
+            let _ = writeln!(out, "{inner}{rule}{}", line.trim_start());
+        }
+        push_children(&mut waiting, Some(index), &inner);
+    }
+}
+
+fn certificate(style: Style, out: &mut String, death: &Death) {
+    let process = |comm: &str, pid: u32| format!("{} (pid {pid})", clean(comm));
+    let mut row = |what: &str, value: &str| {
+        let head = format!("  {what:<12}");
+        let line = wrap(&head, value);
+        out.push_str(&style.dim(&head));
+        out.push_str(line.strip_prefix(&head).unwrap_or(&line));
+    };
+    row("process", &process(&death.comm, death.pid));
+    match (death.signal, death.exit_code) {
+        (Some(signal), _) => row(
+            "ended by",
+            &format!("{} (signal {signal})", clean(&death.signal_name)),
+        ),
+        (None, Some(code)) => row("exit code", &code.to_string()),
+        (None, None) => row("ended by", "unknown"),
+    }
+    if let Some(sender) = &death.sender {
+        let place = sender.entity.as_ref().map_or_else(String::new, |entity| {
+            format!(" of {} {}", clean(&entity.kind), clean(&entity.name))
+        });
+        let by = process(&sender.comm, sender.pid);
+        if sender.kernel {
+            row("sent by", &format!("the kernel, while {by} was running"));
+        } else {
+            row("sent by", &format!("{by}{place}"));
+        }
+    } else if death.signal.is_some() {
+        row("sent by", "not seen");
+    }
+    if let Some(limit) = &death.limit {
+        let reached = if limit.hit { "reached" } else { "not reached" };
+        row(
+            "memory",
+            &format!(
+                "{} of {} used in {}: the limit was {reached}",
+                text::bytes(limit.usage_bytes),
+                text::bytes(limit.limit_bytes),
+                clean(&limit.cgroup)
+            ),
+        );
+    }
+    if !death.label.is_empty() {
+        row("label", &format!("Kubernetes says {}", clean(&death.label)));
+    }
+    row("verdict", &clean(&death.verdict));
+}
+
+fn loss(loss: Option<&Loss>) -> String {
+    let loss = loss.copied().unwrap_or_default();
+    let mut text = match loss.events {
+        0 => "No event was lost on this node in the window.".to_owned(),
+        1 => "One event was lost on this node in the window: evidence may be missing.".to_owned(),
+        events => format!(
+            "{events} events were lost on this node in the window: evidence may be missing."
+        ),
+    };
+    if loss.open_interval {
+        text.push_str(
+            " A collector died or its stream was interrupted: more may be missing than was counted.",
+        );
+    }
+    text
+}

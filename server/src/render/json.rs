@@ -1,0 +1,149 @@
+//! The JSON form: keys that do not change, times in RFC 3339, ids that exceed 53 bits as text.
+
+use serde_json::{Value, json};
+use tapio_wire::service::{
+    Death, EntityRef, EpochStatus, Evidence, Finding, NodeStatus, SourceLedger, StatusResponse,
+};
+
+use super::time::rfc3339;
+
+fn entity(entity: Option<&EntityRef>) -> Value {
+    entity.map_or(Value::Null, |entity| {
+        json!({
+            "id": format!("{:016x}", entity.id),
+            "kind": entity.kind,
+            "name": entity.name,
+            "node": entity.node,
+            "pod_uid": entity.pod_uid,
+            "container_id": entity.container_id,
+            "cgroup": entity.cgroup,
+        })
+    })
+}
+
+fn evidence(evidence: &Evidence) -> Value {
+    json!({
+        "id": evidence.id,
+        "step": evidence.step,
+        "time": rfc3339(evidence.time_ns),
+        "kind": evidence.kind,
+        "text": evidence.text,
+        "entity": entity(evidence.entity.as_ref()),
+        "pid": evidence.pid,
+        "caused_by": evidence.caused_by,
+    })
+}
+
+fn death(death: &Death) -> Value {
+    json!({
+        "pid": death.pid,
+        "comm": death.comm,
+        "exit_code": death.exit_code,
+        "signal": death.signal,
+        "signal_name": death.signal_name,
+        "sender": death.sender.as_ref().map(|sender| json!({
+            "pid": sender.pid,
+            "comm": sender.comm,
+            "entity": entity(sender.entity.as_ref()),
+            "kernel": sender.kernel,
+        })),
+        "limit": death.limit.as_ref().map(|limit| json!({
+            "cgroup": limit.cgroup,
+            "limit_bytes": limit.limit_bytes,
+            "usage_bytes": limit.usage_bytes,
+            "hit": limit.hit,
+        })),
+        "label": death.label,
+        "verdict": death.verdict,
+    })
+}
+
+/// A finding on one line.
+pub fn finding_json(finding: &Finding) -> String {
+    let loss = finding.loss.unwrap_or_default();
+    json!({
+        "id": finding.id,
+        "pattern": finding.pattern,
+        "title": finding.title,
+        "summary": finding.summary,
+        "severity": finding.severity,
+        "confidence": finding.confidence,
+        "entity": entity(finding.entity.as_ref()),
+        "started_at": rfc3339(finding.started_ns),
+        "ended_at": rfc3339(finding.ended_ns),
+        "evidence": finding.evidence.iter().map(evidence).collect::<Vec<_>>(),
+        "loss": { "events": loss.events, "open_interval": loss.open_interval },
+        "advice": finding.advice,
+        "death": finding.death.as_ref().map(death),
+        "count": finding.count,
+        "revision": finding.revision,
+        "published_at": rfc3339(finding.published_ns),
+        "last_boottime_ns": finding.last_boottime_ns,
+    })
+    .to_string()
+}
+
+fn source(source: &SourceLedger) -> Value {
+    json!({
+        "source": source.source,
+        "emitted": source.emitted,
+        "archived": source.archived,
+        "held": source.held,
+        "unexplained": source.unexplained,
+        "inherited": source.inherited,
+        "dropped": source.dropped.iter().map(|loss| json!({
+            "stage": loss.stage, "reason": loss.reason, "events": loss.events,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn epoch(epoch: &EpochStatus) -> Value {
+    json!({
+        "epoch": format!("{:x}", epoch.epoch),
+        "durable_seq": epoch.durable_seq,
+        "state": epoch.state,
+        "last_frame_at": rfc3339(epoch.last_frame_ns),
+        "sources": epoch.sources.iter().map(source).collect::<Vec<_>>(),
+    })
+}
+
+fn node(node: &NodeStatus) -> Value {
+    json!({
+        "node": node.node,
+        "node_id": format!("{:016x}", node.node_id),
+        "connected": node.connected,
+        "epochs": node.epochs.iter().map(epoch).collect::<Vec<_>>(),
+    })
+}
+
+/// The status on one line.
+pub fn status_json(status: &StatusResponse) -> String {
+    json!({
+        "ready": status.ready,
+        "not_ready_reason": status.not_ready_reason,
+        "revision": status.revision,
+        "uptime_ns": status.uptime_ns,
+        "events_correlated": status.events_correlated,
+        "findings": status.findings,
+        "unexplained_events": status.unexplained_events,
+        "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
+        "archive": status.archive.as_ref().map(|archive| json!({
+            "disk": archive.disk,
+            "segments": archive.segments,
+            "bytes": archive.bytes,
+            "frames": archive.frames,
+            "events": archive.events,
+            "lethal_events": archive.lethal_events,
+            "duplicates": archive.duplicates,
+            "quarantined": archive.quarantined,
+        })),
+        "shards": status.shards.iter().map(|shard| json!({
+            "shard": shard.shard,
+            "core": shard.core,
+            "events": shard.events,
+            "entities": shard.entities,
+            "evicted": shard.evicted,
+        })).collect::<Vec<_>>(),
+    })
+    .to_string()
+}

@@ -1,0 +1,16 @@
+//! Findings and status as text for people and as JSON for programs: what `tapioctl` prints.
+//!
+//! What enters: messages of the query service, whose texts come from nodes and may be hostile. What leaves: text. What must
+//! hold: no control character of a message reaches a terminal; JSON is one object a line.
+
+mod finding;
+mod json;
+mod layout;
+mod status;
+mod time;
+
+pub use finding::{finding, list_header, list_row};
+pub use json::{finding_json, status_json};
+pub use layout::Style;
+pub use status::status;
+pub use time::{parse_since, rfc3339};

@@ -1,0 +1,204 @@
+//! The server's status for people, with the ledger's equation for every source.
+
+use std::fmt::Write;
+
+use tapio_wire::service::StatusResponse;
+
+use super::layout::{Style, clean, table};
+use super::time::for_people;
+use crate::findings::text;
+
+/// The status.
+pub fn status(style: Style, status: &StatusResponse) -> String {
+    let mut out = String::new();
+    let readiness = if status.ready {
+        style.good("ready")
+    } else {
+        style.bad(&format!("not ready: {}", clean(&status.not_ready_reason)))
+    };
+    let _ = writeln!(
+        out,
+        "{} {readiness} · revision {} · up {}",
+        style.bold("tapio-server"),
+        clean(&status.revision),
+        text::duration(status.uptime_ns)
+    );
+    let _ = writeln!(
+        out,
+        "{} events correlated · {} findings",
+        status.events_correlated, status.findings
+    );
+    nodes(style, &mut out, status);
+    ledger(style, &mut out, status);
+    if let Some(archive) = &status.archive {
+        let _ = writeln!(out, "\n{}", style.bold("Archive"));
+        let _ = writeln!(
+            out,
+            "  {} in {} segments by {} · {} frames · {} events, {} of them lethal · {} duplicates · {} quarantined",
+            text::bytes(archive.bytes),
+            archive.segments,
+            clean(&archive.disk),
+            archive.frames,
+            archive.events,
+            archive.lethal_events,
+            archive.duplicates,
+            archive.quarantined
+        );
+    }
+    if !status.shards.is_empty() {
+        let _ = writeln!(out, "\n{}", style.bold("Correlation"));
+        let rows: Vec<_> = status
+            .shards
+            .iter()
+            .map(|shard| {
+                vec![
+                    shard.shard.to_string(),
+                    if shard.core < 0 {
+                        "any".into()
+                    } else {
+                        shard.core.to_string()
+                    },
+                    shard.events.to_string(),
+                    shard.entities.to_string(),
+                    shard.evicted.to_string(),
+                ]
+            })
+            .collect();
+        out.push_str(&table(
+            style,
+            &["SHARD", "CORE", "EVENTS", "ENTITIES", "EVICTED"],
+            &[true; 5],
+            &rows,
+        ));
+    }
+    out
+}
+
+fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
+    let _ = writeln!(out, "\n{}", style.bold("Nodes"));
+    if status.nodes.is_empty() {
+        out.push_str("  none: no collector has connected yet\n");
+        return;
+    }
+    let mut rows = Vec::new();
+    for node in &status.nodes {
+        for epoch in &node.epochs {
+            rows.push(vec![
+                clean(&node.node),
+                if node.connected {
+                    "connected".into()
+                } else {
+                    "gone".into()
+                },
+                format!("{:x}", epoch.epoch),
+                clean(&epoch.state),
+                epoch.durable_seq.to_string(),
+                if epoch.last_frame_ns == 0 {
+                    "-".into()
+                } else {
+                    for_people(epoch.last_frame_ns)
+                },
+            ]);
+        }
+        if node.epochs.is_empty() {
+            let state = if node.connected { "connected" } else { "gone" };
+            let blank = || "-".to_owned();
+            rows.push(vec![
+                clean(&node.node),
+                state.into(),
+                blank(),
+                blank(),
+                blank(),
+                blank(),
+            ]);
+        }
+    }
+    out.push_str(&table(
+        style,
+        &[
+            "NODE",
+            "COLLECTOR",
+            "EPOCH",
+            "STATE",
+            "DURABLE SEQ",
+            "LAST FRAME",
+        ],
+        &[false, false, false, false, true, false],
+        &rows,
+    ));
+}
+
+fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
+    let _ = writeln!(
+        out,
+        "\n{}  {}",
+        style.bold("Ledger"),
+        style.dim("emitted = archived + dropped + held, for every source")
+    );
+    let mut rows = Vec::new();
+    for node in &status.nodes {
+        for epoch in &node.epochs {
+            for source in &epoch.sources {
+                let dropped: u64 = source.dropped.iter().map(|loss| loss.events).sum();
+                let why: Vec<_> = source
+                    .dropped
+                    .iter()
+                    .map(|loss| {
+                        format!(
+                            "{}/{} {}",
+                            clean(&loss.stage),
+                            clean(&loss.reason),
+                            loss.events
+                        )
+                    })
+                    .collect();
+                rows.push(vec![
+                    clean(&node.node),
+                    format!("{:x}", epoch.epoch),
+                    clean(&source.source),
+                    source.emitted.to_string(),
+                    "=".into(),
+                    source.archived.to_string(),
+                    "+".into(),
+                    dropped.to_string(),
+                    "+".into(),
+                    source.held.to_string(),
+                    source.unexplained.to_string(),
+                    why.join(", "),
+                ]);
+            }
+        }
+    }
+    if rows.is_empty() {
+        out.push_str("  nothing was emitted yet\n");
+    } else {
+        out.push_str(&table(
+            style,
+            &[
+                "NODE",
+                "EPOCH",
+                "SOURCE",
+                "EMITTED",
+                "",
+                "ARCHIVED",
+                "",
+                "DROPPED",
+                "",
+                "HELD",
+                "UNEXPLAINED",
+                "DROPPED AT",
+            ],
+            &[
+                false, false, false, true, false, true, false, true, false, true, true, false,
+            ],
+            &rows,
+        ));
+    }
+    let sum = match status.unexplained_events {
+        0 => style.good("The ledger closes: no event is unexplained."),
+        events => style.bad(&format!(
+            "The ledger does not close: {events} events are unexplained."
+        )),
+    };
+    let _ = writeln!(out, "  {sum}");
+}

@@ -1,0 +1,328 @@
+//! What holds for every pattern: order, shards and replays do not matter, memory is bounded, files are checked.
+
+mod correlate_node;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM};
+use tapio_server::correlate::state::EntityTable;
+use tapio_server::correlate::{CorrelateConfig, Stopped};
+use tapio_server::findings::PatternSet;
+use tapio_wire::event::{Detail, Lane};
+use tapio_wire::service::Finding;
+
+/// Deaths of every sort in many containers, their evidence spread over many frames.
+fn mixed() -> Node {
+    let mut node = Node::new("n1");
+    let session = node.unit("session-1.scope");
+    let containerd = node.unit("containerd.service");
+    let shell = Process::of_node(session, 5, "bash");
+    let shim = Process::of_node(containerd, 6, "containerd-shim");
+    for turn in 0..40u32 {
+        let at = u64::from(100 + turn) * SECOND;
+        let pod = format!("shop/web-{}", turn % 4);
+        let web = node.container_of(&pod, &format!("c{turn}"), "web");
+        let process = Process::init(web, 1000 + turn, "app");
+        match turn % 5 {
+            0 => {
+                node.reclaim(at, web);
+                node.oom(at + 100 * MS, process, 64 * MIB, 64 * MIB);
+                node.lethal(at + 100 * MS);
+                node.signal(at + 101 * MS, process, SIGKILL, None);
+                node.exit(at + 102 * MS, process, SIGKILL);
+            }
+            1 => {
+                node.signal(at, process, SIGKILL, Some(shell));
+                node.lethal(at + MS);
+                node.exit(at + MS, process, SIGKILL);
+            }
+            2 => {
+                node.signal(at, process, SIGTERM, Some(shim));
+                node.lethal(at + MS);
+                node.signal(at + 5 * SECOND, process, SIGKILL, Some(shim));
+                node.exit(at + 5 * SECOND + MS, process, SIGKILL);
+            }
+            3 => {
+                node.signal(at, process, SIGSEGV, None);
+                node.exit(at + MS, process, SIGSEGV);
+            }
+            _ => node.exit(at, process, 3 << 8),
+        }
+        node.lethal(at + 6 * SECOND);
+    }
+    node
+}
+
+/// Findings without what depends on when and how often they were published.
+fn essence(mut findings: Vec<Finding>) -> Vec<Finding> {
+    for finding in &mut findings {
+        finding.published_ns = 0;
+        finding.revision = 0;
+    }
+    findings
+}
+
+fn run(shards: usize, node: &Node) -> Vec<Finding> {
+    let machine = Machine::start(shards);
+    machine.deliver(&node.node, &node.frames);
+    essence(machine.findings())
+}
+
+#[test]
+fn shards_do_not_change_what_is_found() {
+    let node = mixed();
+    let one = run(1, &node);
+    assert!(one.len() > 20, "{}", one.len());
+    for pattern in [
+        "memory-limit-kill",
+        "killed-from-outside",
+        "ignored-sigterm",
+        "crash-loop",
+    ] {
+        assert!(
+            one.iter().any(|finding| finding.pattern == pattern),
+            "{pattern}"
+        );
+    }
+    for shards in [2, 3, 8] {
+        for _ in 0..5 {
+            assert_eq!(run(shards, &node), one, "{shards} shards");
+        }
+    }
+}
+
+#[test]
+fn a_replay_finds_the_same_by_the_same_ids_and_nothing_twice() {
+    let node = mixed();
+    let machine = Machine::start(2);
+    machine.deliver(&node.node, &node.frames);
+    let first = machine.findings();
+    drop(machine);
+    let machine = Machine::start(1);
+    machine.deliver(&node.node, &node.frames);
+    assert_eq!(essence(machine.findings()), essence(first));
+}
+
+#[test]
+fn late_evidence_updates_the_finding_in_place() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let process = Process::init(web, 100, "nginx");
+    node.exit(100 * SECOND + 5 * MS, process, SIGKILL);
+    node.lethal(101 * SECOND);
+    node.oom(100 * SECOND, process, 64 * MIB, 64 * MIB);
+    node.lethal(102 * SECOND);
+    node.reclaim(99 * SECOND, web);
+    let machine = Machine::start(1);
+    let mut seen = Vec::new();
+    for frame in &node.frames {
+        machine.deliver(&node.node, &[Arc::clone(frame)]);
+        let mut found = machine.findings();
+        assert_eq!(found.len(), 1, "{found:#?}");
+        seen.push(found.remove(0));
+    }
+    assert_eq!(
+        seen.iter()
+            .map(|finding| finding.pattern.as_str())
+            .collect::<Vec<_>>(),
+        [
+            "exited-with-error",
+            "memory-limit-kill",
+            "memory-limit-kill"
+        ]
+    );
+    assert_eq!(
+        seen.iter()
+            .map(|finding| finding.revision)
+            .collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
+    assert!(seen.iter().all(|finding| finding.id == seen[0].id));
+    assert!(seen[2].confidence > seen[1].confidence);
+}
+
+#[test]
+fn names_from_another_frame_describe_the_dead() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    node.frame(Lane::Bulk, 50 * SECOND);
+    node.exit(100 * SECOND, Process::init(web, 100, "app"), 1 << 8);
+    node.lethal(101 * SECOND);
+    let found = run(2, &node);
+    assert_eq!(
+        found[0].entity.as_ref().map(|entity| entity.name.as_str()),
+        Some("web")
+    );
+}
+
+#[test]
+fn entities_are_bounded_and_evictions_counted() {
+    let mut node = Node::new("n1");
+    for entity in 1..=5000u64 {
+        node.push(entity, entity, 0, Detail::RunQueue { wait_ns: 1 });
+    }
+    node.frame(Lane::Bulk, SECOND);
+    let patterns = PatternSet::embedded().expect("valid");
+    let config = CorrelateConfig {
+        shards: Some(2),
+        entities_max: 1000,
+        ..CorrelateConfig::default()
+    };
+    let machine = Machine::sized(&config, patterns);
+    machine.deliver(&node.node, &node.frames);
+    machine.settle();
+    let status = machine.correlator.status();
+    let entities: u64 = status.iter().map(|shard| shard.entities).sum();
+    let evicted: u64 = status.iter().map(|shard| shard.evicted).sum();
+    assert!(entities <= 1000, "{entities}");
+    assert_eq!(entities + evicted, 5000);
+    assert_eq!(machine.correlator.events_correlated(), 5000);
+}
+
+#[test]
+fn quiet_entities_expire() {
+    let mut node = Node::new("n1");
+    node.push(1, 1, 0, Detail::RunQueue { wait_ns: 1 });
+    let frame = node.frame(Lane::Bulk, SECOND);
+    let detail = &frame.body().events[0].body;
+    let mut table = EntityTable::new(100, Duration::from_secs(32));
+    table.count((1, 1), 1, detail);
+    table.advance(Duration::from_secs(20));
+    table.count((1, 2), 1, detail);
+    for second in 20..=40 {
+        table.advance(Duration::from_secs(second));
+    }
+    assert_eq!(table.len(), 1, "only the one that was seen lately");
+    table.advance(Duration::from_secs(100_000));
+    assert!(table.is_empty());
+    assert_eq!(table.evicted(), 0, "expiry is no eviction");
+}
+
+#[test]
+fn after_stop_frames_are_refused_and_those_taken_are_finished() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    node.exit(100 * SECOND, Process::init(web, 100, "app"), 1 << 8);
+    node.lethal(101 * SECOND);
+    let mut machine = Machine::start(2);
+    machine.deliver(&node.node, &node.frames);
+    machine.correlator.stop();
+    machine.finder.stop();
+    assert_eq!(machine.store.len(), 1);
+    let refused = machine
+        .correlator
+        .deliver_blocking(node.node.clone(), Arc::clone(&node.frames[0]));
+    assert_eq!(refused, Err(Stopped));
+}
+
+const VALID: &str = "id: own
+title: \"{entity}\"
+summary: s
+severity: low
+priority: 1
+window: 1m
+scope: entity
+anchor: exit
+confidence: {base: 0.5}
+steps:
+  - name: before
+    signal: oom
+    optional: true
+    same: {pid: exit.pid}
+  - name: exit
+    signal: exit
+    where: {exit_code: {min: 3}}
+advice: []
+";
+
+#[test]
+fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
+    PatternSet::from_texts(&[("own.yaml", VALID)]).expect("the base is valid");
+    for (from, to, line, reason) in [
+        ("severity: low", "severity: awful", 4, "awful"),
+        ("priority: 1", "priority: 1\ncolour: red", 6, "colour"),
+        ("window: 1m", "window: soon", 6, "no duration"),
+        ("anchor: exit", "anchor: death", 8, "no step"),
+        (
+            "signal: oom",
+            "signal: boom",
+            12,
+            "no signal is called boom",
+        ),
+        ("pid: exit.pid", "pid: exit.color", 14, "has no color"),
+        ("pid: exit.pid", "pid: gone.pid", 14, "no step called gone"),
+        ("min: 3", "most: 3", 17, "most"),
+        ("min: 3", "min: 3, max: 1", 17, "above its maximum"),
+        (
+            "exit_code: {min: 3}",
+            "exit_code: many",
+            17,
+            "cannot be many",
+        ),
+        (
+            "exit_code: {min: 3}",
+            "exit_color: 3",
+            17,
+            "has no exit_color",
+        ),
+        (
+            "summary: s",
+            "summary: \"{before.pid}\"",
+            3,
+            "may be missing",
+        ),
+        ("summary: s", "summary: \"{exit.\"", 3, "without"),
+        ("{base: 0.5}", "{base: 1.5}", 9, "between 0 and 1"),
+        (
+            "{base: 0.5}",
+            "{base: 0.5, minus: {exit: 0.1}}",
+            9,
+            "no optional step",
+        ),
+    ] {
+        let text = VALID.replace(from, to);
+        let error = PatternSet::from_texts(&[("own.yaml", &text)]).expect_err(to);
+        assert_eq!(
+            (error.file.as_str(), error.line),
+            ("own.yaml", line),
+            "{error}"
+        );
+        assert!(error.reason.contains(reason), "{error}");
+        assert!(
+            error.to_string().starts_with(&format!("own.yaml:{line}: ")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("exited.yaml");
+    let text = VALID
+        .replace("id: own", "id: exited-with-error")
+        .replace("priority: 1", "priority: 999");
+    std::fs::write(&file, &text).expect("it can be written");
+    let patterns = PatternSet::load(Some(directory.path())).expect("it is valid");
+    assert_eq!(patterns.patterns()[0].id, "exited-with-error");
+    let mut node = Node::new("n1");
+    let host = node.host("/");
+    node.exit(SECOND, Process::of_node(host, 9, "x"), 2 << 8);
+    node.exit(SECOND, Process::of_node(host, 10, "x"), 3 << 8);
+    node.lethal(2 * SECOND);
+    let machine = Machine::with(1, patterns);
+    machine.deliver(&node.node, &node.frames);
+    let found = machine.findings();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        found[0].death.as_ref().and_then(|death| death.exit_code),
+        Some(3)
+    );
+    std::fs::write(directory.path().join("zz.yaml"), &text).expect("it can be written");
+    let error = PatternSet::load(Some(directory.path())).expect_err("two files, one id");
+    assert!(
+        error.file.ends_with("zz.yaml") && error.line == 1,
+        "{error}"
+    );
+}

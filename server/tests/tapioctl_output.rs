@@ -1,0 +1,278 @@
+//! `tapioctl` against a real query service.
+
+#[path = "correlate_node/mod.rs"]
+mod correlate_node;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
+use serde_json::Value;
+use tapio_server::query::{self, StatusSource};
+use tapio_wire::service::{
+    ArchiveStatus, EpochStatus, LossCount, NodeStatus, ShardStatus, SourceLedger, StatusResponse,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+
+struct Fixed;
+
+impl StatusSource for Fixed {
+    fn status(&self) -> StatusResponse {
+        StatusResponse {
+            revision: "r1".into(),
+            uptime_ns: 3 * SECOND,
+            nodes: vec![NodeStatus {
+                node: "n1".into(),
+                node_id: 1,
+                connected: true,
+                epochs: vec![EpochStatus {
+                    epoch: 255,
+                    durable_seq: 9,
+                    state: "open".into(),
+                    sources: vec![SourceLedger {
+                        source: "ebpf".into(),
+                        emitted: 100,
+                        archived: 90,
+                        held: 3,
+                        unexplained: 0,
+                        dropped: vec![LossCount {
+                            stage: "ring".into(),
+                            reason: "full".into(),
+                            events: 7,
+                        }],
+                        inherited: 0,
+                    }],
+                    last_frame_ns: 1_700_000_000 * SECOND,
+                }],
+            }],
+            archive: Some(ArchiveStatus {
+                disk: "plain".into(),
+                segments: 2,
+                bytes: 3 * MIB,
+                ..Default::default()
+            }),
+            shards: vec![ShardStatus {
+                shard: 0,
+                core: -1,
+                events: 90,
+                entities: 4,
+                evicted: 0,
+            }],
+            ready: true,
+            ..Default::default()
+        }
+    }
+}
+
+struct Server {
+    address: String,
+    machine: Machine,
+    node: Node,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn killed(node: &mut Node, at: u64, pid: u32, comm: &'static str) {
+    let web = node.container("web", "web\x1b[2J");
+    let process = Process::init(web, pid, comm);
+    node.oom(at, process, 64 * MIB, 64 * MIB);
+    node.signal(at, process, SIGKILL, None);
+    node.exit(at + 1_200_000, process, SIGKILL);
+    node.lethal(at + 2 * MS);
+}
+
+fn serve() -> Server {
+    let machine = Machine::start(1);
+    let mut node = Node::new("n1");
+    killed(&mut node, 100 * SECOND, 100, "nginx");
+    machine.deliver(&node.node, &node.frames);
+    machine.settle();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let listener = runtime
+        .block_on(TcpListener::bind("127.0.0.1:0"))
+        .expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let service = query::service(Arc::clone(&machine.store), Arc::new(Fixed));
+    runtime.spawn(
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    Server {
+        address,
+        machine,
+        node,
+        _runtime: runtime,
+    }
+}
+
+fn tapioctl(server: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tapioctl"));
+    command
+        .args(["--server", server])
+        .args(arguments)
+        .env_remove("NO_COLOR");
+    command
+}
+
+fn output(server: &str, arguments: &[&str]) -> (Output, String) {
+    let output = tapioctl(server, arguments).output().expect("tapioctl runs");
+    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
+    (output, text)
+}
+
+#[test]
+fn json_has_the_keys_that_programs_rely_on() {
+    let server = serve();
+    let (output, text) = output(&server.address, &["findings", "--json"]);
+    assert!(output.status.success());
+    let finding: Value = serde_json::from_str(text.trim_end()).expect("one object on one line");
+    for key in [
+        "id",
+        "pattern",
+        "title",
+        "severity",
+        "confidence",
+        "entity",
+        "started_at",
+        "ended_at",
+        "evidence",
+        "loss",
+        "advice",
+        "death",
+    ] {
+        assert!(
+            finding.get(key).is_some_and(|value| !value.is_null()),
+            "{key}"
+        );
+    }
+    for key in ["exit_code", "signal", "sender", "limit", "label", "verdict"] {
+        assert!(finding["death"].get(key).is_some(), "{key}");
+    }
+    assert_eq!(finding["pattern"], "memory-limit-kill");
+    assert_eq!(finding["death"]["signal"], 9);
+    assert_eq!(finding["death"]["exit_code"], Value::Null);
+    assert_eq!(finding["death"]["limit"]["limit_bytes"], 64 * MIB);
+    assert_eq!(finding["started_at"], "2023-11-14T22:15:00.000000000Z");
+    assert_eq!(finding["ended_at"], "2023-11-14T22:15:00.001200000Z");
+}
+
+#[test]
+fn a_person_reads_who_died_why_and_what_to_do() {
+    let server = serve();
+    let id = server.machine.findings()[0].id.clone();
+    let (output, text) = output(&server.address, &["finding", &id[..8]]);
+    assert!(output.status.success());
+    println!("{text}");
+    for part in [
+        "exceeded its memory limit of 64.0 MiB",
+        "What happened",
+        "Causal chain",
+        "└─ +0 ns      oom  ",
+        "   └─ +1.2 ms    exit  ",
+        "Death certificate",
+        "nginx (pid 100)",
+        "SIGKILL (signal 9)",
+        "the kernel",
+        "64.0 MiB of 64.0 MiB used in limited: the limit was reached",
+        "No event was lost",
+        "What to do",
+        "  1. ",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing");
+    }
+    assert!(
+        !text.contains('\x1b'),
+        "neither colours nor what a name smuggles in"
+    );
+    let (_, coloured) = self::output(&server.address, &["finding", &id, "--color", "always"]);
+    assert!(coloured.contains("\x1b[1mWhat happened\x1b[0m") && !coloured.contains("\x1b[2J"));
+}
+
+#[test]
+fn the_status_shows_the_equation() {
+    let server = serve();
+    let (_, text) = output(&server.address, &["status"]);
+    println!("{text}");
+    let row = text
+        .lines()
+        .find(|line| line.contains("ebpf"))
+        .expect("the source's row");
+    let cells: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(
+        cells,
+        [
+            "n1",
+            "ff",
+            "ebpf",
+            "100",
+            "=",
+            "90",
+            "+",
+            "7",
+            "+",
+            "3",
+            "0",
+            "ring/full",
+            "7"
+        ]
+    );
+    assert!(text.contains("ready") && text.contains("The ledger closes"));
+    let (_, json) = output(&server.address, &["status", "--json"]);
+    let status: Value = serde_json::from_str(&json).expect("an object");
+    assert_eq!(
+        status["nodes"][0]["epochs"][0]["sources"][0]["dropped"][0]["events"],
+        7
+    );
+}
+
+#[test]
+fn exit_codes_are_as_documented() {
+    let server = serve();
+    let code = |server: &str, arguments: &[&str]| output(server, arguments).0.status.code();
+    assert_eq!(
+        code(&server.address, &["findings", "--since", "10m"]),
+        Some(0)
+    );
+    assert_eq!(code(&server.address, &["finding", "nope"]), Some(1));
+    assert_eq!(
+        code(&server.address, &["findings", "--since", "whenever"]),
+        Some(2)
+    );
+    assert_eq!(code(&server.address, &["frobnicate"]), Some(2));
+    assert_eq!(code("127.0.0.1:1", &["status"]), Some(3));
+}
+
+#[test]
+fn a_watcher_is_told_what_was_what_is_and_may_leave() {
+    let mut server = serve();
+    let mut child = tapioctl(
+        &server.address,
+        &["findings", "--watch", "--json", "--since", "2000-01-01"],
+    )
+    .stdout(Stdio::piped())
+    .spawn()
+    .expect("tapioctl runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut pid = || {
+        let line = lines.next().expect("a line").expect("readable");
+        serde_json::from_str::<Value>(&line).expect("an object")["death"]["pid"].clone()
+    };
+    assert_eq!(pid(), 100);
+    killed(&mut server.node, 200 * SECOND, 200, "nginx");
+    server
+        .machine
+        .deliver(&server.node.node, &server.node.frames[1..]);
+    assert_eq!(pid(), 200);
+    drop(lines);
+    killed(&mut server.node, 300 * SECOND, 300, "nginx");
+    server
+        .machine
+        .deliver(&server.node.node, &server.node.frames[2..]);
+    assert_eq!(
+        child.wait().expect("it ends").code(),
+        Some(0),
+        "a closed pipe is no error"
+    );
+}
