@@ -230,9 +230,8 @@ pub struct Archive {
     metrics: Arc<ArchiveMetrics>,
     disk: DiskKind,
     stop: watch::Sender<bool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    // Dropped last: until then the thread may still write.
-    _lock: lock::DirectoryLock,
+    /// The lock is given back after the thread has ended: until then it may still write.
+    thread: Mutex<Option<(JoinHandle<()>, lock::DirectoryLock)>>,
 }
 
 /// Tells `open` which disk the thread uses, or why it has none.
@@ -325,8 +324,7 @@ impl Archive {
             metrics,
             disk,
             stop,
-            thread: Mutex::new(Some(thread)),
-            _lock: lock,
+            thread: Mutex::new(Some((thread, lock))),
         })
     }
 
@@ -364,8 +362,8 @@ impl Archive {
         }
     }
 
-    /// Writes and syncs what is queued, then ends. New appends are refused. Blocking; when the disk cannot be written it tries
-    /// once more and gives up, since collectors keep what was not acknowledged.
+    /// Writes and syncs what is queued, ends, and gives the directory back. New appends are refused. Blocking; when the disk
+    /// cannot be written it tries once more and gives up, since collectors keep what was not acknowledged.
     pub fn shutdown(&self) {
         self.stop_and_join();
     }
@@ -374,7 +372,7 @@ impl Archive {
         self.stop.send_replace(true);
         self.appender.room.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
+        if let Some((thread, _lock)) = thread
             && thread.join().is_err()
         {
             warn!("the archive's thread had panicked");
