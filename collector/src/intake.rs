@@ -217,13 +217,14 @@ impl Intake {
     pub fn flush(&mut self, all: bool) {
         self.publish_counts();
         let shared = &self.shared;
-        let is_wanted = |batch: &Batch, since: Option<Instant>| {
-            let events = batch.body.events.len();
-            let is_due = since.is_some_and(|since| self.now.duration_since(since) >= shared.batch_timeout);
-            events > 0 && (events >= shared.batch_events || is_due || all)
-        };
-        let lethal = is_wanted(&self.lethal, self.lethal_since) || self.is_urgent;
-        let bulk = is_wanted(&self.bulk, self.bulk_since);
+        let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events;
+        let is_due =
+            |since: Option<Instant>| since.is_some_and(|since| self.now.duration_since(since) >= shared.batch_timeout);
+        // When one lane's batch is due the other's goes along: two frames at once cost fewer wakeups on the whole way than
+        // each at its own time.
+        let all = all || is_due(self.lethal_since) || is_due(self.bulk_since);
+        let lethal = self.lethal_since.is_some() && (all || self.is_urgent || is_full(&self.lethal));
+        let bulk = self.bulk_since.is_some() && (all || is_full(&self.bulk));
         if lethal && Self::push(&shared.queues, Lane::Lethal, &mut self.lethal) {
             self.lethal_since = None;
             self.is_urgent = false;
@@ -270,11 +271,13 @@ impl Intake {
     /// How long the source may sleep: until a batch is due.
     pub fn sleep_limit(&self) -> Duration {
         const IDLE: Duration = Duration::from_secs(1);
+        const NO_ROOM_NAP: Duration = Duration::from_micros(500);
         let oldest = match (self.lethal_since, self.bulk_since) {
             (Some(lethal), Some(bulk)) => Some(lethal.min(bulk)),
             (lethal, bulk) => lethal.or(bulk),
         };
-        oldest.map_or(IDLE, |since| self.shared.batch_timeout.saturating_sub(since.elapsed()).min(IDLE))
+        // A batch that is overdue is here because it found no room: the packer needs a moment.
+        oldest.map_or(IDLE, |since| self.shared.batch_timeout.saturating_sub(since.elapsed()).clamp(NO_ROOM_NAP, IDLE))
     }
 
     /// Whether nothing waits here.

@@ -12,24 +12,27 @@ pub enum Compression {
     None,
 }
 
-/// Compresses bodies one after another.
+/// Compresses bodies one after another, with its table and its output buffer kept.
 pub struct Compressor {
     table: CompressTable,
+    output: Vec<u8>,
 }
 
 impl Default for Compressor {
     fn default() -> Self {
-        Self { table: CompressTable::large() }
+        Self { table: CompressTable::large(), output: Vec::new() }
     }
 }
 
 impl Compressor {
-    /// Appends the compressed `raw` to `out`.
-    pub fn append(&mut self, raw: &[u8], out: &mut Vec<u8>) {
-        let start = out.len();
-        out.resize(start + get_maximum_output_size(raw.len()), 0);
-        let written = compress_into_with_table(raw, &mut out[start..], &mut self.table)
+    /// The compressed `raw`, valid until the next call.
+    pub fn compress(&mut self, raw: &[u8]) -> &[u8] {
+        let size_max = get_maximum_output_size(raw.len());
+        if self.output.len() < size_max {
+            self.output.resize(size_max, 0);
+        }
+        let written = compress_into_with_table(raw, &mut self.output, &mut self.table)
             .expect("the output has the maximal size that lz4 can need");
-        out.truncate(start + written);
+        &self.output[..written]
     }
 }

@@ -277,17 +277,17 @@ impl Encoder {
             return Err(FrameError::TooLong { bytes: raw.len(), limit: RAW_BYTES_MAX });
         }
         let ledger_room = ENTRIES_MAX * ENTRY_BYTES;
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + raw.len() / 2 + ledger_room);
+        let payload = match compression {
+            Compression::Lz4 => self.compressor.compress(raw),
+            Compression::None => raw,
+        };
+        let payload_bytes = payload.len();
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload_bytes + ledger_room);
         bytes.resize(HEADER_BYTES, 0);
-        match compression {
-            Compression::Lz4 => self.compressor.append(raw, &mut bytes),
-            Compression::None => bytes.extend_from_slice(raw),
-        }
-        let payload_bytes = bytes.len() - HEADER_BYTES;
+        bytes.extend_from_slice(payload);
         if bytes.len() + ledger_room > FRAME_BYTES_MAX {
             return Err(FrameError::TooLong { bytes: bytes.len(), limit: FRAME_BYTES_MAX });
         }
-        bytes.shrink_to(bytes.len() + ledger_room);
         let mut source_events = [0u32; SOURCES];
         let (mut first, mut last) = (u64::MAX, 0);
         for event in &body.events {

@@ -122,7 +122,7 @@ const NAPPING: u8 = 1;
 const ASLEEP: u8 = 2;
 /// While frames keep coming, a shard looks for them this often rather than being woken for each: a wakeup costs more than
 /// the work on a small frame.
-const NAP: Duration = Duration::from_millis(2);
+const NAP: Duration = Duration::from_millis(5);
 
 impl Shared {
     /// Rests the shard's thread: first a nap, then until it is woken.
