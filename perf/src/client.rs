@@ -38,30 +38,31 @@ async fn connect(address: &str) -> Result<QueryClient<Channel>, Error> {
     Ok(QueryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
-/// A connection to a server.
+/// A server to ask. Each question has a connection of its own: between two of them nothing here would answer the server's
+/// keepalive.
 pub struct Client {
     address: String,
     runtime: Runtime,
-    query: QueryClient<Channel>,
 }
 
 impl Client {
-    /// Connects to `host:port`.
+    /// Makes sure that there is a server at `host:port`.
     pub fn connect(address: &str) -> Result<Self, Error> {
         let runtime = runtime()?;
-        let query = runtime.block_on(connect(address))?;
-        Ok(Self { address: address.to_owned(), runtime, query })
+        runtime.block_on(connect(address))?;
+        Ok(Self { address: address.to_owned(), runtime })
     }
 
     /// The server's status now.
     pub fn status(&mut self) -> Result<StatusResponse, Error> {
-        let request = self.query.status(StatusRequest {});
-        let answer = self.runtime.block_on(async { tokio::time::timeout(TIMEOUT, request).await });
-        match answer {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(server_error(&self.address, status)),
-            Err(_) => Err(server_error(&self.address, "no status within 5 s")),
-        }
+        let address = &self.address;
+        let answer = async {
+            let mut query = connect(address).await?;
+            let response = query.status(StatusRequest {}).await;
+            response.map(tonic::Response::into_inner).map_err(|status| server_error(address, status))
+        };
+        let answer = self.runtime.block_on(async { tokio::time::timeout(2 * TIMEOUT, answer).await });
+        answer.unwrap_or_else(|_| Err(server_error(address, "no status within 10 s")))
     }
 }
 
