@@ -1,8 +1,10 @@
 //! Durations and sizes as configuration files write them: `100ms`, `5m`, `64MiB`.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::Deserializer;
+use serde::de::{Error, Unexpected, Visitor};
 
 /// Reads `250us`, `100ms`, `1.5s`, `5m`, `24h` or `7d`.
 ///
@@ -46,12 +48,39 @@ fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| number * factor)
 }
 
+/// Reads a text, or for sizes a number, within the deserializer: an error raised there carries the key and the line.
+struct Unit<T> {
+    expected: &'static str,
+    parse: fn(&str) -> Result<T, String>,
+    number: Option<fn(u64) -> T>,
+}
+
+impl<T> Visitor<'_> for Unit<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.expected)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        (self.parse)(text).map_err(E::custom)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        match self.number {
+            Some(from) => Ok(from(number)),
+            None => Err(E::invalid_type(Unexpected::Unsigned(number), &self)),
+        }
+    }
+}
+
 /// For `#[serde(deserialize_with)]` on a [`Duration`].
 ///
 /// # Errors
 /// As [`parse_duration`].
 pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    let expected = "a duration with its unit, like 100ms or 5m";
+    deserializer.deserialize_any(Unit { expected, parse: parse_duration, number: None })
 }
 
 /// For `#[serde(deserialize_with)]` on bytes: a number, or text with a unit.
@@ -59,17 +88,8 @@ pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, 
 /// # Errors
 /// As [`parse_bytes`].
 pub fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Form {
-        Number(u64),
-        Text(String),
-    }
-    match Form::deserialize(deserializer) {
-        Ok(Form::Number(bytes)) => Ok(bytes),
-        Ok(Form::Text(text)) => parse_bytes(&text).map_err(D::Error::custom),
-        Err(_) => Err(D::Error::custom("expected a size, like 64MiB")),
-    }
+    let expected = "a size, like 64MiB";
+    deserializer.deserialize_any(Unit { expected, parse: parse_bytes, number: Some(|bytes| bytes) })
 }
 
 #[cfg(test)]
