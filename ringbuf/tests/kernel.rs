@@ -1,4 +1,5 @@
-//! The reader against the kernel's own ring buffer. Needs CAP_BPF; says so and passes where it is missing.
+//! The reader against the kernel's own ring buffer. Needs CAP_BPF; says so where it is missing, and fails there under
+//! TAPIO_REQUIRE=all.
 #![cfg(not(loom))]
 
 #[allow(dead_code, reason = "shared with the bench, which uses another part of it")]

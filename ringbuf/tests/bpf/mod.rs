@@ -159,7 +159,9 @@ pub fn available() -> bool {
         CounterArray::map(counters.as_fd(), 1).map_err(io::Error::other)
     });
     if let Err(error) = &probe {
-        eprintln!("SKIPPED: needs CAP_BPF (or root) and a kernel with BPF ring buffers: {error}");
+        let required = std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all");
+        assert!(!required, "TAPIO_REQUIRE=all forbids to skip: {error}");
+        eprintln!("SKIP: needs CAP_BPF (or root) and a kernel with BPF ring buffers: {error}");
     }
     probe.is_ok()
 }
