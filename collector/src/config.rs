@@ -42,7 +42,7 @@ pub struct CollectorSection {
     pub enabled_collectors: Vec<String>,
     /// Share of bulk events that is kept, above 0 and up to 1.
     pub sampling_rate: f64,
-    /// Bulk events a second; 0 for no limit.
+    /// Bulk events a second of each source; 0 for no limit.
     pub max_events_per_sec: u64,
     /// Events that wait between sources and frames, each lane.
     pub buffer_size: usize,
@@ -71,7 +71,7 @@ pub struct GrpcSection {
     pub tls_enabled: bool,
     /// Events in a frame.
     pub max_batch_size: usize,
-    /// How long a bulk event may wait for its frame to fill. Lethal events do not wait.
+    /// How long an event may wait for its frame to fill. An urgent one does not wait: an OOM kill, a signal, a death.
     #[serde(deserialize_with = "units::duration")]
     pub batch_timeout: Duration,
     pub reconnect_enabled: bool,
@@ -97,7 +97,7 @@ impl Default for GrpcSection {
 pub struct ResourcesSection {
     /// What rings, queues and outbox are sized by, MiB.
     pub max_memory_mb: u64,
-    /// Thousandths of a core; 0 for no limit. Held by the governor.
+    /// Thousandths of a core; 0 for no limit. Accepted for the deployment guide's sake: this build has no governor yet.
     pub max_cpu_milli: u64,
 }
 
@@ -269,6 +269,9 @@ pub enum LogFormat {
     Text,
 }
 
+/// Events in a frame at the most: with names and descriptions of the greatest length they still fit the wire's limits.
+const BATCH_EVENTS_MAX: usize = 16_384;
+
 const SOURCE_NAMES: [&str; 4] = ["ebpf", "k8s", "systemd", "shm"];
 
 impl Config {
@@ -308,10 +311,10 @@ impl Config {
         if !(rate > 0.0 && rate <= 1.0) {
             return invalid("collector.sampling_rate", format!("{rate} is not above 0 and up to 1"));
         }
-        if !(1..=tapio_wire::limits::FRAME_EVENTS_MAX).contains(&self.grpc.max_batch_size) {
+        if !(1..=BATCH_EVENTS_MAX).contains(&self.grpc.max_batch_size) {
             return invalid(
                 "grpc.max_batch_size",
-                format!("{} is not between 1 and {}", self.grpc.max_batch_size, tapio_wire::limits::FRAME_EVENTS_MAX),
+                format!("{} is not between 1 and {BATCH_EVENTS_MAX}", self.grpc.max_batch_size),
             );
         }
         if self.grpc.tls_enabled {

@@ -151,7 +151,7 @@ pub fn decode(
             lethal(bytes, header, kind, identity, batch)?
         }
     };
-    let entity = identity.resolve(header.cgroup_id, &mut batch.body.entities);
+    let entity = identity.resolve(header.cgroup_id, lane(kind), &mut batch.body.entities);
     if kind == Kind::CgroupRmdir {
         identity.remove(header.cgroup_id);
     }
@@ -199,7 +199,7 @@ fn lethal(
                 ns_level: oom.ns_level,
                 allocator_pid: oom.allocator_pid,
                 allocator_comm: batch.comm(&oom.allocator_comm),
-                allocator_entity: identity.resolve(oom.allocator_cgroup_id, &mut batch.body.entities),
+                allocator_entity: identity.resolve(oom.allocator_cgroup_id, Lane::Lethal, &mut batch.body.entities),
                 anon_rss_bytes: oom.anon_rss_bytes,
                 file_rss_bytes: oom.file_rss_bytes,
                 shmem_rss_bytes: oom.shmem_rss_bytes,
@@ -220,7 +220,7 @@ fn lethal(
                 comm: batch.comm(&signal.comm),
                 sender_pid: signal.sender_pid,
                 sender_comm: batch.comm(&signal.sender_comm),
-                sender_entity: identity.resolve(signal.sender_cgroup_id, &mut batch.body.entities),
+                sender_entity: identity.resolve(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
                 from_kernel: signal.from_kernel != 0,
                 result: signal.result,
             }))
@@ -229,7 +229,10 @@ fn lethal(
             let cgroup: record::Cgroup = read(bytes)?;
             let path = text(&cgroup.path);
             if kind == Kind::CgroupMkdir {
-                identity.learn(header.cgroup_id, &path);
+                // A path that fills its field was cut: the cgroup is found by a scan when it matters.
+                if path.len() + 1 < record::CGROUP_PATH_BYTES {
+                    identity.learn(header.cgroup_id, &path);
+                }
                 Detail::CgroupMade { path: batch.text(&path) }
             } else {
                 Detail::CgroupRemoved { path: batch.text(&path) }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tapio_probes::record::CGROUP_V1_MEMORY;
 use tapio_wire::entity_id;
-use tapio_wire::event::{Entity, EntityId, EntityKind};
+use tapio_wire::event::{Entity, EntityId, EntityKind, Lane};
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
@@ -22,12 +22,17 @@ const REPEATED: Duration = Duration::from_secs(60);
 /// How often an unknown id may cause a scan.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Stands before the id of a cgroup whose path nobody knows.
+const UNNAMED: &str = "cgroup:";
+
 /// What a cgroup's path says about who lives in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     pub kind: EntityKind,
     /// What the entity's id is made of.
     pub key: String,
+    /// For people.
+    pub name: String,
     pub container_id: String,
     pub pod_uid: String,
 }
@@ -35,33 +40,47 @@ pub struct Named {
 /// Reads a cgroup's path, below its hierarchy's root, as container runtimes and systemd build it.
 ///
 /// Containers: `…/cri-containerd-<64 hex>.scope`, `…/crio-<64 hex>.scope`, `…/docker-<64 hex>.scope` (systemd driver) and
-/// `/kubepods/…/pod<uid>/<64 hex>`, `/docker/<64 hex>` (cgroupfs driver). Pods: `pod<uid>`, with `_` for `-` in slices.
+/// `/kubepods/…/pod<uid>/<64 hex>`, `/docker/<64 hex>` (cgroupfs driver). Pods: `pod<uid>`, with `_` for `-` in slices. Of
+/// containers within containers the innermost counts: a node may be one itself.
 pub fn name_of(path: &str) -> Named {
     let mut pod_uid = String::new();
+    let mut container = None;
     for component in path.split('/').filter(|component| !component.is_empty()) {
         if let Some(uid) = pod_uid_of(component) {
             pod_uid = uid;
+            container = None;
         } else if let Some(id) = container_id_of(component) {
-            return Named { kind: EntityKind::Container, key: id.into(), container_id: id.into(), pod_uid };
+            container = Some(id);
         }
     }
-    if !pod_uid.is_empty() {
-        return Named { kind: EntityKind::Pod, key: pod_uid.clone(), container_id: String::new(), pod_uid };
+    if let Some(id) = container {
+        let (key, name) = (id.to_string(), id[..12].to_string());
+        return Named { kind: EntityKind::Container, key, name, container_id: id.into(), pod_uid };
     }
-    let unit = path.rsplit('/').find(|component| {
-        [".service", ".scope", ".socket", ".mount", ".swap"].iter().any(|suffix| component.ends_with(suffix))
-    });
-    let (kind, key) = match unit {
-        Some(unit) => (EntityKind::Unit, unit),
-        None => (EntityKind::Host, if path.is_empty() { "/" } else { path }),
+    if !pod_uid.is_empty() {
+        let (key, name) = (pod_uid.clone(), pod_uid.clone());
+        return Named { kind: EntityKind::Pod, key, name, container_id: String::new(), pod_uid };
+    }
+    let path = if path.is_empty() { "/" } else { path };
+    // Units of different users, or of different machines within this one, may have the same name: the path tells them apart.
+    let is_unit =
+        |part: &str| [".service", ".scope", ".socket", ".mount", ".swap"].iter().any(|end| part.ends_with(end));
+    let mut rest = path;
+    let (kind, key, name) = loop {
+        match rest.rsplit_once('/') {
+            Some((_, last)) if is_unit(last) => break (EntityKind::Unit, rest, last),
+            Some((before, _)) => rest = before,
+            None if is_unit(rest) => break (EntityKind::Unit, rest, rest),
+            None => break (EntityKind::Host, path, path),
+        }
     };
-    Named { kind, key: key.into(), container_id: String::new(), pod_uid: String::new() }
+    Named { kind, key: key.into(), name: name.into(), container_id: String::new(), pod_uid: String::new() }
 }
 
 fn pod_uid_of(component: &str) -> Option<String> {
     let in_slice = component.strip_suffix(".slice").and_then(|slice| slice.rsplit_once("-pod"));
     let (uid, dashed) = match in_slice {
-        Some((before, uid)) if before.starts_with("kubepods") => (uid, uid.replace('_', "-")),
+        Some((before, uid)) if before.contains("kubepods") => (uid, uid.replace('_', "-")),
         _ => component.strip_prefix("pod").map(|uid| (uid, uid.to_string()))?,
     };
     // Static pods have an uid of 32 hexadecimal digits without dashes.
@@ -82,8 +101,8 @@ struct Known {
     entity: EntityId,
     named: Named,
     path: String,
-    described: Option<Instant>,
-    generation: u64,
+    /// By lane: what one lane's batch carries may arrive after the other's.
+    described: [Option<(u64, Instant)>; 2],
     removed: Option<Instant>,
 }
 
@@ -140,13 +159,19 @@ impl Identity {
     pub fn learn(&mut self, id: u64, path: &str) {
         if self.cgroups.len() >= CGROUPS_MAX {
             self.forget_removed(Duration::ZERO);
-            if self.cgroups.len() >= CGROUPS_MAX {
-                self.cgroups.clear();
-            }
+        }
+        if self.cgroups.len() >= CGROUPS_MAX {
+            // Those that have no name are easily made up again.
+            self.cgroups.retain(|_, known| !known.path.starts_with(UNNAMED));
+        }
+        if self.cgroups.len() >= CGROUPS_MAX
+            && let Some(&any) = self.cgroups.keys().next()
+        {
+            self.cgroups.remove(&any);
         }
         let named = name_of(path);
         let entity = entity_id(named.kind, &named.key);
-        let known = Known { entity, named, path: path.into(), described: None, generation: 0, removed: None };
+        let known = Known { entity, named, path: path.into(), described: [None; 2], removed: None };
         self.cgroups.insert(id, known);
     }
 
@@ -161,38 +186,38 @@ impl Identity {
         }
     }
 
-    /// The entity of a cgroup; its description, and its pod's, go to `described` when due.
+    /// The entity of a cgroup; its description, and its pod's, go to `described` when due in this lane.
     #[inline]
-    pub fn resolve(&mut self, id: u64, described: &mut Vec<Entity>) -> EntityId {
+    pub fn resolve(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
         let (now, generation) = (self.now, self.generation);
         if let Some(known) = self.cgroups.get_mut(&id) {
-            let fresh = known.generation == generation
-                && known.described.is_some_and(|at| now.saturating_duration_since(at) < REPEATED);
-            if !fresh {
-                known.described = Some(now);
-                known.generation = generation;
+            let slot = &mut known.described[lane as usize];
+            let is_fresh =
+                slot.is_some_and(|(at, when)| at == generation && now.saturating_duration_since(when) < REPEATED);
+            if !is_fresh {
+                *slot = Some((generation, now));
                 describe(known, described);
             }
             return known.entity;
         }
-        self.resolve_unknown(id, described)
+        self.resolve_unknown(id, lane, described)
     }
 
     /// The path of a cgroup, when known.
     pub fn path(&self, id: u64) -> Option<&str> {
-        self.cgroups.get(&id).map(|known| known.path.as_str())
+        self.cgroups.get(&id).map(|known| known.path.as_str()).filter(|path| !path.starts_with(UNNAMED))
     }
 
     #[cold]
-    fn resolve_unknown(&mut self, id: u64, described: &mut Vec<Entity>) -> EntityId {
+    fn resolve_unknown(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
         if !self.roots.is_empty() && self.scanned.is_none_or(|at| self.now.duration_since(at) >= SCAN_INTERVAL) {
             self.scan();
         }
         if !self.cgroups.contains_key(&id) {
             self.unknown += 1;
-            self.learn(id, &format!("cgroup:{:x}", id & !CGROUP_V1_MEMORY));
+            self.learn(id, &format!("{UNNAMED}{:x}", id & !CGROUP_V1_MEMORY));
         }
-        self.resolve(id, described)
+        self.resolve(id, lane, described)
     }
 
     fn scan(&mut self) {
@@ -221,7 +246,7 @@ fn describe(known: &Known, described: &mut Vec<Entity>) {
         id: known.entity,
         kind: named.kind,
         parent: if is_container { pod } else { 0 },
-        name: if is_container { named.container_id[..12].into() } else { named.key.clone() },
+        name: named.name.clone(),
         container_id: named.container_id.clone(),
         pod_uid: named.pod_uid.clone(),
         cgroup: known.path.clone(),
@@ -279,6 +304,7 @@ mod tests {
     use super::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const OUTER: &str = "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff";
     const UID: &str = "8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
 
     #[test]
@@ -295,6 +321,12 @@ mod tests {
             (format!("/kubepods/besteffort/pod{UID}/{ID}"), UID),
             (format!("/kubepods/pod{UID}/{ID}/nested/app.service"), UID),
             (format!("/docker/{ID}"), ""),
+            (
+                format!(
+                    "/system.slice/docker-{OUTER}.scope/kubelet.slice/kubelet-kubepods-pod{slice}.slice/cri-containerd-{ID}.scope"
+                ),
+                UID,
+            ),
             (format!("/system.slice/docker-{ID}.scope"), ""),
         ] {
             let named = name_of(&path);
@@ -305,7 +337,11 @@ mod tests {
     #[test]
     fn pods_units_and_host_cgroups_are_told_apart() {
         assert_eq!(name_of(&format!("/kubepods/burstable/pod{UID}")).kind, EntityKind::Pod);
-        assert_eq!(name_of("/system.slice/sshd.service").key, "sshd.service");
+        assert_eq!(name_of("/system.slice/sshd.service").name, "sshd.service");
+        let of_user =
+            |user: u32| name_of(&format!("/user.slice/user-{user}.slice/user@{user}.service/app.slice/app.service"));
+        assert_eq!(of_user(1).name, of_user(2).name);
+        assert_ne!(of_user(1).key, of_user(2).key);
         assert_eq!(name_of("/user.slice/user-1000.slice/session-3.scope").kind, EntityKind::Unit);
         assert_eq!(name_of("/user.slice/podcast").kind, EntityKind::Host);
         assert_eq!(name_of("").key, "/");
@@ -317,14 +353,16 @@ mod tests {
         let mut identity = Identity::new(Vec::new());
         identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
         let mut described = Vec::new();
-        let entity = identity.resolve(5, &mut described);
+        let entity = identity.resolve(5, Lane::Bulk, &mut described);
         assert_eq!(described.len(), 2, "the container and its pod");
         assert_eq!(described[0].parent, described[1].id);
-        assert_eq!(identity.resolve(5, &mut described), entity);
+        assert_eq!(identity.resolve(5, Lane::Bulk, &mut described), entity);
         assert_eq!(described.len(), 2);
         identity.describe_again(1);
-        identity.resolve(5, &mut described);
+        identity.resolve(5, Lane::Bulk, &mut described);
         assert_eq!(described.len(), 4);
+        identity.resolve(5, Lane::Lethal, &mut described);
+        assert_eq!(described.len(), 6, "each lane's frames must stand by themselves");
     }
 
     #[test]
@@ -334,8 +372,8 @@ mod tests {
         identity.remove(5);
         assert_eq!(identity.path(5), Some("/a.service"));
         let mut described = Vec::new();
-        let unknown = identity.resolve(6, &mut described);
-        assert_ne!(unknown, identity.resolve(7, &mut described));
+        let unknown = identity.resolve(6, Lane::Bulk, &mut described);
+        assert_ne!(unknown, identity.resolve(7, Lane::Bulk, &mut described));
         assert_eq!(identity.unknown(), 2);
     }
 }

@@ -28,6 +28,9 @@ fn severity(kind: Kind) -> Severity {
     }
 }
 
+/// How long bulk may be without room before a ring that carries both lanes is drained at bulk's expense.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What may be dropped of the bulk lane, by configuration.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -106,12 +109,15 @@ pub struct Intake {
     /// When the oldest event of each batch arrived.
     lethal_since: Option<Instant>,
     bulk_since: Option<Instant>,
+    /// Since when the bulk batch is full and finds no room.
+    blocked_since: Option<Instant>,
     now: Instant,
     sampled: f64,
     /// Bulk events that may still pass in the present second.
     allowance: u64,
     allowance_since: Instant,
     malformed: u64,
+    no_room: u64,
     excluded: u64,
     sampled_away: u64,
     rate_limited: u64,
@@ -132,10 +138,12 @@ impl Intake {
             is_urgent: false,
             lethal_since: None,
             bulk_since: None,
+            blocked_since: None,
             now,
             sampled: 0.0,
             allowance_since: now,
             malformed: 0,
+            no_room: 0,
             excluded: 0,
             sampled_away: 0,
             rate_limited: 0,
@@ -148,7 +156,8 @@ impl Intake {
         self.shared.books.source(self.source)
     }
 
-    /// Starts a pass and tells how many records may be accepted before the next [`Intake::flush`].
+    /// Starts a pass and tells how many records may be accepted before the next [`Intake::flush`]. While bulk has had no room
+    /// for [`PATIENCE`], bulk records are taken and dropped, so that lethal ones in the same ring are reached.
     pub fn room(&mut self) -> usize {
         self.now = Instant::now();
         self.identity.tick();
@@ -157,8 +166,14 @@ impl Intake {
             self.allowance = self.shared.filter.events_per_second;
             self.allowance_since = self.now;
         }
-        let fullest = self.lethal.body.events.len().max(self.bulk.body.events.len());
-        self.shared.batch_events.saturating_sub(fullest)
+        let lethal = self.shared.batch_events.saturating_sub(self.lethal.body.events.len());
+        let bulk = self.shared.batch_events.saturating_sub(self.bulk.body.events.len());
+        if bulk > 0 {
+            self.blocked_since = None;
+            return lethal.min(bulk);
+        }
+        let blocked_since = *self.blocked_since.get_or_insert(self.now);
+        if self.now.duration_since(blocked_since) >= PATIENCE { lethal } else { 0 }
     }
 
     /// Takes one record. At most [`Intake::room`] of them between two flushes.
@@ -172,6 +187,10 @@ impl Intake {
             Lane::Lethal => (&mut self.lethal, &mut self.lethal_since),
             Lane::Bulk => {
                 if !self.passes(kind) {
+                    return;
+                }
+                if self.bulk.body.events.len() >= self.shared.batch_events {
+                    self.no_room += 1;
                     return;
                 }
                 (&mut self.bulk, &mut self.bulk_since)
@@ -253,6 +272,7 @@ impl Intake {
         let books = self.shared.books.source(self.source);
         for (stage, reason, count) in [
             (Stage::Decode, Reason::Malformed, &mut self.malformed),
+            (Stage::Queue, Reason::Full, &mut self.no_room),
             (Stage::Filter, Reason::Excluded, &mut self.excluded),
             (Stage::Filter, Reason::Sampled, &mut self.sampled_away),
             (Stage::Filter, Reason::RateLimited, &mut self.rate_limited),

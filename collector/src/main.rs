@@ -75,7 +75,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     start_logging(&config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let pipeline = Pipeline::start(&config, arguments.allow_missing_sources).await?;
@@ -85,7 +85,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
         let is_clean = pipeline.shutdown().await;
         Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    })
+    });
+    // A thread that still waits for room must not keep the process from ending.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn start_logging(config: &Config) {

@@ -2,8 +2,8 @@
 //!
 //! The hot path moves plain counters; a scrape copies them here. Labels have few values, all known beforehand.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_probes::record::Kind;
@@ -31,6 +31,8 @@ pub struct Observed {
 /// See the module.
 pub struct Metrics {
     registry: Registry,
+    /// One scrape at a time brings the counters up to date.
+    updating: Mutex<()>,
     observed: Observed,
     emitted: IntCounterVec,
     shipped: IntCounterVec,
@@ -105,12 +107,14 @@ impl Metrics {
             cpu_ms: counter("tapio_collector_cpu_milliseconds_total", "CPU time of this process")?,
             rss_bytes: gauge("tapio_collector_resident_bytes", "Resident memory of this process")?,
             registry,
+            updating: Mutex::new(()),
             observed,
         })
     }
 
     /// The text format, with the numbers as of now.
     pub fn render(&self) -> Vec<u8> {
+        let _one = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         self.update();
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {

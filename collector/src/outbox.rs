@@ -1,8 +1,9 @@
 //! The outbox: frames from the packer until the server has acknowledged them.
 //!
-//! What enters: sealed frames. What leaves: stamped frames, in sequence, again after a reconnect while they are not
-//! acknowledged. What must hold: its bytes stay within the limit; a frame gets its `seq` when it is first sent, so that
-//! `seq` has no gaps; a bulk frame can be evicted for a lethal one only before it has a `seq`, and is then counted.
+//! What enters: sealed frames. What leaves: stamped frames, lethal ones first, in sequence, again after a reconnect while they
+//! are not acknowledged. What must hold: its bytes stay within the limit, since the packer asks [`Outbox::room`] first; a
+//! frame gets its `seq` when it is first sent, so that `seq` has no gaps; a bulk frame can be evicted for a lethal one only
+//! before it has a `seq`, and is then counted.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,19 @@ use crate::queue::Queues;
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
 const BULK_SHARE: f64 = 0.75;
+/// What a frame occupies beside its bytes: the room for its ledger, its times, its place in the queue.
+const FRAME_OVERHEAD_BYTES: usize = 1536;
+
+/// What the packer may bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Frames of both lanes.
+    Both,
+    /// Lethal frames only.
+    Lethal,
+    /// Nothing: what is not yet packed waits in the queues, and behind them in the rings.
+    None,
+}
 
 struct Unsent {
     frame: SealedFrame,
@@ -38,7 +52,10 @@ struct Sent {
 
 #[derive(Default)]
 struct State {
-    unsent: VecDeque<Unsent>,
+    unsent_lethal: VecDeque<Unsent>,
+    unsent_bulk: VecDeque<Unsent>,
+    /// The epoch's last frame, which goes when all others have gone.
+    unsent_last: Option<Unsent>,
     /// Sent and not acknowledged, in sequence; the first `resent` of them went out on the present stream.
     sent: VecDeque<Sent>,
     resent: usize,
@@ -50,6 +67,13 @@ struct State {
     acked_events: [u64; SOURCES],
     last_stated: Ledger,
     is_finished: bool,
+}
+
+impl State {
+    /// Frames that were never sent.
+    fn unsent(&self) -> usize {
+        self.unsent_lethal.len() + self.unsent_bulk.len() + usize::from(self.unsent_last.is_some())
+    }
 }
 
 /// What an acknowledged frame tells about time.
@@ -64,7 +88,7 @@ pub struct Outbox {
     books: Arc<Books>,
     queues: Arc<Queues>,
     node: u64,
-    epoch: u64,
+    epoch: AtomicU64,
     limit_bytes: usize,
     generation: Arc<AtomicU64>,
     /// Wakes the shipper.
@@ -80,7 +104,7 @@ impl Outbox {
             books: Arc::clone(&shared.books),
             queues: Arc::clone(&shared.queues),
             node,
-            epoch,
+            epoch: AtomicU64::new(epoch),
             limit_bytes,
             generation: Arc::clone(&shared.generation),
             changed: Notify::new(),
@@ -98,36 +122,53 @@ impl Outbox {
 
     /// This run of the collector.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Whether the packer may bring another bulk frame.
-    pub fn has_bulk_room(&self) -> bool {
-        (self.state().bytes as f64) < self.limit_bytes as f64 * BULK_SHARE
+    /// Makes this epoch newer than one that a server knows of this node: the wall clock went back between two runs. False when
+    /// a frame of this epoch was sent already, and it cannot change any more.
+    pub fn outdo_epoch(&self, newest: u64) -> bool {
+        let state = self.state();
+        let is_possible = state.next_seq == 1 && newest < u64::MAX;
+        if is_possible {
+            self.epoch.fetch_max(newest + 1, Ordering::Relaxed);
+        }
+        is_possible
     }
 
-    /// Takes a sealed frame. A lethal one that finds no room evicts the oldest bulk frames that were never sent; it is taken
-    /// in any case, since there is nowhere safer for it.
+    /// What the packer may bring now.
+    pub fn room(&self) -> Room {
+        let state = self.state();
+        if (state.bytes as f64) < self.limit_bytes as f64 * BULK_SHARE {
+            Room::Both
+        } else if state.bytes < self.limit_bytes || !state.unsent_bulk.is_empty() {
+            Room::Lethal
+        } else {
+            Room::None
+        }
+    }
+
+    /// Takes a sealed frame for which there was [`Outbox::room`]. A lethal one may evict the oldest bulk frames that were never
+    /// sent.
     pub fn push(&self, frame: SealedFrame, times: FrameTimes) {
         let mut state = self.state();
-        state.bytes += frame.len();
+        state.bytes += frame.len() + FRAME_OVERHEAD_BYTES;
         if frame.lane() == Lane::Lethal {
-            while state.bytes > self.limit_bytes {
-                let Some(victim) = state.unsent.iter().position(|unsent| unsent.frame.lane() == Lane::Bulk) else {
-                    break;
-                };
-                if let Some(unsent) = state.unsent.remove(victim) {
-                    state.bytes -= unsent.frame.len();
-                    for source in Source::ALL {
-                        let count = u64::from(unsent.frame.source_events()[source as usize]);
-                        self.books.source(source).drop_events(Stage::Outbox, Reason::Full, count);
-                    }
-                    // It may have carried descriptions.
-                    self.generation.fetch_add(1, Ordering::Relaxed);
+            while state.bytes > self.limit_bytes
+                && let Some(unsent) = state.unsent_bulk.pop_front()
+            {
+                state.bytes -= unsent.frame.len() + FRAME_OVERHEAD_BYTES;
+                for source in Source::ALL {
+                    let count = u64::from(unsent.frame.source_events()[source as usize]);
+                    self.books.source(source).drop_events(Stage::Outbox, Reason::Full, count);
                 }
+                // It may have carried descriptions.
+                self.generation.fetch_add(1, Ordering::Relaxed);
             }
+            state.unsent_lethal.push_back(Unsent { frame, times });
+        } else {
+            state.unsent_bulk.push_back(Unsent { frame, times });
         }
-        state.unsent.push_back(Unsent { frame, times });
         drop(state);
         self.changed.notify_one();
     }
@@ -135,15 +176,15 @@ impl Outbox {
     /// Whether the counters have changed since a frame last stated them.
     pub fn is_statement_due(&self) -> bool {
         let state = self.state();
-        state.unsent.is_empty() && self.books.snapshot(&state.shipped) != state.last_stated
+        state.unsent() == 0 && self.books.snapshot(&state.shipped) != state.last_stated
     }
 
     /// Takes the epoch's last frame, which carries the closing counters. Nothing may be pushed after it.
     pub fn finish_with(&self, last: impl FnOnce() -> SealedFrame) {
         let frame = last();
         let mut state = self.state();
-        state.bytes += frame.len();
-        state.unsent.push_back(Unsent { frame, times: FrameTimes::default() });
+        state.bytes += frame.len() + FRAME_OVERHEAD_BYTES;
+        state.unsent_last = Some(Unsent { frame, times: FrameTimes::default() });
         state.is_finished = true;
         drop(state);
         self.changed.notify_one();
@@ -170,10 +211,13 @@ impl Outbox {
             state.in_flight_bytes += sent.bytes.len();
             return Some(sent.bytes.clone());
         }
-        if !fits(state.unsent.front()?.frame.len(), state.in_flight_bytes) {
+        let first = state.unsent_lethal.front().or(state.unsent_bulk.front()).or(state.unsent_last.as_ref())?;
+        if !fits(first.frame.len(), state.in_flight_bytes) {
             return None;
         }
-        let Unsent { frame, times } = state.unsent.pop_front()?;
+        let lethal = state.unsent_lethal.pop_front();
+        let next = lethal.or_else(|| state.unsent_bulk.pop_front()).or_else(|| state.unsent_last.take());
+        let Unsent { frame, times } = next?;
         let source_events = *frame.source_events();
         for (shipped, &count) in state.shipped.iter_mut().zip(&source_events) {
             *shipped += u64::from(count);
@@ -182,11 +226,11 @@ impl Outbox {
         let sent_ns = boottime_ns();
         let stamp = Stamp {
             node: self.node,
-            epoch: self.epoch,
+            epoch: self.epoch(),
             seq: state.next_seq,
             boottime_ns: sent_ns,
             realtime_ns: realtime_ns(),
-            is_final: state.is_finished && state.unsent.is_empty(),
+            is_final: state.is_finished && state.unsent() == 0,
         };
         let before = frame.len();
         let bytes = frame.stamp(&stamp, &ledger);
@@ -205,7 +249,7 @@ impl Outbox {
         let mut left = Vec::new();
         while state.sent.front().is_some_and(|sent| sent.seq <= durable_seq) {
             let Some(sent) = state.sent.pop_front() else { break };
-            state.bytes -= sent.bytes.len();
+            state.bytes -= sent.bytes.len() + FRAME_OVERHEAD_BYTES;
             state.acked_seq = sent.seq;
             for (acked, &count) in state.acked_events.iter_mut().zip(&sent.source_events) {
                 *acked += u64::from(count);
@@ -232,19 +276,19 @@ impl Outbox {
     /// Whether nothing is left to send or to be acknowledged.
     pub fn is_empty(&self) -> bool {
         let state = self.state();
-        state.unsent.is_empty() && state.sent.is_empty()
+        state.unsent() == 0 && state.sent.is_empty()
     }
 
     /// Whether the epoch's last frame was taken and acknowledged.
     pub fn is_done(&self) -> bool {
         let state = self.state();
-        state.is_finished && state.unsent.is_empty() && state.sent.is_empty()
+        state.is_finished && state.unsent() == 0 && state.sent.is_empty()
     }
 
     /// Bytes and frames that wait, for metrics.
     pub fn usage(&self) -> (usize, usize) {
         let state = self.state();
-        (state.bytes, state.unsent.len() + state.sent.len())
+        (state.bytes, state.unsent() + state.sent.len())
     }
 
     /// The ledger as of now.
@@ -313,17 +357,37 @@ mod tests {
     #[test]
     fn a_lethal_frame_evicts_unsent_bulk_and_counts_it() {
         let one = frame(Lane::Bulk, 100).len();
-        let outbox = outbox(2 * one + 200);
+        let outbox = outbox(2 * (one + FRAME_OVERHEAD_BYTES) + 200);
         outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
         outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
-        assert!(!outbox.has_bulk_room());
+        assert_eq!(outbox.room(), Room::Lethal);
         outbox.push(frame(Lane::Lethal, 5), FrameTimes::default());
         let ledger = outbox.ledger();
         assert_eq!(ledger.account(Source::Shm).dropped_total(), 100);
         let lanes: Vec<u32> = std::iter::from_fn(|| outbox.next(u64::MAX))
             .map(|bytes| Header::check(&bytes).expect("whole").0.lethal_events)
             .collect();
-        assert_eq!(lanes, [0, 5]);
+        assert_eq!(lanes, [5, 0], "the lethal frame does not wait behind bulk");
+        outbox.acknowledge(2);
+        assert_eq!(outbox.usage(), (0, 0));
+    }
+
+    #[test]
+    fn a_full_outbox_that_can_evict_nothing_takes_nothing() {
+        let one = frame(Lane::Lethal, 100).len();
+        let outbox = outbox(one);
+        outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
+        assert_eq!(outbox.room(), Room::None);
+    }
+
+    #[test]
+    fn an_epoch_older_than_the_servers_is_outdone_until_a_frame_was_sent() {
+        let outbox = outbox(1 << 20);
+        assert!(outbox.outdo_epoch(41));
+        assert_eq!(outbox.epoch(), 42);
+        outbox.push(frame(Lane::Bulk, 1), FrameTimes::default());
+        outbox.next(u64::MAX);
+        assert!(!outbox.outdo_epoch(50));
     }
 
     #[test]

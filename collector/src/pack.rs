@@ -1,7 +1,7 @@
 //! The packer: bodies become sealed frames.
 //!
 //! What enters: bodies from the queues, lethal ones first. What leaves: sealed frames in the outbox. What must hold: while the
-//! outbox has no room for bulk, bulk bodies stay in their queue and lethal ones pass by.
+//! outbox has no room for a lane, its bodies stay in their queue, and the other lane's pass by.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,13 +82,13 @@ impl Packer {
         let mut stated = Instant::now();
         loop {
             let has_ended = self.sources_ended.load(Ordering::Acquire);
-            match self.queues.pop(self.outbox.has_bulk_room()) {
+            match self.queues.pop(self.outbox.room()) {
                 Some((lane, mut body)) => {
                     self.node.add_when_due(&mut body);
                     self.pack(&mut encoder, lane, body);
                     stated = Instant::now();
                 }
-                None if has_ended && self.queues.depth(Lane::Bulk) == 0 => {
+                None if has_ended && self.queues.is_empty() => {
                     // An empty frame carries the closing counters.
                     self.outbox.finish_with(|| self.seal(&mut encoder, Lane::Bulk, &Body::default()));
                     return;

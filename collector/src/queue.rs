@@ -8,6 +8,8 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
 use tapio_wire::event::{Body, Lane};
 
+use crate::outbox::Room;
+
 /// Both lanes and the pool of empty bodies.
 pub struct Queues {
     lethal: ArrayQueue<Body>,
@@ -51,13 +53,21 @@ impl Queues {
         Ok(())
     }
 
-    /// The next body; bulk ones only when `bulk` is set.
-    pub fn pop(&self, bulk: bool) -> Option<(Lane, Body)> {
+    /// The next body that there is room for, lethal ones first.
+    pub fn pop(&self, room: Room) -> Option<(Lane, Body)> {
+        if room == Room::None {
+            return None;
+        }
         match self.lethal.pop() {
             Some(body) => Some((Lane::Lethal, body)),
-            None if bulk => self.bulk.pop().map(|body| (Lane::Bulk, body)),
+            None if room == Room::Both => self.bulk.pop().map(|body| (Lane::Bulk, body)),
             None => None,
         }
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.lethal.is_empty() && self.bulk.is_empty()
     }
 
     /// Batches that wait, by lane.

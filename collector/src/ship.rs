@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tapio_wire::frame::VERSION;
-use tapio_wire::limits::MESSAGE_BYTES_MAX;
+use tapio_wire::limits::{MESSAGE_BYTES_MAX, NEWEST_EPOCH_KEY};
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipRequest, ShipResponse, ship_request, ship_response};
 use tokio::sync::{mpsc, watch};
@@ -57,6 +57,11 @@ enum Broken {
     Protocol(&'static str),
 }
 
+/// The newest epoch that the server knows of this node, when it refused ours as older.
+fn newest_epoch(status: &Status) -> Option<u64> {
+    status.metadata().get(NEWEST_EPOCH_KEY)?.to_str().ok()?.parse().ok()
+}
+
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -88,6 +93,7 @@ impl Shipper {
         let mut endpoint = 0;
         while !*give_up.borrow() && !self.outbox.is_done() {
             let uri = self.endpoints[endpoint % self.endpoints.len()].clone();
+            let acked_before = self.state.acked_seq.load(Ordering::Relaxed);
             let mut was_welcome = false;
             let outcome = tokio::select! {
                 outcome = self.stream(&uri, &mut was_welcome) => outcome,
@@ -96,12 +102,21 @@ impl Shipper {
             self.state.is_connected.store(false, Ordering::Relaxed);
             let Err(error) = outcome else { break };
             self.state.failures.fetch_add(1, Ordering::Relaxed);
-            if was_welcome {
-                attempt = 0;
-            } else {
-                endpoint += 1;
-                attempt = attempt.saturating_add(1);
+            if let Broken::Status(status) = &error
+                && let Some(newest) = newest_epoch(status)
+                && self.outbox.outdo_epoch(newest)
+            {
+                tracing::warn!(
+                    newest,
+                    epoch = self.outbox.epoch(),
+                    "the clock went back since the last run: a newer epoch"
+                );
             }
+            if !was_welcome {
+                endpoint += 1;
+            }
+            let has_progressed = self.state.acked_seq.load(Ordering::Relaxed) > acked_before;
+            attempt = if has_progressed { 0 } else { attempt.saturating_add(1) };
             let pause = jitter.spread(BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX));
             if attempt <= 1 || attempt.is_power_of_two() {
                 tracing::warn!(server = %uri, %error, attempt, retry_in_ms = pause.as_millis() as u64, "no stream");

@@ -140,9 +140,10 @@ fn a_segmentation_fault_gets_its_certificate() {
         finding.death.as_ref().is_some_and(|death| death.pid == pid && death.signal == Some(11))
     });
     assert_is_about(&finding, &injection);
-    let death = finding.death.expect("it was looked for");
+    let death = finding.death.clone().expect("it was looked for");
     assert_eq!(death.signal_name, "SIGSEGV");
-    assert!(death.sender.is_none_or(|sender| sender.kernel));
+    assert_eq!(finding.pattern, "crashed");
+    assert!(death.sender.is_some_and(|sender| sender.kernel), "a fault is the kernel's signal");
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub struct ServerSection {
     pub port: u16,
     pub tls_enabled: bool,
     pub max_concurrent_streams: u32,
-    /// Events a second that a node's credit allows for; 0 for no limit.
+    /// Accepted for the deployment guide's sake; what is in flight is bounded by the credit in the acknowledgements.
     pub max_events_per_sec: u64,
     /// Accepted for the deployment guide's sake; frames are bounded by the wire's limits.
     pub max_batch_size: usize,
@@ -242,6 +242,12 @@ impl Config {
                 ),
             );
         }
+        if self.archive.max_age < Duration::from_secs(60) {
+            return invalid("archive.max_age", "less than 1m would delete what was just written".into());
+        }
+        if self.archive.commit_interval > Duration::from_secs(1) {
+            return invalid("archive.commit_interval", "more than 1s would hold back acknowledgements".into());
+        }
         if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
             return invalid(
                 "logging.level",
@@ -300,6 +306,8 @@ mod tests {
             ("archive: {max_bytes: 1MiB}", "max_bytes"),
             ("archive: {segment_bytes: 1}", "segment_bytes"),
             ("correlation: {analysis_window: 1ms}", "analysis_window"),
+            ("archive: {max_age: 0s}", "max_age"),
+            ("archive: {commit_interval: 1m}", "commit_interval"),
             ("logging: {level: loud}", "logging.level"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -11,19 +11,26 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::archive::ArchiveState;
+use crate::correlate::Correlator;
 use crate::metrics::Metrics;
 
 struct Shared {
     metrics: Arc<Metrics>,
     archive: watch::Receiver<ArchiveState>,
+    correlator: Arc<Correlator>,
     metrics_enabled: bool,
 }
+
+/// Why a server whose correlation has failed is not ready.
+pub const CORRELATION_FAILED: &str =
+    "correlation has failed: frames are archived, but nothing is found; restart the server";
 
 /// Serves until `end` is set.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     archive: watch::Receiver<ArchiveState>,
+    correlator: Arc<Correlator>,
     metrics_enabled: bool,
     mut end: watch::Receiver<bool>,
 ) {
@@ -31,7 +38,7 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Arc::new(Shared { metrics, archive, metrics_enabled }));
+        .with_state(Arc::new(Shared { metrics, archive, correlator, metrics_enabled }));
     let served = axum::serve(listener, router).with_graceful_shutdown(async move {
         // An error means that the other side is gone, which is an end too.
         let _ = end.wait_for(|end| *end).await;
@@ -43,6 +50,9 @@ pub async fn serve(
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     match &*shared.archive.borrow() {
+        ArchiveState::Ready if shared.correlator.has_failed() => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {CORRELATION_FAILED}\n"))
+        }
         ArchiveState::Ready => (StatusCode::OK, "ready\n".into()),
         ArchiveState::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
     }

@@ -97,6 +97,7 @@ impl StatusSource for Status {
             (books.status(|node| self.ingest.is_connected(node)), books.unexplained_total())
         };
         let not_ready_reason = match &*self.archive.state().borrow() {
+            ArchiveState::Ready if self.correlator.has_failed() => http::CORRELATION_FAILED.into(),
             ArchiveState::Ready => String::new(),
             ArchiveState::NotReady(reason) => reason.clone(),
         };
@@ -162,14 +163,14 @@ impl Pipeline {
             wanted: patterns.kinds(),
             interest: Some({
                 let patterns = Arc::clone(&patterns);
-                Arc::new(move |signal| !patterns.mask(signal).is_empty())
+                Arc::new(move |signal| patterns.wants(signal))
             }),
             ..CorrelateConfig::default()
         };
         let correlator = Arc::new(Correlator::start(&correlate_config, losses, Arc::new(finder.bus()))?);
         correlator.register(&registry)?;
 
-        let archive = open_archive(config, Arc::clone(&correlator)).await?;
+        let archive = open_archive(config, &patterns, Arc::clone(&correlator)).await?;
         archive.metrics().register(&registry)?;
         let metrics = Arc::new(IngestMetrics::register(&registry)?);
         let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
@@ -185,7 +186,14 @@ impl Pipeline {
         let (end, ended) = watch::channel(false);
         let metrics = Arc::new(Metrics::new(registry, Arc::clone(archive.books()))?);
         let enabled = config.metrics.prometheus_enabled;
-        let http = tokio::spawn(http::serve(http_listener, metrics, archive.state(), enabled, ended.clone()));
+        let http = tokio::spawn(http::serve(
+            http_listener,
+            metrics,
+            archive.state(),
+            Arc::clone(&correlator),
+            enabled,
+            ended.clone(),
+        ));
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
             .add_service(ingest.server())
             .add_service(query::service(store, status));
@@ -232,7 +240,11 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, P
     TcpListener::bind(address).await.map_err(|error| PipelineError::Listen { address, error, key })
 }
 
-async fn open_archive(config: &Config, correlator: Arc<Correlator>) -> Result<Arc<Archive>, PipelineError> {
+async fn open_archive(
+    config: &Config,
+    patterns: &PatternSet,
+    correlator: Arc<Correlator>,
+) -> Result<Arc<Archive>, PipelineError> {
     let archive_config = ArchiveConfig {
         dir: config.archive.dir.clone(),
         max_bytes: config.archive.max_bytes,
@@ -241,7 +253,12 @@ async fn open_archive(config: &Config, correlator: Arc<Correlator>) -> Result<Ar
         disk: config.archive.disk,
         segment_bytes: config.archive.segment_bytes,
     };
-    let window = if config.correlation.enabled { config.correlation.analysis_window } else { Duration::ZERO };
+    // A pattern that looks back further than the configured window must find as much after a restart as before; and a minute
+    // more brings the descriptions of what was quiet at its beginning.
+    let window = match config.correlation.enabled {
+        true => config.correlation.analysis_window.max(patterns.window_max()) + Duration::from_secs(60),
+        false => Duration::ZERO,
+    };
     let opened = tokio::task::spawn_blocking(move || {
         let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
         let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;

@@ -196,6 +196,35 @@ fn sigterm_ignored_for_the_grace_period_is_told() {
 }
 
 #[test]
+fn a_shell_loop_that_ignores_sigterm_is_found_behind_the_healthy_ends_of_its_children() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let unit = node.unit("containerd.service");
+    let (target, shim) = (Process::init(web, 100, "sh"), Process::of_node(unit, 55, "containerd-shim"));
+    node.signal(100 * SECOND, target, SIGTERM, Some(shim));
+    for child in 0..400u32 {
+        let at = 100 * SECOND + u64::from(child + 1) * 50 * MS;
+        node.exit(at, Process::child(web, 1000 + child, "sleep"), 0);
+    }
+    node.signal(130 * SECOND, target, SIGKILL, Some(shim));
+    node.exit(130 * SECOND + MS, target, SIGKILL);
+    node.lethal(131 * SECOND);
+    assert_eq!(patterns_of(&node), ["ignored-sigterm"]);
+}
+
+#[test]
+fn an_abort_that_the_service_manager_sent_is_no_fault_of_the_programs_own() {
+    let mut node = Node::new("n1");
+    let unit = node.unit("db.service");
+    let init = node.unit("init.scope");
+    let (target, systemd) = (Process::of_node(unit, 100, "db"), Process::of_node(init, 1, "systemd"));
+    node.signal(100 * SECOND, target, 6, Some(systemd));
+    node.exit(105 * SECOND, target, 6);
+    node.lethal(106 * SECOND);
+    assert!(!patterns_of(&node).contains(&"crashed".to_owned()));
+}
+
+#[test]
 fn sigkill_right_after_sigterm_is_no_ignored_sigterm() {
     assert_eq!(patterns_of(&term_then_kill(200 * MS)), ["stopped"]);
 }

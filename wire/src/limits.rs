@@ -17,3 +17,6 @@ pub const SEQUENCE_AHEAD_MAX: u64 = 1 << 20;
 
 const _: () = assert!(RAW_BYTES_MAX <= FRAME_BYTES_MAX * EXPANSION_MAX);
 const _: () = assert!(FRAME_EVENTS_MAX * crate::event::ARCHIVED_EVENT_BYTES_MAX <= RAW_BYTES_MAX);
+
+/// The metadata key in which a server that refuses an epoch as old names the newest that it knows, in decimal.
+pub const NEWEST_EPOCH_KEY: &str = "tapio-newest-epoch";

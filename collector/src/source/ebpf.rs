@@ -106,21 +106,23 @@ impl EbpfSource {
     pub fn run(mut self, mut intake: Intake) -> Result<(), EbpfError> {
         while !self.stop.is_set() {
             let drained = self.pass(&mut intake, false)?;
-            if drained == 0 {
+            if drained == 0 && !self.lethal.is_empty() {
+                self.nap();
+            } else if drained == 0 {
                 self.sleep(&intake)?;
             }
         }
         if let Some(probes) = self.probes.take() {
             probes.detach();
         }
+        self.stop.eventfd().clear()?;
         loop {
             self.pass(&mut intake, true)?;
             if self.lethal.is_empty() && intake.is_empty() {
                 return Ok(());
             }
             if !intake.is_empty() {
-                // The packer makes room; it needs no more than a moment.
-                self.poller.wait(Some(self.linger)).map(|_| ())?;
+                self.nap();
             }
         }
     }
@@ -148,6 +150,12 @@ impl EbpfSource {
         self.emitted = emitted.max(self.emitted).max(self.lethal.consumed() + self.dropped);
         intake.books().set_emitted(self.emitted);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
+    }
+
+    /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
+    /// cannot tell when.
+    fn nap(&self) {
+        std::thread::sleep(self.linger);
     }
 
     fn sleep(&mut self, intake: &Intake) -> Result<(), EbpfError> {

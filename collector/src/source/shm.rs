@@ -5,13 +5,14 @@
 //! checked before it is mapped, rings are bounded in number and size, and a ring that breaks its layout is let go while the
 //! others go on. What a ring's peer says of its own losses is believed, since it concerns nobody else.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tapio_ringbuf::handover;
@@ -27,6 +28,10 @@ const ARRIVAL_TOKEN: u64 = 1;
 const FIRST_PEER_TOKEN: u64 = 2;
 /// How long the reader naps between looks at the rings while there is traffic.
 const LINGER: Duration = Duration::from_millis(1);
+/// How long peers that go on writing are listened to after the end was asked for.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// Rings of this epoch that are remembered after they were let go.
+const KNOWN_RINGS_MAX: usize = 4096;
 
 /// Why the source cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -41,12 +46,15 @@ pub enum ShmError {
 
 struct Arrival {
     name: String,
+    /// The memfd's device and inode.
+    ring: (u64, u64),
     reader: Reader,
     eventfd: EventFd,
     stream: UnixStream,
 }
 
 struct Peer {
+    ring: (u64, u64),
     token: u64,
     name: String,
     reader: Reader,
@@ -58,6 +66,8 @@ struct Peer {
     emitted: u64,
     dropped: u64,
     has_left: bool,
+    /// The ring's next record was reserved and never committed.
+    is_stalled: bool,
 }
 
 /// The listening socket and the rings that were handed over.
@@ -69,6 +79,8 @@ pub struct ShmSource {
     peers: Vec<Peer>,
     peer_count: Arc<AtomicUsize>,
     next_token: u64,
+    /// Rings that this epoch has read: what was consumed of them before is not inherited a second time.
+    known_rings: HashSet<(u64, u64)>,
     /// What rings that are gone had emitted and dropped.
     gone_emitted: u64,
     gone_dropped: u64,
@@ -112,6 +124,7 @@ impl ShmSource {
             peers: Vec::new(),
             peer_count,
             next_token: FIRST_PEER_TOKEN,
+            known_rings: HashSet::new(),
             gone_emitted: 0,
             gone_dropped: 0,
             socket: config.socket.clone(),
@@ -128,10 +141,15 @@ impl ShmSource {
                 self.sleep(&intake)?;
             }
         }
-        while self.pass(&mut intake, true) > 0 || !intake.is_empty() {
-            if !intake.is_empty() {
-                self.poller.wait(Some(LINGER)).map(|_| ())?;
-            }
+        self.stop.eventfd().clear()?;
+        let deadline = Instant::now() + DRAIN_LIMIT;
+        while self.pass(&mut intake, true) > 0 && Instant::now() < deadline {}
+        // What peers went on to write belongs to the next reader of their rings.
+        self.disown_unread(&intake);
+        while !intake.is_empty() {
+            intake.room();
+            intake.flush(true);
+            self.poller.wait(Some(LINGER)).map(|_| ())?;
         }
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(%error, "the socket was already gone");
@@ -148,7 +166,10 @@ impl ShmSource {
             let room = intake.room();
             let peer = &mut self.peers[index];
             match peer.reader.drain(room, |record| intake.accept(record)) {
-                Ok(done) => drained += done.records,
+                Ok(done) => {
+                    drained += done.records;
+                    peer.is_stalled = done.stalled;
+                }
                 Err(error) => {
                     tracing::warn!(peer = peer.name, %error, "a ring broke its layout and is let go");
                     peer.has_left = true;
@@ -167,7 +188,12 @@ impl ShmSource {
     }
 
     fn add(&mut self, arrival: Arrival, intake: &Intake) {
-        let Arrival { name, reader, eventfd, stream } = arrival;
+        let Arrival { name, ring, reader, eventfd, stream } = arrival;
+        if self.peers.iter().any(|peer| peer.ring == ring) {
+            tracing::warn!(peer = name, "a ring that is attached already was handed over again and is let go");
+            self.peer_count.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
         let base_dropped = reader.accounted_dropped().unwrap_or(0);
         let base = reader.consumed();
         let token = self.next_token;
@@ -179,9 +205,12 @@ impl ShmSource {
             self.peer_count.fetch_sub(1, Ordering::AcqRel);
             return;
         }
-        intake.books().add_inherited(base + base_dropped);
+        if self.known_rings.len() < KNOWN_RINGS_MAX && self.known_rings.insert(ring) {
+            intake.books().add_inherited(base.saturating_add(base_dropped));
+        }
         tracing::info!(peer = name, capacity_bytes = reader.capacity_bytes(), consumed_before = base, "ring attached");
         self.peers.push(Peer {
+            ring,
             token,
             name,
             reader,
@@ -192,33 +221,45 @@ impl ShmSource {
             emitted: 0,
             dropped: 0,
             has_left: false,
+            is_stalled: false,
         });
     }
 
     /// States what all rings together have emitted and dropped.
     fn state(&self, intake: &Intake) {
-        let emitted = self.gone_emitted + self.peers.iter().map(|peer| peer.emitted).sum::<u64>();
-        let dropped = self.gone_dropped + self.peers.iter().map(|peer| peer.dropped).sum::<u64>();
+        let sum =
+            |gone: u64, of: fn(&Peer) -> u64| self.peers.iter().fold(gone, |sum, peer| sum.saturating_add(of(peer)));
+        let emitted = sum(self.gone_emitted, |peer| peer.emitted);
+        let dropped = sum(self.gone_dropped, |peer| peer.dropped);
         intake.books().set_emitted(emitted);
         intake.books().set_dropped(Stage::Ring, Reason::Full, dropped);
+    }
+
+    fn disown_unread(&mut self, intake: &Intake) {
+        for peer in &mut self.peers {
+            peer.read_counters();
+            peer.emitted = peer.taken();
+        }
+        self.state(intake);
     }
 
     fn let_go(&mut self, intake: &Intake) {
         let mut index = 0;
         while index < self.peers.len() {
             let peer = &mut self.peers[index];
-            if !(peer.has_left && peer.reader.is_empty()) {
+            // A peer that left a record half written will not finish it.
+            if !(peer.has_left && (peer.reader.is_empty() || peer.is_stalled)) {
                 index += 1;
                 continue;
             }
             peer.read_counters();
             // Whatever it claims beyond what its ring held never existed for anybody else.
-            let emitted = peer.reader.consumed() - peer.base + peer.dropped;
+            let emitted = peer.taken();
             if emitted != peer.emitted {
                 tracing::warn!(peer = peer.name, claimed = peer.emitted, emitted, "a ring's counters did not add up");
             }
-            self.gone_emitted += emitted;
-            self.gone_dropped += peer.dropped;
+            self.gone_emitted = self.gone_emitted.saturating_add(emitted);
+            self.gone_dropped = self.gone_dropped.saturating_add(peer.dropped);
             let peer = self.peers.swap_remove(index);
             for polled in [peer.eventfd.as_fd(), peer.stream.as_fd()] {
                 if let Err(error) = self.poller.remove(polled) {
@@ -273,12 +314,23 @@ impl ShmSource {
 impl Peer {
     fn read_counters(&mut self) {
         let Some(counters) = self.reader.producer_counters() else { return };
-        self.dropped = self.dropped.max(counters.dropped.saturating_sub(self.base_dropped));
-        let seen = self.reader.consumed() - self.base + self.dropped;
-        self.emitted = self.emitted.max(seen).max(counters.emitted.saturating_sub(self.base + self.base_dropped));
-        self.reader.set_accounted_dropped(self.base_dropped + self.dropped);
+        // A claim beyond this is no count of anything that happened; the sums of all peers must not suffer from it.
+        const CLAIM_MAX: u64 = 1 << 56;
+        let dropped = counters.dropped.min(CLAIM_MAX).saturating_sub(self.base_dropped);
+        self.dropped = self.dropped.max(dropped);
+        let emitted = counters.emitted.min(CLAIM_MAX).saturating_sub(self.base.saturating_add(self.base_dropped));
+        self.emitted = self.emitted.max(self.taken()).max(emitted);
+        self.reader.set_accounted_dropped(self.base_dropped.saturating_add(self.dropped));
+    }
+
+    /// What was taken out of the ring or lost before it, in this reader's time.
+    fn taken(&self) -> u64 {
+        self.reader.consumed().saturating_sub(self.base).saturating_add(self.dropped)
     }
 }
+
+/// A ring's name, its memfd's device and inode, its reader, and what its peer notifies.
+type Taken = (String, (u64, u64), Reader, EventFd);
 
 struct Acceptor {
     listener: UnixListener,
@@ -296,6 +348,8 @@ impl Acceptor {
                 Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "a connection for a ring could not be accepted");
+                    // It stays pending, for want of descriptors as a rule: nothing tells when there are some again.
+                    std::thread::sleep(Duration::from_millis(100));
                     continue;
                 }
             };
@@ -306,9 +360,9 @@ impl Acceptor {
                 continue;
             }
             match outcome {
-                Ok((name, reader, eventfd)) => {
+                Ok((name, ring, reader, eventfd)) => {
                     self.peer_count.fetch_add(1, Ordering::AcqRel);
-                    let arrival = Arrival { name, reader, eventfd, stream };
+                    let arrival = Arrival { name, ring, reader, eventfd, stream };
                     if self.sender.send(arrival).is_err() {
                         return;
                     }
@@ -321,7 +375,7 @@ impl Acceptor {
         }
     }
 
-    fn take(&self, stream: &UnixStream) -> Result<(String, Reader, EventFd), String> {
+    fn take(&self, stream: &UnixStream) -> Result<Taken, String> {
         let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|error| error.to_string())?;
         let own = rustix::process::geteuid();
         if !peer.uid.is_root() && peer.uid != own {
@@ -331,9 +385,10 @@ impl Acceptor {
             return Err(format!("{} rings are attached already; raise collectors.shm.max_peers", self.max_peers));
         }
         let received = handover::receive(stream).map_err(|error| error.to_string())?;
+        let stat = rustix::fs::fstat(&received.memfd).map_err(|error| error.to_string())?;
         let reader = Reader::from_memfd(received.memfd, self.limits).map_err(|error| error.to_string())?;
         let eventfd = EventFd::from_peer(received.eventfd).map_err(|error| error.to_string())?;
-        Ok((received.name, reader, eventfd))
+        Ok((received.name, (stat.st_dev, stat.st_ino), reader, eventfd))
     }
 }
 

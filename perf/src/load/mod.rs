@@ -135,10 +135,12 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
 
 fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Vec<Node>), Error> {
     let mut collectors = Vec::new();
+    let run = crate::clock::boottime_ns();
     for index in 0..options.nodes {
         let mut collector = Collector::prepare(&CollectorOptions {
             bin_dir: options.bin_dir.clone(),
-            node: format!("load-{index}"),
+            // The same server may be loaded again: its books keep what it saw of earlier runs.
+            node: format!("load-{run:x}-{index}"),
             server: address.to_owned(),
             extra_config: options.collector_config.clone(),
             ..CollectorOptions::default()

@@ -15,8 +15,9 @@
 //! | killed | a newer epoch began without final frame | 0                           | shipped − archived              |
 //!
 //! What a killed epoch held is counted as dropped{collector, killed}. Where the rings outlived the collector, the next epoch
-//! states what all earlier ones had consumed or dropped (`inherited`), and the loss is known exactly: inherited by the next
-//! − inherited by this one − shipped − dropped. A difference below 0 cannot be a loss and is unexplained.
+//! that reads them states what all earlier ones had consumed or dropped (`inherited`), and the loss is known exactly:
+//! inherited by the next − inherited by this one − shipped − dropped. Where that is below 0, a ring of the killed epoch has not
+//! come back, and what the epoch last held is all that is known.
 //!
 //! Frames that another server acknowledged, or this one before it lost its disk, are known by the collector's word alone: their
 //! events are left out of `emitted` and `shipped` above, so that the equation holds for what this server answers for.
@@ -369,12 +370,16 @@ fn settle(node: &NodeBooks, index: usize, mut each: impl FnMut(Source, Balance))
     let epoch = &node.epochs[index];
     let ledger = epoch.ledger();
     let state = node.state(index);
-    let next = match state {
-        EpochState::Killed => node.epochs.get(index + 1).map(EpochBooks::ledger),
-        EpochState::Open | EpochState::Closed => None,
+    let later: Vec<Ledger> = match state {
+        EpochState::Killed => node.epochs[index + 1..].iter().map(EpochBooks::ledger).collect(),
+        EpochState::Open | EpochState::Closed => Vec::new(),
     };
     for source in Source::ALL {
-        let inherited_next = next.as_ref().map_or(0, |next| next.account(source).inherited);
+        // An epoch that never saw the source cannot have inherited its rings: the one after it may.
+        let mut accounts = later.iter().map(|ledger| ledger.account(source));
+        let inherited_next = accounts
+            .find(|account| account.emitted > 0 || account.inherited > 0)
+            .map_or(0, |account| account.inherited);
         each(source, balance(epoch, &ledger, state, inherited_next, source));
     }
 }
@@ -401,10 +406,13 @@ fn balance(epoch: &EpochBooks, ledger: &Ledger, state: EpochState, inherited_nex
         }
         EpochState::Closed => unexplained += held,
         EpochState::Killed => {
-            let lost = if inherited_next > 0 {
-                let consumed = i128::from(inherited_next) - i128::from(account.inherited);
+            let consumed = i128::from(inherited_next) - i128::from(account.inherited);
+            let exactly = consumed - shipped - dropped;
+            // Below 0 it is not the whole story: a ring that this epoch had read did not come back.
+            let was_active = account.emitted > 0 || account.inherited > 0;
+            let lost = if inherited_next > 0 && was_active && exactly >= 0 {
                 settled.emitted = saturating_u64(consumed - i128::from(elsewhere));
-                consumed - shipped - dropped
+                exactly
             } else {
                 held
             };

@@ -14,6 +14,10 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often an idle connection is looked after.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A status speaks of every node.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Findings asked for at once.
 const PAGE: u32 = 500;
@@ -58,7 +62,7 @@ enum Command {
         #[arg(long, value_name = "WHEN")]
         since: Option<String>,
         /// At most so many
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, default_value_t = 100, conflicts_with = "watch", value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Show one finding with its evidence, death certificate and advice
@@ -183,7 +187,11 @@ async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let mut endpoint = Endpoint::from_shared(url)
         .map_err(|error| Failure::Usage(format!("\"{server}\" is no address: {error}")))?
-        .connect_timeout(CONNECT_TIMEOUT);
+        .connect_timeout(CONNECT_TIMEOUT)
+        // A watcher must notice that the server is gone, also when it went without a word.
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(REQUEST_TIMEOUT)
+        .keep_alive_while_idle(true);
     if with_timeout {
         endpoint = endpoint.timeout(REQUEST_TIMEOUT);
     }
@@ -196,7 +204,7 @@ async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel
         }
         Failure::Unreachable(format!("{server}: {reason}"))
     })?;
-    Ok(QueryClient::new(channel))
+    Ok(QueryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 fn line(style: Style, json: bool, finding: &Finding) -> String {

@@ -221,6 +221,11 @@ impl Correlator {
         }
     }
 
+    /// Whether a shard or the finder has ended before its time: no frame is correlated any more.
+    pub fn has_failed(&self) -> bool {
+        self.permits.is_closed()
+    }
+
     /// Events that the shards have worked through.
     pub fn events_correlated(&self) -> u64 {
         let events = |shard: &Handle| shard.shared.events.load(Ordering::Relaxed);

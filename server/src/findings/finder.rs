@@ -17,7 +17,7 @@ use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
-use crate::correlate::signal::{Detail, Signal, SignalKind};
+use crate::correlate::signal::{Signal, SignalKind};
 use crate::correlate::{Generations, InProcessBus, LossView, Message};
 
 /// Anchors that one late signal makes be looked at again.
@@ -193,8 +193,7 @@ impl Worker {
         self.metrics.signals.inc();
         let patterns = Arc::clone(&self.patterns);
         let mask = patterns.mask(&signal);
-        let for_certificates = matches!(signal.detail, Detail::Oom(_) | Detail::Kill(_));
-        if mask.is_empty() && !for_certificates {
+        if !patterns.wants(&signal) {
             return;
         }
         self.watch_clock(&signal);

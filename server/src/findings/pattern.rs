@@ -3,11 +3,13 @@
 //! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists; steps of all patterns together are at
 //! most [`STEPS_MAX`], so that what a signal may be fits into a [`StepMask`].
 
+use std::time::Duration;
+
 use super::field::{Field, Value};
 use super::load::PatternError;
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
-use crate::correlate::signal::{Signal, SignalKind, SignalKinds};
+use crate::correlate::signal::{Detail, Signal, SignalKind, SignalKinds};
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 256;
@@ -178,6 +180,16 @@ impl PatternSet {
     /// The signals that are wanted.
     pub fn kinds(&self) -> SignalKinds {
         self.kinds
+    }
+
+    /// Whether a pattern, or a death certificate, can use a signal.
+    pub fn wants(&self, signal: &Signal) -> bool {
+        matches!(signal.detail, Detail::Oom(_) | Detail::Kill(_)) || !self.mask(signal).is_empty()
+    }
+
+    /// How far back the pattern with the longest memory looks.
+    pub fn window_max(&self) -> Duration {
+        Duration::from_nanos(self.patterns.iter().map(|pattern| pattern.window_ns).max().unwrap_or(0))
     }
 
     /// The steps that a signal may be.

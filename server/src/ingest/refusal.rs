@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tapio_wire::error::FrameError;
 use tapio_wire::frame::{VERSION, VERSION_OLDEST};
-use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
+use tapio_wire::limits::{NEWEST_EPOCH_KEY, NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 /// What was wrong with a stream, in words for its peer's log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +27,10 @@ pub enum Refusal {
         "frame version {0} is not supported; this server speaks {VERSION_OLDEST} to {VERSION}: upgrade the servers first"
     )]
     Version(u32),
-    #[error("epoch {epoch} is older than epoch {newest} of the same node")]
+    #[error(
+        "epoch {epoch} is older than epoch {newest} of the same node; if two machines have this node name, set \
+         collector.node_name on one"
+    )]
     OldEpoch { epoch: u64, newest: u64 },
     #[error("too many nodes")]
     TooManyNodes,
@@ -70,7 +74,12 @@ impl Refusal {
     pub fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Self::Version(_) | Self::OldEpoch { .. } | Self::NodeId { .. } => Status::failed_precondition(text),
+            Self::OldEpoch { newest, .. } => {
+                let mut status = Status::failed_precondition(text);
+                status.metadata_mut().insert(NEWEST_EPOCH_KEY, MetadataValue::from(*newest));
+                status
+            }
+            Self::Version(_) | Self::NodeId { .. } => Status::failed_precondition(text),
             Self::ForeignNode { .. } | Self::ForeignEpoch { .. } => Status::permission_denied(text),
             Self::TooManyNodes => Status::resource_exhausted(text),
             Self::HelloTimeout(_) => Status::deadline_exceeded(text),

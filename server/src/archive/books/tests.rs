@@ -135,13 +135,25 @@ fn the_loss_of_a_killed_epoch_is_exact_where_the_rings_outlived_it() {
 }
 
 #[test]
-fn a_loss_below_nothing_is_unexplained() {
+fn a_killed_epoch_one_of_whose_rings_is_gone_lost_what_it_held() {
     let mut books = Books::default();
     record(&mut books, 1, 1, 10, false, &ledger(15, 10, 100, 1));
     record(&mut books, 2, 1, 1, false, &ledger(1, 1, 105, 0));
     let (_, balance) = balance_of(&books, 1);
-    assert_eq!((killed(&balance), balance.unexplained), (0, -6));
+    assert_eq!((killed(&balance), balance.unexplained), (4, 0));
     assert!(closes(&balance));
+}
+
+#[test]
+fn an_epoch_that_never_saw_the_rings_is_looked_past() {
+    let mut books = Books::default();
+    record(&mut books, 1, 1, 10, false, &ledger(15, 10, 100, 1));
+    record(&mut books, 2, 1, 0, false, &ledger(0, 0, 0, 0));
+    record(&mut books, 3, 1, 1, false, &ledger(1, 1, 118, 0));
+    assert_eq!(killed(&balance_of(&books, 1).1), 7);
+    let (_, between) = balance_of(&books, 2);
+    assert_eq!((killed(&between), between.emitted, between.unexplained), (0, 0, 0));
+    assert_eq!(books.unexplained_total(), 0);
 }
 
 #[test]
