@@ -29,24 +29,35 @@ if [ "$(id -u)" -ne 0 ]; then
     echo "Neither root nor sudo: kernel events will be missing. Run as root to see what happens in the kernel."
   fi
 fi
+for taken in "$port TAPIO_PORT" "$http TAPIO_HTTP_PORT" "$health TAPIO_HEALTH_PORT"; do
+  if (exec 3<>"/dev/tcp/127.0.0.1/${taken% *}") 2>/dev/null; then
+    echo "Port ${taken% *} is in use. Choose another with ${taken#* }=PORT make run" >&2
+    exit 1
+  fi
+done
 server='' collector='' watch=''
+# The collector may be root's, by sudo, where this script may not signal it: a line through this pipe ends it.
+stop="$state/stop.$$"
+mkfifo "$stop"
+exec 9<>"$stop"
 finish() {
-  trap - EXIT INT TERM
+  trap '' INT TERM
+  trap - EXIT
   [ -z "$watch" ] || kill "$watch" 2>/dev/null || true
-  # sudo passes SIGTERM on to the collector, which then drains.
   if [ -n "$collector" ]; then
-    kill -TERM "$collector" 2>/dev/null || true
+    echo stop >&9
     wait "$collector" 2>/dev/null || true
   fi
   if [ -n "$server" ]; then
     kill -TERM "$server" 2>/dev/null || true
     wait "$server" 2>/dev/null || true
   fi
+  rm -f "$stop"
   exit "${1:-0}"
 }
 trap 'finish 0' INT TERM
 trap 'finish 1' EXIT
-# Each in a session of its own, so that Ctrl-C in the terminal reaches this script alone and the ends come in order.
+# In a session of its own, so that Ctrl-C in the terminal reaches this script and not the server: the ends come in order.
 setsid "$bin/tapio-server" --config "$state/server.yaml" & server=$!
 await() { # what, pid, port, path
   for _ in $(seq 300); do
@@ -59,10 +70,20 @@ await() { # what, pid, port, path
   return 1
 }
 await server "$server" "$http" /readyz
-"${run[@]}" setsid --wait "$bin/tapio-collector" --config "$state/collector.yaml" --allow-missing-sources & collector=$!
+# shellcheck disable=SC2016 # expanded by the inner shell
+"${run[@]}" setsid --wait sh -c '
+  exec 3<&0
+  "$@" & child=$!
+  (read -r _ <&3; kill -TERM "$child" 2>/dev/null) & listener=$!
+  wait "$child"; code=$?
+  kill "$listener" 2>/dev/null
+  exit "$code"' sh "$bin/tapio-collector" --config "$state/collector.yaml" --allow-missing-sources <"$stop" & collector=$!
 await collector "$collector" "$health" /healthz
 echo "Tapio watches this machine. Archive: $state/archive. Try in another terminal, as root: $bin/tapio-perf inject oom"
 echo "Explain a finding: $bin/tapioctl --server 127.0.0.1:$port finding ID. Stop with Ctrl-C."
 "$bin/tapioctl" --server "127.0.0.1:$port" findings --watch & watch=$!
-wait "$watch" || true
-finish 0
+wait -n "$server" "$collector" "$watch" || true
+for part in "server $server" "collector $collector" "watch $watch"; do
+  kill -0 "${part#* }" 2>/dev/null || echo "The ${part% *} ended; its message is above." >&2
+done
+finish 1
