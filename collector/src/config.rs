@@ -84,7 +84,7 @@ impl Default for GrpcSection {
             server_endpoints: vec!["127.0.0.1:9090".into()],
             tls_enabled: false,
             max_batch_size: 4096,
-            batch_timeout: Duration::from_millis(8),
+            batch_timeout: Duration::from_millis(6),
             reconnect_enabled: true,
             compression: Compression::Lz4,
         }
