@@ -4,8 +4,10 @@
  * Each program is still loaded and attached by itself.
  */
 #include "cgroup.bpf.c"
+#include "memory.bpf.c"
 #include "oom.bpf.c"
 #include "process.bpf.c"
 #include "signal.bpf.c"
+#include "tcp.bpf.c"
 
 char _license[] SEC("license") = "GPL";

@@ -7,13 +7,15 @@ mod lab;
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
 use lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
-use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Signal, text};
-use tapio_probes::{LoadConfig, State};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Reclaim, Signal, Tcp, text};
+use tapio_probes::{Counter, LoadConfig, State, Tuning};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
 const SIGKILL: u32 = 9;
@@ -366,4 +368,210 @@ fn a_lethal_record_wakes_a_reader_that_did_not_ask() {
     let pid = run(Command::new("sh").args(["-c", "exit 9"]));
     assert_eq!(poller.wait(Some(Duration::from_secs(20))).unwrap(), [1]);
     session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+}
+
+/// Everybody's connections, this process's included.
+fn start_with_own_traffic() -> Session {
+    Session::start_with(&LoadConfig { own_pid: None, ..LoadConfig::default() })
+}
+
+/// As records have addresses.
+fn mapped(address: SocketAddr) -> [u8; 16] {
+    match address {
+        SocketAddr::V4(address) => address.ip().to_ipv6_mapped().octets(),
+        SocketAddr::V6(address) => address.ip().octets(),
+    }
+}
+
+const ESTABLISHED: u8 = 1;
+const REFUSED: u8 = 2;
+const CLOSED: u8 = 4;
+
+#[test]
+fn a_refused_connection_names_who_tried_and_where() {
+    if !can_run("a_refused_connection_names_who_tried_and_where") {
+        return;
+    }
+    let mut session = start_with_own_traffic();
+    for own in [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))] {
+        let nobody = TcpListener::bind(own).unwrap().local_addr().unwrap();
+        TcpStream::connect(nobody).unwrap_err();
+        let tcp: Tcp =
+            session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == nobody.port() && tcp.change == REFUSED);
+        assert_eq!(tcp.destination, mapped(nobody));
+        assert_eq!(tcp.source, mapped(own));
+        assert_ne!(tcp.source_port, 0);
+        assert_eq!((tcp.header.pid, tcp.active), (std::process::id(), 1));
+        assert_eq!(tcp.header.cgroup_id, Hierarchies::find().own_id());
+        assert!(tcp.duration_ns > 0 && tcp.duration_ns < 10_000_000_000, "{tcp:?}");
+        assert_eq!((tcp.bytes_sent, tcp.bytes_received, tcp.pad), (0, 0, [0; 2]));
+    }
+}
+
+#[test]
+fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
+    if !can_run("a_connection_is_told_by_both_sides_when_made_and_when_closed") {
+        return;
+    }
+    let mut session = start_with_own_traffic();
+    for own in [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))] {
+        let listener = TcpListener::bind(own).unwrap();
+        let server = listener.local_addr().unwrap();
+        let mut stream = TcpStream::connect(server).unwrap();
+        let client = stream.local_addr().unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        stream.write_all(&[1; 1000]).unwrap();
+        accepted.read_exact(&mut [0; 1000]).unwrap();
+        accepted.write_all(&[2; 70]).unwrap();
+        stream.read_exact(&mut [0; 70]).unwrap();
+        drop(stream);
+        assert_eq!(accepted.read(&mut [0; 1]).unwrap(), 0);
+        drop(accepted);
+
+        for (active, source, destination) in [(1, client, server), (0, server, client)] {
+            let mut wait = |change| {
+                session.wait_for(Kind::Tcp, |tcp: &Tcp| {
+                    tcp.change == change
+                        && (tcp.source_port, tcp.destination_port) == (source.port(), destination.port())
+                })
+            };
+            let (made, closed): (Tcp, Tcp) = (wait(ESTABLISHED), wait(CLOSED));
+            for tcp in [made, closed] {
+                assert_eq!((tcp.source, tcp.destination), (mapped(source), mapped(destination)));
+                assert_eq!(tcp.active, active);
+                assert_eq!(tcp.header.pid, std::process::id(), "{tcp:?}");
+                assert_eq!(tcp.header.cgroup_id, Hierarchies::find().own_id());
+            }
+            assert!(active == 0 || made.duration_ns > 0);
+            assert_eq!((made.bytes_sent, made.bytes_received), (0, 0));
+            assert!(closed.duration_ns > made.duration_ns && closed.header.time_ns > made.header.time_ns);
+            let (sent, received) = if active == 1 { (1000, 70) } else { (70, 1000) };
+            assert_eq!((closed.bytes_sent, closed.bytes_received), (sent, received));
+        }
+    }
+}
+
+#[test]
+fn a_connection_of_a_container_is_known_by_its_cgroup() {
+    if !can_run("a_connection_of_a_container_is_known_by_its_cgroup") {
+        return;
+    }
+    let mut session = Session::start();
+    let container = Container::make(6);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut client = container.spawn(&format!("connect {port}"));
+    assert!(client.0.wait().unwrap().success());
+    let tcp: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == port && tcp.change == ESTABLISHED);
+    assert_eq!(tcp.header.pid, client.0.id());
+    assert_eq!(tcp.header.cgroup_id, inode(&container.unified()));
+}
+
+#[test]
+fn the_readers_own_connections_are_not_recorded() {
+    if !can_run("the_readers_own_connections_are_not_recorded") {
+        return;
+    }
+    let mut session = Session::start();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+    drop(listener.accept().unwrap());
+    let of_port = |tcp: &Tcp| tcp.source_port == port || tcp.destination_port == port;
+    let own = session.all_of(Kind::Tcp, of_port);
+    assert!(own.is_empty(), "{own:?}");
+}
+
+#[test]
+fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
+    if !can_run("a_container_at_its_limit_reclaims_in_a_burst_before_it_dies") {
+        return;
+    }
+    let tuning = Tuning { reclaim_burst_ns: 100_000, ..Tuning::default() };
+    let mut session = Session::start_with(&LoadConfig { tuning, ..LoadConfig::default() });
+    let container = Container::make(7);
+    container.limit(false, 32 * MIB);
+    let mut child = container.spawn("eat");
+    let pid = child.0.id();
+    assert_eq!(child.0.wait().unwrap().signal(), Some(9), "the OOM killer came");
+    let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+    let id = inode(&container.unified());
+    let reclaims = session.all_of(Kind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
+    assert!(!reclaims.is_empty());
+    for reclaim in &reclaims {
+        assert_eq!((reclaim.memcg, reclaim.pad), (1, [0; 7]));
+        assert!(reclaim.stall_ns >= tuning.reclaim_burst_ns && reclaim.stall_ns < 60_000_000_000, "{reclaim:?}");
+    }
+    assert_eq!(reclaims[0].header.pid, pid);
+    assert!(reclaims[0].header.time_ns < oom.header.time_ns, "{reclaims:?} {oom:?}");
+}
+
+#[test]
+fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run() {
+    if !can_run("what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run") {
+        return;
+    }
+    let disabled = ["tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(str::to_owned).to_vec();
+    let mut session = Session::start_with(&LoadConfig { own_pid: None, disabled, ..LoadConfig::default() });
+    let controls = session.probes().controls();
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let mut refusals = |bulk_sampling| {
+        controls.set(Tuning { bulk_sampling, ..controls.get() }).unwrap();
+        let before = session.seen.len();
+        for _ in 0..100 {
+            TcpStream::connect(nobody).unwrap_err();
+        }
+        session.all_of(Kind::Tcp, |_: &Tcp| true);
+        let of_port = |tcp: Tcp| tcp.destination_port == nobody.port();
+        session.seen[before..].iter().filter(|record| record.kind == Kind::Tcp && of_port(record.get())).count()
+    };
+    assert_eq!(refusals(1), 100);
+    assert_eq!(refusals(0), 0);
+    let some = refusals(10);
+    // Others' connections take part in the count.
+    assert!((2..=25).contains(&some), "{some}");
+    assert_eq!(refusals(1), 100);
+    assert!(session.counted(Kind::Tcp, Counter::Sampled) >= 175);
+    session.close_ledger();
+}
+
+#[test]
+fn the_ledger_closes_exactly_when_tiny_bulk_rings_overflow() {
+    if !can_run("the_ledger_closes_exactly_when_tiny_bulk_rings_overflow") {
+        return;
+    }
+    let config = LoadConfig { bulk_ring_bytes: 4096, own_pid: None, ..LoadConfig::default() };
+    let session = Session::start_with(&config);
+    let capacity = session.probes().bulk_ring_bytes();
+    let rings = session.probes().bulk_rings().count();
+    assert_eq!(rings, session.probes().possible_cpus());
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    for _ in 0..rings * capacity / size_of::<Tcp>() + 1 {
+        TcpStream::connect(nobody).unwrap_err();
+    }
+    let drops = session.close_ledger();
+    assert!(drops[&Kind::Tcp] > 0, "{drops:?}");
+}
+
+#[test]
+fn a_bulk_record_wakes_the_reader_only_when_it_sleeps() {
+    if !can_run("a_bulk_record_wakes_the_reader_only_when_it_sleeps") {
+        return;
+    }
+    let mut session = start_with_own_traffic();
+    let flag = WakeupFlag::map(session.probes().control_map()).unwrap();
+    let mut poller = Poller::new().unwrap();
+    for ring in session.probes().bulk_rings() {
+        poller.add_edge(ring, 7).unwrap();
+    }
+    session.drain();
+    let _ = poller.wait(Some(Duration::ZERO)).unwrap();
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    TcpStream::connect(nobody).unwrap_err();
+    assert!(poller.wait(Some(Duration::from_millis(200))).unwrap().is_empty(), "nobody sleeps");
+    session.drain();
+    flag.set(true);
+    session.drain();
+    TcpStream::connect(nobody).unwrap_err();
+    assert_eq!(poller.wait(Some(Duration::from_secs(20))).unwrap()[0], 7);
 }

@@ -1,14 +1,15 @@
 //! The kernel source: drains the rings of the probes.
 //!
-//! What enters: records of the lethal ring. What leaves: batches. What must hold: a lethal record never waits for a nap to
-//! end (the probes wake the reader for it); the counters of the kernel are stated before the events that they count.
+//! What enters: records of the lethal ring, then of each CPU's bulk ring. What leaves: batches. What must hold: a lethal record
+//! never waits for a nap to end (the probes wake the reader for it), nor behind bulk records; no CPU's bulk ring waits for
+//! ever behind another's; the counters of the kernel are stated before the events that they count.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tapio_probes::record::Kind;
-use tapio_probes::{Counter, LoadConfig, Probes, counter_index};
+use tapio_probes::{Controls, Counter, LoadConfig, Probes, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::ledger::{Reason, Stage};
 
@@ -16,6 +17,7 @@ use crate::intake::Intake;
 
 const LETHAL_TOKEN: u64 = 0;
 const STOP_TOKEN: u64 = 1;
+const BULK_TOKEN: u64 = 2;
 
 /// Why the kernel source cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,10 @@ pub enum EbpfError {
 pub struct EbpfSource {
     probes: Option<Probes>,
     lethal: Reader,
+    /// By CPU.
+    bulk: Vec<Reader>,
+    /// Whose ring comes first in the next pass.
+    bulk_next: usize,
     wakeup: WakeupFlag,
     counters: CounterArray,
     cpus: usize,
@@ -38,6 +44,7 @@ pub struct EbpfSource {
     stop: Arc<Stop>,
     emitted: u64,
     dropped: u64,
+    sampled: u64,
 }
 
 /// Tells a source to end, and wakes it.
@@ -84,19 +91,43 @@ impl EbpfSource {
         let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes())?;
         let wakeup = WakeupFlag::map(probes.control_map())?;
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len())?;
+        let bulk = probes.bulk_rings().map(|ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes()));
+        let bulk = bulk.collect::<Result<Vec<_>, _>>()?;
         let poller = Poller::new()?;
+        for ring in probes.bulk_rings() {
+            poller.add(ring, BULK_TOKEN)?;
+        }
         poller.add(probes.lethal_ring(), LETHAL_TOKEN)?;
         {
             use std::os::fd::AsFd;
             poller.add(stop.eventfd().as_fd(), STOP_TOKEN)?;
         }
         let cpus = probes.possible_cpus();
-        Ok(Self { probes: Some(probes), lethal, wakeup, counters, cpus, poller, linger, stop, emitted: 0, dropped: 0 })
+        Ok(Self {
+            probes: Some(probes),
+            lethal,
+            bulk,
+            bulk_next: 0,
+            wakeup,
+            counters,
+            cpus,
+            poller,
+            linger,
+            stop,
+            emitted: 0,
+            dropped: 0,
+            sampled: 0,
+        })
     }
 
     /// What became of each program.
     pub fn verdicts(&self) -> Vec<tapio_probes::Verdict> {
         self.probes.as_ref().map(|probes| probes.verdicts().to_vec()).unwrap_or_default()
+    }
+
+    /// What may be changed while it runs; [`None`] once it was told to stop.
+    pub fn controls(&self) -> Option<Arc<Controls>> {
+        self.probes.as_ref().map(Probes::controls)
     }
 
     /// Drains until told to stop, then detaches the probes and drains what is left.
@@ -115,7 +146,7 @@ impl EbpfSource {
         }
         loop {
             self.pass(&mut intake, true)?;
-            if self.lethal.is_empty() && intake.is_empty() {
+            if self.rings_are_empty() && intake.is_empty() {
                 return Ok(());
             }
             if !intake.is_empty() {
@@ -128,26 +159,49 @@ impl EbpfSource {
     fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<usize, EbpfError> {
         let room = intake.room();
         let drained = self.lethal.drain(room, |record| intake.accept(record))?;
-        if drained.records > 0 || drained.discarded > 0 || all {
+        let (mut records, mut discarded) = (drained.records, drained.discarded);
+        for _ in 0..self.bulk.len() {
+            if records == room {
+                break;
+            }
+            let ring = &mut self.bulk[self.bulk_next];
+            if !ring.is_empty() {
+                let drained = ring.drain(room - records, |record| intake.accept(record))?;
+                records += drained.records;
+                discarded += drained.discarded;
+            }
+            self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
+        }
+        if records > 0 || discarded > 0 || all {
             self.state_counters(intake);
         }
         intake.flush(all);
-        Ok(drained.records)
+        Ok(records)
+    }
+
+    fn rings_are_empty(&self) -> bool {
+        self.lethal.is_empty() && self.bulk.iter().all(Reader::is_empty)
     }
 
     fn state_counters(&mut self, intake: &Intake) {
-        let (mut emitted, mut dropped) = (0, 0);
+        let (mut emitted, mut dropped, mut sampled) = (0, 0, 0);
         for cpu in 0..self.cpus {
             for kind in Kind::ALL {
                 dropped += self.counters.get(counter_index(cpu, kind, Counter::Dropped));
+                sampled += self.counters.get(counter_index(cpu, kind, Counter::Sampled));
                 emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
             }
         }
-        // A record is counted as emitted before it is counted as dropped or can be read, so this is what there is at least.
+        // A record is counted as emitted before it is counted as lost or can be read, so this is what there is at least.
+        let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
+        let newly_sampled = sampled.saturating_sub(self.sampled);
         self.dropped = dropped.max(self.dropped);
-        self.emitted = emitted.max(self.emitted).max(self.lethal.consumed() + self.dropped);
+        self.sampled += newly_sampled;
+        self.emitted = emitted.max(self.emitted).max(consumed + self.dropped + self.sampled);
         intake.books().set_emitted(self.emitted);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
+        // Added: the intake counts there what it samples away itself.
+        intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
     }
 
     fn sleep(&mut self, intake: &Intake) -> Result<(), EbpfError> {
@@ -155,15 +209,17 @@ impl EbpfSource {
         // traffic the probes are spared the wakeup's cost.
         let nap = self.linger.min(intake.sleep_limit());
         self.poller.wait(Some(nap)).map(|_| ())?;
-        if !self.lethal.is_empty() || self.stop.is_set() {
+        if !self.rings_are_empty() || self.stop.is_set() {
             return Ok(());
         }
         self.wakeup.set(true);
         // A record that was committed before its probe saw the flag is found here; a later one brings a wakeup.
-        if self.lethal.is_empty() {
+        if self.rings_are_empty() {
             self.poller.wait(Some(intake.sleep_limit())).map(|_| ())?;
         }
         self.wakeup.set(false);
+        // What was sampled away in the meantime left no record that would bring this about.
+        self.state_counters(intake);
         Ok(())
     }
 }

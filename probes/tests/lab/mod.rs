@@ -45,6 +45,7 @@ impl Record {
 pub struct Session {
     probes: Option<Probes>,
     reader: Reader,
+    bulk: Vec<Reader>,
     counters: CounterArray,
     possible_cpus: usize,
     pub seen: Vec<Record>,
@@ -63,9 +64,11 @@ impl Session {
     pub fn start_with(config: &LoadConfig) -> Self {
         let probes = Probes::load(config).expect("the probes load");
         let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes()).expect("the ring maps");
+        let bulk = |ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes()).expect("the ring maps");
+        let bulk: Vec<_> = probes.bulk_rings().map(bulk).collect();
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).expect("the counters map");
         let possible_cpus = probes.possible_cpus();
-        Self { probes: Some(probes), reader, counters, possible_cpus, seen: Vec::new() }
+        Self { probes: Some(probes), reader, bulk, counters, possible_cpus, seen: Vec::new() }
     }
 
     pub fn probes(&self) -> &Probes {
@@ -75,13 +78,15 @@ impl Session {
     /// Reads what is there.
     pub fn drain(&mut self) {
         let seen = &mut self.seen;
-        let each = |bytes: &[u8]| {
+        let mut each = |bytes: &[u8]| {
             let (header, _) = Header::read_from_prefix(bytes).expect("a record has a header");
             assert_eq!(header.size as usize, bytes.len());
             let kind = Kind::from_u16(header.kind).expect("a record has a known kind");
             seen.push(Record { kind, bytes: bytes.to_vec() });
         };
-        self.reader.drain(usize::MAX, each).expect("the ring is sound");
+        for reader in std::iter::once(&mut self.reader).chain(&mut self.bulk) {
+            reader.drain(usize::MAX, &mut each).expect("the ring is sound");
+        }
     }
 
     /// Waits for the first record of a kind that `matches`.
@@ -111,6 +116,11 @@ impl Session {
         self.seen.iter().filter(|record| record.kind == kind).map(Record::get).filter(matches).collect()
     }
 
+    /// One of a kind's counters, of all CPUs.
+    pub fn counted(&self, kind: Kind, counter: Counter) -> u64 {
+        (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
+    }
+
     /// Detaches the programs and compares, kind by kind, what they counted with what was read. Returns what they dropped.
     pub fn close_ledger(mut self) -> HashMap<Kind, u64> {
         self.probes.take().expect("the probes are attached").detach();
@@ -119,12 +129,12 @@ impl Session {
         self.drain();
         let mut drops = HashMap::new();
         for kind in Kind::ALL {
-            let sum = |counter| -> u64 {
-                (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
-            };
-            let (emitted, dropped) = (sum(Counter::Emitted), sum(Counter::Dropped));
+            let [emitted, dropped, sampled] =
+                [Counter::Emitted, Counter::Dropped, Counter::Sampled].map(|counter| self.counted(kind, counter));
             let read = self.seen.iter().filter(|record| record.kind == kind).count() as u64;
-            assert_eq!(emitted - dropped, read, "{}: {emitted} emitted, {dropped} dropped", kind.name());
+            let said = format!("{}: {emitted} emitted, {dropped} dropped, {sampled} sampled", kind.name());
+            assert_eq!(emitted - dropped - sampled, read, "{said}");
+            assert!(sampled == 0 || !kind.is_lethal(), "{said}");
             drops.insert(kind, dropped);
         }
         drops
