@@ -107,6 +107,7 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     bulk("tcp_retransmit", "tcp_retransmit_skb", &[Kind::Tcp]),
     bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp]),
     bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp]),
+    bulk("block_complete", "block_rq_complete", &[Kind::BlockIo]),
 ];
 
 /// A set of signals as [`crate::LoadConfig::signal_mask`] wants it: bit `number - 1`, as in a `sigset_t`. Numbers outside 1

@@ -7,14 +7,15 @@ mod lab;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
-use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Reclaim, Signal, Tcp, text};
+use lab::{Container, Disk, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
+use tapio_probes::record::{BlockIo, CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Reclaim, Signal, Tcp, text};
 use tapio_probes::{Counter, LoadConfig, State, Tuning};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
@@ -574,4 +575,46 @@ fn a_bulk_record_wakes_the_reader_only_when_it_sleeps() {
     session.drain();
     TcpStream::connect(nobody).unwrap_err();
     assert_eq!(poller.wait(Some(Duration::from_secs(20))).unwrap()[0], 7);
+}
+
+#[test]
+fn slow_block_io_and_failed_block_io_name_the_device() {
+    // Which of them a full file system becomes differs between kernels.
+    const EIO: i32 = 5;
+    const ENOSPC: i32 = 28;
+    const WRITE: u8 = 1;
+    if !can_run("slow_block_io_and_failed_block_io_name_the_device") {
+        return;
+    }
+    let Some(disk) = Disk::make(4 * MIB) else {
+        return;
+    };
+    let number = fs::metadata(&disk.device).unwrap().rdev();
+    let device = rustix::fs::major(number) << 20 | rustix::fs::minor(number);
+    let mut session = Session::start();
+    let of_device = |io: &BlockIo| io.device == device;
+    let write = |offset, bytes: usize| {
+        let mut file = fs::File::options().write(true).open(&disk.device).unwrap();
+        file.seek(SeekFrom::Start(offset)).unwrap();
+        file.write_all(&vec![1; bytes]).unwrap();
+        file.sync_all()
+    };
+
+    write(0, 8192).unwrap();
+    let quick = session.all_of(Kind::BlockIo, |io: &BlockIo| of_device(io) && io.latency_ns < 100_000_000);
+    assert!(quick.is_empty(), "{quick:?}");
+
+    let controls = session.probes().controls();
+    controls.set(Tuning { block_io_slow_ns: 1, ..controls.get() }).unwrap();
+    write(0, 8192).unwrap();
+    let slow: BlockIo = session.wait_for(Kind::BlockIo, |io: &BlockIo| of_device(io) && io.operation == WRITE);
+    assert_eq!((slow.error, slow.bytes, slow.pad), (0, 8192, [0; 7]));
+    assert!(slow.latency_ns > 1000 && slow.latency_ns < 60_000_000_000, "{slow:?}");
+
+    controls.set(Tuning { block_io_slow_ns: u64::MAX, ..controls.get() }).unwrap();
+    // The file system below is full by then.
+    write(6 * MIB, 8 << 20).unwrap_err();
+    let failed: BlockIo = session.wait_for(Kind::BlockIo, |io: &BlockIo| of_device(io) && io.error != 0);
+    assert_eq!(failed.operation, WRITE);
+    assert!([-EIO, -ENOSPC].contains(&failed.error), "{failed:?}");
 }

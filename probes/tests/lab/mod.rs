@@ -364,3 +364,46 @@ impl Drop for Container {
         }
     }
 }
+
+/// A block device in a file that is in a file system of `bytes`, and claims four times as much. Dropping removes all.
+pub struct Disk {
+    directory: PathBuf,
+    pub device: PathBuf,
+}
+
+impl Disk {
+    /// [`None`], after saying so, where there is no losetup; with `TAPIO_REQUIRE=all` that fails the test.
+    pub fn make(bytes: u64) -> Option<Self> {
+        let directory = std::env::temp_dir().join(format!("tapio-disk-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let mut disk = Self { directory, device: PathBuf::new() };
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&disk.directory).status();
+        let file = disk.directory.join("disk");
+        let made = mounted.is_ok_and(|status| status.success())
+            && fs::File::create(&file).and_then(|file| file.set_len(bytes * 4)).is_ok();
+        let found = made.then(|| Command::new("losetup").args(["--find", "--show"]).arg(&file).output());
+        match found {
+            Some(Ok(output)) if output.status.success() => {
+                disk.device = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+                Some(disk)
+            }
+            other => {
+                println!("SKIP: needs mount, losetup and a free loop device: {other:?}");
+                assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What was not made cannot be undone.
+        if !self.device.as_os_str().is_empty() {
+            let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+        }
+        let _ = Command::new("umount").arg(&self.directory).status();
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
