@@ -302,3 +302,35 @@ fn join(thread: JoinHandle<()>) {
         tracing::error!("a thread panicked");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulk_rings_take_at_most_a_quarter_of_the_internal_budget_unless_that_is_too_little() {
+        let cpus = tapio_probes::possible_cpus().expect("/sys is mounted");
+        for max_memory_mb in [16, 100, 500, 4000] {
+            let mut config = Config::default();
+            config.resources.max_memory_mb = max_memory_mb;
+            let budget = Budget::of(&config);
+            let ring = budget.bulk_ring_bytes as usize;
+            let internal = (max_memory_mb as f64 * 1_048_576.0 * INTERNAL_SHARE) as usize;
+            assert!(ring.is_power_of_two());
+            assert!(ring == BULK_RING_BYTES_MIN || ring > BULK_RING_BYTES_MIN && ring * cpus <= internal / 4, "{ring}");
+        }
+    }
+
+    #[test]
+    fn what_is_switched_off_is_not_loaded() {
+        let mut config = Config::default();
+        let disabled = |config: &Config| load_config(config).disabled;
+        assert!(disabled(&config).is_empty());
+        config.collectors.ebpf.enable_network = false;
+        assert!(disabled(&config).iter().all(|name| name.starts_with("tcp_")) && disabled(&config).len() == 4);
+        config.collectors.ebpf.enable_network = true;
+        config.collectors.ebpf.enable_memory = false;
+        let known = |name: &String| tapio_probes::PROGRAMS.iter().any(|program| program.name == name);
+        assert!(disabled(&config).iter().all(known) && disabled(&config).len() == 5);
+    }
+}

@@ -82,13 +82,25 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 	if (!tuning || (!error && (!latency || latency < *(volatile u64 *)&tuning->block_io_slow_ns)))
 		return 0;
 	operation = BPF_CORE_READ(request, cmd_flags) & REQ_OP_MASK;
-	if (operation == REQ_OP_SECURE_ERASE)
+	switch (operation) {
+	case REQ_OP_READ:
+	case REQ_OP_DISCARD:
+		break;
+	case REQ_OP_WRITE:
+	case REQ_OP_WRITE_ZEROES:
+		/* Who wants a flush sends a write of nothing. */
+		operation = bytes ? REQ_OP_WRITE : REQ_OP_FLUSH;
+		break;
+	case REQ_OP_SECURE_ERASE:
 		operation = REQ_OP_DISCARD;
-	else if (operation == REQ_OP_WRITE_ZEROES)
-		operation = REQ_OP_WRITE;
-	/* Zone management, and commands that a program handed to the drive. */
-	if (operation > REQ_OP_DISCARD)
+		break;
+	default:
+		/*
+		 * Zone management; commands that a program handed to the drive; and the flush that the kernel makes of what
+		 * was said above, which the latency of who wants it includes.
+		 */
 		return 0;
+	}
 	record = bulk_begin(KIND_BLOCK_IO, sizeof(*record));
 	if (!record)
 		return 0;

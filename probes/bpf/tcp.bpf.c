@@ -11,6 +11,7 @@
 #include "task.h"
 
 #define CONNECTIONS_MAX 16384
+#define CLOSED_MAX 1024
 #define LISTENERS_MAX 1024
 
 #define AF_INET 2
@@ -57,6 +58,14 @@ struct {
 	__type(key, u64);
 	__type(value, struct connection);
 } connections SEC(".maps");
+
+/* A process that gives a connection up closes it first and is seen to send the reset only then. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CLOSED_MAX);
+	__type(key, u64);
+	__type(value, struct connection);
+} closed SEC(".maps");
 
 struct listener_key {
 	u64 net;
@@ -243,7 +252,11 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	if (new != CLOSE)
 		return 0;
 	if (old == LISTEN) {
-		bpf_map_delete_elem(&listeners, &listener);
+		struct owner *owner = bpf_map_lookup_elem(&listeners, &listener);
+
+		/* Not when one of several processes that share the port ends, and another was the last to listen. */
+		if (owner && owner->pid == (u32)(bpf_get_current_pid_tgid() >> 32))
+			bpf_map_delete_elem(&listeners, &listener);
 		return 0;
 	}
 	connection = bpf_map_lookup_elem(&connections, &key);
@@ -251,16 +264,24 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		tell(sk, connection, failure(sk));
 	else if (old != SYN_RECV && old != CLOSE)
 		tell(sk, connection, CHANGE_CLOSED);
-	bpf_map_delete_elem(&connections, &key);
+	if (connection) {
+		bpf_map_update_elem(&closed, &key, connection, BPF_ANY);
+		bpf_map_delete_elem(&connections, &key);
+	}
 	return 0;
 }
 
 static __always_inline int happened(struct sock *sk, enum change change)
 {
 	u64 key = (u64)sk;
+	struct connection *connection;
 
-	if (sk)
-		tell(sk, bpf_map_lookup_elem(&connections, &key), change);
+	if (!sk)
+		return 0;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection && BPF_CORE_READ(sk, __sk_common.skc_state) == CLOSE)
+		connection = bpf_map_lookup_elem(&closed, &key);
+	tell(sk, connection, change);
 	return 0;
 }
 

@@ -9,12 +9,16 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{Container, Disk, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
+use lab::{
+    Container, Disk, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim, victim_without_neighbours,
+};
+use rustix::net::{AddressFamily, SocketType};
 use tapio_probes::record::{BlockIo, CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Reclaim, Signal, Tcp, text};
 use tapio_probes::{Counter, LoadConfig, State, Tuning};
 use tapio_ringbuf::{Poller, WakeupFlag};
@@ -376,6 +380,15 @@ fn start_with_own_traffic() -> Session {
     Session::start_with(&LoadConfig { own_pid: None, ..LoadConfig::default() })
 }
 
+/// An address that is taken, but where nobody listens, for as long as the socket lives.
+fn nobody(own: SocketAddr) -> (OwnedFd, SocketAddr) {
+    let family = if own.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &own).unwrap();
+    let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+    (socket, address)
+}
+
 /// As records have addresses.
 fn mapped(address: SocketAddr) -> [u8; 16] {
     match address {
@@ -386,7 +399,11 @@ fn mapped(address: SocketAddr) -> [u8; 16] {
 
 const ESTABLISHED: u8 = 1;
 const REFUSED: u8 = 2;
+const TIMED_OUT: u8 = 3;
 const CLOSED: u8 = 4;
+const SYN_RETRANSMITTED: u8 = 6;
+const RESET_SENT: u8 = 7;
+const RESET_RECEIVED: u8 = 8;
 
 #[test]
 fn a_refused_connection_names_who_tried_and_where() {
@@ -395,7 +412,7 @@ fn a_refused_connection_names_who_tried_and_where() {
     }
     let mut session = start_with_own_traffic();
     for own in [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))] {
-        let nobody = TcpListener::bind(own).unwrap().local_addr().unwrap();
+        let (_socket, nobody) = nobody(own);
         TcpStream::connect(nobody).unwrap_err();
         let tcp: Tcp =
             session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == nobody.port() && tcp.change == REFUSED);
@@ -450,6 +467,48 @@ fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
             assert_eq!((closed.bytes_sent, closed.bytes_received), (sent, received));
         }
     }
+}
+
+#[test]
+fn a_connection_that_nobody_answers_is_tried_again_and_times_out() {
+    if !can_run("a_connection_that_nobody_answers_is_tried_again_and_times_out") {
+        return;
+    }
+    let mut session = Session::start();
+    let mut child = Killed(victim_without_neighbours("connect 4242 192.0.2.7").spawn().unwrap());
+    let pid = child.0.id();
+    let code = child.0.wait().unwrap().code();
+    if code == Some(77) && !std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all") {
+        println!("SKIP: needs a network namespace with a veth pair (iproute2)");
+        return;
+    }
+    assert_eq!(code, Some(1));
+    for change in [SYN_RETRANSMITTED, TIMED_OUT] {
+        let tcp: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.header.pid == pid && tcp.change == change);
+        assert_eq!(tcp.destination, Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets());
+        assert_eq!((tcp.destination_port, tcp.active), (4242, 1));
+        assert!(tcp.duration_ns > 900_000_000, "{tcp:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_is_reset_is_told_by_both_sides() {
+    if !can_run("a_connection_that_is_reset_is_told_by_both_sides") {
+        return;
+    }
+    let mut session = start_with_own_traffic();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    stream.write_all(b"never read").unwrap();
+    // Unread data makes it a reset.
+    drop(accepted);
+    let sent: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.source_port == port && tcp.change == RESET_SENT);
+    let received: Tcp =
+        session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == port && tcp.change == RESET_RECEIVED);
+    assert_eq!((sent.active, received.active), (0, 1));
+    assert_eq!((sent.header.pid, received.header.pid), (std::process::id(), std::process::id()));
 }
 
 #[test]
@@ -515,7 +574,7 @@ fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run()
     let disabled = ["tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(str::to_owned).to_vec();
     let mut session = Session::start_with(&LoadConfig { own_pid: None, disabled, ..LoadConfig::default() });
     let controls = session.probes().controls();
-    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let (_socket, nobody) = nobody(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let mut refusals = |bulk_sampling| {
         controls.set(Tuning { bulk_sampling, ..controls.get() }).unwrap();
         let before = session.seen.len();
@@ -523,7 +582,7 @@ fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run()
             TcpStream::connect(nobody).unwrap_err();
         }
         session.all_of(Kind::Tcp, |_: &Tcp| true);
-        let of_port = |tcp: Tcp| tcp.destination_port == nobody.port();
+        let of_port = |tcp: Tcp| tcp.destination_port == nobody.port() && tcp.change == REFUSED;
         session.seen[before..].iter().filter(|record| record.kind == Kind::Tcp && of_port(record.get())).count()
     };
     assert_eq!(refusals(1), 100);
@@ -546,7 +605,7 @@ fn the_ledger_closes_exactly_when_tiny_bulk_rings_overflow() {
     let capacity = session.probes().bulk_ring_bytes();
     let rings = session.probes().bulk_rings().count();
     assert_eq!(rings, session.probes().possible_cpus());
-    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let (_socket, nobody) = nobody(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     for _ in 0..rings * capacity / size_of::<Tcp>() + 1 {
         TcpStream::connect(nobody).unwrap_err();
     }
@@ -567,7 +626,7 @@ fn a_bulk_record_wakes_the_reader_only_when_it_sleeps() {
     }
     session.drain();
     let _ = poller.wait(Some(Duration::ZERO)).unwrap();
-    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let (_socket, nobody) = nobody(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     TcpStream::connect(nobody).unwrap_err();
     assert!(poller.wait(Some(Duration::from_millis(200))).unwrap().is_empty(), "nobody sleeps");
     session.drain();

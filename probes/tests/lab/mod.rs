@@ -148,6 +148,20 @@ pub fn victim(how: &str) -> Command {
     command
 }
 
+/// The victim in a network of its own, 192.0.2.0/24, where nobody answers; it asks for a connection only twice. Ends with
+/// status 77 where there is no such network.
+pub fn victim_without_neighbours(how: &str) -> Command {
+    let script = format!(
+        "{{ ip link add near type veth peer name far && ip addr add 192.0.2.1/24 dev near && ip link set near up && \
+         ip link set far up && ip neigh add 192.0.2.7 lladdr 02:00:00:00:00:07 dev near && \
+         echo 1 > /proc/sys/net/ipv4/tcp_syn_retries; }} || exit 77; exec {} {how}",
+        victim_path().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", &script]);
+    command
+}
+
 /// The compiled `victim.c`: the one beside this executable on a machine without a compiler, otherwise a fresh one.
 fn victim_path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();

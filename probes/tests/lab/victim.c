@@ -68,12 +68,12 @@ static int segv(void)
 	return 1;
 }
 
-static int connect_to(const char *port)
+static int connect_to(const char *port, const char *host)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(atoi(port)) };
 	int fd = socket(AF_INET, SOCK_STREAM, 0);
 
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	inet_pton(AF_INET, host, &address.sin_addr);
 	return connect(fd, (struct sockaddr *)&address, sizeof(address)) ? 1 : 0;
 }
 
@@ -94,6 +94,6 @@ int main(int argc, char **argv)
 	if (!strcmp(how, "threads-race"))
 		return threads_race();
 	if (!strcmp(how, "connect") && argc > 2)
-		return connect_to(argv[2]);
+		return connect_to(argv[2], argc > 3 ? argv[3] : "127.0.0.1");
 	return 2;
 }
