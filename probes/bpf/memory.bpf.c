@@ -3,13 +3,12 @@
  * Who stands still to win memory back, for how long, and because of which shortage: the node's or a cgroup's limit?
  *
  * mm_vmscan_direct_reclaim_begin/end and mm_vmscan_memcg_reclaim_begin/end → reclaim_record. The stalls of a cgroup's tasks
- * are added up here; a record leaves when the sum reaches reclaim_burst_ns. What is left of a sum when its cgroup stops
- * reclaiming is told with its next burst, or never.
+ * are added up here; a record leaves when the sum reaches reclaim_burst_ns, or when the OOM killer comes (oom.bpf.c). What is
+ * left of a sum when its cgroup stops reclaiming is told with its next burst, or never.
  */
-#include "task.h"
+#include "reclaim.h"
 
 #define RECLAIMING_TASKS_MAX 4096
-#define RECLAIMING_CGROUPS_MAX 2048
 
 /* Since when a thread reclaims. */
 struct {
@@ -18,24 +17,6 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } reclaiming SEC(".maps");
-
-struct stall_key {
-	u64 cgroup_id;
-	u64 memcg;
-};
-
-/* Not yet told. */
-struct stall {
-	s64 ns;
-	s64 pages;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, RECLAIMING_CGROUPS_MAX);
-	__type(key, struct stall_key);
-	__type(value, struct stall);
-} stalls SEC(".maps");
 
 static __always_inline int reclaim_begins(void)
 {
@@ -54,8 +35,7 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	struct task_struct *task = current_task();
 	struct stall_key key = { .memcg = memcg };
 	struct stall none = {}, *stall;
-	struct reclaim_record *record;
-	s64 ns, all_pages;
+	u64 ns;
 
 	if (!since || !tuning)
 		return 0;
@@ -71,22 +51,7 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	}
 	__sync_fetch_and_add(&stall->ns, ns);
 	__sync_fetch_and_add(&stall->pages, pages);
-	ns = *(volatile s64 *)&stall->ns;
-	all_pages = *(volatile s64 *)&stall->pages;
-	if (ns <= 0 || ns < (s64)tuning->reclaim_burst_ns)
-		return 0;
-	/* Two CPUs may get here with the same sum: it is then below 0, and that much must come before the next record. */
-	__sync_fetch_and_add(&stall->ns, -ns);
-	__sync_fetch_and_add(&stall->pages, -all_pages);
-
-	record = bulk_begin(KIND_RECLAIM, sizeof(*record));
-	if (!record)
-		return 0;
-	set_subject(&record->header, task);
-	record->stall_ns = ns;
-	record->pages_reclaimed = all_pages > 0 ? all_pages : 0;
-	record->memcg = memcg;
-	bulk_end(record);
+	tell_stall(&key, task, *(volatile u64 *)&tuning->reclaim_burst_ns);
 	return 0;
 }
 

@@ -547,9 +547,23 @@ fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
     if !can_run("a_container_at_its_limit_reclaims_in_a_burst_before_it_dies") {
         return;
     }
-    let tuning = Tuning { reclaim_burst_ns: 100_000, ..Tuning::default() };
+    let burst_ns = 20_000;
+    let reclaims = stalls_before_the_oom_kill(7, burst_ns);
+    assert!(reclaims[0].stall_ns >= burst_ns, "{reclaims:?}");
+}
+
+#[test]
+fn stalls_too_short_for_a_burst_are_told_when_the_oom_killer_comes() {
+    if can_run("stalls_too_short_for_a_burst_are_told_when_the_oom_killer_comes") {
+        let reclaims = stalls_before_the_oom_kill(8, u64::MAX >> 1);
+        assert_eq!(reclaims.len(), 1);
+    }
+}
+
+fn stalls_before_the_oom_kill(number: u32, reclaim_burst_ns: u64) -> Vec<Reclaim> {
+    let tuning = Tuning { reclaim_burst_ns, ..Tuning::default() };
     let mut session = Session::start_with(&LoadConfig { tuning, ..LoadConfig::default() });
-    let container = Container::make(7);
+    let container = Container::make(number);
     container.limit(false, 32 * MIB);
     let mut child = container.spawn("eat");
     let pid = child.0.id();
@@ -560,10 +574,11 @@ fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
     assert!(!reclaims.is_empty());
     for reclaim in &reclaims {
         assert_eq!((reclaim.memcg, reclaim.pad), (1, [0; 7]));
-        assert!(reclaim.stall_ns >= tuning.reclaim_burst_ns && reclaim.stall_ns < 60_000_000_000, "{reclaim:?}");
+        assert!(reclaim.stall_ns > 0 && reclaim.stall_ns < 60_000_000_000, "{reclaim:?}");
     }
     assert_eq!(reclaims[0].header.pid, pid);
     assert!(reclaims[0].header.time_ns < oom.header.time_ns, "{reclaims:?} {oom:?}");
+    reclaims
 }
 
 #[test]
