@@ -13,7 +13,7 @@ use zerocopy::{Immutable, IntoBytes};
 /// Thresholds and sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// Of the bulk lane's records one in so many is kept, a CPU and kind: 1 keeps all, 0 none. What is left out is counted.
+    /// Of the bulk lane's records one in so many is kept, by lot: 1 keeps all, 0 none. What is left out is counted.
     pub bulk_sampling: u32,
     /// A block I/O that took longer is recorded; a failed one always is.
     pub block_io_slow_ns: u64,

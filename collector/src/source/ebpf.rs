@@ -143,6 +143,8 @@ impl EbpfSource {
         }
         if let Some(probes) = self.probes.take() {
             probes.detach();
+            // A program that began before may still be at work, which takes it microseconds.
+            std::thread::sleep(self.linger);
         }
         loop {
             self.pass(&mut intake, true)?;
@@ -221,5 +223,62 @@ impl EbpfSource {
         // What was sampled away in the meantime left no record that would bring this about.
         self.state_counters(intake);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use tapio_probes::Tuning;
+    use tapio_wire::event::{Detail, SOURCES, Source};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::identity::Identity;
+    use crate::intake::Shared;
+    use crate::queue::Queues;
+
+    #[test]
+    fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP bulk_events_arrive_and_the_books_close_while_the_kernel_samples: needs root and BPF");
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let (queues, _parker) = Queues::new(1024);
+        let shared = Shared::for_config(&Config::default(), queues);
+        let tuning = Tuning { bulk_sampling: 2, ..Tuning::default() };
+        let load = LoadConfig { own_pid: None, tuning, ..LoadConfig::default() };
+        let stop = Arc::new(Stop::new().expect("an eventfd"));
+        let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
+        let controls = source.controls().expect("it was not stopped");
+        let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+        let running = std::thread::spawn(move || source.run(intake));
+
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let server = listener.local_addr().expect("it is bound");
+        for _ in 0..100 {
+            drop(TcpStream::connect(server).expect("it listens"));
+            drop(listener.accept().expect("it connected"));
+        }
+        controls.set(Tuning { bulk_sampling: 1, ..tuning }).expect("it can be set");
+        drop(TcpStream::connect(server).expect("it listens"));
+        stop.set();
+        running.join().expect("no panic").expect("no error");
+
+        let (mut popped, mut connections) = (0, 0);
+        while let Some((_, body)) = shared.queues.pop(true) {
+            popped += body.events.len() as u64;
+            let of_server =
+                |detail: &Detail| matches!(detail, Detail::Tcp(tcp) if tcp.destination_port == server.port());
+            connections += body.events.iter().filter(|event| of_server(&event.body)).count();
+        }
+        assert!((50..=200).contains(&connections), "{connections}");
+        let ledger = shared.books.snapshot(&[0; SOURCES]);
+        let account = ledger.account(Source::Ebpf);
+        let dropped = account.dropped.iter().flatten().sum::<u64>();
+        assert!(account.dropped[Stage::Filter as usize][Reason::Sampled as usize] >= 150, "{account:?}");
+        assert_eq!(account.emitted, popped + dropped, "{account:?}");
     }
 }
