@@ -13,7 +13,7 @@ enum { REQ_OP_READ, REQ_OP_WRITE, REQ_OP_FLUSH, REQ_OP_DISCARD, REQ_OP_SECURE_ER
 
 #define EIO 5
 
-/* Since 5.16 the tracepoint has a blk_status_t, which is positive; until then a negative errno. */
+/* The tracepoint has a blk_status_t, which is positive; on older kernels a negative errno. */
 static __always_inline s32 as_errno(s32 error)
 {
 	/* By BLK_STS_*: not supported, timeout, no space, transport, target, reservation, medium, protection, resource, I/O. */

@@ -236,7 +236,7 @@ struct request {
 	u64 start_time_ns;
 };
 
-/* Until 5.16; since then the queue knows the disk. */
+/* Gone since 5.17; since 5.15 the queue knows the disk. */
 struct request___before_5_17 {
 	struct gendisk *rq_disk;
 };
