@@ -41,6 +41,10 @@ fn resident_bytes(pid: u32) -> u64 {
     resident * rustix::param::page_size() as u64
 }
 
+fn sleeps(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives").contains(") S ")
+}
+
 /// A child with nothing to say.
 fn run(command: &mut Command) -> u32 {
     let mut child = command.spawn().expect("it starts");
@@ -239,7 +243,8 @@ fn an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory() {
     let victim = container.spawn("hold");
     let pid = victim.0.id();
     fs::write(format!("/proc/{pid}/oom_score_adj"), "1000").unwrap();
-    while resident_bytes(pid) < 18 * MIB {
+    // It has all it wants when it sleeps; until then it could be the one that runs into the limit.
+    while resident_bytes(pid) < 18 * MIB || !sleeps(pid) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let eater = container.spawn("eat");
