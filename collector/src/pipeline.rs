@@ -37,6 +37,8 @@ use crate::source::shm::{ShmError, ShmSource};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// The share of `max_memory_mb` that rings, queues and outbox are sized by.
 const INTERNAL_SHARE: f64 = 0.7;
+/// The least that a CPU's bulk ring has: some 700 records.
+const BULK_RING_BYTES_MIN: usize = 64 << 10;
 
 /// Why the collector cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,8 @@ pub enum StartError {
 /// Sizes derived from the memory budget.
 struct Budget {
     lethal_ring_bytes: u32,
+    /// Of each CPU.
+    bulk_ring_bytes: u32,
     queue_batches: usize,
     outbox_bytes: usize,
 }
@@ -72,12 +76,18 @@ impl Budget {
         let event_bytes = size_of::<tapio_wire::event::Event>();
         let batch_bytes = config.grpc.max_batch_size * event_bytes;
         let lethal_ring_bytes = (internal / 32).next_power_of_two().clamp(256 << 10, 4 << 20);
+        // Where this cannot be told no probe can be loaded.
+        let cpus = tapio_probes::possible_cpus().unwrap_or(1);
+        // Together at most a quarter of the internal budget, unless the least that is useful is more.
+        let bulk_ring_bytes = (1usize << (internal / 4 / cpus).max(1).ilog2()).clamp(BULK_RING_BYTES_MIN, 1 << 20);
         // Bodies wait in the bulk queue, in the pool and in hands: three times what the queue holds.
         let queue_batches = (config.collector.buffer_size / config.grpc.max_batch_size).max(2);
         let queue_batches = queue_batches.min(internal / 4 / batch_bytes).max(2);
-        let outbox_bytes = internal.saturating_sub(lethal_ring_bytes + 3 * queue_batches * batch_bytes);
+        let outbox_bytes =
+            internal.saturating_sub(lethal_ring_bytes + cpus * bulk_ring_bytes + 3 * queue_batches * batch_bytes);
         Self {
             lethal_ring_bytes: lethal_ring_bytes as u32,
+            bulk_ring_bytes: bulk_ring_bytes as u32,
             queue_batches,
             outbox_bytes: outbox_bytes.max(internal / 4),
         }
@@ -86,8 +96,10 @@ impl Budget {
 
 /// The probes' part of the configuration.
 pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
+    let budget = Budget::of(config);
     let mut load = tapio_probes::LoadConfig {
-        lethal_ring_bytes: Budget::of(config).lethal_ring_bytes,
+        lethal_ring_bytes: budget.lethal_ring_bytes,
+        bulk_ring_bytes: budget.bulk_ring_bytes,
         own_pid: Some(std::process::id()),
         ..tapio_probes::LoadConfig::default()
     };
@@ -96,7 +108,11 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
         load.disabled.extend(["process_exec".into(), "process_exit".into(), "signal_sent".into()]);
     }
     if !config.collectors.ebpf.enable_memory {
-        load.disabled.push("oom_victim".into());
+        let names = ["oom_victim", "reclaim_begin", "reclaim_end", "reclaim_mcg_begin", "reclaim_mcg_end"];
+        load.disabled.extend(names.map(Into::into));
+    }
+    if !config.collectors.ebpf.enable_network {
+        load.disabled.extend(["tcp_state", "tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(Into::into));
     }
     load
 }
@@ -284,5 +300,37 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<Joi
 fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         tracing::error!("a thread panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulk_rings_take_at_most_a_quarter_of_the_internal_budget_unless_that_is_too_little() {
+        let cpus = tapio_probes::possible_cpus().expect("/sys is mounted");
+        for max_memory_mb in [16, 100, 500, 4000] {
+            let mut config = Config::default();
+            config.resources.max_memory_mb = max_memory_mb;
+            let budget = Budget::of(&config);
+            let ring = budget.bulk_ring_bytes as usize;
+            let internal = (max_memory_mb as f64 * 1_048_576.0 * INTERNAL_SHARE) as usize;
+            assert!(ring.is_power_of_two());
+            assert!(ring == BULK_RING_BYTES_MIN || ring > BULK_RING_BYTES_MIN && ring * cpus <= internal / 4, "{ring}");
+        }
+    }
+
+    #[test]
+    fn what_is_switched_off_is_not_loaded() {
+        let mut config = Config::default();
+        let disabled = |config: &Config| load_config(config).disabled;
+        assert!(disabled(&config).is_empty());
+        config.collectors.ebpf.enable_network = false;
+        assert!(disabled(&config).iter().all(|name| name.starts_with("tcp_")) && disabled(&config).len() == 4);
+        config.collectors.ebpf.enable_network = true;
+        config.collectors.ebpf.enable_memory = false;
+        let known = |name: &String| tapio_probes::PROGRAMS.iter().any(|program| program.name == name);
+        assert!(disabled(&config).iter().all(known) && disabled(&config).len() == 5);
     }
 }

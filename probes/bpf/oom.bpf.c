@@ -2,9 +2,10 @@
 /*
  * Whom did the OOM killer choose, who asked for the memory, and which limit left no room?
  *
- * mark_victim → oom_record. Limit and usage are read here because they are different, or gone, a moment later.
+ * mark_victim → oom_record. Limit and usage are read here because they are different, or gone, a moment later. Before it, as a
+ * reclaim_record, how long the allocator's cgroup stood still to win memory back: the last is often too short for a burst.
  */
-#include "task.h"
+#include "reclaim.h"
 
 #define CGROUP_DEPTH_MAX 12
 /* More than any machine has: a limit that is none is some 2^51 or 2^52 pages, by the page size. */
@@ -107,13 +108,18 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 	bool is_task = subject >> 32;
 	struct task_struct *allocator = current_task();
 	struct task_struct *victim = is_task ? (struct task_struct *)subject : find_task(subject);
-	struct oom_record *record = record_begin(KIND_OOM, sizeof(*record));
+	struct stall_key of_node = { .cgroup_id = task_cgroup_id(allocator) };
+	struct stall_key of_cgroup = { .cgroup_id = of_node.cgroup_id, .memcg = 1 };
+	struct oom_record *record;
 
+	tell_stall(&of_cgroup, allocator, 1);
+	tell_stall(&of_node, allocator, 1);
+	record = record_begin(KIND_OOM, sizeof(*record));
 	if (!record)
 		return 0;
 	record->allocator_pid = BPF_CORE_READ(allocator, tgid);
 	record->allocator_tid = BPF_CORE_READ(allocator, pid);
-	record->allocator_cgroup_id = task_cgroup_id(allocator);
+	record->allocator_cgroup_id = of_node.cgroup_id;
 	task_comm(allocator, record->allocator_comm);
 	if (victim) {
 		struct mm_struct *mm = BPF_CORE_READ(victim, mm);

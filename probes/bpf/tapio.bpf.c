@@ -3,9 +3,12 @@
  * Every question in one object, so that all programs share the rings and counters without a file system to pin them in.
  * Each program is still loaded and attached by itself.
  */
+#include "block.bpf.c"
 #include "cgroup.bpf.c"
+#include "memory.bpf.c"
 #include "oom.bpf.c"
 #include "process.bpf.c"
 #include "signal.bpf.c"
+#include "tcp.bpf.c"
 
 char _license[] SEC("license") = "GPL";

@@ -6,23 +6,27 @@
 //!
 //! What holds:
 //! - One program that a kernel lacks or refuses never stops the others; the reason is in its verdict.
-//! - Every record that was attempted is counted as emitted, every one that found its ring full as dropped too. What the
-//!   reader takes out is the difference, exactly: see [`counter_index`].
+//! - Every record that was attempted is counted as emitted; every one that found its ring full as dropped too, and every one
+//!   that sampling left out as sampled too. What the reader takes out is the rest, exactly: see [`counter_index`].
 //! - No program outlives its [`Probes`]: nothing is pinned.
 //!
 //! ```text
 //!  bpf/process.bpf.c ┐                                       ┌► lethal_ring    records, see `record`
-//!  bpf/oom.bpf.c     ├─ bpf/tapio.bpf.c ─ object ─ loader ───┼► counters_map   u64[cpu][kind][emitted, dropped]
-//!  bpf/signal.bpf.c  │  one object: the      │               ├► control_map    u32 need_wakeup
-//!  bpf/cgroup.bpf.c  ┘  maps are shared      └─ attach       └► verdicts       one a program
+//!  bpf/oom.bpf.c     ├─ bpf/tapio.bpf.c ─ object ─ loader ───┼► bulk_rings     the same, one ring a CPU
+//!  bpf/signal.bpf.c  │  one object: the      │               ├► counters_map   u64[cpu][kind][emitted, dropped, sampled]
+//!  bpf/tcp.bpf.c     │  maps are shared      │               ├► control_map    u32 need_wakeup
+//!  …                 ┘                       └─ attach       ├► controls       what may change while the programs run
+//!                                                            └► verdicts       one a program
 //! ```
 #![forbid(unsafe_code)]
 
 mod attach;
+mod controls;
 mod loader;
 mod object;
 pub mod record;
 
 pub use attach::{State, Verdict};
-pub use loader::{Error, LoadConfig, Probes};
+pub use controls::{Controls, Tuning};
+pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};

@@ -8,14 +8,19 @@ use std::error::Error as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use aya::maps::{Map, MapData, MapError};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
 use aya::programs::Program;
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
-use crate::object::{CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo, object};
+use crate::controls::{Controls, Tuning};
+use crate::object::{
+    BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo,
+    TUNING, object,
+};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -27,7 +32,11 @@ const RING_BYTES_MAX: u32 = 1 << 30;
 pub struct LoadConfig {
     /// Size of the lethal lane's ring; rounded up to a power of two of pages.
     pub lethal_ring_bytes: u32,
-    /// The process that reads the records: its own execs, and signals sent to it, are not recorded.
+    /// Size of each CPU's ring of the bulk lane; rounded up likewise.
+    pub bulk_ring_bytes: u32,
+    /// Thresholds and sampling to begin with, see [`Probes::controls`].
+    pub tuning: Tuning,
+    /// The process that reads the records: its own execs and connections, and signals sent to it, are not recorded.
     pub own_pid: Option<u32>,
     /// Which signals are recorded, see [`crate::signal_mask`].
     pub signal_mask: u64,
@@ -41,6 +50,8 @@ impl Default for LoadConfig {
     fn default() -> Self {
         Self {
             lethal_ring_bytes: 1 << 20,
+            bulk_ring_bytes: 256 << 10,
+            tuning: Tuning::default(),
             own_pid: Some(std::process::id()),
             signal_mask: DEFAULT_SIGNAL_MASK,
             btf: None,
@@ -108,6 +119,9 @@ fn program_names() -> String {
 #[derive(Debug)]
 pub struct Probes {
     object: Ebpf,
+    bulk: Vec<MapData>,
+    bulk_ring_bytes: usize,
+    controls: Arc<Controls>,
     verdicts: Vec<Verdict>,
     lethal_ring_bytes: usize,
     possible_cpus: usize,
@@ -122,6 +136,7 @@ impl Probes {
             }
         }
         let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
+        let bulk_ring_bytes = ring_bytes(config.bulk_ring_bytes)?;
         let possible_cpus = possible_cpus()?;
         let btf = read_btf(config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?;
         lift_memory_lock_limit();
@@ -135,14 +150,26 @@ impl Probes {
             .verifier_log_level(VerifierLogLevel::DEBUG)
             .map_max_entries(LETHAL, lethal_ring_bytes)
             .map_max_entries(COUNTERS, counters)
+            .map_max_entries(BULK, possible_cpus as u32)
             .override_global("own_tgid", &own_tgid, true)
             .override_global("signal_mask", &config.signal_mask, true)
             .override_global("page_bytes", &page_bytes, true)
             .load(object())
             .map_err(object_error)?;
 
+        let (bulk, bulk_ring_bytes) = make_bulk_rings(&mut object, bulk_ring_bytes)?;
+        let tuning = Array::try_from(take(&mut object, TUNING)).and_then(|map| Controls::new(map, config.tuning));
+        let controls = Arc::new(tuning.map_err(|error| object_error(error.into()))?);
         let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
-        Ok(Self { object, verdicts, lethal_ring_bytes: lethal_ring_bytes as usize, possible_cpus })
+        Ok(Self {
+            object,
+            bulk,
+            bulk_ring_bytes: bulk_ring_bytes as usize,
+            controls,
+            verdicts,
+            lethal_ring_bytes: lethal_ring_bytes as usize,
+            possible_cpus,
+        })
     }
 
     /// How every program of [`crate::PROGRAMS`] fared, in that order.
@@ -158,6 +185,21 @@ impl Probes {
     /// Size of the lethal ring's data: a power of two, at least a page.
     pub fn lethal_ring_bytes(&self) -> usize {
         self.lethal_ring_bytes
+    }
+
+    /// The rings of the bulk lane, by CPU number; one for each of [`Self::possible_cpus`].
+    pub fn bulk_rings(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.bulk.iter().map(|ring| ring.fd().as_fd())
+    }
+
+    /// Size of each bulk ring's data: a power of two, at least a page. Before Linux 5.10 it is 64 KiB whatever was asked for.
+    pub fn bulk_ring_bytes(&self) -> usize {
+        self.bulk_ring_bytes
+    }
+
+    /// What may be changed while the programs run.
+    pub fn controls(&self) -> Arc<Controls> {
+        Arc::clone(&self.controls)
     }
 
     /// One page that can be mapped; at its start the `u32` that the reader sets to 1 before it sleeps.
@@ -198,7 +240,7 @@ impl Probes {
     }
 
     fn map(&self, name: &str) -> BorrowedFd<'_> {
-        // The object defines all three, so loading it would have failed without.
+        // The object defines them, so loading it would have failed without.
         match self.object.map(name).and_then(map_data) {
             Some(data) => data.fd().as_fd(),
             None => unreachable!("the object has no map {name}"),
@@ -211,6 +253,38 @@ fn map_data(map: &Map) -> Option<&MapData> {
         Map::RingBuf(data) | Map::Array(data) => Some(data),
         _ => None,
     }
+}
+
+fn take(object: &mut Ebpf, name: &str) -> Map {
+    // As in [`Probes::map`].
+    object.take_map(name).unwrap_or_else(|| unreachable!("the object has no map {name}"))
+}
+
+/// Makes a ring for each CPU and puts it where the programs look for it. The outer map may go: the programs hold it.
+fn make_bulk_rings(object: &mut Ebpf, bytes: u32) -> Result<(Vec<MapData>, u32), Error> {
+    let outer = object.map_mut(BULK).unwrap_or_else(|| unreachable!("the object has no map {BULK}"));
+    let mut outer: ArrayOfMaps<_> = ArrayOfMaps::try_from(outer).map_err(|error| object_error(error.into()))?;
+    let mut rings = Vec::new();
+    let mut bytes = bytes;
+    for cpu in 0..outer.len() {
+        let mut ring = bulk_ring(bytes)?;
+        let mut put = outer.set(cpu, &ring, 0);
+        if put.is_err() && cpu == 0 && bytes != BULK_TEMPLATE_BYTES {
+            // Before 5.10 a map inside another must have the template's size.
+            bytes = BULK_TEMPLATE_BYTES;
+            ring = bulk_ring(bytes)?;
+            put = outer.set(cpu, &ring, 0);
+        }
+        put.map_err(|error| object_error(error.into()))?;
+        rings.push(ring);
+    }
+    Ok((rings, bytes))
+}
+
+fn bulk_ring(bytes: u32) -> Result<MapData, Error> {
+    let kind = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
+    let ring = aya_obj::Map::new_from_params(kind, 0, 0, bytes, 0);
+    MapData::create(ring, "bulk_ring", None).map_err(|error| object_error(error.into()))
 }
 
 /// Attaches what is not disabled. Only when nothing is attached and nothing was permitted, that is an error.
@@ -250,8 +324,11 @@ fn ring_bytes(bytes: u32) -> Result<u32, Error> {
     Ok(bytes.max(page).next_power_of_two())
 }
 
-/// CPU numbers may have holes: what counts is the highest.
-fn possible_cpus() -> Result<usize, Error> {
+/// One more than the highest CPU number that this machine can have; the numbers below it may have holes.
+///
+/// # Errors
+/// When `/sys` does not tell.
+pub fn possible_cpus() -> Result<usize, Error> {
     const PATH: &str = "/sys/devices/system/cpu/possible";
     let text = std::fs::read_to_string(PATH).map_err(|error| Error::Object(format!("cannot read {PATH}: {error}")))?;
     last_cpu(&text).map(|cpu| cpu + 1).ok_or_else(|| Error::Object(format!("{PATH} says {:?}", text.trim())))

@@ -9,13 +9,19 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ta
 
 /// Ring buffer of the lethal lane.
 pub(crate) const LETHAL: &str = "lethal";
+/// Array of ring buffers, one a CPU, of the bulk lane.
+pub(crate) const BULK: &str = "bulk";
+/// Size of the ring that the object declares for [`BULK`].
+pub(crate) const BULK_TEMPLATE_BYTES: u32 = 65536;
+/// One entry, see [`crate::Tuning`].
+pub(crate) const TUNING: &str = "tuning";
 /// Array of counters, see [`counter_index`].
 pub(crate) const COUNTERS: &str = "counters";
 /// One entry: `u32 need_wakeup`, then zeros.
 pub(crate) const CONTROL: &str = "control";
 
 const KINDS: usize = 64;
-const COUNTERS_PER_KIND: usize = 2;
+const COUNTERS_PER_KIND: usize = 3;
 /// How many counters a CPU has.
 pub(crate) const COUNTERS_PER_CPU: usize = KINDS * COUNTERS_PER_KIND;
 
@@ -30,13 +36,15 @@ const _: () = {
 /// Which of a kind's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Records that a program wanted to write, the dropped ones included.
+    /// Records that a program wanted to write, the dropped and the sampled ones included.
     Emitted = 0,
     /// Records that found the ring full.
     Dropped = 1,
+    /// Records of the bulk lane that sampling left out, see [`crate::Tuning::bulk_sampling`].
+    Sampled = 2,
 }
 
-/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped]`.
+/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled]`.
 pub fn counter_index(cpu: usize, kind: Kind, counter: Counter) -> usize {
     (cpu * KINDS + kind as usize) * COUNTERS_PER_KIND + counter as usize
 }
@@ -79,6 +87,10 @@ const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind
     ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8" }
 }
 
+const fn bulk(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
+    ProgramInfo { name, hook, lane: Lane::Bulk, produces, since: "5.8" }
+}
+
 /// Every program, in the order in which they are attached: what others depend on for identity comes first.
 pub const PROGRAMS: &[ProgramInfo] = &[
     lethal("cgroup_mkdir", "cgroup_mkdir", &[Kind::CgroupMkdir]),
@@ -87,6 +99,15 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     lethal("process_exit", "sched_process_exit", &[Kind::Exit]),
     lethal("oom_victim", "mark_victim", &[Kind::Oom]),
     lethal("signal_sent", "signal_generate", &[Kind::Signal]),
+    bulk("reclaim_begin", "mm_vmscan_direct_reclaim_begin", &[]),
+    bulk("reclaim_end", "mm_vmscan_direct_reclaim_end", &[Kind::Reclaim]),
+    bulk("reclaim_mcg_begin", "mm_vmscan_memcg_reclaim_begin", &[]),
+    bulk("reclaim_mcg_end", "mm_vmscan_memcg_reclaim_end", &[Kind::Reclaim]),
+    bulk("tcp_state", "inet_sock_set_state", &[Kind::Tcp]),
+    bulk("tcp_retransmit", "tcp_retransmit_skb", &[Kind::Tcp]),
+    bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp]),
+    bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp]),
+    bulk("block_complete", "block_rq_complete", &[Kind::BlockIo]),
 ];
 
 /// A set of signals as [`crate::LoadConfig::signal_mask`] wants it: bit `number - 1`, as in a `sigset_t`. Numbers outside 1
@@ -121,7 +142,7 @@ mod tests {
         let mut places = std::collections::HashSet::new();
         for cpu in 0..4 {
             for kind in Kind::ALL {
-                for counter in [Counter::Emitted, Counter::Dropped] {
+                for counter in [Counter::Emitted, Counter::Dropped, Counter::Sampled] {
                     let index = counter_index(cpu, kind, counter);
                     assert!(index < 4 * COUNTERS_PER_CPU);
                     assert!(places.insert(index));

@@ -46,7 +46,7 @@ pub enum Kind {
     CgroupRmdir = 6,
     /// A TCP connection changed: [`Tcp`].
     Tcp = 32,
-    /// A burst of memory reclaim ended: [`Reclaim`].
+    /// Stalls in memory reclaim added up to a burst: [`Reclaim`].
     Reclaim = 33,
     /// A block I/O was slow or failed: [`BlockIo`].
     BlockIo = 34,
@@ -257,31 +257,35 @@ record! {
 }
 
 record! {
-    /// A TCP connection changed.
+    /// A TCP connection changed. The subject is who connected, or listened; a connection older than the probes has a cgroup
+    /// and no process.
     Tcp, 96 {
         header: Header,
-        /// Since the connection attempt, nanoseconds.
+        /// Since the connection attempt, or since it was accepted, nanoseconds; 0 where that was before the probes.
         duration_ns: u64,
         /// IPv6, or IPv4 mapped into IPv6 (RFC 4291, section 2.5.5.2); network byte order.
         source: [u8; 16],
         destination: [u8; 16],
+        /// Ports are in the machine's byte order. The source is this side, whichever connected.
         source_port: u16,
         destination_port: u16,
-        /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent,
-        /// 8 reset received.
+        /// 1 established, 2 refused, 3 timed out (nobody answered, or there is no way), 4 closed, 5 retransmitted,
+        /// 6 SYN retransmitted, 7 reset sent, 8 reset received.
         change: u8,
         /// 1 when this side connected, 0 when it accepted.
         active: u8,
         pad: [u8; 2],
+        /// Payload of the connection so far; what was sent again counts once.
         bytes_sent: u64,
         bytes_received: u64,
     }
 }
 
 record! {
-    /// A burst of memory reclaim ended.
+    /// The stalls of a cgroup's tasks in memory reclaim added up to a burst. The subject is the task whose stall was the last.
     Reclaim, 56 {
         header: Header,
+        /// Since the cgroup's record before this, of all its tasks.
         stall_ns: u64,
         pages_reclaimed: u64,
         /// 1 for a memory cgroup's own limit, 0 for the node's.

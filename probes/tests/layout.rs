@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 
-use tapio_probes::record::{Cgroup, Exec, Exit, Header, Oom, Signal};
+use tapio_probes::record::{BlockIo, Cgroup, Exec, Exit, Header, Oom, Reclaim, Signal, Tcp};
 
 fn u16_at(bytes: &[u8], offset: usize) -> usize {
     usize::from(u16::from_ne_bytes(bytes[offset..offset + 2].try_into().unwrap()))
@@ -162,6 +162,15 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
             }),
         ),
         ("cgroup_record", layout!(Cgroup { header hierarchy level path_bytes pad path })),
+        (
+            "tcp_record",
+            layout!(Tcp {
+                header duration_ns source destination source_port destination_port change active pad bytes_sent
+                bytes_received
+            }),
+        ),
+        ("reclaim_record", layout!(Reclaim { header stall_ns pages_reclaimed memcg pad })),
+        ("block_io_record", layout!(BlockIo { header latency_ns bytes device error operation pad })),
     ];
     layouts.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect()
 }

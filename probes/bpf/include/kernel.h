@@ -159,4 +159,86 @@ struct trace_event_raw_sched_process_exit {
 	bool group_dead;
 };
 
+struct in6_addr {
+	u8 in6_u[16];
+};
+
+struct sock_common {
+	u32 skc_daddr;
+	u32 skc_rcv_saddr;
+	u16 skc_dport;
+	u16 skc_num;
+	u16 skc_family;
+	volatile u8 skc_state;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+	unsigned long skc_flags;
+	struct {
+		void *net;
+	} skc_net;
+};
+
+/* Since 5.15; until then it packed the pointer into val, unless that is odd. */
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+struct sock_cgroup_data___before_5_15 {
+	u64 val;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	struct sock_cgroup_data sk_cgrp_data;
+	u16 sk_protocol;
+	int sk_err;
+};
+
+struct inet_sock {
+	u16 inet_sport;
+};
+
+struct inet_connection_sock {
+	u8 icsk_retransmits;
+};
+
+struct tcp_sock {
+	u64 bytes_sent;
+	u64 bytes_retrans;
+	u64 bytes_received;
+};
+
+struct gendisk {
+	int major;
+	int first_minor;
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct blkcg_gq *bi_blkg;
+};
+
+struct request {
+	struct request_queue *q;
+	u32 cmd_flags;
+	struct bio *bio;
+	u64 start_time_ns;
+};
+
+/* Gone since 5.17; since 5.15 the queue knows the disk. */
+struct request___before_5_17 {
+	struct gendisk *rq_disk;
+};
+
 #pragma clang attribute pop

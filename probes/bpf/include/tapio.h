@@ -16,9 +16,14 @@ enum {
 	KIND_SIGNAL = 4,
 	KIND_CGROUP_MKDIR = 5,
 	KIND_CGROUP_RMDIR = 6,
+	KIND_TCP = 32,
+	KIND_RECLAIM = 33,
+	KIND_BLOCK_IO = 34,
 };
 
 #define CGROUP_V1_MEMORY (1ULL << 63)
+/* The root of version 2: its directory is inode 1. Where nothing better is known. */
+#define CGROUP_ROOT 1
 #define COMM_BYTES 16
 #define CGROUP_PATH_BYTES 256
 #define LIMIT_NAME_BYTES 128
@@ -100,6 +105,38 @@ struct cgroup_record {
 	char path[CGROUP_PATH_BYTES];
 };
 
+struct tcp_record {
+	struct header header;
+	u64 duration_ns;
+	u8 source[16];
+	u8 destination[16];
+	u16 source_port;
+	u16 destination_port;
+	u8 change;
+	u8 active;
+	u8 pad[2];
+	u64 bytes_sent;
+	u64 bytes_received;
+};
+
+struct reclaim_record {
+	struct header header;
+	u64 stall_ns;
+	u64 pages_reclaimed;
+	u8 memcg;
+	u8 pad[7];
+};
+
+struct block_io_record {
+	struct header header;
+	u64 latency_ns;
+	u64 bytes;
+	u32 device;
+	s32 error;
+	u8 operation;
+	u8 pad[7];
+};
+
 /* Keeps the layouts in the object's type information, where the test of src/record.rs finds them. */
 const volatile union {
 	struct exec_record exec;
@@ -107,6 +144,9 @@ const volatile union {
 	struct oom_record oom;
 	struct signal_record signal;
 	struct cgroup_record cgroup;
+	struct tcp_record tcp;
+	struct reclaim_record reclaim;
+	struct block_io_record block_io;
 } layouts = {};
 
 /* Set by the loader. */
@@ -120,8 +160,22 @@ struct {
 	__uint(max_entries, 4096);
 } lethal SEC(".maps");
 
+/* The template's size is a ring's where a kernel (before 5.10) takes no other inside. */
+struct bulk_ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 65536);
+};
+
+/* One ring a CPU, which the loader makes: a lock that all CPUs share would be the wall on a big node. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__array(values, struct bulk_ring);
+} bulk SEC(".maps");
+
 #define KINDS 64
-enum counter { COUNTER_EMITTED, COUNTER_DROPPED, COUNTERS };
+enum counter { COUNTER_EMITTED, COUNTER_DROPPED, COUNTER_SAMPLED, COUNTERS };
 
 /* u64[cpu][KINDS][COUNTERS], mapped by the reader; the loader sets the number of CPUs. */
 struct {
@@ -146,6 +200,23 @@ struct {
 	__type(value, struct control);
 } control SEC(".maps");
 
+/* What may change while the programs run. */
+struct tuning {
+	/* Of the bulk lane's records one in so many is kept: 1 keeps all, 0 none. */
+	u32 bulk_sampling;
+	u32 pad;
+	u64 block_io_slow_ns;
+	u64 reclaim_burst_ns;
+};
+
+/* Apart from control: the reader stores its flag there at any time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct tuning);
+} tuning SEC(".maps");
+
 /* Atomic: an interrupt's program may count on the same CPU between load and store. */
 static __always_inline void count(u16 kind, enum counter counter)
 {
@@ -154,6 +225,28 @@ static __always_inline void count(u16 kind, enum counter counter)
 
 	if (value)
 		__sync_fetch_and_add(value, 1);
+}
+
+static __always_inline struct tuning *tuned(void)
+{
+	u32 first = 0;
+
+	return bpf_map_lookup_elem(&tuning, &first);
+}
+
+static __always_inline void *bulk_ring_here(void)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+
+	return bpf_map_lookup_elem(&bulk, &cpu);
+}
+
+static __always_inline void fill_header(struct header *header, u16 kind, u16 bytes)
+{
+	header->kind = kind;
+	header->size = bytes;
+	header->cpu = bpf_get_smp_processor_id();
+	header->time_ns = bpf_ktime_get_boot_ns();
 }
 
 /* A zeroed record with its header but for the subject, or NULL, which is counted, when the ring is full. */
@@ -168,32 +261,83 @@ static __always_inline void *record_begin(u16 kind, u16 bytes)
 		return NULL;
 	}
 	__builtin_memset(header, 0, bytes);
-	header->kind = kind;
-	header->size = bytes;
-	header->cpu = bpf_get_smp_processor_id();
-	header->time_ns = bpf_ktime_get_boot_ns();
+	fill_header(header, kind, bytes);
 	return header;
+}
+
+/*
+ * The same in the bulk lane. NULL, which is counted, also when the record is sampled away: by lot, since whoever takes every
+ * second record of a series such as made, accepted, closed, closed may never see one of them.
+ */
+static __always_inline void *bulk_begin(u16 kind, u16 bytes)
+{
+	struct tuning *tuning = tuned();
+	struct header *header = NULL;
+	u32 one_in = tuning ? *(volatile u32 *)&tuning->bulk_sampling : 1;
+	void *ring;
+
+	count(kind, COUNTER_EMITTED);
+	if (one_in != 1 && (!one_in || bpf_get_prandom_u32() % one_in)) {
+		count(kind, COUNTER_SAMPLED);
+		return NULL;
+	}
+	ring = bulk_ring_here();
+	if (ring)
+		header = bpf_ringbuf_reserve(ring, bytes, 0);
+	if (!header) {
+		count(kind, COUNTER_DROPPED);
+		return NULL;
+	}
+	__builtin_memset(header, 0, bytes);
+	fill_header(header, kind, bytes);
+	return header;
+}
+
+static __always_inline volatile u32 *need_wakeup(void)
+{
+	u32 first = 0;
+	struct control *flags = bpf_map_lookup_elem(&control, &first);
+
+	return flags ? &flags->need_wakeup : NULL;
+}
+
+/* The only way to wake the reader without a record is to discard one. */
+static __always_inline void nudge(void *ring)
+{
+	void *nothing = bpf_ringbuf_reserve(ring, 8, 0);
+
+	if (nothing)
+		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
 }
 
 /*
  * Hands a record to the reader, and wakes the reader when the record cannot wait or the reader sleeps.
  *
- * The reader raises need_wakeup, issues a full barrier, looks at the ring once more and sleeps only if it is empty. The
+ * The reader raises need_wakeup, issues a full barrier, looks at the rings once more and sleeps only if they are empty. The
  * submit is a full barrier too (it exchanges the record's header), so of the reader's last look and the second look at
- * need_wakeup below at least one sees the other side. The only way to wake without a record is to discard one.
+ * need_wakeup below at least one sees the other side.
  */
 static __always_inline void record_end(void *record, bool at_once)
 {
-	u32 first = 0;
-	struct control *flags = bpf_map_lookup_elem(&control, &first);
-	volatile u32 *need_wakeup = flags ? &flags->need_wakeup : NULL;
-	bool wake = at_once || (need_wakeup && *need_wakeup);
+	volatile u32 *wanted = need_wakeup();
+	bool wake = at_once || (wanted && *wanted);
 
 	bpf_ringbuf_submit(record, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
-	if (!wake && need_wakeup && *need_wakeup) {
-		void *nudge = bpf_ringbuf_reserve(&lethal, 8, 0);
+	if (!wake && wanted && *wanted)
+		nudge(&lethal);
+}
 
-		if (nudge)
-			bpf_ringbuf_discard(nudge, BPF_RB_FORCE_WAKEUP);
+/* The same in the bulk lane: nothing there is worth a wakeup that the reader did not ask for. */
+static __always_inline void bulk_end(void *record)
+{
+	volatile u32 *wanted = need_wakeup();
+	bool wake = wanted && *wanted;
+
+	bpf_ringbuf_submit(record, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	if (!wake && wanted && *wanted) {
+		void *ring = bulk_ring_here();
+
+		if (ring)
+			nudge(ring);
 	}
 }

@@ -45,6 +45,7 @@ impl Record {
 pub struct Session {
     probes: Option<Probes>,
     reader: Reader,
+    bulk: Vec<Reader>,
     counters: CounterArray,
     possible_cpus: usize,
     pub seen: Vec<Record>,
@@ -63,9 +64,11 @@ impl Session {
     pub fn start_with(config: &LoadConfig) -> Self {
         let probes = Probes::load(config).expect("the probes load");
         let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes()).expect("the ring maps");
+        let bulk = |ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes()).expect("the ring maps");
+        let bulk: Vec<_> = probes.bulk_rings().map(bulk).collect();
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).expect("the counters map");
         let possible_cpus = probes.possible_cpus();
-        Self { probes: Some(probes), reader, counters, possible_cpus, seen: Vec::new() }
+        Self { probes: Some(probes), reader, bulk, counters, possible_cpus, seen: Vec::new() }
     }
 
     pub fn probes(&self) -> &Probes {
@@ -75,13 +78,15 @@ impl Session {
     /// Reads what is there.
     pub fn drain(&mut self) {
         let seen = &mut self.seen;
-        let each = |bytes: &[u8]| {
+        let mut each = |bytes: &[u8]| {
             let (header, _) = Header::read_from_prefix(bytes).expect("a record has a header");
             assert_eq!(header.size as usize, bytes.len());
             let kind = Kind::from_u16(header.kind).expect("a record has a known kind");
             seen.push(Record { kind, bytes: bytes.to_vec() });
         };
-        self.reader.drain(usize::MAX, each).expect("the ring is sound");
+        for reader in std::iter::once(&mut self.reader).chain(&mut self.bulk) {
+            reader.drain(usize::MAX, &mut each).expect("the ring is sound");
+        }
     }
 
     /// Waits for the first record of a kind that `matches`.
@@ -111,6 +116,11 @@ impl Session {
         self.seen.iter().filter(|record| record.kind == kind).map(Record::get).filter(matches).collect()
     }
 
+    /// One of a kind's counters, of all CPUs.
+    pub fn counted(&self, kind: Kind, counter: Counter) -> u64 {
+        (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
+    }
+
     /// Detaches the programs and compares, kind by kind, what they counted with what was read. Returns what they dropped.
     pub fn close_ledger(mut self) -> HashMap<Kind, u64> {
         self.probes.take().expect("the probes are attached").detach();
@@ -119,12 +129,12 @@ impl Session {
         self.drain();
         let mut drops = HashMap::new();
         for kind in Kind::ALL {
-            let sum = |counter| -> u64 {
-                (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
-            };
-            let (emitted, dropped) = (sum(Counter::Emitted), sum(Counter::Dropped));
+            let [emitted, dropped, sampled] =
+                [Counter::Emitted, Counter::Dropped, Counter::Sampled].map(|counter| self.counted(kind, counter));
             let read = self.seen.iter().filter(|record| record.kind == kind).count() as u64;
-            assert_eq!(emitted - dropped, read, "{}: {emitted} emitted, {dropped} dropped", kind.name());
+            let said = format!("{}: {emitted} emitted, {dropped} dropped, {sampled} sampled", kind.name());
+            assert_eq!(emitted - dropped - sampled, read, "{said}");
+            assert!(sampled == 0 || !kind.is_lethal(), "{said}");
             drops.insert(kind, dropped);
         }
         drops
@@ -135,6 +145,20 @@ impl Session {
 pub fn victim(how: &str) -> Command {
     let mut command = Command::new(victim_path());
     command.arg(how);
+    command
+}
+
+/// The victim in a network of its own, 192.0.2.0/24, where nobody answers; it asks for a connection only twice. Ends with
+/// status 77 where there is no such network.
+pub fn victim_without_neighbours(how: &str) -> Command {
+    let script = format!(
+        "{{ ip link add near type veth peer name far && ip addr add 192.0.2.1/24 dev near && ip link set near up && \
+         ip link set far up && ip neigh add 192.0.2.7 lladdr 02:00:00:00:00:07 dev near && \
+         echo 1 > /proc/sys/net/ipv4/tcp_syn_retries; }} || exit 77; exec {} {how}",
+        victim_path().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", &script]);
     command
 }
 
@@ -352,5 +376,48 @@ impl Drop for Container {
                 let _ = fs::remove_dir(path);
             }
         }
+    }
+}
+
+/// A block device in a file that is in a file system of `bytes`, and claims four times as much. Dropping removes all.
+pub struct Disk {
+    directory: PathBuf,
+    pub device: PathBuf,
+}
+
+impl Disk {
+    /// [`None`], after saying so, where there is no losetup; with `TAPIO_REQUIRE=all` that fails the test.
+    pub fn make(bytes: u64) -> Option<Self> {
+        let directory = std::env::temp_dir().join(format!("tapio-disk-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let mut disk = Self { directory, device: PathBuf::new() };
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&disk.directory).status();
+        let file = disk.directory.join("disk");
+        let made = mounted.is_ok_and(|status| status.success())
+            && fs::File::create(&file).and_then(|file| file.set_len(bytes * 4)).is_ok();
+        let found = made.then(|| Command::new("losetup").args(["--find", "--show"]).arg(&file).output());
+        match found {
+            Some(Ok(output)) if output.status.success() => {
+                disk.device = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+                Some(disk)
+            }
+            other => {
+                println!("SKIP: needs mount, losetup and a free loop device: {other:?}");
+                assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What was not made cannot be undone.
+        if !self.device.as_os_str().is_empty() {
+            let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+        }
+        let _ = Command::new("umount").arg(&self.directory).status();
+        let _ = fs::remove_dir(&self.directory);
     }
 }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A process that lives and dies as its argument says. */
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -65,6 +68,15 @@ static int segv(void)
 	return 1;
 }
 
+static int connect_to(const char *port, const char *host)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(atoi(port)) };
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	inet_pton(AF_INET, host, &address.sin_addr);
+	return connect(fd, (struct sockaddr *)&address, sizeof(address)) ? 1 : 0;
+}
+
 int main(int argc, char **argv)
 {
 	const char *how = argc > 1 ? argv[1] : "";
@@ -81,5 +93,7 @@ int main(int argc, char **argv)
 		return leader_dies_first();
 	if (!strcmp(how, "threads-race"))
 		return threads_race();
+	if (!strcmp(how, "connect") && argc > 2)
+		return connect_to(argv[2], argc > 3 ? argv[3] : "127.0.0.1");
 	return 2;
 }

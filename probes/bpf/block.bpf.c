@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Which block I/O was slow, or failed?
+ *
+ * block_rq_complete → block_io_record. The kernel itself notes when a request was made, as long as the queue's iostats
+ * are on (they are by default); without, only failures are told. A completion runs in nobody's context: the cgroup is the
+ * one that the I/O is charged to, where the version 2 io controller charges it, otherwise the root.
+ */
+#include "task.h"
+
+#define REQ_OP_MASK 0xff
+enum { REQ_OP_READ, REQ_OP_WRITE, REQ_OP_FLUSH, REQ_OP_DISCARD, REQ_OP_SECURE_ERASE = 5, REQ_OP_WRITE_ZEROES = 9 };
+
+#define EIO 5
+
+/* The tracepoint has a blk_status_t, which is positive; on older kernels a negative errno. */
+static __always_inline s32 as_errno(s32 error)
+{
+	/* By BLK_STS_*: not supported, timeout, no space, transport, target, reservation, medium, protection, resource, I/O. */
+	switch (error) {
+	case 1:
+		return -95;
+	case 2:
+		return -110;
+	case 3:
+		return -28;
+	case 4:
+		return -67;
+	case 5:
+		return -121;
+	case 6:
+		return -52;
+	case 7:
+		return -61;
+	case 8:
+		return -84;
+	case 9:
+		return -12;
+	default:
+		return error > 0 ? -EIO : error;
+	}
+}
+
+static __always_inline u32 device(struct request *request)
+{
+	struct request___before_5_17 *old = (void *)request;
+	struct gendisk *disk = NULL;
+
+	if (bpf_core_field_exists(struct request_queue, disk))
+		disk = BPF_CORE_READ(request, q, disk);
+	else if (bpf_core_field_exists(struct request___before_5_17, rq_disk))
+		disk = BPF_CORE_READ(old, rq_disk);
+	return disk ? BPF_CORE_READ(disk, major) << 20 | BPF_CORE_READ(disk, first_minor) : 0;
+}
+
+static __always_inline u64 charged_cgroup_id(struct request *request)
+{
+	struct cgroup *cgroup;
+
+	if (!bpf_core_field_exists(struct bio, bi_blkg))
+		return CGROUP_ROOT;
+	cgroup = BPF_CORE_READ(request, bio, bi_blkg, blkcg, css.cgroup);
+	/* Version 1 knows it by an id of another hierarchy. */
+	if (!cgroup || BPF_CORE_READ(cgroup, root, hierarchy_id))
+		return CGROUP_ROOT;
+	return cgroup_id(cgroup);
+}
+
+SEC("raw_tracepoint/block_rq_complete")
+int block_complete(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct request *request = (struct request *)ctx->args[0];
+	s32 error = as_errno(ctx->args[1]);
+	u32 bytes = ctx->args[2];
+	struct tuning *tuning = tuned();
+	u64 since = BPF_CORE_READ(request, start_time_ns);
+	u64 now = bpf_ktime_get_ns();
+	u64 latency = since && now > since ? now - since : 0;
+	struct block_io_record *record;
+	u8 operation;
+
+	if (!tuning || (!error && (!latency || latency < *(volatile u64 *)&tuning->block_io_slow_ns)))
+		return 0;
+	operation = BPF_CORE_READ(request, cmd_flags) & REQ_OP_MASK;
+	switch (operation) {
+	case REQ_OP_READ:
+	case REQ_OP_DISCARD:
+		break;
+	case REQ_OP_WRITE:
+	case REQ_OP_WRITE_ZEROES:
+		/* Who wants a flush sends a write of nothing. */
+		operation = bytes ? REQ_OP_WRITE : REQ_OP_FLUSH;
+		break;
+	case REQ_OP_SECURE_ERASE:
+		operation = REQ_OP_DISCARD;
+		break;
+	default:
+		/*
+		 * Zone management; commands that a program handed to the drive; and the flush that the kernel makes of what
+		 * was said above, which the latency of who wants it includes.
+		 */
+		return 0;
+	}
+	record = bulk_begin(KIND_BLOCK_IO, sizeof(*record));
+	if (!record)
+		return 0;
+	record->header.cgroup_id = charged_cgroup_id(request);
+	record->latency_ns = latency;
+	record->bytes = bytes;
+	record->device = device(request);
+	record->error = error;
+	record->operation = operation;
+	bulk_end(record);
+	return 0;
+}

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* How long the tasks of a cgroup have stood still in reclaim since that was last told. */
+#pragma once
+
+#include "task.h"
+
+#define RECLAIMING_CGROUPS_MAX 2048
+
+struct stall_key {
+	u64 cgroup_id;
+	/* 1 for a memory cgroup's own limit, 0 for the node's. */
+	u64 memcg;
+};
+
+/* Not yet told. */
+struct stall {
+	s64 ns;
+	s64 pages;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, RECLAIMING_CGROUPS_MAX);
+	__type(key, struct stall_key);
+	__type(value, struct stall);
+} stalls SEC(".maps");
+
+/* Writes a record about what is not told yet when that is `at_least` so much. */
+static __always_inline void tell_stall(struct stall_key *key, struct task_struct *task, u64 at_least)
+{
+	struct stall *stall = bpf_map_lookup_elem(&stalls, key);
+	struct reclaim_record *record;
+	s64 ns, pages;
+
+	if (!stall)
+		return;
+	ns = *(volatile s64 *)&stall->ns;
+	pages = *(volatile s64 *)&stall->pages;
+	if (ns <= 0 || (u64)ns < at_least)
+		return;
+	/* Two CPUs may get here with the same sum: it is then below 0, and that much must come before the next record. */
+	__sync_fetch_and_add(&stall->ns, -ns);
+	__sync_fetch_and_add(&stall->pages, -pages);
+
+	record = bulk_begin(KIND_RECLAIM, sizeof(*record));
+	if (!record)
+		return;
+	set_subject(&record->header, task);
+	record->stall_ns = ns;
+	record->pages_reclaimed = pages > 0 ? pages : 0;
+	record->memcg = key->memcg;
+	bulk_end(record);
+}

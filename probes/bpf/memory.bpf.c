@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Who stands still to win memory back, for how long, and because of which shortage: the node's or a cgroup's limit?
+ *
+ * mm_vmscan_direct_reclaim_begin/end and mm_vmscan_memcg_reclaim_begin/end → reclaim_record. The stalls of a cgroup's tasks
+ * are added up here; a record leaves when the sum reaches reclaim_burst_ns, or when the OOM killer comes (oom.bpf.c). What is
+ * left of a sum when its cgroup stops reclaiming is told with its next burst, or never.
+ */
+#include "reclaim.h"
+
+#define RECLAIMING_TASKS_MAX 4096
+
+/* Since when a thread reclaims. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, RECLAIMING_TASKS_MAX);
+	__type(key, u32);
+	__type(value, u64);
+} reclaiming SEC(".maps");
+
+static __always_inline int reclaim_begins(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u64 now = bpf_ktime_get_boot_ns();
+
+	bpf_map_update_elem(&reclaiming, &tid, &now, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int reclaim_ends(u64 pages, bool memcg)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	u64 *since = bpf_map_lookup_elem(&reclaiming, &tid);
+	struct tuning *tuning = tuned();
+	struct task_struct *task = current_task();
+	struct stall_key key = { .memcg = memcg };
+	struct stall none = {}, *stall;
+	u64 ns;
+
+	if (!since || !tuning)
+		return 0;
+	ns = bpf_ktime_get_boot_ns() - *since;
+	bpf_map_delete_elem(&reclaiming, &tid);
+	key.cgroup_id = task_cgroup_id(task);
+	stall = bpf_map_lookup_elem(&stalls, &key);
+	if (!stall) {
+		bpf_map_update_elem(&stalls, &key, &none, BPF_NOEXIST);
+		stall = bpf_map_lookup_elem(&stalls, &key);
+		if (!stall)
+			return 0;
+	}
+	__sync_fetch_and_add(&stall->ns, ns);
+	__sync_fetch_and_add(&stall->pages, pages);
+	tell_stall(&key, task, *(volatile u64 *)&tuning->reclaim_burst_ns);
+	return 0;
+}
+
+SEC("raw_tracepoint/mm_vmscan_direct_reclaim_begin")
+int reclaim_begin(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_begins();
+}
+
+SEC("raw_tracepoint/mm_vmscan_direct_reclaim_end")
+int reclaim_end(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_ends(ctx->args[0], false);
+}
+
+SEC("raw_tracepoint/mm_vmscan_memcg_reclaim_begin")
+int reclaim_mcg_begin(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_begins();
+}
+
+SEC("raw_tracepoint/mm_vmscan_memcg_reclaim_end")
+int reclaim_mcg_end(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_ends(ctx->args[0], true);
+}

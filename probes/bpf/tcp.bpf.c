@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * Which TCP connections were made, refused, given up, ended, and where did segments have to be sent again?
+ *
+ * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset → tcp_record.
+ *
+ * A state may change in softirq, in nobody's context. Whom a connection belongs to is remembered by its socket when it starts
+ * to connect, and by network namespace and port when a process listens; both happen in the process's own context. A socket
+ * that is older than the probes has its cgroup from the kernel, and no process.
+ */
+#include "task.h"
+
+#define CONNECTIONS_MAX 16384
+#define CLOSED_MAX 1024
+#define LISTENERS_MAX 1024
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+
+enum { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECV = 3, TIME_WAIT = 6, CLOSE = 7, LISTEN = 10, NEW_SYN_RECV = 12 };
+
+/* enum sock_flags: the peer's FIN has come, which bytes_received counts as one. */
+#define SOCK_DONE 1
+
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
+#define ENETUNREACH 101
+#define EHOSTUNREACH 113
+
+enum change {
+	CHANGE_ESTABLISHED = 1,
+	CHANGE_REFUSED,
+	CHANGE_TIMED_OUT,
+	CHANGE_CLOSED,
+	CHANGE_RETRANSMITTED,
+	CHANGE_SYN_RETRANSMITTED,
+	CHANGE_RESET_SENT,
+	CHANGE_RESET_RECEIVED,
+};
+
+struct owner {
+	u64 cgroup_id;
+	u32 pid;
+	u32 tid;
+};
+
+struct connection {
+	struct owner owner;
+	u64 since_ns;
+	u64 active;
+};
+
+/* By the address of the struct sock. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CONNECTIONS_MAX);
+	__type(key, u64);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+/* A process that gives a connection up closes it first and is seen to send the reset only then. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CLOSED_MAX);
+	__type(key, u64);
+	__type(value, struct connection);
+} closed SEC(".maps");
+
+struct listener_key {
+	u64 net;
+	u64 port;
+};
+
+/* Of processes that share a port the last to listen. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, LISTENERS_MAX);
+	__type(key, struct listener_key);
+	__type(value, struct owner);
+} listeners SEC(".maps");
+
+static __always_inline struct owner current_owner(void)
+{
+	struct task_struct *task = current_task();
+	struct owner owner = {
+		.cgroup_id = task_cgroup_id(task),
+		.pid = BPF_CORE_READ(task, tgid),
+		.tid = BPF_CORE_READ(task, pid),
+	};
+
+	return owner;
+}
+
+/* Time-wait and request sockets are smaller than a struct sock. */
+static __always_inline bool is_full(struct sock *sk)
+{
+	u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	return state != TIME_WAIT && state != NEW_SYN_RECV;
+}
+
+/* The version 2 cgroup that made the socket, or its root. */
+static __always_inline u64 socket_cgroup_id(struct sock *sk)
+{
+	struct sock_cgroup_data___before_5_15 *old;
+	struct cgroup *cgroup = NULL;
+
+	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup)) {
+		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	} else if (bpf_core_field_exists(struct sock_cgroup_data___before_5_15, val) &&
+		   bpf_core_field_exists(sk->sk_cgrp_data)) {
+		u64 val;
+
+		old = (void *)__builtin_preserve_access_index(&sk->sk_cgrp_data);
+		val = BPF_CORE_READ(old, val);
+		cgroup = val & 1 ? NULL : (struct cgroup *)val;
+	}
+	return cgroup ? cgroup_id(cgroup) : CGROUP_ROOT;
+}
+
+/* In host order. The port that a socket is bound to is gone from skc_num when it closes. */
+static __always_inline u16 own_port(struct sock *sk)
+{
+	return is_full(sk) ? __builtin_bswap16(BPF_CORE_READ((struct inet_sock *)sk, inet_sport)) :
+			     BPF_CORE_READ(sk, __sk_common.skc_num);
+}
+
+static __always_inline void mapped(u8 address[16], u32 ipv4)
+{
+	address[10] = address[11] = 0xff;
+	__builtin_memcpy(address + 12, &ipv4, sizeof(ipv4));
+}
+
+static __always_inline void tell(struct sock *sk, struct connection *connection, enum change change)
+{
+	struct tcp_record *record;
+	u16 family;
+
+	if (connection && own_tgid && connection->owner.pid == own_tgid)
+		return;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return;
+	record = bulk_begin(KIND_TCP, sizeof(*record));
+	if (!record)
+		return;
+	if (connection) {
+		record->header.cgroup_id = connection->owner.cgroup_id;
+		record->header.pid = connection->owner.pid;
+		record->header.tid = connection->owner.tid;
+		record->duration_ns = record->header.time_ns - connection->since_ns;
+		record->active = connection->active;
+	} else {
+		record->header.cgroup_id = is_full(sk) ? socket_cgroup_id(sk) : CGROUP_ROOT;
+	}
+	if (family == AF_INET) {
+		mapped(record->source, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		mapped(record->destination, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	} else {
+		BPF_CORE_READ_INTO(&record->source, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&record->destination, sk, __sk_common.skc_v6_daddr);
+	}
+	record->source_port = own_port(sk);
+	record->destination_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	record->change = change;
+	if (is_full(sk)) {
+		struct tcp_sock *tcp = (struct tcp_sock *)sk;
+		u64 received = BPF_CORE_READ(tcp, bytes_received);
+
+		if (received && BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1)
+			received--;
+		record->bytes_sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
+		record->bytes_received = received;
+	}
+	bulk_end(record);
+}
+
+/* Why a connection that was never established is closed. */
+static __always_inline enum change failure(struct sock *sk)
+{
+	switch (BPF_CORE_READ(sk, sk_err)) {
+	case ECONNREFUSED:
+		return CHANGE_REFUSED;
+	case ETIMEDOUT:
+	case ENETUNREACH:
+	case EHOSTUNREACH:
+		return CHANGE_TIMED_OUT;
+	default:
+		/* The process gave up: for want of an answer when it was asked for again, whatever the process's patience. */
+		return BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_retransmits) ? CHANGE_TIMED_OUT : CHANGE_CLOSED;
+	}
+}
+
+static __always_inline void accepted(struct sock *sk, u64 key, struct listener_key *listener)
+{
+	struct owner *owner = bpf_map_lookup_elem(&listeners, listener);
+	struct connection connection = { .since_ns = bpf_ktime_get_boot_ns() };
+
+	if (owner)
+		connection.owner = *owner;
+	else
+		connection.owner.cgroup_id = socket_cgroup_id(sk);
+	bpf_map_update_elem(&connections, &key, &connection, BPF_ANY);
+	tell(sk, &connection, CHANGE_ESTABLISHED);
+}
+
+SEC("raw_tracepoint/inet_sock_set_state")
+int tcp_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	int old = ctx->args[1], new = ctx->args[2];
+	u64 key = (u64)sk;
+	struct listener_key listener = {};
+	struct connection *connection;
+
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	if (new == SYN_SENT) {
+		struct connection started = { .owner = current_owner(), .since_ns = bpf_ktime_get_boot_ns(), .active = 1 };
+
+		bpf_map_update_elem(&connections, &key, &started, BPF_ANY);
+		return 0;
+	}
+	if (new == LISTEN || old == LISTEN || new == ESTABLISHED) {
+		listener.net = (u64)BPF_CORE_READ(sk, __sk_common.skc_net.net);
+		listener.port = own_port(sk);
+	}
+	if (new == LISTEN) {
+		struct owner owner = current_owner();
+
+		/* The port may be chosen only after this: then it is 0, and the connections' owner unknown. */
+		if (!listener.port)
+			listener.port = BPF_CORE_READ(sk, __sk_common.skc_num);
+		bpf_map_update_elem(&listeners, &listener, &owner, BPF_ANY);
+		return 0;
+	}
+	if (new == ESTABLISHED && old == SYN_RECV) {
+		connection = bpf_map_lookup_elem(&connections, &key);
+		/* Both sides connected to each other at once. */
+		if (connection && connection->active)
+			tell(sk, connection, CHANGE_ESTABLISHED);
+		else
+			accepted(sk, key, &listener);
+		return 0;
+	}
+	if (new == ESTABLISHED) {
+		connection = bpf_map_lookup_elem(&connections, &key);
+		tell(sk, connection, CHANGE_ESTABLISHED);
+		return 0;
+	}
+	if (new != CLOSE)
+		return 0;
+	if (old == LISTEN) {
+		struct owner *owner = bpf_map_lookup_elem(&listeners, &listener);
+
+		/* Not when one of several processes that share the port ends, and another was the last to listen. */
+		if (owner && owner->pid == (u32)(bpf_get_current_pid_tgid() >> 32))
+			bpf_map_delete_elem(&listeners, &listener);
+		return 0;
+	}
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (old == SYN_SENT)
+		tell(sk, connection, failure(sk));
+	else if (old != SYN_RECV && old != CLOSE)
+		tell(sk, connection, CHANGE_CLOSED);
+	if (connection) {
+		bpf_map_update_elem(&closed, &key, connection, BPF_ANY);
+		bpf_map_delete_elem(&connections, &key);
+	}
+	return 0;
+}
+
+static __always_inline int happened(struct sock *sk, enum change change)
+{
+	u64 key = (u64)sk;
+	struct connection *connection;
+
+	if (!sk)
+		return 0;
+	connection = bpf_map_lookup_elem(&connections, &key);
+	if (!connection && BPF_CORE_READ(sk, __sk_common.skc_state) == CLOSE)
+		connection = bpf_map_lookup_elem(&closed, &key);
+	tell(sk, connection, change);
+	return 0;
+}
+
+SEC("raw_tracepoint/tcp_retransmit_skb")
+int tcp_retransmit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	return happened(sk, state == SYN_SENT || state == SYN_RECV || state == NEW_SYN_RECV ? CHANGE_SYN_RETRANSMITTED :
+											      CHANGE_RETRANSMITTED);
+}
+
+SEC("raw_tracepoint/tcp_send_reset")
+int tcp_reset_sent(struct bpf_raw_tracepoint_args *ctx)
+{
+	return happened((struct sock *)ctx->args[0], CHANGE_RESET_SENT);
+}
+
+SEC("raw_tracepoint/tcp_receive_reset")
+int tcp_reset_recv(struct bpf_raw_tracepoint_args *ctx)
+{
+	return happened((struct sock *)ctx->args[0], CHANGE_RESET_RECEIVED);
+}
