@@ -156,9 +156,31 @@ impl Intake {
         self.shared.books.source(self.source)
     }
 
-    /// Starts a pass and tells how many records may be accepted before the next [`Intake::flush`]. While bulk has had no room
-    /// for [`PATIENCE`], bulk records are taken and dropped, so that lethal ones in the same ring are reached.
+    /// Starts a pass over a ring of both lanes and tells how many of its records may be accepted before the next
+    /// [`Intake::flush`]. While bulk has had no room for [`PATIENCE`], bulk records are taken and dropped, so that lethal ones
+    /// in the same ring are reached.
     pub fn room(&mut self) -> usize {
+        self.begin();
+        let (lethal, bulk) = (self.room_of(Lane::Lethal), self.room_of(Lane::Bulk));
+        if bulk > 0 {
+            self.blocked_since = None;
+            return lethal.min(bulk);
+        }
+        let blocked_since = *self.blocked_since.get_or_insert(self.now);
+        if self.now.duration_since(blocked_since) >= PATIENCE { lethal } else { 0 }
+    }
+
+    /// How many records of a lane may be accepted before the next [`Intake::flush`], for a source with a ring for each.
+    pub fn room_of(&self, lane: Lane) -> usize {
+        let batch = match lane {
+            Lane::Lethal => &self.lethal,
+            Lane::Bulk => &self.bulk,
+        };
+        self.shared.batch_events.saturating_sub(batch.body.events.len())
+    }
+
+    /// Starts a pass: notes the time, and whether the stream is new.
+    pub fn begin(&mut self) {
         self.now = Instant::now();
         self.identity.tick();
         self.identity.describe_again(self.shared.generation.load(Ordering::Relaxed));
@@ -166,14 +188,6 @@ impl Intake {
             self.allowance = self.shared.filter.events_per_second;
             self.allowance_since = self.now;
         }
-        let lethal = self.shared.batch_events.saturating_sub(self.lethal.body.events.len());
-        let bulk = self.shared.batch_events.saturating_sub(self.bulk.body.events.len());
-        if bulk > 0 {
-            self.blocked_since = None;
-            return lethal.min(bulk);
-        }
-        let blocked_since = *self.blocked_since.get_or_insert(self.now);
-        if self.now.duration_since(blocked_since) >= PATIENCE { lethal } else { 0 }
     }
 
     /// Takes one record. At most [`Intake::room`] of them between two flushes.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tapio_probes::record::Kind;
 use tapio_probes::{Controls, Counter, LoadConfig, Probes, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
+use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::intake::Intake;
@@ -137,7 +138,7 @@ impl EbpfSource {
     pub fn run(mut self, mut intake: Intake) -> Result<(), EbpfError> {
         while !self.stop.is_set() {
             let drained = self.pass(&mut intake, false)?;
-            if drained == 0 && !self.lethal.is_empty() {
+            if drained == 0 && !self.rings_are_empty() {
                 self.nap();
             } else if drained == 0 {
                 self.sleep(&intake)?;
@@ -161,16 +162,18 @@ impl EbpfSource {
     }
 
     fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<usize, EbpfError> {
-        let room = intake.room();
-        let drained = self.lethal.drain(room, |record| intake.accept(record))?;
+        intake.begin();
+        let drained = self.lethal.drain(intake.room_of(Lane::Lethal), |record| intake.accept(record))?;
         let (mut records, mut discarded) = (drained.records, drained.discarded);
         for _ in 0..self.bulk.len() {
-            if records == room {
+            // Filters may let fewer pass than were drained: the room is what is left in the batch.
+            let room = intake.room_of(Lane::Bulk);
+            if room == 0 {
                 break;
             }
             let ring = &mut self.bulk[self.bulk_next];
             if !ring.is_empty() {
-                let drained = ring.drain(room - records, |record| intake.accept(record))?;
+                let drained = ring.drain(room, |record| intake.accept(record))?;
                 records += drained.records;
                 discarded += drained.discarded;
             }
@@ -245,6 +248,7 @@ mod tests {
     use crate::config::Config;
     use crate::identity::Identity;
     use crate::intake::Shared;
+    use crate::outbox::Room;
     use crate::queue::Queues;
 
     #[test]
@@ -276,7 +280,7 @@ mod tests {
         running.join().expect("no panic").expect("no error");
 
         let (mut popped, mut connections) = (0, 0);
-        while let Some((_, body)) = shared.queues.pop(true) {
+        while let Some((_, body)) = shared.queues.pop(Room::Both) {
             popped += body.events.len() as u64;
             let of_server =
                 |detail: &Detail| matches!(detail, Detail::Tcp(tcp) if tcp.destination_port == server.port());
