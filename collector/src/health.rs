@@ -1,8 +1,9 @@
 //! The HTTP side: `/healthz`, `/readyz`, `/metrics` and `/latency`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::Router;
@@ -18,18 +19,55 @@ use crate::latency::Counts;
 use crate::metrics::{Metrics, Observed};
 
 /// What a source is doing, for `/readyz`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct SourceState {
     pub source: &'static str,
-    /// `running`, or why it is not.
-    pub state: String,
-    pub is_running: bool,
+    /// Why it is off; `None` when it was started.
+    pub off: Option<String>,
+    /// Whether its thread runs.
+    pub alive: Alive,
+}
+
+/// Tells whether a thread runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends.
+#[derive(Clone, Debug, Default)]
+pub struct Alive(Arc<AtomicBool>);
+
+/// See [`Alive`].
+pub struct AliveGuard(Arc<AtomicBool>);
+
+impl Alive {
+    /// It runs until the guard is dropped.
+    pub fn begin(&self) -> AliveGuard {
+        self.0.store(true, Ordering::Release);
+        AliveGuard(Arc::clone(&self.0))
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for AliveGuard {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl SourceState {
+    fn text(&self) -> &str {
+        match &self.off {
+            Some(reason) => reason,
+            None if self.alive.get() => "running",
+            None => "ended: the log says why",
+        }
+    }
 }
 
 struct Shared {
     metrics: Metrics,
     observed: Observed,
     sources: Vec<SourceState>,
+    packer: Alive,
     metrics_enabled: bool,
 }
 
@@ -37,7 +75,9 @@ struct Shared {
 struct Readiness<'a> {
     ready: bool,
     connected: bool,
-    sources: &'a [SourceState],
+    packing: bool,
+    /// `running`, or why not, by source.
+    sources: BTreeMap<&'a str, &'a str>,
 }
 
 #[derive(Serialize)]
@@ -65,10 +105,11 @@ pub async fn serve(
     metrics: Metrics,
     observed: Observed,
     sources: Vec<SourceState>,
+    packer: Alive,
     metrics_enabled: bool,
     mut end: watch::Receiver<bool>,
 ) {
-    let shared = Arc::new(Shared { metrics, observed, sources, metrics_enabled });
+    let shared = Arc::new(Shared { metrics, observed, sources, packer, metrics_enabled });
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -86,9 +127,13 @@ pub async fn serve(
 
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let connected = shared.observed.ship.is_connected.load(Ordering::Relaxed);
-    let ready = connected && shared.sources.iter().any(|source| source.is_running);
+    // A source that was off from the start was left out on purpose; one that has ended is a failure.
+    let started = || shared.sources.iter().filter(|source| source.off.is_none());
+    let packing = shared.packer.get();
+    let ready = connected && packing && started().count() > 0 && started().all(|source| source.alive.get());
+    let sources = shared.sources.iter().map(|source| (source.source, source.text())).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!(Readiness { ready, connected, sources: &shared.sources })))
+    (code, Json(serde_json::json!(Readiness { ready, connected, packing, sources })))
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

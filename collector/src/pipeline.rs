@@ -21,7 +21,7 @@ use tapio_wire::node_id;
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, endpoint_uri};
-use crate::health::{self, SourceState};
+use crate::health::{self, Alive, SourceState};
 use crate::identity::Identity;
 use crate::intake::{Intake, Shared};
 use crate::latency::realtime_ns;
@@ -165,16 +165,19 @@ impl Pipeline {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
                     }
                     let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+                    let alive = Alive::default();
+                    let guard = alive.begin();
                     sources.push(spawn("ebpf", move || {
+                        let _alive = guard;
                         if let Err(error) = source.run(intake) {
                             tracing::error!(%error, "the ebpf source ended");
                         }
                     })?);
-                    states.push(SourceState { source: "ebpf", state: "running".into(), is_running: true });
+                    states.push(SourceState { source: "ebpf", off: None, alive });
                 }
                 Err(error) if allow_missing => {
                     tracing::warn!(%error, "the ebpf source is off");
-                    states.push(SourceState { source: "ebpf", state: error.to_string(), is_running: false });
+                    states.push(off("ebpf", error.to_string()));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -183,16 +186,19 @@ impl Pipeline {
             match ShmSource::listen(&config.collectors.shm, Arc::clone(&stop_shm)) {
                 Ok(source) => {
                     let intake = Intake::new(shared.clone(), Source::Shm, Identity::new(Vec::new()));
+                    let alive = Alive::default();
+                    let guard = alive.begin();
                     sources.push(spawn("shm", move || {
+                        let _alive = guard;
                         if let Err(error) = source.run(intake) {
                             tracing::error!(%error, "the shm source ended");
                         }
                     })?);
-                    states.push(SourceState { source: "shm", state: "running".into(), is_running: true });
+                    states.push(SourceState { source: "shm", off: None, alive });
                 }
                 Err(error) if allow_missing => {
                     tracing::warn!(%error, "the shm source is off");
-                    states.push(SourceState { source: "shm", state: error.to_string(), is_running: false });
+                    states.push(off("shm", error.to_string()));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -200,7 +206,7 @@ impl Pipeline {
         for (source, name) in [("k8s", "Kubernetes"), ("systemd", "systemd")] {
             if config.runs(source) {
                 tracing::warn!(source, "this build has no {name} source yet; the others run");
-                states.push(SourceState { source, state: "not in this build".into(), is_running: false });
+                states.push(off(source, "not in this build".into()));
             }
         }
         if sources.is_empty() && !allow_missing {
@@ -218,7 +224,12 @@ impl Pipeline {
             sources_ended: Arc::clone(&sources_ended),
             node: NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation)),
         };
-        let packer = spawn("pack", move || packer.run())?;
+        let packing = Alive::default();
+        let guard = packing.begin();
+        let packer = spawn("pack", move || {
+            let _alive = guard;
+            packer.run();
+        })?;
 
         let endpoints = config.grpc.server_endpoints.iter().filter_map(|endpoint| endpoint_uri(endpoint).ok());
         let (state, latencies) = (Arc::new(ShipState::default()), Arc::default());
@@ -247,7 +258,7 @@ impl Pipeline {
                 let (end, ended) = watch::channel(false);
                 let metrics = Metrics::new(observed.clone())?;
                 let enabled = config.health.metrics_enabled;
-                let serving = health::serve(listener, metrics, observed, states, enabled, ended);
+                let serving = health::serve(listener, metrics, observed, states, packing, enabled, ended);
                 Some((tokio::spawn(serving), end))
             }
             None => None,
@@ -291,6 +302,10 @@ impl Pipeline {
         }
         is_clean
     }
+}
+
+fn off(source: &'static str, reason: String) -> SourceState {
+    SourceState { source, off: Some(reason), alive: Alive::default() }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
