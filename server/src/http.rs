@@ -1,6 +1,6 @@
 //! The HTTP side: `/healthz`, `/readyz`, `/metrics`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::State;
@@ -15,7 +15,7 @@ use crate::correlate::Correlator;
 use crate::metrics::Metrics;
 
 struct Shared {
-    metrics: Arc<Metrics>,
+    metrics: Arc<OnceLock<Metrics>>,
     archive: watch::Receiver<ArchiveState>,
     correlator: Arc<Correlator>,
     metrics_enabled: bool,
@@ -25,10 +25,10 @@ struct Shared {
 pub const CORRELATION_FAILED: &str =
     "correlation has failed: frames are archived, but nothing is found; restart the server";
 
-/// Serves until `end` is set.
+/// Serves until `end` is set. The metrics may come later: a server that recovers a large archive is alive all the while.
 pub async fn serve(
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    metrics: Arc<OnceLock<Metrics>>,
     archive: watch::Receiver<ArchiveState>,
     correlator: Arc<Correlator>,
     metrics_enabled: bool,
@@ -59,11 +59,12 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    if shared.metrics_enabled {
-        let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
-        (StatusCode::OK, kind, shared.metrics.render())
-    } else {
-        let kind = [(header::CONTENT_TYPE, "text/plain")];
-        (StatusCode::NOT_FOUND, kind, b"metrics.prometheus_enabled is false\n".to_vec())
+    let plain = [(header::CONTENT_TYPE, "text/plain")];
+    match shared.metrics.get() {
+        _ if !shared.metrics_enabled => {
+            (StatusCode::NOT_FOUND, plain, b"metrics.prometheus_enabled is false\n".to_vec())
+        }
+        Some(metrics) => (StatusCode::OK, [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], metrics.render()),
+        None => (StatusCode::SERVICE_UNAVAILABLE, plain, b"the archive is being opened\n".to_vec()),
     }
 }

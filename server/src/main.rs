@@ -61,17 +61,24 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         .thread_name("io")
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let pipeline = Pipeline::start(&config).await?;
+        let pipeline = tokio::select! {
+            started = Pipeline::start(&config) => started?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
             _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
         }
         pipeline.shutdown().await?;
         Ok(())
-    })
+    });
+    // A recovery that was told to stop is not waited for: it changes nothing that the next one would not.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn start_logging(config: &Config) {

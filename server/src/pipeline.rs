@@ -10,13 +10,13 @@
 //!  http: /healthz /readyz /metrics
 //! ```
 //!
-//! Start: ports, then the archive's lock, recovery and replay into the shards, then streams. Shutdown goes the way of an
+//! Start: ports and HTTP (alive, not ready), then the archive's lock, recovery and replay into the shards, then streams. Shutdown goes the way of an
 //! event: streams end once they were told what is durable, the archive syncs, the shards drain, the finder ends.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
@@ -170,11 +170,24 @@ impl Pipeline {
         let correlator = Arc::new(Correlator::start(&correlate_config, losses, Arc::new(finder.bus()))?);
         correlator.register(&registry)?;
 
+        let (end, ended) = watch::channel(false);
+        let opening = ArchiveState::NotReady("the archive is being opened".into());
+        let (readiness, is_ready) = watch::channel(opening);
+        let metrics = Arc::new(OnceLock::new());
+        let http = tokio::spawn(http::serve(
+            http_listener,
+            Arc::clone(&metrics),
+            is_ready,
+            Arc::clone(&correlator),
+            config.metrics.prometheus_enabled,
+            ended.clone(),
+        ));
+
         let archive = open_archive(config, &patterns, Arc::clone(&correlator)).await?;
         archive.metrics().register(&registry)?;
-        let metrics = Arc::new(IngestMetrics::register(&registry)?);
+        let ingest_metrics = Arc::new(IngestMetrics::register(&registry)?);
         let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
-        let ingest = IngestService::new(&archive, sink, metrics);
+        let ingest = IngestService::new(&archive, sink, ingest_metrics);
         let status = Arc::new(Status {
             archive: Arc::clone(&archive),
             correlator: Arc::clone(&correlator),
@@ -183,17 +196,20 @@ impl Pipeline {
             started,
         });
 
-        let (end, ended) = watch::channel(false);
-        let metrics = Arc::new(Metrics::new(registry, Arc::clone(archive.books()))?);
-        let enabled = config.metrics.prometheus_enabled;
-        let http = tokio::spawn(http::serve(
-            http_listener,
-            metrics,
-            archive.state(),
-            Arc::clone(&correlator),
-            enabled,
-            ended.clone(),
-        ));
+        if metrics.set(Metrics::new(registry, Arc::clone(archive.books()))?).is_err() {
+            unreachable!("the metrics are set here and nowhere else");
+        }
+        let mut archive_state = archive.state();
+        tokio::spawn(async move {
+            // Ends with the archive, which drops the sender.
+            loop {
+                let state = archive_state.borrow_and_update().clone();
+                readiness.send_replace(state);
+                if archive_state.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
             .add_service(ingest.server())
             .add_service(query::service(store, status));
