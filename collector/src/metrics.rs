@@ -16,6 +16,7 @@ use crate::outbox::Outbox;
 use crate::pack::PackCounts;
 use crate::queue::Queues;
 use crate::ship::ShipState;
+use crate::source::ebpf::MissedRuns;
 
 /// Where the numbers are.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ pub struct Observed {
     pub pack: Arc<PackCounts>,
     pub ship: Arc<ShipState>,
     pub latencies: Arc<Latencies>,
+    pub missed: Arc<MissedRuns>,
 }
 
 /// See the module.
@@ -39,6 +41,7 @@ pub struct Metrics {
     dropped: IntCounterVec,
     held: IntGaugeVec,
     decoded: IntCounterVec,
+    missed: IntCounterVec,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -89,6 +92,11 @@ impl Metrics {
                 &["source", "stage", "reason"],
             )?,
             held: gauges("tapio_collector_events_held", "Events in rings, queues and outbox", &["source"])?,
+            missed: counters(
+                "tapio_collector_probe_missed_runs_total",
+                "Runs of a probe that the kernel skipped because it was running on that CPU already",
+                &["program"],
+            )?,
             decoded: counters("tapio_collector_events_decoded_total", "Events decoded", &["lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
@@ -138,6 +146,9 @@ impl Metrics {
         }
         for kind in Kind::ALL {
             raise(&self.decoded.with_label_values(&[lane(kind).name(), kind.name()]), observed.kinds.get(kind));
+        }
+        for (program, count) in observed.missed.get() {
+            raise(&self.missed.with_label_values(&[program]), count);
         }
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);

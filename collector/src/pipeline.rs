@@ -155,6 +155,7 @@ impl Pipeline {
         let outbox = Arc::new(Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared));
 
         let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
+        let mut missed = Arc::default();
         let mut sources = Vec::new();
         let mut states = Vec::new();
         if config.runs("ebpf") {
@@ -164,6 +165,7 @@ impl Pipeline {
                     for verdict in source.verdicts() {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
                     }
+                    missed = source.missed_runs();
                     let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
                     let alive = Alive::default();
                     let guard = alive.begin();
@@ -252,6 +254,7 @@ impl Pipeline {
             pack,
             ship: state,
             latencies,
+            missed,
         };
         let health = match listener {
             Some(listener) => {

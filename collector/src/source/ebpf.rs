@@ -5,8 +5,8 @@
 //! ever behind another's; the counters of the kernel are stated before the events that they count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
 use tapio_probes::{Controls, Counter, LoadConfig, Probes, counter_index};
@@ -17,6 +17,8 @@ use tapio_wire::ledger::{Reason, Stage};
 use crate::intake::Intake;
 
 const LETHAL_TOKEN: u64 = 0;
+/// How often the kernel is asked what it skipped.
+const MISSED_INTERVAL: Duration = Duration::from_secs(10);
 const STOP_TOKEN: u64 = 1;
 const BULK_TOKEN: u64 = 2;
 
@@ -43,9 +45,31 @@ pub struct EbpfSource {
     poller: Poller,
     linger: Duration,
     stop: Arc<Stop>,
+    missed: Arc<MissedRuns>,
+    missed_read: Instant,
     emitted: u64,
     dropped: u64,
     sampled: u64,
+}
+
+/// How often the kernel skipped each program because it was running on that CPU already. What it would have told is in no
+/// other counter.
+#[derive(Default)]
+pub struct MissedRuns(Vec<(&'static str, AtomicU64)>);
+
+impl MissedRuns {
+    /// Each program and its count.
+    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(program, count)| (*program, count.load(Ordering::Relaxed)))
+    }
+
+    fn read(&self, probes: &Probes) {
+        for (program, count) in &self.0 {
+            if let Some(missed) = probes.missed_runs(program) {
+                count.store(missed, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// Tells a source to end, and wakes it.
@@ -104,6 +128,8 @@ impl EbpfSource {
             poller.add(stop.eventfd().as_fd(), STOP_TOKEN)?;
         }
         let cpus = probes.possible_cpus();
+        let programs = probes.verdicts().iter().map(|verdict| (verdict.program, AtomicU64::new(0)));
+        let missed = MissedRuns(programs.collect());
         Ok(Self {
             probes: Some(probes),
             lethal,
@@ -115,6 +141,8 @@ impl EbpfSource {
             poller,
             linger,
             stop,
+            missed: Arc::new(missed),
+            missed_read: Instant::now(),
             emitted: 0,
             dropped: 0,
             sampled: 0,
@@ -131,6 +159,11 @@ impl EbpfSource {
         self.probes.as_ref().map(Probes::controls)
     }
 
+    /// What the kernel skipped.
+    pub fn missed_runs(&self) -> Arc<MissedRuns> {
+        Arc::clone(&self.missed)
+    }
+
     /// Drains until told to stop, then detaches the probes and drains what is left.
     ///
     /// # Errors
@@ -142,6 +175,12 @@ impl EbpfSource {
                 self.nap();
             } else if drained == 0 {
                 self.sleep(&intake)?;
+            }
+            if self.missed_read.elapsed() >= MISSED_INTERVAL
+                && let Some(probes) = &self.probes
+            {
+                self.missed.read(probes);
+                self.missed_read = Instant::now();
             }
         }
         if let Some(probes) = self.probes.take() {
