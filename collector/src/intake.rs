@@ -324,3 +324,100 @@ impl Intake {
         &self.identity
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tapio_probes::record;
+    use zerocopy::{FromZeros, IntoBytes};
+
+    use super::*;
+    use crate::outbox::Room;
+
+    fn intake(batch_events: usize, queue_batches: usize) -> Intake {
+        let mut config = Config::default();
+        config.grpc.max_batch_size = batch_events;
+        config.grpc.batch_timeout = Duration::from_secs(5);
+        config.collector.max_events_per_sec = 0;
+        let (queues, _parker) = Queues::new(queue_batches);
+        Intake::new(Shared::for_config(&config, queues), Source::Shm, Identity::new(Vec::new()))
+    }
+
+    fn bulk() -> Vec<u8> {
+        let mut record = record::RunQueue::new_zeroed();
+        record.header.kind = Kind::RunQueue as u16;
+        record.header.size = size_of_val(&record) as u16;
+        record.as_bytes().to_vec()
+    }
+
+    fn exit(status: u32) -> Vec<u8> {
+        let mut record = record::Exit::new_zeroed();
+        record.header.kind = Kind::Exit as u16;
+        record.header.size = size_of_val(&record) as u16;
+        record.status = status;
+        record.as_bytes().to_vec()
+    }
+
+    fn dropped(intake: &Intake, stage: Stage, reason: Reason) -> u64 {
+        let ledger = intake.shared.books.snapshot(&Default::default());
+        ledger.account(Source::Shm).dropped[stage as usize][reason as usize]
+    }
+
+    #[test]
+    fn an_urgent_batch_leaves_at_once_and_a_healthy_end_waits() {
+        let mut intake = intake(10, 4);
+        intake.room();
+        intake.accept(&exit(0));
+        intake.flush(false);
+        assert!(intake.shared.queues.pop(Room::Both).is_none());
+        intake.accept(&exit(9));
+        intake.flush(false);
+        let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
+        assert_eq!((lane, body.events.len()), (Lane::Lethal, 2));
+        assert!(intake.is_empty());
+    }
+
+    #[test]
+    fn without_room_nothing_is_taken_and_after_a_while_bulk_yields_to_lethal() {
+        let mut intake = intake(2, 1);
+        for _ in 0..2 {
+            assert_eq!(intake.room(), 2);
+            intake.accept(&bulk());
+            intake.accept(&bulk());
+            intake.flush(false);
+        }
+        assert_eq!(intake.room(), 0, "one batch fills the queue, one waits here");
+        assert_eq!(intake.room_of(Lane::Lethal), 2, "a lethal ring is drained all the same");
+        intake.blocked_since = Some(Instant::now() - PATIENCE);
+        assert_eq!(intake.room(), 2);
+        intake.accept(&bulk());
+        intake.accept(&exit(9));
+        intake.flush(false);
+        assert_eq!(dropped(&intake, Stage::Queue, Reason::Full), 1);
+        let (lane, _) = intake.shared.queues.pop(Room::Lethal).expect("the lethal event got through");
+        assert_eq!(lane, Lane::Lethal);
+        intake.shared.queues.pop(Room::Both).expect("the batch that filled the queue");
+        intake.flush(false);
+        assert_eq!(intake.room(), 2, "there is room again, and nothing is dropped any more");
+    }
+
+    #[test]
+    fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
+        let mut intake = intake(100, 4);
+        intake.shared.filter = Filter { min_severity: Severity::Low, sampling_rate: 0.5, events_per_second: 3 };
+        intake.allowance = 3;
+        intake.room();
+        for _ in 0..10 {
+            intake.accept(&bulk());
+            intake.accept(&exit(0));
+        }
+        intake.accept(&[0; 5]);
+        intake.flush(true);
+        let bodies: Vec<_> = std::iter::from_fn(|| intake.shared.queues.pop(Room::Both)).collect();
+        let events =
+            |of: Lane| bodies.iter().filter(|(lane, _)| *lane == of).map(|(_, body)| body.events.len()).sum::<usize>();
+        assert_eq!((events(Lane::Lethal), events(Lane::Bulk)), (10, 3));
+        assert_eq!(dropped(&intake, Stage::Filter, Reason::Sampled), 5);
+        assert_eq!(dropped(&intake, Stage::Filter, Reason::RateLimited), 2);
+        assert_eq!(dropped(&intake, Stage::Decode, Reason::Malformed), 1);
+    }
+}
