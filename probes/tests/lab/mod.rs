@@ -1,4 +1,5 @@
 //! What the tests with a real kernel share: probes with a reader, a process that dies on demand, throw-away cgroups.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::HashMap;
 use std::fs;
