@@ -2,6 +2,7 @@
 //!
 //! `main.rs` chooses exit codes, `pipeline.rs` wires threads and queues; everything else is a library so that tests and
 //! benchmarks can use it.
+#![forbid(unsafe_code)]
 
 pub mod archive;
 pub mod config;

@@ -1,6 +1,7 @@
 //! `tapioctl`: what an operator asks a server.
 //!
 //! Exit codes: 0 done, 1 an error or no such finding, 2 wrong usage, 3 the server cannot be reached.
+#![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
