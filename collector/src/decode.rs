@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 
 use tapio_probes::record::{self, Kind, text};
-use tapio_wire::event::{Body, Detail, Event, Exec, Exit, Lane, NO_NAME, Name, Oom, Signal, Source, Tcp};
+use tapio_wire::event::{
+    Body, Detail, Event, Exec, Exit, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
+};
 use zerocopy::FromBytes;
 
 use crate::identity::Identity;
@@ -37,7 +39,8 @@ impl Batch {
         self.body = body;
     }
 
-    fn comm(&mut self, comm: &[u8; record::COMM_BYTES]) -> Name {
+    /// The name of a `comm`, which is NUL padded.
+    pub fn comm(&mut self, comm: &[u8; record::COMM_BYTES]) -> Name {
         if comm[0] == 0 {
             return NO_NAME;
         }
@@ -49,7 +52,8 @@ impl Batch {
         name
     }
 
-    fn text(&mut self, text: &str) -> Name {
+    /// The name of a text; [`NO_NAME`] of an empty one.
+    pub fn text(&mut self, text: &str) -> Name {
         if text.is_empty() {
             return NO_NAME;
         }
@@ -147,6 +151,18 @@ pub fn decode(
             let drop: record::PacketDrop = read(bytes)?;
             Detail::PacketDrop { count: drop.count, reason: drop.reason, interface: drop.interface }
         }
+        Kind::Histogram => {
+            let histogram: record::Histogram = read(bytes)?;
+            Detail::Histogram(Box::new(Histogram {
+                measure: Measure::from_u8(histogram.measure).ok_or(Malformed)?,
+                operation: histogram.operation,
+                device: histogram.device,
+                interval_ns: histogram.interval_ns,
+                total_ns: histogram.total_ns,
+                max_ns: histogram.max_ns,
+                counts: histogram.counts,
+            }))
+        }
         Kind::Exec | Kind::Exit | Kind::Oom | Kind::Signal | Kind::CgroupMkdir | Kind::CgroupRmdir => {
             lethal(bytes, header, kind, identity, batch)?
         }
@@ -175,6 +191,8 @@ fn lethal(
                 ns_pid: exec.ns_pid,
                 ns_level: exec.ns_level,
                 comm: batch.comm(&exec.comm),
+                path: NO_NAME,
+                arguments: NO_NAME,
             })
         }
         Kind::Exit => {
@@ -200,6 +218,7 @@ fn lethal(
                 allocator_pid: oom.allocator_pid,
                 allocator_comm: batch.comm(&oom.allocator_comm),
                 allocator_entity: identity.resolve(oom.allocator_cgroup_id, Lane::Lethal, &mut batch.body.entities),
+                total_vm_bytes: 0,
                 anon_rss_bytes: oom.anon_rss_bytes,
                 file_rss_bytes: oom.file_rss_bytes,
                 shmem_rss_bytes: oom.shmem_rss_bytes,
@@ -289,6 +308,8 @@ mod tests {
     fn every_kind_has_the_lane_of_its_event() {
         for kind in Kind::ALL {
             let mut bytes = vec![0; record::RECORD_BYTES_MAX];
+            // A histogram's measure: 0 is none.
+            bytes[size_of::<record::Header>()] = 1;
             let size = (32..=record::RECORD_BYTES_MAX).step_by(8).find(|&size| {
                 bytes[..2].copy_from_slice(&(kind as u16).to_ne_bytes());
                 bytes[2..4].copy_from_slice(&(size as u16).to_ne_bytes());

@@ -243,23 +243,17 @@ fn describe(known: &Known, described: &mut Vec<Entity>) {
     let pod = if named.pod_uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, &named.pod_uid) };
     let is_container = named.kind == EntityKind::Container;
     described.push(Entity {
-        id: known.entity,
-        kind: named.kind,
         parent: if is_container { pod } else { 0 },
-        name: named.name.clone(),
         container_id: named.container_id.clone(),
         pod_uid: named.pod_uid.clone(),
         cgroup: known.path.clone(),
+        ..Entity::named(named.kind, known.entity, named.name.clone())
     });
     if is_container && pod != 0 {
         described.push(Entity {
-            id: pod,
-            kind: EntityKind::Pod,
-            parent: 0,
-            name: named.pod_uid.clone(),
-            container_id: String::new(),
             pod_uid: named.pod_uid.clone(),
             cgroup: known.path.rsplit_once('/').map_or("", |(pod, _)| pod).into(),
+            ..Entity::named(EntityKind::Pod, pod, named.pod_uid.clone())
         });
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
-use tapio_wire::event::{Lane, Source};
+use tapio_wire::event::{Event, KINDS, Kind as EventKind, Lane, SOURCES, Source};
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::books::{Books, SourceBooks};
@@ -24,7 +24,9 @@ fn severity(kind: Kind) -> Severity {
         Kind::Oom => Severity::Critical,
         Kind::Exit | Kind::Signal => Severity::High,
         Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
-        Kind::Exec | Kind::CgroupMkdir | Kind::CgroupRmdir | Kind::Reclaim | Kind::RunQueue => Severity::Low,
+        Kind::Exec | Kind::CgroupMkdir | Kind::CgroupRmdir | Kind::Reclaim | Kind::RunQueue | Kind::Histogram => {
+            Severity::Low
+        }
     }
 }
 
@@ -51,21 +53,21 @@ impl Filter {
     }
 }
 
-/// Counts of events by kind, for metrics.
+/// Counts of events by source and kind, for metrics.
 pub struct KindCounts {
-    counts: [AtomicU64; 64],
+    counts: [[AtomicU64; KINDS]; SOURCES],
 }
 
 impl Default for KindCounts {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; 64] }
+        Self { counts: [const { [const { AtomicU64::new(0) }; KINDS] }; SOURCES] }
     }
 }
 
 impl KindCounts {
-    /// Events of a kind so far.
-    pub fn get(&self, kind: Kind) -> u64 {
-        self.counts[kind as usize].load(Ordering::Relaxed)
+    /// Events of a source and kind so far.
+    pub fn get(&self, source: Source, kind: EventKind) -> u64 {
+        self.counts[source as usize][kind as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -121,7 +123,7 @@ pub struct Intake {
     excluded: u64,
     sampled_away: u64,
     rate_limited: u64,
-    kinds: [u32; 64],
+    kinds: [u32; KINDS],
 }
 
 impl Intake {
@@ -147,7 +149,7 @@ impl Intake {
             excluded: 0,
             sampled_away: 0,
             rate_limited: 0,
-            kinds: [0; 64],
+            kinds: [0; KINDS],
         }
     }
 
@@ -213,11 +215,26 @@ impl Intake {
         match decode(bytes, &header, kind, self.source, &mut self.identity, batch) {
             Ok(is_urgent) => {
                 since.get_or_insert(self.now);
-                self.kinds[kind as usize] += 1;
+                if let Some(event) = batch.body.events.last() {
+                    self.kinds[event.kind() as usize] += 1;
+                }
                 self.is_urgent |= is_urgent;
             }
             Err(_) => self.malformed += 1,
         }
+    }
+
+    /// Takes one observation of the lethal lane from a source that has no ring, and counts it as emitted. `make` interns the
+    /// event's names in the batch and resolves its entities. Only while [`Intake::room_of`] the lethal lane is not 0.
+    pub fn observe(&mut self, make: impl FnOnce(&mut Batch, &mut Identity) -> Event) {
+        let mut event = make(&mut self.lethal, &mut self.identity);
+        event.source = self.source;
+        debug_assert_eq!(event.kind().lane(), Lane::Lethal);
+        self.books().add_emitted(1);
+        self.kinds[event.kind() as usize] += 1;
+        self.is_urgent |= event.body.is_urgent();
+        self.lethal_since.get_or_insert(self.now);
+        self.lethal.body.events.push(event);
     }
 
     #[inline]
@@ -295,7 +312,7 @@ impl Intake {
                 books.drop_events(stage, reason, std::mem::take(count));
             }
         }
-        for (counter, count) in self.shared.kinds.counts.iter().zip(&mut self.kinds) {
+        for (counter, count) in self.shared.kinds.counts[self.source as usize].iter().zip(&mut self.kinds) {
             if *count > 0 {
                 counter.fetch_add(u64::from(std::mem::take(count)), Ordering::Relaxed);
             }

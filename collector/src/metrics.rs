@@ -6,10 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use tapio_probes::record::Kind;
-use tapio_wire::event::{Lane, Source};
+use tapio_wire::event::{Kind, Lane, Source};
 
-use crate::decode::lane;
 use crate::intake::KindCounts;
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
@@ -97,7 +95,7 @@ impl Metrics {
                 "Runs of a probe that the kernel skipped because it was running on that CPU already",
                 &["program"],
             )?,
-            decoded: counters("tapio_collector_events_decoded_total", "Events decoded", &["lane", "kind"])?,
+            decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
             outbox_frames: gauge("tapio_collector_outbox_frames", "Frames not acknowledged")?,
@@ -144,8 +142,11 @@ impl Metrics {
                 raise(&self.dropped.with_label_values(&[source.name(), stage.name(), reason.name()]), count);
             }
         }
-        for kind in Kind::ALL {
-            raise(&self.decoded.with_label_values(&[lane(kind).name(), kind.name()]), observed.kinds.get(kind));
+        for (source, kind) in Source::ALL.into_iter().flat_map(|source| Kind::ALL.map(|kind| (source, kind))) {
+            let count = observed.kinds.get(source, kind);
+            if count > 0 {
+                raise(&self.decoded.with_label_values(&[source.name(), kind.lane().name(), kind.name()]), count);
+            }
         }
         for (program, count) in observed.missed.get() {
             raise(&self.missed.with_label_values(&[program]), count);

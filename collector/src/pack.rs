@@ -62,15 +62,7 @@ impl NodeDescription {
             self.described.is_some_and(|(known, at)| known == generation && at.elapsed() < DESCRIPTION_INTERVAL);
         if !is_fresh {
             self.described = Some((generation, Instant::now()));
-            body.entities.push(Entity {
-                id: tapio_wire::node_id(&self.name),
-                kind: EntityKind::Node,
-                parent: 0,
-                name: self.name.clone(),
-                container_id: String::new(),
-                pod_uid: String::new(),
-                cgroup: String::new(),
-            });
+            body.entities.push(Entity::named(EntityKind::Node, tapio_wire::node_id(&self.name), self.name.clone()));
         }
     }
 }

@@ -58,11 +58,13 @@ pub enum Kind {
     RunQueue = 37,
     /// Packets were dropped: [`PacketDrop`].
     PacketDrop = 38,
+    /// Durations of many operations, summed up in the kernel: [`Histogram`].
+    Histogram = 41,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Exec,
         Self::Exit,
         Self::Oom,
@@ -76,6 +78,7 @@ impl Kind {
         Self::Dns,
         Self::RunQueue,
         Self::PacketDrop,
+        Self::Histogram,
     ];
 
     /// The kind that a header's `kind` names, if any.
@@ -94,6 +97,7 @@ impl Kind {
             36 => Self::Dns,
             37 => Self::RunQueue,
             38 => Self::PacketDrop,
+            41 => Self::Histogram,
             _ => return None,
         })
     }
@@ -119,6 +123,7 @@ impl Kind {
             Self::Dns => "dns",
             Self::RunQueue => "run_queue",
             Self::PacketDrop => "packet_drop",
+            Self::Histogram => "histogram",
         }
     }
 }
@@ -353,6 +358,29 @@ record! {
         reason: u32,
         interface: u32,
         count: u64,
+    }
+}
+
+/// Slots of a [`Histogram`].
+pub const HISTOGRAM_SLOTS: usize = 32;
+
+record! {
+    /// Durations of many operations of one sort, since the record before.
+    Histogram, 192 {
+        header: Header,
+        /// 1 block I/O from issue to completion, 2 waiting for a CPU, 3 DNS lookups.
+        measure: u8,
+        /// As in [`BlockIo`].
+        operation: u8,
+        pad: [u8; 2],
+        device: u32,
+        /// The time that it covers, nanoseconds.
+        interval_ns: u64,
+        total_ns: u64,
+        max_ns: u64,
+        /// Slot `i` counts durations from 2^i up to 2^(i+1) microseconds; the first also what is shorter, the last what is
+        /// longer.
+        counts: [u32; HISTOGRAM_SLOTS],
     }
 }
 

@@ -4,7 +4,20 @@
 //! frame. What must hold: an event carries no string of its own (names are indices into the frame's table), and the
 //! archived form of an event stays within [`ARCHIVED_EVENT_BYTES_MAX`], since millions a second pass through it.
 
+mod cluster;
+mod node;
+
 use rkyv::{Archive, Deserialize, Serialize};
+
+pub use cluster::{
+    ArchivedBackend, ArchivedConfigChange, ArchivedContainerState, ArchivedEndpoints, ArchivedKubeEvent,
+    ArchivedNodeCondition, ArchivedObjectState, ArchivedPodState, ArchivedRollout, Backend, ConfigChange,
+    ContainerState, Endpoints, KubeEvent, NodeCondition, ObjectState, PodState, Rollout,
+};
+pub use node::{
+    ArchivedGap, ArchivedHistogram, ArchivedMeasure, ArchivedObservation, ArchivedUnitJob, ArchivedUnitState, Gap,
+    HISTOGRAM_SLOTS, Histogram, Measure, Observation, UnitJob, UnitState,
+};
 
 /// The bound that the archived form of every event keeps, asserted below.
 pub const ARCHIVED_EVENT_BYTES_MAX: usize = 88;
@@ -135,6 +148,38 @@ pub enum Detail {
     RunQueue { wait_ns: u64 },
     /// Packets were dropped for one reason.
     PacketDrop { count: u64, reason: u32, interface: u32 },
+    /// A process was made.
+    Fork { parent_pid: u32, ns_pid: u32, ns_level: u32, comm: Name },
+    /// A signal that ends the process reached it.
+    SignalDelivered { signal: u32, code: i32, ns_pid: u32, ns_level: u32, comm: Name },
+    /// A file that is audited was opened.
+    FileOpen { path: Name, comm: Name, flags: u32 },
+    /// Durations of many operations.
+    Histogram(Box<Histogram>),
+    /// A pod changed.
+    PodState(Box<PodState>),
+    /// A container changed, as kubelet says.
+    ContainerState(Box<ContainerState>),
+    /// A Kubernetes Event.
+    KubeEvent(Box<KubeEvent>),
+    /// A node's condition changed.
+    NodeCondition(Box<NodeCondition>),
+    /// A workload rolls out.
+    Rollout(Box<Rollout>),
+    /// A ConfigMap or Secret changed.
+    ConfigChange(Box<ConfigChange>),
+    /// A Service's endpoints changed.
+    Endpoints(Box<Endpoints>),
+    /// Another Kubernetes object changed.
+    ObjectState(Box<ObjectState>),
+    /// A systemd unit changed.
+    UnitState(Box<UnitState>),
+    /// A job of systemd ended.
+    UnitJob(Box<UnitJob>),
+    /// Evidence that fades, read in time.
+    Observation(Box<Observation>),
+    /// Something was missed.
+    Gap(Box<Gap>),
 }
 
 /// See [`Detail::Exec`].
@@ -146,6 +191,9 @@ pub struct Exec {
     /// How deep that namespace is nested; 0 is the node's.
     pub ns_level: u32,
     pub comm: Name,
+    /// The file that runs, and its first arguments, space separated; unset unless they are asked for.
+    pub path: Name,
+    pub arguments: Name,
 }
 
 /// See [`Detail::Exit`].
@@ -172,6 +220,8 @@ pub struct Oom {
     pub allocator_pid: u32,
     pub allocator_comm: Name,
     pub allocator_entity: EntityId,
+    /// The victim's address space.
+    pub total_vm_bytes: u64,
     pub anon_rss_bytes: u64,
     pub file_rss_bytes: u64,
     pub shmem_rss_bytes: u64,
@@ -215,13 +265,17 @@ pub struct Tcp {
     pub kib_received: u32,
     pub source_port: u16,
     pub destination_port: u16,
-    /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent, 8 reset received.
+    /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent, 8 reset received,
+    /// 9 refused by a full listen queue.
     pub change: u8,
     /// This side connected.
     pub active: bool,
 }
 
 const _: () = assert!(size_of::<ArchivedEvent>() <= ARCHIVED_EVENT_BYTES_MAX);
+
+/// How many kinds there are.
+pub const KINDS: usize = 29;
 
 /// Kinds of event, in the order of [`Detail`]'s variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -240,11 +294,27 @@ pub enum Kind {
     Dns,
     RunQueue,
     PacketDrop,
+    Fork,
+    SignalDelivered,
+    FileOpen,
+    Histogram,
+    PodState,
+    ContainerState,
+    KubeEvent,
+    NodeCondition,
+    Rollout,
+    ConfigChange,
+    Endpoints,
+    ObjectState,
+    UnitState,
+    UnitJob,
+    Observation,
+    Gap,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; KINDS] = [
         Self::Exec,
         Self::Exit,
         Self::Oom,
@@ -258,19 +328,56 @@ impl Kind {
         Self::Dns,
         Self::RunQueue,
         Self::PacketDrop,
+        Self::Fork,
+        Self::SignalDelivered,
+        Self::FileOpen,
+        Self::Histogram,
+        Self::PodState,
+        Self::ContainerState,
+        Self::KubeEvent,
+        Self::NodeCondition,
+        Self::Rollout,
+        Self::ConfigChange,
+        Self::Endpoints,
+        Self::ObjectState,
+        Self::UnitState,
+        Self::UnitJob,
+        Self::Observation,
+        Self::Gap,
     ];
 
     /// The one place that decides an event's lane.
     pub fn lane(self) -> Lane {
         match self {
-            Self::Exec | Self::Exit | Self::Oom | Self::Signal | Self::CgroupMade | Self::CgroupRemoved => Lane::Lethal,
+            Self::Exec
+            | Self::Exit
+            | Self::Oom
+            | Self::Signal
+            | Self::CgroupMade
+            | Self::CgroupRemoved
+            | Self::SignalDelivered
+            | Self::PodState
+            | Self::ContainerState
+            | Self::KubeEvent
+            | Self::NodeCondition
+            | Self::Rollout
+            | Self::ConfigChange
+            | Self::Endpoints
+            | Self::ObjectState
+            | Self::UnitState
+            | Self::UnitJob
+            | Self::Observation
+            | Self::Gap => Lane::Lethal,
             Self::Tcp
             | Self::Reclaim
             | Self::BlockIo
             | Self::SyscallError
             | Self::Dns
             | Self::RunQueue
-            | Self::PacketDrop => Lane::Bulk,
+            | Self::PacketDrop
+            | Self::Fork
+            | Self::FileOpen
+            | Self::Histogram => Lane::Bulk,
         }
     }
 
@@ -290,6 +397,22 @@ impl Kind {
             Self::Dns => "dns",
             Self::RunQueue => "run_queue",
             Self::PacketDrop => "packet_drop",
+            Self::Fork => "fork",
+            Self::SignalDelivered => "signal_delivered",
+            Self::FileOpen => "file_open",
+            Self::Histogram => "histogram",
+            Self::PodState => "pod_state",
+            Self::ContainerState => "container_state",
+            Self::KubeEvent => "kube_event",
+            Self::NodeCondition => "node_condition",
+            Self::Rollout => "rollout",
+            Self::ConfigChange => "config_change",
+            Self::Endpoints => "endpoints",
+            Self::ObjectState => "object_state",
+            Self::UnitState => "unit_state",
+            Self::UnitJob => "unit_job",
+            Self::Observation => "observation",
+            Self::Gap => "gap",
         }
     }
 }
@@ -299,8 +422,14 @@ impl Detail {
     /// cgroups is not urgent.
     pub fn is_urgent(&self) -> bool {
         match self {
-            Self::Oom(_) | Self::Signal(_) => true,
+            Self::Oom(_)
+            | Self::Signal(_)
+            | Self::SignalDelivered { .. }
+            | Self::Observation(_)
+            | Self::UnitState(_) => true,
             Self::Exit(exit) => exit.status != 0,
+            Self::ContainerState(container) => container.state == 3,
+            Self::KubeEvent(event) => event.is_warning,
             _ => false,
         }
     }
@@ -323,6 +452,22 @@ impl Event {
             Detail::Dns { .. } => Kind::Dns,
             Detail::RunQueue { .. } => Kind::RunQueue,
             Detail::PacketDrop { .. } => Kind::PacketDrop,
+            Detail::Fork { .. } => Kind::Fork,
+            Detail::SignalDelivered { .. } => Kind::SignalDelivered,
+            Detail::FileOpen { .. } => Kind::FileOpen,
+            Detail::Histogram(_) => Kind::Histogram,
+            Detail::PodState(_) => Kind::PodState,
+            Detail::ContainerState(_) => Kind::ContainerState,
+            Detail::KubeEvent(_) => Kind::KubeEvent,
+            Detail::NodeCondition(_) => Kind::NodeCondition,
+            Detail::Rollout(_) => Kind::Rollout,
+            Detail::ConfigChange(_) => Kind::ConfigChange,
+            Detail::Endpoints(_) => Kind::Endpoints,
+            Detail::ObjectState(_) => Kind::ObjectState,
+            Detail::UnitState(_) => Kind::UnitState,
+            Detail::UnitJob(_) => Kind::UnitJob,
+            Detail::Observation(_) => Kind::Observation,
+            Detail::Gap(_) => Kind::Gap,
         }
     }
 }
@@ -344,6 +489,22 @@ impl ArchivedEvent {
             ArchivedDetail::Dns { .. } => Kind::Dns,
             ArchivedDetail::RunQueue { .. } => Kind::RunQueue,
             ArchivedDetail::PacketDrop { .. } => Kind::PacketDrop,
+            ArchivedDetail::Fork { .. } => Kind::Fork,
+            ArchivedDetail::SignalDelivered { .. } => Kind::SignalDelivered,
+            ArchivedDetail::FileOpen { .. } => Kind::FileOpen,
+            ArchivedDetail::Histogram(_) => Kind::Histogram,
+            ArchivedDetail::PodState(_) => Kind::PodState,
+            ArchivedDetail::ContainerState(_) => Kind::ContainerState,
+            ArchivedDetail::KubeEvent(_) => Kind::KubeEvent,
+            ArchivedDetail::NodeCondition(_) => Kind::NodeCondition,
+            ArchivedDetail::Rollout(_) => Kind::Rollout,
+            ArchivedDetail::ConfigChange(_) => Kind::ConfigChange,
+            ArchivedDetail::Endpoints(_) => Kind::Endpoints,
+            ArchivedDetail::ObjectState(_) => Kind::ObjectState,
+            ArchivedDetail::UnitState(_) => Kind::UnitState,
+            ArchivedDetail::UnitJob(_) => Kind::UnitJob,
+            ArchivedDetail::Observation(_) => Kind::Observation,
+            ArchivedDetail::Gap(_) => Kind::Gap,
         }
     }
 }
@@ -363,6 +524,8 @@ pub enum EntityKind {
     Unit,
     /// The node itself.
     Node,
+    /// A Deployment, StatefulSet, DaemonSet, Job or CronJob: what owns pods. Its key is `kind/namespace/name`.
+    Workload,
 }
 
 impl EntityKind {
@@ -374,6 +537,7 @@ impl EntityKind {
             Self::Pod => "pod",
             Self::Unit => "unit",
             Self::Node => "node",
+            Self::Workload => "workload",
         }
     }
 }
@@ -387,6 +551,7 @@ impl ArchivedEntityKind {
             Self::Pod => EntityKind::Pod,
             Self::Unit => EntityKind::Unit,
             Self::Node => EntityKind::Node,
+            Self::Workload => EntityKind::Workload,
         }
     }
 }
@@ -396,9 +561,10 @@ impl ArchivedEntityKind {
 pub struct Entity {
     pub id: EntityId,
     pub kind: EntityKind,
-    /// The entity that holds this one: a container's pod, otherwise 0.
+    /// The entity that holds this one: a container's pod, a pod's workload; otherwise 0.
     pub parent: EntityId,
-    /// For people: `nginx-7d4…/web`, `sshd.service`, a container id, a cgroup path.
+    /// For people: `shop/nginx-7d4…/web`, `shop/nginx-7d4…`, `Deployment shop/nginx`, `sshd.service`; a container's short id, a
+    /// pod's uid or a cgroup's path while nobody told a name.
     pub name: String,
     /// 64 hexadecimal digits, empty when it is no container.
     pub container_id: String,
@@ -406,6 +572,37 @@ pub struct Entity {
     pub pod_uid: String,
     /// Its cgroup's path below the hierarchy's root.
     pub cgroup: String,
+    /// What follows is what Kubernetes told, empty or 0 until then.
+    pub namespace: String,
+    pub pod: String,
+    /// The container's name in its pod.
+    pub container: String,
+    pub image: String,
+    /// The pod's workload: `Deployment/nginx`.
+    pub workload: String,
+    /// The pod's addresses: IPv6, or IPv4 mapped into it.
+    pub addresses: Vec<[u8; 16]>,
+}
+
+impl Entity {
+    /// An entity of which only its kind, id and name are known.
+    pub fn named(kind: EntityKind, id: EntityId, name: impl Into<String>) -> Self {
+        Self {
+            id,
+            kind,
+            parent: 0,
+            name: name.into(),
+            container_id: String::new(),
+            pod_uid: String::new(),
+            cgroup: String::new(),
+            namespace: String::new(),
+            pod: String::new(),
+            container: String::new(),
+            image: String::new(),
+            workload: String::new(),
+            addresses: Vec::new(),
+        }
+    }
 }
 
 /// Everything in one frame.

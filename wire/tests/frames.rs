@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 use tapio_wire::compress::Compression;
 use tapio_wire::error::FrameError;
-use tapio_wire::event::{Body, Detail, Entity, EntityKind, Event, Exec, Exit, Lane, Oom, Signal, Source, Tcp};
+use tapio_wire::event::{
+    Backend, Body, ConfigChange, ContainerState, Detail, Endpoints, Entity, EntityKind, Event, Exec, Exit, Gap,
+    HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, NO_NAME, NodeCondition, ObjectState, Observation, Oom,
+    PodState, Rollout, Signal, Source, Tcp, UnitJob, UnitState,
+};
 use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tapio_wire::{entity_id, node_id};
@@ -17,16 +21,23 @@ fn every_kind() -> Body {
     Body {
         names: vec!["web".into(), "bash".into(), "/kubepods/pod1".into()],
         entities: vec![Entity {
-            id: entity_id(EntityKind::Container, "c1"),
-            kind: EntityKind::Container,
             parent: entity_id(EntityKind::Pod, "p1"),
-            name: "c1".into(),
             container_id: "c1".into(),
             pod_uid: "p1".into(),
             cgroup: "/kubepods/pod1/c1".into(),
+            namespace: "shop".into(),
+            pod: "web-0".into(),
+            container: "web".into(),
+            image: "web:1".into(),
+            workload: "StatefulSet/web".into(),
+            addresses: vec![[0; 16]],
+            ..Entity::named(EntityKind::Container, entity_id(EntityKind::Container, "c1"), "shop/web-0/web")
         }],
         events: vec![
-            event(1, Detail::Exec(Exec { parent_pid: 1, ns_pid: 1, ns_level: 1, comm: 0 })),
+            event(
+                1,
+                Detail::Exec(Exec { parent_pid: 1, ns_pid: 1, ns_level: 1, comm: 0, path: 2, arguments: NO_NAME }),
+            ),
             event(
                 2,
                 Detail::Exit(Exit {
@@ -48,6 +59,7 @@ fn every_kind() -> Body {
                     allocator_pid: 2,
                     allocator_comm: 1,
                     allocator_entity: 5,
+                    total_vm_bytes: 1,
                     anon_rss_bytes: 6,
                     file_rss_bytes: 7,
                     shmem_rss_bytes: 8,
@@ -95,6 +107,172 @@ fn every_kind() -> Body {
             event(11, Detail::Dns { latency_ns: 1, name: 0, query_type: 1, rcode: 3 }),
             event(12, Detail::RunQueue { wait_ns: 1 }),
             event(13, Detail::PacketDrop { count: 1, reason: 2, interface: 3 }),
+            event(14, Detail::Fork { parent_pid: 1, ns_pid: 2, ns_level: 1, comm: 0 }),
+            event(15, Detail::SignalDelivered { signal: 9, code: 0, ns_pid: 1, ns_level: 1, comm: 0 }),
+            event(16, Detail::FileOpen { path: 2, comm: 0, flags: 0 }),
+            event(
+                17,
+                Detail::Histogram(Box::new(Histogram {
+                    measure: Measure::BlockLatency,
+                    operation: 1,
+                    device: 3,
+                    interval_ns: 4,
+                    total_ns: 5,
+                    max_ns: 6,
+                    counts: [7; HISTOGRAM_SLOTS],
+                })),
+            ),
+            event(
+                18,
+                Detail::PodState(Box::new(PodState {
+                    phase: 0,
+                    reason: 1,
+                    message: 2,
+                    deletion_ns: 3,
+                    deletion_grace_s: 30,
+                    is_ready: true,
+                    is_scheduled: true,
+                    is_gone: false,
+                    qos: 2,
+                })),
+            ),
+            event(
+                19,
+                Detail::ContainerState(Box::new(ContainerState {
+                    container: 0,
+                    image: 1,
+                    reason: 2,
+                    message: NO_NAME,
+                    exit_code: 137,
+                    signal: 0,
+                    restart_count: 2,
+                    started_ns: 1,
+                    finished_ns: 2,
+                    state: 3,
+                    is_last: true,
+                    is_ready: false,
+                    role: 0,
+                    memory_limit_bytes: 1 << 20,
+                    cpu_limit_milli: 500,
+                })),
+            ),
+            event(
+                20,
+                Detail::KubeEvent(Box::new(KubeEvent {
+                    reason: 0,
+                    message: 1,
+                    kind: 2,
+                    namespace: 0,
+                    name: 1,
+                    field_path: NO_NAME,
+                    component: 2,
+                    count: 3,
+                    first_ns: 4,
+                    last_ns: 5,
+                    is_warning: true,
+                })),
+            ),
+            event(
+                21,
+                Detail::NodeCondition(Box::new(NodeCondition {
+                    condition: 0,
+                    reason: 1,
+                    message: 2,
+                    since_ns: 3,
+                    status: 1,
+                })),
+            ),
+            event(
+                22,
+                Detail::Rollout(Box::new(Rollout {
+                    kind: 0,
+                    namespace: 1,
+                    name: 2,
+                    images: 0,
+                    images_before: 1,
+                    reason: NO_NAME,
+                    message: NO_NAME,
+                    generation: 2,
+                    observed_generation: 1,
+                    desired: 3,
+                    updated: 2,
+                    ready: 1,
+                    unavailable: 2,
+                    is_gone: false,
+                })),
+            ),
+            event(
+                23,
+                Detail::ConfigChange(Box::new(ConfigChange {
+                    kind: 0,
+                    namespace: 1,
+                    name: 2,
+                    resource_version: 0,
+                    used_by: vec![7, 8],
+                    change: 2,
+                })),
+            ),
+            event(
+                24,
+                Detail::Endpoints(Box::new(Endpoints {
+                    namespace: 0,
+                    service: 1,
+                    cluster_addresses: vec![[1; 16]],
+                    ports: vec![80],
+                    backends: vec![Backend { address: [2; 16], pod: 5, port: 8080, is_ready: true }],
+                })),
+            ),
+            event(
+                25,
+                Detail::ObjectState(Box::new(ObjectState {
+                    kind: 0,
+                    namespace: 1,
+                    name: 2,
+                    state: 0,
+                    reason: 1,
+                    message: 2,
+                    current: 3,
+                    desired: 4,
+                    is_gone: false,
+                })),
+            ),
+            event(
+                26,
+                Detail::UnitState(Box::new(UnitState {
+                    unit: 0,
+                    active_state: 1,
+                    sub_state: 2,
+                    result: 0,
+                    main_code: 1,
+                    main_status: 3,
+                    main_pid: 0,
+                    restarts: 4,
+                    main_exited_ns: 5,
+                })),
+            ),
+            event(27, Detail::UnitJob(Box::new(UnitJob { unit: 0, result: 1 }))),
+            event(
+                28,
+                Detail::Observation(Box::new(Observation {
+                    cgroup: 2,
+                    memory_limit_bytes: 1,
+                    memory_usage_bytes: 2,
+                    memory_peak_bytes: 3,
+                    oom_kills: 4,
+                    limit_hits: 5,
+                    pids: 6,
+                    pids_limit: 7,
+                    throttled: 8,
+                    throttled_us: 9,
+                    memory_pressure: 10,
+                    process: 11,
+                    process_comm: 0,
+                    process_command: 1,
+                    process_entity: 12,
+                    process_uid: 13,
+                })),
+            ),
+            event(29, Detail::Gap(Box::new(Gap { what: 0, reason: 1, from_ns: 2, until_ns: 3, found_gone: 4 }))),
         ],
     }
 }
@@ -133,8 +311,8 @@ fn every_kind_of_event_survives_the_wire() {
         assert_eq!(read, body);
         assert_eq!(*decoded.ledger(), ledger());
         let header = decoded.header();
-        assert_eq!((header.node, header.seq, header.lethal_events), (node_id("node-1"), 3, 13));
-        assert_eq!((header.first_time_ns, header.last_time_ns, header.source_events[0]), (1, 13, 13));
+        assert_eq!((header.node, header.seq, header.lethal_events), (node_id("node-1"), 3, 29));
+        assert_eq!((header.first_time_ns, header.last_time_ns, header.source_events[0]), (1, 29, 29));
     }
 }
 

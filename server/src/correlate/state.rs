@@ -79,7 +79,23 @@ fn contribution(detail: &ArchivedDetail) -> Option<(usize, u32, u32)> {
         | ArchivedDetail::Oom(_)
         | ArchivedDetail::Signal(_)
         | ArchivedDetail::CgroupMade { .. }
-        | ArchivedDetail::CgroupRemoved { .. } => return None,
+        | ArchivedDetail::CgroupRemoved { .. }
+        | ArchivedDetail::Fork { .. }
+        | ArchivedDetail::SignalDelivered { .. }
+        | ArchivedDetail::FileOpen { .. }
+        | ArchivedDetail::Histogram(_)
+        | ArchivedDetail::PodState(_)
+        | ArchivedDetail::ContainerState(_)
+        | ArchivedDetail::KubeEvent(_)
+        | ArchivedDetail::NodeCondition(_)
+        | ArchivedDetail::Rollout(_)
+        | ArchivedDetail::ConfigChange(_)
+        | ArchivedDetail::Endpoints(_)
+        | ArchivedDetail::ObjectState(_)
+        | ArchivedDetail::UnitState(_)
+        | ArchivedDetail::UnitJob(_)
+        | ArchivedDetail::Observation(_)
+        | ArchivedDetail::Gap(_) => return None,
     })
 }
 

@@ -129,7 +129,7 @@ impl fmt::Display for EntityInfo {
             }
             Some(EntityKind::Pod) => write!(f, "pod {}", self.name),
             Some(EntityKind::Node) => write!(f, "node {}", self.name),
-            Some(EntityKind::Unit) => f.write_str(&self.name),
+            Some(EntityKind::Unit | EntityKind::Workload) => f.write_str(&self.name),
             Some(EntityKind::Host) => write!(f, "host group {}", self.name),
             None => f.write_str(&self.name),
         }

@@ -81,13 +81,11 @@ impl Node {
         let id = tapio_wire::entity_id(kind, key);
         let is_container = kind == EntityKind::Container;
         self.body.entities.push(Entity {
-            id,
-            kind,
             parent,
-            name: name.into(),
             container_id: if is_container { format!("{id:016x}").repeat(4) } else { String::new() },
             pod_uid: if parent == 0 { String::new() } else { format!("uid-{parent:x}") },
             cgroup: format!("/{key}"),
+            ..Entity::named(kind, id, name)
         });
         id
     }
@@ -137,6 +135,7 @@ impl Node {
             allocator_pid: process.pid,
             allocator_comm: comm,
             allocator_entity: process.entity,
+            total_vm_bytes: usage_bytes,
             anon_rss_bytes: usage_bytes - usage_bytes / 8,
             file_rss_bytes: 0,
             shmem_rss_bytes: 0,

@@ -1,0 +1,132 @@
+//! What systemd says, what is summed up over time, what was read as evidence, and what was missed.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::{EntityId, Name};
+
+/// A systemd unit changed its state.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct UnitState {
+    pub unit: Name,
+    /// `active`, `failed`, `activating`, … (`ActiveState`).
+    pub active_state: Name,
+    /// `running`, `auto-restart`, … (`SubState`).
+    pub sub_state: Name,
+    /// `success`, `exit-code`, `signal`, `oom-kill`, `start-limit-hit`, … (`Result`).
+    pub result: Name,
+    /// Of the main process's last end: `CLD_*` of `waitid(2)`, and its exit code or signal.
+    pub main_code: i32,
+    pub main_status: i32,
+    /// 0 while there is none.
+    pub main_pid: u32,
+    pub restarts: u32,
+    /// 0 when it was not seen to run.
+    pub main_exited_ns: u64,
+}
+
+/// A job of systemd ended.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct UnitJob {
+    pub unit: Name,
+    /// `done`, `failed`, `canceled`, `timeout`, `dependency`, `skipped`, …
+    pub result: Name,
+}
+
+/// What a [`Histogram`] counts.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[rkyv(derive(Clone, Copy, Debug, PartialEq, Eq))]
+#[repr(u8)]
+pub enum Measure {
+    /// Block I/O from issue to completion, by device and operation.
+    BlockLatency = 1,
+    /// Waiting for a CPU, by cgroup.
+    RunQueueLatency = 2,
+    /// DNS lookups from query to answer, by cgroup.
+    DnsLatency = 3,
+}
+
+impl Measure {
+    /// The measure that a record's number names.
+    pub fn from_u8(value: u8) -> Option<Self> {
+        [Self::BlockLatency, Self::RunQueueLatency, Self::DnsLatency].into_iter().find(|known| *known as u8 == value)
+    }
+
+    /// The name that metrics and people use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BlockLatency => "block_latency",
+            Self::RunQueueLatency => "run_queue_latency",
+            Self::DnsLatency => "dns_latency",
+        }
+    }
+}
+
+impl ArchivedMeasure {
+    /// The measure this stands for.
+    pub fn get(self) -> Measure {
+        match self {
+            Self::BlockLatency => Measure::BlockLatency,
+            Self::RunQueueLatency => Measure::RunQueueLatency,
+            Self::DnsLatency => Measure::DnsLatency,
+        }
+    }
+}
+
+/// Slots of a [`Histogram`].
+pub const HISTOGRAM_SLOTS: usize = 32;
+
+/// Durations of many alike operations, summed up in the kernel since the histogram before this one.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Histogram {
+    pub measure: Measure,
+    /// As in `Detail::BlockIo`; 0 where it does not apply.
+    pub operation: u8,
+    pub device: u32,
+    /// The time that it covers.
+    pub interval_ns: u64,
+    pub total_ns: u64,
+    pub max_ns: u64,
+    /// Slot `i` counts durations from 2^i up to 2^(i+1) microseconds; the first also what is shorter, the last what is longer.
+    pub counts: [u32; HISTOGRAM_SLOTS],
+}
+
+/// What the collector read when something lethal arrived, before it was gone. The subject is the event's entity.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// The cgroup that was read.
+    pub cgroup: Name,
+    /// Memory: 0 where it could not be read, `u64::MAX` for no limit.
+    pub memory_limit_bytes: u64,
+    pub memory_usage_bytes: u64,
+    pub memory_peak_bytes: u64,
+    /// `oom_kill` of `memory.events`, and how often the limit was hit (`max`, or `failcnt`).
+    pub oom_kills: u64,
+    pub limit_hits: u64,
+    pub pids: u64,
+    pub pids_limit: u64,
+    /// `nr_throttled` and the time of `cpu.stat`.
+    pub throttled: u64,
+    pub throttled_us: u64,
+    /// Of `memory.pressure`: full, avg10, hundredths of a percent.
+    pub memory_pressure: u32,
+    /// The process that was read, where the cause was a signal: its sender.
+    pub process: u32,
+    pub process_comm: Name,
+    pub process_command: Name,
+    pub process_entity: EntityId,
+    pub process_uid: u32,
+}
+
+/// Something was missed, and when.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Gap {
+    /// What was watched: `pods`, `units`, …
+    pub what: Name,
+    /// Why: `expired`, `bus restarted`, …
+    pub reason: Name,
+    /// The interval in which changes may have been missed, `CLOCK_BOOTTIME` of the node, nanoseconds.
+    pub from_ns: u64,
+    pub until_ns: u64,
+    /// Objects that were found to be gone afterwards.
+    pub found_gone: u32,
+}
