@@ -198,12 +198,19 @@ impl Default for K8sSection {
 #[serde(deny_unknown_fields, default)]
 pub struct SystemdSection {
     pub enabled: bool,
+    /// Leaves out units of systemd itself and those that every system has.
     pub exclude_system: bool,
+    /// The bus; default: `DBUS_SYSTEM_BUS_ADDRESS` of the environment, else the usual socket.
+    pub bus: Option<String>,
+    /// Patterns of the units to watch, `*` and `?` as in a shell; none for all.
+    pub units: Vec<String>,
+    /// Patterns of units to leave out.
+    pub exclude_units: Vec<String>,
 }
 
 impl Default for SystemdSection {
     fn default() -> Self {
-        Self { enabled: true, exclude_system: false }
+        Self { enabled: true, exclude_system: false, bus: None, units: Vec::new(), exclude_units: Vec::new() }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::pack::PackCounts;
 use crate::queue::Queues;
 use crate::ship::ShipState;
 use crate::source::ebpf::MissedRuns;
+use crate::source::systemd::SystemdCounts;
 
 /// Where the numbers are.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ pub struct Observed {
     pub ship: Arc<ShipState>,
     pub latencies: Arc<Latencies>,
     pub missed: Arc<MissedRuns>,
+    pub systemd: Arc<SystemdCounts>,
 }
 
 /// See the module.
@@ -40,6 +42,10 @@ pub struct Metrics {
     held: IntGaugeVec,
     decoded: IntCounterVec,
     missed: IntCounterVec,
+    systemd_skipped: IntCounterVec,
+    systemd_coalesced: IntCounter,
+    systemd_reconnects: IntCounter,
+    systemd_units: IntGauge,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -95,6 +101,17 @@ impl Metrics {
                 "Runs of a probe that the kernel skipped because it was running on that CPU already",
                 &["program"],
             )?,
+            systemd_skipped: counters(
+                "tapio_collector_systemd_skipped_total",
+                "Changes of units that the configuration leaves out; they never become events",
+                &["reason"],
+            )?,
+            systemd_coalesced: counter(
+                "tapio_collector_systemd_coalesced_total",
+                "Changes that were merged into a later event of the same unit, and jobs beyond their rate",
+            )?,
+            systemd_reconnects: counter("tapio_collector_systemd_reconnects_total", "Attempts to reach the bus again")?,
+            systemd_units: gauge("tapio_collector_systemd_units", "Units that are remembered")?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
@@ -151,6 +168,12 @@ impl Metrics {
         for (program, count) in observed.missed.get() {
             raise(&self.missed.with_label_values(&[program]), count);
         }
+        for (reason, count) in observed.systemd.skipped_by_reason() {
+            raise(&self.systemd_skipped.with_label_values(&[reason]), count);
+        }
+        raise(&self.systemd_coalesced, observed.systemd.coalesced());
+        raise(&self.systemd_reconnects, observed.systemd.reconnects());
+        self.systemd_units.set(observed.systemd.units() as i64);
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
         }
