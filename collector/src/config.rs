@@ -48,6 +48,10 @@ pub struct CollectorSection {
     pub buffer_size: usize,
     /// This node's name; default: `NODE_NAME` of the environment, else the host name.
     pub node_name: Option<String>,
+    /// Whether limits, usage and a signal's sender are read when something lethal arrives.
+    pub evidence: bool,
+    /// Whether a sender's arguments are told as well; they may be secrets.
+    pub evidence_arguments: bool,
 }
 
 impl Default for CollectorSection {
@@ -58,6 +62,8 @@ impl Default for CollectorSection {
             max_events_per_sec: 10_000,
             buffer_size: 32_768,
             node_name: None,
+            evidence: true,
+            evidence_arguments: false,
         }
     }
 }

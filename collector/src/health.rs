@@ -45,7 +45,8 @@ impl Status {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
     }
 
-    fn get(&self) -> Option<String> {
+    /// What it waits for.
+    pub fn get(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_wire::event::{Kind, Lane, Source};
 
+use crate::evidence::EvidenceCounts;
 use crate::intake::KindCounts;
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
@@ -28,6 +29,7 @@ pub struct Observed {
     pub latencies: Arc<Latencies>,
     pub missed: Arc<MissedRuns>,
     pub systemd: Arc<SystemdCounts>,
+    pub evidence: Arc<EvidenceCounts>,
 }
 
 /// See the module.
@@ -46,6 +48,10 @@ pub struct Metrics {
     systemd_coalesced: IntCounter,
     systemd_reconnects: IntCounter,
     systemd_units: IntGauge,
+    evidence_readings: IntCounter,
+    evidence_us: IntCounter,
+    evidence_coalesced: IntCounter,
+    evidence_dropped: IntCounterVec,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -112,6 +118,20 @@ impl Metrics {
             )?,
             systemd_reconnects: counter("tapio_collector_systemd_reconnects_total", "Attempts to reach the bus again")?,
             systemd_units: gauge("tapio_collector_systemd_units", "Units that are remembered")?,
+            evidence_readings: counter(
+                "tapio_collector_evidence_readings_total",
+                "Cgroups and senders read because something lethal arrived",
+            )?,
+            evidence_us: counter("tapio_collector_evidence_reading_microseconds_total", "Time spent on reading them")?,
+            evidence_coalesced: counter(
+                "tapio_collector_evidence_coalesced_total",
+                "Requests that a reading of the same cgroup just before has answered",
+            )?,
+            evidence_dropped: counters(
+                "tapio_collector_evidence_dropped_total",
+                "Requests for evidence that were dropped before they became events",
+                &["reason"],
+            )?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
@@ -174,6 +194,13 @@ impl Metrics {
         raise(&self.systemd_coalesced, observed.systemd.coalesced());
         raise(&self.systemd_reconnects, observed.systemd.reconnects());
         self.systemd_units.set(observed.systemd.units() as i64);
+        let (readings, reading_us) = observed.evidence.readings();
+        raise(&self.evidence_readings, readings);
+        raise(&self.evidence_us, reading_us);
+        raise(&self.evidence_coalesced, observed.evidence.coalesced());
+        for (reason, count) in observed.evidence.dropped() {
+            raise(&self.evidence_dropped.with_label_values(&[reason]), count);
+        }
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
         }

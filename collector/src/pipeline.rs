@@ -4,6 +4,7 @@
 //!  thread ebpf ──┐ lethal: ArrayQueue<Body>                            tokio
 //!  thread shm  ──┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
 //!  task systemd ─┤                                              ▲          │
+//!  thread evidence ┘ asked by thread ebpf                       │          │
 //!                └◄──────── pool of bodies ◄──────────┘           ▲          │
 //!                                                                 └── acks ◄─┘     health: HTTP
 //! ```
@@ -22,6 +23,7 @@ use tapio_wire::node_id;
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, endpoint_uri};
+use crate::evidence;
 use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
 use crate::intake::{Intake, Shared};
@@ -163,6 +165,7 @@ impl Pipeline {
 
         let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
         let mut missed = Arc::default();
+        let mut evidence_counts = Arc::default();
         let mut sources = Vec::new();
         let mut states = Vec::new();
         if config.runs("ebpf") {
@@ -174,6 +177,15 @@ impl Pipeline {
                     }
                     missed = source.missed_runs();
                     let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+                    let (asking, reading) = match config.collector.evidence {
+                        true => {
+                            let (asking, reading) = evidence::channel(config.collector.evidence_arguments);
+                            evidence_counts = reading.counts();
+                            (Some(asking), Some(reading))
+                        }
+                        false => (None, None),
+                    };
+                    let intake = intake.with_evidence(asking);
                     let alive = Alive::default();
                     let guard = alive.begin();
                     sources.push(spawn("ebpf", move || {
@@ -183,6 +195,17 @@ impl Pipeline {
                         }
                     })?);
                     states.push(SourceState { source: "ebpf", off: None, alive, status: Status::default() });
+                    if let Some(reading) = reading {
+                        let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+                        // It ends when nobody can ask it any more.
+                        let alive = Alive::default();
+                        let guard = alive.begin();
+                        sources.push(spawn("evidence", move || {
+                            let _alive = guard;
+                            reading.run(intake);
+                        })?);
+                        states.push(SourceState { source: "evidence", off: None, alive, status: Status::default() });
+                    }
                 }
                 Err(error) if allow_missing => {
                     tracing::warn!(%error, "the ebpf source is off");
@@ -286,6 +309,7 @@ impl Pipeline {
             latencies,
             missed,
             systemd,
+            evidence: evidence_counts,
         };
         let health = match listener {
             Some(listener) => {
