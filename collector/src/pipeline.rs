@@ -1,12 +1,11 @@
 //! The machine of the collector: every thread and every queue, in one place.
 //!
 //! ```text
-//!  thread ebpf ──┐ lethal: ArrayQueue<Body>                            tokio
-//!  thread shm  ──┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
-//!  task systemd ─┤                                              ▲          │
-//!  thread evidence ┘ asked by thread ebpf                       │          │
-//!                └◄──────── pool of bodies ◄──────────┘           ▲          │
-//!                                                                 └── acks ◄─┘     health: HTTP
+//!  thread ebpf ──┬─┐ lethal: ArrayQueue<Body>                            tokio
+//!       requests ▼ │
+//!  thread evidence ┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
+//!  thread shm  ────┤                                    │           ▲          │
+//!  task systemd ───┴◄──────── pool of bodies ◄──────────┘           └── acks ◄─┘     health: HTTP
 //! ```
 //!
 //! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for

@@ -2,12 +2,18 @@
 
 mod lab;
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use lab::{Kernel, Lab, MemoryCgroup, SYSTEMD, Seen, Systemd, can_run};
-use tapio_collector::config::SystemdSection;
+use tapio_collector::config::{Config, SystemdSection};
 use tapio_collector::health::Status;
 use tapio_collector::identity::Identity;
 use tapio_collector::intake::Intake;
-use tapio_collector::source::systemd::SystemdSource;
+use tapio_collector::pipeline::Pipeline;
+use tapio_collector::source::systemd::{SystemdCounts, SystemdSource};
 use tapio_wire::event::{Detail, EntityKind, Source, UnitState};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -21,6 +27,7 @@ struct Watching {
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     status: Status,
+    counts: Arc<SystemdCounts>,
 }
 
 impl Watching {
@@ -29,10 +36,10 @@ impl Watching {
         let runtime = runtime.expect("a runtime");
         let source = runtime.block_on(SystemdSource::connect(section, NODE)).expect("systemd is on the bus");
         let (stop, stopped) = watch::channel(false);
-        let status = source.status();
+        let (status, counts) = (source.status(), source.counts());
         let intake = Intake::new(lab.shared.clone(), Source::Systemd, Identity::new(Vec::new()));
         let task = runtime.spawn(source.run(intake, stopped));
-        Self { runtime, stop, task, status }
+        Self { runtime, stop, task, status, counts }
     }
 
     fn end(self) {
@@ -159,6 +166,7 @@ fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
         declared.from_ns < declared.until_ns && declared.until_ns - declared.from_ns < 15_000_000_000,
         "{declared:?}"
     );
+    assert_eq!(watching.status.get(), None, "it runs again");
     let (_, steady) = failed(&mut lab, "steady.service");
     assert_eq!((steady.main_code & !1, steady.main_status), (2, 11), "CLD_KILLED or CLD_DUMPED: {steady:?}");
     let output = systemd.run(&["systemctl", "start", "dbus.service"]);
@@ -172,6 +180,78 @@ fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
 }
 
 #[test]
+fn while_there_is_no_bus_it_says_what_it_waits_for() {
+    let test = "while_there_is_no_bus_it_says_what_it_waits_for";
+    if !can_run(test, &SYSTEMD) {
+        return;
+    }
+    let (systemd, mut lab) = (Systemd::start(), Lab::new());
+    let watching = Watching::start(&lab, &section(&systemd));
+    systemd.service("here", &[], "exit 1");
+    failed(&mut lab, "here.service");
+    let output = systemd.run(&["systemctl", "stop", "dbus.socket", "dbus.service"]);
+    assert!(output.status.success(), "{output:?}");
+    let deadline = Instant::now() + lab::LIMIT;
+    let waits = || watching.status.get().filter(|waits| waits.contains("no bus:"));
+    while waits().is_none() {
+        assert!(Instant::now() < deadline, "{:?}", watching.status.get());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Without a bus there is no systemd-run.
+    std::fs::create_dir_all(systemd.file("/run/systemd/system")).expect("a folder");
+    let unit = "[Service]\nExecStart=/bin/sh -c 'exit 5'\n";
+    std::fs::write(systemd.file("/run/systemd/system/unseen.service"), unit).expect("a unit");
+    let output = systemd.run(&["systemctl", "start", "unseen.service"]);
+    assert!(output.status.success(), "{output:?}");
+    let output = systemd.run(&["systemctl", "start", "dbus.socket", "dbus.service"]);
+    assert!(output.status.success(), "{output:?}");
+    lab.wait("gap", |seen| matches!(&seen.event.body, Detail::Gap(_)));
+    let (_, unseen) = failed(&mut lab, "unseen.service");
+    assert_eq!(unseen.main_status, 5, "the list after the gap names it");
+    assert!(watching.counts.reconnects() > 0);
+    watching.end();
+    lab.assert_books_close(Source::Systemd);
+}
+
+/// What `GET /readyz` says of the systemd source.
+fn readiness(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let body: serde_json::Value = serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()?;
+    body["sources"]["systemd"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn the_collector_runs_it_or_says_why_not() {
+    let test = "the_collector_runs_it_or_says_why_not";
+    if !can_run(test, &SYSTEMD) {
+        return;
+    }
+    let systemd = Systemd::start();
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+    let mut config = Config::default();
+    config.collector.enabled_collectors = vec!["systemd".into()];
+    config.collectors.systemd = section(&systemd);
+    config.grpc.server_endpoints = vec!["127.0.0.1:1".into()];
+    config.health.address = [127, 0, 0, 1].into();
+    config.health.port = port;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let start = |config: &Config, allow| runtime.block_on(Pipeline::start(config, allow));
+    let running = start(&config, false).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(readiness(port).as_deref(), Some("running"));
+    drop(running);
+    config.collectors.systemd.bus = Some("unix:path=/nowhere/bus".into());
+    config.health.enabled = false;
+    let error = start(&config, false).err().expect("there is no bus").to_string();
+    assert!(error.contains("systemd source") && error.contains("/nowhere/bus"), "{error}");
+    drop(start(&config, true).unwrap_or_else(|error| panic!("{error}")));
+    runtime.shutdown_background();
+}
+
+#[test]
 fn units_that_are_left_out_bring_nothing_forth_and_are_counted() {
     let test = "units_that_are_left_out_bring_nothing_forth_and_are_counted";
     if !can_run(test, &SYSTEMD) {
@@ -179,12 +259,14 @@ fn units_that_are_left_out_bring_nothing_forth_and_are_counted() {
     }
     let (systemd, mut lab) = (Systemd::start(), Lab::new());
     let section = SystemdSection { exclude_units: vec!["noise-*.service".into()], ..section(&systemd) };
-    let source = Watching::start(&lab, &section);
+    let watching = Watching::start(&lab, &section);
     systemd.service("noise-1", &[], "exit 1");
     systemd.service("quiet", &[], "exit 1");
     failed(&mut lab, "quiet.service");
     assert_eq!(lab.states("noise-1.service").count(), 0);
-    source.end();
+    let counts = watching.counts.skipped_by_reason();
+    assert!(counts[1].0 == "excluded" && counts[1].1 > 0, "{counts:?}");
+    watching.end();
     lab.assert_books_close(Source::Systemd);
 }
 

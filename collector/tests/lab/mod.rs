@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tapio_collector::books::Books;
 use tapio_collector::config::Config;
+use tapio_collector::evidence::Evidence;
 use tapio_collector::identity::Identity;
 use tapio_collector::intake::{Intake, Shared};
 use tapio_collector::outbox::Room;
@@ -197,10 +198,14 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn start(shared: &Shared) -> Self {
+        Self::start_with(shared, None)
+    }
+
+    pub fn start_with(shared: &Shared, evidence: Option<Evidence>) -> Self {
         let stop = Arc::new(Stop::new().expect("an eventfd"));
         let load = LoadConfig { own_pid: Some(std::process::id()), ..LoadConfig::default() };
         let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
-        let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+        let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine()).with_evidence(evidence);
         let thread = std::thread::spawn(move || source.run(intake).expect("the rings are sound"));
         Self { stop, thread: Some(thread) }
     }
