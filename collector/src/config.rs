@@ -48,6 +48,10 @@ pub struct CollectorSection {
     pub buffer_size: usize,
     /// This node's name; default: `NODE_NAME` of the environment, else the host name.
     pub node_name: Option<String>,
+    /// Whether limits, usage and a signal's sender are read when something lethal arrives.
+    pub evidence: bool,
+    /// Whether a sender's arguments are told as well; they may be secrets.
+    pub evidence_arguments: bool,
 }
 
 impl Default for CollectorSection {
@@ -58,6 +62,8 @@ impl Default for CollectorSection {
             max_events_per_sec: 10_000,
             buffer_size: 32_768,
             node_name: None,
+            evidence: true,
+            evidence_arguments: false,
         }
     }
 }
@@ -198,12 +204,19 @@ impl Default for K8sSection {
 #[serde(deny_unknown_fields, default)]
 pub struct SystemdSection {
     pub enabled: bool,
+    /// Leaves out units of systemd itself and those that every system has.
     pub exclude_system: bool,
+    /// The bus; default: `DBUS_SYSTEM_BUS_ADDRESS` of the environment, else the usual socket.
+    pub bus: Option<String>,
+    /// Patterns of the units to watch, `*` and `?` as in a shell; none for all.
+    pub units: Vec<String>,
+    /// Patterns of units to leave out.
+    pub exclude_units: Vec<String>,
 }
 
 impl Default for SystemdSection {
     fn default() -> Self {
-        Self { enabled: true, exclude_system: false }
+        Self { enabled: true, exclude_system: false, bus: None, units: Vec::new(), exclude_units: Vec::new() }
     }
 }
 

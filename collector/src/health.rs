@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
 use axum::Router;
@@ -26,6 +26,29 @@ pub struct SourceState {
     pub off: Option<String>,
     /// Whether its thread runs.
     pub alive: Alive,
+    /// What it waits for while it runs.
+    pub status: Status,
+}
+
+/// What a source that runs waits for, if anything.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Arc<Mutex<Option<String>>>);
+
+impl Status {
+    /// It has what it needs.
+    pub fn runs(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// It has not.
+    pub fn waits_for(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    /// What it waits for.
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Tells whether a thread runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends.
@@ -54,11 +77,11 @@ impl Drop for AliveGuard {
 }
 
 impl SourceState {
-    fn text(&self) -> &str {
+    fn text(&self) -> String {
         match &self.off {
-            Some(reason) => reason,
-            None if self.alive.get() => "running",
-            None => "ended: the log says why",
+            Some(reason) => reason.clone(),
+            None if self.alive.get() => self.status.get().unwrap_or_else(|| "running".into()),
+            None => "ended: the log says why".into(),
         }
     }
 }
@@ -77,7 +100,7 @@ struct Readiness<'a> {
     connected: bool,
     packing: bool,
     /// `running`, or why not, by source.
-    sources: BTreeMap<&'a str, &'a str>,
+    sources: BTreeMap<&'a str, String>,
 }
 
 #[derive(Serialize)]

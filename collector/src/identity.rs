@@ -63,8 +63,9 @@ pub fn name_of(path: &str) -> Named {
     }
     let path = if path.is_empty() { "/" } else { path };
     // Units of different users, or of different machines within this one, may have the same name: the path tells them apart.
-    let is_unit =
-        |part: &str| [".service", ".scope", ".socket", ".mount", ".swap"].iter().any(|end| part.ends_with(end));
+    // The last four never have a cgroup, but fail as well.
+    let kinds = [".service", ".scope", ".socket", ".mount", ".swap", ".timer", ".path", ".automount", ".device"];
+    let is_unit = |part: &str| kinds.iter().any(|end| part.ends_with(end));
     let mut rest = path;
     let (kind, key, name) = loop {
         match rest.rsplit_once('/') {
@@ -201,6 +202,17 @@ impl Identity {
             return known.entity;
         }
         self.resolve_unknown(id, lane, described)
+    }
+
+    /// The entity of a cgroup of which only the path is known; otherwise as [`Identity::resolve`]. The same path has the same
+    /// entity, whoever resolves it.
+    pub fn resolve_path(&mut self, path: &str, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
+        // Kernel ids are inode numbers, small, and marked with the highest bit at most: no path's hash is likely to be one.
+        let id = entity_id(EntityKind::Host, path);
+        if self.cgroups.get(&id).is_none_or(|known| known.path != path) {
+            self.learn(id, path);
+        }
+        self.resolve(id, lane, described)
     }
 
     /// The path of a cgroup, when known.

@@ -15,6 +15,7 @@ use tapio_wire::ledger::{Reason, Stage};
 use crate::books::{Books, SourceBooks};
 use crate::config::{Config, Severity};
 use crate::decode::{Batch, decode, header, lane};
+use crate::evidence::Evidence;
 use crate::identity::Identity;
 use crate::queue::Queues;
 
@@ -124,6 +125,7 @@ pub struct Intake {
     sampled_away: u64,
     rate_limited: u64,
     kinds: [u32; KINDS],
+    evidence: Option<Evidence>,
 }
 
 impl Intake {
@@ -150,7 +152,14 @@ impl Intake {
             sampled_away: 0,
             rate_limited: 0,
             kinds: [0; KINDS],
+            evidence: None,
         }
+    }
+
+    /// Asks for evidence that fades, with the records that call for it.
+    pub fn with_evidence(mut self, evidence: Option<Evidence>) -> Self {
+        self.evidence = evidence;
+        self
     }
 
     /// The source's counters.
@@ -217,6 +226,9 @@ impl Intake {
                 since.get_or_insert(self.now);
                 if let Some(event) = batch.body.events.last() {
                     self.kinds[event.kind() as usize] += 1;
+                    if let (true, Some(evidence)) = (is_urgent, &self.evidence) {
+                        evidence.ask(event, header.cgroup_id, &self.identity);
+                    }
                 }
                 self.is_urgent |= is_urgent;
             }

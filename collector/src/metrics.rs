@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_wire::event::{Kind, Lane, Source};
 
+use crate::evidence::EvidenceCounts;
 use crate::intake::KindCounts;
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
@@ -15,6 +16,7 @@ use crate::pack::PackCounts;
 use crate::queue::Queues;
 use crate::ship::ShipState;
 use crate::source::ebpf::MissedRuns;
+use crate::source::systemd::SystemdCounts;
 
 /// Where the numbers are.
 #[derive(Clone)]
@@ -26,6 +28,8 @@ pub struct Observed {
     pub ship: Arc<ShipState>,
     pub latencies: Arc<Latencies>,
     pub missed: Arc<MissedRuns>,
+    pub systemd: Arc<SystemdCounts>,
+    pub evidence: Arc<EvidenceCounts>,
 }
 
 /// See the module.
@@ -40,6 +44,14 @@ pub struct Metrics {
     held: IntGaugeVec,
     decoded: IntCounterVec,
     missed: IntCounterVec,
+    systemd_skipped: IntCounterVec,
+    systemd_coalesced: IntCounter,
+    systemd_reconnects: IntCounter,
+    systemd_units: IntGauge,
+    evidence_readings: IntCounter,
+    evidence_us: IntCounter,
+    evidence_coalesced: IntCounter,
+    evidence_dropped: IntCounterVec,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -94,6 +106,31 @@ impl Metrics {
                 "tapio_collector_probe_missed_runs_total",
                 "Runs of a probe that the kernel skipped because it was running on that CPU already",
                 &["program"],
+            )?,
+            systemd_skipped: counters(
+                "tapio_collector_systemd_skipped_total",
+                "Changes of units that the configuration leaves out; they never become events",
+                &["reason"],
+            )?,
+            systemd_coalesced: counter(
+                "tapio_collector_systemd_coalesced_total",
+                "Changes that were merged into a later event of the same unit, and jobs beyond their rate",
+            )?,
+            systemd_reconnects: counter("tapio_collector_systemd_reconnects_total", "Attempts to reach the bus again")?,
+            systemd_units: gauge("tapio_collector_systemd_units", "Units that are remembered")?,
+            evidence_readings: counter(
+                "tapio_collector_evidence_readings_total",
+                "Cgroups and senders read because something lethal arrived",
+            )?,
+            evidence_us: counter("tapio_collector_evidence_reading_microseconds_total", "Time spent on reading them")?,
+            evidence_coalesced: counter(
+                "tapio_collector_evidence_coalesced_total",
+                "Requests that a reading of the same cgroup just before has answered",
+            )?,
+            evidence_dropped: counters(
+                "tapio_collector_evidence_dropped_total",
+                "Requests for evidence that were dropped before they became events",
+                &["reason"],
             )?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
@@ -150,6 +187,19 @@ impl Metrics {
         }
         for (program, count) in observed.missed.get() {
             raise(&self.missed.with_label_values(&[program]), count);
+        }
+        for (reason, count) in observed.systemd.skipped_by_reason() {
+            raise(&self.systemd_skipped.with_label_values(&[reason]), count);
+        }
+        raise(&self.systemd_coalesced, observed.systemd.coalesced());
+        raise(&self.systemd_reconnects, observed.systemd.reconnects());
+        self.systemd_units.set(observed.systemd.units() as i64);
+        let (readings, reading_us) = observed.evidence.readings();
+        raise(&self.evidence_readings, readings);
+        raise(&self.evidence_us, reading_us);
+        raise(&self.evidence_coalesced, observed.evidence.coalesced());
+        for (reason, count) in observed.evidence.dropped() {
+            raise(&self.evidence_dropped.with_label_values(&[reason]), count);
         }
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);

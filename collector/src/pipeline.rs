@@ -1,10 +1,11 @@
 //! The machine of the collector: every thread and every queue, in one place.
 //!
 //! ```text
-//!  thread ebpf ──┐ lethal: ArrayQueue<Body>                            tokio
-//!  thread shm  ──┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
-//!                └◄──────── pool of bodies ◄──────────┘           ▲          │
-//!                                                                 └── acks ◄─┘     health: HTTP
+//!  thread ebpf ──┬─┐ lethal: ArrayQueue<Body>                            tokio
+//!       requests ▼ │
+//!  thread evidence ┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
+//!  thread shm  ────┤                                    │           ▲          │
+//!  task systemd ───┴◄──────── pool of bodies ◄──────────┘           └── acks ◄─┘     health: HTTP
 //! ```
 //!
 //! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for
@@ -21,7 +22,8 @@ use tapio_wire::node_id;
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, endpoint_uri};
-use crate::health::{self, Alive, SourceState};
+use crate::evidence;
+use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
 use crate::intake::{Intake, Shared};
 use crate::latency::realtime_ns;
@@ -32,6 +34,7 @@ use crate::queue::Queues;
 use crate::ship::{ShipState, Shipper};
 use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
 use crate::source::shm::{ShmError, ShmSource};
+use crate::source::systemd::{SystemdError, SystemdSource};
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -49,6 +52,8 @@ pub enum StartError {
     Ebpf(#[from] EbpfError),
     #[error("the shm source cannot run: {0}")]
     Shm(#[from] ShmError),
+    #[error("the systemd source cannot run: {0}")]
+    Systemd(#[from] SystemdError),
     #[error("cannot serve health on {address}: {error}; set health.port to a free port, or health.enabled to false")]
     Health { address: SocketAddr, error: std::io::Error },
     #[error("cannot start a thread: {0}")]
@@ -121,7 +126,10 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
 pub struct Pipeline {
     stop: Arc<Stop>,
     stop_shm: Arc<Stop>,
+    stop_tasks: watch::Sender<bool>,
     sources: Vec<JoinHandle<()>>,
+    /// Sources that wait for others' answers rather than for rings.
+    tasks: Vec<tokio::task::JoinHandle<()>>,
     sources_ended: Arc<AtomicBool>,
     packer: JoinHandle<()>,
     outbox: Arc<Outbox>,
@@ -156,6 +164,7 @@ impl Pipeline {
 
         let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
         let mut missed = Arc::default();
+        let mut evidence_counts = Arc::default();
         let mut sources = Vec::new();
         let mut states = Vec::new();
         if config.runs("ebpf") {
@@ -167,6 +176,15 @@ impl Pipeline {
                     }
                     missed = source.missed_runs();
                     let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+                    let (asking, reading) = match config.collector.evidence {
+                        true => {
+                            let (asking, reading) = evidence::channel(config.collector.evidence_arguments);
+                            evidence_counts = reading.counts();
+                            (Some(asking), Some(reading))
+                        }
+                        false => (None, None),
+                    };
+                    let intake = intake.with_evidence(asking);
                     let alive = Alive::default();
                     let guard = alive.begin();
                     sources.push(spawn("ebpf", move || {
@@ -175,7 +193,18 @@ impl Pipeline {
                             tracing::error!(%error, "the ebpf source ended");
                         }
                     })?);
-                    states.push(SourceState { source: "ebpf", off: None, alive });
+                    states.push(SourceState { source: "ebpf", off: None, alive, status: Status::default() });
+                    if let Some(reading) = reading {
+                        let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+                        // It ends when nobody can ask it any more.
+                        let alive = Alive::default();
+                        let guard = alive.begin();
+                        sources.push(spawn("evidence", move || {
+                            let _alive = guard;
+                            reading.run(intake);
+                        })?);
+                        states.push(SourceState { source: "evidence", off: None, alive, status: Status::default() });
+                    }
                 }
                 Err(error) if allow_missing => {
                     tracing::warn!(%error, "the ebpf source is off");
@@ -196,7 +225,7 @@ impl Pipeline {
                             tracing::error!(%error, "the shm source ended");
                         }
                     })?);
-                    states.push(SourceState { source: "shm", off: None, alive });
+                    states.push(SourceState { source: "shm", off: None, alive, status: Status::default() });
                 }
                 Err(error) if allow_missing => {
                     tracing::warn!(%error, "the shm source is off");
@@ -205,13 +234,36 @@ impl Pipeline {
                 Err(error) => return Err(error.into()),
             }
         }
-        for (source, name) in [("k8s", "Kubernetes"), ("systemd", "systemd")] {
+        let (stop_tasks, tasks_stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        let mut systemd = Arc::default();
+        if config.runs("systemd") {
+            match SystemdSource::connect(&config.collectors.systemd, node_id(&node_name)).await {
+                Ok(source) => {
+                    systemd = source.counts();
+                    let intake = Intake::new(shared.clone(), Source::Systemd, Identity::new(Vec::new()));
+                    let (alive, status) = (Alive::default(), source.status());
+                    let (guard, stopped) = (alive.begin(), tasks_stopped.clone());
+                    tasks.push(tokio::spawn(async move {
+                        let _alive = guard;
+                        source.run(intake, stopped).await;
+                    }));
+                    states.push(SourceState { source: "systemd", off: None, alive, status });
+                }
+                Err(error) if allow_missing => {
+                    tracing::warn!(%error, "the systemd source is off");
+                    states.push(off("systemd", error.to_string()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for (source, name) in [("k8s", "Kubernetes")] {
             if config.runs(source) {
                 tracing::warn!(source, "this build has no {name} source yet; the others run");
                 states.push(off(source, "not in this build".into()));
             }
         }
-        if sources.is_empty() && !allow_missing {
+        if sources.is_empty() && tasks.is_empty() && !allow_missing {
             return Err(StartError::NoSource);
         }
 
@@ -255,6 +307,8 @@ impl Pipeline {
             ship: state,
             latencies,
             missed,
+            systemd,
+            evidence: evidence_counts,
         };
         let health = match listener {
             Some(listener) => {
@@ -267,7 +321,20 @@ impl Pipeline {
             None => None,
         };
         tracing::info!(node = node_name, epoch, outbox_bytes = budget.outbox_bytes, "collecting");
-        Ok(Self { stop, stop_shm, sources, sources_ended, packer, outbox, queues, shipper, give_up, health })
+        Ok(Self {
+            stop,
+            stop_shm,
+            stop_tasks,
+            sources,
+            tasks,
+            sources_ended,
+            packer,
+            outbox,
+            queues,
+            shipper,
+            give_up,
+            health,
+        })
     }
 
     /// Drains and ends. True when everything was acknowledged.
@@ -275,11 +342,18 @@ impl Pipeline {
         let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
         self.stop.set();
         self.stop_shm.set();
-        let (sources, packer) = (self.sources, self.packer);
+        self.stop_tasks.send_replace(true);
+        let (sources, tasks, packer) = (self.sources, self.tasks, self.packer);
+        let runtime = tokio::runtime::Handle::current();
         let (sources_ended, queues) = (self.sources_ended, self.queues);
         let drained = tokio::task::spawn_blocking(move || {
             for source in sources {
                 join(source);
+            }
+            for task in tasks {
+                if runtime.block_on(task).is_err() {
+                    tracing::error!("a source panicked");
+                }
             }
             sources_ended.store(true, Ordering::Release);
             queues.wake_packer();
@@ -308,7 +382,7 @@ impl Pipeline {
 }
 
 fn off(source: &'static str, reason: String) -> SourceState {
-    SourceState { source, off: Some(reason), alive: Alive::default() }
+    SourceState { source, off: Some(reason), alive: Alive::default(), status: Status::default() }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 
+pub mod archive;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};

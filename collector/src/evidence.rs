@@ -1,0 +1,307 @@
+//! Evidence that fades: what a cgroup and a signal's sender were like when something lethal arrived, read before it is gone.
+//!
+//! What enters: requests of the kernel's source, through a bounded channel. What leaves: `Observation` events of the lethal
+//! lane, read on a thread of its own. What must hold: whoever asks never waits, allocates or reads a file; a request that finds
+//! no room, or comes too often, is dropped before it becomes an event, and counted in a metric.
+
+mod read;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use tapio_probes::record::CGROUP_V1_MEMORY;
+use tapio_wire::event::{Detail, EntityId, Event, Lane, Observation, Source};
+
+use crate::identity::Identity;
+use crate::intake::Intake;
+use crate::latency::boottime_ns;
+use read::{Mounts, Process, Reading};
+
+/// Requests that wait for the thread.
+const REQUESTS_MAX: usize = 128;
+/// The longest cgroup path that a request carries: containers within containers have some 400 bytes.
+const PATH_BYTES_MAX: usize = 512;
+/// Readings at once, and then a second.
+const READINGS_BURST: u32 = 50;
+const READINGS_PER_SECOND: u32 = 200;
+/// Within it, one reading of a cgroup is enough.
+const COALESCED: Duration = Duration::from_millis(100);
+/// Cgroups that were read lately, remembered for [`COALESCED`].
+const RECENT_MAX: usize = 1024;
+
+/// Counters, for metrics. What is dropped here never became an event.
+#[derive(Default)]
+pub struct EvidenceCounts {
+    full: AtomicU64,
+    rate: AtomicU64,
+    path: AtomicU64,
+    coalesced: AtomicU64,
+    readings: AtomicU64,
+    reading_us: AtomicU64,
+}
+
+impl EvidenceCounts {
+    /// Requests that were dropped, by reason.
+    pub fn dropped(&self) -> [(&'static str, u64); 3] {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        [("full", get(&self.full)), ("rate", get(&self.rate)), ("path", get(&self.path))]
+    }
+
+    /// Requests that a reading just before has answered.
+    pub fn coalesced(&self) -> u64 {
+        self.coalesced.load(Ordering::Relaxed)
+    }
+
+    /// Readings, and the microseconds that they took together.
+    pub fn readings(&self) -> (u64, u64) {
+        (self.readings.load(Ordering::Relaxed), self.reading_us.load(Ordering::Relaxed))
+    }
+}
+
+/// What is to be read. Of a fixed size, so that asking allocates nothing.
+struct Request {
+    entity: EntityId,
+    cgroup_id: u64,
+    pid: u32,
+    /// 0 when nobody sent a signal.
+    sender_pid: u32,
+    sender_entity: EntityId,
+    path_bytes: u16,
+    path: [u8; PATH_BYTES_MAX],
+}
+
+impl Request {
+    fn path(&self) -> &str {
+        let bytes = self.path.get(..usize::from(self.path_bytes)).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+/// Where the kernel's source asks.
+pub struct Evidence {
+    requests: Sender<Request>,
+    counts: Arc<EvidenceCounts>,
+}
+
+impl Evidence {
+    /// Asks for what fades with this event, when it is one of those. `cgroup_id` is as in its record.
+    pub fn ask(&self, event: &Event, cgroup_id: u64, identity: &Identity) {
+        let (sender_pid, sender_entity) = match &event.body {
+            Detail::Oom(_) | Detail::SignalDelivered { .. } => (0, 0),
+            Detail::Exit(exit) if exit.status & 0x7f != 0 => (0, 0),
+            Detail::Signal(signal) if !signal.from_kernel && signal.sender_pid != event.pid && signal.result == 0 => {
+                (signal.sender_pid, signal.sender_entity)
+            }
+            _ => return,
+        };
+        let path = identity.path(cgroup_id).unwrap_or_default();
+        if path.len() > PATH_BYTES_MAX {
+            self.counts.path.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let mut request = Request {
+            entity: event.entity,
+            cgroup_id,
+            pid: event.pid,
+            sender_pid,
+            sender_entity,
+            path_bytes: path.len() as u16,
+            path: [0; PATH_BYTES_MAX],
+        };
+        request.path[..path.len()].copy_from_slice(path.as_bytes());
+        if self.requests.try_send(request).is_err() {
+            self.counts.full.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The thread that reads.
+pub struct EvidenceReader {
+    requests: Receiver<Request>,
+    counts: Arc<EvidenceCounts>,
+    mounts: Mounts,
+    with_arguments: bool,
+    /// By cgroup and sender.
+    recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
+    allowance: u32,
+    refilled: Instant,
+}
+
+/// Both ends. With `with_arguments`, a sender's arguments are told, not only its program.
+pub fn channel(with_arguments: bool) -> (Evidence, EvidenceReader) {
+    let (sender, requests) = bounded(REQUESTS_MAX);
+    let counts = Arc::<EvidenceCounts>::default();
+    let reader = EvidenceReader {
+        requests,
+        counts: Arc::clone(&counts),
+        mounts: Mounts::of_this_machine(),
+        with_arguments,
+        recent: HashMap::default(),
+        allowance: READINGS_BURST,
+        refilled: Instant::now(),
+    };
+    (Evidence { requests: sender, counts }, reader)
+}
+
+impl EvidenceReader {
+    /// Its counters.
+    pub fn counts(&self) -> Arc<EvidenceCounts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Reads what is asked for, until nobody can ask any more and everything was handed on.
+    pub fn run(mut self, mut intake: Intake) {
+        loop {
+            match self.requests.recv_timeout(intake.sleep_limit()) {
+                Ok(request) => self.answer(&request, &mut intake),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            intake.begin();
+            intake.flush(false);
+        }
+        while !intake.is_empty() {
+            intake.begin();
+            intake.flush(true);
+            if !intake.is_empty() {
+                std::thread::sleep(intake.sleep_limit());
+            }
+        }
+    }
+
+    fn answer(&mut self, request: &Request, intake: &mut Intake) {
+        let now = Instant::now();
+        let key = (request.cgroup_id, request.sender_pid);
+        let is_fresh = |at: &Instant| now.saturating_duration_since(*at) < COALESCED;
+        if self.recent.get(&key).is_some_and(is_fresh) {
+            self.counts.coalesced.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if !self.may_read(now) {
+            self.counts.rate.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.retain(|_, at| is_fresh(at));
+        }
+        if self.recent.len() < RECENT_MAX {
+            self.recent.insert(key, now);
+        }
+        let is_version_1 = request.cgroup_id & CGROUP_V1_MEMORY != 0;
+        let readings = self.mounts.read(request.pid, request.path(), is_version_1);
+        let process =
+            (request.sender_pid != 0).then(|| read::process(request.sender_pid, self.with_arguments)).flatten();
+        self.counts.readings.fetch_add(1, Ordering::Relaxed);
+        self.counts.reading_us.fetch_add(now.elapsed().as_micros() as u64, Ordering::Relaxed);
+        let nothing = Reading { path: request.path().to_owned(), ..Reading::default() };
+        let readings = match readings.is_empty() && process.is_some() {
+            true => vec![nothing],
+            false => readings,
+        };
+        for (level, reading) in readings.iter().enumerate() {
+            while intake.room_of(Lane::Lethal) == 0 {
+                intake.begin();
+                intake.flush(true);
+                if intake.room_of(Lane::Lethal) == 0 {
+                    std::thread::sleep(intake.sleep_limit());
+                }
+            }
+            tell(intake, request, reading, process.as_ref().filter(|_| level == 0));
+        }
+    }
+
+    fn may_read(&mut self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.refilled);
+        let refill = (elapsed.as_secs_f64() * f64::from(READINGS_PER_SECOND)) as u32;
+        if refill > 0 {
+            self.allowance = self.allowance.saturating_add(refill).min(READINGS_BURST);
+            self.refilled = now;
+        }
+        let may = self.allowance > 0;
+        self.allowance = self.allowance.saturating_sub(1);
+        may
+    }
+}
+
+fn tell(intake: &mut Intake, request: &Request, reading: &Reading, process: Option<&Process>) {
+    intake.observe(|batch, _| Event {
+        time_ns: boottime_ns(),
+        entity: request.entity,
+        pid: request.pid,
+        source: Source::Collector,
+        body: Detail::Observation(Box::new(Observation {
+            cgroup: batch.text(&reading.path),
+            memory_limit_bytes: reading.memory_limit_bytes,
+            memory_usage_bytes: reading.memory_usage_bytes,
+            memory_peak_bytes: reading.memory_peak_bytes,
+            oom_kills: reading.oom_kills,
+            limit_hits: reading.limit_hits,
+            pids: reading.pids,
+            pids_limit: reading.pids_limit,
+            throttled: reading.throttled,
+            throttled_us: reading.throttled_us,
+            memory_pressure: reading.memory_pressure,
+            process: process.map_or(0, |process| process.pid),
+            process_comm: batch.text(process.map_or("", |process| &process.comm)),
+            process_command: batch.text(process.map_or("", |process| &process.command)),
+            process_entity: process.map_or(0, |_| request.sender_entity),
+            process_uid: process.map_or(0, |process| process.uid),
+        })),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::event::{Exit, NO_NAME};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::intake::Shared;
+    use crate::outbox::Room;
+    use crate::queue::Queues;
+
+    fn death(status: u32) -> Event {
+        let exit =
+            Exit { start_time_ns: 0, parent_pid: 1, ns_pid: 1, ns_level: 0, status, comm: NO_NAME, oom_score_adj: 0 };
+        Event { time_ns: 1, entity: 5, pid: std::process::id(), source: Source::Ebpf, body: Detail::Exit(exit) }
+    }
+
+    #[test]
+    fn a_full_channel_drops_requests_and_counts_them() {
+        let (evidence, reader) = channel(false);
+        let identity = Identity::new(Vec::new());
+        for _ in 0..REQUESTS_MAX + 7 {
+            evidence.ask(&death(9), 3, &identity);
+        }
+        assert_eq!(reader.counts().dropped(), [("full", 7), ("rate", 0), ("path", 0)]);
+        evidence.ask(&death(1 << 8), 3, &identity);
+        assert_eq!(reader.counts().dropped()[0].1, 7, "an exit with a status leaves nothing to read");
+    }
+
+    #[test]
+    fn many_deaths_in_one_cgroup_are_one_reading_and_in_many_cgroups_a_bounded_number() {
+        let (queues, _parker) = Queues::new(64);
+        let shared = Shared::for_config(&Config::default(), queues);
+        let (evidence, reader) = channel(false);
+        let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));
+        for _ in 0..20 {
+            evidence.ask(&death(9), 3, &identity);
+        }
+        for cgroup in 0..100 {
+            evidence.ask(&death(9), 10 + cgroup, &identity);
+        }
+        drop(evidence);
+        reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));
+        assert_eq!(counts.coalesced(), 19);
+        let (readings, limited) = (counts.readings().0, counts.dropped()[1].1);
+        assert_eq!(readings + limited, 101);
+        assert!(readings >= u64::from(READINGS_BURST), "{readings}");
+        while let Some((lane, body)) = shared.queues.pop(Room::Both) {
+            assert_eq!(lane, Lane::Lethal);
+            assert!(body.events.iter().all(|event| event.entity == 5 && event.source == Source::Collector));
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Reads cgroups and processes from their file systems, either version's.
+//!
+//! What must hold: a number that cannot be read is 0, no limit is `u64::MAX`; text of other processes is cut, and their
+//! arguments, which may be secrets, are left out unless they are asked for.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Levels that are read on the way to the root.
+const LEVELS_MAX: usize = 8;
+/// How much of a command line is told.
+const COMMAND_BYTES_MAX: usize = 256;
+/// How much of a command line is looked at.
+const COMMAND_READ_MAX: u64 = 4096;
+
+/// What a cgroup said. See `Observation`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    pub path: String,
+    pub memory_limit_bytes: u64,
+    pub memory_usage_bytes: u64,
+    pub memory_peak_bytes: u64,
+    pub oom_kills: u64,
+    pub limit_hits: u64,
+    pub pids: u64,
+    pub pids_limit: u64,
+    pub throttled: u64,
+    pub throttled_us: u64,
+    /// Hundredths of a percent.
+    pub memory_pressure: u32,
+}
+
+/// Where hierarchies are mounted; [`None`] where version 2 has the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mounts {
+    version_2: Option<PathBuf>,
+    memory: Option<PathBuf>,
+    pids: Option<PathBuf>,
+    cpu: Option<PathBuf>,
+}
+
+impl Mounts {
+    /// Those of this mount namespace.
+    pub fn of_this_machine() -> Self {
+        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    fn parse(mounts: &str) -> Self {
+        let mut found = Self::default();
+        for line in mounts.lines() {
+            // proc(5): the fields before " - " start with id, parent, device, root, mount point; after it type, source, options.
+            let Some((before, after)) = line.split_once(" - ") else { continue };
+            let Some(mount_point) = before.split(' ').nth(4) else { continue };
+            let mut after = after.split(' ');
+            let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
+            let has = |controller: &str| options.split(',').any(|option| option == controller);
+            let slots = match kind {
+                "cgroup2" => vec![&mut found.version_2],
+                "cgroup" => [("memory", &mut found.memory), ("pids", &mut found.pids), ("cpu", &mut found.cpu)]
+                    .into_iter()
+                    .filter_map(|(controller, slot)| has(controller).then_some(slot))
+                    .collect(),
+                _ => continue,
+            };
+            for slot in slots {
+                slot.get_or_insert_with(|| mount_point.into());
+            }
+        }
+        found
+    }
+
+    /// Reads the cgroup of a process, and those above it that limit something; nothing where only the root is left. `path` is
+    /// what its cgroup is known by, for when the process is gone already.
+    pub fn read(&self, pid: u32, path: &str, path_is_version_1: bool) -> Vec<Reading> {
+        let of_process = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        self.read_at(&Paths::of(&of_process, path, path_is_version_1))
+    }
+
+    fn read_at(&self, paths: &Paths) -> Vec<Reading> {
+        let known_by = if paths.version_2.len() > 1 { &paths.version_2 } else { &paths.memory };
+        let memory_path = if self.memory.is_some() { &paths.memory } else { &paths.version_2 };
+        let mut readings = Vec::new();
+        for level in 0..LEVELS_MAX {
+            let memory_path = above(memory_path, level);
+            let Some(known_by) = above(known_by, level).or(memory_path) else { break };
+            let mut reading = Reading { path: known_by.to_owned(), ..Reading::default() };
+            let at = |root: &Option<PathBuf>, path: &str| {
+                let (root, path) = (root.as_ref()?, above(path, level)?);
+                Some(root.join(path.trim_start_matches('/')))
+            };
+            match (at(&self.memory, &paths.memory), at(&self.version_2, &paths.version_2)) {
+                (Some(folder), _) => {
+                    reading.memory_version_1(&folder);
+                    // The limit's cgroup is called as in the hierarchy that has the limit.
+                    reading.path = memory_path.unwrap_or(known_by).to_owned();
+                }
+                (None, Some(folder)) => reading.memory_version_2(&folder),
+                (None, None) => {}
+            }
+            if let Some(folder) = at(&self.pids, &paths.pids).or_else(|| at(&self.version_2, &paths.version_2)) {
+                reading.pids = number(&folder.join("pids.current"));
+                reading.pids_limit = number(&folder.join("pids.max"));
+            }
+            let cpu = at(&self.cpu, &paths.cpu).or_else(|| at(&self.version_2, &paths.version_2));
+            if let Some(stat) = cpu.and_then(|folder| text(&folder.join("cpu.stat"))) {
+                reading.throttled = field(&stat, "nr_throttled");
+                reading.throttled_us = field(&stat, "throttled_usec").max(field(&stat, "throttled_time") / 1000);
+            }
+            if (level == 0 && reading.says_something()) || (level > 0 && reading.limits()) {
+                readings.push(reading);
+            }
+        }
+        readings
+    }
+}
+
+/// A process's cgroup in each hierarchy.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Paths {
+    version_2: String,
+    memory: String,
+    pids: String,
+    cpu: String,
+}
+
+impl Paths {
+    /// From the text of `/proc/PID/cgroup`; where that says nothing, every hierarchy names the cgroup alike.
+    fn of(text: &str, path: &str, path_is_version_1: bool) -> Self {
+        let mut paths = Self::default();
+        for line in text.lines() {
+            // cgroups(7): hierarchy, controllers, path.
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            if controllers.is_empty() {
+                path.clone_into(&mut paths.version_2);
+            }
+            for controller in controllers.split(',') {
+                match controller {
+                    "memory" => path.clone_into(&mut paths.memory),
+                    "pids" => path.clone_into(&mut paths.pids),
+                    "cpu" => path.clone_into(&mut paths.cpu),
+                    _ => {}
+                }
+            }
+        }
+        // A dead process is moved to the root, and a zombie's text ends with a mark.
+        let is_known = |slot: &String| slot.len() > 1 && !slot.ends_with(" (deleted)");
+        let named = if path_is_version_1 { &mut paths.memory } else { &mut paths.version_2 };
+        if !path.is_empty() {
+            path.clone_into(named);
+        }
+        for slot in [&mut paths.version_2, &mut paths.memory, &mut paths.pids, &mut paths.cpu] {
+            if !is_known(slot) {
+                path.clone_into(slot);
+            }
+        }
+        paths
+    }
+}
+
+/// `path` without its last `levels` parts; [`None`] for the root, which has neither limits nor events.
+fn above(path: &str, levels: usize) -> Option<&str> {
+    let mut path = path.trim_end_matches('/');
+    for _ in 0..levels {
+        path = path.rsplit_once('/')?.0;
+    }
+    (!path.is_empty()).then_some(path)
+}
+
+impl Reading {
+    fn memory_version_2(&mut self, folder: &Path) {
+        self.memory_limit_bytes = number(&folder.join("memory.max"));
+        self.memory_usage_bytes = number(&folder.join("memory.current"));
+        self.memory_peak_bytes = number(&folder.join("memory.peak"));
+        let events = text(&folder.join("memory.events")).unwrap_or_default();
+        self.oom_kills = field(&events, "oom_kill");
+        self.limit_hits = field(&events, "max");
+        self.memory_pressure = pressure(&text(&folder.join("memory.pressure")).unwrap_or_default());
+    }
+
+    fn memory_version_1(&mut self, folder: &Path) {
+        let limit = number(&folder.join("memory.limit_in_bytes"));
+        // No limit is the greatest number of whole pages.
+        self.memory_limit_bytes = if limit >= 1 << 62 { u64::MAX } else { limit };
+        self.memory_usage_bytes = number(&folder.join("memory.usage_in_bytes"));
+        self.memory_peak_bytes = number(&folder.join("memory.max_usage_in_bytes"));
+        self.oom_kills = field(&text(&folder.join("memory.oom_control")).unwrap_or_default(), "oom_kill");
+        self.limit_hits = number(&folder.join("memory.failcnt"));
+    }
+
+    fn says_something(&self) -> bool {
+        *self != Self { path: self.path.clone(), ..Self::default() }
+    }
+
+    fn limits(&self) -> bool {
+        [self.memory_limit_bytes, self.pids_limit].into_iter().any(|limit| limit != 0 && limit != u64::MAX)
+    }
+}
+
+fn text(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+fn number(path: &Path) -> u64 {
+    match text(path).as_deref().map(str::trim) {
+        Some("max") => u64::MAX,
+        Some(digits) => digits.parse().unwrap_or(0),
+        None => 0,
+    }
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    let values = text.lines().filter_map(|line| line.split_once(' '));
+    values.filter(|(field, _)| *field == name).find_map(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// `full avg10` of a pressure file, hundredths of a percent; it is written with two decimals.
+fn pressure(text: &str) -> u32 {
+    let full = text.lines().find_map(|line| line.strip_prefix("full avg10=")).unwrap_or_default();
+    let digits: String = full.split(' ').next().unwrap_or_default().chars().filter(|digit| *digit != '.').collect();
+    digits.parse().unwrap_or(0)
+}
+
+/// Who sent a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub comm: String,
+    pub command: String,
+    pub uid: u32,
+}
+
+/// Reads a process; [`None`] when it is gone.
+pub fn process(pid: u32, with_arguments: bool) -> Option<Process> {
+    let status = text(Path::new(&format!("/proc/{pid}/status")))?;
+    let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let uid = value("Uid:").and_then(|ids| ids.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    let comm = value("Name:").unwrap_or_default().to_owned();
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+        // What was read before an error is told all the same.
+        let _ = file.take(COMMAND_READ_MAX).read_to_end(&mut bytes);
+    }
+    Some(Process { pid, comm, command: command(&bytes, with_arguments), uid })
+}
+
+/// A command line, NUL terminated parts, for people.
+fn command(bytes: &[u8], with_arguments: bool) -> String {
+    let is_cut = bytes.len() as u64 >= COMMAND_READ_MAX;
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    let mut parts = bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+    let Some(mut command) = parts.next() else { return String::new() };
+    let parts: Vec<String> = parts.collect();
+    if with_arguments {
+        for part in &parts {
+            command.push(' ');
+            command.push_str(part);
+        }
+        cut(&mut command, COMMAND_BYTES_MAX);
+        return command;
+    }
+    // Some programs write everything into the first part; a secret may follow the first blank.
+    if let Some(blank) = command.find(' ') {
+        command.truncate(blank);
+    }
+    cut(&mut command, COMMAND_BYTES_MAX - 32);
+    if !parts.is_empty() {
+        let more = if is_cut { " or more" } else { "" };
+        command.push_str(&format!(" ({}{more} arguments)", parts.len()));
+    }
+    command
+}
+
+fn cut(text: &mut String, bytes: usize) {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, files: &[(&str, &str)]) {
+        std::fs::create_dir_all(folder).expect("a folder");
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).expect("a file");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_of_version_2_is_read_with_those_above_it_that_limit() {
+        let root = tempfile::tempdir().expect("a folder");
+        let pod = root.path().join("kubepods.slice/pod1.slice");
+        write(&pod, &[("memory.max", "200\n"), ("memory.current", "150\n")]);
+        write(&root.path().join("kubepods.slice"), &[("memory.max", "max\n"), ("pids.max", "max\n")]);
+        write(
+            &pod.join("c.scope"),
+            &[
+                ("memory.max", "100\n"),
+                ("memory.current", "99\n"),
+                ("memory.peak", "100\n"),
+                ("memory.events", "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n"),
+                (
+                    "memory.pressure",
+                    "some avg10=2.00 avg60=0.00 total=1\nfull avg10=1.25 avg60=0.00 avg300=0.00 total=9\n",
+                ),
+                ("pids.current", "3\n"),
+                ("pids.max", "max\n"),
+                ("cpu.stat", "usage_usec 5\nnr_periods 3\nnr_throttled 2\nthrottled_usec 400\n"),
+            ],
+        );
+        let mounts = Mounts { version_2: Some(root.path().into()), ..Mounts::default() };
+        let readings = mounts.read_at(&Paths::of("", "/kubepods.slice/pod1.slice/c.scope", false));
+        let own = Reading {
+            path: "/kubepods.slice/pod1.slice/c.scope".into(),
+            memory_limit_bytes: 100,
+            memory_usage_bytes: 99,
+            memory_peak_bytes: 100,
+            oom_kills: 1,
+            limit_hits: 7,
+            pids: 3,
+            pids_limit: u64::MAX,
+            throttled: 2,
+            throttled_us: 400,
+            memory_pressure: 125,
+        };
+        assert_eq!(readings[0], own);
+        assert_eq!((&*readings[1].path, readings[1].memory_limit_bytes), ("/kubepods.slice/pod1.slice", 200));
+        assert_eq!(readings.len(), 2, "what limits nothing is not told");
+    }
+
+    #[test]
+    fn a_cgroup_of_version_1_is_read_in_each_hierarchy() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (memory, cpu) = (root.path().join("memory"), root.path().join("cpu"));
+        write(
+            &memory.join("box"),
+            &[
+                ("memory.limit_in_bytes", "100\n"),
+                ("memory.usage_in_bytes", "98\n"),
+                ("memory.max_usage_in_bytes", "100\n"),
+                ("memory.failcnt", "12\n"),
+                ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+            ],
+        );
+        write(&cpu.join("elsewhere"), &[("cpu.stat", "nr_periods 1\nnr_throttled 1\nthrottled_time 5000\n")]);
+        let mounts = Mounts { memory: Some(memory), cpu: Some(cpu), ..Mounts::default() };
+        let paths = Paths::of("4:memory:/box\n2:cpu,cpuacct:/elsewhere\n0::/\n", "/box", true);
+        let readings = mounts.read_at(&paths);
+        assert_eq!(readings.len(), 1, "{readings:?}");
+        let reading = &readings[0];
+        assert_eq!((&*reading.path, reading.memory_limit_bytes, reading.limit_hits), ("/box", 100, 12));
+        assert_eq!((reading.oom_kills, reading.throttled, reading.throttled_us), (1, 1, 5));
+    }
+
+    #[test]
+    fn arguments_are_left_out_unless_they_are_asked_for() {
+        let line = b"/usr/bin/mysql\0--password=secret\0-h\0db\0";
+        assert_eq!(command(line, false), "/usr/bin/mysql (3 arguments)");
+        assert_eq!(command(line, true), "/usr/bin/mysql --password=secret -h db");
+        assert_eq!(command(b"nginx: worker secret\0", false), "nginx:");
+        assert_eq!(command(b"", false), "");
+        assert!(command(&[b'a'; 5000], true).len() <= COMMAND_BYTES_MAX);
+        assert!(command(&[b"a\0".repeat(2000), vec![b'b'; 200]].concat(), false).contains("or more"));
+    }
+
+    #[test]
+    fn hierarchies_are_found_by_their_controllers() {
+        let mounts = Mounts::parse(
+            "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+             35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
+             36 31 0:33 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+             41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n",
+        );
+        let expected = Mounts {
+            version_2: Some("/sys/fs/cgroup/unified".into()),
+            memory: Some("/sys/fs/cgroup/memory".into()),
+            pids: None,
+            cpu: Some("/sys/fs/cgroup/cpu".into()),
+        };
+        assert_eq!(mounts, expected);
+    }
+}

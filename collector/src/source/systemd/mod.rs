@@ -1,0 +1,390 @@
+//! The systemd source: unit changes and jobs, from the system bus.
+//!
+//! What enters: signals of `org.freedesktop.systemd1` and answers to a bounded number of questions. What leaves: `UnitState`,
+//! `UnitJob` and `Gap` events. What must hold: the entity of a unit's event is the one that kernel events of the unit's cgroup
+//! have; an interval in which changes may have been missed is declared; what is held for a unit, a signal or a job is bounded.
+//!
+//! - `name.rs`: names of units, objects and cgroups, and what is left out
+//! - `units.rs`: the table of units and what of their changes matters
+//! - `session.rs`: one connection to the bus
+
+mod name;
+mod session;
+mod units;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source, UnitJob, UnitState};
+use tokio::sync::watch;
+use zbus::Connection;
+
+use crate::config::SystemdSection;
+use crate::health::Status;
+use crate::intake::Intake;
+use crate::latency::boottime_ns;
+use name::Selection;
+pub use name::Skip;
+use session::{End, Session};
+use units::{Telling, Units};
+
+const DESTINATION: &str = "org.freedesktop.systemd1";
+/// How long connecting, or an answer, may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Jobs told at once, and then a second.
+const JOBS_BURST: u32 = 100;
+const JOBS_PER_SECOND: u32 = 20;
+
+/// Why the systemd source cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    #[error(
+        "no system bus at {address}: {error}; mount the host's /run/dbus, set collectors.systemd.bus, or take systemd out of \
+         collector.enabled_collectors"
+    )]
+    Bus { address: String, error: Box<zbus::Error> },
+    #[error("the bus at {address} has no systemd: {error}")]
+    NoSystemd { address: String, error: Box<zbus::Error> },
+}
+
+/// Counters, for metrics. What is counted here never became an event.
+#[derive(Default)]
+pub struct SystemdCounts {
+    /// By [`Skip`].
+    skipped: [AtomicU64; 3],
+    coalesced: AtomicU64,
+    reconnects: AtomicU64,
+    units: AtomicU64,
+}
+
+impl SystemdCounts {
+    /// Changes of units that the configuration leaves out, by reason.
+    pub fn skipped_by_reason(&self) -> [(&'static str, u64); 3] {
+        let get = |skip: Skip| self.skipped[skip as usize].load(Ordering::Relaxed);
+        [("system", get(Skip::System)), ("excluded", get(Skip::Excluded)), ("not_selected", get(Skip::NotSelected))]
+    }
+
+    /// Changes that were merged into a later event of the same unit, and jobs beyond their rate.
+    pub fn coalesced(&self) -> u64 {
+        self.coalesced.load(Ordering::Relaxed)
+    }
+
+    /// Connections after the first.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Units in the table.
+    pub fn units(&self) -> u64 {
+        self.units.load(Ordering::Relaxed)
+    }
+}
+
+/// See the module.
+pub struct SystemdSource {
+    bus: Option<String>,
+    selection: Selection,
+    node: EntityId,
+    connection: Connection,
+    status: Status,
+    counts: Arc<SystemdCounts>,
+}
+
+fn address(bus: Option<&str>) -> String {
+    let set = || std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok().filter(|address| !address.is_empty());
+    bus.map(str::to_owned).or_else(set).unwrap_or_else(|| "unix:path=/run/dbus/system_bus_socket".into())
+}
+
+async fn connect(bus: Option<&str>) -> zbus::Result<Connection> {
+    let builder = zbus::connection::Builder::address(address(bus).as_str()).method_timeout(ANSWER_TIMEOUT);
+    match tokio::time::timeout(ANSWER_TIMEOUT, builder.build()).await {
+        Ok(built) => built,
+        Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    }
+}
+
+impl SystemdSource {
+    /// Connects to the bus and finds systemd on it. `node` is the node's entity.
+    ///
+    /// # Errors
+    /// When there is no bus, or no systemd on it.
+    pub async fn connect(section: &SystemdSection, node: EntityId) -> Result<Self, SystemdError> {
+        let bus = section.bus.clone();
+        let place = address(bus.as_deref());
+        let connection = match connect(bus.as_deref()).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(SystemdError::Bus { address: place, error: Box::new(error) }),
+        };
+        if let Err(error) = session::owner(&connection).await {
+            return Err(SystemdError::NoSystemd { address: place, error: Box::new(error) });
+        }
+        let (status, counts) = (Status::default(), Arc::default());
+        Ok(Self { bus, selection: Selection::of(section), node, connection, status, counts })
+    }
+
+    /// What it waits for, for `/readyz`.
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    /// Its counters.
+    pub fn counts(&self) -> Arc<SystemdCounts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Runs until `stop` is set, over as many connections as it takes.
+    pub async fn run(self, intake: Intake, mut stop: watch::Receiver<bool>) {
+        let mut units = Units::default();
+        let mut reporter = Reporter::new(intake, self.selection, self.node, self.counts);
+        let mut connection = Ok(self.connection);
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let end = match connection {
+                Ok(connection) => match Session::begin(connection, &mut units, &mut reporter).await {
+                    Ok(session) => {
+                        self.status.runs();
+                        session.run(&mut stop).await
+                    }
+                    Err(error) => End::Lost(format!("systemd is not on the bus: {error}")),
+                },
+                Err(error) => End::Lost(format!("no bus: {error}")),
+            };
+            let reason = match end {
+                End::Stopped => break,
+                End::Lost(reason) => reason,
+            };
+            if reporter.lost(&reason) {
+                backoff = BACKOFF_MIN;
+                tracing::warn!(reason, "systemd's changes are not heard");
+            }
+            self.status.waits_for(format!("waiting for the system bus: {reason}"));
+            // Half of it up to all of it, so that the collectors of many nodes do not come back as one.
+            let wait = backoff.mul_f64(0.5 + 0.5 * jitter());
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                () = reporter.idle(wait) => {}
+            }
+            connection = connect(self.bus.as_deref()).await;
+            reporter.counts.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        reporter.finish(&mut units).await;
+    }
+}
+
+/// A number from 0 up to 1 that differs from node to node and from time to time.
+fn jitter() -> f64 {
+    use std::hash::BuildHasher;
+    let number = foldhash::fast::RandomState::default().hash_one(boottime_ns());
+    (number >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Turns what is told of units into events.
+struct Reporter {
+    intake: Intake,
+    selection: Selection,
+    node: EntityId,
+    counts: Arc<SystemdCounts>,
+    cgroup_prefix: String,
+    counts_pids_apart: bool,
+    /// Since when, and why, nothing is heard.
+    lost: Option<(u64, String)>,
+    has_listed: bool,
+    pending: VecDeque<Pending>,
+    jobs: u32,
+    jobs_refilled: Instant,
+}
+
+enum Pending {
+    Job { unit: String, cgroup: String, result: String, time_ns: u64 },
+    Gap { reason: String, from_ns: u64, until_ns: u64, found_gone: u32 },
+}
+
+/// It was told to stop before there was room.
+struct Stopped;
+
+impl Reporter {
+    fn new(intake: Intake, selection: Selection, node: EntityId, counts: Arc<SystemdCounts>) -> Self {
+        Self {
+            intake,
+            selection,
+            node,
+            counts,
+            cgroup_prefix: String::new(),
+            counts_pids_apart: false,
+            lost: None,
+            has_listed: false,
+            pending: VecDeque::new(),
+            jobs: JOBS_BURST,
+            jobs_refilled: Instant::now(),
+        }
+    }
+
+    fn is_first(&self) -> bool {
+        !self.has_listed
+    }
+
+    /// True when it was not lost before.
+    fn lost(&mut self, reason: &str) -> bool {
+        let is_new = self.lost.is_none();
+        self.lost.get_or_insert_with(|| (boottime_ns(), reason.to_owned()));
+        is_new
+    }
+
+    fn listed(&mut self, cgroup_prefix: String, counts_pids_apart: bool) {
+        self.cgroup_prefix = cgroup_prefix;
+        self.counts_pids_apart = counts_pids_apart;
+        self.has_listed = true;
+    }
+
+    /// Changes are heard again, and a list has told what is there now.
+    fn resumed(&mut self, found_gone: usize) {
+        if let Some((from_ns, reason)) = self.lost.take() {
+            tracing::info!(reason, found_gone, "systemd's changes are heard again");
+            let found_gone = u32::try_from(found_gone).unwrap_or(u32::MAX);
+            self.pending.push_back(Pending::Gap { reason, from_ns, until_ns: boottime_ns(), found_gone });
+        }
+    }
+
+    fn job(&mut self, unit: &str, cgroup: String, result: &str, now: Instant) {
+        let refill =
+            (now.saturating_duration_since(self.jobs_refilled).as_secs_f64() * f64::from(JOBS_PER_SECOND)) as u32;
+        if refill > 0 {
+            self.jobs = self.jobs.saturating_add(refill).min(JOBS_BURST);
+            self.jobs_refilled = now;
+        }
+        if self.jobs == 0 {
+            self.counts.coalesced.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.jobs -= 1;
+        let (unit, result, time_ns) = (unit.to_owned(), result.to_owned(), boottime_ns());
+        self.pending.push_back(Pending::Job { unit, cgroup, result, time_ns });
+    }
+
+    /// Takes everything that is to be told to the intake, waiting for room where there is none.
+    async fn report(&mut self, units: &mut Units, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
+        self.counts.coalesced.fetch_add(units.take_coalesced(), Ordering::Relaxed);
+        self.counts.units.store(units.len() as u64, Ordering::Relaxed);
+        self.intake.begin();
+        while let Some(pending) = self.pending.pop_front() {
+            self.make_room(stop).await?;
+            self.tell_pending(&pending);
+        }
+        while let Some(telling) = units.telling() {
+            self.make_room(stop).await?;
+            self.tell(&telling);
+        }
+        self.intake.flush(false);
+        Ok(())
+    }
+
+    async fn make_room(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
+        while self.intake.room_of(Lane::Lethal) == 0 {
+            self.intake.flush(true);
+            if self.intake.room_of(Lane::Lethal) == 0 {
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => return Err(Stopped),
+                    () = tokio::time::sleep(self.intake.sleep_limit()) => self.intake.begin(),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, telling: &Telling) {
+        let now_ns = boottime_ns();
+        let cgroup = format!("{}{}", self.cgroup_prefix, telling.cgroup);
+        let pid = if self.counts_pids_apart { 0 } else { telling.main_pid };
+        // What was found in a list or merged may have happened long ago; then the time of the event is that of its telling.
+        let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
+        self.intake.observe(|batch, identity| Event {
+            time_ns: happened_ns.unwrap_or(now_ns),
+            entity: identity.resolve_path(&cgroup, Lane::Lethal, &mut batch.body.entities),
+            pid,
+            source: Source::Systemd,
+            body: Detail::UnitState(Box::new(UnitState {
+                unit: batch.text(&telling.unit),
+                active_state: batch.text(&telling.active_state),
+                sub_state: batch.text(&telling.sub_state),
+                result: batch.text(&telling.result),
+                main_code: telling.main_code,
+                main_status: telling.main_status,
+                main_pid: telling.main_pid,
+                restarts: telling.restarts,
+                main_exited_ns: boottime_of_us(telling.main_exited_us).unwrap_or(0),
+            })),
+        });
+    }
+
+    fn tell_pending(&mut self, pending: &Pending) {
+        let (prefix, node) = (&self.cgroup_prefix, self.node);
+        self.intake.observe(|batch, identity| match pending {
+            Pending::Job { unit, cgroup, result, time_ns } => Event {
+                time_ns: *time_ns,
+                entity: identity.resolve_path(&format!("{prefix}{cgroup}"), Lane::Lethal, &mut batch.body.entities),
+                pid: 0,
+                source: Source::Systemd,
+                body: Detail::UnitJob(Box::new(UnitJob { unit: batch.text(unit), result: batch.text(result) })),
+            },
+            Pending::Gap { reason, from_ns, until_ns, found_gone } => Event {
+                time_ns: *until_ns,
+                entity: node,
+                pid: 0,
+                source: Source::Systemd,
+                body: Detail::Gap(Box::new(Gap {
+                    what: batch.text("units"),
+                    reason: batch.text(reason),
+                    from_ns: *from_ns,
+                    until_ns: *until_ns,
+                    found_gone: *found_gone,
+                })),
+            },
+        });
+    }
+
+    /// How long the caller may sleep before a batch is due; [`None`] while there is none.
+    fn sleep_limit(&self) -> Option<Duration> {
+        (!self.intake.is_empty()).then(|| self.intake.sleep_limit())
+    }
+
+    /// Waits, and sends what is due meanwhile.
+    async fn idle(&mut self, wait: Duration) {
+        let until = tokio::time::Instant::now() + wait;
+        while tokio::time::Instant::now() < until {
+            let due = self.sleep_limit().map(|limit| tokio::time::Instant::now() + limit);
+            tokio::time::sleep_until(due.map_or(until, |due| due.min(until))).await;
+            self.intake.begin();
+            self.intake.flush(false);
+        }
+    }
+
+    /// Hands on what is left. As long as it takes: the pipeline bounds its shutdown as a whole.
+    async fn finish(&mut self, units: &mut Units) {
+        let (_never, mut stop) = watch::channel(false);
+        if self.report(units, &mut stop).await.is_err() {
+            return;
+        }
+        loop {
+            self.intake.begin();
+            self.intake.flush(true);
+            if self.intake.is_empty() {
+                return;
+            }
+            tokio::time::sleep(self.intake.sleep_limit()).await;
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC` in microseconds as `CLOCK_BOOTTIME` in nanoseconds, which are apart by the time spent suspended so far;
+/// [`None`] for 0, which systemd says where it knows none, and for times to come.
+fn boottime_of_us(monotonic_us: u64) -> Option<u64> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    let past_ns = now_ns.checked_sub(monotonic_us.checked_mul(1000)?)?;
+    (monotonic_us > 0).then(|| boottime_ns().saturating_sub(past_ns))
+}

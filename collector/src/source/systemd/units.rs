@@ -1,0 +1,605 @@
+//! The table of units: what systemd said of each, what was told of it, and whether the difference matters.
+//!
+//! What enters: properties, as signals and answers carry them. What leaves: [`Telling`]s, each the state of one unit that is
+//! worth an event. What must hold: the table is bounded; a unit that changes without end is told a bounded number of times a
+//! second, its last state always, and what was merged into a later telling is counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::name::derived_cgroup;
+
+/// Units remembered at the same time, at the most.
+pub const UNITS_MAX: usize = 20_000;
+/// How long a unit that systemd has unloaded is remembered: a reload unloads and loads every one of them.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// Tellings of one unit at once, and then in each [`REFILL`].
+const BURST: u8 = 20;
+const REFILL: Duration = Duration::from_millis(100);
+/// How long the second half of a change is waited for: systemd sends a unit's own properties first, then those all units have.
+const HALF: Duration = Duration::from_millis(20);
+/// Words of states and results, which are systemd's and few.
+const WORDS_MAX: usize = 256;
+
+/// An index into [`Words`].
+type Word = u16;
+
+/// Interned states and results, so that a unit's state needs no memory of its own.
+struct Words(Vec<String>);
+
+impl Words {
+    fn index(&mut self, text: &str) -> Word {
+        if let Some(known) = self.0.iter().position(|word| word == text) {
+            return known as Word;
+        }
+        if self.0.len() >= WORDS_MAX {
+            // No systemd has that many: the sender makes them up.
+            return Self::EMPTY;
+        }
+        self.0.push(text.to_owned());
+        (self.0.len() - 1) as Word
+    }
+
+    const EMPTY: Word = 0;
+    const SUCCESS: Word = 1;
+    const INACTIVE: Word = 2;
+    const ACTIVE: Word = 3;
+    const FAILED: Word = 4;
+    const ACTIVATING: Word = 5;
+    const START_LIMIT_HIT: Word = 6;
+
+    fn new() -> Self {
+        let known = ["", "success", "inactive", "active", "failed", "activating", "start-limit-hit"];
+        Self(known.map(String::from).into())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    active: Word,
+    sub: Word,
+    result: Word,
+    main_code: i32,
+    main_status: i32,
+    main_pid: u32,
+    restarts: u32,
+    /// `CLOCK_MONOTONIC`, microseconds.
+    main_exited_us: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            active: Words::INACTIVE,
+            sub: Words::EMPTY,
+            result: Words::SUCCESS,
+            main_code: 0,
+            main_status: 0,
+            main_pid: 0,
+            restarts: 0,
+            main_exited_us: 0,
+        }
+    }
+}
+
+/// What a signal or an answer says of a unit; what it does not mention is [`None`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Properties<'a> {
+    pub active_state: Option<&'a str>,
+    pub sub_state: Option<&'a str>,
+    pub result: Option<&'a str>,
+    pub main_code: Option<i32>,
+    pub main_status: Option<i32>,
+    pub main_pid: Option<u32>,
+    pub restarts: Option<u32>,
+    pub main_exited_us: Option<u64>,
+    pub cgroup: Option<&'a str>,
+    pub slice: Option<&'a str>,
+    pub changed_us: Option<u64>,
+}
+
+/// A unit's state that is worth an event. Times are `CLOCK_MONOTONIC`, microseconds, 0 when not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telling {
+    pub unit: String,
+    /// Below systemd's own cgroup.
+    pub cgroup: String,
+    pub active_state: String,
+    pub sub_state: String,
+    pub result: String,
+    pub main_code: i32,
+    pub main_status: i32,
+    pub main_pid: u32,
+    pub restarts: u32,
+    pub main_exited_us: u64,
+    /// When it came to be in this state.
+    pub changed_us: u64,
+}
+
+/// What is known of a unit's properties that no signal carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    None,
+    /// Asked for; until the answer is here nothing is told.
+    Asked,
+    /// Known, or not to be had.
+    Settled,
+}
+
+struct Unit {
+    cgroup: String,
+    now: State,
+    told: State,
+    /// As of the main process's last end: a failure after a later restart is a refused start.
+    restarts_at_exit: u32,
+    changed_us: u64,
+    knowledge: Knowledge,
+    /// The first that is heard of it is where it starts from, and is not told unless it has failed.
+    is_baseline: bool,
+    is_waiting: bool,
+    gone: Option<Instant>,
+    tellings: u8,
+    refilled: Instant,
+}
+
+/// See the module.
+pub struct Units {
+    units: HashMap<String, Unit, foldhash::fast::RandomState>,
+    words: Words,
+    /// Units to look at again, each once.
+    waiting: VecDeque<(Instant, String)>,
+    questions: VecDeque<String>,
+    tellings: VecDeque<Telling>,
+    coalesced: u64,
+}
+
+impl Default for Units {
+    fn default() -> Self {
+        Self {
+            units: HashMap::default(),
+            words: Words::new(),
+            waiting: VecDeque::new(),
+            questions: VecDeque::new(),
+            tellings: VecDeque::new(),
+            coalesced: 0,
+        }
+    }
+}
+
+/// Whether every change of a unit may matter: of a service. Of mounts, scopes and the rest, which come and go by the hundred
+/// with every pod, only failures and what follows them.
+fn is_service(name: &str) -> bool {
+    name.ends_with(".service")
+}
+
+impl Units {
+    /// Units in the table.
+    pub fn len(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Takes what a list of all units says of one; `now` is the time. The first list makes the start: only what has failed is
+    /// told.
+    pub fn list(&mut self, name: &str, active: &str, sub: &str, is_first: bool, now: Instant) {
+        let has_failed = active == "failed";
+        if !is_service(name) && !has_failed && !self.units.contains_key(name) {
+            return;
+        }
+        let (active, sub) = (self.words.index(active), self.words.index(sub));
+        let unit = self.unit(name, now);
+        unit.gone = None;
+        unit.now.active = active;
+        unit.now.sub = sub;
+        unit.is_baseline |= is_first;
+        unit.knowledge = Knowledge::None;
+        self.ask(name);
+    }
+
+    /// Units that a complete list did not name are gone; how many there were.
+    pub fn retain_listed(&mut self, is_listed: impl Fn(&str) -> bool, now: Instant) -> usize {
+        let mut gone = 0;
+        for (name, unit) in &mut self.units {
+            if unit.gone.is_none() && !is_listed(name) {
+                unit.gone = Some(now);
+                gone += 1;
+            }
+        }
+        gone
+    }
+
+    /// A unit was unloaded.
+    pub fn remove(&mut self, name: &str, now: Instant) {
+        if let Some(unit) = self.units.get_mut(name) {
+            unit.gone = Some(now);
+        }
+    }
+
+    /// Unit files were read again: a unit's slice may be another.
+    pub fn reloaded(&mut self) {
+        for unit in self.units.values_mut().filter(|unit| unit.knowledge == Knowledge::Settled) {
+            unit.knowledge = Knowledge::None;
+        }
+    }
+
+    /// Takes what a signal says. `is_whole` when the change is complete with it.
+    pub fn signal(&mut self, name: &str, properties: &Properties<'_>, is_whole: bool, now: Instant) {
+        let concerns = is_service(name) || self.units.contains_key(name) || properties.active_state == Some("failed");
+        if !concerns {
+            return;
+        }
+        self.apply(name, properties, now);
+        let Some(unit) = self.units.get_mut(name) else { return };
+        unit.gone = None;
+        if unit.knowledge == Knowledge::None {
+            self.ask(name);
+        } else if is_whole {
+            self.evaluate(name, now);
+        } else {
+            self.wait(name, now + HALF);
+        }
+    }
+
+    /// Takes the answer to a question; [`None`] when there was none to be had.
+    pub fn answer(&mut self, name: &str, properties: Option<&Properties<'_>>, now: Instant) {
+        if !self.units.contains_key(name) {
+            return;
+        }
+        if let Some(properties) = properties {
+            self.apply(name, properties, now);
+        }
+        let Some(unit) = self.units.get_mut(name) else { return };
+        unit.knowledge = Knowledge::Settled;
+        if std::mem::take(&mut unit.is_baseline) {
+            unit.restarts_at_exit = unit.now.restarts;
+            unit.told = unit.now;
+            if unit.now.active == Words::FAILED {
+                // Told as if it had just happened: nobody has heard of it.
+                unit.told.active = Words::ACTIVE;
+            }
+        }
+        self.evaluate(name, now);
+    }
+
+    /// The next unit whose properties are wanted.
+    pub fn question(&mut self) -> Option<String> {
+        self.questions.pop_front()
+    }
+
+    /// Asks again for everything that was asked for on a connection that is lost.
+    pub fn forget_questions(&mut self) {
+        self.questions.clear();
+        for unit in self.units.values_mut().filter(|unit| unit.knowledge == Knowledge::Asked) {
+            unit.knowledge = Knowledge::None;
+        }
+    }
+
+    /// The next state that is worth an event.
+    pub fn telling(&mut self) -> Option<Telling> {
+        self.tellings.pop_front()
+    }
+
+    /// Changes that were merged into a later telling since this was asked last.
+    pub fn take_coalesced(&mut self) -> u64 {
+        std::mem::take(&mut self.coalesced)
+    }
+
+    /// When [`Units::tick`] has something to do.
+    pub fn next_tick(&self) -> Option<Instant> {
+        self.waiting.iter().map(|(due, _)| *due).min()
+    }
+
+    /// Looks at the units whose time has come.
+    pub fn tick(&mut self, now: Instant) {
+        for _ in 0..self.waiting.len() {
+            let Some((due, name)) = self.waiting.pop_front() else { break };
+            if due > now {
+                self.waiting.push_back((due, name));
+                continue;
+            }
+            if let Some(unit) = self.units.get_mut(&name) {
+                unit.is_waiting = false;
+                self.evaluate(&name, now);
+            }
+        }
+    }
+
+    /// The cgroup of a unit, below systemd's own.
+    pub fn cgroup(&self, name: &str) -> String {
+        let known = self.units.get(name).map(|unit| unit.cgroup.as_str()).filter(|cgroup| !cgroup.is_empty());
+        known.map_or_else(|| derived_cgroup(name, ""), str::to_owned)
+    }
+
+    fn unit(&mut self, name: &str, now: Instant) -> &mut Unit {
+        if !self.units.contains_key(name) && self.units.len() >= UNITS_MAX {
+            self.make_room(now);
+        }
+        self.units.entry(name.to_owned()).or_insert_with(|| Unit {
+            cgroup: String::new(),
+            now: State::default(),
+            told: State::default(),
+            restarts_at_exit: 0,
+            changed_us: 0,
+            knowledge: Knowledge::None,
+            is_baseline: false,
+            is_waiting: false,
+            gone: None,
+            tellings: BURST,
+            refilled: now,
+        })
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        self.units.retain(|_, unit| unit.gone.is_none_or(|gone| now.saturating_duration_since(gone) < REMEMBERED));
+        if self.units.len() >= UNITS_MAX {
+            self.units.retain(|_, unit| unit.gone.is_none());
+        }
+        if self.units.len() >= UNITS_MAX
+            && let Some(any) = self.units.keys().next().cloned()
+        {
+            // At worst its present state is told once more.
+            self.units.remove(&any);
+        }
+    }
+
+    fn apply(&mut self, name: &str, properties: &Properties<'_>, now: Instant) {
+        let mut word = |text: Option<&str>| text.map(|text| self.words.index(text));
+        let (active, sub) = (word(properties.active_state), word(properties.sub_state));
+        let result = word(properties.result);
+        let unit = self.unit(name, now);
+        let state = &mut unit.now;
+        state.active = active.unwrap_or(state.active);
+        state.sub = sub.unwrap_or(state.sub);
+        state.result = result.unwrap_or(state.result);
+        state.main_code = properties.main_code.unwrap_or(state.main_code);
+        state.main_status = properties.main_status.unwrap_or(state.main_status);
+        state.main_pid = properties.main_pid.unwrap_or(state.main_pid);
+        let exited_us = properties.main_exited_us.unwrap_or(state.main_exited_us);
+        if exited_us != state.main_exited_us {
+            state.main_exited_us = exited_us;
+            unit.restarts_at_exit = properties.restarts.unwrap_or(state.restarts);
+        }
+        state.restarts = properties.restarts.unwrap_or(state.restarts);
+        unit.changed_us = properties.changed_us.unwrap_or(unit.changed_us);
+        match (properties.cgroup, properties.slice) {
+            (Some(cgroup), _) if !cgroup.is_empty() => cgroup.clone_into(&mut unit.cgroup),
+            // It is gone with the last process: what it was is remembered, or derived.
+            (_, Some(slice)) if unit.cgroup.is_empty() => unit.cgroup = derived_cgroup(name, slice),
+            _ => {}
+        }
+    }
+
+    fn ask(&mut self, name: &str) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        if unit.knowledge == Knowledge::Asked {
+            return;
+        }
+        if self.questions.len() >= UNITS_MAX {
+            // Rather told with what the signals said than not at all.
+            unit.knowledge = Knowledge::Settled;
+            return;
+        }
+        unit.knowledge = Knowledge::Asked;
+        self.questions.push_back(name.to_owned());
+    }
+
+    fn wait(&mut self, name: &str, until: Instant) {
+        if let Some(unit) = self.units.get_mut(name)
+            && !unit.is_waiting
+        {
+            unit.is_waiting = true;
+            self.waiting.push_back((until, name.to_owned()));
+        }
+    }
+
+    fn evaluate(&mut self, name: &str, now: Instant) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        if unit.knowledge != Knowledge::Settled {
+            return;
+        }
+        let mut state = unit.now;
+        // systemd leaves the last failure's result where it refuses an automatic restart: no process has ended since the
+        // restart was counted, so none was started.
+        let was_refused = state.active == Words::FAILED && state.restarts > unit.restarts_at_exit;
+        if was_refused && state.main_exited_us != 0 && self.words.0[usize::from(state.result)] != "resources" {
+            state.result = Words::START_LIMIT_HIT;
+        }
+        if !matters(&unit.told, &state, &self.words, is_service(name)) {
+            return;
+        }
+        let refills = (now.saturating_duration_since(unit.refilled).as_millis() / REFILL.as_millis()) as u32;
+        if refills > 0 {
+            unit.tellings = unit.tellings.saturating_add(u8::try_from(refills).unwrap_or(BURST)).min(BURST);
+            unit.refilled = now;
+        }
+        if unit.tellings == 0 {
+            self.coalesced += 1;
+            let due = unit.refilled + REFILL;
+            self.wait(name, due);
+            return;
+        }
+        unit.tellings -= 1;
+        unit.told = state;
+        let word = |word: Word| self.words.0[usize::from(word)].clone();
+        self.tellings.push_back(Telling {
+            unit: name.to_owned(),
+            cgroup: if unit.cgroup.is_empty() { derived_cgroup(name, "") } else { unit.cgroup.clone() },
+            active_state: word(state.active),
+            sub_state: word(state.sub),
+            result: word(state.result),
+            main_code: state.main_code,
+            main_status: state.main_status,
+            main_pid: state.main_pid,
+            restarts: state.restarts,
+            main_exited_us: state.main_exited_us,
+            changed_us: unit.changed_us,
+        });
+        if !is_service(name) && state.active != Words::FAILED {
+            self.units.remove(name);
+        }
+    }
+}
+
+/// Whether somebody who was told of `before` should hear of `after`.
+fn matters(before: &State, after: &State, words: &Words, is_service: bool) -> bool {
+    let standing = |state: &State| match state.active {
+        Words::FAILED | Words::ACTIVE | Words::INACTIVE => Some(state.active),
+        Words::ACTIVATING if words.0[usize::from(state.sub)].starts_with("auto-restart") => Some(Words::ACTIVATING),
+        // On its way to one of these.
+        _ => None,
+    };
+    let is_same_standing = standing(after).is_none_or(|standing_after| standing(before) == Some(standing_after));
+    if !is_service {
+        return !is_same_standing && (before.active == Words::FAILED || after.active == Words::FAILED);
+    }
+    let rest = |state: &State| {
+        (state.result, state.main_code, state.main_status, state.main_pid, state.restarts, state.main_exited_us)
+    };
+    !is_same_standing || rest(before) != rest(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tell(units: &mut Units) -> Vec<Telling> {
+        std::iter::from_fn(|| units.telling()).collect()
+    }
+
+    fn settle(units: &mut Units, now: Instant) {
+        while let Some(name) = units.question() {
+            units.answer(&name, Some(&Properties { slice: Some("system.slice"), ..Properties::default() }), now);
+        }
+    }
+
+    fn service<'a>(pid: u32, restarts: u32, exited_us: u64) -> Properties<'a> {
+        Properties {
+            main_pid: Some(pid),
+            restarts: Some(restarts),
+            main_exited_us: Some(exited_us),
+            result: Some(if exited_us == 0 { "success" } else { "exit-code" }),
+            ..Properties::default()
+        }
+    }
+
+    fn state<'a>(active: &'a str, sub: &'a str) -> Properties<'a> {
+        Properties { active_state: Some(active), sub_state: Some(sub), ..Properties::default() }
+    }
+
+    fn change(units: &mut Units, own: &Properties<'_>, common: &Properties<'_>, now: Instant) -> Vec<Telling> {
+        units.signal("web.service", own, false, now);
+        units.signal("web.service", common, true, now);
+        settle(units, now);
+        tell(units)
+    }
+
+    #[test]
+    fn at_the_start_only_what_has_failed_is_told_and_once() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        units.list("web.service", "active", "running", true, now);
+        units.list("bad.service", "failed", "failed", true, now);
+        units.list("data.mount", "active", "mounted", true, now);
+        settle(&mut units, now);
+        let told = tell(&mut units);
+        assert_eq!(told.iter().map(|telling| &*telling.unit).collect::<Vec<_>>(), ["bad.service"]);
+        assert_eq!(told[0].cgroup, "/system.slice/bad.service");
+        assert_eq!(units.len(), 2, "a mount that is well is not remembered");
+        units.list("bad.service", "failed", "failed", false, now);
+        settle(&mut units, now);
+        assert_eq!(tell(&mut units), []);
+    }
+
+    #[test]
+    fn a_units_life_is_told_in_steps_and_a_refused_restart_is_a_start_limit() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        let told = change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
+        assert_eq!((told.len(), told[0].main_pid), (1, 10));
+        let told = change(&mut units, &service(0, 0, 5), &state("activating", "auto-restart"), now);
+        assert_eq!((told.len(), &*told[0].sub_state, &*told[0].result), (1, "auto-restart", "exit-code"));
+        let told = change(&mut units, &service(11, 1, 5), &state("active", "running"), now);
+        assert_eq!((told.len(), told[0].restarts), (1, 1));
+        let told = change(&mut units, &service(0, 1, 9), &state("activating", "auto-restart"), now);
+        assert_eq!(told.len(), 1);
+        let told = change(&mut units, &service(0, 2, 9), &state("failed", "failed"), now);
+        assert_eq!((&*told[0].active_state, &*told[0].result, told[0].restarts), ("failed", "start-limit-hit", 2));
+    }
+
+    #[test]
+    fn what_is_only_on_the_way_is_not_told() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
+        assert_eq!(change(&mut units, &service(10, 0, 0), &state("reloading", "reload"), now), []);
+        assert_eq!(change(&mut units, &service(10, 0, 0), &state("active", "running"), now), []);
+        assert_eq!(change(&mut units, &service(10, 0, 0), &state("deactivating", "stop-sigterm"), now), []);
+        assert_eq!(change(&mut units, &service(0, 0, 5), &state("inactive", "dead"), now).len(), 1);
+    }
+
+    #[test]
+    fn half_a_change_is_told_when_the_other_half_does_not_come() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
+        units.signal("web.service", &service(12, 0, 0), false, now);
+        assert_eq!(tell(&mut units), []);
+        let due = units.next_tick().expect("it is waited for");
+        units.tick(due);
+        assert_eq!(tell(&mut units)[0].main_pid, 12);
+        assert_eq!(units.next_tick(), None);
+    }
+
+    #[test]
+    fn a_unit_that_never_rests_is_told_a_bounded_number_of_times_and_its_last_state_always() {
+        let (mut units, mut now) = (Units::default(), Instant::now());
+        let start = now;
+        let mut told = Vec::new();
+        for round in 0..1000 {
+            told.extend(change(&mut units, &service(round + 1, round, 0), &state("active", "running"), now));
+            now += Duration::from_millis(1);
+            units.tick(now);
+            told.extend(tell(&mut units));
+        }
+        let coalesced = units.take_coalesced();
+        let bound = usize::from(BURST) + (now.duration_since(start).as_millis() / REFILL.as_millis()) as usize + 1;
+        assert!(told.len() <= bound, "{} tellings", told.len());
+        assert!(coalesced >= 900, "{coalesced} coalesced");
+        units.tick(now + REFILL);
+        told.extend(tell(&mut units));
+        assert_eq!(told.last().expect("some").main_pid, 1000);
+    }
+
+    #[test]
+    fn other_units_are_told_when_they_fail_and_when_that_is_over() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        units.signal("data.mount", &state("active", "mounted"), true, now);
+        units.signal("data.mount", &state("failed", "failed"), true, now);
+        settle(&mut units, now);
+        units.signal("data.mount", &state("active", "mounting-done"), true, now);
+        let states: Vec<String> = tell(&mut units).into_iter().map(|telling| telling.active_state).collect();
+        assert_eq!(states, ["failed", "active"]);
+        assert_eq!(units.len(), 0);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_is_remembered() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        units.list("web.service", "active", "running", true, now);
+        units.question();
+        let running = Properties { cgroup: Some("/shop.slice/web.service"), ..service(10, 0, 0) };
+        units.answer("web.service", Some(&running), now);
+        let gone = Properties { cgroup: Some(""), slice: Some("system.slice"), ..service(0, 0, 5) };
+        units.signal("web.service", &gone, false, now);
+        units.signal("web.service", &state("failed", "failed"), true, now);
+        assert_eq!(tell(&mut units)[0].cgroup, "/shop.slice/web.service");
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets_what_is_gone_first() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        units.list("kept.service", "active", "running", true, now);
+        for number in 0..UNITS_MAX + 100 {
+            let name = format!("run-{number}.service");
+            units.signal(&name, &service(1, 0, 0), true, now);
+            units.remove(&name, now);
+        }
+        assert!(units.len() <= UNITS_MAX);
+        assert!(units.units.contains_key("kept.service"));
+    }
+}
