@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_wire::event::{Kind, Lane, Source};
 
-use crate::intake::KindCounts;
+use crate::intake::{IdentityCounts, KindCounts};
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
 use crate::pack::PackCounts;
 use crate::queue::Queues;
 use crate::ship::ShipState;
 use crate::source::ebpf::MissedRuns;
+use crate::source::kube::KubeState;
 
 /// Where the numbers are.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub struct Observed {
     pub outbox: Arc<Outbox>,
     pub queues: Arc<Queues>,
     pub kinds: Arc<KindCounts>,
+    pub identities: Arc<IdentityCounts>,
+    pub kube: Arc<KubeState>,
     pub pack: Arc<PackCounts>,
     pub ship: Arc<ShipState>,
     pub latencies: Arc<Latencies>,
@@ -40,6 +43,9 @@ pub struct Metrics {
     held: IntGaugeVec,
     decoded: IntCounterVec,
     missed: IntCounterVec,
+    identity: IntCounterVec,
+    watches: IntCounterVec,
+    leader: IntGauge,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -95,6 +101,17 @@ impl Metrics {
                 "Runs of a probe that the kernel skipped because it was running on that CPU already",
                 &["program"],
             )?,
+            identity: counters(
+                "tapio_collector_events_identity_total",
+                "Kernel events by how far their subject could be told",
+                &["outcome"],
+            )?,
+            watches: counters(
+                "tapio_collector_kube_watches_total",
+                "Lists read and watches ended, by how",
+                &["outcome"],
+            )?,
+            leader: gauge("tapio_collector_kube_leader", "1 while this collector watches the cluster's objects")?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
@@ -151,6 +168,13 @@ impl Metrics {
         for (program, count) in observed.missed.get() {
             raise(&self.missed.with_label_values(&[program]), count);
         }
+        for (outcome, count) in observed.identities.get() {
+            raise(&self.identity.with_label_values(&[outcome]), count);
+        }
+        for (outcome, count) in observed.kube.watches.get() {
+            raise(&self.watches.with_label_values(&[outcome]), count);
+        }
+        self.leader.set(i64::from(observed.kube.is_leader.load(Ordering::Relaxed)));
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
         }

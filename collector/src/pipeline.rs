@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  thread ebpf ──┐ lethal: ArrayQueue<Body>                            tokio
+//!  thread k8s  ──┤ lethal
 //!  thread shm  ──┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
 //!                └◄──────── pool of bodies ◄──────────┘           ▲          │
 //!                                                                 └── acks ◄─┘     health: HTTP
@@ -31,6 +32,7 @@ use crate::pack::{NodeDescription, Packer};
 use crate::queue::Queues;
 use crate::ship::{ShipState, Shipper};
 use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
+use crate::source::kube::{AccessError, KubeSource, KubeState};
 use crate::source::shm::{ShmError, ShmSource};
 
 /// How long a shutdown may take before what is left is given up.
@@ -49,6 +51,8 @@ pub enum StartError {
     Ebpf(#[from] EbpfError),
     #[error("the shm source cannot run: {0}")]
     Shm(#[from] ShmError),
+    #[error("the k8s source cannot run: {0}")]
+    Kube(#[from] AccessError),
     #[error("cannot serve health on {address}: {error}; set health.port to a free port, or health.enabled to false")]
     Health { address: SocketAddr, error: std::io::Error },
     #[error("cannot start a thread: {0}")]
@@ -121,6 +125,7 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
 pub struct Pipeline {
     stop: Arc<Stop>,
     stop_shm: Arc<Stop>,
+    stop_kube: watch::Sender<bool>,
     sources: Vec<JoinHandle<()>>,
     sources_ended: Arc<AtomicBool>,
     packer: JoinHandle<()>,
@@ -166,7 +171,11 @@ impl Pipeline {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
                     }
                     missed = source.missed_runs();
-                    let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+                    let intake = Intake::new(
+                        shared.clone(),
+                        Source::Ebpf,
+                        Identity::of_this_machine(Arc::clone(&shared.directory)),
+                    );
                     let alive = Alive::default();
                     let guard = alive.begin();
                     sources.push(spawn("ebpf", move || {
@@ -205,7 +214,30 @@ impl Pipeline {
                 Err(error) => return Err(error.into()),
             }
         }
-        for (source, name) in [("k8s", "Kubernetes"), ("systemd", "systemd")] {
+        let (stop_kube, kube_stopped) = watch::channel(false);
+        let kube = Arc::new(KubeState::default());
+        if config.runs("k8s") {
+            let directory = Arc::clone(&shared.directory);
+            match KubeSource::open(&config.collectors.k8s, &node_name, directory, Arc::clone(&kube)).await {
+                Ok(source) => {
+                    let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+                    let alive = Alive::default();
+                    let guard = alive.begin();
+                    let runtime = tokio::runtime::Handle::current();
+                    sources.push(spawn("k8s", move || {
+                        let _alive = guard;
+                        runtime.block_on(source.run(intake, kube_stopped));
+                    })?);
+                    states.push(SourceState { source: "k8s", off: None, alive });
+                }
+                Err(error) if allow_missing => {
+                    tracing::warn!(%error, "the k8s source is off");
+                    states.push(off("k8s", error.to_string()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for (source, name) in [("systemd", "systemd")] {
             if config.runs(source) {
                 tracing::warn!(source, "this build has no {name} source yet; the others run");
                 states.push(off(source, "not in this build".into()));
@@ -251,6 +283,8 @@ impl Pipeline {
             outbox: Arc::clone(&outbox),
             queues: Arc::clone(&queues),
             kinds: Arc::clone(&shared.kinds),
+            identities: Arc::clone(&shared.identities),
+            kube,
             pack,
             ship: state,
             latencies,
@@ -267,7 +301,7 @@ impl Pipeline {
             None => None,
         };
         tracing::info!(node = node_name, epoch, outbox_bytes = budget.outbox_bytes, "collecting");
-        Ok(Self { stop, stop_shm, sources, sources_ended, packer, outbox, queues, shipper, give_up, health })
+        Ok(Self { stop, stop_shm, stop_kube, sources, sources_ended, packer, outbox, queues, shipper, give_up, health })
     }
 
     /// Drains and ends. True when everything was acknowledged.
@@ -275,6 +309,7 @@ impl Pipeline {
         let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
         self.stop.set();
         self.stop_shm.set();
+        self.stop_kube.send_replace(true);
         let (sources, packer) = (self.sources, self.packer);
         let (sources_ended, queues) = (self.sources_ended, self.queues);
         let drained = tokio::task::spawn_blocking(move || {
