@@ -189,13 +189,25 @@ impl Default for EbpfSection {
 #[serde(deny_unknown_fields, default)]
 pub struct K8sSection {
     pub enabled: bool,
+    /// Use the pod's service account; otherwise a kubeconfig.
     pub in_cluster: bool,
+    /// What happens in `kube-system`, `kube-public` and `kube-node-lease` is not told; names are known all the same.
     pub exclude_system_namespaces: bool,
+    /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the election's Lease is; default: `POD_NAMESPACE` of the environment, else the credentials' namespace.
+    pub lease_namespace: Option<String>,
 }
 
 impl Default for K8sSection {
     fn default() -> Self {
-        Self { enabled: true, in_cluster: true, exclude_system_namespaces: false }
+        Self {
+            enabled: true,
+            in_cluster: true,
+            exclude_system_namespaces: false,
+            kubeconfig: None,
+            lease_namespace: None,
+        }
     }
 }
 

@@ -217,7 +217,11 @@ fn lethal(
                 ns_level: oom.ns_level,
                 allocator_pid: oom.allocator_pid,
                 allocator_comm: batch.comm(&oom.allocator_comm),
-                allocator_entity: identity.resolve(oom.allocator_cgroup_id, Lane::Lethal, &mut batch.body.entities),
+                allocator_entity: identity.resolve_other(
+                    oom.allocator_cgroup_id,
+                    Lane::Lethal,
+                    &mut batch.body.entities,
+                ),
                 total_vm_bytes: 0,
                 anon_rss_bytes: oom.anon_rss_bytes,
                 file_rss_bytes: oom.file_rss_bytes,
@@ -239,7 +243,7 @@ fn lethal(
                 comm: batch.comm(&signal.comm),
                 sender_pid: signal.sender_pid,
                 sender_comm: batch.comm(&signal.sender_comm),
-                sender_entity: identity.resolve(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
+                sender_entity: identity.resolve_other(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
                 from_kernel: signal.from_kernel != 0,
                 result: signal.result,
             }))

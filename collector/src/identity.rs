@@ -2,16 +2,23 @@
 //!
 //! What enters: cgroup records (id and path), a scan of the cgroup file systems at the start, and ids found on events. What
 //! leaves: entity ids, and descriptions of the entities that the stream has not heard of lately. What must hold: the table is
-//! bounded; an id that nobody can name still gets an entity of its own; one thread owns an `Identity`, so there are no locks.
+//! bounded; an id that nobody can name still gets an entity of its own; one thread owns an `Identity`, so there are no locks on
+//! the way of an event. What Kubernetes calls an entity is in the shared [`directory`], which is asked when its version moved
+//! or a description is due.
+
+pub mod directory;
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::CGROUP_V1_MEMORY;
 use tapio_wire::entity_id;
 use tapio_wire::event::{Entity, EntityId, EntityKind, Lane};
+
+use directory::Directory;
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
@@ -98,13 +105,53 @@ fn container_id_of(component: &str) -> Option<&str> {
     (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
 
+/// How far an event's subject could be told: the one list of outcomes.
+pub const OUTCOMES: [&str; 6] = ["container", "container_unnamed", "pod", "unit", "host", "unknown_cgroup"];
+const CONTAINER: usize = 0;
+const CONTAINER_UNNAMED: usize = 1;
+const POD: usize = 2;
+const UNIT: usize = 3;
+const HOST: usize = 4;
+const UNKNOWN_CGROUP: usize = 5;
+
+/// When an entity was described last: on which stream, when, and with which version of its names.
+type Description = (u64, Instant, u64);
+
 struct Known {
     entity: EntityId,
     named: Named,
     path: String,
     /// By lane: what one lane's batch carries may arrive after the other's.
-    described: [Option<(u64, Instant)>; 2],
+    described: [Option<Description>; 2],
     removed: Option<Instant>,
+    /// One of [`OUTCOMES`].
+    outcome: usize,
+    /// The version of its names in the directory, and the directory's when that was looked up.
+    names: u64,
+    looked_up: u64,
+}
+
+impl Known {
+    fn look_up(&mut self, directory: &Directory, version: u64) {
+        self.looked_up = version;
+        match self.named.kind {
+            EntityKind::Container => {
+                let (names, is_listed) = directory.container_version(self.entity, pod_entity(&self.named));
+                self.names = names;
+                self.outcome = match (is_listed, names > 0) {
+                    (true, _) => CONTAINER,
+                    (false, true) => POD,
+                    (false, false) => CONTAINER_UNNAMED,
+                };
+            }
+            EntityKind::Pod => self.names = directory.pod_version(self.entity),
+            _ => {}
+        }
+    }
+}
+
+fn pod_entity(named: &Named) -> EntityId {
+    if named.pod_uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, &named.pod_uid) }
 }
 
 /// The table of cgroups.
@@ -116,19 +163,43 @@ pub struct Identity {
     /// Taken once for each drained batch: the clock is not read for each event.
     now: Instant,
     unknown: u64,
+    directory: Arc<Directory>,
+    /// The directory's version, read once for each drained batch.
+    directory_version: u64,
+    outcomes: [u32; OUTCOMES.len()],
 }
 
 impl Identity {
     /// A table for the cgroup hierarchies at `roots`, each with the mark that ids of it carry.
     pub fn new(roots: Vec<(PathBuf, u64)>) -> Self {
-        Self { cgroups: HashMap::default(), roots, generation: 0, scanned: None, now: Instant::now(), unknown: 0 }
+        Self::with_directory(roots, Arc::default())
+    }
+
+    /// The same, with what Kubernetes tells.
+    pub fn with_directory(roots: Vec<(PathBuf, u64)>, directory: Arc<Directory>) -> Self {
+        Self {
+            cgroups: HashMap::default(),
+            roots,
+            generation: 0,
+            scanned: None,
+            now: Instant::now(),
+            unknown: 0,
+            directory_version: directory.version(),
+            directory,
+            outcomes: [0; OUTCOMES.len()],
+        }
     }
 
     /// A table for this machine's hierarchies, filled with what exists.
-    pub fn of_this_machine() -> Self {
-        let mut identity = Self::new(hierarchies());
+    pub fn of_this_machine(directory: Arc<Directory>) -> Self {
+        let mut identity = Self::with_directory(hierarchies(), directory);
         identity.scan();
         identity
+    }
+
+    /// How many subjects of events had each of [`OUTCOMES`] since this was asked last.
+    pub fn take_outcomes(&mut self) -> [u32; OUTCOMES.len()] {
+        std::mem::take(&mut self.outcomes)
     }
 
     /// Cgroups in the table.
@@ -149,6 +220,7 @@ impl Identity {
     /// Notes the time; to be called before a batch of look-ups.
     pub fn tick(&mut self) {
         self.now = Instant::now();
+        self.directory_version = self.directory.version();
     }
 
     /// Makes every description due again: the stream is new, or frames that carried some were lost.
@@ -172,7 +244,27 @@ impl Identity {
         }
         let named = name_of(path);
         let entity = entity_id(named.kind, &named.key);
-        let known = Known { entity, named, path: path.into(), described: [None; 2], removed: None };
+        let outcome = match named.kind {
+            EntityKind::Container => CONTAINER_UNNAMED,
+            EntityKind::Pod => POD,
+            EntityKind::Unit => UNIT,
+            _ if path.starts_with(UNNAMED) => UNKNOWN_CGROUP,
+            _ => HOST,
+        };
+        let mut known = Known {
+            entity,
+            named,
+            path: path.into(),
+            described: [None; 2],
+            removed: None,
+            outcome,
+            names: 0,
+            looked_up: 0,
+        };
+        if matches!(known.named.kind, EntityKind::Container | EntityKind::Pod) {
+            self.directory.note_cgroup(entity, path);
+            known.look_up(&self.directory, self.directory_version);
+        }
         self.cgroups.insert(id, known);
     }
 
@@ -187,19 +279,36 @@ impl Identity {
         }
     }
 
-    /// The entity of a cgroup; its description, and its pod's, go to `described` when due in this lane.
+    /// The entity of an event's subject, by its cgroup; its description, and its pod's, go to `described` when due in this lane.
     #[inline]
     pub fn resolve(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
+        let (entity, outcome) = self.resolve_with_outcome(id, lane, described);
+        self.outcomes[outcome] += 1;
+        entity
+    }
+
+    /// The same for others that an event names: they do not count as subjects.
+    #[inline]
+    pub fn resolve_other(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
+        self.resolve_with_outcome(id, lane, described).0
+    }
+
+    #[inline]
+    fn resolve_with_outcome(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> (EntityId, usize) {
         let (now, generation) = (self.now, self.generation);
         if let Some(known) = self.cgroups.get_mut(&id) {
-            let slot = &mut known.described[lane as usize];
-            let is_fresh =
-                slot.is_some_and(|(at, when)| at == generation && now.saturating_duration_since(when) < REPEATED);
-            if !is_fresh {
-                *slot = Some((generation, now));
-                describe(known, described);
+            if known.looked_up != self.directory_version {
+                known.look_up(&self.directory, self.directory_version);
             }
-            return known.entity;
+            let slot = &mut known.described[lane as usize];
+            let is_fresh = slot.is_some_and(|(at, when, names)| {
+                at == generation && names == known.names && now.saturating_duration_since(when) < REPEATED
+            });
+            if !is_fresh {
+                *slot = Some((generation, now, known.names));
+                describe(known, &self.directory, described);
+            }
+            return (known.entity, known.outcome);
         }
         self.resolve_unknown(id, lane, described)
     }
@@ -221,7 +330,7 @@ impl Identity {
     }
 
     #[cold]
-    fn resolve_unknown(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
+    fn resolve_unknown(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> (EntityId, usize) {
         if !self.roots.is_empty() && self.scanned.is_none_or(|at| self.now.duration_since(at) >= SCAN_INTERVAL) {
             self.scan();
         }
@@ -229,7 +338,7 @@ impl Identity {
             self.unknown += 1;
             self.learn(id, &format!("{UNNAMED}{:x}", id & !CGROUP_V1_MEMORY));
         }
-        self.resolve(id, lane, described)
+        self.resolve_with_outcome(id, lane, described)
     }
 
     fn scan(&mut self) {
@@ -250,23 +359,29 @@ impl Identity {
     }
 }
 
-fn describe(known: &Known, described: &mut Vec<Entity>) {
+fn describe(known: &Known, directory: &Directory, described: &mut Vec<Entity>) {
     let named = &known.named;
-    let pod = if named.pod_uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, &named.pod_uid) };
+    let pod = pod_entity(named);
     let is_container = named.kind == EntityKind::Container;
-    described.push(Entity {
+    let mut entity = Entity {
         parent: if is_container { pod } else { 0 },
         container_id: named.container_id.clone(),
         pod_uid: named.pod_uid.clone(),
         cgroup: known.path.clone(),
         ..Entity::named(named.kind, known.entity, named.name.clone())
-    });
+    };
+    if matches!(named.kind, EntityKind::Container | EntityKind::Pod) {
+        directory.complete(&mut entity, described);
+    }
+    described.push(entity);
     if is_container && pod != 0 {
-        described.push(Entity {
+        let mut entity = Entity {
             pod_uid: named.pod_uid.clone(),
             cgroup: known.path.rsplit_once('/').map_or("", |(pod, _)| pod).into(),
             ..Entity::named(EntityKind::Pod, pod, named.pod_uid.clone())
-        });
+        };
+        directory.complete(&mut entity, described);
+        described.push(entity);
     }
 }
 

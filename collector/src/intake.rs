@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
-use tapio_wire::event::{Event, KINDS, Kind as EventKind, Lane, SOURCES, Source};
+use tapio_wire::event::{Entity, Event, KINDS, Kind as EventKind, Lane, SOURCES, Source};
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::books::{Books, SourceBooks};
 use crate::config::{Config, Severity};
 use crate::decode::{Batch, decode, header, lane};
 use crate::evidence::Evidence;
-use crate::identity::Identity;
+use crate::identity::directory::Directory;
+use crate::identity::{Identity, OUTCOMES};
 use crate::queue::Queues;
 
 /// How much a bulk event of a kind matters by itself: the one table.
@@ -72,12 +73,26 @@ impl KindCounts {
     }
 }
 
+/// How far the subjects of events could be told, by [`OUTCOMES`], for metrics.
+#[derive(Default)]
+pub struct IdentityCounts([AtomicU64; OUTCOMES.len()]);
+
+impl IdentityCounts {
+    /// Each outcome and its count.
+    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        OUTCOMES.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+}
+
 /// What all sources share.
 #[derive(Clone)]
 pub struct Shared {
     pub queues: Arc<Queues>,
     pub books: Arc<Books>,
     pub kinds: Arc<KindCounts>,
+    pub identities: Arc<IdentityCounts>,
+    /// What Kubernetes calls entities.
+    pub directory: Arc<Directory>,
     /// Counts the streams; a new one wants every entity described again.
     pub generation: Arc<AtomicU64>,
     pub filter: Filter,
@@ -92,6 +107,8 @@ impl Shared {
             queues: Arc::new(queues),
             books: Arc::default(),
             kinds: Arc::default(),
+            identities: Arc::default(),
+            directory: Arc::default(),
             generation: Arc::default(),
             filter: Filter::of(config),
             batch_events: config.grpc.max_batch_size,
@@ -249,6 +266,20 @@ impl Intake {
         self.lethal.body.events.push(event);
     }
 
+    /// Lets the source describe entities without an event of theirs; what it adds goes with the next lethal batch.
+    pub fn describe(&mut self, describe: impl FnOnce(&mut Vec<Entity>)) {
+        let before = self.lethal.body.entities.len();
+        describe(&mut self.lethal.body.entities);
+        if self.lethal.body.entities.len() > before {
+            self.lethal_since.get_or_insert(self.now);
+        }
+    }
+
+    /// Counts the streams; on a new one every entity is to be described again.
+    pub fn generation(&self) -> u64 {
+        self.shared.generation.load(Ordering::Relaxed)
+    }
+
     #[inline]
     fn passes(&mut self, kind: Kind) -> bool {
         let filter = &self.shared.filter;
@@ -322,6 +353,11 @@ impl Intake {
         ] {
             if *count > 0 {
                 books.drop_events(stage, reason, std::mem::take(count));
+            }
+        }
+        for (counter, count) in self.shared.identities.0.iter().zip(self.identity.take_outcomes()) {
+            if count > 0 {
+                counter.fetch_add(u64::from(count), Ordering::Relaxed);
             }
         }
         for (counter, count) in self.shared.kinds.counts[self.source as usize].iter().zip(&mut self.kinds) {

@@ -9,13 +9,14 @@ use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts
 use tapio_wire::event::{Kind, Lane, Source};
 
 use crate::evidence::EvidenceCounts;
-use crate::intake::KindCounts;
+use crate::intake::{IdentityCounts, KindCounts};
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
 use crate::pack::PackCounts;
 use crate::queue::Queues;
 use crate::ship::ShipState;
 use crate::source::ebpf::MissedRuns;
+use crate::source::kube::KubeState;
 use crate::source::systemd::SystemdCounts;
 
 /// Where the numbers are.
@@ -24,6 +25,8 @@ pub struct Observed {
     pub outbox: Arc<Outbox>,
     pub queues: Arc<Queues>,
     pub kinds: Arc<KindCounts>,
+    pub identities: Arc<IdentityCounts>,
+    pub kube: Arc<KubeState>,
     pub pack: Arc<PackCounts>,
     pub ship: Arc<ShipState>,
     pub latencies: Arc<Latencies>,
@@ -52,6 +55,9 @@ pub struct Metrics {
     evidence_us: IntCounter,
     evidence_coalesced: IntCounter,
     evidence_dropped: IntCounterVec,
+    identity: IntCounterVec,
+    watches: IntCounterVec,
+    leader: IntGauge,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -132,6 +138,17 @@ impl Metrics {
                 "Requests for evidence that were dropped before they became events",
                 &["reason"],
             )?,
+            identity: counters(
+                "tapio_collector_events_identity_total",
+                "Kernel events by how far their subject could be told",
+                &["outcome"],
+            )?,
+            watches: counters(
+                "tapio_collector_kube_watches_total",
+                "Lists read and watches ended, by how",
+                &["outcome"],
+            )?,
+            leader: gauge("tapio_collector_kube_leader", "1 while this collector watches the cluster's objects")?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
@@ -201,6 +218,13 @@ impl Metrics {
         for (reason, count) in observed.evidence.dropped() {
             raise(&self.evidence_dropped.with_label_values(&[reason]), count);
         }
+        for (outcome, count) in observed.identities.get() {
+            raise(&self.identity.with_label_values(&[outcome]), count);
+        }
+        for (outcome, count) in observed.kube.watches.get() {
+            raise(&self.watches.with_label_values(&[outcome]), count);
+        }
+        self.leader.set(i64::from(observed.kube.is_leader.load(Ordering::Relaxed)));
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
         }

@@ -5,7 +5,8 @@
 //!       requests ▼ │
 //!  thread evidence ┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
 //!  thread shm  ────┤                                    │           ▲          │
-//!  task systemd ───┴◄──────── pool of bodies ◄──────────┘           └── acks ◄─┘     health: HTTP
+//!  thread k8s  ────┤                                    │           └── acks ◄─┘     health: HTTP
+//!  task systemd ───┴◄──────── pool of bodies ◄──────────┘
 //! ```
 //!
 //! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for
@@ -33,6 +34,7 @@ use crate::pack::{NodeDescription, Packer};
 use crate::queue::Queues;
 use crate::ship::{ShipState, Shipper};
 use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
+use crate::source::kube::{AccessError, KubeSource, KubeState};
 use crate::source::shm::{ShmError, ShmSource};
 use crate::source::systemd::{SystemdError, SystemdSource};
 
@@ -54,6 +56,8 @@ pub enum StartError {
     Shm(#[from] ShmError),
     #[error("the systemd source cannot run: {0}")]
     Systemd(#[from] SystemdError),
+    #[error("the k8s source cannot run: {0}")]
+    Kube(#[from] AccessError),
     #[error("cannot serve health on {address}: {error}; set health.port to a free port, or health.enabled to false")]
     Health { address: SocketAddr, error: std::io::Error },
     #[error("cannot start a thread: {0}")]
@@ -175,7 +179,11 @@ impl Pipeline {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
                     }
                     missed = source.missed_runs();
-                    let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+                    let intake = Intake::new(
+                        shared.clone(),
+                        Source::Ebpf,
+                        Identity::of_this_machine(Arc::clone(&shared.directory)),
+                    );
                     let (asking, reading) = match config.collector.evidence {
                         true => {
                             let (asking, reading) = evidence::channel(config.collector.evidence_arguments);
@@ -257,10 +265,26 @@ impl Pipeline {
                 Err(error) => return Err(error.into()),
             }
         }
-        for (source, name) in [("k8s", "Kubernetes")] {
-            if config.runs(source) {
-                tracing::warn!(source, "this build has no {name} source yet; the others run");
-                states.push(off(source, "not in this build".into()));
+        let kube = Arc::new(KubeState::default());
+        if config.runs("k8s") {
+            let directory = Arc::clone(&shared.directory);
+            match KubeSource::open(&config.collectors.k8s, &node_name, directory, Arc::clone(&kube)).await {
+                Ok(source) => {
+                    let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+                    let alive = Alive::default();
+                    let guard = alive.begin();
+                    let (runtime, stopped) = (tokio::runtime::Handle::current(), tasks_stopped.clone());
+                    sources.push(spawn("k8s", move || {
+                        let _alive = guard;
+                        runtime.block_on(source.run(intake, stopped));
+                    })?);
+                    states.push(SourceState { source: "k8s", off: None, alive, status: Status::default() });
+                }
+                Err(error) if allow_missing => {
+                    tracing::warn!(%error, "the k8s source is off");
+                    states.push(off("k8s", error.to_string()));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         if sources.is_empty() && tasks.is_empty() && !allow_missing {
@@ -303,6 +327,8 @@ impl Pipeline {
             outbox: Arc::clone(&outbox),
             queues: Arc::clone(&queues),
             kinds: Arc::clone(&shared.kinds),
+            identities: Arc::clone(&shared.identities),
+            kube,
             pack,
             ship: state,
             latencies,

@@ -304,7 +304,8 @@ mod tests {
         let stop = Arc::new(Stop::new().expect("an eventfd"));
         let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
         let controls = source.controls().expect("it was not stopped");
-        let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+        let intake =
+            Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
         let running = std::thread::spawn(move || source.run(intake));
 
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -1,6 +1,7 @@
-//! Sources: each runs on a thread of its own, drains its rings through an [`crate::intake::Intake`] and sleeps when there is
+//! Sources: each runs on a thread of its own, hands what it gathers to an [`crate::intake::Intake`] and sleeps when there is
 //! nothing to do.
 
 pub mod ebpf;
+pub mod kube;
 pub mod shm;
 pub mod systemd;

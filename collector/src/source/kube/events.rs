@@ -1,0 +1,320 @@
+//! Kubernetes Events, the conditions of nodes, and the states of autoscalers and claims.
+//!
+//! What enters: the objects. What leaves: one event for each new or repeated Kubernetes Event, and one for each change of a
+//! state. What must hold: an Event is a moment, told only when it was after the term began, or rather after the leader before
+//! was last known to be there; a state is told once at the beginning and then when it changes.
+
+use std::sync::Arc;
+
+use tapio_wire::event::{Detail, KubeEvent, NodeCondition, ObjectState};
+
+use super::objects::{self, Condition, unix_ns};
+use super::pods::is_system;
+use super::told::{Subject, Told};
+use super::watch::{Follower, digest};
+
+/// How far clocks of different nodes may be apart for an Event still to be taken for new.
+const SKEW_NS: u64 = 5_000_000_000;
+
+/// Kubernetes Events.
+pub struct Events {
+    node: Arc<str>,
+    since_ns: u64,
+    excludes_system: bool,
+}
+
+impl Events {
+    /// Those after `since_ns`.
+    pub fn new(node: Arc<str>, since_ns: u64, excludes_system: bool) -> Self {
+        Self { node, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
+    }
+}
+
+impl Follower for Events {
+    type Object = objects::Event;
+    /// What was told of it: how often and when it was said.
+    type State = u64;
+
+    fn seen(&mut self, event: &objects::Event, state: Option<u64>, _first: bool, told: &mut Vec<Told>) -> Option<u64> {
+        let micro = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
+            time.as_ref().map_or(0, |time| u64::try_from(time.0.as_nanosecond()).unwrap_or(0))
+        };
+        let made_ns = unix_ns(event.metadata.creation_timestamp.as_ref());
+        let first_ns = [unix_ns(event.first_timestamp.as_ref()), micro(&event.event_time), made_ns];
+        let first_ns = first_ns.into_iter().find(|time| *time > 0).unwrap_or(0);
+        let series = event.series.as_ref();
+        let last_ns = [
+            series.map_or(0, |series| micro(&series.last_observed_time)),
+            unix_ns(event.last_timestamp.as_ref()),
+            first_ns,
+        ];
+        let last_ns = last_ns.into_iter().find(|time| *time > 0).unwrap_or(0);
+        let count = series.map_or(event.count, |series| series.count).max(1);
+        let print = digest(&(count, last_ns));
+        let about = &event.involved_object;
+        if state == Some(print) || last_ns < self.since_ns || self.excludes_system && is_system(&about.namespace) {
+            return Some(print);
+        }
+        let subject = Subject::of(&about.kind, &about.namespace, &about.name, &about.uid);
+        let subject = subject.unwrap_or_else(|| Subject::Node(self.node.to_string()));
+        let component = match event.source.component.is_empty() {
+            true => &event.reporting_component,
+            false => &event.source.component,
+        };
+        let texts =
+            [&event.reason, &event.message, &about.kind, &about.namespace, &about.name, &about.field_path, component];
+        let texts = texts.map(Clone::clone);
+        let is_warning = event.r#type == "Warning";
+        told.push(Told::event(subject, move |batch| {
+            let [reason, message, kind, namespace, name, field_path, component] = texts.map(|text| batch.text(&text));
+            Detail::KubeEvent(Box::new(KubeEvent {
+                reason,
+                message,
+                kind,
+                namespace,
+                name,
+                field_path,
+                component,
+                count,
+                first_ns,
+                last_ns,
+                is_warning,
+            }))
+        }));
+        Some(print)
+    }
+
+    fn gone(&mut self, _state: u64, _told: &mut Vec<Told>) {
+        // An Event that ran out says nothing.
+    }
+}
+
+/// Nodes and their conditions.
+pub struct Nodes;
+
+/// What was told of a node.
+pub struct SeenNode {
+    name: String,
+    /// By condition: its name's number, and what was told.
+    conditions: Vec<(u64, u64)>,
+}
+
+impl Nodes {
+    fn tell(node: &str, condition: &Condition, told: &mut Vec<Told>) {
+        let texts = [&condition.r#type, &condition.reason, &condition.message].map(Clone::clone);
+        let since_ns = unix_ns(condition.last_transition_time.as_ref());
+        let status = match &*condition.status {
+            "True" => 1,
+            "False" => 0,
+            _ => 2,
+        };
+        told.push(Told::event(Subject::Node(node.into()), move |batch| {
+            let [condition, reason, message] = texts.map(|text| batch.text(&text));
+            Detail::NodeCondition(Box::new(NodeCondition { condition, reason, message, since_ns, status }))
+        }));
+    }
+}
+
+impl Follower for Nodes {
+    type Object = objects::Node;
+    type State = SeenNode;
+
+    fn seen(
+        &mut self,
+        node: &objects::Node,
+        state: Option<SeenNode>,
+        _first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<SeenNode> {
+        let name = &node.metadata.name;
+        let mut seen = state.unwrap_or_else(|| SeenNode { name: name.clone(), conditions: Vec::new() });
+        let schedulable = Condition {
+            r#type: "Schedulable".into(),
+            status: if node.spec.unschedulable { "False" } else { "True" }.into(),
+            ..Condition::default()
+        };
+        // Kubelet writes them every few minutes; only a change is news.
+        for condition in node.status.conditions.iter().chain([&schedulable]) {
+            let key = digest(&condition.r#type);
+            let print = digest(&(&condition.status, &condition.reason));
+            match seen.conditions.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, known)) if *known == print => continue,
+                Some((_, known)) => *known = print,
+                None => seen.conditions.push((key, print)),
+            }
+            Self::tell(name, condition, told);
+        }
+        Some(seen)
+    }
+
+    fn gone(&mut self, seen: SeenNode, told: &mut Vec<Told>) {
+        let gone = Condition {
+            r#type: "Ready".into(),
+            status: "Unknown".into(),
+            reason: "NodeDeleted".into(),
+            ..Condition::default()
+        };
+        Self::tell(&seen.name, &gone, told);
+    }
+}
+
+/// What was told of an object of which only the state matters.
+pub struct SeenState {
+    subject: Subject,
+    kind: &'static str,
+    namespace: String,
+    name: String,
+    print: u64,
+}
+
+struct State<'a> {
+    state: &'a str,
+    reason: &'a str,
+    message: &'a str,
+    current: u64,
+    desired: u64,
+}
+
+/// Tells a state when it is new.
+fn tell_state(mut seen: SeenState, state: &State<'_>, told: &mut Vec<Told>) -> SeenState {
+    let print = digest(&(state.state, state.reason, state.current, state.desired));
+    if seen.print != print {
+        seen.print = print;
+        told.push(state_event(&seen, state, false));
+    }
+    seen
+}
+
+fn state_event(seen: &SeenState, state: &State<'_>, is_gone: bool) -> Told {
+    let texts = [seen.kind, &seen.namespace, &seen.name, state.state, state.reason, state.message].map(str::to_owned);
+    let (current, desired) = (state.current, state.desired);
+    Told::event(seen.subject.clone(), move |batch| {
+        let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
+        Detail::ObjectState(Box::new(ObjectState {
+            kind,
+            namespace,
+            name,
+            state,
+            reason,
+            message,
+            current,
+            desired,
+            is_gone,
+        }))
+    })
+}
+
+fn state_gone(seen: &SeenState, told: &mut Vec<Told>) {
+    told.push(state_event(seen, &State { state: "", reason: "", message: "", current: 0, desired: 0 }, true));
+}
+
+/// HorizontalPodAutoscalers.
+pub struct Autoscalers {
+    node: Arc<str>,
+    excludes_system: bool,
+}
+
+impl Autoscalers {
+    /// What targets no known workload is told of the node.
+    pub fn new(node: Arc<str>, excludes_system: bool) -> Self {
+        Self { node, excludes_system }
+    }
+}
+
+impl Follower for Autoscalers {
+    type Object = objects::Autoscaler;
+    type State = SeenState;
+
+    fn seen(
+        &mut self,
+        autoscaler: &objects::Autoscaler,
+        state: Option<SeenState>,
+        _first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<SeenState> {
+        let meta = &autoscaler.metadata;
+        if self.excludes_system && is_system(&meta.namespace) {
+            return None;
+        }
+        let seen = state.unwrap_or_else(|| {
+            let target = &autoscaler.spec.scale_target_ref;
+            let subject = Subject::of(&target.kind, &meta.namespace, &target.name, "");
+            SeenState {
+                subject: subject.unwrap_or_else(|| Subject::Node(self.node.to_string())),
+                kind: "HorizontalPodAutoscaler",
+                namespace: meta.namespace.clone(),
+                name: meta.name.clone(),
+                print: 0,
+            }
+        });
+        let status = &autoscaler.status;
+        // The worst first: what keeps it from working, then what keeps it from going further.
+        let worst = [("AbleToScale", "False"), ("ScalingActive", "False"), ("ScalingLimited", "True")];
+        let worst = worst.into_iter().find_map(|(kind, bad)| {
+            status.conditions.iter().find(|condition| condition.r#type == kind && condition.status == bad)
+        });
+        let state = State {
+            state: worst.map_or("ScalingActive", |condition| &condition.r#type),
+            reason: worst.map_or("", |condition| &condition.reason),
+            message: worst.map_or("", |condition| &condition.message),
+            current: status.current_replicas,
+            desired: status.desired_replicas,
+        };
+        Some(tell_state(seen, &state, told))
+    }
+
+    fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {
+        state_gone(&seen, told);
+    }
+}
+
+/// PersistentVolumeClaims.
+pub struct Claims {
+    node: Arc<str>,
+    excludes_system: bool,
+}
+
+impl Claims {
+    /// A claim is no entity: it is told of the node that watches.
+    pub fn new(node: Arc<str>, excludes_system: bool) -> Self {
+        Self { node, excludes_system }
+    }
+}
+
+impl Follower for Claims {
+    type Object = objects::Claim;
+    type State = SeenState;
+
+    fn seen(
+        &mut self,
+        claim: &objects::Claim,
+        state: Option<SeenState>,
+        _first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<SeenState> {
+        let meta = &claim.metadata;
+        if self.excludes_system && is_system(&meta.namespace) {
+            return None;
+        }
+        let seen = state.unwrap_or_else(|| SeenState {
+            subject: Subject::Node(self.node.to_string()),
+            kind: "PersistentVolumeClaim",
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            print: 0,
+        });
+        let condition = claim.status.conditions.iter().find(|condition| condition.status == "True");
+        let state = State {
+            state: &claim.status.phase,
+            reason: condition.map_or("", |condition| &condition.r#type),
+            message: condition.map_or("", |condition| &condition.message),
+            current: 0,
+            desired: 0,
+        };
+        Some(tell_state(seen, &state, told))
+    }
+
+    fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {
+        state_gone(&seen, told);
+    }
+}

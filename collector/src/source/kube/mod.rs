@@ -1,0 +1,185 @@
+//! The Kubernetes source: what the API server says of this node's pods, and of the cluster's objects when this collector is
+//! the one that watches them.
+//!
+//! What enters: lists and watches. What leaves: events of the lethal lane, and names for the directory. What must hold:
+//! nothing is dropped: when there is no room the watches wait, and the API server keeps what they have not read. The only
+//! object that is ever written is the election's Lease.
+
+mod backoff;
+pub mod client;
+mod cluster;
+mod config;
+mod events;
+pub mod lease;
+mod objects;
+mod pods;
+mod services;
+mod told;
+mod watch;
+mod workloads;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tapio_wire::event::Lane;
+use tokio::sync::{mpsc, watch as channel};
+
+pub use client::{AccessError, PERMISSIONS};
+pub use watch::{WATCH_OUTCOMES, WatchCounts};
+
+use self::client::Access;
+use self::lease::{Election, Pace};
+use self::pods::Pods;
+use self::told::{Scribe, Teller, Told};
+use self::watch::Context;
+use crate::config::K8sSection;
+use crate::identity::directory::Directory;
+use crate::intake::Intake;
+use crate::latency::realtime_ns;
+
+/// How long giving the Lease back may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What metrics show of the source.
+#[derive(Default)]
+pub struct KubeState {
+    pub watches: Arc<WatchCounts>,
+    /// Whether this collector watches the cluster's objects.
+    pub is_leader: AtomicBool,
+}
+
+/// See the module.
+pub struct KubeSource {
+    access: Arc<Access>,
+    section: K8sSection,
+    node: Arc<str>,
+    directory: Arc<Directory>,
+    state: Arc<KubeState>,
+}
+
+impl KubeSource {
+    /// Finds the credentials. Whether the API server can be reached shows later: an unreachable one is tried again and again.
+    ///
+    /// # Errors
+    /// When there are no credentials.
+    pub async fn open(
+        section: &K8sSection,
+        node: &str,
+        directory: Arc<Directory>,
+        state: Arc<KubeState>,
+    ) -> Result<Self, AccessError> {
+        let access = Access::open(section).await?;
+        Ok(Self { access, section: section.clone(), node: node.into(), directory, state })
+    }
+
+    /// Watches until told to stop, then hands on what was heard.
+    pub async fn run(self, mut intake: Intake, mut stop: channel::Receiver<bool>) {
+        let (teller, mut heard) = Teller::channel();
+        let mut scribe = Scribe::new(Arc::clone(&self.directory));
+        let namespace = self.lease_namespace();
+        // Two collectors of one node, the old and the new one, are two candidates.
+        let identity = format!("{}_{:x}", self.node, realtime_ns());
+        let (term, elected) = channel::channel(None);
+        let election = Election::new(Arc::clone(&self.access), namespace.clone(), identity.clone(), Pace::default());
+        let context = Context {
+            access: Arc::clone(&self.access),
+            teller,
+            counts: Arc::clone(&self.state.watches),
+            node: Arc::clone(&self.node),
+        };
+        let watching = async {
+            futures::join!(self.watch_pods(&context), election.run(term), self.watch_cluster(&context, elected),)
+        };
+        {
+            let mut watching = std::pin::pin!(watching);
+            loop {
+                tokio::select! {
+                    // An error means that whoever would say so is gone.
+                    _ = stop.wait_for(|stop| *stop) => break,
+                    _ = pump(&mut heard, &mut scribe, &mut intake) => {}
+                    _ = &mut watching => {}
+                }
+            }
+        }
+        drop(context);
+        if self.state.is_leader.swap(false, Ordering::Relaxed) {
+            let released = lease::release(&self.access, &namespace, &identity);
+            if tokio::time::timeout(RELEASE_TIMEOUT, released).await.is_err() {
+                tracing::debug!("the Lease is left to run out");
+            }
+        }
+        heard.close();
+        loop {
+            write(&mut heard, &mut scribe, &mut intake);
+            intake.flush(true);
+            if heard.is_empty() && intake.is_empty() {
+                return;
+            }
+            // The packer makes room in a moment and cannot tell when.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn lease_namespace(&self) -> String {
+        self.section
+            .lease_namespace
+            .clone()
+            .or_else(|| std::env::var("POD_NAMESPACE").ok().filter(|name| !name.is_empty()))
+            .unwrap_or_else(|| self.access.client().default_namespace().to_owned())
+    }
+
+    async fn watch_pods(&self, context: &Context) {
+        let resource = pods::of_node(&self.node);
+        loop {
+            let mut follower = Pods::new(Arc::clone(&self.directory), self.section.exclude_system_namespaces);
+            watch::follow(context, &resource, &mut follower).await;
+            tracing::warn!("what answers as the API server has no pods");
+            tokio::time::sleep(cluster::ABSENT_PAUSE).await;
+        }
+    }
+
+    async fn watch_cluster(&self, context: &Context, mut elected: channel::Receiver<Option<lease::Term>>) {
+        loop {
+            let Ok(term) = elected.wait_for(Option::is_some).await.map(|term| *term) else { return };
+            let Some(term) = term else { continue };
+            self.state.is_leader.store(true, Ordering::Relaxed);
+            tokio::select! {
+                () = cluster::watch(context, term.since_ns, self.section.exclude_system_namespaces) => {}
+                _ = elected.wait_for(Option::is_none) => {}
+            }
+            self.state.is_leader.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits for something to be heard or due, and hands it on.
+async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
+    intake.begin();
+    let room = intake.room_of(Lane::Lethal);
+    let limit = intake.sleep_limit();
+    // What is received here is written before anything else is awaited: a pump that is given up has nothing in hands.
+    if room > 0
+        && let Ok(Some(told)) = tokio::time::timeout(limit, heard.recv()).await
+    {
+        intake.begin();
+        scribe.write(told, intake);
+    } else if room == 0 {
+        tokio::time::sleep(limit).await;
+    }
+    write(heard, scribe, intake);
+    intake.flush(false);
+}
+
+/// Hands on what was heard, as far as there is room.
+fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
+    intake.begin();
+    while intake.room_of(Lane::Lethal) > 0
+        && let Ok(told) = heard.try_recv()
+    {
+        scribe.write(told, intake);
+    }
+}

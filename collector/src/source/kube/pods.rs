@@ -1,0 +1,415 @@
+//! The pods of this node: their life, their containers' lives, and their names.
+//!
+//! What enters: pods by `spec.nodeName`. What leaves: changes of pods and containers, and names for the directory. What must
+//! hold: each fact is told once. A run of a container that ended is told either as its present state or as its last one,
+//! never as both; and what ended before this collector looked is told only when it is so recent that no collector before can
+//! have told it (see [`RESTART`]).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tapio_wire::entity_id;
+use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, PodState};
+
+use super::client::Resource;
+use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
+use super::told::{Subject, Told};
+use super::watch::{Follower, digest};
+use crate::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
+use crate::latency::realtime_ns;
+
+/// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was told
+/// by the collector before, or was before there was any.
+pub const RESTART: Duration = Duration::from_secs(60);
+
+/// Namespaces of Kubernetes itself.
+pub fn is_system(namespace: &str) -> bool {
+    matches!(namespace, "kube-system" | "kube-public" | "kube-node-lease")
+}
+
+/// Pods that are bound to a node.
+pub fn of_node(node: &str) -> Resource {
+    Resource { fields: Some(format!("spec.nodeName={node}")), is_small: true, ..Resource::new("pods", "/api/v1/pods") }
+}
+
+/// See the module.
+pub struct Pods {
+    directory: Arc<Directory>,
+    excludes_system: bool,
+    /// Nothing that ended before is told, nanoseconds since 1970.
+    since_ns: u64,
+}
+
+/// What was told of a pod.
+pub struct Seen {
+    subject: Subject,
+    pod: u64,
+    containers: Vec<SeenContainer>,
+    /// The last state, told once more when the object is gone.
+    last: LastWords,
+}
+
+struct SeenContainer {
+    name: u64,
+    /// What was told of its present state.
+    present: u64,
+    /// The last run that ended, told or too old to be.
+    ended: u64,
+}
+
+#[derive(Clone, Copy)]
+struct LastWords {
+    phase: &'static str,
+    deletion_ns: u64,
+    deletion_grace_s: u32,
+    qos: u8,
+    is_scheduled: bool,
+}
+
+impl Pods {
+    /// Nothing is known yet. `directory` is told every pod's names, also of namespaces that are excluded.
+    pub fn new(directory: Arc<Directory>, excludes_system: bool) -> Self {
+        let since_ns = realtime_ns().saturating_sub(RESTART.as_nanos() as u64);
+        Self { directory, excludes_system, since_ns }
+    }
+
+    fn name(&self, pod: &Pod, told: &mut Vec<Told>) {
+        let meta = &pod.metadata;
+        let names = PodNames {
+            uid: uid_of(pod).into(),
+            namespace: (&*meta.namespace).into(),
+            name: (&*meta.name).into(),
+            owner: owner_of(pod),
+            addresses: addresses_of(pod),
+        };
+        let mut containers: Vec<ContainerNames> = Vec::new();
+        for status in statuses(pod).map(|(status, _)| status) {
+            let last = status.last_state.terminated.as_ref().map(|last| &*last.container_id);
+            let ended = status.state.terminated.as_ref().map(|ended| &*ended.container_id);
+            for id in [Some(&*status.container_id), ended, last].into_iter().flatten() {
+                let id = bare_id(id);
+                if !id.is_empty() && !containers.iter().any(|known| &*known.id == id) {
+                    let image = image_of(pod, status);
+                    containers.push(ContainerNames {
+                        id: id.into(),
+                        name: (&*status.name).into(),
+                        image: image.into(),
+                    });
+                }
+            }
+        }
+        let ids: Vec<Arc<str>> = containers.iter().map(|names| Arc::clone(&names.id)).collect();
+        if self.directory.tell(names, containers, Instant::now()) {
+            // Whatever the kernel told of them before can be named now, also when nothing more happens to them.
+            told.push(Told::description(subject_of(pod)));
+            told.extend(ids.iter().map(|id| Told::description(Subject::Container(id.to_string()))));
+        }
+    }
+
+    fn tell_containers(&self, pod: &Pod, seen: &mut Vec<SeenContainer>, told: &mut Vec<Told>) {
+        for (status, role) in statuses(pod) {
+            let name = digest(&(&status.name, role));
+            let index = seen.iter().position(|seen| seen.name == name).unwrap_or_else(|| {
+                seen.push(SeenContainer { name, present: 0, ended: 0 });
+                seen.len() - 1
+            });
+            let seen = &mut seen[index];
+            let tell = |present: &Shown, told: &mut Vec<Told>| {
+                let subject = match bare_id(present.id) {
+                    "" => subject_of(pod),
+                    id => Subject::Container(id.to_owned()),
+                };
+                told.push(container_event(subject, pod, status, role, present));
+            };
+            // The run before the present one first: so it was.
+            if let Some(ended) = &status.last_state.terminated {
+                let id = if ended.container_id.is_empty() { &status.container_id } else { &ended.container_id };
+                let run = run_of(id, ended);
+                if seen.ended != run {
+                    seen.ended = run;
+                    if self.is_news(ended) {
+                        tell(&Shown::ended(id, ended, true), told);
+                    }
+                }
+            }
+            let state = &status.state;
+            let present = if let Some(ended) = &state.terminated {
+                let id = if ended.container_id.is_empty() { &status.container_id } else { &ended.container_id };
+                let run = run_of(id, ended);
+                seen.present = 0;
+                if seen.ended == run || !self.is_news(ended) {
+                    seen.ended = run;
+                    continue;
+                }
+                seen.ended = run;
+                tell(&Shown::ended(id, ended, false), told);
+                continue;
+            } else if let Some(running) = &state.running {
+                Shown {
+                    id: &status.container_id,
+                    state: 2,
+                    started_ns: unix_ns(running.started_at.as_ref()),
+                    ..Shown::default()
+                }
+            } else if let Some(waiting) = &state.waiting {
+                Shown {
+                    id: &status.container_id,
+                    state: 1,
+                    reason: &waiting.reason,
+                    message: &waiting.message,
+                    ..Shown::default()
+                }
+            } else {
+                continue;
+            };
+            // A message that counts up ("back-off 2m40s …") is no news.
+            let print = digest(&(
+                present.id,
+                present.state,
+                present.reason,
+                present.started_ns,
+                status.ready,
+                status.restart_count,
+            ));
+            if seen.present != print {
+                seen.present = print;
+                tell(&present, told);
+            }
+        }
+    }
+
+    fn is_news(&self, ended: &Terminated) -> bool {
+        unix_ns(ended.finished_at.as_ref()) >= self.since_ns
+    }
+}
+
+impl Follower for Pods {
+    type Object = Pod;
+    type State = Seen;
+
+    fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, told: &mut Vec<Told>) -> Option<Seen> {
+        self.name(pod, told);
+        let is_told = !(self.excludes_system && is_system(&pod.metadata.namespace));
+        let (last, present) = pod_state(pod);
+        let print = digest(&(
+            &pod.status.phase,
+            present.reason,
+            last.deletion_ns,
+            last.deletion_grace_s,
+            present.is_ready,
+            last.is_scheduled,
+        ));
+        let mut seen = state.unwrap_or_else(|| Seen { subject: subject_of(pod), pod: 0, containers: Vec::new(), last });
+        seen.last = last;
+        let mut news = Vec::new();
+        self.tell_containers(pod, &mut seen.containers, &mut news);
+        if seen.pod != print {
+            seen.pod = print;
+            let [phase, reason, message] = [&*pod.status.phase, present.reason, present.message].map(str::to_owned);
+            let is_ready = present.is_ready;
+            news.push(Told::event(seen.subject.clone(), move |batch| {
+                Detail::PodState(Box::new(PodState {
+                    phase: batch.text(&phase),
+                    reason: batch.text(&reason),
+                    message: batch.text(&message),
+                    deletion_ns: last.deletion_ns,
+                    deletion_grace_s: last.deletion_grace_s,
+                    is_ready,
+                    is_scheduled: last.is_scheduled,
+                    is_gone: false,
+                    qos: last.qos,
+                }))
+            }));
+        }
+        if is_told {
+            told.append(&mut news);
+        }
+        Some(seen)
+    }
+
+    fn gone(&mut self, seen: Seen, told: &mut Vec<Told>) {
+        self.directory.pod_gone(seen.subject.id(), Instant::now());
+        let Subject::Pod { namespace, .. } = &seen.subject else { return };
+        if self.excludes_system && is_system(namespace) {
+            return;
+        }
+        let last = seen.last;
+        told.push(Told::event(seen.subject, move |batch| {
+            Detail::PodState(Box::new(PodState {
+                phase: batch.text(last.phase),
+                reason: batch.text(""),
+                message: batch.text(""),
+                deletion_ns: last.deletion_ns,
+                deletion_grace_s: last.deletion_grace_s,
+                is_ready: false,
+                is_scheduled: last.is_scheduled,
+                is_gone: true,
+                qos: last.qos,
+            }))
+        }));
+    }
+}
+
+/// The uid that kubelet names the pod's cgroup by: of a static pod that is not the uid of its mirror in the API.
+fn uid_of(pod: &Pod) -> &str {
+    let hash = &pod.metadata.annotations.config_hash;
+    if hash.is_empty() { &pod.metadata.uid } else { hash }
+}
+
+fn subject_of(pod: &Pod) -> Subject {
+    let meta = &pod.metadata;
+    Subject::Pod { uid: uid_of(pod).into(), namespace: meta.namespace.clone(), name: meta.name.clone() }
+}
+
+/// The pod's entity, for those who refer to it by its uid.
+pub fn pod_entity(uid: &str) -> EntityId {
+    if uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, uid) }
+}
+
+/// What controls the pod. A ReplicaSet that is named by its Deployment and the hash of the pod's template stands for the
+/// Deployment: only the Deployment controller sets that label and builds that name.
+fn owner_of(pod: &Pod) -> Option<Owner> {
+    let owner = pod.metadata.owner_references.iter().find(|owner| owner.controller)?;
+    let hash = &pod.metadata.labels.pod_template_hash;
+    let (kind, name) = match &*owner.kind {
+        "ReplicaSet" if !hash.is_empty() => {
+            let deployment = owner.name.strip_suffix(&**hash).and_then(|name| name.strip_suffix('-'));
+            deployment.map_or(("ReplicaSet", &*owner.name), |name| ("Deployment", name))
+        }
+        // A static pod's mirror belongs to its node.
+        "Node" => return None,
+        kind => (kind, &*owner.name),
+    };
+    Some(Owner { kind: kind.into(), name: name.into() })
+}
+
+fn addresses_of(pod: &Pod) -> Vec<[u8; 16]> {
+    let status = &pod.status;
+    if status.pod_ips.is_empty() {
+        return address_bytes(&status.pod_ip).into_iter().collect();
+    }
+    status.pod_ips.iter().filter_map(|address| address_bytes(&address.ip)).collect()
+}
+
+/// `containerd://<64 hexadecimal digits>`, `cri-o://…`, `docker://…`.
+fn bare_id(id: &str) -> &str {
+    id.rsplit_once("://").map_or(id, |(_, id)| id)
+}
+
+/// Every container's status and its role: 0 ordinary, 1 init, 2 ephemeral.
+fn statuses(pod: &Pod) -> impl Iterator<Item = (&ContainerStatus, u8)> {
+    let status = &pod.status;
+    let init = status.init_container_statuses.iter().map(|status| (status, 1));
+    let ordinary = status.container_statuses.iter().map(|status| (status, 0));
+    init.chain(ordinary).chain(status.ephemeral_container_statuses.iter().map(|status| (status, 2)))
+}
+
+/// The image as the specification names it: the status may have a digest only.
+fn image_of<'a>(pod: &'a Pod, status: &'a ContainerStatus) -> &'a str {
+    let specified = specified(pod, &status.name).map(|container| &*container.image);
+    specified.filter(|image| !image.is_empty()).unwrap_or(&status.image)
+}
+
+fn specified<'a>(pod: &'a Pod, name: &str) -> Option<&'a super::objects::Container> {
+    let spec = &pod.spec;
+    let all = spec.containers.iter().chain(&spec.init_containers).chain(&spec.ephemeral_containers);
+    all.into_iter().find(|container| container.name == name)
+}
+
+fn run_of(id: &str, ended: &Terminated) -> u64 {
+    digest(&(id, unix_ns(ended.started_at.as_ref()), unix_ns(ended.finished_at.as_ref()), ended.exit_code))
+}
+
+struct PresentPod<'a> {
+    reason: &'a str,
+    message: &'a str,
+    is_ready: bool,
+}
+
+fn pod_state(pod: &Pod) -> (LastWords, PresentPod<'_>) {
+    let status = &pod.status;
+    let holds = |name: &str| status.conditions.iter().find(|condition| condition.r#type == name);
+    let is_true = |name: &str| holds(name).is_some_and(|condition| condition.status == "True");
+    // Since 1.26 the reason of a disruption is in a condition, and may be there alone.
+    let disruption = holds("DisruptionTarget").filter(|condition| condition.status == "True");
+    let (reason, message) = match disruption {
+        Some(condition) if status.reason.is_empty() => (&*condition.reason, &*condition.message),
+        _ => (&*status.reason, &*status.message),
+    };
+    let phase = ["Pending", "Running", "Succeeded", "Failed"].into_iter().find(|phase| *phase == status.phase);
+    let grace_s = pod.metadata.deletion_grace_period_seconds;
+    // The API names the moment when the grace period ends.
+    let deletion_ns = unix_ns(pod.metadata.deletion_timestamp.as_ref());
+    let qos = match &*status.qos_class {
+        "Guaranteed" => 1,
+        "Burstable" => 2,
+        "BestEffort" => 3,
+        _ => 0,
+    };
+    let last = LastWords {
+        phase: phase.unwrap_or("Unknown"),
+        deletion_ns: deletion_ns.saturating_sub(u64::from(grace_s) * 1_000_000_000),
+        deletion_grace_s: grace_s,
+        qos,
+        is_scheduled: is_true("PodScheduled") || !pod.spec.node_name.is_empty(),
+    };
+    (last, PresentPod { reason, message, is_ready: is_true("Ready") })
+}
+
+/// One state of a container.
+#[derive(Default)]
+struct Shown<'a> {
+    id: &'a str,
+    state: u8,
+    is_last: bool,
+    reason: &'a str,
+    message: &'a str,
+    exit_code: i32,
+    signal: i32,
+    started_ns: u64,
+    finished_ns: u64,
+}
+
+impl<'a> Shown<'a> {
+    fn ended(id: &'a str, ended: &'a Terminated, is_last: bool) -> Self {
+        Self {
+            id,
+            state: 3,
+            is_last,
+            reason: &ended.reason,
+            message: &ended.message,
+            exit_code: ended.exit_code,
+            signal: ended.signal,
+            started_ns: unix_ns(ended.started_at.as_ref()),
+            finished_ns: unix_ns(ended.finished_at.as_ref()),
+        }
+    }
+}
+
+fn container_event(subject: Subject, pod: &Pod, status: &ContainerStatus, role: u8, shown: &Shown<'_>) -> Told {
+    let limits = specified(pod, &status.name).map(|container| &container.resources.limits);
+    let milli = |of: fn(&super::objects::Limits) -> &str| limits.map_or(0, |limits| quantity_milli(of(limits)));
+    let texts = [&*status.name, image_of(pod, status), shown.reason, shown.message].map(str::to_owned);
+    // Names are set when it is written.
+    let state = ContainerState {
+        container: 0,
+        image: 0,
+        reason: 0,
+        message: 0,
+        exit_code: shown.exit_code,
+        signal: shown.signal,
+        restart_count: status.restart_count,
+        started_ns: shown.started_ns,
+        finished_ns: shown.finished_ns,
+        state: shown.state,
+        is_last: shown.is_last,
+        is_ready: status.ready,
+        role,
+        memory_limit_bytes: milli(|limits| &limits.memory) / 1000,
+        cpu_limit_milli: milli(|limits| &limits.cpu),
+    };
+    Told::event(subject, move |batch| {
+        let [container, image, reason, message] = texts.map(|text| batch.text(&text));
+        Detail::ContainerState(Box::new(ContainerState { container, image, reason, message, ..state }))
+    })
+}

@@ -1,0 +1,262 @@
+//! Services and what is behind them.
+//!
+//! What enters: Services, and EndpointSlices or the older Endpoints. What leaves: one event for each change of a Service's
+//! addresses, ports or backends, always with all of them. What must hold: nothing is told before both were listed, since half
+//! of the picture would look like an outage.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tapio_wire::event::{Backend, Detail, Endpoints};
+
+use super::objects::{CoreEndpoints, EndpointSlice, Service};
+use super::pods::{is_system, pod_entity};
+use super::told::{Subject, Told};
+use super::watch::{Follower, digest};
+use crate::identity::directory::address_bytes;
+
+/// Backends told of one Service: frames are bounded.
+const BACKENDS_MAX: usize = 1000;
+
+/// Namespace and name.
+type Key = (Box<str>, Box<str>);
+
+#[derive(Default)]
+struct Known {
+    addresses: Vec<[u8; 16]>,
+    ports: Vec<u16>,
+    /// By slice.
+    backends: HashMap<u64, Vec<Backend>>,
+    has_service: bool,
+    told: u64,
+}
+
+/// Every Service with its backends.
+#[derive(Default)]
+pub struct ServiceTable {
+    services: HashMap<Key, Known, foldhash::fast::RandomState>,
+    /// What changed before both were listed.
+    pending: HashSet<Key, foldhash::fast::RandomState>,
+    are_services_listed: bool,
+    are_backends_listed: bool,
+}
+
+impl ServiceTable {
+    fn change(&mut self, key: Key, node: &str, change: impl FnOnce(&mut Known), told: &mut Vec<Told>) {
+        change(self.services.entry(key.clone()).or_default());
+        if self.are_services_listed && self.are_backends_listed {
+            self.tell(&key, node, told);
+        } else {
+            self.pending.insert(key);
+        }
+    }
+
+    fn tell(&mut self, key: &Key, node: &str, told: &mut Vec<Told>) {
+        let Some(known) = self.services.get_mut(key) else { return };
+        let mut backends: Vec<Backend> = known.backends.values().flatten().copied().collect();
+        // Their order in the map and in the API is of no account.
+        backends.sort_unstable_by_key(|backend| (backend.address, backend.port, backend.pod));
+        backends.dedup();
+        backends.truncate(BACKENDS_MAX);
+        let parts: Vec<_> =
+            backends.iter().map(|backend| (backend.address, backend.port, backend.pod, backend.is_ready)).collect();
+        let print = digest(&(&known.addresses, &known.ports, &parts));
+        let is_over = !known.has_service && backends.is_empty();
+        if known.told != print && !(is_over && known.told == 0) {
+            known.told = print;
+            let (addresses, ports) = (known.addresses.clone(), known.ports.clone());
+            let texts = [&*key.0, &*key.1].map(str::to_owned);
+            told.push(Told::event(Subject::Node(node.into()), move |batch| {
+                let [namespace, service] = texts.map(|text| batch.text(&text));
+                Detail::Endpoints(Box::new(Endpoints {
+                    namespace,
+                    service,
+                    cluster_addresses: addresses,
+                    ports,
+                    backends,
+                }))
+            }));
+        }
+        if is_over {
+            self.services.remove(key);
+        }
+    }
+
+    fn tell_pending(&mut self, node: &str, told: &mut Vec<Told>) {
+        if self.are_services_listed && self.are_backends_listed {
+            for key in std::mem::take(&mut self.pending) {
+                self.tell(&key, node, told);
+            }
+        }
+    }
+}
+
+/// What the three followers share.
+struct Shared {
+    node: Arc<str>,
+    table: Arc<Mutex<ServiceTable>>,
+    excludes_system: bool,
+}
+
+impl Shared {
+    fn key(&self, namespace: &str, name: &str) -> Option<Key> {
+        let is_told = !name.is_empty() && !(self.excludes_system && is_system(namespace));
+        is_told.then(|| (namespace.into(), name.into()))
+    }
+
+    fn change(&self, key: &Key, change: impl FnOnce(&mut Known), told: &mut Vec<Told>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.change(key.clone(), &self.node, change, told);
+    }
+
+    fn listed(&self, mark: impl FnOnce(&mut ServiceTable), told: &mut Vec<Told>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        mark(&mut table);
+        table.tell_pending(&self.node, told);
+    }
+
+    fn set_backends(
+        &self,
+        state: Option<(Key, u64)>,
+        key: Key,
+        of: u64,
+        backends: Vec<Backend>,
+        told: &mut Vec<Told>,
+    ) -> Option<(Key, u64)> {
+        if let Some((before, of)) = state
+            && before != key
+        {
+            self.change(&before, |known| _ = known.backends.remove(&of), told);
+        }
+        self.change(&key, |known| _ = known.backends.insert(of, backends), told);
+        Some((key, of))
+    }
+}
+
+macro_rules! followers {
+    ($($(#[$doc:meta])* $name:ident)*) => {$(
+        $(#[$doc])*
+        pub struct $name(Shared);
+
+        impl $name {
+            /// With the table that all of them share.
+            pub fn new(node: Arc<str>, table: Arc<Mutex<ServiceTable>>, excludes_system: bool) -> Self {
+                Self(Shared { node, table, excludes_system })
+            }
+        }
+    )*};
+}
+
+followers! {
+    /// Services.
+    Services
+    /// EndpointSlices.
+    Slices
+    /// Endpoints, where there are no EndpointSlices.
+    CoreEndpointsOf
+}
+
+impl Follower for Services {
+    type Object = Service;
+    type State = Key;
+
+    fn seen(&mut self, service: &Service, _state: Option<Key>, _first: bool, told: &mut Vec<Told>) -> Option<Key> {
+        let key = self.0.key(&service.metadata.namespace, &service.metadata.name)?;
+        let spec = &service.spec;
+        let of_version_one = std::slice::from_ref(&spec.cluster_ip);
+        let addresses = if spec.cluster_ips.is_empty() { of_version_one } else { &spec.cluster_ips };
+        // A headless Service has `None`, which is no address.
+        let addresses: Vec<_> = addresses.iter().filter_map(|address| address_bytes(address)).collect();
+        let ports: Vec<u16> = spec.ports.iter().map(|port| port.port).collect();
+        let set = |known: &mut Known| (known.addresses, known.ports, known.has_service) = (addresses, ports, true);
+        self.0.change(&key, set, told);
+        Some(key)
+    }
+
+    fn gone(&mut self, key: Key, told: &mut Vec<Told>) {
+        let clear = |known: &mut Known| (known.addresses, known.ports, known.has_service) = (vec![], vec![], false);
+        self.0.change(&key, clear, told);
+    }
+
+    fn listed(&mut self, told: &mut Vec<Told>) {
+        self.0.listed(|table| table.are_services_listed = true, told);
+    }
+}
+
+impl Follower for Slices {
+    type Object = EndpointSlice;
+    type State = (Key, u64);
+
+    fn seen(
+        &mut self,
+        slice: &EndpointSlice,
+        state: Option<(Key, u64)>,
+        _first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<(Key, u64)> {
+        let meta = &slice.metadata;
+        let key = self.0.key(&meta.namespace, &meta.labels.service_name)?;
+        let of = digest(&(&meta.namespace, &meta.name));
+        let ports: Vec<u16> =
+            if slice.ports.is_empty() { vec![0] } else { slice.ports.iter().map(|port| port.port).collect() };
+        let mut backends = Vec::new();
+        for endpoint in &slice.endpoints {
+            let pod = if endpoint.target_ref.kind == "Pod" { pod_entity(&endpoint.target_ref.uid) } else { 0 };
+            // Unknown counts as ready, says the API.
+            let is_ready = endpoint.conditions.ready.unwrap_or(true);
+            for address in endpoint.addresses.iter().filter_map(|address| address_bytes(address)) {
+                backends.extend(ports.iter().map(|port| Backend { address, pod, port: *port, is_ready }));
+            }
+        }
+        self.0.set_backends(state, key, of, backends, told)
+    }
+
+    fn gone(&mut self, (key, of): (Key, u64), told: &mut Vec<Told>) {
+        self.0.change(&key, |known| _ = known.backends.remove(&of), told);
+    }
+
+    fn listed(&mut self, told: &mut Vec<Told>) {
+        self.0.listed(|table| table.are_backends_listed = true, told);
+    }
+}
+
+impl Follower for CoreEndpointsOf {
+    type Object = CoreEndpoints;
+    type State = (Key, u64);
+
+    fn seen(
+        &mut self,
+        endpoints: &CoreEndpoints,
+        state: Option<(Key, u64)>,
+        _first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<(Key, u64)> {
+        let meta = &endpoints.metadata;
+        // Elections were held on Endpoints once.
+        if !meta.annotations.leader.is_empty() {
+            return None;
+        }
+        let key = self.0.key(&meta.namespace, &meta.name)?;
+        let mut backends = Vec::new();
+        for subset in &endpoints.subsets {
+            let ports: Vec<u16> =
+                if subset.ports.is_empty() { vec![0] } else { subset.ports.iter().map(|port| port.port).collect() };
+            for (addresses, is_ready) in [(&subset.addresses, true), (&subset.not_ready_addresses, false)] {
+                for target in addresses {
+                    let Some(address) = address_bytes(&target.ip) else { continue };
+                    let pod = if target.target_ref.kind == "Pod" { pod_entity(&target.target_ref.uid) } else { 0 };
+                    backends.extend(ports.iter().map(|port| Backend { address, pod, port: *port, is_ready }));
+                }
+            }
+        }
+        self.0.set_backends(state, key, 0, backends, told)
+    }
+
+    fn gone(&mut self, (key, of): (Key, u64), told: &mut Vec<Told>) {
+        self.0.change(&key, |known| _ = known.backends.remove(&of), told);
+    }
+
+    fn listed(&mut self, told: &mut Vec<Told>) {
+        self.0.listed(|table| table.are_backends_listed = true, told);
+    }
+}

@@ -1,0 +1,208 @@
+//! What the watches tell, on its way to the intake.
+//!
+//! What enters: subjects and details that the followers of the watches made. What leaves: events with interned names, and
+//! descriptions of their subjects where due. What must hold: the channel in between is bounded and nothing in it is dropped:
+//! a watch that finds it full waits, and what it did not read yet waits in the API server.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Source};
+use tapio_wire::{entity_id, node_id};
+use tokio::sync::mpsc;
+
+use crate::decode::Batch;
+use crate::identity::directory::{Directory, workload_entity};
+use crate::intake::Intake;
+use crate::latency::boottime_ns;
+
+/// Observations between the watches and the intake.
+pub const CHANNEL_MAX: usize = 256;
+/// How often a description is repeated when there are events.
+const REPEATED: Duration = Duration::from_secs(60);
+/// Descriptions whose time is remembered.
+const DESCRIBED_MAX: usize = 16_384;
+
+/// What an observation is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A container, by its id; its names are in the directory.
+    Container(String),
+    Pod {
+        uid: String,
+        namespace: String,
+        name: String,
+    },
+    Workload {
+        kind: String,
+        namespace: String,
+        name: String,
+    },
+    Node(String),
+}
+
+impl Subject {
+    /// Its entity.
+    pub fn id(&self) -> EntityId {
+        match self {
+            Self::Container(id) => entity_id(EntityKind::Container, id),
+            Self::Pod { uid, .. } => entity_id(EntityKind::Pod, uid),
+            Self::Workload { kind, namespace, name } => {
+                entity_id(EntityKind::Workload, &crate::identity::directory::workload_key(kind, namespace, name))
+            }
+            Self::Node(name) => node_id(name),
+        }
+    }
+
+    /// The subject for an object that Kubernetes refers to; `None` when it is no entity.
+    pub fn of(kind: &str, namespace: &str, name: &str, uid: &str) -> Option<Self> {
+        match kind {
+            "Pod" if !uid.is_empty() => {
+                Some(Self::Pod { uid: uid.into(), namespace: namespace.into(), name: name.into() })
+            }
+            "Node" => Some(Self::Node(name.into())),
+            "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" | "CronJob" => {
+                Some(Self::Workload { kind: kind.into(), namespace: namespace.into(), name: name.into() })
+            }
+            _ => None,
+        }
+    }
+}
+
+type Make = Box<dyn FnOnce(&mut Batch) -> Detail + Send>;
+
+/// One observation; without a detail only a description.
+pub struct Told {
+    subject: Subject,
+    time_ns: u64,
+    make: Option<Make>,
+}
+
+impl Told {
+    /// Something happened now.
+    pub fn event(subject: Subject, make: impl FnOnce(&mut Batch) -> Detail + Send + 'static) -> Self {
+        Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)) }
+    }
+
+    /// The directory knows more of this one than before.
+    pub fn description(subject: Subject) -> Self {
+        Self { subject, time_ns: 0, make: None }
+    }
+
+    /// Something was missed.
+    pub fn gap(node: &str, what: &'static str, reason: &'static str, from_ns: u64, found_gone: u32) -> Self {
+        let until_ns = boottime_ns();
+        Self::event(Subject::Node(node.into()), move |batch| {
+            let (what, reason) = (batch.text(what), batch.text(reason));
+            Detail::Gap(Box::new(Gap { what, reason, from_ns, until_ns, found_gone }))
+        })
+    }
+}
+
+/// Where the watches tell.
+#[derive(Clone)]
+pub struct Teller {
+    sender: mpsc::Sender<Told>,
+}
+
+impl Teller {
+    /// A channel of [`CHANNEL_MAX`] observations.
+    pub fn channel() -> (Self, mpsc::Receiver<Told>) {
+        let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
+        (Self { sender }, receiver)
+    }
+
+    /// Hands everything on, in order, and waits for room.
+    pub async fn tell(&self, told: &mut Vec<Told>) {
+        for told in told.drain(..) {
+            // An error means that the source ends; the watches end with it.
+            if self.sender.send(told).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Turns observations into events, and knows which subjects were described.
+pub struct Scribe {
+    directory: Arc<Directory>,
+    described: HashMap<EntityId, (u64, Instant, u64), foldhash::fast::RandomState>,
+}
+
+impl Scribe {
+    /// Nothing was described yet.
+    pub fn new(directory: Arc<Directory>) -> Self {
+        Self { directory, described: HashMap::default() }
+    }
+
+    /// Hands one observation to the intake, which must have room.
+    pub fn write(&mut self, told: Told, intake: &mut Intake) {
+        let generation = intake.generation();
+        intake.describe(|entities| self.describe(&told.subject, generation, entities));
+        let Told { subject, time_ns, make } = told;
+        if let Some(make) = make {
+            intake.observe(|batch, _| Event {
+                time_ns,
+                entity: subject.id(),
+                pid: 0,
+                source: Source::Kube,
+                body: make(batch),
+            });
+        }
+    }
+
+    fn describe(&mut self, subject: &Subject, generation: u64, entities: &mut Vec<Entity>) {
+        let id = subject.id();
+        let version = match subject {
+            Subject::Container(_) => self.directory.container_version(id, 0).0,
+            Subject::Pod { .. } => self.directory.pod_version(id),
+            Subject::Workload { .. } => 0,
+            // The packer describes the node.
+            Subject::Node(_) => return,
+        };
+        let now = Instant::now();
+        let is_fresh = self.described.get(&id).is_some_and(|(stream, when, names)| {
+            *stream == generation && *names == version && now.saturating_duration_since(*when) < REPEATED
+        });
+        if is_fresh {
+            return;
+        }
+        if self.described.len() >= DESCRIBED_MAX {
+            self.described.retain(|_, (_, when, _)| now.saturating_duration_since(*when) < REPEATED);
+            if self.described.len() >= DESCRIBED_MAX {
+                self.described.clear();
+            }
+        }
+        self.described.insert(id, (generation, now, version));
+        let mut pod = match subject {
+            Subject::Container(container_id) => {
+                let short = container_id.get(..12).unwrap_or(container_id);
+                let mut entity =
+                    Entity { container_id: container_id.clone(), ..Entity::named(EntityKind::Container, id, short) };
+                self.directory.complete(&mut entity, entities);
+                let pod = (entity.parent != 0).then(|| Entity {
+                    pod_uid: entity.pod_uid.clone(),
+                    ..Entity::named(EntityKind::Pod, entity.parent, entity.pod_uid.clone())
+                });
+                entities.push(entity);
+                pod
+            }
+            Subject::Pod { uid, namespace, name } => Some(Entity {
+                pod_uid: uid.clone(),
+                namespace: namespace.clone(),
+                pod: name.clone(),
+                ..Entity::named(EntityKind::Pod, id, format!("{namespace}/{name}"))
+            }),
+            Subject::Workload { kind, namespace, name } => {
+                entities.push(workload_entity(kind, namespace, name));
+                None
+            }
+            Subject::Node(_) => None,
+        };
+        if let Some(entity) = &mut pod {
+            self.directory.complete(entity, entities);
+        }
+        entities.extend(pod);
+    }
+}

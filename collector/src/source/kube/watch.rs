@@ -1,0 +1,280 @@
+//! One watch: a list, then changes, for ever.
+//!
+//! What enters: a resource's objects. What leaves: what the follower of this resource tells of them. What must hold:
+//! - a watch that ends is resumed from the last resource version that was seen, bookmarks included;
+//! - when that version is too old (410), the list is read again, objects that are missing in it are told as gone, and a gap
+//!   states since when changes may have been missed;
+//! - no answer, whichever it is, makes this a busy loop: a watch that ends early again and again is opened ever less often;
+//! - of each object only the follower's state is kept.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::core::WatchEvent;
+
+use super::backoff::Backoff;
+use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
+use super::objects::Object;
+use super::told::{Teller, Told};
+use crate::latency::boottime_ns;
+
+/// A watch that lived this long was a sound one.
+const SOUND: Duration = Duration::from_secs(10);
+/// Beyond the time after which the API server ends a watch, silence means that the connection is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(WATCH_TIMEOUT_S as u64 + 20);
+/// How often in a row a watch may fail for an unknown reason before the list is read again.
+const FAILURES_MAX: u32 = 8;
+/// How long to wait before a resource is tried again that may not be read.
+const FORBIDDEN_PAUSE: Duration = Duration::from_secs(60);
+
+/// What is made of a resource's objects.
+pub trait Follower: Send {
+    type Object: Object;
+    /// What is kept of an object.
+    type State: Send;
+
+    /// An object that is new or has changed, or is as before when a list was read again. `first` marks the first list: what was
+    /// so before anybody looked.
+    fn seen(
+        &mut self,
+        object: &Self::Object,
+        state: Option<Self::State>,
+        first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<Self::State>;
+
+    /// An object is gone.
+    fn gone(&mut self, state: Self::State, told: &mut Vec<Told>);
+
+    /// A list was read to its end.
+    fn listed(&mut self, _told: &mut Vec<Told>) {}
+}
+
+/// Outcomes of lists and watches, for metrics.
+pub const WATCH_OUTCOMES: [&str; 11] = [
+    "listed",
+    "closed",
+    "silent",
+    "expired",
+    "unauthorized",
+    "forbidden",
+    "absent",
+    "conflict",
+    "busy",
+    "undecodable",
+    "broken",
+];
+
+/// Counts of [`WATCH_OUTCOMES`], over all watches.
+#[derive(Default)]
+pub struct WatchCounts([AtomicU64; WATCH_OUTCOMES.len()]);
+
+impl WatchCounts {
+    /// Each outcome and its count.
+    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        WATCH_OUTCOMES.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    /// Counts one.
+    pub fn add(&self, outcome: &str) {
+        if let Some(index) = WATCH_OUTCOMES.iter().position(|known| *known == outcome) {
+            self.0[index].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What all watches share.
+#[derive(Clone)]
+pub struct Context {
+    pub access: Arc<Access>,
+    pub teller: Teller,
+    pub counts: Arc<WatchCounts>,
+    pub node: Arc<str>,
+}
+
+/// The API server has no such resource.
+pub struct Absent;
+
+struct Watch<'a, F: Follower> {
+    context: &'a Context,
+    resource: &'a Resource,
+    follower: &'a mut F,
+    states: HashMap<u64, F::State, foldhash::fast::RandomState>,
+    /// Where to go on; `None` when a list is due.
+    version: Option<String>,
+    has_listed: bool,
+    told: Vec<Told>,
+    /// When something was heard last.
+    heard_ns: u64,
+}
+
+/// Follows a resource until it is dropped, or the API server turns out not to have it.
+pub async fn follow<F: Follower>(context: &Context, resource: &Resource, follower: &mut F) -> Absent {
+    let mut watch = Watch {
+        context,
+        resource,
+        follower,
+        states: HashMap::default(),
+        version: None,
+        has_listed: false,
+        told: Vec::new(),
+        heard_ns: boottime_ns(),
+    };
+    let mut backoff = Backoff::new(resource.what);
+    let mut gap: Option<&'static str> = None;
+    loop {
+        let began = Instant::now();
+        let outcome = match watch.version.clone() {
+            None => match watch.list(gap).await {
+                Ok(()) => {
+                    context.counts.add("listed");
+                    gap = None;
+                    // The pauses go on to grow where lists succeed and the watches after them fail.
+                    continue;
+                }
+                Err(trouble) => Err(trouble),
+            },
+            Some(version) => watch.changes(&version).await,
+        };
+        if began.elapsed() >= SOUND {
+            backoff.reset();
+        }
+        let mut asked = None;
+        match outcome {
+            Ok(outcome) => context.counts.add(outcome),
+            Err(trouble) => {
+                context.counts.add(trouble.name());
+                tracing::debug!(what = resource.what, %trouble, "a watch is interrupted");
+                match trouble {
+                    Trouble::Expired if watch.has_listed => {
+                        gap = Some("expired");
+                        watch.version = None;
+                    }
+                    Trouble::Undecodable(_) if watch.has_listed => {
+                        gap = Some("undecodable");
+                        watch.version = None;
+                    }
+                    Trouble::Unauthorized => context.access.renew().await,
+                    Trouble::Absent if watch.version.is_none() && !watch.has_listed => return Absent,
+                    Trouble::Absent => watch.version = None,
+                    Trouble::Forbidden(reason) => {
+                        if backoff.failures() == 0 {
+                            tracing::warn!(what = resource.what, reason, "may not be read; see docs/kubernetes.md");
+                        }
+                        asked = Some(FORBIDDEN_PAUSE);
+                    }
+                    Trouble::Busy { retry_after, .. } => asked = retry_after,
+                    _ => {}
+                }
+                if backoff.failures() >= FAILURES_MAX && watch.has_listed && watch.version.take().is_some() {
+                    gap = Some("watch failed");
+                }
+            }
+        }
+        if began.elapsed() < SOUND {
+            let pause = backoff.next(asked);
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+fn key<T: Object>(object: &T) -> u64 {
+    let meta = object.meta();
+    match meta.uid.is_empty() {
+        false => digest(&meta.uid),
+        true => digest(&(&meta.namespace, &meta.name)),
+    }
+}
+
+/// A number that stands for what was told.
+pub fn digest(of: &impl std::hash::Hash) -> u64 {
+    use std::hash::BuildHasher;
+    foldhash::quality::FixedState::with_seed(0).hash_one(of)
+}
+
+impl<F: Follower> Watch<'_, F> {
+    /// Reads the list, page by page, and compares it with what is known.
+    async fn list(&mut self, gap: Option<&'static str>) -> Result<(), Trouble> {
+        let is_first = !self.has_listed;
+        let mut listed: HashSet<u64, foldhash::fast::RandomState> = HashSet::default();
+        let mut token = String::new();
+        let version = loop {
+            let page = self.context.access.list::<F::Object>(self.resource, &token, is_first).await?;
+            for object in &page.items {
+                let key = key(object);
+                listed.insert(key);
+                self.see(key, object, is_first);
+                // Page by page would do for the tables, not for the channel's bound.
+                self.context.teller.tell(&mut self.told).await;
+            }
+            if page.metadata.r#continue.is_empty() {
+                break page.metadata.resource_version;
+            }
+            token = page.metadata.r#continue;
+        };
+        let missing: Vec<u64> = self.states.keys().filter(|key| !listed.contains(key)).copied().collect();
+        for key in &missing {
+            if let Some(state) = self.states.remove(key) {
+                self.follower.gone(state, &mut self.told);
+            }
+            self.context.teller.tell(&mut self.told).await;
+        }
+        self.follower.listed(&mut self.told);
+        if let Some(reason) = gap {
+            let found_gone = u32::try_from(missing.len()).unwrap_or(u32::MAX);
+            self.told.push(Told::gap(&self.context.node, self.resource.what, reason, self.heard_ns, found_gone));
+        }
+        self.context.teller.tell(&mut self.told).await;
+        self.has_listed = true;
+        self.heard_ns = boottime_ns();
+        self.version = Some(version);
+        Ok(())
+    }
+
+    /// Takes changes until the watch ends. Tells how it ended.
+    async fn changes(&mut self, version: &str) -> Result<&'static str, Trouble> {
+        let mut changes = self.context.access.watch::<F::Object>(self.resource, version).await?;
+        loop {
+            let change = match tokio::time::timeout(SILENCE_MAX, changes.next()).await {
+                Err(_) => return Ok("silent"),
+                Ok(None) => return Ok("closed"),
+                Ok(Some(change)) => change?,
+            };
+            match change {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    self.see(key(&object), &object, false);
+                    self.note_version(&object.meta().resource_version);
+                }
+                WatchEvent::Deleted(object) => {
+                    let key = key(&object);
+                    // It carries the last state, which may say more than what was told so far.
+                    self.see(key, &object, false);
+                    if let Some(state) = self.states.remove(&key) {
+                        self.follower.gone(state, &mut self.told);
+                    }
+                    self.note_version(&object.meta().resource_version);
+                }
+                WatchEvent::Bookmark(bookmark) => self.note_version(&bookmark.metadata.resource_version),
+                WatchEvent::Error(_) => unreachable!("the client turns it into an error"),
+            }
+            self.context.teller.tell(&mut self.told).await;
+            self.heard_ns = boottime_ns();
+        }
+    }
+
+    fn see(&mut self, key: u64, object: &F::Object, first: bool) {
+        let state = self.states.remove(&key);
+        if let Some(state) = self.follower.seen(object, state, first, &mut self.told) {
+            self.states.insert(key, state);
+        }
+    }
+
+    fn note_version(&mut self, version: &str) {
+        if !version.is_empty() {
+            self.version = Some(version.to_owned());
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Deployments, ReplicaSets, StatefulSets, DaemonSets and Jobs: how their rollouts go.
+//!
+//! What enters: the objects. What leaves: an event for each change of their images, generations, counts or worst condition. What
+//! must hold: images before a change are told with it; a ReplicaSet that wants no pods is history and not told of.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tapio_wire::event::{Detail, Rollout};
+
+use super::config::{Uses, uses_of};
+use super::objects::{Condition, Workload, WorkloadStatus};
+use super::pods::is_system;
+use super::told::{Subject, Told};
+use super::watch::{Follower, digest};
+
+/// Which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkloadKind {
+    Deployment,
+    ReplicaSet,
+    StatefulSet,
+    DaemonSet,
+    Job,
+}
+
+impl WorkloadKind {
+    /// The name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::StatefulSet => "StatefulSet",
+            Self::DaemonSet => "DaemonSet",
+            Self::Job => "Job",
+        }
+    }
+
+    /// The resource's name.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployments",
+            Self::ReplicaSet => "replicasets",
+            Self::StatefulSet => "statefulsets",
+            Self::DaemonSet => "daemonsets",
+            Self::Job => "jobs",
+        }
+    }
+
+    /// The resource's path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Deployment => "/apis/apps/v1/deployments",
+            Self::ReplicaSet => "/apis/apps/v1/replicasets",
+            Self::StatefulSet => "/apis/apps/v1/statefulsets",
+            Self::DaemonSet => "/apis/apps/v1/daemonsets",
+            Self::Job => "/apis/batch/v1/jobs",
+        }
+    }
+
+    /// Conditions that tell of trouble, the worst first.
+    fn troubles(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Deployment => &[("ReplicaFailure", "True"), ("Progressing", "False"), ("Available", "False")],
+            Self::ReplicaSet => &[("ReplicaFailure", "True")],
+            Self::Job => &[("Failed", "True"), ("Suspended", "True")],
+            Self::StatefulSet | Self::DaemonSet => &[],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Counts {
+    desired: u32,
+    updated: u32,
+    ready: u32,
+    unavailable: u32,
+}
+
+impl Counts {
+    fn of(kind: WorkloadKind, workload: &Workload) -> Self {
+        let status: &WorkloadStatus = &workload.status;
+        let replicas = workload.spec.replicas.unwrap_or(1);
+        match kind {
+            WorkloadKind::Deployment => Self {
+                desired: replicas,
+                updated: status.updated_replicas,
+                ready: status.ready_replicas,
+                unavailable: status.unavailable_replicas,
+            },
+            WorkloadKind::ReplicaSet => Self {
+                desired: replicas,
+                updated: status.replicas,
+                ready: status.ready_replicas,
+                unavailable: replicas.saturating_sub(status.available_replicas),
+            },
+            WorkloadKind::StatefulSet => Self {
+                desired: replicas,
+                updated: status.updated_replicas,
+                ready: status.ready_replicas,
+                unavailable: replicas.saturating_sub(status.ready_replicas),
+            },
+            WorkloadKind::DaemonSet => Self {
+                desired: status.desired_number_scheduled,
+                updated: status.updated_number_scheduled,
+                ready: status.number_ready,
+                unavailable: status.number_unavailable,
+            },
+            // Of a Job: pods at work, succeeded, failed.
+            WorkloadKind::Job => Self {
+                desired: workload.spec.completions.unwrap_or(1),
+                updated: status.active,
+                ready: status.succeeded,
+                unavailable: status.failed,
+            },
+        }
+    }
+}
+
+/// See the module.
+pub struct Workloads {
+    kind: WorkloadKind,
+    uses: Arc<Mutex<Uses>>,
+    excludes_system: bool,
+}
+
+/// What was told of a workload.
+pub struct SeenWorkload {
+    subject: Subject,
+    name: String,
+    images: Box<str>,
+    uses: Vec<u64>,
+    print: u64,
+}
+
+impl Workloads {
+    /// Of one kind; `uses` learns what their pods mount.
+    pub fn new(kind: WorkloadKind, uses: Arc<Mutex<Uses>>, excludes_system: bool) -> Self {
+        Self { kind, uses, excludes_system }
+    }
+
+    fn change_uses(&self, seen: &mut SeenWorkload, now: Vec<u64>) {
+        // A ReplicaSet has what its Deployment has.
+        if self.kind != WorkloadKind::ReplicaSet && seen.uses != now {
+            let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+            uses.change(seen.subject.id(), &seen.uses, &now);
+            seen.uses = now;
+        }
+    }
+}
+
+impl Follower for Workloads {
+    type Object = Workload;
+    type State = SeenWorkload;
+
+    fn seen(
+        &mut self,
+        workload: &Workload,
+        state: Option<SeenWorkload>,
+        _first: bool,
+        told: &mut Vec<Told>,
+    ) -> Option<SeenWorkload> {
+        let meta = &workload.metadata;
+        let is_new = state.is_none();
+        let mut seen = state.unwrap_or_else(|| {
+            let owner = meta.owner_references.iter().find(|owner| owner.controller);
+            let (kind, name) = match owner {
+                Some(owner) if self.kind == WorkloadKind::ReplicaSet => (&*owner.kind, &owner.name),
+                _ => (self.kind.name(), &meta.name),
+            };
+            SeenWorkload {
+                subject: Subject::Workload { kind: kind.into(), namespace: meta.namespace.clone(), name: name.clone() },
+                name: meta.name.clone(),
+                images: Box::default(),
+                uses: Vec::new(),
+                print: 0,
+            }
+        });
+        self.change_uses(&mut seen, uses_of(&meta.namespace, &workload.spec.template.spec));
+        let spec = &workload.spec.template.spec;
+        let images: Vec<&str> =
+            spec.init_containers.iter().chain(&spec.containers).map(|container| &*container.image).collect();
+        let images = images.join(",");
+        let counts = Counts::of(self.kind, workload);
+        let trouble = self.kind.troubles().iter().find_map(|(kind, bad)| {
+            let is_it = |condition: &&Condition| condition.r#type == *kind && condition.status == *bad;
+            workload.status.conditions.iter().find(is_it)
+        });
+        let reason = trouble.map_or("", |condition| &condition.reason);
+        let status = &workload.status;
+        let print = digest(&(meta.generation, status.observed_generation, counts, reason, &images));
+        let is_history = self.kind == WorkloadKind::ReplicaSet && counts.desired == 0 && status.replicas == 0;
+        let is_excluded = self.excludes_system && is_system(&meta.namespace);
+        if seen.print == print || is_excluded || is_new && is_history {
+            (seen.print, seen.images) = (print, images.into());
+            return Some(seen);
+        }
+        seen.print = print;
+        let before = if is_new || *seen.images == *images { "" } else { &*seen.images };
+        let message = trouble.map_or("", |condition| &condition.message);
+        let texts =
+            [self.kind.name(), &meta.namespace, &meta.name, &images, before, reason, message].map(str::to_owned);
+        let (generation, observed_generation) = (meta.generation, status.observed_generation);
+        told.push(Told::event(seen.subject.clone(), move |batch| {
+            let [kind, namespace, name, images, images_before, reason, message] = texts.map(|text| batch.text(&text));
+            let Counts { desired, updated, ready, unavailable } = counts;
+            Detail::Rollout(Box::new(Rollout {
+                kind,
+                namespace,
+                name,
+                images,
+                images_before,
+                reason,
+                message,
+                generation,
+                observed_generation,
+                desired,
+                updated,
+                ready,
+                unavailable,
+                is_gone: false,
+            }))
+        }));
+        seen.images = images.into();
+        Some(seen)
+    }
+
+    fn gone(&mut self, mut seen: SeenWorkload, told: &mut Vec<Told>) {
+        self.change_uses(&mut seen, Vec::new());
+        let Subject::Workload { namespace, .. } = &seen.subject else { return };
+        if self.excludes_system && is_system(namespace) {
+            return;
+        }
+        let texts = [self.kind.name(), namespace, &seen.name, &seen.images].map(str::to_owned);
+        told.push(Told::event(seen.subject, move |batch| {
+            let [kind, namespace, name, images] = texts.map(|text| batch.text(&text));
+            let none = batch.text("");
+            Detail::Rollout(Box::new(Rollout {
+                kind,
+                namespace,
+                name,
+                images,
+                images_before: none,
+                reason: none,
+                message: none,
+                generation: 0,
+                observed_generation: 0,
+                desired: 0,
+                updated: 0,
+                ready: 0,
+                unavailable: 0,
+                is_gone: true,
+            }))
+        }));
+    }
+}
