@@ -161,6 +161,9 @@ pub struct ArchiveSection {
     /// The longest that a frame waits for others before it is synced. Findings do not wait for it.
     #[serde(deserialize_with = "units::duration")]
     pub commit_interval: Duration,
+    /// What one commit writes at most, and one frame more.
+    #[serde(deserialize_with = "units::bytes")]
+    pub commit_bytes: u64,
     /// `auto`, `uring` or `plain`.
     pub disk: DiskChoice,
     #[serde(deserialize_with = "units::bytes")]
@@ -174,6 +177,7 @@ impl Default for ArchiveSection {
             max_bytes: 1 << 30,
             max_age: Duration::from_secs(24 * 3600),
             commit_interval: Duration::from_millis(5),
+            commit_bytes: crate::archive::COMMIT_BYTES_DEFAULT as u64,
             disk: DiskChoice::Auto,
             segment_bytes: 64 << 20,
         }
@@ -248,6 +252,12 @@ impl Config {
         if self.archive.commit_interval > Duration::from_secs(1) {
             return invalid("archive.commit_interval", "more than 1s would hold back acknowledgements".into());
         }
+        if !((64 << 10)..=(32 << 20)).contains(&self.archive.commit_bytes) {
+            return invalid(
+                "archive.commit_bytes",
+                format!("{} is not from 64KiB to 32MiB", self.archive.commit_bytes),
+            );
+        }
         if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
             return invalid(
                 "logging.level",
@@ -308,6 +318,7 @@ mod tests {
             ("correlation: {analysis_window: 1ms}", "analysis_window"),
             ("archive: {max_age: 0s}", "max_age"),
             ("archive: {commit_interval: 1m}", "commit_interval"),
+            ("archive: {commit_bytes: 1}", "commit_bytes"),
             ("logging: {level: loud}", "logging.level"),
         ] {
             let error = parse(text).unwrap_err().to_string();

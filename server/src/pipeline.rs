@@ -266,6 +266,7 @@ async fn open_archive(
         max_bytes: config.archive.max_bytes,
         max_age: config.archive.max_age,
         commit_interval: config.archive.commit_interval,
+        commit_bytes: config.archive.commit_bytes as usize,
         disk: config.archive.disk,
         segment_bytes: config.archive.segment_bytes,
     };

@@ -30,6 +30,8 @@ pub enum RecordKind {
     Frame = 1,
     /// The archive's books when the segment was opened.
     Snapshot = 2,
+    /// What is where in the segment, written when it was closed.
+    Index = 3,
 }
 
 /// The header of segment `number`.
@@ -99,6 +101,7 @@ pub fn find_record(rest: &[u8], number: u64, offset: u64) -> Found<'_> {
     let kind = match u32_at(4) {
         1 => RecordKind::Frame,
         2 => RecordKind::Snapshot,
+        3 => RecordKind::Index,
         _ => return Found::Damaged,
     };
     if !sound {

@@ -6,6 +6,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 #[derive(Debug)]
 pub struct ArchiveMetrics {
     pub(super) commit_seconds: Histogram,
+    pub(super) index_seconds: Histogram,
+    pub(super) index_bytes: IntCounter,
     pub(super) written_bytes: IntCounter,
     pub(super) frames: IntCounter,
     pub(super) lethal_events: IntCounter,
@@ -37,6 +39,14 @@ impl ArchiveMetrics {
                 )
                 .buckets(prometheus::exponential_buckets(0.000_125, 2.0, 16)?),
             )?,
+            index_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tapio_server_archive_index_seconds",
+                    "Time that a segment's index took to be built and written.",
+                )
+                .buckets(prometheus::exponential_buckets(0.000_25, 4.0, 8)?),
+            )?,
+            index_bytes: counter("index_bytes_total", "Bytes of indexes written to segments.")?,
             written_bytes: counter("written_bytes_total", "Bytes written to segments.")?,
             frames: counter("frames_total", "Frames made durable.")?,
             lethal_events: events.with_label_values(&["lethal"]),
@@ -61,9 +71,11 @@ impl ArchiveMetrics {
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.commit_seconds.clone()))?;
+        registry.register(Box::new(self.index_seconds.clone()))?;
         registry.register(Box::new(self.events.clone()))?;
         for counter in [
             &self.written_bytes,
+            &self.index_bytes,
             &self.frames,
             &self.duplicates,
             &self.quarantined,

@@ -13,9 +13,11 @@
 
 pub mod books;
 pub mod disk;
+pub mod index;
 mod lock;
 mod metrics;
 pub mod plain;
+pub mod reader;
 mod recover;
 mod scan;
 mod segments;
@@ -48,6 +50,9 @@ pub const QUEUE_FRAMES_MAX: usize = 1024;
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 const _: () = assert!(QUEUE_BYTES_MAX >= tapio_wire::limits::FRAME_BYTES_MAX);
 
+/// What one commit writes at most, and one frame more, unless it is configured.
+pub const COMMIT_BYTES_DEFAULT: usize = 4 << 20;
+
 /// The smallest segment: a directory that may hold little is still cut into some.
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 
@@ -69,6 +74,8 @@ pub struct ArchiveConfig {
     pub max_bytes: u64,
     pub max_age: Duration,
     pub commit_interval: Duration,
+    /// A commit takes what waits up to this many bytes, and one frame more.
+    pub commit_bytes: usize,
     pub disk: DiskChoice,
     pub segment_bytes: u64,
 }
@@ -81,6 +88,7 @@ impl ArchiveConfig {
             max_bytes: 1 << 30,
             max_age: Duration::from_secs(24 * 60 * 60),
             commit_interval: Duration::from_millis(5),
+            commit_bytes: COMMIT_BYTES_DEFAULT,
             disk: DiskChoice::Auto,
             segment_bytes: 64 << 20,
         }
@@ -127,6 +135,8 @@ pub struct Append {
     /// Set on the first frame behind frames that were acknowledged elsewhere: the sequence goes on from there.
     pub resumed: Option<Acknowledged>,
     pub on_durable: Arc<dyn Durable>,
+    /// What the segment's index shall know of it. Without one the index leaves open what is in the frame's block.
+    pub summary: Option<Box<index::Summary>>,
 }
 
 struct Queued {
@@ -291,6 +301,7 @@ impl Archive {
             max_bytes: config.max_bytes,
             max_age: config.max_age,
             commit_interval: config.commit_interval,
+            commit_bytes: config.commit_bytes.clamp(1, QUEUE_BYTES_MAX),
             queue,
             stop: stopped,
             state: state_sender,

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use tapio_wire::frame::Header;
 use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record, record_bytes};
 
+use super::index;
 use super::snapshot::{self, Note};
 
 /// Bytes that are read at once, unless a record is longer.
@@ -76,6 +77,12 @@ impl<'a> Scanner<'a> {
             next: SEGMENT_HEADER_BYTES as u64,
             ended: false,
         })
+    }
+
+    /// Only the items of a range, which must start at a record.
+    pub fn within(file: &'a File, number: u64, range: Range<u64>) -> io::Result<Self> {
+        let file_bytes = file.metadata()?.len().min(range.end);
+        Ok(Self { file_bytes, next: range.start, ..Self::new(file, number)? })
     }
 
     /// The file's length.
@@ -162,6 +169,7 @@ impl<'a> Scanner<'a> {
         let sound = match kind {
             RecordKind::Frame => Header::check(bytes).ok().map(|(header, _)| Sound::Frame(header)),
             RecordKind::Snapshot => snapshot::decode(bytes).map(Sound::Note),
+            RecordKind::Index => index::is_sound(bytes).then_some(Sound::Note(Note::Index)),
         };
         Ok(sound.map(|sound| (sound, bytes.len())))
     }

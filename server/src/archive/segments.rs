@@ -1,6 +1,7 @@
 //! The files of the archive: `NNNNNNNNNNNNNNNNNNNN.segment`, and `.segment.new` until its first sync.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,12 @@ pub fn new_segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:0DIGITS$}{NEW_SUFFIX}"))
 }
 
+/// The number of the segment that a file of this name is.
+pub fn number_of(name: &OsStr) -> Option<u64> {
+    let digits = name.to_str()?.strip_suffix(SUFFIX).filter(|digits| digits.len() == DIGITS)?;
+    digits.parse().ok()
+}
+
 /// Every segment, oldest first. Leftovers of an interrupted creation are removed.
 pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
     let mut segments = Vec::new();
@@ -41,8 +48,7 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
             fs::remove_file(entry.path())?;
             continue;
         }
-        let number = name.strip_suffix(SUFFIX).filter(|digits| digits.len() == DIGITS);
-        let Some(number) = number.and_then(|digits| digits.parse().ok()) else {
+        let Some(number) = number_of(OsStr::new(name)) else {
             continue;
         };
         let metadata = entry.metadata()?;

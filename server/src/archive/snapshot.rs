@@ -37,6 +37,8 @@ pub enum Note {
     Name { node: u64, name: Arc<str> },
     /// An epoch goes on behind frames that were acknowledged elsewhere.
     Resumed { node: u64, epoch: u64, acknowledged: Acknowledged },
+    /// What is where in the segment: nothing that counts.
+    Index,
 }
 
 /// The record of a node's name.

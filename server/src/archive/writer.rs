@@ -23,10 +23,9 @@ use tracing::{error, info, warn};
 use super::disk::{Disk, DiskKind, write_all};
 use super::metrics::ArchiveMetrics;
 use super::segments::{ClosedSegment, new_segment_path, segment_path};
+use super::index::IndexBuilder;
 use super::{Append, ArchiveState, Books, Queued, lock_books, snapshot};
 
-/// A batch is closed when it has this many bytes; one frame more may be in it.
-const BATCH_BYTES_MAX: usize = 4 << 20;
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How often age is looked at while nothing arrives.
@@ -39,6 +38,8 @@ pub(super) struct Writer {
     pub max_bytes: u64,
     pub max_age: Duration,
     pub commit_interval: Duration,
+    /// A batch is closed when it has this many bytes; one frame more may be in it.
+    pub commit_bytes: usize,
     pub queue: mpsc::Receiver<Queued>,
     pub stop: watch::Receiver<bool>,
     pub state: watch::Sender<ArchiveState>,
@@ -60,6 +61,8 @@ struct Active<F> {
     /// Where the first batch went.
     first_offset: u64,
     opened: Instant,
+    /// Of what is durable in it.
+    index: IndexBuilder,
 }
 
 struct Running<D: Disk> {
@@ -143,7 +146,7 @@ impl<D: Disk> Running<D> {
                 _ = self.writer.stop.wait_for(|&stop| stop) => {}
             }
         }
-        while bytes < BATCH_BYTES_MAX
+        while bytes < self.writer.commit_bytes
             && let Ok(next) = self.writer.queue.try_recv()
         {
             bytes += next.append.bytes.len();
@@ -205,7 +208,7 @@ impl<D: Disk> Running<D> {
         };
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
-        build(&mut buffer, active.number, active.offset, batch, &self.writer.books);
+        let placed = build(&mut buffer, active.number, active.offset, batch, &self.writer.books);
         let written = buffer.len() as u64;
         let (result, mut buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
         if let Err(error) = result {
@@ -217,6 +220,10 @@ impl<D: Disk> Running<D> {
             return Err(error);
         }
         active.offset += written;
+        for (queued, offset) in placed {
+            let append = &batch[queued].append;
+            active.index.add(offset, append.bytes.len(), &append.header, append.summary.as_deref());
+        }
         buffer.clear();
         append_record(&mut buffer, active.number, active.offset, RecordKind::Snapshot, &[]);
         let mark = buffer.len() as u64;
@@ -317,8 +324,15 @@ impl<D: Disk> Running<D> {
             let _ = self.disk.unlink(&path).await;
             return Err(error);
         }
-        self.active =
-            Some(Active { file, number, offset: first_offset, capacity, first_offset, opened: Instant::now() });
+        self.active = Some(Active {
+            file,
+            number,
+            offset: first_offset,
+            capacity,
+            first_offset,
+            opened: Instant::now(),
+            index: IndexBuilder::default(),
+        });
         if let Some(superfluous) = self.writer.superfluous.take()
             && let Some(index) = self.writer.closed.iter().position(|segment| segment.number == superfluous)
             && let Some(segment) = self.writer.closed.remove(index)
@@ -330,14 +344,39 @@ impl<D: Disk> Running<D> {
     }
 
     async fn close_active(&mut self) {
-        let Some(active) = self.active.take() else {
+        let Some(mut active) = self.active.take() else {
             return;
         };
+        self.write_index(&mut active).await;
         // The reserved rest is given back; should this not reach the disk, the zeros are no records.
         if let Err(error) = self.disk.truncate(&active.file, active.offset).await {
             warn!(segment = active.number, %error, "the rest of a closed segment was not freed");
         }
         self.retire(active, false).await;
+    }
+
+    /// Writes the index behind the last record, without a sync: without it the segment is scanned.
+    async fn write_index(&mut self, active: &mut Active<D::File>) {
+        let index = std::mem::take(&mut active.index);
+        if index.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let content = index.finish(active.number, active.offset);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        append_record(&mut buffer, active.number, active.offset, RecordKind::Index, &content);
+        let length = buffer.len() as u64;
+        let (result, buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
+        self.buffer = buffer;
+        match result {
+            Ok(()) => {
+                active.offset += length;
+                self.writer.metrics.index_seconds.observe(started.elapsed().as_secs_f64());
+                self.writer.metrics.index_bytes.inc_by(length);
+            }
+            Err(error) => warn!(segment = active.number, %error, "no index was written: the segment will be scanned"),
+        }
     }
 
     async fn poison(&mut self, error: &io::Error) {
@@ -453,13 +492,21 @@ impl<D: Disk> Running<D> {
     }
 }
 
-/// Appends the records of a batch that goes to `offset`, and of the names that the books do not have.
-fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books: &Mutex<Books>) {
+/// Appends the records of a batch that goes to `offset`, and of the names that the books do not have. Tells which frames of
+/// the batch went where.
+fn build(
+    buffer: &mut Vec<u8>,
+    number: u64,
+    offset: u64,
+    batch: &[Queued],
+    books: &Mutex<Books>,
+) -> Vec<(usize, u64)> {
+    let mut placed = Vec::with_capacity(batch.len());
     let start = buffer.len();
     let books = lock_books(books);
     let mut named = None;
     let mut content = Vec::new();
-    for Queued { append, .. } in batch {
+    for (queued, Queued { append, .. }) in batch.iter().enumerate() {
         let header = &append.header;
         if header.seq <= books.durable_seq(header.node, header.epoch) {
             continue;
@@ -472,6 +519,7 @@ fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books
         }
         let here = offset + (buffer.len() - start) as u64;
         append_record(buffer, number, here, RecordKind::Frame, &append.bytes);
+        placed.push((queued, here));
         if let Some(name) = &append.node_name
             && named != Some(header.node)
             && books.name(header.node) != Some(name)
@@ -483,4 +531,5 @@ fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books
             append_record(buffer, number, here, RecordKind::Snapshot, &content);
         }
     }
+    placed
 }

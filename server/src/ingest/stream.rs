@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use super::refusal::Refusal;
 use super::registry::{Place, Progress};
 use super::{FrameSink, Shared};
+use crate::archive::index::Summary;
 use crate::archive::{Acknowledged, Append, Durable};
 
 /// How long a stream may take to say who it is.
@@ -276,6 +277,7 @@ async fn accept<S: FrameSink>(shared: &Shared<S>, place: &Place, bytes: Bytes) -
         node_name: Some(Arc::clone(&node.name)),
         resumed: progress.resumed.take(),
         on_durable,
+        summary: Some(Box::new(Summary::of(&frame))),
     });
     progress.accepted = header.seq;
     shared.metrics.count_accepted(&header, length);

@@ -9,10 +9,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tapio_server::archive::index::Summary;
 use tapio_server::archive::{Append, Archive, ArchiveConfig, ArchiveState, DiskChoice, Durable};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Detail, Event, Lane, Source};
-use tapio_wire::frame::{Encoder, Header, Stamp};
+use tapio_wire::frame::{Encoder, Frame, Header, Stamp};
 use tapio_wire::ledger::Ledger;
 
 pub use faulty_disk::{Faults, FaultyDisk, Operation};
@@ -103,6 +104,7 @@ pub fn append_of(bytes: &Bytes, name: &Arc<str>, receiver: &Arc<Receiver>) -> Ap
         node_name: Some(Arc::clone(name)),
         resumed: None,
         on_durable: Arc::<Receiver>::clone(receiver),
+        summary: Some(Box::new(Summary::of(&Frame::decode(bytes).expect("a frame as it was packed")))),
     }
 }
 

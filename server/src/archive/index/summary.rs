@@ -1,0 +1,118 @@
+//! What the archive wants to know of a frame without decompressing it: made where the frame is decoded anyway.
+
+use tapio_wire::event::{ArchivedEntity, EntityKind, KINDS, Kind};
+use tapio_wire::frame::{Frame, Header};
+
+/// Entities seen lately, so that the list of a frame stays short: a power of two.
+const RECENT: usize = 512;
+/// Bytes kept of each text of a description.
+const TEXT_BYTES_MAX: usize = 256;
+
+/// What an entity is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub node: u64,
+    pub id: u64,
+    pub parent: u64,
+    /// `None` where this build does not know the kind.
+    pub kind: Option<EntityKind>,
+    pub name: String,
+    pub container_id: String,
+    pub pod_uid: String,
+    pub cgroup: String,
+    pub namespace: String,
+    pub pod: String,
+    pub container: String,
+    pub workload: String,
+}
+
+impl Described {
+    /// From a frame's description.
+    pub fn of(node: u64, entity: &ArchivedEntity) -> Self {
+        Self {
+            node,
+            id: entity.id.to_native(),
+            parent: entity.parent.to_native(),
+            kind: Some(entity.kind.get()),
+            name: cut(&entity.name),
+            container_id: cut(&entity.container_id),
+            pod_uid: cut(&entity.pod_uid),
+            cgroup: cut(&entity.cgroup),
+            namespace: cut(&entity.namespace),
+            pod: cut(&entity.pod),
+            container: cut(&entity.container),
+            workload: cut(&entity.workload),
+        }
+    }
+
+    pub(super) fn texts(&self) -> [&str; 8] {
+        [
+            &self.name,
+            &self.container_id,
+            &self.pod_uid,
+            &self.cgroup,
+            &self.namespace,
+            &self.pod,
+            &self.container,
+            &self.workload,
+        ]
+    }
+}
+
+fn cut(text: &str) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Events by kind.
+    pub kinds: [u32; KINDS],
+    /// Every entity that an event is about, some more than once.
+    pub entities: Vec<u64>,
+    pub described: Vec<Described>,
+}
+
+impl Summary {
+    /// Of a frame.
+    pub fn of(frame: &Frame) -> Self {
+        let body = frame.body();
+        let mut kinds = [0; KINDS];
+        let mut entities = Vec::new();
+        let mut recent = [0u64; RECENT];
+        for event in body.events.iter() {
+            kinds[event.kind() as usize] += 1;
+            let entity = event.entity.to_native();
+            let place = (entity.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize % RECENT;
+            if recent[place] != entity || entity == 0 {
+                recent[place] = entity;
+                entities.push(entity);
+            }
+        }
+        let node = frame.header().node;
+        Self { kinds, entities, described: body.entities.iter().map(|entity| Described::of(node, entity)).collect() }
+    }
+}
+
+/// The kinds of a set, as a block's mask has them.
+pub fn kind_mask(kinds: impl IntoIterator<Item = Kind>) -> u64 {
+    kinds.into_iter().fold(0, |mask, kind| mask | 1 << kind as u32)
+}
+
+/// A moment of a node's `CLOCK_BOOTTIME` as nanoseconds since 1970, by the clocks of a frame.
+pub fn realtime_ns(header: &Header, boottime_ns: u64) -> u64 {
+    let ahead = i128::from(boottime_ns) - i128::from(header.boottime_ns);
+    (i128::from(header.realtime_ns) + ahead).clamp(0, i128::from(u64::MAX)) as u64
+}
+
+/// The earliest and the latest event of a frame, nanoseconds since 1970.
+pub fn times_ns(header: &Header) -> (u64, u64) {
+    if header.events() == 0 {
+        return (header.realtime_ns, header.realtime_ns);
+    }
+    (realtime_ns(header, header.first_time_ns), realtime_ns(header, header.last_time_ns))
+}

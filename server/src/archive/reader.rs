@@ -1,0 +1,316 @@
+//! Reads an archive beside the server that writes it, or without one: nothing is locked, nothing is changed.
+//!
+//! What enters: a directory and what is wanted. What leaves: whole frames that may have it, in the order of the archive (each
+//! node's in the order of its sequence), each once. What must hold: no matching frame is left out, except those in damage;
+//! memory does not grow with the archive; a segment that retention deletes meanwhile is skipped.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use tapio_wire::frame::{Frame, Header};
+use tapio_wire::segment::{SEGMENT_HEADER_BYTES, parse_segment_header};
+
+use super::index::{Described, Index, key, times_ns};
+use super::scan::{Item, Scanner};
+use super::segments;
+use super::snapshot::Note;
+
+/// With more entities than this wanted, asking every block's filter costs more than it saves.
+const FILTER_KEYS_MAX: usize = 4096;
+/// A node table that long may have been cut.
+const NODES_TRUSTED_MAX: usize = 10_000;
+
+/// Why an archive cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("{} is no archive: {source}. Give the directory that archive.dir names", dir.display())]
+    Directory { dir: PathBuf, source: io::Error },
+    #[error("{} holds no segment. Give the directory that archive.dir names", dir.display())]
+    Empty { dir: PathBuf },
+    #[error("{} cannot be read: {source}", path.display())]
+    Segment { path: PathBuf, source: io::Error },
+}
+
+/// What is wanted. What is `None` or the widest leaves open.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Nanoseconds since 1970, both included.
+    pub since_ns: u64,
+    pub until_ns: u64,
+    pub nodes: Option<HashSet<u64, RandomState>>,
+    /// Node and id.
+    pub entities: Option<HashSet<(u64, u64), RandomState>>,
+    /// A bit for each kind.
+    pub kinds: u64,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { since_ns: 0, until_ns: u64::MAX, nodes: None, entities: None, kinds: u64::MAX }
+    }
+}
+
+impl Selection {
+    fn overlaps(&self, first_ns: u64, last_ns: u64) -> bool {
+        first_ns <= self.until_ns && last_ns >= self.since_ns
+    }
+
+    fn wants_node(&self, node: u64) -> bool {
+        self.nodes.as_ref().is_none_or(|nodes| nodes.contains(&node))
+    }
+}
+
+/// What reading cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
+    pub segments: u64,
+    /// Segments without an index.
+    pub scanned: u64,
+    /// Left out by their index: whole segments, and blocks of others.
+    pub segments_skipped: u64,
+    pub blocks_skipped: u64,
+    pub bytes: u64,
+    pub frames: u64,
+}
+
+/// One segment file.
+#[derive(Clone, Debug)]
+pub struct SegmentFile {
+    pub number: u64,
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    dir: PathBuf,
+}
+
+impl Reader {
+    /// Of a directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// Its segments, oldest first.
+    pub fn segments(&self) -> Result<Vec<SegmentFile>, ReadError> {
+        let failed = |source| ReadError::Directory { dir: self.dir.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Some(number) = segments::number_of(&entry.file_name()) else {
+                continue;
+            };
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => {
+                    found.push(SegmentFile { number, path: entry.path(), bytes: metadata.len() });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(ReadError::Segment { path: entry.path(), source }),
+            }
+        }
+        found.sort_by_key(|segment| segment.number);
+        if found.is_empty() && !self.dir.join("LOCK").exists() {
+            return Err(ReadError::Empty { dir: self.dir.clone() });
+        }
+        Ok(found)
+    }
+
+    /// What nodes are called: from the newest books, and what was noted since.
+    pub fn node_names(&self) -> Result<HashMap<u64, Arc<str>, RandomState>, ReadError> {
+        let mut names = HashMap::default();
+        for segment in self.segments()?.iter().rev() {
+            let Some(file) = open(&segment.path)? else { continue };
+            let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
+            let mut scanner = Scanner::new(&file, segment.number).map_err(failed)?;
+            let mut has_books = false;
+            while let Some(item) = scanner.next_item().map_err(failed)? {
+                match item {
+                    Item::Note(Note::Books(books)) => {
+                        has_books = true;
+                        let named = books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?)));
+                        for (id, name) in named {
+                            names.entry(id).or_insert(name);
+                        }
+                    }
+                    Item::Note(Note::Name { node, name }) => {
+                        names.insert(node, name);
+                    }
+                    _ => {}
+                }
+            }
+            if has_books {
+                break;
+            }
+        }
+        Ok(names)
+    }
+
+    /// Calls `each` with every frame that may have what is wanted, until it breaks.
+    pub fn frames(
+        &self,
+        wanted: &Selection,
+        each: &mut dyn FnMut(&Frame) -> ControlFlow<()>,
+    ) -> Result<Effort, ReadError> {
+        let mut pass = Pass { wanted, keys: Vec::new(), last_seq: HashMap::default(), effort: Effort::default() };
+        if let Some(entities) = &wanted.entities
+            && entities.len() <= FILTER_KEYS_MAX
+        {
+            pass.keys = entities.iter().map(|&(node, entity)| key(node, entity)).collect();
+        }
+        for segment in self.segments()? {
+            let Some(file) = open(&segment.path)? else { continue };
+            let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
+            if pass.segment(&file, segment.number, each).map_err(failed)?.is_break() {
+                break;
+            }
+        }
+        Ok(pass.effort)
+    }
+
+    /// What the entities are called that were described between two moments; a description that is cut off by an index's
+    /// bound is left out.
+    pub fn described(&self, since_ns: u64, until_ns: u64, each: &mut dyn FnMut(Described)) -> Result<(), ReadError> {
+        let wanted = Selection { since_ns, until_ns, ..Selection::default() };
+        for segment in self.segments()? {
+            let Some(file) = open(&segment.path)? else { continue };
+            let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
+            if let Some(index) = Index::read(&file, segment.number).map_err(failed)?
+                && (index.directory_whole || !wanted.overlaps(index.first_ns, index.last_ns))
+            {
+                if wanted.overlaps(index.first_ns, index.last_ns) {
+                    index.directory.into_iter().for_each(&mut *each);
+                }
+                continue;
+            }
+            if !is_segment(&file, segment.number).map_err(failed)? {
+                continue;
+            }
+            let mut scanner = Scanner::new(&file, segment.number).map_err(failed)?;
+            while let Some(item) = scanner.next_item().map_err(failed)? {
+                let Item::Frame { header, bytes } = item else { continue };
+                let (first_ns, last_ns) = times_ns(&header);
+                if wanted.overlaps(first_ns, last_ns)
+                    && let Ok(frame) = Frame::decode(bytes)
+                {
+                    frame.body().entities.iter().for_each(|entity| each(Described::of(header.node, entity)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Pass<'a> {
+    wanted: &'a Selection,
+    keys: Vec<u64>,
+    /// A poisoned segment's frames were written again.
+    last_seq: HashMap<(u64, u64), u64, RandomState>,
+    effort: Effort,
+}
+
+type Each<'a> = dyn FnMut(&Frame) -> ControlFlow<()> + 'a;
+
+impl Pass<'_> {
+    fn segment(&mut self, file: &File, number: u64, each: &mut Each<'_>) -> io::Result<ControlFlow<()>> {
+        self.effort.segments += 1;
+        let Some(index) = Index::read(file, number)? else {
+            if !is_segment(file, number)? {
+                return Ok(ControlFlow::Continue(()));
+            }
+            self.effort.scanned += 1;
+            let all = SEGMENT_HEADER_BYTES as u64..file.metadata()?.len();
+            return self.range(file, number, all, each);
+        };
+        let has_node = index.nodes.len() > NODES_TRUSTED_MAX
+            || index.nodes.iter().any(|node| {
+                self.wanted.wants_node(node.id) && self.wanted.overlaps(node.first_ns, node.last_ns)
+            });
+        if !has_node || !self.wanted.overlaps(index.first_ns, index.last_ns) {
+            self.effort.segments_skipped += 1;
+            return Ok(ControlFlow::Continue(()));
+        }
+        for block in &index.blocks {
+            let is_wanted = self.wanted.overlaps(block.first_ns, block.last_ns)
+                && block.kinds & self.wanted.kinds != 0
+                && (self.keys.is_empty() || index.may_hold(block, &self.keys));
+            if !is_wanted {
+                self.effort.blocks_skipped += 1;
+                continue;
+            }
+            let range = block.offset..block.offset + u64::from(block.bytes);
+            if self.range(file, number, range, each)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn range(
+        &mut self,
+        file: &File,
+        number: u64,
+        range: Range<u64>,
+        each: &mut Each<'_>,
+    ) -> io::Result<ControlFlow<()>> {
+        let mut scanner = Scanner::within(file, number, range)?;
+        let mut at = scanner.position();
+        while let Some(item) = scanner.next_item()? {
+            if let Item::Frame { header, bytes } = item {
+                self.effort.bytes += bytes.len() as u64;
+                if self.frame(&header, bytes, each).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            let next = scanner.position();
+            debug_assert!(next >= at);
+            at = next;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn frame(&mut self, header: &Header, bytes: &[u8], each: &mut Each<'_>) -> ControlFlow<()> {
+        let (first_ns, last_ns) = times_ns(header);
+        if !self.wanted.wants_node(header.node) || !self.wanted.overlaps(first_ns, last_ns) {
+            return ControlFlow::Continue(());
+        }
+        let last = self.last_seq.entry((header.node, header.epoch)).or_default();
+        if header.seq <= *last {
+            return ControlFlow::Continue(());
+        }
+        *last = header.seq;
+        self.effort.frames += 1;
+        match Frame::decode(bytes) {
+            Ok(frame) => each(&frame),
+            // Its checksums are right, so a collector packed it so; `verify` names it.
+            Err(_) => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// Opens a segment; `None` when retention was faster.
+fn open(path: &Path) -> Result<Option<File>, ReadError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ReadError::Segment { path: path.to_owned(), source }),
+    }
+}
+
+/// Whether a file begins as this segment.
+pub(super) fn is_segment(file: &File, number: u64) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let mut header = [0; SEGMENT_HEADER_BYTES];
+    match file.read_exact_at(&mut header, 0) {
+        Ok(()) => Ok(parse_segment_header(&header) == Some(number)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
