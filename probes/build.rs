@@ -1,4 +1,4 @@
-//! Compiles `bpf/tapio.bpf.c`, which includes every question, into `OUT_DIR/tapio.bpf.o`.
+//! Compiles `bpf/tapio.bpf.c`, which includes every question, into `OUT_DIR/tapio.bpf.o`, and `bpf/empty.bpf.c` likewise.
 //!
 //! Needs clang (or what `CLANG` names) and the headers of libbpf; the library itself is not used.
 
@@ -10,10 +10,15 @@ const INSTALL: &str = "install both with: apt-get install -y clang libbpf-dev (F
 
 fn main() {
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    let object = Path::new(&variable("OUT_DIR")).join("tapio.bpf.o");
     println!("cargo::rerun-if-env-changed=CLANG");
     println!("cargo::rerun-if-changed=bpf");
+    for object in ["tapio", "empty"] {
+        compile(&manifest, object);
+    }
+}
 
+fn compile(manifest: &Path, name: &str) {
+    let object = Path::new(&variable("OUT_DIR")).join(format!("{name}.bpf.o"));
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
     let (arch, multiarch) = match variable("CARGO_CFG_TARGET_ARCH").as_str() {
         "x86_64" => ("x86", "x86_64-linux-gnu"),
@@ -33,7 +38,7 @@ fn main() {
     if multiarch.is_dir() {
         compile.arg("-idirafter").arg(multiarch);
     }
-    compile.arg("-c").arg(manifest.join("bpf/tapio.bpf.c")).arg("-o").arg(&object);
+    compile.arg("-c").arg(manifest.join(format!("bpf/{name}.bpf.c"))).arg("-o").arg(&object);
 
     let output = match compile.output() {
         Ok(output) => output,
@@ -46,7 +51,7 @@ fn main() {
         if messages.contains("bpf_helpers.h' file not found") {
             fail(&format!("bpf/bpf_helpers.h is missing. The probes need clang and the headers of libbpf; {INSTALL}"));
         }
-        fail(&format!("{clang} cannot compile bpf/tapio.bpf.c:\n{messages}"));
+        fail(&format!("{clang} cannot compile bpf/{name}.bpf.c:\n{messages}"));
     }
 }
 

@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod kubelet;
 pub mod latency;
 pub mod load;
+pub mod probes;
 pub mod processes;
 pub mod report;
 pub mod units;

@@ -14,6 +14,7 @@ use tapio_perf::inject::{Fault, InjectOptions, Injector, measure};
 use tapio_perf::interrupt;
 use tapio_perf::load::generator::Pace;
 use tapio_perf::load::{self, LoadOptions};
+use tapio_perf::probes::{self, ProbesOptions};
 use tapio_perf::units::{parse_bytes, parse_duration};
 
 const CHECK_FAILED: u8 = 1;
@@ -33,6 +34,8 @@ enum Command {
     Load(LoadArguments),
     /// Make a fault for real, in throw-away cgroups of this host (needs root)
     Inject(InjectArguments),
+    /// Measure what the probes cost on this kernel: each on a loop that fires it, and all together (needs root)
+    Probes(ProbesArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
     Victim(Victim),
 }
@@ -101,11 +104,34 @@ struct InjectArguments {
     json: bool,
 }
 
+#[derive(Args)]
+struct ProbesArguments {
+    /// All measurements together; each has at least three rounds, however long they take
+    #[arg(long, default_value = "2m", value_parser = parse_duration)]
+    duration: Duration,
+    /// An uninterrupted stretch of operations
+    #[arg(long, default_value = "50ms", value_parser = parse_duration)]
+    slice: Duration,
+    /// Where files for block I/O and reclaim are made: on a disk
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    directory: PathBuf,
+    /// Only programs whose names contain this; may be repeated
+    #[arg(long)]
+    only: Vec<String>,
+    /// End with exit code 1 when a goal is missed
+    #[arg(long)]
+    check: bool,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         // These must not start threads: a process that has left its pid namespace cannot.
         Command::Victim(victim) => victim::run(&victim).map(|code| code as u8),
         Command::Load(arguments) => interrupt::listen().and_then(|()| run_load(arguments)),
+        Command::Probes(arguments) => interrupt::listen().and_then(|()| run_probes(arguments)),
         Command::Inject(arguments) => interrupt::listen().and_then(|()| run_inject(&arguments)),
     };
     match result {
@@ -143,6 +169,21 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         println!("{report}");
     }
     Ok(if report.ledger_closes { 0 } else { CHECK_FAILED })
+}
+
+fn run_probes(arguments: ProbesArguments) -> Result<u8, Error> {
+    let report = probes::run(&ProbesOptions {
+        duration: arguments.duration,
+        slice: arguments.slice,
+        directory: arguments.directory,
+        only: arguments.only,
+    })?;
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        println!("{report}");
+    }
+    Ok(if arguments.check && !report.are_goals_met { CHECK_FAILED } else { 0 })
 }
 
 fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {

@@ -22,11 +22,13 @@
 
 mod attach;
 mod controls;
+mod cost;
 mod loader;
 mod object;
 pub mod record;
 
 pub use attach::{State, Verdict};
 pub use controls::{Controls, Tuning};
+pub use cost::{EmptyProgram, RunTime, count_run_time};
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
+use crate::cost::{self, RunTime};
 use crate::object::{
     BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo,
     TUNING, object,
@@ -232,6 +233,11 @@ impl Probes {
         let fd = program.fd().ok()?.as_fd().as_raw_fd();
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
         Some(recursion_misses(&text))
+    }
+
+    /// What the kernel measured of a program while [`crate::count_run_time`] was on. [`None`] for one that is not loaded.
+    pub fn run_time(&self, program: &str) -> Option<RunTime> {
+        cost::run_time(self.object.program(program)?)
     }
 
     /// Detaches every program. Dropping does the same.

@@ -1,0 +1,242 @@
+//! What the probes cost: each one on a loop that fires it, and all together on three loops that a node must not feel.
+//!
+//! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, by turns,
+//! so that what else the machine does falls on both sides; the rings are read meanwhile.
+//!
+//! A round of a program is four slices: nothing attached; the program attached; an empty program at the same hook, with the
+//! kernel measuring run times; the program likewise, with thresholds at which everything is told. The first two say what an
+//! operation loses, the last two what a record costs: a difference too small to be seen in the operation.
+
+mod network;
+pub mod report;
+mod session;
+pub mod workload;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use report::{LOSS_GOAL_PERCENT, Loss, ProbesReport, ProgramCost, RECORD_GOAL_NS, Spread};
+use session::{Session, count_run_time, tell_all};
+use tapio_probes::{EmptyProgram, PROGRAMS, ProgramInfo, Tuning};
+use workload::{Loop, Workload};
+
+use crate::error::Error;
+use crate::interrupt;
+use crate::report::Host;
+
+/// Fewer rounds have no middle.
+const ROUNDS_MIN: usize = 3;
+/// The three that must lose less than the goal.
+const LOSS_WORKLOADS: [Workload; 3] = [Workload::Process, Workload::Tcp, Workload::Block];
+/// Part of the time that goes to these three.
+const LOSS_PART: f64 = 0.4;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct ProbesOptions {
+    /// All together; each measurement has at least three rounds, however long they take.
+    pub duration: Duration,
+    /// How long an uninterrupted stretch of operations lasts, about.
+    pub slice: Duration,
+    /// Where files are made: on a disk, for block I/O and reclaim.
+    pub directory: PathBuf,
+    /// Only programs whose names contain one of these; all when empty.
+    pub only: Vec<String>,
+}
+
+/// Measures.
+pub fn run(options: &ProbesOptions) -> Result<ProbesReport, Error> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::Invalid("probes are attached to this kernel: run tapio-perf probes as root".into()));
+    }
+    let start = Instant::now();
+    let is_wanted = |program: &&ProgramInfo| {
+        options.only.is_empty() || options.only.iter().any(|part| program.name.contains(part.as_str()))
+    };
+    let wanted: Vec<&ProgramInfo> = PROGRAMS.iter().filter(is_wanted).collect();
+    let mut report = ProbesReport { host: Host::read(), record_goal_ns: RECORD_GOAL_NS, ..ProbesReport::default() };
+    if options.only.is_empty() {
+        let share = options.duration.mul_f64(LOSS_PART / LOSS_WORKLOADS.len() as f64);
+        for workload in LOSS_WORKLOADS {
+            report.losses.push(measure_loss(workload, share, options)?);
+        }
+    }
+    for (index, &program) in wanted.iter().enumerate() {
+        let left = options.duration.saturating_sub(start.elapsed());
+        report.programs.push(measure_program(program, left / (wanted.len() - index) as u32, options)?);
+    }
+    let is_above = |cost: &&ProgramCost| cost.record_ns.is_some_and(|record| record.median > RECORD_GOAL_NS);
+    report.above_record_goal = report.programs.iter().filter(is_above).map(|cost| cost.program.clone()).collect();
+    report.are_goals_met = report.above_record_goal.is_empty() && report.losses.iter().all(|loss| loss.is_met);
+    report.duration_s = start.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Nanoseconds of an operation.
+fn time(operations: &mut dyn Loop, count: u64) -> Result<f64, Error> {
+    interrupt::check()?;
+    let start = Instant::now();
+    operations.run(count)?;
+    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+}
+
+/// How many operations take about as long as a slice.
+fn calibrate(operations: &mut dyn Loop, slice: Duration) -> Result<u64, Error> {
+    let mut count = 1;
+    loop {
+        let spent = time(operations, count)? * count as f64;
+        let wanted = slice.as_nanos() as f64;
+        if spent * 8.0 >= wanted {
+            return Ok((count as f64 * wanted / spent.max(1.0)).ceil().max(1.0) as u64);
+        }
+        count *= 4;
+    }
+}
+
+fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) -> Result<Loss, Error> {
+    let mut operations = workload.prepare(&options.directory)?;
+    // Longer slices: here a small difference of large times is wanted.
+    let count = calibrate(&mut *operations, options.slice * 2)?;
+    let (mut without, mut with, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let start = Instant::now();
+    while without.len() < ROUNDS_MIN || start.elapsed() < share {
+        // By turns first and second, so that a drift of the machine favours neither.
+        let is_first = without.len().is_multiple_of(2);
+        let mut off = if is_first { time(&mut *operations, count)? } else { 0.0 };
+        let on = {
+            let _session = Session::all()?;
+            time(&mut *operations, count)?
+        };
+        if !is_first {
+            off = time(&mut *operations, count)?;
+        }
+        without.push(off);
+        with.push(on);
+        losses.push((on - off) / off * 100.0);
+    }
+    let loss_percent = Spread::of(losses);
+    Ok(Loss {
+        workload: workload.name().into(),
+        operation: workload.operation().into(),
+        rounds: without.len(),
+        without_ns: Spread::of(without),
+        with_ns: Spread::of(with),
+        loss_percent,
+        goal_percent: LOSS_GOAL_PERCENT,
+        is_met: loss_percent.median < LOSS_GOAL_PERCENT,
+    })
+}
+
+/// What the rounds of a program gave.
+#[derive(Default)]
+struct Rounds {
+    without: Vec<f64>,
+    with: Vec<f64>,
+    cost: Vec<f64>,
+    rate: Vec<f64>,
+    run: Vec<f64>,
+    empty: Vec<f64>,
+    record: Vec<f64>,
+    runs: u64,
+    records: u64,
+    operations: u64,
+}
+
+fn measure_program(program: &ProgramInfo, share: Duration, options: &ProbesOptions) -> Result<ProgramCost, Error> {
+    let mut cost = ProgramCost {
+        program: program.name.into(),
+        hook: program.hook.into(),
+        lane: program.lane.name().into(),
+        ..ProgramCost::default()
+    };
+    let Some(workload) = Workload::for_hook(program.hook) else {
+        cost.why = Some("no loop makes this happen often".into());
+        return Ok(cost);
+    };
+    cost.workload = Some(workload.name().into());
+    cost.operation = Some(workload.operation().into());
+    let mut operations = match workload.prepare(&options.directory) {
+        Ok(operations) => operations,
+        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => {
+            cost.why = Some(error.to_string());
+            return Ok(cost);
+        }
+    };
+    let count = calibrate(&mut *operations, options.slice)?;
+    let mut rounds = Rounds::default();
+    let start = Instant::now();
+    while rounds.without.len() < ROUNDS_MIN || start.elapsed() < share {
+        if !round(program, &mut *operations, count, &mut rounds)? {
+            cost.why = Some("this kernel does not take it: see tapio-collector probes".into());
+            return Ok(cost);
+        }
+    }
+    cost.rounds = rounds.without.len();
+    let some = |values: Vec<f64>| (!values.is_empty()).then(|| Spread::of(values));
+    cost.without_ns = some(rounds.without);
+    cost.with_ns = some(rounds.with);
+    cost.cost_ns = some(rounds.cost);
+    cost.records_per_second = some(rounds.rate).map(|rate| rate.median);
+    cost.run_ns = some(rounds.run);
+    cost.empty_run_ns = some(rounds.empty);
+    cost.record_ns = some(rounds.record);
+    cost.runs_per_operation = Some(rounds.runs as f64 / rounds.operations as f64);
+    cost.records_per_operation = Some(rounds.records as f64 / rounds.operations as f64);
+    if rounds.runs == 0 {
+        cost.why = Some(format!("the loop does not fire it; is {} on a disk?", options.directory.display()));
+    }
+    Ok(cost)
+}
+
+/// The four slices of a round; whether this kernel takes the program.
+fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &mut Rounds) -> Result<bool, Error> {
+    let is_first = rounds.without.len().is_multiple_of(2);
+    let mut without = if is_first { time(operations, count)? } else { 0.0 };
+    {
+        let Some(session) = Session::only(program)? else {
+            return Ok(false);
+        };
+        let before = session.records(&[program]);
+        let with = time(operations, count)?;
+        let records = session.records(&[program]) - before;
+        rounds.with.push(with);
+        rounds.rate.push(records as f64 * 1e9 / (with * count as f64));
+        let _counting = count_run_time()?;
+        session.tune(tell_all())?;
+        let (ran, wrote) = (session.run_time(program), session.records(&[program]));
+        time(operations, count)?;
+        let ran = session.run_time(program).since(ran);
+        let wrote = session.records(&[program]) - wrote;
+        session.tune(Tuning::default())?;
+        let empty = empty_run(program, operations, count)?;
+        rounds.runs += ran.runs;
+        rounds.records += wrote;
+        rounds.operations += count;
+        rounds.empty.extend(empty);
+        if ran.runs > 0 {
+            rounds.run.push(ran.ns as f64 / ran.runs as f64);
+        }
+        if let (Some(empty), 1..) = (empty, wrote) {
+            rounds.record.push((ran.ns as f64 - empty * ran.runs as f64) / wrote as f64);
+        }
+    }
+    if !is_first {
+        without = time(operations, count)?;
+    }
+    rounds.without.push(without);
+    rounds.cost.push(rounds.with[rounds.with.len() - 1] - without);
+    Ok(true)
+}
+
+/// Nanoseconds of a run of an empty program at the same hook, beside the program itself; `None` where the hook is no raw
+/// tracepoint or did not fire.
+fn empty_run(program: &ProgramInfo, operations: &mut dyn Loop, count: u64) -> Result<Option<f64>, Error> {
+    let Ok(empty) = EmptyProgram::attach(program.hook) else {
+        return Ok(None);
+    };
+    let before = empty.run_time();
+    time(operations, count)?;
+    let ran = empty.run_time().since(before);
+    Ok((ran.runs > 0).then(|| ran.ns as f64 / ran.runs as f64))
+}

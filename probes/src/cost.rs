@@ -1,0 +1,112 @@
+//! What programs cost, as the kernel itself measures it, and a program that does nothing, to compare with.
+//!
+//! In: the name of a raw tracepoint. Out: runs and nanoseconds. Held: the kernel's accounting, switched on as long as the
+//! descriptor of [`count_run_time`] is open; it costs every BPF program of the machine two readings of a clock a run, so
+//! nothing but a measurement switches it on.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use aya::Ebpf;
+use aya::programs::{Program, ProgramError, RawTracePoint};
+use aya::sys::{Stats, enable_stats};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/empty.bpf.o"));
+const NAME: &str = "empty";
+
+/// What the kernel measured of one program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunTime {
+    /// How often it ran.
+    pub runs: u64,
+    /// How long that took, all together.
+    pub ns: u64,
+}
+
+impl RunTime {
+    /// What was added since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { runs: self.runs.saturating_sub(earlier.runs), ns: self.ns.saturating_sub(earlier.ns) }
+    }
+}
+
+/// Has the kernel measure every BPF program while the descriptor is open (`BPF_ENABLE_STATS`).
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub fn count_run_time() -> io::Result<OwnedFd> {
+    enable_stats(Stats::RunTime).map_err(|error| error.io_error)
+}
+
+/// From the program's `/proc/PID/fdinfo`.
+pub(crate) fn run_time(program: &Program) -> Option<RunTime> {
+    let fd = program.fd().ok()?.as_fd().as_raw_fd();
+    parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?)
+}
+
+fn parse(fdinfo: &str) -> Option<RunTime> {
+    let number = |key| fdinfo.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok();
+    Some(RunTime { runs: number("run_cnt:")?, ns: number("run_time_ns:")? })
+}
+
+/// A program that does nothing, attached to a raw tracepoint until this is dropped.
+#[derive(Debug)]
+pub struct EmptyProgram {
+    object: Ebpf,
+}
+
+impl EmptyProgram {
+    /// Attaches it.
+    ///
+    /// # Errors
+    /// When there is no such raw tracepoint, or for want of a capability.
+    pub fn attach(hook: &str) -> io::Result<Self> {
+        let mut object = Ebpf::load(OBJECT).map_err(io::Error::other)?;
+        let program = object.program_mut(NAME).ok_or_else(|| io::Error::other("the object has no such program"))?;
+        let program: &mut RawTracePoint = program.try_into().map_err(io_error)?;
+        program.load().map_err(io_error)?;
+        program.attach(hook).map_err(io_error)?;
+        Ok(Self { object })
+    }
+
+    /// What the kernel measured of it while [`count_run_time`] was on.
+    pub fn run_time(&self) -> RunTime {
+        self.object.program(NAME).and_then(run_time).unwrap_or_default()
+    }
+}
+
+fn io_error(error: ProgramError) -> io::Error {
+    match error {
+        ProgramError::LoadError { io_error, .. } => io_error,
+        ProgramError::SyscallError(error) => error.io_error,
+        other => io::Error::other(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_measured_is_read_from_what_it_says_of_a_program() {
+        let text = "pos:\t0\nprog_type:\t17\nrun_time_ns:\t1234\nrun_cnt:\t5\nrecursion_misses:\t0\n";
+        assert_eq!(parse(text), Some(RunTime { runs: 5, ns: 1234 }));
+        assert_eq!(parse("prog_type:\t17\n"), None);
+    }
+
+    #[test]
+    fn an_empty_program_runs_at_its_hook_and_is_measured() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP an_empty_program_runs_at_its_hook_and_is_measured: needs root and BPF");
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let _counting = count_run_time().expect("root may");
+        let empty = EmptyProgram::attach("sched_process_exec").expect("every kernel has it");
+        let before = empty.run_time();
+        std::process::Command::new("true").status().expect("it starts");
+        let measured = empty.run_time().since(before);
+        assert!(measured.runs >= 1 && measured.ns > 0, "{measured:?}");
+        assert!(EmptyProgram::attach("no_such_tracepoint").is_err());
+    }
+}
