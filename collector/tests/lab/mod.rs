@@ -205,7 +205,9 @@ impl Kernel {
         let stop = Arc::new(Stop::new().expect("an eventfd"));
         let load = LoadConfig { own_pid: Some(std::process::id()), ..LoadConfig::default() };
         let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
-        let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine()).with_evidence(evidence);
+        let intake =
+            Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)))
+                .with_evidence(evidence);
         let thread = std::thread::spawn(move || source.run(intake).expect("the rings are sound"));
         Self { stop, thread: Some(thread) }
     }
