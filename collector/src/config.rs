@@ -163,6 +163,9 @@ pub struct EbpfSection {
     /// How long the reader naps between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
     pub linger: Duration,
+    /// How often what the kernel sums up (histograms, counts) is fetched.
+    #[serde(deserialize_with = "units::duration")]
+    pub flush_interval: Duration,
 }
 
 impl Default for EbpfSection {
@@ -174,6 +177,7 @@ impl Default for EbpfSection {
             enable_process: true,
             btf: None,
             linger: Duration::from_millis(1),
+            flush_interval: Duration::from_secs(10),
         }
     }
 }
@@ -330,6 +334,9 @@ impl Config {
         }
         if self.grpc.batch_timeout > Duration::from_secs(10) {
             return invalid("grpc.batch_timeout", "more than 10s would make findings late".into());
+        }
+        if self.collectors.ebpf.flush_interval < Duration::from_millis(100) {
+            return invalid("collectors.ebpf.flush_interval", "less than 100ms costs more than it tells".into());
         }
         if self.resources.max_memory_mb < 16 {
             return invalid(

@@ -159,8 +159,8 @@ impl Pipeline {
         let mut sources = Vec::new();
         let mut states = Vec::new();
         if config.runs("ebpf") {
-            let linger = config.collectors.ebpf.linger;
-            match EbpfSource::load(&load_config(config), linger, Arc::clone(&stop)) {
+            let (linger, flush_interval) = (config.collectors.ebpf.linger, config.collectors.ebpf.flush_interval);
+            match EbpfSource::load(&load_config(config), linger, flush_interval, Arc::clone(&stop)) {
                 Ok(source) => {
                     for verdict in source.verdicts() {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");

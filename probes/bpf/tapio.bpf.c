@@ -3,6 +3,7 @@
  * Every question in one object, so that all programs share the rings and counters without a file system to pin them in.
  * Each program is still loaded and attached by itself.
  */
+#include "aggregate.h"
 #include "block.bpf.c"
 #include "cgroup.bpf.c"
 #include "memory.bpf.c"

@@ -20,12 +20,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod aggregate;
 mod attach;
 mod controls;
 mod loader;
 mod object;
 pub mod record;
 
+pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
 pub use controls::{Controls, Tuning};
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};

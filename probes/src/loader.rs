@@ -15,6 +15,7 @@ use aya::programs::Program;
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::aggregate::Aggregates;
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::object::{
@@ -122,6 +123,7 @@ pub struct Probes {
     bulk: Vec<MapData>,
     bulk_ring_bytes: usize,
     controls: Arc<Controls>,
+    aggregates: Aggregates,
     verdicts: Vec<Verdict>,
     lethal_ring_bytes: usize,
     possible_cpus: usize,
@@ -160,12 +162,14 @@ impl Probes {
         let (bulk, bulk_ring_bytes) = make_bulk_rings(&mut object, bulk_ring_bytes)?;
         let tuning = Array::try_from(take(&mut object, TUNING)).and_then(|map| Controls::new(map, config.tuning));
         let controls = Arc::new(tuning.map_err(|error| object_error(error.into()))?);
+        let aggregates = Aggregates::open(&mut object).map_err(|error| object_error(error.into()))?;
         let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
         Ok(Self {
             object,
             bulk,
             bulk_ring_bytes: bulk_ring_bytes as usize,
             controls,
+            aggregates,
             verdicts,
             lethal_ring_bytes: lethal_ring_bytes as usize,
             possible_cpus,
@@ -234,9 +238,14 @@ impl Probes {
         Some(recursion_misses(&text))
     }
 
-    /// Detaches every program. Dropping does the same.
-    pub fn detach(self) {
-        drop(self);
+    /// The sums that the programs keep in the kernel, to be flushed now and then.
+    pub fn aggregates(&mut self) -> &mut Aggregates {
+        &mut self.aggregates
+    }
+
+    /// Detaches every program, as dropping does, and returns the sums that nobody has fetched.
+    pub fn detach(self) -> Aggregates {
+        self.aggregates
     }
 
     fn map(&self, name: &str) -> BorrowedFd<'_> {

@@ -17,6 +17,8 @@ pub(crate) const BULK_TEMPLATE_BYTES: u32 = 65536;
 pub(crate) const TUNING: &str = "tuning";
 /// Array of counters, see [`counter_index`].
 pub(crate) const COUNTERS: &str = "counters";
+/// Map of maps that tells which maps of the aggregates are filled.
+pub(crate) const SIDE: &str = "side";
 /// One entry: `u32 need_wakeup`, then zeros.
 pub(crate) const CONTROL: &str = "control";
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
-use tapio_probes::{Controls, Counter, LoadConfig, Probes, counter_index};
+use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
@@ -50,6 +50,12 @@ pub struct EbpfSource {
     emitted: u64,
     dropped: u64,
     sampled: u64,
+    /// How often the sums in the kernel are fetched.
+    flush_interval: Duration,
+    /// What is left of them once the probes are detached.
+    rest: Option<Aggregates>,
+    /// Records made of them; no counter of the kernel has them.
+    aggregated: u64,
 }
 
 /// How often the kernel skipped each program because it was running on that CPU already. What it would have told is in no
@@ -111,7 +117,12 @@ impl EbpfSource {
     ///
     /// # Errors
     /// When not one of them can work here.
-    pub fn load(config: &LoadConfig, linger: Duration, stop: Arc<Stop>) -> Result<Self, EbpfError> {
+    pub fn load(
+        config: &LoadConfig,
+        linger: Duration,
+        flush_interval: Duration,
+        stop: Arc<Stop>,
+    ) -> Result<Self, EbpfError> {
         let probes = Probes::load(config)?;
         let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes())?;
         let wakeup = WakeupFlag::map(probes.control_map())?;
@@ -146,6 +157,9 @@ impl EbpfSource {
             emitted: 0,
             dropped: 0,
             sampled: 0,
+            flush_interval,
+            rest: None,
+            aggregated: 0,
         })
     }
 
@@ -184,14 +198,14 @@ impl EbpfSource {
             }
         }
         if let Some(probes) = self.probes.take() {
-            probes.detach();
+            self.rest = Some(probes.detach());
             // A program that began before may still be at work, which takes it microseconds.
             std::thread::sleep(self.linger);
         }
         self.stop.eventfd().clear()?;
         loop {
             self.pass(&mut intake, true)?;
-            if self.rings_are_empty() && intake.is_empty() {
+            if self.rings_are_empty() && self.rest.is_none() && intake.is_empty() {
                 return Ok(());
             }
             if !intake.is_empty() {
@@ -218,11 +232,41 @@ impl EbpfSource {
             }
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
-        if records > 0 || discarded > 0 || all {
+        let fetched = self.fetch_sums(intake);
+        if records > 0 || discarded > 0 || fetched || all {
             self.state_counters(intake);
         }
         intake.flush(all);
         Ok(records)
+    }
+
+    /// Takes what the kernel has summed up, as far as there is room. The rings come first: their records are older.
+    fn fetch_sums(&mut self, intake: &mut Intake) -> bool {
+        let room = intake.room_of(Lane::Bulk);
+        if room == 0 {
+            return false;
+        }
+        let before = self.aggregated;
+        let aggregated = &mut self.aggregated;
+        let mut each = |record: &[u8]| {
+            *aggregated += 1;
+            intake.accept(record);
+        };
+        let fetched = match (&mut self.probes, &mut self.rest) {
+            (Some(probes), _) => probes.aggregates().flush(self.flush_interval, room, &mut each).map(|_| false),
+            (None, Some(rest)) => rest.flush_rest(room, &mut each).map(|count| count < room),
+            (None, None) => Ok(false),
+        };
+        match fetched {
+            Ok(false) => {}
+            Ok(true) => self.rest = None,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not hand out what it has summed up");
+                self.flush_interval = Duration::MAX;
+                self.rest = None;
+            }
+        }
+        self.aggregated > before
     }
 
     fn rings_are_empty(&self) -> bool {
@@ -244,7 +288,7 @@ impl EbpfSource {
         self.dropped = dropped.max(self.dropped);
         self.sampled += newly_sampled;
         self.emitted = emitted.max(self.emitted).max(consumed + self.dropped + self.sampled);
-        intake.books().set_emitted(self.emitted);
+        intake.books().set_emitted(self.emitted + self.aggregated);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
         // Added: the intake counts there what it samples away itself.
         intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
@@ -302,7 +346,8 @@ mod tests {
         let tuning = Tuning { bulk_sampling: 2, ..Tuning::default() };
         let load = LoadConfig { own_pid: None, tuning, ..LoadConfig::default() };
         let stop = Arc::new(Stop::new().expect("an eventfd"));
-        let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
+        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(50), Arc::clone(&stop));
+        let source = source.expect("the probes load");
         let controls = source.controls().expect("it was not stopped");
         let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
         let running = std::thread::spawn(move || source.run(intake));
