@@ -166,6 +166,8 @@ pub struct EbpfSection {
     /// How often what the kernel sums up (histograms, counts) is fetched.
     #[serde(deserialize_with = "units::duration")]
     pub flush_interval: Duration,
+    /// Histograms of waiting for a CPU, by cgroup, and an event for a long wait. Its hooks are among the kernel's hottest.
+    pub enable_scheduler: bool,
 }
 
 impl Default for EbpfSection {
@@ -178,6 +180,7 @@ impl Default for EbpfSection {
             btf: None,
             linger: Duration::from_millis(1),
             flush_interval: Duration::from_secs(10),
+            enable_scheduler: false,
         }
     }
 }

@@ -114,6 +114,10 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     if !config.collectors.ebpf.enable_network {
         load.disabled.extend(["tcp_state", "tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(Into::into));
     }
+    if config.collectors.ebpf.enable_scheduler {
+        let names = ["sched_wakeup", "sched_wake_new", "sched_switch"];
+        load.disabled.retain(|name| !names.contains(&name.as_str()));
+    }
     load
 }
 
@@ -342,8 +346,13 @@ mod tests {
     #[test]
     fn what_is_switched_off_is_not_loaded() {
         let mut config = Config::default();
-        let disabled = |config: &Config| load_config(config).disabled;
+        let off = tapio_probes::off_by_default();
+        let disabled = |config: &Config| {
+            let disabled = load_config(config).disabled;
+            disabled.into_iter().filter(|name| !off.contains(name)).collect::<Vec<_>>()
+        };
         assert!(disabled(&config).is_empty());
+        assert_eq!(load_config(&config).disabled, off);
         config.collectors.ebpf.enable_network = false;
         assert!(disabled(&config).iter().all(|name| name.starts_with("tcp_")) && disabled(&config).len() == 4);
         config.collectors.ebpf.enable_network = true;

@@ -9,6 +9,7 @@
 #include "memory.bpf.c"
 #include "oom.bpf.c"
 #include "process.bpf.c"
+#include "scheduler.bpf.c"
 #include "signal.bpf.c"
 #include "tcp.bpf.c"
 

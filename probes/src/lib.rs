@@ -13,7 +13,7 @@
 //! ```text
 //!  bpf/process.bpf.c ┐                                       ┌► lethal_ring    records, see `record`
 //!  bpf/oom.bpf.c     ├─ bpf/tapio.bpf.c ─ object ─ loader ───┼► bulk_rings     the same, one ring a CPU
-//!  bpf/signal.bpf.c  │  one object: the      │               ├► counters_map   u64[cpu][kind][emitted, dropped, sampled]
+//!  bpf/signal.bpf.c  │  one object: the      │               ├► counters_map   u64[cpu][kind][emitted, dropped, sampled, excluded]
 //!  bpf/tcp.bpf.c     │  maps are shared      │               ├► control_map    u32 need_wakeup
 //!  …                 ┘                       └─ attach       ├► controls       what may change while the programs run
 //!                                                            └► verdicts       one a program
@@ -29,6 +29,8 @@ pub mod record;
 
 pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
-pub use controls::{Controls, Tuning};
+pub use controls::{Controls, Tuning, kinds};
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
-pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};
+pub use object::{
+    Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default, signal_mask,
+};

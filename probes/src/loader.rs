@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
+use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use aya::programs::Program;
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -19,8 +19,8 @@ use crate::aggregate::Aggregates;
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::object::{
-    BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo,
-    TUNING, object,
+    BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
+    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, object, off_by_default,
 };
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
@@ -43,8 +43,10 @@ pub struct LoadConfig {
     pub signal_mask: u64,
     /// The kernel's type information, [`None`] for `/sys/kernel/btf/vmlinux`.
     pub btf: Option<PathBuf>,
-    /// Names of programs to leave out, see [`crate::PROGRAMS`].
+    /// Names of programs to leave out, see [`crate::PROGRAMS`]; at first those that run only when they are asked for.
     pub disabled: Vec<String>,
+    /// Kinds of the lethal lane that are not wanted, see [`crate::kinds`]: as if there were no program for them.
+    pub lethal_kinds_off: u64,
 }
 
 impl Default for LoadConfig {
@@ -56,7 +58,8 @@ impl Default for LoadConfig {
             own_pid: Some(std::process::id()),
             signal_mask: DEFAULT_SIGNAL_MASK,
             btf: None,
-            disabled: Vec::new(),
+            disabled: off_by_default(),
+            lethal_kinds_off: 0,
         }
     }
 }
@@ -147,7 +150,13 @@ impl Probes {
             .map_err(|_| Error::Object(format!("it has {possible_cpus} CPUs")))?;
         let own_tgid = config.own_pid.unwrap_or(0);
         let page_bytes = rustix::param::page_size() as u64;
-        let mut object = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (map, program) in MAPS_OF_ONE_PROGRAM {
+            if config.disabled.iter().any(|name| name == program) {
+                loader.map_max_entries(map, 1);
+            }
+        }
+        let mut object = loader
             .btf(Some(&btf))
             .verifier_log_level(VerifierLogLevel::DEBUG)
             .map_max_entries(LETHAL, lethal_ring_bytes)
@@ -155,13 +164,15 @@ impl Probes {
             .map_max_entries(BULK, possible_cpus as u32)
             .override_global("own_tgid", &own_tgid, true)
             .override_global("signal_mask", &config.signal_mask, true)
+            .override_global("lethal_kinds_off", &config.lethal_kinds_off, true)
             .override_global("page_bytes", &page_bytes, true)
             .load(object())
             .map_err(object_error)?;
 
         let (bulk, bulk_ring_bytes) = make_bulk_rings(&mut object, bulk_ring_bytes)?;
-        let tuning = Array::try_from(take(&mut object, TUNING)).and_then(|map| Controls::new(map, config.tuning));
-        let controls = Arc::new(tuning.map_err(|error| object_error(error.into()))?);
+        let (tuning, excluded) = (take(&mut object, TUNING), take(&mut object, EXCLUDED));
+        let controls = Controls::new(tuning, excluded, config.tuning).map_err(|error| object_error(error.into()))?;
+        let controls = Arc::new(controls);
         let aggregates = Aggregates::open(&mut object).map_err(|error| object_error(error.into()))?;
         let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
         Ok(Self {

@@ -13,6 +13,8 @@ pub(crate) const LETHAL: &str = "lethal";
 pub(crate) const BULK: &str = "bulk";
 /// Size of the ring that the object declares for [`BULK`].
 pub(crate) const BULK_TEMPLATE_BYTES: u32 = 65536;
+/// Set of cgroup ids, see [`crate::Controls::exclude_cgroup`].
+pub(crate) const EXCLUDED: &str = "excluded";
 /// One entry, see [`crate::Tuning`].
 pub(crate) const TUNING: &str = "tuning";
 /// Array of counters, see [`counter_index`].
@@ -23,7 +25,7 @@ pub(crate) const SIDE: &str = "side";
 pub(crate) const CONTROL: &str = "control";
 
 const KINDS: usize = 64;
-const COUNTERS_PER_KIND: usize = 3;
+const COUNTERS_PER_KIND: usize = 4;
 /// How many counters a CPU has.
 pub(crate) const COUNTERS_PER_CPU: usize = KINDS * COUNTERS_PER_KIND;
 
@@ -44,9 +46,12 @@ pub enum Counter {
     Dropped = 1,
     /// Records of the bulk lane that sampling left out, see [`crate::Tuning::bulk_sampling`].
     Sampled = 2,
+    /// Records of the bulk lane whose kind is off ([`crate::Tuning::bulk_kinds_off`]) or whose cgroup is excluded
+    /// ([`crate::Controls::exclude_cgroup`]).
+    Excluded = 3,
 }
 
-/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled]`.
+/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled, excluded]`.
 pub fn counter_index(cpu: usize, kind: Kind, counter: Counter) -> usize {
     (cpu * KINDS + kind as usize) * COUNTERS_PER_KIND + counter as usize
 }
@@ -83,14 +88,20 @@ pub struct ProgramInfo {
     pub produces: &'static [Kind],
     /// The first kernel that has all it needs.
     pub since: &'static str,
+    /// Whether it runs unless it is disabled; the others run when they are asked for, see [`crate::LoadConfig::disabled`].
+    pub by_default: bool,
 }
 
 const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8" }
+    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8", by_default: true }
 }
 
 const fn bulk(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo { name, hook, lane: Lane::Bulk, produces, since: "5.8" }
+    ProgramInfo { name, hook, lane: Lane::Bulk, produces, since: "5.8", by_default: true }
+}
+
+const fn when_asked_for(program: ProgramInfo) -> ProgramInfo {
+    ProgramInfo { by_default: false, ..program }
 }
 
 /// Every program, in the order in which they are attached: what others depend on for identity comes first.
@@ -110,7 +121,19 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp]),
     bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp]),
     bulk("block_complete", "block_rq_complete", &[Kind::BlockIo]),
+    when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[])),
+    when_asked_for(bulk("sched_wake_new", "sched_wakeup_new", &[])),
+    when_asked_for(bulk("sched_switch", "sched_switch", &[Kind::RunQueue, Kind::Histogram])),
 ];
+
+/// The programs that run only when they are asked for.
+pub fn off_by_default() -> Vec<String> {
+    PROGRAMS.iter().filter(|program| !program.by_default).map(|program| program.name.to_owned()).collect()
+}
+
+/// Maps that only one program needs, which is often off: then they have a single entry.
+pub(crate) const MAPS_OF_ONE_PROGRAM: &[(&str, &str)] =
+    &[("waiting", "sched_switch"), ("run_queue_0", "sched_switch"), ("run_queue_1", "sched_switch")];
 
 /// A set of signals as [`crate::LoadConfig::signal_mask`] wants it: bit `number - 1`, as in a `sigset_t`. Numbers outside 1
 /// to 64 are ignored.
@@ -144,7 +167,7 @@ mod tests {
         let mut places = std::collections::HashSet::new();
         for cpu in 0..4 {
             for kind in Kind::ALL {
-                for counter in [Counter::Emitted, Counter::Dropped, Counter::Sampled] {
+                for counter in [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded] {
                     let index = counter_index(cpu, kind, counter);
                     assert!(index < 4 * COUNTERS_PER_CPU);
                     assert!(places.insert(index));

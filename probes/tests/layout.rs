@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 
-use tapio_probes::record::{BlockIo, Cgroup, Exec, Exit, Header, Oom, Reclaim, Signal, Tcp};
+use tapio_probes::record::{BlockIo, Cgroup, Exec, Exit, Header, Oom, Reclaim, RunQueue, Signal, Tcp};
 
 fn u16_at(bytes: &[u8], offset: usize) -> usize {
     usize::from(u16::from_ne_bytes(bytes[offset..offset + 2].try_into().unwrap()))
@@ -171,6 +171,7 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
         ),
         ("reclaim_record", layout!(Reclaim { header stall_ns pages_reclaimed memcg pad })),
         ("block_io_record", layout!(BlockIo { header latency_ns bytes device error operation pad })),
+        ("run_queue_record", layout!(RunQueue { header wait_ns })),
     ];
     layouts.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect()
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
 use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Signal, text};
-use tapio_probes::{LoadConfig, State};
+use tapio_probes::{LoadConfig, State, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
 const SIGKILL: u32 = 9;
@@ -338,10 +338,11 @@ fn a_harmless_record_wakes_the_reader_only_when_it_sleeps() {
         return;
     }
     // Others' fatal signals and failures would wake this reader too.
-    let disabled = ["signal_sent", "process_exit", "oom_victim"].map(str::to_owned).to_vec();
+    let disabled =
+        [off_by_default(), ["signal_sent", "process_exit", "oom_victim"].map(str::to_owned).to_vec()].concat();
     let mut session = Session::start_with(&LoadConfig { disabled, ..LoadConfig::default() });
     let states: Vec<_> = session.probes().verdicts().iter().map(|verdict| &verdict.state).collect();
-    assert_eq!(states.iter().filter(|state| ***state == State::Disabled).count(), 3);
+    assert_eq!(states.iter().filter(|state| ***state == State::Disabled).count(), 3 + off_by_default().len());
 
     let flag = WakeupFlag::map(session.probes().control_map()).unwrap();
     let mut poller = Poller::new().unwrap();

@@ -50,6 +50,7 @@ pub struct EbpfSource {
     emitted: u64,
     dropped: u64,
     sampled: u64,
+    excluded: u64,
     /// How often the sums in the kernel are fetched.
     flush_interval: Duration,
     /// What is left of them once the probes are detached.
@@ -157,6 +158,7 @@ impl EbpfSource {
             emitted: 0,
             dropped: 0,
             sampled: 0,
+            excluded: 0,
             flush_interval,
             rest: None,
             aggregated: 0,
@@ -274,11 +276,12 @@ impl EbpfSource {
     }
 
     fn state_counters(&mut self, intake: &Intake) {
-        let (mut emitted, mut dropped, mut sampled) = (0, 0, 0);
+        let (mut emitted, mut dropped, mut sampled, mut excluded) = (0, 0, 0, 0);
         for cpu in 0..self.cpus {
             for kind in Kind::ALL {
                 dropped += self.counters.get(counter_index(cpu, kind, Counter::Dropped));
                 sampled += self.counters.get(counter_index(cpu, kind, Counter::Sampled));
+                excluded += self.counters.get(counter_index(cpu, kind, Counter::Excluded));
                 emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
             }
         }
@@ -287,11 +290,15 @@ impl EbpfSource {
         let newly_sampled = sampled.saturating_sub(self.sampled);
         self.dropped = dropped.max(self.dropped);
         self.sampled += newly_sampled;
-        self.emitted = emitted.max(self.emitted).max(consumed + self.dropped + self.sampled);
+        let newly_excluded = excluded.saturating_sub(self.excluded);
+        self.excluded += newly_excluded;
+        let lost = self.dropped + self.sampled + self.excluded;
+        self.emitted = emitted.max(self.emitted).max(consumed + lost);
         intake.books().set_emitted(self.emitted + self.aggregated);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
-        // Added: the intake counts there what it samples away itself.
+        // Added: the intake counts there what it leaves out itself.
         intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
+        intake.books().drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
     }
 
     /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,

@@ -136,6 +136,7 @@ struct signal_struct {
 };
 
 struct task_struct {
+	unsigned int __state;
 	int pid;
 	int tgid;
 	int exit_code;
@@ -148,6 +149,11 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
+};
+
+/* Until 5.14 under another name. */
+struct task_struct___before_5_14 {
+	volatile long state;
 };
 
 struct kernel_siginfo {

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A process that lives and dies as its argument says. */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -77,12 +79,28 @@ static int connect_to(const char *port, const char *host)
 	return connect(fd, (struct sockaddr *)&address, sizeof(address)) ? 1 : 0;
 }
 
+/* Wants CPU 0 all the time. */
+static int spin(void)
+{
+	cpu_set_t first;
+
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	if (sched_setaffinity(0, sizeof(first), &first))
+		return 1;
+	alarm(60);
+	for (;;)
+		;
+}
+
 int main(int argc, char **argv)
 {
 	const char *how = argc > 1 ? argv[1] : "";
 
 	if (!strcmp(how, "sleep"))
 		return sleep(60) ? 1 : 0;
+	if (!strcmp(how, "spin"))
+		return spin();
 	if (!strcmp(how, "segv"))
 		return segv();
 	if (!strcmp(how, "eat"))
