@@ -17,16 +17,23 @@ use crate::config::{Config, Severity};
 use crate::decode::{Batch, decode, header, lane};
 use crate::identity::Identity;
 use crate::queue::Queues;
+use crate::redact::Redactor;
 
 /// How much a bulk event of a kind matters by itself: the one table.
-fn severity(kind: Kind) -> Severity {
+pub(crate) fn severity(kind: Kind) -> Severity {
     match kind {
         Kind::Oom => Severity::Critical,
-        Kind::Exit | Kind::Signal => Severity::High,
+        Kind::Exit | Kind::Signal | Kind::SignalDelivered => Severity::High,
         Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
-        Kind::Exec | Kind::CgroupMkdir | Kind::CgroupRmdir | Kind::Reclaim | Kind::RunQueue | Kind::Histogram => {
-            Severity::Low
-        }
+        Kind::Exec
+        | Kind::ExecCommand
+        | Kind::Fork
+        | Kind::FileOpen
+        | Kind::CgroupMkdir
+        | Kind::CgroupRmdir
+        | Kind::Reclaim
+        | Kind::RunQueue
+        | Kind::Histogram => Severity::Low,
     }
 }
 
@@ -82,6 +89,7 @@ pub struct Shared {
     pub filter: Filter,
     pub batch_events: usize,
     pub batch_timeout: Duration,
+    pub redactor: Arc<Redactor>,
 }
 
 impl Shared {
@@ -95,6 +103,7 @@ impl Shared {
             filter: Filter::of(config),
             batch_events: config.grpc.max_batch_size,
             batch_timeout: config.grpc.batch_timeout,
+            redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
         }
     }
 }
@@ -132,11 +141,11 @@ impl Intake {
         let now = Instant::now();
         Self {
             allowance: shared.filter.events_per_second,
+            lethal: Batch::redacting(Arc::clone(&shared.redactor)),
+            bulk: Batch::redacting(Arc::clone(&shared.redactor)),
             shared,
             source,
             identity,
-            lethal: Batch::default(),
-            bulk: Batch::default(),
             is_urgent: false,
             lethal_since: None,
             bulk_since: None,

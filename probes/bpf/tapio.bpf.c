@@ -11,6 +11,7 @@
 #include "process.bpf.c"
 #include "scheduler.bpf.c"
 #include "signal.bpf.c"
+#include "syscall.bpf.c"
 #include "tcp.bpf.c"
 
 char _license[] SEC("license") = "GPL";

@@ -18,7 +18,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuHashM
 use zerocopy::IntoBytes;
 
 use crate::object::SIDE;
-use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, Kind};
+use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, Kind, SyscallError};
 
 /// The interval that a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,20 @@ pub(crate) struct Table {
 }
 
 /// Every aggregate: its maps, the sizes of their keys and values, and what a record is made of.
-const TABLES: &[Table] =
-    &[Table { name: "run_queue", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_run_queue_histogram }];
+const TABLES: &[Table] = &[
+    Table { name: "run_queue", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_run_queue_histogram },
+    Table { name: "failing", open: shared::<16, 8>, write: write_syscall_error },
+];
+
+/// The first of the interval was told when it happened.
+fn write_syscall_error(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
+    let count = values.iter().map(|value| u64_at(value, 0)).sum();
+    if count > 0 {
+        let header = interval.header::<SyscallError>(Kind::SyscallError, u64_at(key, 0));
+        let error = SyscallError { header, syscall: u32_at(key, 8), errno: u32_at(key, 12), count };
+        record.extend_from_slice(error.as_bytes());
+    }
+}
 
 fn write_run_queue_histogram(cgroup_id: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     const RUN_QUEUE: u8 = 2;
@@ -267,7 +279,6 @@ fn per_cpu<const KEY: usize, const VALUE: usize>(map: Map) -> Result<Box<dyn Sid
 }
 
 /// For `BPF_MAP_TYPE_HASH`.
-#[allow(dead_code, reason = "a kind of table that no row uses yet")]
 fn shared<const KEY: usize, const VALUE: usize>(map: Map) -> Result<Box<dyn Side>, MapError> {
     Ok(Box::new(OfAllCpus::<KEY, VALUE>(HashMap::try_from(map)?)))
 }

@@ -27,6 +27,20 @@ pub struct Tuning {
     pub bulk_kinds_off: u64,
     /// A wait for a CPU of at least this length is recorded.
     pub run_queue_slow_ns: u64,
+    /// What is told of a process's new image.
+    pub exec_command: ExecCommand,
+}
+
+/// What is told of a process's new image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExecCommand {
+    /// Nothing but its name: [`crate::record::Exec`].
+    #[default]
+    Off = 0,
+    /// Its path: [`crate::record::ExecCommand`].
+    Path = 1,
+    /// Its path and its first arguments, which may hold secrets.
+    Full = 2,
 }
 
 /// A set of kinds: bit `kind as u16`.
@@ -42,6 +56,7 @@ impl Default for Tuning {
             reclaim_burst_ns: 1_000_000,
             bulk_kinds_off: 0,
             run_queue_slow_ns: 100_000_000,
+            exec_command: ExecCommand::Off,
         }
     }
 }
@@ -56,10 +71,12 @@ struct Entry {
     reclaim_burst_ns: u64,
     bulk_kinds_off: u64,
     run_queue_slow_ns: u64,
+    exec_command: u32,
+    pad: u32,
 }
 
 const ENTRY_BYTES: usize = size_of::<Entry>();
-const _: () = assert!(ENTRY_BYTES == 40);
+const _: () = assert!(ENTRY_BYTES == 48);
 
 /// What the maps hold.
 struct Maps {
@@ -135,15 +152,16 @@ impl Controls {
 
 impl Maps {
     fn store(&mut self) -> Result<(), MapError> {
-        let Tuning { bulk_sampling, block_io_slow_ns, reclaim_burst_ns, bulk_kinds_off, run_queue_slow_ns } =
-            self.present;
+        let tuning = self.present;
         let entry = Entry {
-            bulk_sampling,
+            bulk_sampling: tuning.bulk_sampling,
             excluded_cgroups: self.excluded_cgroups,
-            block_io_slow_ns,
-            reclaim_burst_ns,
-            bulk_kinds_off,
-            run_queue_slow_ns,
+            block_io_slow_ns: tuning.block_io_slow_ns,
+            reclaim_burst_ns: tuning.reclaim_burst_ns,
+            bulk_kinds_off: tuning.bulk_kinds_off,
+            run_queue_slow_ns: tuning.run_queue_slow_ns,
+            exec_command: tuning.exec_command as u32,
+            pad: 0,
         };
         let mut bytes = [0; ENTRY_BYTES];
         bytes.copy_from_slice(entry.as_bytes());

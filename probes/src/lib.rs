@@ -29,8 +29,9 @@ pub mod record;
 
 pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
-pub use controls::{Controls, Tuning, kinds};
+pub use controls::{Controls, ExecCommand, Tuning, kinds};
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{
-    Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default, signal_mask,
+    AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK,
+    DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default, signal_mask,
 };

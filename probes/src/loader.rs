@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use aya::programs::Program;
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
@@ -19,8 +20,9 @@ use crate::aggregate::Aggregates;
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::object::{
-    BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
-    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, object, off_by_default,
+    AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
+    DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
+    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, object, off_by_default,
 };
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
@@ -47,6 +49,11 @@ pub struct LoadConfig {
     pub disabled: Vec<String>,
     /// Kinds of the lethal lane that are not wanted, see [`crate::kinds`]: as if there were no program for them.
     pub lethal_kinds_off: u64,
+    /// Error numbers of system calls that are counted, and those that are counted only where a process should be made.
+    pub errnos: Vec<u32>,
+    pub errnos_of_fork: Vec<u32>,
+    /// How the paths begin whose opening is audited, besides kubelet's secrets, config maps and projected volumes.
+    pub audited_paths: Vec<String>,
 }
 
 impl Default for LoadConfig {
@@ -60,6 +67,9 @@ impl Default for LoadConfig {
             btf: None,
             disabled: off_by_default(),
             lethal_kinds_off: 0,
+            errnos: DEFAULT_ERRNOS.to_vec(),
+            errnos_of_fork: DEFAULT_ERRNOS_OF_FORK.to_vec(),
+            audited_paths: DEFAULT_AUDITED_PATHS.iter().map(|&path| path.to_owned()).collect(),
         }
     }
 }
@@ -102,6 +112,12 @@ pub enum Error {
         /// What was named.
         name: String,
     },
+    /// [`LoadConfig::audited_paths`] has too many, or one that is too long or empty.
+    #[error("cannot audit {path:?}: there may be {AUDITED_PATHS_MAX} paths of 1 to {AUDITED_PATH_BYTES_MAX} bytes")]
+    AuditedPath {
+        /// Which one.
+        path: String,
+    },
     /// A map could not be made.
     #[error("cannot create the map {name}: {source}. The probes need Linux 5.8 or newer, and memory for their rings")]
     Map {
@@ -140,6 +156,7 @@ impl Probes {
                 return Err(Error::UnknownProgram { name: name.clone() });
             }
         }
+        let audited = audited_keys(&config.audited_paths)?;
         let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
         let bulk_ring_bytes = ring_bytes(config.bulk_ring_bytes)?;
         let possible_cpus = possible_cpus()?;
@@ -165,11 +182,14 @@ impl Probes {
             .override_global("own_tgid", &own_tgid, true)
             .override_global("signal_mask", &config.signal_mask, true)
             .override_global("lethal_kinds_off", &config.lethal_kinds_off, true)
+            .override_global("errnos", &errno_words(&config.errnos), true)
+            .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)
             .override_global("page_bytes", &page_bytes, true)
             .load(object())
             .map_err(object_error)?;
 
         let (bulk, bulk_ring_bytes) = make_bulk_rings(&mut object, bulk_ring_bytes)?;
+        fill_audited(&mut object, &audited).map_err(|error| object_error(error.into()))?;
         let (tuning, excluded) = (take(&mut object, TUNING), take(&mut object, EXCLUDED));
         let controls = Controls::new(tuning, excluded, config.tuning).map_err(|error| object_error(error.into()))?;
         let controls = Arc::new(controls);
@@ -278,6 +298,29 @@ fn map_data(map: &Map) -> Option<&MapData> {
 fn take(object: &mut Ebpf, name: &str) -> Map {
     // As in [`Probes::map`].
     object.take_map(name).unwrap_or_else(|| unreachable!("the object has no map {name}"))
+}
+
+type PathKey = Key<[u8; AUDITED_PATH_BYTES_MAX + 1]>;
+
+fn audited_keys(paths: &[String]) -> Result<Vec<PathKey>, Error> {
+    let mut keys = Vec::new();
+    for path in paths {
+        let mut text = [0; AUDITED_PATH_BYTES_MAX + 1];
+        // One byte more: a path that is read to be compared ends with a NUL.
+        if path.is_empty() || path.len() > AUDITED_PATH_BYTES_MAX || keys.len() == AUDITED_PATHS_MAX {
+            return Err(Error::AuditedPath { path: path.clone() });
+        }
+        text[..path.len()].copy_from_slice(path.as_bytes());
+        keys.push(Key::new(path.len() as u32 * 8, text));
+    }
+    Ok(keys)
+}
+
+/// The map stays in the object: its descriptor is in programs that are not loaded yet.
+fn fill_audited(object: &mut Ebpf, keys: &[PathKey]) -> Result<(), MapError> {
+    let map = object.map_mut(AUDITED).unwrap_or_else(|| unreachable!("the object has no map {AUDITED}"));
+    let mut paths = LpmTrie::try_from(map)?;
+    keys.iter().try_for_each(|key| paths.insert(key, 1u8, 0))
 }
 
 /// Makes a ring for each CPU and puts it where the programs look for it. The outer map may go: the programs hold it.

@@ -200,6 +200,8 @@ fn run_out_of_memory(number: u32, of_pod: bool) {
     assert_eq!(oom.limit_cgroup_id, limit_id);
     assert_eq!(oom.limit_height, u32::from(of_pod));
     assert!(oom.anon_rss_bytes > 24 * MIB && oom.anon_rss_bytes <= limit_bytes, "{oom:?}");
+    assert!(oom.total_vm_bytes > oom.anon_rss_bytes && oom.total_vm_bytes < 512 * MIB, "{oom:?}");
+    assert!(oom.total_vm_bytes.is_multiple_of(4096));
     assert!(oom.file_rss_bytes < 8 * MIB && oom.shmem_rss_bytes < MIB, "{oom:?}");
     assert_eq!(oom.pad, [0; 2]);
 

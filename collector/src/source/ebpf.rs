@@ -331,7 +331,7 @@ impl EbpfSource {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use tapio_probes::Tuning;
+    use tapio_probes::{ExecCommand, Tuning};
     use tapio_wire::event::{Detail, SOURCES, Source};
 
     use super::*;
@@ -382,6 +382,63 @@ mod tests {
         let account = ledger.account(Source::Ebpf);
         let dropped = account.dropped.iter().flatten().sum::<u64>();
         assert!(account.dropped[Stage::Filter as usize][Reason::Sampled as usize] >= 150, "{account:?}");
+        assert_eq!(account.emitted, popped + dropped, "{account:?}");
+    }
+
+    #[test]
+    fn sums_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
+        if !rustix::process::geteuid().is_root() {
+            println!(
+                "SKIP sums_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: needs root and BPF"
+            );
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let (queues, _parker) = Queues::new(1024);
+        let shared = Shared::for_config(&Config::default(), queues);
+        let tuning = Tuning { exec_command: ExecCommand::Full, ..Tuning::default() };
+        let load = LoadConfig { own_pid: None, disabled: Vec::new(), tuning, ..LoadConfig::default() };
+        let stop = Arc::new(Stop::new().expect("an eventfd"));
+        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(20), Arc::clone(&stop));
+        let source = source.expect("the probes load");
+        let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine());
+        let running = std::thread::spawn(move || source.run(intake));
+        let arguments = ["--user", "me", "--password", "hunter2", "API_TOKEN=hunter2"];
+        let mut child = std::process::Command::new("/bin/true").args(arguments).spawn().expect("it runs");
+        let pid = child.id();
+        child.wait().expect("it ends");
+
+        let (mut popped, mut histograms, mut command) = (0, 0, None);
+        let mut take = |shared: &Shared| {
+            while let Some((_, body)) = shared.queues.pop(Room::Both) {
+                popped += body.events.len() as u64;
+                assert!(body.names.iter().all(|name| !name.contains("hunter2")), "a secret left");
+                for event in &body.events {
+                    match &event.body {
+                        Detail::Histogram(_) => histograms += 1,
+                        Detail::Exec(exec) if event.pid == pid => {
+                            let name = |index: u32| body.names[index as usize].clone();
+                            command = Some((name(exec.path), name(exec.arguments)));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            histograms > 0 && command.is_some()
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !take(&shared) {
+            assert!(Instant::now() < deadline, "nothing was summed up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stop.set();
+        running.join().expect("no panic").expect("no error");
+        take(&shared);
+        let line = "/bin/true --user me --password [redacted] API_TOKEN=[redacted]";
+        assert_eq!(command, Some(("/bin/true".into(), line.into())));
+        let ledger = shared.books.snapshot(&[0; SOURCES]);
+        let account = ledger.account(Source::Ebpf);
+        let dropped = account.dropped.iter().flatten().sum::<u64>();
         assert_eq!(account.emitted, popped + dropped, "{account:?}");
     }
 }

@@ -34,6 +34,9 @@ enum {
 #define COMM_BYTES 16
 #define CGROUP_PATH_BYTES 256
 #define LIMIT_NAME_BYTES 128
+#define EXEC_PATH_BYTES 128
+#define EXEC_ARGUMENT_BYTES 256
+#define OPEN_PATH_BYTES 128
 
 struct header {
 	u16 kind;
@@ -76,6 +79,7 @@ struct oom_record {
 	u64 anon_rss_bytes;
 	u64 file_rss_bytes;
 	u64 shmem_rss_bytes;
+	u64 total_vm_bytes;
 	u64 limit_cgroup_id;
 	u64 limit_bytes;
 	u64 usage_bytes;
@@ -149,6 +153,50 @@ struct run_queue_record {
 	u64 wait_ns;
 };
 
+struct signal_delivered_record {
+	struct header header;
+	u32 signal;
+	s32 code;
+	u32 ns_pid;
+	u32 ns_level;
+	char comm[COMM_BYTES];
+};
+
+struct exec_command_record {
+	struct header header;
+	u32 parent_pid;
+	u32 ns_pid;
+	u32 ns_level;
+	u32 argument_bytes;
+	char comm[COMM_BYTES];
+	char path[EXEC_PATH_BYTES];
+	char arguments[EXEC_ARGUMENT_BYTES];
+};
+
+struct fork_record {
+	struct header header;
+	u32 parent_pid;
+	u32 ns_pid;
+	u32 ns_level;
+	u32 pad;
+	char comm[COMM_BYTES];
+};
+
+struct file_open_record {
+	struct header header;
+	u32 flags;
+	u32 pad;
+	char comm[COMM_BYTES];
+	char path[OPEN_PATH_BYTES];
+};
+
+struct syscall_error_record {
+	struct header header;
+	u32 syscall;
+	u32 errno;
+	u64 count;
+};
+
 /* Keeps the layouts in the object's type information, where the test of src/record.rs finds them. */
 const volatile union {
 	struct exec_record exec;
@@ -160,6 +208,11 @@ const volatile union {
 	struct reclaim_record reclaim;
 	struct block_io_record block_io;
 	struct run_queue_record run_queue;
+	struct signal_delivered_record signal_delivered;
+	struct exec_command_record exec_command;
+	struct fork_record fork;
+	struct file_open_record file_open;
+	struct syscall_error_record syscall_error;
 } layouts = {};
 
 /* Set by the loader. */
@@ -226,6 +279,9 @@ struct tuning {
 	/* Kinds of the bulk lane that are not wanted, a bit each. */
 	u64 bulk_kinds_off;
 	u64 run_queue_slow_ns;
+	/* 0 exec_record, 1 exec_command_record with the path, 2 with the arguments too. */
+	u32 exec_command;
+	u32 pad;
 };
 
 /* Apart from control: the reader stores its flag there at any time. */
