@@ -169,6 +169,43 @@ pub struct EbpfSection {
     /// How long the reader naps between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
     pub linger: Duration,
+    /// How often what the kernel sums up (histograms, counts) is fetched.
+    #[serde(deserialize_with = "units::duration")]
+    pub flush_interval: Duration,
+    /// Histograms of waiting for a CPU, by cgroup, and an event for a long wait. Its hooks are among the kernel's hottest.
+    pub enable_scheduler: bool,
+    /// System calls that fail because something has run out or is broken. Its hook is every system call's end.
+    pub enable_syscall_errors: bool,
+    /// Who opens secrets, config maps and what is below `audited_paths`. Its hook is every system call's end.
+    pub enable_file_audit: bool,
+    /// How the paths begin whose opening is told, besides kubelet's volumes of secrets, config maps and projections.
+    pub audited_paths: Vec<String>,
+    /// What is told of the programs that processes start.
+    pub exec_arguments: ExecArguments,
+    /// Names of what is secret among arguments, besides the built-in ones; `*` stands for anything.
+    pub redact: Vec<String>,
+    /// A wait for a CPU of at least this length is told.
+    #[serde(deserialize_with = "units::duration")]
+    pub run_queue_slow: Duration,
+    /// A block I/O that took at least this long is told.
+    #[serde(deserialize_with = "units::duration")]
+    pub block_io_slow: Duration,
+    /// A cgroup's stalls in memory reclaim are told when they add up to this.
+    #[serde(deserialize_with = "units::duration")]
+    pub reclaim_burst: Duration,
+}
+
+/// How much is told of the programs that processes start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecArguments {
+    /// The name that the kernel gives them, 15 bytes.
+    #[default]
+    Off,
+    /// The path too.
+    Path,
+    /// The path and the first arguments, redacted.
+    Full,
 }
 
 impl Default for EbpfSection {
@@ -180,6 +217,16 @@ impl Default for EbpfSection {
             enable_process: true,
             btf: None,
             linger: Duration::from_millis(1),
+            flush_interval: Duration::from_secs(10),
+            enable_scheduler: false,
+            enable_syscall_errors: false,
+            enable_file_audit: false,
+            audited_paths: tapio_probes::DEFAULT_AUDITED_PATHS.iter().map(|&path| path.into()).collect(),
+            exec_arguments: ExecArguments::Off,
+            redact: Vec::new(),
+            run_queue_slow: Duration::from_millis(100),
+            block_io_slow: Duration::from_millis(100),
+            reclaim_burst: Duration::from_millis(1),
         }
     }
 }
@@ -356,6 +403,20 @@ impl Config {
         if self.grpc.batch_timeout > Duration::from_secs(10) {
             return invalid("grpc.batch_timeout", "more than 10s would make findings late".into());
         }
+        if self.collectors.ebpf.flush_interval < Duration::from_millis(100) {
+            return invalid("collectors.ebpf.flush_interval", "less than 100ms costs more than it tells".into());
+        }
+        let (paths, bytes) = (tapio_probes::AUDITED_PATHS_MAX, tapio_probes::AUDITED_PATH_BYTES_MAX);
+        let audited = &self.collectors.ebpf.audited_paths;
+        if audited.len() > paths || audited.iter().any(|path| !path.starts_with('/') || path.len() > bytes) {
+            return invalid(
+                "collectors.ebpf.audited_paths",
+                format!("there may be {paths} of them, which begin with / and have at most {bytes} bytes"),
+            );
+        }
+        if self.collectors.ebpf.redact.iter().any(|name| name.trim().is_empty()) {
+            return invalid("collectors.ebpf.redact", "an empty name says nothing; `*` redacts every value".into());
+        }
         if self.resources.max_memory_mb < 16 {
             return invalid(
                 "resources.max_memory_mb",
@@ -464,6 +525,10 @@ mod tests {
             ("grpc: {max_batch_size: 0}", "max_batch_size"),
             ("logging: {level: loud}", "logging.level"),
             ("resources: {max_memory_mb: 1}", "max_memory_mb"),
+            ("collectors: {ebpf: {flush_interval: 1ms}}", "flush_interval"),
+            ("collectors: {ebpf: {audited_paths: [etc/secrets]}}", "audited_paths"),
+            ("collectors: {ebpf: {exec_arguments: all}}", "exec_arguments"),
+            ("collectors: {ebpf: {redact: [\"\"]}}", "redact"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

@@ -5,6 +5,7 @@
 //! record that breaks the layout is refused, never guessed at.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tapio_probes::record::{self, Kind, text};
 use tapio_wire::event::{
@@ -13,6 +14,7 @@ use tapio_wire::event::{
 use zerocopy::FromBytes;
 
 use crate::identity::Identity;
+use crate::redact::Redactor;
 
 /// A record that broke the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +26,15 @@ pub struct Batch {
     pub body: Body,
     comms: HashMap<[u8; record::COMM_BYTES], Name, foldhash::fast::RandomState>,
     texts: HashMap<String, Name, foldhash::fast::RandomState>,
+    redactor: Arc<Redactor>,
 }
 
 impl Batch {
+    /// A batch whose processes' arguments are redacted so. Those of [`Batch::default`] are too, by the built-in names.
+    pub fn redacting(redactor: Arc<Redactor>) -> Self {
+        Self { redactor, ..Self::default() }
+    }
+
     /// Hands out the body and starts over with `next`, which must be empty.
     pub fn take(&mut self, next: Body) -> Body {
         self.comms.clear();
@@ -163,9 +171,23 @@ pub fn decode(
                 counts: histogram.counts,
             }))
         }
-        Kind::Exec | Kind::Exit | Kind::Oom | Kind::Signal | Kind::CgroupMkdir | Kind::CgroupRmdir => {
-            lethal(bytes, header, kind, identity, batch)?
+        Kind::Fork => {
+            let fork: record::Fork = read(bytes)?;
+            let (parent_pid, ns_pid, ns_level) = (fork.parent_pid, fork.ns_pid, fork.ns_level);
+            Detail::Fork { parent_pid, ns_pid, ns_level, comm: batch.comm(&fork.comm) }
         }
+        Kind::FileOpen => {
+            let open: record::FileOpen = read(bytes)?;
+            Detail::FileOpen { path: batch.text(&text(&open.path)), comm: batch.comm(&open.comm), flags: open.flags }
+        }
+        Kind::SignalDelivered
+        | Kind::ExecCommand
+        | Kind::Exec
+        | Kind::Exit
+        | Kind::Oom
+        | Kind::Signal
+        | Kind::CgroupMkdir
+        | Kind::CgroupRmdir => lethal(bytes, header, kind, identity, batch)?,
     };
     let entity = identity.resolve(header.cgroup_id, lane(kind), &mut batch.body.entities);
     if kind == Kind::CgroupRmdir {
@@ -195,6 +217,29 @@ fn lethal(
                 arguments: NO_NAME,
             })
         }
+        Kind::ExecCommand => {
+            let exec: record::ExecCommand = read(bytes)?;
+            let arguments = exec.arguments.get(..exec.argument_bytes as usize).ok_or(Malformed)?;
+            let arguments = batch.redactor.line(arguments);
+            Detail::Exec(Exec {
+                parent_pid: exec.parent_pid,
+                ns_pid: exec.ns_pid,
+                ns_level: exec.ns_level,
+                comm: batch.comm(&exec.comm),
+                path: batch.text(&text(&exec.path)),
+                arguments: batch.text(&arguments),
+            })
+        }
+        Kind::SignalDelivered => {
+            let delivered: record::SignalDelivered = read(bytes)?;
+            Detail::SignalDelivered {
+                signal: delivered.signal,
+                code: delivered.code,
+                ns_pid: delivered.ns_pid,
+                ns_level: delivered.ns_level,
+                comm: batch.comm(&delivered.comm),
+            }
+        }
         Kind::Exit => {
             let exit: record::Exit = read(bytes)?;
             Detail::Exit(Exit {
@@ -222,7 +267,7 @@ fn lethal(
                     Lane::Lethal,
                     &mut batch.body.entities,
                 ),
-                total_vm_bytes: 0,
+                total_vm_bytes: oom.total_vm_bytes,
                 anon_rss_bytes: oom.anon_rss_bytes,
                 file_rss_bytes: oom.file_rss_bytes,
                 shmem_rss_bytes: oom.shmem_rss_bytes,

@@ -19,16 +19,23 @@ use crate::evidence::Evidence;
 use crate::identity::directory::Directory;
 use crate::identity::{Identity, OUTCOMES};
 use crate::queue::Queues;
+use crate::redact::Redactor;
 
 /// How much a bulk event of a kind matters by itself: the one table.
-fn severity(kind: Kind) -> Severity {
+pub(crate) fn severity(kind: Kind) -> Severity {
     match kind {
         Kind::Oom => Severity::Critical,
-        Kind::Exit | Kind::Signal => Severity::High,
+        Kind::Exit | Kind::Signal | Kind::SignalDelivered => Severity::High,
         Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
-        Kind::Exec | Kind::CgroupMkdir | Kind::CgroupRmdir | Kind::Reclaim | Kind::RunQueue | Kind::Histogram => {
-            Severity::Low
-        }
+        Kind::Exec
+        | Kind::ExecCommand
+        | Kind::Fork
+        | Kind::FileOpen
+        | Kind::CgroupMkdir
+        | Kind::CgroupRmdir
+        | Kind::Reclaim
+        | Kind::RunQueue
+        | Kind::Histogram => Severity::Low,
     }
 }
 
@@ -98,6 +105,7 @@ pub struct Shared {
     pub filter: Filter,
     pub batch_events: usize,
     pub batch_timeout: Duration,
+    pub redactor: Arc<Redactor>,
 }
 
 impl Shared {
@@ -113,6 +121,7 @@ impl Shared {
             filter: Filter::of(config),
             batch_events: config.grpc.max_batch_size,
             batch_timeout: config.grpc.batch_timeout,
+            redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
         }
     }
 }
@@ -151,11 +160,11 @@ impl Intake {
         let now = Instant::now();
         Self {
             allowance: shared.filter.events_per_second,
+            lethal: Batch::redacting(Arc::clone(&shared.redactor)),
+            bulk: Batch::redacting(Arc::clone(&shared.redactor)),
             shared,
             source,
             identity,
-            lethal: Batch::default(),
-            bulk: Batch::default(),
             is_urgent: false,
             lethal_since: None,
             bulk_since: None,

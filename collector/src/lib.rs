@@ -15,5 +15,6 @@ pub mod outbox;
 pub mod pack;
 pub mod pipeline;
 pub mod queue;
+pub mod redact;
 pub mod ship;
 pub mod source;

@@ -18,15 +18,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tapio_probes::ExecCommand;
+use tapio_probes::record::Kind;
 use tapio_wire::event::Source;
 use tapio_wire::node_id;
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError, endpoint_uri};
+use crate::config::{Config, ConfigError, ExecArguments, endpoint_uri};
 use crate::evidence;
 use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
-use crate::intake::{Intake, Shared};
+use crate::intake::{Intake, Shared, severity};
 use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
@@ -114,7 +116,8 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     };
     load.btf = config.collectors.ebpf.btf.clone();
     if !config.collectors.ebpf.enable_process {
-        load.disabled.extend(["process_exec".into(), "process_exit".into(), "signal_sent".into()]);
+        let names = ["process_exec", "process_exit", "signal_sent", "process_fork", "signal_fatal"];
+        load.disabled.extend(names.map(Into::into));
     }
     if !config.collectors.ebpf.enable_memory {
         let names = ["oom_victim", "reclaim_begin", "reclaim_end", "reclaim_mcg_begin", "reclaim_mcg_end"];
@@ -122,6 +125,32 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     }
     if !config.collectors.ebpf.enable_network {
         load.disabled.extend(["tcp_state", "tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(Into::into));
+    }
+    let ebpf = &config.collectors.ebpf;
+    for (is_enabled, names) in [
+        (ebpf.enable_scheduler, &["sched_wakeup", "sched_wake_new", "sched_switch"][..]),
+        (ebpf.enable_syscall_errors, &["syscall_errors"]),
+        (ebpf.enable_file_audit, &["file_open"]),
+    ] {
+        if is_enabled {
+            load.disabled.retain(|name| !names.contains(&name.as_str()));
+        }
+    }
+    load.audited_paths.clone_from(&ebpf.audited_paths);
+    load.tuning.exec_command = match ebpf.exec_arguments {
+        ExecArguments::Off => ExecCommand::Off,
+        ExecArguments::Path => ExecCommand::Path,
+        ExecArguments::Full => ExecCommand::Full,
+    };
+    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    load.tuning.run_queue_slow_ns = ns(ebpf.run_queue_slow);
+    load.tuning.block_io_slow_ns = ns(ebpf.block_io_slow);
+    load.tuning.reclaim_burst_ns = ns(ebpf.reclaim_burst);
+    if config.pipeline.enable_filtering {
+        // What would be dropped for its severity need not leave the kernel.
+        let least = config.pipeline.filter_config.min_severity;
+        let is_off = |kind: &Kind| !kind.is_lethal() && severity(*kind) < least;
+        load.tuning.bulk_kinds_off = tapio_probes::kinds(Kind::ALL.into_iter().filter(is_off));
     }
     load
 }
@@ -172,8 +201,8 @@ impl Pipeline {
         let mut sources = Vec::new();
         let mut states = Vec::new();
         if config.runs("ebpf") {
-            let linger = config.collectors.ebpf.linger;
-            match EbpfSource::load(&load_config(config), linger, Arc::clone(&stop)) {
+            let (linger, flush_interval) = (config.collectors.ebpf.linger, config.collectors.ebpf.flush_interval);
+            match EbpfSource::load(&load_config(config), linger, flush_interval, Arc::clone(&stop)) {
                 Ok(source) => {
                     for verdict in source.verdicts() {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
@@ -442,13 +471,48 @@ mod tests {
     #[test]
     fn what_is_switched_off_is_not_loaded() {
         let mut config = Config::default();
-        let disabled = |config: &Config| load_config(config).disabled;
+        let off = tapio_probes::off_by_default();
+        let disabled = |config: &Config| {
+            let disabled = load_config(config).disabled;
+            disabled.into_iter().filter(|name| !off.contains(name)).collect::<Vec<_>>()
+        };
         assert!(disabled(&config).is_empty());
+        assert_eq!(load_config(&config).disabled, off);
         config.collectors.ebpf.enable_network = false;
         assert!(disabled(&config).iter().all(|name| name.starts_with("tcp_")) && disabled(&config).len() == 4);
         config.collectors.ebpf.enable_network = true;
         config.collectors.ebpf.enable_memory = false;
         let known = |name: &String| tapio_probes::PROGRAMS.iter().any(|program| program.name == name);
         assert!(disabled(&config).iter().all(known) && disabled(&config).len() == 5);
+        config.collectors.ebpf.enable_process = false;
+        assert!(disabled(&config).iter().all(known) && disabled(&config).len() == 10);
+
+        for (ebpf, names) in [
+            ("enable_scheduler", vec!["sched_wakeup", "sched_wake_new", "sched_switch"]),
+            ("enable_syscall_errors", vec!["syscall_errors"]),
+            ("enable_file_audit", vec!["file_open"]),
+        ] {
+            let mut config = Config::default();
+            match ebpf {
+                "enable_scheduler" => config.collectors.ebpf.enable_scheduler = true,
+                "enable_syscall_errors" => config.collectors.ebpf.enable_syscall_errors = true,
+                _ => config.collectors.ebpf.enable_file_audit = true,
+            }
+            let left = load_config(&config).disabled;
+            let enabled: Vec<_> = off.iter().filter(|name| !left.contains(name)).collect();
+            assert_eq!(enabled, names, "{ebpf}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_harmless_to_be_kept_is_switched_off_in_the_kernel() {
+        let mut config = Config::default();
+        assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
+        config.pipeline.filter_config.min_severity = crate::config::Severity::Medium;
+        let off = load_config(&config).tuning.bulk_kinds_off;
+        assert_ne!(off & tapio_probes::kinds([Kind::Fork]), 0);
+        assert_eq!(off & tapio_probes::kinds([Kind::Tcp, Kind::Exec, Kind::Exit]), 0);
+        config.pipeline.enable_filtering = false;
+        assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
     }
 }

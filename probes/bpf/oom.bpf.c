@@ -131,6 +131,7 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 		if (mm) {
 			record->anon_rss_bytes = rss_bytes(mm, MM_ANONPAGES);
 			record->file_rss_bytes = rss_bytes(mm, MM_FILEPAGES);
+			record->total_vm_bytes = BPF_CORE_READ(mm, total_vm) * page_bytes;
 			record->shmem_rss_bytes = rss_bytes(mm, MM_SHMEMPAGES);
 		}
 	} else {

@@ -2,21 +2,73 @@
 /*
  * Which processes begin and end, and how did they end?
  *
- * sched_process_exec → exec_record, sched_process_exit → exit_record, one a process.
+ * sched_process_fork → fork_record, sched_process_exec → exec_record or, when asked for, exec_command_record,
+ * sched_process_exit → exit_record; one a process.
  */
 #include "task.h"
 
-#define SIGNAL_GROUP_EXIT 4
-#define EEXIST 17
+#define COMMAND_WITH_ARGUMENTS 2
+
+SEC("raw_tracepoint/sched_process_fork")
+int process_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx->args[1];
+	struct fork_record *record;
+	u32 parent = BPF_CORE_READ(task, real_parent, tgid);
+
+	/* A thread has its process's id as tgid. */
+	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid) || parent == own_tgid)
+		return 0;
+	record = bulk_begin(KIND_FORK, sizeof(*record));
+	if (!record)
+		return 0;
+	set_subject(&record->header, task);
+	record->parent_pid = parent;
+	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	task_comm(task, record->comm);
+	bulk_end(record);
+	return 0;
+}
+
+/* What runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
+static __always_inline void tell_command(struct task_struct *task, struct linux_binprm *binary, bool with_arguments)
+{
+	struct exec_command_record *record = record_begin(KIND_EXEC_COMMAND, sizeof(*record));
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	u64 start, bytes;
+
+	if (!record)
+		return;
+	set_subject(&record->header, task);
+	record->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
+	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	task_comm(task, record->comm);
+	bpf_probe_read_kernel_str(record->path, EXEC_PATH_BYTES, BPF_CORE_READ(binary, filename));
+	if (with_arguments) {
+		start = BPF_CORE_READ(mm, arg_start);
+		bytes = BPF_CORE_READ(mm, arg_end) - start;
+		if (bytes > EXEC_ARGUMENT_BYTES)
+			bytes = EXEC_ARGUMENT_BYTES;
+		if (!bpf_probe_read_user(record->arguments, bytes, (void *)start))
+			record->argument_bytes = bytes;
+	}
+	record_end(record, false);
+}
 
 SEC("raw_tracepoint/sched_process_exec")
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct tuning *tuning = tuned();
+	u32 command = tuning ? *(volatile u32 *)&tuning->exec_command : 0;
 	struct exec_record *record;
 
 	if ((u32)BPF_CORE_READ(task, tgid) == own_tgid)
 		return 0;
+	if (command) {
+		tell_command(task, (struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
+		return 0;
+	}
 	record = record_begin(KIND_EXEC, sizeof(*record));
 	if (!record)
 		return 0;

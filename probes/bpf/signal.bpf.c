@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * Who sent the signal that ended a process?
+ * Who sent the signal that ended a process? And which signal did end it?
  *
- * signal_generate → signal_record, for the signals in signal_mask. A SIGKILL that takes all threads is one record: the
+ * signal_generate → signal_record, signal_deliver → signal_delivered_record, for the signals in signal_mask. A SIGKILL that takes all threads is one record: the
  * kernel spreads it without generating it again.
  */
 #include "task.h"
@@ -53,5 +53,74 @@ int signal_sent(struct bpf_raw_tracepoint_args *ctx)
 	task_comm(target, record->comm);
 	task_comm(sender, record->sender_comm);
 	record_end(record, result != TRACE_SIGNAL_IGNORED);
+	return 0;
+}
+
+#define SIGKILL 9
+#define SIGNAL_UNKILLABLE 0x40
+
+struct killed_key {
+	u64 start_time_ns;
+	u32 pid;
+	u32 pad;
+};
+
+/* Processes of which it was told: each of their threads takes the signal. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct killed_key);
+	__type(value, u8);
+} killed SEC(".maps");
+
+/*
+ * A signal that ends the process without a dump ends all threads at once, as a SIGKILL without details; which it was is
+ * in the group's exit code then.
+ */
+SEC("raw_tracepoint/signal_deliver")
+int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 number = ctx->args[0];
+	u64 info = ctx->args[1];
+	struct k_sigaction *action = (struct k_sigaction *)ctx->args[2];
+	struct task_struct *task = current_task();
+	struct signal_struct *group = BPF_CORE_READ(task, signal);
+	u32 flags = BPF_CORE_READ(group, flags);
+	struct signal_delivered_record *record;
+	struct killed_key key = {};
+	s32 code = SI_USER;
+	u8 told = 1;
+
+	if (BPF_CORE_READ(action, sa.sa_handler))
+		return 0;
+	if (flags & SIGNAL_GROUP_EXIT)
+		/* 0 for a process that exits by itself. */
+		number = BPF_CORE_READ(group, group_exit_code) & 0x7f;
+	else if (info == SEND_SIG_NOINFO)
+		/* The threads of a process that replaces its image. */
+		return 0;
+	else if (flags & SIGNAL_UNKILLABLE && number != SIGKILL)
+		/* The init of a namespace lives on. */
+		return 0;
+	if (info > SEND_SIG_PRIV)
+		code = BPF_CORE_READ((struct kernel_siginfo *)info, si_code);
+	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
+		return 0;
+	key.start_time_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	key.pid = BPF_CORE_READ(task, tgid);
+	if (key.pid == own_tgid)
+		return 0;
+	/* An int, see process.bpf.c. */
+	if ((int)bpf_map_update_elem(&killed, &key, &told, BPF_NOEXIST) == -EEXIST)
+		return 0;
+	record = record_begin(KIND_SIGNAL_DELIVERED, sizeof(*record));
+	if (!record)
+		return 0;
+	set_subject(&record->header, task);
+	record->signal = number;
+	record->code = code;
+	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	task_comm(task, record->comm);
+	record_end(record, true);
 	return 0;
 }

@@ -3,12 +3,15 @@
  * Every question in one object, so that all programs share the rings and counters without a file system to pin them in.
  * Each program is still loaded and attached by itself.
  */
+#include "aggregate.h"
 #include "block.bpf.c"
 #include "cgroup.bpf.c"
 #include "memory.bpf.c"
 #include "oom.bpf.c"
 #include "process.bpf.c"
+#include "scheduler.bpf.c"
 #include "signal.bpf.c"
+#include "syscall.bpf.c"
 #include "tcp.bpf.c"
 
 char _license[] SEC("license") = "GPL";

@@ -1,14 +1,17 @@
 //! What of the probes may be changed while they run.
 //!
-//! In: a [`Tuning`]. Out: the entry of the map `tuning`, which every program of the bulk lane reads at each event. Nothing is
+//! In: a [`Tuning`], and cgroups to leave out. Out: the entry of the map `tuning`, which every program of the bulk lane reads
+//! at each event, and the set `excluded`. Nothing is
 //! loaded anew. The kernel copies the entry word by word, so a program may for one event see some values old and some new;
 //! each of them means something by itself.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use zerocopy::{Immutable, IntoBytes};
+
+use crate::record::Kind;
 
 /// Thresholds and sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +22,42 @@ pub struct Tuning {
     pub block_io_slow_ns: u64,
     /// A cgroup's stalls in reclaim are recorded when they have added up to this.
     pub reclaim_burst_ns: u64,
+    /// Kinds of the bulk lane that are not wanted, see [`kinds`]. What they would have told is counted as excluded; what is
+    /// summed up in the kernel is then not summed up.
+    pub bulk_kinds_off: u64,
+    /// A wait for a CPU of at least this length is recorded.
+    pub run_queue_slow_ns: u64,
+    /// What is told of a process's new image.
+    pub exec_command: ExecCommand,
+}
+
+/// What is told of a process's new image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExecCommand {
+    /// Nothing but its name: [`crate::record::Exec`].
+    #[default]
+    Off = 0,
+    /// Its path: [`crate::record::ExecCommand`].
+    Path = 1,
+    /// Its path and its first arguments, which may hold secrets.
+    Full = 2,
+}
+
+/// A set of kinds: bit `kind as u16`.
+pub fn kinds(kinds: impl IntoIterator<Item = Kind>) -> u64 {
+    kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u16)
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { bulk_sampling: 1, block_io_slow_ns: 100_000_000, reclaim_burst_ns: 1_000_000 }
+        Self {
+            bulk_sampling: 1,
+            block_io_slow_ns: 100_000_000,
+            reclaim_burst_ns: 1_000_000,
+            bulk_kinds_off: 0,
+            run_queue_slow_ns: 100_000_000,
+            exec_command: ExecCommand::Off,
+        }
     }
 }
 
@@ -32,17 +66,29 @@ impl Default for Tuning {
 #[repr(C)]
 struct Entry {
     bulk_sampling: u32,
-    pad: u32,
+    excluded_cgroups: u32,
     block_io_slow_ns: u64,
     reclaim_burst_ns: u64,
+    bulk_kinds_off: u64,
+    run_queue_slow_ns: u64,
+    exec_command: u32,
+    pad: u32,
 }
 
 const ENTRY_BYTES: usize = size_of::<Entry>();
-const _: () = assert!(ENTRY_BYTES == 24);
+const _: () = assert!(ENTRY_BYTES == 48);
 
-/// A handle on the running probes' [`Tuning`]; any thread may use it.
+/// What the maps hold.
+struct Maps {
+    tuning: Array<MapData, [u8; ENTRY_BYTES]>,
+    present: Tuning,
+    excluded: HashMap<MapData, u64, u8>,
+    excluded_cgroups: u32,
+}
+
+/// A handle on the running probes' [`Tuning`] and on the cgroups that they leave out; any thread may use it.
 pub struct Controls {
-    map: Mutex<(Array<MapData, [u8; ENTRY_BYTES]>, Tuning)>,
+    maps: Mutex<Maps>,
 }
 
 impl fmt::Debug for Controls {
@@ -52,15 +98,16 @@ impl fmt::Debug for Controls {
 }
 
 impl Controls {
-    pub(crate) fn new(map: Array<MapData, [u8; ENTRY_BYTES]>, tuning: Tuning) -> Result<Self, MapError> {
-        let controls = Self { map: Mutex::new((map, tuning)) };
-        controls.store(tuning)?;
-        Ok(controls)
+    pub(crate) fn new(tuning: Map, excluded: Map, present: Tuning) -> Result<Self, MapError> {
+        let (tuning, excluded) = (Array::try_from(tuning)?, HashMap::try_from(excluded)?);
+        let mut maps = Maps { tuning, present, excluded, excluded_cgroups: 0 };
+        maps.store()?;
+        Ok(Self { maps: Mutex::new(maps) })
     }
 
     /// What holds now.
     pub fn get(&self) -> Tuning {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.lock().present
     }
 
     /// Holds from the next event on.
@@ -68,17 +115,56 @@ impl Controls {
     /// # Errors
     /// When the kernel refuses to store it, which it has no reason to.
     pub fn set(&self, tuning: Tuning) -> io::Result<()> {
-        self.store(tuning).map_err(io::Error::other)
+        let mut maps = self.lock();
+        maps.present = tuning;
+        maps.store().map_err(io::Error::other)
     }
 
-    fn store(&self, tuning: Tuning) -> Result<(), MapError> {
-        let Tuning { bulk_sampling, block_io_slow_ns, reclaim_burst_ns } = tuning;
-        let entry = Entry { bulk_sampling, pad: 0, block_io_slow_ns, reclaim_burst_ns };
+    /// From the next event on the bulk lane tells nothing of a cgroup; the lethal lane does. Ids are those of records.
+    ///
+    /// # Errors
+    /// When there is no room: 8,192 cgroups can be excluded.
+    pub fn exclude_cgroup(&self, id: u64) -> io::Result<()> {
+        let mut maps = self.lock();
+        let is_new = maps.excluded.get(&id, 0).is_err();
+        maps.excluded.insert(id, 1, 0).map_err(io::Error::other)?;
+        maps.excluded_cgroups += u32::from(is_new);
+        maps.store().map_err(io::Error::other)
+    }
+
+    /// Undoes [`Controls::exclude_cgroup`]; to be called too when the cgroup is gone. Nothing when it was not excluded.
+    ///
+    /// # Errors
+    /// As [`Controls::set`].
+    pub fn include_cgroup(&self, id: u64) -> io::Result<()> {
+        let mut maps = self.lock();
+        if maps.excluded_cgroups == 0 || maps.excluded.remove(&id).is_err() {
+            return Ok(());
+        }
+        maps.excluded_cgroups -= 1;
+        maps.store().map_err(io::Error::other)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Maps {
+    fn store(&mut self) -> Result<(), MapError> {
+        let tuning = self.present;
+        let entry = Entry {
+            bulk_sampling: tuning.bulk_sampling,
+            excluded_cgroups: self.excluded_cgroups,
+            block_io_slow_ns: tuning.block_io_slow_ns,
+            reclaim_burst_ns: tuning.reclaim_burst_ns,
+            bulk_kinds_off: tuning.bulk_kinds_off,
+            run_queue_slow_ns: tuning.run_queue_slow_ns,
+            exec_command: tuning.exec_command as u32,
+            pad: 0,
+        };
         let mut bytes = [0; ENTRY_BYTES];
         bytes.copy_from_slice(entry.as_bytes());
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.0.set(0, bytes, 0)?;
-        map.1 = tuning;
-        Ok(())
+        self.tuning.set(0, bytes, 0)
     }
 }

@@ -13,13 +13,14 @@
 //! ```text
 //!  bpf/process.bpf.c ┐                                       ┌► lethal_ring    records, see `record`
 //!  bpf/oom.bpf.c     ├─ bpf/tapio.bpf.c ─ object ─ loader ───┼► bulk_rings     the same, one ring a CPU
-//!  bpf/signal.bpf.c  │  one object: the      │               ├► counters_map   u64[cpu][kind][emitted, dropped, sampled]
+//!  bpf/signal.bpf.c  │  one object: the      │               ├► counters_map   u64[cpu][kind][emitted, dropped, sampled, excluded]
 //!  bpf/tcp.bpf.c     │  maps are shared      │               ├► control_map    u32 need_wakeup
 //!  …                 ┘                       └─ attach       ├► controls       what may change while the programs run
 //!                                                            └► verdicts       one a program
 //! ```
 #![forbid(unsafe_code)]
 
+mod aggregate;
 mod attach;
 mod controls;
 mod cost;
@@ -27,8 +28,12 @@ mod loader;
 mod object;
 pub mod record;
 
+pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
-pub use controls::{Controls, Tuning};
+pub use controls::{Controls, ExecCommand, Tuning, kinds};
 pub use cost::{EmptyProgram, RunTime, count_run_time};
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
-pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};
+pub use object::{
+    AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK,
+    DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default, signal_mask,
+};

@@ -10,17 +10,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use aya::programs::Program;
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::aggregate::Aggregates;
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::cost::{self, RunTime};
 use crate::object::{
-    BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo,
-    TUNING, object,
+    AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
+    DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
+    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, object, off_by_default,
 };
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
@@ -43,8 +46,15 @@ pub struct LoadConfig {
     pub signal_mask: u64,
     /// The kernel's type information, [`None`] for `/sys/kernel/btf/vmlinux`.
     pub btf: Option<PathBuf>,
-    /// Names of programs to leave out, see [`crate::PROGRAMS`].
+    /// Names of programs to leave out, see [`crate::PROGRAMS`]; at first those that run only when they are asked for.
     pub disabled: Vec<String>,
+    /// Kinds of the lethal lane that are not wanted, see [`crate::kinds`]: as if there were no program for them.
+    pub lethal_kinds_off: u64,
+    /// Error numbers of system calls that are counted, and those that are counted only where a process should be made.
+    pub errnos: Vec<u32>,
+    pub errnos_of_fork: Vec<u32>,
+    /// How the paths begin whose opening is audited, besides kubelet's secrets, config maps and projected volumes.
+    pub audited_paths: Vec<String>,
 }
 
 impl Default for LoadConfig {
@@ -56,7 +66,11 @@ impl Default for LoadConfig {
             own_pid: Some(std::process::id()),
             signal_mask: DEFAULT_SIGNAL_MASK,
             btf: None,
-            disabled: Vec::new(),
+            disabled: off_by_default(),
+            lethal_kinds_off: 0,
+            errnos: DEFAULT_ERRNOS.to_vec(),
+            errnos_of_fork: DEFAULT_ERRNOS_OF_FORK.to_vec(),
+            audited_paths: DEFAULT_AUDITED_PATHS.iter().map(|&path| path.to_owned()).collect(),
         }
     }
 }
@@ -99,6 +113,12 @@ pub enum Error {
         /// What was named.
         name: String,
     },
+    /// [`LoadConfig::audited_paths`] has too many, or one that is too long or empty.
+    #[error("cannot audit {path:?}: there may be {AUDITED_PATHS_MAX} paths of 1 to {AUDITED_PATH_BYTES_MAX} bytes")]
+    AuditedPath {
+        /// Which one.
+        path: String,
+    },
     /// A map could not be made.
     #[error("cannot create the map {name}: {source}. The probes need Linux 5.8 or newer, and memory for their rings")]
     Map {
@@ -123,6 +143,7 @@ pub struct Probes {
     bulk: Vec<MapData>,
     bulk_ring_bytes: usize,
     controls: Arc<Controls>,
+    aggregates: Aggregates,
     verdicts: Vec<Verdict>,
     lethal_ring_bytes: usize,
     possible_cpus: usize,
@@ -136,6 +157,7 @@ impl Probes {
                 return Err(Error::UnknownProgram { name: name.clone() });
             }
         }
+        let audited = audited_keys(&config.audited_paths)?;
         let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
         let bulk_ring_bytes = ring_bytes(config.bulk_ring_bytes)?;
         let possible_cpus = possible_cpus()?;
@@ -146,7 +168,13 @@ impl Probes {
             .map_err(|_| Error::Object(format!("it has {possible_cpus} CPUs")))?;
         let own_tgid = config.own_pid.unwrap_or(0);
         let page_bytes = rustix::param::page_size() as u64;
-        let mut object = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (map, program) in MAPS_OF_ONE_PROGRAM {
+            if config.disabled.iter().any(|name| name == program) {
+                loader.map_max_entries(map, 1);
+            }
+        }
+        let mut object = loader
             .btf(Some(&btf))
             .verifier_log_level(VerifierLogLevel::DEBUG)
             .map_max_entries(LETHAL, lethal_ring_bytes)
@@ -154,19 +182,26 @@ impl Probes {
             .map_max_entries(BULK, possible_cpus as u32)
             .override_global("own_tgid", &own_tgid, true)
             .override_global("signal_mask", &config.signal_mask, true)
+            .override_global("lethal_kinds_off", &config.lethal_kinds_off, true)
+            .override_global("errnos", &errno_words(&config.errnos), true)
+            .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)
             .override_global("page_bytes", &page_bytes, true)
             .load(object())
             .map_err(object_error)?;
 
         let (bulk, bulk_ring_bytes) = make_bulk_rings(&mut object, bulk_ring_bytes)?;
-        let tuning = Array::try_from(take(&mut object, TUNING)).and_then(|map| Controls::new(map, config.tuning));
-        let controls = Arc::new(tuning.map_err(|error| object_error(error.into()))?);
+        fill_audited(&mut object, &audited).map_err(|error| object_error(error.into()))?;
+        let (tuning, excluded) = (take(&mut object, TUNING), take(&mut object, EXCLUDED));
+        let controls = Controls::new(tuning, excluded, config.tuning).map_err(|error| object_error(error.into()))?;
+        let controls = Arc::new(controls);
+        let aggregates = Aggregates::open(&mut object).map_err(|error| object_error(error.into()))?;
         let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
         Ok(Self {
             object,
             bulk,
             bulk_ring_bytes: bulk_ring_bytes as usize,
             controls,
+            aggregates,
             verdicts,
             lethal_ring_bytes: lethal_ring_bytes as usize,
             possible_cpus,
@@ -240,9 +275,14 @@ impl Probes {
         cost::run_time(self.object.program(program)?)
     }
 
-    /// Detaches every program. Dropping does the same.
-    pub fn detach(self) {
-        drop(self);
+    /// The sums that the programs keep in the kernel, to be flushed now and then.
+    pub fn aggregates(&mut self) -> &mut Aggregates {
+        &mut self.aggregates
+    }
+
+    /// Detaches every program, as dropping does, and returns the sums that nobody has fetched.
+    pub fn detach(self) -> Aggregates {
+        self.aggregates
     }
 
     fn map(&self, name: &str) -> BorrowedFd<'_> {
@@ -264,6 +304,29 @@ fn map_data(map: &Map) -> Option<&MapData> {
 fn take(object: &mut Ebpf, name: &str) -> Map {
     // As in [`Probes::map`].
     object.take_map(name).unwrap_or_else(|| unreachable!("the object has no map {name}"))
+}
+
+type PathKey = Key<[u8; AUDITED_PATH_BYTES_MAX + 1]>;
+
+fn audited_keys(paths: &[String]) -> Result<Vec<PathKey>, Error> {
+    let mut keys = Vec::new();
+    for path in paths {
+        let mut text = [0; AUDITED_PATH_BYTES_MAX + 1];
+        // One byte more: a path that is read to be compared ends with a NUL.
+        if path.is_empty() || path.len() > AUDITED_PATH_BYTES_MAX || keys.len() == AUDITED_PATHS_MAX {
+            return Err(Error::AuditedPath { path: path.clone() });
+        }
+        text[..path.len()].copy_from_slice(path.as_bytes());
+        keys.push(Key::new(path.len() as u32 * 8, text));
+    }
+    Ok(keys)
+}
+
+/// The map stays in the object: its descriptor is in programs that are not loaded yet.
+fn fill_audited(object: &mut Ebpf, keys: &[PathKey]) -> Result<(), MapError> {
+    let map = object.map_mut(AUDITED).unwrap_or_else(|| unreachable!("the object has no map {AUDITED}"));
+    let mut paths = LpmTrie::try_from(map)?;
+    keys.iter().try_for_each(|key| paths.insert(key, 1u8, 0))
 }
 
 /// Makes a ring for each CPU and puts it where the programs look for it. The outer map may go: the programs hold it.

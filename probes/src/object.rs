@@ -13,15 +13,21 @@ pub(crate) const LETHAL: &str = "lethal";
 pub(crate) const BULK: &str = "bulk";
 /// Size of the ring that the object declares for [`BULK`].
 pub(crate) const BULK_TEMPLATE_BYTES: u32 = 65536;
+/// Prefixes of paths, see [`crate::LoadConfig::audited_paths`].
+pub(crate) const AUDITED: &str = "audited";
+/// Set of cgroup ids, see [`crate::Controls::exclude_cgroup`].
+pub(crate) const EXCLUDED: &str = "excluded";
 /// One entry, see [`crate::Tuning`].
 pub(crate) const TUNING: &str = "tuning";
 /// Array of counters, see [`counter_index`].
 pub(crate) const COUNTERS: &str = "counters";
+/// Map of maps that tells which maps of the aggregates are filled.
+pub(crate) const SIDE: &str = "side";
 /// One entry: `u32 need_wakeup`, then zeros.
 pub(crate) const CONTROL: &str = "control";
 
 const KINDS: usize = 64;
-const COUNTERS_PER_KIND: usize = 3;
+const COUNTERS_PER_KIND: usize = 4;
 /// How many counters a CPU has.
 pub(crate) const COUNTERS_PER_CPU: usize = KINDS * COUNTERS_PER_KIND;
 
@@ -42,9 +48,12 @@ pub enum Counter {
     Dropped = 1,
     /// Records of the bulk lane that sampling left out, see [`crate::Tuning::bulk_sampling`].
     Sampled = 2,
+    /// Records of the bulk lane whose kind is off ([`crate::Tuning::bulk_kinds_off`]) or whose cgroup is excluded
+    /// ([`crate::Controls::exclude_cgroup`]).
+    Excluded = 3,
 }
 
-/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled]`.
+/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled, excluded]`.
 pub fn counter_index(cpu: usize, kind: Kind, counter: Counter) -> usize {
     (cpu * KINDS + kind as usize) * COUNTERS_PER_KIND + counter as usize
 }
@@ -81,21 +90,27 @@ pub struct ProgramInfo {
     pub produces: &'static [Kind],
     /// The first kernel that has all it needs.
     pub since: &'static str,
+    /// Whether it runs unless it is disabled; the others run when they are asked for, see [`crate::LoadConfig::disabled`].
+    pub by_default: bool,
 }
 
 const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8" }
+    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8", by_default: true }
 }
 
 const fn bulk(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo { name, hook, lane: Lane::Bulk, produces, since: "5.8" }
+    ProgramInfo { name, hook, lane: Lane::Bulk, produces, since: "5.8", by_default: true }
+}
+
+const fn when_asked_for(program: ProgramInfo) -> ProgramInfo {
+    ProgramInfo { by_default: false, ..program }
 }
 
 /// Every program, in the order in which they are attached: what others depend on for identity comes first.
 pub const PROGRAMS: &[ProgramInfo] = &[
     lethal("cgroup_mkdir", "cgroup_mkdir", &[Kind::CgroupMkdir]),
     lethal("cgroup_rmdir", "cgroup_rmdir", &[Kind::CgroupRmdir]),
-    lethal("process_exec", "sched_process_exec", &[Kind::Exec]),
+    lethal("process_exec", "sched_process_exec", &[Kind::Exec, Kind::ExecCommand]),
     lethal("process_exit", "sched_process_exit", &[Kind::Exit]),
     lethal("oom_victim", "mark_victim", &[Kind::Oom]),
     lethal("signal_sent", "signal_generate", &[Kind::Signal]),
@@ -108,7 +123,39 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp]),
     bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp]),
     bulk("block_complete", "block_rq_complete", &[Kind::BlockIo]),
+    bulk("process_fork", "sched_process_fork", &[Kind::Fork]),
+    lethal("signal_fatal", "signal_deliver", &[Kind::SignalDelivered]),
+    when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[])),
+    when_asked_for(bulk("sched_wake_new", "sched_wakeup_new", &[])),
+    when_asked_for(bulk("sched_switch", "sched_switch", &[Kind::RunQueue, Kind::Histogram])),
+    when_asked_for(bulk("syscall_errors", "sys_exit", &[Kind::SyscallError])),
+    when_asked_for(bulk("file_open", "sys_exit", &[Kind::FileOpen])),
 ];
+
+/// The programs that run only when they are asked for.
+pub fn off_by_default() -> Vec<String> {
+    PROGRAMS.iter().filter(|program| !program.by_default).map(|program| program.name.to_owned()).collect()
+}
+
+/// Maps that only one program needs, which is often off: then they have a single entry.
+pub(crate) const MAPS_OF_ONE_PROGRAM: &[(&str, &str)] = &[
+    ("waiting", "sched_switch"),
+    ("run_queue_0", "sched_switch"),
+    ("run_queue_1", "sched_switch"),
+    ("failing_0", "syscall_errors"),
+    ("failing_1", "syscall_errors"),
+];
+
+/// A set of error numbers; those above 191 are ignored.
+pub(crate) fn errno_words(errnos: &[u32]) -> [u64; 3] {
+    let mut words = [0; 3];
+    for &errno in errnos {
+        if let Some(word) = words.get_mut(errno as usize / 64) {
+            *word |= 1 << (errno % 64);
+        }
+    }
+    words
+}
 
 /// A set of signals as [`crate::LoadConfig::signal_mask`] wants it: bit `number - 1`, as in a `sigset_t`. Numbers outside 1
 /// to 64 are ignored.
@@ -128,6 +175,20 @@ pub const fn signal_mask(signals: &[u32]) -> u64 {
 /// which have these numbers on x86-64 and aarch64.
 pub const DEFAULT_SIGNAL_MASK: u64 = signal_mask(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 24, 25, 31]);
 
+/// Errors that mean that something has run out or is broken: EIO ENOMEM ENFILE EMFILE ENOSPC EROFS ECONNREFUSED.
+pub const DEFAULT_ERRNOS: &[u32] = &[5, 12, 23, 24, 28, 30, 111];
+
+/// Errors that mean so only where a process should have been made: EAGAIN.
+pub const DEFAULT_ERRNOS_OF_FORK: &[u32] = &[11];
+
+/// Where containers, and kubelet, have secrets.
+pub const DEFAULT_AUDITED_PATHS: &[&str] = &["/var/run/secrets/", "/run/secrets/", "/etc/secrets/"];
+
+/// How many paths can be audited.
+pub const AUDITED_PATHS_MAX: usize = 8;
+/// How long one may be.
+pub const AUDITED_PATH_BYTES_MAX: usize = 63;
+
 /// The compiled object, an ELF file.
 pub fn object() -> &'static [u8] {
     OBJECT
@@ -142,7 +203,7 @@ mod tests {
         let mut places = std::collections::HashSet::new();
         for cpu in 0..4 {
             for kind in Kind::ALL {
-                for counter in [Counter::Emitted, Counter::Dropped, Counter::Sampled] {
+                for counter in [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded] {
                     let index = counter_index(cpu, kind, counter);
                     assert!(index < 4 * COUNTERS_PER_CPU);
                     assert!(places.insert(index));

@@ -44,6 +44,10 @@ pub enum Kind {
     CgroupMkdir = 5,
     /// A cgroup was removed: [`Cgroup`].
     CgroupRmdir = 6,
+    /// A signal reached a process and ends it: [`SignalDelivered`].
+    SignalDelivered = 7,
+    /// A process image was replaced, and by what: [`ExecCommand`], instead of [`Exec`].
+    ExecCommand = 8,
     /// A TCP connection changed: [`Tcp`].
     Tcp = 32,
     /// Stalls in memory reclaim added up to a burst: [`Reclaim`].
@@ -58,19 +62,25 @@ pub enum Kind {
     RunQueue = 37,
     /// Packets were dropped: [`PacketDrop`].
     PacketDrop = 38,
+    /// A process was made: [`Fork`].
+    Fork = 39,
+    /// A file that is audited was opened: [`FileOpen`].
+    FileOpen = 40,
     /// Durations of many operations, summed up in the kernel: [`Histogram`].
     Histogram = 41,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Exec,
         Self::Exit,
         Self::Oom,
         Self::Signal,
         Self::CgroupMkdir,
         Self::CgroupRmdir,
+        Self::SignalDelivered,
+        Self::ExecCommand,
         Self::Tcp,
         Self::Reclaim,
         Self::BlockIo,
@@ -78,6 +88,8 @@ impl Kind {
         Self::Dns,
         Self::RunQueue,
         Self::PacketDrop,
+        Self::Fork,
+        Self::FileOpen,
         Self::Histogram,
     ];
 
@@ -90,6 +102,8 @@ impl Kind {
             4 => Self::Signal,
             5 => Self::CgroupMkdir,
             6 => Self::CgroupRmdir,
+            7 => Self::SignalDelivered,
+            8 => Self::ExecCommand,
             32 => Self::Tcp,
             33 => Self::Reclaim,
             34 => Self::BlockIo,
@@ -97,6 +111,8 @@ impl Kind {
             36 => Self::Dns,
             37 => Self::RunQueue,
             38 => Self::PacketDrop,
+            39 => Self::Fork,
+            40 => Self::FileOpen,
             41 => Self::Histogram,
             _ => return None,
         })
@@ -116,6 +132,8 @@ impl Kind {
             Self::Signal => "signal",
             Self::CgroupMkdir => "cgroup_mkdir",
             Self::CgroupRmdir => "cgroup_rmdir",
+            Self::SignalDelivered => "signal_delivered",
+            Self::ExecCommand => "exec_command",
             Self::Tcp => "tcp",
             Self::Reclaim => "reclaim",
             Self::BlockIo => "block_io",
@@ -123,6 +141,8 @@ impl Kind {
             Self::Dns => "dns",
             Self::RunQueue => "run_queue",
             Self::PacketDrop => "packet_drop",
+            Self::Fork => "fork",
+            Self::FileOpen => "file_open",
             Self::Histogram => "histogram",
         }
     }
@@ -192,7 +212,7 @@ record! {
 
 record! {
     /// The OOM killer chose a victim (the subject). The allocating task is the one that ran into the limit.
-    Oom, 272 {
+    Oom, 280 {
         header: Header,
         ns_pid: u32,
         ns_level: u32,
@@ -204,6 +224,8 @@ record! {
         anon_rss_bytes: u64,
         file_rss_bytes: u64,
         shmem_rss_bytes: u64,
+        /// The victim's address space.
+        total_vm_bytes: u64,
         /// The cgroup in the victim's chain with the least room left under its limit (version 1 ids are marked), 0 when
         /// no cgroup of the chain has a limit.
         limit_cgroup_id: u64,
@@ -381,6 +403,68 @@ record! {
         /// Slot `i` counts durations from 2^i up to 2^(i+1) microseconds; the first also what is shorter, the last what is
         /// longer.
         counts: [u32; HISTOGRAM_SLOTS],
+    }
+}
+
+/// Bytes of an [`ExecCommand`]'s path, NUL padded.
+pub const EXEC_PATH_BYTES: usize = 128;
+/// Bytes of an [`ExecCommand`]'s arguments.
+pub const EXEC_ARGUMENT_BYTES: usize = 256;
+/// Bytes of a [`FileOpen`]'s path, NUL padded.
+pub const OPEN_PATH_BYTES: usize = 128;
+
+record! {
+    /// A signal reached a process that does not handle it, and ends it: one a process.
+    SignalDelivered, 64 {
+        header: Header,
+        signal: u32,
+        /// `si_code`. 0 also where the kernel does not keep it: it does for signals that dump core. See [`Signal`] for the others.
+        code: i32,
+        ns_pid: u32,
+        ns_level: u32,
+        comm: [u8; COMM_BYTES],
+    }
+}
+
+record! {
+    /// A process image was replaced, and by what.
+    ExecCommand, 448 {
+        header: Header,
+        parent_pid: u32,
+        ns_pid: u32,
+        ns_level: u32,
+        /// How many bytes of `arguments` were written: all of them when there may be more.
+        argument_bytes: u32,
+        comm: [u8; COMM_BYTES],
+        /// As it was named to the kernel, which may be relative; cut when longer.
+        path: [u8; EXEC_PATH_BYTES],
+        /// Each ends with a NUL, but for the last when it was cut. Nothing of them unless they are asked for.
+        arguments: [u8; EXEC_ARGUMENT_BYTES],
+    }
+}
+
+record! {
+    /// A process was made. It is the subject; its `comm` is still its parent's.
+    Fork, 64 {
+        header: Header,
+        parent_pid: u32,
+        ns_pid: u32,
+        ns_level: u32,
+        pad: u32,
+        comm: [u8; COMM_BYTES],
+    }
+}
+
+record! {
+    /// A file that is audited was opened.
+    FileOpen, 184 {
+        header: Header,
+        /// As open(2) takes them.
+        flags: u32,
+        pad: u32,
+        comm: [u8; COMM_BYTES],
+        /// As the process named it, which may be relative; cut when longer.
+        path: [u8; OPEN_PATH_BYTES],
     }
 }
 

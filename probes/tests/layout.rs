@@ -4,7 +4,10 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 
-use tapio_probes::record::{BlockIo, Cgroup, Exec, Exit, Header, Oom, Reclaim, Signal, Tcp};
+use tapio_probes::record::{
+    BlockIo, Cgroup, Exec, ExecCommand, Exit, FileOpen, Fork, Header, Oom, Reclaim, RunQueue, Signal, SignalDelivered,
+    SyscallError, Tcp,
+};
 
 fn u16_at(bytes: &[u8], offset: usize) -> usize {
     usize::from(u16::from_ne_bytes(bytes[offset..offset + 2].try_into().unwrap()))
@@ -150,7 +153,7 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
             "oom_record",
             layout!(Oom {
                 header ns_pid ns_level allocator_pid allocator_tid allocator_cgroup_id anon_rss_bytes file_rss_bytes
-                shmem_rss_bytes limit_cgroup_id limit_bytes usage_bytes limit_height oom_score_adj pad comm allocator_comm
+                shmem_rss_bytes total_vm_bytes limit_cgroup_id limit_bytes usage_bytes limit_height oom_score_adj pad comm allocator_comm
                 limit_name
             }),
         ),
@@ -171,6 +174,15 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
         ),
         ("reclaim_record", layout!(Reclaim { header stall_ns pages_reclaimed memcg pad })),
         ("block_io_record", layout!(BlockIo { header latency_ns bytes device error operation pad })),
+        ("run_queue_record", layout!(RunQueue { header wait_ns })),
+        ("signal_delivered_record", layout!(SignalDelivered { header signal code ns_pid ns_level comm })),
+        (
+            "exec_command_record",
+            layout!(ExecCommand { header parent_pid ns_pid ns_level argument_bytes comm path arguments }),
+        ),
+        ("fork_record", layout!(Fork { header parent_pid ns_pid ns_level pad comm })),
+        ("file_open_record", layout!(FileOpen { header flags pad comm path })),
+        ("syscall_error_record", layout!(SyscallError { header syscall errno count })),
     ];
     layouts.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect()
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
 use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Signal, text};
-use tapio_probes::{LoadConfig, State};
+use tapio_probes::{LoadConfig, State, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
 const SIGKILL: u32 = 9;
@@ -200,6 +200,8 @@ fn run_out_of_memory(number: u32, of_pod: bool) {
     assert_eq!(oom.limit_cgroup_id, limit_id);
     assert_eq!(oom.limit_height, u32::from(of_pod));
     assert!(oom.anon_rss_bytes > 24 * MIB && oom.anon_rss_bytes <= limit_bytes, "{oom:?}");
+    assert!(oom.total_vm_bytes > oom.anon_rss_bytes && oom.total_vm_bytes < 512 * MIB, "{oom:?}");
+    assert!(oom.total_vm_bytes.is_multiple_of(4096));
     assert!(oom.file_rss_bytes < 8 * MIB && oom.shmem_rss_bytes < MIB, "{oom:?}");
     assert_eq!(oom.pad, [0; 2]);
 
@@ -338,10 +340,11 @@ fn a_harmless_record_wakes_the_reader_only_when_it_sleeps() {
         return;
     }
     // Others' fatal signals and failures would wake this reader too.
-    let disabled = ["signal_sent", "process_exit", "oom_victim"].map(str::to_owned).to_vec();
+    let disabled =
+        [off_by_default(), ["signal_sent", "process_exit", "oom_victim"].map(str::to_owned).to_vec()].concat();
     let mut session = Session::start_with(&LoadConfig { disabled, ..LoadConfig::default() });
     let states: Vec<_> = session.probes().verdicts().iter().map(|verdict| &verdict.state).collect();
-    assert_eq!(states.iter().filter(|state| ***state == State::Disabled).count(), 3);
+    assert_eq!(states.iter().filter(|state| ***state == State::Disabled).count(), 3 + off_by_default().len());
 
     let flag = WakeupFlag::map(session.probes().control_map()).unwrap();
     let mut poller = Poller::new().unwrap();

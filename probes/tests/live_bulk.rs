@@ -16,7 +16,7 @@ use std::time::Duration;
 use lab::{Container, Disk, Hierarchies, Killed, Session, can_run, inode, victim_without_neighbours};
 use rustix::net::{AddressFamily, SocketType};
 use tapio_probes::record::{BlockIo, Kind, Oom, Reclaim, Tcp};
-use tapio_probes::{Counter, LoadConfig, Tuning};
+use tapio_probes::{Counter, LoadConfig, Tuning, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
 const MIB: u64 = 1 << 20;
@@ -237,7 +237,8 @@ fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run()
     if !can_run("what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run") {
         return;
     }
-    let disabled = ["tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(str::to_owned).to_vec();
+    let others = ["tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(str::to_owned).to_vec();
+    let disabled = [off_by_default(), others].concat();
     let mut session = Session::start_with(&LoadConfig { own_pid: None, disabled, ..LoadConfig::default() });
     let controls = session.probes().controls();
     let (_socket, nobody) = nobody(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));

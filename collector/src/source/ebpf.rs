@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
-use tapio_probes::{Controls, Counter, LoadConfig, Probes, counter_index};
+use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
@@ -50,6 +50,13 @@ pub struct EbpfSource {
     emitted: u64,
     dropped: u64,
     sampled: u64,
+    excluded: u64,
+    /// How often the sums in the kernel are fetched.
+    flush_interval: Duration,
+    /// What is left of them once the probes are detached.
+    rest: Option<Aggregates>,
+    /// Records made of them; no counter of the kernel has them.
+    aggregated: u64,
 }
 
 /// How often the kernel skipped each program because it was running on that CPU already. What it would have told is in no
@@ -111,7 +118,12 @@ impl EbpfSource {
     ///
     /// # Errors
     /// When not one of them can work here.
-    pub fn load(config: &LoadConfig, linger: Duration, stop: Arc<Stop>) -> Result<Self, EbpfError> {
+    pub fn load(
+        config: &LoadConfig,
+        linger: Duration,
+        flush_interval: Duration,
+        stop: Arc<Stop>,
+    ) -> Result<Self, EbpfError> {
         let probes = Probes::load(config)?;
         let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes())?;
         let wakeup = WakeupFlag::map(probes.control_map())?;
@@ -146,6 +158,10 @@ impl EbpfSource {
             emitted: 0,
             dropped: 0,
             sampled: 0,
+            excluded: 0,
+            flush_interval,
+            rest: None,
+            aggregated: 0,
         })
     }
 
@@ -184,14 +200,14 @@ impl EbpfSource {
             }
         }
         if let Some(probes) = self.probes.take() {
-            probes.detach();
+            self.rest = Some(probes.detach());
             // A program that began before may still be at work, which takes it microseconds.
             std::thread::sleep(self.linger);
         }
         self.stop.eventfd().clear()?;
         loop {
             self.pass(&mut intake, true)?;
-            if self.rings_are_empty() && intake.is_empty() {
+            if self.rings_are_empty() && self.rest.is_none() && intake.is_empty() {
                 return Ok(());
             }
             if !intake.is_empty() {
@@ -218,11 +234,41 @@ impl EbpfSource {
             }
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
-        if records > 0 || discarded > 0 || all {
+        let fetched = self.fetch_sums(intake);
+        if records > 0 || discarded > 0 || fetched || all {
             self.state_counters(intake);
         }
         intake.flush(all);
         Ok(records)
+    }
+
+    /// Takes what the kernel has summed up, as far as there is room. The rings come first: their records are older.
+    fn fetch_sums(&mut self, intake: &mut Intake) -> bool {
+        let room = intake.room_of(Lane::Bulk);
+        if room == 0 {
+            return false;
+        }
+        let before = self.aggregated;
+        let aggregated = &mut self.aggregated;
+        let mut each = |record: &[u8]| {
+            *aggregated += 1;
+            intake.accept(record);
+        };
+        let fetched = match (&mut self.probes, &mut self.rest) {
+            (Some(probes), _) => probes.aggregates().flush(self.flush_interval, room, &mut each).map(|_| false),
+            (None, Some(rest)) => rest.flush_rest(room, &mut each).map(|count| count < room),
+            (None, None) => Ok(false),
+        };
+        match fetched {
+            Ok(false) => {}
+            Ok(true) => self.rest = None,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not hand out what it has summed up");
+                self.flush_interval = Duration::MAX;
+                self.rest = None;
+            }
+        }
+        self.aggregated > before
     }
 
     fn rings_are_empty(&self) -> bool {
@@ -230,11 +276,12 @@ impl EbpfSource {
     }
 
     fn state_counters(&mut self, intake: &Intake) {
-        let (mut emitted, mut dropped, mut sampled) = (0, 0, 0);
+        let (mut emitted, mut dropped, mut sampled, mut excluded) = (0, 0, 0, 0);
         for cpu in 0..self.cpus {
             for kind in Kind::ALL {
                 dropped += self.counters.get(counter_index(cpu, kind, Counter::Dropped));
                 sampled += self.counters.get(counter_index(cpu, kind, Counter::Sampled));
+                excluded += self.counters.get(counter_index(cpu, kind, Counter::Excluded));
                 emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
             }
         }
@@ -243,11 +290,15 @@ impl EbpfSource {
         let newly_sampled = sampled.saturating_sub(self.sampled);
         self.dropped = dropped.max(self.dropped);
         self.sampled += newly_sampled;
-        self.emitted = emitted.max(self.emitted).max(consumed + self.dropped + self.sampled);
-        intake.books().set_emitted(self.emitted);
+        let newly_excluded = excluded.saturating_sub(self.excluded);
+        self.excluded += newly_excluded;
+        let lost = self.dropped + self.sampled + self.excluded;
+        self.emitted = emitted.max(self.emitted).max(consumed + lost);
+        intake.books().set_emitted(self.emitted + self.aggregated);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
-        // Added: the intake counts there what it samples away itself.
+        // Added: the intake counts there what it leaves out itself.
         intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
+        intake.books().drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
     }
 
     /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
@@ -280,7 +331,7 @@ impl EbpfSource {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use tapio_probes::Tuning;
+    use tapio_probes::{ExecCommand, Tuning};
     use tapio_wire::event::{Detail, SOURCES, Source};
 
     use super::*;
@@ -302,7 +353,8 @@ mod tests {
         let tuning = Tuning { bulk_sampling: 2, ..Tuning::default() };
         let load = LoadConfig { own_pid: None, tuning, ..LoadConfig::default() };
         let stop = Arc::new(Stop::new().expect("an eventfd"));
-        let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
+        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(50), Arc::clone(&stop));
+        let source = source.expect("the probes load");
         let controls = source.controls().expect("it was not stopped");
         let intake =
             Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
@@ -331,6 +383,64 @@ mod tests {
         let account = ledger.account(Source::Ebpf);
         let dropped = account.dropped.iter().flatten().sum::<u64>();
         assert!(account.dropped[Stage::Filter as usize][Reason::Sampled as usize] >= 150, "{account:?}");
+        assert_eq!(account.emitted, popped + dropped, "{account:?}");
+    }
+
+    #[test]
+    fn sums_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
+        if !rustix::process::geteuid().is_root() {
+            println!(
+                "SKIP sums_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: needs root and BPF"
+            );
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let (queues, _parker) = Queues::new(1024);
+        let shared = Shared::for_config(&Config::default(), queues);
+        let tuning = Tuning { exec_command: ExecCommand::Full, ..Tuning::default() };
+        let load = LoadConfig { own_pid: None, disabled: Vec::new(), tuning, ..LoadConfig::default() };
+        let stop = Arc::new(Stop::new().expect("an eventfd"));
+        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(20), Arc::clone(&stop));
+        let source = source.expect("the probes load");
+        let intake =
+            Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
+        let running = std::thread::spawn(move || source.run(intake));
+        let arguments = ["--user", "me", "--password", "hunter2", "API_TOKEN=hunter2"];
+        let mut child = std::process::Command::new("/bin/true").args(arguments).spawn().expect("it runs");
+        let pid = child.id();
+        child.wait().expect("it ends");
+
+        let (mut popped, mut histograms, mut command) = (0, 0, None);
+        let mut take = |shared: &Shared| {
+            while let Some((_, body)) = shared.queues.pop(Room::Both) {
+                popped += body.events.len() as u64;
+                assert!(body.names.iter().all(|name| !name.contains("hunter2")), "a secret left");
+                for event in &body.events {
+                    match &event.body {
+                        Detail::Histogram(_) => histograms += 1,
+                        Detail::Exec(exec) if event.pid == pid => {
+                            let name = |index: u32| body.names[index as usize].clone();
+                            command = Some((name(exec.path), name(exec.arguments)));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            histograms > 0 && command.is_some()
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !take(&shared) {
+            assert!(Instant::now() < deadline, "nothing was summed up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stop.set();
+        running.join().expect("no panic").expect("no error");
+        take(&shared);
+        let line = "/bin/true --user me --password [redacted] API_TOKEN=[redacted]";
+        assert_eq!(command, Some(("/bin/true".into(), line.into())));
+        let ledger = shared.books.snapshot(&[0; SOURCES]);
+        let account = ledger.account(Source::Ebpf);
+        let dropped = account.dropped.iter().flatten().sum::<u64>();
         assert_eq!(account.emitted, popped + dropped, "{account:?}");
     }
 }

@@ -204,7 +204,8 @@ impl Kernel {
     pub fn start_with(shared: &Shared, evidence: Option<Evidence>) -> Self {
         let stop = Arc::new(Stop::new().expect("an eventfd"));
         let load = LoadConfig { own_pid: Some(std::process::id()), ..LoadConfig::default() };
-        let source = EbpfSource::load(&load, Duration::from_millis(1), Arc::clone(&stop)).expect("the probes load");
+        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_secs(10), Arc::clone(&stop))
+            .expect("the probes load");
         let intake =
             Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)))
                 .with_evidence(evidence);

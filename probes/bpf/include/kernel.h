@@ -81,6 +81,9 @@ struct percpu_counter {
 };
 
 struct mm_struct {
+	unsigned long total_vm;
+	unsigned long arg_start;
+	unsigned long arg_end;
 	struct percpu_counter rss_stat[4];
 };
 
@@ -135,7 +138,37 @@ struct signal_struct {
 	s16 oom_score_adj;
 };
 
+struct qstr {
+	const char *name;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct file {
+	struct path f_path;
+};
+
+struct fdtable {
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct linux_binprm {
+	const char *filename;
+};
+
 struct task_struct {
+	unsigned int __state;
 	int pid;
 	int tgid;
 	int exit_code;
@@ -148,10 +181,52 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
+	struct files_struct *files;
+};
+
+struct thread_info___x86 {
+	u32 status;
+};
+
+struct task_struct___x86 {
+	struct thread_info___x86 thread_info;
+};
+
+struct pt_regs___x86 {
+	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long orig_ax;
+};
+
+struct thread_info___arm64 {
+	unsigned long flags;
+};
+
+struct task_struct___arm64 {
+	struct thread_info___arm64 thread_info;
+};
+
+struct pt_regs___arm64 {
+	u64 regs[31];
+	s32 syscallno;
+};
+
+/* Until 5.14 under another name. */
+struct task_struct___before_5_14 {
+	volatile long state;
 };
 
 struct kernel_siginfo {
 	int si_code;
+};
+
+struct sigaction {
+	void *sa_handler;
+};
+
+struct k_sigaction {
+	struct sigaction sa;
 };
 
 /* Has group_dead where the raw tracepoint has it as its second argument. */

@@ -16,9 +16,16 @@ enum {
 	KIND_SIGNAL = 4,
 	KIND_CGROUP_MKDIR = 5,
 	KIND_CGROUP_RMDIR = 6,
+	KIND_SIGNAL_DELIVERED = 7,
+	KIND_EXEC_COMMAND = 8,
 	KIND_TCP = 32,
 	KIND_RECLAIM = 33,
 	KIND_BLOCK_IO = 34,
+	KIND_SYSCALL_ERROR = 35,
+	KIND_RUN_QUEUE = 37,
+	KIND_FORK = 39,
+	KIND_FILE_OPEN = 40,
+	KIND_HISTOGRAM = 41,
 };
 
 #define CGROUP_V1_MEMORY (1ULL << 63)
@@ -27,6 +34,9 @@ enum {
 #define COMM_BYTES 16
 #define CGROUP_PATH_BYTES 256
 #define LIMIT_NAME_BYTES 128
+#define EXEC_PATH_BYTES 128
+#define EXEC_ARGUMENT_BYTES 256
+#define OPEN_PATH_BYTES 128
 
 struct header {
 	u16 kind;
@@ -69,6 +79,7 @@ struct oom_record {
 	u64 anon_rss_bytes;
 	u64 file_rss_bytes;
 	u64 shmem_rss_bytes;
+	u64 total_vm_bytes;
 	u64 limit_cgroup_id;
 	u64 limit_bytes;
 	u64 usage_bytes;
@@ -137,6 +148,55 @@ struct block_io_record {
 	u8 pad[7];
 };
 
+struct run_queue_record {
+	struct header header;
+	u64 wait_ns;
+};
+
+struct signal_delivered_record {
+	struct header header;
+	u32 signal;
+	s32 code;
+	u32 ns_pid;
+	u32 ns_level;
+	char comm[COMM_BYTES];
+};
+
+struct exec_command_record {
+	struct header header;
+	u32 parent_pid;
+	u32 ns_pid;
+	u32 ns_level;
+	u32 argument_bytes;
+	char comm[COMM_BYTES];
+	char path[EXEC_PATH_BYTES];
+	char arguments[EXEC_ARGUMENT_BYTES];
+};
+
+struct fork_record {
+	struct header header;
+	u32 parent_pid;
+	u32 ns_pid;
+	u32 ns_level;
+	u32 pad;
+	char comm[COMM_BYTES];
+};
+
+struct file_open_record {
+	struct header header;
+	u32 flags;
+	u32 pad;
+	char comm[COMM_BYTES];
+	char path[OPEN_PATH_BYTES];
+};
+
+struct syscall_error_record {
+	struct header header;
+	u32 syscall;
+	u32 errno;
+	u64 count;
+};
+
 /* Keeps the layouts in the object's type information, where the test of src/record.rs finds them. */
 const volatile union {
 	struct exec_record exec;
@@ -147,11 +207,19 @@ const volatile union {
 	struct tcp_record tcp;
 	struct reclaim_record reclaim;
 	struct block_io_record block_io;
+	struct run_queue_record run_queue;
+	struct signal_delivered_record signal_delivered;
+	struct exec_command_record exec_command;
+	struct fork_record fork;
+	struct file_open_record file_open;
+	struct syscall_error_record syscall_error;
 } layouts = {};
 
 /* Set by the loader. */
 const volatile u32 own_tgid = 0;
 const volatile u64 signal_mask = 0;
+/* Kinds of the lethal lane that are not wanted, a bit each. */
+const volatile u64 lethal_kinds_off = 0;
 const volatile u64 page_bytes = 4096;
 
 /* The loader sets the size. */
@@ -175,7 +243,7 @@ struct {
 } bulk SEC(".maps");
 
 #define KINDS 64
-enum counter { COUNTER_EMITTED, COUNTER_DROPPED, COUNTER_SAMPLED, COUNTERS };
+enum counter { COUNTER_EMITTED, COUNTER_DROPPED, COUNTER_SAMPLED, COUNTER_EXCLUDED, COUNTERS };
 
 /* u64[cpu][KINDS][COUNTERS], mapped by the reader; the loader sets the number of CPUs. */
 struct {
@@ -204,9 +272,16 @@ struct {
 struct tuning {
 	/* Of the bulk lane's records one in so many is kept: 1 keeps all, 0 none. */
 	u32 bulk_sampling;
-	u32 pad;
+	/* 0 while `excluded` is empty: then it need not be asked. */
+	u32 excluded_cgroups;
 	u64 block_io_slow_ns;
 	u64 reclaim_burst_ns;
+	/* Kinds of the bulk lane that are not wanted, a bit each. */
+	u64 bulk_kinds_off;
+	u64 run_queue_slow_ns;
+	/* 0 exec_record, 1 exec_command_record with the path, 2 with the arguments too. */
+	u32 exec_command;
+	u32 pad;
 };
 
 /* Apart from control: the reader stores its flag there at any time. */
@@ -216,6 +291,14 @@ struct {
 	__type(key, u32);
 	__type(value, struct tuning);
 } tuning SEC(".maps");
+
+/* Cgroups of which the bulk lane tells nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u64);
+	__type(value, u8);
+} excluded SEC(".maps");
 
 /* Atomic: an interrupt's program may count on the same CPU between load and store. */
 static __always_inline void count(u16 kind, enum counter counter)
@@ -234,6 +317,21 @@ static __always_inline struct tuning *tuned(void)
 	return bpf_map_lookup_elem(&tuning, &first);
 }
 
+/* Of the bulk lane. What is off is counted where it would become a record, and not summed up. */
+static __always_inline bool kind_is_on(u16 kind)
+{
+	struct tuning *tuning = tuned();
+
+	return !tuning || !(*(volatile u64 *)&tuning->bulk_kinds_off >> kind & 1);
+}
+
+static __always_inline bool cgroup_is_excluded(u64 cgroup)
+{
+	struct tuning *tuning = tuned();
+
+	return tuning && *(volatile u32 *)&tuning->excluded_cgroups && bpf_map_lookup_elem(&excluded, &cgroup);
+}
+
 static __always_inline void *bulk_ring_here(void)
 {
 	u32 cpu = bpf_get_smp_processor_id();
@@ -249,11 +347,16 @@ static __always_inline void fill_header(struct header *header, u16 kind, u16 byt
 	header->time_ns = bpf_ktime_get_boot_ns();
 }
 
-/* A zeroed record with its header but for the subject, or NULL, which is counted, when the ring is full. */
+/*
+ * A zeroed record with its header but for the subject, or NULL, which is counted, when the ring is full. NULL also when the
+ * kind is off, as if there were no such program.
+ */
 static __always_inline void *record_begin(u16 kind, u16 bytes)
 {
 	struct header *header;
 
+	if (lethal_kinds_off >> kind & 1)
+		return NULL;
 	count(kind, COUNTER_EMITTED);
 	header = bpf_ringbuf_reserve(&lethal, bytes, 0);
 	if (!header) {
@@ -266,7 +369,7 @@ static __always_inline void *record_begin(u16 kind, u16 bytes)
 }
 
 /*
- * The same in the bulk lane. NULL, which is counted, also when the record is sampled away: by lot, since whoever takes every
+ * The same in the bulk lane. NULL, which is counted, also when the kind is off or the record is sampled away: by lot, since whoever takes every
  * second record of a series such as made, accepted, closed, closed may never see one of them.
  */
 static __always_inline void *bulk_begin(u16 kind, u16 bytes)
@@ -277,6 +380,10 @@ static __always_inline void *bulk_begin(u16 kind, u16 bytes)
 	void *ring;
 
 	count(kind, COUNTER_EMITTED);
+	if (!kind_is_on(kind)) {
+		count(kind, COUNTER_EXCLUDED);
+		return NULL;
+	}
 	if (one_in != 1 && (!one_in || bpf_get_prandom_u32() % one_in)) {
 		count(kind, COUNTER_SAMPLED);
 		return NULL;
@@ -327,12 +434,21 @@ static __always_inline void record_end(void *record, bool at_once)
 		nudge(&lethal);
 }
 
-/* The same in the bulk lane: nothing there is worth a wakeup that the reader did not ask for. */
+/*
+ * The same in the bulk lane: nothing there is worth a wakeup that the reader did not ask for. The subject is known by now: the
+ * record of an excluded cgroup is taken back, and counted.
+ */
 static __always_inline void bulk_end(void *record)
 {
 	volatile u32 *wanted = need_wakeup();
 	bool wake = wanted && *wanted;
+	struct header *header = record;
 
+	if (cgroup_is_excluded(header->cgroup_id)) {
+		count(header->kind, COUNTER_EXCLUDED);
+		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+		return;
+	}
 	bpf_ringbuf_submit(record, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	if (!wake && wanted && *wanted) {
 		void *ring = bulk_ring_here();

@@ -4,6 +4,9 @@
 
 #include "tapio.h"
 
+#define SIGNAL_GROUP_EXIT 4
+#define EEXIST 17
+
 static __always_inline struct task_struct *current_task(void)
 {
 	return (struct task_struct *)bpf_get_current_task();

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::{CGROUP_V1_MEMORY, Header, Kind};
-use tapio_probes::{Counter, LoadConfig, Probes, State, counter_index};
+use tapio_probes::{Counter, LoadConfig, PROGRAMS, Probes, State, counter_index};
 use tapio_ringbuf::{CounterArray, Reader};
 use zerocopy::FromBytes;
 
@@ -42,6 +42,13 @@ impl Record {
     }
 }
 
+fn record(bytes: &[u8]) -> Record {
+    let (header, _) = Header::read_from_prefix(bytes).expect("a record has a header");
+    assert_eq!(header.size as usize, bytes.len());
+    let kind = Kind::from_u16(header.kind).expect("a record has a known kind");
+    Record { kind, bytes: bytes.to_vec() }
+}
+
 /// Loaded probes and everything read from them so far.
 pub struct Session {
     probes: Option<Probes>,
@@ -50,14 +57,17 @@ pub struct Session {
     counters: CounterArray,
     possible_cpus: usize,
     pub seen: Vec<Record>,
+    /// Fetched from the sums in the kernel; no counter has them.
+    pub sums: Vec<Record>,
 }
 
 impl Session {
     /// All programs must attach.
     pub fn start() -> Self {
         let session = Self::start_with(&LoadConfig::default());
-        for verdict in session.probes().verdicts() {
-            assert_eq!(verdict.state, State::Attached, "{verdict:?}");
+        for (verdict, program) in session.probes().verdicts().iter().zip(PROGRAMS) {
+            let wanted = if program.by_default { State::Attached } else { State::Disabled };
+            assert_eq!(verdict.state, wanted, "{verdict:?}");
         }
         session
     }
@@ -69,7 +79,7 @@ impl Session {
         let bulk: Vec<_> = probes.bulk_rings().map(bulk).collect();
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).expect("the counters map");
         let possible_cpus = probes.possible_cpus();
-        Self { probes: Some(probes), reader, bulk, counters, possible_cpus, seen: Vec::new() }
+        Self { probes: Some(probes), reader, bulk, counters, possible_cpus, seen: Vec::new(), sums: Vec::new() }
     }
 
     pub fn probes(&self) -> &Probes {
@@ -79,12 +89,7 @@ impl Session {
     /// Reads what is there.
     pub fn drain(&mut self) {
         let seen = &mut self.seen;
-        let mut each = |bytes: &[u8]| {
-            let (header, _) = Header::read_from_prefix(bytes).expect("a record has a header");
-            assert_eq!(header.size as usize, bytes.len());
-            let kind = Kind::from_u16(header.kind).expect("a record has a known kind");
-            seen.push(Record { kind, bytes: bytes.to_vec() });
-        };
+        let mut each = |bytes: &[u8]| seen.push(record(bytes));
         for reader in std::iter::once(&mut self.reader).chain(&mut self.bulk) {
             reader.drain(usize::MAX, &mut each).expect("the ring is sound");
         }
@@ -110,6 +115,28 @@ impl Session {
         }
     }
 
+    /// Fetches sums until one of a kind `matches`.
+    pub fn wait_for_sum<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut looked = 0;
+        loop {
+            let (probes, sums) = (self.probes.as_mut().expect("the probes are attached"), &mut self.sums);
+            let mut each = |bytes: &[u8]| sums.push(record(bytes));
+            probes.aggregates().flush(Duration::ZERO, usize::MAX, &mut each).expect("the kernel hands them out");
+            for record in &self.sums[looked..] {
+                if record.kind == kind {
+                    let record = record.get::<T>();
+                    if matches(&record) {
+                        return record;
+                    }
+                }
+            }
+            looked = self.sums.len();
+            assert!(Instant::now() < deadline, "no such {} among {looked} sums", kind.name());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// All records of a kind that `matches`, a while after the last was to be expected.
     pub fn all_of<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> Vec<T> {
         std::thread::sleep(Duration::from_millis(100));
@@ -130,12 +157,16 @@ impl Session {
         self.drain();
         let mut drops = HashMap::new();
         for kind in Kind::ALL {
-            let [emitted, dropped, sampled] =
-                [Counter::Emitted, Counter::Dropped, Counter::Sampled].map(|counter| self.counted(kind, counter));
+            let [emitted, dropped, sampled, excluded] =
+                [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded]
+                    .map(|counter| self.counted(kind, counter));
             let read = self.seen.iter().filter(|record| record.kind == kind).count() as u64;
-            let said = format!("{}: {emitted} emitted, {dropped} dropped, {sampled} sampled", kind.name());
-            assert_eq!(emitted - dropped - sampled, read, "{said}");
-            assert!(sampled == 0 || !kind.is_lethal(), "{said}");
+            let said = format!(
+                "{}: {emitted} emitted, {dropped} dropped, {sampled} sampled, {excluded} excluded",
+                kind.name()
+            );
+            assert_eq!(emitted - dropped - sampled - excluded, read, "{said}");
+            assert!(sampled + excluded == 0 || !kind.is_lethal(), "{said}");
             drops.insert(kind, dropped);
         }
         drops

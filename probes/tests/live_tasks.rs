@@ -1,0 +1,313 @@
+//! What processes and their tasks do, in a real kernel: each test causes the real thing and reads its record. The programs
+//! that run only when they are asked for run here too.
+//!
+//! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Other processes' records are everywhere in between; each test
+//! looks for those of the processes and cgroups that it made.
+
+mod lab;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use lab::{Container, Hierarchies, Session, can_run, inode, victim};
+use tapio_probes::record::{
+    Exec, ExecCommand as Command_, Exit, FileOpen, Fork, Histogram, Kind, RunQueue, SignalDelivered, SyscallError, text,
+};
+use tapio_probes::{Counter, ExecCommand, LoadConfig, State, Tuning, kinds};
+
+const EAGAIN: u32 = 11;
+const EMFILE: u32 = 24;
+const SIGKILL: u32 = 9;
+const SIGSEGV: u32 = 11;
+const SIGTERM: u32 = 15;
+
+/// Programs that are off unless asked for run too.
+fn everything(tuning: Tuning) -> LoadConfig {
+    LoadConfig { tuning, disabled: Vec::new(), ..LoadConfig::default() }
+}
+
+fn start_everything(config: LoadConfig) -> Session {
+    let session = Session::start_with(&config);
+    for verdict in session.probes().verdicts() {
+        assert_eq!(verdict.state, State::Attached, "{verdict:?}");
+    }
+    session
+}
+
+/// A directory of the test's own; dropping it removes it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn make(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tapio-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Left behind at worst.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_fork_names_the_child_and_its_parent_and_threads_are_none() {
+    if !can_run("a_fork_names_the_child_and_its_parent_and_threads_are_none") {
+        return;
+    }
+    let mut session = Session::start();
+    let container = Container::make(21);
+    // The second command makes the shell fork.
+    let mut shell = container.spawn("threads-race & wait");
+    let parent = shell.0.id();
+    shell.0.wait().unwrap();
+    let fork: Fork = session.wait_for(Kind::Fork, |fork: &Fork| fork.parent_pid == parent);
+    let child = fork.header.pid;
+    assert_eq!(fork.header.tid, child);
+    assert_eq!((fork.ns_pid, fork.pad), (child, 0));
+    assert_eq!(fork.header.cgroup_id, inode(&container.unified()));
+    assert_eq!(text(&fork.comm), "sh");
+    let exec: Exec = session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == child);
+    assert_eq!((exec.parent_pid, exec.header.cgroup_id), (parent, fork.header.cgroup_id));
+    assert!(fork.header.time_ns < exec.header.time_ns);
+    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == child);
+    let of_threads = session.all_of(Kind::Fork, |fork: &Fork| fork.parent_pid == child);
+    assert!(of_threads.is_empty(), "{of_threads:?}");
+}
+
+#[test]
+fn an_exec_tells_its_path_and_arguments_only_when_asked_for() {
+    if !can_run("an_exec_tells_its_path_and_arguments_only_when_asked_for") {
+        return;
+    }
+    let mut session = Session::start();
+    let controls = session.probes().controls();
+    let run = |exec_command| {
+        controls.set(Tuning { exec_command, ..controls.get() }).unwrap();
+        let mut child = victim("no-such-way").args(["--password=hunter2", ""]).arg("x".repeat(300)).spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    };
+    let plain = run(ExecCommand::Off);
+    let with_path = run(ExecCommand::Path);
+    let full = run(ExecCommand::Full);
+
+    let exec: Exec = session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == plain);
+    assert_eq!(text(&exec.comm), "victim");
+    let command: Command_ = session.wait_for(Kind::ExecCommand, |command: &Command_| command.header.pid == with_path);
+    let path = victim("").get_program().to_string_lossy().into_owned();
+    assert!(path.len() >= 128 || text(&command.path) == path, "{command:?}");
+    assert_eq!((command.argument_bytes, command.arguments), (0, [0; 256]));
+    let command: Command_ = session.wait_for(Kind::ExecCommand, |command: &Command_| command.header.pid == full);
+    assert_eq!(command.parent_pid, std::process::id());
+    assert_eq!((command.ns_pid, command.header.tid), (full, full));
+    assert_eq!(command.header.cgroup_id, Hierarchies::find().own_id());
+    assert_eq!(command.argument_bytes, 256, "it was cut");
+    let arguments = format!("{path}\0no-such-way\0--password=hunter2\0\0{}", "x".repeat(300));
+    assert_eq!(command.arguments[..], arguments.as_bytes()[..256]);
+    let both = session.all_of(Kind::Exec, |exec: &Exec| [with_path, full].contains(&exec.header.pid));
+    assert!(both.is_empty(), "one record an exec: {both:?}");
+}
+
+#[test]
+fn a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has() {
+    if !can_run("a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has") {
+        return;
+    }
+    let mut session = Session::start();
+    let container = Container::make(22);
+    for signal in [SIGKILL, SIGTERM] {
+        let mut child = container.spawn("threads-sleep");
+        let pid = child.0.id();
+        session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == pid && text(&exec.comm) == "victim");
+        let mut killer = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).spawn().unwrap();
+        killer.wait().unwrap();
+        child.0.wait().unwrap();
+        let delivered: SignalDelivered =
+            session.wait_for(Kind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
+        assert_eq!((delivered.signal, delivered.code), (signal, 0));
+        assert_eq!(delivered.ns_pid, pid);
+        assert_eq!(delivered.header.cgroup_id, inode(&container.unified()));
+        assert_eq!(text(&delivered.comm), "victim");
+        let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+        assert_eq!(exit.status, signal);
+        assert!(delivered.header.time_ns < exit.header.time_ns);
+        let of_pid = |delivered: &SignalDelivered| delivered.header.pid == pid;
+        assert_eq!(session.all_of(Kind::SignalDelivered, of_pid).len(), 1);
+    }
+
+    let mut child = victim("segv").spawn().unwrap();
+    child.wait().unwrap();
+    let of_child = |delivered: &SignalDelivered| delivered.header.pid == child.id();
+    let delivered: SignalDelivered = session.wait_for(Kind::SignalDelivered, of_child);
+    assert_eq!((delivered.signal, delivered.code), (SIGSEGV, 1), "SEGV_MAPERR");
+}
+
+#[test]
+fn a_signal_that_a_process_handles_is_not_told_as_its_end() {
+    if !can_run("a_signal_that_a_process_handles_is_not_told_as_its_end") {
+        return;
+    }
+    let mut session = Session::start();
+    let mut child = Command::new("sh").args(["-c", "trap 'exit 4' TERM; kill -15 $$; exit 5"]).spawn().unwrap();
+    let pid = child.id();
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let told = session.all_of(Kind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
+    assert!(told.is_empty(), "{told:?}");
+}
+
+#[test]
+fn waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup() {
+    const RUN_QUEUE: u8 = 2;
+    if !can_run("waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup") {
+        return;
+    }
+    let slow_ns = 500_000;
+    let mut session = start_everything(everything(Tuning { run_queue_slow_ns: slow_ns, ..Tuning::default() }));
+    let container = Container::make(20);
+    let spinning = [container.spawn("spin"), container.spawn("spin")];
+    let id = inode(&container.unified());
+    for child in &spinning {
+        let pid = child.0.id();
+        let wait: RunQueue = session.wait_for(Kind::RunQueue, |wait: &RunQueue| {
+            wait.header.pid == pid && wait.header.cgroup_id == id && wait.wait_ns > 1_000_000
+        });
+        assert!(wait.wait_ns < 20_000_000_000, "{wait:?}");
+    }
+    let waits: Histogram = session.wait_for_sum(Kind::Histogram, |waits: &Histogram| {
+        waits.header.cgroup_id == id && waits.measure == RUN_QUEUE && waits.max_ns > 1_000_000
+    });
+    let count: u32 = waits.counts.iter().sum();
+    assert!(count > 0 && waits.total_ns >= waits.max_ns, "{waits:?}");
+    assert!(waits.counts[9..].iter().sum::<u32>() > 0, "the slots from 512 us on: {waits:?}");
+    assert_eq!((waits.header.pid, waits.operation, waits.device, waits.pad), (0, 0, 0, [0; 2]));
+    // Every wait in the slots is at least as long as its slot begins, so the total bounds them from above.
+    let least: u64 = (1..32).map(|slot| u64::from(waits.counts[slot]) * (1000 << slot)).sum();
+    assert!(least <= waits.total_ns, "{waits:?}");
+}
+
+/// Lets a container's calls fail, and returns how many failures were told.
+fn failures(session: &mut Session, container: &Container, how: &str, errno: u32) -> (Vec<SyscallError>, u64) {
+    let id = inode(&container.unified());
+    let of_container = |error: &SyscallError| error.header.cgroup_id == id && error.errno == errno;
+    let mut child = container.spawn(how);
+    assert!(child.0.wait().unwrap().success());
+    let first: SyscallError = session.wait_for(Kind::SyscallError, of_container);
+    assert_eq!((first.header.pid, first.count), (child.0.id(), 1));
+    session.wait_for_sum(Kind::SyscallError, of_container);
+    let told = session.all_of(Kind::SyscallError, of_container);
+    let summed = session.sums.iter().filter(|record| record.kind == Kind::SyscallError);
+    let summed: Vec<SyscallError> = summed.map(lab::Record::get).filter(of_container).collect();
+    let count = told.iter().chain(&summed).map(|error| error.count).sum();
+    (told, count)
+}
+
+#[test]
+fn running_out_of_descriptors_is_told_at_once_and_then_counted() {
+    if !can_run("running_out_of_descriptors_is_told_at_once_and_then_counted") {
+        return;
+    }
+    let mut session = start_everything(everything(Tuning::default()));
+    let container = Container::make(23);
+    let (told, count) = failures(&mut session, &container, "exhaust", EMFILE);
+    assert_eq!(count, 16, "{told:?}");
+    assert!(told.iter().all(|error| error.syscall == told[0].syscall), "{told:?}");
+}
+
+#[test]
+fn eagain_counts_where_a_process_could_not_be_made_and_nowhere_else() {
+    if !can_run("eagain_counts_where_a_process_could_not_be_made_and_nowhere_else") {
+        return;
+    }
+    let mut session = start_everything(everything(Tuning::default()));
+    let container = Container::make(24);
+    let (told, count) = failures(&mut session, &container, "crowd", EAGAIN);
+    assert_eq!(count, 8, "the read that found nothing is no failure: {told:?}");
+}
+
+#[test]
+fn opening_what_is_audited_is_told_and_what_is_not_is_not() {
+    if !can_run("opening_what_is_audited_is_told_and_what_is_not_is_not") {
+        return;
+    }
+    let directory = Directory::make("audit");
+    let base = directory.0.display().to_string();
+    for name in ["audited", "other", "volume", "volume/..2026_01_02_03_04_05.1234567"] {
+        fs::create_dir(directory.0.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("..2026_01_02_03_04_05.1234567", directory.0.join("volume/..data")).unwrap();
+    for name in ["audited/token", "other/token", "volume/..data/token"] {
+        fs::write(directory.0.join(name), "x").unwrap();
+    }
+    std::os::unix::fs::symlink("..data/token", directory.0.join("volume/token")).unwrap();
+
+    let audited_paths = vec![format!("{base}/audited/")];
+    let mut session = start_everything(LoadConfig { audited_paths, ..everything(Tuning::default()) });
+    let container = Container::make(25);
+    let mut open = |how: String| {
+        let mut child = container.spawn(&how);
+        assert!(child.0.wait().unwrap().success(), "{how}");
+        let pid = child.0.id();
+        session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+        session.all_of(Kind::FileOpen, |open: &FileOpen| open.header.pid == pid)
+    };
+    let by_prefix = open(format!("open {base}/audited/token"));
+    assert_eq!(by_prefix.len(), 1);
+    assert_eq!(text(&by_prefix[0].path), format!("{base}/audited/token"));
+    assert_eq!(text(&by_prefix[0].comm), "victim");
+    assert_eq!(by_prefix[0].flags & 0x80003, 0x80000, "O_RDONLY and O_CLOEXEC");
+    assert_eq!(by_prefix[0].header.cgroup_id, inode(&container.unified()));
+    let of_volume = open(format!("open token {base}/volume"));
+    assert_eq!(of_volume.len(), 1, "a volume of kubelet's is known wherever it is");
+    assert_eq!(text(&of_volume[0].path), "token");
+    assert!(open(format!("open {base}/other/token")).is_empty());
+}
+
+#[test]
+fn kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted() {
+    if !can_run("kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted") {
+        return;
+    }
+    let mut session = Session::start();
+    let controls = session.probes().controls();
+    let container = Container::make(26);
+    let id = inode(&container.unified());
+    let mut forks = || {
+        let mut shell = container.spawn("threads-race & wait");
+        let parent = shell.0.id();
+        shell.0.wait().unwrap();
+        session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == parent);
+        let told = session.all_of(Kind::Fork, |fork: &Fork| fork.parent_pid == parent).len();
+        (told, session.counted(Kind::Fork, Counter::Excluded))
+    };
+    assert_eq!(forks(), (1, 0));
+    controls.set(Tuning { bulk_kinds_off: kinds([Kind::Fork]), ..controls.get() }).unwrap();
+    let (told, excluded) = forks();
+    assert!(told == 0 && excluded > 0);
+    controls.set(Tuning { bulk_kinds_off: 0, ..controls.get() }).unwrap();
+    controls.exclude_cgroup(id).unwrap();
+    controls.exclude_cgroup(id).unwrap();
+    let (told, excluded_more) = forks();
+    assert!(told == 0 && excluded_more > excluded);
+    controls.include_cgroup(id).unwrap();
+    assert_eq!(forks(), (1, excluded_more));
+    session.close_ledger();
+}
+
+#[test]
+fn a_lethal_kind_that_is_not_wanted_at_the_start_is_not_told() {
+    if !can_run("a_lethal_kind_that_is_not_wanted_at_the_start_is_not_told") {
+        return;
+    }
+    let config = LoadConfig { lethal_kinds_off: kinds([Kind::Exec]), ..LoadConfig::default() };
+    let mut session = Session::start_with(&config);
+    let mut child = victim("no-such-way").spawn().unwrap();
+    child.wait().unwrap();
+    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == child.id());
+    assert!(session.all_of(Kind::Exec, |_: &Exec| true).is_empty());
+    assert_eq!(session.counted(Kind::Exec, Counter::Emitted), 0);
+}
