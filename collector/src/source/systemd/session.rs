@@ -49,6 +49,7 @@ enum Answer {
 type ListedUnit = (String, String, String);
 
 struct Listed {
+    owner: OwnedUniqueName,
     units: Vec<ListedUnit>,
     cgroup_prefix: String,
     counts_pids_apart: bool,
@@ -70,7 +71,8 @@ async fn subscribe(connection: Connection) -> zbus::Result<Listed> {
     manager.subscribe().await?;
     let units = manager.list_units().await?.into_iter().map(|unit| (unit.0, unit.3, unit.4)).collect();
     let pid = connection.peer_creds().await.ok().and_then(|credentials| credentials.process_id());
-    Ok(Listed { units, cgroup_prefix: cgroup_prefix(pid), counts_pids_apart: counts_pids_apart(pid) })
+    let owner = owner(&connection).await?;
+    Ok(Listed { owner, units, cgroup_prefix: cgroup_prefix(pid), counts_pids_apart: counts_pids_apart(pid) })
 }
 
 async fn properties(connection: Connection, unit: String) -> Answer {
@@ -170,6 +172,10 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         match answer {
             Answer::Listed(Ok(listed)) => {
+                // Before the match on its name nobody would have told.
+                if listed.owner != self.owner {
+                    return Err("systemd has started again".into());
+                }
                 let is_first = self.reporter.is_first();
                 self.reporter.listed(listed.cgroup_prefix, listed.counts_pids_apart);
                 for (name, active, sub) in &listed.units {
