@@ -62,6 +62,10 @@ pub struct SystemdCounts {
 }
 
 impl SystemdCounts {
+    fn count_skipped(&self, skip: Skip) {
+        self.skipped[skip as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Changes of units that the configuration leaves out, by reason.
     pub fn skipped_by_reason(&self) -> [(&'static str, u64); 3] {
         let get = |skip: Skip| self.skipped[skip as usize].load(Ordering::Relaxed);

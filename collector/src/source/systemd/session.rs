@@ -18,7 +18,7 @@ use zbus_systemd::systemd1::ManagerProxy;
 
 use super::name::{UNITS_PATH, cgroup_prefix, counts_pids_apart, interface_of_unit, path_of_unit, unit_of_path};
 use super::units::{Properties, Units};
-use super::{DESTINATION, Reporter, Skip};
+use super::{DESTINATION, Reporter};
 
 /// Answers under way at the same time.
 const QUESTIONS_MAX: usize = 4;
@@ -243,7 +243,7 @@ impl<'a> Session<'a> {
                 match self.reporter.selection.skips(&unit) {
                     Some(skip) => {
                         if is_whole {
-                            self.reporter.counts.skipped(skip);
+                            self.reporter.counts.count_skipped(skip);
                         }
                     }
                     None => self.units.signal(&unit, &read(&values), is_whole, now),
@@ -259,16 +259,12 @@ impl<'a> Session<'a> {
                     && result != "done"
                 {
                     match self.reporter.selection.skips(unit) {
-                        Some(skip) => self.reporter.counts.skipped(skip),
+                        Some(skip) => self.reporter.counts.count_skipped(skip),
                         None => self.reporter.job(unit, self.units.cgroup(unit), result, now),
                     }
                 }
             }
-            "Reloading" => {
-                if body.deserialize::<bool>().is_ok_and(|begins| !begins) {
-                    self.units.reloaded();
-                }
-            }
+            "Reloading" if body.deserialize::<bool>().is_ok_and(|begins| !begins) => self.units.reloaded(),
             _ => {}
         }
         Ok(())
@@ -298,12 +294,5 @@ fn read<'v>(values: &'v HashMap<&'v str, Variant<'v>>) -> Properties<'v> {
         cgroup: text("ControlGroup"),
         slice: text("Slice"),
         changed_us: time("StateChangeTimestampMonotonic"),
-    }
-}
-
-/// A change that the configuration leaves out.
-impl super::SystemdCounts {
-    fn skipped(&self, skip: Skip) {
-        self.skipped[skip as usize].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
