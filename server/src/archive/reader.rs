@@ -230,9 +230,10 @@ impl Pass<'_> {
             return self.range(file, number, all, each);
         };
         let has_node = index.nodes.len() > NODES_TRUSTED_MAX
-            || index.nodes.iter().any(|node| {
-                self.wanted.wants_node(node.id) && self.wanted.overlaps(node.first_ns, node.last_ns)
-            });
+            || index
+                .nodes
+                .iter()
+                .any(|node| self.wanted.wants_node(node.id) && self.wanted.overlaps(node.first_ns, node.last_ns));
         if !has_node || !self.wanted.overlaps(index.first_ns, index.last_ns) {
             self.effort.segments_skipped += 1;
             return Ok(ControlFlow::Continue(()));

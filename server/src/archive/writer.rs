@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::disk::{Disk, DiskKind, write_all};
+use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
 use super::segments::{ClosedSegment, new_segment_path, segment_path};
-use super::index::IndexBuilder;
 use super::{Append, ArchiveState, Books, Queued, lock_books, snapshot};
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
@@ -494,13 +494,7 @@ impl<D: Disk> Running<D> {
 
 /// Appends the records of a batch that goes to `offset`, and of the names that the books do not have. Tells which frames of
 /// the batch went where.
-fn build(
-    buffer: &mut Vec<u8>,
-    number: u64,
-    offset: u64,
-    batch: &[Queued],
-    books: &Mutex<Books>,
-) -> Vec<(usize, u64)> {
+fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books: &Mutex<Books>) -> Vec<(usize, u64)> {
     let mut placed = Vec::with_capacity(batch.len());
     let start = buffer.len();
     let books = lock_books(books);

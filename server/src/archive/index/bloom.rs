@@ -6,16 +6,8 @@
 pub const BLOCK_BYTES: usize = 32;
 const BITS_PER_KEY: usize = 10;
 /// Parquet's: odd, and chosen at random.
-const SALT: [u32; 8] = [
-    0x47b6_137b,
-    0x4497_4d91,
-    0x8824_ad5b,
-    0xa2b7_289d,
-    0x7054_95c7,
-    0x2df1_424b,
-    0x9efc_4947,
-    0x5c6b_fb31,
-];
+const SALT: [u32; 8] =
+    [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
 /// The key of an entity of a node. It is on disk: it must not change.
 #[inline]
@@ -44,9 +36,9 @@ pub fn may_hold(filter: &[u8], key: u64) -> bool {
         return true;
     }
     let block = block_of(key, blocks);
-    bits(key).enumerate().all(|(word, bit)| {
-        filter[block * BLOCK_BYTES + word * 4 + (bit / 8) as usize] & (1 << (bit % 8)) != 0
-    })
+    bits(key)
+        .enumerate()
+        .all(|(word, bit)| filter[block * BLOCK_BYTES + word * 4 + (bit / 8) as usize] & (1 << (bit % 8)) != 0)
 }
 
 fn block_of(key: u64, blocks: usize) -> usize {

@@ -158,12 +158,7 @@ impl Index {
         }
         let mut nodes = Vec::new();
         for _ in 0..node_count {
-            nodes.push(NodeEntry {
-                id: rest.u64()?,
-                first_ns: rest.u64()?,
-                last_ns: rest.u64()?,
-                events: rest.u64()?,
-            });
+            nodes.push(NodeEntry { id: rest.u64()?, first_ns: rest.u64()?, last_ns: rest.u64()?, events: rest.u64()? });
         }
         let mut blocks = Vec::new();
         for _ in 0..block_count {
