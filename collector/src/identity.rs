@@ -22,6 +22,8 @@ use directory::Directory;
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
+/// Of those, in a table that only knows paths.
+const PATHS_MAX: usize = 4096;
 /// How long a removed cgroup is remembered: its container's last events may still be on their way.
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// How often a description is repeated, so that a replay of the archive's last minutes has it.
@@ -319,6 +321,10 @@ impl Identity {
         // Kernel ids are inode numbers, small, and marked with the highest bit at most: no path's hash is likely to be one.
         let id = entity_id(EntityKind::Host, path);
         if self.cgroups.get(&id).is_none_or(|known| known.path != path) {
+            if self.roots.is_empty() && self.cgroups.len() >= PATHS_MAX {
+                // Of paths alone nobody tells when they are gone. All that is lost is which were described lately.
+                self.cgroups.clear();
+            }
             self.learn(id, path);
         }
         self.resolve(id, lane, described)
@@ -484,6 +490,21 @@ mod tests {
         assert_eq!(described.len(), 4);
         identity.resolve(5, Lane::Lethal, &mut described);
         assert_eq!(described.len(), 6, "each lane's frames must stand by themselves");
+    }
+
+    #[test]
+    fn a_path_has_the_entity_of_its_cgroup_and_paths_alone_are_bounded() {
+        let mut described = Vec::new();
+        let mut of_kernel = Identity::new(Vec::new());
+        of_kernel.learn(5, "/system.slice/web.service");
+        let entity = of_kernel.resolve(5, Lane::Lethal, &mut described);
+        let mut of_paths = Identity::new(Vec::new());
+        for number in 0..3 * PATHS_MAX {
+            of_paths.resolve_path(&format!("/system.slice/run-{number}.service"), Lane::Lethal, &mut Vec::new());
+            assert!(of_paths.len() <= PATHS_MAX);
+        }
+        assert_eq!(of_paths.resolve_path("/system.slice/web.service", Lane::Lethal, &mut described), entity);
+        assert_eq!((described.len(), &described[1]), (2, &described[0]));
     }
 
     #[test]

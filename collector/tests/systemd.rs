@@ -174,6 +174,10 @@ fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
     systemd.service("second", &[], "exit 2");
     let (_, second) = failed(&mut lab, "second.service");
     assert_eq!(second.main_status, 2);
+    assert!(systemd.run(&["systemctl", "daemon-reload"]).status.success());
+    systemd.service("third", &[], "exit 3");
+    failed(&mut lab, "third.service");
+    assert_eq!(lab.states("second.service").filter(|state| state.main_status == 2).count(), 1, "told once");
     assert_eq!(lab.states("first.service").filter(|state| state.main_status == 1).count(), 1, "told once");
     watching.end();
     lab.assert_books_close(Source::Systemd);

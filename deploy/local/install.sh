@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Installs what building Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's headers for
-# the probes. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
+# Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
+# headers for the probes, systemd and a bus for the tests that start one of their own. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
 set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v clang >/dev/null || missing+=(clang)
 [ -e /usr/include/bpf/bpf_helpers.h ] || missing+=(libbpf-dev)
+[ -x /lib/systemd/systemd ] || missing+=(systemd)
+command -v dbus-daemon >/dev/null || missing+=(dbus)
+command -v nsenter >/dev/null || missing+=(util-linux)
+command -v pgrep >/dev/null || missing+=(procps)
 if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
   exit 1

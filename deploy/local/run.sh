@@ -15,7 +15,7 @@ archive: {dir: "$state/archive"}
 logging: {level: warn, format: text}
 YAML
 cat > "$state/collector.yaml" <<YAML
-collector: {enabled_collectors: [ebpf, shm]}
+collector: {enabled_collectors: [ebpf, shm, systemd]}
 grpc: {server_endpoints: ["127.0.0.1:$port"]}
 collectors: {shm: {socket: "$state/collector.sock"}}
 health: {address: 127.0.0.1, port: $health}

@@ -1,4 +1,4 @@
-//! The HTTP side: `/healthz`, `/readyz`, `/metrics`.
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics`, and what [`crate::api`] adds.
 
 use std::sync::{Arc, OnceLock};
 
@@ -32,13 +32,15 @@ pub async fn serve(
     archive: watch::Receiver<ArchiveState>,
     correlator: Arc<Correlator>,
     metrics_enabled: bool,
+    api: Router,
     mut end: watch::Receiver<bool>,
 ) {
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Arc::new(Shared { metrics, archive, correlator, metrics_enabled }));
+        .with_state(Arc::new(Shared { metrics, archive, correlator, metrics_enabled }))
+        .merge(api);
     let served = axum::serve(listener, router).with_graceful_shutdown(async move {
         // An error means that the other side is gone, which is an end too.
         let _ = end.wait_for(|end| *end).await;

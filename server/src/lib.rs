@@ -4,9 +4,11 @@
 //! benchmarks can use it.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod archive;
 pub mod config;
 pub mod correlate;
+pub mod events;
 pub mod findings;
 pub mod http;
 pub mod ingest;

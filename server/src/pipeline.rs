@@ -28,7 +28,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
 
+use crate::api;
 use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
 use crate::config::Config;
 use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
@@ -36,8 +38,10 @@ use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternS
 use crate::http;
 use crate::ingest::{self, FrameSink, IngestMetrics, IngestService};
 use crate::metrics::Metrics;
-use crate::query::{self, StatusSource};
+use crate::query::{self, EventSource, StatusSource};
 
+const INGEST_SERVICE: &str = "tapio.v1.Ingest";
+const QUERY_SERVICE: &str = "tapio.v1.Query";
 /// Findings that are kept.
 const FINDINGS_MAX: usize = 10_000;
 /// How long streams may take to hear what is durable before they are cut.
@@ -60,6 +64,8 @@ pub enum PipelineError {
     Metrics(#[from] prometheus::Error),
     #[error("gRPC ended: {0}")]
     Grpc(#[from] tonic::transport::Error),
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
     #[error("a task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -174,12 +180,14 @@ impl Pipeline {
         let opening = ArchiveState::NotReady("the archive is being opened".into());
         let (readiness, is_ready) = watch::channel(opening);
         let metrics = Arc::new(OnceLock::new());
+        let events = EventSource::new(&config.archive.dir);
         let http = tokio::spawn(http::serve(
             http_listener,
             Arc::clone(&metrics),
             is_ready,
             Arc::clone(&correlator),
             config.metrics.prometheus_enabled,
+            api::router(Arc::clone(&store), events.clone()),
             ended.clone(),
         ));
 
@@ -199,11 +207,25 @@ impl Pipeline {
         if metrics.set(Metrics::new(registry, Arc::clone(archive.books()))?).is_err() {
             unreachable!("the metrics are set here and nowhere else");
         }
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tapio_wire::service::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
         let mut archive_state = archive.state();
         tokio::spawn(async move {
             // Ends with the archive, which drops the sender.
             loop {
                 let state = archive_state.borrow_and_update().clone();
+                let serving = match state {
+                    ArchiveState::Ready => ServingStatus::Serving,
+                    ArchiveState::NotReady(_) => ServingStatus::NotServing,
+                };
+                // "" speaks for the whole server; collectors and operators' tools may ask for their own service.
+                for service in ["", INGEST_SERVICE] {
+                    health_reporter.set_service_status(service, serving).await;
+                }
+                health_reporter.set_service_status(QUERY_SERVICE, ServingStatus::Serving).await;
                 readiness.send_replace(state);
                 if archive_state.changed().await.is_err() {
                     return;
@@ -212,7 +234,9 @@ impl Pipeline {
         });
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
             .add_service(ingest.server())
-            .add_service(query::service(store, status));
+            .add_service(query::service_with_events(store, status, events))
+            .add_service(health)
+            .add_service(reflection);
         let mut grpc_ended = ended;
         let grpc = tokio::spawn(grpc.serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
             // An error means that the other side is gone, which is an end too.

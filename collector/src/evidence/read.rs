@@ -186,7 +186,9 @@ impl Reading {
         self.memory_usage_bytes = number(&folder.join("memory.usage_in_bytes"));
         self.memory_peak_bytes = number(&folder.join("memory.max_usage_in_bytes"));
         self.oom_kills = field(&text(&folder.join("memory.oom_control")).unwrap_or_default(), "oom_kill");
-        self.limit_hits = number(&folder.join("memory.failcnt"));
+        // With swap limited alike, as by container runtimes, it is that limit which is hit; newer kernels count that nowhere.
+        let hits = ["memory.failcnt", "memory.memsw.failcnt"].map(|file| number(&folder.join(file)));
+        self.limit_hits = hits[0].max(hits[1]);
     }
 
     fn says_something(&self) -> bool {

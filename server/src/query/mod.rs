@@ -3,28 +3,32 @@
 //! What enters: requests of anyone who may connect. What leaves: pages of findings, a stream of changes, the status. What must
 //! hold: pages are bounded; a watcher that is too slow misses no finding's latest version, it is sent what it missed.
 
+mod events;
+mod list;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
 use tapio_wire::service::query_server::{Query, QueryServer};
 use tapio_wire::service::{
-    Finding, GetFindingRequest, ListFindingsRequest, ListFindingsResponse, StatusRequest, StatusResponse,
-    WatchFindingsRequest,
+    Event, Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, ListFindingsResponse, StatusRequest,
+    StatusResponse, WatchFindingsRequest,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response};
 
 use crate::findings::{FindingStore, LookupError, Position};
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1000;
+pub use events::{EventSource, Refused};
+pub use list::list;
+
 /// Bytes of an id or a page token.
 const TOKEN_BYTES_MAX: usize = 128;
 /// Findings on their way to one watcher.
-const WATCHER_QUEUE: usize = 64;
+pub(crate) const WATCHER_QUEUE: usize = 64;
 
 /// Knows how the server is.
 pub trait StatusSource: Send + Sync + 'static {
@@ -34,13 +38,23 @@ pub trait StatusSource: Send + Sync + 'static {
 
 /// The query service over a store.
 pub fn service(store: Arc<FindingStore>, status: Arc<dyn StatusSource>) -> QueryServer<QueryService> {
-    QueryServer::new(QueryService { store, status })
+    QueryServer::new(QueryService { store, status, events: None })
+}
+
+/// The query service over a store and an archive.
+pub fn service_with_events(
+    store: Arc<FindingStore>,
+    status: Arc<dyn StatusSource>,
+    events: EventSource,
+) -> QueryServer<QueryService> {
+    QueryServer::new(QueryService { store, status, events: Some(events) })
 }
 
 /// See [`service`].
 pub struct QueryService {
     store: Arc<FindingStore>,
     status: Arc<dyn StatusSource>,
+    events: Option<EventSource>,
 }
 
 impl Position {
@@ -67,23 +81,7 @@ impl Query for QueryService {
         &self,
         request: Request<ListFindingsRequest>,
     ) -> Result<Response<ListFindingsResponse>, tonic::Status> {
-        let request = request.into_inner();
-        let limit = match request.limit as usize {
-            0 => PAGE_DEFAULT,
-            limit => limit.min(PAGE_MAX),
-        };
-        let after = match bounded(&request.page_token)? {
-            "" => None,
-            token => Some(
-                Position::from_token(token)
-                    .ok_or_else(|| tonic::Status::invalid_argument("this page token was not given by this server"))?,
-            ),
-        };
-        let (page, next) = self.store.list(request.since_ns, after.as_ref(), limit);
-        Ok(Response::new(ListFindingsResponse {
-            findings: page.iter().map(|finding| (**finding).clone()).collect(),
-            next_page_token: next.map(|next| next.to_token()).unwrap_or_default(),
-        }))
+        list(&self.store, &request.into_inner()).map(Response::new).map_err(tonic::Status::invalid_argument)
     }
 
     async fn get_finding(&self, request: Request<GetFindingRequest>) -> Result<Response<Finding>, tonic::Status> {
@@ -103,16 +101,31 @@ impl Query for QueryService {
     ) -> Result<Response<Self::WatchFindingsStream>, tonic::Status> {
         let since_ns = request.into_inner().since_ns;
         let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
-        tokio::spawn(watch(Arc::clone(&self.store), since_ns, sender));
+        tokio::spawn(watch(Arc::clone(&self.store), since_ns, None, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, tonic::Status> {
         Ok(Response::new(self.status.status()))
     }
+
+    type ListEventsStream = Pin<Box<dyn Stream<Item = Result<Event, tonic::Status>> + Send>>;
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<Self::ListEventsStream>, tonic::Status> {
+        let Some(events) = &self.events else {
+            return Err(tonic::Status::failed_precondition("this server has no archive to read events from"));
+        };
+        let choice = events::choice_of(&request.into_inner()).map_err(tonic::Status::invalid_argument)?;
+        let (receiver, _) = events.stream(choice).map_err(|refused| refused.to_status())?;
+        let events = ReceiverStream::new(receiver).map(|event| event.map_err(|refused| refused.to_status()));
+        Ok(Response::new(Box::pin(events)))
+    }
 }
 
-type Watcher = mpsc::Sender<Result<Finding, tonic::Status>>;
+pub(crate) type Watcher = mpsc::Sender<Result<Finding, tonic::Status>>;
 
 async fn send_all(watcher: &Watcher, findings: &[Arc<Finding>]) -> bool {
     for finding in findings {
@@ -123,11 +136,12 @@ async fn send_all(watcher: &Watcher, findings: &[Arc<Finding>]) -> bool {
     true
 }
 
-/// Sends a watcher what there is and then every change, until it leaves.
-async fn watch(store: Arc<FindingStore>, since_ns: u64, watcher: Watcher) {
+/// Sends a watcher what there is and then every change, until it leaves. One that comes back says what it had last, by its
+/// `published_ns`.
+pub(crate) async fn watch(store: Arc<FindingStore>, since_ns: u64, had_ns: Option<u64>, watcher: Watcher) {
     let (mut changes, mut sent_ns) = store.watch();
-    if since_ns > 0 {
-        let mut known = store.published_after(0);
+    if since_ns > 0 || had_ns.is_some() {
+        let mut known = store.published_after(had_ns.unwrap_or(0));
         known.retain(|finding| finding.ended_ns >= since_ns && finding.published_ns <= sent_ns);
         if !send_all(&watcher, &known).await {
             return;

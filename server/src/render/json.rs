@@ -1,7 +1,9 @@
 //! The JSON form: keys that do not change, times in RFC 3339, ids that exceed 53 bits as text.
 
 use serde_json::{Value, json};
-use tapio_wire::service::{Death, EntityRef, EpochStatus, Evidence, Finding, NodeStatus, SourceLedger, StatusResponse};
+use tapio_wire::service::{
+    Death, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, SourceLedger, StatusResponse,
+};
 
 use super::time::rfc3339;
 
@@ -58,6 +60,27 @@ fn death(death: &Death) -> Value {
 
 /// A finding on one line.
 pub fn finding_json(finding: &Finding) -> String {
+    finding_value(finding).to_string()
+}
+
+/// An event of the archive.
+pub fn event_value(event: &Event) -> Value {
+    json!({
+        "id": event.id,
+        "time": rfc3339(event.time_ns),
+        "boottime_ns": event.boottime_ns,
+        "kind": event.kind,
+        "source": event.source,
+        "lane": event.lane,
+        "entity": entity(event.entity.as_ref()),
+        "pid": event.pid,
+        "text": event.text,
+        "detail": serde_json::from_str(&event.detail_json).unwrap_or(Value::Null),
+    })
+}
+
+/// A finding.
+pub fn finding_value(finding: &Finding) -> Value {
     let loss = finding.loss.unwrap_or_default();
     json!({
         "id": finding.id,
@@ -78,7 +101,6 @@ pub fn finding_json(finding: &Finding) -> String {
         "published_at": rfc3339(finding.published_ns),
         "last_boottime_ns": finding.last_boottime_ns,
     })
-    .to_string()
 }
 
 fn source(source: &SourceLedger) -> Value {
@@ -116,6 +138,11 @@ fn node(node: &NodeStatus) -> Value {
 
 /// The status on one line.
 pub fn status_json(status: &StatusResponse) -> String {
+    status_value(status).to_string()
+}
+
+/// The status.
+pub fn status_value(status: &StatusResponse) -> Value {
     json!({
         "ready": status.ready,
         "not_ready_reason": status.not_ready_reason,
@@ -143,5 +170,4 @@ pub fn status_json(status: &StatusResponse) -> String {
             "evicted": shard.evicted,
         })).collect::<Vec<_>>(),
     })
-    .to_string()
 }

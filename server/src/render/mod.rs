@@ -3,14 +3,16 @@
 //! What enters: messages of the query service, whose texts come from nodes and may be hostile. What leaves: text. What must
 //! hold: no control character of a message reaches a terminal; JSON is one object a line.
 
+mod event;
 mod finding;
 mod json;
 mod layout;
 mod status;
 mod time;
 
+pub use event::{Fields, event_fields, event_text};
 pub use finding::{finding, list_header, list_row};
-pub use json::{finding_json, status_json};
+pub use json::{event_value, finding_json, finding_value, status_json, status_value};
 pub use layout::Style;
 pub use status::status;
 pub use time::{parse_since, rfc3339};

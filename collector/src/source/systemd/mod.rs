@@ -62,6 +62,10 @@ pub struct SystemdCounts {
 }
 
 impl SystemdCounts {
+    fn count_skipped(&self, skip: Skip) {
+        self.skipped[skip as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Changes of units that the configuration leaves out, by reason.
     pub fn skipped_by_reason(&self) -> [(&'static str, u64); 3] {
         let get = |skip: Skip| self.skipped[skip as usize].load(Ordering::Relaxed);
@@ -143,6 +147,7 @@ impl SystemdSource {
         let mut connection = Ok(self.connection);
         let mut backoff = BACKOFF_MIN;
         loop {
+            let began = Instant::now();
             let end = match connection {
                 Ok(connection) => match Session::begin(connection, &mut units, &mut reporter).await {
                     Ok(session) => {
@@ -157,8 +162,11 @@ impl SystemdSource {
                 End::Stopped => break,
                 End::Lost(reason) => reason,
             };
-            if reporter.lost(&reason) {
+            if began.elapsed() > BACKOFF_MAX {
+                // It was well for a while.
                 backoff = BACKOFF_MIN;
+            }
+            if reporter.lost(&reason) {
                 tracing::warn!(reason, "systemd's changes are not heard");
             }
             self.status.waits_for(format!("waiting for the system bus: {reason}"));

@@ -18,7 +18,7 @@ use zbus_systemd::systemd1::ManagerProxy;
 
 use super::name::{UNITS_PATH, cgroup_prefix, counts_pids_apart, interface_of_unit, path_of_unit, unit_of_path};
 use super::units::{Properties, Units};
-use super::{DESTINATION, Reporter, Skip};
+use super::{DESTINATION, Reporter};
 
 /// Answers under way at the same time.
 const QUESTIONS_MAX: usize = 4;
@@ -49,6 +49,7 @@ enum Answer {
 type ListedUnit = (String, String, String);
 
 struct Listed {
+    owner: OwnedUniqueName,
     units: Vec<ListedUnit>,
     cgroup_prefix: String,
     counts_pids_apart: bool,
@@ -70,7 +71,8 @@ async fn subscribe(connection: Connection) -> zbus::Result<Listed> {
     manager.subscribe().await?;
     let units = manager.list_units().await?.into_iter().map(|unit| (unit.0, unit.3, unit.4)).collect();
     let pid = connection.peer_creds().await.ok().and_then(|credentials| credentials.process_id());
-    Ok(Listed { units, cgroup_prefix: cgroup_prefix(pid), counts_pids_apart: counts_pids_apart(pid) })
+    let owner = owner(&connection).await?;
+    Ok(Listed { owner, units, cgroup_prefix: cgroup_prefix(pid), counts_pids_apart: counts_pids_apart(pid) })
 }
 
 async fn properties(connection: Connection, unit: String) -> Answer {
@@ -170,6 +172,10 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         match answer {
             Answer::Listed(Ok(listed)) => {
+                // Before the match on its name nobody would have told.
+                if listed.owner != self.owner {
+                    return Err("systemd has started again".into());
+                }
                 let is_first = self.reporter.is_first();
                 self.reporter.listed(listed.cgroup_prefix, listed.counts_pids_apart);
                 for (name, active, sub) in &listed.units {
@@ -237,7 +243,7 @@ impl<'a> Session<'a> {
                 match self.reporter.selection.skips(&unit) {
                     Some(skip) => {
                         if is_whole {
-                            self.reporter.counts.skipped(skip);
+                            self.reporter.counts.count_skipped(skip);
                         }
                     }
                     None => self.units.signal(&unit, &read(&values), is_whole, now),
@@ -253,16 +259,12 @@ impl<'a> Session<'a> {
                     && result != "done"
                 {
                     match self.reporter.selection.skips(unit) {
-                        Some(skip) => self.reporter.counts.skipped(skip),
+                        Some(skip) => self.reporter.counts.count_skipped(skip),
                         None => self.reporter.job(unit, self.units.cgroup(unit), result, now),
                     }
                 }
             }
-            "Reloading" => {
-                if body.deserialize::<bool>().is_ok_and(|begins| !begins) {
-                    self.units.reloaded();
-                }
-            }
+            "Reloading" if body.deserialize::<bool>().is_ok_and(|begins| !begins) => self.units.reloaded(),
             _ => {}
         }
         Ok(())
@@ -292,12 +294,5 @@ fn read<'v>(values: &'v HashMap<&'v str, Variant<'v>>) -> Properties<'v> {
         cgroup: text("ControlGroup"),
         slice: text("Slice"),
         changed_us: time("StateChangeTimestampMonotonic"),
-    }
-}
-
-/// A change that the configuration leaves out.
-impl super::SystemdCounts {
-    fn skipped(&self, skip: Skip) {
-        self.skipped[skip as usize].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 }

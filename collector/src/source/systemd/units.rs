@@ -151,6 +151,7 @@ pub struct Units {
     questions: VecDeque<String>,
     tellings: VecDeque<Telling>,
     coalesced: u64,
+    forgot: Instant,
 }
 
 impl Default for Units {
@@ -162,6 +163,7 @@ impl Default for Units {
             questions: VecDeque::new(),
             tellings: VecDeque::new(),
             coalesced: 0,
+            forgot: Instant::now(),
         }
     }
 }
@@ -290,6 +292,10 @@ impl Units {
 
     /// Looks at the units whose time has come.
     pub fn tick(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.forgot) >= REMEMBERED {
+            self.forgot = now;
+            self.forget_gone(now);
+        }
         for _ in 0..self.waiting.len() {
             let Some((due, name)) = self.waiting.pop_front() else { break };
             if due > now {
@@ -328,8 +334,12 @@ impl Units {
         })
     }
 
-    fn make_room(&mut self, now: Instant) {
+    fn forget_gone(&mut self, now: Instant) {
         self.units.retain(|_, unit| unit.gone.is_none_or(|gone| now.saturating_duration_since(gone) < REMEMBERED));
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        self.forget_gone(now);
         if self.units.len() >= UNITS_MAX {
             self.units.retain(|_, unit| unit.gone.is_none());
         }
@@ -601,5 +611,7 @@ mod tests {
         }
         assert!(units.len() <= UNITS_MAX);
         assert!(units.units.contains_key("kept.service"));
+        units.tick(now + 2 * REMEMBERED);
+        assert_eq!(units.len(), 1, "what is gone is not remembered for ever");
     }
 }

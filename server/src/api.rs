@@ -1,0 +1,227 @@
+//! The JSON API over HTTP: findings, and events out of the archive.
+//!
+//! What enters: requests of anyone who may connect. What leaves: JSON; errors are `{"error": …}` and say what to do. What must
+//! hold: pages, streams and readers are bounded, as in [`crate::query`].
+
+use std::convert::Infallible;
+use std::sync::{Arc, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tapio_wire::service::ListFindingsRequest;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt, once};
+
+use crate::events::{self, Choice, EventsError};
+use crate::findings::{FindingStore, LookupError};
+use crate::query::{self, EventSource, Refused};
+use crate::render;
+
+#[derive(Clone)]
+struct Api {
+    store: Arc<FindingStore>,
+    events: EventSource,
+}
+
+/// `/api/v1/…`
+pub fn router(store: Arc<FindingStore>, events: EventSource) -> Router {
+    Router::new()
+        .route("/api/v1/findings", get(findings))
+        .route("/api/v1/findings/watch", get(watch))
+        .route("/api/v1/findings/{id}", get(finding))
+        .route("/api/v1/events", get(list_events))
+        .route("/api/{*rest}", get(unknown))
+        .with_state(Api { store, events })
+}
+
+struct Failure {
+    status: StatusCode,
+    message: String,
+}
+
+impl Failure {
+    fn usage(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into() }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.message }))).into_response()
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::usage(rejection.body_text())
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let status = match &refused {
+            Refused::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Refused::Events(EventsError::Read(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Refused::Events(_) => StatusCode::NOT_FOUND,
+        };
+        Self { status, message: refused.to_string() }
+    }
+}
+
+fn moment(text: Option<&str>) -> Result<Option<u64>, Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    text.map(|text| render::parse_since(text, now)).transpose().map_err(Failure::usage)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct FindingsQuery {
+    since: Option<String>,
+    limit: u32,
+    page_token: String,
+    severity: String,
+    pattern: String,
+    pod: String,
+    namespace: String,
+    node: String,
+}
+
+async fn findings(
+    State(api): State<Api>,
+    wanted: Result<Query<FindingsQuery>, QueryRejection>,
+) -> Result<Json<Value>, Failure> {
+    let Query(wanted) = wanted?;
+    let request = ListFindingsRequest {
+        since_ns: moment(wanted.since.as_deref())?.unwrap_or(0),
+        limit: wanted.limit,
+        page_token: wanted.page_token,
+        severity: wanted.severity,
+        pattern: wanted.pattern,
+        pod: wanted.pod,
+        namespace: wanted.namespace,
+        node: wanted.node,
+    };
+    let page = query::list(&api.store, &request).map_err(Failure::usage)?;
+    Ok(Json(json!({
+        "findings": page.findings.iter().map(render::finding_value).collect::<Vec<_>>(),
+        "next_page_token": page.next_page_token,
+    })))
+}
+
+async fn finding(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
+    match api.store.get(&id) {
+        Ok(finding) => Ok(Json(render::finding_value(&finding))),
+        Err(error @ LookupError::NotFound(_)) => Err(Failure {
+            status: StatusCode::NOT_FOUND,
+            message: format!("{error}: GET /api/v1/findings lists those that there are"),
+        }),
+        Err(error @ LookupError::Ambiguous { .. }) => Err(Failure::usage(error.to_string())),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct WatchQuery {
+    since: Option<String>,
+}
+
+type Changes = Box<dyn Stream<Item = Result<axum::response::sse::Event, Infallible>> + Send + Unpin>;
+
+/// Every finding when it is published and when it changes. An event's id lets a client that was cut off go on.
+async fn watch(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    wanted: Result<Query<WatchQuery>, QueryRejection>,
+) -> Result<Sse<axum::response::sse::KeepAliveStream<Changes>>, Failure> {
+    let Query(wanted) = wanted?;
+    let since_ns = moment(wanted.since.as_deref())?.unwrap_or(0);
+    let had_ns = match headers.get("last-event-id").map(|id| id.to_str().ok().and_then(|id| id.parse().ok())) {
+        Some(None) => return Err(Failure::usage("Last-Event-ID is no id of this stream: leave it out")),
+        Some(had_ns) => had_ns,
+        None => None,
+    };
+    let (sender, receiver) = mpsc::channel(query::WATCHER_QUEUE);
+    tokio::spawn(query::watch(Arc::clone(&api.store), since_ns, had_ns, sender));
+    let events = ReceiverStream::new(receiver).filter_map(Result::ok).map(|finding| {
+        let event = axum::response::sse::Event::default().event("finding").id(finding.published_ns.to_string());
+        Ok(event.data(render::finding_json(&finding)))
+    });
+    let events: Changes = Box::new(events);
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct EventsQuery {
+    since: Option<String>,
+    until: Option<String>,
+    node: String,
+    namespace: String,
+    pod: String,
+    entity: String,
+    kind: String,
+    limit: u32,
+    newest: bool,
+}
+
+/// JSON lines: events, and a last line that says whether a bound cut them short, or what went wrong.
+async fn list_events(
+    State(api): State<Api>,
+    wanted: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(wanted) = wanted?;
+    let limit = if wanted.limit == 0 { events::EVENTS_DEFAULT } else { wanted.limit.min(events::EVENTS_MAX) };
+    let choice = Choice {
+        since_ns: moment(wanted.since.as_deref())?.unwrap_or(0),
+        until_ns: moment(wanted.until.as_deref())?,
+        node: wanted.node,
+        namespace: wanted.namespace,
+        pod: wanted.pod,
+        entity: wanted.entity,
+        kinds: events::kinds_named([wanted.kind.as_str()]).map_err(Failure::usage)?,
+        limit: u64::from(limit),
+        newest: wanted.newest,
+        read_bytes_max: events::READ_BYTES_MAX,
+    };
+    let (mut receiver, ended) = api.events.stream(choice)?;
+    // Nothing is answered before the first event, so that a wrong name is an error and not an empty list.
+    let first = match receiver.recv().await {
+        Some(Ok(event)) => Some(Ok(event)),
+        Some(Err(refused)) => return Err(refused.into()),
+        None => None,
+    };
+    let events = tokio_stream::iter(first).chain(ReceiverStream::new(receiver)).map(|event| match event {
+        Ok(event) => render::event_value(&event),
+        Err(refused) => json!({ "error": refused.to_string() }),
+    });
+    let end = once(()).map(move |()| {
+        let outcome = ended.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_default();
+        json!({ "end": {
+            "events": outcome.events,
+            "cut": outcome.is_cut,
+            "bytes_read": outcome.effort.bytes,
+            "blocks_skipped": outcome.effort.blocks_skipped,
+            "segments_skipped": outcome.effort.segments_skipped,
+        } })
+    });
+    let lines = events.chain(end).map(|line| Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+async fn unknown() -> Failure {
+    Failure {
+        status: StatusCode::NOT_FOUND,
+        message: "there are /api/v1/findings, /api/v1/findings/{id}, /api/v1/findings/watch and /api/v1/events".into(),
+    }
+}

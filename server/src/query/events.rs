@@ -1,0 +1,98 @@
+//! Streams of archived events: read on threads that may block, few at a time, a bounded number of bytes each.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tapio_wire::service::{Event, ListEventsRequest};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::events::{self, Choice, EventsError, Outcome};
+
+/// Requests that read the archive at a time.
+const READERS_MAX: usize = 4;
+/// Events on their way to one client.
+const QUEUE_EVENTS: usize = 256;
+
+/// Why a request brings no (more) events.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("{READERS_MAX} requests are reading the archive already: try again in a moment")]
+    Busy,
+    #[error(transparent)]
+    Events(#[from] EventsError),
+}
+
+impl Refused {
+    pub(super) fn to_status(&self) -> tonic::Status {
+        match self {
+            Self::Busy => tonic::Status::resource_exhausted(self.to_string()),
+            Self::Events(EventsError::Read(_)) => tonic::Status::internal(self.to_string()),
+            Self::Events(_) => tonic::Status::not_found(self.to_string()),
+        }
+    }
+}
+
+/// Reads the events of a directory.
+#[derive(Clone)]
+pub struct EventSource {
+    dir: PathBuf,
+    readers: Arc<Semaphore>,
+}
+
+/// What a stream came to, once it has ended.
+pub type Ended = Arc<Mutex<Option<Outcome>>>;
+
+impl EventSource {
+    /// Of an archive's directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), readers: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+
+    /// Starts to read.
+    ///
+    /// # Errors
+    /// [`Refused::Busy`] when enough others read.
+    pub fn stream(&self, choice: Choice) -> Result<(mpsc::Receiver<Result<Event, Refused>>, Ended), Refused> {
+        let permit = Arc::clone(&self.readers).try_acquire_owned().map_err(|_| Refused::Busy)?;
+        let (sender, receiver) = mpsc::channel(QUEUE_EVENTS);
+        let dir = self.dir.clone();
+        let ended = Ended::default();
+        let outcome = Arc::clone(&ended);
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let selected = events::select(dir, &choice, &mut |event| match sender.blocking_send(Ok(event)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            });
+            match selected {
+                Ok(done) => *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(done),
+                Err(error) => {
+                    // Whoever asked may have left.
+                    let _ = sender.blocking_send(Err(error.into()));
+                }
+            }
+        });
+        Ok((receiver, ended))
+    }
+}
+
+/// What a request asks for, within the bounds.
+pub fn choice_of(request: &ListEventsRequest) -> Result<Choice, String> {
+    let limit = match request.limit {
+        0 => events::EVENTS_DEFAULT,
+        limit => limit.min(events::EVENTS_MAX),
+    };
+    Ok(Choice {
+        since_ns: request.since_ns,
+        until_ns: (request.until_ns > 0).then_some(request.until_ns),
+        node: request.node.clone(),
+        namespace: request.namespace.clone(),
+        pod: request.pod.clone(),
+        entity: request.entity.clone(),
+        kinds: events::kinds_named(request.kinds.iter().map(String::as_str))?,
+        limit: u64::from(limit),
+        newest: request.newest,
+        read_bytes_max: events::READ_BYTES_MAX,
+    })
+}

@@ -1,0 +1,90 @@
+//! Pages of findings, narrowed by what they are about.
+
+use std::sync::Arc;
+
+use tapio_wire::service::{EntityRef, Finding, ListFindingsRequest, ListFindingsResponse};
+
+use super::TOKEN_BYTES_MAX;
+use crate::findings::{FindingStore, Position};
+
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+/// The lowest first.
+const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
+
+/// One page. Says what to do when the request makes no sense.
+pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListFindingsResponse, String> {
+    let limit = match request.limit as usize {
+        0 => PAGE_DEFAULT,
+        limit => limit.min(PAGE_MAX),
+    };
+    if request.page_token.len() > TOKEN_BYTES_MAX {
+        return Err(format!("a page token has at most {TOKEN_BYTES_MAX} bytes"));
+    }
+    let mut after = match request.page_token.as_str() {
+        "" => None,
+        token => Some(Position::from_token(token).ok_or("this page token was not given by this server: leave it out")?),
+    };
+    let severity_least = match request.severity.as_str() {
+        "" => 0,
+        name => severity_rank(name)
+            .ok_or_else(|| format!("\"{name}\" is no severity: it is one of {}", SEVERITIES.join(", ")))?,
+    };
+    let is_wanted = |finding: &Finding| {
+        severity_rank(&finding.severity).unwrap_or(SEVERITIES.len()) >= severity_least
+            && (request.pattern.is_empty() || finding.pattern == request.pattern)
+            && finding.entity.as_ref().map_or_else(
+                || request.node.is_empty() && request.namespace.is_empty() && request.pod.is_empty(),
+                |entity| is_about(entity, request),
+            )
+    };
+    let mut page: Vec<Arc<Finding>> = Vec::new();
+    loop {
+        // The store is bounded, and so are these rounds.
+        let (found, next) = store.list(request.since_ns, after.as_ref(), PAGE_MAX);
+        for finding in found {
+            if page.len() == limit {
+                let last = page.last().map(|last| Position { ended_ns: last.ended_ns, id: last.id.clone() });
+                return Ok(response(&page, last.as_ref()));
+            }
+            if is_wanted(&finding) {
+                page.push(finding);
+            }
+        }
+        match next {
+            Some(next) => after = Some(next),
+            None => return Ok(response(&page, None)),
+        }
+    }
+}
+
+fn response(page: &[Arc<Finding>], next: Option<&Position>) -> ListFindingsResponse {
+    ListFindingsResponse {
+        findings: page.iter().map(|finding| (**finding).clone()).collect(),
+        next_page_token: next.map(Position::to_token).unwrap_or_default(),
+    }
+}
+
+fn severity_rank(name: &str) -> Option<usize> {
+    SEVERITIES.iter().position(|&known| known == name)
+}
+
+/// Whether a finding's entity is what a request asks for. Names of containers and pods are `namespace/pod/container`, as
+/// far as Kubernetes told them.
+fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
+    let mut path = entity.name.split('/');
+    let (namespace, pod) = match (path.next(), path.next()) {
+        (Some(namespace), Some(pod)) if matches!(entity.kind.as_str(), "pod" | "container") => (namespace, pod),
+        _ => ("", ""),
+    };
+    let (wanted_namespace, wanted_pod) = match request.pod.split_once('/') {
+        Some((namespace, pod)) => (namespace, pod),
+        None => (request.namespace.as_str(), request.pod.as_str()),
+    };
+    (request.node.is_empty() || entity.node == request.node)
+        && (wanted_namespace.is_empty() || namespace == wanted_namespace)
+        && (wanted_pod.is_empty()
+            || pod == wanted_pod
+            || entity.pod_uid == wanted_pod
+            || (entity.kind == "pod" && entity.name == wanted_pod))
+}
