@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tapio_wire::compress::Compression;
+use tapio_wire::tls::ClientFiles;
 use tapio_wire::units;
+
+use crate::endpoints::ServerName;
 
 /// Why the configuration was refused. The text names the file, and the line and key where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +75,16 @@ impl Default for CollectorSection {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpcSection {
-    /// `host:port` of the servers, tried in order.
+    /// `host:port` of the servers. Every address behind every name is a candidate; a hash picks one for this node.
     pub server_endpoints: Vec<String>,
+    /// How often the names are resolved again while a stream is up, and the preferred server is tried again.
+    #[serde(deserialize_with = "units::duration")]
+    pub resolve_interval: Duration,
     pub tls_enabled: bool,
+    /// PEM files; they may change at any time.
+    pub tls: ClientFiles,
+    /// A bearer token for the server, like a projected service account's; it may change at any time.
+    pub token_file: Option<PathBuf>,
     /// Events in a frame.
     pub max_batch_size: usize,
     /// How long an event may wait for its frame to fill. An urgent one does not wait: an OOM kill, a signal, a death.
@@ -88,7 +98,10 @@ impl Default for GrpcSection {
     fn default() -> Self {
         Self {
             server_endpoints: vec!["127.0.0.1:9090".into()],
+            resolve_interval: Duration::from_secs(30),
             tls_enabled: false,
+            tls: ClientFiles::default(),
+            token_file: None,
             max_batch_size: 4096,
             batch_timeout: Duration::from_millis(6),
             reconnect_enabled: true,
@@ -389,15 +402,34 @@ impl Config {
                 format!("{} is not between 1 and {BATCH_EVENTS_MAX}", self.grpc.max_batch_size),
             );
         }
-        if self.grpc.tls_enabled {
-            return invalid("grpc.tls_enabled", "this build has no TLS yet; set it to false".into());
+        if self.grpc.tls_enabled && self.grpc.tls.ca.as_os_str().is_empty() {
+            return invalid(
+                "grpc.tls.ca",
+                "name the file with the certificates of the CA that signs the servers'".into(),
+            );
+        }
+        if self.grpc.tls.cert.is_some() != self.grpc.tls.key.is_some() {
+            return invalid("grpc.tls", "cert and key are given together or not at all".into());
+        }
+        if !self.grpc.tls_enabled && self.grpc.tls != ClientFiles::default() {
+            return invalid("grpc.tls", "without grpc.tls_enabled: true it would have no effect".into());
+        }
+        if self.grpc.resolve_interval < Duration::from_millis(100) {
+            return invalid("grpc.resolve_interval", "less than 100ms would only load the name server".into());
         }
         if self.grpc.server_endpoints.is_empty() {
             return invalid("grpc.server_endpoints", "name at least one server, like tapio-server:9090".into());
         }
         for endpoint in &self.grpc.server_endpoints {
-            if let Err(problem) = endpoint_uri(endpoint) {
-                return invalid("grpc.server_endpoints", problem);
+            match server_name(endpoint) {
+                Err(problem) => return invalid("grpc.server_endpoints", problem),
+                Ok(name) if self.grpc.token_file.is_some() && !self.grpc.tls_enabled && !is_loopback(&name.host) => {
+                    return invalid(
+                        "grpc.token_file",
+                        format!("a token is not sent to {} in the clear; set grpc.tls_enabled: true", name.host),
+                    );
+                }
+                Ok(_) => {}
             }
         }
         if self.grpc.batch_timeout > Duration::from_secs(10) {
@@ -463,18 +495,24 @@ impl Config {
     }
 }
 
-/// The URI of a `host:port` endpoint.
+/// The name and port of a `host:port` endpoint.
 ///
 /// # Errors
 /// A sentence that says what an endpoint looks like.
-pub fn endpoint_uri(endpoint: &str) -> Result<tonic::transport::Uri, String> {
+pub fn server_name(endpoint: &str) -> Result<ServerName, String> {
     let problem = || format!("`{endpoint}` is no endpoint; write host:port, like tapio-server:9090");
     let with_scheme = if endpoint.contains("://") { endpoint.to_string() } else { format!("http://{endpoint}") };
     let uri: tonic::transport::Uri = with_scheme.parse().map_err(|_| problem())?;
-    if uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
-        return Err(problem());
+    match (uri.host(), uri.port_u16()) {
+        (Some(host), Some(port)) if !host.is_empty() => {
+            Ok(ServerName { host: host.trim_matches(['[', ']']).to_owned(), port })
+        }
+        _ => Err(problem()),
     }
-    Ok(uri)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -523,6 +561,10 @@ mod tests {
             ("collector: {enabled_collectors: [ebfp]}", "enabled_collectors"),
             ("grpc: {server_endpoints: [nowhere]}", "server_endpoints"),
             ("grpc: {max_batch_size: 0}", "max_batch_size"),
+            ("grpc: {tls_enabled: true}", "grpc.tls.ca"),
+            ("grpc: {tls: {ca: /ca.pem}}", "tls_enabled"),
+            ("grpc: {tls_enabled: true, tls: {ca: /ca.pem, key: /key.pem}}", "grpc.tls"),
+            ("grpc: {server_endpoints: [\"server:9090\"], token_file: /token}", "token_file"),
             ("logging: {level: loud}", "logging.level"),
             ("resources: {max_memory_mb: 1}", "max_memory_mb"),
             ("collectors: {ebpf: {flush_interval: 1ms}}", "flush_interval"),

@@ -99,6 +99,8 @@ struct Readiness<'a> {
     ready: bool,
     connected: bool,
     packing: bool,
+    /// The server of the stream, or of the last one.
+    server: String,
     /// `running`, or why not, by source.
     sources: BTreeMap<&'a str, String>,
 }
@@ -156,7 +158,16 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let ready = connected && packing && started().count() > 0 && started().all(|source| source.alive.get());
     let sources = shared.sources.iter().map(|source| (source.source, source.text())).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!(Readiness { ready, connected, packing, sources })))
+    (
+        code,
+        Json(serde_json::json!(Readiness {
+            ready,
+            connected,
+            packing,
+            server: shared.observed.ship.server(),
+            sources
+        })),
+    )
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

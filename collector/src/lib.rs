@@ -5,6 +5,7 @@
 pub mod books;
 pub mod config;
 pub mod decode;
+pub mod endpoints;
 pub mod evidence;
 pub mod health;
 pub mod identity;

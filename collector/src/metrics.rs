@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_wire::event::{Kind, Lane, Source};
+use tapio_wire::tls::{ClientFiles, Watched};
 
 use crate::evidence::EvidenceCounts;
 use crate::intake::{IdentityCounts, KindCounts};
@@ -33,6 +34,7 @@ pub struct Observed {
     pub missed: Arc<MissedRuns>,
     pub systemd: Arc<SystemdCounts>,
     pub evidence: Arc<EvidenceCounts>,
+    pub tls: Option<Arc<Watched<ClientFiles>>>,
 }
 
 /// See the module.
@@ -67,6 +69,10 @@ pub struct Metrics {
     connected: IntGauge,
     streams: IntCounter,
     failures: IntCounter,
+    moves: IntCounter,
+    tls_stale: IntGauge,
+    tls_expires: IntGauge,
+    tls_changes: IntCounter,
     ack_latency: IntGaugeVec,
     cpu_ms: IntCounter,
     rss_bytes: IntGauge,
@@ -159,6 +165,13 @@ impl Metrics {
             connected: gauge("tapio_collector_connected", "1 while there is a stream to a server")?,
             streams: counter("tapio_collector_streams_total", "Streams opened")?,
             failures: counter("tapio_collector_stream_failures_total", "Streams that broke or could not be opened")?,
+            moves: counter("tapio_collector_stream_moves_total", "Streams moved to the preferred server")?,
+            tls_stale: gauge("tapio_collector_tls_stale", "1 while the TLS files cannot be used and older ones are")?,
+            tls_expires: gauge(
+                "tapio_collector_tls_expires_timestamp_seconds",
+                "When the own certificate in use expires; 0 without one",
+            )?,
+            tls_changes: counter("tapio_collector_tls_changes_total", "New TLS files that were taken")?,
             ack_latency: gauges(
                 "tapio_collector_event_to_ack_latency_microseconds",
                 "From an event to its durable acknowledgement, by quantile, since the start",
@@ -237,6 +250,12 @@ impl Metrics {
         self.connected.set(i64::from(observed.ship.is_connected.load(Ordering::Relaxed)));
         raise(&self.streams, observed.ship.streams.load(Ordering::Relaxed));
         raise(&self.failures, observed.ship.failures.load(Ordering::Relaxed));
+        raise(&self.moves, observed.ship.moves.load(Ordering::Relaxed));
+        if let Some(tls) = &observed.tls {
+            self.tls_stale.set(i64::from(tls.is_stale()));
+            self.tls_expires.set(tls.expires().unwrap_or(0) as i64);
+            raise(&self.tls_changes, tls.changes());
+        }
         for (label, quantile) in [("0.5", 0.5), ("0.99", 0.99), ("0.999", 0.999)] {
             let us = observed.latencies.event_quantile_us(quantile);
             self.ack_latency.with_label_values(&[label]).set(us as i64);

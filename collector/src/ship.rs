@@ -1,22 +1,28 @@
 //! Shipping: one stream to one server, opened again for as long as there is something to say.
 //!
-//! What enters: frames from the outbox, acks from the server. What leaves: frames. What must hold: what is in flight stays
-//! within the server's credit; after a break everything unacknowledged is sent again, in order; reconnects are spread by
-//! jitter, so that a thousand collectors do not return in the same moment.
+//! What enters: frames from the outboxes, acks from the server. What leaves: frames. What must hold: what is in flight stays
+//! within the server's credit; after a break everything unacknowledged is sent again, in order, to the same server or to the
+//! next; a stream is moved to the preferred server only after that one has answered and what was in flight is acknowledged;
+//! reconnects and moves are spread by jitter, so that a thousand collectors do not return in the same moment.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tapio_wire::dial;
 use tapio_wire::frame::VERSION;
 use tapio_wire::limits::{MESSAGE_BYTES_MAX, NEWEST_EPOCH_KEY};
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipRequest, ShipResponse, ship_request, ship_response};
+use tapio_wire::tls::{ClientFiles, Watched};
+use tapio_wire::token::TokenFile;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
 
+use crate::endpoints::{Candidate, Endpoints};
 use crate::latency::{Latencies, boottime_ns};
 use crate::outbox::Outbox;
 
@@ -27,6 +33,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long a stream that is to move waits for what it has in flight. The rest is sent again on the new one.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 16 << 20;
 /// Frames handed to the transport and not yet taken by it.
 const HANDED_MAX: usize = 16;
@@ -37,9 +45,19 @@ pub struct ShipState {
     pub is_connected: AtomicBool,
     pub streams: AtomicU64,
     pub failures: AtomicU64,
+    pub moves: AtomicU64,
     pub frames_sent: AtomicU64,
     pub acked_seq: AtomicU64,
     pub credit_bytes: AtomicU64,
+    /// The server of the present stream, or of the last one.
+    server: Mutex<String>,
+}
+
+impl ShipState {
+    /// The address of the present stream's server, or of the last one's; empty before the first.
+    pub fn server(&self) -> String {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Why a stream ended.
@@ -55,6 +73,14 @@ enum Broken {
     Closed,
     #[error("the server does not speak the protocol: {0}")]
     Protocol(&'static str),
+}
+
+/// Why a stream was ended from this side.
+enum Ended {
+    /// The epoch's last frame is acknowledged.
+    Done,
+    /// Another server is preferred, and has answered.
+    Moving,
 }
 
 /// The newest epoch that the server knows of this node, when it refused ours as older.
@@ -75,8 +101,14 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// See the module.
 pub struct Shipper {
-    pub endpoints: Vec<Uri>,
+    pub endpoints: tokio::sync::Mutex<Endpoints>,
+    pub tls: Option<Arc<Watched<ClientFiles>>>,
+    pub token: Option<TokenFile>,
+    /// How often the names are resolved while a stream is up; see [`Jitter::spread`].
+    pub resolve_interval: Duration,
     pub node_name: String,
+    /// What earlier epochs left behind, oldest first: each goes out before this epoch's first frame.
+    pub replays: Vec<Arc<Outbox>>,
     pub outbox: Arc<Outbox>,
     pub latencies: Arc<Latencies>,
     pub state: Arc<ShipState>,
@@ -89,103 +121,161 @@ impl Shipper {
     /// Ships until the epoch's last frame is acknowledged, or `give_up` says to stop.
     pub async fn run(self, mut give_up: watch::Receiver<bool>) {
         let mut jitter = Jitter::new();
-        let mut attempt = 0u32;
-        let mut endpoint = 0;
-        while !*give_up.borrow() && !self.outbox.is_done() {
-            let uri = self.endpoints[endpoint % self.endpoints.len()].clone();
-            let acked_before = self.state.acked_seq.load(Ordering::Relaxed);
-            let mut was_welcome = false;
-            let outcome = tokio::select! {
-                outcome = self.stream(&uri, &mut was_welcome) => outcome,
-                _ = give_up.wait_for(|give_up| *give_up) => break,
-            };
-            self.state.is_connected.store(false, Ordering::Relaxed);
-            let Err(error) = outcome else { break };
-            self.state.failures.fetch_add(1, Ordering::Relaxed);
-            if let Broken::Status(status) = &error
-                && let Some(newest) = newest_epoch(status)
-                && self.outbox.outdo_epoch(newest)
-            {
-                tracing::warn!(
-                    newest,
-                    epoch = self.outbox.epoch(),
-                    "the clock went back since the last run: a newer epoch"
-                );
-            }
-            if !was_welcome {
-                endpoint += 1;
-            }
-            let has_progressed = self.state.acked_seq.load(Ordering::Relaxed) > acked_before;
-            attempt = if has_progressed { 0 } else { attempt.saturating_add(1) };
-            let pause = jitter.spread(BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX));
-            if attempt <= 1 || attempt.is_power_of_two() {
-                tracing::warn!(server = %uri, %error, attempt, retry_in_ms = pause.as_millis() as u64, "no stream");
-            }
-            if !self.reconnect {
-                tracing::error!("grpc.reconnect_enabled is false: nothing more will be sent");
-                break;
-            }
-            // A back-off, not a wait for a condition; giving up ends it.
-            if tokio::time::timeout(pause, give_up.wait_for(|give_up| *give_up)).await.is_ok() {
-                break;
-            }
+        for replay in &self.replays {
+            tracing::info!(epoch = replay.epoch(), "an earlier epoch's frames are sent first");
+            self.ship(replay, &mut jitter, &mut give_up).await;
         }
+        self.ship(&self.outbox, &mut jitter, &mut give_up).await;
         self.state.is_connected.store(false, Ordering::Relaxed);
     }
 
-    async fn stream(&self, uri: &Uri, was_welcome: &mut bool) -> Result<(), Broken> {
-        let channel: Channel = Endpoint::from(uri.clone())
+    async fn ship(&self, outbox: &Arc<Outbox>, jitter: &mut Jitter, give_up: &mut watch::Receiver<bool>) {
+        let mut attempt = 0u32;
+        while !*give_up.borrow() && !outbox.is_done() {
+            let unresolved = self.endpoints.lock().await.resolve().await;
+            let candidate = self.endpoints.lock().await.next();
+            let acked_before = outbox.acknowledged().0;
+            let outcome = match &candidate {
+                None => Err(Broken::Status(Status::unavailable(unresolved.unwrap_or_default()))),
+                Some(candidate) => tokio::select! {
+                    outcome = self.stream(outbox, candidate) => outcome,
+                    _ = give_up.wait_for(|give_up| *give_up) => return outbox.disconnected(),
+                },
+            };
+            outbox.disconnected();
+            let error = match outcome {
+                Ok(Ended::Done) => return,
+                Ok(Ended::Moving) => {
+                    self.state.moves.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.state.is_connected.store(false, Ordering::Relaxed);
+            self.state.failures.fetch_add(1, Ordering::Relaxed);
+            if let Broken::Status(status) = &error
+                && let Some(newest) = newest_epoch(status)
+            {
+                if outbox.outdo_epoch(newest) {
+                    tracing::warn!(
+                        newest,
+                        epoch = outbox.epoch(),
+                        "the clock went back since the last run: a newer epoch"
+                    );
+                } else if outbox.give_up_replay() {
+                    tracing::error!(
+                        newest,
+                        epoch = outbox.epoch(),
+                        "the server takes this epoch no more: its spool is deleted"
+                    );
+                    return;
+                }
+            }
+            let has_progressed = outbox.acknowledged().0 > acked_before;
+            attempt = if has_progressed { 0 } else { attempt.saturating_add(1) };
+            let mut pause = BACKOFF_MIN;
+            if let Some(candidate) = &candidate {
+                let mut endpoints = self.endpoints.lock().await;
+                endpoints.failed(candidate);
+                // While there are others to try there is no reason to wait long.
+                if endpoints.are_exhausted() {
+                    let rounds = attempt / endpoints.ranked().len().max(1) as u32;
+                    pause = BACKOFF_MIN.saturating_mul(1 << rounds.min(8)).min(BACKOFF_MAX);
+                }
+            } else {
+                pause = BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX);
+            }
+            let pause = jitter.spread(pause);
+            if attempt <= 1 || attempt.is_power_of_two() {
+                let server = candidate.map_or_else(String::new, |candidate| candidate.address.to_string());
+                tracing::warn!(server, %error, attempt, retry_in_ms = pause.as_millis() as u64, "no stream");
+            }
+            if !self.reconnect {
+                tracing::error!("grpc.reconnect_enabled is false: nothing more will be sent");
+                return;
+            }
+            // A back-off, not a wait for a condition; giving up ends it.
+            if timeout(pause, give_up.wait_for(|give_up| *give_up)).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    async fn connect(&self, candidate: &Candidate) -> Result<IngestClient<Channel>, Broken> {
+        let endpoint = dial::endpoint(&candidate.name.host, candidate.name.port, self.tls.is_some())?
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .connect()
-            .await?;
-        let mut client = IngestClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+            .initial_connection_window_size(WINDOW_BYTES);
+        let channel = dial::dial(&endpoint, candidate.address, self.tls.as_ref()).await?;
+        let client = IngestClient::new(channel);
+        Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.header());
+        }
+        request
+    }
+
+    async fn stream(&self, outbox: &Arc<Outbox>, candidate: &Candidate) -> Result<Ended, Broken> {
+        let mut client = self.connect(candidate).await?;
+        let deadline = Instant::now() + WELCOME_TIMEOUT;
         let (requests, receiver) = mpsc::channel(HANDED_MAX);
-        let (acked_seq, acked_events) = self.outbox.acknowledged();
+        let (acked_seq, acked_events) = outbox.acknowledged();
         let hello = Hello {
             version: u32::from(VERSION),
             node: self.node_name.clone(),
-            node_id: self.outbox.node(),
-            epoch: self.outbox.epoch(),
+            node_id: outbox.node(),
+            epoch: outbox.epoch(),
             revision: env!("CARGO_PKG_VERSION").into(),
             acked_seq,
             acked_events: acked_events.to_vec(),
         };
         let hello = ShipRequest { kind: Some(ship_request::Kind::Hello(hello)) };
         requests.try_send(hello).map_err(|_| Broken::Closed)?;
-        let opened = tokio::time::timeout(WELCOME_TIMEOUT, client.ship(ReceiverStream::new(receiver)));
+        let opened = timeout_at(deadline, client.ship(self.request(ReceiverStream::new(receiver))));
         let mut responses = opened.await.map_err(|_| Broken::Silent)??.into_inner();
-        let first = tokio::time::timeout(WELCOME_TIMEOUT, responses.message()).await;
+        let first = timeout_at(deadline, responses.message()).await;
         let first = first.map_err(|_| Broken::Silent)??.ok_or(Broken::Closed)?;
         let Some(ship_response::Kind::Welcome(welcome)) = first.kind else {
             return Err(Broken::Protocol("its first message was no welcome"));
         };
-        *was_welcome = true;
-        self.acknowledge(welcome.durable_seq);
-        self.outbox.restart(welcome.durable_seq);
+        self.endpoints.lock().await.recovered(candidate);
+        self.acknowledge(outbox, welcome.durable_seq);
+        outbox.restart(welcome.durable_seq);
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.state.streams.fetch_add(1, Ordering::Relaxed);
         self.state.credit_bytes.store(welcome.credit_bytes, Ordering::Relaxed);
+        *self.state.server.lock().unwrap_or_else(PoisonError::into_inner) = candidate.address.to_string();
         self.state.is_connected.store(true, Ordering::Relaxed);
-        tracing::info!(server = %uri, durable_seq = welcome.durable_seq, "streaming");
-        self.pump(&requests, &mut responses, welcome.credit_bytes).await
+        tracing::info!(
+            server = %candidate.address, name = candidate.name.host, durable_seq = welcome.durable_seq, "streaming"
+        );
+        self.pump(outbox, candidate, &requests, &mut responses, welcome.credit_bytes).await
     }
 
     async fn pump(
         &self,
+        outbox: &Arc<Outbox>,
+        candidate: &Candidate,
         requests: &mpsc::Sender<ShipRequest>,
         responses: &mut Streaming<ShipResponse>,
         mut credit_bytes: u64,
-    ) -> Result<(), Broken> {
+    ) -> Result<Ended, Broken> {
+        let mut better = std::pin::pin!(self.better_than(candidate));
+        let mut move_until: Option<Instant> = None;
         let mut may_send = true;
-        while !self.outbox.is_done() {
+        while !outbox.is_done() {
+            if let Some(deadline) = move_until
+                && (outbox.in_flight_bytes() == 0 || Instant::now() >= deadline)
+            {
+                return Ok(Ended::Moving);
+            }
             tokio::select! {
                 response = responses.message() => {
                     let Some(ship_response::Kind::Ack(ack)) = response?.ok_or(Broken::Closed)?.kind else {
@@ -193,12 +283,12 @@ impl Shipper {
                     };
                     credit_bytes = ack.credit_bytes;
                     self.state.credit_bytes.store(credit_bytes, Ordering::Relaxed);
-                    self.acknowledge(ack.durable_seq);
+                    self.acknowledge(outbox, ack.durable_seq);
                     may_send = true;
                 }
-                permit = requests.reserve(), if may_send => {
+                permit = requests.reserve(), if may_send && move_until.is_none() => {
                     let permit = permit.map_err(|_| Broken::Closed)?;
-                    match self.outbox.next(credit_bytes) {
+                    match outbox.next(credit_bytes) {
                         Some(frame) => {
                             permit.send(ShipRequest { kind: Some(ship_request::Kind::Frame(frame)) });
                             self.state.frames_sent.fetch_add(1, Ordering::Relaxed);
@@ -206,15 +296,54 @@ impl Shipper {
                         None => may_send = false,
                     }
                 }
-                () = self.outbox.changed.notified(), if !may_send => may_send = true,
+                () = outbox.changed.notified(), if !may_send => may_send = true,
+                () = &mut better, if move_until.is_none() => move_until = Some(Instant::now() + MOVE_TIMEOUT),
+                () = tokio::time::sleep_until(move_until.unwrap_or_else(Instant::now)), if move_until.is_some() => {}
             }
         }
-        Ok(())
+        Ok(Ended::Done)
     }
 
-    fn acknowledge(&self, durable_seq: u64) {
+    /// Returns when another candidate is preferred and has answered. Looks from time to time, each node at its own.
+    async fn better_than(&self, present: &Candidate) {
+        let mut jitter = Jitter::new();
+        loop {
+            tokio::time::sleep(jitter.spread(self.resolve_interval)).await;
+            let preferred = {
+                let mut endpoints = self.endpoints.lock().await;
+                endpoints.resolve().await;
+                endpoints.ranked().into_iter().next()
+            };
+            let Some(preferred) = preferred.filter(|preferred| preferred.address != present.address) else {
+                continue;
+            };
+            match timeout(WELCOME_TIMEOUT, self.probe(&preferred)).await {
+                Ok(Ok(())) => {
+                    self.endpoints.lock().await.recovered(&preferred);
+                    tracing::info!(from = %present.address, to = %preferred.address, "moving to the preferred server");
+                    return;
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(server = %preferred.address, %error, "the preferred server is not back")
+                }
+                Err(_) => tracing::debug!(server = %preferred.address, "the preferred server does not answer"),
+            }
+        }
+    }
+
+    /// Whether a server takes streams: it answers one that is over before a word was said.
+    async fn probe(&self, candidate: &Candidate) -> Result<(), Broken> {
+        let mut client = self.connect(candidate).await?;
+        let mut responses = client.ship(self.request(tokio_stream::empty())).await?.into_inner();
+        match responses.message().await? {
+            None => Ok(()),
+            Some(_) => Err(Broken::Protocol("it answered a stream that said nothing")),
+        }
+    }
+
+    fn acknowledge(&self, outbox: &Outbox, durable_seq: u64) {
         let now_ns = boottime_ns();
-        for acknowledged in self.outbox.acknowledge(durable_seq) {
+        for acknowledged in outbox.acknowledge(durable_seq) {
             self.latencies.record(&acknowledged.times, acknowledged.sent_ns, now_ns);
         }
         self.state.acked_seq.fetch_max(durable_seq, Ordering::Relaxed);

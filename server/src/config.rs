@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tapio_wire::tls::ServerFiles;
 use tapio_wire::units;
 
 use crate::archive::DiskChoice;
@@ -42,6 +43,10 @@ pub struct ServerSection {
     pub address: IpAddr,
     pub port: u16,
     pub tls_enabled: bool,
+    /// PEM files; they may change at any time.
+    pub tls: ServerFiles,
+    /// Who may connect, beyond what TLS says.
+    pub auth: AuthSection,
     pub max_concurrent_streams: u32,
     /// Accepted for the deployment guide's sake; what is in flight is bounded by the credit in the acknowledgements.
     pub max_events_per_sec: u64,
@@ -55,11 +60,21 @@ impl Default for ServerSection {
             address: [0, 0, 0, 0].into(),
             port: 9090,
             tls_enabled: false,
+            tls: ServerFiles::default(),
+            auth: AuthSection::default(),
             max_concurrent_streams: 1000,
             max_events_per_sec: 0,
             max_batch_size: tapio_wire::limits::FRAME_EVENTS_MAX,
         }
     }
+}
+
+/// `server.auth:` one token that all clients share. Tokens of single clients are not reviewed by this build.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthSection {
+    /// The token that a request must carry as `authorization: Bearer …`; the file may change at any time.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `correlation:`
@@ -209,8 +224,15 @@ impl Config {
     /// [`ConfigError::Invalid`] with the key and what it may be.
     pub fn validate(&self, path: &str) -> Result<(), ConfigError> {
         let invalid = |key, problem: String| Err(ConfigError::Invalid { path: path.into(), key, problem });
-        if self.server.tls_enabled {
-            return invalid("server.tls_enabled", "this build has no TLS yet; set it to false".into());
+        let tls = &self.server.tls;
+        if self.server.tls_enabled && (tls.cert.as_os_str().is_empty() || tls.key.as_os_str().is_empty()) {
+            return invalid(
+                "server.tls",
+                "name the files with the server's certificate chain (cert) and key (key)".into(),
+            );
+        }
+        if !self.server.tls_enabled && *tls != ServerFiles::default() {
+            return invalid("server.tls", "without server.tls_enabled: true it would have no effect".into());
         }
         if self.server.max_concurrent_streams == 0 {
             return invalid("server.max_concurrent_streams", "0 would let nobody in; the least is 1".into());
@@ -315,6 +337,8 @@ mod tests {
             ("server: {port: 9091}", "prometheus_port"),
             ("archive: {max_bytes: 1MiB}", "max_bytes"),
             ("archive: {segment_bytes: 1}", "segment_bytes"),
+            ("server: {tls_enabled: true}", "server.tls"),
+            ("server: {tls: {cert: /cert.pem}}", "tls_enabled"),
             ("correlation: {analysis_window: 1ms}", "analysis_window"),
             ("archive: {max_age: 0s}", "max_age"),
             ("archive: {commit_interval: 1m}", "commit_interval"),

@@ -16,3 +16,4 @@ pub mod metrics;
 pub mod pipeline;
 pub mod query;
 pub mod render;
+pub mod tls;

@@ -23,11 +23,14 @@ use prometheus::Registry;
 use tapio_wire::event::EntityKind;
 use tapio_wire::frame::{Frame, Header};
 use tapio_wire::service::StatusResponse;
+use tapio_wire::tls::{TlsError, Watched};
+use tapio_wire::token::{TokenError, TokenFile};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::api;
@@ -39,6 +42,7 @@ use crate::http;
 use crate::ingest::{self, FrameSink, IngestMetrics, IngestService};
 use crate::metrics::Metrics;
 use crate::query::{self, EventSource, StatusSource};
+use crate::tls::{self, Admission, TlsMetrics};
 
 const INGEST_SERVICE: &str = "tapio.v1.Ingest";
 const QUERY_SERVICE: &str = "tapio.v1.Query";
@@ -60,6 +64,10 @@ pub enum PipelineError {
     Finder(#[from] crate::findings::StartError),
     #[error(transparent)]
     Correlate(#[from] crate::correlate::StartError),
+    #[error("server.tls: {0}")]
+    Tls(#[from] TlsError),
+    #[error("server.auth.token_file: {0}")]
+    Token(#[from] TokenError),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("gRPC ended: {0}")]
@@ -154,6 +162,15 @@ impl Pipeline {
         let grpc_address = bound(&grpc_listener, config.grpc_address());
         let http_address = bound(&http_listener, config.http_address());
 
+        let tls = match config.server.tls_enabled {
+            true => Some(Arc::new(Watched::load(config.server.tls.clone())?)),
+            false => None,
+        };
+        let token = config.server.auth.token_file.clone().map(TokenFile::load).transpose()?;
+        if token.is_some() && tls.is_none() {
+            tracing::warn!("server.auth without server.tls_enabled: tokens travel in the clear");
+        }
+
         let registry = Registry::new();
         let patterns = Arc::new(PatternSet::load(config.correlation.patterns.as_deref())?);
         let losses = Arc::new(LossBook::default());
@@ -193,6 +210,7 @@ impl Pipeline {
 
         let archive = open_archive(config, &patterns, Arc::clone(&correlator)).await?;
         archive.metrics().register(&registry)?;
+        let tls_metrics = TlsMetrics::register(&registry)?;
         let ingest_metrics = Arc::new(IngestMetrics::register(&registry)?);
         let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
         let ingest = IngestService::new(&archive, sink, ingest_metrics);
@@ -233,15 +251,26 @@ impl Pipeline {
             }
         });
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
+            .layer(InterceptorLayer::new(Admission(token.map(Arc::new))))
             .add_service(ingest.server())
             .add_service(query::service_with_events(store, status, events))
             .add_service(health)
             .add_service(reflection);
-        let mut grpc_ended = ended;
-        let grpc = tokio::spawn(grpc.serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+        let mut grpc_ended = ended.clone();
+        let grpc_end = async move {
             // An error means that the other side is gone, which is an end too.
             let _ = grpc_ended.wait_for(|end| *end).await;
-        }));
+        };
+        let grpc = match tls {
+            Some(tls) => {
+                let incoming = tls::incoming(grpc_listener, tls, tls_metrics, ended);
+                tokio::spawn(grpc.serve_with_incoming_shutdown(incoming, grpc_end))
+            }
+            None => {
+                let incoming = TcpIncoming::from(grpc_listener).with_nodelay(Some(true));
+                tokio::spawn(grpc.serve_with_incoming_shutdown(incoming, grpc_end))
+            }
+        };
         tracing::info!(%grpc_address, %http_address, patterns = patterns.patterns().len(), "serving");
         Ok(Self { ingest, grpc, http, end, archive, correlator, finder, grpc_address, http_address })
     }

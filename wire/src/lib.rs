@@ -4,6 +4,7 @@
 //! inward. This crate knows no sibling and does no I/O.
 
 pub mod compress;
+pub mod dial;
 pub mod error;
 pub mod event;
 pub mod frame;
@@ -11,6 +12,8 @@ pub mod ledger;
 pub mod limits;
 pub mod segment;
 pub mod service;
+pub mod tls;
+pub mod token;
 pub mod units;
 
 /// The node id that a node's name stands for: FNV-1a, 64 bits (draft-eastlake-fnv), so that any language can compute it.

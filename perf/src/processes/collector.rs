@@ -32,6 +32,8 @@ pub struct CollectorOptions {
     /// `host:port` of the server.
     pub server: String,
     pub feed: Feed,
+    /// Further keys of `grpc:`, each after a comma.
+    pub extra_grpc: String,
     /// Further lines of `collector.yaml`.
     pub extra_config: String,
 }
@@ -194,12 +196,12 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
     };
     let mut text = format!(
         "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0}}\n\
-         grpc: {{server_endpoints: [\"{}\"]}}\n\
+         grpc: {{server_endpoints: [\"{}\"]{}}}\n\
          resources: {{max_memory_mb: 256, max_cpu_milli: 0}}\n\
          collectors: {{{source}}}\n\
          health: {{port: {port}}}\n\
          logging: {{level: warn}}\n",
-        options.node, options.server
+        options.node, options.server, options.extra_grpc
     );
     let _ = write!(text, "{}", options.extra_config);
     text

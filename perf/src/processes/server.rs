@@ -17,6 +17,8 @@ pub struct ServerOptions {
     pub bin_dir: Option<PathBuf>,
     /// Where the archive goes; a temporary folder when not given.
     pub archive_dir: Option<PathBuf>,
+    /// Further keys of `server:`, each after a comma.
+    pub extra_server: String,
     /// Further lines of `server.yaml`.
     pub extra_config: String,
 }
@@ -55,6 +57,7 @@ impl Server {
         let (port, http_port) = (free_port()?, free_port()?);
         let config = folder.path().join("server.yaml");
         let text = config_text(&archive_dir, port, http_port, &options.extra_config);
+        let text = text.replacen("max_events_per_sec: 0", &format!("max_events_per_sec: 0{}", options.extra_server), 1);
         fs::write(&config, text).context(|| format!("write {}", config.display()))?;
         Ok(Self {
             binary,

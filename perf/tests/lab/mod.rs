@@ -68,12 +68,14 @@ pub struct FedNode {
 impl FedNode {
     /// Starts both; `rate` is in events a second.
     pub fn start(name: &str, server: &str, rate: f64) -> Self {
-        let collector = Collector::start(&CollectorOptions {
-            node: name.into(),
-            server: server.into(),
-            ..CollectorOptions::default()
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+        let options = CollectorOptions { node: name.into(), server: server.into(), ..CollectorOptions::default() };
+        let collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}"));
+        Self::feed(collector, rate)
+    }
+
+    /// Feeds a collector that runs.
+    pub fn feed(collector: Collector, rate: f64) -> Self {
+        let name = &collector.node().to_owned();
         let (node, ring) = Node::new(name, 1, ENTITIES, RING_BYTES).expect("a ring");
         let mut fed = Self { generator: None, publication: None, collector, ring };
         fed.publish();
@@ -116,6 +118,16 @@ impl FedNode {
         *archived = result.unwrap_or_else(|error| {
             panic!("{error}\ncollector:\n{}\nserver:\n{}", self.collector.output(), server.output())
         });
+    }
+
+    /// Stops the generator and waits until the collector has read all of it; how many events there were.
+    pub fn stop_feeding(&mut self) -> u64 {
+        let generator = self.generator.take().expect("it runs");
+        generator.stop();
+        let node = generator.join().expect("the generator ends").remove(0);
+        wait_for("the ring to be read", Duration::from_secs(30), |_| Ok(node.is_consumed().then_some(())))
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.collector.output()));
+        node.emitted()
     }
 
     /// Stops the generator, then the collector, and checks the ledger: every event archived or declared lost.

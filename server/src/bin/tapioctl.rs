@@ -4,15 +4,21 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tapio_server::render::{self, Style};
+use tapio_wire::dial;
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{Finding, GetFindingRequest, ListFindingsRequest, StatusRequest, WatchFindingsRequest};
+use tapio_wire::tls::{ClientFiles, Watched};
+use tapio_wire::token::{Bearer, TokenFile};
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle connection is looked after.
@@ -34,12 +40,36 @@ struct Arguments {
     /// The server's gRPC address, HOST:PORT or a URL
     #[arg(long, global = true, env = "TAPIO_SERVER", default_value = "http://127.0.0.1:9090")]
     server: String,
+    #[command(flatten)]
+    access: Access,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
     color: Colour,
     #[command(subcommand)]
     command: Command,
 }
+
+/// What a server with TLS or tokens asks for
+#[derive(clap::Args)]
+struct Access {
+    /// Speak TLS: the certificates of the CA that signs the server's, PEM
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// The own certificate chain, for a server that wants to see one
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// The name in the server's certificate, instead of the host in --server
+    #[arg(long, global = true, value_name = "NAME", env = "TAPIO_TLS_SERVER_NAME")]
+    tls_server_name: Option<String>,
+    /// The token of server.auth.token_file
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+type Client = QueryClient<InterceptedService<Channel, Bearer>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Colour {
@@ -149,14 +179,14 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
                 Some(since) => render::parse_since(&since, now_ns()).map_err(Failure::Usage)?,
                 None => 0,
             };
-            let mut client = connect(server, !watch).await?;
+            let mut client = connect(server, &arguments.access, !watch).await?;
             if !watch {
                 return list(&mut client, server, style, json, since_ns, limit).await;
             }
             follow(&mut client, server, style, json, since_ns).await
         }
         Command::Finding { id, json } => {
-            let mut client = connect(server, true).await?;
+            let mut client = connect(server, &arguments.access, true).await?;
             let finding = client
                 .get_finding(GetFindingRequest { id })
                 .await
@@ -165,7 +195,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
             print(&if json { render::finding_json(&finding) + "\n" } else { render::finding(style, &finding) })
         }
         Command::Status { json } => {
-            let mut client = connect(server, true).await?;
+            let mut client = connect(server, &arguments.access, true).await?;
             let status =
                 client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
             print(&if json { render::status_json(&status) + "\n" } else { render::status(style, &status) })
@@ -184,10 +214,31 @@ fn print(text: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel>, Failure> {
+async fn connect(server: &str, access: &Access, with_timeout: bool) -> Result<Client, Failure> {
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-    let mut endpoint = Endpoint::from_shared(url)
-        .map_err(|error| Failure::Usage(format!("\"{server}\" is no address: {error}")))?
+    let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
+    let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let usage = |error: &dyn std::error::Error| Failure::Usage(error.to_string());
+    let tls = match &access.tls_ca {
+        Some(ca) => {
+            let files = ClientFiles {
+                ca: ca.clone(),
+                cert: access.tls_cert.clone(),
+                key: access.tls_key.clone(),
+                server_name: access.tls_server_name.clone(),
+            };
+            Some(Arc::new(Watched::load(files).map_err(|error| usage(&error))?))
+        }
+        None if uri.scheme_str() == Some("https") => {
+            return Err(Failure::Usage("https needs --tls-ca, the certificates of the server's CA".into()));
+        }
+        None => None,
+    };
+    let token = access.token_file.clone().map(TokenFile::load).transpose().map_err(|error| usage(&error))?;
+    let mut endpoint = dial::endpoint(host, port, tls.is_some())
+        .map_err(|error| wrong(error.to_string()))?
         .connect_timeout(CONNECT_TIMEOUT)
         // A watcher must notice that the server is gone, also when it went without a word.
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -196,16 +247,29 @@ async fn connect(server: &str, with_timeout: bool) -> Result<QueryClient<Channel
     if with_timeout {
         endpoint = endpoint.timeout(REQUEST_TIMEOUT);
     }
-    let channel = endpoint.connect().await.map_err(|error| {
-        let mut reason = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            reason = error.to_string();
-            cause = error.source();
+    let unreachable = |reason: String| Failure::Unreachable(format!("{server}: {reason}"));
+    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| unreachable(error.to_string()))?;
+    let mut reason = "the name has no address".to_owned();
+    let mut connected = None;
+    for address in addresses {
+        match dial::dial(&endpoint, address, tls.as_ref()).await {
+            Ok(channel) => {
+                connected = Some(channel);
+                break;
+            }
+            Err(error) => {
+                reason = error.to_string();
+                let mut cause = std::error::Error::source(&error);
+                while let Some(error) = cause {
+                    reason = error.to_string();
+                    cause = error.source();
+                }
+            }
         }
-        Failure::Unreachable(format!("{server}: {reason}"))
-    })?;
-    Ok(QueryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+    let channel = connected.ok_or_else(|| unreachable(reason))?;
+    let client = QueryClient::with_interceptor(channel, Bearer(token.map(Arc::new)));
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 fn line(style: Style, json: bool, finding: &Finding) -> String {
@@ -213,7 +277,7 @@ fn line(style: Style, json: bool, finding: &Finding) -> String {
 }
 
 async fn list(
-    client: &mut QueryClient<Channel>,
+    client: &mut Client,
     server: &str,
     style: Style,
     json: bool,
@@ -224,7 +288,8 @@ async fn list(
     let mut page_token = String::new();
     let mut is_first = true;
     while left > 0 {
-        let request = ListFindingsRequest { since_ns, limit: left.min(PAGE), page_token };
+        let request =
+            ListFindingsRequest { since_ns, limit: left.min(PAGE), page_token, ..ListFindingsRequest::default() };
         let response = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?.into_inner();
         let mut text = String::new();
         if is_first && !json {
@@ -244,13 +309,7 @@ async fn list(
     Ok(())
 }
 
-async fn follow(
-    client: &mut QueryClient<Channel>,
-    server: &str,
-    style: Style,
-    json: bool,
-    since_ns: u64,
-) -> Result<(), Failure> {
+async fn follow(client: &mut Client, server: &str, style: Style, json: bool, since_ns: u64) -> Result<(), Failure> {
     let mut stream = client
         .watch_findings(WatchFindingsRequest { since_ns })
         .await

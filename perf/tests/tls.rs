@@ -1,0 +1,157 @@
+//! TLS on the way from collector to server: who is let in, and certificates that change under running streams.
+
+mod lab;
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lab::FedNode;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tapio_perf::clock::wait_for;
+use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A CA and the files that it signed.
+struct Authority {
+    folder: tempfile::TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let ca = params.self_signed(&key).expect("a certificate");
+        fs::write(folder.path().join("ca.pem"), ca.pem()).expect("written");
+        Self { folder, issuer: Issuer::new(params, key) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes `NAME.pem` and `NAME.key`, valid until the end of a year.
+    fn sign(&self, name: &str, until: i32) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["tapio-server".into()]).expect("a name");
+        params.not_after = rcgen::date_time_ymd(until, 12, 31);
+        let cert = params.signed_by(&key, &self.issuer).expect("signed");
+        // Certificate and key change one after the other, as files do.
+        fs::write(self.path(&format!("{name}.pem")), cert.pem()).expect("written");
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
+    }
+}
+
+fn server_options(authority: &Authority, folder: &Path) -> ServerOptions {
+    let dir = authority.folder.path().display();
+    fs::write(folder.join("token"), "secret\n").expect("written");
+    ServerOptions {
+        extra_server: format!(
+            ", tls_enabled: true, tls: {{cert: {dir}/server.pem, key: {dir}/server.key, client_ca: {dir}/ca.pem}}, \
+             auth: {{token_file: {}/token}}",
+            folder.display()
+        ),
+        ..ServerOptions::default()
+    }
+}
+
+fn collector_options(server: &Server, authority: &Authority, token: &Path) -> CollectorOptions {
+    let dir = authority.folder.path().display();
+    CollectorOptions {
+        node: "tls".into(),
+        server: server.address(),
+        extra_grpc: format!(
+            ", tls_enabled: true, token_file: {}, tls: {{ca: {dir}/ca.pem, cert: {dir}/client.pem, key: {dir}/client.key, \
+             server_name: tapio-server}}",
+            token.display()
+        ),
+        ..CollectorOptions::default()
+    }
+}
+
+fn metric(port: u16, name: &str) -> f64 {
+    let (_, text) = http::get(port, "/metrics").expect("it answers");
+    let sum = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    sum.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+fn wait_for_metric(what: &str, port: u16, name: &str, wanted: impl Fn(f64) -> bool) {
+    wait_for(what, LIMIT, |seen| {
+        let value = metric(port, name);
+        *seen = format!("{name} is {value}");
+        Ok(wanted(value).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn certificates_are_changed_under_a_stream_and_only_those_who_may_get_in() {
+    let authority = Authority::new();
+    authority.sign("server", 2090);
+    authority.sign("client", 2090);
+    let folder = tempfile::tempdir().expect("a folder");
+    let token = folder.path().join("token");
+    let server = Server::start(&server_options(&authority, folder.path())).unwrap_or_else(|error| panic!("{error}"));
+    let collector = Collector::start(&collector_options(&server, &authority, &token));
+    let collector = collector.unwrap_or_else(|error| panic!("{error}\n{}", server.output()));
+    let (port, streams) = (collector.port(), "tapio_collector_streams_total");
+    let acked = "tapio_collector_events_shipped_total";
+    let mut node = FedNode::feed(collector, 1_000.0);
+    wait_for_metric("events", port, acked, |events| events > 0.0);
+
+    // A new pair; half of it; an expired one: the stream stays up all the time.
+    let (stale, expires) = ("tapio_server_tls_stale", "tapio_server_tls_expires_timestamp_seconds");
+    let before = metric(server.http_port(), expires);
+    authority.sign("server", 2091);
+    wait_for_metric("the new pair", server.http_port(), expires, |at| at > before);
+    fs::write(authority.path("server.pem"), "-----BEGIN CERTIFICATE-----\nMIIB").expect("written");
+    wait_for_metric("the half pair to be noticed", server.http_port(), stale, |stale| stale == 1.0);
+    authority.sign("server", 2020);
+    let shipped = metric(port, acked);
+    wait_for_metric("events", port, acked, |events| events > shipped);
+    assert_eq!(metric(port, streams), 1.0, "{}", node.collector.output());
+    assert!(metric(server.http_port(), expires) > before, "the last good pair is kept");
+
+    // A peer that is slow in its handshake, and others who may not come in.
+    let _slow = TcpStream::connect(server.address()).expect("it listens");
+    for (what, options) in [
+        (
+            "without TLS",
+            CollectorOptions { extra_grpc: String::new(), ..collector_options(&server, &authority, &token) },
+        ),
+        ("of another CA", {
+            let other = Authority::new();
+            other.sign("client", 2090);
+            fs::copy(authority.path("ca.pem"), other.path("ca.pem")).expect("copied");
+            let options = collector_options(&server, &other, &token);
+            // Its files are read at the start and kept from then on.
+            std::mem::forget(other);
+            options
+        }),
+        ("with another token", {
+            let wrong = folder.path().join("wrong");
+            fs::write(&wrong, "guess").expect("written");
+            collector_options(&server, &authority, &wrong)
+        }),
+    ] {
+        let mut stranger =
+            Collector::prepare(&CollectorOptions { node: "stranger".into(), ..options }).expect("prepared");
+        stranger.spawn().expect("spawned");
+        wait_for("the refusal", LIMIT, |seen| {
+            *seen = stranger.output();
+            Ok(seen.contains("no stream").then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(metric(stranger.port(), "tapio_collector_connected"), 0.0, "{what}: {}", stranger.output());
+        stranger.kill();
+    }
+    let emitted = node.stop_feeding();
+    let status = node.collector.stop().expect("it ends").expect("it ran");
+    assert!(status.success(), "{emitted}: {}", node.collector.output());
+    assert_eq!(metric(server.http_port(), "tapio_ledger_unexplained_events"), 0.0);
+}

@@ -1,0 +1,74 @@
+//! From an address to a gRPC channel, with TLS where it is configured.
+//!
+//! tonic would resolve the name by itself and pick an address; whoever wants to choose among all addresses of a name, and keep
+//! TLS files that change, dials by hand.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::tls::{ClientFiles, Watched};
+
+/// What carries a channel's bytes.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// An endpoint that stands for `host` in requests; give it timeouts and windows, then [`dial`] it.
+///
+/// # Errors
+/// When `host` and `port` make no URI.
+pub fn endpoint(host: &str, port: u16, has_tls: bool) -> Result<Endpoint, tonic::transport::Error> {
+    // tonic is not to do TLS: its own URI stays http, and requests name the true scheme.
+    let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))?;
+    let origin = if has_tls { format!("https://{authority}").parse::<Uri>().ok() } else { None };
+    Ok(match origin {
+        Some(origin) => endpoint.origin(origin),
+        None => endpoint,
+    })
+}
+
+/// Connects to one address of an endpoint.
+///
+/// # Errors
+/// What connecting or the handshake says.
+pub async fn dial(
+    endpoint: &Endpoint,
+    address: SocketAddr,
+    tls: Option<&Arc<Watched<ClientFiles>>>,
+) -> Result<Channel, tonic::transport::Error> {
+    let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let tls = tls.cloned();
+    let connector = tower::service_fn(move |_: Uri| connect(address, host.clone(), tls.clone()));
+    endpoint.connect_with_connector(connector).await
+}
+
+async fn connect(
+    address: SocketAddr,
+    host: String,
+    tls: Option<Arc<Watched<ClientFiles>>>,
+) -> io::Result<TokioIo<Box<dyn Wire>>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else {
+        return Ok(TokioIo::new(Box::new(stream)));
+    };
+    let name = tls.files().server_name.clone().unwrap_or(host);
+    let name = ServerName::try_from(name.clone()).map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` is no server name; set tls.server_name"))
+    })?;
+    let handshake = TlsConnector::from(tls.current()).connect(name, stream).await;
+    let stream = handshake.map_err(|error| {
+        let hint = "does the server speak TLS, is its certificate signed by tls.ca, and is its name tls.server_name?";
+        io::Error::new(error.kind(), format!("TLS with {address}: {error}; {hint}"))
+    })?;
+    Ok(TokioIo::new(Box::new(stream)))
+}
