@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # Installs what building Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's headers for
-# the probes. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
+# the probes; with the word "kernels" also what perf/lab/kernels.sh needs. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
 set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v clang >/dev/null || missing+=(clang)
 [ -e /usr/include/bpf/bpf_helpers.h ] || missing+=(libbpf-dev)
+if [ "${1:-}" = kernels ]; then
+  command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+  command -v cpio >/dev/null || missing+=(cpio)
+  # A dynamic busybox does not run in an initial ram disk of its own.
+  { command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1; } || missing+=(busybox-static)
+fi
 if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
   exit 1
