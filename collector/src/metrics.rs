@@ -40,6 +40,7 @@ pub struct Metrics {
     held: IntGaugeVec,
     decoded: IntCounterVec,
     missed: IntCounterVec,
+    lethal_dropped: IntCounter,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -94,6 +95,10 @@ impl Metrics {
                 "tapio_collector_probe_missed_runs_total",
                 "Runs of a probe that the kernel skipped because it was running on that CPU already",
                 &["program"],
+            )?,
+            lethal_dropped: counter(
+                "tapio_collector_lethal_ring_full_total",
+                "Records of the lethal lane that found their ring full; part of what is dropped at the ring",
             )?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
@@ -151,6 +156,7 @@ impl Metrics {
         for (program, count) in observed.missed.get() {
             raise(&self.missed.with_label_values(&[program]), count);
         }
+        raise(&self.lethal_dropped, observed.missed.lethal_dropped());
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
         }
