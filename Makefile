@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test build install check bench clean help
+.PHONY: run test test-kernels build install check bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -27,6 +27,12 @@ test: check ## install what is missing, lint, run every test
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --release --target-dir $(TARGET)/loom
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
+	@$(MAKE) --no-print-directory test-kernels
+
+# Where qemu or the kernels cannot be had the script says so and skips, unless TAPIO_REQUIRE=all.
+test-kernels: install ## the probes' live tests on Linux 5.10, 6.1, 6.12 and the newest, in qemu
+	@deploy/local/install.sh kernels || true
+	perf/lab/kernels.sh
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked -p tapio-ringbuf

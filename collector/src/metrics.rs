@@ -60,6 +60,7 @@ pub struct Metrics {
     identity: IntCounterVec,
     watches: IntCounterVec,
     leader: IntGauge,
+    lethal_dropped: IntCounter,
     queue_batches: IntGaugeVec,
     outbox_bytes: IntGauge,
     outbox_frames: IntGauge,
@@ -155,6 +156,10 @@ impl Metrics {
                 &["outcome"],
             )?,
             leader: gauge("tapio_collector_kube_leader", "1 while this collector watches the cluster's objects")?,
+            lethal_dropped: counter(
+                "tapio_collector_lethal_ring_full_total",
+                "Records of the lethal lane that found their ring full; part of what is dropped at the ring",
+            )?,
             decoded: counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?,
             queue_batches: gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?,
             outbox_bytes: gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?,
@@ -238,6 +243,7 @@ impl Metrics {
             raise(&self.watches.with_label_values(&[outcome]), count);
         }
         self.leader.set(i64::from(observed.kube.is_leader.load(Ordering::Relaxed)));
+        raise(&self.lethal_dropped, observed.missed.lethal_dropped());
         for lane in [Lane::Lethal, Lane::Bulk] {
             self.queue_batches.with_label_values(&[lane.name()]).set(observed.queues.depth(lane) as i64);
         }

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
-# headers for the probes, systemd and a bus for the tests that start one of their own. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
+# headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
+# perf/lab/kernels.sh needs. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
+# install.
 set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
@@ -10,6 +12,12 @@ command -v clang >/dev/null || missing+=(clang)
 command -v dbus-daemon >/dev/null || missing+=(dbus)
 command -v nsenter >/dev/null || missing+=(util-linux)
 command -v pgrep >/dev/null || missing+=(procps)
+if [ "${1:-}" = kernels ]; then
+  command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+  command -v cpio >/dev/null || missing+=(cpio)
+  # A dynamic busybox does not run in an initial ram disk of its own.
+  { command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1; } || missing+=(busybox-static)
+fi
 if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
   exit 1

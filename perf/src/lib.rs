@@ -16,6 +16,7 @@ pub mod load;
 pub mod probes;
 pub mod processes;
 pub mod report;
+pub mod storm;
 pub mod units;
 
 pub use error::Error;

@@ -15,6 +15,7 @@ use tapio_perf::interrupt;
 use tapio_perf::load::generator::Pace;
 use tapio_perf::load::{self, LoadOptions};
 use tapio_perf::probes::{self, ProbesOptions};
+use tapio_perf::storm::{self, StormOptions};
 use tapio_perf::units::{parse_bytes, parse_duration};
 
 const CHECK_FAILED: u8 = 1;
@@ -36,6 +37,8 @@ enum Command {
     Inject(InjectArguments),
     /// Measure what the probes cost on this kernel: each on a loop that fires it, and all together (needs root)
     Probes(ProbesArguments),
+    /// Fork, exec and connect at this machine's limit under real probes, and check that every event is accounted for (needs root)
+    Storm(StormArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
     Victim(Victim),
 }
@@ -126,12 +129,28 @@ struct ProbesArguments {
     json: bool,
 }
 
+#[derive(Args)]
+struct StormArguments {
+    #[arg(long, default_value = "10m", value_parser = parse_duration)]
+    duration: Duration,
+    /// Threads that make it; default: two for each core
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Where tapio-collector and tapio-server are; default: beside this program
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         // These must not start threads: a process that has left its pid namespace cannot.
         Command::Victim(victim) => victim::run(&victim).map(|code| code as u8),
         Command::Load(arguments) => interrupt::listen().and_then(|()| run_load(arguments)),
         Command::Probes(arguments) => interrupt::listen().and_then(|()| run_probes(arguments)),
+        Command::Storm(arguments) => interrupt::listen().and_then(|()| run_storm(arguments)),
         Command::Inject(arguments) => interrupt::listen().and_then(|()| run_inject(&arguments)),
     };
     match result {
@@ -184,6 +203,21 @@ fn run_probes(arguments: ProbesArguments) -> Result<u8, Error> {
         println!("{report}");
     }
     Ok(if arguments.check && !report.are_goals_met { CHECK_FAILED } else { 0 })
+}
+
+fn run_storm(arguments: StormArguments) -> Result<u8, Error> {
+    let report = storm::run(&StormOptions {
+        duration: arguments.duration,
+        threads: arguments.threads,
+        bin_dir: arguments.bin_dir,
+        is_quiet: arguments.json,
+    })?;
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        println!("{report}");
+    }
+    Ok(if report.is_accounted_for { 0 } else { CHECK_FAILED })
 }
 
 fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {

@@ -351,6 +351,19 @@ fn drain_in_place(
     })
 }
 
+/// Copies word by word, eight words a turn: compilers do not widen or unroll atomic loads by themselves.
+#[inline(always)]
+fn copy_words(to: &mut [u64], from: &[AtomicU64]) {
+    let (to_blocks, to_rest) = to.as_chunks_mut::<8>();
+    let (from_blocks, from_rest) = from.as_chunks::<8>();
+    for (to, from) in to_blocks.iter_mut().zip(from_blocks) {
+        *to = std::array::from_fn(|word| from[word].load(Ordering::Relaxed));
+    }
+    for (to, from) in to_rest.iter_mut().zip(from_rest) {
+        *to = from.load(Ordering::Relaxed);
+    }
+}
+
 #[inline]
 fn drain_copied(
     progress: Progress<'_>,
@@ -366,9 +379,7 @@ fn drain_copied(
         let payload = unsafe { ring.data().add(offset) }.cast::<AtomicU64>();
         // SAFETY: records are aligned to eight and rounded up to it, so R2 covers `words`; atomics take any bits (M4).
         let payload = unsafe { slice::from_raw_parts(payload.as_ptr(), words) };
-        for (to, from) in copy.iter_mut().zip(payload) {
-            *to = from.load(Ordering::Relaxed);
-        }
+        copy_words(copy, payload);
         // SAFETY: `copy` has `words * 8 >= length` initialised bytes, private and borrowed for the call.
         each(unsafe { slice::from_raw_parts(copy.as_ptr().cast::<u8>(), length as usize) })
     })

@@ -62,12 +62,20 @@ pub struct EbpfSource {
 /// How often the kernel skipped each program because it was running on that CPU already. What it would have told is in no
 /// other counter.
 #[derive(Default)]
-pub struct MissedRuns(Vec<(&'static str, AtomicU64)>);
+pub struct MissedRuns(Vec<(&'static str, AtomicU64)>, LethalDrops);
+
+/// Records of the lethal lane that found their ring full; the books count them together with the bulk lane's.
+type LethalDrops = AtomicU64;
 
 impl MissedRuns {
     /// Each program and its count.
     pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.0.iter().map(|(program, count)| (*program, count.load(Ordering::Relaxed)))
+    }
+
+    /// Records of the lethal lane that found their ring full: there should never be any.
+    pub fn lethal_dropped(&self) -> u64 {
+        self.1.load(Ordering::Relaxed)
     }
 
     fn read(&self, probes: &Probes) {
@@ -141,7 +149,7 @@ impl EbpfSource {
         }
         let cpus = probes.possible_cpus();
         let programs = probes.verdicts().iter().map(|verdict| (verdict.program, AtomicU64::new(0)));
-        let missed = MissedRuns(programs.collect());
+        let missed = MissedRuns(programs.collect(), LethalDrops::default());
         Ok(Self {
             probes: Some(probes),
             lethal,
@@ -276,15 +284,18 @@ impl EbpfSource {
     }
 
     fn state_counters(&mut self, intake: &Intake) {
-        let (mut emitted, mut dropped, mut sampled, mut excluded) = (0, 0, 0, 0);
+        let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
         for cpu in 0..self.cpus {
             for kind in Kind::ALL {
-                dropped += self.counters.get(counter_index(cpu, kind, Counter::Dropped));
+                let lost = self.counters.get(counter_index(cpu, kind, Counter::Dropped));
+                dropped += lost;
+                lethal_dropped += if kind.is_lethal() { lost } else { 0 };
                 sampled += self.counters.get(counter_index(cpu, kind, Counter::Sampled));
                 excluded += self.counters.get(counter_index(cpu, kind, Counter::Excluded));
                 emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
             }
         }
+        self.missed.1.store(lethal_dropped, Ordering::Relaxed);
         // A record is counted as emitted before it is counted as lost or can be read, so this is what there is at least.
         let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
         let newly_sampled = sampled.saturating_sub(self.sampled);

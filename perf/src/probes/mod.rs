@@ -80,6 +80,12 @@ fn time(operations: &mut dyn Loop, count: u64) -> Result<f64, Error> {
     Ok(start.elapsed().as_nanos() as f64 / count as f64)
 }
 
+/// The same, after operations that are not counted: loading and unloading programs leaves caches cold and work undone behind.
+fn settled_time(operations: &mut dyn Loop, count: u64) -> Result<f64, Error> {
+    operations.run(count / 4 + 1)?;
+    time(operations, count)
+}
+
 /// How many operations take about as long as a slice.
 fn calibrate(operations: &mut dyn Loop, slice: Duration) -> Result<u64, Error> {
     let mut count = 1;
@@ -102,13 +108,13 @@ fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) ->
     while without.len() < ROUNDS_MIN || start.elapsed() < share {
         // By turns first and second, so that a drift of the machine favours neither.
         let is_first = without.len().is_multiple_of(2);
-        let mut off = if is_first { time(&mut *operations, count)? } else { 0.0 };
+        let mut off = if is_first { settled_time(&mut *operations, count)? } else { 0.0 };
         let on = {
             let _session = Session::all()?;
-            time(&mut *operations, count)?
+            settled_time(&mut *operations, count)?
         };
         if !is_first {
-            off = time(&mut *operations, count)?;
+            off = settled_time(&mut *operations, count)?;
         }
         without.push(off);
         with.push(on);
@@ -192,11 +198,12 @@ fn measure_program(program: &ProgramInfo, share: Duration, options: &ProbesOptio
 /// The four slices of a round; whether this kernel takes the program.
 fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &mut Rounds) -> Result<bool, Error> {
     let is_first = rounds.without.len().is_multiple_of(2);
-    let mut without = if is_first { time(operations, count)? } else { 0.0 };
+    let mut without = if is_first { settled_time(operations, count)? } else { 0.0 };
     {
         let Some(session) = Session::only(program)? else {
             return Ok(false);
         };
+        operations.run(count / 4 + 1)?;
         let before = session.records(&[program]);
         let with = time(operations, count)?;
         let records = session.records(&[program]) - before;
@@ -222,7 +229,7 @@ fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &
         }
     }
     if !is_first {
-        without = time(operations, count)?;
+        without = settled_time(operations, count)?;
     }
     rounds.without.push(without);
     rounds.cost.push(rounds.with[rounds.with.len() - 1] - without);

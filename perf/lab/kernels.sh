@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Runs the probes' live tests on other Linux kernels: Debian's 5.10, 6.1, 6.12 and newest, each in a small qemu machine.
+#   make test-kernels, or: kernels.sh [-k "5.10 6.1"] [-j MACHINES_AT_ONCE]
+# Every program of tapio-probes must attach that its row says this kernel has, and the tests of probes/tests/live*.rs cause the
+# real thing (execs, exits, signals, cgroups, OOM kills by a cgroup v2 limit, ...) and check their records.
+#
+# Kernels are downloaded once by apt-get from the mirror that this machine is configured for, unpacked into
+# ${TAPIO_KERNELS:-~/.cache/tapio/kernels} and never installed. Ends with 0 when all passed, 1 when not; when qemu or the
+# kernels cannot be had it says SKIP and ends with 0, or with 1 where TAPIO_REQUIRE=all.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+WANT="5.10 6.1 6.12 newest"; AT_ONCE=2; LIMIT_S=300
+while getopts "k:j:" option; do
+  case $option in k) WANT=$OPTARG ;; j) AT_ONCE=$OPTARG ;; *) exit 2 ;; esac
+done
+CACHE=${TAPIO_KERNELS:-${XDG_CACHE_HOME:-$HOME/.cache}/tapio/kernels}
+CLANG=${CLANG:-clang}
+TARGET=x86_64-unknown-linux-gnu
+
+skip() {
+  echo "SKIP test-kernels: $*"
+  [ "${TAPIO_REQUIRE:-}" = all ] && exit 1
+  exit 0
+}
+[ "$(uname -m)" = x86_64 ] || skip "needs an x86-64 machine"
+for tool in qemu-system-x86_64 cpio busybox dpkg-deb; do
+  command -v "$tool" >/dev/null || skip "needs $tool: deploy/local/install.sh kernels"
+done
+BUSYBOX=$(command -v busybox)
+file_is_static() { ! ldd "$1" >/dev/null 2>&1; }
+file_is_static "$BUSYBOX" || skip "needs a static busybox: deploy/local/install.sh kernels"
+
+# --- kernels -------------------------------------------------------------------------------------------------------------
+
+apt_options() {
+  echo "-o Dir::Etc::sourcelist=$CACHE/apt/sources.list -o Dir::Etc::sourceparts=/dev/null" \
+    "-o Dir::State::Lists=$CACHE/apt/lists -o Dir::Cache=$CACHE/apt/cache"
+}
+update_lists() {
+  [ -f "$CACHE/apt/updated" ] && return
+  local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg suite
+  # Both formats of apt's sources; the mirror's other suites lie beside the one that is configured.
+  mirror=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null \
+    | grep -oE 'https?://[^ ]+' | grep -v security | head -1) || true
+  [ -n "$mirror" ] && [ -f "$keyring" ] || skip "needs Debian's package sources"
+  mkdir -p "$CACHE"/apt/{lists/partial,cache/archives/partial}
+  for suite in bullseye bookworm trixie sid; do
+    echo "deb [signed-by=$keyring] $mirror $suite main"
+  done >"$CACHE/apt/sources.list"
+  # shellcheck disable=SC2046 # options are words
+  apt-get $(apt_options) update -qq || skip "cannot reach $mirror"
+  touch "$CACHE/apt/updated"
+}
+package_of() { # the newest cloud kernel of a series
+  local series
+  if [ "$1" = newest ]; then series='.'; else series="-${1//./\\.}(\.[0-9]|-)"; fi
+  # shellcheck disable=SC2046
+  apt-cache $(apt_options) search -n '^linux-(image|binary)-[0-9].*cloud-amd64$' | awk '{print $1}' | grep -v unsigned \
+    | grep -E -- "$series" | sort -V -t- -k3 | tail -1
+}
+kernel_of() { find "$CACHE/$1" -name 'vmlinuz*' 2>/dev/null | head -1; }
+fetch() {
+  [ -z "$(kernel_of "$1")" ] || return 0
+  update_lists
+  local package name folder
+  package=$(package_of "$1") || true
+  [ -n "$package" ] || skip "found no package of Linux $1"
+  folder=$(mktemp -d "$CACHE/fetch.XXXXXX")
+  # Newer Debian releases keep the files of a signed image in a package of their own.
+  for name in "$package" "${package/linux-image-/linux-binary-}"; do
+    # shellcheck disable=SC2046
+    (cd "$folder" && apt-get $(apt_options) download -qq "$name" 2>/dev/null \
+      && dpkg-deb -x "$name"_*.deb "$CACHE/$1") || continue
+    [ -z "$(kernel_of "$1")" ] || break
+  done
+  rm -rf "$folder"
+  [ -n "$(kernel_of "$1")" ] || skip "cannot download Linux $1 ($package)"
+}
+mkdir -p "$CACHE"
+for kernel in $WANT; do fetch "$kernel"; done
+
+# --- the programs, linked statically --------------------------------------------------------------------------------------
+
+ROOT=$(mktemp -d); trap 'rm -rf "$ROOT"' EXIT
+TREE=$ROOT/tree
+mkdir -p "$TREE"/{bin,tests,proc,sys,dev,tmp,run,etc}
+export RUSTFLAGS="-C target-feature=+crt-static"
+built() { "$@" --quiet --locked -p tapio-probes --target $TARGET --message-format=json 2>"$ROOT/cargo" || { cat "$ROOT/cargo"; exit 1; }; }
+built cargo build --example verdicts >"$ROOT/built"
+built cargo test --tests --no-run >>"$ROOT/built"
+executables() { # of test or example targets
+  grep -o '"reason":"compiler-artifact".*' "$ROOT/built" | grep "\"kind\":\[\"$1\"\]" \
+    | sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p'
+}
+while read -r name path; do
+  case $name in live*) cp "$path" "$TREE/tests/$name" ;; esac
+done < <(executables test)
+while read -r name path; do
+  [ "$name" != verdicts ] || cp "$path" "$TREE/bin/verdicts"
+done < <(executables example)
+[ -x "$TREE/bin/verdicts" ] && [ -n "$(ls "$TREE/tests")" ] || { echo "the live tests were not built"; exit 1; }
+"$CLANG" -static -O1 -Wall -Werror -pthread -o "$TREE/tests/victim" probes/tests/lab/victim.c
+cp "$BUSYBOX" "$TREE/bin/busybox"
+cat >"$TREE/init" <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t tracefs none /sys/kernel/tracing; mount -t bpf none /sys/fs/bpf; mount -t tmpfs none /tmp
+mount -t cgroup2 none /sys/fs/cgroup
+for controller in memory pids cpu io; do echo +$controller >/sys/fs/cgroup/cgroup.subtree_control; done
+ip link set lo up
+echo "@@begin $(uname -r)"
+failed=0
+verdicts || failed=1
+for test in /tests/live*; do
+  echo "-- ${test##*/}"
+  $test --test-threads=1 2>&1 || failed=1
+done
+echo "@@rc $failed"
+poweroff -f
+INIT
+chmod +x "$TREE/init"
+ln -s busybox "$TREE/bin/sh"
+(cd "$TREE" && find . | cpio -o -H newc 2>/dev/null | gzip -1) >"$ROOT/initrd"
+
+# --- the machines ---------------------------------------------------------------------------------------------------------
+
+# Without KVM: /dev/kvm may be there and yet hang its guests, where this machine is a guest itself.
+boot() {
+  local started=$SECONDS
+  timeout "$LIMIT_S" qemu-system-x86_64 -M q35 -cpu qemu64 -smp 2 -m 1536 -nographic -no-reboot -net none \
+    -kernel "$(kernel_of "$1")" -initrd "$ROOT/initrd" -append "console=ttyS0 quiet panic=-1" </dev/null 2>&1 \
+    | tr -d '\r' >"$ROOT/out.$1" || true
+  echo $((SECONDS - started)) >"$ROOT/seconds.$1"
+}
+running=0
+for kernel in $WANT; do
+  if [ "$running" -ge "$AT_ONCE" ]; then wait -n; running=$((running - 1)); fi
+  boot "$kernel" & running=$((running + 1))
+done
+wait
+failed=0
+for kernel in $WANT; do
+  out=$ROOT/out.$kernel
+  rc=$(sed -n 's/.*@@rc \([0-9]*\).*/\1/p' "$out" | tail -1)
+  echo "== Linux $(sed -n 's/.*@@begin //p' "$out" | tail -1)"
+  if [ "$rc" = 0 ]; then
+    grep -E 'programs are missing|^-- |^test result|SKIP' "$out" || true
+  else
+    cat "$out"; failed=1
+  fi
+  echo "== $kernel: rc ${rc:-none} after $(cat "$ROOT/seconds.$kernel") s"
+done
+exit $failed

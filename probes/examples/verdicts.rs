@@ -1,0 +1,42 @@
+//! Loads every program into the kernel that runs and prints how each fares. Ends with 1 when one does not run that should: its
+//! row in `PROGRAMS` says since which kernel it does. `perf/lab/kernels.sh` runs this on other kernels.
+
+use std::process::ExitCode;
+
+use tapio_probes::{LoadConfig, PROGRAMS, Probes, State};
+
+/// The first two numbers of a kernel's version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().split(|character: char| !character.is_ascii_digit()).map(|part| part.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+fn main() -> ExitCode {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let probes = match Probes::load(&LoadConfig::default()) {
+        Ok(probes) => probes,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut missing = 0;
+    for (program, verdict) in PROGRAMS.iter().zip(probes.verdicts()) {
+        let is_due = version(&release) >= version(program.since);
+        let said = match &verdict.state {
+            State::Attached => "attached".to_owned(),
+            State::NotOnThisKernel(reason) => format!("not on this kernel: {reason}"),
+            State::Refused(reason) => format!("refused: {reason}"),
+            State::Disabled => "disabled".to_owned(),
+        };
+        let is_missing = match verdict.state {
+            State::Attached | State::Disabled => false,
+            State::NotOnThisKernel(_) => is_due,
+            State::Refused(_) => true,
+        };
+        missing += u32::from(is_missing);
+        println!("{:<20} {:<32} {}{said}", program.name, program.hook, if is_missing { "MISSING, " } else { "" });
+    }
+    println!("{missing} of {} programs are missing on Linux {}", PROGRAMS.len(), release.trim());
+    if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

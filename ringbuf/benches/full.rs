@@ -1,0 +1,226 @@
+//! Rings under load, each beside what else could be used, by turns in the same run.
+//!
+//! - `full_bpf_64`: a BPF ring that the kernel filled to the brim with 64-byte records, drained by this crate's `Reader` and by
+//!   aya's `RingBuf`, turn about (needs CAP_BPF). Each has a map of its own, of the same size and filled by the same program:
+//!   either keeps the consumer position to itself.
+//! - `two_threads_64`: a million 64-byte records from one thread to another, in batches: the cache lines travel. Through a memfd
+//!   ring, rtrb by chunk and one by one, and crossbeam's `ArrayQueue`.
+//!
+//! Run with `cargo bench -p tapio-ringbuf --bench full`. Prints the median and the quarters of nanoseconds a record, and the
+//! ratio to this crate's.
+
+#[allow(dead_code, reason = "shared with a test, which uses another part of it")]
+#[path = "../tests/bpf/mod.rs"]
+mod bpf;
+
+use std::hint::{black_box, spin_loop};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use aya::maps::{Map, MapData, RingBuf};
+use crossbeam::queue::ArrayQueue;
+use tapio_ringbuf::{Limits, Reader, Writer};
+
+type Record = [u8; 64];
+
+const RECORD_BYTES: usize = size_of::<Record>();
+const DATA_BYTES: usize = 1 << 18;
+const SLOTS: usize = 2048;
+const BATCH: usize = 256;
+const DRAIN_ROUNDS: usize = 400;
+const THREAD_ROUNDS: usize = 9;
+const THREAD_RECORDS: usize = 1 << 20;
+
+#[inline]
+fn look(sum: &mut u64, record: &[u8]) {
+    if let Some(word) = record.first_chunk() {
+        *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+    }
+}
+
+struct Series {
+    name: &'static str,
+    ns: Vec<f64>,
+}
+
+impl Series {
+    fn new(name: &'static str) -> Self {
+        Self { name, ns: Vec::new() }
+    }
+
+    fn add(&mut self, start: Instant, records: usize) {
+        self.ns.push(start.elapsed().as_nanos() as f64 / records as f64);
+    }
+
+    fn at(&mut self, part: f64) -> f64 {
+        self.ns.sort_by(f64::total_cmp);
+        self.ns[((self.ns.len() - 1) as f64 * part).round() as usize]
+    }
+}
+
+fn print(group: &str, series: &mut [Series]) {
+    let own = series[0].at(0.5);
+    for one in series {
+        let (median, low, high) = (one.at(0.5), one.at(0.25), one.at(0.75));
+        let ratio = median / own;
+        println!("{group:<16} {:<22} {median:>7.2} ns a record ({low:.2} to {high:.2}), {ratio:.2} of ours", one.name);
+    }
+}
+
+/// A ring and the program that fills it.
+fn kernel_ring() -> (OwnedFd, bpf::Program) {
+    let map = bpf::ring(DATA_BYTES).expect("a BPF ring");
+    let program = bpf::Program::load(map.as_fd(), RECORD_BYTES as u32, 1, bpf::Then::Submit, bpf::NO_WAKEUP);
+    (map, program.expect("a program"))
+}
+
+fn full_bpf() {
+    if !bpf::available() {
+        return;
+    }
+    // What fits: the kernel leaves a byte free.
+    let records = (DATA_BYTES - 1) / (RECORD_BYTES + 8);
+    let (ours_map, ours_program) = kernel_ring();
+    let mut ours = Reader::from_bpf_map(ours_map.as_fd(), DATA_BYTES).expect("the map just made");
+    let (aya_map, aya_program) = kernel_ring();
+    let map = MapData::from_fd(aya_map).expect("a map");
+    let mut theirs = RingBuf::try_from(Map::RingBuf(map)).expect("a ring");
+    let mut series = [Series::new("reader"), Series::new("aya")];
+    for round in 0..DRAIN_ROUNDS {
+        for turn in [round % 2, (round + 1) % 2] {
+            let (mut sum, mut seen) = (0, 0);
+            let program = if turn == 0 { &ours_program } else { &aya_program };
+            assert!(program.run(records).expect("a run") && !program.run(1).expect("a run"), "full to the brim");
+            let start = Instant::now();
+            if turn == 0 {
+                seen = ours.drain(usize::MAX, |record| look(&mut sum, record)).expect("the kernel's").records;
+            } else {
+                while let Some(record) = theirs.next() {
+                    look(&mut sum, &record);
+                    seen += 1;
+                }
+            }
+            series[turn].add(start, records);
+            assert_eq!((seen, black_box(sum) > 0), (records, true));
+        }
+    }
+    print("full_bpf_64", &mut series);
+}
+
+/// Times `consume`, which runs here, against `produce`, which runs in another thread.
+fn across(series: &mut Series, produce: impl FnOnce() + Send, consume: impl FnOnce() -> u64) {
+    std::thread::scope(|scope| {
+        let start = Instant::now();
+        scope.spawn(produce);
+        black_box(consume());
+        series.add(start, THREAD_RECORDS);
+    });
+}
+
+fn two_threads() {
+    let records: Vec<Record> = (0..BATCH).map(|number| [number as u8; 64]).collect();
+    let batches = THREAD_RECORDS / BATCH;
+    let mut series = [
+        Series::new("memfd_ring"),
+        Series::new("rtrb_chunk"),
+        Series::new("rtrb"),
+        Series::new("crossbeam_array_queue"),
+    ];
+    for _ in 0..THREAD_ROUNDS {
+        let (mut writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
+        let mut reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+        let produce = || {
+            for _ in 0..batches {
+                let mut rest = &records[..];
+                while !rest.is_empty() {
+                    let written = writer.write_batch(black_box(rest).iter().map(Record::as_slice));
+                    if written == 0 {
+                        spin_loop();
+                    }
+                    rest = &rest[written..];
+                }
+            }
+        };
+        across(&mut series[0], produce, || {
+            let (mut sum, mut seen) = (0, 0);
+            while seen < THREAD_RECORDS {
+                seen += reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer").records;
+            }
+            sum
+        });
+
+        let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+        let produce = || {
+            for _ in 0..batches {
+                let mut rest = &records[..];
+                while !rest.is_empty() {
+                    let room = producer.slots().min(rest.len());
+                    let chunk = producer.write_chunk_uninit(room).expect("room");
+                    chunk.fill_from_iter(black_box(&rest[..room]).iter().copied());
+                    rest = &rest[room..];
+                }
+            }
+        };
+        across(&mut series[1], produce, || {
+            let (mut sum, mut seen) = (0, 0);
+            while seen < THREAD_RECORDS {
+                let chunk = consumer.read_chunk(consumer.slots().min(BATCH)).expect("records");
+                let (first, second) = chunk.as_slices();
+                seen += first.len() + second.len();
+                for record in first.iter().chain(second) {
+                    look(&mut sum, record);
+                }
+                chunk.commit_all();
+            }
+            sum
+        });
+
+        let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+        let produce = || {
+            for _ in 0..batches {
+                for record in black_box(&records) {
+                    while producer.push(*record).is_err() {
+                        spin_loop();
+                    }
+                }
+            }
+        };
+        across(&mut series[2], produce, || {
+            let (mut sum, mut seen) = (0, 0);
+            while seen < THREAD_RECORDS {
+                while let Ok(record) = consumer.pop() {
+                    look(&mut sum, &record);
+                    seen += 1;
+                }
+            }
+            sum
+        });
+
+        let queue = ArrayQueue::<Record>::new(SLOTS);
+        let produce = || {
+            for _ in 0..batches {
+                for record in black_box(&records) {
+                    while queue.push(*record).is_err() {
+                        spin_loop();
+                    }
+                }
+            }
+        };
+        across(&mut series[3], produce, || {
+            let (mut sum, mut seen) = (0, 0);
+            while seen < THREAD_RECORDS {
+                while let Some(record) = queue.pop() {
+                    look(&mut sum, &record);
+                    seen += 1;
+                }
+            }
+            sum
+        });
+    }
+    print("two_threads_64", &mut series);
+}
+
+fn main() {
+    full_bpf();
+    two_threads();
+}
