@@ -27,6 +27,8 @@ pub struct Frames {
     pub epoch: u64,
     pub seq: u64,
     pub events: usize,
+    /// What every event is about.
+    pub entity: u64,
     pub lane: Lane,
     pub realtime_ns: u64,
     pub ledger: Ledger,
@@ -40,6 +42,7 @@ impl Frames {
             epoch,
             seq: 0,
             events: 1,
+            entity: 7,
             lane: Lane::Bulk,
             realtime_ns: 1_700_000_000_000_000_000,
             ledger: Ledger::default(),
@@ -55,7 +58,7 @@ impl Frames {
         let events = (0..self.events as u64)
             .map(|index| Event {
                 time_ns: self.seq.wrapping_mul(1000) + index,
-                entity: 7,
+                entity: self.entity,
                 pid: 1,
                 source: Source::Ebpf,
                 body: Detail::RunQueue { wait_ns: index },
