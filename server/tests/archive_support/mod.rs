@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part of this")]
 
 mod faulty_disk;
+mod small_disk;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -17,6 +18,7 @@ use tapio_wire::frame::{Encoder, Frame, Header, Stamp};
 use tapio_wire::ledger::Ledger;
 
 pub use faulty_disk::{Faults, FaultyDisk, Operation};
+pub use small_disk::SmallDisk;
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
