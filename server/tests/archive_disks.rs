@@ -152,7 +152,7 @@ fn where_io_uring_is_forbidden_the_plain_twin_takes_over_and_says_so() {
         archive.metrics().register(&registry).unwrap();
         let gathered = registry.gather();
         let gauge = gathered.iter().find(|family| family.name() == "tapio_archive_uring").expect("the gauge");
-        assert_eq!(gauge.get_metric()[0].get_gauge().value(), 0.0);
+        assert_eq!(gauge.get_metric()[0].get_gauge().get_value(), 0.0);
         assert_eq!(*archive.state().borrow(), ArchiveState::Ready);
         let sent = append_each(&archive, &mut Frames::new("node-1", 1), 3);
         archive.shutdown();

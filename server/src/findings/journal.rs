@@ -36,8 +36,8 @@ const MISSED_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Line<'a> {
-    Published(std::borrow::Cow<'a, Finding>),
+enum Line {
+    Published(Box<Finding>),
     Withdrawn { id: String, successor: Option<String> },
 }
 
@@ -79,7 +79,7 @@ pub fn read(dir: &Path) -> io::Result<Recorded> {
             match serde_json::from_slice(&line) {
                 Ok(Line::Published(finding)) => {
                     recorded.successors.remove(&finding.id);
-                    recorded.findings.insert(finding.id.clone(), finding.into_owned());
+                    recorded.findings.insert(finding.id.clone(), *finding);
                 }
                 Ok(Line::Withdrawn { id, successor }) => {
                     recorded.findings.remove(&id);
@@ -220,7 +220,7 @@ impl Writer {
                     Change::Withdrawn { id, successor } => encode(&Line::Withdrawn { id, successor }),
                     Change::Published(finding) => {
                         self.metrics.count(&finding);
-                        encode(&Line::Published(std::borrow::Cow::Borrowed(&finding)))
+                        encode(&Line::Published(Box::new((*finding).clone())))
                     }
                 };
                 lines.extend_from_slice(&line);
@@ -229,7 +229,7 @@ impl Writer {
             if missed || (self.is_failing && !lines.is_empty()) {
                 lines.clear();
                 for finding in store.published_after(0) {
-                    lines.extend_from_slice(&encode(&Line::Published(std::borrow::Cow::Borrowed(&finding))));
+                    lines.extend_from_slice(&encode(&Line::Published(Box::new((*finding).clone()))));
                 }
             }
             if !lines.is_empty() {
@@ -271,7 +271,7 @@ impl Writer {
     }
 }
 
-fn encode(line: &Line<'_>) -> Vec<u8> {
+fn encode(line: &Line) -> Vec<u8> {
     // Strings, numbers and lists: nothing that JSON cannot hold.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
