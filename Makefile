@@ -27,7 +27,6 @@ test: check ## install what is missing, lint, run every test
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --release --target-dir $(TARGET)/loom
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
-	@$(MAKE) --no-print-directory test-kernels
 
 # Where qemu or the kernels cannot be had the script says so and skips, unless TAPIO_REQUIRE=all.
 test-kernels: install ## the probes' live tests on Linux 5.10, 6.1, 6.12 and the newest, in qemu

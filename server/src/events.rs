@@ -149,6 +149,11 @@ impl Catalog {
     }
 }
 
+/// The id that 16 hexadecimal digits are.
+fn id_of(entity: &str) -> Option<u64> {
+    (entity.len() == 16).then(|| u64::from_str_radix(entity, 16).ok()).flatten()
+}
+
 fn is_meant(described: &Described, choice: &Choice) -> bool {
     let mut path = described.name.split('/');
     let (first, second) = (path.next().unwrap_or_default(), path.next().unwrap_or_default());
@@ -207,7 +212,11 @@ pub fn select(
     }
     let by_name = !choice.pod.is_empty() || !choice.namespace.is_empty() || !choice.entity.is_empty();
     if by_name {
-        let entities = catalog.matching(choice);
+        let mut entities = catalog.matching(choice);
+        if let Some(id) = id_of(&choice.entity).filter(|_| choice.pod.is_empty() && choice.namespace.is_empty()) {
+            // An id needs no description.
+            entities.extend(catalog.nodes.keys().map(|&node| (node, id)));
+        }
         if entities.is_empty() {
             let parts = [("namespace", &choice.namespace), ("pod", &choice.pod), ("entity", &choice.entity)];
             let parts = parts.iter().filter(|(_, value)| !value.is_empty());

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod archive;
+pub mod command;
 pub mod config;
 pub mod correlate;
 pub mod events;

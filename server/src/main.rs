@@ -1,13 +1,15 @@
 //! `tapio-server`: archives what collectors ship, correlates it and publishes findings.
 //!
-//! Exit codes: 0 after a clean shutdown, 1 when it could not start or ended badly, 2 for bad usage.
+//! Exit codes: 0 after a clean shutdown, 1 when it could not start or ended badly, 2 for bad usage. `archive` and `replay`: 0
+//! done, 1 the archive cannot be read, 2 for bad usage, 3 damage or differences were found.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use tapio_server::command::{self, ArchiveCommand, ReplayArguments};
 use tapio_server::config::{Config, LogFormat};
 use tapio_server::pipeline::Pipeline;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,7 +17,13 @@ use tracing_subscriber::EnvFilter;
 
 /// Archives what Tapio's collectors ship, correlates it and publishes findings.
 #[derive(Parser)]
-#[command(name = "tapio-server", version)]
+#[command(
+    name = "tapio-server",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Exit codes: 0 after a clean shutdown, 1 when it could not start or ended badly, 2 for wrong usage. \
+                  Of archive and replay: 3 when damage or differences were found."
+)]
 struct Arguments {
     /// The configuration, YAML; without it, the defaults.
     #[arg(long, value_name = "FILE")]
@@ -29,10 +37,28 @@ struct Arguments {
     /// error, warn, info, debug or trace, instead of logging.level.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check, sum up or print an archive; also beside the server that writes it
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
+    /// Run an archive through the patterns again, faster than it happened, and print what is found
+    Replay(ReplayArguments),
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let mut arguments = Arguments::parse();
+    if let Some(command) = arguments.command.take() {
+        return command::exit_code(match command {
+            Command::Archive(command) => command.run(),
+            Command::Replay(arguments) => arguments.run(),
+        });
+    }
+    match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tapio-server: {error}");

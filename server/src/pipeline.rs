@@ -7,6 +7,7 @@
 //!       └──► Arc<Frame>, permits bound them ──► threads correlate-0..n, pinned ──► bounded bus ──► thread finder
 //!                                                                                                  │
 //!  query service ◄──────────────────────────── FindingStore ◄──────────────────────────────────────┘
+//!                                                   └──► thread journal: findings.jsonl
 //!  http: /healthz /readyz /metrics
 //! ```
 //!
@@ -36,7 +37,8 @@ use tonic_health::ServingStatus;
 use crate::api;
 use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
 use crate::config::Config;
-use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
+use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef};
+use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
 use crate::http;
 use crate::ingest::{self, FrameSink, IngestMetrics, IngestService};
@@ -72,6 +74,8 @@ pub enum PipelineError {
     Metrics(#[from] prometheus::Error),
     #[error("gRPC ended: {0}")]
     Grpc(#[from] tonic::transport::Error),
+    #[error("the journal of findings cannot be started: {0}")]
+    Journal(std::io::Error),
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("a task failed: {0}")]
@@ -126,6 +130,7 @@ impl StatusSource for Status {
             shards: self.correlator.status(),
             ready: not_ready_reason.is_empty(),
             not_ready_reason,
+            kinds: self.archive.metrics().kind_counts(),
         }
     }
 }
@@ -144,6 +149,7 @@ pub struct Pipeline {
     archive: Arc<Archive>,
     correlator: Arc<Correlator>,
     finder: Finder,
+    journal: Journal,
     /// Where gRPC and HTTP listen.
     pub grpc_address: SocketAddr,
     pub http_address: SocketAddr,
@@ -208,7 +214,10 @@ impl Pipeline {
             ended.clone(),
         ));
 
-        let archive = open_archive(config, &patterns, Arc::clone(&correlator)).await?;
+        let journal = start_journal(config, &store, JournalMetrics::register(&registry)?)?;
+        store.set_replaying(true);
+        let archive = open_archive(config, &patterns, Arc::clone(&correlator), finder.bus()).await?;
+        store.set_replaying(false);
         archive.metrics().register(&registry)?;
         let tls_metrics = TlsMetrics::register(&registry)?;
         let ingest_metrics = Arc::new(IngestMetrics::register(&registry)?);
@@ -272,7 +281,7 @@ impl Pipeline {
             }
         };
         tracing::info!(%grpc_address, %http_address, patterns = patterns.patterns().len(), "serving");
-        Ok(Self { ingest, grpc, http, end, archive, correlator, finder, grpc_address, http_address })
+        Ok(Self { ingest, grpc, http, end, archive, correlator, finder, journal, grpc_address, http_address })
     }
 
     /// Drains and ends.
@@ -291,7 +300,7 @@ impl Pipeline {
             Err(_) => grpc.abort(),
         }
         self.http.abort();
-        let (archive, correlator, mut finder) = (self.archive, self.correlator, self.finder);
+        let (archive, correlator, mut finder, journal) = (self.archive, self.correlator, self.finder, self.journal);
         tokio::task::spawn_blocking(move || {
             archive.shutdown();
             if let Err(error) = correlator.drained_blocking() {
@@ -299,6 +308,7 @@ impl Pipeline {
             }
             correlator.stop();
             finder.stop();
+            drop(journal);
         })
         .await?;
         Ok(())
@@ -309,10 +319,28 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, P
     TcpListener::bind(address).await.map_err(|error| PipelineError::Listen { address, error, key })
 }
 
+/// Findings of earlier runs come back, and those of this one are written down. The file is opened with the first finding, when
+/// the archive's lock is held.
+fn start_journal(
+    config: &Config,
+    store: &Arc<FindingStore>,
+    metrics: JournalMetrics,
+) -> Result<Journal, PipelineError> {
+    match journal::read(&config.archive.dir) {
+        Ok(recorded) => {
+            tracing::info!(findings = recorded.findings.len(), unreadable = recorded.unreadable, "findings restored");
+            recorded.restore(store);
+        }
+        Err(error) => tracing::warn!(%error, "the findings of earlier runs cannot be read"),
+    }
+    Journal::start(&config.archive.dir, store, metrics).map_err(PipelineError::Journal)
+}
+
 async fn open_archive(
     config: &Config,
     patterns: &PatternSet,
     correlator: Arc<Correlator>,
+    finder: InProcessBus,
 ) -> Result<Arc<Archive>, PipelineError> {
     let archive_config = ArchiveConfig {
         dir: config.archive.dir.clone(),
@@ -333,6 +361,9 @@ async fn open_archive(
         let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
         let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
         if let Err(error) = replay.correlator.drained_blocking() {
+            tracing::error!(%error, "the replay was not finished");
+        }
+        if let Err(error) = finder.barrier() {
             tracing::error!(%error, "the replay was not finished");
         }
         tracing::info!(frames = replay.frames.load(Ordering::Relaxed), "the archive's last minutes were replayed");

@@ -203,3 +203,70 @@ fn a_watcher_is_told_what_was_what_is_and_may_leave() {
     server.machine.deliver(&server.node.node, &server.node.frames[2..]);
     assert_eq!(child.wait().expect("it ends").code(), Some(0), "a closed pipe is no error");
 }
+
+#[test]
+fn lists_and_objects_come_in_the_formats_that_kubectl_knows() {
+    let server = serve();
+    let (_, yaml) = output(&server.address, &["findings", "-o", "yaml"]);
+    let value: Value = serde_yaml_ng::from_str(yaml.trim_start_matches("---\n")).expect("YAML");
+    let (_, json) = output(&server.address, &["findings", "-o", "json"]);
+    assert_eq!(value, serde_json::from_str::<Value>(json.trim_end()).expect("one object"));
+    let (_, wide) = output(&server.address, &["findings", "--output", "wide"]);
+    assert!(wide.starts_with("NODE ") && wide.lines().nth(1).is_some_and(|row| row.starts_with("n1 ")), "{wide}");
+    assert!(!wide.contains('\x1b'));
+    let (_, none) = output(&server.address, &["findings", "--severity", "critical", "--pattern", "crash-loop"]);
+    assert_eq!(none, "No findings.\n");
+}
+
+#[test]
+fn the_ledger_is_a_row_for_each_source() {
+    let server = serve();
+    let (_, text) = output(&server.address, &["ledger"]);
+    assert!(text.starts_with("Ledger") && text.contains("n1") && text.contains("ring/full 7"), "{text}");
+    let (_, json) = output(&server.address, &["ledger", "-o", "json", "--node", "n1"]);
+    let row: Value = serde_json::from_str(json.trim_end()).expect("one row");
+    assert_eq!((&row["node"], &row["emitted"], &row["epoch"]), (&"n1".into(), &100.into(), &"ff".into()));
+    let (failed, _) = output(&server.address, &["ledger", "--node", "n2"]);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("known are: n1"));
+}
+
+#[test]
+fn why_tells_the_last_death_of_a_pod() {
+    let mut server = serve();
+    let web = server.node.container_of("shop/web-1", "key", "shop/web-1/nginx");
+    let process = Process::init(web, 300, "nginx");
+    server.node.oom(400 * SECOND, process, 64 * MIB, 64 * MIB);
+    server.node.signal(400 * SECOND, process, SIGKILL, None);
+    server.node.exit(400 * SECOND + MS, process, SIGKILL);
+    server.node.lethal(400 * SECOND + 2 * MS);
+    server.machine.deliver(&server.node.node, &server.node.frames[1..]);
+    server.machine.settle();
+    for pod in [&["pod/web-1", "-n", "shop"][..], &["web-1"], &["pod/web-1"]] {
+        let (run, text) = output(&server.address, &[&["why"], pod].concat());
+        assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+        assert!(
+            text.contains("Death certificate") && text.contains("pid 300") && text.contains("Last events"),
+            "{text}"
+        );
+    }
+    let (run, _) = output(&server.address, &["why", "pod/nobody"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&run.stderr).contains("nothing is known of pod nobody"));
+    assert_eq!(output(&server.address, &["why", "deployment/web"]).0.status.code(), Some(2));
+}
+
+#[test]
+fn top_measures_once_and_completions_are_scripts() {
+    let server = serve();
+    let (run, text) = output(&server.address, &["top", "--once", "--interval", "100ms"]);
+    assert!(run.status.success());
+    let row: Vec<_> = text.lines().find(|line| line.contains("n1")).expect("the node").split_whitespace().collect();
+    assert_eq!(row, ["0.0", "90", "n1"], "{text}");
+    for shell in ["bash", "zsh", "fish"] {
+        let (_, script) = output(&server.address, &["completions", shell]);
+        assert!(script.contains("tapioctl") && script.contains("findings"), "{shell}");
+    }
+    let (run, _) = output(&server.address, &["events"]);
+    assert_eq!(run.status.code(), Some(1), "this server has no archive");
+}

@@ -1,6 +1,8 @@
 //! The archive's metrics. They are the counters that [`super::ArchiveStats`] reads, whether they are registered or not.
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use tapio_wire::event::Kind;
+use tapio_wire::service::KindCount;
 
 /// See the module.
 #[derive(Debug)]
@@ -13,6 +15,9 @@ pub struct ArchiveMetrics {
     pub(super) lethal_events: IntCounter,
     pub(super) bulk_events: IntCounter,
     events: IntCounterVec,
+    /// In the order of the kinds' numbers.
+    pub(super) kinds: Vec<IntCounter>,
+    kind_events: IntCounterVec,
     pub(super) duplicates: IntCounter,
     pub(super) quarantined: IntCounter,
     pub(super) poisoned: IntCounter,
@@ -31,7 +36,13 @@ impl ArchiveMetrics {
         let gauge = |name: &str, help: &str| IntGauge::new(format!("tapio_server_archive_{name}"), help);
         let events =
             IntCounterVec::new(Opts::new("tapio_server_archive_events_total", "Events made durable."), &["lane"])?;
+        let kind_events = IntCounterVec::new(
+            Opts::new("tapio_server_archive_kind_events_total", "Events made durable, by kind."),
+            &["kind"],
+        )?;
         Ok(Self {
+            kinds: Kind::ALL.iter().map(|kind| kind_events.with_label_values(&[kind.name()])).collect(),
+            kind_events,
             commit_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "tapio_server_archive_commit_seconds",
@@ -68,11 +79,18 @@ impl ArchiveMetrics {
         })
     }
 
+    /// Events made durable since the start, by kind.
+    pub fn kind_counts(&self) -> Vec<KindCount> {
+        let counted = Kind::ALL.iter().zip(&self.kinds).filter(|(_, counter)| counter.get() > 0);
+        counted.map(|(kind, counter)| KindCount { kind: kind.name().to_owned(), events: counter.get() }).collect()
+    }
+
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.commit_seconds.clone()))?;
         registry.register(Box::new(self.index_seconds.clone()))?;
         registry.register(Box::new(self.events.clone()))?;
+        registry.register(Box::new(self.kind_events.clone()))?;
         for counter in [
             &self.written_bytes,
             &self.index_bytes,

@@ -23,6 +23,7 @@ mod scan;
 mod segments;
 mod snapshot;
 mod uring;
+pub mod verify;
 mod writer;
 
 use std::io;

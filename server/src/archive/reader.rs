@@ -15,6 +15,7 @@ use foldhash::fast::RandomState;
 use tapio_wire::frame::{Frame, Header};
 use tapio_wire::segment::{SEGMENT_HEADER_BYTES, parse_segment_header};
 
+use super::books::Books;
 use super::index::{Described, Index, key, times_ns};
 use super::scan::{Item, Scanner};
 use super::segments;
@@ -123,34 +124,43 @@ impl Reader {
         Ok(found)
     }
 
-    /// What nodes are called: from the newest books, and what was noted since.
-    pub fn node_names(&self) -> Result<HashMap<u64, Arc<str>, RandomState>, ReadError> {
-        let mut names = HashMap::default();
-        for segment in self.segments()?.iter().rev() {
-            let Some(file) = open(&segment.path)? else { continue };
-            let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
-            let mut scanner = Scanner::new(&file, segment.number).map_err(failed)?;
-            let mut has_books = false;
-            while let Some(item) = scanner.next_item().map_err(failed)? {
-                match item {
-                    Item::Note(Note::Books(books)) => {
-                        has_books = true;
-                        let named = books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?)));
-                        for (id, name) in named {
-                            names.entry(id).or_insert(name);
-                        }
-                    }
-                    Item::Note(Note::Name { node, name }) => {
-                        names.insert(node, name);
-                    }
-                    _ => {}
-                }
-            }
-            if has_books {
+    /// The books: from the newest sound snapshot, and what came after it.
+    pub fn books(&self) -> Result<Books, ReadError> {
+        let segments = self.segments()?;
+        let mut base = Books::default();
+        let mut first = segments.len();
+        while first > 0 {
+            first -= 1;
+            let Some(file) = open(&segments[first].path)? else { continue };
+            let failed = |source| ReadError::Segment { path: segments[first].path.clone(), source };
+            let mut scanner = Scanner::new(&file, segments[first].number).map_err(failed)?;
+            if let Some(Item::Note(Note::Books(books))) = scanner.next_item().map_err(failed)? {
+                base = *books;
                 break;
             }
         }
-        Ok(names)
+        for segment in &segments[first..] {
+            let Some(file) = open(&segment.path)? else { continue };
+            let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
+            let mut scanner = Scanner::new(&file, segment.number).map_err(failed)?;
+            while let Some(item) = scanner.next_item().map_err(failed)? {
+                match item {
+                    Item::Frame { header, bytes } => {
+                        base.record(&header, bytes);
+                    }
+                    Item::Note(Note::Name { node, name }) => base.learn_name(node, &name),
+                    Item::Note(Note::Resumed { node, epoch, acknowledged }) => base.resume(node, epoch, &acknowledged),
+                    _ => {}
+                }
+            }
+        }
+        Ok(base)
+    }
+
+    /// What nodes are called.
+    pub fn node_names(&self) -> Result<HashMap<u64, Arc<str>, RandomState>, ReadError> {
+        let books = self.books()?;
+        Ok(books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))).collect())
     }
 
     /// Calls `each` with every frame that may have what is wanted, until it breaks.
@@ -158,6 +168,19 @@ impl Reader {
         &self,
         wanted: &Selection,
         each: &mut dyn FnMut(&Frame) -> ControlFlow<()>,
+    ) -> Result<Effort, ReadError> {
+        self.whole_frames(wanted, &mut |_, bytes| match Frame::decode(bytes) {
+            Ok(frame) => each(&frame),
+            // Its checksums are right, so a collector packed it so; `verify` names it.
+            Err(_) => ControlFlow::Continue(()),
+        })
+    }
+
+    /// Like [`Reader::frames`], with the frame's bytes, of which only the checksums were checked.
+    pub fn whole_frames(
+        &self,
+        wanted: &Selection,
+        each: &mut dyn FnMut(&Header, &[u8]) -> ControlFlow<()>,
     ) -> Result<Effort, ReadError> {
         let mut pass = Pass { wanted, keys: Vec::new(), last_seq: HashMap::default(), effort: Effort::default() };
         if let Some(entities) = &wanted.entities
@@ -216,7 +239,7 @@ struct Pass<'a> {
     effort: Effort,
 }
 
-type Each<'a> = dyn FnMut(&Frame) -> ControlFlow<()> + 'a;
+type Each<'a> = dyn FnMut(&Header, &[u8]) -> ControlFlow<()> + 'a;
 
 impl Pass<'_> {
     fn segment(&mut self, file: &File, number: u64, each: &mut Each<'_>) -> io::Result<ControlFlow<()>> {
@@ -288,11 +311,7 @@ impl Pass<'_> {
         }
         *last = header.seq;
         self.effort.frames += 1;
-        match Frame::decode(bytes) {
-            Ok(frame) => each(&frame),
-            // Its checksums are right, so a collector packed it so; `verify` names it.
-            Err(_) => ControlFlow::Continue(()),
-        }
+        each(header, bytes)
     }
 }
 

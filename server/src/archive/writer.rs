@@ -258,6 +258,11 @@ impl<D: Disk> Running<D> {
                 {
                     books.learn_name(header.node, name);
                 }
+                if let Some(summary) = &queued.append.summary {
+                    for (counter, &count) in metrics.kinds.iter().zip(&summary.kinds).filter(|(_, count)| **count > 0) {
+                        counter.inc_by(u64::from(count));
+                    }
+                }
                 metrics.frames.inc();
                 metrics.lethal_events.inc_by(u64::from(header.lethal_events));
                 metrics.bulk_events.inc_by(u64::from(header.bulk_events));

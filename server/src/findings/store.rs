@@ -4,8 +4,10 @@
 //! hold: at most `findings_max`, the ones that ended first go first; a finding that was taken over by another is still found
 //! by its old id; `published_ns` rises with every publication, so a watcher can tell what it has missed.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tapio_wire::service::Finding;
@@ -32,7 +34,19 @@ pub enum LookupError {
     Ambiguous { prefix: String, count: usize },
 }
 
+/// What the store tells its journal.
+pub enum Change {
+    Published(Arc<Finding>),
+    Withdrawn { id: String, successor: Option<String> },
+}
+
+/// One death: node, entity, process, moment.
+type DeathKey = (String, u64, u32, u64);
+
 struct Inner {
+    /// Findings out of the journal that this run has not found again, and the deaths that they explain.
+    restored: HashSet<String>,
+    restored_deaths: HashSet<DeathKey>,
     findings: HashMap<String, Arc<Finding>>,
     order: BTreeSet<Position>,
     /// Ids of findings that another took over.
@@ -41,11 +55,31 @@ struct Inner {
     evicted: u64,
 }
 
+impl Inner {
+    fn make_room(&mut self, findings_max: usize) {
+        while self.findings.len() > findings_max
+            && let Some(oldest) = self.order.pop_first()
+        {
+            if let Some(finding) = self.findings.remove(&oldest.id) {
+                self.restored.remove(&finding.id);
+                if let Some(death) = death_key(&finding) {
+                    self.restored_deaths.remove(&death);
+                }
+            }
+            self.evicted += 1;
+        }
+    }
+}
+
 /// See the module.
 pub struct FindingStore {
     inner: RwLock<Inner>,
     findings_max: usize,
     changes: broadcast::Sender<Arc<Finding>>,
+    journal: OnceLock<SyncSender<Change>>,
+    /// The journal missed a change.
+    journal_missed: AtomicBool,
+    is_replaying: AtomicBool,
 }
 
 impl FindingStore {
@@ -54,6 +88,8 @@ impl FindingStore {
         let findings_max = findings_max.max(1);
         Self {
             inner: RwLock::new(Inner {
+                restored: HashSet::new(),
+                restored_deaths: HashSet::new(),
                 findings: HashMap::new(),
                 order: BTreeSet::new(),
                 aliases: Generations::new(findings_max),
@@ -62,7 +98,52 @@ impl FindingStore {
             }),
             findings_max,
             changes: broadcast::Sender::new(WATCH_BACKLOG),
+            journal: OnceLock::new(),
+            journal_missed: AtomicBool::new(false),
+            is_replaying: AtomicBool::new(false),
         }
+    }
+
+    /// Tells every change from now on to a journal. It is never waited for: what it misses, it asks for.
+    pub fn set_journal(&self, journal: SyncSender<Change>) {
+        // The first one stays.
+        let _ = self.journal.set(journal);
+    }
+
+    /// Whether the journal missed a change since this was asked last.
+    pub fn take_journal_missed(&self) -> bool {
+        self.journal_missed.swap(false, Ordering::AcqRel)
+    }
+
+    fn tell_journal(&self, change: impl FnOnce() -> Change) {
+        if let Some(journal) = self.journal.get()
+            && journal.try_send(change()).is_err()
+        {
+            self.journal_missed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Takes in a finding of an earlier run, before anything is published. What a replay of the last minutes finds of it
+    /// replaces it only when that says as much.
+    pub fn restore(&self, finding: Finding) {
+        let mut inner = self.write();
+        inner.published_ns = inner.published_ns.max(finding.published_ns);
+        inner.restored.insert(finding.id.clone());
+        inner.restored_deaths.extend(death_key(&finding));
+        inner.order.insert(position(&finding));
+        inner.findings.insert(finding.id.clone(), Arc::new(finding));
+        inner.make_room(self.findings_max);
+    }
+
+    /// Takes in that an earlier run's finding was taken over by another.
+    pub fn restore_alias(&self, id: String, successor: String) {
+        self.write().aliases.insert(id, successor);
+    }
+
+    /// While the last minutes are replayed, a death that an earlier run has explained is not explained anew: the beginning of
+    /// its story may lie before those minutes.
+    pub fn set_replaying(&self, is_replaying: bool) {
+        self.is_replaying.store(is_replaying, Ordering::Release);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -78,6 +159,9 @@ impl FindingStore {
         let mut inner = self.write();
         finding.revision = 1;
         if let Some(known) = inner.findings.get(&finding.id) {
+            if inner.restored.contains(&finding.id) && says_less(&finding, known) {
+                return None;
+            }
             finding.revision = known.revision;
             finding.published_ns = known.published_ns;
             if finding == **known {
@@ -86,7 +170,12 @@ impl FindingStore {
             finding.revision += 1;
             let position = position(known);
             inner.order.remove(&position);
+        } else if self.is_replaying.load(Ordering::Acquire)
+            && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains(&death))
+        {
+            return None;
         }
+        inner.restored.remove(&finding.id);
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_ns = now.map_or(0, |now| now.as_nanos() as u64);
         inner.published_ns = now_ns.max(inner.published_ns + 1);
@@ -95,12 +184,8 @@ impl FindingStore {
         inner.aliases.remove(&finding.id);
         inner.order.insert(position(&finding));
         inner.findings.insert(finding.id.clone(), Arc::clone(&finding));
-        while inner.findings.len() > self.findings_max
-            && let Some(oldest) = inner.order.pop_first()
-        {
-            inner.findings.remove(&oldest.id);
-            inner.evicted += 1;
-        }
+        inner.make_room(self.findings_max);
+        self.tell_journal(|| Change::Published(Arc::clone(&finding)));
         // Nobody has to watch.
         let _ = self.changes.send(Arc::clone(&finding));
         Some(finding)
@@ -114,6 +199,7 @@ impl FindingStore {
         if let Some(successor) = successor {
             inner.aliases.insert(id.to_owned(), successor.to_owned());
         }
+        self.tell_journal(|| Change::Withdrawn { id: id.to_owned(), successor: successor.map(str::to_owned) });
         Some(finding)
     }
 
@@ -199,4 +285,13 @@ impl FindingStore {
 
 fn position(finding: &Finding) -> Position {
     Position { ended_ns: finding.ended_ns, id: finding.id.clone() }
+}
+
+fn death_key(finding: &Finding) -> Option<DeathKey> {
+    let (entity, death) = (finding.entity.as_ref()?, finding.death.as_ref()?);
+    Some((entity.node.clone(), entity.id, death.pid, finding.ended_ns))
+}
+
+fn says_less(finding: &Finding, known: &Finding) -> bool {
+    finding.ended_ns < known.ended_ns || finding.count < known.count || finding.evidence.len() < known.evidence.len()
 }

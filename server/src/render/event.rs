@@ -8,7 +8,10 @@ use std::net::Ipv6Addr;
 
 use serde_json::Value;
 use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedEvent};
+use tapio_wire::service::Event;
 
+use super::layout::{Style, clean};
+use super::time::for_people;
 use crate::findings::text;
 
 /// The fields of a kind, in their order. Names that are not set are left out.
@@ -235,4 +238,21 @@ pub fn event_text(fields: &Fields) -> String {
         let _ = write!(line, "{}{key}={quote}{shown}{quote}", if line.is_empty() { "" } else { " " });
     }
     line
+}
+
+/// An event on one line of a list.
+pub fn event_row(style: Style, event: &Event) -> String {
+    let entity = event.entity.as_ref();
+    let (name, node) = entity.map_or(("", ""), |entity| (entity.name.as_str(), entity.node.as_str()));
+    let pid = if event.pid == 0 { String::new() } else { format!(" pid={}", event.pid) };
+    let is_lethal = event.lane == "lethal";
+    let kind = format!("{:<16}", clean(&event.kind));
+    format!(
+        "{} {:<12} {:<28} {} {}{pid}\n",
+        style.dim(&for_people(event.time_ns)),
+        clean(node),
+        clean(name),
+        if is_lethal { style.bold(&kind) } else { kind },
+        clean(&event.text),
+    )
 }

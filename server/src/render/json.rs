@@ -162,6 +162,8 @@ pub fn status_value(status: &StatusResponse) -> Value {
             "duplicates": archive.duplicates,
             "quarantined": archive.quarantined,
         })),
+        "events_by_kind": status.kinds.iter().map(|count| (count.kind.clone(), Value::from(count.events)))
+            .collect::<serde_json::Map<_, _>>(),
         "shards": status.shards.iter().map(|shard| json!({
             "shard": shard.shard,
             "core": shard.core,

@@ -44,7 +44,7 @@ impl Style {
 }
 
 /// Text of a message without anything that a terminal would act on.
-pub(super) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     let visible = |c: char| {
         // Beyond control characters: what turns the direction of writing around can disguise a name.
         let is_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -78,7 +78,7 @@ pub(super) fn wrap(first: &str, text: &str) -> String {
 }
 
 /// Columns under headings; those that `is_right` names are aligned to the right.
-pub(super) fn table(style: Style, headings: &[&str], is_right: &[bool], rows: &[Vec<String>]) -> String {
+pub fn table(style: Style, headings: &[&str], is_right: &[bool], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).chain([headings[column].len()]).max().unwrap_or(0)

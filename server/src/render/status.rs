@@ -93,6 +93,13 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
     ));
 }
 
+/// The ledger alone.
+pub fn ledger_text(style: Style, status: &StatusResponse) -> String {
+    let mut out = String::new();
+    ledger(style, &mut out, status);
+    out.trim_start().to_owned()
+}
+
 fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
     let _ = writeln!(
         out,

@@ -32,6 +32,10 @@ pub struct Faults {
     /// A write takes at most this many bytes, unless 0.
     pub write_bytes_max: usize,
     pub sync_delay: Duration,
+    /// After so many more operations the machine is gone: nothing works, and what no directory sync made durable is undone.
+    pub crash_after: Option<u32>,
+    /// Renames that are undone by a crash: an unlinked file is set aside until its directory is synced.
+    pending: Vec<(PathBuf, PathBuf)>,
     pub log: Vec<Operation>,
 }
 
@@ -48,6 +52,28 @@ pub struct FaultyFile {
 impl FaultyDisk {
     pub fn set(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut self.faults.lock().unwrap());
+    }
+
+    /// Counts an operation; an error once the machine is gone.
+    fn operate(&self) -> io::Result<()> {
+        let mut faults = self.faults.lock().unwrap();
+        match &mut faults.crash_after {
+            None => Ok(()),
+            Some(0) => {
+                for (from, to) in faults.pending.drain(..).rev() {
+                    std::fs::rename(&to, &from).expect("the crash undoes a rename");
+                }
+                Err(eio())
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    pub fn has_crashed(&self) -> bool {
+        self.faults.lock().unwrap().crash_after == Some(0)
     }
 
     pub fn log(&self) -> Vec<Operation> {
@@ -75,6 +101,7 @@ impl Disk for FaultyDisk {
     }
 
     async fn create(&self, path: &Path, bytes: u64) -> io::Result<FaultyFile> {
+        self.operate()?;
         self.set(|faults| faults.log.push(Operation::Create(path.to_owned())));
         if self.faults.lock().unwrap().full {
             return Err(io::ErrorKind::StorageFull.into());
@@ -95,6 +122,9 @@ impl Disk for FaultyDisk {
             faults.log.push(Operation::Write(file.path.clone(), offset, buffer.len() - start));
             (faults.full, faults.write_bytes_max)
         };
+        if let Err(error) = self.operate() {
+            return (Err(error), buffer);
+        }
         if full {
             return (Err(io::ErrorKind::StorageFull.into()), buffer);
         }
@@ -109,6 +139,7 @@ impl Disk for FaultyDisk {
     }
 
     async fn sync_data(&self, file: &FaultyFile) -> io::Result<()> {
+        self.operate()?;
         let (result, delay) = {
             let mut faults = self.faults.lock().unwrap();
             faults.log.push(Operation::Sync(file.path.clone()));
@@ -122,6 +153,7 @@ impl Disk for FaultyDisk {
     }
 
     async fn truncate(&self, file: &FaultyFile, bytes: u64) -> io::Result<()> {
+        self.operate()?;
         PlainDisk.truncate(&file.file, bytes).await
     }
 
@@ -130,27 +162,43 @@ impl Disk for FaultyDisk {
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.operate()?;
         let result = {
             let mut faults = self.faults.lock().unwrap();
             faults.log.push(Operation::Rename(from.to_owned()));
             fail(&mut faults.failing_renames)
         };
         result?;
-        PlainDisk.rename(from, to).await
+        PlainDisk.rename(from, to).await?;
+        self.set(|faults| faults.pending.push((from.to_owned(), to.to_owned())));
+        Ok(())
     }
 
     async fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.operate()?;
         self.set(|faults| faults.log.push(Operation::Unlink(path.to_owned())));
-        PlainDisk.unlink(path).await
+        if self.faults.lock().unwrap().crash_after.is_none() {
+            return PlainDisk.unlink(path).await;
+        }
+        let aside = path.with_extension("unlinked");
+        PlainDisk.rename(path, &aside).await?;
+        self.set(|faults| faults.pending.push((path.to_owned(), aside)));
+        Ok(())
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.operate()?;
         let result = {
             let mut faults = self.faults.lock().unwrap();
             faults.log.push(Operation::SyncDir);
             fail(&mut faults.failing_dir_syncs)
         };
         result?;
-        PlainDisk.sync_dir(dir).await
+        PlainDisk.sync_dir(dir).await?;
+        let done = std::mem::take(&mut self.faults.lock().unwrap().pending);
+        for (_, to) in done.iter().filter(|(_, to)| to.extension().is_some_and(|end| end == "unlinked")) {
+            std::fs::remove_file(to)?;
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part of this")]
 
 mod faulty_disk;
+mod small_disk;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -17,6 +18,7 @@ use tapio_wire::frame::{Encoder, Frame, Header, Stamp};
 use tapio_wire::ledger::Ledger;
 
 pub use faulty_disk::{Faults, FaultyDisk, Operation};
+pub use small_disk::SmallDisk;
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,6 +29,8 @@ pub struct Frames {
     pub epoch: u64,
     pub seq: u64,
     pub events: usize,
+    /// What every event is about.
+    pub entity: u64,
     pub lane: Lane,
     pub realtime_ns: u64,
     pub ledger: Ledger,
@@ -40,6 +44,7 @@ impl Frames {
             epoch,
             seq: 0,
             events: 1,
+            entity: 7,
             lane: Lane::Bulk,
             realtime_ns: 1_700_000_000_000_000_000,
             ledger: Ledger::default(),
@@ -55,7 +60,7 @@ impl Frames {
         let events = (0..self.events as u64)
             .map(|index| Event {
                 time_ns: self.seq.wrapping_mul(1000) + index,
-                entity: 7,
+                entity: self.entity,
                 pid: 1,
                 source: Source::Ebpf,
                 body: Detail::RunQueue { wait_ns: index },

@@ -58,8 +58,11 @@ pub const INDEX_BYTES_MAX: usize = 64 << 20;
 const DIRECTORY_RAW_MAX: usize = 8 << 20;
 
 const _: () = assert!(tapio_wire::event::KINDS <= KIND_SLOTS);
-const _: () = assert!(HEADER_BYTES % 8 == 0 && NODE_BYTES % 8 == 0 && BLOCK_ENTRY_BYTES % 8 == 0);
-const _: () = assert!(TRAILER_BYTES % 8 == 0 && RECORD_HEADER_BYTES % 8 == 0);
+const _: () = assert!(HEADER_BYTES == 8 + 4 + 4 + 7 * 8 + 6 * 4);
+const _: () = assert!(NODE_BYTES == 4 * 8);
+const _: () = assert!(BLOCK_ENTRY_BYTES == 8 + 2 * 4 + 3 * 8 + 4 * 4);
+// The file must end with the trailer: no padding may follow it.
+const _: () = assert!(TRAILER_BYTES.is_multiple_of(8) && RECORD_HEADER_BYTES.is_multiple_of(8));
 const _: () = assert!(INDEX_BYTES_MAX <= u32::MAX as usize);
 
 /// What a segment has of one node.

@@ -1,0 +1,119 @@
+//! `tapioctl events`: events out of the server's archive.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use clap::Args;
+use tapio_server::render;
+use tapio_wire::service::{Event, ListEventsRequest};
+
+use super::output::{Format, print};
+use super::server::{Client, Failure, ServerAt, connect};
+use super::{Printing, moment, now_ns};
+
+/// How often a follower asks for what is new.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// A follower looks back so far again, since frames of nodes arrive late and in turn.
+const FOLLOW_OVERLAP_NS: u64 = 5_000_000_000;
+const FOLLOW_LIMIT: u32 = 100_000;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Events from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    #[arg(long, value_name = "WHEN")]
+    since: Option<String>,
+    /// Events up to then
+    #[arg(long, value_name = "WHEN", conflicts_with = "watch")]
+    until: Option<String>,
+    /// Of this node
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    node: String,
+    /// Of pods in this namespace
+    #[arg(long, short, default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
+    #[arg(long, value_name = "POD", default_value = "", hide_default_value = true)]
+    pod: String,
+    /// Of entities with this in their name, of this id, or of the container whose id begins so
+    #[arg(long, value_name = "ENTITY", default_value = "", hide_default_value = true)]
+    entity: String,
+    /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    kind: Vec<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// The last ones that match instead of the first ones
+    #[arg(long, conflicts_with = "watch")]
+    newest: bool,
+    /// Go on with what is archived from now on, until interrupted
+    #[arg(long, short)]
+    watch: bool,
+}
+
+/// See the module.
+pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
+    let mut request = ListEventsRequest {
+        since_ns: moment(arguments.since.as_deref())?,
+        until_ns: moment(arguments.until.as_deref())?,
+        node: arguments.node.clone(),
+        namespace: arguments.namespace.clone(),
+        pod: arguments.pod.clone(),
+        entity: arguments.entity.clone(),
+        kinds: arguments.kind.clone(),
+        limit: arguments.limit,
+        newest: arguments.newest,
+    };
+    let mut client = connect(server, false).await?;
+    if !arguments.watch {
+        each(&mut client, server, request, &mut |event| print(&line(printing, event))).await?;
+        return Ok(());
+    }
+    if request.since_ns == 0 {
+        request.since_ns = now_ns();
+    }
+    request.limit = FOLLOW_LIMIT;
+    let mut seen: HashSet<String> = HashSet::new();
+    loop {
+        let mut now_seen = HashSet::new();
+        let round = each(&mut client, server, request.clone(), &mut |event| {
+            now_seen.insert(event.id.clone());
+            if seen.contains(&event.id) { Ok(()) } else { print(&line(printing, event)) }
+        })
+        .await;
+        match round {
+            // What is asked for may still have to happen.
+            Ok(()) | Err(Failure::Other(_)) => {}
+            Err(failure) => return Err(failure),
+        }
+        seen = now_seen;
+        request.since_ns = request.since_ns.max(now_ns().saturating_sub(FOLLOW_OVERLAP_NS));
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    }
+}
+
+/// Calls `take` with every event of an answer.
+pub async fn each(
+    client: &mut Client,
+    server: &ServerAt,
+    request: ListEventsRequest,
+    take: &mut dyn FnMut(&Event) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let answer = client.list_events(request).await;
+    let mut stream = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
+    while let Some(event) = stream.message().await.map_err(|status| Failure::of(server, &status))? {
+        take(&event)?;
+    }
+    Ok(())
+}
+
+fn line(printing: Printing, event: &Event) -> String {
+    if let Some(text) = printing.format.one(&render::event_value(event)) {
+        return text;
+    }
+    let row = render::event_row(printing.style, event);
+    match printing.format {
+        Format::Wide => format!("{:<40} {row}", render::clean(&event.id)),
+        _ => row,
+    }
+}

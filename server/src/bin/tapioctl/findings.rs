@@ -1,0 +1,129 @@
+//! `tapioctl findings` and `tapioctl finding`.
+
+use clap::Args;
+use tapio_server::render;
+use tapio_wire::service::{Finding, GetFindingRequest, ListFindingsRequest, WatchFindingsRequest};
+
+use super::output::{Format, print};
+use super::server::{Client, Failure, ServerAt, connect};
+use super::{Printing, moment};
+
+/// Findings asked for at once.
+const PAGE: u32 = 500;
+
+#[derive(Args)]
+pub struct ListArguments {
+    /// Go on with every finding that is published or changes, until interrupted
+    #[arg(long, short)]
+    watch: bool,
+    /// Only findings that ended since: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    #[arg(long, value_name = "WHEN")]
+    since: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 100, conflicts_with = "watch", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// This severity or a higher one: info, low, medium, high, critical
+    #[arg(long, value_name = "SEVERITY", default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    severity: String,
+    /// Of this pattern
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    pattern: String,
+    /// About this pod, by name, NAMESPACE/NAME or uid
+    #[arg(long, value_name = "POD", default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    pod: String,
+    /// About pods in this namespace
+    #[arg(long, short, default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    namespace: String,
+    /// On this node
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    node: String,
+}
+
+/// `tapioctl finding ID`
+pub async fn show(server: &ServerAt, printing: Printing, id: String) -> Result<(), Failure> {
+    let mut client = connect(server, true).await?;
+    let found = client.get_finding(GetFindingRequest { id }).await;
+    let finding = found.map_err(|status| Failure::of(server, &status))?.into_inner();
+    let text = printing.format.one(&render::finding_value(&finding));
+    print(&text.unwrap_or_else(|| render::finding(printing.style, &finding)))
+}
+
+/// `tapioctl findings`
+pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArguments) -> Result<(), Failure> {
+    let since_ns = moment(arguments.since.as_deref())?;
+    let mut client = connect(server, !arguments.watch).await?;
+    if arguments.watch {
+        return follow(&mut client, server, printing, since_ns).await;
+    }
+    let mut left = arguments.limit;
+    let mut page_token = String::new();
+    let mut is_first = true;
+    while left > 0 {
+        let request = ListFindingsRequest {
+            since_ns,
+            limit: left.min(PAGE),
+            page_token,
+            severity: arguments.severity.clone(),
+            pattern: arguments.pattern.clone(),
+            pod: arguments.pod.clone(),
+            namespace: arguments.namespace.clone(),
+            node: arguments.node.clone(),
+        };
+        let response = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+        let mut text = String::new();
+        if is_first && printing.format.is_table() {
+            text = if response.findings.is_empty() { "No findings.\n".to_owned() } else { header(printing) };
+        }
+        is_first = false;
+        for finding in response.findings.iter().take(left as usize) {
+            text.push_str(&line(printing, finding));
+        }
+        print(&text)?;
+        left = left.saturating_sub(response.findings.len() as u32);
+        page_token = response.next_page_token;
+        if page_token.is_empty() || response.findings.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn header(printing: Printing) -> String {
+    let header = render::list_header(printing.style);
+    match printing.format {
+        Format::Wide => format!("{:<14} {:<28} {header}", "NODE", "ENTITY"),
+        _ => header,
+    }
+}
+
+fn line(printing: Printing, finding: &Finding) -> String {
+    if let Some(text) = printing.format.one(&render::finding_value(finding)) {
+        return text;
+    }
+    let row = render::list_row(printing.style, finding);
+    if printing.format != Format::Wide {
+        return row;
+    }
+    let entity = finding.entity.clone().unwrap_or_default();
+    format!("{:<14} {:<28} {row}", render::clean(&entity.node), render::clean(&entity.name))
+}
+
+async fn follow(client: &mut Client, server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(), Failure> {
+    let mut stream = client
+        .watch_findings(WatchFindingsRequest { since_ns })
+        .await
+        .map_err(|status| Failure::of(server, &status))?
+        .into_inner();
+    if printing.format.is_table() {
+        print(&header(printing))?;
+    }
+    loop {
+        match stream.message().await {
+            Ok(Some(finding)) => print(&line(printing, &finding))?,
+            Ok(None) => {
+                return Err(Failure::Unreachable(format!("{}: it ended the stream", &**server)));
+            }
+            Err(status) => return Err(Failure::of(server, &status)),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! `tapioctl ledger`: where every event went, by node, epoch and source.
+
+use clap::Args;
+use serde_json::Value;
+use tapio_server::render;
+use tapio_wire::service::StatusRequest;
+
+use super::Printing;
+use super::output::print;
+use super::server::{Failure, ServerAt, connect};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Only this node
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+}
+
+/// See the module.
+pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
+    let mut client = connect(server, true).await?;
+    let mut status = client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+    if let Some(node) = &arguments.node {
+        let known: Vec<_> = status.nodes.iter().map(|node| node.node.clone()).collect();
+        status.nodes.retain(|known| known.node == *node);
+        if status.nodes.is_empty() {
+            return Err(Failure::Other(format!("no node is called {node}; known are: {}", known.join(", "))));
+        }
+    }
+    if printing.format.is_table() {
+        return print(&render::ledger(printing.style, &status));
+    }
+    let value = render::status_value(&status);
+    let mut text = String::new();
+    for node in value["nodes"].as_array().into_iter().flatten() {
+        for epoch in node["epochs"].as_array().into_iter().flatten() {
+            for source in epoch["sources"].as_array().into_iter().flatten() {
+                let mut row = source.clone();
+                if let Value::Object(row) = &mut row {
+                    row.insert("node".into(), node["node"].clone());
+                    row.insert("epoch".into(), epoch["epoch"].clone());
+                    row.insert("state".into(), epoch["state"].clone());
+                }
+                text.push_str(&printing.format.one(&row).unwrap_or_default());
+            }
+        }
+    }
+    print(&text)
+}

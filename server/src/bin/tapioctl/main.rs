@@ -1,0 +1,158 @@
+//! `tapioctl`: what an operator asks a server.
+//!
+//! Exit codes: 0 done, 1 an error or nothing of that name, 2 wrong usage, 3 the server cannot be reached.
+#![forbid(unsafe_code)]
+
+mod events;
+mod findings;
+mod ledger;
+mod output;
+mod server;
+mod top;
+mod why;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use tapio_server::render::{self, Style};
+use tapio_wire::service::StatusRequest;
+
+use output::{Format, print};
+use server::{Failure, ServerAt};
+
+/// Ask a tapio-server what died, why, and what to do about it.
+#[derive(Parser)]
+#[command(
+    name = "tapioctl",
+    version,
+    after_help = "Exit codes: 0 done, 1 an error or nothing of that name, 2 wrong usage, 3 the server cannot be reached."
+)]
+struct Arguments {
+    #[command(flatten)]
+    server: ServerAt,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
+    color: Colour,
+    /// How to print: a table, a wide one with more columns, JSON (one object a line) or YAML (one document each)
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// The same as --output json
+    #[arg(long, global = true, conflicts_with = "output")]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List findings, newest first
+    Findings(findings::ListArguments),
+    /// Show one finding with its evidence, death certificate and advice
+    Finding {
+        /// Its id, or the beginning of it
+        id: String,
+    },
+    /// The last death of a pod, and everything that is known about it
+    Why(why::Arguments),
+    /// Print events out of the server's archive
+    Events(events::Arguments),
+    /// Live rates by node, kind and entity
+    Top(top::Arguments),
+    /// The ledger of every node, epoch and source: emitted = archived + dropped + held
+    Ledger(ledger::Arguments),
+    /// Show the server, its nodes and whether the ledger closes
+    Status,
+    /// Print a script that completes this command's arguments in a shell
+    Completions {
+        /// The shell that will read it
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How to print, for every command.
+#[derive(Clone, Copy)]
+struct Printing {
+    style: Style,
+    format: Format,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("tapioctl: cannot start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let (message, code) = match runtime.block_on(run(arguments)) {
+        Ok(()) => return ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return ExitCode::SUCCESS;
+        }
+        Err(Failure::Output(error)) => (format!("cannot write: {error}"), 1),
+        Err(Failure::Other(message)) => (message, 1),
+        Err(Failure::Usage(message)) => (message, 2),
+        Err(Failure::Unreachable(message)) => (
+            format!("cannot reach the server at {message}\nGive its address with --server HOST:PORT or TAPIO_SERVER."),
+            3,
+        ),
+    };
+    eprintln!("tapioctl: {message}");
+    ExitCode::from(code)
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let is_terminal = io::stdout().is_terminal();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let style = Style {
+        colour: match arguments.color {
+            Colour::Auto => is_terminal && !no_colour,
+            Colour::Always => true,
+            Colour::Never => false,
+        },
+    };
+    let format = if arguments.json { Format::Json } else { arguments.output };
+    let printing = Printing { style, format };
+    let server = &arguments.server;
+    match arguments.command {
+        Command::Findings(arguments) => findings::list(server, printing, &arguments).await,
+        Command::Finding { id } => findings::show(server, printing, id).await,
+        Command::Why(arguments) => why::run(server, printing, &arguments).await,
+        Command::Events(arguments) => events::run(server, printing, &arguments).await,
+        Command::Top(arguments) => top::run(server, printing, &arguments).await,
+        Command::Ledger(arguments) => ledger::run(server, printing, &arguments).await,
+        Command::Status => {
+            let mut client = server::connect(server, true).await?;
+            let status =
+                client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+            print(&format.one(&render::status_value(&status)).unwrap_or_else(|| render::status(style, &status)))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tapioctl", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+fn moment(text: Option<&str>) -> Result<u64, Failure> {
+    text.map_or(Ok(0), |text| render::parse_since(text, now_ns()).map_err(Failure::Usage))
+}

@@ -1,0 +1,148 @@
+//! The connection to a server, and what can go wrong.
+
+use std::io;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapio_wire::dial;
+use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::tls::{ClientFiles, Watched};
+use tapio_wire::token::{Bearer, TokenFile};
+use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often an idle connection is looked after.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A status speaks of every node.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A query client.
+pub type Client = QueryClient<InterceptedService<Channel, Bearer>>;
+
+/// What ends the program otherwise than well.
+pub enum Failure {
+    Unreachable(String),
+    Other(String),
+    Usage(String),
+    Output(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl Failure {
+    /// Of an answer.
+    pub fn of(server: &str, status: &tonic::Status) -> Self {
+        match status.code() {
+            Code::Unavailable => Self::Unreachable(format!("{server}: {}", status.message())),
+            Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{server} did not answer in time")),
+            _ => Self::Other(status.message().to_owned()),
+        }
+    }
+}
+
+/// Where the server is, and what it asks for
+#[derive(clap::Args)]
+pub struct ServerAt {
+    /// The server's gRPC address, HOST:PORT or a URL
+    #[arg(long, global = true, env = "TAPIO_SERVER", default_value = "http://127.0.0.1:9090")]
+    server: String,
+    #[command(flatten)]
+    access: Access,
+}
+
+impl Deref for ServerAt {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.server
+    }
+}
+
+/// What a server with TLS or tokens asks for
+#[derive(clap::Args)]
+struct Access {
+    /// Speak TLS: the certificates of the CA that signs the server's, PEM
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// The own certificate chain, for a server that wants to see one
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// The name in the server's certificate, instead of the host in --server
+    #[arg(long, global = true, value_name = "NAME", env = "TAPIO_TLS_SERVER_NAME")]
+    tls_server_name: Option<String>,
+    /// The token of server.auth.token_file
+    #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// Connects.
+pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
+    let (access, server) = (&server.access, &*server.server);
+    let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
+    let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let usage = |error: &dyn std::error::Error| Failure::Usage(error.to_string());
+    let tls = match &access.tls_ca {
+        Some(ca) => {
+            let files = ClientFiles {
+                ca: ca.clone(),
+                cert: access.tls_cert.clone(),
+                key: access.tls_key.clone(),
+                server_name: access.tls_server_name.clone(),
+            };
+            Some(Arc::new(Watched::load(files).map_err(|error| usage(&error))?))
+        }
+        None if uri.scheme_str() == Some("https") => {
+            return Err(Failure::Usage("https needs --tls-ca, the certificates of the server's CA".into()));
+        }
+        None => None,
+    };
+    let token = access.token_file.clone().map(TokenFile::load).transpose().map_err(|error| usage(&error))?;
+    let mut endpoint = dial::endpoint(host, port, tls.is_some())
+        .map_err(|error| wrong(error.to_string()))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        // A watcher must notice that the server is gone, also when it went without a word.
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(REQUEST_TIMEOUT)
+        .keep_alive_while_idle(true);
+    if with_timeout {
+        endpoint = endpoint.timeout(REQUEST_TIMEOUT);
+    }
+    let unreachable = |reason: String| Failure::Unreachable(format!("{server}: {reason}"));
+    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| unreachable(error.to_string()))?;
+    let mut reason = "the name has no address".to_owned();
+    let mut connected = None;
+    for address in addresses {
+        match dial::dial(&endpoint, address, tls.as_ref()).await {
+            Ok(channel) => {
+                connected = Some(channel);
+                break;
+            }
+            Err(error) => {
+                reason = error.to_string();
+                let mut cause = std::error::Error::source(&error);
+                while let Some(error) = cause {
+                    reason = error.to_string();
+                    cause = error.source();
+                }
+            }
+        }
+    }
+    let channel = connected.ok_or_else(|| unreachable(reason))?;
+    let client = QueryClient::with_interceptor(channel, Bearer(token.map(Arc::new)));
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+}

@@ -1,0 +1,82 @@
+//! `tapio-server archive cat`.
+
+use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{CommandError, Verdict, moment, style};
+use crate::events::{self, Choice};
+use crate::render;
+
+/// `tapio-server archive cat …`
+#[derive(Args)]
+pub struct CatArguments {
+    /// The archive's directory: archive.dir of the configuration
+    dir: PathBuf,
+    /// Events from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    #[arg(long, value_name = "WHEN")]
+    since: Option<String>,
+    /// Events up to then
+    #[arg(long, value_name = "WHEN")]
+    until: Option<String>,
+    /// Of this node
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Of pods in this namespace
+    #[arg(long, short, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
+    #[arg(long, value_name = "POD")]
+    pod: Option<String>,
+    /// Of entities with this in their name, of this id, or of the container whose id begins so
+    #[arg(long, value_name = "ENTITY")]
+    entity: Option<String>,
+    /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    kind: Vec<String>,
+    /// At most so many; 0 for all
+    #[arg(long, default_value_t = 0)]
+    limit: u64,
+    /// JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &CatArguments) -> Result<Verdict, CommandError> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let choice = Choice {
+        since_ns: moment(arguments.since.as_deref())?.unwrap_or(0),
+        until_ns: moment(arguments.until.as_deref())?,
+        node: text(&arguments.node),
+        namespace: text(&arguments.namespace),
+        pod: text(&arguments.pod),
+        entity: text(&arguments.entity),
+        kinds: events::kinds_named(arguments.kind.iter().map(String::as_str)).map_err(CommandError::Usage)?,
+        limit: arguments.limit,
+        ..Choice::default()
+    };
+    let style = style();
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut failed = None;
+    let outcome = events::select(&arguments.dir, &choice, &mut |event| {
+        let written = match arguments.json {
+            true => writeln!(out, "{}", render::event_value(&event)),
+            false => out.write_all(render::event_row(style, &event).as_bytes()),
+        };
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    out.flush()?;
+    tracing::debug!(?outcome, "done");
+    Ok(Verdict::Done)
+}

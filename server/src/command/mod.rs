@@ -1,0 +1,122 @@
+//! What `tapio-server archive …` and `tapio-server replay` do: for people at a machine that has the archive.
+//!
+//! What enters: arguments. What leaves: text or JSON lines on standard output, progress and errors on standard error, an exit
+//! code. What must hold: nothing is changed or locked, so all of it is safe beside a running server.
+
+mod cat;
+mod replay;
+mod stat;
+mod verify;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::archive::reader::ReadError;
+use crate::events::EventsError;
+use crate::render::{self, Style};
+
+pub use cat::CatArguments;
+pub use replay::ReplayArguments;
+
+/// An archive, and how to print.
+#[derive(Args)]
+pub struct Directory {
+    /// The archive's directory: archive.dir of the configuration
+    dir: PathBuf,
+    /// JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// `tapio-server archive …`
+#[derive(Subcommand)]
+pub enum ArchiveCommand {
+    /// Check every record of every segment and index; exit code 3 when acknowledged bytes are damaged
+    Verify(Directory),
+    /// Sum up: time range, nodes, epochs, events by kind, compression
+    Stat(Directory),
+    /// Print events
+    Cat(CatArguments),
+}
+
+impl ArchiveCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`CommandError`] with what to do.
+    pub fn run(self) -> Result<Verdict, CommandError> {
+        match self {
+            Self::Verify(directory) => verify::run(&directory),
+            Self::Stat(directory) => stat::run(&directory),
+            Self::Cat(arguments) => cat::run(&arguments),
+        }
+    }
+}
+
+/// How it came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    /// Damage, or differences.
+    Found,
+}
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Other(String),
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// The process's exit code, after an error was told.
+pub fn exit_code(outcome: Result<Verdict, CommandError>) -> ExitCode {
+    let code = match &outcome {
+        Ok(Verdict::Done) => return ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        Ok(Verdict::Found) => return ExitCode::from(3),
+        Err(CommandError::Usage(_)) => 2,
+        Err(_) => 1,
+    };
+    if let Err(error) = outcome {
+        eprintln!("tapio-server: {error}");
+    }
+    ExitCode::from(code)
+}
+
+fn print(text: &str) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn style() -> Style {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    Style { colour: io::stdout().is_terminal() && !no_colour }
+}
+
+/// A progress bar over bytes; it is drawn only where standard error is a terminal.
+fn progress(bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes);
+    let template = "{elapsed_precise} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+fn moment(text: Option<&str>) -> Result<Option<u64>, CommandError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    text.map(|text| render::parse_since(text, now)).transpose().map_err(CommandError::Usage)
+}

@@ -1,0 +1,94 @@
+//! `tapio-server archive verify`.
+
+use serde_json::json;
+
+use super::{CommandError, Directory, Verdict, print, progress};
+use crate::archive::reader::{ReadError, Reader};
+use crate::archive::verify::{IndexState, SegmentReport, verify_segment};
+use crate::findings::text;
+
+pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
+    let segments = Reader::new(&arguments.dir).segments()?;
+    let bar = progress(segments.iter().map(|segment| segment.bytes).sum());
+    let mut is_sound = true;
+    let mut sums = SegmentReport::default();
+    let (mut checked, mut indexed) = (0, 0);
+    for segment in &segments {
+        let report = match verify_segment(segment, &mut |bytes| bar.inc(bytes)) {
+            Ok(report) => report,
+            // Retention was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(ReadError::Segment { path: segment.path.clone(), source }.into()),
+        };
+        is_sound &= report.is_sound();
+        checked += 1;
+        indexed += u64::from(report.index == IndexState::Sound);
+        sums.frames += report.frames;
+        sums.events += report.events;
+        sums.bytes += report.bytes;
+        let line = if arguments.json { json_line(&report) } else { text_line(&report) };
+        bar.suspend(|| print(&line))?;
+    }
+    bar.finish_and_clear();
+    if !arguments.json {
+        let verdict = if is_sound { "sound" } else { "DAMAGED: what is damaged was acknowledged and is lost here" };
+        print(&format!(
+            "{checked} segments, {} of them indexed, {}, {} frames, {} events: {verdict}\n",
+            indexed,
+            text::bytes(sums.bytes),
+            sums.frames,
+            sums.events
+        ))?;
+    }
+    Ok(if is_sound { Verdict::Done } else { Verdict::Found })
+}
+
+fn json_line(report: &SegmentReport) -> String {
+    let value = json!({
+        "segment": report.number,
+        "bytes": report.bytes,
+        "frames": report.frames,
+        "events": report.events,
+        "index": report.index,
+        "sound": report.is_sound(),
+        "damages": report.damages.iter().map(|range| json!({"from": range.start, "to": range.end})).collect::<Vec<_>>(),
+        "undecodable_frames": report.undecodable,
+        "uncommitted_bytes": report.uncommitted_bytes,
+        "foreign": report.is_foreign,
+    });
+    format!("{value}\n")
+}
+
+fn text_line(report: &SegmentReport) -> String {
+    let mut notes = Vec::new();
+    if report.is_foreign {
+        notes.push("not the segment that its name says".to_owned());
+    }
+    for range in report.damages.iter().take(5) {
+        notes.push(format!("damaged from byte {} to {}", range.start, range.end));
+    }
+    if report.damages.len() > 5 {
+        notes.push(format!("and at {} more places", report.damages.len() - 5));
+    }
+    if report.undecodable > 0 {
+        notes.push(format!("{} frames that cannot be decoded", report.undecodable));
+    }
+    match report.index {
+        IndexState::Sound => {}
+        IndexState::None => notes.push("no index: queries scan it".to_owned()),
+        IndexState::Differs => notes.push("its index says something else than its frames".to_owned()),
+    }
+    if report.uncommitted_bytes > 0 {
+        notes.push(format!("{} bytes behind the last commit, never acknowledged", report.uncommitted_bytes));
+    }
+    let verdict = if report.is_sound() { "sound" } else { "DAMAGED" };
+    format!(
+        "segment {:>6}  {:>10}  {:>7} frames  {:>9} events  {verdict}{}{}\n",
+        report.number,
+        text::bytes(report.bytes),
+        report.frames,
+        report.events,
+        if notes.is_empty() { "" } else { ": " },
+        notes.join("; ")
+    )
+}
