@@ -25,8 +25,10 @@ mod controls;
 mod loader;
 mod object;
 pub mod record;
+mod run_time;
 
 pub use attach::{State, Verdict};
 pub use controls::{Controls, Tuning};
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{Counter, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, signal_mask};
+pub use run_time::{Measuring, RunTimes};

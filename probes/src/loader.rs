@@ -21,6 +21,7 @@ use crate::object::{
     BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU, DEFAULT_SIGNAL_MASK, LETHAL, PROGRAMS, ProgramInfo,
     TUNING, object,
 };
+use crate::run_time::RunTimes;
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -232,6 +233,20 @@ impl Probes {
         let fd = program.fd().ok()?.as_fd().as_raw_fd();
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
         Some(recursion_misses(&text))
+    }
+
+    /// What the loaded programs cost; holds them, not their attachment.
+    pub fn run_times(&self) -> RunTimes {
+        let mut programs = Vec::new();
+        for info in PROGRAMS {
+            if let Some(Program::RawTracePoint(program)) = self.object.program(info.name)
+                && let Ok(fd) = program.fd()
+                && let Ok(fd) = fd.as_fd().try_clone_to_owned()
+            {
+                programs.push((info.name, fd));
+            }
+        }
+        RunTimes::new(programs)
     }
 
     /// Detaches every program. Dropping does the same.
