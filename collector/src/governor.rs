@@ -31,6 +31,9 @@ const ROOM_SHARE: f64 = 0.75;
 /// Ticks with room before more is kept.
 const CALM_TICKS: u32 = 5;
 
+/// Nanoseconds by program.
+type ProgramTimes = Vec<(&'static str, u64)>;
+
 /// What the governor does, for metrics, `/readyz` and the intake.
 #[derive(Default)]
 pub struct Governed {
@@ -48,7 +51,7 @@ pub struct Governed {
     pub raised: AtomicU64,
     pub lowered: AtomicU64,
     /// Nanoseconds of each program, by estimate.
-    pub programs: std::sync::Mutex<Vec<(&'static str, u64)>>,
+    pub programs: std::sync::Mutex<ProgramTimes>,
 }
 
 impl Governed {
@@ -126,7 +129,7 @@ impl Governor {
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut at, mut cpu_ns) = (Instant::now(), process_cpu_ns());
-        let mut measuring: Option<(Measuring, Vec<(&'static str, u64)>, Instant)> = None;
+        let mut measuring: Option<(Measuring, ProgramTimes, Instant)> = None;
         let mut kernel_milli = 0.0;
         for tick in 0u64.. {
             interval.tick().await;

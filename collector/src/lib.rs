@@ -11,6 +11,7 @@ pub mod health;
 pub mod identity;
 pub mod intake;
 pub mod latency;
+pub mod log_limit;
 pub mod metrics;
 pub mod outbox;
 pub mod pack;

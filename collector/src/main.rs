@@ -9,11 +9,14 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tapio_collector::config::{Config, LogFormat};
+use tapio_collector::log_limit::LogLimit;
 use tapio_collector::pipeline::{Pipeline, load_config};
 use tapio_collector::reload::{LOOK_INTERVAL, Reload};
 use tapio_probes::{Probes, State};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Gathers kernel, Kubernetes and systemd events on this node and ships them to a Tapio server.
 #[derive(Parser)]
@@ -74,7 +77,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if let Some(Command::Probes { json }) = arguments.command {
         return probes(&config, json);
     }
-    let set_level = start_logging(&config);
+    let log_limit = LogLimit::default();
+    let set_level = start_logging(&config, log_limit.clone());
     let path = arguments.config;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
@@ -92,6 +96,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
                 _ = hangup.recv() => {}
                 _ = look.tick() => {}
             }
+            log_limit.report();
             if let Some(reload) = &mut reload {
                 reload.look();
             }
@@ -105,20 +110,20 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
 }
 
 /// Starts logging; what it returns changes the level.
-fn start_logging(config: &Config) -> Box<dyn Fn(&str) + Send> {
+fn start_logging(config: &Config, limit: LogLimit) -> Box<dyn Fn(&str) + Send> {
     let filter = EnvFilter::new(&config.logging.level);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.logging.format {
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_filter_reloading();
             let handle = builder.reload_handle();
-            builder.init();
+            builder.finish().with(limit).init();
             Box::new(move |level| changed(handle.reload(EnvFilter::new(level))))
         }
         LogFormat::Text => {
             let builder = builder.with_filter_reloading();
             let handle = builder.reload_handle();
-            builder.init();
+            builder.finish().with(limit).init();
             Box::new(move |level| changed(handle.reload(EnvFilter::new(level))))
         }
     }

@@ -79,6 +79,9 @@ impl Metrics {
     /// When two have the same name.
     pub fn new(observed: Observed) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        registry.register(Box::new(observed.latencies.ack_seconds.clone()))?;
+        registry.register(Box::new(observed.latencies.send_seconds.clone()))?;
+        registry.register(Box::new(observed.pack.sizes.0.clone()))?;
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(metric.clone())).map(|()| metric)
