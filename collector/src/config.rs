@@ -12,6 +12,7 @@ use tapio_wire::tls::ClientFiles;
 use tapio_wire::units;
 
 use crate::endpoints::ServerName;
+use crate::spool::MAX_BYTES_MIN;
 
 /// Why the configuration was refused. The text names the file, and the line and key where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,8 @@ pub struct GrpcSection {
     #[serde(deserialize_with = "units::duration")]
     pub batch_timeout: Duration,
     pub reconnect_enabled: bool,
+    /// Where frames go that memory has no room for; without it they wait in the rings.
+    pub spool: Option<SpoolSection>,
     pub compression: Compression,
 }
 
@@ -105,9 +108,21 @@ impl Default for GrpcSection {
             max_batch_size: 4096,
             batch_timeout: Duration::from_millis(6),
             reconnect_enabled: true,
+            spool: None,
             compression: Compression::Lz4,
         }
     }
+}
+
+/// `grpc.spool:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpoolSection {
+    /// A folder of this collector's own, which outlives it: a hostPath volume.
+    pub dir: PathBuf,
+    /// What its files hold together at the most.
+    #[serde(deserialize_with = "units::bytes")]
+    pub max_bytes: u64,
 }
 
 /// `resources:`
@@ -116,7 +131,7 @@ impl Default for GrpcSection {
 pub struct ResourcesSection {
     /// What rings, queues and outbox are sized by, MiB.
     pub max_memory_mb: u64,
-    /// Thousandths of a core; 0 for no limit. Accepted for the deployment guide's sake: this build has no governor yet.
+    /// Thousandths of a core, the probes' time in the kernel included; 0 for no limit. Held by keeping less of the bulk lane.
     pub max_cpu_milli: u64,
 }
 
@@ -414,6 +429,11 @@ impl Config {
         if !self.grpc.tls_enabled && self.grpc.tls != ClientFiles::default() {
             return invalid("grpc.tls", "without grpc.tls_enabled: true it would have no effect".into());
         }
+        if let Some(spool) = &self.grpc.spool
+            && (spool.max_bytes < MAX_BYTES_MIN || spool.dir.as_os_str().is_empty())
+        {
+            return invalid("grpc.spool", format!("name a dir, and max_bytes of at least {MAX_BYTES_MIN}"));
+        }
         if self.grpc.resolve_interval < Duration::from_millis(100) {
             return invalid("grpc.resolve_interval", "less than 100ms would only load the name server".into());
         }
@@ -561,6 +581,7 @@ mod tests {
             ("collector: {enabled_collectors: [ebfp]}", "enabled_collectors"),
             ("grpc: {server_endpoints: [nowhere]}", "server_endpoints"),
             ("grpc: {max_batch_size: 0}", "max_batch_size"),
+            ("grpc: {spool: {dir: /tmp/spool, max_bytes: 1MiB}}", "grpc.spool"),
             ("grpc: {tls_enabled: true}", "grpc.tls.ca"),
             ("grpc: {tls: {ca: /ca.pem}}", "tls_enabled"),
             ("grpc: {tls_enabled: true, tls: {ca: /ca.pem, key: /key.pem}}", "grpc.tls"),

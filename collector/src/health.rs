@@ -101,8 +101,20 @@ struct Readiness<'a> {
     packing: bool,
     /// The server of the stream, or of the last one.
     server: String,
+    cpu_budget: Budget,
     /// `running`, or why not, by source.
     sources: BTreeMap<&'a str, String>,
+}
+
+/// What the governor does.
+#[derive(Serialize)]
+struct Budget {
+    /// Thousandths of a core; 0 for no limit.
+    limit_milli: u64,
+    used_milli: u64,
+    /// Without the probes' time in the kernel where it cannot be measured.
+    includes_probes: bool,
+    keeps_one_bulk_event_in: u32,
 }
 
 #[derive(Serialize)]
@@ -156,18 +168,17 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let started = || shared.sources.iter().filter(|source| source.off.is_none());
     let packing = shared.packer.get();
     let ready = connected && packing && started().count() > 0 && started().all(|source| source.alive.get());
+    let governed = &shared.observed.governed;
+    let cpu_budget = Budget {
+        limit_milli: governed.budget_milli,
+        used_milli: governed.used_milli.load(Ordering::Relaxed),
+        includes_probes: governed.is_kernel_measured.load(Ordering::Relaxed),
+        keeps_one_bulk_event_in: governed.sampling(),
+    };
+    let server = shared.observed.ship.server();
     let sources = shared.sources.iter().map(|source| (source.source, source.text())).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (
-        code,
-        Json(serde_json::json!(Readiness {
-            ready,
-            connected,
-            packing,
-            server: shared.observed.ship.server(),
-            sources
-        })),
-    )
+    (code, Json(serde_json::json!(Readiness { ready, connected, packing, server, cpu_budget, sources })))
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

@@ -16,10 +16,12 @@ use crate::books::{Books, SourceBooks};
 use crate::config::{Config, Severity};
 use crate::decode::{Batch, decode, header, lane};
 use crate::evidence::Evidence;
+use crate::governor::Governed;
 use crate::identity::directory::Directory;
 use crate::identity::{Identity, OUTCOMES};
 use crate::queue::Queues;
 use crate::redact::Redactor;
+use crate::reload::Live;
 
 /// How much a bulk event of a kind matters by itself: the one table.
 pub(crate) fn severity(kind: Kind) -> Severity {
@@ -103,6 +105,10 @@ pub struct Shared {
     /// Counts the streams; a new one wants every entity described again.
     pub generation: Arc<AtomicU64>,
     pub filter: Filter,
+    /// What has become of the filter since the start.
+    pub live: Arc<Live>,
+    /// What the CPU budget lets pass.
+    pub governed: Arc<Governed>,
     pub batch_events: usize,
     pub batch_timeout: Duration,
     pub redactor: Arc<Redactor>,
@@ -119,6 +125,8 @@ impl Shared {
             directory: Arc::default(),
             generation: Arc::default(),
             filter: Filter::of(config),
+            live: Arc::new(Live::new(Filter::of(config))),
+            governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
             batch_events: config.grpc.max_batch_size,
             batch_timeout: config.grpc.batch_timeout,
             redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
@@ -142,6 +150,9 @@ pub struct Intake {
     blocked_since: Option<Instant>,
     now: Instant,
     sampled: f64,
+    filter_version: u64,
+    /// As configured, and by the CPU budget where the probes do not do that.
+    sampling_rate: f64,
     /// Bulk events that may still pass in the present second.
     allowance: u64,
     allowance_since: Instant,
@@ -171,6 +182,8 @@ impl Intake {
             blocked_since: None,
             now,
             sampled: 0.0,
+            filter_version: 0,
+            sampling_rate: 1.0,
             allowance_since: now,
             malformed: 0,
             no_room: 0,
@@ -221,6 +234,11 @@ impl Intake {
         self.now = Instant::now();
         self.identity.tick();
         self.identity.describe_again(self.shared.generation.load(Ordering::Relaxed));
+        if let Some(filter) = self.shared.live.newer(&mut self.filter_version) {
+            self.shared.filter = filter;
+        }
+        let keep_one_in = if self.source == Source::Ebpf { 1 } else { self.shared.governed.sampling() };
+        self.sampling_rate = self.shared.filter.sampling_rate / f64::from(keep_one_in);
         if self.now.duration_since(self.allowance_since) >= Duration::from_secs(1) {
             self.allowance = self.shared.filter.events_per_second;
             self.allowance_since = self.now;
@@ -296,8 +314,8 @@ impl Intake {
             self.excluded += 1;
             return false;
         }
-        if filter.sampling_rate < 1.0 {
-            self.sampled += filter.sampling_rate;
+        if self.sampling_rate < 1.0 {
+            self.sampled += self.sampling_rate;
             if self.sampled < 1.0 {
                 self.sampled_away += 1;
                 return false;

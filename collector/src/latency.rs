@@ -50,12 +50,46 @@ impl FrameTimes {
 /// The histograms, microseconds.
 pub struct Latencies {
     histograms: Mutex<(Histogram<u64>, Histogram<u64>)>,
+    /// The same for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event to its
+    /// first sending.
+    pub ack_seconds: prometheus::Histogram,
+    pub send_seconds: prometheus::Histogram,
+}
+
+/// A histogram whose buckets double from `first` on.
+fn doubling(name: &str, help: &str, first: f64, buckets: usize) -> prometheus::Histogram {
+    let buckets = prometheus::exponential_buckets(first, 2.0, buckets).expect("it starts above 0 and grows");
+    let options = prometheus::HistogramOpts::new(name, help).buckets(buckets);
+    prometheus::Histogram::with_opts(options).expect("the name is valid")
+}
+
+/// Bytes of frames as they are sent.
+pub struct FrameSizes(pub prometheus::Histogram);
+
+impl Default for FrameSizes {
+    fn default() -> Self {
+        Self(doubling("tapio_collector_frame_bytes", "Bytes of a frame as it is sent", 256.0, 15))
+    }
 }
 
 impl Default for Latencies {
     fn default() -> Self {
         let new = || Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are valid");
-        Self { histograms: Mutex::new((new(), new())) }
+        Self {
+            histograms: Mutex::new((new(), new())),
+            ack_seconds: doubling(
+                "tapio_collector_frame_to_ack_seconds",
+                "From a frame's first sending to its durable acknowledgement",
+                0.001,
+                18,
+            ),
+            send_seconds: doubling(
+                "tapio_collector_event_to_send_seconds",
+                "From the first event of a frame to the frame's first sending",
+                0.000_25,
+                20,
+            ),
+        }
     }
 }
 
@@ -74,6 +108,10 @@ impl Latencies {
             events.saturating_record_n(us(time_ns), share);
         }
         frames.saturating_record(us(sent_ns));
+        self.ack_seconds.observe(now_ns.saturating_sub(sent_ns) as f64 / 1e9);
+        if times.samples > 0 {
+            self.send_seconds.observe(sent_ns.saturating_sub(times.times_ns[0]) as f64 / 1e9);
+        }
     }
 
     /// What was counted: event to acknowledgement, frame to acknowledgement.

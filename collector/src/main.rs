@@ -5,13 +5,18 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tapio_collector::config::{Config, LogFormat};
+use tapio_collector::log_limit::LogLimit;
 use tapio_collector::pipeline::{Pipeline, load_config};
+use tapio_collector::reload::{LOOK_INTERVAL, Reload};
 use tapio_probes::{Probes, State};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Gathers kernel, Kubernetes and systemd events on this node and ships them to a Tapio server.
 #[derive(Parser)]
@@ -72,16 +77,29 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if let Some(Command::Probes { json }) = arguments.command {
         return probes(&config, json);
     }
-    start_logging(&config);
+    let log_limit = LogLimit::default();
+    let set_level = start_logging(&config, log_limit.clone());
+    let path = arguments.config;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let pipeline = Pipeline::start(&config, arguments.allow_missing_sources).await?;
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut reload = path.map(|path| Reload::new(path, Arc::clone(&pipeline.live), set_level));
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break tracing::info!("SIGTERM: draining"),
+                _ = interrupt.recv() => break tracing::info!("SIGINT: draining"),
+                _ = hangup.recv() => {}
+                _ = look.tick() => {}
+            }
+            log_limit.report();
+            if let Some(reload) = &mut reload {
+                reload.look();
+            }
         }
         let is_clean = pipeline.shutdown().await;
         Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -91,12 +109,29 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     outcome
 }
 
-fn start_logging(config: &Config) {
+/// Starts logging; what it returns changes the level.
+fn start_logging(config: &Config, limit: LogLimit) -> Box<dyn Fn(&str) + Send> {
     let filter = EnvFilter::new(&config.logging.level);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.logging.format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.init(),
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.finish().with(limit).init();
+            Box::new(move |level| changed(handle.reload(EnvFilter::new(level))))
+        }
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.finish().with(limit).init();
+            Box::new(move |level| changed(handle.reload(EnvFilter::new(level))))
+        }
+    }
+}
+
+fn changed(result: Result<(), tracing_subscriber::reload::Error>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "the log level cannot be changed");
     }
 }
 

@@ -2,19 +2,21 @@
 //!
 //! The hot path moves plain counters; a scrape copies them here. Labels have few values, all known beforehand.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_wire::event::{Kind, Lane, Source};
 use tapio_wire::tls::{ClientFiles, Watched};
 
 use crate::evidence::EvidenceCounts;
+use crate::governor::Governed;
 use crate::intake::{IdentityCounts, KindCounts};
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
 use crate::pack::PackCounts;
 use crate::queue::Queues;
+use crate::reload::Live;
 use crate::ship::ShipState;
 use crate::source::ebpf::MissedRuns;
 use crate::source::kube::KubeState;
@@ -35,6 +37,9 @@ pub struct Observed {
     pub systemd: Arc<SystemdCounts>,
     pub evidence: Arc<EvidenceCounts>,
     pub tls: Option<Arc<Watched<ClientFiles>>>,
+    pub spool_bytes: Arc<AtomicU64>,
+    pub governed: Arc<Governed>,
+    pub live: Arc<Live>,
 }
 
 /// See the module.
@@ -71,6 +76,13 @@ pub struct Metrics {
     streams: IntCounter,
     failures: IntCounter,
     moves: IntCounter,
+    governor: IntGaugeVec,
+    governor_sampling: IntGauge,
+    governor_decisions: IntCounterVec,
+    probe_run: CounterVec,
+    spool_bytes: IntGauge,
+    config_stale: IntGauge,
+    config_reloads: IntCounter,
     tls_stale: IntGauge,
     tls_expires: IntGauge,
     tls_changes: IntCounter,
@@ -86,6 +98,9 @@ impl Metrics {
     /// When two have the same name.
     pub fn new(observed: Observed) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        registry.register(Box::new(observed.latencies.ack_seconds.clone()))?;
+        registry.register(Box::new(observed.latencies.send_seconds.clone()))?;
+        registry.register(Box::new(observed.pack.sizes.0.clone()))?;
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(metric.clone())).map(|()| metric)
@@ -171,6 +186,33 @@ impl Metrics {
             streams: counter("tapio_collector_streams_total", "Streams opened")?,
             failures: counter("tapio_collector_stream_failures_total", "Streams that broke or could not be opened")?,
             moves: counter("tapio_collector_stream_moves_total", "Streams moved to the preferred server")?,
+            governor: gauges(
+                "tapio_collector_governor_cpu_millicores",
+                "CPU in thousandths of a core: the budget (0 for none), what is used, and the probes' part of that",
+                &["what"],
+            )?,
+            governor_sampling: gauge(
+                "tapio_collector_governor_keep_one_in",
+                "Of so many bulk events one is kept, to stay within the CPU budget",
+            )?,
+            governor_decisions: counters(
+                "tapio_collector_governor_decisions_total",
+                "Decisions to keep less or more of the bulk lane",
+                &["keep"],
+            )?,
+            probe_run: {
+                let name = "tapio_collector_probe_run_seconds_total";
+                let metric =
+                    CounterVec::new(Opts::new(name, "Run time of a probe, measured in one second of 8"), &["program"])?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
+            config_stale: gauge(
+                "tapio_collector_config_stale",
+                "1 while the configuration file is refused and what it said before holds",
+            )?,
+            config_reloads: counter("tapio_collector_config_reloads_total", "Changed configurations that were taken")?,
+            spool_bytes: gauge("tapio_collector_spool_bytes", "Bytes of the spool's files")?,
             tls_stale: gauge("tapio_collector_tls_stale", "1 while the TLS files cannot be used and older ones are")?,
             tls_expires: gauge(
                 "tapio_collector_tls_expires_timestamp_seconds",
@@ -257,6 +299,25 @@ impl Metrics {
         raise(&self.streams, observed.ship.streams.load(Ordering::Relaxed));
         raise(&self.failures, observed.ship.failures.load(Ordering::Relaxed));
         raise(&self.moves, observed.ship.moves.load(Ordering::Relaxed));
+        self.spool_bytes.set(observed.spool_bytes.load(Ordering::Relaxed) as i64);
+        self.config_stale.set(i64::from(observed.live.is_stale.load(Ordering::Relaxed)));
+        raise(&self.config_reloads, observed.live.reloads.load(Ordering::Relaxed));
+        let governed = &observed.governed;
+        for (what, milli) in [
+            ("budget", governed.budget_milli),
+            ("used", governed.used_milli.load(Ordering::Relaxed)),
+            ("probes", governed.kernel_milli.load(Ordering::Relaxed)),
+        ] {
+            self.governor.with_label_values(&[what]).set(milli as i64);
+        }
+        self.governor_sampling.set(i64::from(governed.sampling()));
+        for (keep, count) in [("less", &governed.raised), ("more", &governed.lowered)] {
+            raise(&self.governor_decisions.with_label_values(&[keep]), count.load(Ordering::Relaxed));
+        }
+        for (program, ns) in governed.programs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let counter = self.probe_run.with_label_values(&[program]);
+            counter.inc_by((*ns as f64 / 1e9 - counter.get()).max(0.0));
+        }
         if let Some(tls) = &observed.tls {
             self.tls_stale.set(i64::from(tls.is_stale()));
             self.tls_expires.set(tls.expires().unwrap_or(0) as i64);

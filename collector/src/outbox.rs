@@ -4,14 +4,26 @@
 //! are not acknowledged. What must hold: its bytes stay within the limit, since the packer asks [`Outbox::room`] first; a
 //! frame gets its `seq` when it is first sent, so that `seq` has no gaps; a bulk frame can be evicted for a lethal one only
 //! before it has a `seq`, and is then counted.
+//!
+//! With a spool the middle of the sequence may be on disk (`crate::spool`), moved by a thread of its own:
+//!
+//! ```text
+//!  acknowledged │ sent: stamped, in memory │ on disk │ being written │ without a seq: lethal, bulk, last
+//!               └──► stream                └─ loaded ◄┘   └─ written ◄┘  └─ stamped in this order when memory runs short
+//! ```
+//!
+//! What must hold then: a frame leaves memory only after it is synced; while anything is on disk every frame goes there, so
+//! that the sequence has no gaps; what is on disk begins at the oldest frame that is not acknowledged, so that a server can go
+//! on from there after this process has died.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use crossbeam::sync::Unparker;
 use tapio_wire::event::{Lane, SOURCES, Source};
-use tapio_wire::frame::{SealedFrame, Stamp};
+use tapio_wire::frame::{Header, SealedFrame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
@@ -19,11 +31,15 @@ use crate::books::Books;
 use crate::intake::Shared;
 use crate::latency::{FrameTimes, boottime_ns, realtime_ns};
 use crate::queue::Queues;
+use crate::spool::Left;
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
 const BULK_SHARE: f64 = 0.75;
 /// What a frame occupies beside its bytes: the room for its ledger, its times, its place in the queue.
 const FRAME_OVERHEAD_BYTES: usize = 1536;
+
+/// Frames that go to the spool, or come from it, at once.
+pub const SPOOL_BATCH_BYTES: usize = 4 << 20;
 
 /// What the packer may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +75,19 @@ struct State {
     /// Sent and not acknowledged, in sequence; the first `resent` of them went out on the present stream.
     sent: VecDeque<Sent>,
     resent: usize,
+    /// First and last `seq` of what is on disk and not in memory.
+    on_disk: Option<(u64, u64)>,
+    /// Stamped, and being written.
+    spooling: VecDeque<Sent>,
+    /// The last `seq` that was ever written.
+    spooled_seq: u64,
+    /// The spool had no room, or the disk failed, a moment ago.
+    is_spool_full: bool,
+    /// Everything is to go to the spool, since the process ends.
+    is_flushing: bool,
+    is_streaming: bool,
+    /// What a server said is durable, though it was not loaded from the spool yet.
+    durable_seq: u64,
     bytes: usize,
     in_flight_bytes: usize,
     next_seq: u64,
@@ -70,6 +99,17 @@ struct State {
 }
 
 impl State {
+    /// Bytes of the frame that would be stamped next.
+    fn next_len(&self) -> Option<usize> {
+        let next = self.unsent_lethal.front().or(self.unsent_bulk.front()).or(self.unsent_last.as_ref());
+        next.map(|unsent| unsent.frame.len())
+    }
+
+    /// Nothing that was stamped waits for an acknowledgement.
+    fn is_all_acknowledged(&self) -> bool {
+        self.sent.is_empty() && self.on_disk.is_none() && self.spooling.is_empty()
+    }
+
     /// Frames that were never sent.
     fn unsent(&self) -> usize {
         self.unsent_lethal.len() + self.unsent_bulk.len() + usize::from(self.unsent_last.is_some())
@@ -90,6 +130,10 @@ pub struct Outbox {
     node: u64,
     epoch: AtomicU64,
     limit_bytes: usize,
+    /// Wakes the spool's thread, where there is one.
+    spool: Option<Unparker>,
+    /// It holds an earlier epoch's frames.
+    is_replay: bool,
     generation: Arc<AtomicU64>,
     /// Wakes the shipper.
     pub changed: Notify,
@@ -106,8 +150,36 @@ impl Outbox {
             node,
             epoch: AtomicU64::new(epoch),
             limit_bytes,
+            spool: None,
+            is_replay: false,
             generation: Arc::clone(&shared.generation),
             changed: Notify::new(),
+        }
+    }
+
+    /// Moves to the spool what it has no memory for; `unparker` wakes who does that.
+    pub fn with_spool(mut self, unparker: Unparker) -> Self {
+        self.spool = Some(unparker);
+        self
+    }
+
+    /// What an earlier run left in the spool: nothing is added, and it is done when all of it is acknowledged.
+    pub fn replay(left: &Left, limit_bytes: usize, shared: &Shared, unparker: Unparker) -> Self {
+        let mut outbox = Self::new(left.node, left.epoch, limit_bytes, shared).with_spool(unparker);
+        outbox.is_replay = true;
+        let state = outbox.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.next_seq = left.last_seq + 1;
+        state.acked_seq = left.first_seq - 1;
+        state.acked_events = left.acked_events;
+        state.on_disk = Some((left.first_seq, left.last_seq));
+        state.spooled_seq = left.last_seq;
+        state.is_finished = true;
+        outbox
+    }
+
+    fn wake_spool(&self) {
+        if let Some(unparker) = &self.spool {
+            unparker.unpark();
         }
     }
 
@@ -138,7 +210,15 @@ impl Outbox {
 
     /// Deletes what is left of an earlier epoch that no server takes any more. False for the present epoch.
     pub fn give_up_replay(&self) -> bool {
-        false
+        if self.is_replay {
+            let mut state = self.state();
+            state.sent.clear();
+            state.on_disk = None;
+            state.acked_seq = state.spooled_seq;
+            drop(state);
+            self.wake_spool();
+        }
+        self.is_replay
     }
 
     /// What the packer may bring now.
@@ -174,7 +254,11 @@ impl Outbox {
         } else {
             state.unsent_bulk.push_back(Unsent { frame, times });
         }
+        let is_short = self.is_short(&state);
         drop(state);
+        if is_short {
+            self.wake_spool();
+        }
         self.changed.notify_one();
     }
 
@@ -201,6 +285,9 @@ impl Outbox {
         let mut state = self.state();
         state.resent = 0;
         state.in_flight_bytes = 0;
+        state.is_streaming = true;
+        drop(state);
+        self.wake_spool();
     }
 
     /// The stream is over: nothing is in flight any more.
@@ -208,6 +295,7 @@ impl Outbox {
         let mut state = self.state();
         state.resent = 0;
         state.in_flight_bytes = 0;
+        state.is_streaming = false;
     }
 
     /// Bytes that were sent on the present stream and are not acknowledged.
@@ -228,10 +316,24 @@ impl Outbox {
             state.in_flight_bytes += sent.bytes.len();
             return Some(sent.bytes.clone());
         }
+        if state.on_disk.is_some() || !state.spooling.is_empty() {
+            self.wake_spool();
+            return None;
+        }
         let first = state.unsent_lethal.front().or(state.unsent_bulk.front()).or(state.unsent_last.as_ref())?;
         if !fits(first.frame.len(), state.in_flight_bytes) {
             return None;
         }
+        let sent = self.stamp_next(state)?;
+        let bytes = sent.bytes.clone();
+        state.resent += 1;
+        state.in_flight_bytes += bytes.len();
+        state.sent.push_back(sent);
+        Some(bytes)
+    }
+
+    /// Gives the next frame its place in the sequence.
+    fn stamp_next(&self, state: &mut State) -> Option<Sent> {
         let lethal = state.unsent_lethal.pop_front();
         let next = lethal.or_else(|| state.unsent_bulk.pop_front()).or_else(|| state.unsent_last.take());
         let Unsent { frame, times } = next?;
@@ -254,15 +356,128 @@ impl Outbox {
         state.bytes = state.bytes - before + bytes.len();
         state.last_stated = ledger;
         state.next_seq += 1;
-        state.resent += 1;
-        state.in_flight_bytes += bytes.len();
-        state.sent.push_back(Sent { seq: stamp.seq, source_events, bytes: bytes.clone(), times, sent_ns });
-        Some(bytes)
+        Some(Sent { seq: stamp.seq, source_events, bytes, times, sent_ns })
+    }
+
+    /// Whether memory runs short, so that unsent frames belong on disk.
+    fn is_short(&self, state: &State) -> bool {
+        let is_due = state.is_flushing || state.on_disk.is_some() || state.bytes >= self.limit_bytes / 2;
+        self.spool.is_some() && is_due && (state.unsent() > 0 || state.is_flushing)
+    }
+
+    /// Frames to write to the spool now, in sequence. [`Outbox::spooled`] must follow.
+    pub fn take_for_spool(&self, room_bytes: usize) -> Vec<Bytes> {
+        let mut state = self.state();
+        if !self.is_short(&state) && state.spooling.is_empty() {
+            return Vec::new();
+        }
+        let mut frames: Vec<Bytes> = Vec::new();
+        let mut bytes = 0;
+        // What is stamped cannot be shed for a lethal frame any more: no more is than there is room for.
+        let limit = SPOOL_BATCH_BYTES.min(room_bytes);
+        // The copy on disk begins with the oldest frame that is not acknowledged.
+        for sent in state.sent.iter().filter(|sent| sent.seq > state.spooled_seq) {
+            bytes += sent.bytes.len();
+            frames.push(sent.bytes.clone());
+        }
+        if state.spooling.is_empty() {
+            while state.next_len().is_some_and(|next| bytes + next + FRAME_OVERHEAD_BYTES <= limit)
+                && let Some(sent) = self.stamp_next(&mut state)
+            {
+                bytes += sent.bytes.len();
+                state.spooling.push_back(sent);
+            }
+        }
+        frames.extend(state.spooling.iter().map(|sent| sent.bytes.clone()));
+        frames
+    }
+
+    /// What was taken for the spool is on disk, or is not.
+    pub fn spooled(&self, is_written: bool) {
+        let mut state = self.state();
+        let state = &mut *state;
+        state.is_spool_full = !is_written;
+        if is_written {
+            let last_in_memory = state.sent.back().map_or(0, |sent| sent.seq);
+            state.spooled_seq = state.spooled_seq.max(last_in_memory);
+            while let Some(sent) = state.spooling.pop_front() {
+                state.bytes -= sent.bytes.len() + FRAME_OVERHEAD_BYTES;
+                state.spooled_seq = sent.seq;
+                state.on_disk = Some((state.on_disk.map_or(sent.seq, |(first, _)| first), sent.seq));
+            }
+            self.queues.wake_packer();
+        } else if state.on_disk.is_none() {
+            // They follow what is in memory, so they can be sent from there.
+            state.sent.append(&mut state.spooling);
+        }
+        self.changed.notify_one();
+    }
+
+    /// The first frame to load from the spool now, if one is wanted.
+    pub fn wants_loaded(&self) -> Option<u64> {
+        let state = self.state();
+        let (first, _) = state.on_disk.filter(|_| state.is_streaming)?;
+        let in_memory: usize = state.sent.iter().map(|sent| sent.bytes.len()).sum();
+        (in_memory < (self.limit_bytes / 4).max(SPOOL_BATCH_BYTES)).then_some(first)
+    }
+
+    /// Takes frames that were asked for.
+    pub fn loaded(&self, frames: Vec<Bytes>) {
+        let mut state = self.state();
+        for bytes in frames {
+            let (Ok((header, _)), Some((first, last))) = (Header::peek(&bytes), state.on_disk) else { continue };
+            if header.seq != first {
+                continue;
+            }
+            state.on_disk = (first < last).then_some((first + 1, last));
+            state.bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
+            let (source_events, times, sent_ns) = (header.source_events, FrameTimes::default(), boottime_ns());
+            state.sent.push_back(Sent { seq: header.seq, source_events, bytes, times, sent_ns });
+        }
+        if state.on_disk.is_none() && state.is_spool_full {
+            let State { sent, spooling, .. } = &mut *state;
+            sent.append(spooling);
+        }
+        let durable_seq = state.durable_seq;
+        drop(state);
+        self.acknowledge(durable_seq);
+        self.changed.notify_one();
+    }
+
+    /// The disk has lost what was on it: the epoch ends with what is left, and the server declares the rest.
+    pub fn lost_spool(&self) {
+        let mut state = self.state();
+        state.on_disk = None;
+        if self.is_replay {
+            state.sent.clear();
+            state.acked_seq = state.spooled_seq;
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Whether there is a spool.
+    pub fn has_spool(&self) -> bool {
+        self.spool.is_some()
+    }
+
+    /// Moves everything that is not acknowledged to the spool, since the process ends.
+    pub fn flush(&self) {
+        self.state().is_flushing = true;
+        self.wake_spool();
+    }
+
+    /// Whether everything that is not acknowledged is on disk.
+    pub fn is_spooled(&self) -> bool {
+        let state = self.state();
+        let in_memory = state.sent.iter().all(|sent| sent.seq <= state.spooled_seq);
+        self.spool.is_some() && state.is_finished && state.unsent() == 0 && state.spooling.is_empty() && in_memory
     }
 
     /// Everything up to `durable_seq` is durable; returns what left, for the latency histograms.
     pub fn acknowledge(&self, durable_seq: u64) -> Vec<Acknowledged> {
         let mut state = self.state();
+        state.durable_seq = state.durable_seq.max(durable_seq);
         let mut left = Vec::new();
         while state.sent.front().is_some_and(|sent| sent.seq <= durable_seq) {
             let Some(sent) = state.sent.pop_front() else { break };
@@ -280,6 +495,7 @@ impl Outbox {
         drop(state);
         if !left.is_empty() {
             self.queues.wake_packer();
+            self.wake_spool();
         }
         left
     }
@@ -293,13 +509,13 @@ impl Outbox {
     /// Whether nothing is left to send or to be acknowledged.
     pub fn is_empty(&self) -> bool {
         let state = self.state();
-        state.unsent() == 0 && state.sent.is_empty()
+        state.unsent() == 0 && state.is_all_acknowledged()
     }
 
     /// Whether the epoch's last frame was taken and acknowledged.
     pub fn is_done(&self) -> bool {
         let state = self.state();
-        state.is_finished && state.unsent() == 0 && state.sent.is_empty()
+        state.is_finished && state.unsent() == 0 && state.is_all_acknowledged()
     }
 
     /// Bytes and frames that wait, for metrics.
@@ -319,7 +535,7 @@ impl Outbox {
 mod tests {
     use tapio_wire::compress::Compression;
     use tapio_wire::event::{Body, Detail, Event};
-    use tapio_wire::frame::{Encoder, Header};
+    use tapio_wire::frame::Encoder;
 
     use super::*;
     use crate::config::Config;

@@ -12,7 +12,7 @@ use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Entity, EntityKind, Lane};
 use tapio_wire::frame::Encoder;
 
-use crate::latency::FrameTimes;
+use crate::latency::{FrameSizes, FrameTimes};
 use crate::outbox::Outbox;
 use crate::queue::Queues;
 
@@ -27,6 +27,7 @@ pub struct PackCounts {
     pub frames: AtomicU64,
     pub raw_bytes: AtomicU64,
     pub wire_bytes: AtomicU64,
+    pub sizes: FrameSizes,
 }
 
 /// See the module.
@@ -128,5 +129,6 @@ impl Packer {
         self.counts.frames.fetch_add(1, Ordering::Relaxed);
         self.counts.raw_bytes.fetch_add(u64::from(frame.raw_bytes()), Ordering::Relaxed);
         self.counts.wire_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+        self.counts.sizes.0.observe(frame.len() as f64);
     }
 }

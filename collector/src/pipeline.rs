@@ -14,10 +14,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam::sync::Parker;
 use tapio_probes::ExecCommand;
 use tapio_probes::record::Kind;
 use tapio_wire::event::Source;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use crate::config::{Config, ConfigError, ExecArguments, server_name};
 use crate::endpoints::{Endpoints, SystemResolver};
 use crate::evidence;
+use crate::governor::Governor;
 use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
 use crate::intake::{Intake, Shared, severity};
@@ -37,16 +39,21 @@ use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
 use crate::pack::{NodeDescription, Packer};
 use crate::queue::Queues;
+use crate::reload::Live;
 use crate::ship::{ShipState, Shipper};
 use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
 use crate::source::kube::{AccessError, KubeSource, KubeState};
 use crate::source::shm::{ShmError, ShmSource};
 use crate::source::systemd::{SystemdError, SystemdSource};
+use crate::spool::{self, Spool, SpoolError};
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often files are looked at that may change.
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
+/// The same where a spool takes what is left, and how long that may take: together within 25 s.
+const DRAIN_TIMEOUT_SPOOL: Duration = Duration::from_secs(10);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(8);
 /// The share of `max_memory_mb` that rings, queues and outbox are sized by.
 const INTERNAL_SHARE: f64 = 0.7;
 /// The least that a CPU's bulk ring has: some 700 records.
@@ -67,6 +74,8 @@ pub enum StartError {
     Kube(#[from] AccessError),
     #[error("cannot serve health on {address}: {error}; set health.port to a free port, or health.enabled to false")]
     Health { address: SocketAddr, error: std::io::Error },
+    #[error("grpc.spool.dir: {0}")]
+    Spool(#[from] SpoolError),
     #[error("grpc.tls: {0}")]
     Tls(#[from] TlsError),
     #[error("grpc.token_file: {0}")]
@@ -178,6 +187,9 @@ pub struct Pipeline {
     queues: Arc<Queues>,
     shipper: tokio::task::JoinHandle<()>,
     give_up: watch::Sender<bool>,
+    spool_bytes: Arc<AtomicU64>,
+    /// What may change while it runs.
+    pub live: Arc<Live>,
     health: Option<(tokio::task::JoinHandle<()>, watch::Sender<bool>)>,
 }
 
@@ -216,12 +228,39 @@ impl Pipeline {
         let (queues, parker) = Queues::new(budget.queue_batches);
         let shared = Shared::for_config(config, queues);
         let queues = Arc::clone(&shared.queues);
-        let epoch = realtime_ns();
-        let outbox = Arc::new(Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared));
+        let mut epoch = realtime_ns();
+        let (spool, left, spool_parker) = match &config.grpc.spool {
+            Some(section) => {
+                let (mut spool, left) = Spool::open(&section.dir, section.max_bytes)?;
+                for foreign in left.iter().filter(|left| left.node != node_id(&node_name)) {
+                    tracing::warn!(epoch = foreign.epoch, "the spool holds frames of another node: deleted");
+                    spool.acknowledged(foreign.epoch, u64::MAX);
+                }
+                (Some(spool), left, Some(Parker::new()))
+            }
+            None => (None, Vec::new(), None),
+        };
+        epoch = left.iter().map(|left| left.epoch + 1).fold(epoch, u64::max);
+        let mut outbox = Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared);
+        let mut replays = Vec::new();
+        if let Some(parker) = &spool_parker {
+            outbox = outbox.with_spool(parker.unparker().clone());
+            let own = left.iter().filter(|left| left.node == node_id(&node_name));
+            let replay = |left| Outbox::replay(left, budget.outbox_bytes, &shared, parker.unparker().clone());
+            replays = own.map(|left| Arc::new(replay(left))).collect();
+        }
+        let outbox = Arc::new(outbox);
+        let spool_bytes = Arc::<AtomicU64>::default();
+        if let (Some(spool), Some(parker)) = (spool, spool_parker) {
+            let outboxes = replays.iter().chain([&outbox]).map(Arc::clone).collect();
+            let bytes = Arc::clone(&spool_bytes);
+            spawn("spool", move || spool::run(spool, outboxes, &parker, &bytes))?;
+        }
 
         let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
         let mut missed = Arc::default();
         let mut evidence_counts = Arc::default();
+        let (mut controls, mut run_times) = (None, None);
         let mut sources = Vec::new();
         let mut states = Vec::new();
         if config.runs("ebpf") {
@@ -232,6 +271,7 @@ impl Pipeline {
                         tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
                     }
                     missed = source.missed_runs();
+                    (controls, run_times) = (source.controls(), source.run_times());
                     let intake = Intake::new(
                         shared.clone(),
                         Source::Ebpf,
@@ -344,6 +384,8 @@ impl Pipeline {
             return Err(StartError::NoSource);
         }
 
+        tokio::spawn(Governor::new(Arc::clone(&shared.governed), controls, run_times).run());
+
         let sources_ended = Arc::new(AtomicBool::new(false));
         let pack = Arc::default();
         let packer = Packer {
@@ -370,7 +412,7 @@ impl Pipeline {
             tls: tls.clone(),
             token,
             resolve_interval: config.grpc.resolve_interval,
-            replays: Vec::new(),
+            replays,
             node_name: node_name.clone(),
             outbox: Arc::clone(&outbox),
             latencies: Arc::clone(&latencies),
@@ -394,6 +436,9 @@ impl Pipeline {
             systemd,
             evidence: evidence_counts,
             tls,
+            spool_bytes: Arc::clone(&spool_bytes),
+            governed: Arc::clone(&shared.governed),
+            live: Arc::clone(&shared.live),
         };
         let health = match listener {
             Some(listener) => {
@@ -418,13 +463,17 @@ impl Pipeline {
             queues,
             shipper,
             give_up,
+            spool_bytes,
+            live: shared.live,
             health,
         })
     }
 
     /// Drains and ends. True when everything was acknowledged.
     pub async fn shutdown(self) -> bool {
-        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+        let has_spool = self.outbox.has_spool();
+        let limit = if has_spool { DRAIN_TIMEOUT_SPOOL } else { DRAIN_TIMEOUT };
+        let deadline = tokio::time::Instant::now() + limit;
         self.stop.set();
         self.stop_shm.set();
         self.stop_tasks.send_replace(true);
@@ -450,7 +499,27 @@ impl Pipeline {
             let shipped = (&mut shipper).await;
             drained.is_ok() && shipped.is_ok()
         });
-        let is_clean = finished.await.unwrap_or(false) && self.outbox.is_done();
+        let mut is_clean = finished.await.unwrap_or(false) && self.outbox.is_done();
+        if is_clean && has_spool {
+            // The spool's thread was woken by the last acknowledgement and deletes what is left.
+            let end = tokio::time::Instant::now() + Duration::from_secs(1);
+            while self.spool_bytes.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        if !is_clean && has_spool {
+            self.give_up.send_replace(true);
+            self.outbox.flush();
+            let end = tokio::time::Instant::now() + FLUSH_TIMEOUT;
+            while !self.outbox.is_spooled() && tokio::time::Instant::now() < end {
+                // The spool's thread tells of each batch that it has written.
+                let _ = tokio::time::timeout(Duration::from_millis(50), self.outbox.changed.notified()).await;
+            }
+            is_clean = self.outbox.is_spooled();
+            if is_clean {
+                tracing::info!("what no server has acknowledged is in the spool, and is sent after the next start");
+            }
+        }
         if !is_clean {
             let (bytes, frames) = self.outbox.usage();
             tracing::warn!(bytes, frames, "not everything could be handed to a server before the end");

@@ -27,6 +27,7 @@ mod cost;
 mod loader;
 mod object;
 pub mod record;
+mod run_time;
 
 pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
@@ -37,3 +38,4 @@ pub use object::{
     AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK,
     DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default, signal_mask,
 };
+pub use run_time::{Measuring, RunTimes};

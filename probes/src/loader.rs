@@ -25,6 +25,7 @@ use crate::object::{
     DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
     MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, object, off_by_default,
 };
+use crate::run_time::RunTimes;
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -273,6 +274,20 @@ impl Probes {
     /// What the kernel measured of a program while [`crate::count_run_time`] was on. [`None`] for one that is not loaded.
     pub fn run_time(&self, program: &str) -> Option<RunTime> {
         cost::run_time(self.object.program(program)?)
+    }
+
+    /// What the loaded programs cost; holds them, not their attachment.
+    pub fn run_times(&self) -> RunTimes {
+        let mut programs = Vec::new();
+        for info in PROGRAMS {
+            if let Some(Program::RawTracePoint(program)) = self.object.program(info.name)
+                && let Ok(fd) = program.fd()
+                && let Ok(fd) = fd.as_fd().try_clone_to_owned()
+            {
+                programs.push((info.name, fd));
+            }
+        }
+        RunTimes::new(programs)
     }
 
     /// The sums that the programs keep in the kernel, to be flushed now and then.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
-use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, counter_index};
+use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
@@ -181,6 +181,11 @@ impl EbpfSource {
     /// What may be changed while it runs; [`None`] once it was told to stop.
     pub fn controls(&self) -> Option<Arc<Controls>> {
         self.probes.as_ref().map(Probes::controls)
+    }
+
+    /// What the programs cost; [`None`] once it was told to stop.
+    pub fn run_times(&self) -> Option<RunTimes> {
+        self.probes.as_ref().map(Probes::run_times)
     }
 
     /// What the kernel skipped.

@@ -1,0 +1,72 @@
+//! What the probes cost inside the kernel.
+//!
+//! The kernel measures a program's run time only while somebody asks for it, since the measuring (two readings of the clock a
+//! run) costs about as much as a small program does. So a caller asks for moments only: see [`RunTimes::measure`].
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use aya::sys::{Stats, enable_stats};
+
+/// Holds the programs, whose times the kernel keeps.
+#[derive(Debug)]
+pub struct RunTimes {
+    programs: Vec<(&'static str, OwnedFd)>,
+}
+
+/// While this lives the kernel measures.
+#[derive(Debug)]
+pub struct Measuring(#[allow(dead_code, reason = "held, not read")] OwnedFd);
+
+impl RunTimes {
+    pub(crate) fn new(programs: Vec<(&'static str, OwnedFd)>) -> Self {
+        Self { programs }
+    }
+
+    /// Lets the kernel measure until the result is dropped.
+    ///
+    /// # Errors
+    /// Before Linux 5.8, and without CAP_SYS_ADMIN on kernels that ask for it.
+    pub fn measure(&self) -> io::Result<Measuring> {
+        enable_stats(Stats::RunTime).map(Measuring).map_err(io::Error::other)
+    }
+
+    /// Nanoseconds that each program has run while they were measured.
+    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.programs.iter().map(|(program, fd)| {
+            let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+            (*program, run_time_ns(&text))
+        })
+    }
+}
+
+fn run_time_ns(fdinfo: &str) -> u64 {
+    let line = fdinfo.lines().find_map(|line| line.strip_prefix("run_time_ns:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LoadConfig, Probes};
+
+    #[test]
+    fn run_time_is_counted_while_it_is_measured() {
+        assert_eq!(run_time_ns("prog_type:\t17\nrun_time_ns:\t123\nrun_cnt:\t4\n"), 123);
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP run_time_is_counted_while_it_is_measured: needs root and BPF");
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let probes = Probes::load(&LoadConfig::default()).unwrap();
+        let times = probes.run_times();
+        let sum = || times.get().map(|(_, ns)| ns).sum::<u64>();
+        let before = sum();
+        let measuring = times.measure().unwrap();
+        for _ in 0..20 {
+            assert!(std::process::Command::new("true").status().unwrap().success());
+        }
+        drop(measuring);
+        assert!(sum() > before);
+    }
+}
