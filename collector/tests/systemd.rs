@@ -39,6 +39,12 @@ impl Watching {
         let (status, counts) = (source.status(), source.counts());
         let intake = Intake::new(lab.shared.clone(), Source::Systemd, Identity::new(Vec::new()));
         let task = runtime.spawn(source.run(intake, stopped));
+        // What begins before the first list is where it starts from, and is told only when it fails.
+        let deadline = Instant::now() + lab::LIMIT;
+        while counts.units() == 0 {
+            assert!(Instant::now() < deadline, "systemd's units are not listed: {:?}", status.get());
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Self { runtime, stop, task, status, counts }
     }
 

@@ -239,7 +239,11 @@ impl MemoryCgroup {
     }
 
     pub fn add(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("the process lives");
+        // A child of a shell may have ended since it was listed.
+        if let Err(error) = std::fs::write(self.0.join("cgroup.procs"), pid.to_string()) {
+            let gone = rustix::io::Errno::SRCH.raw_os_error();
+            assert_eq!(error.raw_os_error(), Some(gone), "{error}");
+        }
     }
 }
 

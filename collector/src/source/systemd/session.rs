@@ -11,9 +11,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
-use zbus::message::Type;
+use zbus::message::{Sequence, Type};
 use zbus::names::OwnedUniqueName;
-use zbus::{Connection, MatchRule, Message, MessageStream, Variant};
+use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, Variant};
 use zbus_systemd::systemd1::ManagerProxy;
 
 use super::name::{UNITS_PATH, cgroup_prefix, counts_pids_apart, interface_of_unit, path_of_unit, unit_of_path};
@@ -45,10 +45,15 @@ enum Answer {
     Alive(zbus::Result<()>),
 }
 
+/// As `ListUnits` answers: name, description, load, active and sub state, followed unit, path, job.
+type UnitOfList = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
 /// A unit of a list: name, `ActiveState`, `SubState`.
 type ListedUnit = (String, String, String);
 
 struct Listed {
+    /// The list's place among the connection's messages.
+    position: Sequence,
     owner: OwnedUniqueName,
     units: Vec<ListedUnit>,
     cgroup_prefix: String,
@@ -69,10 +74,15 @@ async fn subscribe(connection: Connection) -> zbus::Result<Listed> {
     }
     let manager = ManagerProxy::builder(&connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
     manager.subscribe().await?;
-    let units = manager.list_units().await?.into_iter().map(|unit| (unit.0, unit.3, unit.4)).collect();
+    let manager = manager.inner();
+    let list =
+        connection.call_method(Some(DESTINATION), manager.path(), Some(manager.interface()), "ListUnits", &()).await?;
+    let units: Vec<UnitOfList> = list.body().deserialize()?;
+    let units = units.into_iter().map(|unit| (unit.0, unit.3, unit.4)).collect();
+    let position = list.recv_position();
     let pid = connection.peer_creds().await.ok().and_then(|credentials| credentials.process_id());
     let owner = owner(&connection).await?;
-    Ok(Listed { owner, units, cgroup_prefix: cgroup_prefix(pid), counts_pids_apart: counts_pids_apart(pid) })
+    Ok(Listed { position, owner, units, cgroup_prefix: cgroup_prefix(pid), counts_pids_apart: counts_pids_apart(pid) })
 }
 
 async fn properties(connection: Connection, unit: String) -> Answer {
@@ -143,11 +153,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return End::Stopped,
-                Some(answer) = self.answers.next() => {
-                    if let Err(lost) = self.answer(answer) {
-                        return End::Lost(lost);
-                    }
-                }
+                // Signals first: an answer knows its place among those that came before it.
                 message = stream.next() => match message {
                     Some(Ok(message)) => {
                         if let Err(lost) = self.message(&message) {
@@ -157,6 +163,11 @@ impl<'a> Session<'a> {
                     Some(Err(error)) => return End::Lost(format!("the bus is lost: {error}")),
                     None => return End::Lost("the bus is lost".into()),
                 },
+                Some(answer) = self.answers.next() => {
+                    if let Err(lost) = self.answer(answer) {
+                        return End::Lost(lost);
+                    }
+                }
                 () = tokio::time::sleep(nap) => {
                     if nap == KEEPALIVE && !self.is_alive_asked {
                         self.is_alive_asked = true;
@@ -177,6 +188,7 @@ impl<'a> Session<'a> {
                     return Err("systemd has started again".into());
                 }
                 let is_first = self.reporter.is_first();
+                self.units.at(listed.position);
                 self.reporter.listed(listed.cgroup_prefix, listed.counts_pids_apart);
                 for (name, active, sub) in &listed.units {
                     if self.reporter.selection.skips(name).is_none() {
@@ -195,6 +207,7 @@ impl<'a> Session<'a> {
                         let body = message.body();
                         let values: HashMap<&str, Variant<'_>> =
                             body.deserialize().map_err(|error| format!("systemd's answer cannot be read: {error}"))?;
+                        self.units.at(message.recv_position());
                         self.units.answer(&unit, Some(&read(&values)), now);
                     }
                     // The unit is gone again, or has none.
@@ -232,6 +245,7 @@ impl<'a> Session<'a> {
         }
         let now = Instant::now();
         let body = message.body();
+        self.units.at(message.recv_position());
         match member.as_str() {
             "PropertiesChanged" => {
                 let Some(unit) = header.path().and_then(|path| unit_of_path(path.as_str())) else { return Ok(()) };

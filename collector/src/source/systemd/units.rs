@@ -7,6 +7,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use zbus::message::Sequence;
+
 use super::name::derived_cgroup;
 
 /// Units remembered at the same time, at the most.
@@ -137,9 +139,17 @@ struct Unit {
     /// The first that is heard of it is where it starts from, and is not told unless it has failed.
     is_baseline: bool,
     is_waiting: bool,
+    /// Where in the connection's order the last signal of it was.
+    heard: Option<Sequence>,
     gone: Option<Instant>,
     tellings: u8,
     refilled: Instant,
+}
+
+impl Unit {
+    fn has_heard_after(&self, position: Option<Sequence>) -> bool {
+        self.heard.zip(position).is_some_and(|(heard, position)| heard > position)
+    }
 }
 
 /// See the module.
@@ -152,6 +162,8 @@ pub struct Units {
     tellings: VecDeque<Telling>,
     coalesced: u64,
     forgot: Instant,
+    /// Of the message that is being taken in.
+    position: Option<Sequence>,
 }
 
 impl Default for Units {
@@ -164,6 +176,7 @@ impl Default for Units {
             tellings: VecDeque::new(),
             coalesced: 0,
             forgot: Instant::now(),
+            position: None,
         }
     }
 }
@@ -180,6 +193,12 @@ impl Units {
         self.units.len()
     }
 
+    /// What is taken in next stands here in the connection's order: answers and signals are read from different queues, and an
+    /// answer that is older than a signal does not undo what that said.
+    pub fn at(&mut self, position: Sequence) {
+        self.position = Some(position);
+    }
+
     /// Takes what a list of all units says of one; `now` is the time. The first list makes the start: only what has failed is
     /// told.
     pub fn list(&mut self, name: &str, active: &str, sub: &str, is_first: bool, now: Instant) {
@@ -188,12 +207,18 @@ impl Units {
             return;
         }
         let (active, sub) = (self.words.index(active), self.words.index(sub));
+        let position = self.position;
         let unit = self.unit(name, now);
         unit.gone = None;
-        unit.now.active = active;
-        unit.now.sub = sub;
-        unit.is_baseline |= is_first;
-        unit.knowledge = Knowledge::None;
+        // What a signal said before the first list is news, and no part of the start.
+        unit.is_baseline |= is_first && unit.heard.is_none();
+        if !unit.has_heard_after(position) {
+            unit.now.active = active;
+            unit.now.sub = sub;
+        }
+        if unit.knowledge == Knowledge::Settled {
+            unit.knowledge = Knowledge::None;
+        }
         self.ask(name);
     }
 
@@ -229,9 +254,11 @@ impl Units {
         if !concerns {
             return;
         }
+        let position = self.position;
         self.apply(name, properties, now);
         let Some(unit) = self.units.get_mut(name) else { return };
         unit.gone = None;
+        unit.heard = position;
         if unit.knowledge == Knowledge::None {
             self.ask(name);
         } else if is_whole {
@@ -243,11 +270,15 @@ impl Units {
 
     /// Takes the answer to a question; [`None`] when there was none to be had.
     pub fn answer(&mut self, name: &str, properties: Option<&Properties<'_>>, now: Instant) {
-        if !self.units.contains_key(name) {
-            return;
-        }
-        if let Some(properties) = properties {
-            self.apply(name, properties, now);
+        let Some(unit) = self.units.get(name) else { return };
+        let is_old = unit.has_heard_after(self.position);
+        match properties {
+            Some(properties) if is_old => {
+                let place = Properties { cgroup: properties.cgroup, slice: properties.slice, ..Properties::default() };
+                self.apply(name, &place, now);
+            }
+            Some(properties) => self.apply(name, properties, now),
+            None => {}
         }
         let Some(unit) = self.units.get_mut(name) else { return };
         unit.knowledge = Knowledge::Settled;
@@ -270,8 +301,12 @@ impl Units {
     /// Asks again for everything that was asked for on a connection that is lost.
     pub fn forget_questions(&mut self) {
         self.questions.clear();
-        for unit in self.units.values_mut().filter(|unit| unit.knowledge == Knowledge::Asked) {
-            unit.knowledge = Knowledge::None;
+        self.position = None;
+        for unit in self.units.values_mut() {
+            unit.heard = None;
+            if unit.knowledge == Knowledge::Asked {
+                unit.knowledge = Knowledge::None;
+            }
         }
     }
 
@@ -328,6 +363,7 @@ impl Units {
             knowledge: Knowledge::None,
             is_baseline: false,
             is_waiting: false,
+            heard: None,
             gone: None,
             tellings: BURST,
             refilled: now,
