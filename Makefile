@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test build install check bench clean help
+.PHONY: run test test-kube build install check bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -27,6 +27,9 @@ test: check ## install what is missing, lint, run every test
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --release --target-dir $(TARGET)/loom
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
+
+test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or one that is built and started here
+	perf/lab/kube/test.sh
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked -p tapio-ringbuf

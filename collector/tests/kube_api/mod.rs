@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -150,8 +150,7 @@ async fn answer(State(shop): State<Arc<Shop>>, request: Request<Body>) -> Respon
                 Some(seconds) => response.header("retry-after", seconds),
                 None => response,
             };
-            let text =
-                json!({"kind": "Status", "code": status, "status": "Failure", "reason": "", "message": "refused"});
+            let text = json!({"kind": "Status", "code": status, "status": "Failure", "reason": reason_of(status), "message": "refused"});
             response.body(Body::from(text.to_string()))
         }
         Answer::Lines(lines) => {
@@ -343,6 +342,18 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
     }
 }
 
+fn reason_of(status: u16) -> &'static str {
+    match status {
+        404 => "NotFound",
+        409 => "Conflict",
+        410 => "Expired",
+        _ => "",
+    }
+}
+
+/// When every pod of these tests started.
+static STARTED: LazyLock<String> = LazyLock::new(|| ago(30));
+
 /// A moment so many seconds ago, as the API writes it.
 pub fn ago(seconds: i64) -> String {
     let now = k8s_openapi::jiff::Timestamp::now();
@@ -370,7 +381,7 @@ pub fn pod(number: u64, version: u64) -> Value {
             "conditions": [{"type": "Ready", "status": "True"}],
             "containerStatuses": [{
                 "name": "web", "image": "cart:1", "containerID": container_id(number), "ready": true, "restartCount": 0,
-                "state": {"running": {"startedAt": ago(30)}},
+                "state": {"running": {"startedAt": *STARTED}},
             }],
         },
     })
