@@ -12,7 +12,8 @@ use kube_archive::Archive;
 use serde_json::{Value, json};
 use tapio_perf::client::FindingWatch;
 use tapio_perf::clock::wait_for;
-use tapio_perf::processes::{Collector, CollectorOptions, Feed, Server, ServerOptions, http};
+use tapio_perf::processes::collector::Feed;
+use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
