@@ -170,7 +170,7 @@ fn what_befalls_real_pods_is_told_with_their_names() {
 
     let namespace = Namespace::make();
     let ns = &namespace.0;
-    let mut eater = container("eater", "busybox sleep 2; busybox tail /dev/zero");
+    let mut eater = container("eater", "busybox sleep 8; busybox tail /dev/zero");
     eater["resources"] = json!({"limits": {"memory": "24Mi"}});
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =

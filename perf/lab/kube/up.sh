@@ -111,6 +111,8 @@ clusterDomain: cluster.local
 resolvConf: /etc/resolv.conf
 podCIDR: 10.88.0.0/24
 evictionHard: {"memory.available": "100Mi"}
+# Images cannot be fetched again: a full disk must not make kubelet remove them.
+imageGCHighThresholdPercent: 100
 cgroupsPerQOS: true
 enforceNodeAllocatable: ["pods"]
 END
