@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test test-kernels build install check bench clean help
+.PHONY: run test test-kernels test-kube build install check bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -32,6 +32,9 @@ test: check ## install what is missing, lint, run every test
 test-kernels: install ## the probes' live tests on Linux 5.10, 6.1, 6.12 and the newest, in qemu
 	@deploy/local/install.sh kernels || true
 	perf/lab/kernels.sh
+
+test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or one that is built and started here
+	perf/lab/kube/test.sh
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked -p tapio-ringbuf

@@ -111,12 +111,14 @@ clusterDomain: cluster.local
 resolvConf: /etc/resolv.conf
 podCIDR: 10.88.0.0/24
 evictionHard: {"memory.available": "100Mi"}
+# Images cannot be fetched again: a full disk must not make kubelet remove them.
+imageGCHighThresholdPercent: 100
 cgroupsPerQOS: true
 enforceNodeAllocatable: ["pods"]
 END
 await containerd 30 ctr -a "$KUBE/run/containerd.sock" version
 
-# Two images: what holds a pod's namespaces, and a static busybox for everything else.
+# Three images: what holds a pod's namespaces, and a static busybox for everything else, by two tags for rollouts.
 cat > "$KUBE/run/pause.c" <<'END'
 #include <signal.h>
 #include <unistd.h>
@@ -126,7 +128,9 @@ END
 gcc -O2 -static -o "$KUBE/run/pause" "$KUBE/run/pause.c"
 import() { python3 "$HERE/image.py" "$@" | ctr -a "$KUBE/run/containerd.sock" -n k8s.io images import - >/dev/null; }
 import docker.io/local/pause:1 '["/pause"]' "$KUBE/run/pause=/pause"
-import docker.io/local/busybox:1 '["/bin/busybox"]' /bin/busybox=/bin/busybox /bin/busybox=/bin/sh
+for tag in 1 2; do
+  import "docker.io/local/busybox:$tag" '["/bin/busybox"]' /bin/busybox=/bin/busybox /bin/busybox=/bin/sh
+done
 
 await "the default service account" 30 kubectl_ get serviceaccount default
 start kubelet "$BIN/kubelet" --config="$KUBE/kubelet.yaml" --kubeconfig="$KUBE/kubelet.conf" --container-runtime=remote \

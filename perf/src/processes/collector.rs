@@ -20,6 +20,8 @@ pub enum Feed {
     Shm,
     /// The kernel: needs root.
     Ebpf,
+    /// The kernel and the Kubernetes API, by the kubeconfig that `KUBECONFIG` names: needs root.
+    Kube,
 }
 
 /// What a collector is started with.
@@ -193,6 +195,7 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
     let (enabled, source) = match options.feed {
         Feed::Shm => ("shm", format!("shm: {{enabled: true, socket: \"{}\"}}", socket.display())),
         Feed::Ebpf => ("ebpf", "ebpf: {enabled: true}".to_owned()),
+        Feed::Kube => ("ebpf\", \"k8s", "ebpf: {enabled: true}, k8s: {in_cluster: false}".to_owned()),
     };
     let mut text = format!(
         "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0}}\n\

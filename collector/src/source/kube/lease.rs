@@ -111,7 +111,12 @@ impl Election {
     async fn attempt(&mut self) -> Result<Option<u64>, Trouble> {
         let leases: Api<Lease> = Api::namespaced(self.access.client(), &self.namespace);
         let write = PostParams::default();
-        let Some(lease) = leases.get_opt(LEASE).await? else {
+        let found = match leases.get(LEASE).await.map_err(Trouble::from) {
+            Ok(lease) => Some(lease),
+            Err(Trouble::Absent) => None,
+            Err(trouble) => return Err(trouble),
+        };
+        let Some(lease) = found else {
             let lease = Lease {
                 metadata: ObjectMeta { name: Some(LEASE.into()), ..ObjectMeta::default() },
                 spec: Some(self.spec(None, true)),

@@ -18,9 +18,6 @@ mod told;
 mod watch;
 mod workloads;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

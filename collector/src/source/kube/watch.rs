@@ -27,6 +27,8 @@ const SOUND: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(WATCH_TIMEOUT_S as u64 + 20);
 /// How often in a row a watch may fail for an unknown reason before the list is read again.
 const FAILURES_MAX: u32 = 8;
+/// How many failures in a row are reported, once.
+const REPORTED_FAILURES: u32 = 4;
 /// How long to wait before a resource is tried again that may not be read.
 const FORBIDDEN_PAUSE: Duration = Duration::from_secs(60);
 
@@ -174,8 +176,11 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
                 }
             }
         }
-        if began.elapsed() < SOUND {
+        if began.elapsed() < SOUND || asked.is_some() {
             let pause = backoff.next(asked);
+            if backoff.failures() == REPORTED_FAILURES {
+                tracing::warn!(what = resource.what, "cannot be watched for a while; it is tried again and again");
+            }
             tokio::time::sleep(pause).await;
         }
     }

@@ -1,0 +1,424 @@
+//! What the tests of the Kubernetes source share: an API server of the test's own that answers as it is told to, and the real
+//! source that talks to it.
+
+#![allow(dead_code, reason = "every test program uses its part of this module")]
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{Method, Request, StatusCode};
+use axum::response::Response;
+use serde_json::{Value, json};
+use tapio_collector::config::{Config, K8sSection};
+use tapio_collector::identity::Identity;
+use tapio_collector::identity::directory::Directory;
+use tapio_collector::intake::{Intake, Shared};
+use tapio_collector::outbox::Room;
+use tapio_collector::queue::Queues;
+use tapio_collector::source::kube::{KubeSource, KubeState};
+use tapio_wire::event::{Body as Frame, Detail, Event, Name, Source};
+use tokio::sync::{mpsc, watch};
+
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// A request as the API server sees it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub at: Instant,
+    pub method: Method,
+    pub path: String,
+    pub query: HashMap<String, String>,
+    pub authorization: String,
+    pub accept: String,
+    pub body: Value,
+}
+
+impl Asked {
+    pub fn is_watch(&self) -> bool {
+        self.query.contains_key("watch")
+    }
+
+    pub fn version(&self) -> &str {
+        self.query.get("resourceVersion").map_or("", String::as_str)
+    }
+}
+
+/// What it answers.
+pub enum Answer {
+    Json(Value),
+    /// A status with no body, and `Retry-After` in seconds.
+    Refused(u16, Option<u64>),
+    /// Lines of a watch that then ends.
+    Lines(Vec<Value>),
+    /// Lines of a watch as they come; it ends with its sender.
+    Live(mpsc::UnboundedReceiver<Bytes>),
+    /// A watch on which nothing happens.
+    Silent,
+}
+
+type Script = Box<dyn FnMut(&Asked) -> Answer + Send>;
+
+struct Shop {
+    script: Mutex<Script>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// The API server.
+pub struct Api {
+    shop: Arc<Shop>,
+    pub folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Api {
+    /// Answers by `script`; what that was asked is written down.
+    pub fn start(script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let shop = Arc::new(Shop { script: Mutex::new(Box::new(script)), asked: Mutex::default() });
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shop));
+        runtime.spawn(async move { axum::serve(listener, router).await });
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("token"), "first").expect("written");
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "test", "user": {"tokenFile": folder.path().join("token")}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "tapio-system"}}],
+        });
+        fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string()).expect("written");
+        Self { shop, folder, runtime }
+    }
+
+    pub fn section(&self) -> K8sSection {
+        K8sSection { in_cluster: false, kubeconfig: Some(self.kubeconfig()), ..K8sSection::default() }
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
+    pub fn rotate_token(&self, token: &str) {
+        fs::write(self.folder.path().join("token"), token).expect("written");
+    }
+
+    /// Requests so far whose path ends so.
+    pub fn asked(&self, path_end: &str) -> Vec<Asked> {
+        let asked = self.shop.asked.lock().expect("no panic");
+        asked.iter().filter(|asked| asked.path.ends_with(path_end)).cloned().collect()
+    }
+
+    pub fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+}
+
+async fn answer(State(shop): State<Arc<Shop>>, request: Request<Body>) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap_or_default();
+    let header =
+        |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let query = parts.uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    let asked = Asked {
+        at: Instant::now(),
+        method: parts.method.clone(),
+        path: parts.uri.path().to_owned(),
+        query: query.map(|(key, value)| (key.to_owned(), value.replace("%3D", "="))).collect(),
+        authorization: header("authorization"),
+        accept: header("accept"),
+        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+    };
+    shop.asked.lock().expect("no panic").push(asked.clone());
+    let answer = (shop.script.lock().expect("no panic"))(&asked);
+    let response = Response::builder().header("content-type", "application/json");
+    let response = match answer {
+        Answer::Json(value) => response.status(StatusCode::OK).body(Body::from(value.to_string())),
+        Answer::Refused(status, retry_after) => {
+            let response = response.status(status);
+            let response = match retry_after {
+                Some(seconds) => response.header("retry-after", seconds),
+                None => response,
+            };
+            let text = json!({"kind": "Status", "code": status, "status": "Failure", "reason": reason_of(status), "message": "refused"});
+            response.body(Body::from(text.to_string()))
+        }
+        Answer::Lines(lines) => {
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            response.body(Body::from(text))
+        }
+        Answer::Live(lines) => {
+            let lines = tokio_stream::wrappers::UnboundedReceiverStream::new(lines);
+            use futures::StreamExt;
+            response.body(Body::from_stream(lines.map(Ok::<_, Infallible>)))
+        }
+        Answer::Silent => response.body(Body::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>())),
+    };
+    response.expect("a response")
+}
+
+/// The real source, with queues that the test empties.
+pub struct Rig {
+    shared: Shared,
+    _parker: crossbeam::sync::Parker,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    pub directory: Arc<Directory>,
+    pub state: Arc<KubeState>,
+    /// What was told, as text.
+    pub told: Vec<String>,
+    /// Names by entity, as described last.
+    pub names: HashMap<u64, String>,
+    pub events: u64,
+    keeps_text: bool,
+}
+
+impl Rig {
+    /// Starts the source for `node`.
+    pub fn start(api: &Api, node: &str) -> Self {
+        Self::with(api, node, &api.section())
+    }
+
+    pub fn with(api: &Api, node: &str, section: &K8sSection) -> Self {
+        let mut config = Config::default();
+        config.grpc.max_batch_size = 256;
+        let (queues, parker) = Queues::new(8);
+        let shared = Shared::for_config(&config, queues);
+        let directory = Arc::clone(&shared.directory);
+        let state = Arc::new(KubeState::default());
+        let opened = KubeSource::open(section, node, Arc::clone(&directory), Arc::clone(&state));
+        let source = api.runtime.block_on(opened).expect("a kubeconfig");
+        let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let (stop, stopped) = watch::channel(false);
+        let runtime = api.runtime.handle().clone();
+        let thread = std::thread::spawn(move || runtime.block_on(source.run(intake, stopped)));
+        Self {
+            shared,
+            _parker: parker,
+            stop,
+            thread: Some(thread),
+            directory,
+            state,
+            told: Vec::new(),
+            names: HashMap::new(),
+            events: 0,
+            keeps_text: true,
+        }
+    }
+
+    /// Only counts from now on.
+    pub fn count_only(&mut self) {
+        self.keeps_text = false;
+    }
+
+    /// Takes what there is.
+    pub fn take(&mut self) -> usize {
+        let mut taken = 0;
+        while let Some((_, body)) = self.shared.queues.pop(Room::Both) {
+            taken += body.events.len();
+            self.events += body.events.len() as u64;
+            if self.keeps_text {
+                for entity in &body.entities {
+                    self.names.insert(entity.id, entity.name.clone());
+                }
+                for event in &body.events {
+                    self.told.push(text(&body, event, &self.names));
+                }
+            }
+            self.shared.queues.recycle(body);
+        }
+        taken
+    }
+
+    /// Takes until `wanted` holds.
+    pub fn until(&mut self, what: &str, mut wanted: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            self.take();
+            if wanted(self) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {what} within {LIMIT:?}; told: {:#?}", self.told);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Takes until something was told that contains all of `parts`.
+    pub fn until_told(&mut self, parts: &[&str]) {
+        self.until(&format!("{parts:?}"), |rig| rig.count(parts) > 0);
+    }
+
+    /// How often something was told that contains all of `parts`.
+    pub fn count(&self, parts: &[&str]) -> usize {
+        self.told.iter().filter(|told| parts.iter().all(|part| told.contains(part))).count()
+    }
+
+    /// Ends the source and takes the rest.
+    pub fn finish(&mut self) {
+        self.stop.send_replace(true);
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = Instant::now() + LIMIT;
+        while !thread.is_finished() {
+            self.take();
+            assert!(Instant::now() < deadline, "the source does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        thread.join().expect("no panic");
+        self.take();
+    }
+}
+
+fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
+    let name = |name: Name| body.names.get(name as usize).map_or("", String::as_str);
+    let of = names.get(&event.entity).map_or("?", String::as_str);
+    match &event.body {
+        Detail::PodState(pod) => format!(
+            "pod {of}: {} reason={} ready={} deletion={} gone={}",
+            name(pod.phase),
+            name(pod.reason),
+            pod.is_ready,
+            pod.deletion_ns,
+            pod.is_gone
+        ),
+        Detail::ContainerState(state) => format!(
+            "container {of}: {} state={} reason={} exit={} last={} restarts={} memory={} image={}",
+            name(state.container),
+            state.state,
+            name(state.reason),
+            state.exit_code,
+            state.is_last,
+            state.restart_count,
+            state.memory_limit_bytes,
+            name(state.image)
+        ),
+        Detail::Gap(gap) => format!(
+            "gap {} {} gone={} sound={}",
+            name(gap.what),
+            name(gap.reason),
+            gap.found_gone,
+            gap.from_ns <= gap.until_ns
+        ),
+        Detail::KubeEvent(event) => format!("event {of}: {} x{}", name(event.reason), event.count),
+        Detail::NodeCondition(condition) => format!("condition {} {}", name(condition.condition), condition.status),
+        Detail::Rollout(rollout) => format!(
+            "rollout {of}: {} {} images={} before={} reason={} ready={}/{} gone={}",
+            name(rollout.kind),
+            name(rollout.name),
+            name(rollout.images),
+            name(rollout.images_before),
+            name(rollout.reason),
+            rollout.ready,
+            rollout.desired,
+            rollout.is_gone
+        ),
+        Detail::ConfigChange(change) => format!(
+            "config {} {} change={} users={}",
+            name(change.kind),
+            name(change.name),
+            change.change,
+            change.used_by.len()
+        ),
+        Detail::Endpoints(endpoints) => format!(
+            "endpoints {} backends={} ready={} addresses={}",
+            name(endpoints.service),
+            endpoints.backends.len(),
+            endpoints.backends.iter().filter(|backend| backend.is_ready).count(),
+            endpoints.cluster_addresses.len()
+        ),
+        Detail::ObjectState(object) => {
+            format!("object {} {} {} gone={}", name(object.kind), name(object.name), name(object.state), object.is_gone)
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn reason_of(status: u16) -> &'static str {
+    match status {
+        404 => "NotFound",
+        409 => "Conflict",
+        410 => "Expired",
+        _ => "",
+    }
+}
+
+/// When every pod of these tests started.
+static STARTED: LazyLock<String> = LazyLock::new(|| ago(30));
+
+/// A moment so many seconds ago, as the API writes it.
+pub fn ago(seconds: i64) -> String {
+    let now = k8s_openapi::jiff::Timestamp::now();
+    (now - k8s_openapi::jiff::SignedDuration::from_secs(seconds)).to_string()
+}
+
+/// The id of a container, by a number.
+pub fn container_id(number: u64) -> String {
+    format!("containerd://{number:064x}")
+}
+
+/// A running pod with one container `web`.
+pub fn pod(number: u64, version: u64) -> Value {
+    json!({
+        "metadata": {
+            "name": format!("cart-{number}"), "namespace": "shop", "uid": format!("00000000-0000-4000-8000-{number:012}"),
+            "resourceVersion": version.to_string(),
+            "labels": {"pod-template-hash": "5d9c"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "cart-5d9c", "controller": true}],
+        },
+        "spec": {"nodeName": "node1", "containers": [
+            {"name": "web", "image": "cart:1", "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}}}]},
+        "status": {
+            "phase": "Running", "qosClass": "Burstable", "podIPs": [{"ip": "10.0.0.7"}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{
+                "name": "web", "image": "cart:1", "containerID": container_id(number), "ready": true, "restartCount": 0,
+                "state": {"running": {"startedAt": *STARTED}},
+            }],
+        },
+    })
+}
+
+/// The same after its container ended.
+pub fn ended_pod(number: u64, version: u64, reason: &str, exit_code: i32, finished: &str) -> Value {
+    let mut pod = pod(number, version);
+    let status = &mut pod["status"]["containerStatuses"][0];
+    status["ready"] = json!(false);
+    status["state"] = json!({"terminated": {
+        "exitCode": exit_code, "reason": reason, "startedAt": ago(3600), "finishedAt": finished,
+        "containerID": container_id(number),
+    }});
+    pod
+}
+
+pub fn list(version: u64, items: Vec<Value>) -> Answer {
+    Answer::Json(json!({"kind": "List", "metadata": {"resourceVersion": version.to_string()}, "items": items}))
+}
+
+pub fn change(kind: &str, object: Value) -> Value {
+    json!({"type": kind, "object": object})
+}
+
+pub fn bookmark(version: u64) -> Value {
+    change("BOOKMARK", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"resourceVersion": version.to_string()}}))
+}
+
+pub fn error(code: u16, reason: &str) -> Value {
+    change("ERROR", json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}))
+}
+
+/// Answers for pods by `script`, and says of everything else that there is no such thing.
+pub fn only_pods(mut script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Api {
+    Api::start(move |asked| match asked.path.ends_with("/pods") {
+        true => script(asked),
+        false => Answer::Refused(404, None),
+    })
+}

@@ -1,0 +1,62 @@
+//! 50,000 pods that come and go: the source's memory does not follow them.
+
+mod kube_api;
+
+use axum::body::Bytes;
+use kube_api::{Answer, Rig, ago, change, ended_pod, list, only_pods, pod};
+use tapio_collector::identity::directory::{CONTAINERS_MAX, PODS_MAX};
+use tokio::sync::mpsc;
+
+const PODS: u64 = 50_000;
+/// When everything that is bounded is full.
+const FULL: u64 = 36_000;
+/// Pods at the same time.
+const LIVE: u64 = 100;
+const GROWTH_BYTES_MAX: u64 = 8 << 20;
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc is mounted");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages")
+        * rustix::param::page_size() as u64
+}
+
+#[test]
+fn memory_stays_flat_while_fifty_thousand_pods_come_and_go() {
+    let (lines, live) = mpsc::unbounded_channel();
+    let mut live = Some(live);
+    let api = only_pods(move |asked| match asked.is_watch() {
+        false => list(1, Vec::new()),
+        true => live.take().map_or(Answer::Silent, Answer::Live),
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.count_only();
+    let finished = ago(0);
+    let mut at_full = 0;
+    for number in 0..PODS {
+        let version = 10 + number * 3;
+        let mut text = change("ADDED", pod(number, version)).to_string();
+        text.push('\n');
+        text += &change("MODIFIED", ended_pod(number, version + 1, "Completed", 0, &finished)).to_string();
+        text.push('\n');
+        if let Some(old) = number.checked_sub(LIVE) {
+            text += &change("DELETED", ended_pod(old, version + 2, "Completed", 0, &finished)).to_string();
+            text.push('\n');
+        }
+        lines.send(Bytes::from(text)).expect("the watch is open");
+        if number % LIVE == LIVE - 1 {
+            // The stream must not become the memory that is measured: two events of each pod's containers, one of the pod.
+            let least = (number + 1 - LIVE) * 3;
+            rig.until("progress", |rig| rig.events >= least);
+        }
+        if number == FULL {
+            at_full = resident_bytes();
+        }
+    }
+    rig.until("every event", |rig| rig.events >= PODS * 3 + (PODS - LIVE));
+    let (pods, containers) = rig.directory.len();
+    assert!(pods <= PODS_MAX && containers <= CONTAINERS_MAX, "{pods} pods, {containers} containers");
+    let growth = resident_bytes().saturating_sub(at_full);
+    println!("resident: {at_full} bytes after {FULL} pods, {growth} more after {PODS}");
+    assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes more");
+    rig.finish();
+}

@@ -1,0 +1,452 @@
+//! The Kubernetes source against an API server that fails in every way that real ones do.
+
+mod kube_api;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+use kube_api::{
+    Answer, Api, Asked, LIMIT, Rig, ago, bookmark, change, container_id, ended_pod, error, list, only_pods, pod,
+};
+use serde_json::{Value, json};
+use tapio_collector::config::K8sSection;
+use tapio_collector::source::kube::PERMISSIONS;
+use tapio_collector::source::kube::client::Access;
+use tapio_collector::source::kube::lease::{Election, Pace};
+use tokio::sync::watch;
+
+#[test]
+fn a_watch_that_ends_is_resumed_from_the_last_bookmark() {
+    let api = only_pods(|asked| match (asked.is_watch(), asked.version()) {
+        (false, _) => list(10, vec![pod(1, 5)]),
+        (true, "10") => Answer::Lines(vec![change("ADDED", pod(2, 11)), bookmark(50)]),
+        (true, "50") => Answer::Lines(vec![change("DELETED", pod(1, 51))]),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-1", "gone=true"]);
+    assert_eq!(rig.count(&["pod shop/cart-2: Running", "gone=false"]), 1);
+    assert_eq!(rig.count(&["container shop/cart-1/web: web state=2", "memory=67108864"]), 1);
+    rig.until("a watch from there", |_| {
+        api.asked("/pods").iter().any(|asked| asked.is_watch() && asked.version() == "51")
+    });
+    rig.finish();
+    let asked = api.asked("/pods");
+    assert_eq!(asked.iter().filter(|asked| !asked.is_watch()).count(), 1, "one list");
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.query.get("fieldSelector").is_some_and(|fields| fields == "spec.nodeName=node1"))
+    );
+    assert_eq!(rig.count(&["gap"]), 0);
+}
+
+/// After 410, in whichever form, the list is read again: what is missing in it is gone, and nothing is told twice.
+fn expires(expired: impl Fn() -> Answer + Send + 'static) {
+    let lists = AtomicUsize::new(0);
+    let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
+        (false, _) if lists.fetch_add(1, Ordering::Relaxed) == 0 => list(10, vec![pod(1, 5), pod(2, 6)]),
+        (false, _) => list(90, vec![pod(1, 5), pod(3, 80)]),
+        (true, "10") => expired(),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["gap pods expired"]);
+    rig.finish();
+    assert_eq!(rig.count(&["gap pods expired gone=1 sound=true"]), 1);
+    assert_eq!(rig.count(&["pod shop/cart-2", "gone=true"]), 1);
+    assert_eq!(rig.count(&["pod shop/cart-3", "gone=false"]), 1);
+    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["container shop/cart-1"]), 1, "{:#?}", rig.told);
+    let relist = api.asked("/pods").into_iter().filter(|asked| !asked.is_watch()).nth(1).expect("a second list");
+    assert_eq!(relist.version(), "", "what is listed after a 410 must not come out of a cache");
+}
+
+#[test]
+fn a_410_in_the_middle_of_a_watch_brings_a_relist_with_deletes_and_a_gap() {
+    expires(|| Answer::Lines(vec![error(410, "Expired")]));
+}
+
+#[test]
+fn a_410_as_status_brings_a_relist_with_deletes_and_a_gap() {
+    expires(|| Answer::Refused(410, None));
+}
+
+#[test]
+fn a_429_is_waited_for_as_long_as_it_says() {
+    let refused = AtomicBool::new(false);
+    let api = only_pods(move |asked| match asked.is_watch() {
+        false if !refused.swap(true, Ordering::Relaxed) => Answer::Refused(429, Some(2)),
+        false => list(10, vec![pod(1, 5)]),
+        true => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-1"]);
+    rig.finish();
+    let asked = api.asked("/pods");
+    assert!(asked[1].at.duration_since(asked[0].at) >= Duration::from_secs(2));
+}
+
+#[test]
+fn server_errors_are_retried_ever_less_often() {
+    let began = Instant::now();
+    let api = only_pods(move |asked| match asked.is_watch() {
+        false if began.elapsed() < Duration::from_secs(3) => Answer::Refused(500, None),
+        false => list(10, vec![pod(1, 5)]),
+        true => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-1"]);
+    rig.finish();
+    let lists = api.asked("/pods").into_iter().filter(|asked| !asked.is_watch()).count();
+    assert!((3..=12).contains(&lists), "{lists} lists");
+}
+
+#[test]
+fn a_watch_that_ends_at_once_again_and_again_is_no_busy_loop() {
+    let api = only_pods(|asked| match asked.is_watch() {
+        false => list(10, vec![pod(1, 5)]),
+        true => Answer::Lines(Vec::new()),
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-1"]);
+    let began = Instant::now();
+    rig.until("three seconds", |_| began.elapsed() >= Duration::from_secs(3));
+    rig.finish();
+    let asked = api.asked("/pods");
+    let watches = asked.iter().filter(|asked| asked.is_watch()).count();
+    assert!((2..=12).contains(&watches), "{watches} watches in 3 s");
+    assert_eq!(asked.len() - watches, 1, "and the list is not read again for it");
+}
+
+#[test]
+fn a_rotated_token_is_read_at_once_after_a_401() {
+    let api = only_pods(|asked| match (asked.is_watch(), &*asked.authorization) {
+        (_, "Bearer first") if asked.version() == "10" => Answer::Refused(401, None),
+        (false, _) => list(10, vec![pod(1, 5)]),
+        (true, "Bearer second") if asked.version() == "10" => Answer::Lines(vec![change("ADDED", pod(2, 11))]),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-1"]);
+    rig.until("a 401", |_| api.asked("/pods").iter().any(|asked| asked.is_watch()));
+    let began = Instant::now();
+    api.rotate_token("second");
+    rig.until_told(&["pod shop/cart-2"]);
+    // By itself the client would read the file only after 50 seconds.
+    assert!(began.elapsed() < LIMIT);
+    rig.finish();
+    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "nothing is told twice for it");
+}
+
+#[test]
+fn a_long_list_is_read_page_by_page() {
+    let api = only_pods(|asked| match (asked.is_watch(), asked.query.get("continue")) {
+        (true, _) if asked.version() == "10" => Answer::Lines(vec![error(410, "Expired")]),
+        (true, _) => Answer::Silent,
+        (false, None) if asked.query.contains_key("limit") => Answer::Json(json!({
+            "metadata": {"resourceVersion": "20", "continue": "more"}, "items": [pod(1, 5)],
+        })),
+        (false, None) => list(10, Vec::new()),
+        (false, Some(_)) => list(20, vec![pod(2, 6)]),
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["gap"]);
+    rig.finish();
+    assert_eq!((rig.count(&["pod shop/cart-1"]), rig.count(&["pod shop/cart-2"])), (1, 1));
+    let limits: Vec<_> = api.asked("/pods").iter().filter_map(|asked| asked.query.get("limit").cloned()).collect();
+    assert_eq!(limits, ["500", "500"]);
+}
+
+#[test]
+fn after_a_restart_old_deaths_are_not_told_again() {
+    let api = only_pods(|asked| match asked.is_watch() {
+        false => list(10, vec![ended_pod(1, 5, "OOMKilled", 137, &ago(3600)), ended_pod(2, 6, "Error", 1, &ago(5))]),
+        true => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["container shop/cart-2/web", "state=3", "reason=Error", "exit=1"]);
+    rig.finish();
+    assert_eq!(rig.count(&["container shop/cart-1"]), 0, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "its present state is told");
+}
+
+#[test]
+fn a_death_is_told_once_as_the_present_or_as_the_last_state() {
+    let finished = ago(1);
+    let dead = ended_pod(1, 11, "OOMKilled", 137, &finished);
+    let mut waiting = dead.clone();
+    waiting["metadata"]["resourceVersion"] = json!("12");
+    let status = &mut waiting["status"]["containerStatuses"][0];
+    status["lastState"] = status["state"].clone();
+    status["state"] = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+    status["restartCount"] = json!(1);
+    let mut again = waiting.clone();
+    again["status"]["containerStatuses"][0]["state"]["waiting"]["message"] = json!("back-off 20s");
+    let lines = vec![
+        change("MODIFIED", dead),
+        change("MODIFIED", waiting),
+        change("MODIFIED", again),
+        change("ADDED", pod(2, 14)),
+    ];
+    let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
+        (false, _) => list(10, vec![pod(1, 5)]),
+        (true, "10") => Answer::Lines(lines.clone()),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-2"]);
+    rig.finish();
+    assert_eq!(rig.count(&["container shop/cart-1/web", "reason=OOMKilled", "exit=137"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["container shop/cart-1/web", "reason=CrashLoopBackOff"]), 1);
+}
+
+#[test]
+fn deletion_and_eviction_are_told_and_names_outlive_the_pod() {
+    let mut evicted = pod(1, 11);
+    evicted["status"]["phase"] = json!("Failed");
+    evicted["status"]["reason"] = json!("Evicted");
+    let mut deleted = evicted.clone();
+    deleted["metadata"]["deletionTimestamp"] = json!(ago(0));
+    deleted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+    let lines = vec![change("MODIFIED", evicted), change("MODIFIED", deleted.clone()), change("DELETED", deleted)];
+    let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
+        (false, _) => list(10, vec![pod(1, 5)]),
+        (true, "10") => Answer::Lines(lines.clone()),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["pod shop/cart-1", "gone=true"]);
+    rig.finish();
+    assert_eq!(rig.count(&["Failed reason=Evicted", "deletion=0"]), 1);
+    assert_eq!(rig.count(&["Failed reason=Evicted", "gone=false"]), 2, "the deletion is news");
+    assert!(!rig.directory.is_empty(), "late events of its containers can still be named");
+    assert!(rig.names.values().any(|name| name == "Deployment shop/cart"));
+}
+
+#[test]
+fn excluded_namespaces_are_named_but_not_told() {
+    let api = only_pods(|asked| match asked.is_watch() {
+        false => {
+            let mut of_system = pod(1, 5);
+            of_system["metadata"]["namespace"] = json!("kube-system");
+            list(10, vec![of_system, pod(2, 6)])
+        }
+        true => Answer::Silent,
+    });
+    let section = K8sSection { exclude_system_namespaces: true, ..api.section() };
+    let mut rig = Rig::with(&api, "node1", &section);
+    rig.until_told(&["pod shop/cart-2"]);
+    rig.finish();
+    assert_eq!(rig.count(&["cart-1"]), 0);
+    assert_eq!(rig.directory.len(), (2, 2));
+    let id = container_id(1);
+    let bare = id.trim_start_matches("containerd://");
+    let entity = tapio_wire::entity_id(tapio_wire::event::EntityKind::Container, bare);
+    assert_eq!(rig.names.get(&entity).map(String::as_str), Some("kube-system/cart-1/web"));
+}
+
+/// A Lease as an API server keeps it: a write must name the version that it replaces.
+#[derive(Default)]
+struct LeaseStore {
+    lease: Mutex<Option<Value>>,
+}
+
+impl LeaseStore {
+    fn answer(&self, asked: &Asked) -> Answer {
+        let mut lease = self.lease.lock().expect("no panic");
+        let version =
+            |lease: &Value| lease["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
+        let held = lease.as_ref().and_then(version);
+        match (&asked.method, held) {
+            (&Method::GET, None) => Answer::Refused(404, None),
+            (&Method::GET, Some(_)) => Answer::Json(lease.clone().expect("held")),
+            (&Method::POST, Some(_)) => Answer::Refused(409, None),
+            (&Method::PUT, Some(_)) if version(&asked.body) != held => Answer::Refused(409, None),
+            _ => {
+                let mut next = asked.body.clone();
+                next["metadata"]["resourceVersion"] = json!((held.unwrap_or(0) + 1).to_string());
+                *lease = Some(next.clone());
+                Answer::Json(next)
+            }
+        }
+    }
+}
+
+#[test]
+fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
+    let store = Arc::new(LeaseStore::default());
+    let is_cut_off = Arc::new(AtomicBool::new(false));
+    let (kept, cut_off) = (Arc::clone(&store), Arc::clone(&is_cut_off));
+    let api = Api::start(move |asked| {
+        let by_first = asked.body["spec"]["holderIdentity"] == "first";
+        match by_first && cut_off.load(Ordering::Relaxed) {
+            true => Answer::Refused(500, None),
+            false => kept.answer(asked),
+        }
+    });
+    let milliseconds = Duration::from_millis;
+    let pace = Pace { duration: milliseconds(1000), renew: milliseconds(100), give_up: milliseconds(600) };
+    let candidate = |name: &str| {
+        let access = api.runtime().block_on(Access::open(&api.section())).expect("a kubeconfig");
+        let (term, elected) = watch::channel(None);
+        let election = Election::new(access, "tapio-system".into(), name.into(), pace);
+        (api.runtime().spawn(election.run(term)), elected)
+    };
+    let wait = |elected: &mut watch::Receiver<Option<_>>, leads: bool| {
+        let wanted =
+            elected.wait_for(|term: &Option<tapio_collector::source::kube::lease::Term>| term.is_some() == leads);
+        let waited = api
+            .runtime()
+            .block_on(async { tokio::time::timeout(LIMIT, wanted).await.map(|term| term.map(|term| *term)) });
+        waited.expect("in time").expect("it runs")
+    };
+    let (_first, mut first_leads) = candidate("first");
+    wait(&mut first_leads, true);
+    let (_second, mut second_leads) = candidate("second");
+    let began = Instant::now();
+    while began.elapsed() < pace.duration * 2 {
+        assert!(second_leads.borrow_and_update().is_none(), "the first renews");
+        std::thread::sleep(milliseconds(10));
+    }
+    is_cut_off.store(true, Ordering::Relaxed);
+    wait(&mut first_leads, false);
+    assert!(second_leads.borrow_and_update().is_none(), "it gave up before its Lease ran out");
+    let term = wait(&mut second_leads, true).expect("a term");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+    assert!(now - term.since_ns < 30_000_000_000, "what was since the first was there is told by the second");
+    let lease = store.lease.lock().expect("no panic").clone().expect("a Lease");
+    assert_eq!((&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]), (&json!("second"), &json!(1)));
+}
+
+fn deployment(version: u64, image: &str, ready: u32) -> Value {
+    json!({
+        "metadata": {"name": "cart", "namespace": "shop", "uid": "d1", "resourceVersion": version.to_string(), "generation": version},
+        "spec": {"replicas": 2, "template": {"spec": {
+            "containers": [{"name": "web", "image": image, "envFrom": [{"secretRef": {"name": "keys"}}]}],
+            "volumes": [{"configMap": {"name": "settings"}}],
+        }}},
+        "status": {"observedGeneration": version, "readyReplicas": ready, "updatedReplicas": 2},
+    })
+}
+
+fn metadata(name: &str, version: u64, created: &str) -> Value {
+    json!({"metadata": {
+        "name": name, "namespace": "shop", "uid": name, "resourceVersion": version.to_string(), "creationTimestamp": created,
+    }})
+}
+
+fn kube_event(count: u32, last: &str, version: u64) -> Value {
+    json!({
+        "metadata": {"name": "e", "namespace": "shop", "uid": "e1", "resourceVersion": version.to_string()},
+        "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "cart-1", "uid": "p1"},
+        "reason": "BackOff", "message": "m", "type": "Warning", "count": count, "lastTimestamp": last,
+        "source": {"component": "kubelet"},
+    })
+}
+
+#[test]
+fn the_elected_one_tells_what_concerns_the_cluster() {
+    let store = LeaseStore::default();
+    let api = Api::start(move |asked| {
+        if asked.path.contains("/leases") {
+            return store.answer(asked);
+        }
+        let resource = asked.path.rsplit('/').next().unwrap_or_default();
+        let lists: HashMap<&str, Vec<Value>> = HashMap::from([
+            ("pods", vec![]),
+            ("deployments", vec![deployment(5, "cart:1", 2)]),
+            ("configmaps", vec![metadata("settings", 5, &ago(3600))]),
+            ("secrets", vec![metadata("keys", 5, &ago(3600))]),
+            ("events", vec![kube_event(3, &ago(3000), 5)]),
+            (
+                "nodes",
+                vec![json!({
+                    "metadata": {"name": "node2", "uid": "n2", "resourceVersion": "5"},
+                    "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+                })],
+            ),
+            (
+                "services",
+                vec![json!({
+                    "metadata": {"name": "cart", "namespace": "shop", "uid": "s1", "resourceVersion": "5"},
+                    "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]},
+                })],
+            ),
+            (
+                "endpoints",
+                vec![json!({
+                    "metadata": {"name": "cart", "namespace": "shop", "uid": "s1", "resourceVersion": "5"},
+                    "subsets": [{"addresses": [{"ip": "10.0.0.7", "targetRef": {"kind": "Pod", "uid": "p1"}}], "ports": [{"port": 8080}]}],
+                })],
+            ),
+            (
+                "persistentvolumeclaims",
+                vec![json!({
+                    "metadata": {"name": "data", "namespace": "shop", "uid": "c1", "resourceVersion": "5"}, "status": {"phase": "Pending"},
+                })],
+            ),
+        ]);
+        match (asked.is_watch(), asked.version(), resource) {
+            (false, _, "endpointslices" | "horizontalpodautoscalers") => Answer::Refused(404, None),
+            (false, ..) => list(10, lists.get(resource).cloned().unwrap_or_default()),
+            (true, "10", "deployments") => Answer::Lines(vec![change("MODIFIED", deployment(11, "cart:2", 0))]),
+            (true, "10", "configmaps") => Answer::Lines(vec![change("MODIFIED", metadata("settings", 12, &ago(3600)))]),
+            (true, "10", "events") => Answer::Lines(vec![change("MODIFIED", kube_event(4, &ago(0), 13))]),
+            (true, "10", "nodes") => Answer::Lines(vec![change(
+                "MODIFIED",
+                json!({
+                    "metadata": {"name": "node2", "uid": "n2", "resourceVersion": "14"},
+                    "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]},
+                }),
+            )]),
+            (true, "10", "endpoints") => Answer::Lines(vec![change(
+                "MODIFIED",
+                json!({
+                    "metadata": {"name": "cart", "namespace": "shop", "uid": "s1", "resourceVersion": "15"}, "subsets": null,
+                }),
+            )]),
+            _ => Answer::Silent,
+        }
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["rollout Deployment shop/cart", "images=cart:2 before=cart:1", "ready=0/2"]);
+    rig.until_told(&["config ConfigMap settings change=2"]);
+    rig.until_told(&["event shop/cart-1: BackOff x4"]);
+    rig.until_told(&["condition Ready 2"]);
+    rig.until_told(&["endpoints cart backends=0"]);
+    rig.until_told(&["object PersistentVolumeClaim data Pending"]);
+    assert!(rig.state.is_leader.load(Ordering::Relaxed));
+    rig.finish();
+    assert_eq!(rig.count(&["endpoints cart backends=1 ready=1 addresses=1"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["event", "x3"]), 0, "what was said before was told by the leader before");
+    assert_eq!(rig.count(&["config Secret"]), 0);
+    assert!(rig.count(&["config ConfigMap settings change=2 users=1"]) == 1, "{:#?}", rig.told);
+    for asked in [api.asked("/secrets"), api.asked("/configmaps")].concat() {
+        assert!(asked.accept.contains("as=PartialObjectMetadata"), "contents were asked for: {asked:?}");
+    }
+    let lease =
+        api.asked("/leases/tapio-collector").into_iter().rfind(|asked| asked.method == Method::PUT).expect("a write");
+    assert!(lease.body["spec"].get("holderIdentity").is_none_or(Value::is_null), "the Lease is given back: {lease:?}");
+    // Nothing is asked for that the manifests need not grant.
+    for asked in api.asked("") {
+        let parts: Vec<&str> = asked.path.trim_matches('/').split('/').collect();
+        let resource = parts.iter().find(|part| PERMISSIONS.iter().any(|(_, resource, _)| resource == *part));
+        let verb = match (&asked.method, asked.is_watch()) {
+            (&Method::POST, _) => "create",
+            (&Method::PUT, _) => "update",
+            (_, true) => "watch",
+            (_, false) if asked.path.contains("/leases") => "get",
+            _ => "list",
+        };
+        let granted = PERMISSIONS.iter().any(|(group, resource_name, verbs)| {
+            resource.is_some_and(|resource| resource == resource_name)
+                && verbs.contains(&verb)
+                && (group.is_empty() == asked.path.starts_with("/api/"))
+        });
+        assert!(granted, "{verb} {}", asked.path);
+    }
+}
