@@ -33,10 +33,12 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 /* What runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
 static __always_inline void tell_command(struct task_struct *task, struct linux_binprm *binary, bool with_arguments)
 {
-	struct exec_command_record *record = record_begin(KIND_EXEC_COMMAND, sizeof(*record));
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	u64 start, bytes;
+	u64 start = BPF_CORE_READ(mm, arg_start);
+	u64 bytes = BPF_CORE_READ(mm, arg_end) - start;
+	struct exec_command_record *record;
 
+	record = record_begin(KIND_EXEC_COMMAND, sizeof(*record));
 	if (!record)
 		return;
 	set_subject(&record->header, task);
@@ -45,8 +47,6 @@ static __always_inline void tell_command(struct task_struct *task, struct linux_
 	task_comm(task, record->comm);
 	bpf_probe_read_kernel_str(record->path, EXEC_PATH_BYTES, BPF_CORE_READ(binary, filename));
 	if (with_arguments) {
-		start = BPF_CORE_READ(mm, arg_start);
-		bytes = BPF_CORE_READ(mm, arg_end) - start;
 		if (bytes > EXEC_ARGUMENT_BYTES)
 			bytes = EXEC_ARGUMENT_BYTES;
 		if (!bpf_probe_read_user(record->arguments, bytes, (void *)start))

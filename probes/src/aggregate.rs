@@ -103,9 +103,9 @@ fn side_number(number: u32) -> Result<MapData, MapError> {
 /// How far the present exchange of the sides is.
 enum Phase {
     /// The programs fill one side; the other is empty, or being emptied.
-    Filling(Sides),
+    Filling(Box<Sides>),
     /// The kernel waits for programs that still fill the side that is to be emptied.
-    Changing(JoinHandle<(Sides, Result<(), MapError>)>),
+    Changing(JoinHandle<(Box<Sides>, Result<(), MapError>)>),
     /// The thread died: the sums stay where they are.
     Broken,
 }
@@ -143,7 +143,7 @@ impl Aggregates {
             };
             maps.push(([side(0)?, side(1)?], table.write));
         }
-        let phase = Phase::Filling(Sides::open(object)?);
+        let phase = Phase::Filling(Box::new(Sides::open(object)?));
         let now_ns = boottime_ns();
         let interval = Interval { start_ns: now_ns, end_ns: now_ns };
         let (next, changed) = (maps.len(), Instant::now());
@@ -238,16 +238,19 @@ impl Aggregates {
     }
 }
 
+/// Takes a key and its values.
+type EachSum<'a> = dyn FnMut(&[u8], &[&[u8]]) + 'a;
+
 /// One map of an aggregate.
 trait Side: Send {
     /// Removes at most `most` entries and hands them out. Returns how many; 0 when it is empty.
-    fn take(&mut self, most: usize, each: &mut dyn FnMut(&[u8], &[&[u8]])) -> Result<usize, MapError>;
+    fn take(&mut self, most: usize, each: &mut EachSum<'_>) -> Result<usize, MapError>;
 }
 
 struct OfEachCpu<const KEY: usize, const VALUE: usize>(PerCpuHashMap<MapData, [u8; KEY], [u8; VALUE]>);
 
 impl<const KEY: usize, const VALUE: usize> Side for OfEachCpu<KEY, VALUE> {
-    fn take(&mut self, most: usize, each: &mut dyn FnMut(&[u8], &[&[u8]])) -> Result<usize, MapError> {
+    fn take(&mut self, most: usize, each: &mut EachSum<'_>) -> Result<usize, MapError> {
         let keys = self.0.keys().take(most).collect::<Result<Vec<_>, _>>()?;
         for key in &keys {
             let values = self.0.get(key, 0)?;
@@ -262,7 +265,7 @@ impl<const KEY: usize, const VALUE: usize> Side for OfEachCpu<KEY, VALUE> {
 struct OfAllCpus<const KEY: usize, const VALUE: usize>(HashMap<MapData, [u8; KEY], [u8; VALUE]>);
 
 impl<const KEY: usize, const VALUE: usize> Side for OfAllCpus<KEY, VALUE> {
-    fn take(&mut self, most: usize, each: &mut dyn FnMut(&[u8], &[&[u8]])) -> Result<usize, MapError> {
+    fn take(&mut self, most: usize, each: &mut EachSum<'_>) -> Result<usize, MapError> {
         let keys = self.0.keys().take(most).collect::<Result<Vec<_>, _>>()?;
         for key in &keys {
             let value = self.0.get(key, 0)?;
