@@ -157,7 +157,13 @@ pub fn decode(
         Kind::RunQueue => Detail::RunQueue { wait_ns: read::<record::RunQueue>(bytes)?.wait_ns },
         Kind::PacketDrop => {
             let drop: record::PacketDrop = read(bytes)?;
-            Detail::PacketDrop { count: drop.count, reason: drop.reason, interface: drop.interface }
+            let reason = match tapio_probes::drop_reason_name(drop.reason) {
+                Some(name) => batch.text(name),
+                // Kernels before 5.17 give none.
+                None if drop.reason == 0 => NO_NAME,
+                None => batch.text(&format!("reason {:#x}", drop.reason)),
+            };
+            Detail::PacketDrop { count: drop.count, reason, interface: drop.interface }
         }
         Kind::Histogram => {
             let histogram: record::Histogram = read(bytes)?;
@@ -351,6 +357,20 @@ mod tests {
             assert_eq!(run(bytes, &mut batch), Err(Malformed));
         }
         assert!(batch.body.events.is_empty() && batch.body.names.is_empty());
+    }
+
+    #[test]
+    fn a_reason_that_this_kernel_has_no_name_for_is_told_by_its_number() {
+        let mut drops = record::PacketDrop::new_zeroed();
+        drops.header.kind = Kind::PacketDrop as u16;
+        drops.header.size = size_of::<record::PacketDrop>() as u16;
+        // Of another part of the kernel.
+        (drops.reason, drops.count, drops.interface) = (0x2_0001, 7, 3);
+        let mut batch = Batch::default();
+        run(drops.as_bytes(), &mut batch).expect("well formed");
+        let reason = batch.text("reason 0x20001");
+        assert_eq!(batch.body.events[0].body, Detail::PacketDrop { count: 7, reason, interface: 3 });
+        assert_eq!(batch.body.names.len(), 1);
     }
 
     #[test]

@@ -1,17 +1,27 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * Which block I/O was slow, or failed?
+ * How long does block I/O take, and which was slow, or failed?
  *
- * block_rq_complete → block_io_record. The kernel itself notes when a request was made, as long as the queue's iostats
+ * block_rq_complete → a histogram for each device and operation, and block_io_record. The kernel itself notes when a request was made, as long as the queue's iostats
  * are on (they are by default); without, only failures are told. A completion runs in nobody's context: the cgroup is the
  * one that the I/O is charged to, where the version 2 io controller charges it, otherwise the root.
  */
+#include "aggregate.h"
 #include "task.h"
+
+#define BLOCK_SUMS_MAX 256
 
 #define REQ_OP_MASK 0xff
 enum { REQ_OP_READ, REQ_OP_WRITE, REQ_OP_FLUSH, REQ_OP_DISCARD, REQ_OP_SECURE_ERASE = 5, REQ_OP_WRITE_ZEROES = 9 };
 
 #define EIO 5
+
+struct block_key {
+	u32 device;
+	u32 operation;
+};
+
+AGGREGATE(block_latency, BPF_MAP_TYPE_PERCPU_HASH, BLOCK_SUMS_MAX, struct block_key, struct histogram_sums);
 
 /* The tracepoint has a blk_status_t, which is positive; on older kernels a negative errno. */
 static __always_inline s32 as_errno(s32 error)
@@ -66,6 +76,21 @@ static __always_inline u64 charged_cgroup_id(struct request *request)
 	return cgroup_id(cgroup);
 }
 
+static __always_inline void sum_up(struct request *request, u8 operation, u64 latency)
+{
+	struct block_key key = { .device = device(request), .operation = operation };
+	struct histogram_sums none = {}, *sums;
+	bool is_new;
+
+	if (!kind_is_on(KIND_HISTOGRAM))
+		return;
+	sums = aggregate_sum(block_latency, &key, &none, &is_new);
+	if (sums)
+		histogram_add(sums, latency);
+	else
+		count_unsummed(KIND_HISTOGRAM);
+}
+
 SEC("raw_tracepoint/block_rq_complete")
 int block_complete(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -79,7 +104,7 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 	struct block_io_record *record;
 	u8 operation;
 
-	if (!tuning || (!error && (!latency || latency < *(volatile u64 *)&tuning->block_io_slow_ns)))
+	if (!tuning)
 		return 0;
 	operation = BPF_CORE_READ(request, cmd_flags) & REQ_OP_MASK;
 	switch (operation) {
@@ -101,6 +126,13 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 		 */
 		return 0;
 	}
+	/* A part of it: the last part counts. */
+	if (!error && bytes < BPF_CORE_READ(request, __data_len))
+		return 0;
+	if (latency)
+		sum_up(request, operation, latency);
+	if (!error && (!latency || latency < *(volatile u64 *)&tuning->block_io_slow_ns))
+		return 0;
 	record = bulk_begin(KIND_BLOCK_IO, sizeof(*record));
 	if (!record)
 		return 0;

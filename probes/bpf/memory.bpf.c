@@ -3,12 +3,13 @@
  * Who stands still to win memory back, for how long, and because of which shortage: the node's or a cgroup's limit?
  *
  * mm_vmscan_direct_reclaim_begin/end and mm_vmscan_memcg_reclaim_begin/end → reclaim_record. The stalls of a cgroup's tasks
- * are added up here; a record leaves when the sum reaches reclaim_burst_ns, or when the OOM killer comes (oom.bpf.c). What is
- * left of a sum when its cgroup stops reclaiming is told with its next burst, or never.
+ * are added up here; a record leaves when the sum reaches reclaim_burst_ns, or when the OOM killer comes (oom.bpf.c), and of
+ * what is left when user space fetches the sums. The kernel's own threads reclaim for others and make nobody wait: no kswapd.
  */
 #include "reclaim.h"
 
 #define RECLAIMING_TASKS_MAX 4096
+#define PF_KTHREAD 0x00200000
 
 /* Since when a thread reclaims. */
 struct {
@@ -23,6 +24,8 @@ static __always_inline int reclaim_begins(void)
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 now = bpf_ktime_get_boot_ns();
 
+	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
+		return 0;
 	bpf_map_update_elem(&reclaiming, &tid, &now, BPF_ANY);
 	return 0;
 }
@@ -35,6 +38,7 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	struct task_struct *task = current_task();
 	struct stall_key key = { .memcg = memcg };
 	struct stall none = {}, *stall;
+	bool is_new;
 	u64 ns;
 
 	if (!since || !tuning)
@@ -42,16 +46,14 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	ns = bpf_ktime_get_boot_ns() - *since;
 	bpf_map_delete_elem(&reclaiming, &tid);
 	key.cgroup_id = task_cgroup_id(task);
-	stall = bpf_map_lookup_elem(&stalls, &key);
+	stall = aggregate_sum(stalls, &key, &none, &is_new);
 	if (!stall) {
-		bpf_map_update_elem(&stalls, &key, &none, BPF_NOEXIST);
-		stall = bpf_map_lookup_elem(&stalls, &key);
-		if (!stall)
-			return 0;
+		count_unsummed(KIND_RECLAIM);
+		return 0;
 	}
 	__sync_fetch_and_add(&stall->ns, ns);
 	__sync_fetch_and_add(&stall->pages, pages);
-	tell_stall(&key, task, *(volatile u64 *)&tuning->reclaim_burst_ns);
+	tell_stall(stall, &key, task, *(volatile u64 *)&tuning->reclaim_burst_ns);
 	return 0;
 }
 

@@ -112,8 +112,8 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 	struct stall_key of_cgroup = { .cgroup_id = of_node.cgroup_id, .memcg = 1 };
 	struct oom_record *record;
 
-	tell_stall(&of_cgroup, allocator, 1);
-	tell_stall(&of_node, allocator, 1);
+	tell_rest(&of_cgroup, allocator);
+	tell_rest(&of_node, allocator);
 	record = record_begin(KIND_OOM, sizeof(*record));
 	if (!record)
 		return 0;

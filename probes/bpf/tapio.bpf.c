@@ -6,6 +6,8 @@
 #include "aggregate.h"
 #include "block.bpf.c"
 #include "cgroup.bpf.c"
+#include "dns.bpf.c"
+#include "drops.bpf.c"
 #include "memory.bpf.c"
 #include "oom.bpf.c"
 #include "process.bpf.c"

@@ -2,23 +2,17 @@
 /*
  * Which TCP connections were made, refused, given up, ended, and where did segments have to be sent again?
  *
- * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset → tcp_record.
+ * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset, and the packets that sockets get → tcp_record.
  *
  * A state may change in softirq, in nobody's context. Whom a connection belongs to is remembered by its socket when it starts
  * to connect, and by network namespace and port when a process listens; both happen in the process's own context. A socket
  * that is older than the probes has its cgroup from the kernel, and no process.
  */
-#include "task.h"
+#include "packet.h"
 
 #define CONNECTIONS_MAX 16384
 #define CLOSED_MAX 1024
 #define LISTENERS_MAX 1024
-
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-
-enum { ESTABLISHED = 1, SYN_SENT = 2, SYN_RECV = 3, TIME_WAIT = 6, CLOSE = 7, LISTEN = 10, NEW_SYN_RECV = 12 };
 
 /* enum sock_flags: the peer's FIN has come, which bytes_received counts as one. */
 #define SOCK_DONE 1
@@ -37,6 +31,7 @@ enum change {
 	CHANGE_SYN_RETRANSMITTED,
 	CHANGE_RESET_SENT,
 	CHANGE_RESET_RECEIVED,
+	CHANGE_LISTEN_OVERFLOW,
 };
 
 struct owner {
@@ -90,33 +85,6 @@ static __always_inline struct owner current_owner(void)
 	};
 
 	return owner;
-}
-
-/* Time-wait and request sockets are smaller than a struct sock. */
-static __always_inline bool is_full(struct sock *sk)
-{
-	u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-
-	return state != TIME_WAIT && state != NEW_SYN_RECV;
-}
-
-/* The version 2 cgroup that made the socket, or its root. */
-static __always_inline u64 socket_cgroup_id(struct sock *sk)
-{
-	struct sock_cgroup_data___before_5_15 *old;
-	struct cgroup *cgroup = NULL;
-
-	if (bpf_core_field_exists(struct sock_cgroup_data, cgroup)) {
-		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
-	} else if (bpf_core_field_exists(struct sock_cgroup_data___before_5_15, val) &&
-		   bpf_core_field_exists(sk->sk_cgrp_data)) {
-		u64 val;
-
-		old = (void *)__builtin_preserve_access_index(&sk->sk_cgrp_data);
-		val = BPF_CORE_READ(old, val);
-		cgroup = val & 1 ? NULL : (struct cgroup *)val;
-	}
-	return cgroup ? cgroup_id(cgroup) : CGROUP_ROOT;
 }
 
 /* In host order. The port that a socket is bound to is gone from skc_num when it closes. */
@@ -263,7 +231,7 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	if (old == SYN_SENT)
 		tell(sk, connection, failure(sk));
 	else if (old != SYN_RECV && old != CLOSE)
-		tell(sk, connection, CHANGE_CLOSED);
+		tell(sk, connection, BPF_CORE_READ(sk, sk_err) == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED);
 	if (connection) {
 		bpf_map_update_elem(&closed, &key, connection, BPF_ANY);
 		bpf_map_delete_elem(&connections, &key);
@@ -305,4 +273,67 @@ SEC("raw_tracepoint/tcp_receive_reset")
 int tcp_reset_recv(struct bpf_raw_tracepoint_args *ctx)
 {
 	return happened((struct sock *)ctx->args[0], CHANGE_RESET_RECEIVED);
+}
+
+#define TCP_FLAGS 0x17
+#define TCP_SYN 0x02
+
+/*
+ * A connection that is asked for when the listener's queue is full is not refused: nothing is sent at all, and no tracepoint
+ * tells. But the cgroup's program sees the packet just before the kernel looks at that queue, and may look at it too.
+ */
+SEC("cgroup_skb/ingress")
+int tcp_overflow(struct __sk_buff *skb)
+{
+	u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *tcp;
+	struct listener_key key = {};
+	struct tcp_record *record;
+	struct packet packet;
+	struct bpf_sock *sk;
+	struct owner *owner;
+	struct sock *listener;
+
+	if (!find_payload(skb, &packet) || packet.protocol != IPPROTO_TCP)
+		return 1;
+	tcp = data + packet.offset;
+	if (tcp + 20 > end || (tcp[13] & TCP_FLAGS) != TCP_SYN)
+		return 1;
+	sk = skb->sk;
+	if (!sk || sk->state != LISTEN)
+		return 1;
+	listener = (struct sock *)bpf_skc_to_tcp_sock(sk);
+	if (!listener || listener->sk_ack_backlog <= listener->sk_max_ack_backlog)
+		return 1;
+	key.net = (u64)BPF_CORE_READ(listener, __sk_common.skc_net.net);
+	key.port = BPF_CORE_READ(listener, __sk_common.skc_num);
+	owner = bpf_map_lookup_elem(&listeners, &key);
+	if (owner && own_tgid && owner->pid == own_tgid)
+		return 1;
+	record = bulk_begin(KIND_TCP, sizeof(*record));
+	if (!record)
+		return 1;
+	if (owner) {
+		record->header.cgroup_id = owner->cgroup_id;
+		record->header.pid = owner->pid;
+		record->header.tid = owner->tid;
+	} else {
+		record->header.cgroup_id = socket_cgroup_id(listener);
+	}
+	/* The source is this side: where the packet goes. */
+	if (packet.is_ipv6) {
+		bpf_skb_load_bytes(skb, 24, record->source, 16);
+		bpf_skb_load_bytes(skb, 8, record->destination, 16);
+	} else {
+		u32 address = 0;
+
+		bpf_skb_load_bytes(skb, 16, &address, 4);
+		mapped(record->source, address);
+		bpf_skb_load_bytes(skb, 12, &address, 4);
+		mapped(record->destination, address);
+	}
+	record->source_port = key.port;
+	record->destination_port = tcp[0] << 8 | tcp[1];
+	record->change = CHANGE_LISTEN_OVERFLOW;
+	bulk_end(record);
+	return 1;
 }

@@ -18,7 +18,11 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuHashM
 use zerocopy::IntoBytes;
 
 use crate::object::SIDE;
-use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, Kind, SyscallError};
+use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, Kind, PacketDrop, Reclaim, SyscallError};
+use crate::unanswered::Unanswered;
+
+/// The root of version 2, as in `bpf/include/tapio.h`.
+const CGROUP_ROOT: u64 = 1;
 
 /// The interval that a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,10 @@ pub(crate) struct Table {
 const TABLES: &[Table] = &[
     Table { name: "run_queue", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_run_queue_histogram },
     Table { name: "failing", open: shared::<16, 8>, write: write_syscall_error },
+    Table { name: "block_latency", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_block_histogram },
+    Table { name: "dns_latency", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_dns_histogram },
+    Table { name: "stalls", open: shared::<16, 16>, write: write_stall },
+    Table { name: "packet_drops", open: per_cpu::<16, 8>, write: write_packet_drops },
 ];
 
 /// The first of the interval was told when it happened.
@@ -61,6 +69,44 @@ fn write_syscall_error(key: &[u8], values: &[&[u8]], interval: Interval, record:
         let header = interval.header::<SyscallError>(Kind::SyscallError, u64_at(key, 0));
         let error = SyscallError { header, syscall: u32_at(key, 8), errno: u32_at(key, 12), count };
         record.extend_from_slice(error.as_bytes());
+    }
+}
+
+/// `struct block_key`: device, operation.
+fn write_block_histogram(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
+    const BLOCK: u8 = 1;
+    // No I/O is the business of one cgroup alone: the root's.
+    write_histogram((BLOCK, u32_at(key, 4) as u8, u32_at(key, 0)), CGROUP_ROOT, values, interval, record);
+}
+
+fn write_dns_histogram(cgroup_id: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
+    const DNS: u8 = 3;
+    write_histogram((DNS, 0, 0), u64_at(cgroup_id, 0), values, interval, record);
+}
+
+/// `struct stall_key`: cgroup, memcg. `struct stall`: nanoseconds and pages that no program has told, or below 0 where two
+/// told the same.
+fn write_stall(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
+    let sum = |offset| values.iter().map(|value| u64_at(value, offset) as i64).sum::<i64>();
+    if let Ok(stall_ns @ 1..) = u64::try_from(sum(0)) {
+        let reclaim = Reclaim {
+            header: interval.header::<Reclaim>(Kind::Reclaim, u64_at(key, 0)),
+            stall_ns,
+            pages_reclaimed: u64::try_from(sum(8)).unwrap_or(0),
+            memcg: u8::from(u64_at(key, 8) != 0),
+            pad: [0; 7],
+        };
+        record.extend_from_slice(reclaim.as_bytes());
+    }
+}
+
+/// `struct drop_key`: cgroup, reason, interface.
+fn write_packet_drops(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
+    let count = values.iter().map(|value| u64_at(value, 0)).sum();
+    if count > 0 {
+        let header = interval.header::<PacketDrop>(Kind::PacketDrop, u64_at(key, 0));
+        let drops = PacketDrop { header, reason: u32_at(key, 8), interface: u32_at(key, 12), count };
+        record.extend_from_slice(drops.as_bytes());
     }
 }
 
@@ -123,6 +169,7 @@ pub struct Aggregates {
     /// The first aggregate whose other side may hold something; past the last one when all are empty.
     next: usize,
     record: Vec<u8>,
+    unanswered: Unanswered,
 }
 
 impl fmt::Debug for Aggregates {
@@ -133,7 +180,8 @@ impl fmt::Debug for Aggregates {
 
 impl Aggregates {
     /// Takes the maps out of the loaded object.
-    pub(crate) fn open(object: &mut Ebpf) -> Result<Self, MapError> {
+    pub(crate) fn open(object: &mut Ebpf, dns_timeout: Duration) -> Result<Self, MapError> {
+        let unanswered = Unanswered::open(object, dns_timeout)?;
         let mut maps = Vec::new();
         for table in TABLES {
             let mut side = |number: usize| {
@@ -147,7 +195,17 @@ impl Aggregates {
         let now_ns = boottime_ns();
         let interval = Interval { start_ns: now_ns, end_ns: now_ns };
         let (next, changed) = (maps.len(), Instant::now());
-        Ok(Self { phase, maps, filled: 0, filled_since_ns: now_ns, changed, interval, next, record: Vec::new() })
+        Ok(Self {
+            phase,
+            maps,
+            filled: 0,
+            filled_since_ns: now_ns,
+            changed,
+            interval,
+            next,
+            record: Vec::new(),
+            unanswered,
+        })
     }
 
     /// Hands out at most `room` records of the interval that is over. When all were handed out and `every` has passed since
@@ -158,7 +216,8 @@ impl Aggregates {
     /// When the kernel refuses what it has no reason to refuse. Then it may be called again, and goes on.
     pub fn flush(&mut self, every: Duration, room: usize, each: &mut dyn FnMut(&[u8])) -> Result<usize, MapError> {
         self.finish_change(false)?;
-        let handed_out = self.empty(room, each)?;
+        let mut handed_out = self.unanswered.take(room, each)?;
+        handed_out += self.empty(room - handed_out, each)?;
         if self.next == self.maps.len() && !self.maps.is_empty() && self.changed.elapsed() >= every {
             self.begin_change();
         }
@@ -329,7 +388,7 @@ pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     u32::from_ne_bytes(field)
 }
 
-fn boottime_ns() -> u64 {
+pub(crate) fn boottime_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

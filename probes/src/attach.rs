@@ -1,12 +1,14 @@
 //! Attaching one program, and the verdict on it.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use aya::Ebpf;
-use aya::programs::{ProgramError, RawTracePoint};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint};
 use rustix::io::Errno;
 
-use crate::object::ProgramInfo;
+use crate::object::{Attachment, ProgramInfo};
 use crate::record::Kind;
 
 /// How a program fared.
@@ -27,7 +29,7 @@ pub enum State {
 pub struct Verdict {
     /// The program's name.
     pub program: &'static str,
-    /// The raw tracepoint it belongs to.
+    /// The raw tracepoint, or what else it belongs to.
     pub hook: &'static str,
     /// The lane of its records.
     pub lane: &'static str,
@@ -51,11 +53,19 @@ pub(crate) enum Failure {
     Program(State),
 }
 
-/// Loads a program into the kernel and attaches it to its raw tracepoint.
+/// Loads a program into the kernel and attaches it to its hook.
 pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<(), Failure> {
     let Some(program) = object.program_mut(info.name) else {
         return Err(Failure::Program(State::Refused("the object has no such program".to_owned())));
     };
+    match info.attachment {
+        Attachment::RawTracepoint => attach_to_tracepoint(program, info),
+        Attachment::CgroupEgress => attach_to_packets(program, CgroupSkbAttachType::Egress),
+        Attachment::CgroupIngress => attach_to_packets(program, CgroupSkbAttachType::Ingress),
+    }
+}
+
+fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<(), Failure> {
     let program: &mut RawTracePoint = program.try_into().map_err(failure)?;
     program.load().map_err(failure)?;
     program.attach(info.hook).map_err(|error| match errno(&error) {
@@ -68,6 +78,42 @@ pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<(), Failur
         _ => failure(error),
     })?;
     Ok(())
+}
+
+/// To the root of the version 2 hierarchy, so that no cgroup is left out.
+fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> Result<(), Failure> {
+    let root = cgroup_root().map_err(|reason| Failure::Program(State::Refused(reason)))?;
+    let program: &mut CgroupSkb = program.try_into().map_err(failure)?;
+    program.load().map_err(failure)?;
+    // By a link, as since 5.7, it shares the place with others' programs whatever the mode, and takes no mode.
+    program.attach(root, direction, CgroupAttachMode::Single).map_err(|error| match errno(&error) {
+        Some(Errno::PERM) => Failure::Program(State::Refused(
+            "it needs CAP_NET_ADMIN, and a root cgroup where no program that suffers no other is attached".to_owned(),
+        )),
+        _ => failure(error),
+    })?;
+    Ok(())
+}
+
+/// The root of the version 2 hierarchy itself: a container may see a part of it mounted, or the root below another place.
+fn cgroup_root() -> Result<File, String> {
+    /// Of a hierarchy's root.
+    const ROOT_INODE: u64 = 1;
+    const MOUNTS: &str = "/proc/self/mountinfo";
+    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| format!("cannot read {MOUNTS}: {error}"))?;
+    let found = cgroup2_mounts(&mounts).find_map(|path| {
+        let directory = File::open(path).ok()?;
+        (directory.metadata().ok()?.ino() == ROOT_INODE).then_some(directory)
+    });
+    found.ok_or_else(|| "the root of the cgroup version 2 hierarchy is not mounted".to_owned())
+}
+
+fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = String> {
+    mountinfo.lines().filter_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let path = kind.starts_with("cgroup2 ").then(|| place.split(' ').nth(4))??;
+        Some(path.replace("\\040", " "))
+    })
 }
 
 fn failure(error: ProgramError) -> Failure {
@@ -117,6 +163,16 @@ fn last_words(log: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_of_version_2_are_found_among_others() {
+        let mountinfo = "30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                         31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw\n\
+                         32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                         33 30 0:27 /a /mnt/a\\040b rw - cgroup2 none rw\n";
+        assert_eq!(cgroup2_mounts(mountinfo).collect::<Vec<_>>(), ["/sys/fs/cgroup/unified", "/mnt/a b"]);
+        assert_eq!(cgroup2_mounts("cgroup2 - \n - cgroup2 x").count(), 0);
+    }
 
     #[test]
     fn the_last_words_of_a_verifier_log_are_its_complaint() {

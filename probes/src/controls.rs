@@ -27,6 +27,8 @@ pub struct Tuning {
     pub bulk_kinds_off: u64,
     /// A wait for a CPU of at least this length is recorded.
     pub run_queue_slow_ns: u64,
+    /// A DNS lookup that took at least as long is recorded; a failed one always is.
+    pub dns_slow_ns: u64,
     /// What is told of a process's new image.
     pub exec_command: ExecCommand,
 }
@@ -56,6 +58,7 @@ impl Default for Tuning {
             reclaim_burst_ns: 1_000_000,
             bulk_kinds_off: 0,
             run_queue_slow_ns: 100_000_000,
+            dns_slow_ns: 1_000_000_000,
             exec_command: ExecCommand::Off,
         }
     }
@@ -71,12 +74,13 @@ struct Entry {
     reclaim_burst_ns: u64,
     bulk_kinds_off: u64,
     run_queue_slow_ns: u64,
+    dns_slow_ns: u64,
     exec_command: u32,
     pad: u32,
 }
 
 const ENTRY_BYTES: usize = size_of::<Entry>();
-const _: () = assert!(ENTRY_BYTES == 48);
+const _: () = assert!(ENTRY_BYTES == 56);
 
 /// What the maps hold.
 struct Maps {
@@ -160,6 +164,7 @@ impl Maps {
             reclaim_burst_ns: tuning.reclaim_burst_ns,
             bulk_kinds_off: tuning.bulk_kinds_off,
             run_queue_slow_ns: tuning.run_queue_slow_ns,
+            dns_slow_ns: tuning.dns_slow_ns,
             exec_command: tuning.exec_command as u32,
             pad: 0,
         };

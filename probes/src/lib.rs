@@ -24,18 +24,22 @@ mod aggregate;
 mod attach;
 mod controls;
 mod cost;
+mod drop_reasons;
 mod loader;
 mod object;
 pub mod record;
 mod run_time;
+mod unanswered;
 
 pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
 pub use controls::{Controls, ExecCommand, Tuning, kinds};
 pub use cost::{EmptyProgram, RunTime, count_run_time};
+pub use drop_reasons::drop_reason_name;
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{
-    AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK,
-    DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default, signal_mask,
+    AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Attachment, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS,
+    DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default,
+    signal_mask,
 };
 pub use run_time::{Measuring, RunTimes};

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
@@ -20,6 +21,7 @@ use crate::aggregate::Aggregates;
 use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::cost::{self, RunTime};
+use crate::drop_reasons;
 use crate::object::{
     AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
     DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
@@ -45,6 +47,8 @@ pub struct LoadConfig {
     pub own_pid: Option<u32>,
     /// Which signals are recorded, see [`crate::signal_mask`].
     pub signal_mask: u64,
+    /// When a DNS query counts as unanswered.
+    pub dns_timeout: Duration,
     /// The kernel's type information, [`None`] for `/sys/kernel/btf/vmlinux`.
     pub btf: Option<PathBuf>,
     /// Names of programs to leave out, see [`crate::PROGRAMS`]; at first those that run only when they are asked for.
@@ -66,6 +70,7 @@ impl Default for LoadConfig {
             tuning: Tuning::default(),
             own_pid: Some(std::process::id()),
             signal_mask: DEFAULT_SIGNAL_MASK,
+            dns_timeout: Duration::from_secs(5),
             btf: None,
             disabled: off_by_default(),
             lethal_kinds_off: 0,
@@ -162,7 +167,9 @@ impl Probes {
         let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
         let bulk_ring_bytes = ring_bytes(config.bulk_ring_bytes)?;
         let possible_cpus = possible_cpus()?;
-        let btf = read_btf(config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?;
+        let btf_path = config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
+        let btf = read_btf(btf_path)?;
+        let harmless_drops = drop_reasons::learn(&std::fs::read(btf_path).unwrap_or_default());
         lift_memory_lock_limit();
 
         let counters = u32::try_from(possible_cpus * COUNTERS_PER_CPU)
@@ -187,6 +194,7 @@ impl Probes {
             .override_global("errnos", &errno_words(&config.errnos), true)
             .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)
             .override_global("page_bytes", &page_bytes, true)
+            .override_global("harmless_drops", &harmless_drops, true)
             .load(object())
             .map_err(object_error)?;
 
@@ -195,7 +203,8 @@ impl Probes {
         let (tuning, excluded) = (take(&mut object, TUNING), take(&mut object, EXCLUDED));
         let controls = Controls::new(tuning, excluded, config.tuning).map_err(|error| object_error(error.into()))?;
         let controls = Arc::new(controls);
-        let aggregates = Aggregates::open(&mut object).map_err(|error| object_error(error.into()))?;
+        let aggregates =
+            Aggregates::open(&mut object, config.dns_timeout).map_err(|error| object_error(error.into()))?;
         let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
         Ok(Self {
             object,

@@ -77,13 +77,26 @@ impl Lane {
     }
 }
 
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// To the raw tracepoint that its hook names.
+    RawTracepoint,
+    /// To what the sockets of all cgroups send: to the root of version 2.
+    CgroupEgress,
+    /// To what they receive.
+    CgroupIngress,
+}
+
 /// One program of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProgramInfo {
     /// Its name, in the object, in the kernel and in [`crate::LoadConfig::disabled`].
     pub name: &'static str,
-    /// The raw tracepoint.
+    /// The raw tracepoint, or what else it belongs to.
     pub hook: &'static str,
+    /// What sort of hook that is.
+    pub attachment: Attachment,
     /// The lane of its records.
     pub lane: Lane,
     /// The kinds of its records.
@@ -95,11 +108,25 @@ pub struct ProgramInfo {
 }
 
 const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo { name, hook, lane: Lane::Lethal, produces, since: "5.8", by_default: true }
+    let attachment = Attachment::RawTracepoint;
+    ProgramInfo { name, hook, attachment, lane: Lane::Lethal, produces, since: "5.8", by_default: true }
 }
 
 const fn bulk(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
-    ProgramInfo { name, hook, lane: Lane::Bulk, produces, since: "5.8", by_default: true }
+    let attachment = Attachment::RawTracepoint;
+    ProgramInfo { name, hook, attachment, lane: Lane::Bulk, produces, since: "5.8", by_default: true }
+}
+
+const fn on_packets(name: &'static str, attachment: Attachment, produces: &'static [Kind]) -> ProgramInfo {
+    let hook = match attachment {
+        Attachment::CgroupEgress => "cgroup_skb/egress",
+        _ => "cgroup_skb/ingress",
+    };
+    ProgramInfo { attachment, ..bulk(name, hook, produces) }
+}
+
+const fn since(version: &'static str, program: ProgramInfo) -> ProgramInfo {
+    ProgramInfo { since: version, ..program }
 }
 
 const fn when_asked_for(program: ProgramInfo) -> ProgramInfo {
@@ -122,7 +149,11 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     bulk("tcp_retransmit", "tcp_retransmit_skb", &[Kind::Tcp]),
     bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp]),
     bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp]),
-    bulk("block_complete", "block_rq_complete", &[Kind::BlockIo]),
+    bulk("block_complete", "block_rq_complete", &[Kind::BlockIo, Kind::Histogram]),
+    bulk("packet_drop", "kfree_skb", &[Kind::PacketDrop]),
+    on_packets("dns_query", Attachment::CgroupEgress, &[Kind::Dns]),
+    on_packets("dns_answer", Attachment::CgroupIngress, &[Kind::Dns, Kind::Histogram]),
+    since("5.9", on_packets("tcp_overflow", Attachment::CgroupIngress, &[Kind::Tcp])),
     bulk("process_fork", "sched_process_fork", &[Kind::Fork]),
     lethal("signal_fatal", "signal_deliver", &[Kind::SignalDelivered]),
     when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[])),
@@ -137,13 +168,20 @@ pub fn off_by_default() -> Vec<String> {
     PROGRAMS.iter().filter(|program| !program.by_default).map(|program| program.name.to_owned()).collect()
 }
 
-/// Maps that only one program needs, which is often off: then they have a single entry.
+/// Maps that only one program needs: where it is off they have a single entry.
 pub(crate) const MAPS_OF_ONE_PROGRAM: &[(&str, &str)] = &[
     ("waiting", "sched_switch"),
     ("run_queue_0", "sched_switch"),
     ("run_queue_1", "sched_switch"),
     ("failing_0", "syscall_errors"),
     ("failing_1", "syscall_errors"),
+    ("block_latency_0", "block_complete"),
+    ("block_latency_1", "block_complete"),
+    ("packet_drops_0", "packet_drop"),
+    ("packet_drops_1", "packet_drop"),
+    ("dns_queries", "dns_query"),
+    ("dns_latency_0", "dns_answer"),
+    ("dns_latency_1", "dns_answer"),
 ];
 
 /// A set of error numbers; those above 191 are ignored.

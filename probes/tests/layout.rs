@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::mem::offset_of;
 
 use tapio_probes::record::{
-    BlockIo, Cgroup, Exec, ExecCommand, Exit, FileOpen, Fork, Header, Oom, Reclaim, RunQueue, Signal, SignalDelivered,
-    SyscallError, Tcp,
+    BlockIo, Cgroup, Dns, Exec, ExecCommand, Exit, FileOpen, Fork, Header, Oom, PacketDrop, Reclaim, RunQueue, Signal,
+    SignalDelivered, SyscallError, Tcp,
 };
 
 fn u16_at(bytes: &[u8], offset: usize) -> usize {
@@ -108,14 +108,18 @@ struct Layout {
     members: Vec<(String, usize, usize)>,
 }
 
-fn layouts_in_c() -> HashMap<String, Layout> {
+fn is_record(name: &str) -> bool {
+    name == "header" || name.ends_with("_record")
+}
+
+fn layouts_in_c(wanted: fn(&str) -> bool) -> HashMap<String, Layout> {
     let btf = section(tapio_probes::object(), ".BTF");
     assert_eq!(u16_at(btf, 0), 0xeb9f, "BTF's magic number");
     let types = types(btf);
     let mut layouts = HashMap::new();
     for candidate in &types {
         if let Type::Struct { name, bytes, members } = candidate
-            && (*name == "header" || name.ends_with("_record"))
+            && wanted(name)
         {
             let members = members
                 .iter()
@@ -183,13 +187,15 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
         ("fork_record", layout!(Fork { header parent_pid ns_pid ns_level pad comm })),
         ("file_open_record", layout!(FileOpen { header flags pad comm path })),
         ("syscall_error_record", layout!(SyscallError { header syscall errno count })),
+        ("dns_record", layout!(Dns { header latency_ns rcode pad query_type pad2 name })),
+        ("packet_drop_record", layout!(PacketDrop { header reason interface count })),
     ];
     layouts.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect()
 }
 
 #[test]
 fn every_record_has_the_same_layout_in_rust_and_in_c() {
-    let (rust, c) = (layouts_in_rust(), layouts_in_c());
+    let (rust, c) = (layouts_in_rust(), layouts_in_c(is_record));
     for (name, layout) in &rust {
         assert_eq!(c.get(name), Some(layout), "struct {name} of tapio.h");
     }
@@ -200,12 +206,47 @@ fn every_record_has_the_same_layout_in_rust_and_in_c() {
 
 #[test]
 fn no_record_has_padding_that_is_no_member() {
-    for (name, layout) in layouts_in_c() {
+    for (name, layout) in layouts_in_c(is_record) {
         let mut end = 0;
         for (member, offset, bytes) in &layout.members {
             assert_eq!(*offset, end, "before {member} of {name}");
             end += bytes;
         }
         assert_eq!(end, layout.bytes, "at the end of {name}");
+    }
+}
+
+fn is_in_a_map(name: &str) -> bool {
+    ["histogram_sums", "block_key", "stall_key", "stall", "drop_key", "query_key", "query"].contains(&name)
+}
+
+/// What user space reads of maps by offset: `src/aggregate.rs` and `src/unanswered.rs`.
+#[test]
+fn keys_and_values_of_maps_are_where_user_space_reads_them() {
+    let expected: [(&str, usize, &[(&str, usize, usize)]); 7] = [
+        ("histogram_sums", 144, &[("total_ns", 0, 8), ("max_ns", 8, 8), ("counts", 16, 128)]),
+        ("block_key", 8, &[("device", 0, 4), ("operation", 4, 4)]),
+        ("stall_key", 16, &[("cgroup_id", 0, 8), ("memcg", 8, 8)]),
+        ("stall", 16, &[("ns", 0, 8), ("pages", 8, 8)]),
+        ("drop_key", 16, &[("cgroup_id", 0, 8), ("reason", 8, 4), ("interface", 12, 4)]),
+        ("query_key", 16, &[("socket_cookie", 0, 8), ("id", 8, 8)]),
+        (
+            "query",
+            320,
+            &[
+                ("since_ns", 0, 8),
+                ("cgroup_id", 8, 8),
+                ("pid", 16, 4),
+                ("tid", 20, 4),
+                ("query_type", 24, 2),
+                ("pad", 26, 6),
+                ("question", 32, 288),
+            ],
+        ),
+    ];
+    let c = layouts_in_c(is_in_a_map);
+    for (name, bytes, members) in expected {
+        let members = members.iter().map(|&(member, offset, bytes)| (member.to_owned(), offset, bytes)).collect();
+        assert_eq!(c.get(name), Some(&Layout { bytes, members }), "struct {name}");
     }
 }

@@ -146,8 +146,9 @@ pub enum Detail {
     Dns { latency_ns: u64, name: Name, query_type: u16, rcode: u8 },
     /// A task waited long for a CPU.
     RunQueue { wait_ns: u64 },
-    /// Packets were dropped for one reason.
-    PacketDrop { count: u64, reason: u32, interface: u32 },
+    /// Packets were dropped for one reason, named as the kernel names it; unset where it gives none. The interface's number is
+    /// that of its own network namespace, 0 where it is not known.
+    PacketDrop { count: u64, reason: Name, interface: u32 },
     /// A process was made.
     Fork { parent_pid: u32, ns_pid: u32, ns_level: u32, comm: Name },
     /// A signal that ends the process reached it.

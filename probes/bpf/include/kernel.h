@@ -169,6 +169,7 @@ struct linux_binprm {
 
 struct task_struct {
 	unsigned int __state;
+	unsigned int flags;
 	int pid;
 	int tgid;
 	int exit_code;
@@ -267,6 +268,36 @@ struct sock {
 	struct sock_cgroup_data sk_cgrp_data;
 	u16 sk_protocol;
 	int sk_err;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
+};
+
+struct net_device;
+
+struct netdev_queue {
+	struct net_device *dev;
+};
+
+struct net_device {
+	struct netdev_queue *_tx;
+	int ifindex;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
+	int skb_iif;
+};
+
+/* Its numbers differ between kernels, so none but this are named here. */
+enum skb_drop_reason {
+	SKB_NOT_DROPPED_YET,
+};
+
+/* Has a member where the raw tracepoint has it as an argument: the reason as its third, the socket as its fourth. */
+struct trace_event_raw_kfree_skb {
+	enum skb_drop_reason reason;
+	void *rx_sk;
 };
 
 struct inet_sock {
@@ -309,6 +340,8 @@ struct request {
 	u32 cmd_flags;
 	struct bio *bio;
 	u64 start_time_ns;
+	/* What is not done yet. */
+	u32 __data_len;
 };
 
 /* Gone since 5.17; since 5.15 the queue knows the disk. */

@@ -2,6 +2,7 @@
 /* How long the tasks of a cgroup have stood still in reclaim since that was last told. */
 #pragma once
 
+#include "aggregate.h"
 #include "task.h"
 
 #define RECLAIMING_CGROUPS_MAX 2048
@@ -12,28 +13,20 @@ struct stall_key {
 	u64 memcg;
 };
 
-/* Not yet told. */
+/* Not yet told; what is left when user space fetches the sums is told by it. */
 struct stall {
 	s64 ns;
 	s64 pages;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, RECLAIMING_CGROUPS_MAX);
-	__type(key, struct stall_key);
-	__type(value, struct stall);
-} stalls SEC(".maps");
+AGGREGATE(stalls, BPF_MAP_TYPE_HASH, RECLAIMING_CGROUPS_MAX, struct stall_key, struct stall);
 
 /* Writes a record about what is not told yet when that is `at_least` so much. */
-static __always_inline void tell_stall(struct stall_key *key, struct task_struct *task, u64 at_least)
+static __always_inline void tell_stall(struct stall *stall, struct stall_key *key, struct task_struct *task, u64 at_least)
 {
-	struct stall *stall = bpf_map_lookup_elem(&stalls, key);
 	struct reclaim_record *record;
 	s64 ns, pages;
 
-	if (!stall)
-		return;
 	ns = *(volatile s64 *)&stall->ns;
 	pages = *(volatile s64 *)&stall->pages;
 	if (ns <= 0 || (u64)ns < at_least)
@@ -50,4 +43,13 @@ static __always_inline void tell_stall(struct stall_key *key, struct task_struct
 	record->pages_reclaimed = pages > 0 ? pages : 0;
 	record->memcg = key->memcg;
 	bulk_end(record);
+}
+
+/* The same, whatever is not told yet, of sums that others keep. */
+static __always_inline void tell_rest(struct stall_key *key, struct task_struct *task)
+{
+	struct stall *stall = filled_side() ? bpf_map_lookup_elem(&stalls_1, key) : bpf_map_lookup_elem(&stalls_0, key);
+
+	if (stall)
+		tell_stall(stall, key, task, 1);
 }

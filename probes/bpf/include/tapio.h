@@ -22,7 +22,9 @@ enum {
 	KIND_RECLAIM = 33,
 	KIND_BLOCK_IO = 34,
 	KIND_SYSCALL_ERROR = 35,
+	KIND_DNS = 36,
 	KIND_RUN_QUEUE = 37,
+	KIND_PACKET_DROP = 38,
 	KIND_FORK = 39,
 	KIND_FILE_OPEN = 40,
 	KIND_HISTOGRAM = 41,
@@ -197,6 +199,26 @@ struct syscall_error_record {
 	u64 count;
 };
 
+#define DNS_NAME_BYTES 72
+
+struct dns_record {
+	struct header header;
+	u64 latency_ns;
+	u8 rcode;
+	u8 pad;
+	u16 query_type;
+	u32 pad2;
+	u8 name[DNS_NAME_BYTES];
+};
+
+/* Written by user space: */
+struct packet_drop_record {
+	struct header header;
+	u32 reason;
+	u32 interface;
+	u64 count;
+};
+
 /* Keeps the layouts in the object's type information, where the test of src/record.rs finds them. */
 const volatile union {
 	struct exec_record exec;
@@ -213,6 +235,8 @@ const volatile union {
 	struct fork_record fork;
 	struct file_open_record file_open;
 	struct syscall_error_record syscall_error;
+	struct dns_record dns;
+	struct packet_drop_record packet_drop;
 } layouts = {};
 
 /* Set by the loader. */
@@ -279,6 +303,7 @@ struct tuning {
 	/* Kinds of the bulk lane that are not wanted, a bit each. */
 	u64 bulk_kinds_off;
 	u64 run_queue_slow_ns;
+	u64 dns_slow_ns;
 	/* 0 exec_record, 1 exec_command_record with the path, 2 with the arguments too. */
 	u32 exec_command;
 	u32 pad;

@@ -115,14 +115,19 @@ impl Session {
         }
     }
 
+    /// Fetches the sums that are ready.
+    pub fn fetch_sums(&mut self) {
+        let (probes, sums) = (self.probes.as_mut().expect("the probes are attached"), &mut self.sums);
+        let mut each = |bytes: &[u8]| sums.push(record(bytes));
+        probes.aggregates().flush(Duration::ZERO, usize::MAX, &mut each).expect("the kernel hands them out");
+    }
+
     /// Fetches sums until one of a kind `matches`.
     pub fn wait_for_sum<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut looked = 0;
         loop {
-            let (probes, sums) = (self.probes.as_mut().expect("the probes are attached"), &mut self.sums);
-            let mut each = |bytes: &[u8]| sums.push(record(bytes));
-            probes.aggregates().flush(Duration::ZERO, usize::MAX, &mut each).expect("the kernel hands them out");
+            self.fetch_sums();
             for record in &self.sums[looked..] {
                 if record.kind == kind {
                     let record = record.get::<T>();

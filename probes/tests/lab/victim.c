@@ -4,12 +4,19 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -94,6 +101,175 @@ static int spin(void)
 	alarm(60);
 	for (;;)
 		;
+}
+
+/* A network of its own, in which only the loopback is. */
+static int alone(void)
+{
+	struct ifreq loopback = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
+	int fd;
+
+	if (unshare(CLONE_NEWNET))
+		return 1;
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	return ioctl(fd, SIOCSIFFLAGS, &loopback) || close(fd);
+}
+
+static socklen_t address_of(const char *host, int port, struct sockaddr_storage *address)
+{
+	struct sockaddr_in *v4 = (void *)address;
+	struct sockaddr_in6 *v6 = (void *)address;
+
+	memset(address, 0, sizeof(*address));
+	if (inet_pton(AF_INET, host, &v4->sin_addr) == 1) {
+		v4->sin_family = AF_INET;
+		v4->sin_port = htons(port);
+		return sizeof(*v4);
+	}
+	inet_pton(AF_INET6, host, &v6->sin6_addr);
+	v6->sin6_family = AF_INET6;
+	v6->sin6_port = htons(port);
+	return sizeof(*v6);
+}
+
+/* Answers as the name's first label says: silent, missing, broken, late, or anything else for a good answer. */
+static void resolve(int fd)
+{
+	struct sockaddr_storage from;
+	unsigned char message[512];
+
+	for (;;) {
+		socklen_t length = sizeof(from);
+		ssize_t bytes = recvfrom(fd, message, sizeof(message), 0, (struct sockaddr *)&from, &length);
+		const char *name = (char *)message + 13;
+
+		if (bytes < 17 || !strncmp(name, "silent", 6))
+			continue;
+		if (!strncmp(name, "late", 4))
+			usleep(200 * 1000);
+		message[2] |= 0x80;
+		message[3] = !strncmp(name, "missing", 7) ? 3 : !strncmp(name, "broken", 6) ? 2 : 0;
+		sendto(fd, message, bytes, 0, (struct sockaddr *)&from, length);
+	}
+}
+
+/* Asks a resolver of its own for the name; of an empty answer it waits half a second. */
+static int look_up(const char *name, const char *host)
+{
+	unsigned char query[512] = { 0x12, 0x34, 1, 0, 0, 1 };
+	struct timeval patience = { .tv_usec = 500 * 1000 };
+	struct sockaddr_storage address;
+	socklen_t length = address_of(host, 53, &address);
+	int server, client, bytes = 12;
+	pid_t resolver;
+
+	if (alone())
+		return 77;
+	server = socket(address.ss_family, SOCK_DGRAM, 0);
+	client = socket(address.ss_family, SOCK_DGRAM, 0);
+	if (bind(server, (struct sockaddr *)&address, length) || connect(client, (struct sockaddr *)&address, length))
+		return 1;
+	resolver = fork();
+	if (!resolver) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		resolve(server);
+	}
+	for (const char *label = name; *label;) {
+		int chars = strcspn(label, ".");
+
+		query[bytes++] = chars;
+		memcpy(query + bytes, label, chars);
+		bytes += chars;
+		label += chars + (label[chars] == '.');
+	}
+	/* The root, AAAA, IN. */
+	query[bytes + 2] = 28;
+	query[bytes + 4] = 1;
+	setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	send(client, query, bytes + 5, 0);
+	recv(client, query, sizeof(query), 0);
+	kill(resolver, SIGKILL);
+	return 0;
+}
+
+/* Three ask for a connection where the queue holds one. */
+static int overflow(int port, const char *host)
+{
+	struct sockaddr_storage address;
+	socklen_t length = address_of(host, port, &address);
+	int listener;
+
+	if (alone())
+		return 77;
+	listener = socket(address.ss_family, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 0))
+		return 1;
+	for (int client = 0; client < 3; client++) {
+		connect(socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0), (struct sockaddr *)&address, length);
+		usleep(20 * 1000);
+	}
+	return 0;
+}
+
+/* A hundred datagrams for a socket that has no room for them: the status is how many it took. */
+static int flood(void)
+{
+	char datagram[1000] = "";
+	struct sockaddr_storage address;
+	socklen_t length = address_of("127.0.0.1", 4244, &address);
+	int receiver, sender, room = 1, taken = 0;
+
+	if (alone())
+		return 177;
+	receiver = socket(AF_INET, SOCK_DGRAM, 0);
+	sender = socket(AF_INET, SOCK_DGRAM, 0);
+	setsockopt(receiver, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
+	if (bind(receiver, (struct sockaddr *)&address, length))
+		return 178;
+	for (int index = 0; index < 100; index++)
+		sendto(sender, datagram, sizeof(datagram), 0, (struct sockaddr *)&address, length);
+	while (recv(receiver, datagram, sizeof(datagram), MSG_DONTWAIT) > 0)
+		taken++;
+	return taken;
+}
+
+/* What is sent on a connection that was made no longer arrives. */
+static int lost(const char *port)
+{
+	int listener, client, patience_ms = 700, error = 0;
+	struct sockaddr_storage address;
+	socklen_t length = address_of("127.0.0.1", atoi(port), &address), size = sizeof(error);
+	char rules[300], data[1000] = "";
+
+	if (alone())
+		return 77;
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	client = socket(AF_INET, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 1) ||
+	    connect(client, (struct sockaddr *)&address, length))
+		return 1;
+	snprintf(rules, sizeof(rules),
+		 "nft 'add table t; add chain t c { type filter hook input priority 0; }; add rule t c tcp dport %s drop'", port);
+	if (system(rules))
+		return 77;
+	setsockopt(client, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof(patience_ms));
+	if (send(client, data, sizeof(data), 0) != sizeof(data))
+		return 1;
+	poll(&(struct pollfd){ .fd = client, .events = POLLIN }, 1, 15000);
+	getsockopt(client, SOL_SOCKET, SO_ERROR, &error, &size);
+	return error == ETIMEDOUT ? 0 : 1;
+}
+
+/* Reads a file that the page cache does not hold. */
+static int read_all(const char *path)
+{
+	static char part[1 << 20];
+	int fd = open(path, O_RDONLY);
+
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	while (read(fd, part, sizeof(part)) > 0)
+		;
+	return fd < 0;
 }
 
 static void *sleep_long(void *unused)
@@ -185,6 +361,16 @@ int main(int argc, char **argv)
 		return leader_dies_first();
 	if (!strcmp(how, "threads-race"))
 		return threads_race();
+	if (!strcmp(how, "look-up") && argc > 3)
+		return look_up(argv[2], argv[3]);
+	if (!strcmp(how, "overflow") && argc > 3)
+		return overflow(atoi(argv[2]), argv[3]);
+	if (!strcmp(how, "flood"))
+		return flood();
+	if (!strcmp(how, "lost") && argc > 2)
+		return lost(argv[2]);
+	if (!strcmp(how, "read") && argc > 2)
+		return read_all(argv[2]);
 	if (!strcmp(how, "connect") && argc > 2)
 		return connect_to(argv[2], argc > 3 ? argv[3] : "127.0.0.1");
 	return 2;
