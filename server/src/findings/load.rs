@@ -201,7 +201,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
             .steps
             .iter()
             .enumerate()
-            .find(|(index, step)| (step.optional || step.absent) && template.needs(*index))
+            .find(|(index, step)| (step.optional || step.absent || step.may_be_lost) && template.needs(*index))
         {
             Some((_, step)) => Err((needle, format!("{} may be missing: put its part into [[ and ]]", step.name))),
             None => Ok(template),
@@ -235,12 +235,30 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         if index == anchor && (step.optional || step.absent || !step.same.is_empty()) {
             return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
         }
+        if step.may_be_lost && (step.optional || step.absent || index == anchor) {
+            return refuse("only a step that is required, and not the anchor, may be lost");
+        }
         if step.absent && step.count.is_some() {
             return refuse("what is absent has no count");
         }
         steps.push(compile_step(step, kinds[index], index, anchor, &resolve, file.confidence.minus.get(&step.name))?);
     }
+    let mut one_of = Vec::new();
+    for name in &file.one_of {
+        match file.steps.iter().position(|step| step.name == *name && step.optional) {
+            Some(index) => one_of.push(index),
+            None => return wrong("one_of:", format!("`one_of` names {name}, which is no optional step")),
+        }
+    }
+    for id in file.absorbs.keys() {
+        if !is_id(id) || *id == file.id {
+            return wrong("absorbs:", format!("`absorbs` names {id}: write the id of another pattern"));
+        }
+    }
     Ok(Pattern {
+        one_of,
+        absorbs: file.absorbs.into_iter().collect(),
+        fold: file.fold,
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,
         verdict: sentence(file.verdict.as_ref().unwrap_or(&file.title))?,
@@ -286,7 +304,17 @@ fn compile_step(
         }
         same.push(Same { field, other, other_field });
     }
+    let distinct = match step.count.as_ref().and_then(|count| count.distinct.as_deref()) {
+        Some(name) => {
+            let located = |reason: String| ("distinct:".to_owned(), format!("step {}: {reason}", step.name));
+            Some(resolve(&step.name, name).map_err(located)?.1)
+        }
+        None => None,
+    };
     Ok(Step {
+        is_counted: step.count.is_some(),
+        distinct,
+        may_be_lost: step.may_be_lost,
         name: step.name.clone(),
         kind,
         number: 0,
@@ -318,10 +346,15 @@ fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Conditio
         ConditionFile::OneOf(scalars) if scalars.is_empty() => {
             return Err(format!("{} has an empty list", field.name()));
         }
-        ConditionFile::OneOf(scalars) => {
-            Condition { field, one_of: values(scalars)?, not: Vec::new(), range: 0..=u64::MAX, allows_missing: false }
-        }
-        ConditionFile::Range { min, max, not } => {
+        ConditionFile::OneOf(scalars) => Condition {
+            field,
+            one_of: values(scalars)?,
+            not: Vec::new(),
+            starts: Vec::new(),
+            range: 0..=u64::MAX,
+            allows_missing: false,
+        },
+        ConditionFile::Range { min, max, not, starts } => {
             let is_number = !matches!(field.field_type(), FieldType::Flag | FieldType::Text);
             if (min.is_some() || max.is_some()) && !is_number {
                 return Err(format!("{} has no minimum or maximum", field.name()));
@@ -330,12 +363,16 @@ fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Conditio
             if range.is_empty() {
                 return Err(format!("{} has a minimum above its maximum", field.name()));
             }
+            if !starts.is_empty() && field.field_type() != FieldType::Text {
+                return Err(format!("{} is no text: it does not start with anything", field.name()));
+            }
             Condition {
                 field,
                 one_of: Vec::new(),
                 not: values(not)?,
+                starts: values(starts)?.iter().map(Scalar::to_string).collect(),
                 range,
-                allows_missing: min.is_none() && max.is_none(),
+                allows_missing: min.is_none() && max.is_none() && starts.is_empty(),
             }
         }
     })

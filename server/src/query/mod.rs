@@ -142,7 +142,7 @@ async fn watch(store: Arc<FindingStore>, since_ns: u64, watcher: Watcher) {
             Ok(finding) => vec![finding],
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "a watcher is slow; it is sent the latest versions");
-                store.published_after(sent_ns)
+                store.changed_after(sent_ns)
             }
             Err(RecvError::Closed) => return,
         };

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
+use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Detail, Entity, EntityId, EntityKind, Event, Exit, Lane, NO_NAME, Oom, Signal, Source};
@@ -230,13 +230,18 @@ impl Machine {
     }
 
     pub fn sized(config: &CorrelateConfig, patterns: PatternSet) -> Self {
+        Self::chained(config, patterns, FinderConfig::default())
+    }
+
+    pub fn chained(config: &CorrelateConfig, patterns: PatternSet, finder: FinderConfig) -> Self {
+        let topology = Arc::new(Topology::new(config.entities_max));
         let store = Arc::new(FindingStore::new(1000));
         let losses = Arc::new(LossBook::default());
         let view: Arc<dyn LossView> = Arc::<LossBook>::clone(&losses);
-        let finder = Finder::start(&FinderConfig::default(), Arc::new(patterns), view, Arc::clone(&store))
+        let finder = Finder::start(&finder, Arc::new(patterns), Arc::clone(&topology), view, Arc::clone(&store))
             .expect("the finder starts");
-        let correlator =
-            Correlator::start(config, Arc::clone(&losses), Arc::new(finder.bus())).expect("the correlator starts");
+        let correlator = Correlator::start(config, topology, Arc::clone(&losses), Arc::new(finder.bus()))
+            .expect("the correlator starts");
         Self { correlator, finder, store, losses }
     }
 
