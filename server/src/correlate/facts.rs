@@ -159,7 +159,9 @@ pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
                 .map(|backend| (backend.address, backend.port.to_native(), backend.pod.to_native(), backend.is_ready))
                 .collect();
             fields.number("backends", told.backends.len() as u64);
-            fields.number("ready_backends", told.backends.iter().filter(|backend| backend.is_ready).count() as u64);
+            let ready = told.backends.iter().filter(|backend| backend.is_ready).count() as u64;
+            fields.number("ready_backends", ready);
+            fields.number("unready_backends", told.backends.len() as u64 - ready);
             related.extend(backends.iter().map(|backend| backend.2).filter(|&pod| pod != 0));
             endpoints = Some(Box::new(ServiceEndpoints {
                 name: format!("{namespace}/{service}").into(),

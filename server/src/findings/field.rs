@@ -207,6 +207,7 @@ fields! {
     Change => "change", Text, &[SignalKind::ConfigChange];
     Backends => "backends", Number, &[SignalKind::Endpoints];
     ReadyBackends => "ready_backends", Number, &[SignalKind::Endpoints];
+    UnreadyBackends => "unready_backends", Number, &[SignalKind::Endpoints];
     Current => "current", Number, &[SignalKind::ObjectState];
     Unit => "unit", Text, UNIT;
     Result => "result", Text, UNIT;
@@ -265,7 +266,12 @@ impl Field {
                 (None, _) => return None,
             },
             (Self::Pod, _) => known(&entity.pod)?,
-            (Self::Container, _) => known(&entity.container)?,
+            (Self::Container, detail) => match (known(&entity.container), detail) {
+                (Some(container), _) => container,
+                // `spec.containers{web}`
+                (None, Detail::Fact(fact)) => known(fact.text("field_path").split_once('{')?.1.trim_end_matches('}'))?,
+                (None, _) => return None,
+            },
             (Self::Workload, _) => known(&entity.workload)?,
             (Self::Image, _) => known(&entity.image)?,
             (Self::Node, _) => Value::Text(&entity.node.name),

@@ -20,16 +20,34 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 9] = [
-    ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
-    ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
-    ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
-    ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
-    ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
+const EMBEDDED: [(&str, &str); 27] = [
+    ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
+    ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
     ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
-    ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
+    ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
+    ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
+    ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
+    ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),
+    ("evicted.yaml", include_str!("../../patterns/evicted.yaml")),
     ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
+    ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
+    ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
+    ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
+    ("liveness-probe-kill.yaml", include_str!("../../patterns/liveness-probe-kill.yaml")),
+    ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
+    ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
+    ("packets-vanish.yaml", include_str!("../../patterns/packets-vanish.yaml")),
+    ("pid-limit.yaml", include_str!("../../patterns/pid-limit.yaml")),
+    ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
+    ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
+    ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
+    ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
+    ("storage-stall.yaml", include_str!("../../patterns/storage-stall.yaml")),
+    ("throttled-into-probe-failure.yaml", include_str!("../../patterns/throttled-into-probe-failure.yaml")),
+    ("unit-restart-loop.yaml", include_str!("../../patterns/unit-restart-loop.yaml")),
+    ("unit-start-limit.yaml", include_str!("../../patterns/unit-start-limit.yaml")),
+    ("upstream-refused.yaml", include_str!("../../patterns/upstream-refused.yaml")),
 ];
 
 /// Why a pattern file was refused.
