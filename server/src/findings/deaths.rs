@@ -177,6 +177,10 @@ impl Deaths {
             let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: true };
             self.explained.insert(evidence, explained);
         }
+        if group.absorbed == 0 {
+            // Every one of them is explained better elsewhere.
+            return (Decision::Keep, withdrawn);
+        }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
         let is_last = group.last == place(last);
         let renamed = withdrawn.iter().any(|withdrawn| earlier.contains(&withdrawn.id));
