@@ -383,31 +383,52 @@ fn packets_to_unready_or_refusing_backends_do_not_vanish() {
     }
 }
 
+const NEEDS_A_NOTICE: &str = "id: own
+title: \"{entity} ended\"
+summary: s
+severity: low
+priority: 1
+window: 1m
+scope: pod
+anchor: exit
+confidence: {base: 0.9}
+steps:
+  - name: notice
+    signal: kube_event
+    where: {reason: Unhealthy}
+    may_be_lost: true
+  - name: exit
+    signal: exit
+advice: []
+";
+
 #[test]
 fn evidence_that_may_be_lost_makes_a_finding_possible_and_says_so() {
-    let mut node = Node::new("n1");
-    let db = node.kube_container("StatefulSet/db", "shop/db-0", "db");
-    assert_ne!(db, 0);
-    let pod = node.kube_pod("StatefulSet/db", "shop/db-0");
-    // It was made long before the window, and what was said since was lost.
-    node.service(50 * SECOND, "shop/db", 7, 5432, pod, true);
-    node.lethal(51 * SECOND);
-    let client = node.kube_container("Deployment/web", "shop/web-0", "c0");
-    let mut without_loss = Node::new("n1");
-    node.connects(900 * SECOND, client, 7, SYN_RETRANSMITTED);
-    assert!(patterns_of(&node).is_empty(), "required evidence is missing and nothing was lost");
-    std::mem::swap(&mut node, &mut without_loss);
-    let pod = node.kube_pod("StatefulSet/db", "shop/db-0");
-    node.service(50 * SECOND, "shop/db", 7, 5432, pod, true);
-    node.lethal(51 * SECOND);
-    node.lethal(850 * SECOND);
-    node.lose(9);
-    let client = node.kube_container("Deployment/web", "shop/web-0", "c0");
-    node.connects(900 * SECOND, client, 7, SYN_RETRANSMITTED);
-    let found = findings_of(&node);
-    assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].possible && found[0].title.starts_with("Possibly: "), "{}", found[0].title);
-    assert!(found[0].confidence < 0.6 && found[0].loss.is_some_and(|loss| loss.events == 9));
+    for (is_told, lost, expected) in [
+        (false, 0, None),
+        (false, 9, Some((true, "Possibly: shop/web-0/web ended"))),
+        (true, 9, Some((false, "shop/web-0/web ended"))),
+    ] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.lethal(90 * SECOND);
+        node.lose(lost);
+        if is_told {
+            node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+        }
+        node.exit(100 * SECOND, Process::init(web, 100, "app"), 1 << 8);
+        node.lethal(101 * SECOND);
+        let machine = Machine::with(1, PatternSet::from_texts(&[("own.yaml", NEEDS_A_NOTICE)]).expect("valid"));
+        machine.deliver(&node.node, &node.frames);
+        let found = machine.findings();
+        let told = found.first().map(|finding| (finding.possible, finding.title.as_str()));
+        assert_eq!(told, expected, "{is_told} {lost}");
+        if lost > 0 {
+            assert_eq!(found[0].loss.map(|loss| loss.events), Some(9));
+            assert_eq!(found[0].confidence < 0.5, found[0].possible, "{}", found[0].confidence);
+        }
+    }
 }
 
 /// Lookups of clients in `namespaces` namespaces fail; CoreDNS was killed before when `dies`.

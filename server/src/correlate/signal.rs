@@ -327,6 +327,8 @@ pub struct Burst {
     pub about: About,
     /// Who is at the other end, when the finder knows: `service shop/db`.
     pub peer: Option<Arc<str>>,
+    /// Of a Service at the other end: its backends that are ready, and all.
+    pub peer_backends: Option<(u32, u32)>,
     /// Events in the burst's window so far.
     pub count: u32,
     /// Their stalls, waits or latencies together; 0 where the kind has none.

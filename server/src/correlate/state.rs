@@ -196,6 +196,7 @@ impl BurstState {
             kind: rule.kind,
             about: About::Nothing,
             peer: None,
+            peer_backends: None,
             count: self.count,
             stall_us: self.stall_us,
             span_ms: age_ms,

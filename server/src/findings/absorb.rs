@@ -30,7 +30,7 @@ struct Entry {
 
 /// What to do about findings.
 pub enum Action {
-    Publish(Finding),
+    Publish(Box<Finding>),
     /// The second explains the first.
     Withdraw(String, String),
 }
@@ -87,7 +87,7 @@ impl Absorber {
                 }
             }
         }
-        actions.extend(self.told(&self.top(&id)).map(Action::Publish));
+        actions.extend(self.told(&self.top(&id)).map(Box::new).map(Action::Publish));
         actions
     }
 
@@ -101,7 +101,7 @@ impl Absorber {
             && let Some(known) = self.entries.get_mut(parent)
         {
             known.children.retain(|child| child != id);
-            actions.extend(self.told(&self.top(parent)).map(Action::Publish));
+            actions.extend(self.told(&self.top(parent)).map(Box::new).map(Action::Publish));
         }
         let successor = successor.filter(|successor| self.entries.get(&(*successor).to_owned()).is_some());
         for child in entry.children {
@@ -110,11 +110,11 @@ impl Absorber {
             }
             match successor {
                 Some(successor) if self.has_room(successor, &child) => self.adopt(successor, &child, &mut actions),
-                _ => actions.extend(self.told(&child).map(Action::Publish)),
+                _ => actions.extend(self.told(&child).map(Box::new).map(Action::Publish)),
             }
         }
         if let Some(successor) = successor {
-            actions.extend(self.told(&self.top(successor)).map(Action::Publish));
+            actions.extend(self.told(&self.top(successor)).map(Box::new).map(Action::Publish));
         }
         actions
     }

@@ -70,6 +70,9 @@ const COUNTED: &[SignalKind] = &[
     SignalKind::KubeEvent,
 ];
 const PEER: &[SignalKind] = &[SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
+/// Of a Service, or of the one at the other end.
+const BACKENDS: &[SignalKind] =
+    &[SignalKind::Endpoints, SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
 const DEVICE: &[SignalKind] = &[SignalKind::SlowIoBurst, SignalKind::IoErrorBurst, SignalKind::SlowShare];
 const ERRNO: &[SignalKind] = &[SignalKind::SyscallErrorBurst, SignalKind::IoErrorBurst];
 /// Kinds that speak of an object of Kubernetes by its name.
@@ -99,6 +102,7 @@ const OBSERVATION: &[SignalKind] = &[SignalKind::Observation];
 macro_rules! fields {
     ($($(#[$meta:meta])* $name:ident => $text:literal, $type:ident, $kinds:expr;)*) => {
         /// Fields of signals.
+        #[allow(clippy::enum_variant_names, reason = "a field of a signal may be called field_path")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Field { $($(#[$meta])* $name,)* }
         impl Field {
@@ -205,9 +209,9 @@ fields! {
     Unavailable => "unavailable", Number, ROLLOUT;
     ResourceVersion => "resource_version", Text, &[SignalKind::ConfigChange];
     Change => "change", Text, &[SignalKind::ConfigChange];
-    Backends => "backends", Number, &[SignalKind::Endpoints];
-    ReadyBackends => "ready_backends", Number, &[SignalKind::Endpoints];
-    UnreadyBackends => "unready_backends", Number, &[SignalKind::Endpoints];
+    Backends => "backends", Number, BACKENDS;
+    ReadyBackends => "ready_backends", Number, BACKENDS;
+    UnreadyBackends => "unready_backends", Number, BACKENDS;
     Current => "current", Number, &[SignalKind::ObjectState];
     Unit => "unit", Text, UNIT;
     Result => "result", Text, UNIT;
@@ -310,6 +314,12 @@ impl Field {
             (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
             (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
             (Self::Peer, Detail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
+            (Self::Backends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
+            (Self::ReadyBackends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
+            (Self::UnreadyBackends, Detail::Burst(burst)) => {
+                let (ready, all) = burst.peer_backends?;
+                Value::Number(u64::from(all.saturating_sub(ready)))
+            }
             (field, Detail::Burst(burst)) => field.of_burst(burst.about)?,
             _ => return None,
         })

@@ -412,7 +412,7 @@ impl Worker {
                 }
                 Action::Publish(finding) => finding,
             };
-            let Some(finding) = self.store.publish(finding) else { continue };
+            let Some(finding) = self.store.publish(*finding) else { continue };
             let published = &self.metrics.findings;
             published.with_label_values(&[&finding.pattern]).inc();
             tracing::info!(

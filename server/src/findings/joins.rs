@@ -29,7 +29,8 @@ pub type RingKey = (u64, Scope, u64);
 /// See the module.
 pub struct Joins {
     topology: Arc<Topology>,
-    names: Generations<u64, Arc<str>>,
+    /// A Service's name, its ready backends, and all.
+    services: Generations<u64, (Arc<str>, u32, u32)>,
     by_address: Generations<(Address, u16), u64>,
     by_cluster_address: Generations<Address, u64>,
     by_pod: Generations<EntityId, Vec<u64>>,
@@ -45,7 +46,7 @@ impl Joins {
     pub fn new(topology: Arc<Topology>) -> Self {
         Self {
             topology,
-            names: Generations::new(SERVICES_MAX),
+            services: Generations::new(SERVICES_MAX),
             by_address: Generations::new(BACKENDS_MAX),
             by_cluster_address: Generations::new(SERVICES_MAX),
             by_pod: Generations::new(BACKENDS_MAX),
@@ -59,7 +60,8 @@ impl Joins {
             Detail::Fact(fact) => {
                 let Some(told) = fact.endpoints.as_deref() else { return };
                 let service = service_id(&told.name);
-                self.names.insert(service, Arc::clone(&told.name));
+                let ready = told.backends.iter().filter(|backend| backend.3).count() as u32;
+                self.services.insert(service, (Arc::clone(&told.name), ready, told.backends.len() as u32));
                 for address in &told.cluster_addresses {
                     self.by_cluster_address.insert(*address, service);
                 }
@@ -77,8 +79,10 @@ impl Joins {
                     self.dns.push(service);
                 }
             }
-            Detail::Burst(Burst { about: About::Peer { address, port }, peer, .. }) => {
+            Detail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
                 *peer = self.peer(address, *port);
+                let service = self.service_at(address, *port).and_then(|service| self.services.get(&service));
+                *peer_backends = service.map(|&(_, ready, all)| (ready, all));
             }
             _ => {}
         }
@@ -89,7 +93,7 @@ impl Joins {
     }
 
     fn peer(&self, address: &Address, port: u16) -> Option<Arc<str>> {
-        if let Some(name) = self.service_at(address, port).and_then(|service| self.names.get(&service)) {
+        if let Some((name, _, _)) = self.service_at(address, port).and_then(|service| self.services.get(&service)) {
             return Some(format!("service {name}").into());
         }
         let pod = self.topology.get(0, self.topology.pod_at(address)?)?;

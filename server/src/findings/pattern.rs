@@ -9,7 +9,7 @@ use super::field::{Field, Value};
 use super::load::PatternError;
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
-use crate::correlate::signal::{Signal, SignalKind, SignalKinds};
+use crate::correlate::signal::{About, Burst, Detail, Signal, SignalKind, SignalKinds};
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 256;
@@ -205,6 +205,10 @@ impl PatternSet {
 
     /// Whether a pattern, or a death certificate, can use a signal.
     pub fn wants(&self, signal: &Signal) -> bool {
+        if let Detail::Burst(Burst { about: About::Peer { .. }, .. }) = &signal.detail {
+            // Who is at the other end is found out later.
+            return !self.by_kind[signal.kind() as usize].is_empty();
+        }
         ALWAYS.contains(&signal.kind()) && signal.kind() != SignalKind::Exit || !self.mask(signal).is_empty()
     }
 
