@@ -340,10 +340,9 @@ fn a_memory_kill_absorbs_the_refusals_of_its_clients_and_watchers_are_told() {
             last_of_refusal = Some(change);
         }
     }
-    if let Some(last) = last_of_refusal {
-        assert!(last.withdrawn && last.superseded_by == found[0].id, "{last:#?}");
-        assert_eq!(machine.store.get(&last.id).expect("an alias").id, found[0].id);
-    }
+    let last = last_of_refusal.expect("the refusals were told at first");
+    assert!(last.withdrawn && last.superseded_by == found[0].id, "{last:#?}");
+    assert_eq!(machine.store.get(&last.id).expect("an alias").id, found[0].id);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::signal::Address;
 const TEXT_BYTES_MAX: usize = 512;
 /// Addresses kept of a pod.
 const ADDRESSES_MAX: usize = 4;
-/// Entities described anew that may wait for the finder; more of them are seen when they are described again.
+/// Entities described anew that may wait for the finder by name; with more of them it looks at all that it remembers.
 const RENAMED_MAX: usize = 65_536;
 
 /// A node, shared by everything that was seen on it.
@@ -231,6 +231,8 @@ pub struct Topology {
     pods_by_address: RwLock<Generations<Address, EntityId>>,
     renamed: Mutex<HashSet<(u64, EntityId), RandomState>>,
     has_renamed: AtomicBool,
+    /// Changed under the lock of `renamed` alone.
+    has_overflowed: AtomicBool,
 }
 
 impl Topology {
@@ -241,6 +243,7 @@ impl Topology {
             pods_by_address: RwLock::new(Generations::new(entities_max)),
             renamed: Mutex::default(),
             has_renamed: AtomicBool::new(false),
+            has_overflowed: AtomicBool::new(false),
         }
     }
 
@@ -284,9 +287,11 @@ impl Topology {
         let mut renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
         if renamed.len() < RENAMED_MAX {
             renamed.insert(key);
-            // Release: whoever sees it takes the lock and sees the entry.
-            self.has_renamed.store(true, Ordering::Release);
+        } else if !renamed.contains(&key) {
+            self.has_overflowed.store(true, Ordering::Relaxed);
         }
+        // Release: whoever sees it takes the lock and sees the entry.
+        self.has_renamed.store(true, Ordering::Release);
     }
 
     /// Whether entities were described, or described otherwise, since they were last taken.
@@ -294,11 +299,12 @@ impl Topology {
         self.has_renamed.load(Ordering::Acquire)
     }
 
-    /// Takes the entities that were described since; a pod or workload stands under node 0.
-    pub fn take_renamed(&self) -> HashSet<(u64, EntityId), RandomState> {
+    /// Takes the entities that were described since; a pod or workload stands under node 0. `None` when there were too many.
+    pub fn take_renamed(&self) -> Option<HashSet<(u64, EntityId), RandomState>> {
         let mut renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
         self.has_renamed.store(false, Ordering::Release);
-        std::mem::take(&mut *renamed)
+        let taken = std::mem::take(&mut *renamed);
+        (!self.has_overflowed.swap(false, Ordering::Relaxed)).then_some(taken)
     }
 
     /// The description of an entity, or a stand-in.

@@ -232,7 +232,11 @@ impl Worker {
         }
         let patterns = Arc::clone(&self.patterns);
         let mut anchors: Vec<Arc<Noted>> = Vec::new();
-        for (node, id) in self.topology.take_renamed() {
+        let renamed = match self.topology.take_renamed() {
+            Some(renamed) => renamed.into_iter().collect(),
+            None => self.history.entities(),
+        };
+        for (node, id) in renamed {
             let Some(ring) = self.history.ring(&(node, Scope::Entity, id)) else { continue };
             let Some(entity) = self.topology.get(node, id) else { continue };
             let old: Vec<Arc<Noted>> = ring.iter().filter(|noted| noted.signal.entity != entity).cloned().collect();

@@ -11,6 +11,7 @@ use foldhash::fast::RandomState;
 
 use super::joins::RingKey;
 use super::pattern::StepMask;
+use super::schema::Scope;
 use crate::correlate::signal::Signal;
 
 /// Signals in one ring.
@@ -112,6 +113,12 @@ impl History {
         self.rings.get(key)
     }
 
+    /// The entities that something is remembered of, with their nodes.
+    pub fn entities(&self) -> Vec<(u64, u64)> {
+        let keys = self.rings.keys().filter(|key| key.1 == Scope::Entity);
+        keys.map(|&(node, _, entity)| (node, entity)).collect()
+    }
+
     /// Forgets a node: it was started anew, and its clock with it.
     pub fn forget_node(&mut self, node: u64) {
         self.rings.retain(|&(of, _, _), _| of != node);
@@ -144,7 +151,6 @@ mod tests {
     use super::*;
     use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
-    use crate::findings::schema::Scope;
 
     fn signal(node: &NodeRef, entity: u64) -> Signal {
         Signal {
