@@ -129,6 +129,11 @@ impl Catalog {
             pod_uid: known.pod_uid.clone(),
             container_id: known.container_id.clone(),
             cgroup: known.cgroup.clone(),
+            namespace: known.namespace.clone(),
+            pod: known.pod.clone(),
+            container: known.container.clone(),
+            workload: known.workload.clone(),
+            ..EntityRef::default()
         })
     }
 

@@ -37,7 +37,7 @@ use tonic_health::ServingStatus;
 use crate::api;
 use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
 use crate::config::Config;
-use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef};
+use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, Topology};
 use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
 use crate::http;
@@ -181,9 +181,15 @@ impl Pipeline {
         let patterns = Arc::new(PatternSet::load(config.correlation.patterns.as_deref())?);
         let losses = Arc::new(LossBook::default());
         let store = Arc::new(FindingStore::new(FINDINGS_MAX));
-        let finder_config = FinderConfig { bus_signals: config.correlation.buffer_size, ..FinderConfig::default() };
+        let finder_config = FinderConfig {
+            bus_signals: config.correlation.buffer_size,
+            correlation_depth_max: config.correlation.max_correlation_depth as usize,
+            ..FinderConfig::default()
+        };
+        let topology = Arc::new(Topology::new(config.correlation.max_entities));
         let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
-        let finder = Finder::start(&finder_config, Arc::clone(&patterns), view, Arc::clone(&store))?;
+        let finder =
+            Finder::start(&finder_config, Arc::clone(&patterns), Arc::clone(&topology), view, Arc::clone(&store))?;
         finder.metrics().register(&registry)?;
         let correlate_config = CorrelateConfig {
             shards: config.correlation.shards,
@@ -196,7 +202,7 @@ impl Pipeline {
             }),
             ..CorrelateConfig::default()
         };
-        let correlator = Arc::new(Correlator::start(&correlate_config, losses, Arc::new(finder.bus()))?);
+        let correlator = Arc::new(Correlator::start(&correlate_config, topology, losses, Arc::new(finder.bus()))?);
         correlator.register(&registry)?;
 
         let (end, ended) = watch::channel(false);

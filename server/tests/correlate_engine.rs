@@ -225,6 +225,12 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
         ("exit_code: {min: 3}", "exit_color: 3", 17, "has no exit_color"),
         ("summary: s", "summary: \"{before.pid}\"", 3, "may be missing"),
         ("summary: s", "summary: \"{exit.\"", 3, "without"),
+        ("scope: entity", "scope: cluster", 7, "cluster"),
+        ("advice: []", "one_of: [exit]\nadvice: []", 18, "no optional step"),
+        ("advice: []", "absorbs: {own: pod}\nadvice: []", 18, "another pattern"),
+        ("exit_code: {min: 3}", "exit_code: {starts: x}", 17, "no text"),
+        ("signal: exit", "signal: exit\n    count: {min: 2, distinct: colour}", 17, "has no colour"),
+        ("signal: exit", "signal: exit\n    may_be_lost: true", 15, "may be lost"),
         ("{base: 0.5}", "{base: 1.5}", 9, "between 0 and 1"),
         ("{base: 0.5}", "{base: 0.5, minus: {exit: 0.1}}", 9, "no optional step"),
     ] {

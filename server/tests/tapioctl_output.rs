@@ -158,6 +158,53 @@ fn a_person_reads_who_died_why_and_what_to_do() {
 }
 
 #[test]
+fn kubernetes_names_labels_and_observations_are_shown() {
+    let server = serve();
+    let mut node = Node::new("n2");
+    let db = node.kube_container("StatefulSet/db", "shop/db-0", "db");
+    let pod = node.kube_pod("StatefulSet/db", "shop/db-0");
+    node.service(50 * SECOND, "shop/db", 7, 5432, pod, true);
+    node.lethal(51 * SECOND);
+    let process = Process::init(db, 700, "postgres");
+    node.oom(100 * SECOND, process, 64 * MIB, 64 * MIB);
+    node.exit(100 * SECOND + MS, process, SIGKILL);
+    node.container_ended(101 * SECOND, db, "Error", 137);
+    node.observation(101 * SECOND, db, 0, 3);
+    node.lethal(102 * SECOND);
+    let client = node.kube_container("Deployment/web", "shop/web-0", "web");
+    node.connects(103 * SECOND, client, 7, 2);
+    server.machine.deliver(&node.node, &node.frames);
+    let found = server.machine.findings();
+    let id = &found.iter().find(|finding| finding.count == 1 && !finding.consequences.is_empty()).expect("found").id;
+    let (_, text) = output(&server.address, &["finding", id]);
+    println!("{text}");
+    for part in [
+        "shop/db-0/web exceeded its memory limit",
+        "workload StatefulSet/db › pod shop/db-0 › container web › node n2",
+        "image shop/web:2",
+        "Kubernetes says Error (exit code 137): contradicts what happened",
+        "observed",
+        "memory 32.0 MiB of 64.0 MiB",
+        "What it brought about",
+        "shop/web-0/web is refused by service shop/db",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing");
+    }
+    let (_, table) = output(&server.address, &["findings"]);
+    println!("{table}");
+    assert!(table.lines().next().is_some_and(|header| header.contains("POD")));
+    assert!(table.contains(" shop/db-0 ") && table.contains(" - "), "{table}");
+    let (_, json) = output(&server.address, &["finding", id, "--json"]);
+    let finding: Value = serde_json::from_str(&json).expect("an object");
+    for (key, value) in [("namespace", "shop"), ("pod", "db-0"), ("container", "web"), ("workload", "StatefulSet/db")] {
+        assert_eq!(finding["entity"][key], value, "{key}");
+    }
+    assert_eq!(finding["death"]["label_agrees"], false);
+    assert_eq!(finding["consequences"][0]["pattern"], "upstream-refused");
+    assert_eq!((&finding["withdrawn"], &finding["possible"]), (&Value::Bool(false), &Value::Bool(false)));
+}
+
+#[test]
 fn the_status_shows_the_equation() {
     let server = serve();
     let (_, text) = output(&server.address, &["status"]);

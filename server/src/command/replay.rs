@@ -13,7 +13,7 @@ use tapio_wire::service::Finding;
 
 use super::{CommandError, Verdict, moment, print, progress, style};
 use crate::archive::reader::{Reader, Selection};
-use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
+use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef, Topology};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternSet, journal, text};
 use crate::render::{self, Style};
 
@@ -97,6 +97,9 @@ impl ReplayArguments {
     }
 }
 
+/// Entities whose state is kept.
+const ENTITIES_MAX: usize = 1_000_000;
+
 struct Ran {
     /// Oldest first.
     findings: Vec<Arc<Finding>>,
@@ -114,11 +117,13 @@ fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: 
     let store = Arc::new(FindingStore::new(FINDINGS_MAX));
     let patterns = Arc::new(patterns);
     let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
-    let mut finder = Finder::start(&FinderConfig::default(), Arc::clone(&patterns), view, Arc::clone(&store))
-        .map_err(|error| other(&error))?;
+    let topology = Arc::new(Topology::new(ENTITIES_MAX));
+    let mut finder =
+        Finder::start(&FinderConfig::default(), Arc::clone(&patterns), Arc::clone(&topology), view, Arc::clone(&store))
+            .map_err(|error| other(&error))?;
     let config = CorrelateConfig {
         window,
-        entities_max: 1_000_000,
+        entities_max: ENTITIES_MAX,
         wanted: patterns.kinds(),
         interest: Some({
             let patterns = Arc::clone(&patterns);
@@ -126,7 +131,8 @@ fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: 
         }),
         ..CorrelateConfig::default()
     };
-    let correlator = Correlator::start(&config, losses, Arc::new(finder.bus())).map_err(|error| other(&error))?;
+    let correlator =
+        Correlator::start(&config, topology, losses, Arc::new(finder.bus())).map_err(|error| other(&error))?;
     let bar = progress(bytes);
     let mut ran = Ran { findings: Vec::new(), frames: 0, events: 0, first_ns: None, last_ns: 0 };
     let mut stopped = None;

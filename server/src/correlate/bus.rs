@@ -19,11 +19,16 @@ pub trait SignalBus: Send + Sync {
     /// # Errors
     /// [`BusClosed`] when nobody takes signals any more.
     fn publish(&self, signal: Signal) -> Result<(), BusClosed>;
+
+    /// Tells that entities were described anew. Does not wait: on a full bus whoever takes signals looks anyway.
+    fn renamed(&self) {}
 }
 
 /// What travels on the in-process bus.
 pub(crate) enum Message {
     Signal(Box<Signal>),
+    /// Entities were described anew.
+    Renamed,
     /// Answered when everything before it was dealt with.
     Barrier(Sender<()>),
     Stop,
@@ -60,5 +65,10 @@ impl InProcessBus {
 impl SignalBus for InProcessBus {
     fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
         self.send(Message::Signal(Box::new(signal)))
+    }
+
+    fn renamed(&self) {
+        // Full: the finder looks after every signal. Closed: it is over.
+        let _ = self.sender.try_send(Message::Renamed);
     }
 }

@@ -44,6 +44,14 @@ impl<K: Eq + Hash, V> Generations<K, V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
+    /// Looks an entry up to change it, without making it young.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        match self.young.get_mut(key) {
+            Some(value) => Some(value),
+            None => self.old.get_mut(key),
+        }
+    }
+
     /// Inserts or replaces.
     pub fn insert(&mut self, key: K, value: V) {
         self.old.remove(&key);

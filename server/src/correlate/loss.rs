@@ -21,6 +21,8 @@ const INTERVALS_MAX: usize = 128;
 pub struct Lost {
     /// Events that the ledger counts as lost.
     pub events: u64,
+    /// Of those, the ones that were certainly bulk: sampled, limited, or shed for what is lethal.
+    pub bulk: u64,
     /// More may be missing than was counted: a collector died, or frames are missing.
     pub open_interval: bool,
 }
@@ -29,6 +31,21 @@ impl Lost {
     /// Whether anything is or may be missing.
     pub fn any(&self) -> bool {
         self.events > 0 || self.open_interval
+    }
+
+    /// Whether anything of the lethal lane may be missing.
+    pub fn any_lethal(&self) -> bool {
+        self.events > self.bulk || self.open_interval
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            events: self.events.saturating_add(other.events),
+            bulk: self.bulk.saturating_add(other.bulk),
+            open_interval: self.open_interval || other.open_interval,
+        }
     }
 }
 
@@ -49,7 +66,7 @@ struct NodeLosses {
     epoch: u64,
     seq: u64,
     boottime_ns: u64,
-    dropped: u64,
+    dropped: Dropped,
     is_final: bool,
     intervals: VecDeque<Interval>,
 }
@@ -71,7 +88,7 @@ impl LossBook {
         self.record(frame.header(), dropped(frame.ledger()));
     }
 
-    fn record(&self, header: &Header, dropped: u64) {
+    fn record(&self, header: &Header, dropped: Dropped) {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut is_new = false;
         let node = nodes.entry(header.node, || {
@@ -80,19 +97,25 @@ impl LossBook {
                 epoch: header.epoch,
                 seq: 0,
                 boottime_ns: header.first_time_ns,
-                dropped: 0,
+                dropped: Dropped::default(),
                 is_final: false,
                 intervals: VecDeque::new(),
             }
         });
+        let of_all = Lost { events: dropped.events, bulk: dropped.bulk, open_interval: false };
+        let first = if header.seq == 1 { of_all } else { Lost::default() };
         let lost = if is_new {
             // What a stream lost before it was joined in its middle is not known to be recent.
-            Lost { events: if header.seq == 1 { dropped } else { 0 }, open_interval: false }
+            Lost { open_interval: false, ..first }
         } else if header.epoch == node.epoch {
             if header.seq <= node.seq {
                 return;
             }
-            Lost { events: dropped.saturating_sub(node.dropped), open_interval: header.seq != node.seq + 1 }
+            Lost {
+                events: dropped.events.saturating_sub(node.dropped.events),
+                bulk: dropped.bulk.saturating_sub(node.dropped.bulk),
+                open_interval: header.seq != node.seq + 1,
+            }
         } else if header.epoch < node.epoch {
             return;
         } else {
@@ -101,7 +124,7 @@ impl LossBook {
                 node.intervals.clear();
                 node.boottime_ns = 0;
             }
-            Lost { events: if header.seq == 1 { dropped } else { 0 }, open_interval: !node.is_final || header.seq != 1 }
+            Lost { open_interval: !node.is_final || header.seq != 1, ..first }
         };
         if lost.any() {
             node.push(Interval {
@@ -124,8 +147,7 @@ impl LossView for LossBook {
         let mut sum = Lost::default();
         for interval in nodes.get(&node).iter().flat_map(|node| &node.intervals) {
             if interval.from_ns < to_ns && interval.to_ns > from_ns {
-                sum.events += interval.lost.events;
-                sum.open_interval |= interval.lost.open_interval;
+                sum = sum.and(interval.lost);
             }
         }
         sum
@@ -139,19 +161,31 @@ impl NodeLosses {
             && let Some(next) = self.intervals.front_mut()
         {
             next.from_ns = oldest.from_ns;
-            next.lost.events += oldest.lost.events;
-            next.lost.open_interval |= oldest.lost.open_interval;
+            next.lost = next.lost.and(oldest.lost);
         }
         self.intervals.push_back(interval);
     }
 }
 
+/// What a ledger counts as lost so far.
+#[derive(Clone, Copy, Default)]
+struct Dropped {
+    events: u64,
+    bulk: u64,
+}
+
 /// Everything lost but what the operator asked to leave out.
-fn dropped(ledger: &Ledger) -> u64 {
-    ledger
-        .accounts
-        .iter()
-        .flat_map(|account| account.losses())
-        .filter(|&(stage, reason, _)| (stage, reason) != (Stage::Filter, Reason::Excluded))
-        .fold(0, |sum, (_, _, count)| sum.saturating_add(count))
+fn dropped(ledger: &Ledger) -> Dropped {
+    let mut sum = Dropped::default();
+    for (stage, reason, count) in ledger.accounts.iter().flat_map(|account| account.losses()) {
+        if (stage, reason) == (Stage::Filter, Reason::Excluded) {
+            continue;
+        }
+        sum.events = sum.events.saturating_add(count);
+        // The lethal lane is never filtered, nor shed from a queue or the outbox.
+        if matches!(stage, Stage::Filter | Stage::Outbox) {
+            sum.bulk = sum.bulk.saturating_add(count);
+        }
+    }
+    sum
 }

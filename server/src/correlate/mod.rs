@@ -10,6 +10,7 @@
 //! ```
 
 mod bus;
+mod facts;
 mod generations;
 mod loss;
 mod metrics;
@@ -102,22 +103,27 @@ pub struct Correlator {
     frames_in_flight: u32,
     topology: Arc<Topology>,
     losses: Arc<LossBook>,
+    bus: Arc<dyn SignalBus>,
     metrics: Metrics,
 }
 
 impl Correlator {
-    /// Starts the shards. Losses are entered in `losses`; signals go to `bus`.
+    /// Starts the shards. Descriptions are entered in `topology`, losses in `losses`; signals go to `bus`.
     ///
     /// # Errors
     /// [`StartError`] when a thread cannot be started.
-    pub fn start(config: &CorrelateConfig, losses: Arc<LossBook>, bus: Arc<dyn SignalBus>) -> Result<Self, StartError> {
+    pub fn start(
+        config: &CorrelateConfig,
+        topology: Arc<Topology>,
+        losses: Arc<LossBook>,
+        bus: Arc<dyn SignalBus>,
+    ) -> Result<Self, StartError> {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let parallel = thread::available_parallelism().map_or(1, usize::from);
         let shards = config.shards.unwrap_or(parallel).max(1);
         // With a CPU quota below the cores, pinning would crowd every quota-limited program onto the first cores.
         let pin = parallel >= cores.len();
         let frames_in_flight = config.frames_in_flight.clamp(1, 1 << 16);
-        let topology = Arc::new(Topology::new(config.entities_max));
         let permits = Arc::new(Semaphore::new(frames_in_flight));
         let metrics = Metrics::new()?;
         let mut started = Self {
@@ -126,6 +132,7 @@ impl Correlator {
             frames_in_flight: frames_in_flight as u32,
             topology,
             losses,
+            bus: Arc::clone(&bus),
             metrics,
         };
         for index in 0..shards {
@@ -206,6 +213,9 @@ impl Correlator {
 
     fn dispatch(&self, node: NodeRef, frame: Arc<Frame>, permit: OwnedSemaphorePermit) {
         self.topology.learn(&node, &frame.body().entities);
+        if self.topology.has_renamed() {
+            self.bus.renamed();
+        }
         self.losses.observe(&frame);
         let is_urgent = frame.header().is_urgent;
         let routed = Arc::new(RoutedFrame::new(node, frame, self.shards.len(), Some(permit)));

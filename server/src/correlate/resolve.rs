@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind};
 use tapio_wire::frame::Frame;
 
+use super::facts;
 use super::signal::{
     Burst, Detail, EvidenceId, Exec, Exit, Kill, NsPid, Oom, SenderClass, Signal, SignalKind, SignalKinds,
 };
@@ -58,7 +59,7 @@ pub fn lethal(
         ArchivedDetail::Exit(_) => SignalKind::Exit,
         ArchivedDetail::Oom(_) => SignalKind::Oom,
         ArchivedDetail::Signal(_) => SignalKind::Kill,
-        _ => return None,
+        detail => facts::kind(detail)?,
     };
     if !wanted.contains(kind) {
         return None;
@@ -115,7 +116,7 @@ pub fn lethal(
                 ignored: signal.result == 1,
             })
         }
-        _ => return None,
+        detail => Detail::Fact(Box::new(facts::fact(frame, detail)?)),
     };
     Some(signal(node, frame, index, event, entity, detail))
 }
@@ -168,7 +169,7 @@ fn classify(
     let in_container = matches!(sender.kind, Some(EntityKind::Container | EntityKind::Pod));
     if sender_pid == target_pid && target_pid != 0 {
         SenderClass::Itself
-    } else if sender.id == target.id && target.id != 0 || target.parent != 0 && sender.parent == target.parent {
+    } else if sender.id == target.id && target.id != 0 || target.pod_id() != 0 && sender.pod_id() == target.pod_id() {
         SenderClass::Same
     } else if !in_container && is_runtime(sender_comm) {
         SenderClass::Runtime

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tapio_wire::event::{EntityId, EntityKind};
+use tapio_wire::event::{EntityId, EntityKind, Measure};
 
 use super::topology::EntityInfo;
 
@@ -33,17 +33,37 @@ signal_kinds! {
     Oom => "oom",
     /// A process signal: SIGKILL and the like.
     Kill => "signal",
+    /// A process signal reached a process that it ends.
+    Delivered => "signal_delivered",
+    PodState => "pod_state",
+    ContainerState => "container_state",
+    KubeEvent => "kube_event",
+    NodeCondition => "node_condition",
+    Rollout => "rollout",
+    ConfigChange => "config_change",
+    Endpoints => "endpoints",
+    ObjectState => "object_state",
+    UnitState => "unit_state",
+    UnitJob => "unit_job",
+    /// What the collector read of the entity's cgroup when something lethal had arrived.
+    Observation => "observation",
+    Gap => "gap",
     /// The entity's own memory limit made it reclaim again and again.
     ReclaimBurst => "reclaim_burst",
     /// The node's shortage made it reclaim again and again.
     DirectReclaimBurst => "direct_reclaim_burst",
     RefusedBurst => "refused_burst",
     RetransmitBurst => "retransmit_burst",
+    /// Connections that were asked for and not answered.
+    SynRetransmitBurst => "syn_retransmit_burst",
     SyscallErrorBurst => "syscall_error_burst",
     SlowIoBurst => "slow_io_burst",
+    IoErrorBurst => "io_error_burst",
     PacketDropBurst => "packet_drop_burst",
     DnsFailureBurst => "dns_failure_burst",
     RunQueueBurst => "run_queue_burst",
+    /// Of the operations that the kernel summed up, a share was slow.
+    SlowShare => "slow_share",
 }
 
 impl SignalKind {
@@ -60,9 +80,9 @@ impl SignalKind {
 
 /// A set of kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SignalKinds(u32);
+pub struct SignalKinds(u64);
 
-const _: () = assert!(SignalKind::RunQueueBurst as u8 <= 31);
+const _: () = assert!(SignalKind::SlowShare as u8 <= 63);
 
 impl SignalKinds {
     /// Every kind.
@@ -120,7 +140,69 @@ pub enum Detail {
     Exit(Exit),
     Oom(Oom),
     Kill(Kill),
+    Fact(Box<Fact>),
     Burst(Burst),
+}
+
+/// What Kubernetes, systemd or the collector said: rare, so its fields are kept by name.
+#[derive(Clone, Debug)]
+pub struct Fact {
+    pub kind: SignalKind,
+    pub fields: Vec<(&'static str, FactValue)>,
+    /// Others that it is about: the workloads that use a ConfigMap, the backends of a Service.
+    pub related: Vec<EntityId>,
+    /// Of a Service: where it and its backends are reached.
+    pub endpoints: Option<Box<ServiceEndpoints>>,
+}
+
+/// A field of a [`Fact`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FactValue {
+    Number(u64),
+    Flag(bool),
+    Text(Arc<str>),
+}
+
+/// Where a Service is reached, and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceEndpoints {
+    /// `shop/db`
+    pub name: Arc<str>,
+    pub cluster_addresses: Vec<Address>,
+    pub ports: Vec<u16>,
+    /// Address, port, pod (0 for none), ready.
+    pub backends: Vec<(Address, u16, EntityId, bool)>,
+}
+
+/// IPv6, or IPv4 mapped into it.
+pub type Address = [u8; 16];
+
+impl Fact {
+    /// A field; `None` when it is empty or not told.
+    pub fn get(&self, name: &str) -> Option<&FactValue> {
+        self.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// A text field, empty when it is not told.
+    pub fn text(&self, name: &str) -> &str {
+        match self.get(name) {
+            Some(FactValue::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// A number, 0 when it is not told.
+    pub fn number(&self, name: &str) -> u64 {
+        match self.get(name) {
+            Some(FactValue::Number(number)) => *number,
+            _ => 0,
+        }
+    }
+
+    /// Whether it is said and true.
+    pub fn is(&self, name: &str) -> bool {
+        self.get(name) == Some(&FactValue::Flag(true))
+    }
 }
 
 /// A place in pid namespaces.
@@ -238,15 +320,72 @@ impl SenderClass {
 }
 
 /// Bulk events of one kind came faster than is usual.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Burst {
     pub kind: SignalKind,
+    /// What its events have in common.
+    pub about: About,
+    /// Who is at the other end, when the finder knows: `service shop/db`.
+    pub peer: Option<Arc<str>>,
+    /// Of a Service at the other end: its backends that are ready, and all.
+    pub peer_backends: Option<(u32, u32)>,
     /// Events in the burst's window so far.
     pub count: u32,
     /// Their stalls, waits or latencies together; 0 where the kind has none.
     pub stall_us: u32,
     /// From the window's start to this signal.
     pub span_ms: u32,
+}
+
+/// What the events of a burst have in common; bursts are counted by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    Nothing,
+    Peer {
+        address: Address,
+        port: u16,
+    },
+    Errno {
+        errno: u32,
+        syscall: u32,
+    },
+    Device {
+        device: u32,
+        errno: u32,
+    },
+    Drop {
+        reason: u32,
+        interface: u32,
+    },
+    Dns {
+        rcode: u8,
+    },
+    /// Of so many operations, the count of the burst was slow.
+    Share {
+        measure: Measure,
+        device: u32,
+        total: u64,
+    },
+}
+
+impl About {
+    /// What tells bursts of one entity and kind apart.
+    #[inline]
+    pub fn discriminator(self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Peer { address, port } => {
+                let halves = address.split_at(8);
+                let half = |bytes: &[u8]| bytes.iter().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+                half(halves.0).rotate_left(17) ^ half(halves.1) ^ (u64::from(port) << 48)
+            }
+            Self::Errno { errno, syscall } => u64::from(errno) << 32 | u64::from(syscall),
+            Self::Device { device, .. } => device.into(),
+            Self::Drop { reason, interface } => u64::from(reason) << 32 | u64::from(interface),
+            Self::Dns { rcode } => rcode.into(),
+            Self::Share { measure, device, .. } => (measure as u64) << 32 | u64::from(device),
+        }
+    }
 }
 
 impl Signal {
@@ -257,6 +396,7 @@ impl Signal {
             Detail::Exit(_) => SignalKind::Exit,
             Detail::Oom(_) => SignalKind::Oom,
             Detail::Kill(_) => SignalKind::Kill,
+            Detail::Fact(fact) => fact.kind,
             Detail::Burst(burst) => burst.kind,
         }
     }
@@ -273,7 +413,7 @@ impl Signal {
             Detail::Exit(exit) => Some(&exit.comm),
             Detail::Oom(oom) => Some(&oom.comm),
             Detail::Kill(kill) => Some(&kill.comm),
-            Detail::Burst(_) => None,
+            Detail::Fact(_) | Detail::Burst(_) => None,
         }
     }
 
@@ -288,7 +428,7 @@ impl Signal {
             Detail::Exit(exit) => Some(exit.ns),
             Detail::Oom(oom) => Some(oom.ns),
             Detail::Kill(kill) => Some(kill.ns),
-            Detail::Burst(_) => None,
+            Detail::Fact(_) | Detail::Burst(_) => None,
         }
     }
 }

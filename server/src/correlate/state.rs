@@ -10,21 +10,22 @@ use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use tapio_wire::event::{ArchivedDetail, EntityId};
+use tapio_wire::event::{ArchivedDetail, ArchivedHistogram, EntityId, Measure};
 
-use super::signal::{Burst, SignalKind};
+use super::generations::Generations;
+use super::signal::{About, Burst, SignalKind};
 
 /// Bytes that one entity's state may take, its key included.
 pub const ENTITY_BYTES_MAX: usize = 300;
 
-const BURSTS: usize = 9;
+const BURSTS: usize = 3;
 const SLOTS: usize = 64;
 /// Ticks after which a quiet entity expires.
 const WINDOW_TICKS: u32 = 32;
 /// Entities looked at to find one that may be evicted.
 const EVICTION_TRIES: usize = 8;
-/// Bursts are counted in windows of this length.
-const BURST_WINDOW_MS: u32 = 1000;
+/// Bursts by what their events have in common that one shard remembers: a hostile entity cannot make it more.
+const KEYED_MAX: usize = 65_536;
 /// A burst that goes on is told again this often.
 const BURST_REFRESH_MS: u32 = 10_000;
 
@@ -34,69 +35,122 @@ const _: () = assert!(size_of::<Key>() + size_of::<EntityState>() <= ENTITY_BYTE
 /// An entity and its node.
 pub type Key = (u64, EntityId);
 
-/// When events of a kind are a burst: this many, or stalls of this length together, within a second.
+/// When events of a kind are a burst: this many, or stalls of this length together, within its window.
 struct Threshold {
     kind: SignalKind,
     count: u32,
     stall_us: u32,
+    window_ms: u32,
 }
 
-const fn threshold(kind: SignalKind, count: u32, stall_us: u32) -> Threshold {
-    Threshold { kind, count, stall_us }
+const fn threshold(kind: SignalKind, count: u32, stall_us: u32, window_ms: u32) -> Threshold {
+    Threshold { kind, count, stall_us, window_ms }
 }
 
-const THRESHOLDS: [Threshold; BURSTS] = [
-    threshold(SignalKind::ReclaimBurst, 8, 10_000),
-    threshold(SignalKind::DirectReclaimBurst, 8, 10_000),
-    threshold(SignalKind::RefusedBurst, 5, u32::MAX),
-    threshold(SignalKind::RetransmitBurst, 10, u32::MAX),
-    threshold(SignalKind::SyscallErrorBurst, 100, u32::MAX),
-    threshold(SignalKind::SlowIoBurst, 10, 1_000_000),
-    threshold(SignalKind::PacketDropBurst, 100, u32::MAX),
-    threshold(SignalKind::DnsFailureBurst, 5, u32::MAX),
-    threshold(SignalKind::RunQueueBurst, 20, 500_000),
+/// Kinds that are counted by entity alone, and are frequent: they have their place in its state.
+const PLAIN: [Threshold; BURSTS] = [
+    threshold(SignalKind::ReclaimBurst, 8, 10_000, 1000),
+    threshold(SignalKind::DirectReclaimBurst, 8, 10_000, 1000),
+    threshold(SignalKind::RunQueueBurst, 20, 500_000, 1000),
 ];
 
-/// Where a bulk event counts: its burst, how many it stands for, and its stall.
+// Those that are counted by what their events have in common too. Clients back off: a few refusals tell enough.
+const REFUSED: Threshold = threshold(SignalKind::RefusedBurst, 3, u32::MAX, 10_000);
+const RETRANSMIT: Threshold = threshold(SignalKind::RetransmitBurst, 10, u32::MAX, 1000);
+/// The kernel asks again after 1, 2 and 4 seconds.
+const SYN_RETRANSMIT: Threshold = threshold(SignalKind::SynRetransmitBurst, 3, u32::MAX, 30_000);
+const SYSCALL_ERROR: Threshold = threshold(SignalKind::SyscallErrorBurst, 100, u32::MAX, 1000);
+/// An error that tells of something exhausted or broken counts the first time.
+const SYSCALL_EXHAUSTED: Threshold = threshold(SignalKind::SyscallErrorBurst, 1, u32::MAX, 1000);
+const SLOW_IO: Threshold = threshold(SignalKind::SlowIoBurst, 10, 1_000_000, 1000);
+const IO_ERROR: Threshold = threshold(SignalKind::IoErrorBurst, 1, u32::MAX, 1000);
+const PACKET_DROP: Threshold = threshold(SignalKind::PacketDropBurst, 100, u32::MAX, 1000);
+const DNS_FAILURE: Threshold = threshold(SignalKind::DnsFailureBurst, 3, u32::MAX, 10_000);
+const SLOW_SHARE: Threshold = threshold(SignalKind::SlowShare, 1, u32::MAX, 1000);
+
+/// `errno` values of [`SYSCALL_EXHAUSTED`]: EIO, EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC, EROFS, EDQUOT.
+const EXHAUSTED: [u32; 8] = [5, 11, 12, 23, 24, 28, 30, 122];
+/// Slots of a histogram from which on an operation is slow: about a second for I/O and DNS, 131 ms for a CPU.
+const SLOW_SLOT: usize = 20;
+const SLOW_RUN_QUEUE_SLOT: usize = 17;
+/// A share of slow operations is told from one in so many on.
+const SLOW_SHARE_PARTS: u64 = 1000;
+
+/// Where a bulk event counts: by which rule, how many it stands for, its stall, what it has in common with others.
+struct Contribution {
+    rule: &'static Threshold,
+    count: u32,
+    stall_us: u32,
+    about: About,
+}
+
+fn us(ns: u64) -> u32 {
+    u32::try_from(ns / 1000).unwrap_or(u32::MAX)
+}
+
+fn clipped(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// What counts by entity alone: its burst, how many, and its stall.
 #[inline]
-fn contribution(detail: &ArchivedDetail) -> Option<(usize, u32, u32)> {
-    let us = |ns: u64| u32::try_from(ns / 1000).unwrap_or(u32::MAX);
-    let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-    Some(match detail {
-        ArchivedDetail::Reclaim { stall_ns, memcg, .. } => (usize::from(!*memcg), 1, us(stall_ns.to_native())),
-        ArchivedDetail::Tcp(tcp) => match tcp.change {
-            2 => (2, 1, 0),
-            5 | 6 => (3, 1, 0),
-            _ => return None,
-        },
-        ArchivedDetail::SyscallError { count: times, .. } => (4, count(times.to_native()), 0),
-        ArchivedDetail::BlockIo { latency_ns, .. } => (5, 1, us(latency_ns.to_native())),
-        ArchivedDetail::PacketDrop { count: times, .. } => (6, count(times.to_native()), 0),
-        ArchivedDetail::Dns { .. } => (7, 1, 0),
-        ArchivedDetail::RunQueue { wait_ns } => (8, 1, us(wait_ns.to_native())),
-        ArchivedDetail::Exec(_)
-        | ArchivedDetail::Exit(_)
-        | ArchivedDetail::Oom(_)
-        | ArchivedDetail::Signal(_)
-        | ArchivedDetail::CgroupMade { .. }
-        | ArchivedDetail::CgroupRemoved { .. }
-        | ArchivedDetail::Fork { .. }
-        | ArchivedDetail::SignalDelivered { .. }
-        | ArchivedDetail::FileOpen { .. }
-        | ArchivedDetail::Histogram(_)
-        | ArchivedDetail::PodState(_)
-        | ArchivedDetail::ContainerState(_)
-        | ArchivedDetail::KubeEvent(_)
-        | ArchivedDetail::NodeCondition(_)
-        | ArchivedDetail::Rollout(_)
-        | ArchivedDetail::ConfigChange(_)
-        | ArchivedDetail::Endpoints(_)
-        | ArchivedDetail::ObjectState(_)
-        | ArchivedDetail::UnitState(_)
-        | ArchivedDetail::UnitJob(_)
-        | ArchivedDetail::Observation(_)
-        | ArchivedDetail::Gap(_) => return None,
-    })
+fn plain(detail: &ArchivedDetail) -> Option<(usize, u32, u32)> {
+    match detail {
+        ArchivedDetail::Reclaim { stall_ns, memcg, .. } => Some((usize::from(!*memcg), 1, us(stall_ns.to_native()))),
+        ArchivedDetail::RunQueue { wait_ns } => Some((2, 1, us(wait_ns.to_native()))),
+        _ => None,
+    }
+}
+
+/// What counts by what its events have in common.
+#[inline]
+fn keyed(detail: &ArchivedDetail) -> Option<Contribution> {
+    let one = |rule, about| Some(Contribution { rule, count: 1, stall_us: 0, about });
+    match detail {
+        ArchivedDetail::Tcp(tcp) => {
+            let peer = || About::Peer { address: tcp.destination, port: tcp.destination_port.to_native() };
+            match tcp.change {
+                2 => one(&REFUSED, peer()),
+                5 => one(&RETRANSMIT, peer()),
+                6 => one(&SYN_RETRANSMIT, peer()),
+                _ => None,
+            }
+        }
+        ArchivedDetail::SyscallError { count, syscall, errno } => {
+            let errno = errno.to_native();
+            let rule = if EXHAUSTED.contains(&errno) { &SYSCALL_EXHAUSTED } else { &SYSCALL_ERROR };
+            let about = About::Errno { errno, syscall: syscall.to_native() };
+            Some(Contribution { rule, count: clipped(count.to_native()), stall_us: 0, about })
+        }
+        ArchivedDetail::BlockIo { latency_ns, device, error, .. } => {
+            let errno = error.to_native().unsigned_abs();
+            let about = About::Device { device: device.to_native(), errno };
+            let rule = if errno == 0 { &SLOW_IO } else { &IO_ERROR };
+            Some(Contribution { rule, count: 1, stall_us: us(latency_ns.to_native()), about })
+        }
+        ArchivedDetail::PacketDrop { count, reason, interface } => {
+            let about = About::Drop { reason: reason.to_native(), interface: interface.to_native() };
+            Some(Contribution { rule: &PACKET_DROP, count: clipped(count.to_native()), stall_us: 0, about })
+        }
+        // Found after all, only slowly, or asked for what does not exist (NXDOMAIN): no failure of the service.
+        ArchivedDetail::Dns { rcode, .. } if !matches!(*rcode, 0 | 3) => {
+            one(&DNS_FAILURE, About::Dns { rcode: *rcode })
+        }
+        ArchivedDetail::Histogram(histogram) => slow_share(histogram),
+        _ => None,
+    }
+}
+
+fn slow_share(histogram: &ArchivedHistogram) -> Option<Contribution> {
+    let measure = histogram.measure.get();
+    let slot = if measure == Measure::RunQueueLatency { SLOW_RUN_QUEUE_SLOT } else { SLOW_SLOT };
+    let count = |from: usize| histogram.counts.iter().skip(from).map(|count| u64::from(count.to_native())).sum::<u64>();
+    let (total, slow) = (count(0), count(slot));
+    if slow == 0 || slow.saturating_mul(SLOW_SHARE_PARTS) < total {
+        return None;
+    }
+    let about = About::Share { measure, device: histogram.device.to_native(), total };
+    Some(Contribution { rule: &SLOW_SHARE, count: clipped(slow), stall_us: us(histogram.max_ns.to_native()), about })
 }
 
 /// Times are milliseconds of the node's clock; they wrap, so only differences are used.
@@ -117,10 +171,10 @@ impl BurstState {
             // Rings of other CPUs are read later: such an event counts in the window that is open.
             age_ms = 0;
         }
-        if age_ms >= BURST_WINDOW_MS || self.count == 0 {
+        if age_ms >= rule.window_ms || self.count == 0 {
             // It ends only after a window with less than half of what began it, or after silence.
             let calm = self.count < rule.count.div_ceil(2) && self.stall_us < rule.stall_us / 2;
-            if calm || age_ms >= 2 * BURST_WINDOW_MS {
+            if calm || age_ms >= 2 * rule.window_ms {
                 self.is_on = false;
             }
             self.window_start_ms = now_ms;
@@ -138,7 +192,15 @@ impl BurstState {
         }
         self.is_on = true;
         self.told_ms = now_ms;
-        Some(Burst { kind: rule.kind, count: self.count, stall_us: self.stall_us, span_ms: age_ms })
+        Some(Burst {
+            kind: rule.kind,
+            about: About::Nothing,
+            peer: None,
+            peer_backends: None,
+            count: self.count,
+            stall_us: self.stall_us,
+            span_ms: age_ms,
+        })
     }
 }
 
@@ -151,6 +213,7 @@ struct EntityState {
 /// The entities of one shard.
 pub struct EntityTable {
     entities: HashMap<Key, EntityState, RandomState>,
+    keyed: Generations<(Key, SignalKind, u64), BurstState>,
     wheel: Vec<Vec<Key>>,
     tick: u32,
     tick_length: Duration,
@@ -163,6 +226,7 @@ impl EntityTable {
     pub fn new(entities_max: usize, window: Duration) -> Self {
         Self {
             entities: HashMap::default(),
+            keyed: Generations::new(KEYED_MAX.min(entities_max.max(2))),
             wheel: vec![Vec::new(); SLOTS],
             tick: 0,
             tick_length: (window / WINDOW_TICKS).max(Duration::from_millis(1)),
@@ -221,9 +285,14 @@ impl EntityTable {
             }
         };
         state.seen_tick = tick;
-        let (burst, count, stall_us) = contribution(detail)?;
         let now_ms = (time_ns / 1_000_000) as u32;
-        state.bursts[burst].add(&THRESHOLDS[burst], now_ms, count, stall_us)
+        if let Some((burst, count, stall_us)) = plain(detail) {
+            return state.bursts[burst].add(&PLAIN[burst], now_ms, count, stall_us);
+        }
+        let Contribution { rule, count, stall_us, about } = keyed(detail)?;
+        let state = self.keyed.entry((key, rule.kind, about.discriminator()), BurstState::default);
+        let burst = state.add(rule, now_ms, count, stall_us)?;
+        Some(Burst { about, ..burst })
     }
 
     fn place(&mut self, key: Key, seen_tick: u32) {
@@ -259,7 +328,7 @@ mod tests {
     use super::*;
 
     fn add(state: &mut BurstState, at_ms: u32) -> bool {
-        state.add(&THRESHOLDS[0], at_ms, 1, 100).is_some()
+        state.add(&PLAIN[0], at_ms, 1, 100).is_some()
     }
 
     #[test]

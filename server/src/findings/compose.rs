@@ -5,20 +5,28 @@
 
 use std::sync::Arc;
 
+use tapio_wire::event::EntityKind;
 use tapio_wire::service::{Death, Evidence, Finding, Limit, Loss, Sender};
 
+use super::facts;
 use super::history::{Noted, Ring};
 use super::matching::Match;
 use super::pattern::Pattern;
 use super::template::{Subject, Template};
 use super::text;
 use crate::correlate::Lost;
-use crate::correlate::signal::{Detail, Exit, Kill, Oom, SenderClass, Signal, SignalKind};
+use crate::correlate::signal::{Detail, Exit, Fact, Kill, Oom, SenderClass, Signal, SignalKind};
 
 /// Pieces of evidence that a finding lists of one step: the first and the latest ones.
 const STEP_EVIDENCE_MAX: usize = 8;
 /// How long before a death its signal and its OOM kill may lie.
 const DEATH_REACH_NS: u64 = 60_000_000_000;
+/// How long after a death Kubernetes may say what it was.
+pub const LABEL_REACH_NS: u64 = 600_000_000_000;
+/// Observations that a finding lists.
+const OBSERVATIONS_MAX: usize = 3;
+/// Taken off the confidence for evidence that is required and presumed to be lost.
+const PRESUMED_MINUS: f64 = 0.3;
 /// How much later than the death they may be stamped.
 const DEATH_SLACK_NS: u64 = 10_000_000;
 
@@ -42,16 +50,21 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
     let all = || found.steps.iter().flatten().map(|noted| &noted.signal);
     let started_ns = all().map(|signal| signal.realtime_ns).min()?;
     let verdict = pattern.verdict.render(&subject);
+    let possible = found.is_presumed || absence_is_unsure(pattern, context.lost);
     Some(Finding {
         id: context.id,
         pattern: pattern.id.clone(),
-        title: pattern.title.render(&subject),
+        title: title(pattern, &subject, possible),
         severity: pattern.severity.name().into(),
         confidence: confidence(pattern, found, context.lost),
         entity: Some(anchor.entity.to_ref()),
         started_ns: context.started_realtime_ns.map_or(started_ns, |first| first.min(started_ns)),
         ended_ns: all().map(|signal| signal.realtime_ns).max()?,
-        evidence: evidence(pattern, found),
+        evidence: {
+            let mut listed = evidence(pattern, found);
+            listed.extend(observed(&pattern.anchor_step().name, anchor, context.entity_ring));
+            listed
+        },
         loss: Some(Loss { events: context.lost.events, open_interval: context.lost.open_interval }),
         advice: pattern
             .advice
@@ -65,13 +78,61 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         last_boottime_ns: all().map(|signal| signal.boottime_ns).max()?,
         revision: 0,
         count: context.count,
+        possible,
+        superseded_by: String::new(),
+        withdrawn: false,
+        consequences: Vec::new(),
     })
 }
 
-/// The window in which losses matter to a match: its evidence, and a moment before it.
-pub fn loss_window(found: &Match) -> (u64, u64) {
+/// The title; what is only possible begins with that word, what stands for several says so.
+fn title(pattern: &Pattern, subject: &Subject<'_>, possible: bool) -> String {
+    let title = pattern.title.render(subject);
+    let many =
+        if subject.count > 1 && !pattern.gathers() { format!(", {} times", subject.count) } else { String::new() };
+    let possibly = if possible { "Possibly: " } else { "" };
+    format!("{possibly}{title}{many}")
+}
+
+/// Whether what must be absent may have been lost.
+fn absence_is_unsure(pattern: &Pattern, lost: Lost) -> bool {
+    pattern.steps.iter().any(|step| step.absent && if step.kind.is_burst() { lost.any() } else { lost.any_lethal() })
+}
+
+/// What the collector read of the entity when it happened.
+fn observed(cause: &str, anchor: &Signal, ring: Option<&Ring>) -> Vec<Evidence> {
+    let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
+    signals
+        .filter(|signal| {
+            signal.kind() == SignalKind::Observation
+                && signal.evidence.node == anchor.evidence.node
+                && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
+        })
+        .take(OBSERVATIONS_MAX)
+        .map(|signal| piece("observed", cause, signal))
+        .collect()
+}
+
+fn piece(step: &str, cause: &str, signal: &Signal) -> Evidence {
+    Evidence {
+        id: signal.evidence.to_string(),
+        step: step.to_owned(),
+        time_ns: signal.realtime_ns,
+        kind: signal.kind().name().into(),
+        text: describe(signal),
+        entity: Some(signal.entity.to_ref()),
+        pid: signal.pid,
+        caused_by: cause.into(),
+    }
+}
+
+/// The window of a node in which losses matter to a match: its evidence, and a moment before it.
+pub fn loss_window(found: &Match, node: u64) -> (u64, u64) {
     const BEFORE_NS: u64 = 1_000_000_000;
-    let times = || found.steps.iter().flatten().map(|noted| noted.signal.boottime_ns);
+    let times = || {
+        let of_node = found.steps.iter().flatten().filter(|noted| noted.signal.evidence.node == node);
+        of_node.map(|noted| noted.signal.boottime_ns)
+    };
     let first = times().min().unwrap_or(0);
     (first.saturating_sub(BEFORE_NS), times().max().unwrap_or(0))
 }
@@ -81,6 +142,9 @@ fn confidence(pattern: &Pattern, found: &Match, lost: Lost) -> f64 {
     for (step, bound) in pattern.steps.iter().zip(&found.steps) {
         if step.optional && bound.is_empty() {
             confidence -= step.minus;
+        }
+        if step.may_be_lost && bound.is_empty() {
+            confidence -= PRESUMED_MINUS;
         }
     }
     if lost.any() {
@@ -105,19 +169,7 @@ fn evidence(pattern: &Pattern, found: &Match) -> Vec<Evidence> {
         }
         let left_out = bound.len().saturating_sub(STEP_EVIDENCE_MAX);
         let listed = bound.iter().take(1).chain(bound.iter().skip(1 + left_out));
-        list.extend(listed.map(|noted: &Arc<Noted>| {
-            let signal = &noted.signal;
-            Evidence {
-                id: signal.evidence.to_string(),
-                step: step.name.clone(),
-                time_ns: signal.realtime_ns,
-                kind: signal.kind().name().into(),
-                text: describe(signal),
-                entity: Some(signal.entity.to_ref()),
-                pid: signal.pid,
-                caused_by: cause.into(),
-            }
-        }));
+        list.extend(listed.map(|noted: &Arc<Noted>| piece(&step.name, cause, &noted.signal)));
         cause = &step.name;
     }
     list
@@ -134,7 +186,7 @@ fn sender(kill: &Kill) -> String {
         SenderClass::Same => format!(
             "{} of the same {}",
             process(&kill.sender_comm, kill.sender_pid),
-            if kill.sender.parent == 0 { kill.sender.kind_name() } else { "pod" }
+            if kill.sender.pod_id() == 0 { kill.sender.kind_name() } else { "pod" }
         ),
         SenderClass::Runtime | SenderClass::Outside => {
             format!("{} of {}", process(&kill.sender_comm, kill.sender_pid), kill.sender)
@@ -180,26 +232,8 @@ fn describe(signal: &Signal) -> String {
             sender(kill),
             if kill.ignored { ", and ignored" } else { "" }
         ),
-        Detail::Burst(burst) => {
-            let what = match burst.kind {
-                SignalKind::ReclaimBurst => "reclaims of memory at its own limit",
-                SignalKind::DirectReclaimBurst => "reclaims of memory because the node ran short",
-                SignalKind::RefusedBurst => "connections refused",
-                SignalKind::RetransmitBurst => "retransmissions",
-                SignalKind::SyscallErrorBurst => "system calls failed",
-                SignalKind::SlowIoBurst => "slow or failed block I/Os",
-                SignalKind::PacketDropBurst => "packets dropped",
-                SignalKind::DnsFailureBurst => "DNS lookups slow or failed",
-                _ => "long waits for a CPU",
-            };
-            let stall = if burst.stall_us == 0 {
-                String::new()
-            } else {
-                format!(", {} of stall", text::duration(u64::from(burst.stall_us) * 1000))
-            };
-            let span = text::duration(u64::from(burst.span_ms.max(1)) * 1_000_000);
-            format!("{} {what} within {span}{stall}", burst.count)
-        }
+        Detail::Fact(fact) => facts::sentence(fact, &signal.entity),
+        Detail::Burst(burst) => facts::burst(burst),
     }
 }
 
@@ -213,6 +247,43 @@ fn limit_text(oom: &Oom) -> String {
         text::bytes(oom.usage_bytes),
         text::bytes(oom.limit_bytes)
     )
+}
+
+/// What Kubernetes says of the death of a container's first process.
+fn label<'a>(anchor: &Signal, ring: Option<&'a Ring>) -> Option<&'a Fact> {
+    if !anchor.is_lead() || anchor.entity.kind != Some(EntityKind::Container) {
+        return None;
+    }
+    let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
+    let said = signals.filter_map(|signal| match &signal.detail {
+        Detail::Fact(fact) if fact.kind == SignalKind::ContainerState && fact.text("state") == "terminated" => {
+            let is_late = signal.realtime_ns.abs_diff(anchor.realtime_ns) <= LABEL_REACH_NS;
+            is_late.then_some((signal.realtime_ns, &**fact))
+        }
+        _ => None,
+    });
+    said.max_by_key(|&(at, _)| at).map(|(_, fact)| fact)
+}
+
+fn label_text(fact: &Fact) -> String {
+    let reason = fact.text("reason");
+    let reason = if reason.is_empty() { "nothing but a code" } else { reason };
+    format!("{reason} (exit code {})", fact.number("exit_code"))
+}
+
+/// Whether what Kubernetes says is what happened.
+fn agrees(fact: &Fact, exit: &Exit, has_oom: bool) -> bool {
+    let code = match (exit.exit_code(), exit.signal()) {
+        (Some(code), _) => code,
+        (None, signal) => 128 + signal.unwrap_or(0),
+    };
+    let reason_fits = match fact.text("reason") {
+        "OOMKilled" => has_oom,
+        "Completed" => exit.status == 0,
+        "Error" => exit.status != 0 && !has_oom,
+        _ => true,
+    };
+    reason_fits && fact.number("exit_code") == u64::from(code)
 }
 
 /// The death certificate, when the anchor is a death.
@@ -243,7 +314,9 @@ fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death>
             _ => None,
         })
         .max_by_key(|&(rank, _)| rank);
+    let said = label(anchor, ring);
     Some(Death {
+        label_agrees: said.map(|fact| agrees(fact, exit, oom.is_some())),
         pid: anchor.pid,
         comm: exit.comm.to_string(),
         exit_code: exit.exit_code(),
@@ -261,7 +334,7 @@ fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death>
             usage_bytes: oom.usage_bytes,
             hit: oom.limit_hit(),
         }),
-        label: String::new(),
+        label: said.map(label_text).unwrap_or_default(),
         verdict,
     })
 }

@@ -4,6 +4,7 @@
 //! must hold: a death is explained by one finding; a better explanation takes the place of a weaker one; a pattern that takes
 //! several deaths together absorbs the weaker single ones and goes on with its finding as long as deaths keep joining it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::history::Noted;
@@ -47,20 +48,28 @@ pub struct Withdrawn {
     pub successor: Option<String>,
 }
 
+/// Deaths of one workload that are remembered to be taken together.
+const FOLD_MAX: usize = 32;
+
 /// See the module.
 pub struct Deaths {
+    folds: Generations<(String, u64), VecDeque<Arc<Noted>>>,
     explained: Generations<EvidenceId, Explained>,
     groups: Generations<String, Group>,
 }
 
 impl Default for Deaths {
     fn default() -> Self {
-        Self { explained: Generations::new(DEATHS_MAX), groups: Generations::new(GROUPS_MAX) }
+        Self {
+            folds: Generations::new(GROUPS_MAX),
+            explained: Generations::new(DEATHS_MAX),
+            groups: Generations::new(GROUPS_MAX),
+        }
     }
 }
 
 fn place(noted: &Noted) -> Place {
-    (noted.signal.boottime_ns, noted.signal.evidence)
+    (noted.signal.realtime_ns, noted.signal.evidence)
 }
 
 /// A finding's id: a hash of its evidence, so that a replay gives the same.
@@ -99,6 +108,22 @@ impl Deaths {
         let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: false };
         self.explained.insert(evidence, explained);
         Decision::Publish { id, count: 1, started_realtime_ns: None }
+    }
+
+    /// The deaths of a workload's replicas that a pattern explains alike, the latest last; this one is among them.
+    pub fn alike(&mut self, pattern: &Pattern, workload: u64, death: &Arc<Noted>) -> Vec<Arc<Noted>> {
+        let alike = self.folds.entry((pattern.id.clone(), workload), VecDeque::new);
+        alike.retain(|other| {
+            other.signal.evidence != death.signal.evidence
+                && other.signal.realtime_ns.abs_diff(death.signal.realtime_ns) <= pattern.window_ns
+        });
+        if alike.len() == FOLD_MAX {
+            alike.pop_front();
+        }
+        alike.push_back(Arc::clone(death));
+        let mut alike: Vec<_> = alike.iter().cloned().collect();
+        alike.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
+        alike
     }
 
     /// A pattern takes several deaths together; the last is its anchor.
@@ -151,6 +176,10 @@ impl Deaths {
             }
             let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: true };
             self.explained.insert(evidence, explained);
+        }
+        if group.absorbed == 0 {
+            // Every one of them is explained better elsewhere.
+            return (Decision::Keep, withdrawn);
         }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
         let is_last = group.last == place(last);

@@ -6,7 +6,7 @@
 use tapio_wire::event::EntityKind;
 
 use super::text;
-use crate::correlate::signal::{Detail, Signal, SignalKind, SignalKinds};
+use crate::correlate::signal::{About, Detail, FactValue, Signal, SignalKind, SignalKinds};
 
 /// How a field is compared and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,26 +28,81 @@ pub enum Value<'a> {
     Text(&'a str),
 }
 
+/// A text that was told.
+fn known(text: &str) -> Option<Value<'_>> {
+    (!text.is_empty()).then_some(Value::Text(text))
+}
+
 /// Kinds that name a process.
 const PROCESS: &[SignalKind] = &[SignalKind::Exec, SignalKind::Exit, SignalKind::Oom, SignalKind::Kill];
 const EXIT: &[SignalKind] = &[SignalKind::Exit];
 const OOM: &[SignalKind] = &[SignalKind::Oom];
 const KILL: &[SignalKind] = &[SignalKind::Kill];
+const COMM: &[SignalKind] =
+    &[SignalKind::Exec, SignalKind::Exit, SignalKind::Oom, SignalKind::Kill, SignalKind::Delivered];
 const BURST: &[SignalKind] = &[
     SignalKind::ReclaimBurst,
     SignalKind::DirectReclaimBurst,
     SignalKind::RefusedBurst,
     SignalKind::RetransmitBurst,
+    SignalKind::SynRetransmitBurst,
     SignalKind::SyscallErrorBurst,
     SignalKind::SlowIoBurst,
+    SignalKind::IoErrorBurst,
     SignalKind::PacketDropBurst,
     SignalKind::DnsFailureBurst,
     SignalKind::RunQueueBurst,
+    SignalKind::SlowShare,
 ];
+const COUNTED: &[SignalKind] = &[
+    SignalKind::ReclaimBurst,
+    SignalKind::DirectReclaimBurst,
+    SignalKind::RefusedBurst,
+    SignalKind::RetransmitBurst,
+    SignalKind::SynRetransmitBurst,
+    SignalKind::SyscallErrorBurst,
+    SignalKind::SlowIoBurst,
+    SignalKind::IoErrorBurst,
+    SignalKind::PacketDropBurst,
+    SignalKind::DnsFailureBurst,
+    SignalKind::RunQueueBurst,
+    SignalKind::SlowShare,
+    SignalKind::KubeEvent,
+];
+const PEER: &[SignalKind] = &[SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
+/// Of a Service, or of the one at the other end.
+const BACKENDS: &[SignalKind] =
+    &[SignalKind::Endpoints, SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
+const DEVICE: &[SignalKind] = &[SignalKind::SlowIoBurst, SignalKind::IoErrorBurst, SignalKind::SlowShare];
+const ERRNO: &[SignalKind] = &[SignalKind::SyscallErrorBurst, SignalKind::IoErrorBurst];
+/// Kinds that speak of an object of Kubernetes by its name.
+const OBJECT: &[SignalKind] = &[
+    SignalKind::KubeEvent,
+    SignalKind::Rollout,
+    SignalKind::ConfigChange,
+    SignalKind::Endpoints,
+    SignalKind::ObjectState,
+];
+const REASON: &[SignalKind] = &[
+    SignalKind::PodState,
+    SignalKind::ContainerState,
+    SignalKind::KubeEvent,
+    SignalKind::NodeCondition,
+    SignalKind::Rollout,
+    SignalKind::ObjectState,
+    SignalKind::Gap,
+];
+const POD_STATE: &[SignalKind] = &[SignalKind::PodState];
+const CONTAINER: &[SignalKind] = &[SignalKind::ContainerState];
+const ROLLOUT: &[SignalKind] = &[SignalKind::Rollout];
+const UNIT: &[SignalKind] = &[SignalKind::UnitState, SignalKind::UnitJob];
+const UNIT_STATE: &[SignalKind] = &[SignalKind::UnitState];
+const OBSERVATION: &[SignalKind] = &[SignalKind::Observation];
 
 macro_rules! fields {
     ($($(#[$meta:meta])* $name:ident => $text:literal, $type:ident, $kinds:expr;)*) => {
         /// Fields of signals.
+        #[allow(clippy::enum_variant_names, reason = "a field of a signal may be called field_path")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Field { $($(#[$meta])* $name,)* }
         impl Field {
@@ -73,13 +128,19 @@ fields! {
     EntityName => "entity_name", Text, SignalKind::ALL;
     Cgroup => "cgroup", Text, SignalKind::ALL;
     Pid => "pid", Number, SignalKind::ALL;
-    Comm => "comm", Text, PROCESS;
+    Namespace => "namespace", Text, SignalKind::ALL;
+    Pod => "pod", Text, SignalKind::ALL;
+    Container => "container", Text, SignalKind::ALL;
+    Workload => "workload", Text, SignalKind::ALL;
+    Image => "image", Text, SignalKind::ALL;
+    Node => "node", Text, SignalKind::ALL;
+    Comm => "comm", Text, COMM;
     /// The container's init; every process where there is no container.
     Lead => "lead", Flag, PROCESS;
     /// The container's init; in a unit a process that the service manager started.
     Main => "main", Flag, EXIT;
-    ExitCode => "exit_code", Number, EXIT;
-    Signal => "signal", Signal, &[SignalKind::Exit, SignalKind::Kill];
+    ExitCode => "exit_code", Number, &[SignalKind::Exit, SignalKind::ContainerState];
+    Signal => "signal", Signal, &[SignalKind::Exit, SignalKind::Kill, SignalKind::Delivered];
     /// The signal that ended it, or that its exit code stands for.
     DiedBy => "died_by", Signal, EXIT;
     Failed => "failed", Flag, EXIT;
@@ -98,9 +159,84 @@ fields! {
     SenderEntity => "sender_entity", Number, KILL;
     SenderKind => "sender_kind", Text, KILL;
     Ignored => "ignored", Flag, KILL;
-    Count => "count", Number, BURST;
+    Count => "count", Number, COUNTED;
     Stall => "stall", Nanoseconds, BURST;
     Span => "span", Nanoseconds, BURST;
+    /// Who is at the other end: `service shop/db`, `pod shop/db-0`, or its address.
+    Peer => "peer", Text, PEER;
+    PeerAddress => "peer_address", Text, PEER;
+    PeerPort => "peer_port", Number, PEER;
+    /// By its name: `EMFILE`.
+    Errno => "errno", Text, ERRNO;
+    Syscall => "syscall", Number, &[SignalKind::SyscallErrorBurst];
+    /// `8:16`
+    Device => "device", Number, DEVICE;
+    DropReason => "drop_reason", Number, &[SignalKind::PacketDropBurst];
+    Interface => "interface", Number, &[SignalKind::PacketDropBurst];
+    /// `SERVFAIL`, `unanswered`.
+    Rcode => "rcode", Text, &[SignalKind::DnsFailureBurst];
+    Measure => "measure", Text, &[SignalKind::SlowShare];
+    Total => "total", Number, &[SignalKind::SlowShare];
+    Reason => "reason", Text, REASON;
+    Message => "message", Text, &[
+        SignalKind::PodState, SignalKind::ContainerState, SignalKind::KubeEvent, SignalKind::NodeCondition,
+        SignalKind::Rollout, SignalKind::ObjectState];
+    Type => "type", Text, &[SignalKind::KubeEvent];
+    FieldPath => "field_path", Text, &[SignalKind::KubeEvent];
+    Component => "component", Text, &[SignalKind::KubeEvent];
+    ObjectKind => "object_kind", Text, OBJECT;
+    ObjectNamespace => "object_namespace", Text, OBJECT;
+    ObjectName => "object_name", Text, OBJECT;
+    Phase => "phase", Text, POD_STATE;
+    Ready => "ready", Flag, &[SignalKind::PodState, SignalKind::ContainerState];
+    Deleting => "deleting", Flag, POD_STATE;
+    Gone => "gone", Flag, &[SignalKind::PodState, SignalKind::Rollout, SignalKind::ObjectState];
+    Grace => "grace", Nanoseconds, POD_STATE;
+    State => "state", Text, &[SignalKind::ContainerState, SignalKind::ObjectState];
+    RestartCount => "restart_count", Number, CONTAINER;
+    Last => "last", Flag, CONTAINER;
+    Role => "role", Text, CONTAINER;
+    CpuLimit => "cpu_limit", Number, CONTAINER;
+    Condition => "condition", Text, &[SignalKind::NodeCondition];
+    Status => "status", Text, &[SignalKind::NodeCondition];
+    Images => "images", Text, ROLLOUT;
+    ImagesBefore => "images_before", Text, ROLLOUT;
+    ImageChanged => "image_changed", Flag, ROLLOUT;
+    Generation => "generation", Number, ROLLOUT;
+    Desired => "desired", Number, &[SignalKind::Rollout, SignalKind::ObjectState];
+    Updated => "updated", Number, ROLLOUT;
+    ReadyReplicas => "ready_replicas", Number, ROLLOUT;
+    Unavailable => "unavailable", Number, ROLLOUT;
+    ResourceVersion => "resource_version", Text, &[SignalKind::ConfigChange];
+    Change => "change", Text, &[SignalKind::ConfigChange];
+    Backends => "backends", Number, BACKENDS;
+    ReadyBackends => "ready_backends", Number, BACKENDS;
+    UnreadyBackends => "unready_backends", Number, BACKENDS;
+    Current => "current", Number, &[SignalKind::ObjectState];
+    Unit => "unit", Text, UNIT;
+    Result => "result", Text, UNIT;
+    ActiveState => "active_state", Text, UNIT_STATE;
+    SubState => "sub_state", Text, UNIT_STATE;
+    MainStatus => "main_status", Number, UNIT_STATE;
+    Restarts => "restarts", Number, UNIT_STATE;
+    MemoryLimit => "memory_limit", Bytes, &[SignalKind::ContainerState, SignalKind::Observation];
+    MemoryUsage => "memory_usage", Bytes, OBSERVATION;
+    MemoryPeak => "memory_peak", Bytes, OBSERVATION;
+    OomKills => "oom_kills", Number, OBSERVATION;
+    LimitHits => "limit_hits", Number, OBSERVATION;
+    Pids => "pids", Number, OBSERVATION;
+    PidsLimit => "pids_limit", Number, OBSERVATION;
+    /// At least 98 % of `pids.max` are in use.
+    PidsFull => "pids_full", Flag, OBSERVATION;
+    Throttled => "throttled", Number, OBSERVATION;
+    ThrottledTime => "throttled_time", Nanoseconds, OBSERVATION;
+    /// Percent of the last ten seconds in which everything waited for memory.
+    MemoryPressure => "memory_pressure", Number, OBSERVATION;
+    ProcessComm => "process_comm", Text, OBSERVATION;
+    ProcessCommand => "process_command", Text, OBSERVATION;
+    What => "what", Text, &[SignalKind::Gap];
+    Lasted => "lasted", Nanoseconds, &[SignalKind::Gap];
+    FoundGone => "found_gone", Number, &[SignalKind::Gap];
 }
 
 impl Field {
@@ -128,6 +264,26 @@ impl Field {
             (Self::EntityName, _) => Value::Text(&entity.name),
             (Self::Cgroup, _) => Value::Text(&entity.cgroup),
             (Self::Pid, _) => Value::Number(u64::from(signal.pid)),
+            (Self::Namespace, detail) => match (known(&entity.namespace), detail) {
+                (Some(namespace), _) => namespace,
+                (None, Detail::Fact(fact)) => known(fact.text("object_namespace"))?,
+                (None, _) => return None,
+            },
+            (Self::Pod, _) => known(&entity.pod)?,
+            (Self::Container, detail) => match (known(&entity.container), detail) {
+                (Some(container), _) => container,
+                // `spec.containers{web}`
+                (None, Detail::Fact(fact)) => known(fact.text("field_path").split_once('{')?.1.trim_end_matches('}'))?,
+                (None, _) => return None,
+            },
+            (Self::Workload, _) => known(&entity.workload)?,
+            (Self::Image, _) => known(&entity.image)?,
+            (Self::Node, _) => Value::Text(&entity.node.name),
+            (field, Detail::Fact(fact)) => match fact.get(field.name())? {
+                FactValue::Number(number) => Value::Number(*number),
+                FactValue::Flag(flag) => Value::Flag(*flag),
+                FactValue::Text(text) => Value::Text(text),
+            },
             (Self::Comm, _) => Value::Text(signal.comm()?),
             (Self::Lead, _) => Value::Flag(signal.is_lead()),
             (Self::Main, Detail::Exit(exit)) => {
@@ -157,6 +313,32 @@ impl Field {
             (Self::Count, Detail::Burst(burst)) => Value::Number(burst.count.into()),
             (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
             (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
+            (Self::Peer, Detail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
+            (Self::Backends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
+            (Self::ReadyBackends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
+            (Self::UnreadyBackends, Detail::Burst(burst)) => {
+                let (ready, all) = burst.peer_backends?;
+                Value::Number(u64::from(all.saturating_sub(ready)))
+            }
+            (field, Detail::Burst(burst)) => field.of_burst(burst.about)?,
+            _ => return None,
+        })
+    }
+
+    fn of_burst(self, about: About) -> Option<Value<'static>> {
+        Some(match (self, about) {
+            (Self::PeerPort, About::Peer { port, .. }) => Value::Number(port.into()),
+            (Self::Errno, About::Errno { errno, .. } | About::Device { errno, .. }) if errno != 0 => {
+                Value::Text(text::errno_name(errno))
+            }
+            (Self::Syscall, About::Errno { syscall, .. }) => Value::Number(syscall.into()),
+            (Self::DropReason, About::Drop { reason, .. }) => Value::Number(reason.into()),
+            (Self::Interface, About::Drop { interface, .. }) => Value::Number(interface.into()),
+            (Self::Rcode, About::Dns { rcode }) => Value::Text(text::rcode_name(rcode)),
+            (Self::Measure, About::Share { measure, .. }) => Value::Text(measure.name()),
+            (Self::Total, About::Share { total, .. }) => Value::Number(total),
+            // Compared as the kernel's number, shown as `8:16`.
+            (Self::Device, About::Device { device, .. } | About::Share { device, .. }) => Value::Number(device.into()),
             _ => return None,
         })
     }
@@ -166,6 +348,9 @@ impl Field {
         match (self, &signal.detail) {
             (Self::Entity, _) => return Some(signal.entity.to_string()),
             (Self::SenderEntity, Detail::Kill(kill)) => return Some(kill.sender.to_string()),
+            (Self::Peer, Detail::Burst(burst)) => return Some(text::peer(burst)),
+            (Self::PeerAddress, Detail::Burst(burst)) => return text::peer_address(burst.about),
+            (Self::Device, Detail::Burst(burst)) => return text::device(burst.about),
             _ => {}
         }
         Some(match (self.get(signal)?, self.field_type()) {

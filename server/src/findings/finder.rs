@@ -8,17 +8,18 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam::channel::Receiver;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-use tapio_wire::service::Finding;
 
+use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
-use super::deaths::{Deaths, Decision, Withdrawn, finding_id};
+use super::deaths::{Deaths, Decision, Withdrawn};
 use super::history::{History, Noted};
+use super::joins::{Joins, RingKey};
 use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::correlate::signal::{Signal, SignalKind};
-use crate::correlate::{Generations, InProcessBus, LossView, Message};
+use crate::correlate::{Generations, InProcessBus, LossView, Lost, Message, Topology};
 
 /// Anchors that one late signal makes be looked at again.
 const REVISITED_MAX: usize = 64;
@@ -34,11 +35,13 @@ pub struct FinderConfig {
     pub bus_signals: usize,
     /// Recent signals remembered, over all entities.
     pub history_signals: usize,
+    /// Findings in a chain of cause and effect.
+    pub correlation_depth_max: usize,
 }
 
 impl Default for FinderConfig {
     fn default() -> Self {
-        Self { bus_signals: 16_384, history_signals: 65_536 }
+        Self { bus_signals: 16_384, history_signals: 65_536, correlation_depth_max: 10 }
     }
 }
 
@@ -112,6 +115,7 @@ impl Finder {
     pub fn start(
         config: &FinderConfig,
         patterns: Arc<PatternSet>,
+        topology: Arc<Topology>,
         losses: Arc<dyn LossView>,
         store: Arc<FindingStore>,
     ) -> Result<Self, StartError> {
@@ -123,6 +127,9 @@ impl Finder {
             losses,
             store,
             deaths: Deaths::default(),
+            joins: Joins::new(Arc::clone(&topology)),
+            absorber: Absorber::new(config.correlation_depth_max),
+            topology,
             clocks: Generations::new(NODES_MAX),
             metrics: metrics.clone(),
         };
@@ -167,10 +174,13 @@ struct Clock {
 
 struct Worker {
     patterns: Arc<PatternSet>,
+    topology: Arc<Topology>,
     losses: Arc<dyn LossView>,
     store: Arc<FindingStore>,
     history: History,
+    joins: Joins,
     deaths: Deaths,
+    absorber: Absorber,
     clocks: Generations<u64, Clock>,
     metrics: FinderMetrics,
 }
@@ -180,37 +190,70 @@ impl Worker {
         while let Ok(message) = receiver.recv() {
             match message {
                 Message::Signal(signal) => self.take(*signal),
+                Message::Renamed => {}
                 Message::Barrier(done) => {
+                    self.rename();
                     // Whoever asked may have given up.
                     let _ = done.send(());
+                    continue;
                 }
                 Message::Stop => return,
             }
+            self.rename();
         }
     }
 
-    fn take(&mut self, signal: Signal) {
+    fn take(&mut self, mut signal: Signal) {
         self.metrics.signals.inc();
         let patterns = Arc::clone(&self.patterns);
-        let mask = patterns.mask(&signal);
         if !patterns.wants(&signal) {
             return;
         }
         self.watch_clock(&signal);
-        let (pod_steps, node_steps) = patterns.wide_steps();
-        let mut scopes = vec![Scope::Entity];
-        if mask.intersects(pod_steps) {
-            scopes.push(Scope::Pod);
-        }
-        if mask.intersects(node_steps) {
-            scopes.push(Scope::Node);
-        }
-        let noted = self.history.note(signal, mask, &scopes);
+        self.joins.take(&mut signal);
+        let mask = patterns.mask(&signal);
+        let keys = self.keys(&patterns, &signal, &mask);
+        let noted = self.history.note(signal, mask, &keys);
         for anchor in self.anchors_touched(&patterns, &noted) {
             self.conclude(&patterns, &anchor);
         }
         let evicted = self.history.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
+    }
+
+    fn keys(&self, patterns: &PatternSet, signal: &Signal, mask: &StepMask) -> Vec<RingKey> {
+        patterns.scopes(mask).flat_map(|scope| self.joins.keys(signal, scope)).collect()
+    }
+
+    /// Gives signals whose entity was described anew its names, and tells their findings again.
+    fn rename(&mut self) {
+        if !self.topology.has_renamed() {
+            return;
+        }
+        let patterns = Arc::clone(&self.patterns);
+        let mut anchors: Vec<Arc<Noted>> = Vec::new();
+        let renamed = match self.topology.take_renamed() {
+            Some(renamed) => renamed.into_iter().collect(),
+            None => self.history.entities(),
+        };
+        for (node, id) in renamed {
+            let Some(ring) = self.history.ring(&(node, Scope::Entity, id)) else { continue };
+            let Some(entity) = self.topology.get(node, id) else { continue };
+            let old: Vec<Arc<Noted>> = ring.iter().filter(|noted| noted.signal.entity != entity).cloned().collect();
+            for old in old {
+                let signal = Signal { entity: Arc::clone(&entity), ..old.signal.clone() };
+                let mask = patterns.mask(&signal);
+                let old_keys = self.keys(&patterns, &old.signal, &old.mask);
+                let keys = self.keys(&patterns, &signal, &mask);
+                anchors.push(self.history.replace(&old, &old_keys, signal, mask, &keys));
+            }
+        }
+        anchors.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
+        for anchor in anchors {
+            if patterns.patterns().iter().any(|pattern| anchor.mask.contains(pattern.anchor_step().number)) {
+                self.conclude(&patterns, &anchor);
+            }
+        }
     }
 
     fn watch_clock(&mut self, signal: &Signal) {
@@ -229,101 +272,151 @@ impl Worker {
 
     /// The anchors whose explanation may change by a signal, in the order of time: itself, and those that it may be a step of.
     fn anchors_touched(&self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
-        let at = noted.signal.boottime_ns;
         let mut touched: Vec<Arc<Noted>> = Vec::new();
         for pattern in patterns.patterns() {
             let anchor = pattern.anchor_step();
             if noted.mask.contains(anchor.number) {
                 touched.push(Arc::clone(noted));
             }
-            let is_step = pattern.steps.iter().enumerate().any(|(index, step)| {
-                noted.mask.contains(step.number) && (index != pattern.anchor || step.count_min > 1)
-            });
+            let is_step =
+                pattern.steps.iter().enumerate().any(|(index, step)| {
+                    noted.mask.contains(step.number) && (index != pattern.anchor || step.is_counted)
+                });
             if !is_step {
                 continue;
             }
-            let key = History::key(&noted.signal, pattern.scope);
-            let ring = self.history.ring(&key).into_iter().flatten();
-            touched.extend(
-                ring.filter(|other| {
-                    other.mask.contains(anchor.number)
-                        && other.signal.boottime_ns.abs_diff(at) <= pattern.window_ns
-                        && !Arc::ptr_eq(other, noted)
-                })
-                .cloned(),
-            );
+            for key in self.joins.keys(&noted.signal, pattern.scope) {
+                let ring = self.history.ring(&key).into_iter().flatten();
+                touched.extend(
+                    ring.filter(|other| {
+                        other.mask.contains(anchor.number) && self.are_near(noted, other, pattern.window_ns)
+                    })
+                    .cloned(),
+                );
+            }
         }
-        touched.sort_by_key(|noted| (noted.signal.boottime_ns, noted.signal.evidence));
+        // What Kubernetes says of a death, and what was observed at it, belong to its certificate.
+        if matches!(noted.signal.kind(), SignalKind::ContainerState | SignalKind::Observation) {
+            let ring = self.history.ring(&Joins::entity_key(&noted.signal.entity)).into_iter().flatten();
+            let deaths = ring.filter(|other| {
+                other.signal.kind() == SignalKind::Exit
+                    && other.signal.is_lead()
+                    && self.are_near(noted, other, compose::LABEL_REACH_NS)
+            });
+            touched.extend(deaths.cloned());
+        }
+        touched.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
         touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let surplus = touched.len().saturating_sub(REVISITED_MAX);
         touched.drain(..surplus);
         touched
     }
 
+    fn are_near(&self, noted: &Arc<Noted>, other: &Arc<Noted>, window_ns: u64) -> bool {
+        let at = matching::time_by(&other.signal, &noted.signal);
+        at.abs_diff(other.signal.boottime_ns) <= window_ns && !Arc::ptr_eq(noted, other)
+    }
+
+    /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
     fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
-        let is_death = anchor.signal.kind() == SignalKind::Exit;
-        let mut is_explained = false;
         for pattern in patterns.patterns() {
             if !anchor.mask.contains(pattern.anchor_step().number) {
                 continue;
             }
-            let Some(found) = self.explain(pattern, anchor) else {
+            let Some((scope, found)) = self.explain(pattern, anchor) else {
                 continue;
             };
-            is_explained = true;
-            if !is_death {
-                let evidence = anchor.signal.evidence;
-                let id = finding_id(&pattern.id, anchor.signal.entity.id, evidence);
-                self.publish(pattern, &found, id, 1, None);
-                continue;
-            }
-            let (decision, withdrawn) = if pattern.absorbs() {
-                let (_, _, scope) = History::key(&anchor.signal, pattern.scope);
-                let deaths = &found.steps[pattern.anchor];
-                self.deaths.together(pattern, scope, deaths)
+            let workload = self.joins.workload(&anchor.signal.entity);
+            let (decision, withdrawn) = if pattern.gathers() {
+                self.deaths.together(pattern, scope, &found.steps[pattern.anchor])
+            } else if pattern.fold && workload != 0 {
+                let alike = self.deaths.alike(pattern, workload, anchor);
+                match alike.len() {
+                    0 | 1 => (self.deaths.single(pattern, anchor), Vec::new()),
+                    _ => self.deaths.together(pattern, workload, &alike),
+                }
             } else {
                 (self.deaths.single(pattern, anchor), Vec::new())
             };
             if let Decision::Publish { id, count, started_realtime_ns } = decision {
-                self.publish(pattern, &found, id, count, started_realtime_ns);
+                self.publish(patterns, pattern, &found, id, count, started_realtime_ns);
             }
             self.withdraw(withdrawn);
-            break;
+            return;
         }
-        if is_death && !is_explained {
-            let withdrawn = self.deaths.unexplained(anchor);
-            self.withdraw(withdrawn);
-        }
+        let withdrawn = self.deaths.unexplained(anchor);
+        self.withdraw(withdrawn);
     }
 
-    fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>) -> Option<Match> {
-        let key = History::key(&anchor.signal, pattern.scope);
-        match matching::explain(pattern, anchor, self.history.ring(&key)?) {
-            Outcome::Found(found) => Some(found),
-            Outcome::NotFound => None,
-            Outcome::Exhausted => {
-                self.metrics.exhausted.inc();
-                None
+    fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>) -> Option<(u64, Match)> {
+        for key in self.joins.keys(&anchor.signal, pattern.scope) {
+            let Some(ring) = self.history.ring(&key) else { continue };
+            let mut outcome = matching::explain(pattern, anchor, ring, false);
+            if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
+                let at = anchor.signal.boottime_ns;
+                let (from, to) = (at.saturating_sub(pattern.window_ns), at.saturating_add(1));
+                if self.losses.lost(anchor.signal.evidence.node, from, to).any() {
+                    outcome = matching::explain(pattern, anchor, ring, true);
+                }
+            }
+            match outcome {
+                Outcome::Found(found) => return Some((key.2, found)),
+                Outcome::NotFound => {}
+                Outcome::Exhausted => self.metrics.exhausted.inc(),
             }
         }
+        None
     }
 
-    fn publish(&self, pattern: &Pattern, found: &Match, id: String, count: u32, started_realtime_ns: Option<u64>) {
+    fn publish(
+        &mut self,
+        patterns: &PatternSet,
+        pattern: &Pattern,
+        found: &Match,
+        id: String,
+        count: u32,
+        started_realtime_ns: Option<u64>,
+    ) {
         let Some(anchor) = found.steps[pattern.anchor].last() else {
             return;
         };
-        let (from_ns, to_ns) = compose::loss_window(found);
-        let key = History::key(&anchor.signal, Scope::Entity);
         let context = Context {
             id,
             count,
             started_realtime_ns,
-            entity_ring: self.history.ring(&key),
-            lost: self.losses.lost(anchor.signal.evidence.node, from_ns, to_ns),
+            entity_ring: self.history.ring(&Joins::entity_key(&anchor.signal.entity)),
+            lost: self.lost(found),
         };
-        let published: Option<Arc<Finding>> =
-            compose::finding(pattern, found, context).and_then(|finding| self.store.publish(finding));
-        if let Some(finding) = published {
+        let Some(finding) = compose::finding(pattern, found, context) else {
+            return;
+        };
+        let keys: Vec<RingKey> =
+            Scope::ALL.into_iter().flat_map(|scope| self.joins.keys(&anchor.signal, scope)).collect();
+        let actions = self.absorber.offer(patterns, pattern, finding, &keys);
+        self.act(actions);
+    }
+
+    /// What was lost on the nodes that the evidence comes from.
+    fn lost(&self, found: &Match) -> Lost {
+        let mut nodes: Vec<u64> = found.steps.iter().flatten().map(|noted| noted.signal.evidence.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes.into_iter().fold(Lost::default(), |sum, node| {
+            let (from_ns, to_ns) = compose::loss_window(found, node);
+            sum.and(self.losses.lost(node, from_ns, to_ns))
+        })
+    }
+
+    fn act(&self, actions: Vec<Action>) {
+        for action in actions {
+            let finding = match action {
+                Action::Withdraw(id, successor) => {
+                    self.store.withdraw(&id, Some(&successor));
+                    continue;
+                }
+                Action::Publish(finding) => finding,
+            };
+            let Some(finding) = self.store.publish(*finding) else { continue };
             let published = &self.metrics.findings;
             published.with_label_values(&[&finding.pattern]).inc();
             tracing::info!(
@@ -337,9 +430,11 @@ impl Worker {
         }
     }
 
-    fn withdraw(&self, withdrawn: impl IntoIterator<Item = Withdrawn>) {
+    fn withdraw(&mut self, withdrawn: impl IntoIterator<Item = Withdrawn>) {
         for Withdrawn { id, successor } in withdrawn {
             self.store.withdraw(&id, successor.as_deref());
+            let actions = self.absorber.remove(&id, successor.as_deref());
+            self.act(actions);
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use super::joins::RingKey;
 use super::pattern::StepMask;
 use super::schema::Scope;
 use crate::correlate::signal::Signal;
@@ -25,9 +26,6 @@ pub struct Noted {
 
 /// Signals in the order of their arrival.
 pub type Ring = VecDeque<Arc<Noted>>;
-
-/// Whose ring: the node, the scope, the entity or pod.
-pub type RingKey = (u64, Scope, u64);
 
 /// See the module.
 pub struct History {
@@ -51,40 +49,74 @@ impl History {
         }
     }
 
-    /// The ring in which a scope's patterns find what belongs to a signal.
-    pub fn key(signal: &Signal, scope: Scope) -> RingKey {
-        let node = signal.entity.node.id;
-        match scope {
-            Scope::Entity => (node, scope, signal.entity.id),
-            Scope::Pod => (node, scope, signal.entity.pod_or_self()),
-            Scope::Node => (node, scope, 0),
-        }
-    }
-
-    /// Notes a signal in the rings of these scopes.
-    pub fn note(&mut self, signal: Signal, mask: StepMask, scopes: &[Scope]) -> Arc<Noted> {
+    /// Notes a signal in these rings.
+    pub fn note(&mut self, signal: Signal, mask: StepMask, keys: &[RingKey]) -> Arc<Noted> {
         self.serial += 1;
         let serial = self.serial;
         let noted = Arc::new(Noted { signal, mask, serial });
-        for &scope in scopes {
-            let key = Self::key(&noted.signal, scope);
+        for &key in keys {
             let ring = self.rings.entry(key).or_default();
             if ring.len() == RING_MAX {
                 ring.pop_front();
                 self.evicted += 1;
             }
             ring.push_back(Arc::clone(&noted));
-            self.order.push_back((key, serial));
-            if self.order.len() > self.signals_max {
-                self.evict_oldest();
-            }
+            self.keep_bound(key, serial);
         }
         noted
+    }
+
+    /// Puts a signal whose entity was described anew in the place of what was noted; its rings may be others now.
+    pub fn replace(
+        &mut self,
+        old: &Arc<Noted>,
+        old_keys: &[RingKey],
+        signal: Signal,
+        mask: StepMask,
+        keys: &[RingKey],
+    ) -> Arc<Noted> {
+        let noted = Arc::new(Noted { signal, mask, serial: old.serial });
+        for key in old_keys.iter().filter(|key| !keys.contains(key)) {
+            if let Some(ring) = self.rings.get_mut(key) {
+                ring.retain(|other| !Arc::ptr_eq(other, old));
+                if ring.is_empty() {
+                    self.rings.remove(key);
+                }
+            }
+        }
+        for &key in keys {
+            let ring = self.rings.entry(key).or_default();
+            if let Some(place) = ring.iter_mut().find(|other| Arc::ptr_eq(other, old)) {
+                *place = Arc::clone(&noted);
+                continue;
+            }
+            if ring.len() == RING_MAX {
+                ring.pop_front();
+                self.evicted += 1;
+            }
+            let place = ring.partition_point(|other| other.serial < noted.serial);
+            ring.insert(place, Arc::clone(&noted));
+            self.keep_bound(key, noted.serial);
+        }
+        noted
+    }
+
+    fn keep_bound(&mut self, key: RingKey, serial: u64) {
+        self.order.push_back((key, serial));
+        if self.order.len() > self.signals_max {
+            self.evict_oldest();
+        }
     }
 
     /// A ring, if anything is in it.
     pub fn ring(&self, key: &RingKey) -> Option<&Ring> {
         self.rings.get(key)
+    }
+
+    /// The entities that something is remembered of, with their nodes.
+    pub fn entities(&self) -> Vec<(u64, u64)> {
+        let keys = self.rings.keys().filter(|key| key.1 == Scope::Entity);
+        keys.map(|&(node, _, entity)| (node, entity)).collect()
     }
 
     /// Forgets a node: it was started anew, and its clock with it.
@@ -138,7 +170,7 @@ mod tests {
         for turn in 0..10_000 {
             // Every other signal is of one entity.
             let entity = if turn % 2 == 0 { 7 } else { 100 + turn };
-            history.note(signal(&node, entity), StepMask::default(), &[Scope::Entity]);
+            history.note(signal(&node, entity), StepMask::default(), &[(node.id, Scope::Entity, entity)]);
             let ring = history.ring(&(node.id, Scope::Entity, entity));
             assert!(ring.is_some_and(|ring| !ring.is_empty() && ring.len() <= RING_MAX));
         }

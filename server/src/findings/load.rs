@@ -20,16 +20,34 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 9] = [
-    ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
-    ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
-    ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
-    ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
-    ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
+const EMBEDDED: [(&str, &str); 27] = [
+    ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
+    ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
     ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
-    ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
+    ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
+    ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
+    ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
+    ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),
+    ("evicted.yaml", include_str!("../../patterns/evicted.yaml")),
     ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
+    ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
+    ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
+    ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
+    ("liveness-probe-kill.yaml", include_str!("../../patterns/liveness-probe-kill.yaml")),
+    ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
+    ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
+    ("packets-vanish.yaml", include_str!("../../patterns/packets-vanish.yaml")),
+    ("pid-limit.yaml", include_str!("../../patterns/pid-limit.yaml")),
+    ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
+    ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
+    ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
+    ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
+    ("storage-stall.yaml", include_str!("../../patterns/storage-stall.yaml")),
+    ("throttled-into-probe-failure.yaml", include_str!("../../patterns/throttled-into-probe-failure.yaml")),
+    ("unit-restart-loop.yaml", include_str!("../../patterns/unit-restart-loop.yaml")),
+    ("unit-start-limit.yaml", include_str!("../../patterns/unit-start-limit.yaml")),
+    ("upstream-refused.yaml", include_str!("../../patterns/upstream-refused.yaml")),
 ];
 
 /// Why a pattern file was refused.
@@ -201,7 +219,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
             .steps
             .iter()
             .enumerate()
-            .find(|(index, step)| (step.optional || step.absent) && template.needs(*index))
+            .find(|(index, step)| (step.optional || step.absent || step.may_be_lost) && template.needs(*index))
         {
             Some((_, step)) => Err((needle, format!("{} may be missing: put its part into [[ and ]]", step.name))),
             None => Ok(template),
@@ -235,12 +253,30 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         if index == anchor && (step.optional || step.absent || !step.same.is_empty()) {
             return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
         }
+        if step.may_be_lost && (step.optional || step.absent || index == anchor) {
+            return refuse("only a step that is required, and not the anchor, may be lost");
+        }
         if step.absent && step.count.is_some() {
             return refuse("what is absent has no count");
         }
         steps.push(compile_step(step, kinds[index], index, anchor, &resolve, file.confidence.minus.get(&step.name))?);
     }
+    let mut one_of = Vec::new();
+    for name in &file.one_of {
+        match file.steps.iter().position(|step| step.name == *name && step.optional) {
+            Some(index) => one_of.push(index),
+            None => return wrong("one_of:", format!("`one_of` names {name}, which is no optional step")),
+        }
+    }
+    for id in file.absorbs.keys() {
+        if !is_id(id) || *id == file.id {
+            return wrong("absorbs:", format!("`absorbs` names {id}: write the id of another pattern"));
+        }
+    }
     Ok(Pattern {
+        one_of,
+        absorbs: file.absorbs.into_iter().collect(),
+        fold: file.fold,
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,
         verdict: sentence(file.verdict.as_ref().unwrap_or(&file.title))?,
@@ -286,7 +322,17 @@ fn compile_step(
         }
         same.push(Same { field, other, other_field });
     }
+    let distinct = match step.count.as_ref().and_then(|count| count.distinct.as_deref()) {
+        Some(name) => {
+            let located = |reason: String| ("distinct:".to_owned(), format!("step {}: {reason}", step.name));
+            Some(resolve(&step.name, name).map_err(located)?.1)
+        }
+        None => None,
+    };
     Ok(Step {
+        is_counted: step.count.is_some(),
+        distinct,
+        may_be_lost: step.may_be_lost,
         name: step.name.clone(),
         kind,
         number: 0,
@@ -318,10 +364,15 @@ fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Conditio
         ConditionFile::OneOf(scalars) if scalars.is_empty() => {
             return Err(format!("{} has an empty list", field.name()));
         }
-        ConditionFile::OneOf(scalars) => {
-            Condition { field, one_of: values(scalars)?, not: Vec::new(), range: 0..=u64::MAX, allows_missing: false }
-        }
-        ConditionFile::Range { min, max, not } => {
+        ConditionFile::OneOf(scalars) => Condition {
+            field,
+            one_of: values(scalars)?,
+            not: Vec::new(),
+            starts: Vec::new(),
+            range: 0..=u64::MAX,
+            allows_missing: false,
+        },
+        ConditionFile::Range { min, max, not, starts } => {
             let is_number = !matches!(field.field_type(), FieldType::Flag | FieldType::Text);
             if (min.is_some() || max.is_some()) && !is_number {
                 return Err(format!("{} has no minimum or maximum", field.name()));
@@ -330,12 +381,16 @@ fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Conditio
             if range.is_empty() {
                 return Err(format!("{} has a minimum above its maximum", field.name()));
             }
+            if !starts.is_empty() && field.field_type() != FieldType::Text {
+                return Err(format!("{} is no text: it does not start with anything", field.name()));
+            }
             Condition {
                 field,
                 one_of: Vec::new(),
                 not: values(not)?,
+                starts: values(starts)?.iter().map(Scalar::to_string).collect(),
                 range,
-                allows_missing: min.is_none() && max.is_none(),
+                allows_missing: min.is_none() && max.is_none() && starts.is_empty(),
             }
         }
     })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::history::{Noted, Ring};
 use super::pattern::{Pattern, Step};
+use crate::correlate::signal::Signal;
 
 /// Signals looked at in one search.
 pub const CANDIDATES_MAX: u32 = 8192;
@@ -16,6 +17,8 @@ pub const CANDIDATES_MAX: u32 = 8192;
 pub struct Match {
     /// By step, the earliest first; empty where an optional step was not found.
     pub steps: Vec<Vec<Arc<Noted>>>,
+    /// Evidence that is required was not found where events were lost.
+    pub is_presumed: bool,
 }
 
 /// The outcome of a search.
@@ -31,32 +34,60 @@ struct Search<'a> {
     ring: &'a Ring,
     bound: Vec<Option<&'a Arc<Noted>>>,
     budget: u32,
+    /// Steps that may be lost count as found.
+    presumes: bool,
+}
+
+/// When a signal was, by the clock of another one's node.
+pub fn time_by(clock: &Signal, signal: &Signal) -> u64 {
+    if clock.evidence.node == signal.evidence.node {
+        return signal.boottime_ns;
+    }
+    if signal.realtime_ns >= clock.realtime_ns {
+        clock.boottime_ns.saturating_add(signal.realtime_ns - clock.realtime_ns)
+    } else {
+        clock.boottime_ns.saturating_sub(clock.realtime_ns - signal.realtime_ns)
+    }
 }
 
 /// Looks for the evidence of a pattern around an anchor.
-pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring) -> Outcome {
-    let mut search = Search { pattern, ring, bound: vec![None; pattern.steps.len()], budget: CANDIDATES_MAX };
+pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bool) -> Outcome {
+    let mut search = Search { pattern, ring, bound: vec![None; pattern.steps.len()], budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);
     if search.bind(0)
         && let Some(steps) = search.gather()
     {
-        return Outcome::Found(Match { steps });
+        let lacks = |(step, found): (&Step, &Vec<_>)| step.may_be_lost && found.is_empty();
+        let is_presumed = pattern.steps.iter().zip(&steps).any(lacks);
+        return Outcome::Found(Match { steps, is_presumed });
     }
     if search.budget == 0 { Outcome::Exhausted } else { Outcome::NotFound }
 }
 
-fn time(noted: &Noted) -> u64 {
-    noted.signal.boottime_ns
-}
+/// How far clocks of different nodes may be apart for an order between them still to be believed.
+const SKEW_NS: u64 = 2_000_000_000;
 
 impl<'a> Search<'a> {
+    /// When a signal was, by the clock of the anchor's node since its boot. Clocks of the same node are compared exactly.
+    fn time(&self, noted: &Noted) -> u64 {
+        match self.bound[self.pattern.anchor] {
+            Some(anchor) => time_by(&anchor.signal, &noted.signal),
+            None => noted.signal.boottime_ns,
+        }
+    }
+
+    fn skew(&self, noted: &Noted) -> u64 {
+        let is_other = |anchor: &Arc<Noted>| anchor.signal.evidence.node != noted.signal.evidence.node;
+        if self.bound[self.pattern.anchor].is_some_and(is_other) { SKEW_NS } else { 0 }
+    }
+
     /// Binds the steps from the `turn`th on: those before the anchor backwards, then those after it.
     fn bind(&mut self, turn: usize) -> bool {
         let anchor = self.pattern.anchor;
         let index = match turn {
             turn if turn < anchor => anchor - 1 - turn,
             turn if turn + 1 < self.pattern.steps.len() => turn + 1,
-            _ => return !self.is_contradicted(),
+            _ => return self.has_one() && !self.is_contradicted(),
         };
         let step = &self.pattern.steps[index];
         if step.absent {
@@ -72,7 +103,13 @@ impl<'a> Search<'a> {
                 return false;
             }
         }
-        step.optional && self.bind(turn + 1)
+        (step.optional || step.may_be_lost && self.presumes) && self.bind(turn + 1)
+    }
+
+    /// Whether one of those is found of which one must be.
+    fn has_one(&self) -> bool {
+        let one_of = &self.pattern.one_of;
+        one_of.is_empty() || one_of.iter().any(|&index| self.bound[index].is_some())
     }
 
     /// The signals that may be a step, the nearest to its bound neighbour first.
@@ -94,9 +131,9 @@ impl<'a> Search<'a> {
             }
         }
         if index < self.pattern.anchor {
-            found.sort_by_key(|noted| std::cmp::Reverse((time(noted), noted.signal.evidence)));
+            found.sort_by_key(|noted| std::cmp::Reverse((self.time(noted), noted.signal.evidence)));
         } else {
-            found.sort_by_key(|noted| (time(noted), noted.signal.evidence));
+            found.sort_by_key(|noted| (self.time(noted), noted.signal.evidence));
         }
         found
     }
@@ -108,21 +145,21 @@ impl<'a> Search<'a> {
 
     fn in_time(&self, index: usize, noted: &Noted) -> bool {
         let (steps, anchor) = (&self.pattern.steps, self.pattern.anchor);
-        let at = time(noted);
-        let anchor_at = self.bound[anchor].map_or(at, |noted| time(noted));
+        let at = self.time(noted);
+        let anchor_at = self.bound[anchor].map_or(at, |noted| self.time(noted));
         if at.abs_diff(anchor_at) > self.pattern.window_ns {
             return false;
         }
         let (before, after, later) = if index < anchor {
             let next = (index + 1..=anchor).find(|&next| self.bound[next].is_some());
             let next = next.unwrap_or(anchor);
-            (at, self.bound[next].map_or(anchor_at, |noted| time(noted)), &steps[next])
+            (at, self.bound[next].map_or(anchor_at, |noted| self.time(noted)), &steps[next])
         } else {
             let previous = (0..index).rev().find_map(|previous| self.bound[previous]);
-            (previous.map_or(anchor_at, |noted| time(noted)), at, &steps[index])
+            (previous.map_or(anchor_at, |noted| self.time(noted)), at, &steps[index])
         };
         let gap = after.saturating_sub(before);
-        before <= after.saturating_add(later.slack_ns)
+        before <= after.saturating_add(later.slack_ns).saturating_add(self.skew(noted))
             && later.within_ns.is_none_or(|within| gap <= within)
             && gap >= later.after_at_least_ns
     }
@@ -141,7 +178,7 @@ impl<'a> Search<'a> {
     /// Whether something is there that must not be.
     fn is_contradicted(&self) -> bool {
         let anchor = self.pattern.anchor;
-        let Some(anchor_at) = self.bound[anchor].map(|noted| time(noted)) else {
+        let Some(anchor_at) = self.bound[anchor].map(|noted| self.time(noted)) else {
             return true;
         };
         let steps = self.pattern.steps.iter().enumerate();
@@ -154,7 +191,7 @@ impl<'a> Search<'a> {
             };
             self.ring.iter().any(|noted| {
                 noted.mask.contains(step.number)
-                    && (from..=to).contains(&time(noted))
+                    && (from..=to).contains(&self.time(noted))
                     && !self.is_bound(noted)
                     && self.agrees(step, noted)
             })
@@ -167,19 +204,19 @@ impl<'a> Search<'a> {
         for (step, bound) in self.pattern.steps.iter().zip(&self.bound) {
             let mut of_step: Vec<_> = bound.iter().map(|&noted| Arc::clone(noted)).collect();
             if let Some(last) = bound
-                && step.count_min > 1
+                && step.is_counted
             {
-                let earliest = time(last).saturating_sub(self.pattern.window_ns);
+                let earliest = self.time(last).saturating_sub(self.pattern.window_ns);
                 let others = self.ring.iter().filter(|noted| {
                     noted.mask.contains(step.number)
                         && !Arc::ptr_eq(noted, last)
-                        && time(noted) >= earliest
-                        && (time(noted), noted.signal.evidence) < (time(last), last.signal.evidence)
+                        && self.time(noted) >= earliest
+                        && (self.time(noted), noted.signal.evidence) < (self.time(last), last.signal.evidence)
                         && self.agrees(step, noted)
                 });
                 of_step.extend(others.cloned());
-                of_step.sort_by_key(|noted| (time(noted), noted.signal.evidence));
-                if (of_step.len() as u64) < u64::from(step.count_min) && !step.optional {
+                of_step.sort_by_key(|noted| (self.time(noted), noted.signal.evidence));
+                if count(step, &of_step) < step.count_min as usize && !step.optional {
                     return None;
                 }
             }
@@ -187,4 +224,20 @@ impl<'a> Search<'a> {
         }
         Some(all)
     }
+}
+
+/// How often a step was found: different values of a field where that is asked for.
+fn count(step: &Step, found: &[Arc<Noted>]) -> usize {
+    let Some(field) = step.distinct else {
+        return found.len();
+    };
+    let mut values = Vec::new();
+    for noted in found {
+        if let Some(value) = field.get(&noted.signal)
+            && !values.contains(&value)
+        {
+            values.push(value);
+        }
+    }
+    values.len()
 }

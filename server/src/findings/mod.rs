@@ -4,11 +4,14 @@
 //! What must hold: the outcome does not depend on the order in which evidence arrives; one death has one explanation, the best;
 //! ids depend on the evidence alone, so a replay finds the same; everything is bounded.
 
+mod absorb;
 mod compose;
 mod deaths;
+mod facts;
 mod field;
 mod finder;
 mod history;
+mod joins;
 pub mod journal;
 mod load;
 mod matching;

@@ -9,7 +9,7 @@ use super::field::{Field, Value};
 use super::load::PatternError;
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
-use crate::correlate::signal::{Detail, Signal, SignalKind, SignalKinds};
+use crate::correlate::signal::{About, Burst, Detail, Signal, SignalKind, SignalKinds};
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 256;
@@ -46,6 +46,8 @@ pub struct Condition {
     pub field: Field,
     pub one_of: Vec<Scalar>,
     pub not: Vec<Scalar>,
+    /// The text begins with one of these; none for any.
+    pub starts: Vec<String>,
     pub range: std::ops::RangeInclusive<u64>,
     /// Whether a signal without the field passes: it does when only `not` is asked.
     pub allows_missing: bool,
@@ -66,7 +68,11 @@ impl Condition {
             Value::Number(number) => self.range.contains(&number),
             _ => true,
         };
-        in_range && (self.one_of.is_empty() || self.one_of.iter().any(is)) && !self.not.iter().any(is)
+        let begins = match value {
+            Value::Text(text) => self.starts.is_empty() || self.starts.iter().any(|start| text.starts_with(&**start)),
+            _ => true,
+        };
+        in_range && begins && (self.one_of.is_empty() || self.one_of.iter().any(is)) && !self.not.iter().any(is)
     }
 }
 
@@ -91,7 +97,12 @@ pub struct Step {
     pub after_at_least_ns: u64,
     pub slack_ns: u64,
     pub count_min: u32,
+    /// All of its signals are gathered, not only the nearest.
+    pub is_counted: bool,
+    /// Counted are different values of this field.
+    pub distinct: Option<Field>,
     pub optional: bool,
+    pub may_be_lost: bool,
     pub absent: bool,
     /// Taken off the confidence when it was not found.
     pub minus: f64,
@@ -120,6 +131,11 @@ pub struct Pattern {
     pub confidence: f64,
     pub confidence_loss: f64,
     pub advice: Vec<Template>,
+    /// Steps of which one must be found.
+    pub one_of: Vec<usize>,
+    /// Patterns whose findings are consequences, and by what they hang together.
+    pub absorbs: Vec<(String, Scope)>,
+    pub fold: bool,
 }
 
 impl Pattern {
@@ -128,9 +144,14 @@ impl Pattern {
         &self.steps[self.anchor]
     }
 
-    /// Whether it takes several deaths together.
-    pub fn absorbs(&self) -> bool {
-        self.anchor_step().count_min > 1
+    /// Whether it takes several anchors together.
+    pub fn gathers(&self) -> bool {
+        self.anchor_step().is_counted
+    }
+
+    /// Whether it can match where evidence was lost.
+    pub fn may_presume(&self) -> bool {
+        self.steps.iter().any(|step| step.may_be_lost)
     }
 }
 
@@ -139,16 +160,19 @@ impl Pattern {
 pub struct PatternSet {
     patterns: Vec<Pattern>,
     kinds: SignalKinds,
-    pod_steps: StepMask,
-    node_steps: StepMask,
+    /// By kind of signal: the steps that it may be, by pattern and place.
+    by_kind: Vec<Vec<(usize, usize)>>,
+    /// The steps of each scope, in the order of [`Scope::ALL`].
+    by_scope: [StepMask; Scope::ALL.len()],
 }
 
 impl PatternSet {
     pub(super) fn assemble(mut patterns: Vec<Pattern>) -> Result<Self, PatternError> {
         patterns.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
         let (mut number, mut kinds) = (0, Vec::new());
-        let (mut pod_steps, mut node_steps) = (StepMask::default(), StepMask::default());
-        for pattern in &mut patterns {
+        let mut by_scope = [StepMask::default(); Scope::ALL.len()];
+        let mut by_kind = vec![Vec::new(); SignalKind::ALL.len()];
+        for (index, pattern) in patterns.iter_mut().enumerate() {
             if number + pattern.steps.len() > STEPS_MAX {
                 return Err(PatternError {
                     file: format!("{}.yaml", pattern.id),
@@ -156,20 +180,17 @@ impl PatternSet {
                     reason: format!("all patterns together have more than {STEPS_MAX} steps"),
                 });
             }
-            for step in &mut pattern.steps {
+            for (place, step) in pattern.steps.iter_mut().enumerate() {
                 step.number = number;
                 kinds.push(step.kind);
-                match pattern.scope {
-                    Scope::Entity => {}
-                    Scope::Pod => pod_steps.insert(number),
-                    Scope::Node => node_steps.insert(number),
-                }
+                by_kind[step.kind as usize].push((index, place));
+                by_scope[pattern.scope as usize].insert(number);
                 number += 1;
             }
         }
-        // Death certificates need these, whether a pattern asks for them or not.
-        kinds.extend([SignalKind::Exit, SignalKind::Oom, SignalKind::Kill]);
-        Ok(Self { patterns, kinds: kinds.into_iter().collect(), pod_steps, node_steps })
+        // Death certificates, and who hangs together with whom, need these, whether a pattern asks for them or not.
+        kinds.extend(ALWAYS);
+        Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, by_scope })
     }
 
     /// The patterns, the highest priority first.
@@ -184,7 +205,11 @@ impl PatternSet {
 
     /// Whether a pattern, or a death certificate, can use a signal.
     pub fn wants(&self, signal: &Signal) -> bool {
-        matches!(signal.detail, Detail::Oom(_) | Detail::Kill(_)) || !self.mask(signal).is_empty()
+        if let Detail::Burst(Burst { about: About::Peer { .. }, .. }) = &signal.detail {
+            // Who is at the other end is found out later.
+            return !self.by_kind[signal.kind() as usize].is_empty();
+        }
+        ALWAYS.contains(&signal.kind()) && signal.kind() != SignalKind::Exit || !self.mask(signal).is_empty()
     }
 
     /// How far back the pattern with the longest memory looks.
@@ -195,7 +220,8 @@ impl PatternSet {
     /// The steps that a signal may be.
     pub fn mask(&self, signal: &Signal) -> StepMask {
         let mut mask = StepMask::default();
-        for step in self.patterns.iter().flat_map(|pattern| &pattern.steps) {
+        for &(pattern, place) in &self.by_kind[signal.kind() as usize] {
+            let step = &self.patterns[pattern].steps[place];
             if step.admits(signal) {
                 mask.insert(step.number);
             }
@@ -203,8 +229,21 @@ impl PatternSet {
         mask
     }
 
-    /// Steps of patterns that join a pod's and a node's signals.
-    pub fn wide_steps(&self) -> (&StepMask, &StepMask) {
-        (&self.pod_steps, &self.node_steps)
+    /// The scopes in which a signal that may be these steps is noted; its entity's own always.
+    pub fn scopes(&self, mask: &StepMask) -> impl Iterator<Item = Scope> + '_ {
+        let mask = *mask;
+        Scope::ALL
+            .into_iter()
+            .filter(move |&scope| scope == Scope::Entity || mask.intersects(&self.by_scope[scope as usize]))
     }
 }
+
+/// Signals that are wanted whatever the patterns are.
+const ALWAYS: [SignalKind; 6] = [
+    SignalKind::Exit,
+    SignalKind::Oom,
+    SignalKind::Kill,
+    SignalKind::ContainerState,
+    SignalKind::Endpoints,
+    SignalKind::Observation,
+];

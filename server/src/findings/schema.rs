@@ -37,6 +37,19 @@ pub struct PatternFile {
     pub steps: Vec<StepFile>,
     /// What to do next.
     pub advice: Vec<String>,
+    /// Of these optional steps one at least must be found.
+    #[serde(default)]
+    pub one_of: Vec<String>,
+    /// Patterns whose findings are consequences of this one's, and by what they must hang together.
+    #[serde(default)]
+    pub absorbs: BTreeMap<String, Scope>,
+    /// Findings of several replicas of one workload become one.
+    #[serde(default = "yes")]
+    pub fold: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How much a finding is to be believed.
@@ -83,6 +96,9 @@ pub struct StepFile {
     /// The pattern matches without it, with less confidence.
     #[serde(default)]
     pub optional: bool,
+    /// It is required, but where events were lost the pattern matches without it and says that it is only possible.
+    #[serde(default)]
+    pub may_be_lost: bool,
     /// It must not exist: before the anchor when it is listed before it, after the anchor when listed after.
     #[serde(default)]
     pub absent: bool,
@@ -93,6 +109,8 @@ pub struct StepFile {
 #[serde(deny_unknown_fields)]
 pub struct CountFile {
     pub min: u32,
+    /// Counted are different values of this field.
+    pub distinct: Option<String>,
 }
 
 /// Severities, rising.
@@ -127,8 +145,17 @@ pub enum Scope {
     Entity,
     /// One pod's; the entity's where there is no pod.
     Pod,
+    /// One workload's: all its pods, its rollouts and its configuration.
+    Workload,
+    /// One Service's: its backends, its endpoints, and what its clients meet.
+    Service,
     /// One node's.
     Node,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Self; 5] = [Self::Entity, Self::Pod, Self::Workload, Self::Service, Self::Node];
 }
 
 /// A plain value of a condition.
@@ -149,11 +176,11 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// A value, a list of values, or a map of `min`, `max` and `not`.
+/// A value, a list of values, or a map of `min`, `max`, `not` and `starts`.
 #[derive(Debug)]
 pub enum ConditionFile {
     OneOf(Vec<Scalar>),
-    Range { min: Option<u64>, max: Option<u64>, not: Vec<Scalar> },
+    Range { min: Option<u64>, max: Option<u64>, not: Vec<Scalar>, starts: Vec<Scalar> },
 }
 
 struct ScalarVisitor;
@@ -190,7 +217,7 @@ impl<'de> Visitor<'de> for ConditionVisitor {
     type Value = ConditionFile;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value, a list of values, or a map with min, max or not")
+        f.write_str("a value, a list of values, or a map with min, max, not or starts")
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<ConditionFile, E> {
@@ -214,7 +241,7 @@ impl<'de> Visitor<'de> for ConditionVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ConditionFile, A::Error> {
-        let (mut min, mut max, mut not) = (None, None, Vec::new());
+        let (mut min, mut max, mut not, mut starts) = (None, None, Vec::new(), Vec::new());
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "min" => min = Some(map.next_value()?),
@@ -225,10 +252,16 @@ impl<'de> Visitor<'de> for ConditionVisitor {
                         return Err(A::Error::custom("`not` takes a value or a list of values"));
                     }
                 },
-                other => return Err(A::Error::unknown_field(other, &["min", "max", "not"])),
+                "starts" => match map.next_value()? {
+                    ConditionFile::OneOf(values) => starts = values,
+                    ConditionFile::Range { .. } => {
+                        return Err(A::Error::custom("`starts` takes a text or a list of texts"));
+                    }
+                },
+                other => return Err(A::Error::unknown_field(other, &["min", "max", "not", "starts"])),
             }
         }
-        Ok(ConditionFile::Range { min, max, not })
+        Ok(ConditionFile::Range { min, max, not, starts })
     }
 }
 

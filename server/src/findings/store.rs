@@ -2,9 +2,9 @@
 //!
 //! What enters: findings, new and changed. What leaves: lists, single findings, and every change to those who watch. What must
 //! hold: at most `findings_max`, the ones that ended first go first; a finding that was taken over by another is still found
-//! by its old id; `published_ns` rises with every publication, so a watcher can tell what it has missed.
+//! by its old id, and watchers are told of it; `published_ns` rises with every publication, so a watcher can tell what it has missed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -51,6 +51,8 @@ struct Inner {
     order: BTreeSet<Position>,
     /// Ids of findings that another took over.
     aliases: Generations<String, String>,
+    /// The latest findings that were withdrawn, for watchers that are behind.
+    withdrawn: VecDeque<Arc<Finding>>,
     published_ns: u64,
     evicted: u64,
 }
@@ -68,6 +70,13 @@ impl Inner {
             }
             self.evicted += 1;
         }
+    }
+
+    fn next_published_ns(&mut self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ns = now.map_or(0, |now| now.as_nanos() as u64);
+        self.published_ns = now_ns.max(self.published_ns + 1);
+        self.published_ns
     }
 }
 
@@ -93,6 +102,7 @@ impl FindingStore {
                 findings: HashMap::new(),
                 order: BTreeSet::new(),
                 aliases: Generations::new(findings_max),
+                withdrawn: VecDeque::new(),
                 published_ns: 0,
                 evicted: 0,
             }),
@@ -176,10 +186,7 @@ impl FindingStore {
             return None;
         }
         inner.restored.remove(&finding.id);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now_ns = now.map_or(0, |now| now.as_nanos() as u64);
-        inner.published_ns = now_ns.max(inner.published_ns + 1);
-        finding.published_ns = inner.published_ns;
+        finding.published_ns = inner.next_published_ns();
         let finding = Arc::new(finding);
         inner.aliases.remove(&finding.id);
         inner.order.insert(position(&finding));
@@ -200,6 +207,19 @@ impl FindingStore {
             inner.aliases.insert(id.to_owned(), successor.to_owned());
         }
         self.tell_journal(|| Change::Withdrawn { id: id.to_owned(), successor: successor.map(str::to_owned) });
+        let last = Arc::new(Finding {
+            withdrawn: true,
+            superseded_by: successor.unwrap_or_default().to_owned(),
+            revision: finding.revision + 1,
+            published_ns: inner.next_published_ns(),
+            ..(*finding).clone()
+        });
+        if inner.withdrawn.len() == WATCH_BACKLOG {
+            inner.withdrawn.pop_front();
+        }
+        inner.withdrawn.push_back(Arc::clone(&last));
+        // Nobody has to watch.
+        let _ = self.changes.send(last);
         Some(finding)
     }
 
@@ -250,6 +270,15 @@ impl FindingStore {
             }
         }
         (page, None)
+    }
+
+    /// What was published and withdrawn after a moment of the server's clock, in that order.
+    pub fn changed_after(&self, published_ns: u64) -> Vec<Arc<Finding>> {
+        let mut found = self.published_after(published_ns);
+        let inner = self.read();
+        found.extend(inner.withdrawn.iter().filter(|finding| finding.published_ns > published_ns).cloned());
+        found.sort_by_key(|finding| finding.published_ns);
+        found
     }
 
     /// Findings published after a moment of the server's clock, in the order of their publication.

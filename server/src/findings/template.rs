@@ -1,6 +1,7 @@
 //! Sentences of a pattern, with places for what was found.
 //!
-//! `{step.field}` is a field of a step, `{entity}`, `{node}` and `{count}` belong to the finding. A part in `[[` and `]]` is left
+//! `{step.field}` is a field of a step; `{entity}`, `{node}`, `{pod}`, `{namespace}`, `{container}`, `{workload}`, `{image}` and
+//! `{count}` belong to the finding. A part in `[[` and `]]` is left
 //! out when one of its steps was not found. What must hold: every place was checked when the pattern was loaded.
 
 use super::field::Field;
@@ -15,6 +16,8 @@ enum Part {
     Entity,
     Node,
     Count,
+    /// A name of the anchor's entity.
+    Own(Field),
     Field(usize, Field),
     Optional(Vec<Part>),
 }
@@ -84,6 +87,10 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
         Part::Entity => out.push_str(&subject.anchor.entity.to_string()),
         Part::Node => out.push_str(&subject.anchor.entity.node.name),
         Part::Count => out.push_str(&subject.count.to_string()),
+        Part::Own(field) => match field.show(subject.anchor) {
+            Some(value) => out.push_str(&value),
+            None => return false,
+        },
         Part::Field(step, field) => {
             let signal = subject.steps.get(*step).copied().flatten();
             match signal.and_then(|signal| field.show(signal)) {
@@ -111,12 +118,18 @@ fn places(
             ("entity", _) => Part::Entity,
             ("node", _) => Part::Node,
             ("count", _) => Part::Count,
+            ("pod", _) => Part::Own(Field::Pod),
+            ("namespace", _) => Part::Own(Field::Namespace),
+            ("container", _) => Part::Own(Field::Container),
+            ("workload", _) => Part::Own(Field::Workload),
+            ("image", _) => Part::Own(Field::Image),
             (_, Some((step, field))) => {
                 let (step, field) = resolve(step, field)?;
                 Part::Field(step, field)
             }
             (_, None) => {
-                return Err(format!("{{{place}}} is unknown: write {{entity}}, {{node}}, {{count}} or {{step.field}}"));
+                return Err(format!("{{{place}}} is unknown: write {{entity}}, {{node}}, {{pod}}, {{namespace}}, {{container}}, {{workload}}, \
+                     {{image}}, {{count}} or {{step.field}}"));
             }
         });
         rest = behind;

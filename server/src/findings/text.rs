@@ -1,5 +1,9 @@
 //! Numbers as people read them.
 
+use std::net::Ipv6Addr;
+
+use crate::correlate::signal::{About, Burst};
+
 /// `64.0 MiB`.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -79,4 +83,74 @@ pub fn signal_name(signal: u32) -> String {
 pub fn signal_number(name: &str) -> Option<u64> {
     let index = SIGNALS.iter().position(|&known| known == name)?;
     Some(index as u64 + 1)
+}
+
+/// `ENOSPC`; `other` for a number that no pattern speaks of.
+pub fn errno_name(errno: u32) -> &'static str {
+    match errno {
+        1 => "EPERM",
+        2 => "ENOENT",
+        5 => "EIO",
+        11 => "EAGAIN",
+        12 => "ENOMEM",
+        13 => "EACCES",
+        16 => "EBUSY",
+        23 => "ENFILE",
+        24 => "EMFILE",
+        28 => "ENOSPC",
+        30 => "EROFS",
+        32 => "EPIPE",
+        52 => "EBADE",
+        61 => "ENODATA",
+        84 => "EILSEQ",
+        104 => "ECONNRESET",
+        110 => "ETIMEDOUT",
+        111 => "ECONNREFUSED",
+        113 => "EHOSTUNREACH",
+        121 => "EREMOTEIO",
+        122 => "EDQUOT",
+        _ => "other",
+    }
+}
+
+/// `SERVFAIL`; what is no code of DNS (they have 4 bits) stands for no answer.
+pub fn rcode_name(rcode: u8) -> &'static str {
+    match rcode {
+        0 => "NOERROR",
+        1 => "FORMERR",
+        2 => "SERVFAIL",
+        3 => "NXDOMAIN",
+        4 => "NOTIMP",
+        5 => "REFUSED",
+        6..=15 => "other",
+        _ => "unanswered",
+    }
+}
+
+/// `10.0.0.7:5432`
+pub fn peer_address(about: About) -> Option<String> {
+    let About::Peer { address, port } = about else {
+        return None;
+    };
+    let address = Ipv6Addr::from(address);
+    Some(match address.to_ipv4_mapped() {
+        Some(address) => format!("{address}:{port}"),
+        None => format!("[{address}]:{port}"),
+    })
+}
+
+/// `service shop/db`, or its address.
+pub fn peer(burst: &Burst) -> String {
+    match &burst.peer {
+        Some(peer) => peer.to_string(),
+        None => peer_address(burst.about).unwrap_or_else(|| "?".to_owned()),
+    }
+}
+
+/// `8:16`, as the kernel numbers devices.
+pub fn device(about: About) -> Option<String> {
+    let (About::Device { device, .. } | About::Share { device, .. }) = about else {
+        return None;
+    };
+    Some(format!("{}:{}", device >> 20, device & 0xf_ffff))
 }

@@ -156,7 +156,7 @@ pub(crate) async fn watch(store: Arc<FindingStore>, since_ns: u64, had_ns: Optio
             Ok(finding) => vec![finding],
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "a watcher is slow; it is sent the latest versions");
-                store.published_after(sent_ns)
+                store.changed_after(sent_ns)
             }
             Err(RecvError::Closed) => return,
         };

@@ -14,8 +14,8 @@ const SHORT_ID: usize = 10;
 /// The headings of a list.
 pub fn list_header(style: Style) -> String {
     style.dim(&format!(
-        "{:<27} {:<8} {:>5} {:<SHORT_ID$} {:<21} {}",
-        "ENDED", "SEVERITY", "SURE", "ID", "PATTERN", "TITLE"
+        "{:<27} {:<8} {:>5} {:<SHORT_ID$} {:<21} {:<24} {}",
+        "ENDED", "SEVERITY", "SURE", "ID", "PATTERN", "POD", "TITLE"
     )) + "\n"
 }
 
@@ -23,17 +23,35 @@ pub fn list_header(style: Style) -> String {
 pub fn list_row(style: Style, finding: &Finding) -> String {
     let id = clean(&finding.id).chars().take(SHORT_ID).collect::<String>();
     let severity = format!("{:<8}", clean(&finding.severity));
-    let again =
-        if finding.revision > 1 { style.dim(&format!(" (version {})", finding.revision)) } else { String::new() };
+    let again = if finding.withdrawn {
+        style.dim(&withdrawal(finding))
+    } else if finding.revision > 1 {
+        style.dim(&format!(" (version {})", finding.revision))
+    } else {
+        String::new()
+    };
     format!(
-        "{} {} {:>5} {:<SHORT_ID$} {:<21} {}{again}\n",
+        "{} {} {:>5} {:<SHORT_ID$} {:<21} {:<24} {}{again}\n",
         style.dim(&for_people(finding.ended_ns)),
         style.severity(&finding.severity, &severity),
         percent(finding.confidence),
         id,
         clean(&finding.pattern),
+        finding.entity.as_ref().and_then(pod).unwrap_or_else(|| "-".to_owned()),
         clean(&finding.title),
     )
+}
+
+/// `shop/web-0`, where Kubernetes told it.
+fn pod(entity: &EntityRef) -> Option<String> {
+    (!entity.pod.is_empty()).then(|| format!("{}/{}", clean(&entity.namespace), clean(&entity.pod)))
+}
+
+fn withdrawal(finding: &Finding) -> String {
+    match finding.superseded_by.chars().take(SHORT_ID).collect::<String>() {
+        by if by.is_empty() => " (withdrawn)".to_owned(),
+        by => format!(" (withdrawn: {} explains it)", clean(&by)),
+    }
 }
 
 /// A finding with everything that is known of it.
@@ -61,7 +79,17 @@ pub fn finding(style: Style, finding: &Finding) -> String {
         section(style, &mut out, "Death certificate");
         certificate(style, &mut out, death);
     }
+    if !finding.consequences.is_empty() {
+        section(style, &mut out, "What it brought about");
+        for consequence in &finding.consequences {
+            let after = text::duration(consequence.started_ns.saturating_sub(finding.started_ns));
+            out.push_str(&wrap(&format!("  +{after:<10} "), &clean(&consequence.title)));
+        }
+    }
     section(style, &mut out, "Loss");
+    if finding.possible {
+        out.push_str(&wrap("  ", "Evidence that this needs was lost, or may have been: it is possible, not certain."));
+    }
     out.push_str(&wrap("  ", &loss(finding.loss.as_ref())));
     if !finding.advice.is_empty() {
         section(style, &mut out, "What to do");
@@ -91,7 +119,25 @@ fn span(finding: &Finding) -> String {
 }
 
 fn place(entity: &EntityRef) -> String {
-    let mut parts = vec![format!("node {}", clean(&entity.node))];
+    let mut parts = Vec::new();
+    let chain = [
+        ("workload", entity.workload.clone()),
+        ("pod", pod(entity).unwrap_or_default()),
+        ("container", entity.container.clone()),
+    ];
+    let chain: Vec<_> = chain
+        .iter()
+        .filter(|(_, name)| !name.is_empty())
+        .map(|(what, name)| format!("{what} {}", clean(name)))
+        .collect();
+    if !chain.is_empty() {
+        parts.push(format!("{} › node {}", chain.join(" › "), clean(&entity.node)));
+    } else {
+        parts.push(format!("node {}", clean(&entity.node)));
+    }
+    if !entity.image.is_empty() {
+        parts.push(format!("image {}", clean(&entity.image)));
+    }
     for (what, value) in [("container", &entity.container_id), ("pod uid", &entity.pod_uid), ("cgroup", &entity.cgroup)]
     {
         if !value.is_empty() {
@@ -175,7 +221,12 @@ fn certificate(style: Style, out: &mut String, death: &Death) {
         );
     }
     if !death.label.is_empty() {
-        row("label", &format!("Kubernetes says {}", clean(&death.label)));
+        let verdict = match death.label_agrees {
+            Some(true) => ": agrees",
+            Some(false) => ": contradicts what happened",
+            None => "",
+        };
+        row("label", &format!("Kubernetes says {}{verdict}", clean(&death.label)));
     }
     row("verdict", &clean(&death.verdict));
 }

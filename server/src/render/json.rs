@@ -17,6 +17,11 @@ fn entity(entity: Option<&EntityRef>) -> Value {
             "pod_uid": entity.pod_uid,
             "container_id": entity.container_id,
             "cgroup": entity.cgroup,
+            "namespace": entity.namespace,
+            "pod": entity.pod,
+            "container": entity.container,
+            "image": entity.image,
+            "workload": entity.workload,
         })
     })
 }
@@ -54,6 +59,7 @@ fn death(death: &Death) -> Value {
             "hit": limit.hit,
         })),
         "label": death.label,
+        "label_agrees": death.label_agrees,
         "verdict": death.verdict,
     })
 }
@@ -97,6 +103,16 @@ pub fn finding_value(finding: &Finding) -> Value {
         "advice": finding.advice,
         "death": finding.death.as_ref().map(death),
         "count": finding.count,
+        "possible": finding.possible,
+        "consequences": finding.consequences.iter().map(|consequence| json!({
+            "id": consequence.id,
+            "pattern": consequence.pattern,
+            "title": consequence.title,
+            "entity": entity(consequence.entity.as_ref()),
+            "started_at": rfc3339(consequence.started_ns),
+        })).collect::<Vec<_>>(),
+        "withdrawn": finding.withdrawn,
+        "superseded_by": finding.superseded_by,
         "revision": finding.revision,
         "published_at": rfc3339(finding.published_ns),
         "last_boottime_ns": finding.last_boottime_ns,

@@ -4,10 +4,13 @@
 
 use std::sync::Arc;
 
-use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef};
+use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::compress::Compression;
-use tapio_wire::event::{Body, Detail, Entity, EntityId, EntityKind, Event, Exit, Lane, NO_NAME, Oom, Signal, Source};
+use tapio_wire::event::{
+    Backend, Body, ConfigChange, ContainerState, Detail, Endpoints, Entity, EntityId, EntityKind, Event, Exit,
+    KubeEvent, Lane, NO_NAME, NodeCondition, Observation, Oom, PodState, Rollout, Signal, Source, Tcp, UnitState,
+};
 use tapio_wire::frame::{Encoder, Frame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tapio_wire::service::Finding;
@@ -230,13 +233,18 @@ impl Machine {
     }
 
     pub fn sized(config: &CorrelateConfig, patterns: PatternSet) -> Self {
+        Self::chained(config, patterns, FinderConfig::default())
+    }
+
+    pub fn chained(config: &CorrelateConfig, patterns: PatternSet, finder: FinderConfig) -> Self {
+        let topology = Arc::new(Topology::new(config.entities_max));
         let store = Arc::new(FindingStore::new(1000));
         let losses = Arc::new(LossBook::default());
         let view: Arc<dyn LossView> = Arc::<LossBook>::clone(&losses);
-        let finder = Finder::start(&FinderConfig::default(), Arc::new(patterns), view, Arc::clone(&store))
+        let finder = Finder::start(&finder, Arc::new(patterns), Arc::clone(&topology), view, Arc::clone(&store))
             .expect("the finder starts");
-        let correlator =
-            Correlator::start(config, Arc::clone(&losses), Arc::new(finder.bus())).expect("the correlator starts");
+        let correlator = Correlator::start(config, topology, Arc::clone(&losses), Arc::new(finder.bus()))
+            .expect("the correlator starts");
         Self { correlator, finder, store, losses }
     }
 
@@ -271,4 +279,235 @@ pub fn findings_of(node: &Node) -> Vec<Finding> {
 /// The patterns that a node's frames lead to, the oldest first.
 pub fn patterns_of(node: &Node) -> Vec<String> {
     findings_of(node).into_iter().map(|finding| finding.pattern).collect()
+}
+
+/// What Kubernetes and systemd say.
+impl Node {
+    /// A container with all its names, its pod and its workload.
+    pub fn kube_container(&mut self, workload: &str, pod: &str, key: &str) -> EntityId {
+        let pod_id = self.kube_pod(workload, pod);
+        let id = tapio_wire::entity_id(EntityKind::Container, key);
+        self.body.entities.push(Entity {
+            parent: pod_id,
+            container_id: format!("{id:016x}").repeat(4),
+            pod_uid: format!("uid-{pod}"),
+            namespace: namespace(pod),
+            pod: pod.split_once('/').map_or("", |(_, name)| name).to_owned(),
+            container: "web".into(),
+            image: "shop/web:2".into(),
+            workload: workload.into(),
+            ..Entity::named(EntityKind::Container, id, format!("{pod}/web"))
+        });
+        id
+    }
+
+    pub fn kube_pod(&mut self, workload: &str, pod: &str) -> EntityId {
+        let id = tapio_wire::entity_id(EntityKind::Pod, pod);
+        let parent = workload_of(workload, &namespace(pod));
+        self.body.entities.push(Entity {
+            parent,
+            pod_uid: format!("uid-{pod}"),
+            namespace: namespace(pod),
+            pod: pod.split_once('/').map_or("", |(_, name)| name).to_owned(),
+            workload: workload.into(),
+            ..Entity::named(EntityKind::Pod, id, pod)
+        });
+        id
+    }
+
+    /// The node itself.
+    pub fn itself(&self) -> EntityId {
+        self.node.id
+    }
+
+    pub fn kube_event(&mut self, at: u64, entity: EntityId, reason: &str, message: &str) {
+        let [reason, message] = [reason, message].map(|text| self.name(text));
+        let field_path = self.name("spec.containers{web}");
+        let event = KubeEvent {
+            reason,
+            message,
+            kind: NO_NAME,
+            namespace: NO_NAME,
+            name: NO_NAME,
+            field_path,
+            component: NO_NAME,
+            count: 1,
+            first_ns: 0,
+            last_ns: 0,
+            is_warning: true,
+        };
+        self.push(at, entity, 0, Detail::KubeEvent(Box::new(event)));
+    }
+
+    pub fn container_ended(&mut self, at: u64, entity: EntityId, reason: &str, exit_code: i32) {
+        let reason = self.name(reason);
+        let state = ContainerState {
+            container: NO_NAME,
+            image: NO_NAME,
+            reason,
+            message: NO_NAME,
+            exit_code,
+            signal: 0,
+            restart_count: 1,
+            started_ns: 0,
+            finished_ns: 0,
+            state: 3,
+            is_last: true,
+            is_ready: false,
+            role: 0,
+            memory_limit_bytes: 0,
+            cpu_limit_milli: 0,
+        };
+        self.push(at, entity, 0, Detail::ContainerState(Box::new(state)));
+    }
+
+    pub fn pod_state(&mut self, at: u64, entity: EntityId, reason: &str, is_deleting: bool) {
+        let reason = self.name(reason);
+        let phase = self.name("Failed");
+        let state = PodState {
+            phase,
+            reason,
+            message: NO_NAME,
+            deletion_ns: u64::from(is_deleting),
+            deletion_grace_s: 30,
+            is_ready: false,
+            is_scheduled: true,
+            is_gone: false,
+            qos: 0,
+        };
+        self.push(at, entity, 0, Detail::PodState(Box::new(state)));
+    }
+
+    pub fn node_condition(&mut self, at: u64, condition: &str, status: u8) {
+        let condition = self.name(condition);
+        let state = NodeCondition { condition, reason: NO_NAME, message: NO_NAME, since_ns: 0, status };
+        let node = self.itself();
+        self.push(at, node, 0, Detail::NodeCondition(Box::new(state)));
+    }
+
+    pub fn rollout(&mut self, at: u64, workload: &str, namespace: &str, images_before: Option<&str>) {
+        let entity = workload_of(workload, namespace);
+        let images_before = images_before.map_or(NO_NAME, |images| self.name(images));
+        let images = self.name("shop/web:2");
+        let rollout = Rollout {
+            kind: NO_NAME,
+            namespace: NO_NAME,
+            name: NO_NAME,
+            images,
+            images_before,
+            reason: NO_NAME,
+            message: NO_NAME,
+            generation: 2,
+            observed_generation: 2,
+            desired: 3,
+            updated: 1,
+            ready: 2,
+            unavailable: 1,
+            is_gone: false,
+        };
+        self.body.entities.push(Entity {
+            namespace: namespace.into(),
+            workload: workload.into(),
+            ..Entity::named(EntityKind::Workload, entity, workload)
+        });
+        self.push(at, entity, 0, Detail::Rollout(Box::new(rollout)));
+    }
+
+    pub fn config_change(&mut self, at: u64, used_by: Vec<EntityId>) {
+        let [kind, name, resource_version] = ["ConfigMap", "web-config", "42"].map(|text| self.name(text));
+        let change = ConfigChange { kind, namespace: NO_NAME, name, resource_version, used_by, change: 2 };
+        let node = self.itself();
+        self.push(at, node, 0, Detail::ConfigChange(Box::new(change)));
+    }
+
+    /// A Service at 10.96.0.`last` with one backend.
+    pub fn service(&mut self, at: u64, name: &str, last: u8, port: u16, pod: EntityId, is_ready: bool) {
+        let (namespace, service) = name.split_once('/').expect("a namespace");
+        let [namespace, service] = [namespace, service].map(|text| self.name(text));
+        let endpoints = Endpoints {
+            namespace,
+            service,
+            cluster_addresses: vec![address(last)],
+            ports: vec![port],
+            backends: vec![Backend { address: address(100 + last), pod, port, is_ready }],
+        };
+        let node = self.itself();
+        self.push(at, node, 0, Detail::Endpoints(Box::new(endpoints)));
+    }
+
+    pub fn unit_state(&mut self, at: u64, entity: EntityId, unit: &str, sub_state: &str, result: &str) {
+        let [unit, active_state, sub_state, result] = [unit, "failed", sub_state, result].map(|text| self.name(text));
+        let state = UnitState {
+            unit,
+            active_state,
+            sub_state,
+            result,
+            main_code: 1,
+            main_status: 1,
+            main_pid: 0,
+            restarts: 3,
+            main_exited_ns: 0,
+        };
+        self.push(at, entity, 0, Detail::UnitState(Box::new(state)));
+    }
+
+    pub fn observation(&mut self, at: u64, entity: EntityId, throttled: u64, pids: u64) {
+        let observation = Observation {
+            cgroup: NO_NAME,
+            memory_limit_bytes: 64 * MIB,
+            memory_usage_bytes: 32 * MIB,
+            memory_peak_bytes: 0,
+            oom_kills: 0,
+            limit_hits: 0,
+            pids,
+            pids_limit: 100,
+            throttled,
+            throttled_us: throttled * 100_000,
+            memory_pressure: 0,
+            process: 0,
+            process_comm: NO_NAME,
+            process_command: NO_NAME,
+            process_entity: 0,
+            process_uid: 0,
+        };
+        self.push(at, entity, 0, Detail::Observation(Box::new(observation)));
+    }
+
+    /// Connections to 10.96.0.`last`: change 2 refused, 6 SYN retransmitted.
+    pub fn connects(&mut self, at: u64, entity: EntityId, last: u8, change: u8) {
+        for step in 0..4 {
+            let tcp = Tcp {
+                source: address(1),
+                destination: address(last),
+                duration_us: 0,
+                kib_sent: 0,
+                kib_received: 0,
+                source_port: 40_000,
+                destination_port: 5432,
+                change,
+                active: true,
+            };
+            self.push(at + step * SECOND, entity, 0, Detail::Tcp(tcp));
+        }
+        self.frame(Lane::Bulk, at + 4 * SECOND);
+    }
+
+    pub fn syscall_error(&mut self, at: u64, entity: EntityId, errno: u32) {
+        self.push(at, entity, 0, Detail::SyscallError { count: 5, syscall: 1, errno });
+        self.frame(Lane::Bulk, at + MS);
+    }
+}
+
+pub fn address(last: u8) -> [u8; 16] {
+    std::net::Ipv4Addr::new(10, 96, 0, last).to_ipv6_mapped().octets()
+}
+
+fn namespace(pod: &str) -> String {
+    pod.split_once('/').map_or("", |(namespace, _)| namespace).to_owned()
+}
+
+/// The entity of `Deployment/web`.
+pub fn workload_of(workload: &str, namespace: &str) -> EntityId {
+    let (kind, name) = workload.split_once('/').expect("a kind and a name");
+    tapio_wire::entity_id(EntityKind::Workload, &format!("{kind}/{namespace}/{name}"))
 }

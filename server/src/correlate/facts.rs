@@ -1,0 +1,222 @@
+//! What Kubernetes, systemd and the collector said, as facts with fields by name.
+//!
+//! What enters: an event of these sources and its frame. What must hold: a field that was not told is not there, so that a
+//! pattern that asks for it does not match; lists are cut, so that a fact stays small whatever the cluster says.
+
+use std::sync::Arc;
+
+use tapio_wire::event::ArchivedDetail;
+use tapio_wire::frame::Frame;
+
+use super::signal::{Fact, FactValue, ServiceEndpoints, SignalKind};
+
+/// Others that one fact may be about.
+const RELATED_MAX: usize = 64;
+/// Bytes kept of a text.
+const TEXT_BYTES_MAX: usize = 512;
+
+/// The kind of the fact that an event states.
+pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
+    Some(match detail {
+        ArchivedDetail::SignalDelivered { .. } => SignalKind::Delivered,
+        ArchivedDetail::PodState(_) => SignalKind::PodState,
+        ArchivedDetail::ContainerState(_) => SignalKind::ContainerState,
+        ArchivedDetail::KubeEvent(_) => SignalKind::KubeEvent,
+        ArchivedDetail::NodeCondition(_) => SignalKind::NodeCondition,
+        ArchivedDetail::Rollout(_) => SignalKind::Rollout,
+        ArchivedDetail::ConfigChange(_) => SignalKind::ConfigChange,
+        ArchivedDetail::Endpoints(_) => SignalKind::Endpoints,
+        ArchivedDetail::ObjectState(_) => SignalKind::ObjectState,
+        ArchivedDetail::UnitState(_) => SignalKind::UnitState,
+        ArchivedDetail::UnitJob(_) => SignalKind::UnitJob,
+        ArchivedDetail::Observation(_) => SignalKind::Observation,
+        ArchivedDetail::Gap(_) => SignalKind::Gap,
+        _ => return None,
+    })
+}
+
+/// Collects the fields that were told.
+struct Fields<'a> {
+    frame: &'a Frame,
+    list: Vec<(&'static str, FactValue)>,
+}
+
+impl Fields<'_> {
+    fn text(&mut self, name: &'static str, index: u32) {
+        if let Some(text) = self.frame.body().name(index) {
+            self.word(name, text);
+        }
+    }
+
+    fn word(&mut self, name: &'static str, text: &str) {
+        let mut end = text.len().min(TEXT_BYTES_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        if end > 0 {
+            self.list.push((name, FactValue::Text(Arc::from(&text[..end]))));
+        }
+    }
+
+    fn number(&mut self, name: &'static str, number: u64) {
+        self.list.push((name, FactValue::Number(number)));
+    }
+
+    /// A number that 0 or the largest stands for "not told" or "no limit" of.
+    fn known(&mut self, name: &'static str, number: u64) {
+        if number != 0 && number != u64::MAX {
+            self.number(name, number);
+        }
+    }
+
+    fn flag(&mut self, name: &'static str, flag: bool) {
+        self.list.push((name, FactValue::Flag(flag)));
+    }
+}
+
+/// The fact that an event states.
+pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
+    let kind = kind(detail)?;
+    let mut fields = Fields { frame, list: Vec::new() };
+    let (mut related, mut endpoints) = (Vec::new(), None);
+    match detail {
+        ArchivedDetail::SignalDelivered { signal, code, comm, .. } => {
+            fields.number("signal", signal.to_native().into());
+            fields.number("code", u64::from(code.to_native().unsigned_abs()));
+            fields.text("comm", comm.to_native());
+        }
+        ArchivedDetail::PodState(pod) => {
+            fields.text("phase", pod.phase.to_native());
+            fields.text("reason", pod.reason.to_native());
+            fields.text("message", pod.message.to_native());
+            fields.flag("ready", pod.is_ready);
+            fields.flag("deleting", pod.deletion_ns.to_native() > 0);
+            fields.flag("gone", pod.is_gone);
+            fields.known("grace", u64::from(pod.deletion_grace_s.to_native()) * 1_000_000_000);
+        }
+        ArchivedDetail::ContainerState(state) => {
+            fields.word("state", ["unknown", "waiting", "running", "terminated"][usize::from(state.state.min(3))]);
+            fields.text("reason", state.reason.to_native());
+            fields.text("message", state.message.to_native());
+            if state.state == 3 {
+                fields.number("exit_code", u64::from(state.exit_code.to_native().unsigned_abs()));
+            }
+            fields.number("restart_count", state.restart_count.to_native().into());
+            fields.flag("last", state.is_last);
+            fields.flag("ready", state.is_ready);
+            fields.word("role", ["app", "init", "ephemeral"][usize::from(state.role.min(2))]);
+            fields.known("memory_limit", state.memory_limit_bytes.to_native());
+            fields.known("cpu_limit", state.cpu_limit_milli.to_native());
+        }
+        ArchivedDetail::KubeEvent(event) => {
+            fields.text("reason", event.reason.to_native());
+            fields.text("message", event.message.to_native());
+            fields.word("type", if event.is_warning { "Warning" } else { "Normal" });
+            fields.text("object_kind", event.kind.to_native());
+            fields.text("object_namespace", event.namespace.to_native());
+            fields.text("object_name", event.name.to_native());
+            fields.text("field_path", event.field_path.to_native());
+            fields.text("component", event.component.to_native());
+            fields.number("count", event.count.to_native().into());
+        }
+        ArchivedDetail::NodeCondition(condition) => {
+            fields.text("condition", condition.condition.to_native());
+            fields.word("status", ["false", "true", "unknown"][usize::from(condition.status.min(2))]);
+            fields.text("reason", condition.reason.to_native());
+            fields.text("message", condition.message.to_native());
+        }
+        ArchivedDetail::Rollout(rollout) => {
+            fields.text("object_kind", rollout.kind.to_native());
+            fields.text("object_namespace", rollout.namespace.to_native());
+            fields.text("object_name", rollout.name.to_native());
+            fields.text("images", rollout.images.to_native());
+            fields.text("images_before", rollout.images_before.to_native());
+            fields.flag("image_changed", frame.body().name(rollout.images_before.to_native()).is_some());
+            fields.text("reason", rollout.reason.to_native());
+            fields.text("message", rollout.message.to_native());
+            fields.number("generation", rollout.generation.to_native());
+            fields.number("desired", rollout.desired.to_native().into());
+            fields.number("updated", rollout.updated.to_native().into());
+            fields.number("ready_replicas", rollout.ready.to_native().into());
+            fields.number("unavailable", rollout.unavailable.to_native().into());
+            fields.flag("gone", rollout.is_gone);
+        }
+        ArchivedDetail::ConfigChange(change) => {
+            fields.text("object_kind", change.kind.to_native());
+            fields.text("object_namespace", change.namespace.to_native());
+            fields.text("object_name", change.name.to_native());
+            fields.text("resource_version", change.resource_version.to_native());
+            fields.word("change", ["unknown", "made", "changed", "gone"][usize::from(change.change.min(3))]);
+            related.extend(change.used_by.iter().take(RELATED_MAX).map(|id| id.to_native()));
+        }
+        ArchivedDetail::Endpoints(told) => {
+            let name = |index| frame.body().name(index).unwrap_or("");
+            let (namespace, service) = (name(told.namespace.to_native()), name(told.service.to_native()));
+            fields.word("object_namespace", namespace);
+            fields.word("object_name", service);
+            let backends = told.backends.iter().take(RELATED_MAX);
+            let backends: Vec<_> = backends
+                .map(|backend| (backend.address, backend.port.to_native(), backend.pod.to_native(), backend.is_ready))
+                .collect();
+            fields.number("backends", told.backends.len() as u64);
+            let ready = told.backends.iter().filter(|backend| backend.is_ready).count() as u64;
+            fields.number("ready_backends", ready);
+            fields.number("unready_backends", told.backends.len() as u64 - ready);
+            related.extend(backends.iter().map(|backend| backend.2).filter(|&pod| pod != 0));
+            endpoints = Some(Box::new(ServiceEndpoints {
+                name: format!("{namespace}/{service}").into(),
+                cluster_addresses: told.cluster_addresses.iter().take(RELATED_MAX).copied().collect(),
+                ports: told.ports.iter().take(RELATED_MAX).map(|port| port.to_native()).collect(),
+                backends,
+            }));
+        }
+        ArchivedDetail::ObjectState(object) => {
+            fields.text("object_kind", object.kind.to_native());
+            fields.text("object_namespace", object.namespace.to_native());
+            fields.text("object_name", object.name.to_native());
+            fields.text("state", object.state.to_native());
+            fields.text("reason", object.reason.to_native());
+            fields.text("message", object.message.to_native());
+            fields.number("current", object.current.to_native());
+            fields.number("desired", object.desired.to_native());
+            fields.flag("gone", object.is_gone);
+        }
+        ArchivedDetail::UnitState(unit) => {
+            fields.text("unit", unit.unit.to_native());
+            fields.text("active_state", unit.active_state.to_native());
+            fields.text("sub_state", unit.sub_state.to_native());
+            fields.text("result", unit.result.to_native());
+            fields.number("main_status", u64::from(unit.main_status.to_native().unsigned_abs()));
+            fields.number("restarts", unit.restarts.to_native().into());
+        }
+        ArchivedDetail::UnitJob(job) => {
+            fields.text("unit", job.unit.to_native());
+            fields.text("result", job.result.to_native());
+        }
+        ArchivedDetail::Observation(seen) => {
+            fields.known("memory_limit", seen.memory_limit_bytes.to_native());
+            fields.known("memory_usage", seen.memory_usage_bytes.to_native());
+            fields.known("memory_peak", seen.memory_peak_bytes.to_native());
+            fields.number("oom_kills", seen.oom_kills.to_native());
+            fields.number("limit_hits", seen.limit_hits.to_native());
+            let (pids, pids_limit) = (seen.pids.to_native(), seen.pids_limit.to_native());
+            fields.known("pids", pids);
+            fields.known("pids_limit", pids_limit);
+            let has_limit = pids_limit != 0 && pids_limit != u64::MAX;
+            fields.flag("pids_full", has_limit && pids.saturating_add(pids_limit / 50) >= pids_limit);
+            fields.number("throttled", seen.throttled.to_native());
+            fields.number("throttled_time", seen.throttled_us.to_native().saturating_mul(1000));
+            fields.number("memory_pressure", u64::from(seen.memory_pressure.to_native()) / 100);
+            fields.text("process_comm", seen.process_comm.to_native());
+            fields.text("process_command", seen.process_command.to_native());
+        }
+        ArchivedDetail::Gap(gap) => {
+            fields.text("what", gap.what.to_native());
+            fields.text("reason", gap.reason.to_native());
+            fields.number("lasted", gap.until_ns.to_native().saturating_sub(gap.from_ns.to_native()));
+            fields.number("found_gone", gap.found_gone.to_native().into());
+        }
+        _ => return None,
+    }
+    Some(Fact { kind, fields: fields.list, related, endpoints })
+}

@@ -1,0 +1,159 @@
+//! What a fact or a burst says, for people.
+//!
+//! What must hold: nothing is said that was not told; what is missing is left out of the sentence.
+
+use super::text;
+use crate::correlate::EntityInfo;
+use crate::correlate::signal::{About, Burst, Fact, SignalKind};
+
+/// ` (message)`, or nothing.
+fn because(fact: &Fact, field: &str) -> String {
+    match fact.text(field) {
+        "" => String::new(),
+        text => format!(" ({text})"),
+    }
+}
+
+fn object(fact: &Fact) -> String {
+    let name = match (fact.text("object_namespace"), fact.text("object_name")) {
+        ("", name) => name.to_owned(),
+        (namespace, name) => format!("{namespace}/{name}"),
+    };
+    format!("{} {name}", fact.text("object_kind")).trim().to_owned()
+}
+
+/// What a fact says.
+pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
+    let (reason, message) = (because(fact, "reason"), because(fact, "message"));
+    match fact.kind {
+        SignalKind::Delivered => {
+            format!("{} reached {}", text::signal_name(fact.number("signal") as u32), fact.text("comm"))
+        }
+        SignalKind::PodState => {
+            let state = if fact.is("gone") {
+                "is gone".to_owned()
+            } else if fact.is("deleting") {
+                "is being deleted".to_owned()
+            } else {
+                format!("is {}, {}", fact.text("phase"), if fact.is("ready") { "ready" } else { "not ready" })
+            };
+            format!("{entity} {state}{reason}{message}")
+        }
+        SignalKind::ContainerState => {
+            let code = if fact.text("state") == "terminated" {
+                format!(" with code {}", fact.number("exit_code"))
+            } else {
+                String::new()
+            };
+            let restarts = fact.number("restart_count");
+            format!("kubelet says: {}{code}{reason}{message}, {restarts} restarts", fact.text("state"))
+        }
+        SignalKind::KubeEvent => {
+            let times = match fact.number("count") {
+                0 | 1 => String::new(),
+                count => format!(", said {count} times"),
+            };
+            let by = fact.text("component");
+            let by = if by.is_empty() { "Kubernetes" } else { by };
+            format!("{by} says {} of {}{message}{times}", fact.text("reason"), object(fact))
+        }
+        SignalKind::NodeCondition => {
+            format!("the node's condition {} is {}{reason}{message}", fact.text("condition"), fact.text("status"))
+        }
+        SignalKind::Rollout => {
+            let change = match (fact.text("images_before"), fact.text("images")) {
+                ("", _) => String::new(),
+                (before, images) => format!(" from {before} to {images}"),
+            };
+            let (ready, desired) = (fact.number("ready_replicas"), fact.number("desired"));
+            format!("{} rolls out{change}: {ready} of {desired} ready{reason}{message}", object(fact))
+        }
+        SignalKind::ConfigChange => format!("{} was {}", object(fact), fact.text("change")),
+        SignalKind::Endpoints => format!(
+            "{} of {} backends of service {} are ready",
+            fact.number("ready_backends"),
+            fact.number("backends"),
+            object(fact)
+        ),
+        SignalKind::ObjectState => format!("{} is {}{reason}{message}", object(fact), fact.text("state")),
+        SignalKind::UnitState => format!(
+            "{} is {} ({}), result {}, {} restarts",
+            fact.text("unit"),
+            fact.text("active_state"),
+            fact.text("sub_state"),
+            fact.text("result"),
+            fact.number("restarts")
+        ),
+        SignalKind::UnitJob => format!("the job of {} ended: {}", fact.text("unit"), fact.text("result")),
+        SignalKind::Observation => observation(fact),
+        _ => format!("{} were not watched{reason} for {}", fact.text("what"), text::duration(fact.number("lasted"))),
+    }
+}
+
+fn observation(fact: &Fact) -> String {
+    let mut parts = Vec::new();
+    let bytes = |name| text::bytes(fact.number(name));
+    if fact.get("memory_usage").is_some() {
+        let limit =
+            if fact.get("memory_limit").is_some() { format!(" of {}", bytes("memory_limit")) } else { String::new() };
+        parts.push(format!("memory {}{limit}", bytes("memory_usage")));
+    }
+    if fact.get("memory_peak").is_some() {
+        parts.push(format!("at most {}", bytes("memory_peak")));
+    }
+    if fact.number("limit_hits") > 0 {
+        parts.push(format!("the limit was hit {} times", fact.number("limit_hits")));
+    }
+    if fact.get("pids").is_some() {
+        let limit =
+            if fact.get("pids_limit").is_some() { format!(" of {}", fact.number("pids_limit")) } else { String::new() };
+        parts.push(format!("{}{limit} processes", fact.number("pids")));
+    }
+    if fact.number("throttled") > 0 {
+        let time = text::duration(fact.number("throttled_time"));
+        parts.push(format!("throttled {} times for {time}", fact.number("throttled")));
+    }
+    if fact.number("memory_pressure") > 0 {
+        parts.push(format!("{} % of the time waiting for memory", fact.number("memory_pressure")));
+    }
+    if !fact.text("process_comm").is_empty() {
+        let command = because(fact, "process_command");
+        parts.push(format!("the other process is {}{command}", fact.text("process_comm")));
+    }
+    if parts.is_empty() { "nothing could be read".to_owned() } else { parts.join(", ") }
+}
+
+/// What a burst says.
+pub fn burst(burst: &Burst) -> String {
+    let count = burst.count;
+    let device = text::device(burst.about).map_or_else(String::new, |device| format!(" on device {device}"));
+    let what = match (burst.kind, burst.about) {
+        (SignalKind::ReclaimBurst, _) => "reclaims of memory at its own limit".to_owned(),
+        (SignalKind::DirectReclaimBurst, _) => "reclaims of memory because the node ran short".to_owned(),
+        (SignalKind::RefusedBurst, _) => format!("connections refused by {}", text::peer(burst)),
+        (SignalKind::RetransmitBurst, _) => format!("retransmissions to {}", text::peer(burst)),
+        (SignalKind::SynRetransmitBurst, _) => format!("attempts to connect to {} unanswered", text::peer(burst)),
+        (SignalKind::SyscallErrorBurst, About::Errno { errno, .. }) => {
+            format!("system calls failed with {}", text::errno_name(errno))
+        }
+        (SignalKind::SlowIoBurst, _) => format!("slow block I/Os{device}"),
+        (SignalKind::IoErrorBurst, _) => format!("failed block I/Os{device}"),
+        (SignalKind::PacketDropBurst, About::Drop { reason, .. }) => {
+            format!("packets dropped (the kernel's reason {reason})")
+        }
+        (SignalKind::DnsFailureBurst, About::Dns { rcode }) => {
+            format!("DNS lookups failed ({})", text::rcode_name(rcode))
+        }
+        (SignalKind::SlowShare, About::Share { measure, total, .. }) => {
+            let longest = text::duration(u64::from(burst.stall_us) * 1000);
+            return format!("{count} of {total} were slow ({}{device}), the slowest took {longest}", measure.name());
+        }
+        _ => "long waits for a CPU".to_owned(),
+    };
+    let stall = match burst.stall_us {
+        0 => String::new(),
+        stall => format!(", {} of stall", text::duration(u64::from(stall) * 1000)),
+    };
+    let span = text::duration(u64::from(burst.span_ms.max(1)) * 1_000_000);
+    format!("{count} {what} within {span}{stall}")
+}

@@ -1,0 +1,176 @@
+//! Which rings a signal belongs to: what hangs together in the cluster.
+//!
+//! What enters: signals, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
+//! keys of the rings in which a signal is noted. What must hold: bounded tables; a pod that left a Service still counts as
+//! its backend, since that is just when it matters; addresses are never guessed at, only looked up.
+
+use std::sync::Arc;
+
+use tapio_wire::event::{EntityId, EntityKind};
+
+use super::schema::Scope;
+use crate::correlate::signal::{About, Address, Burst, Detail, Signal, SignalKind};
+use crate::correlate::{EntityInfo, Generations, Topology};
+
+/// Services remembered, and addresses and pods of them.
+const SERVICES_MAX: usize = 16_384;
+const BACKENDS_MAX: usize = 131_072;
+/// Services that one pod may stand behind.
+const SERVICES_OF_POD_MAX: usize = 4;
+/// Rings of one scope in which one signal is noted.
+const KEYS_MAX: usize = 8;
+/// Services that answer DNS.
+const DNS_SERVICES_MAX: usize = 4;
+const DNS_PORT: u16 = 53;
+
+/// Whose ring: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
+pub type RingKey = (u64, Scope, u64);
+
+/// See the module.
+pub struct Joins {
+    topology: Arc<Topology>,
+    /// A Service's name, its ready backends, and all.
+    services: Generations<u64, (Arc<str>, u32, u32)>,
+    by_address: Generations<(Address, u16), u64>,
+    by_cluster_address: Generations<Address, u64>,
+    by_pod: Generations<EntityId, Vec<u64>>,
+    dns: Vec<u64>,
+}
+
+fn service_id(name: &str) -> u64 {
+    tapio_wire::entity_id(EntityKind::Workload, &format!("Service/{name}"))
+}
+
+impl Joins {
+    /// Knows no Service yet.
+    pub fn new(topology: Arc<Topology>) -> Self {
+        Self {
+            topology,
+            services: Generations::new(SERVICES_MAX),
+            by_address: Generations::new(BACKENDS_MAX),
+            by_cluster_address: Generations::new(SERVICES_MAX),
+            by_pod: Generations::new(BACKENDS_MAX),
+            dns: Vec::new(),
+        }
+    }
+
+    /// Learns from a signal and completes it by what is known.
+    pub fn take(&mut self, signal: &mut Signal) {
+        match &mut signal.detail {
+            Detail::Fact(fact) => {
+                let Some(told) = fact.endpoints.as_deref() else { return };
+                let service = service_id(&told.name);
+                let ready = told.backends.iter().filter(|backend| backend.3).count() as u32;
+                self.services.insert(service, (Arc::clone(&told.name), ready, told.backends.len() as u32));
+                for address in &told.cluster_addresses {
+                    self.by_cluster_address.insert(*address, service);
+                }
+                for &(address, port, pod, _) in &told.backends {
+                    self.by_address.insert((address, port), service);
+                    if pod != 0 {
+                        let services = self.by_pod.entry(pod, Vec::new);
+                        if !services.contains(&service) && services.len() < SERVICES_OF_POD_MAX {
+                            services.push(service);
+                        }
+                    }
+                }
+                let is_dns = told.ports.contains(&DNS_PORT);
+                if is_dns && !self.dns.contains(&service) && self.dns.len() < DNS_SERVICES_MAX {
+                    self.dns.push(service);
+                }
+            }
+            Detail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
+                *peer = self.peer(address, *port);
+                let service = self.service_at(address, *port).and_then(|service| self.services.get(&service));
+                *peer_backends = service.map(|&(_, ready, all)| (ready, all));
+            }
+            _ => {}
+        }
+    }
+
+    fn service_at(&self, address: &Address, port: u16) -> Option<u64> {
+        self.by_cluster_address.get(address).or_else(|| self.by_address.get(&(*address, port))).copied()
+    }
+
+    fn peer(&self, address: &Address, port: u16) -> Option<Arc<str>> {
+        if let Some((name, _, _)) = self.service_at(address, port).and_then(|service| self.services.get(&service)) {
+            return Some(format!("service {name}").into());
+        }
+        let pod = self.topology.get(0, self.topology.pod_at(address)?)?;
+        Some(format!("pod {pod}").into())
+    }
+
+    fn pod(&self, entity: &EntityInfo) -> Option<Arc<EntityInfo>> {
+        self.topology.get(0, entity.pod_id()).filter(|_| entity.pod_id() != 0)
+    }
+
+    /// The workload of an entity, 0 while nobody told it.
+    pub fn workload(&self, entity: &EntityInfo) -> EntityId {
+        match entity.kind {
+            Some(EntityKind::Workload) => entity.id,
+            _ if entity.workload_id != 0 => entity.workload_id,
+            _ => self.pod(entity).map_or(0, |pod| pod.workload_id),
+        }
+    }
+
+    /// The rings of a scope in which a signal is noted.
+    pub fn keys(&self, signal: &Signal, scope: Scope) -> Vec<RingKey> {
+        let entity = &*signal.entity;
+        let node = entity.node.id;
+        match scope {
+            Scope::Entity => vec![Self::entity_key(entity)],
+            Scope::Pod => match entity.pod_id() {
+                0 => vec![(node, scope, entity.id)],
+                pod => vec![(0, scope, pod)],
+            },
+            Scope::Workload => {
+                let mut workloads: Vec<u64> = match &signal.detail {
+                    Detail::Fact(fact) if fact.kind == SignalKind::ConfigChange => fact.related.clone(),
+                    _ => Vec::new(),
+                };
+                workloads.push(self.workload(entity));
+                workloads.retain(|&workload| workload != 0);
+                workloads.truncate(KEYS_MAX);
+                workloads.into_iter().map(|workload| (0, scope, workload)).collect()
+            }
+            Scope::Service => self.services(signal).into_iter().map(|service| (0, scope, service)).collect(),
+            Scope::Node => vec![(self.node(signal), scope, 0)],
+        }
+    }
+
+    /// The ring of an entity's own signals.
+    pub fn entity_key(entity: &EntityInfo) -> RingKey {
+        let is_global = matches!(entity.kind, Some(EntityKind::Pod | EntityKind::Workload));
+        (if is_global { 0 } else { entity.node.id }, Scope::Entity, entity.id)
+    }
+
+    fn services(&self, signal: &Signal) -> Vec<u64> {
+        match &signal.detail {
+            Detail::Burst(burst) => match burst.about {
+                About::Peer { address, port } => {
+                    let by_pod = || {
+                        let pod = self.topology.pod_at(&address)?;
+                        self.by_pod.get(&pod)?.first().copied()
+                    };
+                    self.service_at(&address, port).or_else(by_pod).into_iter().collect()
+                }
+                About::Dns { .. } => self.dns.clone(),
+                _ => Vec::new(),
+            },
+            Detail::Fact(fact) if fact.endpoints.is_some() => {
+                fact.endpoints.iter().map(|told| service_id(&told.name)).collect()
+            }
+            _ => self.by_pod.get(&signal.entity.pod_id()).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The node that a signal is about: a node that is spoken of, a pod's node, or where it was seen.
+    fn node(&self, signal: &Signal) -> u64 {
+        if let Detail::Fact(fact) = &signal.detail
+            && (fact.kind == SignalKind::NodeCondition || fact.text("object_kind") == "Node")
+        {
+            return signal.entity.id;
+        }
+        signal.entity.node.id
+    }
+}

@@ -1,0 +1,527 @@
+//! Patterns that rest on what Kubernetes says, each with its look-alike; names that come late; labels; root causes.
+
+mod correlate_node;
+
+use std::sync::Arc;
+
+use correlate_node::{
+    MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, patterns_of, workload_of,
+};
+use tapio_server::correlate::CorrelateConfig;
+use tapio_server::findings::{FinderConfig, PatternSet};
+use tapio_wire::event::{Detail, EntityId, Lane};
+
+const REFUSED: u8 = 2;
+const SYN_RETRANSMITTED: u8 = 6;
+const LIVENESS: &str = "Liveness probe failed: HTTP probe failed with statuscode: 503";
+
+fn shim(node: &mut Node) -> Process {
+    let unit = node.unit("containerd.service");
+    Process::of_node(unit, 55, "containerd-shim")
+}
+
+fn web(node: &mut Node) -> EntityId {
+    node.kube_container("Deployment/web", "shop/web-0", "c0")
+}
+
+/// Killed by the runtime with SIGTERM at `at`.
+fn stop(node: &mut Node, entity: EntityId, at: u64) {
+    let (target, shim) = (Process::init(entity, 100, "nginx"), shim(node));
+    node.signal(at, target, SIGTERM, Some(shim));
+    node.exit(at + SECOND, target, 143 << 8);
+    node.lethal(at + 2 * SECOND);
+}
+
+fn limit_kill(node: &mut Node, entity: EntityId, pid: u32, at: u64) {
+    let process = Process::init(entity, pid, "nginx");
+    node.oom(at, process, 64 * MIB, 64 * MIB);
+    node.signal(at, process, SIGKILL, None);
+    node.exit(at + MS, process, SIGKILL);
+    node.lethal(at + 2 * MS);
+}
+
+#[test]
+fn a_limit_kill_shows_kubernetes_names_and_an_agreeing_label() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    limit_kill(&mut node, web, 100, 100 * SECOND);
+    node.container_ended(101 * SECOND, web, "OOMKilled", 137);
+    node.observation(101 * SECOND, web, 0, 3);
+    node.lethal(101 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].title.starts_with("shop/web-0/web exceeded"), "{}", found[0].title);
+    let entity = found[0].entity.clone().expect("an entity");
+    assert_eq!((&*entity.namespace, &*entity.pod, &*entity.container), ("shop", "web-0", "web"));
+    assert_eq!((&*entity.workload, &*entity.image), ("Deployment/web", "shop/web:2"));
+    let death = found[0].death.as_ref().expect("a certificate");
+    assert_eq!((&*death.label, death.label_agrees), ("OOMKilled (exit code 137)", Some(true)));
+    assert!(found[0].evidence.iter().any(|piece| piece.step == "observed" && piece.text.contains("32.0 MiB")));
+}
+
+#[test]
+fn a_label_that_hides_a_memory_kill_contradicts() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    limit_kill(&mut node, web, 100, 100 * SECOND);
+    node.container_ended(101 * SECOND, web, "Error", 137);
+    node.lethal(101 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found[0].death.as_ref().and_then(|death| death.label_agrees), Some(false));
+}
+
+#[test]
+fn a_name_that_comes_late_is_published_again() {
+    let mut node = Node::new("n1");
+    let bare = tapio_wire::entity_id(tapio_wire::event::EntityKind::Container, "c0");
+    node.container("c0", "0123456789ab");
+    node.exit(100 * SECOND, Process::init(bare, 100, "sh"), 1 << 8);
+    node.lethal(100 * SECOND);
+    web(&mut node);
+    node.lethal(101 * SECOND);
+    let machine = Machine::start(2);
+    machine.deliver(&node.node, &node.frames[..1]);
+    let before = machine.findings().remove(0);
+    machine.deliver(&node.node, &node.frames[1..]);
+    let after = machine.findings().remove(0);
+    assert_eq!((before.revision, after.revision), (1, 2));
+    assert_eq!(before.id, after.id);
+    assert!(after.title.starts_with("shop/web-0/web died"), "{}", after.title);
+}
+
+#[test]
+fn a_failed_liveness_probe_is_why_it_was_killed() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let pod = node.kube_pod("Deployment/web", "shop/web-0");
+    node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+    stop(&mut node, web, 100 * SECOND);
+    assert_eq!(patterns_of(&node), ["liveness-probe-kill"]);
+}
+
+#[test]
+fn a_readiness_probe_or_a_deleted_pod_is_no_liveness_kill() {
+    for (message, is_deleting) in [("Readiness probe failed: x", false), (LIVENESS, true)] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.kube_event(98 * SECOND, pod, "Unhealthy", message);
+        node.pod_state(99 * SECOND, pod, "", is_deleting);
+        stop(&mut node, web, 100 * SECOND);
+        assert_eq!(patterns_of(&node), ["stopped"], "{message}");
+    }
+}
+
+#[test]
+fn throttling_behind_a_failed_probe_is_told_and_a_little_of_it_is_not() {
+    for (throttled, expected) in [(200, "throttled-into-probe-failure"), (3, "liveness-probe-kill")] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+        node.observation(100 * SECOND + MS, web, throttled, 3);
+        stop(&mut node, web, 100 * SECOND);
+        assert_eq!(patterns_of(&node), [expected]);
+    }
+}
+
+#[test]
+fn a_reclaim_stall_behind_a_failed_probe_is_told_and_one_of_another_container_is_not() {
+    for (is_own, expected) in [(true, "reclaim-stall-probe-failure"), (false, "liveness-probe-kill")] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let other = node.kube_container("Deployment/db", "shop/db-0", "db");
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.reclaim(90 * SECOND, if is_own { web } else { other });
+        node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+        stop(&mut node, web, 100 * SECOND);
+        assert_eq!(patterns_of(&node), [expected]);
+    }
+}
+
+/// A worker is killed for memory; minutes later the container ends otherwise.
+fn labelled(signal: Option<u32>, status: u32) -> Node {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let (init, worker) = (Process::init(web, 100, "nginx"), Process::child(web, 107, "worker"));
+    let shim = shim(&mut node);
+    node.oom(100 * SECOND, worker, 64 * MIB, 64 * MIB);
+    node.exit(100 * SECOND + MS, worker, SIGKILL);
+    node.lethal(101 * SECOND);
+    if let Some(signal) = signal {
+        node.signal(200 * SECOND, init, signal, Some(shim));
+    } else {
+        node.oom(200 * SECOND, init, 64 * MIB, 64 * MIB);
+    }
+    node.exit(201 * SECOND, init, status);
+    node.container_ended(202 * SECOND, web, "OOMKilled", if status == SIGKILL { 137 } else { 143 });
+    node.lethal(202 * SECOND);
+    node
+}
+
+#[test]
+fn a_wrong_oomkilled_label_is_contradicted() {
+    let found = findings_of(&labelled(Some(SIGTERM), 143 << 8));
+    let patterns: Vec<_> = found.iter().map(|finding| &*finding.pattern).collect();
+    assert_eq!(patterns, ["silent-child-oom", "false-oomkilled-label"]);
+    let death = found[1].death.as_ref().expect("a certificate");
+    assert_eq!((&*death.label, death.label_agrees), ("OOMKilled (exit code 143)", Some(false)));
+    assert_eq!(death.sender.as_ref().map(|sender| &*sender.comm), Some("containerd-shim"));
+}
+
+#[test]
+fn a_right_oomkilled_label_is_not() {
+    assert_eq!(patterns_of(&labelled(None, SIGKILL)), ["silent-child-oom", "memory-limit-kill"]);
+}
+
+#[test]
+fn an_eviction_absorbs_the_deaths_that_it_causes() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let pod = node.kube_pod("Deployment/web", "shop/web-0");
+    stop(&mut node, web, 100 * SECOND);
+    node.pod_state(103 * SECOND, pod, "Evicted", false);
+    node.lethal(103 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, "evicted");
+    assert_eq!(found[0].consequences.len(), 1);
+    assert_eq!(found[0].consequences[0].pattern, "stopped");
+}
+
+#[test]
+fn a_full_disk_behind_an_eviction_is_told_and_another_nodes_is_not() {
+    for (is_own, expected) in [(true, "disk-full-eviction"), (false, "evicted")] {
+        let mut node = Node::new("n1");
+        let writer = node.kube_container("Deployment/log", "shop/log-0", "log");
+        node.syscall_error(90 * SECOND, writer, 28);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        if is_own {
+            node.node_condition(95 * SECOND, "DiskPressure", 1);
+        } else {
+            node.node_condition(95 * SECOND, "DiskPressure", 0);
+        }
+        node.pod_state(100 * SECOND, pod, "Evicted", false);
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].pattern, expected);
+        assert_eq!(found[0].summary.contains("shop/log-0/web was refused space"), is_own, "{}", found[0].summary);
+    }
+}
+
+/// Three replicas die with code 1, `after_s` seconds after their start.
+fn dying(node: &mut Node, after_s: u64) {
+    for replica in 0..3u32 {
+        let pod = format!("shop/web-{replica}");
+        let web = node.kube_container("Deployment/web", &pod, &format!("c{replica}"));
+        node.exit((1 + after_s) * SECOND + u64::from(replica), Process::init(web, 100 + replica, "app"), 1 << 8);
+    }
+    node.lethal((2 + after_s) * SECOND);
+}
+
+#[test]
+fn a_release_that_crashes_on_its_replicas_is_bad_and_a_scaling_is_not() {
+    for (before, expected) in [(Some("shop/web:1"), "bad-release"), (None, "exited-with-error")] {
+        let mut node = Node::new("n1");
+        node.rollout(90 * SECOND, "Deployment/web", "shop", before);
+        dying(&mut node, 100);
+        let found = findings_of(&node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!((&*found[0].pattern, found[0].count), (expected, 3));
+    }
+}
+
+#[test]
+fn a_release_of_another_workload_explains_nothing() {
+    let mut node = Node::new("n1");
+    node.rollout(90 * SECOND, "Deployment/db", "shop", Some("shop/db:1"));
+    dying(&mut node, 100);
+    assert_eq!(patterns_of(&node), ["exited-with-error"]);
+}
+
+#[test]
+fn a_configuration_that_breaks_the_start_is_bad_and_one_of_others_or_long_before_is_not() {
+    for (user, after_s, expected) in [
+        ("Deployment/web", 5, "bad-config"),
+        ("Deployment/db", 5, "exited-with-error"),
+        ("Deployment/web", 100, "exited-with-error"),
+    ] {
+        let mut node = Node::new("n1");
+        node.config_change(2 * SECOND, vec![workload_of(user, "shop")]);
+        dying(&mut node, after_s);
+        let found = findings_of(&node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].pattern, expected, "{user} {after_s}");
+    }
+}
+
+#[test]
+fn replicas_killed_alike_are_one_finding_with_a_count() {
+    let mut node = Node::new("n1");
+    for replica in 0..3u32 {
+        let web = node.kube_container("Deployment/web", &format!("shop/web-{replica}"), &format!("c{replica}"));
+        limit_kill(&mut node, web, 100 + replica, u64::from(100 + replica) * SECOND);
+    }
+    let other = node.kube_container("Deployment/db", "shop/db-0", "db");
+    limit_kill(&mut node, other, 200, 110 * SECOND);
+    let found = findings_of(&node);
+    let counts: Vec<_> = found.iter().map(|finding| finding.count).collect();
+    assert_eq!(counts, [3, 1], "{found:#?}");
+    assert!(found[0].title.ends_with(", 3 times"), "{}", found[0].title);
+}
+
+/// A backend of shop/db, and a client that is refused.
+fn refused_client(node: &mut Node, at: u64, last: u8) -> EntityId {
+    let client = node.kube_container("Deployment/web", "shop/web-0", "c0");
+    node.connects(at, client, last, REFUSED);
+    client
+}
+
+fn database(node: &mut Node, is_ready: bool) -> EntityId {
+    let db = node.kube_container("StatefulSet/db", "shop/db-0", "db");
+    let pod = node.kube_pod("StatefulSet/db", "shop/db-0");
+    node.service(50 * SECOND, "shop/db", 7, 5432, pod, is_ready);
+    node.lethal(51 * SECOND);
+    db
+}
+
+#[test]
+fn refusals_by_a_service_without_backends_come_from_upstream() {
+    let mut node = Node::new("n1");
+    database(&mut node, false);
+    refused_client(&mut node, 60 * SECOND, 7);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].title, "shop/web-0/web is refused by service shop/db");
+}
+
+#[test]
+fn refusals_by_a_healthy_service_or_by_another_one_are_no_upstreams() {
+    for (is_ready, last) in [(true, 7), (false, 9)] {
+        let mut node = Node::new("n1");
+        database(&mut node, is_ready);
+        refused_client(&mut node, 60 * SECOND, last);
+        assert!(patterns_of(&node).is_empty(), "{is_ready} {last}");
+    }
+}
+
+fn database_dies_and_web_is_refused() -> Node {
+    let mut node = Node::new("n1");
+    let db = database(&mut node, true);
+    limit_kill(&mut node, db, 300, 100 * SECOND);
+    refused_client(&mut node, 101 * SECOND, 7);
+    node
+}
+
+#[test]
+fn a_memory_kill_absorbs_the_refusals_of_its_clients_and_watchers_are_told() {
+    let mut node = database_dies_and_web_is_refused();
+    let refusals = node.frames.pop().expect("the refusals");
+    let machine = Machine::start(1);
+    let (mut changes, _) = machine.store.watch();
+    // The refusals are seen first, when only the Service's state explains them.
+    let mut unready = Node::new("n2");
+    database(&mut unready, false);
+    machine.deliver(&unready.node, &unready.frames);
+    let deaths = node.frames.split_off(1);
+    machine.deliver(&node.node, &node.frames);
+    machine.deliver(&node.node, &[refusals]);
+    machine.settle();
+    machine.deliver(&node.node, &deaths);
+    let found = machine.findings();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, "memory-limit-kill");
+    assert_eq!(found[0].consequences.len(), 1);
+    assert_eq!(found[0].consequences[0].title, "shop/web-0/web is refused by service shop/db");
+    let mut last_of_refusal = None;
+    while let Ok(change) = changes.try_recv() {
+        if change.pattern == "upstream-refused" {
+            last_of_refusal = Some(change);
+        }
+    }
+    let last = last_of_refusal.expect("the refusals were told at first");
+    assert!(last.withdrawn && last.superseded_by == found[0].id, "{last:#?}");
+    assert_eq!(machine.store.get(&last.id).expect("an alias").id, found[0].id);
+}
+
+#[test]
+fn a_chain_is_no_longer_than_the_configured_depth() {
+    let node = database_dies_and_web_is_refused();
+    for (depth, findings) in [(1, 2), (2, 1)] {
+        let patterns = PatternSet::embedded().expect("valid");
+        let config = CorrelateConfig { shards: Some(1), wanted: patterns.kinds(), ..CorrelateConfig::default() };
+        let finder = FinderConfig { correlation_depth_max: depth, ..FinderConfig::default() };
+        let machine = Machine::chained(&config, patterns, finder);
+        machine.deliver(&node.node, &node.frames);
+        assert_eq!(machine.findings().len(), findings, "depth {depth}");
+    }
+}
+
+#[test]
+fn packets_vanish_when_nobody_answers_and_nobody_refuses() {
+    let mut node = Node::new("n1");
+    database(&mut node, true);
+    let client = node.kube_container("Deployment/web", "shop/web-0", "c0");
+    node.connects(60 * SECOND, client, 7, SYN_RETRANSMITTED);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, "packets-vanish");
+    assert!(!found[0].possible);
+}
+
+#[test]
+fn packets_to_unready_or_refusing_backends_do_not_vanish() {
+    for (is_ready, also) in [(false, SYN_RETRANSMITTED), (true, REFUSED)] {
+        let mut node = Node::new("n1");
+        database(&mut node, is_ready);
+        let client = node.kube_container("Deployment/web", "shop/web-0", "c0");
+        node.connects(60 * SECOND, client, 7, also);
+        node.connects(65 * SECOND, client, 7, SYN_RETRANSMITTED);
+        assert!(!patterns_of(&node).contains(&"packets-vanish".to_owned()));
+    }
+}
+
+const NEEDS_A_NOTICE: &str = "id: own
+title: \"{entity} ended\"
+summary: s
+severity: low
+priority: 1
+window: 1m
+scope: pod
+anchor: exit
+confidence: {base: 0.9}
+steps:
+  - name: notice
+    signal: kube_event
+    where: {reason: Unhealthy}
+    may_be_lost: true
+  - name: exit
+    signal: exit
+advice: []
+";
+
+#[test]
+fn evidence_that_may_be_lost_makes_a_finding_possible_and_says_so() {
+    for (is_told, lost, expected) in [
+        (false, 0, None),
+        (false, 9, Some((true, "Possibly: shop/web-0/web ended"))),
+        (true, 9, Some((false, "shop/web-0/web ended"))),
+    ] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.lethal(90 * SECOND);
+        node.lose(lost);
+        if is_told {
+            node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+        }
+        node.exit(100 * SECOND, Process::init(web, 100, "app"), 1 << 8);
+        node.lethal(101 * SECOND);
+        let machine = Machine::with(1, PatternSet::from_texts(&[("own.yaml", NEEDS_A_NOTICE)]).expect("valid"));
+        machine.deliver(&node.node, &node.frames);
+        let found = machine.findings();
+        let told = found.first().map(|finding| (finding.possible, finding.title.as_str()));
+        assert_eq!(told, expected, "{is_told} {lost}");
+        if lost > 0 {
+            assert_eq!(found[0].loss.map(|loss| loss.events), Some(9));
+            assert_eq!(found[0].confidence < 0.5, found[0].possible, "{}", found[0].confidence);
+        }
+    }
+}
+
+/// Lookups of clients in `namespaces` namespaces fail; CoreDNS was killed before when `dies`.
+fn lookups_fail(namespaces: u32, dies: bool) -> Node {
+    let mut node = Node::new("n1");
+    let dns = node.kube_container("Deployment/coredns", "kube-system/coredns-0", "dns");
+    let pod = node.kube_pod("Deployment/coredns", "kube-system/coredns-0");
+    node.service(50 * SECOND, "kube-system/kube-dns", 10, 53, pod, true);
+    node.lethal(51 * SECOND);
+    if dies {
+        node.exit(60 * SECOND, Process::init(dns, 400, "coredns"), 2 << 8);
+        node.lethal(61 * SECOND);
+    }
+    for space in 0..namespaces {
+        let client = node.kube_container("Deployment/web", &format!("space{space}/web-0"), &format!("s{space}"));
+        for step in 0..4 {
+            let lookup = Detail::Dns { latency_ns: 0, name: u32::MAX, query_type: 1, rcode: 255 };
+            node.push(65 * SECOND + step * MS, client, 0, lookup);
+        }
+    }
+    node.frame(Lane::Bulk, 66 * SECOND);
+    node
+}
+
+#[test]
+fn dns_is_down_when_it_died_and_three_namespaces_notice() {
+    let found = patterns_of(&lookups_fail(3, true));
+    assert!(found.contains(&"dns-is-down".to_owned()), "{found:?}");
+}
+
+#[test]
+fn failing_lookups_of_one_namespace_or_with_dns_alive_are_not_dns_down() {
+    for (namespaces, dies) in [(2, true), (3, false)] {
+        let found = patterns_of(&lookups_fail(namespaces, dies));
+        assert!(!found.contains(&"dns-is-down".to_owned()), "{found:?}");
+    }
+}
+
+#[test]
+fn a_descriptor_leak_needs_its_error_and_a_failed_probe() {
+    const EMFILE: u32 = 24;
+    const EAGAIN: u32 = 11;
+    for (errno, is_unhealthy, expected) in [
+        (EMFILE, true, Some("descriptor-leak")),
+        (EMFILE, false, None),
+        (EAGAIN, true, Some("pid-limit")),
+        (EAGAIN, false, None),
+    ] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.syscall_error(90 * SECOND, web, errno);
+        if is_unhealthy {
+            node.kube_event(95 * SECOND, pod, "Unhealthy", "Readiness probe failed: x");
+        }
+        node.lethal(96 * SECOND);
+        assert_eq!(patterns_of(&node), expected.into_iter().collect::<Vec<_>>(), "{errno} {is_unhealthy}");
+    }
+}
+
+#[test]
+fn a_backoff_belongs_to_the_crash_loop_that_it_follows() {
+    let mut node = Node::new("n1");
+    let pod = node.kube_pod("Deployment/web", "shop/web-0");
+    for time in 0..3u64 {
+        let web = node.kube_container("Deployment/web", "shop/web-0", &format!("run{time}"));
+        node.exit((100 + 60 * time) * SECOND, Process::init(web, 100 + time as u32, "app"), 1 << 8);
+        node.lethal((101 + 60 * time) * SECOND);
+    }
+    node.kube_event(230 * SECOND, pod, "BackOff", "back-off 40s restarting failed container");
+    node.lethal(231 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, "crash-loop");
+    assert!(found[0].evidence.iter().any(|piece| piece.step == "backoff"));
+}
+
+#[test]
+fn events_of_another_node_join_by_the_clock_of_day() {
+    // The one that watches Kubernetes for all was booted long before.
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    stop(&mut node, web, 100 * SECOND);
+    let mut leader = Node::new("leader");
+    let pod = leader.kube_pod("Deployment/web", "shop/web-0");
+    leader.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+    leader.lethal(99 * SECOND);
+    for (first, second) in [(&node, &leader), (&leader, &node)] {
+        let machine = Machine::start(1);
+        for node in [first, second] {
+            machine.deliver(&node.node, &node.frames.iter().map(Arc::clone).collect::<Vec<_>>());
+            machine.settle();
+        }
+        let patterns: Vec<_> = machine.findings().into_iter().map(|finding| finding.pattern).collect();
+        assert_eq!(patterns, ["liveness-probe-kill"]);
+    }
+}
