@@ -39,8 +39,10 @@ async fn health_reflection_and_events_are_served() {
         }
     }
 
-    let request =
-        ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices("*".into())) };
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices("*".into())),
+    };
     let mut reflection = ServerReflectionClient::new(channel.clone());
     let answer = reflection.server_reflection_info(tokio_stream::once(request)).await.expect("it is served");
     let first = answer.into_inner().next().await.expect("one answer").expect("no error");
