@@ -231,13 +231,25 @@ pub fn select(
         wanted.entities = Some(entities);
     }
     let mut outcome = Outcome::default();
+    if choice.newest && choice.read_bytes_max > 0 {
+        // The bound must cut off the oldest, not the newest.
+        let mut bytes = 0;
+        for segment in reader.segments()?.iter().rev() {
+            bytes += segment.bytes;
+            if bytes > choice.read_bytes_max && wanted.first_segment > 0 {
+                outcome.is_cut = true;
+                break;
+            }
+            wanted.first_segment = segment.number;
+        }
+    }
     let mut newest: VecDeque<Event> = VecDeque::new();
     let keep = if choice.newest { choice.limit.clamp(1, u64::from(NEWEST_MAX)) as usize } else { 0 };
     let mut read_bytes = 0;
     outcome.effort = reader.frames(&wanted, &mut |frame| {
         catalog.learn_frame(frame);
         read_bytes += u64::from(frame.header().payload_bytes);
-        if choice.read_bytes_max > 0 && read_bytes > choice.read_bytes_max {
+        if !choice.newest && choice.read_bytes_max > 0 && read_bytes > choice.read_bytes_max {
             outcome.is_cut = true;
             return ControlFlow::Break(());
         }

@@ -111,6 +111,17 @@ fn a_running_archive_is_read_while_it_is_written() {
     })
     .unwrap();
     assert_eq!(ids, [found[3].id.clone(), found[4].id.clone()]);
+    archive.shutdown();
+    let archive = open(plain(dir.path()));
+    append_each(&archive, &mut frames, 1);
+    let mut ids = Vec::new();
+    let bounded = Choice { read_bytes_max: 1, ..newest };
+    let outcome = events::select(dir.path(), &bounded, &mut |event| {
+        ids.push(event.id);
+        ControlFlow::Continue(())
+    });
+    assert!(outcome.unwrap().is_cut, "the bound leaves the oldest out, and says so");
+    assert!(ids.len() == 1 && ids[0].contains(":6:"), "{ids:?}");
     let nobody = Choice { node: "node-2".into(), ..Choice::default() };
     let error = events::select(dir.path(), &nobody, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
     assert!(error.contains("node-2") && error.contains("node-1"), "{error}");

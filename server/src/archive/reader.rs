@@ -48,11 +48,13 @@ pub struct Selection {
     pub entities: Option<HashSet<(u64, u64), RandomState>>,
     /// A bit for each kind.
     pub kinds: u64,
+    /// Segments before this one are left out.
+    pub first_segment: u64,
 }
 
 impl Default for Selection {
     fn default() -> Self {
-        Self { since_ns: 0, until_ns: u64::MAX, nodes: None, entities: None, kinds: u64::MAX }
+        Self { since_ns: 0, until_ns: u64::MAX, nodes: None, entities: None, kinds: u64::MAX, first_segment: 0 }
     }
 }
 
@@ -188,7 +190,7 @@ impl Reader {
         {
             pass.keys = entities.iter().map(|&(node, entity)| key(node, entity)).collect();
         }
-        for segment in self.segments()? {
+        for segment in self.segments()?.into_iter().filter(|segment| segment.number >= wanted.first_segment) {
             let Some(file) = open(&segment.path)? else { continue };
             let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
             if pass.segment(&file, segment.number, each).map_err(failed)?.is_break() {

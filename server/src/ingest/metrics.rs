@@ -1,6 +1,6 @@
 //! The ingest's metrics.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tapio_wire::event::{Lane, SOURCES, Source};
 use tapio_wire::frame::Header;
 
@@ -13,6 +13,7 @@ pub struct IngestMetrics {
     pub(super) takeovers: IntCounter,
     pub(super) acks: IntCounter,
     pub(super) streams: IntGauge,
+    pub(super) accept_seconds: Histogram,
     refused: IntCounterVec,
     events: IntCounterVec,
     lethal_events: [IntCounter; SOURCES],
@@ -35,6 +36,14 @@ impl IngestMetrics {
         };
         let streams = IntGauge::new("tapio_server_ingest_streams", "Streams of collectors that are open.")?;
         registry.register(Box::new(streams.clone()))?;
+        let accept_seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "tapio_server_ingest_accept_seconds",
+                "Time from a frame's arrival to its place in the archive's queue: checks, decoding, waiting for room.",
+            )
+            .buckets(prometheus::exponential_buckets(0.000_031_25, 2.0, 16)?),
+        )?;
+        registry.register(Box::new(accept_seconds.clone()))?;
         let events = counters("events_total", "Events in accepted frames.", &["source", "lane"])?;
         let of_lane = |lane: Lane| Source::ALL.map(|source| events.with_label_values(&[source.name(), lane.name()]));
         Ok(Self {
@@ -48,6 +57,7 @@ impl IngestMetrics {
             bulk_events: of_lane(Lane::Bulk),
             events,
             streams,
+            accept_seconds,
         })
     }
 

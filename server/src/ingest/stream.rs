@@ -9,7 +9,7 @@ use std::error::Error as _;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tapio_wire::frame::{Frame, Header, VERSION, VERSION_OLDEST};
@@ -252,6 +252,7 @@ impl<E: Into<End>> From<E> for Rejected {
 
 /// Takes one frame from its bytes to the correlator.
 async fn accept<S: FrameSink>(shared: &Shared<S>, place: &Place, bytes: Bytes) -> Result<u64, Rejected> {
+    let arrived = Instant::now();
     let node = &place.node;
     let (header, ledger) = Header::check(&bytes).map_err(Refusal::Frame)?;
     if header.node != node.id {
@@ -281,6 +282,7 @@ async fn accept<S: FrameSink>(shared: &Shared<S>, place: &Place, bytes: Bytes) -
     });
     progress.accepted = header.seq;
     shared.metrics.count_accepted(&header, length);
+    shared.metrics.accept_seconds.observe(arrived.elapsed().as_secs_f64());
     shared.sink.deliver(&node.name, Arc::new(frame)).await;
     Ok(header.seq)
 }
