@@ -208,7 +208,13 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     // Crashes again and again. A container that dies at once may be found before Kubernetes named it: its pod is known.
     let found = finding(&mut findings, "crash-loop", |name| name.starts_with(&format!("{ns}/looper/")));
     let crashed = found.entity.expect("an entity").id;
-    assert_eq!(Archive::read(&lab.archive).name(crashed).as_deref(), Some(&*format!("{ns}/looper/loop")));
+    let wanted = format!("{ns}/looper/loop");
+    wait_for("the crashed container's name", LIMIT, |seen| {
+        tapio_perf::clock::pause(Duration::from_millis(300))?;
+        *seen = Archive::read(&lab.archive).name(crashed).unwrap_or_default();
+        Ok((*seen == wanted).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
     lab.wait_archived(|name| name == format!("{ns}/looper/loop"), &["container_state", "reason=CrashLoopBackOff"]);
 
     // Fails its liveness probe.

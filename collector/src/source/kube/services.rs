@@ -100,8 +100,8 @@ struct Shared {
 
 impl Shared {
     fn key(&self, namespace: &str, name: &str) -> Option<Key> {
-        let is_told = !name.is_empty() && !(self.excludes_system && is_system(namespace));
-        is_told.then(|| (namespace.into(), name.into()))
+        let is_left_out = name.is_empty() || self.excludes_system && is_system(namespace);
+        (!is_left_out).then(|| (namespace.into(), name.into()))
     }
 
     fn change(&self, key: &Key, change: impl FnOnce(&mut Known), told: &mut Vec<Told>) {
