@@ -3,6 +3,9 @@
 //! - `full_bpf_64`: a BPF ring that the kernel filled to the brim with 64-byte records, drained by this crate's `Reader` and by
 //!   aya's `RingBuf`, turn about (needs CAP_BPF). Each has a map of its own, of the same size and filled by the same program:
 //!   either keeps the consumer position to itself.
+//! - `one_thread_64`: batches of 64-byte records written and then drained in one thread, through a memfd ring (its two halves
+//!   are shown as well), rtrb by chunk and one by one, crossbeam's `ArrayQueue`, and several producers' `SharedWriter`.
+//!   rtrb by chunk hands its records out in place; this crate's reader copies them first, because its peer may be hostile.
 //! - `two_threads_64`: a million 64-byte records from one thread to another, in batches: the cache lines travel. Through a memfd
 //!   ring, rtrb by chunk and one by one, and crossbeam's `ArrayQueue`.
 //!
@@ -19,7 +22,7 @@ use std::time::Instant;
 
 use aya::maps::{Map, MapData, RingBuf};
 use crossbeam::queue::ArrayQueue;
-use tapio_ringbuf::{Limits, Reader, Writer};
+use tapio_ringbuf::{Limits, Reader, SharedWriter, Writer};
 
 type Record = [u8; 64];
 
@@ -28,6 +31,9 @@ const DATA_BYTES: usize = 1 << 18;
 const SLOTS: usize = 2048;
 const BATCH: usize = 256;
 const DRAIN_ROUNDS: usize = 400;
+/// Short rounds by turns: whatever else the machine does falls on few of them, and the median on none.
+const THROUGH_ROUNDS: usize = 1000;
+const THROUGH_TURNS: usize = 16;
 const THREAD_ROUNDS: usize = 9;
 const THREAD_RECORDS: usize = 1 << 20;
 
@@ -105,6 +111,94 @@ fn full_bpf() {
         }
     }
     print("full_bpf_64", &mut series);
+}
+
+/// Times one round: a ring filled and emptied [`THROUGH_TURNS`] times.
+fn in_turn(series: &mut Series, mut turn: impl FnMut() -> u64) {
+    let start = Instant::now();
+    for _ in 0..THROUGH_TURNS {
+        black_box(turn());
+    }
+    series.add(start, THROUGH_TURNS * BATCH);
+}
+
+fn one_thread() {
+    let records: Vec<Record> = (0..BATCH).map(|number| [number as u8; 64]).collect();
+    let (mut writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    let (shared, memfd, _) = SharedWriter::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut shared_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    let (mut chunk_producer, mut chunk_consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+    let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+    let queue = ArrayQueue::<Record>::new(SLOTS);
+    let mut series = [
+        "memfd_ring",
+        "memfd_ring, written",
+        "memfd_ring, drained",
+        "rtrb_chunk",
+        "rtrb",
+        "crossbeam_array_queue",
+        "memfd_ring, shared",
+    ]
+    .map(Series::new);
+    for _ in 0..THROUGH_ROUNDS {
+        in_turn(&mut series[0], || {
+            let mut sum = 0;
+            assert_eq!(writer.write_batch(black_box(&records).iter().map(Record::as_slice)), BATCH);
+            reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            sum
+        });
+        for _ in 0..THROUGH_TURNS {
+            let start = Instant::now();
+            assert_eq!(writer.write_batch(black_box(&records).iter().map(Record::as_slice)), BATCH);
+            series[1].add(start, BATCH);
+            let (mut sum, start) = (0, Instant::now());
+            reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            series[2].add(start, BATCH);
+            black_box(sum);
+        }
+        in_turn(&mut series[3], || {
+            let mut sum = 0;
+            let chunk = chunk_producer.write_chunk_uninit(BATCH).expect("room");
+            chunk.fill_from_iter(black_box(&records).iter().copied());
+            let chunk = chunk_consumer.read_chunk(BATCH).expect("records");
+            let (first, second) = chunk.as_slices();
+            for record in first.iter().chain(second) {
+                look(&mut sum, record);
+            }
+            chunk.commit_all();
+            sum
+        });
+        in_turn(&mut series[4], || {
+            let mut sum = 0;
+            for record in black_box(&records) {
+                assert!(producer.push(*record).is_ok());
+            }
+            while let Ok(record) = consumer.pop() {
+                look(&mut sum, &record);
+            }
+            sum
+        });
+        in_turn(&mut series[5], || {
+            let mut sum = 0;
+            for record in black_box(&records) {
+                assert!(queue.push(*record).is_ok());
+            }
+            while let Some(record) = queue.pop() {
+                look(&mut sum, &record);
+            }
+            sum
+        });
+        in_turn(&mut series[6], || {
+            let mut sum = 0;
+            for record in black_box(&records) {
+                assert!(shared.write(record));
+            }
+            shared_reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            sum
+        });
+    }
+    print("one_thread_64", &mut series);
 }
 
 /// Times `consume`, which runs here, against `produce`, which runs in another thread.
@@ -222,5 +316,6 @@ fn two_threads() {
 
 fn main() {
     full_bpf();
+    one_thread();
     two_threads();
 }

@@ -35,6 +35,8 @@ pub mod protocol;
 mod reader;
 #[cfg(not(loom))]
 mod shared_writer;
+#[cfg(not(loom))]
+mod stretch;
 #[doc(hidden)]
 pub mod sync;
 #[cfg(not(loom))]

@@ -12,6 +12,7 @@
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::slice;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -173,5 +174,13 @@ impl RingMapping {
     pub fn header(&self, position: u64) -> &[AtomicU32; 2] {
         // SAFETY: it is aligned to eight, inside of the data area and mapped (M3); atomics take any bits (M4).
         unsafe { self.record(position).cast().as_ref() }
+    }
+
+    /// The words from `position` on, `bytes` or the whole data area.
+    #[inline]
+    pub fn words(&self, position: u64, bytes: u64) -> &[AtomicU64] {
+        let words = bytes.min(self.data_bytes as u64) as usize / size_of::<AtomicU64>();
+        // SAFETY: the data area's size follows a record's start, mapped (M3) and aligned to eight; atomics take any bits (M4).
+        unsafe { slice::from_raw_parts(self.record(position).as_ptr().cast(), words) }
     }
 }

@@ -296,6 +296,8 @@ fn a_reader_that_lies_about_its_position_cannot_make_two_producers_share_bytes()
         // Whatever is being written, it claims to have read it.
         publish(&many.ring.consumer, observe(&many.ring.producer));
         publish(&many.ring.consumer, 1);
-        producers.into_iter().for_each(|producer| drop(producer.join().unwrap()));
+        for producer in producers {
+            producer.join().unwrap();
+        }
     });
 }

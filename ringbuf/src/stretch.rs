@@ -1,0 +1,190 @@
+//! Records checked by their headers, and stretches of them copied out of memory that a peer can write.
+//!
+//! In: the words of a ring between the consumer and the producer position. Out: the headers of whole records, and private bytes.
+//! Held: the private memory.
+//!
+//! A stretch is taken in two passes over the shared memory: one loads each header, once, and keeps it; the other copies all
+//! bytes. Whoever walks the copy goes by the headers that were kept and checked, never by those in the copy, which the peer may
+//! have changed in between.
+//!
+//! What must hold:
+//! - **H1** the headers kept are those of committed records, and what they span is no more than the words given and no more
+//!   than the private memory;
+//! - **H2** at most [`STRETCH_RECORDS`] headers are looked at, so a stretch ends whatever they say.
+
+use std::slice;
+
+use crate::error::Corruption;
+use crate::layout::{self, BUSY_BIT, HEADER_BYTES, LENGTH_MASK};
+use crate::protocol;
+use crate::sync::{AtomicU32, AtomicU64};
+
+/// Bytes copied at once: they and their originals stay in the first-level cache.
+const STRETCH_BYTES: usize = 16 << 10;
+/// Records copied at once.
+const STRETCH_RECORDS: usize = 256;
+
+/// What a header says.
+pub(crate) enum Step {
+    /// A record, committed or given up, of so many bytes with its header.
+    Whole { header: u32, bytes: u64 },
+    /// It is reserved and not yet committed.
+    Busy,
+}
+
+/// Checks one header after the other.
+///
+/// Where the next header is follows from this one, so a walk waits for each load in turn: ten cycles a record. A processor does
+/// not wait for a branch, so a header that equals the last one is answered by what is known of that one.
+pub(crate) struct Steps {
+    record_bytes_max: u32,
+    /// The last header; wider than one at first.
+    last: u64,
+    last_bytes: u64,
+}
+
+impl Steps {
+    pub fn new(record_bytes_max: u32) -> Self {
+        Self { record_bytes_max, last: u64::MAX, last_bytes: 0 }
+    }
+
+    /// Loads the header once; `ahead` bytes were produced from it on.
+    #[inline(always)]
+    pub fn check(&mut self, word: &AtomicU32, ahead: u64) -> Result<Step, Corruption> {
+        let header = protocol::observe_header(word);
+        if u64::from(header) != self.last {
+            if header & BUSY_BIT != 0 {
+                return Ok(Step::Busy);
+            }
+            let length = header & LENGTH_MASK;
+            self.last_bytes = layout::record_bytes(length);
+            if self.last_bytes <= ahead && length > self.record_bytes_max {
+                return Err(Corruption::OverLimit);
+            }
+            self.last = header.into();
+        }
+        if self.last_bytes > ahead {
+            return Err(Corruption::Overlong);
+        }
+        Ok(Step::Whole { header, bytes: self.last_bytes })
+    }
+}
+
+/// Why a stretch ends where it does.
+pub(crate) enum Stop {
+    /// Nothing more was produced, asked for, or would have fitted.
+    Bound,
+    /// The next record is reserved and not yet committed.
+    Busy,
+    /// The next record violates the layout.
+    Corrupt(Corruption),
+}
+
+/// Private copies of records that follow each other.
+pub(crate) struct Stretch {
+    words: Box<[u64]>,
+    headers: Box<[u32]>,
+    record_bytes_max: u32,
+    records: usize,
+    word_count: usize,
+}
+
+impl Stretch {
+    /// One that takes records of up to `record_bytes_max` bytes.
+    pub fn new(record_bytes_max: u32) -> Self {
+        let bytes = STRETCH_BYTES.max(layout::record_bytes(record_bytes_max) as usize);
+        Self {
+            words: vec![0; bytes / HEADER_BYTES].into_boxed_slice(),
+            headers: vec![0; STRETCH_RECORDS].into_boxed_slice(),
+            record_bytes_max,
+            records: 0,
+            word_count: 0,
+        }
+    }
+
+    /// Replaces the stretch by up to `max_records` records from the front of `ahead`.
+    #[inline]
+    pub fn copy(&mut self, ahead: &[AtomicU64], max_records: usize) -> Stop {
+        let mut steps = Steps::new(self.record_bytes_max);
+        let mut at = 0;
+        self.records = 0;
+        let mut stop = Stop::Bound;
+        for kept in self.headers.iter_mut().take(max_records) {
+            let Some(word) = ahead.get(at) else { break };
+            match steps.check(layout::length_word(word), ((ahead.len() - at) * HEADER_BYTES) as u64) {
+                Ok(Step::Whole { header, bytes }) => {
+                    let next = at + bytes as usize / HEADER_BYTES;
+                    if next > self.words.len() {
+                        break;
+                    }
+                    *kept = header;
+                    at = next;
+                    self.records += 1;
+                }
+                Ok(Step::Busy) => {
+                    stop = Stop::Busy;
+                    break;
+                }
+                Err(what) => {
+                    stop = Stop::Corrupt(what);
+                    break;
+                }
+            }
+        }
+        // C: the payloads are loaded after the headers that say they are committed.
+        copy_words(&mut self.words[..at], &ahead[..at]);
+        self.word_count = at;
+        stop
+    }
+
+    /// The headers of the records, as they were checked.
+    #[inline]
+    pub fn headers(&self) -> &[u32] {
+        &self.headers[..self.records]
+    }
+
+    /// The bytes of the records; those of their headers are not to be trusted.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        let words = &self.words[..self.word_count];
+        // SAFETY: any bytes are valid, and these are private and borrowed as long as the slice.
+        unsafe { slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+    }
+}
+
+/// Copies words that a peer may be writing. Slices are of the same length.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn copy_words(to: &mut [u64], from: &[AtomicU64]) {
+    assert_eq!(to.len(), from.len());
+    // SAFETY: both ranges are as long as the count says, valid by their references, and apart as `to` is exclusive. Compilers
+    // take atomic loads one by one; the instruction moves a cache line at a time, and each byte it loads is one that the peer
+    // stored at some time, as with atomic loads: nothing is assumed of it, since the compiler does not see the access. The
+    // direction flag is clear at every `asm!`.
+    unsafe {
+        std::arch::asm!(
+            "rep movsq",
+            inout("rcx") to.len() => _,
+            inout("rdi") to.as_mut_ptr() => _,
+            inout("rsi") from.as_ptr() => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Copies words that a peer may be writing, eight a turn: compilers do not unroll atomic loads by themselves. Slices are of the
+/// same length.
+#[inline(always)]
+#[cfg(not(target_arch = "x86_64"))]
+fn copy_words(to: &mut [u64], from: &[AtomicU64]) {
+    use crate::sync::Ordering;
+    assert_eq!(to.len(), from.len());
+    let (to_blocks, to_rest) = to.as_chunks_mut::<8>();
+    let (from_blocks, from_rest) = from.as_chunks::<8>();
+    for (to, from) in to_blocks.iter_mut().zip(from_blocks) {
+        *to = std::array::from_fn(|word| from[word].load(Ordering::Relaxed));
+    }
+    for (to, from) in to_rest.iter_mut().zip(from_rest) {
+        *to = from.load(Ordering::Relaxed);
+    }
+}
