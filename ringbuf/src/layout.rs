@@ -114,7 +114,15 @@ const _: () = {
 /// Bytes that a payload of `length` bytes takes in the ring, its header included.
 #[inline]
 pub(crate) const fn record_bytes(length: u32) -> u64 {
-    (length as u64 + HEADER_BYTES as u64).next_multiple_of(RECORD_ALIGN as u64)
+    // Without the question whether it is a multiple already.
+    (length as u64 + (HEADER_BYTES + RECORD_ALIGN - 1) as u64) & !(RECORD_ALIGN as u64 - 1)
+}
+
+/// The header of a committed record, as it lies in memory.
+#[inline]
+pub(crate) const fn header(length: u32) -> u64 {
+    let [a, b, c, d] = length.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0])
 }
 
 /// The half of a header that is its length.

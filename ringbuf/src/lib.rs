@@ -53,5 +53,5 @@ pub use {
     reader::{Drained, ProducerCounters, Reader},
     shared_writer::{SharedReservation, SharedWriter},
     wakeup::{EventFd, Poller, WakeupFlag},
-    writer::{Reservation, Writer},
+    writer::{Batch, Reservation, Writer},
 };

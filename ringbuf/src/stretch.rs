@@ -106,8 +106,7 @@ impl Stretch {
     #[inline]
     pub fn copy(&mut self, ahead: &[AtomicU64], max_records: usize) -> Stop {
         let mut steps = Steps::new(self.record_bytes_max);
-        let mut at = 0;
-        self.records = 0;
+        let (mut records, mut at) = (0, 0);
         let mut stop = Stop::Bound;
         for kept in self.headers.iter_mut().take(max_records) {
             let Some(word) = ahead.get(at) else { break };
@@ -119,7 +118,7 @@ impl Stretch {
                     }
                     *kept = header;
                     at = next;
-                    self.records += 1;
+                    records += 1;
                 }
                 Ok(Step::Busy) => {
                     stop = Stop::Busy;
@@ -133,7 +132,7 @@ impl Stretch {
         }
         // C: the payloads are loaded after the headers that say they are committed.
         copy_words(&mut self.words[..at], &ahead[..at]);
-        self.word_count = at;
+        (self.records, self.word_count) = (records, at);
         stop
     }
 
