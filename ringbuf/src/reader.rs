@@ -331,16 +331,19 @@ fn drain_copied(
     let mut left = max_records;
     loop {
         let ahead = progress.ring.words(progress.position, end.wrapping_sub(progress.position));
-        let stop = stretch.copy(ahead, left);
-        left -= stretch.headers().len();
+        let (taken, stop) = stretch.copy(ahead, left);
+        left -= taken;
         let mut rest = stretch.bytes();
-        for &header in stretch.headers() {
-            let length = (header & LENGTH_MASK) as usize;
+        for run in stretch.runs() {
+            let length = (run.header & LENGTH_MASK) as usize;
             let bytes = layout::record_bytes(length as u32);
-            let (record, behind) = rest.split_at(bytes as usize);
-            rest = behind;
-            if progress.pass(header, bytes, &mut drained) && each(&record[HEADER_BYTES..][..length]).is_break() {
-                return Ok(progress.finish(drained, end, false));
+            for _ in 0..run.records {
+                let (record, behind) = rest.split_at(bytes as usize);
+                rest = behind;
+                if progress.pass(run.header, bytes, &mut drained) && each(&record[HEADER_BYTES..][..length]).is_break()
+                {
+                    return Ok(progress.finish(drained, end, false));
+                }
             }
         }
         match stop {

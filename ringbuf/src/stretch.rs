@@ -1,16 +1,15 @@
 //! Records checked by their headers, and stretches of them copied out of memory that a peer can write.
 //!
-//! In: the words of a ring between the consumer and the producer position. Out: the headers of whole records, and private bytes.
-//! Held: the private memory.
+//! In: the words of a ring between the consumer and the producer position. Out: runs of whole records, and private bytes. Held:
+//! the private memory.
 //!
-//! A stretch is taken in two passes over the shared memory: one loads each header, once, and keeps it; the other copies all
-//! bytes. Whoever walks the copy goes by the headers that were kept and checked, never by those in the copy, which the peer may
-//! have changed in between.
+//! A stretch is taken in two passes over the shared memory: one loads each header, once, and keeps what it says, by runs of
+//! equal headers; the other copies all bytes. Whoever walks the copy goes by the runs, never by the headers in the copy, which
+//! the peer may have changed in between.
 //!
 //! What must hold:
-//! - **H1** the headers kept are those of committed records, and what they span is no more than the words given and no more
-//!   than the private memory;
-//! - **H2** at most [`STRETCH_RECORDS`] headers are looked at, so a stretch ends whatever they say.
+//! - **H1** the runs are of committed records, and what they span is no more than the words given and than the private memory;
+//! - **H2** each header that is looked at moves eight bytes or more through the private memory, so a stretch ends.
 
 use std::slice;
 
@@ -21,8 +20,8 @@ use crate::sync::{AtomicU32, AtomicU64};
 
 /// Bytes copied at once: they and their originals stay in the first-level cache.
 const STRETCH_BYTES: usize = 16 << 10;
-/// Records copied at once.
-const STRETCH_RECORDS: usize = 256;
+/// Runs of equal headers copied at once; where every record is unlike the one before, this many records.
+const RUNS_MAX: usize = 256;
 
 /// What a header says.
 pub(crate) enum Step {
@@ -80,12 +79,19 @@ pub(crate) enum Stop {
     Corrupt(Corruption),
 }
 
+/// Records with equal headers that follow each other.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Run {
+    pub header: u32,
+    pub records: u32,
+}
+
 /// Private copies of records that follow each other.
 pub(crate) struct Stretch {
     words: Box<[u64]>,
-    headers: Box<[u32]>,
+    runs: Box<[Run]>,
     record_bytes_max: u32,
-    records: usize,
+    run_count: usize,
     word_count: usize,
 }
 
@@ -95,51 +101,64 @@ impl Stretch {
         let bytes = STRETCH_BYTES.max(layout::record_bytes(record_bytes_max) as usize);
         Self {
             words: vec![0; bytes / HEADER_BYTES].into_boxed_slice(),
-            headers: vec![0; STRETCH_RECORDS].into_boxed_slice(),
+            runs: vec![Run::default(); RUNS_MAX].into_boxed_slice(),
             record_bytes_max,
-            records: 0,
+            run_count: 0,
             word_count: 0,
         }
     }
 
-    /// Replaces the stretch by up to `max_records` records from the front of `ahead`.
+    /// Replaces the stretch by up to `max_records` records from the front of `ahead`; says how many, and why no more.
     #[inline]
-    pub fn copy(&mut self, ahead: &[AtomicU64], max_records: usize) -> Stop {
+    pub fn copy(&mut self, ahead: &[AtomicU64], max_records: usize) -> (usize, Stop) {
+        let within = &ahead[..ahead.len().min(self.words.len())];
         let mut steps = Steps::new(self.record_bytes_max);
-        let (mut records, mut at) = (0, 0);
+        let (mut at, mut left, mut run_count) = (0, max_records, 0);
         let mut stop = Stop::Bound;
-        for kept in self.headers.iter_mut().take(max_records) {
-            let Some(word) = ahead.get(at) else { break };
-            match steps.check(layout::length_word(word), ((ahead.len() - at) * HEADER_BYTES) as u64) {
-                Ok(Step::Whole { header, bytes }) => {
-                    let next = at + bytes as usize / HEADER_BYTES;
-                    if next > self.words.len() {
+        for run in &mut self.runs {
+            let Some(word) = within.get(at).filter(|_| left > 0) else { break };
+            let (header, step) =
+                match steps.check(layout::length_word(word), ((ahead.len() - at) * HEADER_BYTES) as u64) {
+                    Ok(Step::Whole { header, bytes }) => (header, bytes as usize / HEADER_BYTES),
+                    Ok(Step::Busy) => {
+                        stop = Stop::Busy;
                         break;
                     }
-                    *kept = header;
-                    at = next;
-                    records += 1;
-                }
-                Ok(Step::Busy) => {
-                    stop = Stop::Busy;
+                    Err(what) => {
+                        stop = Stop::Corrupt(what);
+                        break;
+                    }
+                };
+            // What is behind the next record when there is one; those of the same header need no further check.
+            let mut behind = at + step;
+            if behind > within.len() {
+                break;
+            }
+            let before = left;
+            loop {
+                at = behind;
+                left -= 1;
+                behind += step;
+                if left == 0 || behind > within.len() {
                     break;
                 }
-                Err(what) => {
-                    stop = Stop::Corrupt(what);
+                if protocol::observe_header(layout::length_word(&within[at])) != header {
                     break;
                 }
             }
+            *run = Run { header, records: (before - left) as u32 };
+            run_count += 1;
         }
         // C: the payloads are loaded after the headers that say they are committed.
-        copy_words(&mut self.words[..at], &ahead[..at]);
-        (self.records, self.word_count) = (records, at);
-        stop
+        copy_words(&mut self.words[..at], &within[..at]);
+        (self.run_count, self.word_count) = (run_count, at);
+        (max_records - left, stop)
     }
 
-    /// The headers of the records, as they were checked.
+    /// What the records are, as their headers were checked.
     #[inline]
-    pub fn headers(&self) -> &[u32] {
-        &self.headers[..self.records]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs[..self.run_count]
     }
 
     /// The bytes of the records; those of their headers are not to be trusted.

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use proptest::prelude::{Strategy, any, prop, proptest};
 use rustix::fs::{MemfdFlags, SealFlags};
-use tapio_ringbuf::layout::{BUSY_BIT, DISCARD_BIT, MAGIC, VERSION};
+use tapio_ringbuf::layout::{BUSY_BIT, DISCARD_BIT, LENGTH_MASK, MAGIC, VERSION};
 use tapio_ringbuf::{Corruption, Drained, Error, Limits, Reader, Refusal};
 
 const PAGE_BYTES: usize = 4096;
@@ -279,25 +279,27 @@ fn bytes_that_change_under_the_reader_change_nothing_that_it_holds() {
 
 #[test]
 fn headers_that_change_before_the_reader_comes_to_them_are_checked_as_they_are_then() {
-    // More records than are copied at once: the last ones are looked at after the callback wrote.
-    const RECORDS: usize = DATA_BYTES / 8;
-    for (header, what) in [(1 << 20, Corruption::Overlong), (2048, Corruption::Overlong), (1016, Corruption::OverLimit)]
+    // More bytes than are copied at once: the last records are looked at after the callback wrote.
+    const LARGE_BYTES: usize = 1 << 16;
+    const RECORDS: usize = LARGE_BYTES / 64;
+    for (header, what) in
+        [(1 << 20, Corruption::Overlong), (LENGTH_MASK, Corruption::Overlong), (1016, Corruption::OverLimit)]
     {
-        let peer = Peer::new();
+        let peer = Peer::with(2 * PAGE_BYTES + LARGE_BYTES, SEALS);
         for record in 0..RECORDS {
-            peer.header(8 * record, 0);
+            peer.header(64 * record, 56);
         }
-        peer.produced(DATA_BYTES as u64);
+        peer.produced(LARGE_BYTES as u64);
         let limits = Limits { record_bytes_max: 1000, ..Limits::default() };
         let mut reader = Reader::from_memfd(peer.fd(), limits).unwrap();
         let mut seen = 0;
         let result = reader.drain(RECORDS, |_| {
             if seen == 0 {
-                peer.header(8 * (RECORDS - 200), header);
+                peer.header(64 * (RECORDS - 100), header);
             }
             seen += 1;
         });
-        assert_eq!((corruption(result), seen), (what, RECORDS - 200));
+        assert_eq!((corruption(result), seen), (what, RECORDS - 100));
         assert_eq!(reader.consumed(), seen as u64);
     }
 }
