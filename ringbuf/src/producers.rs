@@ -17,13 +17,15 @@
 //! | label | release side | acquire side | protects |
 //! |---|---|---|---|
 //! | L | unlock | lock | [`Ends`] |
-//! | P | `in_use` at [`Producers::give_back`] | `in_use` at [`Producers::take`] | the bytes of a place: its last write comes before the next use |
+//! | P | the place's start at [`Producers::give_back`] | the starts at [`Producers::take`] | the bytes of a place: its last write comes before the next use |
 
 use crate::protocol;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, SharedCell, pause};
 
 /// Places that can be in use at the same time.
-pub const PLACES_MAX: usize = u64::BITS as usize;
+pub const PLACES_MAX: usize = 64;
+/// The start of a place that is not in use: no position, as those are multiples of eight.
+const FREE: u64 = u64::MAX;
 /// Looks at a lock that is taken before the processor is yielded.
 const SPINS: u32 = 64;
 
@@ -32,7 +34,7 @@ const SPINS: u32 = 64;
 pub struct Place {
     /// The producer position at which its record starts.
     pub position: u64,
-    /// Its bit in `in_use`.
+    /// Where its start is kept.
     index: usize,
 }
 
@@ -44,16 +46,16 @@ struct Ends {
     consumer_seen: u64,
     /// No place in use starts before it.
     oldest: u64,
-    /// Where the places of `in_use` start.
-    starts: [u64; PLACES_MAX],
+    /// The last place taken.
+    index: usize,
 }
 
 /// The producers' side of one ring.
 pub struct Producers {
     locked: AtomicU32,
     ends: SharedCell<Ends>,
-    /// One bit a place.
-    in_use: AtomicU64,
+    /// Where the places in use start; written under the lock when taken, by its producer when given back.
+    starts: [AtomicU64; PLACES_MAX],
 }
 
 // SAFETY: `ends` is reached in `take` alone, under the lock (L).
@@ -61,8 +63,9 @@ unsafe impl Sync for Producers {}
 
 impl Default for Producers {
     fn default() -> Self {
-        let ends = Ends { position: 0, consumer_seen: 0, oldest: 0, starts: [0; PLACES_MAX] };
-        Self { locked: AtomicU32::new(0), ends: SharedCell::new(ends), in_use: AtomicU64::new(0) }
+        let ends = Ends { position: 0, consumer_seen: 0, oldest: 0, index: 0 };
+        let starts = std::array::from_fn(|_| AtomicU64::new(FREE));
+        Self { locked: AtomicU32::new(0), ends: SharedCell::new(ends), starts }
     }
 }
 
@@ -85,10 +88,10 @@ impl Producers {
             let ends = unsafe { &mut *ends };
             let index = self.find(ends, bytes, capacity_bytes, consumer)?;
             let position = ends.position;
-            ends.starts[index] = position;
+            // Relaxed: starts of places in use are looked at under the lock alone.
+            self.starts[index].store(position, Ordering::Relaxed);
+            ends.index = index;
             ends.position = position.wrapping_add(bytes);
-            // Relaxed: bits are set under the lock.
-            self.in_use.fetch_or(1 << index, Ordering::Relaxed);
             mark_busy(position);
             protocol::publish(producer, ends.position);
             Some(Place { position, index })
@@ -102,15 +105,13 @@ impl Producers {
     #[inline]
     pub fn give_back(&self, place: &Place) {
         // P
-        self.in_use.fetch_and(!(1 << place.index), Ordering::Release);
+        self.starts[place.index].store(FREE, Ordering::Release);
     }
 
     /// A free place's index if `bytes` fit; looks at the consumer, and at the places in use, only when they seem not to.
     #[inline]
     fn find(&self, ends: &mut Ends, bytes: u64, capacity_bytes: u64, consumer: &AtomicU64) -> Option<usize> {
         let fits = |from: u64, position: u64| capacity_bytes.saturating_sub(position.wrapping_sub(from)) >= bytes;
-        // P: what was given back may be used again.
-        let in_use = self.in_use.load(Ordering::Acquire);
         if !fits(ends.consumer_seen, ends.position) {
             // B: what the reader read before it stored this position may be overwritten now.
             ends.consumer_seen = protocol::observe(consumer);
@@ -119,16 +120,19 @@ impl Producers {
             }
         }
         if !fits(ends.oldest, ends.position) {
-            let starts = ends.starts.iter().enumerate().filter(|(index, _)| in_use & (1 << index) != 0);
+            // P: what was given back may be used again.
+            let starts = self.starts.iter().map(|start| start.load(Ordering::Acquire)).filter(|start| *start != FREE);
             // Positions wrap: the oldest is the one furthest behind.
-            let behind = starts.map(|(_, start)| ends.position.wrapping_sub(*start)).max().unwrap_or(0);
+            let behind = starts.map(|start| ends.position.wrapping_sub(start)).max().unwrap_or(0);
             ends.oldest = ends.position.wrapping_sub(behind);
             if !fits(ends.oldest, ends.position) {
                 return None;
             }
         }
-        let index = in_use.trailing_ones() as usize;
-        (index < PLACES_MAX).then_some(index)
+        // The one behind the last is free, unless its producer is slow. P: the next to give it back says so for those before.
+        (1..=PLACES_MAX)
+            .map(|next| (ends.index + next) % PLACES_MAX)
+            .find(|index| self.starts[*index].load(Ordering::Acquire) == FREE)
     }
 
     #[inline]

@@ -11,6 +11,7 @@
 //! - **H1** the runs are of committed records, and what they span is no more than the words given and than the private memory;
 //! - **H2** each header that is looked at moves eight bytes or more through the private memory, so a stretch ends.
 
+use std::ops::Range;
 use std::slice;
 
 use crate::error::Corruption;
@@ -19,9 +20,12 @@ use crate::protocol;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// Bytes copied at once: they and their originals stay in the first-level cache.
-const STRETCH_BYTES: usize = 16 << 10;
+const STRETCH_BYTES: usize = 12 << 10;
 /// Runs of equal headers copied at once; where every record is unlike the one before, this many records.
 const RUNS_MAX: usize = 256;
+
+/// Words left free before the copies, so that they lie in their cache lines as the originals do.
+const SKEW_MAX: usize = 7;
 
 /// What a header says.
 pub(crate) enum Step {
@@ -92,7 +96,8 @@ pub(crate) struct Stretch {
     runs: Box<[Run]>,
     record_bytes_max: u32,
     run_count: usize,
-    word_count: usize,
+    /// Where the copies are in `words`.
+    copied: Range<usize>,
 }
 
 impl Stretch {
@@ -100,18 +105,18 @@ impl Stretch {
     pub fn new(record_bytes_max: u32) -> Self {
         let bytes = STRETCH_BYTES.max(layout::record_bytes(record_bytes_max) as usize);
         Self {
-            words: vec![0; bytes / HEADER_BYTES].into_boxed_slice(),
+            words: vec![0; bytes / HEADER_BYTES + SKEW_MAX].into_boxed_slice(),
             runs: vec![Run::default(); RUNS_MAX].into_boxed_slice(),
             record_bytes_max,
             run_count: 0,
-            word_count: 0,
+            copied: 0..0,
         }
     }
 
     /// Replaces the stretch by up to `max_records` records from the front of `ahead`; says how many, and why no more.
     #[inline]
     pub fn copy(&mut self, ahead: &[AtomicU64], max_records: usize) -> (usize, Stop) {
-        let within = &ahead[..ahead.len().min(self.words.len())];
+        let within = &ahead[..ahead.len().min(self.words.len() - SKEW_MAX)];
         let mut steps = Steps::new(self.record_bytes_max);
         let (mut at, mut left, mut run_count) = (0, max_records, 0);
         let mut stop = Stop::Bound;
@@ -150,8 +155,8 @@ impl Stretch {
             run_count += 1;
         }
         // C: the payloads are loaded after the headers that say they are committed.
-        copy_words(&mut self.words[..at], &within[..at]);
-        (self.run_count, self.word_count) = (run_count, at);
+        self.copied = copy_from(&mut self.words, &within[..at]);
+        self.run_count = run_count;
         (max_records - left, stop)
     }
 
@@ -164,10 +169,20 @@ impl Stretch {
     /// The bytes of the records; those of their headers are not to be trusted.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        let words = &self.words[..self.word_count];
+        let words = &self.words[self.copied.clone()];
         // SAFETY: any bytes are valid, and these are private and borrowed as long as the slice.
         unsafe { slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
     }
+}
+
+/// Copies words that a peer may be writing, and says where they are now: as far into a cache line as before, so that loads and
+/// stores of whole lines meet. There must be room for [`SKEW_MAX`] more.
+#[inline(always)]
+fn copy_from(to: &mut [u64], from: &[AtomicU64]) -> Range<usize> {
+    let apart = from.as_ptr().addr().wrapping_sub(to.as_ptr().addr()) / size_of::<u64>();
+    let copied = apart & SKEW_MAX..(apart & SKEW_MAX) + from.len();
+    copy_words(&mut to[copied.clone()], from);
+    copied
 }
 
 /// Copies words that a peer may be writing. Slices are of the same length.
