@@ -4,7 +4,7 @@
 //!   aya's `RingBuf`, turn about (needs CAP_BPF). Each has a map of its own, of the same size and filled by the same program:
 //!   either keeps the consumer position to itself.
 //! - `one_thread_64`: batches of 64-byte records written and then drained in one thread, through a memfd ring (its two halves
-//!   are shown as well), rtrb by chunk and one by one, crossbeam's `ArrayQueue`, and several producers' `SharedWriter`.
+//!   are shown as well, and the drain of a batch of mixed lengths, 32 to 296 bytes), rtrb by chunk and one by one, crossbeam's `ArrayQueue`, and several producers' `SharedWriter`.
 //!   rtrb by chunk hands its records out in place; this crate's reader copies them first, because its peer may be hostile.
 //! - `two_threads_64`: a million 64-byte records from one thread to another, in batches: the cache lines travel. Through a memfd
 //!   ring, rtrb by chunk and one by one, and crossbeam's `ArrayQueue`.
@@ -138,6 +138,12 @@ fn one_thread() {
     let mut reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
     let (shared, memfd, _) = SharedWriter::create(DATA_BYTES, "bench").expect("a memfd ring");
     let mut shared_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    let (mut mixed, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut mixed_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    // A batch without pattern: a linear congruential generator picks the lengths.
+    let lengths = (0..BATCH as u32).map(|number| number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) >> 13);
+    let mixed_records: Vec<Vec<u8>> =
+        lengths.map(|random| vec![1; [32, 48, 64, 96, 296][random as usize % 5]]).collect();
     let (mut chunk_producer, mut chunk_consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
     let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
     let queue = ArrayQueue::<Record>::new(SLOTS);
@@ -149,6 +155,7 @@ fn one_thread() {
         "rtrb",
         "crossbeam_array_queue",
         "memfd_ring, shared",
+        "mixed, drained",
     ]
     .map(Series::new);
     for _ in 0..THROUGH_ROUNDS {
@@ -169,6 +176,12 @@ fn one_thread() {
                 sum
             });
         }
+        assert_eq!(mixed.write_batch(black_box(&mixed_records).iter().map(Vec::as_slice)), BATCH);
+        once(&mut series[7], || {
+            let mut sum = 0;
+            mixed_reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            sum
+        });
         in_turn(&mut series[3], || {
             let mut sum = 0;
             let chunk = chunk_producer.write_chunk_uninit(BATCH).expect("room");
