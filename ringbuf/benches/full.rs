@@ -33,6 +33,7 @@ const BATCH: usize = 256;
 const DRAIN_ROUNDS: usize = 400;
 /// Short rounds by turns: whatever else the machine does falls on few of them, and the median on none.
 const THROUGH_ROUNDS: usize = 1000;
+const MIXED_BATCHES: usize = 64;
 const THROUGH_TURNS: usize = 16;
 const THREAD_ROUNDS: usize = 9;
 const THREAD_RECORDS: usize = 1 << 20;
@@ -140,10 +141,16 @@ fn one_thread() {
     let mut shared_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
     let (mut mixed, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
     let mut mixed_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
-    // A batch without pattern: a linear congruential generator picks the lengths.
-    let lengths = (0..BATCH as u32).map(|number| number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) >> 13);
-    let mixed_records: Vec<Vec<u8>> =
-        lengths.map(|random| vec![1; [32, 48, 64, 96, 296][random as usize % 5]]).collect();
+    // Lengths without a pattern that a processor could learn: xorshift, and another batch each round.
+    let mut random = 88_172_645_463_325_252_u64;
+    let mixed_records: Vec<Vec<u8>> = (0..MIXED_BATCHES * BATCH)
+        .map(|_| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            vec![1; [32, 48, 64, 96, 296][(random >> 32) as usize % 5]]
+        })
+        .collect();
     let (mut chunk_producer, mut chunk_consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
     let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
     let queue = ArrayQueue::<Record>::new(SLOTS);
@@ -158,7 +165,7 @@ fn one_thread() {
         "mixed, drained",
     ]
     .map(Series::new);
-    for _ in 0..THROUGH_ROUNDS {
+    for round in 0..THROUGH_ROUNDS {
         in_turn(&mut series[0], || {
             let mut sum = 0;
             assert_eq!(writer.write_batch(black_box(&records).iter().map(Record::as_slice)), BATCH);
@@ -176,7 +183,8 @@ fn one_thread() {
                 sum
             });
         }
-        assert_eq!(mixed.write_batch(black_box(&mixed_records).iter().map(Vec::as_slice)), BATCH);
+        let batch = &mixed_records[round % MIXED_BATCHES * BATCH..][..BATCH];
+        assert_eq!(mixed.write_batch(black_box(batch).iter().map(Vec::as_slice)), BATCH);
         once(&mut series[7], || {
             let mut sum = 0;
             mixed_reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");

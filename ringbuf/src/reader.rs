@@ -61,6 +61,8 @@ pub struct Reader {
     consumed: u64,
     /// Where records are copied before they are handed out; `None` for BPF rings.
     scratch: Option<Stretch>,
+    /// The records of a BPF ring that were drained last had equal headers for the most part.
+    were_alike: bool,
     corrupt: Option<Error>,
 }
 
@@ -92,7 +94,8 @@ impl Reader {
         let page = ring.consumer_page();
         let position = protocol::observe(&page.position.0);
         let consumed = if scratch.is_some() { page.consumed.0.load(Ordering::Relaxed) } else { 0 };
-        let mut reader = Self { ring, position, producer_seen: position, consumed, scratch, corrupt: None };
+        let mut reader =
+            Self { ring, position, producer_seen: position, consumed, scratch, were_alike: true, corrupt: None };
         if !position.is_multiple_of(RECORD_ALIGN as u64) {
             return Err(reader.poison(Corruption::Misaligned));
         }
@@ -135,7 +138,7 @@ impl Reader {
         };
         // Two loops, so that neither asks at each record which kind of ring it is.
         let drained = match self.scratch.as_mut() {
-            None => drain_in_place(progress, end, max_records, each),
+            None => drain_in_place(progress, end, max_records, &mut self.were_alike, each),
             Some(scratch) => drain_copied(progress, end, max_records, scratch, each),
         };
         drained.map_err(|what| self.poison(what))
@@ -286,10 +289,11 @@ fn drain_in_place(
     mut progress: Progress<'_>,
     end: u64,
     max_records: usize,
+    were_alike: &mut bool,
     mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<Drained, Corruption> {
     let mut drained = Drained::default();
-    let mut steps = Steps::new(LENGTH_MASK);
+    let mut steps = Steps::new(LENGTH_MASK, *were_alike);
     let mut stalled = false;
     for _ in 0..max_records {
         if progress.position == end {
@@ -316,6 +320,7 @@ fn drain_in_place(
             break;
         }
     }
+    *were_alike = steps.were_alike(progress.records as usize + drained.discarded);
     Ok(progress.finish(drained, end, stalled))
 }
 

@@ -38,24 +38,29 @@ pub(crate) enum Step {
 /// Checks one header after the other.
 ///
 /// Where the next header is follows from this one, so a walk waits for each load in turn: ten cycles a record. A processor does
-/// not wait for a branch, so a header that equals the last one is answered by what is known of that one.
+/// not wait for a branch, so while records are mostly alike, a header that equals the last one is answered by what is known of
+/// that one. Where they are not, the branch would be guessed wrong, which costs more than the wait.
 pub(crate) struct Steps {
     record_bytes_max: u32,
+    are_alike: bool,
     /// The last header; wider than one at first.
     last: u64,
     last_bytes: u64,
+    changes: usize,
 }
 
 impl Steps {
-    pub fn new(record_bytes_max: u32) -> Self {
-        Self { record_bytes_max, last: u64::MAX, last_bytes: 0 }
+    /// `are_alike` is what [`Self::were_alike`] said of the records before.
+    pub fn new(record_bytes_max: u32, are_alike: bool) -> Self {
+        Self { record_bytes_max, are_alike, last: u64::MAX, last_bytes: 0, changes: 0 }
     }
 
     /// Loads the header once; `ahead` bytes were produced from it on.
     #[inline(always)]
     pub fn check(&mut self, word: &AtomicU32, ahead: u64) -> Result<Step, Corruption> {
         let header = protocol::observe_header(word);
-        if u64::from(header) != self.last {
+        let changed = u64::from(header) != self.last;
+        if !self.are_alike | changed {
             if header & BUSY_BIT != 0 {
                 return Ok(Step::Busy);
             }
@@ -65,11 +70,19 @@ impl Steps {
                 return Err(Corruption::OverLimit);
             }
             self.last = header.into();
+            self.changes += usize::from(changed);
         }
         if self.last_bytes > ahead {
             return Err(Corruption::Overlong);
         }
         Ok(Step::Whole { header, bytes: self.last_bytes })
+    }
+
+    /// Whether so many records, these, had the same header as the one before for the most part.
+    #[inline]
+    pub fn were_alike(&self, records: usize) -> bool {
+        // The first is always a change.
+        self.changes.saturating_sub(1) * 4 <= records
     }
 }
 
@@ -95,6 +108,7 @@ pub(crate) struct Stretch {
     words: Box<[u64]>,
     runs: Box<[Run]>,
     record_bytes_max: u32,
+    are_alike: bool,
     run_count: usize,
     /// Where the copies are in `words`.
     copied: Range<usize>,
@@ -108,6 +122,7 @@ impl Stretch {
             words: vec![0; bytes / HEADER_BYTES + SKEW_MAX].into_boxed_slice(),
             runs: vec![Run::default(); RUNS_MAX].into_boxed_slice(),
             record_bytes_max,
+            are_alike: true,
             run_count: 0,
             copied: 0..0,
         }
@@ -117,7 +132,7 @@ impl Stretch {
     #[inline]
     pub fn copy(&mut self, ahead: &[AtomicU64], max_records: usize) -> (usize, Stop) {
         let within = &ahead[..ahead.len().min(self.words.len() - SKEW_MAX)];
-        let mut steps = Steps::new(self.record_bytes_max);
+        let mut steps = Steps::new(self.record_bytes_max, self.are_alike);
         let (mut at, mut left, mut run_count) = (0, max_records, 0);
         let mut stop = Stop::Bound;
         for run in &mut self.runs {
@@ -144,7 +159,7 @@ impl Stretch {
                 at = behind;
                 left -= 1;
                 behind += step;
-                if left == 0 || behind > within.len() {
+                if !steps.are_alike || left == 0 || behind > within.len() {
                     break;
                 }
                 if protocol::observe_header(layout::length_word(&within[at])) != header {
@@ -157,6 +172,7 @@ impl Stretch {
         // C: the payloads are loaded after the headers that say they are committed.
         self.copied = copy_from(&mut self.words, &within[..at]);
         self.run_count = run_count;
+        self.are_alike = steps.were_alike(max_records - left);
         (max_records - left, stop)
     }
 
