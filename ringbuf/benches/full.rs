@@ -3,10 +3,13 @@
 //! - `full_bpf_64`: a BPF ring that the kernel filled to the brim with 64-byte records, drained by this crate's `Reader` and by
 //!   aya's `RingBuf`, turn about (needs CAP_BPF). Each has a map of its own, of the same size and filled by the same program:
 //!   either keeps the consumer position to itself.
+//! - `one_thread_64`: batches of 64-byte records written and then drained in one thread, through a memfd ring (its two halves
+//!   are shown as well, and the drain of a batch of mixed lengths, 32 to 296 bytes), rtrb by chunk and one by one, crossbeam's `ArrayQueue`, and several producers' `SharedWriter`.
+//!   rtrb by chunk hands its records out in place; this crate's reader copies them first, because its peer may be hostile.
 //! - `two_threads_64`: a million 64-byte records from one thread to another, in batches: the cache lines travel. Through a memfd
 //!   ring, rtrb by chunk and one by one, and crossbeam's `ArrayQueue`.
 //!
-//! Run with `cargo bench -p tapio-ringbuf --bench full`. Prints the median and the quarters of nanoseconds a record, and the
+//! Run with `cargo bench -p tapio-ringbuf --bench full [-- one_thread]`. Prints the median and the quarters of nanoseconds a record, and the
 //! ratio to this crate's.
 
 #[allow(dead_code, reason = "shared with a test, which uses another part of it")]
@@ -19,7 +22,7 @@ use std::time::Instant;
 
 use aya::maps::{Map, MapData, RingBuf};
 use crossbeam::queue::ArrayQueue;
-use tapio_ringbuf::{Limits, Reader, Writer};
+use tapio_ringbuf::{Limits, Reader, SharedWriter, Writer};
 
 type Record = [u8; 64];
 
@@ -28,6 +31,10 @@ const DATA_BYTES: usize = 1 << 18;
 const SLOTS: usize = 2048;
 const BATCH: usize = 256;
 const DRAIN_ROUNDS: usize = 400;
+/// Short rounds by turns: whatever else the machine does falls on few of them, and the median on none.
+const THROUGH_ROUNDS: usize = 1000;
+const MIXED_BATCHES: usize = 64;
+const THROUGH_TURNS: usize = 16;
 const THREAD_ROUNDS: usize = 9;
 const THREAD_RECORDS: usize = 1 << 20;
 
@@ -105,6 +112,126 @@ fn full_bpf() {
         }
     }
     print("full_bpf_64", &mut series);
+}
+
+/// Times one round: a ring filled and emptied [`THROUGH_TURNS`] times. A function for each ring, so that the registers of one
+/// do not depend on the others.
+#[inline(never)]
+fn in_turn(series: &mut Series, mut turn: impl FnMut() -> u64) {
+    let start = Instant::now();
+    for _ in 0..THROUGH_TURNS {
+        black_box(turn());
+    }
+    series.add(start, THROUGH_TURNS * BATCH);
+}
+
+/// Times one half of a turn.
+#[inline(never)]
+fn once(series: &mut Series, half: impl FnOnce() -> u64) {
+    let start = Instant::now();
+    black_box(half());
+    series.add(start, BATCH);
+}
+
+fn one_thread() {
+    let records: Vec<Record> = (0..BATCH).map(|number| [number as u8; 64]).collect();
+    let (mut writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    let (shared, memfd, _) = SharedWriter::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut shared_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    let (mut mixed, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut mixed_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    // Lengths without a pattern that a processor could learn: xorshift, and another batch each round.
+    let mut random = 88_172_645_463_325_252_u64;
+    let mixed_records: Vec<Vec<u8>> = (0..MIXED_BATCHES * BATCH)
+        .map(|_| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            vec![1; [32, 48, 64, 96, 296][(random >> 32) as usize % 5]]
+        })
+        .collect();
+    let (mut chunk_producer, mut chunk_consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+    let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+    let queue = ArrayQueue::<Record>::new(SLOTS);
+    let mut series = [
+        "memfd_ring",
+        "memfd_ring, written",
+        "memfd_ring, drained",
+        "rtrb_chunk",
+        "rtrb",
+        "crossbeam_array_queue",
+        "memfd_ring, shared",
+        "mixed, drained",
+    ]
+    .map(Series::new);
+    for round in 0..THROUGH_ROUNDS {
+        in_turn(&mut series[0], || {
+            let mut sum = 0;
+            assert_eq!(writer.write_batch(black_box(&records).iter().map(Record::as_slice)), BATCH);
+            reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            sum
+        });
+        for _ in 0..THROUGH_TURNS {
+            once(&mut series[1], || {
+                assert_eq!(writer.write_batch(black_box(&records).iter().map(Record::as_slice)), BATCH);
+                0
+            });
+            once(&mut series[2], || {
+                let mut sum = 0;
+                reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+                sum
+            });
+        }
+        let batch = &mixed_records[round % MIXED_BATCHES * BATCH..][..BATCH];
+        assert_eq!(mixed.write_batch(black_box(batch).iter().map(Vec::as_slice)), BATCH);
+        once(&mut series[7], || {
+            let mut sum = 0;
+            mixed_reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            sum
+        });
+        in_turn(&mut series[3], || {
+            let mut sum = 0;
+            let chunk = chunk_producer.write_chunk_uninit(BATCH).expect("room");
+            chunk.fill_from_iter(black_box(&records).iter().copied());
+            let chunk = chunk_consumer.read_chunk(BATCH).expect("records");
+            let (first, second) = chunk.as_slices();
+            for record in first.iter().chain(second) {
+                look(&mut sum, record);
+            }
+            chunk.commit_all();
+            sum
+        });
+        in_turn(&mut series[4], || {
+            let mut sum = 0;
+            for record in black_box(&records) {
+                assert!(producer.push(*record).is_ok());
+            }
+            while let Ok(record) = consumer.pop() {
+                look(&mut sum, &record);
+            }
+            sum
+        });
+        in_turn(&mut series[5], || {
+            let mut sum = 0;
+            for record in black_box(&records) {
+                assert!(queue.push(*record).is_ok());
+            }
+            while let Some(record) = queue.pop() {
+                look(&mut sum, &record);
+            }
+            sum
+        });
+        in_turn(&mut series[6], || {
+            let mut sum = 0;
+            for record in black_box(&records) {
+                assert!(shared.write(record));
+            }
+            shared_reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
+            sum
+        });
+    }
+    print("one_thread_64", &mut series);
 }
 
 /// Times `consume`, which runs here, against `produce`, which runs in another thread.
@@ -221,6 +348,13 @@ fn two_threads() {
 }
 
 fn main() {
-    full_bpf();
-    two_threads();
+    // Cargo passes `--bench`; anything else names the groups that are wanted.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let groups: [(&str, fn()); 3] =
+        [("full_bpf_64", full_bpf), ("one_thread_64", one_thread), ("two_threads_64", two_threads)];
+    for (name, group) in groups {
+        if wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
+            group();
+        }
+    }
 }

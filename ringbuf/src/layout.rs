@@ -38,6 +38,7 @@
 //! Positions count bytes and only grow; the offset of a position is its remainder by `n`.
 
 use std::mem::{offset_of, size_of};
+use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Set in a header's length while the record is reserved and not yet committed: `BPF_RINGBUF_BUSY_BIT`.
@@ -113,7 +114,22 @@ const _: () = {
 /// Bytes that a payload of `length` bytes takes in the ring, its header included.
 #[inline]
 pub(crate) const fn record_bytes(length: u32) -> u64 {
-    (length as u64 + HEADER_BYTES as u64).next_multiple_of(RECORD_ALIGN as u64)
+    // Without the question whether it is a multiple already.
+    (length as u64 + (HEADER_BYTES + RECORD_ALIGN - 1) as u64) & !(RECORD_ALIGN as u64 - 1)
+}
+
+/// The header of a committed record, as it lies in memory.
+#[inline]
+pub(crate) const fn header(length: u32) -> u64 {
+    let [a, b, c, d] = length.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0])
+}
+
+/// The half of a header that is its length.
+#[inline]
+pub(crate) fn length_word(header: &AtomicU64) -> &AtomicU32 {
+    // SAFETY: the first four of eight bytes, which a u32 may be at; atomics take any bits (M4).
+    unsafe { &*ptr::from_ref(header).cast() }
 }
 
 /// Whether a ring can have a data area of this size.

@@ -3,8 +3,9 @@
 //! In: a BPF ring buffer map, or a memfd that a local process fills. Out: records, opaque bytes, in the order in which they
 //! were reserved. Held: the mappings; no thread, no queue.
 //!
-//! [`Reader`] drains either kind with the same loop; [`Writer`] is the producer of memfd rings. [`Poller`], [`EventFd`] and
-//! [`WakeupFlag`] are how a reader sleeps without a wakeup per record; [`CounterArray`] reads the probes' own counts.
+//! [`Reader`] drains either kind; [`Writer`] is the one producer of a memfd ring, a [`SharedWriter`] its many. [`Poller`],
+//! [`EventFd`] and [`WakeupFlag`] are how a reader sleeps without a wakeup per record; [`CounterArray`] reads the probes' own
+//! counts.
 //!
 //! To sleep and lose nothing, a reader in this order: raises the flag ([`Reader::set_need_wakeup`], for BPF rings
 //! [`WakeupFlag::set`]), finds [`Reader::is_empty`] true, waits with a timeout, lowers the flag, drains. Why that suffices
@@ -27,9 +28,15 @@ mod mapping;
 #[cfg(not(loom))]
 mod memfd;
 #[doc(hidden)]
+pub mod producers;
+#[doc(hidden)]
 pub mod protocol;
 #[cfg(not(loom))]
 mod reader;
+#[cfg(not(loom))]
+mod shared_writer;
+#[cfg(not(loom))]
+mod stretch;
 #[doc(hidden)]
 pub mod sync;
 #[cfg(not(loom))]
@@ -42,7 +49,9 @@ pub use {
     counters::CounterArray,
     error::{Corruption, Error, Refusal},
     memfd::Limits,
+    producers::PLACES_MAX,
     reader::{Drained, ProducerCounters, Reader},
+    shared_writer::{SharedReservation, SharedWriter},
     wakeup::{EventFd, Poller, WakeupFlag},
-    writer::{Reservation, Writer},
+    writer::{Batch, Reservation, Writer},
 };

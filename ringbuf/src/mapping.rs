@@ -12,11 +12,12 @@
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::slice;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::layout::{ConsumerPage, ProducerPage};
+use crate::layout::{ConsumerPage, ProducerPage, RECORD_ALIGN};
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// What the mapped memory is used for.
@@ -157,5 +158,29 @@ impl RingMapping {
     pub fn data(&self) -> NonNull<u8> {
         // SAFETY: every constructor maps `page_bytes + 2 * data_bytes` here (M1).
         unsafe { self.producer.base.add(self.page_bytes) }
+    }
+
+    /// The record at `position`, rounded down to eight: the data area's size in bytes follows it (M3).
+    #[inline]
+    pub fn record(&self, position: u64) -> NonNull<u8> {
+        // The size is a power of two and a multiple of eight.
+        let offset = (position & (self.data_bytes as u64 - RECORD_ALIGN as u64)) as usize;
+        // SAFETY: `offset` is below `data_bytes`, half of what is mapped there (M3).
+        unsafe { self.data().add(offset) }
+    }
+
+    /// The length and the page offset of the record at `position`.
+    #[inline]
+    pub fn header(&self, position: u64) -> &[AtomicU32; 2] {
+        // SAFETY: it is aligned to eight, inside of the data area and mapped (M3); atomics take any bits (M4).
+        unsafe { self.record(position).cast().as_ref() }
+    }
+
+    /// The words from `position` on, `bytes` or the whole data area.
+    #[inline]
+    pub fn words(&self, position: u64, bytes: u64) -> &[AtomicU64] {
+        let words = bytes.min(self.data_bytes as u64) as usize / size_of::<AtomicU64>();
+        // SAFETY: the data area's size follows a record's start, mapped (M3) and aligned to eight; atomics take any bits (M4).
+        unsafe { slice::from_raw_parts(self.record(position).as_ptr().cast(), words) }
     }
 }

@@ -9,12 +9,14 @@
 //! |---|---|---|---|
 //! | A | producer position, [`publish`] by the writer, `smp_store_release` in the kernel's `__bpf_ringbuf_reserve` | [`observe`] by the reader | headers (and, in memfd rings, payloads) below the position |
 //! | B | consumer position, [`publish`] by the reader | [`observe`] by the writer, `smp_load_acquire` in the kernel's `__bpf_ringbuf_reserve` | the space below the position: it is reused only after the last read of it |
-//! | C | header length, `xchg` in the kernel's `bpf_ringbuf_commit` | [`observe_header`] by the reader | the payload of that record |
-//! | D | `dropped`, [`publish`] by the writer | [`observe`] by the reader | `emitted`: a drop that is seen was seen attempted |
+//! | C | header length, [`publish_header`] by one of many producers, `xchg` in the kernel's `bpf_ringbuf_commit` | [`observe_header`] by the reader | the payload of that record |
+//! | D | `dropped`, [`publish`] by the writer, [`add`] by one of many producers | [`observe`] by the reader | `emitted`: a drop that is seen was seen attempted |
 //! | W | SeqCst fence in [`request_wakeup`], reader | SeqCst fence in [`take_wakeup`], writer | no lost wakeup, see below |
 //!
+//! How many producers share a ring's end is told in `producers.rs`, with the labels L and P.
+//!
 //! Wakeups. The reader stores the flag, fences, and looks at the producer position once more before it sleeps. The writer
-//! stores the producer position, fences, and looks at the flag. Of two SeqCst fences one is first: if the reader's, the
+//! stores the producer position (one of many: the header), fences, and looks at the flag. Of two SeqCst fences one is first: if the reader's, the
 //! writer sees the flag and wakes; if the writer's, the reader sees the position and does not sleep.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
@@ -29,6 +31,18 @@ pub fn publish(word: &AtomicU64, value: u64) {
 #[inline]
 pub fn observe(word: &AtomicU64) -> u64 {
     word.load(Ordering::Acquire)
+}
+
+/// Adds to a count that several producers share: release of D. An addition that is seen shows those before it as well.
+#[inline]
+pub fn add(word: &AtomicU64, value: u64) {
+    word.fetch_add(value, Ordering::Release);
+}
+
+/// Lets the reader have a record of many producers, or skip it: release of C.
+#[inline]
+pub fn publish_header(word: &AtomicU32, header: u32) {
+    word.store(header, Ordering::Release);
 }
 
 /// The length word of a record's header: acquire of C.

@@ -14,19 +14,19 @@
 //! Copy or not. The kernel writes no record between its commit and the consumer position's passing, and user space cannot
 //! write it at all, so records of a BPF ring are handed out in place. The peer of a memfd ring can write any time, and a
 //! `&[u8]` whose bytes change is undefined behaviour, besides the invitation to check one value and use another. Its records
-//! are therefore copied, by atomic loads of eight bytes, into a private buffer. That costs nothing measurable at 64 bytes and
-//! a few ns at 296 (`cargo bench -p tapio-ringbuf -- drain_`, `copied` against `in_place`).
+//! are therefore copied to private memory first, a stretch of many at once (`stretch.rs`).
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::slice;
 
 use crate::error::{Corruption, Error};
-use crate::layout::{self, BUSY_BIT, DISCARD_BIT, HEADER_BYTES, LENGTH_MASK, RECORD_ALIGN};
+use crate::layout::{self, DISCARD_BIT, HEADER_BYTES, LENGTH_MASK, RECORD_ALIGN};
 use crate::mapping::RingMapping;
 use crate::memfd::{self, Limits};
 use crate::protocol;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::stretch::{Step, Steps, Stop, Stretch};
+use crate::sync::Ordering;
 
 /// What one [`Reader::drain`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,12 +52,6 @@ pub struct ProducerCounters {
     pub dropped: u64,
 }
 
-/// The private copy of one record.
-struct Scratch {
-    words: Box<[u64]>,
-    record_bytes_max: u32,
-}
-
 /// Drains one ring. At most one reader may drain a ring.
 pub struct Reader {
     ring: RingMapping,
@@ -66,7 +60,9 @@ pub struct Reader {
     producer_seen: u64,
     consumed: u64,
     /// Where records are copied before they are handed out; `None` for BPF rings.
-    scratch: Option<Scratch>,
+    scratch: Option<Stretch>,
+    /// The records of a BPF ring that were drained last had equal headers for the most part.
+    were_alike: bool,
     corrupt: Option<Error>,
 }
 
@@ -91,15 +87,15 @@ impl Reader {
     pub fn from_memfd(memfd: OwnedFd, limits: Limits) -> Result<Self, Error> {
         let ring = memfd::attach(memfd.as_fd(), &limits)?;
         let record_bytes_max = limits.record_bytes_max.min(ring.data_bytes()) as u32;
-        let words = vec![0u64; (record_bytes_max as usize).div_ceil(RECORD_ALIGN)].into_boxed_slice();
-        Self::attach(ring, Some(Scratch { words, record_bytes_max }))
+        Self::attach(ring, Some(Stretch::new(record_bytes_max)))
     }
 
-    fn attach(ring: RingMapping, scratch: Option<Scratch>) -> Result<Self, Error> {
+    fn attach(ring: RingMapping, scratch: Option<Stretch>) -> Result<Self, Error> {
         let page = ring.consumer_page();
         let position = protocol::observe(&page.position.0);
         let consumed = if scratch.is_some() { page.consumed.0.load(Ordering::Relaxed) } else { 0 };
-        let mut reader = Self { ring, position, producer_seen: position, consumed, scratch, corrupt: None };
+        let mut reader =
+            Self { ring, position, producer_seen: position, consumed, scratch, were_alike: true, corrupt: None };
         if !position.is_multiple_of(RECORD_ALIGN as u64) {
             return Err(reader.poison(Corruption::Misaligned));
         }
@@ -142,7 +138,7 @@ impl Reader {
         };
         // Two loops, so that neither asks at each record which kind of ring it is.
         let drained = match self.scratch.as_mut() {
-            None => drain_in_place(progress, end, max_records, each),
+            None => drain_in_place(progress, end, max_records, &mut self.were_alike, each),
             Some(scratch) => drain_copied(progress, end, max_records, scratch, each),
         };
         drained.map_err(|what| self.poison(what))
@@ -266,121 +262,100 @@ impl Drop for Progress<'_> {
     }
 }
 
-/// What is at the position.
-enum Step {
-    Record { offset: usize, length: u32 },
-    Discarded,
-    Busy,
-}
-
 impl Progress<'_> {
-    /// Looks at the record at the position, which is below `end`, and moves behind it if it is whole.
+    /// Moves behind a record of `bytes`, its header included; whether it is to be handed out.
     #[inline(always)]
-    fn step(&mut self, end: u64, record_bytes_max: u32) -> Result<Step, Corruption> {
-        let offset = (self.position & (self.ring.data_bytes() as u64 - 1)) as usize;
-        // SAFETY: `offset` is below `data_bytes`, half of what is mapped there (M3).
-        let header = unsafe { self.ring.data().add(offset) }.cast::<AtomicU32>();
-        // SAFETY: R1 aligns it to eight and the word is inside of the data area; atomics take any bits (M4).
-        let header = protocol::observe_header(unsafe { header.as_ref() });
-        if header & BUSY_BIT != 0 {
-            return Ok(Step::Busy);
-        }
-        let length = header & LENGTH_MASK;
-        let bytes = layout::record_bytes(length);
-        if bytes > end.wrapping_sub(self.position) {
-            return Err(Corruption::Overlong);
-        }
-        if length > record_bytes_max {
-            return Err(Corruption::OverLimit);
-        }
+    fn pass(&mut self, header: u32, bytes: u64, drained: &mut Drained) -> bool {
         self.position = self.position.wrapping_add(bytes);
         if header & DISCARD_BIT != 0 {
-            return Ok(Step::Discarded);
+            drained.discarded += 1;
+            return false;
         }
         self.records += 1;
-        Ok(Step::Record { offset: offset + HEADER_BYTES, length })
+        drained.bytes += (header & LENGTH_MASK) as usize;
+        true
     }
 
-    /// The loop of a drain; `fetch` turns a record's place into its bytes and passes them on.
-    #[inline(always)]
-    fn run(
-        mut self,
-        end: u64,
-        max_records: usize,
-        record_bytes_max: u32,
-        mut fetch: impl FnMut(&RingMapping, usize, u32) -> ControlFlow<()>,
-    ) -> Result<Drained, Corruption> {
-        let mut drained = Drained::default();
-        for _ in 0..max_records {
-            if self.position == end {
-                break;
-            }
-            match self.step(end, record_bytes_max)? {
-                Step::Record { offset, length } => {
-                    drained.bytes += length as usize;
-                    if fetch(self.ring, offset, length).is_break() {
-                        break;
-                    }
-                }
-                Step::Discarded => drained.discarded += 1,
-                Step::Busy => {
-                    drained.stalled = true;
-                    break;
-                }
-            }
-        }
+    fn finish(&self, mut drained: Drained, end: u64, stalled: bool) -> Drained {
         drained.records = self.records as usize;
-        drained.more = self.position != end && !drained.stalled;
-        Ok(drained)
+        drained.stalled = stalled;
+        drained.more = self.position != end && !stalled;
+        drained
     }
 }
 
 #[inline]
 fn drain_in_place(
-    progress: Progress<'_>,
+    mut progress: Progress<'_>,
     end: u64,
     max_records: usize,
+    were_alike: &mut bool,
     mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<Drained, Corruption> {
-    progress.run(end, max_records, LENGTH_MASK, |ring, offset, length| {
-        // SAFETY: R2 keeps offset and length inside of the doubled data area (M3).
-        let payload = unsafe { ring.data().add(offset) };
+    let mut drained = Drained::default();
+    let mut steps = Steps::new(LENGTH_MASK, *were_alike);
+    let mut stalled = false;
+    for _ in 0..max_records {
+        if progress.position == end {
+            break;
+        }
+        let place = progress.ring.record(progress.position);
+        let [word, _] = progress.ring.header(progress.position);
+        let (header, bytes) = match steps.check(word, end.wrapping_sub(progress.position))? {
+            Step::Busy => {
+                stalled = true;
+                break;
+            }
+            Step::Whole { header, bytes } => (header, bytes),
+        };
+        if !progress.pass(header, bytes, &mut drained) {
+            continue;
+        }
+        // SAFETY: R2 puts the header and the payload inside of the doubled data area (M3).
+        let payload = unsafe { place.add(HEADER_BYTES) };
         // SAFETY: the record is committed (C) and the kernel, the only one that can write it, leaves it alone until the
         // consumer position passes it, which it does after the loop.
-        each(unsafe { slice::from_raw_parts(payload.as_ptr(), length as usize) })
-    })
-}
-
-/// Copies word by word, eight words a turn: compilers do not widen or unroll atomic loads by themselves.
-#[inline(always)]
-fn copy_words(to: &mut [u64], from: &[AtomicU64]) {
-    let (to_blocks, to_rest) = to.as_chunks_mut::<8>();
-    let (from_blocks, from_rest) = from.as_chunks::<8>();
-    for (to, from) in to_blocks.iter_mut().zip(from_blocks) {
-        *to = std::array::from_fn(|word| from[word].load(Ordering::Relaxed));
+        let record = unsafe { slice::from_raw_parts(payload.as_ptr(), (header & LENGTH_MASK) as usize) };
+        if each(record).is_break() {
+            break;
+        }
     }
-    for (to, from) in to_rest.iter_mut().zip(from_rest) {
-        *to = from.load(Ordering::Relaxed);
-    }
+    *were_alike = steps.were_alike(progress.records as usize + drained.discarded);
+    Ok(progress.finish(drained, end, stalled))
 }
 
 #[inline]
 fn drain_copied(
-    progress: Progress<'_>,
+    mut progress: Progress<'_>,
     end: u64,
     max_records: usize,
-    scratch: &mut Scratch,
+    stretch: &mut Stretch,
     mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<Drained, Corruption> {
-    progress.run(end, max_records, scratch.record_bytes_max, |ring, offset, length| {
-        let words = (length as usize).div_ceil(RECORD_ALIGN);
-        let copy = &mut scratch.words[..words];
-        // SAFETY: R2, as above.
-        let payload = unsafe { ring.data().add(offset) }.cast::<AtomicU64>();
-        // SAFETY: records are aligned to eight and rounded up to it, so R2 covers `words`; atomics take any bits (M4).
-        let payload = unsafe { slice::from_raw_parts(payload.as_ptr(), words) };
-        copy_words(copy, payload);
-        // SAFETY: `copy` has `words * 8 >= length` initialised bytes, private and borrowed for the call.
-        each(unsafe { slice::from_raw_parts(copy.as_ptr().cast::<u8>(), length as usize) })
-    })
+    let mut drained = Drained::default();
+    let mut left = max_records;
+    loop {
+        let ahead = progress.ring.words(progress.position, end.wrapping_sub(progress.position));
+        let (taken, stop) = stretch.copy(ahead, left);
+        left -= taken;
+        let mut rest = stretch.bytes();
+        for run in stretch.runs() {
+            let length = (run.header & LENGTH_MASK) as usize;
+            let bytes = layout::record_bytes(length as u32);
+            for _ in 0..run.records {
+                let (record, behind) = rest.split_at(bytes as usize);
+                rest = behind;
+                if progress.pass(run.header, bytes, &mut drained) && each(&record[HEADER_BYTES..][..length]).is_break()
+                {
+                    return Ok(progress.finish(drained, end, false));
+                }
+            }
+        }
+        match stop {
+            Stop::Bound if left > 0 && progress.position != end => {}
+            Stop::Bound => return Ok(progress.finish(drained, end, false)),
+            Stop::Busy => return Ok(progress.finish(drained, end, true)),
+            Stop::Corrupt(what) => return Err(what),
+        }
+    }
 }

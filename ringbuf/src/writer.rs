@@ -1,7 +1,7 @@
 //! The producer of a memfd ring.
 //!
 //! In: records of a local process. Out: the ring, read by a [`crate::Reader`] in another process. Held: the producer position
-//! and counts, which are this side's alone, and the last consumer position seen.
+//! and counts, which are this side's alone, and the room that followed from the last consumer position seen.
 //!
 //! The kernel, with many producers, advances the producer position at reserve and marks the record busy. There is one
 //! producer here, so the position is published at commit: no header is ever seen busy, one release store covers a whole
@@ -23,7 +23,7 @@ use crate::layout::{self, HEADER_BYTES, MEMFD_RECORD_BYTES_MAX};
 use crate::mapping::RingMapping;
 use crate::memfd;
 use crate::protocol;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::Ordering;
 use crate::wakeup::EventFd;
 
 /// Fills one ring, as its only producer.
@@ -33,8 +33,8 @@ pub struct Writer {
     ring: RingMapping,
     eventfd: EventFd,
     position: u64,
-    /// A consumer position of the past: the true one may be further, so room is at least what follows from it.
-    consumer_seen: u64,
+    /// Bytes known to be free from `position` on, by a consumer position of the past: there may be more.
+    room: u64,
     emitted: u64,
     dropped: u64,
 }
@@ -45,27 +45,33 @@ impl Writer {
         let (ring, memfd) = memfd::create(data_bytes, name)?;
         let eventfd = EventFd::new()?;
         let peer_eventfd = eventfd.duplicate()?;
-        let writer = Self { ring, eventfd, position: 0, consumer_seen: 0, emitted: 0, dropped: 0 };
+        let writer = Self { ring, eventfd, position: 0, room: 0, emitted: 0, dropped: 0 };
         Ok((writer, memfd, peer_eventfd))
     }
 
     /// Room for a record, or `None` and a drop counted.
     #[inline]
     pub fn reserve(&mut self, bytes: usize) -> Option<Reservation<'_>> {
-        match self.make_room(self.position, bytes) {
-            Some(length) => Some(Reservation { writer: self, length }),
-            None => {
-                self.count_dropped(1);
-                None
-            }
+        if !self.batch().has_room(bytes) {
+            self.count_dropped(1);
+            return None;
         }
+        self.try_reserve(bytes)
     }
 
     /// As [`Self::reserve`], counting nothing: for callers that will try again.
     #[inline]
     pub fn try_reserve(&mut self, bytes: usize) -> Option<Reservation<'_>> {
-        let length = self.make_room(self.position, bytes)?;
-        Some(Reservation { writer: self, length })
+        let mut batch = self.batch();
+        batch.push(bytes)?;
+        Some(Reservation { batch, bytes })
+    }
+
+    /// Begins records that are published together.
+    #[inline]
+    pub fn batch(&mut self) -> Batch<'_> {
+        let (position, room) = (self.position, self.room);
+        Batch { writer: self, position, room, records: 0 }
     }
 
     /// Writes one record and wakes the reader if it asked. False: it did not fit, and a drop is counted.
@@ -81,12 +87,12 @@ impl Writer {
     /// As [`Self::write`], counting nothing when it does not fit: for callers that will try again.
     #[inline]
     pub fn try_write(&mut self, record: &[u8]) -> bool {
-        let Some(length) = self.make_room(self.position, record.len()) else {
-            return false;
-        };
-        let position = self.put(self.position, record, length);
-        self.publish(position, 1);
-        true
+        let mut batch = self.batch();
+        let written = batch.write(record);
+        if written {
+            batch.publish();
+        }
+        written
     }
 
     /// Writes records until one does not fit, then publishes them together and wakes the reader at most once.
@@ -95,19 +101,13 @@ impl Writer {
     /// [`Self::count_dropped`].
     #[inline]
     pub fn write_batch<'a>(&mut self, records: impl IntoIterator<Item = &'a [u8]>) -> usize {
-        let mut position = self.position;
-        let mut written = 0;
+        let mut batch = self.batch();
         for record in records {
-            let Some(length) = self.make_room(position, record.len()) else {
+            if !batch.write(record) {
                 break;
-            };
-            position = self.put(position, record, length);
-            written += 1;
+            }
         }
-        if written > 0 {
-            self.publish(position, written as u64);
-        }
-        written
+        batch.publish()
     }
 
     /// Counts records that were attempted and given up.
@@ -152,8 +152,8 @@ impl Writer {
 
     /// Bytes free, as of now; a record takes its length and eight, rounded up to eight.
     pub fn room_bytes(&mut self) -> usize {
-        self.consumer_seen = protocol::observe(&self.ring.consumer_page().position.0);
-        self.room_after(self.position) as usize
+        self.room = self.look_for_room(self.position);
+        self.room as usize
     }
 
     /// Bytes of the data area.
@@ -166,72 +166,100 @@ impl Writer {
         self.eventfd.as_fd()
     }
 
-    /// Bytes free behind `position`, by the consumer position last seen; none when that one makes no sense.
-    #[inline]
-    fn room_after(&self, position: u64) -> u64 {
-        (self.ring.data_bytes() as u64).saturating_sub(position.wrapping_sub(self.consumer_seen))
-    }
-
-    /// The length for the header if a record of `bytes` fits at `position`; looks at the consumer only when it seems not to.
-    #[inline]
-    fn make_room(&mut self, position: u64, bytes: usize) -> Option<u32> {
-        if bytes > MEMFD_RECORD_BYTES_MAX {
-            return None;
-        }
-        let length = bytes as u32;
-        let needed = layout::record_bytes(length);
-        if self.room_after(position) < needed {
-            // B: what the reader read before it stored this position may be overwritten now.
-            self.consumer_seen = protocol::observe(&self.ring.consumer_page().position.0);
-            if self.room_after(position) < needed {
-                return None;
-            }
-        }
-        Some(length)
-    }
-
     /// Where the payload of the record at `position` goes.
     #[inline]
     fn payload(&self, position: u64) -> *mut u8 {
-        let offset = (position & (self.ring.data_bytes() as u64 - 1)) as usize;
-        // SAFETY: `offset` is below `data_bytes` and eight more are mapped behind (M3).
-        unsafe { self.ring.data().as_ptr().add(offset + HEADER_BYTES) }
+        // SAFETY: a record's eight bytes of header are mapped with it (M3).
+        unsafe { self.ring.record(position).as_ptr().add(HEADER_BYTES) }
     }
 
-    /// Writes the header of the record at `position` and returns the position behind it.
+    /// Bytes free behind `position` as of now; none when the consumer position makes no sense.
     #[inline]
-    fn put_header(&mut self, position: u64, length: u32) -> u64 {
-        // SAFETY: the header is right before its payload.
-        let header = unsafe { self.payload(position).sub(HEADER_BYTES) }.cast::<AtomicU32>();
-        // SAFETY: positions are multiples of eight and two u32 fit there, mapped (M3); atomics take any bits (M4).
-        let [word, page_offset] = unsafe { &*header.cast::<[AtomicU32; 2]>() };
-        // Relaxed: the position's release (A) orders it.
-        word.store(length, Ordering::Relaxed);
-        page_offset.store(0, Ordering::Relaxed);
-        position.wrapping_add(layout::record_bytes(length))
+    fn look_for_room(&self, position: u64) -> u64 {
+        // B: what the reader read before it stored this position may be overwritten now.
+        let consumer = protocol::observe(&self.ring.consumer_page().position.0);
+        (self.ring.data_bytes() as u64).saturating_sub(position.wrapping_sub(consumer))
     }
+}
 
-    /// Writes a record at `position`, where `make_room` found room, and returns the position behind it.
+/// Records that follow each other and are published together. Dropped instead, none of them was attempted.
+pub struct Batch<'a> {
+    writer: &'a mut Writer,
+    /// Behind the batch.
+    position: u64,
+    /// As the writer's, behind the batch.
+    room: u64,
+    records: usize,
+}
+
+impl Batch<'_> {
+    /// Adds a record, unless it does not fit.
     #[inline]
-    fn put(&mut self, position: u64, record: &[u8], length: u32) -> u64 {
-        let payload = self.payload(position);
-        // SAFETY: room for the record was found, at most the whole data area: inside of the doubled mapping (M3) and this
-        // writer's alone (P1). The record is no part of it: no reference to the ring leaves this crate but a reservation,
-        // which borrows the writer.
+    pub fn write(&mut self, record: &[u8]) -> bool {
+        let Some(payload) = self.push(record.len()) else {
+            return false;
+        };
+        // SAFETY: `push` gave this many bytes (P1). The record is no part of them: no reference to the ring leaves this crate
+        // but those that borrow the writer.
         unsafe { payload.copy_from_nonoverlapping(record.as_ptr(), record.len()) };
-        self.put_header(position, length)
+        true
     }
 
-    /// Makes everything below `position`, `records` more than before, the reader's.
+    /// Adds a record that the caller fills in place, unless it does not fit. The bytes are whatever the ring held: write all.
     #[inline]
-    fn publish(&mut self, position: u64, records: u64) {
-        self.position = position;
-        self.emitted += records;
-        let page = self.ring.producer_page();
+    pub fn reserve(&mut self, bytes: usize) -> Option<&mut [u8]> {
+        let payload = self.push(bytes)?;
+        // SAFETY: `push` gave this many bytes, this writer's alone (P1), and the slice borrows it.
+        Some(unsafe { slice::from_raw_parts_mut(payload, bytes) })
+    }
+
+    /// Lets the reader have the records and wakes it if it asked. Returns how many they are.
+    #[inline]
+    pub fn publish(self) -> usize {
+        let Self { writer, position, room, records } = self;
+        writer.room = room;
+        if records == 0 {
+            return 0;
+        }
+        writer.position = position;
+        writer.emitted += records as u64;
+        let page = writer.ring.producer_page();
         // P2: whoever sees the position (A) sees its records attempted.
-        page.emitted.0.store(self.emitted, Ordering::Relaxed);
+        page.emitted.0.store(writer.emitted, Ordering::Relaxed);
         protocol::publish(&page.position.0, position);
-        self.notify();
+        writer.notify();
+        records
+    }
+
+    /// Whether a record of `bytes` fits; looks at the consumer only when it seems not to.
+    #[inline]
+    fn has_room(&mut self, bytes: usize) -> bool {
+        if bytes > MEMFD_RECORD_BYTES_MAX {
+            return false;
+        }
+        let needed = layout::record_bytes(bytes as u32);
+        if self.room < needed {
+            self.room = self.writer.look_for_room(self.position);
+        }
+        self.room >= needed
+    }
+
+    /// Writes the header of a record that fits, and moves behind it. Returns where its payload of `bytes` goes.
+    #[inline]
+    fn push(&mut self, bytes: usize) -> Option<*mut u8> {
+        if !self.has_room(bytes) {
+            return None;
+        }
+        let needed = layout::record_bytes(bytes as u32);
+        let header = self.writer.ring.record(self.position);
+        let payload = self.writer.payload(self.position);
+        // SAFETY: room for the record was found, at most the whole data area: inside of the doubled mapping (M3), aligned to
+        // eight, and this writer's alone (P1). The position's release (A) orders it before the reader's look.
+        unsafe { header.cast().write(layout::header(bytes as u32)) };
+        self.position = self.position.wrapping_add(needed);
+        self.room -= needed;
+        self.records += 1;
+        Some(payload)
     }
 }
 
@@ -239,20 +267,25 @@ impl Writer {
 ///
 /// The bytes are whatever the ring held: write all of them.
 pub struct Reservation<'a> {
-    writer: &'a mut Writer,
-    length: u32,
+    batch: Batch<'a>,
+    bytes: usize,
 }
 
 impl Reservation<'_> {
     /// Publishes the record and wakes the reader if it asked.
     #[inline]
     pub fn commit(self) {
-        let position = self.writer.put_header(self.writer.position, self.length);
-        self.writer.publish(position, 1);
+        self.batch.publish();
     }
 
     /// Gives the space back, as dropping does.
     pub fn discard(self) {}
+
+    #[inline]
+    fn payload(&self) -> *mut u8 {
+        // A batch of one record: it starts where the writer is.
+        self.batch.writer.payload(self.batch.writer.position)
+    }
 }
 
 impl Deref for Reservation<'_> {
@@ -260,17 +293,15 @@ impl Deref for Reservation<'_> {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        let payload = self.writer.payload(self.writer.position);
-        // SAFETY: room for `length` bytes was found: mapped (M3), this writer's alone (P1), which is borrowed meanwhile.
-        unsafe { slice::from_raw_parts(payload, self.length as usize) }
+        // SAFETY: `push` gave this many bytes: mapped (M3), this writer's alone (P1), which is borrowed meanwhile.
+        unsafe { slice::from_raw_parts(self.payload(), self.bytes) }
     }
 }
 
 impl DerefMut for Reservation<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        let payload = self.writer.payload(self.writer.position);
         // SAFETY: as for `deref`, and `&mut self` makes it exclusive.
-        unsafe { slice::from_raw_parts_mut(payload, self.length as usize) }
+        unsafe { slice::from_raw_parts_mut(self.payload(), self.bytes) }
     }
 }

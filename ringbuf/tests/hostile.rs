@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use proptest::prelude::{Strategy, any, prop, proptest};
 use rustix::fs::{MemfdFlags, SealFlags};
-use tapio_ringbuf::layout::{BUSY_BIT, DISCARD_BIT, MAGIC, VERSION};
+use tapio_ringbuf::layout::{BUSY_BIT, DISCARD_BIT, LENGTH_MASK, MAGIC, VERSION};
 use tapio_ringbuf::{Corruption, Drained, Error, Limits, Reader, Refusal};
 
 const PAGE_BYTES: usize = 4096;
@@ -257,23 +257,51 @@ fn bytes_that_change_under_the_reader_change_nothing_that_it_holds() {
     peer.header(0, 16);
     peer.data(8, &[1; 16]);
     peer.header(24, 8);
+    peer.data(32, &[3; 8]);
     peer.produced(40);
     let mut reader = peer.attach().unwrap();
-    let mut lengths = Vec::new();
-    let result = reader.drain(9, |record| {
-        if lengths.is_empty() {
-            // Inside of the callback: its payload, its header, the next header, and both positions.
+    let mut seen = Vec::new();
+    let drained = reader.drain(9, |record| {
+        if seen.is_empty() {
+            // Inside of the callback: its payload, its header, the next record and header, and both positions.
             peer.data(8, &[2; 16]);
             peer.header(0, u32::MAX);
             peer.header(24, 1 << 20);
+            peer.data(32, &[2; 8]);
             peer.consumed(u64::MAX);
             peer.produced(u64::MAX);
-            assert_eq!(record, [1; 16]);
         }
-        lengths.push(record.len());
+        seen.push(record.to_vec());
     });
-    assert_eq!(result, Err(Error::Corrupt { position: 24, what: Corruption::Overlong }));
-    assert_eq!(lengths, [16]);
+    assert_eq!((drained.unwrap().records, seen), (2, vec![vec![1; 16], vec![3; 8]]));
+    assert_eq!(corruption(drain(&mut reader)), Corruption::OutOfReach);
+}
+
+#[test]
+fn headers_that_change_before_the_reader_comes_to_them_are_checked_as_they_are_then() {
+    // More bytes than are copied at once: the last records are looked at after the callback wrote.
+    const LARGE_BYTES: usize = 1 << 16;
+    const RECORDS: usize = LARGE_BYTES / 64;
+    for (header, what) in
+        [(1 << 20, Corruption::Overlong), (LENGTH_MASK, Corruption::Overlong), (1016, Corruption::OverLimit)]
+    {
+        let peer = Peer::with(2 * PAGE_BYTES + LARGE_BYTES, SEALS);
+        for record in 0..RECORDS {
+            peer.header(64 * record, 56);
+        }
+        peer.produced(LARGE_BYTES as u64);
+        let limits = Limits { record_bytes_max: 1000, ..Limits::default() };
+        let mut reader = Reader::from_memfd(peer.fd(), limits).unwrap();
+        let mut seen = 0;
+        let result = reader.drain(RECORDS, |_| {
+            if seen == 0 {
+                peer.header(64 * (RECORDS - 100), header);
+            }
+            seen += 1;
+        });
+        assert_eq!((corruption(result), seen), (what, RECORDS - 100));
+        assert_eq!(reader.consumed(), seen as u64);
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The protocol of positions and wakeups under every interleaving that the memory model allows, on a ring of few slots.
 //!
-//! The functions are those that `Reader` and `Writer` call; the ring around them holds one number a slot instead of bytes, as
-//! loom cannot see into mapped memory. Loom reports a slot that is written while it is read (A, B), and a reader that sleeps
-//! for ever (W) as a deadlock.
+//! The functions are those that `Reader`, `Writer` and `SharedWriter` call; the ring around them holds one number a slot instead of bytes, as
+//! loom cannot see into mapped memory. Loom reports a slot that is written while it is read or written by another (A, B, C, L,
+//! P), and a reader that sleeps for ever (W) as a deadlock.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p tapio-ringbuf --test loom --release`.
 #![cfg(loom)]
@@ -10,7 +10,8 @@
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Notify};
 use loom::thread;
-use tapio_ringbuf::protocol::{observe, publish, request_wakeup, take_wakeup};
+use tapio_ringbuf::producers::Producers;
+use tapio_ringbuf::protocol::{add, observe, observe_header, publish, publish_header, request_wakeup, take_wakeup};
 use tapio_ringbuf::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Explores every interleaving of up to three preemptions: one more finds nothing that these do not, and takes a minute.
@@ -35,7 +36,11 @@ unsafe impl<const SLOTS: usize> Sync for Ring<SLOTS> {}
 
 impl<const SLOTS: usize> Ring<SLOTS> {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::empty())
+    }
+
+    fn empty() -> Self {
+        Self {
             producer: AtomicU64::new(0),
             consumer: AtomicU64::new(0),
             emitted: AtomicU64::new(0),
@@ -43,7 +48,7 @@ impl<const SLOTS: usize> Ring<SLOTS> {
             need_wakeup: AtomicU32::new(0),
             eventfd: Notify::new(),
             slots: std::array::from_fn(|_| UnsafeCell::new(u64::MAX)),
-        })
+        }
     }
 
     /// Writes `number` at `position` unless the ring is full.
@@ -139,5 +144,160 @@ fn a_slot_is_reused_only_after_it_was_read_and_every_record_is_consumed_or_dropp
         writer.join().unwrap();
         position = drain(position);
         assert_eq!(position + ring.dropped.load(Ordering::Relaxed), RECORDS);
+    });
+}
+
+const BUSY: u32 = 1 << 31;
+const DISCARDED: u32 = 1 << 30;
+
+/// A ring of many producers; a record takes one slot, and its header is a word beside.
+struct ManyRing<const SLOTS: usize> {
+    ring: Ring<SLOTS>,
+    producers: Producers,
+    headers: [AtomicU32; SLOTS],
+}
+
+impl<const SLOTS: usize> ManyRing<SLOTS> {
+    fn new() -> Arc<Self> {
+        let headers = std::array::from_fn(|_| AtomicU32::new(0));
+        Arc::new(Self { ring: Ring::empty(), producers: Producers::default(), headers })
+    }
+
+    /// Writes `number`, or gives its place up, unless the ring is full. False: dropped.
+    fn write(&self, number: u64, give_up: bool) -> bool {
+        let Self { ring, producers, headers } = self;
+        let busy = |position| headers[position as usize % SLOTS].store(BUSY, Ordering::Relaxed);
+        let Some(place) = producers.take(1, SLOTS as u64, &ring.consumer, &ring.producer, busy) else {
+            ring.emitted.fetch_add(1, Ordering::Relaxed);
+            add(&ring.dropped, 1);
+            return false;
+        };
+        let slot = place.position as usize % SLOTS;
+        ring.slots[slot].with_mut(|slot| {
+            // SAFETY: the place is this producer's; loom fails the model if anybody else is at it.
+            unsafe { *slot = number }
+        });
+        if !give_up {
+            ring.emitted.fetch_add(1, Ordering::Relaxed);
+        }
+        publish_header(&headers[slot], if give_up { DISCARDED } else { 0 });
+        producers.give_back(&place);
+        if take_wakeup(&ring.need_wakeup) {
+            ring.eventfd.notify();
+        }
+        true
+    }
+
+    /// Reads from `position` on, up to a busy record, and publishes the position behind once.
+    fn drain(&self, position: u64, mut each: impl FnMut(u64)) -> u64 {
+        let end = observe(&self.ring.producer);
+        let mut at = position;
+        while at < end {
+            let slot = at as usize % SLOTS;
+            let header = observe_header(&self.headers[slot]);
+            if header & BUSY != 0 {
+                break;
+            }
+            if header & DISCARDED == 0 {
+                // SAFETY: committed and not yet passed; loom fails the model if a producer is at it.
+                each(self.ring.slots[slot].with(|slot| unsafe { *slot }));
+            }
+            at += 1;
+        }
+        if at != position {
+            publish(&self.ring.consumer, at);
+        }
+        at
+    }
+}
+
+#[test]
+fn of_two_producers_every_record_is_consumed_or_dropped_and_given_up_ones_are_skipped() {
+    for give_up in [false, true] {
+        check(move || {
+            let many = ManyRing::<1>::new();
+            let producers = [0, 1].map(|number| {
+                let many = Arc::clone(&many);
+                thread::spawn(move || many.write(number, give_up && number == 1))
+            });
+            let mut seen = Vec::new();
+            let position = many.drain(0, |number| seen.push(number));
+            // D and C: what is seen dropped or committed was seen attempted.
+            let dropped = observe(&many.ring.dropped);
+            assert!(many.ring.emitted.load(Ordering::Relaxed) >= dropped + seen.len() as u64);
+            let written = producers.map(|producer| producer.join().unwrap());
+            many.drain(position, |number| seen.push(number));
+            seen.sort_unstable();
+            let committed = [(0, written[0]), (1, written[1] && !give_up)];
+            let committed: Vec<u64> = committed.into_iter().filter(|(_, is)| *is).map(|(number, _)| number).collect();
+            assert_eq!(seen, committed);
+            let dropped = observe(&many.ring.dropped);
+            assert_eq!(many.ring.emitted.load(Ordering::Relaxed), dropped + seen.len() as u64);
+        });
+    }
+}
+
+#[test]
+fn producers_keep_their_order_and_space_is_reused_only_after_it_was_read() {
+    check(|| {
+        let many = ManyRing::<1>::new();
+        let other = Arc::clone(&many);
+        let other = thread::spawn(move || [10, 11].map(|number| other.write(number, false)));
+        let reader = Arc::clone(&many);
+        let reader = thread::spawn(move || {
+            let mut seen = Vec::new();
+            let position = reader.drain(0, |number| seen.push(number));
+            (position, seen)
+        });
+        let written = many.write(20, false);
+        let others = other.join().unwrap();
+        let (position, mut seen) = reader.join().unwrap();
+        many.drain(position, |number| seen.push(number));
+        let count = others.into_iter().chain([written]).filter(|is| *is).count();
+        assert_eq!(seen.len(), count);
+        let own: Vec<_> = seen.iter().filter(|number| **number < 20).collect();
+        assert!(own.is_sorted(), "{seen:?}");
+    });
+}
+
+#[test]
+fn a_reader_that_waits_is_woken_by_a_commit_and_by_giving_up() {
+    for give_up in [false, true] {
+        check(move || {
+            let many = ManyRing::<1>::new();
+            let producer = Arc::clone(&many);
+            let producer = thread::spawn(move || assert!(producer.write(7, give_up)));
+            let mut position = 0;
+            while position == 0 {
+                request_wakeup(&many.ring.need_wakeup, true);
+                if observe(&many.ring.producer) == 0 {
+                    many.ring.eventfd.wait();
+                }
+                request_wakeup(&many.ring.need_wakeup, false);
+                position = many.drain(0, |number| assert_eq!((number, give_up), (7, false)));
+                if position == 0 {
+                    // Stopped at a busy record.
+                    thread::yield_now();
+                }
+            }
+            producer.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_reader_that_lies_about_its_position_cannot_make_two_producers_share_bytes() {
+    check(|| {
+        let many = ManyRing::<1>::new();
+        let producers = [0, 1].map(|number| {
+            let many = Arc::clone(&many);
+            thread::spawn(move || many.write(number, false))
+        });
+        // Whatever is being written, it claims to have read it.
+        publish(&many.ring.consumer, observe(&many.ring.producer));
+        publish(&many.ring.consumer, 1);
+        for producer in producers {
+            producer.join().unwrap();
+        }
     });
 }
