@@ -20,6 +20,9 @@ use crate::redact::Redactor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
+/// Bytes of one text. What Kubernetes passes on was written by whoever may write an Event or a condition, and may be long.
+pub const TEXT_BYTES_MAX: usize = 4096;
+
 /// A batch of one lane under construction: a frame's body and the index of its names.
 #[derive(Default)]
 pub struct Batch {
@@ -60,17 +63,23 @@ impl Batch {
         name
     }
 
-    /// The name of a text; [`NO_NAME`] of an empty one.
+    /// The name of a text, of its first [`TEXT_BYTES_MAX`] bytes; [`NO_NAME`] of an empty one.
     pub fn text(&mut self, text: &str) -> Name {
         if text.is_empty() {
             return NO_NAME;
         }
+        let text = &text[..text.floor_char_boundary(TEXT_BYTES_MAX)];
         if let Some(&name) = self.texts.get(text) {
             return name;
         }
         let name = self.push(text.to_owned());
         self.texts.insert(text.to_owned(), name);
         name
+    }
+
+    /// Arguments, each of which ends with a NUL, as one line without what is secret.
+    pub fn redacted(&self, arguments: &[u8]) -> String {
+        self.redactor.line(arguments)
     }
 
     fn push(&mut self, text: String) -> Name {
@@ -226,7 +235,7 @@ fn lethal(
         Kind::ExecCommand => {
             let exec: record::ExecCommand = read(bytes)?;
             let arguments = exec.arguments.get(..exec.argument_bytes as usize).ok_or(Malformed)?;
-            let arguments = batch.redactor.line(arguments);
+            let arguments = batch.redacted(arguments);
             Detail::Exec(Exec {
                 parent_pid: exec.parent_pid,
                 ns_pid: exec.ns_pid,

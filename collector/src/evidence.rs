@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tapio_probes::record::CGROUP_V1_MEMORY;
-use tapio_wire::event::{Detail, EntityId, Event, Lane, Observation, Source};
+use tapio_wire::event::{Detail, EntityId, Event, Lane, NO_NAME, Observation, Source};
 
 use crate::identity::Identity;
 use crate::intake::Intake;
@@ -246,7 +246,10 @@ fn tell(intake: &mut Intake, request: &Request, reading: &Reading, process: Opti
             memory_pressure: reading.memory_pressure,
             process: process.map_or(0, |process| process.pid),
             process_comm: batch.text(process.map_or("", |process| &process.comm)),
-            process_command: batch.text(process.map_or("", |process| &process.command)),
+            process_command: process.map_or(NO_NAME, |process| {
+                let told = process.told_command(|arguments| batch.redacted(arguments));
+                batch.text(&told)
+            }),
             process_entity: process.map_or(0, |_| request.sender_entity),
             process_uid: process.map_or(0, |process| process.uid),
         })),
@@ -255,7 +258,7 @@ fn tell(intake: &mut Intake, request: &Request, reading: &Reading, process: Opti
 
 #[cfg(test)]
 mod tests {
-    use tapio_wire::event::{Exit, NO_NAME};
+    use tapio_wire::event::Exit;
 
     use super::*;
     use crate::config::Config;

@@ -81,6 +81,8 @@ struct State {
     spooling: VecDeque<Sent>,
     /// The last `seq` that was ever written.
     spooled_seq: u64,
+    /// The last `seq` that was taken to be written; what is stamped meanwhile is not among it.
+    taken_seq: u64,
     /// The spool had no room, or the disk failed, a moment ago.
     is_spool_full: bool,
     /// Everything is to go to the spool, since the process ends.
@@ -380,7 +382,9 @@ impl Outbox {
             bytes += sent.bytes.len();
             frames.push(sent.bytes.clone());
         }
-        if state.spooling.is_empty() {
+        // Nor while the disk refuses what is stamped already: a disk may be full before the spool's bound is reached.
+        let is_refused = state.is_spool_full && !frames.is_empty();
+        if state.spooling.is_empty() && !is_refused {
             while state.next_len().is_some_and(|next| bytes + next + FRAME_OVERHEAD_BYTES <= limit)
                 && let Some(sent) = self.stamp_next(&mut state)
             {
@@ -389,6 +393,7 @@ impl Outbox {
             }
         }
         frames.extend(state.spooling.iter().map(|sent| sent.bytes.clone()));
+        state.taken_seq = state.spooling.back().or(state.sent.back()).map_or(state.taken_seq, |sent| sent.seq);
         frames
     }
 
@@ -398,8 +403,7 @@ impl Outbox {
         let state = &mut *state;
         state.is_spool_full = !is_written;
         if is_written {
-            let last_in_memory = state.sent.back().map_or(0, |sent| sent.seq);
-            state.spooled_seq = state.spooled_seq.max(last_in_memory);
+            state.spooled_seq = state.spooled_seq.max(state.taken_seq);
             while let Some(sent) = state.spooling.pop_front() {
                 state.bytes -= sent.bytes.len() + FRAME_OVERHEAD_BYTES;
                 state.spooled_seq = sent.seq;
@@ -611,6 +615,46 @@ mod tests {
         let outbox = outbox(one);
         outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
         assert_eq!(outbox.room(), Room::None);
+    }
+
+    fn with_spool(limit: usize) -> (Outbox, crossbeam::sync::Parker) {
+        let parker = crossbeam::sync::Parker::new();
+        (outbox(limit).with_spool(parker.unparker().clone()), parker)
+    }
+
+    #[test]
+    fn what_is_stamped_while_the_spool_writes_is_not_taken_for_written() {
+        let (outbox, _parker) = with_spool(1 << 20);
+        outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
+        outbox.next(u64::MAX).expect("sent");
+        outbox.flush();
+        let taken = outbox.take_for_spool(1 << 20);
+        assert_eq!(taken.iter().map(seq).collect::<Vec<_>>(), [1]);
+        outbox.push(frame(Lane::Lethal, 1), FrameTimes::default());
+        assert_eq!(outbox.next(u64::MAX).as_ref().map(seq), Some(2), "the stream goes on meanwhile");
+        outbox.spooled(true);
+        let taken = outbox.take_for_spool(1 << 20);
+        assert_eq!(taken.iter().map(seq).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_disk_that_refuses_does_not_make_bulk_unsheddable() {
+        let one = frame(Lane::Bulk, 100).len() + FRAME_OVERHEAD_BYTES;
+        let (outbox, _parker) = with_spool(6 * one);
+        for round in 0..6 {
+            outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
+            // The spool's bound leaves room; the disk does not.
+            let is_tried = !outbox.take_for_spool(1 << 20).is_empty();
+            assert_eq!(is_tried, round >= 2, "from half of the memory on");
+            if is_tried {
+                outbox.spooled(false);
+            }
+        }
+        for _ in 0..5 {
+            outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
+        }
+        let shed = outbox.ledger().account(Source::Shm).dropped_total();
+        assert_eq!(shed, 300, "all but those that were stamped for the first try");
     }
 
     #[test]

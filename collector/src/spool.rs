@@ -6,13 +6,13 @@
 //! frames of one epoch and is deleted when all of them are acknowledged.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::sync::Parker;
@@ -63,6 +63,8 @@ struct Segment {
 /// See the module.
 pub struct Spool {
     dir: PathBuf,
+    /// The folder, locked: two collectors would delete each other's segments.
+    _lock: File,
     max_bytes: u64,
     segment_bytes: u64,
     segments: VecDeque<Segment>,
@@ -80,9 +82,16 @@ impl Spool {
     /// When the folder cannot be written to or read.
     pub fn open(dir: &Path, max_bytes: u64) -> Result<(Self, Vec<Left>), SpoolError> {
         let failed = |error| SpoolError { path: dir.into(), error };
-        fs::create_dir_all(dir).map_err(failed)?;
+        // What processes are called and what they were given is nobody else's business.
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let lock = File::open(dir).map_err(failed)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => failed(io::Error::other("another collector uses it")),
+            TryLockError::Error(error) => failed(error),
+        })?;
         let mut spool = Self {
             dir: dir.into(),
+            _lock: lock,
             max_bytes,
             segment_bytes: (max_bytes / 4).clamp(FRAME_BYTES_MAX as u64 + 4096, SEGMENT_BYTES_MAX),
             segments: VecDeque::new(),
@@ -204,7 +213,7 @@ impl Spool {
                 self.put(&mut out)?;
                 let number = self.next_number;
                 self.next_number += 1;
-                let file = OpenOptions::new().write(true).create_new(true).open(self.path(number))?;
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(number))?;
                 out.extend_from_slice(&segment_header(number));
                 let shipped = |source: Source| {
                     let events = u64::from(header.source_events[source as usize]);
@@ -226,6 +235,10 @@ impl Spool {
             append_record(&mut out, last.number, last.bytes, RecordKind::Frame, frame);
             last.bytes += record_bytes(frame.len()) as u64;
             last.last_seq = header.seq;
+            if out.len() >= SPOOL_BATCH_BYTES {
+                // What is in flight may be as large as the outbox, of which there is no second one's memory.
+                self.put(&mut out)?;
+            }
         }
         self.put(&mut out)
     }
@@ -312,9 +325,12 @@ impl Spool {
 
 /// How often the thread looks when nobody wakes it.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long reading may fail before what is on disk is given up.
+const READ_FAILURE_MAX: Duration = Duration::from_secs(30);
 
 /// Moves frames between outboxes and disk for as long as the process lives. `bytes` tells how much is on disk.
 pub fn run(mut spool: Spool, outboxes: Vec<Arc<Outbox>>, parker: &Parker, bytes: &AtomicU64) {
+    let mut failing_since: Option<Instant> = None;
     loop {
         let mut has_moved = false;
         for outbox in &outboxes {
@@ -337,10 +353,22 @@ pub fn run(mut spool: Spool, outboxes: Vec<Arc<Outbox>>, parker: &Parker, bytes:
             if let Some(from_seq) = outbox.wants_loaded() {
                 match spool.read(outbox.epoch(), from_seq, SPOOL_BATCH_BYTES) {
                     Ok(frames) => {
+                        failing_since = None;
                         has_moved |= !frames.is_empty();
                         outbox.loaded(frames);
                     }
+                    // A shortage of descriptors or memory passes; frames that are given up do not come back.
+                    Err(error)
+                        if error.kind() != io::ErrorKind::InvalidData
+                            && failing_since.is_none_or(|since| since.elapsed() < READ_FAILURE_MAX) =>
+                    {
+                        if failing_since.is_none() {
+                            tracing::warn!(%error, "the spool cannot be read; it is tried again");
+                        }
+                        failing_since.get_or_insert_with(Instant::now);
+                    }
                     Err(error) => {
+                        failing_since = None;
                         tracing::error!(%error, epoch = outbox.epoch(), from_seq, "spooled frames are lost");
                         outbox.lost_spool();
                     }
@@ -390,6 +418,8 @@ fn scan(number: u64, bytes: &[u8]) -> Option<Segment> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use tapio_wire::compress::Compression;
     use tapio_wire::event::{Body, Detail, Event, Lane};
     use tapio_wire::frame::{Encoder, Stamp};
@@ -441,13 +471,41 @@ mod tests {
         spool.append(&[frame(1, 1, 2), frame(1, 2, 2)]).expect("written");
         let path = spool.path(1);
         let whole = fs::read(&path).expect("read");
+        drop(spool);
         let second = SEGMENT_HEADER_BYTES + record_bytes(frame(1, 1, 2).len());
         for cut in second..whole.len() {
             fs::write(&path, &whole[..cut]).expect("written");
-            let (_, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+            let (_spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
             assert_eq!((left[0].first_seq, left[0].last_seq), (1, 1), "cut at {cut}");
             assert_eq!(fs::metadata(&path).expect("there").len(), second as u64);
         }
+    }
+
+    #[test]
+    fn a_folder_is_one_collectors_and_nobody_elses_to_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let dir = dir.path().join("spool");
+        let (mut spool, _) = Spool::open(&dir, MAX_BYTES_MIN).expect("opened");
+        spool.append(&[frame(1, 1, 2)]).expect("written");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&dir), mode(&spool.path(1))), (0o700, 0o600));
+        let error = Spool::open(&dir, MAX_BYTES_MIN).err().expect("it is in use").to_string();
+        assert!(error.contains("another collector"), "{error}");
+        drop(spool);
+        Spool::open(&dir, MAX_BYTES_MIN).expect("opened");
+    }
+
+    #[test]
+    fn a_write_larger_than_a_batch_is_whole() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+        let frames: Vec<Bytes> = (1..=20).map(|seq| frame(1, seq, 10_000)).collect();
+        assert!(frames.iter().map(Bytes::len).sum::<usize>() > 2 * SPOOL_BATCH_BYTES);
+        spool.append(&frames).expect("written");
+        drop(spool);
+        let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+        assert_eq!((left[0].first_seq, left[0].last_seq), (1, 20));
+        assert_eq!(seqs(&spool.read(1, 1, usize::MAX).expect("read")), (1..=20).collect::<Vec<_>>());
     }
 
     #[test]

@@ -145,7 +145,10 @@ impl Paths {
             }
         }
         // A dead process is moved to the root, and a zombie's text ends with a mark.
-        let is_known = |slot: &String| slot.len() > 1 && !slot.ends_with(" (deleted)");
+        // From a cgroup namespace that the process is not in, its path begins at the namespace's root and leads up from there.
+        let is_known = |slot: &String| {
+            slot.len() > 1 && !slot.ends_with(" (deleted)") && !slot.split('/').any(|part| part == "..")
+        };
         let named = if path_is_version_1 { &mut paths.memory } else { &mut paths.version_2 };
         if !path.is_empty() {
             path.clone_into(named);
@@ -229,8 +232,23 @@ fn pressure(text: &str) -> u32 {
 pub struct Process {
     pub pid: u32,
     pub comm: String,
+    /// Its program, and how many arguments it has.
     pub command: String,
+    /// The command line as the process has it, secrets included; empty unless it was asked for.
+    pub command_line: Vec<u8>,
     pub uid: u32,
+}
+
+impl Process {
+    /// What is told of its command line: with its arguments, where they were asked for, as `redact` leaves them.
+    pub fn told_command(&self, redact: impl FnOnce(&[u8]) -> String) -> String {
+        if self.command_line.is_empty() {
+            return self.command.clone();
+        }
+        let mut line = redact(&self.command_line);
+        cut(&mut line, COMMAND_BYTES_MAX);
+        line
+    }
 }
 
 /// Reads a process; [`None`] when it is gone.
@@ -244,32 +262,26 @@ pub fn process(pid: u32, with_arguments: bool) -> Option<Process> {
         // What was read before an error is told all the same.
         let _ = file.take(COMMAND_READ_MAX).read_to_end(&mut bytes);
     }
-    Some(Process { pid, comm, command: command(&bytes, with_arguments), uid })
+    let command = command(&bytes);
+    let command_line = if with_arguments { bytes } else { Vec::new() };
+    Some(Process { pid, comm, command, command_line, uid })
 }
 
-/// A command line, NUL terminated parts, for people.
-fn command(bytes: &[u8], with_arguments: bool) -> String {
+/// A command line, NUL terminated parts, for people, without its arguments.
+fn command(bytes: &[u8]) -> String {
     let is_cut = bytes.len() as u64 >= COMMAND_READ_MAX;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    let mut parts = bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
-    let Some(mut command) = parts.next() else { return String::new() };
-    let parts: Vec<String> = parts.collect();
-    if with_arguments {
-        for part in &parts {
-            command.push(' ');
-            command.push_str(part);
-        }
-        cut(&mut command, COMMAND_BYTES_MAX);
-        return command;
-    }
+    let mut parts = bytes.split(|byte| *byte == 0);
+    let mut command = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+    let arguments = parts.count();
     // Some programs write everything into the first part; a secret may follow the first blank.
     if let Some(blank) = command.find(' ') {
         command.truncate(blank);
     }
     cut(&mut command, COMMAND_BYTES_MAX - 32);
-    if !parts.is_empty() {
+    if arguments > 0 {
         let more = if is_cut { " or more" } else { "" };
-        command.push_str(&format!(" ({}{more} arguments)", parts.len()));
+        command.push_str(&format!(" ({arguments}{more} arguments)"));
     }
     command
 }
@@ -358,14 +370,28 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_left_out_unless_they_are_asked_for() {
+    fn arguments_are_left_out_unless_they_are_asked_for_and_leave_without_their_secrets() {
         let line = b"/usr/bin/mysql\0--password=secret\0-h\0db\0";
-        assert_eq!(command(line, false), "/usr/bin/mysql (3 arguments)");
-        assert_eq!(command(line, true), "/usr/bin/mysql --password=secret -h db");
-        assert_eq!(command(b"nginx: worker secret\0", false), "nginx:");
-        assert_eq!(command(b"", false), "");
-        assert!(command(&[b'a'; 5000], true).len() <= COMMAND_BYTES_MAX);
-        assert!(command(&[b"a\0".repeat(2000), vec![b'b'; 200]].concat(), false).contains("or more"));
+        assert_eq!(command(line), "/usr/bin/mysql (3 arguments)");
+        assert_eq!(command(b"nginx: worker secret\0"), "nginx:");
+        assert_eq!(command(b""), "");
+        assert!(command(&[b"a\0".repeat(2000), vec![b'b'; 200]].concat()).contains("or more"));
+        let redactor = crate::redact::Redactor::default();
+        let told = |command_line: &[u8]| {
+            let (comm, command) = (String::new(), command(command_line));
+            let process = Process { pid: 1, comm, command, command_line: command_line.into(), uid: 0 };
+            process.told_command(|arguments| redactor.line(arguments))
+        };
+        assert_eq!(told(line), "/usr/bin/mysql --password=[redacted] -h db");
+        assert!(told(&[b'a'; 5000]).len() <= COMMAND_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_path_that_leads_out_of_the_cgroup_namespace_is_not_followed() {
+        let text = "4:memory:/../../kubepods/pod1\n0::/../../kubepods/pod1\n";
+        let named = Paths::of(text, "/kubepods/pod1", false);
+        assert_eq!((&*named.memory, &*named.version_2), ("/kubepods/pod1", "/kubepods/pod1"));
+        assert_eq!(Paths::of(text, "", false), Paths::default(), "nor where nothing else is known");
     }
 
     #[test]

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tapio_wire::event::Lane;
 use tokio::sync::{mpsc, watch as channel};
 
 pub use client::{AccessError, PERMISSIONS};
@@ -156,15 +155,13 @@ impl KubeSource {
 /// Waits for something to be heard or due, and hands it on.
 async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
     intake.begin();
-    let room = intake.room_of(Lane::Lethal);
+    let has_room = scribe.has_room(intake);
     let limit = intake.sleep_limit();
     // What is received here is written before anything else is awaited: a pump that is given up has nothing in hands.
-    if room > 0
-        && let Ok(Some(told)) = tokio::time::timeout(limit, heard.recv()).await
-    {
+    if has_room && let Ok(Some(told)) = tokio::time::timeout(limit, heard.recv()).await {
         intake.begin();
         scribe.write(told, intake);
-    } else if room == 0 {
+    } else if !has_room {
         tokio::time::sleep(limit).await;
     }
     write(heard, scribe, intake);
@@ -174,7 +171,7 @@ async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mu
 /// Hands on what was heard, as far as there is room.
 fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
     intake.begin();
-    while intake.room_of(Lane::Lethal) > 0
+    while scribe.has_room(intake)
         && let Ok(told) = heard.try_recv()
     {
         scribe.write(told, intake);

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Source};
+use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Lane, Source};
 use tapio_wire::{entity_id, node_id};
 use tokio::sync::mpsc;
 
@@ -23,6 +23,10 @@ pub const CHANNEL_MAX: usize = 256;
 const REPEATED: Duration = Duration::from_secs(60);
 /// Descriptions whose time is remembered.
 const DESCRIBED_MAX: usize = 16_384;
+
+/// Bytes of texts in a batch, after which it is handed on: far from the bounds of a frame, of which names cannot be split, and
+/// small enough for a queue of such batches.
+const BATCH_TEXT_BYTES_MAX: usize = 256 << 10;
 
 /// What an observation is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,12 +132,25 @@ impl Teller {
 pub struct Scribe {
     directory: Arc<Directory>,
     described: HashMap<EntityId, (u64, Instant, u64), foldhash::fast::RandomState>,
+    /// Bytes of texts since the intake was empty.
+    text_bytes: usize,
 }
 
 impl Scribe {
     /// Nothing was described yet.
     pub fn new(directory: Arc<Directory>) -> Self {
-        Self { directory, described: HashMap::default() }
+        Self { directory, described: HashMap::default(), text_bytes: 0 }
+    }
+
+    /// Whether one more observation may be written: by the number of events, and by the bytes of what they say.
+    pub fn has_room(&mut self, intake: &mut Intake) -> bool {
+        if self.text_bytes >= BATCH_TEXT_BYTES_MAX {
+            intake.flush(true);
+        }
+        if intake.is_empty() {
+            self.text_bytes = 0;
+        }
+        self.text_bytes < BATCH_TEXT_BYTES_MAX && intake.room_of(Lane::Lethal) > 0
     }
 
     /// Hands one observation to the intake, which must have room.
@@ -142,12 +159,12 @@ impl Scribe {
         intake.describe(|entities| self.describe(&told.subject, generation, entities));
         let Told { subject, time_ns, make } = told;
         if let Some(make) = make {
-            intake.observe(|batch, _| Event {
-                time_ns,
-                entity: subject.id(),
-                pid: 0,
-                source: Source::Kube,
-                body: make(batch),
+            let text_bytes = &mut self.text_bytes;
+            intake.observe(|batch, _| {
+                let before = batch.body.names.len();
+                let body = make(batch);
+                *text_bytes += batch.body.names[before..].iter().map(String::len).sum::<usize>();
+                Event { time_ns, entity: subject.id(), pid: 0, source: Source::Kube, body }
             });
         }
     }
@@ -204,5 +221,77 @@ impl Scribe {
             self.directory.complete(entity, entities);
         }
         entities.extend(pod);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::event::KubeEvent;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::decode::TEXT_BYTES_MAX;
+    use crate::identity::Identity;
+    use crate::intake::Shared;
+    use crate::outbox::Room;
+    use crate::queue::Queues;
+
+    /// An Event whose message is as long as its author pleased.
+    fn long(number: usize) -> Told {
+        Told::event(Subject::Node("node".into()), move |batch| {
+            let message = batch.text(&format!("{number} {}", "é".repeat(100_000)));
+            let [reason, kind, namespace, name, field_path, component] = ["x"; 6].map(|text| batch.text(text));
+            Detail::KubeEvent(Box::new(KubeEvent {
+                reason,
+                message,
+                kind,
+                namespace,
+                name,
+                field_path,
+                component,
+                count: 1,
+                first_ns: 1,
+                last_ns: 1,
+                is_warning: true,
+            }))
+        })
+    }
+
+    #[test]
+    fn what_others_write_is_cut_and_a_batch_of_it_stays_far_below_a_frames_bounds() {
+        let (queues, _parker) = Queues::new(64);
+        let shared = Shared::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let mut scribe = Scribe::new(Arc::default());
+        intake.begin();
+        for number in 0..1000 {
+            assert!(scribe.has_room(&mut intake), "the queue takes what is full");
+            scribe.write(long(number), &mut intake);
+        }
+        intake.flush(true);
+        let bodies: Vec<_> = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body).collect();
+        assert_eq!(bodies.iter().map(|body| body.events.len()).sum::<usize>(), 1000);
+        for body in &bodies {
+            assert!(body.names.iter().all(|name| name.len() <= TEXT_BYTES_MAX));
+            let bytes = body.names.iter().map(String::len).sum::<usize>();
+            assert!(bytes < BATCH_TEXT_BYTES_MAX + 8 * TEXT_BYTES_MAX, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn while_a_batch_of_long_texts_finds_no_room_nothing_is_added_to_it() {
+        let (queues, _parker) = Queues::new(1);
+        let shared = Shared::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let mut scribe = Scribe::new(Arc::default());
+        intake.begin();
+        let mut number = 0;
+        while scribe.has_room(&mut intake) {
+            scribe.write(long(number), &mut intake);
+            number += 1;
+            assert!(number < 10_000, "its bytes are not bounded");
+        }
+        while shared.queues.pop(Room::Both).is_some() {}
+        assert!(scribe.has_room(&mut intake), "there is room again");
     }
 }

@@ -279,13 +279,18 @@ impl Reporter {
         self.counts.coalesced.fetch_add(units.take_coalesced(), Ordering::Relaxed);
         self.counts.units.store(units.len() as u64, Ordering::Relaxed);
         self.intake.begin();
-        while let Some(pending) = self.pending.pop_front() {
+        // Room first: what is taken out and then given up would be lost without a trace.
+        while !self.pending.is_empty() {
             self.make_room(stop).await?;
-            self.tell_pending(&pending);
+            if let Some(pending) = self.pending.pop_front() {
+                self.tell_pending(&pending);
+            }
         }
-        while let Some(telling) = units.telling() {
+        while units.has_telling() {
             self.make_room(stop).await?;
-            self.tell(&telling);
+            if let Some(telling) = units.telling() {
+                self.tell(&telling);
+            }
         }
         self.intake.flush(false);
         Ok(())

@@ -310,6 +310,11 @@ impl Units {
         }
     }
 
+    /// Whether there is a state that is worth an event.
+    pub fn has_telling(&self) -> bool {
+        !self.tellings.is_empty()
+    }
+
     /// The next state that is worth an event.
     pub fn telling(&mut self) -> Option<Telling> {
         self.tellings.pop_front()
@@ -439,8 +444,11 @@ impl Units {
 
     fn evaluate(&mut self, name: &str, now: Instant) {
         let Some(unit) = self.units.get_mut(name) else { return };
-        if unit.knowledge != Knowledge::Settled {
-            return;
+        match unit.knowledge {
+            Knowledge::Settled => {}
+            Knowledge::Asked => return,
+            // Unit files were read again while it waited: no further signal may come that would cause the question.
+            Knowledge::None => return self.ask(name),
         }
         let mut state = unit.now;
         // systemd leaves the last failure's result where it refuses an automatic restart: no process has ended since the
@@ -552,6 +560,19 @@ mod tests {
         units.list("bad.service", "failed", "failed", false, now);
         settle(&mut units, now);
         assert_eq!(tell(&mut units), []);
+    }
+
+    #[test]
+    fn a_failure_that_waits_for_its_second_half_while_unit_files_are_read_again_is_told() {
+        let (mut units, now) = (Units::default(), Instant::now());
+        assert_eq!(change(&mut units, &service(10, 0, 0), &state("active", "running"), now).len(), 1);
+        let failed = Properties { active_state: Some("failed"), ..service(0, 0, 5) };
+        units.signal("web.service", &failed, false, now);
+        units.reloaded();
+        units.tick(now + HALF);
+        settle(&mut units, now + HALF);
+        let told = tell(&mut units);
+        assert_eq!(told.iter().map(|telling| &*telling.active_state).collect::<Vec<_>>(), ["failed"]);
     }
 
     #[test]
