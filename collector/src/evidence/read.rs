@@ -73,7 +73,7 @@ impl Mounts {
     /// Reads the cgroup of a process, and those above it that limit something; nothing where only the root is left. `path` is
     /// what its cgroup is known by, for when the process is gone already.
     pub fn read(&self, pid: u32, path: &str, path_is_version_1: bool) -> Vec<Reading> {
-        let of_process = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let of_process = std::fs::read_to_string(crate::host::process(pid).join("cgroup")).unwrap_or_default();
         self.read_at(&Paths::of(&of_process, path, path_is_version_1))
     }
 
@@ -144,8 +144,9 @@ impl Paths {
                 }
             }
         }
-        // A dead process is moved to the root, and a zombie's text ends with a mark.
-        let is_known = |slot: &String| slot.len() > 1 && !slot.ends_with(" (deleted)");
+        // A dead process is moved to the root, and a zombie's text ends with a mark. To a reader with a cgroup namespace of its
+        // own, as a collector in a pod has with version 2, what is beside it begins with "/..", from a place it cannot see.
+        let is_known = |slot: &String| slot.len() > 1 && !slot.ends_with(" (deleted)") && !slot.starts_with("/..");
         let named = if path_is_version_1 { &mut paths.memory } else { &mut paths.version_2 };
         if !path.is_empty() {
             path.clone_into(named);
@@ -235,12 +236,12 @@ pub struct Process {
 
 /// Reads a process; [`None`] when it is gone.
 pub fn process(pid: u32, with_arguments: bool) -> Option<Process> {
-    let status = text(Path::new(&format!("/proc/{pid}/status")))?;
+    let status = text(&crate::host::process(pid).join("status"))?;
     let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let uid = value("Uid:").and_then(|ids| ids.split_whitespace().next()?.parse().ok()).unwrap_or(0);
     let comm = value("Name:").unwrap_or_default().to_owned();
     let mut bytes = Vec::new();
-    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+    if let Ok(file) = File::open(crate::host::process(pid).join("cmdline")) {
         // What was read before an error is told all the same.
         let _ = file.take(COMMAND_READ_MAX).read_to_end(&mut bytes);
     }
@@ -355,6 +356,15 @@ mod tests {
         let reading = &readings[0];
         assert_eq!((&*reading.path, reading.memory_limit_bytes, reading.limit_hits), ("/box", 100, 12));
         assert_eq!((reading.oom_kills, reading.throttled, reading.throttled_us), (1, 1, 5));
+    }
+
+    #[test]
+    fn what_a_cgroup_namespace_hides_is_taken_by_the_known_path() {
+        let of_process = "0::/../../pod1.slice/cri-containerd-a.scope\n";
+        let paths = Paths::of(of_process, "", false);
+        assert_eq!(paths, Paths::default());
+        let known = "/kubepods.slice/pod1.slice/cri-containerd-a.scope";
+        assert_eq!(Paths::of(of_process, known, true).version_2, known);
     }
 
     #[test]
