@@ -9,6 +9,7 @@ pub mod endpoints;
 pub mod evidence;
 pub mod governor;
 pub mod health;
+mod host;
 pub mod identity;
 pub mod intake;
 pub mod latency;

@@ -73,7 +73,7 @@ impl Mounts {
     /// Reads the cgroup of a process, and those above it that limit something; nothing where only the root is left. `path` is
     /// what its cgroup is known by, for when the process is gone already.
     pub fn read(&self, pid: u32, path: &str, path_is_version_1: bool) -> Vec<Reading> {
-        let of_process = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let of_process = std::fs::read_to_string(crate::host::process(pid).join("cgroup")).unwrap_or_default();
         self.read_at(&Paths::of(&of_process, path, path_is_version_1))
     }
 
@@ -253,12 +253,12 @@ impl Process {
 
 /// Reads a process; [`None`] when it is gone.
 pub fn process(pid: u32, with_arguments: bool) -> Option<Process> {
-    let status = text(Path::new(&format!("/proc/{pid}/status")))?;
+    let status = text(&crate::host::process(pid).join("status"))?;
     let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let uid = value("Uid:").and_then(|ids| ids.split_whitespace().next()?.parse().ok()).unwrap_or(0);
     let comm = value("Name:").unwrap_or_default().to_owned();
     let mut bytes = Vec::new();
-    if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+    if let Ok(file) = File::open(crate::host::process(pid).join("cmdline")) {
         // What was read before an error is told all the same.
         let _ = file.take(COMMAND_READ_MAX).read_to_end(&mut bytes);
     }
@@ -367,6 +367,15 @@ mod tests {
         let reading = &readings[0];
         assert_eq!((&*reading.path, reading.memory_limit_bytes, reading.limit_hits), ("/box", 100, 12));
         assert_eq!((reading.oom_kills, reading.throttled, reading.throttled_us), (1, 1, 5));
+    }
+
+    #[test]
+    fn what_a_cgroup_namespace_hides_is_taken_by_the_known_path() {
+        let of_process = "0::/../../pod1.slice/cri-containerd-a.scope\n";
+        let paths = Paths::of(of_process, "", false);
+        assert_eq!(paths, Paths::default());
+        let known = "/kubepods.slice/pod1.slice/cri-containerd-a.scope";
+        assert_eq!(Paths::of(of_process, known, true).version_2, known);
     }
 
     #[test]
