@@ -259,6 +259,9 @@ impl Default for EbpfSection {
     }
 }
 
+/// Namespaces of Kubernetes itself.
+pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+
 /// `collectors.k8s:`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -268,6 +271,8 @@ pub struct K8sSection {
     pub in_cluster: bool,
     /// What happens in `kube-system`, `kube-public` and `kube-node-lease` is not told; names are known all the same.
     pub exclude_system_namespaces: bool,
+    /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are told.
+    pub exclude_namespaces: Vec<String>,
     /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.
     pub kubeconfig: Option<PathBuf>,
     /// Where the election's Lease is; default: `POD_NAMESPACE` of the environment, else the credentials' namespace.
@@ -280,9 +285,21 @@ impl Default for K8sSection {
             enabled: true,
             in_cluster: true,
             exclude_system_namespaces: false,
+            exclude_namespaces: Vec::new(),
             kubeconfig: None,
             lease_namespace: None,
         }
+    }
+}
+
+impl K8sSection {
+    /// What is left out of the bulk lane.
+    pub fn excluded_namespaces(&self) -> Vec<String> {
+        let mut namespaces = self.exclude_namespaces.clone();
+        if self.exclude_system_namespaces {
+            namespaces.extend(SYSTEM_NAMESPACES.map(String::from));
+        }
+        namespaces
     }
 }
 
@@ -468,6 +485,9 @@ impl Config {
         }
         if self.collectors.ebpf.redact.iter().any(|name| name.trim().is_empty()) {
             return invalid("collectors.ebpf.redact", "an empty name says nothing; `*` redacts every value".into());
+        }
+        if self.collectors.k8s.exclude_namespaces.iter().any(|name| name.is_empty() || name.len() > 63) {
+            return invalid("collectors.k8s.exclude_namespaces", "a namespace's name has 1 to 63 characters".into());
         }
         if self.resources.max_memory_mb < 16 {
             return invalid(

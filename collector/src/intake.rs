@@ -117,12 +117,14 @@ pub struct Shared {
 impl Shared {
     /// As configured, with counters at 0.
     pub fn for_config(config: &Config, queues: Queues) -> Self {
+        let directory = Directory::default();
+        directory.exclude_namespaces(config.collectors.k8s.excluded_namespaces());
         Self {
             queues: Arc::new(queues),
             books: Arc::default(),
             kinds: Arc::default(),
             identities: Arc::default(),
-            directory: Arc::default(),
+            directory: Arc::new(directory),
             generation: Arc::default(),
             filter: Filter::of(config),
             live: Arc::new(Live::new(Filter::of(config))),
@@ -255,6 +257,10 @@ impl Intake {
         let (batch, since) = match lane(kind) {
             Lane::Lethal => (&mut self.lethal, &mut self.lethal_since),
             Lane::Bulk => {
+                if self.identity.is_excluded(header.cgroup_id) {
+                    self.excluded += 1;
+                    return;
+                }
                 if !self.passes(kind) {
                     return;
                 }

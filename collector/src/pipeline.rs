@@ -33,6 +33,7 @@ use crate::evidence;
 use crate::governor::Governor;
 use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
+use crate::identity::exclusion::Exclusion;
 use crate::intake::{Intake, Shared, severity};
 use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
@@ -273,10 +274,11 @@ impl Pipeline {
                     }
                     missed = source.missed_runs();
                     (controls, run_times) = (source.controls(), source.run_times());
+                    let exclusion = controls.clone().filter(|_| shared.directory.excludes()).map(Exclusion::new);
                     let intake = Intake::new(
                         shared.clone(),
                         Source::Ebpf,
-                        Identity::of_this_machine(Arc::clone(&shared.directory)),
+                        Identity::of_this_machine(Arc::clone(&shared.directory)).with_exclusion(exclusion),
                     );
                     let (asking, reading) = match config.collector.evidence {
                         true => {
