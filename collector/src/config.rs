@@ -13,6 +13,7 @@ use tapio_wire::units;
 
 use crate::endpoints::ServerName;
 use crate::spool::MAX_BYTES_MIN;
+use crate::thresholds::errno_names;
 
 /// Why the configuration was refused. The text names the file, and the line and key where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +222,14 @@ pub struct EbpfSection {
     /// A cgroup's stalls in memory reclaim are told when they add up to this.
     #[serde(deserialize_with = "units::duration")]
     pub reclaim_burst: Duration,
+    /// A DNS lookup that took at least this long is told; a failed one always is.
+    #[serde(deserialize_with = "units::duration")]
+    pub dns_slow: Duration,
+    /// When a DNS query counts as unanswered.
+    #[serde(deserialize_with = "units::duration")]
+    pub dns_timeout: Duration,
+    /// Names of the errors that `enable_syscall_errors` counts; EAGAIN counts only where a process should have been made.
+    pub syscall_errors: Vec<String>,
 }
 
 /// How much is told of the programs that processes start.
@@ -255,6 +264,11 @@ impl Default for EbpfSection {
             run_queue_slow: Duration::from_millis(100),
             block_io_slow: Duration::from_millis(100),
             reclaim_burst: Duration::from_millis(1),
+            dns_slow: Duration::from_secs(1),
+            dns_timeout: Duration::from_secs(5),
+            syscall_errors: ["EIO", "EAGAIN", "ENOMEM", "ENFILE", "EMFILE", "ENOSPC", "EROFS", "ECONNREFUSED"]
+                .map(String::from)
+                .into(),
         }
     }
 }
@@ -475,6 +489,15 @@ impl Config {
         if self.collectors.ebpf.flush_interval < Duration::from_millis(100) {
             return invalid("collectors.ebpf.flush_interval", "less than 100ms costs more than it tells".into());
         }
+        if self.collectors.ebpf.dns_timeout < Duration::from_millis(100) {
+            return invalid("collectors.ebpf.dns_timeout", "less than 100ms is no time for an answer".into());
+        }
+        if let Some(name) =
+            self.collectors.ebpf.syscall_errors.iter().find(|name| errno_names().all(|known| known != name.as_str()))
+        {
+            let known = errno_names().collect::<Vec<_>>().join(", ");
+            return invalid("collectors.ebpf.syscall_errors", format!("`{name}` is none of {known}"));
+        }
         let (paths, bytes) = (tapio_probes::AUDITED_PATHS_MAX, tapio_probes::AUDITED_PATH_BYTES_MAX);
         let audited = &self.collectors.ebpf.audited_paths;
         if audited.len() > paths || audited.iter().any(|path| !path.starts_with('/') || path.len() > bytes) {
@@ -612,6 +635,9 @@ mod tests {
             ("collectors: {ebpf: {audited_paths: [etc/secrets]}}", "audited_paths"),
             ("collectors: {ebpf: {exec_arguments: all}}", "exec_arguments"),
             ("collectors: {ebpf: {redact: [\"\"]}}", "redact"),
+            ("collectors: {ebpf: {dns_timeout: 1ms}}", "dns_timeout"),
+            ("collectors: {ebpf: {syscall_errors: [ENOTHING]}}", "syscall_errors"),
+            ("collectors: {k8s: {exclude_namespaces: [\"\"]}}", "exclude_namespaces"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
