@@ -13,6 +13,7 @@ use tapio_wire::units;
 
 use crate::endpoints::ServerName;
 use crate::spool::MAX_BYTES_MIN;
+use crate::thresholds::errno_names;
 
 /// Why the configuration was refused. The text names the file, and the line and key where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +222,14 @@ pub struct EbpfSection {
     /// A cgroup's stalls in memory reclaim are told when they add up to this.
     #[serde(deserialize_with = "units::duration")]
     pub reclaim_burst: Duration,
+    /// A DNS lookup that took at least this long is told; a failed one always is.
+    #[serde(deserialize_with = "units::duration")]
+    pub dns_slow: Duration,
+    /// When a DNS query counts as unanswered.
+    #[serde(deserialize_with = "units::duration")]
+    pub dns_timeout: Duration,
+    /// Names of the errors that `enable_syscall_errors` counts; EAGAIN counts only where a process should have been made.
+    pub syscall_errors: Vec<String>,
 }
 
 /// How much is told of the programs that processes start.
@@ -255,9 +264,17 @@ impl Default for EbpfSection {
             run_queue_slow: Duration::from_millis(100),
             block_io_slow: Duration::from_millis(100),
             reclaim_burst: Duration::from_millis(1),
+            dns_slow: Duration::from_secs(1),
+            dns_timeout: Duration::from_secs(5),
+            syscall_errors: ["EIO", "EAGAIN", "ENOMEM", "ENFILE", "EMFILE", "ENOSPC", "EROFS", "ECONNREFUSED"]
+                .map(String::from)
+                .into(),
         }
     }
 }
+
+/// Namespaces of Kubernetes itself.
+pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
 /// `collectors.k8s:`
 #[derive(Clone, Debug, Deserialize)]
@@ -268,6 +285,8 @@ pub struct K8sSection {
     pub in_cluster: bool,
     /// What happens in `kube-system`, `kube-public` and `kube-node-lease` is not told; names are known all the same.
     pub exclude_system_namespaces: bool,
+    /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are told.
+    pub exclude_namespaces: Vec<String>,
     /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.
     pub kubeconfig: Option<PathBuf>,
     /// Where the election's Lease is; default: `POD_NAMESPACE` of the environment, else the credentials' namespace.
@@ -280,9 +299,21 @@ impl Default for K8sSection {
             enabled: true,
             in_cluster: true,
             exclude_system_namespaces: false,
+            exclude_namespaces: Vec::new(),
             kubeconfig: None,
             lease_namespace: None,
         }
+    }
+}
+
+impl K8sSection {
+    /// What is left out of the bulk lane.
+    pub fn excluded_namespaces(&self) -> Vec<String> {
+        let mut namespaces = self.exclude_namespaces.clone();
+        if self.exclude_system_namespaces {
+            namespaces.extend(SYSTEM_NAMESPACES.map(String::from));
+        }
+        namespaces
     }
 }
 
@@ -458,6 +489,15 @@ impl Config {
         if self.collectors.ebpf.flush_interval < Duration::from_millis(100) {
             return invalid("collectors.ebpf.flush_interval", "less than 100ms costs more than it tells".into());
         }
+        if self.collectors.ebpf.dns_timeout < Duration::from_millis(100) {
+            return invalid("collectors.ebpf.dns_timeout", "less than 100ms is no time for an answer".into());
+        }
+        if let Some(name) =
+            self.collectors.ebpf.syscall_errors.iter().find(|name| errno_names().all(|known| known != name.as_str()))
+        {
+            let known = errno_names().collect::<Vec<_>>().join(", ");
+            return invalid("collectors.ebpf.syscall_errors", format!("`{name}` is none of {known}"));
+        }
         let (paths, bytes) = (tapio_probes::AUDITED_PATHS_MAX, tapio_probes::AUDITED_PATH_BYTES_MAX);
         let audited = &self.collectors.ebpf.audited_paths;
         if audited.len() > paths || audited.iter().any(|path| !path.starts_with('/') || path.len() > bytes) {
@@ -468,6 +508,9 @@ impl Config {
         }
         if self.collectors.ebpf.redact.iter().any(|name| name.trim().is_empty()) {
             return invalid("collectors.ebpf.redact", "an empty name says nothing; `*` redacts every value".into());
+        }
+        if self.collectors.k8s.exclude_namespaces.iter().any(|name| name.is_empty() || name.len() > 63) {
+            return invalid("collectors.k8s.exclude_namespaces", "a namespace's name has 1 to 63 characters".into());
         }
         if self.resources.max_memory_mb < 16 {
             return invalid(
@@ -592,6 +635,9 @@ mod tests {
             ("collectors: {ebpf: {audited_paths: [etc/secrets]}}", "audited_paths"),
             ("collectors: {ebpf: {exec_arguments: all}}", "exec_arguments"),
             ("collectors: {ebpf: {redact: [\"\"]}}", "redact"),
+            ("collectors: {ebpf: {dns_timeout: 1ms}}", "dns_timeout"),
+            ("collectors: {ebpf: {syscall_errors: [ENOTHING]}}", "syscall_errors"),
+            ("collectors: {k8s: {exclude_namespaces: [\"\"]}}", "exclude_namespaces"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

@@ -186,8 +186,7 @@ impl Governor {
             );
         }
         if let Some(controls) = &self.controls {
-            let tuning = tapio_probes::Tuning { bulk_sampling: sampling, ..controls.get() };
-            if let Err(error) = controls.set(tuning) {
+            if let Err(error) = controls.update(|tuning| tuning.bulk_sampling = sampling) {
                 tracing::warn!(%error, "the probes' sampling cannot be changed");
             }
         }

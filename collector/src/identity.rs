@@ -7,6 +7,7 @@
 //! or a description is due.
 
 pub mod directory;
+pub mod exclusion;
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +20,7 @@ use tapio_wire::entity_id;
 use tapio_wire::event::{Entity, EntityId, EntityKind, Lane};
 
 use directory::Directory;
+use exclusion::Exclusion;
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
@@ -152,6 +154,13 @@ impl Known {
     }
 }
 
+impl Known {
+    fn is_excluded(&self, directory: &Directory) -> bool {
+        matches!(self.named.kind, EntityKind::Container | EntityKind::Pod)
+            && directory.is_excluded(self.entity, pod_entity(&self.named))
+    }
+}
+
 fn pod_entity(named: &Named) -> EntityId {
     if named.pod_uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, &named.pod_uid) }
 }
@@ -169,6 +178,7 @@ pub struct Identity {
     /// The directory's version, read once for each drained batch.
     directory_version: u64,
     outcomes: [u32; OUTCOMES.len()],
+    exclusion: Option<Exclusion>,
 }
 
 impl Identity {
@@ -189,6 +199,7 @@ impl Identity {
             directory_version: directory.version(),
             directory,
             outcomes: [0; OUTCOMES.len()],
+            exclusion: None,
         }
     }
 
@@ -197,6 +208,26 @@ impl Identity {
         let mut identity = Self::with_directory(hierarchies(), directory);
         identity.scan();
         identity
+    }
+
+    /// Leaves out cgroups of the namespaces that the directory excludes.
+    pub fn with_exclusion(mut self, exclusion: Option<Exclusion>) -> Self {
+        self.exclusion = exclusion;
+        self.exclude();
+        self
+    }
+
+    /// Whether nothing of a cgroup is to be told in the bulk lane.
+    #[inline]
+    pub fn is_excluded(&self, id: u64) -> bool {
+        self.exclusion.as_ref().is_some_and(|exclusion| exclusion.contains(id))
+    }
+
+    fn exclude(&mut self) {
+        let Some(exclusion) = &mut self.exclusion else { return };
+        for (id, known) in self.cgroups.iter().filter(|(_, known)| known.removed.is_none()) {
+            exclusion.set(*id, known.is_excluded(&self.directory));
+        }
     }
 
     /// How many subjects of events had each of [`OUTCOMES`] since this was asked last.
@@ -222,7 +253,10 @@ impl Identity {
     /// Notes the time; to be called before a batch of look-ups.
     pub fn tick(&mut self) {
         self.now = Instant::now();
-        self.directory_version = self.directory.version();
+        let version = self.directory.version();
+        if version != std::mem::replace(&mut self.directory_version, version) {
+            self.exclude();
+        }
     }
 
     /// Makes every description due again: the stream is new, or frames that carried some were lost.
@@ -243,6 +277,9 @@ impl Identity {
             && let Some(&any) = self.cgroups.keys().next()
         {
             self.cgroups.remove(&any);
+            if let Some(exclusion) = &mut self.exclusion {
+                exclusion.set(any, false);
+            }
         }
         let named = name_of(path);
         let entity = entity_id(named.kind, &named.key);
@@ -267,6 +304,9 @@ impl Identity {
             self.directory.note_cgroup(entity, path);
             known.look_up(&self.directory, self.directory_version);
         }
+        if let Some(exclusion) = &mut self.exclusion {
+            exclusion.set(id, known.is_excluded(&self.directory));
+        }
         self.cgroups.insert(id, known);
     }
 
@@ -275,6 +315,9 @@ impl Identity {
         let now = self.now;
         if let Some(known) = self.cgroups.get_mut(&id) {
             known.removed = Some(now);
+            if let Some(exclusion) = &mut self.exclusion {
+                exclusion.set(id, false);
+            }
         }
         if self.cgroups.len() > CGROUPS_MAX / 2 {
             self.forget_removed(REMEMBERED);

@@ -117,15 +117,17 @@ pub struct Shared {
 impl Shared {
     /// As configured, with counters at 0.
     pub fn for_config(config: &Config, queues: Queues) -> Self {
+        let directory = Directory::default();
+        directory.exclude_namespaces(config.collectors.k8s.excluded_namespaces());
         Self {
             queues: Arc::new(queues),
             books: Arc::default(),
             kinds: Arc::default(),
             identities: Arc::default(),
-            directory: Arc::default(),
+            directory: Arc::new(directory),
             generation: Arc::default(),
             filter: Filter::of(config),
-            live: Arc::new(Live::new(Filter::of(config))),
+            live: Arc::new(Live::new(config)),
             governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
             batch_events: config.grpc.max_batch_size,
             batch_timeout: config.grpc.batch_timeout,
@@ -248,6 +250,22 @@ impl Intake {
     /// Takes one record. At most [`Intake::room`] of them between two flushes.
     #[inline]
     pub fn accept(&mut self, bytes: &[u8]) {
+        self.take(bytes, false);
+    }
+
+    /// Takes one record that user space made of the probes' maps, which the probes could not sample: sums, each of which
+    /// stands for many events and is never sampled away, and queries that nobody answered. Otherwise as [`Intake::accept`].
+    pub fn accept_fetched(&mut self, bytes: &[u8]) {
+        self.take(bytes, true);
+    }
+
+    /// When a DNS query counts as unanswered.
+    pub fn dns_timeout(&self) -> Duration {
+        self.shared.live.dns_timeout()
+    }
+
+    #[inline]
+    fn take(&mut self, bytes: &[u8], is_fetched: bool) {
         let Ok((header, kind)) = header(bytes) else {
             self.malformed += 1;
             return;
@@ -255,7 +273,11 @@ impl Intake {
         let (batch, since) = match lane(kind) {
             Lane::Lethal => (&mut self.lethal, &mut self.lethal_since),
             Lane::Bulk => {
-                if !self.passes(kind) {
+                if self.identity.is_excluded(header.cgroup_id) {
+                    self.excluded += 1;
+                    return;
+                }
+                if !self.passes(kind, is_fetched) {
                     return;
                 }
                 if self.bulk.body.events.len() >= self.shared.batch_events {
@@ -308,14 +330,19 @@ impl Intake {
     }
 
     #[inline]
-    fn passes(&mut self, kind: Kind) -> bool {
+    fn passes(&mut self, kind: Kind, is_fetched: bool) -> bool {
         let filter = &self.shared.filter;
         if severity(kind) < filter.min_severity {
             self.excluded += 1;
             return false;
         }
-        if self.sampling_rate < 1.0 {
-            self.sampled += self.sampling_rate;
+        let rate = match (is_fetched, kind) {
+            (false, _) => self.sampling_rate,
+            (true, Kind::Dns) => filter.sampling_rate / f64::from(self.shared.governed.sampling()),
+            (true, _) => 1.0,
+        };
+        if rate < 1.0 {
+            self.sampled += rate;
             if self.sampled < 1.0 {
                 self.sampled_away += 1;
                 return false;

@@ -24,3 +24,4 @@ pub mod reload;
 pub mod ship;
 pub mod source;
 pub mod spool;
+pub mod thresholds;

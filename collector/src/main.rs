@@ -87,7 +87,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let pipeline = Pipeline::start(&config, arguments.allow_missing_sources).await?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut reload = path.map(|path| Reload::new(path, Arc::clone(&pipeline.live), set_level));
+        let mut reload =
+            path.map(|path| Reload::new(path, Arc::clone(&pipeline.live), pipeline.controls.clone(), set_level));
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
             tokio::select! {

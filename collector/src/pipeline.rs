@@ -19,21 +19,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::sync::Parker;
-use tapio_probes::ExecCommand;
-use tapio_probes::record::Kind;
+use tapio_probes::Controls;
 use tapio_wire::event::Source;
 use tapio_wire::node_id;
 use tapio_wire::tls::{TlsError, Watched};
 use tapio_wire::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError, ExecArguments, server_name};
+use crate::config::{Config, ConfigError, server_name};
 use crate::endpoints::{Endpoints, SystemResolver};
 use crate::evidence;
 use crate::governor::Governor;
 use crate::health::{self, Alive, SourceState, Status};
 use crate::identity::Identity;
-use crate::intake::{Intake, Shared, severity};
+use crate::identity::exclusion::Exclusion;
+use crate::intake::{Intake, Shared};
 use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
@@ -46,6 +46,7 @@ use crate::source::kube::{AccessError, KubeSource, KubeState};
 use crate::source::shm::{ShmError, ShmSource};
 use crate::source::systemd::{SystemdError, SystemdSource};
 use crate::spool::{self, Spool, SpoolError};
+use crate::thresholds;
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -156,21 +157,9 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
         }
     }
     load.audited_paths.clone_from(&ebpf.audited_paths);
-    load.tuning.exec_command = match ebpf.exec_arguments {
-        ExecArguments::Off => ExecCommand::Off,
-        ExecArguments::Path => ExecCommand::Path,
-        ExecArguments::Full => ExecCommand::Full,
-    };
-    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    load.tuning.run_queue_slow_ns = ns(ebpf.run_queue_slow);
-    load.tuning.block_io_slow_ns = ns(ebpf.block_io_slow);
-    load.tuning.reclaim_burst_ns = ns(ebpf.reclaim_burst);
-    if config.pipeline.enable_filtering {
-        // What would be dropped for its severity need not leave the kernel.
-        let least = config.pipeline.filter_config.min_severity;
-        let is_off = |kind: &Kind| !kind.is_lethal() && severity(*kind) < least;
-        load.tuning.bulk_kinds_off = tapio_probes::kinds(Kind::ALL.into_iter().filter(is_off));
-    }
+    load.dns_timeout = ebpf.dns_timeout;
+    (load.errnos, load.errnos_of_fork) = thresholds::errnos(&ebpf.syscall_errors);
+    thresholds::apply(config, &mut load.tuning);
     load
 }
 
@@ -191,6 +180,8 @@ pub struct Pipeline {
     spool_bytes: Arc<AtomicU64>,
     /// What may change while it runs.
     pub live: Arc<Live>,
+    /// The same of the probes, where they run.
+    pub controls: Option<Arc<Controls>>,
     health: Option<(tokio::task::JoinHandle<()>, watch::Sender<bool>)>,
 }
 
@@ -273,10 +264,11 @@ impl Pipeline {
                     }
                     missed = source.missed_runs();
                     (controls, run_times) = (source.controls(), source.run_times());
+                    let exclusion = controls.clone().filter(|_| shared.directory.excludes()).map(Exclusion::new);
                     let intake = Intake::new(
                         shared.clone(),
                         Source::Ebpf,
-                        Identity::of_this_machine(Arc::clone(&shared.directory)),
+                        Identity::of_this_machine(Arc::clone(&shared.directory)).with_exclusion(exclusion),
                     );
                     let (asking, reading) = match config.collector.evidence {
                         true => {
@@ -365,14 +357,14 @@ impl Pipeline {
             match KubeSource::open(&config.collectors.k8s, &node_name, directory, Arc::clone(&kube)).await {
                 Ok(source) => {
                     let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
-                    let alive = Alive::default();
+                    let (alive, status) = (Alive::default(), source.status());
                     let guard = alive.begin();
                     let (runtime, stopped) = (tokio::runtime::Handle::current(), tasks_stopped.clone());
                     sources.push(spawn("k8s", move || {
                         let _alive = guard;
                         runtime.block_on(source.run(intake, stopped));
                     })?);
-                    states.push(SourceState { source: "k8s", off: None, alive, status: Status::default() });
+                    states.push(SourceState { source: "k8s", off: None, alive, status });
                 }
                 Err(error) if allow_missing => {
                     tracing::warn!(%error, "the k8s source is off");
@@ -385,7 +377,7 @@ impl Pipeline {
             return Err(StartError::NoSource);
         }
 
-        tokio::spawn(Governor::new(Arc::clone(&shared.governed), controls, run_times).run());
+        tokio::spawn(Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times).run());
 
         let sources_ended = Arc::new(AtomicBool::new(false));
         let pack = Arc::default();
@@ -466,6 +458,7 @@ impl Pipeline {
             give_up,
             spool_bytes,
             live: shared.live,
+            controls,
             health,
         })
     }
@@ -552,6 +545,8 @@ fn join(thread: JoinHandle<()>) {
 
 #[cfg(test)]
 mod tests {
+    use tapio_probes::record::Kind;
+
     use super::*;
 
     #[test]

@@ -1,8 +1,8 @@
 //! What of the configuration may change while the collector runs.
 //!
 //! What enters: the configuration file, looked at from time to time (a ConfigMap changes by a swapped link, which no watch on the
-//! file would see) and on SIGHUP. What leaves: a new log level, and new limits of the bulk lane for every intake. What must hold: a
-//! file that is refused changes nothing, is logged once and shows in a gauge; a changed key that is not live is named in the
+//! file would see) and on SIGHUP. What leaves: a new log level, new limits of the bulk lane for every intake, and new thresholds for
+//! the probes. What must hold: a file that is refused changes nothing, is logged once and shows in a gauge; a changed key that is not live is named in the
 //! log, since it waits for a restart.
 
 use std::collections::BTreeMap;
@@ -12,25 +12,35 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_yaml_ng::Value;
+use tapio_probes::Controls;
 
 use crate::config::Config;
 use crate::intake::Filter;
+use crate::thresholds;
 
 /// How often the file is looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Keys that take effect at once.
-const LIVE: [&str; 5] = [
+const LIVE: [&str; 11] = [
     "logging.level",
     "collector.sampling_rate",
     "collector.max_events_per_sec",
     "pipeline.enable_filtering",
     "pipeline.filter_config.min_severity",
+    "collectors.ebpf.run_queue_slow",
+    "collectors.ebpf.block_io_slow",
+    "collectors.ebpf.reclaim_burst",
+    "collectors.ebpf.dns_slow",
+    "collectors.ebpf.dns_timeout",
+    "collectors.ebpf.exec_arguments",
 ];
 
 /// The limits of the bulk lane as they are now.
 pub struct Live {
     filter: Mutex<Filter>,
+    /// When a DNS query counts as unanswered.
+    dns_timeout_ns: AtomicU64,
     version: AtomicU64,
     /// Whether the file cannot be used, and what it said before still holds.
     pub is_stale: AtomicBool,
@@ -39,9 +49,10 @@ pub struct Live {
 
 impl Live {
     /// As configured at the start.
-    pub fn new(filter: Filter) -> Self {
+    pub fn new(config: &Config) -> Self {
         Self {
-            filter: Mutex::new(filter),
+            filter: Mutex::new(Filter::of(config)),
+            dns_timeout_ns: AtomicU64::new(config.collectors.ebpf.dns_timeout.as_nanos() as u64),
             version: AtomicU64::new(0),
             is_stale: AtomicBool::default(),
             reloads: AtomicU64::default(),
@@ -58,8 +69,14 @@ impl Live {
         Some(self.filter.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    fn set(&self, filter: Filter) {
-        *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = filter;
+    /// When a DNS query counts as unanswered.
+    pub fn dns_timeout(&self) -> Duration {
+        Duration::from_nanos(self.dns_timeout_ns.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, config: &Config) {
+        self.dns_timeout_ns.store(config.collectors.ebpf.dns_timeout.as_nanos() as u64, Ordering::Relaxed);
+        *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = Filter::of(config);
         self.version.fetch_add(1, Ordering::Release);
     }
 }
@@ -68,6 +85,7 @@ impl Live {
 pub struct Reload {
     path: PathBuf,
     live: Arc<Live>,
+    controls: Option<Arc<Controls>>,
     /// What was last looked at.
     seen: String,
     /// What was last taken.
@@ -76,10 +94,15 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Watches `path`, whose content was taken at the start.
-    pub fn new(path: PathBuf, live: Arc<Live>, set_level: Box<dyn Fn(&str) + Send>) -> Self {
+    /// Watches `path`, whose content was taken at the start. `controls` are the probes', where they run.
+    pub fn new(
+        path: PathBuf,
+        live: Arc<Live>,
+        controls: Option<Arc<Controls>>,
+        set_level: Box<dyn Fn(&str) + Send>,
+    ) -> Self {
         let taken = std::fs::read_to_string(&path).unwrap_or_default();
-        Self { path, live, seen: taken.clone(), taken, set_level }
+        Self { path, live, controls, seen: taken.clone(), taken, set_level }
     }
 
     /// Looks at the file and takes what may be taken.
@@ -108,7 +131,12 @@ impl Reload {
         if changed.iter().any(|key| key == "logging.level") {
             (self.set_level)(&config.logging.level);
         }
-        self.live.set(Filter::of(&config));
+        if let Some(controls) = &self.controls
+            && let Err(error) = controls.update(|tuning| thresholds::apply(&config, tuning))
+        {
+            tracing::error!(%error, "the probes do not take the changed thresholds");
+        }
+        self.live.set(&config);
         self.live.reloads.fetch_add(1, Ordering::Relaxed);
         let is_live = |key: &&String| LIVE.contains(&key.as_str());
         let live: Vec<&String> = changed.iter().filter(is_live).collect();
@@ -165,11 +193,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let write = |text: &str| std::fs::write(file.path(), text).expect("written");
         write("logging: {level: info}\n");
-        let live = Arc::new(Live::new(Filter::of(&Config::default())));
+        let live = Arc::new(Live::new(&Config::default()));
         let levels = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&levels);
         let set_level = Box::new(move |level: &str| told.lock().expect("no panic").push(level.to_owned()));
-        let mut reload = Reload::new(file.path().into(), Arc::clone(&live), set_level);
+        let mut reload = Reload::new(file.path().into(), Arc::clone(&live), None, set_level);
         let mut version = 0;
         reload.look();
         assert!(live.newer(&mut version).is_none());
@@ -183,5 +211,43 @@ mod tests {
         assert!(live.newer(&mut version).is_some() && !live.is_stale.load(Ordering::Relaxed));
         assert!(live.newer(&mut version).is_none());
         assert_eq!(*levels.lock().expect("no panic"), ["debug"]);
+    }
+
+    #[test]
+    fn the_running_probes_take_new_thresholds_and_keep_the_governors_sampling() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP the_running_probes_take_new_thresholds_and_keep_the_governors_sampling: needs root and BPF");
+            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let probes = tapio_probes::Probes::load(&Default::default()).expect("the probes load");
+        let controls = probes.controls();
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let live = Arc::new(Live::new(&Config::default()));
+        let mut reload =
+            Reload::new(file.path().into(), Arc::clone(&live), Some(Arc::clone(&controls)), Box::new(|_| {}));
+        controls.update(|tuning| tuning.bulk_sampling = 7).expect("it can be set");
+        std::fs::write(
+            file.path(),
+            "collectors: {ebpf: {block_io_slow: 5ms, reclaim_burst: 6ms, run_queue_slow: 7ms, dns_slow: 8ms, \
+             dns_timeout: 900ms, exec_arguments: path}}\npipeline: {filter_config: {min_severity: high}}\n",
+        )
+        .expect("written");
+        reload.look();
+        let wanted = tapio_probes::Tuning {
+            bulk_sampling: 7,
+            block_io_slow_ns: 5_000_000,
+            reclaim_burst_ns: 6_000_000,
+            run_queue_slow_ns: 7_000_000,
+            dns_slow_ns: 8_000_000,
+            exec_command: tapio_probes::ExecCommand::Path,
+            bulk_kinds_off: controls.get().bulk_kinds_off,
+        };
+        assert_eq!(controls.get(), wanted);
+        assert_ne!(wanted.bulk_kinds_off & tapio_probes::kinds([tapio_probes::record::Kind::Dns]), 0);
+        assert_eq!(live.dns_timeout(), Duration::from_millis(900));
+        std::fs::write(file.path(), "logging: {level: info}\n").expect("written");
+        reload.look();
+        assert_eq!(controls.get(), tapio_probes::Tuning { bulk_sampling: 7, ..Default::default() });
     }
 }

@@ -14,10 +14,18 @@ metrics: {prometheus_port: $http}
 archive: {dir: "$state/archive"}
 logging: {level: warn, format: text}
 YAML
+# Kubernetes where there are credentials: a pod's service account, or a kubeconfig, named by its path since sudo has another home.
+sources='ebpf, shm, systemd' kubernetes='enabled: false'
+kubeconfig=${KUBECONFIG:-$HOME/.kube/config}
+if [ -r /var/run/secrets/kubernetes.io/serviceaccount/token ]; then
+  sources+=', k8s' kubernetes='in_cluster: true'
+elif [ -r "$kubeconfig" ]; then
+  sources+=', k8s' kubernetes="in_cluster: false, kubeconfig: \"$kubeconfig\""
+fi
 cat > "$state/collector.yaml" <<YAML
-collector: {enabled_collectors: [ebpf, shm, systemd]}
+collector: {enabled_collectors: [$sources]}
 grpc: {server_endpoints: ["127.0.0.1:$port"]}
-collectors: {shm: {socket: "$state/collector.sock"}}
+collectors: {shm: {socket: "$state/collector.sock"}, k8s: {$kubernetes}}
 health: {address: 127.0.0.1, port: $health}
 logging: {level: warn, format: text}
 YAML

@@ -208,6 +208,11 @@ impl Aggregates {
         })
     }
 
+    /// From now on a DNS query counts as unanswered after this long.
+    pub fn set_dns_timeout(&mut self, timeout: Duration) {
+        self.unanswered.timeout = timeout;
+    }
+
     /// Hands out at most `room` records of the interval that is over. When all were handed out and `every` has passed since
     /// the last time, the next interval begins; its records come with one of the next calls, when the kernel is ready.
     /// Returns how many there were. Cheap when there is nothing to do.

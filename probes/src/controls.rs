@@ -124,6 +124,16 @@ impl Controls {
         maps.store().map_err(io::Error::other)
     }
 
+    /// Changes part of it, while nobody else does. Holds from the next event on.
+    ///
+    /// # Errors
+    /// As [`Controls::set`].
+    pub fn update(&self, change: impl FnOnce(&mut Tuning)) -> io::Result<()> {
+        let mut maps = self.lock();
+        change(&mut maps.present);
+        maps.store().map_err(io::Error::other)
+    }
+
     /// From the next event on the bulk lane tells nothing of a cgroup; the lethal lane does. Ids are those of records.
     ///
     /// # Errors
@@ -147,6 +157,11 @@ impl Controls {
         }
         maps.excluded_cgroups -= 1;
         maps.store().map_err(io::Error::other)
+    }
+
+    /// How many are excluded.
+    pub fn excluded_cgroups(&self) -> u32 {
+        self.lock().excluded_cgroups
     }
 
     fn lock(&self) -> MutexGuard<'_, Maps> {

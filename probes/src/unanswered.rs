@@ -25,7 +25,7 @@ const NO_ANSWER: u8 = 255;
 
 pub(crate) struct Unanswered {
     queries: HashMap<MapData, [u8; KEY_BYTES], [u8; QUERY_BYTES]>,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
     looked: Instant,
 }
 

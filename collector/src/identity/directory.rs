@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tapio_wire::entity_id;
@@ -103,12 +103,34 @@ pub struct Directory {
     /// Counts changes. Release: pairs with the Acquire in [`Directory::version`]; the lock orders the tables themselves.
     version: AtomicU64,
     tables: RwLock<Tables>,
+    /// Namespaces that are left out of the bulk lane.
+    excluded: OnceLock<Vec<String>>,
 }
 
 impl Directory {
     /// Changes whenever any name does.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
+    }
+
+    /// Names the namespaces that are left out of the bulk lane; once, before anything is learned.
+    pub fn exclude_namespaces(&self, namespaces: Vec<String>) {
+        let _ = self.excluded.set(namespaces);
+    }
+
+    /// Whether any namespace is left out.
+    pub fn excludes(&self) -> bool {
+        self.excluded.get().is_some_and(|namespaces| !namespaces.is_empty())
+    }
+
+    /// Whether a container or a pod belongs to a namespace that is left out. Of a container that Kubernetes does not list,
+    /// `pod` decides.
+    pub fn is_excluded(&self, entity: EntityId, pod: EntityId) -> bool {
+        let Some(excluded) = self.excluded.get().filter(|namespaces| !namespaces.is_empty()) else { return false };
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let pod = tables.containers.get(&entity).map_or(pod, |container| container.pod);
+        let Some(pod) = tables.pods.get(&pod).or_else(|| tables.pods.get(&entity)) else { return false };
+        excluded.iter().any(|namespace| **namespace == *pod.names.namespace)
     }
 
     /// Pods and containers known, gone ones included.

@@ -262,13 +262,18 @@ impl EbpfSource {
             return false;
         }
         let before = self.aggregated;
+        let dns_timeout = intake.dns_timeout();
         let aggregated = &mut self.aggregated;
         let mut each = |record: &[u8]| {
             *aggregated += 1;
-            intake.accept(record);
+            intake.accept_fetched(record);
         };
         let fetched = match (&mut self.probes, &mut self.rest) {
-            (Some(probes), _) => probes.aggregates().flush(self.flush_interval, room, &mut each).map(|_| false),
+            (Some(probes), _) => {
+                let aggregates = probes.aggregates();
+                aggregates.set_dns_timeout(dns_timeout);
+                aggregates.flush(self.flush_interval, room, &mut each).map(|_| false)
+            }
             (None, Some(rest)) => rest.flush_rest(room, &mut each).map(|count| count < room),
             (None, None) => Ok(false),
         };
@@ -403,16 +408,20 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
+    fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
         if !rustix::process::geteuid().is_root() {
             println!(
-                "SKIP sums_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: needs root and BPF"
+                "SKIP sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: \
+                 needs root and BPF"
             );
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }
         let (queues, _parker) = Queues::new(1024);
-        let shared = Shared::for_config(&Config::default(), queues);
+        let mut config = Config::default();
+        config.collectors.ebpf.dns_timeout = Duration::from_millis(200);
+        let shared = Shared::for_config(&config, queues);
+        // What the probes sample, user space has not to sample again, and sums are never sampled.
         let tuning = Tuning { exec_command: ExecCommand::Full, ..Tuning::default() };
         let load = LoadConfig { own_pid: None, disabled: Vec::new(), tuning, ..LoadConfig::default() };
         let stop = Arc::new(Stop::new().expect("an eventfd"));
@@ -426,7 +435,13 @@ mod tests {
         let pid = child.id();
         child.wait().expect("it ends");
 
-        let (mut popped, mut histograms, mut command) = (0, 0, None);
+        // Nobody answers there, and the kernel says why the query was dropped.
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        query.extend(b"\x05tapio\x07invalid\0\0\x01\0\x01");
+        socket.send_to(&query, "127.9.9.9:53").expect("it is sent");
+
+        let (mut popped, mut histograms, mut command, mut unanswered, mut drops) = (0, 0, None, 0, 0);
         let mut take = |shared: &Shared| {
             while let Some((_, body)) = shared.queues.pop(Room::Both) {
                 popped += body.events.len() as u64;
@@ -434,6 +449,10 @@ mod tests {
                 for event in &body.events {
                     match &event.body {
                         Detail::Histogram(_) => histograms += 1,
+                        Detail::PacketDrop { count, .. } => drops += count,
+                        Detail::Dns { name, rcode: 255, .. } if body.names[*name as usize] == "tapio.invalid" => {
+                            unanswered += 1;
+                        }
                         Detail::Exec(exec) if event.pid == pid => {
                             let name = |index: u32| body.names[index as usize].clone();
                             command = Some((name(exec.path), name(exec.arguments)));
@@ -442,7 +461,7 @@ mod tests {
                     }
                 }
             }
-            histograms > 0 && command.is_some()
+            histograms > 0 && command.is_some() && unanswered > 0 && drops > 0
         };
         let deadline = Instant::now() + Duration::from_secs(20);
         while !take(&shared) {

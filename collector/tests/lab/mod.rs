@@ -13,11 +13,12 @@ use tapio_collector::books::Books;
 use tapio_collector::config::Config;
 use tapio_collector::evidence::Evidence;
 use tapio_collector::identity::Identity;
+use tapio_collector::identity::exclusion::Exclusion;
 use tapio_collector::intake::{Intake, Shared};
 use tapio_collector::outbox::Room;
 use tapio_collector::queue::Queues;
 use tapio_collector::source::ebpf::{EbpfSource, Stop};
-use tapio_probes::LoadConfig;
+use tapio_probes::{Controls, LoadConfig};
 use tapio_wire::event::{Body, Detail, Entity, EntityId, Event, NO_NAME, Name, SOURCES, Source};
 
 /// How long anything that is awaited may take.
@@ -132,7 +133,11 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        let mut config = Config::default();
+        Self::with(Config::default())
+    }
+
+    /// As configured, but for the rate of events, which has no limit.
+    pub fn with(mut config: Config) -> Self {
         config.collector.max_events_per_sec = 0;
         let (queues, _parker) = Queues::new(4096);
         Self { shared: Shared::for_config(&config, queues), seen: Vec::new(), entities: HashMap::new() }
@@ -194,6 +199,7 @@ impl Lab {
 pub struct Kernel {
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
+    pub controls: Arc<Controls>,
 }
 
 impl Kernel {
@@ -206,11 +212,12 @@ impl Kernel {
         let load = LoadConfig { own_pid: Some(std::process::id()), ..LoadConfig::default() };
         let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_secs(10), Arc::clone(&stop))
             .expect("the probes load");
-        let intake =
-            Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)))
-                .with_evidence(evidence);
+        let controls = source.controls().expect("it was not stopped");
+        let exclusion = shared.directory.excludes().then(|| Exclusion::new(Arc::clone(&controls)));
+        let identity = Identity::of_this_machine(Arc::clone(&shared.directory)).with_exclusion(exclusion);
+        let intake = Intake::new(shared.clone(), Source::Ebpf, identity).with_evidence(evidence);
         let thread = std::thread::spawn(move || source.run(intake).expect("the rings are sound"));
-        Self { stop, thread: Some(thread) }
+        Self { stop, thread: Some(thread), controls }
     }
 }
 

@@ -33,6 +33,7 @@ use self::pods::Pods;
 use self::told::{Scribe, Teller, Told};
 use self::watch::Context;
 use crate::config::K8sSection;
+use crate::health::Status;
 use crate::identity::directory::Directory;
 use crate::intake::Intake;
 use crate::latency::realtime_ns;
@@ -55,6 +56,7 @@ pub struct KubeSource {
     node: Arc<str>,
     directory: Arc<Directory>,
     state: Arc<KubeState>,
+    status: Status,
 }
 
 impl KubeSource {
@@ -69,7 +71,12 @@ impl KubeSource {
         state: Arc<KubeState>,
     ) -> Result<Self, AccessError> {
         let access = Access::open(section).await?;
-        Ok(Self { access, section: section.clone(), node: node.into(), directory, state })
+        Ok(Self { access, section: section.clone(), node: node.into(), directory, state, status: Status::default() })
+    }
+
+    /// What it waits for: the API server's answer about this node's pods.
+    pub fn status(&self) -> Status {
+        self.status.clone()
     }
 
     /// Watches until told to stop, then hands on what was heard.
@@ -86,6 +93,7 @@ impl KubeSource {
             teller,
             counts: Arc::clone(&self.state.watches),
             node: Arc::clone(&self.node),
+            status: self.status.clone(),
         };
         let watching = async {
             futures::join!(self.watch_pods(&context), election.run(term), self.watch_cluster(&context, elected),)
@@ -130,6 +138,7 @@ impl KubeSource {
 
     async fn watch_pods(&self, context: &Context) {
         let resource = pods::of_node(&self.node);
+        self.status.waits_for("waiting for the API server's list of this node's pods".into());
         loop {
             let mut follower = Pods::new(Arc::clone(&self.directory), self.section.exclude_system_namespaces);
             watch::follow(context, &resource, &mut follower).await;

@@ -24,7 +24,7 @@ pub const RESTART: Duration = Duration::from_secs(60);
 
 /// Namespaces of Kubernetes itself.
 pub fn is_system(namespace: &str) -> bool {
-    matches!(namespace, "kube-system" | "kube-public" | "kube-node-lease")
+    crate::config::SYSTEM_NAMESPACES.contains(&namespace)
 }
 
 /// Pods that are bound to a node.

@@ -19,6 +19,7 @@ use super::backoff::Backoff;
 use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
 use super::objects::Object;
 use super::told::{Teller, Told};
+use crate::health::Status;
 use crate::latency::boottime_ns;
 
 /// A watch that lived this long was a sound one.
@@ -95,6 +96,8 @@ pub struct Context {
     pub teller: Teller,
     pub counts: Arc<WatchCounts>,
     pub node: Arc<str>,
+    /// Tells what the source waits for, by the watch of this node's pods.
+    pub status: Status,
 }
 
 /// The API server has no such resource.
@@ -133,6 +136,9 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
             None => match watch.list(gap).await {
                 Ok(()) => {
                     context.counts.add("listed");
+                    if resource.is_small {
+                        context.status.runs();
+                    }
                     gap = None;
                     // The pauses go on to grow where lists succeed and the watches after them fail.
                     continue;
@@ -146,9 +152,17 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         }
         let mut asked = None;
         match outcome {
-            Ok(outcome) => context.counts.add(outcome),
+            Ok(outcome) => {
+                context.counts.add(outcome);
+                if resource.is_small {
+                    context.status.runs();
+                }
+            }
             Err(trouble) => {
                 context.counts.add(trouble.name());
+                if resource.is_small && !matches!(trouble, Trouble::Expired) {
+                    context.status.waits_for(format!("waiting for the API server ({}): {trouble}", resource.what));
+                }
                 tracing::debug!(what = resource.what, %trouble, "a watch is interrupted");
                 match trouble {
                     Trouble::Expired if watch.has_listed => {
