@@ -19,6 +19,8 @@ use crate::intake::Intake;
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
 const MISSED_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the programs' counters are read while there is traffic: those of every CPU, in lines that other CPUs write to.
+const COUNTERS_INTERVAL: Duration = Duration::from_millis(100);
 const STOP_TOKEN: u64 = 1;
 const BULK_TOKEN: u64 = 2;
 
@@ -47,6 +49,7 @@ pub struct EbpfSource {
     stop: Arc<Stop>,
     missed: Arc<MissedRuns>,
     missed_read: Instant,
+    counters_read: Instant,
     emitted: u64,
     dropped: u64,
     sampled: u64,
@@ -163,6 +166,7 @@ impl EbpfSource {
             stop,
             missed: Arc::new(missed),
             missed_read: Instant::now(),
+            counters_read: Instant::now(),
             emitted: 0,
             dropped: 0,
             sampled: 0,
@@ -248,8 +252,10 @@ impl EbpfSource {
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
         let fetched = self.fetch_sums(intake);
-        if records > 0 || discarded > 0 || fetched || all {
+        if all || (self.counters_read.elapsed() >= COUNTERS_INTERVAL && (records > 0 || discarded > 0 || fetched)) {
             self.state_counters(intake);
+        } else if records > 0 || discarded > 0 || fetched {
+            self.state_emitted(intake);
         }
         intake.flush(all);
         Ok(records)
@@ -293,7 +299,16 @@ impl EbpfSource {
         self.lethal.is_empty() && self.bulk.iter().all(Reader::is_empty)
     }
 
+    /// States what was read at the least, so that nothing is ever archived before it was emitted.
+    fn state_emitted(&mut self, intake: &Intake) {
+        let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
+        self.emitted = self.emitted.max(consumed + self.dropped + self.sampled + self.excluded);
+        intake.books().set_emitted(self.emitted + self.aggregated);
+    }
+
+    /// The same, and what the kernel lost and left out.
     fn state_counters(&mut self, intake: &Intake) {
+        self.counters_read = Instant::now();
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
         for cpu in 0..self.cpus {
             for kind in Kind::ALL {
@@ -306,16 +321,14 @@ impl EbpfSource {
             }
         }
         self.missed.1.store(lethal_dropped, Ordering::Relaxed);
-        // A record is counted as emitted before it is counted as lost or can be read, so this is what there is at least.
-        let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
         let newly_sampled = sampled.saturating_sub(self.sampled);
         self.dropped = dropped.max(self.dropped);
         self.sampled += newly_sampled;
         let newly_excluded = excluded.saturating_sub(self.excluded);
         self.excluded += newly_excluded;
-        let lost = self.dropped + self.sampled + self.excluded;
-        self.emitted = emitted.max(self.emitted).max(consumed + lost);
-        intake.books().set_emitted(self.emitted + self.aggregated);
+        // A record is counted as emitted before it is counted as lost or can be read, so there are at least as many as those.
+        self.emitted = emitted.max(self.emitted);
+        self.state_emitted(intake);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
         // Added: the intake counts there what it leaves out itself.
         intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
@@ -343,7 +356,9 @@ impl EbpfSource {
         }
         self.wakeup.set(false);
         // What was sampled away in the meantime left no record that would bring this about.
-        self.state_counters(intake);
+        if self.counters_read.elapsed() >= COUNTERS_INTERVAL {
+            self.state_counters(intake);
+        }
         Ok(())
     }
 }

@@ -72,6 +72,9 @@ pub fn free_port() -> Result<u16, Error> {
     Err(Error::Invalid("no free TCP port was found on 127.0.0.1".into()))
 }
 
+/// Of util-linux.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
 /// A running program. Its output goes to a file.
 pub struct Process {
     name: String,
@@ -81,8 +84,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; what it says is appended to `log`.
-    pub fn spawn(name: &str, mut command: Command, log: PathBuf) -> Result<Self, Error> {
+    /// Starts `command`; what it says is appended to `log`. It is killed when the thread that starts it ends before this
+    /// guard is dropped, as when a test is killed.
+    pub fn spawn(name: &str, command: Command, log: PathBuf) -> Result<Self, Error> {
+        let mut command = ending_with_us(command);
         let open = || File::options().create(true).append(true).open(&log);
         let what = || format!("open {}", log.display());
         let (out, err) = (open().context(what)?, open().context(what)?);
@@ -209,6 +214,27 @@ impl Drop for Process {
     }
 }
 
+/// The same command, of which the kernel makes an end when the thread that starts it has ended, where there is `setpriv` to ask
+/// it for that.
+fn ending_with_us(command: Command) -> Command {
+    let program = Path::new(command.get_program());
+    if !Path::new(SETPRIV).exists() || !program.is_file() {
+        return command;
+    }
+    let mut ending = Command::new(SETPRIV);
+    ending.args(["--pdeathsig", "KILL", "--"]).arg(program).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => ending.env(name, value),
+            None => ending.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        ending.current_dir(folder);
+    }
+    ending
+}
+
 /// How a process ended, for people.
 pub fn status_text(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
@@ -239,6 +265,27 @@ mod tests {
         assert!(Path::new(&proc).exists());
         drop(process);
         assert!(!Path::new(&proc).exists());
+    }
+
+    #[test]
+    fn what_was_started_ends_with_a_thread_that_could_not_end_it() {
+        if !Path::new(super::SETPRIV).exists() {
+            println!("SKIP what_was_started_ends_with_a_thread_that_could_not_end_it: needs {}", super::SETPRIV);
+            assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "TAPIO_REQUIRE=all");
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().to_owned();
+        let up = move || {
+            let process = shell("echo up; exec sleep 1000", &path);
+            while process.output() != "up" {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            process
+        };
+        let mut process = std::thread::spawn(up).join().expect("no panic");
+        let status = process.wait(Duration::from_secs(10)).expect("it has ended");
+        assert_eq!(super::status_text(status), "signal 9");
     }
 
     #[test]
