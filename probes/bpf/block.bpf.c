@@ -60,7 +60,15 @@ static __always_inline u32 device(struct request *request)
 		disk = BPF_CORE_READ(request, q, disk);
 	else if (bpf_core_field_exists(struct request___before_5_17, rq_disk))
 		disk = BPF_CORE_READ(old, rq_disk);
-	return disk ? BPF_CORE_READ(disk, major) << 20 | BPF_CORE_READ(disk, first_minor) : 0;
+	if (!disk)
+		return 0;
+	if (bpf_core_field_offset(disk->first_minor) == bpf_core_field_offset(disk->major) + sizeof(u32)) {
+		u32 numbers[2] = {};
+
+		bpf_probe_read_kernel(numbers, sizeof(numbers), __builtin_preserve_access_index(&disk->major));
+		return numbers[0] << 20 | numbers[1];
+	}
+	return BPF_CORE_READ(disk, major) << 20 | BPF_CORE_READ(disk, first_minor);
 }
 
 static __always_inline u64 charged_cgroup_id(struct request *request)
@@ -73,12 +81,12 @@ static __always_inline u64 charged_cgroup_id(struct request *request)
 	/* Version 1 knows it by an id of another hierarchy. */
 	if (!cgroup || BPF_CORE_READ(cgroup, root, hierarchy_id))
 		return CGROUP_ROOT;
-	return cgroup_id(cgroup);
+	return BPF_CORE_READ(cgroup, kn, id);
 }
 
-static __always_inline void sum_up(struct request *request, u8 operation, u64 latency)
+static __always_inline void sum_up(u32 device, u8 operation, u64 latency)
 {
-	struct block_key key = { .device = device(request), .operation = operation };
+	struct block_key key = { .device = device, .operation = operation };
 	struct histogram_sums none = {}, *sums;
 	bool is_new;
 
@@ -102,6 +110,7 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 	u64 now = bpf_ktime_get_ns();
 	u64 latency = since && now > since ? now - since : 0;
 	struct block_io_record *record;
+	u32 disk;
 	u8 operation;
 
 	if (!tuning)
@@ -129,8 +138,9 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 	/* A part of it: the last part counts. */
 	if (!error && bytes < BPF_CORE_READ(request, __data_len))
 		return 0;
+	disk = device(request);
 	if (latency)
-		sum_up(request, operation, latency);
+		sum_up(disk, operation, latency);
 	if (!error && (!latency || latency < *(volatile u64 *)&tuning->block_io_slow_ns))
 		return 0;
 	record = bulk_begin(KIND_BLOCK_IO, sizeof(*record));
@@ -139,7 +149,7 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 	record->header.cgroup_id = charged_cgroup_id(request);
 	record->latency_ns = latency;
 	record->bytes = bytes;
-	record->device = device(request);
+	record->device = disk;
 	record->error = error;
 	record->operation = operation;
 	bulk_end(record);

@@ -7,10 +7,9 @@
  */
 #include "task.h"
 
+/* Of version 1. */
 static __always_inline bool identifies(struct cgroup *cgroup)
 {
-	if (!BPF_CORE_READ(cgroup, root, hierarchy_id))
-		return true;
 	if (!bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id))
 		return false;
 	return BPF_CORE_READ(cgroup, root, subsys_mask) >> bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) & 1;
@@ -20,19 +19,21 @@ static __always_inline int cgroup_changed(struct bpf_raw_tracepoint_args *ctx, u
 {
 	struct cgroup *cgroup = (struct cgroup *)ctx->args[0];
 	const char *path = (const char *)ctx->args[1];
-	struct task_struct *task = current_task();
+	u32 hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
+	u64 id, ids = bpf_get_current_pid_tgid();
 	struct cgroup_record *record;
 	long bytes;
 
-	if (!identifies(cgroup))
+	if (hierarchy && !identifies(cgroup))
 		return 0;
 	record = record_begin(kind, sizeof(*record));
 	if (!record)
 		return 0;
-	record->header.cgroup_id = cgroup_id(cgroup);
-	record->header.pid = BPF_CORE_READ(task, tgid);
-	record->header.tid = BPF_CORE_READ(task, pid);
-	record->hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
+	id = BPF_CORE_READ(cgroup, kn, id);
+	record->header.cgroup_id = hierarchy ? id | CGROUP_V1_MEMORY : id;
+	record->header.pid = ids >> 32;
+	record->header.tid = ids;
+	record->hierarchy = hierarchy;
 	record->level = BPF_CORE_READ(cgroup, level);
 	bytes = bpf_probe_read_kernel_str(record->path, CGROUP_PATH_BYTES, path);
 	record->path_bytes = bytes > 0 ? bytes - 1 : 0;

@@ -125,7 +125,7 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 		struct mm_struct *mm = BPF_CORE_READ(victim, mm);
 
 		set_subject(&record->header, victim);
-		task_namespace_pid(victim, &record->ns_pid, &record->ns_level);
+		task_namespace_pid(victim, &record->header, &record->ns_pid, &record->ns_level);
 		record->oom_score_adj = BPF_CORE_READ(victim, signal, oom_score_adj);
 		task_comm(victim, record->comm);
 		if (mm) {

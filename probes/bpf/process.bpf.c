@@ -14,17 +14,20 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[1];
 	struct fork_record *record;
-	u32 parent = BPF_CORE_READ(task, real_parent, tgid);
+	u32 parent;
 
 	/* A thread has its process's id as tgid. */
-	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid) || parent == own_tgid)
+	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid))
+		return 0;
+	parent = BPF_CORE_READ(task, real_parent, tgid);
+	if (parent == own_tgid)
 		return 0;
 	record = bulk_begin(KIND_FORK, sizeof(*record));
 	if (!record)
 		return 0;
 	set_subject(&record->header, task);
 	record->parent_pid = parent;
-	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
 	task_comm(task, record->comm);
 	bulk_end(record);
 	return 0;
@@ -41,10 +44,10 @@ static __always_inline void tell_command(struct task_struct *task, struct linux_
 	record = record_begin(KIND_EXEC_COMMAND, sizeof(*record));
 	if (!record)
 		return;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header, task);
 	record->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
-	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
-	task_comm(task, record->comm);
+	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	bpf_get_current_comm(record->comm, COMM_BYTES);
 	bpf_probe_read_kernel_str(record->path, EXEC_PATH_BYTES, BPF_CORE_READ(binary, filename));
 	if (with_arguments) {
 		if (bytes > EXEC_ARGUMENT_BYTES)
@@ -63,7 +66,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	u32 command = tuning ? *(volatile u32 *)&tuning->exec_command : 0;
 	struct exec_record *record;
 
-	if ((u32)BPF_CORE_READ(task, tgid) == own_tgid)
+	if (current_tgid() == own_tgid)
 		return 0;
 	if (command) {
 		tell_command(task, (struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
@@ -72,10 +75,10 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	record = record_begin(KIND_EXEC, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header, task);
 	record->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
-	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
-	task_comm(task, record->comm);
+	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	bpf_get_current_comm(record->comm, COMM_BYTES);
 	record_end(record, false);
 	return 0;
 }
@@ -119,8 +122,8 @@ SEC("raw_tracepoint/sched_process_exit")
 int process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[0];
-	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct task_struct *leader;
+	struct signal_struct *signal;
 	struct exit_record *record;
 	u32 status;
 
@@ -129,9 +132,11 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	record = record_begin(KIND_EXIT, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header, task);
+	leader = leader_of(task, &record->header);
+	signal = BPF_CORE_READ(task, signal);
 	record->parent_pid = BPF_CORE_READ(leader, real_parent, tgid);
-	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
+	leader_namespace_pid(leader, record->header.pid, &record->ns_pid, &record->ns_level);
 	if (BPF_CORE_READ(signal, flags) & SIGNAL_GROUP_EXIT)
 		status = BPF_CORE_READ(signal, group_exit_code);
 	else

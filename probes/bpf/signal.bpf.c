@@ -25,6 +25,7 @@ int signal_sent(struct bpf_raw_tracepoint_args *ctx)
 	u8 result = ctx->args[4];
 	struct task_struct *sender = current_task();
 	struct signal_record *record;
+	u64 ids;
 	s32 code;
 
 	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
@@ -44,14 +45,15 @@ int signal_sent(struct bpf_raw_tracepoint_args *ctx)
 	set_subject(&record->header, target);
 	record->signal = number;
 	record->code = code;
-	record->sender_pid = BPF_CORE_READ(sender, tgid);
-	record->sender_tid = BPF_CORE_READ(sender, pid);
-	record->sender_cgroup_id = task_cgroup_id(sender);
-	task_namespace_pid(target, &record->ns_pid, &record->ns_level);
+	ids = bpf_get_current_pid_tgid();
+	record->sender_pid = ids >> 32;
+	record->sender_tid = ids;
+	record->sender_cgroup_id = current_cgroup_id(sender);
+	task_namespace_pid(target, &record->header, &record->ns_pid, &record->ns_level);
 	record->from_kernel = code > 0;
 	record->result = result;
 	task_comm(target, record->comm);
-	task_comm(sender, record->sender_comm);
+	bpf_get_current_comm(record->sender_comm, COMM_BYTES);
 	record_end(record, result != TRACE_SIGNAL_IGNORED);
 	return 0;
 }
@@ -107,7 +109,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
 		return 0;
 	key.start_time_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-	key.pid = BPF_CORE_READ(task, tgid);
+	key.pid = current_tgid();
 	if (key.pid == own_tgid)
 		return 0;
 	/* An int, see process.bpf.c. */
@@ -116,11 +118,11 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	record = record_begin(KIND_SIGNAL_DELIVERED, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header, task);
 	record->signal = number;
 	record->code = code;
-	task_namespace_pid(task, &record->ns_pid, &record->ns_level);
-	task_comm(task, record->comm);
+	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	bpf_get_current_comm(record->comm, COMM_BYTES);
 	record_end(record, true);
 	return 0;
 }

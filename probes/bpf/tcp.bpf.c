@@ -78,11 +78,8 @@ struct {
 static __always_inline struct owner current_owner(void)
 {
 	struct task_struct *task = current_task();
-	struct owner owner = {
-		.cgroup_id = task_cgroup_id(task),
-		.pid = BPF_CORE_READ(task, tgid),
-		.tid = BPF_CORE_READ(task, pid),
-	};
+	u64 ids = bpf_get_current_pid_tgid();
+	struct owner owner = { .cgroup_id = current_cgroup_id(task), .pid = ids >> 32, .tid = ids };
 
 	return owner;
 }
@@ -103,13 +100,15 @@ static __always_inline void mapped(u8 address[16], u32 ipv4)
 static __always_inline void tell(struct sock *sk, struct connection *connection, enum change change)
 {
 	struct tcp_record *record;
-	u16 family;
+	struct ends ends = {};
+	bool full;
 
 	if (connection && own_tgid && connection->owner.pid == own_tgid)
 		return;
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	if (family != AF_INET && family != AF_INET6)
+	read_ends(sk, &ends);
+	if (ends.family != AF_INET && ends.family != AF_INET6)
 		return;
+	full = ends.state != TIME_WAIT && ends.state != NEW_SYN_RECV;
 	record = bulk_begin(KIND_TCP, sizeof(*record));
 	if (!record)
 		return;
@@ -120,19 +119,20 @@ static __always_inline void tell(struct sock *sk, struct connection *connection,
 		record->duration_ns = record->header.time_ns - connection->since_ns;
 		record->active = connection->active;
 	} else {
-		record->header.cgroup_id = is_full(sk) ? socket_cgroup_id(sk) : CGROUP_ROOT;
+		record->header.cgroup_id = full ? socket_cgroup_id(sk) : CGROUP_ROOT;
 	}
-	if (family == AF_INET) {
-		mapped(record->source, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
-		mapped(record->destination, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	if (ends.family == AF_INET) {
+		mapped(record->source, ends.source);
+		mapped(record->destination, ends.destination);
 	} else {
 		BPF_CORE_READ_INTO(&record->source, sk, __sk_common.skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&record->destination, sk, __sk_common.skc_v6_daddr);
 	}
-	record->source_port = own_port(sk);
-	record->destination_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	record->source_port = full ? __builtin_bswap16(BPF_CORE_READ((struct inet_sock *)sk, inet_sport)) : ends.own_port;
+	record->destination_port = __builtin_bswap16(ends.destination_port);
 	record->change = change;
-	if (is_full(sk)) {
+	/* Nothing was sent or received when it is just made. */
+	if (full && change != CHANGE_ESTABLISHED) {
 		struct tcp_sock *tcp = (struct tcp_sock *)sk;
 		u64 received = BPF_CORE_READ(tcp, bytes_received);
 
@@ -182,6 +182,9 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	struct listener_key listener = {};
 	struct connection *connection;
 
+	/* Most changes end here. */
+	if (new != CLOSE && new != ESTABLISHED && new != SYN_SENT && new != LISTEN)
+		return 0;
 	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	if (new == SYN_SENT) {
@@ -190,7 +193,7 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		bpf_map_update_elem(&connections, &key, &started, BPF_ANY);
 		return 0;
 	}
-	if (new == LISTEN || old == LISTEN || new == ESTABLISHED) {
+	if (new == LISTEN || old == LISTEN || (new == ESTABLISHED && old == SYN_RECV)) {
 		listener.net = (u64)BPF_CORE_READ(sk, __sk_common.skc_net.net);
 		listener.port = own_port(sk);
 	}
@@ -217,8 +220,6 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		tell(sk, connection, CHANGE_ESTABLISHED);
 		return 0;
 	}
-	if (new != CLOSE)
-		return 0;
 	if (old == LISTEN) {
 		struct owner *owner = bpf_map_lookup_elem(&listeners, &listener);
 
@@ -233,7 +234,9 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	else if (old != SYN_RECV && old != CLOSE)
 		tell(sk, connection, BPF_CORE_READ(sk, sk_err) == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED);
 	if (connection) {
-		bpf_map_update_elem(&closed, &key, connection, BPF_ANY);
+		/* After its last acknowledgement, which ends half of all connections, no reset follows. */
+		if (old != LAST_ACK)
+			bpf_map_update_elem(&closed, &key, connection, BPF_ANY);
 		bpf_map_delete_elem(&connections, &key);
 	}
 	return 0;
