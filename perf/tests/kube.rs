@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use kube_archive::Archive;
 use serde_json::{Value, json};
-use tapio_perf::client::FindingWatch;
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;
-use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
+use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary, http};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -135,17 +134,39 @@ impl Lab {
     }
 }
 
-fn finding(watch: &mut FindingWatch, pattern: &str, name: impl Fn(&str) -> bool) -> tapio_wire::service::Finding {
-    let wanted = |finding: &tapio_wire::service::Finding| {
-        finding.pattern == pattern && finding.entity.as_ref().is_some_and(|entity| name(&entity.name))
-    };
-    match watch.wait(LIMIT, wanted).expect("the server runs") {
-        Some(arrival) => arrival.finding,
-        None => {
-            let seen: Vec<&str> = watch.seen().iter().map(|arrival| &*arrival.finding.title).collect();
-            panic!("no {pattern}; there are {seen:#?}")
-        }
-    }
+/// Waits until `tapioctl findings` lists one of a pattern about a container, pod or workload of this name: names that came late
+/// included. Gives its JSON.
+fn listed(server: &str, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
+    let folder = bin_dir(None).expect("the programs' folder");
+    let tapioctl = binary("tapioctl", &folder).unwrap_or_else(|error| panic!("{error}"));
+    let found = wait_for(&format!("a finding of {pattern}"), LIMIT, |seen| {
+        tapio_perf::clock::pause(Duration::from_millis(300))?;
+        let arguments = ["--server", server, "findings", "-o", "json", "--limit", "500"];
+        let output = Command::new(&tapioctl).args(arguments).output().expect("tapioctl starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let all: Vec<Value> = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("an object a line"))
+            .collect();
+        *seen =
+            all.iter().map(|one| format!("\n{} {} {}", one["pattern"], one["entity"]["name"], one["title"])).collect();
+        Ok(all.into_iter().find(|one| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name)))
+    });
+    found.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Shows a finding as an operator sees it.
+fn print(server: &str, finding: &Value) {
+    let tapioctl = bin_dir(None).expect("the programs' folder").join("tapioctl");
+    let id = finding["id"].as_str().expect("an id");
+    let output = Command::new(tapioctl).args(["--server", server, "finding", id]).output().expect("tapioctl starts");
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// What the entity of a finding is called, part by part.
+fn named(finding: &Value) -> (String, String, String, String) {
+    let part = |key: &str| finding["entity"][key].as_str().unwrap_or_default().to_owned();
+    (part("namespace"), part("pod"), part("container"), part("workload"))
 }
 
 #[test]
@@ -160,7 +181,7 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let options = CollectorOptions { node, server: server.address(), feed: Feed::Kube, ..CollectorOptions::default() };
     let mut collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}"));
-    let mut findings = FindingWatch::start(&server.address()).unwrap_or_else(|error| panic!("{error}"));
+    let address = server.address();
     let lab = Lab { archive: server.archive_dir().to_owned() };
     let is_leader = || {
         let (_, text) = http::get(collector.port(), "/metrics")?;
@@ -176,21 +197,38 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     probed["livenessProbe"] =
         json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
     let sleeper = |name| container(name, "busybox sleep 600");
+    // Kubelet itself evicts what writes more than it may.
+    let mut hoarder = container("hoard", "busybox dd if=/dev/zero of=/hoard bs=1M count=20; busybox sleep 600");
+    hoarder["resources"] = json!({"limits": {"ephemeral-storage": "5Mi"}});
+    let mut front = deployment("front", sleeper("web"));
+    front["spec"]["replicas"] = json!(2);
+    front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
     namespace.apply(vec![
         deployment("leak", eater),
         pod("looper", "Always", container("loop", "exit 3")),
         pod("stuck", "Always", probed),
         pod("evictee", "Never", sleeper("guest")),
         pod("target", "Never", sleeper("app")),
-        pod("brief", "Never", container("blink", "busybox sleep 0.3")),
-        deployment("front", sleeper("web")),
+        pod("brief", "Never", container("blink", "busybox sleep 0.3; exit 7")),
+        pod("hoarder", "Never", hoarder),
+        front.clone(),
     ]);
 
     // Killed for its memory limit.
     let of_leak = |name: &str| name.starts_with(&format!("{ns}/leak-")) && name.ends_with("/eater");
-    let found = finding(&mut findings, "memory-limit-kill", of_leak);
-    assert!(found.title.contains("/eater"), "{}", found.title);
     lab.wait_archived(of_leak, &["container_state", "reason=OOMKilled", "exit=137"]);
+    let found = listed(&address, "memory-limit-kill", of_leak);
+    assert!(found["title"].as_str().is_some_and(|title| title.contains("/eater")), "{found}");
+    let (of_namespace, _, of_container, workload) = named(&found);
+    assert_eq!((&*of_namespace, &*of_container, &*workload), (&**ns, "eater", "Deployment/leak"), "{found}");
+    wait_for("the label beside the death", LIMIT, |seen| {
+        tapio_perf::clock::pause(Duration::from_millis(300))?;
+        let found = listed(&address, "memory-limit-kill", of_leak);
+        *seen = found["death"].to_string();
+        Ok((found["death"]["label"] == "OOMKilled" && found["death"]["label_agrees"] == true).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    print(&address, &found);
 
     // Killed by somebody on the host.
     namespace.wait_running("pod/target");
@@ -201,31 +239,33 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     let pid = process_of(&id).expect("its process runs here");
     let killed = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("sh starts");
     assert!(killed.success());
-    let found = finding(&mut findings, "killed-from-outside", of_target);
-    assert_eq!(found.entity.expect("an entity").container_id, id);
+    let found = listed(&address, "killed-from-outside", of_target);
+    assert_eq!(found["entity"]["container_id"], id, "{found}");
+    assert_eq!(found["death"]["sender"]["comm"], "sh", "{found}");
     lab.wait_archived(of_target, &["container_state", "state=3", "exit=137"]);
 
-    // Crashes again and again. A container that dies at once may be found before Kubernetes named it: its pod is known.
-    let found = finding(&mut findings, "crash-loop", |name| name.starts_with(&format!("{ns}/looper/")));
-    let crashed = found.entity.expect("an entity").id;
-    let wanted = format!("{ns}/looper/loop");
-    wait_for("the crashed container's name", LIMIT, |seen| {
-        tapio_perf::clock::pause(Duration::from_millis(300))?;
-        *seen = Archive::read(&lab.archive).name(crashed).unwrap_or_default();
-        Ok((*seen == wanted).then_some(()))
-    })
-    .unwrap_or_else(|error| panic!("{error}"));
+    // Crashes again and again. A container that dies at once is found before Kubernetes named it: its finding is told again.
+    let found = listed(&address, "crash-loop", |name| name == format!("{ns}/looper/loop"));
+    assert_eq!(found["death"]["exit_code"], 3, "{found}");
     lab.wait_archived(|name| name == format!("{ns}/looper/loop"), &["container_state", "reason=CrashLoopBackOff"]);
 
     // Fails its liveness probe.
     lab.wait_archived(|name| name == format!("{ns}/stuck"), &["kube_event", "Unhealthy"]);
     lab.wait_archived(|name| name == format!("{ns}/stuck/probed"), &["container_state", "state=3", "exit=137"]);
     lab.wait_archived(|name| name == format!("{ns}/stuck/probed"), &["signal", "signal=9"]);
+    let found = listed(&address, "liveness-probe-kill", |name| name == format!("{ns}/stuck/probed"));
+    assert_eq!(found["death"]["signal_name"], "SIGKILL", "{found}");
+
+    // Evicted by kubelet.
+    let found = listed(&address, "evicted", |name| name.starts_with(&format!("{ns}/hoarder")));
+    assert_eq!((named(&found).0, named(&found).1), (ns.clone(), "hoarder".to_owned()), "{found}");
 
     // Lived 300 ms: what the kernel told of it has its name, and so has what kubelet told.
     let of_brief = |name: &str| name == format!("{ns}/brief/blink");
-    lab.wait_archived(of_brief, &["container_state", "state=3", "exit=0"]);
+    lab.wait_archived(of_brief, &["container_state", "state=3", "exit=7"]);
     lab.wait_archived(of_brief, &["exit", "status=0", "comm=busybox"]);
+    let found = listed(&address, "exited-with-error", of_brief);
+    assert_eq!(named(&found).2, "blink", "{found}");
 
     // Evicted through the API.
     namespace.wait_running("pod/evictee");
@@ -243,17 +283,22 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     // A rollout of what crashes.
     let is_ready = |seen: &mut String| {
         seen.clone_from(&namespace.get("deployment/front", "{.status.readyReplicas}"));
-        Ok((seen == "1").then_some(()))
+        Ok((seen == "2").then_some(()))
     };
     wait_for("the first release", LIMIT, is_ready).unwrap_or_else(|error| panic!("{error}"));
     let mut bad = container("web", "exit 1");
     bad["image"] = json!(setting("TAPIO_TEST_IMAGE_NEXT"));
-    namespace.apply(vec![deployment("front", bad)]);
+    front["spec"]["template"]["spec"]["containers"] = json!([bad]);
+    namespace.apply(vec![front]);
     let of_front = |name: &str| name == format!("Deployment {ns}/front");
     let (before, after) = (setting("TAPIO_TEST_IMAGE"), setting("TAPIO_TEST_IMAGE_NEXT"));
     lab.wait_archived(of_front, &["rollout", "kind=Deployment", &format!("images={after} before={before}")]);
     let of_web = |name: &str| name.starts_with(&format!("{ns}/front-")) && name.ends_with("/web");
     lab.wait_archived(of_web, &["container_state", "exit=1", &format!("image={after}")]);
+    let found = listed(&address, "bad-release", |name| name.contains(&format!("{ns}/front")));
+    let (of_namespace, _, _, workload) = named(&found);
+    assert_eq!((&*of_namespace, &*workload), (&**ns, "Deployment/front"), "{found}");
+    assert!(found["title"].as_str().is_some_and(|title| title.contains(&after)), "{found}");
     lab.wait_archived(of_front, &["rollout", "kind=Deployment", "reason=ProgressDeadlineExceeded"]);
 
     let (_, metrics) = http::get(collector.port(), "/metrics").unwrap_or_else(|error| panic!("{error}"));
