@@ -1,7 +1,8 @@
 //! The JSON API over HTTP: findings, and events out of the archive.
 //!
-//! What enters: requests of anyone who may connect. What leaves: JSON; errors are `{"error": …}` and say what to do. What must
-//! hold: pages, streams and readers are bounded, as in [`crate::query`].
+//! What enters: requests of anyone who may connect and, where one is configured, brings the token. What leaves: JSON; errors are
+//! `{"error": …}` and say what to do. What must hold: pages, streams and readers are bounded, as in [`crate::query`]; without
+//! the token nothing is told, not even which paths there are.
 
 use std::convert::Infallible;
 use std::sync::{Arc, PoisonError};
@@ -9,15 +10,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tapio_wire::service::ListFindingsRequest;
+use tapio_wire::token::TokenFile;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt, once};
@@ -33,8 +36,8 @@ struct Api {
     events: EventSource,
 }
 
-/// `/api/v1/…`
-pub fn router(store: Arc<FindingStore>, events: EventSource) -> Router {
+/// `/api/v1/…`, for whoever brings the token, where there is one.
+pub fn router(store: Arc<FindingStore>, events: EventSource, token: Option<Arc<TokenFile>>) -> Router {
     Router::new()
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/findings/watch", get(watch))
@@ -42,6 +45,37 @@ pub fn router(store: Arc<FindingStore>, events: EventSource) -> Router {
         .route("/api/v1/events", get(list_events))
         .route("/api/{*rest}", get(unknown))
         .with_state(Api { store, events })
+        .layer(middleware::from_fn_with_state(token, admit))
+}
+
+/// What is served instead when the API is off.
+pub fn router_off() -> Router {
+    Router::new().route("/api/{*rest}", any(off))
+}
+
+async fn off() -> Failure {
+    Failure {
+        status: StatusCode::FORBIDDEN,
+        message: "this server asks for TLS or a token and HTTP is in the clear: use tapioctl on the gRPC port, or set \
+                  metrics.api: true"
+            .into(),
+    }
+}
+
+async fn admit(State(token): State<Option<Arc<TokenFile>>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    match token {
+        Some(token) if !token.admits(given) => {
+            let failure = Failure {
+                status: StatusCode::UNAUTHORIZED,
+                message: "the token is missing or wrong: send authorization: Bearer and the content of \
+                          server.auth.token_file"
+                    .into(),
+            };
+            ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 struct Failure {

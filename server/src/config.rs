@@ -115,13 +115,15 @@ impl Default for CorrelationSection {
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsSection {
     pub prometheus_enabled: bool,
-    /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`.
+    /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`, and the API.
     pub prometheus_port: u16,
+    /// Whether `/api/v1` is served there; default: only where neither TLS nor a token guards gRPC, since HTTP is in the clear.
+    pub api: Option<bool>,
 }
 
 impl Default for MetricsSection {
     fn default() -> Self {
-        Self { prometheus_enabled: true, prometheus_port: 9091 }
+        Self { prometheus_enabled: true, prometheus_port: 9091, api: None }
     }
 }
 
@@ -294,6 +296,11 @@ impl Config {
         SocketAddr::new(self.server.address, self.server.port)
     }
 
+    /// Whether findings and events are served over HTTP.
+    pub fn serves_api(&self) -> bool {
+        self.metrics.api.unwrap_or(!self.server.tls_enabled && self.server.auth.token_file.is_none())
+    }
+
     /// Where HTTP listens.
     pub fn http_address(&self) -> SocketAddr {
         SocketAddr::new(self.server.address, self.metrics.prometheus_port)
@@ -329,6 +336,19 @@ mod tests {
         assert!(error.contains("dri") && error.contains("line 2"), "{error}");
         let error = parse("server:\n  port: high\n").unwrap_err().to_string();
         assert!(error.contains("port") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn findings_are_not_told_in_the_clear_beside_a_guarded_port_unless_asked_for() {
+        for (text, serves) in [
+            ("", true),
+            ("metrics: {api: false}", false),
+            ("server: {auth: {token_file: /token}}", false),
+            ("server: {auth: {token_file: /token}}\nmetrics: {api: true}", true),
+            ("server: {tls_enabled: true, tls: {cert: /cert.pem, key: /key.pem}}", false),
+        ] {
+            assert_eq!(parse(text).expect("accepted").serves_api(), serves, "{text}");
+        }
     }
 
     #[test]

@@ -172,9 +172,12 @@ impl Pipeline {
             true => Some(Arc::new(Watched::load(config.server.tls.clone())?)),
             false => None,
         };
-        let token = config.server.auth.token_file.clone().map(TokenFile::load).transpose()?;
+        let token = config.server.auth.token_file.clone().map(TokenFile::load).transpose()?.map(Arc::new);
         if token.is_some() && tls.is_none() {
             tracing::warn!("server.auth without server.tls_enabled: tokens travel in the clear");
+        }
+        if config.metrics.api == Some(true) && (token.is_some() || tls.is_some()) && !http_address.ip().is_loopback() {
+            tracing::warn!("metrics.api beside a guarded gRPC port: findings and the token travel in the clear");
         }
 
         let registry = Registry::new();
@@ -216,7 +219,11 @@ impl Pipeline {
             is_ready,
             Arc::clone(&correlator),
             config.metrics.prometheus_enabled,
-            api::router(Arc::clone(&store), events.clone()),
+            if config.serves_api() {
+                api::router(Arc::clone(&store), events.clone(), token.clone())
+            } else {
+                api::router_off()
+            },
             ended.clone(),
         ));
 
@@ -266,7 +273,7 @@ impl Pipeline {
             }
         });
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
-            .layer(InterceptorLayer::new(Admission(token.map(Arc::new))))
+            .layer(InterceptorLayer::new(Admission(token)))
             .add_service(ingest.server())
             .add_service(query::service_with_events(store, status, events))
             .add_service(health)

@@ -137,10 +137,14 @@ pub struct Admission(pub Option<Arc<TokenFile>>);
 impl tonic::service::Interceptor for Admission {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         match &self.0 {
-            Some(token) if !token.admits(request.metadata().get("authorization")) => Err(Status::unauthenticated(
-                "the token is missing or wrong; set grpc.token_file of the collector (tapioctl: --token-file) to a file \
-                 with the content of server.auth.token_file",
-            )),
+            Some(token)
+                if !token.admits(request.metadata().get("authorization").map(|value| value.as_encoded_bytes())) =>
+            {
+                Err(Status::unauthenticated(
+                    "the token is missing or wrong; set grpc.token_file of the collector (tapioctl: --token-file) to a file \
+                     with the content of server.auth.token_file",
+                ))
+            }
             _ => Ok(request),
         }
     }

@@ -12,6 +12,7 @@ use tapio_server::api;
 use tapio_server::findings::FindingStore;
 use tapio_server::query::EventSource;
 use tapio_wire::service::{EntityRef, Finding};
+use tapio_wire::token::TokenFile;
 
 struct Server {
     address: SocketAddr,
@@ -37,6 +38,10 @@ fn finding(number: u64, severity: &str) -> Finding {
 }
 
 fn serve() -> Server {
+    serve_to(None)
+}
+
+fn serve_to(token: Option<Arc<TokenFile>>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let archive = open(plain(dir.path()));
     append_each(&archive, &mut Frames::new("n1", 1), 30);
@@ -46,7 +51,7 @@ fn serve() -> Server {
         store.publish(finding(number, if number > 15 { "critical" } else { "low" }));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()));
+    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), token);
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     runtime.spawn(async move { axum::serve(listener, router).await });
@@ -55,9 +60,14 @@ fn serve() -> Server {
 
 impl Server {
     fn ask(&self, path: &str) -> BufReader<TcpStream> {
+        self.ask_with(path, "")
+    }
+
+    /// With lines of headers.
+    fn ask_with(&self, path: &str, headers: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: tapio\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: tapio\r\n{headers}\r\n").unwrap();
         BufReader::new(stream)
     }
 
@@ -96,6 +106,32 @@ fn findings_come_in_pages_newest_first_and_narrowed() {
     assert_eq!(ids(&server.json("/api/v1/findings?pod=shop/web-8&node=n1").1), ["0008"]);
     assert_eq!(ids(&server.json("/api/v1/findings?node=n2").1), [""; 0]);
     assert_eq!(server.json("/api/v1/findings/0012").1["pattern"], "even");
+}
+
+#[test]
+fn nothing_is_told_without_the_token() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "open-sesame\n").unwrap();
+    let server = serve_to(Some(Arc::new(TokenFile::load(file.path().into()).unwrap())));
+    let status = |path: &str, headers: &str| {
+        let mut text = String::new();
+        server.ask_with(path, headers).read_to_string(&mut text).unwrap();
+        (text.split(' ').nth(1).unwrap().parse::<u16>().unwrap(), text)
+    };
+    let right = "Authorization: Bearer open-sesame\r\n";
+    for path in ["/api/v1/findings", "/api/v1/findings/0012", "/api/v1/findings/watch", "/api/v1/events", "/api/v2"] {
+        for headers in ["", "Authorization: Bearer open-sesam\r\n", "Authorization: Basic open-sesame\r\n"] {
+            let (code, text) = status(path, headers);
+            assert!(
+                code == 401 && text.contains("server.auth.token_file") && !text.contains("web-12"),
+                "{path}: {text}"
+            );
+        }
+    }
+    assert_eq!(status("/api/v1/findings", right).0, 200);
+    assert_eq!(status("/api/v1/events", right).0, 200);
+    std::fs::write(file.path(), "another\n").unwrap();
+    assert_eq!(status("/api/v1/findings", right).0, 401, "the token has changed");
 }
 
 #[test]

@@ -245,9 +245,9 @@ fn a_watcher_is_told_what_was_what_is_and_may_leave() {
     killed(&mut server.node, 200 * SECOND, 200, "nginx");
     server.machine.deliver(&server.node.node, &server.node.frames[1..]);
     assert_eq!(pid(), 200);
+    // Nothing more happens: it must not need another finding to notice. Other tests' children may hold the pipe for a moment
+    // between fork and exec, in which a write into it succeeds.
     drop(lines);
-    killed(&mut server.node, 300 * SECOND, 300, "nginx");
-    server.machine.deliver(&server.node.node, &server.node.frames[2..]);
     assert_eq!(child.wait().expect("it ends").code(), Some(0), "a closed pipe is no error");
 }
 

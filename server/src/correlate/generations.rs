@@ -4,6 +4,7 @@
 //! entry that had to go is counted. Entries live in two generations; when the young one has filled its half it becomes the
 //! old one, and what was still in the old one is dropped. Whatever is written or asked for by `entry` is young again.
 
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use foldhash::fast::RandomState;
@@ -55,7 +56,9 @@ impl<K: Eq + Hash, V> Generations<K, V> {
     /// Inserts or replaces.
     pub fn insert(&mut self, key: K, value: V) {
         self.old.remove(&key);
-        self.make_room(&key);
+        if self.is_full_for(&key) {
+            self.turn();
+        }
         self.young.insert(key, value);
     }
 
@@ -66,9 +69,22 @@ impl<K: Eq + Hash, V> Generations<K, V> {
 
     /// The entry of `key`, made by `make` when there is none.
     pub fn entry(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
-        let old = self.old.remove(&key);
-        self.make_room(&key);
-        self.young.entry(key).or_insert_with(|| old.unwrap_or_else(make))
+        // Taken out before there may be room to make: what is asked for survives.
+        let kept = if self.is_full_for(&key) {
+            let kept = self.old.remove(&key);
+            self.turn();
+            kept
+        } else {
+            None
+        };
+        match self.young.entry(key) {
+            // Mostly so, hence one look in one map.
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let kept = kept.or_else(|| self.old.remove(entry.key()));
+                entry.insert(kept.unwrap_or_else(make))
+            }
+        }
     }
 
     /// Removes what `keep` refuses.
@@ -77,11 +93,15 @@ impl<K: Eq + Hash, V> Generations<K, V> {
         self.old.retain(&mut keep);
     }
 
-    fn make_room(&mut self, key: &K) {
-        if self.young.len() >= self.entries_max / 2 && !self.young.contains_key(key) {
-            self.evicted += self.old.len() as u64;
-            self.old = std::mem::take(&mut self.young);
-        }
+    fn is_full_for(&self, key: &K) -> bool {
+        self.young.len() >= self.entries_max / 2 && !self.young.contains_key(key)
+    }
+
+    /// The young one becomes the old one. The memory of the one that goes is used again, so that the next need not grow anew.
+    fn turn(&mut self) {
+        self.evicted += self.old.len() as u64;
+        std::mem::swap(&mut self.young, &mut self.old);
+        self.young.clear();
     }
 }
 

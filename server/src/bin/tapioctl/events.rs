@@ -7,7 +7,7 @@ use clap::Args;
 use tapio_server::render;
 use tapio_wire::service::{Event, ListEventsRequest};
 
-use super::output::{Format, print};
+use super::output::{Format, nobody_reads, print};
 use super::server::{Client, Failure, ServerAt, connect};
 use super::{Printing, moment, now_ns};
 
@@ -74,6 +74,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     }
     request.limit = FOLLOW_LIMIT;
     let mut seen: HashSet<String> = HashSet::new();
+    let mut nobody_reads = std::pin::pin!(nobody_reads());
     loop {
         let mut now_seen = HashSet::new();
         let round = each(&mut client, server, request.clone(), &mut |event| {
@@ -88,7 +89,10 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         }
         seen = now_seen;
         request.since_ns = request.since_ns.max(now_ns().saturating_sub(FOLLOW_OVERLAP_NS));
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW_INTERVAL) => {}
+            failure = &mut nobody_reads => return Err(failure),
+        }
     }
 }
 

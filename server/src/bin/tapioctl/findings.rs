@@ -4,7 +4,7 @@ use clap::Args;
 use tapio_server::render;
 use tapio_wire::service::{Finding, GetFindingRequest, ListFindingsRequest, WatchFindingsRequest};
 
-use super::output::{Format, print};
+use super::output::{Format, nobody_reads, print};
 use super::server::{Client, Failure, ServerAt, connect};
 use super::{Printing, moment};
 
@@ -117,8 +117,13 @@ async fn follow(client: &mut Client, server: &ServerAt, printing: Printing, sinc
     if printing.format.is_table() {
         print(&header(printing))?;
     }
+    let mut nobody_reads = std::pin::pin!(nobody_reads());
     loop {
-        match stream.message().await {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            failure = &mut nobody_reads => return Err(failure),
+        };
+        match message {
             Ok(Some(finding)) => print(&line(printing, &finding))?,
             Ok(None) => {
                 return Err(Failure::Unreachable(format!("{}: it ended the stream", &**server)));

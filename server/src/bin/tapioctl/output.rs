@@ -1,9 +1,13 @@
 //! Formats that kubectl's users expect.
 
 use std::io::{self, Write};
+use std::thread;
 
 use clap::ValueEnum;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::server::Failure;
 
@@ -38,4 +42,24 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
+}
+
+/// Ends when nobody reads standard output any more: a watcher need not wait for the next finding to notice. Never ends where that
+/// cannot be known, as of a file.
+pub async fn nobody_reads() -> Failure {
+    let (gone, is_gone) = oneshot::channel();
+    // A thread, since it may wait for good; it ends with the process.
+    let waiting = thread::Builder::new().name("output".into()).spawn(move || {
+        // No event is asked for: an error or a hangup is told nevertheless.
+        let output = io::stdout();
+        let wait = || poll(&mut [PollFd::new(&output, PollFlags::empty())], None);
+        if retry_on_intr(wait).is_ok() {
+            // The watcher may have ended for another reason.
+            let _ = gone.send(());
+        }
+    });
+    if waiting.is_ok() && is_gone.await.is_ok() {
+        return Failure::Output(io::ErrorKind::BrokenPipe.into());
+    }
+    std::future::pending().await
 }
