@@ -185,10 +185,10 @@ impl Governor {
                 "CPU budget"
             );
         }
-        if let Some(controls) = &self.controls {
-            if let Err(error) = controls.update(|tuning| tuning.bulk_sampling = sampling) {
-                tracing::warn!(%error, "the probes' sampling cannot be changed");
-            }
+        if let Some(controls) = &self.controls
+            && let Err(error) = controls.update(|tuning| tuning.bulk_sampling = sampling)
+        {
+            tracing::warn!(%error, "the probes' sampling cannot be changed");
         }
     }
 }

@@ -223,7 +223,8 @@ fn is_in_a_map(name: &str) -> bool {
 /// What user space reads of maps by offset: `src/aggregate.rs` and `src/unanswered.rs`.
 #[test]
 fn keys_and_values_of_maps_are_where_user_space_reads_them() {
-    let expected: [(&str, usize, &[(&str, usize, usize)]); 7] = [
+    type Field = (&'static str, usize, usize);
+    let expected: [(&str, usize, &[Field]); 7] = [
         ("histogram_sums", 144, &[("total_ns", 0, 8), ("max_ns", 8, 8), ("counts", 16, 128)]),
         ("block_key", 8, &[("device", 0, 4), ("operation", 4, 4)]),
         ("stall_key", 16, &[("cgroup_id", 0, 8), ("memcg", 8, 8)]),

@@ -46,11 +46,6 @@ impl Archive {
         self.events.extend(body.events.iter().map(|event| (event.entity.to_native(), text(body, event))));
     }
 
-    /// The name of an entity.
-    pub fn name(&self, entity: u64) -> Option<String> {
-        self.names.get(&entity).cloned()
-    }
-
     /// The first event of a named entity whose text has all `parts`.
     pub fn find(&self, name: impl Fn(&str) -> bool, parts: &[&str]) -> Option<String> {
         self.texts(name).into_iter().find(|text| parts.iter().all(|part| text.contains(part))).map(str::to_owned)
