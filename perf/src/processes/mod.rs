@@ -215,7 +215,7 @@ impl Drop for Process {
 }
 
 /// The same command, of which the kernel makes an end when the thread that starts it has ended, where there is `setpriv` to ask
-/// it for that.
+/// it for that. A user or group that was set on the command is not taken over: it cannot be asked for.
 fn ending_with_us(command: Command) -> Command {
     let program = Path::new(command.get_program());
     if !Path::new(SETPRIV).exists() || !program.is_file() {
