@@ -64,7 +64,7 @@ struct Segment {
 pub struct Spool {
     dir: PathBuf,
     /// The folder, locked: two collectors would delete each other's segments.
-    _lock: File,
+    lock: File,
     max_bytes: u64,
     segment_bytes: u64,
     segments: VecDeque<Segment>,
@@ -73,6 +73,14 @@ pub struct Spool {
     next_number: u64,
     /// Where the next frame to read is: segment and offset.
     cursor: Option<(u64, u64)>,
+}
+
+impl Drop for Spool {
+    /// Closing would not do where a child that is just being started still holds a copy of the descriptor. It fails only for a
+    /// descriptor that is none.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Spool {
@@ -91,7 +99,7 @@ impl Spool {
         })?;
         let mut spool = Self {
             dir: dir.into(),
-            _lock: lock,
+            lock,
             max_bytes,
             segment_bytes: (max_bytes / 4).clamp(FRAME_BYTES_MAX as u64 + 4096, SEGMENT_BYTES_MAX),
             segments: VecDeque::new(),
