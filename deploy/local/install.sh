@@ -12,6 +12,7 @@ command -v clang >/dev/null || missing+=(clang)
 command -v dbus-daemon >/dev/null || missing+=(dbus)
 command -v nsenter >/dev/null || missing+=(util-linux)
 command -v pgrep >/dev/null || missing+=(procps)
+PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
 if [ "${1:-}" = kernels ]; then
   command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
   command -v cpio >/dev/null || missing+=(cpio)

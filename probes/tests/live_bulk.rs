@@ -221,8 +221,10 @@ fn stalls_before_the_oom_kill(number: u32, reclaim_burst_ns: u64) -> Vec<Reclaim
     assert_eq!(child.0.wait().unwrap().signal(), Some(9), "the OOM killer came");
     let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
     let id = inode(&container.unified());
-    let reclaims = session.all_of(Kind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
+    let mut reclaims = session.all_of(Kind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
     assert!(!reclaims.is_empty());
+    // Each CPU has a ring of its own, and the victim may have run on several.
+    reclaims.sort_by_key(|reclaim| reclaim.header.time_ns);
     for reclaim in &reclaims {
         assert_eq!((reclaim.memcg, reclaim.pad), (1, [0; 7]));
         assert!(reclaim.stall_ns > 0 && reclaim.stall_ns < 60_000_000_000, "{reclaim:?}");

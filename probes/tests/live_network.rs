@@ -84,6 +84,7 @@ fn a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_on
         for dns in told {
             assert_eq!((text(&dns.name).as_ref(), dns.rcode, dns.query_type), (name, rcode, AAAA));
             assert_eq!((dns.header.pid, dns.header.tid, dns.pad, dns.pad2), (ran.pid, ran.pid, 0, 0));
+            assert!(dns.name[name.len()..].iter().all(|&byte| byte == 0), "bytes of somebody else: {:?}", dns.name);
             assert_eq!(dns.latency_ns, histogram.max_ns);
             assert!(dns.latency_ns > 0 && dns.latency_ns < 20_000_000_000, "{dns:?}");
         }

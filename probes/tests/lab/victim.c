@@ -335,6 +335,15 @@ static int open_file(const char *path, const char *directory)
 	return open(path, O_RDONLY | O_CLOEXEC) < 0 ? 1 : 0;
 }
 
+/* From now on every write to the file system at `path` fails. */
+static int cut(const char *path)
+{
+	unsigned int without_flush = 2;
+	int directory = open(path, O_RDONLY);
+
+	return directory < 0 || ioctl(directory, _IOR('X', 125, unsigned int), &without_flush);
+}
+
 int main(int argc, char **argv)
 {
 	const char *how = argc > 1 ? argv[1] : "";
@@ -371,6 +380,8 @@ int main(int argc, char **argv)
 		return lost(argv[2]);
 	if (!strcmp(how, "read") && argc > 2)
 		return read_all(argv[2]);
+	if (!strcmp(how, "cut") && argc > 2)
+		return cut(argv[2]);
 	if (!strcmp(how, "connect") && argc > 2)
 		return connect_to(argv[2], argc > 3 ? argv[3] : "127.0.0.1");
 	return 2;
