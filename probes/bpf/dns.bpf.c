@@ -59,7 +59,8 @@ struct {
 
 const volatile struct query empty_query = {};
 
-AGGREGATE(dns_latency, BPF_MAP_TYPE_PERCPU_HASH, ASKING_CGROUPS_MAX, u64, struct histogram_sums);
+/* Shared by the CPUs: lookups are not so many, and each CPU would need room for all cgroups. */
+AGGREGATE(dns_latency, BPF_MAP_TYPE_HASH, ASKING_CGROUPS_MAX, u64, struct histogram_sums);
 
 /* Where a DNS message begins in a packet to, or from, port 53; 0 where there is none. */
 static __always_inline u32 message_offset(struct __sk_buff *skb, bool is_query)
@@ -104,12 +105,13 @@ static __always_inline void read_question(struct query *query)
 SEC("cgroup_skb/egress")
 int dns_query(struct __sk_buff *skb)
 {
-	struct task_struct *task = current_task();
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	u32 offset = message_offset(skb, true);
 	u64 bytes;
 	struct dns_header header;
 	struct query_key key = {};
 	struct query *query;
+	struct ids ids;
 	u64 cgroup;
 
 	if (!offset || bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
@@ -117,7 +119,8 @@ int dns_query(struct __sk_buff *skb)
 	if (header.flags & (IS_ANSWER | OPCODE) || !header.questions)
 		return 1;
 	cgroup = task_cgroup_id(task);
-	if (cgroup_is_excluded(cgroup) || (own_tgid && (u32)BPF_CORE_READ(task, tgid) == own_tgid))
+	ids = task_ids(task);
+	if (cgroup_is_excluded(cgroup) || (own_tgid && ids.tgid == own_tgid))
 		return 1;
 	if (!kind_is_on(KIND_DNS) && !kind_is_on(KIND_HISTOGRAM))
 		return 1;
@@ -147,8 +150,8 @@ int dns_query(struct __sk_buff *skb)
 	}
 	read_question(query);
 	query->cgroup_id = cgroup;
-	query->pid = BPF_CORE_READ(task, tgid);
-	query->tid = BPF_CORE_READ(task, pid);
+	query->pid = ids.tgid;
+	query->tid = ids.pid;
 	*(volatile u64 *)&query->since_ns = bpf_ktime_get_boot_ns();
 	return 1;
 }

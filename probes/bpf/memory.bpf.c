@@ -11,9 +11,9 @@
 #define RECLAIMING_TASKS_MAX 4096
 #define PF_KTHREAD 0x00200000
 
-/* Since when a thread reclaims. */
+/* Since when a thread reclaims. One whose end was missed gives way to the next thread with its id. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, RECLAIMING_TASKS_MAX);
 	__type(key, u32);
 	__type(value, u64);
@@ -24,7 +24,7 @@ static __always_inline int reclaim_begins(void)
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 now = bpf_ktime_get_boot_ns();
 
-	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
+	if (READ_CURRENT(current_task(), flags) & PF_KTHREAD)
 		return 0;
 	bpf_map_update_elem(&reclaiming, &tid, &now, BPF_ANY);
 	return 0;
@@ -35,7 +35,6 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 *since = bpf_map_lookup_elem(&reclaiming, &tid);
 	struct tuning *tuning = tuned();
-	struct task_struct *task = current_task();
 	struct stall_key key = { .memcg = memcg };
 	struct stall none = {}, *stall;
 	bool is_new;
@@ -45,7 +44,7 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 		return 0;
 	ns = bpf_ktime_get_boot_ns() - *since;
 	bpf_map_delete_elem(&reclaiming, &tid);
-	key.cgroup_id = task_cgroup_id(task);
+	key.cgroup_id = current_cgroup_id();
 	stall = aggregate_sum(stalls, &key, &none, &is_new);
 	if (!stall) {
 		count_unsummed(KIND_RECLAIM);
@@ -53,7 +52,7 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	}
 	__sync_fetch_and_add(&stall->ns, ns);
 	__sync_fetch_and_add(&stall->pages, pages);
-	tell_stall(stall, &key, task, *(volatile u64 *)&tuning->reclaim_burst_ns);
+	tell_stall(stall, &key, *(volatile u64 *)&tuning->reclaim_burst_ns);
 	return 0;
 }
 

@@ -108,17 +108,17 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 	bool is_task = subject >> 32;
 	struct task_struct *allocator = current_task();
 	struct task_struct *victim = is_task ? (struct task_struct *)subject : find_task(subject);
-	struct stall_key of_node = { .cgroup_id = task_cgroup_id(allocator) };
+	struct stall_key of_node = { .cgroup_id = current_cgroup_id() };
 	struct stall_key of_cgroup = { .cgroup_id = of_node.cgroup_id, .memcg = 1 };
 	struct oom_record *record;
 
-	tell_rest(&of_cgroup, allocator);
-	tell_rest(&of_node, allocator);
+	tell_rest(&of_cgroup);
+	tell_rest(&of_node);
 	record = record_begin(KIND_OOM, sizeof(*record));
 	if (!record)
 		return 0;
-	record->allocator_pid = BPF_CORE_READ(allocator, tgid);
-	record->allocator_tid = BPF_CORE_READ(allocator, pid);
+	record->allocator_pid = READ_CURRENT(allocator, tgid);
+	record->allocator_tid = READ_CURRENT(allocator, pid);
 	record->allocator_cgroup_id = of_node.cgroup_id;
 	task_comm(allocator, record->allocator_comm);
 	if (victim) {

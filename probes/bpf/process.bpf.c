@@ -13,11 +13,12 @@ SEC("raw_tracepoint/sched_process_fork")
 int process_fork(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[1];
+	struct ids ids = task_ids(task);
 	struct fork_record *record;
 	u32 parent;
 
 	/* A thread has its process's id as tgid. */
-	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid))
+	if (ids.pid != ids.tgid)
 		return 0;
 	parent = BPF_CORE_READ(task, real_parent, tgid);
 	if (parent == own_tgid)
@@ -25,28 +26,31 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 	record = bulk_begin(KIND_FORK, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, task);
+	record->header.cgroup_id = cgroup_id_beside_current(task, current_cgroup_id());
+	record->header.pid = ids.tgid;
+	record->header.tid = ids.pid;
 	record->parent_pid = parent;
-	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	leader_namespace_pid(task, ids.tgid, &record->ns_pid, &record->ns_level);
 	task_comm(task, record->comm);
 	bulk_end(record);
 	return 0;
 }
 
 /* What runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
-static __always_inline void tell_command(struct task_struct *task, struct linux_binprm *binary, bool with_arguments)
+static __always_inline void tell_command(struct linux_binprm *binary, bool with_arguments)
 {
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	u64 start = BPF_CORE_READ(mm, arg_start);
-	u64 bytes = BPF_CORE_READ(mm, arg_end) - start;
+	struct task_struct *task = current_task();
+	u64 start = READ_CURRENT(task, mm, arg_start);
+	u64 bytes = READ_CURRENT(task, mm, arg_end) - start;
 	struct exec_command_record *record;
 
 	record = record_begin(KIND_EXEC_COMMAND, sizeof(*record));
 	if (!record)
 		return;
-	set_current_subject(&record->header, task);
-	record->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
-	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	set_current_subject(&record->header);
+	record->parent_pid = READ_CURRENT(task, real_parent, tgid);
+	/* It leads: who replaces its image has become the leader. */
+	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);
 	bpf_probe_read_kernel_str(record->path, EXEC_PATH_BYTES, BPF_CORE_READ(binary, filename));
 	if (with_arguments) {
@@ -61,7 +65,7 @@ static __always_inline void tell_command(struct task_struct *task, struct linux_
 SEC("raw_tracepoint/sched_process_exec")
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct task_struct *task = current_task();
 	struct tuning *tuning = tuned();
 	u32 command = tuning ? *(volatile u32 *)&tuning->exec_command : 0;
 	struct exec_record *record;
@@ -69,15 +73,16 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (current_tgid() == own_tgid)
 		return 0;
 	if (command) {
-		tell_command(task, (struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
+		tell_command((struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
 		return 0;
 	}
 	record = record_begin(KIND_EXEC, sizeof(*record));
 	if (!record)
 		return 0;
-	set_current_subject(&record->header, task);
-	record->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
-	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	set_current_subject(&record->header);
+	record->parent_pid = READ_CURRENT(task, real_parent, tgid);
+	/* It leads: who replaces its image has become the leader. */
+	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);
 	record_end(record, false);
 	return 0;
@@ -109,10 +114,10 @@ static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, 
 
 	if (bpf_core_field_exists(struct trace_event_raw_sched_process_exit, group_dead))
 		return (u8)ctx->args[1];
-	if (BPF_CORE_READ(task, signal, live.counter))
+	if (READ_CURRENT(task, signal, live.counter))
 		return false;
-	key.start_time_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-	key.pid = BPF_CORE_READ(task, tgid);
+	key.start_time_ns = READ_CURRENT(task, group_leader, start_boottime);
+	key.pid = READ_CURRENT(task, tgid);
 	/* An int: before 6.4 the map's own function is called, which returns one, and the upper half of the register is not set. */
 	error = bpf_map_update_elem(&ended, &key, &told, BPF_NOEXIST);
 	return error != -EEXIST;
@@ -121,8 +126,7 @@ static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, 
 SEC("raw_tracepoint/sched_process_exit")
 int process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct task_struct *task = (struct task_struct *)ctx->args[0];
-	struct task_struct *leader;
+	struct task_struct *task = current_task(), *leader;
 	struct signal_struct *signal;
 	struct exit_record *record;
 	u32 status;
@@ -132,18 +136,18 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	record = record_begin(KIND_EXIT, sizeof(*record));
 	if (!record)
 		return 0;
-	set_current_subject(&record->header, task);
-	leader = leader_of(task, &record->header);
-	signal = BPF_CORE_READ(task, signal);
-	record->parent_pid = BPF_CORE_READ(leader, real_parent, tgid);
-	leader_namespace_pid(leader, record->header.pid, &record->ns_pid, &record->ns_level);
-	if (BPF_CORE_READ(signal, flags) & SIGNAL_GROUP_EXIT)
-		status = BPF_CORE_READ(signal, group_exit_code);
+	set_current_subject(&record->header);
+	leader = READ_CURRENT(task, group_leader);
+	signal = READ_CURRENT(task, signal);
+	record->parent_pid = READ_CURRENT(leader, real_parent, tgid);
+	current_namespace_pid(leader, record->header.pid, &record->ns_pid, &record->ns_level);
+	if (READ_CURRENT(signal, flags) & SIGNAL_GROUP_EXIT)
+		status = READ_CURRENT(signal, group_exit_code);
 	else
-		status = BPF_CORE_READ(leader, exit_code);
+		status = READ_CURRENT(leader, exit_code);
 	record->status = status;
-	record->start_time_ns = BPF_CORE_READ(leader, start_boottime);
-	record->oom_score_adj = BPF_CORE_READ(signal, oom_score_adj);
+	record->start_time_ns = READ_CURRENT(leader, start_boottime);
+	record->oom_score_adj = READ_CURRENT(signal, oom_score_adj);
 	task_comm(leader, record->comm);
 	record_end(record, status != 0);
 	return 0;

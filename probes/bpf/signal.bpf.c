@@ -23,14 +23,15 @@ int signal_sent(struct bpf_raw_tracepoint_args *ctx)
 	u64 info = ctx->args[1];
 	struct task_struct *target = (struct task_struct *)ctx->args[2];
 	u8 result = ctx->args[4];
-	struct task_struct *sender = current_task();
 	struct signal_record *record;
-	u64 ids;
+	struct ids ids;
+	u64 sender;
 	s32 code;
 
 	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
 		return 0;
-	if ((u32)BPF_CORE_READ(target, tgid) == own_tgid)
+	ids = task_ids(target);
+	if (ids.tgid == own_tgid)
 		return 0;
 	if (info == SEND_SIG_NOINFO)
 		code = SI_USER;
@@ -42,13 +43,15 @@ int signal_sent(struct bpf_raw_tracepoint_args *ctx)
 	record = record_begin(KIND_SIGNAL, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, target);
+	record->sender_cgroup_id = current_cgroup_id();
+	record->header.cgroup_id = cgroup_id_beside_current(target, record->sender_cgroup_id);
+	record->header.pid = ids.tgid;
+	record->header.tid = ids.pid;
 	record->signal = number;
 	record->code = code;
-	ids = bpf_get_current_pid_tgid();
-	record->sender_pid = ids >> 32;
-	record->sender_tid = ids;
-	record->sender_cgroup_id = current_cgroup_id(sender);
+	sender = bpf_get_current_pid_tgid();
+	record->sender_pid = sender >> 32;
+	record->sender_tid = sender;
 	task_namespace_pid(target, &record->header, &record->ns_pid, &record->ns_level);
 	record->from_kernel = code > 0;
 	record->result = result;
@@ -86,8 +89,8 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	u64 info = ctx->args[1];
 	struct k_sigaction *action = (struct k_sigaction *)ctx->args[2];
 	struct task_struct *task = current_task();
-	struct signal_struct *group = BPF_CORE_READ(task, signal);
-	u32 flags = BPF_CORE_READ(group, flags);
+	struct signal_struct *group = READ_CURRENT(task, signal);
+	u32 flags = READ_CURRENT(group, flags);
 	struct signal_delivered_record *record;
 	struct killed_key key = {};
 	s32 code = SI_USER;
@@ -97,7 +100,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (flags & SIGNAL_GROUP_EXIT)
 		/* 0 for a process that exits by itself. */
-		number = BPF_CORE_READ(group, group_exit_code) & 0x7f;
+		number = READ_CURRENT(group, group_exit_code) & 0x7f;
 	else if (info == SEND_SIG_NOINFO)
 		/* The threads of a process that replaces its image. */
 		return 0;
@@ -108,7 +111,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 		code = BPF_CORE_READ((struct kernel_siginfo *)info, si_code);
 	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
 		return 0;
-	key.start_time_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	key.start_time_ns = READ_CURRENT(task, group_leader, start_boottime);
 	key.pid = current_tgid();
 	if (key.pid == own_tgid)
 		return 0;
@@ -118,10 +121,10 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	record = record_begin(KIND_SIGNAL_DELIVERED, sizeof(*record));
 	if (!record)
 		return 0;
-	set_current_subject(&record->header, task);
+	set_current_subject(&record->header);
 	record->signal = number;
 	record->code = code;
-	task_namespace_pid(task, &record->header, &record->ns_pid, &record->ns_level);
+	current_namespace_pid(READ_CURRENT(task, group_leader), record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);
 	record_end(record, true);
 	return 0;

@@ -103,7 +103,6 @@ int syscall_errors(struct bpf_raw_tracepoint_args *ctx)
 	registers *regs = (registers *)ctx->args[0];
 	struct failing_key key = {};
 	struct syscall_error_record *record;
-	struct task_struct *task;
 	u64 none = 0, *sum;
 	bool is_new, is_counted;
 
@@ -116,10 +115,9 @@ int syscall_errors(struct bpf_raw_tracepoint_args *ctx)
 	key.call = call_number(regs);
 	if (!is_counted && !makes_process(key.call))
 		return 0;
-	task = current_task();
-	if ((u32)BPF_CORE_READ(task, tgid) == own_tgid || has_other_numbers() || !kind_is_on(KIND_SYSCALL_ERROR))
+	if (current_tgid() == own_tgid || has_other_numbers() || !kind_is_on(KIND_SYSCALL_ERROR))
 		return 0;
-	key.cgroup_id = task_cgroup_id(task);
+	key.cgroup_id = current_cgroup_id();
 	key.errno = errno;
 	if (cgroup_is_excluded(key.cgroup_id))
 		return 0;
@@ -135,7 +133,7 @@ int syscall_errors(struct bpf_raw_tracepoint_args *ctx)
 	record = bulk_begin(KIND_SYSCALL_ERROR, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header);
 	record->syscall = key.call;
 	record->errno = errno;
 	record->count = 1;
@@ -163,7 +161,7 @@ struct {
  */
 static __always_inline bool is_of_volume(struct task_struct *task, s64 descriptor)
 {
-	struct file **files = BPF_CORE_READ(task, files, fdt, fd);
+	struct file **files = (struct file **)BPF_CORE_READ(task, files, fdt, fd);
 	struct file *file = NULL;
 	struct dentry *entry;
 	char name[4];
@@ -203,7 +201,7 @@ int file_open(struct bpf_raw_tracepoint_args *ctx)
 	if (call != NR_OPENAT && call != NR_OPENAT2 && call != NR_OPEN)
 		return 0;
 	task = current_task();
-	if ((u32)BPF_CORE_READ(task, tgid) == own_tgid || has_other_numbers())
+	if (current_tgid() == own_tgid || has_other_numbers())
 		return 0;
 	path = (const char *)argument(regs, call == NR_OPEN ? 0 : 1);
 	/* The kernel has just read it: it is in memory. */
@@ -215,7 +213,7 @@ int file_open(struct bpf_raw_tracepoint_args *ctx)
 	record = bulk_begin(KIND_FILE_OPEN, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header);
 	flags = argument(regs, call == NR_OPEN ? 1 : 2);
 	/* openat2 has a struct there, which begins with them. */
 	if (call == NR_OPENAT2)

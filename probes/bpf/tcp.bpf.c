@@ -10,8 +10,9 @@
  */
 #include "packet.h"
 
-#define CONNECTIONS_MAX 16384
-#define CLOSED_MAX 1024
+#define CONNECTIONS_MAX 32768
+/* A power of two. */
+#define CLOSED_MAX 16
 #define LISTENERS_MAX 1024
 
 /* enum sock_flags: the peer's FIN has come, which bytes_received counts as one. */
@@ -46,21 +47,41 @@ struct connection {
 	u64 active;
 };
 
-/* By the address of the struct sock. */
+/*
+ * By the address of the struct sock. No LRU map, whose updates cost four times as much: a connection whose end was missed gives
+ * way to the next one at its address. One that finds no room is told as one that is older than the probes.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, CONNECTIONS_MAX);
 	__type(key, u64);
 	__type(value, struct connection);
 } connections SEC(".maps");
 
-/* A process that gives a connection up closes it first and is seen to send the reset only then. */
+struct closed {
+	/* The address of the struct sock; 0 while it is being filled. */
+	u64 key;
+	struct connection connection;
+};
+
+/*
+ * A process that gives a connection up closes it first and is seen to send the reset only then, at once and on the same CPU:
+ * each CPU remembers the last ones that it closed.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, CLOSED_MAX);
-	__type(key, u64);
-	__type(value, struct connection);
+	__type(key, u32);
+	__type(value, struct closed);
 } closed SEC(".maps");
+
+static __always_inline struct closed *closed_slot(u64 key)
+{
+	/* A struct sock is larger than 64 bytes and aligned to them. */
+	u32 index = (key >> 6 ^ key >> 12) & (CLOSED_MAX - 1);
+
+	return bpf_map_lookup_elem(&closed, &index);
+}
 
 struct listener_key {
 	u64 net;
@@ -77,9 +98,8 @@ struct {
 
 static __always_inline struct owner current_owner(void)
 {
-	struct task_struct *task = current_task();
 	u64 ids = bpf_get_current_pid_tgid();
-	struct owner owner = { .cgroup_id = current_cgroup_id(task), .pid = ids >> 32, .tid = ids };
+	struct owner owner = { .cgroup_id = current_cgroup_id(), .pid = ids >> 32, .tid = ids };
 
 	return owner;
 }
@@ -97,7 +117,8 @@ static __always_inline void mapped(u8 address[16], u32 ipv4)
 	__builtin_memcpy(address + 12, &ipv4, sizeof(ipv4));
 }
 
-static __always_inline void tell(struct sock *sk, struct connection *connection, enum change change)
+/* `now_ns` is when it happened, 0 for now. */
+static __always_inline void tell(struct sock *sk, struct connection *connection, enum change change, u64 now_ns)
 {
 	struct tcp_record *record;
 	struct ends ends = {};
@@ -109,7 +130,7 @@ static __always_inline void tell(struct sock *sk, struct connection *connection,
 	if (ends.family != AF_INET && ends.family != AF_INET6)
 		return;
 	full = ends.state != TIME_WAIT && ends.state != NEW_SYN_RECV;
-	record = bulk_begin(KIND_TCP, sizeof(*record));
+	record = bulk_begin_at(KIND_TCP, sizeof(*record), now_ns);
 	if (!record)
 		return;
 	if (connection) {
@@ -160,6 +181,18 @@ static __always_inline enum change failure(struct sock *sk)
 	}
 }
 
+/* An interrupt in between may take the same place: the key says whose it is, and stands there only while all of it does. */
+static __always_inline void remember_closed(u64 key, struct connection *connection)
+{
+	struct closed *slot = closed_slot(key);
+
+	if (!slot)
+		return;
+	*(volatile u64 *)&slot->key = 0;
+	slot->connection = *connection;
+	*(volatile u64 *)&slot->key = key;
+}
+
 static __always_inline void accepted(struct sock *sk, u64 key, struct listener_key *listener)
 {
 	struct owner *owner = bpf_map_lookup_elem(&listeners, listener);
@@ -170,7 +203,7 @@ static __always_inline void accepted(struct sock *sk, u64 key, struct listener_k
 	else
 		connection.owner.cgroup_id = socket_cgroup_id(sk);
 	bpf_map_update_elem(&connections, &key, &connection, BPF_ANY);
-	tell(sk, &connection, CHANGE_ESTABLISHED);
+	tell(sk, &connection, CHANGE_ESTABLISHED, connection.since_ns);
 }
 
 SEC("raw_tracepoint/inet_sock_set_state")
@@ -210,14 +243,14 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		connection = bpf_map_lookup_elem(&connections, &key);
 		/* Both sides connected to each other at once. */
 		if (connection && connection->active)
-			tell(sk, connection, CHANGE_ESTABLISHED);
+			tell(sk, connection, CHANGE_ESTABLISHED, 0);
 		else
 			accepted(sk, key, &listener);
 		return 0;
 	}
 	if (new == ESTABLISHED) {
 		connection = bpf_map_lookup_elem(&connections, &key);
-		tell(sk, connection, CHANGE_ESTABLISHED);
+		tell(sk, connection, CHANGE_ESTABLISHED, 0);
 		return 0;
 	}
 	if (old == LISTEN) {
@@ -230,13 +263,13 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	}
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (old == SYN_SENT)
-		tell(sk, connection, failure(sk));
+		tell(sk, connection, failure(sk), 0);
 	else if (old != SYN_RECV && old != CLOSE)
-		tell(sk, connection, BPF_CORE_READ(sk, sk_err) == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED);
+		tell(sk, connection, BPF_CORE_READ(sk, sk_err) == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED, 0);
 	if (connection) {
 		/* After its last acknowledgement, which ends half of all connections, no reset follows. */
 		if (old != LAST_ACK)
-			bpf_map_update_elem(&closed, &key, connection, BPF_ANY);
+			remember_closed(key, connection);
 		bpf_map_delete_elem(&connections, &key);
 	}
 	return 0;
@@ -250,9 +283,13 @@ static __always_inline int happened(struct sock *sk, enum change change)
 	if (!sk)
 		return 0;
 	connection = bpf_map_lookup_elem(&connections, &key);
-	if (!connection && BPF_CORE_READ(sk, __sk_common.skc_state) == CLOSE)
-		connection = bpf_map_lookup_elem(&closed, &key);
-	tell(sk, connection, change);
+	if (!connection && BPF_CORE_READ(sk, __sk_common.skc_state) == CLOSE) {
+		struct closed *slot = closed_slot(key);
+
+		if (slot && *(volatile u64 *)&slot->key == key)
+			connection = &slot->connection;
+	}
+	tell(sk, connection, change, 0);
 	return 0;
 }
 

@@ -57,7 +57,7 @@ const TABLES: &[Table] = &[
     Table { name: "run_queue", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_run_queue_histogram },
     Table { name: "failing", open: shared::<16, 8>, write: write_syscall_error },
     Table { name: "block_latency", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_block_histogram },
-    Table { name: "dns_latency", open: per_cpu::<8, HISTOGRAM_BYTES>, write: write_dns_histogram },
+    Table { name: "dns_latency", open: shared::<8, HISTOGRAM_BYTES>, write: write_dns_histogram },
     Table { name: "stalls", open: shared::<16, 16>, write: write_stall },
     Table { name: "packet_drops", open: per_cpu::<16, 8>, write: write_packet_drops },
 ];

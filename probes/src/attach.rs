@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use aya::Ebpf;
+use aya::programs::cgroup_skb::CgroupSkbLinkId;
+use aya::programs::raw_trace_point::RawTracePointLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint};
 use rustix::io::Errno;
 
@@ -53,8 +55,15 @@ pub(crate) enum Failure {
     Program(State),
 }
 
-/// Loads a program into the kernel and attaches it to its hook.
-pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<(), Failure> {
+/// What holds a program to its hook.
+#[derive(Debug)]
+pub(crate) enum Link {
+    Tracepoint(RawTracePointLinkId),
+    Packets(CgroupSkbLinkId),
+}
+
+/// Loads a program into the kernel, unless it is there already, and attaches it to its hook.
+pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<Link, Failure> {
     let Some(program) = object.program_mut(info.name) else {
         return Err(Failure::Program(State::Refused("the object has no such program".to_owned())));
     };
@@ -65,10 +74,28 @@ pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<(), Failur
     }
 }
 
-fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<(), Failure> {
+/// Takes a program from its hook; it stays loaded.
+pub(crate) fn detach(object: &mut Ebpf, info: &ProgramInfo, link: Link) -> Result<(), ProgramError> {
+    let Some(program) = object.program_mut(info.name) else {
+        return Ok(());
+    };
+    match link {
+        Link::Tracepoint(id) => <&mut RawTracePoint>::try_from(program)?.detach(id),
+        Link::Packets(id) => <&mut CgroupSkb>::try_from(program)?.detach(id),
+    }
+}
+
+fn loaded(result: Result<(), ProgramError>) -> Result<(), Failure> {
+    match result {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(error) => Err(failure(error)),
+    }
+}
+
+fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<Link, Failure> {
     let program: &mut RawTracePoint = program.try_into().map_err(failure)?;
-    program.load().map_err(failure)?;
-    program.attach(info.hook).map_err(|error| match errno(&error) {
+    loaded(program.load())?;
+    let link = program.attach(info.hook).map_err(|error| match errno(&error) {
         Some(Errno::NOENT) => Failure::Program(State::NotOnThisKernel(format!("it has no tracepoint {}", info.hook))),
         // The kernel compares the arguments that the program reads with those that the tracepoint has.
         Some(Errno::INVAL) => Failure::Program(State::NotOnThisKernel(format!(
@@ -77,22 +104,22 @@ fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<(),
         ))),
         _ => failure(error),
     })?;
-    Ok(())
+    Ok(Link::Tracepoint(link))
 }
 
 /// To the root of the version 2 hierarchy, so that no cgroup is left out.
-fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> Result<(), Failure> {
+fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> Result<Link, Failure> {
     let root = cgroup_root().map_err(|reason| Failure::Program(State::Refused(reason)))?;
     let program: &mut CgroupSkb = program.try_into().map_err(failure)?;
-    program.load().map_err(failure)?;
+    loaded(program.load())?;
     // By a link, as since 5.7, it shares the place with others' programs whatever the mode, and takes no mode.
-    program.attach(root, direction, CgroupAttachMode::Single).map_err(|error| match errno(&error) {
+    let link = program.attach(root, direction, CgroupAttachMode::Single).map_err(|error| match errno(&error) {
         Some(Errno::PERM) => Failure::Program(State::Refused(
             "it needs CAP_NET_ADMIN, and a root cgroup where no program that suffers no other is attached".to_owned(),
         )),
         _ => failure(error),
     })?;
-    Ok(())
+    Ok(Link::Packets(link))
 }
 
 /// The root of the version 2 hierarchy itself: a container may see a part of it mounted, or the root below another place.

@@ -18,14 +18,14 @@ use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLev
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::aggregate::Aggregates;
-use crate::attach::{Failure, State, Verdict, attach, is_not_permitted};
+use crate::attach::{Failure, Link, State, Verdict, attach, detach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::cost::{self, RunTime};
 use crate::drop_reasons;
 use crate::object::{
     AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
     DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
-    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, object, off_by_default,
+    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, histogram_map_entries, object, off_by_default,
 };
 use crate::run_time::RunTimes;
 
@@ -151,6 +151,8 @@ pub struct Probes {
     controls: Arc<Controls>,
     aggregates: Aggregates,
     verdicts: Vec<Verdict>,
+    /// By program, as the verdicts: what holds it to its hook.
+    links: Vec<Option<Link>>,
     lethal_ring_bytes: usize,
     possible_cpus: usize,
 }
@@ -177,6 +179,9 @@ impl Probes {
         let own_tgid = config.own_pid.unwrap_or(0);
         let page_bytes = rustix::param::page_size() as u64;
         let mut loader = EbpfLoader::new();
+        for (map, entries) in histogram_map_entries(possible_cpus) {
+            loader.map_max_entries(map, entries);
+        }
         for (map, program) in MAPS_OF_ONE_PROGRAM {
             if config.disabled.iter().any(|name| name == program) {
                 loader.map_max_entries(map, 1);
@@ -205,7 +210,7 @@ impl Probes {
         let controls = Arc::new(controls);
         let aggregates =
             Aggregates::open(&mut object, config.dns_timeout).map_err(|error| object_error(error.into()))?;
-        let verdicts = attach_all(&mut object, PROGRAMS, &config.disabled)?;
+        let (verdicts, links) = attach_all(&mut object, PROGRAMS, &config.disabled)?;
         Ok(Self {
             object,
             bulk,
@@ -213,6 +218,7 @@ impl Probes {
             controls,
             aggregates,
             verdicts,
+            links,
             lethal_ring_bytes: lethal_ring_bytes as usize,
             possible_cpus,
         })
@@ -304,6 +310,35 @@ impl Probes {
         &mut self.aggregates
     }
 
+    /// Takes every program from its hook and leaves it loaded, with its maps: nothing is recorded until [`Self::resume`].
+    ///
+    /// # Errors
+    /// When the kernel refuses what it has no reason to refuse.
+    pub fn suspend(&mut self) -> Result<(), Error> {
+        for (link, program) in self.links.iter_mut().zip(PROGRAMS) {
+            if let Some(link) = link.take() {
+                detach(&mut self.object, program, link).map_err(|error| Error::Object(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches again every program that was attached when this was made.
+    ///
+    /// # Errors
+    /// When the kernel does not take again what it took once.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        for ((link, program), verdict) in self.links.iter_mut().zip(PROGRAMS).zip(&self.verdicts) {
+            if link.is_none() && verdict.state == State::Attached {
+                *link =
+                    Some(attach(&mut self.object, program).map_err(|_| {
+                        Error::Object(format!("the kernel does not take {} a second time", program.name))
+                    })?);
+            }
+        }
+        Ok(())
+    }
+
     /// Detaches every program, as dropping does, and returns the sums that nobody has fetched.
     pub fn detach(self) -> Aggregates {
         self.aggregates
@@ -381,15 +416,24 @@ fn bulk_ring(bytes: u32) -> Result<MapData, Error> {
 }
 
 /// Attaches what is not disabled. Only when nothing is attached and nothing was permitted, that is an error.
-fn attach_all(object: &mut Ebpf, programs: &[ProgramInfo], disabled: &[String]) -> Result<Vec<Verdict>, Error> {
+fn attach_all(
+    object: &mut Ebpf,
+    programs: &[ProgramInfo],
+    disabled: &[String],
+) -> Result<(Vec<Verdict>, Vec<Option<Link>>), Error> {
     let mut verdicts = Vec::with_capacity(programs.len());
+    let mut links = Vec::with_capacity(programs.len());
     let mut not_permitted = None;
     for program in programs {
+        let mut held = None;
         let state = if disabled.iter().any(|name| name == program.name) {
             State::Disabled
         } else {
             match attach(object, program) {
-                Ok(()) => State::Attached,
+                Ok(link) => {
+                    held = Some(link);
+                    State::Attached
+                }
                 Err(Failure::Program(state)) => state,
                 Err(Failure::NotPermitted(error)) => {
                     let state = State::Refused(error.to_string());
@@ -400,11 +444,12 @@ fn attach_all(object: &mut Ebpf, programs: &[ProgramInfo], disabled: &[String]) 
         };
         tracing::debug!(program = program.name, hook = program.hook, ?state, "probe");
         verdicts.push(Verdict::new(program, state));
+        links.push(held);
     }
     let attached = verdicts.iter().any(|verdict| verdict.state == State::Attached);
     match not_permitted {
         Some(source) if !attached => Err(Error::NotPermitted { action: "load BPF programs", source }),
-        _ => Ok(verdicts),
+        _ => Ok((verdicts, links)),
     }
 }
 
@@ -534,7 +579,7 @@ mod tests {
         let absent = ProgramInfo { hook: "no_such_tracepoint", ..PROGRAMS[0] };
         // It has 3 arguments; the program reads the fifth.
         let shorter = ProgramInfo { name: "signal_sent", hook: "sched_process_exec", ..PROGRAMS[0] };
-        let verdicts = attach_all(&mut object, &[absent, shorter, PROGRAMS[3]], &[]).unwrap();
+        let (verdicts, _links) = attach_all(&mut object, &[absent, shorter, PROGRAMS[3]], &[]).unwrap();
         assert_eq!(verdicts[0].state, State::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned()));
         assert!(matches!(&verdicts[1].state, State::NotOnThisKernel(_)), "{:?}", verdicts[1]);
         assert_eq!(verdicts[2].state, State::Attached);

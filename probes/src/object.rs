@@ -2,6 +2,7 @@
 //!
 //! The constants are those of `bpf/include/tapio.h`.
 
+use crate::aggregate::HISTOGRAM_BYTES;
 use crate::record::Kind;
 
 /// The compiled object, aligned as ELF wants it.
@@ -166,6 +167,23 @@ pub const PROGRAMS: &[ProgramInfo] = &[
 /// The programs that run only when they are asked for.
 pub fn off_by_default() -> Vec<String> {
     PROGRAMS.iter().filter(|program| !program.by_default).map(|program| program.name.to_owned()).collect()
+}
+
+/// Maps with a histogram for each CPU in each entry: of how many entries at least and at most, and how many bytes one of them
+/// may take. Their two sides double that.
+const HISTOGRAM_MAPS: &[(&str, [u32; 2], usize)] = &[
+    ("block_latency_0", [32, 256], 2 << 20),
+    ("block_latency_1", [32, 256], 2 << 20),
+    ("run_queue_0", [128, 512], 8 << 20),
+    ("run_queue_1", [128, 512], 8 << 20),
+];
+
+/// How many entries these maps have on a machine with so many CPUs.
+pub(crate) fn histogram_map_entries(possible_cpus: usize) -> impl Iterator<Item = (&'static str, u32)> {
+    HISTOGRAM_MAPS.iter().map(move |&(name, [least, most], bytes)| {
+        let fitting = bytes / (HISTOGRAM_BYTES * possible_cpus.max(1));
+        (name, u32::try_from(fitting).unwrap_or(most).clamp(least, most))
+    })
 }
 
 /// Maps that only one program needs: where it is off they have a single entry.

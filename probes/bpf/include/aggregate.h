@@ -73,7 +73,7 @@ static __always_inline void count_unsummed(u16 kind)
 
 #define HISTOGRAM_SLOTS 32
 
-/* The value of an aggregate of durations, of type BPF_MAP_TYPE_PERCPU_HASH; user space adds the CPUs up. */
+/* The value of an aggregate of durations; where each CPU has its own, user space adds them up. */
 struct histogram_sums {
 	u64 total_ns;
 	u64 max_ns;
@@ -107,7 +107,7 @@ static __always_inline u32 histogram_slot(u64 ns)
 	return slot + (us >> 1 & 1);
 }
 
-/* Atomic, though each CPU has its own: an interrupt may add in between. Of two maxima at once the lower may win. */
+/* Atomic, also where each CPU has its own: an interrupt may add in between. Of two maxima at once the lower may win. */
 static __always_inline void histogram_add(struct histogram_sums *sums, u64 ns)
 {
 	__sync_fetch_and_add(&sums->total_ns, ns);

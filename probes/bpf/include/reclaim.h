@@ -22,7 +22,7 @@ struct stall {
 AGGREGATE(stalls, BPF_MAP_TYPE_HASH, RECLAIMING_CGROUPS_MAX, struct stall_key, struct stall);
 
 /* Writes a record about what is not told yet when that is `at_least` so much. */
-static __always_inline void tell_stall(struct stall *stall, struct stall_key *key, struct task_struct *task, u64 at_least)
+static __always_inline void tell_stall(struct stall *stall, struct stall_key *key, u64 at_least)
 {
 	struct reclaim_record *record;
 	s64 ns, pages;
@@ -38,7 +38,7 @@ static __always_inline void tell_stall(struct stall *stall, struct stall_key *ke
 	record = bulk_begin(KIND_RECLAIM, sizeof(*record));
 	if (!record)
 		return;
-	set_subject(&record->header, task);
+	set_current_subject(&record->header);
 	record->stall_ns = ns;
 	record->pages_reclaimed = pages > 0 ? pages : 0;
 	record->memcg = key->memcg;
@@ -46,10 +46,10 @@ static __always_inline void tell_stall(struct stall *stall, struct stall_key *ke
 }
 
 /* The same, whatever is not told yet, of sums that others keep. */
-static __always_inline void tell_rest(struct stall_key *key, struct task_struct *task)
+static __always_inline void tell_rest(struct stall_key *key)
 {
 	struct stall *stall = filled_side() ? bpf_map_lookup_elem(&stalls_1, key) : bpf_map_lookup_elem(&stalls_0, key);
 
 	if (stall)
-		tell_stall(stall, key, task, 1);
+		tell_stall(stall, key, 1);
 }

@@ -364,12 +364,13 @@ static __always_inline void *bulk_ring_here(void)
 	return bpf_map_lookup_elem(&bulk, &cpu);
 }
 
-static __always_inline void fill_header(struct header *header, u16 kind, u16 bytes)
+/* `now_ns` is when it happened, 0 for now: reading the clock is a good part of a record's price. */
+static __always_inline void fill_header(struct header *header, u16 kind, u16 bytes, u64 now_ns)
 {
 	header->kind = kind;
 	header->size = bytes;
 	header->cpu = bpf_get_smp_processor_id();
-	header->time_ns = bpf_ktime_get_boot_ns();
+	header->time_ns = now_ns ? now_ns : bpf_ktime_get_boot_ns();
 }
 
 /*
@@ -389,15 +390,15 @@ static __always_inline void *record_begin(u16 kind, u16 bytes)
 		return NULL;
 	}
 	__builtin_memset(header, 0, bytes);
-	fill_header(header, kind, bytes);
+	fill_header(header, kind, bytes, 0);
 	return header;
 }
 
 /*
- * The same in the bulk lane. NULL, which is counted, also when the kind is off or the record is sampled away: by lot, since whoever takes every
+ * The same in the bulk lane, of something that happened at `now_ns`. NULL, which is counted, also when the kind is off or the record is sampled away: by lot, since whoever takes every
  * second record of a series such as made, accepted, closed, closed may never see one of them.
  */
-static __always_inline void *bulk_begin(u16 kind, u16 bytes)
+static __always_inline void *bulk_begin_at(u16 kind, u16 bytes, u64 now_ns)
 {
 	struct tuning *tuning = tuned();
 	struct header *header = NULL;
@@ -421,8 +422,13 @@ static __always_inline void *bulk_begin(u16 kind, u16 bytes)
 		return NULL;
 	}
 	__builtin_memset(header, 0, bytes);
-	fill_header(header, kind, bytes);
+	fill_header(header, kind, bytes, now_ns);
 	return header;
+}
+
+static __always_inline void *bulk_begin(u16 kind, u16 bytes)
+{
+	return bulk_begin_at(kind, bytes, 0);
 }
 
 static __always_inline volatile u32 *need_wakeup(void)
