@@ -15,12 +15,14 @@ pub mod workload;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 use report::{LOSS_GOAL_PERCENT, Loss, ProbesReport, ProgramCost, RECORD_GOAL_NS, Spread};
 use session::{Session, count_run_time, tell_all};
 use tapio_probes::{EmptyProgram, PROGRAMS, ProgramInfo, Tuning};
 use workload::{Loop, Workload};
 
-use crate::error::Error;
+use crate::error::{Context, Error};
 use crate::interrupt;
 use crate::report::Host;
 
@@ -99,23 +101,30 @@ fn calibrate(operations: &mut dyn Loop, slice: Duration) -> Result<u64, Error> {
     }
 }
 
+/// Everything is loaded once; a round attaches it for one slice of two. Loading anew would leave the kernel with work to do in the
+/// slices after it.
 fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) -> Result<Loss, Error> {
     let mut operations = workload.prepare(&options.directory)?;
-    // Longer slices: here a small difference of large times is wanted.
-    let count = calibrate(&mut *operations, options.slice * 2)?;
+    let mut session = Session::all()?;
+    // Not earlier: the thread that reads the rings stays free to run elsewhere.
+    let _one_cpu = OneCpu::take()?;
+    session.suspend()?;
+    let count = calibrate(&mut *operations, options.slice)?;
     let (mut without, mut with, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     let start = Instant::now();
     while without.len() < ROUNDS_MIN || start.elapsed() < share {
+        let mut measured = [0.0; 2];
         // By turns first and second, so that a drift of the machine favours neither.
-        let is_first = without.len().is_multiple_of(2);
-        let mut off = if is_first { settled_time(&mut *operations, count)? } else { 0.0 };
-        let on = {
-            let _session = Session::all()?;
-            settled_time(&mut *operations, count)?
-        };
-        if !is_first {
-            off = settled_time(&mut *operations, count)?;
+        let first = without.len() % 2;
+        for attached in [first, 1 - first] {
+            if attached == 1 {
+                session.resume()?
+            } else {
+                session.suspend()?
+            }
+            measured[attached] = settled_time(&mut *operations, count)?;
         }
+        let [off, on] = measured;
         without.push(off);
         with.push(on);
         losses.push((on - off) / off * 100.0);
@@ -131,6 +140,30 @@ fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) ->
         goal_percent: LOSS_GOAL_PERCENT,
         is_met: loss_percent.median < LOSS_GOAL_PERCENT,
     })
+}
+
+/// Keeps the calling thread, and the processes that it starts from now on, on the last CPU that it may use. Whether a loop's
+/// processes meet on one CPU or on two makes more of a difference than what is to be measured.
+struct OneCpu(CpuSet);
+
+impl OneCpu {
+    fn take() -> Result<Self, Error> {
+        let what = || "choose a CPU".into();
+        let before = sched_getaffinity(None).context(what)?;
+        let mut one = CpuSet::new();
+        if let Some(cpu) = (0..CpuSet::MAX_CPU).rev().find(|&cpu| before.is_set(cpu)) {
+            one.set(cpu);
+            sched_setaffinity(None, &one).context(what)?;
+        }
+        Ok(Self(before))
+    }
+}
+
+impl Drop for OneCpu {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = sched_setaffinity(None, &self.0);
+    }
 }
 
 /// What the rounds of a program gave.

@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -17,11 +17,16 @@ use crate::error::Error;
 /// How long the reader sleeps between two looks, unless a probe wakes it: the collector's default.
 const LINGER: Duration = Duration::from_millis(1);
 
+/// What the reader does.
+const READING: u8 = 0;
+const RESTING: u8 = 1;
+const STOPPED: u8 = 2;
+
 /// The programs that run.
 pub struct Session {
     probes: Probes,
     counters: CounterArray,
-    stop: Arc<AtomicBool>,
+    state: Arc<AtomicU8>,
     reader: Option<JoinHandle<Result<u64, tapio_ringbuf::Error>>>,
 }
 
@@ -68,15 +73,35 @@ impl Session {
             readers.push(Reader::from_bpf_map(fd, probes.bulk_ring_bytes()).map_err(ring)?);
             poller.add(fd, 1 + cpu as u64).map_err(ring)?;
         }
-        let stop = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(AtomicU8::new(READING));
         let reader = {
-            let stop = Arc::clone(&stop);
+            let state = Arc::clone(&state);
             thread::Builder::new()
                 .name("rings".into())
-                .spawn(move || drain(readers, poller, &stop))
+                .spawn(move || drain(readers, poller, &state))
                 .map_err(|source| Error::Io { what: "start the thread that reads the rings".into(), source })?
         };
-        Ok(Self { probes, counters, stop, reader: Some(reader) })
+        Ok(Self { probes, counters, state, reader: Some(reader) })
+    }
+
+    /// Takes the programs from their hooks, and lets the reader sleep: as if there were no probes, but they are quickly back.
+    pub fn suspend(&mut self) -> Result<(), Error> {
+        self.probes.suspend().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.state.store(RESTING, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Undoes [`Self::suspend`].
+    pub fn resume(&mut self) -> Result<(), Error> {
+        self.enter(READING);
+        self.probes.resume().map_err(|error| Error::Invalid(error.to_string()))
+    }
+
+    fn enter(&self, state: u8) {
+        self.state.store(state, Ordering::Relaxed);
+        if let Some(reader) = &self.reader {
+            reader.thread().unpark();
+        }
     }
 
     /// Records that these programs have put into rings so far.
@@ -111,7 +136,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.enter(STOPPED);
         if let Some(reader) = self.reader.take()
             && !matches!(reader.join(), Ok(Ok(_)))
         {
@@ -120,10 +145,19 @@ impl Drop for Session {
     }
 }
 
-fn drain(mut readers: Vec<Reader>, mut poller: Poller, stop: &AtomicBool) -> Result<u64, tapio_ringbuf::Error> {
+fn drain(mut readers: Vec<Reader>, mut poller: Poller, state: &AtomicU8) -> Result<u64, tapio_ringbuf::Error> {
     let mut records = 0;
     let mut sum = 0u64;
-    while !stop.load(Ordering::Relaxed) {
+    loop {
+        match state.load(Ordering::Relaxed) {
+            STOPPED => break,
+            // What is in the rings by then is read later.
+            RESTING => {
+                thread::park();
+                continue;
+            }
+            _ => {}
+        }
         let before = records;
         for reader in &mut readers {
             let drained = reader.drain(4096, |record| sum = sum.wrapping_add(u64::from(record[0])))?;
