@@ -387,6 +387,7 @@ impl Pipeline {
             outbox: Arc::clone(&outbox),
             compression: config.grpc.compression,
             counts: Arc::clone(&pack),
+            books: Arc::clone(&shared.books),
             sources_ended: Arc::clone(&sources_ended),
             node: NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation)),
         };
