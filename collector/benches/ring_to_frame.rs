@@ -4,7 +4,8 @@
 //! - `pack`: a batch becomes a compressed, sealed frame.
 //! - `ring_to_frame`: both, one after the other.
 //!
-//! The mix: run queue waits, block I/O and TCP of 200 cgroups, with an exit among each hundred. Run with
+//! The mix: 55 % TCP, the rest block I/O, reclaim and run queue waits, of 200 cgroups, with an exit among each hundred. Values
+//! differ as real ones do: what is all alike would compress in no time. Run with
 //! `cargo bench -p tapio-collector`; the `thrpt` line is events, so 1/thrpt is the cost of one. It is this thread's CPU time, so
 //! that others on the machine count little; writing into the ring is not counted.
 
@@ -27,41 +28,68 @@ use zerocopy::{FromZeros, IntoBytes};
 const EVENTS: usize = 4096;
 const CGROUPS: u64 = 200;
 
+/// xorshift64 (Marsaglia 2003).
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
 fn records() -> Vec<Vec<u8>> {
-    let header = |kind: Kind, size: usize, number: u64| record::Header {
-        kind: kind as u16,
-        size: size as u16,
-        cpu: (number % 4) as u32,
-        time_ns: 1_000_000_000 + number * 977,
-        cgroup_id: 1000 + number * 7 % CGROUPS,
-        pid: 4000 + (number * 7 % CGROUPS) as u32,
-        tid: 4000 + (number * 7 % CGROUPS) as u32,
-    };
-    (0..EVENTS as u64)
-        .map(|number| match number % 100 {
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    let record = |number: u64| {
+        let value = random(&mut state);
+        let cgroup = (value >> 54) % CGROUPS;
+        let header = |kind: Kind, size: usize| record::Header {
+            kind: kind as u16,
+            size: size as u16,
+            cpu: (value % 4) as u32,
+            time_ns: 1_000_000_000 + number * 6_000 + value % 5_000,
+            cgroup_id: 1000 + cgroup,
+            pid: (4000 + cgroup * 16 + value % 4) as u32,
+            tid: (4000 + cgroup * 16 + value % 8) as u32,
+        };
+        let address = |last: u64| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 244, cgroup as u8, last as u8];
+        match value % 100 {
             0 => {
                 let mut exit = record::Exit::new_zeroed();
-                exit.header = header(Kind::Exit, size_of_val(&exit), number);
+                exit.header = header(Kind::Exit, size_of_val(&exit));
+                exit.start_time_ns = value >> 20;
+                exit.comm = record::comm("worker");
                 exit.as_bytes().to_vec()
             }
-            1..=40 => {
+            1..=55 => {
+                let mut tcp = record::Tcp::new_zeroed();
+                tcp.header = header(Kind::Tcp, size_of_val(&tcp));
+                (tcp.source, tcp.destination) = (address(value >> 8), address(16 + (value >> 16) % 64));
+                (tcp.source_port, tcp.destination_port) = (32_768 + (value >> 32) as u16 % 28_000, 443);
+                (tcp.duration_ns, tcp.change) = ((value >> 20) % 200_000_000, 1 + (value >> 40) as u8 % 4);
+                (tcp.bytes_sent, tcp.bytes_received) = ((value >> 24) % (1 << 16), (value >> 30) % (1 << 19));
+                tcp.as_bytes().to_vec()
+            }
+            56..=75 => {
                 let mut io = record::BlockIo::new_zeroed();
-                io.header = header(Kind::BlockIo, size_of_val(&io), number);
+                io.header = header(Kind::BlockIo, size_of_val(&io));
+                (io.latency_ns, io.bytes, io.device) = (value >> 36, 4096 << (value % 8), 259 << 20);
+                io.operation = (value >> 50) as u8 % 2;
                 io.as_bytes().to_vec()
             }
-            41..=70 => {
-                let mut tcp = record::Tcp::new_zeroed();
-                tcp.header = header(Kind::Tcp, size_of_val(&tcp), number);
-                tcp.as_bytes().to_vec()
+            76..=85 => {
+                let mut reclaim = record::Reclaim::new_zeroed();
+                reclaim.header = header(Kind::Reclaim, size_of_val(&reclaim));
+                (reclaim.stall_ns, reclaim.pages_reclaimed, reclaim.memcg) = (value >> 38, (value >> 12) % 4096, 1);
+                reclaim.as_bytes().to_vec()
             }
             _ => {
                 let mut wait = record::RunQueue::new_zeroed();
-                wait.header = header(Kind::RunQueue, size_of_val(&wait), number);
-                wait.wait_ns = 10_000 + number * 13 % 100_000;
+                wait.header = header(Kind::RunQueue, size_of_val(&wait));
+                wait.wait_ns = value >> 36;
                 wait.as_bytes().to_vec()
             }
-        })
-        .collect()
+        }
+    };
+    (0..EVENTS as u64).map(record).collect()
 }
 
 /// What this thread has used: others on the machine do not count.

@@ -89,7 +89,8 @@ pub struct GrpcSection {
     pub token_file: Option<PathBuf>,
     /// Events in a frame.
     pub max_batch_size: usize,
-    /// How long an event may wait for its frame to fill. An urgent one does not wait: an OOM kill, a signal, a death.
+    /// How long an event may wait for others of its frame at the most: once there are a few hundred they leave. An urgent one
+    /// does not wait: an OOM kill, a signal, a death.
     #[serde(deserialize_with = "units::duration")]
     pub batch_timeout: Duration,
     pub reconnect_enabled: bool,
@@ -107,7 +108,7 @@ impl Default for GrpcSection {
             tls: ClientFiles::default(),
             token_file: None,
             max_batch_size: 4096,
-            batch_timeout: Duration::from_millis(6),
+            batch_timeout: Duration::from_millis(100),
             reconnect_enabled: true,
             spool: None,
             compression: Compression::Lz4,
@@ -195,7 +196,7 @@ pub struct EbpfSection {
     pub enable_process: bool,
     /// The kernel's type information; default `/sys/kernel/btf/vmlinux`.
     pub btf: Option<PathBuf>,
-    /// How long the reader naps between looks at the rings while there is traffic.
+    /// The shortest nap of the reader between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
     pub linger: Duration,
     /// How often what the kernel sums up (histograms, counts) is fetched.

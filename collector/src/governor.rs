@@ -6,7 +6,8 @@
 //! or less changes nothing, since decisions look at a window.
 //!
 //! The probes' time is measured in one second of [`MEASURE_EVERY`] and stands for the others: measuring all the time would
-//! cost about as much as the probes do. Where the kernel does not let it be measured, the process's own time is all that
+//! cost about as much as the probes do. While sampling changes it is measured in every second: an old figure would be held
+//! against each new decision. Where the kernel does not let it be measured, the process's own time is all that
 //! counts, and `/readyz` says so.
 
 use std::collections::VecDeque;
@@ -131,6 +132,8 @@ impl Governor {
         let (mut at, mut cpu_ns) = (Instant::now(), process_cpu_ns());
         let mut measuring: Option<(Measuring, ProgramTimes, Instant)> = None;
         let mut kernel_milli = 0.0;
+        // The tick at whose end the last measurement ended, and the one from which on the next is due.
+        let (mut measured, mut due) = (0, 0);
         for tick in 0u64.. {
             interval.tick().await;
             let (now, cpu_now_ns) = (Instant::now(), process_cpu_ns());
@@ -150,17 +153,9 @@ impl Governor {
                 let mut programs = governed.programs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 programs.resize(after.len(), ("", 0));
                 for ((total, after), before) in programs.iter_mut().zip(&after).zip(&before) {
-                    *total = (after.0, total.1 + (after.1 - before.1) * MEASURE_EVERY);
+                    *total = (after.0, total.1 + (after.1 - before.1) * (tick - measured));
                 }
-            }
-            if tick % MEASURE_EVERY == 0
-                && let Some(times) = &self.run_times
-            {
-                match times.measure() {
-                    Ok(guard) => measuring = Some((guard, times.get().collect(), Instant::now())),
-                    Err(error) => tracing::debug!(%error, "the kernel does not tell what the probes cost"),
-                }
-                governed.is_kernel_measured.store(measuring.is_some(), Ordering::Relaxed);
+                measured = tick;
             }
             let before = governed.sampling();
             let sampling = controller.decide(own_milli + kernel_milli);
@@ -168,6 +163,17 @@ impl Governor {
             governed.kernel_milli.store(kernel_milli.round() as u64, Ordering::Relaxed);
             if governed.budget_milli > 0 && sampling != before {
                 self.apply(before, sampling);
+                due = tick;
+            }
+            if tick >= due
+                && let Some(times) = &self.run_times
+            {
+                match times.measure() {
+                    Ok(guard) => measuring = Some((guard, times.get().collect(), Instant::now())),
+                    Err(error) => tracing::debug!(%error, "the kernel does not tell what the probes cost"),
+                }
+                governed.is_kernel_measured.store(measuring.is_some(), Ordering::Relaxed);
+                due = tick + MEASURE_EVERY;
             }
         }
     }

@@ -44,6 +44,11 @@ pub(crate) fn severity(kind: Kind) -> Severity {
 /// How long bulk may be without room before a ring that carries both lanes is drained at bulk's expense.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Events that are worth a frame of their own: fewer would cost more for the frame's way than for themselves.
+const FRAME_WORTH: usize = 256;
+/// How old the first of them must be: at high rates frames become fuller than that.
+const FRAME_AGE: Duration = Duration::from_millis(5);
+
 /// What may be dropped of the bulk lane, by configuration.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -151,6 +156,10 @@ pub struct Intake {
     /// Since when the bulk batch is full and finds no room.
     blocked_since: Option<Instant>,
     now: Instant,
+    /// Since when what this pass takes may have waited in a ring.
+    since: Instant,
+    /// How long the source did not look before this pass.
+    unseen: Duration,
     sampled: f64,
     filter_version: u64,
     /// As configured, and by the CPU budget where the probes do not do that.
@@ -164,6 +173,7 @@ pub struct Intake {
     sampled_away: u64,
     rate_limited: u64,
     kinds: [u32; KINDS],
+    accepted: u64,
     evidence: Option<Evidence>,
 }
 
@@ -183,6 +193,8 @@ impl Intake {
             bulk_since: None,
             blocked_since: None,
             now,
+            since: now,
+            unseen: Duration::ZERO,
             sampled: 0.0,
             filter_version: 0,
             sampling_rate: 1.0,
@@ -193,6 +205,7 @@ impl Intake {
             sampled_away: 0,
             rate_limited: 0,
             kinds: [0; KINDS],
+            accepted: 0,
             evidence: None,
         }
     }
@@ -231,9 +244,33 @@ impl Intake {
         self.shared.batch_events.saturating_sub(batch.body.events.len())
     }
 
+    /// Notes that the source will not look for so long, and nobody will wake it: what it takes then may have waited as long.
+    pub fn napped(&mut self, nap: Duration) {
+        self.unseen = nap;
+    }
+
+    /// How many events more would make the batches worth their frames, at least 1.
+    pub fn missing(&self) -> usize {
+        self.worth().saturating_sub(self.held()).max(1)
+    }
+
+    /// Events that records became, so far.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    fn held(&self) -> usize {
+        self.lethal.body.events.len() + self.bulk.body.events.len()
+    }
+
+    fn worth(&self) -> usize {
+        FRAME_WORTH.min(self.shared.batch_events)
+    }
+
     /// Starts a pass: notes the time, and whether the stream is new.
     pub fn begin(&mut self) {
         self.now = Instant::now();
+        self.since = self.now.checked_sub(self.unseen).unwrap_or(self.now);
         self.identity.tick();
         self.identity.describe_again(self.shared.generation.load(Ordering::Relaxed));
         if let Some(filter) = self.shared.live.newer(&mut self.filter_version) {
@@ -289,7 +326,8 @@ impl Intake {
         };
         match decode(bytes, &header, kind, self.source, &mut self.identity, batch) {
             Ok(is_urgent) => {
-                since.get_or_insert(self.now);
+                since.get_or_insert(self.since);
+                self.accepted += 1;
                 if let Some(event) = batch.body.events.last() {
                     self.kinds[event.kind() as usize] += 1;
                     if let (true, Some(evidence)) = (is_urgent, &self.evidence) {
@@ -360,13 +398,14 @@ impl Intake {
     }
 
     /// Ends a pass, after the source has stated what it emitted: publishes the drops, then pushes each batch that is full,
-    /// due, or urgent; both when `all` is set. A batch that finds no room stays.
+    /// worth a frame, due, or urgent; both when `all` is set. A batch that finds no room stays.
     pub fn flush(&mut self, all: bool) {
         self.publish_counts();
         let shared = &self.shared;
         let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events;
-        let is_due =
-            |since: Option<Instant>| since.is_some_and(|since| self.now.duration_since(since) >= shared.batch_timeout);
+        let patience =
+            if self.held() >= self.worth() { FRAME_AGE.min(shared.batch_timeout) } else { shared.batch_timeout };
+        let is_due = |since: Option<Instant>| since.is_some_and(|since| self.now.duration_since(since) >= patience);
         // When one lane's batch is due the other's goes along: two frames at once cost fewer wakeups on the whole way than
         // each at its own time.
         let all = all || is_due(self.lethal_since) || is_due(self.bulk_since);
@@ -419,6 +458,11 @@ impl Intake {
                 counter.fetch_add(u64::from(std::mem::take(count)), Ordering::Relaxed);
             }
         }
+    }
+
+    /// How long the first event of the next batch may be left in its ring, or what is in a batch now.
+    pub fn due(&self) -> Duration {
+        if self.is_empty() { self.shared.batch_timeout } else { self.sleep_limit() }
     }
 
     /// How long the source may sleep: until a batch is due.
@@ -493,6 +537,31 @@ mod tests {
         let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
         assert_eq!((lane, body.events.len()), (Lane::Lethal, 2));
         assert!(intake.is_empty());
+    }
+
+    #[test]
+    fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age() {
+        let mut intake = intake(1000, 4);
+        intake.room();
+        for _ in 0..FRAME_WORTH - 1 {
+            intake.accept(&bulk());
+        }
+        assert_eq!(intake.missing(), 1);
+        intake.napped(FRAME_AGE);
+        intake.flush(false);
+        assert!(!intake.is_empty(), "it came before the nap");
+        intake.room();
+        intake.accept(&bulk());
+        intake.bulk_since = Some(intake.now);
+        intake.flush(false);
+        assert!(!intake.is_empty(), "the oldest has not waited");
+        intake.bulk_since = None;
+        intake.napped(FRAME_AGE);
+        intake.room();
+        intake.accept(&bulk());
+        intake.flush(false);
+        let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is worth a frame");
+        assert_eq!((lane, body.events.len()), (Lane::Bulk, FRAME_WORTH + 1));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod intake;
 pub mod latency;
 pub mod log_limit;
 pub mod metrics;
+mod nap;
 pub mod outbox;
 pub mod pack;
 pub mod pipeline;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 after a clean shutdown, 1 when it could not start or not everything could be handed over, 2 for bad usage.
 #![forbid(unsafe_code)]
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -51,7 +52,30 @@ enum Command {
     },
 }
 
+/// How much free memory at the heap's end glibc keeps, and from what size on an allocation is a mapping of its own.
+///
+/// By itself glibc raises both to what was once freed: after the kernel's type information was read for the probes, 16 MiB
+/// would stay resident for ever (`mallopt(3)`: either setting ends that). It reads them when a process starts.
+const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "1048576"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
+
+/// Starts this program anew in this process, with [`HEAP`] in its environment. Returns where it has been set, or cannot be.
+fn set_heap() {
+    if HEAP.iter().any(|(name, _)| std::env::var_os(name).is_some()) {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        let mut command = std::process::Command::new(program);
+        command.args(std::env::args_os().skip(1)).envs(HEAP);
+        if let Some(name) = std::env::args_os().next() {
+            command.arg0(name);
+        }
+        // Where that fails it runs as it is, and takes more memory.
+        let _ = command.exec();
+    }
+}
+
 fn main() -> ExitCode {
+    set_heap();
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,
@@ -80,8 +104,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let log_limit = LogLimit::default();
     let set_level = start_logging(&config, log_limit.clone());
     let path = arguments.config;
+    // One thread: what it does between two waits takes microseconds, and two would wake each other for every frame.
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("io").enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

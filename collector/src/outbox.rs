@@ -98,6 +98,8 @@ struct State {
     acked_events: [u64; SOURCES],
     last_stated: Ledger,
     is_finished: bool,
+    /// The packer was refused room, and wants to know when there is some.
+    is_packer_waiting: bool,
 }
 
 impl State {
@@ -225,14 +227,16 @@ impl Outbox {
 
     /// What the packer may bring now.
     pub fn room(&self) -> Room {
-        let state = self.state();
-        if (state.bytes as f64) < self.limit_bytes as f64 * BULK_SHARE {
+        let mut state = self.state();
+        let room = if (state.bytes as f64) < self.limit_bytes as f64 * BULK_SHARE {
             Room::Both
         } else if state.bytes < self.limit_bytes || !state.unsent_bulk.is_empty() {
             Room::Lethal
         } else {
             Room::None
-        }
+        };
+        state.is_packer_waiting = room != Room::Both;
+        room
     }
 
     /// Takes a sealed frame for which there was [`Outbox::room`]. A lethal one may evict the oldest bulk frames that were never
@@ -496,9 +500,12 @@ impl Outbox {
             }
             left.push(Acknowledged { times: sent.times, sent_ns: sent.sent_ns });
         }
+        let is_packer_waiting = state.is_packer_waiting;
         drop(state);
         if !left.is_empty() {
-            self.queues.wake_packer();
+            if is_packer_waiting {
+                self.queues.wake_packer();
+            }
             self.wake_spool();
         }
         left

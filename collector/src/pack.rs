@@ -1,7 +1,8 @@
 //! The packer: bodies become sealed frames.
 //!
 //! What enters: bodies from the queues, lethal ones first. What leaves: sealed frames in the outbox. What must hold: while the
-//! outbox has no room for a lane, its bodies stay in their queue, and the other lane's pass by.
+//! outbox has no room for a lane, its bodies stay in their queue, and the other lane's pass by; an event that fits no frame is
+//! counted as `dropped{queue, malformed}` and harms no other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +12,9 @@ use crossbeam::sync::Parker;
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Entity, EntityKind, Lane};
 use tapio_wire::frame::Encoder;
+use tapio_wire::ledger::{Reason, Stage};
 
+use crate::books::Books;
 use crate::latency::{FrameSizes, FrameTimes};
 use crate::outbox::Outbox;
 use crate::queue::Queues;
@@ -37,6 +40,7 @@ pub struct Packer {
     pub outbox: Arc<Outbox>,
     pub compression: Compression,
     pub counts: Arc<PackCounts>,
+    pub books: Arc<Books>,
     /// Set when every source has ended: what is in the queues then is the last.
     pub sources_ended: Arc<AtomicBool>,
     /// Describes the node itself, on each new stream and from time to time, so that whoever replays the archive knows its
@@ -115,7 +119,14 @@ impl Packer {
                 self.pack(encoder, lane, body);
                 self.pack(encoder, lane, second);
             }
-            Err(error) => unreachable!("one event and one description fit a frame by the bounds of records: {error}"),
+            Err(error) => {
+                // The bounds of records and texts leave no room for this; whatever gets past them costs itself alone.
+                let kind = body.events.first().map_or("none", |event| event.kind().name());
+                tracing::error!(%error, kind, names = body.names.len(), "an event that fits no frame is dropped");
+                for event in &body.events {
+                    self.books.source(event.source).drop_events(Stage::Queue, Reason::Malformed, 1);
+                }
+            }
         }
     }
 
@@ -130,5 +141,48 @@ impl Packer {
         self.counts.raw_bytes.fetch_add(u64::from(frame.raw_bytes()), Ordering::Relaxed);
         self.counts.wire_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
         self.counts.sizes.0.observe(frame.len() as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::event::{Detail, Event, Source};
+    use tapio_wire::limits::RAW_BYTES_MAX;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::intake::Shared;
+    use crate::queue::Queues;
+
+    fn body(names: Vec<String>) -> Body {
+        let detail = Detail::CgroupMade { path: 0 };
+        let event = Event { time_ns: 1, entity: 1, pid: 1, source: Source::Shm, body: detail };
+        Body { names, events: vec![event], ..Body::default() }
+    }
+
+    #[test]
+    fn an_event_that_fits_no_frame_is_counted_and_the_next_one_is_packed() {
+        let (queues, parker) = Queues::new(4);
+        let shared = Shared::for_config(&Config::default(), queues);
+        shared.books.source(Source::Shm).set_emitted(2);
+        let outbox = Arc::new(Outbox::new(7, 1, 64 << 20, &shared));
+        let packer = Packer {
+            queues: Arc::clone(&shared.queues),
+            parker,
+            outbox: Arc::clone(&outbox),
+            compression: Compression::None,
+            counts: Arc::default(),
+            books: Arc::clone(&shared.books),
+            sources_ended: Arc::new(AtomicBool::new(true)),
+            node: NodeDescription::new("node".into(), Arc::default()),
+        };
+        let too_long = "x".repeat(RAW_BYTES_MAX);
+        assert!(shared.queues.push(Lane::Lethal, body(vec![too_long])).is_ok());
+        assert!(shared.queues.push(Lane::Lethal, body(vec!["/a".into()])).is_ok());
+        packer.run();
+        while outbox.next(u64::MAX).is_some() {}
+        let account = *outbox.ledger().account(Source::Shm);
+        assert_eq!(account.dropped[Stage::Queue as usize][Reason::Malformed as usize], 1);
+        assert_eq!((account.shipped, account.held()), (1, 0));
     }
 }

@@ -25,7 +25,8 @@ impl Queues {
         let queues = Self {
             lethal: ArrayQueue::new(batches.max(64)),
             bulk: ArrayQueue::new(batches),
-            pool: ArrayQueue::new(batches + 64),
+            // A body keeps the room that it once needed: no more of them than bulk can have on their way.
+            pool: ArrayQueue::new(batches + 2),
             packer: parker.unparker().clone(),
         };
         (queues, parker)

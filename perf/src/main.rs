@@ -15,6 +15,7 @@ use tapio_perf::interrupt;
 use tapio_perf::load::generator::Pace;
 use tapio_perf::load::{self, LoadOptions};
 use tapio_perf::probes::{self, ProbesOptions};
+use tapio_perf::processes::collector::Resources;
 use tapio_perf::storm::{self, StormOptions};
 use tapio_perf::units::{parse_bytes, parse_duration};
 
@@ -74,12 +75,29 @@ struct LoadArguments {
     /// The same seed makes the same events
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// grpc.batch_timeout of the collectors, like 100ms; default: theirs
+    #[arg(long, value_parser = checked_duration)]
+    batch_timeout: Option<String>,
+    /// The CPU budget that each collector's governor holds, thousandths of a core; 0 for none
+    #[arg(long, default_value_t = Resources::default().max_cpu_milli)]
+    max_cpu_milli: u64,
+    /// The memory budget of each collector
+    #[arg(long, default_value_t = Resources::default().max_memory_mb)]
+    max_memory_mb: u64,
+    /// A source that each collector runs beside its ring; may be repeated (ebpf needs root)
+    #[arg(long, value_parser = ["ebpf", "systemd", "k8s"])]
+    also: Vec<String>,
     /// Where tapio-collector and tapio-server are; default: beside this program
     #[arg(long)]
     bin_dir: Option<PathBuf>,
     /// Report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The text, when it is a duration.
+fn checked_duration(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned())
 }
 
 #[derive(Args)]
@@ -179,6 +197,9 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         ring_bytes: arguments.ring as usize,
         seed: arguments.seed,
         bin_dir: arguments.bin_dir,
+        batch_timeout: arguments.batch_timeout,
+        resources: Resources { max_memory_mb: arguments.max_memory_mb, max_cpu_milli: arguments.max_cpu_milli },
+        also: arguments.also,
         collector_config: String::new(),
         server_config: String::new(),
     })?;

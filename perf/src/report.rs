@@ -41,6 +41,8 @@ impl Host {
 pub struct CollectorCost {
     /// CPU time of all collectors by events archived.
     pub cpu_ns_per_event: f64,
+    /// Of one collector, on average; 100 is one core for the whole run.
+    pub cpu_percent_of_core: f64,
     /// Of the collector that had most; its peak.
     pub rss_bytes: u64,
 }
@@ -121,8 +123,9 @@ impl fmt::Display for LoadReport {
         writeln!(f, "frame→ack  {}", self.ack_latency_us)?;
         writeln!(
             f,
-            "collector  {:.0} ns CPU per event, {:.0} MiB at the most",
+            "collector  {:.0} ns CPU per event, {:.2} % of a core each, {:.1} MiB at the most",
             self.collector.cpu_ns_per_event,
+            self.collector.cpu_percent_of_core,
             mib(self.collector.rss_bytes)
         )?;
         writeln!(
@@ -202,7 +205,7 @@ mod tests {
         for latency in ["latency_us", "ack_latency_us"] {
             assert_eq!(keys(&value[latency]), ["max", "p50", "p90", "p99", "p999"], "{latency}");
         }
-        assert_eq!(keys(&value["collector"]), ["cpu_ns_per_event", "rss_bytes"]);
+        assert_eq!(keys(&value["collector"]), ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]);
         assert_eq!(keys(&value["server"]), ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]);
         assert_eq!(keys(&value["host"]), ["cores", "cpu_model", "kernel", "memory_bytes"]);
     }

@@ -5,7 +5,7 @@
 //! nothing but a measurement switches it on.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError, RawTracePoint};
@@ -38,10 +38,14 @@ pub fn count_run_time() -> io::Result<OwnedFd> {
     enable_stats(Stats::RunTime).map_err(|error| error.io_error)
 }
 
-/// From the program's `/proc/PID/fdinfo`.
+/// What the kernel measured of a loaded program.
 pub(crate) fn run_time(program: &Program) -> Option<RunTime> {
-    let fd = program.fd().ok()?.as_fd().as_raw_fd();
-    parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?)
+    run_time_of(program.fd().ok()?.as_fd())
+}
+
+/// The same by the program's descriptor: from its `/proc/PID/fdinfo`.
+pub(crate) fn run_time_of(program: BorrowedFd<'_>) -> Option<RunTime> {
+    parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?)
 }
 
 fn parse(fdinfo: &str) -> Option<RunTime> {

@@ -199,6 +199,9 @@ impl Probes {
             .override_global("errnos", &errno_words(&config.errnos), true)
             .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)
             .override_global("page_bytes", &page_bytes, true)
+            .override_global("lethal_quarter", &(lethal_ring_bytes / 4), true)
+            // A kernel that takes no ring of another size than the template's is given a smaller one, and never gets that far.
+            .override_global("bulk_quarter", &(bulk_ring_bytes / 4), true)
             .override_global("harmless_drops", &harmless_drops, true)
             .load(object())
             .map_err(object_error)?;

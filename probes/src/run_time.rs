@@ -4,9 +4,9 @@
 //! run) costs about as much as a small program does. So a caller asks for moments only: see [`RunTimes::measure`].
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use aya::sys::{Stats, enable_stats};
+use crate::cost;
 
 /// Holds the programs, whose times the kernel keeps.
 #[derive(Debug)]
@@ -28,21 +28,13 @@ impl RunTimes {
     /// # Errors
     /// Before Linux 5.8, and without CAP_SYS_ADMIN on kernels that ask for it.
     pub fn measure(&self) -> io::Result<Measuring> {
-        enable_stats(Stats::RunTime).map(Measuring).map_err(io::Error::other)
+        cost::count_run_time().map(Measuring)
     }
 
     /// Nanoseconds that each program has run while they were measured.
     pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.programs.iter().map(|(program, fd)| {
-            let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-            (*program, run_time_ns(&text))
-        })
+        self.programs.iter().map(|(program, fd)| (*program, cost::run_time_of(fd.as_fd()).unwrap_or_default().ns))
     }
-}
-
-fn run_time_ns(fdinfo: &str) -> u64 {
-    let line = fdinfo.lines().find_map(|line| line.strip_prefix("run_time_ns:"));
-    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -52,7 +44,6 @@ mod tests {
 
     #[test]
     fn run_time_is_counted_while_it_is_measured() {
-        assert_eq!(run_time_ns("prog_type:\t17\nrun_time_ns:\t123\nrun_cnt:\t4\n"), 123);
         if !rustix::process::geteuid().is_root() {
             println!("SKIP run_time_is_counted_while_it_is_measured: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");

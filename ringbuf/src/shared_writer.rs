@@ -115,6 +115,11 @@ impl SharedWriter {
         protocol::add(&page.dropped.0, records);
     }
 
+    /// Wakes the reader whether or not it asked: after a record that cannot wait until the reader looks by itself.
+    pub fn wake_reader(&self) {
+        self.end.wake();
+    }
+
     /// Records attempted, dropped ones included, by all producers.
     pub fn emitted(&self) -> u64 {
         self.end.ring.producer_page().emitted.0.load(Ordering::Relaxed)
@@ -145,10 +150,15 @@ impl End {
     #[inline]
     fn notify(&self) {
         if protocol::take_wakeup(&self.ring.consumer_page().need_wakeup.0) {
-            // Adding one to an open eventfd fails only when its counter is full, which is a wakeup as well.
-            let woken = self.eventfd.notify();
-            debug_assert!(woken.is_ok());
+            self.wake();
         }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        // Adding one to an open eventfd fails only when its counter is full, which is a wakeup as well.
+        let woken = self.eventfd.notify();
+        debug_assert!(woken.is_ok());
     }
 }
 

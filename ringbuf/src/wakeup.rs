@@ -133,7 +133,8 @@ impl Poller {
         self.register(fd, token, epoll::EventFlags::IN)
     }
 
-    /// Reports `token` once for each time that `fd` becomes readable or is notified: for eventfds that are never cleared.
+    /// Reports `token` once for each time that `fd` becomes readable or is notified: for eventfds that are never cleared, and
+    /// for BPF rings whose reader looks at them after each wait.
     pub fn add_edge(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), Error> {
         self.register(fd, token, epoll::EventFlags::IN | epoll::EventFlags::ET)
     }

@@ -128,6 +128,12 @@ impl Writer {
         }
     }
 
+    /// Wakes the reader whether or not it asked: after a record that cannot wait until the reader looks by itself.
+    #[inline]
+    pub fn wake_reader(&self) {
+        self.wake();
+    }
+
     #[cold]
     fn wake(&self) {
         // Adding one to an open eventfd fails only when its counter is full, which is a wakeup as well.

@@ -205,3 +205,19 @@ fn sizes_that_no_ring_can_have_are_refused() {
         assert!(matches!(Writer::create(data_bytes, "test"), Err(Error::DataSize { .. })), "{data_bytes}");
     }
 }
+
+#[test]
+fn a_reader_that_did_not_ask_is_woken_by_a_record_that_cannot_wait() {
+    let (mut writer, memfd, eventfd) = Writer::create(DATA_BYTES, "test").unwrap();
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
+    let mut poller = Poller::new().unwrap();
+    let eventfd = EventFd::from_peer(eventfd).unwrap();
+    poller.add_edge(eventfd.as_fd(), 7).unwrap();
+    assert!(writer.write(b"can wait"));
+    assert!(poller.wait(Some(Duration::ZERO)).unwrap().is_empty(), "nobody asked");
+    assert!(writer.write(b"cannot wait"));
+    writer.wake_reader();
+    assert_eq!(poller.wait(Some(Duration::from_secs(10))).unwrap(), [7]);
+    assert_eq!(reader.drain(8, |_| ()).unwrap().records, 2);
+    assert!(poller.wait(Some(Duration::ZERO)).unwrap().is_empty(), "told once");
+}

@@ -15,6 +15,7 @@ use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::intake::Intake;
+use crate::nap::Nap;
 
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
@@ -45,7 +46,7 @@ pub struct EbpfSource {
     counters: CounterArray,
     cpus: usize,
     poller: Poller,
-    linger: Duration,
+    nap: Nap,
     stop: Arc<Stop>,
     missed: Arc<MissedRuns>,
     missed_read: Instant,
@@ -88,6 +89,18 @@ impl MissedRuns {
             }
         }
     }
+}
+
+/// What a pass over the rings has brought.
+struct Pass {
+    records: usize,
+    /// There was no room for all of it.
+    has_more: bool,
+}
+
+/// How full a ring is, as a share of its capacity.
+fn fill(ring: &Reader) -> f64 {
+    ring.pending_bytes() as f64 / ring.capacity_bytes() as f64
 }
 
 /// Tells a source to end, and wakes it.
@@ -143,9 +156,10 @@ impl EbpfSource {
         let bulk = bulk.collect::<Result<Vec<_>, _>>()?;
         let poller = Poller::new()?;
         for ring in probes.bulk_rings() {
-            poller.add(ring, BULK_TOKEN)?;
+            poller.add_edge(ring, BULK_TOKEN)?;
         }
-        poller.add(probes.lethal_ring(), LETHAL_TOKEN)?;
+        // Reported once for each wakeup: rings that fill all the time would otherwise end every nap at its beginning.
+        poller.add_edge(probes.lethal_ring(), LETHAL_TOKEN)?;
         {
             use std::os::fd::AsFd;
             poller.add(stop.eventfd().as_fd(), STOP_TOKEN)?;
@@ -162,7 +176,7 @@ impl EbpfSource {
             counters,
             cpus,
             poller,
-            linger,
+            nap: Nap::new(linger),
             stop,
             missed: Arc::new(missed),
             missed_read: Instant::now(),
@@ -203,11 +217,10 @@ impl EbpfSource {
     /// When the ring breaks its layout, which the kernel does not do, or polling fails.
     pub fn run(mut self, mut intake: Intake) -> Result<(), EbpfError> {
         while !self.stop.is_set() {
-            let drained = self.pass(&mut intake, false)?;
-            if drained == 0 && !self.rings_are_empty() {
-                self.nap();
-            } else if drained == 0 {
-                self.sleep(&intake)?;
+            match self.pass(&mut intake, false)? {
+                Pass { has_more: false, .. } => self.sleep(&mut intake)?,
+                Pass { records: 0, .. } => self.wait_for_room(),
+                _ => {}
             }
             if self.missed_read.elapsed() >= MISSED_INTERVAL
                 && let Some(probes) = &self.probes
@@ -219,7 +232,7 @@ impl EbpfSource {
         if let Some(probes) = self.probes.take() {
             self.rest = Some(probes.detach());
             // A program that began before may still be at work, which takes it microseconds.
-            std::thread::sleep(self.linger);
+            std::thread::sleep(self.nap.shortest());
         }
         self.stop.eventfd().clear()?;
         loop {
@@ -228,19 +241,22 @@ impl EbpfSource {
                 return Ok(());
             }
             if !intake.is_empty() {
-                self.nap();
+                self.wait_for_room();
             }
         }
     }
 
-    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<usize, EbpfError> {
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<Pass, EbpfError> {
         intake.begin();
+        let before = intake.accepted();
+        let fullest = [&self.lethal].into_iter().chain(&self.bulk).map(fill).fold(0.0, f64::max);
         let drained = self.lethal.drain(intake.room_of(Lane::Lethal), |record| intake.accept(record))?;
-        let (mut records, mut discarded) = (drained.records, drained.discarded);
+        let (mut records, mut discarded, mut has_more) = (drained.records, drained.discarded, drained.more);
         for _ in 0..self.bulk.len() {
             // Filters may let fewer pass than were drained: the room is what is left in the batch.
             let room = intake.room_of(Lane::Bulk);
             if room == 0 {
+                has_more |= self.bulk.iter().any(|ring| !ring.is_empty());
                 break;
             }
             let ring = &mut self.bulk[self.bulk_next];
@@ -248,6 +264,7 @@ impl EbpfSource {
                 let drained = ring.drain(room, |record| intake.accept(record))?;
                 records += drained.records;
                 discarded += drained.discarded;
+                has_more |= drained.more;
             }
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
@@ -258,7 +275,8 @@ impl EbpfSource {
             self.state_emitted(intake);
         }
         intake.flush(all);
-        Ok(records)
+        self.nap.saw(Instant::now(), records, intake.accepted() - before, fullest);
+        Ok(Pass { records, has_more })
     }
 
     /// Takes what the kernel has summed up, as far as there is room. The rings come first: their records are older.
@@ -337,23 +355,24 @@ impl EbpfSource {
 
     /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
     /// cannot tell when.
-    fn nap(&self) {
-        std::thread::sleep(self.linger);
+    fn wait_for_room(&self) {
+        std::thread::sleep(self.nap.shortest());
     }
 
-    fn sleep(&mut self, intake: &Intake) -> Result<(), EbpfError> {
-        // First a nap without asking for wakeups: a record that does not force one can wait this long, and while there is
-        // traffic the probes are spared the wakeup's cost.
-        let nap = self.linger.min(intake.sleep_limit());
-        self.poller.wait(Some(nap)).map(|_| ())?;
-        if !self.rings_are_empty() || self.stop.is_set() {
+    fn sleep(&mut self, intake: &mut Intake) -> Result<(), EbpfError> {
+        if let Some(nap) = self.nap.length(intake.missing(), intake.due(), !intake.is_empty()) {
+            // Without asking for wakeups: a record that does not force one can wait this long, and while there is traffic the
+            // probes are spared the wakeup's cost. What is urgent, and a ring that becomes a quarter full, ends it.
+            intake.napped(nap);
+            self.poller.wait(Some(nap)).map(|_| ())?;
             return Ok(());
         }
+        intake.napped(Duration::ZERO);
         self.wakeup.set(true);
-        // A record that was committed before its probe saw the flag is found here; a later one brings a wakeup.
-        if self.rings_are_empty() {
-            self.poller.wait(Some(intake.sleep_limit())).map(|_| ())?;
-        }
+        // A record that was committed before its probe saw the flag is found here; a later one brings a wakeup, and so does
+        // the end of one that is being written.
+        let limit = if self.rings_are_empty() { intake.sleep_limit() } else { self.nap.shortest() };
+        self.poller.wait(Some(limit)).map(|_| ())?;
         self.wakeup.set(false);
         // What was sampled away in the meantime left no record that would bring this about.
         if self.counters_read.elapsed() >= COUNTERS_INTERVAL {

@@ -21,12 +21,13 @@ use tapio_wire::ledger::{Reason, Stage};
 
 use crate::config::ShmSection;
 use crate::intake::Intake;
+use crate::nap::{self, Nap};
 use crate::source::ebpf::Stop;
 
 const STOP_TOKEN: u64 = 0;
 const ARRIVAL_TOKEN: u64 = 1;
 const FIRST_PEER_TOKEN: u64 = 2;
-/// How long the reader naps between looks at the rings while there is traffic.
+/// The shortest nap between looks at the rings while there is traffic.
 const LINGER: Duration = Duration::from_millis(1);
 /// How long peers that go on writing are listened to after the end was asked for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -70,6 +71,13 @@ struct Peer {
     is_stalled: bool,
 }
 
+/// What a pass over the rings has brought.
+struct Pass {
+    records: usize,
+    /// There was no room for all of it.
+    has_more: bool,
+}
+
 /// The listening socket and the rings that were handed over.
 pub struct ShmSource {
     poller: Poller,
@@ -85,6 +93,7 @@ pub struct ShmSource {
     gone_emitted: u64,
     gone_dropped: u64,
     socket: PathBuf,
+    nap: Nap,
 }
 
 impl ShmSource {
@@ -128,6 +137,7 @@ impl ShmSource {
             gone_emitted: 0,
             gone_dropped: 0,
             socket: config.socket.clone(),
+            nap: Nap::new(LINGER),
         })
     }
 
@@ -137,13 +147,15 @@ impl ShmSource {
     /// When polling fails.
     pub fn run(mut self, mut intake: Intake) -> Result<(), ShmError> {
         while !self.stop.is_set() {
-            if self.pass(&mut intake, false) == 0 {
-                self.sleep(&intake)?;
+            match self.pass(&mut intake, false) {
+                Pass { has_more: false, .. } => self.sleep(&mut intake)?,
+                Pass { records: 0, .. } => self.wait(LINGER)?,
+                _ => {}
             }
         }
         self.stop.eventfd().clear()?;
         let deadline = Instant::now() + DRAIN_LIMIT;
-        while self.pass(&mut intake, true) > 0 && Instant::now() < deadline {}
+        while self.pass(&mut intake, true).records > 0 && Instant::now() < deadline {}
         // What peers went on to write belongs to the next reader of their rings.
         self.disown_unread(&intake);
         while !intake.is_empty() {
@@ -157,17 +169,20 @@ impl ShmSource {
         Ok(())
     }
 
-    fn pass(&mut self, intake: &mut Intake, all: bool) -> usize {
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> Pass {
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.add(arrival, intake);
         }
-        let mut drained = 0;
+        let before = intake.accepted();
+        let (mut pass, mut fullest) = (Pass { records: 0, has_more: false }, 0.0f64);
         for index in 0..self.peers.len() {
             let room = intake.room();
             let peer = &mut self.peers[index];
+            fullest = fullest.max(peer.reader.pending_bytes() as f64 / peer.reader.capacity_bytes() as f64);
             match peer.reader.drain(room, |record| intake.accept(record)) {
                 Ok(done) => {
-                    drained += done.records;
+                    pass.records += done.records;
+                    pass.has_more |= done.more;
                     peer.is_stalled = done.stalled;
                 }
                 Err(error) => {
@@ -179,12 +194,13 @@ impl ShmSource {
             self.state(intake);
             intake.flush(all);
         }
-        if drained == 0 {
+        if pass.records == 0 {
             self.let_go(intake);
             intake.room();
             intake.flush(all);
         }
-        drained
+        self.nap.saw(Instant::now(), pass.records, intake.accepted() - before, fullest);
+        pass
     }
 
     fn add(&mut self, arrival: Arrival, intake: &Intake) {
@@ -272,17 +288,21 @@ impl ShmSource {
         }
     }
 
-    fn sleep(&mut self, intake: &Intake) -> Result<(), ShmError> {
-        self.wait(LINGER.min(intake.sleep_limit()))?;
-        if self.stop.is_set() || self.peers.iter().any(|peer| !peer.reader.is_empty()) {
-            return Ok(());
+    fn sleep(&mut self, intake: &mut Intake) -> Result<(), ShmError> {
+        if let Some(nap) = self.nap.length(intake.missing(), intake.due(), !intake.is_empty()) {
+            let beside = self.peers.iter().map(|peer| nap::beside_memfd(peer.reader.capacity_bytes()));
+            let nap = beside.fold(nap, Duration::min).max(LINGER);
+            intake.napped(nap);
+            return self.wait(nap);
         }
+        intake.napped(Duration::ZERO);
         for peer in &self.peers {
             peer.reader.set_need_wakeup(true);
         }
-        if self.peers.iter().all(|peer| peer.reader.is_empty()) {
-            self.wait(intake.sleep_limit())?;
-        }
+        // A record that was published before its writer saw the flag is found here; a later one brings a wakeup, and so does
+        // the end of one that is being written. A peer that left something half written is let go at the next look.
+        let is_empty = self.peers.iter().all(|peer| peer.reader.is_empty());
+        self.wait(if is_empty { intake.sleep_limit() } else { LINGER })?;
         for peer in &self.peers {
             peer.reader.set_need_wakeup(false);
         }

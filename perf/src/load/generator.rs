@@ -105,6 +105,9 @@ impl Node {
         }
         let pool = &*pool;
         let written = self.writer.write_batch((first..first + tried).map(|index| pool.record(index)));
+        if pool.are_urgent(first..first + written) {
+            self.writer.wake_reader();
+        }
         (tried as u64, written as u64)
     }
 

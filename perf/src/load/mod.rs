@@ -28,6 +28,7 @@ use crate::clock::{pause, wait_for};
 use crate::error::Error;
 use crate::interrupt;
 use crate::latency::Latencies;
+use crate::processes::collector::Resources;
 use crate::processes::usage::{self, Usage};
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions};
 use crate::report::{CollectorCost, Host, LoadReport, ServerCost};
@@ -52,6 +53,11 @@ pub struct LoadOptions {
     pub ring_bytes: usize,
     pub seed: u64,
     pub bin_dir: Option<PathBuf>,
+    /// `grpc.batch_timeout`, as it is written there; the collector's default when not given.
+    pub batch_timeout: Option<String>,
+    pub resources: Resources,
+    /// Sources that every collector runs beside its ring.
+    pub also: Vec<String>,
     /// Further lines of every `collector.yaml` and of `server.yaml`.
     pub collector_config: String,
     pub server_config: String,
@@ -142,6 +148,12 @@ fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Ve
             // The same server may be loaded again: its books keep what it saw of earlier runs.
             node: format!("load-{run:x}-{index}"),
             server: address.to_owned(),
+            also: options.also.clone(),
+            resources: options.resources,
+            extra_grpc: options
+                .batch_timeout
+                .as_ref()
+                .map_or_else(String::new, |timeout| format!(", batch_timeout: {timeout}")),
             extra_config: options.collector_config.clone(),
             ..CollectorOptions::default()
         })?;
@@ -246,6 +258,8 @@ fn add_costs(report: &mut LoadReport, before: &(Usage, Vec<Usage>), after: &(Usa
     let server = spent(&before.0, &after.0) as f64;
     report.collector = CollectorCost {
         cpu_ns_per_event: collectors as f64 / events,
+        cpu_percent_of_core: collectors as f64 / after.1.len().max(1) as f64 / (report.duration_s.max(1e-9) * 1e9)
+            * 100.0,
         rss_bytes: after.1.iter().map(|usage| usage.rss_peak_bytes).max().unwrap_or(0),
     };
     report.server = ServerCost {

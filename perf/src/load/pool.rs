@@ -1,6 +1,7 @@
 //! Records that are prepared once and played many times.
 
-use tapio_probes::record::Header;
+use tapio_probes::record::{Exit, Header, Kind};
+use zerocopy::FromBytes;
 
 /// Where a record's time is.
 const TIME_AT: usize = std::mem::offset_of!(Header, time_ns);
@@ -11,6 +12,18 @@ pub struct Pool {
     bytes: Vec<u8>,
     /// Where each record starts, and where the last one ends.
     starts: Vec<u32>,
+    /// Those that must not wait in a ring.
+    urgent: Vec<bool>,
+}
+
+/// Whether a record tells of a death, or of what brings one about.
+fn is_urgent(record: &[u8]) -> bool {
+    let kind = Header::read_from_prefix(record).ok().and_then(|(header, _)| Kind::from_u16(header.kind));
+    match kind {
+        Some(Kind::Oom | Kind::Signal | Kind::SignalDelivered) => true,
+        Some(Kind::Exit) => Exit::read_from_bytes(record).is_ok_and(|exit| exit.status != 0),
+        _ => false,
+    }
 }
 
 impl Pool {
@@ -21,6 +34,12 @@ impl Pool {
         }
         self.bytes.extend_from_slice(record);
         self.starts.push(self.bytes.len() as u32);
+        self.urgent.push(is_urgent(record));
+    }
+
+    /// Whether one of these records must not wait in a ring.
+    pub fn are_urgent(&self, records: std::ops::Range<usize>) -> bool {
+        self.urgent[records].contains(&true)
     }
 
     /// How many records there are.

@@ -34,10 +34,28 @@ pub struct CollectorOptions {
     /// `host:port` of the server.
     pub server: String,
     pub feed: Feed,
+    /// Sources beside that, by their names.
+    pub also: Vec<String>,
+    /// `resources.max_memory_mb` and `max_cpu_milli`.
+    pub resources: Resources,
     /// Further keys of `grpc:`, each after a comma.
     pub extra_grpc: String,
     /// Further lines of `collector.yaml`.
     pub extra_config: String,
+}
+
+/// What a collector may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    pub max_memory_mb: u64,
+    /// Thousandths of a core; 0 for no limit.
+    pub max_cpu_milli: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { max_memory_mb: 256, max_cpu_milli: 0 }
+    }
 }
 
 /// What `GET /latency` says.
@@ -197,10 +215,13 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
         Feed::Ebpf => ("ebpf", "ebpf: {enabled: true}".to_owned()),
         Feed::Kube => ("ebpf\", \"k8s", "ebpf: {enabled: true}, k8s: {in_cluster: false}".to_owned()),
     };
+    let enabled: String =
+        [enabled].into_iter().chain(options.also.iter().map(String::as_str)).collect::<Vec<_>>().join("\", \"");
+    let Resources { max_memory_mb, max_cpu_milli } = options.resources;
     let mut text = format!(
         "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0}}\n\
          grpc: {{server_endpoints: [\"{}\"]{}}}\n\
-         resources: {{max_memory_mb: 256, max_cpu_milli: 0}}\n\
+         resources: {{max_memory_mb: {max_memory_mb}, max_cpu_milli: {max_cpu_milli}}}\n\
          collectors: {{{source}}}\n\
          health: {{port: {port}}}\n\
          logging: {{level: warn}}\n",

@@ -245,6 +245,9 @@ const volatile u64 signal_mask = 0;
 /* Kinds of the lethal lane that are not wanted, a bit each. */
 const volatile u64 lethal_kinds_off = 0;
 const volatile u64 page_bytes = 4096;
+/* A quarter of a ring's bytes: a power of two. */
+const volatile u32 lethal_quarter = 1024;
+const volatile u32 bulk_quarter = 16384;
 
 /* The loader sets the size. */
 struct {
@@ -449,7 +452,19 @@ static __always_inline void nudge(void *ring)
 }
 
 /*
- * Hands a record to the reader, and wakes the reader when the record cannot wait or the reader sleeps.
+ * Whether the record, not yet submitted, has brought its ring past another quarter: a reader that naps because little came is
+ * woken then. Records that were reserved meanwhile, by other CPUs or an interrupt, are counted as well; should each take the
+ * other for the one that crossed, the next quarter is three fourths of a ring away from its end.
+ */
+static __always_inline bool crosses_quarter(void *ring, struct header *header, u32 quarter)
+{
+	u64 pending = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
+
+	return (pending ^ (pending - header->size - BPF_RINGBUF_HDR_SZ)) & ~(u64)(quarter - 1);
+}
+
+/*
+ * Hands a record to the reader, and wakes the reader when the record cannot wait, the ring fills, or the reader sleeps.
  *
  * The reader raises need_wakeup, issues a full barrier, looks at the rings once more and sleeps only if they are empty. The
  * submit is a full barrier too (it exchanges the record's header), so of the reader's last look and the second look at
@@ -458,7 +473,7 @@ static __always_inline void nudge(void *ring)
 static __always_inline void record_end(void *record, bool at_once)
 {
 	volatile u32 *wanted = need_wakeup();
-	bool wake = at_once || (wanted && *wanted);
+	bool wake = at_once || (wanted && *wanted) || crosses_quarter(&lethal, record, lethal_quarter);
 
 	bpf_ringbuf_submit(record, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	if (!wake && wanted && *wanted)
@@ -466,7 +481,7 @@ static __always_inline void record_end(void *record, bool at_once)
 }
 
 /*
- * The same in the bulk lane: nothing there is worth a wakeup that the reader did not ask for. The subject is known by now: the
+ * The same in the bulk lane: no record there is worth a wakeup that the reader did not ask for, a ring that fills is. The subject is known by now: the
  * record of an excluded cgroup is taken back, and counted.
  */
 static __always_inline void bulk_end(void *record)
@@ -474,17 +489,17 @@ static __always_inline void bulk_end(void *record)
 	volatile u32 *wanted = need_wakeup();
 	bool wake = wanted && *wanted;
 	struct header *header = record;
+	void *ring;
 
 	if (cgroup_is_excluded(header->cgroup_id)) {
 		count(header->kind, COUNTER_EXCLUDED);
 		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
 		return;
 	}
+	ring = bulk_ring_here();
+	if (!wake && ring)
+		wake = crosses_quarter(ring, header, bulk_quarter);
 	bpf_ringbuf_submit(record, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
-	if (!wake && wanted && *wanted) {
-		void *ring = bulk_ring_here();
-
-		if (ring)
-			nudge(ring);
-	}
+	if (!wake && wanted && *wanted && ring)
+		nudge(ring);
 }
