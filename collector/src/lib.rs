@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod pack;
 pub mod pipeline;
+pub mod probe_report;
 pub mod queue;
 pub mod redact;
 pub mod reload;
