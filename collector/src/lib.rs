@@ -19,6 +19,7 @@ mod nap;
 pub mod outbox;
 pub mod pack;
 pub mod pipeline;
+pub mod probe_report;
 pub mod queue;
 pub mod redact;
 pub mod reload;

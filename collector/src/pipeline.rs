@@ -38,6 +38,7 @@ use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
 use crate::pack::{NodeDescription, Packer};
+use crate::probe_report;
 use crate::queue::Queues;
 use crate::reload::Live;
 use crate::ship::{ShipState, Shipper};
@@ -260,9 +261,7 @@ impl Pipeline {
             let (linger, flush_interval) = (config.collectors.ebpf.linger, config.collectors.ebpf.flush_interval);
             match EbpfSource::load(&load_config(config), linger, flush_interval, Arc::clone(&stop)) {
                 Ok(source) => {
-                    for verdict in source.verdicts() {
-                        tracing::info!(program = verdict.program, hook = verdict.hook, state = ?verdict.state, "probe");
-                    }
+                    let status = probe_report::report(&source.verdicts());
                     missed = source.missed_runs();
                     (controls, run_times) = (source.controls(), source.run_times());
                     let exclusion = controls.clone().filter(|_| shared.directory.excludes()).map(Exclusion::new);
@@ -288,7 +287,7 @@ impl Pipeline {
                             tracing::error!(%error, "the ebpf source ended");
                         }
                     })?);
-                    states.push(SourceState { source: "ebpf", off: None, alive, status: Status::default() });
+                    states.push(SourceState { source: "ebpf", off: None, alive, status });
                     if let Some(reading) = reading {
                         let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
                         // It ends when nobody can ask it any more.

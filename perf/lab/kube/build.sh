@@ -20,7 +20,8 @@ is_built && exit 0
 
 mkdir -p "$KUBE"/{src,bin,apt/lists/partial,apt/cache/archives/partial}
 # The source package comes from the mirror that this machine uses already, through lists of its own.
-mirror=$(grep -rhE '^URIs:|^deb ' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | head -1 | awk '{print $2}')
+mirror=$(apt-cache policy | awk '$3 == "bookworm/main" {print $2; exit}' || true)
+[ -n "$mirror" ] || { echo "build.sh: apt knows no mirror of Debian bookworm (apt-get update, on Debian 12)" >&2; exit 1; }
 echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror bookworm main" > "$KUBE/apt/sources.list"
 APT="-o Dir::Etc::sourcelist=$KUBE/apt/sources.list -o Dir::Etc::sourceparts=/dev/null
      -o Dir::State::Lists=$KUBE/apt/lists -o Dir::Cache=$KUBE/apt/cache"

@@ -16,7 +16,7 @@ stop() {
 }
 
 # Kubelet first: it would start again what ends.
-stop proxy kubelet scheduler controller-manager
+stop proxy kubelet scheduler controller-manager dns
 if [ -S "$RUN/containerd.sock" ]; then
   $CTR tasks ls -q 2>/dev/null | while read -r task; do
     $CTR tasks kill -s SIGKILL "$task"; $CTR tasks delete -f "$task"
@@ -28,5 +28,5 @@ awk -v below="$KUBE/" 'index($2, below) == 1 {print $2}' /proc/mounts | sort -r 
 find /sys/fs/cgroup -depth -type d -path '*/kubepods*' -exec rmdir {} + 2>/dev/null
 ip netns list | awk '/^cni-/ {print $1}' | while read -r netns; do ip netns del "$netns"; done
 ip netns del kube 2>/dev/null
-[ "${1:-}" = --wipe ] && rm -rf "$KUBE"/{etcd,containerd,kubelet,cni,log,run,pki,manifests} "$KUBE"/*.conf "$KUBE"/*.yaml "$KUBE"/*.toml
+[ "${1:-}" = --wipe ] && rm -rf "$KUBE"/{etcd,containerd,kubelet,cni,log,run,pki,manifests,volumes} "$KUBE"/*.conf "$KUBE"/*.yaml "$KUBE"/*.toml
 exit 0

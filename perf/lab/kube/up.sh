@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Starts a one-node Kubernetes, real in every part: etcd, API server, controller manager, scheduler, containerd, kubelet,
-# kube-proxy. All of it lives in the network namespace "kube", so nothing of it can leave this machine; what talks to it from
-# the host enters that namespace first:
+# kube-proxy. Cluster DNS is dns.py, storage what volumes.sh offers; runc.sh leaves out capabilities that this machine lacks.
+# All of it lives in the network namespace "kube", so nothing of it can leave this machine; what talks to it from the host
+# enters that namespace first:
 #   nsenter --net=/run/netns/kube kubectl --kubeconfig ${TAPIO_KUBE:-/tmp/kube}/admin.conf get pods -A
 # Images of one's own: image.py NAME:TAG '["/entry"]' FILE=/path | ctr -a $TAPIO_KUBE/run/containerd.sock -n k8s.io images import -
 # Needs root and build.sh first. down.sh ends it.
@@ -10,7 +11,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 KUBE=${TAPIO_KUBE:-/tmp/kube}
 BIN=$KUBE/bin
 ADDRESS=192.168.77.1
-mkdir -p "$KUBE"/{pki,log,etcd,containerd,run,cni,kubelet,manifests}
+# Beta, and on by default, one version later.
+FEATURES=--feature-gates=GenericEphemeralVolume=true
+mkdir -p "$KUBE"/{pki,log,etcd,containerd,run,cni,kubelet,manifests,volumes}
 
 IN="nsenter --net=/run/netns/kube"
 kubectl_() { $IN kubectl --kubeconfig "$KUBE/admin.conf" "$@"; }
@@ -23,6 +26,8 @@ await() {
 }
 
 if ip netns list | grep -qw kube && kubectl_ get node node1 2>/dev/null | grep -q ' Ready'; then exit 0; fi
+# What is left of a node that did not get so far, or was killed.
+ls "$KUBE"/run/*.pid >/dev/null 2>&1 && "$HERE/down.sh"
 
 mount --make-rshared / || true
 ip netns list | grep -qw kube || ip netns add kube
@@ -68,7 +73,7 @@ start apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --ser
   --service-account-issuer=https://kubernetes.default.svc --secure-port=6443 --bind-address=0.0.0.0 \
   --advertise-address=$ADDRESS --cert-dir="$KUBE/pki" --token-auth-file="$KUBE/pki/tokens.csv" \
   --authorization-mode=Node,RBAC --allow-privileged=true --enable-admission-plugins=NodeRestriction,ResourceQuota \
-  --event-ttl=1h --kubelet-preferred-address-types=InternalIP
+  --event-ttl=1h --kubelet-preferred-address-types=InternalIP $FEATURES
 is_healthy() { $IN curl -sk "https://$ADDRESS:6443/healthz" -H 'Authorization: Bearer admintoken' | grep -q ok; }
 await "the API server" 60 is_healthy
 # Pods verify the API server by its own certificate.
@@ -76,8 +81,9 @@ cp apiserver.crt ca.crt
 start controller-manager "$BIN/kube-controller-manager" --kubeconfig="$KUBE/manager.conf" \
   --service-account-private-key-file="$KUBE/pki/sa.key" --root-ca-file="$KUBE/pki/ca.crt" \
   --use-service-account-credentials=false --cluster-cidr=10.88.0.0/16 --allocate-node-cidrs=true --leader-elect=false \
-  --port=0 --secure-port=10257 '--controllers=*'
-start scheduler "$BIN/kube-scheduler" --kubeconfig="$KUBE/scheduler.conf" --leader-elect=false --port=0
+  --port=0 --secure-port=10257 '--controllers=*' $FEATURES
+start scheduler "$BIN/kube-scheduler" --kubeconfig="$KUBE/scheduler.conf" --leader-elect=false --port=0 $FEATURES
+start dns python3 "$HERE/dns.py" $ADDRESS https://$ADDRESS:6443 admintoken
 
 cat > "$KUBE/containerd.toml" <<END
 version = 2
@@ -94,6 +100,10 @@ state = "$KUBE/containerd/state"
     conf_dir = "$KUBE/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "${SNAPSHOTTER:-overlayfs}"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "$HERE/runc.sh"
 END
 cat > "$KUBE/cni/10-bridge.conf" <<END
 {"cniVersion":"0.4.0","name":"kube","type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"hairpinMode":true,
@@ -108,12 +118,15 @@ failSwapOn: false
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 clusterDomain: cluster.local
+clusterDNS: ["$ADDRESS"]
 resolvConf: /etc/resolv.conf
 podCIDR: 10.88.0.0/24
 evictionHard: {"memory.available": "100Mi"}
 # Images cannot be fetched again: a full disk must not make kubelet remove them.
 imageGCHighThresholdPercent: 100
 cgroupsPerQOS: true
+# This kubelet may forget to say that a pod is gone until it looks again: a minute later by default.
+syncFrequency: 5s
 enforceNodeAllocatable: ["pods"]
 END
 await containerd 30 ctr -a "$KUBE/run/containerd.sock" version
@@ -135,8 +148,9 @@ done
 await "the default service account" 30 kubectl_ get serviceaccount default
 start kubelet "$BIN/kubelet" --config="$KUBE/kubelet.yaml" --kubeconfig="$KUBE/kubelet.conf" --container-runtime=remote \
   --container-runtime-endpoint="unix://$KUBE/run/containerd.sock" --hostname-override=node1 --node-ip=$ADDRESS \
-  --root-dir="$KUBE/kubelet" --cert-dir="$KUBE/kubelet/pki" --v=2
+  --root-dir="$KUBE/kubelet" --cert-dir="$KUBE/kubelet/pki" --v=2 $FEATURES
 start proxy "$BIN/kube-proxy" --kubeconfig="$KUBE/proxy.conf" --proxy-mode=iptables --cluster-cidr=10.88.0.0/16 \
   --hostname-override=node1 --conntrack-max-per-core=0
 is_ready() { kubectl_ get node node1 | grep -q ' Ready'; }
 await "the node" 90 is_ready
+"$HERE/volumes.sh"

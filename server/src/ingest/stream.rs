@@ -59,11 +59,11 @@ pub(super) async fn serve<S: FrameSink>(shared: &Shared<S>, mut inbound: Streami
         Err(_) => Err(Refusal::HelloTimeout(HELLO_TIMEOUT).into()),
     };
     let place = match hello {
-        Ok(hello) => enter(shared, &hello).await,
+        Ok(hello) => enter(shared, &hello).await.map(|place| (place, hello.version)),
         Err(end) => Err(end),
     };
     let end = match place {
-        Ok(place) => exchange(shared, &place, inbound, &responses).await,
+        Ok((place, version)) => exchange(shared, &place, version, inbound, &responses).await,
         Err(end) => end,
     };
     let status = match end {
@@ -130,10 +130,11 @@ async fn enter<S: FrameSink>(shared: &Shared<S>, hello: &Hello) -> Result<Place,
     Ok(place)
 }
 
-/// Reads and acknowledges until the stream ends.
+/// Reads and acknowledges until the stream ends. `version` is the collector's, which this server reads too.
 async fn exchange<S: FrameSink>(
     shared: &Shared<S>,
     place: &Place,
+    version: u32,
     inbound: Streaming<ShipRequest>,
     responses: &Responses,
 ) -> End {
@@ -144,7 +145,7 @@ async fn exchange<S: FrameSink>(
     let mut read = pin!(read(shared, place, inbound, &acknowledge));
     let mut ended: Option<(End, u64)> = None;
     let mut next = Some(ship_response::Kind::Welcome(Welcome {
-        version: u32::from(VERSION),
+        version,
         durable_seq: place.durable_seq,
         credit_bytes: shared.credit_bytes(),
     }));
