@@ -37,7 +37,7 @@ test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or on
 	perf/lab/kube/test.sh
 
 # The same test compares them in `make test`.
-docs: install ## write anew what docs/configuration.md takes from the programs
+docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
 	cargo build --locked --workspace --bins
 	TAPIO_UPDATE_DOCS=1 cargo test --locked -p tapio-perf --test reference
 

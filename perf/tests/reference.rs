@@ -1,5 +1,8 @@
-//! The reference that the programs themselves write: docs/configuration.md. `make docs` rewrites it.
+//! The references that the programs themselves write: docs/configuration.md and docs/metrics.md. `make docs` rewrites them.
 
+mod lab;
+#[path = "docs/metrics.rs"]
+mod metrics;
 #[path = "docs/pages.rs"]
 mod pages;
 
@@ -25,4 +28,9 @@ fn a_configuration_is_checked_without_a_start() {
         assert_eq!(output.status.code(), Some(2), "{program}: {said}");
         assert!(said.contains("levle") && said.contains("line 2"), "{program}: {said}");
     }
+}
+
+#[test]
+fn the_metrics_reference_is_what_the_programs_expose() {
+    metrics::check();
 }
