@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test test-kernels test-kube build install check check-deploy bench clean help
+.PHONY: run test test-kernels test-kube build install check check-deploy docs bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -38,6 +38,11 @@ test-kernels: install ## the probes' live tests on Linux 5.10, 6.1, 6.12 and the
 
 test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or one that is built and started here
 	perf/lab/kube/test.sh
+
+# The same test compares them in `make test`.
+docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
+	cargo build --locked --workspace --bins
+	TAPIO_UPDATE_DOCS=1 cargo test --locked -p tapio-perf --test reference
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked -p tapio-ringbuf

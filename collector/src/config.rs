@@ -6,10 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tapio_wire::compress::Compression;
 use tapio_wire::tls::ClientFiles;
-use tapio_wire::units;
+use tapio_wire::{reference, units};
 
 use crate::endpoints::ServerName;
 use crate::spool::MAX_BYTES_MIN;
@@ -27,7 +28,7 @@ pub enum ConfigError {
 }
 
 /// Everything that can be configured.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub collector: CollectorSection,
@@ -40,7 +41,7 @@ pub struct Config {
 }
 
 /// `collector:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollectorSection {
     /// Sources to run: `ebpf`, `k8s`, `systemd`, `shm`.
@@ -52,6 +53,7 @@ pub struct CollectorSection {
     /// Events that wait between sources and frames, each lane.
     pub buffer_size: usize,
     /// This node's name; default: `NODE_NAME` of the environment, else the host name.
+    #[schemars(example = "worker-7")]
     pub node_name: Option<String>,
     /// Whether limits, usage and a signal's sender are read when something lethal arrives.
     pub evidence: bool,
@@ -74,18 +76,22 @@ impl Default for CollectorSection {
 }
 
 /// `grpc:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GrpcSection {
     /// `host:port` of the servers. Every address behind every name is a candidate; a hash picks one for this node.
+    #[schemars(example = ["tapio-server:9090"])]
     pub server_endpoints: Vec<String>,
     /// How often the names are resolved again while a stream is up, and the preferred server is tried again.
     #[serde(deserialize_with = "units::duration")]
     pub resolve_interval: Duration,
+    /// Whether frames travel over TLS; then `grpc.tls.ca` is needed.
+    #[schemars(example = true)]
     pub tls_enabled: bool,
     /// PEM files; they may change at any time.
     pub tls: ClientFiles,
     /// A bearer token for the server, like a projected service account's; it may change at any time.
+    #[schemars(example = "/var/run/secrets/tokens/tapio")]
     pub token_file: Option<PathBuf>,
     /// Events in a frame.
     pub max_batch_size: usize,
@@ -93,9 +99,11 @@ pub struct GrpcSection {
     /// does not wait: an OOM kill, a signal, a death.
     #[serde(deserialize_with = "units::duration")]
     pub batch_timeout: Duration,
+    /// Whether a stream that broke is opened again.
     pub reconnect_enabled: bool,
     /// Where frames go that memory has no room for; without it they wait in the rings.
     pub spool: Option<SpoolSection>,
+    /// How frames are compressed.
     pub compression: Compression,
 }
 
@@ -117,18 +125,20 @@ impl Default for GrpcSection {
 }
 
 /// `grpc.spool:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpoolSection {
     /// A folder of this collector's own, which outlives it: a hostPath volume.
+    #[schemars(example = "/var/lib/tapio-collector")]
     pub dir: PathBuf,
     /// What its files hold together at the most.
     #[serde(deserialize_with = "units::bytes")]
+    #[schemars(example = 268_435_456)]
     pub max_bytes: u64,
 }
 
 /// `resources:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourcesSection {
     /// What rings, queues and outbox are sized by, MiB.
@@ -144,9 +154,10 @@ impl Default for ResourcesSection {
 }
 
 /// `pipeline:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PipelineSection {
+    /// Whether `pipeline.filter_config` holds.
     pub enable_filtering: bool,
     pub filter_config: FilterSection,
 }
@@ -158,7 +169,7 @@ impl Default for PipelineSection {
 }
 
 /// `pipeline.filter_config:`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterSection {
     /// Bulk events below it are dropped and counted.
@@ -166,7 +177,7 @@ pub struct FilterSection {
 }
 
 /// How much an event matters by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     #[default]
@@ -177,7 +188,7 @@ pub enum Severity {
 }
 
 /// `collectors:`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SourcesSection {
     pub ebpf: EbpfSection,
@@ -187,14 +198,19 @@ pub struct SourcesSection {
 }
 
 /// `collectors.ebpf:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EbpfSection {
+    /// Whether the probes run, where `collector.enabled_collectors` lists `ebpf`.
     pub enabled: bool,
+    /// Connections, dropped packets, DNS.
     pub enable_network: bool,
+    /// OOM kills and stalls in memory reclaim.
     pub enable_memory: bool,
+    /// Starts and ends of processes, and signals.
     pub enable_process: bool,
     /// The kernel's type information; default `/sys/kernel/btf/vmlinux`.
+    #[schemars(example = "/sys/kernel/btf/vmlinux")]
     pub btf: Option<PathBuf>,
     /// The shortest nap of the reader between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
@@ -213,6 +229,7 @@ pub struct EbpfSection {
     /// What is told of the programs that processes start.
     pub exec_arguments: ExecArguments,
     /// Names of what is secret among arguments, besides the built-in ones; `*` stands for anything.
+    #[schemars(example = ["*_pin", "licence"])]
     pub redact: Vec<String>,
     /// A wait for a CPU of at least this length is told.
     #[serde(deserialize_with = "units::duration")]
@@ -234,7 +251,7 @@ pub struct EbpfSection {
 }
 
 /// How much is told of the programs that processes start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExecArguments {
     /// The name that the kernel gives them, 15 bytes.
@@ -278,19 +295,23 @@ impl Default for EbpfSection {
 pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
 /// `collectors.k8s:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct K8sSection {
+    /// Whether Kubernetes is watched, where `collector.enabled_collectors` lists `k8s`.
     pub enabled: bool,
     /// Use the pod's service account; otherwise a kubeconfig.
     pub in_cluster: bool,
     /// What happens in `kube-system`, `kube-public` and `kube-node-lease` is not told; names are known all the same.
     pub exclude_system_namespaces: bool,
     /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are told.
+    #[schemars(example = ["batch", "ci"])]
     pub exclude_namespaces: Vec<String>,
     /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.
+    #[schemars(example = "/root/.kube/config")]
     pub kubeconfig: Option<PathBuf>,
     /// Where the election's Lease is; default: `POD_NAMESPACE` of the environment, else the credentials' namespace.
+    #[schemars(example = "tapio-system")]
     pub lease_namespace: Option<String>,
 }
 
@@ -319,17 +340,21 @@ impl K8sSection {
 }
 
 /// `collectors.systemd:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SystemdSection {
+    /// Whether systemd is watched, where `collector.enabled_collectors` lists `systemd`.
     pub enabled: bool,
     /// Leaves out units of systemd itself and those that every system has.
     pub exclude_system: bool,
     /// The bus; default: `DBUS_SYSTEM_BUS_ADDRESS` of the environment, else the usual socket.
+    #[schemars(example = "unix:path=/run/dbus/system_bus_socket")]
     pub bus: Option<String>,
     /// Patterns of the units to watch, `*` and `?` as in a shell; none for all.
+    #[schemars(example = ["*.service"])]
     pub units: Vec<String>,
     /// Patterns of units to leave out.
+    #[schemars(example = ["apt-*", "session-*.scope"])]
     pub exclude_units: Vec<String>,
 }
 
@@ -340,9 +365,10 @@ impl Default for SystemdSection {
 }
 
 /// `collectors.shm:` rings of local processes.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShmSection {
+    /// Whether rings of local processes are taken, where `collector.enabled_collectors` lists `shm`.
     pub enabled: bool,
     /// The Unix socket on which rings are handed over; only root may connect.
     pub socket: PathBuf,
@@ -360,13 +386,16 @@ impl Default for ShmSection {
 }
 
 /// `health:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthSection {
+    /// Whether `/healthz`, `/readyz` and `/metrics` are served.
     pub enabled: bool,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// The address they are served on.
     pub address: std::net::IpAddr,
+    /// The port they are served on.
     pub port: u16,
+    /// Whether `/metrics` is among them.
     pub metrics_enabled: bool,
 }
 
@@ -377,11 +406,12 @@ impl Default for HealthSection {
 }
 
 /// `logging:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoggingSection {
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
+    /// How log lines are written, to standard error.
     pub format: LogFormat,
 }
 
@@ -392,7 +422,7 @@ impl Default for LoggingSection {
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -536,6 +566,16 @@ impl Config {
         Ok(())
     }
 
+    /// Every key, as Markdown.
+    pub fn reference() -> String {
+        reference::markdown(&reference::keys::<Self>(), &crate::reload::LIVE)
+    }
+
+    /// Every key at its default and what it means, as YAML.
+    pub fn commented_defaults() -> String {
+        reference::yaml_of_defaults(&reference::keys::<Self>())
+    }
+
     /// Whether a source runs: it is listed, and its section does not turn it off.
     pub fn runs(&self, source: &str) -> bool {
         let listed = self.collector.enabled_collectors.iter().any(|name| name == source);
@@ -604,6 +644,23 @@ mod tests {
         .expect("accepted");
         assert_eq!(config.grpc.batch_timeout, Duration::from_millis(100));
         assert!(config.runs("ebpf") && !config.runs("shm"));
+    }
+
+    #[test]
+    fn the_reference_tells_the_defaults_and_every_example_is_accepted() {
+        let keys = reference::keys::<Config>();
+        for key in &keys {
+            assert!(!key.meaning.is_empty(), "{}: say in a doc comment what it means", key.path);
+            let sample = key.example.as_ref().or(key.default.as_ref());
+            assert!(sample.is_some_and(|sample| sample != "[]"), "{}: give it a #[schemars(example)]", key.path);
+        }
+        for live in crate::reload::LIVE {
+            assert!(keys.iter().any(|key| key.path == live), "{live} is no key");
+        }
+        let defaults = parse(&Config::commented_defaults()).expect("accepted");
+        assert_eq!(format!("{defaults:?}"), format!("{:?}", Config::default()));
+        let text = reference::yaml_of_examples(&keys);
+        parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 
     #[test]

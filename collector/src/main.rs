@@ -1,10 +1,13 @@
 //! `tapio-collector`: one on each node.
 //!
-//! Exit codes: 0 after a clean shutdown, 1 when it could not start or not everything could be handed over, 2 for bad usage.
+//! Exit codes: 0 after a clean shutdown, 1 when it could not start or not everything could be handed over, 2 for bad usage or, of
+//! `check`, a configuration that is refused.
 #![forbid(unsafe_code)]
 
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -50,6 +53,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a configuration (--config FILE) and start nothing; exit code 2 when it is refused
+    Check,
+    /// Print a configuration with every key at its default and what it means
+    Config {
+        /// The keys as Markdown tables instead
+        #[arg(long)]
+        reference: bool,
+    },
 }
 
 /// How much free memory at the heap's end glibc keeps, and from what size on an allocation is a mapping of its own.
@@ -87,6 +98,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    match arguments.command {
+        Some(Command::Check) => return Ok(check(arguments.config.as_deref())),
+        Some(Command::Config { reference }) => {
+            return print(&if reference { Config::reference() } else { Config::commented_defaults() });
+        }
+        Some(Command::Probes { .. }) | None => {}
+    }
     let mut config = Config::load(arguments.config.as_deref())?;
     if !arguments.server.is_empty() {
         config.grpc.server_endpoints = arguments.server;
@@ -135,6 +153,23 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     outcome
 }
 
+fn check(path: Option<&Path>) -> ExitCode {
+    let Some(path) = path else {
+        eprintln!("tapio-collector: name the file to check with --config");
+        return ExitCode::from(2);
+    };
+    match Config::load(Some(path)) {
+        Ok(_) => {
+            println!("{}: accepted", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("tapio-collector: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
 /// Starts logging; what it returns changes the level.
 fn start_logging(config: &Config, limit: LogLimit) -> Box<dyn Fn(&str) + Send> {
     let filter = EnvFilter::new(&config.logging.level);
@@ -165,8 +200,9 @@ fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::E
     let probes = Probes::load(&load_config(config))?;
     let width = |text: fn(&tapio_probes::Verdict) -> usize| probes.verdicts().iter().map(text).max().unwrap_or(0);
     let (program, hook) = (width(|verdict| verdict.program.len()), width(|verdict| verdict.hook.len()));
+    let mut text = String::new();
     if !json {
-        println!("{:program$}  {:hook$}  {:6}  VERDICT", "PROGRAM", "HOOK", "LANE");
+        writeln!(text, "{:program$}  {:hook$}  {:6}  VERDICT", "PROGRAM", "HOOK", "LANE")?;
     }
     for verdict in probes.verdicts() {
         let (state, reason) = match &verdict.state {
@@ -181,14 +217,23 @@ fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::E
                 "program": verdict.program, "hook": verdict.hook, "lane": verdict.lane,
                 "produces": kinds, "verdict": state, "reason": reason,
             });
-            println!("{line}");
+            writeln!(text, "{line}")?;
         } else {
             let separator = if reason.is_empty() { "" } else { ": " };
-            println!(
+            writeln!(
+                text,
                 "{:program$}  {:hook$}  {:6}  {state}{separator}{reason}",
                 verdict.program, verdict.hook, verdict.lane
-            );
+            )?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    print(&text)
+}
+
+/// Prints to whoever reads it; who has seen enough may go.
+fn print(text: &str) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }

@@ -22,7 +22,7 @@ use crate::thresholds;
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Keys that take effect at once.
-const LIVE: [&str; 11] = [
+pub const LIVE: [&str; 11] = [
     "logging.level",
     "collector.sampling_rate",
     "collector.max_events_per_sec",

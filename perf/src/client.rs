@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tapio_wire::service::query_client::QueryClient;
-use tapio_wire::service::{Finding, StatusRequest, StatusResponse, WatchFindingsRequest};
+use tapio_wire::service::{Finding, ListFindingsRequest, StatusRequest, StatusResponse, WatchFindingsRequest};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
@@ -18,6 +18,8 @@ use crate::interrupt;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A status speaks of every node.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// As many as the server gives at once.
+const FINDINGS_MAX: u32 = 1000;
 
 fn runtime() -> Result<Runtime, Error> {
     Builder::new_current_thread().enable_all().build().context(|| "start a client".into())
@@ -63,6 +65,19 @@ impl Client {
         };
         let answer = self.runtime.block_on(async { tokio::time::timeout(2 * TIMEOUT, answer).await });
         answer.unwrap_or_else(|_| Err(server_error(address, "no status within 10 s")))
+    }
+
+    /// The newest findings, as many as an answer holds.
+    pub fn findings(&mut self) -> Result<Vec<Finding>, Error> {
+        let address = &self.address;
+        let answer = async {
+            let mut query = connect(address).await?;
+            let request = ListFindingsRequest { limit: FINDINGS_MAX, ..ListFindingsRequest::default() };
+            let response = query.list_findings(request).await;
+            response.map(|answer| answer.into_inner().findings).map_err(|status| server_error(address, status))
+        };
+        let answer = self.runtime.block_on(async { tokio::time::timeout(2 * TIMEOUT, answer).await });
+        answer.unwrap_or_else(|_| Err(server_error(address, "no findings within 10 s")))
     }
 }
 

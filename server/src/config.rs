@@ -7,9 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tapio_wire::tls::ServerFiles;
-use tapio_wire::units;
+use tapio_wire::{reference, units};
 
 use crate::archive::DiskChoice;
 
@@ -24,8 +25,11 @@ pub enum ConfigError {
     Invalid { path: String, key: &'static str, problem: String },
 }
 
+/// Keys that take effect while the server runs. Files that keys name (TLS, token) are read again by themselves.
+const LIVE: [&str; 0] = [];
+
 /// Everything that can be configured.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub server: ServerSection,
@@ -37,16 +41,21 @@ pub struct Config {
 }
 
 /// `server:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerSection {
+    /// The address that gRPC and HTTP listen on.
     pub address: IpAddr,
+    /// The gRPC port: collectors and `tapioctl`.
     pub port: u16,
+    /// Whether gRPC is served over TLS; then `server.tls.cert` and `server.tls.key` are needed.
+    #[schemars(example = true)]
     pub tls_enabled: bool,
     /// PEM files; they may change at any time.
     pub tls: ServerFiles,
     /// Who may connect, beyond what TLS says.
     pub auth: AuthSection,
+    /// Streams that one connection may have open.
     pub max_concurrent_streams: u32,
     /// Accepted for the deployment guide's sake; what is in flight is bounded by the credit in the acknowledgements.
     pub max_events_per_sec: u64,
@@ -70,29 +79,34 @@ impl Default for ServerSection {
 }
 
 /// `server.auth:` one token that all clients share. Tokens of single clients are not reviewed by this build.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuthSection {
     /// The token that a request must carry as `authorization: Bearer …`; the file may change at any time.
+    #[schemars(example = "/etc/tapio/token")]
     pub token_file: Option<PathBuf>,
 }
 
 /// `correlation:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorrelationSection {
+    /// Whether there are findings; without, the server only archives.
     pub enabled: bool,
     /// Signals that wait for the finder.
     pub buffer_size: usize,
     /// How far back a pattern looks, and how much of the archive is replayed at the start.
     #[serde(deserialize_with = "units::duration")]
     pub analysis_window: Duration,
+    /// The longest chain of findings that explain one another.
     pub max_correlation_depth: u32,
     /// Threads that correlate; default: one for each core that this process may use.
+    #[schemars(example = 4)]
     pub shards: Option<usize>,
     /// Entities whose state is kept.
     pub max_entities: usize,
     /// A directory with patterns of the operator's, beside the built-in ones.
+    #[schemars(example = "/etc/tapio/patterns")]
     pub patterns: Option<PathBuf>,
 }
 
@@ -111,13 +125,15 @@ impl Default for CorrelationSection {
 }
 
 /// `metrics:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsSection {
+    /// Whether `/metrics` is served.
     pub prometheus_enabled: bool,
     /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`, and the API.
     pub prometheus_port: u16,
     /// Whether `/api/v1` is served there; default: only where neither TLS nor a token guards gRPC, since HTTP is in the clear.
+    #[schemars(example = true)]
     pub api: Option<bool>,
 }
 
@@ -128,10 +144,12 @@ impl Default for MetricsSection {
 }
 
 /// `resources:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourcesSection {
+    /// Accepted for the deployment guide's sake; set the container's memory limit.
     pub max_memory_mb: u64,
+    /// Accepted for the deployment guide's sake; set the container's CPU limit.
     pub max_cpu_milli: u64,
 }
 
@@ -142,11 +160,12 @@ impl Default for ResourcesSection {
 }
 
 /// `logging:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoggingSection {
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
+    /// How log lines are written, to standard error.
     pub format: LogFormat,
 }
 
@@ -157,7 +176,7 @@ impl Default for LoggingSection {
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -167,12 +186,15 @@ pub enum LogFormat {
 }
 
 /// `archive:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ArchiveSection {
+    /// The directory of segments and of the journal of findings. One server at a time may have it.
     pub dir: PathBuf,
+    /// What the segments hold together at the most; the oldest are deleted.
     #[serde(deserialize_with = "units::bytes")]
     pub max_bytes: u64,
+    /// How long a segment is kept at the most.
     #[serde(deserialize_with = "units::duration")]
     pub max_age: Duration,
     /// The longest that a frame waits for others before it is synced. Findings do not wait for it.
@@ -181,8 +203,9 @@ pub struct ArchiveSection {
     /// What one commit writes at most, and one frame more.
     #[serde(deserialize_with = "units::bytes")]
     pub commit_bytes: u64,
-    /// `auto`, `uring` or `plain`.
+    /// How the disk is reached.
     pub disk: DiskChoice,
+    /// The size of a segment, which is reserved when it is begun.
     #[serde(deserialize_with = "units::bytes")]
     pub segment_bytes: u64,
 }
@@ -291,6 +314,16 @@ impl Config {
         Ok(())
     }
 
+    /// Every key, as Markdown.
+    pub fn reference() -> String {
+        reference::markdown(&reference::keys::<Self>(), &LIVE)
+    }
+
+    /// Every key at its default and what it means, as YAML.
+    pub fn commented_defaults() -> String {
+        reference::yaml_of_defaults(&reference::keys::<Self>())
+    }
+
     /// Where gRPC listens.
     pub fn grpc_address(&self) -> SocketAddr {
         SocketAddr::new(self.server.address, self.server.port)
@@ -328,6 +361,20 @@ mod tests {
         )
         .expect("accepted");
         assert_eq!(config.archive.max_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn the_reference_tells_the_defaults_and_every_example_is_accepted() {
+        let keys = reference::keys::<Config>();
+        for key in &keys {
+            assert!(!key.meaning.is_empty(), "{}: say in a doc comment what it means", key.path);
+            let sample = key.example.as_ref().or(key.default.as_ref());
+            assert!(sample.is_some_and(|sample| sample != "[]"), "{}: give it a #[schemars(example)]", key.path);
+        }
+        let defaults = parse(&Config::commented_defaults()).expect("accepted");
+        assert_eq!(format!("{defaults:?}"), format!("{:?}", Config::default()));
+        let text = reference::yaml_of_examples(&keys);
+        parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 
     #[test]

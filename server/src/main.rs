@@ -48,6 +48,21 @@ enum Command {
     Archive(ArchiveCommand),
     /// Run an archive through the patterns again, faster than it happened, and print what is found
     Replay(ReplayArguments),
+    /// Check a configuration and the patterns that it names, and start nothing; exit code 2 when they are refused
+    Check {
+        /// The configuration, YAML
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// A directory of patterns, instead of correlation.patterns
+        #[arg(long, value_name = "DIR")]
+        patterns: Option<PathBuf>,
+    },
+    /// Print a configuration with every key at its default and what it means
+    Config {
+        /// The keys as Markdown tables instead
+        #[arg(long)]
+        reference: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +71,8 @@ fn main() -> ExitCode {
         return command::exit_code(match command {
             Command::Archive(command) => command.run(),
             Command::Replay(arguments) => arguments.run(),
+            Command::Check { config, patterns } => command::check(config.as_deref(), patterns.as_deref()),
+            Command::Config { reference } => command::print_config(reference),
         });
     }
     match run(arguments) {

@@ -317,3 +317,46 @@ fn top_measures_once_and_completions_are_scripts() {
     let (run, _) = output(&server.address, &["events"]);
     assert_eq!(run.status.code(), Some(1), "this server has no archive");
 }
+
+/// Keys of a value with their paths, `[]` for what is in a list; an entity's once, as `entity.…`.
+fn paths(prefix: &str, value: &Value, told: &mut std::collections::BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                told.insert(path.clone());
+                paths(if key == "entity" { "entity" } else { &path }, value, told);
+            }
+        }
+        Value::Array(values) => {
+            let path = format!("{prefix}[]");
+            told.remove(prefix);
+            told.insert(path.clone());
+            values.iter().for_each(|value| paths(&path, value, told));
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_reference_of_findings_has_every_key_and_no_other() {
+    use tapio_wire::service::{Consequence, Death, EntityRef, Evidence, Finding, Limit, Sender};
+    let entity = Some(EntityRef::default());
+    let sender = Some(Sender { entity: entity.clone(), ..Sender::default() });
+    let finding = Finding {
+        entity: entity.clone(),
+        evidence: vec![Evidence { entity: entity.clone(), ..Evidence::default() }],
+        advice: vec![String::new()],
+        death: Some(Death { sender, limit: Some(Limit::default()), ..Death::default() }),
+        consequences: vec![Consequence { entity, ..Consequence::default() }],
+        ..Finding::default()
+    };
+    let mut written = std::collections::BTreeSet::new();
+    paths("", &tapio_server::render::finding_value(&finding), &mut written);
+    written.remove("loss");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/findings.md")).expect("the page");
+    let first_cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |")).map(|(cell, _)| cell);
+    let told: std::collections::BTreeSet<String> =
+        first_cells.flat_map(|cell| cell.split(", ")).map(|key| key.trim_matches('`').to_owned()).collect();
+    assert_eq!(told, written);
+}

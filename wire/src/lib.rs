@@ -10,6 +10,7 @@ pub mod event;
 pub mod frame;
 pub mod ledger;
 pub mod limits;
+pub mod reference;
 pub mod segment;
 pub mod service;
 pub mod tls;

@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Why files cannot be used. The text says what to do.
@@ -32,26 +33,35 @@ pub enum TlsError {
 }
 
 /// `grpc.tls:` of a client.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientFiles {
     /// The certificates of the CA that signs the servers'.
+    #[schemars(example = "/etc/tapio/tls/ca.pem")]
     pub ca: PathBuf,
-    /// The own certificate chain, for a server that wants to see one, and its key.
+    /// The own certificate chain, for a server that wants to see one.
+    #[schemars(example = "/etc/tapio/tls/collector.pem")]
     pub cert: Option<PathBuf>,
+    /// Its key.
+    #[schemars(example = "/etc/tapio/tls/collector.key")]
     pub key: Option<PathBuf>,
     /// The name in the server's certificate; default: the endpoint's host.
+    #[schemars(example = "tapio-server.tapio-system.svc")]
     pub server_name: Option<String>,
 }
 
 /// `server.tls:` of a server.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerFiles {
-    /// The certificate chain, and its key.
+    /// The certificate chain.
+    #[schemars(example = "/etc/tapio/tls/server.pem")]
     pub cert: PathBuf,
+    /// Its key.
+    #[schemars(example = "/etc/tapio/tls/server.key")]
     pub key: PathBuf,
     /// The certificates of the CA that signs the clients'; with it, a client without a certificate is refused.
+    #[schemars(example = "/etc/tapio/tls/clients-ca.pem")]
     pub client_ca: Option<PathBuf>,
 }
 

@@ -58,13 +58,15 @@ pub const COMMIT_BYTES_DEFAULT: usize = 4 << 20;
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 
 /// Which [`Disk`] to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskChoice {
     /// io_uring where the kernel and the container allow it, else plain.
     #[default]
     Auto,
+    /// io_uring, or no start.
     Uring,
+    /// `pwrite` and `fdatasync`.
     Plain,
 }
 

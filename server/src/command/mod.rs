@@ -4,6 +4,7 @@
 //! code. What must hold: nothing is changed or locked, so all of it is safe beside a running server.
 
 mod cat;
+mod check;
 mod replay;
 mod stat;
 mod verify;
@@ -21,6 +22,7 @@ use crate::events::EventsError;
 use crate::render::{self, Style};
 
 pub use cat::CatArguments;
+pub use check::{check, print_config};
 pub use replay::ReplayArguments;
 
 /// An archive, and how to print.

@@ -1,0 +1,40 @@
+//! `tapio-server check` and `tapio-server config`: what may be configured, and whether a file does it right.
+
+use std::path::Path;
+
+use super::{CommandError, Verdict, print};
+use crate::config::Config;
+use crate::findings::PatternSet;
+
+/// Reads a configuration and the patterns that it names, and says what there is.
+///
+/// # Errors
+/// [`CommandError::Usage`] when one is refused: the text names file, line and key.
+pub fn check(config: Option<&Path>, patterns: Option<&Path>) -> Result<Verdict, CommandError> {
+    if config.is_none() && patterns.is_none() {
+        return Err(CommandError::Usage("name the file to check with --config, or patterns with --patterns".into()));
+    }
+    let refused = |error: &dyn std::fmt::Display| CommandError::Usage(error.to_string());
+    let loaded = Config::load(config).map_err(|error| refused(&error))?;
+    let directory = patterns.or(loaded.correlation.patterns.as_deref());
+    let built_in = PatternSet::load(None).map_err(|error| refused(&error))?.patterns().len();
+    let set = PatternSet::load(directory).map_err(|error| refused(&error))?;
+    if let Some(config) = config {
+        print(&format!("{}: accepted\n", config.display()))?;
+    }
+    if let Some(directory) = directory {
+        let all = set.patterns().len();
+        let directory = directory.display();
+        print(&format!("{directory}: accepted; with it there are {all} patterns, {built_in} are built in\n"))?;
+    }
+    Ok(Verdict::Done)
+}
+
+/// Prints every key: as YAML with defaults, or as tables.
+///
+/// # Errors
+/// [`CommandError::Output`].
+pub fn print_config(is_reference: bool) -> Result<Verdict, CommandError> {
+    print(&if is_reference { Config::reference() } else { Config::commented_defaults() })?;
+    Ok(Verdict::Done)
+}

@@ -1,0 +1,352 @@
+//! What may be written into a configuration file, told from the structs that read it.
+//!
+//! What enters: a type whose fields carry doc comments and defaults. What leaves: a Markdown table of its keys, and YAML with every
+//! key. What must hold: nothing here is written by hand, so the reference cannot tell of a key that is not read, or leave one out.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use schemars::{JsonSchema, schema_for};
+use serde_json::{Map, Value};
+
+/// How deep sections may lie in one another.
+const DEPTH_MAX: usize = 8;
+/// Where comments of the YAML are wrapped.
+const COMMENT_WIDTH: usize = 110;
+
+/// One key of a configuration file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    /// With dots, as messages name it.
+    pub path: String,
+    /// What its value is, for people.
+    pub kind: String,
+    pub meaning: String,
+    /// As YAML; none where nothing is the default.
+    pub default: Option<String>,
+    /// As YAML.
+    pub example: Option<String>,
+}
+
+impl Key {
+    fn section(&self) -> &str {
+        self.path.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    fn name(&self) -> &str {
+        self.path.rsplit_once('.').map_or(&self.path, |(_, name)| name)
+    }
+
+    /// What it could look like: the example, else the default.
+    fn sample(&self) -> Option<&str> {
+        self.example.as_deref().or(self.default.as_deref())
+    }
+}
+
+/// Every key of `T`, sections in alphabetical order.
+pub fn keys<T: JsonSchema>() -> Vec<Key> {
+    let schema = schema_for!(T).to_value();
+    let mut keys = Vec::new();
+    walk(&schema, &schema, "", 0, &mut keys);
+    keys
+}
+
+/// A table for each section. `live` are the keys that take effect at once.
+pub fn markdown(keys: &[Key], live: &[&str]) -> String {
+    let mut sections: Vec<&str> = keys.iter().map(Key::section).collect();
+    sections.sort_unstable();
+    sections.dedup();
+    let mut text = String::new();
+    for section in sections {
+        let _ = writeln!(text, "### `{section}`\n\n| key | value | default | takes effect | meaning | example |");
+        text.push_str("|---|---|---|---|---|---|\n");
+        for key in keys.iter().filter(|key| key.section() == section) {
+            let default = key.default.as_ref().map_or_else(|| "none".to_owned(), |default| format!("`{default}`"));
+            let effect = if live.contains(&key.path.as_str()) { "at once" } else { "restart" };
+            let name = key.name();
+            let sample = key.sample().unwrap_or_default();
+            let meaning = key.meaning.replace('|', "\\|");
+            let _ =
+                writeln!(text, "| `{name}` | {} | {default} | {effect} | {meaning} | `{name}: {sample}` |", key.kind);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// A file with every key at its default and what it means above it; a key that has no default stands as a comment.
+pub fn yaml_of_defaults(keys: &[Key]) -> String {
+    yaml(keys, true, |key| key.default.as_deref())
+}
+
+/// A file with every key set, to its example where it has one.
+pub fn yaml_of_examples(keys: &[Key]) -> String {
+    yaml(keys, false, Key::sample)
+}
+
+fn yaml(keys: &[Key], are_explained: bool, value: impl Fn(&Key) -> Option<&str>) -> String {
+    let mut text = String::new();
+    let mut open: Vec<&str> = Vec::new();
+    for key in keys {
+        let mut parents: Vec<&str> = key.path.split('.').collect();
+        let name = parents.pop().unwrap_or_default();
+        let same = open.iter().zip(&parents).take_while(|(open, parent)| open == parent).count();
+        for depth in same..parents.len() {
+            let prefix = format!("{}.", parents[..=depth].join("."));
+            let is_set = keys.iter().any(|key| key.path.starts_with(&prefix) && value(key).is_some());
+            let mark = if is_set { "" } else { "# " };
+            let _ = writeln!(text, "{}{mark}{}:", "  ".repeat(depth), parents[depth]);
+        }
+        let indent = "  ".repeat(parents.len());
+        if are_explained {
+            for line in wrap(&format!("{} ({})", key.meaning, key.kind.replace('`', "")), COMMENT_WIDTH) {
+                let _ = writeln!(text, "{indent}# {line}");
+            }
+        }
+        let _ = match value(key) {
+            Some(value) => writeln!(text, "{indent}{name}: {value}"),
+            None => writeln!(text, "{indent}# {name}: {}", key.sample().unwrap_or_default()),
+        };
+        open = parents;
+    }
+    text
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("it begins with one and none is taken away");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+fn walk(root: &Value, section: &Value, prefix: &str, depth: usize, keys: &mut Vec<Key>) {
+    let Some(properties) = section.get("properties").and_then(Value::as_object) else {
+        return;
+    };
+    for (name, property) in properties {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let target = resolve(root, property);
+        if target.get("properties").is_some() && !is_duration(target) && depth < DEPTH_MAX {
+            walk(root, target, &path, depth + 1, keys);
+            continue;
+        }
+        let (kind, choices) = describe(root, target, name);
+        let about = property.get("description").or_else(|| target.get("description"));
+        let mut meaning = sentence(about.and_then(Value::as_str).unwrap_or_default());
+        for (choice, about) in choices {
+            let _ = write!(meaning, " `{choice}`: {about}");
+        }
+        let example = property.get("examples").and_then(|examples| examples.get(0));
+        keys.push(Key {
+            kind,
+            meaning,
+            default: property.get("default").and_then(|value| scalar(value, name)),
+            example: example.and_then(|value| scalar(value, name)),
+            path,
+        });
+    }
+}
+
+/// What a reference, or the alternative that is not null, leads to.
+fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
+    if let Some(reference) = node.get("$ref").and_then(Value::as_str) {
+        return reference.strip_prefix('#').and_then(|pointer| root.pointer(pointer)).unwrap_or(node);
+    }
+    let alternatives = node.get("anyOf").and_then(Value::as_array);
+    match alternatives.and_then(|all| all.iter().find(|one| one.get("type").and_then(Value::as_str) != Some("null"))) {
+        Some(alternative) => resolve(root, alternative),
+        None => node,
+    }
+}
+
+/// What a value is, and of a choice what each word means.
+fn describe(root: &Value, node: &Value, name: &str) -> (String, Vec<(String, String)>) {
+    if is_duration(node) {
+        return ("duration".into(), Vec::new());
+    }
+    let mut choices = Vec::new();
+    let alternatives = node.get("oneOf").and_then(Value::as_array);
+    for one in alternatives.into_iter().flatten().chain([node]) {
+        let about = sentence(one.get("description").and_then(Value::as_str).unwrap_or_default());
+        let words = one.get("const").into_iter().chain(one.get("enum").and_then(Value::as_array).into_iter().flatten());
+        let is_told = one.get("const").is_some();
+        for word in words.filter_map(Value::as_str) {
+            choices.push((word.to_owned(), if is_told { about.clone() } else { String::new() }));
+        }
+    }
+    if !choices.is_empty() {
+        let words: Vec<String> = choices.iter().map(|(word, _)| format!("`{word}`")).collect();
+        choices.retain(|(_, about)| !about.is_empty());
+        return (format!("one of {}", words.join(", ")), choices);
+    }
+    let kind = match type_of(node) {
+        "boolean" => "`true` or `false`".into(),
+        "integer" if name.ends_with("_bytes") => "size".into(),
+        "integer" => "whole number".into(),
+        "number" => "number".into(),
+        "string" => "text".into(),
+        "array" => {
+            let items = node.get("items").unwrap_or(&Value::Null);
+            format!("list of {}", describe(root, resolve(root, items), name).0)
+        }
+        other => other.to_owned(),
+    };
+    (kind, Vec::new())
+}
+
+fn type_of(node: &Value) -> &str {
+    match node.get("type") {
+        Some(Value::String(name)) => name,
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).find(|name| *name != "null").unwrap_or(""),
+        _ => "",
+    }
+}
+
+fn is_duration(node: &Value) -> bool {
+    let properties = node.get("properties").and_then(Value::as_object);
+    properties.is_some_and(|properties| properties.len() == 2 && is_duration_value(properties))
+}
+
+fn is_duration_value(map: &Map<String, Value>) -> bool {
+    map.contains_key("secs") && map.contains_key("nanos")
+}
+
+/// A value as this project's files write it; none for null.
+fn scalar(value: &Value, name: &str) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::Object(map) if is_duration_value(map) => {
+            let part = |key| map.get(key).and_then(Value::as_u64).unwrap_or(0);
+            Some(duration(Duration::new(part("secs"), part("nanos") as u32)))
+        }
+        Value::Number(number) if name.ends_with("_bytes") => Some(size(number.as_u64()?)),
+        Value::String(text) => Some(text_value(text)),
+        Value::Array(values) => {
+            let values: Vec<String> = values.iter().filter_map(|value| scalar(value, name)).collect();
+            Some(format!("[{}]", values.join(", ")))
+        }
+        other => Some(other.to_string()),
+    }
+}
+
+/// Plain where YAML reads it as text anyway, else quoted as in JSON, which is YAML too.
+fn text_value(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/_-.:=".contains(c);
+    let begins_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
+    let is_word = ["true", "false", "null", "yes", "no", "on", "off"].contains(&text.to_ascii_lowercase().as_str());
+    // `off` is text to this project's reader and a boolean to YAML 1.1's.
+    if begins_well && text.chars().all(is_plain) && !is_word && !text.ends_with(':') {
+        text.to_owned()
+    } else {
+        Value::from(text).to_string()
+    }
+}
+
+fn duration(duration: Duration) -> String {
+    let nanos = duration.as_nanos();
+    for (unit, length) in [("d", 86_400_000_000_000), ("h", 3_600_000_000_000), ("m", 60_000_000_000)] {
+        if nanos >= 2 * length && nanos.is_multiple_of(length) {
+            return format!("{}{unit}", nanos / length);
+        }
+    }
+    for (unit, length) in [("s", 1_000_000_000), ("ms", 1_000_000)] {
+        if nanos >= length && nanos.is_multiple_of(length) {
+            return format!("{}{unit}", nanos / length);
+        }
+    }
+    if nanos == 0 { "0s".into() } else { format!("{}us", nanos / 1000) }
+}
+
+fn size(bytes: u64) -> String {
+    for (unit, length) in [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+        if bytes >= length && bytes.is_multiple_of(length) {
+            return format!("{}{unit}", bytes / length);
+        }
+    }
+    bytes.to_string()
+}
+
+/// A doc comment as one line.
+fn sentence(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Default, Deserialize, JsonSchema)]
+    #[serde(default)]
+    struct Sample {
+        section: Section,
+    }
+
+    #[derive(Deserialize, JsonSchema)]
+    #[serde(default)]
+    struct Section {
+        /// How long
+        /// it may take.
+        wait: Duration,
+        /// Room.
+        room_bytes: u64,
+        /// A name.
+        #[schemars(example = "*.service")]
+        name: Option<String>,
+        /// How.
+        mode: crate::compress::Compression,
+    }
+
+    impl Default for Section {
+        fn default() -> Self {
+            let mode = crate::compress::Compression::Lz4;
+            Self { wait: Duration::from_millis(1500), room_bytes: 64 << 20, name: None, mode }
+        }
+    }
+
+    #[test]
+    fn keys_are_told_with_kind_default_and_meaning_in_this_projects_units() {
+        let keys = keys::<Sample>();
+        let told: Vec<_> =
+            keys.iter().map(|key| (key.path.as_str(), key.kind.as_str(), key.default.as_deref())).collect();
+        assert_eq!(
+            told,
+            [
+                ("section.mode", "one of `lz4`, `none`", Some("lz4")),
+                ("section.name", "text", None),
+                ("section.room_bytes", "size", Some("64MiB")),
+                ("section.wait", "duration", Some("1500ms")),
+            ]
+        );
+        assert_eq!(keys[3].meaning, "How long it may take.");
+        assert!(keys[0].meaning.contains("`none`: As it is."), "{}", keys[0].meaning);
+    }
+
+    #[test]
+    fn yaml_has_every_key_and_comments_out_what_has_no_default() {
+        let keys = keys::<Sample>();
+        let text = yaml_of_defaults(&keys);
+        assert!(text.contains("  # name: \"*.service\"\n") && text.contains("  wait: 1500ms\n"), "{text}");
+        let text = yaml_of_examples(&keys);
+        assert!(text.contains("  name: \"*.service\"\n") && text.starts_with("section:\n"), "{text}");
+    }
+
+    #[test]
+    fn durations_and_sizes_are_written_as_they_are_read() {
+        for text in ["250us", "6ms", "1500ms", "30s", "90s", "5m", "24h", "7d"] {
+            assert_eq!(duration(crate::units::parse_duration(text).expect("a duration")), text);
+        }
+        for text in ["1000", "64KiB", "1536MiB", "1GiB"] {
+            assert_eq!(size(crate::units::parse_bytes(text).expect("a size")), text);
+        }
+    }
+}
