@@ -1,0 +1,174 @@
+//! The manifests of `deploy/` and this program agree: configuration, ports, sizes, and a pod that "restricted" would admit.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_yaml_ng::Value;
+use tapio_server::config::Config;
+
+fn text(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name);
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("deploy/{name}: {error}"))
+}
+
+fn objects(name: &str, kind: &str) -> Vec<Value> {
+    serde_yaml_ng::Deserializer::from_str(&text(name))
+        .map(|document| Value::deserialize(document).unwrap_or_else(|error| panic!("deploy/{name}: {error}")))
+        .filter(|object| object["kind"] == kind)
+        .collect()
+}
+
+fn deployment() -> Value {
+    objects("server-deployment.yaml", "Deployment").remove(0)
+}
+
+fn stateful_set() -> Value {
+    objects("overlays/production/server-statefulset.yaml", "StatefulSet").remove(0)
+}
+
+fn bytes(quantity: &Value) -> u64 {
+    let text = quantity.as_str().expect("a quantity");
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = [("Mi", 1 << 20), ("Gi", 1 << 30)].into_iter().find(|(name, _)| *name == unit).expect("Mi or Gi").1;
+    number.parse::<u64>().expect("a number") * unit
+}
+
+fn config(text: &str) -> Config {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), text).expect("written");
+    Config::load(Some(file.path())).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// Each workload with its configuration and the size of the archive's volume.
+fn workloads() -> [(Value, Config, u64); 2] {
+    let map = objects("server-deployment.yaml", "ConfigMap").remove(0);
+    let (deployment, set) = (deployment(), stateful_set());
+    let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_sequence().expect("volumes");
+    let ephemeral = volumes.iter().find_map(|volume| volume.get("ephemeral")).expect("an ephemeral volume");
+    let size = bytes(&ephemeral["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"]);
+    let kept = bytes(&set["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]);
+    [
+        (deployment, config(map["data"]["server.yaml"].as_str().expect("server.yaml")), size),
+        (set, config(&text("overlays/production/server.yaml")), kept),
+    ]
+}
+
+#[test]
+fn the_configurations_fit_ports_volumes_and_limits() {
+    for (workload, config, volume_bytes) in workloads() {
+        let container = &workload["spec"]["template"]["spec"]["containers"][0];
+        let ports = &container["ports"];
+        assert_eq!(ports[0]["containerPort"], u64::from(config.grpc_address().port()));
+        assert_eq!(ports[1]["containerPort"], u64::from(config.http_address().port()));
+        let mount =
+            container["volumeMounts"].as_sequence().expect("mounts").iter().find(|mount| mount["name"] == "archive");
+        assert_eq!(mount.expect("the archive's")["mountPath"].as_str(), config.archive.dir.to_str());
+        // Segments are preallocated; one may be open beyond the bound, and file systems keep something for themselves.
+        let archive_bytes = config.archive.max_bytes + 2 * config.archive.segment_bytes;
+        assert!(archive_bytes + archive_bytes / 20 < volume_bytes, "{archive_bytes} in {volume_bytes}");
+        let resources = &container["resources"];
+        assert!(
+            bytes(&resources["limits"]["memory"]) > (config.resources.max_memory_mb * 5 / 4) << 20,
+            "room above the budget"
+        );
+        assert!(resources["limits"].get("cpu").is_none(), "no CPU limit");
+    }
+    let [(_, plain, _), (_, production, _)] = workloads();
+    assert!(!plain.server.tls_enabled && plain.serves_api());
+    assert!(production.server.tls_enabled && !production.serves_api(), "nothing is told in the clear beside TLS");
+    assert!(production.server.tls.client_ca.is_some(), "only collectors with a certificate may ship");
+}
+
+#[test]
+fn the_servers_pod_is_one_that_the_restricted_level_admits() {
+    for (workload, ..) in workloads() {
+        let pod = &workload["spec"]["template"]["spec"];
+        for shared in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert!(pod.get(shared).is_none(), "{shared}");
+        }
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["runAsUser"], 10001);
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let security = &pod["containers"][0]["securityContext"];
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+        assert_eq!(security["capabilities"]["drop"][0], "ALL");
+        assert!(security["capabilities"].get("add").is_none() && security.get("privileged").is_none());
+        assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
+        for volume in pod["volumes"].as_sequence().expect("volumes") {
+            let kind = volume
+                .as_mapping()
+                .expect("a mapping")
+                .keys()
+                .find_map(|key| key.as_str().filter(|key| *key != "name"));
+            assert!(["configMap", "secret", "ephemeral"].contains(&kind.expect("a kind")), "{volume:?}");
+        }
+    }
+}
+
+#[test]
+fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes() {
+    let template = |mut workload: Value, without: &[&str]| {
+        let spec = &mut workload["spec"]["template"]["spec"];
+        spec["volumes"]
+            .as_sequence_mut()
+            .expect("volumes")
+            .retain(|v| !without.contains(&v["name"].as_str().expect("a name")));
+        let container = &mut spec["containers"][0];
+        container["resources"] = Value::Null;
+        let mounts = container["volumeMounts"].as_sequence_mut().expect("mounts");
+        mounts.retain(|mount| mount["name"] != "tls");
+        let labels = workload["spec"]["template"]["metadata"]["labels"].clone();
+        (labels, workload["spec"]["template"]["spec"].clone(), workload["spec"]["selector"].clone())
+    };
+    assert_eq!(template(deployment(), &["archive"]), template(stateful_set(), &["tls"]));
+}
+
+#[test]
+fn the_set_of_servers_is_the_autoscalers_business_and_its_data_is_kept() {
+    let (deployment, set) = (deployment(), stateful_set());
+    for workload in [&deployment, &set] {
+        assert_eq!(workload["metadata"]["name"], "tapio-server");
+        assert!(workload["spec"].get("replicas").is_none(), "an applied number would undo the autoscaler's");
+    }
+    let policy = &set["spec"]["persistentVolumeClaimRetentionPolicy"];
+    assert!(policy["whenDeleted"] == "Retain" && policy["whenScaled"] == "Retain", "{policy:?}");
+    let scaler = objects("scaling.yaml", "HorizontalPodAutoscaler").remove(0);
+    assert!(scaler["spec"]["minReplicas"] == 2 && scaler["spec"]["maxReplicas"] == 10);
+    assert_eq!(objects("scaling.yaml", "PodDisruptionBudget")[0]["spec"]["maxUnavailable"], 1);
+    let services = objects("server-deployment.yaml", "Service");
+    assert_eq!(
+        services.iter().filter(|service| service["spec"]["clusterIP"] == "None").count(),
+        1,
+        "one for the collectors"
+    );
+    assert_eq!(set["spec"]["serviceName"], "tapio-server-headless");
+}
+
+#[test]
+fn the_seccomp_profile_admits_io_uring_and_nothing_that_leaves_the_container() {
+    let profile: Value = serde_yaml_ng::from_str(&text("seccomp/tapio-server.json")).expect("JSON");
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let mut names = Vec::new();
+    for rule in profile["syscalls"].as_sequence().expect("rules") {
+        assert_eq!(rule["action"], "SCMP_ACT_ALLOW");
+        names.extend(rule["names"].as_sequence().expect("names").iter().filter_map(Value::as_str));
+    }
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register", "fdatasync", "execve"] {
+        assert!(names.contains(&call), "{call}");
+    }
+    for call in [
+        "mount",
+        "umount2",
+        "unshare",
+        "setns",
+        "ptrace",
+        "bpf",
+        "keyctl",
+        "init_module",
+        "perf_event_open",
+        "process_vm_readv",
+    ] {
+        assert!(!names.contains(&call), "{call}");
+    }
+}
