@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test test-kernels test-kube build install check bench clean help
+.PHONY: run test test-kernels test-kube build install check check-deploy bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -21,9 +21,12 @@ check: install ## formatting and lints
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
+check-deploy: ## what can be proven of deploy/ without a cluster: kustomize, schemas, linters, alerts
+	@deploy/check.sh
+
 # The end-to-end tests drive the real binaries, so one profile builds both. TAPIO_REQUIRE=all turns a test that would skip
 # into a failure.
-test: check ## install what is missing, lint, run every test
+test: check check-deploy ## install what is missing, lint, run every test
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --release --target-dir $(TARGET)/loom
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
