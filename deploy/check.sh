@@ -2,7 +2,7 @@
 # Checks what can be proven of this folder without a cluster: `make check-deploy`, a part of `make test`.
 #   check.sh            checks; a tool that cannot be had is named and skipped, unless TAPIO_REQUIRE=all
 #   check.sh --update   writes what is derived: the copies in overlays/base, and the checksums of configurations
-# Tools are put under target/tools (check/tools.sh); nothing is installed into the system.
+# Tools are put under target/tools by check/tools.sh.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TARGET=${CARGO_TARGET_DIR:-$HERE/../target}
