@@ -2,7 +2,7 @@
 # Checks what can be proven of this folder without a cluster: `make check-deploy`, a part of `make test`.
 #   check.sh            checks; a tool that cannot be had is named and skipped, unless TAPIO_REQUIRE=all
 #   check.sh --update   writes what is derived: the copies in overlays/base, and the checksums of configurations
-# Tools are put under target/tools (check/tools.sh); nothing is installed into the system.
+# Tools are put under target/tools by check/tools.sh.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TARGET=${CARGO_TARGET_DIR:-$HERE/../target}
@@ -95,7 +95,7 @@ if find_kubectl; then
     check "kubectl kustomize with components/$component" with_component "$component"
     rendered+=("$WORK/$component-.yaml" "$WORK/$component-production.yaml")
   done
-  [ ! -d monitoring ] || check "kubectl kustomize deploy/monitoring" render monitoring monitoring
+  check "kubectl kustomize deploy/monitoring" render monitoring monitoring
 else
   skip kustomize "kubectl is missing, and the wheel that holds one cannot be had"
 fi
@@ -122,27 +122,44 @@ else
   skip "yamllint, hadolint, kubernetes-validate, checkov" "python3 with venv and pip, and check/requirements.txt, cannot be had"
 fi
 
-if [ -d monitoring ]; then
-  if [ -n "$VENV" ] && find_prometheus; then
-    rules() {
-      python rules monitoring/prometheus-rule.yaml >"$WORK/rules.yaml"
-      cp monitoring/tests/*.yaml "$WORK/"
-      "$PROMTOOL" check rules --lint-fatal "$WORK/rules.yaml"
-    }
-    check "promtool check rules" rules
-    for test in monitoring/tests/*.yaml; do
-      check "promtool test rules $(basename "$test")" "$PROMTOOL" test rules "$WORK/$(basename "$test")"
-    done
-  else
-    skip "promtool" "Debian's package prometheus cannot be had, and there is none in PATH"
-  fi
+if [ -n "$VENV" ] && find_prometheus; then
+  rules() {
+    python rules monitoring/prometheus-rule.yaml >"$WORK/rules.yaml"
+    cp monitoring/tests/*.yaml "$WORK/"
+    "$PROMTOOL" check rules --lint-fatal "$WORK/rules.yaml"
+  }
+  check "promtool check rules" rules
+  for test in monitoring/tests/*.yaml; do
+    check "promtool test rules $(basename "$test")" "$PROMTOOL" test rules "$WORK/$(basename "$test")"
+  done
+else
+  skip "promtool" "Debian's package prometheus cannot be had, and there is none in PATH"
 fi
 
-if [ -d helm ]; then
-  if [ -n "$VENV" ] && [ ${#rendered[@]} -gt 0 ] && find_helm; then
-    . helm/check.sh
-  else
-    skip helm "helm is missing, and the wheel that holds one cannot be had"
-  fi
+if [ -n "$VENV" ] && [ ${#rendered[@]} -gt 0 ] && find_helm; then
+  # The chart renders what kustomize does, from values that its schema admits.
+  same_as() { # overlay, helm's arguments...
+    local overlay=$1
+    shift
+    "$HELM" template tapio helm/tapio --namespace tapio-system "$@" >"$WORK/helm.yaml" && python same "$WORK/$overlay.yaml" "$WORK/helm.yaml"
+  }
+  refused() { # what must be said, helm's arguments...
+    local said=$1
+    shift
+    ! "$HELM" template tapio helm/tapio --namespace tapio-system "$@" >"$WORK/helm.yaml" 2>"$WORK/refusal" \
+      && grep -q "$said" "$WORK/refusal"
+  }
+  check "helm lint" "$HELM" lint --strict --quiet helm/tapio
+  check "the chart renders the default manifests" same_as default
+  check "the chart renders the production overlay" same_as production -f helm/production.yaml
+  check "the chart renders components/scale-on-lag" same_as scale-on-lag- --set server.autoscaling.lag=50m
+  check "the chart renders components/linux-before-5.11" same_as linux-before-5.11- --set 'collector.extraCapabilities={SYS_RESOURCE}'
+  check "the chart renders components/secret-metadata" same_as secret-metadata- --set collector.secretMetadata=true
+  check "the chart renders components/uring" same_as uring-production -f helm/production.yaml \
+    --set server.seccompProfile.type=Localhost --set server.seccompProfile.localhostProfile=tapio/tapio-server.json
+  check "the chart's schema refuses a misspelled value" refused tlsSecrets --set server.tlsSecrets=x
+  check "the chart's schema refuses a wrong digest" refused digest --set server.image.digest=sha256:1
+else
+  skip helm "helm is missing, and the wheel that holds one cannot be had"
 fi
 echo "deploy: $passed passed, $skipped skipped"

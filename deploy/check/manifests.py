@@ -3,7 +3,8 @@
 
   checksums [--update] FILE...   the annotation tapio.dev/config-checksum is that of the file's ConfigMap
   rules FILE                     the groups of a PrometheusRule, as Prometheus itself reads them
-  same LEFT RIGHT                both files hold the same objects, whatever their order
+  same LEFT RIGHT                both files hold the same objects, whatever their order, their configurations' comments, and how
+                                 a changed configuration rolls out (by a hash in its name or by an annotation)
   digests FILE                   every image is named by its digest
   findings EXCEPTIONS FILE       checkov's JSON output has the failures that are excepted, and no others
 """
@@ -20,6 +21,19 @@ ANNOTATION = "tapio.dev/config-checksum"
 def objects(path):
     with open(path, encoding="utf-8") as file:
         return [document for document in yaml.safe_load_all(file) if document]
+
+
+def normal(thing):
+    """Without what `same` does not compare. The namespace is not a chart's own."""
+    text = json.dumps(thing)
+    thing = json.loads(re.sub(r"(tapio-(?:server|collector)-config)-[a-z0-9]{10}\b", r"\1", text))
+    for name, data in thing.get("data", {}).items() if thing["kind"] == "ConfigMap" else ():
+        thing["data"][name] = yaml.safe_load(data)
+    annotations = thing.get("spec", {}).get("template", {}).get("metadata", {}).get("annotations", {})
+    annotations.pop(ANNOTATION, None)
+    if not annotations:
+        thing.get("spec", {}).get("template", {}).get("metadata", {}).pop("annotations", None)
+    return thing
 
 
 def key(thing):
@@ -46,7 +60,10 @@ def checksums(paths, update):
 
 
 def same(left, right):
-    sides = [{key(thing): thing for thing in objects(path)} for path in (left, right)]
+    every = [[normal(thing) for thing in objects(path) if thing["kind"] != "Namespace"] for path in (left, right)]
+    sides = [{key(thing): thing for thing in things} for things in every]
+    if not sides[0]:
+        return [f"{left} is empty"]
     wrong = [f"only in {left}: {name}" for name in sides[0].keys() - sides[1].keys()]
     wrong += [f"only in {right}: {name}" for name in sides[1].keys() - sides[0].keys()]
     for name in sorted(sides[0].keys() & sides[1].keys()):

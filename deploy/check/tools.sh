@@ -1,4 +1,4 @@
-# Puts what check.sh needs under target/tools, pinned, and nothing into the system. Sourced by check.sh; expects TOOLS and HERE.
+# Puts what check.sh needs under target/tools, pinned, and nothing else into the system than python3-venv. Sourced by check.sh; expects TOOLS and HERE.
 # Each function names the program it found in a variable of its own, or returns 1.
 
 # The four Python tools, hadolint's binary among them, in a virtual environment that is made anew when the pins change.
@@ -6,6 +6,10 @@ find_python_tools() {
   VENV=$TOOLS/venv
   cmp -s "$HERE/check/requirements.txt" "$VENV/installed.txt" && return
   rm -rf "$VENV"
+  # Debian's python3 comes without.
+  if ! python3 -c 'import ensurepip, venv' 2>/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv python3-pip >/dev/null || return 1
+  fi
   python3 -m venv "$VENV" && "$VENV/bin/pip" install -q --disable-pip-version-check -r "$HERE/check/requirements.txt" || return 1
   cp "$HERE/check/requirements.txt" "$VENV/installed.txt"
 }

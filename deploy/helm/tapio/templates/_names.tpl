@@ -1,0 +1,27 @@
+{{- define "tapio.selector" -}}
+app.kubernetes.io/component: {{ . }}
+app.kubernetes.io/part-of: tapio
+{{- end }}
+
+{{- define "tapio.labels" -}}
+app.kubernetes.io/name: tapio-{{ . }}
+{{ include "tapio.selector" . }}
+{{- end }}
+
+{{- define "tapio.image" -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+{{- end }}
+
+{{- define "tapio.kubeApiToken" -}}
+projected:
+  defaultMode: 0400
+  sources:
+    - serviceAccountToken: {path: token, expirationSeconds: 3600}
+    - configMap:
+        name: kube-root-ca.crt
+        items: [{key: ca.crt, path: ca.crt}]
+    - downwardAPI:
+        items:
+          - path: namespace
+            fieldRef: {fieldPath: metadata.namespace}
+{{- end }}
