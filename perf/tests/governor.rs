@@ -60,7 +60,7 @@ fn with_ten_milli_cpu_bulk_is_sampled_and_lethal_arrives_while_health_answers() 
     fs::write(collector.config_path(), text.replace("max_cpu_milli: 0", "max_cpu_milli: 10")).expect("written");
     collector.restart().unwrap_or_else(|error| panic!("{error}"));
     let port = collector.port();
-    let mut node = FedNode::feed(collector, 20_000.0);
+    let mut node = FedNode::feed(collector, 30_000.0);
     let quota = Quota::new(10, node.collector.process().expect("it runs").pid());
 
     let lethal = |text: &str| sum(text, "tapio_collector_events_decoded_total", "lane=\"lethal\"");
