@@ -150,7 +150,7 @@ impl NodeProfile {
             Self::Typical => (100, 10),
             Self::Busy => (500, 50),
         };
-        (node + pod * pods) as f64
+        f64::from(node) + f64::from(pod) * pods as f64
     }
 }
 

@@ -72,13 +72,11 @@ fn measure(
         nodes,
         pace: Pace::PerSecond(rate),
         duration,
-        server: None,
         entities: containers,
         ring_bytes: RING_BYTES,
         seed: 1,
         bin_dir,
-        collector_config: String::new(),
-        server_config: String::new(),
+        ..LoadOptions::default()
     })?;
     let value = serde_json::to_value(&report).map_err(|error| Error::Invalid(error.to_string()))?;
     serde_json::from_value(value).map_err(|error| Error::Invalid(error.to_string()))
@@ -90,6 +88,6 @@ fn measure(
 /// As [`costs`], and when the cluster's description makes no sense.
 pub fn run(cluster: &Cluster, source: &CostSource) -> Result<Plan, Error> {
     cluster.check()?;
-    let containers = (cluster.pods_per_node * CONTAINERS_PER_POD).clamp(1, CONTAINERS_MAX) as usize;
+    let containers = cluster.pods_per_node.saturating_mul(CONTAINERS_PER_POD).clamp(1, CONTAINERS_MAX) as usize;
     Plan::make(cluster, &costs(source, containers)?, Host::read())
 }
