@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapio_perf::capacity::{self, Cluster, CostSource};
 use tapio_perf::client::FindingWatch;
 use tapio_perf::error::{Context, Error};
 use tapio_perf::inject::victim::{self, Victim};
@@ -38,6 +39,8 @@ enum Command {
     Inject(InjectArguments),
     /// Measure what the probes cost on this kernel: each on a loop that fires it, and all together (needs root)
     Probes(ProbesArguments),
+    /// Say how many servers, how much CPU, memory, disk and network a cluster asks for, from what events cost on this machine
+    Capacity(CapacityArguments),
     /// Fork, exec and connect at this machine's limit under real probes, and check that every event is accounted for (needs root)
     Storm(StormArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
@@ -147,6 +150,68 @@ struct ProbesArguments {
     json: bool,
 }
 
+/// How much a node has to tell. These are assumptions: a node of yours says it in tapio_collector_events_emitted_total.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum NodeProfile {
+    /// 20 events/s, and 1 more for each pod
+    Quiet,
+    /// 100 events/s, and 10 more for each pod
+    Typical,
+    /// 500 events/s, and 50 more for each pod
+    Busy,
+}
+
+impl NodeProfile {
+    fn events_per_second(self, pods: u64) -> f64 {
+        let (node, pod) = match self {
+            Self::Quiet => (20, 1),
+            Self::Typical => (100, 10),
+            Self::Busy => (500, 50),
+        };
+        f64::from(node) + f64::from(pod) * pods as f64
+    }
+}
+
+#[derive(Args)]
+struct CapacityArguments {
+    #[arg(long)]
+    nodes: u64,
+    #[arg(long, default_value_t = 30)]
+    pods_per_node: u64,
+    #[arg(long, value_enum, default_value_t = NodeProfile::Typical)]
+    profile: NodeProfile,
+    /// Events a second of a node, instead of a profile's
+    #[arg(long, value_name = "RATE")]
+    events_per_node: Option<f64>,
+    /// How many times more there may be at the peak
+    #[arg(long, default_value_t = 4.0, value_name = "FACTOR")]
+    peak: f64,
+    /// How long events are kept
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    retention: Duration,
+    /// Cores that one server may use: its CPU limit
+    #[arg(long, default_value_t = 1.0, value_name = "CORES")]
+    server_cores: f64,
+    /// What of these may be used at the peak, up to 1
+    #[arg(long, default_value_t = 0.6, value_name = "SHARE")]
+    utilisation: f64,
+    /// What the probes take in the kernel for an event: tapio-perf probes measures it
+    #[arg(long, default_value_t = 400.0, value_name = "NS")]
+    probe_ns: f64,
+    /// A report of tapio-perf load --json, instead of measuring; may be repeated, best with different rates and numbers of nodes
+    #[arg(long, value_name = "FILE")]
+    measured: Vec<PathBuf>,
+    /// Of each of the four runs that measure
+    #[arg(long, default_value = "8s", value_parser = parse_duration)]
+    duration: Duration,
+    /// Where tapio-collector and tapio-server are; default: beside this program
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Args)]
 struct StormArguments {
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
@@ -168,6 +233,7 @@ fn main() -> ExitCode {
         Command::Victim(victim) => victim::run(&victim).map(|code| code as u8),
         Command::Load(arguments) => interrupt::listen().and_then(|()| run_load(arguments)),
         Command::Probes(arguments) => interrupt::listen().and_then(|()| run_probes(arguments)),
+        Command::Capacity(arguments) => interrupt::listen().and_then(|()| run_capacity(arguments)),
         Command::Storm(arguments) => interrupt::listen().and_then(|()| run_storm(arguments)),
         Command::Inject(arguments) => interrupt::listen().and_then(|()| run_inject(&arguments)),
     };
@@ -224,6 +290,32 @@ fn run_probes(arguments: ProbesArguments) -> Result<u8, Error> {
         println!("{report}");
     }
     Ok(if arguments.check && !report.are_goals_met { CHECK_FAILED } else { 0 })
+}
+
+fn run_capacity(arguments: CapacityArguments) -> Result<u8, Error> {
+    let pods = arguments.pods_per_node;
+    let cluster = Cluster {
+        nodes: arguments.nodes,
+        pods_per_node: pods,
+        events_per_node: arguments.events_per_node.unwrap_or_else(|| arguments.profile.events_per_second(pods)),
+        peak_factor: arguments.peak,
+        retention_s: arguments.retention.as_secs(),
+        server_cores: arguments.server_cores,
+        utilisation: arguments.utilisation,
+        probe_ns_per_event: arguments.probe_ns,
+    };
+    let source = if arguments.measured.is_empty() {
+        CostSource::Runs { duration: arguments.duration, bin_dir: arguments.bin_dir }
+    } else {
+        CostSource::Files(arguments.measured)
+    };
+    let plan = capacity::run(&cluster, &source)?;
+    if arguments.json {
+        print_json(&plan)?;
+    } else {
+        print!("{plan}");
+    }
+    Ok(0)
 }
 
 fn run_storm(arguments: StormArguments) -> Result<u8, Error> {

@@ -190,7 +190,7 @@ fn describe(root: &Value, node: &Value, name: &str) -> (String, Vec<(String, Str
     }
     let kind = match type_of(node) {
         "boolean" => "`true` or `false`".into(),
-        "integer" if name.ends_with("_bytes") => "size".into(),
+        "integer" if is_size(name) => "size".into(),
         "integer" => "whole number".into(),
         "number" => "number".into(),
         "string" => "text".into(),
@@ -211,6 +211,11 @@ fn type_of(node: &Value) -> &str {
     }
 }
 
+/// Bytes, also so many a second.
+fn is_size(name: &str) -> bool {
+    name.contains("_bytes")
+}
+
 fn is_duration(node: &Value) -> bool {
     let properties = node.get("properties").and_then(Value::as_object);
     properties.is_some_and(|properties| properties.len() == 2 && is_duration_value(properties))
@@ -228,7 +233,7 @@ fn scalar(value: &Value, name: &str) -> Option<String> {
             let part = |key| map.get(key).and_then(Value::as_u64).unwrap_or(0);
             Some(duration(Duration::new(part("secs"), part("nanos") as u32)))
         }
-        Value::Number(number) if name.ends_with("_bytes") => Some(size(number.as_u64()?)),
+        Value::Number(number) if is_size(name) => Some(size(number.as_u64()?)),
         Value::String(text) => Some(text_value(text)),
         Value::Array(values) => {
             let values: Vec<String> = values.iter().filter_map(|value| scalar(value, name)).collect();

@@ -123,9 +123,10 @@ impl Node {
 }
 
 /// When events are due.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Pace {
     /// As soon as there is room.
+    #[default]
     Max,
     /// So many events a second, all nodes together.
     PerSecond(f64),

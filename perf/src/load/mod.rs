@@ -40,7 +40,7 @@ const DRAIN_SILENCE: Duration = Duration::from_secs(2);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     pub nodes: usize,
     pub pace: Pace,

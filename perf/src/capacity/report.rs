@@ -1,0 +1,105 @@
+//! A plan for people.
+
+use std::fmt;
+
+use super::plan::Plan;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cluster = &self.cluster;
+        writeln!(
+            f,
+            "For {} nodes with {} pods each, {:.0} events/s a node ({:.0} in all, {:.0} at the peak of {} times), kept {}",
+            cluster.nodes,
+            cluster.pods_per_node,
+            cluster.events_per_node,
+            self.events_per_second,
+            self.events_per_second_peak,
+            cluster.peak_factor,
+            days(cluster.retention_s)
+        )?;
+        writeln!(
+            f,
+            "Measured in {} runs on {} cores of {}, Linux {}",
+            self.costs.runs, self.host.cores, self.host.cpu_model, self.host.kernel
+        )?;
+        let line = |name, line: super::cost::Line| {
+            format!(
+                "  {name:<10} {:.1} ms CPU a second for being there, {:.0} ns an event",
+                line.idle / 1e6,
+                line.event
+            )
+        };
+        writeln!(
+            f,
+            "{}; and {:.0} ns in the kernel",
+            line("collector", self.costs.collector),
+            cluster.probe_ns_per_event
+        )?;
+        let server = self.costs.server;
+        writeln!(
+            f,
+            "  {:<10} {:.1} ms CPU a second for being there, {:.1} ms for each node, {:.0} ns an event",
+            "server",
+            server.idle / 1e6,
+            server.node / 1e6,
+            server.event
+        )?;
+        writeln!(
+            f,
+            "  {:<10} {:.0} bytes a second of a node for being there, {:.1} bytes an event\n",
+            "wire", self.costs.wire.idle, self.costs.wire.event
+        )?;
+
+        writeln!(f, "{:<36} {:>14}", "SERVER", "")?;
+        let mut row = |name: &str, value: String| writeln!(f, "  {name:<36} {value:>16}");
+        row("replicas, one of which may be missing", self.server_replicas.to_string())?;
+        row("nodes that one can take at the peak", self.server_nodes_max.to_string())?;
+        row("CPU request, average", format!("{} m", self.server.cpu_milli))?;
+        row("CPU at the peak, one missing", format!("{} m", self.server.cpu_milli_peak))?;
+        row("memory request", format!("{} MiB", self.server.memory_request_mib))?;
+        row("memory limit", format!("{} MiB", self.server.memory_limit_mib))?;
+        row("archive.max_bytes of each", bytes(self.archive_max_bytes))?;
+        row("archive, all of them, a day", bytes(self.archive_bytes_per_day))?;
+        row("network in, all of them, peak", format!("{}/s", bytes(self.server_bytes_per_second_peak)))?;
+        writeln!(f, "{:<36} {:>14}", "COLLECTOR, each node", "")?;
+        let mut row = |name: &str, value: String| writeln!(f, "  {name:<36} {value:>16}");
+        row("CPU request, average, probes included", format!("{} m", self.collector.cpu_milli))?;
+        row("CPU at the peak", format!("{} m", self.collector.cpu_milli_peak))?;
+        row("memory request", format!("{} MiB", self.collector.memory_request_mib))?;
+        row("memory limit", format!("{} MiB", self.collector.memory_limit_mib))?;
+        row("network out", format!("{}/s", bytes(self.node_bytes_per_second)))?;
+        row("network out, peak", format!("{}/s", bytes(self.node_bytes_per_second_peak)))?;
+        for warning in &self.warnings {
+            writeln!(f, "Note: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+fn bytes(bytes: u64) -> String {
+    let units = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.iter().find(|(_, size)| bytes >= *size) {
+        Some((unit, size)) => format!("{:.1} {unit}", bytes as f64 / *size as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+fn days(seconds: u64) -> String {
+    let hours = seconds as f64 / 3600.0;
+    if hours >= 48.0 { format!("{:.0} days", hours / 24.0) } else { format!("{hours:.0} hours") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bytes, days};
+
+    #[test]
+    fn sizes_and_times_are_told_in_a_fitting_unit() {
+        assert_eq!(
+            (bytes(12).as_str(), bytes(3 << 19).as_str(), bytes(5 << 40).as_str()),
+            ("12 B", "1.5 MiB", "5.0 TiB")
+        );
+        assert_eq!((days(86_400).as_str(), days(7 * 86_400).as_str()), ("24 hours", "7 days"));
+    }
+}

@@ -1,0 +1,155 @@
+//! What the pages claim: their links lead somewhere, the commands they name exist, every pattern is told of, and the pattern that
+//! they teach to write is one.
+
+#[path = "docs/pages.rs"]
+mod pages;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// Links of a page, without those to other hosts and to places in the page itself.
+fn links(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+    let paths = targets.map(|target| target.split_once('#').map_or(target, |(path, _)| path));
+    paths.filter(|path| !path.is_empty() && !path.contains("://") && !path.contains(' ')).collect()
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    let mut dead = Vec::new();
+    for page in pages::all() {
+        let text = pages::read(&page);
+        let path = pages::root().join(&page);
+        let folder = path.parent().expect("a folder");
+        dead.extend(
+            links(&text).into_iter().filter(|link| !folder.join(link).exists()).map(|link| format!("{page}: {link}")),
+        );
+    }
+    assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
+}
+
+#[test]
+fn the_readme_leads_to_every_page() {
+    let readme = pages::read("README.md");
+    let known: BTreeSet<&str> = links(&readme).into_iter().collect();
+    let missing: Vec<String> =
+        pages::all().into_iter().filter(|page| page.starts_with("docs/") && !known.contains(page.as_str())).collect();
+    assert!(missing.is_empty(), "README.md does not name {missing:?}");
+}
+
+/// Command lines that a page shows: code spans, and lines of code blocks, that begin with one of the programs.
+fn commands(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (index, block) in text.split("```").enumerate() {
+        if index % 2 == 1 {
+            let joined = block.replace("\\\n", " ");
+            found.extend(joined.lines().map(|line| line.trim_start_matches(['$', '#', ' ']).to_owned()));
+        } else {
+            found.extend(
+                block.split('`').skip(1).step_by(2).map(|span| span.split_whitespace().collect::<Vec<_>>().join(" ")),
+            );
+        }
+    }
+    found.retain(|line| PROGRAMS.iter().any(|program| words(line).first() == Some(program)));
+    found
+}
+
+const PROGRAMS: [&str; 4] = ["tapio-collector", "tapio-server", "tapioctl", "tapio-perf"];
+
+/// The words of a command line up to a pipe or the like, its program without its folder.
+fn words(line: &str) -> Vec<&str> {
+    let line = line.trim_start_matches("target/release/");
+    line.split_whitespace().take_while(|word| !["|", ">", "2>&1", "&", "&&", ";"].contains(word)).collect()
+}
+
+#[test]
+fn every_command_that_is_shown_exists() {
+    let mut helps: BTreeMap<Vec<String>, String> = BTreeMap::new();
+    let mut help = |path: &[&str]| {
+        let key: Vec<String> = path.iter().map(|&word| word.to_owned()).collect();
+        let text = helps.entry(key).or_insert_with(|| {
+            let arguments: Vec<&str> = path[1..].iter().copied().chain(["--help"]).collect();
+            String::from_utf8_lossy(&pages::program(path[0], &arguments).stdout).into_owned()
+        });
+        text.clone()
+    };
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for page in pages::all() {
+        for line in commands(&pages::read(&page)) {
+            let all = words(&line);
+            let mut path = vec![all[0]];
+            let mut before = "";
+            for word in &all[1..] {
+                // Options and what may be their values stand before a command too.
+                let is_of_option = word.starts_with('-') || before.starts_with('-');
+                before = word;
+                let text = help(&path);
+                let subcommands = text.split_once("Commands:").map_or("", |(_, rest)| rest);
+                let names = subcommands.lines().skip(1).take_while(|line| line.starts_with("  "));
+                // A word that several may stand for is written with bars.
+                let first = word.split('|').next().unwrap_or(word).trim_end_matches('\\');
+                if path.len() > 2 || !names.filter_map(|line| line.split_whitespace().next()).any(|name| name == first)
+                {
+                    if is_of_option {
+                        continue;
+                    }
+                    let is_name = path.len() == 1 && word.bytes().all(|b| b == b'-' || b.is_ascii_lowercase());
+                    if is_name && !subcommands.is_empty() {
+                        wrong.push(format!("{page}: `{line}`: {} has no command {word}", path.join(" ")));
+                    }
+                    break;
+                }
+                path.push(first);
+            }
+            checked += 1;
+            let text = format!("{}{}", help(&path), help(&path[..1]));
+            for word in all.iter().filter(|word| word.starts_with("--")) {
+                let flag = word.trim_start_matches('[').split(['=', ']', ',', '|', ')']).next().unwrap_or(word);
+                let is_there = text.split(|c: char| c.is_whitespace() || ",=[".contains(c)).any(|known| known == flag);
+                if !is_there {
+                    wrong.push(format!("{page}: `{line}`: {} has no {flag}", path.join(" ")));
+                }
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} commands were found: does the search still work?");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_pattern_is_told_of_and_no_other() {
+    let folder = pages::root().join("server/patterns");
+    let files = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path());
+    let texts = files.map(|path| fs::read_to_string(path).expect("a pattern"));
+    let ids: BTreeSet<String> = texts
+        .map(|text| text.lines().find_map(|line| line.strip_prefix("id: ")).expect("an id").trim().to_owned())
+        .collect();
+    let page = pages::read("docs/patterns.md");
+    let (_, table) = page.split_once("## Built in").expect("the section");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let told: BTreeSet<String> = rows.map(|(id, _)| id.to_owned()).collect();
+    assert_eq!(told, ids);
+}
+
+#[test]
+fn the_pattern_that_is_taught_is_accepted() {
+    let page = pages::read("docs/patterns.md");
+    let (_, chapter) = page.split_once("## How to write one").expect("the section");
+    let blocks: Vec<&str> =
+        chapter.split("```yaml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
+    assert!(!blocks.is_empty(), "there is no example");
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, block) in blocks.iter().enumerate() {
+        fs::write(folder.path().join(format!("{number}.yaml")), block).expect("written");
+    }
+    let directory = folder.path().to_str().expect("a path");
+    let said = pages::printed("tapio-server", &["check", "--patterns", directory]);
+    assert!(said.contains("accepted"), "{said}");
+    // And one that is not understood is refused with its line.
+    fs::write(folder.path().join("0.yaml"), blocks[0].replace("signal: exit", "signal: exti")).expect("written");
+    let output = pages::program("tapio-server", &["check", "--patterns", directory]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("exti"), "{said}");
+}
