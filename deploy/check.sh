@@ -133,7 +133,7 @@ if [ -n "$VENV" ] && find_prometheus; then
     check "promtool test rules $(basename "$test")" "$PROMTOOL" test rules "$WORK/$(basename "$test")"
   done
 else
-  skip "promtool" "Debian's package prometheus cannot be had, and there is none in PATH"
+  skip promtool "it needs Debian's package prometheus or one in PATH, and the Python tools"
 fi
 
 if [ -n "$VENV" ] && [ ${#rendered[@]} -gt 0 ] && find_helm; then
@@ -160,6 +160,6 @@ if [ -n "$VENV" ] && [ ${#rendered[@]} -gt 0 ] && find_helm; then
   check "the chart's schema refuses a misspelled value" refused tlsSecrets --set server.tlsSecrets=x
   check "the chart's schema refuses a wrong digest" refused digest --set server.image.digest=sha256:1
 else
-  skip helm "helm is missing, and the wheel that holds one cannot be had"
+  skip helm "it needs helm or the wheel that holds one, kubectl, and the Python tools"
 fi
 echo "deploy: $passed passed, $skipped skipped"

@@ -3,8 +3,8 @@
 # libraries that they are linked with, by perf/lab/kube/image.py. For a node without a registry, like the lab's:
 #   deploy/image.sh server docker.io/library/tapio-server:0.1.0 [BIN_DIR] > server.tar
 #   ctr -n k8s.io images import server.tar
-# What is in the Dockerfile and not here: labels, and distroless' certificates and time zones, which the programs do not read. The
-# user is set by the pods.
+# Without what only a debugger reads. What is in the Dockerfile and not here: labels, and distroless' certificates and time zones,
+# which the programs do not read. The user is set by the pods.
 set -euo pipefail
 stage=${1:?server or collector} name=${2:?NAME:TAG}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,13 +14,16 @@ case $stage in
   collector) programs=(tapio-collector) ;;
   *) echo "no stage $stage: server or collector" >&2; exit 2 ;;
 esac
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 files=()
 for program in "${programs[@]}"; do
   [ -x "$bin/$program" ] || { echo "$bin/$program is missing: make build" >&2; exit 1; }
-  files+=("$bin/$program=/usr/bin/$program")
+  strip --strip-debug -o "$work/$program" "$bin/$program"
+  files+=("$work/$program=/usr/bin/$program")
 done
 # ldd prints "name => /path (address)" and, for the loader, "/path (address)".
 while read -r library; do
   files+=("$library=$library")
 done < <(for program in "${programs[@]}"; do ldd "$bin/$program"; done | grep -oE '/[^ ]+\.so[^ ]*' | sort -u)
-exec python3 "$root/perf/lab/kube/image.py" "$name" "[\"/usr/bin/${programs[0]}\"]" "${files[@]}"
+python3 "$root/perf/lab/kube/image.py" "$name" "[\"/usr/bin/${programs[0]}\"]" "${files[@]}"
