@@ -50,7 +50,7 @@ fn each_capability_is_needed_for_what_its_table_says() {
     let is_of_packets = |one: &&String| {
         ["probe dns_query:", "probe dns_answer:", "probe tcp_overflow:"].iter().any(|probe| one.starts_with(probe))
     };
-    assert!(more.len() == 3 && more.iter().all(|one| is_of_packets(one)), "without NET_ADMIN: {more:?}");
+    assert!(more.len() == 3 && more.iter().all(is_of_packets), "without NET_ADMIN: {more:?}");
     for name in ["DAC_READ_SEARCH", "SYS_PTRACE"] {
         assert_eq!(off_with(&without(name)), everything, "without {name}");
     }
