@@ -3,115 +3,17 @@
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
 
 mod kube_archive;
+mod kube_node;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
 use kube_archive::Archive;
+use kube_node::{LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting};
 use serde_json::{Value, json};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary, http};
-
-const LIMIT: Duration = Duration::from_secs(120);
-
-fn setting(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("set {name}; `make test-kube` does"))
-}
-
-fn kubectl(arguments: &[&str], input: Option<&Value>) -> Result<String, String> {
-    let mut command = Command::new("kubectl");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("kubectl starts");
-    let mut stdin = child.stdin.take().expect("a pipe");
-    if let Some(input) = input {
-        use std::io::Write;
-        stdin.write_all(input.to_string().as_bytes()).expect("written");
-    }
-    drop(stdin);
-    let output = child.wait_with_output().expect("kubectl ends");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() { Ok(text) } else { Err(error) }
-}
-
-/// A namespace that goes with everything in it.
-struct Namespace(String);
-
-impl Namespace {
-    fn make() -> Self {
-        let name = format!("tapio-test-{}", std::process::id());
-        kubectl(&["create", "namespace", &name], None).expect("a namespace");
-        wait_for("the service account", LIMIT, |seen| {
-            let found = kubectl(&["-n", &name, "get", "serviceaccount", "default"], None);
-            Ok(found.map_err(|error| *seen = error).ok())
-        })
-        .expect("a service account");
-        Self(name)
-    }
-
-    fn apply(&self, objects: Vec<Value>) {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        kubectl(&["-n", &self.0, "apply", "-f", "-"], Some(&list)).expect("applied");
-    }
-
-    fn get(&self, what: &str, path: &str) -> String {
-        let output = format!("jsonpath={path}");
-        kubectl(&["-n", &self.0, "get", what, "-o", &output], None).unwrap_or_default()
-    }
-
-    fn wait_running(&self, pod: &str) {
-        let path = "{.status.containerStatuses[0].state.running.startedAt}";
-        wait_for("a running pod", LIMIT, |seen| {
-            seen.clone_from(&self.get(pod, path));
-            Ok((!seen.is_empty()).then_some(()))
-        })
-        .unwrap_or_else(|error| panic!("{pod}: {error}"));
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let deleted = kubectl(&["delete", "namespace", &self.0, "--timeout=90s"], None);
-        if let Err(error) = deleted {
-            eprintln!("{} is left behind: {error}", self.0);
-        }
-    }
-}
-
-fn container(name: &str, script: &str) -> Value {
-    json!({"name": name, "image": setting("TAPIO_TEST_IMAGE"), "imagePullPolicy": "IfNotPresent", "command": ["/bin/sh", "-c", script]})
-}
-
-fn pod(name: &str, policy: &str, container: Value) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": 1, "containers": [container]},
-    })
-}
-
-fn deployment(name: &str, container: Value) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
-        "spec": {
-            "replicas": 1, "progressDeadlineSeconds": 30, "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": {"app": name}}, "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]}},
-        },
-    })
-}
-
-/// A process of the container, found by the cgroup that is named after it.
-fn process_of(container_id: &str) -> Option<u32> {
-    for entry in std::fs::read_dir("/proc").expect("/proc is mounted").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let cgroups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        if cgroups.contains(container_id) {
-            return Some(pid);
-        }
-    }
-    None
-}
 
 struct Lab {
     archive: std::path::PathBuf,
@@ -120,39 +22,51 @@ struct Lab {
 impl Lab {
     /// Waits until an event of an entity of this name was archived whose text has all `parts`.
     fn wait_archived(&self, name: impl Fn(&str) -> bool, parts: &[&str]) -> String {
-        let found = wait_for(&format!("an archived event with {parts:?}"), LIMIT, |seen| {
-            // Each look reads the whole archive.
-            tapio_perf::clock::pause(Duration::from_millis(300))?;
+        await_that(&format!("an archived event with {parts:?}"), |seen| {
             let archive = Archive::read(&self.archive);
             let found = archive.find(&name, parts);
             if found.is_none() {
                 *seen = archive.texts(&name).join("\n");
             }
-            Ok(found)
-        });
-        found.unwrap_or_else(|error| panic!("{error}"))
+            found
+        })
     }
 }
 
-/// Waits until `tapioctl findings` lists one of a pattern about a container, pod or workload of this name: names that came late
-/// included. Gives its JSON.
-fn listed(server: &str, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
+/// What `tapioctl findings` lists.
+fn findings(server: &str) -> Vec<Value> {
     let folder = bin_dir(None).expect("the programs' folder");
     let tapioctl = binary("tapioctl", &folder).unwrap_or_else(|error| panic!("{error}"));
-    let found = wait_for(&format!("a finding of {pattern}"), LIMIT, |seen| {
-        tapio_perf::clock::pause(Duration::from_millis(300))?;
-        let arguments = ["--server", server, "findings", "-o", "json", "--limit", "500"];
-        let output = Command::new(&tapioctl).args(arguments).output().expect("tapioctl starts");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let all: Vec<Value> = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .map(|line| serde_json::from_str(line).expect("an object a line"))
-            .collect();
+    let arguments = ["--server", server, "findings", "-o", "json", "--limit", "500"];
+    let output = Command::new(&tapioctl).args(arguments).output().expect("tapioctl starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect()
+}
+
+/// Waits until one of a pattern is listed that is about a container, pod or workload of this name: names that came late
+/// included. Gives its JSON.
+fn listed(server: &str, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
+    await_that(&format!("a finding of {pattern}"), |seen| {
+        let all = findings(server);
         *seen =
             all.iter().map(|one| format!("\n{} {} {}", one["pattern"], one["entity"]["name"], one["title"])).collect();
-        Ok(all.into_iter().find(|one| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name)))
+        all.into_iter().find(|one| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name))
+    })
+}
+
+/// Writes the Event that kubelet writes of every OOM kill that it finds in the kernel's log.
+fn tell_of_a_system_oom(victim: &str) {
+    let node = setting("TAPIO_TEST_NODE");
+    let now = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output().expect("date starts").stdout;
+    let now = String::from_utf8_lossy(&now).trim().to_owned();
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": format!("{node}.{victim}"), "namespace": "default"},
+        "involvedObject": {"kind": "Node", "name": node, "uid": node}, "source": {"component": "kubelet", "host": node},
+        "type": "Warning", "reason": "SystemOOM", "count": 1, "firstTimestamp": now, "lastTimestamp": now,
+        "message": format!("System OOM encountered, victim process: {victim}, pid: 1"),
     });
-    found.unwrap_or_else(|error| panic!("{error}"))
+    kubectl_reading(&["create", "-f", "-"], &event.to_string()).expect("created");
 }
 
 /// Shows a finding as an operator sees it.
@@ -171,10 +85,7 @@ fn named(finding: &Value) -> (String, String, String, String) {
 
 #[test]
 fn what_befalls_real_pods_is_told_with_their_names() {
-    if std::env::var("TAPIO_KUBE_TEST").as_deref() != Ok("1") {
-        eprintln!(
-            "SKIP what_befalls_real_pods_is_told_with_their_names: needs a Kubernetes node; run `make test-kube`"
-        );
+    if !has_node("what_befalls_real_pods_is_told_with_their_names") {
         return;
     }
     let node = setting("TAPIO_TEST_NODE");
@@ -189,10 +100,8 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     };
     wait_for("the election", LIMIT, |_| is_leader()).unwrap_or_else(|error| panic!("{error}"));
 
-    let namespace = Namespace::make();
+    let namespace = Namespace::make("pods");
     let ns = &namespace.0;
-    let mut eater = container("eater", "busybox sleep 8; busybox tail /dev/zero");
-    eater["resources"] = json!({"limits": {"memory": "24Mi"}});
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =
         json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
@@ -204,7 +113,7 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     front["spec"]["replicas"] = json!(2);
     front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
     namespace.apply(vec![
-        deployment("leak", eater),
+        deployment("leak", eater("eater")),
         pod("looper", "Always", container("loop", "exit 3")),
         pod("stuck", "Always", probed),
         pod("evictee", "Never", sleeper("guest")),
@@ -221,22 +130,18 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     assert!(found["title"].as_str().is_some_and(|title| title.contains("/eater")), "{found}");
     let (of_namespace, _, of_container, workload) = named(&found);
     assert_eq!((&*of_namespace, &*of_container, &*workload), (&**ns, "eater", "Deployment/leak"), "{found}");
-    wait_for("the label beside the death", LIMIT, |seen| {
-        tapio_perf::clock::pause(Duration::from_millis(300))?;
+    await_that("the label beside the death", |seen| {
         let found = listed(&address, "memory-limit-kill", of_leak);
         *seen = found["death"].to_string();
-        Ok((found["death"]["label"] == "OOMKilled" && found["death"]["label_agrees"] == true).then_some(()))
-    })
-    .unwrap_or_else(|error| panic!("{error}"));
+        let is_told = found["death"]["label"].as_str().is_some_and(|label| label.starts_with("OOMKilled"));
+        (is_told && found["death"]["label_agrees"] == true).then_some(())
+    });
     print(&address, &found);
 
     // Killed by somebody on the host.
-    namespace.wait_running("pod/target");
-    let id = namespace.get("pod/target", "{.status.containerStatuses[0].containerID}");
-    let id = id.rsplit('/').next().expect("an id").to_owned();
+    let (id, pid) = namespace.process_of("pod/target");
     let of_target = |name: &str| name == format!("{ns}/target/app");
     lab.wait_archived(of_target, &["container_state", "state=2"]);
-    let pid = process_of(&id).expect("its process runs here");
     let killed = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("sh starts");
     assert!(killed.success());
     let found = listed(&address, "killed-from-outside", of_target);
@@ -260,6 +165,11 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     let found = listed(&address, "evicted", |name| name.starts_with(&format!("{ns}/hoarder")));
     assert_eq!((named(&found).0, named(&found).1), (ns.clone(), "hoarder".to_owned()), "{found}");
 
+    // Kubelet tells anew, whenever it starts, of kills of long ago, and as if the node had run out: nothing is concluded from that.
+    let gone = format!("gone-{}", std::process::id());
+    tell_of_a_system_oom(&gone);
+    lab.wait_archived(|_| true, &["kube_event", "SystemOOM", &gone]);
+
     // Lived 300 ms: what the kernel told of it has its name, and so has what kubelet told.
     let of_brief = |name: &str| name == format!("{ns}/brief/blink");
     lab.wait_archived(of_brief, &["container_state", "state=3", "exit=7"]);
@@ -273,7 +183,7 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     let evict = |version: &str| {
         let eviction =
             json!({"apiVersion": version, "kind": "Eviction", "metadata": {"name": "evictee", "namespace": ns}});
-        kubectl(&["create", "--raw", &path, "-f", "-"], Some(&eviction))
+        kubectl_reading(&["create", "--raw", &path, "-f", "-"], &eviction.to_string())
     };
     evict("policy/v1").or_else(|_| evict("policy/v1beta1")).expect("evicted");
     let of_evictee = |name: &str| name == format!("{ns}/evictee");
@@ -300,6 +210,11 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     assert_eq!((&*of_namespace, &*workload), (&**ns, "Deployment/front"), "{found}");
     assert!(found["title"].as_str().is_some_and(|title| title.contains(&after)), "{found}");
     lab.wait_archived(of_front, &["rollout", "kind=Deployment", "reason=ProgressDeadlineExceeded"]);
+
+    for finding in findings(&address) {
+        let text = finding.to_string();
+        assert!(!text.contains(&gone) && !text.contains("SystemOOM"), "{text}");
+    }
 
     let (_, metrics) = http::get(collector.port(), "/metrics").unwrap_or_else(|error| panic!("{error}"));
     for line in metrics.lines().filter(|line| line.starts_with("tapio_collector_events_identity_total")) {

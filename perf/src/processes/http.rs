@@ -12,17 +12,21 @@ const BODY_BYTES_MAX: u64 = 64 << 20;
 
 /// Status and body of `GET http://127.0.0.1:port path`.
 pub fn get(port: u16, path: &str) -> Result<(u16, String), Error> {
-    fetch(port, path).map_err(|message| Error::Http { port, path: path.to_owned(), message })
+    get_from(SocketAddr::from(([127, 0, 0, 1], port)), path)
 }
 
-fn fetch(port: u16, path: &str) -> Result<(u16, String), String> {
+/// The same of any address, as of a pod's.
+pub fn get_from(address: SocketAddr, path: &str) -> Result<(u16, String), Error> {
+    fetch(address, path).map_err(|message| Error::Http { port: address.port(), path: path.to_owned(), message })
+}
+
+fn fetch(address: SocketAddr, path: &str) -> Result<(u16, String), String> {
     let io = |error: std::io::Error| error.to_string();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(io)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(io)?;
     stream.set_write_timeout(Some(TIMEOUT)).map_err(io)?;
     // 1.0, so that the answer is neither chunked nor kept alive.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").map_err(io)?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", address.ip()).map_err(io)?;
     let mut answer = Vec::new();
     stream.take(BODY_BYTES_MAX).read_to_end(&mut answer).map_err(io)?;
     parse(&String::from_utf8_lossy(&answer))

@@ -1,0 +1,218 @@
+//! Tapio as its manifests install it: the three files of the quick start, with nothing replaced but the images' names.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tapio_perf::processes::http;
+
+use super::{await_that, kubectl, kubectl_reading, setting};
+
+pub const SERVER: &str = "deployment/tapio-server";
+pub const COLLECTOR: &str = "daemonset/tapio-collector";
+const NAMESPACE: &str = "tapio-system";
+const FILES: [&str; 3] = ["namespace.yaml", "server-deployment.yaml", "collector-daemonset.yaml"];
+
+/// Tapio on the cluster; uninstalled when this is dropped.
+pub struct Tapio {
+    texts: Vec<String>,
+}
+
+impl Tapio {
+    /// Applies the three files, in their order.
+    pub fn install() -> Self {
+        let tapio = Self { texts: FILES.iter().map(|file| manifest(file)).collect() };
+        for text in &tapio.texts {
+            print!("{}", kubectl_reading(&["apply", "-f", "-"], text).unwrap_or_else(|error| panic!("{error}")));
+        }
+        tapio
+    }
+
+    /// Waits until all pods of a Deployment or DaemonSet are of its newest template, and ready.
+    pub fn rolled_out(&self, what: &str) {
+        if let Err(error) = kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=120s"]) {
+            let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();
+            let readiness = self.collectors().first().map(Pod::readiness).unwrap_or_default();
+            panic!("{error}\n{pods}\n{readiness}\n{}", self.log(what));
+        }
+    }
+
+    /// `kubectl rollout restart`, and waits.
+    pub fn restart(&self, what: &str) {
+        kubectl(&["-n", NAMESPACE, "rollout", "restart", what]).expect("restarted");
+        self.rolled_out(what);
+    }
+
+    /// Gives the only container another image.
+    pub fn set_image(&self, what: &str, image: &str) {
+        let name = what.rsplit('-').next().expect("a name");
+        kubectl(&["-n", NAMESPACE, "set", "image", what, &format!("{name}={image}")]).expect("the image is set");
+    }
+
+    /// What the collector may do beside what everybody may.
+    pub fn set_capabilities(&self, capabilities: &[&str]) {
+        let path = "/spec/template/spec/containers/0/securityContext/capabilities/add";
+        let patch = json!([{"op": "replace", "path": path, "value": capabilities}]).to_string();
+        kubectl(&["-n", NAMESPACE, "patch", COLLECTOR, "--type=json", "-p", &patch]).expect("patched");
+    }
+
+    /// `tapioctl` in the server's pod, as an operator runs it.
+    pub fn tapioctl(&self, arguments: &[&str]) -> Result<String, String> {
+        let server = self.pods("server").into_iter().next().ok_or("no server is ready")?;
+        let mut command = vec!["-n", NAMESPACE, "exec", &server.name, "--", "/usr/bin/tapioctl"];
+        command.extend(arguments);
+        kubectl(&command)
+    }
+
+    /// The same, its lines of JSON.
+    pub fn tapioctl_json(&self, arguments: &[&str]) -> Result<Vec<Value>, String> {
+        json_lines(&self.tapioctl(&[arguments, &["-o", "json"]].concat())?)
+    }
+
+    /// What `tapio-collector probes` says of each program, in the collector's container.
+    pub fn probes(&self, collector: &Pod) -> Result<Vec<Value>, String> {
+        let program = ["/usr/bin/tapio-collector", "--config", "/etc/tapio/collector.yaml", "probes", "--json"];
+        json_lines(&kubectl(&[&["-n", NAMESPACE, "exec", &collector.name, "--"][..], &program].concat())?)
+    }
+
+    /// The first listed finding of a pattern that is about an entity of such a name.
+    pub fn finding(&self, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
+        await_that(&format!("a finding of {pattern}"), |seen| {
+            let all =
+                self.tapioctl_json(&["findings", "--limit", "500"]).map_err(|error| seen.clone_from(&error)).ok()?;
+            *seen = all.iter().map(|one| format!("\n{} {}", one["pattern"], one["title"])).collect();
+            let is_meant = |one: &Value| one["entity"]["name"].as_str().is_some_and(&name);
+            all.into_iter().find(|one| one["pattern"] == pattern && is_meant(one))
+        })
+    }
+
+    /// Waits until the server's ledger explains everything, of `epochs` epochs at least, and gives its rows. What an epoch that
+    /// has ended still held is explained by nothing.
+    pub fn closed_ledger(&self, epochs: usize) -> Vec<Value> {
+        await_that("that the ledger closes", |seen| {
+            let rows = self.tapioctl_json(&["ledger"]).map_err(|error| seen.clone_from(&error)).ok()?;
+            *seen = rows.iter().map(|row| format!("\n{row}")).collect();
+            let mut known: Vec<_> = rows.iter().map(|row| row["epoch"].to_string()).collect();
+            known.dedup();
+            let is_closed = |row: &Value| {
+                row["unexplained"] == 0 && (row["state"] == "open" || (row["state"] == "closed" && row["held"] == 0))
+            };
+            (known.len() >= epochs && rows.iter().all(is_closed)).then_some(rows)
+        })
+    }
+
+    /// Ready pods of a component that are not about to end.
+    pub fn pods(&self, component: &str) -> Vec<Pod> {
+        let mut pods = self.all_pods(component);
+        pods.retain(|pod| pod.is_ready);
+        pods
+    }
+
+    /// Pods of the collector, ready or not.
+    pub fn collectors(&self) -> Vec<Pod> {
+        self.all_pods("collector")
+    }
+
+    fn all_pods(&self, component: &str) -> Vec<Pod> {
+        let label = format!("app.kubernetes.io/component={component}");
+        let text = kubectl(&["-n", NAMESPACE, "get", "pods", "-l", &label, "-o", "json"]).unwrap_or_default();
+        let list: Value = serde_json::from_str(&text).unwrap_or_default();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        items.iter().filter(|item| item["metadata"]["deletionTimestamp"].is_null()).map(Pod::of).collect()
+    }
+
+    /// The last lines of a component's log.
+    pub fn log(&self, what: &str) -> String {
+        kubectl(&["-n", NAMESPACE, "logs", what, "--tail=40"]).unwrap_or_else(|error| error)
+    }
+
+    /// Deletes what the three files made, in the opposite order, and waits until it is gone.
+    pub fn uninstall(mut self) {
+        if let Err(error) = self.delete() {
+            panic!("{error}");
+        }
+    }
+
+    fn delete(&mut self) -> Result<(), String> {
+        while let Some(text) = self.texts.pop() {
+            kubectl_reading(&["delete", "--ignore-not-found", "--timeout=120s", "-f", "-"], &text)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Tapio {
+    fn drop(&mut self) {
+        if let Err(error) = self.delete() {
+            eprintln!("Tapio is left behind: {error}");
+        }
+    }
+}
+
+/// A pod of Tapio's.
+pub struct Pod {
+    pub name: String,
+    pub uid: String,
+    pub is_ready: bool,
+    address: String,
+    container_id: String,
+}
+
+impl Pod {
+    fn of(item: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let container = &item["status"]["containerStatuses"][0];
+        Self {
+            name: text(&item["metadata"]["name"]),
+            uid: text(&item["metadata"]["uid"]),
+            is_ready: container["ready"] == true,
+            address: text(&item["status"]["podIP"]),
+            container_id: text(&container["containerID"]).rsplit('/').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// What `GET /readyz` of a collector says.
+    pub fn readiness(&self) -> String {
+        self.get("/readyz").unwrap_or_else(|error| error)
+    }
+
+    /// The body of an answer of a collector.
+    pub fn get(&self, path: &str) -> Result<String, String> {
+        let address: SocketAddr = format!("{}:8081", self.address).parse().map_err(|_| "it has no address yet")?;
+        http::get_from(address, path).map(|(_, body)| body).map_err(|error| error.to_string())
+    }
+
+    /// Its log, a JSON object a line.
+    pub fn log(&self) -> Vec<Value> {
+        let text = kubectl(&["-n", NAMESPACE, "logs", &self.name]).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Its process on this machine.
+    pub fn pid(&self) -> Option<u32> {
+        super::process_of(&self.container_id)
+    }
+}
+
+fn json_lines(text: &str) -> Result<Vec<Value>, String> {
+    text.lines().map(|line| serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))).collect()
+}
+
+/// A file of `deploy/`, its image by the name that it has here.
+fn manifest(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        lines.push(match line.split_once("image: ") {
+            Some((before, name)) if before.trim().is_empty() => {
+                let of_server = name.starts_with("tapio-server");
+                assert!(of_server || name.starts_with("tapio-collector"), "an image that is not ours: {name}");
+                let image = setting(if of_server { "TAPIO_TEST_SERVER_IMAGE" } else { "TAPIO_TEST_COLLECTOR_IMAGE" });
+                format!("{before}image: {image}")
+            }
+            _ => line.to_owned(),
+        });
+    }
+    lines.join("\n") + "\n"
+}
