@@ -38,6 +38,10 @@ pub struct CollectorOptions {
     pub extra_grpc: String,
     /// Further lines of `collector.yaml`.
     pub extra_config: String,
+    /// Further keys of `collector:`, each after a comma.
+    pub extra_collector: String,
+    /// Where it sees the node's `/proc`, when not at its place.
+    pub host_proc: Option<PathBuf>,
 }
 
 /// What `GET /latency` says.
@@ -61,6 +65,7 @@ pub struct Collector {
     log: PathBuf,
     socket: PathBuf,
     node: String,
+    host_proc: Option<PathBuf>,
     port: u16,
     // Before the folder: the process ends before its files go.
     process: Option<Process>,
@@ -92,6 +97,7 @@ impl Collector {
             config,
             socket,
             node: options.node.clone(),
+            host_proc: options.host_proc.clone(),
             port,
             process: None,
             _folder: folder,
@@ -102,6 +108,9 @@ impl Collector {
     pub fn spawn(&mut self) -> Result<(), Error> {
         let mut command = Command::new(&self.binary);
         command.arg("--config").arg(&self.config);
+        if let Some(root) = &self.host_proc {
+            command.env("HOST_PROC", root);
+        }
         let name = format!("tapio-collector of {}", self.node);
         self.process = Some(Process::spawn(&name, command, self.log.clone())?);
         Ok(())
@@ -198,13 +207,13 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
         Feed::Kube => ("ebpf\", \"k8s", "ebpf: {enabled: true}, k8s: {in_cluster: false}".to_owned()),
     };
     let mut text = format!(
-        "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0}}\n\
+        "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0{}}}\n\
          grpc: {{server_endpoints: [\"{}\"]{}}}\n\
          resources: {{max_memory_mb: 256, max_cpu_milli: 0}}\n\
          collectors: {{{source}}}\n\
          health: {{port: {port}}}\n\
          logging: {{level: warn}}\n",
-        options.node, options.server, options.extra_grpc
+        options.node, options.extra_collector, options.server, options.extra_grpc
     );
     let _ = write!(text, "{}", options.extra_config);
     text
