@@ -74,6 +74,9 @@ struct LoadArguments {
     /// The same seed makes the same events
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// A further line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
+    #[arg(long, value_name = "YAML", conflicts_with = "server")]
+    server_config: Vec<String>,
     /// Where tapio-collector and tapio-server are; default: beside this program
     #[arg(long)]
     bin_dir: Option<PathBuf>,
@@ -180,7 +183,7 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         seed: arguments.seed,
         bin_dir: arguments.bin_dir,
         collector_config: String::new(),
-        server_config: String::new(),
+        server_config: arguments.server_config.iter().map(|line| format!("{line}\n")).collect(),
     })?;
     if arguments.json {
         print_json(&report)?;
