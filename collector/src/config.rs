@@ -59,6 +59,9 @@ pub struct CollectorSection {
     pub evidence: bool,
     /// Whether a sender's arguments are told as well; they may be secrets.
     pub evidence_arguments: bool,
+    /// How often the fill of the kernel's table of connections is looked at; 0 for never.
+    #[serde(deserialize_with = "units::duration")]
+    pub conntrack_interval: Duration,
 }
 
 impl Default for CollectorSection {
@@ -71,6 +74,7 @@ impl Default for CollectorSection {
             node_name: None,
             evidence: true,
             evidence_arguments: false,
+            conntrack_interval: Duration::from_secs(5),
         }
     }
 }

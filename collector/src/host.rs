@@ -4,13 +4,18 @@
 //! says of itself stays `/proc/self`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The folder of a process, by the id that the kernel's events have.
 pub fn process(pid: u32) -> PathBuf {
+    proc_root().join(pid.to_string())
+}
+
+/// Where the node's `/proc` is.
+pub fn proc_root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
-    ROOT.get_or_init(|| root(std::env::var_os("HOST_PROC"))).join(pid.to_string())
+    ROOT.get_or_init(|| root(std::env::var_os("HOST_PROC")))
 }
 
 fn root(named: Option<OsString>) -> PathBuf {

@@ -4,6 +4,7 @@
 
 pub mod books;
 pub mod config;
+pub mod conntrack;
 pub mod decode;
 pub mod endpoints;
 pub mod evidence;

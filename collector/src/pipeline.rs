@@ -6,6 +6,7 @@
 //!  thread evidence ┤ bulk:   ArrayQueue<Body> ──► thread pack ──► outbox ──► ship ══ gRPC ══► server
 //!  thread shm  ────┤                                    │           ▲          │
 //!  thread k8s  ────┤                                    │           └── acks ◄─┘     health: HTTP
+//!  task conntrack ─┤                                    │                      │
 //!  task systemd ───┴◄──────── pool of bodies ◄──────────┘
 //! ```
 //!
@@ -27,6 +28,7 @@ use tapio_wire::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, server_name};
+use crate::conntrack::ConntrackPoll;
 use crate::endpoints::{Endpoints, SystemResolver};
 use crate::evidence;
 use crate::governor::Governor;
@@ -375,6 +377,17 @@ impl Pipeline {
         }
         if sources.is_empty() && tasks.is_empty() && !allow_missing {
             return Err(StartError::NoSource);
+        }
+        if !config.collector.conntrack_interval.is_zero() {
+            let poll = ConntrackPoll::new(config.collector.conntrack_interval, node_id(&node_name));
+            let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+            let (alive, status) = (Alive::default(), poll.status());
+            let (guard, stopped) = (alive.begin(), tasks_stopped.clone());
+            tasks.push(tokio::spawn(async move {
+                let _alive = guard;
+                poll.run(intake, stopped).await;
+            }));
+            states.push(SourceState { source: "conntrack", off: None, alive, status });
         }
 
         tokio::spawn(Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times).run());

@@ -90,6 +90,9 @@ struct LoadArguments {
     /// A source that each collector runs beside its ring; may be repeated (ebpf needs root)
     #[arg(long, value_parser = ["ebpf", "systemd", "k8s"])]
     also: Vec<String>,
+    /// A further line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
+    #[arg(long, value_name = "YAML", conflicts_with = "server")]
+    server_config: Vec<String>,
     /// Where tapio-collector and tapio-server are; default: beside this program
     #[arg(long)]
     bin_dir: Option<PathBuf>,
@@ -267,7 +270,7 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         resources: Resources { max_memory_mb: arguments.max_memory_mb, max_cpu_milli: arguments.max_cpu_milli },
         also: arguments.also,
         collector_config: String::new(),
-        server_config: String::new(),
+        server_config: arguments.server_config.iter().map(|line| format!("{line}\n")).collect(),
     })?;
     if arguments.json {
         print_json(&report)?;

@@ -55,6 +55,11 @@ pub struct ServerCost {
     pub cpu_percent_of_core: f64,
     /// Its peak.
     pub rss_bytes: u64,
+    /// At the end of the run.
+    pub rss_end_bytes: u64,
+    /// Entities that its shards remember, and those that had to make room.
+    pub entities: u64,
+    pub entities_evicted: u64,
 }
 
 /// A load run. Keys are read by other programs: they stay.
@@ -130,10 +135,13 @@ impl fmt::Display for LoadReport {
         )?;
         writeln!(
             f,
-            "server     {:.0} ns CPU per event, {:.0} % of a core, {:.0} MiB at the most",
+            "server     {:.0} ns CPU per event, {:.0} % of a core, {:.0} MiB at the most, {:.0} MiB at the end, {} entities, {} evicted",
             self.server.cpu_ns_per_event,
             self.server.cpu_percent_of_core,
-            mib(self.server.rss_bytes)
+            mib(self.server.rss_bytes),
+            mib(self.server.rss_end_bytes),
+            self.server.entities,
+            self.server.entities_evicted
         )?;
         writeln!(
             f,
@@ -206,7 +214,9 @@ mod tests {
             assert_eq!(keys(&value[latency]), ["max", "p50", "p90", "p99", "p999"], "{latency}");
         }
         assert_eq!(keys(&value["collector"]), ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]);
-        assert_eq!(keys(&value["server"]), ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]);
+        let of_server =
+            ["cpu_ns_per_event", "cpu_percent_of_core", "entities", "entities_evicted", "rss_bytes", "rss_end_bytes"];
+        assert_eq!(keys(&value["server"]), of_server);
         assert_eq!(keys(&value["host"]), ["cores", "cpu_model", "kernel", "memory_bytes"]);
     }
 

@@ -161,9 +161,9 @@ fn quiet_entities_expire() {
     let frame = node.frame(Lane::Bulk, SECOND);
     let detail = &frame.body().events[0].body;
     let mut table = EntityTable::new(100, Duration::from_secs(32));
-    table.count((1, 1), 1, detail);
+    table.count((1, 1), 1, detail, frame.body());
     table.advance(Duration::from_secs(20));
-    table.count((1, 2), 1, detail);
+    table.count((1, 2), 1, detail, frame.body());
     for second in 20..=40 {
         table.advance(Duration::from_secs(second));
     }

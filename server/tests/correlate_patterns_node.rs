@@ -2,8 +2,8 @@
 
 mod correlate_node;
 
-use correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, findings_of, patterns_of};
-use tapio_wire::event::{Detail, HISTOGRAM_SLOTS, Histogram, Lane, Measure};
+use correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, address, findings_of, patterns_of};
+use tapio_wire::event::{Detail, HISTOGRAM_SLOTS, Histogram, Lane, Measure, Tcp};
 
 #[test]
 fn a_container_runtime_that_fails_takes_the_node_and_another_unit_does_not() {
@@ -118,4 +118,73 @@ fn failed_block_ios_are_a_failing_disk_and_slow_ones_are_not() {
         assert_eq!(patterns, expected.into_iter().collect::<Vec<_>>());
         assert!(found.iter().all(|finding| finding.title.ends_with("device 8:0")));
     }
+}
+
+/// A client whose packets to 10.96.0.9 are sent again, while the table of connections has `entries` of 1000.
+fn losing_packets(entries: u64, dropped: u64) -> Node {
+    let mut node = Node::new("n1");
+    let crawler = node.kube_container("Deployment/crawler", "shop/crawler-0", "crawler");
+    node.lethal(SECOND);
+    for step in 0..12 {
+        let tcp = Tcp {
+            source: address(1),
+            destination: address(9),
+            duration_us: 0,
+            kib_sent: 0,
+            kib_received: 0,
+            source_port: 40_000,
+            destination_port: 443,
+            change: 5,
+            active: true,
+        };
+        node.push(99 * SECOND + step * MS, crawler, 0, Detail::Tcp(tcp));
+    }
+    node.frame(Lane::Bulk, 99 * SECOND + 20 * MS);
+    node.conntrack(100 * SECOND, entries, dropped, 7);
+    node.lethal(101 * SECOND);
+    node
+}
+
+#[test]
+fn a_table_of_connections_that_dropped_packets_is_full_and_a_half_full_one_beside_retransmits_is_not() {
+    for (entries, dropped, expected) in [
+        (1000, 42, Some("conntrack-full")),
+        (960, 0, Some("conntrack-nearly-full")),
+        (960, u64::MAX, Some("conntrack-nearly-full")),
+        (500, 0, None),
+        (500, u64::MAX, None),
+    ] {
+        assert_eq!(
+            patterns_of(&losing_packets(entries, dropped)),
+            expected.into_iter().collect::<Vec<_>>(),
+            "{entries} entries, {dropped} dropped"
+        );
+    }
+}
+
+#[test]
+fn a_full_table_without_a_lost_packet_is_no_finding() {
+    let mut node = Node::new("n1");
+    node.conntrack(100 * SECOND, 990, 0, 7);
+    node.lethal(101 * SECOND);
+    assert!(patterns_of(&node).is_empty());
+}
+
+#[test]
+fn a_full_table_names_its_top_talker_and_is_one_finding_however_often_it_is_told() {
+    let mut node = losing_packets(960, 0);
+    let netfilter = node.host("softirq");
+    node.packet_drop(102 * SECOND, netfilter, "SOCKET_FILTER", 500);
+    node.packet_drop(103 * SECOND, netfilter, "NETFILTER_DROP", 500);
+    for turn in 0..3 {
+        node.conntrack(105 * SECOND + 30 * turn * SECOND, 1000, 40 + turn, 7);
+        node.lethal(106 * SECOND + 30 * turn * SECOND);
+    }
+    let found = findings_of(&node);
+    let [full] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!((&*full.pattern, full.count), ("conntrack-full", 3));
+    assert_eq!(full.title, "the connection table of node n1 is full and the kernel drops packets");
+    assert!(full.summary.contains("10.96.0.7 has 70 % of the connections"), "{}", full.summary);
+    assert!(full.summary.contains("500 packets were dropped by netfilter"), "{}", full.summary);
+    assert_eq!(full.consequences.len(), 1, "{:?}", full.consequences);
 }

@@ -193,6 +193,35 @@ async fn nothing_is_acknowledged_before_it_is_durable_and_credit_shrinks_meanwhi
     client.acknowledged(1).await;
 }
 
+/// FAULTS 9.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_disk_shrinks_the_credit_and_what_waits_for_it_is_bounded() {
+    let server = start().await;
+    let mut frames = Frames::new("node-1", 1);
+    frames.events = 60_000;
+    let (mut client, _) = server.stream("node-1", 1).await;
+    server.disk.set(|faults| faults.sync_delay = Duration::from_millis(300));
+    let (mut least, mut most) = (CREDIT_BYTES, 0);
+    for _ in 0..60 {
+        client.frame(frames.next()).await;
+        most = most.max(server.archive.stats().backlog_bytes);
+    }
+    loop {
+        let Ok(ship_response::Kind::Ack(ack)) = client.response().await else { panic!("no acknowledgement") };
+        least = least.min(ack.credit_bytes);
+        most = most.max(server.archive.stats().backlog_bytes);
+        if ack.durable_seq == frames.seq {
+            break;
+        }
+    }
+    assert!((CREDIT_BYTES_MIN..CREDIT_BYTES).contains(&least), "{least}");
+    assert!(most > 0 && most <= QUEUE_BYTES_MAX as u64, "{most}");
+    server.disk.set(|faults| faults.sync_delay = Duration::ZERO);
+    wait_until("nothing waits any more", || server.archive.stats().backlog_bytes == 0);
+    let (_other, welcome) = server.stream("node-2", 1).await;
+    assert_eq!(welcome.credit_bytes, CREDIT_BYTES, "it grows again");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_closed_stream_is_acknowledged_to_its_end() {
     let server = start().await;

@@ -15,8 +15,8 @@ pub use cluster::{
     ContainerState, Endpoints, KubeEvent, NodeCondition, ObjectState, PodState, Rollout,
 };
 pub use node::{
-    ArchivedGap, ArchivedHistogram, ArchivedMeasure, ArchivedObservation, ArchivedUnitJob, ArchivedUnitState, Gap,
-    HISTOGRAM_SLOTS, Histogram, Measure, Observation, UnitJob, UnitState,
+    ArchivedConntrack, ArchivedGap, ArchivedHistogram, ArchivedMeasure, ArchivedObservation, ArchivedUnitJob,
+    ArchivedUnitState, Conntrack, Gap, HISTOGRAM_SLOTS, Histogram, Measure, Observation, UnitJob, UnitState,
 };
 
 /// The bound that the archived form of every event keeps, asserted below.
@@ -181,6 +181,8 @@ pub enum Detail {
     Observation(Box<Observation>),
     /// Something was missed.
     Gap(Box<Gap>),
+    /// The table of connections is full, or has room again.
+    Conntrack(Box<Conntrack>),
 }
 
 /// See [`Detail::Exec`].
@@ -276,7 +278,7 @@ pub struct Tcp {
 const _: () = assert!(size_of::<ArchivedEvent>() <= ARCHIVED_EVENT_BYTES_MAX);
 
 /// How many kinds there are.
-pub const KINDS: usize = 29;
+pub const KINDS: usize = 30;
 
 /// Kinds of event, in the order of [`Detail`]'s variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -311,6 +313,7 @@ pub enum Kind {
     UnitJob,
     Observation,
     Gap,
+    Conntrack,
 }
 
 impl Kind {
@@ -345,6 +348,7 @@ impl Kind {
         Self::UnitJob,
         Self::Observation,
         Self::Gap,
+        Self::Conntrack,
     ];
 
     /// The one place that decides an event's lane.
@@ -368,7 +372,8 @@ impl Kind {
             | Self::UnitState
             | Self::UnitJob
             | Self::Observation
-            | Self::Gap => Lane::Lethal,
+            | Self::Gap
+            | Self::Conntrack => Lane::Lethal,
             Self::Tcp
             | Self::Reclaim
             | Self::BlockIo
@@ -414,6 +419,7 @@ impl Kind {
             Self::UnitJob => "unit_job",
             Self::Observation => "observation",
             Self::Gap => "gap",
+            Self::Conntrack => "conntrack",
         }
     }
 }
@@ -431,6 +437,7 @@ impl Detail {
             Self::Exit(exit) => exit.status != 0,
             Self::ContainerState(container) => container.state == 3,
             Self::KubeEvent(event) => event.is_warning,
+            Self::Conntrack(table) => table.is_full,
             _ => false,
         }
     }
@@ -469,6 +476,7 @@ impl Event {
             Detail::UnitJob(_) => Kind::UnitJob,
             Detail::Observation(_) => Kind::Observation,
             Detail::Gap(_) => Kind::Gap,
+            Detail::Conntrack(_) => Kind::Conntrack,
         }
     }
 }
@@ -506,6 +514,7 @@ impl ArchivedEvent {
             ArchivedDetail::UnitJob(_) => Kind::UnitJob,
             ArchivedDetail::Observation(_) => Kind::Observation,
             ArchivedDetail::Gap(_) => Kind::Gap,
+            ArchivedDetail::Conntrack(_) => Kind::Conntrack,
         }
     }
 }

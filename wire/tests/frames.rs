@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use tapio_wire::compress::Compression;
 use tapio_wire::error::FrameError;
 use tapio_wire::event::{
-    Backend, Body, ConfigChange, ContainerState, Detail, Endpoints, Entity, EntityKind, Event, Exec, Exit, Gap,
-    HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, NO_NAME, NodeCondition, ObjectState, Observation, Oom,
+    Backend, Body, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityKind, Event, Exec, Exit,
+    Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, NO_NAME, NodeCondition, ObjectState, Observation, Oom,
     PodState, Rollout, Signal, Source, Tcp, UnitJob, UnitState,
 };
 use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
@@ -273,6 +273,19 @@ fn every_kind() -> Body {
                 })),
             ),
             event(29, Detail::Gap(Box::new(Gap { what: 0, reason: 1, from_ns: 2, until_ns: 3, found_gone: 4 }))),
+            event(
+                30,
+                Detail::Conntrack(Box::new(Conntrack {
+                    entries: 99,
+                    entries_max: 100,
+                    dropped: 1,
+                    early_dropped: 2,
+                    top_address: [3; 16],
+                    top_entries: 4,
+                    looked_at: 5,
+                    is_full: true,
+                })),
+            ),
         ],
     }
 }
@@ -311,8 +324,8 @@ fn every_kind_of_event_survives_the_wire() {
         assert_eq!(read, body);
         assert_eq!(*decoded.ledger(), ledger());
         let header = decoded.header();
-        assert_eq!((header.node, header.seq, header.lethal_events), (node_id("node-1"), 3, 29));
-        assert_eq!((header.first_time_ns, header.last_time_ns, header.source_events[0]), (1, 29, 29));
+        assert_eq!((header.node, header.seq, header.lethal_events), (node_id("node-1"), 3, 30));
+        assert_eq!((header.first_time_ns, header.last_time_ns, header.source_events[0]), (1, 30, 30));
     }
 }
 

@@ -112,6 +112,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     let names: Vec<String> = stations.iter().map(|station| station.collector.node().to_owned()).collect();
     let settled = drain(&nodes, &names, &mut client, start)?;
     let usage_after = read_usage(server_pid, &stations);
+    let settled_status = client.status()?;
     let mut report = LoadReport {
         nodes: options.nodes,
         rate: match options.pace {
@@ -132,6 +133,8 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     report.ledger = accounts(&nodes, &names, &after);
     add_books(&mut report, &before, &after);
     add_costs(&mut report, &usage_before, &usage_after);
+    report.server.entities = settled_status.shards.iter().map(|shard| shard.entities).sum();
+    report.server.entities_evicted = settled_status.shards.iter().map(|shard| shard.evicted).sum();
     drop(stations);
     if let Some(server) = &mut server {
         server.stop()?;
@@ -266,5 +269,7 @@ fn add_costs(report: &mut LoadReport, before: &(Usage, Vec<Usage>), after: &(Usa
         cpu_ns_per_event: server / events,
         cpu_percent_of_core: server / (report.duration_s.max(1e-9) * 1e9) * 100.0,
         rss_bytes: after.0.rss_peak_bytes,
+        rss_end_bytes: after.0.rss_bytes,
+        ..ServerCost::default()
     };
 }

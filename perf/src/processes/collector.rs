@@ -42,6 +42,10 @@ pub struct CollectorOptions {
     pub extra_grpc: String,
     /// Further lines of `collector.yaml`.
     pub extra_config: String,
+    /// Further keys of `collector:`, each after a comma.
+    pub extra_collector: String,
+    /// Where it sees the node's `/proc`, when not at its place.
+    pub host_proc: Option<PathBuf>,
 }
 
 /// What a collector may use.
@@ -79,6 +83,7 @@ pub struct Collector {
     log: PathBuf,
     socket: PathBuf,
     node: String,
+    host_proc: Option<PathBuf>,
     port: u16,
     // Before the folder: the process ends before its files go.
     process: Option<Process>,
@@ -110,6 +115,7 @@ impl Collector {
             config,
             socket,
             node: options.node.clone(),
+            host_proc: options.host_proc.clone(),
             port,
             process: None,
             _folder: folder,
@@ -120,6 +126,9 @@ impl Collector {
     pub fn spawn(&mut self) -> Result<(), Error> {
         let mut command = Command::new(&self.binary);
         command.arg("--config").arg(&self.config);
+        if let Some(root) = &self.host_proc {
+            command.env("HOST_PROC", root);
+        }
         let name = format!("tapio-collector of {}", self.node);
         self.process = Some(Process::spawn(&name, command, self.log.clone())?);
         Ok(())
@@ -219,13 +228,13 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
         [enabled].into_iter().chain(options.also.iter().map(String::as_str)).collect::<Vec<_>>().join("\", \"");
     let Resources { max_memory_mb, max_cpu_milli } = options.resources;
     let mut text = format!(
-        "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0}}\n\
+        "collector: {{enabled_collectors: [\"{enabled}\"], node_name: \"{}\", max_events_per_sec: 0{}}}\n\
          grpc: {{server_endpoints: [\"{}\"]{}}}\n\
          resources: {{max_memory_mb: {max_memory_mb}, max_cpu_milli: {max_cpu_milli}}}\n\
          collectors: {{{source}}}\n\
          health: {{port: {port}}}\n\
          logging: {{level: warn}}\n",
-        options.node, options.server, options.extra_grpc
+        options.node, options.extra_collector, options.server, options.extra_grpc
     );
     let _ = write!(text, "{}", options.extra_config);
     text

@@ -19,6 +19,8 @@ pub struct ServerOptions {
     pub archive_dir: Option<PathBuf>,
     /// Further keys of `server:`, each after a comma.
     pub extra_server: String,
+    /// Further keys of `archive:`, each after a comma.
+    pub extra_archive: String,
     /// Further lines of `server.yaml`.
     pub extra_config: String,
 }
@@ -58,6 +60,7 @@ impl Server {
         let config = folder.path().join("server.yaml");
         let text = config_text(&archive_dir, port, http_port, &options.extra_config);
         let text = text.replacen("max_events_per_sec: 0", &format!("max_events_per_sec: 0{}", options.extra_server), 1);
+        let text = text.replacen("max_bytes: 4GiB", &format!("max_bytes: 4GiB{}", options.extra_archive), 1);
         fs::write(&config, text).context(|| format!("write {}", config.display()))?;
         Ok(Self {
             binary,

@@ -31,6 +31,7 @@ pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
         ArchivedDetail::UnitJob(_) => SignalKind::UnitJob,
         ArchivedDetail::Observation(_) => SignalKind::Observation,
         ArchivedDetail::Gap(_) => SignalKind::Gap,
+        ArchivedDetail::Conntrack(_) => SignalKind::Conntrack,
         _ => return None,
     })
 }
@@ -69,6 +70,13 @@ impl Fields<'_> {
         }
     }
 
+    /// A number that only the largest stands for "not told" of.
+    fn told(&mut self, name: &'static str, number: u64) {
+        if number != u64::MAX {
+            self.number(name, number);
+        }
+    }
+
     fn flag(&mut self, name: &'static str, flag: bool) {
         self.list.push((name, FactValue::Flag(flag)));
     }
@@ -78,7 +86,7 @@ impl Fields<'_> {
 pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
     let kind = kind(detail)?;
     let mut fields = Fields { frame, list: Vec::new() };
-    let (mut related, mut endpoints) = (Vec::new(), None);
+    let (mut related, mut endpoints, mut talker) = (Vec::new(), None, None);
     match detail {
         ArchivedDetail::SignalDelivered { signal, code, comm, .. } => {
             fields.number("signal", signal.to_native().into());
@@ -216,7 +224,23 @@ pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
             fields.number("lasted", gap.until_ns.to_native().saturating_sub(gap.from_ns.to_native()));
             fields.number("found_gone", gap.found_gone.to_native().into());
         }
+        ArchivedDetail::Conntrack(table) => {
+            let (entries, entries_max) = (table.entries.to_native(), table.entries_max.to_native());
+            fields.flag("full", table.is_full);
+            fields.number("entries", entries);
+            fields.known("entries_max", entries_max);
+            if entries_max > 0 {
+                fields.number("filled", entries.saturating_mul(100) / entries_max);
+            }
+            fields.told("dropped", table.dropped.to_native());
+            fields.told("early_dropped", table.early_dropped.to_native());
+            let looked_at = table.looked_at.to_native();
+            if looked_at > 0 {
+                fields.number("talker_share", table.top_entries.to_native().saturating_mul(100) / looked_at);
+                talker = Some(table.top_address);
+            }
+        }
         _ => return None,
     }
-    Some(Fact { kind, fields: fields.list, related, endpoints })
+    Some(Fact { kind, fields: fields.list, related, endpoints, talker })
 }

@@ -128,8 +128,11 @@ pub fn burst(
     index: u32,
     event: &ArchivedEvent,
     topology: &Topology,
-    burst: Burst,
+    mut burst: Burst,
 ) -> Signal {
+    if let ArchivedDetail::PacketDrop { reason, .. } = &event.body {
+        burst.drop_reason = frame.body().name(reason.to_native()).map(Arc::from);
+    }
     let entity = topology.describe(node, event.entity.to_native());
     signal(node, frame, index, event, entity, Detail::Burst(burst))
 }

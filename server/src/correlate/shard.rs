@@ -83,7 +83,7 @@ impl Shard {
                 return;
             };
             let key = (node.id, event.entity.to_native());
-            if let Some(burst) = table.count(key, event.time_ns.to_native(), &event.body)
+            if let Some(burst) = table.count(key, event.time_ns.to_native(), &event.body, frame.body())
                 && wanted.contains(burst.kind)
             {
                 let signal = resolve::burst(node, frame, index, event, topology, burst);

@@ -48,6 +48,8 @@ signal_kinds! {
     /// What the collector read of the entity's cgroup when something lethal had arrived.
     Observation => "observation",
     Gap => "gap",
+    /// The node's table of connections is full, or has room again.
+    Conntrack => "conntrack",
     /// The entity's own memory limit made it reclaim again and again.
     ReclaimBurst => "reclaim_burst",
     /// The node's shortage made it reclaim again and again.
@@ -153,6 +155,8 @@ pub struct Fact {
     pub related: Vec<EntityId>,
     /// Of a Service: where it and its backends are reached.
     pub endpoints: Option<Box<ServiceEndpoints>>,
+    /// Of a table of connections: who has most of them.
+    pub talker: Option<Address>,
 }
 
 /// A field of a [`Fact`].
@@ -329,6 +333,8 @@ pub struct Burst {
     pub peer: Option<Arc<str>>,
     /// Of a Service at the other end: its backends that are ready, and all.
     pub peer_backends: Option<(u32, u32)>,
+    /// Of dropped packets: why, as the kernel calls it.
+    pub drop_reason: Option<Arc<str>>,
     /// Events in the burst's window so far.
     pub count: u32,
     /// Their stalls, waits or latencies together; 0 where the kind has none.
@@ -353,6 +359,7 @@ pub enum About {
         device: u32,
         errno: u32,
     },
+    /// The reason is the hash of its name.
     Drop {
         reason: u32,
         interface: u32,

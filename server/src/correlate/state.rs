@@ -1,8 +1,8 @@
 //! What a shard remembers of its entities.
 //!
 //! What enters: every event of an entity, by kind. What leaves: at most one burst a kind and refresh interval. What must hold:
-//! constant time an event, [`ENTITY_BYTES_MAX`] bytes an entity, never more than the configured number of entities, and
-//! every entity that had to make room is counted. Entities that were quiet for the window expire by a time wheel: each
+//! constant time an event, [`ENTITY_BYTES_MAX`] bytes an entity and [`BURSTS_BYTES_MAX`] more for one that was short of memory or
+//! CPU, never more than the configured number of entities, and every entity that had to make room is counted. Entities that were quiet for the window expire by a time wheel: each
 //! stands in the slot of the tick at which it has to be looked at again, and only there.
 
 use std::collections::HashMap;
@@ -10,13 +10,14 @@ use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use tapio_wire::event::{ArchivedDetail, ArchivedHistogram, EntityId, Measure};
+use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedHistogram, EntityId, Measure};
 
 use super::generations::Generations;
 use super::signal::{About, Burst, SignalKind};
 
-/// Bytes that one entity's state may take, its key included.
-pub const ENTITY_BYTES_MAX: usize = 300;
+/// Bytes that an entity takes in the table, its key included, and what it takes besides once it was counted by itself.
+pub const ENTITY_BYTES_MAX: usize = 24;
+pub const BURSTS_BYTES_MAX: usize = 64;
 
 const BURSTS: usize = 3;
 const SLOTS: usize = 64;
@@ -30,7 +31,8 @@ const KEYED_MAX: usize = 65_536;
 const BURST_REFRESH_MS: u32 = 10_000;
 
 const _: () = assert!((WINDOW_TICKS as usize) < SLOTS - 1);
-const _: () = assert!(size_of::<Key>() + size_of::<EntityState>() <= ENTITY_BYTES_MAX);
+const _: () = assert!(size_of::<(Key, EntityState)>() <= ENTITY_BYTES_MAX);
+const _: () = assert!(size_of::<[BurstState; BURSTS]>() <= BURSTS_BYTES_MAX);
 
 /// An entity and its node.
 pub type Key = (u64, EntityId);
@@ -104,7 +106,7 @@ fn plain(detail: &ArchivedDetail) -> Option<(usize, u32, u32)> {
 
 /// What counts by what its events have in common.
 #[inline]
-fn keyed(detail: &ArchivedDetail) -> Option<Contribution> {
+fn keyed(detail: &ArchivedDetail, body: &ArchivedBody) -> Option<Contribution> {
     let one = |rule, about| Some(Contribution { rule, count: 1, stall_us: 0, about });
     match detail {
         ArchivedDetail::Tcp(tcp) => {
@@ -129,7 +131,8 @@ fn keyed(detail: &ArchivedDetail) -> Option<Contribution> {
             Some(Contribution { rule, count: 1, stall_us: us(latency_ns.to_native()), about })
         }
         ArchivedDetail::PacketDrop { count, reason, interface } => {
-            let about = About::Drop { reason: reason.to_native(), interface: interface.to_native() };
+            let reason = body.name(reason.to_native()).map_or(0, name_hash);
+            let about = About::Drop { reason, interface: interface.to_native() };
             Some(Contribution { rule: &PACKET_DROP, count: clipped(count.to_native()), stall_us: 0, about })
         }
         // Found after all, only slowly, or asked for what does not exist (NXDOMAIN): no failure of the service.
@@ -139,6 +142,11 @@ fn keyed(detail: &ArchivedDetail) -> Option<Contribution> {
         ArchivedDetail::Histogram(histogram) => slow_share(histogram),
         _ => None,
     }
+}
+
+/// Tells names apart that have another index in each frame: FNV-1a.
+fn name_hash(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn slow_share(histogram: &ArchivedHistogram) -> Option<Contribution> {
@@ -197,6 +205,7 @@ impl BurstState {
             about: About::Nothing,
             peer: None,
             peer_backends: None,
+            drop_reason: None,
             count: self.count,
             stall_us: self.stall_us,
             span_ms: age_ms,
@@ -204,15 +213,49 @@ impl BurstState {
     }
 }
 
-#[derive(Clone, Copy, Default)]
+/// Most entities are never short of anything: what is counted of those that are stands elsewhere, so that the table which every
+/// event looks into stays small.
+#[derive(Clone, Copy)]
 struct EntityState {
     seen_tick: u32,
-    bursts: [BurstState; BURSTS],
+    /// Its place in [`Plain`], or [`NOWHERE`].
+    place: u32,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+/// What is counted by entity alone.
+#[derive(Default)]
+struct Plain {
+    bursts: Vec<[BurstState; BURSTS]>,
+    free: Vec<u32>,
+}
+
+impl Plain {
+    #[inline]
+    fn of(&mut self, state: &mut EntityState) -> Option<&mut [BurstState; BURSTS]> {
+        if state.place == NOWHERE {
+            state.place = self.free.pop().unwrap_or_else(|| {
+                self.bursts.push(Default::default());
+                (self.bursts.len() - 1) as u32
+            });
+        }
+        self.bursts.get_mut(state.place as usize)
+    }
+
+    /// Takes the place of an entity that is forgotten back.
+    fn release(&mut self, state: EntityState) {
+        if let Some(bursts) = self.bursts.get_mut(state.place as usize) {
+            *bursts = Default::default();
+            self.free.push(state.place);
+        }
+    }
 }
 
 /// The entities of one shard.
 pub struct EntityTable {
     entities: HashMap<Key, EntityState, RandomState>,
+    plain: Plain,
     keyed: Generations<(Key, SignalKind, u64), BurstState>,
     wheel: Vec<Vec<Key>>,
     tick: u32,
@@ -226,6 +269,7 @@ impl EntityTable {
     pub fn new(entities_max: usize, window: Duration) -> Self {
         Self {
             entities: HashMap::default(),
+            plain: Plain::default(),
             keyed: Generations::new(KEYED_MAX.min(entities_max.max(2))),
             wheel: vec![Vec::new(); SLOTS],
             tick: 0,
@@ -259,9 +303,7 @@ impl EntityTable {
             let slot = (self.tick - step) as usize % SLOTS;
             for key in std::mem::take(&mut self.wheel[slot]) {
                 match self.entities.get(&key).map(|state| state.seen_tick) {
-                    Some(seen) if seen.saturating_add(WINDOW_TICKS) < self.tick => {
-                        self.entities.remove(&key);
-                    }
+                    Some(seen) if seen.saturating_add(WINDOW_TICKS) < self.tick => self.forget(&key),
                     Some(seen) => self.place(key, seen),
                     None => {}
                 }
@@ -269,9 +311,9 @@ impl EntityTable {
         }
     }
 
-    /// Counts an event, and tells of a burst when it makes one.
+    /// Counts an event of a frame, and tells of a burst when it makes one.
     #[inline]
-    pub fn count(&mut self, key: Key, time_ns: u64, detail: &ArchivedDetail) -> Option<Burst> {
+    pub fn count(&mut self, key: Key, time_ns: u64, detail: &ArchivedDetail, body: &ArchivedBody) -> Option<Burst> {
         let tick = self.tick;
         if self.entities.len() >= self.entities_max && !self.entities.contains_key(&key) {
             self.evict();
@@ -281,18 +323,25 @@ impl EntityTable {
             Entry::Vacant(entry) => {
                 let slot = (tick + WINDOW_TICKS + 1) as usize % SLOTS;
                 self.wheel[slot].push(key);
-                entry.insert(EntityState::default())
+                entry.insert(EntityState { seen_tick: tick, place: NOWHERE })
             }
         };
         state.seen_tick = tick;
         let now_ms = (time_ns / 1_000_000) as u32;
         if let Some((burst, count, stall_us)) = plain(detail) {
-            return state.bursts[burst].add(&PLAIN[burst], now_ms, count, stall_us);
+            let bursts = self.plain.of(state)?;
+            return bursts[burst].add(&PLAIN[burst], now_ms, count, stall_us);
         }
-        let Contribution { rule, count, stall_us, about } = keyed(detail)?;
+        let Contribution { rule, count, stall_us, about } = keyed(detail, body)?;
         let state = self.keyed.entry((key, rule.kind, about.discriminator()), BurstState::default);
         let burst = state.add(rule, now_ms, count, stall_us)?;
         Some(Burst { about, ..burst })
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(state) = self.entities.remove(key) {
+            self.plain.release(state);
+        }
     }
 
     fn place(&mut self, key: Key, seen_tick: u32) {
@@ -313,7 +362,7 @@ impl EntityTable {
                         self.wheel[due as usize % SLOTS].push(key);
                     }
                     _ => {
-                        self.entities.remove(&key);
+                        self.forget(&key);
                         self.evicted += 1;
                         return;
                     }
@@ -329,6 +378,20 @@ mod tests {
 
     fn add(state: &mut BurstState, at_ms: u32) -> bool {
         state.add(&PLAIN[0], at_ms, 1, 100).is_some()
+    }
+
+    #[test]
+    fn a_place_that_is_free_again_is_used_again_and_empty() {
+        let mut plain = Plain::default();
+        let mut states = [EntityState { seen_tick: 0, place: NOWHERE }; 3];
+        for state in &mut states {
+            plain.of(state).expect("a place")[0].count = 7;
+        }
+        plain.release(states[1]);
+        plain.release(EntityState { seen_tick: 0, place: NOWHERE });
+        let mut new = EntityState { seen_tick: 1, place: NOWHERE };
+        assert_eq!(plain.of(&mut new).expect("a place")[0].count, 0);
+        assert_eq!((new.place, plain.bursts.len(), plain.of(&mut states[2]).expect("a place")[0].count), (1, 3, 7));
     }
 
     #[test]

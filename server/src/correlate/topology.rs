@@ -1,12 +1,16 @@
 //! What entities are called and how they hang together.
 //!
 //! What enters: the descriptions in frames, before the frame's events are looked at. What leaves: a shared description for
-//! every signal. What must hold: bounded; a description is stored once and shared, and replaced only when it changed.
+//! every signal. What must hold: bounded; a description is stored in few bytes ([`packed`]) and replaced only when it changed; the
+//! ones that signals asked for lately are shared as they are.
+
+mod packed;
+mod shelf;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use foldhash::fast::RandomState;
 use tapio_wire::event::{ArchivedEntity, EntityId, EntityKind};
@@ -14,11 +18,17 @@ use tapio_wire::service::EntityRef;
 
 use super::generations::Generations;
 use super::signal::Address;
+use packed::{Description, Phrases};
+use shelf::Shelf;
 
 /// Bytes kept of each string of a description.
 const TEXT_BYTES_MAX: usize = 512;
 /// Addresses kept of a pod.
 const ADDRESSES_MAX: usize = 4;
+/// Descriptions kept as signals have them.
+const UNPACKED_MAX: usize = 4096;
+/// Nodes whose names are kept.
+const NODES_MAX: usize = 65_536;
 /// Entities described anew that may wait for the finder by name; with more of them it looks at all that it remembers.
 const RENAMED_MAX: usize = 65_536;
 
@@ -90,40 +100,26 @@ impl EntityInfo {
         }
     }
 
-    fn of(node: &NodeRef, entity: &ArchivedEntity) -> Self {
+    fn of(node: NodeRef, id: EntityId, description: Description<String>) -> Self {
+        let Description { kind, parent, addresses, texts, .. } = description;
+        let [container_id, pod_uid, cgroup, name, namespace, pod, container, image, workload] = texts;
         Self {
-            node: node.clone(),
-            id: entity.id.to_native(),
-            kind: Some(entity.kind.get()),
-            parent: entity.parent.to_native(),
-            name: cut(&entity.name).to_owned(),
-            container_id: cut(&entity.container_id).to_owned(),
-            pod_uid: cut(&entity.pod_uid).to_owned(),
-            cgroup: cut(&entity.cgroup).to_owned(),
-            namespace: cut(&entity.namespace).to_owned(),
-            pod: cut(&entity.pod).to_owned(),
-            container: cut(&entity.container).to_owned(),
-            image: cut(&entity.image).to_owned(),
-            workload: cut(&entity.workload).to_owned(),
-            workload_id: workload_id(cut(&entity.namespace), cut(&entity.workload)),
-            addresses: entity.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
+            node,
+            id,
+            kind: KINDS.into_iter().find(|&known| known as u8 == kind),
+            parent,
+            workload_id: workload_id(&namespace, &workload),
+            name,
+            container_id,
+            pod_uid,
+            cgroup,
+            namespace,
+            pod,
+            container,
+            image,
+            workload,
+            addresses,
         }
-    }
-
-    fn is(&self, node: &NodeRef, entity: &ArchivedEntity) -> bool {
-        self.kind == Some(entity.kind.get())
-            && self.parent == entity.parent.to_native()
-            && self.name == cut(&entity.name)
-            && self.container_id == cut(&entity.container_id)
-            && self.pod_uid == cut(&entity.pod_uid)
-            && self.cgroup == cut(&entity.cgroup)
-            && self.namespace == cut(&entity.namespace)
-            && self.pod == cut(&entity.pod)
-            && self.container == cut(&entity.container)
-            && self.image == cut(&entity.image)
-            && self.workload == cut(&entity.workload)
-            && self.addresses.iter().eq(entity.addresses.iter().take(ADDRESSES_MAX))
-            && self.node == *node
     }
 
     /// How much is known of it, to tell the fuller of two descriptions.
@@ -214,6 +210,38 @@ impl fmt::Display for EntityInfo {
     }
 }
 
+const KINDS: [EntityKind; 6] = [
+    EntityKind::Host,
+    EntityKind::Container,
+    EntityKind::Pod,
+    EntityKind::Unit,
+    EntityKind::Node,
+    EntityKind::Workload,
+];
+
+fn pack(node: Option<u64>, entity: &ArchivedEntity, phrases: &mut Phrases, out: &mut Vec<u8>) {
+    let texts = [
+        &entity.container_id,
+        &entity.pod_uid,
+        &entity.cgroup,
+        &entity.name,
+        &entity.namespace,
+        &entity.pod,
+        &entity.container,
+        &entity.image,
+        &entity.workload,
+    ];
+    let description = Description {
+        kind: entity.kind.get() as u8,
+        node,
+        parent: entity.parent.to_native(),
+        addresses: entity.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
+        texts: texts.map(|text| cut(text)),
+    };
+    out.clear();
+    packed::pack(&description, phrases, out);
+}
+
 fn cut(text: &str) -> &str {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
@@ -227,7 +255,9 @@ fn cut(text: &str) -> &str {
 /// A pod or workload has the same id on every node, and whoever watches Kubernetes for all nodes describes it with fewer
 /// words than the node that runs it: the fuller description is kept for all.
 pub struct Topology {
-    entities: RwLock<Generations<(u64, EntityId), Arc<EntityInfo>>>,
+    described: RwLock<Described>,
+    /// Taken while `described` is held, so that nothing outdated is entered.
+    unpacked: Mutex<Generations<(u64, EntityId), Arc<EntityInfo>>>,
     pods_by_address: RwLock<Generations<Address, EntityId>>,
     renamed: Mutex<HashSet<(u64, EntityId), RandomState>>,
     has_renamed: AtomicBool,
@@ -235,11 +265,58 @@ pub struct Topology {
     has_overflowed: AtomicBool,
 }
 
+struct Described {
+    shelf: Shelf,
+    phrases: Phrases,
+    nodes: Generations<u64, Arc<str>>,
+    scratch: Vec<u8>,
+}
+
+impl Described {
+    fn get(&self, key: &(u64, EntityId)) -> Option<EntityInfo> {
+        let description = packed::unpack(self.shelf.get(key)?, &self.phrases)?;
+        let node = description.node.unwrap_or(key.0);
+        let name = self.nodes.get(&node).map_or_else(|| format!("{node:016x}").into(), Arc::clone);
+        Some(EntityInfo::of(NodeRef { id: node, name }, key.1, description))
+    }
+
+    /// Takes a description in; whether it says anything new.
+    fn take(&mut self, key: (u64, EntityId), node: &NodeRef, entity: &ArchivedEntity) -> bool {
+        let is_global = key.0 == 0;
+        let Self { shelf, phrases, scratch, .. } = self;
+        pack(is_global.then_some(node.id), entity, phrases, scratch);
+        let known = shelf.get(&key);
+        let is_new = known != Some(scratch.as_slice());
+        if !is_new && shelf.is_young(&key) {
+            return false;
+        }
+        let is_known = known.is_some();
+        if is_new && is_global && is_known && self.is_less_full(&key, node) {
+            return false;
+        }
+        self.shelf.insert(key, &self.scratch);
+        is_new
+    }
+
+    /// Whether what another node says of it is fuller than what is to be taken in.
+    fn is_less_full(&self, key: &(u64, EntityId), node: &NodeRef) -> bool {
+        let Some(known) = self.get(key) else { return false };
+        let Some(told) = packed::unpack(&self.scratch, &self.phrases) else { return true };
+        known.node.id != node.id && known.fullness() > EntityInfo::of(node.clone(), key.1, told).fullness()
+    }
+}
+
 impl Topology {
     /// An empty one of at most `entities_max` entities.
     pub fn new(entities_max: usize) -> Self {
         Self {
-            entities: RwLock::new(Generations::new(entities_max)),
+            described: RwLock::new(Described {
+                shelf: Shelf::new(entities_max),
+                phrases: Phrases::default(),
+                nodes: Generations::new(NODES_MAX),
+                scratch: Vec::new(),
+            }),
+            unpacked: Mutex::new(Generations::new(UNPACKED_MAX)),
             pods_by_address: RwLock::new(Generations::new(entities_max)),
             renamed: Mutex::default(),
             has_renamed: AtomicBool::new(false),
@@ -252,35 +329,35 @@ impl Topology {
         if described.is_empty() {
             return;
         }
-        let mut entities = self.entities.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.described.write().unwrap_or_else(PoisonError::into_inner);
+        let name = known.nodes.get(&node.id);
+        if name != Some(&node.name) {
+            // A replay may learn late what a node is called.
+            if name.is_some() {
+                *self.unpacked() = Generations::new(UNPACKED_MAX);
+                self.note_all_renamed();
+            }
+            known.nodes.insert(node.id, Arc::clone(&node.name));
+        }
         for entity in described {
             let id = entity.id.to_native();
-            let is_global = is_global(entity.kind.get());
-            let key = if is_global { (0, id) } else { (node.id, id) };
-            let mut is_new = false;
-            let known = entities.entry(key, || {
-                is_new = true;
-                Arc::new(EntityInfo::of(node, entity))
-            });
-            if !is_new {
-                if known.is(node, entity) {
-                    continue;
-                }
-                let told = EntityInfo::of(node, entity);
-                if is_global && known.node != told.node && known.fullness() > told.fullness() {
-                    continue;
-                }
-                *known = Arc::new(told);
+            let key = if is_global(entity.kind.get()) { (0, id) } else { (node.id, id) };
+            if !known.take(key, node, entity) {
+                continue;
             }
-            let known = Arc::clone(known);
-            if known.kind == Some(EntityKind::Pod) && !known.addresses.is_empty() {
+            self.unpacked().remove(&key);
+            if entity.kind.get() == EntityKind::Pod && !entity.addresses.is_empty() {
                 let mut pods = self.pods_by_address.write().unwrap_or_else(PoisonError::into_inner);
-                for address in &known.addresses {
-                    pods.insert(*address, known.id);
+                for address in entity.addresses.iter().take(ADDRESSES_MAX) {
+                    pods.insert(*address, id);
                 }
             }
             self.note_renamed(key);
         }
+    }
+
+    fn unpacked(&self) -> MutexGuard<'_, Generations<(u64, EntityId), Arc<EntityInfo>>> {
+        self.unpacked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_renamed(&self, key: (u64, EntityId)) {
@@ -291,6 +368,12 @@ impl Topology {
             self.has_overflowed.store(true, Ordering::Relaxed);
         }
         // Release: whoever sees it takes the lock and sees the entry.
+        self.has_renamed.store(true, Ordering::Release);
+    }
+
+    fn note_all_renamed(&self) {
+        let _renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_overflowed.store(true, Ordering::Relaxed);
         self.has_renamed.store(true, Ordering::Release);
     }
 
@@ -314,8 +397,18 @@ impl Topology {
 
     /// The description of an entity.
     pub fn get(&self, node: u64, id: EntityId) -> Option<Arc<EntityInfo>> {
-        let entities = self.entities.read().unwrap_or_else(PoisonError::into_inner);
-        entities.get(&(node, id)).or_else(|| entities.get(&(0, id))).cloned()
+        // What is the same on all nodes stands under 0.
+        let keys = [(node, id), (0, id)];
+        {
+            let unpacked = self.unpacked();
+            if let Some(info) = keys.iter().find_map(|key| unpacked.get(key)) {
+                return Some(Arc::clone(info));
+            }
+        }
+        let known = self.described.read().unwrap_or_else(PoisonError::into_inner);
+        let (key, info) = keys.into_iter().find_map(|key| Some((key, Arc::new(known.get(&key)?))))?;
+        self.unpacked().insert(key, Arc::clone(&info));
+        Some(info)
     }
 
     /// The pod that has, or had last, an address.
@@ -325,8 +418,8 @@ impl Topology {
 
     /// Entities known, and entities forgotten to keep the bound.
     pub fn counts(&self) -> (usize, u64) {
-        let entities = self.entities.read().unwrap_or_else(PoisonError::into_inner);
-        (entities.len(), entities.evicted())
+        let known = self.described.read().unwrap_or_else(PoisonError::into_inner);
+        (known.shelf.len(), known.shelf.evicted())
     }
 }
 

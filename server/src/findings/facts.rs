@@ -86,6 +86,7 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         ),
         SignalKind::UnitJob => format!("the job of {} ended: {}", fact.text("unit"), fact.text("result")),
         SignalKind::Observation => observation(fact),
+        SignalKind::Conntrack => conntrack(fact),
         _ => format!("{} were not watched{reason} for {}", fact.text("what"), text::duration(fact.number("lasted"))),
     }
 }
@@ -123,6 +124,22 @@ fn observation(fact: &Fact) -> String {
     if parts.is_empty() { "nothing could be read".to_owned() } else { parts.join(", ") }
 }
 
+fn conntrack(fact: &Fact) -> String {
+    let (entries, entries_max) = (fact.number("entries"), fact.number("entries_max"));
+    let room = if fact.is("full") { "is full" } else { "has room again" };
+    let mut text = format!("the node's table of connections {room}: {entries} of {entries_max}");
+    for (name, what) in [("dropped", "packets dropped"), ("early_dropped", "connections forgotten early")] {
+        if fact.number(name) > 0 {
+            text.push_str(&format!(", {} {what}", fact.number(name)));
+        }
+    }
+    match (fact.text("talker"), fact.number("talker_share")) {
+        ("", _) => {}
+        (talker, share) => text.push_str(&format!("; {talker} has {share} % of them")),
+    }
+    text
+}
+
 /// What a burst says.
 pub fn burst(burst: &Burst) -> String {
     let count = burst.count;
@@ -138,9 +155,10 @@ pub fn burst(burst: &Burst) -> String {
         }
         (SignalKind::SlowIoBurst, _) => format!("slow block I/Os{device}"),
         (SignalKind::IoErrorBurst, _) => format!("failed block I/Os{device}"),
-        (SignalKind::PacketDropBurst, About::Drop { reason, .. }) => {
-            format!("packets dropped (the kernel's reason {reason})")
-        }
+        (SignalKind::PacketDropBurst, _) => match &burst.drop_reason {
+            Some(reason) => format!("packets dropped ({reason})"),
+            None => "packets dropped".to_owned(),
+        },
         (SignalKind::DnsFailureBurst, About::Dns { rcode }) => {
             format!("DNS lookups failed ({})", text::rcode_name(rcode))
         }

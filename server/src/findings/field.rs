@@ -98,6 +98,7 @@ const ROLLOUT: &[SignalKind] = &[SignalKind::Rollout];
 const UNIT: &[SignalKind] = &[SignalKind::UnitState, SignalKind::UnitJob];
 const UNIT_STATE: &[SignalKind] = &[SignalKind::UnitState];
 const OBSERVATION: &[SignalKind] = &[SignalKind::Observation];
+const CONNTRACK: &[SignalKind] = &[SignalKind::Conntrack];
 
 macro_rules! fields {
     ($($(#[$meta:meta])* $name:ident => $text:literal, $type:ident, $kinds:expr;)*) => {
@@ -171,7 +172,8 @@ fields! {
     Syscall => "syscall", Number, &[SignalKind::SyscallErrorBurst];
     /// `8:16`
     Device => "device", Number, DEVICE;
-    DropReason => "drop_reason", Number, &[SignalKind::PacketDropBurst];
+    /// As the kernel calls it: `NETFILTER_DROP`.
+    DropReason => "drop_reason", Text, &[SignalKind::PacketDropBurst];
     Interface => "interface", Number, &[SignalKind::PacketDropBurst];
     /// `SERVFAIL`, `unanswered`.
     Rcode => "rcode", Text, &[SignalKind::DnsFailureBurst];
@@ -237,6 +239,19 @@ fields! {
     What => "what", Text, &[SignalKind::Gap];
     Lasted => "lasted", Nanoseconds, &[SignalKind::Gap];
     FoundGone => "found_gone", Number, &[SignalKind::Gap];
+    /// Above the threshold, and not yet below the lower one.
+    Full => "full", Flag, CONNTRACK;
+    Entries => "entries", Number, CONNTRACK;
+    EntriesMax => "entries_max", Number, CONNTRACK;
+    /// Percent.
+    Filled => "filled", Number, CONNTRACK;
+    Dropped => "dropped", Number, CONNTRACK;
+    EarlyDropped => "early_dropped", Number, CONNTRACK;
+    /// Who has most connections: `pod shop/crawler-0 (10.0.0.7)`, or its address.
+    Talker => "talker", Text, CONNTRACK;
+    TalkerAddress => "talker_address", Text, CONNTRACK;
+    /// Percent of the connections that were looked at.
+    TalkerShare => "talker_share", Number, CONNTRACK;
 }
 
 impl Field {
@@ -314,6 +329,7 @@ impl Field {
             (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
             (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
             (Self::Peer, Detail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
+            (Self::DropReason, Detail::Burst(burst)) => Value::Text(burst.drop_reason.as_deref()?),
             (Self::Backends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
             (Self::ReadyBackends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
             (Self::UnreadyBackends, Detail::Burst(burst)) => {
@@ -332,7 +348,6 @@ impl Field {
                 Value::Text(text::errno_name(errno))
             }
             (Self::Syscall, About::Errno { syscall, .. }) => Value::Number(syscall.into()),
-            (Self::DropReason, About::Drop { reason, .. }) => Value::Number(reason.into()),
             (Self::Interface, About::Drop { interface, .. }) => Value::Number(interface.into()),
             (Self::Rcode, About::Dns { rcode }) => Value::Text(text::rcode_name(rcode)),
             (Self::Measure, About::Share { measure, .. }) => Value::Text(measure.name()),

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tapio_wire::event::{EntityId, EntityKind};
 
 use super::schema::Scope;
-use crate::correlate::signal::{About, Address, Burst, Detail, Signal, SignalKind};
+use super::text;
+use crate::correlate::signal::{About, Address, Burst, Detail, FactValue, Signal, SignalKind};
 use crate::correlate::{EntityInfo, Generations, Topology};
 
 /// Services remembered, and addresses and pods of them.
@@ -58,6 +59,16 @@ impl Joins {
     pub fn take(&mut self, signal: &mut Signal) {
         match &mut signal.detail {
             Detail::Fact(fact) => {
+                if let Some(address) = fact.talker {
+                    let told = text::address(address);
+                    let talker = match self.topology.pod_at(&address).and_then(|pod| self.topology.get(0, pod)) {
+                        Some(pod) => format!("pod {pod} ({told})"),
+                        None => told.clone(),
+                    };
+                    for (name, text) in [("talker_address", told), ("talker", talker)] {
+                        fact.fields.push((name, FactValue::Text(text.into())));
+                    }
+                }
                 let Some(told) = fact.endpoints.as_deref() else { return };
                 let service = service_id(&told.name);
                 let ready = told.backends.iter().filter(|backend| backend.3).count() as u32;

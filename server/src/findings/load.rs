@@ -20,9 +20,11 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 27] = [
+const EMBEDDED: [(&str, &str); 29] = [
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
+    ("conntrack-full.yaml", include_str!("../../patterns/conntrack-full.yaml")),
+    ("conntrack-nearly-full.yaml", include_str!("../../patterns/conntrack-nearly-full.yaml")),
     ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
     ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),

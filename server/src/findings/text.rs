@@ -127,6 +127,12 @@ pub fn rcode_name(rcode: u8) -> &'static str {
     }
 }
 
+/// `10.0.0.7`, `fd00::7`
+pub fn address(address: [u8; 16]) -> String {
+    let address = Ipv6Addr::from(address);
+    address.to_ipv4_mapped().map_or_else(|| address.to_string(), |address| address.to_string())
+}
+
 /// `10.0.0.7:5432`
 pub fn peer_address(about: About) -> Option<String> {
     let About::Peer { address, port } = about else {

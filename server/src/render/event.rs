@@ -86,6 +86,14 @@ fn entity(id: rkyv::rend::u64_le) -> Value {
     }
 }
 
+/// A number that the largest stands for "not told" of.
+fn known(number: rkyv::rend::u64_le) -> Value {
+    match number.to_native() {
+        u64::MAX => Value::Null,
+        number => Value::from(number),
+    }
+}
+
 fn tcp_change(change: u8) -> Value {
     const CHANGES: [&str; 9] = [
         "established",
@@ -151,7 +159,7 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             "latency_ns": *latency_ns, "query_type": *query_type, "rcode": *rcode),
         Detail::RunQueue { wait_ns } => fields!(body; "wait_ns": *wait_ns),
         Detail::PacketDrop { count, reason, interface } => {
-            fields!(body; "count": *count, "reason": *reason, "interface": *interface)
+            fields!(body; "count": *count, "reason": NameOf(*reason), "interface": *interface)
         }
         Detail::Fork { parent_pid, ns_pid, ns_level, comm } => fields!(body; "comm": NameOf(*comm),
             "parent_pid": *parent_pid, "ns_pid": *ns_pid, "ns_level": *ns_level),
@@ -208,6 +216,10 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             "process_uid": e.process_uid, "process_entity": entity(e.process_entity)),
         Detail::Gap(e) => fields!(body; "what": NameOf(e.what), "reason": NameOf(e.reason), "from_ns": e.from_ns,
             "until_ns": e.until_ns, "found_gone": e.found_gone),
+        Detail::Conntrack(e) => fields!(body; "is_full": e.is_full, "entries": e.entries, "entries_max": e.entries_max,
+            "dropped": known(e.dropped), "early_dropped": known(e.early_dropped),
+            "top_address": if e.looked_at.to_native() == 0 { Value::Null } else { Address(e.top_address).into_value(body) },
+            "top_entries": e.top_entries, "looked_at": e.looked_at),
     }
 }
 

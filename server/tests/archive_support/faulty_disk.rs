@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,11 +33,21 @@ pub struct Faults {
     /// A write takes at most this many bytes, unless 0.
     pub write_bytes_max: usize,
     pub sync_delay: Duration,
-    /// After so many more operations the machine is gone: nothing works, and what no directory sync made durable is undone.
+    /// After so many more operations the machine is gone: nothing works, and what no directory sync made durable is undone. Of
+    /// what was written without a sync one part is there, one is torn in the middle, and one is as it was: zeros.
     pub crash_after: Option<u32>,
+    unsynced: Vec<Unsynced>,
     /// Renames that are undone by a crash: an unlinked file is set aside until its directory is synced.
     pending: Vec<(PathBuf, PathBuf)>,
     pub log: Vec<Operation>,
+}
+
+/// A write that no sync made durable: to which file, where and how much.
+struct Unsynced {
+    file: File,
+    path: PathBuf,
+    offset: u64,
+    bytes: usize,
 }
 
 #[derive(Clone, Default)]
@@ -60,6 +71,11 @@ impl FaultyDisk {
         match &mut faults.crash_after {
             None => Ok(()),
             Some(0) => {
+                for (turn, write) in faults.unsynced.drain(..).enumerate() {
+                    let lost = [write.bytes, write.bytes / 2, 0][turn % 3];
+                    let from = write.offset + (write.bytes - lost) as u64;
+                    write.file.write_all_at(&vec![0; lost], from).expect("the crash undoes a write");
+                }
                 for (from, to) in faults.pending.drain(..).rev() {
                     std::fs::rename(&to, &from).expect("the crash undoes a rename");
                 }
@@ -135,6 +151,14 @@ impl Disk for FaultyDisk {
         };
         let (result, mut buffer) = PlainDisk.write_at(&file.file, buffer, start, offset).await;
         buffer.extend_from_slice(&rest);
+        if let Ok(bytes) = result {
+            let (handle, path) = (file.file.try_clone().expect("a descriptor"), file.path.clone());
+            self.set(|faults| {
+                if faults.crash_after.is_some() {
+                    faults.unsynced.push(Unsynced { file: handle, path, offset, bytes });
+                }
+            });
+        }
         (result, buffer)
     }
 
@@ -149,7 +173,9 @@ impl Disk for FaultyDisk {
             tokio::time::sleep(delay).await;
         }
         result?;
-        PlainDisk.sync_data(&file.file).await
+        PlainDisk.sync_data(&file.file).await?;
+        self.set(|faults| faults.unsynced.retain(|write| write.path != file.path));
+        Ok(())
     }
 
     async fn truncate(&self, file: &FaultyFile, bytes: u64) -> io::Result<()> {

@@ -8,8 +8,8 @@ use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, N
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{
-    Backend, Body, ConfigChange, ContainerState, Detail, Endpoints, Entity, EntityId, EntityKind, Event, Exit,
-    KubeEvent, Lane, NO_NAME, NodeCondition, Observation, Oom, PodState, Rollout, Signal, Source, Tcp, UnitState,
+    Backend, Body, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityId, EntityKind, Event,
+    Exit, KubeEvent, Lane, NO_NAME, NodeCondition, Observation, Oom, PodState, Rollout, Signal, Source, Tcp, UnitState,
 };
 use tapio_wire::frame::{Encoder, Frame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
@@ -471,6 +471,30 @@ impl Node {
             process_uid: 0,
         };
         self.push(at, entity, 0, Detail::Observation(Box::new(observation)));
+    }
+
+    /// The table of connections at `entries` of 1000, most of them begun by 10.96.0.`talker`. `dropped` is `u64::MAX` where the
+    /// kernel does not tell.
+    pub fn conntrack(&mut self, at: u64, entries: u64, dropped: u64, talker: u8) {
+        let table = Conntrack {
+            entries,
+            entries_max: 1000,
+            dropped,
+            early_dropped: 0,
+            top_address: address(talker),
+            top_entries: 700,
+            looked_at: 1000,
+            is_full: entries >= 950,
+        };
+        let node = self.itself();
+        self.push(at, node, 0, Detail::Conntrack(Box::new(table)));
+    }
+
+    /// Packets that the kernel dropped for a reason.
+    pub fn packet_drop(&mut self, at: u64, entity: EntityId, reason: &str, count: u64) {
+        let reason = self.name(reason);
+        self.push(at, entity, 0, Detail::PacketDrop { count, reason, interface: 0 });
+        self.frame(Lane::Bulk, at + MS);
     }
 
     /// Connections to 10.96.0.`last`: change 2 refused, 6 SYN retransmitted.

@@ -1,4 +1,4 @@
-//! What systemd says, what is summed up over time, what was read as evidence, and what was missed.
+//! What systemd says, what is summed up over time, what was read as evidence, a table that is full, and what was missed.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -115,6 +115,24 @@ pub struct Observation {
     pub process_command: Name,
     pub process_entity: EntityId,
     pub process_uid: u32,
+}
+
+/// The kernel's table of connections (nf_conntrack) is full, or has room again. The subject is the node.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Conntrack {
+    pub entries: u64,
+    pub entries_max: u64,
+    /// Packets dropped because there was no room, and connections forgotten early to make some, since the event before this
+    /// one; `u64::MAX` where the kernel does not tell.
+    pub dropped: u64,
+    pub early_dropped: u64,
+    /// Who has most connections, by the address that began them: IPv6, or IPv4 mapped into it; 0 where it was not looked for.
+    pub top_address: [u8; 16],
+    /// How many of the connections that were looked at are its.
+    pub top_entries: u64,
+    pub looked_at: u64,
+    /// Whether it is full: above the one threshold, and not yet below the other.
+    pub is_full: bool,
 }
 
 /// Something was missed, and when.

@@ -10,8 +10,8 @@ use tapio_wire::frame::Header;
 use tapio_wire::segment::record_bytes;
 
 use super::{
-    BLOCK_BYTES, BlockEntry, Described, FLAG_DIRECTORY_WHOLE, FLAG_KINDS_WHOLE, HEADER_BYTES, INDEX_BYTES_MAX,
-    INDEX_MAGIC, INDEX_VERSION, KIND_SLOTS, NodeEntry, Summary, bloom, times_ns,
+    BLOCK_BYTES, BlockEntry, FLAG_DIRECTORY_WHOLE, FLAG_KINDS_WHOLE, HEADER_BYTES, INDEX_BYTES_MAX, INDEX_MAGIC,
+    INDEX_VERSION, KIND_SLOTS, NodeEntry, Summary, bloom, times_ns,
 };
 
 /// Bytes of descriptions kept, uncompressed.
@@ -52,7 +52,8 @@ pub struct IndexBuilder {
     blocks: Vec<BlockEntry>,
     filters: Vec<u8>,
     nodes: BTreeMap<u64, NodeEntry>,
-    directory: BTreeMap<(u64, u64), Described>,
+    /// By node and entity, as they are written.
+    directory: BTreeMap<(u64, u64), Box<[u8]>>,
     directory_bytes: usize,
     directory_cut: bool,
     kinds_unknown: bool,
@@ -93,8 +94,8 @@ impl IndexBuilder {
                     self.kinds.0[kind] += u64::from(count);
                 }
                 block.keys.extend(summary.entities.iter().map(|&entity| bloom::key(header.node, entity)));
-                for described in &summary.described {
-                    self.describe(described);
+                for (entity, described) in summary.described.iter() {
+                    self.describe((header.node, entity), described);
                 }
             }
             None => {
@@ -118,23 +119,21 @@ impl IndexBuilder {
         self.frame_bytes += frame_bytes as u64;
     }
 
-    fn describe(&mut self, described: &Described) {
-        let key = (described.node, described.id);
+    fn describe(&mut self, key: (u64, u64), described: &[u8]) {
         if let Some(known) = self.directory.get_mut(&key) {
-            if known != described {
-                self.directory_bytes -= directory_entry_bytes(known);
-                self.directory_bytes += directory_entry_bytes(described);
-                known.clone_from(described);
+            if **known != *described {
+                self.directory_bytes -= known.len();
+                self.directory_bytes += described.len();
+                *known = described.into();
             }
             return;
         }
-        let bytes = directory_entry_bytes(described);
-        if self.directory_bytes + bytes > DIRECTORY_BYTES_MAX {
+        if self.directory_bytes + described.len() > DIRECTORY_BYTES_MAX {
             self.directory_cut = true;
             return;
         }
-        self.directory_bytes += bytes;
-        self.directory.insert(key, described.clone());
+        self.directory_bytes += described.len();
+        self.directory.insert(key, described.into());
     }
 
     fn close_block(&mut self) {
@@ -167,9 +166,7 @@ impl IndexBuilder {
             self.close_block();
         }
         let mut raw = Vec::with_capacity(self.directory_bytes);
-        for described in self.directory.values() {
-            put_described(&mut raw, described);
-        }
+        self.directory.values().for_each(|described| raw.extend_from_slice(described));
         let directory = lz4_flex::block::compress(&raw);
         let mut out = Vec::with_capacity(HEADER_BYTES + self.filters.len() + directory.len() + (64 << 10));
         let whole = if self.directory_cut { 0 } else { FLAG_DIRECTORY_WHOLE };
@@ -222,20 +219,5 @@ impl IndexBuilder {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&INDEX_MAGIC);
         out
-    }
-}
-
-fn directory_entry_bytes(described: &Described) -> usize {
-    25 + described.texts().iter().map(|text| 2 + text.len()).sum::<usize>()
-}
-
-fn put_described(out: &mut Vec<u8>, described: &Described) {
-    for value in [described.node, described.id, described.parent] {
-        out.extend_from_slice(&value.to_le_bytes());
-    }
-    out.push(described.kind.map_or(u8::MAX, |kind| kind as u8));
-    for text in described.texts() {
-        out.extend_from_slice(&(text.len() as u16).to_le_bytes());
-        out.extend_from_slice(text.as_bytes());
     }
 }

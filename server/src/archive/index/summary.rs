@@ -44,27 +44,61 @@ impl Described {
             workload: cut(&entity.workload),
         }
     }
-
-    pub(super) fn texts(&self) -> [&str; 8] {
-        [
-            &self.name,
-            &self.container_id,
-            &self.pod_uid,
-            &self.cgroup,
-            &self.namespace,
-            &self.pod,
-            &self.container,
-            &self.workload,
-        ]
-    }
 }
 
 fn cut(text: &str) -> String {
+    told(text).to_owned()
+}
+
+fn told(text: &str) -> &str {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].to_owned()
+    &text[..end]
+}
+
+/// The descriptions of a frame as the directory has them on disk, one behind the other: a frame that introduces thousands waits
+/// for its commit, and one piece of memory for all of them is less than eight for each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Descriptions {
+    bytes: Vec<u8>,
+    /// The entity of each, and where it ends.
+    ends: Vec<(u64, u32)>,
+}
+
+impl Descriptions {
+    fn push(&mut self, node: u64, entity: &ArchivedEntity) {
+        for value in [node, entity.id.to_native(), entity.parent.to_native()] {
+            self.bytes.extend_from_slice(&value.to_le_bytes());
+        }
+        self.bytes.push(entity.kind.get() as u8);
+        for text in [
+            &entity.name,
+            &entity.container_id,
+            &entity.pod_uid,
+            &entity.cgroup,
+            &entity.namespace,
+            &entity.pod,
+            &entity.container,
+            &entity.workload,
+        ] {
+            let text = told(text);
+            self.bytes.extend_from_slice(&(text.len() as u16).to_le_bytes());
+            self.bytes.extend_from_slice(text.as_bytes());
+        }
+        self.ends.push((entity.id.to_native(), self.bytes.len() as u32));
+    }
+
+    /// Each entity with its bytes.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(entity, end)| {
+            let bytes = &self.bytes[start..end as usize];
+            start = end as usize;
+            (entity, bytes)
+        })
+    }
 }
 
 /// See the module.
@@ -74,7 +108,7 @@ pub struct Summary {
     pub kinds: [u32; KINDS],
     /// Every entity that an event is about, some more than once.
     pub entities: Vec<u64>,
-    pub described: Vec<Described>,
+    pub described: Descriptions,
 }
 
 impl Summary {
@@ -93,8 +127,11 @@ impl Summary {
                 entities.push(entity);
             }
         }
-        let node = frame.header().node;
-        Self { kinds, entities, described: body.entities.iter().map(|entity| Described::of(node, entity)).collect() }
+        let mut described = Descriptions::default();
+        for entity in body.entities.iter() {
+            described.push(frame.header().node, entity);
+        }
+        Self { kinds, entities, described }
     }
 }
 
