@@ -39,7 +39,6 @@ impl RunTimes {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::{LoadConfig, Probes};
 
     #[test]
