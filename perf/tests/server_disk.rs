@@ -34,7 +34,7 @@ impl Drop for Injection {
 
 fn poisoned(server: &Server) -> u64 {
     let (_, metrics) = http::get(server.http_port(), "/metrics").unwrap_or_else(|error| panic!("{error}"));
-    let line = metrics.lines().find_map(|line| line.strip_prefix("tapio_archive_poisoned_segments_total "));
+    let line = metrics.lines().find_map(|line| line.strip_prefix("tapio_server_archive_poisoned_segments_total "));
     line.unwrap_or_else(|| panic!("no such metric:\n{metrics}")).parse().expect("a number")
 }
 
