@@ -5,7 +5,7 @@
 //! event leaves with the drain that brought it; everything that is dropped on the way is counted by stage and reason.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
@@ -109,7 +109,10 @@ pub struct Shared {
     pub live: Arc<Live>,
     /// What the CPU budget lets pass.
     pub governed: Arc<Governed>,
-    pub batch_events: usize,
+    /// The configured bound of a batch; see [`Shared::batch_events`].
+    pub batch_events_max: usize,
+    /// The bound that the server asks for.
+    pub batch_asked: Arc<AtomicUsize>,
     pub batch_timeout: Duration,
     pub redactor: Arc<Redactor>,
 }
@@ -129,10 +132,16 @@ impl Shared {
             filter: Filter::of(config),
             live: Arc::new(Live::new(config)),
             governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
-            batch_events: config.grpc.max_batch_size,
+            batch_events_max: config.grpc.max_batch_size,
+            batch_asked: Arc::new(AtomicUsize::new(usize::MAX)),
             batch_timeout: config.grpc.batch_timeout,
             redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
         }
+    }
+
+    /// Events of a batch, which becomes a frame: as many as both this configuration and the server want.
+    pub fn batch_events(&self) -> usize {
+        self.batch_events_max.min(self.batch_asked.load(Ordering::Relaxed))
     }
 }
 
@@ -228,7 +237,7 @@ impl Intake {
             Lane::Lethal => &self.lethal,
             Lane::Bulk => &self.bulk,
         };
-        self.shared.batch_events.saturating_sub(batch.body.events.len())
+        self.shared.batch_events().saturating_sub(batch.body.events.len())
     }
 
     /// Starts a pass: notes the time, and whether the stream is new.
@@ -280,7 +289,7 @@ impl Intake {
                 if !self.passes(kind, is_fetched) {
                     return;
                 }
-                if self.bulk.body.events.len() >= self.shared.batch_events {
+                if self.bulk.body.events.len() >= self.shared.batch_events() {
                     self.no_room += 1;
                     return;
                 }
@@ -364,7 +373,7 @@ impl Intake {
     pub fn flush(&mut self, all: bool) {
         self.publish_counts();
         let shared = &self.shared;
-        let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events;
+        let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events();
         let is_due =
             |since: Option<Instant>| since.is_some_and(|since| self.now.duration_since(since) >= shared.batch_timeout);
         // When one lane's batch is due the other's goes along: two frames at once cost fewer wakeups on the whole way than
