@@ -5,7 +5,7 @@
 //! event leaves with the drain that brought it; everything that is dropped on the way is counted by stage and reason.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
@@ -114,7 +114,10 @@ pub struct Shared {
     pub live: Arc<Live>,
     /// What the CPU budget lets pass.
     pub governed: Arc<Governed>,
-    pub batch_events: usize,
+    /// The configured bound of a batch; see [`Shared::batch_events`].
+    pub batch_events_max: usize,
+    /// The bound that the server asks for.
+    pub batch_asked: Arc<AtomicUsize>,
     pub batch_timeout: Duration,
     pub redactor: Arc<Redactor>,
 }
@@ -134,10 +137,16 @@ impl Shared {
             filter: Filter::of(config),
             live: Arc::new(Live::new(config)),
             governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
-            batch_events: config.grpc.max_batch_size,
+            batch_events_max: config.grpc.max_batch_size,
+            batch_asked: Arc::new(AtomicUsize::new(usize::MAX)),
             batch_timeout: config.grpc.batch_timeout,
             redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
         }
+    }
+
+    /// Events of a batch, which becomes a frame: as many as both this configuration and the server want.
+    pub fn batch_events(&self) -> usize {
+        self.batch_events_max.min(self.batch_asked.load(Ordering::Relaxed))
     }
 }
 
@@ -241,7 +250,7 @@ impl Intake {
             Lane::Lethal => &self.lethal,
             Lane::Bulk => &self.bulk,
         };
-        self.shared.batch_events.saturating_sub(batch.body.events.len())
+        self.shared.batch_events().saturating_sub(batch.body.events.len())
     }
 
     /// Notes that the source will not look for so long, and nobody will wake it: what it takes then may have waited as long.
@@ -264,7 +273,7 @@ impl Intake {
     }
 
     fn worth(&self) -> usize {
-        FRAME_WORTH.min(self.shared.batch_events)
+        FRAME_WORTH.min(self.shared.batch_events())
     }
 
     /// Starts a pass: notes the time, and whether the stream is new.
@@ -317,7 +326,7 @@ impl Intake {
                 if !self.passes(kind, is_fetched) {
                     return;
                 }
-                if self.bulk.body.events.len() >= self.shared.batch_events {
+                if self.bulk.body.events.len() >= self.shared.batch_events() {
                     self.no_room += 1;
                     return;
                 }
@@ -402,7 +411,7 @@ impl Intake {
     pub fn flush(&mut self, all: bool) {
         self.publish_counts();
         let shared = &self.shared;
-        let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events;
+        let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events();
         let patience =
             if self.held() >= self.worth() { FRAME_AGE.min(shared.batch_timeout) } else { shared.batch_timeout };
         let is_due = |since: Option<Instant>| since.is_some_and(|since| self.now.duration_since(since) >= patience);

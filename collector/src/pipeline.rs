@@ -426,6 +426,7 @@ impl Pipeline {
             state: Arc::clone(&state),
             generation: Arc::clone(&shared.generation),
             reconnect: config.grpc.reconnect_enabled,
+            batch_asked: Arc::clone(&shared.batch_asked),
         };
         let (give_up, given_up) = watch::channel(false);
         let shipper = tokio::spawn(shipper.run(given_up));

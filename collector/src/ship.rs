@@ -5,7 +5,7 @@
 //! next; a stream is moved to the preferred server only after that one has answered and what was in flight is acknowledged;
 //! reconnects and moves are spread by jitter, so that a thousand collectors do not return in the same moment.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ enum Broken {
 enum Ended {
     /// The epoch's last frame is acknowledged.
     Done,
-    /// Another server is preferred, and has answered.
+    /// Another server is preferred and has answered, or this one asks for a new stream.
     Moving,
 }
 
@@ -115,12 +115,14 @@ pub struct Shipper {
     /// Counts streams: sources describe every entity again on a new one.
     pub generation: Arc<AtomicU64>,
     pub reconnect: bool,
+    /// The events in a frame that the server asks for.
+    pub batch_asked: Arc<AtomicUsize>,
 }
 
 impl Shipper {
     /// Ships until the epoch's last frame is acknowledged, or `give_up` says to stop.
     pub async fn run(self, mut give_up: watch::Receiver<bool>) {
-        let mut jitter = Jitter::new();
+        let mut jitter = Jitter::new(self.outbox.node());
         for replay in &self.replays {
             tracing::info!(epoch = replay.epoch(), "an earlier epoch's frames are sent first");
             self.ship(replay, &mut jitter, &mut give_up).await;
@@ -251,6 +253,8 @@ impl Shipper {
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.state.streams.fetch_add(1, Ordering::Relaxed);
         self.state.credit_bytes.store(welcome.credit_bytes, Ordering::Relaxed);
+        let frame_events = if welcome.frame_events == 0 { usize::MAX } else { welcome.frame_events as usize };
+        self.batch_asked.store(frame_events, Ordering::Relaxed);
         *self.state.server.lock().unwrap_or_else(PoisonError::into_inner) = candidate.address.to_string();
         self.state.is_connected.store(true, Ordering::Relaxed);
         tracing::info!(
@@ -284,6 +288,10 @@ impl Shipper {
                     credit_bytes = ack.credit_bytes;
                     self.state.credit_bytes.store(credit_bytes, Ordering::Relaxed);
                     self.acknowledge(outbox, ack.durable_seq);
+                    if ack.move_on && move_until.is_none() {
+                        tracing::info!(server = %candidate.address, "the server asks for a new stream");
+                        move_until = Some(Instant::now() + MOVE_TIMEOUT);
+                    }
                     may_send = true;
                 }
                 permit = requests.reserve(), if may_send && move_until.is_none() => {
@@ -306,7 +314,7 @@ impl Shipper {
 
     /// Returns when another candidate is preferred and has answered. Looks from time to time, each node at its own.
     async fn better_than(&self, present: &Candidate) {
-        let mut jitter = Jitter::new();
+        let mut jitter = Jitter::new(self.outbox.node());
         loop {
             tokio::time::sleep(jitter.spread(self.resolve_interval)).await;
             let preferred = {
@@ -354,8 +362,17 @@ impl Shipper {
 struct Jitter(u64);
 
 impl Jitter {
-    fn new() -> Self {
-        Self(crate::latency::realtime_ns() ^ u64::from(std::process::id()).rotate_left(32) | 1)
+    fn new(node: u64) -> Self {
+        Self::seeded(crate::latency::realtime_ns() ^ u64::from(std::process::id()).rotate_left(32) ^ node)
+    }
+
+    /// Seeds that are close to each other, like the clocks of nodes that start at once, must not begin alike.
+    fn seeded(seed: u64) -> Self {
+        // splitmix64 (Steele et al. 2014).
+        let mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self(mixed ^ (mixed >> 31) | 1)
     }
 
     /// Between half of `pause` and one and a half.
@@ -373,8 +390,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_thousand_collectors_that_lost_the_same_server_return_spread_over_time() {
+        // Processes 1 of containers whose clocks are a microsecond apart.
+        let mut pauses: Vec<f64> = (0..1000u64)
+            .map(|number| {
+                let mut jitter = Jitter::seeded(1_790_000_000_000_000_000 + number * 1000);
+                jitter.spread(BACKOFF_MAX).as_secs_f64() / BACKOFF_MAX.as_secs_f64()
+            })
+            .collect();
+        pauses.sort_by(f64::total_cmp);
+        assert!(pauses[0] >= 0.5 && pauses[999] < 1.5);
+        // No tenth of the time sees more than twice its share.
+        for tenth in 0..10 {
+            let from = 0.5 + f64::from(tenth) / 10.0;
+            let inside = pauses.iter().filter(|pause| (from..from + 0.1).contains(*pause)).count();
+            assert!((1..=200).contains(&inside), "{inside} of 1000 come within the tenth at {from}");
+        }
+    }
+
+    #[test]
     fn jitter_stays_within_its_bounds_and_varies() {
-        let mut jitter = Jitter::new();
+        let mut jitter = Jitter::new(7);
         let pauses: Vec<Duration> = (0..100).map(|_| jitter.spread(Duration::from_secs(1))).collect();
         assert!(pauses.iter().all(|pause| (0.5..1.5).contains(&pause.as_secs_f64())));
         assert!(pauses.iter().any(|pause| *pause != pauses[0]));

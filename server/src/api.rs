@@ -5,12 +5,13 @@
 //! the token nothing is told, not even which paths there are.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{KeepAlive, Sse};
@@ -20,11 +21,11 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tapio_wire::service::ListFindingsRequest;
-use tapio_wire::token::TokenFile;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt, once};
 
+use crate::auth::{Auth, Denied, Purpose, Record, Shown};
 use crate::events::{self, Choice, EventsError};
 use crate::findings::{FindingStore, LookupError};
 use crate::query::{self, EventSource, Refused};
@@ -36,8 +37,8 @@ struct Api {
     events: EventSource,
 }
 
-/// `/api/v1/…`, for whoever brings the token, where there is one.
-pub fn router(store: Arc<FindingStore>, events: EventSource, token: Option<Arc<TokenFile>>) -> Router {
+/// `/api/v1/…`, for whoever may query.
+pub fn router(store: Arc<FindingStore>, events: EventSource, auth: Arc<Auth>) -> Router {
     Router::new()
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/findings/watch", get(watch))
@@ -45,7 +46,7 @@ pub fn router(store: Arc<FindingStore>, events: EventSource, token: Option<Arc<T
         .route("/api/v1/events", get(list_events))
         .route("/api/{*rest}", get(unknown))
         .with_state(Api { store, events })
-        .layer(middleware::from_fn_with_state(token, admit))
+        .layer(middleware::from_fn_with_state(auth, admit))
 }
 
 /// What is served instead when the API is off.
@@ -62,19 +63,50 @@ async fn off() -> Failure {
     }
 }
 
-async fn admit(State(token): State<Option<Arc<TokenFile>>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    match token {
-        Some(token) if !token.admits(given) => {
-            let failure = Failure {
-                status: StatusCode::UNAUTHORIZED,
-                message: "the token is missing or wrong: send authorization: Bearer and the content of \
-                          server.auth.token_file"
-                    .into(),
-            };
-            ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response()
+async fn admit(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let call = format!("{} {}", request.method(), request.uri());
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+    let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+    let shown = Shown { authorization: authorization.as_ref().map(|value| value.as_bytes()), certificate: None, peer };
+    let admitted = auth.admit(Purpose::Query, shown).await;
+    let is_denied = admitted.is_err();
+    let (identity, response) = match admitted {
+        Ok(caller) => (caller.identity, next.run(request).await),
+        Err(denied) => (String::new(), refusal(&denied)),
+    };
+    let status = response.status();
+    auth.audit().record(&Record {
+        purpose: Purpose::Query,
+        call: &call,
+        peer,
+        identity: &identity,
+        outcome: if status.is_success() { "ok" } else { status.as_str() },
+        is_denied,
+        took: began.elapsed(),
+    });
+    response
+}
+
+fn refusal(denied: &Denied) -> Response {
+    let message = match denied {
+        Denied::WrongToken => "the token is missing or wrong: send authorization: Bearer and the content of \
+                               server.auth.token_file"
+            .into(),
+        Denied::NoToken { audience } => {
+            format!("the token is missing: send authorization: Bearer and a token for the audience `{audience}`")
         }
-        _ => next.run(request).await,
+        denied => denied.to_string(),
+    };
+    let status = match denied {
+        Denied::WrongToken | Denied::NoToken { .. } | Denied::Refused { .. } => StatusCode::UNAUTHORIZED,
+        Denied::NotAllowed { .. } | Denied::NoNode(_) => StatusCode::FORBIDDEN,
+        Denied::Unreviewed(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let failure = Failure { status, message };
+    match status {
+        StatusCode::UNAUTHORIZED => ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response(),
+        _ => failure.into_response(),
     }
 }
 

@@ -13,6 +13,8 @@ use tapio_wire::tls::ServerFiles;
 use tapio_wire::{reference, units};
 
 use crate::archive::DiskChoice;
+use crate::auth::AuthSection;
+use crate::budget::MEMORY_MB_MIN;
 
 /// Why the configuration was refused. The text names the file, and the line and key where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +59,19 @@ pub struct ServerSection {
     pub auth: AuthSection,
     /// Streams that one connection may have open.
     pub max_concurrent_streams: u32,
-    /// Accepted for the deployment guide's sake; what is in flight is bounded by the credit in the acknowledgements.
+    /// Over all streams, held by reading later and by less credit; lethal frames do not wait. 0 for none.
     pub max_events_per_sec: u64,
-    /// Accepted for the deployment guide's sake; frames are bounded by the wire's limits.
+    /// Events in a frame that collectors are asked for; larger frames are taken all the same.
     pub max_batch_size: usize,
+    /// As `max_events_per_sec`, in bytes of frames, for each stream.
+    #[serde(deserialize_with = "units::bytes")]
+    pub max_stream_bytes_per_sec: u64,
+    /// The same, for each node.
+    #[serde(deserialize_with = "units::bytes")]
+    pub max_node_bytes_per_sec: u64,
+    /// A collector's stream is asked to move on after this, give or take a tenth; 0s for never.
+    #[serde(deserialize_with = "units::duration")]
+    pub max_connection_age: Duration,
 }
 
 impl Default for ServerSection {
@@ -74,17 +85,11 @@ impl Default for ServerSection {
             max_concurrent_streams: 1000,
             max_events_per_sec: 0,
             max_batch_size: tapio_wire::limits::FRAME_EVENTS_MAX,
+            max_stream_bytes_per_sec: 0,
+            max_node_bytes_per_sec: 0,
+            max_connection_age: Duration::from_secs(3600),
         }
     }
-}
-
-/// `server.auth:` one token that all clients share. Tokens of single clients are not reviewed by this build.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AuthSection {
-    /// The token that a request must carry as `authorization: Bearer …`; the file may change at any time.
-    #[schemars(example = "/etc/tapio/token")]
-    pub token_file: Option<PathBuf>,
 }
 
 /// `correlation:`
@@ -100,10 +105,10 @@ pub struct CorrelationSection {
     pub analysis_window: Duration,
     /// The longest chain of findings that explain one another.
     pub max_correlation_depth: u32,
-    /// Threads that correlate; default: one for each core that this process may use.
+    /// Threads that correlate; default: as many as `resources.max_cpu_milli` comes to.
     #[schemars(example = 4)]
     pub shards: Option<usize>,
-    /// Entities whose state is kept.
+    /// Entities whose state is kept, as far as `resources.max_memory_mb` has room for them.
     pub max_entities: usize,
     /// A directory with patterns of the operator's, beside the built-in ones.
     #[schemars(example = "/etc/tapio/patterns")]
@@ -147,15 +152,16 @@ impl Default for MetricsSection {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourcesSection {
-    /// Accepted for the deployment guide's sake; set the container's memory limit.
+    /// Sizes queues, tables and credit; 0 for no limit.
     pub max_memory_mb: u64,
-    /// Accepted for the deployment guide's sake; set the container's CPU limit.
-    pub max_cpu_milli: u64,
+    /// Rounded up to whole threads that correlate; unset or 0: one for each core that this process may use.
+    #[schemars(example = 500)]
+    pub max_cpu_milli: Option<u64>,
 }
 
 impl Default for ResourcesSection {
     fn default() -> Self {
-        Self { max_memory_mb: 500, max_cpu_milli: 500 }
+        Self { max_memory_mb: 500, max_cpu_milli: None }
     }
 }
 
@@ -167,11 +173,13 @@ pub struct LoggingSection {
     pub level: String,
     /// How log lines are written, to standard error.
     pub format: LogFormat,
+    /// Who asked what of this server: lines of target `audit`, whatever the level.
+    pub audit: bool,
 }
 
 impl Default for LoggingSection {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Json }
+        Self { level: "info".into(), format: LogFormat::Json, audit: true }
     }
 }
 
@@ -259,11 +267,40 @@ impl Config {
         if !self.server.tls_enabled && *tls != ServerFiles::default() {
             return invalid("server.tls", "without server.tls_enabled: true it would have no effect".into());
         }
+        if let Err((key, problem)) = self.server.auth.validate(tls.client_ca.is_some()) {
+            return invalid(key, problem);
+        }
         if self.server.max_concurrent_streams == 0 {
             return invalid("server.max_concurrent_streams", "0 would let nobody in; the least is 1".into());
         }
         if self.server.max_batch_size == 0 {
             return invalid("server.max_batch_size", "0 would let no event in; the least is 1".into());
+        }
+        let floor = 64 << 10;
+        for (key, limit) in [
+            ("server.max_stream_bytes_per_sec", self.server.max_stream_bytes_per_sec),
+            ("server.max_node_bytes_per_sec", self.server.max_node_bytes_per_sec),
+        ] {
+            if limit != 0 && limit < floor {
+                return invalid(
+                    key,
+                    format!("{limit} would take minutes for one frame; 0 for none, or 64KiB and more"),
+                );
+            }
+        }
+        let age = self.server.max_connection_age;
+        if !age.is_zero() && age < Duration::from_secs(1) {
+            return invalid(
+                "server.max_connection_age",
+                "less than 1s would do nothing but reconnect; 0s for none".into(),
+            );
+        }
+        let memory = self.resources.max_memory_mb;
+        if memory != 0 && memory < MEMORY_MB_MIN {
+            return invalid(
+                "resources.max_memory_mb",
+                format!("{memory} is too little; 0 for no limit, or {MEMORY_MB_MIN} and more"),
+            );
         }
         if self.server.port != 0 && self.server.port == self.metrics.prometheus_port {
             return invalid("metrics.prometheus_port", format!("{} is server.port too", self.server.port));
@@ -331,7 +368,7 @@ impl Config {
 
     /// Whether findings and events are served over HTTP.
     pub fn serves_api(&self) -> bool {
-        self.metrics.api.unwrap_or(!self.server.tls_enabled && self.server.auth.token_file.is_none())
+        self.metrics.api.unwrap_or(!self.server.tls_enabled && !self.server.auth.wants_token())
     }
 
     /// Where HTTP listens.
@@ -393,6 +430,7 @@ mod tests {
             ("server: {auth: {token_file: /token}}", false),
             ("server: {auth: {token_file: /token}}\nmetrics: {api: true}", true),
             ("server: {tls_enabled: true, tls: {cert: /cert.pem, key: /key.pem}}", false),
+            ("server: {auth: {token_review: {}}}", false),
         ] {
             assert_eq!(parse(text).expect("accepted").serves_api(), serves, "{text}");
         }
@@ -406,6 +444,15 @@ mod tests {
             ("archive: {segment_bytes: 1}", "segment_bytes"),
             ("server: {tls_enabled: true}", "server.tls"),
             ("server: {tls: {cert: /cert.pem}}", "tls_enabled"),
+            ("server: {auth: {token_review: {may_ship: [collector]}}}", "namespace/name"),
+            ("server: {auth: {token_review: {may_ship: []}}}", "nobody would be let in"),
+            ("server: {auth: {token_review: {audience: ''}}}", "audience"),
+            ("server: {auth: {token_review: {ttl: 2h}}}", "ttl"),
+            ("server: {auth: {node_identity: certificate}}", "client_ca"),
+            ("server: {max_node_bytes_per_sec: 1}", "max_node_bytes_per_sec"),
+            ("server: {max_connection_age: 1ms}", "max_connection_age"),
+            ("resources: {max_memory_mb: 10}", "max_memory_mb"),
+            ("server: {auth: {node_identity: token}}", "token_review"),
             ("correlation: {analysis_window: 1ms}", "analysis_window"),
             ("archive: {max_age: 0s}", "max_age"),
             ("archive: {commit_interval: 1m}", "commit_interval"),

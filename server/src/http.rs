@@ -1,5 +1,6 @@
 //! The HTTP side: `/healthz`, `/readyz`, `/metrics`, and what [`crate::api`] adds.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
@@ -41,6 +42,7 @@ pub async fn serve(
         .route("/metrics", get(metrics_text))
         .with_state(Arc::new(Shared { metrics, archive, correlator, metrics_enabled }))
         .merge(api);
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let served = axum::serve(listener, router).with_graceful_shutdown(async move {
         // An error means that the other side is gone, which is an end too.
         let _ = end.wait_for(|end| *end).await;

@@ -6,8 +6,11 @@
 
 pub mod api;
 pub mod archive;
+pub mod auth;
+pub mod budget;
 pub mod command;
 pub mod config;
+pub mod connection;
 pub mod correlate;
 pub mod events;
 pub mod findings;

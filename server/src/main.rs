@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tapio_server::budget::Budget;
 use tapio_server::command::{self, ArchiveCommand, ReplayArguments};
 use tapio_server::config::{Config, LogFormat};
 use tapio_server::pipeline::Pipeline;
@@ -97,10 +99,9 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
     config.validate("command line")?;
     start_logging(&config);
-    // The shards want the cores; receiving and decoding needs fewer threads than there are.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.div_ceil(2))
+        .worker_threads(Budget::of(&config.resources).io_threads)
         .thread_name("io")
         .enable_all()
         .build()?;
@@ -124,8 +125,18 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     outcome
 }
 
+/// Each collector is a connection, and the soft limit is there for programs that cannot count beyond 1,024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, soft = limit.current, "the limit of open files stays as it is");
+    }
+}
+
 fn start_logging(config: &Config) {
-    let filter = EnvFilter::new(&config.logging.level);
+    // Who asked what is told whatever the level.
+    let audit = if config.logging.audit { ",audit=info" } else { ",audit=off" };
+    let filter = EnvFilter::new(format!("{}{audit}", config.logging.level));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.logging.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),

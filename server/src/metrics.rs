@@ -1,10 +1,13 @@
 //! The server's registry, and the ledger's metrics, which are brought up to date when they are read.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::archive::{Books, lock_books};
+use crate::correlate::Topology;
+use crate::findings::FindingStore;
 
 /// See the module.
 pub struct Metrics {
@@ -15,6 +18,17 @@ pub struct Metrics {
     resident_bytes: IntGauge,
     cpu_ms: IntGauge,
     build: IntGaugeVec,
+    sizes: Sizes,
+    findings: IntGauge,
+    described: IntGauge,
+    uptime: IntGauge,
+    started: Instant,
+}
+
+/// What is asked for its size when the metrics are read.
+pub struct Sizes {
+    pub store: Arc<FindingStore>,
+    pub topology: Arc<Topology>,
 }
 
 impl Metrics {
@@ -22,22 +36,36 @@ impl Metrics {
     ///
     /// # Errors
     /// When a name is taken.
-    pub fn new(registry: Registry, books: Arc<Mutex<Books>>) -> Result<Self, prometheus::Error> {
+    pub fn new(registry: Registry, books: Arc<Mutex<Books>>, sizes: Sizes) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             unexplained: IntGauge::new(
                 "tapio_ledger_unexplained_events",
-                "Events that no counter accounts for, over all nodes: must be 0",
+                "Events that no counter accounts for, over all nodes: must be 0.",
             )?,
             dropped: IntCounterVec::new(
-                Opts::new("tapio_ledger_dropped_events_total", "Events lost on all nodes, by where and why"),
+                Opts::new("tapio_ledger_dropped_events_total", "Events lost on all nodes, by where and why."),
                 &["source", "stage", "reason"],
             )?,
-            resident_bytes: IntGauge::new("tapio_server_resident_bytes", "Resident memory of this process")?,
-            cpu_ms: IntGauge::new("tapio_server_cpu_milliseconds", "CPU time of this process so far")?,
-            build: IntGaugeVec::new(Opts::new("tapio_server_build_info", "Always 1"), &["version"])?,
+            resident_bytes: IntGauge::new("tapio_server_resident_bytes", "Resident memory of this process.")?,
+            cpu_ms: IntGauge::new("tapio_server_cpu_milliseconds", "CPU time of this process so far.")?,
+            build: IntGaugeVec::new(
+                Opts::new("tapio_server_build_info", "Always 1, with the version of this build."),
+                &["version"],
+            )?,
+            findings: IntGauge::new("tapio_server_findings", "Findings that are kept and can be asked for.")?,
+            described: IntGauge::new(
+                "tapio_server_described_entities",
+                "Entities whose description (name, pod, workload, addresses) is kept.",
+            )?,
+            uptime: IntGauge::new("tapio_server_uptime_seconds", "Time since the archive was opened.")?,
+            started: Instant::now(),
+            sizes,
             registry,
             books,
         };
+        metrics.registry.register(Box::new(metrics.findings.clone()))?;
+        metrics.registry.register(Box::new(metrics.described.clone()))?;
+        metrics.registry.register(Box::new(metrics.uptime.clone()))?;
         metrics.registry.register(Box::new(metrics.unexplained.clone()))?;
         metrics.registry.register(Box::new(metrics.dropped.clone()))?;
         metrics.registry.register(Box::new(metrics.resident_bytes.clone()))?;
@@ -59,6 +87,9 @@ impl Metrics {
             // What a killed epoch held may turn out smaller once its successor has spoken; a counter does not go down.
             counter.inc_by(count.saturating_sub(counter.get()));
         }
+        self.findings.set(self.sizes.store.len() as i64);
+        self.described.set(self.sizes.topology.counts().0 as i64);
+        self.uptime.set(self.started.elapsed().as_secs() as i64);
         self.resident_bytes.set(resident_bytes() as i64);
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         self.cpu_ms.set(cpu.tv_sec * 1000 + cpu.tv_nsec / 1_000_000);
@@ -71,7 +102,7 @@ impl Metrics {
 }
 
 /// Resident memory of this process: the second field of `/proc/self/statm`, in pages (proc(5)).
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64

@@ -20,36 +20,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use prometheus::Registry;
+use prometheus::{IntGauge, Registry};
 use tapio_wire::event::EntityKind;
 use tapio_wire::frame::{Frame, Header};
+use tapio_wire::limits::FRAME_EVENTS_MAX;
 use tapio_wire::service::StatusResponse;
 use tapio_wire::tls::{TlsError, Watched};
-use tapio_wire::token::{TokenError, TokenFile};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::api;
 use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
+use crate::auth::{Auth, AuthError, GateLayer};
+use crate::budget::{Budget, MemoryWatch};
 use crate::config::Config;
 use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, Topology};
 use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
 use crate::http;
-use crate::ingest::{self, FrameSink, IngestMetrics, IngestService};
-use crate::metrics::Metrics;
+use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
+use crate::metrics::{Metrics, Sizes, resident_bytes};
 use crate::query::{self, EventSource, StatusSource};
-use crate::tls::{self, Admission, TlsMetrics};
+use crate::tls::{self, TlsMetrics};
 
 const INGEST_SERVICE: &str = "tapio.v1.Ingest";
 const QUERY_SERVICE: &str = "tapio.v1.Query";
-/// Findings that are kept.
-const FINDINGS_MAX: usize = 10_000;
+/// Connections beyond a quarter more than there may be streams: operators' tools, and collectors that are changing over.
+const CONNECTIONS_EXTRA: usize = 256;
+/// How often the resident memory is looked at.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long streams may take to hear what is durable before they are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -68,8 +70,8 @@ pub enum PipelineError {
     Correlate(#[from] crate::correlate::StartError),
     #[error("server.tls: {0}")]
     Tls(#[from] TlsError),
-    #[error("server.auth.token_file: {0}")]
-    Token(#[from] TokenError),
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("gRPC ended: {0}")]
@@ -172,38 +174,44 @@ impl Pipeline {
             true => Some(Arc::new(Watched::load(config.server.tls.clone())?)),
             false => None,
         };
-        let token = config.server.auth.token_file.clone().map(TokenFile::load).transpose()?.map(Arc::new);
-        if token.is_some() && tls.is_none() {
+        let registry = Registry::new();
+        let auth = Arc::new(Auth::open(&config.server.auth, &registry).await?);
+        if auth.wants_token() && tls.is_none() {
             tracing::warn!("server.auth without server.tls_enabled: tokens travel in the clear");
         }
-        if config.metrics.api == Some(true) && (token.is_some() || tls.is_some()) && !http_address.ip().is_loopback() {
+        if config.metrics.api == Some(true) && (auth.wants_token() || tls.is_some()) && !http_address.ip().is_loopback()
+        {
             tracing::warn!("metrics.api beside a guarded gRPC port: findings and the token travel in the clear");
         }
 
-        let registry = Registry::new();
         let patterns = Arc::new(PatternSet::load(config.correlation.patterns.as_deref())?);
         let losses = Arc::new(LossBook::default());
-        let store = Arc::new(FindingStore::new(FINDINGS_MAX));
+        let budget = Budget::of(&config.resources);
+        let entities_max = config.correlation.max_entities.min(budget.entities_max);
+        if entities_max < config.correlation.max_entities {
+            tracing::info!(entities_max, "resources.max_memory_mb has no room for correlation.max_entities");
+        }
+        let store = Arc::new(FindingStore::new(budget.findings_max));
         let finder_config = FinderConfig {
             bus_signals: config.correlation.buffer_size,
             correlation_depth_max: config.correlation.max_correlation_depth as usize,
             ..FinderConfig::default()
         };
-        let topology = Arc::new(Topology::new(config.correlation.max_entities));
+        let topology = Arc::new(Topology::new(entities_max));
         let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
         let finder =
             Finder::start(&finder_config, Arc::clone(&patterns), Arc::clone(&topology), view, Arc::clone(&store))?;
         finder.metrics().register(&registry)?;
         let correlate_config = CorrelateConfig {
-            shards: config.correlation.shards,
+            shards: Some(config.correlation.shards.unwrap_or(budget.shards)),
             window: config.correlation.analysis_window,
-            entities_max: config.correlation.max_entities,
+            entities_max,
+            frames_in_flight: budget.frames_in_flight,
             wanted: patterns.kinds(),
             interest: Some({
                 let patterns = Arc::clone(&patterns);
                 Arc::new(move |signal| patterns.wants(signal))
             }),
-            ..CorrelateConfig::default()
         };
         let correlator = Arc::new(Correlator::start(&correlate_config, topology, losses, Arc::new(finder.bus()))?);
         correlator.register(&registry)?;
@@ -220,7 +228,7 @@ impl Pipeline {
             Arc::clone(&correlator),
             config.metrics.prometheus_enabled,
             if config.serves_api() {
-                api::router(Arc::clone(&store), events.clone(), token.clone())
+                api::router(Arc::clone(&store), events.clone(), Arc::clone(&auth))
             } else {
                 api::router_off()
             },
@@ -229,13 +237,14 @@ impl Pipeline {
 
         let journal = start_journal(config, &store, JournalMetrics::register(&registry)?)?;
         store.set_replaying(true);
-        let archive = open_archive(config, &patterns, Arc::clone(&correlator), finder.bus()).await?;
+        let archive = open_archive(config, &budget, &patterns, Arc::clone(&correlator), finder.bus()).await?;
         store.set_replaying(false);
         archive.metrics().register(&registry)?;
         let tls_metrics = TlsMetrics::register(&registry)?;
         let ingest_metrics = Arc::new(IngestMetrics::register(&registry)?);
         let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
-        let ingest = IngestService::new(&archive, sink, ingest_metrics);
+        let ingest = IngestService::with(&archive, sink, ingest_metrics, ingest_config(config, &budget));
+        watch_memory(config.resources.max_memory_mb, ingest.clone(), &registry, ended.clone())?;
         let status = Arc::new(Status {
             archive: Arc::clone(&archive),
             correlator: Arc::clone(&correlator),
@@ -244,7 +253,8 @@ impl Pipeline {
             started,
         });
 
-        if metrics.set(Metrics::new(registry, Arc::clone(archive.books()))?).is_err() {
+        let sizes = Sizes { store: Arc::clone(&store), topology: Arc::clone(correlator.topology()) };
+        if metrics.set(Metrics::new(registry, Arc::clone(archive.books()), sizes)?).is_err() {
             unreachable!("the metrics are set here and nowhere else");
         }
         let (health_reporter, health) = tonic_health::server::health_reporter();
@@ -273,11 +283,12 @@ impl Pipeline {
             }
         });
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
-            .layer(InterceptorLayer::new(Admission(token)))
+            .layer(GateLayer(auth))
             .add_service(ingest.server())
             .add_service(query::service_with_events(store, status, events))
             .add_service(health)
             .add_service(reflection);
+        let connections_max = config.server.max_concurrent_streams as usize * 5 / 4 + CONNECTIONS_EXTRA;
         let mut grpc_ended = ended.clone();
         let grpc_end = async move {
             // An error means that the other side is gone, which is an end too.
@@ -285,11 +296,11 @@ impl Pipeline {
         };
         let grpc = match tls {
             Some(tls) => {
-                let incoming = tls::incoming(grpc_listener, tls, tls_metrics, ended);
+                let incoming = tls::incoming(grpc_listener, tls, tls_metrics, connections_max, ended);
                 tokio::spawn(grpc.serve_with_incoming_shutdown(incoming, grpc_end))
             }
             None => {
-                let incoming = TcpIncoming::from(grpc_listener).with_nodelay(Some(true));
+                let incoming = tls::incoming_plain(grpc_listener, connections_max, ended);
                 tokio::spawn(grpc.serve_with_incoming_shutdown(incoming, grpc_end))
             }
         };
@@ -349,8 +360,62 @@ fn start_journal(
     Journal::start(&config.archive.dir, store, metrics).map_err(PipelineError::Journal)
 }
 
+fn ingest_config(config: &Config, budget: &Budget) -> IngestConfig {
+    let server = &config.server;
+    let frame_events = match u32::try_from(server.max_batch_size) {
+        Ok(events) if server.max_batch_size < FRAME_EVENTS_MAX => events,
+        // What the wire forbids anyway need not be asked for.
+        _ => 0,
+    };
+    IngestConfig {
+        limits: Limits {
+            events_per_second: server.max_events_per_sec,
+            stream_bytes_per_second: server.max_stream_bytes_per_sec,
+            node_bytes_per_second: server.max_node_bytes_per_sec,
+        },
+        frame_events,
+        streams_max: server.max_concurrent_streams as usize,
+        connection_age: server.max_connection_age,
+        move_on_grace: MOVE_ON_GRACE,
+        in_flight_bytes: budget.in_flight_bytes,
+    }
+}
+
+/// Looks at the resident memory from time to time, until the end.
+fn watch_memory(
+    max_memory_mb: u64,
+    ingest: IngestService<ToShards>,
+    registry: &Registry,
+    mut ended: watch::Receiver<bool>,
+) -> Result<(), prometheus::Error> {
+    let short = IntGauge::new(
+        "tapio_server_memory_short",
+        "1 while resident memory is close to resources.max_memory_mb and collectors are given little credit.",
+    )?;
+    registry.register(Box::new(short.clone()))?;
+    let mut memory = MemoryWatch::new(max_memory_mb);
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(MEMORY_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = ended.wait_for(|end| *end) => return,
+                _ = interval.tick() => {}
+            }
+            let resident = resident_bytes();
+            let is_short = memory.look(resident);
+            if is_short != (short.get() == 1) {
+                tracing::warn!(is_short, resident, max_memory_mb, "memory is short, or is not any more");
+            }
+            short.set(i64::from(is_short));
+            ingest.set_memory_short(is_short);
+        }
+    });
+    Ok(())
+}
+
 async fn open_archive(
     config: &Config,
+    budget: &Budget,
     patterns: &PatternSet,
     correlator: Arc<Correlator>,
     finder: InProcessBus,
@@ -363,6 +428,7 @@ async fn open_archive(
         commit_bytes: config.archive.commit_bytes as usize,
         disk: config.archive.disk,
         segment_bytes: config.archive.segment_bytes,
+        queue_bytes: budget.queue_bytes,
     };
     // A pattern that looks back further than the configured window must find as much after a restart as before; and a minute
     // more brings the descriptions of what was quiet at its beginning.

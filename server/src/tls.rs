@@ -1,26 +1,31 @@
-//! The border of the gRPC side: connections with TLS, and requests with a token.
+//! The border of the gRPC side: connections with TLS.
 //!
 //! What enters: TCP connections. What leaves: those whose handshake succeeded. What must hold: each handshake uses the files as
 //! they are by then, or the last good ones, and running connections keep theirs; a peer that is slow in its handshake holds
-//! up nobody else, and no more than [`HANDSHAKES_MAX`] are under way at a time.
+//! up nobody else for longer than [`HANDSHAKE_PATIENCE`], and no more than [`HANDSHAKES_MAX`] are under way at a time.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tapio_wire::tls::{ServerFiles, Watched};
-use tapio_wire::token::TokenFile;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status};
+
+use crate::connection::Connection;
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at a time; further connections wait in the kernel's queue.
+/// After which time one may be given up for another.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
+/// Handshakes under way at a time.
 const HANDSHAKES_MAX: usize = 256;
 /// How often the files are looked at when nobody connects.
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,13 +45,16 @@ impl TlsMetrics {
     /// # Errors
     /// When another metric has one of their names.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let handshakes = Opts::new("tapio_server_tls_handshakes_total", "TLS handshakes, by how they ended");
+        let handshakes = Opts::new(
+            "tapio_server_tls_handshakes_total",
+            "TLS handshakes, by how they ended; given_up: for another, while all places were taken by slow ones.",
+        );
         let metrics = Self {
             handshakes: IntCounterVec::new(handshakes, &["result"])?,
-            stale: IntGauge::new("tapio_server_tls_stale", "1 while the TLS files cannot be used and older ones are")?,
+            stale: IntGauge::new("tapio_server_tls_stale", "1 while the TLS files cannot be used and older ones are.")?,
             expires: IntGauge::new(
                 "tapio_server_tls_expires_timestamp_seconds",
-                "When the certificate in use expires",
+                "When the certificate in use expires, seconds since 1970.",
             )?,
         };
         registry.register(Box::new(metrics.handshakes.clone()))?;
@@ -61,15 +69,59 @@ impl TlsMetrics {
     }
 }
 
+/// Connections in the clear, until `end` changes.
+pub fn incoming_plain(
+    listener: TcpListener,
+    connections_max: usize,
+    end: watch::Receiver<bool>,
+) -> ReceiverStream<io::Result<Connection<TcpStream>>> {
+    let (ready, connections) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut end = end;
+        let places = Arc::new(Semaphore::new(connections_max));
+        loop {
+            let accepted = tokio::select! {
+                () = ended(&mut end) => return,
+                accepted = accept_one(&listener, &places) => accepted,
+            };
+            let Some((stream, place)) = accepted else { return };
+            if ready.send(Ok(Connection::new(stream, place))).await.is_err() {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+/// The next connection, when there is a place for it; until then it waits in the kernel's queue.
+async fn accept_one(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Acknowledgements are small and must not wait for more of them.
+                let _ = stream.set_nodelay(true);
+                return Some((stream, place));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
 /// Connections whose handshake has succeeded, until `end` changes.
 pub fn incoming(
     listener: TcpListener,
     tls: Arc<Watched<ServerFiles>>,
     metrics: TlsMetrics,
+    connections_max: usize,
     end: watch::Receiver<bool>,
-) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
+) -> ReceiverStream<io::Result<Connection<TlsStream<TcpStream>>>> {
     let (ready, connections) = mpsc::channel(1);
-    tokio::spawn(accept(listener, tls, Arc::new(metrics), ready, end));
+    let places = Arc::new(Semaphore::new(connections_max));
+    tokio::spawn(accept(listener, tls, Arc::new(metrics), places, ready, end));
     ReceiverStream::new(connections)
 }
 
@@ -77,41 +129,44 @@ async fn accept(
     listener: TcpListener,
     tls: Arc<Watched<ServerFiles>>,
     metrics: Arc<TlsMetrics>,
-    ready: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
+    places: Arc<Semaphore>,
+    ready: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
     mut end: watch::Receiver<bool>,
 ) {
-    let under_way = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut handshakes = Handshakes { slots: Arc::new(Semaphore::new(HANDSHAKES_MAX)), under_way: VecDeque::new() };
     let mut interval = tokio::time::interval(FILES_INTERVAL);
     loop {
-        let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else { return };
-        let stream = loop {
+        let (stream, place) = loop {
             tokio::select! {
                 () = ended(&mut end) => return,
                 _ = interval.tick() => {
                     tls.refresh();
                     metrics.state(&tls);
                 }
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => break stream,
-                    Err(error) => {
-                        tracing::debug!(%error, "a connection was not accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
+                accepted = accept_one(&listener, &places) => match accepted {
+                    Some(accepted) => break accepted,
+                    None => return,
                 },
             }
         };
+        let slot = tokio::select! {
+            () = ended(&mut end) => return,
+            slot = handshakes.slot(&metrics) => slot,
+        };
+        let Some(slot) = slot else { return };
         let acceptor = TlsAcceptor::from(tls.current());
         metrics.state(&tls);
         let (metrics, ready) = (Arc::clone(&metrics), ready.clone());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let peer = stream.peer_addr().ok();
-            // Acknowledgements are small and must not wait for more of them.
-            let _ = stream.set_nodelay(true);
             let result = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    drop(permit);
-                    // The server has ended when nobody takes it.
-                    let _ = ready.send(Ok(stream)).await;
+                    drop(slot);
+                    // Not this task's end: a handshake that has succeeded cannot be given up for another any more.
+                    tokio::spawn(async move {
+                        // The server has ended when nobody takes it.
+                        let _ = ready.send(Ok(Connection::new(stream, place))).await;
+                    });
                     "ok"
                 }
                 Ok(Err(error)) => {
@@ -122,30 +177,44 @@ async fn accept(
             };
             metrics.handshakes.with_label_values(&[result]).inc();
         });
+        handshakes.under_way.push_back((Instant::now(), task.abort_handle()));
+    }
+}
+
+/// The handshakes under way, oldest first.
+struct Handshakes {
+    slots: Arc<Semaphore>,
+    under_way: VecDeque<(Instant, AbortHandle)>,
+}
+
+impl Handshakes {
+    /// A slot for one more. When all are taken by peers that take their time, the one that has taken the most is given up: a
+    /// sound handshake takes milliseconds.
+    async fn slot(&mut self, metrics: &TlsMetrics) -> Option<OwnedSemaphorePermit> {
+        self.under_way.retain(|(_, task)| !task.is_finished());
+        loop {
+            let oldest = self.under_way.front().map(|(since, _)| *since + HANDSHAKE_PATIENCE);
+            let too_long = async {
+                match oldest {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                slot = Arc::clone(&self.slots).acquire_owned() => return slot.ok(),
+                () = too_long => {
+                    if let Some((_, task)) = self.under_way.pop_front().filter(|(_, task)| !task.is_finished()) {
+                        task.abort();
+                        metrics.handshakes.with_label_values(&["given_up"]).inc();
+                    }
+                }
+            }
+        }
     }
 }
 
 async fn ended(end: &mut watch::Receiver<bool>) {
     // An error means that the other side is gone, which is an end too.
     let _ = end.wait_for(|end| *end).await;
-}
-
-/// Lets requests with the right token in; all of them where none is configured.
-#[derive(Clone)]
-pub struct Admission(pub Option<Arc<TokenFile>>);
-
-impl tonic::service::Interceptor for Admission {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        match &self.0 {
-            Some(token)
-                if !token.admits(request.metadata().get("authorization").map(|value| value.as_encoded_bytes())) =>
-            {
-                Err(Status::unauthenticated(
-                    "the token is missing or wrong; set grpc.token_file of the collector (tapioctl: --token-file) to a file \
-                     with the content of server.auth.token_file",
-                ))
-            }
-            _ => Ok(request),
-        }
-    }
 }

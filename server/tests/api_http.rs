@@ -4,15 +4,16 @@ mod archive_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use archive_support::*;
 use serde_json::Value;
 use tapio_server::api;
+use tapio_server::auth::{Auth, AuthSection};
 use tapio_server::findings::FindingStore;
 use tapio_server::query::EventSource;
 use tapio_wire::service::{EntityRef, Finding};
-use tapio_wire::token::TokenFile;
 
 struct Server {
     address: SocketAddr,
@@ -41,7 +42,7 @@ fn serve() -> Server {
     serve_to(None)
 }
 
-fn serve_to(token: Option<Arc<TokenFile>>) -> Server {
+fn serve_to(token_file: Option<PathBuf>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let archive = open(plain(dir.path()));
     append_each(&archive, &mut Frames::new("n1", 1), 30);
@@ -51,7 +52,9 @@ fn serve_to(token: Option<Arc<TokenFile>>) -> Server {
         store.publish(finding(number, if number > 15 { "critical" } else { "low" }));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), token);
+    let section = AuthSection { token_file, ..AuthSection::default() };
+    let auth = runtime.block_on(Auth::open(&section, &prometheus::Registry::new())).unwrap();
+    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), Arc::new(auth));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     runtime.spawn(async move { axum::serve(listener, router).await });
@@ -112,7 +115,7 @@ fn findings_come_in_pages_newest_first_and_narrowed() {
 fn nothing_is_told_without_the_token() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "open-sesame\n").unwrap();
-    let server = serve_to(Some(Arc::new(TokenFile::load(file.path().into()).unwrap())));
+    let server = serve_to(Some(file.path().into()));
     let status = |path: &str, headers: &str| {
         let mut text = String::new();
         server.ask_with(path, headers).read_to_string(&mut text).unwrap();

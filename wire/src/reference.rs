@@ -26,6 +26,8 @@ pub struct Key {
     pub default: Option<String>,
     /// As YAML.
     pub example: Option<String>,
+    /// In a section that need not be there at all: the default holds once it is.
+    pub is_optional: bool,
 }
 
 impl Key {
@@ -76,7 +78,7 @@ pub fn markdown(keys: &[Key], live: &[&str]) -> String {
 
 /// A file with every key at its default and what it means above it; a key that has no default stands as a comment.
 pub fn yaml_of_defaults(keys: &[Key]) -> String {
-    yaml(keys, true, |key| key.default.as_deref())
+    yaml(keys, true, |key| key.default.as_deref().filter(|_| !key.is_optional))
 }
 
 /// A file with every key set, to its example where it has one.
@@ -136,7 +138,11 @@ fn walk(root: &Value, section: &Value, prefix: &str, depth: usize, keys: &mut Ve
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         let target = resolve(root, property);
         if target.get("properties").is_some() && !is_duration(target) && depth < DEPTH_MAX {
+            let first = keys.len();
             walk(root, target, &path, depth + 1, keys);
+            if property.get("anyOf").is_some() {
+                keys[first..].iter_mut().for_each(|key| key.is_optional = true);
+            }
             continue;
         }
         let (kind, choices) = describe(root, target, name);
@@ -151,6 +157,7 @@ fn walk(root: &Value, section: &Value, prefix: &str, depth: usize, keys: &mut Ve
             meaning,
             default: property.get("default").and_then(|value| scalar(value, name)),
             example: example.and_then(|value| scalar(value, name)),
+            is_optional: false,
             path,
         });
     }

@@ -81,6 +81,8 @@ pub struct ArchiveConfig {
     pub commit_bytes: usize,
     pub disk: DiskChoice,
     pub segment_bytes: u64,
+    /// Frames that wait for the writer; [`QUEUE_BYTES_MAX`] at the most, and room for one frame at least.
+    pub queue_bytes: usize,
 }
 
 impl ArchiveConfig {
@@ -94,6 +96,7 @@ impl ArchiveConfig {
             commit_bytes: COMMIT_BYTES_DEFAULT,
             disk: DiskChoice::Auto,
             segment_bytes: 64 << 20,
+            queue_bytes: QUEUE_BYTES_MAX,
         }
     }
 }
@@ -165,6 +168,7 @@ pub struct Closed;
 pub struct Appender {
     queue: mpsc::Sender<Queued>,
     room: Arc<Semaphore>,
+    queue_bytes: usize,
     metrics: Arc<ArchiveMetrics>,
 }
 
@@ -178,7 +182,7 @@ pub struct Room {
 impl Appender {
     /// Waits for room for a frame of `bytes` bytes. Nothing happens when the future is dropped.
     pub async fn reserve(&self, bytes: usize) -> Result<Room, Closed> {
-        let wanted = bytes.min(QUEUE_BYTES_MAX) as u32;
+        let wanted = bytes.min(self.queue_bytes) as u32;
         let room = Arc::clone(&self.room).acquire_many_owned(wanted).await.map_err(|_| Closed)?;
         let slot = self.queue.clone().reserve_owned().await.map_err(|_| Closed)?;
         Ok(Room { slot, bytes: room, metrics: Arc::clone(&self.metrics) })
@@ -193,7 +197,12 @@ impl Appender {
 
     /// Bytes that wait for the writer.
     pub fn backlog_bytes(&self) -> u64 {
-        (QUEUE_BYTES_MAX - self.room.available_permits().min(QUEUE_BYTES_MAX)) as u64
+        (self.queue_bytes - self.room.available_permits().min(self.queue_bytes)) as u64
+    }
+
+    /// Bytes that may wait for it.
+    pub fn queue_bytes(&self) -> u64 {
+        self.queue_bytes as u64
     }
 }
 
@@ -296,6 +305,7 @@ impl Archive {
 
         let books = Arc::new(Mutex::new(recovered.books));
         let (sender, queue) = mpsc::channel(QUEUE_FRAMES_MAX);
+        let queue_bytes = config.queue_bytes.clamp(tapio_wire::limits::FRAME_BYTES_MAX, QUEUE_BYTES_MAX);
         let (stop, stopped) = watch::channel(false);
         let (state_sender, state) = watch::channel(ArchiveState::NotReady("the archive is being opened".to_owned()));
         let writer = Writer {
@@ -304,7 +314,7 @@ impl Archive {
             max_bytes: config.max_bytes,
             max_age: config.max_age,
             commit_interval: config.commit_interval,
-            commit_bytes: config.commit_bytes.clamp(1, QUEUE_BYTES_MAX),
+            commit_bytes: config.commit_bytes.clamp(1, queue_bytes),
             queue,
             stop: stopped,
             state: state_sender,
@@ -330,7 +340,8 @@ impl Archive {
         Ok(Self {
             appender: Appender {
                 queue: sender,
-                room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+                room: Arc::new(Semaphore::new(queue_bytes)),
+                queue_bytes,
                 metrics: Arc::clone(&metrics),
             },
             books,

@@ -1,6 +1,6 @@
 //! What correlation exports.
 
-use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::shard::ShardGauges;
 
@@ -11,6 +11,7 @@ pub(super) struct Metrics {
     entities: IntGaugeVec,
     queue_frames: IntGaugeVec,
     core: IntGaugeVec,
+    frame_seconds: Histogram,
 }
 
 impl Metrics {
@@ -32,6 +33,13 @@ impl Metrics {
                 "tapio_server_correlate_core",
                 "The core that a correlation shard is pinned to, -1 when it is not.",
             )?,
+            frame_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tapio_server_correlate_frame_seconds",
+                    "Time from a frame's delivery to correlation until a shard has worked through its part of it.",
+                )
+                .buckets(prometheus::exponential_buckets(0.000_031_25, 2.0, 16)?),
+            )?,
         })
     }
 
@@ -43,6 +51,7 @@ impl Metrics {
             entities: self.entities.with_label_values(&[&label]),
             queue_frames: self.queue_frames.with_label_values(&[&label]),
             core: self.core.with_label_values(&[&label]),
+            frame_seconds: self.frame_seconds.clone(),
         };
         gauges.core.set(-1);
         gauges
@@ -53,6 +62,7 @@ impl Metrics {
         registry.register(Box::new(self.evicted.clone()))?;
         registry.register(Box::new(self.entities.clone()))?;
         registry.register(Box::new(self.queue_frames.clone()))?;
+        registry.register(Box::new(self.frame_seconds.clone()))?;
         registry.register(Box::new(self.core.clone()))
     }
 }

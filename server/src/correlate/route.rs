@@ -3,6 +3,7 @@
 //! What must hold: every event of a frame is on exactly one shard's list, and all events of an entity on the same shard's.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tapio_wire::frame::Frame;
 use tokio::sync::OwnedSemaphorePermit;
@@ -15,6 +16,7 @@ pub struct RoutedFrame {
     frame: Arc<Frame>,
     /// By shard; empty when there is only one, which then takes all.
     lists: Vec<Vec<u32>>,
+    routed: Instant,
     /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -30,7 +32,12 @@ impl RoutedFrame {
                 lists[shard_of(node.id, event.entity.to_native(), shards)].push(index as u32);
             }
         }
-        Self { node, frame, lists, _permit: permit }
+        Self { node, frame, lists, routed: Instant::now(), _permit: permit }
+    }
+
+    /// How long ago it was routed.
+    pub fn age(&self) -> Duration {
+        self.routed.elapsed()
     }
 
     /// The node that sent it.

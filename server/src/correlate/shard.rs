@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::Semaphore;
 
 use super::bus::{BusClosed, SignalBus};
@@ -27,6 +27,8 @@ pub struct ShardGauges {
     pub queue_frames: IntGauge,
     /// The core it is pinned to, -1 when it is not.
     pub core: IntGauge,
+    /// All shards'.
+    pub frame_seconds: Histogram,
 }
 
 /// The state of one shard and the work on it; [`run`] gives it a thread.
@@ -200,6 +202,7 @@ pub(super) fn run(
                 permits.close();
             }
         }
+        shared.gauges.frame_seconds.observe(routed.age().as_secs_f64());
         let table = shard.table();
         shared.gauges.entities.set(table.len() as i64);
         let evicted = &shared.gauges.evicted;

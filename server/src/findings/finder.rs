@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
@@ -62,6 +63,8 @@ pub struct FinderMetrics {
     forgotten: IntCounter,
     exhausted: IntCounter,
     nodes: IntGauge,
+    queue_signals: IntGauge,
+    signal_seconds: Histogram,
 }
 
 impl FinderMetrics {
@@ -84,6 +87,14 @@ impl FinderMetrics {
                 "Searches for evidence given up because there was too much to look at.",
             )?,
             nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose signals the finder has dealt with lately.")?,
+            queue_signals: IntGauge::new("tapio_server_finder_queue_signals", "Signals that wait for the finder.")?,
+            signal_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tapio_server_finder_signal_seconds",
+                    "Time that the finder took for a signal: remembering it, and looking at the findings that it touches.",
+                )
+                .buckets(prometheus::exponential_buckets(0.000_001, 4.0, 12)?),
+            )?,
         })
     }
 
@@ -96,6 +107,8 @@ impl FinderMetrics {
         registry.register(Box::new(self.findings.clone()))?;
         registry.register(Box::new(self.forgotten.clone()))?;
         registry.register(Box::new(self.exhausted.clone()))?;
+        registry.register(Box::new(self.queue_signals.clone()))?;
+        registry.register(Box::new(self.signal_seconds.clone()))?;
         registry.register(Box::new(self.nodes.clone()))
     }
 }
@@ -189,7 +202,12 @@ impl Worker {
     fn run(&mut self, receiver: &Receiver<Message>) {
         while let Ok(message) = receiver.recv() {
             match message {
-                Message::Signal(signal) => self.take(*signal),
+                Message::Signal(signal) => {
+                    let began = Instant::now();
+                    self.take(*signal);
+                    self.metrics.signal_seconds.observe(began.elapsed().as_secs_f64());
+                    self.metrics.queue_signals.set(receiver.len() as i64);
+                }
                 Message::Renamed => {}
                 Message::Barrier(done) => {
                     self.rename();

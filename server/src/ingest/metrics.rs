@@ -4,6 +4,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 use tapio_wire::event::{Lane, SOURCES, Source};
 use tapio_wire::frame::Header;
 
+use super::rate::Waited;
+
 /// See the module.
 #[derive(Debug)]
 pub struct IngestMetrics {
@@ -14,6 +16,8 @@ pub struct IngestMetrics {
     pub(super) acks: IntCounter,
     pub(super) streams: IntGauge,
     pub(super) accept_seconds: Histogram,
+    pub(super) moved_on: IntCounter,
+    pub(super) waited: Waited,
     refused: IntCounterVec,
     events: IntCounterVec,
     lethal_events: [IntCounter; SOURCES],
@@ -51,6 +55,8 @@ impl IngestMetrics {
             bytes: counter("bytes_total", "Bytes of accepted frames.")?,
             duplicates: counter("duplicates_total", "Frames that had been accepted before.")?,
             takeovers: counter("takeovers_total", "Streams that were cancelled because their node opened another.")?,
+            moved_on: counter("moved_on_total", "Streams that were asked to move on because of their age.")?,
+            waited: Waited::register(registry)?,
             acks: counter("acks_total", "Acknowledgements sent.")?,
             refused: counters("refused_total", "Streams refused, by what was wrong with them.", &["reason"])?,
             lethal_events: of_lane(Lane::Lethal),

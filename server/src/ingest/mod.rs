@@ -11,11 +11,13 @@
 //! ```
 
 mod metrics;
+mod rate;
 mod refusal;
 mod registry;
 mod stream;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,8 +31,12 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use metrics::IngestMetrics;
+pub use rate::Limits;
 
-use crate::archive::{Appender, Archive, ArchiveState, Books, QUEUE_BYTES_MAX};
+use crate::archive::{Appender, Archive, ArchiveState, Books};
+use crate::auth::Caller;
+use rate::{Pace, Rate};
+use refusal::Refusal;
 use registry::Registry;
 
 /// Bytes that a collector may have unacknowledged while all is well.
@@ -48,6 +54,14 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const _: () = assert!(STREAM_WINDOW_BYTES as usize > MESSAGE_BYTES_MAX);
 const _: () = assert!(CREDIT_BYTES_MIN < CREDIT_BYTES);
 
+/// What a collector may have in flight while a rate limit holds it, or memory is short: it may always send one frame.
+pub const CREDIT_BYTES_HELD: u64 = 256 << 10;
+/// Streams beyond a quarter more than there may be, until they have said who they are.
+const STREAMS_EXTRA: usize = 16;
+/// How long a stream that was asked to move on may take.
+pub const MOVE_ON_GRACE: Duration = Duration::from_secs(30);
+const _: () = assert!(CREDIT_BYTES_HELD < CREDIT_BYTES_MIN);
+
 /// Responses that wait for a peer to read them.
 const RESPONSES_MAX: usize = 2;
 
@@ -63,8 +77,41 @@ impl<S: FrameSink> FrameSink for Arc<S> {
     }
 }
 
+/// How much the ingest takes, from how many.
+#[derive(Clone, Copy, Debug)]
+pub struct IngestConfig {
+    pub limits: Limits,
+    /// Events in a frame that collectors are asked for; larger frames are taken all the same.
+    pub frame_events: u32,
+    /// Streams of collectors.
+    pub streams_max: usize,
+    /// A stream is asked to move on after this, give or take a tenth; 0 for never.
+    pub connection_age: Duration,
+    /// How long it may then take.
+    pub move_on_grace: Duration,
+    /// Bytes that all collectors together are invited to have in flight.
+    pub in_flight_bytes: u64,
+}
+
+impl Default for IngestConfig {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            frame_events: 0,
+            streams_max: 1000,
+            connection_age: Duration::ZERO,
+            move_on_grace: MOVE_ON_GRACE,
+            in_flight_bytes: u64::MAX,
+        }
+    }
+}
+
 /// What all streams share.
 struct Shared<S> {
+    config: IngestConfig,
+    events_rate: Option<Arc<Rate>>,
+    /// Resident memory is close to its limit.
+    is_memory_short: AtomicBool,
     sink: S,
     appender: Appender,
     books: Arc<Mutex<Books>>,
@@ -76,13 +123,21 @@ struct Shared<S> {
 }
 
 impl<S> Shared<S> {
-    fn credit_bytes(&self) -> u64 {
-        if *self.archive_state.borrow() != ArchiveState::Ready {
-            return CREDIT_BYTES_MIN;
+    /// What one stream may have in flight now.
+    fn credit_bytes(&self, pace: &Pace) -> u64 {
+        // Relaxed: a moment earlier or later is all the same.
+        if self.is_memory_short.load(Ordering::Relaxed) {
+            return CREDIT_BYTES_HELD;
         }
-        let limit = QUEUE_BYTES_MAX as u64;
+        let held = pace.credit_bytes().map_or(u64::MAX, |credit| credit.max(CREDIT_BYTES_HELD));
+        if *self.archive_state.borrow() != ArchiveState::Ready {
+            return CREDIT_BYTES_MIN.min(held);
+        }
+        let limit = self.appender.queue_bytes();
         let room = limit.saturating_sub(self.appender.backlog_bytes());
-        (CREDIT_BYTES * room / limit).max(CREDIT_BYTES_MIN)
+        let open = (*self.open.borrow()).max(1) as u64;
+        let share = (self.config.in_flight_bytes / open).max(CREDIT_BYTES_HELD);
+        (CREDIT_BYTES * room / limit).max(CREDIT_BYTES_MIN).min(share).min(held)
     }
 }
 
@@ -100,13 +155,23 @@ impl<S> Clone for IngestService<S> {
 impl<S: FrameSink> IngestService<S> {
     /// A service that archives to `archive` and delivers to `sink`.
     pub fn new(archive: &Archive, sink: S, metrics: Arc<IngestMetrics>) -> Self {
+        Self::with(archive, sink, metrics, IngestConfig::default())
+    }
+
+    /// A service with limits.
+    pub fn with(archive: &Archive, sink: S, metrics: Arc<IngestMetrics>, config: IngestConfig) -> Self {
+        let events_rate = Rate::new(config.limits.events_per_second, &metrics.waited.events).map(Arc::new);
+        let node_rate = (config.limits.node_bytes_per_second, metrics.waited.node.clone());
         Self {
             shared: Arc::new(Shared {
+                config,
+                events_rate,
+                is_memory_short: AtomicBool::new(false),
                 sink,
                 appender: archive.appender(),
                 books: Arc::clone(archive.books()),
                 archive_state: archive.state(),
-                registry: Registry::default(),
+                registry: Registry::new(config.streams_max, node_rate),
                 metrics,
                 draining: watch::Sender::new(false),
                 open: watch::Sender::new(0),
@@ -117,6 +182,11 @@ impl<S: FrameSink> IngestService<S> {
     /// For the gRPC server; see also [`settings`].
     pub fn server(&self) -> IngestServer<Self> {
         IngestServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Tells whether memory is short: then collectors are to send no more than they must.
+    pub fn set_memory_short(&self, is_short: bool) {
+        self.shared.is_memory_short.store(is_short, Ordering::Relaxed);
     }
 
     /// Whether a node has a stream.
@@ -174,9 +244,18 @@ impl<S: FrameSink> Ingest for IngestService<S> {
         if *self.shared.draining.borrow() {
             return Err(Status::unavailable("the server is shutting down"));
         }
+        // Those that have not said hello yet count too; a node that comes back while its old stream lingers must get in.
+        let streams_max = self.shared.config.streams_max;
+        if *self.shared.open.borrow() > streams_max + streams_max / 4 + STREAMS_EXTRA {
+            let refusal = Refusal::TooManyStreams(streams_max);
+            self.shared.metrics.count_refusal(refusal.label());
+            return Err(refusal.status());
+        }
         let (responses, receiver) = mpsc::channel(RESPONSES_MAX);
+        // Without a gate before it there is nobody who would know more than the hello says.
+        let caller = request.extensions().get::<Arc<Caller>>().cloned().unwrap_or_default();
         tokio::spawn(async move {
-            stream::serve(&open.shared, request.into_inner(), responses).await;
+            stream::serve(&open.shared, &caller, request.into_inner(), responses).await;
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

@@ -23,6 +23,8 @@ pub enum Refusal {
     NodeName,
     #[error("node id {declared:#x} is not that of the node's name, {expected:#x}")]
     NodeId { declared: u64, expected: u64 },
+    #[error("{identity} may not ship for node `{node}`: its certificate or its token is another node's")]
+    NotItsNode { node: String, identity: String },
     #[error(
         "frame version {0} is not supported; this server speaks {VERSION_OLDEST} to {VERSION}: upgrade the servers first"
     )]
@@ -34,6 +36,8 @@ pub enum Refusal {
     OldEpoch { epoch: u64, newest: u64 },
     #[error("too many nodes")]
     TooManyNodes,
+    #[error("this server has {0} streams already (server.max_concurrent_streams): try another one, or later")]
+    TooManyStreams(usize),
     #[error(transparent)]
     Frame(#[from] FrameError),
     #[error("the frame is of node {frame:#x}, the stream of node {stream:#x}")]
@@ -58,9 +62,11 @@ impl Refusal {
             Self::EmptyMessage => "empty_message",
             Self::NodeName => "node_name",
             Self::NodeId { .. } => "node_id",
+            Self::NotItsNode { .. } => "not_its_node",
             Self::Version(_) => "hello_version",
             Self::OldEpoch { .. } => "old_epoch",
             Self::TooManyNodes => "too_many_nodes",
+            Self::TooManyStreams(_) => "too_many_streams",
             Self::Frame(error) => error.label(),
             Self::ForeignNode { .. } => "foreign_node",
             Self::ForeignEpoch { .. } => "foreign_epoch",
@@ -80,8 +86,10 @@ impl Refusal {
                 status
             }
             Self::Version(_) | Self::NodeId { .. } => Status::failed_precondition(text),
-            Self::ForeignNode { .. } | Self::ForeignEpoch { .. } => Status::permission_denied(text),
-            Self::TooManyNodes => Status::resource_exhausted(text),
+            Self::ForeignNode { .. } | Self::ForeignEpoch { .. } | Self::NotItsNode { .. } => {
+                Status::permission_denied(text)
+            }
+            Self::TooManyNodes | Self::TooManyStreams(_) => Status::resource_exhausted(text),
             Self::HelloTimeout(_) => Status::deadline_exceeded(text),
             _ => Status::invalid_argument(text),
         }

@@ -5,12 +5,14 @@
 //! order in which they reach archive and correlator, since [`Progress`] is locked from the one to the other.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
+use prometheus::Counter;
 use tokio::sync::{Notify, watch};
 
+use super::rate::Rate;
 use super::refusal::Refusal;
 use crate::archive::books::NODES_MAX;
 use crate::archive::{Acknowledged, Books, Durable, lock_books};
@@ -21,6 +23,8 @@ pub(super) struct Node {
     pub name: Arc<str>,
     /// Held from a frame's sequence check until its delivery. `None` until a stream was current.
     pub progress: tokio::sync::Mutex<Option<Progress>>,
+    /// How fast it may ship, over all its streams.
+    pub rate: Option<Arc<Rate>>,
     /// The newest epoch of a stream, and its last durable frame.
     pub durable: watch::Sender<DurableTo>,
     current: Mutex<Current>,
@@ -62,10 +66,14 @@ impl Durable for Node {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Registry {
     nodes: Mutex<HashMap<u64, Arc<Node>, RandomState>>,
     streams: AtomicU64,
+    /// Nodes that have a stream, and how many may have one.
+    connected: Arc<AtomicUsize>,
+    streams_max: usize,
+    /// Bytes a second for each node, and where the waiting is counted.
+    rate: (u64, Counter),
 }
 
 /// A stream's place in the registry, given up when it is dropped.
@@ -78,10 +86,16 @@ pub(super) struct Place {
     pub taken_over: Arc<Notify>,
     /// It cancelled an earlier stream of its node.
     pub took_over: bool,
-    stream: u64,
+    pub stream: u64,
+    connected: Arc<AtomicUsize>,
 }
 
 impl Registry {
+    pub fn new(streams_max: usize, rate: (u64, Counter)) -> Self {
+        let (nodes, streams, connected) = (Mutex::default(), AtomicU64::new(0), Arc::default());
+        Self { nodes, streams, connected, streams_max, rate }
+    }
+
     /// Makes a stream the current one of its node.
     pub async fn enter(
         &self,
@@ -102,6 +116,11 @@ impl Registry {
             if epoch < newest {
                 return Err(Refusal::OldEpoch { epoch, newest });
             }
+            // Relaxed: a count; the streams of one node are serialised by its lock.
+            if current.stream.is_none() && self.connected.fetch_add(1, Ordering::Relaxed) >= self.streams_max {
+                self.connected.fetch_sub(1, Ordering::Relaxed);
+                return Err(Refusal::TooManyStreams(self.streams_max));
+            }
             current.newest_epoch = epoch;
             current.stream.replace((stream, Arc::clone(&taken_over)))
         };
@@ -109,7 +128,15 @@ impl Registry {
         if let Some((_, earlier)) = &earlier {
             earlier.notify_one();
         }
-        let mut place = Place { node, epoch, durable_seq: 0, taken_over, took_over: earlier.is_some(), stream };
+        let mut place = Place {
+            node,
+            epoch,
+            durable_seq: 0,
+            taken_over,
+            took_over: earlier.is_some(),
+            stream,
+            connected: Arc::clone(&self.connected),
+        };
         let node = Arc::clone(&place.node);
         let mut progress = node.progress.lock().await;
         let mut known = match *progress {
@@ -155,6 +182,7 @@ impl Registry {
         let node = Arc::new(Node {
             id,
             name: name.into(),
+            rate: Rate::new(self.rate.0, &self.rate.1).map(Arc::new),
             progress: tokio::sync::Mutex::default(),
             durable: watch::Sender::new(DurableTo::default()),
             current: Mutex::default(),
@@ -177,6 +205,7 @@ impl Drop for Place {
         let mut current = lock(&self.node.current);
         if matches!(current.stream, Some((stream, _)) if stream == self.stream) {
             current.stream = None;
+            self.connected.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -7,12 +7,15 @@
 
 use std::error::Error as _;
 use std::future::Future;
+use std::hash::BuildHasher;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tapio_wire::frame::{Frame, Header, VERSION, VERSION_OLDEST};
+use tapio_wire::ledger::Ledger;
 use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
 use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::{Notify, mpsc};
@@ -20,11 +23,13 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::rate::{Pace, Rate};
 use super::refusal::Refusal;
 use super::registry::{Place, Progress};
 use super::{FrameSink, Shared};
 use crate::archive::index::Summary;
 use crate::archive::{Acknowledged, Append, Durable};
+use crate::auth::Caller;
 
 /// How long a stream may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +44,8 @@ enum End {
     Finished,
     /// The server shuts down.
     Draining,
+    /// It was asked to move on, and did not.
+    Aged,
     TakenOver,
     Refused(Refusal),
     /// gRPC itself failed: the connection, or a message that is no protobuf.
@@ -53,13 +60,18 @@ impl From<Refusal> for End {
 }
 
 /// Serves a stream from its first message to its end.
-pub(super) async fn serve<S: FrameSink>(shared: &Shared<S>, mut inbound: Streaming<ShipRequest>, responses: Responses) {
+pub(super) async fn serve<S: FrameSink>(
+    shared: &Shared<S>,
+    caller: &Caller,
+    mut inbound: Streaming<ShipRequest>,
+    responses: Responses,
+) {
     let hello = match timeout(HELLO_TIMEOUT, first_message(&mut inbound)).await {
         Ok(hello) => hello,
         Err(_) => Err(Refusal::HelloTimeout(HELLO_TIMEOUT).into()),
     };
     let place = match hello {
-        Ok(hello) => enter(shared, &hello).await.map(|place| (place, hello.version)),
+        Ok(hello) => enter(shared, caller, &hello).await.map(|place| (place, hello.version)),
         Err(end) => Err(end),
     };
     let end = match place {
@@ -69,6 +81,7 @@ pub(super) async fn serve<S: FrameSink>(shared: &Shared<S>, mut inbound: Streami
     let status = match end {
         End::Finished => return,
         End::Draining => Status::unavailable("the server is shutting down"),
+        End::Aged => Status::unavailable("this stream has reached server.max_connection_age: open another one"),
         End::ArchiveClosed => Status::unavailable("the archive is closed"),
         End::TakenOver => Status::aborted("another stream of this node took over"),
         End::Refused(refusal) => {
@@ -99,7 +112,7 @@ async fn first_message(inbound: &mut Streaming<ShipRequest>) -> Result<Hello, En
     }
 }
 
-async fn enter<S: FrameSink>(shared: &Shared<S>, hello: &Hello) -> Result<Place, End> {
+async fn enter<S: FrameSink>(shared: &Shared<S>, caller: &Caller, hello: &Hello) -> Result<Place, End> {
     let name = hello.node.as_str();
     if name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(Refusal::NodeName.into());
@@ -107,6 +120,9 @@ async fn enter<S: FrameSink>(shared: &Shared<S>, hello: &Hello) -> Result<Place,
     let expected = tapio_wire::node_id(name);
     if hello.node_id != expected {
         return Err(Refusal::NodeId { declared: hello.node_id, expected }.into());
+    }
+    if !caller.may_be(name) {
+        return Err(Refusal::NotItsNode { node: name.into(), identity: caller.identity.clone() }.into());
     }
     if !(u32::from(VERSION_OLDEST)..=u32::from(VERSION)).contains(&hello.version) {
         return Err(Refusal::Version(hello.version).into());
@@ -125,6 +141,7 @@ async fn enter<S: FrameSink>(shared: &Shared<S>, hello: &Hello) -> Result<Place,
         durable_seq = place.durable_seq,
         revision = hello.revision,
         took_over = place.took_over,
+        identity = caller.identity,
         "collector connected"
     );
     Ok(place)
@@ -141,18 +158,26 @@ async fn exchange<S: FrameSink>(
     let mut durable = place.node.durable.subscribe();
     let mut archive_state = shared.archive_state.clone();
     archive_state.mark_unchanged();
-    let acknowledge = Notify::new();
-    let mut read = pin!(read(shared, place, inbound, &acknowledge));
+    let pace = Pace {
+        stream: Rate::new(shared.config.limits.stream_bytes_per_second, &shared.metrics.waited.stream),
+        node: place.node.rate.clone(),
+        events: shared.events_rate.clone(),
+    };
+    let (acknowledge, leave) = (Notify::new(), Notify::new());
+    let mut read = pin!(read(shared, place, &pace, inbound, &acknowledge, &leave));
+    let mut age = pin!(aged(shared.config.connection_age, place.stream));
+    let (mut move_on, mut has_left) = (false, false);
     let mut ended: Option<(End, u64)> = None;
     let mut next = Some(ship_response::Kind::Welcome(Welcome {
         version,
         durable_seq: place.durable_seq,
-        credit_bytes: shared.credit_bytes(),
+        credit_bytes: shared.credit_bytes(&pace),
+        frame_events: shared.config.frame_events,
     }));
     let mut due = true;
     loop {
         match &ended {
-            Some((End::Finished | End::Draining, accepted)) => {
+            Some((End::Finished | End::Draining | End::Aged, accepted)) => {
                 let latest = *durable.borrow();
                 if !due && (latest.seq >= *accepted || latest.epoch != place.epoch) {
                     break;
@@ -176,7 +201,8 @@ async fn exchange<S: FrameSink>(
                         shared.metrics.acks.inc();
                         ship_response::Kind::Ack(Ack {
                             durable_seq: latest.seq,
-                            credit_bytes: shared.credit_bytes(),
+                            credit_bytes: shared.credit_bytes(&pace),
+                            move_on,
                         })
                     }
                 };
@@ -188,6 +214,17 @@ async fn exchange<S: FrameSink>(
             _ = durable.changed(), if !due => due = true,
             () = acknowledge.notified(), if !due => due = true,
             Ok(()) = archive_state.changed(), if !due => due = true,
+            () = &mut age, if !has_left => {
+                if move_on {
+                    has_left = true;
+                    leave.notify_one();
+                } else {
+                    move_on = true;
+                    due = true;
+                    shared.metrics.moved_on.inc();
+                    age.set(aged(shared.config.move_on_grace, place.stream));
+                }
+            }
         }
     }
     match ended {
@@ -200,12 +237,23 @@ async fn exchange<S: FrameSink>(
     }
 }
 
+/// Returns when a stream has reached an age, which is a little different for each; never for 0.
+async fn aged(age: Duration, stream: u64) {
+    if age.is_zero() {
+        return std::future::pending().await;
+    }
+    let random = RandomState::default().hash_one(stream) >> 11;
+    tokio::time::sleep(age.mul_f64(0.9 + 0.2 * random as f64 / (1u64 << 53) as f64)).await;
+}
+
 /// Reads frames until there are no more. Also tells the last accepted sequence.
 async fn read<S: FrameSink>(
     shared: &Shared<S>,
     place: &Place,
+    pace: &Pace,
     mut inbound: Streaming<ShipRequest>,
     acknowledge: &Notify,
+    leave: &Notify,
 ) -> (End, u64) {
     let mut draining = shared.draining.subscribe();
     let mut accepted = place.durable_seq;
@@ -214,6 +262,7 @@ async fn read<S: FrameSink>(
             biased;
             () = place.taken_over.notified() => return (End::TakenOver, accepted),
             _ = draining.wait_for(|&draining| draining) => return (End::Draining, accepted),
+            () = leave.notified() => return (End::Aged, accepted),
             message = inbound.message() => message,
         };
         let frame = match message {
@@ -227,7 +276,24 @@ async fn read<S: FrameSink>(
             Ok(None) => return (End::Finished, accepted),
             Err(status) => return (End::Broken(status), accepted),
         };
-        match accept(shared, place, frame).await {
+        let checked = match check(place, &frame) {
+            Ok(checked) => checked,
+            Err(refusal) => return (refusal.into(), accepted),
+        };
+        let (bytes, events) = (frame.len() as u64, u64::from(checked.0.lethal_events + checked.0.bulk_events));
+        if checked.0.lethal_events > 0 {
+            pace.charge(bytes, events);
+        } else {
+            // One that waits is not accepted yet: who ends the stream meanwhile ends the wait.
+            tokio::select! {
+                biased;
+                () = place.taken_over.notified() => return (End::TakenOver, accepted),
+                _ = draining.wait_for(|&draining| draining) => return (End::Draining, accepted),
+                () = leave.notified() => return (End::Aged, accepted),
+                () = pace.take(bytes, events) => {}
+            }
+        }
+        match accept(shared, place, checked, frame).await {
             Ok(seq) => accepted = accepted.max(seq),
             Err(Rejected::Duplicate(seq)) => {
                 shared.metrics.duplicates.inc();
@@ -251,17 +317,27 @@ impl<E: Into<End>> From<E> for Rejected {
     }
 }
 
-/// Takes one frame from its bytes to the correlator.
-async fn accept<S: FrameSink>(shared: &Shared<S>, place: &Place, bytes: Bytes) -> Result<u64, Rejected> {
-    let arrived = Instant::now();
-    let node = &place.node;
-    let (header, ledger) = Header::check(&bytes).map_err(Refusal::Frame)?;
-    if header.node != node.id {
-        return Err(Refusal::ForeignNode { frame: header.node, stream: node.id }.into());
+/// Checks a frame's header, and that it belongs to this stream.
+fn check(place: &Place, bytes: &Bytes) -> Result<(Header, Ledger), Refusal> {
+    let (header, ledger) = Header::check(bytes)?;
+    if header.node != place.node.id {
+        return Err(Refusal::ForeignNode { frame: header.node, stream: place.node.id });
     }
     if header.epoch != place.epoch {
-        return Err(Refusal::ForeignEpoch { frame: header.epoch, stream: place.epoch }.into());
+        return Err(Refusal::ForeignEpoch { frame: header.epoch, stream: place.epoch });
     }
+    Ok((header, ledger))
+}
+
+/// Takes one frame from its bytes to the correlator.
+async fn accept<S: FrameSink>(
+    shared: &Shared<S>,
+    place: &Place,
+    (header, ledger): (Header, Ledger),
+    bytes: Bytes,
+) -> Result<u64, Rejected> {
+    let arrived = Instant::now();
+    let node = &place.node;
     let mut progress = or_taken_over(place, node.progress.lock()).await?;
     let Some(progress) = progress.as_mut().filter(|_| place.is_current()) else {
         return Err(End::TakenOver.into());

@@ -82,7 +82,7 @@ struct Access {
     /// The name in the server's certificate, instead of the host in --server
     #[arg(long, global = true, value_name = "NAME", env = "TAPIO_TLS_SERVER_NAME")]
     tls_server_name: Option<String>,
-    /// The token of server.auth.token_file
+    /// A file with the token of server.auth.token_file, or one that server.auth.token_review lets query
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }

@@ -1,0 +1,144 @@
+//! The audit log: who asked what of this server, one line a call, target `audit`.
+//!
+//! What must hold: a caller that asks all the time neither floods the log nor hides others: lines are limited by what they are
+//! about, and what was left out is told with the next one and counted.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::{IntCounterVec, Opts, Registry};
+
+use super::Purpose;
+
+/// Lines of one subject at once, and how soon another one may follow.
+const BURST: u32 = 50;
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Bytes of a caller's words in a line.
+const TEXT_BYTES_MAX: usize = 200;
+
+/// One call.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    pub purpose: Purpose,
+    /// The method, or method and path.
+    pub call: &'a str,
+    pub peer: Option<SocketAddr>,
+    pub identity: &'a str,
+    /// `ok`, or what it was answered with.
+    pub outcome: &'a str,
+    pub is_denied: bool,
+    pub took: Duration,
+}
+
+struct Bucket {
+    lines: u32,
+    refilled: Instant,
+    left_out: u64,
+}
+
+/// See the module.
+pub struct Audit {
+    /// Allowed and denied calls of each purpose.
+    buckets: Mutex<[Bucket; 6]>,
+    calls: IntCounterVec,
+    left_out: IntCounterVec,
+}
+
+impl Audit {
+    pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let calls =
+            Opts::new("tapio_server_audit_calls_total", "Calls that the audit log is about, by purpose and outcome.");
+        let left_out = Opts::new(
+            "tapio_server_audit_suppressed_lines_total",
+            "Lines that the audit log left out because there were too many of them.",
+        );
+        let now = Instant::now();
+        let audit = Self {
+            buckets: Mutex::new(std::array::from_fn(|_| Bucket { lines: BURST, refilled: now, left_out: 0 })),
+            calls: IntCounterVec::new(calls, &["purpose", "outcome"])?,
+            left_out: IntCounterVec::new(left_out, &["purpose"])?,
+        };
+        registry.register(Box::new(audit.calls.clone()))?;
+        registry.register(Box::new(audit.left_out.clone()))?;
+        Ok(audit)
+    }
+
+    /// Writes a call down.
+    pub fn record(&self, record: &Record<'_>) {
+        let outcome = if record.is_denied { "denied" } else { "allowed" };
+        self.calls.with_label_values(&[record.purpose.name(), outcome]).inc();
+        let Some(left_out) = self.line(record, Instant::now()) else {
+            self.left_out.with_label_values(&[record.purpose.name()]).inc();
+            return;
+        };
+        let peer = record.peer.map(|peer| peer.to_string()).unwrap_or_default();
+        tracing::info!(
+            target: "audit",
+            peer,
+            identity = shortened(record.identity),
+            call = shortened(record.call),
+            outcome = record.outcome,
+            took_ms = record.took.as_millis() as u64,
+            left_out,
+            "{outcome}"
+        );
+    }
+
+    /// Whether there is room for a line; then also how many were left out since the last.
+    fn line(&self, record: &Record<'_>, now: Instant) -> Option<u64> {
+        let at = record.purpose as usize * 2 + usize::from(record.is_denied);
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = &mut buckets[at];
+        let intervals = now.saturating_duration_since(bucket.refilled).as_millis() / INTERVAL.as_millis();
+        if intervals > 0 {
+            bucket.lines = BURST.min(bucket.lines.saturating_add(u32::try_from(intervals).unwrap_or(BURST)));
+            bucket.refilled = now;
+        }
+        if bucket.lines == 0 {
+            bucket.left_out += 1;
+            return None;
+        }
+        bucket.lines -= 1;
+        Some(std::mem::take(&mut bucket.left_out))
+    }
+}
+
+fn shortened(text: &str) -> &str {
+    text.char_indices().nth(TEXT_BYTES_MAX).map_or(text, |(end, _)| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(purpose: Purpose, is_denied: bool) -> Record<'static> {
+        Record {
+            purpose,
+            call: "/tapio.v1.Query/Status",
+            peer: None,
+            identity: "",
+            outcome: "ok",
+            is_denied,
+            took: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn one_kind_of_call_does_not_hide_another_and_what_is_left_out_is_told() {
+        let audit = Audit::register(&Registry::new()).expect("metrics");
+        let now = Instant::now();
+        let denied = record(Purpose::Query, true);
+        let lines = (0..BURST + 30).filter(|_| audit.line(&denied, now).is_some()).count();
+        assert_eq!(lines, BURST as usize);
+        assert_eq!(audit.line(&record(Purpose::Query, false), now), Some(0), "others have their own");
+        assert_eq!(audit.line(&denied, now + INTERVAL), Some(30));
+        assert_eq!(audit.line(&denied, now + INTERVAL), None);
+    }
+
+    #[test]
+    fn what_a_caller_says_is_cut() {
+        assert_eq!(shortened(&"ä".repeat(500)).chars().count(), TEXT_BYTES_MAX);
+        assert_eq!(shortened("short"), "short");
+    }
+}

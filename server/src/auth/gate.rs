@@ -1,0 +1,104 @@
+//! The gate of the gRPC side: every request goes through it before its service sees it.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::http;
+use tonic::Code;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tower::{Layer, Service};
+
+use super::{Auth, Purpose, Record, Shown};
+
+/// Puts a [`Gate`] before a service.
+#[derive(Clone, Debug)]
+pub struct GateLayer(pub Arc<Auth>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gate<S>;
+
+    fn layer(&self, inner: S) -> Gate<S> {
+        Gate { auth: Arc::clone(&self.0), inner }
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Gate<S> {
+    auth: Arc<Auth>,
+    inner: S,
+}
+
+impl<S, B, R> Service<http::Request<B>> for Gate<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+    R: Default,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        // The one that is ready is the one to call.
+        let fresh = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, fresh);
+        let auth = Arc::clone(&self.auth);
+        Box::pin(async move {
+            let began = Instant::now();
+            let call = request.uri().path().to_owned();
+            let purpose = Purpose::of_path(&call);
+            let extensions = request.extensions();
+            let tls = extensions.get::<TlsConnectInfo<TcpConnectInfo>>();
+            let tcp = tls.map(TlsConnectInfo::get_ref).or_else(|| extensions.get::<TcpConnectInfo>());
+            let peer = tcp.and_then(TcpConnectInfo::remote_addr);
+            let certificates = tls.and_then(TlsConnectInfo::peer_certs);
+            let authorization = request.headers().get(http::header::AUTHORIZATION).cloned();
+            let shown = Shown {
+                authorization: authorization.as_ref().map(http::HeaderValue::as_bytes),
+                certificate: certificates.as_ref().and_then(|chain| chain.first()),
+                peer,
+            };
+            let admitted = auth.admit(purpose, shown).await;
+            let mut record = Record {
+                purpose,
+                call: &call,
+                peer,
+                identity: "",
+                outcome: "ok",
+                is_denied: false,
+                took: began.elapsed(),
+            };
+            let caller = match admitted {
+                Ok(caller) => Arc::new(caller),
+                Err(denied) => {
+                    let status = denied.status();
+                    let outcome = format!("{:?}: {}", status.code(), denied.label());
+                    auth.audit().record(&Record { outcome: &outcome, is_denied: true, ..record });
+                    return Ok(status.into_http());
+                }
+            };
+            request.extensions_mut().insert(Arc::clone(&caller));
+            let response = inner.call(request).await?;
+            // Collectors' streams are told of by the ingest; health checks are nobody's business.
+            if purpose == Purpose::Query {
+                let code = response.headers().get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()));
+                let outcome = code.filter(|code| *code != Code::Ok).map(|code| format!("{code:?}"));
+                record.identity = &caller.identity;
+                record.outcome = outcome.as_deref().unwrap_or("ok");
+                record.took = began.elapsed();
+                auth.audit().record(&record);
+            }
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! Asking the API server whether a token is good (`authentication.k8s.io/v1`, TokenReview).
+//!
+//! What enters: tokens of anyone who may connect. What leaves: whose they are, as the API server says it now or said it a moment
+//! ago. What must hold: nobody is let in because the API server could not be asked; what is asked at a time is bounded, so
+//! that a flood of tokens does not become a flood of reviews.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::Account;
+use super::config::TokenReviewSection;
+use super::verdicts::{self, Verdicts};
+
+/// Reviews under way at a time.
+const REVIEWS_MAX: usize = 32;
+/// Requests that may wait for one of them.
+const WAITING_MAX: usize = 2048;
+/// How long a review may take, its wait included.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
+/// Where a token that is bound to a pod says which node the pod runs on (Kubernetes 1.30 and later).
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+
+/// Why there is no way to the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ReviewError {
+    #[error("not in a cluster: {0}; outside of one set server.auth.token_review.kubeconfig")]
+    NotInCluster(#[from] kube::config::InClusterError),
+    #[error("no usable kubeconfig: {0}; see server.auth.token_review.kubeconfig")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    #[error("cannot make a client for the API server: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// Why a token was not reviewed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreviewed {
+    #[error("too many tokens wait for a review")]
+    Busy,
+    #[error("the API server did not answer within {} s", REVIEW_TIMEOUT.as_secs())]
+    Silent,
+    #[error(
+        "the API server does not let this server create tokenreviews.authentication.k8s.io ({0}): bind the ClusterRole \
+         system:auth-delegator, or one with that verb, to its service account"
+    )]
+    Forbidden(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What the reviews move.
+struct ReviewMetrics {
+    reviews: IntCounterVec,
+    seconds: Histogram,
+    hits: IntCounter,
+    entries: IntGaugeVec,
+}
+
+impl ReviewMetrics {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let reviews = Opts::new(
+            "tapio_server_token_reviews_total",
+            "Tokens that the Kubernetes API server was asked about, by its answer: accepted, refused, or error when it could not \
+             be asked.",
+        );
+        let seconds = HistogramOpts::new(
+            "tapio_server_token_review_seconds",
+            "Time that a review of a token took, its wait for its turn included.",
+        );
+        let entries = Opts::new(
+            "tapio_server_token_review_cache_entries",
+            "Answers about tokens that are remembered, by answer.",
+        );
+        let metrics = Self {
+            reviews: IntCounterVec::new(reviews, &["result"])?,
+            seconds: Histogram::with_opts(seconds.buckets(prometheus::exponential_buckets(0.001, 2.0, 14)?))?,
+            hits: IntCounter::new(
+                "tapio_server_token_review_cache_hits_total",
+                "Tokens whose review was remembered, so that nobody was asked.",
+            )?,
+            entries: IntGaugeVec::new(entries, &["result"])?,
+        };
+        for result in ["accepted", "refused", "error"] {
+            metrics.reviews.with_label_values(&[result]);
+        }
+        registry.register(Box::new(metrics.reviews.clone()))?;
+        registry.register(Box::new(metrics.seconds.clone()))?;
+        registry.register(Box::new(metrics.hits.clone()))?;
+        registry.register(Box::new(metrics.entries.clone()))?;
+        Ok(metrics)
+    }
+}
+
+/// See the module.
+pub(super) struct Reviewer {
+    section: TokenReviewSection,
+    client: RwLock<Client>,
+    verdicts: Mutex<Verdicts>,
+    turns: Semaphore,
+    waiting: AtomicUsize,
+    metrics: ReviewMetrics,
+}
+
+impl Reviewer {
+    /// Finds the way to the API server, which is not asked for anything yet.
+    pub async fn open(section: TokenReviewSection, registry: &Registry) -> Result<Self, super::AuthError> {
+        let client = connect(&section).await?;
+        Ok(Self {
+            client: RwLock::new(client),
+            verdicts: Mutex::new(Verdicts::new(section.ttl, section.refused_ttl)),
+            turns: Semaphore::new(REVIEWS_MAX),
+            waiting: AtomicUsize::new(0),
+            metrics: ReviewMetrics::register(registry)?,
+            section,
+        })
+    }
+
+    /// What is allowed to whom.
+    pub fn section(&self) -> &TokenReviewSection {
+        &self.section
+    }
+
+    /// Whose token it is; `None` when it is nobody's, or not for this audience.
+    pub async fn review(&self, token: &str) -> Result<Option<Arc<Account>>, Unreviewed> {
+        let key = verdicts::key(token);
+        if let Some(verdict) = self.remembered(&key) {
+            return Ok(verdict);
+        }
+        let _waiting = Waiting::enter(&self.waiting).ok_or(Unreviewed::Busy)?;
+        let asked = Instant::now();
+        let answer = timeout(REVIEW_TIMEOUT, async {
+            // Never closed.
+            let _turn = self.turns.acquire().await.map_err(|_| Unreviewed::Busy)?;
+            // Somebody with the same token may have been told meanwhile.
+            match self.remembered(&key) {
+                Some(verdict) => Ok((verdict, false)),
+                None => self.ask(token).await.map(|account| (account.map(Arc::new), true)),
+            }
+        });
+        let answer = answer.await.unwrap_or(Err(Unreviewed::Silent));
+        self.metrics.seconds.observe(asked.elapsed().as_secs_f64());
+        let result = match &answer {
+            Ok((_, false)) => None,
+            Ok((Some(_), true)) => Some("accepted"),
+            Ok((None, true)) => Some("refused"),
+            Err(_) => Some("error"),
+        };
+        if let Some(result) = result {
+            self.metrics.reviews.with_label_values(&[result]).inc();
+        }
+        let (verdict, is_new) = answer?;
+        if is_new {
+            let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+            verdicts.put(key, verdict.clone(), Instant::now());
+            let (good, bad) = verdicts.len();
+            self.metrics.entries.with_label_values(&["accepted"]).set(good as i64);
+            self.metrics.entries.with_label_values(&["refused"]).set(bad as i64);
+        }
+        Ok(verdict)
+    }
+
+    fn remembered(&self, key: &verdicts::Key) -> Option<Option<Arc<Account>>> {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = verdicts.get(key, Instant::now());
+        if verdict.is_some() {
+            self.metrics.hits.inc();
+        }
+        verdict
+    }
+
+    async fn ask(&self, token: &str) -> Result<Option<Account>, Unreviewed> {
+        let spec =
+            TokenReviewSpec { audiences: Some(vec![self.section.audience.clone()]), token: Some(token.to_owned()) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let answer = match self.create(&review).await {
+            // This server's own token has been replaced: kube reads it again only once a minute.
+            Err(kube::Error::Api(status)) if status.code == 401 => {
+                match connect(&self.section).await {
+                    Ok(client) => *self.client.write().unwrap_or_else(PoisonError::into_inner) = client,
+                    Err(error) => return Err(Unreviewed::Failed(error.to_string())),
+                }
+                self.create(&review).await
+            }
+            answer => answer,
+        };
+        let review = answer.map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 403 => Unreviewed::Forbidden(status.message.clone()),
+            error => Unreviewed::Failed(error.to_string()),
+        })?;
+        Ok(self.account_of(review))
+    }
+
+    async fn create(&self, review: &TokenReview) -> Result<TokenReview, kube::Error> {
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Api::<TokenReview>::all(client).create(&PostParams::default(), review).await
+    }
+
+    fn account_of(&self, review: TokenReview) -> Option<Account> {
+        let status = review.status.filter(|status| status.authenticated == Some(true))?;
+        // An authenticator that knows no audiences answers without: its tokens are for the API server, not for us.
+        if !status.audiences.unwrap_or_default().contains(&self.section.audience) {
+            return None;
+        }
+        let user = status.user?;
+        let mut extra = user.extra.unwrap_or_default();
+        Some(Account {
+            username: user.username.filter(|name| !name.is_empty())?,
+            groups: user.groups.unwrap_or_default(),
+            node: extra.remove(NODE_NAME).and_then(|mut names| names.pop()),
+        })
+    }
+}
+
+/// A place among those who wait, given up when it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        // Relaxed: it only counts.
+        let place = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < WAITING_MAX).then_some(place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn connect(section: &TokenReviewSection) -> Result<Client, ReviewError> {
+    let mut config = match &section.kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::incluster()?,
+    };
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Ok(Client::try_from(config)?)
+}

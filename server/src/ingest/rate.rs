@@ -1,0 +1,232 @@
+//! How fast frames are taken: limits that are held by reading later and by less credit, never by dropping.
+//!
+//! What must hold: lethal frames are counted and never wait; whoever waits does so in turn, so that no stream starves; a limit
+//! is met on average over [`BURST`], with one frame more.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::{Counter, CounterVec, Opts, Registry};
+use tokio::time::{Instant, sleep_until};
+
+/// What may come at once after a quiet time, as a part of a second's allowance.
+const BURST: Duration = Duration::from_millis(250);
+/// How long lethal frames may make bulk ones wait.
+const LETHAL_DEBT_MAX: Duration = Duration::from_secs(2);
+
+/// A leaky bucket, kept as the moment until which everything that was taken is paid for.
+struct Bucket {
+    per_second: f64,
+    paid_until: Instant,
+}
+
+impl Bucket {
+    fn cost(&self, amount: u64) -> Duration {
+        // A day is for ever, and no overflow.
+        Duration::from_secs_f64((amount as f64 / self.per_second).min(86_400.0))
+    }
+
+    /// Takes `amount`, or tells when that may be tried again.
+    fn take(&mut self, amount: u64, now: Instant) -> Result<(), Instant> {
+        if self.paid_until > now + BURST {
+            return Err(self.paid_until - BURST);
+        }
+        self.paid_until = self.paid_until.max(now) + self.cost(amount);
+        Ok(())
+    }
+
+    fn charge(&mut self, amount: u64, now: Instant) {
+        let later = self.paid_until.max(now) + self.cost(amount);
+        self.paid_until = later.min(now + LETHAL_DEBT_MAX).max(self.paid_until);
+    }
+}
+
+/// One limit.
+pub(super) struct Rate {
+    bucket: Mutex<Bucket>,
+    turn: tokio::sync::Mutex<()>,
+    waited: Counter,
+}
+
+impl Rate {
+    /// A limit; `None` for 0, which is none.
+    pub fn new(per_second: u64, waited: &Counter) -> Option<Self> {
+        (per_second > 0).then(|| Self {
+            bucket: Mutex::new(Bucket { per_second: per_second as f64, paid_until: Instant::now() }),
+            turn: tokio::sync::Mutex::default(),
+            waited: waited.clone(),
+        })
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until what was taken before is paid for, and takes `amount`. Nothing is taken when the future is dropped.
+    pub async fn take(&self, amount: u64) {
+        let began = Instant::now();
+        {
+            let _turn = self.turn.lock().await;
+            loop {
+                let taken = self.bucket().take(amount, Instant::now());
+                match taken {
+                    Ok(()) => break,
+                    Err(free_at) => sleep_until(free_at).await,
+                }
+            }
+        }
+        let waited = began.elapsed();
+        if waited >= Duration::from_millis(1) {
+            self.waited.inc_by(waited.as_secs_f64());
+        }
+    }
+
+    /// Takes `amount` at once, on account of those who wait.
+    pub fn charge(&self, amount: u64) {
+        self.bucket().charge(amount, Instant::now());
+    }
+
+    /// Whether the next one would have to wait.
+    pub fn is_behind(&self) -> bool {
+        self.bucket().paid_until > Instant::now() + BURST
+    }
+
+    /// What may be taken within [`BURST`].
+    pub fn burst(&self) -> u64 {
+        (self.bucket().per_second * BURST.as_secs_f64()) as u64
+    }
+}
+
+/// The limits of a server, 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Over all streams.
+    pub events_per_second: u64,
+    pub stream_bytes_per_second: u64,
+    /// Over all streams that a node opens one after another.
+    pub node_bytes_per_second: u64,
+}
+
+/// What the limits cost.
+#[derive(Debug)]
+pub(super) struct Waited {
+    pub events: Counter,
+    pub stream: Counter,
+    pub node: Counter,
+}
+
+impl Waited {
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let waited = Opts::new(
+            "tapio_server_ingest_throttled_seconds_total",
+            "Time that bulk frames waited because of a rate limit, by limit: events (server.max_events_per_sec), stream \
+             (server.max_stream_bytes_per_sec), node (server.max_node_bytes_per_sec).",
+        );
+        let waited = CounterVec::new(waited, &["limit"])?;
+        registry.register(Box::new(waited.clone()))?;
+        let of = |limit: &str| waited.with_label_values(&[limit]);
+        Ok(Self { events: of("events"), stream: of("stream"), node: of("node") })
+    }
+}
+
+/// The limits that one stream is under.
+pub(super) struct Pace {
+    pub stream: Option<Rate>,
+    pub node: Option<Arc<Rate>>,
+    pub events: Option<Arc<Rate>>,
+}
+
+impl Pace {
+    /// Waits until a bulk frame may be taken.
+    pub async fn take(&self, bytes: u64, events: u64) {
+        if let Some(rate) = &self.stream {
+            rate.take(bytes).await;
+        }
+        if let Some(rate) = &self.node {
+            rate.take(bytes).await;
+        }
+        if let Some(rate) = &self.events {
+            rate.take(events).await;
+        }
+    }
+
+    /// Takes a lethal frame.
+    pub fn charge(&self, bytes: u64, events: u64) {
+        for rate in self.stream.iter().chain(self.node.as_deref()) {
+            rate.charge(bytes);
+        }
+        if let Some(rate) = &self.events {
+            rate.charge(events);
+        }
+    }
+
+    /// Bytes that are worth having in flight under these limits; `None` when they do not matter. What is in flight stands
+    /// before a lethal frame that comes next.
+    pub fn credit_bytes(&self) -> Option<u64> {
+        let of_bytes = self.stream.iter().chain(self.node.as_deref()).map(Rate::burst).min();
+        let of_events = self.events.as_ref().filter(|rate| rate.is_behind()).map(|_| 0);
+        of_bytes.into_iter().chain(of_events).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counter() -> Counter {
+        Counter::new("waited", "In tests.").expect("a name")
+    }
+
+    fn bucket(per_second: f64) -> (Bucket, Instant) {
+        let now = Instant::now();
+        (Bucket { per_second, paid_until: now }, now)
+    }
+
+    #[test]
+    fn the_limit_is_met_and_a_quiet_time_earns_no_more_than_a_burst() {
+        let (mut bucket, start) = bucket(1000.0);
+        let began = start + Duration::from_secs(3600);
+        let mut now = began;
+        for _ in 0..100 {
+            while let Err(free_at) = bucket.take(100, now) {
+                assert!(free_at > now, "it makes progress");
+                now = free_at;
+            }
+        }
+        let took = (now - began).as_secs_f64();
+        // 10,000 at 1,000 a second; the burst, and the last one, are not waited for.
+        assert!((9.6..=9.8).contains(&took), "{took}");
+    }
+
+    #[test]
+    fn lethal_frames_do_not_wait_and_do_not_starve_bulk_ones() {
+        let (mut bucket, now) = bucket(10.0);
+        for _ in 0..1000 {
+            bucket.charge(1000, now);
+        }
+        let free_at = bucket.take(1, now).expect_err("it is their turn to be paid for");
+        assert!(free_at <= now + LETHAL_DEBT_MAX);
+        bucket.take(1, free_at).expect("then it is the bulk one's");
+    }
+
+    #[tokio::test]
+    async fn whoever_gives_up_takes_nothing_and_waiting_is_counted() {
+        let waited = counter();
+        let rate = Rate::new(1000, &waited).expect("a limit");
+        rate.take(300).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(1), rate.take(1_000_000)).await;
+        assert!(given_up.is_err() && rate.is_behind());
+        let taken = tokio::time::timeout(Duration::from_secs(20), rate.take(1)).await;
+        taken.expect("1,000 s are not waited for");
+        assert!(waited.get() > 0.0);
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_a_byte_rate_bounds_the_credit() {
+        assert!(Rate::new(0, &counter()).is_none());
+        let mut pace = Pace { stream: None, node: None, events: None };
+        assert_eq!(pace.credit_bytes(), None);
+        pace.stream = Rate::new(4 << 20, &counter());
+        assert_eq!(pace.credit_bytes(), Some(1 << 20));
+    }
+}
