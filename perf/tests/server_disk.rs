@@ -51,9 +51,11 @@ fn syncs_that_fail_with_eio_poison_segments_and_lose_nothing() {
         return;
     }
     // strace does not see what io_uring does.
-    let mut server =
-        Server::start(&ServerOptions { extra_archive: ", disk: plain".into(), ..ServerOptions::default() })
-            .unwrap_or_else(|error| panic!("{error}"));
+    let mut server = Server::start(&ServerOptions {
+        extra_archive: ", disk: plain, segment_bytes: 8MiB".into(),
+        ..ServerOptions::default()
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
     let node = FedNode::start("kill-disk", &server.address(), EVENTS_PER_SECOND);
     let mut archived = 0;
     node.wait_for_progress(&server, &mut archived, 5_000);
