@@ -144,6 +144,7 @@ async fn floods_of_http2_frames_are_cut_and_others_are_served() {
     });
     others_are_served(&server, &mut stream, &mut frames).await;
     let (sent, told) = resets.await.unwrap();
+    eprintln!("resets: {sent} of 50,000 sent, told to go: {told}");
     assert!(told || sent == 50_000, "after {sent} resets it was neither told to go nor served");
     server.until_metric("tapio_server_ingest_streams", &[], |streams| streams <= 3.0).await;
 
@@ -156,7 +157,8 @@ async fn floods_of_http2_frames_are_cut_and_others_are_served() {
         (sent, hostile.end())
     });
     others_are_served(&server, &mut stream, &mut frames).await;
-    let (sent, _) = block.await.unwrap();
+    let (sent, told) = block.await.unwrap();
+    eprintln!("continuations of 15 kB: {sent} sent, told to go: {told}");
     assert!(sent < 20_000, "300 MB of one header block were taken");
 
     // Frames of data without data.
@@ -169,10 +171,12 @@ async fn floods_of_http2_frames_are_cut_and_others_are_served() {
     });
     others_are_served(&server, &mut stream, &mut frames).await;
     let (sent, told) = empty.await.unwrap();
+    eprintln!("empty data: {sent},000 of 2,000,000 sent, told to go: {told}");
     assert!(told || sent == 2_000, "after {sent} thousand it was neither told to go nor served");
 
     others_are_served(&server, &mut stream, &mut frames).await;
     let grown = resident().saturating_sub(before);
+    eprintln!("{} KiB more resident", grown >> 10);
     assert!(grown < MEMORY_BYTES_MAX, "{grown} bytes more");
     server.until_metric("tapio_server_ingest_streams", &[], |streams| streams <= 3.0).await;
 }
