@@ -57,7 +57,7 @@ pub struct ServerSection {
     pub tls: ServerFiles,
     /// Who may connect, beyond what TLS says.
     pub auth: AuthSection,
-    /// Streams that one connection may have open.
+    /// Nodes that may have a stream open at a time; one that comes back is not counted twice.
     pub max_concurrent_streams: u32,
     /// Over all streams, held by reading later and by less credit; lethal frames do not wait. 0 for none.
     pub max_events_per_sec: u64,

@@ -22,9 +22,16 @@ const CONDITIONAL: &[(&str, &str)] = &[
     ("tapio_collector_probe_missed_runs_total", "with source `ebpf`"),
     ("tapio_collector_probe_run_seconds_total", "with source `ebpf` and a CPU budget, after 8 s"),
     ("tapio_ledger_dropped_events_total", "with the first loss"),
+    ("tapio_server_audit_calls_total", "with the first call"),
+    ("tapio_server_audit_suppressed_lines_total", "with the first line that is left out"),
+    ("tapio_server_denied_requests_total", "with the first refusal"),
     ("tapio_server_findings_published_total", "with the first finding"),
     ("tapio_server_findings_total", "with the first finding"),
     ("tapio_server_ingest_refused_total", "with the first refusal"),
+    ("tapio_server_token_review_cache_entries", "with `server.auth.token_review`"),
+    ("tapio_server_token_review_cache_hits_total", "with `server.auth.token_review`"),
+    ("tapio_server_token_review_seconds", "with `server.auth.token_review`"),
+    ("tapio_server_token_reviews_total", "with `server.auth.token_review`"),
     ("tapio_server_tls_handshakes_total", "with the first handshake, where TLS is on"),
 ];
 

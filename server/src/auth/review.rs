@@ -68,8 +68,7 @@ impl ReviewMetrics {
     fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let reviews = Opts::new(
             "tapio_server_token_reviews_total",
-            "Tokens that the Kubernetes API server was asked about, by its answer: accepted, refused, or error when it could not \
-             be asked.",
+            "Tokens that the Kubernetes API server was asked about, by its answer, or error when it gave none.",
         );
         let seconds = HistogramOpts::new(
             "tapio_server_token_review_seconds",
