@@ -44,8 +44,12 @@ pub(crate) fn severity(kind: Kind) -> Severity {
 /// How long bulk may be without room before a ring that carries both lanes is drained at bulk's expense.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Events that are worth a frame of their own: fewer would cost more for the frame's way than for themselves.
+/// Events that are worth a frame of their own where many come: fewer would cost more for the frame's way than for themselves.
 const FRAME_WORTH: usize = 256;
+/// The same where so few come that the whole cost is in the frames' ways: those wait for company as long as they may.
+const QUIET_FRAME_WORTH: usize = 2048;
+/// Events a second of a source from which on many come.
+const MANY_PER_SECOND: f64 = 20_000.0;
 /// How old the first of them must be: at high rates frames become fuller than that.
 const FRAME_AGE: Duration = Duration::from_millis(5);
 
@@ -183,6 +187,7 @@ pub struct Intake {
     rate_limited: u64,
     kinds: [u32; KINDS],
     accepted: u64,
+    events_per_second: f64,
     evidence: Option<Evidence>,
 }
 
@@ -215,6 +220,7 @@ impl Intake {
             rate_limited: 0,
             kinds: [0; KINDS],
             accepted: 0,
+            events_per_second: 0.0,
             evidence: None,
         }
     }
@@ -273,7 +279,13 @@ impl Intake {
     }
 
     fn worth(&self) -> usize {
-        FRAME_WORTH.min(self.shared.batch_events())
+        let worth = if self.events_per_second >= MANY_PER_SECOND { FRAME_WORTH } else { QUIET_FRAME_WORTH };
+        worth.min(self.shared.batch_events())
+    }
+
+    /// How many events come of late: what a frame is worth depends on it.
+    pub fn expect(&mut self, events_per_second: f64) {
+        self.events_per_second = events_per_second;
     }
 
     /// Starts a pass: notes the time, and whether the stream is new.
@@ -551,6 +563,8 @@ mod tests {
     #[test]
     fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age() {
         let mut intake = intake(1000, 4);
+        assert_eq!(intake.missing(), 1000, "while few come, a full batch");
+        intake.expect(MANY_PER_SECOND);
         intake.room();
         for _ in 0..FRAME_WORTH - 1 {
             intake.accept(&bulk());

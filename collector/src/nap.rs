@@ -37,6 +37,11 @@ impl Nap {
         Self { shortest, looked: Instant::now(), records_per_second: 0.0, events_per_second: 0.0, fill_per_second: 0.0 }
     }
 
+    /// Events that were kept, of late.
+    pub fn events_per_second(&self) -> f64 {
+        self.events_per_second
+    }
+
     /// The shortest nap.
     pub fn shortest(&self) -> Duration {
         self.shortest

@@ -276,6 +276,7 @@ impl EbpfSource {
         }
         intake.flush(all);
         self.nap.saw(Instant::now(), records, intake.accepted() - before, fullest);
+        intake.expect(self.nap.events_per_second());
         Ok(Pass { records, has_more })
     }
 

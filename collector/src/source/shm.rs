@@ -200,6 +200,7 @@ impl ShmSource {
             intake.flush(all);
         }
         self.nap.saw(Instant::now(), pass.records, intake.accepted() - before, fullest);
+        intake.expect(self.nap.events_per_second());
         pass
     }
 

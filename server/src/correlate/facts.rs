@@ -229,14 +229,14 @@ pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
             fields.flag("full", table.is_full);
             fields.number("entries", entries);
             fields.known("entries_max", entries_max);
-            if entries_max > 0 {
-                fields.number("filled", entries.saturating_mul(100) / entries_max);
+            if let Some(filled) = entries.saturating_mul(100).checked_div(entries_max) {
+                fields.number("filled", filled);
             }
             fields.told("dropped", table.dropped.to_native());
             fields.told("early_dropped", table.early_dropped.to_native());
             let looked_at = table.looked_at.to_native();
-            if looked_at > 0 {
-                fields.number("talker_share", table.top_entries.to_native().saturating_mul(100) / looked_at);
+            if let Some(share) = table.top_entries.to_native().saturating_mul(100).checked_div(looked_at) {
+                fields.number("talker_share", share);
                 talker = Some(table.top_address);
             }
         }
