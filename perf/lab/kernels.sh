@@ -39,9 +39,9 @@ apt_options() {
 update_lists() {
   [ -f "$CACHE/apt/updated" ] && return
   local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg suite
-  # Both formats of apt's sources; the mirror's other suites lie beside the one that is configured.
-  mirror=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null \
-    | grep -oE 'https?://[^ ]+' | grep -v security | head -1) || true
+  # What apt uses, not what lies in its folder, where files may be switched off; the mirror's other suites lie beside the one that
+  # is configured.
+  mirror=$(apt-cache policy | awk '$3 ~ /^[a-z]+\/main$/ && $2 !~ /security/ {print $2; exit}' || true)
   [ -n "$mirror" ] && [ -f "$keyring" ] || skip "needs Debian's package sources"
   mkdir -p "$CACHE"/apt/{lists/partial,cache/archives/partial}
   for suite in bullseye bookworm trixie sid; do
