@@ -12,7 +12,15 @@ command -v clang >/dev/null || missing+=(clang)
 command -v dbus-daemon >/dev/null || missing+=(dbus)
 command -v nsenter >/dev/null || missing+=(util-linux)
 command -v pgrep >/dev/null || missing+=(procps)
-PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
+# Of the tests: namespaces and drops, a full table of connections, failing disks, a page's publisher.
+PATH=$PATH:/usr/sbin:/sbin
+command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
+{ command -v losetup && command -v mount && command -v fsfreeze; } >/dev/null || missing+=(mount util-linux)
+command -v ip >/dev/null || missing+=(iproute2)
+command -v nft >/dev/null || missing+=(nftables)
+command -v conntrack >/dev/null || missing+=(conntrack)
+command -v strace >/dev/null || missing+=(strace)
+command -v python3 >/dev/null || missing+=(python3)
 if [ "${1:-}" = kernels ]; then
   command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
   command -v cpio >/dev/null || missing+=(cpio)
