@@ -42,7 +42,7 @@ test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or on
 # The same test compares them in `make test`.
 docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
 	cargo build --locked --workspace --bins
-	TAPIO_UPDATE_DOCS=1 cargo test --locked -p tapio-perf --test reference
+	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test reference
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked -p tapio-ringbuf

@@ -31,7 +31,8 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-build() { cargo build --locked -p tapio-server -p tapio-collector --bins "$@"; }
+# The whole workspace, so that nothing is built a second time with other features of a dependency.
+build() { cargo build --locked --workspace --bins "$@"; }
 if [ -z "${KUBECONFIG:-}" ]; then
   "$HERE/build.sh"
   ip netns list | grep -qw kube || node_is_ours=1
@@ -60,5 +61,5 @@ else
 fi
 arguments=()
 for test in $tests; do arguments+=(--test "$test"); done
-cargo test --locked -p tapio-perf "${arguments[@]}" --no-run
-"${enter[@]}" cargo test --locked --offline -p tapio-perf "${arguments[@]}" -- --nocapture --test-threads=1
+cargo test --locked --workspace "${arguments[@]}" --no-run
+"${enter[@]}" cargo test --locked --offline --workspace "${arguments[@]}" -- --nocapture --test-threads=1
