@@ -19,6 +19,7 @@ use crate::evidence::Evidence;
 use crate::governor::Governed;
 use crate::identity::directory::Directory;
 use crate::identity::{Identity, OUTCOMES};
+use crate::pack::Packer;
 use crate::queue::Queues;
 use crate::redact::Redactor;
 use crate::reload::Live;
@@ -124,6 +125,8 @@ pub struct Shared {
     pub batch_asked: Arc<AtomicUsize>,
     pub batch_timeout: Duration,
     pub redactor: Arc<Redactor>,
+    /// Packs what a source brings, where that is on its way.
+    pub packer: Option<Arc<Packer>>,
 }
 
 impl Shared {
@@ -145,6 +148,7 @@ impl Shared {
             batch_asked: Arc::new(AtomicUsize::new(usize::MAX)),
             batch_timeout: config.grpc.batch_timeout,
             redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
+            packer: None,
         }
     }
 
@@ -431,13 +435,26 @@ impl Intake {
         // each at its own time.
         let all = all || is_due(self.lethal_since) || is_due(self.bulk_since);
         let lethal = self.lethal_since.is_some() && (all || self.is_urgent || is_full(&self.lethal));
-        let bulk = self.bulk_since.is_some() && (all || is_full(&self.bulk));
+        // Bulk goes along with what is urgent when it would soon go by itself.
+        let is_half_due = self.bulk_since.is_some_and(|since| self.now.duration_since(since) >= patience / 2);
+        let bulk =
+            self.bulk_since.is_some() && (all || is_full(&self.bulk) || (lethal && self.is_urgent && is_half_due));
+        let mut has_pushed = false;
         if lethal && Self::push(&shared.queues, Lane::Lethal, &mut self.lethal) {
             self.lethal_since = None;
             self.is_urgent = false;
+            has_pushed = true;
         }
         if bulk && Self::push(&shared.queues, Lane::Bulk, &mut self.bulk) {
             self.bulk_since = None;
+            has_pushed = true;
+        }
+        if has_pushed {
+            let is_quiet = self.events_per_second < MANY_PER_SECOND;
+            let packer = shared.packer.as_ref().filter(|_| is_quiet);
+            if !packer.is_some_and(|packer| packer.pack_here()) {
+                shared.queues.wake_packer();
+            }
         }
     }
 

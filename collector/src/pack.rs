@@ -3,9 +3,12 @@
 //! What enters: bodies from the queues, lethal ones first. What leaves: sealed frames in the outbox. What must hold: while the
 //! outbox has no room for a lane, its bodies stay in their queue, and the other lane's pass by; an event that fits no frame is
 //! counted as `dropped{queue, malformed}` and harms no other.
+//!
+//! A thread packs while much comes, beside the one that reads. While little comes, waking it costs more than the packing: then
+//! the source that brings a body packs it too ([`Packer::pack_here`]), one at a time, in the order of the queues all the same.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::sync::Parker;
@@ -21,6 +24,8 @@ use crate::queue::Queues;
 
 /// How often the counters are stated when nothing happens.
 const STATEMENT_INTERVAL: Duration = Duration::from_secs(1);
+/// Bodies that a source packs at once; more than that is work for the thread.
+const BODIES_HERE_MAX: usize = 4;
 /// How often the node is described: well within the shortest window that a server replays.
 const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -36,16 +41,31 @@ pub struct PackCounts {
 /// See the module.
 pub struct Packer {
     pub queues: Arc<Queues>,
-    pub parker: Parker,
     pub outbox: Arc<Outbox>,
     pub compression: Compression,
     pub counts: Arc<PackCounts>,
     pub books: Arc<Books>,
     /// Set when every source has ended: what is in the queues then is the last.
     pub sources_ended: Arc<AtomicBool>,
+    /// Whoever packs holds this.
+    pub bench: Mutex<Bench>,
+}
+
+/// What it takes to pack.
+pub struct Bench {
+    encoder: Encoder,
+    /// When the counters were stated last.
+    stated: Instant,
     /// Describes the node itself, on each new stream and from time to time, so that whoever replays the archive knows its
     /// name.
-    pub node: NodeDescription,
+    node: NodeDescription,
+}
+
+impl Bench {
+    /// Nothing was packed yet.
+    pub fn new(node: NodeDescription) -> Mutex<Self> {
+        Mutex::new(Self { encoder: Encoder::default(), stated: Instant::now(), node })
+    }
 }
 
 /// When the node was described last.
@@ -74,33 +94,50 @@ impl NodeDescription {
 
 impl Packer {
     /// Packs until the sources have ended and the queues are empty, then closes the epoch.
-    pub fn run(mut self) {
-        let mut encoder = Encoder::default();
-        let mut stated = Instant::now();
+    pub fn run(&self, parker: &Parker) {
         loop {
             let has_ended = self.sources_ended.load(Ordering::Acquire);
-            match self.queues.pop(self.outbox.room()) {
-                Some((lane, mut body)) => {
-                    self.node.add_when_due(&mut body);
-                    self.pack(&mut encoder, lane, body);
-                    stated = Instant::now();
+            let mut bench = self.bench();
+            while self.pack_next(&mut bench) {}
+            if has_ended && self.queues.is_empty() {
+                // An empty frame carries the closing counters.
+                self.outbox.finish_with(|| self.seal(&mut bench.encoder, Lane::Bulk, &Body::default()));
+                return;
+            }
+            if bench.stated.elapsed() >= STATEMENT_INTERVAL {
+                if self.outbox.is_statement_due() {
+                    self.pack(&mut bench.encoder, Lane::Bulk, Body::default());
                 }
-                None if has_ended && self.queues.is_empty() => {
-                    // An empty frame carries the closing counters.
-                    self.outbox.finish_with(|| self.seal(&mut encoder, Lane::Bulk, &Body::default()));
-                    return;
-                }
-                None => {
-                    if stated.elapsed() >= STATEMENT_INTERVAL {
-                        if self.outbox.is_statement_due() {
-                            self.pack(&mut encoder, Lane::Bulk, Body::default());
-                        }
-                        stated = Instant::now();
-                    }
-                    self.parker.park_timeout(STATEMENT_INTERVAL);
-                }
+                bench.stated = Instant::now();
+            }
+            drop(bench);
+            parker.park_timeout(STATEMENT_INTERVAL);
+        }
+    }
+
+    /// Packs what waits, on the caller's thread, unless somebody is at it or there is too much. Whether all is done; if not, the
+    /// packer's thread must be woken.
+    pub fn pack_here(&self) -> bool {
+        let Ok(mut bench) = self.bench.try_lock() else { return false };
+        for _ in 0..BODIES_HERE_MAX {
+            if !self.pack_next(&mut bench) {
+                break;
             }
         }
+        self.queues.is_empty()
+    }
+
+    fn bench(&self) -> MutexGuard<'_, Bench> {
+        self.bench.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was a body that there is room for.
+    fn pack_next(&self, bench: &mut Bench) -> bool {
+        let Some((lane, mut body)) = self.queues.pop(self.outbox.room()) else { return false };
+        bench.node.add_when_due(&mut body);
+        self.pack(&mut bench.encoder, lane, body);
+        bench.stated = Instant::now();
+        true
     }
 
     fn pack(&self, encoder: &mut Encoder, lane: Lane, mut body: Body) {
@@ -168,18 +205,17 @@ mod tests {
         let outbox = Arc::new(Outbox::new(7, 1, 64 << 20, &shared));
         let packer = Packer {
             queues: Arc::clone(&shared.queues),
-            parker,
             outbox: Arc::clone(&outbox),
             compression: Compression::None,
             counts: Arc::default(),
             books: Arc::clone(&shared.books),
             sources_ended: Arc::new(AtomicBool::new(true)),
-            node: NodeDescription::new("node".into(), Arc::default()),
+            bench: Bench::new(NodeDescription::new("node".into(), Arc::default())),
         };
         let too_long = "x".repeat(RAW_BYTES_MAX);
         assert!(shared.queues.push(Lane::Lethal, body(vec![too_long])).is_ok());
         assert!(shared.queues.push(Lane::Lethal, body(vec!["/a".into()])).is_ok());
-        packer.run();
+        packer.run(&parker);
         while outbox.next(u64::MAX).is_some() {}
         let account = *outbox.ledger().account(Source::Shm);
         assert_eq!(account.dropped[Stage::Queue as usize][Reason::Malformed as usize], 1);

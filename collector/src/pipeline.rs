@@ -10,6 +10,8 @@
 //!  task systemd ───┴◄──────── pool of bodies ◄──────────┘
 //! ```
 //!
+//! While a source brings little, it packs its bodies itself, under the packer's lock, and the thread sleeps.
+//!
 //! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for
 //! the last ack. Each step ends when the one before it has, and all together within [`DRAIN_TIMEOUT`].
 
@@ -39,7 +41,7 @@ use crate::intake::{Intake, Shared};
 use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
-use crate::pack::{NodeDescription, Packer};
+use crate::pack::{Bench, NodeDescription, Packer};
 use crate::probe_report;
 use crate::queue::Queues;
 use crate::reload::Live;
@@ -222,7 +224,7 @@ impl Pipeline {
         }
         let token = config.grpc.token_file.clone().map(TokenFile::load).transpose()?;
         let (queues, parker) = Queues::new(budget.queue_batches);
-        let shared = Shared::for_config(config, queues);
+        let mut shared = Shared::for_config(config, queues);
         let queues = Arc::clone(&shared.queues);
         let mut epoch = realtime_ns();
         let (spool, left, spool_parker) = match &config.grpc.spool {
@@ -252,6 +254,19 @@ impl Pipeline {
             let bytes = Arc::clone(&spool_bytes);
             spawn("spool", move || spool::run(spool, outboxes, &parker, &bytes))?;
         }
+
+        let sources_ended = Arc::new(AtomicBool::new(false));
+        let pack = Arc::default();
+        let packer = Arc::new(Packer {
+            queues: Arc::clone(&queues),
+            outbox: Arc::clone(&outbox),
+            compression: config.grpc.compression,
+            counts: Arc::clone(&pack),
+            books: Arc::clone(&shared.books),
+            sources_ended: Arc::clone(&sources_ended),
+            bench: Bench::new(NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation))),
+        });
+        shared.packer = Some(Arc::clone(&packer));
 
         let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
         let mut missed = Arc::default();
@@ -392,23 +407,11 @@ impl Pipeline {
 
         tokio::spawn(Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times).run());
 
-        let sources_ended = Arc::new(AtomicBool::new(false));
-        let pack = Arc::default();
-        let packer = Packer {
-            queues: Arc::clone(&queues),
-            parker,
-            outbox: Arc::clone(&outbox),
-            compression: config.grpc.compression,
-            counts: Arc::clone(&pack),
-            books: Arc::clone(&shared.books),
-            sources_ended: Arc::clone(&sources_ended),
-            node: NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation)),
-        };
         let packing = Alive::default();
         let guard = packing.begin();
         let packer = spawn("pack", move || {
             let _alive = guard;
-            packer.run();
+            packer.run(&parker);
         })?;
 
         let names = config.grpc.server_endpoints.iter().filter_map(|endpoint| server_name(endpoint).ok());

@@ -41,17 +41,15 @@ impl Queues {
         }
     }
 
-    /// Hands a body to the packer.
+    /// Leaves a body for the packer, who is not told: see [`Queues::wake_packer`].
     ///
     /// # Errors
     /// The body, when there is no room.
     pub fn push(&self, lane: Lane, body: Body) -> Result<(), Body> {
         match lane {
-            Lane::Lethal => self.lethal.push(body)?,
-            Lane::Bulk => self.bulk.push(body)?,
+            Lane::Lethal => self.lethal.push(body),
+            Lane::Bulk => self.bulk.push(body),
         }
-        self.packer.unpark();
-        Ok(())
     }
 
     /// The next body that there is room for, lethal ones first.
@@ -79,7 +77,7 @@ impl Queues {
         }
     }
 
-    /// Wakes the packer: something else that it waits for has changed.
+    /// Wakes the packer: something that it waits for has changed.
     pub fn wake_packer(&self) {
         self.packer.unpark();
     }

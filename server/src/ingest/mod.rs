@@ -52,6 +52,9 @@ pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// See [`STREAM_WINDOW_BYTES`].
 pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const _: () = assert!(STREAM_WINDOW_BYTES as usize > MESSAGE_BYTES_MAX);
+/// Bytes of an HTTP/2 frame that a client may send (SETTINGS_MAX_FRAME_SIZE, RFC 9113 6.5.2): most of ours then leave with one
+/// system call.
+const MAX_FRAME_SIZE: u32 = 128 << 10;
 const _: () = assert!(CREDIT_BYTES_MIN < CREDIT_BYTES);
 
 /// What a collector may have in flight while a rate limit holds it, or memory is short: it may always send one frame.
@@ -210,6 +213,7 @@ pub fn settings(server: Server, max_concurrent_streams: u32) -> Server {
         .max_concurrent_streams(max_concurrent_streams)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_SIZE)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .tcp_nodelay(true)
