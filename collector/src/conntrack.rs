@@ -222,12 +222,8 @@ impl ConntrackPoll {
             intake.begin();
             intake.flush(false);
         }
-        while !intake.is_empty() {
-            intake.begin();
-            intake.flush(true);
-            if !intake.is_empty() {
-                tokio::time::sleep(intake.sleep_limit()).await;
-            }
+        while let Some(pause) = intake.hand_on() {
+            tokio::time::sleep(pause).await;
         }
     }
 

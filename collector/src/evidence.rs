@@ -163,12 +163,8 @@ impl EvidenceReader {
             intake.begin();
             intake.flush(false);
         }
-        while !intake.is_empty() {
-            intake.begin();
-            intake.flush(true);
-            if !intake.is_empty() {
-                std::thread::sleep(intake.sleep_limit());
-            }
+        while let Some(pause) = intake.hand_on() {
+            std::thread::sleep(pause);
         }
     }
 

@@ -458,6 +458,14 @@ impl Intake {
         }
     }
 
+    /// Ends a source that has said everything: hands on what is left. How long to wait before this is called again, [`None`]
+    /// when nothing is left.
+    pub fn hand_on(&mut self) -> Option<Duration> {
+        self.begin();
+        self.flush(true);
+        (!self.is_empty()).then(|| self.sleep_limit())
+    }
+
     fn push(queues: &Queues, lane: Lane, batch: &mut Batch) -> bool {
         if !queues.has_room(lane) {
             return false;
@@ -575,6 +583,21 @@ mod tests {
         let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
         assert_eq!((lane, body.events.len()), (Lane::Lethal, 2));
         assert!(intake.is_empty());
+    }
+
+    #[test]
+    fn bulk_that_would_soon_go_by_itself_goes_along_with_what_is_urgent() {
+        let mut intake = intake(10, 4);
+        let mut lanes = |since: Duration| {
+            intake.room();
+            intake.accept(&bulk());
+            intake.accept(&exit(9));
+            intake.bulk_since = intake.now.checked_sub(since);
+            intake.flush(false);
+            std::iter::from_fn(|| intake.shared.queues.pop(Room::Both)).map(|(lane, _)| lane).collect::<Vec<_>>()
+        };
+        assert_eq!(lanes(Duration::from_secs(2)), [Lane::Lethal]);
+        assert_eq!(lanes(Duration::from_secs(3)), [Lane::Lethal, Lane::Bulk], "more than half of its 5 s are over");
     }
 
     #[test]

@@ -197,21 +197,48 @@ mod tests {
         Body { names, events: vec![event], ..Body::default() }
     }
 
-    #[test]
-    fn an_event_that_fits_no_frame_is_counted_and_the_next_one_is_packed() {
-        let (queues, parker) = Queues::new(4);
+    fn packer(sources_ended: bool) -> (Packer, Parker, Shared) {
+        let (queues, parker) = Queues::new(64);
         let shared = Shared::for_config(&Config::default(), queues);
-        shared.books.source(Source::Shm).set_emitted(2);
-        let outbox = Arc::new(Outbox::new(7, 1, 64 << 20, &shared));
         let packer = Packer {
             queues: Arc::clone(&shared.queues),
-            outbox: Arc::clone(&outbox),
+            outbox: Arc::new(Outbox::new(7, 1, 64 << 20, &shared)),
             compression: Compression::None,
             counts: Arc::default(),
             books: Arc::clone(&shared.books),
-            sources_ended: Arc::new(AtomicBool::new(true)),
+            sources_ended: Arc::new(AtomicBool::new(sources_ended)),
             bench: Bench::new(NodeDescription::new("node".into(), Arc::default())),
         };
+        (packer, parker, shared)
+    }
+
+    #[test]
+    fn a_source_packs_what_little_it_brings_and_leaves_the_rest_to_the_thread() {
+        let (packer, parker, shared) = packer(false);
+        let push = |count: usize| {
+            for _ in 0..count {
+                assert!(shared.queues.push(Lane::Bulk, body(vec!["/a".into()])).is_ok());
+            }
+        };
+        push(1);
+        assert!(packer.pack_here());
+        push(BODIES_HERE_MAX + 1);
+        assert!(!packer.pack_here(), "one is left");
+        let bench = packer.bench();
+        assert!(!packer.pack_here(), "somebody is at it");
+        assert_eq!(shared.queues.depth(Lane::Bulk), 1);
+        drop(bench);
+        packer.sources_ended.store(true, Ordering::Release);
+        packer.run(&parker);
+        let frames = std::iter::from_fn(|| packer.outbox.next(u64::MAX)).count();
+        assert_eq!(frames, 1 + BODIES_HERE_MAX + 1 + 1, "all, and the closing one");
+    }
+
+    #[test]
+    fn an_event_that_fits_no_frame_is_counted_and_the_next_one_is_packed() {
+        let (packer, parker, shared) = packer(true);
+        let outbox = Arc::clone(&packer.outbox);
+        shared.books.source(Source::Shm).set_emitted(2);
         let too_long = "x".repeat(RAW_BYTES_MAX);
         assert!(shared.queues.push(Lane::Lethal, body(vec![too_long])).is_ok());
         assert!(shared.queues.push(Lane::Lethal, body(vec!["/a".into()])).is_ok());

@@ -382,13 +382,8 @@ impl Reporter {
         if self.report(units, &mut stop).await.is_err() {
             return;
         }
-        loop {
-            self.intake.begin();
-            self.intake.flush(true);
-            if self.intake.is_empty() {
-                return;
-            }
-            tokio::time::sleep(self.intake.sleep_limit()).await;
+        while let Some(pause) = self.intake.hand_on() {
+            tokio::time::sleep(pause).await;
         }
     }
 }
