@@ -1,4 +1,5 @@
-//! Compiles `bpf/tapio.bpf.c`, which includes every question, into `OUT_DIR/tapio.bpf.o`, and `bpf/empty.bpf.c` likewise.
+//! Compiles `bpf/tapio.bpf.c`, which includes every question, into `OUT_DIR/tapio.bpf.o`, and `bpf/empty.bpf.c` and
+//! `bpf/bare.bpf.c` likewise.
 //!
 //! Needs clang (or what `CLANG` names) and the headers of libbpf; the library itself is not used.
 
@@ -12,7 +13,7 @@ fn main() {
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     println!("cargo::rerun-if-env-changed=CLANG");
     println!("cargo::rerun-if-changed=bpf");
-    for object in ["tapio", "empty"] {
+    for object in ["tapio", "empty", "bare"] {
         compile(&manifest, object);
     }
 }

@@ -3,9 +3,10 @@
 //! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, by turns,
 //! so that what else the machine does falls on both sides; the rings are read meanwhile.
 //!
-//! A round of a program is four slices: nothing attached; the program attached; an empty program at the same hook, with the
-//! kernel measuring run times; the program likewise, with thresholds at which everything is told. The first two say what an
-//! operation loses, the last two what a record costs: a difference too small to be seen in the operation.
+//! A round of a program is five slices: nothing attached; the program attached; the program with thresholds at which everything
+//! is told and the kernel measuring run times; an empty program at the same hook, likewise; one that puts a bare record into a
+//! ring, likewise. The first two say what an operation loses, the others what a record costs, a difference too small to be seen
+//! in the operation, and what of that nobody can save who writes into such a ring at such a hook.
 
 mod network;
 pub mod report;
@@ -18,8 +19,8 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use report::{LOSS_GOAL_PERCENT, Loss, ProbesReport, ProgramCost, RECORD_GOAL_NS, Spread};
-use session::{Session, count_run_time, tell_all};
-use tapio_probes::{EmptyProgram, PROGRAMS, ProgramInfo, Tuning};
+use session::{Reading, Session, count_run_time, tell_all};
+use tapio_probes::{PROGRAMS, ProgramInfo, Tuning, Yardstick};
 use workload::{Loop, Workload};
 
 use crate::error::{Context, Error};
@@ -175,6 +176,7 @@ struct Rounds {
     rate: Vec<f64>,
     run: Vec<f64>,
     empty: Vec<f64>,
+    bare: Vec<f64>,
     record: Vec<f64>,
     runs: u64,
     records: u64,
@@ -220,6 +222,7 @@ fn measure_program(program: &ProgramInfo, share: Duration, options: &ProbesOptio
     cost.run_ns = some(rounds.run);
     cost.empty_run_ns = some(rounds.empty);
     cost.record_ns = some(rounds.record);
+    cost.bare_record_ns = some(rounds.bare);
     cost.runs_per_operation = Some(rounds.runs as f64 / rounds.operations as f64);
     cost.records_per_operation = Some(rounds.records as f64 / rounds.operations as f64);
     if rounds.runs == 0 {
@@ -228,7 +231,7 @@ fn measure_program(program: &ProgramInfo, share: Duration, options: &ProbesOptio
     Ok(cost)
 }
 
-/// The four slices of a round; whether this kernel takes the program.
+/// The five slices of a round; whether this kernel takes the program.
 fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &mut Rounds) -> Result<bool, Error> {
     let is_first = rounds.without.len().is_multiple_of(2);
     let mut without = if is_first { settled_time(operations, count)? } else { 0.0 };
@@ -249,11 +252,13 @@ fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &
         let ran = session.run_time(program).since(ran);
         let wrote = session.records(&[program]) - wrote;
         session.tune(Tuning::default())?;
-        let empty = empty_run(program, operations, count)?;
+        let empty = yardstick_run(Yardstick::empty(program.hook), operations, count)?;
+        let bare = yardstick_run(Yardstick::bare(program.hook), operations, count)?;
         rounds.runs += ran.runs;
         rounds.records += wrote;
         rounds.operations += count;
         rounds.empty.extend(empty);
+        rounds.bare.extend(empty.zip(bare).map(|(empty, bare)| bare - empty));
         if ran.runs > 0 {
             rounds.run.push(ran.ns as f64 / ran.runs as f64);
         }
@@ -269,14 +274,19 @@ fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &
     Ok(true)
 }
 
-/// Nanoseconds of a run of an empty program at the same hook, beside the program itself; `None` where the hook is no raw
-/// tracepoint or did not fire.
-fn empty_run(program: &ProgramInfo, operations: &mut dyn Loop, count: u64) -> Result<Option<f64>, Error> {
-    let Ok(empty) = EmptyProgram::attach(program.hook) else {
+/// Nanoseconds of a run of a program to compare with, beside the program itself; `None` where the hook is no raw tracepoint or
+/// did not fire.
+fn yardstick_run(
+    yardstick: std::io::Result<Yardstick>,
+    operations: &mut dyn Loop,
+    count: u64,
+) -> Result<Option<f64>, Error> {
+    let Ok(yardstick) = yardstick else {
         return Ok(None);
     };
-    let before = empty.run_time();
+    let _reading = Reading::of(&yardstick)?;
+    let before = yardstick.run_time();
     time(operations, count)?;
-    let ran = empty.run_time().since(before);
+    let ran = yardstick.run_time().since(before);
     Ok((ran.runs > 0).then(|| ran.ns as f64 / ran.runs as f64))
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tapio_probes::{Counter, LoadConfig, PROGRAMS, Probes, ProgramInfo, RunTime, State, Tuning, counter_index};
+use tapio_probes::{
+    Counter, LoadConfig, PROGRAMS, Probes, ProgramInfo, RunTime, State, Tuning, Yardstick, counter_index,
+};
 use tapio_ringbuf::{CounterArray, Poller, Reader};
 
 use crate::error::Error;
@@ -26,6 +28,11 @@ const STOPPED: u8 = 2;
 pub struct Session {
     probes: Probes,
     counters: CounterArray,
+    reading: Reading,
+}
+
+/// The thread that reads the rings; it ends when this is dropped.
+pub struct Reading {
     state: Arc<AtomicU8>,
     reader: Option<JoinHandle<Result<u64, tapio_ringbuf::Error>>>,
 }
@@ -73,35 +80,20 @@ impl Session {
             readers.push(Reader::from_bpf_map(fd, probes.bulk_ring_bytes()).map_err(ring)?);
             poller.add(fd, 1 + cpu as u64).map_err(ring)?;
         }
-        let state = Arc::new(AtomicU8::new(READING));
-        let reader = {
-            let state = Arc::clone(&state);
-            thread::Builder::new()
-                .name("rings".into())
-                .spawn(move || drain(readers, poller, &state))
-                .map_err(|source| Error::Io { what: "start the thread that reads the rings".into(), source })?
-        };
-        Ok(Self { probes, counters, state, reader: Some(reader) })
+        Ok(Self { probes, counters, reading: Reading::start(readers, poller)? })
     }
 
     /// Takes the programs from their hooks, and lets the reader sleep: as if there were no probes, but they are quickly back.
     pub fn suspend(&mut self) -> Result<(), Error> {
         self.probes.suspend().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.state.store(RESTING, Ordering::Relaxed);
+        self.reading.enter(RESTING);
         Ok(())
     }
 
     /// Undoes [`Self::suspend`].
     pub fn resume(&mut self) -> Result<(), Error> {
-        self.enter(READING);
+        self.reading.enter(READING);
         self.probes.resume().map_err(|error| Error::Invalid(error.to_string()))
-    }
-
-    fn enter(&self, state: u8) {
-        self.state.store(state, Ordering::Relaxed);
-        if let Some(reader) = &self.reader {
-            reader.thread().unpark();
-        }
     }
 
     /// Records that these programs have put into rings so far.
@@ -134,7 +126,36 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Reading {
+    /// Reads what a program to compare with puts into its ring; [`None`] when it has none.
+    pub fn of(yardstick: &Yardstick) -> Result<Option<Self>, Error> {
+        let Some((ring, bytes)) = yardstick.ring() else { return Ok(None) };
+        let failed = |error: tapio_ringbuf::Error| Error::Ring(error.to_string());
+        let reader = Reader::from_bpf_map(ring, bytes).map_err(failed)?;
+        let poller = Poller::new().map_err(failed)?;
+        poller.add(ring, 0).map_err(failed)?;
+        Self::start(vec![reader], poller).map(Some)
+    }
+
+    fn start(readers: Vec<Reader>, poller: Poller) -> Result<Self, Error> {
+        let state = Arc::new(AtomicU8::new(READING));
+        let seen = Arc::clone(&state);
+        let reader = thread::Builder::new()
+            .name("rings".into())
+            .spawn(move || drain(readers, poller, &seen))
+            .map_err(|source| Error::Io { what: "start the thread that reads the rings".into(), source })?;
+        Ok(Self { state, reader: Some(reader) })
+    }
+
+    fn enter(&self, state: u8) {
+        self.state.store(state, Ordering::Relaxed);
+        if let Some(reader) = &self.reader {
+            reader.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Reading {
     fn drop(&mut self) {
         self.enter(STOPPED);
         if let Some(reader) = self.reader.take()
