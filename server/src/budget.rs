@@ -10,12 +10,13 @@ use tapio_wire::limits::FRAME_BYTES_MAX;
 
 use crate::archive::QUEUE_BYTES_MAX;
 use crate::config::ResourcesSection;
-use crate::correlate::state::ENTITY_BYTES_MAX;
 
 /// The least that a server can work with.
 pub const MEMORY_MB_MIN: u64 = 64;
 /// A decoded frame of the usual 4,096 events.
 const USUAL_FRAME_BYTES: u64 = 512 << 10;
+/// An entity: its place in tables that are half empty, in the time wheel, and a description with the names of Kubernetes.
+const ENTITY_BYTES: u64 = 300;
 /// A finding with its evidence.
 const FINDING_BYTES: u64 = 4 << 10;
 /// The parts, in hundredths.
@@ -73,7 +74,7 @@ impl Budget {
         Self {
             queue_bytes: bounded(share(QUEUE_SHARE), FRAME_BYTES_MAX as u64, QUEUE_BYTES_MAX as u64),
             frames_in_flight: bounded(share(DECODED_SHARE) / USUAL_FRAME_BYTES, 8, 256),
-            entities_max: bounded(share(ENTITIES_SHARE) / ENTITY_BYTES_MAX as u64, 1000, u64::MAX),
+            entities_max: bounded(share(ENTITIES_SHARE) / ENTITY_BYTES, 1000, u64::MAX),
             findings_max: bounded(share(FINDINGS_SHARE) / FINDING_BYTES, 100, 10_000),
             // The queue to the archive is what takes them in; what does not fit there waits with the collectors.
             in_flight_bytes: share(QUEUE_SHARE) * 2,
@@ -120,7 +121,7 @@ mod tests {
     fn the_parts_stay_within_the_whole() {
         for max_memory_mb in [MEMORY_MB_MIN, 100, 500, 4000, 64_000] {
             let budget = Budget::with(&resources(max_memory_mb, None), 4);
-            let entities = budget.entities_max as u64 * ENTITY_BYTES_MAX as u64;
+            let entities = budget.entities_max as u64 * ENTITY_BYTES;
             let frames = budget.frames_in_flight as u64 * USUAL_FRAME_BYTES + budget.queue_bytes as u64;
             let findings = budget.findings_max as u64 * FINDING_BYTES;
             let sum = entities + frames + findings;

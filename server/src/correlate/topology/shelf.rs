@@ -1,75 +1,107 @@
 //! Packed descriptions by key, bounded as [`super::Generations`] is: in two generations, each with its bytes side by side.
 //!
 //! What must hold: never more than `entries_max` entries, every one that had to go is counted; bytes that were replaced are given
-//! back when they are as many as those in use.
+//! back when they are as many as those in use. The table has only the places of records, which have their keys with them: a table
+//! that has just grown is more than half empty, and its free places are as large as the taken ones.
+//!
+//! ```text
+//! record = node u64 · entity u64 · length u16 · the packed description
+//! ```
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use tapio_wire::event::EntityId;
 
 /// The node, 0 for what is the same on all of them, and the entity.
 pub type Key = (u64, EntityId);
 
-const CHUNK_BYTES: usize = 256 << 10;
+/// As large as what glibc maps by itself (`HEAP` of the server's `main.rs`), and so gives back when a generation goes.
+const CHUNK_BYTES: usize = 1 << 20;
 /// Below it nothing is tidied up.
 const WASTE_BYTES_MIN: usize = 1 << 20;
-/// A record's length goes before it.
+const KEY_BYTES: usize = size_of::<Key>();
 const LENGTH_BYTES: usize = 2;
 
 /// One generation: where the record of a key begins, and the records.
 #[derive(Default)]
 struct Generation {
-    places: HashMap<Key, u32, RandomState>,
-    chunks: Vec<Vec<u8>>,
+    hasher: RandomState,
+    places: HashTable<u32>,
+    records: Records,
     in_use: usize,
     wasted: usize,
 }
 
-impl Generation {
-    fn get(&self, key: &Key) -> Option<&[u8]> {
-        self.record(*self.places.get(key)?)
+#[derive(Default)]
+struct Records {
+    chunks: Vec<Vec<u8>>,
+}
+
+impl Records {
+    fn at(&self, place: u32) -> Option<(Key, &[u8])> {
+        let (chunk, at) = (place as usize / CHUNK_BYTES, place as usize % CHUNK_BYTES);
+        let (node, rest) = self.chunks.get(chunk)?.get(at..)?.split_first_chunk()?;
+        let (entity, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let record = rest.get(..usize::from(u16::from_le_bytes(*length)))?;
+        Some(((u64::from_le_bytes(*node), u64::from_le_bytes(*entity)), record))
     }
 
-    fn record(&self, place: u32) -> Option<&[u8]> {
-        let (chunk, at) = (place as usize / CHUNK_BYTES, place as usize % CHUNK_BYTES);
-        let (length, rest) = self.chunks.get(chunk)?.get(at..)?.split_first_chunk::<LENGTH_BYTES>()?;
-        rest.get(..usize::from(u16::from_le_bytes(*length)))
+    /// Of a place that [`Records::push`] told.
+    fn key(&self, place: u32) -> Key {
+        self.at(place).map_or_else(Key::default, |(key, _)| key)
+    }
+
+    fn push(&mut self, (node, entity): Key, record: &[u8]) -> u32 {
+        let bytes = KEY_BYTES + LENGTH_BYTES + record.len();
+        if self.chunks.last().is_none_or(|chunk| chunk.len() + bytes > CHUNK_BYTES) {
+            self.chunks.push(Vec::with_capacity(CHUNK_BYTES));
+        }
+        let number = self.chunks.len() - 1;
+        let chunk = &mut self.chunks[number];
+        let place = number * CHUNK_BYTES + chunk.len();
+        chunk.extend_from_slice(&node.to_le_bytes());
+        chunk.extend_from_slice(&entity.to_le_bytes());
+        chunk.extend_from_slice(&(record.len() as u16).to_le_bytes());
+        chunk.extend_from_slice(record);
+        place as u32
+    }
+}
+
+impl Generation {
+    fn get(&self, key: &Key) -> Option<&[u8]> {
+        let place = self.places.find(self.hasher.hash_one(key), |&place| self.records.key(place) == *key)?;
+        self.records.at(*place).map(|(_, record)| record)
     }
 
     fn insert(&mut self, key: Key, record: &[u8]) {
         self.remove(&key);
         // Descriptions are cut long before.
         let record = &record[..record.len().min(usize::from(u16::MAX))];
-        let needed = LENGTH_BYTES + record.len();
-        if self.chunks.last().is_none_or(|chunk| chunk.len() + needed > CHUNK_BYTES) {
-            self.chunks.push(Vec::with_capacity(CHUNK_BYTES));
-        }
-        let number = self.chunks.len() - 1;
-        let chunk = &mut self.chunks[number];
-        let place = number * CHUNK_BYTES + chunk.len();
-        chunk.extend_from_slice(&(record.len() as u16).to_le_bytes());
-        chunk.extend_from_slice(record);
-        self.places.insert(key, place as u32);
-        self.in_use += needed;
+        let place = self.records.push(key, record);
+        let Self { hasher, places, records, .. } = self;
+        places.insert_unique(hasher.hash_one(key), place, |&place| hasher.hash_one(records.key(place)));
+        self.in_use += KEY_BYTES + LENGTH_BYTES + record.len();
         if self.wasted >= WASTE_BYTES_MIN.max(self.in_use) {
             self.tidy();
         }
     }
 
-    fn remove(&mut self, key: &Key) -> bool {
-        let Some(place) = self.places.remove(key) else { return false };
-        let bytes = LENGTH_BYTES + self.record(place).map_or(0, <[u8]>::len);
+    fn remove(&mut self, key: &Key) {
+        let Self { hasher, places, records, .. } = self;
+        let Ok(entry) = places.find_entry(hasher.hash_one(key), |&place| records.key(place) == *key) else { return };
+        let (place, _) = entry.remove();
+        let bytes = KEY_BYTES + LENGTH_BYTES + self.records.at(place).map_or(0, |(_, record)| record.len());
         self.in_use = self.in_use.saturating_sub(bytes);
         self.wasted += bytes;
-        true
     }
 
     fn tidy(&mut self) {
         let old = std::mem::take(self);
-        self.places.reserve(old.places.len());
-        for (&key, &place) in &old.places {
-            if let Some(record) = old.record(place) {
+        for &place in &old.places {
+            if let Some((key, record)) = old.records.at(place) {
                 self.insert(key, record);
             }
         }
@@ -77,7 +109,7 @@ impl Generation {
 
     fn clear(&mut self) {
         self.places.clear();
-        self.chunks.clear();
+        self.records.chunks.clear();
         (self.in_use, self.wasted) = (0, 0);
     }
 }
@@ -114,7 +146,7 @@ impl Shelf {
     /// Inserts or replaces; the entry is young again.
     pub fn insert(&mut self, key: Key, record: &[u8]) {
         self.old.remove(&key);
-        if self.young.places.len() >= self.entries_max / 2 && !self.young.places.contains_key(&key) {
+        if self.young.places.len() >= self.entries_max / 2 && !self.is_young(&key) {
             self.evicted += self.old.places.len() as u64;
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
@@ -124,7 +156,7 @@ impl Shelf {
 
     /// Whether the entry is young: it need not be inserted again to survive.
     pub fn is_young(&self, key: &Key) -> bool {
-        self.young.places.contains_key(key)
+        self.young.get(key).is_some()
     }
 }
 
@@ -164,7 +196,7 @@ mod tests {
         for key in 0..50 {
             assert_eq!(shelf.get(&(2, key)), Some(&*record(19_950 + key)));
         }
-        let bytes: usize = shelf.young.chunks.iter().map(Vec::capacity).sum();
+        let bytes: usize = shelf.young.records.chunks.iter().map(Vec::capacity).sum();
         assert!(bytes <= 3 * WASTE_BYTES_MIN, "{bytes}");
     }
 }
