@@ -6,7 +6,6 @@
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,24 +68,8 @@ enum Command {
 /// would stay resident for ever (`mallopt(3)`: either setting ends that). It reads them when a process starts.
 const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "1048576"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
 
-/// Starts this program anew in this process, with [`HEAP`] in its environment. Returns where it has been set, or cannot be.
-fn set_heap() {
-    if HEAP.iter().any(|(name, _)| std::env::var_os(name).is_some()) {
-        return;
-    }
-    if let Ok(program) = std::env::current_exe() {
-        let mut command = std::process::Command::new(program);
-        command.args(std::env::args_os().skip(1)).envs(HEAP);
-        if let Some(name) = std::env::args_os().next() {
-            command.arg0(name);
-        }
-        // Where that fails it runs as it is, and takes more memory.
-        let _ = command.exec();
-    }
-}
-
 fn main() -> ExitCode {
-    set_heap();
+    tapio_wire::heap::start_with(&HEAP);
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,

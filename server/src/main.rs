@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,24 +74,8 @@ enum Command {
 /// ends that). It reads them when a process starts.
 const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "8388608"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
 
-/// Starts this program anew in this process, with [`HEAP`] in its environment. Returns where it has been set, or cannot be.
-fn set_heap() {
-    if HEAP.iter().any(|(name, _)| std::env::var_os(name).is_some()) {
-        return;
-    }
-    if let Ok(program) = std::env::current_exe() {
-        let mut command = std::process::Command::new(program);
-        command.args(std::env::args_os().skip(1)).envs(HEAP);
-        if let Some(name) = std::env::args_os().next() {
-            command.arg0(name);
-        }
-        // Where that fails it runs as it is, and takes more memory.
-        let _ = command.exec();
-    }
-}
-
 fn main() -> ExitCode {
-    set_heap();
+    tapio_wire::heap::start_with(&HEAP);
     let mut arguments = Arguments::parse();
     if let Some(command) = arguments.command.take() {
         return command::exit_code(match command {

@@ -8,6 +8,7 @@ pub mod dial;
 pub mod error;
 pub mod event;
 pub mod frame;
+pub mod heap;
 pub mod ledger;
 pub mod limits;
 pub mod reference;
