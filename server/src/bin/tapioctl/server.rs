@@ -1,5 +1,6 @@
 //! The connection to a server, and what can go wrong.
 
+use std::error::Error;
 use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -44,9 +45,27 @@ impl Failure {
         match status.code() {
             Code::Unavailable => Self::Unreachable(format!("{server}: {}", status.message())),
             Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{server} did not answer in time")),
+            // A server's own words have no source; this is of the connection.
+            Code::Unknown if status.source().is_some() => {
+                Self::Other(format!("the connection to {server} broke: {}", broken(status)))
+            }
             _ => Self::Other(status.message().to_owned()),
         }
     }
+}
+
+/// Why a connection did not last. In TLS 1.3 a client learns only after its handshake that the server wants its certificate.
+fn broken(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    if text.contains("CertificateRequired") {
+        text.push_str("; show the server a certificate with --tls-cert and --tls-key");
+    }
+    text
 }
 
 /// Where the server is, and what it asks for
@@ -95,7 +114,7 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
     let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-    let usage = |error: &dyn std::error::Error| Failure::Usage(error.to_string());
+    let usage = |error: &dyn Error| Failure::Usage(error.to_string());
     let tls = match &access.tls_ca {
         Some(ca) => {
             let files = ClientFiles {
@@ -134,7 +153,7 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
             }
             Err(error) => {
                 reason = error.to_string();
-                let mut cause = std::error::Error::source(&error);
+                let mut cause = error.source();
                 while let Some(error) = cause {
                     reason = error.to_string();
                     cause = error.source();
