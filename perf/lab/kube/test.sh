@@ -3,7 +3,7 @@
 # nodes, and these name what the tests need there:
 #   TAPIO_TEST_NODE                                            its name
 #   TAPIO_TEST_IMAGE, TAPIO_TEST_IMAGE_NEXT                    two images with a busybox
-#   TAPIO_TEST_SERVER_IMAGE, TAPIO_TEST_COLLECTOR_IMAGE        Tapio of this checkout; without them the rollout is not tested
+#   TAPIO_TEST_SERVER_IMAGE, TAPIO_TEST_COLLECTOR_IMAGE        Tapio of this checkout; without them only kube is tested
 #   TAPIO_TEST_SERVER_IMAGE_NEXT, TAPIO_TEST_COLLECTOR_IMAGE_NEXT  the same, built with --features tapio-wire/next-version
 # Otherwise a node is built, started, and taken away again unless it ran before. TAPIO_KUBE_TESTS names other tests than all.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$HERE/../../.."
 began=$SECONDS
 export TAPIO_KUBE_TEST=1
 KUBE=${TAPIO_KUBE:-/tmp/kube}
-tests=${TAPIO_KUBE_TESTS:-kube kube_rollout kube_capabilities}
+tests=${TAPIO_KUBE_TESTS:-kube kube_rollout kube_capabilities kube_production}
 enter=() node_is_ours=''
 
 finish() {
@@ -31,7 +31,8 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-build() { cargo build --locked -p tapio-server -p tapio-collector --bins "$@"; }
+# The whole workspace, so that nothing is built a second time with other features of a dependency.
+build() { cargo build --locked --workspace --bins "$@"; }
 if [ -z "${KUBECONFIG:-}" ]; then
   "$HERE/build.sh"
   ip netns list | grep -qw kube || node_is_ours=1
@@ -54,11 +55,11 @@ if [ -z "${KUBECONFIG:-}" ]; then
 else
   build
   if [ -z "${TAPIO_TEST_SERVER_IMAGE:-}" ]; then
-    echo "SKIP kube_rollout and kube_capabilities: TAPIO_TEST_SERVER_IMAGE names no image" >&2
+    echo "SKIP kube_rollout, kube_capabilities and kube_production: TAPIO_TEST_SERVER_IMAGE names no image" >&2
     tests=kube
   fi
 fi
 arguments=()
 for test in $tests; do arguments+=(--test "$test"); done
-cargo test --locked -p tapio-perf "${arguments[@]}" --no-run
-"${enter[@]}" cargo test --locked --offline -p tapio-perf "${arguments[@]}" -- --nocapture --test-threads=1
+cargo test --locked --workspace "${arguments[@]}" --no-run
+"${enter[@]}" cargo test --locked --offline --workspace "${arguments[@]}" -- --nocapture --test-threads=1
