@@ -137,7 +137,7 @@ fn who_asks_is_looked_at(operator: &Operator, server: &Pod) {
     let collector = token(operator, "tapio-collector", AUDIENCE, None);
     let may_not = |account: &str| format!("system:serviceaccount:{NAMESPACE}:{account} may not query");
     for (what, certificate, token, says) in [
-        ("without a certificate", None, Some(&good), vec!["CertificateRequired", "--tls-cert"]),
+        ("without a certificate", None, Some(&good), vec!["broke", "certificates of its clients", "--tls-cert"]),
         (
             "without a token",
             Some("me"),

@@ -41,31 +41,28 @@ impl From<io::Error> for Failure {
 
 impl Failure {
     /// Of an answer.
-    pub fn of(server: &str, status: &tonic::Status) -> Self {
+    pub fn of(server: &ServerAt, status: &tonic::Status) -> Self {
+        let at = &server.server;
         match status.code() {
-            Code::Unavailable => Self::Unreachable(format!("{server}: {}", status.message())),
-            Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{server} did not answer in time")),
+            Code::Unavailable => Self::Unreachable(format!("{at}: {}", status.message())),
             // A server's own words have no source; this is of the connection.
-            Code::Unknown if status.source().is_some() => {
-                Self::Other(format!("the connection to {server} broke: {}", broken(status)))
+            Code::Unknown | Code::Cancelled if status.source().is_some() && !has_timed_out(status) => {
+                Self::Other(format!("the connection to {at} broke: {}{}", innermost(status), server.access.hint()))
             }
+            Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{at} did not answer in time")),
             _ => Self::Other(status.message().to_owned()),
         }
     }
 }
 
-/// Why a connection did not last. In TLS 1.3 a client learns only after its handshake that the server wants its certificate.
-fn broken(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
-    if text.contains("CertificateRequired") {
-        text.push_str("; show the server a certificate with --tls-cert and --tls-key");
-    }
-    text
+fn has_timed_out(status: &tonic::Status) -> bool {
+    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<tonic::TimeoutExpired>())
+}
+
+/// The text of the first cause.
+fn innermost(status: &tonic::Status) -> String {
+    let cause = std::iter::successors(status.source(), |&error| error.source()).last();
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// Where the server is, and what it asks for
@@ -104,6 +101,17 @@ struct Access {
     /// A file with the token of server.auth.token_file, or one that server.auth.token_review lets query
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+}
+
+impl Access {
+    /// What may be wrong where a connection broke after its handshake: in TLS 1.3 a client learns only then, and not always in
+    /// words, that the server wants its certificate.
+    fn hint(&self) -> &'static str {
+        match (&self.tls_ca, &self.tls_cert) {
+            (Some(_), None) => "; if it wants certificates of its clients, show one with --tls-cert and --tls-key",
+            _ => "",
+        }
+    }
 }
 
 /// Connects.
