@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use kube_node::frames::{self, Epochs};
 use kube_node::installed::{COLLECTOR, Pod, SERVER, Tapio};
-use kube_node::{Namespace, await_that, container, deployment, eater, has_node, kubectl, pod, setting};
+use kube_node::{Namespace, await_that, container, has_node, kubectl, pod, setting};
 use serde_json::{Value, json};
 
 /// Starts processes, opens connections that are refused, and has children killed: both lanes are busy.
@@ -30,7 +30,7 @@ fn the_manifests_install_explain_upgrade_and_leave_nothing() {
     tapio.rolled_out(COLLECTOR);
     let namespace = Namespace::make("rollout");
 
-    explains_a_kill(&tapio, &namespace, "leak");
+    tapio.explains_a_kill(&namespace, "leak");
     let mut busy = container("busy", BUSY);
     busy["resources"] = json!({"limits": {"cpu": "300m"}});
     namespace.apply(vec![pod("load", "Always", busy)]);
@@ -40,23 +40,6 @@ fn the_manifests_install_explain_upgrade_and_leave_nothing() {
     let ordinary = namespace.get("pod/load", "{.metadata.uid}");
     drop(namespace);
     leaves_nothing(tapio, &before, &ordinary);
-}
-
-/// `tapioctl findings`, in the server's pod, names pod, container and limit of a pod that is killed for its memory.
-fn explains_a_kill(tapio: &Tapio, namespace: &Namespace, name: &str) {
-    namespace.apply(vec![deployment(name, eater("eater"))]);
-    let start = format!("{}/{name}-", namespace.0);
-    let found = tapio.finding("memory-limit-kill", |entity| entity.starts_with(&start) && entity.ends_with("/eater"));
-    let pod = found["entity"]["pod"].as_str().expect("a pod's name").to_owned();
-    assert_eq!(namespace.get(&format!("pod/{pod}"), "{.metadata.name}"), pod, "{found}");
-    assert_eq!(found["entity"]["workload"], format!("Deployment/{name}"), "{found}");
-    assert_eq!(found["death"]["limit"]["limit_bytes"], 24 << 20, "{found}");
-    let table = tapio.tapioctl(&["findings"]).expect("a table");
-    let line = table.lines().find(|line| line.contains(&pod)).unwrap_or_else(|| panic!("{pod} is not in\n{table}"));
-    assert!(line.contains("eater") && line.contains("24.0 MiB"), "{line}");
-    println!("{line}");
-    // It is killed again and again: what follows wants the load for itself.
-    kubectl(&["-n", &namespace.0, "delete", "deployment", name, "--wait=true"]).expect("deleted");
 }
 
 fn restarts_under_load_close_the_ledger(tapio: &Tapio) {
@@ -76,11 +59,11 @@ fn restarts_under_load_close_the_ledger(tapio: &Tapio) {
 fn upgrades_with_versions_apart(tapio: &Tapio, namespace: &Namespace) {
     tapio.set_image(SERVER, &setting("TAPIO_TEST_SERVER_IMAGE_NEXT"));
     tapio.rolled_out(SERVER);
-    explains_a_kill(tapio, namespace, "skewed");
+    tapio.explains_a_kill(namespace, "skewed");
     tapio.closed_ledger(1);
     tapio.set_image(COLLECTOR, &setting("TAPIO_TEST_COLLECTOR_IMAGE_NEXT"));
     tapio.rolled_out(COLLECTOR);
-    explains_a_kill(tapio, namespace, "upgraded");
+    tapio.explains_a_kill(namespace, "upgraded");
     tapio.closed_ledger(2);
     archives_add_up(&[1, 2]);
 

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use archive_support::Frames;
-use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path as InPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::{Json, routing::post};
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use serde_json::{Value, json};
 use tapio_server::auth::{NodeIdentity, Subject, TokenReviewSection};
 use tapio_server::config::Config;
@@ -31,9 +31,13 @@ use whole_server::*;
 struct Cluster {
     /// Answers by token: the status of a review.
     tokens: Mutex<HashMap<String, Value>>,
+    /// Pods of `tapio-system` by name: uid and node.
+    pods: Mutex<HashMap<String, (String, Option<String>)>>,
     asked: Mutex<Vec<Value>>,
     /// What it answers instead, when it is set.
     failure: Mutex<Option<StatusCode>>,
+    /// The same for pods.
+    pods_failure: Mutex<Option<StatusCode>>,
 }
 
 impl Cluster {
@@ -41,6 +45,7 @@ impl Cluster {
         let cluster = Arc::new(Self::default());
         let router = Router::new()
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
+            .route("/api/v1/namespaces/tapio-system/pods/{name}", get(pod))
             .with_state(Arc::clone(&cluster));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -58,6 +63,18 @@ impl Cluster {
     /// Knows a token of a service account of `tapio-system`, with the node of its pod.
     fn know(&self, token: &str, account: &str, audience: &str, node: Option<&str>) {
         let extra = node.map_or(json!({}), |node| json!({"authentication.kubernetes.io/node-name": [node]}));
+        self.know_with(token, account, audience, &extra);
+    }
+
+    /// The same, bound to a pod without its node, as Kubernetes before 1.30 says it.
+    fn know_of_pod(&self, token: &str, account: &str, pod: &str, uid: &str) {
+        let extra = json!({
+            "authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [uid],
+        });
+        self.know_with(token, account, "tapio", &extra);
+    }
+
+    fn know_with(&self, token: &str, account: &str, audience: &str, extra: &Value) {
         let status = json!({
             "authenticated": true, "audiences": [audience],
             "user": {"username": format!("system:serviceaccount:tapio-system:{account}"),
@@ -72,6 +89,24 @@ impl Cluster {
 
     fn fail(&self, with: Option<StatusCode>) {
         *self.failure.lock().unwrap() = with;
+    }
+}
+
+async fn pod(State(cluster): State<Arc<Cluster>>, InPath(name): InPath<String>) -> Response {
+    cluster.asked.lock().unwrap().push(json!({"pod": name}));
+    let failed = |code: StatusCode| {
+        let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": format!("no {name}"),
+                          "reason": "", "code": code.as_u16()});
+        (code, Json(body)).into_response()
+    };
+    match (*cluster.pods_failure.lock().unwrap(), cluster.pods.lock().unwrap().get(&name)) {
+        (Some(code), _) => failed(code),
+        (None, None) => failed(StatusCode::NOT_FOUND),
+        (None, Some((uid, node))) => {
+            let spec = json!({"nodeName": node, "containers": []});
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "uid": uid}, "spec": spec});
+            Json(pod).into_response()
+        }
     }
 }
 
@@ -243,6 +278,53 @@ async fn a_pods_token_speaks_for_the_node_that_the_pod_runs_on() {
     let status = strict.ship("unbound", "node-2").await.expect_err("it names no node");
     assert_eq!(status.code(), Code::PermissionDenied);
     assert_eq!(strict.denied("no_node"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_reviews_name_no_node_the_pod_tells_it() {
+    let guarded = Guarded::start(|config| {
+        if let Some(review) = &mut config.server.auth.token_review {
+            (review.ttl, review.refused_ttl) = (Duration::ZERO, Duration::ZERO);
+        }
+    })
+    .await;
+    let cluster = &guarded.cluster;
+    let put = |name: &str, uid: &str, node: Option<&str>| {
+        cluster.pods.lock().unwrap().insert(name.into(), (uid.into(), node.map(str::to_owned)));
+    };
+    put("collector-1", "uid-1", Some("node-1"));
+    put("collector-new", "uid-of-another", Some("node-1"));
+    put("collector-waiting", "uid-3", None);
+    cluster.know_of_pod("bound", "tapio-collector", "collector-1", "uid-1");
+    cluster.know_of_pod("outlived", "tapio-collector", "collector-new", "uid-of-old");
+    cluster.know_of_pod("gone", "tapio-collector", "collector-gone", "uid-2");
+    cluster.know_of_pod("waiting", "tapio-collector", "collector-waiting", "uid-3");
+    cluster.know_of_pod("ask", "operator", "tapioctl", "uid-4");
+
+    guarded.ship("bound", "node-1").await.expect("its own node");
+    let status = guarded.ship("bound", "node-2").await.expect_err("another's");
+    assert!(status.message().contains("may not ship for node `node-2`"), "{status}");
+    for token in ["outlived", "gone"] {
+        let status = guarded.ship(token, "node-1").await.expect_err(token);
+        assert_eq!(status.code(), Code::Unauthenticated, "{token}: {status}");
+    }
+    guarded.ship("waiting", "node-3").await.expect("it names no node yet");
+    let before = cluster.asked();
+    guarded.query("ask").await.expect("let in");
+    assert_eq!(cluster.asked(), before + 1, "where who asks runs is nobody's business");
+
+    // A server that may not read pods knows as little as before; one that gets no answer lets nobody in.
+    *cluster.pods_failure.lock().unwrap() = Some(StatusCode::FORBIDDEN);
+    guarded.ship("bound", "node-2").await.expect("the hello is believed");
+    *cluster.pods_failure.lock().unwrap() = Some(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = guarded.ship("bound", "node-1").await.expect_err("not let in");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    *cluster.pods_failure.lock().unwrap() = None;
+
+    let strict = Guarded::start(|config| config.server.auth.node_identity = NodeIdentity::Token).await;
+    strict.cluster.pods.lock().unwrap().insert("collector-1".into(), ("uid-1".into(), Some("node-1".into())));
+    strict.cluster.know_of_pod("bound", "tapio-collector", "collector-1", "uid-1");
+    strict.ship("bound", "node-1").await.expect("its own node");
 }
 
 /// A CA, a server's pair, and what a client needs.

@@ -116,6 +116,7 @@ fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes(
             .retain(|v| !without.contains(&v["name"].as_str().expect("a name")));
         let container = &mut spec["containers"][0];
         container["resources"] = Value::Null;
+        container["env"] = Value::Null;
         let mounts = container["volumeMounts"].as_sequence_mut().expect("mounts");
         mounts.retain(|mount| mount["name"] != "tls");
         let labels = workload["spec"]["template"]["metadata"]["labels"].clone();

@@ -1,4 +1,5 @@
-//! Tapio as its manifests install it: the three files of the quick start, with nothing replaced but the images' names.
+//! Tapio as its manifests install it: the three files of the quick start, with nothing replaced but the images' names, or what a
+//! test renders.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,14 +7,15 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tapio_perf::processes::http;
 
-use super::{await_that, kubectl, kubectl_reading, setting};
+use super::{Namespace, await_that, deployment, eater, kubectl, kubectl_reading, setting};
 
 pub const SERVER: &str = "deployment/tapio-server";
 pub const COLLECTOR: &str = "daemonset/tapio-collector";
-const NAMESPACE: &str = "tapio-system";
+pub const NAMESPACE: &str = "tapio-system";
 const FILES: [&str; 3] = ["namespace.yaml", "server-deployment.yaml", "collector-daemonset.yaml"];
 
 /// Tapio on the cluster; uninstalled when this is dropped.
+#[derive(Default)]
 pub struct Tapio {
     texts: Vec<String>,
 }
@@ -21,14 +23,22 @@ pub struct Tapio {
 impl Tapio {
     /// Applies the three files, in their order.
     pub fn install() -> Self {
-        let tapio = Self { texts: FILES.iter().map(|file| manifest(file)).collect() };
-        for text in &tapio.texts {
-            print!("{}", kubectl_reading(&["apply", "-f", "-"], text).unwrap_or_else(|error| panic!("{error}")));
+        let mut tapio = Self::default();
+        for file in FILES {
+            tapio.apply(manifest(file), "--validate=true");
         }
         tapio
     }
 
-    /// Waits until all pods of a Deployment or DaemonSet are of its newest template, and ready.
+    /// Applies some objects, which go when this is dropped. `validate` is kubectl's option.
+    pub fn apply(&mut self, text: String, validate: &str) {
+        // First of all known: an error leaves half of them behind.
+        self.texts.push(text);
+        let applied = kubectl_reading(&["apply", validate, "-f", "-"], &self.texts[self.texts.len() - 1]);
+        print!("{}", applied.unwrap_or_else(|error| panic!("{error}")));
+    }
+
+    /// Waits until all pods of a Deployment, StatefulSet or DaemonSet are of its newest template, and ready.
     pub fn rolled_out(&self, what: &str) {
         if let Err(error) = kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=120s"]) {
             let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();
@@ -86,6 +96,26 @@ impl Tapio {
         })
     }
 
+    /// `tapioctl findings`, in the server's pod, names pod, container and limit of a pod that is killed for its memory. The finding
+    /// is given back.
+    pub fn explains_a_kill(&self, namespace: &Namespace, name: &str) -> Value {
+        namespace.apply(vec![deployment(name, eater("eater"))]);
+        let start = format!("{}/{name}-", namespace.0);
+        let found =
+            self.finding("memory-limit-kill", |entity| entity.starts_with(&start) && entity.ends_with("/eater"));
+        let pod = found["entity"]["pod"].as_str().expect("a pod's name").to_owned();
+        assert_eq!(namespace.get(&format!("pod/{pod}"), "{.metadata.name}"), pod, "{found}");
+        assert_eq!(found["entity"]["workload"], format!("Deployment/{name}"), "{found}");
+        assert_eq!(found["death"]["limit"]["limit_bytes"], 24 << 20, "{found}");
+        let table = self.tapioctl(&["findings"]).expect("a table");
+        let line = table.lines().find(|line| line.contains(&pod)).unwrap_or_else(|| panic!("{pod} is not in\n{table}"));
+        assert!(line.contains("eater") && line.contains("24.0 MiB"), "{line}");
+        println!("{line}");
+        // It is killed again and again: what follows wants the load for itself.
+        kubectl(&["-n", &namespace.0, "delete", "deployment", name, "--wait=true"]).expect("deleted");
+        found
+    }
+
     /// Waits until the server's ledger explains everything, of `epochs` epochs at least, and gives its rows. What an epoch that
     /// has ended still held is explained by nothing.
     pub fn closed_ledger(&self, epochs: usize) -> Vec<Value> {
@@ -126,7 +156,7 @@ impl Tapio {
         kubectl(&["-n", NAMESPACE, "logs", what, "--tail=40"]).unwrap_or_else(|error| error)
     }
 
-    /// Deletes what the three files made, in the opposite order, and waits until it is gone.
+    /// Deletes what was applied, in the opposite order, and waits until it is gone.
     pub fn uninstall(mut self) {
         if let Err(error) = self.delete() {
             panic!("{error}");
@@ -154,7 +184,8 @@ pub struct Pod {
     pub name: String,
     pub uid: String,
     pub is_ready: bool,
-    address: String,
+    /// Its IP address.
+    pub address: String,
     container_id: String,
 }
 
@@ -178,7 +209,12 @@ impl Pod {
 
     /// The body of an answer of a collector.
     pub fn get(&self, path: &str) -> Result<String, String> {
-        let address: SocketAddr = format!("{}:8081", self.address).parse().map_err(|_| "it has no address yet")?;
+        self.get_from(8081, path)
+    }
+
+    /// The same of any port.
+    pub fn get_from(&self, port: u16, path: &str) -> Result<String, String> {
+        let address: SocketAddr = format!("{}:{port}", self.address).parse().map_err(|_| "it has no address yet")?;
         http::get_from(address, path).map(|(_, body)| body).map_err(|error| error.to_string())
     }
 

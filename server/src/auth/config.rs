@@ -8,6 +8,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tapio_wire::units;
 
+/// What the user names of service accounts begin with; namespace, colon and name follow.
+pub(super) const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+
 /// See the module.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -81,7 +84,7 @@ pub enum Subject {
 impl Subject {
     /// A service account.
     pub fn account(namespace: &str, name: &str) -> Self {
-        Self::User(format!("system:serviceaccount:{namespace}:{name}"))
+        Self::User(format!("{ACCOUNT_PREFIX}{namespace}:{name}"))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -100,10 +103,9 @@ impl Subject {
 /// As it is written in a list; a service account by its user's name.
 impl Serialize for Subject {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const ACCOUNT: &str = "system:serviceaccount:";
         let text = match self {
             Self::Group(name) => format!("group:{name}"),
-            Self::User(name) => match name.strip_prefix(ACCOUNT).and_then(|account| account.split_once(':')) {
+            Self::User(name) => match name.strip_prefix(ACCOUNT_PREFIX).and_then(|account| account.split_once(':')) {
                 Some((namespace, name)) => format!("{namespace}/{name}"),
                 None => format!("user:{name}"),
             },

@@ -3,12 +3,16 @@
 //! What enters: tokens of anyone who may connect. What leaves: whose they are, as the API server says it now or said it a moment
 //! ago. What must hold: nobody is let in because the API server could not be asked; what is asked at a time is bounded, so
 //! that a flood of tokens does not become a flood of reviews.
+//!
+//! Kubernetes before 1.30 does not say in a review where the token's pod runs: then the pod is looked at, which costs a second
+//! question for each new token of somebody who may ship.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
@@ -17,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Account;
-use super::config::TokenReviewSection;
+use super::config::{ACCOUNT_PREFIX, TokenReviewSection};
 use super::verdicts::{self, Verdicts};
 
 /// Reviews under way at a time.
@@ -28,6 +32,9 @@ const WAITING_MAX: usize = 2048;
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
 /// Where a token that is bound to a pod says which node the pod runs on (Kubernetes 1.30 and later).
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+/// Where it says which pod that is, in older versions too.
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +112,8 @@ pub(super) struct Reviewer {
     verdicts: Mutex<Verdicts>,
     turns: Semaphore,
     waiting: AtomicUsize,
+    /// Whether it was told that pods may not be read.
+    is_told: AtomicBool,
     metrics: ReviewMetrics,
 }
 
@@ -117,6 +126,7 @@ impl Reviewer {
             verdicts: Mutex::new(Verdicts::new(section.ttl, section.refused_ttl)),
             turns: Semaphore::new(REVIEWS_MAX),
             waiting: AtomicUsize::new(0),
+            is_told: AtomicBool::new(false),
             metrics: ReviewMetrics::register(registry)?,
             section,
         })
@@ -194,15 +204,53 @@ impl Reviewer {
             kube::Error::Api(status) if status.code == 403 => Unreviewed::Forbidden(status.message.clone()),
             error => Unreviewed::Failed(error.to_string()),
         })?;
-        Ok(self.account_of(review))
+        let Some((mut account, pod)) = self.account_of(review) else { return Ok(None) };
+        // Only who ships speaks for a node.
+        if let Some(pod) = pod.filter(|_| account.node.is_none() && account.is_among(&self.section.may_ship)) {
+            match self.node_of(&pod).await? {
+                PodNode::Known(node) => account.node = node,
+                PodNode::Gone => return Ok(None),
+            }
+        }
+        Ok(Some(account))
+    }
+
+    /// The node that a pod runs on. Where this server may not read pods that is not known, as if the token were bound to none.
+    async fn node_of(&self, pod: &PodRef) -> Result<PodNode, Unreviewed> {
+        let client = self.client();
+        match Api::<Pod>::namespaced(client, &pod.namespace).get(&pod.name).await {
+            Ok(found) if found.metadata.uid.as_deref() == Some(&pod.uid) => {
+                Ok(PodNode::Known(found.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty())))
+            }
+            // Another one by that name: the token's own is gone, and the token with it.
+            Ok(_) => Ok(PodNode::Gone),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(PodNode::Gone),
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                // Relaxed: it is about a line of the log.
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        reason = status.message,
+                        "the nodes of tokens are not known: Kubernetes before 1.30 does not name them, and this server may \
+                         not get the pods in namespace {}; deploy/components/token-review has the Role",
+                        pod.namespace
+                    );
+                }
+                Ok(PodNode::Known(None))
+            }
+            Err(error) => Err(Unreviewed::Failed(error.to_string())),
+        }
+    }
+
+    fn client(&self) -> Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn create(&self, review: &TokenReview) -> Result<TokenReview, kube::Error> {
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Api::<TokenReview>::all(client).create(&PostParams::default(), review).await
+        Api::<TokenReview>::all(self.client()).create(&PostParams::default(), review).await
     }
 
-    fn account_of(&self, review: TokenReview) -> Option<Account> {
+    /// Whose token it is, and the pod that it is bound to.
+    fn account_of(&self, review: TokenReview) -> Option<(Account, Option<PodRef>)> {
         let status = review.status.filter(|status| status.authenticated == Some(true))?;
         // An authenticator that knows no audiences answers without: its tokens are for the API server, not for us.
         if !status.audiences.unwrap_or_default().contains(&self.section.audience) {
@@ -210,12 +258,29 @@ impl Reviewer {
         }
         let user = status.user?;
         let mut extra = user.extra.unwrap_or_default();
-        Some(Account {
-            username: user.username.filter(|name| !name.is_empty())?,
-            groups: user.groups.unwrap_or_default(),
-            node: extra.remove(NODE_NAME).and_then(|mut names| names.pop()),
-        })
+        let mut told = |key: &str| extra.remove(key).and_then(|mut names| names.pop());
+        let username = user.username.filter(|name| !name.is_empty())?;
+        let namespace = username.strip_prefix(ACCOUNT_PREFIX).and_then(|account| account.split_once(':'));
+        let pod = match (namespace, told(POD_NAME), told(POD_UID)) {
+            (Some((namespace, _)), Some(name), Some(uid)) => Some(PodRef { namespace: namespace.into(), name, uid }),
+            _ => None,
+        };
+        Some((Account { node: told(NODE_NAME), groups: user.groups.unwrap_or_default(), username }, pod))
     }
+}
+
+/// A pod that a token is bound to.
+struct PodRef {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+/// What there is to know of such a pod.
+enum PodNode {
+    /// Its node; none for one that was not scheduled yet, or when this server may not know.
+    Known(Option<String>),
+    Gone,
 }
 
 /// A place among those who wait, given up when it is dropped.

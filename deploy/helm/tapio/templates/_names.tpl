@@ -12,9 +12,10 @@ app.kubernetes.io/name: tapio-{{ . }}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
 {{- end }}
 
+{{- /* Of a mode, since only who reads as root needs no group. */}}
 {{- define "tapio.kubeApiToken" -}}
 projected:
-  defaultMode: 0400
+  defaultMode: {{ . }}
   sources:
     - serviceAccountToken: {path: token, expirationSeconds: 3600}
     - configMap:
@@ -24,4 +25,11 @@ projected:
         items:
           - path: namespace
             fieldRef: {fieldPath: metadata.namespace}
+{{- end }}
+
+{{- define "tapio.serverToken" -}}
+projected:
+  defaultMode: {{ . }}
+  sources:
+    - serviceAccountToken: {path: token, audience: tapio-server, expirationSeconds: 3600}
 {{- end }}

@@ -1,5 +1,6 @@
 //! The connection to a server, and what can go wrong.
 
+use std::error::Error;
 use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -40,13 +41,28 @@ impl From<io::Error> for Failure {
 
 impl Failure {
     /// Of an answer.
-    pub fn of(server: &str, status: &tonic::Status) -> Self {
+    pub fn of(server: &ServerAt, status: &tonic::Status) -> Self {
+        let at = &server.server;
         match status.code() {
-            Code::Unavailable => Self::Unreachable(format!("{server}: {}", status.message())),
-            Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{server} did not answer in time")),
+            Code::Unavailable => Self::Unreachable(format!("{at}: {}", status.message())),
+            // A server's own words have no source; this is of the connection.
+            Code::Unknown | Code::Cancelled if status.source().is_some() && !has_timed_out(status) => {
+                Self::Other(format!("the connection to {at} broke: {}{}", innermost(status), server.access.hint()))
+            }
+            Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{at} did not answer in time")),
             _ => Self::Other(status.message().to_owned()),
         }
     }
+}
+
+fn has_timed_out(status: &tonic::Status) -> bool {
+    std::iter::successors(status.source(), |&error| error.source()).any(|error| error.is::<tonic::TimeoutExpired>())
+}
+
+/// The text of the first cause.
+fn innermost(status: &tonic::Status) -> String {
+    let cause = std::iter::successors(status.source(), |&error| error.source()).last();
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// Where the server is, and what it asks for
@@ -87,6 +103,17 @@ struct Access {
     token_file: Option<PathBuf>,
 }
 
+impl Access {
+    /// What may be wrong where a connection broke after its handshake: in TLS 1.3 a client learns only then, and not always in
+    /// words, that the server wants its certificate.
+    fn hint(&self) -> &'static str {
+        match (&self.tls_ca, &self.tls_cert) {
+            (Some(_), None) => "; if it wants certificates of its clients, show one with --tls-cert and --tls-key",
+            _ => "",
+        }
+    }
+}
+
 /// Connects.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
     let (access, server) = (&server.access, &*server.server);
@@ -95,7 +122,7 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
     let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-    let usage = |error: &dyn std::error::Error| Failure::Usage(error.to_string());
+    let usage = |error: &dyn Error| Failure::Usage(error.to_string());
     let tls = match &access.tls_ca {
         Some(ca) => {
             let files = ClientFiles {
@@ -134,7 +161,7 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
             }
             Err(error) => {
                 reason = error.to_string();
-                let mut cause = std::error::Error::source(&error);
+                let mut cause = error.source();
                 while let Some(error) = cause {
                     reason = error.to_string();
                     cause = error.source();
