@@ -45,8 +45,7 @@ docs: install ## write anew what docs/configuration.md and docs/metrics.md take 
 	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test reference
 
 bench: install ## what the figures in docs/architecture.md come from
-	cargo bench --locked -p tapio-ringbuf
-	cargo bench --locked -p tapio-server
+	cargo bench --locked --workspace --benches
 	cargo build --release --locked --workspace --bins
 	$(RELEASE)/tapio-perf load --nodes 4 --rate max --duration 20s --profile mixed
 	$(RELEASE)/tapio-perf load --nodes 4 --rate 165000 --duration 20s --profile mixed
