@@ -9,23 +9,13 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use tapio_wire::config_file::ConfigError;
 use tapio_wire::tls::ServerFiles;
-use tapio_wire::{reference, units};
+use tapio_wire::{config_file, reference, units};
 
 use crate::archive::DiskChoice;
 use crate::auth::AuthSection;
 use crate::budget::MEMORY_MB_MIN;
-
-/// Why the configuration was refused. The text names the file, and the line and key where there is one.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read the configuration {path}: {error}; name an existing file with --config")]
-    Read { path: PathBuf, error: std::io::Error },
-    #[error("{path}: {error}")]
-    Parse { path: PathBuf, error: serde_yaml_ng::Error },
-    #[error("{path}: {key}: {problem}")]
-    Invalid { path: String, key: &'static str, problem: String },
-}
 
 /// Keys that take effect while the server runs. Files that keys name (TLS, token) are read again by themselves.
 const LIVE: [&str; 0] = [];
@@ -238,17 +228,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let Some(path) = path else {
-            return Ok(Self::default());
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
-        let config: Self = if text.trim().is_empty() {
-            Self::default()
-        } else {
-            serde_yaml_ng::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })?
-        };
-        config.validate(&path.display().to_string())?;
-        Ok(config)
+        config_file::load(path, Self::validate)
     }
 
     /// Checks values that the types cannot.

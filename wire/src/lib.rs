@@ -1,9 +1,10 @@
 //! What travels between Tapio's programs and lies in its archive: events, frames, segments, the ledger, the gRPC service.
 //!
 //! Bytes from the network or the disk become trusted in one place, [`frame::Frame::decode`], and the type carries that trust
-//! inward. This crate knows no sibling and does no I/O.
+//! inward. This crate knows no sibling, and of I/O only to read the files of a configuration, and to connect.
 
 pub mod compress;
+pub mod config_file;
 pub mod dial;
 pub mod error;
 pub mod event;

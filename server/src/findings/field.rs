@@ -40,20 +40,6 @@ const OOM: &[SignalKind] = &[SignalKind::Oom];
 const KILL: &[SignalKind] = &[SignalKind::Kill];
 const COMM: &[SignalKind] =
     &[SignalKind::Exec, SignalKind::Exit, SignalKind::Oom, SignalKind::Kill, SignalKind::Delivered];
-const BURST: &[SignalKind] = &[
-    SignalKind::ReclaimBurst,
-    SignalKind::DirectReclaimBurst,
-    SignalKind::RefusedBurst,
-    SignalKind::RetransmitBurst,
-    SignalKind::SynRetransmitBurst,
-    SignalKind::SyscallErrorBurst,
-    SignalKind::SlowIoBurst,
-    SignalKind::IoErrorBurst,
-    SignalKind::PacketDropBurst,
-    SignalKind::DnsFailureBurst,
-    SignalKind::RunQueueBurst,
-    SignalKind::SlowShare,
-];
 const COUNTED: &[SignalKind] = &[
     SignalKind::ReclaimBurst,
     SignalKind::DirectReclaimBurst,
@@ -69,6 +55,8 @@ const COUNTED: &[SignalKind] = &[
     SignalKind::SlowShare,
     SignalKind::KubeEvent,
 ];
+/// All of [`COUNTED`] but the last.
+const BURST: &[SignalKind] = COUNTED.split_at(COUNTED.len() - 1).0;
 const PEER: &[SignalKind] = &[SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
 /// Of a Service, or of the one at the other end.
 const BACKENDS: &[SignalKind] =
