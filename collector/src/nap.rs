@@ -3,8 +3,8 @@
 //! What enters: what each look at the rings has found. What leaves: the length of the next nap. What must hold: at the rate seen
 //! no ring is more than a quarter full when the nap ends, and no event is later than the batch that it belongs to. A burst
 //! beyond the rate seen ends the nap: the probes wake their reader when a ring has become a quarter full, and a memfd ring,
-//! whose peer need not, is never left alone for longer than [`BURST_BYTES_PER_SECOND`] takes to fill [`BURST_FILL`] of it. What is urgent
-//! is not in question here: whoever writes it wakes the reader.
+//! whose peer need not, is never left alone for longer than [`BURST_BYTES_PER_SECOND`] takes to fill most of it ([`beside_memfd`]).
+//! What is urgent is not in question here: whoever writes it wakes the reader.
 //!
 //! Each look costs some 20 µs whatever it finds, as much as a hundred events: so a nap lasts until a frame's worth of events
 //! has come, no matter how many there are a second.
@@ -17,8 +17,11 @@ const MEMORY: Duration = Duration::from_millis(50);
 const FILL: f64 = 0.25;
 /// What a peer may write into a memfd ring all at once: some 700,000 records a second.
 const BURST_BYTES_PER_SECOND: f64 = 64.0 * 1_048_576.0;
-/// How full such a burst may make it: the reader is many times as fast as that once it looks.
+/// How full such a burst may make it: the reader is many times as fast as that once it looks, and may first have to pack.
 const BURST_FILL: f64 = 0.8;
+const BURST_FILL_SMALL: f64 = 0.5;
+/// From here on the rest of a ring is time enough to pack a frame.
+const LARGE_RING_BYTES: usize = 1 << 20;
 /// With fewer records in a batch's time it is cheaper to be woken by each.
 const RECORDS_MIN: f64 = 4.0;
 
@@ -77,7 +80,8 @@ impl Nap {
 
 /// The longest nap beside a memfd ring of this size.
 pub fn beside_memfd(capacity_bytes: usize) -> Duration {
-    Duration::from_secs_f64(capacity_bytes as f64 * BURST_FILL / BURST_BYTES_PER_SECOND)
+    let fill = if capacity_bytes < LARGE_RING_BYTES { BURST_FILL_SMALL } else { BURST_FILL };
+    Duration::from_secs_f64(capacity_bytes as f64 * fill / BURST_BYTES_PER_SECOND)
 }
 
 #[cfg(test)]

@@ -24,8 +24,9 @@ use crate::queue::Queues;
 
 /// How often the counters are stated when nothing happens.
 const STATEMENT_INTERVAL: Duration = Duration::from_secs(1);
-/// Bodies that a source packs at once; more than that is work for the thread.
-const BODIES_HERE_MAX: usize = 4;
+/// Bodies that a source packs: those of its own two lanes. What waits beside them is of a source that brings much, and the
+/// thread's.
+const BODIES_HERE_MAX: usize = 2;
 /// How often the node is described: well within the shortest window that a server replays.
 const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -48,11 +49,11 @@ pub struct Packer {
     /// Set when every source has ended: what is in the queues then is the last.
     pub sources_ended: Arc<AtomicBool>,
     /// Whoever packs holds this.
-    pub bench: Mutex<Bench>,
+    pub state: Mutex<PackState>,
 }
 
 /// What it takes to pack.
-pub struct Bench {
+pub struct PackState {
     encoder: Encoder,
     /// When the counters were stated last.
     stated: Instant,
@@ -61,7 +62,7 @@ pub struct Bench {
     node: NodeDescription,
 }
 
-impl Bench {
+impl PackState {
     /// Nothing was packed yet.
     pub fn new(node: NodeDescription) -> Mutex<Self> {
         Mutex::new(Self { encoder: Encoder::default(), stated: Instant::now(), node })
@@ -97,46 +98,51 @@ impl Packer {
     pub fn run(&self, parker: &Parker) {
         loop {
             let has_ended = self.sources_ended.load(Ordering::Acquire);
-            let mut bench = self.bench();
-            while self.pack_next(&mut bench) {}
+            let mut state = self.state();
+            while self.pack_next(&mut state) {}
             if has_ended && self.queues.is_empty() {
                 // An empty frame carries the closing counters.
-                self.outbox.finish_with(|| self.seal(&mut bench.encoder, Lane::Bulk, &Body::default()));
+                self.outbox.finish_with(|| self.seal(&mut state.encoder, Lane::Bulk, &Body::default()));
                 return;
             }
-            if bench.stated.elapsed() >= STATEMENT_INTERVAL {
+            if state.stated.elapsed() >= STATEMENT_INTERVAL {
                 if self.outbox.is_statement_due() {
-                    self.pack(&mut bench.encoder, Lane::Bulk, Body::default());
+                    self.pack(&mut state.encoder, Lane::Bulk, Body::default());
                 }
-                bench.stated = Instant::now();
+                state.stated = Instant::now();
             }
-            drop(bench);
-            parker.park_timeout(STATEMENT_INTERVAL);
+            let until_statement = STATEMENT_INTERVAL.saturating_sub(state.stated.elapsed());
+            drop(state);
+            parker.park_timeout(until_statement);
         }
     }
 
-    /// Packs what waits, on the caller's thread, unless somebody is at it or there is too much. Whether all is done; if not, the
-    /// packer's thread must be woken.
+    /// Packs what waits, on the caller's thread, unless somebody is at it or there is more than one source brings. Whether all is
+    /// done; if not, the packer's thread must be woken.
     pub fn pack_here(&self) -> bool {
-        let Ok(mut bench) = self.bench.try_lock() else { return false };
+        let waiting = self.queues.depth(Lane::Lethal) + self.queues.depth(Lane::Bulk);
+        if waiting > BODIES_HERE_MAX {
+            return false;
+        }
+        let Ok(mut state) = self.state.try_lock() else { return false };
         for _ in 0..BODIES_HERE_MAX {
-            if !self.pack_next(&mut bench) {
+            if !self.pack_next(&mut state) {
                 break;
             }
         }
         self.queues.is_empty()
     }
 
-    fn bench(&self) -> MutexGuard<'_, Bench> {
-        self.bench.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, PackState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there was a body that there is room for.
-    fn pack_next(&self, bench: &mut Bench) -> bool {
+    fn pack_next(&self, state: &mut PackState) -> bool {
         let Some((lane, mut body)) = self.queues.pop(self.outbox.room()) else { return false };
-        bench.node.add_when_due(&mut body);
-        self.pack(&mut bench.encoder, lane, body);
-        bench.stated = Instant::now();
+        state.node.add_when_due(&mut body);
+        self.pack(&mut state.encoder, lane, body);
+        state.stated = Instant::now();
         true
     }
 
@@ -188,7 +194,8 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::intake::Shared;
+    use crate::identity::Identity;
+    use crate::intake::{Intake, Shared};
     use crate::queue::Queues;
 
     fn body(names: Vec<String>) -> Body {
@@ -207,7 +214,7 @@ mod tests {
             counts: Arc::default(),
             books: Arc::clone(&shared.books),
             sources_ended: Arc::new(AtomicBool::new(sources_ended)),
-            bench: Bench::new(NodeDescription::new("node".into(), Arc::default())),
+            state: PackState::new(NodeDescription::new("node".into(), Arc::default())),
         };
         (packer, parker, shared)
     }
@@ -222,16 +229,52 @@ mod tests {
         };
         push(1);
         assert!(packer.pack_here());
-        push(BODIES_HERE_MAX + 1);
-        assert!(!packer.pack_here(), "one is left");
-        let bench = packer.bench();
+        push(1);
+        let state = packer.state();
         assert!(!packer.pack_here(), "somebody is at it");
-        assert_eq!(shared.queues.depth(Lane::Bulk), 1);
-        drop(bench);
+        drop(state);
+        push(BODIES_HERE_MAX);
+        assert!(!packer.pack_here(), "too much waits");
+        assert_eq!(shared.queues.depth(Lane::Bulk), 1 + BODIES_HERE_MAX);
         packer.sources_ended.store(true, Ordering::Release);
         packer.run(&parker);
         let frames = std::iter::from_fn(|| packer.outbox.next(u64::MAX)).count();
         assert_eq!(frames, 1 + BODIES_HERE_MAX + 1 + 1, "all, and the closing one");
+    }
+
+    #[test]
+    fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
+        let (packer, parker, mut shared) = packer(false);
+        let packer = Arc::new(packer);
+        shared.packer = Some(Arc::clone(&packer));
+        let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+        let mut bring = |events_per_second: f64| {
+            intake.begin();
+            intake.expect(events_per_second);
+            intake.observe(|batch, _| {
+                let path = batch.text("/a");
+                let body = Detail::CgroupMade { path };
+                Event { time_ns: 1, entity: 1, pid: 1, source: Source::Collector, body }
+            });
+            intake.flush(true);
+        };
+        let frames = || std::iter::from_fn(|| packer.outbox.next(u64::MAX)).count();
+        let is_woken_within = |limit: Duration| {
+            let asked = Instant::now();
+            parker.park_timeout(limit);
+            asked.elapsed() < limit
+        };
+        bring(0.0);
+        assert_eq!(frames(), 1);
+        assert!(!is_woken_within(Duration::from_millis(10)));
+        let state = packer.state();
+        bring(0.0);
+        drop(state);
+        assert_eq!(frames(), 0, "somebody was at it");
+        assert!(is_woken_within(Duration::from_secs(10)));
+        bring(1e6);
+        assert_eq!(frames(), 0, "much comes");
+        assert!(is_woken_within(Duration::from_secs(10)));
     }
 
     #[test]

@@ -41,7 +41,7 @@ use crate::intake::{Intake, Shared};
 use crate::latency::realtime_ns;
 use crate::metrics::{Metrics, Observed};
 use crate::outbox::Outbox;
-use crate::pack::{Bench, NodeDescription, Packer};
+use crate::pack::{NodeDescription, PackState, Packer};
 use crate::probe_report;
 use crate::queue::Queues;
 use crate::reload::Live;
@@ -264,7 +264,7 @@ impl Pipeline {
             counts: Arc::clone(&pack),
             books: Arc::clone(&shared.books),
             sources_ended: Arc::clone(&sources_ended),
-            bench: Bench::new(NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation))),
+            state: PackState::new(NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation))),
         });
         shared.packer = Some(Arc::clone(&packer));
 

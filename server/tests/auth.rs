@@ -308,7 +308,8 @@ async fn where_reviews_name_no_node_the_pod_tells_it() {
         let status = guarded.ship(token, "node-1").await.expect_err(token);
         assert_eq!(status.code(), Code::Unauthenticated, "{token}: {status}");
     }
-    guarded.ship("waiting", "node-3").await.expect("it names no node yet");
+    let status = guarded.ship("waiting", "node-3").await.expect_err("nothing runs there yet");
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
     let before = cluster.asked();
     guarded.query("ask").await.expect("let in");
     assert_eq!(cluster.asked(), before + 1, "where who asks runs is nobody's business");
@@ -316,6 +317,7 @@ async fn where_reviews_name_no_node_the_pod_tells_it() {
     // A server that may not read pods knows as little as before; one that gets no answer lets nobody in.
     *cluster.pods_failure.lock().unwrap() = Some(StatusCode::FORBIDDEN);
     guarded.ship("bound", "node-2").await.expect("the hello is believed");
+    assert_eq!(guarded.server.metric("tapio_server_token_nodes_untold_total", &[]), 1.0);
     *cluster.pods_failure.lock().unwrap() = Some(StatusCode::INTERNAL_SERVER_ERROR);
     let status = guarded.ship("bound", "node-1").await.expect_err("not let in");
     assert_eq!(status.code(), Code::Unavailable, "{status}");
@@ -325,6 +327,17 @@ async fn where_reviews_name_no_node_the_pod_tells_it() {
     strict.cluster.pods.lock().unwrap().insert("collector-1".into(), ("uid-1".into(), Some("node-1".into())));
     strict.cluster.know_of_pod("bound", "tapio-collector", "collector-1", "uid-1");
     strict.ship("bound", "node-1").await.expect("its own node");
+    // What was said of a token is remembered, with the node of its pod.
+    *strict.cluster.pods_failure.lock().unwrap() = Some(StatusCode::FORBIDDEN);
+    let asked = strict.cluster.asked();
+    strict.ship("bound", "node-1").await.expect("its own node");
+    let status = strict.ship("bound", "node-2").await.expect_err("another's");
+    assert!(status.message().contains("may not ship for node `node-2`"), "{status}");
+    assert_eq!(strict.cluster.asked(), asked);
+    strict.cluster.know_of_pod("untold", "tapio-collector", "collector-1", "uid-1");
+    let status = strict.ship("untold", "node-1").await.expect_err("its pod may not be read");
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert_eq!(strict.denied("no_node"), 1.0);
 }
 
 /// A CA, a server's pair, and what a client needs.

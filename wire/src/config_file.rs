@@ -1,4 +1,6 @@
 //! How a program reads its configuration: a YAML file, or the defaults.
+//!
+//! What must hold: what was read is checked before anybody sees it, and a refusal names the file, and the line or the key.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +17,8 @@ pub enum ConfigError {
     Invalid { path: String, key: &'static str, problem: String },
 }
 
-/// Reads a file and has `validate` check, with the file's name for its errors, what the types cannot. The defaults without a file,
-/// and of an empty one.
+/// Reads a file and has `validate` check, with the file's name for its errors, what the types cannot. The defaults without a
+/// file, and of an empty one.
 ///
 /// # Errors
 /// See [`ConfigError`].

@@ -1,7 +1,8 @@
 //! What travels between Tapio's programs and lies in its archive: events, frames, segments, the ledger, the gRPC service.
 //!
 //! Bytes from the network or the disk become trusted in one place, [`frame::Frame::decode`], and the type carries that trust
-//! inward. This crate knows no sibling, and of I/O only to read the files of a configuration, and to connect.
+//! inward. This crate knows no sibling; what it does to the world is to read the files of a configuration, to connect, and to
+//! start its program with another heap.
 
 pub mod compress;
 pub mod config_file;

@@ -28,8 +28,8 @@ use super::{Append, ArchiveState, Books, Queued, lock_books, snapshot};
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// The part of the commit interval that the first frame waits for others when no commit was made of late.
-const COMPANY_SHARE: u32 = 10;
+/// The part of the commit interval that a frame which arrives alone waits for others.
+const GATHER_SHARE: u32 = 10;
 /// How often age is looked at while nothing arrives.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -141,14 +141,15 @@ impl<D: Disk> Running<D> {
         let Some(first) = first else { return false };
         let mut bytes = first.append.bytes.len();
         batch.push(first);
-        // One wakeup a commit, not one a frame: what arrives until then waits in the queue, which bounds it. Frames seldom come
-        // alone (a collector sends those of both lanes at once): the first is not synced before the others had time to arrive.
+        // One wakeup a commit, not one a frame: what arrives until then waits in the queue, which bounds it. A frame that is alone
+        // seldom stays so, since a collector sends those of both lanes at once: it is not synced before the other could arrive.
         let interval = self.writer.commit_interval;
-        let company = Instant::now() + interval / COMPANY_SHARE;
-        let due = self.committed.map_or(company, |last| company.max(last + interval));
-        tokio::select! {
-            () = tokio::time::sleep_until(due) => {}
-            _ = self.writer.stop.wait_for(|&stop| stop) => {}
+        let gathered = self.writer.queue.is_empty().then(|| Instant::now() + interval / GATHER_SHARE);
+        if let Some(due) = gathered.max(self.committed.map(|last| last + interval)) {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                _ = self.writer.stop.wait_for(|&stop| stop) => {}
+            }
         }
         while bytes < self.writer.commit_bytes
             && let Ok(next) = self.writer.queue.try_recv()

@@ -7,7 +7,8 @@
 //! Kubernetes before 1.30 does not say in a review where the token's pod runs: then the pod is looked at, which costs a second
 //! question for each new token of somebody who may ship.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,7 @@ struct ReviewMetrics {
     seconds: Histogram,
     hits: IntCounter,
     entries: IntGaugeVec,
+    nodes_untold: IntCounter,
 }
 
 impl ReviewMetrics {
@@ -93,6 +95,10 @@ impl ReviewMetrics {
                 "Tokens whose review was remembered, so that nobody was asked.",
             )?,
             entries: IntGaugeVec::new(entries, &["result"])?,
+            nodes_untold: IntCounter::new(
+                "tapio_server_token_nodes_untold_total",
+                "Accepted tokens of pods that this server may not get, so that they do not say for which node they ship.",
+            )?,
         };
         for result in ["accepted", "refused", "error"] {
             metrics.reviews.with_label_values(&[result]);
@@ -101,6 +107,7 @@ impl ReviewMetrics {
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.hits.clone()))?;
         registry.register(Box::new(metrics.entries.clone()))?;
+        registry.register(Box::new(metrics.nodes_untold.clone()))?;
         Ok(metrics)
     }
 }
@@ -112,8 +119,8 @@ pub(super) struct Reviewer {
     verdicts: Mutex<Verdicts>,
     turns: Semaphore,
     waiting: AtomicUsize,
-    /// Whether it was told that pods may not be read.
-    is_told: AtomicBool,
+    /// Namespaces of which it was told that their pods may not be read.
+    told: Mutex<HashSet<String>>,
     metrics: ReviewMetrics,
 }
 
@@ -126,7 +133,7 @@ impl Reviewer {
             verdicts: Mutex::new(Verdicts::new(section.ttl, section.refused_ttl)),
             turns: Semaphore::new(REVIEWS_MAX),
             waiting: AtomicUsize::new(0),
-            is_told: AtomicBool::new(false),
+            told: Mutex::default(),
             metrics: ReviewMetrics::register(registry)?,
             section,
         })
@@ -208,26 +215,30 @@ impl Reviewer {
         // Only who ships speaks for a node.
         if let Some(pod) = pod.filter(|_| account.node.is_none() && account.is_among(&self.section.may_ship)) {
             match self.node_of(&pod).await? {
-                PodNode::Known(node) => account.node = node,
+                PodNode::Known(node) => account.node = Some(node),
+                PodNode::Untold => self.metrics.nodes_untold.inc(),
                 PodNode::Gone => return Ok(None),
             }
         }
         Ok(Some(account))
     }
 
-    /// The node that a pod runs on. Where this server may not read pods that is not known, as if the token were bound to none.
+    /// The node that a pod runs on. Where this server may not get pods that is not told, as if the token were bound to none.
     async fn node_of(&self, pod: &PodRef) -> Result<PodNode, Unreviewed> {
         let client = self.client();
         match Api::<Pod>::namespaced(client, &pod.namespace).get(&pod.name).await {
             Ok(found) if found.metadata.uid.as_deref() == Some(&pod.uid) => {
-                Ok(PodNode::Known(found.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty())))
+                let node = found.spec.and_then(|spec| spec.node_name).filter(|node| !node.is_empty());
+                // Nothing runs in a pod without a node: whoever shows its token is somewhere else.
+                Ok(node.map_or(PodNode::Gone, PodNode::Known))
             }
             // Another one by that name: the token's own is gone, and the token with it.
             Ok(_) => Ok(PodNode::Gone),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(PodNode::Gone),
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                // Relaxed: it is about a line of the log.
-                if !self.is_told.swap(true, Ordering::Relaxed) {
+                // As many namespaces as there are accounts that may ship.
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                if told.insert(pod.namespace.clone()) {
                     tracing::warn!(
                         reason = status.message,
                         "the nodes of tokens are not known: Kubernetes before 1.30 does not name them, and this server may \
@@ -235,7 +246,7 @@ impl Reviewer {
                         pod.namespace
                     );
                 }
-                Ok(PodNode::Known(None))
+                Ok(PodNode::Untold)
             }
             Err(error) => Err(Unreviewed::Failed(error.to_string())),
         }
@@ -278,8 +289,10 @@ struct PodRef {
 
 /// What there is to know of such a pod.
 enum PodNode {
-    /// Its node; none for one that was not scheduled yet, or when this server may not know.
-    Known(Option<String>),
+    Known(String),
+    /// This server may not get pods there.
+    Untold,
+    /// There is none by that name and uid, or it never ran.
     Gone,
 }
 

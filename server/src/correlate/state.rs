@@ -3,8 +3,8 @@
 //! What enters: every event of an entity, by kind. What leaves: at most one burst a kind and refresh interval. What must hold:
 //! constant time an event, [`ENTITY_BYTES_MAX`] bytes an entity and [`BURSTS_BYTES_MAX`] more for one that was short of memory or
 //! CPU, never more than the configured number of entities, and every entity that had to make room is counted. Entities that were
-//! quiet for the window expire by a time wheel: each stands in the slot of the tick at which it has to be looked at again, and only
-//! there.
+//! quiet for the window expire by a time wheel: each stands in the slot of the tick at which it has to be looked at again, and
+//! only there.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,9 +17,9 @@ use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedHistogram, EntityI
 use super::generations::Generations;
 use super::signal::{About, Burst, SignalKind};
 
-/// Bytes that an entity takes in the table, its key included, and what it takes besides once it was counted by itself.
-pub const ENTITY_BYTES_MAX: usize = 16;
-pub const BURSTS_BYTES_MAX: usize = 64;
+/// Bytes that an entity takes in the table, its fingerprint included, and what it takes besides once it was counted by itself.
+const ENTITY_BYTES_MAX: usize = 16;
+const BURSTS_BYTES_MAX: usize = 64;
 
 const BURSTS: usize = 3;
 const SLOTS: usize = 64;
@@ -40,8 +40,8 @@ const _: () = assert!(size_of::<[BurstState; BURSTS]>() <= BURSTS_BYTES_MAX);
 /// An entity and its node.
 pub type Key = (u64, EntityId);
 
-/// What a table tells entities apart by: its hash of their [`Key`], whose seed nobody knows. Ids are hashes of 64 bits themselves; two
-/// of a million entities are taken for one in 3 of 100 million tables, and then their bursts are counted together.
+/// What a table tells entities apart by: its seeded hash of their [`Key`]. Ids are hashes of 64 bits themselves; two of a million
+/// entities are taken for one in 3 of 100 million tables, and then their bursts are counted together.
 type Fingerprint = u64;
 
 /// When events of a kind are a burst: this many, or stalls of this length together, within its window.

@@ -57,6 +57,7 @@ const COUNTED: &[SignalKind] = &[
 ];
 /// All of [`COUNTED`] but the last.
 const BURST: &[SignalKind] = COUNTED.split_at(COUNTED.len() - 1).0;
+const _: () = assert!(matches!(COUNTED[COUNTED.len() - 1], SignalKind::KubeEvent));
 const PEER: &[SignalKind] = &[SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
 /// Of a Service, or of the one at the other end.
 const BACKENDS: &[SignalKind] =

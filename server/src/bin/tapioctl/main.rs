@@ -105,6 +105,7 @@ fn main() -> ExitCode {
         Err(Failure::Output(error)) => (format!("cannot write: {error}"), 1),
         Err(Failure::Other(message)) => (message, 1),
         Err(Failure::Usage(message)) => (message, 2),
+        Err(Failure::Broken(message)) => (message, 3),
         Err(Failure::Unreachable(message)) => (
             format!("cannot reach the server at {message}\nGive its address with --server HOST:PORT or TAPIO_SERVER."),
             3,

@@ -28,6 +28,8 @@ pub type Client = QueryClient<InterceptedService<Channel, Bearer>>;
 /// What ends the program otherwise than well.
 pub enum Failure {
     Unreachable(String),
+    /// The connection was made, and broke.
+    Broken(String),
     Other(String),
     Usage(String),
     Output(io::Error),
@@ -47,7 +49,7 @@ impl Failure {
             Code::Unavailable => Self::Unreachable(format!("{at}: {}", status.message())),
             // A server's own words have no source; this is of the connection.
             Code::Unknown | Code::Cancelled if status.source().is_some() && !has_timed_out(status) => {
-                Self::Other(format!("the connection to {at} broke: {}{}", innermost(status), server.access.hint()))
+                Self::Broken(format!("the connection to {at} broke: {}{}", innermost(status), server.access.hint()))
             }
             Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{at} did not answer in time")),
             _ => Self::Other(status.message().to_owned()),

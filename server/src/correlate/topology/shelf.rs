@@ -21,6 +21,8 @@ pub type Key = (u64, EntityId);
 const CHUNK_BYTES: usize = 1 << 20;
 /// Below it nothing is tidied up.
 const WASTE_BYTES_MIN: usize = 1 << 20;
+/// As many as the places of a generation can tell apart.
+const CHUNKS_MAX: usize = (u32::MAX as usize + 1) / CHUNK_BYTES;
 const KEY_BYTES: usize = size_of::<Key>();
 const LENGTH_BYTES: usize = 2;
 
@@ -146,7 +148,8 @@ impl Shelf {
     /// Inserts or replaces; the entry is young again.
     pub fn insert(&mut self, key: Key, record: &[u8]) {
         self.old.remove(&key);
-        if self.young.places.len() >= self.entries_max / 2 && !self.is_young(&key) {
+        let is_full = self.young.places.len() >= self.entries_max / 2 || self.young.records.chunks.len() >= CHUNKS_MAX;
+        if is_full && !self.is_young(&key) {
             self.evicted += self.old.places.len() as u64;
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
