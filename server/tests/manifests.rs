@@ -116,9 +116,9 @@ fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes(
             .retain(|v| !without.contains(&v["name"].as_str().expect("a name")));
         let container = &mut spec["containers"][0];
         container["resources"] = Value::Null;
-        if let Some(variables) = container["env"].as_sequence_mut() {
-            variables.retain(|one| !one["name"].as_str().expect("a name").starts_with("TAPIO_TLS_"));
-        }
+        let mut variables = container["env"].as_sequence().cloned().unwrap_or_default();
+        variables.retain(|one| !one["name"].as_str().expect("a name").starts_with("TAPIO_TLS_"));
+        container["env"] = Value::Sequence(variables);
         let mounts = container["volumeMounts"].as_sequence_mut().expect("mounts");
         mounts.retain(|mount| mount["name"] != "tls");
         let labels = workload["spec"]["template"]["metadata"]["labels"].clone();
