@@ -4,17 +4,19 @@
 //! it is dropped, and an operation is the same with and without probes.
 
 use std::fs::{self, File};
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::network;
+use crate::clock::wait_for;
 use crate::error::{Context, Error};
 use crate::inject::cgroup::{Cgroup, Hierarchies};
 use crate::inject::crash;
@@ -131,6 +133,9 @@ pub trait Loop {
     fn run(&mut self, operations: u64) -> Result<(), Error>;
 }
 
+/// How long a program that was just written may be open elsewhere.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+
 struct ProcessLoop {
     program: PathBuf,
     _folder: TempDir,
@@ -148,6 +153,13 @@ impl ProcessLoop {
         let what = || format!("write {}", program.display());
         fs::write(&program, bytes).context(what)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).context(what)?;
+        // A child that another thread started meanwhile has the file open for writing until it runs its own program.
+        wait_for("that nobody has the program open for writing", OPEN_LIMIT, |_| {
+            match Command::new(&program).status() {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => Ok(None),
+                started => started.map(Some).context(|| "start a program".into()),
+            }
+        })?;
         Ok(Self { program, _folder: folder })
     }
 }
