@@ -6,7 +6,7 @@
 //!
 //! The mix: 55 % TCP, the rest block I/O, reclaim and run queue waits, of 200 cgroups, with an exit among each hundred. Values
 //! differ as real ones do: what is all alike would compress in no time. Run with
-//! `cargo bench -p tapio-collector`; the `thrpt` line is events, so 1/thrpt is the cost of one. It is this thread's CPU time, so
+//! `cargo bench --workspace --bench ring_to_frame`; the `thrpt` line is events, so 1/thrpt is the cost of one. It is this thread's CPU time, so
 //! that others on the machine count little; writing into the ring is not counted.
 
 use std::time::Duration;
