@@ -1,5 +1,9 @@
 //! One server per directory: an exclusive `flock` on `LOCK`, held while the archive is open and released by the kernel
 //! however the process ends. The file names the process that holds it, for people.
+//!
+//! The lock belongs to the open file description, not to the descriptor: a child that another thread has just forked
+//! shares it until it executes its program. Closing alone would leave the directory locked for that long, so that a
+//! holder that goes unlocks first (flock(2)).
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -13,7 +17,7 @@ use super::ArchiveError;
 /// Holds the directory until it is dropped.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
 }
 
 impl DirectoryLock {
@@ -44,6 +48,38 @@ impl DirectoryLock {
         }
         // The process id is for people; a full disk must not keep the server from starting.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing the file still releases the lock where unlocking fails.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_and_the_refusal_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = DirectoryLock::take(dir.path()).unwrap();
+        match DirectoryLock::take(dir.path()) {
+            Err(ArchiveError::Locked { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_in_a_child_does_not_outlive_the_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DirectoryLock::take(dir.path()).unwrap();
+        // What fork(2) gives a child: another descriptor of the same open file description.
+        let _in_the_child = held.file.try_clone().unwrap();
+        drop(held);
+        DirectoryLock::take(dir.path()).expect("the directory is free");
     }
 }
