@@ -1,4 +1,4 @@
-//! What programs cost, as the kernel itself measures it, and programs to compare with: one that does nothing, and one that does
+//! What programs cost, as the kernel itself measures it, and programs to compare with: some that do nothing, and one that does
 //! no more than to put a record into a ring.
 //!
 //! In: the name of a raw tracepoint. Out: runs and nanoseconds. Held: the kernel's accounting, switched on as long as the
@@ -11,6 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError, RawTracePoint};
 use aya::sys::{Stats, enable_stats};
+
+use crate::attach::{Failure, Link, State, attach, detach};
+use crate::object::{Attachment, ProgramInfo};
 
 static EMPTY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/empty.bpf.o"));
 static BARE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bare.bpf.o"));
@@ -101,6 +104,62 @@ impl Yardstick {
     }
 }
 
+/// Programs that do nothing, one in the place of each of some of ours: what nobody can save who wants to be called there.
+#[derive(Debug)]
+pub struct EmptyPrograms {
+    programs: Vec<(Ebpf, ProgramInfo, Option<Link>)>,
+}
+
+impl EmptyPrograms {
+    /// Loads one for each; none is attached yet.
+    ///
+    /// # Errors
+    /// When the kernel takes none of them, for want of a capability.
+    pub fn for_programs<'a>(programs: impl IntoIterator<Item = &'a ProgramInfo>) -> io::Result<Self> {
+        let load = |program: &ProgramInfo| {
+            let name = match program.attachment {
+                Attachment::RawTracepoint => "empty",
+                Attachment::CgroupEgress => "empty_egress",
+                Attachment::CgroupIngress => "empty_ingress",
+            };
+            let object = Ebpf::load(EMPTY).map_err(io::Error::other)?;
+            Ok((object, ProgramInfo { name, ..*program }, None))
+        };
+        programs.into_iter().map(load).collect::<io::Result<_>>().map(|programs| Self { programs })
+    }
+
+    /// Attaches all whose hooks this kernel has, and tells how many that are.
+    ///
+    /// # Errors
+    /// When one may not be attached where the kernel has its hook.
+    pub fn attach(&mut self) -> io::Result<usize> {
+        for (object, info, link) in &mut self.programs {
+            if link.is_none() {
+                *link = match attach(object, info) {
+                    Ok(attached) => Some(attached),
+                    Err(Failure::Program(State::NotOnThisKernel(_))) => None,
+                    Err(Failure::Program(state)) => return Err(io::Error::other(format!("{}: {state:?}", info.hook))),
+                    Err(Failure::NotPermitted(error)) => return Err(error),
+                };
+            }
+        }
+        Ok(self.programs.iter().filter(|(_, _, link)| link.is_some()).count())
+    }
+
+    /// Takes all from their hooks; they stay loaded.
+    ///
+    /// # Errors
+    /// When the kernel does not let one go.
+    pub fn detach(&mut self) -> io::Result<()> {
+        for (object, info, link) in &mut self.programs {
+            if let Some(link) = link.take() {
+                detach(object, info, link).map_err(io_error)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn io_error(error: ProgramError) -> io::Error {
     match error {
         ProgramError::LoadError { io_error, .. } => io_error,
@@ -112,6 +171,7 @@ fn io_error(error: ProgramError) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::PROGRAMS;
 
     #[test]
     fn what_the_kernel_measured_is_read_from_what_it_says_of_a_program() {
@@ -138,5 +198,31 @@ mod tests {
         }
         assert!(empty.ring().is_none() && bare.ring().is_some());
         assert!(Yardstick::empty("no_such_tracepoint").is_err());
+
+        let by_default: Vec<_> = PROGRAMS.iter().filter(|program| program.by_default).collect();
+        let mut empties = EmptyPrograms::for_programs(by_default.iter().copied()).expect("root may");
+        let runs = |empties: &EmptyPrograms| -> Vec<_> {
+            let of = |(object, info, _): &(Ebpf, ProgramInfo, _)| object.program(info.name).and_then(run_time);
+            empties.programs.iter().map(|program| of(program).unwrap_or_default().runs).collect()
+        };
+        let send = || {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+            socket.connect(socket.local_addr().expect("it has one")).expect("to itself");
+            socket.send(b"a").expect("it is sent");
+            socket.recv(&mut [0]).expect("it comes");
+            std::process::Command::new("true").status().expect("it starts");
+        };
+        send();
+        assert!(runs(&empties).iter().all(|&runs| runs == 0), "nothing is attached yet");
+        assert!(empties.attach().expect("root may") >= by_default.len() - 2, "an older kernel lacks two at the most");
+        send();
+        let ran = runs(&empties);
+        let has_run = |hook| by_default.iter().zip(&ran).all(|(program, &runs)| program.hook != hook || runs > 0);
+        assert!(["sched_process_exec", "cgroup_skb/egress", "cgroup_skb/ingress"].into_iter().all(has_run), "{ran:?}");
+        empties.detach().expect("they go");
+        let ran = runs(&empties);
+        send();
+        assert_eq!(runs(&empties), ran, "nothing is attached any more");
+        assert!(empties.attach().is_ok_and(|attached| attached > 0), "they may come back");
     }
 }

@@ -34,7 +34,7 @@ mod unanswered;
 pub use aggregate::Aggregates;
 pub use attach::{State, Verdict};
 pub use controls::{Controls, ExecCommand, Tuning, kinds};
-pub use cost::{RunTime, Yardstick, count_run_time};
+pub use cost::{EmptyPrograms, RunTime, Yardstick, count_run_time};
 pub use drop_reasons::drop_reason_name;
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{

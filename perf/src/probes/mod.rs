@@ -7,6 +7,8 @@
 //! is told and the kernel measuring run times; an empty program at the same hook, likewise; one that puts a bare record into a
 //! ring, likewise. The first two say what an operation loses, the others what a record costs, a difference too small to be seen
 //! in the operation, and what of that nobody can save who writes into such a ring at such a hook.
+//!
+//! A round of a loop is three slices: nothing attached; everything; at each program's hook one that does nothing instead.
 
 mod network;
 pub mod report;
@@ -20,7 +22,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use report::{LOSS_GOAL_PERCENT, Loss, ProbesReport, ProgramCost, RECORD_GOAL_NS, Spread};
 use session::{Reading, Session, count_run_time, tell_all};
-use tapio_probes::{PROGRAMS, ProgramInfo, Tuning, Yardstick};
+use tapio_probes::{EmptyPrograms, PROGRAMS, ProgramInfo, Tuning, Yardstick};
 use workload::{Loop, Workload};
 
 use crate::error::{Context, Error};
@@ -33,6 +35,10 @@ const ROUNDS_MIN: usize = 3;
 const LOSS_WORKLOADS: [Workload; 3] = [Workload::Process, Workload::Tcp, Workload::Block];
 /// Part of the time that goes to these three.
 const LOSS_PART: f64 = 0.4;
+/// The slices of a loop's round.
+const NOTHING: usize = 0;
+const EVERYTHING: usize = 1;
+const EMPTY: usize = 2;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -102,7 +108,7 @@ fn calibrate(operations: &mut dyn Loop, slice: Duration) -> Result<u64, Error> {
     }
 }
 
-/// Everything is loaded once; a round attaches it for one slice of two. Loading anew would leave the kernel with work to do in the
+/// Everything is loaded once; a round attaches it for one slice of three. Loading anew would leave the kernel with work to do in the
 /// slices after it.
 fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) -> Result<Loss, Error> {
     let mut operations = workload.prepare(&options.directory)?;
@@ -110,25 +116,34 @@ fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) ->
     // Not earlier: the thread that reads the rings stays free to run elsewhere.
     let _one_cpu = OneCpu::take()?;
     session.suspend()?;
+    let place = |error| Error::Invalid(format!("programs that do nothing cannot be attached: {error}"));
+    let mut empties =
+        EmptyPrograms::for_programs(PROGRAMS.iter().filter(|program| program.by_default)).map_err(place)?;
     let count = calibrate(&mut *operations, options.slice)?;
-    let (mut without, mut with, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut without, mut with, mut losses, mut empty_losses) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let start = Instant::now();
     while without.len() < ROUNDS_MIN || start.elapsed() < share {
-        let mut measured = [0.0; 2];
-        // By turns first and second, so that a drift of the machine favours neither.
-        let first = without.len() % 2;
-        for attached in [first, 1 - first] {
-            if attached == 1 {
-                session.resume()?
-            } else {
-                session.suspend()?
+        let mut measured = [0.0; 3];
+        // Each comes first, second and third by turns, so that a drift of the machine favours none.
+        for turn in 0..3 {
+            let slice = (without.len() + turn) % 3;
+            match slice {
+                EVERYTHING => session.resume()?,
+                EMPTY => drop(empties.attach().map_err(place)?),
+                _ => {}
             }
-            measured[attached] = settled_time(&mut *operations, count)?;
+            measured[slice] = settled_time(&mut *operations, count)?;
+            match slice {
+                EVERYTHING => session.suspend()?,
+                EMPTY => empties.detach().map_err(place)?,
+                _ => {}
+            }
         }
-        let [off, on] = measured;
-        without.push(off);
-        with.push(on);
-        losses.push((on - off) / off * 100.0);
+        let loss = |slice: usize| (measured[slice] - measured[NOTHING]) / measured[NOTHING] * 100.0;
+        losses.push(loss(EVERYTHING));
+        empty_losses.push(loss(EMPTY));
+        without.push(measured[NOTHING]);
+        with.push(measured[EVERYTHING]);
     }
     let loss_percent = Spread::of(losses);
     Ok(Loss {
@@ -138,6 +153,7 @@ fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) ->
         without_ns: Spread::of(without),
         with_ns: Spread::of(with),
         loss_percent,
+        empty_loss_percent: Spread::of(empty_losses),
         goal_percent: LOSS_GOAL_PERCENT,
         is_met: loss_percent.median < LOSS_GOAL_PERCENT,
     })

@@ -68,6 +68,8 @@ pub struct Loss {
     pub without_ns: Spread,
     pub with_ns: Spread,
     pub loss_percent: Spread,
+    /// The same with a program that does nothing at each hook: what being called costs by itself.
+    pub empty_loss_percent: Spread,
     pub goal_percent: f64,
     pub is_met: bool,
 }
@@ -93,7 +95,8 @@ impl fmt::Display for ProbesReport {
         for loss in &self.losses {
             writeln!(
                 f,
-                "  {:<10} {:>10.0} ns without, {:>10.0} ns with: loses {:>5.2} % ({:.2} to {:.2}), goal below {} %{}",
+                "  {:<10} {:>10.0} ns without, {:>10.0} ns with: loses {:>5.2} % ({:.2} to {:.2}), goal below {} %{}; \
+                 empty programs at the same hooks {:.2} % ({:.2} to {:.2})",
                 loss.workload,
                 loss.without_ns.median,
                 loss.with_ns.median,
@@ -101,7 +104,10 @@ impl fmt::Display for ProbesReport {
                 loss.loss_percent.low,
                 loss.loss_percent.high,
                 loss.goal_percent,
-                if loss.is_met { "" } else { ": missed" }
+                if loss.is_met { "" } else { ": missed" },
+                loss.empty_loss_percent.median,
+                loss.empty_loss_percent.low,
+                loss.empty_loss_percent.high,
             )?;
         }
         writeln!(
