@@ -51,24 +51,19 @@ static __always_inline s32 as_errno(s32 error)
 	}
 }
 
+/* 0 without a disk: what is read through a typed pointer that is NULL is 0. */
 static __always_inline u32 device(struct request *request)
 {
 	struct request___before_5_17 *old = (void *)request;
-	struct gendisk *disk = NULL;
+	struct gendisk *disk;
 
 	if (bpf_core_field_exists(struct request_queue, disk))
-		disk = BPF_CORE_READ(request, q, disk);
+		disk = request->q->disk;
 	else if (bpf_core_field_exists(struct request___before_5_17, rq_disk))
-		disk = BPF_CORE_READ(old, rq_disk);
-	if (!disk)
+		disk = old->rq_disk;
+	else
 		return 0;
-	if (bpf_core_field_offset(disk->first_minor) == bpf_core_field_offset(disk->major) + sizeof(u32)) {
-		u32 numbers[2] = {};
-
-		bpf_probe_read_kernel(numbers, sizeof(numbers), __builtin_preserve_access_index(&disk->major));
-		return numbers[0] << 20 | numbers[1];
-	}
-	return BPF_CORE_READ(disk, major) << 20 | BPF_CORE_READ(disk, first_minor);
+	return disk->major << 20 | disk->first_minor;
 }
 
 static __always_inline u64 charged_cgroup_id(struct request *request)
@@ -77,11 +72,11 @@ static __always_inline u64 charged_cgroup_id(struct request *request)
 
 	if (!bpf_core_field_exists(struct bio, bi_blkg))
 		return CGROUP_ROOT;
-	cgroup = BPF_CORE_READ(request, bio, bi_blkg, blkcg, css.cgroup);
+	cgroup = request->bio->bi_blkg->blkcg->css.cgroup;
 	/* Version 1 knows it by an id of another hierarchy. */
-	if (!cgroup || BPF_CORE_READ(cgroup, root, hierarchy_id))
+	if (!cgroup || cgroup->root->hierarchy_id)
 		return CGROUP_ROOT;
-	return BPF_CORE_READ(cgroup, kn, id);
+	return cgroup->kn->id;
 }
 
 static __always_inline void sum_up(u32 device, u8 operation, u64 latency)
@@ -99,14 +94,14 @@ static __always_inline void sum_up(u32 device, u8 operation, u64 latency)
 		count_unsummed(KIND_HISTOGRAM);
 }
 
-SEC("raw_tracepoint/block_rq_complete")
-int block_complete(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/block_rq_complete")
+int block_complete(u64 *ctx)
 {
-	struct request *request = (struct request *)ctx->args[0];
-	s32 error = as_errno(ctx->args[1]);
-	u32 bytes = ctx->args[2];
+	struct request *request = (struct request *)ctx[0];
+	s32 error = as_errno(ctx[1]);
+	u32 bytes = ctx[2];
 	struct tuning *tuning = tuned();
-	u64 since = BPF_CORE_READ(request, start_time_ns);
+	u64 since = request->start_time_ns;
 	u64 now = bpf_ktime_get_ns();
 	u64 latency = since && now > since ? now - since : 0;
 	struct block_io_record *record;
@@ -115,7 +110,7 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!tuning)
 		return 0;
-	operation = BPF_CORE_READ(request, cmd_flags) & REQ_OP_MASK;
+	operation = request->cmd_flags & REQ_OP_MASK;
 	switch (operation) {
 	case REQ_OP_READ:
 	case REQ_OP_DISCARD:
@@ -136,7 +131,7 @@ int block_complete(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	/* A part of it: the last part counts. */
-	if (!error && bytes < BPF_CORE_READ(request, __data_len))
+	if (!error && bytes < request->__data_len)
 		return 0;
 	disk = device(request);
 	if (latency)

@@ -12,14 +12,14 @@ static __always_inline bool identifies(struct cgroup *cgroup)
 {
 	if (!bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id))
 		return false;
-	return BPF_CORE_READ(cgroup, root, subsys_mask) >> bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) & 1;
+	return cgroup->root->subsys_mask >> bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) & 1;
 }
 
-static __always_inline int cgroup_changed(struct bpf_raw_tracepoint_args *ctx, u16 kind)
+static __always_inline int cgroup_changed(u64 *ctx, u16 kind)
 {
-	struct cgroup *cgroup = (struct cgroup *)ctx->args[0];
-	const char *path = (const char *)ctx->args[1];
-	u32 hierarchy = BPF_CORE_READ(cgroup, root, hierarchy_id);
+	struct cgroup *cgroup = (struct cgroup *)ctx[0];
+	const char *path = (const char *)ctx[1];
+	u32 hierarchy = cgroup->root->hierarchy_id;
 	u64 id, ids = bpf_get_current_pid_tgid();
 	struct cgroup_record *record;
 	long bytes;
@@ -29,26 +29,26 @@ static __always_inline int cgroup_changed(struct bpf_raw_tracepoint_args *ctx, u
 	record = record_begin(kind, sizeof(*record));
 	if (!record)
 		return 0;
-	id = BPF_CORE_READ(cgroup, kn, id);
+	id = cgroup->kn->id;
 	record->header.cgroup_id = hierarchy ? id | CGROUP_V1_MEMORY : id;
 	record->header.pid = ids >> 32;
 	record->header.tid = ids;
 	record->hierarchy = hierarchy;
-	record->level = BPF_CORE_READ(cgroup, level);
+	record->level = cgroup->level;
 	bytes = bpf_probe_read_kernel_str(record->path, CGROUP_PATH_BYTES, path);
 	record->path_bytes = bytes > 0 ? bytes - 1 : 0;
 	record_end(record, false);
 	return 0;
 }
 
-SEC("raw_tracepoint/cgroup_mkdir")
-int cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/cgroup_mkdir")
+int cgroup_mkdir(u64 *ctx)
 {
 	return cgroup_changed(ctx, KIND_CGROUP_MKDIR);
 }
 
-SEC("raw_tracepoint/cgroup_rmdir")
-int cgroup_rmdir(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/cgroup_rmdir")
+int cgroup_rmdir(u64 *ctx)
 {
 	return cgroup_changed(ctx, KIND_CGROUP_RMDIR);
 }

@@ -29,44 +29,47 @@ AGGREGATE(packet_drops, BPF_MAP_TYPE_PERCPU_HASH, DROP_SUMS_MAX, struct drop_key
  */
 static __always_inline u32 interface_of(struct sk_buff *skb)
 {
-	u32 received_by = BPF_CORE_READ(skb, skb_iif);
+	u32 received_by = skb->skb_iif;
 	struct net_device *device;
 
 	if (received_by)
 		return received_by;
-	device = BPF_CORE_READ(skb, dev);
-	if (!device || BPF_CORE_READ(device, _tx, dev) != device)
+	device = skb->dev;
+	if (!device || device->_tx->dev != device)
 		return 0;
-	return BPF_CORE_READ(device, ifindex);
+	return device->ifindex;
 }
 
 static __always_inline u64 cgroup_of_socket(struct sock *sk)
 {
-	u16 family = sk ? BPF_CORE_READ(sk, __sk_common.skc_family) : 0;
+	u16 family;
 
-	if (!sk || (family != AF_INET && family != AF_INET6) || !is_full(sk))
+	if (!sk)
+		return CGROUP_ROOT;
+	family = sk->__sk_common.skc_family;
+	if ((family != AF_INET && family != AF_INET6) || !is_full(sk))
 		return CGROUP_ROOT;
 	return socket_cgroup_id(sk);
 }
 
-SEC("raw_tracepoint/kfree_skb")
-int packet_drop(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/kfree_skb")
+int packet_drop(u64 *ctx)
 {
-	struct sk_buff *skb = (struct sk_buff *)ctx->args[0];
-	struct sock *sk = BPF_CORE_READ(skb, sk);
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
+	struct sock *sk = skb->sk;
 	struct drop_key key = {};
 	u64 none = 0, *sum;
 	bool is_new;
 
 	if (bpf_core_field_exists(struct trace_event_raw_kfree_skb, reason)) {
-		key.reason = ctx->args[2];
+		key.reason = ctx[2];
 		if (key.reason < REASONS_WITH_NAME && harmless_drops[key.reason >> 6 & 3] >> (key.reason & 63) & 1)
 			return 0;
 	}
 	if (!kind_is_on(KIND_PACKET_DROP))
 		return 0;
 	if (!sk && bpf_core_field_exists(struct trace_event_raw_kfree_skb, rx_sk))
-		sk = (struct sock *)ctx->args[3];
+		sk = (struct sock *)ctx[3];
 	key.cgroup_id = cgroup_of_socket(sk);
 	if (cgroup_is_excluded(key.cgroup_id))
 		return 0;

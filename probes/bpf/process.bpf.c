@@ -9,28 +9,27 @@
 
 #define COMMAND_WITH_ARGUMENTS 2
 
-SEC("raw_tracepoint/sched_process_fork")
-int process_fork(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/sched_process_fork")
+int process_fork(u64 *ctx)
 {
-	struct task_struct *task = (struct task_struct *)ctx->args[1];
-	struct ids ids = task_ids(task);
+	struct task_struct *task = (struct task_struct *)ctx[1];
+	u32 pid = task->pid, tgid = task->tgid, parent;
 	struct fork_record *record;
-	u32 parent;
 
 	/* A thread has its process's id as tgid. */
-	if (ids.pid != ids.tgid)
+	if (pid != tgid)
 		return 0;
-	parent = BPF_CORE_READ(task, real_parent, tgid);
+	parent = task->real_parent->tgid;
 	if (parent == own_tgid)
 		return 0;
 	record = bulk_begin(KIND_FORK, sizeof(*record));
 	if (!record)
 		return 0;
-	record->header.cgroup_id = cgroup_id_beside_current(task, current_cgroup_id());
-	record->header.pid = ids.tgid;
-	record->header.tid = ids.pid;
+	record->header.cgroup_id = typed_set_cgroup_id(task->cgroups);
+	record->header.pid = tgid;
+	record->header.tid = pid;
 	record->parent_pid = parent;
-	leader_namespace_pid(task, ids.tgid, &record->ns_pid, &record->ns_level);
+	typed_namespace_pid(task, tgid, &record->ns_pid, &record->ns_level);
 	task_comm(task, record->comm);
 	bulk_end(record);
 	return 0;

@@ -25,27 +25,27 @@ AGGREGATE(run_queue, BPF_MAP_TYPE_PERCPU_HASH, WAITING_CGROUPS_MAX, u64, struct 
 
 static __always_inline void begins_to_wait(struct task_struct *task)
 {
-	u32 tid = BPF_CORE_READ(task, pid);
+	u32 tid = task->pid;
 	u64 now = bpf_ktime_get_boot_ns();
 
 	/* Each CPU's idle task is number 0. */
-	if (!tid || (u32)BPF_CORE_READ(task, tgid) == own_tgid)
+	if (!tid || (u32)task->tgid == own_tgid)
 		return;
 	if ((int)bpf_map_update_elem(&waiting, &tid, &now, BPF_ANY))
 		count_unsummed(KIND_HISTOGRAM);
 }
 
-SEC("raw_tracepoint/sched_wakeup")
-int sched_wakeup(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/sched_wakeup")
+int sched_wakeup(u64 *ctx)
 {
-	begins_to_wait((struct task_struct *)ctx->args[0]);
+	begins_to_wait((struct task_struct *)ctx[0]);
 	return 0;
 }
 
-SEC("raw_tracepoint/sched_wakeup_new")
-int sched_wake_new(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/sched_wakeup_new")
+int sched_wake_new(u64 *ctx)
 {
-	begins_to_wait((struct task_struct *)ctx->args[0]);
+	begins_to_wait((struct task_struct *)ctx[0]);
 	return 0;
 }
 
@@ -55,17 +55,17 @@ static __always_inline bool could_run_on(struct task_struct *task)
 	struct task_struct___before_5_14 *old = (void *)task;
 
 	if (bpf_core_field_exists(task->__state))
-		return BPF_CORE_READ(task, __state) == TASK_RUNNING;
-	return BPF_CORE_READ(old, state) == TASK_RUNNING;
+		return task->__state == TASK_RUNNING;
+	return old->state == TASK_RUNNING;
 }
 
-SEC("raw_tracepoint/sched_switch")
-int sched_switch(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/sched_switch")
+int sched_switch(u64 *ctx)
 {
-	bool is_preempted = ctx->args[0];
-	struct task_struct *previous = (struct task_struct *)ctx->args[1];
-	struct task_struct *next = (struct task_struct *)ctx->args[2];
-	u32 tid = BPF_CORE_READ(next, pid);
+	bool is_preempted = ctx[0];
+	struct task_struct *previous = (struct task_struct *)ctx[1];
+	struct task_struct *next = (struct task_struct *)ctx[2];
+	u32 tid = next->pid;
 	struct tuning *tuning = tuned();
 	struct histogram_sums none = {}, *sums;
 	struct run_queue_record *record;
@@ -79,7 +79,7 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	ns = bpf_ktime_get_boot_ns() - *since;
 	bpf_map_delete_elem(&waiting, &tid);
-	cgroup = task_cgroup_id(next);
+	cgroup = typed_set_cgroup_id(next->cgroups);
 	if (cgroup_is_excluded(cgroup))
 		return 0;
 	if (kind_is_on(KIND_HISTOGRAM)) {
@@ -94,7 +94,9 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 	record = bulk_begin(KIND_RUN_QUEUE, sizeof(*record));
 	if (!record)
 		return 0;
-	set_subject(&record->header, next);
+	record->header.cgroup_id = cgroup;
+	record->header.pid = next->tgid;
+	record->header.tid = tid;
 	record->wait_ns = ns;
 	bulk_end(record);
 	return 0;

@@ -16,43 +16,43 @@
 
 #define TRACE_SIGNAL_IGNORED 1
 
-SEC("raw_tracepoint/signal_generate")
-int signal_sent(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/signal_generate")
+int signal_sent(u64 *ctx)
 {
-	u32 number = ctx->args[0];
-	u64 info = ctx->args[1];
-	struct task_struct *target = (struct task_struct *)ctx->args[2];
-	u8 result = ctx->args[4];
+	u32 number = ctx[0], pid, tgid;
+	struct kernel_siginfo *info = (struct kernel_siginfo *)ctx[1];
+	struct task_struct *target = (struct task_struct *)ctx[2];
+	u8 result = ctx[4];
 	struct signal_record *record;
-	struct ids ids;
 	u64 sender;
 	s32 code;
 
 	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
 		return 0;
-	ids = task_ids(target);
-	if (ids.tgid == own_tgid)
+	pid = target->pid;
+	tgid = target->tgid;
+	if (tgid == own_tgid)
 		return 0;
-	if (info == SEND_SIG_NOINFO)
+	if ((u64)info == SEND_SIG_NOINFO)
 		code = SI_USER;
-	else if (info == SEND_SIG_PRIV)
+	else if ((u64)info == SEND_SIG_PRIV)
 		code = SI_KERNEL;
 	else
-		code = BPF_CORE_READ((struct kernel_siginfo *)info, si_code);
+		code = info->si_code;
 
 	record = record_begin(KIND_SIGNAL, sizeof(*record));
 	if (!record)
 		return 0;
 	record->sender_cgroup_id = current_cgroup_id();
-	record->header.cgroup_id = cgroup_id_beside_current(target, record->sender_cgroup_id);
-	record->header.pid = ids.tgid;
-	record->header.tid = ids.pid;
+	record->header.cgroup_id = typed_set_cgroup_id(target->cgroups);
+	record->header.pid = tgid;
+	record->header.tid = pid;
 	record->signal = number;
 	record->code = code;
 	sender = bpf_get_current_pid_tgid();
 	record->sender_pid = sender >> 32;
 	record->sender_tid = sender;
-	task_namespace_pid(target, &record->header, &record->ns_pid, &record->ns_level);
+	typed_namespace_pid(pid == tgid ? target : target->group_leader, tgid, &record->ns_pid, &record->ns_level);
 	record->from_kernel = code > 0;
 	record->result = result;
 	task_comm(target, record->comm);

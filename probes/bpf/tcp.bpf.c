@@ -75,10 +75,10 @@ struct {
 	__type(value, struct closed);
 } closed SEC(".maps");
 
-static __always_inline struct closed *closed_slot(u64 key)
+/* By the hash that finds a connection among others, which its socket keeps when it closes. */
+static __always_inline struct closed *closed_slot(struct sock *sk)
 {
-	/* A struct sock is larger than 64 bytes and aligned to them. */
-	u32 index = (key >> 6 ^ key >> 12) & (CLOSED_MAX - 1);
+	u32 index = sk->__sk_common.skc_hash & (CLOSED_MAX - 1);
 
 	return bpf_map_lookup_elem(&closed, &index);
 }
@@ -104,12 +104,31 @@ static __always_inline struct owner current_owner(void)
 	return owner;
 }
 
-/* In host order. The port that a socket is bound to is gone from skc_num when it closes. */
-static __always_inline u16 own_port(struct sock *sk)
+/*
+ * The rest of a full TCP socket, NULL of any other, and before 5.9: then its fields are read by READ_TCP all the same. A typed
+ * pointer is of another type only after this call.
+ */
+#define HAS_TYPED_TCP bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_tcp_sock)
+
+static __always_inline struct tcp_sock *typed_tcp(struct sock *sk)
 {
-	return is_full(sk) ? __builtin_bswap16(BPF_CORE_READ((struct inet_sock *)sk, inet_sport)) :
-			     BPF_CORE_READ(sk, __sk_common.skc_num);
+	return HAS_TYPED_TCP ? (struct tcp_sock *)bpf_skc_to_tcp_sock(sk) : NULL;
 }
+
+/* A field of a full TCP socket: `tcp` is what typed_tcp() returned of `sk`. 0 where that is NULL although it need not be. */
+#define READ_TCP(sk, tcp, field)                                                                                               \
+	({                                                                                                                     \
+		typeof((tcp)->field) value = 0;                                                                                \
+                                                                                                                               \
+		if (!HAS_TYPED_TCP)                                                                                            \
+			BPF_CORE_READ_INTO(&value, (struct tcp_sock *)(sk), field);                                            \
+		else if (tcp)                                                                                                  \
+			value = (tcp)->field;                                                                                  \
+		value;                                                                                                         \
+	})
+
+/* In host order. The port that a socket is bound to is gone from skc_num when it closes. */
+#define own_port(sk, tcp) __builtin_bswap16(READ_TCP(sk, tcp, inet_conn.icsk_inet.inet_sport))
 
 static __always_inline void mapped(u8 address[16], u32 ipv4)
 {
@@ -117,19 +136,18 @@ static __always_inline void mapped(u8 address[16], u32 ipv4)
 	__builtin_memcpy(address + 12, &ipv4, sizeof(ipv4));
 }
 
-/* `now_ns` is when it happened, 0 for now. */
-static __always_inline void tell(struct sock *sk, struct connection *connection, enum change change, u64 now_ns)
+/* `tcp` is typed_tcp() of a full socket; `now_ns` is when it happened, 0 for now. */
+static __always_inline void tell(struct sock *sk, struct tcp_sock *tcp, struct connection *connection, enum change change,
+				 u64 now_ns)
 {
+	u16 family = sk->__sk_common.skc_family;
+	bool full = is_full(sk);
 	struct tcp_record *record;
-	struct ends ends = {};
-	bool full;
 
 	if (connection && own_tgid && connection->owner.pid == own_tgid)
 		return;
-	read_ends(sk, &ends);
-	if (ends.family != AF_INET && ends.family != AF_INET6)
+	if (family != AF_INET && family != AF_INET6)
 		return;
-	full = ends.state != TIME_WAIT && ends.state != NEW_SYN_RECV;
 	record = bulk_begin_at(KIND_TCP, sizeof(*record), now_ns);
 	if (!record)
 		return;
@@ -142,33 +160,32 @@ static __always_inline void tell(struct sock *sk, struct connection *connection,
 	} else {
 		record->header.cgroup_id = full ? socket_cgroup_id(sk) : CGROUP_ROOT;
 	}
-	if (ends.family == AF_INET) {
-		mapped(record->source, ends.source);
-		mapped(record->destination, ends.destination);
+	if (family == AF_INET) {
+		mapped(record->source, sk->__sk_common.skc_rcv_saddr);
+		mapped(record->destination, sk->__sk_common.skc_daddr);
 	} else {
 		BPF_CORE_READ_INTO(&record->source, sk, __sk_common.skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&record->destination, sk, __sk_common.skc_v6_daddr);
 	}
-	record->source_port = full ? __builtin_bswap16(BPF_CORE_READ((struct inet_sock *)sk, inet_sport)) : ends.own_port;
-	record->destination_port = __builtin_bswap16(ends.destination_port);
+	record->source_port = full ? own_port(sk, tcp) : sk->__sk_common.skc_num;
+	record->destination_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	record->change = change;
 	/* Nothing was sent or received when it is just made. */
 	if (full && change != CHANGE_ESTABLISHED) {
-		struct tcp_sock *tcp = (struct tcp_sock *)sk;
-		u64 received = BPF_CORE_READ(tcp, bytes_received);
+		u64 received = READ_TCP(sk, tcp, bytes_received);
 
-		if (received && BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1)
+		if (received && sk->__sk_common.skc_flags >> SOCK_DONE & 1)
 			received--;
-		record->bytes_sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
+		record->bytes_sent = READ_TCP(sk, tcp, bytes_sent) - READ_TCP(sk, tcp, bytes_retrans);
 		record->bytes_received = received;
 	}
 	bulk_end(record);
 }
 
 /* Why a connection that was never established is closed. */
-static __always_inline enum change failure(struct sock *sk)
+static __always_inline enum change failure(struct sock *sk, struct tcp_sock *tcp)
 {
-	switch (BPF_CORE_READ(sk, sk_err)) {
+	switch (sk->sk_err) {
 	case ECONNREFUSED:
 		return CHANGE_REFUSED;
 	case ETIMEDOUT:
@@ -177,14 +194,14 @@ static __always_inline enum change failure(struct sock *sk)
 		return CHANGE_TIMED_OUT;
 	default:
 		/* The process gave up: for want of an answer when it was asked for again, whatever the process's patience. */
-		return BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_retransmits) ? CHANGE_TIMED_OUT : CHANGE_CLOSED;
+		return READ_TCP(sk, tcp, inet_conn.icsk_retransmits) ? CHANGE_TIMED_OUT : CHANGE_CLOSED;
 	}
 }
 
 /* An interrupt in between may take the same place: the key says whose it is, and stands there only while all of it does. */
-static __always_inline void remember_closed(u64 key, struct connection *connection)
+static __always_inline void remember_closed(struct sock *sk, u64 key, struct connection *connection)
 {
-	struct closed *slot = closed_slot(key);
+	struct closed *slot = closed_slot(sk);
 
 	if (!slot)
 		return;
@@ -193,7 +210,7 @@ static __always_inline void remember_closed(u64 key, struct connection *connecti
 	*(volatile u64 *)&slot->key = key;
 }
 
-static __always_inline void accepted(struct sock *sk, u64 key, struct listener_key *listener)
+static __always_inline void accepted(struct sock *sk, struct tcp_sock *tcp, u64 key, struct listener_key *listener)
 {
 	struct owner *owner = bpf_map_lookup_elem(&listeners, listener);
 	struct connection connection = { .since_ns = bpf_ktime_get_boot_ns() };
@@ -203,22 +220,23 @@ static __always_inline void accepted(struct sock *sk, u64 key, struct listener_k
 	else
 		connection.owner.cgroup_id = socket_cgroup_id(sk);
 	bpf_map_update_elem(&connections, &key, &connection, BPF_ANY);
-	tell(sk, &connection, CHANGE_ESTABLISHED, connection.since_ns);
+	tell(sk, tcp, &connection, CHANGE_ESTABLISHED, connection.since_ns);
 }
 
-SEC("raw_tracepoint/inet_sock_set_state")
-int tcp_state(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/inet_sock_set_state")
+int tcp_state(u64 *ctx)
 {
-	struct sock *sk = (struct sock *)ctx->args[0];
-	int old = ctx->args[1], new = ctx->args[2];
+	struct sock *sk = (struct sock *)ctx[0];
+	int old = ctx[1], new = ctx[2];
 	u64 key = (u64)sk;
 	struct listener_key listener = {};
 	struct connection *connection;
+	struct tcp_sock *tcp;
 
 	/* Most changes end here. */
 	if (new != CLOSE && new != ESTABLISHED && new != SYN_SENT && new != LISTEN)
 		return 0;
-	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	if (new == SYN_SENT) {
 		struct connection started = { .owner = current_owner(), .since_ns = bpf_ktime_get_boot_ns(), .active = 1 };
@@ -226,16 +244,18 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		bpf_map_update_elem(&connections, &key, &started, BPF_ANY);
 		return 0;
 	}
+	/* A change of state is of a full socket. */
+	tcp = typed_tcp(sk);
 	if (new == LISTEN || old == LISTEN || (new == ESTABLISHED && old == SYN_RECV)) {
-		listener.net = (u64)BPF_CORE_READ(sk, __sk_common.skc_net.net);
-		listener.port = own_port(sk);
+		listener.net = (u64)sk->__sk_common.skc_net.net;
+		listener.port = own_port(sk, tcp);
 	}
 	if (new == LISTEN) {
 		struct owner owner = current_owner();
 
 		/* The port may be chosen only after this: then it is 0, and the connections' owner unknown. */
 		if (!listener.port)
-			listener.port = BPF_CORE_READ(sk, __sk_common.skc_num);
+			listener.port = sk->__sk_common.skc_num;
 		bpf_map_update_elem(&listeners, &listener, &owner, BPF_ANY);
 		return 0;
 	}
@@ -243,14 +263,14 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 		connection = bpf_map_lookup_elem(&connections, &key);
 		/* Both sides connected to each other at once. */
 		if (connection && connection->active)
-			tell(sk, connection, CHANGE_ESTABLISHED, 0);
+			tell(sk, tcp, connection, CHANGE_ESTABLISHED, 0);
 		else
-			accepted(sk, key, &listener);
+			accepted(sk, tcp, key, &listener);
 		return 0;
 	}
 	if (new == ESTABLISHED) {
 		connection = bpf_map_lookup_elem(&connections, &key);
-		tell(sk, connection, CHANGE_ESTABLISHED, 0);
+		tell(sk, tcp, connection, CHANGE_ESTABLISHED, 0);
 		return 0;
 	}
 	if (old == LISTEN) {
@@ -263,13 +283,13 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	}
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (old == SYN_SENT)
-		tell(sk, connection, failure(sk), 0);
+		tell(sk, tcp, connection, failure(sk, tcp), 0);
 	else if (old != SYN_RECV && old != CLOSE)
-		tell(sk, connection, BPF_CORE_READ(sk, sk_err) == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED, 0);
+		tell(sk, tcp, connection, sk->sk_err == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED, 0);
 	if (connection) {
 		/* After its last acknowledgement, which ends half of all connections, no reset follows. */
 		if (old != LAST_ACK)
-			remember_closed(key, connection);
+			remember_closed(sk, key, connection);
 		bpf_map_delete_elem(&connections, &key);
 	}
 	return 0;
@@ -283,36 +303,36 @@ static __always_inline int happened(struct sock *sk, enum change change)
 	if (!sk)
 		return 0;
 	connection = bpf_map_lookup_elem(&connections, &key);
-	if (!connection && BPF_CORE_READ(sk, __sk_common.skc_state) == CLOSE) {
-		struct closed *slot = closed_slot(key);
+	if (!connection && sk->__sk_common.skc_state == CLOSE) {
+		struct closed *slot = closed_slot(sk);
 
 		if (slot && *(volatile u64 *)&slot->key == key)
 			connection = &slot->connection;
 	}
-	tell(sk, connection, change, 0);
+	tell(sk, typed_tcp(sk), connection, change, 0);
 	return 0;
 }
 
-SEC("raw_tracepoint/tcp_retransmit_skb")
-int tcp_retransmit(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/tcp_retransmit_skb")
+int tcp_retransmit(u64 *ctx)
 {
-	struct sock *sk = (struct sock *)ctx->args[0];
-	u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	struct sock *sk = (struct sock *)ctx[0];
+	u8 state = sk->__sk_common.skc_state;
 
 	return happened(sk, state == SYN_SENT || state == SYN_RECV || state == NEW_SYN_RECV ? CHANGE_SYN_RETRANSMITTED :
 											      CHANGE_RETRANSMITTED);
 }
 
-SEC("raw_tracepoint/tcp_send_reset")
-int tcp_reset_sent(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/tcp_send_reset")
+int tcp_reset_sent(u64 *ctx)
 {
-	return happened((struct sock *)ctx->args[0], CHANGE_RESET_SENT);
+	return happened((struct sock *)ctx[0], CHANGE_RESET_SENT);
 }
 
-SEC("raw_tracepoint/tcp_receive_reset")
-int tcp_reset_recv(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/tcp_receive_reset")
+int tcp_reset_recv(u64 *ctx)
 {
-	return happened((struct sock *)ctx->args[0], CHANGE_RESET_RECEIVED);
+	return happened((struct sock *)ctx[0], CHANGE_RESET_RECEIVED);
 }
 
 #define TCP_FLAGS 0x17

@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use aya::Ebpf;
 use aya::programs::cgroup_skb::CgroupSkbLinkId;
 use aya::programs::raw_trace_point::RawTracePointLinkId;
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint};
+use aya::programs::tp_btf::BtfTracePointLinkId;
+use aya::programs::{
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError, RawTracePoint,
+};
+use aya::{Btf, BtfError, Ebpf};
 use rustix::io::Errno;
 
 use crate::object::{Attachment, ProgramInfo};
@@ -59,16 +62,19 @@ pub(crate) enum Failure {
 #[derive(Debug)]
 pub(crate) enum Link {
     Tracepoint(RawTracePointLinkId),
+    TypedTracepoint(BtfTracePointLinkId),
     Packets(CgroupSkbLinkId),
 }
 
-/// Loads a program into the kernel, unless it is there already, and attaches it to its hook.
-pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo) -> Result<Link, Failure> {
+/// Loads a program into the kernel, unless it is there already, and attaches it to its hook. Without the kernel's type
+/// information only what is loaded already has a typed tracepoint.
+pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo, btf: Option<&Btf>) -> Result<Link, Failure> {
     let Some(program) = object.program_mut(info.name) else {
         return Err(Failure::Program(State::Refused("the object has no such program".to_owned())));
     };
     match info.attachment {
         Attachment::RawTracepoint => attach_to_tracepoint(program, info),
+        Attachment::TypedTracepoint => attach_to_typed_tracepoint(program, info, btf),
         Attachment::CgroupEgress => attach_to_packets(program, CgroupSkbAttachType::Egress),
         Attachment::CgroupIngress => attach_to_packets(program, CgroupSkbAttachType::Ingress),
     }
@@ -81,6 +87,7 @@ pub(crate) fn detach(object: &mut Ebpf, info: &ProgramInfo, link: Link) -> Resul
     };
     match link {
         Link::Tracepoint(id) => <&mut RawTracePoint>::try_from(program)?.detach(id),
+        Link::TypedTracepoint(id) => <&mut BtfTracePoint>::try_from(program)?.detach(id),
         Link::Packets(id) => <&mut CgroupSkb>::try_from(program)?.detach(id),
     }
 }
@@ -96,15 +103,40 @@ fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<Lin
     let program: &mut RawTracePoint = program.try_into().map_err(failure)?;
     loaded(program.load())?;
     let link = program.attach(info.hook).map_err(|error| match errno(&error) {
-        Some(Errno::NOENT) => Failure::Program(State::NotOnThisKernel(format!("it has no tracepoint {}", info.hook))),
+        Some(Errno::NOENT) => no_tracepoint(info),
         // The kernel compares the arguments that the program reads with those that the tracepoint has.
-        Some(Errno::INVAL) => Failure::Program(State::NotOnThisKernel(format!(
-            "its tracepoint {} has fewer arguments than the program reads",
-            info.hook
-        ))),
+        Some(Errno::INVAL) => too_few_arguments(info),
         _ => failure(error),
     })?;
     Ok(Link::Tracepoint(link))
+}
+
+fn attach_to_typed_tracepoint(program: &mut Program, info: &ProgramInfo, btf: Option<&Btf>) -> Result<Link, Failure> {
+    let program: &mut BtfTracePoint = program.try_into().map_err(failure)?;
+    if let Some(btf) = btf {
+        match program.load(info.hook, btf) {
+            Err(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })) => return Err(no_tracepoint(info)),
+            // What the verifier says of an argument that the tracepoint does not have.
+            Err(ProgramError::LoadError { verifier_log, .. }) if verifier_log.to_string().contains("-th argument") => {
+                return Err(too_few_arguments(info));
+            }
+            result => loaded(result)?,
+        }
+    }
+    let link = program.attach().map_err(|error| match errno(&error) {
+        Some(Errno::NOENT) => no_tracepoint(info),
+        _ => failure(error),
+    })?;
+    Ok(Link::TypedTracepoint(link))
+}
+
+fn no_tracepoint(info: &ProgramInfo) -> Failure {
+    Failure::Program(State::NotOnThisKernel(format!("it has no tracepoint {}", info.hook)))
+}
+
+fn too_few_arguments(info: &ProgramInfo) -> Failure {
+    let why = format!("its tracepoint {} has fewer arguments than the program reads", info.hook);
+    Failure::Program(State::NotOnThisKernel(why))
 }
 
 /// To the root of the version 2 hierarchy, so that no cgroup is left out.

@@ -118,12 +118,16 @@ impl EmptyPrograms {
     pub fn for_programs<'a>(programs: impl IntoIterator<Item = &'a ProgramInfo>) -> io::Result<Self> {
         let load = |program: &ProgramInfo| {
             let name = match program.attachment {
-                Attachment::RawTracepoint => "empty",
+                Attachment::RawTracepoint | Attachment::TypedTracepoint => "empty",
                 Attachment::CgroupEgress => "empty_egress",
                 Attachment::CgroupIngress => "empty_ingress",
             };
             let object = Ebpf::load(EMPTY).map_err(io::Error::other)?;
-            Ok((object, ProgramInfo { name, ..*program }, None))
+            let attachment = match program.attachment {
+                Attachment::TypedTracepoint => Attachment::RawTracepoint,
+                other => other,
+            };
+            Ok((object, ProgramInfo { name, attachment, ..*program }, None))
         };
         programs.into_iter().map(load).collect::<io::Result<_>>().map(|programs| Self { programs })
     }
@@ -135,7 +139,7 @@ impl EmptyPrograms {
     pub fn attach(&mut self) -> io::Result<usize> {
         for (object, info, link) in &mut self.programs {
             if link.is_none() {
-                *link = match attach(object, info) {
+                *link = match attach(object, info, None) {
                     Ok(attached) => Some(attached),
                     Err(Failure::Program(State::NotOnThisKernel(_))) => None,
                     Err(Failure::Program(state)) => return Err(io::Error::other(format!("{}: {state:?}", info.hook))),

@@ -213,7 +213,7 @@ impl Probes {
         let controls = Arc::new(controls);
         let aggregates =
             Aggregates::open(&mut object, config.dns_timeout).map_err(|error| object_error(error.into()))?;
-        let (verdicts, links) = attach_all(&mut object, PROGRAMS, &config.disabled)?;
+        let (verdicts, links) = attach_all(&mut object, &btf, PROGRAMS, &config.disabled)?;
         Ok(Self {
             object,
             bulk,
@@ -281,10 +281,7 @@ impl Probes {
     /// with the same tracepoint. Such events are in no counter. [`None`] for a program that is not loaded; always 0 before
     /// Linux 6.1, which skips none.
     pub fn missed_runs(&self, program: &str) -> Option<u64> {
-        let Some(Program::RawTracePoint(program)) = self.object.program(program) else {
-            return None;
-        };
-        let fd = program.fd().ok()?.as_fd().as_raw_fd();
+        let fd = tracepoint_fd(self.object.program(program)?)?.as_raw_fd();
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
         Some(recursion_misses(&text))
     }
@@ -298,9 +295,8 @@ impl Probes {
     pub fn run_times(&self) -> RunTimes {
         let mut programs = Vec::new();
         for info in PROGRAMS {
-            if let Some(Program::RawTracePoint(program)) = self.object.program(info.name)
-                && let Ok(fd) = program.fd()
-                && let Ok(fd) = fd.as_fd().try_clone_to_owned()
+            if let Some(fd) = self.object.program(info.name).and_then(tracepoint_fd)
+                && let Ok(fd) = fd.try_clone_to_owned()
             {
                 programs.push((info.name, fd));
             }
@@ -334,7 +330,7 @@ impl Probes {
         for ((link, program), verdict) in self.links.iter_mut().zip(PROGRAMS).zip(&self.verdicts) {
             if link.is_none() && verdict.state == State::Attached {
                 *link =
-                    Some(attach(&mut self.object, program).map_err(|_| {
+                    Some(attach(&mut self.object, program, None).map_err(|_| {
                         Error::Object(format!("the kernel does not take {} a second time", program.name))
                     })?);
             }
@@ -354,6 +350,16 @@ impl Probes {
             None => unreachable!("the object has no map {name}"),
         }
     }
+}
+
+/// The descriptor of a program that is loaded and belongs to a tracepoint.
+fn tracepoint_fd(program: &Program) -> Option<BorrowedFd<'_>> {
+    let fd = match program {
+        Program::RawTracePoint(program) => program.fd(),
+        Program::BtfTracePoint(program) => program.fd(),
+        _ => return None,
+    };
+    fd.ok().map(AsFd::as_fd)
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
@@ -421,6 +427,7 @@ fn bulk_ring(bytes: u32) -> Result<MapData, Error> {
 /// Attaches what is not disabled. Only when nothing is attached and nothing was permitted, that is an error.
 fn attach_all(
     object: &mut Ebpf,
+    btf: &Btf,
     programs: &[ProgramInfo],
     disabled: &[String],
 ) -> Result<(Vec<Verdict>, Vec<Option<Link>>), Error> {
@@ -432,7 +439,7 @@ fn attach_all(
         let state = if disabled.iter().any(|name| name == program.name) {
             State::Disabled
         } else {
-            match attach(object, program) {
+            match attach(object, program, Some(btf)) {
                 Ok(link) => {
                     held = Some(link);
                     State::Attached
@@ -578,14 +585,27 @@ mod tests {
         assert_eq!(probes.missed_runs("no_such_program"), None);
         drop(probes);
 
+        let btf = read_btf(Path::new(KERNEL_BTF)).unwrap();
         let mut object = EbpfLoader::new().map_max_entries(LETHAL, 1 << 16).load(object()).unwrap();
-        let absent = ProgramInfo { hook: "no_such_tracepoint", ..PROGRAMS[0] };
-        // It has 3 arguments; the program reads the fifth.
-        let shorter = ProgramInfo { name: "signal_sent", hook: "sched_process_exec", ..PROGRAMS[0] };
-        let (verdicts, _links) = attach_all(&mut object, &[absent, shorter, PROGRAMS[3]], &[]).unwrap();
-        assert_eq!(verdicts[0].state, State::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned()));
-        assert!(matches!(&verdicts[1].state, State::NotOnThisKernel(_)), "{:?}", verdicts[1]);
-        assert_eq!(verdicts[2].state, State::Attached);
+        let program = |name: &str| *PROGRAMS.iter().find(|program| program.name == name).unwrap();
+        let absent = |name| ProgramInfo { hook: "no_such_tracepoint", ..program(name) };
+        // It has one argument; the programs read the third, and the fifth.
+        let shorter = |name| ProgramInfo { hook: "sched_process_wait", ..program(name) };
+        let programs = [
+            absent("process_exec"),
+            absent("cgroup_mkdir"),
+            shorter("process_exec"),
+            shorter("signal_sent"),
+            program("process_exit"),
+        ];
+        let (verdicts, _links) = attach_all(&mut object, &btf, &programs, &[]).unwrap();
+        let missing = State::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned());
+        assert_eq!([&verdicts[0].state, &verdicts[1].state], [&missing; 2]);
+        for verdict in &verdicts[2..4] {
+            let State::NotOnThisKernel(why) = &verdict.state else { panic!("{verdict:?}") };
+            assert!(why.contains("sched_process_wait has fewer arguments"), "{why}");
+        }
+        assert_eq!(verdicts[4].state, State::Attached);
     }
 
     #[test]

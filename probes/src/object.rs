@@ -83,6 +83,8 @@ impl Lane {
 pub enum Attachment {
     /// To the raw tracepoint that its hook names.
     RawTracepoint,
+    /// The same, with arguments whose types the verifier knows: what they point to is read by plain loads.
+    TypedTracepoint,
     /// To what the sockets of all cgroups send: to the root of version 2.
     CgroupEgress,
     /// To what they receive.
@@ -118,6 +120,10 @@ const fn bulk(name: &'static str, hook: &'static str, produces: &'static [Kind])
     ProgramInfo { name, hook, attachment, lane: Lane::Bulk, produces, since: "5.8", by_default: true }
 }
 
+const fn typed(program: ProgramInfo) -> ProgramInfo {
+    ProgramInfo { attachment: Attachment::TypedTracepoint, ..program }
+}
+
 const fn on_packets(name: &'static str, attachment: Attachment, produces: &'static [Kind]) -> ProgramInfo {
     let hook = match attachment {
         Attachment::CgroupEgress => "cgroup_skb/egress",
@@ -136,30 +142,30 @@ const fn when_asked_for(program: ProgramInfo) -> ProgramInfo {
 
 /// Every program, in the order in which they are attached: what others depend on for identity comes first.
 pub const PROGRAMS: &[ProgramInfo] = &[
-    lethal("cgroup_mkdir", "cgroup_mkdir", &[Kind::CgroupMkdir]),
-    lethal("cgroup_rmdir", "cgroup_rmdir", &[Kind::CgroupRmdir]),
+    typed(lethal("cgroup_mkdir", "cgroup_mkdir", &[Kind::CgroupMkdir])),
+    typed(lethal("cgroup_rmdir", "cgroup_rmdir", &[Kind::CgroupRmdir])),
     lethal("process_exec", "sched_process_exec", &[Kind::Exec, Kind::ExecCommand]),
     lethal("process_exit", "sched_process_exit", &[Kind::Exit]),
     lethal("oom_victim", "mark_victim", &[Kind::Oom]),
-    lethal("signal_sent", "signal_generate", &[Kind::Signal]),
+    typed(lethal("signal_sent", "signal_generate", &[Kind::Signal])),
     bulk("reclaim_begin", "mm_vmscan_direct_reclaim_begin", &[]),
     bulk("reclaim_end", "mm_vmscan_direct_reclaim_end", &[Kind::Reclaim]),
     bulk("reclaim_mcg_begin", "mm_vmscan_memcg_reclaim_begin", &[]),
     bulk("reclaim_mcg_end", "mm_vmscan_memcg_reclaim_end", &[Kind::Reclaim]),
-    bulk("tcp_state", "inet_sock_set_state", &[Kind::Tcp]),
-    bulk("tcp_retransmit", "tcp_retransmit_skb", &[Kind::Tcp]),
-    bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp]),
-    bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp]),
-    bulk("block_complete", "block_rq_complete", &[Kind::BlockIo, Kind::Histogram]),
-    bulk("packet_drop", "kfree_skb", &[Kind::PacketDrop]),
+    typed(bulk("tcp_state", "inet_sock_set_state", &[Kind::Tcp])),
+    typed(bulk("tcp_retransmit", "tcp_retransmit_skb", &[Kind::Tcp])),
+    typed(bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp])),
+    typed(bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp])),
+    typed(bulk("block_complete", "block_rq_complete", &[Kind::BlockIo, Kind::Histogram])),
+    typed(bulk("packet_drop", "kfree_skb", &[Kind::PacketDrop])),
     on_packets("dns_query", Attachment::CgroupEgress, &[Kind::Dns]),
     on_packets("dns_answer", Attachment::CgroupIngress, &[Kind::Dns, Kind::Histogram]),
     since("5.9", on_packets("tcp_overflow", Attachment::CgroupIngress, &[Kind::Tcp])),
-    bulk("process_fork", "sched_process_fork", &[Kind::Fork]),
+    typed(bulk("process_fork", "sched_process_fork", &[Kind::Fork])),
     lethal("signal_fatal", "signal_deliver", &[Kind::SignalDelivered]),
-    when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[])),
-    when_asked_for(bulk("sched_wake_new", "sched_wakeup_new", &[])),
-    when_asked_for(bulk("sched_switch", "sched_switch", &[Kind::RunQueue, Kind::Histogram])),
+    typed(when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[]))),
+    typed(when_asked_for(bulk("sched_wake_new", "sched_wakeup_new", &[]))),
+    typed(when_asked_for(bulk("sched_switch", "sched_switch", &[Kind::RunQueue, Kind::Histogram]))),
     when_asked_for(bulk("syscall_errors", "sys_exit", &[Kind::SyscallError])),
     when_asked_for(bulk("file_open", "sys_exit", &[Kind::FileOpen])),
 ];

@@ -242,6 +242,7 @@ struct in6_addr {
 struct sock_common {
 	u32 skc_daddr;
 	u32 skc_rcv_saddr;
+	u32 skc_hash;
 	u16 skc_dport;
 	u16 skc_num;
 	u16 skc_family;
@@ -305,10 +306,12 @@ struct inet_sock {
 };
 
 struct inet_connection_sock {
+	struct inet_sock icsk_inet;
 	u8 icsk_retransmits;
 };
 
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
 	u64 bytes_sent;
 	u64 bytes_retrans;
 	u64 bytes_received;

@@ -11,7 +11,7 @@
  * The running task as a pointer whose type the verifier knows: its fields, and what they point to, are read by plain loads, a
  * tenth of the price of a call. Since 5.11; before, as any other task. Of the two ways the loader leaves one.
  *
- * Raw tracepoints only.
+ * Tracepoints only. Those of section tp_btf have such pointers as arguments too, on every kernel.
  */
 #define HAS_TYPED_TASK bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)
 
@@ -69,6 +69,20 @@ static __always_inline u64 below_version_2_root(u64 memory_cgroup_id)
 	return memory_cgroup_id > CGROUP_ROOT ? memory_cgroup_id | CGROUP_V1_MEMORY : CGROUP_ROOT;
 }
 
+/* Of a typed pointer, see current_task(). */
+static __always_inline u64 typed_set_cgroup_id(struct css_set *set)
+{
+	u64 id = set->dfl_cgrp->kn->id;
+
+	if (id == CGROUP_ROOT) {
+		struct cgroup_subsys_state **slot = memory_slot(set);
+
+		if (slot)
+			return below_version_2_root((*slot)->cgroup->kn->id);
+	}
+	return id;
+}
+
 static __always_inline u64 set_cgroup_id(struct css_set *set)
 {
 	u64 id = BPF_CORE_READ(set, dfl_cgrp, kn, id);
@@ -90,31 +104,8 @@ static __always_inline u64 task_cgroup_id(struct task_struct *task)
 static __always_inline u64 current_cgroup_id(void)
 {
 	struct task_struct *task = current_task();
-	struct css_set *set;
-	u64 id;
 
-	if (!HAS_TYPED_TASK)
-		return task_cgroup_id(task);
-	set = task->cgroups;
-	id = set->dfl_cgrp->kn->id;
-	if (id == CGROUP_ROOT) {
-		struct cgroup_subsys_state **slot = memory_slot(set);
-
-		if (slot)
-			return below_version_2_root((*slot)->cgroup->kn->id);
-	}
-	return id;
-}
-
-/* Of a task that is most often where the running one is, whose cgroup's id is known. */
-static __always_inline u64 cgroup_id_beside_current(struct task_struct *task, u64 current_id)
-{
-	struct css_set *set = BPF_CORE_READ(task, cgroups);
-	u64 own = (u64)READ_CURRENT(current_task(), cgroups);
-
-	/* The compiler is not to take the one for the other where they are equal: only of one the verifier knows the type. */
-	asm volatile("" : "+r"(own));
-	return (u64)set == own ? current_id : set_cgroup_id(set);
+	return HAS_TYPED_TASK ? typed_set_cgroup_id(task->cgroups) : task_cgroup_id(task);
 }
 
 struct ids {
@@ -184,6 +175,18 @@ static __always_inline void task_namespace_pid(struct task_struct *task, struct 
 	leader_namespace_pid(leader_of(task, subject), subject->pid, ns_pid, ns_level);
 }
 
+/* The same of a typed pointer. */
+static __always_inline void typed_namespace_pid(struct task_struct *leader, u32 tgid, u32 *ns_pid, u32 *ns_level)
+{
+	u32 level = leader->thread_pid->level;
+
+	*ns_pid = tgid;
+	*ns_level = level;
+	/* A typed pointer takes no index that is not known before the program runs. */
+	if (level)
+		leader_namespace_pid(leader, tgid, ns_pid, ns_level);
+}
+
 /* The same of what READ_CURRENT may read. */
 static __always_inline void current_namespace_pid(struct task_struct *leader, u32 tgid, u32 *ns_pid, u32 *ns_level)
 {
@@ -192,7 +195,6 @@ static __always_inline void current_namespace_pid(struct task_struct *leader, u3
 
 	*ns_pid = tgid;
 	*ns_level = level;
-	/* A typed pointer takes no index that is not known before the program runs. */
 	if (level)
 		leader_namespace_pid(leader, tgid, ns_pid, ns_level);
 }
