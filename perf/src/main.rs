@@ -87,9 +87,12 @@ struct LoadArguments {
     /// The memory budget of each collector
     #[arg(long, default_value_t = Resources::default().max_memory_mb)]
     max_memory_mb: u64,
-    /// A source that each collector runs beside its ring; may be repeated (ebpf needs root)
+    /// A source that each collector runs beside its ring; may be repeated (ebpf needs root; k8s goes by KUBECONFIG)
     #[arg(long, value_parser = ["ebpf", "systemd", "k8s"])]
     also: Vec<String>,
+    /// Name of the only node, where it is to be that of a real one, whose pods are then watched; default: one of this run
+    #[arg(long)]
+    node_name: Option<String>,
     /// A further line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
     #[arg(long, value_name = "YAML", conflicts_with = "server")]
     server_config: Vec<String>,
@@ -269,6 +272,7 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         batch_timeout: arguments.batch_timeout,
         resources: Resources { max_memory_mb: arguments.max_memory_mb, max_cpu_milli: arguments.max_cpu_milli },
         also: arguments.also,
+        node_name: arguments.node_name,
         collector_config: String::new(),
         server_config: arguments.server_config.iter().map(|line| format!("{line}\n")).collect(),
     })?;

@@ -58,6 +58,8 @@ pub struct LoadOptions {
     pub resources: Resources,
     /// Sources that every collector runs beside its ring.
     pub also: Vec<String>,
+    /// What the only node is called; a name of this run's own when not given.
+    pub node_name: Option<String>,
     /// Further lines of every `collector.yaml` and of `server.yaml`.
     pub collector_config: String,
     pub server_config: String,
@@ -73,6 +75,9 @@ struct Station {
 pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     if options.nodes == 0 {
         return Err(Error::Invalid("--nodes must be at least 1".into()));
+    }
+    if options.nodes > 1 && options.node_name.is_some() {
+        return Err(Error::Invalid("--node-name names the only node: leave out --nodes, or make it 1".into()));
     }
     // Guards are dropped in reverse: collectors end before the server they ship to.
     let mut server = match &options.server {
@@ -149,7 +154,7 @@ fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Ve
         let mut collector = Collector::prepare(&CollectorOptions {
             bin_dir: options.bin_dir.clone(),
             // The same server may be loaded again: its books keep what it saw of earlier runs.
-            node: format!("load-{run:x}-{index}"),
+            node: options.node_name.clone().unwrap_or_else(|| format!("load-{run:x}-{index}")),
             server: address.to_owned(),
             also: options.also.clone(),
             resources: options.resources,

@@ -224,6 +224,8 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
         Feed::Ebpf => ("ebpf", "ebpf: {enabled: true}".to_owned()),
         Feed::Kube => ("ebpf\", \"k8s", "ebpf: {enabled: true}, k8s: {in_cluster: false}".to_owned()),
     };
+    let source =
+        if options.also.iter().any(|also| also == "k8s") { source + ", k8s: {in_cluster: false}" } else { source };
     let enabled: String =
         [enabled].into_iter().chain(options.also.iter().map(String::as_str)).collect::<Vec<_>>().join("\", \"");
     let Resources { max_memory_mb, max_cpu_milli } = options.resources;
