@@ -269,9 +269,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::identity::Identity;
-    use crate::intake::Shared;
     use crate::outbox::Room;
     use crate::queue::Queues;
+    use crate::shared::Shared;
 
     const STAT: &str = "\
 entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error  expect_new

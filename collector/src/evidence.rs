@@ -258,9 +258,9 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::intake::Shared;
     use crate::outbox::Room;
     use crate::queue::Queues;
+    use crate::shared::Shared;
 
     fn death(status: u32) -> Event {
         let exit =

@@ -5,42 +5,19 @@
 //! event leaves with the drain that brought it; everything that is dropped on the way is counted by stage and reason.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::Kind;
-use tapio_wire::event::{Entity, Event, KINDS, Kind as EventKind, Lane, SOURCES, Source};
+use tapio_wire::event::{Entity, Event, KINDS, Lane, Source};
 use tapio_wire::ledger::{Reason, Stage};
 
-use crate::books::{Books, SourceBooks};
-use crate::config::{Config, Severity};
+use crate::books::SourceBooks;
 use crate::decode::{Batch, decode, header, lane};
 use crate::evidence::Evidence;
-use crate::governor::Governed;
-use crate::identity::directory::Directory;
-use crate::identity::{Identity, OUTCOMES};
-use crate::pack::Packer;
+use crate::identity::Identity;
 use crate::queue::Queues;
-use crate::redact::Redactor;
-use crate::reload::Live;
-
-/// How much a bulk event of a kind matters by itself: the one table.
-pub(crate) fn severity(kind: Kind) -> Severity {
-    match kind {
-        Kind::Oom => Severity::Critical,
-        Kind::Exit | Kind::Signal | Kind::SignalDelivered => Severity::High,
-        Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
-        Kind::Exec
-        | Kind::ExecCommand
-        | Kind::Fork
-        | Kind::FileOpen
-        | Kind::CgroupMkdir
-        | Kind::CgroupRmdir
-        | Kind::Reclaim
-        | Kind::RunQueue
-        | Kind::Histogram => Severity::Low,
-    }
-}
+use crate::shared::{Shared, severity};
 
 /// How long bulk may be without room before a ring that carries both lanes is drained at bulk's expense.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -53,110 +30,6 @@ const QUIET_FRAME_WORTH: usize = 2048;
 const MANY_PER_SECOND: f64 = 20_000.0;
 /// How old the first of them must be: at high rates frames become fuller than that.
 const FRAME_AGE: Duration = Duration::from_millis(5);
-
-/// What may be dropped of the bulk lane, by configuration.
-#[derive(Clone, Debug)]
-pub struct Filter {
-    min_severity: Severity,
-    sampling_rate: f64,
-    events_per_second: u64,
-}
-
-impl Filter {
-    /// As configured.
-    pub fn of(config: &Config) -> Self {
-        let filter = &config.pipeline.filter_config;
-        Self {
-            min_severity: if config.pipeline.enable_filtering { filter.min_severity } else { Severity::Low },
-            sampling_rate: config.collector.sampling_rate,
-            events_per_second: config.collector.max_events_per_sec,
-        }
-    }
-}
-
-/// Counts of events by source and kind, for metrics.
-pub struct KindCounts {
-    counts: [[AtomicU64; KINDS]; SOURCES],
-}
-
-impl Default for KindCounts {
-    fn default() -> Self {
-        Self { counts: [const { [const { AtomicU64::new(0) }; KINDS] }; SOURCES] }
-    }
-}
-
-impl KindCounts {
-    /// Events of a source and kind so far.
-    pub fn get(&self, source: Source, kind: EventKind) -> u64 {
-        self.counts[source as usize][kind as usize].load(Ordering::Relaxed)
-    }
-}
-
-/// How far the subjects of events could be told, by [`OUTCOMES`], for metrics.
-#[derive(Default)]
-pub struct IdentityCounts([AtomicU64; OUTCOMES.len()]);
-
-impl IdentityCounts {
-    /// Each outcome and its count.
-    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        OUTCOMES.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
-    }
-}
-
-/// What all sources share.
-#[derive(Clone)]
-pub struct Shared {
-    pub queues: Arc<Queues>,
-    pub books: Arc<Books>,
-    pub kinds: Arc<KindCounts>,
-    pub identities: Arc<IdentityCounts>,
-    /// What Kubernetes calls entities.
-    pub directory: Arc<Directory>,
-    /// Counts the streams; a new one wants every entity described again.
-    pub generation: Arc<AtomicU64>,
-    pub filter: Filter,
-    /// What has become of the filter since the start.
-    pub live: Arc<Live>,
-    /// What the CPU budget lets pass.
-    pub governed: Arc<Governed>,
-    /// The configured bound of a batch; see [`Shared::batch_events`].
-    pub batch_events_max: usize,
-    /// The bound that the server asks for.
-    pub batch_asked: Arc<AtomicUsize>,
-    pub batch_timeout: Duration,
-    pub redactor: Arc<Redactor>,
-    /// Packs what a source brings, where that is on its way.
-    pub packer: Option<Arc<Packer>>,
-}
-
-impl Shared {
-    /// As configured, with counters at 0.
-    pub fn for_config(config: &Config, queues: Queues) -> Self {
-        let directory = Directory::default();
-        directory.exclude_namespaces(config.collectors.k8s.excluded_namespaces());
-        Self {
-            queues: Arc::new(queues),
-            books: Arc::default(),
-            kinds: Arc::default(),
-            identities: Arc::default(),
-            directory: Arc::new(directory),
-            generation: Arc::default(),
-            filter: Filter::of(config),
-            live: Arc::new(Live::new(config)),
-            governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
-            batch_events_max: config.grpc.max_batch_size,
-            batch_asked: Arc::new(AtomicUsize::new(usize::MAX)),
-            batch_timeout: config.grpc.batch_timeout,
-            redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
-            packer: None,
-        }
-    }
-
-    /// Events of a batch, which becomes a frame: as many as both this configuration and the server want.
-    pub fn batch_events(&self) -> usize {
-        self.batch_events_max.min(self.batch_asked.load(Ordering::Relaxed))
-    }
-}
 
 /// See the module.
 pub struct Intake {
@@ -494,16 +367,8 @@ impl Intake {
                 books.drop_events(stage, reason, std::mem::take(count));
             }
         }
-        for (counter, count) in self.shared.identities.0.iter().zip(self.identity.take_outcomes()) {
-            if count > 0 {
-                counter.fetch_add(u64::from(count), Ordering::Relaxed);
-            }
-        }
-        for (counter, count) in self.shared.kinds.counts[self.source as usize].iter().zip(&mut self.kinds) {
-            if *count > 0 {
-                counter.fetch_add(u64::from(std::mem::take(count)), Ordering::Relaxed);
-            }
-        }
+        self.shared.identities.add(self.identity.take_outcomes());
+        self.shared.kinds.add(self.source, std::mem::replace(&mut self.kinds, [0; KINDS]));
     }
 
     /// How long the first event of the next batch may be left in its ring, or what is in a batch now.
@@ -540,7 +405,9 @@ mod tests {
     use zerocopy::{FromZeros, IntoBytes};
 
     use super::*;
+    use crate::config::{Config, Severity};
     use crate::outbox::Room;
+    use crate::shared::Filter;
 
     fn intake(batch_events: usize, queue_batches: usize) -> Intake {
         let mut config = Config::default();

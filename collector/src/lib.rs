@@ -24,6 +24,7 @@ pub mod probe_report;
 pub mod queue;
 pub mod redact;
 pub mod reload;
+pub mod shared;
 pub mod ship;
 pub mod source;
 pub mod spool;

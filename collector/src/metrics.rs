@@ -11,12 +11,12 @@ use tapio_wire::tls::{ClientFiles, Watched};
 
 use crate::evidence::EvidenceCounts;
 use crate::governor::Governed;
-use crate::intake::{IdentityCounts, KindCounts};
 use crate::latency::Latencies;
 use crate::outbox::Outbox;
 use crate::pack::PackCounts;
 use crate::queue::Queues;
 use crate::reload::Live;
+use crate::shared::{IdentityCounts, KindCounts};
 use crate::ship::ShipState;
 use crate::source::ebpf::MissedRuns;
 use crate::source::kube::KubeState;

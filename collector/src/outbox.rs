@@ -28,9 +28,9 @@ use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
 use crate::books::Books;
-use crate::intake::Shared;
 use crate::latency::{FrameTimes, boottime_ns, realtime_ns};
 use crate::queue::Queues;
+use crate::shared::Shared;
 use crate::spool::Left;
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.

@@ -195,8 +195,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::identity::Identity;
-    use crate::intake::{Intake, Shared};
+    use crate::intake::Intake;
     use crate::queue::Queues;
+    use crate::shared::Shared;
 
     fn body(names: Vec<String>) -> Body {
         let detail = Detail::CgroupMade { path: 0 };

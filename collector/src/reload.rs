@@ -15,7 +15,7 @@ use serde_yaml_ng::Value;
 use tapio_probes::Controls;
 
 use crate::config::Config;
-use crate::intake::Filter;
+use crate::shared::Filter;
 use crate::thresholds;
 
 /// How often the file is looked at.

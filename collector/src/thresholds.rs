@@ -10,7 +10,7 @@ use tapio_probes::record::Kind;
 use tapio_probes::{ExecCommand, Tuning};
 
 use crate::config::{Config, ExecArguments};
-use crate::intake::severity;
+use crate::shared::severity;
 
 /// Errors of system calls that can be counted.
 const ERRNOS: [(&str, Errno); 16] = [

@@ -393,9 +393,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::identity::Identity;
-    use crate::intake::Shared;
     use crate::outbox::Room;
     use crate::queue::Queues;
+    use crate::shared::Shared;
 
     #[test]
     fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {

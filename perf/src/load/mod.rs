@@ -97,7 +97,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     let (mut stations, nodes) = start_nodes(options, &address)?;
 
     let before = client.status()?;
-    let server_pid = server.as_ref().and_then(Server::pid);
+    let server_pid = server.as_ref().and_then(|server| server.pid());
     let usage_before = read_usage(server_pid, &stations);
     let start = Instant::now();
     let generator = Generator::start(nodes, options.pace, options.duration)?;
@@ -106,7 +106,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
         for station in &mut stations {
             station.collector.check_running()?;
         }
-        if let Some(process) = server.as_mut().and_then(Server::process) {
+        if let Some(process) = server.as_mut().and_then(|server| server.process()) {
             process.check_running()?;
         }
         thread::sleep(SAMPLE_INTERVAL.min(options.duration / 4));

@@ -2,14 +2,13 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
 
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::usage::{self, Usage};
-use super::{END_LIMIT, Process, bin_dir, binary, free_port, http};
+use super::{Program, bin_dir, binary, free_port, http};
 use crate::error::{Context, Error};
 
 /// Where a collector gets its events from.
@@ -78,16 +77,26 @@ pub struct LatencyReport {
 
 /// A collector that ends when this is dropped. Port and socket outlive a restart.
 pub struct Collector {
-    binary: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
+    // Before the folder: the process ends before its files go.
+    program: Program,
     socket: PathBuf,
     node: String,
-    host_proc: Option<PathBuf>,
     port: u16,
-    // Before the folder: the process ends before its files go.
-    process: Option<Process>,
     _folder: TempDir,
+}
+
+impl Deref for Collector {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl DerefMut for Collector {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
+    }
 }
 
 impl Collector {
@@ -109,66 +118,12 @@ impl Collector {
         let (port, socket) = (free_port()?, folder.path().join("rings.sock"));
         let config = folder.path().join("collector.yaml");
         fs::write(&config, config_text(options, &socket, port)).context(|| format!("write {}", config.display()))?;
-        Ok(Self {
-            binary,
-            log: folder.path().join("collector.log"),
-            config,
-            socket,
-            node: options.node.clone(),
-            host_proc: options.host_proc.clone(),
-            port,
-            process: None,
-            _folder: folder,
-        })
-    }
-
-    /// Starts the process; it need not be ready when this returns.
-    pub fn spawn(&mut self) -> Result<(), Error> {
-        let mut command = Command::new(&self.binary);
-        command.arg("--config").arg(&self.config);
-        if let Some(root) = &self.host_proc {
-            command.env("HOST_PROC", root);
+        let name = format!("tapio-collector of {}", options.node);
+        let mut program = Program::new(name, binary, config, folder.path().join("collector.log"), port);
+        if let Some(root) = &options.host_proc {
+            program.set_environment("HOST_PROC", root.clone());
         }
-        let name = format!("tapio-collector of {}", self.node);
-        self.process = Some(Process::spawn(&name, command, self.log.clone())?);
-        Ok(())
-    }
-
-    /// Waits until the process that was started is ready.
-    pub fn wait_ready(&mut self) -> Result<(), Error> {
-        match &mut self.process {
-            Some(process) => process.wait_ready(self.port),
-            None => Err(Error::Invalid("the collector was not started".into())),
-        }
-    }
-
-    /// SIGKILL.
-    pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// SIGTERM; how it ended.
-    pub fn stop(&mut self) -> Result<Option<ExitStatus>, Error> {
-        match self.process.take() {
-            Some(mut process) => process.terminate(END_LIMIT).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Starts again, on the same port and socket, and waits until it is ready.
-    pub fn restart(&mut self) -> Result<(), Error> {
-        self.spawn()?;
-        self.wait_ready()
-    }
-
-    /// An error when it does not run any more.
-    pub fn check_running(&mut self) -> Result<(), Error> {
-        match &mut self.process {
-            Some(process) => process.check_running(),
-            None => Ok(()),
-        }
+        Ok(Self { program, socket, node: options.node.clone(), port, _folder: folder })
     }
 
     /// The node's name.
@@ -184,26 +139,6 @@ impl Collector {
     /// The port of `/readyz`, `/metrics` and `/latency`.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// The configuration it is started with.
-    pub fn config_path(&self) -> &Path {
-        &self.config
-    }
-
-    /// The process, while it runs.
-    pub fn process(&mut self) -> Option<&mut Process> {
-        self.process.as_mut()
-    }
-
-    /// The end of what it said.
-    pub fn output(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// What it has used so far.
-    pub fn usage(&self) -> Option<Usage> {
-        usage::read(self.process.as_ref()?.pid())
     }
 
     /// What it measured so far.

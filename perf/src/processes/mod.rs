@@ -5,6 +5,7 @@
 
 pub mod collector;
 pub mod http;
+mod program;
 pub mod server;
 pub mod usage;
 
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub use collector::{Collector, CollectorOptions};
+pub use program::Program;
 pub use server::{Server, ServerOptions};
 
 use crate::clock::wait_for;

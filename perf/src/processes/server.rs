@@ -1,12 +1,12 @@
 //! A real `tapio-server` with a configuration, ports and an archive of its own.
 
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
 
 use tempfile::TempDir;
 
-use super::{END_LIMIT, Process, bin_dir, binary, free_port};
+use super::{Program, bin_dir, binary, free_port};
 use crate::client::Client;
 use crate::error::{Context, Error};
 
@@ -27,15 +27,26 @@ pub struct ServerOptions {
 
 /// A server that ends when this is dropped. Ports and archive outlive a restart.
 pub struct Server {
-    binary: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
+    // Before the folder: the process ends before its files go.
+    program: Program,
     archive_dir: PathBuf,
     port: u16,
     http_port: u16,
-    // Before the folder: the process ends before its files go.
-    process: Option<Process>,
     _folder: TempDir,
+}
+
+impl Deref for Server {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl DerefMut for Server {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
+    }
 }
 
 impl Server {
@@ -62,53 +73,9 @@ impl Server {
         let text = text.replacen("max_events_per_sec: 0", &format!("max_events_per_sec: 0{}", options.extra_server), 1);
         let text = text.replacen("max_bytes: 4GiB", &format!("max_bytes: 4GiB{}", options.extra_archive), 1);
         fs::write(&config, text).context(|| format!("write {}", config.display()))?;
-        Ok(Self {
-            binary,
-            log: folder.path().join("server.log"),
-            config,
-            archive_dir,
-            port,
-            http_port,
-            process: None,
-            _folder: folder,
-        })
-    }
-
-    /// Starts the process; it need not be ready when this returns.
-    pub fn spawn(&mut self) -> Result<(), Error> {
-        let mut command = Command::new(&self.binary);
-        command.arg("--config").arg(&self.config);
-        self.process = Some(Process::spawn("tapio-server", command, self.log.clone())?);
-        Ok(())
-    }
-
-    /// Waits until the process that was started is ready.
-    pub fn wait_ready(&mut self) -> Result<(), Error> {
-        match &mut self.process {
-            Some(process) => process.wait_ready(self.http_port),
-            None => Err(Error::Invalid("the server was not started".into())),
-        }
-    }
-
-    /// SIGKILL.
-    pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// SIGTERM; how it ended.
-    pub fn stop(&mut self) -> Result<Option<ExitStatus>, Error> {
-        match self.process.take() {
-            Some(mut process) => process.terminate(END_LIMIT).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Starts again, on the same ports and archive, and waits until it is ready.
-    pub fn restart(&mut self) -> Result<(), Error> {
-        self.spawn()?;
-        self.wait_ready()
+        let log = folder.path().join("server.log");
+        let program = Program::new("tapio-server".into(), binary, config, log, http_port);
+        Ok(Self { program, archive_dir, port, http_port, _folder: folder })
     }
 
     /// Where collectors and tools connect.
@@ -124,26 +91,6 @@ impl Server {
     /// Where the segments are.
     pub fn archive_dir(&self) -> &Path {
         &self.archive_dir
-    }
-
-    /// The configuration it is started with.
-    pub fn config_path(&self) -> &Path {
-        &self.config
-    }
-
-    /// The process id, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(Process::pid)
-    }
-
-    /// The process, while it runs.
-    pub fn process(&mut self) -> Option<&mut Process> {
-        self.process.as_mut()
-    }
-
-    /// The end of what it said.
-    pub fn output(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// A client of its query service.

@@ -232,9 +232,9 @@ mod tests {
     use crate::config::Config;
     use crate::decode::TEXT_BYTES_MAX;
     use crate::identity::Identity;
-    use crate::intake::Shared;
     use crate::outbox::Room;
     use crate::queue::Queues;
+    use crate::shared::Shared;
 
     /// An Event whose message is as long as its author pleased.
     fn long(number: usize) -> Told {
