@@ -38,7 +38,8 @@ int signal_sent(u64 *ctx)
 	else if ((u64)info == SEND_SIG_PRIV)
 		code = SI_KERNEL;
 	else
-		code = info->si_code;
+		/* By a call: since it may be one of the two numbers above, newer kernels take the argument for no pointer. */
+		code = BPF_CORE_READ(info, si_code);
 
 	record = record_begin(KIND_SIGNAL, sizeof(*record));
 	if (!record)
