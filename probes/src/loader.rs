@@ -589,13 +589,13 @@ mod tests {
         let mut object = EbpfLoader::new().map_max_entries(LETHAL, 1 << 16).load(object()).unwrap();
         let program = |name: &str| *PROGRAMS.iter().find(|program| program.name == name).unwrap();
         let absent = |name| ProgramInfo { hook: "no_such_tracepoint", ..program(name) };
-        // It has one argument; the programs read the third, and the fifth.
+        // It has one argument; the programs read the third, and the second.
         let shorter = |name| ProgramInfo { hook: "sched_process_wait", ..program(name) };
         let programs = [
             absent("process_exec"),
             absent("cgroup_mkdir"),
             shorter("process_exec"),
-            shorter("signal_sent"),
+            shorter("process_fork"),
             program("process_exit"),
         ];
         let (verdicts, _links) = attach_all(&mut object, &btf, &programs, &[]).unwrap();
