@@ -11,8 +11,9 @@
 #include "packet.h"
 
 #define CONNECTIONS_MAX 32768
-/* A power of two. */
-#define CLOSED_MAX 16
+/* Both sides of a connection have a place each; a power of two. */
+#define CLOSED_PAIRS 32
+#define CLOSED_MAX (2 * CLOSED_PAIRS)
 #define LISTENERS_MAX 1024
 
 /* enum sock_flags: the peer's FIN has come, which bytes_received counts as one. */
@@ -66,7 +67,8 @@ struct closed {
 
 /*
  * A process that gives a connection up closes it first and is seen to send the reset only then, at once and on the same CPU:
- * each CPU remembers the last ones that it closed.
+ * each CPU remembers the last ones that it closed. A peer on the same node gets the reset and closes before the kernel says
+ * that it was sent, so the two sides never share a place.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -75,10 +77,10 @@ struct {
 	__type(value, struct closed);
 } closed SEC(".maps");
 
-/* By the hash that finds a connection among others, which its socket keeps when it closes. */
-static __always_inline struct closed *closed_slot(struct sock *sk)
+/* By the hash that finds a connection among others, which its socket keeps when it closes, and by who made the connection. */
+static __always_inline struct closed *closed_slot(struct sock *sk, bool active)
 {
-	u32 index = sk->__sk_common.skc_hash & (CLOSED_MAX - 1);
+	u32 index = (sk->__sk_common.skc_hash & (CLOSED_PAIRS - 1)) << 1 | active;
 
 	return bpf_map_lookup_elem(&closed, &index);
 }
@@ -201,13 +203,25 @@ static __always_inline enum change failure(struct sock *sk, struct tcp_sock *tcp
 /* An interrupt in between may take the same place: the key says whose it is, and stands there only while all of it does. */
 static __always_inline void remember_closed(struct sock *sk, u64 key, struct connection *connection)
 {
-	struct closed *slot = closed_slot(sk);
+	struct closed *slot = closed_slot(sk, connection->active);
 
 	if (!slot)
 		return;
 	*(volatile u64 *)&slot->key = 0;
 	slot->connection = *connection;
 	*(volatile u64 *)&slot->key = key;
+}
+
+/* A connection that this CPU has just closed, NULL when it is not known. */
+static __always_inline struct connection *just_closed(struct sock *sk, u64 key)
+{
+	struct closed *accepted = closed_slot(sk, false), *made = closed_slot(sk, true);
+
+	if (accepted && *(volatile u64 *)&accepted->key == key)
+		return &accepted->connection;
+	if (made && *(volatile u64 *)&made->key == key)
+		return &made->connection;
+	return NULL;
 }
 
 static __always_inline void accepted(struct sock *sk, struct tcp_sock *tcp, u64 key, struct listener_key *listener)
@@ -303,12 +317,8 @@ static __always_inline int happened(struct sock *sk, enum change change)
 	if (!sk)
 		return 0;
 	connection = bpf_map_lookup_elem(&connections, &key);
-	if (!connection && sk->__sk_common.skc_state == CLOSE) {
-		struct closed *slot = closed_slot(sk);
-
-		if (slot && *(volatile u64 *)&slot->key == key)
-			connection = &slot->connection;
-	}
+	if (!connection && sk->__sk_common.skc_state == CLOSE)
+		connection = just_closed(sk, key);
 	tell(sk, typed_tcp(sk), connection, change, 0);
 	return 0;
 }

@@ -150,16 +150,23 @@ fn a_connection_that_is_reset_is_told_by_both_sides() {
     let mut session = start_with_own_traffic();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let (accepted, _) = listener.accept().unwrap();
-    stream.write_all(b"never read").unwrap();
-    // Unread data makes it a reset.
-    drop(accepted);
-    let sent: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.source_port == port && tcp.change == RESET_SENT);
-    let received: Tcp =
-        session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == port && tcp.change == RESET_RECEIVED);
-    assert_eq!((sent.active, received.active), (0, 1));
-    assert_eq!((sent.header.pid, received.header.pid), (std::process::id(), std::process::id()));
+    // Again and again: what the probes remember of the two sides must not get in each other's way, whatever their hashes.
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let client = stream.local_addr().unwrap().port();
+        let (accepted, _) = listener.accept().unwrap();
+        stream.write_all(b"never read").unwrap();
+        // Unread data makes it a reset.
+        drop(accepted);
+        let mut wait = |source, destination, change| {
+            session.wait_for(Kind::Tcp, |tcp: &Tcp| {
+                (tcp.source_port, tcp.destination_port, tcp.change) == (source, destination, change)
+            })
+        };
+        let (sent, received): (Tcp, Tcp) = (wait(port, client, RESET_SENT), wait(client, port, RESET_RECEIVED));
+        assert_eq!((sent.active, received.active), (0, 1));
+        assert_eq!((sent.header.pid, received.header.pid), (std::process::id(), std::process::id()));
+    }
 }
 
 #[test]
