@@ -1,8 +1,8 @@
 //! What an event costs the collector, from the ring to the compressed frame, in one thread.
 //!
 //! - `drain_and_decode`: records of a memfd ring become a batch.
-//! - `pack`: a batch becomes a compressed, sealed frame.
-//! - `ring_to_frame`: both, one after the other.
+//! - `pack`: a batch becomes a compressed, sealed frame, `pack, lz4` with the other compression.
+//! - `ring_to_frame`: draining and packing, one after the other.
 //!
 //! The mix: 55 % TCP, the rest block I/O, reclaim and run queue waits, of 200 cgroups, with an exit among each hundred. Values
 //! differ as real ones do: what is all alike would compress in no time. Run with
@@ -106,10 +106,11 @@ struct Bench {
     shared: Shared,
     intake: Intake,
     encoder: Encoder,
+    compression: Compression,
 }
 
 impl Bench {
-    fn new() -> Self {
+    fn new(compression: Compression) -> Self {
         let mut config = Config::default();
         config.collector.max_events_per_sec = 0;
         let (queues, _parker) = Queues::new(64);
@@ -117,7 +118,7 @@ impl Bench {
         let intake = Intake::new(shared.clone(), Source::Shm, Identity::new(Vec::new()));
         let (writer, memfd, _) = Writer::create(4 << 20, "bench").expect("a memfd ring");
         let reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
-        Self { records: records(), writer, reader, shared, intake, encoder: Encoder::default() }
+        Self { records: records(), writer, reader, shared, intake, encoder: Encoder::default(), compression }
     }
 
     fn fill(&mut self) {
@@ -134,7 +135,7 @@ impl Bench {
 
     fn pack(&mut self, bodies: &[(Lane, Body)]) -> usize {
         let seal = |(lane, body): &(Lane, Body)| {
-            self.encoder.seal(body, *lane, Compression::Lz4).expect("within the limits").len()
+            self.encoder.seal(body, *lane, self.compression).expect("within the limits").len()
         };
         bodies.iter().map(seal).sum()
     }
@@ -143,10 +144,13 @@ impl Bench {
 fn stages(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("collector");
     group.throughput(Throughput::Elements(EVENTS as u64));
-    for (name, drains, packs) in
-        [("drain_and_decode", true, false), ("pack", false, true), ("ring_to_frame", true, true)]
-    {
-        let mut bench = Bench::new();
+    for (name, drains, packs, compression) in [
+        ("drain_and_decode", true, false, Compression::Rows),
+        ("pack", false, true, Compression::Rows),
+        ("pack, lz4", false, true, Compression::Lz4),
+        ("ring_to_frame", true, true, Compression::Rows),
+    ] {
+        let mut bench = Bench::new(compression);
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|iterations| {
                 let mut spent = Duration::ZERO;

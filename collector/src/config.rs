@@ -113,7 +113,7 @@ impl Default for GrpcSection {
             batch_timeout: Duration::from_millis(100),
             reconnect_enabled: true,
             spool: None,
-            compression: Compression::Lz4,
+            compression: Compression::Rows,
         }
     }
 }

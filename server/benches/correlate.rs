@@ -64,7 +64,7 @@ fn frames(entities: u64) -> Vec<Arc<Frame>> {
             }
         };
         let body = Body { events: (0..EVENTS).map(&mut event).collect(), ..Body::default() };
-        let sealed = encoder.seal(&body, Lane::Bulk, Compression::Lz4).expect("it fits");
+        let sealed = encoder.seal(&body, Lane::Bulk, Compression::Rows).expect("it fits");
         let stamp = Stamp { node: 7, epoch: 1, seq: seq + 1, boottime_ns: 0, realtime_ns: 0, is_final: false };
         let bytes = sealed.stamp(&stamp, &Ledger::default());
         Arc::new(Frame::decode(&bytes).expect("a valid frame"))

@@ -432,7 +432,7 @@ async fn hostile_bytes_are_refused_before_they_are_archived() {
             bytes[56..60].fill(0xff);
             fix_header(bytes)
         }),
-        // lz4 that is none, with checksums that are right.
+        // A payload that is none of its compression, with checksums that are right.
         ("g", "compression", |frames| {
             let mut bytes = frames.next().to_vec();
             bytes[HEADER_BYTES..HEADER_BYTES + 8].fill(0xff);

@@ -1,4 +1,4 @@
-//! What a frame costs on each side, in nanoseconds an event: `cargo bench -p tapio-wire`.
+//! What a frame costs on each side, in nanoseconds an event: `cargo bench --workspace --bench frames`.
 
 use std::hint::black_box;
 
@@ -58,23 +58,23 @@ fn frames(criterion: &mut Criterion) {
     let body = mixed();
     let stamp = Stamp { node: 1, epoch: 1, seq: 1, boottime_ns: 1, realtime_ns: 1, is_final: false };
     let mut encoder = Encoder::default();
-    let sealed = encoder.seal(&body, Lane::Bulk, Compression::Lz4).expect("within the limits");
-    println!("bytes: raw {}, wire {}", sealed.raw_bytes(), sealed.len());
-    let bytes = sealed.stamp(&stamp, &Ledger::default());
-
+    let compressions = [("rows", Compression::Rows), ("lz4", Compression::Lz4), ("none", Compression::None)];
     let mut group = criterion.benchmark_group("frame of 4096 events");
     group.throughput(Throughput::Elements(EVENTS));
-    for (name, compression) in [("seal, lz4", Compression::Lz4), ("seal, uncompressed", Compression::None)] {
-        group.bench_function(name, |bencher| {
+    for (name, compression) in compressions {
+        let sealed = encoder.seal(&body, Lane::Bulk, compression).expect("within the limits");
+        println!("{name}: bytes of the body {}, of the frame {}", sealed.raw_bytes(), sealed.len());
+        let bytes = sealed.stamp(&stamp, &Ledger::default());
+        group.bench_function(format!("seal, {name}"), |bencher| {
             bencher.iter(|| encoder.seal(black_box(&body), Lane::Bulk, compression).map(|frame| frame.len()));
         });
+        group.bench_function(format!("check header and checksums, {name}"), |bencher| {
+            bencher.iter(|| Header::check(black_box(&bytes)).is_ok());
+        });
+        group.bench_function(format!("decode, {name}"), |bencher| {
+            bencher.iter(|| Frame::decode(black_box(&bytes)).map(|frame| frame.body().events.len()));
+        });
     }
-    group.bench_function("check header and checksums", |bencher| {
-        bencher.iter(|| Header::check(black_box(&bytes)).is_ok());
-    });
-    group.bench_function("decode", |bencher| {
-        bencher.iter(|| Frame::decode(black_box(&bytes)).map(|frame| frame.body().events.len()));
-    });
     group.finish();
 }
 

@@ -21,7 +21,7 @@ pub enum FrameError {
         "the frame declares {raw} bytes of body, which {payload} bytes of payload cannot hold or the limit forbids"
     )]
     DeclaredSize { raw: u32, payload: u32 },
-    #[error("the frame's payload is not valid lz4 of the declared size")]
+    #[error("the frame's payload cannot be decompressed to the declared size")]
     Compression,
     #[error("the frame's body is not a valid archive")]
     Archive,

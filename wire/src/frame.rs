@@ -15,7 +15,7 @@
 //!   ├──────────────────────────┬──────────────┬──────────────┬────────────┐
 //!   │ events by source, 5 × u32│ first_time_ns│ last_time_ns │ reserved 0 │
 //!   80                         100            108            116          128
-//!   payload (lz4 block, or the archive itself) · ledger entries of 16 bytes
+//!   payload (rows, an lz4 block, or the archive itself) · ledger entries of 16 bytes
 //! ```
 //!
 //! Little endian throughout. The header's checksum (crc32c, RFC 3720) covers header and ledger with its own field as zero,
@@ -28,7 +28,7 @@ use rkyv::rancor::Failure;
 use rkyv::ser::allocator::Arena;
 use rkyv::util::AlignedVec;
 
-use crate::compress::{Compression, Compressor};
+use crate::compress::{self, Compression, Compressor};
 use crate::error::FrameError;
 use crate::event::{ArchivedBody, Body, Lane, SOURCES};
 use crate::ledger::{ENTRIES_MAX, ENTRY_BYTES, Ledger};
@@ -49,6 +49,8 @@ const FLAG_LZ4: u16 = 1;
 const FLAG_FINAL: u16 = 2;
 /// An event of it is urgent.
 const FLAG_URGENT: u16 = 4;
+/// The payload is rows: see [`crate::rows`].
+const FLAG_ROWS: u16 = 8;
 
 const SOURCE_EVENTS: usize = 80;
 const FIRST_TIME: usize = SOURCE_EVENTS + SOURCES * 4;
@@ -104,6 +106,12 @@ impl Header {
             return Err(FrameError::Version { version, oldest: VERSION_OLDEST, newest: VERSION });
         }
         let flags = u16_at(6);
+        let compression = match flags & (FLAG_LZ4 | FLAG_ROWS) {
+            0 => Compression::None,
+            FLAG_LZ4 => Compression::Lz4,
+            FLAG_ROWS => Compression::Rows,
+            _ => return Err(FrameError::Compression),
+        };
         let header = Self {
             node: u64_at(8),
             epoch: u64_at(16),
@@ -116,7 +124,7 @@ impl Header {
             payload_bytes: u32_at(60),
             payload_crc: u32_at(64),
             ledger_entries: u16_at(72),
-            compression: if flags & FLAG_LZ4 == 0 { Compression::None } else { Compression::Lz4 },
+            compression,
             is_final: flags & FLAG_FINAL != 0,
             is_urgent: flags & FLAG_URGENT != 0,
             source_events: std::array::from_fn(|source| u32_at(SOURCE_EVENTS + 4 * source)),
@@ -150,7 +158,7 @@ impl Header {
         }
         let (raw, payload) = (header.raw_bytes as usize, header.payload_bytes as usize);
         let possible = match header.compression {
-            Compression::Lz4 => raw <= payload.saturating_mul(EXPANSION_MAX),
+            Compression::Rows | Compression::Lz4 => raw <= payload.saturating_mul(EXPANSION_MAX),
             Compression::None => raw == payload,
         };
         if raw > RAW_BYTES_MAX || !possible {
@@ -192,7 +200,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Checks a frame completely and decompresses it: length, checksums, declared sizes, lz4, archive, in this order.
+    /// Checks a frame completely and decompresses it: length, checksums, declared sizes, compression, archive, in this order.
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
         let (header, ledger) = Header::check(bytes)?;
         Self::decode_checked(header, ledger, bytes)
@@ -204,16 +212,9 @@ impl Frame {
             .get(HEADER_BYTES..HEADER_BYTES + header.payload_bytes as usize)
             .ok_or(FrameError::Truncated { bytes: bytes.len() })?;
         let mut raw = AlignedVec::with_capacity(header.raw_bytes as usize);
-        match header.compression {
-            Compression::Lz4 => {
-                raw.resize(header.raw_bytes as usize, 0);
-                match lz4_flex::block::decompress_into(payload, &mut raw) {
-                    Ok(written) if written == raw.len() => {}
-                    _ => return Err(FrameError::Compression),
-                }
-            }
-            Compression::None => raw.extend_from_slice(payload),
-        }
+        raw.resize(header.raw_bytes as usize, 0);
+        compress::decompress(payload, header.events() as usize, header.compression, &mut raw)
+            .ok_or(FrameError::Compression)?;
         let body = low::access::<ArchivedBody, Failure>(&raw).map_err(|_| FrameError::Archive)?;
         if body.events.len() != header.events() as usize {
             return Err(FrameError::Contradiction { what: "header and body count different events" });
@@ -277,10 +278,7 @@ impl Encoder {
             return Err(FrameError::TooLong { bytes: raw.len(), limit: RAW_BYTES_MAX });
         }
         let ledger_room = ENTRIES_MAX * ENTRY_BYTES;
-        let payload = match compression {
-            Compression::Lz4 => self.compressor.compress(raw),
-            Compression::None => raw,
-        };
+        let payload = self.compressor.compress(raw, body.events.len(), compression);
         let payload_bytes = payload.len();
         let mut bytes = Vec::with_capacity(HEADER_BYTES + payload_bytes + ledger_room);
         bytes.resize(HEADER_BYTES, 0);
@@ -300,8 +298,11 @@ impl Encoder {
         put(0, &MAGIC);
         put(4, &VERSION.to_le_bytes());
         let is_urgent = lane == Lane::Lethal && body.events.iter().any(|event| event.body.is_urgent());
-        let flags =
-            if compression == Compression::Lz4 { FLAG_LZ4 } else { 0 } | if is_urgent { FLAG_URGENT } else { 0 };
+        let flags = match compression {
+            Compression::Rows => FLAG_ROWS,
+            Compression::Lz4 => FLAG_LZ4,
+            Compression::None => 0,
+        } | if is_urgent { FLAG_URGENT } else { 0 };
         put(6, &flags.to_le_bytes());
         put(if lane == Lane::Lethal { 48 } else { 52 }, &events.to_le_bytes());
         put(56, &(raw.len() as u32).to_le_bytes());

@@ -14,6 +14,7 @@ pub mod heap;
 pub mod ledger;
 pub mod limits;
 pub mod reference;
+mod rows;
 pub mod segment;
 pub mod service;
 pub mod tls;

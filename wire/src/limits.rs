@@ -6,7 +6,7 @@ pub const FRAME_BYTES_MAX: usize = 4 << 20;
 pub const RAW_BYTES_MAX: usize = 8 << 20;
 /// Events in one frame.
 pub const FRAME_EVENTS_MAX: usize = 65_536;
-/// lz4 cannot expand a byte into more than this many: a literal run or match grows by at most 255 a byte.
+/// lz4 cannot expand a byte into more than this many: a literal run or match grows by at most 255 a byte. Rows expand less.
 pub const EXPANSION_MAX: usize = 255;
 /// Bytes of a gRPC message: a frame and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + 64;

@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(
             told,
             [
-                ("section.mode", "one of `lz4`, `none`", Some("lz4")),
+                ("section.mode", "one of `rows`, `lz4`, `none`", Some("lz4")),
                 ("section.name", "text", None),
                 ("section.room_bytes", "size", Some("64MiB")),
                 ("section.wait", "duration", Some("1500ms")),

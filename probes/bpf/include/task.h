@@ -190,12 +190,9 @@ static __always_inline void typed_namespace_pid(struct task_struct *leader, u32 
 /* The same of what READ_CURRENT may read. */
 static __always_inline void current_namespace_pid(struct task_struct *leader, u32 tgid, u32 *ns_pid, u32 *ns_level)
 {
-	struct pid *pid = READ_CURRENT(leader, thread_pid);
-	u32 level = READ_CURRENT(pid, level);
-
-	*ns_pid = tgid;
-	*ns_level = level;
-	if (level)
+	if (HAS_TYPED_TASK)
+		typed_namespace_pid(leader, tgid, ns_pid, ns_level);
+	else
 		leader_namespace_pid(leader, tgid, ns_pid, ns_level);
 }
 

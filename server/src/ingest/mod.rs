@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  hello ──► registry: one current stream per node
-//!  frame ──► length, checksums, sizes ──► node, epoch, sequence ──► lz4, rkyv ──┬──► archive ──► durable ──► ack
+//!  frame ──► length, checksums, sizes ──► node, epoch, sequence ──► rows, rkyv ─┬──► archive ──► durable ──► ack
 //!                                                                               └──► sink (correlator), in order
 //! ```
 

@@ -1,0 +1,341 @@
+//! Rows: a body's archive whose events travel as rows of numbers, each by those of its bytes that tell something new.
+//!
+//! What enters: the archive of a [`Body`](crate::event::Body), which ends with its events, side by side, and its root. What
+//! leaves: a payload, and the same archive again. What must hold: any archive comes back byte for byte, whatever is in it; a
+//! payload from a hostile peer is refused or fills exactly the room that it was given.
+//!
+//! ```text
+//! ├───────────┬──────────────────────────────┬──────────┬──────────────────┬────────────────────┤
+//! │ text bytes│ text: what stands before the │ root     │ control          │ lanes              │
+//! │ u32       │ events, lz4 or as it is      │ 24 bytes │ 5 bytes an event │ 0, 1, 2 or 4 bytes │
+//! ```
+//!
+//! The text is as it is when it takes as many bytes as the archive has there, and an lz4 block otherwise. An event is 20 lanes
+//! of 32 bits, little endian. Before its lanes are written,
+//!
+//! - its time (lanes 0 and 1) becomes the difference from the event before, in ZigZag encoding (Protocol Buffers, "Signed
+//!   integers");
+//! - its entity (lanes 2 and 3) changes places with its slot, if it is the last one seen there: a number below 1,024. See
+//!   [`Entities`];
+//! - what its kind tells (lanes 7 to 19; lane 6 begins with the kind) is combined by exclusive or with the last event of that
+//!   kind.
+//!
+//! Then the lanes are written as in Stream VByte (Lemire, Kurz, Rupp: "Stream VByte: Faster byte-oriented integer compression",
+//! 2018), in its variant with lengths of 0, 1, 2 and 4: two bits of the control bytes for each, low bits first, and only so many
+//! low bytes of it.
+
+use std::mem::{offset_of, size_of};
+
+use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+
+use crate::event::{ArchivedBody, ArchivedEvent};
+
+const LANE_BYTES: usize = 4;
+const LANES: usize = 20;
+const ROW_BYTES: usize = LANES * LANE_BYTES;
+const CONTROL_BYTES: usize = LANES / 4;
+const KIND_LANE: usize = 6;
+const ROOT_BYTES: usize = 24;
+const TEXT_LENGTH_BYTES: usize = 4;
+/// A lane is written with all its bytes, of which the next one overwrites those that it does not need.
+const SLACK: usize = LANE_BYTES;
+/// Shorter text is not worth the setting up of lz4's table.
+const TEXT_BYTES_LZ4_MIN: usize = 128;
+
+// The layout belongs to the frame's version: a change here needs a new one.
+const _: () = assert!(size_of::<ArchivedEvent>() == ROW_BYTES && size_of::<ArchivedBody>() == ROOT_BYTES);
+const _: () = assert!(offset_of!(ArchivedEvent, time_ns) == 0 && offset_of!(ArchivedEvent, entity) == 2 * LANE_BYTES);
+const _: () = assert!(offset_of!(ArchivedEvent, body) == KIND_LANE * LANE_BYTES);
+
+/// The entities seen last, by slot: the low bits of their ids, which are hashes.
+///
+/// An entity that stands in its slot is written as the slot's number. For a number below [`SLOTS`] that is an entity itself, what
+/// stands in its slot is written, which by itself would never be. So each of the two stands for the other, and nothing is
+/// ambiguous. A slot begins with its own number: its entity, then, and the number, are the same.
+struct Entities([u64; SLOTS]);
+
+const SLOTS: usize = 1024;
+
+const FRESH: [u64; SLOTS] = {
+    let mut slots = [0; SLOTS];
+    let mut slot = 0;
+    while slot < SLOTS {
+        slots[slot] = slot as u64;
+        slot += 1;
+    }
+    slots
+};
+
+impl Entities {
+    fn slot(entity: u64) -> usize {
+        entity as usize % SLOTS
+    }
+
+    #[inline]
+    fn write(&mut self, entity: u64) -> u64 {
+        let last = std::mem::replace(&mut self.0[Self::slot(entity)], entity);
+        match entity {
+            _ if last == entity => entity % SLOTS as u64,
+            0..SLOTS_END => last,
+            _ => entity,
+        }
+    }
+
+    #[inline]
+    fn read(&mut self, written: u64) -> u64 {
+        let last = self.0[Self::slot(written)];
+        let entity = match written {
+            0..SLOTS_END => last,
+            _ if last == written => written % SLOTS as u64,
+            _ => written,
+        };
+        self.0[Self::slot(written)] = entity;
+        entity
+    }
+}
+
+const SLOTS_END: u64 = SLOTS as u64;
+
+/// What both sides remember of the rows so far. It starts anew with each frame, so that each can be read by itself.
+struct Before {
+    time_ns: u64,
+    entities: Entities,
+    /// By the low bits of the kind's lane.
+    of_kind: [[u32; LANES]; KINDS],
+}
+
+/// A power of two. Kinds past it share a row with others, which costs bytes and nothing else.
+const KINDS: usize = 64;
+
+impl Before {
+    fn new() -> Self {
+        Self { time_ns: 0, entities: Entities(FRESH), of_kind: [[0; LANES]; KINDS] }
+    }
+
+    #[inline]
+    fn write(&mut self, row: [u32; LANES]) -> [u32; LANES] {
+        let time_ns = join(row[0], row[1]);
+        let difference = time_ns.wrapping_sub(self.time_ns) as i64;
+        self.time_ns = time_ns;
+        let mut written = row;
+        [written[0], written[1]] = split((difference << 1 ^ difference >> 63) as u64);
+        [written[2], written[3]] = split(self.entities.write(join(row[2], row[3])));
+        let like = &mut self.of_kind[row[KIND_LANE] as usize % KINDS];
+        for lane in KIND_LANE + 1..LANES {
+            written[lane] ^= like[lane];
+        }
+        *like = row;
+        written
+    }
+
+    #[inline]
+    fn read(&mut self, written: [u32; LANES]) -> [u32; LANES] {
+        let zigzag = join(written[0], written[1]);
+        self.time_ns = self.time_ns.wrapping_add(zigzag >> 1 ^ (zigzag & 1).wrapping_neg());
+        let mut row = written;
+        [row[0], row[1]] = split(self.time_ns);
+        [row[2], row[3]] = split(self.entities.read(join(written[2], written[3])));
+        let like = &mut self.of_kind[row[KIND_LANE] as usize % KINDS];
+        for lane in KIND_LANE + 1..LANES {
+            row[lane] ^= like[lane];
+        }
+        *like = row;
+        row
+    }
+}
+
+fn join(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+fn split(value: u64) -> [u32; 2] {
+    [value as u32, (value >> 32) as u32]
+}
+
+/// Bytes of a lane by its two bits of control.
+fn lane_bytes(code: u32) -> usize {
+    (1 << code >> 1) as usize
+}
+
+/// Packs the archive of a body with `events` events into `output`, which grows when it must. Returns the payload's length.
+pub(crate) fn pack(raw: &[u8], events: usize, table: &mut CompressTable, output: &mut Vec<u8>) -> usize {
+    let text_bytes = raw.len() - ROOT_BYTES - events * ROW_BYTES;
+    let (text, rest) = raw.split_at(text_bytes);
+    let (rows, root) = rest.split_at(events * ROW_BYTES);
+    let rows_max = events * (CONTROL_BYTES + ROW_BYTES) + SLACK;
+    let bytes_max = TEXT_LENGTH_BYTES + get_maximum_output_size(text.len()) + ROOT_BYTES + rows_max;
+    if output.len() < bytes_max {
+        output.resize(bytes_max, 0);
+    }
+    let (length, output) = output.split_at_mut(TEXT_LENGTH_BYTES);
+    let text_written = pack_text(text, table, output);
+    length.copy_from_slice(&(text_written as u32).to_le_bytes());
+    let output = &mut output[text_written..];
+    output[..ROOT_BYTES].copy_from_slice(root);
+    TEXT_LENGTH_BYTES + text_written + ROOT_BYTES + pack_rows(rows, &mut output[ROOT_BYTES..])
+}
+
+fn pack_text(text: &[u8], table: &mut CompressTable, output: &mut [u8]) -> usize {
+    if text.len() >= TEXT_BYTES_LZ4_MIN {
+        let written = compress_into_with_table(text, output, table).expect("room for all that lz4 can need");
+        if written < text.len() {
+            return written;
+        }
+    }
+    output[..text.len()].copy_from_slice(text);
+    text.len()
+}
+
+fn pack_rows(rows: &[u8], output: &mut [u8]) -> usize {
+    let (rows, _) = rows.as_chunks::<ROW_BYTES>();
+    let (control, lanes) = output.split_at_mut(rows.len() * CONTROL_BYTES);
+    let (controls, _) = control.as_chunks_mut::<CONTROL_BYTES>();
+    let mut before = Before::new();
+    let mut written = 0;
+    for (row, control) in rows.iter().zip(controls) {
+        let (bytes, _) = row.as_chunks::<LANE_BYTES>();
+        let row = before.write(std::array::from_fn(|lane| u32::from_le_bytes(bytes[lane])));
+        let room: &mut [u8; ROW_BYTES + SLACK] =
+            lanes[written..].first_chunk_mut().expect("room for as many bytes as a row has, and the slack");
+        let mut at = 0;
+        for (control, four) in control.iter_mut().zip(row.as_chunks::<4>().0) {
+            let mut codes = 0;
+            for (place, lane) in four.iter().enumerate() {
+                let code = u32::from(*lane != 0) + u32::from(*lane > 0xff) + u32::from(*lane > 0xffff);
+                codes |= code << (2 * place);
+                room[at..at + LANE_BYTES].copy_from_slice(&lane.to_le_bytes());
+                at += lane_bytes(code);
+            }
+            *control = codes as u8;
+        }
+        written += at;
+    }
+    control.len() + written
+}
+
+/// Fills `raw` with the archive that a payload was packed from, whose body has `events` events. `None` when the payload is none
+/// of such an archive; then `raw` holds anything.
+pub(crate) fn unpack(payload: &[u8], events: usize, raw: &mut [u8]) -> Option<()> {
+    let (length, payload) = payload.split_first_chunk::<TEXT_LENGTH_BYTES>()?;
+    let (text_written, payload) = payload.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let (root_written, payload) = payload.split_at_checked(ROOT_BYTES)?;
+    let (control, lanes) = payload.split_at_checked(events * CONTROL_BYTES)?;
+    let text_bytes = raw.len().checked_sub(ROOT_BYTES + events * ROW_BYTES)?;
+    let (text, rest) = raw.split_at_mut(text_bytes);
+    let (rows, root) = rest.split_at_mut(events * ROW_BYTES);
+    if text_written.len() == text.len() {
+        text.copy_from_slice(text_written);
+    } else if decompress_into(text_written, text).ok()? != text.len() {
+        return None;
+    }
+    root.copy_from_slice(root_written);
+    unpack_rows(control, lanes, rows)
+}
+
+fn unpack_rows(control: &[u8], mut lanes: &[u8], rows: &mut [u8]) -> Option<()> {
+    let (controls, _) = control.as_chunks::<CONTROL_BYTES>();
+    let mut before = Before::new();
+    for (row, control) in rows.as_chunks_mut::<ROW_BYTES>().0.iter_mut().zip(controls) {
+        let mut last = [0; ROW_BYTES + SLACK];
+        let bytes = lanes.first_chunk().unwrap_or_else(|| {
+            last[..lanes.len()].copy_from_slice(lanes);
+            &last
+        });
+        let mut written = [0u32; LANES];
+        let mut at = 0;
+        for (control, four) in control.iter().zip(written.as_chunks_mut::<4>().0) {
+            for (place, lane) in four.iter_mut().enumerate() {
+                let length = lane_bytes(u32::from(*control) >> (2 * place) & 3);
+                let all = u32::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+                *lane = all & ((1u64 << (8 * length)) - 1) as u32;
+                at += length;
+            }
+        }
+        lanes = lanes.get(at..)?;
+        let read = before.read(written);
+        for (bytes, lane) in row.as_chunks_mut::<LANE_BYTES>().0.iter_mut().zip(read) {
+            *bytes = lane.to_le_bytes();
+        }
+    }
+    lanes.is_empty().then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packed(raw: &[u8], events: usize) -> Vec<u8> {
+        let mut output = Vec::new();
+        let written = pack(raw, events, &mut CompressTable::large(), &mut output);
+        output.truncate(written);
+        output
+    }
+
+    fn unpacked(payload: &[u8], events: usize, bytes: usize) -> Option<Vec<u8>> {
+        let mut raw = vec![0; bytes];
+        unpack(payload, events, &mut raw).map(|()| raw)
+    }
+
+    /// Words as events have them: few different ones, small and large, those at the edges, and any at all.
+    fn word() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            4 => 0u64..4,
+            2 => 1020u64..1030,
+            2 => (0u64..3).prop_map(|high| high << 10 | 7),
+            1 => Just(u64::MAX),
+            1 => any::<u64>(),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_archive_comes_back_byte_for_byte(
+            text in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..300),
+                (any::<u8>(), 0usize..3000).prop_map(|(byte, length)| vec![byte; length]),
+            ],
+            rows in proptest::collection::vec(proptest::array::uniform10(word()), 0..50),
+            root in any::<[u8; ROOT_BYTES]>(),
+        ) {
+            let words = rows.iter().flatten().flat_map(|word| word.to_le_bytes());
+            let raw: Vec<u8> = text.into_iter().chain(words).chain(root).collect();
+            let payload = packed(&raw, rows.len());
+            prop_assert_eq!(unpacked(&payload, rows.len(), raw.len()), Some(raw));
+        }
+
+        #[test]
+        fn any_payload_is_refused_or_fills_its_room(
+            payload in proptest::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..400),
+            events in 0usize..20,
+            bytes in 0usize..2000,
+        ) {
+            let _ = unpacked(&payload, events, bytes);
+        }
+    }
+
+    #[test]
+    fn a_payload_of_another_length_is_refused() {
+        let raw: Vec<u8> = (0..3 * ROW_BYTES + ROOT_BYTES).map(|byte| byte as u8).collect();
+        let payload = packed(&raw, 3);
+        for length in 0..payload.len() {
+            assert_eq!(unpacked(&payload[..length], 3, raw.len()), None, "cut to {length}");
+        }
+        let longer: Vec<u8> = payload.iter().copied().chain([0]).collect();
+        assert_eq!(unpacked(&longer, 3, raw.len()), None);
+        for (events, bytes) in [(2, raw.len()), (4, raw.len()), (3, raw.len() - 1), (3, raw.len() + 1), (3, 10)] {
+            assert_eq!(unpacked(&payload, events, bytes), None, "{events} events in {bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn what_repeats_takes_little_room() {
+        let row = |number: u64| [1 << 50 | number * 6000, 0x9e37_79b9_7f4a_7c15, 4000, 1, 77, 78, 79, 80, 81, 82];
+        let words = (0..100).flat_map(row).flat_map(u64::to_le_bytes);
+        let raw: Vec<u8> = words.chain([0; ROOT_BYTES]).collect();
+        // Of each but the first: control, two bytes of time, two of the slot, two of the pid, one of the kind.
+        let first = 200;
+        assert!(packed(&raw, 100).len() < 99 * (CONTROL_BYTES + 7) + first);
+    }
+}
