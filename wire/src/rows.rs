@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn what_repeats_takes_little_room() {
-        let row = |number: u64| [1 << 50 | number * 6000, 0x9e37_79b9_7f4a_7c15, 4000, 1, 77, 78, 79, 80, 81, 82];
+        let row = |number: u64| [(1 << 50) + number * 6000, 0x9e37_79b9_7f4a_7c15, 4000, 1, 77, 78, 79, 80, 81, 82];
         let words = (0..100).flat_map(row).flat_map(u64::to_le_bytes);
         let raw: Vec<u8> = words.chain([0; ROOT_BYTES]).collect();
         // Of each but the first: control, two bytes of time, two of the slot, two of the pid, one of the kind.
