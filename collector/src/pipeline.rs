@@ -29,7 +29,7 @@ use tapio_wire::tls::{TlsError, Watched};
 use tapio_wire::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError, server_name};
+use crate::config::{Config, ConfigError};
 use crate::conntrack::ConntrackPoll;
 use crate::endpoints::{Endpoints, SystemResolver};
 use crate::evidence;
@@ -415,7 +415,7 @@ impl Pipeline {
             packer.run(&parker);
         })?;
 
-        let names = config.grpc.server_endpoints.iter().filter_map(|endpoint| server_name(endpoint).ok());
+        let names = config.grpc.server_endpoints.iter().filter_map(|endpoint| endpoint.parse().ok());
         let endpoints = Endpoints::new(names.collect(), Box::new(SystemResolver), node_id(&node_name));
         let (state, latencies) = (Arc::new(ShipState::default()), Arc::default());
         let shipper = Shipper {

@@ -4,6 +4,8 @@
 //! when none can work. The maps are made once and belong to [`Probes`]; the kernel detaches a program when its link's
 //! descriptor is closed, so dropping [`Probes`] leaves nothing behind.
 
+mod machine;
+
 use std::error::Error as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -14,8 +16,7 @@ use std::time::Duration;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use aya::programs::Program;
-use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness, VerifierLogLevel};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 
 use crate::aggregate::Aggregates;
 use crate::attach::{Failure, Link, State, Verdict, attach, detach, is_not_permitted};
@@ -28,6 +29,9 @@ use crate::object::{
     MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, histogram_map_entries, object, off_by_default,
 };
 use crate::run_time::RunTimes;
+
+pub use self::machine::possible_cpus;
+use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -472,49 +476,6 @@ fn ring_bytes(bytes: u32) -> Result<u32, Error> {
     Ok(bytes.max(page).next_power_of_two())
 }
 
-/// One more than the highest CPU number that this machine can have; the numbers below it may have holes.
-///
-/// # Errors
-/// When `/sys` does not tell.
-pub fn possible_cpus() -> Result<usize, Error> {
-    const PATH: &str = "/sys/devices/system/cpu/possible";
-    let text = std::fs::read_to_string(PATH).map_err(|error| Error::Object(format!("cannot read {PATH}: {error}")))?;
-    last_cpu(&text).map(|cpu| cpu + 1).ok_or_else(|| Error::Object(format!("{PATH} says {:?}", text.trim())))
-}
-
-/// The number in a BPF program's `/proc/PID/fdinfo`, 0 where the kernel does not say.
-fn recursion_misses(fdinfo: &str) -> u64 {
-    let value = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
-}
-
-/// The highest number in a list of ranges such as `0-3,8-11`.
-fn last_cpu(ranges: &str) -> Option<usize> {
-    ranges.trim().split([',', '-']).map(|number| number.parse().ok()).collect::<Option<Vec<usize>>>()?.into_iter().max()
-}
-
-fn read_btf(path: &Path) -> Result<Btf, Error> {
-    Btf::parse_file(path, Endianness::default()).map_err(|error| match error {
-        BtfError::FileError { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-            Error::NotPermitted { action: "read the kernel's type information", source: error }
-        }
-        BtfError::FileError { error, .. } => Error::NoBtf { path: path.to_owned(), reason: error.to_string() },
-        other => Error::NoBtf { path: path.to_owned(), reason: other.to_string() },
-    })
-}
-
-/// Before 5.11 maps count against the limit of locked memory. Where that cannot be lifted, making the first map says so.
-fn lift_memory_lock_limit() {
-    let limit = getrlimit(Resource::Memlock);
-    if limit.current.is_some() {
-        let unlimited = Rlimit { current: None, maximum: None };
-        let highest = Rlimit { current: limit.maximum, maximum: limit.maximum };
-        if setrlimit(Resource::Memlock, unlimited).is_err() && setrlimit(Resource::Memlock, highest).is_err() {
-            tracing::debug!("the limit of locked memory stays as it is");
-        }
-    }
-}
-
 fn object_error(error: EbpfError) -> Error {
     match error {
         EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_not_permitted(&io_error) => {
@@ -542,14 +503,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_numbers_may_have_holes() {
-        assert_eq!(last_cpu("0\n"), Some(0));
-        assert_eq!(last_cpu("0-3,8-11\n"), Some(11));
-        assert_eq!(last_cpu(""), None);
-        assert_eq!(last_cpu("0-x"), None);
-    }
-
-    #[test]
     fn ring_sizes_are_rounded_up_to_a_power_of_two_of_pages() {
         let page = u32::try_from(rustix::param::page_size()).unwrap();
         assert_eq!(ring_bytes(1).unwrap(), page);
@@ -564,13 +517,6 @@ mod tests {
         let error = Probes::load(&config).unwrap_err();
         assert!(matches!(error, Error::NoBtf { .. }), "{error:?}");
         assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
-    }
-
-    #[test]
-    fn missed_runs_are_read_from_what_the_kernel_says_of_a_program() {
-        let text = "pos:\t0\nprog_type:\t17\nrun_cnt:\t0\nrecursion_misses:\t12\nverified_insns:\t9\n";
-        assert_eq!(recursion_misses(text), 12);
-        assert_eq!(recursion_misses("prog_type:\t17\n"), 0);
     }
 
     #[test]
