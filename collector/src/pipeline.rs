@@ -65,6 +65,7 @@ const FILES_INTERVAL: Duration = Duration::from_secs(5);
 /// The same where a spool takes what is left, and how long that may take: together within 25 s.
 const DRAIN_TIMEOUT_SPOOL: Duration = Duration::from_secs(10);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// Why the collector cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
