@@ -8,7 +8,8 @@
 //!  └───────────┴───────────┴───────────────────┴───────────────────┘
 //! ```
 //!
-//! A memfd holds the first three; a BPF map offers all four by mmap.
+//! A memfd holds the first three; a BPF map offers all four by mmap, and its reader takes of the fourth what the longest record
+//! needs.
 //!
 //! Consumer page (a BPF ring has the position alone):    Producer page (likewise):
 //!

@@ -5,7 +5,8 @@
 //! What must hold, and all that the `unsafe` of this crate rests on:
 //! - **M1** a [`Mapping`] owns `[base, base + bytes)`, page-aligned and mapped from its creation to its drop;
 //! - **M2** the file behind it cannot shrink meanwhile: BPF maps have a fixed size, memfds are sealed before they are mapped;
-//! - **M3** the data area of a [`RingMapping`] is mapped twice back to back, so `offset + length <= 2 * data_bytes` is inside;
+//! - **M3** behind the data area of a [`RingMapping`] its first `overlap_bytes` are mapped once more, a page or more, so from any
+//!   offset below `data_bytes` that many bytes are inside;
 //! - **M4** memory that another process may write is accessed by atomics alone, except where the ring's protocol gives the
 //!   range to this side.
 
@@ -17,7 +18,7 @@ use std::slice;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::layout::{ConsumerPage, ProducerPage, RECORD_ALIGN};
+use crate::layout::{self, ConsumerPage, HEADER_BYTES, ProducerPage, RECORD_ALIGN};
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// What the mapped memory is used for.
@@ -109,22 +110,29 @@ impl Drop for Mapping {
     }
 }
 
-/// A ring's consumer page, producer page and doubled data area.
+/// A ring's consumer page, producer page, data area and overlap: the data area's beginning, or all of it, once more.
 pub(crate) struct RingMapping {
     consumer: Mapping,
-    /// Producer page, data, data.
+    /// Producer page, data, overlap.
     producer: Mapping,
     page_bytes: usize,
     data_bytes: usize,
+    overlap_bytes: usize,
 }
 
 impl RingMapping {
     /// Maps a BPF ring buffer: the kernel allows writing to the consumer page alone and doubles the data by itself.
-    pub fn of_bpf_map(map: BorrowedFd<'_>, data_bytes: usize) -> Result<Self, Errno> {
+    ///
+    /// Of the second half only what a record of `record_bytes_max` at the end of the first needs: the kernel fills the page
+    /// table at once, and counts each page as often as it is mapped as resident.
+    pub fn of_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: u32) -> Result<Self, Errno> {
         let page_bytes = rustix::param::page_size();
+        let overlap_bytes =
+            (layout::record_bytes(record_bytes_max) as usize).next_multiple_of(page_bytes).min(data_bytes);
         let consumer = Mapping::shared(map, 0, page_bytes, Access::Write)?;
-        let producer = Mapping::shared(map, page_bytes as u64, page_bytes + 2 * data_bytes, Access::Read)?;
-        Ok(Self { consumer, producer, page_bytes, data_bytes })
+        let bytes = page_bytes + data_bytes + overlap_bytes;
+        let producer = Mapping::shared(map, page_bytes as u64, bytes, Access::Read)?;
+        Ok(Self { consumer, producer, page_bytes, data_bytes, overlap_bytes })
     }
 
     /// Maps a memfd whose size, two pages and `data_bytes`, is checked and sealed (M2).
@@ -134,7 +142,12 @@ impl RingMapping {
         let mut producer = Mapping::reserve(page_bytes + 2 * data_bytes)?;
         producer.place(0, memfd, page_bytes as u64, page_bytes + data_bytes, producer_access)?;
         producer.place(page_bytes + data_bytes, memfd, 2 * page_bytes as u64, data_bytes, producer_access)?;
-        Ok(Self { consumer, producer, page_bytes, data_bytes })
+        Ok(Self { consumer, producer, page_bytes, data_bytes, overlap_bytes: data_bytes })
+    }
+
+    /// The longest record that is handed out in place: wherever it starts, it is inside.
+    pub fn record_bytes_max(&self) -> u32 {
+        (self.overlap_bytes - HEADER_BYTES) as u32
     }
 
     pub fn data_bytes(&self) -> usize {
@@ -153,34 +166,34 @@ impl RingMapping {
         unsafe { self.producer.word::<ProducerPage>(0).as_ref() }
     }
 
-    /// The first byte of the data area; `2 * data_bytes` follow (M3).
+    /// The first byte of the data area; it and the overlap follow (M3).
     #[inline]
     pub fn data(&self) -> NonNull<u8> {
-        // SAFETY: every constructor maps `page_bytes + 2 * data_bytes` here (M1).
+        // SAFETY: every constructor maps the producer page, the data area and the overlap here (M1).
         unsafe { self.producer.base.add(self.page_bytes) }
     }
 
-    /// The record at `position`, rounded down to eight: the data area's size in bytes follows it (M3).
+    /// The record at `position`, rounded down to eight: as many bytes as the overlap has follow (M3).
     #[inline]
     pub fn record(&self, position: u64) -> NonNull<u8> {
         // The size is a power of two and a multiple of eight.
         let offset = (position & (self.data_bytes as u64 - RECORD_ALIGN as u64)) as usize;
-        // SAFETY: `offset` is below `data_bytes`, half of what is mapped there (M3).
+        // SAFETY: `offset` is below `data_bytes`, and so inside (M3).
         unsafe { self.data().add(offset) }
     }
 
     /// The length and the page offset of the record at `position`.
     #[inline]
     pub fn header(&self, position: u64) -> &[AtomicU32; 2] {
-        // SAFETY: it is aligned to eight, inside of the data area and mapped (M3); atomics take any bits (M4).
+        // SAFETY: it is aligned to eight and the overlap, a page or more, follows (M3); atomics take any bits (M4).
         unsafe { self.record(position).cast().as_ref() }
     }
 
-    /// The words from `position` on, `bytes` or the whole data area.
+    /// The words from `position` on, `bytes` or as many as the overlap has: the whole data area of a memfd ring.
     #[inline]
     pub fn words(&self, position: u64, bytes: u64) -> &[AtomicU64] {
-        let words = bytes.min(self.data_bytes as u64) as usize / size_of::<AtomicU64>();
-        // SAFETY: the data area's size follows a record's start, mapped (M3) and aligned to eight; atomics take any bits (M4).
+        let words = bytes.min(self.overlap_bytes as u64) as usize / size_of::<AtomicU64>();
+        // SAFETY: the overlap's size follows a record's start, mapped (M3) and aligned to eight; atomics take any bits (M4).
         unsafe { slice::from_raw_parts(self.record(position).as_ptr().cast(), words) }
     }
 }

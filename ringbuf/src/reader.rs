@@ -6,8 +6,8 @@
 //! What must hold:
 //! - **R1** `position` is a multiple of eight and `position <= end <= position + capacity` for every `end` that
 //!   `check_producer` lets through, whatever the producer page holds;
-//! - **R2** a record is handed out only if its header, loaded once, puts it wholly below `end`: with the data mapped twice,
-//!   it is then inside of the mapping;
+//! - **R2** a record is handed out only if its header, loaded once, puts it wholly below `end` and its length is within the
+//!   limit: with the data's beginning mapped once more behind it, it is then inside of the mapping;
 //! - **R3** the stored position covers the records handed out (the one whose callback panicked included) and no other;
 //! - **R4** a drain ends: each turn advances by eight or more towards an `end` that was loaded once.
 //!
@@ -67,15 +67,16 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Maps a `BPF_MAP_TYPE_RINGBUF` map; `data_bytes` is its `max_entries`.
-    pub fn from_bpf_map(map: BorrowedFd<'_>, data_bytes: usize) -> Result<Self, Error> {
+    /// Maps a `BPF_MAP_TYPE_RINGBUF` map; `data_bytes` is its `max_entries`, `record_bytes_max` the longest record that its
+    /// programs write. One that is longer, by more than the rest of a page, makes the ring corrupt.
+    pub fn from_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: u32) -> Result<Self, Error> {
         let page_bytes = rustix::param::page_size();
         if !layout::is_data_size(data_bytes, page_bytes) {
             return Err(Error::DataSize { data_bytes, page_bytes });
         }
         let advice = "check that the descriptor is a BPF ring buffer map and data_bytes its max_entries";
-        let ring =
-            RingMapping::of_bpf_map(map, data_bytes).map_err(Error::system("map the BPF ring buffer", advice))?;
+        let ring = RingMapping::of_bpf_map(map, data_bytes, record_bytes_max)
+            .map_err(Error::system("map the BPF ring buffer", advice))?;
         Self::attach(ring, None)
     }
 
@@ -293,7 +294,7 @@ fn drain_in_place(
     mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<Drained, Corruption> {
     let mut drained = Drained::default();
-    let mut steps = Steps::new(LENGTH_MASK, *were_alike);
+    let mut steps = Steps::new(progress.ring.record_bytes_max(), *were_alike);
     let mut stalled = false;
     for _ in 0..max_records {
         if progress.position == end {
@@ -311,7 +312,7 @@ fn drain_in_place(
         if !progress.pass(header, bytes, &mut drained) {
             continue;
         }
-        // SAFETY: R2 puts the header and the payload inside of the doubled data area (M3).
+        // SAFETY: R2 puts the header and the payload inside of the data area and its overlap (M3).
         let payload = unsafe { place.add(HEADER_BYTES) };
         // SAFETY: the record is committed (C) and the kernel, the only one that can write it, leaves it alone until the
         // consumer position passes it, which it does after the loop.

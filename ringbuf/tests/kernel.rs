@@ -9,9 +9,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use bpf::{FORCE_WAKEUP, NO_WAKEUP, Program, Then};
-use tapio_ringbuf::{CounterArray, Error, Poller, Reader, WakeupFlag};
+use tapio_ringbuf::{Corruption, CounterArray, Error, Poller, Reader, WakeupFlag};
 
-const DATA_BYTES: usize = 4096;
+const DATA_BYTES: usize = 16 << 10;
+const RECORD_BYTES_MAX: u32 = 300;
 
 #[test]
 fn records_that_the_kernel_submits_arrive_in_order_and_discarded_ones_are_skipped() {
@@ -22,7 +23,7 @@ fn records_that_the_kernel_submits_arrive_in_order_and_discarded_ones_are_skippe
     let submit = |bytes, value| Program::load(map.as_fd(), bytes, value, Then::Submit, NO_WAKEUP).unwrap();
     let (first, second) = (submit(13, 7), submit(300, 9));
     let discard = Program::load(map.as_fd(), 24, 8, Then::Discard, NO_WAKEUP).unwrap();
-    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES).unwrap();
+    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES, RECORD_BYTES_MAX).unwrap();
     // Enough turns for the records to wrap many times, at ever other offsets.
     for turn in 0..200 {
         assert!(first.run(1).unwrap() && discard.run(2).unwrap() && second.run(1).unwrap());
@@ -38,20 +39,36 @@ fn records_that_the_kernel_submits_arrive_in_order_and_discarded_ones_are_skippe
 }
 
 #[test]
+fn a_record_that_is_longer_than_the_ring_is_mapped_for_is_not_handed_out() {
+    if !bpf::available() {
+        return;
+    }
+    let map = bpf::ring(DATA_BYTES).unwrap();
+    let submit = |bytes| Program::load(map.as_fd(), bytes, 1, Then::Submit, NO_WAKEUP).unwrap();
+    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES, RECORD_BYTES_MAX).unwrap();
+    submit(RECORD_BYTES_MAX).run(1).unwrap();
+    submit(8192).run(1).unwrap();
+    let mut lengths = Vec::new();
+    let drained = reader.drain(10, |record| lengths.push(record.len()));
+    assert!(matches!(drained, Err(Error::Corrupt { what: Corruption::OverLimit, .. })), "{drained:?}");
+    assert_eq!(lengths, [300]);
+}
+
+#[test]
 fn a_full_ring_takes_records_again_once_they_are_drained() {
     if !bpf::available() {
         return;
     }
     let map = bpf::ring(DATA_BYTES).unwrap();
     let program = Program::load(map.as_fd(), 56, 1, Then::Submit, NO_WAKEUP).unwrap();
-    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES).unwrap();
-    assert!(!program.run(100).unwrap(), "100 records of 64 bytes do not fit");
-    // The kernel leaves one byte of the ring unused, so the 64th record does not fit either.
+    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES, RECORD_BYTES_MAX).unwrap();
+    assert!(!program.run(300).unwrap(), "300 records of 64 bytes do not fit");
+    // The kernel leaves one byte of the ring unused, so the 256th record does not fit either.
     let drained = reader.drain(10, |_| {}).unwrap();
     assert_eq!((drained.records, drained.more), (10, true));
     assert!(program.run(10).unwrap(), "ten records' room was given back");
     assert!(!program.run(1).unwrap());
-    assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().records, 63);
+    assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().records, 255);
 }
 
 #[test]
@@ -61,7 +78,7 @@ fn a_forced_wakeup_ends_the_wait_and_a_drained_ring_is_not_ready() {
     }
     let map = bpf::ring(DATA_BYTES).unwrap();
     let loud = Program::load(map.as_fd(), 8, 1, Then::Submit, FORCE_WAKEUP).unwrap();
-    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES).unwrap();
+    let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES, RECORD_BYTES_MAX).unwrap();
     let mut poller = Poller::new().unwrap();
     poller.add(map.as_fd(), 5).unwrap();
     assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), []);
@@ -78,10 +95,10 @@ fn a_map_of_another_size_or_kind_is_an_error() {
         return;
     }
     let ring = bpf::ring(DATA_BYTES).unwrap();
-    assert!(matches!(Reader::from_bpf_map(ring.as_fd(), 2 * DATA_BYTES), Err(Error::System { .. })));
-    assert!(matches!(Reader::from_bpf_map(ring.as_fd(), 5000), Err(Error::DataSize { .. })));
+    assert!(matches!(Reader::from_bpf_map(ring.as_fd(), 2 * DATA_BYTES, RECORD_BYTES_MAX), Err(Error::System { .. })));
+    assert!(matches!(Reader::from_bpf_map(ring.as_fd(), 5000, RECORD_BYTES_MAX), Err(Error::DataSize { .. })));
     let array = bpf::array(4).unwrap();
-    assert!(matches!(Reader::from_bpf_map(array.as_fd(), DATA_BYTES), Err(Error::System { .. })));
+    assert!(matches!(Reader::from_bpf_map(array.as_fd(), DATA_BYTES, RECORD_BYTES_MAX), Err(Error::System { .. })));
     assert!(matches!(CounterArray::map(array.as_fd(), 4096), Err(Error::System { .. })));
     assert!(matches!(WakeupFlag::map_at(array.as_fd(), 2), Err(Error::System { .. })));
 }

@@ -60,15 +60,23 @@ pub const fn record_bytes(bytes: usize) -> usize {
 /// Appends a record to `out`, which will be written to `offset` of segment `number`.
 pub fn append_record(out: &mut Vec<u8>, number: u64, offset: u64, kind: RecordKind, bytes: &[u8]) {
     let start = out.len();
-    out.extend_from_slice(&RECORD_MAGIC.to_le_bytes());
-    out.extend_from_slice(&(kind as u32).to_le_bytes());
-    out.extend_from_slice(&number.to_le_bytes());
-    out.extend_from_slice(&offset.to_le_bytes());
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    let crc = crc32c::crc32c(&out[start..]);
-    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&record_header(number, offset, kind, bytes.len()));
     out.extend_from_slice(bytes);
     out.resize(start + record_bytes(bytes.len()), 0);
+}
+
+/// The header of a record of `bytes` bytes, which will be written to `offset` of segment `number`. The bytes follow, then
+/// zeros up to [`record_bytes`].
+pub fn record_header(number: u64, offset: u64, kind: RecordKind, bytes: usize) -> [u8; RECORD_HEADER_BYTES] {
+    let mut header = [0; RECORD_HEADER_BYTES];
+    header[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
+    header[4..8].copy_from_slice(&(kind as u32).to_le_bytes());
+    header[8..16].copy_from_slice(&number.to_le_bytes());
+    header[16..24].copy_from_slice(&offset.to_le_bytes());
+    header[24..28].copy_from_slice(&(bytes as u32).to_le_bytes());
+    let crc = crc32c::crc32c(&header[..28]);
+    header[28..].copy_from_slice(&crc.to_le_bytes());
+    header
 }
 
 /// What stands at one offset of a segment.

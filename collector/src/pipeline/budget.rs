@@ -22,7 +22,6 @@ impl Budget {
         let internal = (config.resources.max_memory_mb as f64 * 1_048_576.0 * INTERNAL_SHARE) as usize;
         let event_bytes = size_of::<tapio_wire::event::Event>();
         let batch_bytes = config.grpc.max_batch_size * event_bytes;
-        // A ring's pages are mapped twice, and count twice as resident.
         let lethal_ring_bytes = (1usize << (internal / 32).max(1).ilog2()).clamp(256 << 10, 4 << 20);
         // Where this cannot be told no probe can be loaded.
         let cpus = tapio_probes::possible_cpus().unwrap_or(1);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::Kind;
+use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
 use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
@@ -149,10 +149,12 @@ impl EbpfSource {
         stop: Arc<Stop>,
     ) -> Result<Self, EbpfError> {
         let probes = Probes::load(config)?;
-        let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes())?;
+        let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX as u32)?;
         let wakeup = WakeupFlag::map(probes.control_map())?;
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len())?;
-        let bulk = probes.bulk_rings().map(|ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes()));
+        let bulk = probes
+            .bulk_rings()
+            .map(|ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX as u32));
         let bulk = bulk.collect::<Result<Vec<_>, _>>()?;
         let poller = Poller::new()?;
         for ring in probes.bulk_rings() {

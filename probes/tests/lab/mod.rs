@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::{CGROUP_V1_MEMORY, Header, Kind};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Header, Kind, RECORD_BYTES_MAX};
 use tapio_probes::{Counter, LoadConfig, PROGRAMS, Probes, State, counter_index};
 use tapio_ringbuf::{CounterArray, Reader};
 use zerocopy::FromBytes;
@@ -74,8 +74,11 @@ impl Session {
 
     pub fn start_with(config: &LoadConfig) -> Self {
         let probes = Probes::load(config).expect("the probes load");
-        let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes()).expect("the ring maps");
-        let bulk = |ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes()).expect("the ring maps");
+        let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX as u32)
+            .expect("the ring maps");
+        let bulk = |ring| {
+            Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX as u32).expect("the ring maps")
+        };
         let bulk: Vec<_> = probes.bulk_rings().map(bulk).collect();
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).expect("the counters map");
         let possible_cpus = probes.possible_cpus();

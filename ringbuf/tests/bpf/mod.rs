@@ -154,7 +154,7 @@ impl Program {
 pub fn available() -> bool {
     let probe = ring(4096).and_then(|map| {
         Program::load(map.as_fd(), 8, 0, Then::Submit, 0)?;
-        Reader::from_bpf_map(map.as_fd(), 4096).map_err(io::Error::other)?;
+        Reader::from_bpf_map(map.as_fd(), 4096, 8).map_err(io::Error::other)?;
         let counters = array(1)?;
         CounterArray::map(counters.as_fd(), 1).map_err(io::Error::other)
     });

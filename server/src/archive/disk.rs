@@ -1,12 +1,14 @@
 //! What the archive's writer needs from a file system, so that io_uring, its plain twin and a faulty disk are the same to it.
 //!
-//! What must hold for an implementation: buffers come back whatever happened; nothing is synced but what
+//! What must hold for an implementation: pieces come back whatever happened; nothing is synced but what
 //! [`Disk::sync_data`] was asked for; an error of `sync_data` is reported, never retried inside. All futures are awaited on
 //! the archive's own thread, one at a time, and need not be `Send`.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
+
+use bytes::{Buf, Bytes};
 
 /// How the archive reaches its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +47,9 @@ pub trait Disk: 'static {
     /// Creates a file (an older one of this name is emptied) and reserves `bytes` of zeros for it.
     async fn create(&self, path: &Path, bytes: u64) -> io::Result<Self::File>;
 
-    /// Writes `buffer[start..]` to `offset`; fewer bytes than asked for may be written.
-    async fn write_at(
-        &self,
-        file: &Self::File,
-        buffer: Vec<u8>,
-        start: usize,
-        offset: u64,
-    ) -> (io::Result<usize>, Vec<u8>);
+    /// Writes up to [`PIECES_MAX`] pieces one behind another to `offset`; fewer bytes than asked for may be written. The pieces
+    /// come back as they were.
+    async fn write_at(&self, file: &Self::File, pieces: Vec<Bytes>, offset: u64) -> (io::Result<usize>, Vec<Bytes>);
 
     /// `fdatasync`.
     async fn sync_data(&self, file: &Self::File) -> io::Result<()>;
@@ -73,23 +70,75 @@ pub trait Disk: 'static {
     async fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
-/// Writes all of `buffer` to `offset`, in as many writes as it takes.
-pub async fn write_all<D: Disk>(
-    disk: &D,
-    file: &D::File,
-    mut buffer: Vec<u8>,
-    offset: u64,
-) -> (io::Result<()>, Vec<u8>) {
-    let mut start = 0;
-    while start < buffer.len() {
-        let (result, returned) = disk.write_at(file, buffer, start, offset + start as u64).await;
-        buffer = returned;
-        match result {
-            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
-            Ok(written) => start += written,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (Err(error), buffer),
+/// The most pieces of one write: Linux's `IOV_MAX`, see writev(2).
+pub const PIECES_MAX: usize = 1024;
+
+/// Writes pieces one behind another to `offset`, in as many writes as it takes. None may be empty.
+pub async fn write_all<D: Disk>(disk: &D, file: &D::File, pieces: Vec<Bytes>, mut offset: u64) -> io::Result<()> {
+    for pieces in pieces.chunks(PIECES_MAX) {
+        let mut left = pieces.to_vec();
+        while !left.is_empty() {
+            let (result, returned) = disk.write_at(file, left, offset).await;
+            left = returned;
+            match result {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    skip(&mut left, written);
+                    offset += written as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
     }
-    (Ok(()), buffer)
+    Ok(())
+}
+
+/// Takes the first `bytes` bytes away.
+fn skip(pieces: &mut Vec<Bytes>, mut bytes: usize) {
+    let mut whole = 0;
+    while let Some(piece) = pieces.get(whole)
+        && piece.len() <= bytes
+    {
+        bytes -= piece.len();
+        whole += 1;
+    }
+    pieces.drain(..whole);
+    if let Some(first) = pieces.first_mut() {
+        first.advance(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plain::PlainDisk;
+    use super::*;
+
+    #[test]
+    fn more_pieces_than_one_write_takes_are_written_in_their_order() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        let pieces: Vec<_> = (0..PIECES_MAX * 2 + 10).map(|index| Bytes::from(format!("{index}\n"))).collect();
+        let written = async {
+            let file = PlainDisk.create(&path, 1 << 20).await?;
+            write_all(&PlainDisk, &file, pieces.clone(), 5).await
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(written).expect("it is written");
+        let content = std::fs::read(&path).expect("it is there");
+        let expected = pieces.concat();
+        assert_eq!(content[..5], [0; 5]);
+        assert!(content[5..5 + expected.len()] == expected);
+    }
+
+    #[test]
+    fn what_was_written_is_skipped_up_to_the_middle_of_a_piece() {
+        let pieces = || [&b"abc"[..], b"d", b"efg"].map(Bytes::from_static).to_vec();
+        for (written, left) in [(0, "abcdefg"), (1, "bcdefg"), (3, "defg"), (4, "efg"), (6, "g"), (7, "")] {
+            let mut pieces = pieces();
+            skip(&mut pieces, written);
+            assert_eq!(pieces.concat(), left.as_bytes(), "after {written}");
+            assert!(pieces.iter().all(|piece| !piece.is_empty()));
+        }
+    }
 }

@@ -18,6 +18,7 @@ mod lock;
 mod metrics;
 pub mod plain;
 pub mod reader;
+mod records;
 mod recover;
 mod scan;
 mod segments;

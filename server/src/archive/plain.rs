@@ -1,12 +1,12 @@
 //! The plain twin: blocking calls on the archive's own thread. Its futures are ready at once.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, IoSlice};
 use std::path::Path;
 
+use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use rustix::io::{Errno, pwritev};
 
 use super::disk::{Disk, DiskKind};
 
@@ -25,8 +25,10 @@ impl Disk for PlainDisk {
         create_reserved(path, bytes)
     }
 
-    async fn write_at(&self, file: &File, buffer: Vec<u8>, start: usize, offset: u64) -> (io::Result<usize>, Vec<u8>) {
-        (file.write_at(&buffer[start..], offset), buffer)
+    async fn write_at(&self, file: &File, pieces: Vec<Bytes>, offset: u64) -> (io::Result<usize>, Vec<Bytes>) {
+        let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let result = pwritev(file, &slices, offset).map_err(io::Error::from);
+        (result, pieces)
     }
 
     async fn sync_data(&self, file: &File) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use tokio_uring::buf::BoundedBuf;
+use bytes::Bytes;
 
 use super::disk::{Disk, DiskKind};
 use super::plain::create_reserved;
@@ -45,15 +45,8 @@ impl Disk for UringDisk {
         Ok(UringFile { ring, plain })
     }
 
-    async fn write_at(
-        &self,
-        file: &UringFile,
-        buffer: Vec<u8>,
-        start: usize,
-        offset: u64,
-    ) -> (io::Result<usize>, Vec<u8>) {
-        let (result, slice) = file.ring.write_at(buffer.slice(start..), offset).submit().await;
-        (result, slice.into_inner())
+    async fn write_at(&self, file: &UringFile, pieces: Vec<Bytes>, offset: u64) -> (io::Result<usize>, Vec<Bytes>) {
+        file.ring.writev_at(pieces, offset).await
     }
 
     async fn sync_data(&self, file: &UringFile) -> io::Result<()> {

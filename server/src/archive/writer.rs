@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tapio_wire::segment::{RecordKind, append_record, record_bytes, segment_header};
+use tapio_wire::segment::{RecordKind, record_bytes, segment_header};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use super::disk::{Disk, DiskKind, write_all};
 use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
+use super::records::Records;
 use super::segments::{ClosedSegment, new_segment_path, segment_path};
 use super::{Append, ArchiveState, Books, Queued, lock_books, snapshot};
 
@@ -71,7 +72,7 @@ struct Running<D: Disk> {
     disk: D,
     writer: Writer,
     active: Option<Active<D::File>>,
-    buffer: Vec<u8>,
+    records: Records,
     /// When the last commit started.
     committed: Option<Instant>,
 }
@@ -81,7 +82,7 @@ impl Writer {
     pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
         let kind = disk.kind();
         self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
-        let mut running = Running { disk, writer: self, active: None, buffer: Vec::new(), committed: None };
+        let mut running = Running { disk, writer: self, active: None, records: Records::default(), committed: None };
         let first = running.open_segment().await;
         match first {
             Ok(()) => running.set_ready(),
@@ -211,31 +212,22 @@ impl<D: Disk> Running<D> {
         let Some(active) = self.active.as_mut() else {
             return Err(io::Error::other("no active segment"));
         };
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
-        let placed = build(&mut buffer, active.number, active.offset, batch, &self.writer.books);
-        let written = buffer.len() as u64;
-        let (result, mut buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
-        if let Err(error) = result {
-            self.buffer = buffer;
-            return Err(error);
-        }
-        if let Err(error) = self.disk.sync_data(&active.file).await {
-            self.buffer = buffer;
-            return Err(error);
-        }
+        let records = &mut self.records;
+        records.begin(active.number, active.offset);
+        let placed = build(records, batch, &self.writer.books);
+        let written = records.bytes();
+        write_all(&self.disk, &active.file, records.take_pieces(), active.offset).await?;
+        self.disk.sync_data(&active.file).await?;
         active.offset += written;
         for (queued, offset) in placed {
             let append = &batch[queued].append;
             active.index.add(offset, append.bytes.len(), &append.header, append.summary.as_deref());
         }
-        buffer.clear();
-        append_record(&mut buffer, active.number, active.offset, RecordKind::Snapshot, &[]);
-        let mark = buffer.len() as u64;
-        let (result, buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
-        self.buffer = buffer;
+        records.begin(active.number, active.offset);
+        records.push(RecordKind::Snapshot, &[]);
+        let mark = records.bytes();
         // The mark only helps a recovery. When it fails the next batch takes its place, and meets the same error.
-        if result.is_ok() {
+        if write_all(&self.disk, &active.file, records.take_pieces(), active.offset).await.is_ok() {
             active.offset += mark;
         }
         self.writer.metrics.written_bytes.inc_by(written + mark);
@@ -296,13 +288,10 @@ impl<D: Disk> Running<D> {
         writer.next_number += 1;
         let mut content = Vec::new();
         snapshot::encode_books(&lock_books(&writer.books), &mut content);
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
-        buffer.extend_from_slice(&segment_header(number));
-        let offset = buffer.len() as u64;
-        append_record(&mut buffer, number, offset, RecordKind::Snapshot, &content);
-        drop(content);
-        let first_offset = buffer.len() as u64;
+        self.records.begin(number, 0);
+        self.records.push_raw(&segment_header(number));
+        self.records.push_shared(RecordKind::Snapshot, content.into());
+        let first_offset = self.records.bytes();
         let capacity = first_offset + writer.segment_bytes;
         self.make_room(capacity).await;
         let new = new_segment_path(&self.writer.dir, number);
@@ -310,14 +299,12 @@ impl<D: Disk> Running<D> {
         let file = match self.disk.create(&new, capacity).await {
             Ok(file) => file,
             Err(error) => {
-                self.buffer = buffer;
                 // It may or may not exist.
                 let _ = self.disk.unlink(&new).await;
                 return Err(error);
             }
         };
-        let (mut result, buffer) = write_all(&self.disk, &file, buffer, 0).await;
-        self.buffer = buffer;
+        let mut result = write_all(&self.disk, &file, self.records.take_pieces(), 0).await;
         if result.is_ok() {
             result = self.disk.sync_data(&file).await;
         }
@@ -373,12 +360,11 @@ impl<D: Disk> Running<D> {
         }
         let started = Instant::now();
         let content = index.finish(active.number, active.offset);
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
-        append_record(&mut buffer, active.number, active.offset, RecordKind::Index, &content);
-        let length = buffer.len() as u64;
-        let (result, buffer) = write_all(&self.disk, &active.file, buffer, active.offset).await;
-        self.buffer = buffer;
+        let records = &mut self.records;
+        records.begin(active.number, active.offset);
+        records.push_shared(RecordKind::Index, content.into());
+        let length = records.bytes();
+        let result = write_all(&self.disk, &active.file, records.take_pieces(), active.offset).await;
         match result {
             Ok(()) => {
                 active.offset += length;
@@ -502,11 +488,9 @@ impl<D: Disk> Running<D> {
     }
 }
 
-/// Appends the records of a batch that goes to `offset`, and of the names that the books do not have. Tells which frames of
-/// the batch went where.
-fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books: &Mutex<Books>) -> Vec<(usize, u64)> {
+/// Adds the records of a batch, and of the names that the books do not have. Tells which frames of the batch go where.
+fn build(records: &mut Records, batch: &[Queued], books: &Mutex<Books>) -> Vec<(usize, u64)> {
     let mut placed = Vec::with_capacity(batch.len());
-    let start = buffer.len();
     let books = lock_books(books);
     let mut named = None;
     let mut content = Vec::new();
@@ -518,12 +502,10 @@ fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books
         if let Some(acknowledged) = &append.resumed {
             content.clear();
             snapshot::encode_resumed(header.node, header.epoch, acknowledged, &mut content);
-            let here = offset + (buffer.len() - start) as u64;
-            append_record(buffer, number, here, RecordKind::Snapshot, &content);
+            records.push(RecordKind::Snapshot, &content);
         }
-        let here = offset + (buffer.len() - start) as u64;
-        append_record(buffer, number, here, RecordKind::Frame, &append.bytes);
-        placed.push((queued, here));
+        placed.push((queued, records.offset()));
+        records.push_shared(RecordKind::Frame, append.bytes.clone());
         if let Some(name) = &append.node_name
             && named != Some(header.node)
             && books.name(header.node) != Some(name)
@@ -531,8 +513,7 @@ fn build(buffer: &mut Vec<u8>, number: u64, offset: u64, batch: &[Queued], books
             named = Some(header.node);
             content.clear();
             snapshot::encode_name(header.node, name, &mut content);
-            let here = offset + (buffer.len() - start) as u64;
-            append_record(buffer, number, here, RecordKind::Snapshot, &content);
+            records.push(RecordKind::Snapshot, &content);
         }
     }
     placed

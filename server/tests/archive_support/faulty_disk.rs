@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tapio_server::archive::{Disk, DiskKind, PlainDisk};
 
 /// What was asked.
@@ -126,31 +127,26 @@ impl Disk for FaultyDisk {
         Ok(FaultyFile { file, path: path.to_owned() })
     }
 
-    async fn write_at(
-        &self,
-        file: &FaultyFile,
-        mut buffer: Vec<u8>,
-        start: usize,
-        offset: u64,
-    ) -> (io::Result<usize>, Vec<u8>) {
+    async fn write_at(&self, file: &FaultyFile, pieces: Vec<Bytes>, offset: u64) -> (io::Result<usize>, Vec<Bytes>) {
+        let bytes = pieces.iter().map(Bytes::len).sum();
         let (full, limit) = {
             let mut faults = self.faults.lock().unwrap();
-            faults.log.push(Operation::Write(file.path.clone(), offset, buffer.len() - start));
+            faults.log.push(Operation::Write(file.path.clone(), offset, bytes));
             (faults.full, faults.write_bytes_max)
         };
         if let Err(error) = self.operate() {
-            return (Err(error), buffer);
+            return (Err(error), pieces);
         }
         if full {
-            return (Err(io::ErrorKind::StorageFull.into()), buffer);
+            return (Err(io::ErrorKind::StorageFull.into()), pieces);
         }
-        let whole = buffer.len();
-        let rest = match limit {
-            0 => Vec::new(),
-            limit => buffer.split_off((start + limit).min(whole)),
-        };
-        let (result, mut buffer) = PlainDisk.write_at(&file.file, buffer, start, offset).await;
-        buffer.extend_from_slice(&rest);
+        let mut room = if limit == 0 { bytes } else { limit };
+        let cut = pieces.iter().map(|piece| {
+            let taken = piece.len().min(room);
+            room -= taken;
+            piece.slice(..taken)
+        });
+        let (result, _) = PlainDisk.write_at(&file.file, cut.collect(), offset).await;
         if let Ok(bytes) = result {
             let (handle, path) = (file.file.try_clone().expect("a descriptor"), file.path.clone());
             self.set(|faults| {
@@ -159,7 +155,7 @@ impl Disk for FaultyDisk {
                 }
             });
         }
-        (result, buffer)
+        (result, pieces)
     }
 
     async fn sync_data(&self, file: &FaultyFile) -> io::Result<()> {

@@ -33,8 +33,30 @@ struct OpenBlock {
     last_ns: u64,
     kinds: u64,
     keys: HashSet<u64, RandomState>,
+    recent: Recent,
     /// A frame is in it of which nothing is known.
     is_open: bool,
+}
+
+/// Keys that were entered a moment ago, by their low bits: frame after frame tells of the same entities, and a look here costs a
+/// tenth of one into the set.
+struct Recent(Box<[u64]>);
+
+/// A power of two.
+const RECENT_KEYS: usize = 4096;
+
+impl Default for Recent {
+    fn default() -> Self {
+        // No key of a place is like what stands there at first.
+        Self((0..RECENT_KEYS as u64).map(|place| place ^ 1).collect())
+    }
+}
+
+impl Recent {
+    /// Whether a key is new here; it no longer is afterwards.
+    fn enter(&mut self, key: u64) -> bool {
+        std::mem::replace(&mut self.0[key as usize % RECENT_KEYS], key) != key
+    }
 }
 
 struct Kinds([u64; KIND_SLOTS]);
@@ -93,7 +115,11 @@ impl IndexBuilder {
                     block.kinds |= u64::from(count > 0) << kind;
                     self.kinds.0[kind] += u64::from(count);
                 }
-                block.keys.extend(summary.entities.iter().map(|&entity| bloom::key(header.node, entity)));
+                for key in summary.entities.iter().map(|&entity| bloom::key(header.node, entity)) {
+                    if block.recent.enter(key) {
+                        block.keys.insert(key);
+                    }
+                }
                 for (entity, described) in summary.described.iter() {
                     self.describe((header.node, entity), described);
                 }
