@@ -24,6 +24,9 @@
 //! 2018), in its variant with lengths of 0, 1, 2 and 4: two bits of the control bytes for each, low bits first, and only so many
 //! low bytes of it.
 
+#[cfg(target_arch = "x86_64")]
+mod shuffle;
+
 use std::mem::{offset_of, size_of};
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
@@ -39,6 +42,7 @@ const ROOT_BYTES: usize = 24;
 const TEXT_LENGTH_BYTES: usize = 4;
 /// A lane is written with all its bytes, of which the next one overwrites those that it does not need.
 const SLACK: usize = LANE_BYTES;
+const ROOM_BYTES: usize = ROW_BYTES + SLACK;
 /// Shorter text is not worth the setting up of lz4's table.
 const TEXT_BYTES_LZ4_MIN: usize = 128;
 
@@ -153,7 +157,7 @@ fn split(value: u64) -> [u32; 2] {
 }
 
 /// Bytes of a lane by its two bits of control.
-fn lane_bytes(code: u32) -> usize {
+const fn lane_bytes(code: u32) -> usize {
     (1 << code >> 1) as usize
 }
 
@@ -187,6 +191,20 @@ fn pack_text(text: &[u8], table: &mut CompressTable, output: &mut [u8]) -> usize
 }
 
 fn pack_rows(rows: &[u8], output: &mut [u8]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("ssse3") {
+        // SAFETY: the processor has the instructions that the function needs.
+        return unsafe { shuffle::pack_rows(rows, output) };
+    }
+    pack_rows_by(rows, output, pack_row)
+}
+
+#[inline(always)]
+fn pack_rows_by(
+    rows: &[u8],
+    output: &mut [u8],
+    pack_row: impl Fn(&[u32; LANES], &mut [u8; CONTROL_BYTES], &mut [u8; ROOM_BYTES]) -> usize,
+) -> usize {
     let (rows, _) = rows.as_chunks::<ROW_BYTES>();
     let (control, lanes) = output.split_at_mut(rows.len() * CONTROL_BYTES);
     let (controls, _) = control.as_chunks_mut::<CONTROL_BYTES>();
@@ -195,22 +213,27 @@ fn pack_rows(rows: &[u8], output: &mut [u8]) -> usize {
     for (row, control) in rows.iter().zip(controls) {
         let (bytes, _) = row.as_chunks::<LANE_BYTES>();
         let row = before.write(std::array::from_fn(|lane| u32::from_le_bytes(bytes[lane])));
-        let room: &mut [u8; ROW_BYTES + SLACK] =
-            lanes[written..].first_chunk_mut().expect("room for as many bytes as a row has, and the slack");
-        let mut at = 0;
-        for (control, four) in control.iter_mut().zip(row.as_chunks::<4>().0) {
-            let mut codes = 0;
-            for (place, lane) in four.iter().enumerate() {
-                let code = u32::from(*lane != 0) + u32::from(*lane > 0xff) + u32::from(*lane > 0xffff);
-                codes |= code << (2 * place);
-                room[at..at + LANE_BYTES].copy_from_slice(&lane.to_le_bytes());
-                at += lane_bytes(code);
-            }
-            *control = codes as u8;
-        }
-        written += at;
+        let room = lanes[written..].first_chunk_mut().expect("room for as many bytes as a row has, and the slack");
+        written += pack_row(&row, control, room);
     }
     control.len() + written
+}
+
+/// Writes the lanes of a row and their control. Returns their bytes.
+#[inline]
+fn pack_row(row: &[u32; LANES], control: &mut [u8; CONTROL_BYTES], room: &mut [u8; ROOM_BYTES]) -> usize {
+    let mut at = 0;
+    for (control, four) in control.iter_mut().zip(row.as_chunks::<4>().0) {
+        let mut codes = 0;
+        for (place, lane) in four.iter().enumerate() {
+            let code = u32::from(*lane != 0) + u32::from(*lane > 0xff) + u32::from(*lane > 0xffff);
+            codes |= code << (2 * place);
+            room[at..at + LANE_BYTES].copy_from_slice(&lane.to_le_bytes());
+            at += lane_bytes(code);
+        }
+        *control = codes as u8;
+    }
+    at
 }
 
 /// Fills `raw` with the archive that a payload was packed from, whose body has `events` events. `None` when the payload is none
@@ -232,32 +255,54 @@ pub(crate) fn unpack(payload: &[u8], events: usize, raw: &mut [u8]) -> Option<()
     unpack_rows(control, lanes, rows)
 }
 
-fn unpack_rows(control: &[u8], mut lanes: &[u8], rows: &mut [u8]) -> Option<()> {
+fn unpack_rows(control: &[u8], lanes: &[u8], rows: &mut [u8]) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("ssse3") {
+        // SAFETY: the processor has the instructions that the function needs.
+        return unsafe { shuffle::unpack_rows(control, lanes, rows) };
+    }
+    unpack_rows_by(control, lanes, rows, unpack_row)
+}
+
+#[inline(always)]
+fn unpack_rows_by(
+    control: &[u8],
+    mut lanes: &[u8],
+    rows: &mut [u8],
+    unpack_row: impl Fn(&[u8; CONTROL_BYTES], &[u8; ROOM_BYTES]) -> ([u32; LANES], usize),
+) -> Option<()> {
     let (controls, _) = control.as_chunks::<CONTROL_BYTES>();
     let mut before = Before::new();
     for (row, control) in rows.as_chunks_mut::<ROW_BYTES>().0.iter_mut().zip(controls) {
-        let mut last = [0; ROW_BYTES + SLACK];
+        let mut last = [0; ROOM_BYTES];
         let bytes = lanes.first_chunk().unwrap_or_else(|| {
             last[..lanes.len()].copy_from_slice(lanes);
             &last
         });
-        let mut written = [0u32; LANES];
-        let mut at = 0;
-        for (control, four) in control.iter().zip(written.as_chunks_mut::<4>().0) {
-            for (place, lane) in four.iter_mut().enumerate() {
-                let length = lane_bytes(u32::from(*control) >> (2 * place) & 3);
-                let all = u32::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
-                *lane = all & ((1u64 << (8 * length)) - 1) as u32;
-                at += length;
-            }
-        }
-        lanes = lanes.get(at..)?;
+        let (written, length) = unpack_row(control, bytes);
+        lanes = lanes.get(length..)?;
         let read = before.read(written);
         for (bytes, lane) in row.as_chunks_mut::<LANE_BYTES>().0.iter_mut().zip(read) {
             *bytes = lane.to_le_bytes();
         }
     }
     lanes.is_empty().then_some(())
+}
+
+/// Reads lanes by their control. Returns how many bytes they had, too.
+#[inline]
+fn unpack_row(control: &[u8; CONTROL_BYTES], bytes: &[u8; ROOM_BYTES]) -> ([u32; LANES], usize) {
+    let mut row = [0; LANES];
+    let mut at = 0;
+    for (control, four) in control.iter().zip(row.as_chunks_mut::<4>().0) {
+        for (place, lane) in four.iter_mut().enumerate() {
+            let length = lane_bytes(u32::from(*control) >> (2 * place) & 3);
+            let all = u32::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+            *lane = all & ((1u64 << (8 * length)) - 1) as u32;
+            at += length;
+        }
+    }
+    (row, at)
 }
 
 #[cfg(test)]
@@ -303,6 +348,31 @@ mod tests {
             let raw: Vec<u8> = text.into_iter().chain(words).chain(root).collect();
             let payload = packed(&raw, rows.len());
             prop_assert_eq!(unpacked(&payload, rows.len(), raw.len()), Some(raw));
+        }
+
+        #[test]
+        fn lane_by_lane_the_bytes_are_the_same(
+            rows in proptest::collection::vec(proptest::array::uniform10(word()), 0..50),
+            damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3),
+            cut in 0usize..3,
+        ) {
+            let raw: Vec<u8> = rows.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+            let room = rows.len() * (CONTROL_BYTES + ROW_BYTES) + SLACK;
+            let mut written = [vec![0; room], vec![0; room]];
+            let lengths = [pack_rows(&raw, &mut written[0]), pack_rows_by(&raw, &mut written[1], pack_row)];
+            prop_assert_eq!(&written[0][..lengths[0]], &written[1][..lengths[1]]);
+            let mut payload = written[0][..lengths[0] - cut.min(lengths[0] - rows.len() * CONTROL_BYTES)].to_vec();
+            for (at, byte) in damage {
+                if !payload.is_empty() {
+                    let at = at % payload.len();
+                    payload[at] = byte;
+                }
+            }
+            let (control, lanes) = payload.split_at(rows.len() * CONTROL_BYTES);
+            let mut read = [vec![0; raw.len()], vec![0; raw.len()]];
+            let outcome = unpack_rows(control, lanes, &mut read[0]);
+            prop_assert_eq!(outcome, unpack_rows_by(control, lanes, &mut read[1], unpack_row));
+            prop_assert!(outcome.is_none() || read[0] == read[1]);
         }
 
         #[test]
