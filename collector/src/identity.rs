@@ -8,6 +8,7 @@
 
 pub mod directory;
 pub mod exclusion;
+mod recent;
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -21,6 +22,7 @@ use tapio_wire::event::{Entity, EntityId, EntityKind, Lane};
 
 use directory::Directory;
 use exclusion::Exclusion;
+use recent::Recent;
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
@@ -168,11 +170,15 @@ fn pod_entity(named: &Named) -> EntityId {
 /// The table of cgroups.
 pub struct Identity {
     cgroups: HashMap<u64, Known, foldhash::fast::RandomState>,
+    recent: Recent,
     roots: Vec<(PathBuf, u64)>,
     generation: u64,
     scanned: Option<Instant>,
     /// Taken once for each drained batch: the clock is not read for each event.
     now: Instant,
+    /// The same in seconds since it began.
+    second: u32,
+    began: Instant,
     unknown: u64,
     directory: Arc<Directory>,
     /// The directory's version, read once for each drained batch.
@@ -189,12 +195,16 @@ impl Identity {
 
     /// The same, with what Kubernetes tells.
     pub fn with_directory(roots: Vec<(PathBuf, u64)>, directory: Arc<Directory>) -> Self {
+        let now = Instant::now();
         Self {
             cgroups: HashMap::default(),
+            recent: Recent::default(),
             roots,
             generation: 0,
             scanned: None,
-            now: Instant::now(),
+            now,
+            second: 0,
+            began: now,
             unknown: 0,
             directory_version: directory.version(),
             directory,
@@ -253,15 +263,23 @@ impl Identity {
     /// Notes the time; to be called before a batch of look-ups.
     pub fn tick(&mut self) {
         self.now = Instant::now();
+        self.second = self.second_of(self.now);
         let version = self.directory.version();
         if version != std::mem::replace(&mut self.directory_version, version) {
+            self.recent.forget_all();
             self.exclude();
         }
     }
 
     /// Makes every description due again: the stream is new, or frames that carried some were lost.
     pub fn describe_again(&mut self, generation: u64) {
-        self.generation = generation;
+        if generation != std::mem::replace(&mut self.generation, generation) {
+            self.recent.forget_all();
+        }
+    }
+
+    fn second_of(&self, time: Instant) -> u32 {
+        time.saturating_duration_since(self.began).as_secs() as u32
     }
 
     /// Learns a cgroup's path.
@@ -307,6 +325,7 @@ impl Identity {
         if let Some(exclusion) = &mut self.exclusion {
             exclusion.set(id, known.is_excluded(&self.directory));
         }
+        self.recent.forget(id);
         self.cgroups.insert(id, known);
     }
 
@@ -340,20 +359,32 @@ impl Identity {
 
     #[inline]
     fn resolve_with_outcome(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> (EntityId, usize) {
+        match self.recent.get(id, lane, self.second) {
+            Some(known) => known,
+            None => self.resolve_by_table(id, lane, described),
+        }
+    }
+
+    fn resolve_by_table(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> (EntityId, usize) {
         let (now, generation) = (self.now, self.generation);
         if let Some(known) = self.cgroups.get_mut(&id) {
             if known.looked_up != self.directory_version {
                 known.look_up(&self.directory, self.directory_version);
             }
             let slot = &mut known.described[lane as usize];
-            let is_fresh = slot.is_some_and(|(at, when, names)| {
-                at == generation && names == known.names && now.saturating_duration_since(when) < REPEATED
+            let fresh = slot.filter(|(at, when, names)| {
+                *at == generation && *names == known.names && now.saturating_duration_since(*when) < REPEATED
             });
-            if !is_fresh {
+            let since = fresh.map_or(now, |(_, when, _)| when);
+            if fresh.is_none() {
                 *slot = Some((generation, now, known.names));
                 describe(known, &self.directory, described);
             }
-            return (known.entity, known.outcome);
+            let answer = (known.entity, known.outcome);
+            // By whole seconds it is due a little too early, and then the table knows it better.
+            let due = self.second_of(since + REPEATED);
+            self.recent.put(id, lane, answer, due);
+            return answer;
         }
         self.resolve_unknown(id, lane, described)
     }
@@ -387,7 +418,7 @@ impl Identity {
             self.unknown += 1;
             self.learn(id, &format!("{UNNAMED}{:x}", id & !CGROUP_V1_MEMORY));
         }
-        self.resolve_with_outcome(id, lane, described)
+        self.resolve_by_table(id, lane, described)
     }
 
     fn scan(&mut self) {

@@ -1,0 +1,100 @@
+//! What was resolved of late. The subject of an event is nearly always one of a few, and a look here touches half a cache line,
+//! where the table of all cgroups takes four: of what an event costs a collector that wakes to cold caches, waiting for them
+//! was the largest part.
+//!
+//! What must hold: an answer is what the table would give. So whoever changes the table says what is to be forgotten.
+
+use tapio_wire::event::{EntityId, Lane};
+
+/// A power of two.
+const PLACES: usize = 2048;
+
+/// An answer, by the low bits of the cgroup's id. Ids are inode numbers, of which those of one time are near each other.
+#[derive(Clone, Copy, Default)]
+#[repr(align(32))]
+struct Place {
+    id: u64,
+    entity: EntityId,
+    /// It holds while this is [`Recent::stamp`].
+    stamp: u32,
+    /// By lane: from this second on the description is due again.
+    due: [u32; 2],
+    outcome: u32,
+}
+
+const _: () = assert!(size_of::<Place>() == 32);
+
+/// See the module.
+pub(super) struct Recent {
+    places: Box<[Place]>,
+    stamp: u32,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { places: vec![Place::default(); PLACES].into_boxed_slice(), stamp: 1 }
+    }
+}
+
+impl Recent {
+    /// The entity and the outcome of a cgroup, if they are known and no description is due in this lane at `second`.
+    #[inline]
+    pub fn get(&self, id: u64, lane: Lane, second: u32) -> Option<(EntityId, usize)> {
+        let place = &self.places[id as usize % PLACES];
+        (place.id == id && place.stamp == self.stamp && second < place.due[lane as usize])
+            .then_some((place.entity, place.outcome as usize))
+    }
+
+    /// Remembers an answer; until the second `due` nothing has to be described in this lane.
+    pub fn put(&mut self, id: u64, lane: Lane, (entity, outcome): (EntityId, usize), due: u32) {
+        let place = &mut self.places[id as usize % PLACES];
+        if place.id != id || place.stamp != self.stamp {
+            *place = Place { id, entity, stamp: self.stamp, due: [0; 2], outcome: outcome as u32 };
+        }
+        place.due[lane as usize] = due;
+    }
+
+    /// What was known of a cgroup no longer holds.
+    pub fn forget(&mut self, id: u64) {
+        self.places[id as usize % PLACES].due = [0; 2];
+        self.places[id as usize % PLACES].stamp = 0;
+    }
+
+    /// Nothing that was known holds any longer.
+    pub fn forget_all(&mut self) {
+        self.stamp = self.stamp.checked_add(1).unwrap_or_else(|| {
+            self.places.fill(Place::default());
+            1
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_holds_until_its_second_for_its_lane_and_until_it_is_forgotten() {
+        let mut recent = Recent::default();
+        assert_eq!(recent.get(0, Lane::Bulk, 0), None);
+        recent.put(7, Lane::Bulk, (70, 3), 60);
+        assert_eq!(recent.get(7, Lane::Bulk, 59), Some((70, 3)));
+        assert_eq!(recent.get(7, Lane::Bulk, 60), None);
+        assert_eq!(recent.get(7, Lane::Lethal, 0), None);
+        recent.put(7, Lane::Lethal, (70, 3), 61);
+        assert_eq!((recent.get(7, Lane::Bulk, 59), recent.get(7, Lane::Lethal, 60)), (Some((70, 3)), Some((70, 3))));
+        let same_place = 7 + PLACES as u64;
+        assert_eq!(recent.get(same_place, Lane::Bulk, 0), None);
+        recent.put(same_place, Lane::Bulk, (71, 4), 60);
+        assert_eq!((recent.get(7, Lane::Bulk, 0), recent.get(same_place, Lane::Bulk, 0)), (None, Some((71, 4))));
+        recent.forget(same_place);
+        assert_eq!(recent.get(same_place, Lane::Bulk, 0), None);
+        recent.put(7, Lane::Bulk, (70, 3), 60);
+        recent.forget_all();
+        assert_eq!(recent.get(7, Lane::Bulk, 0), None);
+        recent.stamp = u32::MAX;
+        recent.put(7, Lane::Bulk, (70, 3), 60);
+        recent.forget_all();
+        assert_eq!((recent.stamp, recent.get(7, Lane::Bulk, 0)), (1, None));
+    }
+}
