@@ -1,8 +1,10 @@
 //! What was resolved of late. The subject of an event is nearly always one of a few, and a look here touches half a cache line,
-//! where the table of all cgroups takes four: of what an event costs a collector that wakes to cold caches, waiting for them
-//! was the largest part.
+//! where the table of all cgroups takes four: a collector wakes to cold caches, and waiting for them was a tenth of its CPU at
+//! 10,000 events a second (`perf record` beside `tapio-perf load --nodes 1 --rate 10000`).
 //!
-//! What must hold: an answer is what the table would give. So whoever changes the table says what is to be forgotten.
+//! What must hold: an answer is what the table gave, and nothing that it says has changed since: whoever changes what an id stands
+//! for, or makes descriptions due, says what is to be forgotten. A cgroup that the table gave up for want of room may be known
+//! here until its description is due.
 
 use tapio_wire::event::{EntityId, Lane};
 
@@ -15,9 +17,7 @@ const PLACES: usize = 2048;
 struct Place {
     id: u64,
     entity: EntityId,
-    /// It holds while this is [`Recent::stamp`].
-    stamp: u32,
-    /// By lane: from this second on the description is due again.
+    /// By lane: from this second on the description is due again, at first from 0.
     due: [u32; 2],
     outcome: u32,
 }
@@ -25,14 +25,11 @@ struct Place {
 const _: () = assert!(size_of::<Place>() == 32);
 
 /// See the module.
-pub(super) struct Recent {
-    places: Box<[Place]>,
-    stamp: u32,
-}
+pub(super) struct Recent(Box<[Place]>);
 
 impl Default for Recent {
     fn default() -> Self {
-        Self { places: vec![Place::default(); PLACES].into_boxed_slice(), stamp: 1 }
+        Self(vec![Place::default(); PLACES].into_boxed_slice())
     }
 }
 
@@ -40,32 +37,26 @@ impl Recent {
     /// The entity and the outcome of a cgroup, if they are known and no description is due in this lane at `second`.
     #[inline]
     pub fn get(&self, id: u64, lane: Lane, second: u32) -> Option<(EntityId, usize)> {
-        let place = &self.places[id as usize % PLACES];
-        (place.id == id && place.stamp == self.stamp && second < place.due[lane as usize])
-            .then_some((place.entity, place.outcome as usize))
+        let place = &self.0[id as usize % PLACES];
+        (place.id == id && second < place.due[lane as usize]).then_some((place.entity, place.outcome as usize))
     }
 
     /// Remembers an answer; until the second `due` nothing has to be described in this lane.
     pub fn put(&mut self, id: u64, lane: Lane, (entity, outcome): (EntityId, usize), due: u32) {
-        let place = &mut self.places[id as usize % PLACES];
-        if place.id != id || place.stamp != self.stamp {
-            *place = Place { id, entity, stamp: self.stamp, due: [0; 2], outcome: outcome as u32 };
-        }
-        place.due[lane as usize] = due;
+        let place = &mut self.0[id as usize % PLACES];
+        let mut dues = if place.id == id { place.due } else { [0; 2] };
+        dues[lane as usize] = due;
+        *place = Place { id, entity, due: dues, outcome: outcome as u32 };
     }
 
     /// What was known of a cgroup no longer holds.
     pub fn forget(&mut self, id: u64) {
-        self.places[id as usize % PLACES].due = [0; 2];
-        self.places[id as usize % PLACES].stamp = 0;
+        self.0[id as usize % PLACES] = Place::default();
     }
 
     /// Nothing that was known holds any longer.
     pub fn forget_all(&mut self) {
-        self.stamp = self.stamp.checked_add(1).unwrap_or_else(|| {
-            self.places.fill(Place::default());
-            1
-        });
+        self.0.fill(Place::default());
     }
 }
 
@@ -92,9 +83,5 @@ mod tests {
         recent.put(7, Lane::Bulk, (70, 3), 60);
         recent.forget_all();
         assert_eq!(recent.get(7, Lane::Bulk, 0), None);
-        recent.stamp = u32::MAX;
-        recent.put(7, Lane::Bulk, (70, 3), 60);
-        recent.forget_all();
-        assert_eq!((recent.stamp, recent.get(7, Lane::Bulk, 0)), (1, None));
     }
 }
