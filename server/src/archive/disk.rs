@@ -75,8 +75,9 @@ pub const PIECES_MAX: usize = 1024;
 
 /// Writes pieces one behind another to `offset`, in as many writes as it takes. None may be empty.
 pub async fn write_all<D: Disk>(disk: &D, file: &D::File, pieces: Vec<Bytes>, mut offset: u64) -> io::Result<()> {
-    for pieces in pieces.chunks(PIECES_MAX) {
-        let mut left = pieces.to_vec();
+    let mut pieces = pieces.into_iter();
+    while pieces.len() > 0 {
+        let mut left: Vec<_> = pieces.by_ref().take(PIECES_MAX).collect();
         while !left.is_empty() {
             let (result, returned) = disk.write_at(file, left, offset).await;
             left = returned;

@@ -33,12 +33,11 @@ struct OpenBlock {
     last_ns: u64,
     kinds: u64,
     keys: HashSet<u64, RandomState>,
-    recent: Recent,
     /// A frame is in it of which nothing is known.
     is_open: bool,
 }
 
-/// Keys that were entered a moment ago, by their low bits: frame after frame tells of the same entities, and a look here costs a
+/// Keys that the open block got a moment ago, by their low bits: frame after frame tells of the same entities, and a look here costs a
 /// tenth of one into the set.
 struct Recent(Box<[u64]>);
 
@@ -47,12 +46,18 @@ const RECENT_KEYS: usize = 4096;
 
 impl Default for Recent {
     fn default() -> Self {
-        // No key of a place is like what stands there at first.
-        Self((0..RECENT_KEYS as u64).map(|place| place ^ 1).collect())
+        let mut recent = Self(vec![0; RECENT_KEYS].into_boxed_slice());
+        recent.clear();
+        recent
     }
 }
 
 impl Recent {
+    fn clear(&mut self) {
+        // No key of a place is like what stands there then.
+        self.0.iter_mut().enumerate().for_each(|(place, key)| *key = place as u64 ^ 1);
+    }
+
     /// Whether a key is new here; it no longer is afterwards.
     fn enter(&mut self, key: u64) -> bool {
         std::mem::replace(&mut self.0[key as usize % RECENT_KEYS], key) != key
@@ -71,6 +76,7 @@ impl Default for Kinds {
 #[derive(Default)]
 pub struct IndexBuilder {
     block: OpenBlock,
+    recent: Recent,
     blocks: Vec<BlockEntry>,
     filters: Vec<u8>,
     nodes: BTreeMap<u64, NodeEntry>,
@@ -116,7 +122,7 @@ impl IndexBuilder {
                     self.kinds.0[kind] += u64::from(count);
                 }
                 for key in summary.entities.iter().map(|&entity| bloom::key(header.node, entity)) {
-                    if block.recent.enter(key) {
+                    if self.recent.enter(key) {
                         block.keys.insert(key);
                     }
                 }
@@ -184,6 +190,7 @@ impl IndexBuilder {
         self.filters.extend_from_slice(&filter);
         self.block.keys = block.keys;
         self.block.keys.clear();
+        self.recent.clear();
     }
 
     /// The content of the index's record, which will stand at `record_offset` of segment `number`.
