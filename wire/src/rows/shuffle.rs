@@ -101,7 +101,8 @@ fn unpack_row(control: &[u8; CONTROL_BYTES], bytes_written: &[u8; ROOM_BYTES]) -
     let mut row = [0; LANES];
     let mut at = 0;
     for (&control, four) in control.iter().zip(row.as_chunks_mut::<4>().0) {
-        let written: [u8; FOUR_BYTES] = std::array::from_fn(|byte| bytes_written[at..at + FOUR_BYTES][byte]);
+        let mut written = [0; FOUR_BYTES];
+        written.copy_from_slice(&bytes_written[at..at + FOUR_BYTES]);
         let codes = usize::from(control);
         let lanes = bytes(_mm_shuffle_epi8(vector(u128::from_le_bytes(written)), vector(FOURS.unpack[codes])));
         for (lane, bytes) in four.iter_mut().zip(lanes.as_chunks().0) {
