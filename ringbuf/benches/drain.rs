@@ -150,8 +150,7 @@ fn drain(criterion: &mut Criterion) {
             let bytes = record_bytes as u32;
             let program =
                 bpf::Program::load(map.as_fd(), bytes, 1, bpf::Then::Submit, bpf::NO_WAKEUP).expect("a program");
-            let mut reader =
-                Reader::from_bpf_map(map.as_fd(), DATA_BYTES, record_bytes as u32).expect("the map just made");
+            let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES, record_bytes).expect("the map just made");
             group.bench_function("in_place", |bencher| {
                 bencher.iter_custom(|turns| {
                     time_drains(turns, &mut reader, || assert!(program.run(DRAIN_BATCH).expect("a run")))

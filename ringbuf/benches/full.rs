@@ -88,7 +88,7 @@ fn full_bpf() {
     // What fits: the kernel leaves a byte free.
     let records = (DATA_BYTES - 1) / (RECORD_BYTES + 8);
     let (ours_map, ours_program) = kernel_ring();
-    let mut ours = Reader::from_bpf_map(ours_map.as_fd(), DATA_BYTES, RECORD_BYTES as u32).expect("the map just made");
+    let mut ours = Reader::from_bpf_map(ours_map.as_fd(), DATA_BYTES, RECORD_BYTES).expect("the map just made");
     let (aya_map, aya_program) = kernel_ring();
     let map = MapData::from_fd(aya_map).expect("a map");
     let mut theirs = RingBuf::try_from(Map::RingBuf(map)).expect("a ring");

@@ -18,7 +18,7 @@ use std::slice;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::layout::{self, ConsumerPage, HEADER_BYTES, ProducerPage, RECORD_ALIGN};
+use crate::layout::{ConsumerPage, HEADER_BYTES, ProducerPage, RECORD_ALIGN};
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// What the mapped memory is used for.
@@ -125,10 +125,10 @@ impl RingMapping {
     ///
     /// Of the second half only what a record of `record_bytes_max` at the end of the first needs: the kernel fills the page
     /// table at once, and counts each page as often as it is mapped as resident.
-    pub fn of_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: u32) -> Result<Self, Errno> {
+    pub fn of_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: usize) -> Result<Self, Errno> {
         let page_bytes = rustix::param::page_size();
-        let overlap_bytes =
-            (layout::record_bytes(record_bytes_max) as usize).next_multiple_of(page_bytes).min(data_bytes);
+        let record_bytes_max = record_bytes_max.min(data_bytes - HEADER_BYTES);
+        let overlap_bytes = (HEADER_BYTES + record_bytes_max).next_multiple_of(page_bytes);
         let consumer = Mapping::shared(map, 0, page_bytes, Access::Write)?;
         let bytes = page_bytes + data_bytes + overlap_bytes;
         let producer = Mapping::shared(map, page_bytes as u64, bytes, Access::Read)?;

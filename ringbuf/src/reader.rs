@@ -69,7 +69,7 @@ pub struct Reader {
 impl Reader {
     /// Maps a `BPF_MAP_TYPE_RINGBUF` map; `data_bytes` is its `max_entries`, `record_bytes_max` the longest record that its
     /// programs write. One that is longer, by more than the rest of a page, makes the ring corrupt.
-    pub fn from_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: u32) -> Result<Self, Error> {
+    pub fn from_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: usize) -> Result<Self, Error> {
         let page_bytes = rustix::param::page_size();
         if !layout::is_data_size(data_bytes, page_bytes) {
             return Err(Error::DataSize { data_bytes, page_bytes });

@@ -259,7 +259,7 @@ impl Batch<'_> {
         let needed = layout::record_bytes(bytes as u32);
         let header = self.writer.ring.record(self.position);
         let payload = self.writer.payload(self.position);
-        // SAFETY: room for the record was found, at most the whole data area: inside of the doubled mapping (M3), aligned to
+        // SAFETY: room for the record was found, at most the whole data area: inside, as the overlap is as long (M3), aligned to
         // eight, and this writer's alone (P1). The position's release (A) orders it before the reader's look.
         unsafe { header.cast().write(layout::header(bytes as u32)) };
         self.position = self.position.wrapping_add(needed);

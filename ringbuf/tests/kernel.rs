@@ -12,7 +12,7 @@ use bpf::{FORCE_WAKEUP, NO_WAKEUP, Program, Then};
 use tapio_ringbuf::{Corruption, CounterArray, Error, Poller, Reader, WakeupFlag};
 
 const DATA_BYTES: usize = 16 << 10;
-const RECORD_BYTES_MAX: u32 = 300;
+const RECORD_BYTES_MAX: usize = 300;
 
 #[test]
 fn records_that_the_kernel_submits_arrive_in_order_and_discarded_ones_are_skipped() {
@@ -46,7 +46,7 @@ fn a_record_that_is_longer_than_the_ring_is_mapped_for_is_not_handed_out() {
     let map = bpf::ring(DATA_BYTES).unwrap();
     let submit = |bytes| Program::load(map.as_fd(), bytes, 1, Then::Submit, NO_WAKEUP).unwrap();
     let mut reader = Reader::from_bpf_map(map.as_fd(), DATA_BYTES, RECORD_BYTES_MAX).unwrap();
-    submit(RECORD_BYTES_MAX).run(1).unwrap();
+    submit(RECORD_BYTES_MAX as u32).run(1).unwrap();
     submit(8192).run(1).unwrap();
     let mut lengths = Vec::new();
     let drained = reader.drain(10, |record| lengths.push(record.len()));

@@ -149,12 +149,11 @@ impl EbpfSource {
         stop: Arc<Stop>,
     ) -> Result<Self, EbpfError> {
         let probes = Probes::load(config)?;
-        let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX as u32)?;
+        let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX)?;
         let wakeup = WakeupFlag::map(probes.control_map())?;
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len())?;
-        let bulk = probes
-            .bulk_rings()
-            .map(|ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX as u32));
+        let bulk =
+            probes.bulk_rings().map(|ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX));
         let bulk = bulk.collect::<Result<Vec<_>, _>>()?;
         let poller = Poller::new()?;
         for ring in probes.bulk_rings() {

@@ -73,13 +73,13 @@ impl Session {
         let probes = Probes::load(config).map_err(|error| Error::Invalid(error.to_string()))?;
         let ring = |error: tapio_ringbuf::Error| Error::Ring(error.to_string());
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).map_err(ring)?;
-        let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX as u32)
-            .map_err(ring)?;
+        let lethal =
+            Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX).map_err(ring)?;
         let mut readers = vec![lethal];
         let poller = Poller::new().map_err(ring)?;
         poller.add(probes.lethal_ring(), 0).map_err(ring)?;
         for (cpu, fd) in probes.bulk_rings().enumerate() {
-            readers.push(Reader::from_bpf_map(fd, probes.bulk_ring_bytes(), RECORD_BYTES_MAX as u32).map_err(ring)?);
+            readers.push(Reader::from_bpf_map(fd, probes.bulk_ring_bytes(), RECORD_BYTES_MAX).map_err(ring)?);
             poller.add(fd, 1 + cpu as u64).map_err(ring)?;
         }
         Ok(Self { probes, counters, reading: Reading::start(readers, poller)? })
@@ -133,7 +133,7 @@ impl Reading {
     pub fn of(yardstick: &Yardstick) -> Result<Option<Self>, Error> {
         let Some((ring, bytes)) = yardstick.ring() else { return Ok(None) };
         let failed = |error: tapio_ringbuf::Error| Error::Ring(error.to_string());
-        let reader = Reader::from_bpf_map(ring, bytes, RECORD_BYTES_MAX as u32).map_err(failed)?;
+        let reader = Reader::from_bpf_map(ring, bytes, RECORD_BYTES_MAX).map_err(failed)?;
         let poller = Poller::new().map_err(failed)?;
         poller.add(ring, 0).map_err(failed)?;
         Self::start(vec![reader], poller).map(Some)

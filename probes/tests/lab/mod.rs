@@ -74,11 +74,10 @@ impl Session {
 
     pub fn start_with(config: &LoadConfig) -> Self {
         let probes = Probes::load(config).expect("the probes load");
-        let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX as u32)
+        let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX)
             .expect("the ring maps");
-        let bulk = |ring| {
-            Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX as u32).expect("the ring maps")
-        };
+        let bulk =
+            |ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX).expect("the ring maps");
         let bulk: Vec<_> = probes.bulk_rings().map(bulk).collect();
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len()).expect("the counters map");
         let possible_cpus = probes.possible_cpus();
