@@ -239,8 +239,8 @@ impl Outbox {
         room
     }
 
-    /// Takes a sealed frame for which there was [`Outbox::room`]. A lethal one may evict the oldest bulk frames that were never
-    /// sent.
+    /// Takes a sealed frame for which there was [`Outbox::room`]; the shipper is not told: see [`Outbox::wake_shipper`]. A lethal
+    /// one may evict the oldest bulk frames that were never sent.
     pub fn push(&self, frame: SealedFrame, times: FrameTimes) {
         let mut state = self.state();
         state.bytes += frame.len() + FRAME_OVERHEAD_BYTES;
@@ -265,6 +265,10 @@ impl Outbox {
         if is_short {
             self.wake_spool();
         }
+    }
+
+    /// Wakes the shipper: there are frames that it has not seen.
+    pub fn wake_shipper(&self) {
         self.changed.notify_one();
     }
 

@@ -99,7 +99,9 @@ impl Packer {
         loop {
             let has_ended = self.sources_ended.load(Ordering::Acquire);
             let mut state = self.state();
-            while self.pack_next(&mut state) {}
+            while self.pack_next(&mut state) {
+                self.outbox.wake_shipper();
+            }
             if has_ended && self.queues.is_empty() {
                 // An empty frame carries the closing counters.
                 self.outbox.finish_with(|| self.seal(&mut state.encoder, Lane::Bulk, &Body::default()));
@@ -108,6 +110,7 @@ impl Packer {
             if state.stated.elapsed() >= STATEMENT_INTERVAL {
                 if self.outbox.is_statement_due() {
                     self.pack(&mut state.encoder, Lane::Bulk, Body::default());
+                    self.outbox.wake_shipper();
                 }
                 state.stated = Instant::now();
             }
@@ -125,10 +128,11 @@ impl Packer {
             return false;
         }
         let Ok(mut state) = self.state.try_lock() else { return false };
-        for _ in 0..BODIES_HERE_MAX {
-            if !self.pack_next(&mut state) {
-                break;
-            }
+        // The shipper is told once: it sends what comes together with one waking, and does not want the outbox meanwhile.
+        let packed = (0..BODIES_HERE_MAX).take_while(|_| self.pack_next(&mut state)).count();
+        drop(state);
+        if packed > 0 {
+            self.outbox.wake_shipper();
         }
         self.queues.is_empty()
     }

@@ -16,6 +16,7 @@ use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipRequest, ShipResponse, ship_request, ship_response};
 use tapio_wire::tls::{ClientFiles, Watched};
 use tapio_wire::token::TokenFile;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -273,8 +274,24 @@ impl Shipper {
     ) -> Result<Ended, Broken> {
         let mut better = std::pin::pin!(self.better_than(candidate));
         let mut move_until: Option<Instant> = None;
+        // There may be something to send, and the transport took all that it was handed.
         let mut may_send = true;
         while !outbox.is_done() {
+            // All that goes goes now: another turn of the loop for each frame would ask for everything else as often.
+            while may_send && move_until.is_none() {
+                let permit = match requests.try_reserve() {
+                    Ok(permit) => permit,
+                    Err(TrySendError::Full(())) => break,
+                    Err(TrySendError::Closed(())) => return Err(Broken::Closed),
+                };
+                match outbox.next(credit_bytes) {
+                    Some(frame) => {
+                        permit.send(ShipRequest { kind: Some(ship_request::Kind::Frame(frame)) });
+                        self.state.frames_sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                    None => may_send = false,
+                }
+            }
             if let Some(deadline) = move_until
                 && (outbox.in_flight_bytes() == 0 || Instant::now() >= deadline)
             {
@@ -294,15 +311,9 @@ impl Shipper {
                     }
                     may_send = true;
                 }
+                // Room again: the permit is given back, and asked for at the next turn.
                 permit = requests.reserve(), if may_send && move_until.is_none() => {
-                    let permit = permit.map_err(|_| Broken::Closed)?;
-                    match outbox.next(credit_bytes) {
-                        Some(frame) => {
-                            permit.send(ShipRequest { kind: Some(ship_request::Kind::Frame(frame)) });
-                            self.state.frames_sent.fetch_add(1, Ordering::Relaxed);
-                        }
-                        None => may_send = false,
-                    }
+                    permit.map_err(|_| Broken::Closed)?;
                 }
                 () = outbox.changed.notified(), if !may_send => may_send = true,
                 () = &mut better, if move_until.is_none() => move_until = Some(Instant::now() + MOVE_TIMEOUT),
