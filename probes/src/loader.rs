@@ -31,7 +31,7 @@ use crate::object::{
 use crate::run_time::RunTimes;
 
 pub use self::machine::possible_cpus;
-use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};
+use self::machine::{lift_memory_lock_limit, read_types, recursion_misses};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -173,16 +173,19 @@ impl Probes {
         let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
         let bulk_ring_bytes = ring_bytes(config.bulk_ring_bytes)?;
         let possible_cpus = possible_cpus()?;
-        let btf_path = config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
-        let btf = read_btf(btf_path)?;
-        let harmless_drops = drop_reasons::learn(&std::fs::read(btf_path).unwrap_or_default());
+        // A new loader reads the kernel's types for itself. They take 14 MiB: they go before those that it shall have come.
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        let types = read_types(config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?;
+        let btf = types.parse()?;
+        let harmless_drops = drop_reasons::learn(types.bytes());
+        drop(types);
         lift_memory_lock_limit();
 
         let counters = u32::try_from(possible_cpus * COUNTERS_PER_CPU)
             .map_err(|_| Error::Object(format!("it has {possible_cpus} CPUs")))?;
         let own_tgid = config.own_pid.unwrap_or(0);
         let page_bytes = rustix::param::page_size() as u64;
-        let mut loader = EbpfLoader::new();
         for (map, entries) in histogram_map_entries(possible_cpus) {
             loader.map_max_entries(map, entries);
         }
@@ -531,7 +534,7 @@ mod tests {
         assert_eq!(probes.missed_runs("no_such_program"), None);
         drop(probes);
 
-        let btf = read_btf(Path::new(KERNEL_BTF)).unwrap();
+        let btf = read_types(Path::new(KERNEL_BTF)).unwrap().parse().unwrap();
         let mut object = EbpfLoader::new().map_max_entries(LETHAL, 1 << 16).load(object()).unwrap();
         let program = |name: &str| *PROGRAMS.iter().find(|program| program.name == name).unwrap();
         let absent = |name| ProgramInfo { hook: "no_such_tracepoint", ..program(name) };

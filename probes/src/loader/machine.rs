@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use aya::{Btf, BtfError, Endianness};
+use aya::{Btf, Endianness};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Error;
@@ -30,14 +30,31 @@ fn last_cpu(ranges: &str) -> Option<usize> {
     ranges.trim().split([',', '-']).map(|number| number.parse().ok()).collect::<Option<Vec<usize>>>()?.into_iter().max()
 }
 
-pub(super) fn read_btf(path: &Path) -> Result<Btf, Error> {
-    Btf::parse_file(path, Endianness::default()).map_err(|error| match error {
-        BtfError::FileError { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-            Error::NotPermitted { action: "read the kernel's type information", source: error }
+/// The kernel's type information as its file has it.
+pub(super) struct Types<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
+pub(super) fn read_types(path: &Path) -> Result<Types<'_>, Error> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Types { path, bytes }),
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Error::NotPermitted { action: "read the kernel's type information", source })
         }
-        BtfError::FileError { error, .. } => Error::NoBtf { path: path.to_owned(), reason: error.to_string() },
-        other => Error::NoBtf { path: path.to_owned(), reason: other.to_string() },
-    })
+        Err(error) => Err(Error::NoBtf { path: path.to_owned(), reason: error.to_string() }),
+    }
+}
+
+impl Types<'_> {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn parse(&self) -> Result<Btf, Error> {
+        Btf::parse(&self.bytes, Endianness::default())
+            .map_err(|error| Error::NoBtf { path: self.path.to_owned(), reason: error.to_string() })
+    }
 }
 
 /// Before 5.11 maps count against the limit of locked memory. Where that cannot be lifted, making the first map says so.
