@@ -47,10 +47,9 @@ fn each_capability_is_needed_for_what_its_table_says() {
     }
     let off = off_with(&without("NET_ADMIN"));
     let more: Vec<_> = off.difference(&everything).collect();
-    let is_of_packets = |one: &&String| {
-        ["probe dns_query:", "probe dns_answer:", "probe tcp_overflow:"].iter().any(|probe| one.starts_with(probe))
-    };
-    assert!(more.len() == 3 && more.iter().all(is_of_packets), "without NET_ADMIN: {more:?}");
+    let is_of_packets =
+        |one: &&String| ["probe dns_query:", "probe packet_received:"].iter().any(|probe| one.starts_with(probe));
+    assert!(more.len() == 2 && more.iter().all(is_of_packets), "without NET_ADMIN: {more:?}");
     for name in ["DAC_READ_SEARCH", "SYS_PTRACE"] {
         assert_eq!(off_with(&without(name)), everything, "without {name}");
     }

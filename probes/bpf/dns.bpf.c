@@ -5,7 +5,7 @@
  * Every packet of the version 2 hierarchy's sockets, out and in → a histogram for each cgroup, and dns_record. A query is
  * remembered by its socket and id until its answer comes, or until user space finds that none came (src/unanswered.rs). UDP
  * to port 53 only: neither TCP nor encrypted DNS. Only who asks is told; a server's packets have port 53 on the other side.
- * Both programs let every packet pass.
+ * Every packet passes.
  */
 #include "aggregate.h"
 #include "packet.h"
@@ -62,19 +62,15 @@ const volatile struct query empty_query = {};
 /* Shared by the CPUs: lookups are not so many, and each CPU would need room for all cgroups. */
 AGGREGATE(dns_latency, BPF_MAP_TYPE_HASH, ASKING_CGROUPS_MAX, u64, struct histogram_sums);
 
-/* Where a DNS message begins in a packet to, or from, port 53; 0 where there is none. */
-static __always_inline u32 message_offset(struct __sk_buff *skb, bool is_query)
+/* Where a DNS message begins in a packet of UDP to, or from, port 53; 0 where there is none. */
+static __always_inline u32 message_offset(struct __sk_buff *skb, struct packet *packet, bool is_query)
 {
 	u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct packet packet;
-	u16 *ports;
+	u16 *ports = (u16 *)(data + packet->offset);
 
-	if (!find_payload(skb, &packet) || packet.protocol != IPPROTO_UDP)
-		return 0;
-	ports = (u16 *)(data + packet.offset);
 	if ((u8 *)(ports + 2) > end || ports[is_query] != __builtin_bswap16(DNS_PORT))
 		return 0;
-	return packet.offset + 8;
+	return packet->offset + 8;
 }
 
 /* Dots for lengths; what follows the name's first DNS_NAME_BYTES - 1 bytes, and what no name should have in it, goes. */
@@ -105,19 +101,25 @@ static __always_inline void read_question(struct query *query)
 SEC("cgroup_skb/egress")
 int dns_query(struct __sk_buff *skb)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	u32 offset = message_offset(skb, true);
+	struct task_struct *task;
 	u64 bytes;
 	struct dns_header header;
 	struct query_key key = {};
+	struct packet packet;
 	struct query *query;
 	struct ids ids;
+	u32 offset;
 	u64 cgroup;
 
+	/* Nearly all packets end here. */
+	if (!find_payload(skb, &packet) || packet.protocol != IPPROTO_UDP)
+		return 1;
+	offset = message_offset(skb, &packet, true);
 	if (!offset || bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
 		return 1;
 	if (header.flags & (IS_ANSWER | OPCODE) || !header.questions)
 		return 1;
+	task = (struct task_struct *)bpf_get_current_task();
 	cgroup = task_cgroup_id(task);
 	ids = task_ids(task);
 	if (cgroup_is_excluded(cgroup) || (own_tgid && ids.tgid == own_tgid))
@@ -197,27 +199,26 @@ static __always_inline void sum_up_lookup(u64 cgroup, u64 ns)
 		count_unsummed(KIND_HISTOGRAM);
 }
 
-SEC("cgroup_skb/ingress")
-int dns_answer(struct __sk_buff *skb)
+/* An answer, or what comes from port 53 in place of one: its message begins at `offset`. */
+static __always_inline void dns_answer(struct __sk_buff *skb, u32 offset)
 {
-	u32 offset = message_offset(skb, false);
 	struct tuning *tuning = tuned();
 	struct asked asked = {};
 	struct dns_record *record;
 	struct dns_header header;
 	u64 ns;
 
-	if (!offset || !tuning || bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
-		return 1;
+	if (!tuning || bpf_skb_load_bytes(skb, offset, &header, sizeof(header)))
+		return;
 	if (!(header.flags & IS_ANSWER) || !take_query(skb, header.id, &asked))
-		return 1;
+		return;
 	ns = bpf_ktime_get_boot_ns() - asked.since_ns;
 	sum_up_lookup(asked.cgroup_id, ns);
 	if (!(header.rcode & 0xf) && ns < *(volatile u64 *)&tuning->dns_slow_ns)
-		return 1;
+		return;
 	record = bulk_begin(KIND_DNS, sizeof(*record));
 	if (!record)
-		return 1;
+		return;
 	record->header.cgroup_id = asked.cgroup_id;
 	record->header.pid = asked.pid;
 	record->header.tid = asked.tid;
@@ -226,5 +227,4 @@ int dns_answer(struct __sk_buff *skb)
 	record->query_type = asked.query_type;
 	__builtin_memcpy(record->name, asked.name, DNS_NAME_BYTES);
 	bulk_end(record);
-	return 1;
 }

@@ -6,14 +6,13 @@
 #include "aggregate.h"
 #include "block.bpf.c"
 #include "cgroup.bpf.c"
-#include "dns.bpf.c"
 #include "drops.bpf.c"
 #include "memory.bpf.c"
 #include "oom.bpf.c"
 #include "process.bpf.c"
+#include "received.bpf.c"
 #include "scheduler.bpf.c"
 #include "signal.bpf.c"
 #include "syscall.bpf.c"
-#include "tcp.bpf.c"
 
 char _license[] SEC("license") = "GPL";

@@ -352,36 +352,31 @@ int tcp_reset_recv(u64 *ctx)
  * A connection that is asked for when the listener's queue is full is not refused: nothing is sent at all, and no tracepoint
  * tells. But the cgroup's program sees the packet just before the kernel looks at that queue, and may look at it too.
  */
-SEC("cgroup_skb/ingress")
-int tcp_overflow(struct __sk_buff *skb)
+static __always_inline void tcp_asked(struct __sk_buff *skb, struct packet *packet)
 {
-	u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *tcp;
+	u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *tcp = data + packet->offset;
 	struct listener_key key = {};
 	struct tcp_record *record;
-	struct packet packet;
 	struct bpf_sock *sk;
 	struct owner *owner;
 	struct sock *listener;
 
-	if (!find_payload(skb, &packet) || packet.protocol != IPPROTO_TCP)
-		return 1;
-	tcp = data + packet.offset;
-	if (tcp + 20 > end || (tcp[13] & TCP_FLAGS) != TCP_SYN)
-		return 1;
+	if (!HAS_TYPED_TCP || tcp + 20 > end || (tcp[13] & TCP_FLAGS) != TCP_SYN)
+		return;
 	sk = skb->sk;
 	if (!sk || sk->state != LISTEN)
-		return 1;
+		return;
 	listener = (struct sock *)bpf_skc_to_tcp_sock(sk);
 	if (!listener || listener->sk_ack_backlog <= listener->sk_max_ack_backlog)
-		return 1;
+		return;
 	key.net = (u64)BPF_CORE_READ(listener, __sk_common.skc_net.net);
 	key.port = BPF_CORE_READ(listener, __sk_common.skc_num);
 	owner = bpf_map_lookup_elem(&listeners, &key);
 	if (owner && own_tgid && owner->pid == own_tgid)
-		return 1;
+		return;
 	record = bulk_begin(KIND_TCP, sizeof(*record));
 	if (!record)
-		return 1;
+		return;
 	if (owner) {
 		record->header.cgroup_id = owner->cgroup_id;
 		record->header.pid = owner->pid;
@@ -390,7 +385,7 @@ int tcp_overflow(struct __sk_buff *skb)
 		record->header.cgroup_id = socket_cgroup_id(listener);
 	}
 	/* The source is this side: where the packet goes. */
-	if (packet.is_ipv6) {
+	if (packet->is_ipv6) {
 		bpf_skb_load_bytes(skb, 24, record->source, 16);
 		bpf_skb_load_bytes(skb, 8, record->destination, 16);
 	} else {
@@ -405,5 +400,4 @@ int tcp_overflow(struct __sk_buff *skb)
 	record->destination_port = tcp[0] << 8 | tcp[1];
 	record->change = CHANGE_LISTEN_OVERFLOW;
 	bulk_end(record);
-	return 1;
 }

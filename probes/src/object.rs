@@ -104,7 +104,7 @@ pub struct ProgramInfo {
     pub lane: Lane,
     /// The kinds of its records.
     pub produces: &'static [Kind],
-    /// The first kernel that has all it needs.
+    /// The first kernel that has all it needs to attach.
     pub since: &'static str,
     /// Whether it runs unless it is disabled; the others run when they are asked for, see [`crate::LoadConfig::disabled`].
     pub by_default: bool,
@@ -132,10 +132,6 @@ const fn on_packets(name: &'static str, attachment: Attachment, produces: &'stat
     ProgramInfo { attachment, ..bulk(name, hook, produces) }
 }
 
-const fn since(version: &'static str, program: ProgramInfo) -> ProgramInfo {
-    ProgramInfo { since: version, ..program }
-}
-
 const fn when_asked_for(program: ProgramInfo) -> ProgramInfo {
     ProgramInfo { by_default: false, ..program }
 }
@@ -159,8 +155,7 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     typed(bulk("block_complete", "block_rq_complete", &[Kind::BlockIo, Kind::Histogram])),
     typed(bulk("packet_drop", "kfree_skb", &[Kind::PacketDrop])),
     on_packets("dns_query", Attachment::CgroupEgress, &[Kind::Dns]),
-    on_packets("dns_answer", Attachment::CgroupIngress, &[Kind::Dns, Kind::Histogram]),
-    since("5.9", on_packets("tcp_overflow", Attachment::CgroupIngress, &[Kind::Tcp])),
+    on_packets("packet_received", Attachment::CgroupIngress, &[Kind::Dns, Kind::Histogram, Kind::Tcp]),
     typed(bulk("process_fork", "sched_process_fork", &[Kind::Fork])),
     lethal("signal_fatal", "signal_deliver", &[Kind::SignalDelivered]),
     typed(when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[]))),
@@ -204,8 +199,8 @@ pub(crate) const MAPS_OF_ONE_PROGRAM: &[(&str, &str)] = &[
     ("packet_drops_0", "packet_drop"),
     ("packet_drops_1", "packet_drop"),
     ("dns_queries", "dns_query"),
-    ("dns_latency_0", "dns_answer"),
-    ("dns_latency_1", "dns_answer"),
+    ("dns_latency_0", "packet_received"),
+    ("dns_latency_1", "packet_received"),
 ];
 
 /// A set of error numbers; those above 191 are ignored.

@@ -61,7 +61,7 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     }
     if !config.collectors.ebpf.enable_network {
         load.disabled.extend(["tcp_state", "tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(Into::into));
-        load.disabled.extend(["tcp_overflow", "packet_drop", "dns_query", "dns_answer"].map(Into::into));
+        load.disabled.extend(["packet_drop", "dns_query", "packet_received"].map(Into::into));
     }
     let ebpf = &config.collectors.ebpf;
     for (is_enabled, names) in [
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(load_config(&config).disabled, off);
         config.collectors.ebpf.enable_network = false;
         let of_network = |name: &String| ["tcp_", "dns_", "packet_"].iter().any(|question| name.starts_with(question));
-        assert!(disabled(&config).iter().all(of_network) && disabled(&config).len() == 8);
+        assert!(disabled(&config).iter().all(of_network) && disabled(&config).len() == 7);
         config.collectors.ebpf.enable_network = true;
         config.collectors.ebpf.enable_memory = false;
         let known = |name: &String| tapio_probes::PROGRAMS.iter().any(|program| program.name == name);
