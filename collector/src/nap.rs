@@ -2,8 +2,9 @@
 //!
 //! What enters: what each look at the rings has found. What leaves: the length of the next nap. What must hold: at the rate seen
 //! no ring is more than a quarter full when the nap ends, and no event is later than the batch that it belongs to. A burst
-//! beyond the rate seen ends the nap: the probes wake their reader when a ring has become a quarter full, and a memfd ring,
-//! whose peer need not, is never left alone for longer than [`BURST_BYTES_PER_SECOND`] takes to fill most of it ([`beside_memfd`]).
+//! beyond the rate seen ends the nap: the probes, and writers of memfd rings that say so, wake their reader when a ring has become a
+//! quarter full or little more. A memfd ring whose peer does not is never left alone for longer than [`BURST_BYTES_PER_SECOND`]
+//! takes to fill most of it ([`beside_memfd`]).
 //! What is urgent is not in question here: whoever writes it wakes the reader.
 //!
 //! Each look costs some 20 µs whatever it finds, as much as a hundred events: so a nap lasts until a frame's worth of events
@@ -78,7 +79,7 @@ impl Nap {
     }
 }
 
-/// The longest nap beside a memfd ring of this size.
+/// The longest nap beside a memfd ring of this size whose writer does not wake the reader when it fills.
 pub fn beside_memfd(capacity_bytes: usize) -> Duration {
     let fill = if capacity_bytes < LARGE_RING_BYTES { BURST_FILL_SMALL } else { BURST_FILL };
     Duration::from_secs_f64(capacity_bytes as f64 * fill / BURST_BYTES_PER_SECOND)

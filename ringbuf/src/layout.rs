@@ -19,10 +19,12 @@
 //!  128  consumed           u64  records consumed         128  dropped     u64  records that did not fit
 //!  192  accounted_dropped  u64  drops already declared   192  magic       u64  ┐
 //!  256  unused                                           200  version     u32  │ written once, before
-//!                                                        204  zero        u32  │ the memfd is handed over
+//!                                                        204  wakes       u32  │ the memfd is handed over
 //!                                                        208  data_bytes  u64  ┘
 //!                                                        216  unused
 //! ```
+//!
+//! `wakes` is 1 where the writer wakes the reader, unasked, when the ring fills (`protocol.rs`), else 0.
 //!
 //! Words that are written at different rates sit on cache lines of their own.
 //!
@@ -87,7 +89,7 @@ pub(crate) struct ProducerPage {
 pub(crate) struct Identity {
     pub magic: AtomicU64,
     pub version: AtomicU32,
-    pub zero: AtomicU32,
+    pub wakes: AtomicU32,
     pub data_bytes: AtomicU64,
 }
 
@@ -103,7 +105,7 @@ const _: () = {
     assert!(offset_of!(ProducerPage, identity) == 192);
     assert!(offset_of!(Identity, magic) == 0);
     assert!(offset_of!(Identity, version) == 8);
-    assert!(offset_of!(Identity, zero) == 12);
+    assert!(offset_of!(Identity, wakes) == 12);
     assert!(offset_of!(Identity, data_bytes) == 16);
     assert!(size_of::<ProducerPage>() == 256);
     assert!(HEADER_BYTES == size_of::<u64>() && RECORD_ALIGN == HEADER_BYTES);

@@ -58,6 +58,7 @@ pub(crate) fn create(data_bytes: usize, name: &str) -> Result<(RingMapping, Owne
     // Relaxed suffices: the memfd reaches the peer through a system call.
     identity.magic.store(layout::MAGIC, Ordering::Relaxed);
     identity.version.store(layout::VERSION, Ordering::Relaxed);
+    identity.wakes.store(1, Ordering::Relaxed);
     identity.data_bytes.store(data_bytes as u64, Ordering::Relaxed);
     Ok((ring, memfd))
 }
@@ -70,7 +71,7 @@ pub(crate) fn attach(memfd: BorrowedFd<'_>, limits: &Limits) -> Result<RingMappi
     let identity = &ring.producer_page().identity.0;
     let known = identity.magic.load(Ordering::Relaxed) == layout::MAGIC
         && identity.version.load(Ordering::Relaxed) == layout::VERSION
-        && identity.zero.load(Ordering::Relaxed) == 0
+        && identity.wakes.load(Ordering::Relaxed) <= 1
         && identity.data_bytes.load(Ordering::Relaxed) == data_bytes as u64;
     if known { Ok(ring) } else { Err(Error::Refused(Refusal::Identity)) }
 }

@@ -19,6 +19,10 @@
 //! stores the producer position (one of many: the header), fences, and looks at the flag. Of two SeqCst fences one is first: if the reader's, the
 //! writer sees the flag and wakes; if the writer's, the reader sees the position and does not sleep.
 
+//!
+//! A reader that naps asks for nothing, and is woken when the ring fills: by each publication that brings the producer position past
+//! another eighth of the ring while a quarter of it or more is unread ([`has_filled`]). So it is woken before three eighths are.
+
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Lets the other side see `value` and what was done before: release of A, B and D.
@@ -61,6 +65,16 @@ pub fn request_wakeup(flag: &AtomicU32, wanted: bool) {
     }
 }
 
+/// Writer, after it has moved the producer position from `from` to `to`: whether a reader that naps is to be woken, since so much is
+/// unread. `consumer` is looked at once every eighth of the ring.
+#[inline]
+pub fn has_filled(consumer: &AtomicU64, from: u64, to: u64, capacity_bytes: u64) -> bool {
+    // A power of two of at least a page.
+    let eighth = capacity_bytes / 8;
+    // One of many producers may find itself overtaken by the reader.
+    (from ^ to) & !(eighth - 1) != 0 && (2 * eighth..=capacity_bytes).contains(&to.wrapping_sub(observe(consumer)))
+}
+
 /// Writer, after [`publish`]: whether the reader asked to be woken; takes the request, so one publication answers it.
 #[inline]
 pub fn take_wakeup(flag: &AtomicU32) -> bool {
@@ -73,4 +87,18 @@ pub fn take_wakeup(flag: &AtomicU32) -> bool {
     // the wakeup, so a request made after waking stays.
     flag.store(0, Ordering::Relaxed);
     true
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{AtomicU64, has_filled};
+
+    #[test]
+    fn a_producer_that_the_reader_has_overtaken_wakes_nobody() {
+        let (consumer, eighth) = (AtomicU64::new(5000), 512);
+        assert!(has_filled(&consumer, 6100, 6200, 8 * eighth), "1,200 of 4,096 bytes, past the twelfth eighth");
+        assert!(!has_filled(&consumer, 6150, 6200, 8 * eighth), "past none");
+        assert!(!has_filled(&consumer, 5600, 5700, 8 * eighth), "700 bytes");
+        assert!(!has_filled(&consumer, 4600, 4700, 8 * eighth), "read already");
+    }
 }

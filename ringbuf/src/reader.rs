@@ -208,6 +208,12 @@ impl Reader {
         }
     }
 
+    /// Whether the writer of a memfd ring says that it wakes the reader, unasked, before three eighths of the ring are unread; false
+    /// for BPF rings, whose programs do as they were written. A peer that says so and does not loses records of its own.
+    pub fn is_woken_when_filling(&self) -> bool {
+        self.scratch.is_some() && self.ring.producer_page().identity.0.wakes.load(Ordering::Relaxed) == 1
+    }
+
     /// Loads the producer position and lets it through if R1 holds.
     #[inline]
     fn check_producer(&mut self) -> Result<u64, Error> {

@@ -190,7 +190,14 @@ impl SharedReservation<'_> {
         let [word, _] = self.end.ring.header(self.place.position);
         protocol::publish_header(word, header);
         self.end.producers.give_back(&self.place);
-        self.end.notify();
+        let End { ring, .. } = self.end;
+        let (from, bytes) = (self.place.position, layout::record_bytes(self.length));
+        let consumer = &ring.consumer_page().position.0;
+        if protocol::has_filled(consumer, from, from.wrapping_add(bytes), ring.data_bytes() as u64) {
+            self.end.wake();
+        } else {
+            self.end.notify();
+        }
     }
 
     #[inline]

@@ -120,7 +120,7 @@ impl Writer {
         protocol::publish(&page.dropped.0, self.dropped);
     }
 
-    /// Wakes the reader if it asked for it; every publication does so already.
+    /// Wakes the reader if it asked for it; every publication does so already, and also when the ring fills.
     #[inline]
     pub fn notify(&self) {
         if protocol::take_wakeup(&self.ring.consumer_page().need_wakeup.0) {
@@ -227,13 +227,18 @@ impl Batch<'_> {
         if records == 0 {
             return 0;
         }
-        writer.position = position;
+        let from = std::mem::replace(&mut writer.position, position);
         writer.emitted += records as u64;
         let page = writer.ring.producer_page();
         // P2: whoever sees the position (A) sees its records attempted.
         page.emitted.0.store(writer.emitted, Ordering::Relaxed);
         protocol::publish(&page.position.0, position);
-        writer.notify();
+        let consumer = &writer.ring.consumer_page().position.0;
+        if protocol::has_filled(consumer, from, position, writer.ring.data_bytes() as u64) {
+            writer.wake();
+        } else {
+            writer.notify();
+        }
         records
     }
 

@@ -127,6 +127,14 @@ fn a_memfd_of_another_layout_is_refused() {
 }
 
 #[test]
+fn a_peer_need_not_wake_a_reader_that_naps_and_says_so() {
+    let peer = Peer::new();
+    assert!(!peer.attach().unwrap().is_woken_when_filling());
+    peer.producer(204, &1u32.to_ne_bytes());
+    assert!(peer.attach().unwrap().is_woken_when_filling());
+}
+
+#[test]
 fn positions_that_make_no_sense_at_attach_are_corrupt() {
     let cases = [
         (8, 0, Corruption::OutOfReach),

@@ -175,6 +175,36 @@ fn the_writer_wakes_a_reader_that_asked_once_and_no_other() {
 }
 
 #[test]
+fn a_reader_that_naps_is_woken_when_its_ring_fills_and_not_while_it_keeps_up() {
+    let (mut writer, memfd, eventfd) = Writer::create(DATA_BYTES, "test").unwrap();
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
+    assert!(reader.is_woken_when_filling());
+    let eventfd = EventFd::from_peer(eventfd).unwrap();
+    let mut poller = Poller::new().unwrap();
+    poller.add_edge(eventfd.as_fd(), 3).unwrap();
+
+    for _ in 0..20 {
+        assert_eq!(writer.write_batch([&[1; 56][..]; 15]), 15);
+        assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), [], "less than a quarter was unread");
+        reader.drain(99, |_| {}).unwrap();
+    }
+    // From a position that is no multiple of an eighth.
+    for _ in 0..20 {
+        let mut woken_at = 0;
+        while woken_at == 0 {
+            assert!(writer.write(&[1; 16]), "the ring is full, and nobody was woken");
+            if poller.wait(Some(Duration::ZERO)).unwrap() == [3] {
+                woken_at = reader.pending_bytes();
+            }
+        }
+        assert!((DATA_BYTES / 4..=DATA_BYTES * 3 / 8).contains(&woken_at), "{woken_at}");
+        reader.drain(999, |_| {}).unwrap();
+    }
+    assert_eq!(writer.write_batch([&[1; 1000][..]; 3]), 3);
+    assert_eq!(poller.wait(Some(Duration::from_secs(10))).unwrap(), [3], "a batch that fills most of it at once");
+}
+
+#[test]
 fn a_cleared_eventfd_is_not_ready_and_tokens_are_told_apart() {
     let (first, second) = (EventFd::new().unwrap(), EventFd::new().unwrap());
     let mut poller = Poller::new().unwrap();

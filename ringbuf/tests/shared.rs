@@ -208,3 +208,26 @@ fn a_commit_wakes_the_reader_that_asked() {
     assert!(writer.write(b"answered already"));
     assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), []);
 }
+
+#[test]
+fn a_commit_wakes_a_reader_that_naps_when_the_ring_fills() {
+    let (writer, memfd, eventfd) = SharedWriter::create(DATA_BYTES, "test").unwrap();
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
+    assert!(reader.is_woken_when_filling());
+    let eventfd = EventFd::from_peer(eventfd).unwrap();
+    let mut poller = Poller::new().unwrap();
+    poller.add_edge(std::os::fd::AsFd::as_fd(&eventfd), 3).unwrap();
+    for _ in 0..20 {
+        let mut woken_at = 0;
+        while woken_at == 0 {
+            assert!(writer.write(&[1; 16]), "the ring is full, and nobody was woken");
+            if poller.wait(Some(Duration::ZERO)).unwrap() == [3] {
+                woken_at = reader.pending_bytes();
+            }
+        }
+        assert!((DATA_BYTES / 4..=DATA_BYTES * 3 / 8).contains(&woken_at), "{woken_at}");
+        reader.drain(999, |_| {}).unwrap();
+    }
+    reader.drain(999, |_| {}).unwrap();
+    assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), [], "a look is no reason to be woken");
+}

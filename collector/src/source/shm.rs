@@ -291,7 +291,8 @@ impl ShmSource {
 
     fn sleep(&mut self, intake: &mut Intake) -> Result<(), ShmError> {
         if let Some(nap) = self.nap.length(intake.missing(), intake.due(), !intake.is_empty()) {
-            let beside = self.peers.iter().map(|peer| nap::beside_memfd(peer.reader.capacity_bytes()));
+            let sleepers = self.peers.iter().filter(|peer| !peer.reader.is_woken_when_filling());
+            let beside = sleepers.map(|peer| nap::beside_memfd(peer.reader.capacity_bytes()));
             let nap = beside.fold(nap, Duration::min).max(LINGER);
             intake.napped(nap);
             return self.wait(nap);
