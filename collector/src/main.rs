@@ -105,9 +105,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let log_limit = LogLimit::default();
     let set_level = start_logging(&config, log_limit.clone());
     let path = arguments.config;
-    // One thread, and it is this one: what it does between two waits takes microseconds, two would wake each other for every
-    // frame, and a scheduler for many costs at each wait.
-    let runtime = tokio::runtime::Builder::new_current_thread().thread_name("io").enable_all().build()?;
+    // One thread, and it is this one: what it does between two waits mostly takes microseconds, two would wake each other for
+    // every frame, and a scheduler for many costs at each wait.
+    let runtime = tokio::runtime::Builder::new_current_thread().thread_name("blocking").enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -286,7 +286,7 @@ impl Outbox {
         state.unsent_last = Some(Unsent { frame, times: FrameTimes::default() });
         state.is_finished = true;
         drop(state);
-        self.changed.notify_one();
+        self.wake_shipper();
     }
 
     /// A stream has begun, and the server holds everything up to `durable_seq`: the rest is due again.
@@ -422,7 +422,7 @@ impl Outbox {
             // They follow what is in memory, so they can be sent from there.
             state.sent.append(&mut state.spooling);
         }
-        self.changed.notify_one();
+        self.wake_shipper();
     }
 
     /// The first frame to load from the spool now, if one is wanted.
@@ -453,7 +453,7 @@ impl Outbox {
         let durable_seq = state.durable_seq;
         drop(state);
         self.acknowledge(durable_seq);
-        self.changed.notify_one();
+        self.wake_shipper();
     }
 
     /// The disk has lost what was on it: the epoch ends with what is left, and the server declares the rest.
@@ -465,7 +465,7 @@ impl Outbox {
             state.acked_seq = state.spooled_seq;
         }
         drop(state);
-        self.changed.notify_one();
+        self.wake_shipper();
     }
 
     /// Whether there is a spool.

@@ -307,6 +307,7 @@ impl Pipeline {
                     let (runtime, stopped) = (tokio::runtime::Handle::current(), tasks_stopped.clone());
                     sources.push(spawn("k8s", move || {
                         let _alive = guard;
+                        // Timers and sockets are driven by the thread that runs the runtime, which goes on until this one ends.
                         runtime.block_on(source.run(intake, stopped));
                     })?);
                     states.push(SourceState { source: "k8s", off: None, alive, status });
@@ -425,7 +426,7 @@ impl Pipeline {
                 join(source);
             }
             for task in tasks {
-                if runtime.block_on(task).is_err() {
+                if runtime.block_on(task).is_err_and(|error| error.is_panic()) {
                     tracing::error!("a source panicked");
                 }
             }

@@ -274,7 +274,7 @@ impl Shipper {
     ) -> Result<Ended, Broken> {
         let mut better = std::pin::pin!(self.better_than(candidate));
         let mut move_until: Option<Instant> = None;
-        // There may be something to send, and the transport took all that it was handed.
+        // There may be something to send.
         let mut may_send = true;
         while !outbox.is_done() {
             // All that goes goes now: another turn of the loop for each frame would ask for everything else as often.

@@ -5,7 +5,7 @@
  * Every packet of the version 2 hierarchy's sockets, out and in → a histogram for each cgroup, and dns_record. A query is
  * remembered by its socket and id until its answer comes, or until user space finds that none came (src/unanswered.rs). UDP
  * to port 53 only: neither TCP nor encrypted DNS. Only who asks is told; a server's packets have port 53 on the other side.
- * Every packet passes.
+ * The way in for what comes back is received.bpf.c. Every packet passes.
  */
 #include "aggregate.h"
 #include "packet.h"

@@ -2,7 +2,8 @@
 /*
  * Which TCP connections were made, refused, given up, ended, and where did segments have to be sent again?
  *
- * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset, and the packets that sockets get → tcp_record.
+ * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset, and the packets that sockets get (received.bpf.c)
+ * → tcp_record.
  *
  * A state may change in softirq, in nobody's context. Whom a connection belongs to is remembered by its socket when it starts
  * to connect, and by network namespace and port when a process listens; both happen in the process's own context. A socket

@@ -31,7 +31,7 @@ use crate::object::{
 use crate::run_time::RunTimes;
 
 pub use self::machine::possible_cpus;
-use self::machine::{lift_memory_lock_limit, read_types, recursion_misses};
+use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -173,13 +173,13 @@ impl Probes {
         let lethal_ring_bytes = ring_bytes(config.lethal_ring_bytes)?;
         let bulk_ring_bytes = ring_bytes(config.bulk_ring_bytes)?;
         let possible_cpus = possible_cpus()?;
-        // A new loader reads the kernel's types for itself. They take 14 MiB: they go before those that it shall have come.
+        // A new loader reads the kernel's types for itself. They take 14 MiB: they go before the same come again, to be shared.
         let mut loader = EbpfLoader::new();
         loader.btf(None);
-        let types = read_types(config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?;
-        let btf = types.parse()?;
-        let harmless_drops = drop_reasons::learn(types.bytes());
-        drop(types);
+        let kernel_btf = read_btf(config.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?;
+        let btf = kernel_btf.parse()?;
+        let harmless_drops = drop_reasons::learn(kernel_btf.bytes());
+        drop(kernel_btf);
         lift_memory_lock_limit();
 
         let counters = u32::try_from(possible_cpus * COUNTERS_PER_CPU)
@@ -534,7 +534,7 @@ mod tests {
         assert_eq!(probes.missed_runs("no_such_program"), None);
         drop(probes);
 
-        let btf = read_types(Path::new(KERNEL_BTF)).unwrap().parse().unwrap();
+        let btf = read_btf(Path::new(KERNEL_BTF)).unwrap().parse().unwrap();
         let mut object = EbpfLoader::new().map_max_entries(LETHAL, 1 << 16).load(object()).unwrap();
         let program = |name: &str| *PROGRAMS.iter().find(|program| program.name == name).unwrap();
         let absent = |name| ProgramInfo { hook: "no_such_tracepoint", ..program(name) };

@@ -154,8 +154,9 @@ pub const PROGRAMS: &[ProgramInfo] = &[
     typed(bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp])),
     typed(bulk("block_complete", "block_rq_complete", &[Kind::BlockIo, Kind::Histogram])),
     typed(bulk("packet_drop", "kfree_skb", &[Kind::PacketDrop])),
-    on_packets("dns_query", Attachment::CgroupEgress, &[Kind::Dns]),
+    // Before queries are remembered, their answers must be seen.
     on_packets("packet_received", Attachment::CgroupIngress, &[Kind::Dns, Kind::Histogram, Kind::Tcp]),
+    on_packets("dns_query", Attachment::CgroupEgress, &[Kind::Dns]),
     typed(bulk("process_fork", "sched_process_fork", &[Kind::Fork])),
     lethal("signal_fatal", "signal_deliver", &[Kind::SignalDelivered]),
     typed(when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[]))),

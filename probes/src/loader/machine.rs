@@ -31,14 +31,14 @@ fn last_cpu(ranges: &str) -> Option<usize> {
 }
 
 /// The kernel's type information as its file has it.
-pub(super) struct Types<'a> {
+pub(super) struct KernelBtf<'a> {
     path: &'a Path,
     bytes: Vec<u8>,
 }
 
-pub(super) fn read_types(path: &Path) -> Result<Types<'_>, Error> {
+pub(super) fn read_btf(path: &Path) -> Result<KernelBtf<'_>, Error> {
     match std::fs::read(path) {
-        Ok(bytes) => Ok(Types { path, bytes }),
+        Ok(bytes) => Ok(KernelBtf { path, bytes }),
         Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
             Err(Error::NotPermitted { action: "read the kernel's type information", source })
         }
@@ -46,7 +46,7 @@ pub(super) fn read_types(path: &Path) -> Result<Types<'_>, Error> {
     }
 }
 
-impl Types<'_> {
+impl KernelBtf<'_> {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
