@@ -75,8 +75,13 @@ impl FedNode {
 
     /// Feeds a collector that runs.
     pub fn feed(collector: Collector, rate: f64) -> Self {
+        Self::feed_by(collector, rate, RING_BYTES)
+    }
+
+    /// The same through a ring of `ring_bytes`.
+    pub fn feed_by(collector: Collector, rate: f64, ring_bytes: usize) -> Self {
         let name = &collector.node().to_owned();
-        let (node, ring) = Node::new(name, 1, ENTITIES, RING_BYTES).expect("a ring");
+        let (node, ring) = Node::new(name, 1, ENTITIES, ring_bytes).expect("a ring");
         let mut fed = Self { generator: None, publication: None, collector, ring };
         fed.publish();
         let generator = Generator::start(vec![node], Pace::PerSecond(rate), Duration::from_secs(3600));
