@@ -102,7 +102,11 @@ fn a_process_whose_threads_all_end_at_once_ends_once() {
     let mut session = Session::start();
     let pids: HashSet<u32> = (0..100).map(|_| run(&mut victim("threads-race"))).collect();
     let exits = session.all_of(Kind::Exit, |exit: &Exit| pids.contains(&exit.header.pid));
-    assert_eq!(exits.len(), pids.len());
+    let told: HashSet<u32> = exits.iter().map(|exit| exit.header.pid).collect();
+    assert_eq!(told.len(), exits.len(), "a process ended twice");
+    // Of threads that end at once one may preempt the other in the midst of the program: that run is skipped, and counted.
+    let missed = session.missed_runs("process_exit");
+    assert!(told.len() + missed >= pids.len(), "{} of {} told, {missed} runs skipped", told.len(), pids.len());
 }
 
 #[test]

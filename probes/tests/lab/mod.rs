@@ -151,6 +151,12 @@ impl Session {
         self.seen.iter().filter(|record| record.kind == kind).map(Record::get).filter(matches).collect()
     }
 
+    /// Runs that the kernel skipped, since the program ran on the CPU already: one that can be preempted in a program does.
+    pub fn missed_runs(&self, program: &str) -> usize {
+        let missed = self.probes.as_ref().expect("the probes are attached").missed_runs(program);
+        usize::try_from(missed.expect("a program of this name")).expect("a count")
+    }
+
     /// One of a kind's counters, of all CPUs.
     pub fn counted(&self, kind: Kind, counter: Counter) -> u64 {
         (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
