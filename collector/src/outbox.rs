@@ -5,7 +5,7 @@
 //! frame gets its `seq` when it is first sent, so that `seq` has no gaps; a bulk frame can be evicted for a lethal one only
 //! before it has a `seq`, and is then counted.
 //!
-//! With a spool the middle of the sequence may be on disk (`crate::spool`), moved by a thread of its own:
+//! With a spool the middle of the sequence may be on disk (`crate::spool`), moved by a thread of its own (`outbox/spooling.rs`):
 //!
 //! ```text
 //!  acknowledged │ sent: stamped, in memory │ on disk │ being written │ without a seq: lethal, bulk, last
@@ -16,6 +16,8 @@
 //! that the sequence has no gaps; what is on disk begins at the oldest frame that is not acknowledged, so that a server can go
 //! on from there after this process has died.
 
+mod spooling;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use crossbeam::sync::Unparker;
 use tapio_wire::event::{Lane, SOURCES, Source};
-use tapio_wire::frame::{Header, SealedFrame, Stamp};
+use tapio_wire::frame::{SealedFrame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
@@ -33,13 +35,12 @@ use crate::queue::Queues;
 use crate::shared::Shared;
 use crate::spool::Left;
 
+pub use self::spooling::SPOOL_BATCH_BYTES;
+
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
 const BULK_SHARE: f64 = 0.75;
 /// What a frame occupies beside its bytes: the room for its ledger, its times, its place in the queue.
 const FRAME_OVERHEAD_BYTES: usize = 1536;
-
-/// Frames that go to the spool, or come from it, at once.
-pub const SPOOL_BATCH_BYTES: usize = 4 << 20;
 
 /// What the packer may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,12 +180,6 @@ impl Outbox {
         state.spooled_seq = left.last_seq;
         state.is_finished = true;
         outbox
-    }
-
-    fn wake_spool(&self) {
-        if let Some(unparker) = &self.spool {
-            unparker.unpark();
-        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -369,123 +364,6 @@ impl Outbox {
         Some(Sent { seq: stamp.seq, source_events, bytes, times, sent_ns })
     }
 
-    /// Whether memory runs short, so that unsent frames belong on disk.
-    fn is_short(&self, state: &State) -> bool {
-        let is_due = state.is_flushing || state.on_disk.is_some() || state.bytes >= self.limit_bytes / 2;
-        self.spool.is_some() && is_due && (state.unsent() > 0 || state.is_flushing)
-    }
-
-    /// Frames to write to the spool now, in sequence. [`Outbox::spooled`] must follow.
-    pub fn take_for_spool(&self, room_bytes: usize) -> Vec<Bytes> {
-        let mut state = self.state();
-        if !self.is_short(&state) && state.spooling.is_empty() {
-            return Vec::new();
-        }
-        let mut frames: Vec<Bytes> = Vec::new();
-        let mut bytes = 0;
-        // What is stamped cannot be shed for a lethal frame any more: no more is than there is room for.
-        let limit = SPOOL_BATCH_BYTES.min(room_bytes);
-        // The copy on disk begins with the oldest frame that is not acknowledged.
-        for sent in state.sent.iter().filter(|sent| sent.seq > state.spooled_seq) {
-            bytes += sent.bytes.len();
-            frames.push(sent.bytes.clone());
-        }
-        // Nor while the disk refuses what is stamped already: a disk may be full before the spool's bound is reached.
-        let is_refused = state.is_spool_full && !frames.is_empty();
-        if state.spooling.is_empty() && !is_refused {
-            while state.next_len().is_some_and(|next| bytes + next + FRAME_OVERHEAD_BYTES <= limit)
-                && let Some(sent) = self.stamp_next(&mut state)
-            {
-                bytes += sent.bytes.len();
-                state.spooling.push_back(sent);
-            }
-        }
-        frames.extend(state.spooling.iter().map(|sent| sent.bytes.clone()));
-        state.taken_seq = state.spooling.back().or(state.sent.back()).map_or(state.taken_seq, |sent| sent.seq);
-        frames
-    }
-
-    /// What was taken for the spool is on disk, or is not.
-    pub fn spooled(&self, is_written: bool) {
-        let mut state = self.state();
-        let state = &mut *state;
-        state.is_spool_full = !is_written;
-        if is_written {
-            state.spooled_seq = state.spooled_seq.max(state.taken_seq);
-            while let Some(sent) = state.spooling.pop_front() {
-                state.bytes -= sent.bytes.len() + FRAME_OVERHEAD_BYTES;
-                state.spooled_seq = sent.seq;
-                state.on_disk = Some((state.on_disk.map_or(sent.seq, |(first, _)| first), sent.seq));
-            }
-            self.queues.wake_packer();
-        } else if state.on_disk.is_none() {
-            // They follow what is in memory, so they can be sent from there.
-            state.sent.append(&mut state.spooling);
-        }
-        self.wake_shipper();
-    }
-
-    /// The first frame to load from the spool now, if one is wanted.
-    pub fn wants_loaded(&self) -> Option<u64> {
-        let state = self.state();
-        let (first, _) = state.on_disk.filter(|_| state.is_streaming)?;
-        let in_memory: usize = state.sent.iter().map(|sent| sent.bytes.len()).sum();
-        (in_memory < (self.limit_bytes / 4).max(SPOOL_BATCH_BYTES)).then_some(first)
-    }
-
-    /// Takes frames that were asked for.
-    pub fn loaded(&self, frames: Vec<Bytes>) {
-        let mut state = self.state();
-        for bytes in frames {
-            let (Ok((header, _)), Some((first, last))) = (Header::peek(&bytes), state.on_disk) else { continue };
-            if header.seq != first {
-                continue;
-            }
-            state.on_disk = (first < last).then_some((first + 1, last));
-            state.bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
-            let (source_events, times, sent_ns) = (header.source_events, FrameTimes::default(), boottime_ns());
-            state.sent.push_back(Sent { seq: header.seq, source_events, bytes, times, sent_ns });
-        }
-        if state.on_disk.is_none() && state.is_spool_full {
-            let State { sent, spooling, .. } = &mut *state;
-            sent.append(spooling);
-        }
-        let durable_seq = state.durable_seq;
-        drop(state);
-        self.acknowledge(durable_seq);
-        self.wake_shipper();
-    }
-
-    /// The disk has lost what was on it: the epoch ends with what is left, and the server declares the rest.
-    pub fn lost_spool(&self) {
-        let mut state = self.state();
-        state.on_disk = None;
-        if self.is_replay {
-            state.sent.clear();
-            state.acked_seq = state.spooled_seq;
-        }
-        drop(state);
-        self.wake_shipper();
-    }
-
-    /// Whether there is a spool.
-    pub fn has_spool(&self) -> bool {
-        self.spool.is_some()
-    }
-
-    /// Moves everything that is not acknowledged to the spool, since the process ends.
-    pub fn flush(&self) {
-        self.state().is_flushing = true;
-        self.wake_spool();
-    }
-
-    /// Whether everything that is not acknowledged is on disk.
-    pub fn is_spooled(&self) -> bool {
-        let state = self.state();
-        let in_memory = state.sent.iter().all(|sent| sent.seq <= state.spooled_seq);
-        self.spool.is_some() && state.is_finished && state.unsent() == 0 && state.spooling.is_empty() && in_memory
-    }
-
     /// Everything up to `durable_seq` is durable; returns what left, for the latency histograms.
     pub fn acknowledge(&self, durable_seq: u64) -> Vec<Acknowledged> {
         let mut state = self.state();
@@ -550,7 +428,7 @@ impl Outbox {
 mod tests {
     use tapio_wire::compress::Compression;
     use tapio_wire::event::{Body, Detail, Event};
-    use tapio_wire::frame::Encoder;
+    use tapio_wire::frame::{Encoder, Header};
 
     use super::*;
     use crate::config::Config;

@@ -1,6 +1,8 @@
 //! What an honest writer and reader of a memfd ring do, in one process.
 #![cfg(not(loom))]
 
+mod napping;
+
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -190,15 +192,7 @@ fn a_reader_that_naps_is_woken_when_its_ring_fills_and_not_while_it_keeps_up() {
     }
     // From a position that is no multiple of an eighth.
     for _ in 0..20 {
-        let mut woken_at = 0;
-        while woken_at == 0 {
-            assert!(writer.write(&[1; 16]), "the ring is full, and nobody was woken");
-            if poller.wait(Some(Duration::ZERO)).unwrap() == [3] {
-                woken_at = reader.pending_bytes();
-            }
-        }
-        assert!((DATA_BYTES / 4..=DATA_BYTES * 3 / 8).contains(&woken_at), "{woken_at}");
-        reader.drain(999, |_| {}).unwrap();
+        napping::fill_until_woken(&mut reader, &mut poller, || writer.write(&[1; 16]));
     }
     assert_eq!(writer.write_batch([&[1; 1000][..]; 3]), 3);
     assert_eq!(poller.wait(Some(Duration::from_secs(10))).unwrap(), [3], "a batch that fills most of it at once");

@@ -1,6 +1,8 @@
 //! What several producers of one process do with a memfd ring.
 #![cfg(not(loom))]
 
+mod napping;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -218,15 +220,7 @@ fn a_commit_wakes_a_reader_that_naps_when_the_ring_fills() {
     let mut poller = Poller::new().unwrap();
     poller.add_edge(std::os::fd::AsFd::as_fd(&eventfd), 3).unwrap();
     for _ in 0..20 {
-        let mut woken_at = 0;
-        while woken_at == 0 {
-            assert!(writer.write(&[1; 16]), "the ring is full, and nobody was woken");
-            if poller.wait(Some(Duration::ZERO)).unwrap() == [3] {
-                woken_at = reader.pending_bytes();
-            }
-        }
-        assert!((DATA_BYTES / 4..=DATA_BYTES * 3 / 8).contains(&woken_at), "{woken_at}");
-        reader.drain(999, |_| {}).unwrap();
+        napping::fill_until_woken(&mut reader, &mut poller, || writer.write(&[1; 16]));
     }
     reader.drain(999, |_| {}).unwrap();
     assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), [], "a look is no reason to be woken");
