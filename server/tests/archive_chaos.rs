@@ -27,8 +27,11 @@ enum Step {
     /// A write takes so many bytes at the most; 0 for all.
     ShortWrites(u16),
     SlowSyncs(u8),
-    /// The machine is gone after so many operations, in the midst of appends, and comes back.
-    Crash(u8),
+    /// The machine is gone after so many operations, in the midst of appends, and comes back; with all that was written or not.
+    Crash {
+        operations: u8,
+        keeps_writes: bool,
+    },
     /// The server ends well and comes back.
     Restart,
 }
@@ -43,7 +46,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..30).prop_map(Step::Full),
         2 => prop_oneof![Just(0u16), 1u16..5000].prop_map(Step::ShortWrites),
         1 => (0u8..5).prop_map(Step::SlowSyncs),
-        2 => (0u8..40).prop_map(Step::Crash),
+        2 => (0u8..40, any::<bool>())
+            .prop_map(|(operations, keeps_writes)| Step::Crash { operations, keeps_writes }),
         1 => Just(Step::Restart),
     ]
 }
@@ -93,7 +97,11 @@ impl Run {
             books.durable_seq(self.frames.node(), 1)
         };
         assert!(durable >= acknowledged, "{acknowledged} were acknowledged, {durable} are there");
-        assert_eq!(replayed, self.sent[..durable as usize], "every frame once, as it was sent");
+        assert!(
+            replayed == self.sent[..durable as usize],
+            "{} frames were replayed, not each of the {durable} durable ones once, as it was sent",
+            replayed.len()
+        );
         for bytes in &self.sent[durable as usize..] {
             append(&self.archive, append_of(bytes, &self.frames.name, &self.receiver));
         }
@@ -121,8 +129,11 @@ impl Run {
             Step::SlowSyncs(milliseconds) => {
                 disk.set(|faults| faults.sync_delay = Duration::from_millis(milliseconds.into()));
             }
-            Step::Crash(operations) => {
-                disk.set(|faults| faults.crash_after = Some(operations.into()));
+            Step::Crash { operations, keeps_writes } => {
+                disk.set(|faults| {
+                    faults.crash_after = Some(operations.into());
+                    faults.keeps_writes = keeps_writes;
+                });
                 self.append(3, 2000);
                 let (receiver, last) = (Arc::clone(&self.receiver), self.frames.seq);
                 wait_until("the frames are durable or the machine gone", || {

@@ -75,6 +75,33 @@ fn frames_that_a_poisoned_segment_repeats_are_dropped_by_a_recovery_from_further
 }
 
 #[test]
+fn a_frame_that_only_a_poisoned_segment_holds_is_replayed_once_it_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let archive = open_faulty(plain(dir.path()), &disk);
+    let mut frames = Frames::new("node-1", 1);
+    let receiver = Arc::new(Receiver::default());
+    let frame = frames.next();
+    // Its write and the sync that fails, then the next segment: created, written, synced, renamed, its directory synced. The
+    // machine is gone before the frame is written there, and the poisoned segment turns out to hold it.
+    disk.set(|faults| (faults.failing_syncs, faults.crash_after, faults.keeps_writes) = (1, Some(7), true));
+    append(&archive, append_of(&frame, &frames.name, &receiver));
+    wait_until("the machine is gone", || disk.has_crashed());
+    archive.shutdown();
+    assert_eq!((segments(dir.path()).len(), receiver.seq()), (2, 0));
+    let (archive, replayed) = open_and_replay(plain(dir.path()), ALL);
+    assert_eq!(lock_books(archive.books()).durable_seq(frames.node(), 1), 0);
+    assert!(replayed.is_empty(), "its collector sends it again");
+    append(&archive, append_of(&frame, &frames.name, &receiver));
+    receiver.wait_for(1);
+    archive.shutdown();
+    let (archive, replayed) = open_and_replay(plain(dir.path()), ALL);
+    assert_eq!(replayed, [frame], "once, of two copies");
+    let books = lock_books(archive.books());
+    assert_eq!((books.totals().frames, books.unexplained_total()), (1, 0));
+}
+
+#[test]
 fn a_disk_that_keeps_failing_shows_and_nothing_is_acknowledged_until_it_works() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();

@@ -234,6 +234,17 @@ impl Books {
         self.epoch(node, epoch).map_or(0, |epoch| epoch.durable_seq)
     }
 
+    /// Whether a frame that was found on the disk is one of those that count. An epoch that made room for newer ones did count.
+    pub fn counts(&self, node: u64, epoch: u64, seq: u64) -> bool {
+        let Some(epochs) = self.nodes.get(&node).map(|node| &node.epochs) else {
+            return false;
+        };
+        match epochs.iter().find(|known| known.epoch == epoch) {
+            Some(known) => seq <= known.durable_seq,
+            None => epochs.len() >= EPOCHS_MAX && epochs.first().is_some_and(|oldest| epoch < oldest.epoch),
+        }
+    }
+
     /// What is known of an epoch.
     pub fn epoch(&self, node: u64, epoch: u64) -> Option<&EpochBooks> {
         let epochs = &self.nodes.get(&node)?.epochs;

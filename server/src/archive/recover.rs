@@ -180,6 +180,9 @@ impl Recovered {
     }
 
     /// Hands over the frames whose realtime is within `window` of the newest frame's, oldest segment first, each once.
+    ///
+    /// A poisoned segment may hold frames that a crash kept from being written again to the next one, whose snapshot does not
+    /// count them. They were not acknowledged: their collector sends them again, and then they are handed over.
     pub fn replay(&mut self, window: Duration, each: &mut dyn FnMut(&Header, &[u8])) -> Result<(), ArchiveError> {
         if window.is_zero() {
             return Ok(());
@@ -212,6 +215,7 @@ impl Recovered {
             each_frame(segment, end, &mut |item| {
                 if let Item::Frame { header, bytes } = item
                     && header.realtime_ns >= oldest_ns
+                    && self.books.counts(header.node, header.epoch, header.seq)
                 {
                     let last = last_seq.entry((header.node, header.epoch)).or_default();
                     if header.seq > *last {

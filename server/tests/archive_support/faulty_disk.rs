@@ -37,6 +37,8 @@ pub struct Faults {
     /// After so many more operations the machine is gone: nothing works, and what no directory sync made durable is undone. Of
     /// what was written without a sync one part is there, one is torn in the middle, and one is as it was: zeros.
     pub crash_after: Option<u32>,
+    /// The crash leaves what was written: the kernel wrote it back in time, whatever the sync said.
+    pub keeps_writes: bool,
     unsynced: Vec<Unsynced>,
     /// Renames that are undone by a crash: an unlinked file is set aside until its directory is synced.
     pending: Vec<(PathBuf, PathBuf)>,
@@ -72,7 +74,8 @@ impl FaultyDisk {
         match &mut faults.crash_after {
             None => Ok(()),
             Some(0) => {
-                for (turn, write) in faults.unsynced.drain(..).enumerate() {
+                let kept = faults.keeps_writes;
+                for (turn, write) in faults.unsynced.drain(..).enumerate().filter(|_| !kept) {
                     let lost = [write.bytes, write.bytes / 2, 0][turn % 3];
                     let from = write.offset + (write.bytes - lost) as u64;
                     write.file.write_all_at(&vec![0; lost], from).expect("the crash undoes a write");
@@ -200,7 +203,9 @@ impl Disk for FaultyDisk {
         self.operate()?;
         self.set(|faults| faults.log.push(Operation::Unlink(path.to_owned())));
         if self.faults.lock().unwrap().crash_after.is_none() {
-            return PlainDisk.unlink(path).await;
+            PlainDisk.unlink(path).await?;
+            self.set(|faults| faults.pending.retain(|(_, to)| to != path));
+            return Ok(());
         }
         let aside = path.with_extension("unlinked");
         PlainDisk.rename(path, &aside).await?;

@@ -181,6 +181,11 @@ fn epochs_beyond_the_bound_keep_counting_in_the_totals() {
     assert!(losses.contains(&(Source::Ebpf, Stage::Collector, Reason::Killed, 19 * 4)));
     assert!(losses.contains(&(Source::Ebpf, Stage::Ring, Reason::Full, 20)));
     assert_eq!(books.totals().events, 200);
+    // 13 to 20 are listed; what came before them did count.
+    for (epoch, seq, counts) in [(20, 1, true), (20, 2, false), (13, 1, true), (12, 9, true), (21, 1, false)] {
+        assert_eq!(books.counts(NODE, epoch, seq), counts, "frame {seq} of epoch {epoch}");
+    }
+    assert!(!books.counts(NODE + 1, 1, 1));
 }
 
 #[test]
