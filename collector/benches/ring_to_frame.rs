@@ -128,7 +128,7 @@ impl Bench {
     fn drain(&mut self) -> Vec<(Lane, Body)> {
         let room = self.intake.room();
         let intake = &mut self.intake;
-        self.reader.drain(room, |record| intake.accept(record)).expect("an honest writer");
+        self.reader.drain_ahead(room, intake, Intake::fetch, Intake::accept).expect("an honest writer");
         intake.flush(true);
         std::iter::from_fn(|| self.shared.queues.pop(Room::Both)).collect()
     }

@@ -5,8 +5,11 @@
 //! record that breaks the layout is refused, never guessed at.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use tapio_probes::record::{self, Kind, text};
 use tapio_wire::event::{
     Body, Detail, Event, Exec, Exit, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
@@ -27,8 +30,10 @@ pub const TEXT_BYTES_MAX: usize = 4096;
 #[derive(Default)]
 pub struct Batch {
     pub body: Body,
-    comms: HashMap<[u8; record::COMM_BYTES], Name, foldhash::fast::RandomState>,
-    texts: HashMap<String, Name, foldhash::fast::RandomState>,
+    comms: HashMap<[u8; record::COMM_BYTES], Name, RandomState>,
+    /// The other names, which are in the body.
+    texts: HashTable<Name>,
+    hasher: RandomState,
     redactor: Arc<Redactor>,
 }
 
@@ -69,11 +74,14 @@ impl Batch {
             return NO_NAME;
         }
         let text = &text[..text.floor_char_boundary(TEXT_BYTES_MAX)];
-        if let Some(&name) = self.texts.get(text) {
+        let hash = self.hasher.hash_one(text);
+        let names = &self.body.names;
+        if let Some(&name) = self.texts.find(hash, |&name| names[name as usize] == text) {
             return name;
         }
         let name = self.push(text.to_owned());
-        self.texts.insert(text.to_owned(), name);
+        let (names, hasher) = (&self.body.names, &self.hasher);
+        self.texts.insert_unique(hash, name, |&name| hasher.hash_one(names[name as usize].as_str()));
         name
     }
 

@@ -351,7 +351,13 @@ impl Identity {
         entity
     }
 
-    /// The same for others that an event names: they do not count as subjects.
+    /// Fetches what [`Self::resolve`] needs for a cgroup that is nearly always resolved soon.
+    #[inline]
+    pub fn fetch(&self, id: u64) {
+        self.recent.fetch(id);
+    }
+
+    /// As [`Self::resolve`], for others that an event names: they do not count as subjects.
     #[inline]
     pub fn resolve_other(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
         self.resolve_with_outcome(id, lane, described).0

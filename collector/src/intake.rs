@@ -182,6 +182,14 @@ impl Intake {
         }
     }
 
+    /// Fetches what a record will need that is accepted soon: a source that wakes finds its caches cold.
+    #[inline]
+    pub fn fetch(&self, bytes: &[u8]) {
+        if let Ok((header, _)) = header(bytes) {
+            self.identity.fetch(header.cgroup_id);
+        }
+    }
+
     /// Takes one record. At most [`Intake::room`] of them between two flushes.
     #[inline]
     pub fn accept(&mut self, bytes: &[u8]) {

@@ -1,16 +1,19 @@
 //! Latency from an event to its durable acknowledgement, measured without a cost per event.
 //!
 //! A frame keeps the times of at most [`SAMPLES`] of its events, evenly spread and with the oldest among them; when the frame
-//! is acknowledged each stands for its share of the frame. The histograms resolve three significant digits.
+//! is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
+//! in a list: a histogram is as many cold cache lines as values, and a few dozen frames at once pay for them once.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use tapio_wire::event::Body;
 
 /// Events of a frame whose times are kept.
-pub const SAMPLES: usize = 16;
+pub const SAMPLES: usize = 8;
+/// Acknowledged frames that are not in the histograms yet.
+const WAITING_MAX: usize = 64;
 
 /// `CLOCK_BOOTTIME`, nanoseconds.
 pub fn boottime_ns() -> u64 {
@@ -47,11 +50,25 @@ impl FrameTimes {
     }
 }
 
-/// The histograms, microseconds.
+/// An acknowledged frame.
+struct Measured {
+    times: FrameTimes,
+    sent_ns: u64,
+    acknowledged_ns: u64,
+}
+
+/// The histograms, microseconds, of events and of frames, and what is not in them yet.
+struct Histograms {
+    events: Histogram<u64>,
+    frames: Histogram<u64>,
+    waiting: Vec<Measured>,
+}
+
+/// See the module.
 pub struct Latencies {
-    histograms: Mutex<(Histogram<u64>, Histogram<u64>)>,
+    histograms: Mutex<Histograms>,
     /// The same for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event to its
-    /// first sending.
+    /// first sending. As of the last look at one of the others.
     pub ack_seconds: prometheus::Histogram,
     pub send_seconds: prometheus::Histogram,
 }
@@ -76,7 +93,11 @@ impl Default for Latencies {
     fn default() -> Self {
         let new = || Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are valid");
         Self {
-            histograms: Mutex::new((new(), new())),
+            histograms: Mutex::new(Histograms {
+                events: new(),
+                frames: new(),
+                waiting: Vec::with_capacity(WAITING_MAX),
+            }),
             ack_seconds: doubling(
                 "tapio_collector_frame_to_ack_seconds",
                 "From a frame's first sending to its durable acknowledgement",
@@ -100,35 +121,50 @@ impl Latencies {
     /// Counts an acknowledged frame: `now_ns` is the acknowledgement, `sent_ns` its first sending, `CLOCK_BOOTTIME`.
     pub fn record(&self, times: &FrameTimes, sent_ns: u64, now_ns: u64) {
         let mut histograms = self.histograms.lock().unwrap_or_else(PoisonError::into_inner);
-        let (events, frames) = &mut *histograms;
-        let us = |from_ns: u64| (now_ns.saturating_sub(from_ns) / 1000).max(1);
-        for (sample, &time_ns) in times.times_ns[..times.samples].iter().enumerate() {
-            let samples = times.samples as u64;
-            let share = times.events * (sample as u64 + 1) / samples - times.events * sample as u64 / samples;
-            events.saturating_record_n(us(time_ns), share);
-        }
-        frames.saturating_record(us(sent_ns));
-        self.ack_seconds.observe(now_ns.saturating_sub(sent_ns) as f64 / 1e9);
-        if times.samples > 0 {
-            self.send_seconds.observe(sent_ns.saturating_sub(times.times_ns[0]) as f64 / 1e9);
+        histograms.waiting.push(Measured { times: *times, sent_ns, acknowledged_ns: now_ns });
+        if histograms.waiting.len() >= WAITING_MAX {
+            self.enter(&mut histograms);
         }
     }
 
     /// What was counted: event to acknowledgement, frame to acknowledgement.
     pub fn counts(&self) -> (Counts, Counts) {
-        let histograms = self.histograms.lock().unwrap_or_else(PoisonError::into_inner);
+        let histograms = self.entered();
         let all = |histogram: &Histogram<u64>| {
             histogram
                 .iter_recorded()
                 .map(|value| (value.value_iterated_to(), value.count_since_last_iteration()))
                 .collect()
         };
-        (all(&histograms.0), all(&histograms.1))
+        (all(&histograms.events), all(&histograms.frames))
     }
 
     /// The value that a share of the events stays below, microseconds.
     pub fn event_quantile_us(&self, quantile: f64) -> u64 {
-        self.histograms.lock().unwrap_or_else(PoisonError::into_inner).0.value_at_quantile(quantile)
+        self.entered().events.value_at_quantile(quantile)
+    }
+
+    fn entered(&self) -> MutexGuard<'_, Histograms> {
+        let mut histograms = self.histograms.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter(&mut histograms);
+        histograms
+    }
+
+    /// Enters what waits into the histograms.
+    fn enter(&self, Histograms { events, frames, waiting }: &mut Histograms) {
+        for Measured { times, sent_ns, acknowledged_ns } in waiting.drain(..) {
+            let since_us = |from_ns: u64| (acknowledged_ns.saturating_sub(from_ns) / 1000).max(1);
+            let samples = times.samples as u64;
+            for (sample, &time_ns) in (0..).zip(&times.times_ns[..times.samples]) {
+                let share = times.events * (sample + 1) / samples - times.events * sample / samples;
+                events.saturating_record_n(since_us(time_ns), share);
+            }
+            frames.saturating_record(since_us(sent_ns));
+            self.ack_seconds.observe(acknowledged_ns.saturating_sub(sent_ns) as f64 / 1e9);
+            if times.samples > 0 {
+                self.send_seconds.observe(sent_ns.saturating_sub(times.times_ns[0]) as f64 / 1e9);
+            }
+        }
     }
 }
 
@@ -156,7 +192,20 @@ mod tests {
             assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), events as u64);
             let longest = counts.last().expect("counted").0;
             assert!((1999..=2003).contains(&longest), "{longest}");
-            assert_eq!(frames.len(), 1);
+            assert_eq!(frames, [(1100, 1)]);
+            assert_eq!((latencies.ack_seconds.get_sample_count(), latencies.send_seconds.get_sample_count()), (1, 1));
         }
+    }
+
+    #[test]
+    fn frames_are_counted_each_however_many_wait() {
+        let latencies = Latencies::default();
+        let frames = WAITING_MAX as u64 * 2 + 3;
+        for sent_us in 0..frames {
+            latencies.record(&FrameTimes::default(), sent_us * 1000, 10_000_000);
+        }
+        assert_eq!(latencies.ack_seconds.get_sample_count(), WAITING_MAX as u64 * 2);
+        assert_eq!(latencies.counts().1.iter().map(|(_, count)| count).sum::<u64>(), frames);
+        assert_eq!((latencies.ack_seconds.get_sample_count(), latencies.send_seconds.get_sample_count()), (frames, 0));
     }
 }

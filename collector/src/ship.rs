@@ -141,6 +141,7 @@ impl Shipper {
             let outcome = match &candidate {
                 None => Err(Broken::Status(Status::unavailable(unresolved.unwrap_or_default()))),
                 Some(candidate) => tokio::select! {
+                    biased;
                     outcome = self.stream(outbox, candidate) => outcome,
                     _ = give_up.wait_for(|give_up| *give_up) => return outbox.disconnected(),
                 },
@@ -298,6 +299,7 @@ impl Shipper {
                 return Ok(Ended::Moving);
             }
             tokio::select! {
+                biased;
                 response = responses.message() => {
                     let Some(ship_response::Kind::Ack(ack)) = response?.ok_or(Broken::Closed)?.kind else {
                         return Err(Broken::Protocol("it sent something else than an ack"));
@@ -317,7 +319,9 @@ impl Shipper {
                 }
                 () = outbox.changed.notified(), if !may_send => may_send = true,
                 () = &mut better, if move_until.is_none() => move_until = Some(Instant::now() + MOVE_TIMEOUT),
-                () = tokio::time::sleep_until(move_until.unwrap_or_else(Instant::now)), if move_until.is_some() => {}
+                // As a block, so that the timer is only made when it is asked for.
+                () = async { tokio::time::sleep_until(move_until.unwrap_or_else(Instant::now)).await },
+                    if move_until.is_some() => {}
             }
         }
         Ok(Ended::Done)

@@ -27,6 +27,8 @@ pub mod layout;
 mod mapping;
 #[cfg(not(loom))]
 mod memfd;
+#[cfg(not(loom))]
+mod prefetch;
 #[doc(hidden)]
 pub mod producers;
 #[doc(hidden)]
@@ -49,6 +51,7 @@ pub use {
     counters::CounterArray,
     error::{Corruption, Error, Refusal},
     memfd::Limits,
+    prefetch::prefetch,
     producers::PLACES_MAX,
     reader::{Drained, ProducerCounters, Reader},
     shared_writer::{SharedReservation, SharedWriter},

@@ -117,12 +117,40 @@ impl Reader {
         })
     }
 
+    /// As [`Self::drain`], with `taker`, which is shown records some time before they are handed to `each`, in the same order, so
+    /// that it can ask for memory that they will need. Not those of BPF rings, which nobody has looked at before their turn.
+    #[inline]
+    pub fn drain_ahead<T>(
+        &mut self,
+        max_records: usize,
+        taker: &mut T,
+        ahead: impl Fn(&T, &[u8]),
+        each: impl Fn(&mut T, &[u8]),
+    ) -> Result<Drained, Error> {
+        self.drain_with::<true>(max_records, |turn, record| {
+            match turn {
+                Turn::Ahead => ahead(taker, record),
+                Turn::Own => each(taker, record),
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
     /// As [`Self::drain`], and stops after the record for which `each` returns `Break`.
     #[inline]
     pub fn drain_while(
         &mut self,
         max_records: usize,
-        each: impl FnMut(&[u8]) -> ControlFlow<()>,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<Drained, Error> {
+        self.drain_with::<false>(max_records, |_, record| each(record))
+    }
+
+    #[inline]
+    fn drain_with<const AHEAD: bool>(
+        &mut self,
+        max_records: usize,
+        mut show: impl FnMut(Turn, &[u8]) -> ControlFlow<()>,
     ) -> Result<Drained, Error> {
         if let Some(error) = &self.corrupt {
             return Err(error.clone());
@@ -139,8 +167,8 @@ impl Reader {
         };
         // Two loops, so that neither asks at each record which kind of ring it is.
         let drained = match self.scratch.as_mut() {
-            None => drain_in_place(progress, end, max_records, &mut self.were_alike, each),
-            Some(scratch) => drain_copied(progress, end, max_records, scratch, each),
+            None => drain_in_place(progress, end, max_records, &mut self.were_alike, |record| show(Turn::Own, record)),
+            Some(scratch) => drain_copied::<AHEAD>(progress, end, max_records, scratch, show),
         };
         drained.map_err(|what| self.poison(what))
     }
@@ -240,6 +268,14 @@ impl Reader {
     }
 }
 
+/// Why a record is shown.
+enum Turn {
+    /// It will be handed out soon.
+    Ahead,
+    /// It is handed out.
+    Own,
+}
+
 /// How far a drain has come. Its drop stores the position, also when a callback panics: R3.
 struct Progress<'a> {
     ring: &'a RingMapping,
@@ -332,31 +368,29 @@ fn drain_in_place(
 }
 
 #[inline]
-fn drain_copied(
+fn drain_copied<const AHEAD: bool>(
     mut progress: Progress<'_>,
     end: u64,
     max_records: usize,
     stretch: &mut Stretch,
-    mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    mut show: impl FnMut(Turn, &[u8]) -> ControlFlow<()>,
 ) -> Result<Drained, Corruption> {
     let mut drained = Drained::default();
     let mut left = max_records;
     loop {
-        let ahead = progress.ring.words(progress.position, end.wrapping_sub(progress.position));
-        let (taken, stop) = stretch.copy(ahead, left);
+        let words = progress.ring.words(progress.position, end.wrapping_sub(progress.position));
+        let (taken, stop) = stretch.copy(words, left);
         left -= taken;
-        let mut rest = stretch.bytes();
-        for run in stretch.runs() {
-            let length = (run.header & LENGTH_MASK) as usize;
-            let bytes = layout::record_bytes(length as u32);
-            for _ in 0..run.records {
-                let (record, behind) = rest.split_at(bytes as usize);
-                rest = behind;
-                if progress.pass(run.header, bytes, &mut drained) && each(&record[HEADER_BYTES..][..length]).is_break()
-                {
-                    return Ok(progress.finish(drained, end, false));
-                }
-            }
+        if AHEAD {
+            let _ = stretch.each(|header, _, record| {
+                if header & DISCARD_BIT == 0 { show(Turn::Ahead, record) } else { ControlFlow::Continue(()) }
+            });
+        }
+        let handed_out = stretch.each(|header, bytes, record| {
+            if progress.pass(header, bytes, &mut drained) { show(Turn::Own, record) } else { ControlFlow::Continue(()) }
+        });
+        if handed_out.is_break() {
+            return Ok(progress.finish(drained, end, false));
         }
         match stop {
             Stop::Bound if left > 0 && progress.position != end => {}

@@ -11,11 +11,12 @@
 //! - **H1** the runs are of committed records, and what they span is no more than the words given and than the private memory;
 //! - **H2** each header that is looked at moves eight bytes or more through the private memory, so a stretch ends.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::slice;
 
 use crate::error::Corruption;
 use crate::layout::{self, BUSY_BIT, HEADER_BYTES, LENGTH_MASK};
+use crate::prefetch::prefetch;
 use crate::protocol;
 use crate::sync::{AtomicU32, AtomicU64};
 
@@ -23,6 +24,10 @@ use crate::sync::{AtomicU32, AtomicU64};
 const STRETCH_BYTES: usize = 12 << 10;
 /// Runs of equal headers copied at once; where every record is unlike the one before, this many records.
 const RUNS_MAX: usize = 256;
+
+/// How far ahead of the header that is looked at memory is asked for, words: what a walk of unlike records takes to get there is
+/// about as long as a line takes to come from another processor.
+const PREFETCH_WORDS: usize = 64;
 
 /// Words left free before the copies, so that they lie in their cache lines as the originals do.
 const SKEW_MAX: usize = 7;
@@ -98,9 +103,9 @@ pub(crate) enum Stop {
 
 /// Records with equal headers that follow each other.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Run {
-    pub header: u32,
-    pub records: u32,
+struct Run {
+    header: u32,
+    records: u32,
 }
 
 /// Private copies of records that follow each other.
@@ -137,6 +142,12 @@ impl Stretch {
         let mut stop = Stop::Bound;
         for run in &mut self.runs {
             let Some(word) = within.get(at).filter(|_| left > 0) else { break };
+            // Records that are alike are loaded many at a time by guessing; others one after the other.
+            if !steps.are_alike
+                && let Some(soon) = ahead.get(at + PREFETCH_WORDS)
+            {
+                prefetch(soon);
+            }
             let (header, step) =
                 match steps.check(layout::length_word(word), ((ahead.len() - at) * HEADER_BYTES) as u64) {
                     Ok(Step::Whole { header, bytes }) => (header, bytes as usize / HEADER_BYTES),
@@ -176,15 +187,26 @@ impl Stretch {
         (max_records - left, stop)
     }
 
-    /// What the records are, as their headers were checked.
-    #[inline]
-    pub fn runs(&self) -> &[Run] {
-        &self.runs[..self.run_count]
+    /// Shows the records in order, until told to stop: each header as it was checked, the bytes that the record takes in the ring,
+    /// and its own.
+    #[inline(always)]
+    pub fn each(&self, mut show: impl FnMut(u32, u64, &[u8]) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut rest = self.bytes();
+        for run in &self.runs[..self.run_count] {
+            let length = (run.header & LENGTH_MASK) as usize;
+            let bytes = layout::record_bytes(length as u32);
+            for _ in 0..run.records {
+                let (record, behind) = rest.split_at(bytes as usize);
+                rest = behind;
+                show(run.header, bytes, &record[HEADER_BYTES..][..length])?;
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// The bytes of the records; those of their headers are not to be trusted.
     #[inline]
-    pub fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         let words = &self.words[self.copied.clone()];
         // SAFETY: any bytes are valid, and these are private and borrowed as long as the slice.
         unsafe { slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }

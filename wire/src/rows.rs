@@ -44,7 +44,7 @@ const TEXT_LENGTH_BYTES: usize = 4;
 const SLACK: usize = LANE_BYTES;
 const ROOM_BYTES: usize = ROW_BYTES + SLACK;
 /// Shorter text is not worth the setting up of lz4's table.
-const TEXT_BYTES_LZ4_MIN: usize = 128;
+const TEXT_BYTES_LZ4_MIN: usize = 512;
 
 // The layout belongs to the frame's version: a change here needs a new one.
 const _: () = assert!(size_of::<ArchivedEvent>() == ROW_BYTES && size_of::<ArchivedBody>() == ROOT_BYTES);

@@ -6,6 +6,7 @@
 //! for, or makes descriptions due, says what is to be forgotten. A cgroup that the table gave up for want of room may be known
 //! here until its description is due.
 
+use tapio_ringbuf::prefetch;
 use tapio_wire::event::{EntityId, Lane};
 
 /// A power of two.
@@ -39,6 +40,12 @@ impl Recent {
     pub fn get(&self, id: u64, lane: Lane, second: u32) -> Option<(EntityId, usize)> {
         let place = &self.0[id as usize % PLACES];
         (place.id == id && second < place.due[lane as usize]).then_some((place.entity, place.outcome as usize))
+    }
+
+    /// Asks for the place of a cgroup that will be looked for soon.
+    #[inline]
+    pub fn fetch(&self, id: u64) {
+        prefetch(&self.0[id as usize % PLACES]);
     }
 
     /// Remembers an answer; until the second `due` nothing has to be described in this lane.

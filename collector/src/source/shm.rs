@@ -179,7 +179,7 @@ impl ShmSource {
             let room = intake.room();
             let peer = &mut self.peers[index];
             fullest = fullest.max(peer.reader.pending_bytes() as f64 / peer.reader.capacity_bytes() as f64);
-            match peer.reader.drain(room, |record| intake.accept(record)) {
+            match peer.reader.drain_ahead(room, intake, Intake::fetch, Intake::accept) {
                 Ok(done) => {
                     pass.records += done.records;
                     pass.has_more |= done.more;
