@@ -108,7 +108,7 @@ impl Default for GrpcSection {
             tls: ClientFiles::default(),
             token_file: None,
             max_batch_size: 4096,
-            batch_timeout: Duration::from_millis(100),
+            batch_timeout: Duration::from_millis(200),
             reconnect_enabled: true,
             spool: None,
             compression: Compression::Rows,

@@ -31,6 +31,9 @@ const OVER_SHARE: f64 = 0.95;
 const ROOM_SHARE: f64 = 0.75;
 /// Ticks with room before more is kept.
 const CALM_TICKS: u32 = 5;
+/// Ticks within the budget, without that room, before it is tried whether a little more fits: where a collector's CPU is mostly
+/// waking, what was left out has hardly saved any.
+const TRIAL_TICKS: u32 = 10;
 
 /// Nanoseconds by program.
 type ProgramTimes = Vec<(&'static str, u64)>;
@@ -98,15 +101,25 @@ impl Controller {
             let factor = (used_milli / limit).clamp(1.25, 4.0);
             self.sampling = ((f64::from(self.sampling) * factor).ceil() as u32).min(SAMPLING_MAX);
             self.calm = 0;
-        } else if used < self.budget_milli * ROOM_SHARE {
+        } else if used <= limit {
             self.calm += 1;
-            if self.calm >= CALM_TICKS {
-                self.sampling = self.sampling.saturating_sub((self.sampling / 8).max(1)).max(1);
+            if used < self.budget_milli * ROOM_SHARE {
+                if self.calm >= CALM_TICKS {
+                    self.keep_more(8);
+                }
+            } else if self.calm >= TRIAL_TICKS {
+                self.keep_more(4);
+                self.calm = 0;
             }
         } else {
             self.calm = 0;
         }
         self.sampling
+    }
+
+    /// Leaves out less, by the `part`th part.
+    fn keep_more(&mut self, part: u32) {
+        self.sampling = self.sampling.saturating_sub((self.sampling / part).max(1)).max(1);
     }
 }
 
@@ -235,6 +248,21 @@ mod tests {
         settle(&mut controller, 2.0, 500.0, 30);
         assert!(controller.sampling > 10);
         assert_eq!(settle(&mut controller, 2.0, 5.0, 60).last().expect("seconds").0, 1);
+    }
+
+    #[test]
+    fn what_was_left_out_in_vain_is_kept_again() {
+        let mut controller = Controller::new(10.0);
+        settle(&mut controller, 30.0, 0.0, 4);
+        assert!(controller.sampling > 10);
+        // Above three quarters of the budget, and within it, however much is kept.
+        assert_eq!(settle(&mut controller, 8.5, 0.5, 300).last().expect("seconds").0, 1);
+        // Where not everything fits, about as much as fits.
+        settle(&mut controller, 30.0, 0.0, 4);
+        let seconds = settle(&mut controller, 8.5, 4.0, 600).split_off(300);
+        assert!(seconds.iter().all(|(sampling, used)| *sampling <= 8 && *used <= 10.6), "{seconds:?}");
+        let mean = seconds.iter().map(|(_, used)| used).sum::<f64>() / 300.0;
+        assert!((8.9..9.6).contains(&mean), "the budget is used and held: {mean}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct CollectorCost {
     pub cpu_ns_per_event: f64,
     /// Of one collector, on average; 100 is one core for the whole run.
     pub cpu_percent_of_core: f64,
+    /// The same without the start: from [`crate::load::WARM_UP`] to the generator's end. [`None`] in a run too short for it.
+    pub steady_cpu_percent_of_core: Option<f64>,
     /// Of the collector that had most; its peak.
     pub rss_bytes: u64,
 }
@@ -128,9 +130,12 @@ impl fmt::Display for LoadReport {
         writeln!(f, "frame→ack  {}", self.ack_latency_us)?;
         writeln!(
             f,
-            "collector  {:.0} ns CPU per event, {:.2} % of a core each, {:.1} MiB at the most",
+            "collector  {:.0} ns CPU per event, {:.2} % of a core each{}, {:.1} MiB at the most",
             self.collector.cpu_ns_per_event,
             self.collector.cpu_percent_of_core,
+            self.collector
+                .steady_cpu_percent_of_core
+                .map_or_else(String::new, |percent| format!(", {percent:.2} % once it runs")),
             mib(self.collector.rss_bytes)
         )?;
         writeln!(

@@ -225,3 +225,40 @@ fn a_commit_wakes_a_reader_that_naps_when_the_ring_fills() {
     reader.drain(999, |_| {}).unwrap();
     assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap(), [], "a look is no reason to be woken");
 }
+
+#[test]
+fn records_are_shown_ahead_each_once_in_order_and_no_further_than_they_are_handed_out() {
+    const SOME: u64 = 500;
+    #[derive(Default)]
+    struct Taker {
+        ahead: std::cell::RefCell<Vec<u64>>,
+        taken: Vec<u64>,
+    }
+    let (writer, memfd, _) = SharedWriter::create(1 << 20, "test").unwrap();
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
+    for number in 0..SOME {
+        let mut reservation = writer.reserve(length(number)).unwrap();
+        fill(&mut reservation, 0, number);
+        if number % 7 == 0 {
+            reservation.discard();
+        } else {
+            reservation.commit();
+        }
+    }
+    let mut taker = Taker::default();
+    let mut drain = |most: usize| {
+        let show = |taker: &Taker, record: &[u8]| taker.ahead.borrow_mut().push(check(record).1);
+        let take = |taker: &mut Taker, record: &[u8]| {
+            let (_, number) = check(record);
+            taker.taken.push(number);
+            assert_eq!(taker.ahead.borrow()[taker.taken.len() - 1], number, "shown before");
+        };
+        let drained = reader.drain_ahead(most, &mut taker, show, take).unwrap();
+        assert_eq!(taker.ahead.borrow().len(), taker.taken.len());
+        drained.records + drained.discarded
+    };
+    assert_eq!(drain(10), 10);
+    assert_eq!(drain(usize::MAX) as u64, SOME - 10);
+    let committed: Vec<u64> = (0..SOME).filter(|number| number % 7 != 0).collect();
+    assert_eq!(taker.taken, committed);
+}

@@ -38,6 +38,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// When nothing has arrived for so long, what is missing comes with the final frames, or never.
 const DRAIN_SILENCE: Duration = Duration::from_secs(2);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// What a collector does in this time is its start: it describes every entity, and whatever it needs is touched first. Runs of at
+/// least twice as long are measured without it, too.
+pub const WARM_UP: Duration = Duration::from_secs(5);
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -101,7 +104,11 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     let usage_before = read_usage(server_pid, &stations);
     let start = Instant::now();
     let generator = Generator::start(nodes, options.pace, options.duration)?;
+    let mut warm = None;
     while !generator.is_finished() {
+        if warm.is_none() && options.duration >= WARM_UP * 2 && start.elapsed() >= WARM_UP {
+            warm = Some((Instant::now(), read_usage(None, &stations).1));
+        }
         interrupt::check()?;
         for station in &mut stations {
             station.collector.check_running()?;
@@ -111,6 +118,10 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
         }
         thread::sleep(SAMPLE_INTERVAL.min(options.duration / 4));
     }
+    let steady = warm.map(|(since, before)| {
+        let (spent, passed) = (cpu_ns(&before, &read_usage(None, &stations).1), since.elapsed());
+        percent_of_core(spent, stations.len(), passed.as_secs_f64())
+    });
     let nodes = generator.join()?;
     interrupt::check()?;
 
@@ -138,6 +149,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     report.ledger = accounts(&nodes, &names, &after);
     add_books(&mut report, &before, &after);
     add_costs(&mut report, &usage_before, &usage_after);
+    report.collector.steady_cpu_percent_of_core = steady;
     report.server.entities = settled_status.shards.iter().map(|shard| shard.entities).sum();
     report.server.entities_evicted = settled_status.shards.iter().map(|shard| shard.evicted).sum();
     drop(stations);
@@ -261,20 +273,29 @@ fn add_books(report: &mut LoadReport, before: &StatusResponse, after: &StatusRes
 
 fn add_costs(report: &mut LoadReport, before: &(Usage, Vec<Usage>), after: &(Usage, Vec<Usage>)) {
     let events = report.events_archived.max(1) as f64;
-    let spent = |before: &Usage, after: &Usage| after.cpu_ns.saturating_sub(before.cpu_ns);
-    let collectors: u64 = before.1.iter().zip(&after.1).map(|(before, after)| spent(before, after)).sum();
-    let server = spent(&before.0, &after.0) as f64;
+    let collectors = cpu_ns(&before.1, &after.1);
+    let server = cpu_ns(&[before.0], &[after.0]);
     report.collector = CollectorCost {
         cpu_ns_per_event: collectors as f64 / events,
-        cpu_percent_of_core: collectors as f64 / after.1.len().max(1) as f64 / (report.duration_s.max(1e-9) * 1e9)
-            * 100.0,
+        cpu_percent_of_core: percent_of_core(collectors, after.1.len(), report.duration_s),
+        steady_cpu_percent_of_core: None,
         rss_bytes: after.1.iter().map(|usage| usage.rss_peak_bytes).max().unwrap_or(0),
     };
     report.server = ServerCost {
-        cpu_ns_per_event: server / events,
-        cpu_percent_of_core: server / (report.duration_s.max(1e-9) * 1e9) * 100.0,
+        cpu_ns_per_event: server as f64 / events,
+        cpu_percent_of_core: percent_of_core(server, 1, report.duration_s),
         rss_bytes: after.0.rss_peak_bytes,
         rss_end_bytes: after.0.rss_bytes,
         ..ServerCost::default()
     };
+}
+
+/// What processes spent in between, all together.
+fn cpu_ns(before: &[Usage], after: &[Usage]) -> u64 {
+    before.iter().zip(after).map(|(before, after)| after.cpu_ns.saturating_sub(before.cpu_ns)).sum()
+}
+
+/// Of each of so many processes, on average; 100 is one core all the time.
+fn percent_of_core(cpu_ns: u64, processes: usize, seconds: f64) -> f64 {
+    cpu_ns as f64 / processes.max(1) as f64 / (seconds.max(1e-9) * 1e9) * 100.0
 }
