@@ -218,7 +218,10 @@ mod tests {
         for latency in ["latency_us", "ack_latency_us"] {
             assert_eq!(keys(&value[latency]), ["max", "p50", "p90", "p99", "p999"], "{latency}");
         }
-        assert_eq!(keys(&value["collector"]), ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes"]);
+        assert_eq!(
+            keys(&value["collector"]),
+            ["cpu_ns_per_event", "cpu_percent_of_core", "rss_bytes", "steady_cpu_percent_of_core"]
+        );
         let of_server =
             ["cpu_ns_per_event", "cpu_percent_of_core", "entities", "entities_evicted", "rss_bytes", "rss_end_bytes"];
         assert_eq!(keys(&value["server"]), of_server);
