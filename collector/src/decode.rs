@@ -31,7 +31,7 @@ pub const TEXT_BYTES_MAX: usize = 4096;
 pub struct Batch {
     pub body: Body,
     comms: HashMap<[u8; record::COMM_BYTES], Name, RandomState>,
-    /// The other names, which are in the body.
+    /// The other names, as indices into the body's: only [`Batch::take`] and [`Batch::put_back`] change the body as a whole.
     texts: HashTable<Name>,
     hasher: RandomState,
     redactor: Arc<Redactor>,
@@ -52,6 +52,7 @@ impl Batch {
 
     /// Takes a body back that [`Batch::take`] handed out; nothing was added in between.
     pub fn put_back(&mut self, body: Body) {
+        debug_assert!(self.body.names.is_empty() && self.texts.is_empty(), "nothing was added in between");
         self.body = body;
     }
 

@@ -75,12 +75,14 @@ struct Controller {
     budget_milli: f64,
     window: VecDeque<f64>,
     sampling: u32,
+    /// Ticks in a row with room, and within the budget without it.
     calm: u32,
+    close: u32,
 }
 
 impl Controller {
     fn new(budget_milli: f64) -> Self {
-        Self { budget_milli, window: VecDeque::with_capacity(WINDOW), sampling: 1, calm: 0 }
+        Self { budget_milli, window: VecDeque::with_capacity(WINDOW), sampling: 1, calm: 0, close: 0 }
     }
 
     fn used_milli(&self) -> f64 {
@@ -100,24 +102,25 @@ impl Controller {
             // to be counted against the new value.
             let factor = (used_milli / limit).clamp(1.25, 4.0);
             self.sampling = ((f64::from(self.sampling) * factor).ceil() as u32).min(SAMPLING_MAX);
-            self.calm = 0;
+            (self.calm, self.close) = (0, 0);
+        } else if used < self.budget_milli * ROOM_SHARE {
+            (self.calm, self.close) = (self.calm + 1, 0);
+            if self.calm >= CALM_TICKS {
+                self.keep_more(8);
+            }
         } else if used <= limit {
-            self.calm += 1;
-            if used < self.budget_milli * ROOM_SHARE {
-                if self.calm >= CALM_TICKS {
-                    self.keep_more(8);
-                }
-            } else if self.calm >= TRIAL_TICKS {
+            (self.calm, self.close) = (0, self.close + 1);
+            if self.close >= TRIAL_TICKS {
                 self.keep_more(4);
-                self.calm = 0;
+                self.close = 0;
             }
         } else {
-            self.calm = 0;
+            (self.calm, self.close) = (0, 0);
         }
         self.sampling
     }
 
-    /// Leaves out less, by the `part`th part.
+    /// Samples less, by the `part`th part of the factor and by one at least.
     fn keep_more(&mut self, part: u32) {
         self.sampling = self.sampling.saturating_sub((self.sampling / part).max(1)).max(1);
     }
@@ -195,7 +198,8 @@ impl Governor {
         let counter = if sampling > before { &self.governed.raised } else { &self.governed.lowered };
         counter.fetch_add(1, Ordering::Relaxed);
         self.governed.sampling.store(sampling, Ordering::Relaxed);
-        if before == 1 || sampling == 1 {
+        // Between all and every second event it may go to and fro for ever where the cost is close to the budget.
+        if (before == 1 || sampling == 1) && before.max(sampling) > 2 {
             let used = self.governed.used_milli.load(Ordering::Relaxed);
             tracing::info!(
                 used_milli = used,
@@ -263,6 +267,22 @@ mod tests {
         assert!(seconds.iter().all(|(sampling, used)| *sampling <= 8 && *used <= 10.6), "{seconds:?}");
         let mean = seconds.iter().map(|(_, used)| used).sum::<f64>() / 300.0;
         assert!((8.9..9.6).contains(&mean), "the budget is used and held: {mean}");
+    }
+
+    #[test]
+    fn close_to_the_budget_more_is_kept_by_steps_far_apart() {
+        let mut controller = Controller::new(10.0);
+        settle(&mut controller, 100.0, 0.0, 12);
+        let storm = controller.sampling;
+        settle(&mut controller, 2.0, 0.0, 16);
+        let with_room = controller.sampling;
+        assert!(with_room < storm);
+        // Whatever was counted with room does not count here, and the other way round.
+        let seconds = settle(&mut controller, 9.0, 0.0, 12);
+        assert!(seconds[5..].iter().all(|(sampling, _)| *sampling == seconds[4].0), "{seconds:?}");
+        let close = controller.sampling;
+        settle(&mut controller, 9.0, 0.0, 9);
+        assert_eq!(controller.sampling, close - close / 4);
     }
 
     #[test]

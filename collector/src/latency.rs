@@ -68,7 +68,7 @@ struct Histograms {
 pub struct Latencies {
     histograms: Mutex<Histograms>,
     /// The same for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event to its
-    /// first sending. As of the last look at one of the others.
+    /// first sending. Up to date after [`Self::counts`] or [`Self::event_quantile_us`]: one of them is to be called before a scrape.
     pub ack_seconds: prometheus::Histogram,
     pub send_seconds: prometheus::Histogram,
 }

@@ -43,7 +43,7 @@ pub struct CollectorCost {
     pub cpu_ns_per_event: f64,
     /// Of one collector, on average; 100 is one core for the whole run.
     pub cpu_percent_of_core: f64,
-    /// The same without the start: from [`crate::load::WARM_UP`] to the generator's end. [`None`] in a run too short for it.
+    /// The same without the start: from [`crate::load::WARM_UP`] to the generator's end, seen within 250 ms. [`None`] in a run too short for it.
     pub steady_cpu_percent_of_core: Option<f64>,
     /// Of the collector that had most; its peak.
     pub rss_bytes: u64,

@@ -148,8 +148,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
     let after = wait_for_books(&nodes, &names, &mut client)?;
     report.ledger = accounts(&nodes, &names, &after);
     add_books(&mut report, &before, &after);
-    add_costs(&mut report, &usage_before, &usage_after);
-    report.collector.steady_cpu_percent_of_core = steady;
+    add_costs(&mut report, &usage_before, &usage_after, steady);
     report.server.entities = settled_status.shards.iter().map(|shard| shard.entities).sum();
     report.server.entities_evicted = settled_status.shards.iter().map(|shard| shard.evicted).sum();
     drop(stations);
@@ -271,14 +270,19 @@ fn add_books(report: &mut LoadReport, before: &StatusResponse, after: &StatusRes
     report.revision = after.revision.clone();
 }
 
-fn add_costs(report: &mut LoadReport, before: &(Usage, Vec<Usage>), after: &(Usage, Vec<Usage>)) {
+fn add_costs(
+    report: &mut LoadReport,
+    before: &(Usage, Vec<Usage>),
+    after: &(Usage, Vec<Usage>),
+    steady_cpu_percent_of_core: Option<f64>,
+) {
     let events = report.events_archived.max(1) as f64;
     let collectors = cpu_ns(&before.1, &after.1);
     let server = cpu_ns(&[before.0], &[after.0]);
     report.collector = CollectorCost {
         cpu_ns_per_event: collectors as f64 / events,
         cpu_percent_of_core: percent_of_core(collectors, after.1.len(), report.duration_s),
-        steady_cpu_percent_of_core: None,
+        steady_cpu_percent_of_core,
         rss_bytes: after.1.iter().map(|usage| usage.rss_peak_bytes).max().unwrap_or(0),
     };
     report.server = ServerCost {

@@ -234,7 +234,8 @@ impl Books {
         self.epoch(node, epoch).map_or(0, |epoch| epoch.durable_seq)
     }
 
-    /// Whether a frame that was found on the disk is one of those that count. An epoch that made room for newer ones did count.
+    /// Whether a frame that was found on the disk is one of those that count. An epoch that made room for newer ones did count; of a
+    /// node that made room for others, beyond [`NODES_MAX`], that is not known any more.
     pub fn counts(&self, node: u64, epoch: u64, seq: u64) -> bool {
         let Some(epochs) = self.nodes.get(&node).map(|node| &node.epochs) else {
             return false;

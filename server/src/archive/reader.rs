@@ -236,7 +236,7 @@ impl Reader {
 struct Pass<'a> {
     wanted: &'a Selection,
     keys: Vec<u64>,
-    /// A poisoned segment's frames were written again.
+    /// A poisoned segment's frames were written again, or will be when their collector sends them again.
     last_seq: HashMap<(u64, u64), u64, RandomState>,
     effort: Effort,
 }
