@@ -237,12 +237,11 @@ impl Books {
     /// Whether a frame that was found on the disk is one of those that count. An epoch that made room for newer ones did count; of a
     /// node that made room for others, beyond [`NODES_MAX`], that is not known any more.
     pub fn counts(&self, node: u64, epoch: u64, seq: u64) -> bool {
-        let Some(epochs) = self.nodes.get(&node).map(|node| &node.epochs) else {
-            return false;
-        };
-        match epochs.iter().find(|known| known.epoch == epoch) {
+        match self.epoch(node, epoch) {
             Some(known) => seq <= known.durable_seq,
-            None => epochs.len() >= EPOCHS_MAX && epochs.first().is_some_and(|oldest| epoch < oldest.epoch),
+            None => self.nodes.get(&node).is_some_and(|node| {
+                node.epochs.len() >= EPOCHS_MAX && node.epochs.first().is_some_and(|oldest| epoch < oldest.epoch)
+            }),
         }
     }
 
