@@ -131,17 +131,19 @@ pub struct Governor {
     governed: Arc<Governed>,
     controls: Option<Arc<Controls>>,
     run_times: Option<RunTimes>,
+    /// The log says that not everything is kept.
+    is_told: bool,
 }
 
 impl Governor {
     /// For the probes, where they run.
     pub fn new(governed: Arc<Governed>, controls: Option<Arc<Controls>>, run_times: Option<RunTimes>) -> Self {
-        Self { governed, controls, run_times }
+        Self { governed, controls, run_times, is_told: false }
     }
 
     /// Looks and decides, for ever.
-    pub async fn run(self) {
-        let governed = &self.governed;
+    pub async fn run(mut self) {
+        let governed = Arc::clone(&self.governed);
         let mut controller = Controller::new(governed.budget_milli as f64);
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -194,12 +196,14 @@ impl Governor {
         }
     }
 
-    fn apply(&self, before: u32, sampling: u32) {
+    fn apply(&mut self, before: u32, sampling: u32) {
         let counter = if sampling > before { &self.governed.raised } else { &self.governed.lowered };
         counter.fetch_add(1, Ordering::Relaxed);
         self.governed.sampling.store(sampling, Ordering::Relaxed);
-        // Between all and every second event it may go to and fro for ever where the cost is close to the budget.
-        if (before == 1 || sampling == 1) && before.max(sampling) > 2 {
+        // Where the cost is close to the budget it may go to and fro between all and every second event for ever.
+        let is_news = if self.is_told { sampling == 1 } else { sampling > 2 };
+        if is_news {
+            self.is_told = !self.is_told;
             let used = self.governed.used_milli.load(Ordering::Relaxed);
             tracing::info!(
                 used_milli = used,
