@@ -68,7 +68,7 @@ struct Histograms {
 pub struct Latencies {
     histograms: Mutex<Histograms>,
     /// The same for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event to its
-    /// first sending. Up to date after [`Self::counts`] or [`Self::event_quantile_us`]: one of them is to be called before a scrape.
+    /// first sending. Up to date after [`Self::counts`] or [`Self::event_quantile_us`]: call one of them before a scrape.
     pub ack_seconds: prometheus::Histogram,
     pub send_seconds: prometheus::Histogram,
 }
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn every_event_of_a_frame_is_counted_and_the_oldest_is_seen() {
-        for events in [1usize, 7, 16, 1000] {
+        for events in [1, SAMPLES - 1, SAMPLES, 1000] {
             let event = |time_ns| Event {
                 time_ns,
                 entity: 1,
