@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test test-kernels test-kube build install check check-deploy docs bench clean help
+.PHONY: run test quick test-kernels test-kube build install check check-deploy docs bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -24,12 +24,14 @@ check: install ## formatting and lints
 check-deploy: ## what can be proven of deploy/ without a cluster: kustomize, schemas, linters, alerts
 	@deploy/check.sh
 
-# The end-to-end tests drive the real binaries, so one profile builds both. TAPIO_REQUIRE=all turns a test that would skip
-# into a failure.
+# The end-to-end tests drive the real binaries, which `cargo test` builds before any test runs: a `cargo build` before it would
+# build them with other features, and so twice. TAPIO_REQUIRE=all turns a test that would skip into a failure.
 test: check check-deploy ## install what is missing, lint, run every test
-	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --release --target-dir $(TARGET)/loom
-	cargo build --locked --workspace --bins
+	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --target-dir $(TARGET)/loom
 	cargo test --locked --workspace
+
+quick: ## after a change: formatting, lints, all unit tests, and the quick tests of the crates that were changed
+	@perf/lab/quick.sh
 
 # Where qemu or the kernels cannot be had the script says so and skips, unless TAPIO_REQUIRE=all.
 test-kernels: install ## the probes' live tests on Linux 5.10, 6.1, 6.12 and the newest, in qemu
@@ -42,7 +44,7 @@ test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or on
 # The same test compares them in `make test`.
 docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
 	cargo build --locked --workspace --bins
-	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test reference
+	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test perf reference::
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked --workspace --benches

@@ -1,11 +1,9 @@
 //! Evidence that fades, read beside the kernel's source.
 
-mod lab;
-
 use std::process::{Child, Command};
 use std::sync::Arc;
 
-use lab::{Kernel, Lab, MemoryCgroup, can_run};
+use crate::lab::{Kernel, Lab, MemoryCgroup, can_run};
 use tapio_collector::evidence;
 use tapio_collector::identity::Identity;
 use tapio_collector::intake::Intake;

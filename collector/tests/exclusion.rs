@@ -1,13 +1,12 @@
 //! Excluded namespaces, through the real probes and a real cgroup.
 
-mod lab;
-
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{Kernel, LIMIT, Lab, can_run};
+use crate::lab;
+use crate::lab::{Kernel, LIMIT, Lab, can_run};
 use tapio_collector::config::Config;
 use tapio_collector::identity::directory::{ContainerNames, PodNames};
 use tapio_collector::identity::hierarchies;

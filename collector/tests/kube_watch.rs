@@ -1,16 +1,14 @@
 //! The Kubernetes source against an API server that fails in every way that real ones do.
 
-mod kube_api;
-
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::http::Method;
-use kube_api::{
+use crate::kube_api::{
     Answer, Api, Asked, LIMIT, Rig, ago, bookmark, change, container_id, ended_pod, error, list, only_pods, pod,
 };
+use axum::http::Method;
 use serde_json::{Value, json};
 use tapio_collector::config::K8sSection;
 use tapio_collector::source::kube::PERMISSIONS;

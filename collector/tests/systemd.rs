@@ -1,13 +1,12 @@
 //! The systemd source against a real systemd on a bus of its own, beside the kernel's source.
 
-mod lab;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lab::{Kernel, Lab, MemoryCgroup, SYSTEMD, Seen, Systemd, can_run};
+use crate::lab;
+use crate::lab::{Kernel, Lab, MemoryCgroup, SYSTEMD, Seen, Systemd, can_run};
 use tapio_collector::config::{Config, SystemdSection};
 use tapio_collector::health::Status;
 use tapio_collector::identity::Identity;

@@ -93,7 +93,7 @@ executables() { # of test or example targets
     | sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p'
 }
 while read -r name path; do
-  case $name in live*) cp "$path" "$TREE/tests/$name" ;; esac
+  case $name in probes) cp "$path" "$TREE/tests/$name" ;; esac
 done < <(executables test)
 while read -r name path; do
   [ "$name" != verdicts ] || cp "$path" "$TREE/bin/verdicts"
@@ -113,9 +113,9 @@ ip link set lo up
 echo "@@begin $(uname -r)"
 failed=0
 verdicts || failed=1
-for test in /tests/live*; do
+for test in /tests/probes; do
   echo "-- ${test##*/}"
-  $test --test-threads=1 2>&1 || failed=1
+  $test --test-threads=1 live 2>&1 || failed=1
 done
 echo "@@rc $failed"
 poweroff -f

@@ -1,13 +1,11 @@
 //! What docs/backup.md says, done: an archive is copied while the server writes it, and the copy is whole.
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::processes::{Server, ServerOptions, bin_dir, binary};
 
 /// `cp --sparse=always --preserve=timestamps`, as the page has it: segments first, then the journal.
@@ -37,6 +35,7 @@ fn verify(dir: &Path) -> String {
 
 #[test]
 fn a_copy_of_a_running_servers_archive_brings_events_and_findings_back() {
+    let _turn = crate::lab::beside();
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let node = FedNode::start("backed-up", &server.address(), 20_000.0);
     let mut archived = 0;

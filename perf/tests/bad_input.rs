@@ -1,15 +1,13 @@
 //! What is wrong is refused at the start, with a text that says what and where, and an exit code of its own.
 
-mod lab;
-
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use lab::Need::{Bpf, Root};
-use lab::{PERF, assert_says, can_run, program, refusal};
+use crate::lab::Need::{Bpf, Root};
+use crate::lab::{PERF, assert_says, can_run, program, refusal};
 use tapio_perf::processes::collector::{self, Feed};
 use tapio_perf::processes::{CollectorOptions, Server, ServerOptions, free_port, server};
 

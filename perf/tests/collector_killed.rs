@@ -1,8 +1,6 @@
 //! A collector that is killed under load loses what it held; how much, is known exactly once the next one has taken over.
 
-mod lab;
-
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::processes::{Server, ServerOptions};
 
 const KILLS: usize = 4;
@@ -10,6 +8,7 @@ const EVENTS_PER_SECOND: f64 = 20_000.0;
 
 #[test]
 fn the_ledger_closes_over_collectors_that_are_killed() {
+    let _turn = crate::lab::beside();
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let mut node = FedNode::start("kill-collector", &server.address(), EVENTS_PER_SECOND);
     let mut archived = 0;

@@ -1,10 +1,8 @@
 //! Streams that the server asks to move on, over the real binaries: nothing is lost, nothing comes twice.
 
-mod lab;
-
 use std::time::Duration;
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::{Server, ServerOptions, http};
 
@@ -18,6 +16,7 @@ fn metric(port: u16, name: &str) -> f64 {
 
 #[test]
 fn a_collector_moves_on_when_it_is_asked_to_and_packs_as_many_events_as_the_server_wants() {
+    let _turn = crate::lab::beside();
     let options = ServerOptions {
         extra_server: ", max_connection_age: 1s, max_batch_size: 50".into(),
         ..ServerOptions::default()

@@ -1,14 +1,13 @@
 //! A table of connections that is full for real: in a network namespace of the test's own, up to the kernel's bound.
 
-mod lab;
-
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use lab::can_run;
+use crate::lab;
+use crate::lab::can_run;
 use tapio_perf::client::FindingWatch;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions};
 use tapio_wire::service::Finding;
@@ -98,6 +97,7 @@ fn skip(needs: &str) {
 
 #[test]
 fn a_full_table_of_connections_is_found_with_its_top_talker() {
+    let _turn = lab::alone();
     if !can_run("a_full_table_of_connections_is_found_with_its_top_talker", &[lab::Need::Root]) {
         return;
     }

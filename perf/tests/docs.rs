@@ -1,8 +1,7 @@
 //! What the pages claim: their links lead somewhere, the commands they name exist, every pattern is told of, and the pattern that
 //! they teach to write is one.
 
-#[path = "docs/pages.rs"]
-mod pages;
+pub mod pages;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,6 +25,26 @@ fn every_link_leads_to_a_file() {
         );
     }
     assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
+}
+
+/// The manifests switch the search for tests off, so a file that nobody names would never run.
+#[test]
+fn every_file_of_tests_is_run() {
+    let mut lost = Vec::new();
+    for krate in ["collector", "perf", "probes", "ringbuf", "server"] {
+        let read = |file: &str| fs::read_to_string(pages::root().join(krate).join(file)).expect("readable");
+        let (main, manifest) = (read("tests/main.rs"), read("Cargo.toml"));
+        for entry in fs::read_dir(pages::root().join(krate).join("tests")).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_stem().expect("a name").to_string_lossy();
+            let is_named = main.lines().any(|line| line == format!("mod {name};"))
+                || manifest.contains(&format!("[[test]]\nname = \"{name}\"\n"));
+            if path.extension().is_some_and(|ending| ending == "rs") && name != "main" && !is_named {
+                lost.push(path.display().to_string());
+            }
+        }
+    }
+    assert!(lost.is_empty(), "name them in the crate's tests/main.rs: {lost:?}");
 }
 
 #[test]

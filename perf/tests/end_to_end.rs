@@ -1,12 +1,9 @@
 //! Real faults, seen by real probes, told by a real server: the findings name what was done, to whom, and by whom.
 
-mod lab;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lab::Need::{Bpf, Cgroups};
-use lab::{can_run, inject};
+use crate::lab::Need::{Bpf, Cgroups};
+use crate::lab::{self, can_run, inject};
 use serde_json::Value;
 use tapio_perf::client::FindingWatch;
 use tapio_perf::processes::collector::Feed;
@@ -22,13 +19,12 @@ struct Node {
     collector: Collector,
     server: Server,
     // Released last: one test at a time has its probes in the kernel.
-    _turn: MutexGuard<'static, ()>,
+    _turn: lab::Alone,
 }
 
 impl Node {
     fn start() -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = lab::alone();
         let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
         let collector = Collector::start(&CollectorOptions {
             node: "node-under-test".into(),

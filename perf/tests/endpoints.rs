@@ -1,10 +1,8 @@
 //! A collector with two servers: one of them is its own, the other stands in.
 
-mod lab;
-
 use std::time::{Duration, Instant};
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use rustix::process::Signal;
 use serde_json::Value;
 use tapio_perf::clock::wait_for;
@@ -30,6 +28,7 @@ fn wait_for_server(collector: &Collector, wanted: &Server, limit: Duration) {
 
 #[test]
 fn a_server_that_stops_or_dies_is_left_and_returned_to_and_nothing_is_lost() {
+    let _turn = crate::lab::beside();
     let servers = [0, 1].map(|_| Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}")));
     let collector = Collector::start(&CollectorOptions {
         node: "two-servers".into(),

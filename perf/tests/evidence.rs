@@ -1,11 +1,9 @@
 //! Evidence that fades, from a real OOM kill through the real collector to the server's archive.
 
-mod lab;
-
 use std::time::Duration;
 
-use lab::Need::{Bpf, Cgroups};
-use lab::{archive, can_run, inject};
+use crate::lab::Need::{Bpf, Cgroups};
+use crate::lab::{archive, can_run, inject};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions};
@@ -47,6 +45,7 @@ fn observed(server: &Server) -> (Vec<Observed>, Vec<(u64, u64)>) {
 
 #[test]
 fn an_oom_kill_leaves_the_limit_and_the_usage_of_its_cgroup_in_the_archive() {
+    let _turn = crate::lab::alone();
     if !can_run("an_oom_kill_leaves_the_limit_and_the_usage_of_its_cgroup_in_the_archive", &[Cgroups, Bpf]) {
         return;
     }

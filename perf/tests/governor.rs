@@ -1,12 +1,10 @@
 //! A collector that gets no more than 10 thousandths of a core: bulk is sampled away, what is lethal arrives, health answers.
 
-mod lab;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
 
@@ -47,6 +45,7 @@ fn sum(text: &str, prefix: &str, label: &str) -> f64 {
 
 #[test]
 fn with_ten_milli_cpu_bulk_is_sampled_and_lethal_arrives_while_health_answers() {
+    let _turn = crate::lab::alone();
     let is_root = rustix::process::geteuid().is_root();
     if !is_root || !Path::new(CONTROLLER).join("cpu.cfs_quota_us").parent().is_some_and(Path::is_dir) {
         println!("SKIP with_ten_milli_cpu: needs root and the cpu controller of cgroup version 1");

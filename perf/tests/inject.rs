@@ -1,7 +1,5 @@
 //! Faults are real, are told truthfully, and leave nothing behind.
 
-mod lab;
-
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -9,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::Need::{Cgroups, Root};
-use lab::{PERF, can_run, inject};
+use crate::lab;
+use crate::lab::Need::{Cgroups, Root};
+use crate::lab::{PERF, can_run, inject};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tapio_perf::clock::wait_for;
@@ -38,6 +37,7 @@ fn assert_nothing_left(injection: &Value) {
 
 #[test]
 fn an_oom_kill_is_by_the_limit() {
+    let _turn = lab::beside();
     if !can_run("an_oom_kill_is_by_the_limit", &[Root, Cgroups]) {
         return;
     }
@@ -53,6 +53,7 @@ fn an_oom_kill_is_by_the_limit() {
 
 #[test]
 fn a_silent_child_dies_while_its_init_lives_on() {
+    let _turn = lab::beside();
     if !can_run("a_silent_child_dies_while_its_init_lives_on", &[Root, Cgroups]) {
         return;
     }
@@ -64,6 +65,7 @@ fn a_silent_child_dies_while_its_init_lives_on() {
 
 #[test]
 fn a_kill_names_its_sender() {
+    let _turn = lab::beside();
     if !can_run("a_kill_names_its_sender", &[Root, Cgroups]) {
         return;
     }
@@ -75,6 +77,7 @@ fn a_kill_names_its_sender() {
 
 #[test]
 fn segv_and_exit_are_what_they_say() {
+    let _turn = lab::beside();
     if !can_run("segv_and_exit_are_what_they_say", &[Root, Cgroups]) {
         return;
     }
@@ -94,6 +97,7 @@ fn segv_and_exit_are_what_they_say() {
 
 #[test]
 fn sigterm_is_ignored_for_the_grace_period() {
+    let _turn = lab::beside();
     if !can_run("sigterm_is_ignored_for_the_grace_period", &[Root, Cgroups]) {
         return;
     }
@@ -106,6 +110,7 @@ fn sigterm_is_ignored_for_the_grace_period() {
 
 #[test]
 fn an_interrupt_cleans_up() {
+    let _turn = lab::beside();
     if !can_run("an_interrupt_cleans_up", &[Root, Cgroups]) {
         return;
     }
@@ -155,6 +160,7 @@ fn container_below(ancestor: u32) -> Option<(u32, String)> {
 
 #[test]
 fn without_root_it_says_what_it_needs() {
+    let _turn = lab::beside();
     // A copy that everybody can reach: the checkout may lie where nobody else may look.
     let folder = tempfile::tempdir().expect("a folder");
     let copy = folder.path().join("tapio-perf");

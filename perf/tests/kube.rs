@@ -2,14 +2,13 @@
 //!
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
 
-mod kube_archive;
-mod kube_node;
-
 use std::path::Path;
 use std::process::Command;
 
-use kube_archive::Archive;
-use kube_node::{LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting};
+use crate::kube_archive::Archive;
+use crate::kube_node::{
+    LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting,
+};
 use serde_json::{Value, json};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;

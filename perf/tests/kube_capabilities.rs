@@ -2,13 +2,11 @@
 //!
 //! Prints the table of `docs/capabilities.md`. Runs only by `make test-kube`.
 
-mod kube_node;
-
 use std::collections::BTreeSet;
 use std::process::{Child, Command};
 
-use kube_node::installed::{COLLECTOR, SERVER, Tapio};
-use kube_node::{Namespace, await_that, container, has_node, pod};
+use crate::kube_node::installed::{COLLECTOR, SERVER, Tapio};
+use crate::kube_node::{Namespace, await_that, container, has_node, pod};
 use serde_json::{Value, json};
 
 /// Those of the manifest that the lab's host has itself: SYS_RESOURCE is for kernels before 5.11, and not to be had here.

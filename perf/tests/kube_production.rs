@@ -3,16 +3,14 @@
 //!
 //! Runs only by `make test-kube`.
 
-mod kube_node;
-#[path = "kube_production/operator.rs"]
 mod operator;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kube_node::installed::{COLLECTOR, NAMESPACE, Pod, Tapio};
-use kube_node::{Namespace, await_that, container, has_node, kubectl, kubectl_reading, pod, setting};
+use crate::kube_node::installed::{COLLECTOR, NAMESPACE, Pod, Tapio};
+use crate::kube_node::{Namespace, await_that, container, has_node, kubectl, kubectl_reading, pod, setting};
 use operator::Operator;
 use serde_json::{Value, json};
 use tapio_perf::processes::{Collector, CollectorOptions, bin_dir, binary};

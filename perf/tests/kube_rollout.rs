@@ -4,15 +4,13 @@
 //! Runs only by `make test-kube`, which makes images of what was built here (`perf/lab/kube/images.sh`): today's build, and one
 //! that speaks the next version of the wire (the feature `next-version` of `tapio-wire`).
 
-mod kube_node;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kube_node::frames::{self, Epochs};
-use kube_node::installed::{COLLECTOR, Pod, SERVER, Tapio};
-use kube_node::{Namespace, await_that, container, has_node, kubectl, pod, setting};
+use crate::kube_node::frames::{self, Epochs};
+use crate::kube_node::installed::{COLLECTOR, Pod, SERVER, Tapio};
+use crate::kube_node::{Namespace, await_that, container, has_node, kubectl, pod, setting};
 use serde_json::{Value, json};
 
 /// Starts processes, opens connections that are refused, and has children killed: both lanes are busy.

@@ -1,8 +1,6 @@
 //! A real Prometheus scrapes a real server and real collectors, and evaluates the rules and the dashboard of `deploy/monitoring`: what
 //! those name exists, and what docs/metrics.md lists is there.
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -10,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lab::Need::{Bpf, Cgroups, Root};
-use lab::{FedNode, can_run, inject};
+use crate::lab::Need::{Bpf, Cgroups, Root};
+use crate::lab::{FedNode, can_run, inject};
 use serde_json::{Value, json};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;
@@ -164,6 +162,7 @@ fn certificates(folder: &Path) {
 
 #[test]
 fn prometheus_scrapes_both_programs_and_knows_what_rules_dashboard_and_page_name() {
+    let _turn = crate::lab::alone();
     let test = "prometheus_scrapes_both_programs_and_knows_what_rules_dashboard_and_page_name";
     let Some(binary) = prometheus_binary() else {
         let text = format!("SKIP {test}: needs Prometheus: make check-deploy");
@@ -273,6 +272,7 @@ fn prometheus_scrapes_both_programs_and_knows_what_rules_dashboard_and_page_name
 
 #[test]
 fn names_are_read_out_of_expressions_and_pages() {
+    let _turn = crate::lab::alone();
     let found =
         metrics_of(r#"sum by (le) (rate(tapio_a_seconds_bucket{node=~"$node"}[5m])) / kubelet_volume_stats_x > 0"#);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["kubelet_volume_stats_x", "tapio_a_seconds_bucket"]);

@@ -1,8 +1,6 @@
 //! What a network does to a stream between collector and server: it is cut in the middle of a frame, it is late, it is slow, it
 //! loses acknowledgements. And an end that comes under load.
 
-mod lab;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::processes::{Server, ServerOptions};
 
 const EVENTS_PER_SECOND: f64 = 20_000.0;
@@ -139,6 +137,7 @@ fn start_server() -> Server {
 
 #[test]
 fn a_stream_that_is_cut_within_frames_and_then_slow_loses_nothing() {
+    let _turn = crate::lab::beside();
     let server = start_server();
     let proxy = Proxy::start(&server);
     let node = FedNode::start("cut", &proxy.address.to_string(), EVENTS_PER_SECOND);
@@ -167,6 +166,7 @@ fn a_stream_that_is_cut_within_frames_and_then_slow_loses_nothing() {
 
 #[test]
 fn acknowledgements_that_are_lost_after_the_commit_bring_no_event_twice() {
+    let _turn = crate::lab::beside();
     let server = start_server();
     let proxy = Proxy::start(&server);
     let node = FedNode::start("deaf", &proxy.address.to_string(), EVENTS_PER_SECOND);
@@ -189,6 +189,7 @@ fn acknowledgements_that_are_lost_after_the_commit_bring_no_event_twice() {
 
 #[test]
 fn a_collector_that_is_told_to_end_under_load_hands_everything_over_in_time() {
+    let _turn = crate::lab::alone();
     let server = start_server();
     let mut node = FedNode::start("told-to-end", &server.address(), 100_000.0);
     let mut archived = 0;

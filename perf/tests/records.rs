@@ -1,8 +1,6 @@
 //! The documented layout (`docs/records.md`) is enough: a program in another language, written by it, publishes to a real
 //! collector.
 
-mod lab;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +10,7 @@ use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, 
 
 #[test]
 fn a_program_written_by_the_document_is_understood() {
+    let _turn = crate::lab::beside();
     const COUNT: u64 = 3000;
     let is_there = Command::new("python3").args(["-c", "import os; os.eventfd"]).output();
     if !is_there.is_ok_and(|output| output.status.success()) || cfg!(not(target_arch = "x86_64")) {

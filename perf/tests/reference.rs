@@ -1,10 +1,9 @@
 //! The references that the programs themselves write: docs/configuration.md and docs/metrics.md. `make docs` rewrites them.
 
-mod lab;
 #[path = "docs/metrics.rs"]
 mod metrics;
-#[path = "docs/pages.rs"]
-mod pages;
+
+use crate::docs::pages;
 
 #[test]
 fn the_configuration_reference_is_what_the_programs_read() {
@@ -32,5 +31,6 @@ fn a_configuration_is_checked_without_a_start() {
 
 #[test]
 fn the_metrics_reference_is_what_the_programs_expose() {
+    let _turn = crate::lab::alone();
     metrics::check();
 }

@@ -1,11 +1,9 @@
 //! A disk that fails under a real server: system calls that the kernel answers with an error.
 
-mod lab;
-
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use lab::{FedNode, Need, can_run};
+use crate::lab::{FedNode, Need, can_run};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::{Server, ServerOptions, http};
 
@@ -41,6 +39,7 @@ fn poisoned(server: &Server) -> u64 {
 /// FAULTS 7.
 #[test]
 fn syncs_that_fail_with_eio_poison_segments_and_lose_nothing() {
+    let _turn = crate::lab::beside();
     const NAME: &str = "syncs_that_fail_with_eio_poison_segments_and_lose_nothing";
     if !can_run(NAME, &[Need::Root]) {
         return;

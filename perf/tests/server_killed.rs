@@ -1,10 +1,8 @@
 //! A server that is killed under load loses nothing that it acknowledged, and the ledger closes exactly.
 //!
-//! FAULTS asks for 50 kills: `TAPIO_KILLS=50 cargo test -p tapio-perf --test server_killed`.
+//! FAULTS asks for 50 kills: `TAPIO_KILLS=50 cargo test -p tapio-perf --test perf server_killed`.
 
-mod lab;
-
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::processes::{Server, ServerOptions};
 
 /// Unless `TAPIO_KILLS` says otherwise.
@@ -13,6 +11,7 @@ const EVENTS_PER_SECOND: f64 = 20_000.0;
 
 #[test]
 fn the_ledger_closes_over_a_server_that_is_killed_again_and_again() {
+    let _turn = crate::lab::alone();
     let kills = std::env::var("TAPIO_KILLS").map_or(KILLS, |kills| kills.parse().expect("TAPIO_KILLS is a number"));
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let node = FedNode::start("kill-server", &server.address(), EVENTS_PER_SECOND);

@@ -1,11 +1,9 @@
 //! A small ring of a local process costs its collector no more looks than a large one, since its writer wakes the collector when
 //! it fills; and it loses nothing by that.
 
-mod lab;
-
 use std::fs;
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions};
 
 const EVENTS_PER_SECOND: f64 = 2000.0;
@@ -26,6 +24,7 @@ fn naps(collector: u32) -> u64 {
 
 #[test]
 fn a_small_ring_is_left_alone_until_it_fills_and_loses_nothing() {
+    let _turn = crate::lab::alone();
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let options =
         CollectorOptions { node: "small-ring".into(), server: server.address(), ..CollectorOptions::default() };

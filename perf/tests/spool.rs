@@ -1,12 +1,10 @@
 //! A collector with a spool outlives its server, and what it spooled outlives the collector.
 
-mod lab;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use tapio_perf::clock::wait_for;
 use tapio_perf::load::ledger::NodeLedger;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
@@ -55,6 +53,7 @@ fn ledger(server: &Server, name: &str, emitted: u64) -> NodeLedger {
 
 #[test]
 fn what_a_killed_collector_had_spooled_arrives_first_and_the_ledger_closes() {
+    let _turn = crate::lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let name = "spool-killed";
@@ -82,6 +81,7 @@ fn what_a_killed_collector_had_spooled_arrives_first_and_the_ledger_closes() {
 
 #[test]
 fn a_collector_that_is_told_to_end_leaves_the_rest_in_the_spool() {
+    let _turn = crate::lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let name = "spool-ended";
@@ -108,6 +108,7 @@ fn a_collector_that_is_told_to_end_leaves_the_rest_in_the_spool() {
 
 #[test]
 fn a_full_spool_and_a_full_memory_keep_their_bounds_and_the_ledger_closes() {
+    let _turn = crate::lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let name = "spool-full";

@@ -1,15 +1,14 @@
 //! The storm in short: what the kernel emitted under it is archived or declared lost, and nothing lethal is lost.
 
-mod lab;
-
 use std::process::Command;
 
-use lab::Need::Bpf;
-use lab::{PERF, can_run};
+use crate::lab::Need::Bpf;
+use crate::lab::{PERF, can_run};
 use serde_json::Value;
 
 #[test]
 fn a_storm_is_accounted_for_and_loses_nothing_lethal() {
+    let _turn = crate::lab::alone();
     if !can_run("a_storm_is_accounted_for_and_loses_nothing_lethal", &[Bpf]) {
         return;
     }

@@ -1,13 +1,11 @@
 //! TLS on the way from collector to server: who is let in, and certificates that change under running streams.
 
-mod lab;
-
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lab::FedNode;
+use crate::lab::FedNode;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
@@ -91,6 +89,7 @@ fn wait_for_metric(what: &str, port: u16, name: &str, wanted: impl Fn(f64) -> bo
 
 #[test]
 fn certificates_are_changed_under_a_stream_and_only_those_who_may_get_in() {
+    let _turn = crate::lab::beside();
     let authority = Authority::new();
     authority.sign("server", 2090);
     authority.sign("client", 2090);

@@ -3,15 +3,13 @@
 //! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Other processes' records are everywhere in between; each test
 //! looks for those of the processes and cgroups that it made.
 
-mod lab;
-
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
+use crate::lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
 use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Signal, text};
 use tapio_probes::{LoadConfig, State, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};

@@ -3,8 +3,6 @@
 //! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Other processes' records are everywhere in between; each test
 //! looks for those of the sockets, cgroups and devices that it made.
 
-mod lab;
-
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use lab::{Container, Disk, Hierarchies, Killed, Session, can_run, inode, victim_without_neighbours};
+use crate::lab::{Container, Disk, Hierarchies, Killed, Session, can_run, inode, victim_without_neighbours};
 use rustix::net::{AddressFamily, SocketType};
 use tapio_probes::record::{BlockIo, Kind, Oom, Reclaim, Tcp};
 use tapio_probes::{Counter, LoadConfig, Tuning, off_by_default};

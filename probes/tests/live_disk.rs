@@ -1,8 +1,6 @@
 //! Disks that stall and disks that fail, with a real kernel: a loop device whose file lies on a file system that is frozen for a
 //! while, and then cut off. As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`.
 
-mod lab;
-
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lab::{Session, can_run, victim};
+use crate::lab::{Session, can_run, victim};
 use tapio_probes::record::{BlockIo, Kind};
 
 const EIO: i32 = 5;

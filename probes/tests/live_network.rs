@@ -4,8 +4,6 @@
 //! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Each victim is in a cgroup and a network namespace of its own,
 //! which go with it; each test looks for the records of its cgroup.
 
-mod lab;
-
 use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Container, Disk, Session, can_run, inode};
+use crate::lab::{Container, Disk, Session, can_run, inode};
 use tapio_probes::record::{Dns, Histogram, Kind, PacketDrop, Reclaim, Tcp, text};
 use tapio_probes::{LoadConfig, Tuning, drop_reason_name};
 

@@ -4,14 +4,13 @@
 //! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Other processes' records are everywhere in between; each test
 //! looks for those of the processes and cgroups that it made.
 
-mod lab;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use lab::{Container, Hierarchies, Session, can_run, inode, victim};
+use crate::lab;
+use crate::lab::{Container, Hierarchies, Session, can_run, inode, victim};
 use tapio_probes::record::{
     self, Exec, ExecCommand as ExecRecord, Exit, FileOpen, Fork, Histogram, Kind, RunQueue, SignalDelivered,
     SyscallError, text,

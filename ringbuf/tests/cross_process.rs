@@ -123,8 +123,9 @@ struct Peer {
 
 fn start(test: &str) -> Peer {
     let (socket, theirs) = UnixStream::pair().unwrap();
+    let (_, module) = module_path!().split_once("::").expect("a module of the executable");
     let process = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--quiet"])
+        .args(["--exact", &format!("{module}::{test}"), "--nocapture", "--quiet"])
         .env(CHILD, "1")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())

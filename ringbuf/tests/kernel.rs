@@ -3,12 +3,11 @@
 #![cfg(not(loom))]
 
 #[allow(dead_code, reason = "shared with the bench, which uses another part of it")]
-mod bpf;
-
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use bpf::{FORCE_WAKEUP, NO_WAKEUP, Program, Then};
+use crate::bpf;
+use crate::bpf::{FORCE_WAKEUP, NO_WAKEUP, Program, Then};
 use tapio_ringbuf::{Corruption, CounterArray, Error, Poller, Reader, WakeupFlag};
 
 const DATA_BYTES: usize = 16 << 10;

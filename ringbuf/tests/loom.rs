@@ -4,7 +4,7 @@
 //! loom cannot see into mapped memory. Loom reports a slot that is written while it is read or written by another (A, B, C, L,
 //! P), and a reader that sleeps for ever (W) as a deadlock.
 //!
-//! Run with `RUSTFLAGS="--cfg loom" cargo test -p tapio-ringbuf --test loom --release`.
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p tapio-ringbuf --test loom`.
 #![cfg(loom)]
 
 use loom::cell::UnsafeCell;

@@ -1,7 +1,7 @@
 //! What an honest writer and reader of a memfd ring do, in one process.
 #![cfg(not(loom))]
 
-mod napping;
+use crate::napping;
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};

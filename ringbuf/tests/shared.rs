@@ -1,7 +1,7 @@
 //! What several producers of one process do with a memfd ring.
 #![cfg(not(loom))]
 
-mod napping;
+use crate::napping;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -1,13 +1,11 @@
 //! The JSON API over HTTP, against a real listener, store and archive.
 
-mod archive_support;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use archive_support::*;
+use crate::archive_support::*;
 use serde_json::Value;
 use tapio_server::api;
 use tapio_server::auth::{Auth, AuthSection};

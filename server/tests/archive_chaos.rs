@@ -1,11 +1,9 @@
 //! The archive against any sequence of faults of its disk: whatever happens, what was acknowledged is there.
 
-mod archive_support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use archive_support::*;
+use crate::archive_support::*;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tapio_server::archive::{Archive, ArchiveConfig, lock_books};

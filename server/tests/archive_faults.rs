@@ -1,11 +1,9 @@
 //! What the archive promises while its disk fails.
 
-mod archive_support;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archive_support::*;
+use crate::archive_support::*;
 use tapio_server::archive::{Archive, ArchiveConfig, ArchiveState, QUEUE_BYTES_MAX, lock_books};
 use tapio_wire::frame::Header;
 

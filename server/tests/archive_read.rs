@@ -1,13 +1,11 @@
 //! What is read out of an archive: by index, by scan, by names; and what people see of it.
 
-mod archive_support;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use archive_support::*;
+use crate::archive_support::*;
 use serde_json::Value;
 use tapio_server::archive::ArchiveConfig;
 use tapio_server::archive::index::Index;

@@ -1,13 +1,11 @@
 //! What the archive makes of a directory that a crash, a fault or another server left behind.
 
-mod archive_support;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use archive_support::*;
+use crate::archive_support::*;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tapio_server::archive::{Archive, ArchiveConfig, ArchiveError, DiskChoice, DiskKind, lock_books};

@@ -1,15 +1,13 @@
 //! Who is let in: tokens that a Kubernetes API server reviews (one of the test's own), and certificates; and for which node
 //! they may speak.
 
-mod archive_support;
-mod whole_server;
-
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use archive_support::Frames;
+use crate::archive_support::Frames;
+use crate::whole_server::*;
 use axum::extract::{Path as InPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -24,7 +22,6 @@ use tapio_wire::service::{ListFindingsRequest, StatusRequest};
 use tapio_wire::tls::{ClientFiles, ServerFiles, Watched};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
-use whole_server::*;
 
 /// What the API server knows, and what it was asked.
 #[derive(Default)]

@@ -1,11 +1,9 @@
 //! What holds for every pattern: order, shards and replays do not matter, memory is bounded, files are checked.
 
-mod correlate_node;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM};
+use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM};
 use tapio_server::correlate::state::EntityTable;
 use tapio_server::correlate::{CorrelateConfig, Stopped};
 use tapio_server::findings::PatternSet;

@@ -1,8 +1,10 @@
 //! Every pattern with its scenario, and the look-alikes that it must not match.
 
-mod correlate_node;
+use crate::correlate_node;
 
-use correlate_node::{BOOTED, MIB, MS, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM, findings_of, patterns_of};
+use crate::correlate_node::{
+    BOOTED, MIB, MS, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM, findings_of, patterns_of,
+};
 
 const LIMIT: u64 = 64 * MIB;
 

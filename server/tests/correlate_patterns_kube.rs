@@ -1,10 +1,8 @@
 //! Patterns that rest on what Kubernetes says, each with its look-alike; names that come late; labels; root causes.
 
-mod correlate_node;
-
 use std::sync::Arc;
 
-use correlate_node::{
+use crate::correlate_node::{
     MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, patterns_of, workload_of,
 };
 use tapio_server::correlate::CorrelateConfig;

@@ -1,8 +1,6 @@
 //! Patterns of nodes and systemd units, each with its look-alike.
 
-mod correlate_node;
-
-use correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, address, findings_of, patterns_of};
+use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, address, findings_of, patterns_of};
 use tapio_wire::event::{Detail, HISTOGRAM_SLOTS, Histogram, Lane, Measure, Tcp};
 
 #[test]

@@ -1,12 +1,10 @@
 //! Limits of the ingest: rates that are held without dropping, the age of streams, how many there may be.
 
-mod archive_support;
-mod whole_server;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archive_support::*;
+use crate::archive_support::*;
+use crate::whole_server::*;
 use bytes::Bytes;
 use prometheus::Registry;
 use tapio_server::ingest::{
@@ -18,7 +16,6 @@ use tapio_wire::service::{Ack, ship_response};
 use tonic::Code;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
-use whole_server::*;
 
 struct Nowhere;
 

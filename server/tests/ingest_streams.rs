@@ -1,11 +1,9 @@
 //! Streams over a real gRPC server on the loopback: what is accepted, what is refused, and what is acknowledged when.
 
-mod archive_support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use archive_support::*;
+use crate::archive_support::*;
 use bytes::Bytes;
 use prometheus::Registry;
 use tapio_server::archive::{Archive, QUEUE_BYTES_MAX, lock_books};

@@ -1,22 +1,19 @@
 //! A thousand collectors at once, against the real server: when it starts, and again after it was killed.
 
-mod archive_support;
-mod whole_server;
-
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archive_support::Frames;
+use crate::archive_support::Frames;
+use crate::whole_server::*;
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::sync::Barrier;
 use tonic::Status;
 use tonic::transport::Endpoint;
-use whole_server::*;
 
 const NODES: u64 = 1000;
 /// What the server may take for it, archive and correlation included.

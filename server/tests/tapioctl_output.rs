@@ -1,13 +1,10 @@
 //! `tapioctl` against a real query service.
 
-#[path = "correlate_node/mod.rs"]
-mod correlate_node;
-
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
+use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
 use serde_json::Value;
 use tapio_server::query::{self, StatusSource};
 use tapio_wire::service::{

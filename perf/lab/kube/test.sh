@@ -59,7 +59,8 @@ else
     tests=kube
   fi
 fi
-arguments=()
-for test in $tests; do arguments+=(--test "$test"); done
-cargo test --locked --workspace "${arguments[@]}" --no-run
-"${enter[@]}" cargo test --locked --offline --workspace "${arguments[@]}" -- --nocapture --test-threads=1
+filters=()
+# Of perf/tests/main.rs, a file's tests are below its name.
+for test in $tests; do filters+=("$test::"); done
+cargo test --locked --workspace --test perf --no-run
+"${enter[@]}" cargo test --locked --offline --workspace --test perf -- --nocapture --test-threads=1 "${filters[@]}"

@@ -10,8 +10,8 @@ use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
 
+use crate::docs::pages;
 use crate::lab::{FedNode, Need, can_run, inject};
-use crate::pages;
 
 const PAGE: &str = "docs/metrics.md";
 

@@ -7,6 +7,7 @@ pub mod archive;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -19,6 +20,21 @@ pub const PERF: &str = env!("CARGO_BIN_EXE_tapio-perf");
 /// Data bytes of a test's ring.
 const RING_BYTES: usize = 8 << 20;
 const ENTITIES: usize = 200;
+
+/// Whose turn it is.
+static TURN: RwLock<()> = RwLock::new(());
+pub type Alone = RwLockWriteGuard<'static, ()>;
+pub type Beside = RwLockReadGuard<'static, ()>;
+
+/// The machine for a test that measures time or memory, loads it, or has probes in the kernel.
+pub fn alone() -> Alone {
+    TURN.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A place beside others, for a test that mostly waits.
+pub fn beside() -> Beside {
+    TURN.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What not every machine has.
 #[derive(Clone, Copy, PartialEq, Eq)]

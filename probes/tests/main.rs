@@ -1,0 +1,10 @@
+//! The tests of this crate in one executable, since linking each of them alone takes longer than running it. A new file is named
+//! here. permission is an executable of its own: what it gives up and is told belongs to its process.
+
+mod lab;
+mod layout;
+mod live;
+mod live_bulk;
+mod live_disk;
+mod live_network;
+mod live_tasks;

@@ -1,0 +1,23 @@
+//! The tests of this crate in one executable, since linking each of them alone takes longer than running it. A new file is named
+//! here. hostile_http2 is an executable of its own: it measures the memory of its process.
+
+mod api_http;
+mod archive_chaos;
+mod archive_disks;
+mod archive_faults;
+mod archive_read;
+mod archive_recovery;
+mod archive_support;
+mod auth;
+mod correlate_engine;
+mod correlate_node;
+mod correlate_patterns;
+mod correlate_patterns_kube;
+mod correlate_patterns_node;
+mod ingest_limits;
+mod ingest_streams;
+mod manifests;
+mod reconnect_storm;
+mod server_services;
+mod tapioctl_output;
+mod whole_server;
