@@ -12,6 +12,7 @@
 //! ```
 
 pub mod books;
+pub mod copy;
 pub mod disk;
 pub mod index;
 mod lock;

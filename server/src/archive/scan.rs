@@ -65,6 +65,20 @@ enum Sound {
     Note(Note),
 }
 
+/// What a record's content is; `None` when it is not what its kind says.
+fn sound(kind: RecordKind, bytes: &[u8]) -> Option<Sound> {
+    match kind {
+        RecordKind::Frame => Header::check(bytes).ok().map(|(header, _)| Sound::Frame(header)),
+        RecordKind::Snapshot => snapshot::decode(bytes).map(Sound::Note),
+        RecordKind::Index => index::is_sound(bytes).then_some(Sound::Note(Note::Index)),
+    }
+}
+
+/// Whether a record's content is what its kind says, by its checksums.
+pub(super) fn is_sound(kind: RecordKind, bytes: &[u8]) -> bool {
+    sound(kind, bytes).is_some()
+}
+
 impl<'a> Scanner<'a> {
     /// Starts behind the segment's header.
     pub fn new(file: &'a File, number: u64) -> io::Result<Self> {
@@ -166,11 +180,7 @@ impl<'a> Scanner<'a> {
         let Found::Record { kind, bytes, .. } = find_record(self.rest(at), self.number, at) else {
             return Ok(None);
         };
-        let sound = match kind {
-            RecordKind::Frame => Header::check(bytes).ok().map(|(header, _)| Sound::Frame(header)),
-            RecordKind::Snapshot => snapshot::decode(bytes).map(Sound::Note),
-            RecordKind::Index => index::is_sound(bytes).then_some(Sound::Note(Note::Index)),
-        };
+        let sound = sound(kind, bytes);
         Ok(sound.map(|sound| (sound, bytes.len())))
     }
 

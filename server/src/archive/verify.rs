@@ -17,6 +17,8 @@ use super::snapshot::Note;
 
 /// Damaged places that are listed of one segment.
 const DAMAGES_MAX: usize = 1000;
+/// How often a segment that a server is writing is looked through at most.
+const LOOKS_MAX: u32 = 5;
 
 /// How a segment's index is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -65,17 +67,44 @@ impl SegmentReport {
 }
 
 /// Looks through a segment; `read` hears how many bytes were read since it heard last.
+///
+/// A server may be writing it: what was read too early and has successors that were read later looks like damage. It is
+/// looked at once more then.
 pub fn verify_segment(segment: &SegmentFile, read: &mut dyn FnMut(u64)) -> io::Result<SegmentReport> {
     let file = File::open(&segment.path)?;
+    for _ in 1..LOOKS_MAX {
+        match look(segment, &file, read) {
+            Ok(report) if !was_written_meanwhile(&file, &report)? => return Ok(report),
+            Ok(_) => {}
+            // It was closed, and its reserved rest given back.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error),
+        }
+    }
+    look(segment, &file, read)
+}
+
+/// Whether a sound record stands by now where none was found before.
+fn was_written_meanwhile(file: &File, report: &SegmentReport) -> io::Result<bool> {
+    for range in &report.damages {
+        let mut scanner = Scanner::within(file, report.number, range.start..u64::MAX)?;
+        if matches!(scanner.next_item()?, Some(Item::Frame { .. } | Item::Note(_))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn look(segment: &SegmentFile, file: &File, read: &mut dyn FnMut(u64)) -> io::Result<SegmentReport> {
     let mut report =
         SegmentReport { number: segment.number, bytes: file.metadata()?.len(), ..SegmentReport::default() };
-    if !is_segment(&file, segment.number)? {
+    if !is_segment(file, segment.number)? {
         report.is_foreign = true;
         return Ok(report);
     }
-    let stored = Index::read(&file, segment.number)?;
+    let stored = Index::read(file, segment.number)?;
     let mut rebuilt = IndexBuilder::default();
-    let mut scanner = Scanner::new(&file, segment.number)?;
+    let mut scanner = Scanner::new(file, segment.number)?;
     let mut at = scanner.position();
     let mut last_mark = 0;
     while let Some(item) = scanner.next_item()? {

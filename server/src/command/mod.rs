@@ -1,10 +1,11 @@
 //! What `tapio-server archive …` and `tapio-server replay` do: for people at a machine that has the archive.
 //!
 //! What enters: arguments. What leaves: text or JSON lines on standard output, progress and errors on standard error, an exit
-//! code. What must hold: nothing is changed or locked, so all of it is safe beside a running server.
+//! code. What must hold: nothing of the archive is changed or locked, so all of it is safe beside a running server.
 
 mod cat;
 mod check;
+mod copy;
 mod replay;
 mod stat;
 mod verify;
@@ -17,12 +18,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::archive::copy::CopyError;
 use crate::archive::reader::ReadError;
 use crate::events::EventsError;
 use crate::render::{self, Style};
 
 pub use cat::CatArguments;
 pub use check::{check, print_config};
+pub use copy::CopyArguments;
 pub use replay::ReplayArguments;
 
 /// An archive, and how to print.
@@ -44,6 +47,9 @@ pub enum ArchiveCommand {
     Stat(Directory),
     /// Print events
     Cat(CatArguments),
+    /// Copy an archive, also one that a server is writing, to a directory that is new or empty; exit code 3 when what was
+    /// acknowledged is damaged in it
+    Copy(CopyArguments),
 }
 
 impl ArchiveCommand {
@@ -56,6 +62,7 @@ impl ArchiveCommand {
             Self::Verify(directory) => verify::run(&directory),
             Self::Stat(directory) => stat::run(&directory),
             Self::Cat(arguments) => cat::run(&arguments),
+            Self::Copy(arguments) => copy::run(&arguments),
         }
     }
 }
@@ -75,6 +82,8 @@ pub enum CommandError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Events(#[from] EventsError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]

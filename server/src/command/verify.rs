@@ -7,12 +7,17 @@ use crate::archive::reader::{ReadError, Reader};
 use crate::archive::verify::{IndexState, SegmentReport, verify_segment};
 use crate::findings::text;
 
+/// Nobody can tell the one from the other by the copy alone.
+const OPEN_HINT: &str = "The newest segment was not closed. If a server wrote it while `cp` copied it, the copy has holes and the archive \
+                         has none: copy it with `tapio-server archive copy DIR TO`\n";
+
 pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
     let segments = Reader::new(&arguments.dir).segments()?;
     let bar = progress(segments.iter().map(|segment| segment.bytes).sum());
     let mut is_sound = true;
     let mut sums = SegmentReport::default();
     let (mut checked, mut indexed) = (0, 0);
+    let mut is_newest_open = false;
     for segment in &segments {
         let report = match verify_segment(segment, &mut |bytes| bar.inc(bytes)) {
             Ok(report) => report,
@@ -21,6 +26,7 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
             Err(source) => return Err(ReadError::Segment { path: segment.path.clone(), source }.into()),
         };
         is_sound &= report.is_sound();
+        is_newest_open = !report.is_sound() && report.index == IndexState::None && !report.is_foreign;
         checked += 1;
         indexed += u64::from(report.index == IndexState::Sound);
         sums.frames += report.frames;
@@ -39,6 +45,9 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
             sums.frames,
             sums.events
         ))?;
+        if is_newest_open {
+            print(OPEN_HINT)?;
+        }
     }
     Ok(if is_sound { Verdict::Done } else { Verdict::Found })
 }
