@@ -2,12 +2,14 @@
 //!
 //! What enters: every publication and withdrawal of the store. What leaves: `findings.jsonl` beside the segments, one change a
 //! line, and at the next start the findings. What must hold: nobody waits for the disk (the finder hands over and goes on); at
-//! most two files of [`FILE_BYTES_MAX`]; a torn or foreign line costs itself; a change that the queue had no room for is made
-//! good by writing the store's findings again.
+//! most two files of [`FILE_BYTES_MAX`]; a torn or foreign line costs itself; a change that the queue had no room for, or that
+//! could not be written, is made good by writing the store's findings anew, in the place of what was written before: what was
+//! withdrawn meanwhile must not come back.
 //!
 //! ```text
 //! {"published":{…}}                         the finding as the query service has it; the last line of an id counts
 //! {"withdrawn":{"id":"…","successor":"…"}}   another one explains it better, or nothing does
+//! {"anew":{"snapshot":7,"part":1}}           the store's findings follow; of what stands before only an earlier part counts
 //! ```
 
 use std::collections::HashMap;
@@ -39,6 +41,7 @@ const MISSED_INTERVAL: Duration = Duration::from_secs(5);
 enum Line {
     Published(Box<Finding>),
     Withdrawn { id: String, successor: Option<String> },
+    Anew { snapshot: u64, part: u8 },
 }
 
 /// Where the journal of an archive lies, and the one before it.
@@ -63,6 +66,7 @@ pub struct Recorded {
 /// When a file is there and cannot be read.
 pub fn read(dir: &Path) -> io::Result<Recorded> {
     let mut recorded = Recorded::default();
+    let mut snapshot = None;
     for path in paths(dir).iter().rev() {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -86,6 +90,13 @@ pub fn read(dir: &Path) -> io::Result<Recorded> {
                     if let Some(successor) = successor {
                         recorded.successors.insert(id, successor);
                     }
+                }
+                // The first part in its older file may have been replaced before the second was, or the other way round.
+                Ok(Line::Anew { snapshot: begun, part }) => {
+                    if part == 1 || snapshot != Some(begun) {
+                        recorded = Recorded { unreadable: recorded.unreadable, ..Recorded::default() };
+                    }
+                    snapshot = Some(begun);
                 }
                 Err(_) if line.iter().all(u8::is_ascii_whitespace) => {}
                 Err(_) => recorded.unreadable += 1,
@@ -175,7 +186,7 @@ impl Journal {
     /// When the thread cannot be started.
     pub fn start(dir: &Path, store: &Arc<FindingStore>, metrics: JournalMetrics) -> io::Result<Self> {
         let (sender, changes) = sync_channel(QUEUE_CHANGES);
-        let mut writer = Writer { paths: paths(dir), file: None, metrics, is_failing: false };
+        let mut writer = Writer { paths: paths(dir), file: None, metrics, is_behind: false, is_failing: false };
         let source = Arc::clone(store);
         let thread = thread::Builder::new().name("journal".into()).spawn(move || writer.run(&changes, &source))?;
         store.set_journal(sender.clone());
@@ -197,6 +208,8 @@ struct Writer {
     paths: [PathBuf; 2],
     file: Option<File>,
     metrics: JournalMetrics,
+    /// What is on the disk lacks changes: the store is to be written anew.
+    is_behind: bool,
     is_failing: bool,
 }
 
@@ -223,24 +236,22 @@ impl Writer {
                         encode(&Line::Published(Box::new((*finding).clone())))
                     }
                 };
-                lines.extend_from_slice(&line);
+                lines.push(line);
             }
-            let missed = store.take_journal_missed();
-            if missed || (self.is_failing && !lines.is_empty()) {
-                lines.clear();
-                for finding in store.published_after(0) {
-                    lines.extend_from_slice(&encode(&Line::Published(Box::new((*finding).clone()))));
-                }
-            }
-            if !lines.is_empty() {
-                self.write(&lines);
+            // Changes that are queued from here on are told once more: that says nothing else.
+            self.is_behind |= store.take_journal_missed();
+            if self.is_behind {
+                let result = self.write_anew(store);
+                self.told(&result);
+            } else if !lines.is_empty() {
+                let result = self.append(&lines);
+                self.told(&result);
             }
         }
     }
 
-    fn write(&mut self, lines: &[u8]) {
-        let result = self.try_write(lines);
-        match &result {
+    fn told(&mut self, result: &io::Result<()>) {
+        match result {
             Ok(()) if self.is_failing => tracing::info!("the journal of findings is written again"),
             Ok(()) => {}
             Err(error) => {
@@ -253,27 +264,106 @@ impl Writer {
             }
         }
         self.is_failing = result.is_err();
+        self.is_behind = result.is_err();
     }
 
-    fn try_write(&mut self, lines: &[u8]) -> io::Result<()> {
+    fn append(&mut self, lines: &[Vec<u8>]) -> io::Result<()> {
         let mut file = match self.file.take() {
             Some(file) => file,
             None => open(&self.paths[0])?,
         };
-        if file.seek(SeekFrom::End(0))? + lines.len() as u64 > FILE_BYTES_MAX {
-            fs::rename(&self.paths[0], &self.paths[1])?;
-            file = open(&self.paths[0])?;
+        let mut end = file.seek(SeekFrom::End(0))?;
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (count, bytes) = fitting(rest.iter(), FILE_BYTES_MAX.saturating_sub(end));
+            if count > 0 {
+                let written = file.write_all(&rest[..count].concat()).and_then(|()| file.sync_data());
+                if written.is_err() {
+                    // Best effort: a torn line costs itself.
+                    let _ = file.set_len(end);
+                }
+                written?;
+                end += bytes;
+                rest = &rest[count..];
+            }
+            if !rest.is_empty() {
+                fs::rename(&self.paths[0], &self.paths[1])?;
+                file = open(&self.paths[0])?;
+                end = 0;
+            }
         }
-        file.write_all(lines)?;
-        file.sync_data()?;
         self.file = Some(file);
         Ok(())
     }
+
+    /// Puts the store's findings in the place of both files, the newest where they do not have room for all.
+    fn write_anew(&mut self, store: &FindingStore) -> io::Result<()> {
+        self.file = None;
+        let (findings, aliases) = store.everything();
+        let snapshot = findings.last().map_or(0, |finding| finding.published_ns);
+        let published = findings.iter().map(|finding| encode(&Line::Published(Box::new((**finding).clone()))));
+        let withdrawn =
+            aliases.into_iter().map(|(id, successor)| encode(&Line::Withdrawn { id, successor: Some(successor) }));
+        let lines: Vec<Vec<u8>> = withdrawn.chain(published).collect();
+        let head = |part| encode(&Line::Anew { snapshot, part });
+        let room = FILE_BYTES_MAX - head(1).len() as u64;
+        let (newer, _) = fitting(lines.iter().rev(), room);
+        let (older, newer) = lines.split_at(lines.len() - newer);
+        let (kept, _) = fitting(older.iter().rev(), room);
+        let older = &older[older.len() - kept..];
+        let written = [(&self.paths[0], newer, head(2)), (&self.paths[1], older, head(1))];
+        for (path, lines, head) in &written {
+            let result = write_beside(path, head, lines);
+            if result.is_err() {
+                // Best effort: the next attempt truncates them.
+                let _ = fs::remove_file(beside(&self.paths[0])).and_then(|()| fs::remove_file(beside(&self.paths[1])));
+            }
+            result?;
+        }
+        // In this order: from the first on nothing counts that was written before.
+        for (path, ..) in &written {
+            fs::rename(beside(path), path)?;
+        }
+        let parent = self.paths[0].parent().unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    }
+}
+
+/// How many lines have room in so many bytes, and their bytes.
+fn fitting<'a>(lines: impl Iterator<Item = &'a Vec<u8>>, room: u64) -> (usize, u64) {
+    let mut bytes = 0;
+    let fits = |line: &&Vec<u8>| {
+        let fits = bytes + line.len() as u64 <= room;
+        bytes += if fits { line.len() as u64 } else { 0 };
+        fits
+    };
+    let count = lines.take_while(fits).count();
+    (count, bytes)
+}
+
+/// What a file is called until it is whole.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+fn write_beside(path: &Path, head: &[u8], lines: &[Vec<u8>]) -> io::Result<()> {
+    let mut file = io::BufWriter::new(File::create(beside(path))?);
+    file.write_all(head)?;
+    for line in lines {
+        file.write_all(line)?;
+    }
+    file.into_inner()?.sync_data()
 }
 
 fn encode(line: &Line) -> Vec<u8> {
     // Strings, numbers and lists: nothing that JSON cannot hold.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+    if bytes.len() as u64 >= LINE_BYTES_MAX {
+        // It could not be read.
+        bytes.clear();
+    }
     bytes.push(b'\n');
     bytes
 }
@@ -364,6 +454,96 @@ mod tests {
         again.set_replaying(false);
         assert_eq!(again.publish(finding("a1", 7, 3)).expect("it says more").revision, 2);
         assert!(again.publish(finding("better", 6, 1)).is_some(), "live, a better explanation may come");
+    }
+
+    /// A directory in which the journal cannot be opened until it is removed.
+    fn broken(dir: &Path) -> PathBuf {
+        let obstacle = paths(dir)[0].clone();
+        fs::create_dir(&obstacle).expect("made");
+        obstacle
+    }
+
+    fn until(mut is_so: impl FnMut() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "it stays as it is");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn what_was_withdrawn_while_writes_failed_or_were_missed_does_not_come_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Arc::new(FindingStore::new(10_000));
+        let running = journal(dir.path(), &store);
+        for id in ["a1", "b1", "c1"] {
+            store.publish(finding(id, 5, 2));
+        }
+        drop(running);
+        assert_eq!(restarted(dir.path()).len(), 3);
+        // A new run whose writes fail at first.
+        let store = restarted(dir.path());
+        let whole = fs::read(&paths(dir.path())[0]).expect("readable");
+        fs::remove_file(&paths(dir.path())[0]).expect("removed");
+        fs::write(&paths(dir.path())[1], whole).expect("written");
+        let obstacle = broken(dir.path());
+        let metrics = JournalMetrics::register(&Registry::new()).expect("fresh names");
+        let running = Journal::start(dir.path(), &store, metrics.clone()).expect("it starts");
+        store.withdraw("a1", Some("c1"));
+        store.withdraw("b1", None);
+        until(|| metrics.failures.get() > 0);
+        fs::remove_dir(obstacle).expect("removed");
+        store.publish(finding("d1", 9, 1));
+        until(|| paths(dir.path())[0].is_file());
+        drop(running);
+        let again = restarted(dir.path());
+        assert!(again.get("b1").is_err(), "it was withdrawn");
+        assert_eq!(again.get("a1").expect("leads on").id, "c1");
+        assert_eq!(again.len(), 2);
+    }
+
+    #[test]
+    fn a_journal_that_is_written_anew_counts_alone_whichever_of_its_files_came_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [new, old] = paths(dir.path());
+        let published = |id: &str| encode(&Line::Published(Box::new(finding(id, 1, 1))));
+        let anew = |part| encode(&Line::Anew { snapshot: 7, part });
+        fs::write(&old, published("stale")).expect("written");
+        fs::write(&new, [anew(2), published("newer")].concat()).expect("written");
+        let ids =
+            || read(dir.path()).expect("readable").findings.into_keys().collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(ids(), ["newer".to_owned()].into());
+        fs::write(&old, [anew(1), published("older")].concat()).expect("written");
+        assert_eq!(ids(), ["newer".to_owned(), "older".to_owned()].into());
+    }
+
+    #[test]
+    fn both_files_keep_their_bound_when_the_store_is_written_anew_and_the_newest_stay() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Arc::new(FindingStore::new(10_000));
+        let large = |number: u64| Finding { title: "x".repeat(1 << 20), ..finding(&format!("f{number}"), number, 1) };
+        let mut writer = Writer {
+            paths: paths(dir.path()),
+            file: None,
+            metrics: JournalMetrics::register(&Registry::new()).expect("fresh names"),
+            is_behind: false,
+            is_failing: false,
+        };
+        for number in 1..=40 {
+            store.publish(large(number));
+        }
+        let is_bounded =
+            || paths(dir.path()).iter().all(|path| fs::metadata(path).expect("there").len() <= FILE_BYTES_MAX);
+        writer.write_anew(&store).expect("written");
+        assert!(is_bounded());
+        let recorded = read(dir.path()).expect("readable");
+        assert!((28..=32).contains(&recorded.findings.len()), "{}", recorded.findings.len());
+        assert!(recorded.findings.contains_key("f40") && !recorded.findings.contains_key("f1"));
+        // One batch that is longer than a file.
+        let lines: Vec<_> = (41..=60).map(|number| encode(&Line::Published(Box::new(large(number))))).collect();
+        writer.append(&lines).expect("written");
+        assert!(is_bounded());
+        assert!(read(dir.path()).expect("readable").findings.contains_key("f60"));
     }
 
     #[test]

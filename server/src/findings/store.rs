@@ -49,8 +49,9 @@ struct Inner {
     restored_deaths: HashSet<DeathKey>,
     findings: HashMap<String, Arc<Finding>>,
     order: BTreeSet<Position>,
-    /// Ids of findings that another took over.
+    /// Ids of findings that another took over, and in which order.
     aliases: Generations<String, String>,
+    alias_order: VecDeque<String>,
     /// The latest findings that were withdrawn, for watchers that are behind.
     withdrawn: VecDeque<Arc<Finding>>,
     published_ns: u64,
@@ -69,6 +70,16 @@ impl Inner {
                 }
             }
             self.evicted += 1;
+        }
+    }
+
+    fn alias(&mut self, id: String, successor: String, aliases_max: usize) {
+        if self.aliases.get(&id).is_none() {
+            self.alias_order.push_back(id.clone());
+        }
+        self.aliases.insert(id, successor);
+        if self.alias_order.len() > aliases_max {
+            self.alias_order.pop_front();
         }
     }
 
@@ -102,6 +113,7 @@ impl FindingStore {
                 findings: HashMap::new(),
                 order: BTreeSet::new(),
                 aliases: Generations::new(findings_max),
+                alias_order: VecDeque::new(),
                 withdrawn: VecDeque::new(),
                 published_ns: 0,
                 evicted: 0,
@@ -147,7 +159,7 @@ impl FindingStore {
 
     /// Takes in that an earlier run's finding was taken over by another.
     pub fn restore_alias(&self, id: String, successor: String) {
-        self.write().aliases.insert(id, successor);
+        self.write().alias(id, successor, self.findings_max);
     }
 
     /// While the last minutes are replayed, a death that an earlier run has explained is not explained anew: the beginning of
@@ -204,7 +216,7 @@ impl FindingStore {
         let finding = inner.findings.remove(id)?;
         inner.order.remove(&position(&finding));
         if let Some(successor) = successor {
-            inner.aliases.insert(id.to_owned(), successor.to_owned());
+            inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
         }
         self.tell_journal(|| Change::Withdrawn { id: id.to_owned(), successor: successor.map(str::to_owned) });
         let last = Arc::new(Finding {
@@ -288,6 +300,16 @@ impl FindingStore {
             inner.findings.values().filter(|finding| finding.published_ns > published_ns).cloned().collect();
         found.sort_by_key(|finding| finding.published_ns);
         found
+    }
+
+    /// Every finding, in the order of their publication, and every id that leads to another, as of one moment.
+    pub fn everything(&self) -> (Vec<Arc<Finding>>, Vec<(String, String)>) {
+        let inner = self.read();
+        let mut findings: Vec<_> = inner.findings.values().cloned().collect();
+        findings.sort_by_key(|finding| finding.published_ns);
+        let told = inner.alias_order.iter().filter(|id| !inner.findings.contains_key(*id));
+        let aliases = told.filter_map(|id| Some((id.clone(), inner.aliases.get(id)?.clone()))).collect();
+        (findings, aliases)
     }
 
     /// Every publication from now on, and the last one's `published_ns`.
