@@ -14,11 +14,13 @@ use tokio::sync::watch;
 use crate::archive::ArchiveState;
 use crate::correlate::Correlator;
 use crate::metrics::Metrics;
+use crate::vitals::Vitals;
 
 struct Shared {
     metrics: Arc<OnceLock<Metrics>>,
     archive: watch::Receiver<ArchiveState>,
     correlator: Arc<Correlator>,
+    vitals: Arc<Vitals>,
     metrics_enabled: bool,
 }
 
@@ -26,21 +28,23 @@ struct Shared {
 pub const CORRELATION_FAILED: &str =
     "correlation has failed: frames are archived, but nothing is found; restart the server";
 
+#[allow(clippy::too_many_arguments, reason = "each is a part of the server")]
 /// Serves until `end` is set. The metrics may come later: a server that recovers a large archive is alive all the while.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<OnceLock<Metrics>>,
     archive: watch::Receiver<ArchiveState>,
     correlator: Arc<Correlator>,
+    vitals: Arc<Vitals>,
     metrics_enabled: bool,
     api: Router,
     mut end: watch::Receiver<bool>,
 ) {
     let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Arc::new(Shared { metrics, archive, correlator, metrics_enabled }))
+        .with_state(Arc::new(Shared { metrics, archive, correlator, vitals, metrics_enabled }))
         .merge(api);
     let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let served = axum::serve(listener, router).with_graceful_shutdown(async move {
@@ -52,13 +56,32 @@ pub async fn serve(
     }
 }
 
+/// What has ended before its time; `None` when everything lives.
+fn dead(shared: &Shared) -> Option<String> {
+    let mut ended = shared.vitals.ended();
+    if shared.correlator.has_failed() && !ended.iter().any(|name| name == "finder") {
+        ended.push("correlate".to_owned());
+    }
+    let names = ended.join(", ");
+    (!ended.is_empty()).then(|| format!("ended before its time: {names}; restart the server, its log tells why\n"))
+}
+
+async fn alive(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    match dead(&shared) {
+        Some(dead) => (StatusCode::SERVICE_UNAVAILABLE, dead),
+        None => (StatusCode::OK, "ok\n".into()),
+    }
+}
+
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    let unready = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"));
     match &*shared.archive.borrow() {
-        ArchiveState::Ready if shared.correlator.has_failed() => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {CORRELATION_FAILED}\n"))
-        }
-        ArchiveState::Ready => (StatusCode::OK, "ready\n".into()),
-        ArchiveState::NotReady(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+        ArchiveState::Ready if shared.correlator.has_failed() => unready(CORRELATION_FAILED),
+        ArchiveState::Ready => match dead(&shared) {
+            Some(dead) => unready(dead.trim_end()),
+            None => (StatusCode::OK, "ready\n".into()),
+        },
+        ArchiveState::NotReady(reason) => unready(reason),
     }
 }
 

@@ -21,3 +21,4 @@ pub mod pipeline;
 pub mod query;
 pub mod render;
 pub mod tls;
+pub mod vitals;

@@ -13,6 +13,10 @@
 //!
 //! Start: ports and HTTP (alive, not ready), then the archive's lock, recovery and replay into the shards, then streams. Shutdown goes the way of an
 //! event: streams end once they were told what is durable, the archive syncs, the shards drain, the finder ends.
+//!
+//! A thread that ends before its time (a panic) is told by `/healthz` and `/readyz`, by name, and the server is to be started anew
+//! ([`crate::vitals`]): `archive`, `correlate` (any shard), `finder`, `journal`, and the task `grpc`, which accepts. The threads `io`
+//! run tasks, of which a panic ends one stream or one request; blocking ones of tokio end with the request that asked for them.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -44,7 +48,8 @@ use crate::http;
 use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
 use crate::metrics::{Metrics, Sizes, resident_bytes};
 use crate::query::{self, EventSource, StatusSource};
-use crate::tls::{self, TlsMetrics};
+use crate::tls::{self, AcceptMetrics, TlsMetrics};
+use crate::vitals::{Pulse, Sign, Vitals};
 
 const INGEST_SERVICE: &str = "tapio.v1.Ingest";
 const QUERY_SERVICE: &str = "tapio.v1.Query";
@@ -52,6 +57,8 @@ const QUERY_SERVICE: &str = "tapio.v1.Query";
 const CONNECTIONS_EXTRA: usize = 256;
 /// How often the resident memory is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the finder is asked whether it is there.
+const FINDER_INTERVAL: Duration = Duration::from_secs(5);
 /// How long streams may take to hear what is durable before they are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -220,12 +227,15 @@ impl Pipeline {
         let opening = ArchiveState::NotReady("the archive is being opened".into());
         let (readiness, is_ready) = watch::channel(opening);
         let metrics = Arc::new(OnceLock::new());
+        let vitals = Arc::new(Vitals::default());
+        vitals.watch("finder", watch_finder(finder.bus(), ended.clone()));
         let events = EventSource::new(&config.archive.dir);
         let http = tokio::spawn(http::serve(
             http_listener,
             Arc::clone(&metrics),
             is_ready,
             Arc::clone(&correlator),
+            Arc::clone(&vitals),
             config.metrics.prometheus_enabled,
             if config.serves_api() {
                 api::router(Arc::clone(&store), events.clone(), Arc::clone(&auth))
@@ -236,11 +246,14 @@ impl Pipeline {
         ));
 
         let journal = start_journal(config, &store, JournalMetrics::register(&registry)?)?;
+        vitals.watch("journal", journal.sign());
         store.set_replaying(true);
         let archive = open_archive(config, &budget, &patterns, Arc::clone(&correlator), finder.bus()).await?;
         store.set_replaying(false);
+        vitals.watch("archive", archive.sign());
         archive.metrics().register(&registry)?;
         let tls_metrics = TlsMetrics::register(&registry)?;
+        let accepts = AcceptMetrics::register(&registry)?;
         let ingest_metrics = Arc::new(IngestMetrics::register(&registry)?);
         let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
         let ingest = IngestService::with(&archive, sink, ingest_metrics, ingest_config(config, &budget));
@@ -294,14 +307,18 @@ impl Pipeline {
             // An error means that the other side is gone, which is an end too.
             let _ = grpc_ended.wait_for(|end| *end).await;
         };
+        let pulse = Pulse::default();
+        vitals.watch("grpc", pulse.sign());
         let grpc = match tls {
             Some(tls) => {
-                let incoming = tls::incoming(grpc_listener, tls, tls_metrics, connections_max, ended);
-                tokio::spawn(grpc.serve_with_incoming_shutdown(incoming, grpc_end))
+                let incoming = tls::incoming(grpc_listener, tls, tls_metrics, accepts, connections_max, ended);
+                let served = grpc.serve_with_incoming_shutdown(incoming, grpc_end);
+                tokio::spawn(with_pulse(pulse, served))
             }
             None => {
-                let incoming = tls::incoming_plain(grpc_listener, connections_max, ended);
-                tokio::spawn(grpc.serve_with_incoming_shutdown(incoming, grpc_end))
+                let incoming = tls::incoming_plain(grpc_listener, accepts, connections_max, ended);
+                let served = grpc.serve_with_incoming_shutdown(incoming, grpc_end);
+                tokio::spawn(with_pulse(pulse, served))
             }
         };
         tracing::info!(%grpc_address, %http_address, patterns = patterns.patterns().len(), "serving");
@@ -337,6 +354,42 @@ impl Pipeline {
         .await?;
         Ok(())
     }
+}
+
+async fn with_pulse<T>(pulse: Pulse, work: impl Future<Output = T>) -> T {
+    let outcome = work.await;
+    drop(pulse);
+    outcome
+}
+
+/// Asks the finder from time to time whether it is there: it answers when it has dealt with what it was given before. Without a
+/// finder nothing is found, and a quiet cluster gives the shards no occasion to notice.
+fn watch_finder(finder: InProcessBus, mut ended: watch::Receiver<bool>) -> Sign {
+    let pulse = Pulse::default();
+    let sign = pulse.sign();
+    tokio::spawn(async move {
+        loop {
+            let asked = finder.clone();
+            let answer = tokio::task::spawn_blocking(move || asked.barrier().is_ok());
+            let is_there = tokio::select! {
+                _ = ended.wait_for(|end| *end) => break,
+                answer = answer => answer.unwrap_or(true),
+            };
+            if !is_there {
+                tracing::error!("the finder has ended: nothing is found until the server is started anew");
+                drop(pulse);
+                return;
+            }
+            tokio::select! {
+                _ = ended.wait_for(|end| *end) => break,
+                () = tokio::time::sleep(FINDER_INTERVAL) => {}
+            }
+        }
+        // The server ends, and it is not the finder that has failed.
+        std::future::pending::<()>().await;
+        drop(pulse);
+    });
+    sign
 }
 
 async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, PipelineError> {

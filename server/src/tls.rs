@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tapio_wire::tls::{ServerFiles, Watched};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -31,6 +31,8 @@ const HANDSHAKES_MAX: usize = 256;
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
 /// A pause after a failed accept, which is mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often failed accepts are told while they last.
+const ACCEPT_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the handshakes move.
 pub struct TlsMetrics {
@@ -69,9 +71,31 @@ impl TlsMetrics {
     }
 }
 
+/// What connections that could not be accepted move.
+#[derive(Clone)]
+pub struct AcceptMetrics {
+    failures: IntCounter,
+}
+
+impl AcceptMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When another metric has one of their names.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let failures = IntCounter::new(
+            "tapio_server_accept_failures_total",
+            "Attempts to accept a connection that failed, mostly for want of file descriptors: the connection waits.",
+        )?;
+        registry.register(Box::new(failures.clone()))?;
+        Ok(Self { failures })
+    }
+}
+
 /// Connections in the clear, until `end` changes.
 pub fn incoming_plain(
     listener: TcpListener,
+    accepts: AcceptMetrics,
     connections_max: usize,
     end: watch::Receiver<bool>,
 ) -> ReceiverStream<io::Result<Connection<TcpStream>>> {
@@ -82,7 +106,7 @@ pub fn incoming_plain(
         loop {
             let accepted = tokio::select! {
                 () = ended(&mut end) => return,
-                accepted = accept_one(&listener, &places) => accepted,
+                accepted = accept_one(&listener, &places, &accepts) => accepted,
             };
             let Some((stream, place)) = accepted else { return };
             if ready.send(Ok(Connection::new(stream, place))).await.is_err() {
@@ -94,8 +118,13 @@ pub fn incoming_plain(
 }
 
 /// The next connection, when there is a place for it; until then it waits in the kernel's queue.
-async fn accept_one(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept_one(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    accepts: &AcceptMetrics,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.ok()?;
+    let mut told: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -104,7 +133,12 @@ async fn accept_one(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(
                 return Some((stream, place));
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection was not accepted");
+                accepts.failures.inc();
+                if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_INTERVAL) {
+                    told = Some(Instant::now());
+                    tracing::error!(%error, "a connection cannot be accepted and waits: when files are too many, raise the \
+                        limit of open files (LimitNOFILE, ulimit -n) or lower server.max_concurrent_streams");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -116,12 +150,13 @@ pub fn incoming(
     listener: TcpListener,
     tls: Arc<Watched<ServerFiles>>,
     metrics: TlsMetrics,
+    accepts: AcceptMetrics,
     connections_max: usize,
     end: watch::Receiver<bool>,
 ) -> ReceiverStream<io::Result<Connection<TlsStream<TcpStream>>>> {
     let (ready, connections) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(connections_max));
-    tokio::spawn(accept(listener, tls, Arc::new(metrics), places, ready, end));
+    tokio::spawn(accept(listener, tls, Arc::new(metrics), accepts, places, ready, end));
     ReceiverStream::new(connections)
 }
 
@@ -129,6 +164,7 @@ async fn accept(
     listener: TcpListener,
     tls: Arc<Watched<ServerFiles>>,
     metrics: Arc<TlsMetrics>,
+    accepts: AcceptMetrics,
     places: Arc<Semaphore>,
     ready: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
     mut end: watch::Receiver<bool>,
@@ -143,7 +179,7 @@ async fn accept(
                     tls.refresh();
                     metrics.state(&tls);
                 }
-                accepted = accept_one(&listener, &places) => match accepted {
+                accepted = accept_one(&listener, &places, &accepts) => match accepted {
                     Some(accepted) => break accepted,
                     None => return,
                 },

@@ -45,6 +45,7 @@ pub use disk::{Disk, DiskKind};
 pub use metrics::ArchiveMetrics;
 pub use plain::PlainDisk;
 
+use crate::vitals::{Pulse, Sign};
 use writer::Writer;
 
 /// Frames that wait for the writer at most.
@@ -256,6 +257,7 @@ pub struct Archive {
     stop: watch::Sender<bool>,
     /// The lock is given back after the thread has ended: until then it may still write.
     thread: Mutex<Option<(JoinHandle<()>, lock::DirectoryLock)>>,
+    sign: Sign,
 }
 
 /// Tells `open` which disk the thread uses, or why it has none.
@@ -327,9 +329,14 @@ impl Archive {
             superfluous: recovered.empty_newest,
         };
         let (started_sender, started) = std::sync::mpsc::sync_channel(1);
+        let pulse = Pulse::default();
+        let sign = pulse.sign();
         let thread = std::thread::Builder::new()
             .name("archive".to_owned())
-            .spawn(move || body(writer, started_sender))
+            .spawn(move || {
+                let _pulse = pulse;
+                body(writer, started_sender);
+            })
             .map_err(|source| ArchiveError::Thread { source })?;
         let disk = match started.recv() {
             Ok(Ok(disk)) => disk,
@@ -352,6 +359,7 @@ impl Archive {
             disk,
             stop,
             thread: Mutex::new(Some((thread, lock))),
+            sign,
         })
     }
 
@@ -368,6 +376,11 @@ impl Archive {
     /// Whether frames can be made durable, and every change of that.
     pub fn state(&self) -> watch::Receiver<ArchiveState> {
         self.state.clone()
+    }
+
+    /// Whether its thread lives.
+    pub fn sign(&self) -> Sign {
+        self.sign.clone()
     }
 
     /// The metrics, to be registered.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tapio_wire::service::Finding;
 
 use super::store::{Change, FindingStore};
+use crate::vitals::{Pulse, Sign};
 
 /// A journal that is longer becomes `findings.jsonl.1`, and the one before that goes.
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -172,6 +173,7 @@ impl JournalMetrics {
 pub struct Journal {
     stop: SyncSender<Change>,
     thread: Option<JoinHandle<()>>,
+    sign: Sign,
 }
 
 /// A withdrawal of nothing tells the thread to end.
@@ -188,9 +190,19 @@ impl Journal {
         let (sender, changes) = sync_channel(QUEUE_CHANGES);
         let mut writer = Writer { paths: paths(dir), file: None, metrics, is_behind: false, is_failing: false };
         let source = Arc::clone(store);
-        let thread = thread::Builder::new().name("journal".into()).spawn(move || writer.run(&changes, &source))?;
+        let pulse = Pulse::default();
+        let sign = pulse.sign();
+        let thread = thread::Builder::new().name("journal".into()).spawn(move || {
+            let _pulse = pulse;
+            writer.run(&changes, &source);
+        })?;
         store.set_journal(sender.clone());
-        Ok(Self { stop: sender, thread: Some(thread) })
+        Ok(Self { stop: sender, thread: Some(thread), sign })
+    }
+
+    /// Whether its thread lives.
+    pub fn sign(&self) -> Sign {
+        self.sign.clone()
     }
 }
 

@@ -1,0 +1,66 @@
+//! Whether the server's threads live.
+//!
+//! What enters: each thread that is started and must not end before the server does. What leaves: the names of those that have
+//! ended: `/healthz` and `/readyz` tell them, and kubelet starts the server anew. None is restarted here: its queue, its place in
+//! the books or its state of correlation went with it, and a start rebuilds all three from the archive.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// A thread holds it as long as it runs; a panic gives it up as well.
+#[derive(Debug, Default)]
+pub struct Pulse(Arc<()>);
+
+impl Pulse {
+    /// To be looked at from elsewhere.
+    pub fn sign(&self) -> Sign {
+        Sign(Arc::downgrade(&self.0))
+    }
+}
+
+/// Tells whether a [`Pulse`] is still held.
+#[derive(Clone, Debug)]
+pub struct Sign(Weak<()>);
+
+impl Sign {
+    /// Whether the thread runs.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+/// The threads that must live. There are as many as the pipeline starts.
+#[derive(Debug, Default)]
+pub struct Vitals(Mutex<Vec<(String, Sign)>>);
+
+impl Vitals {
+    /// Watches one more.
+    pub fn watch(&self, name: impl Into<String>, sign: Sign) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name.into(), sign));
+    }
+
+    /// The names of those that have ended.
+    pub fn ended(&self) -> Vec<String> {
+        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.iter().filter(|(_, sign)| !sign.is_alive()).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_named_and_one_that_runs_is_not() {
+        let vitals = Vitals::default();
+        let (pulse, running) = (Pulse::default(), Pulse::default());
+        vitals.watch("archive", pulse.sign());
+        vitals.watch("finder", running.sign());
+        assert!(vitals.ended().is_empty());
+        let thread = std::thread::spawn(move || {
+            let _pulse = pulse;
+            panic!("as a defect would");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(vitals.ended(), ["archive"]);
+    }
+}

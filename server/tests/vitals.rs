@@ -1,0 +1,68 @@
+//! `/healthz` and `/readyz` tell of a thread that has ended before its time, by its name.
+
+#[path = "whole_server/mod.rs"]
+mod whole_server;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use axum::Router;
+use tapio_server::archive::ArchiveState;
+use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, Topology};
+use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
+use tapio_server::http;
+use tapio_server::vitals::{Pulse, Vitals};
+use tokio::sync::watch;
+use whole_server::{LIMIT, Whole, get};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_server_is_well_and_a_thread_that_panics_makes_it_unwell() {
+    let whole = Whole::start(|_| {}).await;
+    whole.until_metric("tapio_server_archive_ready", &[], |ready| ready == 1.0).await;
+    assert_eq!(whole.get("/healthz", ""), (200, "ok\n".into()));
+    assert_eq!(whole.get("/readyz", ""), (200, "ready\n".into()));
+    whole.pipeline.shutdown().await.expect("it ends");
+
+    let losses = Arc::new(LossBook::default());
+    let topology = Arc::new(Topology::new(100));
+    let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
+    let patterns = Arc::new(PatternSet::load(None).expect("the patterns"));
+    let store = Arc::new(FindingStore::new(10));
+    let finder =
+        Finder::start(&FinderConfig::default(), patterns, Arc::clone(&topology), view, store).expect("started");
+    let correlator = Correlator::start(&CorrelateConfig::default(), topology, losses, Arc::new(finder.bus()));
+    let correlator = Arc::new(correlator.expect("started"));
+    let (vitals, pulse) = (Arc::new(Vitals::default()), Pulse::default());
+    vitals.watch("archive", pulse.sign());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (_ready, is_ready) = watch::channel(ArchiveState::Ready);
+    let (_end, ended) = watch::channel(false);
+    let metrics = Arc::new(OnceLock::new());
+    tokio::spawn(http::serve(
+        listener,
+        metrics,
+        is_ready,
+        Arc::clone(&correlator),
+        Arc::clone(&vitals),
+        true,
+        Router::new(),
+        ended,
+    ));
+    assert_eq!(get(address, "/healthz", "").0, 200);
+    let thread = std::thread::Builder::new().name("archive".into()).spawn(move || {
+        let _pulse = pulse;
+        panic!("as a defect would");
+    });
+    assert!(thread.expect("started").join().is_err());
+    for path in ["/healthz", "/readyz"] {
+        let (status, body) = get(address, path, "");
+        assert!(status == 503 && body.contains("ended before its time: archive"), "{path}: {status} {body}");
+    }
+    // Shards that take nothing any more are told as well.
+    correlator.stop();
+    let deadline = Instant::now() + LIMIT;
+    while !get(address, "/healthz", "").1.contains("archive, correlate") {
+        assert!(Instant::now() < deadline, "correlate is not told");
+    }
+}
