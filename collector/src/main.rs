@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -104,6 +104,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     }
     let log_limit = LogLimit::default();
     let set_level = start_logging(&config, log_limit.clone());
+    tapio_wire::descriptors::raise_limit_and_tell();
     let path = arguments.config;
     // One thread, and it is this one: what it does between two waits mostly takes microseconds, two would wake each other for
     // every frame, and a scheduler for many costs at each wait.
@@ -153,10 +154,16 @@ fn check(path: Option<&Path>) -> ExitCode {
     }
 }
 
+/// Colours are for a terminal, unless NO_COLOR is set.
+fn is_coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Starts logging; what it returns changes the level.
 fn start_logging(config: &Config, limit: LogLimit) -> Box<dyn Fn(&str) + Send> {
     let filter = EnvFilter::new(&config.logging.level);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_coloured()).with_writer(std::io::stderr);
     match config.logging.format {
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_filter_reloading();

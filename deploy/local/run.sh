@@ -12,7 +12,7 @@ cat > "$state/server.yaml" <<YAML
 server: {address: 127.0.0.1, port: $port}
 metrics: {prometheus_port: $http}
 archive: {dir: "$state/archive"}
-logging: {level: warn, format: text}
+logging: {level: warn, format: text, audit: false}
 YAML
 # Kubernetes where there are credentials: a pod's service account, or a kubeconfig, named by its path since sudo has another home.
 sources='ebpf, shm, systemd' kubernetes='enabled: false'

@@ -234,6 +234,9 @@ struct StormArguments {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = tapio_wire::descriptors::raise_limit() {
+        eprintln!("tapio-perf: the limit of open files stays as it is: {error}");
+    }
     let result = match Arguments::parse().command {
         // These must not start threads: a process that has left its pid namespace cannot.
         Command::Victim(victim) => victim::run(&victim).map(|code| code as u8),

@@ -4,12 +4,12 @@
 //! done, 1 the archive cannot be read, 2 for bad usage, 3 damage or differences were found.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tapio_server::budget::Budget;
 use tapio_server::command::{self, ArchiveCommand, ReplayArguments};
 use tapio_server::config::{Config, LogFormat};
@@ -107,7 +107,8 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
     config.validate("command line")?;
     start_logging(&config);
-    raise_descriptor_limit();
+    // Each collector is a connection.
+    tapio_wire::descriptors::raise_limit_and_tell();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(Budget::of(&config.resources).io_threads)
         .thread_name("io")
@@ -133,19 +134,17 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     outcome
 }
 
-/// Each collector is a connection, and the soft limit is there for programs that cannot count beyond 1,024.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        tracing::warn!(%error, soft = limit.current, "the limit of open files stays as it is");
-    }
+/// Colours are for a terminal, unless NO_COLOR is set.
+fn is_coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 fn start_logging(config: &Config) {
     // Who asked what is told whatever the level.
     let audit = if config.logging.audit { ",audit=info" } else { ",audit=off" };
     let filter = EnvFilter::new(format!("{}{audit}", config.logging.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_coloured()).with_writer(std::io::stderr);
     match config.logging.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.init(),

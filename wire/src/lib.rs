@@ -6,6 +6,7 @@
 
 pub mod compress;
 pub mod config_file;
+pub mod descriptors;
 pub mod dial;
 pub mod error;
 pub mod event;

@@ -1,0 +1,41 @@
+//! The limit of open files: each connection is one, and the soft limit of 1,024 is there for programs that cannot count beyond.
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The soft limit before and after, where it could be raised; `None` for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raised {
+    pub before: Option<u64>,
+    pub now: Option<u64>,
+}
+
+/// Raises the soft limit of open files to the hard one.
+///
+/// # Errors
+/// When the kernel refuses; the limit stays as it is.
+pub fn raise_limit() -> Result<Raised, Errno> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    Ok(Raised { before: limit.current, now: getrlimit(Resource::Nofile).current })
+}
+
+/// [`raise_limit`], and tells the log what came of it.
+pub fn raise_limit_and_tell() {
+    match raise_limit() {
+        Ok(Raised { before, now }) => tracing::info!(before, now, "the limit of open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum: hard }).expect("lowered");
+        assert_eq!(raise_limit(), Ok(Raised { before: Some(200), now: hard }));
+    }
+}
