@@ -15,6 +15,7 @@ use tapio_wire::service::{EntityRef, Event};
 
 use crate::archive::index::{Described, kind_mask, realtime_ns};
 use crate::archive::reader::{Effort, ReadError, Reader, Selection};
+use crate::query::is_uid_of;
 use crate::render;
 
 /// Events that one request brings at most.
@@ -37,7 +38,7 @@ pub struct Choice {
     pub until_ns: Option<u64>,
     pub node: String,
     pub namespace: String,
-    /// A pod's name, `NAMESPACE/NAME` or uid.
+    /// A pod's name, `NAMESPACE/NAME`, uid or the beginning of it.
     pub pod: String,
     /// A name or a part of it, an id, or the beginning of a container's id.
     pub entity: String,
@@ -180,7 +181,7 @@ fn is_meant(described: &Described, choice: &Choice) -> bool {
     }
     if !wanted_pod.is_empty() {
         let is_pod = pod == wanted_pod
-            || described.pod_uid == wanted_pod
+            || is_uid_of(wanted_pod, &described.pod_uid)
             || (described.kind == Some(EntityKind::Pod) && described.name == wanted_pod);
         if !is_pod {
             return false;

@@ -286,7 +286,14 @@ fn why_tells_the_last_death_of_a_pod() {
     server.node.lethal(400 * SECOND + 2 * MS);
     server.machine.deliver(&server.node.node, &server.node.frames[1..]);
     server.machine.settle();
-    for pod in [&["pod/web-1", "-n", "shop"][..], &["web-1"], &["pod/web-1"]] {
+    for pod in [
+        &["pod/web-1", "-n", "shop"][..],
+        &["web-1"],
+        &["pod/web-1"],
+        &["pod/shop/web-1"],
+        &["shop/web-1"],
+        &["node/n1"],
+    ] {
         let (run, text) = output(&server.address, &[&["why"], pod].concat());
         assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
         assert!(

@@ -9,6 +9,8 @@ use crate::findings::{FindingStore, Position};
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
+/// The least that tells one pod from others.
+const UID_PREFIX_MIN: usize = 8;
 /// The lowest first.
 const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
 
@@ -69,14 +71,30 @@ fn severity_rank(name: &str) -> Option<usize> {
     SEVERITIES.iter().position(|&known| known == name)
 }
 
+/// Whether `wanted` is this uid or the beginning of one: eight digits, as `kubectl` and cgroups show them.
+pub(crate) fn is_uid_of(wanted: &str, uid: &str) -> bool {
+    wanted == uid
+        || (wanted.len() >= UID_PREFIX_MIN && wanted.contains(|c: char| c.is_ascii_digit()) && is_hex(wanted) && {
+            let mut digits = uid.chars().filter(|&c| c != '-');
+            wanted.chars().filter(|&c| c != '-').all(|c| digits.next() == Some(c))
+        })
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+}
+
 /// Whether a finding's entity is what a request asks for. Names of containers and pods are `namespace/pod/container`, as
 /// far as Kubernetes told them.
 fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
     let mut path = entity.name.split('/');
-    let (namespace, pod) = match (path.next(), path.next()) {
+    let (path_namespace, path_pod) = match (path.next(), path.next()) {
         (Some(namespace), Some(pod)) if matches!(entity.kind.as_str(), "pod" | "container") => (namespace, pod),
         _ => ("", ""),
     };
+    // What Kubernetes told counts, however the entity was called at first.
+    let namespace = if entity.namespace.is_empty() { path_namespace } else { &entity.namespace };
+    let pod = if entity.pod.is_empty() { path_pod } else { &entity.pod };
     let (wanted_namespace, wanted_pod) = match request.pod.split_once('/') {
         Some((namespace, pod)) => (namespace, pod),
         None => (request.namespace.as_str(), request.pod.as_str()),
@@ -85,6 +103,42 @@ fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
         && (wanted_namespace.is_empty() || namespace == wanted_namespace)
         && (wanted_pod.is_empty()
             || pod == wanted_pod
-            || entity.pod_uid == wanted_pod
+            || is_uid_of(wanted_pod, &entity.pod_uid)
             || (entity.kind == "pod" && entity.name == wanted_pod))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_is_meant_by_its_beginning_with_or_without_dashes_and_a_name_is_not() {
+        let uid = "3e85c211-bc0b-4842-8977-13a03203c69d";
+        for wanted in [uid, "3e85c211", "3e85c211-bc0b", "3e85c211bc0b4842897713a03203c69d"] {
+            assert!(is_uid_of(wanted, uid), "{wanted}");
+        }
+        for wanted in ["", "3e85", "3e85c212", "eater-12", "3e85c211-bc0b-4842-8977-13a03203c69d0"] {
+            assert!(!is_uid_of(wanted, uid), "{wanted}");
+        }
+        assert!(!is_uid_of("deadbeef", ""), "a uid that is not known");
+    }
+
+    #[test]
+    fn a_finding_is_about_the_pod_that_kubernetes_told_however_its_entity_is_called() {
+        let uid = "3e85c211-bc0b-4842-8977-13a03203c69d";
+        let entity = EntityRef {
+            kind: "container".into(),
+            name: "container dc31f2ad9b24".into(),
+            namespace: "shop".into(),
+            pod: "web-0".into(),
+            pod_uid: uid.into(),
+            ..EntityRef::default()
+        };
+        let about = |pod: &str, namespace: &str| {
+            let request = ListFindingsRequest { pod: pod.into(), namespace: namespace.into(), ..Default::default() };
+            is_about(&entity, &request)
+        };
+        assert!(about("web-0", "") && about("web-0", "shop") && about("shop/web-0", "") && about("3e85c211", ""));
+        assert!(!about("web-0", "other") && !about("web-1", "shop") && !about("other/web-0", ""));
+    }
 }

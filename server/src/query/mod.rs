@@ -23,6 +23,7 @@ use tonic::{Request, Response};
 use crate::findings::{FindingStore, LookupError, Position};
 
 pub use events::{EventSource, Refused};
+pub(crate) use list::is_uid_of;
 pub use list::list;
 
 /// Bytes of an id or a page token.

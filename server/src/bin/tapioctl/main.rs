@@ -62,7 +62,7 @@ enum Command {
         /// Its id, or the beginning of it
         id: String,
     },
-    /// The last death of a pod, and everything that is known about it
+    /// Why a pod, a container or a unit died, and everything that is known about it
     Why(why::Arguments),
     /// Print events out of the server's archive
     Events(events::Arguments),

@@ -26,6 +26,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub type Client = QueryClient<InterceptedService<Channel, Bearer>>;
 
 /// What ends the program otherwise than well.
+#[derive(Debug)]
 pub enum Failure {
     Unreachable(String),
     /// The connection was made, and broke.
