@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record};
@@ -25,6 +25,8 @@ use crate::findings::journal;
 const OPEN_MAX: usize = 256;
 /// Bytes of the open segment that are read at once, unless a record is longer.
 const WINDOW_BYTES: usize = 1 << 20;
+/// How often the journal's files are opened until they belong together.
+const JOURNAL_LOOKS_MAX: u32 = 5;
 /// A record that is longer was not written by a server.
 const RECORD_BYTES_MAX: usize = 256 << 20;
 
@@ -295,9 +297,10 @@ impl Window {
     }
 }
 
-/// Copies the journal's whole lines.
-fn copy_journal(from: &Path, partial: &Path, copied: &mut Copied, read: &mut dyn FnMut(u64)) -> Result<(), CopyError> {
-    // The newer one is opened first: when it takes the older one's name meanwhile, it is there twice, and not missing.
+/// A journal's file, where it lies, and where its copy goes.
+type JournalFile = (File, PathBuf, PathBuf);
+
+fn open_journal(from: &Path, partial: &Path) -> Result<Vec<JournalFile>, CopyError> {
     let mut opened = Vec::new();
     for (source, to) in journal::paths(from).into_iter().zip(journal::paths(partial)) {
         match File::open(&source) {
@@ -305,6 +308,24 @@ fn copy_journal(from: &Path, partial: &Path, copied: &mut Copied, read: &mut dyn
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(ReadError::Segment { path: source, source: error }.into()),
         }
+    }
+    Ok(opened)
+}
+
+/// Copies the journal's whole lines.
+fn copy_journal(from: &Path, partial: &Path, copied: &mut Copied, read: &mut dyn FnMut(u64)) -> Result<(), CopyError> {
+    // The newer one is opened first: when it takes the older one's name meanwhile, it is there twice, and not missing. When it
+    // was replaced by then, the two do not belong together.
+    let mut opened = open_journal(from, partial)?;
+    for _ in 1..JOURNAL_LOOKS_MAX {
+        let is_same = opened.first().is_none_or(|(file, path, _)| match (file.metadata(), fs::metadata(path)) {
+            (Ok(opened), Ok(there)) => opened.ino() == there.ino(),
+            _ => false,
+        });
+        if is_same {
+            break;
+        }
+        opened = open_journal(from, partial)?;
     }
     for (file, source, to) in opened {
         let unreadable = |error| ReadError::Segment { path: source.clone(), source: error };
