@@ -47,7 +47,8 @@ fn start(soft: u64, hard: u64) -> Started {
     let (grpc, http) = (free_port(), free_port());
     let config = dir.path().join("server.yaml");
     let text = format!(
-        "server: {{address: 127.0.0.1, port: {grpc}}}\nmetrics: {{prometheus_port: {http}}}\narchive: {{dir: \"{}\"}}\n",
+        "server: {{address: 127.0.0.1, port: {grpc}}}\nmetrics: {{prometheus_port: {http}}}\narchive: {{dir: \"{}\"}}\n\
+         logging: {{format: text}}\n",
         dir.path().join("archive").display()
     );
     std::fs::write(&config, text).expect("written");
@@ -97,6 +98,7 @@ async fn a_server_with_a_soft_limit_of_256_takes_400_streams_and_tells_its_limit
     }
     let log = server.log();
     assert!(log.contains("the limit of open files") && log.contains("4096"), "{log}");
+    assert!(!log.contains('\x1b'), "colours are for a terminal: {log}");
 }
 
 #[tokio::test]
