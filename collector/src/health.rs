@@ -91,7 +91,20 @@ struct Shared {
     observed: Observed,
     sources: Vec<SourceState>,
     packer: Alive,
+    /// Threads and tasks that are no sources.
+    parts: Vec<(&'static str, Alive)>,
+    stopping: watch::Receiver<bool>,
     metrics_enabled: bool,
+}
+
+impl Shared {
+    /// What should run and does not, by name.
+    fn ended(&self) -> Vec<&'static str> {
+        let sources =
+            self.sources.iter().filter(|source| source.off.is_none()).map(|source| (source.source, &source.alive));
+        let parts = self.parts.iter().map(|(name, alive)| (*name, alive)).chain([("pack", &self.packer)]);
+        sources.chain(parts).filter(|(_, alive)| !alive.get()).map(|(name, _)| name).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -101,6 +114,8 @@ struct Readiness<'a> {
     packing: bool,
     /// The server of the stream, or of the last one.
     server: String,
+    /// Why there is no stream, and what to look at; empty while there is one.
+    no_stream: String,
     cpu_budget: Budget,
     /// `running`, or why not, by source.
     sources: BTreeMap<&'a str, String>,
@@ -136,19 +151,22 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `end` changes.
+/// Serves until `end` changes. While `stopping`, what has ended has done so on purpose.
+#[allow(clippy::too_many_arguments, reason = "each is another part of what it tells")]
 pub async fn serve(
     listener: TcpListener,
     metrics: Metrics,
     observed: Observed,
     sources: Vec<SourceState>,
     packer: Alive,
+    parts: Vec<(&'static str, Alive)>,
+    stopping: watch::Receiver<bool>,
     metrics_enabled: bool,
     mut end: watch::Receiver<bool>,
 ) {
-    let shared = Arc::new(Shared { metrics, observed, sources, packer, metrics_enabled });
+    let shared = Arc::new(Shared { metrics, observed, sources, packer, parts, stopping, metrics_enabled });
     let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
         .route("/latency", get(latency))
@@ -159,6 +177,18 @@ pub async fn serve(
     });
     if let Err(error) = served.await {
         tracing::error!(%error, "the health server ended");
+    }
+}
+
+/// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.
+async fn healthy(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    let ended = shared.ended();
+    match ended.is_empty() || *shared.stopping.borrow() {
+        true => (StatusCode::OK, "ok\n".into()),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("ended: {}; the log says why, and a restart of the collector brings it back\n", ended.join(", ")),
+        ),
     }
 }
 
@@ -176,9 +206,10 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         keeps_one_bulk_event_in: governed.sampling(),
     };
     let server = shared.observed.ship.server();
+    let no_stream = shared.observed.ship.trouble().unwrap_or_default();
     let sources = shared.sources.iter().map(|source| (source.source, source.text())).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!(Readiness { ready, connected, packing, server, cpu_budget, sources })))
+    (code, Json(serde_json::json!(Readiness { ready, connected, packing, server, no_stream, cpu_budget, sources })))
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
@@ -201,4 +232,22 @@ async fn latency(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         bytes_raw: pack.raw_bytes.load(Ordering::Relaxed),
         bytes_wire: pack.wire_bytes.load(Ordering::Relaxed),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_no_longer_alive() {
+        let alive = Alive::default();
+        let guard = alive.begin();
+        assert!(alive.get());
+        let thread = std::thread::spawn(move || {
+            let _alive = guard;
+            panic!("as a source might");
+        });
+        assert!(thread.join().is_err());
+        assert!(!alive.get());
+    }
 }

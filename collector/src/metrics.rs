@@ -74,7 +74,7 @@ pub struct Metrics {
     wire_bytes: IntCounter,
     connected: IntGauge,
     streams: IntCounter,
-    failures: IntCounter,
+    failures: IntCounterVec,
     moves: IntCounter,
     governor: IntGaugeVec,
     governor_sampling: IntGauge,
@@ -184,7 +184,11 @@ impl Metrics {
             wire_bytes: counter("tapio_collector_frame_wire_bytes_total", "Bytes of frames as they are sent")?,
             connected: gauge("tapio_collector_connected", "1 while there is a stream to a server")?,
             streams: counter("tapio_collector_streams_total", "Streams opened")?,
-            failures: counter("tapio_collector_stream_failures_total", "Streams that broke or could not be opened")?,
+            failures: counters(
+                "tapio_collector_stream_failures_total",
+                "Streams that broke or could not be opened, by what to look at",
+                &["reason"],
+            )?,
             moves: counter("tapio_collector_stream_moves_total", "Streams moved to the preferred server")?,
             governor: gauges(
                 "tapio_collector_governor_cpu_millicores",
@@ -297,7 +301,9 @@ impl Metrics {
         raise(&self.wire_bytes, observed.pack.wire_bytes.load(Ordering::Relaxed));
         self.connected.set(i64::from(observed.ship.is_connected.load(Ordering::Relaxed)));
         raise(&self.streams, observed.ship.streams.load(Ordering::Relaxed));
-        raise(&self.failures, observed.ship.failures.load(Ordering::Relaxed));
+        for (reason, count) in observed.ship.failures() {
+            raise(&self.failures.with_label_values(&[reason]), count);
+        }
         raise(&self.moves, observed.ship.moves.load(Ordering::Relaxed));
         self.spool_bytes.set(observed.spool_bytes.load(Ordering::Relaxed) as i64);
         self.config_stale.set(i64::from(observed.live.is_stale.load(Ordering::Relaxed)));

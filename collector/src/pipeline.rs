@@ -60,6 +60,8 @@ pub use self::budget::load_config;
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same where the server refuses this collector, so that no frame will be acknowledged however long it waits.
+const DRAIN_TIMEOUT_REFUSED: Duration = Duration::from_secs(1);
 /// How often files are looked at that may change.
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
 /// The same where a spool takes what is left, and how long that may take: together within 25 s.
@@ -110,6 +112,7 @@ pub struct Pipeline {
     outbox: Arc<Outbox>,
     queues: Arc<Queues>,
     shipper: tokio::task::JoinHandle<()>,
+    ship: Arc<ShipState>,
     give_up: watch::Sender<bool>,
     spool_bytes: Arc<AtomicU64>,
     /// What may change while it runs.
@@ -177,10 +180,17 @@ impl Pipeline {
         }
         let outbox = Arc::new(outbox);
         let spool_bytes = Arc::<AtomicU64>::default();
+        let mut parts = Vec::new();
         if let (Some(spool), Some(parker)) = (spool, spool_parker) {
             let outboxes = replays.iter().chain([&outbox]).map(Arc::clone).collect();
             let bytes = Arc::clone(&spool_bytes);
-            spawn("spool", move || spool::run(spool, outboxes, &parker, &bytes))?;
+            let alive = Alive::default();
+            let guard = alive.begin();
+            spawn("spool", move || {
+                let _alive = guard;
+                spool::run(spool, outboxes, &parker, &bytes);
+            })?;
+            parts.push(("spool", alive));
         }
 
         let sources_ended = Arc::new(AtomicBool::new(false));
@@ -334,7 +344,8 @@ impl Pipeline {
             states.push(SourceState { source: "conntrack", off: None, alive, status });
         }
 
-        tokio::spawn(Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times).run());
+        let governor = Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times);
+        parts.push(("governor", watched(governor.run()).0));
 
         let packing = Alive::default();
         let guard = packing.begin();
@@ -361,9 +372,11 @@ impl Pipeline {
             batch_asked: Arc::clone(&shared.batch_asked),
         };
         let (give_up, given_up) = watch::channel(false);
-        let shipper = tokio::spawn(shipper.run(given_up));
+        let (shipping, shipper) = watched(shipper.run(given_up));
+        parts.push(("ship", shipping));
 
         let observed = Observed {
+        let ship = Arc::clone(&state);
             outbox: Arc::clone(&outbox),
             queues: Arc::clone(&queues),
             kinds: Arc::clone(&shared.kinds),
@@ -385,7 +398,8 @@ impl Pipeline {
                 let (end, ended) = watch::channel(false);
                 let metrics = Metrics::new(observed.clone())?;
                 let enabled = config.health.metrics_enabled;
-                let serving = health::serve(listener, metrics, observed, states, packing, enabled, ended);
+                let serving =
+                    health::serve(listener, metrics, observed, states, packing, parts, tasks_stopped, enabled, ended);
                 Some((tokio::spawn(serving), end))
             }
             None => None,
@@ -403,6 +417,7 @@ impl Pipeline {
             queues,
             shipper,
             give_up,
+            ship,
             spool_bytes,
             live: shared.live,
             controls,
@@ -413,11 +428,15 @@ impl Pipeline {
     /// Drains and ends. True when everything was acknowledged.
     pub async fn shutdown(self) -> bool {
         let has_spool = self.outbox.has_spool();
-        let limit = if has_spool { DRAIN_TIMEOUT_SPOOL } else { DRAIN_TIMEOUT };
+        let limit = match (self.ship.is_refused(), has_spool) {
+            (true, _) => DRAIN_TIMEOUT_REFUSED,
+            (false, true) => DRAIN_TIMEOUT_SPOOL,
+            (false, false) => DRAIN_TIMEOUT,
+        };
         let deadline = tokio::time::Instant::now() + limit;
         self.stop.set();
-        self.stop_shm.set();
         self.stop_tasks.send_replace(true);
+        self.stop_shm.set();
         let (sources, tasks, packer) = (self.sources, self.tasks, self.packer);
         let runtime = tokio::runtime::Handle::current();
         let (sources_ended, queues) = (self.sources_ended, self.queues);
@@ -481,6 +500,17 @@ fn off(source: &'static str, reason: String) -> SourceState {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+/// Spawns a task; the first of what is returned tells whether it runs.
+fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, tokio::task::JoinHandle<()>) {
+    let alive = Alive::default();
+    let guard = alive.begin();
+    let task = tokio::spawn(async move {
+        let _alive = guard;
+        task.await;
+    });
+    (alive, task)
+}
+
     std::thread::Builder::new().name(name.into()).spawn(run)
 }
 

@@ -3,13 +3,15 @@
 //! What enters: frames from the outboxes, acks from the server. What leaves: frames. What must hold: what is in flight stays
 //! within the server's credit; after a break everything unacknowledged is sent again, in order, to the same server or to the
 //! next; a stream is moved to the preferred server only after that one has answered and what was in flight is acknowledged;
-//! reconnects and moves are spread by jitter, so that a thousand collectors do not return in the same moment.
+//! reconnects and moves are spread by jitter, so that a thousand collectors do not return in the same moment; a server that
+//! refuses this collector is asked rarely, since only a person can change that.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapio_wire::dial;
+use tapio_wire::dial::{self, ConnectFailed, TlsFailed};
 use tapio_wire::frame::VERSION;
 use tapio_wire::limits::{MESSAGE_BYTES_MAX, NEWEST_EPOCH_KEY};
 use tapio_wire::service::ingest_client::IngestClient;
@@ -21,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::endpoints::{Candidate, Endpoints};
 use crate::latency::{Latencies, boottime_ns};
@@ -34,6 +36,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The first and the longest pause after every server has refused this collector, before jitter.
+const REFUSED_MIN: Duration = Duration::from_secs(1);
+const REFUSED_MAX: Duration = Duration::from_secs(60);
 /// How long a stream that is to move waits for what it has in flight. The rest is sent again on the new one.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 16 << 20;
@@ -45,35 +50,165 @@ const HANDED_MAX: usize = 16;
 pub struct ShipState {
     pub is_connected: AtomicBool,
     pub streams: AtomicU64,
-    pub failures: AtomicU64,
+    /// Attempts that brought no stream and streams that broke, by [`FAILURES`].
+    failures: [AtomicU64; FAILURES.len()],
     pub moves: AtomicU64,
     pub frames_sent: AtomicU64,
     pub acked_seq: AtomicU64,
     pub credit_bytes: AtomicU64,
     /// The server of the present stream, or of the last one.
     server: Mutex<String>,
+    /// Why there is no stream, and whether a server refuses this collector; `None` while there is one.
+    trouble: Mutex<Option<(String, bool)>>,
 }
 
+/// Why there is no stream, as metrics label it.
+pub const FAILURES: [&str; 10] =
+    ["resolve", "connect", "tls", "http2", "refused", "status", "lost", "silent", "closed", "protocol"];
+
 impl ShipState {
+    /// Each of [`FAILURES`] and its count.
+    pub fn failures(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        FAILURES.into_iter().zip(self.failures.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    /// Why there is no stream; `None` while there is one, and before the first attempt.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(text, _)| text.clone())
+    }
+
+    /// Whether the last attempt was refused: a server answered, and does not take what this collector sends.
+    pub fn is_refused(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|(_, is_refused)| *is_refused)
+    }
+
+    /// Counts a failure. True when its text differs from the one before.
+    fn failed(&self, error: &Broken) -> bool {
+        if let Some(index) = FAILURES.iter().position(|name| *name == error.name()) {
+            self.failures[index].fetch_add(1, Ordering::Relaxed);
+        }
+        let trouble = (error.to_string(), error.is_refusal());
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = known.as_ref() != Some(&trouble);
+        *known = Some(trouble);
+        is_new
+    }
+
+    fn streams(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.is_connected.store(true, Ordering::Relaxed);
+    }
+
     /// The address of the present stream's server, or of the last one's; empty before the first.
     pub fn server(&self) -> String {
         self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Why a stream ended.
+/// Why there is no stream, or no longer: what to look at is in the text.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
-    #[error("cannot reach the server: {}", with_causes(.0))]
-    Connect(#[from] tonic::transport::Error),
+    #[error("{0}; look at grpc.server_endpoints, at the Service of that name and at the cluster's DNS")]
+    Resolve(String),
+    #[error(
+        "no TCP connection: {0}; is a server running there, and does a NetworkPolicy or firewall let this node reach it?"
+    )]
+    Connect(String),
+    #[error("no TLS session: {0}")]
+    Tls(String),
+    #[error("no HTTP/2 connection: {0}; is this the server's gRPC port, and do both sides agree on tls_enabled?")]
+    Http2(String),
+    #[error(
+        "the server refuses this collector: {} ({:?}); look at grpc.token_file and grpc.tls here, and at the server's auth",
+        .0.message(), .0.code()
+    )]
+    Refused(Status),
     #[error("the server ended the stream: {} ({:?})", .0.message(), .0.code())]
-    Status(#[from] Status),
+    Status(Status),
+    #[error("the connection to the server broke: {0}; look at the network between this node and the server's")]
+    Lost(String),
     #[error("the server did not answer in time")]
     Silent,
     #[error("the server closed the stream")]
     Closed,
     #[error("the server does not speak the protocol: {0}")]
     Protocol(&'static str),
+}
+
+impl Broken {
+    /// The name in [`FAILURES`].
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Resolve(_) => "resolve",
+            Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::Http2(_) => "http2",
+            Self::Refused(_) => "refused",
+            Self::Status(_) => "status",
+            Self::Lost(_) => "lost",
+            Self::Silent => "silent",
+            Self::Closed => "closed",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+
+    /// What broke before the server said a word may be no HTTP/2 connection at all.
+    fn before_welcome(status: Status) -> Self {
+        match Self::from(status) {
+            Self::Lost(text) => Self::Http2(text),
+            other => other,
+        }
+    }
+
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}
+
+impl From<tonic::transport::Error> for Broken {
+    fn from(error: tonic::transport::Error) -> Self {
+        connection_error(&error)
+    }
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(status),
+            // One that has a cause was made here: no server said it.
+            _ if status.source().is_some() => Self::Lost(with_causes(&status)),
+            _ => Self::Status(status),
+        }
+    }
+}
+
+/// How the transport says that [`CONNECT_TIMEOUT`] ran out; its type is private.
+const TIMED_OUT: &str = "deadline has elapsed";
+
+/// What kept a connection from being made.
+fn connection_error(error: &(dyn Error + 'static)) -> Broken {
+    let text = with_causes(error);
+    if has_cause::<TlsFailed>(error) {
+        Broken::Tls(text)
+    } else if has_cause::<ConnectFailed>(error) || text.contains(TIMED_OUT) {
+        Broken::Connect(text)
+    } else {
+        Broken::Http2(text)
+    }
+}
+
+/// Whether an error, or what an I/O error on its way wraps, is a `T`.
+fn has_cause<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if error.is::<T>() || wrapped.is_some_and(|wrapped| wrapped.is::<T>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Why a stream was ended from this side.
@@ -89,7 +224,7 @@ fn newest_epoch(status: &Status) -> Option<u64> {
     status.metadata().get(NEWEST_EPOCH_KEY)?.to_str().ok()?.parse().ok()
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -139,7 +274,7 @@ impl Shipper {
             let candidate = self.endpoints.lock().await.next();
             let acked_before = outbox.acknowledged().0;
             let outcome = match &candidate {
-                None => Err(Broken::Status(Status::unavailable(unresolved.unwrap_or_default()))),
+                None => Err(Broken::Resolve(unresolved.unwrap_or_default())),
                 Some(candidate) => tokio::select! {
                     biased;
                     outcome = self.stream(outbox, candidate) => outcome,
@@ -156,7 +291,7 @@ impl Shipper {
                 Err(error) => error,
             };
             self.state.is_connected.store(false, Ordering::Relaxed);
-            self.state.failures.fetch_add(1, Ordering::Relaxed);
+            let is_news = self.state.failed(&error);
             if let Broken::Status(status) = &error
                 && let Some(newest) = newest_epoch(status)
             {
@@ -184,13 +319,16 @@ impl Shipper {
                 // While there are others to try there is no reason to wait long.
                 if endpoints.are_exhausted() {
                     let rounds = attempt / endpoints.ranked().len().max(1) as u32;
-                    pause = BACKOFF_MIN.saturating_mul(1 << rounds.min(8)).min(BACKOFF_MAX);
+                    let (first, longest) =
+                        if error.is_refusal() { (REFUSED_MIN, REFUSED_MAX) } else { (BACKOFF_MIN, BACKOFF_MAX) };
+                    pause = first.saturating_mul(1 << rounds.min(8)).min(longest);
                 }
             } else {
                 pause = BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX);
             }
             let pause = jitter.spread(pause);
-            if attempt <= 1 || attempt.is_power_of_two() {
+            // A refusal stays as it is until somebody acts: said once.
+            if is_news || !error.is_refusal() && (attempt <= 1 || attempt.is_power_of_two()) {
                 let server = candidate.map_or_else(String::new, |candidate| candidate.address.to_string());
                 tracing::warn!(server, %error, attempt, retry_in_ms = pause.as_millis() as u64, "no stream");
             }
@@ -243,9 +381,9 @@ impl Shipper {
         let hello = ShipRequest { kind: Some(ship_request::Kind::Hello(hello)) };
         requests.try_send(hello).map_err(|_| Broken::Closed)?;
         let opened = timeout_at(deadline, client.ship(self.request(ReceiverStream::new(receiver))));
-        let mut responses = opened.await.map_err(|_| Broken::Silent)??.into_inner();
+        let mut responses = opened.await.map_err(|_| Broken::Silent)?.map_err(Broken::before_welcome)?.into_inner();
         let first = timeout_at(deadline, responses.message()).await;
-        let first = first.map_err(|_| Broken::Silent)??.ok_or(Broken::Closed)?;
+        let first = first.map_err(|_| Broken::Silent)?.map_err(Broken::before_welcome)?.ok_or(Broken::Closed)?;
         let Some(ship_response::Kind::Welcome(welcome)) = first.kind else {
             return Err(Broken::Protocol("its first message was no welcome"));
         };
@@ -253,12 +391,11 @@ impl Shipper {
         self.acknowledge(outbox, welcome.durable_seq);
         outbox.restart(welcome.durable_seq);
         self.generation.fetch_add(1, Ordering::Relaxed);
-        self.state.streams.fetch_add(1, Ordering::Relaxed);
         self.state.credit_bytes.store(welcome.credit_bytes, Ordering::Relaxed);
         let frame_events = if welcome.frame_events == 0 { usize::MAX } else { welcome.frame_events as usize };
         self.batch_asked.store(frame_events, Ordering::Relaxed);
         *self.state.server.lock().unwrap_or_else(PoisonError::into_inner) = candidate.address.to_string();
-        self.state.is_connected.store(true, Ordering::Relaxed);
+        self.state.streams();
         tracing::info!(
             server = %candidate.address, name = candidate.name.host, durable_seq = welcome.durable_seq, "streaming"
         );
@@ -374,10 +511,11 @@ impl Shipper {
 }
 
 /// A small generator for back-off times; it need not be unpredictable, only different on each node.
-struct Jitter(u64);
+pub(crate) struct Jitter(u64);
 
 impl Jitter {
-    fn new(node: u64) -> Self {
+    /// For whoever this number stands for.
+    pub(crate) fn new(node: u64) -> Self {
         Self::seeded(crate::latency::realtime_ns() ^ u64::from(std::process::id()).rotate_left(32) ^ node)
     }
 
@@ -391,12 +529,17 @@ impl Jitter {
     }
 
     /// Between half of `pause` and one and a half.
-    fn spread(&mut self, pause: Duration) -> Duration {
+    pub(crate) fn spread(&mut self, pause: Duration) -> Duration {
+        pause / 2 + self.up_to(pause)
+    }
+
+    /// Between none and all of `pause`.
+    pub(crate) fn up_to(&mut self, pause: Duration) -> Duration {
         // xorshift64 (Marsaglia 2003).
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        pause.mul_f64(0.5 + (self.0 >> 11) as f64 / (1u64 << 53) as f64)
+        pause.mul_f64((self.0 >> 11) as f64 / (1u64 << 53) as f64)
     }
 }
 
@@ -421,6 +564,60 @@ mod tests {
             let inside = pauses.iter().filter(|pause| (from..from + 0.1).contains(*pause)).count();
             assert!((1..=200).contains(&inside), "{inside} of 1000 come within the tenth at {from}");
         }
+    }
+
+    async fn to(host: &str, address: std::net::SocketAddr, tls: Option<&Arc<Watched<ClientFiles>>>) -> Broken {
+        let endpoint = dial::endpoint(host, address.port(), tls.is_some()).expect("a name");
+        let endpoint = endpoint.connect_timeout(Duration::from_secs(2));
+        let channel = match dial::dial(&endpoint, address, tls).await {
+            Ok(channel) => channel,
+            Err(error) => return error.into(),
+        };
+        let request = Request::new(tokio_stream::empty());
+        Broken::before_welcome(IngestClient::new(channel).ship(request).await.expect_err("no server"))
+    }
+
+    /// Answers every connection with `bytes` and closes it.
+    async fn no_server(bytes: &'static [u8]) -> std::net::SocketAddr {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(bytes).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn what_keeps_a_stream_from_being_opened_is_told_apart() {
+        let free =
+            tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+        let error = to("tapio", free, None).await;
+        assert_eq!(error.name(), "connect", "{error}");
+        assert!(error.to_string().contains("refused"), "{error}");
+        let http1 = no_server(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        let error = to("tapio", http1, None).await;
+        assert_eq!(error.name(), "http2", "{error}");
+        let folder = tempfile::tempdir().expect("a folder");
+        let ca = folder.path().join("ca.pem");
+        let signed = rcgen::generate_simple_self_signed(vec!["tapio".into()]).expect("a certificate");
+        std::fs::write(&ca, signed.cert.pem()).expect("written");
+        let tls = Arc::new(Watched::load(ClientFiles { ca, ..ClientFiles::default() }).expect("a CA"));
+        let error = to("tapio", http1, Some(&tls)).await;
+        assert_eq!(error.name(), "tls", "{error}");
+        assert!(error.to_string().contains("tls.ca"), "{error}");
+        for (code, name) in [
+            (Code::PermissionDenied, "refused"),
+            (Code::Unauthenticated, "refused"),
+            (Code::ResourceExhausted, "status"),
+            (Code::Unavailable, "status"),
+        ] {
+            assert_eq!(Broken::from(Status::new(code, "said by the server")).name(), name);
+        }
+        let error = Broken::Resolve("cannot resolve tapio-server: NXDOMAIN".into());
+        assert!(!error.to_string().contains("the server"), "no server said anything: {error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lab::FedNode;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -153,4 +153,62 @@ fn certificates_are_changed_under_a_stream_and_only_those_who_may_get_in() {
     let status = node.collector.stop().expect("it ends").expect("it ran");
     assert!(status.success(), "{emitted}: {}", node.collector.output());
     assert_eq!(metric(server.http_port(), "tapio_ledger_unexplained_events"), 0.0);
+}
+
+#[test]
+fn a_collector_that_is_refused_asks_rarely_says_so_and_ends_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new();
+    authority.sign("server", 2090);
+    authority.sign("client", 2090);
+    let server = Server::start(&server_options(&authority, folder.path())).unwrap_or_else(|error| panic!("{error}"));
+    let wrong = folder.path().join("wrong");
+    fs::write(&wrong, "guess").expect("written");
+    let mut stranger = Collector::prepare(&collector_options(&server, &authority, &wrong)).expect("prepared");
+    stranger.spawn().expect("spawned");
+    let failures = "tapio_collector_stream_failures_total";
+    wait_for("three refusals", LIMIT, |seen| {
+        let Ok((200, text)) = http::get(stranger.port(), "/metrics") else { return Ok(None) };
+        let refused = text.lines().find(|line| line.starts_with(failures) && line.contains("\"refused\""));
+        *seen = refused.unwrap_or_default().to_owned();
+        Ok(refused.is_some_and(|line| line.ends_with(" 3")).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", stranger.output()));
+    let (status, ready) = http::get(stranger.port(), "/readyz").expect("it answers");
+    assert!(status == 503 && ready.contains("the server refuses this collector"), "{status} {ready}");
+    // After the third refusal in a row it waits for 8 s, give or take half of it.
+    let third = Instant::now();
+    while third.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(metric(stranger.port(), failures), 3.0, "{}", stranger.output());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output = stranger.output();
+    assert_eq!(output.matches("refuses this collector").count(), 1, "said once: {output}");
+    assert!(output.contains("grpc.token_file"), "and what to look at: {output}");
+    let asked = Instant::now();
+    let process = stranger.process().expect("it runs");
+    process.signal(rustix::process::Signal::TERM);
+    process.wait(Duration::from_secs(2)).expect("it ends within two seconds");
+    println!("three refusals, then silence; it ended {:?} after SIGTERM", asked.elapsed());
+}
+
+#[test]
+fn health_names_the_part_that_has_ended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new();
+    authority.sign("server", 2090);
+    authority.sign("client", 2090);
+    let server = Server::start(&server_options(&authority, folder.path())).unwrap_or_else(|error| panic!("{error}"));
+    let mut options = collector_options(&server, &authority, &folder.path().join("token"));
+    // Without reconnects the shipper ends at the first failure, and nothing will ever be sent.
+    options.extra_grpc.push_str(", reconnect_enabled: false");
+    let collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}\n{}", server.output()));
+    assert_eq!(http::get(collector.port(), "/healthz").expect("it answers"), (200, "ok\n".into()));
+    drop(server);
+    wait_for("health to say what has ended", LIMIT, |seen| {
+        let (status, text) = http::get(collector.port(), "/healthz").expect("it answers");
+        *seen = format!("{status} {text}");
+        Ok((status == 503 && text.starts_with("ended: ship;")).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", collector.output()));
 }

@@ -16,6 +16,25 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::tls::{ClientFiles, Watched};
 
+/// No TCP connection was made.
+#[derive(Debug, thiserror::Error)]
+#[error("{address}: {error}")]
+pub struct ConnectFailed {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+/// A TCP connection was made, and no TLS session over it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "TLS with {address}: {error}; does the server speak TLS, is its certificate signed by tls.ca, and is its name \
+     tls.server_name?"
+)]
+pub struct TlsFailed {
+    address: SocketAddr,
+    error: io::Error,
+}
+
 /// What carries a channel's bytes.
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -56,19 +75,18 @@ async fn connect(
     host: String,
     tls: Option<Arc<Watched<ClientFiles>>>,
 ) -> io::Result<TokioIo<Box<dyn Wire>>> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = TcpStream::connect(address).await;
+    let stream = stream.map_err(|error| io::Error::new(error.kind(), ConnectFailed { address, error }))?;
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
         return Ok(TokioIo::new(Box::new(stream)));
     };
     let name = tls.files().server_name.clone().unwrap_or(host);
     let name = ServerName::try_from(name.clone()).map_err(|_| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` is no server name; set tls.server_name"))
+        let error = io::Error::other(format!("`{name}` is no server name"));
+        io::Error::new(io::ErrorKind::InvalidInput, TlsFailed { address, error })
     })?;
     let handshake = TlsConnector::from(tls.current()).connect(name, stream).await;
-    let stream = handshake.map_err(|error| {
-        let hint = "does the server speak TLS, is its certificate signed by tls.ca, and is its name tls.server_name?";
-        io::Error::new(error.kind(), format!("TLS with {address}: {error}; {hint}"))
-    })?;
+    let stream = handshake.map_err(|error| io::Error::new(error.kind(), TlsFailed { address, error }))?;
     Ok(TokioIo::new(Box::new(stream)))
 }
