@@ -79,6 +79,8 @@ pub struct Metrics {
     governor: IntGaugeVec,
     governor_sampling: IntGauge,
     governor_decisions: IntCounterVec,
+    start_cpu_ms: IntGauge,
+    cluster_cpu_ms: IntCounter,
     probe_run: CounterVec,
     spool_bytes: IntGauge,
     config_stale: IntGauge,
@@ -192,7 +194,7 @@ impl Metrics {
             moves: counter("tapio_collector_stream_moves_total", "Streams moved to the preferred server")?,
             governor: gauges(
                 "tapio_collector_governor_cpu_millicores",
-                "CPU in thousandths of a core: the budget (0 for none), what is used, and the probes' part of that",
+                "CPU in thousandths of a core: the budget (0 for none), what is used, the probes' part of that, and the work for the cluster, which is not part of it",
                 &["what"],
             )?,
             governor_sampling: gauge(
@@ -203,6 +205,14 @@ impl Metrics {
                 "tapio_collector_governor_decisions_total",
                 "Decisions to keep less or more of the bulk lane",
                 &["keep"],
+            )?,
+            start_cpu_ms: gauge(
+                "tapio_collector_start_cpu_milliseconds",
+                "CPU time of this process's start, which is not held against the CPU budget",
+            )?,
+            cluster_cpu_ms: counter(
+                "tapio_collector_cluster_cpu_milliseconds_total",
+                "CPU time of the elected collector's watches of the cluster, which is not held against the CPU budget",
             )?,
             probe_run: {
                 let name = "tapio_collector_probe_run_seconds_total";
@@ -313,9 +323,12 @@ impl Metrics {
             ("budget", governed.budget_milli),
             ("used", governed.used_milli.load(Ordering::Relaxed)),
             ("probes", governed.kernel_milli.load(Ordering::Relaxed)),
+            ("cluster", governed.cluster_milli.load(Ordering::Relaxed)),
         ] {
             self.governor.with_label_values(&[what]).set(milli as i64);
         }
+        self.start_cpu_ms.set((governed.start_cpu_ns.load(Ordering::Relaxed) / 1_000_000) as i64);
+        raise(&self.cluster_cpu_ms, governed.cluster_cpu_ns.load(Ordering::Relaxed) / 1_000_000);
         self.governor_sampling.set(i64::from(governed.sampling()));
         for (keep, count) in [("less", &governed.raised), ("more", &governed.lowered)] {
             raise(&self.governor_decisions.with_label_values(&[keep]), count.load(Ordering::Relaxed));

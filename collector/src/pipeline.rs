@@ -306,7 +306,8 @@ impl Pipeline {
                 Err(error) => return Err(error.into()),
             }
         }
-        let kube = Arc::new(KubeState::default());
+        let cluster_cpu_ns = Arc::clone(&shared.governed.cluster_cpu_ns);
+        let kube = Arc::new(KubeState { cluster_cpu_ns, ..KubeState::default() });
         if config.runs("k8s") {
             let directory = Arc::clone(&shared.directory);
             match KubeSource::open(&config.collectors.k8s, &node_name, directory, Arc::clone(&kube)).await {
@@ -375,8 +376,8 @@ impl Pipeline {
         let (shipping, shipper) = watched(shipper.run(given_up));
         parts.push(("ship", shipping));
 
-        let observed = Observed {
         let ship = Arc::clone(&state);
+        let observed = Observed {
             outbox: Arc::clone(&outbox),
             queues: Arc::clone(&queues),
             kinds: Arc::clone(&shared.kinds),
@@ -416,8 +417,8 @@ impl Pipeline {
             outbox,
             queues,
             shipper,
-            give_up,
             ship,
+            give_up,
             spool_bytes,
             live: shared.live,
             controls,
@@ -434,8 +435,8 @@ impl Pipeline {
             (false, false) => DRAIN_TIMEOUT,
         };
         let deadline = tokio::time::Instant::now() + limit;
-        self.stop.set();
         self.stop_tasks.send_replace(true);
+        self.stop.set();
         self.stop_shm.set();
         let (sources, tasks, packer) = (self.sources, self.tasks, self.packer);
         let runtime = tokio::runtime::Handle::current();
@@ -499,7 +500,6 @@ fn off(source: &'static str, reason: String) -> SourceState {
     SourceState { source, off: Some(reason), alive: Alive::default(), status: Status::default() }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
 /// Spawns a task; the first of what is returned tells whether it runs.
 fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, tokio::task::JoinHandle<()>) {
     let alive = Alive::default();
@@ -511,6 +511,7 @@ fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, tokio::ta
     (alive, task)
 }
 
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).spawn(run)
 }
 

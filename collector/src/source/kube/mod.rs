@@ -19,7 +19,7 @@ mod watch;
 mod workloads;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
@@ -33,6 +33,7 @@ use self::pods::Pods;
 use self::told::{Scribe, Teller, Told};
 use self::watch::Context;
 use crate::config::K8sSection;
+use crate::governor::Metered;
 use crate::health::Status;
 use crate::identity::directory::Directory;
 use crate::intake::Intake;
@@ -47,6 +48,8 @@ pub struct KubeState {
     pub watches: Arc<WatchCounts>,
     /// Whether this collector watches the cluster's objects.
     pub is_leader: AtomicBool,
+    /// CPU time of those watches.
+    pub cluster_cpu_ns: Arc<AtomicU64>,
 }
 
 /// See the module.
@@ -153,7 +156,10 @@ impl KubeSource {
             let Some(term) = term else { continue };
             self.state.is_leader.store(true, Ordering::Relaxed);
             tokio::select! {
-                () = cluster::watch(context, term.since_ns, self.section.exclude_system_namespaces) => {}
+                () = Metered::new(
+                    cluster::watch(context, term.since_ns, self.section.exclude_system_namespaces),
+                    Arc::clone(&self.state.cluster_cpu_ns),
+                ) => {}
                 _ = elected.wait_for(Option::is_none) => {}
             }
             self.state.is_leader.store(false, Ordering::Relaxed);
