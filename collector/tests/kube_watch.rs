@@ -1,7 +1,7 @@
 //! The Kubernetes source against an API server that fails in every way that real ones do.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -287,11 +287,16 @@ fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
         }
     });
     let milliseconds = Duration::from_millis;
-    let pace = Pace { duration: milliseconds(1000), renew: milliseconds(100), give_up: milliseconds(600) };
+    let pace = Pace {
+        duration: milliseconds(1000),
+        renew: milliseconds(100),
+        give_up: milliseconds(600),
+        start: milliseconds(1),
+    };
     let candidate = |name: &str| {
         let access = api.runtime().block_on(Access::open(&api.section())).expect("a kubeconfig");
         let (term, elected) = watch::channel(None);
-        let election = Election::new(access, "tapio-system".into(), name.into(), pace);
+        let election = Election::new(access, "tapio-system".into(), name.into(), pace, Arc::new(AtomicU64::new(2)));
         (api.runtime().spawn(election.run(term)), elected)
     };
     let wait = |elected: &mut watch::Receiver<Option<_>>, leads: bool| {
@@ -318,6 +323,71 @@ fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
     assert!(now - term.since_ns < 30_000_000_000, "what was since the first was there is told by the second");
     let lease = store.lease.lock().expect("no panic").clone().expect("a Lease");
     assert_eq!((&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]), (&json!("second"), &json!(1)));
+}
+
+/// How many collectors look at one Lease.
+const COLLECTORS: u64 = 5000;
+
+#[test]
+fn five_thousand_collectors_read_the_lease_a_few_times_a_second_and_the_next_leads_within_the_bound() {
+    let store = Arc::new(LeaseStore::default());
+    let kept = Arc::clone(&store);
+    let api = Api::start(move |asked| kept.answer(asked));
+    let seconds = Duration::from_secs;
+    // A third of the real pace, so that a failover takes less of the test's time; the reads a second do not depend on it.
+    let pace = Pace { duration: seconds(5), renew: seconds(2), give_up: seconds(3), start: seconds(1) };
+    let open = || api.runtime().block_on(Access::open(&api.section())).expect("a kubeconfig");
+    let (leads, leading) = watch::channel(None::<u64>);
+    let leads = Arc::new(leads);
+    let candidate = |number: u64, access: Arc<Access>, pace: Pace| {
+        let (term, mut elected) = watch::channel(None);
+        let count = Arc::new(AtomicU64::new(COLLECTORS));
+        let election = Election::new(access, "tapio-system".into(), format!("collector-{number}"), pace, count);
+        let leads = Arc::clone(&leads);
+        api.runtime().spawn(async move {
+            let report = async {
+                while elected.wait_for(Option::is_some).await.is_ok() {
+                    leads.send_replace(Some(number));
+                    if elected.wait_for(Option::is_none).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            futures::join!(election.run(term), report);
+        })
+    };
+    let wait = |next: &mut watch::Receiver<Option<u64>>, limit: Duration| {
+        let waited = api.runtime().block_on(async { tokio::time::timeout(limit, next.changed()).await });
+        waited.expect("one leads in time").expect("they run");
+    };
+    let mut next = leading.clone();
+    let first = candidate(0, open(), pace);
+    wait(&mut next, LIMIT);
+    // The others roll out within ten seconds.
+    let access = open();
+    let rollout = Pace { start: seconds(10), ..pace };
+    let _others: Vec<_> = (1..COLLECTORS).map(|number| candidate(number, Arc::clone(&access), rollout)).collect();
+    let started = Instant::now();
+    let asked = || api.asked("/leases/tapio-collector").len() as u64;
+    while asked() < COLLECTORS || started.elapsed() < rollout.start + seconds(2) {
+        assert!(started.elapsed() < LIMIT * 3, "not all have looked once: {}", asked());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (from, before) = (Instant::now(), asked());
+    while from.elapsed() < seconds(15) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let per_s = (asked() - before) as f64 / from.elapsed().as_secs_f64();
+    println!("{per_s:.1} requests a second by {COLLECTORS} collectors");
+    assert!(per_s > 2.0 && per_s < 20.0, "{per_s} requests a second");
+    // The leader vanishes without a word.
+    let (silent, before) = (Instant::now(), asked());
+    first.abort();
+    let bound = pace.duration * 2 + seconds(5);
+    wait(&mut next, bound);
+    let per_s = (asked() - before) as f64 / silent.elapsed().as_secs_f64();
+    println!("the next led after {:?} of at most {bound:?}, {per_s:.1} requests a second meanwhile", silent.elapsed());
+    assert!(per_s < 20.0, "{per_s} requests a second");
 }
 
 fn deployment(version: u64, image: &str, ready: u32) -> Value {
@@ -447,4 +517,76 @@ fn the_elected_one_tells_what_concerns_the_cluster() {
         });
         assert!(granted, "{verb} {}", asked.path);
     }
+}
+
+#[test]
+fn on_a_new_stream_the_present_states_are_told_again_without_any_change() {
+    let store = LeaseStore::default();
+    let ended = ago(1);
+    let api = Api::start(move |asked| {
+        if asked.path.contains("/leases") {
+            return store.answer(asked);
+        }
+        let lists: HashMap<&str, Vec<Value>> = HashMap::from([
+            ("pods", vec![ended_pod(1, 5, "OOMKilled", 137, &ended), pod(2, 5)]),
+            ("deployments", vec![deployment(5, "cart:1", 2)]),
+            ("events", vec![kube_event(3, &ago(0), 5)]),
+            (
+                "nodes",
+                vec![json!({
+                    "metadata": {"name": "node2", "uid": "n2", "resourceVersion": "5"},
+                    "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+                })],
+            ),
+            (
+                "services",
+                vec![json!({
+                    "metadata": {"name": "cart", "namespace": "shop", "uid": "s1", "resourceVersion": "5"},
+                    "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]},
+                })],
+            ),
+            (
+                "endpointslices",
+                vec![json!({
+                    "metadata": {
+                        "name": "cart-x", "namespace": "shop", "uid": "e1", "resourceVersion": "5",
+                        "labels": {"kubernetes.io/service-name": "cart"},
+                    },
+                    "ports": [{"port": 8080}],
+                    "endpoints": [{"addresses": ["10.0.0.7"], "targetRef": {"kind": "Pod", "uid": "p1"}}],
+                })],
+            ),
+        ]);
+        let resource = asked.path.rsplit('/').next().unwrap_or_default();
+        match asked.is_watch() {
+            true => Answer::Silent,
+            false => list(10, lists.get(resource).cloned().unwrap_or_default()),
+        }
+    });
+    let mut rig = Rig::start(&api, "node1");
+    let states = [
+        &["endpoints cart backends=1 ready=1 addresses=1"][..],
+        &["rollout Deployment shop/cart", "images=cart:1 before= "],
+        &["condition Ready 1"],
+        &["pod shop/cart-2: Running"],
+        &["state=2"],
+    ];
+    let moments = [&["reason=OOMKilled", "exit=137"][..], &["event shop/cart-1: BackOff x3"]];
+    rig.stream();
+    for parts in states.iter().chain(&moments) {
+        rig.until_told(parts);
+    }
+    assert!(states.iter().all(|parts| rig.count(parts) == 1), "{:#?}", rig.told);
+    rig.stream();
+    for parts in states {
+        rig.until(&format!("{parts:?} again"), |rig| rig.count(parts) == 2);
+    }
+    rig.finish();
+    for parts in states.iter() {
+        assert_eq!(rig.count(parts), 2, "{parts:?}: {:#?}", rig.told);
+    }
+    for parts in moments {
+        assert_eq!(rig.count(parts), 1, "what is a moment is told once: {parts:?}: {:#?}", rig.told);
+    }
+    assert_eq!(rig.count(&["gap"]), 0, "nothing was missed");
 }

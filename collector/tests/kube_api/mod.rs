@@ -217,6 +217,11 @@ impl Rig {
         }
     }
 
+    /// A stream to a server is opened, as the shipper tells it.
+    pub fn stream(&self) {
+        self.shared.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Only counts from now on.
     pub fn count_only(&mut self) {
         self.keeps_text = false;

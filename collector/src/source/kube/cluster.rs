@@ -4,6 +4,7 @@
 //! dropped. What must hold: a resource that this API server does not have is reported once and asked for again only now and
 //! then; the others go on.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use super::workloads::{WorkloadKind, Workloads};
 /// How long until a resource is asked for again that was not there.
 pub const ABSENT_PAUSE: Duration = Duration::from_secs(600);
 
-/// Watches everything. `since_ns`: what is a moment and not a state, and was before, was told by the leader before.
-pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool) {
+/// Watches everything. `since_ns`: what is a moment and not a state, and was before, was told by the leader before. `nodes` is
+/// kept at the number of nodes.
+pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool, nodes: &Arc<AtomicU64>) {
     let uses = Arc::new(Mutex::new(Uses::default()));
     let services = Arc::new(Mutex::new(ServiceTable::default()));
     let workloads = |kind: WorkloadKind| {
@@ -38,7 +40,7 @@ pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool) {
     let node = || Arc::clone(&context.node);
     futures::join!(
         always(context, Resource::new("events", "/api/v1/events"), || Events::new(node(), since_ns, excludes_system)),
-        always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes),
+        always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes::new(Arc::clone(nodes))),
         workloads(WorkloadKind::Deployment),
         workloads(WorkloadKind::ReplicaSet),
         workloads(WorkloadKind::StatefulSet),

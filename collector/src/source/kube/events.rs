@@ -5,6 +5,7 @@
 //! was last known to be there; a state is told once at the beginning and then when it changes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tapio_wire::event::{Detail, KubeEvent, NodeCondition, ObjectState};
 
@@ -90,7 +91,12 @@ impl Follower for Events {
 }
 
 /// Nodes and their conditions.
-pub struct Nodes;
+pub struct Nodes {
+    /// How many there are, for the election; 0 before they were listed.
+    count: Arc<AtomicU64>,
+    seen: u64,
+    is_listed: bool,
+}
 
 /// What was told of a node.
 pub struct SeenNode {
@@ -100,6 +106,17 @@ pub struct SeenNode {
 }
 
 impl Nodes {
+    /// None seen yet.
+    pub fn new(count: Arc<AtomicU64>) -> Self {
+        Self { count, seen: 0, is_listed: false }
+    }
+
+    fn count(&self) {
+        if self.is_listed {
+            self.count.store(self.seen, Ordering::Relaxed);
+        }
+    }
+
     fn tell(node: &str, condition: &Condition, told: &mut Vec<Told>) {
         let texts = [&condition.r#type, &condition.reason, &condition.message].map(Clone::clone);
         let since_ns = unix_ns(condition.last_transition_time.as_ref());
@@ -127,6 +144,10 @@ impl Follower for Nodes {
         told: &mut Vec<Told>,
     ) -> Option<SeenNode> {
         let name = &node.metadata.name;
+        if state.is_none() {
+            self.seen += 1;
+            self.count();
+        }
         let mut seen = state.unwrap_or_else(|| SeenNode { name: name.clone(), conditions: Vec::new() });
         let schedulable = Condition {
             r#type: "Schedulable".into(),
@@ -147,7 +168,19 @@ impl Follower for Nodes {
         Some(seen)
     }
 
+    fn forget(&mut self, seen: &mut SeenNode) -> bool {
+        seen.conditions.clear();
+        true
+    }
+
+    fn listed(&mut self, _told: &mut Vec<Told>) {
+        self.is_listed = true;
+        self.count();
+    }
+
     fn gone(&mut self, seen: SeenNode, told: &mut Vec<Told>) {
+        self.seen -= 1;
+        self.count();
         let gone = Condition {
             r#type: "Ready".into(),
             status: "Unknown".into(),
@@ -263,6 +296,11 @@ impl Follower for Autoscalers {
         Some(tell_state(seen, &state, told))
     }
 
+    fn forget(&mut self, seen: &mut SeenState) -> bool {
+        seen.print = 0;
+        true
+    }
+
     fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {
         state_gone(&seen, told);
     }
@@ -312,6 +350,11 @@ impl Follower for Claims {
             desired: 0,
         };
         Some(tell_state(seen, &state, told))
+    }
+
+    fn forget(&mut self, seen: &mut SeenState) -> bool {
+        seen.print = 0;
+        true
     }
 
     fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {

@@ -4,8 +4,15 @@
 //! have missed something. What must hold: two never lead at the same time for longer than a request takes. Each write names
 //! the resource version that it replaces; another's Lease is taken only after it was not renewed for its duration by this
 //! collector's own clock; a leader that could not renew gives up before its Lease runs out.
+//!
+//! However many collectors there are, all together read the Lease about [`READS_PER_S`] times a second. The leader counts the
+//! cluster's nodes and writes the count into the Lease; each of the others looks once in count / [`READS_PER_S`] seconds, each
+//! at its own time. One that finds the Lease not renewed for its duration looks again when that has passed once more by its own
+//! clock, and takes the Lease when nothing has changed. So the next leads within twice the duration and a few seconds.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -17,9 +24,18 @@ use tokio::sync::watch;
 
 use super::client::{Access, Trouble};
 use crate::latency::realtime_ns;
+use crate::ship::Jitter;
 
 /// The Lease's name.
 pub const LEASE: &str = "tapio-collector";
+
+/// The annotation of the Lease in which the leader writes how many nodes there are.
+const NODES: &str = "tapio-collector/nodes";
+/// How often all collectors together look at a Lease that another holds.
+const READS_PER_S: f64 = 4.0;
+/// How long one waits that does not know yet how many there are, and the longest that one waits.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(30);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// How fast an election goes.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +45,14 @@ pub struct Pace {
     pub renew: Duration,
     /// When a leader that cannot renew gives up.
     pub give_up: Duration,
+    /// Candidates that start at once look for the first time within this time.
+    pub start: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { duration: seconds(15), renew: seconds(5), give_up: seconds(10) }
+        Self { duration: seconds(15), renew: seconds(5), give_up: seconds(10), start: seconds(1) }
     }
 }
 
@@ -54,20 +72,48 @@ pub struct Election {
     /// Another's Lease as it was seen last, and when it changed by the own clock.
     others: Option<(String, Instant)>,
     renewed: Option<Instant>,
+    /// The nodes of the cluster, as this collector counts them while it leads; 0 when it does not know.
+    nodes: Arc<AtomicU64>,
+    /// How long to wait before another's Lease is looked at again.
+    look_again: Duration,
+    /// The last look found the Lease not renewed.
+    is_closer: bool,
+    /// Attempts in a row that brought no answer.
+    failures: u32,
+    jitter: Jitter,
 }
 
 impl Election {
     /// A candidate of this name, which no other may have.
-    pub fn new(access: Arc<Access>, namespace: String, identity: String, pace: Pace) -> Self {
-        Self { access, namespace, identity, pace, others: None, renewed: None }
+    pub fn new(access: Arc<Access>, namespace: String, identity: String, pace: Pace, nodes: Arc<AtomicU64>) -> Self {
+        let jitter = Jitter::new(super::watch::digest(&identity));
+        Self {
+            access,
+            namespace,
+            identity,
+            pace,
+            others: None,
+            renewed: None,
+            nodes,
+            look_again: pace.renew,
+            is_closer: false,
+            failures: 0,
+            jitter,
+        }
     }
 
     /// Takes part until dropped; `term` is what others look at.
     pub async fn run(mut self, term: watch::Sender<Option<Term>>) {
+        tokio::time::sleep(self.jitter.up_to(self.pace.start)).await;
         loop {
             let asked = Instant::now();
+            self.look_again = self.jitter.spread(self.pace.renew);
             let attempt = tokio::time::timeout(self.pace.renew, self.attempt());
-            match attempt.await.unwrap_or(Err(Trouble::Broken("no answer".into()))) {
+            let outcome = attempt.await.unwrap_or(Err(Trouble::Broken("no answer".into())));
+            if outcome.is_ok() {
+                self.failures = 0;
+            }
+            match outcome {
                 Ok(Some(since_ns)) => {
                     // The Lease was renewed at some moment after it was asked for.
                     self.renewed = Some(asked);
@@ -89,12 +135,17 @@ impl Election {
                     if self.renewed.is_some_and(|at| at.elapsed() >= self.pace.give_up) {
                         self.lose(&term, "the Lease could not be renewed");
                     }
+                    // Where none may read the Lease, all would ask at the pace of a leader.
+                    self.failures = self.failures.saturating_add(1);
+                    if self.failures > 2 {
+                        self.look_again = self.jitter.spread(UNKNOWN_PAUSE);
+                    }
                 }
             }
             let pause = match (self.renewed, *term.borrow()) {
                 // The give-up must not come late because of a nap.
                 (Some(at), Some(_)) => self.pace.renew.min(self.pace.give_up.saturating_sub(at.elapsed())),
-                _ => self.pace.renew,
+                _ => self.look_again,
             };
             tokio::time::sleep(pause.max(self.pace.renew / 8)).await;
         }
@@ -118,7 +169,11 @@ impl Election {
         };
         let Some(lease) = found else {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(LEASE.into()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(LEASE.into()),
+                    annotations: self.counted(None),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.spec(None, true)),
             };
             return match leases.create(&write, &lease).await.map_err(Trouble::from) {
@@ -132,15 +187,28 @@ impl Election {
         let is_own = holder == self.identity;
         if !is_own && !holder.is_empty() {
             let version = lease.metadata.resource_version.clone().unwrap_or_default();
+            let duration = before.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+            let duration = duration.map_or(self.pace.duration, Duration::from_secs);
             let seen_at = match &self.others {
                 Some((known, at)) if *known == version => *at,
                 _ => {
+                    // Clocks of nodes differ: this one's only says whether it is worth while to look closer. One that was
+                    // found alive on the closer look is left alone for as long as any other.
+                    let is_stale = |time: &MicroTime| {
+                        let renewed_ns = u64::try_from(time.0.as_nanosecond()).unwrap_or(0);
+                        realtime_ns().saturating_sub(renewed_ns) > duration.as_nanos() as u64
+                    };
+                    let is_suspected = before.renew_time.as_ref().is_none_or(is_stale) && !self.is_closer;
+                    self.is_closer = is_suspected;
                     self.others = Some((version, Instant::now()));
+                    self.look_again = match is_suspected {
+                        true => duration + self.jitter.up_to(self.pace.renew / 4),
+                        false => self.pause_of(&lease),
+                    };
                     return Ok(None);
                 }
             };
-            let duration = before.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-            if seen_at.elapsed() < duration.map_or(self.pace.duration, Duration::from_secs) {
+            if seen_at.elapsed() < duration {
                 return Ok(None);
             }
         }
@@ -150,12 +218,35 @@ impl Election {
             .and_then(|time| u64::try_from(time.0.as_nanosecond()).ok())
             .unwrap_or_else(|| self.nobody_since());
         // The resource version goes along in the metadata: the write fails when anybody else wrote in between.
-        let lease = Lease { spec: Some(self.spec(Some(&before), !is_own)), ..lease };
+        let metadata =
+            ObjectMeta { annotations: self.counted(lease.metadata.annotations.clone()), ..lease.metadata.clone() };
+        let lease = Lease { metadata, spec: Some(self.spec(Some(&before), !is_own)) };
         match leases.replace(LEASE, &write, &lease).await.map_err(Trouble::from) {
             Ok(_) => Ok(Some(since_ns)),
             Err(Trouble::Conflict(_)) => Ok(None),
             Err(trouble) => Err(trouble),
         }
+    }
+
+    /// The annotations of the Lease, with the count of the nodes where it is known.
+    fn counted(&self, annotations: Option<BTreeMap<String, String>>) -> Option<BTreeMap<String, String>> {
+        match self.nodes.load(Ordering::Relaxed) {
+            0 => annotations,
+            nodes => {
+                let mut annotations = annotations.unwrap_or_default();
+                annotations.insert(NODES.into(), nodes.to_string());
+                Some(annotations)
+            }
+        }
+    }
+
+    /// How long to leave a Lease alone that another renews.
+    fn pause_of(&mut self, lease: &Lease) -> Duration {
+        let nodes =
+            lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(NODES)?.parse::<u32>().ok());
+        let pause = nodes.map_or(UNKNOWN_PAUSE, |nodes| Duration::from_secs_f64(f64::from(nodes) / READS_PER_S));
+        // From none to twice as long: collectors that were rolled out together must not all be silent at the same time.
+        self.jitter.up_to(pause.clamp(self.pace.renew, PAUSE_MAX) * 2).max(self.pace.renew / 2)
     }
 
     fn nobody_since(&self) -> u64 {

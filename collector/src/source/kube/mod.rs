@@ -89,17 +89,26 @@ impl KubeSource {
         let namespace = self.lease_namespace();
         // Two collectors of one node, the old and the new one, are two candidates.
         let identity = format!("{}_{:x}", self.node, realtime_ns());
+        let (stream, streams) = channel::channel(intake.generation());
         let (term, elected) = channel::channel(None);
-        let election = Election::new(Arc::clone(&self.access), namespace.clone(), identity.clone(), Pace::default());
+        let nodes = Arc::<AtomicU64>::default();
+        let election = Election::new(
+            Arc::clone(&self.access),
+            namespace.clone(),
+            identity.clone(),
+            Pace::default(),
+            nodes.clone(),
+        );
         let context = Context {
             access: Arc::clone(&self.access),
             teller,
             counts: Arc::clone(&self.state.watches),
             node: Arc::clone(&self.node),
             status: self.status.clone(),
+            streams,
         };
         let watching = async {
-            futures::join!(self.watch_pods(&context), election.run(term), self.watch_cluster(&context, elected),)
+            futures::join!(self.watch_pods(&context), election.run(term), self.watch_cluster(&context, elected, &nodes))
         };
         {
             let mut watching = std::pin::pin!(watching);
@@ -107,7 +116,11 @@ impl KubeSource {
                 tokio::select! {
                     // An error means that whoever would say so is gone.
                     _ = stop.wait_for(|stop| *stop) => break,
-                    _ = pump(&mut heard, &mut scribe, &mut intake) => {}
+                    _ = pump(&mut heard, &mut scribe, &mut intake) => {
+                        // What was told before the first stream goes over it.
+                        let generation = intake.generation();
+                        stream.send_if_modified(|known| std::mem::replace(known, generation) != generation && generation > 1);
+                    }
                     _ = &mut watching => {}
                 }
             }
@@ -150,14 +163,19 @@ impl KubeSource {
         }
     }
 
-    async fn watch_cluster(&self, context: &Context, mut elected: channel::Receiver<Option<lease::Term>>) {
+    async fn watch_cluster(
+        &self,
+        context: &Context,
+        mut elected: channel::Receiver<Option<lease::Term>>,
+        nodes: &Arc<AtomicU64>,
+    ) {
         loop {
             let Ok(term) = elected.wait_for(Option::is_some).await.map(|term| *term) else { return };
             let Some(term) = term else { continue };
             self.state.is_leader.store(true, Ordering::Relaxed);
             tokio::select! {
                 () = Metered::new(
-                    cluster::watch(context, term.since_ns, self.section.exclude_system_namespaces),
+                    cluster::watch(context, term.since_ns, self.section.exclude_system_namespaces, nodes),
                     Arc::clone(&self.state.cluster_cpu_ns),
                 ) => {}
                 _ = elected.wait_for(Option::is_none) => {}

@@ -227,6 +227,13 @@ impl Follower for Pods {
         Some(seen)
     }
 
+    fn forget(&mut self, seen: &mut Seen) -> bool {
+        seen.pod = 0;
+        // A run that ended is a moment: told once.
+        seen.containers.iter_mut().for_each(|container| container.present = 0);
+        true
+    }
+
     fn gone(&mut self, seen: Seen, told: &mut Vec<Told>) {
         self.directory.pod_gone(seen.subject.id(), Instant::now());
         let Subject::Pod { namespace, .. } = &seen.subject else { return };

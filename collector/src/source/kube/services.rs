@@ -173,6 +173,15 @@ impl Follower for Services {
         Some(key)
     }
 
+    fn forget(&mut self, key: &mut Key) -> bool {
+        let mut table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner);
+        // With its backends: the followers of those need not forget anything.
+        if let Some(known) = table.services.get_mut(&*key) {
+            known.told = 0;
+        }
+        true
+    }
+
     fn gone(&mut self, key: Key, told: &mut Vec<Told>) {
         let clear = |known: &mut Known| (known.addresses, known.ports, known.has_service) = (vec![], vec![], false);
         self.0.change(&key, clear, told);

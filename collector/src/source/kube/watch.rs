@@ -5,6 +5,7 @@
 //! - when that version is too old (410), the list is read again, objects that are missing in it are told as gone, and a gap
 //!   states since when changes may have been missed;
 //! - no answer, whichever it is, makes this a busy loop: a watch that ends early again and again is opened ever less often;
+//! - on a new stream to a server, which may know nothing, the present states are told once more (see [`Follower::forget`]);
 //! - of each object only the follower's state is kept.
 
 use std::collections::{HashMap, HashSet};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::core::WatchEvent;
+
+use tokio::sync::watch as channel;
 
 use super::backoff::Backoff;
 use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
@@ -33,6 +36,9 @@ const REPORTED_FAILURES: u32 = 4;
 /// How long to wait before a resource is tried again that may not be read.
 const FORBIDDEN_PAUSE: Duration = Duration::from_secs(60);
 
+/// How far apart lists for the sake of new streams are: streams may come and go by the second.
+const RETOLD: Duration = Duration::from_secs(10);
+
 /// What is made of a resource's objects.
 pub trait Follower: Send {
     type Object: Object;
@@ -51,6 +57,12 @@ pub trait Follower: Send {
 
     /// An object is gone.
     fn gone(&mut self, state: Self::State, told: &mut Vec<Told>);
+
+    /// There is a new stream: what was told of this object's present state is to be told again when it is listed. False when
+    /// the resource is one of moments, which are told once.
+    fn forget(&mut self, _state: &mut Self::State) -> bool {
+        false
+    }
 
     /// A list was read to its end.
     fn listed(&mut self, _told: &mut Vec<Told>) {}
@@ -98,6 +110,8 @@ pub struct Context {
     pub node: Arc<str>,
     /// Tells what the source waits for, by the watch of this node's pods.
     pub status: Status,
+    /// Counts the streams to servers.
+    pub streams: channel::Receiver<u64>,
 }
 
 /// The API server has no such resource.
@@ -114,6 +128,8 @@ struct Watch<'a, F: Follower> {
     told: Vec<Told>,
     /// When something was heard last.
     heard_ns: u64,
+    streams: channel::Receiver<u64>,
+    listed_at: Instant,
 }
 
 /// Follows a resource until it is dropped, or the API server turns out not to have it.
@@ -127,6 +143,8 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         has_listed: false,
         told: Vec::new(),
         heard_ns: boottime_ns(),
+        streams: context.streams.clone(),
+        listed_at: Instant::now(),
     };
     let mut backoff = Backoff::new(resource.what);
     let mut gap: Option<&'static str> = None;
@@ -200,6 +218,22 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
     }
 }
 
+/// Waits for the next stream to a server, and then until `due`.
+async fn new_stream(streams: &mut channel::Receiver<u64>, due: Instant) {
+    let is_known = match streams.has_changed() {
+        Ok(true) => true,
+        Ok(false) => streams.changed().await.is_ok(),
+        Err(_) => false,
+    };
+    if !is_known {
+        // The source ends, and the watches with it.
+        std::future::pending::<()>().await;
+    }
+    streams.mark_changed();
+    tokio::time::sleep_until(due.into()).await;
+    streams.mark_unchanged();
+}
+
 fn key<T: Object>(object: &T) -> u64 {
     let meta = object.meta();
     match meta.uid.is_empty() {
@@ -248,6 +282,7 @@ impl<F: Follower> Watch<'_, F> {
         }
         self.context.teller.tell(&mut self.told).await;
         self.has_listed = true;
+        self.listed_at = Instant::now();
         self.heard_ns = boottime_ns();
         self.version = Some(version);
         Ok(())
@@ -257,7 +292,22 @@ impl<F: Follower> Watch<'_, F> {
     async fn changes(&mut self, version: &str) -> Result<&'static str, Trouble> {
         let mut changes = self.context.access.watch::<F::Object>(self.resource, version).await?;
         loop {
-            let change = match tokio::time::timeout(SILENCE_MAX, changes.next()).await {
+            let change = tokio::select! {
+                biased;
+                change = tokio::time::timeout(SILENCE_MAX, changes.next()) => change,
+                () = new_stream(&mut self.streams, self.listed_at + RETOLD) => {
+                    let follower = &mut *self.follower;
+                    let forgotten: usize =
+                        self.states.values_mut().map(|state| usize::from(follower.forget(state))).sum();
+                    if forgotten > 0 {
+                        tracing::debug!(what = self.resource.what, forgotten, "a new stream: listed and told again");
+                        self.version = None;
+                        return Ok("closed");
+                    }
+                    continue;
+                }
+            };
+            let change = match change {
                 Err(_) => return Ok("silent"),
                 Ok(None) => return Ok("closed"),
                 Ok(Some(change)) => change?,

@@ -190,7 +190,7 @@ impl Follower for Workloads {
         let print = digest(&(meta.generation, status.observed_generation, counts, reason, &images));
         let is_history = self.kind == WorkloadKind::ReplicaSet && counts.desired == 0 && status.replicas == 0;
         let is_excluded = self.excludes_system && is_system(&meta.namespace);
-        if seen.print == print || is_excluded || is_new && is_history {
+        if seen.print == print || is_excluded || (is_new || seen.print == 0) && is_history {
             (seen.print, seen.images) = (print, images.into());
             return Some(seen);
         }
@@ -222,6 +222,11 @@ impl Follower for Workloads {
         }));
         seen.images = images.into();
         Some(seen)
+    }
+
+    fn forget(&mut self, seen: &mut SeenWorkload) -> bool {
+        seen.print = 0;
+        true
     }
 
     fn gone(&mut self, mut seen: SeenWorkload, told: &mut Vec<Told>) {
