@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test quick test-kernels test-kube build install check check-deploy docs bench clean help
+.PHONY: run test quick truth truth-docs test-kernels test-kube build install check check-deploy docs bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -45,6 +45,14 @@ test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or on
 docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
 	cargo build --locked --workspace --bins
 	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test perf reference::
+
+truth: install ## cause deaths of every kind; fails when one is told wrong with certainty, or worse than docs/truth.md says
+	cargo build --locked --workspace --bins
+	$(TARGET)/debug/tapio-perf truth --page docs/truth.md
+
+truth-docs: install ## the same, and write the table of docs/truth.md anew
+	cargo build --locked --workspace --bins
+	TAPIO_UPDATE_DOCS=1 $(TARGET)/debug/tapio-perf truth --page docs/truth.md
 
 bench: install ## what the figures in docs/architecture.md come from
 	cargo bench --locked --workspace --benches

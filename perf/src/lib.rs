@@ -18,6 +18,7 @@ pub mod probes;
 pub mod processes;
 pub mod report;
 pub mod storm;
+pub mod truth;
 pub mod units;
 
 pub use error::Error;

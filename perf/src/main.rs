@@ -18,6 +18,7 @@ use tapio_perf::load::{self, LoadOptions};
 use tapio_perf::probes::{self, ProbesOptions};
 use tapio_perf::processes::collector::Resources;
 use tapio_perf::storm::{self, StormOptions};
+use tapio_perf::truth::{self, TruthOptions};
 use tapio_perf::units::{parse_bytes, parse_duration};
 
 const CHECK_FAILED: u8 = 1;
@@ -43,6 +44,8 @@ enum Command {
     Capacity(CapacityArguments),
     /// Fork, exec and connect at this machine's limit under real probes, and check that every event is accounted for (needs root)
     Storm(StormArguments),
+    /// Cause deaths of every kind and check what is said of them: nothing may be told wrong with certainty (needs root)
+    Truth(TruthArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
     Victim(Victim),
 }
@@ -233,6 +236,26 @@ struct StormArguments {
     json: bool,
 }
 
+#[derive(Args)]
+struct TruthArguments {
+    /// Only scenarios whose names contain this; may be repeated
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only say which scenarios there are
+    #[arg(long)]
+    list: bool,
+    /// The page whose table is compared, as docs/truth.md: what it calls right must be right. With TAPIO_UPDATE_DOCS=1 it is
+    /// rewritten
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
+    page: Option<PathBuf>,
+    /// Where tapio-collector and tapio-server are; default: beside this program
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     if let Err(error) = tapio_wire::descriptors::raise_limit() {
         eprintln!("tapio-perf: the limit of open files stays as it is: {error}");
@@ -244,6 +267,7 @@ fn main() -> ExitCode {
         Command::Probes(arguments) => interrupt::listen().and_then(|()| run_probes(arguments)),
         Command::Capacity(arguments) => interrupt::listen().and_then(|()| run_capacity(arguments)),
         Command::Storm(arguments) => interrupt::listen().and_then(|()| run_storm(arguments)),
+        Command::Truth(arguments) => interrupt::listen().and_then(|()| run_truth(arguments)),
         Command::Inject(arguments) => interrupt::listen().and_then(|()| run_inject(&arguments)),
     };
     match result {
@@ -341,6 +365,28 @@ fn run_storm(arguments: StormArguments) -> Result<u8, Error> {
         println!("{report}");
     }
     Ok(if report.is_accounted_for { 0 } else { CHECK_FAILED })
+}
+
+fn run_truth(arguments: TruthArguments) -> Result<u8, Error> {
+    if arguments.list {
+        for scenario in truth::scenarios(&arguments.only) {
+            println!("{:40}  {:30}  {}", scenario.name, scenario.kind, scenario.expected());
+        }
+        return Ok(0);
+    }
+    let report = truth::run(&TruthOptions {
+        only: arguments.only,
+        bin_dir: arguments.bin_dir,
+        page: arguments.page,
+        update: std::env::var_os("TAPIO_UPDATE_DOCS").is_some_and(|value| value == "1"),
+        is_quiet: arguments.json,
+    })?;
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        println!("{report}");
+    }
+    Ok(if report.is_true() { 0 } else { CHECK_FAILED })
 }
 
 fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {

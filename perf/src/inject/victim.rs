@@ -50,6 +50,8 @@ pub enum Role {
     Wait,
     /// Ends with an error.
     Fail,
+    /// Calls `abort()`.
+    Abort,
 }
 
 /// A role and what it needs.
@@ -193,6 +195,10 @@ fn perform(act: &Act) -> Result<i32, Error> {
         Role::Fail => {
             thread::sleep(LEAD);
             Ok(CRASH_CODE)
+        }
+        Role::Abort => {
+            thread::sleep(LEAD);
+            std::process::abort()
         }
     }
 }

@@ -1,0 +1,128 @@
+//! Deaths of a container's own making, and ends that are no death of it.
+
+use std::time::Duration;
+
+use super::scenario::{Caused, Scenario};
+use super::stage::{Pids, Stage};
+use crate::clock::pause;
+use crate::error::Error;
+use crate::inject::Fault;
+
+const LOOP: &[&str] = &["crash-loop"];
+const ERROR: &[&str] = &["exited-with-error"];
+const FORMS: &str = "forms of a cgroup's path";
+const FAIL: &str = "sleep 0.2; exit 1";
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("segv-of-pid-1", "crash", |stage| stage.inject(Fault::Segv), &["crashed"]),
+    Scenario { says: &["abort"], ..Scenario::new("abort-as-pid-1", "crash", abort, &["crashed"]) },
+    Scenario {
+        beside: &["crashed"],
+        ..Scenario::new("child-aborts-init-exits-134", "a child's crash", child_abort, &["child-crash-exit"])
+    },
+    Scenario::new("exits-3-four-times", "crash loop", |stage| stage.inject(Fault::Exit), LOOP),
+    Scenario::new("exits-1-three-times-shared-pid-namespace", "first process is not pid 1", shared_loop, LOOP),
+    Scenario::new("exits-1", "exit", |stage| script(stage, FAIL), ERROR),
+    Scenario {
+        says: &["not found"],
+        ..Scenario::new(
+            "command-not-found",
+            "start",
+            |stage| script(stage, "sleep 0.2; exec /nonexistent/command"),
+            &["start-failed", "exited-with-error"],
+        )
+    },
+    Scenario {
+        says: &["cpu"],
+        ..Scenario::new(
+            "cpu-time-limit",
+            "killed by the kernel",
+            |stage| script(stage, "ulimit -t 1; while :; do :; done"),
+            &["kernel-limit-kill"],
+        )
+    },
+    silent("pid-namespace-torn-down", |stage| script(stage, "sleep 30 & sleep 0.2; exit 0")),
+    silent("inner-pid-namespace-fails-four-times", |stage| {
+        script(stage, "for i in 1 2 3 4; do unshare -fp sh -c 'sleep 0.1; exit 1'; done; sleep 0.5; exit 0")
+    }),
+    silent("exec-session-exits-1", exec_session),
+    Scenario::new(
+        "path-libpod",
+        FORMS,
+        |stage| at(stage, |id| format!("machine.slice/libpod-{id}.scope/container")),
+        ERROR,
+    ),
+    Scenario::new("path-crio", FORMS, |stage| at(stage, |id| format!("machine.slice/crio-{id}.scope")), ERROR),
+    Scenario::new(
+        "path-with-colons",
+        FORMS,
+        |stage| at(stage, |id| format!("system.slice:cri-containerd:{id}")),
+        ERROR,
+    ),
+    Scenario::new("path-docker", FORMS, |stage| at(stage, |id| format!("docker/{id}")), ERROR),
+];
+
+const fn silent(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario {
+        may_be_silent: true,
+        ..Scenario::new(name, "no death of the container", cause, &["stopped", "stopped-on-request"])
+    }
+}
+
+fn script(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    stage.play_out(&room, Pids::Own, script)
+}
+
+fn abort(stage: &mut Stage) -> Result<Caused, Error> {
+    let play = format!("exec {}", stage.play("abort"));
+    script(stage, &play)
+}
+
+fn child_abort(stage: &mut Stage) -> Result<Caused, Error> {
+    let play = format!("{}; exit $?", stage.play("abort"));
+    script(stage, &play)
+}
+
+fn shared_loop(stage: &mut Stage) -> Result<Caused, Error> {
+    let mut name = stage.name();
+    let mut all = Caused { pod_uids: vec![name.pod_uid.clone()], ..Caused::default() };
+    for _ in 0..3 {
+        name = stage.sibling(&name);
+        let path = name.path();
+        let room = stage.room_at(name.clone(), &path, &path, None)?;
+        let caused = stage.play_out(&room, Pids::Shared, FAIL)?;
+        all.container_ids.extend(caused.container_ids);
+        all.pids.extend(caused.pids);
+    }
+    Ok(all)
+}
+
+/// What `kubectl exec` starts: it joins the container's namespaces and cgroups from outside.
+fn exec_session(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let actor = stage.start(&room, Pids::Own, "exec sleep 30")?;
+    let (v2, v1) = room.join_files();
+    let mut join = format!("echo 0 >{}", v2.display());
+    if let Some(v1) = v1 {
+        join += &format!("; echo 0 >{}", v1.display());
+    }
+    stage.host(
+        "runc",
+        None,
+        &format!("nsenter -t {} -p sh -c '{join}; exec sh -c \"sleep 0.2; exit 1\"'", actor.pid),
+    )?;
+    pause(Duration::from_millis(200))?;
+    // It is judged while the container still runs: the end of that is no part of it.
+    Ok(room.caused(&[&actor]))
+}
+
+/// A container of no pod, by its path alone.
+fn at(stage: &mut Stage, path: fn(&str) -> String) -> Result<Caused, Error> {
+    let name = stage.name();
+    let path = path(&name.container_id);
+    let room = stage.room_at(name, &path, &path, None)?;
+    let mut caused = stage.play_out(&room, Pids::Own, FAIL)?;
+    caused.pod_uids.clear();
+    Ok(caused)
+}

@@ -1,0 +1,105 @@
+//! Deaths of too little memory.
+
+use super::scenario::{Caused, Scenario};
+use super::stage::{Pids, Stage};
+use crate::error::Error;
+use crate::inject::Fault;
+use crate::kubelet::ContainerName;
+
+const CHILD: &str = "a child's OOM kill";
+const ABOVE: &str = "a limit above";
+const LIMIT_MIB: u64 = 32;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("oom-of-pid-1", "memory limit", |stage| stage.inject(Fault::Oom), &["memory-limit-kill"]),
+    Scenario {
+        says: &["limit"],
+        ..Scenario::new(
+            "child-oom-unnoticed",
+            CHILD,
+            |stage| stage.inject(Fault::SilentChildOom),
+            &["silent-child-oom", "child-oom-exit"],
+        )
+    },
+    child_oom("child-oom-init-exits-0", |stage| child_exits(stage, "exit 0")),
+    child_oom("child-oom-init-exits-1", |stage| child_exits(stage, "exit 1")),
+    child_oom("child-oom-init-exits-137", |stage| child_exits(stage, "exit $?")),
+    Scenario::new("oom-shared-pid-namespace", "first process is not pid 1", shared_oom, &["memory-limit-kill"]),
+    Scenario { says: &["pod"], ..Scenario::new("pod-limit-full", ABOVE, pod_limit, &["ancestor-limit-kill"]) },
+    Scenario { says: &["burstable"], ..Scenario::new("qos-limit-full", ABOVE, qos_limit, &["ancestor-limit-kill"]) },
+    Scenario {
+        says: &["tmpfs", "shmem", "shared memory"],
+        never: &["leak"],
+        ..Scenario::new("tmpfs-fills-the-limit", "what filled the limit", tmpfs, &["memory-limit-kill"])
+    },
+    Scenario::new("oom-v2-path-of-the-runtime", "hierarchies disagree", hybrid, &["memory-limit-kill"]),
+];
+
+const fn child_oom(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario {
+        never: &["keeps running", "nothing else explains"],
+        ..Scenario::new(name, CHILD, cause, &["child-oom-exit"])
+    }
+}
+
+fn child_exits(stage: &mut Stage, end: &str) -> Result<Caused, Error> {
+    let room = stage.room(Some(LIMIT_MIB))?;
+    let script = format!("sleep 0.2; {}; {end}", stage.eat(LIMIT_MIB));
+    stage.play_out(&room, Pids::Own, &script)
+}
+
+fn shared_oom(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(LIMIT_MIB))?;
+    let script = format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB));
+    stage.play_out(&room, Pids::Shared, &script)
+}
+
+fn hybrid(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let room = stage.room_at(name.clone(), "system.slice/containerd.service", &name.path(), Some(LIMIT_MIB))?;
+    let script = format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB));
+    stage.play_out(&room, Pids::Own, &script)
+}
+
+fn tmpfs(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(2 * LIMIT_MIB))?;
+    let fill = "mount -t tmpfs -o size=50m none /mnt && dd if=/dev/zero of=/mnt/a bs=1M count=48 2>/dev/null";
+    let script = format!("sleep 0.2; exec unshare -m sh -c '{fill}; exec {}'", stage.eat(LIMIT_MIB));
+    stage.play_out(&room, Pids::Own, &script)
+}
+
+fn pod_limit(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let level = name.pod_path();
+    full_level(stage, &level, &name, ContainerName::path)
+}
+
+fn qos_limit(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let path = |name: &ContainerName| format!("kubepods/burstable/pod{}/{}", name.pod_uid, name.container_id);
+    full_level(stage, "kubepods/burstable", &name, path)
+}
+
+/// One holds most of what a level may use; another, with a limit of nobody's, is chosen by its score.
+fn full_level(
+    stage: &mut Stage,
+    level: &str,
+    name: &ContainerName,
+    path: fn(&ContainerName) -> String,
+) -> Result<Caused, Error> {
+    let _level = stage.limited_level(level, 2 * LIMIT_MIB)?;
+    let other = stage.sibling(name);
+    let holder = stage.room_at(other.clone(), &path(&other), &path(&other), None)?;
+    let victim = stage.room_at(name.clone(), &path(name), &path(name), None)?;
+    // It holds what it took: 16 MiB of a level's 64, and the victim wants twice that.
+    let hold = "echo -900 >/proc/self/oom_score_adj; x=$(head -c 24000000 /dev/zero | tr '\\0' a); sleep 30";
+    let holds = stage.start(&holder, Pids::Own, hold)?;
+    let script = format!("echo 1000 >/proc/self/oom_score_adj; sleep 0.5; exec {}", stage.eat(2 * LIMIT_MIB));
+    let mut dies = stage.start(&victim, Pids::Own, &script)?;
+    dies.wait_end()?;
+    drop(holds);
+    let mut caused = victim.caused(&[&dies]);
+    // The pod is the holder's, too: only the victim is judged.
+    caused.pod_uids.clear();
+    Ok(caused)
+}

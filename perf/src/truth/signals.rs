@@ -1,0 +1,114 @@
+//! Deaths by a signal of somebody else.
+
+use std::time::Duration;
+
+use super::scenario::{Caused, Scenario};
+use super::stage::{Pids, Stage};
+use crate::clock::pause;
+use crate::error::Error;
+use crate::inject::Fault;
+
+const STOPPED: &[&str] = &["stopped", "stopped-on-request"];
+const ENDING: &str = "signals that end a process";
+const MASTER: &str = "a master kills its worker";
+const LEAD: Duration = Duration::from_millis(200);
+/// What the runtime waits for until it kills.
+const GRACE: Duration = Duration::from_secs(2);
+const OBEY: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new(
+        "killed-by-a-host-process",
+        "from outside",
+        |stage| stage.inject(Fault::Kill),
+        &["killed-from-outside"],
+    ),
+    Scenario::new("sigterm-ignored", "stop", |stage| stage.inject(Fault::IgnoredSigterm), &["ignored-sigterm"]),
+    Scenario::new("sigterm-obeyed", "stop", |stage| by_runtime(stage, Pids::Own, OBEY, "TERM"), STOPPED),
+    Scenario::new(
+        "sigterm-obeyed-shared-pid-namespace",
+        "first process is not pid 1",
+        |stage| by_runtime(stage, Pids::Shared, OBEY, "TERM"),
+        STOPPED,
+    ),
+    Scenario {
+        says: &["hup"],
+        never: &["by itself"],
+        ..Scenario::new("sighup-exit-129", ENDING, |stage| by_runtime(stage, Pids::Own, HANG_UP, "HUP"), STOPPED)
+    },
+    Scenario {
+        says: &["rt", "real-time", "34"],
+        ..Scenario::new(
+            "real-time-signal",
+            ENDING,
+            |stage| by_runtime(stage, Pids::Shared, "exec sleep 30", "34"),
+            STOPPED,
+        )
+    },
+    Scenario {
+        says: &["usr1"],
+        ..Scenario::new(
+            "sigusr1-by-the-runtime",
+            ENDING,
+            |stage| by_runtime(stage, Pids::Shared, "exec sleep 30", "USR1"),
+            STOPPED,
+        )
+    },
+    Scenario {
+        says: &["usr1"],
+        ..Scenario::new("stopsignal-usr1-ignored", "stop", ignored_usr1, &["ignored-stopsignal"])
+    },
+    oom_daemon("systemd-oomd-kills", |stage| by_daemon(stage, "systemd-oomd")),
+    oom_daemon("earlyoom-kills", |stage| by_daemon(stage, "earlyoom")),
+    master("master-aborts-its-worker", |stage| by_master(stage, "kill -ABRT $w")),
+    master("master-aborts-then-kills-its-worker", |stage| {
+        by_master(stage, "kill -STOP $w; kill -ABRT $w; sleep 0.2; kill -KILL $w")
+    }),
+];
+
+const HANG_UP: &str = "trap 'kill $c; exit 129' HUP; sleep 30 & c=$!; wait";
+
+const fn oom_daemon(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario { never: &["intruder"], ..Scenario::new(name, "userspace OOM daemon", cause, &["oom-daemon-kill"]) }
+}
+
+const fn master(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario { never: &["raised it itself"], ..Scenario::new(name, MASTER, cause, &["killed-by-own-master"]) }
+}
+
+/// The runtime sends a signal, and the container ends.
+fn by_runtime(stage: &mut Stage, pids: Pids, script: &str, signal: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let mut actor = stage.start(&room, pids, script)?;
+    pause(LEAD)?;
+    stage.host("runc", None, &format!("kill -{signal} {}", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+fn ignored_usr1(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let mut actor = stage.start(&room, Pids::Own, "exec sleep 30")?;
+    pause(LEAD)?;
+    stage.host("runc", None, &format!("kill -USR1 {}", actor.pid))?;
+    pause(GRACE)?;
+    stage.host("runc", None, &format!("kill -KILL {}", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+fn by_daemon(stage: &mut Stage, name: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let mut actor = stage.start(&room, Pids::Own, "exec sleep 30")?;
+    pause(LEAD)?;
+    let unit = format!("system.slice/{name}.service");
+    stage.host(name, Some(&unit), &format!("kill -KILL {}", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+fn by_master(stage: &mut Stage, kill: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let script = format!("sleep 30 & w=$!; sleep 0.2; {kill}; wait; sleep 1; exit 0");
+    stage.play_out(&room, Pids::Own, &script)
+}

@@ -1,0 +1,232 @@
+//! Where scenarios play: containers whose first process is a shell script, and those who signal them from outside.
+//!
+//! What must hold: nothing outlives its guard. Processes end with the thread that started them, cgroups with their room.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::scenario::Caused;
+use crate::clock::{boottime_ns, pause, wait_for};
+use crate::error::{Context, Error};
+use crate::inject::cgroup::{Cgroup, Hierarchies, MemoryControl};
+use crate::inject::{Fault, Injection, Injector};
+use crate::kubelet::ContainerName;
+use crate::load::random::Random;
+use crate::processes::Process;
+
+const START_LIMIT: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(20);
+/// How long cgroups outlive the victim, for those who look at them.
+const KEEP: Duration = Duration::from_millis(200);
+/// Joins the cgroups of its first two arguments and becomes the rest.
+const ENTER: &str = "echo 0 >\"$1\"; [ -z \"$2\" ] || echo 0 >\"$2\"; ulimit -c 0; shift 2; exec \"$@\"";
+
+/// See the module.
+pub struct Stage {
+    pub injector: Injector,
+    /// This program, which plays roles.
+    program: PathBuf,
+    hierarchies: Hierarchies,
+    random: Random,
+    folder: TempDir,
+}
+
+/// Whether the first process of a container is pid 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pids {
+    /// Of a namespace of its own.
+    Own,
+    /// No: as in a pod that shares its process namespace.
+    Shared,
+}
+
+/// A container's cgroups.
+pub struct Room {
+    pub name: ContainerName,
+    v2: Cgroup,
+    v1: Option<Cgroup>,
+    control: MemoryControl,
+}
+
+/// A container that runs.
+pub struct Actor {
+    process: Process,
+    /// Its first process on the host; 0 when it had ended before it was seen.
+    pub pid: u32,
+}
+
+impl Stage {
+    /// Needs what the injector needs.
+    pub fn new(injector: Injector, program: PathBuf) -> Result<Self, Error> {
+        let folder = tempfile::Builder::new()
+            .prefix("tapio-perf-truth-")
+            .tempdir()
+            .context(|| "make a temporary folder".into())?;
+        let random = Random::new(boottime_ns() ^ u64::from(std::process::id()) << 20);
+        Ok(Self { injector, program, hierarchies: Hierarchies::find()?, random, folder })
+    }
+
+    /// A container of a new pod.
+    pub fn name(&mut self) -> ContainerName {
+        ContainerName::random(&mut self.random)
+    }
+
+    /// Another container of the same pod.
+    pub fn sibling(&mut self, name: &ContainerName) -> ContainerName {
+        name.sibling(&mut self.random)
+    }
+
+    /// A container where kubelet would make it, with a memory limit of so many MiB.
+    pub fn room(&mut self, limit_mib: Option<u64>) -> Result<Room, Error> {
+        let name = self.name();
+        let path = name.path();
+        self.room_at(name, &path, &path, limit_mib)
+    }
+
+    /// A container whose paths in the unified and in the memory hierarchy are these.
+    pub fn room_at(&self, name: ContainerName, v2: &str, v1: &str, limit_mib: Option<u64>) -> Result<Room, Error> {
+        let control = self.hierarchies.memory_control()?;
+        let delegate = control == MemoryControl::V2 && limit_mib.is_some();
+        let v2 = Cgroup::create(&self.hierarchies.v2, v2, delegate)?;
+        let v1 = match &self.hierarchies.v1_memory {
+            Some(root) if control == MemoryControl::V1 => Some(Cgroup::create(root, v1, false)?),
+            _ => None,
+        };
+        let room = Room { name, v2, v1, control };
+        if let Some(mib) = limit_mib {
+            room.limiting().limit_memory(control, mib << 20)?;
+        }
+        Ok(room)
+    }
+
+    /// A cgroup above rooms with a limit of its own; it must outlive them.
+    pub fn limited_level(&self, path: &str, mib: u64) -> Result<Cgroup, Error> {
+        let control = self.hierarchies.memory_control()?;
+        let root = match (control, &self.hierarchies.v1_memory) {
+            (MemoryControl::V1, Some(root)) => root,
+            _ => &self.hierarchies.v2,
+        };
+        let level = Cgroup::create(root, path, control == MemoryControl::V2)?;
+        level.limit_memory(control, mib << 20)?;
+        Ok(level)
+    }
+
+    /// The command of a process that takes `mib` MiB and twice as much, until it is killed.
+    pub fn eat(&self, mib: u64) -> String {
+        format!("{} __victim act --role allocate --limit-bytes {}", self.program.display(), mib << 20)
+    }
+
+    /// The command of a process that plays a role.
+    pub fn play(&self, role: &str) -> String {
+        format!("{} __victim act --role {role}", self.program.display())
+    }
+
+    /// Starts a container whose first process is a shell with this script.
+    pub fn start(&self, room: &Room, pids: Pids, script: &str) -> Result<Actor, Error> {
+        let mut command = match pids {
+            Pids::Own => {
+                let mut command = Command::new("/usr/bin/unshare");
+                command.args(["--pid", "--fork", "--kill-child", "--", "/bin/sh"]);
+                command
+            }
+            Pids::Shared => Command::new("/bin/sh"),
+        };
+        let v1 = room.v1.as_ref().map(|v1| v1.path().join("cgroup.procs")).unwrap_or_default();
+        let v2 = room.v2.path().join("cgroup.procs");
+        command.args(["-c", ENTER, "enter"]).arg(&v2).arg(v1).args(["/bin/sh", "-c", script]);
+        let log = self.folder.path().join("actor.log");
+        let mut actor = Actor { process: Process::spawn("a container", command, log)?, pid: 0 };
+        actor.pid = wait_for("a container's first process", START_LIMIT, |seen| {
+            if actor.process.ended().is_some() {
+                return Ok(Some(0));
+            }
+            let pids = fs::read_to_string(&v2).unwrap_or_default();
+            seen.clone_from(&pids);
+            let first = pids.lines().find_map(|line| line.parse::<u32>().ok());
+            Ok(first.filter(|pid| {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                !line.is_empty() && !line.contains("shift 2")
+            }))
+        })?;
+        Ok(actor)
+    }
+
+    /// Plays a script to its end.
+    pub fn play_out(&mut self, room: &Room, pids: Pids, script: &str) -> Result<Caused, Error> {
+        let mut actor = self.start(room, pids, script)?;
+        actor.wait_end()?;
+        Ok(room.caused(&[&actor]))
+    }
+
+    /// A process of the host with this name runs a shell script and ends.
+    pub fn host(&self, comm: &str, cgroup: Option<&str>, script: &str) -> Result<(), Error> {
+        let path = self.folder.path().join(comm);
+        if !path.exists() {
+            fs::copy("/bin/sh", &path).context(|| format!("write {}", path.display()))?;
+        }
+        let home = cgroup.map(|path| Cgroup::create(&self.hierarchies.v2, path, false)).transpose()?;
+        let mut command = match &home {
+            Some(home) => {
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", ENTER, "enter"]).arg(home.path().join("cgroup.procs")).arg("").arg(&path);
+                command
+            }
+            None => Command::new(&path),
+        };
+        // It is there for a while after what it did, for those who look at it.
+        command.args(["-c", &format!("{script}; sleep 0.3")]);
+        let mut process = Process::spawn(comm, command, self.folder.path().join("host.log"))?;
+        let ended = process.wait(END_LIMIT);
+        ended.map(|_| ()).ok_or_else(|| Error::Invalid(format!("{comm} did not end: {}", process.output())))
+    }
+
+    /// One of the injector's faults.
+    pub fn inject(&mut self, fault: Fault) -> Result<Caused, Error> {
+        let injection = self.injector.inject(fault)?;
+        let all: Vec<&Injection> = injection.earlier.iter().chain([&injection]).collect();
+        Ok(Caused {
+            container_ids: all.iter().map(|one| one.container_id.clone()).collect(),
+            pod_uids: vec![injection.pod_uid.clone()],
+            pids: all.iter().map(|one| one.pid).collect(),
+        })
+    }
+}
+
+impl Room {
+    fn limiting(&self) -> &Cgroup {
+        match (&self.v1, self.control) {
+            (Some(v1), MemoryControl::V1) => v1,
+            _ => &self.v2,
+        }
+    }
+
+    /// The files through which a process joins it.
+    pub fn join_files(&self) -> (PathBuf, Option<PathBuf>) {
+        let file = |cgroup: &Cgroup| Path::new(cgroup.path()).join("cgroup.procs");
+        (file(&self.v2), self.v1.as_ref().map(file))
+    }
+
+    /// What was done to it, and its processes.
+    pub fn caused(&self, actors: &[&Actor]) -> Caused {
+        Caused {
+            container_ids: vec![self.name.container_id.clone()],
+            pod_uids: vec![self.name.pod_uid.clone()],
+            pids: actors.iter().map(|actor| actor.pid).filter(|&pid| pid != 0).collect(),
+        }
+    }
+}
+
+impl Actor {
+    /// Waits until its first process has ended, and a moment more.
+    pub fn wait_end(&mut self) -> Result<(), Error> {
+        wait_for("the end of a container", END_LIMIT, |seen| {
+            seen.clone_from(&self.process.output());
+            Ok(self.process.ended().map(|_| ()))
+        })?;
+        pause(KEEP)
+    }
+}
