@@ -1,10 +1,7 @@
 //! Deaths of a container's own making, and ends that are no death of it.
 
-use std::time::Duration;
-
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
-use crate::clock::pause;
 use crate::error::Error;
 use crate::inject::Fault;
 
@@ -101,7 +98,7 @@ fn shared_loop(stage: &mut Stage) -> Result<Caused, Error> {
 /// What `kubectl exec` starts: it joins the container's namespaces and cgroups from outside.
 fn exec_session(stage: &mut Stage) -> Result<Caused, Error> {
     let room = stage.room(None)?;
-    let actor = stage.start(&room, Pids::Own, "exec sleep 30")?;
+    let mut actor = stage.start(&room, Pids::Own, "sleep 2; exit 0")?;
     let (v2, v1) = room.join_files();
     let mut join = format!("echo 0 >{}", v2.display());
     if let Some(v1) = v1 {
@@ -112,8 +109,8 @@ fn exec_session(stage: &mut Stage) -> Result<Caused, Error> {
         None,
         &format!("nsenter -t {} -p sh -c '{join}; exec sh -c \"sleep 0.2; exit 1\"'", actor.pid),
     )?;
-    pause(Duration::from_millis(200))?;
-    // It is judged while the container still runs: the end of that is no part of it.
+    // The container ends well and by itself, after the session.
+    actor.wait_end()?;
     Ok(room.caused(&[&actor]))
 }
 
