@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::lab::FedNode;
+use crate::lab::{self, FedNode};
 use tapio_perf::processes::{Server, ServerOptions, bin_dir, binary};
 
 /// `tapio-server archive copy`, as the page has it; what it said.
@@ -29,7 +29,7 @@ fn verify(dir: &Path) -> String {
 
 #[test]
 fn a_copy_of_a_running_servers_archive_brings_events_and_findings_back() {
-    let _turn = crate::lab::beside();
+    let _turn = lab::beside();
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let node = FedNode::start("backed-up", &server.address(), 20_000.0);
     let mut archived = 0;
@@ -71,6 +71,7 @@ fn a_copy_of_a_running_servers_archive_brings_events_and_findings_back() {
 /// damaged, more of them the busier the machine is.
 #[test]
 fn a_hundred_copies_of_an_archive_under_load_are_whole_and_lack_nothing_acknowledged() {
+    let _turn = lab::alone();
     // Segments are small, so that some are closed and opened while they are copied.
     let options = ServerOptions { extra_archive: ", segment_bytes: 8MiB".into(), ..ServerOptions::default() };
     let server = Server::start(&options).unwrap_or_else(|error| panic!("{error}"));

@@ -1,7 +1,5 @@
 //! Copies of an archive that is written at that moment: each is whole, and lacks nothing that was acknowledged.
 
-mod archive_support;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use archive_support::*;
+use crate::archive_support::*;
 use tapio_server::archive::ArchiveConfig;
 use tapio_server::archive::copy::{Copied, copy};
 use tapio_server::archive::reader::Reader;

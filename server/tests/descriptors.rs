@@ -10,10 +10,7 @@ const SOFT: u64 = 256;
 const STREAMS: usize = 400;
 const LIMIT: Duration = Duration::from_secs(30);
 
-#[path = "whole_server/mod.rs"]
-mod whole_server;
-
-use whole_server::{Stream, hello};
+use crate::whole_server::{Stream, hello, sum};
 
 struct Started {
     child: Child,
@@ -119,5 +116,5 @@ async fn a_server_that_has_no_descriptor_left_says_so_and_goes_on() {
     let stream = tokio::time::timeout(LIMIT, server.stream(0)).await.expect("in time");
     stream.unwrap_or_else(|error| panic!("{error}\n{}", server.log()));
     let metrics = get(server.http, "/metrics").expect("answered");
-    assert!(whole_server::sum(&metrics, "tapio_server_accept_failures_total", &[]) >= 1.0, "{metrics}");
+    assert!(sum(&metrics, "tapio_server_accept_failures_total", &[]) >= 1.0, "{metrics}");
 }

@@ -3,6 +3,7 @@
 
 mod api_http;
 mod archive_chaos;
+mod archive_copy;
 mod archive_disks;
 mod archive_faults;
 mod archive_read;
@@ -14,10 +15,12 @@ mod correlate_node;
 mod correlate_patterns;
 mod correlate_patterns_kube;
 mod correlate_patterns_node;
+mod descriptors;
 mod ingest_limits;
 mod ingest_streams;
 mod manifests;
 mod reconnect_storm;
 mod server_services;
 mod tapioctl_output;
+mod vitals;
 mod whole_server;

@@ -1,11 +1,9 @@
 //! `/healthz` and `/readyz` tell of a thread that has ended before its time, by its name.
 
-#[path = "whole_server/mod.rs"]
-mod whole_server;
-
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::whole_server::{LIMIT, Whole, get};
 use axum::Router;
 use tapio_server::archive::ArchiveState;
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, Topology};
@@ -13,7 +11,6 @@ use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_server::http;
 use tapio_server::vitals::{Pulse, Vitals};
 use tokio::sync::watch;
-use whole_server::{LIMIT, Whole, get};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_whole_server_is_well_and_a_thread_that_panics_makes_it_unwell() {
