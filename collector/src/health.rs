@@ -51,18 +51,22 @@ impl Status {
     }
 }
 
-/// Tells whether a thread runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends.
+/// Tells whether a thread or task runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends. One
+/// that has finished its work counts as running.
 #[derive(Clone, Debug, Default)]
 pub struct Alive(Arc<AtomicBool>);
 
 /// See [`Alive`].
-pub struct AliveGuard(Arc<AtomicBool>);
+pub struct AliveGuard {
+    alive: Arc<AtomicBool>,
+    is_finished: bool,
+}
 
 impl Alive {
     /// It runs until the guard is dropped.
     pub fn begin(&self) -> AliveGuard {
         self.0.store(true, Ordering::Release);
-        AliveGuard(Arc::clone(&self.0))
+        AliveGuard { alive: Arc::clone(&self.0), is_finished: false }
     }
 
     fn get(&self) -> bool {
@@ -70,9 +74,16 @@ impl Alive {
     }
 }
 
+impl AliveGuard {
+    /// Nothing is left to do: the end is not a failure, and a restart would bring nothing back.
+    pub fn finished(mut self) {
+        self.is_finished = true;
+    }
+}
+
 impl Drop for AliveGuard {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.alive.store(self.is_finished, Ordering::Release);
     }
 }
 
@@ -97,14 +108,11 @@ struct Shared {
     metrics_enabled: bool,
 }
 
-impl Shared {
-    /// What should run and does not, by name.
-    fn ended(&self) -> Vec<&'static str> {
-        let sources =
-            self.sources.iter().filter(|source| source.off.is_none()).map(|source| (source.source, &source.alive));
-        let parts = self.parts.iter().map(|(name, alive)| (*name, alive)).chain([("pack", &self.packer)]);
-        sources.chain(parts).filter(|(_, alive)| !alive.get()).map(|(name, _)| name).collect()
-    }
+/// What should run and does not, by name.
+fn ended(sources: &[SourceState], parts: &[(&'static str, Alive)], packer: &Alive) -> Vec<&'static str> {
+    let sources = sources.iter().filter(|source| source.off.is_none()).map(|source| (source.source, &source.alive));
+    let parts = parts.iter().map(|(name, alive)| (*name, alive)).chain([("pack", packer)]);
+    sources.chain(parts).filter(|(_, alive)| !alive.get()).map(|(name, _)| name).collect()
 }
 
 #[derive(Serialize)]
@@ -182,14 +190,19 @@ pub async fn serve(
 
 /// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.
 async fn healthy(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
-    let ended = shared.ended();
-    match ended.is_empty() || *shared.stopping.borrow() {
-        true => (StatusCode::OK, "ok\n".into()),
-        false => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("ended: {}; the log says why, and a restart of the collector brings it back\n", ended.join(", ")),
-        ),
+    let is_stopping = *shared.stopping.borrow();
+    health(&ended(&shared.sources, &shared.parts, &shared.packer), is_stopping)
+}
+
+fn health(ended: &[&str], is_stopping: bool) -> (StatusCode, String) {
+    if ended.is_empty() || is_stopping {
+        return (StatusCode::OK, "ok\n".into());
     }
+    let ended = ended.join(", ");
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("ended: {ended}; the log says why, and a restart of the collector brings it back\n"),
+    )
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
@@ -249,5 +262,28 @@ mod tests {
         });
         assert!(thread.join().is_err());
         assert!(!alive.get());
+    }
+
+    #[test]
+    fn health_names_what_has_ended_and_neither_what_has_finished_nor_what_is_off() {
+        let begun = || {
+            let alive = Alive::default();
+            let guard = alive.begin();
+            (alive, guard)
+        };
+        let state = |source, off, alive| SourceState { source, off, alive, status: Status::default() };
+        let (packer, _packing) = begun();
+        let (shipping, shipper) = begun();
+        let (ebpf, source) = begun();
+        let sources = [state("ebpf", None, ebpf), state("systemd", Some("no bus".into()), Alive::default())];
+        let parts = [("ship", shipping)];
+        let ask = |is_stopping| health(&ended(&sources, &parts, &packer), is_stopping);
+        assert_eq!(ask(false), (StatusCode::OK, "ok\n".into()));
+        shipper.finished();
+        assert_eq!(ask(false).0, StatusCode::OK, "as with grpc.reconnect_enabled: false");
+        drop(source);
+        let (status, text) = ask(false);
+        assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.starts_with("ended: ebpf;"), "{text}");
+        assert_eq!(ask(true).0, StatusCode::OK, "on purpose");
     }
 }

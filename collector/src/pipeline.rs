@@ -500,13 +500,13 @@ fn off(source: &'static str, reason: String) -> SourceState {
     SourceState { source, off: Some(reason), alive: Alive::default(), status: Status::default() }
 }
 
-/// Spawns a task; the first of what is returned tells whether it runs.
+/// Spawns a task; the first of what is returned tells whether it runs, or has returned rather than panicked.
 fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, tokio::task::JoinHandle<()>) {
     let alive = Alive::default();
     let guard = alive.begin();
     let task = tokio::spawn(async move {
-        let _alive = guard;
         task.await;
+        guard.finished();
     });
     (alive, task)
 }
