@@ -74,7 +74,7 @@ fn a_hundred_copies_under_load_are_whole_and_lack_nothing_acknowledged() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let is_plain = std::env::var_os("TAPIO_TEST_PLAIN_CP").is_some();
     let mut wrong = Vec::new();
-    under_load(ArchiveConfig { segment_bytes: 8 << 20, max_bytes: 128 << 20, ..plain(dir.path()) }, |acknowledged| {
+    under_load(ArchiveConfig { segment_bytes: 4 << 20, max_bytes: 16 << 20, ..plain(dir.path()) }, |acknowledged| {
         for turn in 0..COPIES {
             let to = folder.path().join("copy");
             let before = acknowledged();
