@@ -523,40 +523,41 @@ fn the_elected_one_tells_what_concerns_the_cluster() {
 fn on_a_new_stream_the_present_states_are_told_again_without_any_change() {
     let store = LeaseStore::default();
     let ended = ago(1);
+    // Made once: a run that began at another time is another run.
+    let lists: HashMap<&str, Vec<Value>> = HashMap::from([
+        ("pods", vec![ended_pod(1, 5, "OOMKilled", 137, &ended), pod(2, 5)]),
+        ("deployments", vec![deployment(5, "cart:1", 2)]),
+        ("events", vec![kube_event(3, &ago(0), 5)]),
+        (
+            "nodes",
+            vec![json!({
+                "metadata": {"name": "node2", "uid": "n2", "resourceVersion": "5"},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            })],
+        ),
+        (
+            "services",
+            vec![json!({
+                "metadata": {"name": "cart", "namespace": "shop", "uid": "s1", "resourceVersion": "5"},
+                "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]},
+            })],
+        ),
+        (
+            "endpointslices",
+            vec![json!({
+                "metadata": {
+                    "name": "cart-x", "namespace": "shop", "uid": "e1", "resourceVersion": "5",
+                    "labels": {"kubernetes.io/service-name": "cart"},
+                },
+                "ports": [{"port": 8080}],
+                "endpoints": [{"addresses": ["10.0.0.7"], "targetRef": {"kind": "Pod", "uid": "p1"}}],
+            })],
+        ),
+    ]);
     let api = Api::start(move |asked| {
         if asked.path.contains("/leases") {
             return store.answer(asked);
         }
-        let lists: HashMap<&str, Vec<Value>> = HashMap::from([
-            ("pods", vec![ended_pod(1, 5, "OOMKilled", 137, &ended), pod(2, 5)]),
-            ("deployments", vec![deployment(5, "cart:1", 2)]),
-            ("events", vec![kube_event(3, &ago(0), 5)]),
-            (
-                "nodes",
-                vec![json!({
-                    "metadata": {"name": "node2", "uid": "n2", "resourceVersion": "5"},
-                    "status": {"conditions": [{"type": "Ready", "status": "True"}]},
-                })],
-            ),
-            (
-                "services",
-                vec![json!({
-                    "metadata": {"name": "cart", "namespace": "shop", "uid": "s1", "resourceVersion": "5"},
-                    "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]},
-                })],
-            ),
-            (
-                "endpointslices",
-                vec![json!({
-                    "metadata": {
-                        "name": "cart-x", "namespace": "shop", "uid": "e1", "resourceVersion": "5",
-                        "labels": {"kubernetes.io/service-name": "cart"},
-                    },
-                    "ports": [{"port": 8080}],
-                    "endpoints": [{"addresses": ["10.0.0.7"], "targetRef": {"kind": "Pod", "uid": "p1"}}],
-                })],
-            ),
-        ]);
         let resource = asked.path.rsplit('/').next().unwrap_or_default();
         match asked.is_watch() {
             true => Answer::Silent,
