@@ -50,7 +50,7 @@ fn start(soft: u64, hard: u64) -> Started {
     );
     std::fs::write(&config, text).expect("written");
     let log = std::fs::File::create(dir.path().join("log")).expect("a log");
-    let script = format!("ulimit -Hn {hard} && ulimit -Sn {soft} && exec \"$0\" --config \"$1\"");
+    let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" --config \"$1\"");
     let child = Command::new("/bin/bash")
         .args(["-c", &script, env!("CARGO_BIN_EXE_tapio-server")])
         .arg(&config)
