@@ -12,11 +12,11 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use tapio_probes::record::{self, Kind, text};
 use tapio_wire::event::{
-    Body, Detail, Event, Exec, Exit, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
+    Body, Detail, EntityId, Event, Exec, Exit, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
 };
 use zerocopy::FromBytes;
 
-use crate::identity::Identity;
+use crate::identity::{Identity, Origin};
 use crate::redact::Redactor;
 
 /// A record that broke the layout.
@@ -129,7 +129,7 @@ pub fn decode(
     identity: &mut Identity,
     batch: &mut Batch,
 ) -> Result<bool, Malformed> {
-    let detail = match kind {
+    let mut detail = match kind {
         Kind::Tcp => {
             let tcp: record::Tcp = read(bytes)?;
             let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
@@ -217,9 +217,69 @@ pub fn decode(
     if kind == Kind::CgroupRmdir {
         identity.remove(header.cgroup_id);
     }
+    if kind.is_lethal() {
+        assign_role(bytes, header, entity, identity, &mut detail)?;
+    }
     let is_urgent = detail.is_urgent();
     batch.body.events.push(Event { time_ns: header.time_ns, entity, pid: header.pid, source, body: detail });
     Ok(is_urgent)
+}
+
+/// When the sender of a signal started, 0 where the record is of something else or does not say.
+pub fn sender_start_time_ns(bytes: &[u8], kind: Kind) -> u64 {
+    if kind != Kind::Signal {
+        return 0;
+    }
+    read::<record::Signal>(bytes).map_or(0, |signal| signal.sender_start_time_ns)
+}
+
+/// Fills in which part the subject has in its container.
+fn assign_role(
+    bytes: &[u8],
+    header: &record::Header,
+    entity: EntityId,
+    identity: &mut Identity,
+    detail: &mut Detail,
+) -> Result<(), Malformed> {
+    let origin = |comm, start_time_ns, parent_pid| Origin {
+        pid: header.pid,
+        comm,
+        start_time_ns,
+        parent_pid,
+        ..Origin::default()
+    };
+    match detail {
+        Detail::Exec(exec) => {
+            let (start_time_ns, parent_cgroup_id, comm) = if header.kind == Kind::Exec as u16 {
+                let exec: record::Exec = read(bytes)?;
+                (exec.start_time_ns, exec.parent_cgroup_id, exec.comm)
+            } else {
+                let exec: record::ExecCommand = read(bytes)?;
+                (exec.start_time_ns, exec.parent_cgroup_id, exec.comm)
+            };
+            let comm = text(&comm);
+            let (ns_pid, ns_level) = (exec.ns_pid, exec.ns_level);
+            let origin = origin(&comm, start_time_ns, exec.parent_pid);
+            let origin = Origin { parent_cgroup_id, ns_pid, ns_level, ..origin };
+            exec.role = identity.role_of_exec(entity, header.cgroup_id, origin) as u8;
+        }
+        Detail::Exit(exit) => {
+            let comm = read::<record::Exit>(bytes)?.comm;
+            let comm = text(&comm);
+            exit.role = identity.role_of_exit(entity, origin(&comm, exit.start_time_ns, exit.parent_pid)) as u8;
+        }
+        Detail::Oom(oom) => {
+            let record: record::Oom = read(bytes)?;
+            let comm = text(&record.comm);
+            oom.role = identity.role(entity, origin(&comm, record.start_time_ns, record.parent_pid)) as u8;
+        }
+        Detail::Signal(signal) => {
+            let comm = read::<record::Signal>(bytes)?.comm;
+            signal.role = identity.role(entity, origin(&text(&comm), 0, 0)) as u8;
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn lethal(
@@ -239,6 +299,7 @@ fn lethal(
                 comm: batch.comm(&exec.comm),
                 path: NO_NAME,
                 arguments: NO_NAME,
+                role: 0,
             })
         }
         Kind::ExecCommand => {
@@ -252,6 +313,7 @@ fn lethal(
                 comm: batch.comm(&exec.comm),
                 path: batch.text(&text(&exec.path)),
                 arguments: batch.text(&arguments),
+                role: 0,
             })
         }
         Kind::SignalDelivered => {
@@ -274,6 +336,7 @@ fn lethal(
                 status: exit.status,
                 comm: batch.comm(&exit.comm),
                 oom_score_adj: exit.oom_score_adj,
+                role: 0,
             })
         }
         Kind::Oom => {
@@ -300,6 +363,8 @@ fn lethal(
                 usage_bytes: oom.usage_bytes,
                 limit_height: oom.limit_height,
                 oom_score_adj: oom.oom_score_adj,
+                role: 0,
+                allocator_inside: oom.allocator_inside.min(2),
             }))
         }
         Kind::Signal => {
@@ -315,6 +380,8 @@ fn lethal(
                 sender_entity: identity.resolve_other(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
                 from_kernel: signal.from_kernel != 0,
                 result: signal.result,
+                role: 0,
+                over_cpu_limit: u8::from(signal.over_cpu_limit != 0),
             }))
         }
         _ => {
@@ -324,6 +391,7 @@ fn lethal(
                 // A path that fills its field was cut: the cgroup is found by a scan when it matters.
                 if path.len() + 1 < record::CGROUP_PATH_BYTES {
                     identity.learn(header.cgroup_id, &path);
+                    identity.begun(header.cgroup_id, cgroup.creator_cgroup_id);
                 }
                 Detail::CgroupMade { path: batch.text(&path) }
             } else {

@@ -5,6 +5,7 @@
 //! no room, or comes too often, is dropped before it becomes an event, and counted in a metric.
 
 mod read;
+mod samples;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,12 +14,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tapio_probes::record::CGROUP_V1_MEMORY;
-use tapio_wire::event::{Detail, EntityId, Event, Lane, NO_NAME, Observation, Source};
+use tapio_wire::event::{CgroupUse, Detail, EntityId, Event, Lane, Member, NO_NAME, Observation, Source};
 
 use crate::identity::Identity;
 use crate::intake::Intake;
 use crate::latency::boottime_ns;
-use read::{Mounts, Process, Reading};
+use read::{FullMount, Mounts, Process, Reading};
+use samples::{Counters, Samples};
+
+const SIGBUS: u32 = 7;
 
 /// Requests that wait for the thread.
 const REQUESTS_MAX: usize = 128;
@@ -68,7 +72,13 @@ struct Request {
     pid: u32,
     /// 0 when nobody sent a signal.
     sender_pid: u32,
+    /// 0 where it is not known.
+    sender_start_time_ns: u64,
     sender_entity: EntityId,
+    /// Levels above the subject's memory cgroup of the one whose limit was full; [`None`] where none was.
+    full_height: Option<u32>,
+    /// It met a bus error, as of memory that a file system had no room for.
+    is_bus_error: bool,
     path_bytes: u16,
     path: [u8; PATH_BYTES_MAX],
 }
@@ -88,14 +98,25 @@ pub struct Evidence {
 
 impl Evidence {
     /// Asks for what fades with this event, when it is one of those. `cgroup_id` is as in its record.
-    pub fn ask(&self, event: &Event, cgroup_id: u64, identity: &Identity) {
+    pub fn ask(&self, event: &Event, cgroup_id: u64, sender_start_time_ns: u64, identity: &Identity) {
         let (sender_pid, sender_entity) = match &event.body {
             Detail::Oom(_) | Detail::SignalDelivered { .. } => (0, 0),
             Detail::Exit(exit) if exit.status & 0x7f != 0 => (0, 0),
+            Detail::Signal(signal) if signal.from_kernel && signal.signal == SIGBUS => (0, 0),
             Detail::Signal(signal) if !signal.from_kernel && signal.sender_pid != event.pid && signal.result == 0 => {
                 (signal.sender_pid, signal.sender_entity)
             }
             _ => return,
+        };
+        let full_height = match &event.body {
+            Detail::Oom(oom) if oom.limit_bytes > 0 => Some(oom.limit_height),
+            _ => None,
+        };
+        let is_bus_error = match &event.body {
+            Detail::Signal(signal) => signal.signal == SIGBUS,
+            Detail::SignalDelivered { signal, .. } => *signal == SIGBUS,
+            Detail::Exit(exit) => exit.status & 0x7f == SIGBUS,
+            _ => false,
         };
         let path = identity.path(cgroup_id).unwrap_or_default();
         if path.len() > PATH_BYTES_MAX {
@@ -107,7 +128,10 @@ impl Evidence {
             cgroup_id,
             pid: event.pid,
             sender_pid,
+            sender_start_time_ns,
             sender_entity,
+            full_height,
+            is_bus_error,
             path_bytes: path.len() as u16,
             path: [0; PATH_BYTES_MAX],
         };
@@ -126,6 +150,7 @@ pub struct EvidenceReader {
     with_arguments: bool,
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
+    samples: Samples,
     allowance: u32,
     refilled: Instant,
 }
@@ -140,6 +165,7 @@ pub fn channel(with_arguments: bool) -> (Evidence, EvidenceReader) {
         mounts: Mounts::of_this_machine(),
         with_arguments,
         recent: HashMap::default(),
+        samples: Samples::default(),
         allowance: READINGS_BURST,
         refilled: Instant::now(),
     };
@@ -155,6 +181,11 @@ impl EvidenceReader {
     /// Reads what is asked for, until nobody can ask any more and everything was handed on.
     pub fn run(mut self, mut intake: Intake) {
         loop {
+            let now = Instant::now();
+            if self.samples.is_due(now) {
+                let mounts = &self.mounts;
+                self.samples.look(now, mounts.containers().map(|(path, reading)| (path, counters(&reading))));
+            }
             match self.requests.recv_timeout(intake.sleep_limit()) {
                 Ok(request) => self.answer(&request, &mut intake),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -188,8 +219,9 @@ impl EvidenceReader {
         }
         let is_version_1 = request.cgroup_id & CGROUP_V1_MEMORY != 0;
         let readings = self.mounts.read(request.pid, request.path(), is_version_1);
-        let process =
-            (request.sender_pid != 0).then(|| read::process(request.sender_pid, self.with_arguments)).flatten();
+        let process = (request.sender_pid != 0)
+            .then(|| read::process(request.sender_pid, request.sender_start_time_ns, self.with_arguments))
+            .flatten();
         self.counts.readings.fetch_add(1, Ordering::Relaxed);
         self.counts.reading_us.fetch_add(now.elapsed().as_micros() as u64, Ordering::Relaxed);
         let nothing = Reading { path: request.path().to_owned(), ..Reading::default() };
@@ -197,6 +229,7 @@ impl EvidenceReader {
             true => vec![nothing],
             false => readings,
         };
+        let full_mount = request.is_bus_error.then(|| read::full_mount(mounted_for(request.pid, &readings))).flatten();
         for (level, reading) in readings.iter().enumerate() {
             while intake.room_of(Lane::Lethal) == 0 {
                 intake.begin();
@@ -206,6 +239,11 @@ impl EvidenceReader {
                 }
             }
             tell(intake, request, reading, process.as_ref().filter(|_| level == 0));
+            let is_full = request.full_height == Some(reading.height) && reading.height > 0;
+            if level == 0 || is_full {
+                let difference = self.samples.difference(now, &reading.path, counters(reading));
+                tell_use(intake, request, reading, difference, is_full, full_mount.as_ref().filter(|_| level == 0));
+            }
         }
     }
 
@@ -220,6 +258,76 @@ impl EvidenceReader {
         self.allowance = self.allowance.saturating_sub(1);
         may
     }
+}
+
+/// Whose mounts may hold what a process wrote to: its own, and, when it is gone, those of the others in its cgroup.
+fn mounted_for(pid: u32, readings: &[Reading]) -> impl Iterator<Item = u32> {
+    let folder = readings.first().map(|reading| reading.folder.join("cgroup.procs"));
+    let parent = crate::host::process(pid).and_then(|folder| crate::identity::scan::Stat::of(&folder));
+    let others = folder.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let others: Vec<u32> = others.lines().filter_map(|line| line.parse().ok()).take(8).collect();
+    [pid].into_iter().chain(others).chain(parent.map(|stat| stat.parent_pid))
+}
+
+fn counters(reading: &Reading) -> Counters {
+    Counters {
+        periods: reading.periods,
+        throttled: reading.throttled,
+        throttled_us: reading.throttled_us,
+        limit_hits: reading.limit_hits,
+        oom_kills: reading.oom_kills,
+    }
+}
+
+fn tell_use(
+    intake: &mut Intake,
+    request: &Request,
+    reading: &Reading,
+    difference: Option<(Duration, Counters)>,
+    with_members: bool,
+    full_mount: Option<&FullMount>,
+) {
+    let members = if with_members { read::members(&reading.folder) } else { Vec::new() };
+    let (window, moved) = difference.unwrap_or_default();
+    intake.observe(|batch, identity| {
+        let mut told = Vec::with_capacity(members.len());
+        for member in members {
+            let path = format!("{}/{}", reading.path.trim_end_matches('/'), member.path);
+            let entity = identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities);
+            told.push(Member {
+                entity,
+                cgroup: batch.text(&path),
+                usage_bytes: member.usage_bytes,
+                limit_bytes: member.limit_bytes,
+                oom_score_adj: member.oom_score_adj,
+            });
+        }
+        Event {
+            time_ns: boottime_ns(),
+            entity: request.entity,
+            pid: request.pid,
+            source: Source::Collector,
+            body: Detail::CgroupUse(Box::new(CgroupUse {
+                cgroup: batch.text(&reading.path),
+                height: reading.height,
+                usage_bytes: reading.memory_usage_bytes,
+                limit_bytes: reading.memory_limit_bytes,
+                anon_bytes: reading.memory.anon,
+                file_bytes: reading.memory.file,
+                shmem_bytes: reading.memory.shmem,
+                kernel_bytes: reading.memory.kernel,
+                window_ns: window.as_nanos() as u64,
+                periods: moved.periods,
+                throttled: moved.throttled,
+                throttled_us: moved.throttled_us,
+                limit_hits: moved.limit_hits,
+                oom_kills: moved.oom_kills,
+                members: told,
+                full_mount: batch.text(full_mount.map_or("", |mount| &mount.mount)),
+                full_mount_bytes: full_mount.map_or(0, |mount| mount.size_bytes),
+            })),
+        }
+    });
 }
 
 fn tell(intake: &mut Intake, request: &Request, reading: &Reading, process: Option<&Process>) {
@@ -263,8 +371,16 @@ mod tests {
     use crate::shared::Shared;
 
     fn death(status: u32) -> Event {
-        let exit =
-            Exit { start_time_ns: 0, parent_pid: 1, ns_pid: 1, ns_level: 0, status, comm: NO_NAME, oom_score_adj: 0 };
+        let exit = Exit {
+            start_time_ns: 0,
+            parent_pid: 1,
+            ns_pid: 1,
+            ns_level: 0,
+            status,
+            comm: NO_NAME,
+            oom_score_adj: 0,
+            role: 0,
+        };
         Event { time_ns: 1, entity: 5, pid: std::process::id(), source: Source::Ebpf, body: Detail::Exit(exit) }
     }
 
@@ -273,10 +389,10 @@ mod tests {
         let (evidence, reader) = channel(false);
         let identity = Identity::new(Vec::new());
         for _ in 0..REQUESTS_MAX + 7 {
-            evidence.ask(&death(9), 3, &identity);
+            evidence.ask(&death(9), 3, 0, &identity);
         }
         assert_eq!(reader.counts().dropped(), [("full", 7), ("rate", 0), ("path", 0)]);
-        evidence.ask(&death(1 << 8), 3, &identity);
+        evidence.ask(&death(1 << 8), 3, 0, &identity);
         assert_eq!(reader.counts().dropped()[0].1, 7, "an exit with a status leaves nothing to read");
     }
 
@@ -287,10 +403,10 @@ mod tests {
         let (evidence, reader) = channel(false);
         let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));
         for _ in 0..20 {
-            evidence.ask(&death(9), 3, &identity);
+            evidence.ask(&death(9), 3, 0, &identity);
         }
         for cgroup in 0..100 {
-            evidence.ask(&death(9), 10 + cgroup, &identity);
+            evidence.ask(&death(9), 10 + cgroup, 0, &identity);
         }
         drop(evidence);
         reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));

@@ -7,9 +7,53 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The folder of a process, by the id that the kernel's events have.
-pub fn process(pid: u32) -> PathBuf {
-    proc_root().join(pid.to_string())
+/// The folder of a process, by the id that the kernel's events have. Where procfs is of another pid namespace than the
+/// kernel's own, as in a node that is itself a container, the same number is another process there: then there is no folder.
+pub fn process(pid: u32) -> Option<PathBuf> {
+    is_of_the_kernel().then(|| proc_root().join(pid.to_string()))
+}
+
+/// This process's id as the kernel's events have it; [`None`] where only another pid namespace is seen.
+pub fn own_pid() -> Option<u32> {
+    let own = std::process::id();
+    if is_initial("/proc/self/ns/pid".as_ref()) {
+        return Some(own);
+    }
+    is_of_the_kernel().then(|| own_pid_below(proc_root(), own)).flatten()
+}
+
+/// Looks for this process in the kernel's procfs: the innermost of its ids and its pid namespace are its own.
+fn own_pid_below(root: &Path, own: u32) -> Option<u32> {
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    let pids = std::fs::read_dir(root).ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(|pid: &u32| {
+        let folder = root.join(pid.to_string());
+        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        ids.split_whitespace().next_back().is_some_and(|id| id == own.to_string())
+            && std::fs::read_link(folder.join("ns/pid")).is_ok_and(|theirs| theirs == namespace)
+    })
+}
+
+/// `PROC_PID_INIT_INO` of the kernel: the number of the pid namespace that it begins with.
+const INITIAL_NAMESPACE: &str = "pid:[4026531836]";
+
+fn is_initial(link: &Path) -> bool {
+    std::fs::read_link(link).is_ok_and(|target| target.as_os_str() == INITIAL_NAMESPACE)
+}
+
+/// Whether the ids of [`proc_root`] are those of the kernel's events.
+fn is_of_the_kernel() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| {
+        let root = proc_root();
+        match std::fs::read_link(root.join("1/ns/pid")) {
+            Ok(target) => target.as_os_str() == INITIAL_NAMESPACE,
+            // Not readable without privileges: then it is this process's own, where nothing else was named.
+            Err(_) if root == Path::new("/proc") => is_initial("/proc/self/ns/pid".as_ref()),
+            Err(_) => true,
+        }
+    })
 }
 
 /// Where the node's `/proc` is.

@@ -10,6 +10,8 @@ pub mod directory;
 pub mod exclusion;
 mod path;
 mod recent;
+mod roles;
+pub mod scan;
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -19,12 +21,13 @@ use std::time::{Duration, Instant};
 
 use tapio_probes::record::CGROUP_V1_MEMORY;
 use tapio_wire::entity_id;
-use tapio_wire::event::{Entity, EntityId, EntityKind, Lane};
+use tapio_wire::event::{Entity, EntityId, EntityKind, Lane, Role};
 
 use directory::Directory;
 use exclusion::Exclusion;
 use path::{Named, name_of};
 use recent::Recent;
+use roles::{Roles, Started};
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
@@ -86,6 +89,12 @@ impl Known {
 }
 
 impl Known {
+    /// Whether it is a container's own cgroup, not one that the container made below it.
+    fn is_container_itself(&self) -> bool {
+        let above = self.path.rsplit_once('/').map_or("", |(above, _)| above);
+        self.named.kind == EntityKind::Container && name_of(above).key != self.named.key
+    }
+
     fn is_excluded(&self, directory: &Directory) -> bool {
         matches!(self.named.kind, EntityKind::Container | EntityKind::Pod)
             && directory.is_excluded(self.entity, pod_entity(&self.named))
@@ -114,6 +123,20 @@ pub struct Identity {
     directory_version: u64,
     outcomes: [u32; OUTCOMES.len()],
     exclusion: Option<Exclusion>,
+    roles: Roles,
+}
+
+/// What a record says of a process, for its [`Role`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin<'a> {
+    pub pid: u32,
+    pub comm: &'a str,
+    /// 0 where it is not known, as all below.
+    pub start_time_ns: u64,
+    pub parent_pid: u32,
+    pub parent_cgroup_id: u64,
+    pub ns_pid: u32,
+    pub ns_level: u32,
 }
 
 impl Identity {
@@ -139,6 +162,7 @@ impl Identity {
             directory,
             outcomes: [0; OUTCOMES.len()],
             exclusion: None,
+            roles: Roles::default(),
         }
     }
 
@@ -146,6 +170,7 @@ impl Identity {
     pub fn of_this_machine(directory: Arc<Directory>) -> Self {
         let mut identity = Self::with_directory(hierarchies(), directory);
         identity.scan();
+        identity.scan_processes();
         identity
     }
 
@@ -258,11 +283,88 @@ impl Identity {
         self.cgroups.insert(id, known);
     }
 
+    /// A cgroup was made by a process of the cgroup `creator`, and learned. What a container's runtime makes is its pod's,
+    /// wherever its cgroup is.
+    pub fn begun(&mut self, id: u64, creator: u64) {
+        let Some(known) = self.cgroups.get(&id) else { return };
+        if !known.is_container_itself() {
+            return;
+        }
+        self.roles.made(known.entity);
+        if known.named.pod_uid.is_empty()
+            && let Some(holder) = self.cgroups.get(&creator).filter(|holder| !holder.named.pod_uid.is_empty())
+        {
+            let pod_uid = holder.named.pod_uid.clone();
+            self.hold(known.entity, &pod_uid);
+        }
+    }
+
+    /// A container is held by a pod although its path does not say so.
+    fn hold(&mut self, container: EntityId, pod_uid: &str) {
+        let (directory, version) = (&self.directory, self.directory_version);
+        for (id, known) in self.cgroups.iter_mut().filter(|(_, known)| known.entity == container) {
+            pod_uid.clone_into(&mut known.named.pod_uid);
+            known.look_up(directory, version);
+            known.described = [None; 2];
+            self.recent.forget(*id);
+        }
+    }
+
+    /// A process of this cgroup replaced its image; tells its role in its container.
+    pub fn role_of_exec(&mut self, entity: EntityId, cgroup_id: u64, origin: Origin<'_>) -> Role {
+        let entity_of = |id| self.cgroups.get(&id).map(|known| known.entity);
+        let started = Started {
+            pid: origin.pid,
+            start_time_ns: origin.start_time_ns,
+            parent_pid: origin.parent_pid,
+            parent_inside: entity_of(origin.parent_cgroup_id) == Some(entity),
+            comm: origin.comm,
+            ns_pid: origin.ns_pid,
+            ns_level: origin.ns_level,
+            in_pod: self.cgroups.get(&cgroup_id).is_some_and(|known| !known.named.pod_uid.is_empty()),
+        };
+        self.roles.exec(entity, started)
+    }
+
+    /// The role of a process in its container.
+    pub fn role(&self, entity: EntityId, origin: Origin<'_>) -> Role {
+        self.roles.of(entity, origin.pid, origin.parent_pid, origin.comm)
+    }
+
+    /// A process died; tells its role in its container.
+    pub fn role_of_exit(&mut self, entity: EntityId, origin: Origin<'_>) -> Role {
+        self.roles.exit(entity, origin.pid, origin.start_time_ns, origin.parent_pid, origin.comm)
+    }
+
+    /// Finds the first processes of containers that ran before, and the pods of those that other containers hold.
+    fn scan_processes(&mut self) {
+        let mut folders: HashMap<EntityId, (bool, Vec<PathBuf>), foldhash::fast::RandomState> = HashMap::default();
+        for (id, known) in self.cgroups.iter().filter(|(_, known)| known.named.kind == EntityKind::Container) {
+            let mark = id & CGROUP_V1_MEMORY;
+            if let Some((root, _)) = self.roots.iter().find(|(_, of_root)| *of_root == mark)
+                && self.roles.is_unknown(known.entity)
+            {
+                let of_container = folders.entry(known.entity).or_default();
+                of_container.0 |= !known.named.pod_uid.is_empty();
+                of_container.1.push(root.join(known.path.trim_start_matches('/')));
+            }
+        }
+        for (container, (in_pod, folders)) in folders {
+            let Some(first) = scan::first_process(&mut self.roles, container, in_pod, &folders) else { continue };
+            if !in_pod && let Some(holder) = scan::holder(first) {
+                self.hold(container, &holder.pod_uid);
+            }
+        }
+    }
+
     /// Notes that a cgroup is gone; it is remembered for a while.
     pub fn remove(&mut self, id: u64) {
         let now = self.now;
         if let Some(known) = self.cgroups.get_mut(&id) {
             known.removed = Some(now);
+            if known.is_container_itself() {
+                self.roles.removed(known.entity);
+            }
             if let Some(exclusion) = &mut self.exclusion {
                 exclusion.set(id, false);
             }
@@ -423,7 +525,13 @@ pub fn hierarchies() -> Vec<(PathBuf, u64)> {
     found
 }
 
-fn scan_below(root: &Path, directory: &Path, each: &mut dyn FnMut(u64, &str)) {
+/// Whether a cgroup's path is that of a container, or below one.
+pub fn is_container(path: &str) -> bool {
+    name_of(path).kind == EntityKind::Container
+}
+
+/// Hands each cgroup below a hierarchy's root to `each`, with its id and its path.
+pub fn scan_below(root: &Path, directory: &Path, each: &mut dyn FnMut(u64, &str)) {
     let Ok(metadata) = std::fs::metadata(directory) else { return };
     let below = directory.strip_prefix(root).map(|path| path.to_string_lossy()).unwrap_or_default();
     each(metadata.ino(), &format!("/{below}"));

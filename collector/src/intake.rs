@@ -13,7 +13,7 @@ use tapio_wire::event::{Entity, Event, KINDS, Lane, Source};
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::books::SourceBooks;
-use crate::decode::{Batch, decode, header, lane};
+use crate::decode::{Batch, decode, header, lane, sender_start_time_ns};
 use crate::evidence::Evidence;
 use crate::identity::Identity;
 use crate::queue::Queues;
@@ -237,7 +237,8 @@ impl Intake {
                 if let Some(event) = batch.body.events.last() {
                     self.kinds[event.kind() as usize] += 1;
                     if let (true, Some(evidence)) = (is_urgent, &self.evidence) {
-                        evidence.ask(event, header.cgroup_id, &self.identity);
+                        let sender_start_time_ns = sender_start_time_ns(bytes, kind);
+                        evidence.ask(event, header.cgroup_id, sender_start_time_ns, &self.identity);
                     }
                 }
                 self.is_urgent |= is_urgent;

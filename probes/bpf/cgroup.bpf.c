@@ -35,6 +35,7 @@ static __always_inline int cgroup_changed(u64 *ctx, u16 kind)
 	record->header.tid = ids;
 	record->hierarchy = hierarchy;
 	record->level = cgroup->level;
+	record->creator_cgroup_id = current_cgroup_id();
 	bytes = bpf_probe_read_kernel_str(record->path, CGROUP_PATH_BYTES, path);
 	record->path_bytes = bytes > 0 ? bytes - 1 : 0;
 	record_end(record, false);

@@ -32,25 +32,54 @@ static __always_inline u64 rss_bytes(struct mm_struct *mm, u32 member)
 	return pages > 0 ? pages * page_bytes : 0;
 }
 
-/* Of the task's memory cgroups, up to the root, the one with the least room under its limit. */
-static __always_inline void find_limit(struct task_struct *task, struct oom_record *record)
+#define INSIDE 1
+#define OUTSIDE 2
+
+/* What a task's memory is charged to, NULL on a kernel without. */
+static __always_inline struct page_counter *memory_counter(struct task_struct *task)
 {
 	struct cgroup_subsys_state *css = task_memory_css(task);
-	struct page_counter *counter;
+
+	if (!css)
+		return NULL;
+	return (void *)css - bpf_core_field_offset(struct mem_cgroup, css) + bpf_core_field_offset(struct mem_cgroup, memory);
+}
+
+static __always_inline bool is_charged_to(struct page_counter *counter, struct page_counter *above)
+{
+	u32 height;
+
+	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
+		if (counter == above)
+			return true;
+		counter = BPF_CORE_READ(counter, parent);
+	}
+	return false;
+}
+
+/*
+ * Of the victim's memory cgroups, up to the root, the one whose limit left no room: the allocation that failed is charged to
+ * it as well, so the allocator is below it. Where there is none, the one with the least room, and that it was not that one's
+ * limit, unless it was lowered under its use.
+ */
+static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
+{
+	struct page_counter *counter = memory_counter(task), *charged = memory_counter(allocator);
 	struct cgroup *tightest = NULL;
 	s64 least_room = 0;
 	u32 height;
 
-	if (!css)
-		return;
-	counter = (void *)css - bpf_core_field_offset(struct mem_cgroup, css) +
-		  bpf_core_field_offset(struct mem_cgroup, memory);
 	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
 		u64 limit = BPF_CORE_READ(counter, max);
 		s64 usage = BPF_CORE_READ(counter, usage.counter);
 		s64 room = (s64)limit - usage;
 
-		if (limit < LIMIT_PAGES_MAX && (!tightest || room < least_room)) {
+		u8 inside = OUTSIDE;
+
+		if (limit < LIMIT_PAGES_MAX && is_charged_to(charged, counter))
+			inside = INSIDE;
+		if (limit < LIMIT_PAGES_MAX && (!tightest || inside < record->allocator_inside ||
+						(inside == record->allocator_inside && room < least_room))) {
 			struct mem_cgroup *memcg = (void *)counter - bpf_core_field_offset(struct mem_cgroup, memory);
 
 			tightest = BPF_CORE_READ(memcg, css.cgroup);
@@ -58,6 +87,7 @@ static __always_inline void find_limit(struct task_struct *task, struct oom_reco
 			record->limit_bytes = limit * page_bytes;
 			record->usage_bytes = usage > 0 ? usage * page_bytes : 0;
 			record->limit_height = height;
+			record->allocator_inside = inside;
 		}
 		counter = BPF_CORE_READ(counter, parent);
 	}
@@ -127,6 +157,8 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 		set_subject(&record->header, victim);
 		task_namespace_pid(victim, &record->header, &record->ns_pid, &record->ns_level);
 		record->oom_score_adj = BPF_CORE_READ(victim, signal, oom_score_adj);
+		record->start_time_ns = BPF_CORE_READ(victim, group_leader, start_boottime);
+		record->parent_pid = BPF_CORE_READ(victim, group_leader, real_parent, tgid);
 		task_comm(victim, record->comm);
 		if (mm) {
 			record->anon_rss_bytes = rss_bytes(mm, MM_ANONPAGES);
@@ -140,7 +172,7 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 		record->header.pid = subject;
 		record->header.tid = subject;
 	}
-	find_limit(victim ? victim : allocator, record);
+	find_limit(victim ? victim : allocator, allocator, record);
 	record_end(record, true);
 	return 0;
 }

@@ -35,6 +35,17 @@ int process_fork(u64 *ctx)
 	return 0;
 }
 
+/* By whom it was started, where that process is, and when. */
+static __always_inline void set_origin(struct task_struct *task, u32 *parent_pid, u64 *start_time_ns, u64 *parent_cgroup_id)
+{
+	*parent_pid = READ_CURRENT(task, real_parent, tgid);
+	*start_time_ns = READ_CURRENT(task, group_leader, start_boottime);
+	if (HAS_TYPED_TASK)
+		*parent_cgroup_id = typed_set_cgroup_id(task->real_parent->cgroups);
+	else
+		*parent_cgroup_id = set_cgroup_id(BPF_CORE_READ(task, real_parent, cgroups));
+}
+
 /* What runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
 static __always_inline void tell_command(struct linux_binprm *binary, bool with_arguments)
 {
@@ -47,7 +58,7 @@ static __always_inline void tell_command(struct linux_binprm *binary, bool with_
 	if (!record)
 		return;
 	set_current_subject(&record->header);
-	record->parent_pid = READ_CURRENT(task, real_parent, tgid);
+	set_origin(task, &record->parent_pid, &record->start_time_ns, &record->parent_cgroup_id);
 	/* It leads: who replaces its image has become the leader. */
 	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);
@@ -79,7 +90,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (!record)
 		return 0;
 	set_current_subject(&record->header);
-	record->parent_pid = READ_CURRENT(task, real_parent, tgid);
+	set_origin(task, &record->parent_pid, &record->start_time_ns, &record->parent_cgroup_id);
 	/* It leads: who replaces its image has become the leader. */
 	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);

@@ -14,7 +14,45 @@
 #define SI_USER 0
 #define SI_KERNEL 0x80
 
+#define SI_ASYNCNL (-60)
+#define SI_SIGIO (-5)
+#define SI_ASYNCIO (-4)
+#define SI_MESGQ (-3)
+#define SI_TIMER (-2)
+
 #define TRACE_SIGNAL_IGNORED 1
+#define SIGKILL 9
+#define SIGWINCH 28
+#define NSEC_PER_SEC 1000000000ULL
+
+/*
+ * A timer that ran out, a message queue, finished I/O: the task that was interrupted has nothing to do with it. Such codes can be
+ * made up by rt_sigqueueinfo(2), of which the record has the code.
+ */
+static __always_inline bool is_from_kernel(s32 code)
+{
+	return code > 0 || (code <= SI_TIMER && code >= SI_SIGIO) || code == SI_ASYNCNL;
+}
+
+/* Whether the target leaves the signal to its default action. */
+static __always_inline bool is_unhandled(struct task_struct *target, u32 number)
+{
+	struct sighand_struct *sighand = BPF_CORE_READ(target, sighand);
+	void *actions = __builtin_preserve_access_index(&sighand->action[0]);
+	struct k_sigaction *action = actions + (number - 1) * bpf_core_type_size(struct k_sigaction);
+
+	return !BPF_CORE_READ(action, sa.sa_handler);
+}
+
+/* Whether the process has used up the CPU time that it may use (RLIMIT_CPU): the kernel kills it for that without details. */
+static __always_inline bool is_over_cpu_limit(struct task_struct *target)
+{
+	struct signal_struct *group = target->signal;
+	u64 seconds = group->rlim[0].rlim_max;
+	s64 used = group->cputimer.cputime_atomic.utime.counter + group->cputimer.cputime_atomic.stime.counter;
+
+	return seconds < ~0ULL / NSEC_PER_SEC && used > 0 && (u64)used >= seconds * NSEC_PER_SEC;
+}
 
 SEC("tp_btf/signal_generate")
 int signal_sent(u64 *ctx)
@@ -27,8 +65,16 @@ int signal_sent(u64 *ctx)
 	u64 sender;
 	s32 code;
 
-	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
+	if (number - 1 > 63)
 		return 0;
+	if (!(signal_mask >> (number - 1) & 1)) {
+		if (!(signal_mask_unhandled >> (number - 1) & 1))
+			return 0;
+		/* By default a change of the window's size is no reason to end. */
+		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
+		    current_cgroup_id() == typed_set_cgroup_id(target->cgroups))
+			return 0;
+	}
 	pid = target->pid;
 	tgid = target->tgid;
 	if (tgid == own_tgid)
@@ -45,6 +91,7 @@ int signal_sent(u64 *ctx)
 	if (!record)
 		return 0;
 	record->sender_cgroup_id = current_cgroup_id();
+	record->sender_start_time_ns = READ_CURRENT(current_task(), group_leader, start_boottime);
 	record->header.cgroup_id = typed_set_cgroup_id(target->cgroups);
 	record->header.pid = tgid;
 	record->header.tid = pid;
@@ -54,7 +101,9 @@ int signal_sent(u64 *ctx)
 	record->sender_pid = sender >> 32;
 	record->sender_tid = sender;
 	typed_namespace_pid(pid == tgid ? target : target->group_leader, tgid, &record->ns_pid, &record->ns_level);
-	record->from_kernel = code > 0;
+	record->from_kernel = is_from_kernel(code);
+	if (number == SIGKILL && code == SI_KERNEL)
+		record->over_cpu_limit = is_over_cpu_limit(target);
 	record->result = result;
 	task_comm(target, record->comm);
 	bpf_get_current_comm(record->sender_comm, COMM_BYTES);
@@ -62,7 +111,6 @@ int signal_sent(u64 *ctx)
 	return 0;
 }
 
-#define SIGKILL 9
 #define SIGNAL_UNKILLABLE 0x40
 
 struct killed_key {
@@ -110,7 +158,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (info > SEND_SIG_PRIV)
 		code = BPF_CORE_READ((struct kernel_siginfo *)info, si_code);
-	if (number - 1 > 63 || !(signal_mask >> (number - 1) & 1))
+	if (number - 1 > 63 || !((signal_mask | signal_mask_unhandled) >> (number - 1) & 1))
 		return 0;
 	key.start_time_ns = READ_CURRENT(task, group_leader, start_boottime);
 	key.pid = current_tgid();

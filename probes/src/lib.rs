@@ -39,7 +39,7 @@ pub use drop_reasons::drop_reason_name;
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{
     AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Attachment, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS,
-    DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, Lane, PROGRAMS, ProgramInfo, counter_index, object, off_by_default,
-    signal_mask,
+    DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, Lane, PROGRAMS, ProgramInfo,
+    counter_index, object, off_by_default, signal_mask,
 };
 pub use run_time::{Measuring, RunTimes};

@@ -25,8 +25,9 @@ use crate::cost::{self, RunTime};
 use crate::drop_reasons;
 use crate::object::{
     AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
-    DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, EXCLUDED, LETHAL,
-    MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, histogram_map_entries, object, off_by_default,
+    DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED,
+    EXCLUDED, LETHAL, MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, histogram_map_entries, object,
+    off_by_default,
 };
 use crate::run_time::RunTimes;
 
@@ -51,6 +52,8 @@ pub struct LoadConfig {
     pub own_pid: Option<u32>,
     /// Which signals are recorded, see [`crate::signal_mask`].
     pub signal_mask: u64,
+    /// Which signals are recorded where they are not handled, or come from another cgroup.
+    pub signal_mask_unhandled: u64,
     /// When a DNS query counts as unanswered.
     pub dns_timeout: Duration,
     /// The kernel's type information, [`None`] for `/sys/kernel/btf/vmlinux`.
@@ -74,6 +77,7 @@ impl Default for LoadConfig {
             tuning: Tuning::default(),
             own_pid: Some(std::process::id()),
             signal_mask: DEFAULT_SIGNAL_MASK,
+            signal_mask_unhandled: DEFAULT_SIGNAL_MASK_UNHANDLED,
             dns_timeout: Duration::from_secs(5),
             btf: None,
             disabled: off_by_default(),
@@ -202,6 +206,7 @@ impl Probes {
             .map_max_entries(BULK, possible_cpus as u32)
             .override_global("own_tgid", &own_tgid, true)
             .override_global("signal_mask", &config.signal_mask, true)
+            .override_global("signal_mask_unhandled", &config.signal_mask_unhandled, true)
             .override_global("lethal_kinds_off", &config.lethal_kinds_off, true)
             .override_global("errnos", &errno_words(&config.errnos), true)
             .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)

@@ -233,6 +233,16 @@ pub const fn signal_mask(signals: &[u32]) -> u64 {
 /// which have these numbers on x86-64 and aarch64.
 pub const DEFAULT_SIGNAL_MASK: u64 = signal_mask(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 24, 25, 31]);
 
+/// Signals that end a process which does not handle them, and are frequent where it does: USR1 USR2 PIPE ALRM STKFLT VTALRM
+/// PROF WINCH IO PWR and the real-time ones. Recorded where nobody handles them, or from another cgroup: an image may name any
+/// of them as its STOPSIGNAL.
+pub const DEFAULT_SIGNAL_MASK_UNHANDLED: u64 =
+    signal_mask(&[10, 12, 13, 14, 16, 26, 27, 28, 29, 30]) | !signal_mask_below(34);
+
+const fn signal_mask_below(signal: u32) -> u64 {
+    (1 << (signal - 1)) - 1
+}
+
 /// Errors that mean that something has run out or is broken: EIO ENOMEM ENFILE EMFILE ENOSPC EROFS ECONNREFUSED.
 pub const DEFAULT_ERRNOS: &[u32] = &[5, 12, 23, 24, 28, 30, 111];
 

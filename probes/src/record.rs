@@ -181,7 +181,7 @@ record! {
 
 record! {
     /// A process image was replaced.
-    Exec, 64 {
+    Exec, 80 {
         header: Header,
         parent_pid: u32,
         /// The process id in its own pid namespace: 1 is a container's init.
@@ -189,6 +189,10 @@ record! {
         /// How deep its pid namespace is nested: 0 is the node's.
         ns_level: u32,
         pad: u32,
+        /// When the process started, `CLOCK_BOOTTIME`, nanoseconds; 0 where it is not known.
+        start_time_ns: u64,
+        /// Its parent's cgroup, as in the header; 0 where it is not known. Who started a container is outside of it.
+        parent_cgroup_id: u64,
         comm: [u8; COMM_BYTES],
     }
 }
@@ -212,7 +216,7 @@ record! {
 
 record! {
     /// The OOM killer chose a victim (the subject). The allocating task is the one that ran into the limit.
-    Oom, 280 {
+    Oom, 296 {
         header: Header,
         ns_pid: u32,
         ns_level: u32,
@@ -226,8 +230,8 @@ record! {
         shmem_rss_bytes: u64,
         /// The victim's address space.
         total_vm_bytes: u64,
-        /// The cgroup in the victim's chain with the least room left under its limit (version 1 ids are marked), 0 when
-        /// no cgroup of the chain has a limit.
+        /// The cgroup in the victim's chain whose limit left no room (version 1 ids are marked), 0 when no cgroup of the
+        /// chain has a limit.
         limit_cgroup_id: u64,
         /// Its limit, bytes.
         limit_bytes: u64,
@@ -236,7 +240,14 @@ record! {
         /// How many levels above the victim's own memory cgroup it is.
         limit_height: u32,
         oom_score_adj: i16,
-        pad: [u8; 2],
+        /// 1 when the allocator's memory is charged to that cgroup too; 2 when not: then the shortage was not there, unless
+        /// it uses more than its limit. 0 where it is not known.
+        allocator_inside: u8,
+        pad: u8,
+        /// When the victim started, and its parent; 0 where they are not known.
+        start_time_ns: u64,
+        parent_pid: u32,
+        pad2: u32,
         comm: [u8; COMM_BYTES],
         allocator_comm: [u8; COMM_BYTES],
         /// The last component of the limiting cgroup's path.
@@ -246,24 +257,28 @@ record! {
 
 record! {
     /// A signal that can end a process was sent to the subject.
-    Signal, 104 {
+    Signal, 112 {
         header: Header,
         signal: u32,
         /// `si_code`; `SI_KERNEL` (0x80) when the kernel sent it without details.
         code: i32,
         /// The sender: the task that was running. It has nothing to do with it where `from_kernel` is set and the task is
-        /// not the target, or `code` is `SI_TIMER` (-2).
+        /// not the target.
         sender_pid: u32,
         sender_tid: u32,
         sender_cgroup_id: u64,
         /// The target's process id in its own pid namespace.
         ns_pid: u32,
         ns_level: u32,
-        /// 1 when the kernel itself sent it (a fault, the OOM killer), 0 when a process did.
+        /// 1 when the kernel itself sent it (a fault, the OOM killer, a timer, finished I/O), 0 when a process did.
         from_kernel: u8,
         /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending, 3 and 4 overflow.
         result: u8,
-        pad: [u8; 6],
+        /// 1 when the kernel killed a process that had used up its CPU time (RLIMIT_CPU).
+        over_cpu_limit: u8,
+        pad: [u8; 5],
+        /// When the sender started, `CLOCK_BOOTTIME`, nanoseconds; 0 where it is not known.
+        sender_start_time_ns: u64,
         comm: [u8; COMM_BYTES],
         sender_comm: [u8; COMM_BYTES],
     }
@@ -271,7 +286,7 @@ record! {
 
 record! {
     /// A cgroup was made or removed: `header.cgroup_id` is its id.
-    Cgroup, 304 {
+    Cgroup, 312 {
         header: Header,
         /// 0 for version 2.
         hierarchy: u32,
@@ -279,6 +294,8 @@ record! {
         /// Bytes of `path` before its NUL; a path that did not fit is cut.
         path_bytes: u32,
         pad: u32,
+        /// The cgroup of who made or removed it; 0 where it is not known.
+        creator_cgroup_id: u64,
         path: [u8; CGROUP_PATH_BYTES],
     }
 }
@@ -428,13 +445,16 @@ record! {
 
 record! {
     /// A process image was replaced, and by what.
-    ExecCommand, 448 {
+    ExecCommand, 464 {
         header: Header,
         parent_pid: u32,
         ns_pid: u32,
         ns_level: u32,
         /// How many bytes of `arguments` were written: all of them when there may be more.
         argument_bytes: u32,
+        /// As in [`Exec`].
+        start_time_ns: u64,
+        parent_cgroup_id: u64,
         comm: [u8; COMM_BYTES],
         /// As it was named to the kernel, which may be relative; cut when longer.
         path: [u8; EXEC_PATH_BYTES],

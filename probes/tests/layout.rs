@@ -148,7 +148,7 @@ macro_rules! layout {
 fn layouts_in_rust() -> HashMap<String, Layout> {
     let layouts = [
         ("header", layout!(Header { kind size cpu time_ns cgroup_id pid tid })),
-        ("exec_record", layout!(Exec { header parent_pid ns_pid ns_level pad comm })),
+        ("exec_record", layout!(Exec { header parent_pid ns_pid ns_level pad start_time_ns parent_cgroup_id comm })),
         (
             "exit_record",
             layout!(Exit { header parent_pid ns_pid ns_level status start_time_ns oom_score_adj pad comm }),
@@ -157,18 +157,19 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
             "oom_record",
             layout!(Oom {
                 header ns_pid ns_level allocator_pid allocator_tid allocator_cgroup_id anon_rss_bytes file_rss_bytes
-                shmem_rss_bytes total_vm_bytes limit_cgroup_id limit_bytes usage_bytes limit_height oom_score_adj pad comm allocator_comm
+                shmem_rss_bytes total_vm_bytes limit_cgroup_id limit_bytes usage_bytes limit_height oom_score_adj
+                allocator_inside pad start_time_ns parent_pid pad2 comm allocator_comm
                 limit_name
             }),
         ),
         (
             "signal_record",
             layout!(Signal {
-                header signal code sender_pid sender_tid sender_cgroup_id ns_pid ns_level from_kernel result pad comm
-                sender_comm
+                header signal code sender_pid sender_tid sender_cgroup_id ns_pid ns_level from_kernel result
+                over_cpu_limit pad sender_start_time_ns comm sender_comm
             }),
         ),
-        ("cgroup_record", layout!(Cgroup { header hierarchy level path_bytes pad path })),
+        ("cgroup_record", layout!(Cgroup { header hierarchy level path_bytes pad creator_cgroup_id path })),
         (
             "tcp_record",
             layout!(Tcp {
@@ -182,7 +183,9 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
         ("signal_delivered_record", layout!(SignalDelivered { header signal code ns_pid ns_level comm })),
         (
             "exec_command_record",
-            layout!(ExecCommand { header parent_pid ns_pid ns_level argument_bytes comm path arguments }),
+            layout!(ExecCommand {
+                header parent_pid ns_pid ns_level argument_bytes start_time_ns parent_cgroup_id comm path arguments
+            }),
         ),
         ("fork_record", layout!(Fork { header parent_pid ns_pid ns_level pad comm })),
         ("file_open_record", layout!(FileOpen { header flags pad comm path })),

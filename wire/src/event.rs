@@ -17,8 +17,9 @@ pub use cluster::{
 };
 pub use kind::{KINDS, Kind};
 pub use node::{
-    ArchivedConntrack, ArchivedGap, ArchivedHistogram, ArchivedMeasure, ArchivedObservation, ArchivedUnitJob,
-    ArchivedUnitState, Conntrack, Gap, HISTOGRAM_SLOTS, Histogram, Measure, Observation, UnitJob, UnitState,
+    ArchivedCgroupUse, ArchivedConntrack, ArchivedGap, ArchivedHistogram, ArchivedMeasure, ArchivedMember,
+    ArchivedObservation, ArchivedUnitJob, ArchivedUnitState, CgroupUse, Conntrack, Gap, HISTOGRAM_SLOTS, Histogram,
+    Measure, Member, Observation, UnitJob, UnitState,
 };
 
 /// The bound that the archived form of every event keeps, asserted below.
@@ -185,6 +186,43 @@ pub enum Detail {
     Gap(Box<Gap>),
     /// The table of connections is full, or has room again.
     Conntrack(Box<Conntrack>),
+    /// What fills a cgroup, and how its counters moved. Since version 2 of the frame.
+    CgroupUse(Box<CgroupUse>),
+}
+
+/// Which part a process has in its container, as the collector knows it.
+///
+/// Events carry it as one byte, 0 in frames of version 1, where it stands in what was padding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// Nobody saw the container begin.
+    #[default]
+    Unknown = 0,
+    /// What the container runtime started in the container's cgroup: the container lives and dies with it.
+    First = 1,
+    /// A descendant of the first process.
+    Member = 2,
+    /// Entered the container later and from outside, as `kubectl exec` does, or a descendant of such a process.
+    Session = 3,
+    /// The first process of a pod's sandbox (pause): it ends with its pod.
+    Sandbox = 4,
+    /// A program of the runtime that prepares the container and has not yet started its program.
+    Runtime = 5,
+}
+
+impl Role {
+    /// The role that an event's byte names.
+    pub fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::First,
+            2 => Self::Member,
+            3 => Self::Session,
+            4 => Self::Sandbox,
+            5 => Self::Runtime,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 /// See [`Detail::Exec`].
@@ -199,6 +237,8 @@ pub struct Exec {
     /// The file that runs, and its first arguments, space separated; unset unless they are asked for.
     pub path: Name,
     pub arguments: Name,
+    /// A [`Role`].
+    pub role: u8,
 }
 
 /// See [`Detail::Exit`].
@@ -213,6 +253,8 @@ pub struct Exit {
     pub status: u32,
     pub comm: Name,
     pub oom_score_adj: i16,
+    /// A [`Role`].
+    pub role: u8,
 }
 
 /// See [`Detail::Oom`]. Sizes in bytes.
@@ -230,7 +272,8 @@ pub struct Oom {
     pub anon_rss_bytes: u64,
     pub file_rss_bytes: u64,
     pub shmem_rss_bytes: u64,
-    /// The cgroup with the least room left under its limit: its path where known, else its last component.
+    /// The cgroup whose limit was full: its path where known, else its last component. In frames of version 1, and where
+    /// `allocator_inside` is 2, the one of the victim's chain with the least room under its limit.
     pub limit_cgroup: Name,
     /// 0 when no cgroup of the victim's chain has a limit.
     pub limit_bytes: u64,
@@ -238,6 +281,10 @@ pub struct Oom {
     /// Levels above the victim's own memory cgroup.
     pub limit_height: u32,
     pub oom_score_adj: i16,
+    /// A [`Role`].
+    pub role: u8,
+    /// Whether the allocator is below that cgroup, so that its limit is the one that was hit: 0 unknown, 1 yes, 2 no.
+    pub allocator_inside: u8,
 }
 
 /// See [`Detail::Signal`].
@@ -256,6 +303,10 @@ pub struct Signal {
     pub from_kernel: bool,
     /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending.
     pub result: u8,
+    /// A [`Role`], of the target.
+    pub role: u8,
+    /// 1 when the kernel sent it to a process that had used up its CPU time (RLIMIT_CPU).
+    pub over_cpu_limit: u8,
 }
 
 /// See [`Detail::Tcp`].
@@ -288,6 +339,7 @@ impl Detail {
             | Self::Signal(_)
             | Self::SignalDelivered { .. }
             | Self::Observation(_)
+            | Self::CgroupUse(_)
             | Self::UnitState(_) => true,
             Self::Exit(exit) => exit.status != 0,
             Self::ContainerState(container) => container.state == 3,

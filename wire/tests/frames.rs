@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use tapio_wire::compress::Compression;
 use tapio_wire::error::FrameError;
 use tapio_wire::event::{
-    Backend, Body, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityKind, Event, Exec, Exit,
-    Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, NO_NAME, NodeCondition, ObjectState, Observation, Oom,
-    PodState, Rollout, Signal, Source, Tcp, UnitJob, UnitState,
+    Backend, Body, CgroupUse, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityKind, Event,
+    Exec, Exit, Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, Member, NO_NAME, NodeCondition, ObjectState,
+    Observation, Oom, PodState, Role, Rollout, Signal, Source, Tcp, UnitJob, UnitState,
 };
 use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
@@ -38,7 +38,15 @@ fn every_kind() -> Body {
         events: vec![
             event(
                 1,
-                Detail::Exec(Exec { parent_pid: 1, ns_pid: 1, ns_level: 1, comm: 0, path: 2, arguments: NO_NAME }),
+                Detail::Exec(Exec {
+                    parent_pid: 1,
+                    ns_pid: 1,
+                    ns_level: 1,
+                    comm: 0,
+                    path: 2,
+                    arguments: NO_NAME,
+                    role: 0,
+                }),
             ),
             event(
                 2,
@@ -50,6 +58,7 @@ fn every_kind() -> Body {
                     status: 9,
                     comm: 0,
                     oom_score_adj: -7,
+                    role: 0,
                 }),
             ),
             event(
@@ -70,6 +79,8 @@ fn every_kind() -> Body {
                     usage_bytes: 64 << 20,
                     limit_height: 1,
                     oom_score_adj: 1000,
+                    role: 0,
+                    allocator_inside: 0,
                 })),
             ),
             event(
@@ -85,6 +96,8 @@ fn every_kind() -> Body {
                     sender_entity: 77,
                     from_kernel: false,
                     result: 0,
+                    role: 0,
+                    over_cpu_limit: 0,
                 })),
             ),
             event(5, Detail::CgroupMade { path: 2 }),
@@ -333,19 +346,69 @@ fn every_kind_of_event_survives_the_wire() {
     }
 }
 
+/// What version 2 added: a cgroup's use, and the part that a process has in its container.
+fn every_kind_of_version_2() -> Body {
+    let mut body = every_kind();
+    for event in &mut body.events {
+        match &mut event.body {
+            Detail::Exec(exec) => exec.role = Role::First as u8,
+            Detail::Exit(exit) => exit.role = Role::Member as u8,
+            Detail::Oom(oom) => (oom.role, oom.allocator_inside) = (Role::Session as u8, 1),
+            Detail::Signal(signal) => (signal.role, signal.over_cpu_limit) = (Role::First as u8, 1),
+            _ => {}
+        }
+    }
+    let member = Member { entity: 4, cgroup: 2, usage_bytes: 30 << 20, limit_bytes: 0, oom_score_adj: -900 };
+    let used = CgroupUse {
+        cgroup: 2,
+        height: 1,
+        usage_bytes: 56 << 20,
+        limit_bytes: 56 << 20,
+        anon_bytes: 40 << 20,
+        file_bytes: 1 << 20,
+        shmem_bytes: 2 << 20,
+        kernel_bytes: 3 << 20,
+        window_ns: 60_000_000_000,
+        periods: 600,
+        throttled: 7,
+        throttled_us: 8,
+        limit_hits: 9,
+        oom_kills: 1,
+        members: vec![member],
+        full_mount: 1,
+        full_mount_bytes: 1 << 20,
+    };
+    body.events.push(event(31, Detail::CgroupUse(Box::new(used))));
+    body
+}
+
 /// The bytes of version 1, as the archive of an older server holds them: this build must go on reading them.
 #[test]
-fn the_golden_frames_of_version_1_are_written_and_read_alike() {
-    for (compression, file) in [(Compression::None, "frame-v1.bin"), (Compression::Rows, "frame-v1-rows.bin")] {
+fn the_golden_frames_of_version_1_are_read() {
+    for file in ["frame-v1.bin", "frame-v1-rows.bin"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-        let written = frame(&every_kind(), compression);
+        let golden = std::fs::read(&path).expect("the golden frames are part of the repository");
+        let decoded = Frame::decode(&golden).expect("sound");
+        assert_eq!(rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"), every_kind());
+    }
+}
+
+/// The bytes of version 2, which this build writes.
+#[test]
+fn the_golden_frames_of_version_2_are_written_and_read_alike() {
+    for (compression, file) in [(Compression::None, "frame-v2.bin"), (Compression::Rows, "frame-v2-rows.bin")] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+        let written = frame(&every_kind_of_version_2(), compression);
         if std::env::var_os("TAPIO_WRITE_GOLDEN").is_some() {
             std::fs::write(&path, &written).expect("written");
         }
         let golden = std::fs::read(&path).expect("the golden frames are part of the repository");
         assert_eq!(written, golden, "{file}: the layout changed: raise frame::VERSION and keep reading the old one");
         let decoded = Frame::decode(&golden).expect("sound");
-        assert_eq!(rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"), every_kind());
+        assert_eq!(
+            rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"),
+            every_kind_of_version_2()
+        );
     }
 }
 
@@ -425,7 +488,7 @@ fn a_header_that_contradicts_its_body_is_refused() {
 #[test]
 fn an_unknown_version_says_what_to_do() {
     let mut newer = frame(&Body::default(), Compression::Lz4);
-    newer[4..6].copy_from_slice(&2u16.to_le_bytes());
+    newer[4..6].copy_from_slice(&(tapio_wire::frame::VERSION + 1).to_le_bytes());
     resign(&mut newer);
     let error = Frame::decode(&newer).err().expect("refused");
     assert!(error.to_string().contains("upgrade the servers first"), "{error}");

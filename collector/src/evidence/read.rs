@@ -29,6 +29,39 @@ pub struct Reading {
     pub throttled_us: u64,
     /// Hundredths of a percent.
     pub memory_pressure: u32,
+    /// Of `memory.stat`: what the use consists of.
+    pub memory: Breakdown,
+    /// `nr_periods` of `cpu.stat`.
+    pub periods: u64,
+    /// Levels above the process's own.
+    pub height: u32,
+    /// The folder that has the memory controller's files.
+    pub folder: PathBuf,
+}
+
+/// What a cgroup's memory consists of, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Breakdown {
+    pub anon: u64,
+    /// Page cache, without what is in tmpfs and shared memory.
+    pub file: u64,
+    pub shmem: u64,
+    pub kernel: u64,
+}
+
+impl Breakdown {
+    /// From `memory.stat`. Version 2 counts shared memory in `file`; version 1 has totals of all that is below, and counts it
+    /// in `cache`.
+    fn of(stat: &str) -> Self {
+        let has = |name: &str| field(stat, name);
+        let (cache, shmem) = (has("file").max(has("total_cache")), has("shmem").max(has("total_shmem")));
+        Self {
+            anon: has("anon").max(has("total_rss")),
+            file: cache.saturating_sub(shmem),
+            shmem,
+            kernel: has("kernel"),
+        }
+    }
 }
 
 /// Where hierarchies are mounted; [`None`] where version 2 has the controller.
@@ -73,8 +106,39 @@ impl Mounts {
     /// Reads the cgroup of a process, and those above it that limit something; nothing where only the root is left. `path` is
     /// what its cgroup is known by, for when the process is gone already.
     pub fn read(&self, pid: u32, path: &str, path_is_version_1: bool) -> Vec<Reading> {
-        let of_process = std::fs::read_to_string(crate::host::process(pid).join("cgroup")).unwrap_or_default();
+        let of_process = crate::host::process(pid).and_then(|folder| text(&folder.join("cgroup"))).unwrap_or_default();
         self.read_at(&Paths::of(&of_process, path, path_is_version_1))
+    }
+
+    /// The cgroups of containers with the counters that are compared over time, by the path that readings have.
+    pub fn containers(&self) -> impl Iterator<Item = (String, Reading)> {
+        let root = self.cpu.as_ref().or(self.memory.as_ref()).or(self.version_2.as_ref());
+        let mut paths = Vec::new();
+        if let Some(root) = root {
+            crate::identity::scan_below(root, root, &mut |_, path| {
+                if crate::identity::is_container(path) {
+                    paths.push(path.to_owned());
+                }
+            });
+        }
+        paths.into_iter().map(|path| {
+            let mut reading = Reading::default();
+            self.read_counters(&mut reading, &path);
+            (path, reading)
+        })
+    }
+
+    /// Only what grows.
+    fn read_counters(&self, reading: &mut Reading, path: &str) {
+        let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
+        if let Some(stat) = at(&self.cpu).or_else(|| at(&self.version_2)).and_then(|at| text(&at.join("cpu.stat"))) {
+            reading.cpu(&stat);
+        }
+        match (at(&self.memory), at(&self.version_2)) {
+            (Some(folder), _) => reading.counters_version_1(&folder),
+            (None, Some(folder)) => reading.counters_version_2(&folder),
+            (None, None) => {}
+        }
     }
 
     fn read_at(&self, paths: &Paths) -> Vec<Reading> {
@@ -84,7 +148,7 @@ impl Mounts {
         for level in 0..LEVELS_MAX {
             let memory_path = above(memory_path, level);
             let Some(known_by) = above(known_by, level).or(memory_path) else { break };
-            let mut reading = Reading { path: known_by.to_owned(), ..Reading::default() };
+            let mut reading = Reading { path: known_by.to_owned(), height: level as u32, ..Reading::default() };
             let at = |root: &Option<PathBuf>, path: &str| {
                 let (root, path) = (root.as_ref()?, above(path, level)?);
                 Some(root.join(path.trim_start_matches('/')))
@@ -104,8 +168,7 @@ impl Mounts {
             }
             let cpu = at(&self.cpu, &paths.cpu).or_else(|| at(&self.version_2, &paths.version_2));
             if let Some(stat) = cpu.and_then(|folder| text(&folder.join("cpu.stat"))) {
-                reading.throttled = field(&stat, "nr_throttled");
-                reading.throttled_us = field(&stat, "throttled_usec").max(field(&stat, "throttled_time") / 1000);
+                reading.cpu(&stat);
             }
             if (level == 0 && reading.says_something()) || (level > 0 && reading.limits()) {
                 readings.push(reading);
@@ -172,14 +235,33 @@ fn above(path: &str, levels: usize) -> Option<&str> {
 }
 
 impl Reading {
+    fn cpu(&mut self, stat: &str) {
+        self.periods = field(stat, "nr_periods");
+        self.throttled = field(stat, "nr_throttled");
+        self.throttled_us = field(stat, "throttled_usec").max(field(stat, "throttled_time") / 1000);
+    }
+
+    fn counters_version_2(&mut self, folder: &Path) {
+        let events = text(&folder.join("memory.events")).unwrap_or_default();
+        self.oom_kills = field(&events, "oom_kill");
+        self.limit_hits = field(&events, "max");
+    }
+
+    fn counters_version_1(&mut self, folder: &Path) {
+        self.oom_kills = field(&text(&folder.join("memory.oom_control")).unwrap_or_default(), "oom_kill");
+        // With swap limited alike, as by container runtimes, it is that limit which is hit; newer kernels count that nowhere.
+        let hits = ["memory.failcnt", "memory.memsw.failcnt"].map(|file| number(&folder.join(file)));
+        self.limit_hits = hits[0].max(hits[1]);
+    }
+
     fn memory_version_2(&mut self, folder: &Path) {
         self.memory_limit_bytes = number(&folder.join("memory.max"));
         self.memory_usage_bytes = number(&folder.join("memory.current"));
         self.memory_peak_bytes = number(&folder.join("memory.peak"));
-        let events = text(&folder.join("memory.events")).unwrap_or_default();
-        self.oom_kills = field(&events, "oom_kill");
-        self.limit_hits = field(&events, "max");
+        self.counters_version_2(folder);
         self.memory_pressure = pressure(&text(&folder.join("memory.pressure")).unwrap_or_default());
+        self.memory = Breakdown::of(&text(&folder.join("memory.stat")).unwrap_or_default());
+        folder.clone_into(&mut self.folder);
     }
 
     fn memory_version_1(&mut self, folder: &Path) {
@@ -188,19 +270,110 @@ impl Reading {
         self.memory_limit_bytes = if limit >= 1 << 62 { u64::MAX } else { limit };
         self.memory_usage_bytes = number(&folder.join("memory.usage_in_bytes"));
         self.memory_peak_bytes = number(&folder.join("memory.max_usage_in_bytes"));
-        self.oom_kills = field(&text(&folder.join("memory.oom_control")).unwrap_or_default(), "oom_kill");
-        // With swap limited alike, as by container runtimes, it is that limit which is hit; newer kernels count that nowhere.
-        let hits = ["memory.failcnt", "memory.memsw.failcnt"].map(|file| number(&folder.join(file)));
-        self.limit_hits = hits[0].max(hits[1]);
+        self.counters_version_1(folder);
+        self.memory = Breakdown::of(&text(&folder.join("memory.stat")).unwrap_or_default());
+        // `rss` and `cache` leave the kernel's own out, and version 1 counts that by itself.
+        self.memory.kernel = number(&folder.join("memory.kmem.usage_in_bytes"));
+        folder.clone_into(&mut self.folder);
     }
 
     fn says_something(&self) -> bool {
-        *self != Self { path: self.path.clone(), ..Self::default() }
+        *self != Self { path: self.path.clone(), folder: self.folder.clone(), height: self.height, ..Self::default() }
     }
 
     fn limits(&self) -> bool {
         [self.memory_limit_bytes, self.pids_limit].into_iter().any(|limit| limit != 0 && limit != u64::MAX)
     }
+}
+
+/// One of the biggest below a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Below the folder that was asked.
+    pub path: String,
+    pub usage_bytes: u64,
+    /// 0 for none.
+    pub limit_bytes: u64,
+    pub oom_score_adj: i16,
+}
+
+/// Cgroups looked at below a full one.
+const MEMBERS_LOOKED_AT_MAX: usize = 1024;
+/// Members that are told.
+const MEMBERS_MAX: usize = 5;
+/// Levels below it: QoS level, pod, container.
+const MEMBER_LEVELS_MAX: usize = 3;
+
+/// The biggest cgroups below one, of those that have processes, the biggest first.
+pub fn members(folder: &Path) -> Vec<Member> {
+    let mut found = Vec::new();
+    let mut looked_at = 0;
+    collect_members(folder, folder, 0, &mut looked_at, &mut found);
+    found.sort_by(|a, b| b.usage_bytes.cmp(&a.usage_bytes).then_with(|| a.path.cmp(&b.path)));
+    found.truncate(MEMBERS_MAX);
+    found
+}
+
+fn collect_members(root: &Path, folder: &Path, level: usize, looked_at: &mut usize, found: &mut Vec<Member>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if *looked_at == MEMBERS_LOOKED_AT_MAX {
+            return;
+        }
+        *looked_at += 1;
+        let below = entry.path();
+        if let Some(pid) = text(&below.join("cgroup.procs")).and_then(|pids| pids.lines().next()?.parse().ok()) {
+            let adjustment = crate::host::process(pid).and_then(|process| text(&process.join("oom_score_adj")));
+            let limit = number(&below.join("memory.max")).max(number(&below.join("memory.limit_in_bytes")));
+            found.push(Member {
+                path: below.strip_prefix(root).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+                usage_bytes: number(&below.join("memory.current")).max(number(&below.join("memory.usage_in_bytes"))),
+                limit_bytes: if limit >= 1 << 62 { 0 } else { limit },
+                oom_score_adj: adjustment.and_then(|text| text.trim().parse().ok()).unwrap_or(0),
+            });
+        }
+        if level + 1 < MEMBER_LEVELS_MAX {
+            collect_members(root, &below, level + 1, looked_at, found);
+        }
+    }
+}
+
+/// A file system without room that a process can write to: its mount point there, its kind, and its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FullMount {
+    pub mount: String,
+    pub size_bytes: u64,
+}
+
+/// Mounts looked at for one that is full.
+const MOUNTS_MAX: usize = 512;
+
+/// The smallest file system without room that a process sees; of a process that is gone already that of its parent, and at last of
+/// `others`, the processes of its cgroup.
+pub fn full_mount(candidates: impl Iterator<Item = u32>) -> Option<FullMount> {
+    candidates.filter_map(crate::host::process).find_map(|folder| full_mount_of(&folder))
+}
+
+fn full_mount_of(process: &Path) -> Option<FullMount> {
+    let mounts = text(&process.join("mountinfo"))?;
+    let root = process.join("root");
+    let mut full: Vec<FullMount> = Vec::new();
+    for line in mounts.lines().take(MOUNTS_MAX) {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut fields = before.split(' ').skip(4);
+        let (Some(mount), Some(options)) = (fields.next(), fields.next()) else { continue };
+        let kind = after.split(' ').next().unwrap_or_default();
+        let is_written = matches!(kind, "tmpfs" | "ext4" | "xfs" | "btrfs" | "overlay" | "hugetlbfs");
+        if !is_written || options.split(',').any(|option| option == "ro") {
+            continue;
+        }
+        let Ok(stat) = rustix::fs::statvfs(root.join(mount.trim_start_matches('/'))) else { continue };
+        // Less than a page is no room.
+        if stat.f_blocks > 0 && stat.f_bavail.saturating_mul(stat.f_frsize) < 4096 {
+            full.push(FullMount { mount: mount.into(), size_bytes: stat.f_blocks.saturating_mul(stat.f_frsize) });
+        }
+    }
+    full.into_iter().min_by_key(|mount| mount.size_bytes)
 }
 
 fn text(path: &Path) -> Option<String> {
@@ -251,14 +424,18 @@ impl Process {
     }
 }
 
-/// Reads a process; [`None`] when it is gone.
-pub fn process(pid: u32, with_arguments: bool) -> Option<Process> {
-    let status = text(&crate::host::process(pid).join("status"))?;
+/// Reads a process; [`None`] when it is gone, or its id is another process's by now.
+pub fn process(pid: u32, start_time_ns: u64, with_arguments: bool) -> Option<Process> {
+    let folder = crate::host::process(pid)?;
+    if !crate::identity::scan::is_same_start(start_time_ns, crate::identity::scan::Stat::of(&folder)?.start_time_ns) {
+        return None;
+    }
+    let status = text(&folder.join("status"))?;
     let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let uid = value("Uid:").and_then(|ids| ids.split_whitespace().next()?.parse().ok()).unwrap_or(0);
     let comm = value("Name:").unwrap_or_default().to_owned();
     let mut bytes = Vec::new();
-    if let Ok(file) = File::open(crate::host::process(pid).join("cmdline")) {
+    if let Ok(file) = File::open(folder.join("cmdline")) {
         // What was read before an error is told all the same.
         let _ = file.take(COMMAND_READ_MAX).read_to_end(&mut bytes);
     }
@@ -320,6 +497,7 @@ mod tests {
                     "memory.pressure",
                     "some avg10=2.00 avg60=0.00 total=1\nfull avg10=1.25 avg60=0.00 avg300=0.00 total=9\n",
                 ),
+                ("memory.stat", "anon 60\nfile 30\nkernel 9\nshmem 5\n"),
                 ("pids.current", "3\n"),
                 ("pids.max", "max\n"),
                 ("cpu.stat", "usage_usec 5\nnr_periods 3\nnr_throttled 2\nthrottled_usec 400\n"),
@@ -339,10 +517,27 @@ mod tests {
             throttled: 2,
             throttled_us: 400,
             memory_pressure: 125,
+            memory: Breakdown { anon: 60, file: 25, shmem: 5, kernel: 9 },
+            periods: 3,
+            height: 0,
+            folder: pod.join("c.scope"),
         };
         assert_eq!(readings[0], own);
         assert_eq!((&*readings[1].path, readings[1].memory_limit_bytes), ("/kubepods.slice/pod1.slice", 200));
         assert_eq!(readings.len(), 2, "what limits nothing is not told");
+    }
+
+    #[test]
+    fn the_biggest_below_a_full_cgroup_are_told_with_their_limits() {
+        let root = tempfile::tempdir().expect("a folder");
+        let own = format!("{}\n", std::process::id());
+        for (path, usage, limit) in [("pod1/a", "10", "max"), ("pod1/b", "30", "40"), ("pod2/c", "20", "max")] {
+            let files = [("cgroup.procs", &*own), ("memory.current", usage), ("memory.max", limit)];
+            write(&root.path().join(path), &files);
+        }
+        let told: Vec<_> = members(root.path()).into_iter().map(|m| (m.path, m.usage_bytes, m.limit_bytes)).collect();
+        let expected = [("pod1/b", 30, 40), ("pod2/c", 20, 0), ("pod1/a", 10, 0)];
+        assert_eq!(told, expected.map(|(path, usage, limit)| (path.to_owned(), usage, limit)));
     }
 
     #[test]

@@ -14,25 +14,46 @@ pub struct Named {
     pub pod_uid: String,
 }
 
-/// Reads a cgroup's path, below its hierarchy's root, as container runtimes and systemd build it.
+/// Reads a cgroup's path, below its hierarchy's root, as container runtimes and systemd build it. Of containers within containers
+/// the innermost counts: a node may be one itself.
 ///
-/// Containers: `…/cri-containerd-<64 hex>.scope`, `…/crio-<64 hex>.scope`, `…/docker-<64 hex>.scope` (systemd driver) and
-/// `/kubepods/…/pod<uid>/<64 hex>`, `/docker/<64 hex>` (cgroupfs driver). Pods: `pod<uid>`, with `_` for `-` in slices. Of
-/// containers within containers the innermost counts: a node may be one itself.
+/// | form | who builds it |
+/// |---|---|
+/// | `…/cri-containerd-<64 hex>.scope`, `…/crio-<64 hex>.scope`, `…/docker-<64 hex>.scope`, `…/libpod-<64 hex>.scope` | systemd drivers |
+/// | `/kubepods/…/pod<uid>/<64 hex>`, `/docker/<64 hex>`, `/actions_job/<64 hex>` | cgroupfs drivers |
+/// | `…/<slice>:cri-containerd:<64 hex>`, `…/<slice>:docker:<64 hex>` | a systemd name given to a cgroupfs driver |
+/// | `/ecs/<task>/<task>-<number>` | Amazon ECS on Fargate |
+/// | `/garden/<handle>`, `/buildkit/<id>`, `/mesos/<id>`, `/nomad/<allocation>/…` | Cloud Foundry, BuildKit, Mesos, Nomad |
+/// | `nomad.slice/…/<allocation>.<task>.scope` | Nomad on version 2 |
+/// | `/lxc/<name>`, `/lxc.payload.<name>`, `/lxc.payload/<name>` | LXC, Incus |
+/// | `…/systemd-nspawn@<name>.service`, `…/machine-<name>.scope` | systemd-nspawn, systemd-machined |
+///
+/// Pods: `pod<uid>`, with `_` for `-` in slices.
 pub fn name_of(path: &str) -> Named {
     let mut pod_uid = String::new();
-    let mut container = None;
-    for component in path.split('/').filter(|component| !component.is_empty()) {
-        if let Some(uid) = pod_uid_of(component) {
+    let mut container: Option<(String, String, String)> = None;
+    let (mut above, mut end) = ("", 0);
+    for component in path.split('/') {
+        end += component.len();
+        if component.is_empty() {
+            end += 1;
+            continue;
+        }
+        let of_pod = component.split_once(':').map_or(component, |(slice, _)| slice);
+        if let Some(uid) = pod_uid_of(of_pod) {
             pod_uid = uid;
             container = None;
-        } else if let Some(id) = container_id_of(component) {
-            container = Some(id);
         }
+        if let Some(id) = container_id_of(component) {
+            container = Some((id.into(), id[..12].into(), id.into()));
+        } else if let Some(name) = container_name_of(above, component) {
+            let key = path[..end].to_owned();
+            container = Some((key, name.into(), name.into()));
+        }
+        (above, end) = (component, end + 1);
     }
-    if let Some(id) = container {
-        let (key, name) = (id.to_string(), id[..12].to_string());
-        return Named { kind: EntityKind::Container, key, name, container_id: id.into(), pod_uid };
+    if let Some((key, name, container_id)) = container {
+        return Named { kind: EntityKind::Container, key, name, container_id, pod_uid };
     }
     if !pod_uid.is_empty() {
         let (key, name) = (pod_uid.clone(), pod_uid.clone());
@@ -66,13 +87,41 @@ fn pod_uid_of(component: &str) -> Option<String> {
     sound.then_some(dashed)
 }
 
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn container_id_of(component: &str) -> Option<&str> {
     let bare = component.strip_suffix(".scope").unwrap_or(component);
     if bare.contains("conmon") {
         return None;
     }
-    let id = bare.rsplit_once('-').map_or(bare, |(_, id)| id);
-    (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+    let id = bare.rsplit_once(['-', ':']).map_or(bare, |(_, id)| id);
+    (id.len() == 64 && is_hexadecimal(id)).then_some(id)
+}
+
+/// The name of a container whose cgroup is not called by an id of 64 digits: by its component and the one above.
+fn container_name_of<'a>(above: &str, component: &'a str) -> Option<&'a str> {
+    let named = match above {
+        "garden" | "buildkit" | "mesos" | "lxc" | "lxc.payload" | "nomad" => Some(component),
+        "nomad.slice" | "share.slice" | "reserve.slice" => {
+            let task = component.strip_suffix(".scope").filter(|task| task.contains('.'));
+            task.filter(|task| task.as_bytes().get(8) == Some(&b'-'))
+        }
+        _ => None,
+    };
+    let of_machine = || {
+        let unit = component.strip_prefix("systemd-nspawn@").and_then(|name| name.strip_suffix(".service"));
+        let scope = component.strip_prefix("machine-").and_then(|name| name.strip_suffix(".scope"));
+        unit.or(scope).or_else(|| component.strip_prefix("lxc.payload."))
+    };
+    // The task's id, 32 digits, and the container's number.
+    let of_task = || {
+        let (task, number) = component.split_once('-')?;
+        let is_one = task.len() == 32 && is_hexadecimal(task) && !number.is_empty() && is_hexadecimal(number);
+        (is_one && task == above).then_some(component)
+    };
+    named.or_else(of_machine).or_else(of_task).filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -104,10 +153,45 @@ mod tests {
                 UID,
             ),
             (format!("/system.slice/docker-{ID}.scope"), ""),
+            (format!("/kubepods-burstable-pod{slice}.slice:cri-containerd:{ID}"), UID),
+            (format!("/system.slice:docker:{ID}"), ""),
+            (format!("/system.slice/containerd.service/kubepods-pod{slice}.slice:cri-containerd:{ID}"), UID),
+            (format!("/machine.slice/libpod-{ID}.scope/container"), ""),
+            (format!("/kubepods/besteffort/pod{UID}/crio-{ID}"), UID),
+            (format!("/actions_job/{ID}"), ""),
+            (format!("/ecs/0123456789abcdef0123456789abcdef/{ID}"), ""),
         ] {
             let named = name_of(&path);
             assert_eq!((named.kind, &*named.container_id, &*named.pod_uid), (EntityKind::Container, ID, pod), "{path}");
         }
+    }
+
+    #[test]
+    fn containers_that_have_a_name_instead_of_an_id_are_recognised() {
+        for (path, name) in [
+            ("/garden/6f1e2b1a-3c1f-4b5e-7d44-0f6a", "6f1e2b1a-3c1f-4b5e-7d44-0f6a"),
+            ("/buildkit/xq2hn1uqs3zyk6pxmvxn0vqz9", "xq2hn1uqs3zyk6pxmvxn0vqz9"),
+            ("/nomad.slice/0b4bd5d3-21c6-3a2c-2d9d-0f2f5c1f7d6e.web.scope", "0b4bd5d3-21c6-3a2c-2d9d-0f2f5c1f7d6e.web"),
+            (
+                "/nomad.slice/share.slice/0b4bd5d3-21c6-3a2c-2d9d-0f2f5c1f7d6e.web.scope",
+                "0b4bd5d3-21c6-3a2c-2d9d-0f2f5c1f7d6e.web",
+            ),
+            ("/nomad/0b4bd5d3-21c6", "0b4bd5d3-21c6"),
+            ("/lxc/db", "db"),
+            ("/lxc.payload.db/system.slice/cron.service", "db"),
+            ("/machine.slice/systemd-nspawn@db.service/payload", "db"),
+            ("/machine.slice/machine-db.scope/init.scope", "db"),
+            (
+                "/ecs/0123456789abcdef0123456789abcdef/0123456789abcdef0123456789abcdef-2531612879",
+                "0123456789abcdef0123456789abcdef-2531612879",
+            ),
+        ] {
+            let named = name_of(path);
+            assert_eq!((named.kind, &*named.name), (EntityKind::Container, name), "{path}");
+        }
+        let key = |path| name_of(path).key;
+        assert_eq!(key("/lxc/db/init.scope"), key("/lxc/db"), "what is below belongs to it");
+        assert_ne!(key("/lxc/db"), key("/lxc/web"));
     }
 
     #[test]

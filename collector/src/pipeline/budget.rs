@@ -47,7 +47,7 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     let mut load = tapio_probes::LoadConfig {
         lethal_ring_bytes: budget.lethal_ring_bytes,
         bulk_ring_bytes: budget.bulk_ring_bytes,
-        own_pid: Some(std::process::id()),
+        own_pid: crate::host::own_pid(),
         ..tapio_probes::LoadConfig::default()
     };
     load.btf = config.collectors.ebpf.btf.clone();

@@ -197,7 +197,9 @@ impl Profile {
             ns_level: 1,
             from_kernel: 0,
             result: 0,
-            pad: [0; 6],
+            over_cpu_limit: 0,
+            pad: [0; 5],
+            sender_start_time_ns: 0,
             comm: comm(comm_text),
             sender_comm: comm("containerd-shim"),
         };
@@ -247,7 +249,7 @@ fn cgroup(header: Header, name: &ContainerName) -> Cgroup {
     let text = format!("/{}", name.path());
     let mut path = [0; CGROUP_PATH_BYTES];
     path[..text.len()].copy_from_slice(text.as_bytes());
-    Cgroup { header, hierarchy: 0, level: CONTAINER_LEVEL, path_bytes: text.len() as u32, pad: 0, path }
+    Cgroup { header, hierarchy: 0, level: CONTAINER_LEVEL, path_bytes: text.len() as u32, pad: 0, creator_cgroup_id: 0, path }
 }
 
 #[cfg(test)]

@@ -131,11 +131,26 @@ struct pid {
 	struct upid numbers[1];
 };
 
+struct task_cputime_atomic {
+	atomic64_t utime;
+	atomic64_t stime;
+};
+
+struct thread_group_cputimer {
+	struct task_cputime_atomic cputime_atomic;
+};
+
+struct rlimit {
+	unsigned long rlim_max;
+};
+
 struct signal_struct {
 	atomic_t live;
 	int group_exit_code;
 	u32 flags;
 	s16 oom_score_adj;
+	struct thread_group_cputimer cputimer;
+	struct rlimit rlim[1];
 };
 
 struct qstr {
@@ -183,6 +198,7 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct css_set *cgroups;
 	struct files_struct *files;
+	struct sighand_struct *sighand;
 };
 
 struct thread_info___x86 {
@@ -228,6 +244,10 @@ struct sigaction {
 
 struct k_sigaction {
 	struct sigaction sa;
+};
+
+struct sighand_struct {
+	struct k_sigaction action[1];
 };
 
 /* Has group_dead where the raw tracepoint has it as its second argument. */

@@ -56,6 +56,8 @@ struct exec_record {
 	u32 ns_pid;
 	u32 ns_level;
 	u32 pad;
+	u64 start_time_ns;
+	u64 parent_cgroup_id;
 	char comm[COMM_BYTES];
 };
 
@@ -87,7 +89,11 @@ struct oom_record {
 	u64 usage_bytes;
 	u32 limit_height;
 	s16 oom_score_adj;
-	u8 pad[2];
+	u8 allocator_inside;
+	u8 pad;
+	u64 start_time_ns;
+	u32 parent_pid;
+	u32 pad2;
 	char comm[COMM_BYTES];
 	char allocator_comm[COMM_BYTES];
 	char limit_name[LIMIT_NAME_BYTES];
@@ -104,7 +110,9 @@ struct signal_record {
 	u32 ns_level;
 	u8 from_kernel;
 	u8 result;
-	u8 pad[6];
+	u8 over_cpu_limit;
+	u8 pad[5];
+	u64 sender_start_time_ns;
 	char comm[COMM_BYTES];
 	char sender_comm[COMM_BYTES];
 };
@@ -115,6 +123,7 @@ struct cgroup_record {
 	u32 level;
 	u32 path_bytes;
 	u32 pad;
+	u64 creator_cgroup_id;
 	char path[CGROUP_PATH_BYTES];
 };
 
@@ -170,6 +179,8 @@ struct exec_command_record {
 	u32 ns_pid;
 	u32 ns_level;
 	u32 argument_bytes;
+	u64 start_time_ns;
+	u64 parent_cgroup_id;
 	char comm[COMM_BYTES];
 	char path[EXEC_PATH_BYTES];
 	char arguments[EXEC_ARGUMENT_BYTES];
@@ -242,6 +253,8 @@ const volatile union {
 /* Set by the loader. */
 const volatile u32 own_tgid = 0;
 const volatile u64 signal_mask = 0;
+/* Signals that are frequent where they are handled: recorded only where they are not, or come from another cgroup. */
+const volatile u64 signal_mask_unhandled = 0;
 /* Kinds of the lethal lane that are not wanted, a bit each. */
 const volatile u64 lethal_kinds_off = 0;
 const volatile u64 page_bytes = 4096;

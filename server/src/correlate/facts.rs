@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tapio_wire::event::ArchivedDetail;
+use tapio_wire::event::{ArchivedDetail, EntityId};
 use tapio_wire::frame::Frame;
 
 use super::signal::{Fact, FactValue, ServiceEndpoints, SignalKind};
@@ -32,6 +32,7 @@ pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
         ArchivedDetail::Observation(_) => SignalKind::Observation,
         ArchivedDetail::Gap(_) => SignalKind::Gap,
         ArchivedDetail::Conntrack(_) => SignalKind::Conntrack,
+        ArchivedDetail::CgroupUse(_) => SignalKind::CgroupUse,
         _ => return None,
     })
 }
@@ -82,8 +83,11 @@ impl Fields<'_> {
     }
 }
 
-/// The fact that an event states.
-pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
+/// Members of a full cgroup that a fact names.
+const MEMBERS_MAX: usize = 5;
+
+/// The fact that an event states. `describe` names an entity, by its id and its cgroup's path.
+pub fn fact(frame: &Frame, detail: &ArchivedDetail, describe: impl Fn(EntityId, &str) -> String) -> Option<Fact> {
     let kind = kind(detail)?;
     let mut fields = Fields { frame, list: Vec::new() };
     let (mut related, mut endpoints, mut talker) = (Vec::new(), None, None);
@@ -239,6 +243,62 @@ pub fn fact(frame: &Frame, detail: &ArchivedDetail) -> Option<Fact> {
                 fields.number("talker_share", share);
                 talker = Some(table.top_address);
             }
+        }
+        ArchivedDetail::CgroupUse(seen) => {
+            fields.text("limit_cgroup", seen.cgroup.to_native());
+            fields.number("height", seen.height.to_native().into());
+            fields.known("memory_usage", seen.usage_bytes.to_native());
+            fields.known("memory_limit", seen.limit_bytes.to_native());
+            let parts = [
+                ("anon", seen.anon_bytes.to_native()),
+                ("page_cache", seen.file_bytes.to_native()),
+                ("shmem", seen.shmem_bytes.to_native()),
+                ("kernel_memory", seen.kernel_bytes.to_native()),
+            ];
+            for (name, bytes) in parts {
+                fields.known(name, bytes);
+            }
+            if let Some(&(name, bytes)) = parts.iter().max_by_key(|(_, bytes)| *bytes)
+                && bytes > 0
+            {
+                fields.word("mostly", name);
+            }
+            let limit = seen.limit_bytes.to_native();
+            if limit != u64::MAX {
+                for ((_, bytes), share) in parts.iter().zip(["anon_share", "page_cache_share", "shmem_share"]) {
+                    if let Some(percent) = bytes.saturating_mul(100).checked_div(limit) {
+                        fields.number(share, percent);
+                    }
+                }
+            }
+            let window_ns = seen.window_ns.to_native();
+            if window_ns > 0 {
+                fields.number("over", window_ns);
+                fields.number("throttled", seen.throttled.to_native());
+                fields.number("throttled_time", seen.throttled_us.to_native().saturating_mul(1000));
+                let periods = seen.periods.to_native();
+                if let Some(share) = seen.throttled.to_native().saturating_mul(100).checked_div(periods) {
+                    fields.number("throttled_share", share);
+                }
+                fields.number("limit_hits", seen.limit_hits.to_native());
+                fields.number("oom_kills", seen.oom_kills.to_native());
+            }
+            let members: Vec<String> = seen
+                .members
+                .iter()
+                .take(MEMBERS_MAX)
+                .map(|member| {
+                    let (path, adjustment) =
+                        (frame.body().name(member.cgroup.to_native()), member.oom_score_adj.to_native());
+                    let who = describe(member.entity.to_native(), path.unwrap_or_default());
+                    let used = crate::findings::text::bytes(member.usage_bytes.to_native());
+                    format!("{who} {used} (oom_score_adj {adjustment})")
+                })
+                .collect();
+            fields.word("members", &members.join(", "));
+            fields.text("full_mount", seen.full_mount.to_native());
+            fields.known("full_mount_size", seen.full_mount_bytes.to_native());
+            fields.flag("mount_full", frame.body().name(seen.full_mount.to_native()).is_some());
         }
         _ => return None,
     }

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind};
+use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind, Role};
 use tapio_wire::frame::Frame;
 
 use super::facts;
 use super::signal::{
-    Burst, Detail, EvidenceId, Exec, Exit, Kill, NsPid, Oom, SenderClass, Signal, SignalKind, SignalKinds,
+    Burst, Detail, EvidenceId, Exec, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass, Signal, SignalKind, SignalKinds,
 };
 use super::topology::{EntityInfo, NodeRef, Topology};
 
@@ -43,6 +43,30 @@ const RUNTIMES: [&str; 24] = [
     "lxd",
 ];
 
+/// Units that run container runtimes, kubelet or the service manager: what they start is at its place there.
+const RUNTIME_UNITS: [&str; 16] = [
+    "containerd.service",
+    "docker.service",
+    "crio.service",
+    "cri-dockerd.service",
+    "cri-docker.service",
+    "kubelet.service",
+    "podman.service",
+    "k3s*",
+    "rke2*",
+    "k0s*",
+    "microk8s*",
+    "snap.microk8s*",
+    "lxc*",
+    "snap.lxd*",
+    "init.scope",
+    "systemd-logind.service",
+];
+
+/// Daemons whose duty is to kill before the kernel runs out of memory, and what their units are called.
+const OOM_DAEMONS: [&str; 7] =
+    ["systemd-oomd", "earlyoom", "oomd", "nohang", "nohang-desktop", "low-memory-mon*", "psi-monitor"];
+
 /// The signal that a lethal event stands for; `None` when nobody wants its kind.
 pub fn lethal(
     node: &NodeRef,
@@ -71,6 +95,7 @@ pub fn lethal(
             comm: name(exec.comm.to_native()),
             parent_pid: exec.parent_pid.to_native(),
             ns: ns(exec.ns_pid.to_native(), exec.ns_level.to_native()),
+            role: Role::from_u8(exec.role),
         }),
         ArchivedDetail::Exit(exit) => Detail::Exit(Exit {
             comm: name(exit.comm.to_native()),
@@ -79,6 +104,7 @@ pub fn lethal(
             status: exit.status.to_native(),
             start_time_ns: exit.start_time_ns.to_native(),
             oom_score_adj: exit.oom_score_adj.to_native(),
+            role: Role::from_u8(exit.role),
         }),
         ArchivedDetail::Oom(oom) => Detail::Oom(Oom {
             comm: name(oom.comm.to_native()),
@@ -94,6 +120,18 @@ pub fn lethal(
             limit_bytes: oom.limit_bytes.to_native(),
             usage_bytes: oom.usage_bytes.to_native(),
             oom_score_adj: oom.oom_score_adj.to_native(),
+            role: Role::from_u8(oom.role),
+            limit_height: oom.limit_height.to_native(),
+            limit_level: LimitLevel::of(
+                frame.body().name(oom.limit_cgroup.to_native()).unwrap_or_default(),
+                &entity,
+                oom.limit_height.to_native(),
+            ),
+            allocator_inside: match oom.allocator_inside {
+                1 => Some(true),
+                2 => Some(false),
+                _ => None,
+            },
         }),
         ArchivedDetail::Signal(signal) => {
             let sender = topology.describe(node, signal.sender_entity.to_native());
@@ -114,9 +152,17 @@ pub fn lethal(
                 sender,
                 sender_class,
                 ignored: signal.result == 1,
+                role: Role::from_u8(signal.role),
+                over_cpu_limit: signal.over_cpu_limit != 0,
             })
         }
-        detail => Detail::Fact(Box::new(facts::fact(frame, detail)?)),
+        detail => {
+            let describe = |id, path: &str| match topology.get(node.id, id) {
+                Some(entity) => entity.to_string(),
+                None => path.rsplit('/').next().unwrap_or_default().to_owned(),
+            };
+            Detail::Fact(Box::new(facts::fact(frame, detail, describe)?))
+        }
     };
     Some(signal(node, frame, index, event, entity, detail))
 }
@@ -174,16 +220,94 @@ fn classify(
         SenderClass::Itself
     } else if sender.id == target.id && target.id != 0 || target.pod_id() != 0 && sender.pod_id() == target.pod_id() {
         SenderClass::Same
-    } else if !in_container && is_runtime(sender_comm) {
+    } else if in_container {
+        SenderClass::Outside
+    } else if is_one_of(&OOM_DAEMONS, sender_comm) && is_at_its_place(sender, target, &OOM_DAEMONS) {
+        SenderClass::OomDaemon
+    } else if sender_pid == 1 || is_one_of(&RUNTIMES, sender_comm) && is_at_its_place(sender, target, &RUNTIME_UNITS) {
         SenderClass::Runtime
     } else {
         SenderClass::Outside
     }
 }
 
-fn is_runtime(comm: &str) -> bool {
-    RUNTIMES.iter().any(|name| match name.strip_suffix('*') {
-        Some(start) => comm.starts_with(start),
-        None => comm == *name,
+/// Whether a process that bears the name of a runtime or a daemon runs where such a one does: outside of any unit, in one of
+/// `units`, in a scope that conmon has, or, where a user runs containers, in that user's slice as its target. A name is taken by
+/// anybody; a person's session is not that place.
+fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&str]) -> bool {
+    let user_slice = |cgroup: &str| {
+        cgroup.split('/').find(|part| part.starts_with("user-") && part.ends_with(".slice")).map(str::to_owned)
+    };
+    if let Some(user) = user_slice(&sender.cgroup) {
+        return user_slice(&target.cgroup) == Some(user);
+    }
+    match sender.kind {
+        Some(EntityKind::Unit) => {
+            let name = sender.name.strip_suffix(".service").unwrap_or(&sender.name);
+            let is_of_pods = sender.cgroup.contains("kubepods") || sender.name.contains("conmon");
+            is_one_of(units, &sender.name) || is_one_of(units, name) || is_of_pods
+        }
+        _ => true,
+    }
+}
+
+fn is_one_of(names: &[&str], name: &str) -> bool {
+    names.iter().any(|known| match known.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == *known,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entity(kind: EntityKind, id: u64, name: &str, cgroup: &str) -> EntityInfo {
+        let node = NodeRef::named("n");
+        EntityInfo { kind: Some(kind), name: name.into(), cgroup: cgroup.into(), ..EntityInfo::unknown(&node, id) }
+    }
+
+    #[test]
+    fn a_sender_is_known_by_its_place_and_not_by_its_name_alone() {
+        let target = entity(EntityKind::Container, 1, "web", "/kubepods/pod1/c1");
+        let class = |kind, name: &str, cgroup: &str, comm: &str| {
+            classify(&target, 50, &entity(kind, 2, name, cgroup), 60, comm).name()
+        };
+        let unit = |name: &str, comm: &str| class(EntityKind::Unit, name, &format!("/system.slice/{name}"), comm);
+        assert_eq!(unit("containerd.service", "containerd-shim"), "runtime");
+        assert_eq!(unit("k3s-agent.service", "k3s-agent"), "runtime");
+        assert_eq!(unit("backup.service", "runc"), "outside", "a name that anybody can take");
+        assert_eq!(class(EntityKind::Host, "/", "/", "runc"), "runtime");
+        let session = "/user.slice/user-1000.slice/session-3.scope";
+        assert_eq!(class(EntityKind::Unit, "session-3.scope", session, "runc"), "outside", "a person's session");
+        assert_eq!(class(EntityKind::Container, "x", "/kubepods/pod2/c2", "containerd-shim"), "outside");
+        assert_eq!(unit("systemd-oomd.service", "systemd-oomd"), "oom_daemon");
+        assert_eq!(unit("backup.service", "earlyoom"), "outside");
+        assert_eq!(class(EntityKind::Host, "/", "/", "earlyoom"), "oom_daemon");
+        let rootless =
+            entity(EntityKind::Container, 1, "web", "/user.slice/user-1000.slice/user@1000.service/libpod-1.scope");
+        assert_eq!(
+            classify(&rootless, 50, &entity(EntityKind::Unit, 2, "session-3.scope", session), 60, "podman").name(),
+            "runtime"
+        );
+    }
+
+    #[test]
+    fn the_level_of_a_limit_is_read_from_its_cgroup() {
+        let uid = "8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
+        let slice = uid.replace('-', "_");
+        let pod = format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice");
+        let victim = entity(EntityKind::Container, 1, "web", &format!("{pod}/cri-containerd-1.scope"));
+        let level = |path: &str, height| LimitLevel::of(path, &victim, height).name();
+        assert_eq!(level(&victim.cgroup, 0), "own");
+        assert_eq!(level(&format!("{}/below", victim.cgroup), 1), "own");
+        assert_eq!((level(&pod, 1), level(&format!("/kubepods/burstable/pod{uid}"), 1)), ("pod", "pod"));
+        assert_eq!(
+            (level("/kubepods.slice/kubepods-burstable.slice", 2), level("/kubepods/besteffort", 2)),
+            ("qos", "qos")
+        );
+        assert_eq!((level("/kubepods.slice", 3), level("/kubepods", 3)), ("allocatable", "allocatable"));
+        assert_eq!((level("/system.slice", 1), level("/system.slice/docker.service", 1)), ("slice", "unit"));
+        assert_eq!(level("/custom", 1), "other");
+    }
 }

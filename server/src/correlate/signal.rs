@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tapio_wire::event::{EntityId, EntityKind, Measure};
+use tapio_wire::event::{EntityId, EntityKind, Measure, Role};
 
 use super::topology::EntityInfo;
 
@@ -50,6 +50,8 @@ signal_kinds! {
     Gap => "gap",
     /// The node's table of connections is full, or has room again.
     Conntrack => "conntrack",
+    /// What filled a cgroup when something lethal had arrived, and how its counters had moved.
+    CgroupUse => "cgroup_use",
     /// The entity's own memory limit made it reclaim again and again.
     ReclaimBurst => "reclaim_burst",
     /// The node's shortage made it reclaim again and again.
@@ -222,6 +224,7 @@ pub struct Exec {
     pub comm: Arc<str>,
     pub parent_pid: u32,
     pub ns: NsPid,
+    pub role: Role,
 }
 
 /// A process died.
@@ -234,6 +237,7 @@ pub struct Exit {
     pub status: u32,
     pub start_time_ns: u64,
     pub oom_score_adj: i16,
+    pub role: Role,
 }
 
 impl Exit {
@@ -247,11 +251,11 @@ impl Exit {
         Some(self.status & 0x7f).filter(|&signal| signal != 0)
     }
 
-    /// The signal that ended it, or that its exit code stands for: a process that handles SIGHUP, SIGINT, SIGQUIT or SIGTERM
+    /// The signal that ended it, or that its exit code stands for: a process that handles a signal, or whose child died by one,
     /// exits with 128 and the signal's number by convention.
     pub fn died_by(&self) -> Option<u32> {
         match self.exit_code() {
-            Some(code @ (129 | 130 | 131 | 143)) => Some(code - 128),
+            Some(code @ 129..=192) => Some(code - 128),
             Some(_) => None,
             None => self.signal(),
         }
@@ -270,13 +274,104 @@ pub struct Oom {
     pub limit_bytes: u64,
     pub usage_bytes: u64,
     pub oom_score_adj: i16,
+    pub role: Role,
+    /// Levels above the victim's own memory cgroup.
+    pub limit_height: u32,
+    /// What has the limit, and whose it is.
+    pub limit_level: LimitLevel,
+    /// Whether the allocator is below the limit; `None` where it is not known.
+    pub allocator_inside: Option<bool>,
 }
 
 impl Oom {
-    /// Whether the limit was reached: the kernel charges in batches, so a little room may be left.
+    /// Whether the limit was reached: the kernel charges in batches, so a little room may be left. Where the allocator is not
+    /// below it, only a limit that was lowered under its use was.
     pub fn limit_hit(&self) -> bool {
         let room = self.limit_bytes.saturating_sub(self.usage_bytes);
-        self.limit_bytes > 0 && room <= (self.limit_bytes / 64).max(1 << 20)
+        match self.allocator_inside {
+            _ if self.limit_bytes == 0 => false,
+            Some(false) => self.usage_bytes > self.limit_bytes,
+            _ => room <= (self.limit_bytes / 64).max(1 << 20),
+        }
+    }
+}
+
+/// What sort of cgroup has a memory limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitLevel {
+    /// The victim's container or unit, or a cgroup that it made itself.
+    Own,
+    Pod,
+    /// Burstable or best effort: kubelet limits them where memory QoS or reservations are on.
+    Qos,
+    /// All pods of the node together: what kubelet may hand out.
+    Allocatable,
+    /// A slice of systemd.
+    Slice,
+    /// A unit, seen from a container or process below it.
+    Unit,
+    /// Another cgroup above it.
+    Other,
+}
+
+impl LimitLevel {
+    /// The level of a cgroup with a limit, by its path, and whether it is the victim's own entity.
+    pub fn of(limit: &str, victim: &EntityInfo, height: u32) -> Self {
+        let last = limit.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let is_pod = |part: &str| {
+            let bare = part.strip_suffix(".slice").unwrap_or(part);
+            let uid = bare.rsplit_once("-pod").map(|(_, uid)| uid).or_else(|| bare.strip_prefix("pod"));
+            uid.is_some_and(|uid| uid.len() >= 32)
+        };
+        let is_own_path = !victim.cgroup.is_empty()
+            && limit.strip_prefix(&*victim.cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if height == 0 || is_own_path {
+            return Self::Own;
+        }
+        let is_kubelets = limit.contains("kubepods") || last.starts_with("kubepods");
+        match last {
+            last if is_pod(last) => Self::Pod,
+            "kubepods" | "kubepods.slice" | "kubelet-kubepods.slice" => Self::Allocatable,
+            "burstable" | "besteffort" if is_kubelets => Self::Qos,
+            last if last.ends_with("kubepods-burstable.slice") || last.ends_with("kubepods-besteffort.slice") => {
+                Self::Qos
+            }
+            last if last.ends_with(".slice") => Self::Slice,
+            last if last.ends_with(".service") => Self::Unit,
+            // The container's own, where the process made cgroups below it.
+            _ if victim.kind == Some(EntityKind::Container) && last.contains(victim.short_id()) => Self::Own,
+            _ => Self::Other,
+        }
+    }
+
+    /// The name that patterns use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Pod => "pod",
+            Self::Qos => "qos",
+            Self::Allocatable => "allocatable",
+            Self::Slice => "slice",
+            Self::Unit => "unit",
+            Self::Other => "other",
+        }
+    }
+
+    /// What it is, for people.
+    pub fn describe(self, cgroup: &str) -> String {
+        let last = cgroup.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        match self {
+            Self::Own => "its own limit".into(),
+            Self::Pod => "the limit of its pod".into(),
+            Self::Qos => {
+                let class = if last.contains("besteffort") { "best-effort" } else { "burstable" };
+                format!("the limit of all {class} pods of the node ({last})")
+            }
+            Self::Allocatable => format!("the limit of all pods of the node ({last}, kubelet's node allocatable)"),
+            Self::Slice => format!("the limit of the slice {last}"),
+            Self::Unit => format!("the limit of the unit {last}"),
+            Self::Other => format!("the limit of the cgroup {cgroup}"),
+        }
     }
 }
 
@@ -293,6 +388,9 @@ pub struct Kill {
     pub sender_class: SenderClass,
     /// The target ignores it.
     pub ignored: bool,
+    pub role: Role,
+    /// The kernel sent it to a process that had used up its CPU time.
+    pub over_cpu_limit: bool,
 }
 
 /// Who sent a process signal, seen from its target.
@@ -306,6 +404,8 @@ pub enum SenderClass {
     Same,
     /// A container runtime, kubelet or the service manager.
     Runtime,
+    /// A daemon whose duty is to kill before the kernel runs out of memory.
+    OomDaemon,
     /// Anyone else.
     Outside,
 }
@@ -318,6 +418,7 @@ impl SenderClass {
             Self::Itself => "self",
             Self::Same => "same",
             Self::Runtime => "runtime",
+            Self::OomDaemon => "oom_daemon",
             Self::Outside => "outside",
         }
     }
@@ -424,9 +525,29 @@ impl Signal {
         }
     }
 
-    /// Whether the process leads its entity: a container lives and dies with its init; elsewhere every process counts.
+    /// Whether the process leads its entity: a container lives and dies with what its runtime started in it; elsewhere every
+    /// process counts. Where nobody saw the container begin, the init of a pid namespace is taken for it.
     pub fn is_lead(&self) -> bool {
-        self.ns().is_some_and(|ns| self.entity.kind != Some(EntityKind::Container) || ns.pid == 1 && ns.level > 0)
+        let Some(ns) = self.ns() else { return false };
+        if self.entity.kind != Some(EntityKind::Container) {
+            return true;
+        }
+        match self.role() {
+            Role::First => true,
+            Role::Unknown => ns.pid == 1 && ns.level > 0,
+            Role::Member | Role::Session | Role::Sandbox | Role::Runtime => false,
+        }
+    }
+
+    /// The part that the process has in its container.
+    pub fn role(&self) -> Role {
+        match &self.detail {
+            Detail::Exec(exec) => exec.role,
+            Detail::Exit(exit) => exit.role,
+            Detail::Oom(oom) => oom.role,
+            Detail::Kill(kill) => kill.role,
+            Detail::Fact(_) | Detail::Burst(_) => Role::Unknown,
+        }
     }
 
     fn ns(&self) -> Option<NsPid> {

@@ -79,6 +79,11 @@ pub struct EntityInfo {
 }
 
 impl EntityInfo {
+    /// The first digits of a container's id, by which its cgroup is known; a text that no cgroup has where it is none.
+    pub fn short_id(&self) -> &str {
+        if self.container_id.is_empty() { "\0" } else { self.container_id.get(..12).unwrap_or(&self.container_id) }
+    }
+
     /// Stands for an entity that nothing described.
     pub fn unknown(node: &NodeRef, id: EntityId) -> Self {
         Self {

@@ -21,6 +21,8 @@ use crate::correlate::signal::{Detail, Exit, Fact, Kill, Oom, SenderClass, Signa
 const STEP_EVIDENCE_MAX: usize = 8;
 /// How long before a death its signal and its OOM kill may lie.
 const DEATH_REACH_NS: u64 = 60_000_000_000;
+/// How shortly before a death another process's OOM kill must be for the death to follow from it.
+const CONSEQUENCE_REACH_NS: u64 = 10_000_000_000;
 /// How long after a death Kubernetes may say what it was.
 pub const LABEL_REACH_NS: u64 = 600_000_000_000;
 /// Observations that a finding lists.
@@ -104,7 +106,7 @@ fn observed(cause: &str, anchor: &Signal, ring: Option<&Ring>) -> Vec<Evidence> 
     let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
     signals
         .filter(|signal| {
-            signal.kind() == SignalKind::Observation
+            matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse)
                 && signal.evidence.node == anchor.evidence.node
                 && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
         })
@@ -188,7 +190,7 @@ fn sender(kill: &Kill) -> String {
             process(&kill.sender_comm, kill.sender_pid),
             if kill.sender.pod_id() == 0 { kill.sender.kind_name() } else { "pod" }
         ),
-        SenderClass::Runtime | SenderClass::Outside => {
+        SenderClass::Runtime | SenderClass::OomDaemon | SenderClass::Outside => {
             format!("{} of {}", process(&kill.sender_comm, kill.sender_pid), kill.sender)
         }
     }
@@ -241,6 +243,14 @@ fn limit_text(oom: &Oom) -> String {
     if oom.limit_bytes == 0 {
         return "no memory limit applied to it".to_owned();
     }
+    if oom.allocator_inside == Some(false) && !oom.limit_hit() {
+        return format!(
+            "the memory was asked for outside of {}, which used {} of its limit of {}",
+            oom.limit_cgroup,
+            text::bytes(oom.usage_bytes),
+            text::bytes(oom.limit_bytes)
+        );
+    }
     format!(
         "{} used {} of its limit of {}",
         if oom.limit_cgroup.is_empty() { "its cgroup" } else { &oom.limit_cgroup },
@@ -272,6 +282,9 @@ fn label_text(fact: &Fact) -> String {
 }
 
 /// Whether what Kubernetes says is what happened.
+///
+/// `has_oom` also where a process of the container was killed for memory so shortly before that this death follows from it: the
+/// label is right in substance then.
 fn agrees(fact: &Fact, exit: &Exit, has_oom: bool) -> bool {
     let code = match (exit.exit_code(), exit.signal()) {
         (Some(code), _) => code,
@@ -315,8 +328,19 @@ fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death>
         })
         .max_by_key(|&(rank, _)| rank);
     let said = label(anchor, ring);
+    let follows_from_oom = ring.into_iter().flatten().map(|noted| &noted.signal).any(|signal| {
+        let before = anchor.boottime_ns.saturating_add(DEATH_SLACK_NS).checked_sub(signal.boottime_ns);
+        matches!(&signal.detail, Detail::Oom(_))
+            && signal.evidence.node == anchor.evidence.node
+            && before.is_some_and(|before| before <= CONSEQUENCE_REACH_NS)
+    });
+    let was_asked = nearby().any(|signal| {
+        matches!(&signal.detail, Detail::Kill(kill)
+            if matches!(kill.sender_class, SenderClass::Runtime | SenderClass::Outside | SenderClass::OomDaemon))
+    });
+    let has_oom = oom.is_some() || follows_from_oom && !was_asked;
     Some(Death {
-        label_agrees: said.map(|fact| agrees(fact, exit, oom.is_some())),
+        label_agrees: said.map(|fact| agrees(fact, exit, has_oom)),
         pid: anchor.pid,
         comm: exit.comm.to_string(),
         exit_code: exit.exit_code(),

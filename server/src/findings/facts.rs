@@ -87,6 +87,7 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         SignalKind::UnitJob => format!("the job of {} ended: {}", fact.text("unit"), fact.text("result")),
         SignalKind::Observation => observation(fact),
         SignalKind::Conntrack => conntrack(fact),
+        SignalKind::CgroupUse => cgroup_use(fact),
         _ => format!("{} were not watched{reason} for {}", fact.text("what"), text::duration(fact.number("lasted"))),
     }
 }
@@ -122,6 +123,39 @@ fn observation(fact: &Fact) -> String {
         parts.push(format!("the other process is {}{command}", fact.text("process_comm")));
     }
     if parts.is_empty() { "nothing could be read".to_owned() } else { parts.join(", ") }
+}
+
+fn cgroup_use(fact: &Fact) -> String {
+    let mut parts = Vec::new();
+    let names = [
+        ("anon", "anonymous"),
+        ("page_cache", "page cache"),
+        ("shmem", "tmpfs and shared"),
+        ("kernel_memory", "kernel"),
+    ];
+    let used: Vec<String> = names
+        .into_iter()
+        .filter(|(name, _)| fact.get(name).is_some())
+        .map(|(name, what)| format!("{} {what}", text::bytes(fact.number(name))))
+        .collect();
+    if !used.is_empty() {
+        parts.push(format!("memory of {}: {}", fact.text("limit_cgroup"), used.join(", ")));
+    }
+    if !fact.text("members").is_empty() {
+        parts.push(format!("the biggest below it: {}", fact.text("members")));
+    }
+    if fact.number("throttled") > 0 {
+        let (time, over) = (text::duration(fact.number("throttled_time")), text::duration(fact.number("over")));
+        parts.push(format!("throttled {} times for {time} in the last {over}", fact.number("throttled")));
+    }
+    if !fact.text("full_mount").is_empty() {
+        parts.push(format!(
+            "{} has no room left of {}",
+            fact.text("full_mount"),
+            text::bytes(fact.number("full_mount_size"))
+        ));
+    }
+    if parts.is_empty() { "nothing could be read".to_owned() } else { parts.join("; ") }
 }
 
 fn conntrack(fact: &Fact) -> String {

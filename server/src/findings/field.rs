@@ -3,7 +3,7 @@
 //! One table: the name, how people read it, and which kinds of signal have it. A pattern that asks a kind for something it
 //! does not have is refused when it is loaded.
 
-use tapio_wire::event::EntityKind;
+use tapio_wire::event::{EntityKind, Role};
 
 use super::text;
 use crate::correlate::signal::{About, Detail, FactValue, Signal, SignalKind, SignalKinds};
@@ -87,6 +87,9 @@ const ROLLOUT: &[SignalKind] = &[SignalKind::Rollout];
 const UNIT: &[SignalKind] = &[SignalKind::UnitState, SignalKind::UnitJob];
 const UNIT_STATE: &[SignalKind] = &[SignalKind::UnitState];
 const OBSERVATION: &[SignalKind] = &[SignalKind::Observation];
+const CGROUP_USE: &[SignalKind] = &[SignalKind::CgroupUse];
+/// Counters: of a lifetime in an observation, differences over a time in a cgroup's use.
+const COUNTERS: &[SignalKind] = &[SignalKind::Observation, SignalKind::CgroupUse];
 const CONNTRACK: &[SignalKind] = &[SignalKind::Conntrack];
 
 macro_rules! fields {
@@ -125,9 +128,9 @@ fields! {
     Image => "image", Text, SignalKind::ALL;
     Node => "node", Text, SignalKind::ALL;
     Comm => "comm", Text, COMM;
-    /// The container's init; every process where there is no container.
+    /// The container's first process; every process where there is no container.
     Lead => "lead", Flag, PROCESS;
-    /// The container's init; in a unit a process that the service manager started.
+    /// The container's first process; in a unit a process that the service manager started.
     Main => "main", Flag, EXIT;
     ExitCode => "exit_code", Number, &[SignalKind::Exit, SignalKind::ContainerState];
     Signal => "signal", Signal, &[SignalKind::Exit, SignalKind::Kill, SignalKind::Delivered];
@@ -139,7 +142,39 @@ fields! {
     LimitBytes => "limit_bytes", Bytes, OOM;
     UsageBytes => "usage_bytes", Bytes, OOM;
     RssBytes => "rss_bytes", Bytes, OOM;
-    LimitCgroup => "limit_cgroup", Text, OOM;
+    /// first, member, session, sandbox, runtime or unknown: the part that the process has in its container.
+    ProcessRole => "process_role", Text, PROCESS;
+    LimitCgroup => "limit_cgroup", Text, &[SignalKind::Oom, SignalKind::CgroupUse];
+    /// own, pod, qos, allocatable, slice, unit or other: whose limit it is.
+    LimitLevel => "limit_level", Text, OOM;
+    /// The same for people.
+    LimitOwner => "limit_owner", Text, OOM;
+    LimitHeight => "limit_height", Number, OOM;
+    /// Of 1000 the kernel kills it first, of -1000 never; the signal has 1000 added, so that it is no negative number.
+    OomScore => "oom_score", Number, &[SignalKind::Oom, SignalKind::Exit];
+    ParentPid => "parent_pid", Number, &[SignalKind::Exec, SignalKind::Exit];
+    /// The process had used up its CPU time (RLIMIT_CPU).
+    OverCpuLimit => "over_cpu_limit", Flag, KILL;
+    Height => "height", Number, CGROUP_USE;
+    Anon => "anon", Bytes, CGROUP_USE;
+    PageCache => "page_cache", Bytes, CGROUP_USE;
+    Shmem => "shmem", Bytes, CGROUP_USE;
+    KernelMemory => "kernel_memory", Bytes, CGROUP_USE;
+    /// anon, page_cache, shmem or kernel_memory: what most of the memory is.
+    Mostly => "mostly", Text, CGROUP_USE;
+    /// Percent of the limit.
+    AnonShare => "anon_share", Number, CGROUP_USE;
+    PageCacheShare => "page_cache_share", Number, CGROUP_USE;
+    ShmemShare => "shmem_share", Number, CGROUP_USE;
+    /// The time over which the differences were taken.
+    Over => "over", Nanoseconds, CGROUP_USE;
+    /// Percent of the periods.
+    ThrottledShare => "throttled_share", Number, CGROUP_USE;
+    /// The biggest below the cgroup.
+    Members => "members", Text, CGROUP_USE;
+    FullMount => "full_mount", Text, CGROUP_USE;
+    FullMountSize => "full_mount_size", Bytes, CGROUP_USE;
+    MountFull => "mount_full", Flag, CGROUP_USE;
     AllocatorComm => "allocator_comm", Text, OOM;
     AllocatorPid => "allocator_pid", Number, OOM;
     /// kernel, self, same (entity or pod), runtime or outside.
@@ -210,17 +245,18 @@ fields! {
     SubState => "sub_state", Text, UNIT_STATE;
     MainStatus => "main_status", Number, UNIT_STATE;
     Restarts => "restarts", Number, UNIT_STATE;
-    MemoryLimit => "memory_limit", Bytes, &[SignalKind::ContainerState, SignalKind::Observation];
-    MemoryUsage => "memory_usage", Bytes, OBSERVATION;
+    MemoryLimit => "memory_limit", Bytes, &[
+        SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse];
+    MemoryUsage => "memory_usage", Bytes, COUNTERS;
     MemoryPeak => "memory_peak", Bytes, OBSERVATION;
-    OomKills => "oom_kills", Number, OBSERVATION;
-    LimitHits => "limit_hits", Number, OBSERVATION;
+    OomKills => "oom_kills", Number, COUNTERS;
+    LimitHits => "limit_hits", Number, COUNTERS;
     Pids => "pids", Number, OBSERVATION;
     PidsLimit => "pids_limit", Number, OBSERVATION;
     /// At least 98 % of `pids.max` are in use.
     PidsFull => "pids_full", Flag, OBSERVATION;
-    Throttled => "throttled", Number, OBSERVATION;
-    ThrottledTime => "throttled_time", Nanoseconds, OBSERVATION;
+    Throttled => "throttled", Number, COUNTERS;
+    ThrottledTime => "throttled_time", Nanoseconds, COUNTERS;
     /// Percent of the last ten seconds in which everything waited for memory.
     MemoryPressure => "memory_pressure", Number, OBSERVATION;
     ProcessComm => "process_comm", Text, OBSERVATION;
@@ -241,6 +277,17 @@ fields! {
     TalkerAddress => "talker_address", Text, CONNTRACK;
     /// Percent of the connections that were looked at.
     TalkerShare => "talker_share", Number, CONNTRACK;
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Unknown => "unknown",
+        Role::First => "first",
+        Role::Member => "member",
+        Role::Session => "session",
+        Role::Sandbox => "sandbox",
+        Role::Runtime => "runtime",
+    }
 }
 
 impl Field {
@@ -305,6 +352,14 @@ impl Field {
             (Self::UsageBytes, Detail::Oom(oom)) => Value::Number(oom.usage_bytes),
             (Self::RssBytes, Detail::Oom(oom)) => Value::Number(oom.rss_bytes),
             (Self::LimitCgroup, Detail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
+            (Self::LimitLevel, Detail::Oom(oom)) => Value::Text(oom.limit_level.name()),
+            (Self::LimitHeight, Detail::Oom(oom)) => Value::Number(oom.limit_height.into()),
+            (Self::OomScore, Detail::Oom(oom)) => Value::Number((i64::from(oom.oom_score_adj) + 1000) as u64),
+            (Self::OomScore, Detail::Exit(exit)) => Value::Number((i64::from(exit.oom_score_adj) + 1000) as u64),
+            (Self::ParentPid, Detail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
+            (Self::ParentPid, Detail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
+            (Self::OverCpuLimit, Detail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
+            (Self::ProcessRole, _) => Value::Text(role_name(signal.role())),
             (Self::AllocatorComm, Detail::Oom(oom)) => Value::Text(&oom.allocator_comm),
             (Self::AllocatorPid, Detail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),
             (Self::Signal, Detail::Kill(kill)) => Value::Number(kill.signal.into()),
@@ -351,6 +406,9 @@ impl Field {
     pub fn show(self, signal: &Signal) -> Option<String> {
         match (self, &signal.detail) {
             (Self::Entity, _) => return Some(signal.entity.to_string()),
+            (Self::LimitOwner, Detail::Oom(oom)) => return Some(oom.limit_level.describe(&oom.limit_cgroup)),
+            (Self::OomScore, Detail::Oom(oom)) => return Some(oom.oom_score_adj.to_string()),
+            (Self::OomScore, Detail::Exit(exit)) => return Some(exit.oom_score_adj.to_string()),
             (Self::SenderEntity, Detail::Kill(kill)) => return Some(kill.sender.to_string()),
             (Self::Peer, Detail::Burst(burst)) => return Some(text::peer(burst)),
             (Self::PeerAddress, Detail::Burst(burst)) => return text::peer_address(burst.about),

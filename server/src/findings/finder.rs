@@ -10,6 +10,8 @@ use std::time::Instant;
 use crossbeam::channel::Receiver;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use tapio_wire::event::EntityKind;
+
 use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
 use super::deaths::{Deaths, Decision, Withdrawn};
@@ -314,7 +316,7 @@ impl Worker {
             }
         }
         // What Kubernetes says of a death, and what was observed at it, belong to its certificate.
-        if matches!(noted.signal.kind(), SignalKind::ContainerState | SignalKind::Observation) {
+        if matches!(noted.signal.kind(), SignalKind::ContainerState | SignalKind::Observation | SignalKind::CgroupUse) {
             let ring = self.history.ring(&Joins::entity_key(&noted.signal.entity)).into_iter().flatten();
             let deaths = ring.filter(|other| {
                 other.signal.kind() == SignalKind::Exit
@@ -344,7 +346,11 @@ impl Worker {
             let Some((scope, found)) = self.explain(pattern, anchor) else {
                 continue;
             };
-            let workload = self.joins.workload(&anchor.signal.entity);
+            // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
+            let workload = match (self.joins.workload(&anchor.signal.entity), anchor.signal.entity.kind) {
+                (0, Some(EntityKind::Container)) => anchor.signal.entity.pod_id(),
+                (workload, _) => workload,
+            };
             let (decision, withdrawn) = if pattern.gathers() {
                 self.deaths.together(pattern, scope, &found.steps[pattern.anchor])
             } else if pattern.fold && workload != 0 {

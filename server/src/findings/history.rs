@@ -149,6 +149,8 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tapio_wire::event::Role;
+
     use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
 
@@ -159,7 +161,12 @@ mod tests {
             boottime_ns: 0,
             realtime_ns: 0,
             evidence: EvidenceId { node: node.id, epoch: 1, seq: 1, index: 0 },
-            detail: Detail::Exec(Exec { comm: "x".into(), parent_pid: 0, ns: NsPid { pid: 1, level: 0 } }),
+            detail: Detail::Exec(Exec {
+                comm: "x".into(),
+                parent_pid: 0,
+                ns: NsPid { pid: 1, level: 0 },
+                role: Role::Unknown,
+            }),
         }
     }
 

@@ -239,11 +239,12 @@ impl PatternSet {
 }
 
 /// Signals that are wanted whatever the patterns are.
-const ALWAYS: [SignalKind; 6] = [
+const ALWAYS: [SignalKind; 7] = [
     SignalKind::Exit,
     SignalKind::Oom,
     SignalKind::Kill,
     SignalKind::ContainerState,
     SignalKind::Endpoints,
     SignalKind::Observation,
+    SignalKind::CgroupUse,
 ];

@@ -220,6 +220,18 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             "dropped": known(e.dropped), "early_dropped": known(e.early_dropped),
             "top_address": if e.looked_at.to_native() == 0 { Value::Null } else { Address(e.top_address).into_value(body) },
             "top_entries": e.top_entries, "looked_at": e.looked_at),
+        Detail::CgroupUse(e) => {
+            let members = e.members.iter().map(|member| {
+                let path = body.name(member.cgroup.to_native()).unwrap_or_default();
+                Value::from(format!("{path} {}", text::bytes(member.usage_bytes.to_native())))
+            });
+            fields!(body; "cgroup": NameOf(e.cgroup), "height": e.height, "usage_bytes": e.usage_bytes,
+                "limit_bytes": e.limit_bytes, "anon_bytes": e.anon_bytes, "file_bytes": e.file_bytes,
+                "shmem_bytes": e.shmem_bytes, "kernel_bytes": e.kernel_bytes, "window_ns": e.window_ns,
+                "periods": e.periods, "throttled": e.throttled, "throttled_us": e.throttled_us,
+                "limit_hits": e.limit_hits, "oom_kills": e.oom_kills, "members": Value::from(members.collect::<Vec<_>>()),
+                "full_mount": NameOf(e.full_mount), "full_mount_bytes": e.full_mount_bytes)
+        }
     }
 }
 

@@ -124,6 +124,7 @@ impl Node {
             status,
             comm,
             oom_score_adj: 0,
+            role: 0,
         };
         self.push(at, process.entity, process.pid, Detail::Exit(exit));
     }
@@ -147,6 +148,8 @@ impl Node {
             usage_bytes,
             limit_height: 0,
             oom_score_adj: 0,
+            role: 0,
+            allocator_inside: 0,
         };
         self.push(at, process.entity, process.pid, Detail::Oom(Box::new(oom)));
     }
@@ -167,6 +170,8 @@ impl Node {
             sender_entity: from.entity,
             from_kernel: sender.is_none(),
             result: 0,
+            role: 0,
+            over_cpu_limit: 0,
         };
         self.push(at, target.entity, target.pid, Detail::Signal(Box::new(detail)));
     }

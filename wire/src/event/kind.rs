@@ -6,7 +6,7 @@
 use super::{ArchivedDetail, ArchivedEvent, Detail, Event, Lane};
 
 /// How many kinds there are.
-pub const KINDS: usize = 30;
+pub const KINDS: usize = 31;
 
 /// Kinds of event, in the order of [`Detail`]'s variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +42,7 @@ pub enum Kind {
     Observation,
     Gap,
     Conntrack,
+    CgroupUse,
 }
 
 impl Kind {
@@ -77,6 +78,7 @@ impl Kind {
         Self::Observation,
         Self::Gap,
         Self::Conntrack,
+        Self::CgroupUse,
     ];
 
     /// The one place that decides an event's lane.
@@ -101,7 +103,8 @@ impl Kind {
             | Self::UnitJob
             | Self::Observation
             | Self::Gap
-            | Self::Conntrack => Lane::Lethal,
+            | Self::Conntrack
+            | Self::CgroupUse => Lane::Lethal,
             Self::Tcp
             | Self::Reclaim
             | Self::BlockIo
@@ -148,6 +151,7 @@ impl Kind {
             Self::Observation => "observation",
             Self::Gap => "gap",
             Self::Conntrack => "conntrack",
+            Self::CgroupUse => "cgroup_use",
         }
     }
 }
@@ -186,6 +190,7 @@ impl Event {
             Detail::Observation(_) => Kind::Observation,
             Detail::Gap(_) => Kind::Gap,
             Detail::Conntrack(_) => Kind::Conntrack,
+            Detail::CgroupUse(_) => Kind::CgroupUse,
         }
     }
 }
@@ -224,6 +229,7 @@ impl ArchivedEvent {
             ArchivedDetail::Observation(_) => Kind::Observation,
             ArchivedDetail::Gap(_) => Kind::Gap,
             ArchivedDetail::Conntrack(_) => Kind::Conntrack,
+            ArchivedDetail::CgroupUse(_) => Kind::CgroupUse,
         }
     }
 }

@@ -117,6 +117,51 @@ pub struct Observation {
     pub process_uid: u32,
 }
 
+/// What fills a cgroup, and how its counters moved, read when something lethal arrived. The subject is the event's entity; the
+/// cgroup is its own, or the one above it whose limit was full.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct CgroupUse {
+    /// The cgroup that was read.
+    pub cgroup: Name,
+    /// Levels above the subject's own.
+    pub height: u32,
+    /// Bytes in use and the limit, `u64::MAX` for none; 0 where they could not be read.
+    pub usage_bytes: u64,
+    pub limit_bytes: u64,
+    /// Of `memory.stat`, bytes: what the use consists of. Kernel memory is 0 where version 1 does not say.
+    pub anon_bytes: u64,
+    pub file_bytes: u64,
+    pub shmem_bytes: u64,
+    pub kernel_bytes: u64,
+    /// The time over which the differences below were taken; 0 where there is no earlier sample, and then no difference.
+    pub window_ns: u64,
+    /// Differences of `cpu.stat`: periods, throttled ones, and how long tasks were throttled.
+    pub periods: u64,
+    pub throttled: u64,
+    pub throttled_us: u64,
+    /// Differences of `memory.events`: how often the limit was hit, and OOM kills.
+    pub limit_hits: u64,
+    pub oom_kills: u64,
+    /// The biggest cgroups below it, the biggest first; empty unless it is above the subject's own.
+    pub members: Vec<Member>,
+    /// A file system that the subject writes to and that has no room left, and its size; unset where none was found.
+    pub full_mount: Name,
+    pub full_mount_bytes: u64,
+}
+
+/// One of the biggest below a cgroup.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Member {
+    pub entity: EntityId,
+    /// Its cgroup's path.
+    pub cgroup: Name,
+    pub usage_bytes: u64,
+    /// 0 for no limit of its own.
+    pub limit_bytes: u64,
+    /// Of one of its processes.
+    pub oom_score_adj: i16,
+}
+
 /// The kernel's table of connections (nf_conntrack) is full, or has room again. The subject is the node.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Conntrack {

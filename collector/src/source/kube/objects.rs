@@ -55,6 +55,7 @@ object! {
         ephemeral_containers: Vec<Container>,
         volumes: Vec<Volume>,
         node_name: String,
+        host_network: bool,
     }
     Container { name: String, image: String, resources: Resources, env: Vec<Variable>, env_from: Vec<EnvFrom>, }
     Resources { limits: Limits, }

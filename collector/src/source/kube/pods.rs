@@ -290,8 +290,12 @@ fn owner_of(pod: &Pod) -> Option<Owner> {
     Some(Owner { kind: kind.into(), name: name.into() })
 }
 
+/// A pod's own addresses: none where it has its node's, which others may have as well.
 fn addresses_of(pod: &Pod) -> Vec<[u8; 16]> {
     let status = &pod.status;
+    if pod.spec.host_network {
+        return Vec::new();
+    }
     if status.pod_ips.is_empty() {
         return address_bytes(&status.pod_ip).into_iter().collect();
     }

@@ -1,0 +1,268 @@
+//! Which process of a container is its first one: what the runtime started, with which the container lives and dies.
+//!
+//! What enters: cgroups that appear and go, execs and exits, in the order in which they happened, and a scan of what ran before.
+//! What leaves: the [`Role`] of a process in its container. What must hold: the first process is known by what the runtime
+//! started (it comes from outside the container's cgroup, first), not by its process id in whatever namespace; the table is
+//! bounded; a container whose beginning nobody saw has no first process here, and its processes the role `Unknown`.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+use tapio_wire::event::{EntityId, Role};
+
+use super::scan::is_same_start;
+
+/// Containers remembered.
+const CONTAINERS_MAX: usize = 65_536;
+/// Processes of one container that are known to have entered it later.
+const SESSIONS_MAX: usize = 64;
+
+/// A program that replaced a process's image.
+#[derive(Clone, Copy, Debug)]
+pub struct Started<'a> {
+    pub pid: u32,
+    pub start_time_ns: u64,
+    pub parent_pid: u32,
+    /// Its parent belongs to the same container.
+    pub parent_inside: bool,
+    pub comm: &'a str,
+    pub ns_pid: u32,
+    pub ns_level: u32,
+    /// It belongs to a pod.
+    pub in_pod: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct First {
+    pid: u32,
+    start_time_ns: u64,
+    ns_level: u32,
+    role: Role,
+    /// It only sets up namespaces, starts one process in them and waits for it: unshare(1).
+    is_launcher: bool,
+    has_ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Container {
+    first: Option<First>,
+    sessions: Vec<u32>,
+    /// Its beginning was seen, so that the first process that comes is its first.
+    is_new: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Roles {
+    containers: HashMap<EntityId, Container, RandomState>,
+}
+
+/// Programs of pods' sandboxes: Kubernetes' pause, and CRI-O's, which calls it pod.
+fn is_sandbox(comm: &str) -> bool {
+    matches!(comm, "pause" | "pod")
+}
+
+/// Programs of runtimes that prepare a container from inside: runc's second stage is called `runc:[2:INIT]`.
+fn is_runtime_stage(comm: &str) -> bool {
+    comm.starts_with("runc:[") || matches!(comm, "runc" | "crun" | "youki" | "exe")
+}
+
+impl Roles {
+    /// A container's cgroup was made. One of the same name that has ended begins anew.
+    pub fn made(&mut self, container: EntityId) {
+        if self.containers.len() >= CONTAINERS_MAX {
+            self.containers.retain(|_, known| known.first.is_none_or(|first| !first.has_ended));
+        }
+        if self.containers.len() >= CONTAINERS_MAX {
+            return;
+        }
+        let known = self.containers.entry(container).or_default();
+        if known.first.is_none_or(|first| first.has_ended) {
+            *known = Container { is_new: true, ..Container::default() };
+        }
+    }
+
+    /// A container's cgroup is gone. Its last events may still be on their way: what is known of it stays until there is no room.
+    pub fn removed(&mut self, container: EntityId) {
+        if let Some(first) = self.containers.get_mut(&container).and_then(|known| known.first.as_mut()) {
+            first.has_ended = true;
+        }
+    }
+
+    /// What a scan found: `first` came from outside and is the oldest that did, `sessions` came later.
+    pub fn scanned(&mut self, container: EntityId, first: Started<'_>, sessions: impl Iterator<Item = u32>) {
+        if self.containers.len() >= CONTAINERS_MAX {
+            return;
+        }
+        let known = self.containers.entry(container).or_default();
+        if known.first.is_none() {
+            known.first = Some(first_of(&first));
+            known.sessions.extend(sessions.take(SESSIONS_MAX));
+        }
+    }
+
+    /// Whether nothing is known of a container yet.
+    pub fn is_unknown(&self, container: EntityId) -> bool {
+        self.containers.get(&container).is_none_or(|known| known.first.is_none() && !known.is_new)
+    }
+
+    /// A process of a container replaced its image; tells its role.
+    pub fn exec(&mut self, container: EntityId, started: Started<'_>) -> Role {
+        let Some(known) = self.containers.get_mut(&container) else {
+            return Role::Unknown;
+        };
+        match &mut known.first {
+            None if !known.is_new => Role::Unknown,
+            None if is_runtime_stage(started.comm) => Role::Runtime,
+            None if started.parent_inside => Role::Unknown,
+            None => {
+                let first = first_of(&started);
+                known.first = Some(first);
+                first.role
+            }
+            Some(first) if first.pid == started.pid => {
+                first.is_launcher = is_launcher(&started);
+                first.role
+            }
+            Some(first) if first.is_launcher && started.parent_pid == first.pid && started.ns_pid == 1 => {
+                *first = First { is_launcher: false, ..first_of(&started) };
+                first.role
+            }
+            Some(_) if !started.parent_inside || known.sessions.contains(&started.parent_pid) => {
+                if is_runtime_stage(started.comm) {
+                    return Role::Runtime;
+                }
+                if !known.sessions.contains(&started.pid) {
+                    if known.sessions.len() == SESSIONS_MAX {
+                        known.sessions.remove(0);
+                    }
+                    known.sessions.push(started.pid);
+                }
+                Role::Session
+            }
+            Some(_) => Role::Member,
+        }
+    }
+
+    /// The role of a process of a container. `parent_pid` is 0 where it is not known.
+    pub fn of(&self, container: EntityId, pid: u32, parent_pid: u32, comm: &str) -> Role {
+        let Some(known) = self.containers.get(&container) else {
+            return Role::Unknown;
+        };
+        match known.first {
+            _ if is_runtime_stage(comm) => Role::Runtime,
+            Some(first) if first.pid == pid => first.role,
+            _ if known.sessions.contains(&pid) || parent_pid != 0 && known.sessions.contains(&parent_pid) => {
+                Role::Session
+            }
+            Some(_) => Role::Member,
+            None => Role::Unknown,
+        }
+    }
+
+    /// A process of a container died; tells its role.
+    pub fn exit(&mut self, container: EntityId, pid: u32, start_time_ns: u64, parent_pid: u32, comm: &str) -> Role {
+        let role = self.of(container, pid, parent_pid, comm);
+        let Some(known) = self.containers.get_mut(&container) else {
+            return role;
+        };
+        known.sessions.retain(|&session| session != pid);
+        match &mut known.first {
+            // Times differ where the process id was taken again by another process since.
+            Some(first) if first.pid == pid && is_same_start(first.start_time_ns, start_time_ns) => {
+                first.has_ended = true;
+                role
+            }
+            Some(first) if first.pid == pid => Role::Member,
+            _ => role,
+        }
+    }
+}
+
+fn is_launcher(started: &Started<'_>) -> bool {
+    started.ns_level == 0 && started.comm == "unshare"
+}
+
+fn first_of(started: &Started<'_>) -> First {
+    let role = if started.in_pod && is_sandbox(started.comm) { Role::Sandbox } else { Role::First };
+    First {
+        pid: started.pid,
+        start_time_ns: started.start_time_ns,
+        ns_level: started.ns_level,
+        role,
+        is_launcher: is_launcher(started),
+        has_ended: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOX: EntityId = 7;
+
+    fn started(pid: u32, parent_pid: u32, parent_inside: bool, comm: &str) -> Started<'_> {
+        let start_time_ns = u64::from(pid) * 1000;
+        Started { pid, start_time_ns, parent_pid, parent_inside, comm, ns_pid: 9, ns_level: 1, in_pod: true }
+    }
+
+    fn running() -> Roles {
+        let mut roles = Roles::default();
+        roles.made(BOX);
+        assert_eq!(roles.exec(BOX, started(9, 1, false, "runc:[2:INIT]")), Role::Runtime);
+        assert_eq!(roles.exec(BOX, started(10, 1, false, "sh")), Role::First);
+        roles
+    }
+
+    #[test]
+    fn the_first_process_is_what_the_runtime_started_whatever_its_id_in_a_namespace() {
+        let mut roles = running();
+        assert_eq!(roles.exec(BOX, started(11, 10, true, "app")), Role::Member);
+        let inner = Started { ns_pid: 1, ns_level: 2, ..started(12, 11, true, "bwrap") };
+        assert_eq!(roles.exec(BOX, inner), Role::Member, "the init of an inner namespace");
+        assert_eq!(roles.exec(BOX, started(10, 1, false, "server")), Role::First, "it replaced its image");
+        assert_eq!(roles.of(BOX, 99, 10, "worker"), Role::Member, "forked and never replaced");
+        assert_eq!(roles.exit(BOX, 10, 10_000, 1, "server"), Role::First);
+    }
+
+    #[test]
+    fn what_enters_later_is_a_session_and_so_are_its_children() {
+        let mut roles = running();
+        assert_eq!(roles.exec(BOX, started(20, 3, false, "runc:[2:INIT]")), Role::Runtime);
+        assert_eq!(roles.exec(BOX, started(20, 3, false, "bash")), Role::Session);
+        assert_eq!(roles.exec(BOX, started(21, 20, true, "stress")), Role::Session);
+        assert_eq!(roles.of(BOX, 22, 21, "stress"), Role::Session);
+        assert_eq!(roles.exit(BOX, 20, 20_000, 3, "bash"), Role::Session);
+        assert_eq!(roles.of(BOX, 10, 1, "sh"), Role::First, "it did not take the first one's place");
+    }
+
+    #[test]
+    fn a_launcher_hands_over_to_the_init_that_it_starts() {
+        let mut roles = Roles::default();
+        roles.made(BOX);
+        assert_eq!(roles.exec(BOX, Started { ns_level: 0, ..started(10, 1, false, "unshare") }), Role::First);
+        let init = Started { ns_pid: 1, ..started(11, 10, true, "eater") };
+        assert_eq!(roles.exec(BOX, init), Role::First);
+        assert_eq!(roles.of(BOX, 10, 1, "unshare"), Role::Member);
+    }
+
+    #[test]
+    fn a_sandbox_is_no_container_of_its_pod_and_a_container_that_ended_begins_anew() {
+        let mut roles = Roles::default();
+        roles.made(BOX);
+        assert_eq!(roles.exec(BOX, started(10, 1, false, "pause")), Role::Sandbox);
+        assert_eq!(roles.exit(BOX, 10, 10_000, 1, "pause"), Role::Sandbox);
+        assert_eq!(roles.exec(BOX, started(30, 1, false, "bash")), Role::Session, "the first one has ended");
+        roles.made(BOX);
+        assert_eq!(roles.exec(BOX, started(31, 1, false, "app")), Role::First);
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_container_whose_beginning_nobody_saw() {
+        let mut roles = Roles::default();
+        assert_eq!(roles.exec(BOX, started(10, 1, false, "app")), Role::Unknown);
+        roles.scanned(BOX, started(10, 1, false, "app"), [12].into_iter());
+        assert_eq!((roles.of(BOX, 10, 1, "app"), roles.of(BOX, 12, 1, "sh")), (Role::First, Role::Session));
+        assert_eq!(roles.exit(BOX, 10, 1_000_000_000, 1, "other"), Role::Member, "the id was taken again");
+    }
+}
