@@ -112,12 +112,14 @@ fn a_readiness_probe_or_a_deleted_pod_is_no_liveness_kill() {
 
 #[test]
 fn throttling_behind_a_failed_probe_is_told_and_a_little_of_it_is_not() {
-    for (throttled, expected) in [(200, "throttled-into-probe-failure"), (3, "liveness-probe-kill")] {
+    for (throttled, expected) in [(400, "throttled-into-probe-failure"), (30, "liveness-probe-kill")] {
         let mut node = Node::new("n1");
         let web = web(&mut node);
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
         node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
-        node.observation(100 * SECOND + MS, web, throttled, 3);
+        // Long ago it was throttled for hours: a lifetime is no evidence.
+        node.observation(100 * SECOND + MS, web, 1_000_000, 3);
+        node.throttling(100 * SECOND + MS, web, throttled);
         stop(&mut node, web, 100 * SECOND);
         assert_eq!(patterns_of(&node), [expected]);
     }

@@ -43,7 +43,8 @@ fn failing_unit(times: u64) -> Node {
     let entity = node.unit("db.service");
     for time in 0..times {
         let at = (100 + 10 * time) * SECOND;
-        let process = Process { entity, pid: 100 + time as u32, ns_pid: 1, ns_level: 0, comm: "db" };
+        let process =
+            Process { entity, pid: 100 + time as u32, ns_pid: 1, ..Process::of_node(entity, 100 + time as u32, "db") };
         node.exit(at, process, 1 << 8);
         node.unit_state(at + MS, entity, "db.service", "auto-restart", "exit-code");
         node.lethal(at + 2 * MS);

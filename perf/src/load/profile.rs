@@ -249,7 +249,15 @@ fn cgroup(header: Header, name: &ContainerName) -> Cgroup {
     let text = format!("/{}", name.path());
     let mut path = [0; CGROUP_PATH_BYTES];
     path[..text.len()].copy_from_slice(text.as_bytes());
-    Cgroup { header, hierarchy: 0, level: CONTAINER_LEVEL, path_bytes: text.len() as u32, pad: 0, creator_cgroup_id: 0, path }
+    Cgroup {
+        header,
+        hierarchy: 0,
+        level: CONTAINER_LEVEL,
+        path_bytes: text.len() as u32,
+        pad: 0,
+        creator_cgroup_id: 0,
+        path,
+    }
 }
 
 #[cfg(test)]

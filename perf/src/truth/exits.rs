@@ -12,7 +12,7 @@ const FAIL: &str = "sleep 0.2; exit 1";
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("segv-of-pid-1", "crash", |stage| stage.inject(Fault::Segv), &["crashed"]),
-    Scenario { says: &["abort"], ..Scenario::new("abort-as-pid-1", "crash", abort, &["crashed"]) },
+    Scenario { says: &["abort"], ..Scenario::new("abort-as-pid-1", "crash", abort, &["aborted-as-init"]) },
     Scenario {
         beside: &["crashed"],
         ..Scenario::new("child-aborts-init-exits-134", "a child's crash", child_abort, &["child-crash-exit"])
@@ -26,7 +26,7 @@ pub const ALL: &[Scenario] = &[
             "command-not-found",
             "start",
             |stage| script(stage, "sleep 0.2; exec /nonexistent/command"),
-            &["start-failed", "exited-with-error"],
+            &["start-failed", "command-not-found"],
         )
     },
     Scenario {
@@ -35,7 +35,7 @@ pub const ALL: &[Scenario] = &[
             "cpu-time-limit",
             "killed by the kernel",
             |stage| script(stage, "ulimit -t 1; while :; do :; done"),
-            &["kernel-limit-kill"],
+            &["cpu-limit-kill"],
         )
     },
     silent("pid-namespace-torn-down", |stage| script(stage, "sleep 30 & sleep 0.2; exit 0")),
@@ -62,7 +62,12 @@ pub const ALL: &[Scenario] = &[
 const fn silent(name: &'static str, cause: super::scenario::Cause) -> Scenario {
     Scenario {
         may_be_silent: true,
-        ..Scenario::new(name, "no death of the container", cause, &["stopped", "stopped-on-request"])
+        ..Scenario::new(
+            name,
+            "no death of the container",
+            cause,
+            &["stopped", "stopped-by-signal", "stopped-from-outside"],
+        )
     }
 }
 

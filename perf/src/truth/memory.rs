@@ -25,8 +25,8 @@ pub const ALL: &[Scenario] = &[
     child_oom("child-oom-init-exits-1", |stage| child_exits(stage, "exit 1")),
     child_oom("child-oom-init-exits-137", |stage| child_exits(stage, "exit $?")),
     Scenario::new("oom-shared-pid-namespace", "first process is not pid 1", shared_oom, &["memory-limit-kill"]),
-    Scenario { says: &["pod"], ..Scenario::new("pod-limit-full", ABOVE, pod_limit, &["ancestor-limit-kill"]) },
-    Scenario { says: &["burstable"], ..Scenario::new("qos-limit-full", ABOVE, qos_limit, &["ancestor-limit-kill"]) },
+    Scenario { says: &["pod"], ..Scenario::new("pod-limit-full", ABOVE, pod_limit, &["pod-limit-kill"]) },
+    Scenario { says: &["burstable"], ..Scenario::new("qos-limit-full", ABOVE, qos_limit, &["node-allocatable-kill"]) },
     Scenario {
         says: &["tmpfs", "shmem", "shared memory"],
         never: &["leak"],

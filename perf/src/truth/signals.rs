@@ -8,7 +8,7 @@ use crate::clock::pause;
 use crate::error::Error;
 use crate::inject::Fault;
 
-const STOPPED: &[&str] = &["stopped", "stopped-on-request"];
+const STOPPED: &[&str] = &["stopped", "stopped-by-signal"];
 const ENDING: &str = "signals that end a process";
 const MASTER: &str = "a master kills its worker";
 const LEAD: Duration = Duration::from_millis(200);
@@ -73,7 +73,7 @@ const fn oom_daemon(name: &'static str, cause: super::scenario::Cause) -> Scenar
 }
 
 const fn master(name: &'static str, cause: super::scenario::Cause) -> Scenario {
-    Scenario { never: &["raised it itself"], ..Scenario::new(name, MASTER, cause, &["killed-by-own-master"]) }
+    Scenario { never: &["raised it itself"], ..Scenario::new(name, MASTER, cause, &["killed-by-own-process"]) }
 }
 
 /// The runtime sends a signal, and the container ends.

@@ -8,8 +8,9 @@ use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, N
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{
-    Backend, Body, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityId, EntityKind, Event,
-    Exit, KubeEvent, Lane, NO_NAME, NodeCondition, Observation, Oom, PodState, Rollout, Signal, Source, Tcp, UnitState,
+    Backend, Body, CgroupUse, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityId, EntityKind,
+    Event, Exit, KubeEvent, Lane, NO_NAME, NodeCondition, Observation, Oom, PodState, Role, Rollout, Signal, Source,
+    Tcp, UnitState,
 };
 use tapio_wire::frame::{Encoder, Frame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
@@ -43,23 +44,93 @@ pub struct Process {
     pub ns_pid: u32,
     pub ns_level: u32,
     pub comm: &'static str,
+    pub role: Role,
+    pub parent_pid: u32,
 }
 
 impl Process {
     pub fn of_node(entity: EntityId, pid: u32, comm: &'static str) -> Self {
-        Self { entity, pid, ns_pid: pid, ns_level: 0, comm }
+        Self { entity, pid, ns_pid: pid, ns_level: 0, comm, role: Role::Unknown, parent_pid: 1 }
     }
 
     pub fn init(entity: EntityId, pid: u32, comm: &'static str) -> Self {
-        Self { entity, pid, ns_pid: 1, ns_level: 1, comm }
+        Self { entity, pid, ns_pid: 1, ns_level: 1, comm, role: Role::Unknown, parent_pid: 1 }
     }
 
     pub fn child(entity: EntityId, pid: u32, comm: &'static str) -> Self {
-        Self { entity, pid, ns_pid: 7, ns_level: 1, comm }
+        Self { entity, pid, ns_pid: 7, ns_level: 1, comm, role: Role::Unknown, parent_pid: 1 }
     }
 }
 
+/// What the memory cgroup above a victim is, and whether who allocated is below it.
+#[derive(Clone, Copy)]
+pub struct FullLimit {
+    pub cgroup: &'static str,
+    pub height: u32,
+    pub limit_bytes: u64,
+    pub usage_bytes: u64,
+    pub allocator_inside: u8,
+}
+
 impl Node {
+    /// An OOM kill at a limit anywhere.
+    pub fn oom_at(&mut self, at: u64, process: Process, full: FullLimit) {
+        self.oom(at, process, full.limit_bytes, full.usage_bytes);
+        let cgroup = self.name(full.cgroup);
+        if let Some(Event { body: Detail::Oom(oom), .. }) = self.body.events.last_mut() {
+            oom.limit_cgroup = cgroup;
+            oom.limit_height = full.height;
+            oom.allocator_inside = full.allocator_inside;
+        }
+    }
+
+    /// What was read of a cgroup: `mib` of anonymous memory, page cache and shared memory.
+    pub fn cgroup_use(&mut self, at: u64, process: Process, limit_bytes: u64, mib: [u64; 3], full_mount: &str) {
+        let full_mount = if full_mount.is_empty() { NO_NAME } else { self.name(full_mount) };
+        let used = CgroupUse {
+            cgroup: NO_NAME,
+            limit_bytes,
+            usage_bytes: mib.iter().sum::<u64>() * MIB,
+            anon_bytes: mib[0] * MIB,
+            file_bytes: mib[1] * MIB,
+            shmem_bytes: mib[2] * MIB,
+            full_mount,
+            full_mount_bytes: MIB,
+            ..CgroupUse::default()
+        };
+        self.push(at, process.entity, process.pid, Detail::CgroupUse(Box::new(used)));
+    }
+
+    /// How often an entity was throttled, of 1000 periods in the last 100 s.
+    pub fn throttling(&mut self, at: u64, entity: EntityId, throttled: u64) {
+        let used = CgroupUse {
+            cgroup: NO_NAME,
+            full_mount: NO_NAME,
+            window_ns: 100 * SECOND,
+            periods: 1000,
+            throttled,
+            throttled_us: throttled * 100_000,
+            ..CgroupUse::default()
+        };
+        self.push(at, entity, 0, Detail::CgroupUse(Box::new(used)));
+    }
+
+    /// The kernel's SIGKILL for used up CPU time.
+    pub fn over_cpu_limit(&mut self, at: u64, target: Process) {
+        self.signal(at, target, SIGKILL, None);
+        if let Some(Event { body: Detail::Signal(signal), .. }) = self.body.events.last_mut() {
+            signal.over_cpu_limit = 1;
+        }
+    }
+
+    /// A signal that its target ignores.
+    pub fn ignored(&mut self, at: u64, target: Process, signal: u32, sender: Process) {
+        self.signal(at, target, signal, Some(sender));
+        if let Some(Event { body: Detail::Signal(signal), .. }) = self.body.events.last_mut() {
+            signal.result = 1;
+        }
+    }
+
     pub fn new(name: &str) -> Self {
         Self {
             node: NodeRef::named(name),
@@ -118,13 +189,13 @@ impl Node {
         let comm = self.name(process.comm);
         let exit = Exit {
             start_time_ns: SECOND,
-            parent_pid: 1,
+            parent_pid: process.parent_pid,
             ns_pid: process.ns_pid,
             ns_level: process.ns_level,
             status,
             comm,
             oom_score_adj: 0,
-            role: 0,
+            role: process.role as u8,
         };
         self.push(at, process.entity, process.pid, Detail::Exit(exit));
     }
@@ -148,7 +219,7 @@ impl Node {
             usage_bytes,
             limit_height: 0,
             oom_score_adj: 0,
-            role: 0,
+            role: process.role as u8,
             allocator_inside: 0,
         };
         self.push(at, process.entity, process.pid, Detail::Oom(Box::new(oom)));
@@ -170,7 +241,7 @@ impl Node {
             sender_entity: from.entity,
             from_kernel: sender.is_none(),
             result: 0,
-            role: 0,
+            role: target.role as u8,
             over_cpu_limit: 0,
         };
         self.push(at, target.entity, target.pid, Detail::Signal(Box::new(detail)));

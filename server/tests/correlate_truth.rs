@@ -1,0 +1,328 @@
+//! Deaths that are easily told wrong: each with what it must not be taken for.
+
+use tapio_wire::event::Role;
+use tapio_wire::service::Finding;
+
+use crate::correlate_node::{
+    FullLimit, MIB, MS, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM, findings_of, patterns_of,
+};
+
+const LIMIT: u64 = 64 * MIB;
+const SIGABRT: u32 = 6;
+const SIGBUS: u32 = 7;
+const SIGHUP: u32 = 1;
+const SIGUSR1: u32 = 10;
+
+fn first(entity: u64, pid: u32, comm: &'static str) -> Process {
+    // Its pid namespace is the node's, or its pod's.
+    Process { role: Role::First, ..Process::of_node(entity, pid, comm) }
+}
+
+fn member(entity: u64, pid: u32, comm: &'static str) -> Process {
+    Process { role: Role::Member, parent_pid: 100, ..Process::child(entity, pid, comm) }
+}
+
+fn runc(node: &mut Node) -> Process {
+    let host = node.host("/");
+    Process::of_node(host, 50, "runc")
+}
+
+fn only(node: &Node) -> Finding {
+    let mut found = findings_of(node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn a_container_that_ends_after_its_childs_oom_kill_ended_of_it_whatever_its_code() {
+    for status in [0, 1 << 8, 137 << 8, SIGTERM] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let (init, eater) = (first(web, 100, "sh"), member(web, 107, "eater"));
+        node.oom(100 * SECOND, eater, LIMIT, LIMIT);
+        node.signal(100 * SECOND, eater, SIGKILL, None);
+        node.exit(100 * SECOND + MS, eater, SIGKILL);
+        node.lethal(100 * SECOND + MS);
+        node.exit(101 * SECOND, init, status);
+        node.lethal(102 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, "child-oom-exit", "{status}");
+        assert!(found.title.contains("eater") && found.confidence >= 0.9, "{}", found.title);
+    }
+}
+
+#[test]
+fn a_container_that_is_stopped_after_a_childs_oom_kill_or_ends_much_later_did_not_end_of_it() {
+    for (after_s, is_stopped, expected) in [(2, true, "stopped"), (20, false, "exited-with-error")] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let (init, eater) = (first(web, 100, "sh"), member(web, 107, "eater"));
+        node.oom(100 * SECOND, eater, LIMIT, LIMIT);
+        node.exit(100 * SECOND + MS, eater, SIGKILL);
+        let end = (100 + after_s) * SECOND;
+        if is_stopped {
+            let runc = runc(&mut node);
+            node.signal(end - MS, init, SIGTERM, Some(runc));
+        }
+        node.exit(end, init, 143 << 8);
+        node.lethal(end + SECOND);
+        let found = findings_of(&node);
+        let of_init = found.iter().find(|finding| finding.death.as_ref().is_some_and(|death| death.pid == 100));
+        assert_eq!(of_init.expect("the container's death").pattern, expected);
+    }
+}
+
+#[test]
+fn a_session_that_is_killed_for_memory_is_no_cause_of_the_containers_end() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let shell = Process { role: Role::Session, ..Process::child(web, 300, "bash") };
+    node.oom(100 * SECOND, shell, LIMIT, LIMIT);
+    node.exit(100 * SECOND + MS, shell, SIGKILL);
+    node.exit(103 * SECOND, first(web, 100, "app"), 3 << 8);
+    node.lethal(104 * SECOND);
+    let found = findings_of(&node);
+    assert!(found.iter().all(|finding| finding.pattern != "child-oom-exit"), "{found:#?}");
+}
+
+#[test]
+fn the_first_process_is_the_one_that_the_runtime_started_in_any_pid_namespace() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let app = first(web, 100, "app");
+    node.oom(100 * SECOND, app, LIMIT, LIMIT);
+    node.exit(100 * SECOND + MS, app, SIGKILL);
+    // The init of an inner namespace dies again and again: bubblewrap, a browser's sandbox.
+    for pid in 200..206 {
+        let inner = Process { role: Role::Member, ..Process::init(web, pid, "bwrap") };
+        node.exit(110 * SECOND + u64::from(pid), inner, 1 << 8);
+    }
+    node.lethal(120 * SECOND);
+    assert_eq!(patterns_of(&node), ["memory-limit-kill"]);
+}
+
+#[test]
+fn a_sandbox_and_what_the_runtime_does_in_a_container_are_no_deaths_of_it() {
+    let mut node = Node::new("n1");
+    let runc = runc(&mut node);
+    let pause = node.container_of("pod1", "pause", "pause");
+    let sandbox = Process { role: Role::Sandbox, ..Process::init(pause, 90, "pause") };
+    node.signal(100 * SECOND, sandbox, SIGTERM, Some(runc));
+    node.exit(100 * SECOND + MS, sandbox, SIGTERM);
+    let web = node.container_of("pod1", "web", "web");
+    let stage = Process { role: Role::Runtime, ..Process::init(web, 95, "runc:[2:INIT]") };
+    node.exit(101 * SECOND, stage, 1 << 8);
+    node.lethal(102 * SECOND);
+    assert_eq!(patterns_of(&node), [""; 0]);
+}
+
+#[test]
+fn whose_limit_was_full_is_told_and_it_is_not_the_victims() {
+    const POD: &str = "/kubepods/burstable/pod8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
+    for (cgroup, height, pattern, words) in [
+        ("/web", 0, "memory-limit-kill", "its memory limit"),
+        (POD, 1, "pod-limit-kill", "its pod reached the pod's memory limit"),
+        ("/kubepods/burstable", 2, "node-allocatable-kill", "all burstable pods of the node"),
+        ("/kubepods.slice", 3, "node-allocatable-kill", "all pods of the node"),
+        ("/system.slice", 1, "slice-limit-kill", "the slice system.slice"),
+    ] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        let full = FullLimit { cgroup, height, limit_bytes: LIMIT, usage_bytes: LIMIT, allocator_inside: 1 };
+        node.oom_at(100 * SECOND, app, full);
+        node.exit(100 * SECOND + MS, app, SIGKILL);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, pattern, "{cgroup}");
+        let title = found.title.replace("exceeded", "reached");
+        assert!(title.contains(words), "{title}");
+    }
+}
+
+#[test]
+fn a_limit_that_is_merely_near_does_not_explain_a_shortage_elsewhere() {
+    for (usage_bytes, expected) in [(LIMIT, "node-memory-exhausted"), (LIMIT + 2 * MIB, "memory-limit-kill")] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        // The allocator is outside: a shortage of the node, or a limit that was lowered under its use.
+        let full = FullLimit { cgroup: "/web", height: 0, limit_bytes: LIMIT, usage_bytes, allocator_inside: 2 };
+        node.oom_at(100 * SECOND, app, full);
+        node.exit(100 * SECOND + MS, app, SIGKILL);
+        node.lethal(101 * SECOND);
+        assert_eq!(only(&node).pattern, expected);
+    }
+}
+
+#[test]
+fn what_filled_a_limit_decides_the_advice() {
+    for (mib, words, others) in [
+        ([55, 2, 1], "leak", ["tmpfs", "age cache filled"]),
+        ([8, 0, 50], "tmpfs", ["leak", "age cache filled"]),
+        ([8, 50, 0], "age cache filled", ["leak", "tmpfs"]),
+    ] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        node.oom(100 * SECOND, app, LIMIT, LIMIT);
+        node.cgroup_use(100 * SECOND + MS, app, LIMIT, mib, "");
+        node.exit(100 * SECOND + 2 * MS, app, SIGKILL);
+        node.lethal(101 * SECOND);
+        let advice = only(&node).advice.join("\n");
+        assert!(advice.contains(words), "{advice}");
+        assert!(others.iter().all(|other| !advice.contains(other)), "{advice}");
+    }
+}
+
+#[test]
+fn abort_in_the_first_process_is_told_as_such_and_a_fault_as_a_fault() {
+    for (aborts, expected) in [(true, "aborted-as-init"), (false, "crashed")] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = Process { role: Role::First, ..Process::init(web, 100, "app") };
+        if aborts {
+            node.ignored(100 * SECOND, app, SIGABRT, app);
+        }
+        node.signal(100 * SECOND + MS, app, SIGSEGV, None);
+        node.exit(100 * SECOND + 2 * MS, app, SIGSEGV);
+        node.lethal(101 * SECOND);
+        assert_eq!(only(&node).pattern, expected);
+    }
+}
+
+#[test]
+fn a_bus_error_names_the_mount_that_is_full() {
+    for (mount, expected) in [("/dev/shm", "bus-error-full"), ("", "crashed")] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        node.signal(100 * SECOND, app, SIGBUS, None);
+        node.cgroup_use(100 * SECOND + MS, app, LIMIT, [1, 1, 1], mount);
+        node.exit(100 * SECOND + 2 * MS, app, SIGBUS);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, expected);
+        assert!(found.title.contains(mount), "{}", found.title);
+    }
+}
+
+#[test]
+fn a_daemon_that_does_its_duty_is_no_intruder_and_one_that_bears_its_name_elsewhere_is() {
+    for (unit, expected) in [("systemd-oomd.service", "oom-daemon-kill"), ("backup.service", "killed-from-outside")] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        let unit = node.unit(unit);
+        node.signal(100 * SECOND, app, SIGKILL, Some(Process::of_node(unit, 60, "systemd-oomd")));
+        node.exit(100 * SECOND + MS, app, SIGKILL);
+        node.lethal(101 * SECOND);
+        assert_eq!(only(&node).pattern, expected);
+    }
+}
+
+#[test]
+fn a_master_that_kills_its_worker_is_told_and_the_worker_raised_nothing_itself() {
+    for signal in [SIGABRT, SIGKILL] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let (master, worker) = (first(web, 100, "gunicorn"), member(web, 107, "worker"));
+        node.signal(100 * SECOND, worker, signal, Some(master));
+        node.exit(100 * SECOND + MS, worker, signal);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, "killed-by-own-process");
+        assert!(found.summary.contains("gunicorn"), "{}", found.summary);
+    }
+}
+
+#[test]
+fn a_childs_crash_that_its_parent_passes_on_is_the_cause() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let (init, worker) = (first(web, 100, "sh"), member(web, 107, "app"));
+    node.signal(100 * SECOND, worker, SIGSEGV, None);
+    node.exit(100 * SECOND + MS, worker, SIGSEGV);
+    node.exit(100 * SECOND + 5 * MS, init, 139 << 8);
+    node.lethal(101 * SECOND);
+    let found = findings_of(&node);
+    let of_init = found.iter().find(|finding| finding.death.as_ref().is_some_and(|death| death.pid == 100));
+    assert_eq!(of_init.expect("the container's death").pattern, "child-crash-exit");
+}
+
+#[test]
+fn any_signal_of_the_runtime_that_ends_a_container_stopped_it() {
+    for (signal, status, expected) in [
+        (SIGHUP, 129 << 8, "stopped-by-signal"),
+        (36, 36, "stopped-by-signal"),
+        (SIGTERM, 0, "stopped"),
+        (SIGHUP, 5 << 8, "exited-with-error"),
+    ] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        let runc = runc(&mut node);
+        node.signal(100 * SECOND, app, signal, Some(runc));
+        node.exit(100 * SECOND + MS, app, status);
+        node.lethal(101 * SECOND);
+        assert_eq!(only(&node).pattern, expected, "{signal}");
+    }
+}
+
+#[test]
+fn a_stop_signal_of_the_image_that_is_ignored_is_told() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let app = first(web, 100, "app");
+    let runc = runc(&mut node);
+    node.ignored(100 * SECOND, app, SIGUSR1, runc);
+    node.signal(110 * SECOND, app, SIGKILL, Some(runc));
+    node.exit(110 * SECOND + MS, app, SIGKILL);
+    node.lethal(111 * SECOND);
+    let found = only(&node);
+    assert_eq!(found.pattern, "ignored-stopsignal");
+    assert!(found.title.contains("SIGUSR1"), "{}", found.title);
+}
+
+#[test]
+fn a_stop_from_outside_that_is_obeyed_is_told() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let session = node.unit("session-3.scope");
+    let app = first(web, 100, "app");
+    node.signal(100 * SECOND, app, SIGTERM, Some(Process::of_node(session, 55, "bash")));
+    node.exit(101 * SECOND, app, 0);
+    node.lethal(102 * SECOND);
+    assert_eq!(only(&node).pattern, "stopped-from-outside");
+}
+
+#[test]
+fn the_kernels_own_kill_is_told_by_its_mechanism_or_as_possible() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let app = first(web, 100, "app");
+    node.over_cpu_limit(100 * SECOND, app);
+    node.exit(100 * SECOND + MS, app, SIGKILL);
+    node.lethal(101 * SECOND);
+    assert_eq!(only(&node).pattern, "cpu-limit-kill");
+
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let app = first(web, 100, "app");
+    node.signal(100 * SECOND, app, SIGKILL, None);
+    node.exit(100 * SECOND + MS, app, SIGKILL);
+    node.lethal(101 * SECOND);
+    let found = only(&node);
+    assert_eq!(found.pattern, "killed-by-kernel");
+    assert!(found.confidence < 0.8, "{}", found.confidence);
+}
+
+#[test]
+fn what_a_shell_could_not_find_is_told_as_such() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    node.exit(2 * SECOND, first(web, 100, "sh"), 127 << 8);
+    node.lethal(3 * SECOND);
+    let found = only(&node);
+    assert_eq!(found.pattern, "command-not-found");
+}
