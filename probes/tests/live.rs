@@ -128,7 +128,7 @@ fn a_kill_from_outside_names_its_sender() {
     assert_eq!(signal.ns_pid, pid);
     assert_eq!(text(&signal.comm), "victim");
     assert_eq!(text(&signal.sender_comm), "sh");
-    assert_eq!(signal.pad, [0; 6]);
+    assert_eq!(signal.pad, [0; 5]);
 
     let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, SIGKILL);
@@ -205,7 +205,7 @@ fn run_out_of_memory(number: u32, of_pod: bool) {
     assert!(oom.total_vm_bytes > oom.anon_rss_bytes && oom.total_vm_bytes < 512 * MIB, "{oom:?}");
     assert!(oom.total_vm_bytes.is_multiple_of(4096));
     assert!(oom.file_rss_bytes < 8 * MIB && oom.shmem_rss_bytes < MIB, "{oom:?}");
-    assert_eq!(oom.pad, [0; 2]);
+    assert_eq!((oom.pad, oom.pad2), (0, 0));
 
     let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
     assert_eq!((signal.signal, signal.from_kernel), (SIGKILL, 1));

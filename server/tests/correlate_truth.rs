@@ -326,3 +326,33 @@ fn what_a_shell_could_not_find_is_told_as_such() {
     let found = only(&node);
     assert_eq!(found.pattern, "command-not-found");
 }
+
+#[test]
+fn a_namespace_whose_init_ended_takes_what_was_in_it_along() {
+    let mut node = Node::new("n1");
+    let pause = node.container_of("pod1", "pause", "pause");
+    let web = node.container_of("pod1", "web", "web");
+    let init = Process { role: Role::Sandbox, ..Process::init(pause, 90, "pause") };
+    let app = first(web, 100, "app");
+    node.exit(100 * SECOND, init, 0);
+    node.signal(100 * SECOND + MS, app, SIGKILL, None);
+    node.sent_while_running(90);
+    node.exit(100 * SECOND + 2 * MS, app, SIGKILL);
+    node.lethal(101 * SECOND);
+    assert_eq!(only(&node).pattern, "pid-namespace-ended");
+}
+
+#[test]
+fn the_deaths_of_a_pod_without_a_workload_are_one_finding_with_a_count() {
+    let mut node = Node::new("n1");
+    for restart in 0..4u32 {
+        let web = node.container_of("pod1", ["c1", "c2", "c3", "c4"][restart as usize], "web");
+        let app = first(web, 100 + restart, "app");
+        let at = (100 + 60 * u64::from(restart)) * SECOND;
+        node.oom(at, app, LIMIT, LIMIT);
+        node.exit(at + MS, app, SIGKILL);
+        node.lethal(at + SECOND);
+    }
+    let found = only(&node);
+    assert_eq!((&*found.pattern, found.count), ("memory-limit-kill", 4));
+}

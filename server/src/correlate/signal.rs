@@ -534,9 +534,14 @@ impl Signal {
         }
         match self.role() {
             Role::First => true,
-            Role::Unknown => ns.pid == 1 && ns.level > 0,
+            Role::Unknown => self.is_namespace_init(),
             Role::Member | Role::Session | Role::Sandbox | Role::Runtime => false,
         }
+    }
+
+    /// Whether the process is the init of a pid namespace other than the node's.
+    pub fn is_namespace_init(&self) -> bool {
+        self.ns().is_some_and(|ns| ns.pid == 1 && ns.level > 0)
     }
 
     /// The part that the process has in its container.

@@ -144,6 +144,8 @@ fields! {
     RssBytes => "rss_bytes", Bytes, OOM;
     /// first, member, session, sandbox, runtime or unknown: the part that the process has in its container.
     ProcessRole => "process_role", Text, PROCESS;
+    /// The first process of a pid namespace of its own: with it the namespace ends.
+    NamespaceInit => "namespace_init", Flag, PROCESS;
     LimitCgroup => "limit_cgroup", Text, &[SignalKind::Oom, SignalKind::CgroupUse];
     /// own, pod, qos, allocatable, slice, unit or other: whose limit it is.
     LimitLevel => "limit_level", Text, OOM;
@@ -359,6 +361,7 @@ impl Field {
             (Self::ParentPid, Detail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
             (Self::ParentPid, Detail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
             (Self::OverCpuLimit, Detail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
+            (Self::NamespaceInit, _) => Value::Flag(signal.is_namespace_init()),
             (Self::ProcessRole, _) => Value::Text(role_name(signal.role())),
             (Self::AllocatorComm, Detail::Oom(oom)) => Value::Text(&oom.allocator_comm),
             (Self::AllocatorPid, Detail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),

@@ -123,6 +123,13 @@ impl Node {
         }
     }
 
+    /// Of the signal pushed last: who was running when the kernel sent it.
+    pub fn sent_while_running(&mut self, pid: u32) {
+        if let Some(Event { body: Detail::Signal(signal), .. }) = self.body.events.last_mut() {
+            signal.sender_pid = pid;
+        }
+    }
+
     /// A signal that its target ignores.
     pub fn ignored(&mut self, at: u64, target: Process, signal: u32, sender: Process) {
         self.signal(at, target, signal, Some(sender));
