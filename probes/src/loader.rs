@@ -89,6 +89,14 @@ impl Default for LoadConfig {
     }
 }
 
+/// Whether the memory controller belongs to a version 1 hierarchy: cgroups(7), `/proc/cgroups` has the hierarchy's number, 0 for
+/// version 2.
+fn memory_is_version_1() -> bool {
+    let text = std::fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    let hierarchy = text.lines().find_map(|line| line.strip_prefix("memory")?.split_whitespace().next()?.parse().ok());
+    hierarchy.is_some_and(|number: u32| number != 0)
+}
+
 /// Why no program can work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -207,6 +215,7 @@ impl Probes {
             .override_global("own_tgid", &own_tgid, true)
             .override_global("signal_mask", &config.signal_mask, true)
             .override_global("signal_mask_unhandled", &config.signal_mask_unhandled, true)
+            .override_global("memory_is_version_1", &u32::from(memory_is_version_1()), true)
             .override_global("lethal_kinds_off", &config.lethal_kinds_off, true)
             .override_global("errnos", &errno_words(&config.errnos), true)
             .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)

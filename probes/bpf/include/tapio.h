@@ -255,6 +255,8 @@ const volatile u32 own_tgid = 0;
 const volatile u64 signal_mask = 0;
 /* Signals that are frequent where they are handled: recorded only where they are not, or come from another cgroup. */
 const volatile u64 signal_mask_unhandled = 0;
+/* The memory controller is of version 1: its hierarchy may name a container that version 2's does not. */
+const volatile u32 memory_is_version_1 = 0;
 /* Kinds of the lethal lane that are not wanted, a bit each. */
 const volatile u64 lethal_kinds_off = 0;
 const volatile u64 page_bytes = 4096;

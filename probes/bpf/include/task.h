@@ -69,11 +69,30 @@ static __always_inline u64 below_version_2_root(u64 memory_cgroup_id)
 	return memory_cgroup_id > CGROUP_ROOT ? memory_cgroup_id | CGROUP_V1_MEMORY : CGROUP_ROOT;
 }
 
-/* Of a typed pointer, see current_task(). */
+#define CONTAINER_ID_DIGITS 64
+
+/* A container's cgroup has at least its id in its name. */
+static __always_inline bool names_container(const char *name)
+{
+	char bytes[CONTAINER_ID_DIGITS + 8];
+
+	return bpf_probe_read_kernel_str(bytes, sizeof(bytes), name) > CONTAINER_ID_DIGITS;
+}
+
+/*
+ * Of a typed pointer, see current_task(). Where version 2 only has the runtime's own unit and the version 1 memory hierarchy has
+ * the container, as with a cgroupfs driver on a hybrid host, it is the container: deeper, and called so.
+ */
 static __always_inline u64 typed_set_cgroup_id(struct css_set *set)
 {
 	u64 id = set->dfl_cgrp->kn->id;
 
+	if (memory_is_version_1 && id != CGROUP_ROOT) {
+		struct cgroup_subsys_state **slot = memory_slot(set);
+
+		if (slot && (*slot)->cgroup->level > set->dfl_cgrp->level && names_container((*slot)->cgroup->kn->name))
+			return (*slot)->cgroup->kn->id | CGROUP_V1_MEMORY;
+	}
 	if (id == CGROUP_ROOT) {
 		struct cgroup_subsys_state **slot = memory_slot(set);
 
@@ -88,13 +107,19 @@ static __always_inline u64 set_cgroup_id(struct css_set *set)
 	u64 id = BPF_CORE_READ(set, dfl_cgrp, kn, id);
 	struct cgroup_subsys_state *css = NULL, **slot = memory_slot(set);
 
-	if (id != CGROUP_ROOT || !slot)
+	if ((id != CGROUP_ROOT && !memory_is_version_1) || !slot)
 		return id;
 	bpf_probe_read_kernel(&css, sizeof(css), slot);
+	if (id != CGROUP_ROOT) {
+		if (css && BPF_CORE_READ(css, cgroup, level) > BPF_CORE_READ(set, dfl_cgrp, level) &&
+		    names_container(BPF_CORE_READ(css, cgroup, kn, name)))
+			return BPF_CORE_READ(css, cgroup, kn, id) | CGROUP_V1_MEMORY;
+		return id;
+	}
 	return below_version_2_root(css ? BPF_CORE_READ(css, cgroup, kn, id) : CGROUP_ROOT);
 }
 
-/* Version 2 identifies, unless the task is in its root: then the version 1 memory hierarchy may know more. */
+/* Version 2 identifies, unless the task is in its root or only version 1 names a container: then the version 1 memory hierarchy may know more. */
 static __always_inline u64 task_cgroup_id(struct task_struct *task)
 {
 	return set_cgroup_id(BPF_CORE_READ(task, cgroups));

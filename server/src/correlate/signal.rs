@@ -528,7 +528,9 @@ impl Signal {
     /// Whether the process leads its entity: a container lives and dies with what its runtime started in it; elsewhere every
     /// process counts. Where nobody saw the container begin, the init of a pid namespace is taken for it.
     pub fn is_lead(&self) -> bool {
-        let Some(ns) = self.ns() else { return false };
+        if self.ns().is_none() {
+            return false;
+        }
         if self.entity.kind != Some(EntityKind::Container) {
             return true;
         }
