@@ -583,6 +583,31 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_a_pods_container_made_is_the_pods_wherever_its_cgroup_is() {
+        let mut identity = Identity::new(Vec::new());
+        identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
+        let inner = "f".repeat(64);
+        let resolve = |identity: &mut Identity, id| {
+            let mut described = Vec::new();
+            identity.describe_again(id);
+            identity.resolve(id, Lane::Lethal, &mut described);
+            described[0].pod_uid.clone()
+        };
+        identity.learn(6, &format!("/docker/{inner}"));
+        identity.begun(6, 5);
+        assert_eq!(resolve(&mut identity, 6), UID);
+        identity.learn(7, &format!("/docker/{}", "e".repeat(64)));
+        identity.begun(7, 1);
+        assert_eq!(resolve(&mut identity, 7), "", "the node's own daemon made it");
+        // What the container makes below itself is no container that begins.
+        identity.learn(8, &format!("/docker/{inner}/init.scope"));
+        identity.begun(8, 5);
+        let origin = Origin { pid: 9, comm: "sh", ..Origin::default() };
+        let entity = identity.resolve(6, Lane::Lethal, &mut Vec::new());
+        assert_eq!(identity.role_of_exec(entity, 6, origin), Role::First);
+    }
+
+    #[test]
     fn a_removed_cgroup_is_remembered_and_an_unknown_one_gets_an_entity() {
         let mut identity = Identity::new(Vec::new());
         identity.learn(5, "/a.service");

@@ -64,7 +64,8 @@ fn copied(from: &Path, to: &Path) -> Copied {
 /// What the test is there to tell from: `TAPIO_TEST_PLAIN_CP=1` shows how often a plain copy is damaged.
 fn plain_cp(from: &Path, to: &Path) {
     std::fs::create_dir(to).expect("made");
-    let script = "cp --sparse=always --preserve=timestamps \"$0\"/*.segment \"$1\"";
+    // Retention may delete a segment meanwhile, which cp says and goes on: what counts is what is wrong with the copy.
+    let script = "cp --sparse=always --preserve=timestamps \"$0\"/*.segment \"$1\" 2> /dev/null; true";
     let status = Command::new("/bin/sh").args(["-c", script]).args([from, to]).status().expect("sh starts");
     assert!(status.success());
 }

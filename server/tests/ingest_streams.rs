@@ -155,7 +155,7 @@ async fn frames_are_archived_delivered_and_then_acknowledged() {
     let mut frames = Frames::new("node-1", 3);
     frames.events = 10;
     let (mut client, welcome) = server.stream("node-1", 3).await;
-    assert_eq!((welcome.durable_seq, welcome.credit_bytes, welcome.version), (0, CREDIT_BYTES, 1));
+    assert_eq!((welcome.durable_seq, welcome.credit_bytes, welcome.version), (0, CREDIT_BYTES, u32::from(VERSION)));
     for _ in 0..50 {
         client.frame(frames.next()).await;
     }
