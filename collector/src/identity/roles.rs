@@ -64,7 +64,7 @@ fn is_sandbox(comm: &str) -> bool {
 
 /// Programs of runtimes that prepare a container from inside: runc's second stage is called `runc:[2:INIT]`.
 fn is_runtime_stage(comm: &str) -> bool {
-    comm.starts_with("runc:[") || matches!(comm, "runc" | "crun" | "youki" | "exe")
+    comm.starts_with("runc:[") || matches!(comm, "runc" | "crun" | "youki")
 }
 
 impl Roles {
@@ -126,6 +126,13 @@ impl Roles {
             }
             Some(first) if first.is_launcher && started.parent_pid == first.pid && started.ns_pid == 1 => {
                 *first = First { is_launcher: false, ..first_of(&started) };
+                first.role
+            }
+            // A container does not outlive its first process: what ended was a stage of the runtime under another name. runc
+            // may be in the cgroup already when it replaces its own image by a copy of itself.
+            Some(first) if first.has_ended && !started.parent_inside && !is_runtime_stage(started.comm) => {
+                let first = first_of(&started);
+                *known = Container { first: Some(first), ..Container::default() };
                 first.role
             }
             Some(_) if !started.parent_inside || known.sessions.contains(&started.parent_pid) => {
@@ -226,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_of_the_runtime_under_another_name_gives_way_to_the_program() {
+        let mut roles = Roles::default();
+        roles.made(BOX);
+        assert_eq!(roles.exec(BOX, started(8, 1, false, "6")), Role::First, "runc's copy of itself");
+        assert_eq!(roles.exit(BOX, 8, 8000, 1, "6"), Role::First);
+        assert_eq!(roles.exec(BOX, started(10, 1, false, "app")), Role::First);
+        assert_eq!(roles.exec(BOX, started(20, 3, false, "bash")), Role::Session);
+        assert_eq!(roles.exit(BOX, 10, 10_000, 1, "app"), Role::First);
+    }
+
+    #[test]
     fn what_enters_later_is_a_session_and_so_are_its_children() {
         let mut roles = running();
         assert_eq!(roles.exec(BOX, started(20, 3, false, "runc:[2:INIT]")), Role::Runtime);
@@ -252,7 +270,6 @@ mod tests {
         roles.made(BOX);
         assert_eq!(roles.exec(BOX, started(10, 1, false, "pause")), Role::Sandbox);
         assert_eq!(roles.exit(BOX, 10, 10_000, 1, "pause"), Role::Sandbox);
-        assert_eq!(roles.exec(BOX, started(30, 1, false, "bash")), Role::Session, "the first one has ended");
         roles.made(BOX);
         assert_eq!(roles.exec(BOX, started(31, 1, false, "app")), Role::First);
     }
