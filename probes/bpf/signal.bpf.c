@@ -67,18 +67,6 @@ int signal_sent(u64 *ctx)
 
 	if (number - 1 > 63)
 		return 0;
-	if (!(signal_mask >> (number - 1) & 1)) {
-		if (!(signal_mask_unhandled >> (number - 1) & 1))
-			return 0;
-		/* By default a change of the window's size is no reason to end. */
-		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
-		    current_cgroup_id() == typed_set_cgroup_id(target->cgroups))
-			return 0;
-	}
-	pid = target->pid;
-	tgid = target->tgid;
-	if (tgid == own_tgid)
-		return 0;
 	if ((u64)info == SEND_SIG_NOINFO)
 		code = SI_USER;
 	else if ((u64)info == SEND_SIG_PRIV)
@@ -86,6 +74,18 @@ int signal_sent(u64 *ctx)
 	else
 		/* By a call: since it may be one of the two numbers above, newer kernels take the argument for no pointer. */
 		code = BPF_CORE_READ(info, si_code);
+	if (!(signal_mask >> (number - 1) & 1)) {
+		if (!(signal_mask_unhandled >> (number - 1) & 1))
+			return 0;
+		/* By default a change of the window's size is no reason to end. A timer's signal says nothing of who was running. */
+		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
+		    (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)))
+			return 0;
+	}
+	pid = target->pid;
+	tgid = target->tgid;
+	if (tgid == own_tgid)
+		return 0;
 
 	record = record_begin(KIND_SIGNAL, sizeof(*record));
 	if (!record)

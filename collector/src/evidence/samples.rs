@@ -76,7 +76,8 @@ impl Samples {
     pub fn difference(&self, now: Instant, path: &str, counters: Counters) -> Option<(Duration, Counters)> {
         let (since, earlier) = match self.of_cgroup.get(path).and_then(VecDeque::front) {
             Some(&(since, earlier)) => (since, earlier),
-            None if self.is_partial => return None,
+            // Only containers are sampled.
+            None if self.is_partial || !crate::identity::is_container(path) => return None,
             None => (self.looked?, Counters::default()),
         };
         Some((now.saturating_duration_since(since), counters.since(earlier)))
@@ -86,6 +87,8 @@ impl Samples {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NEW: &str = "/docker/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
     fn throttled(throttled: u64) -> Counters {
         Counters { throttled, ..Counters::default() }
@@ -101,7 +104,7 @@ mod tests {
         }
         let difference = samples.difference(at(155), "/a", throttled(510));
         assert_eq!(difference, Some((Duration::from_secs(95), throttled(10))));
-        let of_new = samples.difference(at(155), "/new", throttled(3));
+        let of_new = samples.difference(at(155), NEW, throttled(3));
         assert_eq!(of_new, Some((Duration::from_secs(5), throttled(3))), "it began after the last look");
     }
 
@@ -111,7 +114,7 @@ mod tests {
         let all = (0..CGROUPS_MAX + 5).map(|number| (format!("/{number}"), throttled(1)));
         samples.look(now, all);
         assert_eq!(samples.of_cgroup.len(), CGROUPS_MAX);
-        assert_eq!(samples.difference(now, "/no", throttled(1)), None, "it may have been left out");
+        assert_eq!(samples.difference(now, NEW, throttled(1)), None, "it may have been left out");
         samples.look(now, [("/1".to_owned(), throttled(1))].into_iter());
         assert_eq!(samples.of_cgroup.len(), 1);
     }

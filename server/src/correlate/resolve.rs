@@ -44,14 +44,15 @@ const RUNTIMES: [&str; 24] = [
 ];
 
 /// Units that run container runtimes, kubelet or the service manager: what they start is at its place there.
-const RUNTIME_UNITS: [&str; 16] = [
+const RUNTIME_UNITS: [&str; 17] = [
     "containerd.service",
     "docker.service",
     "crio.service",
     "cri-dockerd.service",
     "cri-docker.service",
     "kubelet.service",
-    "podman.service",
+    "podman*",
+    "snap.docker*",
     "k3s*",
     "rke2*",
     "k0s*",

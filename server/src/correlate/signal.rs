@@ -291,7 +291,7 @@ impl Oom {
         match self.allocator_inside {
             _ if self.limit_bytes == 0 => false,
             Some(false) => self.usage_bytes > self.limit_bytes,
-            _ => room <= (self.limit_bytes / 64).max(1 << 20),
+            _ => room <= (self.limit_bytes / 64).clamp(1 << 20, 16 << 20),
         }
     }
 }
