@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::kube_archive::Archive;
+use crate::kube_node::told::{findings, listed, named, print};
 use crate::kube_node::{
     LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::collector::Feed;
-use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary, http};
+use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
 
 struct Lab {
     archive: std::path::PathBuf,
@@ -32,28 +33,6 @@ impl Lab {
     }
 }
 
-/// What `tapioctl findings` lists.
-fn findings(server: &str) -> Vec<Value> {
-    let folder = bin_dir(None).expect("the programs' folder");
-    let tapioctl = binary("tapioctl", &folder).unwrap_or_else(|error| panic!("{error}"));
-    let arguments = ["--server", server, "findings", "-o", "json", "--limit", "500"];
-    let output = Command::new(&tapioctl).args(arguments).output().expect("tapioctl starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect()
-}
-
-/// Waits until one of a pattern is listed that is about a container, pod or workload of this name: names that came late
-/// included. Gives its JSON.
-fn listed(server: &str, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
-    await_that(&format!("a finding of {pattern}"), |seen| {
-        let all = findings(server);
-        *seen =
-            all.iter().map(|one| format!("\n{} {} {}", one["pattern"], one["entity"]["name"], one["title"])).collect();
-        all.into_iter().find(|one| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name))
-    })
-}
-
 /// Writes the Event that kubelet writes of every OOM kill that it finds in the kernel's log.
 fn tell_of_a_system_oom(victim: &str) {
     let node = setting("TAPIO_TEST_NODE");
@@ -66,20 +45,6 @@ fn tell_of_a_system_oom(victim: &str) {
         "message": format!("System OOM encountered, victim process: {victim}, pid: 1"),
     });
     kubectl_reading(&["create", "-f", "-"], &event.to_string()).expect("created");
-}
-
-/// Shows a finding as an operator sees it.
-fn print(server: &str, finding: &Value) {
-    let tapioctl = bin_dir(None).expect("the programs' folder").join("tapioctl");
-    let id = finding["id"].as_str().expect("an id");
-    let output = Command::new(tapioctl).args(["--server", server, "finding", id]).output().expect("tapioctl starts");
-    println!("{}", String::from_utf8_lossy(&output.stdout));
-}
-
-/// What the entity of a finding is called, part by part.
-fn named(finding: &Value) -> (String, String, String, String) {
-    let part = |key: &str| finding["entity"][key].as_str().unwrap_or_default().to_owned();
-    (part("namespace"), part("pod"), part("container"), part("workload"))
 }
 
 #[test]

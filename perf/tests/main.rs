@@ -18,6 +18,7 @@ mod kube_capabilities;
 mod kube_node;
 mod kube_production;
 mod kube_rollout;
+mod kube_truth;
 mod lab;
 mod monitoring;
 mod network_faults;

@@ -11,8 +11,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 KUBE=${TAPIO_KUBE:-/tmp/kube}
 BIN=$KUBE/bin
 ADDRESS=192.168.77.1
-# Beta, and on by default, one version later.
-FEATURES=--feature-gates=GenericEphemeralVolume=true
+# On by default in later versions: volumes that live with their pod, and the containers of kubectl debug.
+FEATURES=--feature-gates=GenericEphemeralVolume=true,EphemeralContainers=true
 mkdir -p "$KUBE"/{pki,log,etcd,containerd,run,cni,kubelet,manifests,volumes}
 
 IN="nsenter --net=/run/netns/kube"

@@ -5,6 +5,7 @@
 
 pub mod frames;
 pub mod installed;
+pub mod told;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -146,7 +147,7 @@ pub fn deployment(name: &str, container: Value) -> Value {
 }
 
 /// A process of a container, found by the cgroup that is named after it.
-fn process_of(container_id: &str) -> Option<u32> {
+pub fn process_of(container_id: &str) -> Option<u32> {
     for entry in std::fs::read_dir("/proc").expect("/proc is mounted").flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let cgroups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();

@@ -1,0 +1,229 @@
+//! On a real Kubernetes node: pods whose deaths are easily told wrong are told right, and nothing else is claimed of them.
+//!
+//! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tapio_perf::clock::wait_for;
+use tapio_perf::processes::collector::Feed;
+use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, http};
+
+use crate::kube_node::told::{findings, listed, print};
+use crate::kube_node::{
+    LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl, pod, process_of, setting,
+};
+
+/// From here on a finding is a claim.
+const CERTAIN: f64 = 0.8;
+/// Waits for a file that the test makes, then takes memory until it is killed.
+const EATS_ON_DEMAND: &str = "until [ -e /go ]; do busybox sleep 0.2; done; busybox tail /dev/zero";
+/// Takes 24 MiB and holds them.
+const HOLDS: &str = "x=$(busybox head -c 24000000 /dev/zero | busybox tr '\\0' a); busybox sleep 600";
+
+/// A pod or workload, the patterns that tell what befell it, and those that may be told beside.
+const EXPECTED: &[(&str, &[&str], &[&str])] = &[
+    ("shared-eater", &["memory-limit-kill"], &[]),
+    ("shared-looper", &["crash-loop"], &["exited-with-error"]),
+    ("limited", &["pod-limit-kill"], &[]),
+    ("debugged", &["memory-limit-kill"], &[]),
+    ("nope", &["start-failed"], &[]),
+    ("stuck", &["liveness-probe-kill"], &[]),
+    ("early", &["memory-limit-kill"], &[]),
+    ("calm", &[], &["stopped", "ignored-sigterm"]),
+    ("gone", &[], &["stopped"]),
+    ("eater", &["memory-limit-kill"], &[]),
+    ("front", &["bad-release"], &["stopped", "stopped-by-signal", "ignored-sigterm"]),
+];
+
+/// The memory cgroup of a process, `levels` above its own.
+fn memory_cgroup(pid: u32, levels: usize) -> PathBuf {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
+    let of_version_1 = text.lines().find_map(|line| line.split_once(":memory:")).map(|(_, path)| path);
+    let (root, path) = match of_version_1 {
+        Some(path) => ("/sys/fs/cgroup/memory", path),
+        None => ("/sys/fs/cgroup", text.lines().find_map(|line| line.strip_prefix("0::")).expect("a unified path")),
+    };
+    let own = PathBuf::from(format!("{root}{path}"));
+    own.ancestors().nth(levels).expect("a cgroup above").to_owned()
+}
+
+fn limit_memory(cgroup: &std::path::Path, bytes: u64) {
+    let file = ["memory.limit_in_bytes", "memory.max"].iter().map(|name| cgroup.join(name)).find(|file| file.exists());
+    let file = file.unwrap_or_else(|| panic!("{} limits no memory", cgroup.display()));
+    fs::write(&file, bytes.to_string()).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+}
+
+/// Lets a container that waits for it go on.
+fn go(pid: u32) {
+    fs::write(format!("/proc/{pid}/root/go"), "").expect("its root can be written");
+}
+
+/// The first process of one of a pod's containers, on this machine.
+fn process_in(namespace: &Namespace, pod: &str, statuses: &str, container: &str) -> u32 {
+    let path = format!("{{.status.{statuses}[?(@.name==\"{container}\")].containerID}}");
+    await_that(&format!("that {pod}/{container} runs"), |seen| {
+        let id = namespace.get(&format!("pod/{pod}"), &path);
+        seen.clone_from(&id);
+        id.rsplit('/').next().filter(|id| !id.is_empty()).and_then(process_of)
+    })
+}
+
+fn shared(mut pod: Value) -> Value {
+    pod["spec"]["shareProcessNamespace"] = json!(true);
+    pod
+}
+
+fn pods() -> Vec<Value> {
+    let mut probed = container("probed", "busybox sleep 600");
+    probed["livenessProbe"] =
+        json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let mut nope = container("nope", "");
+    nope["command"] = json!(["nope"]);
+    let mut limited = pod("limited", "Never", container("holder", HOLDS));
+    limited["spec"]["containers"].as_array_mut().expect("a list").push(container("victim", EATS_ON_DEMAND));
+    let mut early = pod("early", "Never", container("main", "busybox sleep 600"));
+    early["spec"]["initContainers"] = json!([eater("init")]);
+    let calm = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
+    vec![
+        shared(pod("shared-eater", "Never", eater("eater"))),
+        shared(pod("shared-looper", "Always", container("loop", "busybox sleep 0.5; exit 1"))),
+        limited,
+        pod("debugged", "Never", container("app", "busybox sleep 600")),
+        pod("nope", "Never", nope),
+        pod("stuck", "Always", probed),
+        early,
+        pod("calm", "Always", container("calm", calm)),
+        pod("gone", "Never", container("gone", calm)),
+        pod("eater", "Never", eater("eater")),
+    ]
+}
+
+/// A release whose first new pod crashes, while the others go on: the Deployment never lets two crash at a time.
+fn release(namespace: &Namespace) {
+    let calm = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
+    let mut front = deployment("front", container("web", calm));
+    front["spec"]["replicas"] = json!(2);
+    front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
+    namespace.apply(vec![front.clone()]);
+    await_that("the first release", |seen| {
+        seen.clone_from(&namespace.get("deployment/front", "{.status.readyReplicas}"));
+        (seen == "2").then_some(())
+    });
+    let mut bad = container("web", "busybox sleep 0.5; exit 1");
+    bad["image"] = json!(setting("TAPIO_TEST_IMAGE_NEXT"));
+    front["spec"]["template"]["spec"]["containers"] = json!([bad]);
+    namespace.apply(vec![front]);
+}
+
+/// `kubectl debug` puts a container into a running pod; it is killed for its memory.
+fn debug(namespace: &Namespace) {
+    namespace.wait_running("pod/debugged");
+    let image = format!("--image={}", setting("TAPIO_TEST_IMAGE"));
+    let target = ["-n", &namespace.0, "debug", "debugged", "-c", "debugger", "--target=app", "--attach=false", &image];
+    kubectl(&[&target[..], &["--", "/bin/sh", "-c", EATS_ON_DEMAND]].concat()).expect("a debug container");
+    let pid = process_in(namespace, "debugged", "ephemeralContainerStatuses", "debugger");
+    limit_memory(&memory_cgroup(pid, 0), 24 << 20);
+    go(pid);
+}
+
+/// What a certain finding claims of a pod that nobody expects; with the text of it.
+fn is_wrong(finding: &Value, namespace: &str) -> Option<String> {
+    let text = |key: &str| finding["entity"][key].as_str().unwrap_or_default();
+    let is_certain = finding["confidence"].as_f64().unwrap_or(0.0) >= CERTAIN && finding["possible"] == false;
+    if !is_certain || finding["withdrawn"] == true || text("namespace") != namespace {
+        return None;
+    }
+    let owner = text("workload").strip_prefix("Deployment/").unwrap_or(text("pod"));
+    let pattern = finding["pattern"].as_str().unwrap_or_default();
+    let expected = EXPECTED.iter().find(|(name, ..)| *name == owner);
+    let is_expected = expected.is_some_and(|(_, right, beside)| right.contains(&pattern) || beside.contains(&pattern));
+    let is_pause = finding["death"]["comm"] == "pause";
+    (!is_expected || is_pause).then(|| format!("{owner}: {pattern}: {}", finding["title"]))
+}
+
+#[test]
+fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
+    if !has_node("pods_whose_deaths_are_easily_told_wrong_are_told_right") {
+        return;
+    }
+    let node = setting("TAPIO_TEST_NODE");
+    let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    let options = CollectorOptions { node, server: server.address(), feed: Feed::Kube, ..CollectorOptions::default() };
+    let mut collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let address = server.address();
+    let is_leader = || {
+        let (_, text) = http::get(collector.port(), "/metrics")?;
+        Ok(text.contains("tapio_collector_kube_leader 1").then_some(()))
+    };
+    wait_for("the election", LIMIT, |_| is_leader()).unwrap_or_else(|error| panic!("{error}"));
+
+    let namespace = Namespace::make("truth");
+    let ns = &namespace.0;
+    namespace.apply(pods());
+    release(&namespace);
+    debug(&namespace);
+
+    // The pod's limit, as pod-level resources set it: this Kubernetes has none, so it is written where kubelet would.
+    let holder = process_in(&namespace, "limited", "containerStatuses", "holder");
+    let victim = process_in(&namespace, "limited", "containerStatuses", "victim");
+    limit_memory(&memory_cgroup(victim, 1), 56 << 20);
+    await_that("that the holder holds", |seen| {
+        let status = fs::read_to_string(format!("/proc/{holder}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default().trim().to_owned();
+        seen.clone_from(&line);
+        line.split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).filter(|&kib| kib > 20_000)
+    });
+    go(victim);
+
+    // A session that fails is no crash of its container.
+    namespace.wait_running("pod/calm");
+    for _ in 0..3 {
+        let failed = kubectl(&["-n", ns, "exec", "calm", "--", "/bin/sh", "-c", "exit 1"]);
+        assert!(failed.is_err(), "{failed:?}");
+    }
+    namespace.wait_running("pod/gone");
+    kubectl(&["-n", ns, "delete", "pod", "gone", "--wait=true"]).expect("deleted");
+
+    for (owner, right, _) in EXPECTED {
+        for pattern in *right {
+            let of_owner = |name: &str| {
+                let rest = name.rsplit_once(&format!("{ns}/")).map_or("", |(_, rest)| rest);
+                rest.strip_prefix(owner).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '-']))
+            };
+            print(&address, &listed(&address, pattern, of_owner));
+        }
+    }
+    // Which container of the pod, and whose memory.
+    let limited = listed(&address, "pod-limit-kill", |name| name == format!("{ns}/limited/victim"));
+    assert!(limited["summary"].as_str().is_some_and(|text| text.contains("holder")), "{limited}");
+    listed(&address, "memory-limit-kill", |name| name == format!("{ns}/debugged/debugger"));
+    listed(&address, "memory-limit-kill", |name| name == format!("{ns}/early/init"));
+    // A bare pod that is killed again and again is one finding.
+    await_that("one finding of three probe kills", |seen| {
+        let all = findings(&address);
+        let of_stuck = |one: &&Value| one["pattern"] == "liveness-probe-kill" && one["entity"]["pod"] == "stuck";
+        let found: Vec<_> = all.iter().filter(of_stuck).collect();
+        *seen = found.iter().map(|one| format!("{} {}\n", one["count"], one["title"])).collect();
+        assert!(found.len() <= 1, "{seen}");
+        found.first().filter(|one| one["count"].as_u64() >= Some(3)).map(|_| ())
+    });
+
+    // The question of the quick start.
+    let tapioctl = bin_dir(None).expect("the programs' folder").join("tapioctl");
+    let why = Command::new(&tapioctl).args(["--server", &address, "why", "pod/eater"]).output().expect("it starts");
+    let answer = String::from_utf8_lossy(&why.stdout);
+    println!("{answer}");
+    assert!(why.status.success() && answer.contains("exceeded its memory limit"), "{answer}");
+
+    kubectl(&["-n", ns, "delete", "pod", "eater", "--wait=true"]).expect("deleted");
+    let wrong: Vec<String> = findings(&address).iter().filter_map(|one| is_wrong(one, ns)).collect();
+    assert!(wrong.is_empty(), "told with certainty and wrong:\n{}", wrong.join("\n"));
+
+    drop(namespace);
+    let status = collector.stop().unwrap_or_else(|error| panic!("{error}"));
+    assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", collector.output());
+    server.stop().unwrap_or_else(|error| panic!("{error}"));
+}
