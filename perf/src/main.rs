@@ -244,6 +244,9 @@ struct TruthArguments {
     /// Only say which scenarios there are
     #[arg(long)]
     list: bool,
+    /// Run the collector in a pid namespace of its own, as on a node that is a container itself (kind, k3d, minikube)
+    #[arg(long)]
+    pid_namespace: bool,
     /// The page whose table is compared, as docs/truth.md: what it calls right must be right. With TAPIO_UPDATE_DOCS=1 it is
     /// rewritten
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
@@ -376,6 +379,7 @@ fn run_truth(arguments: TruthArguments) -> Result<u8, Error> {
     }
     let report = truth::run(&TruthOptions {
         only: arguments.only,
+        own_pid_namespace: arguments.pid_namespace,
         bin_dir: arguments.bin_dir,
         page: arguments.page,
         update: std::env::var_os("TAPIO_UPDATE_DOCS").is_some_and(|value| value == "1"),

@@ -30,3 +30,4 @@ mod small_ring;
 mod spool;
 mod storm;
 mod tls;
+mod truth;

@@ -57,16 +57,30 @@ static __always_inline bool is_charged_to(struct page_counter *counter, struct p
 	return false;
 }
 
+/* Room that a full limit may still have, in pages: the kernel charges in batches. tapio-server has the same rule. */
+static __always_inline s64 room_of_a_full_limit(u64 limit)
+{
+	u64 bytes = limit * page_bytes / 64;
+
+	if (bytes < (1 << 20))
+		bytes = 1 << 20;
+	if (bytes > (16 << 20))
+		bytes = 16 << 20;
+	return bytes / page_bytes;
+}
+
 /*
  * Of the victim's memory cgroups, up to the root, the one whose limit left no room: the allocation that failed is charged to
- * it as well, so the allocator is below it. Where there is none, the one with the least room, and that it was not that one's
- * limit, unless it was lowered under its use.
+ * it as well, so the allocator is below it. Of several that are full it is the lowest: kubelet gives a pod the sum of its
+ * containers' limits, and what the pod's sandbox holds lets that sum be reached a few pages before the container's own limit.
+ * Where none is full, the one with the least room, and that it was not that one's limit, unless it was lowered under its use.
  */
 static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
 {
 	struct page_counter *counter = memory_counter(task), *charged = memory_counter(allocator);
 	struct cgroup *tightest = NULL;
 	s64 least_room = 0;
+	bool is_full = false;
 	u32 height;
 
 	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
@@ -79,11 +93,12 @@ static __always_inline void find_limit(struct task_struct *task, struct task_str
 		if (limit < LIMIT_PAGES_MAX && is_charged_to(charged, counter))
 			inside = INSIDE;
 		if (limit < LIMIT_PAGES_MAX && (!tightest || inside < record->allocator_inside ||
-						(inside == record->allocator_inside && room < least_room))) {
+						(inside == record->allocator_inside && !is_full && room < least_room))) {
 			struct mem_cgroup *memcg = (void *)counter - bpf_core_field_offset(struct mem_cgroup, memory);
 
 			tightest = BPF_CORE_READ(memcg, css.cgroup);
 			least_room = room;
+			is_full = room <= room_of_a_full_limit(limit);
 			record->limit_bytes = limit * page_bytes;
 			record->usage_bytes = usage > 0 ? usage * page_bytes : 0;
 			record->limit_height = height;

@@ -82,7 +82,8 @@ fn a_session_that_is_killed_for_memory_is_no_cause_of_the_containers_end() {
     node.exit(103 * SECOND, first(web, 100, "app"), 3 << 8);
     node.lethal(104 * SECOND);
     let found = findings_of(&node);
-    assert!(found.iter().all(|finding| finding.pattern != "child-oom-exit"), "{found:#?}");
+    let told: Vec<_> = found.iter().map(|finding| (finding.pattern.as_str(), finding.count)).collect();
+    assert_eq!(told, [("session-oom", 1), ("exited-with-error", 1)], "{found:#?}");
 }
 
 #[test]
@@ -193,7 +194,7 @@ fn abort_in_the_first_process_is_told_as_such_and_a_fault_as_a_fault() {
 
 #[test]
 fn a_bus_error_names_the_mount_that_is_full() {
-    for (mount, expected) in [("/dev/shm", "bus-error-full"), ("", "crashed")] {
+    for (mount, expected) in [("/dev/shm", "bus-error-full"), ("", "bus-error")] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
         let app = first(web, 100, "app");

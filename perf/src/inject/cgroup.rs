@@ -107,6 +107,11 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Takes over a cgroup that a process made by its own means: it goes with this guard.
+    pub fn adopt(path: PathBuf) -> Self {
+        Self { made: vec![path.clone()], path }
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path

@@ -29,6 +29,31 @@ pub fn quiet_program() -> Option<Vec<u8>> {
     Some(elf(machine, code))
 }
 
+/// A program that makes its first argument a file of 4 MiB without storage behind it, maps it and writes a byte to each page:
+/// where the file system is full, the kernel sends it SIGBUS. Only for x86-64.
+pub fn bus_error_program() -> Option<Vec<u8>> {
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0x48, 0x8b, 0x7c, 0x24, 0x10,       // mov rdi, [rsp+16]: the first argument
+        0xbe, 0x42, 0, 0, 0,                // mov esi, O_RDWR | O_CREAT
+        0xba, 0x80, 1, 0, 0,                // mov edx, 0600
+        0xb8, 2, 0, 0, 0, 0x0f, 0x05,       // open
+        0x89, 0xc7, 0x41, 0x89, 0xc0,       // mov edi, eax; mov r8d, eax
+        0xbe, 0, 0, 0x40, 0,                // mov esi, 4 MiB
+        0xb8, 0x4d, 0, 0, 0, 0x0f, 0x05,    // ftruncate
+        0x31, 0xff,                         // xor edi, edi
+        0xbe, 0, 0, 0x40, 0,                // mov esi, 4 MiB
+        0xba, 3, 0, 0, 0,                   // mov edx, PROT_READ | PROT_WRITE
+        0x41, 0xba, 1, 0, 0, 0,             // mov r10d, MAP_SHARED
+        0x45, 0x31, 0xc9,                   // xor r9d, r9d
+        0xb8, 9, 0, 0, 0, 0x0f, 0x05,       // mmap
+        0xc6, 0x00, 0x01,                   // mov byte [rax], 1
+        0x48, 0x05, 0, 0x10, 0, 0,          // add rax, 4096
+        0xeb, 0xf5,                         // and again
+    ];
+    cfg!(target_arch = "x86_64").then(|| elf(62, code))
+}
+
 const BASE: u64 = 0x40_0000;
 const FILE_HEADER_BYTES: u16 = 64;
 const PROGRAM_HEADER_BYTES: u16 = 56;

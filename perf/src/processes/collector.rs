@@ -43,6 +43,8 @@ pub struct CollectorOptions {
     pub extra_config: String,
     /// Further keys of `collector:`, each after a comma.
     pub extra_collector: String,
+    /// In a pid namespace and with a procfs of its own, as on a node that is a container itself. It ends by SIGKILL only.
+    pub own_pid_namespace: bool,
     /// Where it sees the node's `/proc`, when not at its place.
     pub host_proc: Option<PathBuf>,
 }
@@ -122,6 +124,9 @@ impl Collector {
         let mut program = Program::new(name, binary, config, folder.path().join("collector.log"), port);
         if let Some(root) = &options.host_proc {
             program.set_environment("HOST_PROC", root.clone());
+        }
+        if options.own_pid_namespace {
+            program.set_launcher(&["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
         }
         Ok(Self { program, socket, node: options.node.clone(), port, _folder: folder })
     }

@@ -17,6 +17,8 @@ pub struct Program {
     config: PathBuf,
     log: PathBuf,
     environment: Vec<(&'static str, PathBuf)>,
+    /// A program and its arguments that starts it.
+    launcher: Vec<String>,
     health_port: u16,
     process: Option<Process>,
 }
@@ -24,7 +26,7 @@ pub struct Program {
 impl Program {
     /// Starts nothing yet. `name` is for messages; at `health_port` it has `/readyz`.
     pub fn new(name: String, binary: PathBuf, config: PathBuf, log: PathBuf, health_port: u16) -> Self {
-        Self { name, binary, config, log, environment: Vec::new(), health_port, process: None }
+        Self { name, binary, config, log, environment: Vec::new(), launcher: Vec::new(), health_port, process: None }
     }
 
     /// Gives it an environment variable.
@@ -32,9 +34,21 @@ impl Program {
         self.environment.push((name, value));
     }
 
+    /// Starts it by another program, which gets it and its arguments.
+    pub fn set_launcher(&mut self, launcher: &[&str]) {
+        self.launcher = launcher.iter().map(|part| (*part).to_owned()).collect();
+    }
+
     /// Starts the process; it need not be ready when this returns.
     pub fn spawn(&mut self) -> Result<(), Error> {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.launcher.split_first() {
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command.arg("--config").arg(&self.config).envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::spawn(&self.name, command, self.log.clone())?);
         Ok(())

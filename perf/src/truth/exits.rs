@@ -1,9 +1,14 @@
 //! Deaths of a container's own making, and ends that are no death of it.
 
+use std::path::Path;
+use std::time::Duration;
+
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
+use crate::clock::pause;
 use crate::error::Error;
-use crate::inject::Fault;
+use crate::inject::cgroup::Cgroup;
+use crate::inject::{Fault, crash};
 
 const LOOP: &[&str] = &["crash-loop"];
 const ERROR: &[&str] = &["exited-with-error"];
@@ -17,6 +22,12 @@ pub const ALL: &[Scenario] = &[
         beside: &["crashed"],
         ..Scenario::new("child-aborts-init-exits-134", "a child's crash", child_abort, &["child-crash-exit"])
     },
+    Scenario {
+        beside: &["crashed"],
+        ..Scenario::new("child-segv-init-exits-139", "a child's crash", child_segv, &["child-crash-exit"])
+    },
+    full_mount("sigbus-full-tmpfs", |stage| bus_error(stage, "sleep 0.4 & exec", "")),
+    full_mount("sigbus-of-a-child-full-tmpfs", |stage| bus_error(stage, "", "; sleep 0.4; exit 0")),
     Scenario::new("exits-3-four-times", "crash loop", |stage| stage.inject(Fault::Exit), LOOP),
     Scenario::new("exits-1-three-times-shared-pid-namespace", "first process is not pid 1", shared_loop, LOOP),
     Scenario::new("exits-1", "exit", |stage| script(stage, FAIL), ERROR),
@@ -38,6 +49,7 @@ pub const ALL: &[Scenario] = &[
             &["cpu-limit-kill"],
         )
     },
+    Scenario::new("docker-in-docker", "docker in docker", docker_in_docker, &["exited-with-error"]),
     silent("pid-namespace-torn-down", |stage| script(stage, "sleep 30 & sleep 0.2; exit 0")),
     silent("inner-pid-namespace-fails-four-times", |stage| {
         script(stage, "for i in 1 2 3 4; do unshare -fp sh -c 'sleep 0.1; exit 1'; done; sleep 0.5; exit 0")
@@ -58,6 +70,15 @@ pub const ALL: &[Scenario] = &[
     ),
     Scenario::new("path-docker", FORMS, |stage| at(stage, |id| format!("docker/{id}")), ERROR),
 ];
+
+const fn full_mount(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario {
+        // Where the mounts of its processes cannot be read, it is told without its cause.
+        beside: &["child-crash-exit", "bus-error"],
+        says: &["/mnt"],
+        ..Scenario::new(name, "a full file system", cause, &["bus-error-full"])
+    }
+}
 
 const fn silent(name: &'static str, cause: super::scenario::Cause) -> Scenario {
     Scenario {
@@ -86,6 +107,40 @@ fn child_abort(stage: &mut Stage) -> Result<Caused, Error> {
     script(stage, &play)
 }
 
+fn child_segv(stage: &mut Stage) -> Result<Caused, Error> {
+    let program = stage.program("segv", crash::program())?;
+    script(stage, &format!("sleep 0.2; {program}; exit $?"))
+}
+
+/// A process maps a file of a full tmpfs and writes to it.
+fn bus_error(stage: &mut Stage, before: &str, after: &str) -> Result<Caused, Error> {
+    let program = stage.program("bus-error", crash::bus_error_program())?;
+    let room = stage.room(None)?;
+    let fills = format!("mount -t tmpfs -o size=1m none /mnt; sleep 0.2; {before} {program} /mnt/file{after}");
+    let caused = stage.play_out(&room, Pids::Shared, &format!("exec unshare -m sh -c '{fills}'"))?;
+    // What is left of it ends by itself, not by the end of the room.
+    pause(Duration::from_millis(400))?;
+    Ok(caused)
+}
+
+/// The daemon in a pod makes a cgroup that its runtime names like docker's, outside of the pod's own.
+fn docker_in_docker(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let inner = stage.name();
+    let above = stage.inner("docker", &inner.container_id)?;
+    let each = |line: fn(&Path) -> String| above.iter().map(|(_, path)| line(path)).collect::<String>();
+    let make = each(|path| format!("mkdir {}; ", path.display()));
+    let join = each(|path| format!("echo 0 >{}/cgroup.procs; ", path.display()));
+    let inside = format!("{join} exec unshare -fp sh -c 'sleep 0.2; exit 1'");
+    let played = stage.play_out(&room, Pids::Own, &format!("{make} sh -c \"{inside}\"; sleep 0.5; exit 0"));
+    for (_, path) in &above {
+        drop(Cgroup::adopt(path.clone()));
+    }
+    let mut caused = played?;
+    caused.container_ids.push(inner.container_id);
+    Ok(caused)
+}
+
 fn shared_loop(stage: &mut Stage) -> Result<Caused, Error> {
     let mut name = stage.name();
     let mut all = Caused { pod_uids: vec![name.pod_uid.clone()], ..Caused::default() };
@@ -104,16 +159,7 @@ fn shared_loop(stage: &mut Stage) -> Result<Caused, Error> {
 fn exec_session(stage: &mut Stage) -> Result<Caused, Error> {
     let room = stage.room(None)?;
     let mut actor = stage.start(&room, Pids::Own, "sleep 2; exit 0")?;
-    let (v2, v1) = room.join_files();
-    let mut join = format!("echo 0 >{}", v2.display());
-    if let Some(v1) = v1 {
-        join += &format!("; echo 0 >{}", v1.display());
-    }
-    stage.host(
-        "runc",
-        None,
-        &format!("nsenter -t {} -p sh -c '{join}; exec sh -c \"sleep 0.2; exit 1\"'", actor.pid),
-    )?;
+    stage.session(&room, &actor, "sh -c \"sleep 0.2; exit 1\"")?;
     // The container ends well and by itself, after the session.
     actor.wait_end()?;
     Ok(room.caused(&[&actor]))

@@ -26,7 +26,17 @@ pub const ALL: &[Scenario] = &[
     child_oom("child-oom-init-exits-137", |stage| child_exits(stage, "exit $?")),
     Scenario::new("oom-shared-pid-namespace", "first process is not pid 1", shared_oom, &["memory-limit-kill"]),
     Scenario { says: &["pod"], ..Scenario::new("pod-limit-full", ABOVE, pod_limit, &["pod-limit-kill"]) },
+    Scenario::new("own-limit-and-the-pods-are-the-same", ABOVE, same_limit, &["memory-limit-kill"]),
     Scenario { says: &["burstable"], ..Scenario::new("qos-limit-full", ABOVE, qos_limit, &["node-allocatable-kill"]) },
+    Scenario {
+        says: &["allocatable"],
+        ..Scenario::new("allocatable-limit-full", ABOVE, allocatable_limit, &["node-allocatable-kill"])
+    },
+    Scenario {
+        says: &["tenant.slice"],
+        ..Scenario::new("slice-limit-full", ABOVE, slice_limit, &["slice-limit-kill"])
+    },
+    Scenario::new("exec-session-oom", CHILD, session_oom, &["session-oom"]),
     Scenario {
         says: &["tmpfs", "shmem", "shared memory"],
         never: &["leak"],
@@ -74,10 +84,50 @@ fn pod_limit(stage: &mut Stage) -> Result<Caused, Error> {
     full_level(stage, &level, &name, ContainerName::path)
 }
 
+/// Kubelet gives a pod the sum of its containers' limits, and its sandbox needs a little of it.
+fn same_limit(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let _level = stage.limited_level(&name.pod_path(), LIMIT_MIB)?;
+    let other = stage.sibling(&name);
+    let sandbox = stage.room_at(other.clone(), &other.path(), &other.path(), None)?;
+    let victim = stage.room_at(name.clone(), &name.path(), &name.path(), Some(LIMIT_MIB))?;
+    let pause = stage.start(&sandbox, Pids::Own, "exec sleep 30")?;
+    let played = stage.play_out(&victim, Pids::Own, &format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB)));
+    drop(pause);
+    let mut caused = played?;
+    // The sandbox is of the same pod: only the victim is judged.
+    caused.pod_uids.clear();
+    Ok(caused)
+}
+
 fn qos_limit(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
     let path = |name: &ContainerName| format!("kubepods/burstable/pod{}/{}", name.pod_uid, name.container_id);
     full_level(stage, "kubepods/burstable", &name, path)
+}
+
+fn allocatable_limit(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    full_level(stage, "kubepods.slice", &name, ContainerName::path)
+}
+
+fn slice_limit(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    full_level(stage, "tenant.slice", &name, |name| format!("tenant.slice/docker-{}.scope", name.container_id))
+}
+
+/// What `kubectl exec` starts is killed for its memory, and the container goes on.
+fn session_oom(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(LIMIT_MIB))?;
+    let mut actor = stage.start(
+        &room,
+        Pids::Own,
+        "trap 'exit 0' TERM; i=0; while [ $i -lt 60 ]; do sleep 0.05; i=$((i+1)); done",
+    )?;
+    let eat = stage.eat(LIMIT_MIB);
+    stage.session(&room, &actor, &eat)?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
 }
 
 /// One holds most of what a level may use; another, with a limit of nobody's, is chosen by its score.

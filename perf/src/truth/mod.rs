@@ -45,6 +45,8 @@ pub struct TruthOptions {
     pub page: Option<PathBuf>,
     /// Rewrite the page instead of comparing it.
     pub update: bool,
+    /// The collector sees only the processes of a pid namespace of its own.
+    pub own_pid_namespace: bool,
     /// Say nothing while it runs.
     pub is_quiet: bool,
 }
@@ -91,6 +93,7 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
         node: "truth".into(),
         server: server.address(),
         feed: Feed::Ebpf,
+        own_pid_namespace: options.own_pid_namespace,
         ..CollectorOptions::default()
     })?;
     let mut watch = FindingWatch::start(&server.address())?;

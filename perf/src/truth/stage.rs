@@ -3,6 +3,7 @@
 //! What must hold: nothing outlives its guard. Processes end with the thread that started them, cgroups with their room.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -103,6 +104,26 @@ impl Stage {
         Ok(room)
     }
 
+    /// The hierarchies in which a container has a cgroup.
+    fn roots(&self) -> Result<Vec<&PathBuf>, Error> {
+        let v1 = match self.hierarchies.memory_control()? {
+            MemoryControl::V1 => self.hierarchies.v1_memory.as_ref(),
+            MemoryControl::V2 => None,
+        };
+        Ok([&self.hierarchies.v2].into_iter().chain(v1).collect())
+    }
+
+    /// Where a container makes a cgroup outside of its own by its own means: the cgroup above it, which must outlive it, and
+    /// its path, in every hierarchy.
+    pub fn inner(&self, above: &str, name: &str) -> Result<Vec<(Cgroup, PathBuf)>, Error> {
+        let make = |root: &PathBuf| {
+            let above = Cgroup::create(root, above, false)?;
+            let path = above.path().join(name);
+            Ok((above, path))
+        };
+        self.roots()?.into_iter().map(make).collect()
+    }
+
     /// A cgroup above rooms with a limit of its own; it must outlive them.
     pub fn limited_level(&self, path: &str, mib: u64) -> Result<Cgroup, Error> {
         let control = self.hierarchies.memory_control()?;
@@ -123,6 +144,18 @@ impl Stage {
     /// The command of a process that plays a role.
     pub fn play(&self, role: &str) -> String {
         format!("{} __victim act --role {role}", self.program.display())
+    }
+
+    /// Writes a program that scenarios run; its path.
+    pub fn program(&self, name: &str, bytes: Option<Vec<u8>>) -> Result<String, Error> {
+        let bytes = bytes.ok_or_else(|| Error::Invalid(format!("{name} is not known for this architecture")))?;
+        let path = self.folder.path().join(name);
+        if !path.exists() {
+            fs::write(&path, bytes).context(|| format!("write {}", path.display()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+                .context(|| format!("run {}", path.display()))?;
+        }
+        Ok(path.display().to_string())
     }
 
     /// Starts a container whose first process is a shell with this script.
@@ -153,6 +186,14 @@ impl Stage {
             }))
         })?;
         Ok(actor)
+    }
+
+    /// What `kubectl exec` starts: a command that joins a container's pid namespace and cgroups from outside.
+    pub fn session(&self, room: &Room, actor: &Actor, command: &str) -> Result<(), Error> {
+        let (v2, v1) = room.join_files();
+        let join: String =
+            [Some(v2), v1].iter().flatten().map(|file| format!("echo 0 >{}; ", file.display())).collect();
+        self.host("runc", None, &format!("nsenter -t {} -p sh -c '{join} exec {command}'", actor.pid))
     }
 
     /// Plays a script to its end.

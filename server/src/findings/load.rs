@@ -20,11 +20,12 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 47] = [
+const EMBEDDED: [(&str, &str); 49] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
     ("bus-error-full.yaml", include_str!("../../patterns/bus-error-full.yaml")),
+    ("bus-error.yaml", include_str!("../../patterns/bus-error.yaml")),
     ("child-crash-exit.yaml", include_str!("../../patterns/child-crash-exit.yaml")),
     ("child-oom-exit.yaml", include_str!("../../patterns/child-oom-exit.yaml")),
     ("command-not-found.yaml", include_str!("../../patterns/command-not-found.yaml")),
@@ -56,6 +57,7 @@ const EMBEDDED: [(&str, &str); 47] = [
     ("pod-limit-kill.yaml", include_str!("../../patterns/pod-limit-kill.yaml")),
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
     ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
+    ("session-oom.yaml", include_str!("../../patterns/session-oom.yaml")),
     ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
     ("slice-limit-kill.yaml", include_str!("../../patterns/slice-limit-kill.yaml")),
     ("start-failed.yaml", include_str!("../../patterns/start-failed.yaml")),

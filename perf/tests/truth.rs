@@ -1,0 +1,37 @@
+//! Deaths of every kind, caused for real, are told as they were.
+
+use std::path::Path;
+
+use crate::lab;
+use crate::lab::Need::{Bpf, Cgroups, Root};
+use crate::lab::can_run;
+use tapio_perf::truth::{self, TruthOptions};
+
+fn assert_true(options: TruthOptions) {
+    let report = truth::run(&TruthOptions { is_quiet: true, ..options }).unwrap_or_else(|error| panic!("{error}"));
+    println!("{report}");
+    assert!(report.is_true(), "{report}");
+}
+
+#[test]
+fn nothing_is_told_wrong_and_what_the_page_calls_right_is() {
+    let _turn = lab::alone();
+    if !can_run("nothing_is_told_wrong_and_what_the_page_calls_right_is", &[Root, Cgroups, Bpf]) {
+        return;
+    }
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/truth.md");
+    assert_true(TruthOptions { page: Some(page), ..TruthOptions::default() });
+}
+
+/// On a node that is a container itself: what the kernel says of a process is not what its own procfs says of that number.
+#[test]
+fn a_collector_in_a_pid_namespace_of_its_own_tells_the_same() {
+    let _turn = lab::alone();
+    if !can_run("a_collector_in_a_pid_namespace_of_its_own_tells_the_same", &[Root, Cgroups, Bpf]) {
+        return;
+    }
+    let only =
+        ["oom-of-pid-1", "oom-shared", "child-oom-init-exits-1", "killed-by-a-host", "sigterm-obeyed", "exits-3"];
+    let only = only.map(str::to_owned).to_vec();
+    assert_true(TruthOptions { only, own_pid_namespace: true, ..TruthOptions::default() });
+}
