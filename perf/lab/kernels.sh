@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Runs the probes' live tests on other Linux kernels: Debian's 5.10, 6.1, 6.12 and newest, each in a small qemu machine.
-#   make test-kernels, or: kernels.sh [-k "5.10 6.1"] [-j MACHINES_AT_ONCE]
+#   make test-kernels, or: kernels.sh [-k "5.10 6.1"] [-j MACHINES_AT_ONCE] [-t "6.12"]
 # Every program of tapio-probes must attach that its row says this kernel has, and the tests of probes/tests/live*.rs cause the
 # real thing (execs, exits, signals, cgroups, OOM kills by a cgroup v2 limit, ...) and check their records.
+#
+# On the kernels of -t, deaths of every kind are caused as well (tapio-perf truth), on a host with cgroup v2 alone.
 #
 # Kernels are downloaded once by apt-get from the mirror that this machine is configured for, unpacked into
 # ${TAPIO_KERNELS:-~/.cache/tapio/kernels} and never installed. Ends with 0 when all passed, 1 when not; when qemu or the
 # kernels cannot be had it says SKIP and ends with 0, or with 1 where TAPIO_REQUIRE=all.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-WANT="5.10 6.1 6.12 newest"; AT_ONCE=2; LIMIT_S=300
-while getopts "k:j:" option; do
-  case $option in k) WANT=$OPTARG ;; j) AT_ONCE=$OPTARG ;; *) exit 2 ;; esac
+WANT="5.10 6.1 6.12 newest"; AT_ONCE=2; LIMIT_S=300; TRUTH="6.12"; TRUTH_LIMIT_S=1200
+while getopts "k:j:t:" option; do
+  case $option in k) WANT=$OPTARG ;; j) AT_ONCE=$OPTARG ;; t) TRUTH=$OPTARG ;; *) exit 2 ;; esac
 done
 CACHE=${TAPIO_KERNELS:-${XDG_CACHE_HOME:-$HOME/.cache}/tapio/kernels}
 CLANG=${CLANG:-clang}
@@ -77,7 +79,7 @@ fetch() {
   [ -n "$(kernel_of "$1")" ] || skip "cannot download Linux $1 ($package)"
 }
 mkdir -p "$CACHE"
-for kernel in $WANT; do fetch "$kernel"; done
+for kernel in $WANT $TRUTH; do fetch "$kernel"; done
 
 # --- the programs, linked statically --------------------------------------------------------------------------------------
 
@@ -124,32 +126,75 @@ chmod +x "$TREE/init"
 ln -s busybox "$TREE/bin/sh"
 (cd "$TREE" && find . | cpio -o -H newc 2>/dev/null | gzip -1) >"$ROOT/initrd"
 
+# --- the whole of Tapio, and what its scenarios call: dynamically linked, with their libraries --------------------------------
+
+if [ -n "$TRUTH" ]; then
+  (unset RUSTFLAGS && cargo build --quiet --locked --workspace --bins)
+  WHOLE=$ROOT/whole
+  mkdir -p "$WHOLE"/{bin,usr,lib64,proc,sys,dev,tmp,run,etc,mnt}
+  ln -s ../bin "$WHOLE/usr/bin"
+  programs=()
+  for name in tapio-perf tapio-server tapio-collector; do
+    strip -o "$WHOLE/bin/$name" "${CARGO_TARGET_DIR:-target}/debug/$name"
+    programs+=("$WHOLE/bin/$name")
+  done
+  # The shell of the scenarios is copied under other names, which a busybox would take for its own programs.
+  for name in dash unshare nsenter mount setpriv; do
+    cp -L "$(command -v $name)" "$WHOLE/bin/$name"; programs+=("$WHOLE/bin/$name")
+  done
+  ln -s dash "$WHOLE/bin/sh"
+  cp "$BUSYBOX" "$WHOLE/bin/busybox"
+  ldd "${programs[@]}" | grep -o '/[^ ]*\.so[^ ]*' | sort -u | while read -r library; do
+    mkdir -p "$WHOLE$(dirname "$library")" && cp -L "$library" "$WHOLE$library"
+  done
+  cat >"$WHOLE/init" <<'INIT'
+#!/bin/busybox sh
+for name in $(/bin/busybox --list); do [ -e "/bin/$name" ] || /bin/busybox ln -s busybox "/bin/$name"; done
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t tracefs none /sys/kernel/tracing; mount -t bpf none /sys/fs/bpf; mount -t tmpfs none /tmp
+mount -t cgroup2 none /sys/fs/cgroup
+for controller in memory pids cpu io; do echo +$controller >/sys/fs/cgroup/cgroup.subtree_control; done
+ip link set lo up
+echo "@@begin $(uname -r)"
+tapio-perf truth 2>&1
+echo "@@rc $?"
+poweroff -f
+INIT
+  chmod +x "$WHOLE/init"
+  (cd "$WHOLE" && find . | cpio -o -H newc 2>/dev/null | gzip -1) >"$ROOT/initrd.truth"
+fi
+
 # --- the machines ---------------------------------------------------------------------------------------------------------
 
 # Without KVM: /dev/kvm may be there and yet hang its guests, where this machine is a guest itself.
-boot() {
+boot() { # kernel, initrd, limit
   local started=$SECONDS
-  timeout "$LIMIT_S" qemu-system-x86_64 -M q35 -cpu qemu64 -smp 2 -m 1536 -nographic -no-reboot -net none \
-    -kernel "$(kernel_of "$1")" -initrd "$ROOT/initrd" -append "console=ttyS0 quiet panic=-1" </dev/null 2>&1 \
-    | tr -d '\r' >"$ROOT/out.$1" || true
-  echo $((SECONDS - started)) >"$ROOT/seconds.$1"
+  timeout "$3" qemu-system-x86_64 -M q35 -cpu qemu64 -smp 2 -m 1536 -nographic -no-reboot -net none \
+    -kernel "$(kernel_of "$1")" -initrd "$ROOT/$2" -append "console=ttyS0 quiet panic=-1" </dev/null 2>&1 \
+    | tr -d '\r' >"$ROOT/out.$2.$1" || true
+  echo $((SECONDS - started)) >"$ROOT/seconds.$2.$1"
 }
 running=0
-for kernel in $WANT; do
+turn() {
   if [ "$running" -ge "$AT_ONCE" ]; then wait -n; running=$((running - 1)); fi
-  boot "$kernel" & running=$((running + 1))
-done
+  running=$((running + 1))
+}
+for kernel in $TRUTH; do turn; boot "$kernel" initrd.truth "$TRUTH_LIMIT_S" & done
+for kernel in $WANT; do turn; boot "$kernel" initrd "$LIMIT_S" & done
 wait
 failed=0
-for kernel in $WANT; do
-  out=$ROOT/out.$kernel
+tell() { # initrd, kernel, what to show of a success
+  local out=$ROOT/out.$1.$2 rc
   rc=$(sed -n 's/.*@@rc \([0-9]*\).*/\1/p' "$out" | tail -1)
   echo "== Linux $(sed -n 's/.*@@begin //p' "$out" | tail -1)"
   if [ "$rc" = 0 ]; then
-    grep -E 'programs are missing|^-- |^test result|SKIP' "$out" || true
+    grep -E "$3" "$out" || true
   else
     cat "$out"; failed=1
   fi
-  echo "== $kernel: rc ${rc:-none} after $(cat "$ROOT/seconds.$kernel") s"
-done
+  echo "== $2: rc ${rc:-none} after $(cat "$ROOT/seconds.$1.$2") s"
+}
+for kernel in $WANT; do tell initrd "$kernel" 'programs are missing|^-- |^test result|SKIP'; done
+for kernel in $TRUTH; do tell initrd.truth "$kernel" ' not caused$|^(possible|silent)'; done
 exit $failed

@@ -372,7 +372,9 @@ fn full_mount_of(process: &Path) -> Option<FullMount> {
 /// network or of another program could take for ever: such a one is left out.
 fn written_mounts(mountinfo: &str) -> Vec<&str> {
     const WRITTEN: [&str; 6] = ["tmpfs", "ext4", "xfs", "btrfs", "overlay", "hugetlbfs"];
-    const ANSWERS: [&str; 8] = ["proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "squashfs"];
+    const REMOTE: [&str; 13] = [
+        "nfs", "cifs", "smb", "ceph", "9p", "fuse", "virtiofs", "autofs", "afs", "lustre", "gpfs", "beegfs", "orangefs",
+    ];
     let (mut written, mut remote) = (Vec::new(), Vec::new());
     for line in mountinfo.lines().take(MOUNTS_MAX) {
         let Some((before, after)) = line.split_once(" - ") else { continue };
@@ -383,8 +385,8 @@ fn written_mounts(mountinfo: &str) -> Vec<&str> {
         match WRITTEN.contains(&kind) {
             true if !is_read_only => written.push(mount),
             true => {}
-            false if ANSWERS.contains(&kind) => {}
-            false => remote.push(Path::new(mount)),
+            false if REMOTE.iter().any(|remote| kind.starts_with(remote)) => remote.push(Path::new(mount)),
+            false => {}
         }
     }
     written.retain(|mount| !remote.iter().any(|above| Path::new(mount).starts_with(above)));
@@ -507,7 +509,7 @@ mod tests {
 27 21 0:26 / /database rw - ext4 /dev/sda rw
 28 21 0:27 / /etc/hosts ro - ext4 /dev/sda rw
 29 21 0:28 / /remote rw - fuse.sshfs host: rw";
-        assert_eq!(super::written_mounts(mountinfo), ["/", "/dev", "/dev/shm", "/database"]);
+        assert_eq!(written_mounts(mountinfo), ["/", "/dev", "/dev/shm", "/database"]);
     }
 
     #[test]

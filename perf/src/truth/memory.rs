@@ -1,14 +1,20 @@
 //! Deaths of too little memory.
 
+use std::fs;
+use std::time::Duration;
+
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
+use crate::clock::wait_for;
 use crate::error::Error;
 use crate::inject::Fault;
+use crate::inject::cgroup::MemoryControl;
 use crate::kubelet::ContainerName;
 
 const CHILD: &str = "a child's OOM kill";
 const ABOVE: &str = "a limit above";
 const LIMIT_MIB: u64 = 32;
+const HOLD_LIMIT: Duration = Duration::from_secs(20);
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("oom-of-pid-1", "memory limit", |stage| stage.inject(Fault::Oom), &["memory-limit-kill"]),
@@ -42,7 +48,19 @@ pub const ALL: &[Scenario] = &[
         never: &["leak"],
         ..Scenario::new("tmpfs-fills-the-limit", "what filled the limit", tmpfs, &["memory-limit-kill"])
     },
-    Scenario::new("oom-v2-path-of-the-runtime", "hierarchies disagree", hybrid, &["memory-limit-kill"]),
+    Scenario {
+        only_where: Some(MemoryControl::V1),
+        ..Scenario::new("oom-v2-path-of-the-runtime", "hierarchies disagree", hybrid, &["memory-limit-kill"])
+    },
+    Scenario {
+        only_where: Some(MemoryControl::V2),
+        says: &["lowered"],
+        ..Scenario::new("limit-lowered-under-its-use", "memory limit", lowered, &["memory-limit-kill"])
+    },
+    Scenario {
+        only_where: Some(MemoryControl::V2),
+        ..Scenario::new("whole-group-killed", CHILD, whole_group, &["memory-limit-kill"])
+    },
 ];
 
 const fn child_oom(name: &'static str, cause: super::scenario::Cause) -> Scenario {
@@ -56,6 +74,27 @@ fn child_exits(stage: &mut Stage, end: &str) -> Result<Caused, Error> {
     let room = stage.room(Some(LIMIT_MIB))?;
     let script = format!("sleep 0.2; {}; {end}", stage.eat(LIMIT_MIB));
     stage.play_out(&room, Pids::Own, &script)
+}
+
+/// Somebody lowers the limit below what the container holds.
+fn lowered(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(4 * LIMIT_MIB))?;
+    let mut actor = stage.start(&room, Pids::Own, "x=$(head -c 48000000 /dev/zero | tr '\\0' a); sleep 30")?;
+    let holds = room.limiting().path().join("memory.current");
+    wait_for("that the container holds its memory", HOLD_LIMIT, |seen| {
+        seen.clone_from(&fs::read_to_string(&holds).unwrap_or_default());
+        Ok(seen.trim().parse().ok().filter(|&bytes: &u64| bytes > 45_000_000).map(|_| ()))
+    })?;
+    room.limiting().limit_memory(MemoryControl::V2, LIMIT_MIB << 20)?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+/// `memory.oom.group`: the kernel kills all of a container for the memory of one.
+fn whole_group(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(LIMIT_MIB))?;
+    room.limiting().write("memory.oom.group", "1")?;
+    stage.play_out(&room, Pids::Own, &format!("sleep 0.2; {}; sleep 1; exit 0", stage.eat(LIMIT_MIB)))
 }
 
 fn shared_oom(stage: &mut Stage) -> Result<Caused, Error> {

@@ -98,7 +98,11 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
     })?;
     let mut watch = FindingWatch::start(&server.address())?;
     let (mut caused, mut not_caused) = (Vec::new(), Vec::new());
+    let control = stage.memory_control()?;
     for scenario in chosen {
+        if scenario.only_where.is_some_and(|only| only != control) {
+            continue;
+        }
         interrupt::check()?;
         if !options.is_quiet {
             eprintln!("causing {}", scenario.name);

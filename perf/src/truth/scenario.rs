@@ -5,6 +5,7 @@ use tapio_wire::service::Finding;
 
 use super::stage::Stage;
 use crate::error::Error;
+use crate::inject::cgroup::MemoryControl;
 
 /// From here on a finding is a claim.
 const CERTAIN: f64 = 0.8;
@@ -34,6 +35,8 @@ pub struct Scenario {
     pub right: &'static [&'static str],
     /// Patterns that may be said beside it.
     pub beside: &'static [&'static str],
+    /// Where alone it can be caused, when it is not everywhere.
+    pub only_where: Option<MemoryControl>,
     /// Nothing died, so nothing need be said.
     pub may_be_silent: bool,
     /// One of these words must be said; none for any.
@@ -45,7 +48,7 @@ pub struct Scenario {
 impl Scenario {
     /// One that `right` tells, in whatever words.
     pub const fn new(name: &'static str, kind: &'static str, cause: Cause, right: &'static [&'static str]) -> Self {
-        Self { name, kind, cause, right, beside: &[], may_be_silent: false, says: &[], never: &[] }
+        Self { name, kind, cause, right, beside: &[], only_where: None, may_be_silent: false, says: &[], never: &[] }
     }
 
     /// Whether a finding tells it.

@@ -71,6 +71,11 @@ impl Stage {
         Ok(Self { injector, program, hierarchies: Hierarchies::find()?, random, folder })
     }
 
+    /// What limits memory here.
+    pub fn memory_control(&self) -> Result<MemoryControl, Error> {
+        self.hierarchies.memory_control()
+    }
+
     /// A container of a new pod.
     pub fn name(&mut self) -> ContainerName {
         ContainerName::random(&mut self.random)
@@ -91,7 +96,7 @@ impl Stage {
     /// A container whose paths in the unified and in the memory hierarchy are these.
     pub fn room_at(&self, name: ContainerName, v2: &str, v1: &str, limit_mib: Option<u64>) -> Result<Room, Error> {
         let control = self.hierarchies.memory_control()?;
-        let delegate = control == MemoryControl::V2 && limit_mib.is_some();
+        let delegate = control == MemoryControl::V2;
         let v2 = Cgroup::create(&self.hierarchies.v2, v2, delegate)?;
         let v1 = match &self.hierarchies.v1_memory {
             Some(root) if control == MemoryControl::V1 => Some(Cgroup::create(root, v1, false)?),
@@ -238,7 +243,8 @@ impl Stage {
 }
 
 impl Room {
-    fn limiting(&self) -> &Cgroup {
+    /// The cgroup that limits its memory.
+    pub fn limiting(&self) -> &Cgroup {
         match (&self.v1, self.control) {
             (Some(v1), MemoryControl::V1) => v1,
             _ => &self.v2,

@@ -291,8 +291,18 @@ impl Oom {
         match self.allocator_inside {
             _ if self.limit_bytes == 0 => false,
             Some(false) => self.usage_bytes > self.limit_bytes,
-            _ => room <= (self.limit_bytes / 64).clamp(1 << 20, 16 << 20),
+            _ => room <= self.batch_bytes(),
         }
+    }
+
+    /// What is in use beyond the limit, when that is more than the kernel's batches explain: the limit was lowered under it.
+    pub fn over_bytes(&self) -> Option<u64> {
+        let over = self.usage_bytes.saturating_sub(self.limit_bytes);
+        (self.limit_bytes > 0 && over > self.batch_bytes()).then_some(over)
+    }
+
+    fn batch_bytes(&self) -> u64 {
+        (self.limit_bytes / 64).clamp(1 << 20, 16 << 20)
     }
 }
 

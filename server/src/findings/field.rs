@@ -141,6 +141,7 @@ fields! {
     LimitHit => "limit_hit", Flag, OOM;
     LimitBytes => "limit_bytes", Bytes, OOM;
     UsageBytes => "usage_bytes", Bytes, OOM;
+    OverBytes => "over_bytes", Bytes, OOM;
     RssBytes => "rss_bytes", Bytes, OOM;
     /// first, member, session, sandbox, runtime or unknown: the part that the process has in its container.
     ProcessRole => "process_role", Text, PROCESS;
@@ -352,6 +353,7 @@ impl Field {
             (Self::LimitHit, Detail::Oom(oom)) => Value::Flag(oom.limit_hit()),
             (Self::LimitBytes, Detail::Oom(oom)) => Value::Number(oom.limit_bytes),
             (Self::UsageBytes, Detail::Oom(oom)) => Value::Number(oom.usage_bytes),
+            (Self::OverBytes, Detail::Oom(oom)) => Value::Number(oom.over_bytes()?),
             (Self::RssBytes, Detail::Oom(oom)) => Value::Number(oom.rss_bytes),
             (Self::LimitCgroup, Detail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
             (Self::LimitLevel, Detail::Oom(oom)) => Value::Text(oom.limit_level.name()),
