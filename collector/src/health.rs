@@ -69,7 +69,8 @@ impl Alive {
         AliveGuard { alive: Arc::clone(&self.0), is_finished: false }
     }
 
-    fn get(&self) -> bool {
+    /// Whether it does.
+    pub fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }

@@ -117,19 +117,27 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         let mut reload =
             path.map(|path| Reload::new(path, Arc::clone(&pipeline.live), pipeline.controls.clone(), set_level));
         let mut look = tokio::time::interval(LOOK_INTERVAL);
-        loop {
+        let is_asked = loop {
             tokio::select! {
-                _ = terminate.recv() => break tracing::info!("SIGTERM: draining"),
-                _ = interrupt.recv() => break tracing::info!("SIGINT: draining"),
+                _ = terminate.recv() => { tracing::info!("SIGTERM: draining"); break true; }
+                _ = interrupt.recv() => { tracing::info!("SIGINT: draining"); break true; }
                 _ = hangup.recv() => {}
                 _ = look.tick() => {}
             }
             log_limit.report();
+            let ended = pipeline.ended();
+            if !ended.is_empty() {
+                tracing::error!(
+                    parts = ended.join(", "),
+                    "ended by itself: draining, so that all of it is started anew"
+                );
+                break false;
+            }
             if let Some(reload) = &mut reload {
                 reload.look();
             }
-        }
-        let is_clean = pipeline.shutdown().await;
+        };
+        let is_clean = pipeline.shutdown().await && is_asked;
         Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     });
     // A thread that still waits for room must not keep the process from ending.

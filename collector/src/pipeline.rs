@@ -120,6 +120,8 @@ pub struct Pipeline {
     /// The same of the probes, where they run.
     pub controls: Option<Arc<Controls>>,
     health: Option<(tokio::task::JoinHandle<()>, watch::Sender<bool>)>,
+    /// What must run as long as this does.
+    running: Vec<(&'static str, Alive)>,
 }
 
 impl Pipeline {
@@ -394,6 +396,9 @@ impl Pipeline {
             governed: Arc::clone(&shared.governed),
             live: Arc::clone(&shared.live),
         };
+        let started = states.iter().filter(|state| state.off.is_none());
+        let running = started.map(|state| (state.source, state.alive.clone()));
+        let running = running.chain(parts.iter().cloned()).chain([("pack", packing.clone())]).collect();
         let health = match listener {
             Some(listener) => {
                 let (end, ended) = watch::channel(false);
@@ -423,7 +428,14 @@ impl Pipeline {
             live: shared.live,
             controls,
             health,
+            running,
         })
+    }
+
+    /// The names of threads and tasks that ended, though nobody asked them to. What one of them held went with it: a new start
+    /// of the whole is the way back.
+    pub fn ended(&self) -> Vec<&'static str> {
+        self.running.iter().filter(|(_, alive)| !alive.get()).map(|(name, _)| *name).collect()
     }
 
     /// Drains and ends. True when everything was acknowledged.

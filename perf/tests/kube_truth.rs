@@ -13,7 +13,8 @@ use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, 
 
 use crate::kube_node::told::{findings, listed, print};
 use crate::kube_node::{
-    LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl, pod, process_of, setting,
+    LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl, kubectl_reading, pod, process_of,
+    setting,
 };
 
 /// From here on a finding is a claim.
@@ -121,9 +122,25 @@ fn release(namespace: &Namespace) {
 /// `kubectl debug` puts a container into a running pod; it is killed for its memory.
 fn debug(namespace: &Namespace) {
     namespace.wait_running("pod/debugged");
-    let image = format!("--image={}", setting("TAPIO_TEST_IMAGE"));
-    let target = ["-n", &namespace.0, "debug", "debugged", "-c", "debugger", "--target=app", "--attach=false", &image];
-    kubectl(&[&target[..], &["--", "/bin/sh", "-c", EATS_ON_DEMAND]].concat()).expect("a debug container");
+    // As kubectl of this API server's version does it; later ones patch the pod instead.
+    let debugger = json!({
+        "name": "debugger", "targetContainerName": "app", "image": setting("TAPIO_TEST_IMAGE"),
+        "imagePullPolicy": "IfNotPresent", "terminationMessagePolicy": "File", "command": ["/bin/sh", "-c", EATS_ON_DEMAND],
+    });
+    let containers = json!({
+        "apiVersion": "v1", "kind": "EphemeralContainers", "metadata": {"name": "debugged"},
+        "ephemeralContainers": [debugger.clone()],
+    });
+    let path = format!("/api/v1/namespaces/{}/pods/debugged/ephemeralcontainers", namespace.0);
+    let put = |body: &Value| kubectl_reading(&["replace", "--raw", &path, "-f", "-"], &body.to_string());
+    put(&containers)
+        .or_else(|_| {
+            let pod = kubectl(&["-n", &namespace.0, "get", "pod", "debugged", "-o", "json"])?;
+            let mut pod: Value = serde_json::from_str(&pod).map_err(|error| error.to_string())?;
+            pod["spec"]["ephemeralContainers"] = json!([debugger]);
+            put(&pod)
+        })
+        .expect("a debug container");
     let pid = process_in(namespace, "debugged", "ephemeralContainerStatuses", "debugger");
     limit_memory(&memory_cgroup(pid, 0), 24 << 20);
     go(pid);

@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tapio_server::budget::Budget;
@@ -67,6 +68,11 @@ enum Command {
     },
 }
 
+/// Between two looks at whether every thread still runs.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the rest may take to end after a part has failed.
+const BROKEN_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How much free memory at the heap's end glibc keeps, and from what size on an allocation is a mapping of its own.
 ///
 /// By itself glibc raises both to what was once freed. A table that grows leaves half of itself behind each time, and frames of many
@@ -122,9 +128,21 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break tracing::info!("SIGTERM: draining"),
+                _ = interrupt.recv() => break tracing::info!("SIGINT: draining"),
+                _ = look.tick() => {}
+            }
+            let ended = pipeline.ended();
+            if !ended.is_empty() {
+                let parts = ended.join(", ");
+                tracing::error!(parts, "ended by itself: draining, so that all of it is started anew");
+                // What the others wait for may have gone with it.
+                let _ = tokio::time::timeout(BROKEN_DRAIN_TIMEOUT, pipeline.shutdown()).await;
+                return Err(format!("{parts} ended by itself; the log says why").into());
+            }
         }
         pipeline.shutdown().await?;
         Ok(())

@@ -159,6 +159,7 @@ pub struct Pipeline {
     correlator: Arc<Correlator>,
     finder: Finder,
     journal: Journal,
+    vitals: Arc<Vitals>,
     /// Where gRPC and HTTP listen.
     pub grpc_address: SocketAddr,
     pub http_address: SocketAddr,
@@ -322,7 +323,12 @@ impl Pipeline {
             }
         };
         tracing::info!(%grpc_address, %http_address, patterns = patterns.patterns().len(), "serving");
-        Ok(Self { ingest, grpc, http, end, archive, correlator, finder, journal, grpc_address, http_address })
+        Ok(Self { ingest, grpc, http, end, archive, correlator, finder, journal, vitals, grpc_address, http_address })
+    }
+
+    /// The names of threads and tasks that ended, though nobody asked them to.
+    pub fn ended(&self) -> Vec<String> {
+        self.vitals.ended()
     }
 
     /// Drains and ends.

@@ -1,29 +1,107 @@
-//! The page that says what is told right: written from a run, and compared with the next.
+//! The page that says what is told right: written from a run, and compared with the next. It says of every pattern as well where
+//! it is tried.
 
 use std::collections::HashSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use super::scenario::{Judged, Outcome};
+use super::scenario::{Judged, Outcome, Scenario};
 use crate::error::{Context, Error};
 
-const BEGIN: &str = "<!-- begin: truth -->";
-const END: &str = "<!-- end: truth -->";
+/// The page's parts that are written here, by name.
+const TRUTH: &str = "truth";
+const PATTERNS: &str = "patterns";
 
-/// The scenarios that the page calls right and that are not; with `update`, the page follows instead.
+/// The scenarios that the page calls right and that are not, and the patterns that nothing tries; with `update`, the page follows
+/// instead. The page lies in `docs/` of a checkout.
 pub fn check(page: &Path, judged: &[Judged], update: bool) -> Result<Vec<String>, Error> {
     let text = fs::read_to_string(page).context(|| format!("read {}", page.display()))?;
-    let (before, rest, after) = text
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| rest.split_once(END).map(|(table, after)| (before, table, after)))
-        .ok_or_else(|| Error::Invalid(format!("{} has no {BEGIN} and {END}", page.display())))?;
+    let part =
+        |name| split(&text, name).ok_or_else(|| Error::Invalid(format!("{} has no part {name}", page.display())));
+    let mut worse = worse(part(TRUTH)?.1, judged);
+    let root = page.parent().and_then(Path::parent).unwrap_or(Path::new(".."));
+    let tried = patterns(root, &super::scenarios(&[]))?;
+    worse.extend(tried.iter().filter(|one| one.is_untried()).map(|one| format!("{} is tried by nothing", one.pattern)));
     if update {
-        let text = format!("{before}{BEGIN}\n\n{}\n{END}{after}", table(judged));
+        let text = replaced(&text, TRUTH, &table(judged)).and_then(|text| replaced(&text, PATTERNS, &tries(&tried)));
+        let text = text.unwrap_or_default();
+        part(PATTERNS)?;
         fs::write(page, text).context(|| format!("write {}", page.display()))?;
-        return Ok(Vec::new());
+        worse.clear();
     }
-    Ok(worse(rest, judged))
+    Ok(worse)
+}
+
+/// A text before, in and after a part.
+fn split<'a>(text: &'a str, part: &str) -> Option<(&'a str, &'a str, &'a str)> {
+    let (before, rest) = text.split_once(&format!("<!-- begin: {part} -->"))?;
+    let (inside, after) = rest.split_once(&format!("<!-- end: {part} -->"))?;
+    Some((before, inside, after))
+}
+
+fn replaced(text: &str, part: &str, by: &str) -> Option<String> {
+    let (before, _, after) = split(text, part)?;
+    Some(format!("{before}<!-- begin: {part} -->\n\n{by}\n<!-- end: {part} -->{after}"))
+}
+
+/// Where a pattern is tried.
+struct Tried {
+    pattern: String,
+    /// Scenarios that are caused here.
+    scenarios: Vec<&'static str>,
+    /// Tests on a real Kubernetes node.
+    on_a_node: Vec<String>,
+    /// Tests by events, through all patterns.
+    by_events: Vec<String>,
+}
+
+impl Tried {
+    fn is_untried(&self) -> bool {
+        self.scenarios.is_empty() && self.on_a_node.is_empty() && self.by_events.is_empty()
+    }
+}
+
+/// Every embedded pattern of a checkout.
+fn patterns(root: &Path, scenarios: &[&'static Scenario]) -> Result<Vec<Tried>, Error> {
+    let names = |folder: &Path, ending: &str| -> Result<Vec<String>, Error> {
+        let entries = fs::read_dir(folder).context(|| format!("list {}", folder.display()))?;
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = names.filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect();
+        names.sort();
+        Ok(names)
+    };
+    let texts = |folder: &Path, start: &str| -> Result<Vec<(String, String)>, Error> {
+        let files = names(folder, ".rs")?.into_iter().filter(|name| name.starts_with(start));
+        let read = |name: String| {
+            let path = folder.join(&name).with_extension("rs");
+            let text = fs::read_to_string(&path).context(|| format!("read {}", path.display()))?;
+            Ok((name, text))
+        };
+        files.map(read).collect()
+    };
+    let (by_events, on_a_node) =
+        (texts(&root.join("server/tests"), "correlate_")?, texts(&root.join("perf/tests"), "kube")?);
+    let naming = |files: &[(String, String)], pattern: &str| {
+        let quoted = format!("\"{pattern}\"");
+        files.iter().filter(|(_, text)| text.contains(&quoted)).map(|(name, _)| name.clone()).collect()
+    };
+    let tried = |pattern: String| Tried {
+        scenarios: scenarios.iter().filter(|one| one.right.contains(&&*pattern)).map(|one| one.name).collect(),
+        on_a_node: naming(&on_a_node, &pattern),
+        by_events: naming(&by_events, &pattern),
+        pattern,
+    };
+    Ok(names(&root.join("server/patterns"), ".yaml")?.into_iter().map(tried).collect())
+}
+
+fn tries(tried: &[Tried]) -> String {
+    let mut text = String::from("| pattern | caused here | on a Kubernetes node | by events |\n|---|---|---|---|\n");
+    for one in tried {
+        let (here, node, events) = (one.scenarios.join(", "), one.on_a_node.join(", "), one.by_events.join(", "));
+        let _ = writeln!(text, "| {} | {here} | {node} | {events} |", one.pattern);
+    }
+    text
 }
 
 fn worse(table: &str, judged: &[Judged]) -> Vec<String> {
@@ -45,8 +123,26 @@ fn table(judged: &[Judged]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{table, worse};
+    use std::path::Path;
+
+    use super::{patterns, replaced, split, table, worse};
     use crate::truth::scenario::{Judged, Outcome};
+
+    #[test]
+    fn every_pattern_is_tried() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let all = patterns(&root, &crate::truth::scenarios(&[])).expect("a checkout");
+        let untried: Vec<_> = all.iter().filter(|one| one.is_untried()).map(|one| &one.pattern).collect();
+        assert!(all.len() > 40 && untried.is_empty(), "{untried:?}");
+    }
+
+    #[test]
+    fn only_the_part_is_replaced() {
+        let page = "a <!-- begin: x -->old<!-- end: x --> b";
+        let text = replaced(page, "x", "new").expect("a part");
+        assert_eq!(text, "a <!-- begin: x -->\n\nnew\n<!-- end: x --> b");
+        assert!(split(page, "y").is_none());
+    }
 
     #[test]
     fn what_was_right_and_is_not_is_worse() {

@@ -31,6 +31,7 @@ pub const ALL: &[Scenario] = &[
         |stage| by_runtime(stage, Pids::Shared, OBEY, "TERM"),
         STOPPED,
     ),
+    Scenario::new("stopped-by-its-own-child", "stop", stopped_inside, &["stopped-from-inside"]),
     Scenario {
         says: &["hup"],
         never: &["by itself"],
@@ -84,6 +85,12 @@ fn by_runtime(stage: &mut Stage, pids: Pids, script: &str, signal: &str) -> Resu
     stage.host("runc", None, &format!("kill -{signal} {}", actor.pid))?;
     actor.wait_end()?;
     Ok(room.caused(&[&actor]))
+}
+
+/// What `nginx -s stop` does: a process of the container asks the first one to end.
+fn stopped_inside(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    stage.play_out(&room, Pids::Own, &format!("(sleep 0.3; kill -TERM 1) & {OBEY}"))
 }
 
 fn ignored_usr1(stage: &mut Stage) -> Result<Caused, Error> {
