@@ -2,8 +2,8 @@
 /*
  * Who sent the signal that ended a process? And which signal did end it?
  *
- * signal_generate → signal_record, signal_deliver → signal_delivered_record, for the signals in signal_mask. A SIGKILL that takes all threads is one record: the
- * kernel spreads it without generating it again.
+ * signal_generate → signal_record, signal_deliver → signal_delivered_record, for the signals in signal_mask. A SIGKILL that
+ * takes all threads is one record: the kernel spreads it without generating it again.
  */
 #include "task.h"
 
@@ -54,6 +54,34 @@ static __always_inline bool is_over_cpu_limit(struct task_struct *target)
 	return seconds < ~0ULL / NSEC_PER_SEC && used > 0 && (u64)used >= seconds * NSEC_PER_SEC;
 }
 
+/* Signals that their target handles, and that may have been meant to stop it: once a second is enough to know of each. */
+#define HANDLED_INTERVAL_NS NSEC_PER_SEC
+
+struct handled_key {
+	u32 pid;
+	u32 signal;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct handled_key);
+	__type(value, u64);
+} handled SEC(".maps");
+
+/* A program may send itself hundreds of thousands of them a second, across cgroups too: they must not crowd out what kills. */
+static __always_inline bool was_told_lately(u32 tgid, u32 number)
+{
+	struct handled_key key = { .pid = tgid, .signal = number };
+	u64 now = bpf_ktime_get_ns();
+	u64 *last = bpf_map_lookup_elem(&handled, &key);
+
+	if (last && now - *last < HANDLED_INTERVAL_NS)
+		return true;
+	bpf_map_update_elem(&handled, &key, &now, BPF_ANY);
+	return false;
+}
+
 SEC("tp_btf/signal_generate")
 int signal_sent(u64 *ctx)
 {
@@ -79,7 +107,8 @@ int signal_sent(u64 *ctx)
 			return 0;
 		/* By default a change of the window's size is no reason to end. A timer's signal says nothing of who was running. */
 		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
-		    (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)))
+		    (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups) ||
+		     was_told_lately(target->tgid, number)))
 			return 0;
 	}
 	pid = target->pid;

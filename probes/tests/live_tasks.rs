@@ -6,13 +6,15 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use crate::lab;
 use crate::lab::{Container, Hierarchies, Session, can_run, inode, victim};
 use tapio_probes::record::{
-    self, Exec, ExecCommand as ExecRecord, Exit, FileOpen, Fork, Histogram, Kind, RunQueue, SignalDelivered,
+    self, Exec, ExecCommand as ExecRecord, Exit, FileOpen, Fork, Histogram, Kind, RunQueue, Signal, SignalDelivered,
     SyscallError, text,
 };
 use tapio_probes::{Counter, ExecCommand, LoadConfig, State, Tuning, kinds};
@@ -20,6 +22,7 @@ use tapio_probes::{Counter, ExecCommand, LoadConfig, State, Tuning, kinds};
 const EAGAIN: u32 = 11;
 const EMFILE: u32 = 24;
 const SIGKILL: u32 = 9;
+const SIGUSR1: u32 = 10;
 const SIGSEGV: u32 = 11;
 const SIGTERM: u32 = 15;
 
@@ -160,6 +163,34 @@ fn a_signal_that_a_process_handles_is_not_told_as_its_end() {
     session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
     let told = session.all_of(Kind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
     assert!(told.is_empty(), "{told:?}");
+}
+
+#[test]
+fn a_flood_of_a_signal_that_is_handled_is_told_once_a_second() {
+    if !can_run("a_flood_of_a_signal_that_is_handled_is_told_once_a_second") {
+        return;
+    }
+    let mut session = Session::start();
+    let container = Container::make(25);
+    let script = format!(
+        "echo $$ >{}/cgroup.procs; trap : USR1; echo ready; while :; do read line || exit 0; done",
+        container.unified().display()
+    );
+    let mut child =
+        Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let mut ready = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    let began = Instant::now();
+    let flood = format!("i=0; while [ $i -lt 2000 ]; do kill -USR1 {pid}; i=$((i+1)); done");
+    assert!(Command::new("sh").args(["-c", &flood]).status().unwrap().success());
+    let seconds = began.elapsed().as_secs() as usize;
+    drop(child.stdin.take());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let told = session.all_of(Kind::Signal, |signal: &Signal| signal.header.pid == pid && signal.signal == SIGUSR1);
+    assert!((1..=seconds + 2).contains(&told.len()), "{} in {seconds} s", told.len());
 }
 
 #[test]
@@ -330,7 +361,7 @@ fn meaningless(record: &lab::Record) -> Vec<u8> {
         Kind::Exec => meaningless!(record, Exec, pads[pad], texts[comm]),
         Kind::Exit => meaningless!(record, Exit, pads[pad], texts[comm]),
         Kind::Oom => meaningless!(record, record::Oom, pads [pad], texts [comm allocator_comm limit_name]),
-        Kind::Signal => meaningless!(record, record::Signal, pads [pad], texts [comm sender_comm]),
+        Kind::Signal => meaningless!(record, Signal, pads [pad], texts [comm sender_comm]),
         Kind::CgroupMkdir | Kind::CgroupRmdir => meaningless!(record, record::Cgroup, pads[pad], texts[path]),
         Kind::SignalDelivered => meaningless!(record, SignalDelivered, pads [], texts [comm]),
         Kind::ExecCommand => {
