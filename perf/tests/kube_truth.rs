@@ -21,8 +21,8 @@ use crate::kube_node::{
 const CERTAIN: f64 = 0.8;
 /// Waits for a file that the test makes, then takes memory until it is killed.
 const EATS_ON_DEMAND: &str = "until [ -e /go ]; do busybox sleep 0.2; done; busybox tail /dev/zero";
-/// Takes 24 MiB and holds them.
-const HOLDS: &str = "x=$(busybox head -c 24000000 /dev/zero | busybox tr '\\0' a); busybox sleep 600";
+/// Takes 24 MiB and holds them: what reads the pipe never does.
+const HOLDS: &str = "busybox dd if=/dev/zero bs=24M count=1 | busybox sleep 600";
 
 /// A pod or workload, the patterns that tell what befell it, and those that may be told beside.
 const EXPECTED: &[(&str, &[&str], &[&str])] = &[
@@ -186,13 +186,15 @@ fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
     // The pod's limit, as pod-level resources set it: this Kubernetes has none, so it is written where kubelet would.
     let holder = process_in(&namespace, "limited", "containerStatuses", "holder");
     let victim = process_in(&namespace, "limited", "containerStatuses", "victim");
-    limit_memory(&memory_cgroup(victim, 1), 56 << 20);
+    let held = memory_cgroup(holder, 0);
     await_that("that the holder holds", |seen| {
-        let status = fs::read_to_string(format!("/proc/{holder}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default().trim().to_owned();
-        seen.clone_from(&line);
-        line.split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).filter(|&kib| kib > 20_000)
+        let used = ["memory.usage_in_bytes", "memory.current"]
+            .iter()
+            .find_map(|file| fs::read_to_string(held.join(file)).ok());
+        *seen = used.unwrap_or_default().trim().to_owned();
+        seen.parse().ok().filter(|&bytes: &u64| bytes > 20 << 20)
     });
+    limit_memory(&memory_cgroup(victim, 1), 56 << 20);
     go(victim);
 
     // A session that fails is no crash of its container.
