@@ -246,7 +246,11 @@ impl Pipeline {
                     })?);
                     states.push(SourceState { source: "ebpf", off: None, alive, status });
                     if let Some(reading) = reading {
-                        let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+                        let intake = Intake::new(
+                            shared.clone(),
+                            Source::Collector,
+                            Identity::with_directory(Vec::new(), Arc::clone(&shared.directory)),
+                        );
                         // It ends when nobody can ask it any more.
                         let alive = Alive::default();
                         let guard = alive.begin();

@@ -32,6 +32,8 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("debugged", &["memory-limit-kill"], &[]),
     ("nope", &["start-failed"], &[]),
     ("stuck", &["liveness-probe-kill"], &[]),
+    ("burst-then-idle", &["liveness-probe-kill"], &[]),
+    ("throttled", &["throttled-into-probe-failure"], &[]),
     ("early", &["memory-limit-kill"], &[]),
     ("calm", &[], &["stopped", "ignored-sigterm"]),
     ("gone", &[], &["stopped"]),
@@ -39,16 +41,22 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("front", &["bad-release"], &["stopped", "stopped-by-signal", "ignored-sigterm"]),
 ];
 
+/// A process's cgroup of a controller, in the hierarchy that has it.
+fn cgroup(pid: u32, controller: &str) -> PathBuf {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
+    let of_version_1 = text.lines().find_map(|line| line.split_once(&format!(":{controller}:")));
+    PathBuf::from(match of_version_1 {
+        Some((_, path)) => format!("/sys/fs/cgroup/{controller}{path}"),
+        None => {
+            let path = text.lines().find_map(|line| line.strip_prefix("0::")).expect("a unified path");
+            format!("/sys/fs/cgroup{path}")
+        }
+    })
+}
+
 /// The memory cgroup of a process, `levels` above its own.
 fn memory_cgroup(pid: u32, levels: usize) -> PathBuf {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
-    let of_version_1 = text.lines().find_map(|line| line.split_once(":memory:")).map(|(_, path)| path);
-    let (root, path) = match of_version_1 {
-        Some(path) => ("/sys/fs/cgroup/memory", path),
-        None => ("/sys/fs/cgroup", text.lines().find_map(|line| line.strip_prefix("0::")).expect("a unified path")),
-    };
-    let own = PathBuf::from(format!("{root}{path}"));
-    own.ancestors().nth(levels).expect("a cgroup above").to_owned()
+    cgroup(pid, "memory").ancestors().nth(levels).expect("a cgroup above").to_owned()
 }
 
 fn limit_memory(cgroup: &std::path::Path, bytes: u64) {
@@ -81,6 +89,18 @@ fn pods() -> Vec<Value> {
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =
         json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
+    // Both are slowed down by their CPU limit; one of them long before its probe fails.
+    let slowed = |name: &str, script: &str, fails_after_s: u32| {
+        let mut slowed = container(name, script);
+        slowed["resources"] = json!({"limits": {"cpu": "100m"}});
+        slowed["livenessProbe"] = json!({
+            "exec": {"command": ["/bin/busybox", "false"]}, "initialDelaySeconds": fails_after_s, "periodSeconds": 1,
+            "failureThreshold": 1,
+        });
+        slowed
+    };
+    let burst =
+        "end=$(($(busybox date +%s) + 10)); while [ $(busybox date +%s) -lt $end ]; do :; done; busybox sleep 600";
     let mut nope = container("nope", "");
     nope["command"] = json!(["nope"]);
     let mut limited = pod("limited", "Never", container("holder", HOLDS));
@@ -95,6 +115,8 @@ fn pods() -> Vec<Value> {
         pod("debugged", "Never", container("app", "busybox sleep 600")),
         pod("nope", "Never", nope),
         pod("stuck", "Always", probed),
+        pod("burst-then-idle", "Never", slowed("app", burst, 160)),
+        pod("throttled", "Never", slowed("app", "while :; do :; done", 75)),
         early,
         pod("calm", "Always", container("calm", calm)),
         pod("gone", "Never", container("gone", calm)),
@@ -180,6 +202,7 @@ fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
     let namespace = Namespace::make("truth");
     let ns = &namespace.0;
     namespace.apply(pods());
+    let burst = process_in(&namespace, "burst-then-idle", "containerStatuses", "app");
     release(&namespace);
     debug(&namespace);
 
@@ -196,6 +219,12 @@ fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
     });
     limit_memory(&memory_cgroup(victim, 1), 56 << 20);
     go(victim);
+
+    // It was slowed down, or it would prove nothing.
+    let throttled = fs::read_to_string(cgroup(burst, "cpu").join("cpu.stat")).expect("its CPU's figures");
+    let times =
+        throttled.lines().find_map(|line| line.strip_prefix("nr_throttled ")).and_then(|times| times.parse().ok());
+    assert!(times.is_some_and(|times: u64| times > 20), "{throttled}");
 
     // A session that fails is no crash of its container.
     namespace.wait_running("pod/calm");

@@ -88,6 +88,20 @@ fn a_name_that_comes_late_is_published_again() {
 }
 
 #[test]
+fn a_source_that_sees_only_cgroups_takes_no_name_away() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    node.exit(100 * SECOND, Process::init(web, 100, "sh"), 1 << 8);
+    node.lethal(100 * SECOND);
+    node.container("c0", "0123456789ab");
+    node.exit(200 * SECOND, Process::init(web, 101, "sh"), 1 << 8);
+    node.lethal(200 * SECOND);
+    for finding in findings_of(&node) {
+        assert!(finding.title.starts_with("shop/web-0/web died"), "{}", finding.title);
+    }
+}
+
+#[test]
 fn a_failed_liveness_probe_is_why_it_was_killed() {
     let mut node = Node::new("n1");
     let web = web(&mut node);

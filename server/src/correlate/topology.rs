@@ -296,11 +296,19 @@ impl Described {
             return false;
         }
         let is_known = known.is_some();
-        if is_new && is_global && is_known && self.is_less_full(&key, node) {
+        if is_new && is_known && (self.is_nameless(&key, node) || is_global && self.is_less_full(&key, node)) {
             return false;
         }
         self.shelf.insert(key, &self.scratch);
         is_new
+    }
+
+    /// Whether it has Kubernetes' names, and what is to be taken in has none. A source that sees only cgroups' paths, or that starts
+    /// before the API server has answered, must not take them away: a container or pod keeps its names for life.
+    fn is_nameless(&self, key: &(u64, EntityId), node: &NodeRef) -> bool {
+        let Some(told) = packed::unpack(&self.scratch, &self.phrases) else { return true };
+        EntityInfo::of(node.clone(), key.1, told).pod.is_empty()
+            && self.get(key).is_some_and(|known| !known.pod.is_empty())
     }
 
     /// Whether what another node says of it is fuller than what is to be taken in.
