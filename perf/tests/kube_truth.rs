@@ -32,13 +32,14 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("debugged", &["memory-limit-kill"], &[]),
     ("nope", &["start-failed"], &[]),
     ("stuck", &["liveness-probe-kill"], &[]),
-    ("burst-then-idle", &["liveness-probe-kill"], &[]),
     ("throttled", &["throttled-into-probe-failure"], &[]),
     ("early", &["memory-limit-kill"], &[]),
     ("calm", &[], &["stopped", "ignored-sigterm"]),
     ("gone", &[], &["stopped"]),
     ("eater", &["memory-limit-kill"], &[]),
     ("front", &["bad-release"], &["stopped", "stopped-by-signal", "ignored-sigterm"]),
+    // The last that happens.
+    ("burst-then-idle", &["liveness-probe-kill"], &[]),
 ];
 
 /// A process's cgroup of a controller, in the hierarchy that has it.
