@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -239,7 +240,7 @@ struct StormArguments {
 #[derive(Args)]
 struct TruthArguments {
     /// Only scenarios whose names contain this; may be repeated
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     only: Vec<String>,
     /// Only say which scenarios there are
     #[arg(long)]
@@ -373,7 +374,11 @@ fn run_storm(arguments: StormArguments) -> Result<u8, Error> {
 fn run_truth(arguments: TruthArguments) -> Result<u8, Error> {
     if arguments.list {
         for scenario in truth::scenarios(&arguments.only) {
-            println!("{:40}  {:30}  {}", scenario.name, scenario.kind, scenario.expected());
+            let line = format!("{:40}  {:30}  {}", scenario.name, scenario.kind, scenario.expected());
+            // Who has seen enough may go.
+            if writeln!(std::io::stdout(), "{line}").is_err() {
+                break;
+            }
         }
         return Ok(0);
     }

@@ -88,6 +88,17 @@ fn a_name_that_comes_late_is_published_again() {
 }
 
 #[test]
+fn one_death_each_of_three_containers_of_a_pod_is_no_loop() {
+    let mut node = Node::new("n1");
+    for (key, name) in [("c0", "web"), ("c1", "log"), ("c2", "proxy")] {
+        let container = node.kube_container_named("Deployment/web", "shop/web-0", key, name);
+        node.exit(100 * SECOND, Process::init(container, 100, "sh"), 1 << 8);
+    }
+    node.lethal(101 * SECOND);
+    assert!(!patterns_of(&node).contains(&"crash-loop".to_owned()), "{:?}", patterns_of(&node));
+}
+
+#[test]
 fn a_source_that_sees_only_cgroups_takes_no_name_away() {
     let mut node = Node::new("n1");
     let web = web(&mut node);

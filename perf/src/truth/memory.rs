@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
 use crate::clock::wait_for;
-use crate::error::Error;
-use crate::inject::Fault;
-use crate::inject::cgroup::MemoryControl;
+use crate::error::{Context, Error};
+use crate::inject::cgroup::{Cgroup, MemoryControl};
+use crate::inject::{Fault, crash};
 use crate::kubelet::ContainerName;
 
 const CHILD: &str = "a child's OOM kill";
@@ -30,6 +30,17 @@ pub const ALL: &[Scenario] = &[
     child_oom("child-oom-init-exits-0", |stage| child_exits(stage, "exit 0")),
     child_oom("child-oom-init-exits-1", |stage| child_exits(stage, "exit 1")),
     child_oom("child-oom-init-exits-137", |stage| child_exits(stage, "exit $?")),
+    Scenario {
+        beside: &["child-oom-before-exit"],
+        ..Scenario::new("child-oom-then-exit-much-later", CHILD, |stage| child_exits(stage, "sleep 4; exit 0"), SILENT)
+    },
+    Scenario { beside: SILENT, ..Scenario::new("child-oom-then-segv", CHILD, oom_then_segv, &["crashed"]) },
+    Scenario {
+        // On cgroup v2 processes are in the lowest cgroups only.
+        only_where: Some(MemoryControl::V1),
+        says: &["inside"],
+        ..Scenario::new("limit-of-an-inner-cgroup", "memory limit", inner_limit, &["slice-limit-kill"])
+    },
     Scenario::new("oom-shared-pid-namespace", "first process is not pid 1", shared_oom, &["memory-limit-kill"]),
     Scenario { says: &["pod"], ..Scenario::new("pod-limit-full", ABOVE, pod_limit, &["pod-limit-kill"]) },
     Scenario::new("own-limit-and-the-pods-are-the-same", ABOVE, same_limit, &["memory-limit-kill"]),
@@ -63,6 +74,8 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
+const SILENT: &[&str] = &["silent-child-oom"];
+
 const fn child_oom(name: &'static str, cause: super::scenario::Cause) -> Scenario {
     Scenario {
         never: &["keeps running", "nothing else explains"],
@@ -74,6 +87,22 @@ fn child_exits(stage: &mut Stage, end: &str) -> Result<Caused, Error> {
     let room = stage.room(Some(LIMIT_MIB))?;
     let script = format!("sleep 0.2; {}; {end}", stage.eat(LIMIT_MIB));
     stage.play_out(&room, Pids::Own, &script)
+}
+
+fn oom_then_segv(stage: &mut Stage) -> Result<Caused, Error> {
+    let program = stage.program("segv", crash::program())?;
+    child_exits(stage, &format!("sleep 0.5; exec {program}"))
+}
+
+/// A container makes a cgroup inside of its own and limits that.
+fn inner_limit(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(8 * LIMIT_MIB))?;
+    let inner = room.limiting().path().join("inner");
+    fs::create_dir(&inner).context(|| format!("make the cgroup {}", inner.display()))?;
+    let inner = Cgroup::adopt(inner);
+    inner.limit_memory(stage.memory_control()?, LIMIT_MIB << 20)?;
+    let join = format!("echo 0 >{}/cgroup.procs", inner.path().display());
+    stage.play_out(&room, Pids::Own, &format!("sleep 0.2; {join}; exec {}", stage.eat(LIMIT_MIB)))
 }
 
 /// Somebody lowers the limit below what the container holds.

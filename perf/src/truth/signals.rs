@@ -31,6 +31,33 @@ pub const ALL: &[Scenario] = &[
         |stage| by_runtime(stage, Pids::Shared, OBEY, "TERM"),
         STOPPED,
     ),
+    Scenario::new(
+        "quit-handled-exit-much-later",
+        "no cause by its time alone",
+        |stage| {
+            by_host(stage, "trap : QUIT; i=0; while [ $i -lt 100 ]; do sleep 0.05; i=$((i+1)); done; exit 1", "QUIT")
+        },
+        &["exited-with-error"],
+    ),
+    Scenario::new(
+        "interrupted-by-a-host-process",
+        "from outside",
+        |stage| by_host(stage, "trap 'exit 3' INT; while :; do sleep 0.05; done", "INT"),
+        &["interrupted-from-outside"],
+    ),
+    Scenario::new(
+        "hang-up-from-inside",
+        "stop",
+        |stage| inside(stage, "(sleep 0.3; kill -HUP 1) & trap 'exit 3' HUP; while :; do sleep 0.05; done"),
+        &["interrupted-from-inside"],
+    ),
+    Scenario::new("own-sigterm-then-killed-by-a-host-process", "from outside", own_term, &["killed-from-outside"]),
+    passes_on("child-killed-by-a-host-process-init-exits-137", "KILL"),
+    passes_on("child-sent-a-segv-init-exits-139", "SEGV"),
+    Scenario {
+        never: &["worker of", "itself, sent"],
+        ..Scenario::new("killed-by-a-sibling-container", MASTER, by_sibling, &["killed-by-own-process"])
+    },
     Scenario::new("stopped-by-its-own-child", "stop", stopped_inside, &["stopped-from-inside"]),
     Scenario {
         says: &["hup"],
@@ -83,6 +110,65 @@ fn by_runtime(stage: &mut Stage, pids: Pids, script: &str, signal: &str) -> Resu
     let mut actor = stage.start(&room, pids, script)?;
     pause(LEAD)?;
     stage.host("runc", None, &format!("kill -{signal} {}", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+/// The first process passes on that its child was killed from outside.
+const fn passes_on(name: &'static str, signal: &'static str) -> Scenario {
+    let cause: super::scenario::Cause = match signal.as_bytes() {
+        b"KILL" => |stage| child_killed(stage, "KILL"),
+        _ => |stage| child_killed(stage, "SEGV"),
+    };
+    Scenario {
+        beside: &["killed-from-outside"],
+        ..Scenario::new(name, "a child killed from outside", cause, &["child-killed-exit"])
+    }
+}
+
+fn child_killed(stage: &mut Stage, signal: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let mut actor = stage.start(&room, Pids::Shared, "sleep 30 & wait $!; exit $?")?;
+    pause(LEAD)?;
+    stage.host("bash", None, &format!("kill -{signal} $(cat /proc/{0}/task/{0}/children)", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+/// A process of the host sends a signal, and the container ends some time.
+fn by_host(stage: &mut Stage, script: &str, signal: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let mut actor = stage.start(&room, Pids::Own, script)?;
+    pause(LEAD)?;
+    stage.host("bash", None, &format!("kill -{signal} {}", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+fn inside(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    stage.play_out(&room, Pids::Own, script)
+}
+
+/// It asks itself to reload by SIGTERM, which it handles; that somebody kills it later is not for that.
+fn own_term(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(None)?;
+    let script = "trap : TERM; (sleep 0.2; kill -TERM 1) & while :; do sleep 0.05; done";
+    let mut actor = stage.start(&room, Pids::Own, script)?;
+    pause(GRACE)?;
+    stage.host("bash", None, &format!("kill -KILL {}", actor.pid))?;
+    actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+fn by_sibling(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let other = stage.sibling(&name);
+    let room = stage.room_at(name.clone(), &name.path(), &name.path(), None)?;
+    let beside = stage.room_at(other.clone(), &other.path(), &other.path(), None)?;
+    let mut actor = stage.start(&room, Pids::Shared, "exec sleep 30")?;
+    pause(LEAD)?;
+    stage.play_out(&beside, Pids::Shared, &format!("kill -KILL {}; sleep 0.3; exit 0", actor.pid))?;
     actor.wait_end()?;
     Ok(room.caused(&[&actor]))
 }

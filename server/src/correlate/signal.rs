@@ -309,8 +309,10 @@ impl Oom {
 /// What sort of cgroup has a memory limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitLevel {
-    /// The victim's container or unit, or a cgroup that it made itself.
+    /// The victim's container or unit.
     Own,
+    /// A cgroup that the container or unit made inside of its own.
+    Inner,
     Pod,
     /// Burstable or best effort: kubelet limits them where memory QoS or reservations are on.
     Qos,
@@ -333,10 +335,12 @@ impl LimitLevel {
             let uid = bare.rsplit_once("-pod").map(|(_, uid)| uid).or_else(|| bare.strip_prefix("pod"));
             uid.is_some_and(|uid| uid.len() >= 32)
         };
-        let is_own_path = !victim.cgroup.is_empty()
-            && limit.strip_prefix(&*victim.cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if height == 0 || is_own_path {
-            return Self::Own;
+        let inside = limit.strip_prefix(&*victim.cgroup).filter(|_| !victim.cgroup.is_empty());
+        match inside {
+            Some("") => return Self::Own,
+            Some(rest) if rest.starts_with('/') => return Self::Inner,
+            _ if height == 0 => return Self::Own,
+            _ => {}
         }
         let is_kubelets = limit.contains("kubepods") || last.starts_with("kubepods");
         match last {
@@ -358,6 +362,7 @@ impl LimitLevel {
     pub fn name(self) -> &'static str {
         match self {
             Self::Own => "own",
+            Self::Inner => "inner",
             Self::Pod => "pod",
             Self::Qos => "qos",
             Self::Allocatable => "allocatable",
@@ -372,6 +377,7 @@ impl LimitLevel {
         let last = cgroup.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         match self {
             Self::Own => "its own limit".into(),
+            Self::Inner => format!("the limit of a cgroup inside of it ({last})"),
             Self::Pod => "the limit of its pod".into(),
             Self::Qos => {
                 let class = if last.contains("besteffort") { "best-effort" } else { "burstable" };

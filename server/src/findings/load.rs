@@ -20,13 +20,15 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 49] = [
+const EMBEDDED: [(&str, &str); 53] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
     ("bus-error-full.yaml", include_str!("../../patterns/bus-error-full.yaml")),
     ("bus-error.yaml", include_str!("../../patterns/bus-error.yaml")),
     ("child-crash-exit.yaml", include_str!("../../patterns/child-crash-exit.yaml")),
+    ("child-killed-exit.yaml", include_str!("../../patterns/child-killed-exit.yaml")),
+    ("child-oom-before-exit.yaml", include_str!("../../patterns/child-oom-before-exit.yaml")),
     ("child-oom-exit.yaml", include_str!("../../patterns/child-oom-exit.yaml")),
     ("command-not-found.yaml", include_str!("../../patterns/command-not-found.yaml")),
     ("conntrack-full.yaml", include_str!("../../patterns/conntrack-full.yaml")),
@@ -43,6 +45,8 @@ const EMBEDDED: [(&str, &str); 49] = [
     ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
     ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
     ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
+    ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),
+    ("interrupted-from-outside.yaml", include_str!("../../patterns/interrupted-from-outside.yaml")),
     ("killed-by-kernel.yaml", include_str!("../../patterns/killed-by-kernel.yaml")),
     ("killed-by-own-process.yaml", include_str!("../../patterns/killed-by-own-process.yaml")),
     ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
@@ -272,7 +276,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         if step.optional && step.absent {
             return refuse("it cannot be both optional and absent");
         }
-        if index == anchor && (step.optional || step.absent || !step.same.is_empty()) {
+        if index == anchor && (step.optional || step.absent || step.count.is_none() && !step.same.is_empty()) {
             return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
         }
         if step.may_be_lost && (step.optional || step.absent || index == anchor) {
@@ -338,11 +342,13 @@ fn compile_step(
             .ok_or_else(|| located(format!("`same` takes step.field, not {reference}")))
             .and_then(|(other, field)| resolve(other, field).map_err(located))?;
         let is_nearer = if index < anchor { other > index && other <= anchor } else { other < index };
-        let may_refer = is_nearer || step.absent && other != index;
+        // All that are counted must be like the last of them.
+        let is_own = other == index && step.count.is_some();
+        let may_refer = is_nearer || is_own || step.absent && other != index;
         if !may_refer {
             return Err(located(format!("{reference} must lie between this step and the anchor, or be the anchor")));
         }
-        same.push(Same { field, other, other_field });
+        same.push(Same { field, other, other_field, is_own });
     }
     let distinct = match step.count.as_ref().and_then(|count| count.distinct.as_deref()) {
         Some(name) => {

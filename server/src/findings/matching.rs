@@ -170,8 +170,12 @@ impl<'a> Search<'a> {
             let Some(other) = self.bound[same.other] else {
                 return true;
             };
-            let value = same.field.get(&noted.signal);
-            value.is_some() && value == same.other_field.get(&other.signal)
+            match (same.field.get(&noted.signal), same.other_field.get(&other.signal)) {
+                (Some(value), Some(other)) => value == other,
+                // A name that one of them has not, or not yet, is no difference among those that are counted; between two
+                // steps it ties nothing together.
+                _ => same.is_own,
+            }
         })
     }
 

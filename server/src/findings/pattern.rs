@@ -82,6 +82,8 @@ pub struct Same {
     pub field: Field,
     pub other: usize,
     pub other_field: Field,
+    /// The other is the step itself: all that are counted have the field in common.
+    pub is_own: bool,
 }
 
 /// One step.

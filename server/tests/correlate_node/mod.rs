@@ -368,6 +368,10 @@ pub fn patterns_of(node: &Node) -> Vec<String> {
 impl Node {
     /// A container with all its names, its pod and its workload.
     pub fn kube_container(&mut self, workload: &str, pod: &str, key: &str) -> EntityId {
+        self.kube_container_named(workload, pod, key, "web")
+    }
+
+    pub fn kube_container_named(&mut self, workload: &str, pod: &str, key: &str, name: &str) -> EntityId {
         let pod_id = self.kube_pod(workload, pod);
         let id = tapio_wire::entity_id(EntityKind::Container, key);
         self.body.entities.push(Entity {
@@ -376,10 +380,10 @@ impl Node {
             pod_uid: format!("uid-{pod}"),
             namespace: namespace(pod),
             pod: pod.split_once('/').map_or("", |(_, name)| name).to_owned(),
-            container: "web".into(),
+            container: name.into(),
             image: "shop/web:2".into(),
             workload: workload.into(),
-            ..Entity::named(EntityKind::Container, id, format!("{pod}/web"))
+            ..Entity::named(EntityKind::Container, id, format!("{pod}/{name}"))
         });
         id
     }
