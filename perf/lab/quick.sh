@@ -8,7 +8,7 @@ began=$SECONDS
 trap 'echo "make quick ended with $? after $((SECONDS - began)) s"' EXIT
 CRATES=(collector perf probes ringbuf server wire)
 # More than 10 s each.
-SLOW=(end_to_end:: endpoints:: spool:: storm:: tls::)
+SLOW=(end_to_end:: endpoints:: spool:: storm:: tls:: truth::)
 
 base=${TAPIO_BASE:-$(git merge-base HEAD '@{upstream}' 2>/dev/null || echo HEAD)}
 files=$(git diff --name-only "$base"; git ls-files --others --exclude-standard)
