@@ -20,11 +20,11 @@ use self::scenario::{Caused, Judged, Outcome, Scenario};
 use self::stage::Stage;
 use crate::client::FindingWatch;
 use crate::clock::wait_for;
-use crate::error::{Context, Error};
+use crate::error::Error;
 use crate::inject::{Fault, InjectOptions, Injector};
 use crate::interrupt;
 use crate::processes::collector::Feed;
-use crate::processes::{Collector, CollectorOptions, Server, ServerOptions};
+use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
 
 /// The limit of the injector's containers.
 const MEMORY_BYTES: u64 = 32 << 20;
@@ -84,7 +84,8 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
     if chosen.is_empty() {
         return Err(Error::Invalid("no scenario has such a name: tapio-perf truth --list shows all".into()));
     }
-    let program = std::env::current_exe().context(|| "find this executable".into())?;
+    // This executable may be a test's.
+    let program = binary("tapio-perf", &bin_dir(options.bin_dir.as_deref())?)?;
     let inject = InjectOptions { memory_bytes: MEMORY_BYTES, keep: KEEP, program: program.clone() };
     let mut stage = Stage::new(Injector::new(inject)?, program)?;
     let server = Server::start(&ServerOptions { bin_dir: options.bin_dir.clone(), ..ServerOptions::default() })?;
