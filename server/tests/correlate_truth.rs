@@ -53,7 +53,9 @@ fn a_container_that_ends_after_its_childs_oom_kill_ended_of_it_whatever_its_code
 
 #[test]
 fn a_container_that_is_stopped_after_a_childs_oom_kill_or_ends_much_later_did_not_end_of_it() {
-    for (after_s, is_stopped, expected) in [(2, true, "stopped"), (4, false, "child-oom-before-exit"), (20, false, "exited-with-error")] {
+    for (after_s, is_stopped, expected) in
+        [(2, true, "stopped"), (4, false, "child-oom-before-exit"), (20, false, "exited-with-error")]
+    {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
         let (init, eater) = (first(web, 100, "sh"), member(web, 107, "eater"));

@@ -301,7 +301,7 @@ mod tests {
         let victim = entity(EntityKind::Container, 1, "web", &format!("{pod}/cri-containerd-1.scope"));
         let level = |path: &str, height| LimitLevel::of(path, &victim, height).name();
         assert_eq!(level(&victim.cgroup, 0), "own");
-        assert_eq!(level(&format!("{}/below", victim.cgroup), 1), "own");
+        assert_eq!(level(&format!("{}/below", victim.cgroup), 1), "inner");
         assert_eq!((level(&pod, 1), level(&format!("/kubepods/burstable/pod{uid}"), 1)), ("pod", "pod"));
         assert_eq!(
             (level("/kubepods.slice/kubepods-burstable.slice", 2), level("/kubepods/besteffort", 2)),
