@@ -4,6 +4,7 @@
 //! lane, read on a thread of its own. What must hold: whoever asks never waits, allocates or reads a file; a request that finds
 //! no room, or comes too often, is dropped before it becomes an event, and counted in a metric.
 
+mod full_mount;
 mod read;
 mod samples;
 
@@ -19,7 +20,8 @@ use tapio_wire::event::{CgroupUse, Detail, EntityId, Event, Lane, Member, NO_NAM
 use crate::identity::Identity;
 use crate::intake::Intake;
 use crate::latency::boottime_ns;
-use read::{FullMount, Mounts, Process, Reading};
+use full_mount::{FullMount, full_mount};
+use read::{Mounts, Process, Reading};
 use samples::{Counters, Samples};
 
 const SIGBUS: u32 = 7;
@@ -229,7 +231,7 @@ impl EvidenceReader {
             true => vec![nothing],
             false => readings,
         };
-        let full_mount = request.is_bus_error.then(|| read::full_mount(mounted_for(request.pid, &readings))).flatten();
+        let full_mount = request.is_bus_error.then(|| full_mount(mounted_for(request.pid, &readings))).flatten();
         for (level, reading) in readings.iter().enumerate() {
             while intake.room_of(Lane::Lethal) == 0 {
                 intake.begin();

@@ -8,14 +8,14 @@
 
 pub mod directory;
 pub mod exclusion;
+mod hierarchies;
 mod path;
 mod recent;
 mod roles;
 pub mod scan;
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use tapio_wire::event::{Entity, EntityId, EntityKind, Lane, Role};
 
 use directory::Directory;
 use exclusion::Exclusion;
+pub use hierarchies::{hierarchies, scan_below};
 use path::{Named, name_of};
 use recent::Recent;
 use roles::{Roles, Started};
@@ -502,45 +503,9 @@ fn describe(known: &Known, directory: &Directory, described: &mut Vec<Entity>) {
     }
 }
 
-/// The mount points of the version 2 hierarchy and of the version 1 memory hierarchy, with the marks of their ids.
-pub fn hierarchies() -> Vec<(PathBuf, u64)> {
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else {
-        return Vec::new();
-    };
-    let mut found: Vec<(PathBuf, u64)> = Vec::new();
-    for line in mounts.lines() {
-        // proc(5): the fields before " - " start with id, parent, device, root, mount point; after it type, source, options.
-        let Some((before, after)) = line.split_once(" - ") else { continue };
-        let Some(mount_point) = before.split(' ').nth(4) else { continue };
-        let mut after = after.split(' ');
-        let mark = match (after.next(), after.nth(1)) {
-            (Some("cgroup2"), _) => 0,
-            (Some("cgroup"), Some(options)) if options.split(',').any(|option| option == "memory") => CGROUP_V1_MEMORY,
-            _ => continue,
-        };
-        if !found.iter().any(|(_, known)| *known == mark) {
-            found.push((mount_point.into(), mark));
-        }
-    }
-    found
-}
-
 /// Whether a cgroup's path is that of a container, or below one.
 pub fn is_container(path: &str) -> bool {
     name_of(path).kind == EntityKind::Container
-}
-
-/// Hands each cgroup below a hierarchy's root to `each`, with its id and its path.
-pub fn scan_below(root: &Path, directory: &Path, each: &mut dyn FnMut(u64, &str)) {
-    let Ok(metadata) = std::fs::metadata(directory) else { return };
-    let below = directory.strip_prefix(root).map(|path| path.to_string_lossy()).unwrap_or_default();
-    each(metadata.ino(), &format!("/{below}"));
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            scan_below(root, &entry.path(), each);
-        }
-    }
 }
 
 #[cfg(test)]

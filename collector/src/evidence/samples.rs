@@ -37,7 +37,7 @@ impl Counters {
     }
 }
 
-/// See the module.
+/// The last readings of each container's counters, so that a later reading gives a difference.
 #[derive(Debug, Default)]
 pub struct Samples {
     of_cgroup: HashMap<String, VecDeque<(Instant, Counters)>, RandomState>,

@@ -51,7 +51,7 @@ struct Container {
     is_new: bool,
 }
 
-/// See the module.
+/// The first process and the sessions of each container, to tell the [`Role`] of any of its processes.
 #[derive(Debug, Default)]
 pub struct Roles {
     containers: HashMap<EntityId, Container, RandomState>,
