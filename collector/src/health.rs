@@ -69,8 +69,7 @@ impl Alive {
         AliveGuard { alive: Arc::clone(&self.0), is_finished: false }
     }
 
-    /// Whether it does.
-    pub fn get(&self) -> bool {
+    fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -103,17 +102,28 @@ struct Shared {
     observed: Observed,
     sources: Vec<SourceState>,
     packer: Alive,
-    /// Threads and tasks that are no sources.
-    parts: Vec<(&'static str, Alive)>,
+    running: Running,
     stopping: watch::Receiver<bool>,
     metrics_enabled: bool,
 }
 
-/// What should run and does not, by name.
-fn ended(sources: &[SourceState], parts: &[(&'static str, Alive)], packer: &Alive) -> Vec<&'static str> {
-    let sources = sources.iter().filter(|source| source.off.is_none()).map(|source| (source.source, &source.alive));
-    let parts = parts.iter().map(|(name, alive)| (*name, alive)).chain([("pack", packer)]);
-    sources.chain(parts).filter(|(_, alive)| !alive.get()).map(|(name, _)| name).collect()
+/// Everything that runs as long as the collector does, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Running(Vec<(&'static str, Alive)>);
+
+impl Running {
+    /// The sources that were started, the other threads and tasks, and the packer.
+    pub fn of(sources: &[SourceState], parts: Vec<(&'static str, Alive)>, packer: &Alive) -> Self {
+        let sources = sources.iter().filter(|source| source.off.is_none());
+        let sources = sources.map(|source| (source.source, source.alive.clone()));
+        Self(sources.chain(parts).chain([("pack", packer.clone())]).collect())
+    }
+
+    /// The names of those that ended, though nobody asked them to. What one of them held went with it: a new start of the whole
+    /// is the way back.
+    pub fn ended(&self) -> Vec<&'static str> {
+        self.0.iter().filter(|(_, alive)| !alive.get()).map(|(name, _)| *name).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -168,12 +178,12 @@ pub async fn serve(
     observed: Observed,
     sources: Vec<SourceState>,
     packer: Alive,
-    parts: Vec<(&'static str, Alive)>,
+    running: Running,
     stopping: watch::Receiver<bool>,
     metrics_enabled: bool,
     mut end: watch::Receiver<bool>,
 ) {
-    let shared = Arc::new(Shared { metrics, observed, sources, packer, parts, stopping, metrics_enabled });
+    let shared = Arc::new(Shared { metrics, observed, sources, packer, running, stopping, metrics_enabled });
     let router = Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
@@ -192,7 +202,7 @@ pub async fn serve(
 /// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.
 async fn healthy(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     let is_stopping = *shared.stopping.borrow();
-    health(&ended(&shared.sources, &shared.parts, &shared.packer), is_stopping)
+    health(&shared.running.ended(), is_stopping)
 }
 
 fn health(ended: &[&str], is_stopping: bool) -> (StatusCode, String) {
@@ -277,8 +287,8 @@ mod tests {
         let (shipping, shipper) = begun();
         let (ebpf, source) = begun();
         let sources = [state("ebpf", None, ebpf), state("systemd", Some("no bus".into()), Alive::default())];
-        let parts = [("ship", shipping)];
-        let ask = |is_stopping| health(&ended(&sources, &parts, &packer), is_stopping);
+        let running = Running::of(&sources, vec![("ship", shipping)], &packer);
+        let ask = |is_stopping| health(&running.ended(), is_stopping);
         assert_eq!(ask(false), (StatusCode::OK, "ok\n".into()));
         shipper.finished();
         assert_eq!(ask(false).0, StatusCode::OK, "as with grpc.reconnect_enabled: false");

@@ -36,7 +36,7 @@ use crate::conntrack::ConntrackPoll;
 use crate::endpoints::{Endpoints, SystemResolver};
 use crate::evidence;
 use crate::governor::Governor;
-use crate::health::{self, Alive, SourceState, Status};
+use crate::health::{self, Alive, Running, SourceState, Status};
 use crate::identity::Identity;
 use crate::identity::exclusion::Exclusion;
 use crate::intake::Intake;
@@ -120,8 +120,7 @@ pub struct Pipeline {
     /// The same of the probes, where they run.
     pub controls: Option<Arc<Controls>>,
     health: Option<(tokio::task::JoinHandle<()>, watch::Sender<bool>)>,
-    /// What must run as long as this does.
-    running: Vec<(&'static str, Alive)>,
+    running: Running,
 }
 
 impl Pipeline {
@@ -400,16 +399,23 @@ impl Pipeline {
             governed: Arc::clone(&shared.governed),
             live: Arc::clone(&shared.live),
         };
-        let started = states.iter().filter(|state| state.off.is_none());
-        let running = started.map(|state| (state.source, state.alive.clone()));
-        let running = running.chain(parts.iter().cloned()).chain([("pack", packing.clone())]).collect();
+        let running = Running::of(&states, parts, &packing);
         let health = match listener {
             Some(listener) => {
                 let (end, ended) = watch::channel(false);
                 let metrics = Metrics::new(observed.clone())?;
                 let enabled = config.health.metrics_enabled;
-                let serving =
-                    health::serve(listener, metrics, observed, states, packing, parts, tasks_stopped, enabled, ended);
+                let serving = health::serve(
+                    listener,
+                    metrics,
+                    observed,
+                    states,
+                    packing,
+                    running.clone(),
+                    tasks_stopped,
+                    enabled,
+                    ended,
+                );
                 Some((tokio::spawn(serving), end))
             }
             None => None,
@@ -436,10 +442,9 @@ impl Pipeline {
         })
     }
 
-    /// The names of threads and tasks that ended, though nobody asked them to. What one of them held went with it: a new start
-    /// of the whole is the way back.
+    /// The names of threads and tasks that ended, though nobody asked them to.
     pub fn ended(&self) -> Vec<&'static str> {
-        self.running.iter().filter(|(_, alive)| !alive.get()).map(|(name, _)| *name).collect()
+        self.running.ended()
     }
 
     /// Drains and ends. True when everything was acknowledged.
