@@ -296,26 +296,23 @@ impl Described {
             return false;
         }
         let is_known = known.is_some();
-        if is_new && is_known && (self.is_nameless(&key, node) || is_global && self.is_less_full(&key, node)) {
+        if is_new && is_known && self.says_less(&key, node) {
             return false;
         }
         self.shelf.insert(key, &self.scratch);
         is_new
     }
 
-    /// Whether it has Kubernetes' names, and what is to be taken in has none. A source that sees only cgroups' paths, or that starts
-    /// before the API server has answered, must not take them away: a container or pod keeps its names for life.
-    fn is_nameless(&self, key: &(u64, EntityId), node: &NodeRef) -> bool {
-        let Some(told) = packed::unpack(&self.scratch, &self.phrases) else { return true };
-        EntityInfo::of(node.clone(), key.1, told).pod.is_empty()
-            && self.get(key).is_some_and(|known| !known.pod.is_empty())
-    }
-
-    /// Whether what another node says of it is fuller than what is to be taken in.
-    fn is_less_full(&self, key: &(u64, EntityId), node: &NodeRef) -> bool {
+    /// Whether what is known says more than what is to be taken in. A container or pod keeps Kubernetes' names for life: a source
+    /// that sees only cgroups' paths, or that starts before the API server has answered, must not take them away. Of what is the
+    /// same on all nodes, another node's fuller description stays.
+    fn says_less(&self, key: &(u64, EntityId), node: &NodeRef) -> bool {
         let Some(known) = self.get(key) else { return false };
         let Some(told) = packed::unpack(&self.scratch, &self.phrases) else { return true };
-        known.node.id != node.id && known.fullness() > EntityInfo::of(node.clone(), key.1, told).fullness()
+        let told = EntityInfo::of(node.clone(), key.1, told);
+        let loses_its_name = told.pod.is_empty() && !known.pod.is_empty();
+        let is_anothers = key.0 == 0 && known.node.id != node.id;
+        loses_its_name || is_anothers && known.fullness() > told.fullness()
     }
 }
 
