@@ -2,18 +2,17 @@
 //!
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
 
-use std::path::Path;
 use std::process::Command;
 
 use crate::kube_archive::Archive;
+use crate::kube_node::beside::Beside;
 use crate::kube_node::told::{findings, listed, named, print};
 use crate::kube_node::{
     LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting,
 };
 use serde_json::json;
 use tapio_perf::clock::wait_for;
-use tapio_perf::processes::collector::Feed;
-use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
+use tapio_perf::processes::http;
 
 struct Lab {
     archive: std::path::PathBuf,
@@ -52,17 +51,9 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     if !has_node("what_befalls_real_pods_is_told_with_their_names") {
         return;
     }
-    let node = setting("TAPIO_TEST_NODE");
-    let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
-    let options = CollectorOptions { node, server: server.address(), feed: Feed::Kube, ..CollectorOptions::default() };
-    let mut collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}"));
-    let address = server.address();
-    let lab = Lab { archive: server.archive_dir().to_owned() };
-    let is_leader = || {
-        let (_, text) = http::get(collector.port(), "/metrics")?;
-        Ok(text.contains("tapio_collector_kube_leader 1").then_some(()))
-    };
-    wait_for("the election", LIMIT, |_| is_leader()).unwrap_or_else(|error| panic!("{error}"));
+    let tapio = Beside::start();
+    let address = tapio.server.address();
+    let lab = Lab { archive: tapio.server.archive_dir().to_owned() };
 
     let namespace = Namespace::make("pods");
     let ns = &namespace.0;
@@ -180,13 +171,10 @@ fn what_befalls_real_pods_is_told_with_their_names() {
         assert!(!text.contains(&gone) && !text.contains("SystemOOM"), "{text}");
     }
 
-    let (_, metrics) = http::get(collector.port(), "/metrics").unwrap_or_else(|error| panic!("{error}"));
+    let (_, metrics) = http::get(tapio.collector.port(), "/metrics").unwrap_or_else(|error| panic!("{error}"));
     for line in metrics.lines().filter(|line| line.starts_with("tapio_collector_events_identity_total")) {
         println!("{line}");
     }
     drop(namespace);
-    let status = collector.stop().unwrap_or_else(|error| panic!("{error}"));
-    assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", collector.output());
-    server.stop().unwrap_or_else(|error| panic!("{error}"));
-    assert!(Path::new(&lab.archive).exists());
+    tapio.stop();
 }

@@ -7,14 +7,12 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tapio_perf::clock::wait_for;
-use tapio_perf::processes::collector::Feed;
-use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, http};
+use tapio_perf::processes::bin_dir;
 
+use crate::kube_node::beside::Beside;
 use crate::kube_node::told::{findings, listed, print};
 use crate::kube_node::{
-    LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl, kubectl_reading, pod, process_of,
-    setting,
+    Namespace, await_that, container, deployment, eater, has_node, kubectl, kubectl_reading, pod, process_of, setting,
 };
 
 /// From here on a finding is a claim.
@@ -189,16 +187,8 @@ fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
     if !has_node("pods_whose_deaths_are_easily_told_wrong_are_told_right") {
         return;
     }
-    let node = setting("TAPIO_TEST_NODE");
-    let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
-    let options = CollectorOptions { node, server: server.address(), feed: Feed::Kube, ..CollectorOptions::default() };
-    let mut collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}"));
-    let address = server.address();
-    let is_leader = || {
-        let (_, text) = http::get(collector.port(), "/metrics")?;
-        Ok(text.contains("tapio_collector_kube_leader 1").then_some(()))
-    };
-    wait_for("the election", LIMIT, |_| is_leader()).unwrap_or_else(|error| panic!("{error}"));
+    let tapio = Beside::start();
+    let address = tapio.server.address();
 
     let namespace = Namespace::make("truth");
     let ns = &namespace.0;
@@ -272,7 +262,5 @@ fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
     assert!(wrong.is_empty(), "told with certainty and wrong:\n{}", wrong.join("\n"));
 
     drop(namespace);
-    let status = collector.stop().unwrap_or_else(|error| panic!("{error}"));
-    assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", collector.output());
-    server.stop().unwrap_or_else(|error| panic!("{error}"));
+    tapio.stop();
 }

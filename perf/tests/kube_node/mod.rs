@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 
+pub mod beside;
 pub mod frames;
 pub mod installed;
 pub mod told;

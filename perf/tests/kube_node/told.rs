@@ -1,4 +1,4 @@
-//! What tapioctl tells of a real node's pods.
+//! The findings about a real node's pods, as `tapioctl` lists and shows them.
 
 use std::process::Command;
 
