@@ -1,5 +1,5 @@
-//! The page that says what is told right: written from a run, and compared with the next. It says of every pattern as well where
-//! it is tried.
+//! The page that lists how each scenario was judged, and which scenarios and tests try each pattern. A run writes it or is compared
+//! with it.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -17,16 +17,13 @@ const PATTERNS: &str = "patterns";
 /// instead. The page lies in `docs/` of a checkout.
 pub fn check(page: &Path, judged: &[Judged], update: bool) -> Result<Vec<String>, Error> {
     let text = fs::read_to_string(page).context(|| format!("read {}", page.display()))?;
-    let part =
-        |name| split(&text, name).ok_or_else(|| Error::Invalid(format!("{} has no part {name}", page.display())));
-    let mut worse = worse(part(TRUTH)?.1, judged);
+    let mut worse = worse(split(&text, TRUTH)?.1, judged);
     let root = page.parent().and_then(Path::parent).unwrap_or(Path::new(".."));
     let tried = patterns(root, &super::scenarios(&[]))?;
     worse.extend(tried.iter().filter(|one| one.is_untried()).map(|one| format!("{} is tried by nothing", one.pattern)));
     if update {
-        let text = replaced(&text, TRUTH, &table(judged)).and_then(|text| replaced(&text, PATTERNS, &tries(&tried)));
-        let text = text.unwrap_or_default();
-        part(PATTERNS)?;
+        let text = replaced(&text, TRUTH, &table(judged))?;
+        let text = replaced(&text, PATTERNS, &tries(&tried))?;
         fs::write(page, text).context(|| format!("write {}", page.display()))?;
         worse.clear();
     }
@@ -34,15 +31,18 @@ pub fn check(page: &Path, judged: &[Judged], update: bool) -> Result<Vec<String>
 }
 
 /// A text before, in and after a part.
-fn split<'a>(text: &'a str, part: &str) -> Option<(&'a str, &'a str, &'a str)> {
-    let (before, rest) = text.split_once(&format!("<!-- begin: {part} -->"))?;
-    let (inside, after) = rest.split_once(&format!("<!-- end: {part} -->"))?;
-    Some((before, inside, after))
+fn split<'a>(text: &'a str, part: &str) -> Result<(&'a str, &'a str, &'a str), Error> {
+    let (begin, end) = (format!("<!-- begin: {part} -->"), format!("<!-- end: {part} -->"));
+    let found = text.split_once(&begin).and_then(|(before, rest)| {
+        let (inside, after) = rest.split_once(&end)?;
+        Some((before, inside, after))
+    });
+    found.ok_or_else(|| Error::Invalid(format!("the page has no {begin} with {end} after it")))
 }
 
-fn replaced(text: &str, part: &str, by: &str) -> Option<String> {
+fn replaced(text: &str, part: &str, by: &str) -> Result<String, Error> {
     let (before, _, after) = split(text, part)?;
-    Some(format!("{before}<!-- begin: {part} -->\n\n{by}\n<!-- end: {part} -->{after}"))
+    Ok(format!("{before}<!-- begin: {part} -->\n\n{by}\n<!-- end: {part} -->{after}"))
 }
 
 /// Where a pattern is tried.
@@ -141,7 +141,7 @@ mod tests {
         let page = "a <!-- begin: x -->old<!-- end: x --> b";
         let text = replaced(page, "x", "new").expect("a part");
         assert_eq!(text, "a <!-- begin: x -->\n\nnew\n<!-- end: x --> b");
-        assert!(split(page, "y").is_none());
+        assert!(split(page, "y").is_err());
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub const ALL: &[Scenario] = &[
 
 const fn full_mount(name: &'static str, cause: super::scenario::Cause) -> Scenario {
     Scenario {
-        // Where the mounts of its processes cannot be read, it is told without its cause.
+        // In a pid namespace of its own the collector cannot read the mounts: the finding then names no cause.
         beside: &["child-crash-exit", "bus-error"],
         says: &["/mnt"],
         ..Scenario::new(name, "a full file system", cause, &["bus-error-full"])

@@ -24,7 +24,7 @@ pub struct Caused {
 /// How a scenario is caused; whom it was done to.
 pub type Cause = fn(&mut Stage) -> Result<Caused, Error>;
 
-/// See the module.
+/// A death that is caused for real, and the findings that tell it right.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     pub name: &'static str,

@@ -12,8 +12,6 @@ const STOPPED: &[&str] = &["stopped", "stopped-by-signal"];
 const ENDING: &str = "signals that end a process";
 const MASTER: &str = "a master kills its worker";
 const LEAD: Duration = Duration::from_millis(200);
-/// What the runtime waits for until it kills.
-const GRACE: Duration = Duration::from_secs(2);
 const OBEY: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
 
 pub const ALL: &[Scenario] = &[
@@ -52,8 +50,8 @@ pub const ALL: &[Scenario] = &[
         &["interrupted-from-inside"],
     ),
     Scenario::new("own-sigterm-then-killed-by-a-host-process", "from outside", own_term, &["killed-from-outside"]),
-    passes_on("child-killed-by-a-host-process-init-exits-137", "KILL"),
-    passes_on("child-sent-a-segv-init-exits-139", "SEGV"),
+    passes_on("child-killed-by-a-host-process-init-exits-137", |stage| child_killed(stage, "KILL")),
+    passes_on("child-sent-a-segv-init-exits-139", |stage| child_killed(stage, "SEGV")),
     Scenario {
         never: &["worker of", "itself, sent"],
         ..Scenario::new("killed-by-a-sibling-container", MASTER, by_sibling, &["killed-by-own-process"])
@@ -106,20 +104,28 @@ const fn master(name: &'static str, cause: super::scenario::Cause) -> Scenario {
 
 /// The runtime sends a signal, and the container ends.
 fn by_runtime(stage: &mut Stage, pids: Pids, script: &str, signal: &str) -> Result<Caused, Error> {
+    signalled(stage, pids, script, "runc", None, |pid| format!("kill -{signal} {pid}"))
+}
+
+/// A container runs a script; a program of the host, in a unit or in none, sends it what `kill` says of its first process.
+fn signalled(
+    stage: &mut Stage,
+    pids: Pids,
+    script: &str,
+    sender: &str,
+    unit: Option<&str>,
+    kill: impl Fn(u32) -> String,
+) -> Result<Caused, Error> {
     let room = stage.room(None)?;
     let mut actor = stage.start(&room, pids, script)?;
     pause(LEAD)?;
-    stage.host("runc", None, &format!("kill -{signal} {}", actor.pid))?;
+    stage.host(sender, unit, &kill(actor.pid))?;
     actor.wait_end()?;
     Ok(room.caused(&[&actor]))
 }
 
 /// The first process passes on that its child was killed from outside.
-const fn passes_on(name: &'static str, signal: &'static str) -> Scenario {
-    let cause: super::scenario::Cause = match signal.as_bytes() {
-        b"KILL" => |stage| child_killed(stage, "KILL"),
-        _ => |stage| child_killed(stage, "SEGV"),
-    };
+const fn passes_on(name: &'static str, cause: super::scenario::Cause) -> Scenario {
     Scenario {
         beside: &["killed-from-outside"],
         ..Scenario::new(name, "a child killed from outside", cause, &["child-killed-exit"])
@@ -127,22 +133,13 @@ const fn passes_on(name: &'static str, signal: &'static str) -> Scenario {
 }
 
 fn child_killed(stage: &mut Stage, signal: &str) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let mut actor = stage.start(&room, Pids::Shared, "sleep 30 & wait $!; exit $?")?;
-    pause(LEAD)?;
-    stage.host("bash", None, &format!("kill -{signal} $(cat /proc/{0}/task/{0}/children)", actor.pid))?;
-    actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    let kill = |pid| format!("kill -{signal} $(cat /proc/{pid}/task/{pid}/children)");
+    signalled(stage, Pids::Shared, "sleep 30 & wait $!; exit $?", "bash", None, kill)
 }
 
 /// A process of the host sends a signal, and the container ends some time.
 fn by_host(stage: &mut Stage, script: &str, signal: &str) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let mut actor = stage.start(&room, Pids::Own, script)?;
-    pause(LEAD)?;
-    stage.host("bash", None, &format!("kill -{signal} {}", actor.pid))?;
-    actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    signalled(stage, Pids::Own, script, "bash", None, |pid| format!("kill -{signal} {pid}"))
 }
 
 fn inside(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
@@ -152,13 +149,8 @@ fn inside(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
 
 /// It asks itself to reload by SIGTERM, which it handles; that somebody kills it later is not for that.
 fn own_term(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
     let script = "trap : TERM; (sleep 0.2; kill -TERM 1) & while :; do sleep 0.05; done";
-    let mut actor = stage.start(&room, Pids::Own, script)?;
-    pause(GRACE)?;
-    stage.host("bash", None, &format!("kill -KILL {}", actor.pid))?;
-    actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    signalled(stage, Pids::Own, script, "bash", None, |pid| format!("sleep 2; kill -KILL {pid}"))
 }
 
 fn by_sibling(stage: &mut Stage) -> Result<Caused, Error> {
@@ -175,33 +167,19 @@ fn by_sibling(stage: &mut Stage) -> Result<Caused, Error> {
 
 /// What `nginx -s stop` does: a process of the container asks the first one to end.
 fn stopped_inside(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    stage.play_out(&room, Pids::Own, &format!("(sleep 0.3; kill -TERM 1) & {OBEY}"))
+    inside(stage, &format!("(sleep 0.3; kill -TERM 1) & {OBEY}"))
 }
 
 fn ignored_usr1(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let mut actor = stage.start(&room, Pids::Own, "exec sleep 30")?;
-    pause(LEAD)?;
-    stage.host("runc", None, &format!("kill -USR1 {}", actor.pid))?;
-    pause(GRACE)?;
-    stage.host("runc", None, &format!("kill -KILL {}", actor.pid))?;
-    actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    let kill = |pid| format!("kill -USR1 {pid}; sleep 2; kill -KILL {pid}");
+    signalled(stage, Pids::Own, "exec sleep 30", "runc", None, kill)
 }
 
 fn by_daemon(stage: &mut Stage, name: &str) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let mut actor = stage.start(&room, Pids::Own, "exec sleep 30")?;
-    pause(LEAD)?;
     let unit = format!("system.slice/{name}.service");
-    stage.host(name, Some(&unit), &format!("kill -KILL {}", actor.pid))?;
-    actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    signalled(stage, Pids::Own, "exec sleep 30", name, Some(&unit), |pid| format!("kill -KILL {pid}"))
 }
 
 fn by_master(stage: &mut Stage, kill: &str) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let script = format!("sleep 30 & w=$!; sleep 0.2; {kill}; wait; sleep 1; exit 0");
-    stage.play_out(&room, Pids::Own, &script)
+    inside(stage, &format!("sleep 30 & w=$!; sleep 0.2; {kill}; wait; sleep 1; exit 0"))
 }

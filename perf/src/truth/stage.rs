@@ -26,7 +26,7 @@ const KEEP: Duration = Duration::from_millis(200);
 /// Joins the cgroups of its first two arguments and becomes the rest.
 const ENTER: &str = "echo 0 >\"$1\"; [ -z \"$2\" ] || echo 0 >\"$2\"; ulimit -c 0; shift 2; exec \"$@\"";
 
-/// See the module.
+/// Makes containers and runs their scripts; senders of signals are processes of the host.
 pub struct Stage {
     pub injector: Injector,
     /// This program, which plays roles.
