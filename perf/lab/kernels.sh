@@ -102,17 +102,21 @@ while read -r name path; do
 done < <(executables example)
 [ -x "$TREE/bin/verdicts" ] && [ -n "$(ls "$TREE/tests")" ] || { echo "the live tests were not built"; exit 1; }
 "$CLANG" -static -O1 -Wall -Werror -pthread -o "$TREE/tests/victim" probes/tests/lab/victim.c
-cp "$BUSYBOX" "$TREE/bin/busybox"
-cat >"$TREE/init" <<'INIT'
-#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
+# What both machines do first.
+cat >"$TREE/prepare" <<'PREPARE'
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mount -t tracefs none /sys/kernel/tracing; mount -t bpf none /sys/fs/bpf; mount -t tmpfs none /tmp
 mount -t cgroup2 none /sys/fs/cgroup
 for controller in memory pids cpu io; do echo +$controller >/sys/fs/cgroup/cgroup.subtree_control; done
 ip link set lo up
 echo "@@begin $(uname -r)"
+PREPARE
+cp "$BUSYBOX" "$TREE/bin/busybox"
+cat >"$TREE/init" <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+. /prepare
 failed=0
 verdicts || failed=1
 for test in /tests/probes; do
@@ -144,6 +148,7 @@ if [ -n "$TRUTH" ]; then
   done
   ln -s dash "$WHOLE/bin/sh"
   cp "$BUSYBOX" "$WHOLE/bin/busybox"
+  cp "$TREE/prepare" "$WHOLE/prepare"
   ldd "${programs[@]}" | grep -o '/[^ ]*\.so[^ ]*' | sort -u | while read -r library; do
     mkdir -p "$WHOLE$(dirname "$library")" && cp -L "$library" "$WHOLE$library"
   done
@@ -151,12 +156,7 @@ if [ -n "$TRUTH" ]; then
 #!/bin/busybox sh
 for name in $(/bin/busybox --list); do [ -e "/bin/$name" ] || /bin/busybox ln -s busybox "/bin/$name"; done
 export PATH=/bin
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-mount -t tracefs none /sys/kernel/tracing; mount -t bpf none /sys/fs/bpf; mount -t tmpfs none /tmp
-mount -t cgroup2 none /sys/fs/cgroup
-for controller in memory pids cpu io; do echo +$controller >/sys/fs/cgroup/cgroup.subtree_control; done
-ip link set lo up
-echo "@@begin $(uname -r)"
+. /prepare
 tapio-perf truth 2>&1
 echo "@@rc $?"
 poweroff -f
