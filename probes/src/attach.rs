@@ -92,6 +92,26 @@ pub(crate) fn detach(object: &mut Ebpf, info: &ProgramInfo, link: Link) -> Resul
     }
 }
 
+/// Loads, and again when a signal came in the midst: the verifier then gives up with `EAGAIN`.
+fn load(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const TRIES: u32 = 5;
+    for _ in 1..TRIES {
+        match load() {
+            Err(error) if was_interrupted(&error) => {}
+            result => return result,
+        }
+    }
+    load()
+}
+
+fn was_interrupted(error: &ProgramError) -> bool {
+    let errno = match error {
+        ProgramError::LoadError { io_error, .. } | ProgramError::IOError(io_error) => Errno::from_io_error(io_error),
+        _ => None,
+    };
+    errno == Some(Errno::AGAIN)
+}
+
 fn loaded(result: Result<(), ProgramError>) -> Result<(), Failure> {
     match result {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
@@ -101,7 +121,7 @@ fn loaded(result: Result<(), ProgramError>) -> Result<(), Failure> {
 
 fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<Link, Failure> {
     let program: &mut RawTracePoint = program.try_into().map_err(failure)?;
-    loaded(program.load())?;
+    loaded(load(|| program.load()))?;
     let link = program.attach(info.hook).map_err(|error| match errno(&error) {
         Some(Errno::NOENT) => no_tracepoint(info),
         // The kernel compares the arguments that the program reads with those that the tracepoint has.
@@ -114,7 +134,7 @@ fn attach_to_tracepoint(program: &mut Program, info: &ProgramInfo) -> Result<Lin
 fn attach_to_typed_tracepoint(program: &mut Program, info: &ProgramInfo, btf: Option<&Btf>) -> Result<Link, Failure> {
     let program: &mut BtfTracePoint = program.try_into().map_err(failure)?;
     if let Some(btf) = btf {
-        match program.load(info.hook, btf) {
+        match load(|| program.load(info.hook, btf)) {
             Err(ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })) => return Err(no_tracepoint(info)),
             // What the verifier says of an argument that the tracepoint does not have.
             Err(ProgramError::LoadError { verifier_log, .. }) if verifier_log.to_string().contains("-th argument") => {
@@ -143,7 +163,7 @@ fn too_few_arguments(info: &ProgramInfo) -> Failure {
 fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> Result<Link, Failure> {
     let root = cgroup_root().map_err(|reason| Failure::Program(State::Refused(reason)))?;
     let program: &mut CgroupSkb = program.try_into().map_err(failure)?;
-    loaded(program.load())?;
+    loaded(load(|| program.load()))?;
     // By a link, as since 5.7, it shares the place with others' programs whatever the mode, and takes no mode.
     let link = program.attach(root, direction, CgroupAttachMode::Single).map_err(|error| match errno(&error) {
         Some(Errno::PERM) => Failure::Program(State::Refused(
@@ -231,6 +251,25 @@ mod tests {
                          33 30 0:27 /a /mnt/a\\040b rw - cgroup2 none rw\n";
         assert_eq!(cgroup2_mounts(mountinfo).collect::<Vec<_>>(), ["/sys/fs/cgroup/unified", "/mnt/a b"]);
         assert_eq!(cgroup2_mounts("cgroup2 - \n - cgroup2 x").count(), 0);
+    }
+
+    #[test]
+    fn a_load_that_a_signal_interrupted_is_tried_again_and_another_failure_is_not() {
+        let failed = |errno: Errno| ProgramError::IOError(errno.into());
+        let mut tries = 0;
+        let mut interrupted_twice = || {
+            tries += 1;
+            if tries < 3 { Err(failed(Errno::AGAIN)) } else { Ok(()) }
+        };
+        assert!(load(&mut interrupted_twice).is_ok());
+        assert_eq!(tries, 3);
+        let mut tries = 0;
+        let refused = load(|| {
+            tries += 1;
+            Err(failed(Errno::INVAL))
+        });
+        assert!(refused.is_err());
+        assert_eq!(tries, 1);
     }
 
     #[test]

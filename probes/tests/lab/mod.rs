@@ -74,6 +74,9 @@ impl Session {
 
     pub fn start_with(config: &LoadConfig) -> Self {
         let probes = Probes::load(config).expect("the probes load");
+        for (verdict, program) in probes.verdicts().iter().zip(PROGRAMS) {
+            assert!(!matches!(verdict.state, State::Refused(_)), "{}: {verdict:?}", program.name);
+        }
         let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX)
             .expect("the ring maps");
         let bulk =
@@ -112,7 +115,14 @@ impl Session {
                 }
             }
             looked = self.seen.len();
-            assert!(Instant::now() < deadline, "no such {} among {looked} records", kind.name());
+            assert!(
+                Instant::now() < deadline,
+                "no such {} among {looked} records; {} were dropped; {} runs were skipped; {:?}",
+                kind.name(),
+                self.counted(kind, Counter::Dropped),
+                PROGRAMS.iter().filter_map(|program| self.probes().missed_runs(program.name)).sum::<u64>(),
+                self.probes().verdicts(),
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
