@@ -15,6 +15,7 @@ mod correlate_node;
 mod correlate_patterns;
 mod correlate_patterns_kube;
 mod correlate_patterns_node;
+mod correlate_states;
 mod correlate_truth;
 mod descriptors;
 mod ingest_limits;

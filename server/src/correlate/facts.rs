@@ -107,6 +107,8 @@ pub fn fact(frame: &Frame, detail: &ArchivedDetail, describe: impl Fn(EntityId, 
             fields.known("grace", u64::from(pod.deletion_grace_s.to_native()) * 1_000_000_000);
         }
         ArchivedDetail::ContainerState(state) => {
+            fields.text("container", state.container.to_native());
+            fields.text("image", state.image.to_native());
             fields.word("state", ["unknown", "waiting", "running", "terminated"][usize::from(state.state.min(3))]);
             fields.text("reason", state.reason.to_native());
             fields.text("message", state.message.to_native());

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tapio_wire::event::EntityKind;
 use tapio_wire::service::{Death, Evidence, Finding, Limit, Loss, Sender};
 
+use super::endings::Ended;
 use super::facts;
 use super::history::{Noted, Ring};
 use super::matching::Match;
@@ -19,6 +20,8 @@ use crate::correlate::signal::{Detail, Exit, Fact, Kill, Oom, SenderClass, Signa
 
 /// Pieces of evidence that a finding lists of one step: the first and the latest ones.
 const STEP_EVIDENCE_MAX: usize = 8;
+/// What ended a state is evidence of this step.
+const END: &str = "end";
 /// How long before a death its signal and its OOM kill may lie.
 const DEATH_REACH_NS: u64 = 60_000_000_000;
 /// How shortly before a death another process's OOM kill must be for the death to follow from it.
@@ -42,6 +45,8 @@ pub struct Context<'a> {
     /// The ring of the anchor's entity, for the death certificate.
     pub entity_ring: Option<&'a Ring>,
     pub lost: Lost,
+    /// How the state that it tells of ended.
+    pub ended: Option<Ended>,
 }
 
 /// Composes a finding.
@@ -65,6 +70,8 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         evidence: {
             let mut listed = evidence(pattern, found);
             listed.extend(observed(&pattern.anchor_step().name, anchor, context.entity_ring));
+            let by = context.ended.iter().flat_map(|ended| &ended.by).take(STEP_EVIDENCE_MAX);
+            listed.extend(by.map(|end| piece(END, "", &end.signal)));
             listed
         },
         loss: Some(Loss { events: context.lost.events, open_interval: context.lost.open_interval }),
@@ -84,7 +91,16 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         superseded_by: String::new(),
         withdrawn: false,
         consequences: Vec::new(),
+        ongoing: pattern.is_state() && context.ended.is_none(),
+        resolved_ns: context.ended.map_or(0, |ended| ended.at_ns),
     })
+}
+
+/// A signal ends the state that a finding of an earlier run tells of.
+pub fn end(finding: &mut Finding, signal: &Signal) {
+    finding.ongoing = false;
+    finding.resolved_ns = signal.realtime_ns;
+    finding.evidence.push(piece(END, "", signal));
 }
 
 /// The title; what is only possible begins with that word, what stands for several says so.

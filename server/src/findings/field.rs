@@ -327,11 +327,18 @@ impl Field {
             (Self::Container, detail) => match (known(&entity.container), detail) {
                 (Some(container), _) => container,
                 // `spec.containers{web}`
-                (None, Detail::Fact(fact)) => known(fact.text("field_path").split_once('{')?.1.trim_end_matches('}'))?,
+                (None, Detail::Fact(fact)) => match fact.text("container") {
+                    "" => known(fact.text("field_path").split_once('{')?.1.trim_end_matches('}'))?,
+                    container => known(container)?,
+                },
                 (None, _) => return None,
             },
             (Self::Workload, _) => known(&entity.workload)?,
-            (Self::Image, _) => known(&entity.image)?,
+            (Self::Image, detail) => match (known(&entity.image), detail) {
+                (Some(image), _) => image,
+                (None, Detail::Fact(fact)) => known(fact.text("image"))?,
+                (None, _) => return None,
+            },
             (Self::Node, _) => Value::Text(&entity.node.name),
             (field, Detail::Fact(fact)) => match fact.get(field.name())? {
                 FactValue::Number(number) => Value::Number(*number),

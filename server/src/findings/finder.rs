@@ -15,6 +15,7 @@ use tapio_wire::event::EntityKind;
 use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
 use super::deaths::{Deaths, Decision, Withdrawn};
+use super::endings::{self, Endings};
 use super::history::{History, Noted};
 use super::joins::{Joins, RingKey};
 use super::matching::{self, Match, Outcome};
@@ -142,6 +143,7 @@ impl Finder {
             losses,
             store,
             deaths: Deaths::default(),
+            endings: Endings::default(),
             joins: Joins::new(Arc::clone(&topology)),
             absorber: Absorber::new(config.correlation_depth_max),
             topology,
@@ -195,6 +197,7 @@ struct Worker {
     history: History,
     joins: Joins,
     deaths: Deaths,
+    endings: Endings,
     absorber: Absorber,
     clocks: Generations<u64, Clock>,
     metrics: FinderMetrics,
@@ -237,6 +240,10 @@ impl Worker {
         for anchor in self.anchors_touched(&patterns, &noted) {
             self.conclude(&patterns, &anchor);
         }
+        for anchor in self.endings.note(&patterns, &noted) {
+            self.conclude(&patterns, &anchor);
+        }
+        self.end_restored(&patterns, &noted);
         let evicted = self.history.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
@@ -392,6 +399,17 @@ impl Worker {
         None
     }
 
+    /// Ends the states that an earlier run found: it knows their signals no more.
+    fn end_restored(&self, patterns: &PatternSet, noted: &Arc<Noted>) {
+        for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
+            let subject = endings::subject_of(&noted.signal);
+            for mut finding in self.store.restored_states(&pattern.id, subject) {
+                compose::end(&mut finding, &noted.signal);
+                self.store.publish(finding);
+            }
+        }
+    }
+
     fn publish(
         &mut self,
         patterns: &PatternSet,
@@ -404,9 +422,16 @@ impl Worker {
         let Some(anchor) = found.steps[pattern.anchor].last() else {
             return;
         };
+        let members = if pattern.is_state() { endings::members(pattern, found) } else { Vec::new() };
+        self.endings.watch(pattern, anchor, &members);
         let context = Context {
             id,
-            count,
+            count: match (pattern.is_state(), pattern.anchor_step()) {
+                (true, _) => members.len() as u32,
+                (false, step) if step.distinct.is_some() => matching::count(step, &found.steps[pattern.anchor]) as u32,
+                (false, _) => count,
+            },
+            ended: self.endings.ended(pattern, &members),
             started_realtime_ns,
             entity_ring: self.history.ring(&Joins::entity_key(&anchor.signal.entity)),
             lost: self.lost(found),

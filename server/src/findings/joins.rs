@@ -142,6 +142,10 @@ impl Joins {
                 workloads.push(self.workload(entity));
                 workloads.retain(|&workload| workload != 0);
                 workloads.truncate(KEYS_MAX);
+                // A pod by itself is its own workload.
+                if workloads.is_empty() && entity.pod_id() != 0 {
+                    workloads.push(entity.pod_id());
+                }
                 workloads.into_iter().map(|workload| (0, scope, workload)).collect()
             }
             Scope::Service => self.services(signal).into_iter().map(|service| (0, scope, service)).collect(),

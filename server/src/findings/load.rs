@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::field::{Field, FieldType};
 use super::pattern::{Condition, Pattern, PatternSet, Same, Step};
-use super::schema::{ConditionFile, PatternFile, Scalar, StepFile};
+use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
 use crate::correlate::signal::SignalKind;
@@ -20,7 +20,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 53] = [
+const EMBEDDED: [(&str, &str); 66] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -31,8 +31,10 @@ const EMBEDDED: [(&str, &str); 53] = [
     ("child-oom-before-exit.yaml", include_str!("../../patterns/child-oom-before-exit.yaml")),
     ("child-oom-exit.yaml", include_str!("../../patterns/child-oom-exit.yaml")),
     ("command-not-found.yaml", include_str!("../../patterns/command-not-found.yaml")),
+    ("configuration-missing.yaml", include_str!("../../patterns/configuration-missing.yaml")),
     ("conntrack-full.yaml", include_str!("../../patterns/conntrack-full.yaml")),
     ("conntrack-nearly-full.yaml", include_str!("../../patterns/conntrack-nearly-full.yaml")),
+    ("container-not-created.yaml", include_str!("../../patterns/container-not-created.yaml")),
     ("cpu-limit-kill.yaml", include_str!("../../patterns/cpu-limit-kill.yaml")),
     ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
@@ -40,11 +42,13 @@ const EMBEDDED: [(&str, &str); 53] = [
     ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
     ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
     ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),
+    ("ends-and-restarts.yaml", include_str!("../../patterns/ends-and-restarts.yaml")),
     ("evicted.yaml", include_str!("../../patterns/evicted.yaml")),
     ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
     ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
     ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
     ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
+    ("image-pull-failed.yaml", include_str!("../../patterns/image-pull-failed.yaml")),
     ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),
     ("interrupted-from-outside.yaml", include_str!("../../patterns/interrupted-from-outside.yaml")),
     ("killed-by-kernel.yaml", include_str!("../../patterns/killed-by-kernel.yaml")),
@@ -59,12 +63,18 @@ const EMBEDDED: [(&str, &str); 53] = [
     ("pid-limit.yaml", include_str!("../../patterns/pid-limit.yaml")),
     ("pid-namespace-ended.yaml", include_str!("../../patterns/pid-namespace-ended.yaml")),
     ("pod-limit-kill.yaml", include_str!("../../patterns/pod-limit-kill.yaml")),
+    ("pods-refused.yaml", include_str!("../../patterns/pods-refused.yaml")),
+    ("post-start-failed.yaml", include_str!("../../patterns/post-start-failed.yaml")),
+    ("pre-stop-failed.yaml", include_str!("../../patterns/pre-stop-failed.yaml")),
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
     ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
+    ("sandbox-failed.yaml", include_str!("../../patterns/sandbox-failed.yaml")),
+    ("scheduling-gated.yaml", include_str!("../../patterns/scheduling-gated.yaml")),
     ("session-oom.yaml", include_str!("../../patterns/session-oom.yaml")),
     ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
     ("slice-limit-kill.yaml", include_str!("../../patterns/slice-limit-kill.yaml")),
     ("start-failed.yaml", include_str!("../../patterns/start-failed.yaml")),
+    ("startup-probe-kill.yaml", include_str!("../../patterns/startup-probe-kill.yaml")),
     ("stopped-by-signal.yaml", include_str!("../../patterns/stopped-by-signal.yaml")),
     ("stopped-from-inside.yaml", include_str!("../../patterns/stopped-from-inside.yaml")),
     ("stopped-from-outside.yaml", include_str!("../../patterns/stopped-from-outside.yaml")),
@@ -73,7 +83,10 @@ const EMBEDDED: [(&str, &str); 53] = [
     ("throttled-into-probe-failure.yaml", include_str!("../../patterns/throttled-into-probe-failure.yaml")),
     ("unit-restart-loop.yaml", include_str!("../../patterns/unit-restart-loop.yaml")),
     ("unit-start-limit.yaml", include_str!("../../patterns/unit-start-limit.yaml")),
+    ("unschedulable.yaml", include_str!("../../patterns/unschedulable.yaml")),
     ("upstream-refused.yaml", include_str!("../../patterns/upstream-refused.yaml")),
+    ("user-refused.yaml", include_str!("../../patterns/user-refused.yaml")),
+    ("volume-not-mounted.yaml", include_str!("../../patterns/volume-not-mounted.yaml")),
 ];
 
 /// Why a pattern file was refused.
@@ -209,30 +222,14 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     if file.window.is_zero() || file.window > WINDOW_MAX {
         return wrong("window:", "`window` is longer than 0 and at most 24h".into());
     }
-    let kinds = file
-        .steps
-        .iter()
-        .map(|step| {
-            SignalKind::from_name(&step.signal).ok_or_else(|| {
-                let names: Vec<_> = SignalKind::ALL.iter().map(|kind| kind.name()).collect();
-                let reason = format!("no signal is called {}: there are {}", step.signal, names.join(", "));
-                (format!("signal: {}", step.signal), reason)
-            })
-        })
-        .collect::<Result<Vec<_>, Wrong>>()?;
+    let kinds = file.steps.iter().map(|step| kind_of(&step.signal)).collect::<Result<Vec<_>, Wrong>>()?;
     let resolve = |name: &str, field: &str| -> Result<(usize, Field), String> {
         let index = file
             .steps
             .iter()
             .position(|step| step.name == name)
             .ok_or_else(|| format!("there is no step called {name}"))?;
-        let found = Field::of_kind(field, kinds[index]).ok_or_else(|| {
-            format!(
-                "{name} has no {field}: a signal of kind {} has {}",
-                kinds[index].name(),
-                Field::names_of(kinds[index])
-            )
-        })?;
+        let found = Field::of_kind(field, kinds[index]).ok_or_else(|| no_field(name, field, kinds[index]))?;
         Ok((index, found))
     };
     let Some(anchor) = file.steps.iter().position(|step| step.name == file.anchor) else {
@@ -299,8 +296,13 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
             return wrong("absorbs:", format!("`absorbs` names {id}: write the id of another pattern"));
         }
     }
+    let ends = file.ends.iter().map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
+    if !ends.is_empty() && steps[anchor].count_min > 1 {
+        return wrong("ends:", "a pattern with `ends` tells of a state from its first signal on: its anchor is not counted".into());
+    }
     Ok(Pattern {
         one_of,
+        ends,
         absorbs: file.absorbs.into_iter().collect(),
         fold: file.fold,
         title: sentence(&file.title)?,
@@ -316,6 +318,45 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         confidence: file.confidence.base,
         confidence_loss: file.confidence.loss,
         id: file.id,
+    })
+}
+
+fn kind_of(signal: &str) -> Result<SignalKind, Wrong> {
+    SignalKind::from_name(signal).ok_or_else(|| {
+        let names: Vec<_> = SignalKind::ALL.iter().map(|kind| kind.name()).collect();
+        (format!("signal: {signal}"), format!("no signal is called {signal}: there are {}", names.join(", ")))
+    })
+}
+
+fn no_field(step: &str, field: &str, kind: SignalKind) -> String {
+    format!("{step} has no {field}: a signal of kind {} has {}", kind.name(), Field::names_of(kind))
+}
+
+/// What ends a state: a signal like a step's, of the same pod or entity.
+fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
+    let kind = kind_of(&end.signal)?;
+    let mut conditions = Vec::new();
+    for (name, condition) in &end.conditions {
+        let located = |reason: String| (format!("{name}:"), format!("ends: {reason}"));
+        let field = Field::of_kind(name, kind).ok_or_else(|| located(no_field(&end.signal, name, kind)))?;
+        conditions.push(compile_condition(field, condition).map_err(located)?);
+    }
+    Ok(Step {
+        name: "end".into(),
+        kind,
+        number: 0,
+        conditions,
+        same: Vec::new(),
+        within_ns: None,
+        after_at_least_ns: 0,
+        slack_ns: 0,
+        count_min: 1,
+        is_counted: false,
+        distinct: None,
+        optional: true,
+        may_be_lost: false,
+        absent: false,
+        minus: 0.0,
     })
 }
 

@@ -65,7 +65,7 @@ pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bo
 }
 
 /// How far clocks of different nodes may be apart for an order between them still to be believed.
-const SKEW_NS: u64 = 2_000_000_000;
+pub const SKEW_NS: u64 = 2_000_000_000;
 
 impl<'a> Search<'a> {
     /// When a signal was, by the clock of the anchor's node since its boot. Clocks of the same node are compared exactly.
@@ -231,7 +231,7 @@ impl<'a> Search<'a> {
 }
 
 /// How often a step was found: different values of a field where that is asked for.
-fn count(step: &Step, found: &[Arc<Noted>]) -> usize {
+pub fn count(step: &Step, found: &[Arc<Noted>]) -> usize {
     let Some(field) = step.distinct else {
         return found.len();
     };

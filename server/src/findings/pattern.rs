@@ -12,7 +12,7 @@ use super::template::Template;
 use crate::correlate::signal::{About, Burst, Detail, Signal, SignalKind, SignalKinds};
 
 /// Steps of all patterns together.
-pub const STEPS_MAX: usize = 256;
+pub const STEPS_MAX: usize = 512;
 
 /// A set of steps of all patterns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +138,8 @@ pub struct Pattern {
     /// Patterns whose findings are consequences, and by what they hang together.
     pub absorbs: Vec<(String, Scope)>,
     pub fold: bool,
+    /// What ends the state that it tells of; none when it tells of a moment.
+    pub ends: Vec<Step>,
 }
 
 impl Pattern {
@@ -149,6 +151,16 @@ impl Pattern {
     /// Whether it takes several anchors together.
     pub fn gathers(&self) -> bool {
         self.anchor_step().is_counted
+    }
+
+    /// Whether it tells of a state, which has an end, and not of a moment.
+    pub fn is_state(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
+    /// Whether a signal that may be these steps ends its state.
+    pub fn is_ended_by(&self, mask: &StepMask) -> bool {
+        self.ends.iter().any(|end| mask.contains(end.number))
     }
 
     /// Whether it can match where evidence was lost.
@@ -175,7 +187,7 @@ impl PatternSet {
         let mut by_scope = [StepMask::default(); Scope::ALL.len()];
         let mut by_kind = vec![Vec::new(); SignalKind::ALL.len()];
         for (index, pattern) in patterns.iter_mut().enumerate() {
-            if number + pattern.steps.len() > STEPS_MAX {
+            if number + pattern.steps.len() + pattern.ends.len() > STEPS_MAX {
                 return Err(PatternError {
                     file: format!("{}.yaml", pattern.id),
                     line: 0,
@@ -187,6 +199,12 @@ impl PatternSet {
                 kinds.push(step.kind);
                 by_kind[step.kind as usize].push((index, place));
                 by_scope[pattern.scope as usize].insert(number);
+                number += 1;
+            }
+            for (place, end) in pattern.ends.iter_mut().enumerate() {
+                end.number = number;
+                kinds.push(end.kind);
+                by_kind[end.kind as usize].push((index, pattern.steps.len() + place));
                 number += 1;
             }
         }
@@ -223,7 +241,8 @@ impl PatternSet {
     pub fn mask(&self, signal: &Signal) -> StepMask {
         let mut mask = StepMask::default();
         for &(pattern, place) in &self.by_kind[signal.kind() as usize] {
-            let step = &self.patterns[pattern].steps[place];
+            let pattern = &self.patterns[pattern];
+            let step = pattern.steps.get(place).unwrap_or_else(|| &pattern.ends[place - pattern.steps.len()]);
             if step.admits(signal) {
                 mask.insert(step.number);
             }

@@ -46,6 +46,20 @@ pub struct PatternFile {
     /// Findings of several replicas of one workload become one.
     #[serde(default = "yes")]
     pub fold: bool,
+    /// What it tells of is a state: one of these ends it.
+    #[serde(default)]
+    pub ends: Vec<EndFile>,
+}
+
+/// A signal that ends the state that a finding tells of.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndFile {
+    /// The kind of signal.
+    pub signal: String,
+    /// Conditions on its fields.
+    #[serde(default, rename = "where")]
+    pub conditions: BTreeMap<String, ConditionFile>,
 }
 
 fn yes() -> bool {

@@ -10,6 +10,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tapio_wire::event::EntityKind;
 use tapio_wire::service::Finding;
 use tokio::sync::broadcast;
 
@@ -47,6 +48,8 @@ struct Inner {
     /// Findings out of the journal that this run has not found again, and the deaths that they explain.
     restored: HashSet<String>,
     restored_deaths: HashSet<DeathKey>,
+    /// States of an earlier run that go on: the pattern and the pod, or another entity, and the findings.
+    restored_states: HashMap<(String, u64), Vec<String>>,
     findings: HashMap<String, Arc<Finding>>,
     order: BTreeSet<Position>,
     /// Ids of findings that another took over, and in which order.
@@ -110,6 +113,7 @@ impl FindingStore {
             inner: RwLock::new(Inner {
                 restored: HashSet::new(),
                 restored_deaths: HashSet::new(),
+                restored_states: HashMap::new(),
                 findings: HashMap::new(),
                 order: BTreeSet::new(),
                 aliases: Generations::new(findings_max),
@@ -152,9 +156,33 @@ impl FindingStore {
         inner.published_ns = inner.published_ns.max(finding.published_ns);
         inner.restored.insert(finding.id.clone());
         inner.restored_deaths.extend(death_key(&finding));
+        if finding.ongoing {
+            for subject in subjects(&finding) {
+                let ids = inner.restored_states.entry((finding.pattern.clone(), subject)).or_default();
+                if !ids.contains(&finding.id) {
+                    ids.push(finding.id.clone());
+                }
+            }
+        }
         inner.order.insert(position(&finding));
         inner.findings.insert(finding.id.clone(), Arc::new(finding));
         inner.make_room(self.findings_max);
+    }
+
+    /// The findings of an earlier run that tell of a state of this entity, found by this pattern. Each is handed out once.
+    pub fn restored_states(&self, pattern: &str, subject: u64) -> Vec<Finding> {
+        if self.read().restored_states.is_empty() {
+            return Vec::new();
+        }
+        let mut inner = self.write();
+        let ids = inner.restored_states.remove(&(pattern.to_owned(), subject)).unwrap_or_default();
+        // This run may have found it again: then it knows by itself how it ends.
+        let is_restored = |id: &&String| inner.restored.contains(*id);
+        ids.iter()
+            .filter(is_restored)
+            .filter_map(|id| inner.findings.get(id))
+            .map(|finding| (**finding).clone())
+            .collect()
     }
 
     /// Takes in that an earlier run's finding was taken over by another.
@@ -343,6 +371,17 @@ fn death_key(finding: &Finding) -> Option<DeathKey> {
     Some((entity.node.clone(), entity.id, death.pid, finding.ended_ns))
 }
 
+/// The pods, or other entities, that a finding's evidence is about.
+fn subjects(finding: &Finding) -> HashSet<u64> {
+    let of = finding.evidence.iter().filter_map(|piece| piece.entity.as_ref()).chain(&finding.entity);
+    of.map(|entity| match entity.kind == EntityKind::Container.name() && !entity.pod_uid.is_empty() {
+        true => tapio_wire::entity_id(EntityKind::Pod, &entity.pod_uid),
+        false => entity.id,
+    })
+    .collect()
+}
+
 fn says_less(finding: &Finding, known: &Finding) -> bool {
-    finding.ended_ns < known.ended_ns || finding.count < known.count || finding.evidence.len() < known.evidence.len()
+    let goes_on_again = finding.ongoing && !known.ongoing && finding.ended_ns <= known.ended_ns;
+    goes_on_again || finding.ended_ns < known.ended_ns || finding.count < known.count || finding.evidence.len() < known.evidence.len()
 }

@@ -25,6 +25,10 @@ pub fn list_row(style: Style, finding: &Finding) -> String {
     let severity = format!("{:<8}", clean(&finding.severity));
     let again = if finding.withdrawn {
         style.dim(&withdrawal(finding))
+    } else if finding.ongoing {
+        style.bold(" (goes on)")
+    } else if finding.resolved_ns > 0 {
+        style.dim(&format!(" (over after {})", lasted(finding)))
     } else if finding.revision > 1 {
         style.dim(&format!(" (version {})", finding.revision))
     } else {
@@ -58,7 +62,8 @@ fn withdrawal(finding: &Finding) -> String {
 pub fn finding(style: Style, finding: &Finding) -> String {
     let mut out = style.bold(wrap("", &clean(&finding.title)).trim_end()) + "\n";
     let severity = clean(&finding.severity);
-    let again = if finding.count > 1 { format!(" · {} deaths", finding.count) } else { String::new() };
+    let what = if is_state(finding) { "affected" } else { "deaths" };
+    let again = if finding.count > 1 { format!(" · {} {what}", finding.count) } else { String::new() };
     let _ = writeln!(
         out,
         "{} · {} sure{again} · pattern {} · id {}",
@@ -108,7 +113,22 @@ fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
+/// Whether it tells of a state, which has an end, and not of a moment.
+fn is_state(finding: &Finding) -> bool {
+    finding.ongoing || finding.resolved_ns > 0
+}
+
+fn lasted(finding: &Finding) -> String {
+    text::duration(finding.resolved_ns.saturating_sub(finding.started_ns))
+}
+
 fn span(finding: &Finding) -> String {
+    if finding.ongoing {
+        return format!("goes on since {}, by the node's clock", for_people(finding.started_ns));
+    }
+    if finding.resolved_ns > 0 {
+        return format!("over since {}, by the node's clock, after {}", for_people(finding.resolved_ns), lasted(finding));
+    }
     let lasted = finding.ended_ns.saturating_sub(finding.started_ns);
     let ended = for_people(finding.ended_ns);
     if lasted == 0 {

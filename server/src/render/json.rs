@@ -104,6 +104,8 @@ pub fn finding_value(finding: &Finding) -> Value {
         "death": finding.death.as_ref().map(death),
         "count": finding.count,
         "possible": finding.possible,
+        "ongoing": finding.ongoing,
+        "resolved_at": (finding.resolved_ns > 0).then(|| rfc3339(finding.resolved_ns)),
         "consequences": finding.consequences.iter().map(|consequence| json!({
             "id": consequence.id,
             "pattern": consequence.pattern,

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 mod machine;
+mod states;
 
 use std::sync::Arc;
 

@@ -12,8 +12,9 @@ use super::client::Resource;
 use super::config::{Configs, Uses};
 use super::events::{Autoscalers, Claims, Events, Nodes};
 use super::services::{CoreEndpointsOf, ServiceTable, Services, Slices};
+use super::waiting::{self, Waiting};
 use super::watch::{Context, Follower, follow};
-use super::workloads::{WorkloadKind, Workloads};
+use super::workloads::{ReplicaSets, WorkloadKind, Workloads};
 
 /// How long until a resource is asked for again that was not there.
 pub const ABSENT_PAUSE: Duration = Duration::from_secs(600);
@@ -23,10 +24,11 @@ pub const ABSENT_PAUSE: Duration = Duration::from_secs(600);
 pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool, nodes: &Arc<AtomicU64>) {
     let uses = Arc::new(Mutex::new(Uses::default()));
     let services = Arc::new(Mutex::new(ServiceTable::default()));
+    let replica_sets = ReplicaSets::default();
     let workloads = |kind: WorkloadKind| {
-        let uses = Arc::clone(&uses);
+        let (uses, replica_sets) = (Arc::clone(&uses), replica_sets.clone());
         always(context, Resource::new(kind.what(), kind.path()), move || {
-            Workloads::new(kind, Arc::clone(&uses), excludes_system)
+            Workloads::new(kind, Arc::clone(&uses), replica_sets.clone(), excludes_system)
         })
     };
     let configs = |what, kind, path| {
@@ -39,7 +41,10 @@ pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool, node
     };
     let node = || Arc::clone(&context.node);
     futures::join!(
-        always(context, Resource::new("events", "/api/v1/events"), || Events::new(node(), since_ns, excludes_system)),
+        always(context, Resource::new("events", "/api/v1/events"), || {
+            Events::new(node(), replica_sets.clone(), since_ns, excludes_system)
+        }),
+        always(context, waiting::without_node(), || Waiting::new(excludes_system)),
         always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes::new(Arc::clone(nodes))),
         workloads(WorkloadKind::Deployment),
         workloads(WorkloadKind::ReplicaSet),

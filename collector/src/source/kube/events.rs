@@ -13,6 +13,7 @@ use super::objects::{self, Condition, unix_ns};
 use super::pods::is_system;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
+use super::workloads::ReplicaSets;
 
 /// How far clocks of different nodes may be apart for an Event still to be taken for new.
 const SKEW_NS: u64 = 5_000_000_000;
@@ -20,14 +21,15 @@ const SKEW_NS: u64 = 5_000_000_000;
 /// Kubernetes Events.
 pub struct Events {
     node: Arc<str>,
+    replica_sets: ReplicaSets,
     since_ns: u64,
     excludes_system: bool,
 }
 
 impl Events {
-    /// Those after `since_ns`.
-    pub fn new(node: Arc<str>, since_ns: u64, excludes_system: bool) -> Self {
-        Self { node, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
+    /// Those after `since_ns`. What is about a ReplicaSet is told of its Deployment.
+    pub fn new(node: Arc<str>, replica_sets: ReplicaSets, since_ns: u64, excludes_system: bool) -> Self {
+        Self { node, replica_sets, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
     }
 }
 
@@ -56,7 +58,11 @@ impl Follower for Events {
         if state == Some(print) || last_ns < self.since_ns || self.excludes_system && is_system(&about.namespace) {
             return Some(print);
         }
-        let subject = Subject::of(&about.kind, &about.namespace, &about.name, &about.uid);
+        let owner = match &*about.kind {
+            "ReplicaSet" => self.replica_sets.owner(&about.namespace, &about.name),
+            _ => None,
+        };
+        let subject = owner.or_else(|| Subject::of(&about.kind, &about.namespace, &about.name, &about.uid));
         let subject = subject.unwrap_or_else(|| Subject::Node(self.node.to_string()));
         let component = match event.source.component.is_empty() {
             true => &event.reporting_component,

@@ -15,6 +15,7 @@ mod objects;
 mod pods;
 mod services;
 mod told;
+mod waiting;
 mod watch;
 mod workloads;
 

@@ -263,7 +263,7 @@ fn uid_of(pod: &Pod) -> &str {
     if hash.is_empty() { &pod.metadata.uid } else { hash }
 }
 
-fn subject_of(pod: &Pod) -> Subject {
+pub(super) fn subject_of(pod: &Pod) -> Subject {
     let meta = &pod.metadata;
     Subject::Pod { uid: uid_of(pod).into(), namespace: meta.namespace.clone(), name: meta.name.clone() }
 }
@@ -275,7 +275,7 @@ pub fn pod_entity(uid: &str) -> EntityId {
 
 /// What controls the pod. A ReplicaSet that is named by its Deployment and the hash of the pod's template stands for the
 /// Deployment: only the Deployment controller sets that label and builds that name.
-fn owner_of(pod: &Pod) -> Option<Owner> {
+pub(super) fn owner_of(pod: &Pod) -> Option<Owner> {
     let owner = pod.metadata.owner_references.iter().find(|owner| owner.controller)?;
     let hash = &pod.metadata.labels.pod_template_hash;
     let (kind, name) = match &*owner.kind {

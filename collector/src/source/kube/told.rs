@@ -13,7 +13,7 @@ use tapio_wire::{entity_id, node_id};
 use tokio::sync::mpsc;
 
 use crate::decode::Batch;
-use crate::identity::directory::{Directory, workload_entity};
+use crate::identity::directory::{Directory, Owner, workload_entity};
 use crate::intake::Intake;
 use crate::latency::boottime_ns;
 
@@ -81,17 +81,24 @@ pub struct Told {
     subject: Subject,
     time_ns: u64,
     make: Option<Make>,
+    /// Of a pod that the directory does not know.
+    owner: Option<Owner>,
 }
 
 impl Told {
     /// Something happened now.
     pub fn event(subject: Subject, make: impl FnOnce(&mut Batch) -> Detail + Send + 'static) -> Self {
-        Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)) }
+        Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)), owner: None }
     }
 
     /// The directory knows more of this one than before.
     pub fn description(subject: Subject) -> Self {
-        Self { subject, time_ns: 0, make: None }
+        Self { subject, time_ns: 0, make: None, owner: None }
+    }
+
+    /// The same, about a pod that this owns; the directory need not know the pod.
+    pub fn owned_by(self, owner: Option<Owner>) -> Self {
+        Self { owner, ..self }
     }
 
     /// Something was missed.
@@ -156,8 +163,8 @@ impl Scribe {
     /// Hands one observation to the intake, which must have room.
     pub fn write(&mut self, told: Told, intake: &mut Intake) {
         let generation = intake.generation();
-        intake.describe(|entities| self.describe(&told.subject, generation, entities));
-        let Told { subject, time_ns, make } = told;
+        intake.describe(|entities| self.describe(&told.subject, told.owner.as_ref(), generation, entities));
+        let Told { subject, time_ns, make, .. } = told;
         if let Some(make) = make {
             let text_bytes = &mut self.text_bytes;
             intake.observe(|batch, _| {
@@ -169,7 +176,13 @@ impl Scribe {
         }
     }
 
-    fn describe(&mut self, subject: &Subject, generation: u64, entities: &mut Vec<Entity>) {
+    fn describe(
+        &mut self,
+        subject: &Subject,
+        owner: Option<&Owner>,
+        generation: u64,
+        entities: &mut Vec<Entity>,
+    ) {
         let id = subject.id();
         let version = match subject {
             Subject::Container(_) => self.directory.container_version(id, 0).0,
@@ -218,7 +231,12 @@ impl Scribe {
             Subject::Node(_) => None,
         };
         if let Some(entity) = &mut pod {
-            self.directory.complete(entity, entities);
+            let is_known = self.directory.complete(entity, entities);
+            if let Some(owner) = owner.filter(|_| !is_known) {
+                let workload = workload_entity(&owner.kind, &entity.namespace, &owner.name);
+                (entity.parent, entity.workload) = (workload.id, workload.workload.clone());
+                entities.push(workload);
+            }
         }
         entities.extend(pod);
     }

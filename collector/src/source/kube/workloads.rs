@@ -3,12 +3,13 @@
 //! What enters: the objects. What leaves: an event for each change of their images, generations, counts or worst condition. What
 //! must hold: images before a change are told with it; a ReplicaSet that wants no pods is history and not told of.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tapio_wire::event::{Detail, Rollout};
 
 use super::config::{Uses, uses_of};
-use super::objects::{Condition, Workload, WorkloadStatus};
+use super::objects::{Condition, Meta, Workload, WorkloadStatus};
 use super::pods::is_system;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
@@ -116,10 +117,35 @@ impl Counts {
     }
 }
 
+/// Which ReplicaSet belongs to which Deployment, for those who are told of a ReplicaSet only.
+#[derive(Clone, Default)]
+pub struct ReplicaSets {
+    owners: Arc<Mutex<HashMap<(String, String), Subject>>>,
+}
+
+impl ReplicaSets {
+    /// What owns the ReplicaSet of this namespace and name.
+    pub fn owner(&self, namespace: &str, name: &str) -> Option<Subject> {
+        let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    fn learn(&self, meta: &Meta, owner: &Subject) {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.insert((meta.namespace.clone(), meta.name.clone()), owner.clone());
+    }
+
+    fn forget(&self, namespace: &str, name: &str) {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+}
+
 /// See the module.
 pub struct Workloads {
     kind: WorkloadKind,
     uses: Arc<Mutex<Uses>>,
+    replica_sets: ReplicaSets,
     excludes_system: bool,
 }
 
@@ -133,9 +159,14 @@ pub struct SeenWorkload {
 }
 
 impl Workloads {
-    /// Of one kind; `uses` learns what their pods mount.
-    pub fn new(kind: WorkloadKind, uses: Arc<Mutex<Uses>>, excludes_system: bool) -> Self {
-        Self { kind, uses, excludes_system }
+    /// Of one kind; `uses` learns what their pods mount, `replica_sets` whose ReplicaSets they are.
+    pub fn new(
+        kind: WorkloadKind,
+        uses: Arc<Mutex<Uses>>,
+        replica_sets: ReplicaSets,
+        excludes_system: bool,
+    ) -> Self {
+        Self { kind, uses, replica_sets, excludes_system }
     }
 
     fn change_uses(&self, seen: &mut SeenWorkload, now: Vec<u64>) {
@@ -175,6 +206,9 @@ impl Follower for Workloads {
                 print: 0,
             }
         });
+        if is_new && self.kind == WorkloadKind::ReplicaSet {
+            self.replica_sets.learn(meta, &seen.subject);
+        }
         self.change_uses(&mut seen, uses_of(&meta.namespace, &workload.spec.template.spec));
         let spec = &workload.spec.template.spec;
         let images: Vec<&str> =
@@ -232,6 +266,9 @@ impl Follower for Workloads {
     fn gone(&mut self, mut seen: SeenWorkload, told: &mut Vec<Told>) {
         self.change_uses(&mut seen, Vec::new());
         let Subject::Workload { namespace, .. } = &seen.subject else { return };
+        if self.kind == WorkloadKind::ReplicaSet {
+            self.replica_sets.forget(namespace, &seen.name);
+        }
         if self.excludes_system && is_system(namespace) {
             return;
         }

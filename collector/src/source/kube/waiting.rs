@@ -1,0 +1,97 @@
+//! Pods that no node has taken yet.
+//!
+//! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has said why a pod waits, when
+//! it says something else, and when the pod waits no more: it has a node, or its object is gone. What must hold: a pod that is
+//! scheduled at once is never told of; who owns a pod is told with it, since no node's collector can name it yet.
+
+use tapio_wire::event::{Detail, ObjectState};
+
+use super::client::Resource;
+use super::objects::Pod;
+use super::pods::{is_system, owner_of, subject_of};
+use super::told::{Subject, Told};
+use super::watch::{Follower, digest};
+use crate::identity::directory::Owner;
+
+/// Pods that are bound to no node.
+pub fn without_node() -> Resource {
+    Resource { fields: Some("spec.nodeName=".into()), ..Resource::new("pods without a node", "/api/v1/pods") }
+}
+
+/// See the module.
+pub struct Waiting {
+    excludes_system: bool,
+}
+
+impl Waiting {
+    /// Knows of none yet.
+    pub fn new(excludes_system: bool) -> Self {
+        Self { excludes_system }
+    }
+}
+
+/// What was told of a pod.
+pub struct Seen {
+    subject: Subject,
+    owner: Option<Owner>,
+    namespace: String,
+    name: String,
+    /// Of what was told last, 0 for nothing, or nothing on this stream.
+    print: u64,
+    was_told: bool,
+}
+
+impl Seen {
+    fn event(&self, reason: &str, message: &str, is_gone: bool) -> Told {
+        let texts = ["Pod", &self.namespace, &self.name, "Waiting", reason, message].map(str::to_owned);
+        let event = Told::event(self.subject.clone(), move |batch| {
+            let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
+            let (current, desired) = (0, 0);
+            let state =
+                ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
+            Detail::ObjectState(Box::new(state))
+        });
+        event.owned_by(self.owner.clone())
+    }
+}
+
+impl Follower for Waiting {
+    type Object = Pod;
+    type State = Seen;
+
+    fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, told: &mut Vec<Told>) -> Option<Seen> {
+        let meta = &pod.metadata;
+        if self.excludes_system && is_system(&meta.namespace) {
+            return None;
+        }
+        let mut seen = state.unwrap_or_else(|| Seen {
+            subject: subject_of(pod),
+            owner: owner_of(pod),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            print: 0,
+            was_told: false,
+        });
+        let scheduled = pod.status.conditions.iter().find(|condition| condition.r#type == "PodScheduled");
+        // While the scheduler has not looked at it there is nothing to say.
+        if let Some(why) = scheduled.filter(|condition| condition.status == "False") {
+            let print = digest(&(&why.reason, &why.message)).max(1);
+            if seen.print != print {
+                (seen.print, seen.was_told) = (print, true);
+                told.push(seen.event(&why.reason, &why.message, false));
+            }
+        }
+        Some(seen)
+    }
+
+    fn forget(&mut self, seen: &mut Seen) -> bool {
+        seen.print = 0;
+        true
+    }
+
+    fn gone(&mut self, seen: Seen, told: &mut Vec<Told>) {
+        if seen.was_told {
+            told.push(seen.event("", "", true));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What Kubernetes says of pods that do not start.
+
+use tapio_wire::event::{ContainerState, Detail, EntityId, KubeEvent, NO_NAME, ObjectState, PodState};
+
+use super::Node;
+
+impl Node {
+    fn container_state(&mut self, at: u64, entity: EntityId, state: u8, [container, reason, message]: [&str; 3]) {
+        let [container, reason, message] = [container, reason, message].map(|text| self.name(text));
+        let image = self.name("shop/web:2");
+        let state = ContainerState {
+            container,
+            image,
+            reason,
+            message,
+            exit_code: 0,
+            signal: 0,
+            restart_count: 3,
+            started_ns: 0,
+            finished_ns: 0,
+            state,
+            is_last: false,
+            is_ready: false,
+            role: 0,
+            memory_limit_bytes: 0,
+            cpu_limit_milli: 0,
+        };
+        self.push(at, entity, 0, Detail::ContainerState(Box::new(state)));
+    }
+
+    /// Kubelet says that a container of a pod waits; what it says names container, reason and message.
+    pub fn waits(&mut self, at: u64, entity: EntityId, said: [&str; 3]) {
+        self.container_state(at, entity, 1, said);
+    }
+
+    pub fn runs(&mut self, at: u64, entity: EntityId, container: &str) {
+        self.container_state(at, entity, 2, [container, "", ""]);
+    }
+
+    /// It ended with code 0.
+    pub fn completes(&mut self, at: u64, entity: EntityId, container: &str) {
+        self.container_state(at, entity, 3, [container, "Completed", ""]);
+    }
+
+    /// The scheduler's word on a pod, or that it waits no more.
+    pub fn waits_for_a_node(&mut self, at: u64, pod: EntityId, reason: &str, message: &str, is_gone: bool) {
+        let [kind, state, reason, message] = ["Pod", "Waiting", reason, message].map(|text| self.name(text));
+        let state = ObjectState {
+            kind,
+            namespace: NO_NAME,
+            name: NO_NAME,
+            state,
+            reason,
+            message,
+            current: 0,
+            desired: 0,
+            is_gone,
+        };
+        self.push(at, pod, 0, Detail::ObjectState(Box::new(state)));
+    }
+
+    /// An Event about an object of Kubernetes as a whole.
+    pub fn said(&mut self, at: u64, entity: EntityId, kind: &str, reason: &str, message: &str) {
+        let [kind, reason, message] = [kind, reason, message].map(|text| self.name(text));
+        let [namespace, name, component] = ["shop", "web", "kubelet"].map(|text| self.name(text));
+        let event = KubeEvent {
+            reason,
+            message,
+            kind,
+            namespace,
+            name,
+            field_path: NO_NAME,
+            component,
+            count: 1,
+            first_ns: 0,
+            last_ns: 0,
+            is_warning: true,
+        };
+        self.push(at, entity, 0, Detail::KubeEvent(Box::new(event)));
+    }
+
+    /// A pod's object is gone.
+    pub fn pod_gone(&mut self, at: u64, pod: EntityId) {
+        let phase = self.name("Pending");
+        let state = PodState {
+            phase,
+            reason: NO_NAME,
+            message: NO_NAME,
+            deletion_ns: 1,
+            deletion_grace_s: 0,
+            is_ready: false,
+            is_scheduled: true,
+            is_gone: true,
+            qos: 0,
+        };
+        self.push(at, pod, 0, Detail::PodState(Box::new(state)));
+    }
+}

@@ -1,0 +1,210 @@
+//! Findings of a state: why a pod does not start, until it does.
+
+use crate::correlate_node::{Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, patterns_of, workload_of};
+use tapio_wire::event::EntityId;
+use tapio_wire::service::Finding;
+
+const PULL: [&str; 3] = ["web", "ErrImagePull", "rpc error: code = NotFound"];
+
+fn pod(node: &mut Node, number: u32) -> EntityId {
+    node.kube_pod("Deployment/web", &format!("shop/web-{number}"))
+}
+
+fn only(node: &Node, pattern: &str) -> Finding {
+    let mut found = findings_of(node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, pattern, "{found:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_one_finding_of_its_workload_until_every_pod_has_started() {
+    let mut node = Node::new("n1");
+    let [first, second] = [1, 2].map(|number| pod(&mut node, number));
+    node.kube_event(99 * SECOND, first, "Failed", "Failed to pull image \"shop/web:2\": 401 Unauthorized");
+    node.waits(100 * SECOND, first, PULL);
+    node.waits(101 * SECOND, second, PULL);
+    node.waits(110 * SECOND, first, ["web", "ImagePullBackOff", "Back-off pulling image"]);
+    node.lethal(110 * SECOND);
+    let found = only(&node, "image-pull-failed");
+    assert!(found.ongoing && found.resolved_ns == 0 && found.count == 2, "{found:#?}");
+    assert!(found.title.contains("shop/web:2"), "{}", found.title);
+    assert!(found.summary.contains("401 Unauthorized"), "{}", found.summary);
+
+    node.runs(200 * SECOND, first, "web");
+    node.lethal(200 * SECOND);
+    assert!(only(&node, "image-pull-failed").ongoing, "the second pod still waits");
+
+    node.pod_gone(210 * SECOND, second);
+    node.lethal(210 * SECOND);
+    let over = only(&node, "image-pull-failed");
+    assert_eq!((over.ongoing, &over.id), (false, &found.id));
+    assert!(over.resolved_ns > over.ended_ns, "{over:#?}");
+    assert_eq!(over.evidence.iter().filter(|piece| piece.step == "end").count(), 2);
+
+    node.waits(300 * SECOND, first, PULL);
+    node.lethal(300 * SECOND);
+    let again = only(&node, "image-pull-failed");
+    assert_eq!((again.ongoing, again.resolved_ns, &again.id), (true, 0, &found.id));
+}
+
+#[test]
+fn another_container_of_the_pod_that_runs_ends_nothing() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node, 1);
+    node.waits(100 * SECOND, pod, PULL);
+    node.runs(101 * SECOND, pod, "proxy");
+    node.lethal(101 * SECOND);
+    assert!(only(&node, "image-pull-failed").ongoing);
+}
+
+#[test]
+fn the_end_of_a_state_may_arrive_before_its_beginning() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node, 1);
+    node.runs(200 * SECOND, pod, "web");
+    node.lethal(200 * SECOND);
+    node.waits(100 * SECOND, pod, PULL);
+    node.lethal(200 * SECOND);
+    assert!(!only(&node, "image-pull-failed").ongoing);
+}
+
+#[test]
+fn a_state_that_an_earlier_run_found_ends_as_well() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node, 1);
+    node.waits(100 * SECOND, pod, PULL);
+    node.lethal(100 * SECOND);
+    let earlier = only(&node, "image-pull-failed");
+    node.runs(200 * SECOND, pod, "web");
+    node.lethal(200 * SECOND);
+    let machine = Machine::start(1);
+    machine.store.restore(earlier.clone());
+    machine.deliver(&node.node, &node.frames[1..]);
+    let found = machine.findings();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].ongoing, &found[0].id), (false, &earlier.id));
+    assert!(found[0].resolved_ns > 0);
+}
+
+#[test]
+fn what_kubelet_says_of_a_waiting_container_is_told_by_its_reason() {
+    let cases = [
+        (["web", "InvalidImageName", "couldn't parse image name"], "image-pull-failed"),
+        (["web", "CreateContainerConfigError", "configmap \"settings\" not found"], "configuration-missing"),
+        (["web", "CreateContainerConfigError", "couldn't find key a in Secret shop/b"], "configuration-missing"),
+        (
+            ["web", "CreateContainerConfigError", "container has runAsNonRoot and image will run as root (pod: \"x\")"],
+            "user-refused",
+        ),
+        (["web", "CreateContainerConfigError", "something new"], "container-not-created"),
+        (["web", "CreateContainerError", "device not found"], "container-not-created"),
+    ];
+    for (said, expected) in cases {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node, 1);
+        node.waits(100 * SECOND, pod, said);
+        node.lethal(100 * SECOND);
+        assert!(only(&node, expected).ongoing, "{said:?}");
+    }
+    for said in [["web", "ContainerCreating", ""], ["web", "PodInitializing", ""]] {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node, 1);
+        node.waits(100 * SECOND, pod, said);
+        node.lethal(100 * SECOND);
+        assert_eq!(patterns_of(&node), [""; 0], "{said:?} is how every container begins");
+    }
+}
+
+#[test]
+fn events_tell_why_a_pod_waits_and_any_of_its_containers_that_runs_ends_that() {
+    let cases = [
+        ("FailedMount", "MountVolume.SetUp failed for volume \"data\": configmap \"x\" not found", "volume-not-mounted"),
+        ("FailedAttachVolume", "Multi-Attach error for volume \"pvc-1\"", "volume-not-mounted"),
+        ("FailedCreatePodSandBox", "failed to setup network for sandbox", "sandbox-failed"),
+    ];
+    for (reason, message, expected) in cases {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node, 1);
+        node.said(100 * SECOND, pod, "Pod", reason, message);
+        node.lethal(100 * SECOND);
+        let found = only(&node, expected);
+        assert!(found.ongoing && found.summary.contains(message), "{found:#?}");
+        node.runs(150 * SECOND, pod, "web");
+        node.lethal(150 * SECOND);
+        assert!(!only(&node, expected).ongoing);
+    }
+}
+
+#[test]
+fn a_controller_that_may_not_make_pods_is_told_until_it_may() {
+    let mut node = Node::new("n1");
+    pod(&mut node, 1);
+    let workload = workload_of("Deployment/web", "shop");
+    let message = "pods \"web-x\" is forbidden: exceeded quota: compute, requested: cpu=2, used: cpu=3, limited: cpu=4";
+    node.said(100 * SECOND, workload, "ReplicaSet", "FailedCreate", message);
+    node.lethal(100 * SECOND);
+    let found = only(&node, "pods-refused");
+    assert!(found.ongoing && found.summary.contains("exceeded quota"), "{found:#?}");
+    node.said(160 * SECOND, workload, "ReplicaSet", "SuccessfulCreate", "Created pod: web-y");
+    node.lethal(160 * SECOND);
+    assert!(!only(&node, "pods-refused").ongoing);
+}
+
+#[test]
+fn a_pod_that_no_node_takes_is_told_with_the_schedulers_words_until_one_does() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node, 1);
+    let message = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {a: b}";
+    node.waits_for_a_node(100 * SECOND, pod, "Unschedulable", message, false);
+    node.lethal(100 * SECOND);
+    let found = only(&node, "unschedulable");
+    assert!(found.ongoing && found.title.contains("1 Insufficient cpu"), "{found:#?}");
+    node.waits_for_a_node(130 * SECOND, pod, "", "", true);
+    node.lethal(130 * SECOND);
+    assert!(!only(&node, "unschedulable").ongoing);
+
+    let mut node = Node::new("n1");
+    let pod = self::pod(&mut node, 1);
+    node.waits_for_a_node(100 * SECOND, pod, "SchedulingGated", "Scheduling is blocked", false);
+    node.lethal(100 * SECOND);
+    assert!(only(&node, "scheduling-gated").ongoing);
+}
+
+#[test]
+fn a_program_that_ends_well_and_is_started_again_for_ever_is_the_wrong_kind_of_workload() {
+    let loops = |failure: Option<&str>| {
+        let mut node = Node::new("n1");
+        let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
+        if let Some(reason) = failure {
+            node.container_ended(80 * SECOND, web, reason, 1);
+        }
+        node.completes(90 * SECOND, web, "web");
+        node.waits(91 * SECOND, web, ["web", "CrashLoopBackOff", "back-off 40s"]);
+        node.lethal(91 * SECOND);
+        node
+    };
+    assert!(only(&loops(None), "ends-and-restarts").ongoing);
+    assert_eq!(patterns_of(&loops(Some("Error"))), [""; 0], "one of its ends was a failure");
+}
+
+#[test]
+fn hooks_and_startup_probes_are_told_apart_from_stops_and_liveness() {
+    let killed = |reason: &str, message: &str| {
+        let mut node = Node::new("n1");
+        let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
+        let pod = pod(&mut node, 1);
+        let unit = node.unit("containerd.service");
+        let (target, shim) = (Process::init(web, 100, "nginx"), Process::of_node(unit, 55, "containerd-shim"));
+        node.kube_event(98 * SECOND, pod, reason, message);
+        node.signal(100 * SECOND, target, SIGTERM, Some(shim));
+        node.signal(130 * SECOND, target, SIGKILL, Some(shim));
+        node.exit(130 * SECOND, target, SIGKILL);
+        node.lethal(131 * SECOND);
+        node
+    };
+    only(&killed("FailedPostStartHook", "Exec lifecycle hook ([false]) failed"), "post-start-failed");
+    only(&killed("FailedPreStopHook", "Exec lifecycle hook ([false]) failed"), "pre-stop-failed");
+    only(&killed("Unhealthy", "Startup probe failed: timeout"), "startup-probe-kill");
+    only(&killed("Unhealthy", "Liveness probe failed: timeout"), "liveness-probe-kill");
+}
