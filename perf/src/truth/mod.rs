@@ -8,7 +8,7 @@ mod exits;
 mod memory;
 pub mod scenario;
 mod signals;
-mod stage;
+pub(crate) mod stage;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,17 +1,13 @@
 //! Deaths by a signal of somebody else.
 
-use std::time::Duration;
-
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
-use crate::clock::pause;
 use crate::error::Error;
 use crate::inject::Fault;
 
 const STOPPED: &[&str] = &["stopped", "stopped-by-signal"];
 const ENDING: &str = "signals that end a process";
 const MASTER: &str = "a master kills its worker";
-const LEAD: Duration = Duration::from_millis(200);
 const OBEY: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
 
 pub const ALL: &[Scenario] = &[
@@ -118,7 +114,7 @@ fn signalled(
 ) -> Result<Caused, Error> {
     let room = stage.room(None)?;
     let mut actor = stage.start(&room, pids, script)?;
-    pause(LEAD)?;
+    actor.await_sleep()?;
     stage.host(sender, unit, &kill(actor.pid))?;
     actor.wait_end()?;
     Ok(room.caused(&[&actor]))
@@ -159,7 +155,7 @@ fn by_sibling(stage: &mut Stage) -> Result<Caused, Error> {
     let room = stage.room_at(name.clone(), &name.path(), &name.path(), None)?;
     let beside = stage.room_at(other.clone(), &other.path(), &other.path(), None)?;
     let mut actor = stage.start(&room, Pids::Shared, "exec sleep 30")?;
-    pause(LEAD)?;
+    actor.await_sleep()?;
     stage.play_out(&beside, Pids::Shared, &format!("kill -KILL {}; sleep 0.3; exit 0", actor.pid))?;
     actor.wait_end()?;
     Ok(room.caused(&[&actor]))

@@ -251,6 +251,11 @@ impl Room {
         }
     }
 
+    /// The folder of its unified cgroup.
+    pub fn folder(&self) -> &Path {
+        self.v2.path()
+    }
+
     /// The files through which a process joins it.
     pub fn join_files(&self) -> (PathBuf, Option<PathBuf>) {
         let file = |cgroup: &Cgroup| Path::new(cgroup.path()).join("cgroup.procs");
@@ -268,6 +273,18 @@ impl Room {
 }
 
 impl Actor {
+    /// Waits until its first process, or a child of it, sleeps: what a script sets up before, such as a trap, is there then.
+    pub fn await_sleep(&self) -> Result<(), Error> {
+        let pid = self.pid;
+        wait_for("a container that sleeps", START_LIMIT, |seen| {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            let pids = children.split_whitespace().map(str::to_owned).chain([pid.to_string()]);
+            let comms = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+            *seen = comms.collect();
+            Ok(seen.lines().any(|comm| comm == "sleep").then_some(()))
+        })
+    }
+
     /// Waits until its first process has ended, and a moment more.
     pub fn wait_end(&mut self) -> Result<(), Error> {
         wait_for("the end of a container", END_LIMIT, |seen| {
