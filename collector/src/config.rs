@@ -207,6 +207,10 @@ pub struct EbpfSection {
     /// The shortest nap of the reader between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
     pub linger: Duration,
+    /// How many starts and ends of processes, signals and changes of cgroups one cgroup may bring about a second, on average; a
+    /// quarter of a second's at once. What is more is left out, counted, and told as a flood of that cgroup: it cannot crowd out
+    /// what tells of others. OOM kills are never left out. 0 for no bound.
+    pub cgroup_records_per_second: u32,
     /// How often what the kernel sums up (histograms, counts) is fetched.
     #[serde(deserialize_with = "units::duration")]
     pub flush_interval: Duration,
@@ -263,6 +267,7 @@ impl Default for EbpfSection {
             enable_memory: true,
             enable_process: true,
             btf: None,
+            cgroup_records_per_second: tapio_probes::DEFAULT_CGROUP_RECORDS_PER_SECOND,
             linger: Duration::from_millis(1),
             flush_interval: Duration::from_secs(10),
             enable_scheduler: false,

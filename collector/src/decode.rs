@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use tapio_probes::record::{self, Kind, text};
 use tapio_wire::event::{
-    Body, Detail, EntityId, Event, Exec, Exit, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
+    Body, Detail, EntityId, Event, Exec, Exit, Gap, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
 };
 use zerocopy::FromBytes;
 
@@ -22,6 +22,10 @@ use crate::redact::Redactor;
 /// A record that broke the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
+
+/// Why events of a cgroup are missing that brought about more than its share, and that there is room again.
+const FLOOD: &str = "flood";
+const FLOOD_IS_OVER: &str = "flood is over";
 
 /// Bytes of one text. What Kubernetes passes on was written by whoever may write an Event or a condition, and may be long.
 pub const TEXT_BYTES_MAX: usize = 4096;
@@ -182,6 +186,17 @@ pub fn decode(
                 None => batch.text(&format!("reason {:#x}", drop.reason)),
             };
             Detail::PacketDrop { count: drop.count, reason, interface: drop.interface }
+        }
+        Kind::LeftOut => {
+            let left_out: record::LeftOut = read(bytes)?;
+            let is_over = left_out.is_over != 0;
+            Detail::Gap(Box::new(Gap {
+                what: batch.text("process events"),
+                reason: batch.text(if is_over { FLOOD_IS_OVER } else { FLOOD }),
+                from_ns: header.time_ns.saturating_sub(left_out.interval_ns),
+                until_ns: header.time_ns,
+                found_gone: u32::try_from(left_out.count).unwrap_or(u32::MAX),
+            }))
         }
         Kind::Histogram => {
             let histogram: record::Histogram = read(bytes)?;

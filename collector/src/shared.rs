@@ -24,7 +24,7 @@ use crate::reload::Live;
 pub(crate) fn severity(kind: Kind) -> Severity {
     match kind {
         Kind::Oom => Severity::Critical,
-        Kind::Exit | Kind::Signal | Kind::SignalDelivered => Severity::High,
+        Kind::Exit | Kind::Signal | Kind::SignalDelivered | Kind::LeftOut => Severity::High,
         Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
         Kind::Exec
         | Kind::ExecCommand

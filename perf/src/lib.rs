@@ -9,6 +9,7 @@ pub mod capacity;
 pub mod client;
 pub mod clock;
 pub mod error;
+pub mod flood;
 pub mod inject;
 pub mod interrupt;
 pub mod kubelet;

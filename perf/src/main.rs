@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapio_perf::capacity::{self, Cluster, CostSource};
 use tapio_perf::client::FindingWatch;
 use tapio_perf::error::{Context, Error};
+use tapio_perf::flood::{self, FloodOptions};
 use tapio_perf::inject::victim::{self, Victim};
 use tapio_perf::inject::{Fault, InjectOptions, Injector, measure};
 use tapio_perf::interrupt;
@@ -45,6 +46,8 @@ enum Command {
     Capacity(CapacityArguments),
     /// Fork, exec and connect at this machine's limit under real probes, and check that every event is accounted for (needs root)
     Storm(StormArguments),
+    /// Let containers flood this node with process events, and check that deaths of others are still found (needs root)
+    Flood(FloodArguments),
     /// Cause deaths of every kind and check what is said of them: nothing may be told wrong with certainty (needs root)
     Truth(TruthArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
@@ -238,6 +241,22 @@ struct StormArguments {
 }
 
 #[derive(Args)]
+struct FloodArguments {
+    /// Deaths before the floods, for comparison
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    before: u16,
+    /// Deaths beside the floods
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    kills: u16,
+    /// Where tapio-collector and tapio-server are; default: beside this program
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct TruthArguments {
     /// Only scenarios whose names contain this; may be repeated
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -271,6 +290,7 @@ fn main() -> ExitCode {
         Command::Probes(arguments) => interrupt::listen().and_then(|()| run_probes(arguments)),
         Command::Capacity(arguments) => interrupt::listen().and_then(|()| run_capacity(arguments)),
         Command::Storm(arguments) => interrupt::listen().and_then(|()| run_storm(arguments)),
+        Command::Flood(arguments) => interrupt::listen().and_then(|()| run_flood(arguments)),
         Command::Truth(arguments) => interrupt::listen().and_then(|()| run_truth(arguments)),
         Command::Inject(arguments) => interrupt::listen().and_then(|()| run_inject(&arguments)),
     };
@@ -369,6 +389,20 @@ fn run_storm(arguments: StormArguments) -> Result<u8, Error> {
         println!("{report}");
     }
     Ok(if report.is_accounted_for { 0 } else { CHECK_FAILED })
+}
+
+fn run_flood(arguments: FloodArguments) -> Result<u8, Error> {
+    let report = flood::run(&FloodOptions {
+        before: arguments.before.into(),
+        kills: arguments.kills.into(),
+        bin_dir: arguments.bin_dir,
+    })?;
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        println!("{report}");
+    }
+    Ok(if report.complaints.is_empty() { 0 } else { CHECK_FAILED })
 }
 
 fn run_truth(arguments: TruthArguments) -> Result<u8, Error> {

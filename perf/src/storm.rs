@@ -150,6 +150,8 @@ pub fn run(options: &StormOptions) -> Result<StormReport, Error> {
         node: format!("storm-{:x}", boottime_ns()),
         server: server.address(),
         feed: Feed::Ebpf,
+        // All of it comes from one cgroup, and all of it is to be seen.
+        extra_ebpf: ", cgroup_records_per_second: 0".into(),
         ..CollectorOptions::default()
     })?;
     let mut client = Client::connect(&server.address())?;
@@ -207,15 +209,15 @@ pub fn run(options: &StormOptions) -> Result<StormReport, Error> {
 const DECODED: &str = "tapio_collector_events_decoded_total";
 
 /// A page of metrics.
-struct Metrics(String);
+pub(crate) struct Metrics(String);
 
 impl Metrics {
-    fn read(collector: &Collector) -> Result<Self, Error> {
-        Ok(Self(http::get(collector.port(), "/metrics")?.1))
+    pub(crate) fn read(port: u16) -> Result<Self, Error> {
+        Ok(Self(http::get(port, "/metrics")?.1))
     }
 
     /// The sum of a metric over all lines that have these labels.
-    fn sum(&self, name: &str, labels: &[&str]) -> u64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
         let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         let lines = self.0.lines().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64
@@ -225,12 +227,12 @@ impl Metrics {
 /// Waits until the collector has taken in an end of every process made; what is missing then is the report's to tell.
 fn wait_until_taken_in(collector: &Collector, processes: u64) -> Result<Metrics, Error> {
     let taken_in = wait_for("the rings to be read", SETTLE_LIMIT, |_| {
-        let metrics = Metrics::read(collector)?;
+        let metrics = Metrics::read(collector.port())?;
         let ends = metrics.sum(DECODED, &["kind=\"exit\""]);
         Ok((ends >= processes).then_some(metrics))
     });
     match taken_in {
-        Err(Error::TimedOut { .. }) => Metrics::read(collector),
+        Err(Error::TimedOut { .. }) => Metrics::read(collector.port()),
         other => other,
     }
 }

@@ -20,13 +20,14 @@ static __always_inline int cgroup_changed(u64 *ctx, u16 kind)
 	struct cgroup *cgroup = (struct cgroup *)ctx[0];
 	const char *path = (const char *)ctx[1];
 	u32 hierarchy = cgroup->root->hierarchy_id;
-	u64 id, ids = bpf_get_current_pid_tgid();
+	u64 id, ids = bpf_get_current_pid_tgid(), creator;
 	struct cgroup_record *record;
 	long bytes;
 
 	if (hierarchy && !identifies(cgroup))
 		return 0;
-	record = record_begin(kind, sizeof(*record));
+	creator = current_cgroup_id();
+	record = record_begin_of(kind, sizeof(*record), creator, false);
 	if (!record)
 		return 0;
 	id = cgroup->kn->id;
@@ -35,7 +36,7 @@ static __always_inline int cgroup_changed(u64 *ctx, u16 kind)
 	record->header.tid = ids;
 	record->hierarchy = hierarchy;
 	record->level = cgroup->level;
-	record->creator_cgroup_id = current_cgroup_id();
+	record->creator_cgroup_id = creator;
 	bytes = bpf_probe_read_kernel_str(record->path, CGROUP_PATH_BYTES, path);
 	record->path_bytes = bytes > 0 ? bytes - 1 : 0;
 	record_end(record, false);

@@ -51,13 +51,13 @@ static __always_inline void tell_command(struct linux_binprm *binary, bool with_
 {
 	struct task_struct *task = current_task();
 	u64 start = READ_CURRENT(task, mm, arg_start);
-	u64 bytes = READ_CURRENT(task, mm, arg_end) - start;
+	u64 bytes = READ_CURRENT(task, mm, arg_end) - start, cgroup_id = current_cgroup_id();
 	struct exec_command_record *record;
 
-	record = record_begin(KIND_EXEC_COMMAND, sizeof(*record));
+	record = record_begin_of(KIND_EXEC_COMMAND, sizeof(*record), cgroup_id, false);
 	if (!record)
 		return;
-	set_current_subject(&record->header);
+	set_current_subject(&record->header, cgroup_id);
 	set_origin(task, &record->parent_pid, &record->start_time_ns, &record->parent_cgroup_id);
 	/* It leads: who replaces its image has become the leader. */
 	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
@@ -79,6 +79,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct tuning *tuning = tuned();
 	u32 command = tuning ? *(volatile u32 *)&tuning->exec_command : 0;
 	struct exec_record *record;
+	u64 cgroup_id;
 
 	if (current_tgid() == own_tgid)
 		return 0;
@@ -86,10 +87,11 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 		tell_command((struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
 		return 0;
 	}
-	record = record_begin(KIND_EXEC, sizeof(*record));
+	cgroup_id = current_cgroup_id();
+	record = record_begin_of(KIND_EXEC, sizeof(*record), cgroup_id, false);
 	if (!record)
 		return 0;
-	set_current_subject(&record->header);
+	set_current_subject(&record->header, cgroup_id);
 	set_origin(task, &record->parent_pid, &record->start_time_ns, &record->parent_cgroup_id);
 	/* It leads: who replaces its image has become the leader. */
 	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
@@ -139,18 +141,23 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	struct task_struct *task = current_task(), *leader;
 	struct signal_struct *signal;
 	struct exit_record *record;
-	u32 status;
+	u32 status, ns_pid, ns_level;
+	u64 cgroup_id;
 
 	if (!is_last_thread(ctx, task))
 		return 0;
-	record = record_begin(KIND_EXIT, sizeof(*record));
-	if (!record)
-		return 0;
-	set_current_subject(&record->header);
+	cgroup_id = current_cgroup_id();
 	leader = READ_CURRENT(task, group_leader);
 	signal = READ_CURRENT(task, signal);
+	current_namespace_pid(leader, current_tgid(), &ns_pid, &ns_level);
+	/* With the init of a pid namespace a container ends, as a rule. */
+	record = record_begin_of(KIND_EXIT, sizeof(*record), cgroup_id, ns_level && ns_pid == 1);
+	if (!record)
+		return 0;
+	set_current_subject(&record->header, cgroup_id);
+	record->ns_pid = ns_pid;
+	record->ns_level = ns_level;
 	record->parent_pid = READ_CURRENT(leader, real_parent, tgid);
-	current_namespace_pid(leader, record->header.pid, &record->ns_pid, &record->ns_level);
 	if (READ_CURRENT(signal, flags) & SIGNAL_GROUP_EXIT)
 		status = READ_CURRENT(signal, group_exit_code);
 	else

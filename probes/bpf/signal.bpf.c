@@ -23,7 +23,6 @@
 #define TRACE_SIGNAL_IGNORED 1
 #define SIGKILL 9
 #define SIGWINCH 28
-#define NSEC_PER_SEC 1000000000ULL
 
 /*
  * A timer that ran out, a message queue, finished I/O: the task that was interrupted has nothing to do with it. Such codes can be
@@ -89,8 +88,8 @@ int signal_sent(u64 *ctx)
 	struct kernel_siginfo *info = (struct kernel_siginfo *)ctx[1];
 	struct task_struct *target = (struct task_struct *)ctx[2];
 	u8 result = ctx[4];
+	u64 sender, sender_cgroup, target_cgroup;
 	struct signal_record *record;
-	u64 sender;
 	s32 code;
 
 	if (number - 1 > 63)
@@ -116,12 +115,16 @@ int signal_sent(u64 *ctx)
 	if (tgid == own_tgid)
 		return 0;
 
-	record = record_begin(KIND_SIGNAL, sizeof(*record));
+	sender_cgroup = current_cgroup_id();
+	target_cgroup = typed_set_cgroup_id(target->cgroups);
+	/* Of a signal that the kernel sent, the task that was running may know nothing. */
+	record = record_begin_of(KIND_SIGNAL, sizeof(*record), is_from_kernel(code) ? target_cgroup : sender_cgroup,
+				 sender_cgroup != target_cgroup);
 	if (!record)
 		return 0;
-	record->sender_cgroup_id = current_cgroup_id();
+	record->sender_cgroup_id = sender_cgroup;
 	record->sender_start_time_ns = READ_CURRENT(current_task(), group_leader, start_boottime);
-	record->header.cgroup_id = typed_set_cgroup_id(target->cgroups);
+	record->header.cgroup_id = target_cgroup;
 	record->header.pid = tgid;
 	record->header.tid = pid;
 	record->signal = number;
@@ -172,6 +175,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	struct signal_delivered_record *record;
 	struct killed_key key = {};
 	s32 code = SI_USER;
+	u64 cgroup_id;
 	u8 told = 1;
 
 	if (BPF_CORE_READ(action, sa.sa_handler))
@@ -196,10 +200,11 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	/* An int, see process.bpf.c. */
 	if ((int)bpf_map_update_elem(&killed, &key, &told, BPF_NOEXIST) == -EEXIST)
 		return 0;
-	record = record_begin(KIND_SIGNAL_DELIVERED, sizeof(*record));
+	cgroup_id = current_cgroup_id();
+	record = record_begin_of(KIND_SIGNAL_DELIVERED, sizeof(*record), cgroup_id, false);
 	if (!record)
 		return 0;
-	set_current_subject(&record->header);
+	set_current_subject(&record->header, cgroup_id);
 	record->signal = number;
 	record->code = code;
 	current_namespace_pid(READ_CURRENT(task, group_leader), record->header.pid, &record->ns_pid, &record->ns_level);

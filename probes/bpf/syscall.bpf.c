@@ -133,7 +133,7 @@ int syscall_errors(struct bpf_raw_tracepoint_args *ctx)
 	record = bulk_begin(KIND_SYSCALL_ERROR, sizeof(*record));
 	if (!record)
 		return 0;
-	set_current_subject(&record->header);
+	set_current_subject(&record->header, current_cgroup_id());
 	record->syscall = key.call;
 	record->errno = errno;
 	record->count = 1;
@@ -213,7 +213,7 @@ int file_open(struct bpf_raw_tracepoint_args *ctx)
 	record = bulk_begin(KIND_FILE_OPEN, sizeof(*record));
 	if (!record)
 		return 0;
-	set_current_subject(&record->header);
+	set_current_subject(&record->header, current_cgroup_id());
 	flags = argument(regs, call == NR_OPEN ? 1 : 2);
 	/* openat2 has a struct there, which begins with them. */
 	if (call == NR_OPENAT2)

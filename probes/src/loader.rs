@@ -26,8 +26,8 @@ use crate::drop_reasons;
 use crate::object::{
     AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
     DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED,
-    EXCLUDED, LETHAL, MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, TUNING, errno_words, histogram_map_entries, object,
-    off_by_default,
+    EXCLUDED, LETHAL, MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, SHARES, TUNING, errno_words, histogram_map_entries,
+    object, off_by_default,
 };
 use crate::run_time::RunTimes;
 
@@ -36,8 +36,13 @@ use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// As long as a cgroup's share allows at once.
+const SHARE_BURST_NS: u64 = 250_000_000;
 /// Rings may not be larger: the kernel's own limit is near 2 GiB, and more would never be meant.
 const RING_BYTES_MAX: u32 = 1 << 30;
+
+/// See [`LoadConfig::cgroup_records_per_second`].
+pub const DEFAULT_CGROUP_RECORDS_PER_SECOND: u32 = 4_000;
 
 /// What to load, and with which sizes.
 #[derive(Clone, Debug)]
@@ -62,6 +67,9 @@ pub struct LoadConfig {
     pub disabled: Vec<String>,
     /// Kinds of the lethal lane that are not wanted, see [`crate::kinds`]: as if there were no program for them.
     pub lethal_kinds_off: u64,
+    /// How many records of the lethal lane a cgroup may bring about a second, on average; a quarter of a second's at once. OOM kills
+    /// are not bounded, and a quarter as much is taken on top of what matters most. 0 for no bound.
+    pub cgroup_records_per_second: u32,
     /// Error numbers of system calls that are counted, and those that are counted only where a process should be made.
     pub errnos: Vec<u32>,
     pub errnos_of_fork: Vec<u32>,
@@ -82,6 +90,7 @@ impl Default for LoadConfig {
             btf: None,
             disabled: off_by_default(),
             lethal_kinds_off: 0,
+            cgroup_records_per_second: DEFAULT_CGROUP_RECORDS_PER_SECOND,
             errnos: DEFAULT_ERRNOS.to_vec(),
             errnos_of_fork: DEFAULT_ERRNOS_OF_FORK.to_vec(),
             audited_paths: DEFAULT_AUDITED_PATHS.iter().map(|&path| path.to_owned()).collect(),
@@ -170,6 +179,7 @@ pub struct Probes {
     /// By program, as the verdicts: what holds it to its hook.
     links: Vec<Option<Link>>,
     lethal_ring_bytes: usize,
+    cgroup_records_per_second: u32,
     possible_cpus: usize,
 }
 
@@ -197,6 +207,7 @@ impl Probes {
         let counters = u32::try_from(possible_cpus * COUNTERS_PER_CPU)
             .map_err(|_| Error::Object(format!("it has {possible_cpus} CPUs")))?;
         let own_tgid = config.own_pid.unwrap_or(0);
+        let share_interval_ns = 1_000_000_000_u64.checked_div(u64::from(config.cgroup_records_per_second)).unwrap_or(0);
         let page_bytes = rustix::param::page_size() as u64;
         for (map, entries) in histogram_map_entries(possible_cpus) {
             loader.map_max_entries(map, entries);
@@ -216,6 +227,8 @@ impl Probes {
             .override_global("signal_mask", &config.signal_mask, true)
             .override_global("signal_mask_unhandled", &config.signal_mask_unhandled, true)
             .override_global("memory_is_version_1", &u32::from(memory_is_version_1()), true)
+            .override_global("share_interval_ns", &share_interval_ns, true)
+            .override_global("share_burst_ns", &SHARE_BURST_NS, true)
             .override_global("lethal_kinds_off", &config.lethal_kinds_off, true)
             .override_global("errnos", &errno_words(&config.errnos), true)
             .override_global("errnos_of_fork", &errno_words(&config.errnos_of_fork), true)
@@ -244,6 +257,7 @@ impl Probes {
             verdicts,
             links,
             lethal_ring_bytes: lethal_ring_bytes as usize,
+            cgroup_records_per_second: config.cgroup_records_per_second,
             possible_cpus,
         })
     }
@@ -286,6 +300,16 @@ impl Probes {
     /// The counters, an array that can be mapped, see [`crate::counter_index`].
     pub fn counters_map(&self) -> BorrowedFd<'_> {
         self.map(COUNTERS)
+    }
+
+    /// What each cgroup has had of the lethal lane, an array that can be mapped, see [`crate::Shares`].
+    pub(crate) fn shares_map(&self) -> BorrowedFd<'_> {
+        self.map(SHARES)
+    }
+
+    /// See [`LoadConfig::cgroup_records_per_second`].
+    pub(crate) fn cgroup_records_per_second(&self) -> u32 {
+        self.cgroup_records_per_second
     }
 
     /// How many `u64` the counters are.

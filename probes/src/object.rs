@@ -22,13 +22,15 @@ pub(crate) const EXCLUDED: &str = "excluded";
 pub(crate) const TUNING: &str = "tuning";
 /// Array of counters, see [`counter_index`].
 pub(crate) const COUNTERS: &str = "counters";
+/// What each cgroup has had of the lethal lane, see [`crate::Shares`].
+pub(crate) const SHARES: &str = "shares";
 /// Map of maps that tells which maps of the aggregates are filled.
 pub(crate) const SIDE: &str = "side";
 /// One entry: `u32 need_wakeup`, then zeros.
 pub(crate) const CONTROL: &str = "control";
 
 const KINDS: usize = 64;
-const COUNTERS_PER_KIND: usize = 4;
+const COUNTERS_PER_KIND: usize = 5;
 /// How many counters a CPU has.
 pub(crate) const COUNTERS_PER_CPU: usize = KINDS * COUNTERS_PER_KIND;
 
@@ -52,9 +54,11 @@ pub enum Counter {
     /// Records of the bulk lane whose kind is off ([`crate::Tuning::bulk_kinds_off`]) or whose cgroup is excluded
     /// ([`crate::Controls::exclude_cgroup`]).
     Excluded = 3,
+    /// Records of the lethal lane whose cgroup had used up its share, see [`crate::LoadConfig::cgroup_records_per_second`].
+    Limited = 4,
 }
 
-/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled, excluded]`.
+/// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled, excluded, limited]`.
 pub fn counter_index(cpu: usize, kind: Kind, counter: Counter) -> usize {
     (cpu * KINDS + kind as usize) * COUNTERS_PER_KIND + counter as usize
 }
@@ -271,7 +275,9 @@ mod tests {
         let mut places = std::collections::HashSet::new();
         for cpu in 0..4 {
             for kind in Kind::ALL {
-                for counter in [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded] {
+                for counter in
+                    [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded, Counter::Limited]
+                {
                     let index = counter_index(cpu, kind, counter);
                     assert!(index < 4 * COUNTERS_PER_CPU);
                     assert!(places.insert(index));

@@ -48,6 +48,8 @@ pub enum Kind {
     SignalDelivered = 7,
     /// A process image was replaced, and by what: [`ExecCommand`], instead of [`Exec`].
     ExecCommand = 8,
+    /// Records of a cgroup that floods the lethal lane were left out: [`LeftOut`].
+    LeftOut = 9,
     /// A TCP connection changed: [`Tcp`].
     Tcp = 32,
     /// Stalls in memory reclaim added up to a burst: [`Reclaim`].
@@ -72,7 +74,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Exec,
         Self::Exit,
         Self::Oom,
@@ -81,6 +83,7 @@ impl Kind {
         Self::CgroupRmdir,
         Self::SignalDelivered,
         Self::ExecCommand,
+        Self::LeftOut,
         Self::Tcp,
         Self::Reclaim,
         Self::BlockIo,
@@ -104,6 +107,7 @@ impl Kind {
             6 => Self::CgroupRmdir,
             7 => Self::SignalDelivered,
             8 => Self::ExecCommand,
+            9 => Self::LeftOut,
             32 => Self::Tcp,
             33 => Self::Reclaim,
             34 => Self::BlockIo,
@@ -134,6 +138,7 @@ impl Kind {
             Self::CgroupRmdir => "cgroup_rmdir",
             Self::SignalDelivered => "signal_delivered",
             Self::ExecCommand => "exec_command",
+            Self::LeftOut => "left_out",
             Self::Tcp => "tcp",
             Self::Reclaim => "reclaim",
             Self::BlockIo => "block_io",
@@ -397,6 +402,21 @@ record! {
         reason: u32,
         interface: u32,
         count: u64,
+    }
+}
+
+record! {
+    /// Records of one cgroup were left out of the lethal lane, since the cgroup had used up its share. Made in user space, of the map
+    /// `shares`.
+    LeftOut, 56 {
+        header: Header,
+        /// How many, in the interval.
+        count: u64,
+        interval_ns: u64,
+        /// How many the cgroup may have.
+        records_per_second: u32,
+        /// 1 when nothing more was left out for a while.
+        is_over: u32,
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::mem::offset_of;
 
 use tapio_probes::record::{
-    BlockIo, Cgroup, Dns, Exec, ExecCommand, Exit, FileOpen, Fork, Header, Oom, PacketDrop, Reclaim, RunQueue, Signal,
-    SignalDelivered, SyscallError, Tcp,
+    BlockIo, Cgroup, Dns, Exec, ExecCommand, Exit, FileOpen, Fork, Header, LeftOut, Oom, PacketDrop, Reclaim, RunQueue,
+    Signal, SignalDelivered, SyscallError, Tcp,
 };
 
 fn u16_at(bytes: &[u8], offset: usize) -> usize {
@@ -191,6 +191,7 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
         ("file_open_record", layout!(FileOpen { header flags pad comm path })),
         ("syscall_error_record", layout!(SyscallError { header syscall errno count })),
         ("dns_record", layout!(Dns { header latency_ns rcode pad query_type pad2 name })),
+        ("left_out_record", layout!(LeftOut { header count interval_ns records_per_second is_over })),
         ("packet_drop_record", layout!(PacketDrop { header reason interface count })),
     ];
     layouts.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect()

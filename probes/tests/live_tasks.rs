@@ -377,7 +377,7 @@ fn meaningless(record: &lab::Record) -> Vec<u8> {
         Kind::Fork => meaningless!(record, Fork, pads[pad], texts[comm]),
         Kind::FileOpen => meaningless!(record, FileOpen, pads [pad], texts [comm path]),
         Kind::Histogram => meaningless!(record, Histogram, pads [pad], texts []),
-        Kind::SyscallError | Kind::RunQueue | Kind::PacketDrop => Vec::new(),
+        Kind::SyscallError | Kind::RunQueue | Kind::PacketDrop | Kind::LeftOut => Vec::new(),
     }
 }
 

@@ -6,5 +6,6 @@ mod layout;
 mod live;
 mod live_bulk;
 mod live_disk;
+mod live_floods;
 mod live_network;
 mod live_tasks;

@@ -119,7 +119,11 @@ fn what_kubelet_says_of_a_waiting_container_is_told_by_its_reason() {
 #[test]
 fn events_tell_why_a_pod_waits_and_any_of_its_containers_that_runs_ends_that() {
     let cases = [
-        ("FailedMount", "MountVolume.SetUp failed for volume \"data\": configmap \"x\" not found", "volume-not-mounted"),
+        (
+            "FailedMount",
+            "MountVolume.SetUp failed for volume \"data\": configmap \"x\" not found",
+            "volume-not-mounted",
+        ),
         ("FailedAttachVolume", "Multi-Attach error for volume \"pvc-1\"", "volume-not-mounted"),
         ("FailedCreatePodSandBox", "failed to setup network for sandbox", "sandbox-failed"),
     ];
@@ -207,4 +211,33 @@ fn hooks_and_startup_probes_are_told_apart_from_stops_and_liveness() {
     only(&killed("FailedPreStopHook", "Exec lifecycle hook ([false]) failed"), "pre-stop-failed");
     only(&killed("Unhealthy", "Startup probe failed: timeout"), "startup-probe-kill");
     only(&killed("Unhealthy", "Liveness probe failed: timeout"), "liveness-probe-kill");
+}
+
+#[test]
+fn a_flood_is_told_of_who_floods_and_casts_doubt_on_its_own_deaths_alone() {
+    let mut node = Node::new("n1");
+    let [loud, calm] = ["loud", "calm"]
+        .map(|name| node.kube_container(&format!("Deployment/{name}"), &format!("shop/{name}-1"), name));
+    node.floods(90 * SECOND, loud, 700_000);
+    for (entity, pid) in [(loud, 100), (calm, 200)] {
+        let process = Process::init(entity, pid, "nginx");
+        node.exit(95 * SECOND, process, 1 << 8);
+    }
+    node.lethal(96 * SECOND);
+    let found = findings_of(&node);
+    let of = |pattern: &str, pod: &str| {
+        let is_it =
+            |one: &&Finding| one.pattern == pattern && one.entity.as_ref().is_some_and(|entity| entity.pod == pod);
+        found.iter().find(is_it).unwrap_or_else(|| panic!("no {pattern} of {pod}: {found:#?}"))
+    };
+    assert!(of("flood", "loud-1").ongoing && of("flood", "loud-1").confidence > 0.9);
+    let confidence = |pod: &str| of("exited-with-error", pod).confidence;
+    assert!(confidence("loud-1") < confidence("calm-1"), "{found:#?}");
+    assert_eq!(of("exited-with-error", "calm-1").loss.map(|loss| loss.events), Some(0));
+    assert_eq!(of("exited-with-error", "loud-1").loss.map(|loss| loss.events), Some(700_000));
+
+    node.floods(120 * SECOND, loud, 0);
+    node.lethal(120 * SECOND);
+    let over = findings_of(&node).into_iter().find(|one| one.pattern == "flood").expect("it is listed");
+    assert!(!over.ongoing && over.resolved_ns > 0);
 }

@@ -73,6 +73,7 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
             load.disabled.retain(|name| !names.contains(&name.as_str()));
         }
     }
+    load.cgroup_records_per_second = ebpf.cgroup_records_per_second;
     load.audited_paths.clone_from(&ebpf.audited_paths);
     load.dns_timeout = ebpf.dns_timeout;
     (load.errnos, load.errnos_of_fork) = thresholds::errnos(&ebpf.syscall_errors);

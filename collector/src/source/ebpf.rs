@@ -9,18 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
-use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, counter_index};
+use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, Shares, counter_index};
 use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::intake::Intake;
+use crate::latency::boottime_ns;
 use crate::nap::Nap;
 
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
 const MISSED_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the programs' counters are read while there is traffic: those of every CPU, in lines that other CPUs write to.
+/// How often it is looked for cgroups that flood the lethal lane, while there are any.
+const FLOODS_INTERVAL: Duration = Duration::from_secs(1);
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(100);
 const STOP_TOKEN: u64 = 1;
 const BULK_TOKEN: u64 = 2;
@@ -55,6 +58,10 @@ pub struct EbpfSource {
     dropped: u64,
     sampled: u64,
     excluded: u64,
+    limited: u64,
+    /// Which cgroups are left out of the lethal lane, and how many were left out when it was last asked.
+    shares: Shares,
+    shares_read: (Instant, u64),
     /// How often the sums in the kernel are fetched.
     flush_interval: Duration,
     /// What is left of them once the probes are detached.
@@ -152,6 +159,7 @@ impl EbpfSource {
         let lethal = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX)?;
         let wakeup = WakeupFlag::map(probes.control_map())?;
         let counters = CounterArray::map(probes.counters_map(), probes.counters_len())?;
+        let shares = Shares::map(&probes)?;
         let bulk =
             probes.bulk_rings().map(|ring| Reader::from_bpf_map(ring, probes.bulk_ring_bytes(), RECORD_BYTES_MAX));
         let bulk = bulk.collect::<Result<Vec<_>, _>>()?;
@@ -186,6 +194,9 @@ impl EbpfSource {
             dropped: 0,
             sampled: 0,
             excluded: 0,
+            limited: 0,
+            shares,
+            shares_read: (Instant::now(), 0),
             flush_interval,
             rest: None,
             aggregated: 0,
@@ -269,7 +280,7 @@ impl EbpfSource {
             }
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
-        let fetched = self.fetch_sums(intake);
+        let fetched = self.fetch_sums(intake) | self.tell_floods(intake);
         if all || (self.counters_read.elapsed() >= COUNTERS_INTERVAL && (records > 0 || discarded > 0 || fetched)) {
             self.state_counters(intake);
         } else if records > 0 || discarded > 0 || fetched {
@@ -315,6 +326,24 @@ impl EbpfSource {
         self.aggregated > before
     }
 
+    /// Tells of cgroups whose records were left out, about once a second.
+    fn tell_floods(&mut self, intake: &mut Intake) -> bool {
+        let (read, limited) = self.shares_read;
+        let is_due = read.elapsed() >= FLOODS_INTERVAL && (self.limited > limited || self.shares.has_floods());
+        let room = intake.room_of(Lane::Lethal);
+        if !is_due || room == 0 {
+            return false;
+        }
+        self.shares_read = (Instant::now(), self.limited);
+        let before = self.aggregated;
+        let aggregated = &mut self.aggregated;
+        self.shares.read(boottime_ns(), room, |record| {
+            *aggregated += 1;
+            intake.accept_fetched(record);
+        });
+        self.aggregated > before
+    }
+
     fn rings_are_empty(&self) -> bool {
         self.lethal.is_empty() && self.bulk.iter().all(Reader::is_empty)
     }
@@ -322,7 +351,7 @@ impl EbpfSource {
     /// States what was read at the least, so that nothing is ever archived before it was emitted.
     fn state_emitted(&mut self, intake: &Intake) {
         let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
-        self.emitted = self.emitted.max(consumed + self.dropped + self.sampled + self.excluded);
+        self.emitted = self.emitted.max(consumed + self.dropped + self.sampled + self.excluded + self.limited);
         intake.books().set_emitted(self.emitted + self.aggregated);
     }
 
@@ -330,6 +359,7 @@ impl EbpfSource {
     fn state_counters(&mut self, intake: &Intake) {
         self.counters_read = Instant::now();
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
+        let mut limited = 0;
         for cpu in 0..self.cpus {
             for kind in Kind::ALL {
                 let lost = self.counters.get(counter_index(cpu, kind, Counter::Dropped));
@@ -337,12 +367,14 @@ impl EbpfSource {
                 lethal_dropped += if kind.is_lethal() { lost } else { 0 };
                 sampled += self.counters.get(counter_index(cpu, kind, Counter::Sampled));
                 excluded += self.counters.get(counter_index(cpu, kind, Counter::Excluded));
+                limited += self.counters.get(counter_index(cpu, kind, Counter::Limited));
                 emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
             }
         }
         self.missed.1.store(lethal_dropped, Ordering::Relaxed);
         let newly_sampled = sampled.saturating_sub(self.sampled);
         self.dropped = dropped.max(self.dropped);
+        self.limited = limited.max(self.limited);
         self.sampled += newly_sampled;
         let newly_excluded = excluded.saturating_sub(self.excluded);
         self.excluded += newly_excluded;
@@ -350,6 +382,7 @@ impl EbpfSource {
         self.emitted = emitted.max(self.emitted);
         self.state_emitted(intake);
         intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
+        intake.books().set_dropped(Stage::Ring, Reason::RateLimited, self.limited);
         // Added: the intake counts there what it leaves out itself.
         intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
         intake.books().drop_events(Stage::Filter, Reason::Excluded, newly_excluded);

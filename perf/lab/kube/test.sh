@@ -3,7 +3,7 @@
 # nodes, and these name what the tests need there:
 #   TAPIO_TEST_NODE                                            its name
 #   TAPIO_TEST_IMAGE, TAPIO_TEST_IMAGE_NEXT                    two images with a busybox
-#   TAPIO_TEST_SERVER_IMAGE, TAPIO_TEST_COLLECTOR_IMAGE        Tapio of this checkout; without them only kube and kube_truth are tested
+#   TAPIO_TEST_SERVER_IMAGE, TAPIO_TEST_COLLECTOR_IMAGE        Tapio of this checkout; without them only kube, kube_truth and kube_states are tested
 #   TAPIO_TEST_SERVER_IMAGE_NEXT, TAPIO_TEST_COLLECTOR_IMAGE_NEXT  the same, built with --features tapio-wire/next-version
 # Otherwise a node is built, started, and taken away again unless it ran before. TAPIO_KUBE_TESTS names other tests than all.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$HERE/../../.."
 began=$SECONDS
 export TAPIO_KUBE_TEST=1
 KUBE=${TAPIO_KUBE:-/tmp/kube}
-tests=${TAPIO_KUBE_TESTS:-kube kube_truth kube_rollout kube_capabilities kube_production}
+tests=${TAPIO_KUBE_TESTS:-kube kube_truth kube_states kube_rollout kube_capabilities kube_production}
 enter=() node_is_ours=''
 
 finish() {
@@ -56,7 +56,7 @@ else
   build
   if [ -z "${TAPIO_TEST_SERVER_IMAGE:-}" ]; then
     echo "SKIP kube_rollout, kube_capabilities and kube_production: TAPIO_TEST_SERVER_IMAGE names no image" >&2
-    tests='kube kube_truth'
+    tests='kube kube_truth kube_states'
   fi
 fi
 filters=()

@@ -41,6 +41,8 @@ pub struct CollectorOptions {
     pub extra_grpc: String,
     /// Further lines of `collector.yaml`.
     pub extra_config: String,
+    /// Further keys of `collectors: ebpf:`, each after a comma.
+    pub extra_ebpf: String,
     /// Further keys of `collector:`, each after a comma.
     pub extra_collector: String,
     /// In a pid namespace and with a procfs of its own, as on a node that is a container itself. It ends by SIGKILL only.
@@ -161,8 +163,10 @@ impl Collector {
 pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> String {
     let (enabled, source) = match options.feed {
         Feed::Shm => ("shm", format!("shm: {{enabled: true, socket: \"{}\"}}", socket.display())),
-        Feed::Ebpf => ("ebpf", "ebpf: {enabled: true}".to_owned()),
-        Feed::Kube => ("ebpf\", \"k8s", "ebpf: {enabled: true}, k8s: {in_cluster: false}".to_owned()),
+        Feed::Ebpf => ("ebpf", format!("ebpf: {{enabled: true{}}}", options.extra_ebpf)),
+        Feed::Kube => {
+            ("ebpf\", \"k8s", format!("ebpf: {{enabled: true{}}}, k8s: {{in_cluster: false}}", options.extra_ebpf))
+        }
     };
     let source =
         if options.also.iter().any(|also| also == "k8s") { source + ", k8s: {in_cluster: false}" } else { source };

@@ -38,7 +38,7 @@ static __always_inline void tell_stall(struct stall *stall, struct stall_key *ke
 	record = bulk_begin(KIND_RECLAIM, sizeof(*record));
 	if (!record)
 		return;
-	set_current_subject(&record->header);
+	set_current_subject(&record->header, current_cgroup_id());
 	record->stall_ns = ns;
 	record->pages_reclaimed = pages > 0 ? pages : 0;
 	record->memcg = key->memcg;

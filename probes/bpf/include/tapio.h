@@ -18,6 +18,7 @@ enum {
 	KIND_CGROUP_RMDIR = 6,
 	KIND_SIGNAL_DELIVERED = 7,
 	KIND_EXEC_COMMAND = 8,
+	KIND_LEFT_OUT = 9,
 	KIND_TCP = 32,
 	KIND_RECLAIM = 33,
 	KIND_BLOCK_IO = 34,
@@ -230,6 +231,14 @@ struct packet_drop_record {
 	u64 count;
 };
 
+struct left_out_record {
+	struct header header;
+	u64 count;
+	u64 interval_ns;
+	u32 records_per_second;
+	u32 is_over;
+};
+
 /* Keeps the layouts in the object's type information, where the test of src/record.rs finds them. */
 const volatile union {
 	struct exec_record exec;
@@ -248,6 +257,7 @@ const volatile union {
 	struct syscall_error_record syscall_error;
 	struct dns_record dns;
 	struct packet_drop_record packet_drop;
+	struct left_out_record left_out;
 } layouts = {};
 
 /* Set by the loader. */
@@ -260,6 +270,9 @@ const volatile u32 memory_is_version_1 = 0;
 /* Kinds of the lethal lane that are not wanted, a bit each. */
 const volatile u64 lethal_kinds_off = 0;
 const volatile u64 page_bytes = 4096;
+/* How far apart the records of one cgroup are in the lethal lane on average, 0 for no bound; and how much may come at once. */
+const volatile u64 share_interval_ns = 0;
+const volatile u64 share_burst_ns = 0;
 /* A quarter of a ring's bytes: a power of two. */
 const volatile u32 lethal_quarter = 1024;
 const volatile u32 bulk_quarter = 16384;
@@ -285,7 +298,7 @@ struct {
 } bulk SEC(".maps");
 
 #define KINDS 64
-enum counter { COUNTER_EMITTED, COUNTER_DROPPED, COUNTER_SAMPLED, COUNTER_EXCLUDED, COUNTERS };
+enum counter { COUNTER_EMITTED, COUNTER_DROPPED, COUNTER_SAMPLED, COUNTER_EXCLUDED, COUNTER_LIMITED, COUNTERS };
 
 /* u64[cpu][KINDS][COUNTERS], mapped by the reader; the loader sets the number of CPUs. */
 struct {
@@ -295,6 +308,34 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } counters SEC(".maps");
+
+#define NSEC_PER_SEC 1000000000ULL
+#define SHARES_BITS 12
+#define SHARES (1 << SHARES_BITS)
+/* Places where a cgroup may be. */
+#define SHARE_PLACES 4
+/* A cgroup that had nothing for so long gives its place away; the reader has seen what was left out by then. */
+#define SHARE_IDLE_NS (10 * NSEC_PER_SEC)
+
+/* What a cgroup has had of the lethal lane. Two CPUs may change it at once: it is a bound, no account. */
+struct share {
+	u64 cgroup_id;
+	/* When it has had no more than its share. */
+	u64 due_ns;
+	/* The same of what is taken although the share is used up. */
+	u64 reserve_due_ns;
+	/* Records that were left out since the cgroup has this place. */
+	u64 left_out;
+};
+
+/* Mapped by the reader. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SHARES);
+	__type(key, u32);
+	__type(value, struct share);
+} shares SEC(".maps");
 
 struct control {
 	/* 1 while the reader sleeps, or is about to. */
@@ -392,24 +433,89 @@ static __always_inline void fill_header(struct header *header, u16 kind, u16 byt
 }
 
 /*
- * A zeroed record with its header but for the subject, or NULL, which is counted, when the ring is full. NULL also when the
- * kind is off, as if there were no such program.
+ * Takes a record's time from what is due, unless more has come at once than may: the generic cell rate algorithm of ITU-T I.371.
  */
-static __always_inline void *record_begin(u16 kind, u16 bytes)
+static __always_inline bool is_within(u64 *due_ns, u64 now_ns, u64 interval_ns)
+{
+	u64 due = *due_ns > now_ns ? *due_ns : now_ns;
+
+	if (due - now_ns > share_burst_ns)
+		return false;
+	*due_ns = due + interval_ns;
+	return true;
+}
+
+/*
+ * Whether a cgroup may have another record: one that floods the lane must not crowd out what tells of others. `is_reserved` is for
+ * what matters even then, of which a quarter as much is taken on top. Where all places are taken by cgroups that are busy, yes.
+ */
+static __always_inline bool has_share(u64 cgroup_id, u64 now_ns, bool is_reserved)
+{
+	u32 home = cgroup_id * 0x9e3779b97f4a7c15ULL >> (64 - SHARES_BITS);
+	struct share *own = NULL, *idle = NULL;
+
+#pragma unroll
+	for (u32 place = 0; place < SHARE_PLACES; place++) {
+		u32 index = (home + place) & (SHARES - 1);
+		struct share *share = bpf_map_lookup_elem(&shares, &index);
+
+		if (!share)
+			return true;
+		if (share->cgroup_id == cgroup_id) {
+			own = share;
+			break;
+		}
+		if (!idle && share->due_ns + SHARE_IDLE_NS < now_ns)
+			idle = share;
+	}
+	if (!own) {
+		if (!idle)
+			return true;
+		own = idle;
+		own->left_out = 0;
+		own->due_ns = 0;
+		own->reserve_due_ns = 0;
+		own->cgroup_id = cgroup_id;
+	}
+	if (is_within(&own->due_ns, now_ns, share_interval_ns))
+		return true;
+	if (is_reserved && is_within(&own->reserve_due_ns, now_ns, 4 * share_interval_ns))
+		return true;
+	__sync_fetch_and_add(&own->left_out, 1);
+	return false;
+}
+
+/*
+ * A zeroed record with its header but for the subject, or NULL, which is counted, when the ring is full or when `payer`, the cgroup
+ * that brought it about, has used up its share. NULL also when the kind is off, as if there were no such program.
+ */
+static __always_inline void *record_begin_of(u16 kind, u16 bytes, u64 payer, bool is_reserved)
 {
 	struct header *header;
+	u64 now_ns;
 
 	if (lethal_kinds_off >> kind & 1)
 		return NULL;
+	now_ns = bpf_ktime_get_boot_ns();
 	count(kind, COUNTER_EMITTED);
+	if (share_interval_ns && payer && !has_share(payer, now_ns, is_reserved)) {
+		count(kind, COUNTER_LIMITED);
+		return NULL;
+	}
 	header = bpf_ringbuf_reserve(&lethal, bytes, 0);
 	if (!header) {
 		count(kind, COUNTER_DROPPED);
 		return NULL;
 	}
 	__builtin_memset(header, 0, bytes);
-	fill_header(header, kind, bytes, 0);
+	fill_header(header, kind, bytes, now_ns);
 	return header;
+}
+
+/* The same of a record that nobody's share bounds. */
+static __always_inline void *record_begin(u16 kind, u16 bytes)
+{
+	return record_begin_of(kind, bytes, 0, false);
 }
 
 /*

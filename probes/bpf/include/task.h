@@ -161,11 +161,12 @@ static __always_inline void set_subject(struct header *header, struct task_struc
 	header->tid = ids.pid;
 }
 
-static __always_inline void set_current_subject(struct header *header)
+/* `cgroup_id` is its own: the caller has asked for it already. */
+static __always_inline void set_current_subject(struct header *header, u64 cgroup_id)
 {
 	u64 ids = bpf_get_current_pid_tgid();
 
-	header->cgroup_id = current_cgroup_id();
+	header->cgroup_id = cgroup_id;
 	header->pid = ids >> 32;
 	header->tid = ids;
 }

@@ -180,15 +180,15 @@ impl Session {
         self.drain();
         let mut drops = HashMap::new();
         for kind in Kind::ALL {
-            let [emitted, dropped, sampled, excluded] =
-                [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded]
+            let [emitted, dropped, sampled, excluded, limited] =
+                [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded, Counter::Limited]
                     .map(|counter| self.counted(kind, counter));
             let read = self.seen.iter().filter(|record| record.kind == kind).count() as u64;
             let said = format!(
-                "{}: {emitted} emitted, {dropped} dropped, {sampled} sampled, {excluded} excluded",
+                "{}: {emitted} emitted, {dropped} dropped, {sampled} sampled, {excluded} excluded, {limited} limited",
                 kind.name()
             );
-            assert_eq!(emitted - dropped - sampled - excluded, read, "{said}");
+            assert_eq!(emitted - dropped - sampled - excluded - limited, read, "{said}");
             assert!(sampled + excluded == 0 || !kind.is_lethal(), "{said}");
             drops.insert(kind, dropped);
         }

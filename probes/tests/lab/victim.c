@@ -18,8 +18,11 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define THREADS 8
@@ -344,6 +347,50 @@ static int cut(const char *path)
 	return directory < 0 || ioctl(directory, _IOR('X', 125, unsigned int), &without_flush);
 }
 
+/* Sends itself a signal that it ignores, without a pause, until somebody kills it or a minute is over. */
+static int hang_up_for_ever(void)
+{
+	time_t end = time(NULL) + 60;
+
+	signal(SIGHUP, SIG_IGN);
+	while (time(NULL) < end)
+		for (int i = 0; i < 1000; i++)
+			kill(getpid(), SIGHUP);
+	return 1;
+}
+
+/* Starts itself again and again, as something that fails at once. */
+static int start_for_ever(const char *self)
+{
+	time_t end = time(NULL) + 60;
+
+	while (time(NULL) < end) {
+		pid_t child = vfork();
+
+		if (!child) {
+			execl(self, self, "no-such-way", NULL);
+			_exit(1);
+		}
+		waitpid(child, NULL, 0);
+	}
+	return 1;
+}
+
+/* Makes and removes a cgroup below `path`, again and again. */
+static int make_cgroups_for_ever(const char *path)
+{
+	time_t end = time(NULL) + 60;
+	char name[512];
+
+	snprintf(name, sizeof(name), "%s/flood", path);
+	while (time(NULL) < end) {
+		mkdir(name, 0755);
+		rmdir(name);
+	}
+	rmdir(name);
+	return 1;
+}
+
 int main(int argc, char **argv)
 {
 	const char *how = argc > 1 ? argv[1] : "";
@@ -376,6 +423,12 @@ int main(int argc, char **argv)
 		return overflow(atoi(argv[2]), argv[3]);
 	if (!strcmp(how, "flood"))
 		return flood();
+	if (!strcmp(how, "hang-up"))
+		return hang_up_for_ever();
+	if (!strcmp(how, "start"))
+		return start_for_ever(argv[0]);
+	if (!strcmp(how, "make-cgroups") && argc > 2)
+		return make_cgroups_for_ever(argv[2]);
 	if (!strcmp(how, "lost") && argc > 2)
 		return lost(argv[2]);
 	if (!strcmp(how, "read") && argc > 2)

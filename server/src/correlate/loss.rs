@@ -174,11 +174,12 @@ struct Dropped {
     bulk: u64,
 }
 
-/// Everything lost but what the operator asked to leave out.
+/// Everything lost that may have been about anything on the node.
 fn dropped(ledger: &Ledger) -> Dropped {
     let mut sum = Dropped::default();
     for (stage, reason, count) in ledger.accounts.iter().flat_map(|account| account.losses()) {
-        if (stage, reason) == (Stage::Filter, Reason::Excluded) {
+        // What the operator leaves out, and what one cgroup brought about beyond its share: the collector tells of which.
+        if matches!((stage, reason), (Stage::Filter, Reason::Excluded) | (Stage::Ring, Reason::RateLimited)) {
             continue;
         }
         sum.events = sum.events.saturating_add(count);

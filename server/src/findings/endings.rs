@@ -23,10 +23,13 @@ const CONTAINERS_MAX: usize = 32;
 /// The number of a pattern's anchor, and whose state it is.
 type Key = (usize, EntityId);
 
+/// The container that a signal names, and the signal.
+type End = (Option<Arc<str>>, Arc<Noted>);
+
 /// See the module.
 pub struct Endings {
     /// The latest end of each container; the pod's own has no name.
-    ends: Generations<Key, Vec<(Option<Arc<str>>, Arc<Noted>)>>,
+    ends: Generations<Key, Vec<End>>,
     /// The last signal of the finding that tells of a state.
     anchors: Generations<Key, Arc<Noted>>,
 }

@@ -22,8 +22,8 @@ use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
-use crate::correlate::signal::{Signal, SignalKind};
-use crate::correlate::{Generations, InProcessBus, LossView, Lost, Message, Topology};
+use crate::correlate::signal::{Detail, Signal, SignalKind};
+use crate::correlate::{EntityInfo, Generations, InProcessBus, LossView, Lost, Message, Topology};
 
 /// Anchors that one late signal makes be looked at again.
 const REVISITED_MAX: usize = 64;
@@ -31,6 +31,11 @@ const REVISITED_MAX: usize = 64;
 const NODES_MAX: usize = 20_000;
 /// A clock that goes back by more than this, with a new epoch, was started anew.
 const REBOOT_NS: u64 = 60_000_000_000;
+
+/// Why a gap says that events of one entity were left out, and how far from the event that says so they may be: it is told every ten
+/// seconds.
+const FLOOD: &str = "flood";
+const FLOOD_REACH_NS: u64 = 11_000_000_000;
 
 /// How the finder is sized.
 #[derive(Clone, Debug)]
@@ -450,10 +455,36 @@ impl Worker {
         let mut nodes: Vec<u64> = found.steps.iter().flatten().map(|noted| noted.signal.evidence.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
-        nodes.into_iter().fold(Lost::default(), |sum, node| {
+        let of_nodes = nodes.into_iter().fold(Lost::default(), |sum, node| {
             let (from_ns, to_ns) = compose::loss_window(found, node);
             sum.and(self.losses.lost(node, from_ns, to_ns))
-        })
+        });
+        of_nodes.and(Lost { events: self.left_out(found), ..Lost::default() })
+    }
+
+    /// Events of the evidence's own entities that were left out near it, since they flooded their node.
+    fn left_out(&self, found: &Match) -> u64 {
+        let mut entities: Vec<_> = found.steps.iter().flatten().map(|noted| &noted.signal.entity).collect();
+        entities.sort_unstable_by_key(|entity| (entity.node.id, entity.id));
+        entities.dedup_by_key(|entity| (entity.node.id, entity.id));
+        let left_out = |entity: &Arc<EntityInfo>| {
+            let (from_ns, to_ns) = compose::loss_window(found, entity.node.id);
+            let ring = self.history.ring(&Joins::entity_key(entity)).into_iter().flatten();
+            ring.filter_map(|noted| match &noted.signal.detail {
+                Detail::Fact(fact) if fact.kind == SignalKind::Gap && fact.text("reason") == FLOOD => {
+                    let from = noted.signal.boottime_ns.saturating_sub(fact.number("lasted") + FLOOD_REACH_NS);
+                    let is_near = from <= to_ns && noted.signal.boottime_ns.saturating_add(FLOOD_REACH_NS) >= from_ns;
+                    is_near.then(|| fact.number("found_gone"))
+                }
+                _ => None,
+            })
+            .sum::<u64>()
+        };
+        // That it floods is no less certain for what is missing.
+        if found.steps.iter().flatten().all(|noted| noted.signal.kind() == SignalKind::Gap) {
+            return 0;
+        }
+        entities.into_iter().map(left_out).sum()
     }
 
     fn act(&self, actions: Vec<Action>) {

@@ -20,7 +20,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 66] = [
+const EMBEDDED: [(&str, &str); 67] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -46,6 +46,7 @@ const EMBEDDED: [(&str, &str); 66] = [
     ("evicted.yaml", include_str!("../../patterns/evicted.yaml")),
     ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
     ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
+    ("flood.yaml", include_str!("../../patterns/flood.yaml")),
     ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
     ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
     ("image-pull-failed.yaml", include_str!("../../patterns/image-pull-failed.yaml")),
@@ -298,7 +299,10 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     }
     let ends = file.ends.iter().map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
     if !ends.is_empty() && steps[anchor].count_min > 1 {
-        return wrong("ends:", "a pattern with `ends` tells of a state from its first signal on: its anchor is not counted".into());
+        return wrong(
+            "ends:",
+            "a pattern with `ends` tells of a state from its first signal on: its anchor is not counted".into(),
+        );
     }
     Ok(Pattern {
         one_of,

@@ -383,5 +383,8 @@ fn subjects(finding: &Finding) -> HashSet<u64> {
 
 fn says_less(finding: &Finding, known: &Finding) -> bool {
     let goes_on_again = finding.ongoing && !known.ongoing && finding.ended_ns <= known.ended_ns;
-    goes_on_again || finding.ended_ns < known.ended_ns || finding.count < known.count || finding.evidence.len() < known.evidence.len()
+    goes_on_again
+        || finding.ended_ns < known.ended_ns
+        || finding.count < known.count
+        || finding.evidence.len() < known.evidence.len()
 }

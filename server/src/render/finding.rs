@@ -127,7 +127,11 @@ fn span(finding: &Finding) -> String {
         return format!("goes on since {}, by the node's clock", for_people(finding.started_ns));
     }
     if finding.resolved_ns > 0 {
-        return format!("over since {}, by the node's clock, after {}", for_people(finding.resolved_ns), lasted(finding));
+        return format!(
+            "over since {}, by the node's clock, after {}",
+            for_people(finding.resolved_ns),
+            lasted(finding)
+        );
     }
     let lasted = finding.ended_ns.saturating_sub(finding.started_ns);
     let ended = for_people(finding.ended_ns);

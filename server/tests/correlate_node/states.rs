@@ -1,6 +1,6 @@
 //! What Kubernetes says of pods that do not start.
 
-use tapio_wire::event::{ContainerState, Detail, EntityId, KubeEvent, NO_NAME, ObjectState, PodState};
+use tapio_wire::event::{ContainerState, Detail, EntityId, Gap, KubeEvent, NO_NAME, ObjectState, PodState};
 
 use super::Node;
 
@@ -77,6 +77,14 @@ impl Node {
             is_warning: true,
         };
         self.push(at, entity, 0, Detail::KubeEvent(Box::new(event)));
+    }
+
+    /// The collector left out process events of a container, or has stopped to.
+    pub fn floods(&mut self, at: u64, entity: EntityId, count: u32) {
+        let (what, reason) =
+            (self.name("process events"), self.name(if count > 0 { "flood" } else { "flood is over" }));
+        let gap = Gap { what, reason, from_ns: at, until_ns: at, found_gone: count };
+        self.push(at, entity, 0, Detail::Gap(Box::new(gap)));
     }
 
     /// A pod's object is gone.

@@ -176,13 +176,7 @@ impl Scribe {
         }
     }
 
-    fn describe(
-        &mut self,
-        subject: &Subject,
-        owner: Option<&Owner>,
-        generation: u64,
-        entities: &mut Vec<Entity>,
-    ) {
+    fn describe(&mut self, subject: &Subject, owner: Option<&Owner>, generation: u64, entities: &mut Vec<Entity>) {
         let id = subject.id();
         let version = match subject {
             Subject::Container(_) => self.directory.container_version(id, 0).0,

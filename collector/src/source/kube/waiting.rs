@@ -47,8 +47,7 @@ impl Seen {
         let event = Told::event(self.subject.clone(), move |batch| {
             let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
             let (current, desired) = (0, 0);
-            let state =
-                ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
+            let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
             Detail::ObjectState(Box::new(state))
         });
         event.owned_by(self.owner.clone())

@@ -160,12 +160,7 @@ pub struct SeenWorkload {
 
 impl Workloads {
     /// Of one kind; `uses` learns what their pods mount, `replica_sets` whose ReplicaSets they are.
-    pub fn new(
-        kind: WorkloadKind,
-        uses: Arc<Mutex<Uses>>,
-        replica_sets: ReplicaSets,
-        excludes_system: bool,
-    ) -> Self {
+    pub fn new(kind: WorkloadKind, uses: Arc<Mutex<Uses>>, replica_sets: ReplicaSets, excludes_system: bool) -> Self {
         Self { kind, uses, replica_sets, excludes_system }
     }
 

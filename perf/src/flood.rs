@@ -1,0 +1,234 @@
+//! Workloads that flood their node with process events, beside deaths of others: each death is still found.
+//!
+//! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found, each flooding
+//! container is told of, nothing lethal found its ring full, and every event is archived or declared lost.
+//!
+//! Three containers run loops: one sends itself a signal that it ignores, one starts processes that end at once, one makes cgroups
+//! and removes them. The same deaths are caused before, beside three loops that only take CPU time, for comparison.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::client::{Client, FindingWatch};
+use crate::clock::wait_for;
+use crate::error::Error;
+use crate::inject::{Fault, InjectOptions, Injector, measure};
+use crate::interrupt;
+use crate::latency::{Summary, human};
+use crate::processes::collector::Feed;
+use crate::processes::usage;
+use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
+use crate::report::Host;
+use crate::storm::Metrics;
+use crate::truth::stage::{Actor, Pids, Room, Stage};
+
+/// How long a loop may take to be bounded, and its finding to come.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How long cgroups outlive their container.
+const KEEP: Duration = Duration::from_millis(200);
+const SPIN: &str = "while :; do :; done";
+/// The folder that the third loop makes.
+const FOLDER: &str = "flood";
+
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub struct FloodOptions {
+    /// Deaths before the floods, and beside them.
+    pub before: usize,
+    pub kills: usize,
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// What became of it. Keys are read by other programs: they stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct FloodReport {
+    pub host: Host,
+    pub before: usize,
+    pub kills: usize,
+    /// Deaths without a finding within 5 s.
+    pub quiet_missing: usize,
+    pub missing: usize,
+    /// From the last event of a finding's evidence to its arrival here.
+    pub quiet_latency_us: Summary,
+    pub latency_us: Summary,
+    /// While the floods went on.
+    pub seconds: f64,
+    pub left_out_per_second: f64,
+    pub archived_bytes_per_second: f64,
+    /// Of one core.
+    pub collector_cpu_share: f64,
+    /// Floods that were told of.
+    pub floods_told: usize,
+    pub lethal_ring_full: u64,
+    pub unexplained: i64,
+    /// What does not hold; empty when all does.
+    pub complaints: Vec<String>,
+}
+
+/// A loop in a container. Dropped in this order: the loop ends, what it left behind goes, then its container.
+struct Flood {
+    _actor: Actor,
+    _rest: Rest,
+    room: Room,
+}
+
+struct Rest(PathBuf);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        // Only the loop that makes it leaves it, and only if it ended in the midst of a turn.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+impl Flood {
+    fn start(stage: &mut Stage, script: impl Fn(&str) -> String) -> Result<Self, Error> {
+        let room = stage.room(None)?;
+        let rest = Rest(room.folder().join(FOLDER));
+        let actor = stage.start(&room, Pids::Own, &script(&rest.0.display().to_string()))?;
+        Ok(Self { _actor: actor, _rest: rest, room })
+    }
+}
+
+/// Runs it.
+pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
+    let program = binary("tapio-perf", &bin_dir(options.bin_dir.as_deref())?)?;
+    let inject = InjectOptions { memory_bytes: 32 << 20, keep: KEEP, program: program.clone() };
+    let mut stage = Stage::new(Injector::new(inject)?, program)?;
+    let mut server = Server::start(&ServerOptions { bin_dir: options.bin_dir.clone(), ..ServerOptions::default() })?;
+    let mut collector = Collector::start(&CollectorOptions {
+        bin_dir: options.bin_dir.clone(),
+        node: "flood".into(),
+        server: server.address(),
+        feed: Feed::Ebpf,
+        ..CollectorOptions::default()
+    })?;
+    let mut client = Client::connect(&server.address())?;
+    let mut watch = FindingWatch::start(&server.address())?;
+    let kill = |stage: &mut Stage, watch: &mut FindingWatch, times: usize| {
+        measure::run(&mut stage.injector, Fault::Kill, times, Duration::ZERO, Some(watch), |_| {})
+    };
+    // As busy as the floods make the machine, but nothing to tell of.
+    let busy = [SPIN; 3].map(|script| Flood::start(&mut stage, |_| script.into()));
+    let quiet = kill(&mut stage, &mut watch, options.before)?;
+    drop(busy);
+
+    let floods = [
+        Flood::start(&mut stage, |_| "trap '' HUP; while :; do kill -HUP $$; done".into())?,
+        Flood::start(&mut stage, |_| "while :; do /bin/true; done".into())?,
+        Flood::start(&mut stage, |folder| format!("while :; do mkdir {folder}; rmdir {folder}; done"))?,
+    ];
+    let left_out = |collector: &Collector| -> Result<u64, Error> {
+        let metrics = Metrics::read(collector.port())?;
+        Ok(metrics.sum("tapio_collector_events_dropped_total", &["stage=\"ring\"", "reason=\"rate_limited\""]))
+    };
+    wait_for("a flood to be bounded", LIMIT, |seen| {
+        let count = left_out(&collector)?;
+        *seen = format!("{count} left out");
+        Ok((count > 0).then_some(()))
+    })?;
+    interrupt::check()?;
+    let bytes = |server: &Server| {
+        Ok::<_, Error>(Metrics::read(server.http_port())?.sum("tapio_server_archive_written_bytes_total", &[]))
+    };
+    let cpu_ns = |collector: &Collector| collector.pid().and_then(usage::read).map_or(0, |usage| usage.cpu_ns);
+    let (began, bytes_before, left_before, cpu_before) =
+        (Instant::now(), bytes(&server)?, left_out(&collector)?, cpu_ns(&collector));
+    let flooded = kill(&mut stage, &mut watch, options.kills)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let per_second = |count: u64| count as f64 / seconds;
+    let mut report = FloodReport {
+        host: Host::read(),
+        before: options.before,
+        kills: options.kills,
+        quiet_missing: quiet.missing,
+        missing: flooded.missing,
+        quiet_latency_us: quiet.latency_us,
+        latency_us: flooded.latency_us,
+        seconds,
+        left_out_per_second: per_second(left_out(&collector)?.saturating_sub(left_before)),
+        archived_bytes_per_second: per_second(bytes(&server)?.saturating_sub(bytes_before)),
+        collector_cpu_share: cpu_ns(&collector).saturating_sub(cpu_before) as f64 / 1e9 / seconds,
+        ..FloodReport::default()
+    };
+    let containers: Vec<&str> = floods.iter().map(|flood| &*flood.room.name.container_id).collect();
+    report.floods_told = client
+        .findings()?
+        .iter()
+        .filter(|finding| finding.pattern == "flood")
+        .filter_map(|finding| finding.entity.as_ref())
+        .filter(|entity| containers.contains(&&*entity.container_id))
+        .count();
+    drop(floods);
+    report.lethal_ring_full = Metrics::read(collector.port())?.sum("tapio_collector_lethal_ring_full_total", &[]);
+    collector.stop()?;
+    report.unexplained = wait_for("the ledger's closing", LIMIT, |seen| {
+        let status = client.status()?;
+        let sources = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
+        let unexplained: i64 = sources().map(|source| source.unexplained).sum();
+        let held: u64 = sources().map(|source| source.held).sum();
+        *seen = format!("{unexplained} unexplained, {held} held");
+        Ok((unexplained == 0 && held == 0).then_some(unexplained))
+    })?;
+    server.stop()?;
+    report.judge();
+    Ok(report)
+}
+
+impl FloodReport {
+    fn judge(&mut self) {
+        let mut complain = |holds: bool, text: String| {
+            if !holds {
+                self.complaints.push(text);
+            }
+        };
+        complain(self.quiet_missing == 0, format!("{} deaths were not found before the floods", self.quiet_missing));
+        complain(self.missing == 0, format!("{} of {} deaths were not found", self.missing, self.kills));
+        complain(self.floods_told > 0, "no flood was told of".into());
+        complain(self.lethal_ring_full == 0, format!("{} lethal records found their ring full", self.lethal_ring_full));
+        complain(
+            self.archived_bytes_per_second < 1_048_576.0,
+            format!("the archive grew by {:.0} bytes a second", self.archived_bytes_per_second),
+        );
+    }
+}
+
+impl fmt::Display for FloodReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "before: {} of {} deaths found; p50 {}, p99 {}",
+            self.before - self.quiet_missing,
+            self.before,
+            human(self.quiet_latency_us.p50),
+            human(self.quiet_latency_us.p99)
+        )?;
+        writeln!(
+            f,
+            "floods: {} of {} deaths found; p50 {}, p99 {}; {} floods told of",
+            self.kills - self.missing,
+            self.kills,
+            human(self.latency_us.p50),
+            human(self.latency_us.p99),
+            self.floods_told
+        )?;
+        write!(
+            f,
+            "{:.0} s: {:.0} events a second left out, {:.0} bytes a second archived, collector {:.2} % of a core; {} found \
+             the lethal ring full",
+            self.seconds,
+            self.left_out_per_second,
+            self.archived_bytes_per_second,
+            self.collector_cpu_share * 100.0,
+            self.lethal_ring_full
+        )?;
+        for complaint in &self.complaints {
+            write!(f, "\nDOES NOT HOLD: {complaint}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! On a real Kubernetes node: why pods do not start, as findings that close by themselves when they do.
+//!
+//! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
+
+use serde_json::{Value, json};
+
+use crate::kube_node::beside::Beside;
+use crate::kube_node::told::{findings, listed, print};
+use crate::kube_node::{Namespace, await_that, container, deployment, has_node, kubectl, pod};
+
+const CALM: &str = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
+/// A pod or workload, and the pattern that tells why it does not start, or not stay.
+const EXPECTED: &[(&str, &str)] = &[
+    ("no-image", "image-pull-failed"),
+    ("no-config", "configuration-missing"),
+    ("no-volume", "volume-not-mounted"),
+    ("no-node", "unschedulable"),
+    ("as-root", "user-refused"),
+    ("hooked", "post-start-failed"),
+    ("late", "startup-probe-kill"),
+    ("ends-well", "ends-and-restarts"),
+];
+
+fn objects() -> Vec<Value> {
+    let mut no_image = container("web", CALM);
+    no_image["image"] = json!("registry.invalid/shop/web:3");
+    let mut no_image = deployment("no-image", no_image);
+    no_image["spec"]["replicas"] = json!(2);
+    let mut no_config = container("web", CALM);
+    no_config["envFrom"] = json!([{"configMapRef": {"name": "settings"}}]);
+    let mut no_volume = pod("no-volume", "Always", container("web", CALM));
+    no_volume["spec"]["volumes"] = json!([{"name": "key", "secret": {"secretName": "key"}}]);
+    no_volume["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "key", "mountPath": "/key"}]);
+    let mut no_node = container("web", CALM);
+    no_node["resources"] = json!({"requests": {"cpu": "1000"}});
+    let mut as_root = pod("as-root", "Always", container("web", CALM));
+    as_root["spec"]["securityContext"] = json!({"runAsNonRoot": true});
+    let mut hooked = container("web", CALM);
+    hooked["lifecycle"] = json!({"postStart": {"exec": {"command": ["/bin/busybox", "false"]}}});
+    let mut late = container("web", CALM);
+    late["startupProbe"] =
+        json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 3});
+    vec![
+        no_image,
+        deployment("no-config", no_config),
+        no_volume,
+        deployment("no-node", no_node),
+        as_root,
+        pod("hooked", "Always", hooked),
+        pod("late", "Always", late),
+        deployment("ends-well", container("work", "busybox true")),
+    ]
+}
+
+fn is_of(finding: &Value, namespace: &str, owner: &str) -> bool {
+    let text = |key: &str| finding["entity"][key].as_str().unwrap_or_default();
+    let of = text("workload").rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(text("pod"));
+    text("namespace") == namespace && of == owner
+}
+
+/// Waits until no finding of a workload tells of a state that goes on, and one tells of a state that is over.
+fn await_the_end(server: &str, namespace: &str, owner: &str, pattern: &str) {
+    await_that(&format!("the end of {pattern} of {owner}"), |seen| {
+        let all = findings(server);
+        let of_it: Vec<_> =
+            all.iter().filter(|one| one["pattern"] == pattern && is_of(one, namespace, owner)).collect();
+        *seen =
+            of_it.iter().map(|one| format!("\n{} {} {}", one["ongoing"], one["resolved_at"], one["title"])).collect();
+        let is_over = !of_it.is_empty() && of_it.iter().all(|one| one["ongoing"] == false);
+        (is_over && of_it.iter().all(|one| one["resolved_at"].is_string())).then_some(())
+    });
+}
+
+#[test]
+fn why_pods_do_not_start_is_told_until_they_do() {
+    if !has_node("why_pods_do_not_start_is_told_until_they_do") {
+        return;
+    }
+    let tapio = Beside::start();
+    let address = tapio.server.address();
+    let namespace = Namespace::make("states");
+    let refused = Namespace::make("refused");
+    let ns = &namespace.0;
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}},
+    });
+    refused.apply(vec![quota]);
+    await_that("that the quota holds", |seen| {
+        seen.clone_from(&refused.get("resourcequota/none", "{.status.hard.pods}"));
+        (seen == "0").then_some(())
+    });
+    refused.apply(vec![deployment("refused", container("web", CALM))]);
+    namespace.apply(objects());
+
+    for (owner, pattern) in EXPECTED {
+        let found = await_that(&format!("{pattern} of {owner}"), |seen| {
+            let all = findings(&address);
+            *seen = all.iter().map(|one| format!("\n{} {}", one["pattern"], one["title"])).collect();
+            all.into_iter().find(|one| one["pattern"] == *pattern && is_of(one, ns, owner))
+        });
+        print(&address, &found);
+    }
+    // One finding of the workload, and both of its pods.
+    await_that("one finding of two pods", |seen| {
+        let all = findings(&address);
+        let of_it: Vec<_> =
+            all.iter().filter(|one| one["pattern"] == "image-pull-failed" && is_of(one, ns, "no-image")).collect();
+        *seen = of_it.iter().map(|one| format!("\n{} {}", one["count"], one["title"])).collect();
+        assert!(of_it.len() <= 1, "{seen}");
+        of_it.first().filter(|one| one["count"] == 2 && one["ongoing"] == true).map(|_| ())
+    });
+    let found = listed(&address, "pods-refused", |name| name.ends_with(&format!("{}/refused", refused.0)));
+    assert!(found["summary"].as_str().is_some_and(|text| text.contains("exceeded quota")), "{found}");
+    assert_eq!(found["ongoing"], true, "{found}");
+
+    // What was missing is made; what cannot be mended is taken away.
+    namespace.apply(vec![
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}}),
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}, "stringData": {"a": "b"}}),
+    ]);
+    kubectl(&["-n", &refused.0, "delete", "resourcequota", "none"]).expect("deleted");
+    for name in ["no-image", "no-node", "ends-well"] {
+        kubectl(&["-n", ns, "delete", "deployment", name, "--wait=false"]).expect("deleted");
+    }
+    kubectl(&["-n", ns, "delete", "pod", "as-root", "--wait=false"]).expect("deleted");
+    for (owner, pattern) in EXPECTED.iter().filter(|(owner, _)| !["hooked", "late"].contains(owner)) {
+        await_the_end(&address, ns, owner, pattern);
+    }
+    await_the_end(&address, &refused.0, "refused", "pods-refused");
+
+    drop((namespace, refused));
+    tapio.stop();
+}

@@ -1,0 +1,130 @@
+//! A workload that floods the lethal lane costs nobody else a record: real loops in real cgroups, beside real kills.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::lab::{Container, Session, can_run, inode};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Exit, Kind, LeftOut, Signal};
+use tapio_probes::{Counter, LoadConfig, Shares};
+use zerocopy::FromBytes;
+
+const KILLS: usize = 100;
+const SIGKILL: u32 = 9;
+
+fn boottime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// What a loop that is killed leaves behind; dropped after it was killed, and before the container is.
+struct Rest(PathBuf);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        // It is there only if the loop was killed in the midst of a turn.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Looks at the shares and adds up what is told of each cgroup.
+fn look(shares: &mut Shares, now_ns: u64, told: &mut HashMap<u64, u64>) -> usize {
+    let mut over = 0;
+    shares.read(now_ns, usize::MAX, |bytes| {
+        let record = LeftOut::read_from_bytes(bytes).expect("a record of its size");
+        *told.entry(record.header.cgroup_id).or_default() += record.count;
+        over += record.is_over as usize;
+    });
+    over
+}
+
+#[test]
+fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told_by_cgroup() {
+    if !can_run("loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told_by_cgroup") {
+        return;
+    }
+    // Low enough for the slowest loop on a machine that three of them share.
+    let config = LoadConfig { cgroup_records_per_second: 400, ..LoadConfig::default() };
+    let mut session = Session::start_with(&config);
+    let mut shares = Shares::map(session.probes()).expect("the map can be mapped");
+    let [hanging_up, starting, making, calm] = [61, 62, 63, 64].map(Container::make);
+    let below = making.unified();
+    let _rest = Rest(below.join("flood"));
+    let loops = [
+        hanging_up.spawn("hang-up"),
+        starting.spawn("start"),
+        making.spawn(&format!("make-cgroups {}", below.display())),
+    ];
+    let is_flooded = |session: &Session| {
+        [Kind::Signal, Kind::Exec, Kind::CgroupMkdir].iter().all(|&kind| session.counted(kind, Counter::Limited) > 0)
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_flooded(&session) {
+        assert!(Instant::now() < deadline, "the loops are too slow to be bounded");
+        session.drain();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+
+    let mut killed = Vec::new();
+    for _ in 0..KILLS {
+        let mut victim = calm.spawn("sleep");
+        let comm = format!("/proc/{}/comm", victim.0.id());
+        while std::fs::read_to_string(&comm).expect("it lives").trim() != "victim" {
+            session.drain();
+        }
+        victim.0.kill().expect("killed");
+        victim.0.wait().expect("reaped");
+        killed.push(victim.0.id());
+        session.drain();
+    }
+    let calm_id = inode(&calm.unified());
+    for pid in &killed {
+        let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == *pid);
+        assert_eq!((exit.status, exit.header.cgroup_id), (SIGKILL, calm_id));
+        session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == *pid && signal.signal == SIGKILL);
+    }
+
+    let flooding = [&hanging_up, &starting, &making].map(|container| inode(&container.unified()));
+    let mut told = HashMap::new();
+    let now_ns = boottime_ns();
+    look(&mut shares, now_ns, &mut told);
+    for cgroup in flooding {
+        assert!(told.get(&cgroup).is_some_and(|count| *count > 0), "{cgroup} is not among {told:?}");
+    }
+    assert!(!told.contains_key(&calm_id) && !told.contains_key(&(calm_id | CGROUP_V1_MEMORY)), "{told:?}");
+    drop(loops);
+    // The clock is handed in: a flood is over when nothing was left out for ten seconds.
+    look(&mut shares, now_ns + 1_000_000_000, &mut told);
+    assert!(shares.has_floods());
+    let limited =
+        |session: &Session| -> u64 { Kind::ALL.iter().map(|&kind| session.counted(kind, Counter::Limited)).sum() };
+    // Of other tests, too, that run beside: the sum moves.
+    let before = limited(&session);
+    let over = look(&mut shares, now_ns + 20_000_000_000, &mut told);
+    assert!(over >= flooding.len() && !shares.has_floods(), "{over}");
+    let sum: u64 = told.values().sum();
+    let after = limited(&session);
+    assert!((before..=after + 8).contains(&sum), "{before} to {after} were left out, {sum} are told by cgroup");
+    let dropped = session.close_ledger();
+    assert!(dropped.values().all(|count| *count == 0), "{dropped:?}");
+}
+
+#[test]
+fn without_a_bound_nothing_is_left_out() {
+    if !can_run("without_a_bound_nothing_is_left_out") {
+        return;
+    }
+    let config = LoadConfig { cgroup_records_per_second: 0, lethal_ring_bytes: 32 << 20, ..LoadConfig::default() };
+    let mut session = Session::start_with(&config);
+    let container = Container::make(65);
+    let flood = container.spawn("start");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while session.counted(Kind::Exec, Counter::Emitted) < 3_000 {
+        assert!(Instant::now() < deadline, "the loop is too slow");
+        session.drain();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    drop(flood);
+    assert_eq!(Kind::ALL.iter().map(|&kind| session.counted(kind, Counter::Limited)).sum::<u64>(), 0);
+    session.close_ledger();
+}
