@@ -124,14 +124,16 @@ fn a_failed_liveness_probe_is_why_it_was_killed() {
 
 #[test]
 fn a_readiness_probe_or_a_deleted_pod_is_no_liveness_kill() {
-    for (message, is_deleting) in [("Readiness probe failed: x", false), (LIVENESS, true)] {
+    for (message, is_deleting, expected) in
+        [("Readiness probe failed: x", false, "stopped"), (LIVENESS, true, "pod-deleted")]
+    {
         let mut node = Node::new("n1");
         let web = web(&mut node);
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
         node.kube_event(98 * SECOND, pod, "Unhealthy", message);
         node.pod_state(99 * SECOND, pod, "", is_deleting);
         stop(&mut node, web, 100 * SECOND);
-        assert_eq!(patterns_of(&node), ["stopped"], "{message}");
+        assert_eq!(patterns_of(&node), [expected], "{message}");
     }
 }
 

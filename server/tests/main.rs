@@ -11,6 +11,7 @@ mod archive_recovery;
 mod archive_support;
 mod auth;
 mod correlate_engine;
+mod correlate_gone;
 mod correlate_node;
 mod correlate_patterns;
 mod correlate_patterns_kube;

@@ -1,6 +1,8 @@
 //! What Kubernetes says of pods that do not start.
 
-use tapio_wire::event::{ContainerState, Detail, EntityId, Gap, KubeEvent, NO_NAME, ObjectState, PodState};
+use tapio_wire::event::{
+    ContainerState, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, NO_NAME, ObjectState, PodState, Rollout,
+};
 
 use super::Node;
 
@@ -85,6 +87,41 @@ impl Node {
             (self.name("process events"), self.name(if count > 0 { "flood" } else { "flood is over" }));
         let gap = Gap { what, reason, from_ns: at, until_ns: at, found_gone: count };
         self.push(at, entity, 0, Detail::Gap(Box::new(gap)));
+    }
+
+    /// A workload, with its names.
+    pub fn kube_workload(&mut self, workload: &str, namespace: &str) -> EntityId {
+        let id = super::workload_of(workload, namespace);
+        self.body.entities.push(Entity {
+            namespace: namespace.into(),
+            workload: workload.into(),
+            ..Entity::named(EntityKind::Workload, id, format!("{namespace}/{workload}"))
+        });
+        id
+    }
+
+    /// A Job has given up.
+    pub fn job_failed(&mut self, at: u64, namespace: &str, job: &str, reason: &str) {
+        let entity = super::workload_of(&format!("Job/{job}"), namespace);
+        let texts = ["Job", namespace, job, "shop/import:1", reason, "Job has reached the specified backoff limit"];
+        let [kind, namespace, name, images, reason, message] = texts.map(|text| self.name(text));
+        let rollout = Rollout {
+            kind,
+            namespace,
+            name,
+            images,
+            images_before: NO_NAME,
+            reason,
+            message,
+            generation: 1,
+            observed_generation: 1,
+            desired: 1,
+            updated: 0,
+            ready: 0,
+            unavailable: 4,
+            is_gone: false,
+        };
+        self.push(at, entity, 0, Detail::Rollout(Box::new(rollout)));
     }
 
     /// A pod's object is gone.

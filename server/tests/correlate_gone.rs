@@ -1,0 +1,119 @@
+//! Pods that are gone, and by whose hand.
+
+use crate::correlate_node::{Node, Process, SECOND, SIGTERM, findings_of};
+use tapio_wire::event::EntityId;
+
+/// Deleted through the API, and stopped by kubelet for it.
+fn delete(node: &mut Node, pod: EntityId, container: EntityId, pid: u32, at: u64) {
+    node.pod_state(at, pod, "", true);
+    let unit = node.unit("containerd.service");
+    let (target, shim) = (Process::init(container, pid, "nginx"), Process::of_node(unit, 55, "containerd-shim"));
+    node.signal(at + SECOND, target, SIGTERM, Some(shim));
+    node.exit(at + 2 * SECOND, target, 143 << 8);
+    node.lethal(at + 3 * SECOND);
+}
+
+struct Gone {
+    node: Node,
+    pod: EntityId,
+    container: EntityId,
+}
+
+fn web() -> Gone {
+    let mut node = Node::new("n1");
+    let container = node.kube_container("Deployment/web", "shop/web-1", "c1");
+    let pod = node.kube_pod("Deployment/web", "shop/web-1");
+    Gone { node, pod, container }
+}
+
+impl Gone {
+    /// What is told after its deletion: one finding, with its stop as a consequence.
+    fn told(mut self) -> (String, String) {
+        delete(&mut self.node, self.pod, self.container, 100, 100 * SECOND);
+        let found = findings_of(&self.node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].consequences.len(), 1, "{found:#?}");
+        assert_eq!(found[0].consequences[0].pattern, "stopped");
+        (found[0].pattern.clone(), found[0].severity.clone())
+    }
+}
+
+fn pair(pattern: &str, severity: &str) -> (String, String) {
+    (pattern.into(), severity.into())
+}
+
+#[test]
+fn a_deletion_that_nobody_explains_is_told_as_one() {
+    assert_eq!(web().told(), pair("pod-deleted", "info"));
+}
+
+#[test]
+fn who_asked_is_told_by_what_kubernetes_says_of_the_pod() {
+    let cases = [
+        ("PreemptionByScheduler", "preempted", "medium"),
+        ("DeletionByTaintManager", "evicted-by-taint", "high"),
+        ("EvictionByEvictionAPI", "evicted-by-api", "low"),
+        ("TerminationByKubelet", "node-shutdown", "medium"),
+        ("DeadlineExceeded", "deadline-exceeded", "high"),
+    ];
+    for (reason, pattern, severity) in cases {
+        let mut gone = web();
+        gone.node.pod_state(99 * SECOND, gone.pod, reason, true);
+        assert_eq!(gone.told(), pair(pattern, severity), "{reason}");
+    }
+}
+
+#[test]
+fn events_tell_it_where_the_pod_does_not() {
+    for (reason, message, pattern, severity) in [
+        ("Preempted", "Preempted by shop/urgent on node n1", "preempted", "medium"),
+        ("TaintManagerEviction", "Marking for deletion Pod shop/web-1", "evicted-by-taint", "high"),
+    ] {
+        let mut gone = web();
+        gone.node.said(99 * SECOND, gone.pod, "Pod", reason, message);
+        assert_eq!(gone.told(), pair(pattern, severity), "{reason}");
+    }
+    let mut gone = web();
+    gone.node.said(99 * SECOND, gone.pod, "Pod", "TaintManagerEviction", "Cancelling deletion of Pod shop/web-1");
+    assert_eq!(gone.told(), pair("pod-deleted", "info"), "it was not evicted for its taint");
+}
+
+#[test]
+fn what_its_controller_ends_was_meant() {
+    let mut gone = web();
+    let workload = gone.node.kube_workload("Deployment/web", "shop");
+    gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    assert_eq!(gone.told(), pair("ended-by-controller", "info"));
+    // Scaling up explains no end.
+    let mut gone = web();
+    let workload = gone.node.kube_workload("Deployment/web", "shop");
+    gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled up replica set web-a to 3");
+    assert_eq!(gone.told(), pair("pod-deleted", "info"));
+}
+
+#[test]
+fn pods_that_go_from_a_cordoned_node_are_probably_drained_and_one_finding() {
+    let mut node = Node::new("n1");
+    node.node_condition(90 * SECOND, "Schedulable", 0);
+    for number in 1..=3 {
+        let name = format!("shop/web-{number}");
+        let container = node.kube_container("Deployment/web", &name, &format!("c{number}"));
+        let pod = node.kube_pod("Deployment/web", &name);
+        delete(&mut node, pod, container, 100 + number, (100 + u64::from(number)) * SECOND);
+    }
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].pattern.as_str(), found[0].count), ("drained", 3));
+    assert!(found[0].confidence < 0.8, "the deletion may have another reason");
+}
+
+#[test]
+fn a_job_that_gave_up_says_why() {
+    let mut node = Node::new("n1");
+    node.job_failed(100 * SECOND, "shop", "import", "BackoffLimitExceeded");
+    node.lethal(100 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, "job-failed");
+    assert!(found[0].title.contains("shop/import") && found[0].title.contains("BackoffLimitExceeded"));
+}
