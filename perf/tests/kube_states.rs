@@ -1,12 +1,17 @@
-//! On a real Kubernetes node: why pods do not start, as findings that close by themselves when they do.
+//! On a real Kubernetes node: why pods do not start, as findings that close by themselves when they do; and why they are gone.
 //!
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
 
+use std::process::Command;
+
 use serde_json::{Value, json};
+use tapio_perf::processes::bin_dir;
 
 use crate::kube_node::beside::Beside;
 use crate::kube_node::told::{findings, listed, print};
-use crate::kube_node::{Namespace, await_that, container, deployment, has_node, kubectl, pod};
+use crate::kube_node::{
+    Namespace, await_that, container, deployment, has_node, kubectl, kubectl_reading, pod, setting,
+};
 
 const CALM: &str = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
 /// A pod or workload, and the pattern that tells why it does not start, or not stay.
@@ -58,6 +63,16 @@ fn is_of(finding: &Value, namespace: &str, owner: &str) -> bool {
     text("namespace") == namespace && of == owner
 }
 
+/// Waits for a finding of a pattern about a pod or workload, and shows it.
+fn await_one(server: &str, namespace: &str, owner: &str, pattern: &str) {
+    let found = await_that(&format!("{pattern} of {owner}"), |seen| {
+        let all = findings(server);
+        *seen = all.iter().map(|one| format!("\n{} {}", one["pattern"], one["title"])).collect();
+        all.into_iter().find(|one| one["pattern"] == pattern && is_of(one, namespace, owner))
+    });
+    print(server, &found);
+}
+
 /// Waits until no finding of a workload tells of a state that goes on, and one tells of a state that is over.
 fn await_the_end(server: &str, namespace: &str, owner: &str, pattern: &str) {
     await_that(&format!("the end of {pattern} of {owner}"), |seen| {
@@ -93,12 +108,7 @@ fn why_pods_do_not_start_is_told_until_they_do() {
     namespace.apply(objects());
 
     for (owner, pattern) in EXPECTED {
-        let found = await_that(&format!("{pattern} of {owner}"), |seen| {
-            let all = findings(&address);
-            *seen = all.iter().map(|one| format!("\n{} {}", one["pattern"], one["title"])).collect();
-            all.into_iter().find(|one| one["pattern"] == *pattern && is_of(one, ns, owner))
-        });
-        print(&address, &found);
+        await_one(&address, ns, owner, pattern);
     }
     // One finding of the workload, and both of its pods.
     await_that("one finding of two pods", |seen| {
@@ -112,6 +122,20 @@ fn why_pods_do_not_start_is_told_until_they_do() {
     let found = listed(&address, "pods-refused", |name| name.ends_with(&format!("{}/refused", refused.0)));
     assert!(found["summary"].as_str().is_some_and(|text| text.contains("exceeded quota")), "{found}");
     assert_eq!(found["ongoing"], true, "{found}");
+
+    // Of a workload as a whole, and of one of which there is nothing to complain.
+    for (subject, expected) in [
+        (format!("deploy/{ns}/no-image"), "cannot be had"),
+        (format!("ns/{ns}"), "Other findings"),
+        ("node/".to_owned() + &setting("TAPIO_TEST_NODE"), "condition=Ready"),
+    ] {
+        let tapioctl = bin_dir(None).expect("the programs' folder").join("tapioctl");
+        let why = Command::new(tapioctl).args(["--server", &address, "why", &subject]).output().expect("it starts");
+        let answer = String::from_utf8_lossy(&why.stdout);
+        println!("{answer}");
+        assert!(why.status.success() && answer.contains(expected), "{subject}: {answer}");
+        assert!(answer.contains("State now"), "{subject}: {answer}");
+    }
 
     // What was missing is made; what cannot be mended is taken away.
     namespace.apply(vec![
@@ -129,5 +153,79 @@ fn why_pods_do_not_start_is_told_until_they_do() {
     await_the_end(&address, &refused.0, "refused", "pods-refused");
 
     drop((namespace, refused));
+    tapio.stop();
+}
+
+/// A priority class, which belongs to no namespace; dropping takes it away.
+struct Priority(String);
+
+impl Priority {
+    fn make(namespace: &Namespace) -> Self {
+        let name = format!("{}-urgent", namespace.0);
+        let class = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": 1_000_000,
+        });
+        kubectl_reading(&["apply", "-f", "-"], &class.to_string()).expect("applied");
+        Self(name)
+    }
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        // Best effort: the namespace with all that used it goes as well.
+        let _ = kubectl(&["delete", "priorityclass", &self.0, "--wait=false"]);
+    }
+}
+
+/// A pod that asks for more than half of the node's CPUs.
+fn greedy(name: &str, node_milli: u64) -> Value {
+    let mut one = container("web", CALM);
+    one["resources"] = json!({"requests": {"cpu": format!("{}m", node_milli * 6 / 10)}});
+    pod(name, "Always", one)
+}
+
+#[test]
+fn by_whose_hand_pods_go_is_told() {
+    if !has_node("by_whose_hand_pods_go_is_told") {
+        return;
+    }
+    let tapio = Beside::start();
+    let address = tapio.server.address();
+    let namespace = Namespace::make("gone");
+    let ns = &namespace.0;
+    let urgent = Priority::make(&namespace);
+    let cpus = kubectl(&["get", "node", &setting("TAPIO_TEST_NODE"), "-o", "jsonpath={.status.allocatable.cpu}"]);
+    let cpus: u64 = cpus.expect("the node").trim().parse().expect("whole CPUs");
+    let mut hurried = pod("hurried", "Never", container("work", CALM));
+    hurried["spec"]["activeDeadlineSeconds"] = json!(5);
+    let import = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "import"},
+        "spec": {"backoffLimit": 0, "template": {"spec": pod("x", "Never", container("work", "exit 1"))["spec"]}},
+    });
+    let mut shrinking = deployment("shrinking", container("web", CALM));
+    shrinking["spec"]["replicas"] = json!(3);
+    let deleted = pod("deleted", "Always", container("web", CALM));
+    namespace.apply(vec![hurried, import, shrinking, deleted, greedy("modest", cpus * 1000)]);
+
+    for (owner, pattern) in [("hurried", "deadline-exceeded"), ("import", "job-failed")] {
+        await_one(&address, ns, owner, pattern);
+    }
+    await_that("three replicas", |seen| {
+        seen.clone_from(&namespace.get("deployment/shrinking", "{.status.readyReplicas}"));
+        (seen == "3").then_some(())
+    });
+    kubectl(&["-n", ns, "scale", "deployment", "shrinking", "--replicas=1"]).expect("scaled");
+    namespace.wait_running("pod/deleted");
+    kubectl(&["-n", ns, "delete", "pod", "deleted", "--wait=false"]).expect("deleted");
+    namespace.wait_running("pod/modest");
+    let mut pressing = greedy("pressing", cpus * 1000);
+    pressing["spec"]["priorityClassName"] = json!(urgent.0);
+    namespace.apply(vec![pressing]);
+    for (owner, pattern) in [("shrinking", "ended-by-controller"), ("deleted", "pod-deleted"), ("modest", "preempted")]
+    {
+        await_one(&address, ns, owner, pattern);
+    }
+
+    drop((namespace, urgent));
     tapio.stop();
 }

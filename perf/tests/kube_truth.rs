@@ -32,10 +32,10 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("stuck", &["liveness-probe-kill"], &[]),
     ("throttled", &["throttled-into-probe-failure"], &[]),
     ("early", &["memory-limit-kill"], &[]),
-    ("calm", &[], &["stopped", "ignored-sigterm"]),
-    ("gone", &[], &["stopped"]),
-    ("eater", &["memory-limit-kill"], &[]),
-    ("front", &["bad-release"], &["stopped", "stopped-by-signal", "ignored-sigterm"]),
+    ("calm", &[], &["stopped", "ignored-sigterm", "pod-deleted"]),
+    ("gone", &["pod-deleted"], &["stopped"]),
+    ("eater", &["memory-limit-kill"], &["pod-deleted"]),
+    ("front", &["bad-release"], &["stopped", "stopped-by-signal", "ignored-sigterm", "ended-by-controller"]),
     // The last that happens.
     ("burst-then-idle", &["liveness-probe-kill"], &[]),
 ];

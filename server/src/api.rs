@@ -161,6 +161,7 @@ struct FindingsQuery {
     pod: String,
     namespace: String,
     node: String,
+    workload: String,
 }
 
 async fn findings(
@@ -177,6 +178,7 @@ async fn findings(
         pod: wanted.pod,
         namespace: wanted.namespace,
         node: wanted.node,
+        workload: wanted.workload,
     };
     let page = query::list(&api.store, &request).map_err(Failure::usage)?;
     Ok(Json(json!({
@@ -235,6 +237,7 @@ struct EventsQuery {
     node: String,
     namespace: String,
     pod: String,
+    workload: String,
     entity: String,
     kind: String,
     limit: u32,
@@ -254,6 +257,7 @@ async fn list_events(
         node: wanted.node,
         namespace: wanted.namespace,
         pod: wanted.pod,
+        workload: wanted.workload,
         entity: wanted.entity,
         kinds: events::kinds_named([wanted.kind.as_str()]).map_err(Failure::usage)?,
         limit: u64::from(limit),

@@ -40,6 +40,8 @@ pub struct Choice {
     pub namespace: String,
     /// A pod's name, `NAMESPACE/NAME`, uid or the beginning of it.
     pub pod: String,
+    /// As `Deployment/web`: the workload, its pods and their containers.
+    pub workload: String,
     /// A name or a part of it, an id, or the beginning of a container's id.
     pub entity: String,
     pub kinds: Vec<Kind>,
@@ -146,7 +148,7 @@ impl Catalog {
                 found.insert(key);
             }
         }
-        if !choice.pod.is_empty() || !choice.namespace.is_empty() {
+        if !choice.pod.is_empty() || !choice.namespace.is_empty() || !choice.workload.is_empty() {
             let children = self.described.values().filter(|child| found.contains(&(child.node, child.parent)));
             let children: Vec<_> = children.map(|child| (child.node, child.id)).collect();
             found.extend(children);
@@ -177,6 +179,9 @@ fn is_meant(described: &Described, choice: &Choice) -> bool {
         None => (choice.namespace.as_str(), choice.pod.as_str()),
     };
     if !wanted_namespace.is_empty() && namespace != wanted_namespace {
+        return false;
+    }
+    if !choice.workload.is_empty() && described.workload != choice.workload {
         return false;
     }
     if !wanted_pod.is_empty() {
@@ -216,15 +221,22 @@ pub fn select(
     if !choice.node.is_empty() {
         wanted.nodes = Some(HashSet::from_iter([node_named(&catalog, &choice.node)?]));
     }
-    let by_name = !choice.pod.is_empty() || !choice.namespace.is_empty() || !choice.entity.is_empty();
+    let names = [&choice.pod, &choice.namespace, &choice.entity, &choice.workload];
+    let by_name = names.iter().any(|name| !name.is_empty());
     if by_name {
         let mut entities = catalog.matching(choice);
-        if let Some(id) = id_of(&choice.entity).filter(|_| choice.pod.is_empty() && choice.namespace.is_empty()) {
+        let only_entity = [&choice.pod, &choice.namespace, &choice.workload].iter().all(|name| name.is_empty());
+        if let Some(id) = id_of(&choice.entity).filter(|_| only_entity) {
             // An id needs no description.
             entities.extend(catalog.nodes.keys().map(|&node| (node, id)));
         }
         if entities.is_empty() {
-            let parts = [("namespace", &choice.namespace), ("pod", &choice.pod), ("entity", &choice.entity)];
+            let parts = [
+                ("namespace", &choice.namespace),
+                ("pod", &choice.pod),
+                ("workload", &choice.workload),
+                ("entity", &choice.entity),
+            ];
             let parts = parts.iter().filter(|(_, value)| !value.is_empty());
             let wanted: Vec<_> = parts.map(|(what, value)| format!("{what} {value}")).collect();
             return Err(EventsError::Nothing { wanted: wanted.join(", ") });

@@ -359,3 +359,23 @@ fn the_deaths_of_a_pod_without_a_workload_are_one_finding_with_a_count() {
     let found = only(&node);
     assert_eq!((&*found.pattern, found.count), ("memory-limit-kill", 4));
 }
+
+#[test]
+fn the_second_victim_of_one_shortage_died_of_the_same_limit_though_it_had_room_again() {
+    let killed = |first_at: u64| {
+        let mut node = Node::new("n1");
+        let web = node.container("c1", "0123456789ab");
+        let (session, init) = (Process::child(web, 518, "eater"), Process::init(web, 509, "sh"));
+        for (process, at, usage) in [(session, first_at, 32 * MIB), (init, 100 * SECOND, 4 * MIB)] {
+            node.oom(at, process, 32 * MIB, usage);
+            node.signal(at, process, SIGKILL, None);
+            node.exit(at + MS, process, SIGKILL);
+        }
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        let of_init = found.into_iter().find(|one| one.death.as_ref().is_some_and(|death| death.pid == 509));
+        of_init.expect("it is told of").pattern
+    };
+    assert_eq!(killed(100 * SECOND - 40 * MS), "second-limit-kill");
+    assert_eq!(killed(40 * SECOND), "node-memory-exhausted", "the first one's memory was given back long ago");
+}

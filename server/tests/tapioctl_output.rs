@@ -293,6 +293,7 @@ fn why_tells_the_last_death_of_a_pod() {
         &["pod/shop/web-1"],
         &["shop/web-1"],
         &["node/n1"],
+        &["ns/shop"],
     ] {
         let (run, text) = output(&server.address, &[&["why"], pod].concat());
         assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
@@ -304,7 +305,7 @@ fn why_tells_the_last_death_of_a_pod() {
     let (run, _) = output(&server.address, &["why", "pod/nobody"]);
     assert_eq!(run.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&run.stderr).contains("nothing is known of pod nobody"));
-    assert_eq!(output(&server.address, &["why", "deployment/web"]).0.status.code(), Some(2));
+    assert_eq!(output(&server.address, &["why", "service/web"]).0.status.code(), Some(2));
 }
 
 #[test]

@@ -20,7 +20,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 76] = [
+const EMBEDDED: [(&str, &str); 77] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -80,6 +80,7 @@ const EMBEDDED: [(&str, &str); 76] = [
     ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
     ("sandbox-failed.yaml", include_str!("../../patterns/sandbox-failed.yaml")),
     ("scheduling-gated.yaml", include_str!("../../patterns/scheduling-gated.yaml")),
+    ("second-limit-kill.yaml", include_str!("../../patterns/second-limit-kill.yaml")),
     ("session-oom.yaml", include_str!("../../patterns/session-oom.yaml")),
     ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
     ("slice-limit-kill.yaml", include_str!("../../patterns/slice-limit-kill.yaml")),

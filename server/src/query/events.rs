@@ -89,6 +89,7 @@ pub fn choice_of(request: &ListEventsRequest) -> Result<Choice, String> {
         node: request.node.clone(),
         namespace: request.namespace.clone(),
         pod: request.pod.clone(),
+        workload: request.workload.clone(),
         entity: request.entity.clone(),
         kinds: events::kinds_named(request.kinds.iter().map(String::as_str))?,
         limit: u64::from(limit),

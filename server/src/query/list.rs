@@ -36,7 +36,11 @@ pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListF
         severity_rank(&finding.severity).unwrap_or(SEVERITIES.len()) >= severity_least
             && (request.pattern.is_empty() || finding.pattern == request.pattern)
             && finding.entity.as_ref().map_or_else(
-                || request.node.is_empty() && request.namespace.is_empty() && request.pod.is_empty(),
+                || {
+                    [&request.node, &request.namespace, &request.pod, &request.workload]
+                        .iter()
+                        .all(|text| text.is_empty())
+                },
                 |entity| is_about(entity, request),
             )
     };
@@ -100,6 +104,7 @@ fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
         None => (request.namespace.as_str(), request.pod.as_str()),
     };
     (request.node.is_empty() || entity.node == request.node)
+        && (request.workload.is_empty() || entity.workload == request.workload)
         && (wanted_namespace.is_empty() || namespace == wanted_namespace)
         && (wanted_pod.is_empty()
             || pod == wanted_pod
@@ -139,6 +144,11 @@ mod tests {
             is_about(&entity, &request)
         };
         assert!(about("web-0", "") && about("web-0", "shop") && about("shop/web-0", "") && about("3e85c211", ""));
+        let of_workload = |workload: &str| {
+            let entity = EntityRef { workload: "Deployment/web".into(), ..entity.clone() };
+            is_about(&entity, &ListFindingsRequest { workload: workload.into(), ..Default::default() })
+        };
+        assert!(of_workload("Deployment/web") && !of_workload("StatefulSet/web") && !of_workload("web"));
         assert!(!about("web-0", "other") && !about("web-1", "shop") && !about("other/web-0", ""));
     }
 }

@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
     #[arg(long, value_name = "POD", default_value = "", hide_default_value = true)]
     pod: String,
+    /// Of this workload, its pods and their containers, as Deployment/web
+    #[arg(long, value_name = "KIND/NAME", default_value = "", hide_default_value = true)]
+    workload: String,
     /// Of entities with this in their name, of this id, or of the container whose id begins so
     #[arg(long, value_name = "ENTITY", default_value = "", hide_default_value = true)]
     entity: String,
@@ -59,6 +62,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         node: arguments.node.clone(),
         namespace: arguments.namespace.clone(),
         pod: arguments.pod.clone(),
+        workload: arguments.workload.clone(),
         entity: arguments.entity.clone(),
         kinds: arguments.kind.clone(),
         limit: arguments.limit,

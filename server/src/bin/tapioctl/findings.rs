@@ -37,6 +37,9 @@ pub struct ListArguments {
     /// On this node
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, conflicts_with = "watch")]
     node: String,
+    /// About this workload and its pods, as Deployment/web
+    #[arg(long, value_name = "KIND/NAME", default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    workload: String,
 }
 
 /// `tapioctl finding ID`
@@ -68,6 +71,7 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
             pod: arguments.pod.clone(),
             namespace: arguments.namespace.clone(),
             node: arguments.node.clone(),
+            workload: arguments.workload.clone(),
         };
         let response = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?.into_inner();
         let mut text = String::new();
