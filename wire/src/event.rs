@@ -15,11 +15,12 @@ pub use cluster::{
     ArchivedNodeCondition, ArchivedObjectState, ArchivedPodState, ArchivedRollout, Backend, ConfigChange,
     ContainerState, Endpoints, KubeEvent, NodeCondition, ObjectState, PodState, Rollout,
 };
-pub use kind::{KINDS, Kind};
+pub use kind::{KINDS, Kind, PerKind};
 pub use node::{
-    ArchivedCgroupUse, ArchivedConntrack, ArchivedGap, ArchivedHistogram, ArchivedMeasure, ArchivedMember,
-    ArchivedObservation, ArchivedUnitJob, ArchivedUnitState, CgroupUse, Conntrack, Gap, HISTOGRAM_SLOTS, Histogram,
-    Measure, Member, Observation, UnitJob, UnitState,
+    ArchivedCgroupUse, ArchivedConntrack, ArchivedCurve, ArchivedGap, ArchivedHistogram, ArchivedMeasure,
+    ArchivedMember, ArchivedObservation, ArchivedPoint, ArchivedTrouble, ArchivedUnitJob, ArchivedUnitState, CgroupUse,
+    Conntrack, Curve, Gap, HISTOGRAM_SLOTS, Histogram, Measure, Member, Observation, Point, Trouble, UnitJob,
+    UnitState,
 };
 
 /// The bound that the archived form of every event keeps, asserted below.
@@ -188,6 +189,10 @@ pub enum Detail {
     Conntrack(Box<Conntrack>),
     /// What fills a cgroup, and how its counters moved. Since version 2 of the frame.
     CgroupUse(Box<CgroupUse>),
+    /// Something is wrong with what lives. Since version 3 of the frame.
+    Trouble(Box<Trouble>),
+    /// How a container's use went. Since version 3 of the frame.
+    Curve(Box<Curve>),
 }
 
 /// Which part a process has in its container, as the collector knows it.

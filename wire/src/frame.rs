@@ -38,8 +38,9 @@ use crate::limits::{EXPANSION_MAX, FRAME_BYTES_MAX, FRAME_EVENTS_MAX, RAW_BYTES_
 pub const MAGIC: [u8; 4] = *b"TPIO";
 /// The version that this build writes.
 ///
-/// Version 2 added [`crate::event::CgroupUse`] and, in bytes that were zero before, [`crate::event::Role`] and two more.
-pub const VERSION: u16 = if cfg!(feature = "next-version") { 3 } else { 2 };
+/// Version 2 added [`crate::event::CgroupUse`] and, in bytes that were zero before, [`crate::event::Role`] and two more; version 3
+/// [`crate::event::Trouble`] and [`crate::event::Curve`].
+pub const VERSION: u16 = if cfg!(feature = "next-version") { 4 } else { 3 };
 /// The oldest version that this build reads.
 pub const VERSION_OLDEST: u16 = 1;
 /// Bytes of the fixed header.

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use tapio_wire::compress::Compression;
 use tapio_wire::error::FrameError;
 use tapio_wire::event::{
-    Backend, Body, CgroupUse, ConfigChange, Conntrack, ContainerState, Detail, Endpoints, Entity, EntityKind, Event,
-    Exec, Exit, Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, Member, NO_NAME, NodeCondition, ObjectState,
-    Observation, Oom, PodState, Role, Rollout, Signal, Source, Tcp, UnitJob, UnitState,
+    Backend, Body, CgroupUse, ConfigChange, Conntrack, ContainerState, Curve, Detail, Endpoints, Entity, EntityKind,
+    Event, Exec, Exit, Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, Member, NO_NAME, NodeCondition,
+    ObjectState, Observation, Oom, PodState, Point, Role, Rollout, Signal, Source, Tcp, Trouble, UnitJob, UnitState,
 };
 use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
@@ -382,23 +382,42 @@ fn every_kind_of_version_2() -> Body {
     body
 }
 
-/// The bytes of version 1, as the archive of an older server holds them: this build must go on reading them.
+/// Of version 3: what goes wrong with what lives, and how a container's use went.
+fn every_kind_of_version_3() -> Body {
+    let mut body = every_kind_of_version_2();
+    let trouble =
+        Trouble { what: 1, place: 2, comm: 1, since_ns: 1_000_000_000, value: 90, limit: 100, is_over: false };
+    body.events.push(event(32, Detail::Trouble(Box::new(trouble))));
+    let points = vec![
+        Point { memory_kib: 1024, file_share: 10, shmem_share: 20, cpu_milli: 500, throttled: 3 },
+        Point { memory_kib: 2048, file_share: 11, shmem_share: 21, cpu_milli: 501, throttled: 4 },
+    ];
+    let curve = Curve { cgroup: 2, limit_bytes: 1 << 30, interval_ns: 10_000_000_000, points };
+    body.events.push(event(33, Detail::Curve(Box::new(curve))));
+    body
+}
+
+/// The bytes of older versions, as the archive of an older server holds them: this build must go on reading them.
 #[test]
-fn the_golden_frames_of_version_1_are_read() {
-    for file in ["frame-v1.bin", "frame-v1-rows.bin"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-        let golden = std::fs::read(&path).expect("the golden frames are part of the repository");
-        let decoded = Frame::decode(&golden).expect("sound");
-        assert_eq!(rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"), every_kind());
+fn the_golden_frames_of_older_versions_are_read() {
+    let bodies: [(u8, fn() -> Body); 2] = [(1, every_kind), (2, every_kind_of_version_2)];
+    for (version, body) in bodies {
+        for ending in ["", "-rows"] {
+            let file = format!("tests/golden/frame-v{version}{ending}.bin");
+            let golden = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(&file));
+            let golden = golden.expect("the golden frames are part of the repository");
+            let decoded = Frame::decode(&golden).expect("sound");
+            assert_eq!(rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"), body());
+        }
     }
 }
 
-/// The bytes of version 2, which this build writes.
+/// The bytes of version 3, which this build writes.
 #[test]
-fn the_golden_frames_of_version_2_are_written_and_read_alike() {
-    for (compression, file) in [(Compression::None, "frame-v2.bin"), (Compression::Rows, "frame-v2-rows.bin")] {
+fn the_golden_frames_of_version_3_are_written_and_read_alike() {
+    for (compression, file) in [(Compression::None, "frame-v3.bin"), (Compression::Rows, "frame-v3-rows.bin")] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-        let written = frame(&every_kind_of_version_2(), compression);
+        let written = frame(&every_kind_of_version_3(), compression);
         if std::env::var_os("TAPIO_WRITE_GOLDEN").is_some() {
             std::fs::write(&path, &written).expect("written");
         }
@@ -407,7 +426,7 @@ fn the_golden_frames_of_version_2_are_written_and_read_alike() {
         let decoded = Frame::decode(&golden).expect("sound");
         assert_eq!(
             rkyv::deserialize::<Body, rkyv::rancor::Error>(decoded.body()).expect("deserialised"),
-            every_kind_of_version_2()
+            every_kind_of_version_3()
         );
     }
 }

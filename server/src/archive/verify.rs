@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use tapio_wire::event::{KINDS, SOURCES};
+use tapio_wire::event::{PerKind, SOURCES};
 use tapio_wire::frame::Frame;
 
 use super::index::{Index, IndexBuilder, Summary, times_ns};
@@ -46,7 +46,7 @@ pub struct SegmentReport {
     /// 0 when there is no frame.
     pub first_ns: u64,
     pub last_ns: u64,
-    pub kinds: [u64; KINDS],
+    pub kinds: PerKind,
     pub sources: [u64; SOURCES],
     pub index: IndexState,
     /// Places that are no records, before the last commit: acknowledged frames were there.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use serde_json::json;
-use tapio_wire::event::{KINDS, Kind};
+use tapio_wire::event::{Kind, PerKind};
 
 use super::{CommandError, Directory, Verdict, print, progress, style};
 use crate::archive::index::Index;
@@ -25,7 +25,7 @@ struct Sums {
     frame_bytes: u64,
     first_ns: Option<u64>,
     last_ns: u64,
-    kinds: [u64; KINDS],
+    kinds: PerKind,
 }
 
 impl Sums {
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
                 sums.events += report.events;
                 sums.raw_bytes += report.raw_bytes;
                 sums.frame_bytes += report.frame_bytes;
-                for (sum, &count) in sums.kinds.iter_mut().zip(&report.kinds) {
+                for (sum, &count) in sums.kinds.iter_mut().zip(report.kinds.iter()) {
                     *sum += count;
                 }
                 sums.span(report.frames, report.first_ns, report.last_ns);

@@ -33,6 +33,8 @@ pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
         ArchivedDetail::Gap(_) => SignalKind::Gap,
         ArchivedDetail::Conntrack(_) => SignalKind::Conntrack,
         ArchivedDetail::CgroupUse(_) => SignalKind::CgroupUse,
+        ArchivedDetail::Trouble(_) => SignalKind::Trouble,
+        ArchivedDetail::Curve(_) => SignalKind::Curve,
         _ => return None,
     })
 }
@@ -87,7 +89,12 @@ impl Fields<'_> {
 const MEMBERS_MAX: usize = 5;
 
 /// The fact that an event states. `describe` names an entity, by its id and its cgroup's path.
-pub fn fact(frame: &Frame, detail: &ArchivedDetail, describe: impl Fn(EntityId, &str) -> String) -> Option<Fact> {
+pub fn fact(
+    frame: &Frame,
+    detail: &ArchivedDetail,
+    time_ns: u64,
+    describe: impl Fn(EntityId, &str) -> String,
+) -> Option<Fact> {
     let kind = kind(detail)?;
     let mut fields = Fields { frame, list: Vec::new() };
     let (mut related, mut endpoints, mut talker) = (Vec::new(), None, None);
@@ -301,6 +308,27 @@ pub fn fact(frame: &Frame, detail: &ArchivedDetail, describe: impl Fn(EntityId, 
             fields.text("full_mount", seen.full_mount.to_native());
             fields.known("full_mount_size", seen.full_mount_bytes.to_native());
             fields.flag("mount_full", frame.body().name(seen.full_mount.to_native()).is_some());
+        }
+        ArchivedDetail::Trouble(trouble) => {
+            fields.text("what", trouble.what.to_native());
+            fields.text("place", trouble.place.to_native());
+            fields.text("process_comm", trouble.comm.to_native());
+            fields.flag("ended", trouble.is_over);
+            fields.known("value", trouble.value.to_native());
+            fields.known("limit", trouble.limit.to_native());
+            fields.number("lasted", time_ns.saturating_sub(trouble.since_ns.to_native()));
+        }
+        ArchivedDetail::Curve(curve) => {
+            let seen = super::curve::summary(curve)?;
+            fields.word("shape", seen.shape.name());
+            fields.known("memory_limit", curve.limit_bytes.to_native());
+            fields.number("first", seen.first_bytes);
+            fields.number("memory_usage", seen.last_bytes);
+            fields.number("memory_peak", seen.peak_bytes);
+            fields.known("growth_per_hour", seen.growth_per_hour);
+            fields.number("lasted", seen.lasted_ns);
+            fields.number("cpu_milli", seen.cpu_milli);
+            fields.number("throttled_share", seen.throttled);
         }
         _ => return None,
     }

@@ -10,6 +10,7 @@
 //! ```
 
 mod bus;
+mod curve;
 mod facts;
 mod generations;
 mod loss;

@@ -162,7 +162,7 @@ pub fn lethal(
                 Some(entity) => entity.to_string(),
                 None => path.rsplit('/').next().unwrap_or_default().to_owned(),
             };
-            Detail::Fact(Box::new(facts::fact(frame, detail, describe)?))
+            Detail::Fact(Box::new(facts::fact(frame, detail, event.time_ns.to_native(), describe)?))
         }
     };
     Some(signal(node, frame, index, event, entity, detail))

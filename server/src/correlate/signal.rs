@@ -52,6 +52,10 @@ signal_kinds! {
     Conntrack => "conntrack",
     /// What filled a cgroup when something lethal had arrived, and how its counters had moved.
     CgroupUse => "cgroup_use",
+    /// Something is wrong with the entity, which lives; or is no more.
+    Trouble => "trouble",
+    /// How the container's use went over the last minutes.
+    Curve => "curve",
     /// The entity's own memory limit made it reclaim again and again.
     ReclaimBurst => "reclaim_burst",
     /// The node's shortage made it reclaim again and again.

@@ -4,7 +4,7 @@
 
 use super::text;
 use crate::correlate::EntityInfo;
-use crate::correlate::signal::{About, Burst, Fact, SignalKind};
+use crate::correlate::signal::{About, Burst, Fact, FactValue, SignalKind};
 
 /// ` (message)`, or nothing.
 fn because(fact: &Fact, field: &str) -> String {
@@ -88,6 +88,18 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         SignalKind::Observation => observation(fact),
         SignalKind::Conntrack => conntrack(fact),
         SignalKind::CgroupUse => cgroup_use(fact),
+        SignalKind::Trouble => trouble(fact),
+        SignalKind::Curve => format!(
+            "memory went from {} to {} within {}, at most {}: {}",
+            text::bytes(fact.number("first")),
+            text::bytes(fact.number("memory_usage")),
+            text::duration(fact.number("lasted")),
+            text::bytes(fact.number("memory_peak")),
+            fact.text("shape")
+        ),
+        SignalKind::Gap if fact.text("reason").starts_with("flood") => {
+            format!("{} of its process events were left out ({})", fact.number("found_gone"), fact.text("reason"))
+        }
         _ => format!("{} were not watched{reason} for {}", fact.text("what"), text::duration(fact.number("lasted"))),
     }
 }
@@ -123,6 +135,23 @@ fn observation(fact: &Fact) -> String {
         parts.push(format!("the other process is {}{command}", fact.text("process_comm")));
     }
     if parts.is_empty() { "nothing could be read".to_owned() } else { parts.join(", ") }
+}
+
+fn trouble(fact: &Fact) -> String {
+    let mut told = fact.text("what").to_owned();
+    let limit = fact.number("limit");
+    if limit > 0 {
+        told += &format!(": {} of {limit}", fact.number("value"));
+    } else if fact.number("value") > 0 {
+        told += &format!(": {}", fact.number("value"));
+    }
+    for (before, name) in [(" by ", "process_comm"), (" in ", "place")] {
+        if !fact.text(name).is_empty() {
+            told += &format!("{before}{}", fact.text(name));
+        }
+    }
+    let state = if fact.get("ended") == Some(&FactValue::Flag(true)) { "over after" } else { "for" };
+    format!("{told}, {state} {}", text::duration(fact.number("lasted")))
 }
 
 fn cgroup_use(fact: &Fact) -> String {

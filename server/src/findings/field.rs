@@ -90,6 +90,8 @@ const OBSERVATION: &[SignalKind] = &[SignalKind::Observation];
 const CGROUP_USE: &[SignalKind] = &[SignalKind::CgroupUse];
 /// Counters: of a lifetime in an observation, differences over a time in a cgroup's use.
 const COUNTERS: &[SignalKind] = &[SignalKind::Observation, SignalKind::CgroupUse];
+const TROUBLE: &[SignalKind] = &[SignalKind::Trouble];
+const CURVE: &[SignalKind] = &[SignalKind::Curve];
 const CONNTRACK: &[SignalKind] = &[SignalKind::Conntrack];
 
 macro_rules! fields {
@@ -172,7 +174,7 @@ fields! {
     /// The time over which the differences were taken.
     Over => "over", Nanoseconds, CGROUP_USE;
     /// Percent of the periods.
-    ThrottledShare => "throttled_share", Number, CGROUP_USE;
+    ThrottledShare => "throttled_share", Number, &[SignalKind::CgroupUse, SignalKind::Curve];
     /// The biggest below the cgroup.
     Members => "members", Text, CGROUP_USE;
     FullMount => "full_mount", Text, CGROUP_USE;
@@ -249,9 +251,9 @@ fields! {
     MainStatus => "main_status", Number, UNIT_STATE;
     Restarts => "restarts", Number, UNIT_STATE;
     MemoryLimit => "memory_limit", Bytes, &[
-        SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse];
-    MemoryUsage => "memory_usage", Bytes, COUNTERS;
-    MemoryPeak => "memory_peak", Bytes, OBSERVATION;
+        SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse, SignalKind::Curve];
+    MemoryUsage => "memory_usage", Bytes, &[SignalKind::Observation, SignalKind::CgroupUse, SignalKind::Curve];
+    MemoryPeak => "memory_peak", Bytes, &[SignalKind::Observation, SignalKind::Curve];
     OomKills => "oom_kills", Number, COUNTERS;
     LimitHits => "limit_hits", Number, COUNTERS;
     Pids => "pids", Number, OBSERVATION;
@@ -262,10 +264,23 @@ fields! {
     ThrottledTime => "throttled_time", Nanoseconds, COUNTERS;
     /// Percent of the last ten seconds in which everything waited for memory.
     MemoryPressure => "memory_pressure", Number, OBSERVATION;
-    ProcessComm => "process_comm", Text, OBSERVATION;
+    ProcessComm => "process_comm", Text, &[SignalKind::Observation, SignalKind::Trouble];
     ProcessCommand => "process_command", Text, OBSERVATION;
-    What => "what", Text, &[SignalKind::Gap];
-    Lasted => "lasted", Nanoseconds, &[SignalKind::Gap];
+    What => "what", Text, &[SignalKind::Gap, SignalKind::Trouble];
+    Lasted => "lasted", Nanoseconds, &[SignalKind::Gap, SignalKind::Trouble, SignalKind::Curve];
+    /// A mount point, or the kernel's function that a task waits in.
+    Place => "place", Text, TROUBLE;
+    Value => "value", Number, TROUBLE;
+    Limit => "limit", Number, TROUBLE;
+    /// The trouble is over.
+    Ended => "ended", Flag, TROUBLE;
+    /// leak, spike, cache, tmpfs, steady or unclear.
+    Shape => "shape", Text, CURVE;
+    /// Memory in use at the beginning of the curve.
+    First => "first", Bytes, CURVE;
+    GrowthPerHour => "growth_per_hour", Bytes, CURVE;
+    /// Thousandths of a core, over the last minute.
+    CpuMilli => "cpu_milli", Number, CURVE;
     FoundGone => "found_gone", Number, &[SignalKind::Gap];
     /// Above the threshold, and not yet below the lower one.
     Full => "full", Flag, CONNTRACK;

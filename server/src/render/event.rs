@@ -220,6 +220,16 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             "dropped": known(e.dropped), "early_dropped": known(e.early_dropped),
             "top_address": if e.looked_at.to_native() == 0 { Value::Null } else { Address(e.top_address).into_value(body) },
             "top_entries": e.top_entries, "looked_at": e.looked_at),
+        Detail::Trouble(e) => fields!(body; "what": NameOf(e.what), "place": NameOf(e.place), "comm": NameOf(e.comm),
+            "value": e.value, "limit": e.limit, "is_over": e.is_over, "since_ns": e.since_ns),
+        Detail::Curve(e) => {
+            let memory: Vec<u64> = e.points.iter().map(|point| u64::from(point.memory_kib.to_native()) << 10).collect();
+            let cpu: Vec<u16> = e.points.iter().map(|point| point.cpu_milli.to_native()).collect();
+            let throttled: Vec<u8> = e.points.iter().map(|point| point.throttled).collect();
+            fields!(body; "cgroup": NameOf(e.cgroup), "limit_bytes": e.limit_bytes, "interval_ns": e.interval_ns,
+                "memory_bytes": Value::from(memory), "cpu_milli": Value::from(cpu),
+                "throttled_percent": Value::from(throttled))
+        }
         Detail::CgroupUse(e) => {
             let members = e.members.iter().map(|member| {
                 let path = body.name(member.cgroup.to_native()).unwrap_or_default();

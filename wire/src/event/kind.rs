@@ -3,10 +3,12 @@
 //! In: an event, or its archived form. Out: its kind, and by that its lane and its name. What must hold: the kinds are in the
 //! order of [`Detail`]'s variants, since an archive's index keeps them by number.
 
+use std::ops::{Deref, DerefMut};
+
 use super::{ArchivedDetail, ArchivedEvent, Detail, Event, Lane};
 
 /// How many kinds there are.
-pub const KINDS: usize = 31;
+pub const KINDS: usize = 33;
 
 /// Kinds of event, in the order of [`Detail`]'s variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +45,32 @@ pub enum Kind {
     Gap,
     Conntrack,
     CgroupUse,
+    Trouble,
+    Curve,
+}
+
+/// A count for each kind.
+#[derive(Clone, Debug)]
+pub struct PerKind([u64; KINDS]);
+
+impl Default for PerKind {
+    fn default() -> Self {
+        Self([0; KINDS])
+    }
+}
+
+impl Deref for PerKind {
+    type Target = [u64; KINDS];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for PerKind {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Kind {
@@ -79,6 +107,8 @@ impl Kind {
         Self::Gap,
         Self::Conntrack,
         Self::CgroupUse,
+        Self::Trouble,
+        Self::Curve,
     ];
 
     /// The one place that decides an event's lane.
@@ -104,7 +134,9 @@ impl Kind {
             | Self::Observation
             | Self::Gap
             | Self::Conntrack
-            | Self::CgroupUse => Lane::Lethal,
+            | Self::CgroupUse
+            | Self::Trouble
+            | Self::Curve => Lane::Lethal,
             Self::Tcp
             | Self::Reclaim
             | Self::BlockIo
@@ -152,6 +184,8 @@ impl Kind {
             Self::Gap => "gap",
             Self::Conntrack => "conntrack",
             Self::CgroupUse => "cgroup_use",
+            Self::Trouble => "trouble",
+            Self::Curve => "curve",
         }
     }
 }
@@ -191,6 +225,8 @@ impl Event {
             Detail::Gap(_) => Kind::Gap,
             Detail::Conntrack(_) => Kind::Conntrack,
             Detail::CgroupUse(_) => Kind::CgroupUse,
+            Detail::Trouble(_) => Kind::Trouble,
+            Detail::Curve(_) => Kind::Curve,
         }
     }
 }
@@ -230,6 +266,8 @@ impl ArchivedEvent {
             ArchivedDetail::Gap(_) => Kind::Gap,
             ArchivedDetail::Conntrack(_) => Kind::Conntrack,
             ArchivedDetail::CgroupUse(_) => Kind::CgroupUse,
+            ArchivedDetail::Trouble(_) => Kind::Trouble,
+            ArchivedDetail::Curve(_) => Kind::Curve,
         }
     }
 }

@@ -117,6 +117,52 @@ pub struct Observation {
     pub process_uid: u32,
 }
 
+/// Something is wrong with a subject that lives, begins to be, goes on, or is over. Seen by the collector in its cgroup or its
+/// processes, without an event of the kernel.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Trouble {
+    /// `throttled`, `pids-at-limit`, `memory-high`, `blocked`, `disk-full`, …
+    pub what: Name,
+    /// Where: a mount point, or the kernel's function that a task waits in; unset where there is none.
+    pub place: Name,
+    /// The process that it is about, if one is.
+    pub comm: Name,
+    /// `CLOCK_BOOTTIME` when it was first seen, nanoseconds.
+    pub since_ns: u64,
+    /// How bad: percent of the periods, tasks, bytes, …, and the limit that it is compared with; 0 where there is none.
+    pub value: u64,
+    pub limit: u64,
+    /// It is over.
+    pub is_over: bool,
+}
+
+/// How a container's use went over the last minutes. The subject is the event's entity.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Curve {
+    /// The cgroup that was read.
+    pub cgroup: Name,
+    /// Its memory limit, bytes; `u64::MAX` for none.
+    pub limit_bytes: u64,
+    /// Between two points.
+    pub interval_ns: u64,
+    /// The oldest first; the last was taken at the event's time.
+    pub points: Vec<Point>,
+}
+
+/// One sample of a [`Curve`].
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Point {
+    /// Memory in use, KiB.
+    pub memory_kib: u32,
+    /// Of it page cache, and shared memory with tmpfs, in 255ths; what is left is anonymous memory and the kernel's.
+    pub file_share: u8,
+    pub shmem_share: u8,
+    /// CPU time since the point before, thousandths of one core.
+    pub cpu_milli: u16,
+    /// Of its periods since the point before, how many it was throttled in, percent.
+    pub throttled: u8,
+}
+
 /// What fills a cgroup, and how its counters moved, read when something lethal arrived. The subject is the event's entity; the
 /// cgroup is its own, or the one above it whose limit was full.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
