@@ -50,6 +50,11 @@ pub struct CollectorSection {
     /// How often the fill of the kernel's table of connections is looked at; 0 for never.
     #[serde(deserialize_with = "units::duration")]
     pub conntrack_interval: Duration,
+    /// How often each container is sampled for the curve of its use and for what is wrong with it while it lives, where
+    /// `evidence` is on. A trouble begins and ends after six samples; curves reach 180 samples back. 0
+    /// for never.
+    #[serde(deserialize_with = "units::duration")]
+    pub watch_interval: Duration,
 }
 
 impl Default for CollectorSection {
@@ -63,6 +68,7 @@ impl Default for CollectorSection {
             evidence: true,
             evidence_arguments: false,
             conntrack_interval: Duration::from_secs(5),
+            watch_interval: crate::evidence::WATCH_INTERVAL,
         }
     }
 }

@@ -7,6 +7,8 @@
 mod full_mount;
 mod read;
 mod samples;
+mod tasks;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,16 +17,23 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tapio_probes::record::CGROUP_V1_MEMORY;
-use tapio_wire::event::{CgroupUse, Detail, EntityId, Event, Lane, Member, NO_NAME, Observation, Source};
+use tapio_wire::event::{
+    CgroupUse, Curve, Detail, EntityId, Event, Lane, Member, NO_NAME, Observation, Point, Source, Trouble,
+};
 
+use crate::decode::Batch;
 use crate::identity::Identity;
 use crate::intake::Intake;
 use crate::latency::boottime_ns;
 use full_mount::{FullMount, full_mount};
 use read::{Mounts, Process, Reading};
 use samples::{Counters, Samples};
+use watch::{Told, Watch, Whose};
 
 const SIGBUS: u32 = 7;
+
+/// How often containers are sampled by default.
+pub const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Requests that wait for the thread.
 const REQUESTS_MAX: usize = 128;
@@ -153,12 +162,15 @@ pub struct EvidenceReader {
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
     samples: Samples,
+    watch: Watch,
+    node: EntityId,
     allowance: u32,
     refilled: Instant,
 }
 
-/// Both ends. With `with_arguments`, a sender's arguments are told, not only its program.
-pub fn channel(with_arguments: bool) -> (Evidence, EvidenceReader) {
+/// Both ends. With `with_arguments`, a sender's arguments are told, not only its program. What lives is
+/// sampled every `watch_interval`; troubles of the node are told of `node`.
+pub fn channel(with_arguments: bool, watch_interval: Duration, node: EntityId) -> (Evidence, EvidenceReader) {
     let (sender, requests) = bounded(REQUESTS_MAX);
     let counts = Arc::<EvidenceCounts>::default();
     let reader = EvidenceReader {
@@ -168,6 +180,8 @@ pub fn channel(with_arguments: bool) -> (Evidence, EvidenceReader) {
         with_arguments,
         recent: HashMap::default(),
         samples: Samples::default(),
+        watch: Watch::new(watch_interval),
+        node,
         allowance: READINGS_BURST,
         refilled: Instant::now(),
     };
@@ -184,11 +198,17 @@ impl EvidenceReader {
     pub fn run(mut self, mut intake: Intake) {
         loop {
             let now = Instant::now();
+            let mut told = Vec::new();
             if self.samples.is_due(now) {
                 let mounts = &self.mounts;
                 self.samples.look(now, mounts.containers().map(|(path, reading)| (path, counters(&reading))));
             }
-            match self.requests.recv_timeout(intake.sleep_limit()) {
+            if self.watch.has_work(now) {
+                self.watch.work(now, &self.mounts, &mut told);
+            }
+            self.tell_watched(now, told, &mut intake);
+            let pause = if self.watch.has_work(now) { Duration::ZERO } else { intake.sleep_limit() };
+            match self.requests.recv_timeout(pause) {
                 Ok(request) => self.answer(&request, &mut intake),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -233,18 +253,62 @@ impl EvidenceReader {
         };
         let full_mount = request.is_bus_error.then(|| full_mount(mounted_for(request.pid, &readings))).flatten();
         for (level, reading) in readings.iter().enumerate() {
-            while intake.room_of(Lane::Lethal) == 0 {
-                intake.begin();
-                intake.flush(true);
-                if intake.room_of(Lane::Lethal) == 0 {
-                    std::thread::sleep(intake.sleep_limit());
-                }
-            }
+            wait_for_room(intake);
             tell(intake, request, reading, process.as_ref().filter(|_| level == 0));
             let is_full = request.full_height == Some(reading.height) && reading.height > 0;
             if level == 0 || is_full {
                 let difference = self.samples.difference(now, &reading.path, counters(reading));
                 tell_use(intake, request, reading, difference, is_full, full_mount.as_ref().filter(|_| level == 0));
+            }
+            if level == 0
+                && let Some((limit_bytes, mut points)) = self.watch.curve(&reading.path)
+            {
+                // What it was at the end, which no sample has seen.
+                if let Some(last) = points.last().copied() {
+                    let memory_kib = u32::try_from(reading.memory_usage_bytes >> 10).unwrap_or(u32::MAX);
+                    points.push(Point { memory_kib: memory_kib.max(last.memory_kib), ..last });
+                }
+                wait_for_room(intake);
+                let of = CurveOf { path: &reading.path, limit_bytes, interval: self.watch.interval() };
+                tell_curve(intake, |_, _| (request.entity, request.pid), of, points);
+            }
+        }
+    }
+
+    fn tell_watched(&self, now: Instant, told: Vec<Told>, intake: &mut Intake) {
+        for told in told {
+            wait_for_room(intake);
+            match told {
+                Told::Curve { path } => {
+                    if let Some((limit_bytes, points)) = self.watch.curve(&path) {
+                        let whose = |batch: &mut Batch, identity: &mut Identity| {
+                            (identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities), 0)
+                        };
+                        let of = CurveOf { path: &path, limit_bytes, interval: self.watch.interval() };
+                        tell_curve(intake, whose, of, points);
+                    }
+                }
+                Told::Trouble { whose, pid, what, place, comm, since, value, limit, is_over } => {
+                    intake.observe(|batch, identity| Event {
+                        time_ns: boottime_ns(),
+                        entity: match &whose {
+                            Whose::Cgroup(path) => identity.resolve_path(path, Lane::Lethal, &mut batch.body.entities),
+                            Whose::Node => self.node,
+                        },
+                        pid,
+                        source: Source::Collector,
+                        body: Detail::Trouble(Box::new(Trouble {
+                            what: batch.text(what.name()),
+                            place: batch.text(&place),
+                            comm: batch.text(&comm),
+                            since_ns: boottime_ns()
+                                .saturating_sub(now.saturating_duration_since(since).as_nanos() as u64),
+                            value,
+                            limit,
+                            is_over,
+                        })),
+                    });
+                }
             }
         }
     }
@@ -260,6 +324,38 @@ impl EvidenceReader {
         self.allowance = self.allowance.saturating_sub(1);
         may
     }
+}
+
+fn wait_for_room(intake: &mut Intake) {
+    while intake.room_of(Lane::Lethal) == 0 {
+        intake.begin();
+        intake.flush(true);
+        if intake.room_of(Lane::Lethal) == 0 {
+            std::thread::sleep(intake.sleep_limit());
+        }
+    }
+}
+
+/// The cgroup whose curve it is.
+struct CurveOf<'a> {
+    path: &'a str,
+    limit_bytes: u64,
+    interval: Duration,
+}
+
+fn tell_curve(
+    intake: &mut Intake,
+    whose: impl FnOnce(&mut Batch, &mut Identity) -> (EntityId, u32),
+    of: CurveOf<'_>,
+    points: Vec<Point>,
+) {
+    intake.observe(|batch, identity| {
+        let (entity, pid) = whose(batch, identity);
+        let cgroup = batch.text(of.path);
+        let interval_ns = of.interval.as_nanos() as u64;
+        let curve = Curve { cgroup, limit_bytes: of.limit_bytes, interval_ns, points };
+        Event { time_ns: boottime_ns(), entity, pid, source: Source::Collector, body: Detail::Curve(Box::new(curve)) }
+    });
 }
 
 /// Whose mounts may hold what a process wrote to: its own, and, when it is gone, those of the others in its cgroup.
@@ -388,7 +484,7 @@ mod tests {
 
     #[test]
     fn a_full_channel_drops_requests_and_counts_them() {
-        let (evidence, reader) = channel(false);
+        let (evidence, reader) = channel(false, WATCH_INTERVAL, 7);
         let identity = Identity::new(Vec::new());
         for _ in 0..REQUESTS_MAX + 7 {
             evidence.ask(&death(9), 3, 0, &identity);
@@ -402,7 +498,7 @@ mod tests {
     fn many_deaths_in_one_cgroup_are_one_reading_and_in_many_cgroups_a_bounded_number() {
         let (queues, _parker) = Queues::new(64);
         let shared = Shared::for_config(&Config::default(), queues);
-        let (evidence, reader) = channel(false);
+        let (evidence, reader) = channel(false, WATCH_INTERVAL, 7);
         let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));
         for _ in 0..20 {
             evidence.ask(&death(9), 3, 0, &identity);

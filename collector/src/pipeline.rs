@@ -228,7 +228,11 @@ impl Pipeline {
                     );
                     let (asking, reading) = match config.collector.evidence {
                         true => {
-                            let (asking, reading) = evidence::channel(config.collector.evidence_arguments);
+                            let (asking, reading) = evidence::channel(
+                                config.collector.evidence_arguments,
+                                config.collector.watch_interval,
+                                node_id(&node_name),
+                            );
                             evidence_counts = reading.counts();
                             (Some(asking), Some(reading))
                         }

@@ -19,6 +19,7 @@ pub mod probes;
 pub mod processes;
 pub mod report;
 pub mod storm;
+pub mod troubles;
 pub mod truth;
 pub mod units;
 

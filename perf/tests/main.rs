@@ -32,4 +32,5 @@ mod small_ring;
 mod spool;
 mod storm;
 mod tls;
+mod troubles;
 mod truth;

@@ -379,3 +379,47 @@ fn the_second_victim_of_one_shortage_died_of_the_same_limit_though_it_had_room_a
     assert_eq!(killed(100 * SECOND - 40 * MS), "second-limit-kill");
     assert_eq!(killed(40 * SECOND), "node-memory-exhausted", "the first one's memory was given back long ago");
 }
+
+#[test]
+fn the_curve_before_a_memory_kill_tells_a_leak_from_a_spike() {
+    let told = |mib: Vec<u32>| {
+        let mut node = Node::new("n1");
+        let web = node.container("c1", "0123456789ab");
+        let process = Process::init(web, 100, "java");
+        node.oom(100 * SECOND, process, 100 * MIB, 100 * MIB);
+        node.signal(100 * SECOND, process, SIGKILL, None);
+        node.exit(100 * SECOND + MS, process, SIGKILL);
+        node.curve(100 * SECOND + 2 * MS, web, 100 * MIB, mib);
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].pattern, "memory-limit-kill");
+        (found[0].summary.clone(), found[0].advice.join(" "))
+    };
+    let (summary, advice) = told((0..90).map(|at| 10 + at).collect());
+    assert!(summary.contains("a leak") && advice.contains("Find the leak"), "{summary} {advice}");
+    let (summary, advice) = told([vec![20; 60], vec![99]].concat());
+    assert!(summary.contains("a spike") && advice.contains("at once"), "{summary} {advice}");
+    let (summary, _) = told(vec![99; 3]);
+    assert!(!summary.contains("leak") && !summary.contains("spike"), "{summary}");
+}
+
+#[test]
+fn hundreds_of_children_that_end_with_their_namespace_do_not_hide_what_its_init_died_of() {
+    let mut node = Node::new("n1");
+    let web = node.container("c1", "0123456789ab");
+    let init = Process::init(web, 100, "postgres");
+    node.oom(100 * SECOND, init, 32 * MIB, 32 * MIB);
+    node.signal(100 * SECOND, init, SIGKILL, None);
+    for number in 0..300 {
+        let child = Process::child(web, 200 + number, "postgres");
+        node.signal(100 * SECOND + MS, child, SIGKILL, None);
+        node.exit(100 * SECOND + 2 * MS, child, SIGKILL);
+    }
+    node.exit(100 * SECOND + 3 * MS, init, SIGKILL);
+    node.lethal(101 * SECOND);
+    let of_init: Vec<_> =
+        findings_of(&node).into_iter().filter(|one| one.death.as_ref().is_some_and(|death| death.pid == 100)).collect();
+    assert_eq!(of_init.len(), 1, "{of_init:#?}");
+    assert_eq!(of_init[0].pattern, "memory-limit-kill");
+}

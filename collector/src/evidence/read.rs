@@ -71,6 +71,7 @@ pub struct Mounts {
     memory: Option<PathBuf>,
     pids: Option<PathBuf>,
     cpu: Option<PathBuf>,
+    cpuacct: Option<PathBuf>,
 }
 
 impl Mounts {
@@ -90,10 +91,15 @@ impl Mounts {
             let has = |controller: &str| options.split(',').any(|option| option == controller);
             let slots = match kind {
                 "cgroup2" => vec![&mut found.version_2],
-                "cgroup" => [("memory", &mut found.memory), ("pids", &mut found.pids), ("cpu", &mut found.cpu)]
-                    .into_iter()
-                    .filter_map(|(controller, slot)| has(controller).then_some(slot))
-                    .collect(),
+                "cgroup" => [
+                    ("memory", &mut found.memory),
+                    ("pids", &mut found.pids),
+                    ("cpu", &mut found.cpu),
+                    ("cpuacct", &mut found.cpuacct),
+                ]
+                .into_iter()
+                .filter_map(|(controller, slot)| has(controller).then_some(slot))
+                .collect(),
                 _ => continue,
             };
             for slot in slots {
@@ -110,22 +116,94 @@ impl Mounts {
         self.read_at(&Paths::of(&of_process, path, path_is_version_1))
     }
 
-    /// The cgroups of containers with the counters that are compared over time, by the path that readings have.
-    pub fn containers(&self) -> impl Iterator<Item = (String, Reading)> {
-        let root = self.cpu.as_ref().or(self.memory.as_ref()).or(self.version_2.as_ref());
+    /// The cgroups of containers, by the path that readings have.
+    pub fn container_paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
-        if let Some(root) = root {
+        // A container is in all hierarchies as a rule; one that is not in all is seen in one of these.
+        let of_version_1 = [&self.cpu, &self.memory].into_iter().flatten();
+        for root in of_version_1.chain(self.version_2.as_ref().filter(|_| self.memory.is_none())) {
             crate::identity::scan_below(root, root, &mut |_, path| {
                 if crate::identity::is_container(path) {
                     paths.push(path.to_owned());
                 }
             });
         }
-        paths.into_iter().map(|path| {
+        paths.sort_unstable();
+        paths.dedup();
+        paths
+    }
+
+    /// The same with the counters that are compared over time.
+    pub fn containers(&self) -> impl Iterator<Item = (String, Reading)> {
+        self.container_paths().into_iter().map(|path| {
             let mut reading = Reading::default();
             self.read_counters(&mut reading, &path);
             (path, reading)
         })
+    }
+
+    /// What changes rarely: a container's limits, and what its memory consists of.
+    pub fn limits(&self, path: &str) -> Limits {
+        let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
+        let mut limits = Limits { memory_bytes: u64::MAX, pids: u64::MAX, high_bytes: u64::MAX, ..Limits::default() };
+        let folder = match (at(&self.memory), at(&self.version_2)) {
+            (Some(folder), _) => {
+                let limit = number(&folder.join("memory.limit_in_bytes"));
+                limits.memory_bytes = if limit >= 1 << 62 { u64::MAX } else { limit };
+                folder
+            }
+            (None, Some(folder)) => {
+                limits.memory_bytes = number(&folder.join("memory.max"));
+                limits.high_bytes = number(&folder.join("memory.high"));
+                folder
+            }
+            (None, None) => return limits,
+        };
+        let memory = Breakdown::of(&text(&folder.join("memory.stat")).unwrap_or_default());
+        let all = memory.anon + memory.file + memory.shmem + memory.kernel;
+        let share = |bytes: u64| (bytes.saturating_mul(255).checked_div(all).unwrap_or(0)) as u8;
+        (limits.file_share, limits.shmem_share) = (share(memory.file), share(memory.shmem));
+        if let Some(folder) = at(&self.pids).or_else(|| at(&self.version_2)) {
+            limits.pids = match number(&folder.join("pids.max")) {
+                0 => u64::MAX,
+                limit => limit,
+            };
+        }
+        limits
+    }
+
+    /// What a container uses now; [`None`] when it is gone.
+    pub fn sample(&self, path: &str, limits: &Limits) -> Option<Sample> {
+        let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
+        let mut sample = Sample::default();
+        match (at(&self.memory), at(&self.version_2)) {
+            (Some(folder), _) => sample.memory_bytes = digits(&folder.join("memory.usage_in_bytes"))?,
+            (None, Some(folder)) => {
+                sample.memory_bytes = digits(&folder.join("memory.current"))?;
+                if limits.high_bytes != u64::MAX && limits.high_bytes != 0 {
+                    sample.high_hits = field(&text(&folder.join("memory.events")).unwrap_or_default(), "high");
+                    sample.memory_pressure = pressure(&text(&folder.join("memory.pressure")).unwrap_or_default());
+                }
+            }
+            (None, None) => return None,
+        }
+        let cpu = at(&self.cpu).or_else(|| at(&self.version_2));
+        if let Some(stat) = cpu.and_then(|cpu| text(&cpu.join("cpu.stat"))) {
+            sample.periods = field(&stat, "nr_periods");
+            sample.throttled = field(&stat, "nr_throttled");
+            sample.cpu_us = field(&stat, "usage_usec");
+        }
+        if let Some(folder) = at(&self.cpuacct) {
+            // Version 1 counts it in nanoseconds, in a controller of its own.
+            sample.cpu_us = number(&folder.join("cpuacct.usage")) / 1000;
+        }
+        if limits.pids != u64::MAX
+            && let Some(folder) = at(&self.pids).or_else(|| at(&self.version_2))
+        {
+            sample.pids = number(&folder.join("pids.current"));
+            sample.pids_hits = field(&text(&folder.join("pids.events")).unwrap_or_default(), "max");
+        }
+        Some(sample)
     }
 
     /// Only what grows.
@@ -176,6 +254,31 @@ impl Mounts {
         }
         readings
     }
+}
+
+/// What a container may use, and what its memory consists of, in 255ths. No limit is `u64::MAX`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub memory_bytes: u64,
+    pub high_bytes: u64,
+    pub pids: u64,
+    pub file_share: u8,
+    pub shmem_share: u8,
+}
+
+/// What a container uses at a moment, and its counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    pub memory_bytes: u64,
+    pub cpu_us: u64,
+    pub periods: u64,
+    pub throttled: u64,
+    pub pids: u64,
+    /// How often a process could not be made for `pids.max`.
+    pub pids_hits: u64,
+    /// How often it was above `memory.high`, and the share of the last ten seconds in which all waited, hundredths of a percent.
+    pub high_hits: u64,
+    pub memory_pressure: u32,
 }
 
 /// A process's cgroup in each hierarchy.
@@ -340,6 +443,10 @@ fn collect_members(root: &Path, folder: &Path, level: usize, looked_at: &mut usi
 
 fn text(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
+}
+
+fn digits(path: &Path) -> Option<u64> {
+    text(path)?.trim().parse().ok()
 }
 
 fn number(path: &Path) -> u64 {
@@ -573,6 +680,7 @@ mod tests {
             memory: Some("/sys/fs/cgroup/memory".into()),
             pids: None,
             cpu: Some("/sys/fs/cgroup/cpu".into()),
+            cpuacct: Some("/sys/fs/cgroup/cpu".into()),
         };
         assert_eq!(mounts, expected);
     }

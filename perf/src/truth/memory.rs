@@ -53,6 +53,7 @@ pub const ALL: &[Scenario] = &[
         says: &["tenant.slice"],
         ..Scenario::new("slice-limit-full", ABOVE, slice_limit, &["slice-limit-kill"])
     },
+    Scenario::new("many-children-fill-it-init-is-chosen", "memory limit", crowd, &["memory-limit-kill"]),
     Scenario::new("exec-session-oom", CHILD, session_oom, &["session-oom"]),
     Scenario {
         says: &["tmpfs", "shmem", "shared memory"],
@@ -185,6 +186,14 @@ fn slice_limit(stage: &mut Stage) -> Result<Caused, Error> {
 }
 
 /// What `kubectl exec` starts is killed for its memory, and the container goes on.
+/// Children hold what fills the limit, and the first process is killed for it: it has the highest score.
+fn crowd(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(LIMIT_MIB))?;
+    let script = "echo 1000 >/proc/self/oom_score_adj; while :; do \
+                  (echo 0 >/proc/self/oom_score_adj; x=$(head -c 1000000 /dev/zero | tr '\\0' a); sleep 60) & sleep 0.1; done";
+    stage.play_out(&room, Pids::Own, script)
+}
+
 fn session_oom(stage: &mut Stage) -> Result<Caused, Error> {
     let room = stage.room(Some(LIMIT_MIB))?;
     let mut actor = stage.start(

@@ -242,6 +242,21 @@ impl Stage {
     }
 }
 
+/// A container's cgroup of one controller; dropping removes it.
+pub struct Controlled {
+    cgroup: Option<Cgroup>,
+    folder: PathBuf,
+}
+
+impl Controlled {
+    /// Writes the file of either version: its name there, and the text.
+    pub fn set(&self, version_1: (&str, &str), version_2: (&str, &str)) -> Result<(), Error> {
+        let (file, text) = if self.cgroup.is_some() { version_1 } else { version_2 };
+        let path = self.folder.join(file);
+        fs::write(&path, text).context(|| format!("write {text:?} to {}", path.display()))
+    }
+}
+
 impl Room {
     /// The cgroup that limits its memory.
     pub fn limiting(&self) -> &Cgroup {
@@ -249,6 +264,28 @@ impl Room {
             (Some(v1), MemoryControl::V1) => v1,
             _ => &self.v2,
         }
+    }
+
+    /// Its cgroup of another controller, with this process in it, where that controller is of version 1; otherwise its unified one,
+    /// with the controller switched on.
+    pub fn controller(&self, name: &str, pid: u32) -> Result<Controlled, Error> {
+        let relative = self.name.path();
+        let root = Path::new("/sys/fs/cgroup").join(name);
+        if root.join("cgroup.procs").exists() {
+            let cgroup = Cgroup::create(&root, &relative, false)?;
+            cgroup.write("cgroup.procs", &pid.to_string())?;
+            return Ok(Controlled { cgroup: Some(cgroup), folder: root.join(relative) });
+        }
+        let mut folder = self.v2.path().to_owned();
+        for _ in relative.split('/') {
+            folder.pop();
+        }
+        for component in relative.split('/') {
+            let file = folder.join("cgroup.subtree_control");
+            fs::write(&file, format!("+{name}")).context(|| format!("switch {name} on in {}", file.display()))?;
+            folder.push(component);
+        }
+        Ok(Controlled { cgroup: None, folder })
     }
 
     /// The folder of its unified cgroup.

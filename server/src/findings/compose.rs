@@ -82,7 +82,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
             .filter(|advice| !advice.is_empty())
             .collect(),
         death: death(anchor, context.entity_ring, verdict),
-        summary: pattern.summary.render(&subject).trim().to_owned(),
+        summary: joined(&pattern.summary.render(&subject)),
         published_ns: 0,
         last_boottime_ns: all().map(|signal| signal.boottime_ns).max()?,
         revision: 0,
@@ -101,6 +101,11 @@ pub fn end(finding: &mut Finding, signal: &Signal) {
     finding.ongoing = false;
     finding.resolved_ns = signal.realtime_ns;
     finding.evidence.push(piece(END, "", signal));
+}
+
+/// A text without the gaps that parts left out leave behind.
+fn joined(text: &str) -> String {
+    text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ").trim().to_owned()
 }
 
 /// The title; what is only possible begins with that word, what stands for several says so.

@@ -1,8 +1,8 @@
 //! The recent signals of every entity, pod and node.
 //!
 //! What enters: signals that some step may want. What leaves: the ring in which a pattern looks for its evidence. What must
-//! hold: a ring has at most [`RING_MAX`] signals and all rings together at most `signals_max`; the oldest go first and are
-//! counted.
+//! hold: a ring has at most [`RING_MAX`] signals and all rings together at most `signals_max`; of what there is most the oldest go
+//! first, and are counted.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use super::joins::RingKey;
 use super::pattern::StepMask;
 use super::schema::Scope;
-use crate::correlate::signal::Signal;
+use crate::correlate::signal::{Signal, SignalKind};
 
 /// Signals in one ring.
 pub const RING_MAX: usize = 128;
@@ -26,6 +26,22 @@ pub struct Noted {
 
 /// Signals in the order of their arrival.
 pub type Ring = VecDeque<Arc<Noted>>;
+
+/// Takes one signal out of a full ring: the oldest of the kind that there is most of, and of those one that is not about a
+/// container's first process. A pid namespace that is torn down ends hundreds of processes, before its first one is through with it;
+/// they must not push out what that one died of.
+fn make_room(ring: &mut Ring) {
+    let mut counts = [0_u16; SignalKind::ALL.len()];
+    for noted in ring.iter() {
+        counts[noted.signal.kind() as usize] += 1;
+    }
+    let most = counts.iter().copied().max().unwrap_or(0);
+    let is_common = |noted: &Arc<Noted>| counts[noted.signal.kind() as usize] == most;
+    let is_led = |noted: &Arc<Noted>| noted.signal.pid != 0 && noted.signal.is_lead();
+    let place =
+        ring.iter().position(|noted| is_common(noted) && !is_led(noted)).or_else(|| ring.iter().position(is_common));
+    ring.remove(place.unwrap_or(0));
+}
 
 /// See the module.
 pub struct History {
@@ -57,7 +73,7 @@ impl History {
         for &key in keys {
             let ring = self.rings.entry(key).or_default();
             if ring.len() == RING_MAX {
-                ring.pop_front();
+                make_room(ring);
                 self.evicted += 1;
             }
             ring.push_back(Arc::clone(&noted));
@@ -91,7 +107,7 @@ impl History {
                 continue;
             }
             if ring.len() == RING_MAX {
-                ring.pop_front();
+                make_room(ring);
                 self.evicted += 1;
             }
             let place = ring.partition_point(|other| other.serial < noted.serial);

@@ -20,7 +20,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 77] = [
+const EMBEDDED: [(&str, &str); 82] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -42,6 +42,7 @@ const EMBEDDED: [(&str, &str); 77] = [
     ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
     ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
     ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
+    ("disk-nearly-full.yaml", include_str!("../../patterns/disk-nearly-full.yaml")),
     ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),
     ("drained.yaml", include_str!("../../patterns/drained.yaml")),
     ("ended-by-controller.yaml", include_str!("../../patterns/ended-by-controller.yaml")),
@@ -62,6 +63,7 @@ const EMBEDDED: [(&str, &str); 77] = [
     ("killed-by-own-process.yaml", include_str!("../../patterns/killed-by-own-process.yaml")),
     ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
     ("liveness-probe-kill.yaml", include_str!("../../patterns/liveness-probe-kill.yaml")),
+    ("memory-high-stall.yaml", include_str!("../../patterns/memory-high-stall.yaml")),
     ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
     ("node-allocatable-kill.yaml", include_str!("../../patterns/node-allocatable-kill.yaml")),
     ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
@@ -70,6 +72,7 @@ const EMBEDDED: [(&str, &str); 77] = [
     ("packets-vanish.yaml", include_str!("../../patterns/packets-vanish.yaml")),
     ("pid-limit.yaml", include_str!("../../patterns/pid-limit.yaml")),
     ("pid-namespace-ended.yaml", include_str!("../../patterns/pid-namespace-ended.yaml")),
+    ("pids-at-limit.yaml", include_str!("../../patterns/pids-at-limit.yaml")),
     ("pod-deleted.yaml", include_str!("../../patterns/pod-deleted.yaml")),
     ("pod-limit-kill.yaml", include_str!("../../patterns/pod-limit-kill.yaml")),
     ("pods-refused.yaml", include_str!("../../patterns/pods-refused.yaml")),
@@ -91,7 +94,9 @@ const EMBEDDED: [(&str, &str); 77] = [
     ("stopped-from-outside.yaml", include_str!("../../patterns/stopped-from-outside.yaml")),
     ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
     ("storage-stall.yaml", include_str!("../../patterns/storage-stall.yaml")),
+    ("task-blocked.yaml", include_str!("../../patterns/task-blocked.yaml")),
     ("throttled-into-probe-failure.yaml", include_str!("../../patterns/throttled-into-probe-failure.yaml")),
+    ("throttled-now.yaml", include_str!("../../patterns/throttled-now.yaml")),
     ("unit-restart-loop.yaml", include_str!("../../patterns/unit-restart-loop.yaml")),
     ("unit-start-limit.yaml", include_str!("../../patterns/unit-start-limit.yaml")),
     ("unschedulable.yaml", include_str!("../../patterns/unschedulable.yaml")),

@@ -1,7 +1,8 @@
 //! What Kubernetes says of pods that do not start.
 
 use tapio_wire::event::{
-    ContainerState, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, NO_NAME, ObjectState, PodState, Rollout,
+    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, NO_NAME, ObjectState, PodState, Point,
+    Rollout, Trouble,
 };
 
 use super::Node;
@@ -87,6 +88,21 @@ impl Node {
             (self.name("process events"), self.name(if count > 0 { "flood" } else { "flood is over" }));
         let gap = Gap { what, reason, from_ns: at, until_ns: at, found_gone: count };
         self.push(at, entity, 0, Detail::Gap(Box::new(gap)));
+    }
+
+    /// What the collector sees in a cgroup that lives.
+    pub fn trouble(&mut self, at: u64, entity: EntityId, what: &str, place: &str, is_over: bool) {
+        let [what, place, comm] = [what, place, "dd"].map(|text| self.name(text));
+        let since_ns = at.saturating_sub(60 * super::SECOND);
+        let trouble = Trouble { what, place, comm, since_ns, value: 97, limit: 100, is_over };
+        self.push(at, entity, 4711, Detail::Trouble(Box::new(trouble)));
+    }
+
+    /// How a container's memory went, MiB, ten seconds apart, of which nothing is page cache.
+    pub fn curve(&mut self, at: u64, entity: EntityId, limit_bytes: u64, mib: impl IntoIterator<Item = u32>) {
+        let points = mib.into_iter().map(|mib| Point { memory_kib: mib << 10, ..Point::default() }).collect();
+        let curve = Curve { cgroup: NO_NAME, limit_bytes, interval_ns: 10 * super::SECOND, points };
+        self.push(at, entity, 0, Detail::Curve(Box::new(curve)));
     }
 
     /// A workload, with its names.

@@ -1,0 +1,171 @@
+//! Workloads that live and are wrong: each is told of while it lasts, and is over when it is.
+//!
+//! In: nothing. Out: findings. What must hold: a container that is throttled by its CPU limit, one that wants more processes than it
+//! may have, and one that writes to a file system that is frozen have each a finding that goes on; once they are well it is over.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Serialize;
+use tapio_wire::service::Finding;
+
+use crate::client::Client;
+use crate::clock::wait_for;
+use crate::error::{Context, Error};
+use crate::inject::{InjectOptions, Injector};
+use crate::processes::collector::Feed;
+use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
+use crate::truth::stage::{Actor, Pids, Room, Stage};
+
+/// How long a trouble may take to be told, and to be over: samples are taken every second here.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// What was told of a trouble.
+#[derive(Clone, Debug, Serialize)]
+pub struct Told {
+    pub pattern: String,
+    pub title: String,
+    pub lasted_ns: u64,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct TroublesReport {
+    pub told: Vec<Told>,
+    /// Samples of the curve that a container had before it died.
+    pub curve_points: usize,
+}
+
+/// A file system in a file that can be frozen. Dropping thaws and removes it.
+struct Disk {
+    mount: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Disk {
+    fn make() -> Result<Self, Error> {
+        let folder = tempfile::tempdir().context(|| "make a temporary folder".into())?;
+        let (image, mount) = (folder.path().join("image"), folder.path().join("mount"));
+        let file = fs::File::create(&image).context(|| format!("make {}", image.display()))?;
+        file.set_len(64 << 20).context(|| format!("size {}", image.display()))?;
+        fs::create_dir(&mount).context(|| format!("make {}", mount.display()))?;
+        run("mkfs.ext4", &["-q", "-F", &image.display().to_string()])?;
+        run("mount", &["-o", "loop", &image.display().to_string(), &mount.display().to_string()])?;
+        Ok(Self { mount, _folder: folder })
+    }
+
+    fn freeze(&self, is_frozen: bool) -> Result<(), Error> {
+        run("fsfreeze", &[if is_frozen { "-f" } else { "-u" }, &self.mount.display().to_string()])
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It may be thawed already; what is mounted must not stay.
+        let _ = self.freeze(false);
+        let _ = run("umount", &["-l", &self.mount.display().to_string()]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), Error> {
+    let output = Command::new(program).args(arguments).output().context(|| format!("start {program}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::Invalid(format!("{program} {}: {said}", arguments.join(" "))))
+}
+
+/// Runs it.
+pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
+    let program = binary("tapio-perf", &bin_dir(bin.as_deref())?)?;
+    let inject = InjectOptions { memory_bytes: 32 << 20, keep: Duration::from_millis(200), program: program.clone() };
+    let mut stage = Stage::new(Injector::new(inject)?, program)?;
+    let server = Server::start(&ServerOptions { bin_dir: bin.clone(), ..ServerOptions::default() })?;
+    let _collector = Collector::start(&CollectorOptions {
+        bin_dir: bin,
+        node: "troubles".into(),
+        server: server.address(),
+        feed: Feed::Ebpf,
+        extra_collector: ", watch_interval: 1s".into(),
+        ..CollectorOptions::default()
+    })?;
+    let mut client = Client::connect(&server.address())?;
+    let disk = Disk::make()?;
+
+    let slow = start(&mut stage, None, "while :; do :; done")?;
+    let cpu = slow.0.controller("cpu", slow.1.pid)?;
+    cpu.set(("cpu.cfs_quota_us", "20000"), ("cpu.max", "20000 100000"))?;
+    // A shell that cannot fork ends: one within another tries it, and the outer one, which counts as well, always finds room.
+    let crowded =
+        start(&mut stage, None, "while :; do /bin/sh -c 'sleep 0.3 & sleep 0.3 & sleep 0.3 & sleep 0.3 & wait'; done")?;
+    let pids = crowded.0.controller("pids", crowded.1.pid)?;
+    pids.set(("pids.max", "4"), ("pids.max", "4"))?;
+    let file = disk.mount.join("file").display().to_string();
+    let hung = start(&mut stage, None, &format!("while :; do echo x >{file}; sleep 0.1; done"))?;
+    disk.freeze(true)?;
+
+    let mut report = TroublesReport::default();
+    let wanted = [(&slow, "throttled-now"), (&crowded, "pids-at-limit"), (&hung, "task-blocked")];
+    for (of, pattern) in wanted {
+        await_finding(&mut client, of, pattern, |finding| finding.ongoing)?;
+    }
+    disk.freeze(false)?;
+    cpu.set(("cpu.cfs_quota_us", "-1"), ("cpu.max", "max 100000"))?;
+    pids.set(("pids.max", "max"), ("pids.max", "max"))?;
+    for (of, pattern) in wanted {
+        let over = await_finding(&mut client, of, pattern, |finding| !finding.ongoing && finding.resolved_ns > 0)?;
+        report.told.push(Told {
+            lasted_ns: over.resolved_ns.saturating_sub(over.started_ns),
+            pattern: over.pattern,
+            title: over.title,
+        });
+    }
+
+    // More and more is held in it, and its first process is killed for that: the finding says so.
+    let eats = "echo 1000 >/proc/self/oom_score_adj; while :; do \
+                (echo 0 >/proc/self/oom_score_adj; x=$(head -c 500000 /dev/zero | tr '\\0' a); sleep 60) & sleep 0.5; done";
+    let leaking = start(&mut stage, Some(24), eats)?;
+    let killed = await_finding(&mut client, &leaking, "memory-limit-kill", |finding| {
+        finding.evidence.iter().any(|piece| piece.kind == "curve")
+    })?;
+    report.told.push(Told { pattern: killed.pattern, title: killed.summary, lasted_ns: 0 });
+    report.curve_points = killed.evidence.iter().filter(|piece| piece.kind == "curve").count();
+    Ok(report)
+}
+
+fn start(stage: &mut Stage, limit_mib: Option<u64>, script: &str) -> Result<(Room, Actor), Error> {
+    let room = stage.room(limit_mib)?;
+    let actor = stage.start(&room, Pids::Own, script)?;
+    Ok((room, actor))
+}
+
+fn await_finding(
+    client: &mut Client,
+    of: &(Room, Actor),
+    pattern: &str,
+    is_it: impl Fn(&Finding) -> bool,
+) -> Result<Finding, Error> {
+    let container = &of.0.name.container_id;
+    wait_for(&format!("the finding {pattern}"), LIMIT, |seen| {
+        let all = client.findings()?;
+        *seen = all.iter().map(|one| format!("{} {} ongoing {}; ", one.pattern, one.title, one.ongoing)).collect();
+        Ok(all.into_iter().find(|one| {
+            one.pattern == pattern
+                && one.entity.as_ref().is_some_and(|entity| entity.container_id == *container)
+                && is_it(one)
+        }))
+    })
+}
+
+impl fmt::Display for TroublesReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for told in &self.told {
+            writeln!(f, "{:18} {:>6} ms  {}", told.pattern, told.lasted_ns / 1_000_000, told.title)?;
+        }
+        Ok(())
+    }
+}
