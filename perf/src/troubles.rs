@@ -125,6 +125,12 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
         });
     }
 
+    let twice = client.findings()?.into_iter().filter(|one| one.pattern == "pids-at-limit").collect::<Vec<_>>();
+    if twice.len() > 1 {
+        let told: String = twice.iter().map(|one| format!("{} {} {:#?}\n", one.id, one.title, one.evidence)).collect();
+        return Err(Error::Invalid(format!("one trouble is told twice: {told}")));
+    }
+
     // More and more is held in it, and its first process is killed for that: the finding says so.
     let eats = "echo 1000 >/proc/self/oom_score_adj; while :; do \
                 (echo 0 >/proc/self/oom_score_adj; x=$(head -c 500000 /dev/zero | tr '\\0' a); sleep 60) & sleep 0.5; done";
@@ -152,7 +158,10 @@ fn await_finding(
     let container = &of.0.name.container_id;
     wait_for(&format!("the finding {pattern}"), LIMIT, |seen| {
         let all = client.findings()?;
-        *seen = all.iter().map(|one| format!("{} {} ongoing {}; ", one.pattern, one.title, one.ongoing)).collect();
+        *seen = all
+            .iter()
+            .map(|one| format!("{} {} {} ongoing {}; ", one.id, one.pattern, one.title, one.ongoing))
+            .collect();
         Ok(all.into_iter().find(|one| {
             one.pattern == pattern
                 && one.entity.as_ref().is_some_and(|entity| entity.container_id == *container)

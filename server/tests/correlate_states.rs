@@ -270,3 +270,36 @@ fn troubles_of_what_lives_have_a_beginning_and_an_end() {
         assert!(!only(&node, expected).ongoing, "{what}");
     }
 }
+
+#[test]
+fn a_state_whose_beginning_is_forgotten_goes_on_as_one_finding_and_ends() {
+    let mut node = Node::new("n1");
+    let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
+    node.trouble(100 * SECOND, web, "pids-at-limit", "", false);
+    // More of its kind than a ring of evidence holds.
+    for number in 0..300 {
+        node.trouble(101 * SECOND + number, web, "throttled", "", false);
+    }
+    node.trouble(160 * SECOND, web, "pids-at-limit", "", false);
+    node.lethal(160 * SECOND);
+    let pids = |node: &Node| {
+        let mut found = findings_of(node);
+        found.retain(|finding| finding.pattern == "pids-at-limit");
+        assert_eq!(found.len(), 1, "{found:#?}");
+        found.remove(0)
+    };
+    let found = pids(&node);
+    assert!(found.ongoing, "{found:#?}");
+    node.trouble(200 * SECOND, web, "pids-at-limit", "", true);
+    node.lethal(200 * SECOND);
+    let over = pids(&node);
+    assert!(!over.ongoing, "{over:#?}");
+    let first = findings_of(&{
+        let mut node = Node::new("n1");
+        let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
+        node.trouble(100 * SECOND, web, "pids-at-limit", "", false);
+        node.lethal(110 * SECOND);
+        node
+    });
+    assert_eq!((found.started_ns, over.started_ns), (first[0].started_ns, first[0].started_ns));
+}

@@ -26,12 +26,21 @@ type Key = (usize, EntityId);
 /// The container that a signal names, and the signal.
 type End = (Option<Arc<str>>, Arc<Noted>);
 
+/// The finding that tells of a state.
+#[derive(Clone)]
+pub struct Open {
+    /// Its last signal.
+    anchor: Arc<Noted>,
+    pub id: String,
+    /// Nanoseconds since 1970.
+    pub started_ns: u64,
+}
+
 /// See the module.
 pub struct Endings {
     /// The latest end of each container; the pod's own has no name.
     ends: Generations<Key, Vec<End>>,
-    /// The last signal of the finding that tells of a state.
-    anchors: Generations<Key, Arc<Noted>>,
+    anchors: Generations<Key, Open>,
 }
 
 impl Default for Endings {
@@ -92,17 +101,43 @@ impl Endings {
                 None if ends.len() < CONTAINERS_MAX => ends.push((container.map(Arc::from), Arc::clone(noted))),
                 _ => {}
             }
-            touched.extend(self.anchors.get(&key).cloned());
+            touched.extend(self.anchors.get(&key).map(|open| Arc::clone(&open.anchor)));
         }
         touched
     }
 
-    /// Notes that a finding of a state tells of these; its last signal is looked at again when one of them ends.
-    pub fn watch(&mut self, pattern: &Pattern, anchor: &Arc<Noted>, members: &[Arc<Noted>]) {
+    /// Notes that a finding of a state tells of these; its last signal is looked at again when one of them ends. Returns findings of
+    /// other ids that told of the same state and did not end: what they rested on is forgotten, and this one goes on in their place; and
+    /// when the first of all of it was, nanoseconds since 1970.
+    pub fn watch(
+        &mut self,
+        pattern: &Pattern,
+        anchor: &Arc<Noted>,
+        id: &str,
+        members: &[Arc<Noted>],
+    ) -> (Vec<Open>, Option<u64>) {
+        let mut first_ns = members.iter().map(|member| member.signal.realtime_ns).min();
+        let mut replaced: Vec<Open> = Vec::new();
         for member in members {
             let key = (pattern.anchor_step().number, subject_of(&member.signal));
-            self.anchors.insert(key, Arc::clone(anchor));
+            let open = self.anchors.get(&key).cloned();
+            if let Some(open) = open.filter(|open| open.id == id || self.goes_on(pattern, open)) {
+                first_ns = first_ns.min(Some(open.started_ns));
+                if open.id != id && !replaced.iter().any(|known| known.id == open.id) {
+                    replaced.push(open);
+                }
+            }
         }
+        for member in members {
+            let key = (pattern.anchor_step().number, subject_of(&member.signal));
+            let open = Open { anchor: Arc::clone(anchor), id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
+            self.anchors.insert(key, open);
+        }
+        (replaced, first_ns)
+    }
+
+    fn goes_on(&self, pattern: &Pattern, open: &Open) -> bool {
+        self.ended(pattern, std::slice::from_ref(&open.anchor)).is_none()
     }
 
     /// How the state of all of these ended; [`None`] while one goes on.

@@ -428,7 +428,10 @@ impl Worker {
             return;
         };
         let members = if pattern.is_state() { endings::members(pattern, found) } else { Vec::new() };
-        self.endings.watch(pattern, anchor, &members);
+        let (replaced, first_ns) = self.endings.watch(pattern, anchor, &id, &members);
+        let since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
+        let successor = Some(id.clone());
+        self.withdraw(replaced.into_iter().map(|open| Withdrawn { id: open.id, successor: successor.clone() }));
         let context = Context {
             id,
             count: match (pattern.is_state(), pattern.anchor_step()) {
@@ -437,7 +440,7 @@ impl Worker {
                 (false, _) => count,
             },
             ended: self.endings.ended(pattern, &members),
-            started_realtime_ns,
+            started_realtime_ns: since_ns,
             entity_ring: self.history.ring(&Joins::entity_key(&anchor.signal.entity)),
             lost: self.lost(found),
         };
