@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Levels that are read on the way to the root.
@@ -172,38 +173,24 @@ impl Mounts {
         limits
     }
 
-    /// What a container uses now; [`None`] when it is gone.
-    pub fn sample(&self, path: &str, limits: &Limits) -> Option<Sample> {
+    /// Opens what is read of a container again and again; what it has not is left out.
+    pub fn files(&self, path: &str, limits: &Limits) -> Files {
         let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
-        let mut sample = Sample::default();
-        match (at(&self.memory), at(&self.version_2)) {
-            (Some(folder), _) => sample.memory_bytes = digits(&folder.join("memory.usage_in_bytes"))?,
-            (None, Some(folder)) => {
-                sample.memory_bytes = digits(&folder.join("memory.current"))?;
-                if limits.high_bytes != u64::MAX && limits.high_bytes != 0 {
-                    sample.high_hits = field(&text(&folder.join("memory.events")).unwrap_or_default(), "high");
-                    sample.memory_pressure = pressure(&text(&folder.join("memory.pressure")).unwrap_or_default());
-                }
-            }
-            (None, None) => return None,
+        let open = |folder: Option<PathBuf>, name: &str| File::open(folder?.join(name)).ok();
+        let of_version_2 = self.memory.is_none();
+        let has_high = of_version_2 && limits.high_bytes != u64::MAX && limits.high_bytes != 0;
+        let memory = if of_version_2 { "memory.current" } else { "memory.usage_in_bytes" };
+        let folder = || if of_version_2 { at(&self.version_2) } else { at(&self.memory) };
+        let pids = || at(&self.pids).or_else(|| at(&self.version_2)).filter(|_| limits.pids != u64::MAX);
+        Files {
+            memory: open(folder(), memory),
+            memory_events: open(folder().filter(|_| has_high), "memory.events"),
+            memory_pressure: open(folder().filter(|_| has_high), "memory.pressure"),
+            cpu: open(at(&self.cpu).or_else(|| at(&self.version_2)), "cpu.stat"),
+            cpuacct: open(at(&self.cpuacct), "cpuacct.usage"),
+            pids: open(pids(), "pids.current"),
+            pids_events: open(pids(), "pids.events"),
         }
-        let cpu = at(&self.cpu).or_else(|| at(&self.version_2));
-        if let Some(stat) = cpu.and_then(|cpu| text(&cpu.join("cpu.stat"))) {
-            sample.periods = field(&stat, "nr_periods");
-            sample.throttled = field(&stat, "nr_throttled");
-            sample.cpu_us = field(&stat, "usage_usec");
-        }
-        if let Some(folder) = at(&self.cpuacct) {
-            // Version 1 counts it in nanoseconds, in a controller of its own.
-            sample.cpu_us = number(&folder.join("cpuacct.usage")) / 1000;
-        }
-        if limits.pids != u64::MAX
-            && let Some(folder) = at(&self.pids).or_else(|| at(&self.version_2))
-        {
-            sample.pids = number(&folder.join("pids.current"));
-            sample.pids_hits = field(&text(&folder.join("pids.events")).unwrap_or_default(), "max");
-        }
-        Some(sample)
     }
 
     /// Only what grows.
@@ -279,6 +266,58 @@ pub struct Sample {
     /// How often it was above `memory.high`, and the share of the last ten seconds in which all waited, hundredths of a percent.
     pub high_hits: u64,
     pub memory_pressure: u32,
+}
+
+/// The files of a container that are read again and again: to open them each time would be most of the price.
+#[derive(Debug, Default)]
+pub struct Files {
+    memory: Option<File>,
+    memory_events: Option<File>,
+    memory_pressure: Option<File>,
+    cpu: Option<File>,
+    cpuacct: Option<File>,
+    pids: Option<File>,
+    pids_events: Option<File>,
+}
+
+/// Files that are sampled are shorter.
+const SAMPLED_BYTES_MAX: usize = 2048;
+
+impl Files {
+    /// What a container uses now, where `last` is what it used before; [`None`] when it is gone, or has no memory cgroup.
+    pub fn sample(&self, last: &Sample) -> Option<Sample> {
+        let mut bytes = [0; SAMPLED_BYTES_MAX];
+        let mut sample = Sample { pids: last.pids, ..Sample::default() };
+        sample.memory_bytes = again(self.memory.as_ref(), &mut bytes)?.trim().parse().ok()?;
+        if let Some(events) = again(self.memory_events.as_ref(), &mut bytes) {
+            sample.high_hits = field(events, "high");
+        }
+        if let Some(text) = again(self.memory_pressure.as_ref(), &mut bytes) {
+            sample.memory_pressure = pressure(text);
+        }
+        if let Some(stat) = again(self.cpu.as_ref(), &mut bytes) {
+            sample.periods = field(stat, "nr_periods");
+            sample.throttled = field(stat, "nr_throttled");
+            sample.cpu_us = field(stat, "usage_usec");
+        }
+        if let Some(usage) = again(self.cpuacct.as_ref(), &mut bytes) {
+            // Version 1 counts it in nanoseconds, in a controller of its own.
+            sample.cpu_us = usage.trim().parse::<u64>().unwrap_or(0) / 1000;
+        }
+        if let Some(events) = again(self.pids_events.as_ref(), &mut bytes) {
+            sample.pids_hits = field(events, "max");
+        }
+        if sample.pids_hits > last.pids_hits {
+            sample.pids = again(self.pids.as_ref(), &mut bytes).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        }
+        Some(sample)
+    }
+}
+
+/// Reads an open file from its beginning.
+fn again<'a>(file: Option<&File>, bytes: &'a mut [u8]) -> Option<&'a str> {
+    let count = file?.read_at(bytes, 0).ok()?;
+    std::str::from_utf8(bytes.get(..count)?).ok()
 }
 
 /// A process's cgroup in each hierarchy.
@@ -443,10 +482,6 @@ fn collect_members(root: &Path, folder: &Path, level: usize, looked_at: &mut usi
 
 fn text(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
-}
-
-fn digits(path: &Path) -> Option<u64> {
-    text(path)?.trim().parse().ok()
 }
 
 fn number(path: &Path) -> u64 {
