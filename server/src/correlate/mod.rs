@@ -37,6 +37,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use bus::Message;
 pub use bus::{BusClosed, InProcessBus, SignalBus};
+pub use curve::{Summary as CurveSummary, summary as curve_summary};
 pub use generations::Generations;
 pub use loss::{LossBook, LossView, Lost};
 pub use route::RoutedFrame;

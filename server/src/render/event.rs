@@ -226,7 +226,14 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             let memory: Vec<u64> = e.points.iter().map(|point| u64::from(point.memory_kib.to_native()) << 10).collect();
             let cpu: Vec<u16> = e.points.iter().map(|point| point.cpu_milli.to_native()).collect();
             let throttled: Vec<u8> = e.points.iter().map(|point| point.throttled).collect();
+            let seen = crate::correlate::curve_summary(e);
+            let of = |get: fn(&crate::correlate::CurveSummary) -> Value| seen.as_ref().map_or(Value::Null, get);
             fields!(body; "cgroup": NameOf(e.cgroup), "limit_bytes": e.limit_bytes, "interval_ns": e.interval_ns,
+                "shape": of(|seen| Value::from(seen.shape.name())),
+                "growth_per_hour_bytes": of(|seen| Value::from(seen.growth_per_hour)),
+                "first_bytes": of(|seen| Value::from(seen.first_bytes)),
+                "last_bytes": of(|seen| Value::from(seen.last_bytes)),
+                "peak_bytes": of(|seen| Value::from(seen.peak_bytes)),
                 "memory_bytes": Value::from(memory), "cpu_milli": Value::from(cpu),
                 "throttled_percent": Value::from(throttled))
         }
@@ -244,6 +251,9 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
         }
     }
 }
+
+/// Values of a list that a line shows.
+const SHOWN_MAX: usize = 32;
 
 /// The fields on one line: sizes and durations as people write them, nothing that is 0, false or empty.
 pub fn event_text(fields: &Fields) -> String {
@@ -265,6 +275,8 @@ pub fn event_text(fields: &Fields) -> String {
             },
             Value::String(text) if text.is_empty() => continue,
             Value::String(text) => text.clone(),
+            // Half an hour of samples is no line for people; JSON has them.
+            Value::Array(values) if values.len() > SHOWN_MAX => format!("[{} values]", values.len()),
             other => other.to_string(),
         };
         let key = key.trim_end_matches("_bytes").trim_end_matches("_ns");
