@@ -26,6 +26,14 @@ const KEEP: Duration = Duration::from_millis(200);
 /// Joins the cgroups of its first two arguments and becomes the rest.
 const ENTER: &str = "echo 0 >\"$1\"; [ -z \"$2\" ] || echo 0 >\"$2\"; ulimit -c 0; shift 2; exec \"$@\"";
 
+/// Whether SIGINT or SIGQUIT is ignored here, as in a shell's background: children inherit that, and a shell cannot trap them then.
+fn ignores_interrupts() -> bool {
+    const INTERRUPTS: u64 = 1 << 1 | 1 << 2;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_some_and(|signals| signals & INTERRUPTS != 0)
+}
+
 /// Makes containers and runs their scripts; senders of signals are processes of the host.
 pub struct Stage {
     pub injector: Injector,
@@ -165,14 +173,14 @@ impl Stage {
 
     /// Starts a container whose first process is a shell with this script.
     pub fn start(&self, room: &Room, pids: Pids, script: &str) -> Result<Actor, Error> {
-        let mut command = match pids {
-            Pids::Own => {
-                let mut command = Command::new("/usr/bin/unshare");
-                command.args(["--pid", "--fork", "--kill-child", "--", "/bin/sh"]);
-                command
-            }
-            Pids::Shared => Command::new("/bin/sh"),
+        let launcher: &[&str] = if ignores_interrupts() { &["/usr/bin/env", "--default-signal"] } else { &[] };
+        let shell: &[&str] = match pids {
+            Pids::Own => &["/usr/bin/unshare", "--pid", "--fork", "--kill-child", "--", "/bin/sh"],
+            Pids::Shared => &["/bin/sh"],
         };
+        let words = [launcher, shell].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         let v1 = room.v1.as_ref().map(|v1| v1.path().join("cgroup.procs")).unwrap_or_default();
         let v2 = room.v2.path().join("cgroup.procs");
         command.args(["-c", ENTER, "enter"]).arg(&v2).arg(v1).args(["/bin/sh", "-c", script]);
