@@ -111,6 +111,9 @@ fn pods_that_go_from_a_cordoned_node_are_probably_drained_and_one_finding() {
 fn a_job_that_gave_up_says_why() {
     let mut node = Node::new("n1");
     node.job_failed(100 * SECOND, "shop", "import", "BackoffLimitExceeded");
+    let job = node.kube_workload("Job/import", "shop");
+    let message = "Job has reached the specified backoff limit";
+    node.said_of(100 * SECOND, job, ["Job", "import", "BackoffLimitExceeded", message]);
     node.lethal(100 * SECOND);
     let found = findings_of(&node);
     assert_eq!(found.len(), 1, "{found:#?}");

@@ -3,6 +3,7 @@
 //! What must hold: on a machine whose load leaves no room for a task that has been blocked for a while, no process is looked at;
 //! file systems that may hang are not asked.
 
+use std::hash::{Hash, Hasher};
 use std::path::Path;
 
 use crate::host;
@@ -10,21 +11,45 @@ use crate::identity::scan::Stat;
 
 /// Tasks told of at once.
 const TASKS_MAX: usize = 16;
+/// Of a task's flags (proc(5), include/linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
 /// Processes looked at in one round.
 const PROCESSES_MAX: usize = 4_096;
 /// A task that is blocked for half a minute adds 0.4 to the load of the last minute; proc(5): such tasks count as if they ran.
 const LOAD_MIN: f64 = 0.25;
 
-/// A process that waits without being interruptible.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A process that waits without being interruptible. Two are the same when it has not run in between, wherever it waits.
+#[derive(Clone, Debug)]
 pub struct Task {
     pub pid: u32,
     pub start_time_ns: u64,
+    /// How often it was switched to another: one that makes progress, as a database on a slow disk, is.
+    pub switches: u64,
     pub comm: String,
     /// The kernel's function that it waits in; empty where that may not be read.
     pub place: String,
     /// The path of its cgroup.
     pub cgroup: String,
+}
+
+impl Task {
+    fn key(&self) -> (u32, u64, u64) {
+        (self.pid, self.start_time_ns, self.switches)
+    }
+}
+
+impl PartialEq for Task {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Task {}
+
+impl Hash for Task {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -49,16 +74,30 @@ pub fn blocked() -> Vec<Task> {
 fn task(pid: u32, folder: &Path) -> Option<Task> {
     // proc(5): the state follows the name.
     let text = read(&folder.join("stat"))?;
-    if !text.rsplit_once(") ")?.1.starts_with('D') {
+    let fields = text.rsplit_once(") ")?.1;
+    // Kernel threads wait like that by nature.
+    let flags: u64 = fields.split(' ').nth(6)?.parse().ok()?;
+    if !fields.starts_with('D') || flags & PF_KTHREAD != 0 {
         return None;
     }
+    let status = read(&folder.join("status"))?;
+    let count = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let switches = count("voluntary_ctxt_switches:")?.saturating_add(count("nonvoluntary_ctxt_switches:")?);
     let stat = Stat::of(folder)?;
     let cgroups = read(&folder.join("cgroup"))?;
     let path = |start: &str| cgroups.lines().find_map(|line| line.split_once(start).map(|(_, path)| path.to_owned()));
-    // Kernel threads wait like that by nature, and are in the root.
-    let cgroup = path("::").filter(|path| path.len() > 1).or_else(|| path(":memory:")).filter(|path| path.len() > 1)?;
+    // From a cgroup namespace of another the path leads up out of it: then it names nobody.
+    let names = |path: &String| path.len() > 1 && !path.split('/').any(|part| part == "..");
+    let cgroup = path("::").filter(names).or_else(|| path(":memory:")).filter(names)?;
     let place = read(&folder.join("wchan")).map(|text| text.trim().to_owned()).filter(|text| text != "0");
-    Some(Task { pid, start_time_ns: stat.start_time_ns, comm: stat.comm, place: place.unwrap_or_default(), cgroup })
+    Some(Task {
+        pid,
+        start_time_ns: stat.start_time_ns,
+        switches,
+        comm: stat.comm,
+        place: place.unwrap_or_default(),
+        cgroup,
+    })
 }
 
 /// Whether SIGKILL waits for a process.
@@ -99,7 +138,7 @@ pub fn file_systems() -> Vec<FileSystem> {
         found.push(FileSystem {
             mount: place.to_owned(),
             // As df(1): what only root may use does not count.
-            used_percent: percent(told.f_bfree, told.f_blocks - (told.f_bfree - told.f_bavail.min(told.f_bfree))),
+            used_percent: percent(told.f_bavail, told.f_blocks - (told.f_bfree - told.f_bavail.min(told.f_bfree))),
             inodes_percent: percent(told.f_ffree, told.f_files),
         });
     }

@@ -494,6 +494,7 @@ mod tests {
             // Of nobody: it has no pending SIGKILL.
             pid: 0,
             start_time_ns: 7,
+            switches: 9,
             comm: "dd".into(),
             place: "nfs_wait".into(),
             cgroup: PATH.into(),

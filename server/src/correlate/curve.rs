@@ -7,6 +7,8 @@ use tapio_wire::event::ArchivedCurve;
 
 /// Points of which less says nothing.
 const POINTS_MIN: usize = 6;
+/// A leak takes its time: five minutes, with the interval that is configured by default. What fills its caches at its start is none.
+const LEAK_POINTS_MIN: usize = 30;
 /// A leak grows by at least this share of the limit, or of its largest, over the curve.
 const LEAK_GROWTH_MIN: f64 = 0.2;
 /// How well a straight line must explain it: the coefficient of determination.
@@ -95,7 +97,7 @@ pub fn summary(curve: &ArchivedCurve) -> Option<Summary> {
         Shape::Tmpfs
     } else if points.len() < POINTS_MIN {
         Shape::Unclear
-    } else if growth >= LEAK_GROWTH_MIN * limit && fit >= LEAK_FIT_MIN {
+    } else if points.len() >= LEAK_POINTS_MIN && growth >= LEAK_GROWTH_MIN * limit && fit >= LEAK_FIT_MIN {
         Shape::Leak
     } else if recent_growth >= LEAK_GROWTH_MIN * limit && recent_growth >= SPIKE_SHARE_MIN * growth {
         Shape::Spike
@@ -169,6 +171,8 @@ mod tests {
         let mut spike = vec![(20, 5, 0); 100];
         spike.extend([(40, 5, 0), (95, 5, 0)]);
         assert_eq!(of(100, &spike).shape, Shape::Spike);
+        let warm_up: Vec<_> = (0..8).map(|at| (10 + 11 * at, 5, 0)).collect();
+        assert_ne!(of(100, &warm_up).shape, Shape::Leak, "a minute is no time for a leak");
         assert_eq!(of(100, &[(99, 200, 0); 20]).shape, Shape::Cache);
         assert_eq!(of(100, &[(99, 10, 220); 20]).shape, Shape::Tmpfs);
         assert_eq!(of(100, &[(40, 5, 0); 20]).shape, Shape::Steady);

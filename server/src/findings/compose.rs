@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use tapio_wire::event::EntityKind;
-use tapio_wire::service::{Death, Evidence, Finding, Limit, Loss, Sender};
+use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Sender};
 
-use super::endings::Ended;
+use super::endings::{Ended, container_of};
 use super::facts;
 use super::history::{Noted, Ring};
 use super::matching::Match;
@@ -143,7 +143,11 @@ fn piece(step: &str, cause: &str, signal: &Signal) -> Evidence {
         time_ns: signal.realtime_ns,
         kind: signal.kind().name().into(),
         text: describe(signal),
-        entity: Some(signal.entity.to_ref()),
+        entity: Some(EntityRef {
+            // Kubernetes may name a container of a pod that has none yet.
+            container: container_of(signal).unwrap_or_default().to_owned(),
+            ..signal.entity.to_ref()
+        }),
         pid: signal.pid,
         caused_by: cause.into(),
     }

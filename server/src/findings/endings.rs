@@ -12,6 +12,7 @@ use super::field::{Field, Value};
 use super::history::Noted;
 use super::matching::{Match, SKEW_NS};
 use super::pattern::{Pattern, PatternSet};
+use super::schema::Scope;
 use crate::correlate::Generations;
 use crate::correlate::signal::Signal;
 
@@ -29,8 +30,9 @@ type End = (Option<Arc<str>>, Arc<Noted>);
 /// The finding that tells of a state.
 #[derive(Clone)]
 pub struct Open {
-    /// Its last signal.
+    /// Its last signal, and the last one of whom this is about.
     anchor: Arc<Noted>,
+    member: Arc<Noted>,
     pub id: String,
     /// Nanoseconds since 1970.
     pub started_ns: u64,
@@ -49,15 +51,15 @@ impl Default for Endings {
     }
 }
 
-/// Whose state it is: the pod's, or the entity's where there is no pod.
-pub fn subject_of(signal: &Signal) -> EntityId {
+/// Whose state it is: the entity's where a pattern looks at one entity only, otherwise the pod's if there is one.
+pub fn subject_of(pattern: &Pattern, signal: &Signal) -> EntityId {
     match signal.entity.pod_id() {
-        0 => signal.entity.id,
-        pod => pod,
+        pod if pod != 0 && pattern.scope != Scope::Entity => pod,
+        _ => signal.entity.id,
     }
 }
 
-fn container_of(signal: &Signal) -> Option<&str> {
+pub fn container_of(signal: &Signal) -> Option<&str> {
     match Field::Container.get(signal) {
         Some(Value::Text(name)) => Some(name),
         _ => None,
@@ -76,9 +78,10 @@ pub struct Ended {
 pub fn members(pattern: &Pattern, found: &Match) -> Vec<Arc<Noted>> {
     let mut members: Vec<Arc<Noted>> = Vec::new();
     for noted in found.steps[pattern.anchor].iter().rev() {
-        let (subject, container) = (subject_of(&noted.signal), container_of(&noted.signal));
-        let is_known =
-            |known: &Arc<Noted>| subject_of(&known.signal) == subject && container_of(&known.signal) == container;
+        let (subject, container) = (subject_of(pattern, &noted.signal), container_of(&noted.signal));
+        let is_known = |known: &Arc<Noted>| {
+            subject_of(pattern, &known.signal) == subject && container_of(&known.signal) == container
+        };
         if !members.iter().any(is_known) {
             members.push(Arc::clone(noted));
         }
@@ -91,7 +94,13 @@ impl Endings {
     pub fn note(&mut self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut touched = Vec::new();
         for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
-            let key = (pattern.anchor_step().number, subject_of(&noted.signal));
+            let key = (pattern.anchor_step().number, subject_of(pattern, &noted.signal));
+            let open = self.anchors.get(&key);
+            // It has ended: another end later is none of this state.
+            if open.is_some_and(|open| !self.goes_on(pattern, open)) {
+                continue;
+            }
+            touched.extend(open.map(|open| Arc::clone(&open.anchor)));
             let ends = self.ends.entry(key, Vec::new);
             let container = container_of(&noted.signal);
             match ends.iter().position(|(known, _)| known.as_deref() == container) {
@@ -101,7 +110,6 @@ impl Endings {
                 None if ends.len() < CONTAINERS_MAX => ends.push((container.map(Arc::from), Arc::clone(noted))),
                 _ => {}
             }
-            touched.extend(self.anchors.get(&key).map(|open| Arc::clone(&open.anchor)));
         }
         touched
     }
@@ -119,7 +127,7 @@ impl Endings {
         let mut first_ns = members.iter().map(|member| member.signal.realtime_ns).min();
         let mut replaced: Vec<Open> = Vec::new();
         for member in members {
-            let key = (pattern.anchor_step().number, subject_of(&member.signal));
+            let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
             let open = self.anchors.get(&key).cloned();
             if let Some(open) = open.filter(|open| open.id == id || self.goes_on(pattern, open)) {
                 first_ns = first_ns.min(Some(open.started_ns));
@@ -129,22 +137,23 @@ impl Endings {
             }
         }
         for member in members {
-            let key = (pattern.anchor_step().number, subject_of(&member.signal));
-            let open = Open { anchor: Arc::clone(anchor), id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
+            let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
+            let (anchor, member) = (Arc::clone(anchor), Arc::clone(member));
+            let open = Open { anchor, member, id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
             self.anchors.insert(key, open);
         }
         (replaced, first_ns)
     }
 
     fn goes_on(&self, pattern: &Pattern, open: &Open) -> bool {
-        self.ended(pattern, std::slice::from_ref(&open.anchor)).is_none()
+        self.ended(pattern, std::slice::from_ref(&open.member)).is_none()
     }
 
     /// How the state of all of these ended; [`None`] while one goes on.
     pub fn ended(&self, pattern: &Pattern, members: &[Arc<Noted>]) -> Option<Ended> {
         let mut by = Vec::with_capacity(members.len());
         for member in members {
-            let key = (pattern.anchor_step().number, subject_of(&member.signal));
+            let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
             let container = container_of(&member.signal);
             let of_it = self.ends.get(&key)?.iter().filter(|(of, end)| {
                 let skew = if end.signal.evidence.node == member.signal.evidence.node { 0 } else { SKEW_NS };

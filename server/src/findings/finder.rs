@@ -407,8 +407,10 @@ impl Worker {
     /// Ends the states that an earlier run found: it knows their signals no more.
     fn end_restored(&self, patterns: &PatternSet, noted: &Arc<Noted>) {
         for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
-            let subject = endings::subject_of(&noted.signal);
-            for mut finding in self.store.restored_states(&pattern.id, subject) {
+            let subject = endings::subject_of(pattern, &noted.signal);
+            let container = endings::container_of(&noted.signal);
+            let at_ns = noted.signal.realtime_ns;
+            for mut finding in self.store.end_restored(&pattern.id, subject, container, at_ns) {
                 compose::end(&mut finding, &noted.signal);
                 self.store.publish(finding);
             }
@@ -429,8 +431,16 @@ impl Worker {
         };
         let members = if pattern.is_state() { endings::members(pattern, found) } else { Vec::new() };
         let (replaced, first_ns) = self.endings.watch(pattern, anchor, &id, &members);
-        let since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
+        let mut since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
         let successor = Some(id.clone());
+        // What an earlier run found of the same state and this one has found anew by other signals.
+        for member in &members {
+            let subject = endings::subject_of(pattern, &member.signal);
+            for finding in self.store.replace_restored(&pattern.id, subject, &id) {
+                since_ns = since_ns.min(Some(finding.started_ns));
+                self.withdraw([Withdrawn { id: finding.id, successor: successor.clone() }]);
+            }
+        }
         self.withdraw(replaced.into_iter().map(|open| Withdrawn { id: open.id, successor: successor.clone() }));
         let context = Context {
             id,

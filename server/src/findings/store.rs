@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tapio_wire::event::EntityKind;
-use tapio_wire::service::Finding;
+use tapio_wire::service::{EntityRef, Finding};
 use tokio::sync::broadcast;
 
 use crate::correlate::Generations;
@@ -169,20 +169,49 @@ impl FindingStore {
         inner.make_room(self.findings_max);
     }
 
-    /// The findings of an earlier run that tell of a state of this entity, found by this pattern. Each is handed out once.
-    pub fn restored_states(&self, pattern: &str, subject: u64) -> Vec<Finding> {
-        if self.read().restored_states.is_empty() {
+    /// The findings of an earlier run of this pattern that tell of a state of this entity, and of nobody else's any more, and that a
+    /// signal ends. A signal that names a container ends what was told of that container.
+    pub fn end_restored(&self, pattern: &str, subject: u64, container: Option<&str>, at_ns: u64) -> Vec<Finding> {
+        let key = (pattern.to_owned(), subject);
+        if !self.read().restored_states.contains_key(&key) {
             return Vec::new();
         }
         let mut inner = self.write();
-        let ids = inner.restored_states.remove(&(pattern.to_owned(), subject)).unwrap_or_default();
-        // This run may have found it again: then it knows by itself how it ends.
-        let is_restored = |id: &&String| inner.restored.contains(*id);
-        ids.iter()
-            .filter(is_restored)
-            .filter_map(|id| inner.findings.get(id))
-            .map(|finding| (**finding).clone())
-            .collect()
+        let ids = inner.restored_states.get(&key).cloned().unwrap_or_default();
+        let mut ended = Vec::new();
+        for id in ids {
+            let Some(finding) = inner.findings.get(&id).filter(|_| inner.restored.contains(&id)).cloned() else {
+                continue;
+            };
+            let pieces = || finding.evidence.iter().filter_map(|piece| piece.entity.as_ref());
+            let is_other = container.is_some_and(|container| {
+                let mut named =
+                    pieces().map(|entity| entity.container.as_str()).filter(|name| !name.is_empty()).peekable();
+                named.peek().is_some() && !named.any(|name| name == container)
+            });
+            if is_other || at_ns < finding.ended_ns {
+                continue;
+            }
+            if let Some(left) = inner.restored_states.get_mut(&key) {
+                left.retain(|known| *known != id);
+            }
+            if !inner.restored_states.values().any(|left| left.contains(&id)) {
+                ended.push((*finding).clone());
+            }
+        }
+        ended
+    }
+
+    /// The findings of an earlier run that tell of the same state as the finding `id` does now; each is handed out once.
+    pub fn replace_restored(&self, pattern: &str, subject: u64, id: &str) -> Vec<Finding> {
+        let key = (pattern.to_owned(), subject);
+        if !self.read().restored_states.contains_key(&key) {
+            return Vec::new();
+        }
+        let mut inner = self.write();
+        let ids = inner.restored_states.remove(&key).unwrap_or_default();
+        let others = ids.iter().filter(|known| *known != id && inner.restored.contains(*known));
+        others.filter_map(|known| inner.findings.get(known)).map(|finding| (**finding).clone()).collect()
     }
 
     /// Takes in that an earlier run's finding was taken over by another.
@@ -371,14 +400,26 @@ fn death_key(finding: &Finding) -> Option<DeathKey> {
     Some((entity.node.clone(), entity.id, death.pid, finding.ended_ns))
 }
 
-/// The pods, or other entities, that a finding's evidence is about.
+/// The entities that a finding's evidence is about, and their pods.
 fn subjects(finding: &Finding) -> HashSet<u64> {
-    let of = finding.evidence.iter().filter_map(|piece| piece.entity.as_ref()).chain(&finding.entity);
-    of.map(|entity| match entity.kind == EntityKind::Container.name() && !entity.pod_uid.is_empty() {
-        true => tapio_wire::entity_id(EntityKind::Pod, &entity.pod_uid),
-        false => entity.id,
-    })
-    .collect()
+    let ends = finding.evidence.iter().filter(|piece| piece.step != "observed");
+    let of: Vec<&EntityRef> = ends.filter_map(|piece| piece.entity.as_ref()).chain(&finding.entity).collect();
+    let is_container = |entity: &&&EntityRef| entity.kind == EntityKind::Container.name() && !entity.pod_uid.is_empty();
+    match pattern_is_of_pods(finding) {
+        true => of
+            .iter()
+            .map(|entity| match is_container(&entity) {
+                true => tapio_wire::entity_id(EntityKind::Pod, &entity.pod_uid),
+                false => entity.id,
+            })
+            .collect(),
+        false => finding.entity.iter().map(|entity| entity.id).collect(),
+    }
+}
+
+/// Whether what a finding tells is a pod's: troubles and floods are told of one container, unit or node.
+fn pattern_is_of_pods(finding: &Finding) -> bool {
+    finding.evidence.iter().all(|piece| !matches!(piece.kind.as_str(), "trouble" | "gap"))
 }
 
 fn says_less(finding: &Finding, known: &Finding) -> bool {

@@ -64,8 +64,13 @@ impl Node {
 
     /// An Event about an object of Kubernetes as a whole.
     pub fn said(&mut self, at: u64, entity: EntityId, kind: &str, reason: &str, message: &str) {
-        let [kind, reason, message] = [kind, reason, message].map(|text| self.name(text));
-        let [namespace, name, component] = ["shop", "web", "kubelet"].map(|text| self.name(text));
+        self.said_of(at, entity, [kind, "web", reason, message]);
+    }
+
+    /// The same about the object of this kind and name.
+    pub fn said_of(&mut self, at: u64, entity: EntityId, texts: [&str; 4]) {
+        let [kind, name, reason, message] = texts.map(|text| self.name(text));
+        let [namespace, component] = ["shop", "kubelet"].map(|text| self.name(text));
         let event = KubeEvent {
             reason,
             message,
