@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tapio_wire::frame::VERSION;
+
 use crate::kube_node::frames::{self, Epochs};
 use crate::kube_node::installed::{COLLECTOR, Pod, SERVER, Tapio};
 use crate::kube_node::{Namespace, await_that, container, has_node, kubectl, pod, setting};
@@ -50,7 +52,7 @@ fn restarts_under_load_close_the_ledger(tapio: &Tapio) {
     assert!(rows.iter().any(|row| row["state"] == "closed"), "{rows:?}");
     println!("after `kubectl rollout restart` of both, under load:");
     println!("{}", tapio.tapioctl(&["ledger"]).expect("a ledger"));
-    archives_add_up(&[1]);
+    archives_add_up(&[VERSION]);
 }
 
 /// Servers first, then collectors; and what becomes of collectors that are upgraded first.
@@ -63,7 +65,7 @@ fn upgrades_with_versions_apart(tapio: &Tapio, namespace: &Namespace) {
     tapio.rolled_out(COLLECTOR);
     tapio.explains_a_kill(namespace, "upgraded");
     tapio.closed_ledger(2);
-    archives_add_up(&[1, 2]);
+    archives_add_up(&[VERSION, VERSION + 1]);
 
     // The wrong order: a server that is one version behind refuses, says why, and nothing is lost in between.
     tapio.set_image(SERVER, &setting("TAPIO_TEST_SERVER_IMAGE"));
@@ -84,7 +86,7 @@ fn upgrades_with_versions_apart(tapio: &Tapio, namespace: &Namespace) {
     tapio.closed_ledger(1);
     println!("after an upgrade with versions apart, under load:");
     println!("{}", tapio.tapioctl(&["ledger"]).expect("a ledger"));
-    archives_add_up(&[1, 2]);
+    archives_add_up(&[VERSION, VERSION + 1]);
 }
 
 /// Every frame that the collectors made is in one of the servers' volumes, and the events in them are all that was emitted but
