@@ -303,3 +303,24 @@ fn a_state_whose_beginning_is_forgotten_goes_on_as_one_finding_and_ends() {
     });
     assert_eq!((found.started_ns, over.started_ns), (first[0].started_ns, first[0].started_ns));
 }
+
+#[test]
+fn a_pod_whose_workload_is_told_late_has_one_finding_and_keeps_it() {
+    let mut node = Node::new("n1");
+    let bare = node.pod_without_workload("shop/web-1");
+    node.waits(100 * SECOND, bare, ["web", "CreateContainerConfigError", "configmap \"settings\" not found"]);
+    node.lethal(100 * SECOND);
+    let named = pod(&mut node, 1);
+    assert_eq!(bare, named);
+    node.waits(110 * SECOND, named, ["web", "CreateContainerConfigError", "configmap \"settings\" not found"]);
+    node.lethal(110 * SECOND);
+    node.waits(120 * SECOND, named, ["web", "CreateContainerConfigError", "configmap \"settings\" not found"]);
+    node.lethal(120 * SECOND);
+    let machine = Machine::start(1);
+    for frame in 0..node.frames.len() {
+        machine.deliver(&node.node, &node.frames[frame..=frame]);
+        let found = machine.findings();
+        assert_eq!(found.len(), 1, "after frame {frame}: {found:#?}");
+        assert!(found[0].ongoing);
+    }
+}

@@ -110,6 +110,13 @@ impl Node {
         self.push(at, entity, 0, Detail::Curve(Box::new(curve)));
     }
 
+    /// A pod of which nobody has told the workload yet.
+    pub fn pod_without_workload(&mut self, pod: &str) -> EntityId {
+        let id = tapio_wire::entity_id(EntityKind::Pod, pod);
+        self.body.entities.push(Entity { pod_uid: format!("uid-{pod}"), ..Entity::named(EntityKind::Pod, id, pod) });
+        id
+    }
+
     /// A workload, with its names.
     pub fn kube_workload(&mut self, workload: &str, namespace: &str) -> EntityId {
         let id = super::workload_of(workload, namespace);
