@@ -133,7 +133,7 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
 
     // More and more is held in it, and its first process is killed for that: the finding says so.
     let eats = "echo 1000 >/proc/self/oom_score_adj; while :; do \
-                (echo 0 >/proc/self/oom_score_adj; x=$(head -c 500000 /dev/zero | tr '\\0' a); sleep 90) & sleep 1.2; done";
+                (echo 0 >/proc/self/oom_score_adj; x=$(head -c 500000 /dev/zero | tr '\\0' a); sleep 90; :) & sleep 1.6; done";
     let leaking = start(&mut stage, Some(24), eats)?;
     let killed = await_finding(&mut client, &leaking, "memory-limit-kill", |finding| {
         finding.evidence.iter().any(|piece| piece.kind == "curve")
