@@ -324,3 +324,18 @@ fn a_pod_whose_workload_is_told_late_has_one_finding_and_keeps_it() {
         assert!(found[0].ongoing);
     }
 }
+
+#[test]
+fn two_containers_of_a_pod_that_wait_alike_are_one_finding_until_both_run() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node, 1);
+    node.waits(100 * SECOND, pod, PULL);
+    node.waits(101 * SECOND, pod, ["proxy", "ErrImagePull", "the registry does not answer"]);
+    node.lethal(101 * SECOND);
+    assert_eq!(only(&node, "image-pull-failed").count, 2);
+    for (at, container, ongoing) in [(110, "web", true), (120, "proxy", false)] {
+        node.runs(at * SECOND, pod, container);
+        node.lethal(at * SECOND);
+        assert_eq!(only(&node, "image-pull-failed").ongoing, ongoing, "{container} runs");
+    }
+}

@@ -30,9 +30,9 @@ type End = (Option<Arc<str>>, Arc<Noted>);
 /// The finding that tells of a state.
 #[derive(Clone)]
 pub struct Open {
-    /// Its last signal, and the last one of whom this is about.
+    /// Its last signal, and the last one of each container of whom this is about.
     anchor: Arc<Noted>,
-    member: Arc<Noted>,
+    members: Vec<Arc<Noted>>,
     pub id: String,
     /// Nanoseconds since 1970.
     pub started_ns: u64,
@@ -138,15 +138,16 @@ impl Endings {
         }
         for member in members {
             let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
-            let (anchor, member) = (Arc::clone(anchor), Arc::clone(member));
-            let open = Open { anchor, member, id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
+            let is_of = |other: &&Arc<Noted>| subject_of(pattern, &other.signal) == key.1;
+            let (anchor, members) = (Arc::clone(anchor), members.iter().filter(is_of).cloned().collect());
+            let open = Open { anchor, members, id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
             self.anchors.insert(key, open);
         }
         (replaced, first_ns)
     }
 
     fn goes_on(&self, pattern: &Pattern, open: &Open) -> bool {
-        self.ended(pattern, std::slice::from_ref(&open.member)).is_none()
+        self.ended(pattern, &open.members).is_none()
     }
 
     /// How the state of all of these ended; [`None`] while one goes on.

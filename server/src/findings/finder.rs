@@ -433,15 +433,15 @@ impl Worker {
         let (replaced, first_ns) = self.endings.watch(pattern, anchor, &id, &members);
         let mut since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
         let successor = Some(id.clone());
+        let mut replaced: Vec<String> = replaced.into_iter().map(|open| open.id).collect();
         // What an earlier run found of the same state and this one has found anew by other signals.
         for member in &members {
             let subject = endings::subject_of(pattern, &member.signal);
             for finding in self.store.replace_restored(&pattern.id, subject, &id) {
                 since_ns = since_ns.min(Some(finding.started_ns));
-                self.withdraw([Withdrawn { id: finding.id, successor: successor.clone() }]);
+                replaced.push(finding.id);
             }
         }
-        self.withdraw(replaced.into_iter().map(|open| Withdrawn { id: open.id, successor: successor.clone() }));
         let context = Context {
             id,
             count: match (pattern.is_state(), pattern.anchor_step()) {
@@ -461,6 +461,8 @@ impl Worker {
             Scope::ALL.into_iter().flat_map(|scope| self.joins.keys(&anchor.signal, scope)).collect();
         let actions = self.absorber.offer(patterns, pattern, finding, &keys);
         self.act(actions);
+        // Only now there is what takes their place.
+        self.withdraw(replaced.into_iter().map(|id| Withdrawn { id, successor: successor.clone() }));
     }
 
     /// What was lost on the nodes that the evidence comes from.
