@@ -215,7 +215,7 @@ pub struct EbpfSection {
     pub linger: Duration,
     /// How many starts and ends of processes, signals and changes of cgroups one cgroup may bring about a second, on average; a
     /// quarter of a second's at once. What is more is left out, counted, and told as a flood of that cgroup: it cannot crowd out
-    /// what tells of others. OOM kills are never left out. 0 for no bound.
+    /// what tells of others. OOM kills are always recorded. 0 means no limit.
     pub cgroup_records_per_second: u32,
     /// How often what the kernel sums up (histograms, counts) is fetched.
     #[serde(deserialize_with = "units::duration")]

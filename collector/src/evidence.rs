@@ -6,6 +6,7 @@
 
 mod full_mount;
 mod read;
+mod sample;
 mod samples;
 mod tasks;
 mod watch;
@@ -168,8 +169,8 @@ pub struct EvidenceReader {
     refilled: Instant,
 }
 
-/// Both ends. With `with_arguments`, a sender's arguments are told, not only its program. What lives is
-/// sampled every `watch_interval`; troubles of the node are told of `node`.
+/// The sender of requests and the reader that answers them. `with_arguments` adds a sender's arguments to its program. Containers are
+/// sampled every `watch_interval`, zero for never. `node` is the entity of the node's own troubles.
 pub fn channel(with_arguments: bool, watch_interval: Duration, node: EntityId) -> (Evidence, EvidenceReader) {
     let (sender, requests) = bounded(REQUESTS_MAX);
     let counts = Arc::<EvidenceCounts>::default();

@@ -37,11 +37,11 @@ pub use attach::{State, Verdict};
 pub use controls::{Controls, ExecCommand, Tuning, kinds};
 pub use cost::{EmptyPrograms, RunTime, Yardstick, count_run_time};
 pub use drop_reasons::drop_reason_name;
-pub use loader::{DEFAULT_CGROUP_RECORDS_PER_SECOND, Error, LoadConfig, Probes, possible_cpus};
+pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{
     AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Attachment, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS,
     DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, Lane, PROGRAMS, ProgramInfo,
     counter_index, object, off_by_default, signal_mask,
 };
 pub use run_time::{Measuring, RunTimes};
-pub use shares::Shares;
+pub use shares::{DEFAULT_CGROUP_RECORDS_PER_SECOND, Shares};

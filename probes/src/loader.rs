@@ -30,19 +30,15 @@ use crate::object::{
     object, off_by_default,
 };
 use crate::run_time::RunTimes;
+use crate::shares::{DEFAULT_CGROUP_RECORDS_PER_SECOND, SHARE_BURST_NS};
 
 pub use self::machine::possible_cpus;
 use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-/// As long as a cgroup's share allows at once.
-const SHARE_BURST_NS: u64 = 250_000_000;
 /// Rings may not be larger: the kernel's own limit is near 2 GiB, and more would never be meant.
 const RING_BYTES_MAX: u32 = 1 << 30;
-
-/// See [`LoadConfig::cgroup_records_per_second`].
-pub const DEFAULT_CGROUP_RECORDS_PER_SECOND: u32 = 4_000;
 
 /// What to load, and with which sizes.
 #[derive(Clone, Debug)]

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Levels that are read on the way to the root.
@@ -53,7 +52,7 @@ pub struct Breakdown {
 impl Breakdown {
     /// From `memory.stat`. Version 2 counts shared memory in `file`; version 1 has totals of all that is below, and counts it
     /// in `cache`.
-    fn of(stat: &str) -> Self {
+    pub(super) fn of(stat: &str) -> Self {
         let has = |name: &str| field(stat, name);
         let (cache, shmem) = (has("file").max(has("total_cache")), has("shmem").max(has("total_shmem")));
         Self {
@@ -68,11 +67,11 @@ impl Breakdown {
 /// Where hierarchies are mounted; [`None`] where version 2 has the controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mounts {
-    version_2: Option<PathBuf>,
-    memory: Option<PathBuf>,
-    pids: Option<PathBuf>,
-    cpu: Option<PathBuf>,
-    cpuacct: Option<PathBuf>,
+    pub(super) version_2: Option<PathBuf>,
+    pub(super) memory: Option<PathBuf>,
+    pub(super) pids: Option<PathBuf>,
+    pub(super) cpu: Option<PathBuf>,
+    pub(super) cpuacct: Option<PathBuf>,
 }
 
 impl Mounts {
@@ -143,56 +142,6 @@ impl Mounts {
         })
     }
 
-    /// What changes rarely: a container's limits, and what its memory consists of.
-    pub fn limits(&self, path: &str) -> Limits {
-        let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
-        let mut limits = Limits { memory_bytes: u64::MAX, pids: u64::MAX, high_bytes: u64::MAX, ..Limits::default() };
-        let folder = match (at(&self.memory), at(&self.version_2)) {
-            (Some(folder), _) => {
-                let limit = number(&folder.join("memory.limit_in_bytes"));
-                limits.memory_bytes = if limit >= 1 << 62 { u64::MAX } else { limit };
-                folder
-            }
-            (None, Some(folder)) => {
-                limits.memory_bytes = number(&folder.join("memory.max"));
-                limits.high_bytes = number(&folder.join("memory.high"));
-                folder
-            }
-            (None, None) => return limits,
-        };
-        let memory = Breakdown::of(&text(&folder.join("memory.stat")).unwrap_or_default());
-        let all = memory.anon + memory.file + memory.shmem + memory.kernel;
-        let share = |bytes: u64| (bytes.saturating_mul(255).checked_div(all).unwrap_or(0)) as u8;
-        (limits.file_share, limits.shmem_share) = (share(memory.file), share(memory.shmem));
-        if let Some(folder) = at(&self.pids).or_else(|| at(&self.version_2)) {
-            limits.pids = match number(&folder.join("pids.max")) {
-                0 => u64::MAX,
-                limit => limit,
-            };
-        }
-        limits
-    }
-
-    /// Opens what is read of a container again and again; what it has not is left out.
-    pub fn files(&self, path: &str, limits: &Limits) -> Files {
-        let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
-        let open = |folder: Option<PathBuf>, name: &str| File::open(folder?.join(name)).ok();
-        let of_version_2 = self.memory.is_none();
-        let has_high = of_version_2 && limits.high_bytes != u64::MAX && limits.high_bytes != 0;
-        let memory = if of_version_2 { "memory.current" } else { "memory.usage_in_bytes" };
-        let folder = || if of_version_2 { at(&self.version_2) } else { at(&self.memory) };
-        let pids = || at(&self.pids).or_else(|| at(&self.version_2)).filter(|_| limits.pids != u64::MAX);
-        Files {
-            memory: open(folder(), memory),
-            memory_events: open(folder().filter(|_| has_high), "memory.events"),
-            memory_pressure: open(folder().filter(|_| has_high), "memory.pressure"),
-            cpu: open(at(&self.cpu).or_else(|| at(&self.version_2)), "cpu.stat"),
-            cpuacct: open(at(&self.cpuacct), "cpuacct.usage"),
-            pids: open(pids(), "pids.current"),
-            pids_events: open(pids(), "pids.events"),
-        }
-    }
-
     /// Only what grows.
     fn read_counters(&self, reading: &mut Reading, path: &str) {
         let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
@@ -241,83 +190,6 @@ impl Mounts {
         }
         readings
     }
-}
-
-/// What a container may use, and what its memory consists of, in 255ths. No limit is `u64::MAX`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    pub memory_bytes: u64,
-    pub high_bytes: u64,
-    pub pids: u64,
-    pub file_share: u8,
-    pub shmem_share: u8,
-}
-
-/// What a container uses at a moment, and its counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sample {
-    pub memory_bytes: u64,
-    pub cpu_us: u64,
-    pub periods: u64,
-    pub throttled: u64,
-    pub pids: u64,
-    /// How often a process could not be made for `pids.max`.
-    pub pids_hits: u64,
-    /// How often it was above `memory.high`, and the share of the last ten seconds in which all waited, hundredths of a percent.
-    pub high_hits: u64,
-    pub memory_pressure: u32,
-}
-
-/// The files of a container that are read again and again: to open them each time would be most of the price.
-#[derive(Debug, Default)]
-pub struct Files {
-    memory: Option<File>,
-    memory_events: Option<File>,
-    memory_pressure: Option<File>,
-    cpu: Option<File>,
-    cpuacct: Option<File>,
-    pids: Option<File>,
-    pids_events: Option<File>,
-}
-
-/// Files that are sampled are shorter.
-const SAMPLED_BYTES_MAX: usize = 2048;
-
-impl Files {
-    /// What a container uses now, where `last` is what it used before; [`None`] when it is gone, or has no memory cgroup.
-    pub fn sample(&self, last: &Sample) -> Option<Sample> {
-        let mut bytes = [0; SAMPLED_BYTES_MAX];
-        let mut sample = Sample { pids: last.pids, ..Sample::default() };
-        sample.memory_bytes = again(self.memory.as_ref(), &mut bytes)?.trim().parse().ok()?;
-        if let Some(events) = again(self.memory_events.as_ref(), &mut bytes) {
-            sample.high_hits = field(events, "high");
-        }
-        if let Some(text) = again(self.memory_pressure.as_ref(), &mut bytes) {
-            sample.memory_pressure = pressure(text);
-        }
-        if let Some(stat) = again(self.cpu.as_ref(), &mut bytes) {
-            sample.periods = field(stat, "nr_periods");
-            sample.throttled = field(stat, "nr_throttled");
-            sample.cpu_us = field(stat, "usage_usec");
-        }
-        if let Some(usage) = again(self.cpuacct.as_ref(), &mut bytes) {
-            // Version 1 counts it in nanoseconds, in a controller of its own.
-            sample.cpu_us = usage.trim().parse::<u64>().unwrap_or(0) / 1000;
-        }
-        if let Some(events) = again(self.pids_events.as_ref(), &mut bytes) {
-            sample.pids_hits = field(events, "max");
-        }
-        if sample.pids_hits > last.pids_hits {
-            sample.pids = again(self.pids.as_ref(), &mut bytes).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        }
-        Some(sample)
-    }
-}
-
-/// Reads an open file from its beginning.
-fn again<'a>(file: Option<&File>, bytes: &'a mut [u8]) -> Option<&'a str> {
-    let count = file?.read_at(bytes, 0).ok()?;
-    std::str::from_utf8(bytes.get(..count)?).ok()
 }
 
 /// A process's cgroup in each hierarchy.
@@ -407,9 +279,7 @@ impl Reading {
     }
 
     fn memory_version_1(&mut self, folder: &Path) {
-        let limit = number(&folder.join("memory.limit_in_bytes"));
-        // No limit is the greatest number of whole pages.
-        self.memory_limit_bytes = if limit >= 1 << 62 { u64::MAX } else { limit };
+        self.memory_limit_bytes = limit_version_1(folder);
         self.memory_usage_bytes = number(&folder.join("memory.usage_in_bytes"));
         self.memory_peak_bytes = number(&folder.join("memory.max_usage_in_bytes"));
         self.counters_version_1(folder);
@@ -480,11 +350,11 @@ fn collect_members(root: &Path, folder: &Path, level: usize, looked_at: &mut usi
     }
 }
 
-fn text(path: &Path) -> Option<String> {
+pub(super) fn text(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-fn number(path: &Path) -> u64 {
+pub(super) fn number(path: &Path) -> u64 {
     match text(path).as_deref().map(str::trim) {
         Some("max") => u64::MAX,
         Some(digits) => digits.parse().unwrap_or(0),
@@ -492,13 +362,19 @@ fn number(path: &Path) -> u64 {
     }
 }
 
-fn field(text: &str, name: &str) -> u64 {
+/// The memory limit of a version 1 cgroup: no limit is the greatest number of whole pages there.
+pub(super) fn limit_version_1(folder: &Path) -> u64 {
+    let limit = number(&folder.join("memory.limit_in_bytes"));
+    if limit >= 1 << 62 { u64::MAX } else { limit }
+}
+
+pub(super) fn field(text: &str, name: &str) -> u64 {
     let values = text.lines().filter_map(|line| line.split_once(' '));
     values.filter(|(field, _)| *field == name).find_map(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
 /// `full avg10` of a pressure file, hundredths of a percent; it is written with two decimals.
-fn pressure(text: &str) -> u32 {
+pub(super) fn pressure(text: &str) -> u32 {
     let full = text.lines().find_map(|line| line.strip_prefix("full avg10=")).unwrap_or_default();
     let digits: String = full.split(' ').next().unwrap_or_default().chars().filter(|digit| *digit != '.').collect();
     digits.parse().unwrap_or(0)

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use tapio_wire::event::Point;
 
-use super::read::{Files, Limits, Mounts, Sample};
+use super::read::Mounts;
+use super::sample::{Files, Limits, Sample};
 use super::tasks::{self, Task};
 
 /// Samples that are kept: half an hour, with the interval that is configured by default. So are the other times below.
 const POINTS_MAX: usize = 180;
-/// A living container's curve is told after so many new samples.
+/// A container that lives sends its curve after this many new samples.
 const TOLD_POINTS: usize = 60;
 /// What changes rarely is read with every so many samples, where the use has changed by a sixteenth since; otherwise five times as
 /// rarely.
@@ -186,7 +187,7 @@ impl Watch {
         self.interval
     }
 
-    /// How often a trouble that goes on is told again.
+    /// The pause between two events of a trouble that continues.
     fn told_again(&self) -> Duration {
         self.interval * SAMPLES
     }

@@ -326,7 +326,7 @@ impl EbpfSource {
         self.aggregated > before
     }
 
-    /// Tells of cgroups whose records were left out, about once a second.
+    /// Emits an event for each cgroup whose records were dropped for its rate; looks about once a second.
     fn tell_floods(&mut self, intake: &mut Intake) -> bool {
         let (read, limited) = self.shares_read;
         let is_due = read.elapsed() >= FLOODS_INTERVAL && (self.limited > limited || self.shares.has_floods());

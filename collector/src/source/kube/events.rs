@@ -27,7 +27,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Those after `since_ns`. What is about a ReplicaSet is told of its Deployment.
+    /// Reports Events after `since_ns`. An Event about a ReplicaSet gets its Deployment as subject.
     pub fn new(node: Arc<str>, replica_sets: ReplicaSets, since_ns: u64, excludes_system: bool) -> Self {
         Self { node, replica_sets, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
     }
