@@ -135,10 +135,19 @@ impl Teller {
     }
 }
 
+/// How a subject was described last.
+struct Described {
+    stream: u64,
+    when: Instant,
+    names: u64,
+    /// Of a pod that the directory does not know; kept, since not everybody who tells of the pod knows it.
+    owner: Option<Owner>,
+}
+
 /// Turns observations into events, and knows which subjects were described.
 pub struct Scribe {
     directory: Arc<Directory>,
-    described: HashMap<EntityId, (u64, Instant, u64), foldhash::fast::RandomState>,
+    described: HashMap<EntityId, Described, foldhash::fast::RandomState>,
     /// Bytes of texts since the intake was empty.
     text_bytes: usize,
 }
@@ -186,19 +195,25 @@ impl Scribe {
             Subject::Node(_) => return,
         };
         let now = Instant::now();
-        let is_fresh = self.described.get(&id).is_some_and(|(stream, when, names)| {
-            *stream == generation && *names == version && now.saturating_duration_since(*when) < REPEATED
+        let last = self.described.get(&id);
+        let is_fresh = last.is_some_and(|last| {
+            last.stream == generation
+                && last.names == version
+                && (owner.is_none() || last.owner.as_ref() == owner)
+                && now.saturating_duration_since(last.when) < REPEATED
         });
         if is_fresh {
             return;
         }
+        let owner = owner.or(last.and_then(|last| last.owner.as_ref())).cloned();
         if self.described.len() >= DESCRIBED_MAX {
-            self.described.retain(|_, (_, when, _)| now.saturating_duration_since(*when) < REPEATED);
+            self.described.retain(|_, last| now.saturating_duration_since(last.when) < REPEATED);
             if self.described.len() >= DESCRIBED_MAX {
                 self.described.clear();
             }
         }
-        self.described.insert(id, (generation, now, version));
+        let described = Described { stream: generation, when: now, names: version, owner: owner.clone() };
+        self.described.insert(id, described);
         let mut pod = match subject {
             Subject::Container(container_id) => {
                 let short = container_id.get(..12).unwrap_or(container_id);
@@ -288,6 +303,23 @@ mod tests {
             let bytes = body.names.iter().map(String::len).sum::<usize>();
             assert!(bytes < BATCH_TEXT_BYTES_MAX + 8 * TEXT_BYTES_MAX, "{bytes}");
         }
+    }
+
+    #[test]
+    fn whose_pod_it_is_is_told_also_after_somebody_told_of_it_who_does_not_know() {
+        let mut scribe = Scribe::new(Arc::default());
+        let pod = Subject::Pod { uid: "u1".into(), namespace: "shop".into(), name: "web-1".into() };
+        let owner = Owner { kind: "Deployment".into(), name: "web".into() };
+        let mut described = |owner: Option<&Owner>, stream| {
+            let mut entities = Vec::new();
+            scribe.describe(&pod, owner, stream, &mut entities);
+            entities.last().map(|entity| entity.workload.clone())
+        };
+        assert_eq!(described(None, 1).as_deref(), Some(""));
+        assert_eq!(described(Some(&owner), 1).as_deref(), Some("Deployment/web"), "news, though it was described");
+        assert_eq!(described(Some(&owner), 1), None);
+        assert_eq!(described(None, 1), None);
+        assert_eq!(described(None, 2).as_deref(), Some("Deployment/web"), "known from before");
     }
 
     #[test]
