@@ -310,6 +310,10 @@ pub struct K8sSection {
     /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are told.
     #[schemars(example = ["batch", "ci"])]
     pub exclude_namespaces: Vec<String>,
+    /// What of a pod takes longer than this is told: it runs and is not ready, an init container runs, or it does not go though its
+    /// time to end is over.
+    #[serde(deserialize_with = "units::duration")]
+    pub stuck_after: Duration,
     /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.
     #[schemars(example = "/root/.kube/config")]
     pub kubeconfig: Option<PathBuf>,
@@ -325,6 +329,7 @@ impl Default for K8sSection {
             in_cluster: true,
             exclude_system_namespaces: false,
             exclude_namespaces: Vec::new(),
+            stuck_after: crate::source::kube::STUCK_AFTER,
             kubeconfig: None,
             lease_namespace: None,
         }

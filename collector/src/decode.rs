@@ -397,6 +397,7 @@ fn lethal(
                 result: signal.result,
                 role: 0,
                 over_cpu_limit: u8::from(signal.over_cpu_limit != 0),
+                repeats: signal.repeats,
             }))
         }
         _ => {

@@ -4,10 +4,13 @@
 //! lane, read on a thread of its own. What must hold: whoever asks never waits, allocates or reads a file; a request that finds
 //! no room, or comes too often, is dropped before it becomes an event, and counted in a metric.
 
+mod counters;
 mod full_mount;
+mod lasting;
+mod node;
+mod processes;
 mod read;
 mod sample;
-mod samples;
 mod tasks;
 mod watch;
 
@@ -26,10 +29,11 @@ use crate::decode::Batch;
 use crate::identity::Identity;
 use crate::intake::Intake;
 use crate::latency::boottime_ns;
+use counters::Counters;
 use full_mount::{FullMount, full_mount};
+use lasting::Whose;
 use read::{Mounts, Process, Reading};
-use samples::{Counters, Samples};
-use watch::{Told, Watch, Whose};
+use watch::{Samples, Told, Watch};
 
 const SIGBUS: u32 = 7;
 
@@ -162,7 +166,6 @@ pub struct EvidenceReader {
     with_arguments: bool,
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
-    samples: Samples,
     watch: Watch,
     node: EntityId,
     allowance: u32,
@@ -180,7 +183,6 @@ pub fn channel(with_arguments: bool, watch_interval: Duration, node: EntityId) -
         mounts: Mounts::of_this_machine(),
         with_arguments,
         recent: HashMap::default(),
-        samples: Samples::default(),
         watch: Watch::new(watch_interval),
         node,
         allowance: READINGS_BURST,
@@ -200,10 +202,6 @@ impl EvidenceReader {
         loop {
             let now = Instant::now();
             let mut told = Vec::new();
-            if self.samples.is_due(now) {
-                let mounts = &self.mounts;
-                self.samples.look(now, mounts.containers().map(|(path, reading)| (path, counters(&reading))));
-            }
             if self.watch.has_work(now) {
                 self.watch.work(now, &self.mounts, &mut told);
             }
@@ -258,20 +256,19 @@ impl EvidenceReader {
             tell(intake, request, reading, process.as_ref().filter(|_| level == 0));
             let is_full = request.full_height == Some(reading.height) && reading.height > 0;
             if level == 0 || is_full {
-                let difference = self.samples.difference(now, &reading.path, counters(reading));
+                let difference = self.watch.difference(now, &reading.path, reading.into());
                 tell_use(intake, request, reading, difference, is_full, full_mount.as_ref().filter(|_| level == 0));
             }
-            if level == 0
-                && let Some((limit_bytes, mut points)) = self.watch.curve(&reading.path)
+            if (level == 0 || is_full)
+                && let Some(mut samples) = self.watch.curve(&reading.path)
             {
                 // What it was at the end, which no sample has seen.
-                if let Some(last) = points.last().copied() {
+                if let Some(last) = samples.points.last().copied() {
                     let memory_kib = u32::try_from(reading.memory_usage_bytes >> 10).unwrap_or(u32::MAX);
-                    points.push(Point { memory_kib: memory_kib.max(last.memory_kib), ..last });
+                    samples.points.push(Point { memory_kib: memory_kib.max(last.memory_kib), ..last });
                 }
                 wait_for_room(intake);
-                let of = CurveOf { path: &reading.path, limit_bytes, interval: self.watch.interval() };
-                tell_curve(intake, |_, _| (request.entity, request.pid), of, points);
+                tell_curve(intake, |_, _| (request.entity, request.pid), &reading.path, samples);
             }
         }
     }
@@ -281,32 +278,31 @@ impl EvidenceReader {
             wait_for_room(intake);
             match told {
                 Told::Curve { path } => {
-                    if let Some((limit_bytes, points)) = self.watch.curve(&path) {
+                    if let Some(samples) = self.watch.curve(&path) {
                         let whose = |batch: &mut Batch, identity: &mut Identity| {
                             (identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities), 0)
                         };
-                        let of = CurveOf { path: &path, limit_bytes, interval: self.watch.interval() };
-                        tell_curve(intake, whose, of, points);
+                        tell_curve(intake, whose, &path, samples);
                     }
                 }
-                Told::Trouble { whose, pid, what, place, comm, since, value, limit, is_over } => {
+                Told::Trouble(trouble) => {
                     intake.observe(|batch, identity| Event {
                         time_ns: boottime_ns(),
-                        entity: match &whose {
+                        entity: match &trouble.whose {
                             Whose::Cgroup(path) => identity.resolve_path(path, Lane::Lethal, &mut batch.body.entities),
                             Whose::Node => self.node,
                         },
-                        pid,
+                        pid: trouble.pid,
                         source: Source::Collector,
                         body: Detail::Trouble(Box::new(Trouble {
-                            what: batch.text(what.name()),
-                            place: batch.text(&place),
-                            comm: batch.text(&comm),
+                            what: batch.text(trouble.what.name()),
+                            place: batch.text(&trouble.place),
+                            comm: batch.text(&trouble.comm),
                             since_ns: boottime_ns()
-                                .saturating_sub(now.saturating_duration_since(since).as_nanos() as u64),
-                            value,
-                            limit,
-                            is_over,
+                                .saturating_sub(now.saturating_duration_since(trouble.since).as_nanos() as u64),
+                            value: trouble.value,
+                            limit: trouble.limit,
+                            is_over: trouble.is_over,
                         })),
                     });
                 }
@@ -337,24 +333,17 @@ fn wait_for_room(intake: &mut Intake) {
     }
 }
 
-/// The cgroup whose curve it is.
-struct CurveOf<'a> {
-    path: &'a str,
-    limit_bytes: u64,
-    interval: Duration,
-}
-
 fn tell_curve(
     intake: &mut Intake,
     whose: impl FnOnce(&mut Batch, &mut Identity) -> (EntityId, u32),
-    of: CurveOf<'_>,
-    points: Vec<Point>,
+    path: &str,
+    samples: Samples,
 ) {
     intake.observe(|batch, identity| {
         let (entity, pid) = whose(batch, identity);
-        let cgroup = batch.text(of.path);
-        let interval_ns = of.interval.as_nanos() as u64;
-        let curve = Curve { cgroup, limit_bytes: of.limit_bytes, interval_ns, points };
+        let cgroup = batch.text(path);
+        let interval_ns = samples.interval.as_nanos() as u64;
+        let curve = Curve { cgroup, limit_bytes: samples.limit_bytes, interval_ns, points: samples.points };
         Event { time_ns: boottime_ns(), entity, pid, source: Source::Collector, body: Detail::Curve(Box::new(curve)) }
     });
 }
@@ -366,16 +355,6 @@ fn mounted_for(pid: u32, readings: &[Reading]) -> impl Iterator<Item = u32> {
     let others = folder.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
     let others: Vec<u32> = others.lines().filter_map(|line| line.parse().ok()).take(8).collect();
     [pid].into_iter().chain(others).chain(parent.map(|stat| stat.parent_pid))
-}
-
-fn counters(reading: &Reading) -> Counters {
-    Counters {
-        periods: reading.periods,
-        throttled: reading.throttled,
-        throttled_us: reading.throttled_us,
-        limit_hits: reading.limit_hits,
-        oom_kills: reading.oom_kills,
-    }
 }
 
 fn tell_use(

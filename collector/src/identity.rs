@@ -508,6 +508,17 @@ pub fn is_container(path: &str) -> bool {
     name_of(path).kind == EntityKind::Container
 }
 
+/// Whether a cgroup's path is that of a container, and not one below it.
+pub fn is_container_itself(path: &str) -> bool {
+    let (named, above) = (name_of(path), path.rsplit_once('/').map_or("", |(above, _)| above));
+    named.kind == EntityKind::Container && name_of(above).key != named.key
+}
+
+/// Whether a cgroup's path is that of a pod.
+pub fn is_pod(path: &str) -> bool {
+    name_of(path).kind == EntityKind::Pod
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,8 +3,8 @@
 //! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found, each flooding
 //! container is told of, nothing lethal found its ring full, and every event is archived or declared lost.
 //!
-//! Three containers run loops: one sends itself a signal that it ignores, one starts processes that end at once, one makes cgroups
-//! and removes them. The same deaths are caused before, beside three loops that only take CPU time, for comparison.
+//! Three containers run loops: one sends a process in a cgroup below its own a signal that this ignores, one starts processes that
+//! end at once, one makes cgroups and removes them. The same deaths are caused before, beside three loops that only take CPU time, for comparison.
 
 use std::fmt;
 use std::fs;
@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How long cgroups outlive their container.
 const KEEP: Duration = Duration::from_millis(200);
 const SPIN: &str = "while :; do :; done";
-/// The folder that the third loop makes.
+/// The folder that the first and the third loop make.
 const FOLDER: &str = "flood";
 
 /// What to run.
@@ -80,7 +80,7 @@ struct Rest(PathBuf);
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        // Only the loop that makes it leaves it, and only if it ended in the midst of a turn.
+        // A loop that makes it leaves it, if it ended in the midst of a turn.
         let _ = fs::remove_dir(&self.0);
     }
 }
@@ -118,7 +118,12 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     drop(busy);
 
     let floods = [
-        Flood::start(&mut stage, |_| "trap '' HUP; while :; do kill -HUP $$; done".into())?,
+        Flood::start(&mut stage, |folder| {
+            format!(
+                "mkdir {folder}; sh -c 'trap \"\" HUP; echo $$ >{folder}/cgroup.procs; exec sleep 1000' & t=$!; \
+                 while ! grep -qx $t {folder}/cgroup.procs; do :; done; while :; do kill -HUP $t; done"
+            )
+        })?,
         Flood::start(&mut stage, |_| "while :; do /bin/true; done".into())?,
         Flood::start(&mut stage, |folder| format!("while :; do mkdir {folder}; rmdir {folder}; done"))?,
     ];

@@ -1,7 +1,8 @@
 //! Workloads that live and are wrong: each is told of while it lasts, and is over when it is.
 //!
 //! In: nothing. Out: findings. What must hold: a container that is throttled by its CPU limit, one that wants more processes than it
-//! may have, and one that writes to a file system that is frozen have each a finding that goes on; once they are well it is over.
+//! may have, one that writes to a file system that is frozen, one without a file descriptor left, one whose first process is stopped
+//! and one that survives its own SIGABRT have each a finding that goes on; once they are well it is over.
 
 use std::fmt;
 use std::fs;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use tapio_wire::service::Finding;
 
@@ -107,13 +109,33 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
     let file = disk.mount.join("file").display().to_string();
     let hung = start(&mut stage, None, &format!("while :; do echo x >{file}; sleep 0.1; done"))?;
     disk.freeze(true)?;
+    // Ten are open when no more than ten may be; what is closed on request has no child, which could not be started.
+    let full = start(
+        &mut stage,
+        None,
+        "exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null 8</dev/null 9</dev/null; ulimit -Sn 10; \
+         trap 'exec 3<&- 4<&- 5<&- 6<&-' USR1; while :; do :; done",
+    )?;
+    let stopped = start(&mut stage, None, "while :; do sleep 0.2; done")?;
+    signal(&stopped, Signal::STOP)?;
+    let survivor = start(&mut stage, None, "while kill -ABRT $$; do sleep 0.3; done")?;
 
     let mut report = TroublesReport::default();
-    let wanted = [(&slow, "throttled-now"), (&crowded, "pids-at-limit"), (&hung, "task-blocked")];
+    let wanted = [
+        (&slow, "throttled-now"),
+        (&crowded, "pids-at-limit"),
+        (&hung, "task-blocked"),
+        (&full, "descriptors-at-limit"),
+        (&stopped, "process-stopped"),
+        (&survivor, "fatal-signal-survived"),
+    ];
     for (of, pattern) in wanted {
         await_finding(&mut client, of, pattern, |finding| finding.ongoing)?;
     }
     disk.freeze(false)?;
+    signal(&full, Signal::USR1)?;
+    signal(&stopped, Signal::CONT)?;
+    signal(&survivor, Signal::KILL)?;
     cpu.set(("cpu.cfs_quota_us", "-1"), ("cpu.max", "max 100000"))?;
     pids.set(("pids.max", "max"), ("pids.max", "max"))?;
     for (of, pattern) in wanted {
@@ -147,6 +169,11 @@ fn start(stage: &mut Stage, limit_mib: Option<u64>, script: &str) -> Result<(Roo
     let room = stage.room(limit_mib)?;
     let actor = stage.start(&room, Pids::Own, script)?;
     Ok((room, actor))
+}
+
+fn signal(of: &(Room, Actor), signal: Signal) -> Result<(), Error> {
+    let pid = Pid::from_raw(of.1.pid as i32).ok_or_else(|| Error::Invalid("the process has no id".into()))?;
+    kill_process(pid, signal).context(|| format!("send {signal:?} to process {}", of.1.pid))
 }
 
 fn await_finding(

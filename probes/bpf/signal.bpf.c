@@ -21,6 +21,7 @@
 #define SI_TIMER (-2)
 
 #define TRACE_SIGNAL_IGNORED 1
+#define TRACE_SIGNAL_ALREADY_PENDING 2
 #define SIGKILL 9
 #define SIGWINCH 28
 
@@ -53,7 +54,7 @@ static __always_inline bool is_over_cpu_limit(struct task_struct *target)
 	return seconds < ~0ULL / NSEC_PER_SEC && used > 0 && (u64)used >= seconds * NSEC_PER_SEC;
 }
 
-/* Signals that their target handles, and that may have been meant to stop it: once a second is enough to know of each. */
+/* Signals that their target handles or ignores: once a second is enough to know of each. */
 #define HANDLED_INTERVAL_NS NSEC_PER_SEC
 
 struct handled_key {
@@ -61,30 +62,47 @@ struct handled_key {
 	u32 signal;
 };
 
+struct handled_signal {
+	u64 told_ns;
+	u32 repeats;
+	u32 pad;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct handled_key);
-	__type(value, u64);
+	__type(value, struct handled_signal);
 } handled SEC(".maps");
 
-/* A program may send itself hundreds of thousands of them a second, across cgroups too: they must not crowd out what kills. */
-static __always_inline bool was_told_lately(u32 tgid, u32 number)
+/*
+ * A program may send itself hundreds of thousands of them a second, across cgroups too: they must not crowd out what kills. Of one
+ * that is to be told, `repeats` gets the number of those that were not since the one before.
+ */
+static __always_inline bool was_told_lately(u32 tgid, u32 number, u32 *repeats)
 {
 	struct handled_key key = { .pid = tgid, .signal = number };
-	u64 now = bpf_ktime_get_ns();
-	u64 *last = bpf_map_lookup_elem(&handled, &key);
+	struct handled_signal fresh = { .told_ns = bpf_ktime_get_ns() };
+	struct handled_signal *known = bpf_map_lookup_elem(&handled, &key);
 
-	if (last && now - *last < HANDLED_INTERVAL_NS)
+	if (!known) {
+		bpf_map_update_elem(&handled, &key, &fresh, BPF_ANY);
+		return false;
+	}
+	if (fresh.told_ns - known->told_ns < HANDLED_INTERVAL_NS) {
+		__sync_fetch_and_add(&known->repeats, 1);
 		return true;
-	bpf_map_update_elem(&handled, &key, &now, BPF_ANY);
+	}
+	*repeats = known->repeats;
+	known->repeats = 0;
+	known->told_ns = fresh.told_ns;
 	return false;
 }
 
 SEC("tp_btf/signal_generate")
 int signal_sent(u64 *ctx)
 {
-	u32 number = ctx[0], pid, tgid;
+	u32 number = ctx[0], repeats = 0, pid, tgid;
 	struct kernel_siginfo *info = (struct kernel_siginfo *)ctx[1];
 	struct task_struct *target = (struct task_struct *)ctx[2];
 	u8 result = ctx[4];
@@ -107,8 +125,14 @@ int signal_sent(u64 *ctx)
 		/* By default a change of the window's size is no reason to end. A timer's signal says nothing of who was running. */
 		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
 		    (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups) ||
-		     was_told_lately(target->tgid, number)))
+		     was_told_lately(target->tgid, number, &repeats)))
 			return 0;
+	} else if ((result == TRACE_SIGNAL_IGNORED || result == TRACE_SIGNAL_ALREADY_PENDING ||
+		    !is_unhandled(target, number)) &&
+		   (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)) &&
+		   was_told_lately(target->tgid, number, &repeats)) {
+		/* One that would end it, again and again, and lives: a runtime that tests its memory by faults, a loop of abort(). */
+		return 0;
 	}
 	pid = target->pid;
 	tgid = target->tgid;
@@ -137,6 +161,7 @@ int signal_sent(u64 *ctx)
 	if (number == SIGKILL && code == SI_KERNEL)
 		record->over_cpu_limit = is_over_cpu_limit(target);
 	record->result = result;
+	record->repeats = repeats;
 	task_comm(target, record->comm);
 	bpf_get_current_comm(record->sender_comm, COMM_BYTES);
 	record_end(record, result != TRACE_SIGNAL_IGNORED);

@@ -281,7 +281,9 @@ record! {
         result: u8,
         /// 1 when the kernel killed a process that had used up its CPU time (RLIMIT_CPU).
         over_cpu_limit: u8,
-        pad: [u8; 5],
+        pad: u8,
+        /// Of the same signal to the same process, which handles or ignores it: so many more since the record before this one.
+        repeats: u32,
         /// When the sender started, `CLOCK_BOOTTIME`, nanoseconds; 0 where it is not known.
         sender_start_time_ns: u64,
         comm: [u8; COMM_BYTES],

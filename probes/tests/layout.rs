@@ -166,7 +166,7 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
             "signal_record",
             layout!(Signal {
                 header signal code sender_pid sender_tid sender_cgroup_id ns_pid ns_level from_kernel result
-                over_cpu_limit pad sender_start_time_ns comm sender_comm
+                over_cpu_limit pad repeats sender_start_time_ns comm sender_comm
             }),
         ),
         ("cgroup_record", layout!(Cgroup { header hierarchy level path_bytes pad creator_cgroup_id path })),

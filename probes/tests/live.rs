@@ -128,7 +128,7 @@ fn a_kill_from_outside_names_its_sender() {
     assert_eq!(signal.ns_pid, pid);
     assert_eq!(text(&signal.comm), "victim");
     assert_eq!(text(&signal.sender_comm), "sh");
-    assert_eq!(signal.pad, [0; 5]);
+    assert_eq!((signal.pad, signal.repeats), (0, 0));
 
     let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, SIGKILL);

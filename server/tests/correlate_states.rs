@@ -245,33 +245,6 @@ fn a_flood_is_told_of_who_floods_and_casts_doubt_on_its_own_deaths_alone() {
 }
 
 #[test]
-fn troubles_of_what_lives_have_a_beginning_and_an_end() {
-    for (what, place, expected, says) in [
-        ("throttled", "", "throttled-now", "97 %"),
-        ("pids-at-limit", "", "pids-at-limit", "97 of 100"),
-        ("memory-high", "", "memory-high-stall", "memory.high"),
-        ("blocked", "nfs_wait_bit_killable", "task-blocked", "nfs_wait_bit_killable"),
-        ("unkillable", "", "task-blocked", "dd"),
-        ("disk-full", "/var/lib/kubelet", "disk-nearly-full", "/var/lib/kubelet"),
-        ("inodes-full", "/", "disk-nearly-full", "inodes-full"),
-    ] {
-        let mut node = Node::new("n1");
-        let entity = match expected {
-            "disk-nearly-full" => node.itself(),
-            _ => node.kube_container("Deployment/web", "shop/web-1", "c1"),
-        };
-        node.trouble(100 * SECOND, entity, what, place, false);
-        node.trouble(160 * SECOND, entity, what, place, false);
-        node.lethal(160 * SECOND);
-        let found = only(&node, expected);
-        assert!(found.ongoing && found.summary.contains(says), "{what}: {found:#?}");
-        node.trouble(220 * SECOND, entity, what, place, true);
-        node.lethal(220 * SECOND);
-        assert!(!only(&node, expected).ongoing, "{what}");
-    }
-}
-
-#[test]
 fn a_state_whose_beginning_is_forgotten_goes_on_as_one_finding_and_ends() {
     let mut node = Node::new("n1");
     let web = node.kube_container("Deployment/web", "shop/web-1", "c1");

@@ -10,6 +10,7 @@ mod archive_read;
 mod archive_recovery;
 mod archive_support;
 mod auth;
+mod correlate_alive;
 mod correlate_engine;
 mod correlate_gone;
 mod correlate_node;

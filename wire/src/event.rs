@@ -312,6 +312,8 @@ pub struct Signal {
     pub role: u8,
     /// 1 when the kernel sent it to a process that had used up its CPU time (RLIMIT_CPU).
     pub over_cpu_limit: u8,
+    /// Of the same signal to the same process, which handles or ignores it: so many more since the event before this one.
+    pub repeats: u32,
 }
 
 /// See [`Detail::Tcp`].

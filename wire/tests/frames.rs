@@ -98,6 +98,7 @@ fn every_kind() -> Body {
                     result: 0,
                     role: 0,
                     over_cpu_limit: 0,
+                    repeats: 0,
                 })),
             ),
             event(5, Detail::CgroupMade { path: 2 }),
@@ -385,6 +386,11 @@ fn every_kind_of_version_2() -> Body {
 /// Of version 3: what goes wrong with what lives, and how a container's use went.
 fn every_kind_of_version_3() -> Body {
     let mut body = every_kind_of_version_2();
+    for event in &mut body.events {
+        if let Detail::Signal(signal) = &mut event.body {
+            signal.repeats = 7;
+        }
+    }
     let trouble =
         Trouble { what: 1, place: 2, comm: 1, since_ns: 1_000_000_000, value: 90, limit: 100, is_over: false };
     body.events.push(event(32, Detail::Trouble(Box::new(trouble))));

@@ -5,10 +5,23 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Levels that are read on the way to the root.
 const LEVELS_MAX: usize = 8;
+/// Units of container runtimes and kubelet, as their packages name them.
+const RUNTIMES: [&str; 9] = [
+    "containerd.service",
+    "docker.service",
+    "crio.service",
+    "cri-o.service",
+    "kubelet.service",
+    "k3s.service",
+    "k3s-agent.service",
+    "rke2-server.service",
+    "rke2-agent.service",
+];
 /// How much of a command line is told.
 const COMMAND_BYTES_MAX: usize = 256;
 /// How much of a command line is looked at.
@@ -113,49 +126,28 @@ impl Mounts {
     /// what its cgroup is known by, for when the process is gone already.
     pub fn read(&self, pid: u32, path: &str, path_is_version_1: bool) -> Vec<Reading> {
         let of_process = crate::host::process(pid).and_then(|folder| text(&folder.join("cgroup"))).unwrap_or_default();
-        self.read_at(&Paths::of(&of_process, path, path_is_version_1))
+        self.read_at(&ProcessPaths::of(&of_process, path, path_is_version_1))
     }
 
-    /// The cgroups of containers, by the path that readings have.
-    pub fn container_paths(&self) -> Vec<String> {
-        let mut paths = Vec::new();
-        // A container is in all hierarchies as a rule; one that is not in all is seen in one of these.
-        let of_version_1 = [&self.cpu, &self.memory].into_iter().flatten();
-        for root in of_version_1.chain(self.version_2.as_ref().filter(|_| self.memory.is_none())) {
-            crate::identity::scan_below(root, root, &mut |_, path| {
-                if crate::identity::is_container(path) {
-                    paths.push(path.to_owned());
-                }
-            });
+    /// The cgroups of containers and of their pods, by the path that readings have.
+    pub fn container_paths(&self) -> Paths {
+        let mut containers = Vec::new();
+        // Only what has a memory cgroup can be sampled.
+        if let Some(root) = self.memory.as_ref().or(self.version_2.as_ref()) {
+            containers_below(root, root, &mut containers);
         }
-        paths.sort_unstable();
-        paths.dedup();
-        paths
+        containers.sort_unstable();
+        containers.dedup();
+        let above = containers.iter().filter_map(|path| path.rsplit_once('/').map(|(above, _)| above));
+        let mut pods: Vec<String> = above.filter(|path| crate::identity::is_pod(path)).map(str::to_owned).collect();
+        pods.dedup();
+        let root = self.memory.as_ref().or(self.version_2.as_ref());
+        let is_there = |path: &String| root.is_some_and(|root| root.join(path.trim_start_matches('/')).is_dir());
+        let runtimes = RUNTIMES.map(|unit| format!("/system.slice/{unit}")).into_iter().filter(is_there).collect();
+        Paths { containers, pods, runtimes }
     }
 
-    /// The same with the counters that are compared over time.
-    pub fn containers(&self) -> impl Iterator<Item = (String, Reading)> {
-        self.container_paths().into_iter().map(|path| {
-            let mut reading = Reading::default();
-            self.read_counters(&mut reading, &path);
-            (path, reading)
-        })
-    }
-
-    /// Only what grows.
-    fn read_counters(&self, reading: &mut Reading, path: &str) {
-        let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
-        if let Some(stat) = at(&self.cpu).or_else(|| at(&self.version_2)).and_then(|at| text(&at.join("cpu.stat"))) {
-            reading.cpu(&stat);
-        }
-        match (at(&self.memory), at(&self.version_2)) {
-            (Some(folder), _) => reading.counters_version_1(&folder),
-            (None, Some(folder)) => reading.counters_version_2(&folder),
-            (None, None) => {}
-        }
-    }
-
-    fn read_at(&self, paths: &Paths) -> Vec<Reading> {
+    fn read_at(&self, paths: &ProcessPaths) -> Vec<Reading> {
         let known_by = if paths.version_2.len() > 1 { &paths.version_2 } else { &paths.memory };
         let memory_path = if self.memory.is_some() { &paths.memory } else { &paths.version_2 };
         let mut readings = Vec::new();
@@ -192,16 +184,42 @@ impl Mounts {
     }
 }
 
+/// The containers below a folder of a hierarchy.
+fn containers_below(root: &Path, folder: &Path, found: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        let below = entry.path();
+        let path = format!("/{}", below.strip_prefix(root).unwrap_or(&below).to_string_lossy());
+        // A folder without others has two links: what is in a container that made none need not be read.
+        let has_folders = !crate::identity::is_container(&path) || entry.metadata().is_ok_and(|is| is.nlink() > 2);
+        if crate::identity::is_container_itself(&path) {
+            found.push(path);
+        }
+        if has_folders {
+            containers_below(root, &below, found);
+        }
+    }
+}
+
+/// The paths of containers' cgroups, and of those of their pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    pub containers: Vec<String>,
+    pub pods: Vec<String>,
+    /// Of the units of container runtimes and kubelet.
+    pub runtimes: Vec<String>,
+}
+
 /// A process's cgroup in each hierarchy.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Paths {
+struct ProcessPaths {
     version_2: String,
     memory: String,
     pids: String,
     cpu: String,
 }
 
-impl Paths {
+impl ProcessPaths {
     /// From the text of `/proc/PID/cgroup`; where that says nothing, every hierarchy names the cgroup alike.
     fn of(text: &str, path: &str, path_is_version_1: bool) -> Self {
         let mut paths = Self::default();
@@ -252,7 +270,7 @@ impl Reading {
     fn cpu(&mut self, stat: &str) {
         self.periods = field(stat, "nr_periods");
         self.throttled = field(stat, "nr_throttled");
-        self.throttled_us = field(stat, "throttled_usec").max(field(stat, "throttled_time") / 1000);
+        self.throttled_us = throttled_us(stat);
     }
 
     fn counters_version_2(&mut self, folder: &Path) {
@@ -373,6 +391,11 @@ pub(super) fn field(text: &str, name: &str) -> u64 {
     values.filter(|(field, _)| *field == name).find_map(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
+/// Of `cpu.stat`, either version's.
+pub(super) fn throttled_us(stat: &str) -> u64 {
+    field(stat, "throttled_usec").max(field(stat, "throttled_time") / 1000)
+}
+
 /// `full avg10` of a pressure file, hundredths of a percent; it is written with two decimals.
 pub(super) fn pressure(text: &str) -> u32 {
     let full = text.lines().find_map(|line| line.strip_prefix("full avg10=")).unwrap_or_default();
@@ -484,7 +507,7 @@ mod tests {
             ],
         );
         let mounts = Mounts { version_2: Some(root.path().into()), ..Mounts::default() };
-        let readings = mounts.read_at(&Paths::of("", "/kubepods.slice/pod1.slice/c.scope", false));
+        let readings = mounts.read_at(&ProcessPaths::of("", "/kubepods.slice/pod1.slice/c.scope", false));
         let own = Reading {
             path: "/kubepods.slice/pod1.slice/c.scope".into(),
             memory_limit_bytes: 100,
@@ -536,7 +559,7 @@ mod tests {
         );
         write(&cpu.join("elsewhere"), &[("cpu.stat", "nr_periods 1\nnr_throttled 1\nthrottled_time 5000\n")]);
         let mounts = Mounts { memory: Some(memory), cpu: Some(cpu), ..Mounts::default() };
-        let paths = Paths::of("4:memory:/box\n2:cpu,cpuacct:/elsewhere\n0::/\n", "/box", true);
+        let paths = ProcessPaths::of("4:memory:/box\n2:cpu,cpuacct:/elsewhere\n0::/\n", "/box", true);
         let readings = mounts.read_at(&paths);
         assert_eq!(readings.len(), 1, "{readings:?}");
         let reading = &readings[0];
@@ -547,10 +570,10 @@ mod tests {
     #[test]
     fn what_a_cgroup_namespace_hides_is_taken_by_the_known_path() {
         let of_process = "0::/../../pod1.slice/cri-containerd-a.scope\n";
-        let paths = Paths::of(of_process, "", false);
-        assert_eq!(paths, Paths::default());
+        let paths = ProcessPaths::of(of_process, "", false);
+        assert_eq!(paths, ProcessPaths::default());
         let known = "/kubepods.slice/pod1.slice/cri-containerd-a.scope";
-        assert_eq!(Paths::of(of_process, known, true).version_2, known);
+        assert_eq!(ProcessPaths::of(of_process, known, true).version_2, known);
     }
 
     #[test]
@@ -573,9 +596,9 @@ mod tests {
     #[test]
     fn a_path_that_leads_out_of_the_cgroup_namespace_is_not_followed() {
         let text = "4:memory:/../../kubepods/pod1\n0::/../../kubepods/pod1\n";
-        let named = Paths::of(text, "/kubepods/pod1", false);
+        let named = ProcessPaths::of(text, "/kubepods/pod1", false);
         assert_eq!((&*named.memory, &*named.version_2), ("/kubepods/pod1", "/kubepods/pod1"));
-        assert_eq!(Paths::of(text, "", false), Paths::default(), "nor where nothing else is known");
+        assert_eq!(ProcessPaths::of(text, "", false), ProcessPaths::default(), "nor where nothing else is known");
     }
 
     #[test]

@@ -5,9 +5,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::read::{Breakdown, Mounts, field, limit_version_1, number, pressure, text};
+use super::counters::Counters;
+use super::processes::PROCESSES_MAX;
+use super::read::{Breakdown, Mounts, field, limit_version_1, number, pressure, text, throttled_us};
 
 /// What a container may use, and what its memory consists of, in 255ths. No limit is `u64::MAX`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,8 +17,27 @@ pub struct Limits {
     pub memory_bytes: u64,
     pub high_bytes: u64,
     pub pids: u64,
+    /// Whose limit of processes that is.
+    pub pids_of: PidsOf,
     pub file_share: u8,
     pub shmem_share: u8,
+}
+
+/// Whose limit of processes is the one that counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PidsOf {
+    #[default]
+    Nobody,
+    Own,
+    /// The pod's (`podPidsLimit`).
+    Pod,
+}
+
+impl Limits {
+    /// Whether anything is limited.
+    pub fn limit_something(&self) -> bool {
+        self.memory_bytes != u64::MAX || self.pids_of != PidsOf::Nobody
+    }
 }
 
 /// What a container uses at a moment, and its counters.
@@ -26,6 +47,7 @@ pub struct Sample {
     pub cpu_us: u64,
     pub periods: u64,
     pub throttled: u64,
+    pub throttled_us: u64,
     pub pids: u64,
     /// How often a process could not be made for `pids.max`.
     pub pids_hits: u64,
@@ -38,12 +60,17 @@ pub struct Sample {
 #[derive(Debug, Default)]
 pub struct Files {
     memory: Option<File>,
+    /// Of version 2; of version 1 what counts the same.
     memory_events: Option<File>,
+    limit_hits: [Option<File>; 2],
+    oom_control: Option<File>,
+    has_high: bool,
     memory_pressure: Option<File>,
     cpu: Option<File>,
     cpuacct: Option<File>,
     pids: Option<File>,
     pids_events: Option<File>,
+    processes: Option<File>,
 }
 
 /// Files that are sampled are shorter.
@@ -55,7 +82,7 @@ impl Files {
         let mut bytes = [0; SAMPLED_BYTES_MAX];
         let mut sample = Sample { pids: last.pids, ..Sample::default() };
         sample.memory_bytes = again(self.memory.as_ref(), &mut bytes)?.trim().parse().ok()?;
-        if let Some(events) = again(self.memory_events.as_ref(), &mut bytes) {
+        if let Some(events) = again(self.memory_events.as_ref().filter(|_| self.has_high), &mut bytes) {
             sample.high_hits = field(events, "high");
         }
         if let Some(text) = again(self.memory_pressure.as_ref(), &mut bytes) {
@@ -64,6 +91,7 @@ impl Files {
         if let Some(stat) = again(self.cpu.as_ref(), &mut bytes) {
             sample.periods = field(stat, "nr_periods");
             sample.throttled = field(stat, "nr_throttled");
+            sample.throttled_us = throttled_us(stat);
             sample.cpu_us = field(stat, "usage_usec");
         }
         if let Some(usage) = again(self.cpuacct.as_ref(), &mut bytes) {
@@ -77,6 +105,37 @@ impl Files {
             sample.pids = again(self.pids.as_ref(), &mut bytes).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         }
         Some(sample)
+    }
+
+    /// The counters that are compared over minutes, with those of a sample just taken.
+    pub fn counters(&self, sample: &Sample) -> Counters {
+        let mut bytes = [0; SAMPLED_BYTES_MAX];
+        let mut counters = Counters {
+            periods: sample.periods,
+            throttled: sample.throttled,
+            throttled_us: sample.throttled_us,
+            ..Counters::default()
+        };
+        if let Some(events) = again(self.memory_events.as_ref(), &mut bytes) {
+            (counters.limit_hits, counters.oom_kills) = (field(events, "max"), field(events, "oom_kill"));
+        }
+        for hits in self.limit_hits.iter().flatten() {
+            let hits = again(Some(hits), &mut bytes).and_then(|text| text.trim().parse().ok());
+            counters.limit_hits = counters.limit_hits.max(hits.unwrap_or(0));
+        }
+        if let Some(text) = again(self.oom_control.as_ref(), &mut bytes) {
+            counters.oom_kills = field(text, "oom_kill");
+        }
+        counters
+    }
+
+    /// The ids of its processes, as many as are looked at.
+    pub fn processes(&self) -> Vec<u32> {
+        let mut bytes = [0; SAMPLED_BYTES_MAX];
+        let text = again(self.processes.as_ref(), &mut bytes).unwrap_or_default();
+        // A last number that is cut is left out.
+        let whole = text.rfind('\n').and_then(|end| text.get(..end)).unwrap_or_default();
+        whole.lines().filter_map(|line| line.parse().ok()).take(PROCESSES_MAX).collect()
     }
 }
 
@@ -108,9 +167,12 @@ impl Mounts {
         let share = |bytes: u64| (bytes.saturating_mul(255).checked_div(all).unwrap_or(0)) as u8;
         (limits.file_share, limits.shmem_share) = (share(memory.file), share(memory.shmem));
         if let Some(folder) = at(&self.pids).or_else(|| at(&self.version_2)) {
-            limits.pids = match number(&folder.join("pids.max")) {
-                0 => u64::MAX,
-                limit => limit,
+            let limit =
+                |folder: &Path| Some(number(&folder.join("pids.max"))).filter(|limit| ![0, u64::MAX].contains(limit));
+            let of_pod = || folder.parent().filter(|_| crate::identity::is_container(path)).and_then(limit);
+            (limits.pids, limits.pids_of) = match (limit(&folder), of_pod) {
+                (Some(limit), _) => (limit, PidsOf::Own),
+                (None, of_pod) => of_pod().map_or((u64::MAX, PidsOf::Nobody), |limit| (limit, PidsOf::Pod)),
             };
         }
         limits
@@ -121,18 +183,28 @@ impl Mounts {
         let at = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(path.trim_start_matches('/')));
         let open = |folder: Option<PathBuf>, name: &str| File::open(folder?.join(name)).ok();
         let of_version_2 = self.memory.is_none();
-        let has_high = of_version_2 && limits.high_bytes != u64::MAX && limits.high_bytes != 0;
-        let memory = if of_version_2 { "memory.current" } else { "memory.usage_in_bytes" };
         let folder = || if of_version_2 { at(&self.version_2) } else { at(&self.memory) };
-        let pids = || at(&self.pids).or_else(|| at(&self.version_2)).filter(|_| limits.pids != u64::MAX);
+        let of_version_1 = || folder().filter(|_| !of_version_2);
+        let has_high = of_version_2 && limits.high_bytes != u64::MAX && limits.high_bytes != 0;
+        let pids = || at(&self.pids).or_else(|| at(&self.version_2)).filter(|_| limits.pids_of != PidsOf::Nobody);
+        // Where the pod's limit counts, it is the pod that has so many. The kernel counts who asked for too many at the asker
+        // before Linux 6.11, and at the limit since.
+        let has_pids = || match limits.pids_of {
+            PidsOf::Pod => pids().and_then(|folder| folder.parent().map(Path::to_owned)),
+            _ => pids(),
+        };
         Files {
-            memory: open(folder(), memory),
-            memory_events: open(folder().filter(|_| has_high), "memory.events"),
+            memory: open(folder(), if of_version_2 { "memory.current" } else { "memory.usage_in_bytes" }),
+            memory_events: open(folder().filter(|_| of_version_2), "memory.events"),
+            limit_hits: ["memory.failcnt", "memory.memsw.failcnt"].map(|name| open(of_version_1(), name)),
+            oom_control: open(of_version_1(), "memory.oom_control"),
+            has_high,
             memory_pressure: open(folder().filter(|_| has_high), "memory.pressure"),
             cpu: open(at(&self.cpu).or_else(|| at(&self.version_2)), "cpu.stat"),
             cpuacct: open(at(&self.cpuacct), "cpuacct.usage"),
-            pids: open(pids(), "pids.current"),
+            pids: open(has_pids(), "pids.current"),
             pids_events: open(pids(), "pids.events"),
+            processes: open(folder(), "cgroup.procs"),
         }
     }
 }

@@ -121,7 +121,11 @@ pub struct FileSystem {
 /// Where kubelet, runtimes and logs write; each file system once.
 const PLACES: [&str; 5] = ["/", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/containers", "/var/log"];
 
-/// The node's file systems, as far as they can be seen through the root of its first process.
+/// What an overlay says of itself is that of the file system with its upper layer, which the runtime keeps.
+const OWN_ROOT: &str = "the file system of images and containers";
+
+/// The node's file systems, as far as they can be seen through the root of its first process; without the right to look through that
+/// (ptrace), the one that the collector's own container is on.
 pub fn file_systems() -> Vec<FileSystem> {
     let root = host::proc_root().join("1/root");
     let mut seen: Vec<u64> = Vec::new();
@@ -134,13 +138,22 @@ pub fn file_systems() -> Vec<FileSystem> {
             continue;
         }
         seen.push(told.f_fsid);
-        let percent = |free: u64, all: u64| (all - free.min(all)).saturating_mul(100).checked_div(all).unwrap_or(0);
-        found.push(FileSystem {
-            mount: place.to_owned(),
-            // As df(1): what only root may use does not count.
-            used_percent: percent(told.f_bavail, told.f_blocks - (told.f_bfree - told.f_bavail.min(told.f_bfree))),
-            inodes_percent: percent(told.f_ffree, told.f_files),
-        });
+        found.push(file_system(place, &told));
+    }
+    if found.is_empty()
+        && let Ok(told) = rustix::fs::statvfs("/")
+    {
+        found.push(file_system(OWN_ROOT, &told));
     }
     found
+}
+
+fn file_system(mount: &str, told: &rustix::fs::StatVfs) -> FileSystem {
+    let percent = |free: u64, all: u64| (all - free.min(all)).saturating_mul(100).checked_div(all).unwrap_or(0);
+    FileSystem {
+        mount: mount.to_owned(),
+        // As df(1): what only root may use does not count.
+        used_percent: percent(told.f_bavail, told.f_blocks - (told.f_bfree - told.f_bavail.min(told.f_bfree))),
+        inodes_percent: percent(told.f_ffree, told.f_files),
+    }
 }

@@ -1,9 +1,9 @@
 //! Watches what lives: how each container's use goes, and what is wrong with it without an event of the kernel.
 //!
-//! What enters: the containers' cgroups, and the clock. What leaves: troubles as they begin, go on for another minute, and end; the
-//! curve of a container's use when it dies, and every ten minutes. What must hold: a few reads a container each ten seconds, in small
-//! slices, so that evidence that fades is not kept waiting; everything is compared with the sample before, never with a lifetime;
-//! bounded in containers and points.
+//! What enters: the cgroups of containers, of container runtimes, and of pods that limit something, and the clock. What leaves: troubles as they begin, go on for
+//! another minute, and end; the curve of a container's use when it dies, and every ten minutes; how counters moved over the last two
+//! minutes. What must hold: a few reads a container each ten seconds, in small slices, so that evidence that fades is not kept waiting;
+//! everything is compared with the sample before, never with a lifetime; bounded in containers and points.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,9 +11,13 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use tapio_wire::event::Point;
 
-use super::read::Mounts;
+use super::counters::{Counters, History};
+use super::lasting::{Lasting, Trouble, What, Whose};
+use super::node::NodeWatch;
+use super::processes::{self, KnownLimits, Looked};
+use super::read::{Mounts, Paths};
 use super::sample::{Files, Limits, Sample};
-use super::tasks::{self, Task};
+use super::tasks;
 
 /// Samples that are kept: half an hour, with the interval that is configured by default. So are the other times below.
 const POINTS_MAX: usize = 180;
@@ -23,9 +27,11 @@ const TOLD_POINTS: usize = 60;
 /// rarely.
 const SLOW_SAMPLES: u64 = 6;
 const SLOWEST_SAMPLES: u64 = 30;
-/// Containers that are watched.
-const CONTAINERS_MAX: usize = 1024;
-/// Containers that are sampled at once, before somebody else may have a turn.
+/// A container's processes are looked at with every so many samples.
+const PROCESS_SAMPLES: u64 = 12;
+/// Cgroups that are watched.
+const WATCHED_MAX: usize = 2048;
+/// Cgroups that are sampled at once, before somebody else may have a turn.
 const SLICE: usize = 16;
 
 /// Samples in a row that begin a trouble, or end it: a minute.
@@ -35,115 +41,29 @@ const THROTTLED: u8 = 50;
 const UNTHROTTLED: u8 = 25;
 /// Percent of the last ten seconds in which everything in the cgroup waited for memory, hundredths.
 const PRESSURE: u32 = 10_00;
-/// Rounds after which containers are listed, and processes and file systems looked at.
+/// Rounds after which tasks and file systems are looked at; pods are sampled as rarely.
 const ROUNDS: u64 = 3;
-/// Looks in a row that find a task waiting without being interruptible: half a minute lies between them.
-const BLOCKED_LOOKS: u32 = 2;
-/// Looks in a row that find a file system full, or not any more.
-const DISK_LOOKS: u32 = 2;
-/// A file system is full from so many percent on, and has room again below the second.
-const FULL: u64 = 95;
-const ROOM: u64 = 90;
-
-/// What is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum What {
-    /// It is slowed down by its CPU limit, now.
-    Throttled,
-    /// It wants more processes than it may have.
-    PidsAtLimit,
-    /// It is above memory.high, and waits for memory.
-    MemoryHigh,
-    /// A process waits in the kernel and cannot be interrupted.
-    Blocked,
-    /// The same, though it was sent SIGKILL.
-    Unkillable,
-    /// A file system of the node has no room.
-    DiskFull,
-    /// It has no inodes.
-    InodesFull,
-}
-
-impl What {
-    /// As events and patterns name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Throttled => "throttled",
-            Self::PidsAtLimit => "pids-at-limit",
-            Self::MemoryHigh => "memory-high",
-            Self::Blocked => "blocked",
-            Self::Unkillable => "unkillable",
-            Self::DiskFull => "disk-full",
-            Self::InodesFull => "inodes-full",
-        }
-    }
-}
-
-/// Whose trouble it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whose {
-    /// A cgroup's, by its path.
-    Cgroup(String),
-    Node,
-}
+/// Rounds after which containers are listed: that reads all folders of cgroups.
+const LIST_ROUNDS: u64 = 2 * ROUNDS;
 
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
-    Trouble {
-        whose: Whose,
-        pid: u32,
-        what: What,
-        place: String,
-        comm: String,
-        since: Instant,
-        value: u64,
-        limit: u64,
-        is_over: bool,
-    },
+    Trouble(Trouble),
     /// Of a container that lives.
-    Curve { path: String },
+    Curve {
+        path: String,
+    },
 }
 
-/// A condition that must hold for a while to be a trouble, and not to hold for a while to be none.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lasting {
-    holds: u32,
-    holds_not: u32,
-    since: Option<Instant>,
-    told: Option<Instant>,
-}
+/// The states of a watched cgroup, in the order of [`STATES`].
+type States = [Lasting; 3];
+const STATES: [What; 3] = [What::Throttled, What::PidsAtLimit, What::MemoryHigh];
 
-impl Lasting {
-    /// Takes in whether it holds now. Says whether to tell: `Some(false)` that it begins or goes on, `Some(true)` that it is over.
-    fn saw(&mut self, now: Instant, holds: bool, samples: u32, told_again: Duration) -> Option<bool> {
-        if holds {
-            self.holds_not = 0;
-            self.holds += 1;
-            self.since.get_or_insert(now);
-        } else {
-            self.holds_not += 1;
-            self.holds = 0;
-            if self.told.is_none() {
-                self.since = None;
-            }
-        }
-        if self.told.is_none() && self.holds >= samples
-            || self.told.is_some_and(|told| holds && now.saturating_duration_since(told) >= told_again)
-        {
-            self.told = Some(now);
-            return Some(false);
-        }
-        if self.told.is_some() && self.holds_not >= samples {
-            self.told = None;
-            return Some(true);
-        }
-        None
-    }
-}
-
-/// A container that is watched.
+/// A container that is watched, or a pod that limits something.
+#[derive(Default)]
 struct Watched {
+    is_pod: bool,
     points: VecDeque<Point>,
     since_told: usize,
     last: Sample,
@@ -152,7 +72,12 @@ struct Watched {
     /// When the limits were read: after so many samples, with so many bytes in use.
     limits_at: (u64, u64),
     samples: u64,
-    troubles: [Lasting; 3],
+    states: States,
+    descriptors: Lasting,
+    stopped: Lasting,
+    processes: Looked,
+    known_limits: KnownLimits,
+    counters: History,
     seen: bool,
 }
 
@@ -160,12 +85,12 @@ struct Watched {
 pub struct Watch {
     interval: Duration,
     rounds: u64,
-    containers: HashMap<String, Watched, RandomState>,
+    watched: HashMap<String, Watched, RandomState>,
     /// Those of this round that were not sampled yet.
     left: Vec<String>,
     round: Option<Instant>,
-    blocked: HashMap<Task, (Lasting, bool), RandomState>,
-    disks: HashMap<String, (Lasting, Lasting), RandomState>,
+    listed: Option<Instant>,
+    node: NodeWatch,
 }
 
 impl Watch {
@@ -174,17 +99,12 @@ impl Watch {
         Self {
             interval,
             rounds: 0,
-            containers: HashMap::default(),
+            watched: HashMap::default(),
             left: Vec::new(),
             round: None,
-            blocked: HashMap::default(),
-            disks: HashMap::default(),
+            listed: None,
+            node: NodeWatch::default(),
         }
-    }
-
-    /// Between two samples.
-    pub fn interval(&self) -> Duration {
-        self.interval
     }
 
     /// The pause between two events of a trouble that continues.
@@ -192,42 +112,26 @@ impl Watch {
         self.interval * SAMPLES
     }
 
-    /// These containers are there, by their cgroups' paths. Of those that are gone troubles are over.
-    pub fn containers(&mut self, paths: impl Iterator<Item = String>, told: &mut Vec<Told>) {
-        for watched in self.containers.values_mut() {
+    /// These containers and pods are there, by their cgroups' paths. Of those that are gone troubles are over.
+    pub fn cgroups(&mut self, now: Instant, paths: &Paths, told: &mut Vec<Told>) {
+        for watched in self.watched.values_mut() {
             watched.seen = false;
         }
-        for path in paths {
-            if let Some(watched) = self.containers.get_mut(&path) {
+        let containers = paths.containers.iter().chain(&paths.runtimes).map(|path| (path, false));
+        for (path, is_pod) in containers.chain(paths.pods.iter().map(|path| (path, true))) {
+            if let Some(watched) = self.watched.get_mut(path) {
                 watched.seen = true;
-            } else if self.containers.len() < CONTAINERS_MAX {
-                self.containers.insert(
-                    path,
-                    Watched {
-                        points: VecDeque::new(),
-                        since_told: 0,
-                        last: Sample::default(),
-                        limits: Limits::default(),
-                        files: Files::default(),
-                        limits_at: (0, 0),
-                        samples: 0,
-                        troubles: Default::default(),
-                        seen: true,
-                    },
-                );
+            } else if self.watched.len() < WATCHED_MAX {
+                self.watched.insert(path.clone(), Watched { is_pod, seen: true, ..Watched::default() });
             }
         }
-        self.containers.retain(|path, watched| {
-            if watched.seen {
-                return true;
+        self.watched.retain(|path, watched| {
+            if !watched.seen {
+                watched.end(path, told);
             }
-            for (trouble, what) in watched.troubles.iter().zip([What::Throttled, What::PidsAtLimit, What::MemoryHigh]) {
-                if let (Some(_), Some(since)) = (trouble.told, trouble.since) {
-                    told.push(trouble_of(Whose::Cgroup(path.clone()), what, since, (0, 0), true));
-                }
-            }
-            false
+            watched.seen
         });
+        self.listed = Some(now);
     }
 
     /// Whether another round is due, or this one is not at its end.
@@ -241,108 +145,92 @@ impl Watch {
     pub fn work(&mut self, now: Instant, mounts: &Mounts, told: &mut Vec<Told>) {
         if self.left.is_empty() {
             self.round = Some(now);
-            if self.rounds.is_multiple_of(ROUNDS) {
-                self.containers(mounts.container_paths().into_iter(), told);
-                self.tasks(now, tasks::blocked, told);
-                self.disks(now, tasks::file_systems(), told);
+            let with_pods = self.rounds.is_multiple_of(ROUNDS);
+            if self.rounds.is_multiple_of(LIST_ROUNDS) {
+                self.cgroups(now, &mounts.container_paths(), told);
+            }
+            if with_pods {
+                let (told_again, mut troubles) = (self.told_again(), Vec::new());
+                self.node.tasks(now, told_again, &tasks::blocked(), &mut troubles);
+                self.node.disks(now, told_again, tasks::file_systems(), &mut troubles);
+                told.extend(troubles.into_iter().map(Told::Trouble));
             }
             self.rounds += 1;
-            self.left.extend(self.containers.keys().cloned());
+            let due = self.watched.iter().filter(|(_, watched)| with_pods || !watched.is_pod);
+            self.left.extend(due.map(|(path, _)| path.clone()));
         }
         let (interval, told_again) = (self.interval, self.told_again());
         let rest = self.left.len().saturating_sub(SLICE);
         for path in self.left.split_off(rest) {
-            let Some(watched) = self.containers.get_mut(&path) else { continue };
-            if watched.wants_limits() {
-                let limits = mounts.limits(&path);
-                if watched.samples == 0
-                    || watched.limits.pids != limits.pids
-                    || watched.limits.high_bytes != limits.high_bytes
-                {
-                    watched.files = mounts.files(&path, &limits);
-                }
-                watched.limits = limits;
-                watched.limits_at = (watched.samples, watched.last.memory_bytes);
+            let Some(watched) = self.watched.get_mut(&path) else { continue };
+            watched.read_limits(mounts, &path);
+            if watched.is_pod && !watched.limits.limit_something() {
+                // Its limits are looked at again, as rarely as those of others.
+                watched.samples += 1;
+                continue;
             }
             if let Some(sample) = watched.files.sample(&watched.last) {
+                if watched.counters.is_due(now) {
+                    watched.counters.push(now, watched.files.counters(&sample));
+                }
+                if !watched.is_pod && watched.samples.is_multiple_of(PROCESS_SAMPLES) {
+                    watched.processes =
+                        processes::look(watched.files.processes().into_iter(), &mut watched.known_limits);
+                }
+                let interval = if watched.is_pod { interval * ROUNDS as u32 } else { interval };
                 watched.take(now, &path, sample, (interval, told_again), told);
             }
         }
     }
 
-    fn tasks(&mut self, now: Instant, read: impl FnOnce() -> Vec<Task>, told: &mut Vec<Told>) {
-        let (found, told_again) = (read(), self.told_again());
-        for task in &found {
-            self.blocked.entry(task.clone()).or_default();
-        }
-        self.blocked.retain(|task, (lasting, was_killed)| {
-            let is_blocked = found.contains(task);
-            *was_killed |= is_blocked && tasks::is_killed(task.pid);
-            let what = if *was_killed { What::Unkillable } else { What::Blocked };
-            let since = lasting.since;
-            // It ends at once: a task that moved on is not blocked.
-            let looks = if is_blocked { BLOCKED_LOOKS } else { 1 };
-            if let Some(is_over) = lasting.saw(now, is_blocked, looks, told_again) {
-                let trouble = Told::Trouble {
-                    whose: Whose::Cgroup(task.cgroup.clone()),
-                    pid: task.pid,
-                    what,
-                    place: task.place.clone(),
-                    comm: task.comm.clone(),
-                    since: lasting.since.or(since).unwrap_or(now),
-                    value: 0,
-                    limit: 0,
-                    is_over,
-                };
-                told.push(trouble);
-            }
-            is_blocked
-        });
+    /// The samples of a container, or of a pod that limits something; [`None`] of one that was not sampled twice.
+    pub fn curve(&self, path: &str) -> Option<Samples> {
+        let watched = self.watched.get(path).filter(|watched| watched.points.len() > 1)?;
+        Some(Samples {
+            limit_bytes: watched.limits.memory_bytes,
+            interval: if watched.is_pod { self.interval * ROUNDS as u32 } else { self.interval },
+            points: watched.points.iter().copied().collect(),
+        })
     }
 
-    fn disks(&mut self, now: Instant, found: Vec<tasks::FileSystem>, told: &mut Vec<Told>) {
-        let told_again = self.told_again();
-        for disk in found {
-            let (bytes, inodes) = self.disks.entry(disk.mount.clone()).or_default();
-            for (lasting, what, percent) in
-                [(bytes, What::DiskFull, disk.used_percent), (inodes, What::InodesFull, disk.inodes_percent)]
-            {
-                let from = if lasting.told.is_some() { ROOM } else { FULL };
-                let since = lasting.since;
-                if let Some(is_over) = lasting.saw(now, percent >= from, DISK_LOOKS, told_again) {
-                    told.push(Told::Trouble {
-                        whose: Whose::Node,
-                        pid: 0,
-                        what,
-                        place: disk.mount.clone(),
-                        comm: String::new(),
-                        since: lasting.since.or(since).unwrap_or(now),
-                        value: percent,
-                        limit: 100,
-                        is_over,
-                    });
-                }
+    /// How the counters of a cgroup moved in the last two minutes, or since it is there, and in which time; [`None`] while there is
+    /// nothing to compare with.
+    pub fn difference(&self, now: Instant, path: &str, counters: Counters) -> Option<(Duration, Counters)> {
+        match self.watched.get(path).and_then(|watched| watched.counters.difference(now, counters)) {
+            Some(difference) => Some(difference),
+            // One that is not sampled yet began after the last list, and with it its counters.
+            None if self.watched.len() < WATCHED_MAX && crate::identity::is_container(path) => {
+                Some((now.saturating_duration_since(self.listed?), counters))
             }
+            None => None,
         }
-    }
-
-    /// A container's limit and its samples, the oldest first; [`None`] of one that was not sampled twice.
-    pub fn curve(&self, path: &str) -> Option<(u64, Vec<Point>)> {
-        let watched = self.containers.get(path).filter(|watched| watched.points.len() > 1)?;
-        Some((watched.limits.memory_bytes, watched.points.iter().copied().collect()))
     }
 }
 
-fn trouble_of(whose: Whose, what: What, since: Instant, (value, limit): (u64, u64), is_over: bool) -> Told {
-    Told::Trouble { whose, pid: 0, what, place: String::new(), comm: String::new(), since, value, limit, is_over }
+/// How the use of a cgroup went.
+pub struct Samples {
+    /// Of its memory, bytes; `u64::MAX` for none.
+    pub limit_bytes: u64,
+    pub interval: Duration,
+    /// The oldest first.
+    pub points: Vec<Point>,
 }
 
 impl Watched {
-    fn wants_limits(&self) -> bool {
+    fn read_limits(&mut self, mounts: &Mounts, path: &str) {
         let (at, bytes) = self.limits_at;
         let since = self.samples.saturating_sub(at);
         let has_changed = self.last.memory_bytes.abs_diff(bytes) > bytes / 16;
-        self.samples <= 1 || since >= SLOWEST_SAMPLES || since >= SLOW_SAMPLES && has_changed
+        if self.samples > 1 && since < SLOWEST_SAMPLES && !(since >= SLOW_SAMPLES && has_changed) {
+            return;
+        }
+        let limits = mounts.limits(path);
+        let is_first = self.samples == 0;
+        if is_first || self.limits.pids_of != limits.pids_of || self.limits.high_bytes != limits.high_bytes {
+            self.files = mounts.files(path, &limits);
+        }
+        self.limits = limits;
+        self.limits_at = (self.samples, self.last.memory_bytes);
     }
 
     fn take(
@@ -366,30 +254,56 @@ impl Watched {
         let cpu_us = sample.cpu_us.saturating_sub(last.cpu_us);
         let cpu_milli = cpu_us / (interval.as_millis() as u64).max(1);
         self.push(sample, cpu_milli.min(u64::from(u16::MAX)) as u16, throttled);
-        let is_throttled = throttled >= if self.troubles[0].told.is_some() { UNTHROTTLED } else { THROTTLED };
+        let is_throttled = throttled >= if self.states[0].is_told() { UNTHROTTLED } else { THROTTLED };
         let states = [
-            (What::Throttled, is_throttled, SAMPLES, (throttled.into(), 100)),
-            (What::PidsAtLimit, sample.pids_hits > last.pids_hits, 1, (sample.pids, self.limits.pids)),
+            (is_throttled, SAMPLES, (throttled.into(), 100)),
+            (sample.pids_hits > last.pids_hits, 1, (sample.pids, self.limits.pids)),
             (
-                What::MemoryHigh,
                 sample.high_hits > last.high_hits && sample.memory_pressure >= PRESSURE,
                 SAMPLES,
                 (sample.memory_bytes, self.limits.high_bytes),
             ),
         ];
-        for (lasting, (what, holds, samples, figures)) in self.troubles.iter_mut().zip(states) {
-            let since = lasting.since;
+        let whose = || Whose::Cgroup(path.to_owned());
+        for ((lasting, what), (holds, samples, figures)) in self.states.iter_mut().zip(STATES).zip(states) {
             // Begins after so many samples, and ends after a minute without.
             let needed = if holds { samples } else { SAMPLES };
-            if let Some(is_over) = lasting.saw(now, holds, needed, told_again) {
-                let since = lasting.since.or(since).unwrap_or(now);
-                told.push(trouble_of(Whose::Cgroup(path.to_owned()), what, since, figures, is_over));
+            if let Some(tell) = lasting.saw(now, holds, needed, told_again) {
+                told.push(Told::Trouble(Trouble::new(whose(), what, tell.since, figures, tell.is_over)));
             }
         }
+        // Whatever was found at the last look holds until the next.
+        let found = self.processes.descriptors.as_ref();
+        if let Some(tell) = self.descriptors.saw(now, found.is_some(), 1, told_again) {
+            let figures = found.map_or((0, 0), |found| (found.open, found.limit));
+            let mut trouble = Trouble::new(whose(), What::DescriptorsAtLimit, tell.since, figures, tell.is_over);
+            if let Some(found) = found {
+                (trouble.pid, trouble.comm) = (found.pid, found.comm.clone());
+            }
+            told.push(Told::Trouble(trouble));
+        }
+        let stopped = self.processes.stopped.as_ref();
+        if let Some(tell) = self.stopped.saw(now, stopped.is_some(), SAMPLES, told_again) {
+            let mut trouble = Trouble::new(whose(), What::Stopped, tell.since, (0, 0), tell.is_over);
+            if let Some((pid, comm)) = stopped {
+                (trouble.pid, trouble.comm) = (*pid, comm.clone());
+            }
+            told.push(Told::Trouble(trouble));
+        }
         self.since_told += 1;
-        if self.since_told >= TOLD_POINTS {
+        if self.since_told >= TOLD_POINTS && !self.is_pod {
             self.since_told = 0;
             told.push(Told::Curve { path: path.to_owned() });
+        }
+    }
+
+    /// It is gone, and what was wrong with it is over.
+    fn end(&self, path: &str, told: &mut Vec<Told>) {
+        let processes = [(&self.descriptors, What::DescriptorsAtLimit), (&self.stopped, What::Stopped)];
+        for (lasting, what) in self.states.iter().zip(STATES).chain(processes) {
+            if let Some(since) = lasting.told_since() {
+                told.push(Told::Trouble(Trouble::new(Whose::Cgroup(path.to_owned()), what, since, (0, 0), true)));
+            }
         }
     }
 
@@ -418,15 +332,17 @@ mod tests {
         start + INTERVAL * samples as u32
     }
 
+    fn one() -> Paths {
+        Paths { containers: vec![PATH.to_owned()], ..Paths::default() }
+    }
+
     fn watched() -> Watched {
-        let mut watch = Watch::new(INTERVAL);
-        watch.containers([PATH.to_owned()].into_iter(), &mut Vec::new());
-        watch.containers.remove(PATH).expect("it is watched")
+        Watched::default()
     }
 
     fn overs(told: &[Told]) -> Vec<(What, bool)> {
         let of = |told: &Told| match told {
-            Told::Trouble { what, is_over, .. } => Some((*what, *is_over)),
+            Told::Trouble(trouble) => Some((trouble.what, trouble.is_over)),
             Told::Curve { .. } => None,
         };
         told.iter().filter_map(of).collect()
@@ -442,8 +358,8 @@ mod tests {
             watched.take(at(start, number), PATH, sample, (INTERVAL, INTERVAL * SAMPLES), &mut told);
         }
         assert_eq!(overs(&told), [(What::Throttled, false), (What::Throttled, true)]);
-        let Told::Trouble { since, value, .. } = &told[0] else { panic!("{told:?}") };
-        assert_eq!((*since, *value), (at(start, 3), 80));
+        let Told::Trouble(trouble) = &told[0] else { panic!("{told:?}") };
+        assert_eq!((trouble.since, trouble.value), (at(start, 3), 80));
     }
 
     #[test]
@@ -462,13 +378,13 @@ mod tests {
     #[test]
     fn a_container_that_is_gone_has_no_trouble_any_more() {
         let (start, mut watch, mut told) = (Instant::now(), Watch::new(INTERVAL), Vec::new());
-        watch.containers([PATH.to_owned()].into_iter(), &mut told);
-        let watched = watch.containers.get_mut(PATH).expect("it is watched");
+        watch.cgroups(start, &one(), &mut told);
+        let watched = watch.watched.get_mut(PATH).expect("it is watched");
         for number in 0..3 {
             let sample = Sample { pids_hits: number, ..Sample::default() };
             watched.take(at(start, number), PATH, sample, (INTERVAL, INTERVAL * SAMPLES), &mut told);
         }
-        watch.containers(std::iter::empty(), &mut told);
+        watch.cgroups(start, &Paths::default(), &mut told);
         assert_eq!(overs(&told), [(What::PidsAtLimit, false), (What::PidsAtLimit, true)]);
         assert!(watch.curve(PATH).is_none());
     }
@@ -476,53 +392,47 @@ mod tests {
     #[test]
     fn a_curve_is_bounded_and_told_every_ten_minutes() {
         let (start, mut watch, mut told) = (Instant::now(), Watch::new(INTERVAL), Vec::new());
-        watch.containers([PATH.to_owned()].into_iter(), &mut told);
-        let watched = watch.containers.get_mut(PATH).expect("it is watched");
+        watch.cgroups(start, &one(), &mut told);
+        let watched = watch.watched.get_mut(PATH).expect("it is watched");
         for number in 0..400 {
             let sample = Sample { memory_bytes: number << 20, cpu_us: number * 5_000_000, ..Sample::default() };
             watched.take(at(start, number), PATH, sample, (INTERVAL, INTERVAL * SAMPLES), &mut told);
         }
         assert_eq!(told.len(), 6);
-        let (_, points) = watch.curve(PATH).expect("it was sampled");
+        let points = watch.curve(PATH).expect("it was sampled").points;
         assert_eq!(points.len(), POINTS_MAX);
         assert_eq!(points.last().map(|point| (point.memory_kib >> 10, point.cpu_milli)), Some((399, 500)));
     }
 
     #[test]
-    fn a_task_that_waits_for_half_a_minute_is_blocked_until_it_moves() {
-        let (start, mut watch, mut told) = (Instant::now(), Watch::new(INTERVAL), Vec::new());
-        let task = Task {
-            // Of nobody: it has no pending SIGKILL.
-            pid: 0,
-            start_time_ns: 7,
-            switches: 9,
-            comm: "dd".into(),
-            place: "nfs_wait".into(),
-            cgroup: PATH.into(),
-        };
-        for number in 0..8 {
-            let found = if (1..6).contains(&number) { vec![task.clone()] } else { Vec::new() };
-            watch.tasks(at(start, number), || found, &mut told);
+    fn what_its_processes_suffer_is_told_until_a_look_finds_it_no_more() {
+        let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
+        let descriptors = processes::Descriptors { pid: 9, comm: "web".into(), open: 1020, limit: 1024 };
+        for number in 0..40 {
+            watched.processes = match number {
+                5..15 => Looked { descriptors: Some(descriptors.clone()), ..Looked::default() },
+                15..30 => Looked { stopped: Some((9, "web".into())), ..Looked::default() },
+                _ => Looked::default(),
+            };
+            watched.take(at(start, number), PATH, Sample::default(), (INTERVAL, INTERVAL * SAMPLES), &mut told);
         }
-        assert_eq!(overs(&told), [(What::Blocked, false), (What::Blocked, true)]);
-        assert!(watch.blocked.is_empty());
+        let (full, stopped) = (What::DescriptorsAtLimit, What::Stopped);
+        let expected =
+            [(full, false), (full, false), (full, true), (stopped, false), (stopped, false), (stopped, true)];
+        assert_eq!(overs(&told), expected);
+        let Told::Trouble(first) = &told[0] else { panic!("{told:?}") };
+        assert_eq!((first.pid, first.value, first.limit), (9, 1020, 1024));
     }
 
     #[test]
-    fn a_file_system_is_full_until_it_has_room_again() {
-        let (start, mut watch, mut told) = (Instant::now(), Watch::new(INTERVAL), Vec::new());
-        for number in 0..40 {
-            let used_percent = match number {
-                0..10 => 96,
-                10..20 => 92,
-                _ => 80,
-            };
-            let disk = tasks::FileSystem { mount: "/var".into(), used_percent, inodes_percent: 3 };
-            watch.disks(at(start, number), vec![disk], &mut told);
-        }
-        let full = What::DiskFull;
-        assert_eq!(overs(&told).first(), Some(&(full, false)));
-        assert_eq!(overs(&told).last(), Some(&(full, true)));
-        assert!(overs(&told).iter().filter(|told| told.1).count() == 1, "{told:?}");
+    fn a_container_that_was_not_sampled_yet_began_with_counters_of_zero() {
+        const NEW: &str = "/docker/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+        let (start, mut watch) = (Instant::now(), Watch::new(INTERVAL));
+        let counters = Counters { throttled: 3, ..Counters::default() };
+        assert_eq!(watch.difference(start, NEW, counters), None, "nothing was listed yet");
+        watch.cgroups(start, &one(), &mut Vec::new());
+        let now = at(start, 2);
+        assert_eq!(watch.difference(now, NEW, counters), Some((INTERVAL * 2, counters)));
+        assert_eq!(watch.difference(now, "/system.slice", counters), None, "only containers are sampled");
     }
 }

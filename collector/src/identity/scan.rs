@@ -26,6 +26,8 @@ pub struct Stat {
     pub parent_pid: u32,
     /// `CLOCK_BOOTTIME`, to the hundredth of a second.
     pub start_time_ns: u64,
+    /// By SIGSTOP and its like, or by a debugger.
+    pub is_stopped: bool,
 }
 
 impl Stat {
@@ -34,15 +36,18 @@ impl Stat {
         Self::parse(&std::fs::read_to_string(folder.join("stat")).ok()?)
     }
 
-    /// proc(5): the name stands in parentheses and may hold some itself; the parent is the 4th field, the start the 22nd.
+    /// proc(5): the name stands in parentheses and may hold some itself; the state is the 3rd field, the parent the 4th,
+    /// the start the 22nd.
     fn parse(text: &str) -> Option<Self> {
         let (before, after) = text.rsplit_once(')')?;
         let comm = before.split_once('(')?.1.to_owned();
         let mut fields = after.split_whitespace();
-        let parent_pid = fields.nth(1)?.parse().ok()?;
+        let is_stopped = matches!(fields.next()?, "T" | "t");
+        let parent_pid = fields.next()?.parse().ok()?;
         let ticks: u64 = fields.nth(17)?.parse().ok()?;
         let per_second = rustix::param::clock_ticks_per_second().max(1);
-        Some(Self { comm, parent_pid, start_time_ns: ticks.saturating_mul(1_000_000_000 / per_second) })
+        let start_time_ns = ticks.saturating_mul(1_000_000_000 / per_second);
+        Some(Self { comm, parent_pid, start_time_ns, is_stopped })
     }
 }
 

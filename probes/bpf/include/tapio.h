@@ -112,7 +112,9 @@ struct signal_record {
 	u8 from_kernel;
 	u8 result;
 	u8 over_cpu_limit;
-	u8 pad[5];
+	u8 pad;
+	/* Of the same signal to the same process, left alone since the record before. */
+	u32 repeats;
 	u64 sender_start_time_ns;
 	char comm[COMM_BYTES];
 	char sender_comm[COMM_BYTES];

@@ -317,10 +317,16 @@ pub fn fact(
             fields.known("value", trouble.value.to_native());
             fields.known("limit", trouble.limit.to_native());
             fields.number("lasted", time_ns.saturating_sub(trouble.since_ns.to_native()));
+            // Of a pod, it is a container that Kubernetes names.
+            if matches!(frame.body().name(trouble.what.to_native()), Some("not-ready" | "init-runs")) {
+                fields.text("container", trouble.comm.to_native());
+            }
         }
         ArchivedDetail::Curve(curve) => {
             let seen = super::curve::summary(curve)?;
             fields.word("shape", seen.shape.name());
+            let cgroup = frame.body().name(curve.cgroup.to_native()).unwrap_or_default();
+            fields.flag("of_pod", super::signal::is_pod_cgroup(cgroup));
             fields.known("memory_limit", curve.limit_bytes.to_native());
             fields.number("first", seen.first_bytes);
             fields.number("memory_usage", seen.last_bytes);

@@ -155,6 +155,7 @@ pub fn lethal(
                 ignored: signal.result == 1,
                 role: Role::from_u8(signal.role),
                 over_cpu_limit: signal.over_cpu_limit != 0,
+                repeats: signal.repeats.to_native(),
             })
         }
         detail => {

@@ -330,15 +330,18 @@ pub enum LimitLevel {
     Other,
 }
 
+/// Whether a cgroup, by its path, is that of a whole pod.
+pub fn is_pod_cgroup(path: &str) -> bool {
+    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let bare = last.strip_suffix(".slice").unwrap_or(last);
+    let uid = bare.rsplit_once("-pod").map(|(_, uid)| uid).or_else(|| bare.strip_prefix("pod"));
+    uid.is_some_and(|uid| uid.len() >= 32)
+}
+
 impl LimitLevel {
     /// The level of a cgroup with a limit, by its path, and whether it is the victim's own entity.
     pub fn of(limit: &str, victim: &EntityInfo, height: u32) -> Self {
         let last = limit.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let is_pod = |part: &str| {
-            let bare = part.strip_suffix(".slice").unwrap_or(part);
-            let uid = bare.rsplit_once("-pod").map(|(_, uid)| uid).or_else(|| bare.strip_prefix("pod"));
-            uid.is_some_and(|uid| uid.len() >= 32)
-        };
         let inside = limit.strip_prefix(&*victim.cgroup).filter(|_| !victim.cgroup.is_empty());
         match inside {
             Some("") => return Self::Own,
@@ -348,7 +351,7 @@ impl LimitLevel {
         }
         let is_kubelets = limit.contains("kubepods") || last.starts_with("kubepods");
         match last {
-            last if is_pod(last) => Self::Pod,
+            last if is_pod_cgroup(last) => Self::Pod,
             "kubepods" | "kubepods.slice" | "kubelet-kubepods.slice" => Self::Allocatable,
             "burstable" | "besteffort" if is_kubelets => Self::Qos,
             last if last.ends_with("kubepods-burstable.slice") || last.ends_with("kubepods-besteffort.slice") => {
@@ -411,6 +414,8 @@ pub struct Kill {
     pub role: Role,
     /// The kernel sent it to a process that had used up its CPU time.
     pub over_cpu_limit: bool,
+    /// So many more of the same since the one before.
+    pub repeats: u32,
 }
 
 /// Who sent a process signal, seen from its target.

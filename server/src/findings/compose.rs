@@ -98,9 +98,14 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
 
 /// A signal ends the state that a finding of an earlier run tells of.
 pub fn end(finding: &mut Finding, signal: &Signal) {
-    finding.ongoing = false;
-    finding.resolved_ns = signal.realtime_ns;
+    end_quietly(finding, signal.realtime_ns);
     finding.evidence.push(piece(END, "", signal));
+}
+
+/// The state of an earlier run's finding is over: it is not told any more.
+pub fn end_quietly(finding: &mut Finding, at_ns: u64) {
+    finding.ongoing = false;
+    finding.resolved_ns = at_ns;
 }
 
 /// A text without the gaps that parts left out leave behind.

@@ -2,8 +2,11 @@
 //!
 //! What enters: signals that end the state that a pattern tells of, and the findings of such patterns. What leaves: the anchor of
 //! the finding that a signal may end, and whether all that a finding tells of has ended. What must hold: an end counts for the
-//! container that it names, or for the whole pod where it or the finding names none; the order of arrival does not matter.
+//! container, disk or task that it names, or for the whole entity where it or the finding names none; the order of arrival does not
+//! matter; a state that is told again and again is over when its node goes on and tells of it no more.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tapio_wire::event::EntityId;
@@ -14,17 +17,21 @@ use super::matching::{Match, SKEW_NS};
 use super::pattern::{Pattern, PatternSet};
 use super::schema::Scope;
 use crate::correlate::Generations;
-use crate::correlate::signal::Signal;
+use crate::correlate::signal::{Detail, Signal, SignalKind};
 
-/// Pods and other entities of which it is remembered how a state of theirs ended, or that it goes on.
+/// Pods and other entities, and their troubles, of which it is remembered how a state of theirs ended, or that it goes on.
 const SUBJECTS_MAX: usize = 32_768;
 /// Containers of a pod.
 const CONTAINERS_MAX: usize = 32;
 
-/// The number of a pattern's anchor, and whose state it is.
-type Key = (usize, EntityId);
+/// The number of a pattern's anchor, whose state it is, and which of its troubles.
+type Key = (usize, EntityId, Option<String>);
 
-/// The container that a signal names, and the signal.
+fn key_of(pattern: &Pattern, signal: &Signal) -> Key {
+    (pattern.anchor_step().number, subject_of(pattern, signal), trouble_of(signal))
+}
+
+/// The part that a signal names, and the signal.
 type End = (Option<Arc<str>>, Arc<Noted>);
 
 /// The finding that tells of a state.
@@ -43,11 +50,22 @@ pub struct Endings {
     /// The latest end of each container; the pod's own has no name.
     ends: Generations<Key, Vec<End>>,
     anchors: Generations<Key, Open>,
+    /// States that are told again and again: when, by the clock of their node.
+    heard: HashMap<u64, HashMap<Key, u64>>,
+    heard_count: usize,
+    /// When such a state was found not to be told any more, nanoseconds since 1970.
+    quiet: Generations<Key, u64>,
 }
 
 impl Default for Endings {
     fn default() -> Self {
-        Self { ends: Generations::new(SUBJECTS_MAX), anchors: Generations::new(SUBJECTS_MAX) }
+        Self {
+            ends: Generations::new(SUBJECTS_MAX),
+            anchors: Generations::new(SUBJECTS_MAX),
+            heard: HashMap::new(),
+            heard_count: 0,
+            quiet: Generations::new(SUBJECTS_MAX),
+        }
     }
 }
 
@@ -59,11 +77,30 @@ pub fn subject_of(pattern: &Pattern, signal: &Signal) -> EntityId {
     }
 }
 
+/// The container that a signal names.
 pub fn container_of(signal: &Signal) -> Option<&str> {
     match Field::Container.get(signal) {
         Some(Value::Text(name)) => Some(name),
         _ => None,
     }
+}
+
+/// Which of an entity's troubles a signal tells of: an entity may have several full disks and hanging tasks at once.
+pub fn trouble_of(signal: &Signal) -> Option<String> {
+    let Detail::Fact(fact) = &signal.detail else { return None };
+    if fact.kind != SignalKind::Trouble {
+        return None;
+    }
+    match fact.text("what") {
+        what @ ("disk-full" | "inodes-full") => Some(format!("{what} {}", fact.text("place"))),
+        "blocked" | "unkillable" => Some(format!("task {}", signal.pid)),
+        _ => None,
+    }
+}
+
+/// The part of an entity that a signal is about, where it names one.
+pub fn part_of(signal: &Signal) -> Option<Cow<'_, str>> {
+    trouble_of(signal).map(Cow::Owned).or_else(|| container_of(signal).map(Cow::Borrowed))
 }
 
 /// What has ended a finding's state.
@@ -78,10 +115,9 @@ pub struct Ended {
 pub fn members(pattern: &Pattern, found: &Match) -> Vec<Arc<Noted>> {
     let mut members: Vec<Arc<Noted>> = Vec::new();
     for noted in found.steps[pattern.anchor].iter().rev() {
-        let (subject, container) = (subject_of(pattern, &noted.signal), container_of(&noted.signal));
-        let is_known = |known: &Arc<Noted>| {
-            subject_of(pattern, &known.signal) == subject && container_of(&known.signal) == container
-        };
+        let (subject, part) = (subject_of(pattern, &noted.signal), part_of(&noted.signal));
+        let is_known =
+            |known: &Arc<Noted>| subject_of(pattern, &known.signal) == subject && part_of(&known.signal) == part;
         if !members.iter().any(is_known) {
             members.push(Arc::clone(noted));
         }
@@ -94,7 +130,7 @@ impl Endings {
     pub fn note(&mut self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut touched = Vec::new();
         for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
-            let key = (pattern.anchor_step().number, subject_of(pattern, &noted.signal));
+            let key = key_of(pattern, &noted.signal);
             let open = self.anchors.get(&key);
             // It has ended: another end later is none of this state.
             if open.is_some_and(|open| !self.goes_on(pattern, open)) {
@@ -102,12 +138,12 @@ impl Endings {
             }
             touched.extend(open.map(|open| Arc::clone(&open.anchor)));
             let ends = self.ends.entry(key, Vec::new);
-            let container = container_of(&noted.signal);
-            match ends.iter().position(|(known, _)| known.as_deref() == container) {
+            let part = part_of(&noted.signal);
+            match ends.iter().position(|(known, _)| known.as_deref() == part.as_deref()) {
                 Some(known) if ends[known].1.signal.realtime_ns < noted.signal.realtime_ns => {
                     ends[known].1 = Arc::clone(noted);
                 }
-                None if ends.len() < CONTAINERS_MAX => ends.push((container.map(Arc::from), Arc::clone(noted))),
+                None if ends.len() < CONTAINERS_MAX => ends.push((part.map(Arc::from), Arc::clone(noted))),
                 _ => {}
             }
         }
@@ -127,7 +163,7 @@ impl Endings {
         let mut first_ns = members.iter().map(|member| member.signal.realtime_ns).min();
         let mut replaced: Vec<Open> = Vec::new();
         for member in members {
-            let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
+            let key = key_of(pattern, &member.signal);
             let open = self.anchors.get(&key).cloned();
             if let Some(open) = open.filter(|open| open.id == id || self.goes_on(pattern, open)) {
                 first_ns = first_ns.min(Some(open.started_ns));
@@ -137,13 +173,53 @@ impl Endings {
             }
         }
         for member in members {
-            let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
-            let is_of = |other: &&Arc<Noted>| subject_of(pattern, &other.signal) == key.1;
+            let key = key_of(pattern, &member.signal);
+            let is_of = |other: &&Arc<Noted>| key_of(pattern, &other.signal) == key;
             let (anchor, members) = (Arc::clone(anchor), members.iter().filter(is_of).cloned().collect());
             let open = Open { anchor, members, id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
-            self.anchors.insert(key, open);
+            self.anchors.insert(key.clone(), open);
+            if pattern.quiet_ns.is_some() {
+                self.hear(key, &member.signal);
+            }
         }
         (replaced, first_ns)
+    }
+
+    fn hear(&mut self, key: Key, signal: &Signal) {
+        let of_node = self.heard.entry(signal.evidence.node).or_default();
+        if let Some(at) = of_node.get_mut(&key) {
+            *at = signal.boottime_ns.max(*at);
+        } else if self.heard_count < SUBJECTS_MAX {
+            of_node.insert(key, signal.boottime_ns);
+            self.heard_count += 1;
+        }
+    }
+
+    /// A node goes on, by its clock: the anchors of states that it does not tell of any more, which are over by that.
+    pub fn quiet(&mut self, patterns: &PatternSet, node: u64, now_ns: u64, realtime_ns: u64) -> Vec<Arc<Noted>> {
+        let Some(of_node) = self.heard.get_mut(&node) else { return Vec::new() };
+        let quiet_ns = |number: usize| {
+            let of_it = patterns.patterns().iter().find(|pattern| pattern.anchor_step().number == number);
+            of_it.and_then(|pattern| pattern.quiet_ns).unwrap_or(u64::MAX)
+        };
+        let mut over = Vec::new();
+        of_node.retain(|key, at| {
+            // The node was started anew, and its clock with it.
+            *at = now_ns.min(*at);
+            let is_over = now_ns - *at > quiet_ns(key.0);
+            if is_over {
+                over.push(key.clone());
+            }
+            !is_over
+        });
+        self.heard_count -= over.len();
+        if of_node.is_empty() {
+            self.heard.remove(&node);
+        }
+        for key in &over {
+            self.quiet.insert(key.clone(), realtime_ns);
+        }
+        over.iter().filter_map(|key| self.anchors.get(key)).map(|open| Arc::clone(&open.anchor)).collect()
     }
 
     fn goes_on(&self, pattern: &Pattern, open: &Open) -> bool {
@@ -152,19 +228,26 @@ impl Endings {
 
     /// How the state of all of these ended; [`None`] while one goes on.
     pub fn ended(&self, pattern: &Pattern, members: &[Arc<Noted>]) -> Option<Ended> {
-        let mut by = Vec::with_capacity(members.len());
+        let (mut by, mut at_ns) = (Vec::with_capacity(members.len()), 0);
         for member in members {
-            let key = (pattern.anchor_step().number, subject_of(pattern, &member.signal));
-            let container = container_of(&member.signal);
-            let of_it = self.ends.get(&key)?.iter().filter(|(of, end)| {
+            let key = key_of(pattern, &member.signal);
+            let part = part_of(&member.signal);
+            let of_it = self.ends.get(&key).into_iter().flatten().filter(|(of, end)| {
                 let skew = if end.signal.evidence.node == member.signal.evidence.node { 0 } else { SKEW_NS };
-                (of.is_none() || container.is_none() || of.as_deref() == container)
+                (of.is_none() || part.is_none() || of.as_deref() == part.as_deref())
                     && end.signal.realtime_ns.saturating_add(skew) >= member.signal.realtime_ns
             });
-            by.push(Arc::clone(&of_it.min_by_key(|(_, end)| end.signal.realtime_ns)?.1));
+            match of_it.min_by_key(|(_, end)| end.signal.realtime_ns) {
+                Some((_, end)) => by.push(Arc::clone(end)),
+                None => {
+                    let quiet_ns = self.quiet.get(&key).filter(|at| **at >= member.signal.realtime_ns)?;
+                    at_ns = at_ns.max(*quiet_ns);
+                }
+            }
         }
         by.sort_by_key(|end| (end.signal.realtime_ns, end.signal.evidence));
         by.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        Some(Ended { at_ns: by.last()?.signal.realtime_ns, by })
+        let at_ns = by.last().map_or(0, |end| end.signal.realtime_ns).max(at_ns);
+        (at_ns > 0).then_some(Ended { at_ns, by })
     }
 }

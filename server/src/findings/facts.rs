@@ -138,6 +138,19 @@ fn observation(fact: &Fact) -> String {
 }
 
 fn trouble(fact: &Fact) -> String {
+    let lasted = text::duration(fact.number("lasted"));
+    let is_over = fact.get("ended") == Some(&FactValue::Flag(true));
+    let (who, place) = (fact.text("process_comm"), fact.text("place"));
+    let of_pod = match fact.text("what") {
+        "not-ready" => Some(format!("it runs and is not ready: {place}")),
+        "init-runs" => Some(format!("init container {who} runs")),
+        "terminating" => Some(format!("its time to end is over: {place}")),
+        "stopped" => Some(format!("its first process {who} is stopped")),
+        _ => None,
+    };
+    if let Some(told) = of_pod {
+        return if is_over { format!("over after {lasted}: {told}") } else { format!("{told}, for {lasted}") };
+    }
     let mut told = fact.text("what").to_owned();
     let limit = fact.number("limit");
     if limit > 0 {
@@ -150,8 +163,7 @@ fn trouble(fact: &Fact) -> String {
             told += &format!("{before}{}", fact.text(name));
         }
     }
-    let state = if fact.get("ended") == Some(&FactValue::Flag(true)) { "over after" } else { "for" };
-    format!("{told}, {state} {}", text::duration(fact.number("lasted")))
+    format!("{told}, {} {lasted}", if is_over { "over after" } else { "for" })
 }
 
 fn cgroup_use(fact: &Fact) -> String {

@@ -189,6 +189,8 @@ fields! {
     SenderEntity => "sender_entity", Number, KILL;
     SenderKind => "sender_kind", Text, KILL;
     Ignored => "ignored", Flag, KILL;
+    /// So many more of the same since the signal before.
+    Repeats => "repeats", Number, KILL;
     Count => "count", Number, COUNTED;
     Stall => "stall", Nanoseconds, BURST;
     Span => "span", Nanoseconds, BURST;
@@ -274,6 +276,8 @@ fields! {
     Limit => "limit", Number, TROUBLE;
     /// The trouble is over.
     Ended => "ended", Flag, TROUBLE;
+    /// It is the whole pod's, and not a container's.
+    OfPod => "of_pod", Flag, CURVE;
     /// leak, spike, cache, tmpfs, steady or unclear.
     Shape => "shape", Text, CURVE;
     /// Memory in use at the beginning of the curve.
@@ -396,6 +400,7 @@ impl Field {
             (Self::SenderEntity, Detail::Kill(kill)) => Value::Number(kill.sender.id),
             (Self::SenderKind, Detail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
             (Self::Ignored, Detail::Kill(kill)) => Value::Flag(kill.ignored),
+            (Self::Repeats, Detail::Kill(kill)) if kill.repeats > 0 => Value::Number(kill.repeats.into()),
             (Self::Count, Detail::Burst(burst)) => Value::Number(burst.count.into()),
             (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
             (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),

@@ -192,7 +192,13 @@ impl Drop for Finder {
 struct Clock {
     epoch: u64,
     latest_ns: u64,
+    /// When this run heard of it first, and when it last looked for states that it tells of no more.
+    began_ns: u64,
+    looked_ns: u64,
 }
+
+/// How often a node's states are looked at for those that it tells of no more.
+const QUIET_LOOK_NS: u64 = 30_000_000_000;
 
 struct Worker {
     patterns: Arc<PatternSet>,
@@ -234,10 +240,11 @@ impl Worker {
     fn take(&mut self, mut signal: Signal) {
         self.metrics.signals.inc();
         let patterns = Arc::clone(&self.patterns);
+        self.watch_clock(&signal);
+        self.end_quiet(&patterns, &signal);
         if !patterns.wants(&signal) {
             return;
         }
-        self.watch_clock(&signal);
         self.joins.take(&mut signal);
         let mask = patterns.mask(&signal);
         let keys = self.keys(&patterns, &signal, &mask);
@@ -299,7 +306,34 @@ impl Worker {
             clock.epoch = epoch;
         }
         clock.latest_ns = clock.latest_ns.max(signal.boottime_ns);
+        if clock.began_ns == 0 || clock.latest_ns < clock.looked_ns {
+            (clock.began_ns, clock.looked_ns) = (clock.latest_ns, clock.latest_ns);
+        }
         self.metrics.nodes.set(self.clocks.len() as i64);
+    }
+
+    /// Ends the states that a node does not tell of any more, though it goes on.
+    fn end_quiet(&mut self, patterns: &PatternSet, signal: &Signal) {
+        let node = signal.evidence.node;
+        let Some(clock) = self.clocks.get_mut(&node) else { return };
+        if clock.latest_ns - clock.looked_ns < QUIET_LOOK_NS {
+            return;
+        }
+        let (before_ns, clock_ns) = (clock.looked_ns - clock.began_ns, clock.latest_ns);
+        let heard_ns = clock_ns - clock.began_ns;
+        clock.looked_ns = clock_ns;
+        for anchor in self.endings.quiet(patterns, node, clock_ns, signal.realtime_ns) {
+            self.conclude(patterns, &anchor);
+        }
+        // Of an earlier run's states it is not known when they were told last: they have as long, from this run's begin on.
+        for pattern in patterns.patterns() {
+            if pattern.quiet_ns.is_some_and(|quiet_ns| before_ns <= quiet_ns && heard_ns > quiet_ns) {
+                for mut finding in self.store.restored_on(&pattern.id, &signal.entity.node.name) {
+                    compose::end_quietly(&mut finding, signal.realtime_ns);
+                    self.store.publish(finding);
+                }
+            }
+        }
     }
 
     /// The anchors whose explanation may change by a signal, in the order of time: itself, and those that it may be a step of.
@@ -408,9 +442,9 @@ impl Worker {
     fn end_restored(&self, patterns: &PatternSet, noted: &Arc<Noted>) {
         for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
             let subject = endings::subject_of(pattern, &noted.signal);
-            let container = endings::container_of(&noted.signal);
+            let part = endings::part_of(&noted.signal);
             let at_ns = noted.signal.realtime_ns;
-            for mut finding in self.store.end_restored(&pattern.id, subject, container, at_ns) {
+            for mut finding in self.store.end_restored(&pattern.id, subject, part.as_deref(), at_ns) {
                 compose::end(&mut finding, &noted.signal);
                 self.store.publish(finding);
             }

@@ -20,7 +20,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 82] = [
+const EMBEDDED: [(&str, &str); 91] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -40,6 +40,7 @@ const EMBEDDED: [(&str, &str); 82] = [
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
     ("deadline-exceeded.yaml", include_str!("../../patterns/deadline-exceeded.yaml")),
     ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
+    ("descriptors-at-limit.yaml", include_str!("../../patterns/descriptors-at-limit.yaml")),
     ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
     ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
     ("disk-nearly-full.yaml", include_str!("../../patterns/disk-nearly-full.yaml")),
@@ -52,10 +53,12 @@ const EMBEDDED: [(&str, &str); 82] = [
     ("evicted.yaml", include_str!("../../patterns/evicted.yaml")),
     ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
     ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
+    ("fatal-signal-survived.yaml", include_str!("../../patterns/fatal-signal-survived.yaml")),
     ("flood.yaml", include_str!("../../patterns/flood.yaml")),
     ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
     ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
     ("image-pull-failed.yaml", include_str!("../../patterns/image-pull-failed.yaml")),
+    ("init-container-runs.yaml", include_str!("../../patterns/init-container-runs.yaml")),
     ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),
     ("interrupted-from-outside.yaml", include_str!("../../patterns/interrupted-from-outside.yaml")),
     ("job-failed.yaml", include_str!("../../patterns/job-failed.yaml")),
@@ -65,6 +68,8 @@ const EMBEDDED: [(&str, &str); 82] = [
     ("liveness-probe-kill.yaml", include_str!("../../patterns/liveness-probe-kill.yaml")),
     ("memory-high-stall.yaml", include_str!("../../patterns/memory-high-stall.yaml")),
     ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
+    ("never-goes.yaml", include_str!("../../patterns/never-goes.yaml")),
+    ("never-ready.yaml", include_str!("../../patterns/never-ready.yaml")),
     ("node-allocatable-kill.yaml", include_str!("../../patterns/node-allocatable-kill.yaml")),
     ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
     ("node-shutdown.yaml", include_str!("../../patterns/node-shutdown.yaml")),
@@ -79,8 +84,12 @@ const EMBEDDED: [(&str, &str); 82] = [
     ("post-start-failed.yaml", include_str!("../../patterns/post-start-failed.yaml")),
     ("pre-stop-failed.yaml", include_str!("../../patterns/pre-stop-failed.yaml")),
     ("preempted.yaml", include_str!("../../patterns/preempted.yaml")),
+    ("process-stopped.yaml", include_str!("../../patterns/process-stopped.yaml")),
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
+    ("resize-refused.yaml", include_str!("../../patterns/resize-refused.yaml")),
+    ("restarted-for-resize.yaml", include_str!("../../patterns/restarted-for-resize.yaml")),
     ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
+    ("runtime-hangs.yaml", include_str!("../../patterns/runtime-hangs.yaml")),
     ("sandbox-failed.yaml", include_str!("../../patterns/sandbox-failed.yaml")),
     ("scheduling-gated.yaml", include_str!("../../patterns/scheduling-gated.yaml")),
     ("second-limit-kill.yaml", include_str!("../../patterns/second-limit-kill.yaml")),
@@ -319,9 +328,13 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
             "a pattern with `ends` tells of a state from its first signal on: its anchor is not counted".into(),
         );
     }
+    if ends.is_empty() && file.quiet.is_some() {
+        return wrong("quiet:", "only a pattern with `ends` tells of a state that can be over".into());
+    }
     Ok(Pattern {
         one_of,
         ends,
+        quiet_ns: file.quiet.map(nanoseconds),
         absorbs: file.absorbs.into_iter().collect(),
         fold: file.fold,
         title: sentence(&file.title)?,
@@ -457,28 +470,36 @@ fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Conditio
             one_of: values(scalars)?,
             not: Vec::new(),
             starts: Vec::new(),
+            contains: Vec::new(),
             range: 0..=u64::MAX,
             allows_missing: false,
         },
-        ConditionFile::Range { min, max, not, starts } => {
+        ConditionFile::Range { min, max, not, starts, contains } => {
             let is_number = !matches!(field.field_type(), FieldType::Flag | FieldType::Text);
             if (min.is_some() || max.is_some()) && !is_number {
                 return Err(format!("{} has no minimum or maximum", field.name()));
             }
-            let range = min.unwrap_or(0)..=max.unwrap_or(u64::MAX);
+            if [min, max].into_iter().flatten().any(|bound| bound.is_duration)
+                && field.field_type() != FieldType::Nanoseconds
+            {
+                return Err(format!("{} is no duration", field.name()));
+            }
+            let range = min.map_or(0, |bound| bound.number)..=max.map_or(u64::MAX, |bound| bound.number);
             if range.is_empty() {
                 return Err(format!("{} has a minimum above its maximum", field.name()));
             }
-            if !starts.is_empty() && field.field_type() != FieldType::Text {
-                return Err(format!("{} is no text: it does not start with anything", field.name()));
+            if !(starts.is_empty() && contains.is_empty()) && field.field_type() != FieldType::Text {
+                return Err(format!("{} is no text: it neither starts with anything nor contains it", field.name()));
             }
+            let texts = |scalars: &[Scalar]| Ok::<_, String>(values(scalars)?.iter().map(Scalar::to_string).collect());
             Condition {
                 field,
                 one_of: Vec::new(),
                 not: values(not)?,
-                starts: values(starts)?.iter().map(Scalar::to_string).collect(),
+                starts: texts(starts)?,
+                contains: texts(contains)?,
                 range,
-                allows_missing: min.is_none() && max.is_none() && starts.is_empty(),
+                allows_missing: min.is_none() && max.is_none() && starts.is_empty() && contains.is_empty(),
             }
         }
     })

@@ -48,6 +48,8 @@ pub struct Condition {
     pub not: Vec<Scalar>,
     /// The text begins with one of these; none for any.
     pub starts: Vec<String>,
+    /// One of these is in it; none for any.
+    pub contains: Vec<String>,
     pub range: std::ops::RangeInclusive<u64>,
     /// Whether a signal without the field passes: it does when only `not` is asked.
     pub allows_missing: bool,
@@ -68,11 +70,14 @@ impl Condition {
             Value::Number(number) => self.range.contains(&number),
             _ => true,
         };
-        let begins = match value {
-            Value::Text(text) => self.starts.is_empty() || self.starts.iter().any(|start| text.starts_with(&**start)),
+        let has = match value {
+            Value::Text(text) => {
+                (self.starts.is_empty() || self.starts.iter().any(|start| text.starts_with(&**start)))
+                    && (self.contains.is_empty() || self.contains.iter().any(|part| text.contains(&**part)))
+            }
             _ => true,
         };
-        in_range && begins && (self.one_of.is_empty() || self.one_of.iter().any(is)) && !self.not.iter().any(is)
+        in_range && has && (self.one_of.is_empty() || self.one_of.iter().any(is)) && !self.not.iter().any(is)
     }
 }
 
@@ -140,6 +145,8 @@ pub struct Pattern {
     pub fold: bool,
     /// What ends the state that it tells of; none when it tells of a moment.
     pub ends: Vec<Step>,
+    /// It is over as well when it was not told for so long.
+    pub quiet_ns: Option<u64>,
 }
 
 impl Pattern {

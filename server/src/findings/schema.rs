@@ -49,6 +49,9 @@ pub struct PatternFile {
     /// What it tells of is a state: one of these ends it.
     #[serde(default)]
     pub ends: Vec<EndFile>,
+    /// A state that is told again and again while it goes on: it is over when it was not told for so long.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub quiet: Option<Duration>,
 }
 
 /// A signal that ends the state that a finding tells of.
@@ -190,11 +193,32 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// A value, a list of values, or a map of `min`, `max`, `not` and `starts`.
+/// A value, a list of values, or a map of `min`, `max`, `not`, `starts` and `contains`.
 #[derive(Debug)]
 pub enum ConditionFile {
     OneOf(Vec<Scalar>),
-    Range { min: Option<u64>, max: Option<u64>, not: Vec<Scalar>, starts: Vec<Scalar> },
+    Range { min: Option<Bound>, max: Option<Bound>, not: Vec<Scalar>, starts: Vec<Scalar>, contains: Vec<Scalar> },
+}
+
+/// A number that bounds a range.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    pub number: u64,
+    /// It was written as a duration.
+    pub is_duration: bool,
+}
+
+impl<'de> Deserialize<'de> for Bound {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Scalar::deserialize(deserializer)? {
+            Scalar::Number(number) => Ok(Self { number, is_duration: false }),
+            Scalar::Text(text) => {
+                let ns = parse_duration(&text).map_err(D::Error::custom)?.as_nanos();
+                Ok(Self { number: u64::try_from(ns).unwrap_or(u64::MAX), is_duration: true })
+            }
+            Scalar::Flag(_) => Err(D::Error::custom("a bound is a number or a duration")),
+        }
+    }
 }
 
 struct ScalarVisitor;
@@ -231,7 +255,7 @@ impl<'de> Visitor<'de> for ConditionVisitor {
     type Value = ConditionFile;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value, a list of values, or a map with min, max, not or starts")
+        f.write_str("a value, a list of values, or a map with min, max, not, starts or contains")
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<ConditionFile, E> {
@@ -255,27 +279,25 @@ impl<'de> Visitor<'de> for ConditionVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ConditionFile, A::Error> {
-        let (mut min, mut max, mut not, mut starts) = (None, None, Vec::new(), Vec::new());
+        let (mut min, mut max, mut not, mut starts, mut contains) = (None, None, Vec::new(), Vec::new(), Vec::new());
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "min" => min = Some(map.next_value()?),
                 "max" => max = Some(map.next_value()?),
-                "not" => match map.next_value()? {
-                    ConditionFile::OneOf(values) => not = values,
-                    ConditionFile::Range { .. } => {
-                        return Err(A::Error::custom("`not` takes a value or a list of values"));
+                "not" | "starts" | "contains" => {
+                    let ConditionFile::OneOf(values) = map.next_value()? else {
+                        return Err(A::Error::custom(format!("`{key}` takes a value or a list of values")));
+                    };
+                    match key.as_str() {
+                        "not" => not = values,
+                        "starts" => starts = values,
+                        _ => contains = values,
                     }
-                },
-                "starts" => match map.next_value()? {
-                    ConditionFile::OneOf(values) => starts = values,
-                    ConditionFile::Range { .. } => {
-                        return Err(A::Error::custom("`starts` takes a text or a list of texts"));
-                    }
-                },
-                other => return Err(A::Error::unknown_field(other, &["min", "max", "not", "starts"])),
+                }
+                other => return Err(A::Error::unknown_field(other, &["min", "max", "not", "starts", "contains"])),
             }
         }
-        Ok(ConditionFile::Range { min, max, not, starts })
+        Ok(ConditionFile::Range { min, max, not, starts, contains })
     }
 }
 

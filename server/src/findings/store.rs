@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tapio_wire::event::EntityKind;
-use tapio_wire::service::{EntityRef, Finding};
+use tapio_wire::service::{EntityRef, Evidence, Finding};
 use tokio::sync::broadcast;
 
 use crate::correlate::Generations;
@@ -171,7 +171,7 @@ impl FindingStore {
 
     /// The findings of an earlier run of this pattern that tell of a state of this entity, and of nobody else's any more, and that a
     /// signal ends. A signal that names a container ends what was told of that container.
-    pub fn end_restored(&self, pattern: &str, subject: u64, container: Option<&str>, at_ns: u64) -> Vec<Finding> {
+    pub fn end_restored(&self, pattern: &str, subject: u64, part: Option<&str>, at_ns: u64) -> Vec<Finding> {
         let key = (pattern.to_owned(), subject);
         if !self.read().restored_states.contains_key(&key) {
             return Vec::new();
@@ -184,10 +184,14 @@ impl FindingStore {
                 continue;
             };
             let pieces = || finding.evidence.iter().filter_map(|piece| piece.entity.as_ref());
-            let is_other = container.is_some_and(|container| {
+            let is_other = part.is_some_and(|part| {
+                let mut of_troubles = finding.evidence.iter().filter(|piece| piece.kind == "trouble").peekable();
+                if of_troubles.peek().is_some() {
+                    return !of_troubles.any(|piece| tells_of(piece, part));
+                }
                 let mut named =
                     pieces().map(|entity| entity.container.as_str()).filter(|name| !name.is_empty()).peekable();
-                named.peek().is_some() && !named.any(|name| name == container)
+                named.peek().is_some() && !named.any(|name| name == part)
             });
             if is_other || at_ns < finding.ended_ns {
                 continue;
@@ -200,6 +204,25 @@ impl FindingStore {
             }
         }
         ended
+    }
+
+    /// The findings of an earlier run of this pattern that tell of a state on this node that goes on; each is handed out once.
+    pub fn restored_on(&self, pattern: &str, node: &str) -> Vec<Finding> {
+        let mut inner = self.write();
+        let of_pattern: Vec<_> = inner.restored_states.keys().filter(|(of, _)| of == pattern).cloned().collect();
+        let mut found: Vec<Finding> = Vec::new();
+        for key in of_pattern {
+            let ids = inner.restored_states.get(&key).cloned().unwrap_or_default();
+            let (here, elsewhere): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| {
+                let finding = inner.findings.get(id).filter(|_| inner.restored.contains(id));
+                finding.is_some_and(|finding| finding.entity.as_ref().is_some_and(|entity| entity.node == node))
+            });
+            found.extend(here.iter().filter_map(|id| inner.findings.get(id)).map(|finding| (**finding).clone()));
+            inner.restored_states.insert(key, elsewhere);
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        found.dedup_by(|a, b| a.id == b.id);
+        found
     }
 
     /// The findings of an earlier run that tell of the same state as the finding `id` does now; each is handed out once.
@@ -414,6 +437,17 @@ fn subjects(finding: &Finding) -> HashSet<u64> {
             })
             .collect(),
         false => finding.entity.iter().map(|entity| entity.id).collect(),
+    }
+}
+
+/// Whether a trouble is that of this disk or task, or of a whole entity; see `endings::trouble_of`.
+fn tells_of(piece: &Evidence, part: &str) -> bool {
+    match part.split_once(' ') {
+        Some(("task", pid)) => piece.pid.to_string() == pid,
+        Some((what @ ("disk-full" | "inodes-full"), place)) => {
+            piece.text.starts_with(what) && piece.text.contains(&format!(" in {place}, "))
+        }
+        _ => true,
     }
 }
 

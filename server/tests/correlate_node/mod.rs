@@ -252,6 +252,7 @@ impl Node {
             result: 0,
             role: target.role as u8,
             over_cpu_limit: 0,
+            repeats: 0,
         };
         self.push(at, target.entity, target.pid, Detail::Signal(Box::new(detail)));
     }

@@ -1,8 +1,8 @@
 //! What Kubernetes says of pods that do not start.
 
 use tapio_wire::event::{
-    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, NO_NAME, ObjectState, PodState, Point,
-    Rollout, Trouble,
+    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, NO_NAME, NodeCondition, ObjectState,
+    PodState, Point, Rollout, Trouble,
 };
 
 use super::Node;
@@ -47,7 +47,11 @@ impl Node {
 
     /// The scheduler's word on a pod, or that it waits no more.
     pub fn waits_for_a_node(&mut self, at: u64, pod: EntityId, reason: &str, message: &str, is_gone: bool) {
-        let [kind, state, reason, message] = ["Pod", "Waiting", reason, message].map(|text| self.name(text));
+        self.object_state(at, pod, ["Pod", "Waiting", reason, message], is_gone);
+    }
+
+    fn object_state(&mut self, at: u64, entity: EntityId, texts: [&str; 4], is_gone: bool) {
+        let [kind, state, reason, message] = texts.map(|text| self.name(text));
         let state = ObjectState {
             kind,
             namespace: NO_NAME,
@@ -59,7 +63,7 @@ impl Node {
             desired: 0,
             is_gone,
         };
-        self.push(at, pod, 0, Detail::ObjectState(Box::new(state)));
+        self.push(at, entity, 0, Detail::ObjectState(Box::new(state)));
     }
 
     /// An Event about an object of Kubernetes as a whole.
@@ -97,16 +101,41 @@ impl Node {
 
     /// What the collector sees in a cgroup that lives.
     pub fn trouble(&mut self, at: u64, entity: EntityId, what: &str, place: &str, is_over: bool) {
-        let [what, place, comm] = [what, place, "dd"].map(|text| self.name(text));
+        self.trouble_of(at, entity, [what, place, "dd"], is_over);
+    }
+
+    /// The same of a process, or of a container that Kubernetes names: what, where and whose it is.
+    pub fn trouble_of(&mut self, at: u64, entity: EntityId, texts: [&str; 3], is_over: bool) {
+        let [what, place, comm] = texts.map(|text| self.name(text));
         let since_ns = at.saturating_sub(60 * super::SECOND);
         let trouble = Trouble { what, place, comm, since_ns, value: 97, limit: 100, is_over };
         self.push(at, entity, 4711, Detail::Trouble(Box::new(trouble)));
     }
 
-    /// How a container's memory went, MiB, ten seconds apart, of which nothing is page cache.
+    /// What Kubernetes says of a pod's change of resources in place, and that it says so no more.
+    pub fn resize(&mut self, at: u64, pod: EntityId, reason: &str, message: &str, is_gone: bool) {
+        self.object_state(at, pod, ["Pod", "PodResizePending", reason, message], is_gone);
+    }
+
+    /// Kubernetes says that a node is ready, or is not and why.
+    pub fn node_is_ready(&mut self, at: u64, message: &str) {
+        let [condition, reason, text] = ["Ready", "KubeletNotReady", message].map(|text| self.name(text));
+        let status = u8::from(message.is_empty());
+        let state = NodeCondition { condition, reason, message: text, since_ns: 0, status };
+        let node = self.itself();
+        self.push(at, node, 0, Detail::NodeCondition(Box::new(state)));
+    }
+
+    /// How a container's memory went, MiB, ten seconds apart, of which nothing is page cache; it used half a core.
     pub fn curve(&mut self, at: u64, entity: EntityId, limit_bytes: u64, mib: impl IntoIterator<Item = u32>) {
-        let points = mib.into_iter().map(|mib| Point { memory_kib: mib << 10, ..Point::default() }).collect();
-        let curve = Curve { cgroup: NO_NAME, limit_bytes, interval_ns: 10 * super::SECOND, points };
+        let point = |mib| Point { memory_kib: mib << 10, cpu_milli: 500, ..Point::default() };
+        self.curve_of(at, entity, ("/web", limit_bytes), mib.into_iter().map(point).collect());
+    }
+
+    /// Any curve, of a cgroup and its limit.
+    pub fn curve_of(&mut self, at: u64, entity: EntityId, (cgroup, limit_bytes): (&str, u64), points: Vec<Point>) {
+        let cgroup = self.name(cgroup);
+        let curve = Curve { cgroup, limit_bytes, interval_ns: 10 * super::SECOND, points };
         self.push(at, entity, 0, Detail::Curve(Box::new(curve)));
     }
 

@@ -14,6 +14,7 @@ pub mod lease;
 mod objects;
 mod pods;
 mod services;
+mod stuck;
 mod told;
 mod waiting;
 mod watch;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch as channel};
 
 pub use client::{AccessError, PERMISSIONS};
+pub use stuck::AFTER as STUCK_AFTER;
 pub use watch::{WATCH_OUTCOMES, WatchCounts};
 
 use self::client::Access;
@@ -157,7 +159,11 @@ impl KubeSource {
         let resource = pods::of_node(&self.node);
         self.status.waits_for("waiting for the API server's list of this node's pods".into());
         loop {
-            let mut follower = Pods::new(Arc::clone(&self.directory), self.section.exclude_system_namespaces);
+            let mut follower = Pods::new(
+                Arc::clone(&self.directory),
+                self.section.exclude_system_namespaces,
+                self.section.stuck_after,
+            );
             watch::follow(context, &resource, &mut follower).await;
             tracing::warn!("what answers as the API server has no pods");
             tokio::time::sleep(cluster::ABSENT_PAUSE).await;

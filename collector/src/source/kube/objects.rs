@@ -45,7 +45,11 @@ object! {
         labels: Labels,
         annotations: Annotations,
         owner_references: Vec<OwnerReference>,
+        finalizers: Vec<String>,
+        managed_fields: Vec<ManagedFields>,
     }
+    /// Who wrote a part of the object last; which part is not read.
+    ManagedFields { manager: String, operation: String, time: Option<Time>, subresource: String, }
     OwnerReference { kind: String, name: String, controller: bool, }
 
     Pod { metadata: Meta, spec: PodSpec, status: PodStatus, }
@@ -57,7 +61,14 @@ object! {
         node_name: String,
         host_network: bool,
     }
-    Container { name: String, image: String, resources: Resources, env: Vec<Variable>, env_from: Vec<EnvFrom>, }
+    Container {
+        name: String,
+        image: String,
+        resources: Resources,
+        env: Vec<Variable>,
+        env_from: Vec<EnvFrom>,
+        restart_policy: String,
+    }
     Resources { limits: Limits, }
     Limits { memory: String, cpu: String, }
     Variable { value_from: ValueFrom, }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tapio_wire::entity_id;
-use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, PodState};
+use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, ObjectState, PodState};
 
 use super::client::Resource;
-use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
+use super::objects::{Condition, ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
+use super::stuck::Stuck;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
 use crate::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
@@ -36,6 +37,7 @@ pub fn of_node(node: &str) -> Resource {
 pub struct Pods {
     directory: Arc<Directory>,
     excludes_system: bool,
+    stuck_after: Duration,
     /// Nothing that ended before is told, nanoseconds since 1970.
     since_ns: u64,
 }
@@ -45,6 +47,12 @@ pub struct Seen {
     subject: Subject,
     pod: u64,
     containers: Vec<SeenContainer>,
+    /// Of the condition that tells how a change of its resources goes, 0 for none.
+    resize: u64,
+    stuck: Stuck,
+    is_told: bool,
+    /// It has ended for good: that is a moment, and told once.
+    has_ended: bool,
     /// The last state, told once more when the object is gone.
     last: LastWords,
 }
@@ -67,10 +75,11 @@ struct LastWords {
 }
 
 impl Pods {
-    /// Nothing is known yet. `directory` is told every pod's names, also of namespaces that are excluded.
-    pub fn new(directory: Arc<Directory>, excludes_system: bool) -> Self {
+    /// Nothing is known yet. `directory` is told every pod's names, also of namespaces that are excluded. What takes longer than
+    /// `stuck_after` is told.
+    pub fn new(directory: Arc<Directory>, excludes_system: bool, stuck_after: Duration) -> Self {
         let since_ns = realtime_ns().saturating_sub(RESTART.as_nanos() as u64);
-        Self { directory, excludes_system, since_ns }
+        Self { directory, excludes_system, stuck_after, since_ns }
     }
 
     fn name(&self, pod: &Pod, told: &mut Vec<Told>) {
@@ -199,10 +208,23 @@ impl Follower for Pods {
             present.is_ready,
             last.is_scheduled,
         ));
-        let mut seen = state.unwrap_or_else(|| Seen { subject: subject_of(pod), pod: 0, containers: Vec::new(), last });
-        seen.last = last;
+        let has_ended = matches!(last.phase, "Succeeded" | "Failed");
+        let mut seen = state.unwrap_or_else(|| Seen {
+            subject: subject_of(pod),
+            // What has ended long ago was told by the collector before.
+            pod: if has_ended && ended_ns(pod) < self.since_ns { print } else { 0 },
+            containers: Vec::new(),
+            resize: 0,
+            stuck: Stuck::default(),
+            is_told,
+            has_ended,
+            last,
+        });
+        (seen.last, seen.has_ended) = (last, has_ended);
         let mut news = Vec::new();
         self.tell_containers(pod, &mut seen.containers, &mut news);
+        tell_resize(pod, &mut seen, &mut news);
+        seen.stuck.seen(pod, &seen.subject, &mut news);
         if seen.pod != print {
             seen.pod = print;
             let [phase, reason, message] = [&*pod.status.phase, present.reason, present.message].map(str::to_owned);
@@ -227,8 +249,20 @@ impl Follower for Pods {
         Some(seen)
     }
 
+    const LOOK: Option<Duration> = Some(Duration::from_secs(15));
+
+    fn look(&mut self, now: Instant, seen: &mut Seen, told: &mut Vec<Told>) {
+        if seen.is_told {
+            seen.stuck.look(now, self.stuck_after, &seen.subject, told);
+        }
+    }
+
     fn forget(&mut self, seen: &mut Seen) -> bool {
-        seen.pod = 0;
+        if !seen.has_ended {
+            seen.pod = 0;
+        }
+        seen.resize = 0;
+        seen.stuck.forget();
         // A run that ended is a moment: told once.
         seen.containers.iter_mut().for_each(|container| container.present = 0);
         true
@@ -329,6 +363,41 @@ fn specified<'a>(pod: &'a Pod, name: &str) -> Option<&'a super::objects::Contain
 
 fn run_of(id: &str, ended: &Terminated) -> u64 {
     digest(&(id, unix_ns(ended.started_at.as_ref()), unix_ns(ended.finished_at.as_ref()), ended.exit_code))
+}
+
+/// When a pod that has ended did so, as far as it says, nanoseconds since 1970.
+fn ended_ns(pod: &Pod) -> u64 {
+    let of_containers = statuses(pod).filter_map(|(status, _)| status.state.terminated.as_ref());
+    let of_containers = of_containers.map(|ended| unix_ns(ended.finished_at.as_ref()));
+    let of_conditions = pod.status.conditions.iter().map(|condition| unix_ns(condition.last_transition_time.as_ref()));
+    of_containers.chain(of_conditions).max().unwrap_or(0)
+}
+
+/// Tells how a change of the pod's resources in place goes, where that is not done: since Kubernetes 1.33 a condition says so.
+fn tell_resize(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
+    let is_it = |condition: &&Condition| {
+        condition.status == "True"
+            && (condition.r#type == "PodResizePending"
+                || condition.r#type == "PodResizeInProgress" && condition.reason == "Error")
+    };
+    let condition = pod.status.conditions.iter().find(is_it);
+    let print = condition.map_or(0, |condition| digest(&(&condition.r#type, &condition.reason)).max(1));
+    if seen.resize == print {
+        return;
+    }
+    seen.resize = print;
+    let (state, reason, message) = condition.map_or(("PodResizePending", "", ""), |condition| {
+        (&*condition.r#type, &*condition.reason, &*condition.message)
+    });
+    let is_gone = condition.is_none();
+    let meta = &pod.metadata;
+    let texts = ["Pod", &meta.namespace, &meta.name, state, reason, message].map(str::to_owned);
+    told.push(Told::event(seen.subject.clone(), move |batch| {
+        let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
+        let (current, desired) = (0, 0);
+        let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
+        Detail::ObjectState(Box::new(state))
+    }));
 }
 
 struct PresentPod<'a> {

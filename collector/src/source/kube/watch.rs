@@ -64,6 +64,12 @@ pub trait Follower: Send {
         false
     }
 
+    /// How often [`Self::look`] is called between changes; never, where it is none.
+    const LOOK: Option<Duration> = None;
+
+    /// Time went by: looks at what is kept of an object.
+    fn look(&mut self, _now: Instant, _state: &mut Self::State, _told: &mut Vec<Told>) {}
+
     /// A list was read to its end.
     fn listed(&mut self, _told: &mut Vec<Told>) {}
 }
@@ -130,6 +136,7 @@ struct Watch<'a, F: Follower> {
     heard_ns: u64,
     streams: channel::Receiver<u64>,
     listed_at: Instant,
+    looked_at: Instant,
 }
 
 /// Follows a resource until it is dropped, or the API server turns out not to have it.
@@ -145,6 +152,7 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         heard_ns: boottime_ns(),
         streams: context.streams.clone(),
         listed_at: Instant::now(),
+        looked_at: Instant::now(),
     };
     let mut backoff = Backoff::new(resource.what);
     let mut gap: Option<&'static str> = None;
@@ -215,6 +223,14 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
             }
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+/// Waits until another look is due.
+async fn look_due(every: Option<Duration>, looked_at: Instant) {
+    match every {
+        Some(every) => tokio::time::sleep_until((looked_at + every).into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -291,10 +307,17 @@ impl<F: Follower> Watch<'_, F> {
     /// Takes changes until the watch ends. Tells how it ended.
     async fn changes(&mut self, version: &str) -> Result<&'static str, Trouble> {
         let mut changes = self.context.access.watch::<F::Object>(self.resource, version).await?;
+        let mut silent_from = Instant::now() + SILENCE_MAX;
         loop {
             let change = tokio::select! {
                 biased;
-                change = tokio::time::timeout(SILENCE_MAX, changes.next()) => change,
+                change = changes.next() => change,
+                () = tokio::time::sleep_until(silent_from.into()) => return Ok("silent"),
+                () = look_due(F::LOOK, self.looked_at) => {
+                    self.look();
+                    self.context.teller.tell(&mut self.told).await;
+                    continue;
+                }
                 () = new_stream(&mut self.streams, self.listed_at + RETOLD) => {
                     let follower = &mut *self.follower;
                     let forgotten: usize =
@@ -307,11 +330,9 @@ impl<F: Follower> Watch<'_, F> {
                     continue;
                 }
             };
-            let change = match change {
-                Err(_) => return Ok("silent"),
-                Ok(None) => return Ok("closed"),
-                Ok(Some(change)) => change?,
-            };
+            silent_from = Instant::now() + SILENCE_MAX;
+            let Some(change) = change else { return Ok("closed") };
+            let change = change?;
             match change {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     self.see(key(&object), &object, false);
@@ -338,6 +359,14 @@ impl<F: Follower> Watch<'_, F> {
         let state = self.states.remove(&key);
         if let Some(state) = self.follower.seen(object, state, first, &mut self.told) {
             self.states.insert(key, state);
+        }
+    }
+
+    fn look(&mut self) {
+        let now = Instant::now();
+        self.looked_at = now;
+        for state in self.states.values_mut() {
+            self.follower.look(now, state, &mut self.told);
         }
     }
 

@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tapio_wire::event::{Detail, Rollout};
+use tapio_wire::event::{Detail, ObjectState, Rollout};
 
 use super::config::{Uses, uses_of};
-use super::objects::{Condition, Meta, Workload, WorkloadStatus};
+use super::objects::{Condition, Meta, Workload, WorkloadStatus, unix_ns};
 use super::pods::is_system;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
@@ -156,6 +156,8 @@ pub struct SeenWorkload {
     images: Box<str>,
     uses: Vec<u64>,
     print: u64,
+    /// Of its specification, as it was when it was seen last.
+    generation: u64,
 }
 
 impl Workloads {
@@ -172,6 +174,38 @@ impl Workloads {
             seen.uses = now;
         }
     }
+}
+
+/// Who changed the specification of an object, by the newest of its `managedFields` that is none of its status.
+fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<Told> {
+    // The Deployment controller writes the revision into the object after each change.
+    let is_echo = |manager: &str, subresource: &str| manager == "kube-controller-manager" && subresource.is_empty();
+    let of_spec = meta
+        .managed_fields
+        .iter()
+        .filter(|fields| fields.subresource != "status" && !is_echo(&fields.manager, &fields.subresource));
+    let newest = of_spec.max_by_key(|fields| unix_ns(fields.time.as_ref()))?;
+    let how = match (&*newest.subresource, &*newest.operation) {
+        ("scale", _) => "scaled it".to_owned(),
+        (_, operation) => format!("changed its specification ({operation})"),
+    };
+    let texts = [kind.name(), &meta.namespace, &meta.name, "Changed", &newest.manager, &how].map(str::to_owned);
+    let generation = meta.generation;
+    Some(Told::event(subject.clone(), move |batch| {
+        let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
+        let (current, desired, is_gone) = (generation, generation, false);
+        Detail::ObjectState(Box::new(ObjectState {
+            kind,
+            namespace,
+            name,
+            state,
+            reason,
+            message,
+            current,
+            desired,
+            is_gone,
+        }))
+    }))
 }
 
 impl Follower for Workloads {
@@ -199,12 +233,19 @@ impl Follower for Workloads {
                 images: Box::default(),
                 uses: Vec::new(),
                 print: 0,
+                generation: meta.generation,
             }
         });
         if is_new && self.kind == WorkloadKind::ReplicaSet {
             self.replica_sets.learn(meta, &seen.subject);
         }
         self.change_uses(&mut seen, uses_of(&meta.namespace, &workload.spec.template.spec));
+        let is_excluded = self.excludes_system && is_system(&meta.namespace);
+        let has_changed = seen.generation != meta.generation && self.kind != WorkloadKind::ReplicaSet;
+        seen.generation = meta.generation;
+        if has_changed && !is_excluded {
+            told.extend(changed_by(self.kind, meta, &seen.subject));
+        }
         let spec = &workload.spec.template.spec;
         let images: Vec<&str> =
             spec.init_containers.iter().chain(&spec.containers).map(|container| &*container.image).collect();
@@ -218,7 +259,6 @@ impl Follower for Workloads {
         let status = &workload.status;
         let print = digest(&(meta.generation, status.observed_generation, counts, reason, &images));
         let is_history = self.kind == WorkloadKind::ReplicaSet && counts.desired == 0 && status.replicas == 0;
-        let is_excluded = self.excludes_system && is_system(&meta.namespace);
         if seen.print == print || is_excluded || (is_new || seen.print == 0) && is_history {
             (seen.print, seen.images) = (print, images.into());
             return Some(seen);

@@ -1,0 +1,219 @@
+//! What of a pod takes too long: it runs and is not ready, an init container does not end, it does not go.
+//!
+//! In: the pod as it is, and the clock. Out: a trouble when a condition has lasted for a while, again while it goes on, and when it is
+//! over. What must hold: what another state explains (it waits for its image, it is started again and again) is none of these; a trouble
+//! that was told is told to be over.
+
+use std::time::{Duration, Instant};
+
+use tapio_wire::event::{Detail, Trouble};
+
+use super::objects::{ContainerStatus, Pod, unix_ns};
+use super::told::{Subject, Told};
+use crate::latency::{boottime_ns, realtime_ns};
+
+/// How often what goes on is told again.
+const TOLD_AGAIN: Duration = Duration::from_secs(120);
+/// How long a condition lasts before it is told, by default.
+pub const AFTER: Duration = Duration::from_secs(180);
+
+/// Something of a pod that takes long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lasting {
+    /// As events and patterns name it.
+    what: &'static str,
+    /// When it began, nanoseconds since 1970.
+    since_ns: u64,
+    /// The container that it is about, empty for none.
+    container: String,
+    /// What Kubernetes says of it.
+    why: String,
+}
+
+/// What is stuck of one pod, and what of that was told.
+#[derive(Debug, Default)]
+pub struct Stuck {
+    lasting: Vec<Lasting>,
+    told: Vec<(Lasting, Instant)>,
+}
+
+impl Stuck {
+    /// Takes in the pod as it is.
+    pub fn seen(&mut self, pod: &Pod, subject: &Subject, told: &mut Vec<Told>) {
+        self.lasting = lasting(pod);
+        let goes_on = |known: &Lasting| {
+            self.lasting.iter().any(|now| (now.what, &*now.container) == (known.what, &*known.container))
+        };
+        let over = self.told.extract_if(.., |(known, _)| !goes_on(known));
+        told.extend(over.map(|(known, _)| event(subject, &known, true)));
+    }
+
+    /// Tells what has lasted for `after`, and has not been told lately.
+    pub fn look(&mut self, now: Instant, after: Duration, subject: &Subject, told: &mut Vec<Told>) {
+        let now_ns = realtime_ns();
+        for lasting in &self.lasting {
+            if now_ns.saturating_sub(lasting.since_ns) < after.as_nanos() as u64 {
+                continue;
+            }
+            let is_it = |known: &&mut (Lasting, Instant)| {
+                (known.0.what, &known.0.container) == (lasting.what, &lasting.container)
+            };
+            match self.told.iter_mut().find(is_it) {
+                Some((_, at)) if now.saturating_duration_since(*at) < TOLD_AGAIN => continue,
+                Some(known) => *known = (lasting.clone(), now),
+                None => self.told.push((lasting.clone(), now)),
+            }
+            told.push(event(subject, lasting, false));
+        }
+    }
+
+    /// There is a new stream to a server, which may know nothing.
+    pub fn forget(&mut self) {
+        self.told.clear();
+    }
+}
+
+fn event(subject: &Subject, lasting: &Lasting, is_over: bool) -> Told {
+    let lasted_ns = realtime_ns().saturating_sub(lasting.since_ns);
+    let Lasting { what, container, why, .. } = lasting.clone();
+    Told::event(subject.clone(), move |batch| {
+        let (what, place, comm) = (batch.text(what), batch.text(&why), batch.text(&container));
+        let since_ns = boottime_ns().saturating_sub(lasted_ns);
+        let value = lasted_ns / 1_000_000_000;
+        Detail::Trouble(Box::new(Trouble { what, place, comm, since_ns, value, limit: 0, is_over }))
+    })
+}
+
+fn lasting(pod: &Pod) -> Vec<Lasting> {
+    let mut found = Vec::new();
+    if let Some(deletion) = &pod.metadata.deletion_timestamp {
+        // The API names the moment at which its time to end is over.
+        let since_ns = unix_ns(Some(deletion));
+        let is_up = |status: &&ContainerStatus| status.state.running.is_some();
+        let up: Vec<&str> = pod.status.container_statuses.iter().filter(is_up).map(|status| &*status.name).collect();
+        let why = match (&*up.join(", "), &*pod.metadata.finalizers.join(", ")) {
+            ("", "") => "none of its containers runs: its volumes, network or cgroups are not taken apart".to_owned(),
+            ("", finalizers) => format!("finalizers hold it: {finalizers}"),
+            (up, _) => format!("still running: {up}"),
+        };
+        found.push(Lasting { what: "terminating", since_ns, container: String::new(), why });
+        return found;
+    }
+    if matches!(&*pod.status.phase, "Succeeded" | "Failed") {
+        return found;
+    }
+    for status in &pod.status.init_container_statuses {
+        let specified = pod.spec.init_containers.iter().find(|container| container.name == status.name);
+        // One that is restarted always is a sidecar, which is to run.
+        let is_sidecar = specified.is_some_and(|container| container.restart_policy == "Always");
+        if let Some(running) = status.state.running.as_ref().filter(|_| !is_sidecar) {
+            let since_ns = unix_ns(running.started_at.as_ref());
+            found.push(Lasting { what: "init-runs", since_ns, container: status.name.clone(), why: String::new() });
+        }
+    }
+    let statuses = &pod.status.container_statuses;
+    let all_run = !statuses.is_empty() && statuses.iter().all(|status| status.state.running.is_some());
+    let ready =
+        pod.status.conditions.iter().find(|condition| condition.r#type == "Ready" && condition.status == "False");
+    if let Some(ready) = ready.filter(|_| all_run) {
+        let started = |status: &ContainerStatus| {
+            unix_ns(status.state.running.as_ref().and_then(|running| running.started_at.as_ref()))
+        };
+        // A container that was started a moment ago has its own time to become ready.
+        let since_ns =
+            statuses.iter().map(started).max().unwrap_or(0).max(unix_ns(ready.last_transition_time.as_ref()));
+        let unready = statuses.iter().find(|status| !status.ready).map(|status| status.name.clone());
+        found.push(Lasting {
+            what: "not-ready",
+            since_ns,
+            container: unready.unwrap_or_default(),
+            why: ready.message.clone(),
+        });
+    }
+    found.retain(|lasting| lasting.since_ns > 0);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(status: serde_json::Value, deleted: bool) -> Pod {
+        let mut pod = serde_json::json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u1"},
+            "spec": {"containers": [{"name": "web"}], "initContainers": [
+                {"name": "wait"}, {"name": "proxy", "restartPolicy": "Always"},
+            ]},
+            "status": status,
+        });
+        if deleted {
+            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            pod["metadata"]["finalizers"] = serde_json::json!(["example.com/hold"]);
+        }
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    fn running(name: &str, ready: bool, started: &str) -> serde_json::Value {
+        serde_json::json!({"name": name, "ready": ready, "state": {"running": {"startedAt": started}}})
+    }
+
+    fn not_ready(started: &str) -> serde_json::Value {
+        serde_json::json!({
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "False", "message": "containers with unready status: [web]",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            "containerStatuses": [running("web", false, started)],
+        })
+    }
+
+    fn subject() -> Subject {
+        Subject::Pod { uid: "u1".into(), namespace: "shop".into(), name: "web".into() }
+    }
+
+    #[test]
+    fn one_that_runs_and_is_not_ready_is_told_after_a_while_again_and_to_be_over() {
+        let (mut stuck, mut told, now) = (Stuck::default(), Vec::new(), Instant::now());
+        stuck.seen(&pod(not_ready("2026-01-01T00:00:00Z"), false), &subject(), &mut told);
+        for seconds in [0, 10, 121, 130] {
+            stuck.look(now + Duration::from_secs(seconds), AFTER, &subject(), &mut told);
+        }
+        assert_eq!(told.len(), 2, "at once, since it has lasted, and again after two minutes");
+        let ready = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [running("web", true, "2026-01-01T00:00:00Z")]});
+        stuck.seen(&pod(ready, false), &subject(), &mut told);
+        assert_eq!(told.len(), 3);
+        assert!(stuck.told.is_empty());
+    }
+
+    #[test]
+    fn what_began_a_moment_ago_or_is_started_again_and_again_is_not_told() {
+        let (mut stuck, mut told) = (Stuck::default(), Vec::new());
+        let now = k8s_openapi::jiff::Timestamp::now().to_string();
+        stuck.seen(&pod(not_ready(&now), false), &subject(), &mut told);
+        stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+        let mut waits = not_ready("2026-01-01T00:00:00Z");
+        waits["containerStatuses"][0]["state"] = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        stuck.seen(&pod(waits, false), &subject(), &mut told);
+        stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+        assert!(told.is_empty());
+    }
+
+    #[test]
+    fn an_init_container_that_runs_is_told_a_sidecar_is_not() {
+        let started = "2026-01-01T00:00:00Z";
+        let status = serde_json::json!({"phase": "Pending", "initContainerStatuses": [
+            running("wait", false, started), running("proxy", true, started),
+        ]});
+        let found = lasting(&pod(status, false));
+        assert_eq!(found.iter().map(|one| (one.what, &*one.container)).collect::<Vec<_>>(), [("init-runs", "wait")]);
+    }
+
+    #[test]
+    fn one_that_does_not_go_is_told_with_what_holds_it() {
+        let gone = serde_json::json!({"phase": "Running"});
+        let found = lasting(&pod(gone, true));
+        assert_eq!(found[0].why, "finalizers hold it: example.com/hold");
+        let found = lasting(&pod(not_ready("2026-01-01T00:00:00Z"), true));
+        assert_eq!((found.len(), &*found[0].why), (1, "still running: web"));
+    }
+}

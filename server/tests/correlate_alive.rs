@@ -1,0 +1,279 @@
+//! What is wrong with what lives: it has a beginning and an end.
+
+use crate::correlate_node::{FullLimit, MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of};
+use tapio_wire::event::Point;
+use tapio_wire::service::Finding;
+
+const SIGABRT: u32 = 6;
+const WEB: [&str; 3] = ["Deployment/web", "shop/web-1", "c1"];
+
+fn web(node: &mut Node) -> u64 {
+    let [workload, pod, key] = WEB;
+    node.kube_container(workload, pod, key)
+}
+
+fn pod(node: &mut Node) -> u64 {
+    let [workload, pod, _] = WEB;
+    node.kube_pod(workload, pod)
+}
+
+fn only(node: &Node, pattern: &str) -> Finding {
+    let mut found = findings_of(node);
+    // A pod whose object goes was deleted, whatever was wrong with it.
+    found.retain(|finding| finding.pattern != "pod-deleted");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, pattern, "{found:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn troubles_of_what_lives_have_a_beginning_and_an_end() {
+    for (what, place, expected, says) in [
+        ("throttled", "", "throttled-now", "97 %"),
+        ("pids-at-limit", "", "pids-at-limit", "97 of 100"),
+        ("memory-high", "", "memory-high-stall", "memory.high"),
+        ("blocked", "nfs_wait_bit_killable", "task-blocked", "nfs_wait_bit_killable"),
+        ("unkillable", "", "task-blocked", "dd"),
+        ("descriptors-at-limit", "", "descriptors-at-limit", "97 are"),
+        ("stopped", "", "process-stopped", "SIGCONT"),
+        ("disk-full", "/var/lib/kubelet", "disk-nearly-full", "/var/lib/kubelet"),
+        ("inodes-full", "/", "disk-nearly-full", "inodes-full"),
+    ] {
+        let mut node = Node::new("n1");
+        let entity = match expected {
+            "disk-nearly-full" => node.itself(),
+            _ => node.kube_container("Deployment/web", "shop/web-1", "c1"),
+        };
+        node.trouble(100 * SECOND, entity, what, place, false);
+        node.trouble(160 * SECOND, entity, what, place, false);
+        node.lethal(160 * SECOND);
+        let found = only(&node, expected);
+        assert!(found.ongoing && found.summary.contains(says), "{what}: {found:#?}");
+        node.trouble(220 * SECOND, entity, what, place, true);
+        node.lethal(220 * SECOND);
+        assert!(!only(&node, expected).ongoing, "{what}");
+    }
+}
+
+#[test]
+fn a_trouble_that_its_node_tells_of_no_more_is_over() {
+    let mut node = Node::new("n1");
+    let (container, other) = (web(&mut node), node.container("c9", "other"));
+    for minute in 0..3 {
+        node.trouble((100 + 60 * minute) * SECOND, container, "pids-at-limit", "", false);
+    }
+    node.lethal(220 * SECOND);
+    // The node goes on: its collector was started anew, and knows nothing of the trouble.
+    let elapse = |node: &mut Node, from: u64, until: u64| {
+        for at in (from..until).step_by(20) {
+            node.exit(at * SECOND, Process::child(other, at as u32, "sh"), 0);
+        }
+        node.lethal(until * SECOND);
+    };
+    elapse(&mut node, 230, 700);
+    assert!(only(&node, "pids-at-limit").ongoing, "ten minutes are not over");
+    elapse(&mut node, 700, 1_000);
+    let over = only(&node, "pids-at-limit");
+    assert!(!over.ongoing && over.resolved_ns > over.ended_ns, "{over:#?}");
+
+    // What an earlier run found is over as well, when this one is not told of it.
+    let earlier = {
+        let mut node = Node::new("n1");
+        let container = web(&mut node);
+        node.trouble(100 * SECOND, container, "pids-at-limit", "", false);
+        node.lethal(100 * SECOND);
+        only(&node, "pids-at-limit")
+    };
+    let mut later = Node::new("n1");
+    let other = later.container("c9", "other");
+    for at in (300..1_000).step_by(20) {
+        later.exit(at * SECOND, Process::child(other, at as u32, "sh"), 0);
+    }
+    later.lethal(1_000 * SECOND);
+    let machine = Machine::start(1);
+    machine.store.restore(earlier.clone());
+    machine.deliver(&later.node, &later.frames);
+    let found = machine.findings();
+    assert_eq!((found.len(), &found[0].id, found[0].ongoing), (1, &earlier.id, false), "{found:#?}");
+}
+
+#[test]
+fn two_full_disks_and_two_tasks_that_hang_are_findings_of_their_own() {
+    let mut node = Node::new("n1");
+    let itself = node.itself();
+    for at in [100, 160] {
+        node.trouble(at * SECOND, itself, "disk-full", "/", false);
+        node.trouble(at * SECOND, itself, "disk-full", "/var/log", false);
+    }
+    node.trouble(170 * SECOND, itself, "disk-full", "/", true);
+    node.lethal(180 * SECOND);
+    let mut found = findings_of(&node);
+    found.sort_by(|a, b| a.title.cmp(&b.title));
+    let told: Vec<_> = found.iter().map(|one| (one.title.contains("/var/log"), one.ongoing)).collect();
+    assert_eq!(told, [(false, false), (true, true)], "{found:#?}");
+}
+
+#[test]
+fn a_pod_that_is_stuck_is_told_with_what_kubernetes_says_until_it_is_not() {
+    const UNREADY: &str = "containers with unready status: [web]";
+    for (texts, expected, says) in [
+        (["not-ready", UNREADY, "web"], "never-ready", "HTTP 503"),
+        (["init-runs", "", "web"], "init-container-runs", "web"),
+        (["terminating", "finalizers hold it: x.io/y", ""], "never-goes", "x.io/y"),
+    ] {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node);
+        if expected == "never-ready" {
+            node.kube_event(90 * SECOND, pod, "Unhealthy", "Readiness probe failed: HTTP 503");
+        }
+        node.trouble_of(100 * SECOND, pod, texts, false);
+        node.trouble_of(220 * SECOND, pod, texts, false);
+        node.lethal(220 * SECOND);
+        let found = only(&node, expected);
+        assert!(found.ongoing && found.count == 1 && found.summary.contains(says), "{found:#?}");
+        if expected == "never-goes" {
+            node.pod_gone(300 * SECOND, pod);
+        } else {
+            node.trouble_of(300 * SECOND, pod, texts, true);
+        }
+        node.lethal(300 * SECOND);
+        assert!(!only(&node, expected).ongoing, "{expected}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_not_ready_and_uses_no_cpu_waits_or_hangs() {
+    for (cpu_milli, hangs) in [(0, true), (200, false)] {
+        let mut node = Node::new("n1");
+        let (pod, web) = (pod(&mut node), web(&mut node));
+        let point = Point { memory_kib: 1024, cpu_milli, ..Point::default() };
+        node.curve_of(100 * SECOND, web, ("/web", 64 * MIB), vec![point; 20]);
+        node.trouble_of(110 * SECOND, pod, ["not-ready", "containers with unready status: [web]", "web"], false);
+        node.lethal(110 * SECOND);
+        let found = only(&node, "never-ready");
+        assert_eq!(found.summary.contains("hangs"), hangs, "{}", found.summary);
+    }
+}
+
+#[test]
+fn a_first_process_that_survives_its_own_abort_again_and_again_is_told_until_it_ends() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let init = Process { role: tapio_wire::event::Role::First, ..Process::init(web, 100, "app") };
+    node.ignored(100 * SECOND, init, SIGABRT, init);
+    node.lethal(100 * SECOND);
+    assert!(findings_of(&node).is_empty(), "once, it may end of it");
+    for at in 101..115 {
+        node.ignored(at * SECOND, init, SIGABRT, init);
+    }
+    node.lethal(115 * SECOND);
+    let found = only(&node, "fatal-signal-survived");
+    assert!(found.ongoing && found.title.contains("SIGABRT"), "{found:#?}");
+    node.exit(130 * SECOND, init, 139);
+    node.lethal(130 * SECOND);
+    let over = findings_of(&node).into_iter().find(|one| one.pattern == "fatal-signal-survived");
+    assert!(!over.expect("it is listed").ongoing);
+}
+
+#[test]
+fn signals_that_come_from_others_or_to_a_child_are_none_of_its_own() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let (init, child) = (Process::init(web, 100, "app"), Process::child(web, 110, "worker"));
+    for at in (100..150).step_by(5) {
+        node.ignored(at * SECOND, init, SIGABRT, child);
+        node.ignored(at * SECOND, child, SIGABRT, child);
+        node.ignored(at * SECOND, init, SIGTERM, init);
+    }
+    node.lethal(150 * SECOND);
+    assert!(findings_of(&node).is_empty());
+}
+
+#[test]
+fn a_runtime_that_does_not_answer_is_told_with_its_state_until_the_node_is_ready() {
+    const PLEG: &str = "[container runtime is down, PLEG is not healthy: pleg was last seen active 3m4s ago]";
+    let mut node = Node::new("n1");
+    let runtime = node.unit("containerd.service");
+    node.trouble_of(90 * SECOND, runtime, ["stopped", "", "containerd"], false);
+    node.node_is_ready(100 * SECOND, PLEG);
+    node.lethal(100 * SECOND);
+    let of_it = |node: &Node| {
+        let found = findings_of(node).into_iter().find(|one| one.pattern == "runtime-hangs");
+        found.expect("it is told")
+    };
+    let found = of_it(&node);
+    assert!(found.ongoing && found.summary.contains("containerd (pid 4711)"), "{found:#?}");
+    node.node_is_ready(200 * SECOND, "");
+    node.lethal(200 * SECOND);
+    assert!(!of_it(&node).ongoing);
+
+    let mut node = Node::new("n1");
+    node.node_is_ready(100 * SECOND, "kubelet stopped posting node status");
+    node.lethal(100 * SECOND);
+    assert!(findings_of(&node).iter().all(|one| one.pattern != "runtime-hangs"), "nobody speaks of the runtime");
+}
+
+#[test]
+fn a_resize_that_is_refused_is_told_until_it_is_done_or_given_up() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node);
+    node.resize(100 * SECOND, pod, "Infeasible", "Node didn't have enough capacity: cpu, requested: 64000", false);
+    node.lethal(100 * SECOND);
+    let found = only(&node, "resize-refused");
+    assert!(found.ongoing && found.summary.contains("64000"), "{found:#?}");
+    node.resize(200 * SECOND, pod, "", "", true);
+    node.lethal(200 * SECOND);
+    assert!(!only(&node, "resize-refused").ongoing);
+}
+
+#[test]
+fn a_restart_that_a_resize_asks_for_is_no_ignored_sigterm_and_no_probe_kill() {
+    let mut node = Node::new("n1");
+    let (web, runtime) = (web(&mut node), node.unit("containerd.service"));
+    let (init, runc) = (Process::init(web, 100, "app"), Process::child(runtime, 90, "runc"));
+    node.kube_event(100 * SECOND, web, "Killing", "Container web resize requires restart");
+    node.ignored(101 * SECOND, init, SIGTERM, runc);
+    node.signal(131 * SECOND, init, SIGKILL, Some(runc));
+    node.exit(131 * SECOND + MS, init, SIGKILL);
+    node.lethal(132 * SECOND);
+    let found = only(&node, "restarted-for-resize");
+    assert_eq!(found.severity, "info");
+}
+
+#[test]
+fn a_liveness_kill_tells_whether_the_container_was_busy_before() {
+    for (cpu_milli, throttled, says) in [(1, 0, "or hung"), (100, 80, "80 % of its periods"), (400, 0, "")] {
+        let mut node = Node::new("n1");
+        let (web, runtime) = (web(&mut node), node.unit("containerd.service"));
+        let (init, runc) = (Process::init(web, 100, "app"), Process::child(runtime, 90, "runc"));
+        node.kube_event(99 * SECOND, web, "Unhealthy", "Liveness probe failed: timeout");
+        node.signal(100 * SECOND, init, SIGTERM, Some(runc));
+        node.exit(100 * SECOND + MS, init, SIGTERM);
+        let point = Point { memory_kib: 1024, cpu_milli, throttled, ..Point::default() };
+        node.curve_of(101 * SECOND, web, ("/web", 64 * MIB), vec![point; 20]);
+        node.lethal(101 * SECOND);
+        let found = only(&node, "liveness-probe-kill");
+        assert_eq!(found.summary.contains("in the minute before"), !says.is_empty(), "{}", found.summary);
+        assert!(found.summary.contains(says), "{}", found.summary);
+    }
+}
+
+#[test]
+fn the_pods_curve_tells_of_the_pods_limit_and_the_containers_of_its_own() {
+    const POD: &str = "/kubepods/burstable/pod8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
+    let leak = |mib: std::ops::Range<u32>| {
+        mib.map(|mib| Point { memory_kib: mib << 10, cpu_milli: 9, ..Point::default() }).collect::<Vec<_>>()
+    };
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let app = Process::init(web, 100, "app");
+    let full =
+        FullLimit { cgroup: POD, height: 1, limit_bytes: 200 * MIB, usage_bytes: 200 * MIB, allocator_inside: 1 };
+    node.oom_at(100 * SECOND, app, full);
+    node.exit(100 * SECOND + MS, app, SIGKILL);
+    node.curve_of(101 * SECOND, web, ("/kubepods/burstable/x/web", u64::MAX), leak(10..20));
+    node.curve_of(101 * SECOND, web, (POD, 200 * MIB), leak(10..190));
+    node.lethal(101 * SECOND);
+    let found = only(&node, "pod-limit-kill");
+    assert!(found.summary.contains("The pod's memory had grown steadily"), "{}", found.summary);
+}
