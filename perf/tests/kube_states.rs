@@ -156,6 +156,45 @@ fn why_pods_do_not_start_is_told_until_they_do() {
     tapio.stop();
 }
 
+#[test]
+fn what_of_a_pod_takes_too_long_is_told_until_it_is_over() {
+    if !has_node("what_of_a_pod_takes_too_long_is_told_until_it_is_over") {
+        return;
+    }
+    let tapio = Beside::start_with(", stuck_after: 5s");
+    let address = tapio.server.address();
+    let namespace = Namespace::make("stuck");
+    let ns = &namespace.0;
+    let mut unready = container("web", CALM);
+    unready["readinessProbe"] =
+        json!({"exec": {"command": ["/bin/busybox", "test", "-e", "/ready"]}, "periodSeconds": 1});
+    let mut waits = pod("waits", "Always", container("web", CALM));
+    waits["spec"]["initContainers"] = json!([container("wait", "while ! [ -e /go ]; do busybox sleep 0.2; done")]);
+    let mut held = pod("held", "Always", container("web", CALM));
+    held["metadata"]["finalizers"] = json!(["tapio.test/hold"]);
+    namespace.apply(vec![deployment("unready", unready), waits, held]);
+    await_that("the pod that is held", |seen| {
+        seen.clone_from(&namespace.get("pod/held", "{.status.phase}"));
+        (seen == "Running").then_some(())
+    });
+    kubectl(&["-n", ns, "delete", "pod", "held", "--wait=false"]).expect("asked to go");
+    let expected = [("unready", "never-ready"), ("waits", "init-container-runs"), ("held", "never-goes")];
+    for (owner, pattern) in expected {
+        await_one(&address, ns, owner, pattern);
+    }
+
+    // What was waited for comes.
+    kubectl(&["-n", ns, "exec", "deploy/unready", "--", "/bin/busybox", "touch", "/ready"]).expect("made");
+    kubectl(&["-n", ns, "exec", "waits", "-c", "wait", "--", "/bin/busybox", "touch", "/go"]).expect("made");
+    let free = r#"{"metadata": {"finalizers": null}}"#;
+    kubectl(&["-n", ns, "patch", "pod", "held", "--type=merge", "-p", free]).expect("let go");
+    for (owner, pattern) in expected {
+        await_the_end(&address, ns, owner, pattern);
+    }
+    drop(namespace);
+    tapio.stop();
+}
+
 /// A priority class, which belongs to no namespace; dropping takes it away.
 struct Priority(String);
 

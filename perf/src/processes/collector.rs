@@ -43,6 +43,8 @@ pub struct CollectorOptions {
     pub extra_config: String,
     /// Further keys of `collectors: ebpf:`, each after a comma.
     pub extra_ebpf: String,
+    /// More of `collectors.k8s`, with a comma before.
+    pub extra_k8s: String,
     /// Further keys of `collector:`, each after a comma.
     pub extra_collector: String,
     /// In a pid namespace and with a procfs of its own, as on a node that is a container itself. It ends by SIGKILL only.
@@ -164,9 +166,10 @@ pub fn config_text(options: &CollectorOptions, socket: &Path, port: u16) -> Stri
     let (enabled, source) = match options.feed {
         Feed::Shm => ("shm", format!("shm: {{enabled: true, socket: \"{}\"}}", socket.display())),
         Feed::Ebpf => ("ebpf", format!("ebpf: {{enabled: true{}}}", options.extra_ebpf)),
-        Feed::Kube => {
-            ("ebpf\", \"k8s", format!("ebpf: {{enabled: true{}}}, k8s: {{in_cluster: false}}", options.extra_ebpf))
-        }
+        Feed::Kube => (
+            "ebpf\", \"k8s",
+            format!("ebpf: {{enabled: true{}}}, k8s: {{in_cluster: false{}}}", options.extra_ebpf, options.extra_k8s),
+        ),
     };
     let source =
         if options.also.iter().any(|also| also == "k8s") { source + ", k8s: {in_cluster: false}" } else { source };

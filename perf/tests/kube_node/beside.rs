@@ -15,10 +15,16 @@ pub struct Beside {
 impl Beside {
     /// Starts both, and waits until the collector watches the cluster.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same, with more in the collector's `collectors.k8s`, with a comma before.
+    pub fn start_with(extra_k8s: &str) -> Self {
         let node = setting("TAPIO_TEST_NODE");
         let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
         let (address, feed) = (server.address(), Feed::Kube);
-        let options = CollectorOptions { node, server: address, feed, ..CollectorOptions::default() };
+        let extra_k8s = extra_k8s.to_owned();
+        let options = CollectorOptions { node, server: address, feed, extra_k8s, ..CollectorOptions::default() };
         let collector = Collector::start(&options).unwrap_or_else(|error| panic!("{error}"));
         let is_leader = || {
             let (_, text) = http::get(collector.port(), "/metrics")?;
