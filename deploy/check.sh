@@ -155,6 +155,7 @@ if [ -n "$VENV" ] && [ ${#rendered[@]} -gt 0 ] && find_helm; then
   check "the chart renders components/scale-on-lag" same_as scale-on-lag- --set server.autoscaling.lag=50m
   check "the chart renders components/linux-before-5.11" same_as linux-before-5.11- --set 'collector.extraCapabilities={SYS_RESOURCE}'
   check "the chart renders components/secret-metadata" same_as secret-metadata- --set collector.secretMetadata=true
+  check "the chart renders components/log-lines" same_as log-lines- --set collector.logs=true
   check "the chart renders components/uring" same_as uring-production -f helm/production.yaml \
     --set server.seccompProfile.type=Localhost --set server.seccompProfile.localhostProfile=tapio/tapio-server.json
   check "the chart renders components/token-review" same_as token-review- --set tokenReview=true

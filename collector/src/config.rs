@@ -55,6 +55,11 @@ pub struct CollectorSection {
     /// for never.
     #[serde(deserialize_with = "units::duration")]
     pub watch_interval: Duration,
+    /// How many of its last lines are read of a container that died otherwise than with code 0, at most 50; 0 for none. They may hold
+    /// what is secret: what is recognised as such is taken out, as from arguments.
+    pub log_lines: usize,
+    /// Kubelet's folder of logs, as the collector sees it.
+    pub log_dir: PathBuf,
 }
 
 impl Default for CollectorSection {
@@ -69,6 +74,8 @@ impl Default for CollectorSection {
             evidence_arguments: false,
             conntrack_interval: Duration::from_secs(5),
             watch_interval: crate::evidence::WATCH_INTERVAL,
+            log_lines: 0,
+            log_dir: "/var/log/pods".into(),
         }
     }
 }

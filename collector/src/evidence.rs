@@ -7,6 +7,7 @@
 mod counters;
 mod full_mount;
 mod lasting;
+mod log;
 mod node;
 mod processes;
 mod read;
@@ -14,7 +15,8 @@ mod sample;
 mod tasks;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,11 +24,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tapio_probes::record::CGROUP_V1_MEMORY;
 use tapio_wire::event::{
-    CgroupUse, Curve, Detail, EntityId, Event, Lane, Member, NO_NAME, Observation, Point, Source, Trouble,
+    CgroupUse, Curve, Detail, Entity, EntityId, EntityKind, Event, Lane, LogLines, Member, NO_NAME, Observation, Point,
+    Role, Source, Trouble,
 };
 
 use crate::decode::Batch;
 use crate::identity::Identity;
+use crate::identity::directory::Directory;
 use crate::intake::Intake;
 use crate::latency::boottime_ns;
 use counters::Counters;
@@ -49,6 +53,12 @@ const READINGS_BURST: u32 = 50;
 const READINGS_PER_SECOND: u32 = 200;
 /// Within it, one reading of a cgroup is enough.
 const COALESCED: Duration = Duration::from_millis(100);
+/// A container's last lines are in its file a moment after its death.
+const LOG_DELAY: Duration = Duration::from_millis(500);
+/// The most lines that are told of one death.
+const LOG_LINES_MAX: usize = 50;
+/// Logs that wait to be read.
+const LOGS_MAX: usize = 64;
 /// Cgroups that were read lately, remembered for [`COALESCED`].
 const RECENT_MAX: usize = 1024;
 
@@ -93,6 +103,10 @@ struct Request {
     sender_entity: EntityId,
     /// Levels above the subject's memory cgroup of the one whose limit was full; [`None`] where none was.
     full_height: Option<u32>,
+    /// It is a container's first process, and did not end with code 0.
+    is_end: bool,
+    /// Nothing but the log is to be read: it ended by itself.
+    is_log_only: bool,
     /// It met a bus error, as of memory that a file system had no room for.
     is_bus_error: bool,
     path_bytes: u16,
@@ -109,13 +123,20 @@ impl Request {
 /// Where the kernel's source asks.
 pub struct Evidence {
     requests: Sender<Request>,
+    with_log: bool,
     counts: Arc<EvidenceCounts>,
 }
 
 impl Evidence {
     /// Asks for what fades with this event, when it is one of those. `cgroup_id` is as in its record.
     pub fn ask(&self, event: &Event, cgroup_id: u64, sender_start_time_ns: u64, identity: &Identity) {
+        let is_end = match &event.body {
+            Detail::Exit(exit) => self.with_log && exit.status != 0 && exit.role == Role::First as u8,
+            _ => false,
+        };
+        let is_log_only = matches!(&event.body, Detail::Exit(exit) if exit.status & 0x7f == 0);
         let (sender_pid, sender_entity) = match &event.body {
+            Detail::Exit(_) if is_end => (0, 0),
             Detail::Oom(_) | Detail::SignalDelivered { .. } => (0, 0),
             Detail::Exit(exit) if exit.status & 0x7f != 0 => (0, 0),
             Detail::Signal(signal) if signal.from_kernel && signal.signal == SIGBUS => (0, 0),
@@ -147,6 +168,8 @@ impl Evidence {
             sender_start_time_ns,
             sender_entity,
             full_height,
+            is_end,
+            is_log_only,
             is_bus_error,
             path_bytes: path.len() as u16,
             path: [0; PATH_BYTES_MAX],
@@ -163,32 +186,46 @@ pub struct EvidenceReader {
     requests: Receiver<Request>,
     counts: Arc<EvidenceCounts>,
     mounts: Mounts,
-    with_arguments: bool,
+    options: Options,
+    /// Containers whose log is to be read, and when.
+    logs: VecDeque<(Instant, EntityId, u32)>,
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
     watch: Watch,
-    node: EntityId,
     allowance: u32,
     refilled: Instant,
 }
 
-/// The sender of requests and the reader that answers them. `with_arguments` adds a sender's arguments to its program. Containers are
-/// sampled every `watch_interval`, zero for never. `node` is the entity of the node's own troubles.
-pub fn channel(with_arguments: bool, watch_interval: Duration, node: EntityId) -> (Evidence, EvidenceReader) {
+/// What is read, and how.
+pub struct Options {
+    /// Adds a sender's arguments to its program.
+    pub with_arguments: bool,
+    /// Containers are sampled so often, zero for never.
+    pub watch_interval: Duration,
+    /// The entity of the node's own troubles.
+    pub node: EntityId,
+    /// Lines of a dead container's log, 0 for none, and where kubelet keeps those.
+    pub log_lines: usize,
+    pub log_dir: PathBuf,
+    pub directory: Arc<Directory>,
+}
+
+/// The sender of requests and the reader that answers them.
+pub fn channel(options: Options) -> (Evidence, EvidenceReader) {
     let (sender, requests) = bounded(REQUESTS_MAX);
     let counts = Arc::<EvidenceCounts>::default();
     let reader = EvidenceReader {
         requests,
         counts: Arc::clone(&counts),
         mounts: Mounts::of_this_machine(),
-        with_arguments,
+        logs: VecDeque::new(),
         recent: HashMap::default(),
-        watch: Watch::new(watch_interval),
-        node,
+        watch: Watch::new(options.watch_interval),
+        options,
         allowance: READINGS_BURST,
         refilled: Instant::now(),
     };
-    (Evidence { requests: sender, counts }, reader)
+    (Evidence { requests: sender, with_log: reader.options.log_lines > 0, counts }, reader)
 }
 
 impl EvidenceReader {
@@ -206,7 +243,12 @@ impl EvidenceReader {
                 self.watch.work(now, &self.mounts, &mut told);
             }
             self.tell_watched(now, told, &mut intake);
-            let pause = if self.watch.has_work(now) { Duration::ZERO } else { intake.sleep_limit() };
+            self.tell_logs(now, &mut intake);
+            let pause = match (self.watch.has_work(now), self.logs.front()) {
+                (true, _) => Duration::ZERO,
+                (false, Some((due, ..))) => intake.sleep_limit().min(due.saturating_duration_since(now)),
+                (false, None) => intake.sleep_limit(),
+            };
             match self.requests.recv_timeout(pause) {
                 Ok(request) => self.answer(&request, &mut intake),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -215,6 +257,7 @@ impl EvidenceReader {
             intake.begin();
             intake.flush(false);
         }
+        self.tell_logs(Instant::now() + LOG_DELAY, &mut intake);
         while let Some(pause) = intake.hand_on() {
             std::thread::sleep(pause);
         }
@@ -222,6 +265,12 @@ impl EvidenceReader {
 
     fn answer(&mut self, request: &Request, intake: &mut Intake) {
         let now = Instant::now();
+        if request.is_end && self.logs.len() < LOGS_MAX {
+            self.logs.push_back((now + LOG_DELAY, request.entity, request.pid));
+        }
+        if request.is_log_only {
+            return;
+        }
         let key = (request.cgroup_id, request.sender_pid);
         let is_fresh = |at: &Instant| now.saturating_duration_since(*at) < COALESCED;
         if self.recent.get(&key).is_some_and(is_fresh) {
@@ -241,7 +290,7 @@ impl EvidenceReader {
         let is_version_1 = request.cgroup_id & CGROUP_V1_MEMORY != 0;
         let readings = self.mounts.read(request.pid, request.path(), is_version_1);
         let process = (request.sender_pid != 0)
-            .then(|| read::process(request.sender_pid, request.sender_start_time_ns, self.with_arguments))
+            .then(|| read::process(request.sender_pid, request.sender_start_time_ns, self.options.with_arguments))
             .flatten();
         self.counts.readings.fetch_add(1, Ordering::Relaxed);
         self.counts.reading_us.fetch_add(now.elapsed().as_micros() as u64, Ordering::Relaxed);
@@ -273,6 +322,36 @@ impl EvidenceReader {
         }
     }
 
+    /// Tells the last lines of containers that died a moment ago; at the end, of all that are left.
+    fn tell_logs(&mut self, now: Instant, intake: &mut Intake) {
+        while let Some(&(due, entity, pid)) = self.logs.front() {
+            if due > now {
+                return;
+            }
+            self.logs.pop_front();
+            let mut container = Entity::named(EntityKind::Container, entity, "");
+            if !self.options.directory.complete(&mut container, &mut Vec::new()) {
+                continue;
+            }
+            let Entity { namespace, pod, pod_uid, container, .. } = container;
+            let names = log::Names { namespace, pod, pod_uid, container };
+            let lines = log::last_lines(&self.options.log_dir, &names, self.options.log_lines.min(LOG_LINES_MAX));
+            if lines.is_empty() {
+                continue;
+            }
+            wait_for_room(intake);
+            intake.observe(|batch, _| {
+                let line = |line: String| {
+                    let told = batch.redacted(&[line.as_bytes(), &[0]].concat());
+                    batch.text(&told)
+                };
+                let lines = lines.into_iter().map(line).collect();
+                let body = Detail::LogLines(Box::new(LogLines { lines }));
+                Event { time_ns: boottime_ns(), entity, pid, source: Source::Collector, body }
+            });
+        }
+    }
+
     fn tell_watched(&self, now: Instant, told: Vec<Told>, intake: &mut Intake) {
         for told in told {
             wait_for_room(intake);
@@ -290,7 +369,7 @@ impl EvidenceReader {
                         time_ns: boottime_ns(),
                         entity: match &trouble.whose {
                             Whose::Cgroup(path) => identity.resolve_path(path, Lane::Lethal, &mut batch.body.entities),
-                            Whose::Node => self.node,
+                            Whose::Node => self.options.node,
                         },
                         pid: trouble.pid,
                         source: Source::Collector,
@@ -444,9 +523,21 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::identity::directory::{ContainerNames, PodNames};
     use crate::outbox::Room;
     use crate::queue::Queues;
     use crate::shared::Shared;
+
+    fn options() -> Options {
+        Options {
+            with_arguments: false,
+            watch_interval: WATCH_INTERVAL,
+            node: 7,
+            log_lines: 0,
+            log_dir: PathBuf::new(),
+            directory: Arc::default(),
+        }
+    }
 
     fn death(status: u32) -> Event {
         let exit = Exit {
@@ -464,7 +555,7 @@ mod tests {
 
     #[test]
     fn a_full_channel_drops_requests_and_counts_them() {
-        let (evidence, reader) = channel(false, WATCH_INTERVAL, 7);
+        let (evidence, reader) = channel(options());
         let identity = Identity::new(Vec::new());
         for _ in 0..REQUESTS_MAX + 7 {
             evidence.ask(&death(9), 3, 0, &identity);
@@ -475,10 +566,61 @@ mod tests {
     }
 
     #[test]
+    fn the_last_lines_of_a_container_are_told_where_they_are_asked_for_without_secrets() {
+        let names = PodNames {
+            uid: "u1".into(),
+            namespace: "shop".into(),
+            name: "web-1".into(),
+            owner: None,
+            addresses: Vec::new(),
+        };
+        let directory = Arc::<Directory>::default();
+        let container = ContainerNames { id: "0123456789ab".into(), name: "web".into(), image: "".into() };
+        directory.tell(names, vec![container], Instant::now());
+        let folder = tempfile::tempdir().expect("a folder");
+        let of_web = folder.path().join("shop_web-1_u1/web");
+        std::fs::create_dir_all(&of_web).expect("made");
+        let text = "2026-01-02T03:04:05Z stderr F no such table, password=hunter2\n";
+        std::fs::write(of_web.join("0.log"), text).expect("written");
+
+        let lines_for = |log_lines, status, role: Role| {
+            let (queues, _parker) = Queues::new(64);
+            let shared = Shared::for_config(&Config::default(), queues);
+            let directory = Arc::clone(&directory);
+            let (evidence, reader) =
+                channel(Options { log_lines, log_dir: folder.path().into(), directory, ..options() });
+            let mut event = death(status);
+            event.entity = tapio_wire::entity_id(EntityKind::Container, "0123456789ab");
+            if let Detail::Exit(exit) = &mut event.body {
+                exit.role = role as u8;
+            }
+            evidence.ask(&event, 3, 0, &Identity::new(Vec::new()));
+            drop(evidence);
+            reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));
+            let bodies = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body);
+            let told = bodies.flat_map(|body| {
+                let of = |event: &Event| match &event.body {
+                    Detail::LogLines(log) => {
+                        Some(log.lines.iter().map(|line| body.names[*line as usize].clone()).collect::<Vec<_>>())
+                    }
+                    _ => None,
+                };
+                body.events.iter().filter_map(of).flatten().collect::<Vec<_>>()
+            });
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(lines_for(9, 1 << 8, Role::First), ["no such table, password=[redacted]"]);
+        assert_eq!(lines_for(9, 9, Role::First).len(), 1);
+        for (log_lines, status, role) in [(0, 1 << 8, Role::First), (9, 0, Role::First), (9, 9, Role::Member)] {
+            assert!(lines_for(log_lines, status, role).is_empty(), "{log_lines} {status} {role:?}");
+        }
+    }
+
+    #[test]
     fn many_deaths_in_one_cgroup_are_one_reading_and_in_many_cgroups_a_bounded_number() {
         let (queues, _parker) = Queues::new(64);
         let shared = Shared::for_config(&Config::default(), queues);
-        let (evidence, reader) = channel(false, WATCH_INTERVAL, 7);
+        let (evidence, reader) = channel(options());
         let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));
         for _ in 0..20 {
             evidence.ask(&death(9), 3, 0, &identity);
@@ -494,7 +636,10 @@ mod tests {
         assert!(readings >= u64::from(READINGS_BURST), "{readings}");
         while let Some((lane, body)) = shared.queues.pop(Room::Both) {
             assert_eq!(lane, Lane::Lethal);
-            assert!(body.events.iter().all(|event| event.entity == 5 && event.source == Source::Collector));
+            // 7 is the node, of whose disks it tells at first.
+            assert!(
+                body.events.iter().all(|event| [5, 7].contains(&event.entity) && event.source == Source::Collector)
+            );
         }
     }
 }

@@ -228,11 +228,14 @@ impl Pipeline {
                     );
                     let (asking, reading) = match config.collector.evidence {
                         true => {
-                            let (asking, reading) = evidence::channel(
-                                config.collector.evidence_arguments,
-                                config.collector.watch_interval,
-                                node_id(&node_name),
-                            );
+                            let (asking, reading) = evidence::channel(evidence::Options {
+                                with_arguments: config.collector.evidence_arguments,
+                                watch_interval: config.collector.watch_interval,
+                                node: node_id(&node_name),
+                                log_lines: config.collector.log_lines,
+                                log_dir: config.collector.log_dir.clone(),
+                                directory: Arc::clone(&shared.directory),
+                            });
                             evidence_counts = reading.counts();
                             (Some(asking), Some(reading))
                         }

@@ -37,7 +37,14 @@ fn the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time() {
         return;
     }
     let mut lab = Lab::new();
-    let (asking, reading) = evidence::channel(false, evidence::WATCH_INTERVAL, 7);
+    let (asking, reading) = evidence::channel(evidence::Options {
+        with_arguments: false,
+        watch_interval: evidence::WATCH_INTERVAL,
+        node: 7,
+        log_lines: 0,
+        log_dir: Default::default(),
+        directory: Default::default(),
+    });
     let counts = reading.counts();
     let intake = Intake::new(lab.shared.clone(), Source::Collector, Identity::new(Vec::new()));
     let reading = std::thread::spawn(move || reading.run(intake));

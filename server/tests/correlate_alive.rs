@@ -259,6 +259,19 @@ fn a_liveness_kill_tells_whether_the_container_was_busy_before() {
 }
 
 #[test]
+fn the_last_lines_of_a_container_stand_with_its_death() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let init = Process::init(web, 100, "app");
+    node.exit(100 * SECOND, init, 1 << 8);
+    node.log_lines(100 * SECOND + 600 * MS, init, &["no such table: carts", "giving up"]);
+    node.lethal(101 * SECOND);
+    let found = only(&node, "exited-with-error");
+    let told = found.evidence.iter().find(|piece| piece.kind == "log_lines").expect("it is evidence");
+    assert!(told.text.contains("no such table: carts | giving up"), "{}", told.text);
+}
+
+#[test]
 fn the_pods_curve_tells_of_the_pods_limit_and_the_containers_of_its_own() {
     const POD: &str = "/kubepods/burstable/pod8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
     let leak = |mib: std::ops::Range<u32>| {

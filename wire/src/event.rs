@@ -17,10 +17,10 @@ pub use cluster::{
 };
 pub use kind::{KINDS, Kind, PerKind};
 pub use node::{
-    ArchivedCgroupUse, ArchivedConntrack, ArchivedCurve, ArchivedGap, ArchivedHistogram, ArchivedMeasure,
-    ArchivedMember, ArchivedObservation, ArchivedPoint, ArchivedTrouble, ArchivedUnitJob, ArchivedUnitState, CgroupUse,
-    Conntrack, Curve, Gap, HISTOGRAM_SLOTS, Histogram, Measure, Member, Observation, Point, Trouble, UnitJob,
-    UnitState,
+    ArchivedCgroupUse, ArchivedConntrack, ArchivedCurve, ArchivedGap, ArchivedHistogram, ArchivedLogLines,
+    ArchivedMeasure, ArchivedMember, ArchivedObservation, ArchivedPoint, ArchivedTrouble, ArchivedUnitJob,
+    ArchivedUnitState, CgroupUse, Conntrack, Curve, Gap, HISTOGRAM_SLOTS, Histogram, LogLines, Measure, Member,
+    Observation, Point, Trouble, UnitJob, UnitState,
 };
 
 /// The bound that the archived form of every event keeps, asserted below.
@@ -193,6 +193,8 @@ pub enum Detail {
     Trouble(Box<Trouble>),
     /// How a container's use went. Since version 3 of the frame.
     Curve(Box<Curve>),
+    /// The last lines that a dead container wrote. Since version 3 of the frame.
+    LogLines(Box<LogLines>),
 }
 
 /// Which part a process has in its container, as the collector knows it.

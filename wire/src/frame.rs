@@ -39,7 +39,7 @@ pub const MAGIC: [u8; 4] = *b"TPIO";
 /// The version that this build writes.
 ///
 /// Version 2 added [`crate::event::CgroupUse`] and, in bytes that were zero before, [`crate::event::Role`] and two more; version 3
-/// [`crate::event::Trouble`] and [`crate::event::Curve`].
+/// [`crate::event::Trouble`], [`crate::event::Curve`] and [`crate::event::LogLines`].
 pub const VERSION: u16 = if cfg!(feature = "next-version") { 4 } else { 3 };
 /// The oldest version that this build reads.
 pub const VERSION_OLDEST: u16 = 1;

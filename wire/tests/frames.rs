@@ -7,8 +7,9 @@ use tapio_wire::compress::Compression;
 use tapio_wire::error::FrameError;
 use tapio_wire::event::{
     Backend, Body, CgroupUse, ConfigChange, Conntrack, ContainerState, Curve, Detail, Endpoints, Entity, EntityKind,
-    Event, Exec, Exit, Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, Measure, Member, NO_NAME, NodeCondition,
-    ObjectState, Observation, Oom, PodState, Point, Role, Rollout, Signal, Source, Tcp, Trouble, UnitJob, UnitState,
+    Event, Exec, Exit, Gap, HISTOGRAM_SLOTS, Histogram, KubeEvent, Lane, LogLines, Measure, Member, NO_NAME,
+    NodeCondition, ObjectState, Observation, Oom, PodState, Point, Role, Rollout, Signal, Source, Tcp, Trouble,
+    UnitJob, UnitState,
 };
 use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
@@ -394,6 +395,7 @@ fn every_kind_of_version_3() -> Body {
     let trouble =
         Trouble { what: 1, place: 2, comm: 1, since_ns: 1_000_000_000, value: 90, limit: 100, is_over: false };
     body.events.push(event(32, Detail::Trouble(Box::new(trouble))));
+    body.events.push(event(34, Detail::LogLines(Box::new(LogLines { lines: vec![1, 2] }))));
     let points = vec![
         Point { memory_kib: 1024, file_share: 10, shmem_share: 20, cpu_milli: 500, throttled: 3 },
         Point { memory_kib: 2048, file_share: 11, shmem_share: 21, cpu_milli: 501, throttled: 4 },

@@ -35,6 +35,7 @@ pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
         ArchivedDetail::CgroupUse(_) => SignalKind::CgroupUse,
         ArchivedDetail::Trouble(_) => SignalKind::Trouble,
         ArchivedDetail::Curve(_) => SignalKind::Curve,
+        ArchivedDetail::LogLines(_) => SignalKind::LogLines,
         _ => return None,
     })
 }
@@ -85,6 +86,8 @@ impl Fields<'_> {
     }
 }
 
+/// How much of a container's last lines a fact holds.
+const LOG_BYTES_MAX: usize = 4096;
 /// Members of a full cgroup that a fact names.
 const MEMBERS_MAX: usize = 5;
 
@@ -321,6 +324,13 @@ pub fn fact(
             if matches!(frame.body().name(trouble.what.to_native()), Some("not-ready" | "init-runs")) {
                 fields.text("container", trouble.comm.to_native());
             }
+        }
+        ArchivedDetail::LogLines(log) => {
+            let lines: Vec<&str> = log.lines.iter().filter_map(|line| frame.body().name(line.to_native())).collect();
+            fields.number("lines_told", lines.len() as u64);
+            let mut text = lines.join(" | ");
+            text.truncate(text.floor_char_boundary(LOG_BYTES_MAX));
+            fields.list.push(("lines", FactValue::Text(text.into())));
         }
         ArchivedDetail::Curve(curve) => {
             let seen = super::curve::summary(curve)?;

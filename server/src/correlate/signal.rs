@@ -56,6 +56,8 @@ signal_kinds! {
     Trouble => "trouble",
     /// How the container's use went over the last minutes.
     Curve => "curve",
+    /// The last lines that a container wrote before it died.
+    LogLines => "log_lines",
     /// The entity's own memory limit made it reclaim again and again.
     ReclaimBurst => "reclaim_burst",
     /// The node's shortage made it reclaim again and again.

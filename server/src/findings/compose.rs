@@ -132,7 +132,7 @@ fn observed(cause: &str, anchor: &Signal, ring: Option<&Ring>) -> Vec<Evidence> 
     let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
     signals
         .filter(|signal| {
-            matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse)
+            matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse | SignalKind::LogLines)
                 && signal.evidence.node == anchor.evidence.node
                 && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
         })

@@ -89,6 +89,7 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         SignalKind::Conntrack => conntrack(fact),
         SignalKind::CgroupUse => cgroup_use(fact),
         SignalKind::Trouble => trouble(fact),
+        SignalKind::LogLines => format!("the last that it wrote: {}", fact.text("lines")),
         SignalKind::Curve => format!(
             "memory went from {} to {} within {}, at most {}: {}",
             text::bytes(fact.number("first")),

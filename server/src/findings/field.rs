@@ -285,6 +285,9 @@ fields! {
     GrowthPerHour => "growth_per_hour", Bytes, CURVE;
     /// Thousandths of a core, over the last minute.
     CpuMilli => "cpu_milli", Number, CURVE;
+    /// What a container wrote last.
+    Lines => "lines", Text, &[SignalKind::LogLines];
+    LinesTold => "lines_told", Number, &[SignalKind::LogLines];
     FoundGone => "found_gone", Number, &[SignalKind::Gap];
     /// Above the threshold, and not yet below the lower one.
     Full => "full", Flag, CONNTRACK;

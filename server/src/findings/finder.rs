@@ -362,7 +362,9 @@ impl Worker {
             }
         }
         // What Kubernetes says of a death, and what was observed at it, belong to its certificate.
-        if matches!(noted.signal.kind(), SignalKind::ContainerState | SignalKind::Observation | SignalKind::CgroupUse) {
+        let of_deaths =
+            [SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse, SignalKind::LogLines];
+        if of_deaths.contains(&noted.signal.kind()) {
             let ring = self.history.ring(&Joins::entity_key(&noted.signal.entity)).into_iter().flatten();
             let deaths = ring.filter(|other| {
                 other.signal.kind() == SignalKind::Exit

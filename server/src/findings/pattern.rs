@@ -267,7 +267,7 @@ impl PatternSet {
 }
 
 /// Signals that are wanted whatever the patterns are.
-const ALWAYS: [SignalKind; 7] = [
+const ALWAYS: [SignalKind; 8] = [
     SignalKind::Exit,
     SignalKind::Oom,
     SignalKind::Kill,
@@ -275,4 +275,5 @@ const ALWAYS: [SignalKind; 7] = [
     SignalKind::Endpoints,
     SignalKind::Observation,
     SignalKind::CgroupUse,
+    SignalKind::LogLines,
 ];

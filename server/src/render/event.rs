@@ -222,6 +222,10 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             "top_entries": e.top_entries, "looked_at": e.looked_at),
         Detail::Trouble(e) => fields!(body; "what": NameOf(e.what), "place": NameOf(e.place), "comm": NameOf(e.comm),
             "value": e.value, "limit": e.limit, "is_over": e.is_over, "since_ns": e.since_ns),
+        Detail::LogLines(e) => {
+            let lines = e.lines.iter().filter_map(|line| body.name(line.to_native()));
+            fields!(body; "lines": Value::from(lines.collect::<Vec<_>>()))
+        }
         Detail::Curve(e) => {
             let memory: Vec<u64> = e.points.iter().map(|point| u64::from(point.memory_kib.to_native()) << 10).collect();
             let cpu: Vec<u16> = e.points.iter().map(|point| point.cpu_milli.to_native()).collect();

@@ -1,8 +1,8 @@
 //! What Kubernetes says of pods that do not start.
 
 use tapio_wire::event::{
-    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, NO_NAME, NodeCondition, ObjectState,
-    PodState, Point, Rollout, Trouble,
+    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, LogLines, NO_NAME, NodeCondition,
+    ObjectState, PodState, Point, Rollout, Trouble,
 };
 
 use super::Node;
@@ -137,6 +137,12 @@ impl Node {
         let cgroup = self.name(cgroup);
         let curve = Curve { cgroup, limit_bytes, interval_ns: 10 * super::SECOND, points };
         self.push(at, entity, 0, Detail::Curve(Box::new(curve)));
+    }
+
+    /// The last lines that a container wrote.
+    pub fn log_lines(&mut self, at: u64, process: super::Process, lines: &[&str]) {
+        let lines = lines.iter().map(|line| self.name(line)).collect();
+        self.push(at, process.entity, process.pid, Detail::LogLines(Box::new(LogLines { lines })));
     }
 
     /// A pod of which nobody has told the workload yet.

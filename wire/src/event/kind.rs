@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use super::{ArchivedDetail, ArchivedEvent, Detail, Event, Lane};
 
 /// How many kinds there are.
-pub const KINDS: usize = 33;
+pub const KINDS: usize = 34;
 
 /// Kinds of event, in the order of [`Detail`]'s variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +47,7 @@ pub enum Kind {
     CgroupUse,
     Trouble,
     Curve,
+    LogLines,
 }
 
 /// A count for each kind.
@@ -109,6 +110,7 @@ impl Kind {
         Self::CgroupUse,
         Self::Trouble,
         Self::Curve,
+        Self::LogLines,
     ];
 
     /// The one place that decides an event's lane.
@@ -136,7 +138,8 @@ impl Kind {
             | Self::Conntrack
             | Self::CgroupUse
             | Self::Trouble
-            | Self::Curve => Lane::Lethal,
+            | Self::Curve
+            | Self::LogLines => Lane::Lethal,
             Self::Tcp
             | Self::Reclaim
             | Self::BlockIo
@@ -186,6 +189,7 @@ impl Kind {
             Self::CgroupUse => "cgroup_use",
             Self::Trouble => "trouble",
             Self::Curve => "curve",
+            Self::LogLines => "log_lines",
         }
     }
 }
@@ -227,6 +231,7 @@ impl Event {
             Detail::CgroupUse(_) => Kind::CgroupUse,
             Detail::Trouble(_) => Kind::Trouble,
             Detail::Curve(_) => Kind::Curve,
+            Detail::LogLines(_) => Kind::LogLines,
         }
     }
 }
@@ -268,6 +273,7 @@ impl ArchivedEvent {
             ArchivedDetail::CgroupUse(_) => Kind::CgroupUse,
             ArchivedDetail::Trouble(_) => Kind::Trouble,
             ArchivedDetail::Curve(_) => Kind::Curve,
+            ArchivedDetail::LogLines(_) => Kind::LogLines,
         }
     }
 }

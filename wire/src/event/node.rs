@@ -149,6 +149,13 @@ pub struct Curve {
     pub points: Vec<Point>,
 }
 
+/// The last lines that a container wrote before it died, without what is recognised as secret. The subject is the container.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct LogLines {
+    /// The oldest first.
+    pub lines: Vec<Name>,
+}
+
 /// One sample of a [`Curve`].
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Point {

@@ -429,7 +429,7 @@ fn text(printing: Printing, subject: &Subject, answer: &Answer<'_>, unread: Opti
         out.push_str(&render::list_header(style));
         answer.others.iter().for_each(|finding| out.push_str(&render::list_row(style, finding)));
     }
-    out.push_str("\nTapio does not read what containers write: `kubectl logs --previous` has it.\n");
+    out.push_str("\nTapio reads what containers write only where `collector.log_lines` says so: `kubectl logs --previous` has all of it.\n");
     out
 }
 
