@@ -241,6 +241,24 @@ fn a_restart_that_a_resize_asks_for_is_no_ignored_sigterm_and_no_probe_kill() {
 }
 
 #[test]
+fn containers_that_are_started_anew_with_another_one_only_follow() {
+    let mut node = Node::new("n1");
+    let (pod, web, runtime) = (pod(&mut node), web(&mut node), node.unit("containerd.service"));
+    let worker = node.kube_container_named(WEB[0], WEB[1], "c2", "worker");
+    let (first, follows) = (Process::init(worker, 90, "worker"), Process::init(web, 100, "app"));
+    let runc = Process::child(runtime, 80, "runc");
+    node.exit(100 * SECOND, first, 42 << 8);
+    node.signal(101 * SECOND, follows, SIGKILL, Some(runc));
+    node.exit(101 * SECOND + MS, follows, SIGKILL);
+    node.all_restart(103 * SECOND, pod);
+    node.lethal(103 * SECOND);
+    let mut told: Vec<_> = findings_of(&node).into_iter().map(|one| (one.pattern, one.severity)).collect();
+    told.sort();
+    let expected = [("exited-with-error", "low"), ("restarted-with-all", "info")];
+    assert_eq!(told, expected.map(|(pattern, severity)| (pattern.to_owned(), severity.to_owned())));
+}
+
+#[test]
 fn a_liveness_kill_tells_whether_the_container_was_busy_before() {
     for (cpu_milli, throttled, says) in [(1, 0, "or hung"), (100, 80, "80 % of its periods"), (400, 0, "")] {
         let mut node = Node::new("n1");

@@ -297,7 +297,7 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
             pod.is_gone
         ),
         Detail::ContainerState(state) => format!(
-            "container {of}: {} state={} reason={} exit={} last={} restarts={} memory={} image={}",
+            "container {of}: {} state={} reason={} exit={} last={} restarts={} memory={} image={} role={}",
             name(state.container),
             state.state,
             name(state.reason),
@@ -305,7 +305,8 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
             state.is_last,
             state.restart_count,
             state.memory_limit_bytes,
-            name(state.image)
+            name(state.image),
+            state.role
         ),
         Detail::Gap(gap) => format!(
             "gap {} {} gone={} sound={}",
@@ -342,7 +343,13 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
             endpoints.cluster_addresses.len()
         ),
         Detail::ObjectState(object) => {
-            format!("object {} {} {} gone={}", name(object.kind), name(object.name), name(object.state), object.is_gone)
+            let [kind, named, state] = [object.kind, object.name, object.state].map(name);
+            let [reason, message] = [object.reason, object.message].map(name);
+            format!("object {kind} {named} {state} gone={} reason={reason} {message}", object.is_gone)
+        }
+        Detail::Trouble(trouble) => {
+            let [what, place] = [trouble.what, trouble.place].map(name);
+            format!("trouble {what} {of} over={} {place}", trouble.is_over)
         }
         other => format!("{other:?}"),
     }

@@ -193,8 +193,7 @@ impl Reviewer {
     }
 
     async fn ask(&self, token: &str) -> Result<Option<Account>, Unreviewed> {
-        let spec =
-            TokenReviewSpec { audiences: Some(vec![self.section.audience.clone()]), token: Some(token.to_owned()) };
+        let spec = TokenReviewSpec { audiences: Some(vec![self.section.audience.clone()]), token: token.to_owned() };
         let review = TokenReview { spec, ..TokenReview::default() };
         let answer = match self.create(&review).await {
             // This server's own token has been replaced: kube reads it again only once a minute.

@@ -2,9 +2,9 @@
 //!
 //! What enters: signals that some step may want. What leaves: the ring in which a pattern looks for its evidence. What must
 //! hold: a ring has at most [`RING_MAX`] signals and all rings together at most `signals_max`; of what there is most the oldest go
-//! first, and are counted.
+//! first, and are counted; a node that says much pushes out its own, not what others said.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -43,11 +43,43 @@ fn make_room(ring: &mut Ring) {
     ring.remove(place.unwrap_or(0));
 }
 
+/// Every place taken in a ring, by the node whose signal takes it, the oldest first; some are free by now.
+#[derive(Default)]
+struct Places {
+    of_node: HashMap<u64, VecDeque<(RingKey, u64)>, RandomState>,
+    /// How many each node has, and the node.
+    by_count: BTreeSet<(usize, u64)>,
+    len: usize,
+}
+
+impl Places {
+    fn take(&mut self, node: u64, key: RingKey, serial: u64) {
+        let places = self.of_node.entry(node).or_default();
+        self.by_count.remove(&(places.len(), node));
+        places.push_back((key, serial));
+        self.by_count.insert((places.len(), node));
+        self.len += 1;
+    }
+
+    /// Gives up the oldest place of the node that has most.
+    fn free_oldest(&mut self) -> Option<(RingKey, u64)> {
+        let (count, node) = self.by_count.pop_last()?;
+        let places = self.of_node.get_mut(&node)?;
+        let oldest = places.pop_front();
+        self.len -= 1;
+        if count > 1 {
+            self.by_count.insert((count - 1, node));
+        } else {
+            self.of_node.remove(&node);
+        }
+        oldest
+    }
+}
+
 /// See the module.
 pub struct History {
     rings: HashMap<RingKey, Ring, RandomState>,
-    /// Every place taken, the oldest first; some are free by now.
-    order: VecDeque<(RingKey, u64)>,
+    places: Places,
     signals_max: usize,
     serial: u64,
     evicted: u64,
@@ -58,7 +90,7 @@ impl History {
     pub fn new(signals_max: usize) -> Self {
         Self {
             rings: HashMap::default(),
-            order: VecDeque::new(),
+            places: Places::default(),
             signals_max: signals_max.max(1),
             serial: 0,
             evicted: 0,
@@ -77,7 +109,7 @@ impl History {
                 self.evicted += 1;
             }
             ring.push_back(Arc::clone(&noted));
-            self.keep_bound(key, serial);
+            self.keep_bound(noted.signal.evidence.node, key, serial);
         }
         noted
     }
@@ -112,14 +144,14 @@ impl History {
             }
             let place = ring.partition_point(|other| other.serial < noted.serial);
             ring.insert(place, Arc::clone(&noted));
-            self.keep_bound(key, noted.serial);
+            self.keep_bound(noted.signal.evidence.node, key, noted.serial);
         }
         noted
     }
 
-    fn keep_bound(&mut self, key: RingKey, serial: u64) {
-        self.order.push_back((key, serial));
-        if self.order.len() > self.signals_max {
+    fn keep_bound(&mut self, node: u64, key: RingKey, serial: u64) {
+        self.places.take(node, key, serial);
+        if self.places.len > self.signals_max {
             self.evict_oldest();
         }
     }
@@ -146,14 +178,15 @@ impl History {
     }
 
     fn evict_oldest(&mut self) {
-        let Some((key, serial)) = self.order.pop_front() else {
+        let Some((key, serial)) = self.places.free_oldest() else {
             return;
         };
         let Some(ring) = self.rings.get_mut(&key) else {
             return;
         };
-        while ring.front().is_some_and(|front| front.serial <= serial) {
-            ring.pop_front();
+        // It may have made room for another one already.
+        if let Ok(place) = ring.binary_search_by_key(&serial, |noted| noted.serial) {
+            ring.remove(place);
             self.evicted += 1;
         }
         if ring.is_empty() {
@@ -198,9 +231,23 @@ mod tests {
             assert!(ring.is_some_and(|ring| !ring.is_empty() && ring.len() <= RING_MAX));
         }
         let held: usize = history.rings.values().map(VecDeque::len).sum();
-        assert!(held <= 1000 && history.order.len() <= 1000, "{held}");
+        assert!(held <= 1000 && history.places.len <= 1000, "{held}");
         assert_eq!(history.evicted() + held as u64, 10_000);
         history.forget_node(node.id);
         assert!(history.rings.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_says_much_pushes_out_its_own() {
+        let (loud, calm) = (NodeRef::named("loud"), NodeRef::named("calm"));
+        let mut history = History::new(1000);
+        for entity in 0..100 {
+            history.note(signal(&calm, entity), StepMask::default(), &[(calm.id, Scope::Entity, entity)]);
+        }
+        for entity in 0..50_000 {
+            history.note(signal(&loud, entity), StepMask::default(), &[(loud.id, Scope::Entity, entity)]);
+        }
+        let held = |node: u64| history.rings.keys().filter(|key| key.0 == node).count();
+        assert_eq!((held(calm.id), held(loud.id)), (100, 900));
     }
 }

@@ -20,7 +20,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 91] = [
+const EMBEDDED: [(&str, &str); 92] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -88,6 +88,7 @@ const EMBEDDED: [(&str, &str); 91] = [
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
     ("resize-refused.yaml", include_str!("../../patterns/resize-refused.yaml")),
     ("restarted-for-resize.yaml", include_str!("../../patterns/restarted-for-resize.yaml")),
+    ("restarted-with-all.yaml", include_str!("../../patterns/restarted-with-all.yaml")),
     ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
     ("runtime-hangs.yaml", include_str!("../../patterns/runtime-hangs.yaml")),
     ("sandbox-failed.yaml", include_str!("../../patterns/sandbox-failed.yaml")),

@@ -1,8 +1,9 @@
 //! Findings, for whoever asks.
 //!
 //! What enters: findings, new and changed. What leaves: lists, single findings, and every change to those who watch. What must
-//! hold: at most `findings_max`, the ones that ended first go first; a finding that was taken over by another is still found
-//! by its old id, and watchers are told of it; `published_ns` rises with every publication, so a watcher can tell what it has missed.
+//! hold: at most `findings_max`; of the node that has most the ones that ended first go first, and what goes on goes last; a finding
+//! that was taken over by another is still found by its old id, and watchers are told of it; `published_ns` rises with every
+//! publication, so a watcher can tell what it has missed.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +53,8 @@ struct Inner {
     restored_states: HashMap<(String, u64), Vec<String>>,
     findings: HashMap<String, Arc<Finding>>,
     order: BTreeSet<Position>,
+    /// How many findings are about what is on which node.
+    of_node: HashMap<String, usize>,
     /// Ids of findings that another took over, and in which order.
     aliases: Generations<String, String>,
     alias_order: VecDeque<String>,
@@ -62,17 +65,60 @@ struct Inner {
 }
 
 impl Inner {
+    /// Forgets findings beyond the bound: the oldest of the node that has most, so that one node's many do not push out what is
+    /// known of others.
     fn make_room(&mut self, findings_max: usize) {
         while self.findings.len() > findings_max
-            && let Some(oldest) = self.order.pop_first()
+            && let Some(oldest) = self.oldest_of_the_most()
         {
-            if let Some(finding) = self.findings.remove(&oldest.id) {
+            if let Some(finding) = self.remove(&oldest.id) {
                 self.restored.remove(&finding.id);
                 if let Some(death) = death_key(&finding) {
                     self.restored_deaths.remove(&death);
                 }
             }
             self.evicted += 1;
+        }
+    }
+
+    fn oldest_of_the_most(&self) -> Option<Position> {
+        let (node, _) = self.of_node.iter().max_by_key(|&(node, count)| (*count, node))?;
+        let of_it = || {
+            self.order.iter().filter_map(|position| {
+                let finding = self.findings.get(&position.id)?;
+                (node_of(finding) == node).then_some((position, finding))
+            })
+        };
+        // What goes on is true still.
+        let is_over = of_it().find(|(_, finding)| !finding.ongoing);
+        is_over.or_else(|| of_it().next()).map(|(position, _)| position.clone())
+    }
+
+    fn insert(&mut self, finding: Arc<Finding>) {
+        self.order.insert(position(&finding));
+        *self.of_node.entry(node_of(&finding).to_owned()).or_default() += 1;
+        if let Some(known) = self.findings.insert(finding.id.clone(), finding) {
+            self.displaced(&known);
+        }
+    }
+
+    fn remove(&mut self, id: &str) -> Option<Arc<Finding>> {
+        let finding = self.findings.remove(id)?;
+        self.displaced(&finding);
+        Some(finding)
+    }
+
+    /// One is not in the store any more, or another of its id is in its place.
+    fn displaced(&mut self, finding: &Finding) {
+        let place = position(finding);
+        if self.findings.get(&finding.id).is_none_or(|known| position(known) != place) {
+            self.order.remove(&place);
+        }
+        if let Some(count) = self.of_node.get_mut(node_of(finding)) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_node.remove(node_of(finding));
+            }
         }
     }
 
@@ -116,6 +162,7 @@ impl FindingStore {
                 restored_states: HashMap::new(),
                 findings: HashMap::new(),
                 order: BTreeSet::new(),
+                of_node: HashMap::new(),
                 aliases: Generations::new(findings_max),
                 alias_order: VecDeque::new(),
                 withdrawn: VecDeque::new(),
@@ -164,8 +211,7 @@ impl FindingStore {
                 }
             }
         }
-        inner.order.insert(position(&finding));
-        inner.findings.insert(finding.id.clone(), Arc::new(finding));
+        inner.insert(Arc::new(finding));
         inner.make_room(self.findings_max);
     }
 
@@ -270,8 +316,6 @@ impl FindingStore {
                 return None;
             }
             finding.revision += 1;
-            let position = position(known);
-            inner.order.remove(&position);
         } else if self.is_replaying.load(Ordering::Acquire)
             && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains(&death))
         {
@@ -281,8 +325,7 @@ impl FindingStore {
         finding.published_ns = inner.next_published_ns();
         let finding = Arc::new(finding);
         inner.aliases.remove(&finding.id);
-        inner.order.insert(position(&finding));
-        inner.findings.insert(finding.id.clone(), Arc::clone(&finding));
+        inner.insert(Arc::clone(&finding));
         inner.make_room(self.findings_max);
         self.tell_journal(|| Change::Published(Arc::clone(&finding)));
         // Nobody has to watch.
@@ -293,8 +336,7 @@ impl FindingStore {
     /// Takes a finding back; `successor` is what explains it better.
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
-        let finding = inner.findings.remove(id)?;
-        inner.order.remove(&position(&finding));
+        let finding = inner.remove(id)?;
         if let Some(successor) = successor {
             inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
         }
@@ -440,6 +482,11 @@ fn subjects(finding: &Finding) -> HashSet<u64> {
     }
 }
 
+/// The node of what a finding is about; empty where it is about none.
+fn node_of(finding: &Finding) -> &str {
+    finding.entity.as_ref().map_or("", |entity| entity.node.as_str())
+}
+
 /// Whether a trouble is that of this disk or task, or of a whole entity; see `endings::trouble_of`.
 fn tells_of(piece: &Evidence, part: &str) -> bool {
     match part.split_once(' ') {
@@ -462,4 +509,34 @@ fn says_less(finding: &Finding, known: &Finding) -> bool {
         || finding.ended_ns < known.ended_ns
         || finding.count < known.count
         || finding.evidence.len() < known.evidence.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(id: &str, node: &str, ended_ns: u64, ongoing: bool) -> Finding {
+        let entity = Some(EntityRef { node: node.into(), ..EntityRef::default() });
+        Finding { id: id.into(), entity, ended_ns, ongoing, ..Finding::default() }
+    }
+
+    #[test]
+    fn one_nodes_many_findings_push_out_its_own_and_what_goes_on_goes_last() {
+        let store = FindingStore::new(20);
+        for number in 0..5 {
+            store.publish(finding(&format!("calm{number}"), "calm", number, false));
+        }
+        store.publish(finding("state", "loud", 1, true));
+        for number in 0..100 {
+            store.publish(finding(&format!("loud{number}"), "loud", 100 + number, false));
+        }
+        // One that is told again counts once.
+        store.publish(finding("calm0", "calm", 7, false));
+        let inner = store.read();
+        assert_eq!((inner.findings.len(), inner.order.len()), (20, 20));
+        let count = |start: &str| inner.findings.keys().filter(|id| id.starts_with(start)).count();
+        assert_eq!((count("calm"), count("state"), count("loud")), (5, 1, 14));
+        assert_eq!((inner.of_node["calm"], inner.of_node["loud"]), (5, 15));
+        assert!(inner.findings.contains_key("loud99"));
+    }
 }

@@ -117,6 +117,11 @@ impl Node {
         self.object_state(at, pod, ["Pod", "PodResizePending", reason, message], is_gone);
     }
 
+    /// All containers of a pod are started anew.
+    pub fn all_restart(&mut self, at: u64, pod: EntityId) {
+        self.object_state(at, pod, ["Pod", "AllContainersRestarting", "", ""], false);
+    }
+
     /// Kubernetes says that a node is ready, or is not and why.
     pub fn node_is_ready(&mut self, at: u64, message: &str) {
         let [condition, reason, text] = ["Ready", "KubeletNotReady", message].map(|text| self.name(text));

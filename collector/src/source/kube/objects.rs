@@ -75,7 +75,9 @@ object! {
     ValueFrom { config_map_key_ref: Named, secret_key_ref: Named, }
     EnvFrom { config_map_ref: Named, secret_ref: Named, }
     Named { name: String, }
-    Volume { config_map: Named, secret: SecretVolume, projected: Projected, }
+    Volume { config_map: Named, secret: SecretVolume, projected: Projected, image: ImageVolume, }
+    /// Since Kubernetes 1.31: an image as a volume.
+    ImageVolume { reference: String, }
     SecretVolume { secret_name: String, }
     Projected { sources: Vec<ProjectedSource>, }
     ProjectedSource { config_map: Named, secret: Named, }

@@ -47,8 +47,8 @@ pub struct Seen {
     subject: Subject,
     pod: u64,
     containers: Vec<SeenContainer>,
-    /// Of the condition that tells how a change of its resources goes, 0 for none.
-    resize: u64,
+    /// Of each of [`CONDITIONS`], 0 where it does not hold.
+    conditions: [u64; CONDITIONS.len()],
     stuck: Stuck,
     is_told: bool,
     /// It has ended for good: that is a moment, and told once.
@@ -214,7 +214,7 @@ impl Follower for Pods {
             // What has ended long ago was told by the collector before.
             pod: if has_ended && ended_ns(pod) < self.since_ns { print } else { 0 },
             containers: Vec::new(),
-            resize: 0,
+            conditions: [0; CONDITIONS.len()],
             stuck: Stuck::default(),
             is_told,
             has_ended,
@@ -223,8 +223,9 @@ impl Follower for Pods {
         (seen.last, seen.has_ended) = (last, has_ended);
         let mut news = Vec::new();
         self.tell_containers(pod, &mut seen.containers, &mut news);
-        tell_resize(pod, &mut seen, &mut news);
+        tell_conditions(pod, &mut seen, &mut news);
         seen.stuck.seen(pod, &seen.subject, &mut news);
+        seen.stuck.look(Instant::now(), self.stuck_after, &seen.subject, &mut news);
         if seen.pod != print {
             seen.pod = print;
             let [phase, reason, message] = [&*pod.status.phase, present.reason, present.message].map(str::to_owned);
@@ -261,7 +262,7 @@ impl Follower for Pods {
         if !seen.has_ended {
             seen.pod = 0;
         }
-        seen.resize = 0;
+        seen.conditions = [0; CONDITIONS.len()];
         seen.stuck.forget();
         // A run that ended is a moment: told once.
         seen.containers.iter_mut().for_each(|container| container.present = 0);
@@ -355,6 +356,14 @@ fn image_of<'a>(pod: &'a Pod, status: &'a ContainerStatus) -> &'a str {
     specified.filter(|image| !image.is_empty()).unwrap_or(&status.image)
 }
 
+/// The image that a container waits for: that of a volume, where kubelet's words name it.
+fn awaited_image<'a>(pod: &'a Pod, status: &'a ContainerStatus, shown: &Shown<'_>) -> &'a str {
+    let of_volumes = pod.spec.volumes.iter().map(|volume| &*volume.image.reference);
+    let is_named = |reference: &&str| !reference.is_empty() && shown.message.contains(*reference);
+    let is_awaited = shown.reason.contains("Image");
+    of_volumes.filter(|_| is_awaited).find(is_named).unwrap_or_else(|| image_of(pod, status))
+}
+
 fn specified<'a>(pod: &'a Pod, name: &str) -> Option<&'a super::objects::Container> {
     let spec = &pod.spec;
     let all = spec.containers.iter().chain(&spec.init_containers).chain(&spec.ephemeral_containers);
@@ -373,31 +382,35 @@ fn ended_ns(pod: &Pod) -> u64 {
     of_containers.chain(of_conditions).max().unwrap_or(0)
 }
 
-/// Tells how a change of the pod's resources in place goes, where that is not done: since Kubernetes 1.33 a condition says so.
-fn tell_resize(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
-    let is_it = |condition: &&Condition| {
-        condition.status == "True"
-            && (condition.r#type == "PodResizePending"
-                || condition.r#type == "PodResizeInProgress" && condition.reason == "Error")
-    };
-    let condition = pod.status.conditions.iter().find(is_it);
-    let print = condition.map_or(0, |condition| digest(&(&condition.r#type, &condition.reason)).max(1));
-    if seen.resize == print {
-        return;
+/// Conditions of pods that say what nothing else does: how a change of resources in place goes (since Kubernetes 1.33), and that all
+/// containers are started anew (since 1.35).
+const CONDITIONS: [&str; 3] = ["PodResizePending", "PodResizeInProgress", "AllContainersRestarting"];
+
+/// Tells of [`CONDITIONS`] as they begin to hold and cease to.
+fn tell_conditions(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
+    for (known, name) in seen.conditions.iter_mut().zip(CONDITIONS) {
+        let is_it = |condition: &&Condition| {
+            // What is on its way is no news.
+            let is_news = name != "PodResizeInProgress" || condition.reason == "Error";
+            condition.r#type == name && condition.status == "True" && is_news
+        };
+        let condition = pod.status.conditions.iter().find(is_it);
+        let print = condition.map_or(0, |condition| digest(&(&condition.reason, &condition.message)).max(1));
+        if *known == print {
+            continue;
+        }
+        *known = print;
+        let (reason, message) = condition.map_or(("", ""), |condition| (&*condition.reason, &*condition.message));
+        let is_gone = condition.is_none();
+        let meta = &pod.metadata;
+        let texts = ["Pod", &meta.namespace, &meta.name, name, reason, message].map(str::to_owned);
+        told.push(Told::event(seen.subject.clone(), move |batch| {
+            let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
+            let (current, desired) = (0, 0);
+            let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
+            Detail::ObjectState(Box::new(state))
+        }));
     }
-    seen.resize = print;
-    let (state, reason, message) = condition.map_or(("PodResizePending", "", ""), |condition| {
-        (&*condition.r#type, &*condition.reason, &*condition.message)
-    });
-    let is_gone = condition.is_none();
-    let meta = &pod.metadata;
-    let texts = ["Pod", &meta.namespace, &meta.name, state, reason, message].map(str::to_owned);
-    told.push(Told::event(seen.subject.clone(), move |batch| {
-        let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
-        let (current, desired) = (0, 0);
-        let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
-        Detail::ObjectState(Box::new(state))
-    }));
 }
 
 struct PresentPod<'a> {
@@ -469,7 +482,8 @@ impl<'a> Shown<'a> {
 fn container_event(subject: Subject, pod: &Pod, status: &ContainerStatus, role: u8, shown: &Shown<'_>) -> Told {
     let limits = specified(pod, &status.name).map(|container| &container.resources.limits);
     let milli = |of: fn(&super::objects::Limits) -> &str| limits.map_or(0, |limits| quantity_milli(of(limits)));
-    let texts = [&*status.name, image_of(pod, status), shown.reason, shown.message].map(str::to_owned);
+    let image = awaited_image(pod, status, shown);
+    let texts = [&*status.name, image, shown.reason, shown.message].map(str::to_owned);
     // Names are set when it is written.
     let state = ContainerState {
         container: 0,

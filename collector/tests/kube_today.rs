@@ -1,0 +1,220 @@
+//! What Kubernetes says today that the lab's node, which is older, cannot: objects of the newest API, checked against its types, from
+//! an API server of the test's own.
+
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::kube_api::{Answer, Rig, ago, change, container_id, list, only_pods, pod};
+use tapio_collector::config::K8sSection;
+
+/// The object, which must have nothing that its type in the newest API does not know.
+fn checked<T: DeserializeOwned + Serialize>(object: Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).expect("an object of the API");
+    let written = serde_json::to_value(typed).expect("written");
+    assert_known(&object, &written, "");
+    object
+}
+
+/// The types leave out what they do not know, and add what every object says of itself.
+fn assert_known(object: &Value, written: &Value, path: &str) {
+    match (object, written) {
+        (Value::Object(fields), Value::Object(_)) => {
+            for (name, value) in fields {
+                assert_known(value, &written[name], &format!("{path}.{name}"));
+            }
+        }
+        (Value::Array(items), Value::Array(known)) if items.len() == known.len() => {
+            for (item, known) in items.iter().zip(known) {
+                assert_known(item, known, path);
+            }
+        }
+        // Times are written to the second.
+        (Value::String(text), Value::String(known)) if known.ends_with('Z') && text.ends_with('Z') => {
+            assert_eq!(text.get(..19), known.get(..19), "{path}");
+        }
+        _ => assert_eq!(object, written, "the API does not know {path}"),
+    }
+}
+
+/// A pod as Kubernetes 1.36 and newer describe it: with a sidecar, resources of its own, a user namespace, an image as a volume, rules
+/// for restarts and for resizes, a stop signal, and an ephemeral container.
+fn modern(version: u64) -> Value {
+    let mut pod = pod(1, version);
+    let owner = &mut pod["metadata"]["ownerReferences"][0];
+    (owner["apiVersion"], owner["uid"]) = (json!("apps/v1"), json!("r1"));
+    let started = ago(30);
+    pod["spec"] = json!({
+        "nodeName": "node1",
+        "hostUsers": false,
+        "resources": {"limits": {"memory": "96Mi"}},
+        "volumes": [{"name": "model", "image": {"reference": "registry.example/model:7", "pullPolicy": "IfNotPresent"}}],
+        "initContainers": [{"name": "proxy", "image": "proxy:1", "restartPolicy": "Always"}],
+        "containers": [{
+            "name": "web", "image": "cart:1",
+            "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
+            "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}],
+            "restartPolicy": "Never",
+            "restartPolicyRules": [
+                {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}},
+            ],
+            "lifecycle": {"stopSignal": "SIGUSR1"},
+        }],
+        "ephemeralContainers": [{"name": "debugger", "image": "busybox:1", "targetContainerName": "web"}],
+    });
+    let status = |name: &str, number: u64| {
+        json!({
+            "name": name, "image": format!("{name}:1"), "imageID": "sha256:1", "containerID": container_id(number),
+            "ready": true, "restartCount": 0, "state": {"running": {"startedAt": started}},
+        })
+    };
+    let mut web = status("web", 1);
+    web["stopSignal"] = json!("SIGUSR1");
+    web["resources"] = json!({"limits": {"memory": "64Mi"}});
+    pod["status"] = json!({
+        "phase": "Running", "qosClass": "Burstable", "podIPs": [{"ip": "10.0.0.7"}], "observedGeneration": 3,
+        "conditions": [condition("Ready", "True", "", "")],
+        "initContainerStatuses": [status("proxy", 2)],
+        "containerStatuses": [web],
+        "ephemeralContainerStatuses": [status("debugger", 3)],
+    });
+    pod
+}
+
+fn condition(name: &str, status: &str, reason: &str, message: &str) -> Value {
+    let mut condition = json!({"type": name, "status": status, "lastTransitionTime": ago(20), "observedGeneration": 3});
+    for (key, text) in [("reason", reason), ("message", message)] {
+        if !text.is_empty() {
+            condition[key] = json!(text);
+        }
+    }
+    condition
+}
+
+/// What is told when a pod changes step by step, all of them objects of the newest API.
+fn told(steps: Vec<Value>, stuck_after: Duration, until: &[&str]) -> Rig {
+    let lines: Vec<Value> = steps.into_iter().map(|step| change("MODIFIED", checked::<Pod>(step))).collect();
+    let first = checked::<Pod>(modern(5));
+    let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
+        (false, _) => list(10, vec![first.clone()]),
+        (true, "10") => Answer::Lines(lines.clone()),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::with(&api, "node1", &K8sSection { stuck_after, ..api.section() });
+    rig.until_told(until);
+    rig.finish();
+    rig
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_modern_pod_is_named_with_its_sidecar_and_its_debugger_and_nothing_is_wrong_with_it() {
+    let rig = told(Vec::new(), LONG, &["container shop/cart-1/debugger", "role=2"]);
+    assert_eq!(rig.count(&["container shop/cart-1/proxy", "state=2", "role=1"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["container shop/cart-1/web", "state=2", "role=0"]), 1);
+    assert_eq!(rig.count(&["trouble"]) + rig.count(&["object Pod"]), 0, "{:#?}", rig.told);
+}
+
+#[test]
+fn a_resize_that_is_refused_is_told_and_over_when_it_is_taken_back() {
+    let mut refused = modern(11);
+    let message = "Node didn't have enough capacity: memory, requested: 4718592000, capacity: 4294967296";
+    refused["status"]["conditions"] = json!([
+        condition("Ready", "True", "", ""),
+        condition("PodResizePending", "True", "Infeasible", message),
+        condition("PodResizeInProgress", "True", "", ""),
+    ]);
+    let mut failed = modern(12);
+    failed["status"]["conditions"] =
+        json!([condition("PodResizeInProgress", "True", "Error", "cannot decrease memory limits")]);
+    let rig = told(vec![refused, failed, modern(13)], LONG, &["object Pod cart-1 PodResizeInProgress gone=true"]);
+    let of = |state: &str| rig.told.iter().filter(|told| told.contains(state)).cloned().collect::<Vec<_>>();
+    let (pending, failing) = (of("PodResizePending"), of("PodResizeInProgress"));
+    assert!(pending[0].contains("reason=Infeasible") && pending[0].contains("4718592000"), "{pending:#?}");
+    assert!(pending[1].contains("gone=true") && pending.len() == 2, "{pending:#?}");
+    assert!(
+        failing[0].contains("reason=Error") && failing.len() == 2,
+        "one that is on its way is no news: {failing:#?}"
+    );
+}
+
+#[test]
+fn all_containers_that_are_started_anew_are_told() {
+    let mut restarting = modern(11);
+    restarting["status"]["conditions"] = json!([condition("AllContainersRestarting", "True", "", "")]);
+    let rig = told(vec![restarting, modern(12)], LONG, &["object Pod cart-1 AllContainersRestarting gone=true"]);
+    assert_eq!(rig.count(&["AllContainersRestarting gone=false"]), 1, "{:#?}", rig.told);
+}
+
+#[test]
+fn a_volume_whose_image_cannot_be_had_is_not_taken_for_the_containers_image() {
+    let mut waiting = modern(11);
+    let status = &mut waiting["status"]["containerStatuses"][0];
+    status["ready"] = json!(false);
+    status["state"] = json!({"waiting": {
+        "reason": "ImagePullBackOff",
+        "message": "Back-off pulling image \"registry.example/model:7\": ErrImagePull: not found",
+    }});
+    let rig = told(vec![waiting], LONG, &["reason=ImagePullBackOff"]);
+    assert_eq!(rig.count(&["reason=ImagePullBackOff", "image=registry.example/model:7"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["state=2", "image=cart:1"]), 1, "its own image is its own while it runs: {:#?}", rig.told);
+}
+
+#[test]
+fn an_eviction_through_the_api_is_told_by_its_condition() {
+    let mut evicted = modern(11);
+    evicted["metadata"]["deletionTimestamp"] = json!(ago(0));
+    evicted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+    evicted["status"]["conditions"] =
+        json!([condition("DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting")]);
+    let rig = told(vec![evicted], LONG, &["reason=EvictionByEvictionAPI"]);
+    assert_eq!(rig.count(&["pod shop/cart-1", "reason=EvictionByEvictionAPI", "gone=false"]), 1, "{:#?}", rig.told);
+}
+
+#[test]
+fn a_pod_that_waits_for_its_readiness_gate_is_told_and_its_sidecar_is_not() {
+    let mut unready = modern(11);
+    let message = "corresponding condition of pod readiness gate \"example.com/lb\" does not exist";
+    unready["status"]["conditions"] = json!([condition("Ready", "False", "ReadinessGatesNotReady", message)]);
+    let rig = told(vec![unready, modern(12)], Duration::ZERO, &["trouble not-ready", "over=true"]);
+    assert_eq!(rig.count(&["trouble not-ready", "example.com/lb", "over=false"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["init-runs"]), 0, "{:#?}", rig.told);
+}
+
+#[test]
+fn a_job_that_its_failure_policy_ended_has_that_for_its_reason() {
+    let job = json!({
+        "metadata": {"name": "import", "namespace": "shop", "uid": "j1", "resourceVersion": "5", "generation": 1},
+        "spec": {
+            "completions": 1, "backoffLimit": 6,
+            "podFailurePolicy": {"rules": [
+                {"action": "FailJob", "onExitCodes": {"containerName": "work", "operator": "In", "values": [42]}},
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]},
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "work", "image": "import:1"}]}},
+        },
+        "status": {
+            "failed": 1,
+            "conditions": [{
+                "type": "Failed", "status": "True", "reason": "PodFailurePolicy", "lastTransitionTime": ago(1),
+                "message": "Container work for pod shop/import-x failed with exit code 42 matching FailJob rule at index 0",
+            }],
+        },
+    });
+    let job = checked::<Job>(job);
+    let api = crate::kube_watch::elected(move |asked| {
+        let is_job = asked.path.ends_with("/jobs");
+        match asked.is_watch() {
+            false => list(10, if is_job { vec![job.clone()] } else { Vec::new() }),
+            true => Answer::Silent,
+        }
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_told(&["rollout Job shop/import", "reason=PodFailurePolicy"]);
+    rig.finish();
+}
