@@ -95,6 +95,11 @@ impl Batch {
         self.redactor.line(arguments)
     }
 
+    /// A line that a program wrote, without what is secret.
+    pub fn redacted_text(&self, line: &str) -> String {
+        self.redactor.text(line)
+    }
+
     fn push(&mut self, text: String) -> Name {
         self.body.names.push(text);
         (self.body.names.len() - 1) as Name

@@ -32,7 +32,7 @@ use crate::decode::Batch;
 use crate::identity::Identity;
 use crate::identity::directory::Directory;
 use crate::intake::Intake;
-use crate::latency::boottime_ns;
+use crate::latency::{boottime_ns, realtime_ns};
 use counters::Counters;
 use full_mount::{FullMount, full_mount};
 use lasting::Whose;
@@ -55,6 +55,9 @@ const READINGS_PER_SECOND: u32 = 200;
 const COALESCED: Duration = Duration::from_millis(100);
 /// A container's last lines are in its file a moment after its death.
 const LOG_DELAY: Duration = Duration::from_millis(500);
+/// How long a container may not be named yet, and how often that is looked at.
+const LOG_NAMED_MAX: Duration = Duration::from_secs(10);
+const LOG_AGAIN: Duration = Duration::from_secs(1);
 /// The most lines that are told of one death.
 const LOG_LINES_MAX: usize = 50;
 /// Logs that wait to be read.
@@ -118,6 +121,17 @@ impl Request {
         let bytes = self.path.get(..usize::from(self.path_bytes)).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }
+}
+
+/// A container whose log is to be read.
+struct DueLog {
+    due: Instant,
+    /// It is given up then.
+    until: Instant,
+    /// Its end, nanoseconds since 1970.
+    ended_ns: u64,
+    entity: EntityId,
+    pid: u32,
 }
 
 /// Where the kernel's source asks.
@@ -187,8 +201,7 @@ pub struct EvidenceReader {
     counts: Arc<EvidenceCounts>,
     mounts: Mounts,
     options: Options,
-    /// Containers whose log is to be read, and when.
-    logs: VecDeque<(Instant, EntityId, u32)>,
+    logs: VecDeque<DueLog>,
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
     watch: Watch,
@@ -246,7 +259,7 @@ impl EvidenceReader {
             self.tell_logs(now, &mut intake);
             let pause = match (self.watch.has_work(now), self.logs.front()) {
                 (true, _) => Duration::ZERO,
-                (false, Some((due, ..))) => intake.sleep_limit().min(due.saturating_duration_since(now)),
+                (false, Some(log)) => intake.sleep_limit().min(log.due.saturating_duration_since(now)),
                 (false, None) => intake.sleep_limit(),
             };
             match self.requests.recv_timeout(pause) {
@@ -257,7 +270,7 @@ impl EvidenceReader {
             intake.begin();
             intake.flush(false);
         }
-        self.tell_logs(Instant::now() + LOG_DELAY, &mut intake);
+        self.tell_logs(Instant::now() + LOG_NAMED_MAX, &mut intake);
         while let Some(pause) = intake.hand_on() {
             std::thread::sleep(pause);
         }
@@ -266,7 +279,9 @@ impl EvidenceReader {
     fn answer(&mut self, request: &Request, intake: &mut Intake) {
         let now = Instant::now();
         if request.is_end && self.logs.len() < LOGS_MAX {
-            self.logs.push_back((now + LOG_DELAY, request.entity, request.pid));
+            let (entity, pid) = (request.entity, request.pid);
+            let (due, until) = (now + LOG_DELAY, now + LOG_NAMED_MAX);
+            self.logs.push_back(DueLog { due, until, ended_ns: realtime_ns(), entity, pid });
         }
         if request.is_log_only {
             return;
@@ -324,25 +339,30 @@ impl EvidenceReader {
 
     /// Tells the last lines of containers that died a moment ago; at the end, of all that are left.
     fn tell_logs(&mut self, now: Instant, intake: &mut Intake) {
-        while let Some(&(due, entity, pid)) = self.logs.front() {
-            if due > now {
-                return;
-            }
-            self.logs.pop_front();
+        while let Some(log) = self.logs.pop_front_if(|log| log.due <= now) {
+            let DueLog { until, ended_ns, entity, pid, .. } = log;
             let mut container = Entity::named(EntityKind::Container, entity, "");
-            if !self.options.directory.complete(&mut container, &mut Vec::new()) {
+            let is_known = self.options.directory.complete(&mut container, &mut Vec::new());
+            if !is_known || container.container.is_empty() {
+                // Kubelet tells of a container a moment after its start: one that ends at once is not named yet.
+                if now < until {
+                    self.logs.push_back(DueLog { due: now + LOG_AGAIN, ..log });
+                }
                 continue;
             }
             let Entity { namespace, pod, pod_uid, container, .. } = container;
             let names = log::Names { namespace, pod, pod_uid, container };
-            let lines = log::last_lines(&self.options.log_dir, &names, self.options.log_lines.min(LOG_LINES_MAX));
+            let lines =
+                log::last_lines(&self.options.log_dir, &names, self.options.log_lines.min(LOG_LINES_MAX), ended_ns);
             if lines.is_empty() {
                 continue;
             }
             wait_for_room(intake);
             intake.observe(|batch, _| {
                 let line = |line: String| {
-                    let told = batch.redacted(&[line.as_bytes(), &[0]].concat());
+                    // Cut afterwards: half a secret is not recognised.
+                    let mut told = batch.redacted_text(&line);
+                    told.truncate(told.floor_char_boundary(log::LINE_BYTES_MAX));
                     batch.text(&told)
                 };
                 let lines = lines.into_iter().map(line).collect();
@@ -609,7 +629,7 @@ mod tests {
             });
             told.collect::<Vec<_>>()
         };
-        assert_eq!(lines_for(9, 1 << 8, Role::First), ["no such table, password=[redacted]"]);
+        assert_eq!(lines_for(9, 1 << 8, Role::First), ["no such table, password [redacted]"]);
         assert_eq!(lines_for(9, 9, Role::First).len(), 1);
         for (log_lines, status, role) in [(0, 1 << 8, Role::First), (9, 0, Role::First), (9, 9, Role::Member)] {
             assert!(lines_for(log_lines, status, role).is_empty(), "{log_lines} {status} {role:?}");

@@ -95,7 +95,7 @@ fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told
     let hung_up = session.all_of(Kind::Signal, |signal: &Signal| signal.header.cgroup_id == hanging_id);
     let seconds = began.elapsed().as_secs() as usize;
     assert!((1..=seconds + 2).contains(&hung_up.len()), "{} in {seconds} s", hung_up.len());
-    assert!(hung_up.iter().skip(1).all(|signal| signal.repeats > 1_000 && signal.result == 1), "{hung_up:?}");
+    assert!(hung_up.iter().skip(1).all(|signal| signal.repeats > 10 && signal.result == 1), "{hung_up:?}");
 
     let flooding = [&starting, &making].map(|container| inode(&container.unified()));
     let mut told = HashMap::new();

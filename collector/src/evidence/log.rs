@@ -5,13 +5,17 @@
 //! (<https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md>), or docker's JSON.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// How much of a file is looked at, from its end.
 const BYTES_MAX: u64 = 16 << 10;
 /// How much of a line is told.
-const LINE_BYTES_MAX: usize = 256;
+pub const LINE_BYTES_MAX: usize = 256;
+/// The runtime stamps a line when it reads it, which may be after its writer's end.
+const LATE_NS: u64 = 1_000_000_000;
+/// Where docker keeps what kubelet's folder has links to.
+const DOCKER_LOGS: &str = "/var/lib/docker/containers";
 
 /// Whose log it is, as kubelet names its folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,15 +26,23 @@ pub struct Names {
     pub container: String,
 }
 
-/// At most `lines_max` lines of a container's newest log file, below kubelet's folder of logs; none where there is no such file.
-pub fn last_lines(folder: &Path, names: &Names, lines_max: usize) -> Vec<String> {
-    let Some(path) = newest(folder, names) else { return Vec::new() };
-    let Some(bytes) = tail(&path) else { return Vec::new() };
-    let text = String::from_utf8_lossy(&bytes);
+/// At most `lines_max` lines of a container that ended at `ended_ns`, nanoseconds since 1970, from its newest log file below kubelet's
+/// folder of logs; none where there is no such file. What came later is the next run's.
+pub fn last_lines(folder: &Path, names: &Names, lines_max: usize, ended_ns: u64) -> Vec<String> {
+    for path in newest(folder, names) {
+        let Some(bytes) = tail(folder, &path) else { continue };
+        let lines = lines_of(&String::from_utf8_lossy(&bytes), ended_ns);
+        if !lines.is_empty() {
+            return lines[lines.len().saturating_sub(lines_max)..].to_vec();
+        }
+    }
+    Vec::new()
+}
+
+fn lines_of(text: &str, ended_ns: u64) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut is_partial = false;
-    for line in text.lines() {
-        let Some(said) = said(line) else { continue };
+    for said in text.lines().filter_map(said).filter(|said| said.time_ns <= ended_ns.saturating_add(LATE_NS)) {
         match lines.last_mut() {
             // The runtime breaks long lines.
             Some(last) if is_partial => last.push_str(&said.text),
@@ -39,31 +51,38 @@ pub fn last_lines(folder: &Path, names: &Names, lines_max: usize) -> Vec<String>
         is_partial = said.is_partial;
     }
     lines.retain(|line| !line.trim().is_empty());
-    lines.drain(..lines.len().saturating_sub(lines_max));
-    for line in &mut lines {
-        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
-    }
     lines
 }
 
-/// `<folder>/<namespace>_<pod>_<uid>/<container>/<restart>.log`, that of the last start.
-fn newest(folder: &Path, names: &Names) -> Option<PathBuf> {
+/// The newest two of `<folder>/<namespace>_<pod>_<uid>/<container>/<restart>.log`, the newest first.
+fn newest(folder: &Path, names: &Names) -> Vec<PathBuf> {
     let Names { namespace, pod, pod_uid, container } = names;
     // What Kubernetes names has no separator in it; what is not from there is not looked for.
     let is_plain = |part: &&String| !part.is_empty() && !part.contains('/') && *part != "..";
     if ![namespace, pod, pod_uid, container].iter().all(is_plain) {
-        return None;
+        return Vec::new();
     }
     let folder = folder.join(format!("{namespace}_{pod}_{pod_uid}")).join(container);
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let number = |path: &PathBuf| path.file_name()?.to_str()?.strip_suffix(".log")?.parse::<u64>().ok();
-    let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    files.filter_map(|path| Some((number(&path)?, path))).max_by_key(|(number, _)| *number).map(|(_, path)| path)
+    let files = entries.flatten().map(|entry| entry.path());
+    let mut files: Vec<(u64, PathBuf)> = files.filter_map(|path| Some((number(&path)?, path))).collect();
+    files.sort_unstable_by(|a, b| b.cmp(a));
+    files.into_iter().take(2).map(|(_, path)| path).collect()
 }
 
-/// The end of a file, from the first whole line on.
-fn tail(path: &Path) -> Option<Vec<u8>> {
-    let file = File::open(path).ok()?;
-    let length = file.metadata().ok().filter(|metadata| metadata.is_file())?.len();
+/// The end of a file, from the first whole line on; [`None`] of what is no file of kubelet's or docker's.
+fn tail(folder: &Path, path: &Path) -> Option<Vec<u8>> {
+    // Docker's logs are links; what leads elsewhere is somebody else's.
+    let path = path.canonicalize().ok()?;
+    let folder = folder.canonicalize().ok()?;
+    if !path.starts_with(folder) && !path.starts_with(DOCKER_LOGS) {
+        return None;
+    }
+    // What is no file must not keep this waiting.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
     let from = length.saturating_sub(BYTES_MAX);
     let mut bytes = vec![0; (length - from) as usize];
     file.read_exact_at(&mut bytes, from).ok()?;
@@ -75,6 +94,8 @@ fn tail(path: &Path) -> Option<Vec<u8>> {
 }
 
 struct Said<'a> {
+    /// Nanoseconds since 1970, 0 where it says none.
+    time_ns: u64,
     text: std::borrow::Cow<'a, str>,
     is_partial: bool,
 }
@@ -85,19 +106,29 @@ fn said(line: &str) -> Option<Said<'_>> {
         let value: serde_json::Value = serde_json::from_str(line).ok()?;
         let text = value.get("log")?.as_str()?.to_owned();
         let is_partial = !text.ends_with('\n');
-        return Some(Said { text: text.trim_end_matches('\n').to_owned().into(), is_partial });
+        let time_ns = time_ns(value.get("time").and_then(serde_json::Value::as_str).unwrap_or_default());
+        return Some(Said { time_ns, text: text.trim_end_matches('\n').to_owned().into(), is_partial });
     }
-    let mut parts = line.splitn(4, ' ').skip(1);
-    let (stream, mark) = (parts.next()?, parts.next()?);
+    let mut parts = line.splitn(4, ' ');
+    let (time, stream, mark) = (parts.next()?, parts.next()?, parts.next()?);
     if !matches!(stream, "stdout" | "stderr") {
         return None;
     }
-    Some(Said { text: parts.next().unwrap_or_default().into(), is_partial: mark.starts_with('P') })
+    let text = parts.next().unwrap_or_default().into();
+    Some(Said { time_ns: time_ns(time), text, is_partial: mark.starts_with('P') })
+}
+
+fn time_ns(text: &str) -> u64 {
+    let time: Option<k8s_openapi::jiff::Timestamp> = text.parse().ok();
+    time.and_then(|time| u64::try_from(time.as_nanosecond()).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Later than every line here.
+    const NOW: u64 = u64::MAX / 2;
 
     fn names() -> Names {
         let [namespace, pod, pod_uid, container] = ["shop", "web-1", "u1", "web"].map(str::to_owned);
@@ -119,20 +150,39 @@ mod tests {
         let cri = "2026-01-02T03:04:05.6Z stdout F starting\n2026-01-02T03:04:05.7Z stderr P panic: \n\
                    2026-01-02T03:04:05.7Z stderr F out of memory\n2026-01-02T03:04:05.8Z stderr F \n";
         let root = written(&[("2.log", "2026-01-02T03:04:05Z stdout F old\n"), ("10.log", cri), ("x.log", "no")]);
-        assert_eq!(last_lines(root.path(), &names(), 9), ["starting", "panic: out of memory"]);
-        assert_eq!(last_lines(root.path(), &names(), 1), ["panic: out of memory"]);
+        assert_eq!(last_lines(root.path(), &names(), 9, NOW), ["starting", "panic: out of memory"]);
+        assert_eq!(last_lines(root.path(), &names(), 1, NOW), ["panic: out of memory"]);
+        let before = time_ns("2026-01-02T03:04:05Z") - 2 * LATE_NS;
+        assert!(last_lines(root.path(), &names(), 9, before).is_empty(), "all of it came later");
+        assert_eq!(
+            last_lines(root.path(), &names(), 9, before + LATE_NS),
+            ["old"],
+            "the newest file is the next run's"
+        );
         let docker = "{\"log\":\"a\\n\",\"stream\":\"stdout\"}\n{\"log\":\"b\",\"stream\":\"stdout\"}\nnonsense\n";
-        assert_eq!(last_lines(written(&[("0.log", docker)]).path(), &names(), 9), ["a", "b"]);
+        assert_eq!(last_lines(written(&[("0.log", docker)]).path(), &names(), 9, NOW), ["a", "b"]);
     }
 
     #[test]
     fn it_is_bounded_and_never_looks_elsewhere() {
         let long = format!("2026-01-02T03:04:05Z stdout F {}\n", "é".repeat(1_000)).repeat(50);
-        let lines = last_lines(written(&[("0.log", &long)]).path(), &names(), 20);
-        assert!(lines.len() < 20 && lines.iter().all(|line| line.len() <= LINE_BYTES_MAX), "{lines:?}");
+        let lines = last_lines(written(&[("0.log", &long)]).path(), &names(), 20, NOW);
+        assert!((1..20).contains(&lines.len()), "{}", lines.len());
+        let line = "2026-01-02T03:04:05Z stdout F secret\n";
         let root = written(&[]);
-        assert!(last_lines(root.path(), &names(), 9).is_empty());
-        let elsewhere = Names { container: "../../etc".into(), ..names() };
-        assert!(last_lines(root.path(), &elsewhere, 9).is_empty());
+        assert!(last_lines(root.path(), &names(), 9, NOW).is_empty());
+        let other = root.path().join("other_pod_u2/web");
+        std::fs::create_dir_all(&other).expect("made");
+        std::fs::write(other.join("0.log"), line).expect("written");
+        let elsewhere = Names { container: "../../other_pod_u2/web".into(), ..names() };
+        assert!(last_lines(root.path(), &elsewhere, 9, NOW).is_empty());
+        // A link out of the folder, and a pipe that nobody writes to.
+        let outside = tempfile::tempdir().expect("a folder");
+        std::fs::write(outside.path().join("x"), line).expect("written");
+        let own = root.path().join("shop_web-1_u1/web");
+        std::os::unix::fs::symlink(outside.path().join("x"), own.join("1.log")).expect("linked");
+        rustix::fs::mknodat(rustix::fs::CWD, own.join("2.log"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("made");
+        assert!(last_lines(root.path(), &names(), 9, NOW).is_empty());
     }
 }

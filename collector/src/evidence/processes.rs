@@ -1,8 +1,8 @@
 //! A container's processes: descriptors that run out, and a first process that is stopped.
 //!
 //! In: the ids of the processes in a cgroup, each two minutes. Out: the process that is nearest to its limit of open files, and the first
-//! one if it is stopped. What must hold: one small file is read of each process; its open files are counted only where the size of its
-//! table says that they may be near the limit, and where the kernel gives their number without a list.
+//! one if it is stopped. What must hold: one small file is read of each process; the kernel gives the number of its open files without
+//! a list, or they are not counted; a limit that is remembered is read again before anything is said of it.
 
 use std::path::Path;
 
@@ -13,6 +13,8 @@ use crate::identity::scan::Stat;
 pub const PROCESSES_MAX: usize = 32;
 /// Percent of the descriptors that a process may have, from which on it is near its limit.
 const NEAR: u64 = 95;
+/// A lower limit is set on purpose, by a process that wants to open nothing any more.
+const LIMIT_MIN: u64 = 10;
 
 /// A process that has nearly all descriptors open that it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +36,17 @@ pub struct Looked {
 /// The limits of open files that were read, by process and its start.
 pub type KnownLimits = Vec<(u32, u64, u64)>;
 
-/// Looks at these processes.
-pub fn look(pids: impl Iterator<Item = u32>, known: &mut KnownLimits) -> Looked {
+/// Looks at these processes. Of several that might be the first one it is the oldest, among those whose name begins with `first_comm`.
+pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut KnownLimits) -> Looked {
     let mut looked = Looked::default();
     let mut seen = KnownLimits::new();
     let mut first: Option<(u64, bool, u32, String)> = None;
-    for pid in pids.take(PROCESSES_MAX) {
+    for pid in pids {
         let Some(folder) = host::process(pid) else { continue };
         let Some(stat) = Stat::of(&folder) else { continue };
         // Several processes of one container are told apart by their start: what the runtime started is the oldest.
-        if first.as_ref().is_none_or(|(start, ..)| stat.start_time_ns < *start) {
+        let may_be_first = stat.comm.starts_with(first_comm) && !(first_comm.len() > 1 && stat.comm.contains("shim"));
+        if may_be_first && first.as_ref().is_none_or(|(start, ..)| stat.start_time_ns < *start) {
             first = Some((stat.start_time_ns, stat.is_stopped, pid, stat.comm.clone()));
         }
         let is_known = |known: &&(u32, u64, u64)| (known.0, known.1) == (pid, stat.start_time_ns);
@@ -51,8 +54,18 @@ pub fn look(pids: impl Iterator<Item = u32>, known: &mut KnownLimits) -> Looked 
             Some(known) => known.2,
             None => open_files_limit(&folder).unwrap_or(u64::MAX),
         };
+        let is_near = |open: &u64, limit: u64| open.saturating_mul(100) >= limit.saturating_mul(NEAR);
+        let Some(open) = open_files(&folder).filter(|open| is_near(open, limit)) else {
+            seen.push((pid, stat.start_time_ns, limit));
+            continue;
+        };
+        // It may have been raised meanwhile.
+        let limit = open_files_limit(&folder).unwrap_or(u64::MAX);
         seen.push((pid, stat.start_time_ns, limit));
-        if let Some(open) = open_files(&folder).filter(|open| open.saturating_mul(100) >= limit.saturating_mul(NEAR))
+        if is_near(&open, limit)
+            && (LIMIT_MIN..u64::MAX).contains(&limit)
+            // What was open before the limit was lowered stays open.
+            && open <= limit
             && looked.descriptors.as_ref().is_none_or(|known| open > known.open)
         {
             looked.descriptors = Some(Descriptors { pid, comm: stat.comm, open, limit });

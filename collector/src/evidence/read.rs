@@ -10,18 +10,25 @@ use std::path::{Path, PathBuf};
 
 /// Levels that are read on the way to the root.
 const LEVELS_MAX: usize = 8;
-/// Units of container runtimes and kubelet, as their packages name them.
-const RUNTIMES: [&str; 9] = [
-    "containerd.service",
-    "docker.service",
-    "crio.service",
-    "cri-o.service",
-    "kubelet.service",
-    "k3s.service",
-    "k3s-agent.service",
-    "rke2-server.service",
-    "rke2-agent.service",
+/// Units of container runtimes and kubelet, as their packages name them, and what their processes' names begin with.
+const RUNTIMES: [(&str, &str); 9] = [
+    ("containerd.service", "containerd"),
+    ("docker.service", "dockerd"),
+    ("crio.service", "crio"),
+    ("cri-o.service", "crio"),
+    ("kubelet.service", "kubelet"),
+    ("k3s.service", "k3s"),
+    ("k3s-agent.service", "k3s"),
+    ("rke2-server.service", "rke2"),
+    ("rke2-agent.service", "rke2"),
 ];
+
+/// What the name of a runtime's process begins with, by the path of its unit's cgroup; empty for other cgroups.
+pub fn runtime_comm(path: &str) -> &'static str {
+    let unit = path.rsplit_once('/').map_or(path, |(_, unit)| unit);
+    RUNTIMES.iter().find(|(known, _)| *known == unit).map_or("", |(_, comm)| comm)
+}
+
 /// How much of a command line is told.
 const COMMAND_BYTES_MAX: usize = 256;
 /// How much of a command line is looked at.
@@ -143,7 +150,7 @@ impl Mounts {
         pods.dedup();
         let root = self.memory.as_ref().or(self.version_2.as_ref());
         let is_there = |path: &String| root.is_some_and(|root| root.join(path.trim_start_matches('/')).is_dir());
-        let runtimes = RUNTIMES.map(|unit| format!("/system.slice/{unit}")).into_iter().filter(is_there).collect();
+        let runtimes = RUNTIMES.map(|(unit, _)| format!("/system.slice/{unit}")).into_iter().filter(is_there).collect();
         Paths { containers, pods, runtimes }
     }
 

@@ -129,13 +129,14 @@ impl Files {
         counters
     }
 
-    /// The ids of its processes, as many as are looked at.
-    pub fn processes(&self) -> Vec<u32> {
-        let mut bytes = [0; SAMPLED_BYTES_MAX];
+    /// The ids of its processes, as many as are looked at; of a runtime, which has all its shims beside it, more.
+    pub fn processes(&self, is_runtime: bool) -> Vec<u32> {
+        let mut bytes = vec![0; if is_runtime { 16 << 10 } else { SAMPLED_BYTES_MAX }];
+        let processes_max = if is_runtime { usize::MAX } else { PROCESSES_MAX };
         let text = again(self.processes.as_ref(), &mut bytes).unwrap_or_default();
         // A last number that is cut is left out.
         let whole = text.rfind('\n').and_then(|end| text.get(..end)).unwrap_or_default();
-        whole.lines().filter_map(|line| line.parse().ok()).take(PROCESSES_MAX).collect()
+        whole.lines().filter_map(|line| line.parse().ok()).take(processes_max).collect()
     }
 }
 

@@ -15,7 +15,7 @@ use super::counters::{Counters, History};
 use super::lasting::{Lasting, Trouble, What, Whose};
 use super::node::NodeWatch;
 use super::processes::{self, KnownLimits, Looked};
-use super::read::{Mounts, Paths};
+use super::read::{Mounts, Paths, runtime_comm};
 use super::sample::{Files, Limits, Sample};
 use super::tasks;
 
@@ -27,8 +27,10 @@ const TOLD_POINTS: usize = 60;
 /// rarely.
 const SLOW_SAMPLES: u64 = 6;
 const SLOWEST_SAMPLES: u64 = 30;
-/// A container's processes are looked at with every so many samples.
+/// A container's processes are looked at with every so many samples; with each, while something is wrong with one.
 const PROCESS_SAMPLES: u64 = 12;
+/// What goes on is told again after this time at most.
+const TOLD_AGAIN_MAX: Duration = Duration::from_secs(120);
 /// Cgroups that are watched.
 const WATCHED_MAX: usize = 2048;
 /// Cgroups that are sampled at once, before somebody else may have a turn.
@@ -41,6 +43,8 @@ const THROTTLED: u8 = 50;
 const UNTHROTTLED: u8 = 25;
 /// Percent of the last ten seconds in which everything in the cgroup waited for memory, hundredths.
 const PRESSURE: u32 = 10_00;
+/// Looks in a row that find a process near its limit of open files, or not any more.
+const DESCRIPTOR_LOOKS: u32 = 2;
 /// Rounds after which tasks and file systems are looked at; pods are sampled as rarely.
 const ROUNDS: u64 = 3;
 /// Rounds after which containers are listed: that reads all folders of cgroups.
@@ -69,6 +73,7 @@ struct Watched {
     last: Sample,
     limits: Limits,
     files: Files,
+    has_files: bool,
     /// When the limits were read: after so many samples, with so many bytes in use.
     limits_at: (u64, u64),
     samples: u64,
@@ -109,7 +114,7 @@ impl Watch {
 
     /// The pause between two events of a trouble that continues.
     fn told_again(&self) -> Duration {
-        self.interval * SAMPLES
+        (self.interval * SAMPLES).min(TOLD_AGAIN_MAX)
     }
 
     /// These containers and pods are there, by their cgroups' paths. Of those that are gone troubles are over.
@@ -173,9 +178,11 @@ impl Watch {
                 if watched.counters.is_due(now) {
                     watched.counters.push(now, watched.files.counters(&sample));
                 }
-                if !watched.is_pod && watched.samples.is_multiple_of(PROCESS_SAMPLES) {
-                    watched.processes =
-                        processes::look(watched.files.processes().into_iter(), &mut watched.known_limits);
+                let is_due = watched.samples.is_multiple_of(PROCESS_SAMPLES) || watched.processes != Looked::default();
+                if !watched.is_pod && is_due {
+                    let comm = runtime_comm(&path);
+                    let pids = watched.files.processes(!comm.is_empty());
+                    watched.processes = processes::look(pids.into_iter(), comm, &mut watched.known_limits);
                 }
                 let interval = if watched.is_pod { interval * ROUNDS as u32 } else { interval };
                 watched.take(now, &path, sample, (interval, told_again), told);
@@ -199,7 +206,10 @@ impl Watch {
         match self.watched.get(path).and_then(|watched| watched.counters.difference(now, counters)) {
             Some(difference) => Some(difference),
             // One that is not sampled yet began after the last list, and with it its counters.
-            None if self.watched.len() < WATCHED_MAX && crate::identity::is_container(path) => {
+            None if self.watched.len() < WATCHED_MAX
+                && !self.watched.contains_key(path)
+                && crate::identity::is_container_itself(path) =>
+            {
                 Some((now.saturating_duration_since(self.listed?), counters))
             }
             None => None,
@@ -226,7 +236,10 @@ impl Watched {
         }
         let limits = mounts.limits(path);
         let is_first = self.samples == 0;
-        if is_first || self.limits.pids_of != limits.pids_of || self.limits.high_bytes != limits.high_bytes {
+        let has_changed = self.limits.pids_of != limits.pids_of || self.limits.high_bytes != limits.high_bytes;
+        let is_wanted = !self.is_pod || limits.limit_something();
+        if is_wanted && (is_first || has_changed || !self.has_files) {
+            self.has_files = true;
             self.files = mounts.files(path, &limits);
         }
         self.limits = limits;
@@ -255,9 +268,11 @@ impl Watched {
         let cpu_milli = cpu_us / (interval.as_millis() as u64).max(1);
         self.push(sample, cpu_milli.min(u64::from(u16::MAX)) as u16, throttled);
         let is_throttled = throttled >= if self.states[0].is_told() { UNTHROTTLED } else { THROTTLED };
+        // Of a pod what its container is told of already is not told again; the kernel counts there what hit a container's limit.
+        let is_full = !self.is_pod || sample.pids.saturating_mul(20) >= self.limits.pids.saturating_mul(19);
         let states = [
-            (is_throttled, SAMPLES, (throttled.into(), 100)),
-            (sample.pids_hits > last.pids_hits, 1, (sample.pids, self.limits.pids)),
+            (is_throttled && !self.is_pod, SAMPLES, (throttled.into(), 100)),
+            (sample.pids_hits > last.pids_hits && is_full, 1, (sample.pids, self.limits.pids)),
             (
                 sample.high_hits > last.high_hits && sample.memory_pressure >= PRESSURE,
                 SAMPLES,
@@ -272,9 +287,9 @@ impl Watched {
                 told.push(Told::Trouble(Trouble::new(whose(), what, tell.since, figures, tell.is_over)));
             }
         }
-        // Whatever was found at the last look holds until the next.
+        // Whatever was found at the last look holds until the next, which comes with the next sample.
         let found = self.processes.descriptors.as_ref();
-        if let Some(tell) = self.descriptors.saw(now, found.is_some(), 1, told_again) {
+        if let Some(tell) = self.descriptors.saw(now, found.is_some(), DESCRIPTOR_LOOKS, told_again) {
             let figures = found.map_or((0, 0), |found| (found.open, found.limit));
             let mut trouble = Trouble::new(whose(), What::DescriptorsAtLimit, tell.since, figures, tell.is_over);
             if let Some(found) = found {
@@ -326,7 +341,7 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = super::super::WATCH_INTERVAL;
-    const PATH: &str = "/kubepods/pod1/c1";
+    const PATH: &str = "/docker/cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc";
 
     fn at(start: Instant, samples: u64) -> Instant {
         start + INTERVAL * samples as u32
@@ -434,5 +449,7 @@ mod tests {
         let now = at(start, 2);
         assert_eq!(watch.difference(now, NEW, counters), Some((INTERVAL * 2, counters)));
         assert_eq!(watch.difference(now, "/system.slice", counters), None, "only containers are sampled");
+        assert_eq!(watch.difference(now, PATH, counters), None, "listed, and not sampled yet: it may be old");
+        assert_eq!(watch.difference(now, &format!("{NEW}/init"), counters), None, "only a container as a whole is");
     }
 }

@@ -5,6 +5,7 @@
 
 use crossbeam::channel::{Receiver, SendError, Sender, bounded};
 
+use super::NodeRef;
 use super::signal::Signal;
 
 /// The finder is gone, so nothing can be published any more.
@@ -20,13 +21,26 @@ pub trait SignalBus: Send + Sync {
     /// [`BusClosed`] when nobody takes signals any more.
     fn publish(&self, signal: Signal) -> Result<(), BusClosed>;
 
+    /// Tells that a node goes on. Does not wait: on a full bus the next one comes soon.
+    fn clock(&self, _clock: NodeClock) {}
+
     /// Tells that entities were described anew. Does not wait: on a full bus whoever takes signals looks anyway.
     fn renamed(&self) {}
+}
+
+/// A node that sends frames, at a moment.
+#[derive(Clone, Debug)]
+pub struct NodeClock {
+    pub node: NodeRef,
+    /// `CLOCK_BOOTTIME` of the node, and the same moment since 1970.
+    pub boottime_ns: u64,
+    pub realtime_ns: u64,
 }
 
 /// What travels on the in-process bus.
 pub(crate) enum Message {
     Signal(Box<Signal>),
+    Clock(Box<NodeClock>),
     /// Entities were described anew.
     Renamed,
     /// Answered when everything before it was dealt with.
@@ -65,6 +79,11 @@ impl InProcessBus {
 impl SignalBus for InProcessBus {
     fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
         self.send(Message::Signal(Box::new(signal)))
+    }
+
+    fn clock(&self, clock: NodeClock) {
+        // Full: the next one comes soon. Closed: it is over.
+        let _ = self.sender.try_send(Message::Clock(Box::new(clock)));
     }
 
     fn renamed(&self) {

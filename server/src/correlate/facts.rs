@@ -328,8 +328,9 @@ pub fn fact(
         ArchivedDetail::LogLines(log) => {
             let lines: Vec<&str> = log.lines.iter().filter_map(|line| frame.body().name(line.to_native())).collect();
             fields.number("lines_told", lines.len() as u64);
-            let mut text = lines.join(" | ");
-            text.truncate(text.floor_char_boundary(LOG_BYTES_MAX));
+            let text = lines.join(" | ");
+            // The newest say most.
+            let text = &text[text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES_MAX))..];
             fields.list.push(("lines", FactValue::Text(text.into())));
         }
         ArchivedDetail::Curve(curve) => {

@@ -36,7 +36,7 @@ use tapio_wire::service::ShardStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use bus::Message;
-pub use bus::{BusClosed, InProcessBus, SignalBus};
+pub use bus::{BusClosed, InProcessBus, NodeClock, SignalBus};
 pub use curve::{Summary as CurveSummary, summary as curve_summary};
 pub use generations::Generations;
 pub use loss::{LossBook, LossView, Lost};

@@ -12,7 +12,8 @@ use crossbeam::queue::ArrayQueue;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::Semaphore;
 
-use super::bus::{BusClosed, SignalBus};
+use super::bus::{BusClosed, NodeClock, SignalBus};
+use super::generations::Generations;
 use super::resolve;
 use super::route::RoutedFrame;
 use super::signal::{Signal, SignalKinds};
@@ -39,7 +40,14 @@ pub struct Shard {
     wanted: SignalKinds,
     interest: Option<Interest>,
     started: Instant,
+    /// When it was told last that a node goes on, by the node's clock since boot.
+    clocks: Generations<u64, u64>,
 }
+
+/// How often it is told that a node goes on.
+const CLOCK_INTERVAL_NS: u64 = 30_000_000_000;
+/// Nodes whose clocks are remembered.
+const CLOCKS_MAX: usize = 16_384;
 
 /// Tells whether anyone can use a signal; one that nobody can use is not published.
 pub type Interest = Arc<dyn Fn(&Signal) -> bool + Send + Sync>;
@@ -61,6 +69,7 @@ impl Shard {
             wanted,
             interest,
             started: Instant::now(),
+            clocks: Generations::new(CLOCKS_MAX),
         }
     }
 
@@ -95,6 +104,13 @@ impl Shard {
                 result = result.and(publish(bus, interest, signal));
             }
         });
+        let header = frame.header();
+        let told_ns = self.clocks.entry(node.id, || 0);
+        if header.boottime_ns.abs_diff(*told_ns) >= CLOCK_INTERVAL_NS {
+            *told_ns = header.boottime_ns;
+            let (boottime_ns, realtime_ns) = (header.boottime_ns, header.realtime_ns);
+            bus.clock(NodeClock { node: node.clone(), boottime_ns, realtime_ns });
+        }
         result.map(|()| routed.events_of(self.index))
     }
 }

@@ -130,15 +130,14 @@ fn absence_is_unsure(pattern: &Pattern, lost: Lost) -> bool {
 /// What the collector read of the entity when it happened.
 fn observed(cause: &str, anchor: &Signal, ring: Option<&Ring>) -> Vec<Evidence> {
     let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
-    signals
-        .filter(|signal| {
-            matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse | SignalKind::LogLines)
-                && signal.evidence.node == anchor.evidence.node
-                && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
-        })
-        .take(OBSERVATIONS_MAX)
-        .map(|signal| piece("observed", cause, signal))
-        .collect()
+    let near = signals.filter(|signal| {
+        signal.evidence.node == anchor.evidence.node
+            && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
+    });
+    let is_read = |signal: &&Signal| matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse);
+    let read = near.clone().filter(is_read).take(OBSERVATIONS_MAX);
+    let log = near.filter(|signal| signal.kind() == SignalKind::LogLines).take(1);
+    read.chain(log).map(|signal| piece("observed", cause, signal)).collect()
 }
 
 fn piece(step: &str, cause: &str, signal: &Signal) -> Evidence {

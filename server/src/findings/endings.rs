@@ -38,7 +38,7 @@ type End = (Option<Arc<str>>, Arc<Noted>);
 #[derive(Clone)]
 pub struct Open {
     /// Its last signal, and the last one of each container of whom this is about.
-    anchor: Arc<Noted>,
+    pub anchor: Arc<Noted>,
     members: Vec<Arc<Noted>>,
     pub id: String,
     /// Nanoseconds since 1970.
@@ -85,9 +85,12 @@ pub fn container_of(signal: &Signal) -> Option<&str> {
     }
 }
 
-/// Which of an entity's troubles a signal tells of: an entity may have several full disks and hanging tasks at once.
+/// Which of an entity's troubles a signal tells of: an entity may have several full disks, hanging tasks and conditions at once.
 pub fn trouble_of(signal: &Signal) -> Option<String> {
     let Detail::Fact(fact) = &signal.detail else { return None };
+    if fact.kind == SignalKind::ObjectState && fact.text("object_kind") == "Pod" {
+        return Some(fact.text("state").to_owned());
+    }
     if fact.kind != SignalKind::Trouble {
         return None;
     }
@@ -178,7 +181,7 @@ impl Endings {
             let (anchor, members) = (Arc::clone(anchor), members.iter().filter(is_of).cloned().collect());
             let open = Open { anchor, members, id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
             self.anchors.insert(key.clone(), open);
-            if pattern.quiet_ns.is_some() {
+            if pattern.quiet_ns.is_some() && self.ended(pattern, std::slice::from_ref(member)).is_none() {
                 self.hear(key, &member.signal);
             }
         }
@@ -195,8 +198,8 @@ impl Endings {
         }
     }
 
-    /// A node goes on, by its clock: the anchors of states that it does not tell of any more, which are over by that.
-    pub fn quiet(&mut self, patterns: &PatternSet, node: u64, now_ns: u64, realtime_ns: u64) -> Vec<Arc<Noted>> {
+    /// A node goes on, by its clock: states that it does not tell of any more, which are over by that. Each is handed out once.
+    pub fn quiet(&mut self, patterns: &PatternSet, node: u64, now_ns: u64, realtime_ns: u64) -> Vec<Open> {
         let Some(of_node) = self.heard.get_mut(&node) else { return Vec::new() };
         let quiet_ns = |number: usize| {
             let of_it = patterns.patterns().iter().find(|pattern| pattern.anchor_step().number == number);
@@ -219,7 +222,7 @@ impl Endings {
         for key in &over {
             self.quiet.insert(key.clone(), realtime_ns);
         }
-        over.iter().filter_map(|key| self.anchors.get(key)).map(|open| Arc::clone(&open.anchor)).collect()
+        over.iter().filter_map(|key| self.anchors.get(key)).cloned().collect()
     }
 
     fn goes_on(&self, pattern: &Pattern, open: &Open) -> bool {

@@ -11,6 +11,7 @@ use crossbeam::channel::Receiver;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use tapio_wire::event::EntityKind;
+use tapio_wire::service::Finding;
 
 use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
@@ -23,7 +24,7 @@ use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::correlate::signal::{Detail, Signal, SignalKind};
-use crate::correlate::{EntityInfo, Generations, InProcessBus, LossView, Lost, Message, Topology};
+use crate::correlate::{EntityInfo, Generations, InProcessBus, LossView, Lost, Message, NodeClock, Topology};
 
 /// Anchors that one late signal makes be looked at again.
 const REVISITED_MAX: usize = 64;
@@ -153,6 +154,7 @@ impl Finder {
             absorber: Absorber::new(config.correlation_depth_max),
             topology,
             clocks: Generations::new(NODES_MAX),
+            quiet_nodes: Generations::new(NODES_MAX),
             metrics: metrics.clone(),
         };
         let join = thread::Builder::new().name("finder".into()).spawn(move || worker.run(&receiver))?;
@@ -192,13 +194,7 @@ impl Drop for Finder {
 struct Clock {
     epoch: u64,
     latest_ns: u64,
-    /// When this run heard of it first, and when it last looked for states that it tells of no more.
-    began_ns: u64,
-    looked_ns: u64,
 }
-
-/// How often a node's states are looked at for those that it tells of no more.
-const QUIET_LOOK_NS: u64 = 30_000_000_000;
 
 struct Worker {
     patterns: Arc<PatternSet>,
@@ -211,6 +207,8 @@ struct Worker {
     endings: Endings,
     absorber: Absorber,
     clocks: Generations<u64, Clock>,
+    /// When each node was heard of first, by its clock, and for how long it has gone on at its last word.
+    quiet_nodes: Generations<u64, (u64, u64)>,
     metrics: FinderMetrics,
 }
 
@@ -224,6 +222,7 @@ impl Worker {
                     self.metrics.signal_seconds.observe(began.elapsed().as_secs_f64());
                     self.metrics.queue_signals.set(receiver.len() as i64);
                 }
+                Message::Clock(clock) => self.end_quiet(&clock),
                 Message::Renamed => {}
                 Message::Barrier(done) => {
                     self.rename();
@@ -240,11 +239,10 @@ impl Worker {
     fn take(&mut self, mut signal: Signal) {
         self.metrics.signals.inc();
         let patterns = Arc::clone(&self.patterns);
-        self.watch_clock(&signal);
-        self.end_quiet(&patterns, &signal);
         if !patterns.wants(&signal) {
             return;
         }
+        self.watch_clock(&signal);
         self.joins.take(&mut signal);
         let mask = patterns.mask(&signal);
         let keys = self.keys(&patterns, &signal, &mask);
@@ -306,34 +304,44 @@ impl Worker {
             clock.epoch = epoch;
         }
         clock.latest_ns = clock.latest_ns.max(signal.boottime_ns);
-        if clock.began_ns == 0 || clock.latest_ns < clock.looked_ns {
-            (clock.began_ns, clock.looked_ns) = (clock.latest_ns, clock.latest_ns);
-        }
         self.metrics.nodes.set(self.clocks.len() as i64);
     }
 
-    /// Ends the states that a node does not tell of any more, though it goes on.
-    fn end_quiet(&mut self, patterns: &PatternSet, signal: &Signal) {
-        let node = signal.evidence.node;
-        let Some(clock) = self.clocks.get_mut(&node) else { return };
-        if clock.latest_ns - clock.looked_ns < QUIET_LOOK_NS {
+    /// A node goes on: ends the states that it does not tell of any more.
+    fn end_quiet(&mut self, clock: &NodeClock) {
+        // What is replayed is the past: whether it goes on is told afterwards.
+        if self.store.is_replaying() {
             return;
         }
-        let (before_ns, clock_ns) = (clock.looked_ns - clock.began_ns, clock.latest_ns);
-        let heard_ns = clock_ns - clock.began_ns;
-        clock.looked_ns = clock_ns;
-        for anchor in self.endings.quiet(patterns, node, clock_ns, signal.realtime_ns) {
-            self.conclude(patterns, &anchor);
+        let patterns = Arc::clone(&self.patterns);
+        for open in self.endings.quiet(&patterns, clock.node.id, clock.boottime_ns, clock.realtime_ns) {
+            self.conclude(&patterns, &open.anchor);
+            // What it rested on may be forgotten; then the finding is ended as it stands.
+            if let Some(finding) = self.store.get(&open.id).ok().filter(|finding| finding.ongoing) {
+                self.end_as_it_stands(&finding, clock.realtime_ns);
+            }
         }
         // Of an earlier run's states it is not known when they were told last: they have as long, from this run's begin on.
+        let quiet = self.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
+        if clock.boottime_ns < quiet.0 {
+            // It was started anew.
+            quiet.0 = clock.boottime_ns;
+        }
+        let (before_ns, heard_ns) = (quiet.1, clock.boottime_ns - quiet.0);
+        quiet.1 = heard_ns;
         for pattern in patterns.patterns() {
             if pattern.quiet_ns.is_some_and(|quiet_ns| before_ns <= quiet_ns && heard_ns > quiet_ns) {
-                for mut finding in self.store.restored_on(&pattern.id, &signal.entity.node.name) {
-                    compose::end_quietly(&mut finding, signal.realtime_ns);
-                    self.store.publish(finding);
+                for finding in self.store.restored_on(&pattern.id, &clock.node.name) {
+                    self.end_as_it_stands(&finding, clock.realtime_ns);
                 }
             }
         }
+    }
+
+    fn end_as_it_stands(&self, finding: &Finding, at_ns: u64) {
+        let mut finding = finding.clone();
+        compose::end_quietly(&mut finding, at_ns);
+        self.store.publish(finding);
     }
 
     /// The anchors whose explanation may change by a signal, in the order of time: itself, and those that it may be a step of.

@@ -43,7 +43,7 @@ fn make_room(ring: &mut Ring) {
     ring.remove(place.unwrap_or(0));
 }
 
-/// Every place taken in a ring, by the node whose signal takes it, the oldest first; some are free by now.
+/// Every place taken in a ring, by the node that the signal is about, the oldest first; some are free by now.
 #[derive(Default)]
 struct Places {
     of_node: HashMap<u64, VecDeque<(RingKey, u64)>, RandomState>,
@@ -109,7 +109,7 @@ impl History {
                 self.evicted += 1;
             }
             ring.push_back(Arc::clone(&noted));
-            self.keep_bound(noted.signal.evidence.node, key, serial);
+            self.keep_bound(noted.signal.entity.node.id, key, serial);
         }
         noted
     }
@@ -144,7 +144,7 @@ impl History {
             }
             let place = ring.partition_point(|other| other.serial < noted.serial);
             ring.insert(place, Arc::clone(&noted));
-            self.keep_bound(noted.signal.evidence.node, key, noted.serial);
+            self.keep_bound(noted.signal.entity.node.id, key, noted.serial);
         }
         noted
     }

@@ -294,6 +294,11 @@ impl FindingStore {
         self.is_replaying.store(is_replaying, Ordering::Release);
     }
 
+    /// Whether the last minutes are replayed.
+    pub fn is_replaying(&self) -> bool {
+        self.is_replaying.load(Ordering::Acquire)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }

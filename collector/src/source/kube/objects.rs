@@ -103,6 +103,8 @@ object! {
         #[serde(rename = "containerID")]
         container_id: String,
         ready: bool,
+        /// Its startup probe has passed; absent where it has none, or is not known.
+        started: Option<bool>,
         restart_count: u32,
         state: ContainerStates,
         last_state: ContainerStates,

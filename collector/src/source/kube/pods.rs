@@ -12,7 +12,7 @@ use tapio_wire::entity_id;
 use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, ObjectState, PodState};
 
 use super::client::Resource;
-use super::objects::{Condition, ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
+use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
 use super::stuck::Stuck;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
@@ -47,8 +47,7 @@ pub struct Seen {
     subject: Subject,
     pod: u64,
     containers: Vec<SeenContainer>,
-    /// Of each of [`CONDITIONS`], 0 where it does not hold.
-    conditions: [u64; CONDITIONS.len()],
+    conditions: Vec<Held>,
     stuck: Stuck,
     is_told: bool,
     /// It has ended for good: that is a moment, and told once.
@@ -214,7 +213,7 @@ impl Follower for Pods {
             // What has ended long ago was told by the collector before.
             pod: if has_ended && ended_ns(pod) < self.since_ns { print } else { 0 },
             containers: Vec::new(),
-            conditions: [0; CONDITIONS.len()],
+            conditions: Vec::new(),
             stuck: Stuck::default(),
             is_told,
             has_ended,
@@ -223,7 +222,8 @@ impl Follower for Pods {
         (seen.last, seen.has_ended) = (last, has_ended);
         let mut news = Vec::new();
         self.tell_containers(pod, &mut seen.containers, &mut news);
-        tell_conditions(pod, &mut seen, &mut news);
+        see_conditions(pod, &mut seen, &mut news);
+        tell_conditions(Instant::now(), &mut seen, &mut news);
         seen.stuck.seen(pod, &seen.subject, &mut news);
         seen.stuck.look(Instant::now(), self.stuck_after, &seen.subject, &mut news);
         if seen.pod != print {
@@ -255,6 +255,7 @@ impl Follower for Pods {
     fn look(&mut self, now: Instant, seen: &mut Seen, told: &mut Vec<Told>) {
         if seen.is_told {
             seen.stuck.look(now, self.stuck_after, &seen.subject, told);
+            tell_conditions(now, seen, told);
         }
     }
 
@@ -262,7 +263,7 @@ impl Follower for Pods {
         if !seen.has_ended {
             seen.pod = 0;
         }
-        seen.conditions = [0; CONDITIONS.len()];
+        seen.conditions.iter_mut().for_each(|held| held.told = None);
         seen.stuck.forget();
         // A run that ended is a moment: told once.
         seen.containers.iter_mut().for_each(|container| container.present = 0);
@@ -386,30 +387,62 @@ fn ended_ns(pod: &Pod) -> u64 {
 /// containers are started anew (since 1.35).
 const CONDITIONS: [&str; 3] = ["PodResizePending", "PodResizeInProgress", "AllContainersRestarting"];
 
-/// Tells of [`CONDITIONS`] as they begin to hold and cease to.
-fn tell_conditions(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
-    for (known, name) in seen.conditions.iter_mut().zip(CONDITIONS) {
-        let is_it = |condition: &&Condition| {
-            // What is on its way is no news.
-            let is_news = name != "PodResizeInProgress" || condition.reason == "Error";
-            condition.r#type == name && condition.status == "True" && is_news
-        };
-        let condition = pod.status.conditions.iter().find(is_it);
-        let print = condition.map_or(0, |condition| digest(&(&condition.reason, &condition.message)).max(1));
-        if *known == print {
-            continue;
-        }
-        *known = print;
-        let (reason, message) = condition.map_or(("", ""), |condition| (&*condition.reason, &*condition.message));
-        let is_gone = condition.is_none();
-        let meta = &pod.metadata;
-        let texts = ["Pod", &meta.namespace, &meta.name, name, reason, message].map(str::to_owned);
-        told.push(Told::event(seen.subject.clone(), move |batch| {
+/// A condition of [`CONDITIONS`] that holds.
+struct Held {
+    name: &'static str,
+    reason: String,
+    message: String,
+    told: Option<Instant>,
+}
+
+impl Held {
+    fn event(&self, subject: &Subject, is_gone: bool) -> Told {
+        let Subject::Pod { namespace, name, .. } = subject else { return Told::description(subject.clone()) };
+        let texts = ["Pod", namespace, name, self.name, &self.reason, &self.message].map(str::to_owned);
+        Told::event(subject.clone(), move |batch| {
             let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
             let (current, desired) = (0, 0);
             let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
             Detail::ObjectState(Box::new(state))
-        }));
+        })
+    }
+}
+
+/// Takes in which of [`CONDITIONS`] hold, and tells of those that have ceased to.
+fn see_conditions(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
+    let find = |name: &str| {
+        pod.status.conditions.iter().find(|condition| {
+            // What is on its way is no news.
+            let is_news = name != "PodResizeInProgress" || condition.reason == "Error";
+            condition.r#type == name && condition.status == "True" && is_news
+        })
+    };
+    seen.conditions.retain(|held| {
+        let holds = find(held.name).is_some();
+        if !holds {
+            told.push(held.event(&seen.subject, true));
+        }
+        holds
+    });
+    for (name, condition) in CONDITIONS.into_iter().filter_map(|name| Some((name, find(name)?))) {
+        let (reason, message) = (condition.reason.clone(), condition.message.clone());
+        match seen.conditions.iter_mut().find(|held| held.name == name) {
+            Some(held) if (&held.reason, &held.message) == (&reason, &message) => {}
+            Some(held) => (held.reason, held.message, held.told) = (reason, message, None),
+            None => seen.conditions.push(Held { name, reason, message, told: None }),
+        }
+    }
+}
+
+/// How often a condition that goes on is told again: nobody tells a server that was not there that it is over.
+const CONDITION_AGAIN: Duration = Duration::from_secs(120);
+
+fn tell_conditions(now: Instant, seen: &mut Seen, told: &mut Vec<Told>) {
+    for held in &mut seen.conditions {
+        if held.told.is_none_or(|at| now.saturating_duration_since(at) >= CONDITION_AGAIN) {
+            held.told = Some(now);
+            told.push(held.event(&seen.subject, false));
+        }
     }
 }
 

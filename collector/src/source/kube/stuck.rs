@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tapio_wire::event::{Detail, Trouble};
 
-use super::objects::{ContainerStatus, Pod, unix_ns};
+use super::objects::{Condition, ContainerStatus, Pod, unix_ns};
 use super::told::{Subject, Told};
 use crate::latency::{boottime_ns, realtime_ns};
 
@@ -89,8 +89,11 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
     if let Some(deletion) = &pod.metadata.deletion_timestamp {
         // The API names the moment at which its time to end is over.
         let since_ns = unix_ns(Some(deletion));
+        let status = &pod.status;
+        let all = status.init_container_statuses.iter().chain(&status.container_statuses);
         let is_up = |status: &&ContainerStatus| status.state.running.is_some();
-        let up: Vec<&str> = pod.status.container_statuses.iter().filter(is_up).map(|status| &*status.name).collect();
+        let all = all.chain(&status.ephemeral_container_statuses).filter(is_up);
+        let up: Vec<&str> = all.map(|status| &*status.name).collect();
         let why = match (&*up.join(", "), &*pod.metadata.finalizers.join(", ")) {
             ("", "") => "none of its containers runs: its volumes, network or cgroups are not taken apart".to_owned(),
             ("", finalizers) => format!("finalizers hold it: {finalizers}"),
@@ -113,9 +116,16 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
     }
     let statuses = &pod.status.container_statuses;
     let all_run = !statuses.is_empty() && statuses.iter().all(|status| status.state.running.is_some());
-    let ready =
-        pod.status.conditions.iter().find(|condition| condition.r#type == "Ready" && condition.status == "False");
-    if let Some(ready) = ready.filter(|_| all_run) {
+    // One that is starting has its startup probe, whose failures kill it. Kubelet alone knows why a pod is not ready: where its node
+    // is given up, somebody else says that it is not, without these reasons.
+    let starts = statuses.iter().any(|status| status.started == Some(false));
+    let is_it = |condition: &&Condition| {
+        condition.r#type == "Ready"
+            && condition.status == "False"
+            && matches!(&*condition.reason, "ContainersNotReady" | "ReadinessGatesNotReady")
+    };
+    let ready = pod.status.conditions.iter().find(is_it);
+    if let Some(ready) = ready.filter(|_| all_run && !starts) {
         let started = |status: &ContainerStatus| {
             unix_ns(status.state.running.as_ref().and_then(|running| running.started_at.as_ref()))
         };
@@ -160,7 +170,7 @@ mod tests {
     fn not_ready(started: &str) -> serde_json::Value {
         serde_json::json!({
             "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "False", "message": "containers with unready status: [web]",
+            "conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "containers with unready status: [web]",
                 "lastTransitionTime": "2026-01-01T00:00:00Z"}],
             "containerStatuses": [running("web", false, started)],
         })
@@ -191,6 +201,14 @@ mod tests {
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         stuck.seen(&pod(not_ready(&now), false), &subject(), &mut told);
         stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+        let mut starts = not_ready("2026-01-01T00:00:00Z");
+        starts["containerStatuses"][0]["started"] = false.into();
+        let mut given_up = not_ready("2026-01-01T00:00:00Z");
+        given_up["conditions"][0]["reason"] = serde_json::Value::Null;
+        for other in [starts, given_up] {
+            stuck.seen(&pod(other, false), &subject(), &mut told);
+            stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+        }
         let mut waits = not_ready("2026-01-01T00:00:00Z");
         waits["containerStatuses"][0]["state"] = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
         stuck.seen(&pod(waits, false), &subject(), &mut told);

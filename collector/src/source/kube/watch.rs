@@ -158,6 +158,11 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
     let mut gap: Option<&'static str> = None;
     loop {
         let began = Instant::now();
+        // While nothing can be read, what is known goes on.
+        if F::LOOK.is_some_and(|every| began.saturating_duration_since(watch.looked_at) >= every) {
+            watch.look();
+            context.teller.tell(&mut watch.told).await;
+        }
         let outcome = match watch.version.clone() {
             None => match watch.list(gap).await {
                 Ok(()) => {
