@@ -11,7 +11,7 @@
 # kernels cannot be had it says SKIP and ends with 0, or with 1 where TAPIO_REQUIRE=all.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-WANT="5.10 6.1 6.12 newest"; AT_ONCE=2; LIMIT_S=300; TRUTH="6.12"; TRUTH_LIMIT_S=1200
+WANT="5.10 6.1 6.12 newest"; AT_ONCE=2; LIMIT_S=900; TRUTH="6.12"; TRUTH_LIMIT_S=1200
 while getopts "k:j:t:" option; do
   case $option in k) WANT=$OPTARG ;; j) AT_ONCE=$OPTARG ;; t) TRUTH=$OPTARG ;; *) exit 2 ;; esac
 done

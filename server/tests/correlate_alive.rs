@@ -1,8 +1,9 @@
 //! What is wrong with what lives: it has a beginning and an end.
 
-use crate::correlate_node::{FullLimit, MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of};
+use crate::correlate_node::{
+    FullLimit, MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, only_state,
+};
 use tapio_wire::event::Point;
-use tapio_wire::service::Finding;
 
 const SIGABRT: u32 = 6;
 const WEB: [&str; 3] = ["Deployment/web", "shop/web-1", "c1"];
@@ -15,15 +16,6 @@ fn web(node: &mut Node) -> u64 {
 fn pod(node: &mut Node) -> u64 {
     let [workload, pod, _] = WEB;
     node.kube_pod(workload, pod)
-}
-
-fn only(node: &Node, pattern: &str) -> Finding {
-    let mut found = findings_of(node);
-    // A pod whose object goes was deleted, whatever was wrong with it.
-    found.retain(|finding| finding.pattern != "pod-deleted");
-    assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!(found[0].pattern, pattern, "{found:#?}");
-    found.remove(0)
 }
 
 #[test]
@@ -47,11 +39,11 @@ fn troubles_of_what_lives_have_a_beginning_and_an_end() {
         node.trouble(100 * SECOND, entity, what, place, false);
         node.trouble(160 * SECOND, entity, what, place, false);
         node.lethal(160 * SECOND);
-        let found = only(&node, expected);
+        let found = only_state(&node, expected);
         assert!(found.ongoing && found.summary.contains(says), "{what}: {found:#?}");
         node.trouble(220 * SECOND, entity, what, place, true);
         node.lethal(220 * SECOND);
-        assert!(!only(&node, expected).ongoing, "{what}");
+        assert!(!only_state(&node, expected).ongoing, "{what}");
     }
 }
 
@@ -71,13 +63,13 @@ fn a_trouble_that_its_node_tells_of_no_more_is_over() {
         node.lethal(until * SECOND);
     };
     elapse(&mut node, 230, 700);
-    assert!(only(&node, "pids-at-limit").ongoing, "ten minutes are not over");
+    assert!(only_state(&node, "pids-at-limit").ongoing, "ten minutes are not over");
     elapse(&mut node, 700, 1_000);
-    let over = only(&node, "pids-at-limit");
+    let over = only_state(&node, "pids-at-limit");
     assert!(!over.ongoing && over.resolved_ns > over.ended_ns, "{over:#?}");
     // Once and for all.
     elapse(&mut node, 1_000, 2_000);
-    let later = only(&node, "pids-at-limit");
+    let later = only_state(&node, "pids-at-limit");
     assert_eq!((later.revision, later.resolved_ns), (over.revision, over.resolved_ns));
 
     // What an earlier run found is over as well, when this one is not told of it.
@@ -86,7 +78,7 @@ fn a_trouble_that_its_node_tells_of_no_more_is_over() {
         let container = web(&mut node);
         node.trouble(100 * SECOND, container, "pids-at-limit", "", false);
         node.lethal(100 * SECOND);
-        only(&node, "pids-at-limit")
+        only_state(&node, "pids-at-limit")
     };
     let mut later = Node::new("n1");
     let other = later.container("c9", "other");
@@ -133,7 +125,7 @@ fn a_pod_that_is_stuck_is_told_with_what_kubernetes_says_until_it_is_not() {
         node.trouble_of(100 * SECOND, pod, texts, false);
         node.trouble_of(220 * SECOND, pod, texts, false);
         node.lethal(220 * SECOND);
-        let found = only(&node, expected);
+        let found = only_state(&node, expected);
         assert!(found.ongoing && found.count == 1 && found.summary.contains(says), "{found:#?}");
         if expected == "never-goes" {
             node.pod_gone(300 * SECOND, pod);
@@ -141,7 +133,7 @@ fn a_pod_that_is_stuck_is_told_with_what_kubernetes_says_until_it_is_not() {
             node.trouble_of(300 * SECOND, pod, texts, true);
         }
         node.lethal(300 * SECOND);
-        assert!(!only(&node, expected).ongoing, "{expected}");
+        assert!(!only_state(&node, expected).ongoing, "{expected}");
     }
 }
 
@@ -155,7 +147,7 @@ fn a_pod_that_is_not_ready_is_told_with_the_cpu_that_it_used_lately() {
         node.curve_of(at, web, ("/web", 64 * MIB), vec![point; 20]);
         node.trouble_of(700 * SECOND, pod, ["not-ready", "containers with unready status: [web]", "web"], false);
         node.lethal(700 * SECOND);
-        let found = only(&node, "never-ready");
+        let found = only_state(&node, "never-ready");
         let says = found.summary.contains(&format!("used {cpu_milli} thousandths of a core"));
         assert_eq!(says, told, "what was long ago is no news: {}", found.summary);
     }
@@ -173,7 +165,7 @@ fn a_first_process_that_survives_its_own_abort_again_and_again_is_told_until_it_
         node.ignored(at * SECOND, init, SIGABRT, init);
     }
     node.lethal(115 * SECOND);
-    let found = only(&node, "fatal-signal-survived");
+    let found = only_state(&node, "fatal-signal-survived");
     assert!(found.ongoing && found.title.contains("SIGABRT"), "{found:#?}");
     node.exit(130 * SECOND, init, 139);
     node.lethal(130 * SECOND);
@@ -225,11 +217,11 @@ fn a_resize_that_is_refused_is_told_until_it_is_done_or_given_up() {
     let pod = pod(&mut node);
     node.resize(100 * SECOND, pod, "Infeasible", "Node didn't have enough capacity: cpu, requested: 64000", false);
     node.lethal(100 * SECOND);
-    let found = only(&node, "resize-refused");
+    let found = only_state(&node, "resize-refused");
     assert!(found.ongoing && found.summary.contains("64000"), "{found:#?}");
     node.resize(200 * SECOND, pod, "", "", true);
     node.lethal(200 * SECOND);
-    assert!(!only(&node, "resize-refused").ongoing);
+    assert!(!only_state(&node, "resize-refused").ongoing);
 }
 
 #[test]
@@ -242,7 +234,7 @@ fn a_restart_that_a_resize_asks_for_is_no_ignored_sigterm_and_no_probe_kill() {
     node.signal(131 * SECOND, init, SIGKILL, Some(runc));
     node.exit(131 * SECOND + MS, init, SIGKILL);
     node.lethal(132 * SECOND);
-    let found = only(&node, "restarted-for-resize");
+    let found = only_state(&node, "restarted-for-resize");
     assert_eq!(found.severity, "info");
 }
 
@@ -276,7 +268,7 @@ fn a_liveness_kill_tells_whether_the_container_was_busy_before() {
         let point = Point { memory_kib: 1024, cpu_milli, throttled, ..Point::default() };
         node.curve_of(101 * SECOND, web, ("/web", 64 * MIB), vec![point; 20]);
         node.lethal(101 * SECOND);
-        let found = only(&node, "liveness-probe-kill");
+        let found = only_state(&node, "liveness-probe-kill");
         assert_eq!(found.summary.contains("in the minute before"), !says.is_empty(), "{}", found.summary);
         assert!(found.summary.contains(says), "{}", found.summary);
     }
@@ -290,7 +282,7 @@ fn the_last_lines_of_a_container_stand_with_its_death() {
     node.exit(100 * SECOND, init, 1 << 8);
     node.log_lines(100 * SECOND + 600 * MS, init, &["no such table: carts", "giving up"]);
     node.lethal(101 * SECOND);
-    let found = only(&node, "exited-with-error");
+    let found = only_state(&node, "exited-with-error");
     let told = found.evidence.iter().find(|piece| piece.kind == "log_lines").expect("it is evidence");
     assert!(told.text.contains("no such table: carts | giving up"), "{}", told.text);
 }
@@ -311,6 +303,6 @@ fn the_pods_curve_tells_of_the_pods_limit_and_the_containers_of_its_own() {
     node.curve_of(101 * SECOND, web, ("/kubepods/burstable/x/web", u64::MAX), leak(10..20));
     node.curve_of(101 * SECOND, web, (POD, 200 * MIB), leak(10..190));
     node.lethal(101 * SECOND);
-    let found = only(&node, "pod-limit-kill");
+    let found = only_state(&node, "pod-limit-kill");
     assert!(found.summary.contains("The pod's memory had grown steadily"), "{}", found.summary);
 }

@@ -1,22 +1,14 @@
 //! Findings of a state: why a pod does not start, until it does.
 
-use crate::correlate_node::{Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, patterns_of, workload_of};
+use crate::correlate_node::{
+    Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, only_state, patterns_of, workload_of,
+};
 use tapio_wire::event::EntityId;
-use tapio_wire::service::Finding;
 
 const PULL: [&str; 3] = ["web", "ErrImagePull", "rpc error: code = NotFound"];
 
 fn pod(node: &mut Node, number: u32) -> EntityId {
     node.kube_pod("Deployment/web", &format!("shop/web-{number}"))
-}
-
-fn only(node: &Node, pattern: &str) -> Finding {
-    let mut found = findings_of(node);
-    // A pod whose object goes was deleted, whatever kept it from starting.
-    found.retain(|finding| finding.pattern != "pod-deleted");
-    assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!(found[0].pattern, pattern, "{found:#?}");
-    found.remove(0)
 }
 
 #[test]
@@ -28,25 +20,25 @@ fn an_image_that_cannot_be_had_is_one_finding_of_its_workload_until_every_pod_ha
     node.waits(101 * SECOND, second, PULL);
     node.waits(110 * SECOND, first, ["web", "ImagePullBackOff", "Back-off pulling image"]);
     node.lethal(110 * SECOND);
-    let found = only(&node, "image-pull-failed");
+    let found = only_state(&node, "image-pull-failed");
     assert!(found.ongoing && found.resolved_ns == 0 && found.count == 2, "{found:#?}");
     assert!(found.title.contains("shop/web:2"), "{}", found.title);
     assert!(found.summary.contains("401 Unauthorized"), "{}", found.summary);
 
     node.runs(200 * SECOND, first, "web");
     node.lethal(200 * SECOND);
-    assert!(only(&node, "image-pull-failed").ongoing, "the second pod still waits");
+    assert!(only_state(&node, "image-pull-failed").ongoing, "the second pod still waits");
 
     node.pod_gone(210 * SECOND, second);
     node.lethal(210 * SECOND);
-    let over = only(&node, "image-pull-failed");
+    let over = only_state(&node, "image-pull-failed");
     assert_eq!((over.ongoing, &over.id), (false, &found.id));
     assert!(over.resolved_ns > over.ended_ns, "{over:#?}");
     assert_eq!(over.evidence.iter().filter(|piece| piece.step == "end").count(), 2);
 
     node.waits(300 * SECOND, first, PULL);
     node.lethal(300 * SECOND);
-    let again = only(&node, "image-pull-failed");
+    let again = only_state(&node, "image-pull-failed");
     assert_eq!((again.ongoing, again.resolved_ns, &again.id), (true, 0, &found.id));
 }
 
@@ -57,7 +49,7 @@ fn another_container_of_the_pod_that_runs_ends_nothing() {
     node.waits(100 * SECOND, pod, PULL);
     node.runs(101 * SECOND, pod, "proxy");
     node.lethal(101 * SECOND);
-    assert!(only(&node, "image-pull-failed").ongoing);
+    assert!(only_state(&node, "image-pull-failed").ongoing);
 }
 
 #[test]
@@ -68,7 +60,7 @@ fn the_end_of_a_state_may_arrive_before_its_beginning() {
     node.lethal(200 * SECOND);
     node.waits(100 * SECOND, pod, PULL);
     node.lethal(200 * SECOND);
-    assert!(!only(&node, "image-pull-failed").ongoing);
+    assert!(!only_state(&node, "image-pull-failed").ongoing);
 }
 
 #[test]
@@ -77,7 +69,7 @@ fn a_state_that_an_earlier_run_found_ends_as_well() {
     let pod = pod(&mut node, 1);
     node.waits(100 * SECOND, pod, PULL);
     node.lethal(100 * SECOND);
-    let earlier = only(&node, "image-pull-failed");
+    let earlier = only_state(&node, "image-pull-failed");
     node.runs(200 * SECOND, pod, "web");
     node.lethal(200 * SECOND);
     let machine = Machine::start(1);
@@ -107,7 +99,7 @@ fn what_kubelet_says_of_a_waiting_container_is_told_by_its_reason() {
         let pod = pod(&mut node, 1);
         node.waits(100 * SECOND, pod, said);
         node.lethal(100 * SECOND);
-        assert!(only(&node, expected).ongoing, "{said:?}");
+        assert!(only_state(&node, expected).ongoing, "{said:?}");
     }
     for said in [["web", "ContainerCreating", ""], ["web", "PodInitializing", ""]] {
         let mut node = Node::new("n1");
@@ -134,11 +126,11 @@ fn events_tell_why_a_pod_waits_and_any_of_its_containers_that_runs_ends_that() {
         let pod = pod(&mut node, 1);
         node.said(100 * SECOND, pod, "Pod", reason, message);
         node.lethal(100 * SECOND);
-        let found = only(&node, expected);
+        let found = only_state(&node, expected);
         assert!(found.ongoing && found.summary.contains(message), "{found:#?}");
         node.runs(150 * SECOND, pod, "web");
         node.lethal(150 * SECOND);
-        assert!(!only(&node, expected).ongoing);
+        assert!(!only_state(&node, expected).ongoing);
     }
 }
 
@@ -150,11 +142,11 @@ fn a_controller_that_may_not_make_pods_is_told_until_it_may() {
     let message = "pods \"web-x\" is forbidden: exceeded quota: compute, requested: cpu=2, used: cpu=3, limited: cpu=4";
     node.said(100 * SECOND, workload, "ReplicaSet", "FailedCreate", message);
     node.lethal(100 * SECOND);
-    let found = only(&node, "pods-refused");
+    let found = only_state(&node, "pods-refused");
     assert!(found.ongoing && found.summary.contains("exceeded quota"), "{found:#?}");
     node.said(160 * SECOND, workload, "ReplicaSet", "SuccessfulCreate", "Created pod: web-y");
     node.lethal(160 * SECOND);
-    assert!(!only(&node, "pods-refused").ongoing);
+    assert!(!only_state(&node, "pods-refused").ongoing);
 }
 
 #[test]
@@ -164,17 +156,17 @@ fn a_pod_that_no_node_takes_is_told_with_the_schedulers_words_until_one_does() {
     let message = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {a: b}";
     node.waits_for_a_node(100 * SECOND, pod, "Unschedulable", message, false);
     node.lethal(100 * SECOND);
-    let found = only(&node, "unschedulable");
+    let found = only_state(&node, "unschedulable");
     assert!(found.ongoing && found.title.contains("1 Insufficient cpu"), "{found:#?}");
     node.waits_for_a_node(130 * SECOND, pod, "", "", true);
     node.lethal(130 * SECOND);
-    assert!(!only(&node, "unschedulable").ongoing);
+    assert!(!only_state(&node, "unschedulable").ongoing);
 
     let mut node = Node::new("n1");
     let pod = self::pod(&mut node, 1);
     node.waits_for_a_node(100 * SECOND, pod, "SchedulingGated", "Scheduling is blocked", false);
     node.lethal(100 * SECOND);
-    assert!(only(&node, "scheduling-gated").ongoing);
+    assert!(only_state(&node, "scheduling-gated").ongoing);
 }
 
 #[test]
@@ -190,7 +182,7 @@ fn a_program_that_ends_well_and_is_started_again_for_ever_is_the_wrong_kind_of_w
         node.lethal(91 * SECOND);
         node
     };
-    assert!(only(&loops(None), "ends-and-restarts").ongoing);
+    assert!(only_state(&loops(None), "ends-and-restarts").ongoing);
     assert_eq!(patterns_of(&loops(Some("Error"))), [""; 0], "one of its ends was a failure");
 }
 
@@ -209,10 +201,10 @@ fn hooks_and_startup_probes_are_told_apart_from_stops_and_liveness() {
         node.lethal(131 * SECOND);
         node
     };
-    only(&killed("FailedPostStartHook", "Exec lifecycle hook ([false]) failed"), "post-start-failed");
-    only(&killed("FailedPreStopHook", "Exec lifecycle hook ([false]) failed"), "pre-stop-failed");
-    only(&killed("Unhealthy", "Startup probe failed: timeout"), "startup-probe-kill");
-    only(&killed("Unhealthy", "Liveness probe failed: timeout"), "liveness-probe-kill");
+    only_state(&killed("FailedPostStartHook", "Exec lifecycle hook ([false]) failed"), "post-start-failed");
+    only_state(&killed("FailedPreStopHook", "Exec lifecycle hook ([false]) failed"), "pre-stop-failed");
+    only_state(&killed("Unhealthy", "Startup probe failed: timeout"), "startup-probe-kill");
+    only_state(&killed("Unhealthy", "Liveness probe failed: timeout"), "liveness-probe-kill");
 }
 
 #[test]
@@ -228,8 +220,9 @@ fn a_flood_is_told_of_who_floods_and_casts_doubt_on_its_own_deaths_alone() {
     node.lethal(96 * SECOND);
     let found = findings_of(&node);
     let of = |pattern: &str, pod: &str| {
-        let is_it =
-            |one: &&Finding| one.pattern == pattern && one.entity.as_ref().is_some_and(|entity| entity.pod == pod);
+        let is_it = |one: &&tapio_wire::service::Finding| {
+            one.pattern == pattern && one.entity.as_ref().is_some_and(|entity| entity.pod == pod)
+        };
         found.iter().find(is_it).unwrap_or_else(|| panic!("no {pattern} of {pod}: {found:#?}"))
     };
     assert!(of("flood", "loud-1").ongoing && of("flood", "loud-1").confidence > 0.9);
@@ -305,10 +298,10 @@ fn two_containers_of_a_pod_that_wait_alike_are_one_finding_until_both_run() {
     node.waits(100 * SECOND, pod, PULL);
     node.waits(101 * SECOND, pod, ["proxy", "ErrImagePull", "the registry does not answer"]);
     node.lethal(101 * SECOND);
-    assert_eq!(only(&node, "image-pull-failed").count, 2);
+    assert_eq!(only_state(&node, "image-pull-failed").count, 2);
     for (at, container, ongoing) in [(110, "web", true), (120, "proxy", false)] {
         node.runs(at * SECOND, pod, container);
         node.lethal(at * SECOND);
-        assert_eq!(only(&node, "image-pull-failed").ongoing, ongoing, "{container} runs");
+        assert_eq!(only_state(&node, "image-pull-failed").ongoing, ongoing, "{container} runs");
     }
 }

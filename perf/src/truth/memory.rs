@@ -53,7 +53,7 @@ pub const ALL: &[Scenario] = &[
         says: &["tenant.slice"],
         ..Scenario::new("slice-limit-full", ABOVE, slice_limit, &["slice-limit-kill"])
     },
-    // A child may be caught before it has lowered its own score: then the first process is the second victim.
+    // Between two of its own scores a child may be chosen: then the first process is the second victim.
     Scenario::new(
         "many-children-fill-it-init-is-chosen",
         "memory limit",
@@ -194,8 +194,10 @@ fn slice_limit(stage: &mut Stage) -> Result<Caused, Error> {
 /// Children hold what fills the limit, and the first process is killed for it: it has the highest score.
 fn crowd(stage: &mut Stage) -> Result<Caused, Error> {
     let room = stage.room(Some(LIMIT_MIB))?;
-    let script = "echo 1000 >/proc/self/oom_score_adj; while :; do \
-                  (echo 0 >/proc/self/oom_score_adj; x=$(head -c 1000000 /dev/zero | tr '\\0' a); sleep 60) & sleep 0.1; done";
+    // A child is made with the score that it is to have: in emulation it would be chosen before it had lowered it.
+    let script = "while :; do echo 0 >/proc/self/oom_score_adj; \
+                  (x=$(head -c 1000000 /dev/zero | tr '\\0' a); sleep 60) & \
+                  echo 1000 >/proc/self/oom_score_adj; sleep 0.1; done";
     stage.play_out(&room, Pids::Own, script)
 }
 

@@ -71,6 +71,16 @@ pub fn findings_of(node: &Node) -> Vec<Finding> {
     machine.findings()
 }
 
+/// The only finding of a node's frames, which must be of this pattern.
+pub fn only_state(node: &Node, pattern: &str) -> Finding {
+    let mut found = findings_of(node);
+    // A pod whose object goes was deleted, whatever was wrong with it.
+    found.retain(|finding| finding.pattern != "pod-deleted");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, pattern, "{found:#?}");
+    found.remove(0)
+}
+
 /// The patterns that a node's frames lead to, the oldest first.
 pub fn patterns_of(node: &Node) -> Vec<String> {
     findings_of(node).into_iter().map(|finding| finding.pattern).collect()

@@ -7,7 +7,7 @@ mod states;
 
 use std::sync::Arc;
 
-pub use machine::{Machine, findings_of, patterns_of};
+pub use machine::{Machine, findings_of, only_state, patterns_of};
 use tapio_server::correlate::NodeRef;
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{
