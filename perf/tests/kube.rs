@@ -66,6 +66,8 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     hoarder["resources"] = json!({"limits": {"ephemeral-storage": "5Mi"}});
     let mut front = deployment("front", sleeper("web"));
     front["spec"]["replicas"] = json!(2);
+    // A pod that runs for a moment before it crashes has not made the release.
+    front["spec"]["minReadySeconds"] = json!(5);
     front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
     namespace.apply(vec![
         deployment("leak", eater("eater")),
