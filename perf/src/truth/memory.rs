@@ -15,6 +15,8 @@ const CHILD: &str = "a child's OOM kill";
 const ABOVE: &str = "a limit above";
 const LIMIT_MIB: u64 = 32;
 const HOLD_LIMIT: Duration = Duration::from_secs(20);
+/// How long a container may take to have waited for memory for a while.
+const STALL_LIMIT: Duration = Duration::from_secs(120);
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("oom-of-pid-1", "memory limit", |stage| stage.inject(Fault::Oom), &["memory-limit-kill"]),
@@ -77,6 +79,12 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         only_where: Some(MemoryControl::V2),
+        // It is ended by whoever made it.
+        beside: &["killed-from-outside"],
+        ..Scenario::new("stuck-above-memory-high", "memory limit", above_high, &["memory-high-stall"])
+    },
+    Scenario {
+        only_where: Some(MemoryControl::V2),
         ..Scenario::new("whole-group-killed", CHILD, whole_group, &["memory-limit-kill"])
     },
 ];
@@ -123,6 +131,22 @@ fn lowered(stage: &mut Stage) -> Result<Caused, Error> {
     })?;
     room.limiting().limit_memory(MemoryControl::V2, LIMIT_MIB << 20)?;
     actor.wait_end()?;
+    Ok(room.caused(&[&actor]))
+}
+
+/// Above `memory.high` the kernel lets it wait, and kills nothing.
+fn above_high(stage: &mut Stage) -> Result<Caused, Error> {
+    let room = stage.room(Some(8 * LIMIT_MIB))?;
+    room.limiting().write("memory.high", &(LIMIT_MIB << 20).to_string())?;
+    let script = format!("exec {}", stage.eat(3 * LIMIT_MIB));
+    let actor = stage.start(&room, Pids::Own, &script)?;
+    let pressure = room.limiting().path().join("memory.pressure");
+    wait_for("that it has waited for memory for 20 s", STALL_LIMIT, |seen| {
+        seen.clone_from(&fs::read_to_string(&pressure).unwrap_or_default());
+        let full = seen.lines().find(|line| line.starts_with("full")).unwrap_or_default();
+        let total_us = full.split_once("total=").and_then(|(_, total)| total.trim().parse::<u64>().ok());
+        Ok(total_us.filter(|total_us| *total_us >= 20_000_000).map(|_| ()))
+    })?;
     Ok(room.caused(&[&actor]))
 }
 

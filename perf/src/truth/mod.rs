@@ -95,6 +95,8 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
         server: server.address(),
         feed: Feed::Ebpf,
         own_pid_namespace: options.own_pid_namespace,
+        // What is wrong with what lives is told after six samples.
+        extra_collector: ", watch_interval: 1s".into(),
         ..CollectorOptions::default()
     })?;
     let mut watch = FindingWatch::start(&server.address())?;
