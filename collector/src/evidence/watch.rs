@@ -274,7 +274,9 @@ impl Watched {
             (is_throttled && !self.is_pod, SAMPLES, (throttled.into(), 100)),
             (sample.pids_hits > last.pids_hits && is_full, 1, (sample.pids, self.limits.pids)),
             (
-                sample.high_hits > last.high_hits && sample.memory_pressure >= PRESSURE,
+                // Who waits for seconds at a time asks for nothing meanwhile.
+                (sample.high_hits > last.high_hits || sample.memory_bytes >= self.limits.high_bytes)
+                    && sample.memory_pressure >= PRESSURE,
                 SAMPLES,
                 (sample.memory_bytes, self.limits.high_bytes),
             ),
@@ -388,6 +390,19 @@ mod tests {
         }
         let pids = What::PidsAtLimit;
         assert_eq!(overs(&told), [(pids, false), (pids, false), (pids, true)]);
+    }
+
+    #[test]
+    fn one_that_waits_above_memory_high_without_asking_for_more_is_stuck() {
+        let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
+        watched.limits.high_bytes = 64 << 20;
+        for number in 0..20 {
+            let (memory_bytes, memory_pressure) = if number < 12 { (65 << 20, 80_00) } else { (60 << 20, 80_00) };
+            let sample = Sample { memory_bytes, memory_pressure, high_hits: 7, ..Sample::default() };
+            watched.take(at(start, number), PATH, sample, (INTERVAL, INTERVAL * SAMPLES), &mut told);
+        }
+        let high = What::MemoryHigh;
+        assert_eq!(overs(&told), [(high, false), (high, true)]);
     }
 
     #[test]
