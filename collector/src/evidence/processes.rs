@@ -64,8 +64,6 @@ pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut Known
         seen.push((pid, stat.start_time_ns, limit));
         if is_near(&open, limit)
             && (LIMIT_MIN..u64::MAX).contains(&limit)
-            // What was open before the limit was lowered stays open.
-            && open <= limit
             && looked.descriptors.as_ref().is_none_or(|known| open > known.open)
         {
             looked.descriptors = Some(Descriptors { pid, comm: stat.comm, open, limit });
