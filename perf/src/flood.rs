@@ -80,8 +80,19 @@ struct Rest(PathBuf);
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        // A loop that makes it leaves it, if it ended in the midst of a turn.
-        let _ = fs::remove_dir(&self.0);
+        // A loop that makes it leaves it, if it ended in the midst of a turn. What is in it ends with the loop, in a moment.
+        let gone = wait_for("that the loop's cgroup goes", KEEP * 25, |seen| {
+            Ok(match fs::remove_dir(&self.0) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    *seen = error.to_string();
+                    None
+                }
+                _ => Some(()),
+            })
+        });
+        if let Err(error) = gone {
+            eprintln!("tapio-perf: {error}");
+        }
     }
 }
 
@@ -115,7 +126,8 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     // As busy as the floods make the machine, but nothing to tell of.
     let busy = [SPIN; 3].map(|script| Flood::start(&mut stage, |_| script.into()));
     let quiet = kill(&mut stage, &mut watch, options.before)?;
-    drop(busy);
+    // The first one made the folders above all.
+    busy.into_iter().rev().for_each(drop);
 
     let floods = [
         Flood::start(&mut stage, |folder| {
@@ -168,7 +180,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
         .filter_map(|finding| finding.entity.as_ref())
         .filter(|entity| containers.contains(&&*entity.container_id))
         .count();
-    drop(floods);
+    floods.into_iter().rev().for_each(drop);
     report.lethal_ring_full = Metrics::read(collector.port())?.sum("tapio_collector_lethal_ring_full_total", &[]);
     collector.stop()?;
     report.unexplained = wait_for("the ledger's closing", LIMIT, |seen| {
