@@ -7,7 +7,6 @@
 //! end at once, one makes cgroups and removes them. The same deaths are caused before, beside three loops that only take CPU time, for comparison.
 
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use serde::Serialize;
 use crate::client::{Client, FindingWatch};
 use crate::clock::wait_for;
 use crate::error::Error;
+use crate::inject::cgroup::Cgroup;
 use crate::inject::{Fault, InjectOptions, Injector, measure};
 use crate::interrupt;
 use crate::latency::{Summary, human};
@@ -72,31 +72,17 @@ pub struct FloodReport {
 /// A loop in a container. Dropped in this order: the loop ends, what it left behind goes, then its container.
 struct Flood {
     _actor: Actor,
-    _rest: Rest,
+    _below: Cgroup,
     room: Room,
-}
-
-struct Rest(PathBuf);
-
-impl Drop for Rest {
-    fn drop(&mut self) {
-        // A loop that makes it leaves it, if it ended in the midst of a turn. What is in it ends with the loop, in a moment.
-        // An interrupt does not end this wait: what was made goes.
-        let began = Instant::now();
-        while fs::remove_dir(&self.0).is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)
-            && began.elapsed() < KEEP * 25
-        {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
 }
 
 impl Flood {
     fn start(stage: &mut Stage, script: impl Fn(&str) -> String) -> Result<Self, Error> {
         let room = stage.room(None)?;
-        let rest = Rest(room.folder().join(FOLDER));
-        let actor = stage.start(&room, Pids::Own, &script(&rest.0.display().to_string()))?;
-        Ok(Self { _actor: actor, _rest: rest, room })
+        // The loop makes it.
+        let below = Cgroup::adopt(room.folder().join(FOLDER));
+        let actor = stage.start(&room, Pids::Own, &script(&below.path().display().to_string()))?;
+        Ok(Self { _actor: actor, _below: below, room })
     }
 }
 
@@ -121,8 +107,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     // As busy as the floods make the machine, but nothing to tell of.
     let busy = [SPIN; 3].map(|script| Flood::start(&mut stage, |_| script.into()));
     let quiet = kill(&mut stage, &mut watch, options.before)?;
-    // The first one made the folders above all.
-    busy.into_iter().rev().for_each(drop);
+    drop(busy);
 
     let floods = [
         Flood::start(&mut stage, |folder| {
@@ -175,7 +160,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
         .filter_map(|finding| finding.entity.as_ref())
         .filter(|entity| containers.contains(&&*entity.container_id))
         .count();
-    floods.into_iter().rev().for_each(drop);
+    drop(floods);
     report.lethal_ring_full = Metrics::read(collector.port())?.sum("tapio_collector_lethal_ring_full_total", &[]);
     collector.stop()?;
     report.unexplained = wait_for("the ledger's closing", LIMIT, |seen| {

@@ -1,10 +1,13 @@
 //! Throw-away cgroups: where the hierarchies are mounted, and folders that are gone again when their guard is.
 //!
-//! What must hold: only folders that were made here are removed, and no process is left in them.
+//! What must hold: only folders that were made here are removed, the last one that uses such a folder removes it, and no process is left
+//! in them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,11 +81,18 @@ impl Hierarchies {
     }
 }
 
-/// A cgroup and those above it that had to be made; all of these go with it.
+/// The folders that this process has made, and how many guards use each.
+static MADE: Mutex<BTreeMap<PathBuf, usize>> = Mutex::new(BTreeMap::new());
+
+fn made() -> MutexGuard<'static, BTreeMap<PathBuf, usize>> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A cgroup and those above it that were made here; they go with the last guard that uses them.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
-    /// In the order in which they were made.
+    /// From the top down.
     made: Vec<PathBuf>,
 }
 
@@ -96,8 +106,12 @@ impl Cgroup {
             }
             cgroup.path.push(component);
             match fs::create_dir(&cgroup.path) {
-                Ok(()) => cgroup.made.push(cgroup.path.clone()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Ok(()) => cgroup.hold(),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if made().contains_key(&cgroup.path) {
+                        cgroup.hold();
+                    }
+                }
                 Err(source) => {
                     let what = format!("make the cgroup {}", cgroup.path.display());
                     return Err(Error::Io { what, source });
@@ -109,7 +123,15 @@ impl Cgroup {
 
     /// Takes over a cgroup that a process made by its own means: it goes with this guard.
     pub fn adopt(path: PathBuf) -> Self {
-        Self { made: vec![path.clone()], path }
+        let mut cgroup = Self { path, made: Vec::new() };
+        cgroup.hold();
+        cgroup
+    }
+
+    /// Its folder was made here, and is used by this guard.
+    fn hold(&mut self) {
+        *made().entry(self.path.clone()).or_default() += 1;
+        self.made.push(self.path.clone());
     }
 
     /// Its folder.
@@ -142,7 +164,14 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         for path in self.made.iter().rev() {
-            remove(path);
+            let mut made = made();
+            let Some(users) = made.get_mut(path) else { continue };
+            *users -= 1;
+            if *users == 0 {
+                made.remove(path);
+                drop(made);
+                remove(path);
+            }
         }
     }
 }
@@ -189,6 +218,17 @@ mod tests {
         let found = Hierarchies::parse(unified).expect("a hierarchy");
         assert_eq!((found.v2.as_path(), found.v1_memory), (Path::new("/sys/fs/cgroup"), None));
         assert_eq!(Hierarchies::parse("35 31 0:32 / /m rw - cgroup cgroup rw,memory"), None);
+    }
+
+    #[test]
+    fn what_several_use_goes_with_the_last_of_them() {
+        let root = tempfile::tempdir().expect("a folder");
+        let [first, second] =
+            ["kubepods/a", "kubepods/b"].map(|path| Cgroup::create(root.path(), path, false).expect("it is made"));
+        drop(first);
+        assert!(second.path().is_dir() && !root.path().join("kubepods/a").exists());
+        drop(second);
+        assert!(!root.path().join("kubepods").exists());
     }
 
     #[test]
