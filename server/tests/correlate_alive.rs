@@ -225,6 +225,24 @@ fn a_resize_that_is_refused_is_told_until_it_is_done_or_given_up() {
 }
 
 #[test]
+fn an_end_that_names_no_condition_ends_what_was_told_of_any() {
+    let mut node = Node::new("n1");
+    let pod = pod(&mut node);
+    node.resize(100 * SECOND, pod, "Infeasible", "no room", false);
+    node.pod_gone(200 * SECOND, pod);
+    node.lethal(200 * SECOND);
+    assert!(!only_state(&node, "resize-refused").ongoing);
+
+    let mut node = Node::new("n1");
+    let pod = node.kube_pod(WEB[0], WEB[1]);
+    node.waits_for_a_node(100 * SECOND, pod, "Unschedulable", "0/1 nodes are available", false);
+    // Its node's collector was told before the elected one.
+    node.runs(200 * SECOND, pod, "web");
+    node.lethal(200 * SECOND);
+    assert!(!only_state(&node, "unschedulable").ongoing);
+}
+
+#[test]
 fn a_restart_that_a_resize_asks_for_is_no_ignored_sigterm_and_no_probe_kill() {
     let mut node = Node::new("n1");
     let (web, runtime) = (web(&mut node), node.unit("containerd.service"));

@@ -21,24 +21,47 @@ use crate::correlate::signal::{Detail, Signal, SignalKind};
 
 /// Pods and other entities, and their troubles, of which it is remembered how a state of theirs ended, or that it goes on.
 const SUBJECTS_MAX: usize = 32_768;
-/// Containers of a pod.
-const CONTAINERS_MAX: usize = 32;
+/// Containers and troubles of one subject.
+const PARTS_MAX: usize = 32;
 
-/// The number of a pattern's anchor, whose state it is, and which of its troubles.
-type Key = (usize, EntityId, Option<String>);
+/// The number of a pattern's anchor, and whose state it is.
+type Key = (usize, EntityId);
 
 fn key_of(pattern: &Pattern, signal: &Signal) -> Key {
-    (pattern.anchor_step().number, subject_of(pattern, signal), trouble_of(signal))
+    (pattern.anchor_step().number, subject_of(pattern, signal))
 }
 
-/// The part that a signal names, and the signal.
-type End = (Option<Arc<str>>, Arc<Noted>);
+/// What a signal is about, beyond its subject: one of its troubles, one of its containers, or neither.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    trouble: Option<String>,
+    container: Option<Arc<str>>,
+}
+
+impl Part {
+    fn of(signal: &Signal) -> Self {
+        Self { trouble: trouble_of(signal), container: container_of(signal).map(Arc::from) }
+    }
+
+    /// Whether a signal about this one may be about the other: what either of them does not name is the whole.
+    fn concerns(&self, other: &Self) -> bool {
+        fn agree<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
+            a.is_none() || b.is_none() || a == b
+        }
+        agree(self.trouble.as_ref(), other.trouble.as_ref()) && agree(self.container.as_ref(), other.container.as_ref())
+    }
+}
+
+/// What a signal is about, and the signal.
+type End = (Part, Arc<Noted>);
 
 /// The finding that tells of a state.
 #[derive(Clone)]
 pub struct Open {
     /// Its last signal, and the last one of each container of whom this is about.
     pub anchor: Arc<Noted>,
+    /// Which trouble of the subject it is.
+    trouble: Option<String>,
     members: Vec<Arc<Noted>>,
     pub id: String,
     /// Nanoseconds since 1970.
@@ -47,14 +70,15 @@ pub struct Open {
 
 /// See the module.
 pub struct Endings {
-    /// The latest end of each container; the pod's own has no name.
+    /// The latest end of each container and trouble; one of the whole names neither.
     ends: Generations<Key, Vec<End>>,
-    anchors: Generations<Key, Open>,
+    /// The findings of a subject, one for each of its troubles.
+    anchors: Generations<Key, Vec<Open>>,
     /// States that are told again and again: when, by the clock of their node.
-    heard: HashMap<u64, HashMap<Key, u64>>,
+    heard: HashMap<u64, HashMap<(Key, Option<String>), u64>>,
     heard_count: usize,
     /// When such a state was found not to be told any more, nanoseconds since 1970.
-    quiet: Generations<Key, u64>,
+    quiet: Generations<(Key, Option<String>), u64>,
 }
 
 impl Default for Endings {
@@ -118,9 +142,9 @@ pub struct Ended {
 pub fn members(pattern: &Pattern, found: &Match) -> Vec<Arc<Noted>> {
     let mut members: Vec<Arc<Noted>> = Vec::new();
     for noted in found.steps[pattern.anchor].iter().rev() {
-        let (subject, part) = (subject_of(pattern, &noted.signal), part_of(&noted.signal));
+        let (subject, part) = (subject_of(pattern, &noted.signal), Part::of(&noted.signal));
         let is_known =
-            |known: &Arc<Noted>| subject_of(pattern, &known.signal) == subject && part_of(&known.signal) == part;
+            |known: &Arc<Noted>| subject_of(pattern, &known.signal) == subject && Part::of(&known.signal) == part;
         if !members.iter().any(is_known) {
             members.push(Arc::clone(noted));
         }
@@ -133,20 +157,24 @@ impl Endings {
     pub fn note(&mut self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut touched = Vec::new();
         for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
-            let key = key_of(pattern, &noted.signal);
-            let open = self.anchors.get(&key);
-            // It has ended: another end later is none of this state.
-            if open.is_some_and(|open| !self.goes_on(pattern, open)) {
+            let (key, part) = (key_of(pattern, &noted.signal), Part::of(&noted.signal));
+            let of_it = self.anchors.get(&key).into_iter().flatten();
+            let open: Vec<&Open> = of_it
+                .filter(|open| open.trouble.is_none() || part.trouble.is_none() || open.trouble == part.trouble)
+                .collect();
+            let going: Vec<Arc<Noted>> =
+                open.iter().filter(|open| self.goes_on(pattern, open)).map(|open| Arc::clone(&open.anchor)).collect();
+            // All have ended: another end later is none of these states.
+            if going.is_empty() && !open.is_empty() {
                 continue;
             }
-            touched.extend(open.map(|open| Arc::clone(&open.anchor)));
+            touched.extend(going);
             let ends = self.ends.entry(key, Vec::new);
-            let part = part_of(&noted.signal);
-            match ends.iter().position(|(known, _)| known.as_deref() == part.as_deref()) {
+            match ends.iter().position(|(known, _)| *known == part) {
                 Some(known) if ends[known].1.signal.realtime_ns < noted.signal.realtime_ns => {
                     ends[known].1 = Arc::clone(noted);
                 }
-                None if ends.len() < CONTAINERS_MAX => ends.push((part.map(Arc::from), Arc::clone(noted))),
+                None if ends.len() < PARTS_MAX => ends.push((part, Arc::clone(noted))),
                 _ => {}
             }
         }
@@ -166,8 +194,8 @@ impl Endings {
         let mut first_ns = members.iter().map(|member| member.signal.realtime_ns).min();
         let mut replaced: Vec<Open> = Vec::new();
         for member in members {
-            let key = key_of(pattern, &member.signal);
-            let open = self.anchors.get(&key).cloned();
+            let trouble = trouble_of(&member.signal);
+            let open = self.open(&key_of(pattern, &member.signal), trouble.as_deref()).cloned();
             if let Some(open) = open.filter(|open| open.id == id || self.goes_on(pattern, open)) {
                 first_ns = first_ns.min(Some(open.started_ns));
                 if open.id != id && !replaced.iter().any(|known| known.id == open.id) {
@@ -176,19 +204,30 @@ impl Endings {
             }
         }
         for member in members {
-            let key = key_of(pattern, &member.signal);
-            let is_of = |other: &&Arc<Noted>| key_of(pattern, &other.signal) == key;
+            let (key, trouble) = (key_of(pattern, &member.signal), trouble_of(&member.signal));
+            let is_of =
+                |other: &&Arc<Noted>| key_of(pattern, &other.signal) == key && trouble_of(&other.signal) == trouble;
             let (anchor, members) = (Arc::clone(anchor), members.iter().filter(is_of).cloned().collect());
-            let open = Open { anchor, members, id: id.to_owned(), started_ns: first_ns.unwrap_or(0) };
-            self.anchors.insert(key.clone(), open);
+            let started_ns = first_ns.unwrap_or(0);
+            let open = Open { anchor, trouble: trouble.clone(), members, id: id.to_owned(), started_ns };
+            let of_subject = self.anchors.entry(key, Vec::new);
+            of_subject.retain(|known| known.trouble != trouble);
+            if of_subject.len() == PARTS_MAX {
+                of_subject.remove(0);
+            }
+            of_subject.push(open);
             if pattern.quiet_ns.is_some() && self.ended(pattern, std::slice::from_ref(member)).is_none() {
-                self.hear(key, &member.signal);
+                self.hear((key, trouble), &member.signal);
             }
         }
         (replaced, first_ns)
     }
 
-    fn hear(&mut self, key: Key, signal: &Signal) {
+    fn open(&self, key: &Key, trouble: Option<&str>) -> Option<&Open> {
+        self.anchors.get(key)?.iter().find(|open| open.trouble.as_deref() == trouble)
+    }
+
+    fn hear(&mut self, key: (Key, Option<String>), signal: &Signal) {
         let of_node = self.heard.entry(signal.evidence.node).or_default();
         if let Some(at) = of_node.get_mut(&key) {
             *at = signal.boottime_ns.max(*at);
@@ -209,7 +248,7 @@ impl Endings {
         of_node.retain(|key, at| {
             // The node was started anew, and its clock with it.
             *at = now_ns.min(*at);
-            let is_over = now_ns - *at > quiet_ns(key.0);
+            let is_over = now_ns - *at > quiet_ns(key.0.0);
             if is_over {
                 over.push(key.clone());
             }
@@ -222,7 +261,7 @@ impl Endings {
         for key in &over {
             self.quiet.insert(key.clone(), realtime_ns);
         }
-        over.iter().filter_map(|key| self.anchors.get(key)).cloned().collect()
+        over.iter().filter_map(|(key, trouble)| self.open(key, trouble.as_deref())).cloned().collect()
     }
 
     fn goes_on(&self, pattern: &Pattern, open: &Open) -> bool {
@@ -233,17 +272,16 @@ impl Endings {
     pub fn ended(&self, pattern: &Pattern, members: &[Arc<Noted>]) -> Option<Ended> {
         let (mut by, mut at_ns) = (Vec::with_capacity(members.len()), 0);
         for member in members {
-            let key = key_of(pattern, &member.signal);
-            let part = part_of(&member.signal);
+            let (key, part) = (key_of(pattern, &member.signal), Part::of(&member.signal));
             let of_it = self.ends.get(&key).into_iter().flatten().filter(|(of, end)| {
                 let skew = if end.signal.evidence.node == member.signal.evidence.node { 0 } else { SKEW_NS };
-                (of.is_none() || part.is_none() || of.as_deref() == part.as_deref())
-                    && end.signal.realtime_ns.saturating_add(skew) >= member.signal.realtime_ns
+                of.concerns(&part) && end.signal.realtime_ns.saturating_add(skew) >= member.signal.realtime_ns
             });
             match of_it.min_by_key(|(_, end)| end.signal.realtime_ns) {
                 Some((_, end)) => by.push(Arc::clone(end)),
                 None => {
-                    let quiet_ns = self.quiet.get(&key).filter(|at| **at >= member.signal.realtime_ns)?;
+                    let quiet_ns =
+                        self.quiet.get(&(key, part.trouble)).filter(|at| **at >= member.signal.realtime_ns)?;
                     at_ns = at_ns.max(*quiet_ns);
                 }
             }
