@@ -12,10 +12,12 @@ mod node;
 mod processes;
 mod read;
 mod sample;
+mod sender;
 mod tasks;
+mod tell;
 mod watch;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,21 +25,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tapio_probes::record::CGROUP_V1_MEMORY;
-use tapio_wire::event::{
-    CgroupUse, Curve, Detail, Entity, EntityId, EntityKind, Event, Lane, LogLines, Member, NO_NAME, Observation, Point,
-    Role, Source, Trouble,
-};
+use tapio_wire::event::{Detail, EntityId, Event, Lane, Point, Role};
 
 use crate::decode::Batch;
 use crate::identity::Identity;
 use crate::identity::directory::Directory;
 use crate::intake::Intake;
-use crate::latency::{boottime_ns, realtime_ns};
-use counters::Counters;
-use full_mount::{FullMount, full_mount};
-use lasting::Whose;
-use read::{Mounts, Process, Reading};
-use watch::{Samples, Told, Watch};
+use full_mount::full_mount;
+use log::Logs;
+use read::{Mounts, Reading};
+use watch::{Told, Watch};
 
 const SIGBUS: u32 = 7;
 
@@ -53,15 +50,6 @@ const READINGS_BURST: u32 = 50;
 const READINGS_PER_SECOND: u32 = 200;
 /// Within it, one reading of a cgroup is enough.
 const COALESCED: Duration = Duration::from_millis(100);
-/// A container's last lines are in its file a moment after its death.
-const LOG_DELAY: Duration = Duration::from_millis(500);
-/// How long a container may not be named yet, and how often that is looked at.
-const LOG_NAMED_MAX: Duration = Duration::from_secs(10);
-const LOG_AGAIN: Duration = Duration::from_secs(1);
-/// The most lines that are told of one death.
-const LOG_LINES_MAX: usize = 50;
-/// Logs that wait to be read.
-const LOGS_MAX: usize = 64;
 /// Cgroups that were read lately, remembered for [`COALESCED`].
 const RECENT_MAX: usize = 1024;
 
@@ -121,17 +109,6 @@ impl Request {
         let bytes = self.path.get(..usize::from(self.path_bytes)).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }
-}
-
-/// A container whose log is to be read.
-struct DueLog {
-    due: Instant,
-    /// It is given up then.
-    until: Instant,
-    /// Its end, nanoseconds since 1970.
-    ended_ns: u64,
-    entity: EntityId,
-    pid: u32,
 }
 
 /// Where the kernel's source asks.
@@ -200,8 +177,9 @@ pub struct EvidenceReader {
     requests: Receiver<Request>,
     counts: Arc<EvidenceCounts>,
     mounts: Mounts,
-    options: Options,
-    logs: VecDeque<DueLog>,
+    with_arguments: bool,
+    node: EntityId,
+    logs: Logs,
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
     watch: Watch,
@@ -227,18 +205,20 @@ pub struct Options {
 pub fn channel(options: Options) -> (Evidence, EvidenceReader) {
     let (sender, requests) = bounded(REQUESTS_MAX);
     let counts = Arc::<EvidenceCounts>::default();
+    let with_log = options.log_lines > 0;
     let reader = EvidenceReader {
         requests,
         counts: Arc::clone(&counts),
         mounts: Mounts::of_this_machine(),
-        logs: VecDeque::new(),
+        logs: Logs::new(options.log_dir, options.log_lines, options.directory),
         recent: HashMap::default(),
         watch: Watch::new(options.watch_interval),
-        options,
+        with_arguments: options.with_arguments,
+        node: options.node,
         allowance: READINGS_BURST,
         refilled: Instant::now(),
     };
-    (Evidence { requests: sender, with_log: reader.options.log_lines > 0, counts }, reader)
+    (Evidence { requests: sender, with_log, counts }, reader)
 }
 
 impl EvidenceReader {
@@ -257,10 +237,9 @@ impl EvidenceReader {
             }
             self.tell_watched(now, told, &mut intake);
             self.tell_logs(now, &mut intake);
-            let pause = match (self.watch.has_work(now), self.logs.front()) {
-                (true, _) => Duration::ZERO,
-                (false, Some(log)) => intake.sleep_limit().min(log.due.saturating_duration_since(now)),
-                (false, None) => intake.sleep_limit(),
+            let pause = match self.watch.has_work(now) {
+                true => Duration::ZERO,
+                false => self.logs.pause(now).unwrap_or(Duration::MAX).min(intake.sleep_limit()),
             };
             match self.requests.recv_timeout(pause) {
                 Ok(request) => self.answer(&request, &mut intake),
@@ -270,7 +249,7 @@ impl EvidenceReader {
             intake.begin();
             intake.flush(false);
         }
-        self.tell_logs(Instant::now() + LOG_NAMED_MAX, &mut intake);
+        self.tell_logs(Instant::now() + log::NAMED_MAX, &mut intake);
         while let Some(pause) = intake.hand_on() {
             std::thread::sleep(pause);
         }
@@ -278,10 +257,8 @@ impl EvidenceReader {
 
     fn answer(&mut self, request: &Request, intake: &mut Intake) {
         let now = Instant::now();
-        if request.is_end && self.logs.len() < LOGS_MAX {
-            let (entity, pid) = (request.entity, request.pid);
-            let (due, until) = (now + LOG_DELAY, now + LOG_NAMED_MAX);
-            self.logs.push_back(DueLog { due, until, ended_ns: realtime_ns(), entity, pid });
+        if request.is_end {
+            self.logs.ended(now, request.entity, request.pid);
         }
         if request.is_log_only {
             return;
@@ -305,7 +282,7 @@ impl EvidenceReader {
         let is_version_1 = request.cgroup_id & CGROUP_V1_MEMORY != 0;
         let readings = self.mounts.read(request.pid, request.path(), is_version_1);
         let process = (request.sender_pid != 0)
-            .then(|| read::process(request.sender_pid, request.sender_start_time_ns, self.options.with_arguments))
+            .then(|| sender::process(request.sender_pid, request.sender_start_time_ns, self.with_arguments))
             .flatten();
         self.counts.readings.fetch_add(1, Ordering::Relaxed);
         self.counts.reading_us.fetch_add(now.elapsed().as_micros() as u64, Ordering::Relaxed);
@@ -316,12 +293,19 @@ impl EvidenceReader {
         };
         let full_mount = request.is_bus_error.then(|| full_mount(mounted_for(request.pid, &readings))).flatten();
         for (level, reading) in readings.iter().enumerate() {
-            wait_for_room(intake);
-            tell(intake, request, reading, process.as_ref().filter(|_| level == 0));
+            tell::wait_for_room(intake);
+            tell::observation(intake, request, reading, process.as_ref().filter(|_| level == 0));
             let is_full = request.full_height == Some(reading.height) && reading.height > 0;
             if level == 0 || is_full {
                 let difference = self.watch.difference(now, &reading.path, reading.into());
-                tell_use(intake, request, reading, difference, is_full, full_mount.as_ref().filter(|_| level == 0));
+                tell::cgroup_use(
+                    intake,
+                    request,
+                    reading,
+                    difference,
+                    is_full,
+                    full_mount.as_ref().filter(|_| level == 0),
+                );
             }
             if (level == 0 || is_full)
                 && let Some(mut samples) = self.watch.curve(&reading.path)
@@ -331,80 +315,32 @@ impl EvidenceReader {
                     let memory_kib = u32::try_from(reading.memory_usage_bytes >> 10).unwrap_or(u32::MAX);
                     samples.points.push(Point { memory_kib: memory_kib.max(last.memory_kib), ..last });
                 }
-                wait_for_room(intake);
-                tell_curve(intake, |_, _| (request.entity, request.pid), &reading.path, samples);
+                tell::wait_for_room(intake);
+                tell::curve(intake, |_, _| (request.entity, request.pid), &reading.path, samples);
             }
         }
     }
 
-    /// Tells the last lines of containers that died a moment ago; at the end, of all that are left.
     fn tell_logs(&mut self, now: Instant, intake: &mut Intake) {
-        while let Some(log) = self.logs.pop_front_if(|log| log.due <= now) {
-            let DueLog { until, ended_ns, entity, pid, .. } = log;
-            let mut container = Entity::named(EntityKind::Container, entity, "");
-            let is_known = self.options.directory.complete(&mut container, &mut Vec::new());
-            if !is_known || container.container.is_empty() {
-                // Kubelet tells of a container a moment after its start: one that ends at once is not named yet.
-                if now < until {
-                    self.logs.push_back(DueLog { due: now + LOG_AGAIN, ..log });
-                }
-                continue;
-            }
-            let Entity { namespace, pod, pod_uid, container, .. } = container;
-            let names = log::Names { namespace, pod, pod_uid, container };
-            let lines =
-                log::last_lines(&self.options.log_dir, &names, self.options.log_lines.min(LOG_LINES_MAX), ended_ns);
-            if lines.is_empty() {
-                continue;
-            }
-            wait_for_room(intake);
-            intake.observe(|batch, _| {
-                let line = |line: String| {
-                    // Cut afterwards: half a secret is not recognised.
-                    let mut told = batch.redacted_text(&line);
-                    told.truncate(told.floor_char_boundary(log::LINE_BYTES_MAX));
-                    batch.text(&told)
-                };
-                let lines = lines.into_iter().map(line).collect();
-                let body = Detail::LogLines(Box::new(LogLines { lines }));
-                Event { time_ns: boottime_ns(), entity, pid, source: Source::Collector, body }
-            });
+        while let Some(said) = self.logs.next(now) {
+            tell::wait_for_room(intake);
+            tell::log_lines(intake, said);
         }
     }
 
     fn tell_watched(&self, now: Instant, told: Vec<Told>, intake: &mut Intake) {
         for told in told {
-            wait_for_room(intake);
+            tell::wait_for_room(intake);
             match told {
                 Told::Curve { path } => {
                     if let Some(samples) = self.watch.curve(&path) {
                         let whose = |batch: &mut Batch, identity: &mut Identity| {
                             (identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities), 0)
                         };
-                        tell_curve(intake, whose, &path, samples);
+                        tell::curve(intake, whose, &path, samples);
                     }
                 }
-                Told::Trouble(trouble) => {
-                    intake.observe(|batch, identity| Event {
-                        time_ns: boottime_ns(),
-                        entity: match &trouble.whose {
-                            Whose::Cgroup(path) => identity.resolve_path(path, Lane::Lethal, &mut batch.body.entities),
-                            Whose::Node => self.options.node,
-                        },
-                        pid: trouble.pid,
-                        source: Source::Collector,
-                        body: Detail::Trouble(Box::new(Trouble {
-                            what: batch.text(trouble.what.name()),
-                            place: batch.text(&trouble.place),
-                            comm: batch.text(&trouble.comm),
-                            since_ns: boottime_ns()
-                                .saturating_sub(now.saturating_duration_since(trouble.since).as_nanos() as u64),
-                            value: trouble.value,
-                            limit: trouble.limit,
-                            is_over: trouble.is_over,
-                        })),
-                    });
-                }
+                Told::Trouble(trouble) => tell::trouble(intake, now, self.node, &trouble),
             }
         }
     }
@@ -422,31 +358,6 @@ impl EvidenceReader {
     }
 }
 
-fn wait_for_room(intake: &mut Intake) {
-    while intake.room_of(Lane::Lethal) == 0 {
-        intake.begin();
-        intake.flush(true);
-        if intake.room_of(Lane::Lethal) == 0 {
-            std::thread::sleep(intake.sleep_limit());
-        }
-    }
-}
-
-fn tell_curve(
-    intake: &mut Intake,
-    whose: impl FnOnce(&mut Batch, &mut Identity) -> (EntityId, u32),
-    path: &str,
-    samples: Samples,
-) {
-    intake.observe(|batch, identity| {
-        let (entity, pid) = whose(batch, identity);
-        let cgroup = batch.text(path);
-        let interval_ns = samples.interval.as_nanos() as u64;
-        let curve = Curve { cgroup, limit_bytes: samples.limit_bytes, interval_ns, points: samples.points };
-        Event { time_ns: boottime_ns(), entity, pid, source: Source::Collector, body: Detail::Curve(Box::new(curve)) }
-    });
-}
-
 /// Whose mounts may hold what a process wrote to: its own, and, when it is gone, those of the others in its cgroup.
 fn mounted_for(pid: u32, readings: &[Reading]) -> impl Iterator<Item = u32> {
     let folder = readings.first().map(|reading| reading.folder.join("cgroup.procs"));
@@ -456,90 +367,9 @@ fn mounted_for(pid: u32, readings: &[Reading]) -> impl Iterator<Item = u32> {
     [pid].into_iter().chain(others).chain(parent.map(|stat| stat.parent_pid))
 }
 
-fn tell_use(
-    intake: &mut Intake,
-    request: &Request,
-    reading: &Reading,
-    difference: Option<(Duration, Counters)>,
-    with_members: bool,
-    full_mount: Option<&FullMount>,
-) {
-    let members = if with_members { read::members(&reading.folder) } else { Vec::new() };
-    let (window, moved) = difference.unwrap_or_default();
-    intake.observe(|batch, identity| {
-        let mut told = Vec::with_capacity(members.len());
-        for member in members {
-            let path = format!("{}/{}", reading.path.trim_end_matches('/'), member.path);
-            let entity = identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities);
-            told.push(Member {
-                entity,
-                cgroup: batch.text(&path),
-                usage_bytes: member.usage_bytes,
-                limit_bytes: member.limit_bytes,
-                oom_score_adj: member.oom_score_adj,
-            });
-        }
-        Event {
-            time_ns: boottime_ns(),
-            entity: request.entity,
-            pid: request.pid,
-            source: Source::Collector,
-            body: Detail::CgroupUse(Box::new(CgroupUse {
-                cgroup: batch.text(&reading.path),
-                height: reading.height,
-                usage_bytes: reading.memory_usage_bytes,
-                limit_bytes: reading.memory_limit_bytes,
-                anon_bytes: reading.memory.anon,
-                file_bytes: reading.memory.file,
-                shmem_bytes: reading.memory.shmem,
-                kernel_bytes: reading.memory.kernel,
-                window_ns: window.as_nanos() as u64,
-                periods: moved.periods,
-                throttled: moved.throttled,
-                throttled_us: moved.throttled_us,
-                limit_hits: moved.limit_hits,
-                oom_kills: moved.oom_kills,
-                members: told,
-                full_mount: batch.text(full_mount.map_or("", |mount| &mount.mount)),
-                full_mount_bytes: full_mount.map_or(0, |mount| mount.size_bytes),
-            })),
-        }
-    });
-}
-
-fn tell(intake: &mut Intake, request: &Request, reading: &Reading, process: Option<&Process>) {
-    intake.observe(|batch, _| Event {
-        time_ns: boottime_ns(),
-        entity: request.entity,
-        pid: request.pid,
-        source: Source::Collector,
-        body: Detail::Observation(Box::new(Observation {
-            cgroup: batch.text(&reading.path),
-            memory_limit_bytes: reading.memory_limit_bytes,
-            memory_usage_bytes: reading.memory_usage_bytes,
-            memory_peak_bytes: reading.memory_peak_bytes,
-            oom_kills: reading.oom_kills,
-            limit_hits: reading.limit_hits,
-            pids: reading.pids,
-            pids_limit: reading.pids_limit,
-            throttled: reading.throttled,
-            throttled_us: reading.throttled_us,
-            memory_pressure: reading.memory_pressure,
-            process: process.map_or(0, |process| process.pid),
-            process_comm: batch.text(process.map_or("", |process| &process.comm)),
-            process_command: process.map_or(NO_NAME, |process| {
-                let told = process.told_command(|arguments| batch.redacted(arguments));
-                batch.text(&told)
-            }),
-            process_entity: process.map_or(0, |_| request.sender_entity),
-            process_uid: process.map_or(0, |process| process.uid),
-        })),
-    });
-}
-
 #[cfg(test)]
 mod tests {
-    use tapio_wire::event::Exit;
+    use tapio_wire::event::{EntityKind, Exit, NO_NAME, Source};
 
     use super::*;
     use crate::config::Config;

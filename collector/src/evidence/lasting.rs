@@ -1,7 +1,8 @@
-//! What is wrong with something that lives: its beginning, that it goes on, and its end.
+//! Troubles of running workloads, and when to report them.
 //!
-//! In: whether a condition holds, look by look. Out: what to tell. What must hold: a condition holds for a while before it is told, and
-//! does not for a while before it is over; what goes on is told again and again, so that who missed it learns of it.
+//! In: whether a condition holds, once for each look. Out: reports of its beginning, its duration and its end. What must hold: several
+//! looks in a row decide about the beginning and about the end. While a condition lasts it is reported again, for servers that missed
+//! the first report.
 
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,7 @@ impl Trouble {
     }
 }
 
-/// A condition that must hold for a while to be a trouble, and not to hold for a while to be none.
+/// Decides when a condition is reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lasting {
     holds: u32,
@@ -86,7 +87,7 @@ pub struct Lasting {
     told: Option<Instant>,
 }
 
-/// What is to be told of a [`Lasting`] condition.
+/// A report about a [`Lasting`] condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToTell {
     pub since: Instant,
@@ -94,17 +95,17 @@ pub struct ToTell {
 }
 
 impl Lasting {
-    /// Whether it was told and is not over.
+    /// Whether its beginning was reported, and its end was not.
     pub fn is_told(&self) -> bool {
         self.told.is_some()
     }
 
-    /// When it began, of one that was told and is not over.
+    /// When it began; [`None`] unless its beginning was reported and its end was not.
     pub fn told_since(&self) -> Option<Instant> {
         self.since.filter(|_| self.is_told())
     }
 
-    /// Takes in whether it holds now; `looks` in a row decide, and what goes on is told again after `told_again`.
+    /// Takes in one look. `looks` equal ones in a row decide; a condition that lasts is reported again after `told_again`.
     pub fn saw(&mut self, now: Instant, holds: bool, looks: u32, told_again: Duration) -> Option<ToTell> {
         if holds {
             self.holds_not = 0;

@@ -1,12 +1,20 @@
 //! The last lines that a dead container wrote, from the file that the runtime keeps of them.
 //!
-//! In: the container's names. Out: the newest lines, the oldest of them first. What must hold: nothing is read unless it is asked for;
-//! bounded in bytes and lines; of the runtime's own marks nothing is left. The format is that of the CRI
+//! In: containers that ended. Out: the newest lines of each, the oldest of them first. What must hold: nothing is read unless it is
+//! asked for; bounded in containers, bytes and lines; of the runtime's own marks nothing is left. The format is that of the CRI
 //! (<https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md>), or docker's JSON.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tapio_wire::event::{Entity, EntityId, EntityKind};
+
+use crate::identity::directory::Directory;
+use crate::latency::realtime_ns;
 
 /// How much of a file is looked at, from its end.
 const BYTES_MAX: u64 = 16 << 10;
@@ -17,18 +25,98 @@ const LATE_NS: u64 = 1_000_000_000;
 /// Where docker keeps what kubelet's folder has links to.
 const DOCKER_LOGS: &str = "/var/lib/docker/containers";
 
+/// The last lines are in their file a moment after the death.
+const DELAY: Duration = Duration::from_millis(500);
+/// For so long a container may have no name yet; and the pause until it is looked up again.
+pub const NAMED_MAX: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(1);
+/// The most lines of one container in an event.
+const LINES_MAX: usize = 50;
+/// Containers whose log waits to be read.
+const WAITING_MAX: usize = 64;
+
+/// What a container wrote last.
+pub struct Said {
+    pub entity: EntityId,
+    pub pid: u32,
+    pub lines: Vec<String>,
+}
+
+/// A container whose log is to be read.
+#[derive(Clone, Copy)]
+struct Ended {
+    due: Instant,
+    /// It is given up then.
+    until: Instant,
+    /// Nanoseconds since 1970.
+    ended_ns: u64,
+    entity: EntityId,
+    pid: u32,
+}
+
+/// Containers that ended a moment ago, and their logs.
+pub struct Logs {
+    /// Kubelet's folder of logs.
+    folder: PathBuf,
+    lines_max: usize,
+    directory: Arc<Directory>,
+    waiting: VecDeque<Ended>,
+}
+
+impl Logs {
+    /// Reads `lines_max` lines of each container, below kubelet's folder of logs; `directory` has the containers' names.
+    pub fn new(folder: PathBuf, lines_max: usize, directory: Arc<Directory>) -> Self {
+        Self { folder, lines_max: lines_max.min(LINES_MAX), directory, waiting: VecDeque::new() }
+    }
+
+    /// A container has ended just now. One that finds no place is left out.
+    pub fn ended(&mut self, now: Instant, entity: EntityId, pid: u32) {
+        if self.waiting.len() < WAITING_MAX {
+            let (due, until) = (now + DELAY, now + NAMED_MAX);
+            self.waiting.push_back(Ended { due, until, ended_ns: realtime_ns(), entity, pid });
+        }
+    }
+
+    /// The time until the next log is to be read.
+    pub fn pause(&self, now: Instant) -> Option<Duration> {
+        self.waiting.front().map(|ended| ended.due.saturating_duration_since(now))
+    }
+
+    /// The lines of the next container whose log is due; [`None`] where none has any.
+    pub fn next(&mut self, now: Instant) -> Option<Said> {
+        while let Some(ended) = self.waiting.pop_front_if(|ended| ended.due <= now) {
+            let mut named = Entity::named(EntityKind::Container, ended.entity, "");
+            let is_known = self.directory.complete(&mut named, &mut Vec::new());
+            if !is_known || named.container.is_empty() {
+                // Kubernetes tells the name a moment after the start. A container that ends at once is looked up again.
+                if now < ended.until {
+                    self.waiting.push_back(Ended { due: now + AGAIN, ..ended });
+                }
+                continue;
+            }
+            let Entity { namespace, pod, pod_uid, container, .. } = named;
+            let names = Names { namespace, pod, pod_uid, container };
+            let lines = last_lines(&self.folder, &names, self.lines_max, ended.ended_ns);
+            if !lines.is_empty() {
+                return Some(Said { entity: ended.entity, pid: ended.pid, lines });
+            }
+        }
+        None
+    }
+}
+
 /// Whose log it is, as kubelet names its folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
-    pub namespace: String,
-    pub pod: String,
-    pub pod_uid: String,
-    pub container: String,
+struct Names {
+    namespace: String,
+    pod: String,
+    pod_uid: String,
+    container: String,
 }
 
 /// At most `lines_max` lines of a container that ended at `ended_ns`, nanoseconds since 1970, from its newest log file below kubelet's
 /// folder of logs; none where there is no such file. What came later is the next run's.
-pub fn last_lines(folder: &Path, names: &Names, lines_max: usize, ended_ns: u64) -> Vec<String> {
+fn last_lines(folder: &Path, names: &Names, lines_max: usize, ended_ns: u64) -> Vec<String> {
     for path in newest(folder, names) {
         let Some(bytes) = tail(folder, &path) else { continue };
         let lines = lines_of(&String::from_utf8_lossy(&bytes), ended_ns);
@@ -93,7 +181,7 @@ fn tail(folder: &Path, path: &Path) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-struct Said<'a> {
+struct Line<'a> {
     /// Nanoseconds since 1970, 0 where it says none.
     time_ns: u64,
     text: std::borrow::Cow<'a, str>,
@@ -101,13 +189,13 @@ struct Said<'a> {
 }
 
 /// What the container said in a line of the file: after the time, the stream and a mark whether the line goes on.
-fn said(line: &str) -> Option<Said<'_>> {
+fn said(line: &str) -> Option<Line<'_>> {
     if line.starts_with('{') {
         let value: serde_json::Value = serde_json::from_str(line).ok()?;
         let text = value.get("log")?.as_str()?.to_owned();
         let is_partial = !text.ends_with('\n');
         let time_ns = time_ns(value.get("time").and_then(serde_json::Value::as_str).unwrap_or_default());
-        return Some(Said { time_ns, text: text.trim_end_matches('\n').to_owned().into(), is_partial });
+        return Some(Line { time_ns, text: text.trim_end_matches('\n').to_owned().into(), is_partial });
     }
     let mut parts = line.splitn(4, ' ');
     let (time, stream, mark) = (parts.next()?, parts.next()?, parts.next()?);
@@ -115,7 +203,7 @@ fn said(line: &str) -> Option<Said<'_>> {
         return None;
     }
     let text = parts.next().unwrap_or_default().into();
-    Some(Said { time_ns: time_ns(time), text, is_partial: mark.starts_with('P') })
+    Some(Line { time_ns: time_ns(time), text, is_partial: mark.starts_with('P') })
 }
 
 fn time_ns(text: &str) -> u64 {

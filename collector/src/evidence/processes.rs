@@ -36,7 +36,7 @@ pub struct Looked {
 /// The limits of open files that were read, by process and its start.
 pub type KnownLimits = Vec<(u32, u64, u64)>;
 
-/// Looks at these processes. Of several that might be the first one it is the oldest, among those whose name begins with `first_comm`.
+/// Looks at these processes. The first process of the cgroup is the oldest one whose name begins with `first_comm`; empty means any.
 pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut KnownLimits) -> Looked {
     let mut looked = Looked::default();
     let mut seen = KnownLimits::new();
@@ -44,8 +44,8 @@ pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut Known
     for pid in pids {
         let Some(folder) = host::process(pid) else { continue };
         let Some(stat) = Stat::of(&folder) else { continue };
-        // Several processes of one container are told apart by their start: what the runtime started is the oldest.
-        let may_be_first = stat.comm.starts_with(first_comm) && !(first_comm.len() > 1 && stat.comm.contains("shim"));
+        // The runtime starts the first process before all others. Shims outlive their runtime, and are not it.
+        let may_be_first = first_comm.is_empty() || stat.comm.starts_with(first_comm) && !stat.comm.contains("shim");
         if may_be_first && first.as_ref().is_none_or(|(start, ..)| stat.start_time_ns < *start) {
             first = Some((stat.start_time_ns, stat.is_stopped, pid, stat.comm.clone()));
         }
