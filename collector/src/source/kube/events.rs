@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tapio_wire::event::{Detail, KubeEvent, NodeCondition, ObjectState};
+use tapio_wire::event::{Detail, KubeEvent, NodeCondition};
 
 use super::objects::{self, Condition, unix_ns};
 use super::pods::is_system;
@@ -225,22 +225,8 @@ fn tell_state(mut seen: SeenState, state: &State<'_>, told: &mut Vec<Told>) -> S
 }
 
 fn state_event(seen: &SeenState, state: &State<'_>, is_gone: bool) -> Told {
-    let texts = [seen.kind, &seen.namespace, &seen.name, state.state, state.reason, state.message].map(str::to_owned);
-    let (current, desired) = (state.current, state.desired);
-    Told::event(seen.subject.clone(), move |batch| {
-        let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
-        Detail::ObjectState(Box::new(ObjectState {
-            kind,
-            namespace,
-            name,
-            state,
-            reason,
-            message,
-            current,
-            desired,
-            is_gone,
-        }))
-    })
+    let texts = [seen.kind, &seen.namespace, &seen.name, state.state, state.reason, state.message];
+    Told::object_state(seen.subject.clone(), texts, (state.current, state.desired), is_gone)
 }
 
 fn state_gone(seen: &SeenState, told: &mut Vec<Told>) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tapio_wire::entity_id;
-use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, ObjectState, PodState};
+use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, PodState};
 
 use super::client::Resource;
 use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
@@ -398,13 +398,8 @@ struct Held {
 impl Held {
     fn event(&self, subject: &Subject, is_gone: bool) -> Told {
         let Subject::Pod { namespace, name, .. } = subject else { return Told::description(subject.clone()) };
-        let texts = ["Pod", namespace, name, self.name, &self.reason, &self.message].map(str::to_owned);
-        Told::event(subject.clone(), move |batch| {
-            let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
-            let (current, desired) = (0, 0);
-            let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
-            Detail::ObjectState(Box::new(state))
-        })
+        let texts = ["Pod", namespace, name, self.name, &self.reason, &self.message];
+        Told::object_state(subject.clone(), texts, (0, 0), is_gone)
     }
 }
 

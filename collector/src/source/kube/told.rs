@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Lane, Source};
+use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Lane, ObjectState, Source};
 use tapio_wire::{entity_id, node_id};
 use tokio::sync::mpsc;
 
@@ -89,6 +89,16 @@ impl Told {
     /// Something happened now.
     pub fn event(subject: Subject, make: impl FnOnce(&mut Batch) -> Detail + Send + 'static) -> Self {
         Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)), owner: None }
+    }
+
+    /// The state of an object: its kind, namespace and name; its state, the reason and the message.
+    pub fn object_state(subject: Subject, texts: [&str; 6], (current, desired): (u64, u64), is_gone: bool) -> Self {
+        let texts = texts.map(str::to_owned);
+        Self::event(subject, move |batch| {
+            let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
+            let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
+            Detail::ObjectState(Box::new(state))
+        })
     }
 
     /// The directory knows more of this one than before.

@@ -4,8 +4,6 @@
 //! it says something else, and when the pod waits no more: it has a node, or its object is gone. What must hold: a pod that is
 //! scheduled at once is never told of; who owns a pod is told with it, since no node's collector can name it yet.
 
-use tapio_wire::event::{Detail, ObjectState};
-
 use super::client::Resource;
 use super::objects::Pod;
 use super::pods::{is_system, owner_of, subject_of};
@@ -43,14 +41,8 @@ pub struct Seen {
 
 impl Seen {
     fn event(&self, reason: &str, message: &str, is_gone: bool) -> Told {
-        let texts = ["Pod", &self.namespace, &self.name, "Waiting", reason, message].map(str::to_owned);
-        let event = Told::event(self.subject.clone(), move |batch| {
-            let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
-            let (current, desired) = (0, 0);
-            let state = ObjectState { kind, namespace, name, state, reason, message, current, desired, is_gone };
-            Detail::ObjectState(Box::new(state))
-        });
-        event.owned_by(self.owner.clone())
+        let texts = ["Pod", &self.namespace, &self.name, "Waiting", reason, message];
+        Told::object_state(self.subject.clone(), texts, (0, 0), is_gone).owned_by(self.owner.clone())
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tapio_wire::event::{Detail, ObjectState, Rollout};
+use tapio_wire::event::{Detail, Rollout};
 
 use super::config::{Uses, uses_of};
 use super::objects::{Condition, Meta, Workload, WorkloadStatus, unix_ns};
@@ -189,23 +189,8 @@ fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<Told
         ("scale", _) => "scaled it".to_owned(),
         (_, operation) => format!("changed its specification ({operation})"),
     };
-    let texts = [kind.name(), &meta.namespace, &meta.name, "Changed", &newest.manager, &how].map(str::to_owned);
-    let generation = meta.generation;
-    Some(Told::event(subject.clone(), move |batch| {
-        let [kind, namespace, name, state, reason, message] = texts.map(|text| batch.text(&text));
-        let (current, desired, is_gone) = (generation, generation, false);
-        Detail::ObjectState(Box::new(ObjectState {
-            kind,
-            namespace,
-            name,
-            state,
-            reason,
-            message,
-            current,
-            desired,
-            is_gone,
-        }))
-    }))
+    let texts = [kind.name(), &meta.namespace, &meta.name, "Changed", &newest.manager, &how];
+    Some(Told::object_state(subject.clone(), texts, (meta.generation, meta.generation), false))
 }
 
 impl Follower for Workloads {
