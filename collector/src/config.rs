@@ -220,9 +220,9 @@ pub struct EbpfSection {
     /// The shortest nap of the reader between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
     pub linger: Duration,
-    /// How many starts and ends of processes, signals and changes of cgroups one cgroup may bring about a second, on average; a
-    /// quarter of a second's at once. What is more is left out, counted, and told as a flood of that cgroup: it cannot crowd out
-    /// what tells of others. OOM kills are always recorded. 0 means no limit.
+    /// Records of process starts and ends, signals and cgroup changes that one cgroup may cause in a second, on average; a quarter
+    /// of them at once. The collector counts the rest without recording it, and a finding names the cgroup. So one workload cannot
+    /// hide the deaths of another. OOM kills are always recorded. 0 means no limit.
     pub cgroup_records_per_second: u32,
     /// How often what the kernel sums up (histograms, counts) is fetched.
     #[serde(deserialize_with = "units::duration")]
@@ -317,8 +317,8 @@ pub struct K8sSection {
     /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are told.
     #[schemars(example = ["batch", "ci"])]
     pub exclude_namespaces: Vec<String>,
-    /// What of a pod takes longer than this is told: it runs and is not ready, an init container runs, or it does not go though its
-    /// time to end is over.
+    /// How long a pod may run without being ready, an init container may run, or a deleted pod may outlast its grace period, before
+    /// a finding says so.
     #[serde(deserialize_with = "units::duration")]
     pub stuck_after: Duration,
     /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.
