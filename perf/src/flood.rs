@@ -3,8 +3,8 @@
 //! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found, each flooding
 //! container is told of, nothing lethal found its ring full, and every event is archived or declared lost.
 //!
-//! Three containers run loops: one sends a process in a cgroup below its own a signal that this ignores, one starts processes that
-//! end at once, one makes cgroups and removes them. The same deaths are caused before, beside three loops that only take CPU time, for comparison.
+//! Three containers run loops. One sends a signal to a process that ignores it, in a cgroup below its own. One starts processes that end
+//! at once. One makes cgroups and removes them. Before that, the same deaths are caused beside three loops that only take CPU time.
 
 use std::fmt;
 use std::path::PathBuf;

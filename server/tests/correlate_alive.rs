@@ -94,6 +94,22 @@ fn a_trouble_that_its_node_tells_of_no_more_is_over() {
 }
 
 #[test]
+fn frames_that_waited_in_a_spool_end_no_state_that_goes_on() {
+    let mut node = Node::new("n1");
+    let container = web(&mut node);
+    node.trouble(2_000 * SECOND, container, "pids-at-limit", "", false);
+    node.lethal(2_000 * SECOND);
+    // What an earlier run of the collector had left, of half an hour before.
+    let other = node.container("c9", "other");
+    node.exit(200 * SECOND, Process::child(other, 7, "sh"), 0);
+    node.lethal(200 * SECOND);
+    node.exit(2_040 * SECOND, Process::child(other, 8, "sh"), 0);
+    node.lethal(2_040 * SECOND);
+    let found = only_state(&node, "pids-at-limit");
+    assert!(found.ongoing, "it was told forty seconds ago: {found:#?}");
+}
+
+#[test]
 fn two_full_disks_are_findings_of_their_own() {
     let mut node = Node::new("n1");
     let itself = node.itself();

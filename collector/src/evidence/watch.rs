@@ -1,9 +1,9 @@
 //! Watches what lives: how each container's use goes, and what is wrong with it without an event of the kernel.
 //!
-//! What enters: the cgroups of containers, of container runtimes, and of pods that limit something, and the clock. What leaves: troubles as they begin, go on for
-//! another minute, and end; the curve of a container's use when it dies, and every ten minutes; how counters moved over the last two
-//! minutes. What must hold: a few reads a container each ten seconds, in small slices, so that evidence that fades is not kept waiting;
-//! everything is compared with the sample before, never with a lifetime; bounded in containers and points.
+//! What enters: the cgroups of containers, of container runtimes, and of pods with limits; the clock. What leaves: troubles when they
+//! begin, each minute while they last, and when they end; a container's curve when it dies, and every ten minutes; how counters moved
+//! in the last two minutes. What must hold: a few reads of each container every ten seconds, in small slices, since evidence of a death
+//! must not wait; each sample is compared with the one before, never with a lifetime; bounded in containers and points.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -205,7 +205,7 @@ impl Watch {
     pub fn difference(&self, now: Instant, path: &str, counters: Counters) -> Option<(Duration, Counters)> {
         match self.watched.get(path).and_then(|watched| watched.counters.difference(now, counters)) {
             Some(difference) => Some(difference),
-            // One that is not sampled yet began after the last list, and with it its counters.
+            // A container that is not listed yet began after the last list, with counters of zero.
             None if self.watched.len() < WATCHED_MAX
                 && !self.watched.contains_key(path)
                 && crate::identity::is_container_itself(path) =>
@@ -268,13 +268,13 @@ impl Watched {
         let cpu_milli = cpu_us / (interval.as_millis() as u64).max(1);
         self.push(sample, cpu_milli.min(u64::from(u16::MAX)) as u16, throttled);
         let is_throttled = throttled >= if self.states[0].is_told() { UNTHROTTLED } else { THROTTLED };
-        // Of a pod what its container is told of already is not told again; the kernel counts there what hit a container's limit.
+        // A pod's throttling is its containers'. Since Linux 6.11 a pod's counter includes hits of its containers' own limits.
         let is_full = !self.is_pod || sample.pids.saturating_mul(20) >= self.limits.pids.saturating_mul(19);
         let states = [
             (is_throttled && !self.is_pod, SAMPLES, (throttled.into(), 100)),
             (sample.pids_hits > last.pids_hits && is_full, 1, (sample.pids, self.limits.pids)),
             (
-                // Who waits for seconds at a time asks for nothing meanwhile.
+                // A process that waits for seconds causes no hit meanwhile.
                 (sample.high_hits > last.high_hits || sample.memory_bytes >= self.limits.high_bytes)
                     && sample.memory_pressure >= PRESSURE,
                 SAMPLES,
@@ -289,7 +289,7 @@ impl Watched {
                 told.push(Told::Trouble(Trouble::new(whose(), what, tell.since, figures, tell.is_over)));
             }
         }
-        // Whatever was found at the last look holds until the next, which comes with the next sample.
+        // The last look counts until the next one.
         let found = self.processes.descriptors.as_ref();
         if let Some(tell) = self.descriptors.saw(now, found.is_some(), DESCRIPTOR_LOOKS, told_again) {
             let figures = found.map_or((0, 0), |found| (found.open, found.limit));

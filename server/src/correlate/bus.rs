@@ -32,6 +32,8 @@ pub trait SignalBus: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct NodeClock {
     pub node: NodeRef,
+    /// Of the frame: the run of the node's collector.
+    pub epoch: u64,
     /// `CLOCK_BOOTTIME` of the node, and the same moment since 1970.
     pub boottime_ns: u64,
     pub realtime_ns: u64,

@@ -108,8 +108,8 @@ impl Shard {
         let told_ns = self.clocks.entry(node.id, || 0);
         if header.boottime_ns.abs_diff(*told_ns) >= CLOCK_INTERVAL_NS {
             *told_ns = header.boottime_ns;
-            let (boottime_ns, realtime_ns) = (header.boottime_ns, header.realtime_ns);
-            bus.clock(NodeClock { node: node.clone(), boottime_ns, realtime_ns });
+            let (epoch, boottime_ns, realtime_ns) = (header.epoch, header.boottime_ns, header.realtime_ns);
+            bus.clock(NodeClock { node: node.clone(), epoch, boottime_ns, realtime_ns });
         }
         result.map(|()| routed.events_of(self.index))
     }

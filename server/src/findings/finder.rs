@@ -242,7 +242,7 @@ impl Worker {
         if !patterns.wants(&signal) {
             return;
         }
-        self.watch_clock(&signal);
+        self.watch_clock(signal.evidence.node, signal.evidence.epoch, signal.boottime_ns);
         self.joins.take(&mut signal);
         let mask = patterns.mask(&signal);
         let keys = self.keys(&patterns, &signal, &mask);
@@ -293,24 +293,26 @@ impl Worker {
         }
     }
 
-    fn watch_clock(&mut self, signal: &Signal) {
-        let (node, epoch) = (signal.evidence.node, signal.evidence.epoch);
+    /// Takes in a moment of a node. False for one that is past: of frames that waited in a spool.
+    fn watch_clock(&mut self, node: u64, epoch: u64, boottime_ns: u64) -> bool {
         let clock = self.clocks.entry(node, Clock::default);
         if epoch > clock.epoch {
-            if signal.boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
+            if boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
                 self.history.forget_node(node);
                 clock.latest_ns = 0;
             }
             clock.epoch = epoch;
         }
-        clock.latest_ns = clock.latest_ns.max(signal.boottime_ns);
+        let is_latest = boottime_ns >= clock.latest_ns;
+        clock.latest_ns = clock.latest_ns.max(boottime_ns);
         self.metrics.nodes.set(self.clocks.len() as i64);
+        is_latest
     }
 
     /// A node goes on: ends the states that it does not tell of any more.
     fn end_quiet(&mut self, clock: &NodeClock) {
-        // What is replayed is the past: whether it goes on is told afterwards.
-        if self.store.is_replaying() {
+        // What is replayed, or waited in a spool, is the past: whether a state goes on is told afterwards.
+        if self.store.is_replaying() || !self.watch_clock(clock.node.id, clock.epoch, clock.boottime_ns) {
             return;
         }
         let patterns = Arc::clone(&self.patterns);

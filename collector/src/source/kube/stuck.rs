@@ -1,8 +1,8 @@
-//! What of a pod takes too long: it runs and is not ready, an init container does not end, it does not go.
+//! Pods that are stuck: a pod that runs and is not ready, an init container that does not end, a deleted pod that stays.
 //!
-//! In: the pod as it is, and the clock. Out: a trouble when a condition has lasted for a while, again while it goes on, and when it is
-//! over. What must hold: what another state explains (it waits for its image, it is started again and again) is none of these; a trouble
-//! that was told is told to be over.
+//! In: the pod's object, and the clock. Out: a trouble once a condition has lasted long enough, again while it lasts, and when it ends.
+//! What must hold: a pod that waits for its image or is restarted again and again is not stuck, since other findings explain it; each
+//! trouble that was reported gets a report of its end.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,12 @@ use super::objects::{Condition, ContainerStatus, Pod, unix_ns};
 use super::told::{Subject, Told};
 use crate::latency::{boottime_ns, realtime_ns};
 
-/// How often what goes on is told again.
+/// The pause between two reports of a condition that lasts.
 const TOLD_AGAIN: Duration = Duration::from_secs(120);
-/// How long a condition lasts before it is told, by default.
+/// How long a condition lasts before its first report, by default.
 pub const AFTER: Duration = Duration::from_secs(180);
 
-/// Something of a pod that takes long.
+/// A condition that should not last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lasting {
     /// As events and patterns name it.
@@ -30,7 +30,7 @@ struct Lasting {
     why: String,
 }
 
-/// What is stuck of one pod, and what of that was told.
+/// The conditions of one pod that should not last, and which of them were reported.
 #[derive(Debug, Default)]
 pub struct Stuck {
     lasting: Vec<Lasting>,
@@ -48,7 +48,7 @@ impl Stuck {
         told.extend(over.map(|(known, _)| event(subject, &known, true)));
     }
 
-    /// Tells what has lasted for `after`, and has not been told lately.
+    /// Reports conditions that have lasted for `after`, unless a report was made lately.
     pub fn look(&mut self, now: Instant, after: Duration, subject: &Subject, told: &mut Vec<Told>) {
         let now_ns = realtime_ns();
         for lasting in &self.lasting {
@@ -87,7 +87,7 @@ fn event(subject: &Subject, lasting: &Lasting, is_over: bool) -> Told {
 fn lasting(pod: &Pod) -> Vec<Lasting> {
     let mut found = Vec::new();
     if let Some(deletion) = &pod.metadata.deletion_timestamp {
-        // The API names the moment at which its time to end is over.
+        // The API names the end of the grace period.
         let since_ns = unix_ns(Some(deletion));
         let status = &pod.status;
         let all = status.init_container_statuses.iter().chain(&status.container_statuses);
@@ -107,7 +107,7 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
     }
     for status in &pod.status.init_container_statuses {
         let specified = pod.spec.init_containers.iter().find(|container| container.name == status.name);
-        // One that is restarted always is a sidecar, which is to run.
+        // An init container that is always restarted is a sidecar.
         let is_sidecar = specified.is_some_and(|container| container.restart_policy == "Always");
         if let Some(running) = status.state.running.as_ref().filter(|_| !is_sidecar) {
             let since_ns = unix_ns(running.started_at.as_ref());
@@ -116,8 +116,8 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
     }
     let statuses = &pod.status.container_statuses;
     let all_run = !statuses.is_empty() && statuses.iter().all(|status| status.state.running.is_some());
-    // One that is starting has its startup probe, whose failures kill it. Kubelet alone knows why a pod is not ready: where its node
-    // is given up, somebody else says that it is not, without these reasons.
+    // A container that is starting has its startup probe, whose failures kill it. The node controller also sets Ready to False when a
+    // node is lost, but without kubelet's reasons.
     let starts = statuses.iter().any(|status| status.started == Some(false));
     let is_it = |condition: &&Condition| {
         condition.r#type == "Ready"
@@ -129,7 +129,7 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
         let started = |status: &ContainerStatus| {
             unix_ns(status.state.running.as_ref().and_then(|running| running.started_at.as_ref()))
         };
-        // A container that was started a moment ago has its own time to become ready.
+        // The time to become ready begins with the container that started last.
         let since_ns =
             statuses.iter().map(started).max().unwrap_or(0).max(unix_ns(ready.last_transition_time.as_ref()));
         let unready = statuses.iter().find(|status| !status.ready).map(|status| status.name.clone());
