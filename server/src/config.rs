@@ -16,6 +16,7 @@ use tapio_wire::{config_file, reference, units};
 use crate::archive::DiskChoice;
 use crate::auth::AuthSection;
 use crate::budget::MEMORY_MB_MIN;
+use crate::cluster::ClusterSection;
 
 /// Keys that take effect while the server runs. Files that keys name (TLS, token) are read again by themselves.
 const LIVE: [&str; 0] = [];
@@ -30,6 +31,7 @@ pub struct Config {
     pub resources: ResourcesSection,
     pub logging: LoggingSection,
     pub archive: ArchiveSection,
+    pub cluster: ClusterSection,
 }
 
 /// `server:`
@@ -322,6 +324,9 @@ impl Config {
                 format!("{} is not from 64KiB to 32MiB", self.archive.commit_bytes),
             );
         }
+        if let Err((key, problem)) = self.cluster.validate() {
+            return invalid(key, problem);
+        }
         if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
             return invalid(
                 "logging.level",
@@ -438,6 +443,12 @@ mod tests {
             ("archive: {commit_interval: 1m}", "commit_interval"),
             ("archive: {commit_bytes: 1}", "commit_bytes"),
             ("logging: {level: loud}", "logging.level"),
+            ("cluster: {name: 'a b'}", "cluster.name"),
+            ("cluster: {url: 'not an address'}", "cluster.url"),
+            ("cluster: {url: 'nats://nats:4222', server: 'a.b'}", "cluster.server"),
+            ("cluster: {url: 'nats://nats:4222', user: tapio}", "cluster.password_file"),
+            ("cluster: {url: 'nats://nats:4222', server: a, replicas: 2}", "cluster.replicas"),
+            ("cluster: {url: 'nats://nats:4222', server: a, max_bytes: 1MiB}", "cluster.max_bytes"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

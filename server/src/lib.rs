@@ -8,6 +8,7 @@ pub mod api;
 pub mod archive;
 pub mod auth;
 pub mod budget;
+pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod connection;

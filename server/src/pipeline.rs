@@ -20,9 +20,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::{IntGauge, Registry};
 use tapio_wire::event::EntityKind;
@@ -37,11 +38,13 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use crate::api;
+use crate::archive::reader::{Reader, Selection};
 use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
 use crate::auth::{Auth, AuthError, GateLayer};
 use crate::budget::{Budget, MemoryWatch};
+use crate::cluster::{Cluster, ClusterLosses, Healer};
 use crate::config::Config;
-use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, Topology};
+use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, SignalBus, Topology};
 use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
 use crate::http;
@@ -85,6 +88,8 @@ pub enum PipelineError {
     Grpc(#[from] tonic::transport::Error),
     #[error("the journal of findings cannot be started: {0}")]
     Journal(std::io::Error),
+    #[error("a thread for the servers' log cannot be started: {0}")]
+    Log(std::io::Error),
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("a task failed: {0}")]
@@ -158,6 +163,7 @@ pub struct Pipeline {
     archive: Arc<Archive>,
     correlator: Arc<Correlator>,
     finder: Finder,
+    cluster: Option<Arc<Cluster>>,
     journal: Journal,
     vitals: Arc<Vitals>,
     /// Where gRPC and HTTP listen.
@@ -205,11 +211,6 @@ impl Pipeline {
             correlation_depth_max: config.correlation.max_correlation_depth as usize,
             ..FinderConfig::default()
         };
-        let topology = Arc::new(Topology::new(entities_max));
-        let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
-        let finder =
-            Finder::start(&finder_config, Arc::clone(&patterns), Arc::clone(&topology), view, Arc::clone(&store))?;
-        finder.metrics().register(&registry)?;
         let correlate_config = CorrelateConfig {
             shards: Some(config.correlation.shards.unwrap_or(budget.shards)),
             window: config.correlation.analysis_window,
@@ -221,7 +222,29 @@ impl Pipeline {
                 Arc::new(move |signal| patterns.wants(signal))
             }),
         };
-        let correlator = Arc::new(Correlator::start(&correlate_config, topology, losses, Arc::new(finder.bus()))?);
+        let topology = Arc::new(Topology::new(entities_max));
+        let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
+        let (finder, cluster) = if config.cluster.is_on() && config.correlation.enabled {
+            let losses = Arc::new(ClusterLosses::default());
+            let (patterns, store) = (Arc::clone(&patterns), Arc::clone(&store));
+            let keep = 2 * replay_window(config, &patterns);
+            let finder = Finder::start_from_log(&finder_config, patterns, entities_max, Arc::clone(&losses), store)?;
+            let healer = healer(config, &correlate_config, keep);
+            let entries_max = config.correlation.buffer_size;
+            let cluster = Cluster::start(&config.cluster, keep, entries_max, &finder.bus(), losses, healer);
+            let cluster = cluster.map_err(PipelineError::Log)?;
+            cluster.register(&registry)?;
+            (finder, Some(Arc::new(cluster)))
+        } else {
+            let (patterns, topology, store) = (Arc::clone(&patterns), Arc::clone(&topology), Arc::clone(&store));
+            (Finder::start(&finder_config, patterns, topology, view, store)?, None)
+        };
+        finder.metrics().register(&registry)?;
+        let bus: Arc<dyn SignalBus> = match &cluster {
+            Some(cluster) => cluster.bus(),
+            None => Arc::new(finder.bus()),
+        };
+        let correlator = Arc::new(Correlator::start(&correlate_config, topology, Arc::clone(&losses), bus)?);
         correlator.register(&registry)?;
 
         let (end, ended) = watch::channel(false);
@@ -248,9 +271,23 @@ impl Pipeline {
 
         let journal = start_journal(config, &store, JournalMetrics::register(&registry)?)?;
         vitals.watch("journal", journal.sign());
-        store.set_replaying(true);
-        let archive = open_archive(config, &budget, &patterns, Arc::clone(&correlator), finder.bus()).await?;
-        store.set_replaying(false);
+        // What the log says already is not told again.
+        let is_in_log = match &cluster {
+            Some(cluster) => cluster.settle().await,
+            None => false,
+        };
+        store.set_replaying(!is_in_log);
+        losses.set_replaying(true);
+        let window = replay_window(config, &patterns);
+        let archive =
+            open_archive(config, &budget, window, Arc::clone(&correlator), finder.bus(), cluster.clone()).await?;
+        losses.set_replaying(false);
+        if !is_in_log {
+            store.set_replaying(false);
+        }
+        if let Some(cluster) = &cluster {
+            cluster.watch(&vitals);
+        }
         vitals.watch("archive", archive.sign());
         archive.metrics().register(&registry)?;
         let tls_metrics = TlsMetrics::register(&registry)?;
@@ -323,7 +360,20 @@ impl Pipeline {
             }
         };
         tracing::info!(%grpc_address, %http_address, patterns = patterns.patterns().len(), "serving");
-        Ok(Self { ingest, grpc, http, end, archive, correlator, finder, journal, vitals, grpc_address, http_address })
+        Ok(Self {
+            ingest,
+            grpc,
+            http,
+            end,
+            archive,
+            correlator,
+            finder,
+            cluster,
+            journal,
+            vitals,
+            grpc_address,
+            http_address,
+        })
     }
 
     /// The names of threads and tasks that ended, though nobody asked them to.
@@ -348,12 +398,16 @@ impl Pipeline {
         }
         self.http.abort();
         let (archive, correlator, mut finder, journal) = (self.archive, self.correlator, self.finder, self.journal);
+        let cluster = self.cluster;
         tokio::task::spawn_blocking(move || {
             archive.shutdown();
             if let Err(error) = correlator.drained_blocking() {
                 tracing::debug!(%error, "the shards had stopped before");
             }
             correlator.stop();
+            if let Some(cluster) = cluster {
+                cluster.stop();
+            }
             finder.stop();
             drop(journal);
         })
@@ -475,9 +529,10 @@ fn watch_memory(
 async fn open_archive(
     config: &Config,
     budget: &Budget,
-    patterns: &PatternSet,
+    window: Duration,
     correlator: Arc<Correlator>,
     finder: InProcessBus,
+    cluster: Option<Arc<Cluster>>,
 ) -> Result<Arc<Archive>, PipelineError> {
     let archive_config = ArchiveConfig {
         dir: config.archive.dir.clone(),
@@ -489,17 +544,17 @@ async fn open_archive(
         segment_bytes: config.archive.segment_bytes,
         queue_bytes: budget.queue_bytes,
     };
-    // A pattern that looks back further than the configured window must find as much after a restart as before; and a minute
-    // more brings the descriptions of what was quiet at its beginning.
-    let window = match config.correlation.enabled {
-        true => config.correlation.analysis_window.max(patterns.window_max()) + Duration::from_secs(60),
-        false => Duration::ZERO,
-    };
     let opened = tokio::task::spawn_blocking(move || {
+        if let Some(cluster) = &cluster {
+            cluster.begin_replay();
+        }
         let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
         let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
         if let Err(error) = replay.correlator.drained_blocking() {
             tracing::error!(%error, "the replay was not finished");
+        }
+        if let Some(cluster) = &cluster {
+            cluster.end_replay();
         }
         if let Err(error) = finder.barrier() {
             tracing::error!(%error, "the replay was not finished");
@@ -508,6 +563,49 @@ async fn open_archive(
         Ok::<_, ArchiveError>(Arc::new(archive))
     });
     Ok(opened.await??)
+}
+
+/// How much of the archive is replayed. A pattern that looks back further than the configured window must find as much after a
+/// restart as before; and a minute more brings the descriptions of what was quiet at its beginning.
+fn replay_window(config: &Config, patterns: &PatternSet) -> Duration {
+    match config.correlation.enabled {
+        true => config.correlation.analysis_window.max(patterns.window_max()) + Duration::from_secs(60),
+        false => Duration::ZERO,
+    }
+}
+
+/// Goes through the archive's last minutes with a shard of its own.
+fn healer(config: &Config, correlate: &CorrelateConfig, window: Duration) -> Healer {
+    let dir = config.archive.dir.clone();
+    let correlate = CorrelateConfig { shards: Some(1), ..correlate.clone() };
+    Box::new(move |bus| {
+        let losses = Arc::new(LossBook::default());
+        losses.set_replaying(true);
+        let topology = Arc::new(Topology::new(correlate.entities_max));
+        let correlator = match Correlator::start(&correlate, topology, losses, bus) {
+            Ok(correlator) => Arc::new(correlator),
+            Err(error) => {
+                tracing::error!(%error, "what the log lacks cannot be told again");
+                return;
+            }
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_ns = now.saturating_sub(window).as_nanos() as u64;
+        let reader = Reader::new(&dir);
+        let names = reader.node_names().unwrap_or_default().into_iter().collect();
+        let mut replay = Replay { correlator, names, frames: AtomicU64::new(0) };
+        let wanted = Selection { since_ns, ..Selection::default() };
+        let read = reader.whole_frames(&wanted, &mut |header, bytes| {
+            replay.frame(header, bytes);
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = read {
+            tracing::error!(%error, "what the log lacks cannot be told again");
+        }
+        if let Err(error) = replay.correlator.drained_blocking() {
+            tracing::error!(%error, "what the log lacks cannot be told again");
+        }
+    })
 }
 
 /// Feeds the archive's last minutes to the shards.

@@ -10,6 +10,8 @@ mod archive_read;
 mod archive_recovery;
 mod archive_support;
 mod auth;
+mod cluster_log;
+mod cluster_support;
 mod correlate_alive;
 mod correlate_engine;
 mod correlate_gone;

@@ -200,7 +200,7 @@ pub enum Detail {
 /// Which part a process has in its container, as the collector knows it.
 ///
 /// Events carry it as one byte, 0 in frames of version 1, where it stands in what was padding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Role {
     /// Nobody saw the container begin.

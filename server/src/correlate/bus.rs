@@ -3,10 +3,16 @@
 //! What must hold: a published signal reaches the finder. The in-process bus is bounded and makes its publisher wait, which
 //! in turn holds back frames and, through the credit, the collectors; nothing is dropped on the way.
 
-use crossbeam::channel::{Receiver, SendError, Sender, bounded};
+use std::sync::Arc;
 
-use super::NodeRef;
+use crossbeam::channel::{Receiver, SendError, Sender, bounded};
+use rkyv::{Archive, Deserialize, Serialize};
+use tapio_wire::frame::Frame;
+
+use super::loss::Interval;
 use super::signal::Signal;
+use super::topology::{EntityInfo, NodeRef};
+use crate::cluster::Batch;
 
 /// The finder is gone, so nothing can be published any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,10 +32,31 @@ pub trait SignalBus: Send + Sync {
 
     /// Tells that entities were described anew. Does not wait: on a full bus whoever takes signals looks anyway.
     fn renamed(&self) {}
+
+    /// Whether it wants to be told of frames by [`SignalBus::began`] and [`SignalBus::done`].
+    fn follows_frames(&self) -> bool {
+        false
+    }
+
+    /// Tells that a frame goes to the shards; frames of one node come in the order of their sequence.
+    fn began(&self, _frame: &FrameBegun<'_>) {}
+
+    /// Tells that the shards have published everything that this frame gave occasion to.
+    fn done(&self, _node: u64, _epoch: u64, _seq: u64) {}
+}
+
+/// A frame that goes to the shards, and what was learned from it before they see it.
+pub struct FrameBegun<'a> {
+    pub node: &'a NodeRef,
+    pub frame: &'a Frame,
+    /// What is known of entities that it described anew.
+    pub described: Vec<Arc<EntityInfo>>,
+    /// What was lost since the frame before.
+    pub lost: Option<Interval>,
 }
 
 /// A node that sends frames, at a moment.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct NodeClock {
     pub node: NodeRef,
     /// Of the frame: the run of the node's collector.
@@ -45,9 +72,25 @@ pub(crate) enum Message {
     Clock(Box<NodeClock>),
     /// Entities were described anew.
     Renamed,
+    /// Of a finder that is driven by the log.
+    FromLog(FromLog),
     /// Answered when everything before it was dealt with.
     Barrier(Sender<()>),
     Stop,
+}
+
+/// What the reader of the log tells the finder.
+pub(crate) enum FromLog {
+    /// What a server wrote, and when the log took it, nanoseconds since 1970.
+    Batch(Box<Batch>, u64),
+    /// What a server wrote and is kept for those who come later: what there is, and nothing that happened.
+    Facts(Box<Batch>),
+    /// The log is read anew from its beginning.
+    Rebuild,
+    /// The end of the log was reached for the first time since.
+    CaughtUp,
+    /// From now on batches come from this server itself, whose name this is, and not out of the log.
+    Alone(String),
 }
 
 /// The bus within one process.

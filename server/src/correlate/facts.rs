@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tapio_wire::event::{ArchivedDetail, EntityId};
 use tapio_wire::frame::Frame;
 
+use super::field_name::FieldName;
 use super::signal::{Fact, FactValue, ServiceEndpoints, SignalKind};
 
 /// Others that one fact may be about.
@@ -43,7 +44,7 @@ pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
 /// Collects the fields that were told.
 struct Fields<'a> {
     frame: &'a Frame,
-    list: Vec<(&'static str, FactValue)>,
+    list: Vec<(FieldName, FactValue)>,
 }
 
 impl Fields<'_> {
@@ -59,12 +60,12 @@ impl Fields<'_> {
             end -= 1;
         }
         if end > 0 {
-            self.list.push((name, FactValue::Text(Arc::from(&text[..end]))));
+            self.list.push((name.into(), FactValue::Text(Arc::from(&text[..end]))));
         }
     }
 
     fn number(&mut self, name: &'static str, number: u64) {
-        self.list.push((name, FactValue::Number(number)));
+        self.list.push((name.into(), FactValue::Number(number)));
     }
 
     /// A number that 0 or the largest stands for "not told" or "no limit" of.
@@ -82,7 +83,7 @@ impl Fields<'_> {
     }
 
     fn flag(&mut self, name: &'static str, flag: bool) {
-        self.list.push((name, FactValue::Flag(flag)));
+        self.list.push((name.into(), FactValue::Flag(flag)));
     }
 }
 
@@ -331,7 +332,7 @@ pub fn fact(
             let text = lines.join(" | ");
             // The newest say most.
             let text = &text[text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES_MAX))..];
-            fields.list.push(("lines", FactValue::Text(text.into())));
+            fields.list.push(("lines".into(), FactValue::Text(text.into())));
         }
         ArchivedDetail::Curve(curve) => {
             let seen = super::curve::summary(curve)?;

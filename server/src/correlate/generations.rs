@@ -12,6 +12,7 @@ use foldhash::fast::RandomState;
 type Map<K, V> = std::collections::HashMap<K, V, RandomState>;
 
 /// See the module.
+#[derive(Clone)]
 pub struct Generations<K, V> {
     young: Map<K, V>,
     old: Map<K, V>,

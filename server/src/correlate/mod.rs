@@ -12,6 +12,7 @@
 mod bus;
 mod curve;
 mod facts;
+mod field_name;
 mod generations;
 mod loss;
 mod metrics;
@@ -35,13 +36,15 @@ use tapio_wire::frame::Frame;
 use tapio_wire::service::ShardStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub(crate) use bus::Message;
-pub use bus::{BusClosed, InProcessBus, NodeClock, SignalBus};
+pub use bus::{BusClosed, FrameBegun, InProcessBus, NodeClock, SignalBus};
+pub(crate) use bus::{FromLog, Message};
 pub use curve::{Summary as CurveSummary, summary as curve_summary};
+pub use field_name::FieldName;
 pub use generations::Generations;
-pub use loss::{LossBook, LossView, Lost};
+pub use loss::{Dropped, Interval, Intervals, LossBook, LossView, Lost};
 pub use route::RoutedFrame;
 pub use shard::Interest;
+pub(crate) use topology::is_global;
 pub use topology::{EntityInfo, NodeRef, Topology};
 
 use metrics::Metrics;
@@ -214,13 +217,22 @@ impl Correlator {
     }
 
     fn dispatch(&self, node: NodeRef, frame: Arc<Frame>, permit: OwnedSemaphorePermit) {
-        self.topology.learn(&node, &frame.body().entities);
+        let described = self.topology.learn(&node, &frame.body().entities);
         if self.topology.has_renamed() {
             self.bus.renamed();
         }
-        self.losses.observe(&frame);
+        let lost = self.losses.observe(&frame);
+        let is_followed = self.bus.follows_frames();
+        if is_followed {
+            let described = described.into_iter().filter_map(|id| self.topology.get(node.id, id)).collect();
+            self.bus.began(&FrameBegun { node: &node, frame: &frame, described, lost });
+        }
         let is_urgent = frame.header().is_urgent;
-        let routed = Arc::new(RoutedFrame::new(node, frame, self.shards.len(), Some(permit)));
+        let mut routed = RoutedFrame::new(node, frame, self.shards.len(), Some(permit));
+        if is_followed {
+            routed = routed.reporting(Arc::clone(&self.bus));
+        }
+        let routed = Arc::new(routed);
         for (index, shard) in self.shards.iter().enumerate() {
             if routed.events_of(index) == 0 {
                 continue;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tapio_wire::frame::Frame;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::bus::SignalBus;
 use super::topology::NodeRef;
 
 /// A frame, and which of its events belong to which shard.
@@ -19,6 +20,17 @@ pub struct RoutedFrame {
     routed: Instant,
     /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.
     _permit: Option<OwnedSemaphorePermit>,
+    /// Is told when the last shard is done with it.
+    bus: Option<Arc<dyn SignalBus>>,
+}
+
+impl Drop for RoutedFrame {
+    fn drop(&mut self) {
+        if let Some(bus) = &self.bus {
+            let header = self.frame.header();
+            bus.done(header.node, header.epoch, header.seq);
+        }
+    }
 }
 
 impl RoutedFrame {
@@ -32,7 +44,14 @@ impl RoutedFrame {
                 lists[shard_of(node.id, event.entity.to_native(), shards)].push(index as u32);
             }
         }
-        Self { node, frame, lists, routed: Instant::now(), _permit: permit }
+        Self { node, frame, lists, routed: Instant::now(), _permit: permit, bus: None }
+    }
+
+    /// Tells this bus when the last shard is done with the frame.
+    #[must_use]
+    pub fn reporting(mut self, bus: Arc<dyn SignalBus>) -> Self {
+        self.bus = Some(bus);
+        self
     }
 
     /// How long ago it was routed.

@@ -6,14 +6,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::event::{EntityId, EntityKind, Measure, Role};
 
+use super::field_name::FieldName;
 use super::topology::EntityInfo;
 
 macro_rules! signal_kinds {
     ($($(#[$meta:meta])* $name:ident => $text:literal,)*) => {
         /// Sorts of signal; patterns name them.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum SignalKind { $($(#[$meta])* $name,)* }
         impl SignalKind {
@@ -114,7 +116,7 @@ impl FromIterator<SignalKind> for SignalKinds {
 }
 
 /// One event of one archived frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EvidenceId {
     pub node: u64,
     pub epoch: u64,
@@ -130,7 +132,7 @@ impl fmt::Display for EvidenceId {
 }
 
 /// One fact about one entity.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Signal {
     pub entity: Arc<EntityInfo>,
     /// The subject's process id in the node's namespace, 0 when there is none.
@@ -144,7 +146,7 @@ pub struct Signal {
 }
 
 /// What a signal says.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub enum Detail {
     Exec(Exec),
     Exit(Exit),
@@ -155,10 +157,10 @@ pub enum Detail {
 }
 
 /// What Kubernetes, systemd or the collector said: rare, so its fields are kept by name.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Fact {
     pub kind: SignalKind,
-    pub fields: Vec<(&'static str, FactValue)>,
+    pub fields: Vec<(FieldName, FactValue)>,
     /// Others that it is about: the workloads that use a ConfigMap, the backends of a Service.
     pub related: Vec<EntityId>,
     /// Of a Service: where it and its backends are reached.
@@ -168,7 +170,7 @@ pub struct Fact {
 }
 
 /// A field of a [`Fact`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub enum FactValue {
     Number(u64),
     Flag(bool),
@@ -176,7 +178,7 @@ pub enum FactValue {
 }
 
 /// Where a Service is reached, and what is behind it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEndpoints {
     /// `shop/db`
     pub name: Arc<str>,
@@ -186,13 +188,20 @@ pub struct ServiceEndpoints {
     pub backends: Vec<(Address, u16, EntityId, bool)>,
 }
 
+impl ServiceEndpoints {
+    /// The Service's entity.
+    pub fn id(&self) -> EntityId {
+        tapio_wire::entity_id(EntityKind::Workload, &format!("Service/{}", self.name))
+    }
+}
+
 /// IPv6, or IPv4 mapped into it.
 pub type Address = [u8; 16];
 
 impl Fact {
     /// A field; `None` when it is empty or not told.
     pub fn get(&self, name: &str) -> Option<&FactValue> {
-        self.fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+        self.fields.iter().find(|(known, _)| **known == *name).map(|(_, value)| value)
     }
 
     /// A text field, empty when it is not told.
@@ -218,14 +227,14 @@ impl Fact {
 }
 
 /// A place in pid namespaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NsPid {
     pub pid: u32,
     pub level: u32,
 }
 
 /// A process image was replaced.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Exec {
     pub comm: Arc<str>,
     pub parent_pid: u32,
@@ -234,7 +243,7 @@ pub struct Exec {
 }
 
 /// A process died.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Exit {
     pub comm: Arc<str>,
     pub parent_pid: u32,
@@ -269,7 +278,7 @@ impl Exit {
 }
 
 /// The OOM killer chose a process.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Oom {
     pub comm: Arc<str>,
     pub ns: NsPid,
@@ -313,7 +322,7 @@ impl Oom {
 }
 
 /// What sort of cgroup has a memory limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitLevel {
     /// The victim's container or unit.
     Own,
@@ -401,7 +410,7 @@ impl LimitLevel {
 }
 
 /// A process signal was sent.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Kill {
     pub signal: u32,
     pub code: i32,
@@ -421,7 +430,7 @@ pub struct Kill {
 }
 
 /// Who sent a process signal, seen from its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SenderClass {
     /// The kernel itself: a fault, the OOM killer.
     Kernel,
@@ -452,7 +461,7 @@ impl SenderClass {
 }
 
 /// Bulk events of one kind came faster than is usual.
-#[derive(Clone, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Burst {
     pub kind: SignalKind,
     /// What its events have in common.
@@ -472,7 +481,7 @@ pub struct Burst {
 }
 
 /// What the events of a burst have in common; bursts are counted by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum About {
     Nothing,
     Peer {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use foldhash::fast::RandomState;
+use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::event::{ArchivedEntity, EntityId, EntityKind};
 use tapio_wire::service::EntityRef;
 
@@ -33,7 +34,7 @@ const NODES_MAX: usize = 65_536;
 const RENAMED_MAX: usize = 65_536;
 
 /// A node, shared by everything that was seen on it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq)]
 pub struct NodeRef {
     /// As in its frames.
     pub id: u64,
@@ -55,7 +56,7 @@ impl fmt::Debug for NodeRef {
 }
 
 /// What an entity is called.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Debug, PartialEq, Eq)]
 pub struct EntityInfo {
     pub node: NodeRef,
     pub id: EntityId,
@@ -224,27 +225,68 @@ const KINDS: [EntityKind; 6] = [
     EntityKind::Workload,
 ];
 
-fn pack(node: Option<u64>, entity: &ArchivedEntity, phrases: &mut Phrases, out: &mut Vec<u8>) {
-    let texts = [
-        &entity.container_id,
-        &entity.pod_uid,
-        &entity.cgroup,
-        &entity.name,
-        &entity.namespace,
-        &entity.pod,
-        &entity.container,
-        &entity.image,
-        &entity.workload,
-    ];
-    let description = Description {
-        kind: entity.kind.get() as u8,
-        node,
-        parent: entity.parent.to_native(),
-        addresses: entity.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
-        texts: texts.map(|text| cut(text)),
-    };
-    out.clear();
-    packed::pack(&description, phrases, out);
+/// A description as a frame or another server tells it.
+struct Told<'a> {
+    id: EntityId,
+    kind: EntityKind,
+    parent: EntityId,
+    addresses: &'a [Address],
+    texts: [&'a str; packed::TEXTS],
+}
+
+impl<'a> Told<'a> {
+    fn in_frame(entity: &'a ArchivedEntity) -> Self {
+        Self {
+            id: entity.id.to_native(),
+            kind: entity.kind.get(),
+            parent: entity.parent.to_native(),
+            addresses: &entity.addresses,
+            texts: [
+                &entity.container_id,
+                &entity.pod_uid,
+                &entity.cgroup,
+                &entity.name,
+                &entity.namespace,
+                &entity.pod,
+                &entity.container,
+                &entity.image,
+                &entity.workload,
+            ],
+        }
+    }
+
+    /// `None` while nothing described it.
+    fn by_server(entity: &'a EntityInfo) -> Option<Self> {
+        Some(Self {
+            id: entity.id,
+            kind: entity.kind?,
+            parent: entity.parent,
+            addresses: &entity.addresses,
+            texts: [
+                &entity.container_id,
+                &entity.pod_uid,
+                &entity.cgroup,
+                &entity.name,
+                &entity.namespace,
+                &entity.pod,
+                &entity.container,
+                &entity.image,
+                &entity.workload,
+            ],
+        })
+    }
+
+    fn pack(&self, node: Option<u64>, phrases: &mut Phrases, out: &mut Vec<u8>) {
+        let description = Description {
+            kind: self.kind as u8,
+            node,
+            parent: self.parent,
+            addresses: self.addresses.iter().take(ADDRESSES_MAX).copied().collect(),
+            texts: self.texts.map(cut),
+        };
+        out.clear();
+        packed::pack(&description, phrases, out);
+    }
 }
 
 fn cut(text: &str) -> &str {
@@ -286,10 +328,10 @@ impl Described {
     }
 
     /// Takes a description in; whether it says anything new.
-    fn take(&mut self, key: (u64, EntityId), node: &NodeRef, entity: &ArchivedEntity) -> bool {
+    fn take(&mut self, key: (u64, EntityId), node: &NodeRef, told: &Told<'_>) -> bool {
         let is_global = key.0 == 0;
         let Self { shelf, phrases, scratch, .. } = self;
-        pack(is_global.then_some(node.id), entity, phrases, scratch);
+        told.pack(is_global.then_some(node.id), phrases, scratch);
         let known = shelf.get(&key);
         let is_new = known != Some(scratch.as_slice());
         if !is_new && shelf.is_young(&key) {
@@ -334,11 +376,23 @@ impl Topology {
         }
     }
 
-    /// Takes descriptions in.
-    pub fn learn(&self, node: &NodeRef, described: &[ArchivedEntity]) {
+    /// Takes descriptions in; returns the entities of which they say anything new.
+    pub fn learn(&self, node: &NodeRef, described: &[ArchivedEntity]) -> Vec<EntityId> {
         if described.is_empty() {
-            return;
+            return Vec::new();
         }
+        self.take(node, described.iter().map(Told::in_frame))
+    }
+
+    /// Takes a description in as another server, or another part of this one, has it.
+    pub fn learn_info(&self, entity: &EntityInfo) {
+        if let Some(told) = Told::by_server(entity) {
+            self.take(&entity.node, [told].into_iter());
+        }
+    }
+
+    fn take<'a>(&self, node: &NodeRef, described: impl Iterator<Item = Told<'a>>) -> Vec<EntityId> {
+        let mut new = Vec::new();
         let mut known = self.described.write().unwrap_or_else(PoisonError::into_inner);
         let name = known.nodes.get(&node.id);
         if name != Some(&node.name) {
@@ -349,21 +403,22 @@ impl Topology {
             }
             known.nodes.insert(node.id, Arc::clone(&node.name));
         }
-        for entity in described {
-            let id = entity.id.to_native();
-            let key = if is_global(entity.kind.get()) { (0, id) } else { (node.id, id) };
-            if !known.take(key, node, entity) {
+        for told in described {
+            let key = if is_global(told.kind) { (0, told.id) } else { (node.id, told.id) };
+            if !known.take(key, node, &told) {
                 continue;
             }
             self.unpacked().remove(&key);
-            if entity.kind.get() == EntityKind::Pod && !entity.addresses.is_empty() {
+            if told.kind == EntityKind::Pod && !told.addresses.is_empty() {
                 let mut pods = self.pods_by_address.write().unwrap_or_else(PoisonError::into_inner);
-                for address in entity.addresses.iter().take(ADDRESSES_MAX) {
-                    pods.insert(*address, id);
+                for address in told.addresses.iter().take(ADDRESSES_MAX) {
+                    pods.insert(*address, told.id);
                 }
             }
             self.note_renamed(key);
+            new.push(told.id);
         }
+        new
     }
 
     fn unpacked(&self) -> MutexGuard<'_, Generations<(u64, EntityId), Arc<EntityInfo>>> {
@@ -434,6 +489,6 @@ impl Topology {
 }
 
 /// Whether an entity of this kind has the same id on every node.
-fn is_global(kind: EntityKind) -> bool {
+pub(crate) fn is_global(kind: EntityKind) -> bool {
     matches!(kind, EntityKind::Pod | EntityKind::Workload)
 }

@@ -93,6 +93,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         consequences: Vec::new(),
         ongoing: pattern.is_state() && context.ended.is_none(),
         resolved_ns: context.ended.map_or(0, |ended| ended.at_ns),
+        missing_servers: Vec::new(),
     })
 }
 

@@ -254,6 +254,7 @@ impl Endings {
             }
             !is_over
         });
+        over.sort_unstable();
         self.heard_count -= over.len();
         if of_node.is_empty() {
             self.heard.remove(&node);

@@ -17,14 +17,18 @@ use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
 use super::deaths::{Deaths, Decision, Withdrawn};
 use super::endings::{self, Endings};
+use super::from_log::FromLog;
 use super::history::{History, Noted};
 use super::joins::{Joins, RingKey};
 use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
+use crate::cluster::{Batch, ClusterLosses};
 use crate::correlate::signal::{Detail, Signal, SignalKind};
-use crate::correlate::{EntityInfo, Generations, InProcessBus, LossView, Lost, Message, NodeClock, Topology};
+use crate::correlate::{
+    BusClosed, EntityInfo, FromLog as Told, Generations, InProcessBus, LossView, Lost, Message, NodeClock, Topology,
+};
 
 /// Anchors that one late signal makes be looked at again.
 const REVISITED_MAX: usize = 64;
@@ -141,21 +145,44 @@ impl Finder {
         losses: Arc<dyn LossView>,
         store: Arc<FindingStore>,
     ) -> Result<Self, StartError> {
+        Self::spawn(config, patterns, topology, losses, store, None)
+    }
+
+    /// Starts a finder that is driven by the log of several servers alone ([`crate::cluster`]): it has its own descriptions, of at
+    /// most `entities_max` entities, and `losses` is what the log tells of them.
+    ///
+    /// # Errors
+    /// [`StartError`] when its thread cannot be started.
+    pub fn start_from_log(
+        config: &FinderConfig,
+        patterns: Arc<PatternSet>,
+        entities_max: usize,
+        losses: Arc<ClusterLosses>,
+        store: Arc<FindingStore>,
+    ) -> Result<Self, StartError> {
+        let view: Arc<dyn LossView> = Arc::<ClusterLosses>::clone(&losses);
+        let topology = Arc::new(Topology::new(entities_max));
+        Self::spawn(config, patterns, topology, view, store, Some(FromLog::new(losses, entities_max)))
+    }
+
+    fn spawn(
+        config: &FinderConfig,
+        patterns: Arc<PatternSet>,
+        topology: Arc<Topology>,
+        losses: Arc<dyn LossView>,
+        store: Arc<FindingStore>,
+        log: Option<FromLog>,
+    ) -> Result<Self, StartError> {
         let (bus, receiver) = InProcessBus::bounded(config.bus_signals);
         let metrics = FinderMetrics::new()?;
         let mut worker = Worker {
-            history: History::new(config.history_signals),
+            config: config.clone(),
+            memory: Memory::new(config, topology),
             patterns,
             losses,
             store,
-            deaths: Deaths::default(),
-            endings: Endings::default(),
-            joins: Joins::new(Arc::clone(&topology)),
-            absorber: Absorber::new(config.correlation_depth_max),
-            topology,
-            clocks: Generations::new(NODES_MAX),
-            quiet_nodes: Generations::new(NODES_MAX),
             metrics: metrics.clone(),
+            log,
         };
         let join = thread::Builder::new().name("finder".into()).spawn(move || worker.run(&receiver))?;
         Ok(Self { bus, metrics, join: Some(join) })
@@ -164,6 +191,14 @@ impl Finder {
     /// The bus to publish on.
     pub fn bus(&self) -> InProcessBus {
         self.bus.clone()
+    }
+
+    /// Tells a finder that is driven by the log what a server wrote into it, and when the log took it, nanoseconds since 1970.
+    ///
+    /// # Errors
+    /// [`BusClosed`] when the finder has stopped.
+    pub fn tell(&self, batch: Batch, at_ns: u64) -> Result<(), BusClosed> {
+        self.bus.send(Message::FromLog(Told::Batch(Box::new(batch), at_ns)))
     }
 
     /// What it exports.
@@ -196,20 +231,43 @@ struct Clock {
     latest_ns: u64,
 }
 
-struct Worker {
-    patterns: Arc<PatternSet>,
-    topology: Arc<Topology>,
-    losses: Arc<dyn LossView>,
-    store: Arc<FindingStore>,
-    history: History,
-    joins: Joins,
+/// What it remembers of what it was told.
+pub(super) struct Memory {
+    pub topology: Arc<Topology>,
+    pub history: History,
+    pub joins: Joins,
     deaths: Deaths,
     endings: Endings,
     absorber: Absorber,
     clocks: Generations<u64, Clock>,
     /// When each node was heard of first, by its clock, and for how long it has gone on at its last word.
     quiet_nodes: Generations<u64, (u64, u64)>,
+}
+
+impl Memory {
+    pub fn new(config: &FinderConfig, topology: Arc<Topology>) -> Self {
+        Self {
+            history: History::new(config.history_signals),
+            joins: Joins::new(Arc::clone(&topology)),
+            deaths: Deaths::default(),
+            endings: Endings::default(),
+            absorber: Absorber::new(config.correlation_depth_max),
+            clocks: Generations::new(NODES_MAX),
+            quiet_nodes: Generations::new(NODES_MAX),
+            topology,
+        }
+    }
+}
+
+pub(super) struct Worker {
+    pub config: FinderConfig,
+    pub patterns: Arc<PatternSet>,
+    pub losses: Arc<dyn LossView>,
+    pub store: Arc<FindingStore>,
+    pub memory: Memory,
     metrics: FinderMetrics,
+    /// Where it is driven by the log.
+    pub log: Option<FromLog>,
 }
 
 impl Worker {
@@ -224,6 +282,12 @@ impl Worker {
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
                 Message::Renamed => {}
+                Message::FromLog(told) => {
+                    let began = Instant::now();
+                    self.take_from_log(told);
+                    self.metrics.signal_seconds.observe(began.elapsed().as_secs_f64());
+                    self.metrics.queue_signals.set(receiver.len() as i64);
+                }
                 Message::Barrier(done) => {
                     self.rename();
                     // Whoever asked may have given up.
@@ -236,53 +300,55 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, mut signal: Signal) {
+    pub(super) fn take(&mut self, mut signal: Signal) {
         self.metrics.signals.inc();
         let patterns = Arc::clone(&self.patterns);
         if !patterns.wants(&signal) {
             return;
         }
         self.watch_clock(signal.evidence.node, signal.evidence.epoch, signal.boottime_ns);
-        self.joins.take(&mut signal);
+        self.memory.joins.take(&mut signal);
         let mask = patterns.mask(&signal);
         let keys = self.keys(&patterns, &signal, &mask);
-        let noted = self.history.note(signal, mask, &keys);
+        let noted = self.memory.history.note(signal, mask, &keys);
         for anchor in self.anchors_touched(&patterns, &noted) {
             self.conclude(&patterns, &anchor);
         }
-        for anchor in self.endings.note(&patterns, &noted) {
+        for anchor in self.memory.endings.note(&patterns, &noted) {
             self.conclude(&patterns, &anchor);
         }
         self.end_restored(&patterns, &noted);
-        let evicted = self.history.evicted();
+        let evicted = self.memory.history.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
 
     fn keys(&self, patterns: &PatternSet, signal: &Signal, mask: &StepMask) -> Vec<RingKey> {
-        patterns.scopes(mask).flat_map(|scope| self.joins.keys(signal, scope)).collect()
+        patterns.scopes(mask).flat_map(|scope| self.memory.joins.keys(signal, scope)).collect()
     }
 
     /// Gives signals whose entity was described anew its names, and tells their findings again.
-    fn rename(&mut self) {
-        if !self.topology.has_renamed() {
+    pub(super) fn rename(&mut self) {
+        if !self.memory.topology.has_renamed() {
             return;
         }
         let patterns = Arc::clone(&self.patterns);
         let mut anchors: Vec<Arc<Noted>> = Vec::new();
-        let renamed = match self.topology.take_renamed() {
+        let mut renamed = match self.memory.topology.take_renamed() {
             Some(renamed) => renamed.into_iter().collect(),
-            None => self.history.entities(),
+            None => self.memory.history.entities(),
         };
+        // The order decides what makes room for what.
+        renamed.sort_unstable();
         for (node, id) in renamed {
-            let Some(ring) = self.history.ring(&(node, Scope::Entity, id)) else { continue };
-            let Some(entity) = self.topology.get(node, id) else { continue };
+            let Some(ring) = self.memory.history.ring(&(node, Scope::Entity, id)) else { continue };
+            let Some(entity) = self.memory.topology.get(node, id) else { continue };
             let old: Vec<Arc<Noted>> = ring.iter().filter(|noted| noted.signal.entity != entity).cloned().collect();
             for old in old {
                 let signal = Signal { entity: Arc::clone(&entity), ..old.signal.clone() };
                 let mask = patterns.mask(&signal);
                 let old_keys = self.keys(&patterns, &old.signal, &old.mask);
                 let keys = self.keys(&patterns, &signal, &mask);
-                anchors.push(self.history.replace(&old, &old_keys, signal, mask, &keys));
+                anchors.push(self.memory.history.replace(&old, &old_keys, signal, mask, &keys));
             }
         }
         anchors.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
@@ -295,28 +361,30 @@ impl Worker {
 
     /// Takes in a moment of a node. False for one that is past: of frames that waited in a spool.
     fn watch_clock(&mut self, node: u64, epoch: u64, boottime_ns: u64) -> bool {
-        let clock = self.clocks.entry(node, Clock::default);
+        let clock = self.memory.clocks.entry(node, Clock::default);
         if epoch > clock.epoch {
             if boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
-                self.history.forget_node(node);
+                self.memory.history.forget_node(node);
                 clock.latest_ns = 0;
             }
             clock.epoch = epoch;
         }
         let is_latest = boottime_ns >= clock.latest_ns;
         clock.latest_ns = clock.latest_ns.max(boottime_ns);
-        self.metrics.nodes.set(self.clocks.len() as i64);
+        self.metrics.nodes.set(self.memory.clocks.len() as i64);
         is_latest
     }
 
     /// A node goes on: ends the states that it does not tell of any more.
-    fn end_quiet(&mut self, clock: &NodeClock) {
-        // What is replayed, or waited in a spool, is the past: whether a state goes on is told afterwards.
-        if self.store.is_replaying() || !self.watch_clock(clock.node.id, clock.epoch, clock.boottime_ns) {
+    pub(super) fn end_quiet(&mut self, clock: &NodeClock) {
+        // What is replayed, or waited in a spool, is the past: whether a state goes on is told afterwards. The log is in order.
+        if self.store.is_replaying() && self.log.is_none()
+            || !self.watch_clock(clock.node.id, clock.epoch, clock.boottime_ns)
+        {
             return;
         }
         let patterns = Arc::clone(&self.patterns);
-        for open in self.endings.quiet(&patterns, clock.node.id, clock.boottime_ns, clock.realtime_ns) {
+        for open in self.memory.endings.quiet(&patterns, clock.node.id, clock.boottime_ns, clock.realtime_ns) {
             self.conclude(&patterns, &open.anchor);
             // What it rested on may be forgotten; then the finding is ended as it stands.
             if let Some(finding) = self.store.get(&open.id).ok().filter(|finding| finding.ongoing) {
@@ -324,7 +392,7 @@ impl Worker {
             }
         }
         // Of an earlier run's states it is not known when they were told last: they have as long, from this run's begin on.
-        let quiet = self.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
+        let quiet = self.memory.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
         if clock.boottime_ns < quiet.0 {
             // It was started anew.
             quiet.0 = clock.boottime_ns;
@@ -361,8 +429,8 @@ impl Worker {
             if !is_step {
                 continue;
             }
-            for key in self.joins.keys(&noted.signal, pattern.scope) {
-                let ring = self.history.ring(&key).into_iter().flatten();
+            for key in self.memory.joins.keys(&noted.signal, pattern.scope) {
+                let ring = self.memory.history.ring(&key).into_iter().flatten();
                 touched.extend(
                     ring.filter(|other| {
                         other.mask.contains(anchor.number) && self.are_near(noted, other, pattern.window_ns)
@@ -375,7 +443,7 @@ impl Worker {
         let of_deaths =
             [SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse, SignalKind::LogLines];
         if of_deaths.contains(&noted.signal.kind()) {
-            let ring = self.history.ring(&Joins::entity_key(&noted.signal.entity)).into_iter().flatten();
+            let ring = self.memory.history.ring(&Joins::entity_key(&noted.signal.entity)).into_iter().flatten();
             let deaths = ring.filter(|other| {
                 other.signal.kind() == SignalKind::Exit
                     && other.signal.is_lead()
@@ -396,7 +464,7 @@ impl Worker {
     }
 
     /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
-    fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
+    pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
         for pattern in patterns.patterns() {
             if !anchor.mask.contains(pattern.anchor_step().number) {
                 continue;
@@ -405,20 +473,20 @@ impl Worker {
                 continue;
             };
             // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
-            let workload = match (self.joins.workload(&anchor.signal.entity), anchor.signal.entity.kind) {
+            let workload = match (self.memory.joins.workload(&anchor.signal.entity), anchor.signal.entity.kind) {
                 (0, Some(EntityKind::Container)) => anchor.signal.entity.pod_id(),
                 (workload, _) => workload,
             };
             let (decision, withdrawn) = if pattern.gathers() {
-                self.deaths.together(pattern, scope, &found.steps[pattern.anchor])
+                self.memory.deaths.together(pattern, scope, &found.steps[pattern.anchor])
             } else if pattern.fold && workload != 0 {
-                let alike = self.deaths.alike(pattern, workload, anchor);
+                let alike = self.memory.deaths.alike(pattern, workload, anchor);
                 match alike.len() {
-                    0 | 1 => (self.deaths.single(pattern, anchor), Vec::new()),
-                    _ => self.deaths.together(pattern, workload, &alike),
+                    0 | 1 => (self.memory.deaths.single(pattern, anchor), Vec::new()),
+                    _ => self.memory.deaths.together(pattern, workload, &alike),
                 }
             } else {
-                (self.deaths.single(pattern, anchor), Vec::new())
+                (self.memory.deaths.single(pattern, anchor), Vec::new())
             };
             if let Decision::Publish { id, count, started_realtime_ns } = decision {
                 self.publish(patterns, pattern, &found, id, count, started_realtime_ns);
@@ -426,13 +494,13 @@ impl Worker {
             self.withdraw(withdrawn);
             return;
         }
-        let withdrawn = self.deaths.unexplained(anchor);
+        let withdrawn = self.memory.deaths.unexplained(anchor);
         self.withdraw(withdrawn);
     }
 
     fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>) -> Option<(u64, Match)> {
-        for key in self.joins.keys(&anchor.signal, pattern.scope) {
-            let Some(ring) = self.history.ring(&key) else { continue };
+        for key in self.memory.joins.keys(&anchor.signal, pattern.scope) {
+            let Some(ring) = self.memory.history.ring(&key) else { continue };
             let mut outcome = matching::explain(pattern, anchor, ring, false);
             if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
                 let at = anchor.signal.boottime_ns;
@@ -476,7 +544,7 @@ impl Worker {
             return;
         };
         let members = if pattern.is_state() { endings::members(pattern, found) } else { Vec::new() };
-        let (replaced, first_ns) = self.endings.watch(pattern, anchor, &id, &members);
+        let (replaced, first_ns) = self.memory.endings.watch(pattern, anchor, &id, &members);
         let mut since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
         let successor = Some(id.clone());
         let mut replaced: Vec<String> = replaced.into_iter().map(|open| open.id).collect();
@@ -495,17 +563,20 @@ impl Worker {
                 (false, step) if step.distinct.is_some() => matching::count(step, &found.steps[pattern.anchor]) as u32,
                 (false, _) => count,
             },
-            ended: self.endings.ended(pattern, &members),
+            ended: self.memory.endings.ended(pattern, &members),
             started_realtime_ns: since_ns,
-            entity_ring: self.history.ring(&Joins::entity_key(&anchor.signal.entity)),
+            entity_ring: self.memory.history.ring(&Joins::entity_key(&anchor.signal.entity)),
             lost: self.lost(found),
         };
-        let Some(finding) = compose::finding(pattern, found, context) else {
+        let Some(mut finding) = compose::finding(pattern, found, context) else {
             return;
         };
+        if let Some(log) = &self.log {
+            finding.missing_servers = log.losses.silent();
+        }
         let keys: Vec<RingKey> =
-            Scope::ALL.into_iter().flat_map(|scope| self.joins.keys(&anchor.signal, scope)).collect();
-        let actions = self.absorber.offer(patterns, pattern, finding, &keys);
+            Scope::ALL.into_iter().flat_map(|scope| self.memory.joins.keys(&anchor.signal, scope)).collect();
+        let actions = self.memory.absorber.offer(patterns, pattern, finding, &keys);
         self.act(actions);
         // Only now there is what takes their place.
         self.withdraw(replaced.into_iter().map(|id| Withdrawn { id, successor: successor.clone() }));
@@ -530,7 +601,7 @@ impl Worker {
         entities.dedup_by_key(|entity| (entity.node.id, entity.id));
         let left_out = |entity: &Arc<EntityInfo>| {
             let (from_ns, to_ns) = compose::loss_window(found, entity.node.id);
-            let ring = self.history.ring(&Joins::entity_key(entity)).into_iter().flatten();
+            let ring = self.memory.history.ring(&Joins::entity_key(entity)).into_iter().flatten();
             ring.filter_map(|noted| match &noted.signal.detail {
                 Detail::Fact(fact) if fact.kind == SignalKind::Gap && fact.text("reason") == FLOOD => {
                     let from = noted.signal.boottime_ns.saturating_sub(fact.number("lasted") + FLOOD_REACH_NS);
@@ -574,7 +645,7 @@ impl Worker {
     fn withdraw(&mut self, withdrawn: impl IntoIterator<Item = Withdrawn>) {
         for Withdrawn { id, successor } in withdrawn {
             self.store.withdraw(&id, successor.as_deref());
-            let actions = self.absorber.remove(&id, successor.as_deref());
+            let actions = self.memory.absorber.remove(&id, successor.as_deref());
             self.act(actions);
         }
     }

@@ -161,6 +161,11 @@ impl History {
         self.rings.get(key)
     }
 
+    /// Every signal that is remembered, in no order: each is in the ring of its own entity.
+    pub fn every_one(&self) -> impl Iterator<Item = Arc<Noted>> + '_ {
+        self.rings.iter().filter(|(key, _)| key.1 == Scope::Entity).flat_map(|(_, ring)| ring.iter().cloned())
+    }
+
     /// The entities that something is remembered of, with their nodes.
     pub fn entities(&self) -> Vec<(u64, u64)> {
         let keys = self.rings.keys().filter(|key| key.1 == Scope::Entity);

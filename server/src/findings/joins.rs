@@ -38,10 +38,6 @@ pub struct Joins {
     dns: Vec<u64>,
 }
 
-fn service_id(name: &str) -> u64 {
-    tapio_wire::entity_id(EntityKind::Workload, &format!("Service/{name}"))
-}
-
 impl Joins {
     /// Knows no Service yet.
     pub fn new(topology: Arc<Topology>) -> Self {
@@ -66,11 +62,11 @@ impl Joins {
                         None => told.clone(),
                     };
                     for (name, text) in [("talker_address", told), ("talker", talker)] {
-                        fact.fields.push((name, FactValue::Text(text.into())));
+                        fact.fields.push((name.into(), FactValue::Text(text.into())));
                     }
                 }
                 let Some(told) = fact.endpoints.as_deref() else { return };
-                let service = service_id(&told.name);
+                let service = told.id();
                 let ready = told.backends.iter().filter(|backend| backend.3).count() as u32;
                 self.services.insert(service, (Arc::clone(&told.name), ready, told.backends.len() as u32));
                 for address in &told.cluster_addresses {
@@ -172,9 +168,7 @@ impl Joins {
                 About::Dns { .. } => self.dns.clone(),
                 _ => Vec::new(),
             },
-            Detail::Fact(fact) if fact.endpoints.is_some() => {
-                fact.endpoints.iter().map(|told| service_id(&told.name)).collect()
-            }
+            Detail::Fact(fact) if fact.endpoints.is_some() => fact.endpoints.iter().map(|told| told.id()).collect(),
             _ => self.by_pod.get(&signal.entity.pod_id()).cloned().unwrap_or_default(),
         }
     }

@@ -11,6 +11,7 @@ mod endings;
 mod facts;
 mod field;
 mod finder;
+mod from_log;
 mod history;
 mod joins;
 pub mod journal;

@@ -62,9 +62,28 @@ struct Inner {
     withdrawn: VecDeque<Arc<Finding>>,
     published_ns: u64,
     evicted: u64,
+    /// What the log says the time is, nanoseconds since 1970; this machine's clock where there is no log.
+    now_ns: Option<u64>,
+    /// This server feeds itself: what is found now the log has not confirmed.
+    is_alone: bool,
+    /// Findings that the log has not confirmed, and whether they were new.
+    unconfirmed: HashMap<String, bool>,
 }
 
 impl Inner {
+    fn restored(&mut self, finding: &Finding) {
+        self.restored.insert(finding.id.clone());
+        self.restored_deaths.extend(death_key(finding));
+        if finding.ongoing {
+            for subject in subjects(finding) {
+                let ids = self.restored_states.entry((finding.pattern.clone(), subject)).or_default();
+                if !ids.contains(&finding.id) {
+                    ids.push(finding.id.clone());
+                }
+            }
+        }
+    }
+
     /// Forgets findings beyond the bound: the oldest of the node that has most, so that one node's many do not push out what is
     /// known of others.
     fn make_room(&mut self, findings_max: usize) {
@@ -133,8 +152,8 @@ impl Inner {
     }
 
     fn next_published_ns(&mut self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now_ns = now.map_or(0, |now| now.as_nanos() as u64);
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+        let now_ns = self.now_ns.unwrap_or_else(clock);
         self.published_ns = now_ns.max(self.published_ns + 1);
         self.published_ns
     }
@@ -168,6 +187,9 @@ impl FindingStore {
                 withdrawn: VecDeque::new(),
                 published_ns: 0,
                 evicted: 0,
+                now_ns: None,
+                is_alone: false,
+                unconfirmed: HashMap::new(),
             }),
             findings_max,
             changes: broadcast::Sender::new(WATCH_BACKLOG),
@@ -201,18 +223,43 @@ impl FindingStore {
     pub fn restore(&self, finding: Finding) {
         let mut inner = self.write();
         inner.published_ns = inner.published_ns.max(finding.published_ns);
-        inner.restored.insert(finding.id.clone());
-        inner.restored_deaths.extend(death_key(&finding));
-        if finding.ongoing {
-            for subject in subjects(&finding) {
-                let ids = inner.restored_states.entry((finding.pattern.clone(), subject)).or_default();
-                if !ids.contains(&finding.id) {
-                    ids.push(finding.id.clone());
-                }
-            }
-        }
+        inner.restored(&finding);
         inner.insert(Arc::new(finding));
         inner.make_room(self.findings_max);
+    }
+
+    /// What the log says the time is, nanoseconds since 1970: findings are published at it.
+    pub fn set_now(&self, now_ns: u64) {
+        self.write().now_ns = Some(now_ns);
+    }
+
+    /// Whether this server feeds itself: then what it finds is to be confirmed by the log.
+    pub fn set_alone(&self, is_alone: bool) {
+        self.write().is_alone = is_alone;
+    }
+
+    /// Everything is found anew: what is known is treated as an earlier run's, except what the log has not confirmed.
+    pub fn restart(&self) {
+        let mut inner = self.write();
+        inner.restored.clear();
+        inner.restored_deaths.clear();
+        inner.restored_states.clear();
+        let known: Vec<Arc<Finding>> = inner.findings.values().cloned().collect();
+        for finding in known.iter().filter(|finding| !finding.withdrawn) {
+            if !inner.unconfirmed.contains_key(&finding.id) {
+                inner.restored(finding);
+            }
+        }
+    }
+
+    /// The log was read to its end: takes back what was found alone and the log does not say.
+    pub fn withdraw_unconfirmed(&self) {
+        let unconfirmed = std::mem::take(&mut self.write().unconfirmed);
+        let mut new: Vec<String> = unconfirmed.into_iter().filter(|(_, is_new)| *is_new).map(|(id, _)| id).collect();
+        new.sort();
+        for id in new {
+            self.withdraw(&id, None);
+        }
     }
 
     /// The findings of an earlier run of this pattern that tell of a state of this entity, and of nobody else's any more, and that a
@@ -311,6 +358,12 @@ impl FindingStore {
     pub fn publish(&self, mut finding: Finding) -> Option<Arc<Finding>> {
         let mut inner = self.write();
         finding.revision = 1;
+        if !inner.is_alone {
+            inner.unconfirmed.remove(&finding.id);
+        } else if !inner.unconfirmed.contains_key(&finding.id) {
+            let is_new = !inner.findings.contains_key(&finding.id);
+            inner.unconfirmed.insert(finding.id.clone(), is_new);
+        }
         if let Some(known) = inner.findings.get(&finding.id) {
             if inner.restored.contains(&finding.id) && says_less(&finding, known) {
                 return None;
@@ -342,6 +395,7 @@ impl FindingStore {
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
         let finding = inner.remove(id)?;
+        inner.unconfirmed.remove(id);
         if let Some(successor) = successor {
             inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
         }

@@ -7,6 +7,7 @@ mod states;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 pub use machine::{Machine, findings_of, only_state, patterns_of};
 use tapio_server::correlate::NodeRef;
 use tapio_wire::compress::Compression;
@@ -36,6 +37,8 @@ pub struct Node {
     ledger: Ledger,
     encoder: Encoder,
     pub frames: Vec<Arc<Frame>>,
+    /// The same, as a collector sends them.
+    pub bytes: Vec<Bytes>,
 }
 
 /// A process as the kernel sees it.
@@ -149,6 +152,7 @@ impl Node {
             ledger: Ledger::default(),
             encoder: Encoder::default(),
             frames: Vec::new(),
+            bytes: Vec::new(),
         }
     }
 
@@ -282,6 +286,7 @@ impl Node {
         self.body.clear();
         let frame = Arc::new(Frame::decode(&bytes).expect("a frame as it was packed"));
         self.frames.push(Arc::clone(&frame));
+        self.bytes.push(bytes);
         frame
     }
 

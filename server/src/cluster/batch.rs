@@ -1,0 +1,114 @@
+//! What servers tell one another through the log.
+//!
+//! What enters: what the shards derive from frames. What leaves: bytes of one message, and the same again. What must hold: a
+//! message is checked as a whole before anything of it is used; one of another version is refused by its first byte and skipped.
+//!
+//! ```text
+//! version u8 · lz4 block with its size before it, of the rkyv archive of a Batch
+//! ```
+
+use std::sync::Arc;
+
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::correlate::signal::Signal;
+use crate::correlate::{Dropped, EntityInfo, Interval, NodeClock, NodeRef};
+
+/// Changes with everything that changes the layout of an entry: `a_message_of_this_version_is_read_for_ever` fails otherwise.
+pub const VERSION: u8 = 1;
+/// What a message may unpack to.
+const UNPACKED_MAX: usize = 16 << 20;
+
+/// Entries of one server, in the order in which they hold.
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub struct Batch {
+    /// The server that wrote it.
+    pub server: String,
+    pub entries: Vec<Entry>,
+}
+
+/// One thing that all servers are to know.
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub enum Entry {
+    /// An entity is described, or described otherwise.
+    Described(Arc<EntityInfo>),
+    Signal(Box<Signal>),
+    /// A node goes on.
+    Clock(NodeClock),
+    /// Events of a node were lost, as one server saw by two frames that followed one another.
+    Lost {
+        node: u64,
+        interval: Interval,
+    },
+    /// Everything that a stretch of a node's frames gives occasion to stands in the log before this.
+    Covered(Covered),
+    /// The server ends in an orderly way.
+    Leaving,
+}
+
+/// A stretch of frames of one collector's run.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+pub struct Covered {
+    pub node: NodeRef,
+    pub epoch: u64,
+    pub from: Point,
+    pub to: Point,
+    /// The last frame is the epoch's last one.
+    pub is_final: bool,
+}
+
+/// A frame's place in its stream.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    pub seq: u64,
+    /// `CLOCK_BOOTTIME` of the node.
+    pub boottime_ns: u64,
+    /// What the node had lost up to this frame since the epoch began.
+    pub dropped: Dropped,
+}
+
+/// Why a message cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error("its version is {0} and this server reads {VERSION}: upgrade the older servers")]
+    Version(u8),
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+}
+
+impl Batch {
+    /// The bytes of a message.
+    ///
+    /// # Errors
+    /// [`BatchError::Damaged`] when memory for them is short.
+    pub fn encode(&self) -> Result<Vec<u8>, BatchError> {
+        let archive = rkyv::to_bytes::<rkyv::rancor::Error>(self).map_err(|error| damaged(&error))?;
+        let mut message = vec![VERSION];
+        message.extend(lz4_flex::block::compress_prepend_size(&archive));
+        Ok(message)
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// See [`BatchError`].
+    pub fn decode(message: &[u8]) -> Result<Self, BatchError> {
+        let (&version, packed) = message.split_first().ok_or_else(|| damaged(&"it is empty"))?;
+        if version != VERSION {
+            return Err(BatchError::Version(version));
+        }
+        let (size, packed) = lz4_flex::block::uncompressed_size(packed).map_err(|error| damaged(&error))?;
+        if size > UNPACKED_MAX {
+            return Err(damaged(&format!("it would unpack to {size} bytes")));
+        }
+        let mut archive = AlignedVec::<16>::new();
+        archive.resize(size, 0);
+        let length = lz4_flex::block::decompress_into(packed, &mut archive).map_err(|error| damaged(&error))?;
+        rkyv::from_bytes::<Self, rkyv::rancor::Error>(&archive[..length]).map_err(|error| damaged(&error))
+    }
+}
+
+fn damaged(error: &dyn std::fmt::Display) -> BatchError {
+    BatchError::Damaged(error.to_string())
+}

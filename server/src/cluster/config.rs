@@ -1,0 +1,134 @@
+//! `cluster:` of the server's configuration.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tapio_wire::units;
+
+/// `cluster:`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSection {
+    /// The cluster that these servers watch: in the names of the log's streams, so that one NATS may serve several clusters.
+    pub name: String,
+    /// Addresses of NATS with JetStream, separated by commas, that all servers share; empty: this server is the only one.
+    #[schemars(example = "nats://tapio-nats.tapio-system.svc:4222")]
+    pub url: String,
+    /// This server's name among the servers; default: the machine's name, which is the pod's.
+    #[schemars(example = "tapio-server-0")]
+    pub server: Option<String>,
+    /// The user at NATS.
+    #[schemars(example = &"tapio")]
+    pub user: Option<String>,
+    /// A file with the user's password; read anew for each connection.
+    #[schemars(example = "/etc/tapio/nats/password")]
+    pub password_file: Option<PathBuf>,
+    /// A credentials file of NATS (JWT and nkey), instead of a user; read anew when NATS refuses it.
+    #[schemars(example = "/etc/tapio/nats/user.creds")]
+    pub credentials_file: Option<PathBuf>,
+    /// TLS to NATS.
+    pub tls: ClusterTls,
+    /// Copies of the log that NATS keeps, where NATS has several servers itself: 1, 3 or 5.
+    pub replicas: usize,
+    /// The log's size at the most; the oldest messages are deleted. It also keeps no more than twice the longest window.
+    #[serde(deserialize_with = "units::bytes")]
+    pub max_bytes: u64,
+}
+
+/// `cluster.tls:`
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterTls {
+    /// The certificates of the CA that signs NATS' certificate; default: those of the machine.
+    #[schemars(example = "/etc/tapio/nats/ca.pem")]
+    pub ca: Option<PathBuf>,
+    /// This server's certificate chain, where NATS wants to see one.
+    #[schemars(example = "/etc/tapio/nats/server.pem")]
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    #[schemars(example = "/etc/tapio/nats/server.key")]
+    pub key: Option<PathBuf>,
+}
+
+impl Default for ClusterSection {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            url: String::new(),
+            server: None,
+            user: None,
+            password_file: None,
+            credentials_file: None,
+            tls: ClusterTls::default(),
+            replicas: 1,
+            max_bytes: 1 << 30,
+        }
+    }
+}
+
+impl ClusterSection {
+    /// Whether there is a log.
+    pub fn is_on(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// The addresses of NATS.
+    pub fn urls(&self) -> Vec<&str> {
+        self.url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect()
+    }
+
+    /// This server's name.
+    pub fn server_name(&self) -> String {
+        match &self.server {
+            Some(name) => name.clone(),
+            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        }
+    }
+
+    /// Checks values that the types cannot: the key, and what it may be.
+    ///
+    /// # Errors
+    /// The key that is wrong, and why.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.len() <= 63
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        if !is_name(&self.name) {
+            return Err(("cluster.name", format!("`{}`: letters, digits and - only, 63 at the most", self.name)));
+        }
+        for url in self.urls() {
+            let address: Result<async_nats::ServerAddr, _> = url.parse();
+            if let Err(error) = address {
+                return Err(("cluster.url", format!("`{url}` is no address of NATS ({error}): as nats://host:4222")));
+            }
+        }
+        if !self.is_on() {
+            return Ok(());
+        }
+        if self.server_name().bytes().any(|byte| byte.is_ascii_whitespace() || b".*>".contains(&byte)) {
+            return Err(("cluster.server", "no spaces, dots, * or >: set a name of letters, digits and -".into()));
+        }
+        if self.credentials_file.is_some() && self.user.is_some() {
+            return Err((
+                "cluster.credentials_file",
+                "beside cluster.user it is not clear who this is: set one".into(),
+            ));
+        }
+        if self.user.is_some() != self.password_file.is_some() {
+            return Err(("cluster.user", "needs cluster.password_file, and the other way round".into()));
+        }
+        if self.tls.cert.is_some() != self.tls.key.is_some() {
+            return Err(("cluster.tls", "name both cert and key, or neither".into()));
+        }
+        if ![1, 3, 5].contains(&self.replicas) {
+            return Err(("cluster.replicas", format!("{}: 1, 3 or 5", self.replicas)));
+        }
+        if self.max_bytes < 16 << 20 {
+            return Err(("cluster.max_bytes", format!("{} is less than 16MiB", self.max_bytes)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! What the publisher, the reader and the rest of the server know of one another.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use super::outgoing::Outgoing;
+
+/// See the module.
+pub struct Link {
+    /// This server feeds its finder itself: the log is away.
+    alone: watch::Sender<bool>,
+    /// The reader has come to the log's end since it began.
+    caught_up: watch::Sender<bool>,
+    /// The last of this server's messages that the log took, and the last message that was read: places in the log.
+    pub published_seq: AtomicU64,
+    pub read_seq: AtomicU64,
+    pub messages_read: AtomicU64,
+    pub messages_published: AtomicU64,
+    /// Messages that could not be read: of another version, or damaged.
+    pub unreadable: AtomicU64,
+    /// Messages that found no room while the log was away.
+    pub overflowed: AtomicU64,
+    pub rebuilds: AtomicU64,
+    /// Nothing more is published.
+    pub frozen: AtomicBool,
+    /// The reader is to begin anew.
+    pub rebuild: Notify,
+    /// The log lacks what the archive has.
+    needs_healing: AtomicBool,
+    pub heal: Notify,
+    /// Entries out of the archive.
+    healing: Mutex<Option<Arc<Outgoing>>>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            alone: watch::Sender::new(false),
+            caught_up: watch::Sender::new(false),
+            published_seq: AtomicU64::new(0),
+            read_seq: AtomicU64::new(0),
+            messages_read: AtomicU64::new(0),
+            messages_published: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
+            rebuilds: AtomicU64::new(0),
+            frozen: AtomicBool::new(false),
+            rebuild: Notify::new(),
+            needs_healing: AtomicBool::new(false),
+            heal: Notify::new(),
+            healing: Mutex::new(None),
+            trouble: Mutex::new(None),
+        }
+    }
+}
+
+impl Link {
+    /// Whether this server feeds its finder itself.
+    pub fn is_alone(&self) -> bool {
+        *self.alone.borrow()
+    }
+
+    pub(super) fn set_alone(&self, is_alone: bool) {
+        self.alone.send_replace(is_alone);
+    }
+
+    /// Whether the finder has read the log to its end.
+    pub fn is_caught_up(&self) -> bool {
+        *self.caught_up.borrow()
+    }
+
+    pub(super) fn set_caught_up(&self, is_caught_up: bool) {
+        self.caught_up.send_replace(is_caught_up);
+    }
+
+    /// Waits until the log was read to its end, or this server goes on alone.
+    pub async fn settled(&self) {
+        let (mut caught_up, mut alone) = (self.caught_up.subscribe(), self.alone.subscribe());
+        tokio::select! {
+            _ = caught_up.wait_for(|is| *is) => {}
+            _ = alone.wait_for(|is| *is) => {}
+        }
+    }
+
+    /// Waits until the log was read to its end.
+    pub async fn read_through(&self) {
+        // The sender is in `self`.
+        let _ = self.caught_up.subscribe().wait_for(|is| *is).await;
+    }
+
+    /// Asks for what the archive has and the log lacks.
+    pub(super) fn ask_for_healing(&self) {
+        self.needs_healing.store(true, Ordering::Release);
+        self.heal.notify_one();
+    }
+
+    /// Whether that was asked for since it was asked last.
+    pub fn take_healing(&self) -> bool {
+        self.needs_healing.swap(false, Ordering::AcqRel)
+    }
+
+    /// Entries out of the archive, while it is gone through.
+    pub fn healing(&self) -> Option<Arc<Outgoing>> {
+        self.healing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Begins or ends going through the archive.
+    pub fn set_healing(&self, healing: Option<Arc<Outgoing>>) {
+        *self.healing.lock().unwrap_or_else(PoisonError::into_inner) = healing;
+    }
+
+    /// Why the log cannot be used; [`None`] while it can.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// True when it is another trouble than before.
+    pub(super) fn set_trouble(&self, trouble: Option<String>) -> bool {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *known != trouble;
+        *known = trouble;
+        is_new
+    }
+}

@@ -1,0 +1,217 @@
+//! The log in NATS JetStream.
+//!
+//! What enters: messages of this server. What leaves: those of all servers, in one order. What must hold: the streams are as they
+//! are wanted here, and are made where they are missing; who this server is, is read anew from its files when NATS refuses it.
+//!
+//! ```text
+//! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window
+//!                     tapio.<name>.fact.<id>          what there is: pods, workloads, Services
+//! TAPIO_<name>_FACTS  the last message of each fact, out of the log
+//! ```
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
+use async_nats::jetstream::context::{Context, ContextBuilder};
+use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
+use async_nats::{Auth, AuthError, ConnectOptions, Event};
+use tapio_wire::event::EntityId;
+
+use super::config::ClusterSection;
+
+/// How long JetStream may take to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// How long NATS remembers which messages it had.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// A fact that nobody told for so long is forgotten.
+const FACTS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+const FACTS_BYTES_MAX: i64 = 512 << 20;
+/// The largest message.
+pub const MESSAGE_BYTES_MAX: usize = 512 << 10;
+
+/// Why the log cannot be reached, or not used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("no connection to NATS at {url}: {error}; look at cluster.url, and at what cluster.user and its file say")]
+    Connect { url: String, error: String },
+    #[error("{path}: {error}")]
+    File { path: String, error: std::io::Error },
+    #[error("JetStream: {what}: {error}; is JetStream on, and may this user use it?")]
+    JetStream { what: &'static str, error: String },
+}
+
+fn jetstream(what: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> LogError {
+    move |error| LogError::JetStream { what, error: error.to_string() }
+}
+
+/// How the streams are called.
+#[derive(Clone, Debug)]
+pub struct Names {
+    cluster: String,
+    server: String,
+}
+
+impl Names {
+    /// Of these servers, and of this one.
+    pub fn new(config: &ClusterSection) -> Self {
+        Self { cluster: config.name.clone(), server: config.server_name() }
+    }
+
+    /// This server.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    fn stream(&self, what: &str) -> String {
+        format!("TAPIO_{}_{what}", self.cluster)
+    }
+
+    /// The subject of this server's batches.
+    pub fn batch(&self) -> String {
+        format!("tapio.{}.batch.{}", self.cluster, self.server)
+    }
+
+    /// The subject of a fact.
+    pub fn fact(&self, id: EntityId) -> String {
+        format!("tapio.{}.fact.{id:016x}", self.cluster)
+    }
+
+    fn every(&self, what: &str) -> String {
+        format!("tapio.{}.{what}.>", self.cluster)
+    }
+}
+
+/// A connection to the log.
+pub struct Log {
+    pub context: Context,
+    pub names: Names,
+    config: ClusterSection,
+    keep: Duration,
+}
+
+impl Log {
+    /// Connects; the streams are not looked at.
+    ///
+    /// # Errors
+    /// See [`LogError`].
+    pub async fn connect(config: &ClusterSection, keep: Duration) -> Result<Self, LogError> {
+        let options = options(config).await?;
+        let connecting = options.connect(config.urls().join(","));
+        let client = match tokio::time::timeout(CONNECT_TIMEOUT * 2, connecting).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(LogError::Connect { url: config.url.clone(), error: error.to_string() }),
+            Err(_) => return Err(LogError::Connect { url: config.url.clone(), error: "no answer in time".into() }),
+        };
+        let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).backpressure_on_inflight(true).build(client);
+        Ok(Self { context, names: Names::new(config), config: config.clone(), keep })
+    }
+
+    /// Makes the streams what they are to be.
+    ///
+    /// # Errors
+    /// [`LogError::JetStream`] when NATS refuses.
+    pub async fn ensure(&self) -> Result<Stream, LogError> {
+        let log = stream::Config {
+            name: self.names.stream("LOG"),
+            subjects: vec![self.names.every("batch"), self.names.every("fact")],
+            max_age: self.keep,
+            max_bytes: i64::try_from(self.config.max_bytes).unwrap_or(i64::MAX),
+            discard: DiscardPolicy::Old,
+            storage: StorageType::File,
+            num_replicas: self.config.replicas,
+            max_message_size: MESSAGE_BYTES_MAX as i32,
+            duplicate_window: DUPLICATE_WINDOW.min(self.keep),
+            description: Some("Tapio: what its servers tell one another".into()),
+            ..stream::Config::default()
+        };
+        let facts = stream::Config {
+            name: self.names.stream("FACTS"),
+            sources: Some(vec![Source {
+                name: log.name.clone(),
+                filter_subject: Some(self.names.every("fact")),
+                ..Source::default()
+            }]),
+            max_messages_per_subject: 1,
+            max_age: FACTS_AGE,
+            max_bytes: FACTS_BYTES_MAX,
+            description: Some("Tapio: the last word on each pod, workload and Service".into()),
+            ..log.clone()
+        };
+        let facts = stream::Config { subjects: Vec::new(), ..facts };
+        let name = log.name.clone();
+        let failed = |error: async_nats::jetstream::context::CreateStreamError| error.into();
+        self.context.create_or_update_stream(log).await.map_err(failed).map_err(jetstream("the log"))?;
+        self.context.create_or_update_stream(facts).await.map_err(failed).map_err(jetstream("the facts"))?;
+        let found = self.context.get_stream(name).await;
+        found.map_err(|error| jetstream("the log")(error.into()))
+    }
+
+    /// The stream of facts.
+    ///
+    /// # Errors
+    /// [`LogError::JetStream`] when it cannot be had.
+    pub async fn facts(&self) -> Result<Stream, LogError> {
+        let found = self.context.get_stream(self.names.stream("FACTS")).await;
+        found.map_err(|error| jetstream("the facts")(error.into()))
+    }
+}
+
+/// Reads a stream in order, from the message of this number on, or from the first one that there is.
+///
+/// # Errors
+/// [`LogError::JetStream`] when it cannot be read.
+pub async fn read_from(stream: &Stream, seq: u64) -> Result<Ordered, LogError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| jetstream("reading")(error);
+    let deliver_policy = match seq {
+        0 | 1 => DeliverPolicy::All,
+        start_sequence => DeliverPolicy::ByStartSequence { start_sequence },
+    };
+    let config = OrderedConfig { deliver_policy, ..OrderedConfig::default() };
+    let consumer: Consumer<OrderedConfig> =
+        stream.create_consumer(config).await.map_err(|error| failed(error.into()))?;
+    consumer.messages().await.map_err(|error| failed(error.into()))
+}
+
+async fn options(config: &ClusterSection) -> Result<ConnectOptions, LogError> {
+    let mut options = match (&config.credentials_file, &config.user, &config.password_file) {
+        (Some(file), ..) => ConnectOptions::with_credentials_file(file)
+            .await
+            .map_err(|error| LogError::File { path: file.display().to_string(), error })?,
+        (None, Some(user), Some(file)) => {
+            let (user, file) = (user.clone(), file.clone());
+            ConnectOptions::with_auth_callback(move |_| {
+                let (user, file) = (user.clone(), file.clone());
+                async move {
+                    let password = tokio::fs::read_to_string(&file).await.map_err(AuthError::new)?;
+                    let mut auth = Auth::new();
+                    auth.username = Some(user);
+                    auth.password = Some(password.trim_end().to_owned());
+                    Ok(auth)
+                }
+            })
+        }
+        _ => ConnectOptions::new(),
+    };
+    if let Some(ca) = &config.tls.ca {
+        options = options.add_root_certificates(ca.clone()).require_tls(true);
+    }
+    if let (Some(cert), Some(key)) = (&config.tls.cert, &config.tls.key) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    Ok(options
+        .name(format!("tapio-server {}", config.server_name()))
+        .connection_timeout(CONNECT_TIMEOUT)
+        .ping_interval(Duration::from_secs(5))
+        .request_timeout(Some(ANSWER_TIMEOUT))
+        .max_reconnects(None)
+        .reconnect_delay_callback(|attempt| RECONNECT_MAX.min(Duration::from_millis(50 * (1 << attempt.min(6)))))
+        .event_callback(|event| async move {
+            match event {
+                Event::Connected => tracing::info!("connected to NATS"),
+                event => tracing::warn!(%event, "NATS"),
+            }
+        }))
+}

@@ -1,0 +1,147 @@
+//! What may be missing, as the log tells.
+//!
+//! What enters: what servers say of the frames that they have worked through, and when each of them said anything last. What
+//! leaves: how much of a node's events is or may be missing between two moments, and which servers are silent. What must hold: the
+//! clock is the log's; a server that is silent makes absence unknown for every node, since what Kubernetes says of a node's pods may
+//! have gone to any server.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::batch::Covered;
+use super::coverage::Coverage;
+use crate::correlate::{Interval, LossView, Lost};
+
+/// A server that said nothing for so long, by the log's clock, is silent.
+pub const SILENT_AFTER: Duration = Duration::from_secs(15);
+/// A silent server is given up after this: its collectors went to others long ago.
+const GONE_AFTER: Duration = Duration::from_secs(180);
+
+/// See the module.
+#[derive(Default)]
+pub struct ClusterLosses {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    coverage: Coverage,
+    /// When each server said anything last, nanoseconds since 1970 by the log's clock.
+    heard: BTreeMap<String, u64>,
+    silent: Vec<String>,
+    /// While this server feeds itself: its own name.
+    alone: Option<String>,
+}
+
+impl ClusterLosses {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets everything: the log is read anew.
+    pub fn clear(&self) {
+        *self.lock() = Inner::default();
+    }
+
+    /// A server said something. True when another set of servers is silent than before.
+    pub fn heard(&self, server: &str, at_ns: u64) -> bool {
+        let mut inner = self.lock();
+        match inner.heard.get_mut(server) {
+            Some(known) => *known = at_ns.max(*known),
+            None => {
+                inner.heard.insert(server.to_owned(), at_ns);
+            }
+        }
+        inner.look(at_ns)
+    }
+
+    /// A server ends in an orderly way: nothing of it is missing.
+    pub fn left(&self, server: &str, at_ns: u64) -> bool {
+        let mut inner = self.lock();
+        inner.heard.remove(server);
+        inner.look(at_ns)
+    }
+
+    /// This server feeds itself from now on, and hears nobody.
+    pub fn alone(&self, server: &str) {
+        let mut inner = self.lock();
+        inner.alone = Some(server.to_owned());
+        let others = inner.heard.keys().filter(|other| *other != server).cloned().collect();
+        inner.silent = others;
+    }
+
+    /// The servers whose evidence may be missing, by name.
+    pub fn silent(&self) -> Vec<String> {
+        self.lock().silent.clone()
+    }
+
+    /// Takes in that a stretch of frames was worked through; see [`Coverage::take`].
+    pub fn cover(&self, server: &str, covered: &Covered) -> Option<(u64, u64)> {
+        self.lock().coverage.take(server, covered)
+    }
+
+    /// Takes in what a server counted as lost.
+    pub fn count(&self, node: u64, interval: Interval) {
+        self.lock().coverage.count(node, interval);
+    }
+
+    /// Whether everything about a frame came before.
+    pub fn has(&self, node: u64, epoch: u64, seq: u64) -> bool {
+        self.lock().coverage.has(node, epoch, seq)
+    }
+
+    /// Which frames the log speaks for.
+    pub fn coverage(&self) -> Coverage {
+        self.lock().coverage.clone()
+    }
+}
+
+impl Inner {
+    fn look(&mut self, at_ns: u64) -> bool {
+        if self.alone.is_some() {
+            return false;
+        }
+        let age = |heard_ns: u64| Duration::from_nanos(at_ns.saturating_sub(heard_ns));
+        self.heard.retain(|_, heard_ns| age(*heard_ns) < GONE_AFTER);
+        let silent: Vec<String> =
+            self.heard.iter().filter(|(_, ns)| age(**ns) >= SILENT_AFTER).map(|(name, _)| name.clone()).collect();
+        let is_new = silent != self.silent;
+        self.silent = silent;
+        is_new
+    }
+}
+
+impl LossView for ClusterLosses {
+    fn lost(&self, node: u64, from_ns: u64, to_ns: u64) -> Lost {
+        let inner = self.lock();
+        let is_unsure = !inner.silent.is_empty();
+        inner.coverage.lost(node, from_ns, to_ns).and(Lost { open_interval: is_unsure, ..Lost::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_server_that_is_silent_makes_absence_unknown_until_it_speaks_or_is_given_up() {
+        let losses = ClusterLosses::default();
+        assert!(!losses.heard("a", 100 * S) && !losses.heard("b", 101 * S));
+        assert!(!losses.lost(7, 0, 10).any());
+        assert!(losses.heard("a", 120 * S), "b says nothing");
+        assert_eq!(losses.silent(), ["b"]);
+        assert!(losses.lost(7, 0, 10).open_interval);
+        assert!(losses.heard("b", 121 * S));
+        assert!(!losses.lost(7, 0, 10).any());
+        losses.heard("a", 200 * S);
+        assert!(losses.left("b", 201 * S), "it said that it ends");
+        losses.heard("c", 202 * S);
+        losses.heard("a", 230 * S);
+        assert_eq!(losses.silent(), ["c"]);
+        losses.heard("a", 400 * S);
+        assert!(losses.silent().is_empty(), "its collectors went to others");
+    }
+}

@@ -1,0 +1,30 @@
+//! Several servers, one answer: the log that all of them read.
+//!
+//! What enters: what this server's shards derive. What leaves: what every server derives, in one order, to this server's finder.
+//! What must hold: the log never stands before an acknowledgement to a collector; without it this server goes on by itself; the
+//! same log gives the same findings on every server.
+//!
+//! ```text
+//! shards ──► Outgoing ──► publisher ──► JetStream ──► reader ──► finder
+//!                             └── while the log is away: the same entries, at once ──┘
+//! ```
+
+mod batch;
+mod config;
+mod coverage;
+mod link;
+mod log;
+mod losses;
+mod outgoing;
+mod publisher;
+mod reader;
+mod running;
+
+pub use batch::{Batch, BatchError, Covered, Entry, Point, VERSION};
+pub use config::{ClusterSection, ClusterTls};
+pub use coverage::Coverage;
+pub use link::Link;
+pub use log::{Log, LogError};
+pub use losses::ClusterLosses;
+pub use outgoing::Outgoing;
+pub use running::{Cluster, Healer};

@@ -1,0 +1,336 @@
+//! What this server has to say to the others.
+//!
+//! What enters: signals from the shards, frames as they go to the shards and as the shards are done with them. What leaves: entries
+//! in the order in which they hold. What must hold: nobody waits here; what finds no room is left out, and then the frames that it
+//! came from are not told as covered, so that they are worked through again from the archive; a stretch is told as covered after
+//! everything that its frames gave occasion to.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use tapio_wire::event::EntityId;
+use tokio::sync::Notify;
+
+use super::batch::{Covered, Entry, Point};
+use super::coverage::Coverage;
+use crate::correlate::signal::{EvidenceId, Signal};
+use crate::correlate::{BusClosed, Dropped, FrameBegun, Generations, NodeClock, NodeRef, SignalBus, is_global};
+
+/// Entities of which it is remembered that a signal named them: what they are called later is told too.
+const NAMED_MAX: usize = 65_536;
+/// How long a node's frames may wait until they are told as covered, where nothing else is told of it.
+const COVER_INTERVAL: Duration = Duration::from_secs(5);
+/// A node that sent nothing for so long is forgotten.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// See the module.
+pub struct Outgoing {
+    inner: Mutex<Inner>,
+    filled: Notify,
+    passed: Condvar,
+    entries_max: usize,
+}
+
+struct Inner {
+    entries: VecDeque<Entry>,
+    named: Generations<(u64, EntityId), ()>,
+    /// By node: its epochs that are not told of to their end, the latest last.
+    nodes: HashMap<u64, Vec<Epoch>, RandomState>,
+    /// What is in the log already, while frames come out of the archive.
+    known: Option<Coverage>,
+    left_out: u64,
+    /// What was taken is not handed on yet.
+    is_passing: bool,
+    /// Whoever has something to say waits for room: it comes out of the archive.
+    waits: bool,
+}
+
+/// A frame on its way through the shards.
+struct Pending {
+    point: Point,
+    is_final: bool,
+    is_done: bool,
+    /// It gave occasion to something that others are to know.
+    is_telling: bool,
+    /// Something that it gave occasion to was left out.
+    is_incomplete: bool,
+}
+
+/// The frames of one epoch of a node.
+struct Epoch {
+    node: NodeRef,
+    epoch: u64,
+    pending: VecDeque<Pending>,
+    /// The first frame since, and the last one that is done.
+    done: Option<(Point, Point, bool)>,
+    told: Instant,
+    /// It has said something that others wait to know the end of.
+    is_urgent: bool,
+}
+
+impl Epoch {
+    fn new(node: NodeRef, epoch: u64) -> Self {
+        Self { node, epoch, pending: VecDeque::new(), done: None, told: Instant::now(), is_urgent: false }
+    }
+
+    /// Takes up what is done from the first pending frame on. Returns stretches that end before a frame that is incomplete.
+    fn advance(&mut self) -> Vec<Covered> {
+        let mut cut = Vec::new();
+        while let Some(frame) = self.pending.front().filter(|frame| frame.is_done) {
+            let (point, is_final, is_incomplete) = (frame.point, frame.is_final, frame.is_incomplete);
+            self.is_urgent |= frame.is_telling || is_final;
+            self.pending.pop_front();
+            let follows = self.done.is_none_or(|(_, last, _)| last.seq.checked_add(1) == Some(point.seq));
+            if is_incomplete || !follows {
+                cut.extend(self.take());
+            }
+            if !is_incomplete {
+                let from = self.done.map_or(point, |(from, ..)| from);
+                self.done = Some((from, point, is_final));
+            }
+        }
+        cut
+    }
+
+    fn take(&mut self) -> Option<Covered> {
+        let (from, to, is_final) = self.done.take()?;
+        self.told = Instant::now();
+        self.is_urgent = false;
+        Some(Covered { node: self.node.clone(), epoch: self.epoch, from, to, is_final })
+    }
+}
+
+impl Outgoing {
+    /// Holds at most `entries_max` entries.
+    pub fn new(entries_max: usize) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                entries: VecDeque::new(),
+                named: Generations::new(NAMED_MAX),
+                nodes: HashMap::default(),
+                known: None,
+                left_out: 0,
+                is_passing: false,
+                waits: false,
+            }),
+            filled: Notify::new(),
+            passed: Condvar::new(),
+            entries_max: entries_max.max(1),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frames come out of the archive: what is in the log already is not told again, and whoever has something to say waits for
+    /// room.
+    pub fn begin_replay(&self, known: Coverage) {
+        let mut inner = self.lock();
+        inner.known = Some(known);
+        inner.waits = true;
+    }
+
+    /// Frames come from collectors from now on.
+    pub fn end_replay(&self) {
+        let mut inner = self.lock();
+        inner.known = None;
+        inner.waits = false;
+    }
+
+    /// With room for what one frame or signal gives occasion to, where it is waited for.
+    fn lock_with_room(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = self.lock();
+        while inner.waits && inner.entries.len() >= self.entries_max {
+            self.filled.notify_one();
+            inner = self.passed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner
+    }
+
+    /// Waits until there is something to tell.
+    pub async fn filled(&self) {
+        self.filled.notified().await;
+    }
+
+    /// Everything that is to be told now, in order: first entries, then how far they reach.
+    pub fn take(&self) -> Vec<Entry> {
+        let mut inner = self.lock();
+        let mut entries: Vec<Entry> = inner.entries.drain(..).collect();
+        inner.is_passing = true;
+        let now = Instant::now();
+        let mut covered: Vec<Covered> = Vec::new();
+        inner.nodes.retain(|_, epochs| {
+            let last = epochs.len() - 1;
+            let mut index = 0;
+            epochs.retain_mut(|epoch| {
+                let is_past = index < last;
+                index += 1;
+                if is_past || epoch.is_urgent || now.duration_since(epoch.told) >= COVER_INTERVAL {
+                    covered.extend(epoch.take());
+                }
+                let is_idle = is_past || now.duration_since(epoch.told) >= IDLE_MAX;
+                !epoch.pending.is_empty() || epoch.done.is_some() || !is_idle
+            });
+            !epochs.is_empty()
+        });
+        covered.sort_unstable_by_key(|covered| (covered.node.id, covered.epoch));
+        entries.extend(covered.into_iter().map(Entry::Covered));
+        entries
+    }
+
+    /// No frame comes any more: what is done is told as covered at once.
+    pub fn flush(&self) {
+        for epoch in self.lock().nodes.values_mut().flatten() {
+            epoch.is_urgent = true;
+        }
+        self.filled.notify_one();
+    }
+
+    /// What was taken was handed on.
+    pub fn passed(&self) {
+        let was_passing = std::mem::take(&mut self.lock().is_passing);
+        if was_passing {
+            self.passed.notify_all();
+        }
+    }
+
+    /// Waits until everything was taken and handed on. The publisher must be running.
+    pub fn wait_passed(&self) {
+        let mut inner = self.lock();
+        while !inner.entries.is_empty() || inner.is_passing {
+            self.filled.notify_one();
+            inner = self.passed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Entries that found no room so far.
+    pub fn left_out(&self) -> u64 {
+        self.lock().left_out
+    }
+
+    /// Entries that wait.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Inner {
+    fn is_known(&self, node: u64, epoch: u64, seq: u64) -> bool {
+        self.known.as_ref().is_some_and(|known| known.has(node, epoch, seq))
+    }
+
+    /// Whether there was room; without, the frame that it is about counts as incomplete.
+    fn push(&mut self, entries_max: usize, about: Option<(u64, u64, u64)>, entry: Entry) -> bool {
+        if self.entries.len() < entries_max {
+            self.entries.push_back(entry);
+            return true;
+        }
+        self.left_out += 1;
+        if let Some(frame) = about.and_then(|about| self.frame(about)) {
+            frame.is_incomplete = true;
+        }
+        false
+    }
+
+    fn frame(&mut self, (node, epoch, seq): (u64, u64, u64)) -> Option<&mut Pending> {
+        let epoch = self.nodes.get_mut(&node)?.iter_mut().find(|known| known.epoch == epoch)?;
+        epoch.pending.iter_mut().find(|frame| frame.point.seq == seq)
+    }
+
+    /// Others are to know when everything about this frame is told.
+    fn tells(&mut self, about: (u64, u64, u64)) {
+        if let Some(frame) = self.frame(about) {
+            frame.is_telling = true;
+        }
+    }
+}
+
+impl SignalBus for Outgoing {
+    fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
+        let mut inner = self.lock_with_room();
+        let EvidenceId { node, epoch, seq, .. } = signal.evidence;
+        if inner.is_known(node, epoch, seq) {
+            return Ok(());
+        }
+        let key = (if signal.entity.kind.is_some_and(is_global) { 0 } else { signal.entity.node.id }, signal.entity.id);
+        inner.named.insert(key, ());
+        inner.tells((node, epoch, seq));
+        inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Signal(Box::new(signal)));
+        drop(inner);
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    fn clock(&self, clock: NodeClock) {
+        // The next one comes soon.
+        self.lock().push(self.entries_max, None, Entry::Clock(clock));
+        self.filled.notify_one();
+    }
+
+    fn follows_frames(&self) -> bool {
+        true
+    }
+
+    fn began(&self, begun: &FrameBegun<'_>) {
+        let header = begun.frame.header();
+        let mut inner = self.lock_with_room();
+        if inner.is_known(header.node, header.epoch, header.seq) {
+            return;
+        }
+        let dropped = Dropped::of(begun.frame.ledger());
+        let epochs = inner.nodes.entry(header.node).or_default();
+        if epochs.last().is_none_or(|last| last.epoch != header.epoch) {
+            epochs.push(Epoch::new(begun.node.clone(), header.epoch));
+        }
+        if let Some(epoch) = epochs.last_mut() {
+            epoch.node = begun.node.clone();
+            epoch.pending.push_back(Pending {
+                point: Point { seq: header.seq, boottime_ns: header.boottime_ns, dropped },
+                is_final: header.is_final,
+                is_done: false,
+                is_telling: false,
+                is_incomplete: false,
+            });
+        }
+        let about = (header.node, header.epoch, header.seq);
+        let mut is_told = false;
+        for entity in &begun.described {
+            let is_global = entity.kind.is_some_and(is_global);
+            if is_global || inner.named.get(&(entity.node.id, entity.id)).is_some() {
+                is_told |= inner.push(self.entries_max, Some(about), Entry::Described(Arc::clone(entity)));
+            }
+        }
+        if let Some(interval) = begun.lost.filter(|interval| interval.lost.events > 0) {
+            is_told |= inner.push(self.entries_max, Some(about), Entry::Lost { node: header.node, interval });
+            inner.tells(about);
+        }
+        drop(inner);
+        if is_told {
+            self.filled.notify_one();
+        }
+    }
+
+    fn done(&self, node: u64, epoch: u64, seq: u64) {
+        let mut inner = self.lock();
+        let Some(epochs) = inner.nodes.get_mut(&node) else { return };
+        let Some(known) = epochs.iter_mut().find(|known| known.epoch == epoch) else { return };
+        let Some(frame) = known.pending.iter_mut().find(|frame| frame.point.seq == seq) else { return };
+        frame.is_done = true;
+        let cut = known.advance();
+        let is_urgent = known.is_urgent;
+        // There is no more of them than there are frames, so they always find room.
+        inner.entries.extend(cut.into_iter().map(Entry::Covered));
+        drop(inner);
+        if is_urgent {
+            self.filled.notify_one();
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Writes what this server has to say into the log.
+//!
+//! What enters: entries. What leaves: messages, each at least once and in order; while the log takes none, the same entries to this
+//! server's own finder at once. What must hold: memory is bounded, and what found no room is asked for from the archive when the log
+//! is back.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::batch::{Batch, Entry};
+use super::config::ClusterSection;
+use super::link::Link;
+use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names};
+use super::outgoing::Outgoing;
+use crate::correlate::signal::Detail;
+use crate::correlate::{FromLog, InProcessBus, Message, is_global};
+
+/// How long the log may take no message before this server goes on alone.
+pub const ALONE_AFTER: Duration = Duration::from_secs(2);
+/// How far the reader may be behind what this server published.
+const BEHIND_MAX: Duration = Duration::from_secs(5);
+/// A server that has nothing to say says so this often.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(250);
+/// Messages that wait for the log.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Messages on their way at once.
+const FLIGHT_MAX: usize = 64;
+/// Entries of one message, at first; one that comes out too large is parted.
+const ENTRIES_MAX: usize = 1024;
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the last words of a server that ends may take.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+struct Waiting {
+    number: u64,
+    subject: String,
+    payload: Bytes,
+    since: Instant,
+}
+
+type Flight = Pin<Box<dyn Future<Output = (Option<Log>, Result<u64, String>, usize)> + Send>>;
+
+/// See the module.
+pub struct Publisher {
+    config: ClusterSection,
+    keep: Duration,
+    names: Names,
+    /// Tells this run's messages from another's.
+    run: u64,
+    outgoing: Arc<Outgoing>,
+    finder: InProcessBus,
+    link: Arc<Link>,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    number: u64,
+    said: Instant,
+    /// Since when the reader has not read what was published.
+    behind_since: Option<Instant>,
+    /// Alone: what must be in the log before this server reads it again.
+    alone_until: Option<u64>,
+    has_overflowed: bool,
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64)
+}
+
+impl Publisher {
+    /// Publishes what comes out of `outgoing`; `finder` is fed while the log is away.
+    pub fn new(
+        config: &ClusterSection,
+        keep: Duration,
+        outgoing: Arc<Outgoing>,
+        finder: InProcessBus,
+        link: Arc<Link>,
+    ) -> Self {
+        Self {
+            names: Names::new(config),
+            config: config.clone(),
+            keep,
+            run: now_ns(),
+            outgoing,
+            finder,
+            link,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            number: 0,
+            said: Instant::now(),
+            behind_since: None,
+            alone_until: None,
+            has_overflowed: false,
+        }
+    }
+
+    /// Publishes until `ended`, and then what is left.
+    pub async fn run(mut self, mut ended: watch::Receiver<bool>) {
+        let mut log: Option<Log> = None;
+        let mut flight: Option<Flight> = None;
+        let mut failures = 0_u32;
+        let mut retry_at = Instant::now();
+        let mut ends_at: Option<Instant> = None;
+        let outgoing = Arc::clone(&self.outgoing);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            if self.link.frozen.load(Ordering::Acquire) {
+                let _ = ended.wait_for(|is| *is).await;
+                return;
+            }
+            self.gather();
+            if ends_at.is_none() && *ended.borrow() {
+                ends_at = Some(Instant::now() + LAST_WORDS);
+                self.say(vec![Entry::Leaving]);
+            }
+            if ends_at.is_some_and(|at| self.waiting.is_empty() || Instant::now() >= at) {
+                return;
+            }
+            if flight.is_none() && !self.waiting.is_empty() && Instant::now() >= retry_at {
+                flight = Some(self.take_off(log.take()));
+            }
+            tokio::select! {
+                (connection, outcome, count) = async { match &mut flight { Some(flight) => flight.await, None => std::future::pending().await } } => {
+                    flight = None;
+                    log = connection;
+                    match outcome {
+                        Ok(seq) => {
+                            failures = 0;
+                            self.landed(count, seq);
+                        }
+                        Err(error) => {
+                            failures += 1;
+                            retry_at = Instant::now() + RETRY_MAX.min(Duration::from_millis(50 << failures.min(5)));
+                            if self.link.set_trouble(Some(error.clone())) {
+                                tracing::warn!(error, "the log of the servers takes no message");
+                            }
+                        }
+                    }
+                }
+                () = outgoing.filled() => {}
+                _ = tick.tick() => {}
+                _ = ended.changed(), if ends_at.is_none() => {}
+            }
+            self.look();
+        }
+    }
+
+    /// Takes up what there is to say.
+    fn gather(&mut self) {
+        let entries = self.outgoing.take();
+        if !entries.is_empty() || self.said.elapsed() >= ALIVE_INTERVAL {
+            self.say(entries);
+        }
+        self.outgoing.passed();
+        if let Some(healing) = self.link.healing() {
+            let entries = healing.take();
+            if !entries.is_empty() {
+                self.say(entries);
+            }
+            healing.passed();
+        }
+    }
+
+    /// Facts go by themselves, so that the last word on each can be kept; all else goes together.
+    fn say(&mut self, entries: Vec<Entry>) {
+        self.said = Instant::now();
+        let mut others = Vec::with_capacity(entries.len().min(ENTRIES_MAX));
+        let mut has_facts = false;
+        for entry in entries {
+            let fact = match &entry {
+                Entry::Described(entity) if entity.kind.is_some_and(is_global) => Some(entity.id),
+                Entry::Signal(signal) => match &signal.detail {
+                    Detail::Fact(fact) => fact.endpoints.as_ref().map(|told| told.id()),
+                    _ => None,
+                },
+                _ => None,
+            };
+            match fact {
+                Some(id) => {
+                    has_facts = true;
+                    self.enqueue(self.names.fact(id), vec![entry]);
+                }
+                None => others.push(entry),
+            }
+        }
+        // Nothing to say is said too.
+        if others.is_empty() && !has_facts {
+            self.enqueue(self.names.batch(), Vec::new());
+        }
+        while !others.is_empty() {
+            let rest = others.split_off(others.len().min(ENTRIES_MAX));
+            self.enqueue(self.names.batch(), std::mem::replace(&mut others, rest));
+        }
+    }
+
+    fn enqueue(&mut self, subject: String, entries: Vec<Entry>) {
+        let batch = Batch { server: self.names.server().to_owned(), entries };
+        let payload = match batch.encode() {
+            Ok(payload) => payload,
+            Err(error) => {
+                tracing::error!(%error, "a message to the other servers cannot be written");
+                return;
+            }
+        };
+        if payload.len() > MESSAGE_BYTES_MAX - 1024 && batch.entries.len() > 1 {
+            let mut first = batch.entries;
+            let second = first.split_off(first.len() / 2);
+            self.enqueue(subject.clone(), first);
+            self.enqueue(subject, second);
+            return;
+        }
+        if self.waiting_bytes + payload.len() > WAITING_BYTES_MAX || self.has_overflowed {
+            self.has_overflowed = true;
+            self.link.overflowed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.number += 1;
+            self.waiting_bytes += payload.len();
+            let payload = Bytes::from(payload);
+            self.waiting.push_back(Waiting { number: self.number, subject, payload, since: Instant::now() });
+        }
+        if self.link.is_alone() {
+            self.tell_finder(batch);
+        }
+    }
+
+    fn tell_finder(&self, batch: Batch) {
+        // Without a finder the server ends.
+        let _ = self.finder.send(Message::FromLog(FromLog::Batch(Box::new(batch), now_ns())));
+    }
+
+    /// Sends the first ones off; connects before where that is needed.
+    fn take_off(&self, log: Option<Log>) -> Flight {
+        let id = |waiting: &Waiting| format!("{}-{:x}-{}", self.names.server(), self.run, waiting.number);
+        let messages: Vec<(String, String, Bytes)> = self
+            .waiting
+            .iter()
+            .take(FLIGHT_MAX)
+            .map(|waiting| (waiting.subject.clone(), id(waiting), waiting.payload.clone()))
+            .collect();
+        let (config, keep) = (self.config.clone(), self.keep);
+        Box::pin(async move {
+            let log = match log {
+                Some(log) => log,
+                None => match connect(&config, keep).await {
+                    Ok(log) => log,
+                    Err(error) => return (None, Err(error.to_string()), 0),
+                },
+            };
+            let count = messages.len();
+            match send(&log, messages).await {
+                Ok(seq) => (Some(log), Ok(seq), count),
+                // What it was connected to may not be what it is now.
+                Err(error) => (None, Err(error), 0),
+            }
+        })
+    }
+
+    fn landed(&mut self, count: usize, seq: u64) {
+        let mut last = 0;
+        for waiting in self.waiting.drain(..count) {
+            self.waiting_bytes -= waiting.payload.len();
+            last = waiting.number;
+        }
+        self.link.messages_published.fetch_add(count as u64, Ordering::Relaxed);
+        self.link.published_seq.store(seq, Ordering::Release);
+        if self.link.set_trouble(None) {
+            tracing::info!("the log of the servers takes messages");
+        }
+        if self.has_overflowed && self.waiting.is_empty() {
+            self.has_overflowed = false;
+            self.link.ask_for_healing();
+        }
+        if self.alone_until.is_some_and(|until| last >= until) {
+            self.alone_until = None;
+            self.behind_since = None;
+            self.link.set_alone(false);
+            self.link.set_caught_up(false);
+            self.link.rebuild.notify_one();
+            tracing::info!("the log is back: what was found alone is found again by what all servers say");
+        }
+    }
+
+    /// Whether the log still works, and this server goes on alone when it does not.
+    fn look(&mut self) {
+        if self.link.is_alone() {
+            return;
+        }
+        let is_stuck = self.waiting.front().is_some_and(|waiting| waiting.since.elapsed() >= ALONE_AFTER);
+        let (published, read) = (&self.link.published_seq, &self.link.read_seq);
+        let is_behind = self.link.is_caught_up() && read.load(Ordering::Acquire) < published.load(Ordering::Acquire);
+        match (is_behind, self.behind_since) {
+            (false, _) => self.behind_since = None,
+            (true, None) => self.behind_since = Some(Instant::now()),
+            (true, Some(_)) => {}
+        }
+        let is_unread = self.behind_since.is_some_and(|since| since.elapsed() >= BEHIND_MAX);
+        if !is_stuck && !is_unread {
+            return;
+        }
+        tracing::warn!(is_stuck, is_unread, "the log is away: this server goes on with what its own collectors say");
+        self.alone_until = Some(self.number + 1);
+        self.link.set_alone(true);
+        let alone = FromLog::Alone(self.names.server().to_owned());
+        let _ = self.finder.send(Message::FromLog(alone));
+        for waiting in &self.waiting {
+            if let Ok(batch) = Batch::decode(&waiting.payload) {
+                self.tell_finder(batch);
+            }
+        }
+    }
+}
+
+async fn connect(config: &ClusterSection, keep: Duration) -> Result<Log, LogError> {
+    let log = Log::connect(config, keep).await?;
+    log.ensure().await?;
+    Ok(log)
+}
+
+/// The place in the log of the last one.
+async fn send(log: &Log, messages: Vec<(String, String, Bytes)>) -> Result<u64, String> {
+    let mut acks = Vec::with_capacity(messages.len());
+    for (subject, id, payload) in messages {
+        let message = PublishMessage::build().payload(payload).message_id(id);
+        acks.push(log.context.send_publish(subject, message).await.map_err(|error| error.to_string())?);
+    }
+    let mut last = 0;
+    for ack in acks {
+        last = last.max(ack.await.map_err(|error| error.to_string())?.sequence);
+    }
+    Ok(last)
+}

@@ -1,0 +1,301 @@
+//! The threads that write and read the log.
+//!
+//! `log-publisher` and `log-reader` have a runtime and a connection each, so that neither waits for the other, nor a collector for
+//! any of them. `log-healer` goes through the archive for what a lost log had.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntGauge};
+use tokio::runtime;
+use tokio::sync::watch;
+
+use super::config::ClusterSection;
+use super::link::Link;
+use super::losses::ClusterLosses;
+use super::outgoing::Outgoing;
+use super::publisher::Publisher;
+use super::reader::Reader;
+use crate::correlate::{InProcessBus, SignalBus};
+use crate::vitals::{Pulse, Sign, Vitals};
+
+/// How long a start waits for the log before it goes on without.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
+
+/// Sends the frames of the archive's last minutes through shards that publish to this bus.
+pub type Healer = Box<dyn Fn(Arc<dyn SignalBus>) + Send>;
+
+/// See the module.
+pub struct Cluster {
+    outgoing: Arc<Outgoing>,
+    losses: Arc<ClusterLosses>,
+    link: Arc<Link>,
+    end: watch::Sender<bool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    signs: Vec<(&'static str, Sign)>,
+    server: String,
+}
+
+impl Cluster {
+    /// Starts writing and reading. `finder` is one that is driven by the log, with `losses`; messages are kept for `keep`.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(
+        config: &ClusterSection,
+        keep: Duration,
+        entries_max: usize,
+        finder: &InProcessBus,
+        losses: Arc<ClusterLosses>,
+        healer: Healer,
+    ) -> io::Result<Self> {
+        let outgoing = Arc::new(Outgoing::new(entries_max));
+        let link = Arc::new(Link::default());
+        let (end, ended) = watch::channel(false);
+        let mut started = Self {
+            outgoing: Arc::clone(&outgoing),
+            losses: Arc::clone(&losses),
+            link: Arc::clone(&link),
+            end,
+            threads: Mutex::default(),
+            signs: Vec::new(),
+            server: config.server_name(),
+        };
+        let publisher = Publisher::new(config, keep, outgoing, finder.clone(), Arc::clone(&link));
+        started.spawn("log-publisher", publisher.run(ended.clone()))?;
+        let reader = Reader::new(config, keep, finder.clone(), Arc::clone(&link));
+        started.spawn("log-reader", reader.run(ended.clone()))?;
+        started.spawn("log-healer", heal(link, losses, entries_max, healer, ended))?;
+        Ok(started)
+    }
+
+    fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let pulse = Pulse::default();
+        self.signs.push((name, pulse.sign()));
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            runtime.block_on(work);
+            drop(pulse);
+        })?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+
+    /// What the shards publish on.
+    pub fn bus(&self) -> Arc<Outgoing> {
+        Arc::clone(&self.outgoing)
+    }
+
+    /// How it stands.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// This server's name.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The servers that say nothing.
+    pub fn silent(&self) -> Vec<String> {
+        self.losses.silent()
+    }
+
+    /// Watches the threads.
+    pub fn watch(&self, vitals: &Vitals) {
+        for (name, sign) in &self.signs {
+            vitals.watch(*name, sign.clone());
+        }
+    }
+
+    /// Waits until the log was read to its end, or cannot be had. True when it was read.
+    pub async fn settle(&self) -> bool {
+        if tokio::time::timeout(SETTLE_MAX, self.link.settled()).await.is_err() {
+            tracing::warn!("the log is read still: the archive's last minutes are told meanwhile");
+        }
+        self.link.is_caught_up()
+    }
+
+    /// Frames come out of the archive from now on: what the log has already is not told again.
+    pub fn begin_replay(&self) {
+        self.outgoing.begin_replay(self.losses.coverage());
+    }
+
+    /// Waits until all of it is told, and takes frames from collectors from then on.
+    pub fn end_replay(&self) {
+        self.outgoing.wait_passed();
+        self.outgoing.end_replay();
+    }
+
+    /// Says what is left and that this server ends, and ends the threads.
+    pub fn stop(&self) {
+        self.end.send_replace(true);
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the log has failed");
+            }
+        }
+    }
+
+    /// Says nothing more, as if it were killed: for tests.
+    #[doc(hidden)]
+    pub fn freeze(&self) {
+        self.link.frozen.store(true, Ordering::Release);
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When one of the names is taken.
+    pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+        let metrics =
+            ClusterMetrics::new(Arc::clone(&self.link), Arc::clone(&self.outgoing), Arc::clone(&self.losses))?;
+        registry.register(Box::new(metrics))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Goes through the archive whenever that is asked for, once the log was read: then it is known what it lacks.
+async fn heal(
+    link: Arc<Link>,
+    losses: Arc<ClusterLosses>,
+    entries_max: usize,
+    healer: Healer,
+    mut ended: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            () = link.heal.notified() => {}
+            _ = ended.wait_for(|is| *is) => return,
+        }
+        tokio::select! {
+            () = link.read_through() => {}
+            _ = ended.wait_for(|is| *is) => return,
+        }
+        if !link.take_healing() {
+            continue;
+        }
+        let healing = Arc::new(Outgoing::new(entries_max));
+        healing.begin_replay(losses.coverage());
+        link.set_healing(Some(Arc::clone(&healing)));
+        healer(Arc::<Outgoing>::clone(&healing));
+        healing.flush();
+        // Whoever takes it looks at it every moment as long as it is there.
+        if !*ended.borrow() {
+            healing.wait_passed();
+        }
+        link.set_healing(None);
+        tracing::info!("what the log lacked was told again from the archive");
+    }
+}
+
+/// What is read off when the metrics are asked for.
+struct ClusterMetrics {
+    link: Arc<Link>,
+    outgoing: Arc<Outgoing>,
+    losses: Arc<ClusterLosses>,
+    alone: IntGauge,
+    behind: IntGauge,
+    silent: IntGauge,
+    waiting: IntGauge,
+    published: IntCounter,
+    read: IntCounter,
+    unreadable: IntCounter,
+    left_out: IntCounter,
+    rebuilds: IntCounter,
+}
+
+impl ClusterMetrics {
+    fn new(link: Arc<Link>, outgoing: Arc<Outgoing>, losses: Arc<ClusterLosses>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            link,
+            outgoing,
+            losses,
+            alone: IntGauge::new(
+                "tapio_server_log_alone",
+                "1 while the servers' log is away and this server goes on with its own collectors' evidence alone.",
+            )?,
+            behind: IntGauge::new(
+                "tapio_server_log_behind",
+                "1 until the finder has read the servers' log to its end, after a start and after a break.",
+            )?,
+            silent: IntGauge::new(
+                "tapio_server_log_silent_servers",
+                "Servers that said nothing for 15 s and did not say that they end: their evidence may be missing.",
+            )?,
+            waiting: IntGauge::new(
+                "tapio_server_log_waiting_entries",
+                "Entries that wait to be written into the servers' log.",
+            )?,
+            published: IntCounter::new(
+                "tapio_server_log_published_messages_total",
+                "Messages that this server has written into the servers' log.",
+            )?,
+            read: IntCounter::new(
+                "tapio_server_log_read_messages_total",
+                "Messages that this server has read out of the servers' log.",
+            )?,
+            unreadable: IntCounter::new(
+                "tapio_server_log_unreadable_messages_total",
+                "Messages of other servers that could not be read: of another version, or damaged.",
+            )?,
+            left_out: IntCounter::new(
+                "tapio_server_log_left_out_entries_total",
+                "Entries and messages that found no room; they are told again from the archive when the log is back.",
+            )?,
+            rebuilds: IntCounter::new(
+                "tapio_server_log_rebuilds_total",
+                "How often the servers' log was read from its beginning.",
+            )?,
+        })
+    }
+
+    fn all(&self) -> [&dyn Collector; 9] {
+        [
+            &self.alone,
+            &self.behind,
+            &self.silent,
+            &self.waiting,
+            &self.published,
+            &self.read,
+            &self.unreadable,
+            &self.left_out,
+            &self.rebuilds,
+        ]
+    }
+}
+
+impl Collector for ClusterMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.all().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let link = &self.link;
+        self.alone.set(i64::from(link.is_alone()));
+        self.behind.set(i64::from(!link.is_caught_up()));
+        self.silent.set(self.losses.silent().len() as i64);
+        self.waiting.set(self.outgoing.len() as i64);
+        let left_out = self.outgoing.left_out() + link.overflowed.load(Ordering::Relaxed);
+        for (counter, now) in [
+            (&self.published, link.messages_published.load(Ordering::Relaxed)),
+            (&self.read, link.messages_read.load(Ordering::Relaxed)),
+            (&self.unreadable, link.unreadable.load(Ordering::Relaxed)),
+            (&self.left_out, left_out),
+            (&self.rebuilds, link.rebuilds.load(Ordering::Relaxed)),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
+        self.all().into_iter().flat_map(Collector::collect).collect()
+    }
+}

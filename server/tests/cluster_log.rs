@@ -1,0 +1,211 @@
+//! Several servers, one answer: each sees a part, and all say the same. The log is a real NATS.
+
+use crate::cluster_support::*;
+use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, SIGTERM};
+use tapio_wire::event::EntityId;
+
+const LIVENESS: &str = "Liveness probe failed: HTTP probe failed with statuscode: 503";
+
+fn web(node: &mut Node) -> EntityId {
+    node.kube_container("Deployment/web", "shop/web-0", "c0")
+}
+
+/// Killed by the runtime with SIGTERM at `at`.
+fn stop(node: &mut Node, entity: EntityId, at: u64) {
+    let unit = node.unit("containerd.service");
+    let (target, shim) = (Process::init(entity, 100, "nginx"), Process::of_node(unit, 55, "containerd-shim"));
+    node.signal(at, target, SIGTERM, Some(shim));
+    node.exit(at + SECOND, target, 143 << 8);
+    node.lethal(at + 2 * SECOND);
+}
+
+fn limit_kill(node: &mut Node, entity: EntityId, pid: u32, at: u64) {
+    let process = Process::init(entity, pid, "nginx");
+    node.oom(at, process, 64 * MIB, 64 * MIB);
+    node.signal(at, process, SIGKILL, None);
+    node.exit(at + MS, process, SIGKILL);
+    node.lethal(at + 2 * MS);
+}
+
+/// What the node itself sees, and what the collector that watches Kubernetes sees, which is on another node.
+fn probe_kill() -> (Node, Node) {
+    let (mut node, mut elected) = (Node::new("n1"), Node::new("n2"));
+    let entity = web(&mut node);
+    stop(&mut node, entity, 100 * SECOND);
+    let pod = elected.kube_pod("Deployment/web", "shop/web-0");
+    elected.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+    elected.lethal(98 * SECOND);
+    (node, elected)
+}
+
+#[test]
+fn what_two_servers_see_one_half_each_of_is_told_alike_by_both() {
+    let Some(nats) = Nats::start() else { return };
+    let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
+    let (node, elected) = probe_kill();
+    a.deliver(&node);
+    b.deliver(&elected);
+    let by_a = a.until_patterns(&["liveness-probe-kill"]);
+    let by_b = b.until_patterns(&["liveness-probe-kill"]);
+    settle(&[&a, &b]);
+    assert_eq!((a.findings(), b.findings()), (by_a.clone(), by_b));
+    assert_eq!(a.findings(), b.findings(), "to the byte, with revision and time");
+    assert!(!by_a[0].possible && by_a[0].missing_servers.is_empty(), "{by_a:#?}");
+}
+
+#[test]
+fn without_the_log_a_server_goes_on_says_whose_evidence_is_missing_and_finds_it_again() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
+    settle(&[&a, &b]);
+    nats.kill();
+    let (node, elected) = probe_kill();
+    a.deliver(&node);
+    b.deliver(&elected);
+    // It does not know of the probe, and says that it may not know all.
+    let alone = a.until_patterns(&["stopped"]);
+    assert!(alone[0].possible, "{alone:#?}");
+    assert_eq!(alone[0].missing_servers, ["b"]);
+    nats.restart();
+    let by_a = a.until_patterns(&["liveness-probe-kill"]);
+    let by_b = b.until_patterns(&["liveness-probe-kill"]);
+    assert_eq!(by_a[0].id, alone[0].id, "the same death");
+    assert!(by_a[0].revision > alone[0].revision, "{by_a:#?}");
+    assert!(!by_a[0].possible && by_a[0].missing_servers.is_empty(), "{by_a:#?}");
+    assert_eq!(final_content(&by_a), final_content(&by_b));
+}
+
+#[test]
+fn what_was_found_alone_and_the_log_does_not_say_is_taken_back() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
+    settle(&[&a, &b]);
+    nats.kill();
+    // Two replicas of one workload die of their limit, one on each server's node: one finding of two deaths, and not two.
+    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
+    for (node, pod, key) in [(&mut first, "shop/web-0", "c0"), (&mut second, "shop/web-1", "c1")] {
+        let entity = node.kube_container("Deployment/web", pod, key);
+        limit_kill(node, entity, 100, 100 * SECOND);
+    }
+    a.deliver(&first);
+    b.deliver(&second);
+    let alone = [a.until_patterns(&["memory-limit-kill"]), b.until_patterns(&["memory-limit-kill"])];
+    nats.restart();
+    for member in [&a, &b] {
+        let found = until("one finding of two deaths", || {
+            let found = member.findings();
+            (found.len() == 1 && found[0].count == 2).then_some(found)
+        });
+        assert!(alone.iter().all(|alone| alone[0].id != found[0].id));
+        // Whoever asks for what was told before is told what took its place.
+        assert_eq!(member.findings(), found);
+    }
+    settle(&[&a, &b]);
+    assert_eq!(final_content(&a.findings()), final_content(&b.findings()));
+}
+
+#[test]
+fn a_server_that_joins_late_knows_what_happened_and_what_there_is() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::start(&nats, "a");
+    let (node, mut elected) = probe_kill();
+    a.deliver(&node);
+    a.deliver(&elected);
+    let by_a = a.until_patterns(&["liveness-probe-kill"]);
+    settle(&[&a]);
+    let c = Member::start(&nats, "c");
+    assert_eq!(final_content(&c.findings()), final_content(&by_a));
+    // What is told to the newcomer is explained with what it was not told itself: the pod's workload.
+    let entity = web(&mut elected);
+    limit_kill(&mut elected, entity, 300, 2000 * SECOND);
+    c.deliver_part(&elected, 1..elected.frames.len());
+    until("the second death", || c.findings().iter().find(|one| one.pattern == "memory-limit-kill").cloned());
+    settle(&[&a, &c]);
+    assert_eq!(final_content(&a.findings()), final_content(&c.findings()));
+}
+
+#[test]
+fn what_is_told_twice_counts_once() {
+    let Some(nats) = Nats::start() else { return };
+    let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    for round in 0..3 {
+        limit_kill(&mut node, entity, 100 + round, (100 + u64::from(round) * 5) * SECOND);
+    }
+    a.deliver(&node);
+    let once = a.findings_when(|found| found.iter().any(|one| one.count == 3));
+    settle(&[&a, &b]);
+    // The acknowledgements were lost, so the collector sends all of it to the other server too.
+    b.deliver(&node);
+    settle(&[&a, &b]);
+    assert_eq!(a.findings(), once);
+    assert_eq!(final_content(&b.findings()), final_content(&once));
+}
+
+#[test]
+fn a_server_that_ends_says_so_and_one_that_is_killed_leaves_a_doubt() {
+    let Some(nats) = Nats::start() else { return };
+    let (a, b, c) = (Member::start(&nats, "a"), Member::start(&nats, "b"), Member::start(&nats, "c"));
+    settle(&[&a, &b, &c]);
+    b.cluster.stop();
+    // Killed: nothing more is heard of it.
+    c.cluster.freeze();
+    until("silence", || (a.cluster.silent() == ["c"]).then_some(()));
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    limit_kill(&mut node, entity, 100, 100 * SECOND);
+    a.deliver(&node);
+    let found = a.until_patterns(&["memory-limit-kill"]);
+    assert_eq!(found[0].missing_servers, ["c"]);
+    assert!(found[0].loss.as_ref().is_some_and(|loss| loss.open_interval), "{found:#?}");
+}
+
+#[test]
+fn a_stream_that_moves_to_another_server_is_no_gap_with_the_log_and_one_without() {
+    let Some(nats) = Nats::start() else { return };
+    let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
+    // The OOM record goes to one server, the exit to the other.
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    let process = Process::init(entity, 100, "nginx");
+    node.oom(100 * SECOND, process, 64 * MIB, 64 * MIB);
+    node.signal(100 * SECOND, process, SIGKILL, None);
+    node.lethal(100 * SECOND + MS);
+    node.exit(100 * SECOND + 2 * MS, process, SIGKILL);
+    node.lethal(101 * SECOND);
+    a.deliver_part(&node, 0..1);
+    b.deliver_part(&node, 1..2);
+    let found =
+        b.findings_when(|found| found.len() == 1 && found[0].loss.as_ref().is_some_and(|loss| !loss.open_interval));
+    assert_eq!((found[0].pattern.as_str(), found[0].possible), ("memory-limit-kill", false));
+    settle(&[&a, &b]);
+    assert_eq!(a.findings(), b.findings());
+
+    let alone = crate::correlate_node::Machine::start(1);
+    alone.deliver(&node.node, &node.frames[1..]);
+    let found = alone.findings();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].possible && found[0].loss.as_ref().is_some_and(|loss| loss.open_interval), "{found:#?}");
+}
+
+#[test]
+fn a_message_that_cannot_be_read_is_counted_and_the_next_ones_are_read() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::start(&nats, "a");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = async_nats::connect(nats.url()).await.expect("it listens");
+        let context = async_nats::jetstream::new(client);
+        for message in [&b""[..], b"\xff of a later version", b"\x01 damaged"] {
+            let ack = context.publish("tapio.default.batch.x", message.into()).await.expect("sent");
+            ack.await.expect("taken");
+        }
+    });
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    limit_kill(&mut node, entity, 100, 100 * SECOND);
+    a.deliver(&node);
+    a.until_patterns(&["memory-limit-kill"]);
+    assert_eq!(a.cluster.link().unreadable.load(std::sync::atomic::Ordering::Relaxed), 3);
+}

@@ -1,0 +1,248 @@
+//! A real NATS, and servers that share it.
+
+#![allow(dead_code, reason = "every test uses its part of this module")]
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tapio_server::cluster::{Cluster, ClusterLosses, ClusterSection};
+use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, Topology};
+use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
+use tapio_wire::service::Finding;
+
+use crate::correlate_node::Node;
+
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until something is so.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come about within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `nats-server` with JetStream on loopback; it ends with this.
+pub struct Nats {
+    port: u16,
+    dir: tempfile::TempDir,
+    extra: String,
+    child: Option<Child>,
+}
+
+fn program() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/bin".into()]);
+    places.map(|place| place.join("nats-server")).find(|program| program.is_file())
+}
+
+impl Nats {
+    /// Starts one. `None` where there is none and it is not required.
+    pub fn start() -> Option<Self> {
+        Self::with("")
+    }
+
+    /// With more lines in its configuration.
+    pub fn with(extra: &str) -> Option<Self> {
+        if program().is_none() {
+            assert!(
+                std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"),
+                "no nats-server: deploy/local/install.sh installs it"
+            );
+            eprintln!("SKIP: no nats-server");
+            return None;
+        }
+        // Taken again right after it is given back.
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let mut nats = Self { port, dir: tempfile::tempdir().expect("a directory"), extra: extra.into(), child: None };
+        nats.begin();
+        Some(nats)
+    }
+
+    fn begin(&mut self) {
+        let store = self.dir.path().join("store");
+        let config = format!(
+            "listen: 127.0.0.1:{}\njetstream {{ store_dir: \"{}\" }}\n{}\n",
+            self.port,
+            store.display(),
+            self.extra
+        );
+        let file = self.dir.path().join("nats.conf");
+        std::fs::write(&file, config).expect("written");
+        let log = std::fs::File::create(self.dir.path().join("nats.log")).expect("a file");
+        let child = Command::new(program().expect("it was there"))
+            .arg("-c")
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("nats-server starts");
+        self.child = Some(child);
+        until("NATS", || std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Another configuration for its next start.
+    pub fn set_extra(&mut self, extra: &str) {
+        self.extra = extra.into();
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("killed");
+            child.wait().expect("waited for");
+        }
+    }
+
+    /// At the same address with what it had.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.begin();
+    }
+
+    /// At the same address with nothing.
+    pub fn restart_empty(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.dir.path().join("store")).expect("removed");
+        self.begin();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Stops it, or lets it go on.
+    pub fn pause(&self, is_paused: bool) {
+        let signal = if is_paused { libc::SIGSTOP } else { libc::SIGCONT };
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a pid");
+        let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub fn section(nats: &Nats, server: &str) -> ClusterSection {
+    ClusterSection { url: nats.url(), server: Some(server.into()), ..ClusterSection::default() }
+}
+
+/// Shards, log and finder of a server, without an archive.
+pub struct Member {
+    pub correlator: Correlator,
+    pub cluster: Cluster,
+    pub finder: Finder,
+    pub store: Arc<FindingStore>,
+}
+
+impl Member {
+    pub fn start(nats: &Nats, server: &str) -> Self {
+        let member = Self::begin(section(nats, server));
+        until("the log's end", || member.cluster.link().is_caught_up().then_some(()));
+        member
+    }
+
+    pub fn begin(section: ClusterSection) -> Self {
+        let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
+        let config = CorrelateConfig { shards: Some(2), wanted: patterns.kinds(), ..CorrelateConfig::default() };
+        let store = Arc::new(FindingStore::new(1000));
+        let losses = Arc::new(ClusterLosses::default());
+        let finder = FinderConfig::default();
+        let finder = Finder::start_from_log(&finder, patterns, 100_000, Arc::clone(&losses), Arc::clone(&store))
+            .expect("the finder starts");
+        let keep = Duration::from_secs(3600);
+        let healer = Box::new(|_| {});
+        let cluster = Cluster::start(&section, keep, 100_000, &finder.bus(), losses, healer).expect("it starts");
+        let topology = Arc::new(Topology::new(100_000));
+        let correlator = Correlator::start(&config, topology, Arc::new(LossBook::default()), cluster.bus())
+            .expect("the correlator starts");
+        Self { correlator, cluster, finder, store }
+    }
+
+    /// Delivers a node's frames, and waits until the shards are through with them.
+    pub fn deliver(&self, node: &Node) {
+        self.deliver_part(node, 0..node.frames.len());
+    }
+
+    pub fn deliver_part(&self, node: &Node, frames: std::ops::Range<usize>) {
+        for frame in &node.frames[frames] {
+            self.correlator.deliver_blocking(node.node.clone(), Arc::clone(frame)).expect("the correlator runs");
+        }
+        self.correlator.drained_blocking().expect("the correlator runs");
+        self.cluster.bus().flush();
+    }
+
+    /// The findings, the oldest first.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.finder.bus().barrier().expect("the finder runs");
+        let (mut found, _) = self.store.list(0, None, 1000);
+        found.reverse();
+        found.iter().map(|finding| (**finding).clone()).collect()
+    }
+
+    /// Waits until the findings are so.
+    pub fn findings_when(&self, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let found = self.findings();
+            if so(&found) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "it did not come about: {found:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until these are the patterns of its findings.
+    pub fn until_patterns(&self, wanted: &[&str]) -> Vec<Finding> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let found = self.findings();
+            if found.iter().map(|finding| finding.pattern.as_str()).eq(wanted.iter().copied()) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{wanted:?} did not come about: {found:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What findings say, without how often and when each server had said it.
+pub fn final_content(findings: &[Finding]) -> Vec<Finding> {
+    let plain = |finding: &Finding| Finding { revision: 0, published_ns: 0, ..finding.clone() };
+    findings.iter().map(plain).collect()
+}
+
+/// Waits until all have read what any of them has written so far.
+pub fn settle(members: &[&Member]) {
+    for member in members {
+        until("an empty queue", || member.cluster.bus().is_empty().then_some(()));
+    }
+    let published = |member: &&Member| member.cluster.link().published_seq.load(std::sync::atomic::Ordering::Acquire);
+    // What was taken from the queue is on its way for a moment.
+    let before: Vec<u64> = members.iter().map(published).collect();
+    until("another message of each", || {
+        members.iter().zip(&before).all(|(member, before)| published(member) > *before).then_some(())
+    });
+    let last = members.iter().map(published).max().unwrap_or(0);
+    for member in members {
+        let read = || member.cluster.link().read_seq.load(std::sync::atomic::Ordering::Acquire);
+        until("what was written", || (read() >= last).then_some(()));
+        member.finder.bus().barrier().expect("the finder runs");
+    }
+}
