@@ -172,6 +172,8 @@ fn a_stream_that_moves_to_another_server_is_no_gap_with_the_log_and_one_without(
     node.oom(100 * SECOND, process, 64 * MIB, 64 * MIB);
     node.signal(100 * SECOND, process, SIGKILL, None);
     node.lethal(100 * SECOND + MS);
+    // A collector describes on a new stream what it speaks of.
+    web(&mut node);
     node.exit(100 * SECOND + 2 * MS, process, SIGKILL);
     node.lethal(101 * SECOND);
     a.deliver_part(&node, 0..1);

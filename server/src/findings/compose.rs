@@ -57,7 +57,8 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
     let all = || found.steps.iter().flatten().map(|noted| &noted.signal);
     let started_ns = all().map(|signal| signal.realtime_ns).min()?;
     let verdict = pattern.verdict.render(&subject);
-    let possible = found.is_presumed || absence_is_unsure(pattern, context.lost);
+    let possible =
+        found.is_presumed || absence_is_unsure(pattern, context.lost) || cause_is_unsure(found, context.lost);
     Some(Finding {
         id: context.id,
         pattern: pattern.id.clone(),
@@ -126,6 +127,12 @@ fn title(pattern: &Pattern, subject: &Subject<'_>, possible: bool) -> String {
 /// Whether what must be absent may have been lost.
 fn absence_is_unsure(pattern: &Pattern, lost: Lost) -> bool {
     pattern.steps.iter().any(|step| step.absent && if step.kind.is_burst() { lost.any() } else { lost.any_lethal() })
+}
+
+/// Whether what explains it better may have been lost: nobody stated the cause, it was gathered from what processes did.
+fn cause_is_unsure(found: &Match, lost: Lost) -> bool {
+    let states_nothing = |kind| matches!(kind, SignalKind::Exec | SignalKind::Exit | SignalKind::Kill);
+    lost.any_lethal() && found.steps.iter().flatten().all(|noted| states_nothing(noted.signal.kind()))
 }
 
 /// What the collector read of the entity when it happened.
