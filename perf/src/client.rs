@@ -60,7 +60,7 @@ impl Client {
         let address = &self.address;
         let answer = async {
             let mut query = connect(address).await?;
-            let response = query.status(StatusRequest {}).await;
+            let response = query.status(StatusRequest::default()).await;
             response.map(tonic::Response::into_inner).map_err(|status| server_error(address, status))
         };
         let answer = self.runtime.block_on(async { tokio::time::timeout(2 * TIMEOUT, answer).await });

@@ -28,24 +28,25 @@ use tokio_stream::{Stream, StreamExt, once};
 use crate::auth::{Auth, Denied, Purpose, Record, Shown};
 use crate::events::{self, Choice, EventsError};
 use crate::findings::{FindingStore, LookupError};
-use crate::query::{self, EventSource, Refused};
+use crate::query::{self, EventSource, Peers, Refused};
 use crate::render;
 
 #[derive(Clone)]
 struct Api {
     store: Arc<FindingStore>,
     events: EventSource,
+    peers: Option<Arc<Peers>>,
 }
 
-/// `/api/v1/…`, for whoever may query.
-pub fn router(store: Arc<FindingStore>, events: EventSource, auth: Arc<Auth>) -> Router {
+/// `/api/v1/…`, for whoever may query; with what other servers have.
+pub fn router(store: Arc<FindingStore>, events: EventSource, peers: Option<Arc<Peers>>, auth: Arc<Auth>) -> Router {
     Router::new()
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/findings/watch", get(watch))
         .route("/api/v1/findings/{id}", get(finding))
         .route("/api/v1/events", get(list_events))
         .route("/api/{*rest}", get(unknown))
-        .with_state(Api { store, events })
+        .with_state(Api { store, events, peers })
         .layer(middleware::from_fn_with_state(auth, admit))
 }
 
@@ -121,6 +122,17 @@ impl Failure {
     }
 }
 
+impl Failure {
+    fn of_status(status: tonic::Status) -> Self {
+        let code = match status.code() {
+            tonic::Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            tonic::Code::NotFound => StatusCode::NOT_FOUND,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status: code, message: status.message().to_owned() }
+    }
+}
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         (self.status, Json(json!({ "error": self.message }))).into_response()
@@ -184,6 +196,7 @@ async fn findings(
     Ok(Json(json!({
         "findings": page.findings.iter().map(render::finding_value).collect::<Vec<_>>(),
         "next_page_token": page.next_page_token,
+        "incomplete": render::incomplete_value(&api.peers.map(|peers| peers.unheard()).unwrap_or_default()),
     })))
 }
 
@@ -247,6 +260,7 @@ struct EventsQuery {
 /// JSON lines: events, and a last line that says whether a bound cut them short, or what went wrong.
 async fn list_events(
     State(api): State<Api>,
+    headers: HeaderMap,
     wanted: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, Failure> {
     let Query(wanted) = wanted?;
@@ -264,6 +278,22 @@ async fn list_events(
         newest: wanted.newest,
         read_bytes_max: events::READ_BYTES_MAX,
     };
+    if let Some(peers) = &api.peers {
+        let metadata = tonic::metadata::MetadataMap::from_headers(headers);
+        let mut events = peers.all_events(&api.events, choice, &metadata).await.map_err(Failure::of_status)?;
+        let incomplete = match events.last_mut() {
+            Some(last) if !last.incomplete.is_empty() => std::mem::take(&mut last.incomplete),
+            _ => Vec::new(),
+        };
+        events.truncate(events.len() - usize::from(!incomplete.is_empty()));
+        let end = json!({ "end": {
+            "events": events.len(),
+            "cut": events.len() as u64 >= u64::from(limit),
+            "incomplete": render::incomplete_value(&incomplete),
+        } });
+        let lines = events.iter().map(render::event_value).chain([end]).map(|line| format!("{line}\n"));
+        return Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], lines.collect::<String>()).into_response());
+    }
     let (mut receiver, ended) = api.events.stream(choice)?;
     // Nothing is answered before the first event, so that a wrong name is an error and not an empty list.
     let first = match receiver.recv().await {

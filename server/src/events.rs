@@ -338,6 +338,7 @@ fn each_event(
             pid: event.pid.to_native(),
             text,
             detail_json: Value::Object(detail).to_string(),
+            incomplete: Vec::new(),
         })?;
     }
     ControlFlow::Continue(())

@@ -50,7 +50,7 @@ use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternS
 use crate::http;
 use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
 use crate::metrics::{Metrics, Sizes, resident_bytes};
-use crate::query::{self, EventSource, StatusSource};
+use crate::query::{self, EventSource, Peers, StatusSource};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
 use crate::vitals::{Pulse, Sign, Vitals};
 
@@ -145,6 +145,8 @@ impl StatusSource for Status {
             ready: not_ready_reason.is_empty(),
             not_ready_reason,
             kinds: self.archive.metrics().kind_counts(),
+            servers: Vec::new(),
+            incomplete: Vec::new(),
         }
     }
 }
@@ -231,7 +233,8 @@ impl Pipeline {
             let finder = Finder::start_from_log(&finder_config, patterns, entities_max, Arc::clone(&losses), store)?;
             let healer = healer(config, &correlate_config, keep);
             let entries_max = config.correlation.buffer_size;
-            let cluster = Cluster::start(&config.cluster, keep, entries_max, &finder.bus(), losses, healer);
+            let address = config.cluster.address(grpc_address);
+            let cluster = Cluster::start(&config.cluster, keep, &address, entries_max, &finder.bus(), losses, healer);
             let cluster = cluster.map_err(PipelineError::Log)?;
             cluster.register(&registry)?;
             (finder, Some(Arc::new(cluster)))
@@ -253,6 +256,13 @@ impl Pipeline {
         let metrics = Arc::new(OnceLock::new());
         let vitals = Arc::new(Vitals::default());
         vitals.watch("finder", watch_finder(finder.bus(), ended.clone()));
+        let peers = match &cluster {
+            Some(cluster) => {
+                let tls = config.cluster.peer_tls.clone().map(Watched::load).transpose()?;
+                Some(Arc::new(Peers::new(Arc::clone(cluster), tls.map(Arc::new))))
+            }
+            None => None,
+        };
         let events = EventSource::new(&config.archive.dir);
         let http = tokio::spawn(http::serve(
             http_listener,
@@ -262,7 +272,7 @@ impl Pipeline {
             Arc::clone(&vitals),
             config.metrics.prometheus_enabled,
             if config.serves_api() {
-                api::router(Arc::clone(&store), events.clone(), Arc::clone(&auth))
+                api::router(Arc::clone(&store), events.clone(), peers.clone(), Arc::clone(&auth))
             } else {
                 api::router_off()
             },
@@ -336,7 +346,7 @@ impl Pipeline {
         let grpc = ingest::settings(Server::builder(), config.server.max_concurrent_streams)
             .layer(GateLayer(auth))
             .add_service(ingest.server())
-            .add_service(query::service_with_events(store, status, events))
+            .add_service(query::service_with_events(store, status, events, peers))
             .add_service(health)
             .add_service(reflection);
         let connections_max = config.server.max_concurrent_streams as usize * 5 / 4 + CONNECTIONS_EXTRA;
@@ -379,6 +389,15 @@ impl Pipeline {
     /// The names of threads and tasks that ended, though nobody asked them to.
     pub fn ended(&self) -> Vec<String> {
         self.vitals.ended()
+    }
+
+    /// Answers nobody any more and says nothing, as if it were killed: for tests.
+    #[doc(hidden)]
+    pub fn abandon(self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.freeze();
+        }
+        self.grpc.abort();
     }
 
     /// Drains and ends.
@@ -589,10 +608,14 @@ fn healer(config: &Config, correlate: &CorrelateConfig, window: Duration) -> Hea
                 return;
             }
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let since_ns = now.saturating_sub(window).as_nanos() as u64;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_nanos() as u64);
         let reader = Reader::new(&dir);
-        let names = reader.node_names().unwrap_or_default().into_iter().collect();
+        let books = reader.books().unwrap_or_default();
+        let names = books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))).collect();
+        let epochs = books.status(|_| false).into_iter().flat_map(|node| node.epochs);
+        // A node whose clock is ahead must not push the others out of the window.
+        let newest_ns = epochs.map(|epoch| epoch.last_frame_ns.min(now)).max().unwrap_or(0);
+        let since_ns = newest_ns.saturating_sub(window.as_nanos() as u64);
         let mut replay = Replay { correlator, names, frames: AtomicU64::new(0) };
         let wanted = Selection { since_ns, ..Selection::default() };
         let read = reader.whole_frames(&wanted, &mut |header, bytes| {

@@ -52,7 +52,7 @@ fn serve_to(token_file: Option<PathBuf>) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let section = AuthSection { token_file, ..AuthSection::default() };
     let auth = runtime.block_on(Auth::open(&section, &prometheus::Registry::new())).unwrap();
-    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), Arc::new(auth));
+    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), None, Arc::new(auth));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     runtime.spawn(async move { axum::serve(listener, router).await });

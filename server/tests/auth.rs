@@ -422,5 +422,5 @@ async fn a_certificate_speaks_for_the_node_that_it_names() {
     assert_eq!(strict.metric("tapio_server_ingest_refused_total", &["reason=\"not_its_node\""]), 3.0);
     // Who may connect may query.
     let mut query = QueryClient::new(over_tls(&strict, &shared).await);
-    query.status(StatusRequest {}).await.expect("let in");
+    query.status(StatusRequest::default()).await.expect("let in");
 }

@@ -12,6 +12,7 @@ mod archive_support;
 mod auth;
 mod cluster_log;
 mod cluster_support;
+mod cluster_whole;
 mod correlate_alive;
 mod correlate_engine;
 mod correlate_gone;

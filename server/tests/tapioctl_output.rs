@@ -24,6 +24,7 @@ impl StatusSource for Fixed {
                 node: "n1".into(),
                 node_id: 1,
                 connected: true,
+                server: String::new(),
                 epochs: vec![EpochStatus {
                     epoch: 255,
                     durable_seq: 9,

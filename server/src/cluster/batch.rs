@@ -25,6 +25,8 @@ const UNPACKED_MAX: usize = 16 << 20;
 pub struct Batch {
     /// The server that wrote it.
     pub server: String,
+    /// Where its gRPC can be reached by other servers; empty where that is not known.
+    pub address: String,
     pub entries: Vec<Entry>,
 }
 

@@ -1,9 +1,11 @@
 //! `cluster:` of the server's configuration.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tapio_wire::tls::ClientFiles;
 use tapio_wire::units;
 
 /// `cluster:`
@@ -18,6 +20,12 @@ pub struct ClusterSection {
     /// This server's name among the servers; default: the machine's name, which is the pod's.
     #[schemars(example = "tapio-server-0")]
     pub server: Option<String>,
+    /// Where other servers reach this one's gRPC, HOST:PORT; default: the address from which this machine reaches NATS, and the
+    /// port of gRPC.
+    #[schemars(example = "10.0.0.7:9090")]
+    pub advertise: Option<String>,
+    /// TLS to the other servers, where `server.tls_enabled` is set.
+    pub peer_tls: Option<ClientFiles>,
     /// The user at NATS.
     #[schemars(example = &"tapio")]
     pub user: Option<String>,
@@ -57,6 +65,8 @@ impl Default for ClusterSection {
             name: "default".into(),
             url: String::new(),
             server: None,
+            advertise: None,
+            peer_tls: None,
             user: None,
             password_file: None,
             credentials_file: None,
@@ -76,6 +86,24 @@ impl ClusterSection {
     /// The addresses of NATS.
     pub fn urls(&self) -> Vec<&str> {
         self.url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect()
+    }
+
+    /// Where other servers reach this one, which listens at `listens`: an address that other machines can use where it is known.
+    pub fn address(&self, listens: SocketAddr) -> String {
+        if let Some(address) = &self.advertise {
+            return address.clone();
+        }
+        if !listens.ip().is_unspecified() {
+            return listens.to_string();
+        }
+        // Nothing is sent: the kernel chooses the address that it would send from.
+        let towards_nats = self.urls().into_iter().find_map(|url| {
+            let nats: async_nats::ServerAddr = url.parse().ok()?;
+            let socket = UdpSocket::bind((listens.ip(), 0)).ok()?;
+            socket.connect((nats.host(), nats.port())).ok()?;
+            socket.local_addr().ok()
+        });
+        towards_nats.map_or_else(String::new, |local| SocketAddr::new(local.ip(), listens.port()).to_string())
     }
 
     /// This server's name.

@@ -5,12 +5,15 @@
 //! whichever of them tells first.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::batch::{Covered, Point};
 use crate::correlate::{Generations, Interval, Intervals, Lost};
 
 /// Nodes remembered.
 const NODES_MAX: usize = 20_000;
+/// Nodes of one server that are named.
+const NODES_NAMED_MAX: usize = 100;
 /// Stretches of one node: more are forgotten, and count as missing.
 const STRETCHES_MAX: usize = 16;
 
@@ -25,8 +28,9 @@ struct Stretch {
     to_server: String,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Node {
+    name: Arc<str>,
     /// By epoch and sequence; no two touch.
     stretches: VecDeque<Stretch>,
     counted: Intervals,
@@ -61,6 +65,7 @@ impl Coverage {
     /// Takes a stretch in. Returns the moments of the node between which less is missing now.
     pub fn take(&mut self, server: &str, told: &Covered) -> Option<(u64, u64)> {
         let node = self.nodes.entry(told.node.id, Node::default);
+        node.name = Arc::clone(&told.node.name);
         let missing_before = node.missing();
         node.enter(Stretch {
             epoch: told.epoch,
@@ -83,10 +88,25 @@ impl Coverage {
         node.counted.lost(from_ns, to_ns).and(Lost { open_interval: is_missing, ..Lost::default() })
     }
 
+    /// The nodes whose last frames this server told of, in the order of their names; [`NODES_NAMED_MAX`] at the most.
+    pub fn nodes_of(&self, server: &str) -> Vec<String> {
+        let is_its = |node: &&Node| node.stretches.back().is_some_and(|last| last.to_server == server);
+        let mut names: Vec<String> = self.nodes.values().filter(is_its).map(|node| node.name.to_string()).collect();
+        names.sort_unstable();
+        names.truncate(NODES_NAMED_MAX);
+        names
+    }
+
     /// The server that told last of a node's frames, and up to when.
     pub fn last_of(&self, node: u64) -> Option<(&str, u64)> {
         let last = self.nodes.get(&node)?.stretches.back()?;
         Some((&last.to_server, last.to.boottime_ns))
+    }
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { name: "".into(), stretches: VecDeque::new(), counted: Intervals::default() }
     }
 }
 

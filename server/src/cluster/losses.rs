@@ -24,11 +24,31 @@ pub struct ClusterLosses {
     inner: Mutex<Inner>,
 }
 
+/// What is known of a server.
+#[derive(Clone, Debug)]
+struct Heard {
+    /// When it said anything last, nanoseconds since 1970 by the log's clock.
+    at_ns: u64,
+    address: String,
+}
+
+/// Another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    pub server: String,
+    /// Where its gRPC listens; empty where it did not say so.
+    pub address: String,
+    /// When it said anything last, nanoseconds since 1970 by the log's clock.
+    pub heard_ns: u64,
+    pub is_silent: bool,
+    /// The nodes that shipped to it last.
+    pub nodes: Vec<String>,
+}
+
 #[derive(Default)]
 struct Inner {
     coverage: Coverage,
-    /// When each server said anything last, nanoseconds since 1970 by the log's clock.
-    heard: BTreeMap<String, u64>,
+    heard: BTreeMap<String, Heard>,
     silent: Vec<String>,
     /// While this server feeds itself: its own name.
     alone: Option<String>,
@@ -44,16 +64,30 @@ impl ClusterLosses {
         *self.lock() = Inner::default();
     }
 
-    /// A server said something. True when another set of servers is silent than before.
-    pub fn heard(&self, server: &str, at_ns: u64) -> bool {
+    /// A server said something, and where it can be reached. True when another set of servers is silent than before.
+    pub fn heard(&self, server: &str, address: &str, at_ns: u64) -> bool {
         let mut inner = self.lock();
-        match inner.heard.get_mut(server) {
-            Some(known) => *known = at_ns.max(*known),
-            None => {
-                inner.heard.insert(server.to_owned(), at_ns);
-            }
+        let known = inner.heard.entry(server.to_owned()).or_insert_with(|| Heard { at_ns, address: String::new() });
+        known.at_ns = at_ns.max(known.at_ns);
+        if !address.is_empty() && known.address != address {
+            known.address = address.to_owned();
         }
         inner.look(at_ns)
+    }
+
+    /// Every server but this one.
+    pub fn others(&self, own: &str) -> Vec<Other> {
+        let inner = self.lock();
+        let others = inner.heard.iter().filter(|(server, _)| *server != own);
+        others
+            .map(|(server, heard)| Other {
+                server: server.clone(),
+                address: heard.address.clone(),
+                heard_ns: heard.at_ns,
+                is_silent: inner.silent.contains(server),
+                nodes: inner.coverage.nodes_of(server),
+            })
+            .collect()
     }
 
     /// A server ends in an orderly way: nothing of it is missing.
@@ -103,9 +137,13 @@ impl Inner {
             return false;
         }
         let age = |heard_ns: u64| Duration::from_nanos(at_ns.saturating_sub(heard_ns));
-        self.heard.retain(|_, heard_ns| age(*heard_ns) < GONE_AFTER);
-        let silent: Vec<String> =
-            self.heard.iter().filter(|(_, ns)| age(**ns) >= SILENT_AFTER).map(|(name, _)| name.clone()).collect();
+        self.heard.retain(|_, heard| age(heard.at_ns) < GONE_AFTER);
+        let silent: Vec<String> = self
+            .heard
+            .iter()
+            .filter(|(_, heard)| age(heard.at_ns) >= SILENT_AFTER)
+            .map(|(name, _)| name.clone())
+            .collect();
         let is_new = silent != self.silent;
         self.silent = silent;
         is_new
@@ -129,19 +167,19 @@ mod tests {
     #[test]
     fn a_server_that_is_silent_makes_absence_unknown_until_it_speaks_or_is_given_up() {
         let losses = ClusterLosses::default();
-        assert!(!losses.heard("a", 100 * S) && !losses.heard("b", 101 * S));
+        assert!(!losses.heard("a", "", 100 * S) && !losses.heard("b", "", 101 * S));
         assert!(!losses.lost(7, 0, 10).any());
-        assert!(losses.heard("a", 120 * S), "b says nothing");
+        assert!(losses.heard("a", "", 120 * S), "b says nothing");
         assert_eq!(losses.silent(), ["b"]);
         assert!(losses.lost(7, 0, 10).open_interval);
-        assert!(losses.heard("b", 121 * S));
+        assert!(losses.heard("b", "", 121 * S));
         assert!(!losses.lost(7, 0, 10).any());
-        losses.heard("a", 200 * S);
+        losses.heard("a", "", 200 * S);
         assert!(losses.left("b", 201 * S), "it said that it ends");
-        losses.heard("c", 202 * S);
-        losses.heard("a", 230 * S);
+        losses.heard("c", "", 202 * S);
+        losses.heard("a", "", 230 * S);
         assert_eq!(losses.silent(), ["c"]);
-        losses.heard("a", 400 * S);
+        losses.heard("a", "", 400 * S);
         assert!(losses.silent().is_empty(), "its collectors went to others");
     }
 }

@@ -25,6 +25,6 @@ pub use config::{ClusterSection, ClusterTls};
 pub use coverage::Coverage;
 pub use link::Link;
 pub use log::{Log, LogError};
-pub use losses::ClusterLosses;
+pub use losses::{ClusterLosses, Other};
 pub use outgoing::Outgoing;
 pub use running::{Cluster, Healer};

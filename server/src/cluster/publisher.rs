@@ -53,6 +53,8 @@ pub struct Publisher {
     config: ClusterSection,
     keep: Duration,
     names: Names,
+    /// Where other servers reach this one.
+    address: String,
     /// Tells this run's messages from another's.
     run: u64,
     outgoing: Arc<Outgoing>,
@@ -78,12 +80,14 @@ impl Publisher {
     pub fn new(
         config: &ClusterSection,
         keep: Duration,
+        address: String,
         outgoing: Arc<Outgoing>,
         finder: InProcessBus,
         link: Arc<Link>,
     ) -> Self {
         Self {
             names: Names::new(config),
+            address,
             config: config.clone(),
             keep,
             run: now_ns(),
@@ -200,7 +204,7 @@ impl Publisher {
     }
 
     fn enqueue(&mut self, subject: String, entries: Vec<Entry>) {
-        let batch = Batch { server: self.names.server().to_owned(), entries };
+        let batch = Batch { server: self.names.server().to_owned(), address: self.address.clone(), entries };
         let payload = match batch.encode() {
             Ok(payload) => payload,
             Err(error) => {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::config::ClusterSection;
 use super::link::Link;
-use super::losses::ClusterLosses;
+use super::losses::{ClusterLosses, Other};
 use super::outgoing::Outgoing;
 use super::publisher::Publisher;
 use super::reader::Reader;
@@ -42,13 +42,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts writing and reading. `finder` is one that is driven by the log, with `losses`; messages are kept for `keep`.
+    /// Starts writing and reading. `finder` is one that is driven by the log, with `losses`; messages are kept for `keep`. Other
+    /// servers are told that this one answers at `address`.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(
         config: &ClusterSection,
         keep: Duration,
+        address: &str,
         entries_max: usize,
         finder: &InProcessBus,
         losses: Arc<ClusterLosses>,
@@ -66,7 +68,7 @@ impl Cluster {
             signs: Vec::new(),
             server: config.server_name(),
         };
-        let publisher = Publisher::new(config, keep, outgoing, finder.clone(), Arc::clone(&link));
+        let publisher = Publisher::new(config, keep, address.to_owned(), outgoing, finder.clone(), Arc::clone(&link));
         started.spawn("log-publisher", publisher.run(ended.clone()))?;
         let reader = Reader::new(config, keep, finder.clone(), Arc::clone(&link));
         started.spawn("log-reader", reader.run(ended.clone()))?;
@@ -104,6 +106,11 @@ impl Cluster {
     /// The servers that say nothing.
     pub fn silent(&self) -> Vec<String> {
         self.losses.silent()
+    }
+
+    /// The other servers, as far as they are known.
+    pub fn others(&self) -> Vec<Other> {
+        self.losses.others(&self.server)
     }
 
     /// Watches the threads.

@@ -46,6 +46,11 @@ impl<K: Eq + Hash, V> Generations<K, V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
+    /// Every value, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.young.values().chain(self.old.values())
+    }
+
     /// Looks an entry up to change it, without making it young.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         match self.young.get_mut(key) {

@@ -66,7 +66,7 @@ impl Worker {
     fn take_batch(&mut self, batch: Batch, at_ns: u64) {
         let Some(losses) = self.log.as_ref().map(|log| Arc::clone(&log.losses)) else { return };
         self.store.set_now(at_ns);
-        let mut is_unsure_otherwise = losses.heard(&batch.server, at_ns);
+        let mut is_unsure_otherwise = losses.heard(&batch.server, &batch.address, at_ns);
         for entry in batch.entries {
             match entry {
                 Entry::Described(entity) => self.memory.topology.learn_info(&entity),

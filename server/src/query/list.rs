@@ -68,6 +68,7 @@ fn response(page: &[Arc<Finding>], next: Option<&Position>) -> ListFindingsRespo
     ListFindingsResponse {
         findings: page.iter().map(|finding| (**finding).clone()).collect(),
         next_page_token: next.map(Position::to_token).unwrap_or_default(),
+        incomplete: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod events;
 mod list;
+mod peers;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::findings::{FindingStore, LookupError, Position};
 pub use events::{EventSource, Refused};
 pub(crate) use list::is_uid_of;
 pub use list::list;
+pub use peers::Peers;
 
 /// Bytes of an id or a page token.
 const TOKEN_BYTES_MAX: usize = 128;
@@ -39,16 +41,17 @@ pub trait StatusSource: Send + Sync + 'static {
 
 /// The query service over a store.
 pub fn service(store: Arc<FindingStore>, status: Arc<dyn StatusSource>) -> QueryServer<QueryService> {
-    QueryServer::new(QueryService { store, status, events: None })
+    QueryServer::new(QueryService { store, status, events: None, peers: None })
 }
 
-/// The query service over a store and an archive.
+/// The query service over a store and an archive, and what other servers have.
 pub fn service_with_events(
     store: Arc<FindingStore>,
     status: Arc<dyn StatusSource>,
     events: EventSource,
+    peers: Option<Arc<Peers>>,
 ) -> QueryServer<QueryService> {
-    QueryServer::new(QueryService { store, status, events: Some(events) })
+    QueryServer::new(QueryService { store, status, events: Some(events), peers })
 }
 
 /// See [`service`].
@@ -56,6 +59,7 @@ pub struct QueryService {
     store: Arc<FindingStore>,
     status: Arc<dyn StatusSource>,
     events: Option<EventSource>,
+    peers: Option<Arc<Peers>>,
 }
 
 impl Position {
@@ -82,7 +86,9 @@ impl Query for QueryService {
         &self,
         request: Request<ListFindingsRequest>,
     ) -> Result<Response<ListFindingsResponse>, tonic::Status> {
-        list(&self.store, &request.into_inner()).map(Response::new).map_err(tonic::Status::invalid_argument)
+        let mut listed = list(&self.store, &request.into_inner()).map_err(tonic::Status::invalid_argument)?;
+        listed.incomplete = self.peers.as_ref().map(|peers| peers.unheard()).unwrap_or_default();
+        Ok(Response::new(listed))
     }
 
     async fn get_finding(&self, request: Request<GetFindingRequest>) -> Result<Response<Finding>, tonic::Status> {
@@ -106,8 +112,14 @@ impl Query for QueryService {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, tonic::Status> {
-        Ok(Response::new(self.status.status()))
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, tonic::Status> {
+        let mut status = self.status.status();
+        match &self.peers {
+            Some(peers) if request.get_ref().local => peers.introduce(&mut status),
+            Some(peers) => peers.complete(&mut status, request.metadata()).await,
+            None => {}
+        }
+        Ok(Response::new(status))
     }
 
     type ListEventsStream = Pin<Box<dyn Stream<Item = Result<Event, tonic::Status>> + Send>>;
@@ -119,7 +131,11 @@ impl Query for QueryService {
         let Some(events) = &self.events else {
             return Err(tonic::Status::failed_precondition("this server has no archive to read events from"));
         };
-        let choice = events::choice_of(&request.into_inner()).map_err(tonic::Status::invalid_argument)?;
+        let choice = events::choice_of(request.get_ref()).map_err(tonic::Status::invalid_argument)?;
+        if let Some(peers) = self.peers.as_ref().filter(|_| !request.get_ref().local) {
+            let all = peers.all_events(events, choice, request.metadata()).await?;
+            return Ok(Response::new(Box::pin(tokio_stream::iter(all.into_iter().map(Ok)))));
+        }
         let (receiver, _) = events.stream(choice).map_err(|refused| refused.to_status())?;
         let events = ReceiverStream::new(receiver).map(|event| event.map_err(|refused| refused.to_status()));
         Ok(Response::new(Box::pin(events)))

@@ -92,6 +92,10 @@ pub fn finding(style: Style, finding: &Finding) -> String {
         }
     }
     section(style, &mut out, "Loss");
+    if !finding.missing_servers.is_empty() {
+        let text = format!("Nothing was heard of {} when this was found.", finding.missing_servers.join(", "));
+        out.push_str(&wrap("  ", &clean(&text)));
+    }
     if finding.possible {
         out.push_str(&wrap("  ", "Evidence that this needs was lost, or may have been: it is possible, not certain."));
     }

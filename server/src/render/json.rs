@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use tapio_wire::service::{
-    Death, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, SourceLedger, StatusResponse,
+    Death, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, ServerStatus, SourceLedger, StatusResponse,
+    Unanswered,
 };
 
 use super::time::rfc3339;
@@ -104,6 +105,7 @@ pub fn finding_value(finding: &Finding) -> Value {
         "death": finding.death.as_ref().map(death),
         "count": finding.count,
         "possible": finding.possible,
+        "missing_servers": finding.missing_servers,
         "ongoing": finding.ongoing,
         "resolved_at": (finding.resolved_ns > 0).then(|| rfc3339(finding.resolved_ns)),
         "consequences": finding.consequences.iter().map(|consequence| json!({
@@ -150,6 +152,7 @@ fn node(node: &NodeStatus) -> Value {
         "node": node.node,
         "node_id": format!("{:016x}", node.node_id),
         "connected": node.connected,
+        "server": node.server,
         "epochs": node.epochs.iter().map(epoch).collect::<Vec<_>>(),
     })
 }
@@ -161,6 +164,38 @@ pub fn status_json(status: &StatusResponse) -> String {
 
 /// The status.
 pub fn status_value(status: &StatusResponse) -> Value {
+    let mut value = own_status_value(status);
+    if let Value::Object(value) = &mut value {
+        let server = |server: &ServerStatus| {
+            json!({
+                "server": server.server,
+                "address": server.address,
+                "ready": server.ready,
+                "findings": server.findings,
+                "revision": server.revision,
+                "alone": server.alone,
+            })
+        };
+        value.insert("servers".into(), status.servers.iter().map(server).collect());
+        value.insert("incomplete".into(), incomplete_value(&status.incomplete));
+    }
+    value
+}
+
+/// Servers whose part is missing in an answer.
+pub fn incomplete_value(incomplete: &[Unanswered]) -> Value {
+    let server = |missing: &Unanswered| {
+        json!({
+            "server": missing.server,
+            "reason": missing.reason,
+            "since": if missing.since_ns == 0 { Value::Null } else { rfc3339(missing.since_ns).into() },
+            "nodes": missing.nodes,
+        })
+    };
+    incomplete.iter().map(server).collect()
+}
+
+fn own_status_value(status: &StatusResponse) -> Value {
     json!({
         "ready": status.ready,
         "not_ready_reason": status.not_ready_reason,

@@ -12,7 +12,7 @@ mod time;
 
 pub use event::{Fields, event_fields, event_row, event_text};
 pub use finding::{finding, list_header, list_row};
-pub use json::{event_value, finding_json, finding_value, status_json, status_value};
+pub use json::{event_value, finding_json, finding_value, incomplete_value, status_json, status_value};
 pub use layout::{Style, clean, table};
 pub use status::{ledger_text as ledger, status};
 pub use time::{parse_since, rfc3339};

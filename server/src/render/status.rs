@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use tapio_wire::service::StatusResponse;
+use tapio_wire::service::{NodeStatus, StatusResponse};
 
 use super::layout::{Style, clean, table};
 use super::time::for_people;
@@ -24,6 +24,7 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         text::duration(status.uptime_ns)
     );
     let _ = writeln!(out, "{} events correlated · {} findings", status.events_correlated, status.findings);
+    servers(style, &mut out, status);
     nodes(style, &mut out, status);
     ledger(style, &mut out, status);
     if let Some(archive) = &status.archive {
@@ -71,7 +72,7 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
     for node in &status.nodes {
         for epoch in &node.epochs {
             rows.push(vec![
-                clean(&node.node),
+                clean(&where_of(node)),
                 if node.connected { "connected".into() } else { "gone".into() },
                 format!("{:x}", epoch.epoch),
                 clean(&epoch.state),
@@ -82,7 +83,7 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
         if node.epochs.is_empty() {
             let state = if node.connected { "connected" } else { "gone" };
             let blank = || "-".to_owned();
-            rows.push(vec![clean(&node.node), state.into(), blank(), blank(), blank(), blank()]);
+            rows.push(vec![clean(&where_of(node)), state.into(), blank(), blank(), blank(), blank()]);
         }
     }
     out.push_str(&table(
@@ -91,6 +92,45 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
         &[false, false, false, false, true, false],
         &rows,
     ));
+}
+
+/// A node, and the server that has this part of it where there are several.
+fn where_of(node: &NodeStatus) -> String {
+    if node.server.is_empty() { node.node.clone() } else { format!("{} at {}", node.node, node.server) }
+}
+
+fn servers(style: Style, out: &mut String, status: &StatusResponse) {
+    if status.servers.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{}", style.bold("Servers"));
+    let own = "this one".to_owned();
+    let rows: Vec<_> = status
+        .servers
+        .iter()
+        .map(|server| {
+            let address = if server.address.is_empty() { own.clone() } else { clean(&server.address) };
+            let state = match (server.ready, server.alone) {
+                (false, _) => "not ready",
+                (true, true) => "alone: the servers' log is away",
+                (true, false) => "ready",
+            };
+            vec![clean(&server.server), address, state.into(), server.findings.to_string(), clean(&server.revision)]
+        })
+        .collect();
+    out.push_str(&table(
+        style,
+        &["SERVER", "ADDRESS", "STATE", "FINDINGS", "REVISION"],
+        &[false, false, false, true, false],
+        &rows,
+    ));
+    for missing in &status.incomplete {
+        let _ = writeln!(
+            out,
+            "  {}",
+            style.bad(&format!("no answer from {}: {}", clean(&missing.server), clean(&missing.reason)))
+        );
+    }
 }
 
 /// The ledger alone.
@@ -118,7 +158,7 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
                     .map(|loss| format!("{}/{} {}", clean(&loss.stage), clean(&loss.reason), loss.events))
                     .collect();
                 rows.push(vec![
-                    clean(&node.node),
+                    clean(&where_of(node)),
                     format!("{:x}", epoch.epoch),
                     clean(&source.source),
                     source.emitted.to_string(),

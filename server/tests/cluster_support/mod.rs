@@ -167,7 +167,7 @@ impl Member {
             .expect("the finder starts");
         let keep = Duration::from_secs(3600);
         let healer = Box::new(|_| {});
-        let cluster = Cluster::start(&section, keep, 100_000, &finder.bus(), losses, healer).expect("it starts");
+        let cluster = Cluster::start(&section, keep, "", 100_000, &finder.bus(), losses, healer).expect("it starts");
         let topology = Arc::new(Topology::new(100_000));
         let correlator = Correlator::start(&config, topology, Arc::new(LossBook::default()), cluster.bus())
             .expect("the correlator starts");

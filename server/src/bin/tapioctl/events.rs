@@ -67,6 +67,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         kinds: arguments.kind.clone(),
         limit: arguments.limit,
         newest: arguments.newest,
+        local: false,
     };
     let mut client = connect(server, false).await?;
     if !arguments.watch {
@@ -110,6 +111,10 @@ pub async fn each(
     let answer = client.list_events(request).await;
     let mut stream = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
     while let Some(event) = stream.message().await.map_err(|status| Failure::of(server, &status))? {
+        if !event.incomplete.is_empty() {
+            server.lacks(&event.incomplete)?;
+            continue;
+        }
         take(&event)?;
     }
     Ok(())

@@ -74,6 +74,7 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
             workload: arguments.workload.clone(),
         };
         let response = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+        server.lacks(&response.incomplete)?;
         let mut text = String::new();
         if is_first && printing.format.is_table() {
             text = if response.findings.is_empty() { "No findings.\n".to_owned() } else { header(printing) };

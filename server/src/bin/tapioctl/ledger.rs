@@ -3,11 +3,10 @@
 use clap::Args;
 use serde_json::Value;
 use tapio_server::render;
-use tapio_wire::service::StatusRequest;
 
 use super::Printing;
 use super::output::print;
-use super::server::{Failure, ServerAt, connect};
+use super::server::{self as at, Failure, ServerAt, connect};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -19,7 +18,7 @@ pub struct Arguments {
 /// See the module.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
     let mut client = connect(server, true).await?;
-    let mut status = client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+    let mut status = at::status(&mut client, server).await?;
     if let Some(node) = &arguments.node {
         let known: Vec<_> = status.nodes.iter().map(|node| node.node.clone()).collect();
         status.nodes.retain(|known| known.node == *node);

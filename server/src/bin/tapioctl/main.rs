@@ -1,6 +1,7 @@
 //! `tapioctl`: what an operator asks a server.
 //!
-//! Exit codes: 0 done, 1 an error or nothing of that name, 2 wrong usage, 3 the server cannot be reached.
+//! Exit codes: 0 done, 1 an error or nothing of that name, 2 wrong usage, 3 the server cannot be reached,
+//! 4 a server's part of the answer is missing.
 #![forbid(unsafe_code)]
 
 mod events;
@@ -16,18 +17,17 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use tapio_server::render::{self, Style};
-use tapio_wire::service::StatusRequest;
-
 use output::{Format, print};
 use server::{Failure, ServerAt};
+use tapio_server::render::{self, Style};
 
 /// Ask a tapio-server what died, why, and what to do about it.
 #[derive(Parser)]
 #[command(
     name = "tapioctl",
     version,
-    after_help = "Exit codes: 0 done, 1 an error or nothing of that name, 2 wrong usage, 3 the server cannot be reached."
+    after_help = "Exit codes: 0 done, 1 an error or nothing of that name, 2 wrong usage, 3 the server cannot be reached, 4 a server's \
+                  part of the answer is missing."
 )]
 struct Arguments {
     #[command(flatten)]
@@ -88,7 +88,7 @@ struct Printing {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -96,8 +96,15 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let (message, code) = match runtime.block_on(run(arguments)) {
-        Ok(()) => return ExitCode::SUCCESS,
+    let server = std::mem::take(&mut arguments.server);
+    let outcome = runtime.block_on(run(arguments, &server));
+    if !server.is_complete() {
+        eprint!("{}", server.missing());
+    }
+    let (message, code) = match outcome {
+        Ok(()) if server.is_complete() => return ExitCode::SUCCESS,
+        Ok(()) => return ExitCode::from(4),
+        Err(Failure::Incomplete) => ("nothing is printed, since a part is missing (--require-complete)".into(), 4),
         // Whoever read the output has seen enough.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             return ExitCode::SUCCESS;
@@ -115,7 +122,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn run(arguments: Arguments) -> Result<(), Failure> {
+async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
     let is_terminal = io::stdout().is_terminal();
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let style = Style {
@@ -127,7 +134,6 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let format = if arguments.json { Format::Json } else { arguments.output };
     let printing = Printing { style, format };
-    let server = &arguments.server;
     match arguments.command {
         Command::Findings(arguments) => findings::list(server, printing, &arguments).await,
         Command::Finding { id } => findings::show(server, printing, id).await,
@@ -137,8 +143,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ledger(arguments) => ledger::run(server, printing, &arguments).await,
         Command::Status => {
             let mut client = server::connect(server, true).await?;
-            let status =
-                client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+            let status = server::status(&mut client, server).await?;
             print(&format.one(&render::status_value(&status)).unwrap_or_else(|| render::status(style, &status)))
         }
         Command::Completions { shell } => {

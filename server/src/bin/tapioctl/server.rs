@@ -1,14 +1,17 @@
 //! The connection to a server, and what can go wrong.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tapio_server::render;
 use tapio_wire::dial;
 use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::service::{StatusRequest, StatusResponse, Unanswered};
 use tapio_wire::tls::{ClientFiles, Watched};
 use tapio_wire::token::{Bearer, TokenFile};
 use tonic::Code;
@@ -32,6 +35,8 @@ pub enum Failure {
     /// The connection was made, and broke.
     Broken(String),
     Other(String),
+    /// A server's part is missing, and the answer was asked for as a whole.
+    Incomplete,
     Usage(String),
     Output(io::Error),
 }
@@ -69,14 +74,23 @@ fn innermost(status: &tonic::Status) -> String {
 }
 
 /// Where the server is, and what it asks for
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub struct ServerAt {
-    /// The server's gRPC address, HOST:PORT or a URL
+    /// The server's gRPC address, HOST:PORT or a URL; several with commas between, of which the first that answers is asked
     #[arg(long, global = true, env = "TAPIO_SERVER", default_value = "http://127.0.0.1:9090")]
     server: String,
+    /// Print nothing that lacks a server's part: exit with 4 instead
+    #[arg(long, global = true)]
+    require_complete: bool,
     #[command(flatten)]
     access: Access,
+    /// Whose parts were missing in what was printed.
+    #[arg(skip)]
+    missing: Missing,
 }
+
+/// Servers whose parts were missing, by name.
+type Missing = Mutex<BTreeMap<String, Unanswered>>;
 
 impl Deref for ServerAt {
     type Target = str;
@@ -86,8 +100,44 @@ impl Deref for ServerAt {
     }
 }
 
+impl ServerAt {
+    /// Takes in whose parts an answer lacks.
+    pub fn lacks(&self, incomplete: &[Unanswered]) -> Result<(), Failure> {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing.extend(incomplete.iter().map(|missing| (missing.server.clone(), missing.clone())));
+        drop(missing);
+        match self.is_complete() {
+            false if self.require_complete => Err(Failure::Incomplete),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether nobody's part was missing.
+    pub fn is_complete(&self) -> bool {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Whose parts were missing, for people.
+    pub fn missing(&self) -> String {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = |missing: &Unanswered| {
+            let server = render::clean(&missing.server);
+            let nodes = match missing.nodes.len() {
+                0 => String::new(),
+                count if count > NODES_NAMED_MAX => format!(" ({count} nodes shipped to it last)"),
+                _ => format!(" (nodes that shipped to it last: {})", render::clean(&missing.nodes.join(", "))),
+            };
+            format!("incomplete: the part of server {server} is missing{nodes}: {}\n", render::clean(&missing.reason))
+        };
+        missing.values().map(line).collect()
+    }
+}
+
+/// Nodes of a missing server that are named.
+const NODES_NAMED_MAX: usize = 8;
+
 /// What a server with TLS or tokens asks for
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 struct Access {
     /// Speak TLS: the certificates of the CA that signs the server's, PEM
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CA")]
@@ -117,9 +167,31 @@ impl Access {
     }
 }
 
-/// Connects.
+/// The status of all servers.
+pub async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResponse, Failure> {
+    let answer = client.status(StatusRequest::default()).await;
+    let status = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
+    server.lacks(&status.incomplete)?;
+    Ok(status)
+}
+
+/// Connects to the first of the servers that answers.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
-    let (access, server) = (&server.access, &*server.server);
+    let mut failures: Vec<String> = Vec::new();
+    for address in server.server.split(',').map(str::trim).filter(|address| !address.is_empty()) {
+        match connect_to(address, &server.access, with_timeout).await {
+            Ok(client) => return Ok(client),
+            Err(Failure::Unreachable(reason)) => failures.push(reason),
+            Err(failure) => return Err(failure),
+        }
+    }
+    match failures.is_empty() {
+        true => Err(Failure::Usage("--server names no address".into())),
+        false => Err(Failure::Unreachable(failures.join("\n  nor at "))),
+    }
+}
+
+async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result<Client, Failure> {
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
     let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value, json};
 use tapio_server::render::{self, Style};
-use tapio_wire::service::{ListEventsRequest, StatusRequest, StatusResponse};
+use tapio_wire::service::{ListEventsRequest, StatusResponse};
 
 use super::output::print;
-use super::server::{Client, Failure, ServerAt, connect};
+use super::server::{Client, Failure, ServerAt, connect, status};
 use super::{Printing, events, now_ns};
 
 /// Newest events that are looked at for the entities.
@@ -68,16 +68,14 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     }
 }
 
-async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResponse, Failure> {
-    Ok(client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner())
-}
-
 fn archived(status: &StatusResponse) -> HashMap<String, u64> {
-    let nodes = status.nodes.iter().map(|node| {
+    let mut archived: HashMap<String, u64> = HashMap::new();
+    // Several servers may have a part of a node.
+    for node in &status.nodes {
         let sources = node.epochs.iter().flat_map(|epoch| &epoch.sources);
-        (node.node.clone(), sources.map(|source| source.archived).sum())
-    });
-    nodes.collect()
+        *archived.entry(node.node.clone()).or_default() += sources.map(|source| source.archived).sum::<u64>();
+    }
+    archived
 }
 
 fn rates(before: &HashMap<String, u64>, now: HashMap<String, u64>, seconds: f64, rows: usize) -> Vec<Row> {

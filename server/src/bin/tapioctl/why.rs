@@ -6,7 +6,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 use tapio_server::render;
-use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest, StatusRequest};
+use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest};
 
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
@@ -187,6 +187,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         let answer = client.list_findings(request).await;
         let page = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
         findings.extend(page.findings.into_iter().filter(|finding| is_about(&subject, finding)));
+        server.lacks(&page.incomplete)?;
         page_token = page.next_page_token;
         if page_token.is_empty() || findings.len() >= FINDINGS_MAX {
             break;
@@ -248,7 +249,7 @@ fn events_of(subject: &Subject, kinds: &[&str]) -> ListEventsRequest {
 
 /// Why nothing is known of it, as far as that is known.
 async fn nothing_known(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<String, Failure> {
-    let status = client.status(StatusRequest {}).await.map_err(|status| Failure::of(server, &status))?.into_inner();
+    let status = super::server::status(client, server).await?;
     let mut nodes: Vec<_> = status.nodes.iter().map(|node| node.node.as_str()).collect();
     nodes.sort_unstable();
     let nodes = match nodes.len() {

@@ -1,0 +1,296 @@
+//! What the other servers have, for whoever asks this one.
+//!
+//! What enters: a request of an operator. What leaves: the parts of all servers as one answer, and whose part is missing. What must
+//! hold: a server that does not answer in time costs no more than that time, and is named; a peer is asked for its own part only,
+//! so nobody is asked twice; whoever asks is to the peers who he is to this server.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use tapio_wire::dial;
+use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::service::{Event, ListEventsRequest, ServerStatus, StatusRequest, StatusResponse, Unanswered};
+use tapio_wire::tls::{ClientFiles, Watched};
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::events::EventSource;
+use crate::cluster::{Cluster, Other};
+use crate::events::Choice;
+
+/// How long a peer may take for an answer, or between two events.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A status speaks of every node.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The server that asks on behalf of whom the token or certificate names.
+const ASKED_BY: &str = "tapio-asked-by";
+
+/// See the module.
+pub struct Peers {
+    cluster: Arc<Cluster>,
+    tls: Option<Arc<Watched<ClientFiles>>>,
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+/// Events of a peer, or why there are none.
+pub type Part = Result<Vec<Event>, Unanswered>;
+
+impl Peers {
+    /// The servers that share a log with this one.
+    pub fn new(cluster: Arc<Cluster>, tls: Option<Arc<Watched<ClientFiles>>>) -> Self {
+        Self { cluster, tls, channels: Mutex::default() }
+    }
+
+    /// Servers whose evidence may be missing in what this one found.
+    pub fn unheard(&self) -> Vec<Unanswered> {
+        let silent = self.cluster.others().into_iter().filter(|other| other.is_silent);
+        let mut missing: Vec<Unanswered> =
+            silent.map(|other| unanswered(&other, "it has said nothing in the servers' log lately")).collect();
+        let link = self.cluster.link();
+        if !link.is_caught_up() && !link.is_alone() {
+            missing.push(Unanswered {
+                server: self.cluster.server().to_owned(),
+                reason: "it has not read the servers' log to its end yet".into(),
+                ..Unanswered::default()
+            });
+        }
+        missing
+    }
+
+    /// Says whose status it is.
+    pub fn introduce(&self, own: &mut StatusResponse) {
+        let name = self.cluster.server().to_owned();
+        own.nodes.iter_mut().for_each(|node| node.server.clone_from(&name));
+        own.servers = vec![ServerStatus { server: name, alone: self.cluster.link().is_alone(), ..standing(own) }];
+    }
+
+    /// Completes this server's status by those of the others.
+    pub async fn complete(&self, own: &mut StatusResponse, metadata: &MetadataMap) {
+        self.introduce(own);
+        let others = self.cluster.others();
+        let answers = join_all(others.iter().map(|other| self.status_of(other, metadata))).await;
+        for (other, answer) in others.iter().zip(answers) {
+            match answer {
+                Ok(part) => add(own, other, part),
+                Err(missing) => own.incomplete.push(missing),
+            }
+        }
+        own.nodes.sort_by(|a, b| (&a.node, &a.server).cmp(&(&b.node, &b.server)));
+        own.servers.sort_by(|a, b| a.server.cmp(&b.server));
+    }
+
+    async fn status_of(&self, other: &Other, metadata: &MetadataMap) -> Result<StatusResponse, Unanswered> {
+        let asked = async {
+            let mut client = self.client(other).await?;
+            let request = self.request(StatusRequest { local: true }, metadata);
+            client.status(request).await.map(tonic::Response::into_inner)
+        };
+        within(other, asked).await
+    }
+
+    /// The events of this server's archive and of the others', by time; a last one that is none says whose are missing.
+    ///
+    /// # Errors
+    /// When this server's archive cannot be read, or no server knows what was asked for.
+    pub async fn all_events(
+        &self,
+        own: &EventSource,
+        choice: Choice,
+        metadata: &MetadataMap,
+    ) -> Result<Vec<Event>, Status> {
+        let request = &request_of(&choice);
+        let (limit, newest) = (choice.limit as usize, choice.newest);
+        let others = self.cluster.others();
+        let of_others = join_all(others.iter().map(|other| self.events_of(other, request, metadata)));
+        let (own, of_others) = tokio::join!(own_events(own, choice), of_others);
+        let (mut parts, mut incomplete) = (Vec::new(), Vec::new());
+        for part in of_others {
+            match part {
+                Ok(events) => parts.push(events),
+                Err(missing) => incomplete.push(missing),
+            }
+        }
+        match own {
+            Ok(events) => parts.push(events),
+            // Another server may know what this one does not.
+            Err(status) if status.code() == Code::NotFound && parts.iter().any(|events| !events.is_empty()) => {}
+            Err(status) => return Err(status),
+        }
+        let mut events = merged(parts, limit, newest);
+        if !incomplete.is_empty() {
+            events.push(Event { incomplete, ..Event::default() });
+        }
+        Ok(events)
+    }
+
+    async fn events_of(&self, other: &Other, request: &ListEventsRequest, metadata: &MetadataMap) -> Part {
+        let request = request.clone();
+        let opened = async {
+            let mut client = self.client(other).await?;
+            client.list_events(self.request(request, metadata)).await.map(tonic::Response::into_inner)
+        };
+        let mut events = Vec::new();
+        let mut stream = match within(other, opened).await {
+            Ok(stream) => stream,
+            Err(missing) if missing.reason.is_empty() => return Ok(events),
+            Err(missing) => return Err(missing),
+        };
+        loop {
+            match within(other, stream.message()).await {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => return Ok(events),
+                // Of a name that it does not know it has nothing.
+                Err(missing) if missing.reason.is_empty() => return Ok(events),
+                Err(missing) => return Err(missing),
+            }
+        }
+    }
+
+    fn request<T>(&self, message: T, metadata: &MetadataMap) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = metadata.get("authorization") {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        if let Ok(name) = self.cluster.server().parse::<MetadataValue<Ascii>>() {
+            request.metadata_mut().insert(ASKED_BY, name);
+        }
+        request
+    }
+
+    async fn client(&self, other: &Other) -> Result<QueryClient<Channel>, Status> {
+        let known = self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(&other.address).cloned();
+        let channel = match known {
+            Some(channel) => channel,
+            None => {
+                let channel = self.connect(other).await.map_err(Status::unavailable)?;
+                let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+                // Servers come and go; only those of now are worth a connection.
+                let now: HashSet<String> = self.cluster.others().into_iter().map(|other| other.address).collect();
+                channels.retain(|address, _| now.contains(address));
+                channels.insert(other.address.clone(), channel.clone());
+                channel
+            }
+        };
+        Ok(QueryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    async fn connect(&self, other: &Other) -> Result<Channel, String> {
+        let (host, port) = other.address.rsplit_once(':').ok_or("it did not say where it can be reached")?;
+        let host = host.trim_matches(['[', ']']);
+        let port: u16 = port.parse().map_err(|_| format!("{} is no address", other.address))?;
+        let endpoint = dial::endpoint(host, port, self.tls.is_some()).map_err(|error| error.to_string())?;
+        let mut found = tokio::net::lookup_host((host, port)).await.map_err(|error| error.to_string())?;
+        let address = found.next().ok_or_else(|| format!("{host} has no address"))?;
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        dial::dial(&endpoint, address, self.tls.as_ref()).await.map_err(|error| error.to_string())
+    }
+}
+
+fn request_of(choice: &Choice) -> ListEventsRequest {
+    ListEventsRequest {
+        since_ns: choice.since_ns,
+        until_ns: choice.until_ns.unwrap_or(0),
+        node: choice.node.clone(),
+        namespace: choice.namespace.clone(),
+        pod: choice.pod.clone(),
+        entity: choice.entity.clone(),
+        kinds: choice.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
+        limit: choice.limit as u32,
+        newest: choice.newest,
+        workload: choice.workload.clone(),
+        local: true,
+    }
+}
+
+async fn own_events(source: &EventSource, choice: Choice) -> Result<Vec<Event>, Status> {
+    let (mut receiver, _) = source.stream(choice).map_err(|refused| refused.to_status())?;
+    let mut events = Vec::new();
+    while let Some(event) = receiver.recv().await {
+        events.push(event.map_err(|refused| refused.to_status())?);
+    }
+    Ok(events)
+}
+
+async fn within<T>(other: &Other, asked: impl Future<Output = Result<T, Status>>) -> Result<T, Unanswered> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // What nobody there is called is nothing that is missing.
+        Ok(Err(status)) if status.code() == Code::NotFound => Err(unanswered(other, "")),
+        Ok(Err(status)) => Err(unanswered(other, &format!("{:?}: {}", status.code(), status.message()))),
+        Err(_) => Err(unanswered(other, "it did not answer in time")),
+    }
+}
+
+fn unanswered(other: &Other, reason: &str) -> Unanswered {
+    Unanswered {
+        server: other.server.clone(),
+        reason: reason.into(),
+        since_ns: other.heard_ns,
+        nodes: other.nodes.clone(),
+    }
+}
+
+fn standing(status: &StatusResponse) -> ServerStatus {
+    ServerStatus {
+        ready: status.ready,
+        findings: status.findings,
+        revision: status.revision.clone(),
+        ..ServerStatus::default()
+    }
+}
+
+/// Takes a peer's part in.
+fn add(own: &mut StatusResponse, other: &Other, part: StatusResponse) {
+    own.servers.push(ServerStatus {
+        server: other.server.clone(),
+        address: other.address.clone(),
+        alone: part.servers.first().is_some_and(|server| server.alone),
+        ..standing(&part)
+    });
+    own.nodes.extend(part.nodes.into_iter().map(|mut node| {
+        node.server.clone_from(&other.server);
+        node
+    }));
+    own.events_correlated += part.events_correlated;
+    own.unexplained_events += part.unexplained_events;
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for count in own.kinds.drain(..).chain(part.kinds) {
+        *kinds.entry(count.kind).or_default() += count.events;
+    }
+    own.kinds = kinds.into_iter().map(|(kind, events)| tapio_wire::service::KindCount { kind, events }).collect();
+}
+
+/// Makes one list of the events of several servers: by time, each once, bounded as the request asks.
+pub fn merged(parts: Vec<Vec<Event>>, limit: usize, newest: bool) -> Vec<Event> {
+    let mut seen = HashSet::new();
+    let mut all: Vec<Event> = parts.into_iter().flatten().filter(|event| seen.insert(event.id.clone())).collect();
+    all.sort_by(|a, b| (a.time_ns, &a.id).cmp(&(b.time_ns, &b.id)));
+    if newest {
+        let surplus = all.len().saturating_sub(limit);
+        all.drain(..surplus);
+    }
+    all.truncate(limit);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(id: &str, time_ns: u64) -> Event {
+        Event { id: id.into(), time_ns, ..Event::default() }
+    }
+
+    #[test]
+    fn events_of_several_servers_come_by_time_and_each_once() {
+        let parts = || vec![vec![event("a", 1), event("c", 3)], vec![event("b", 2), event("c", 3), event("d", 4)]];
+        let ids = |events: Vec<Event>| events.into_iter().map(|event| event.id).collect::<Vec<_>>().join("");
+        assert_eq!(ids(merged(parts(), 10, false)), "abcd");
+        assert_eq!(ids(merged(parts(), 2, false)), "ab");
+        assert_eq!(ids(merged(parts(), 2, true)), "cd");
+    }
+}

@@ -1,0 +1,206 @@
+//! Whole servers that share a log: acknowledgements, restarts, a log that is lost, and questions to any of them.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::cluster_support::*;
+use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
+use crate::whole_server::{Stream, Whole, hello};
+use tapio_server::config::Config;
+use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::service::{Event, Finding, ListEventsRequest, ListFindingsRequest, StatusRequest, StatusResponse};
+use tonic::transport::Channel;
+
+fn member(nats: &Nats, server: &str) -> impl FnOnce(&mut Config) {
+    let section = section(nats, server);
+    move |config| config.cluster = section
+}
+
+/// With an archive that was there before.
+fn member_at(nats: &Nats, server: &str, dir: &Path) -> impl FnOnce(&mut Config) {
+    let (section, dir) = (section(nats, server), dir.to_owned());
+    move |config| {
+        config.cluster = section;
+        config.archive.dir = dir;
+    }
+}
+
+fn limit_kill(node: &mut Node, pid: u32, at: u64) {
+    let entity = node.kube_container("Deployment/web", "shop/web-0", "c0");
+    let process = Process::init(entity, pid, "nginx");
+    node.oom(at, process, 64 * MIB, 64 * MIB);
+    node.signal(at, process, SIGKILL, None);
+    node.exit(at + MS, process, SIGKILL);
+    node.lethal(at + 2 * MS);
+}
+
+/// Ships a node's frames from this one on, and waits until they are durable.
+async fn ship(server: &Whole, node: &Node, from: usize) -> Duration {
+    let began = Instant::now();
+    let mut stream =
+        Stream::open(server.channel().await, "", hello(&node.node.name, node.epoch)).await.expect("opened");
+    stream.welcome().await.expect("welcome");
+    for bytes in &node.bytes[from..] {
+        stream.frame(bytes.clone()).await;
+    }
+    stream.acknowledged(node.bytes.len() as u64).await;
+    began.elapsed()
+}
+
+async fn query(server: &Whole) -> QueryClient<Channel> {
+    QueryClient::new(server.channel().await)
+}
+
+async fn findings(server: &Whole) -> Vec<Finding> {
+    let answer = query(server).await.list_findings(ListFindingsRequest::default()).await.expect("answered");
+    answer.into_inner().findings
+}
+
+async fn findings_when(server: &Whole, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = findings(server).await;
+        if so(&found) {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "it did not come about: {found:#?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn status(server: &Whole) -> StatusResponse {
+    query(server).await.status(StatusRequest::default()).await.expect("answered").into_inner()
+}
+
+async fn status_when(server: &Whole, so: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let status = status(server).await;
+        if so(&status) {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "it did not come about: {status:#?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn events(server: &Whole) -> Vec<Event> {
+    let mut stream =
+        query(server).await.list_events(ListEventsRequest::default()).await.expect("answered").into_inner();
+    let mut events = Vec::new();
+    while let Some(event) = stream.message().await.expect("an event") {
+        events.push(event);
+    }
+    events
+}
+
+const ONE_LIMIT_KILL: fn(&[Finding]) -> bool = |found| found.len() == 1 && found[0].pattern == "memory-limit-kill";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledgements_do_not_wait_for_a_log_that_does_not_answer() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Whole::start(member(&nats, "a")).await;
+    nats.pause(true);
+    let mut node = Node::new("n1");
+    for round in 0..200 {
+        limit_kill(&mut node, 100 + round, (100 + u64::from(round)) * SECOND);
+    }
+    // Were one of them to wait, none would come while NATS stands still.
+    ship(&a, &node, 0).await;
+    // What it found, it found by itself.
+    let alone = findings_when(&a, |found| !found.is_empty()).await;
+    nats.pause(false);
+    let found = findings_when(&a, |found| found.iter().all(|one| one.missing_servers.is_empty())).await;
+    assert_eq!(found.len(), alone.len());
+    a.until_metric("tapio_server_log_alone", &[], |value| value == 0.0).await;
+    assert_eq!(status(&a).await.unexplained_events, 0);
+    a.pipeline.shutdown().await.expect("a good end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_started_anew_tells_nothing_twice_and_what_it_had_not_told() {
+    let Some(mut nats) = Nats::start() else { return };
+    let a = Whole::start(member(&nats, "a")).await;
+    let b = Whole::start(member(&nats, "b")).await;
+    let mut node = Node::new("n1");
+    limit_kill(&mut node, 100, 100 * SECOND);
+    ship(&a, &node, 0).await;
+    let first = findings_when(&b, ONE_LIMIT_KILL).await;
+    // The second is archived and not in the log, since the log is away when its server ends.
+    nats.kill();
+    limit_kill(&mut node, 101, 160 * SECOND);
+    ship(&a, &node, 1).await;
+    let dir = a.dir;
+    a.pipeline.shutdown().await.expect("a good end");
+    nats.restart();
+    let again = Whole::start(member_at(&nats, "a", dir.path())).await;
+    let by_a = findings_when(&again, |found| found.len() == 1 && found[0].count == 2).await;
+    let by_b = findings_when(&b, |found| found.len() == 1 && found[0].count == 2).await;
+    assert_eq!(final_content(&by_a), final_content(&by_b));
+    assert!(first[0].count == 1 && !by_b[0].possible, "{by_b:#?}");
+    again.pipeline.shutdown().await.expect("a good end");
+    b.pipeline.shutdown().await.expect("a good end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_log_had_is_told_again_from_the_archives() {
+    let Some(mut nats) = Nats::start() else { return };
+    let a = Whole::start(member(&nats, "a")).await;
+    let b = Whole::start(member(&nats, "b")).await;
+    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
+    limit_kill(&mut first, 100, 100 * SECOND);
+    let entity = second.kube_container("Deployment/db", "shop/db-0", "c9");
+    let process = Process::init(entity, 500, "postgres");
+    second.oom(100 * SECOND, process, 64 * MIB, 64 * MIB);
+    second.exit(100 * SECOND + MS, process, SIGKILL);
+    second.lethal(101 * SECOND);
+    ship(&a, &first, 0).await;
+    ship(&b, &second, 0).await;
+    let before = findings_when(&a, |found| found.len() == 2).await;
+    findings_when(&b, |found| found.len() == 2).await;
+    nats.restart_empty();
+    // Whoever joins now knows only what the log says.
+    for server in [&a, &b] {
+        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
+    }
+    let c = Whole::start(member(&nats, "c")).await;
+    let by_c = findings_when(&c, |found| found.len() == 2).await;
+    assert_eq!(final_content(&by_c), final_content(&before));
+    let by_a = findings_when(&a, |found| found.iter().all(|one| one.missing_servers.is_empty())).await;
+    assert_eq!(final_content(&by_a), final_content(&before));
+    for server in [a, b, c] {
+        assert_eq!(status(&server).await.unexplained_events, 0);
+        server.pipeline.shutdown().await.expect("a good end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_server_answers_for_all_and_says_whose_part_is_missing() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Whole::start(member(&nats, "a")).await;
+    let b = Whole::start(member(&nats, "b")).await;
+    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
+    limit_kill(&mut first, 100, 100 * SECOND);
+    limit_kill(&mut second, 100, 100 * SECOND);
+    ship(&a, &first, 0).await;
+    ship(&b, &second, 0).await;
+    let found = status_when(&a, |status| status.servers.len() == 2 && status.nodes.len() == 2).await;
+    let of: Vec<_> = found.nodes.iter().map(|node| (node.node.as_str(), node.server.as_str())).collect();
+    assert_eq!(of, [("n1", "a"), ("n2", "b")]);
+    assert!(found.incomplete.is_empty() && found.unexplained_events == 0, "{found:#?}");
+    let (by_a, by_b) = (events(&a).await, events(&b).await);
+    assert_eq!(
+        by_a.iter().map(|event| &event.id).collect::<Vec<_>>(),
+        by_b.iter().map(|event| &event.id).collect::<Vec<_>>()
+    );
+    assert!(by_a.len() >= 6 && by_a.iter().all(|event| event.incomplete.is_empty()), "{by_a:#?}");
+
+    // Gone without a word: asked at its address, it does not answer.
+    b.pipeline.abandon();
+    let lacking = status_when(&a, |status| !status.incomplete.is_empty()).await;
+    assert_eq!(lacking.incomplete[0].server, "b");
+    assert_eq!(lacking.incomplete[0].nodes, ["n2"]);
+    let last = events(&a).await.pop().expect("a last word");
+    assert_eq!((last.id.as_str(), last.incomplete[0].server.as_str()), ("", "b"));
+    a.pipeline.shutdown().await.expect("a good end");
+}
