@@ -1,8 +1,14 @@
 //! Several servers, one answer: each sees a part, and all say the same. The log is a real NATS.
 
+use std::sync::Arc;
+
 use crate::cluster_support::*;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, SIGTERM};
+use tapio_server::cluster::{Batch, ClusterLosses, Entry, Outgoing};
+use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, SignalBus, Topology};
+use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::event::EntityId;
+use tapio_wire::service::Finding;
 
 const LIVENESS: &str = "Liveness probe failed: HTTP probe failed with statuscode: 503";
 
@@ -210,4 +216,112 @@ fn a_message_that_cannot_be_read_is_counted_and_the_next_ones_are_read() {
     a.deliver(&node);
     a.until_patterns(&["memory-limit-kill"]);
     assert_eq!(a.cluster.link().unreadable.load(std::sync::atomic::Ordering::Relaxed), 3);
+}
+
+/// What a server's shards say of these nodes, in messages of a few entries.
+fn messages_of(server: &str, nodes: &[Node]) -> Vec<Vec<u8>> {
+    let patterns = PatternSet::embedded().expect("embedded patterns are valid");
+    let config = CorrelateConfig { shards: Some(1), wanted: patterns.kinds(), ..CorrelateConfig::default() };
+    let outgoing = Arc::new(Outgoing::new(100_000));
+    let bus: Arc<dyn SignalBus> = Arc::<Outgoing>::clone(&outgoing);
+    let topology = Arc::new(Topology::new(1000));
+    let correlator =
+        Correlator::start(&config, topology, Arc::new(LossBook::default()), bus).expect("the correlator starts");
+    let mut messages = Vec::new();
+    let mut write = |mut entries: Vec<Entry>| {
+        while !entries.is_empty() {
+            let rest = entries.split_off(entries.len().min(3));
+            let batch = Batch { server: server.into(), address: String::new(), entries };
+            messages.push(batch.encode().expect("written"));
+            entries = rest;
+        }
+    };
+    for node in nodes {
+        for frame in &node.frames {
+            correlator.deliver_blocking(node.node.clone(), Arc::clone(frame)).expect("the correlator runs");
+            correlator.drained_blocking().expect("the correlator runs");
+            outgoing.flush();
+            write(outgoing.take());
+        }
+    }
+    messages
+}
+
+/// What a finder makes of messages in this order; the log takes one each 10 ms.
+fn read_in_order<'a>(messages: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<Finding> {
+    let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
+    let (store, losses) = (Arc::new(FindingStore::new(1000)), Arc::new(ClusterLosses::default()));
+    let finder = Finder::start_from_log(&FinderConfig::default(), patterns, 1000, losses, Arc::clone(&store))
+        .expect("the finder starts");
+    for (number, message) in messages.into_iter().enumerate() {
+        let at_ns = 1_800_000_000 * SECOND + number as u64 * 10 * MS;
+        finder.tell(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
+    }
+    finder.bus().barrier().expect("the finder runs");
+    store.everything().0.iter().map(|finding| (**finding).clone()).collect()
+}
+
+/// Deaths whose evidence is spread over three servers.
+fn spread() -> Vec<Vec<Vec<u8>>> {
+    let (node, elected) = probe_kill();
+    let (mut first, mut second) = (Node::new("n3"), Node::new("n4"));
+    for (node, pod, key) in [(&mut first, "shop/db-0", "c7"), (&mut second, "shop/db-1", "c8")] {
+        let entity = node.kube_container("Deployment/db", pod, key);
+        limit_kill(node, entity, 200, 110 * SECOND);
+        limit_kill(node, entity, 201, 140 * SECOND);
+    }
+    vec![messages_of("a", &[node, first]), messages_of("b", &[elected]), messages_of("c", &[second])]
+}
+
+#[test]
+fn the_same_log_gives_the_same_findings_to_the_byte() {
+    let messages: Vec<Vec<u8>> = spread().into_iter().flatten().collect();
+    let once = read_in_order(&messages);
+    assert!(once.len() >= 2, "{once:#?}");
+    for _ in 0..5 {
+        assert_eq!(read_in_order(&messages), once);
+    }
+}
+
+#[test]
+fn however_the_messages_of_servers_come_between_one_another_the_last_word_is_the_same() {
+    let messages = spread();
+    let last_word = |found: Vec<Finding>| {
+        let mut found = final_content(&found);
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        found
+    };
+    let wanted = last_word(read_in_order(messages.iter().flatten()));
+    for seed in 1..=40_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut left: Vec<_> = messages.iter().map(|of_one| of_one.iter()).collect();
+        let mut mixed = Vec::new();
+        while left.iter().any(|of_one| of_one.len() > 0) {
+            // xorshift64 (Marsaglia 2003).
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let server = random as usize % left.len();
+            mixed.extend(left[server].next());
+        }
+        let found = last_word(read_in_order(mixed));
+        let (found, wanted) = (format!("{found:#?}"), format!("{wanted:#?}"));
+        let difference = found.lines().zip(wanted.lines()).find(|(found, wanted)| found != wanted);
+        assert!(found == wanted, "seed {seed}: {difference:?} in {found}");
+    }
+}
+
+#[test]
+fn a_message_of_this_version_is_read_for_ever() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-message-v1.bin");
+    let (node, elected) = probe_kill();
+    let now: Vec<u8> = [node, elected].into_iter().flat_map(|node| messages_of("a", &[node])).flatten().collect();
+    if std::env::var_os("TAPIO_WRITE_GOLDEN").is_some() {
+        std::fs::write(&golden, &now).expect("written");
+    }
+    let known = std::fs::read(&golden).expect("TAPIO_WRITE_GOLDEN=1 writes it");
+    assert!(
+        known == now,
+        "the layout of messages has changed: give cluster::VERSION another number, and a golden file of it"
+    );
 }

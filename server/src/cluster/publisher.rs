@@ -276,10 +276,6 @@ impl Publisher {
         if self.link.set_trouble(None) {
             tracing::info!("the log of the servers takes messages");
         }
-        if self.has_overflowed && self.waiting.is_empty() {
-            self.has_overflowed = false;
-            self.link.ask_for_healing();
-        }
         if self.alone_until.is_some_and(|until| last >= until) {
             self.alone_until = None;
             self.behind_since = None;
@@ -287,6 +283,10 @@ impl Publisher {
             self.link.set_caught_up(false);
             self.link.rebuild.notify_one();
             tracing::info!("the log is back: what was found alone is found again by what all servers say");
+        }
+        if self.has_overflowed && self.waiting.is_empty() {
+            self.has_overflowed = false;
+            self.link.ask_for_healing();
         }
     }
 

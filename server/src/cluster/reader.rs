@@ -104,12 +104,13 @@ impl Reader {
             at.created_ns == created_ns && info.state.first_sequence <= at.seq + 1 && at.seq <= info.state.last_sequence
         });
         if goes_on.is_none() {
+            // Before anything is asked for: what is known is of the log that was.
+            self.link.set_caught_up(false);
             // A log that was read before and is not there any more lacks what it had.
             if self.position.is_some_and(|at| at.created_ns != created_ns || at.seq > info.state.last_sequence) {
                 tracing::warn!("the log of the servers was lost: what the archive has of it is told again");
                 self.link.ask_for_healing();
             }
-            self.link.set_caught_up(false);
             self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
             self.finder.send(Message::FromLog(FromLog::Rebuild))?;
             self.read_facts(log).await?;

@@ -56,7 +56,7 @@ impl fmt::Debug for NodeRef {
 }
 
 /// What an entity is called.
-#[derive(Archive, Serialize, Deserialize, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct EntityInfo {
     pub node: NodeRef,
     pub id: EntityId,
@@ -354,7 +354,10 @@ impl Described {
         let told = EntityInfo::of(node.clone(), key.1, told);
         let loses_its_name = told.pod.is_empty() && !known.pod.is_empty();
         let is_anothers = key.0 == 0 && known.node.id != node.id;
-        loses_its_name || is_anothers && known.fullness() > told.fullness()
+        // Of two nodes that say the same it does not matter which one said it first.
+        let says_the_same = || EntityInfo { node: known.node.clone(), ..told.clone() } == known;
+        let says_no_more = || known.fullness() > told.fullness() || known.node.id < node.id && says_the_same();
+        loses_its_name || is_anothers && says_no_more()
     }
 }
 

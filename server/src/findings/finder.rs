@@ -8,7 +8,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam::channel::Receiver;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use tapio_wire::event::EntityKind;
 use tapio_wire::service::Finding;
@@ -17,6 +16,7 @@ use super::absorb::{Absorber, Action};
 use super::compose::{self, Context};
 use super::deaths::{Deaths, Decision, Withdrawn};
 use super::endings::{self, Endings};
+use super::finder_metrics::FinderMetrics;
 use super::from_log::FromLog;
 use super::history::{History, Noted};
 use super::joins::{Joins, RingKey};
@@ -66,64 +66,6 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
     #[error("a metric of the finder is declared wrongly: {0}")]
     Metric(#[from] prometheus::Error),
-}
-
-/// What the finder exports.
-#[derive(Clone)]
-pub struct FinderMetrics {
-    signals: IntCounter,
-    findings: IntCounterVec,
-    forgotten: IntCounter,
-    exhausted: IntCounter,
-    nodes: IntGauge,
-    queue_signals: IntGauge,
-    signal_seconds: Histogram,
-}
-
-impl FinderMetrics {
-    fn new() -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            signals: IntCounter::new("tapio_server_finder_signals_total", "Signals that the finder has dealt with.")?,
-            findings: IntCounterVec::new(
-                Opts::new(
-                    "tapio_server_findings_published_total",
-                    "Findings published, changed ones again, by pattern.",
-                ),
-                &["pattern"],
-            )?,
-            forgotten: IntCounter::new(
-                "tapio_server_finder_forgotten_signals_total",
-                "Signals that were forgotten because newer ones needed their place.",
-            )?,
-            exhausted: IntCounter::new(
-                "tapio_server_finder_exhausted_searches_total",
-                "Searches for evidence given up because there was too much to look at.",
-            )?,
-            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose signals the finder has dealt with lately.")?,
-            queue_signals: IntGauge::new("tapio_server_finder_queue_signals", "Signals that wait for the finder.")?,
-            signal_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "tapio_server_finder_signal_seconds",
-                    "Time that the finder took for a signal: remembering it, and looking at the findings that it touches.",
-                )
-                .buckets(prometheus::exponential_buckets(0.000_001, 4.0, 12)?),
-            )?,
-        })
-    }
-
-    /// Registers them.
-    ///
-    /// # Errors
-    /// When one of the names is taken.
-    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        registry.register(Box::new(self.signals.clone()))?;
-        registry.register(Box::new(self.findings.clone()))?;
-        registry.register(Box::new(self.forgotten.clone()))?;
-        registry.register(Box::new(self.exhausted.clone()))?;
-        registry.register(Box::new(self.queue_signals.clone()))?;
-        registry.register(Box::new(self.signal_seconds.clone()))?;
-        registry.register(Box::new(self.nodes.clone()))
-    }
 }
 
 /// The finder's thread, and the bus to it.
@@ -469,7 +411,7 @@ impl Worker {
             if !anchor.mask.contains(pattern.anchor_step().number) {
                 continue;
             }
-            let Some((scope, found)) = self.explain(pattern, anchor) else {
+            let Some((scope, mut found)) = self.explain(pattern, anchor) else {
                 continue;
             };
             // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
@@ -481,9 +423,17 @@ impl Worker {
                 self.memory.deaths.together(pattern, scope, &found.steps[pattern.anchor])
             } else if pattern.fold && workload != 0 {
                 let alike = self.memory.deaths.alike(pattern, workload, anchor);
-                match alike.len() {
-                    0 | 1 => (self.memory.deaths.single(pattern, anchor), Vec::new()),
-                    _ => self.memory.deaths.together(pattern, workload, &alike),
+                match alike.last() {
+                    Some(last) if alike.len() > 1 => {
+                        // What is told of all of them is told of the last one, also where that came before this one.
+                        if last.signal.evidence != anchor.signal.evidence
+                            && let Some((_, of_last)) = self.explain(pattern, last)
+                        {
+                            found = of_last;
+                        }
+                        self.memory.deaths.together(pattern, workload, &alike)
+                    }
+                    _ => (self.memory.deaths.single(pattern, anchor), Vec::new()),
                 }
             } else {
                 (self.memory.deaths.single(pattern, anchor), Vec::new())

@@ -11,6 +11,7 @@ mod endings;
 mod facts;
 mod field;
 mod finder;
+mod finder_metrics;
 mod from_log;
 mod history;
 mod joins;
@@ -23,7 +24,8 @@ mod store;
 mod template;
 pub mod text;
 
-pub use finder::{Finder, FinderConfig, FinderMetrics, StartError};
+pub use finder::{Finder, FinderConfig, StartError};
+pub use finder_metrics::FinderMetrics;
 pub use load::PatternError;
 pub use pattern::PatternSet;
 pub use schema::parse_duration;

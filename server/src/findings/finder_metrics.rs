@@ -1,0 +1,61 @@
+//! What the finder exports.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// What the finder exports.
+#[derive(Clone)]
+pub struct FinderMetrics {
+    pub(super) signals: IntCounter,
+    pub(super) findings: IntCounterVec,
+    pub(super) forgotten: IntCounter,
+    pub(super) exhausted: IntCounter,
+    pub(super) nodes: IntGauge,
+    pub(super) queue_signals: IntGauge,
+    pub(super) signal_seconds: Histogram,
+}
+
+impl FinderMetrics {
+    pub(super) fn new() -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            signals: IntCounter::new("tapio_server_finder_signals_total", "Signals that the finder has dealt with.")?,
+            findings: IntCounterVec::new(
+                Opts::new(
+                    "tapio_server_findings_published_total",
+                    "Findings published, changed ones again, by pattern.",
+                ),
+                &["pattern"],
+            )?,
+            forgotten: IntCounter::new(
+                "tapio_server_finder_forgotten_signals_total",
+                "Signals that were forgotten because newer ones needed their place.",
+            )?,
+            exhausted: IntCounter::new(
+                "tapio_server_finder_exhausted_searches_total",
+                "Searches for evidence given up because there was too much to look at.",
+            )?,
+            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose signals the finder has dealt with lately.")?,
+            queue_signals: IntGauge::new("tapio_server_finder_queue_signals", "Signals that wait for the finder.")?,
+            signal_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tapio_server_finder_signal_seconds",
+                    "Time that the finder took for a signal: remembering it, and looking at the findings that it touches.",
+                )
+                .buckets(prometheus::exponential_buckets(0.000_001, 4.0, 12)?),
+            )?,
+        })
+    }
+
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When one of the names is taken.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.signals.clone()))?;
+        registry.register(Box::new(self.findings.clone()))?;
+        registry.register(Box::new(self.forgotten.clone()))?;
+        registry.register(Box::new(self.exhausted.clone()))?;
+        registry.register(Box::new(self.queue_signals.clone()))?;
+        registry.register(Box::new(self.signal_seconds.clone()))?;
+        registry.register(Box::new(self.nodes.clone()))
+    }
+}
