@@ -9,6 +9,7 @@ use prometheus::{CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, IntGa
 use tapio_wire::event::{Kind, Lane, Source};
 use tapio_wire::tls::{ClientFiles, Watched};
 
+use crate::epochs::EndedEpochs;
 use crate::evidence::EvidenceCounts;
 use crate::governor::Governed;
 use crate::latency::Latencies;
@@ -38,6 +39,7 @@ pub struct Observed {
     pub evidence: Arc<EvidenceCounts>,
     pub tls: Option<Arc<Watched<ClientFiles>>>,
     pub spool_bytes: Arc<AtomicU64>,
+    pub ended: Arc<EndedEpochs>,
     pub governed: Arc<Governed>,
     pub live: Arc<Live>,
 }
@@ -83,6 +85,7 @@ pub struct Metrics {
     cluster_cpu_ms: IntCounter,
     probe_run: CounterVec,
     spool_bytes: IntGauge,
+    epochs_ended: IntCounterVec,
     config_stale: IntGauge,
     config_reloads: IntCounter,
     tls_stale: IntGauge,
@@ -227,6 +230,15 @@ impl Metrics {
             )?,
             config_reloads: counter("tapio_collector_config_reloads_total", "Changed configurations that were taken")?,
             spool_bytes: gauge("tapio_collector_spool_bytes", "Bytes of the spool's files")?,
+            epochs_ended: {
+                let help = "Epochs that ended before the process did, since frames could not be delivered, by why";
+                let metric = counters("tapio_collector_epochs_ended_total", help, &["reason"])?;
+                // A first increase is only seen of what was 0 before.
+                for (reason, _) in observed.ended.get() {
+                    metric.with_label_values(&[reason]);
+                }
+                metric
+            },
             tls_stale: gauge("tapio_collector_tls_stale", "1 while the TLS files cannot be used and older ones are")?,
             tls_expires: gauge(
                 "tapio_collector_tls_expires_timestamp_seconds",
@@ -316,6 +328,9 @@ impl Metrics {
         }
         raise(&self.moves, observed.ship.moves.load(Ordering::Relaxed));
         self.spool_bytes.set(observed.spool_bytes.load(Ordering::Relaxed) as i64);
+        for (reason, count) in observed.ended.get() {
+            raise(&self.epochs_ended.with_label_values(&[reason]), count);
+        }
         self.config_stale.set(i64::from(observed.live.is_stale.load(Ordering::Relaxed)));
         raise(&self.config_reloads, observed.live.reloads.load(Ordering::Relaxed));
         let governed = &observed.governed;

@@ -15,7 +15,10 @@
 //! What must hold then: a frame leaves memory only after it is synced; while anything is on disk every frame goes there, so
 //! that the sequence has no gaps; what is on disk begins at the oldest frame that is not acknowledged, so that a server can go
 //! on from there after this process has died.
+//!
+//! A frame that can never be delivered ends the epoch (`outbox/ending.rs`): the frames behind it are those of the next one.
 
+mod ending;
 mod spooling;
 
 use std::collections::VecDeque;
@@ -25,16 +28,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use crossbeam::sync::Unparker;
 use tapio_wire::event::{Lane, SOURCES, Source};
-use tapio_wire::frame::{SealedFrame, Stamp};
+use tapio_wire::frame::{Frame, Header, SealedFrame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
 use crate::books::Books;
+use crate::epochs::EndedEpochs;
 use crate::latency::{FrameTimes, boottime_ns, realtime_ns};
 use crate::queue::Queues;
 use crate::shared::Shared;
+use crate::shift::relative;
 use crate::spool::Left;
 
+use self::ending::{Closing, Ending};
 pub use self::spooling::SPOOL_BATCH_BYTES;
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
@@ -63,8 +69,22 @@ struct Sent {
     source_events: [u32; SOURCES],
     bytes: Bytes,
     times: FrameTimes,
-    /// `CLOCK_BOOTTIME` when it was first sent.
+    /// `CLOCK_BOOTTIME` when it was first sent, or loaded from the disk.
     sent_ns: u64,
+    /// `CLOCK_BOOTTIME` when it was stamped.
+    stamped_ns: u64,
+}
+
+impl Sent {
+    /// Whether these bytes are still the frame that was stamped.
+    fn check(&self, epoch: u64) -> Result<(), String> {
+        let frame = Frame::decode(&self.bytes).map_err(|error| error.to_string())?;
+        let Header { epoch: of, seq, .. } = *frame.header();
+        match (of, seq) == (epoch, self.seq) {
+            true => Ok(()),
+            false => Err(format!("it says that it is frame {seq} of epoch {of}")),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -97,7 +117,25 @@ struct State {
     shipped: [u64; SOURCES],
     acked_seq: u64,
     acked_events: [u64; SOURCES],
+    /// `CLOCK_BOOTTIME` when the last acknowledged frame was stamped.
+    acked_ns: u64,
     last_stated: Ledger,
+    /// What earlier epochs of this process account for.
+    base: Option<Box<Ledger>>,
+    /// A server has refused a frame, which may be any up to this one: each is checked, and sent when those before it are
+    /// acknowledged.
+    suspect_until: u64,
+    /// The frame that was refused last, and how often in a row.
+    refusals: (u64, u32),
+    /// What is wrong with the oldest frame.
+    damage: Option<String>,
+    /// Why the epoch is to end.
+    ending: Option<Ending>,
+    is_ending: bool,
+    /// The last frames of ended epochs, which go before everything else; oldest first.
+    closings: VecDeque<Closing>,
+    /// Of an earlier run's epoch: header and counters of its last frame.
+    end: Option<Box<(Header, Ledger)>>,
     is_finished: bool,
     /// The packer was refused room, and wants to know when there is some.
     is_packer_waiting: bool,
@@ -139,7 +177,12 @@ pub struct Outbox {
     spool: Option<Unparker>,
     /// It holds an earlier epoch's frames.
     is_replay: bool,
+    /// It holds nothing but the closing frame of an epoch that has ended.
+    is_closing: bool,
+    /// The next epoch that there is already: one that follows on this one must be older.
+    epoch_limit: u64,
     generation: Arc<AtomicU64>,
+    ended: Arc<EndedEpochs>,
     /// Wakes the shipper.
     pub changed: Notify,
 }
@@ -157,7 +200,10 @@ impl Outbox {
             limit_bytes,
             spool: None,
             is_replay: false,
+            is_closing: false,
+            epoch_limit: u64::MAX,
             generation: Arc::clone(&shared.generation),
+            ended: Arc::clone(&shared.ended),
             changed: Notify::new(),
         }
     }
@@ -168,15 +214,19 @@ impl Outbox {
         self
     }
 
-    /// What an earlier run left in the spool: nothing is added, and it is done when all of it is acknowledged.
-    pub fn replay(left: &Left, limit_bytes: usize, shared: &Shared, unparker: Unparker) -> Self {
+    /// What an earlier run left in the spool: nothing is added, and it is done when all of it is acknowledged. `epoch_limit` is the
+    /// epoch that comes after it.
+    pub fn replay(left: &Left, epoch_limit: u64, limit_bytes: usize, shared: &Shared, unparker: Unparker) -> Self {
         let mut outbox = Self::new(left.node, left.epoch, limit_bytes, shared).with_spool(unparker);
         outbox.is_replay = true;
+        outbox.epoch_limit = epoch_limit;
         let state = outbox.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.next_seq = left.last_seq + 1;
         state.acked_seq = left.first_seq - 1;
         state.acked_events = left.acked_events;
-        state.on_disk = Some((left.first_seq, left.last_seq));
+        state.on_disk = (left.first_seq <= left.last_seq).then_some((left.first_seq, left.last_seq));
+        state.end = left.end.map(Box::new);
+        state.closings = left.closings.iter().filter_map(Closing::of).collect();
         state.spooled_seq = left.last_seq;
         state.is_finished = true;
         outbox
@@ -200,11 +250,16 @@ impl Outbox {
     /// a frame of this epoch was sent already, and it cannot change any more.
     pub fn outdo_epoch(&self, newest: u64) -> bool {
         let state = self.state();
-        let is_possible = state.next_seq == 1 && newest < u64::MAX;
+        let is_possible = !self.is_replay && state.next_seq == 1 && state.closings.is_empty() && newest < u64::MAX;
         if is_possible {
             self.epoch.fetch_max(newest + 1, Ordering::Relaxed);
         }
         is_possible
+    }
+
+    /// Whether it holds nothing but the closing frame of an ended epoch.
+    pub fn is_closing(&self) -> bool {
+        self.is_closing
     }
 
     /// Deletes what is left of an earlier epoch that no server takes any more. False for the present epoch.
@@ -270,7 +325,7 @@ impl Outbox {
     /// Whether the counters have changed since a frame last stated them.
     pub fn is_statement_due(&self) -> bool {
         let state = self.state();
-        state.unsent() == 0 && self.books.snapshot(&state.shipped) != state.last_stated
+        state.unsent() == 0 && self.stated(&state) != state.last_stated
     }
 
     /// Takes the epoch's last frame, which carries the closing counters. Nothing may be pushed after it.
@@ -284,9 +339,9 @@ impl Outbox {
         self.wake_shipper();
     }
 
-    /// A stream has begun, and the server holds everything up to `durable_seq`: the rest is due again.
-    pub fn restart(&self, durable_seq: u64) {
-        self.acknowledge(durable_seq);
+    /// A stream of `epoch` has begun, and the server holds everything up to `durable_seq`: the rest is due again.
+    pub fn restart(&self, epoch: u64, durable_seq: u64) {
+        self.acknowledge(epoch, durable_seq);
         let mut state = self.state();
         state.resent = 0;
         state.in_flight_bytes = 0;
@@ -313,7 +368,19 @@ impl Outbox {
         let mut state = self.state();
         let state = &mut *state;
         let fits = |bytes: usize, in_flight: usize| in_flight == 0 || (in_flight + bytes) as u64 <= credit_bytes;
+        if state.is_ending {
+            return None;
+        }
         if let Some(sent) = state.sent.get(state.resent) {
+            if sent.seq <= state.suspect_until {
+                if state.in_flight_bytes > 0 {
+                    return None;
+                }
+                if let Err(damage) = sent.check(self.epoch()) {
+                    state.damage = Some(damage);
+                    return None;
+                }
+            }
             if !fits(sent.bytes.len(), state.in_flight_bytes) {
                 return None;
             }
@@ -346,7 +413,7 @@ impl Outbox {
         for (shipped, &count) in state.shipped.iter_mut().zip(&source_events) {
             *shipped += u64::from(count);
         }
-        let ledger = self.books.snapshot(&state.shipped);
+        let ledger = self.stated(state);
         let sent_ns = boottime_ns();
         let stamp = Stamp {
             node: self.node,
@@ -361,18 +428,22 @@ impl Outbox {
         state.bytes = state.bytes - before + bytes.len();
         state.last_stated = ledger;
         state.next_seq += 1;
-        Some(Sent { seq: stamp.seq, source_events, bytes, times, sent_ns })
+        Some(Sent { seq: stamp.seq, source_events, bytes, times, sent_ns, stamped_ns: sent_ns })
     }
 
-    /// Everything up to `durable_seq` is durable; returns what left, for the latency histograms.
-    pub fn acknowledge(&self, durable_seq: u64) -> Vec<Acknowledged> {
+    /// Everything of `epoch` up to `durable_seq` is durable; returns what left, for the latency histograms.
+    pub fn acknowledge(&self, epoch: u64, durable_seq: u64) -> Vec<Acknowledged> {
         let mut state = self.state();
+        if epoch != self.epoch() {
+            // It has ended meanwhile.
+            return Vec::new();
+        }
         state.durable_seq = state.durable_seq.max(durable_seq);
         let mut left = Vec::new();
         while state.sent.front().is_some_and(|sent| sent.seq <= durable_seq) {
             let Some(sent) = state.sent.pop_front() else { break };
             state.bytes -= sent.bytes.len() + FRAME_OVERHEAD_BYTES;
-            state.acked_seq = sent.seq;
+            (state.acked_seq, state.acked_ns) = (sent.seq, sent.stamped_ns);
             for (acked, &count) in state.acked_events.iter_mut().zip(&sent.source_events) {
                 *acked += u64::from(count);
             }
@@ -395,8 +466,14 @@ impl Outbox {
 
     /// The last frame that was acknowledged, and the events up to it by source.
     pub fn acknowledged(&self) -> (u64, [u64; SOURCES]) {
+        let (_, seq, events) = self.standing();
+        (seq, events)
+    }
+
+    /// The same and the epoch, at one moment.
+    pub fn standing(&self) -> (u64, u64, [u64; SOURCES]) {
         let state = self.state();
-        (state.acked_seq, state.acked_events)
+        (self.epoch(), state.acked_seq, state.acked_events)
     }
 
     /// Whether nothing is left to send or to be acknowledged.
@@ -417,154 +494,18 @@ impl Outbox {
         (state.bytes, state.unsent() + state.sent.len())
     }
 
-    /// The ledger as of now.
+    /// The ledger as of now, over all epochs of this process.
     pub fn ledger(&self) -> Ledger {
         let state = self.state();
         self.books.snapshot(&state.shipped)
     }
+
+    /// The ledger of the present epoch as of now.
+    fn stated(&self, state: &State) -> Ledger {
+        let ledger = self.books.snapshot(&state.shipped);
+        state.base.as_ref().map_or(ledger, |base| relative(&ledger, base))
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use tapio_wire::compress::Compression;
-    use tapio_wire::event::{Body, Detail, Event};
-    use tapio_wire::frame::{Encoder, Header};
-
-    use super::*;
-    use crate::config::Config;
-
-    fn frame(lane: Lane, events: usize) -> SealedFrame {
-        let detail = match lane {
-            Lane::Lethal => Detail::CgroupMade { path: 0 },
-            Lane::Bulk => Detail::RunQueue { wait_ns: 1 },
-        };
-        let event = Event { time_ns: 1, entity: 1, pid: 1, source: Source::Shm, body: detail };
-        let body = Body { events: vec![event; events], ..Body::default() };
-        Encoder::default().seal(&body, lane, Compression::None).expect("within the limits")
-    }
-
-    fn outbox(limit: usize) -> Outbox {
-        let (queues, _parker) = Queues::new(4);
-        Outbox::new(7, 1, limit, &Shared::for_config(&Config::default(), queues))
-    }
-
-    fn seq(bytes: &Bytes) -> u64 {
-        Header::check(bytes).expect("a whole frame").0.seq
-    }
-
-    #[test]
-    fn unacknowledged_frames_are_sent_again_in_order_after_a_restart() {
-        let outbox = outbox(1 << 20);
-        for _ in 0..3 {
-            outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
-        }
-        let sent: Vec<u64> = std::iter::from_fn(|| outbox.next(u64::MAX)).map(|bytes| seq(&bytes)).collect();
-        assert_eq!(sent, [1, 2, 3]);
-        assert_eq!(outbox.acknowledge(1).len(), 1);
-        outbox.restart(2);
-        let again: Vec<u64> = std::iter::from_fn(|| outbox.next(u64::MAX)).map(|bytes| seq(&bytes)).collect();
-        assert_eq!(again, [3]);
-        outbox.acknowledge(3);
-        assert!(outbox.is_empty());
-    }
-
-    #[test]
-    fn credit_bounds_what_is_in_flight_and_acks_free_it() {
-        let outbox = outbox(1 << 20);
-        for _ in 0..3 {
-            outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
-        }
-        let first = outbox.next(1).expect("one is always allowed");
-        assert!(outbox.next(first.len() as u64).is_none());
-        outbox.acknowledge(1);
-        assert!(outbox.next(1).is_some());
-    }
-
-    #[test]
-    fn a_lethal_frame_evicts_unsent_bulk_and_counts_it() {
-        let one = frame(Lane::Bulk, 100).len();
-        let outbox = outbox(2 * (one + FRAME_OVERHEAD_BYTES) + 200);
-        outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
-        outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
-        assert_eq!(outbox.room(), Room::Lethal);
-        outbox.push(frame(Lane::Lethal, 5), FrameTimes::default());
-        let ledger = outbox.ledger();
-        assert_eq!(ledger.account(Source::Shm).dropped_total(), 100);
-        let lanes: Vec<u32> = std::iter::from_fn(|| outbox.next(u64::MAX))
-            .map(|bytes| Header::check(&bytes).expect("whole").0.lethal_events)
-            .collect();
-        assert_eq!(lanes, [5, 0], "the lethal frame does not wait behind bulk");
-        outbox.acknowledge(2);
-        assert_eq!(outbox.usage(), (0, 0));
-    }
-
-    #[test]
-    fn a_full_outbox_that_can_evict_nothing_takes_nothing() {
-        let one = frame(Lane::Lethal, 100).len();
-        let outbox = outbox(one);
-        outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
-        assert_eq!(outbox.room(), Room::None);
-    }
-
-    fn with_spool(limit: usize) -> (Outbox, crossbeam::sync::Parker) {
-        let parker = crossbeam::sync::Parker::new();
-        (outbox(limit).with_spool(parker.unparker().clone()), parker)
-    }
-
-    #[test]
-    fn what_is_stamped_while_the_spool_writes_is_not_taken_for_written() {
-        let (outbox, _parker) = with_spool(1 << 20);
-        outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
-        outbox.next(u64::MAX).expect("sent");
-        outbox.flush();
-        let taken = outbox.take_for_spool(1 << 20);
-        assert_eq!(taken.iter().map(seq).collect::<Vec<_>>(), [1]);
-        outbox.push(frame(Lane::Lethal, 1), FrameTimes::default());
-        assert_eq!(outbox.next(u64::MAX).as_ref().map(seq), Some(2), "the stream goes on meanwhile");
-        outbox.spooled(true);
-        let taken = outbox.take_for_spool(1 << 20);
-        assert_eq!(taken.iter().map(seq).collect::<Vec<_>>(), [2]);
-    }
-
-    #[test]
-    fn a_disk_that_refuses_does_not_make_bulk_unsheddable() {
-        let one = frame(Lane::Bulk, 100).len() + FRAME_OVERHEAD_BYTES;
-        let (outbox, _parker) = with_spool(6 * one);
-        for round in 0..6 {
-            outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
-            // The spool's bound leaves room; the disk does not.
-            let is_tried = !outbox.take_for_spool(1 << 20).is_empty();
-            assert_eq!(is_tried, round >= 2, "from half of the memory on");
-            if is_tried {
-                outbox.spooled(false);
-            }
-        }
-        for _ in 0..5 {
-            outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
-        }
-        let shed = outbox.ledger().account(Source::Shm).dropped_total();
-        assert_eq!(shed, 300, "all but those that were stamped for the first try");
-    }
-
-    #[test]
-    fn an_epoch_older_than_the_servers_is_outdone_until_a_frame_was_sent() {
-        let outbox = outbox(1 << 20);
-        assert!(outbox.outdo_epoch(41));
-        assert_eq!(outbox.epoch(), 42);
-        outbox.push(frame(Lane::Bulk, 1), FrameTimes::default());
-        outbox.next(u64::MAX);
-        assert!(!outbox.outdo_epoch(50));
-    }
-
-    #[test]
-    fn the_last_frame_of_a_finished_outbox_is_final_and_states_all() {
-        let outbox = outbox(1 << 20);
-        outbox.books.source(Source::Shm).set_emitted(20);
-        outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
-        outbox.finish_with(|| frame(Lane::Bulk, 10));
-        let first = Header::check(&outbox.next(u64::MAX).expect("a frame")).expect("whole");
-        let last = Header::check(&outbox.next(u64::MAX).expect("a frame")).expect("whole");
-        assert!(!first.0.is_final && last.0.is_final);
-        assert_eq!((first.1.account(Source::Shm).held(), last.1.account(Source::Shm).held()), (10, 0));
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@
 //!  thread shm  ────┤                                    │           ▲          │
 //!  thread k8s  ────┤                                    │           └── acks ◄─┘     health: HTTP
 //!  task conntrack ─┤                                    │                      │
+//!  task epochs ────┤                                    │                      │
 //!  task systemd ───┴◄──────── pool of bodies ◄──────────┘
 //! ```
 //!
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 use crate::config::{Config, ConfigError};
 use crate::conntrack::ConntrackPoll;
 use crate::endpoints::{Endpoints, SystemResolver};
+use crate::epochs;
 use crate::evidence;
 use crate::governor::Governor;
 use crate::health::{self, Alive, Running, SourceState, Status};
@@ -164,7 +166,7 @@ impl Pipeline {
                 let (mut spool, left) = Spool::open(&section.dir, section.max_bytes)?;
                 for foreign in left.iter().filter(|left| left.node != node_id(&node_name)) {
                     tracing::warn!(epoch = foreign.epoch, "the spool holds frames of another node: deleted");
-                    spool.acknowledged(foreign.epoch, u64::MAX);
+                    spool.acknowledged(foreign.epoch, u64::MAX, foreign.acked_events);
                 }
                 (Some(spool), left, Some(Parker::new()))
             }
@@ -175,9 +177,11 @@ impl Pipeline {
         let mut replays = Vec::new();
         if let Some(parker) = &spool_parker {
             outbox = outbox.with_spool(parker.unparker().clone());
-            let own = left.iter().filter(|left| left.node == node_id(&node_name));
-            let replay = |left| Outbox::replay(left, budget.outbox_bytes, &shared, parker.unparker().clone());
-            replays = own.map(|left| Arc::new(replay(left))).collect();
+            for (index, own) in left.iter().enumerate().filter(|(_, left)| left.node == node_id(&node_name)) {
+                let next = left.get(index + 1).map_or(epoch, |next| next.epoch);
+                let unparker = parker.unparker().clone();
+                replays.push(Arc::new(Outbox::replay(own, next, budget.outbox_bytes, &shared, unparker)));
+            }
         }
         let outbox = Arc::new(outbox);
         let spool_bytes = Arc::<AtomicU64>::default();
@@ -357,6 +361,14 @@ impl Pipeline {
             states.push(SourceState { source: "conntrack", off: None, alive, status });
         }
 
+        let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+        tasks.push(tokio::spawn(epochs::tell(
+            Arc::clone(&shared.ended),
+            node_id(&node_name),
+            intake,
+            tasks_stopped.clone(),
+        )));
+
         let governor = Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times);
         parts.push(("governor", watched(governor.run()).0));
 
@@ -403,6 +415,7 @@ impl Pipeline {
             evidence: evidence_counts,
             tls,
             spool_bytes: Arc::clone(&spool_bytes),
+            ended: Arc::clone(&shared.ended),
             governed: Arc::clone(&shared.governed),
             live: Arc::clone(&shared.live),
         };

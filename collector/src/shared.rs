@@ -12,6 +12,7 @@ use tapio_wire::event::{KINDS, Kind as EventKind, SOURCES, Source};
 
 use crate::books::Books;
 use crate::config::{Config, Severity};
+use crate::epochs::EndedEpochs;
 use crate::governor::Governed;
 use crate::identity::OUTCOMES;
 use crate::identity::directory::Directory;
@@ -116,6 +117,8 @@ pub struct Shared {
     /// Counts the streams; a new one wants every entity described again.
     pub generation: Arc<AtomicU64>,
     pub filter: Filter,
+    /// Epochs that ended while the process went on.
+    pub ended: Arc<EndedEpochs>,
     /// What has become of the filter since the start.
     pub live: Arc<Live>,
     /// What the CPU budget lets pass.
@@ -143,6 +146,7 @@ impl Shared {
             directory: Arc::new(directory),
             generation: Arc::default(),
             filter: Filter::of(config),
+            ended: Arc::default(),
             live: Arc::new(Live::new(config)),
             governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
             batch_events_max: config.grpc.max_batch_size,

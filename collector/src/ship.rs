@@ -2,18 +2,20 @@
 //!
 //! What enters: frames from the outboxes, acks from the server. What leaves: frames. What must hold: what is in flight stays
 //! within the server's credit; after a break everything unacknowledged is sent again, in order, to the same server or to the
-//! next; a stream is moved to the preferred server only after that one has answered and what was in flight is acknowledged;
+//! next; a stream is moved to the preferred server only after that one has answered and what was in flight is acknowledged; a frame
+//! that no server will ever take ends its epoch, and does not keep those behind it (`outbox/ending.rs`);
 //! reconnects and moves are spread by jitter, so that a thousand collectors do not return in the same moment; a server that
 //! refuses this collector is asked rarely, since only a person can change that.
 
-use std::error::Error;
+mod broken;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapio_wire::dial::{self, ConnectFailed, TlsFailed};
+use tapio_wire::dial;
 use tapio_wire::frame::VERSION;
-use tapio_wire::limits::{MESSAGE_BYTES_MAX, NEWEST_EPOCH_KEY};
+use tapio_wire::limits::MESSAGE_BYTES_MAX;
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipRequest, ShipResponse, ship_request, ship_response};
 use tapio_wire::tls::{ClientFiles, Watched};
@@ -23,9 +25,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Streaming};
 
+use self::broken::{Broken, newest_epoch};
 use crate::endpoints::{Candidate, Endpoints};
+use crate::epochs::Cause;
 use crate::latency::{Latencies, boottime_ns};
 use crate::outbox::Outbox;
 
@@ -106,133 +110,16 @@ impl ShipState {
     }
 }
 
-/// Why there is no stream, or no longer: what to look at is in the text.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error("{0}; look at grpc.server_endpoints, at the Service of that name and at the cluster's DNS")]
-    Resolve(String),
-    #[error(
-        "no TCP connection: {0}; is a server running there, and does a NetworkPolicy or firewall let this node reach it?"
-    )]
-    Connect(String),
-    #[error("no TLS session: {0}")]
-    Tls(String),
-    #[error("no HTTP/2 connection: {0}; is this the server's gRPC port, and do both sides agree on tls_enabled?")]
-    Http2(String),
-    #[error(
-        "the server refuses this collector: {} ({:?}); look at grpc.token_file and grpc.tls here, and at the server's auth",
-        .0.message(), .0.code()
-    )]
-    Refused(Status),
-    #[error("the server ended the stream: {} ({:?})", .0.message(), .0.code())]
-    Status(Status),
-    #[error("the connection to the server broke: {0}; look at the network between this node and the server's")]
-    Lost(String),
-    #[error("the server did not answer in time")]
-    Silent,
-    #[error("the server closed the stream")]
-    Closed,
-    #[error("the server does not speak the protocol: {0}")]
-    Protocol(&'static str),
-}
-
-impl Broken {
-    /// The name in [`FAILURES`].
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Resolve(_) => "resolve",
-            Self::Connect(_) => "connect",
-            Self::Tls(_) => "tls",
-            Self::Http2(_) => "http2",
-            Self::Refused(_) => "refused",
-            Self::Status(_) => "status",
-            Self::Lost(_) => "lost",
-            Self::Silent => "silent",
-            Self::Closed => "closed",
-            Self::Protocol(_) => "protocol",
-        }
-    }
-
-    /// What broke before the server said a word may be no HTTP/2 connection at all.
-    fn before_welcome(status: Status) -> Self {
-        match Self::from(status) {
-            Self::Lost(text) => Self::Http2(text),
-            other => other,
-        }
-    }
-
-    fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_))
-    }
-}
-
-impl From<tonic::transport::Error> for Broken {
-    fn from(error: tonic::transport::Error) -> Self {
-        connection_error(&error)
-    }
-}
-
-impl From<Status> for Broken {
-    fn from(status: Status) -> Self {
-        match status.code() {
-            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(status),
-            // One that has a cause was made here: no server said it.
-            _ if status.source().is_some() => Self::Lost(with_causes(&status)),
-            _ => Self::Status(status),
-        }
-    }
-}
-
-/// How the transport says that [`CONNECT_TIMEOUT`] ran out; its type is private.
-const TIMED_OUT: &str = "deadline has elapsed";
-
-/// What kept a connection from being made.
-fn connection_error(error: &(dyn Error + 'static)) -> Broken {
-    let text = with_causes(error);
-    if has_cause::<TlsFailed>(error) {
-        Broken::Tls(text)
-    } else if has_cause::<ConnectFailed>(error) || text.contains(TIMED_OUT) {
-        Broken::Connect(text)
-    } else {
-        Broken::Http2(text)
-    }
-}
-
-/// Whether an error, or what an I/O error on its way wraps, is a `T`.
-fn has_cause<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<T>() || wrapped.is_some_and(|wrapped| wrapped.is::<T>()) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
 /// Why a stream was ended from this side.
 enum Ended {
     /// The epoch's last frame is acknowledged.
     Done,
     /// Another server is preferred and has answered, or this one asks for a new stream.
     Moving,
-}
-
-/// The newest epoch that the server knows of this node, when it refused ours as older.
-fn newest_epoch(status: &Status) -> Option<u64> {
-    status.metadata().get(NEWEST_EPOCH_KEY)?.to_str().ok()?.parse().ok()
-}
-
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    /// The epoch ended meanwhile: the next one wants a stream of its own.
+    NextEpoch,
+    /// The oldest frame is damaged, and in what way.
+    Damaged(String),
 }
 
 /// See the module.
@@ -267,9 +154,37 @@ impl Shipper {
         self.state.is_connected.store(false, Ordering::Relaxed);
     }
 
+    /// Ships an outbox to its end, over all epochs that it has meanwhile.
     async fn ship(&self, outbox: &Arc<Outbox>, jitter: &mut Jitter, give_up: &mut watch::Receiver<bool>) {
+        loop {
+            while let Some(closing) = outbox.closing() {
+                self.deliver(&closing, jitter, give_up).await;
+                if !closing.is_done() {
+                    return;
+                }
+                outbox.closing_delivered();
+            }
+            self.deliver(outbox, jitter, give_up).await;
+            if outbox.closing().is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Ships until everything is acknowledged, a closing frame is to be sent first, or nothing more is to be sent.
+    async fn deliver(&self, outbox: &Arc<Outbox>, jitter: &mut Jitter, give_up: &mut watch::Receiver<bool>) {
         let mut attempt = 0u32;
-        while !*give_up.borrow() && !outbox.is_done() {
+        while !*give_up.borrow() && outbox.closing().is_none() {
+            if outbox.is_ending() {
+                // By the spool's thread, which tells when it is done.
+                tokio::select! {
+                    () = outbox.changed.notified() => continue,
+                    _ = give_up.wait_for(|give_up| *give_up) => return,
+                }
+            }
+            if outbox.is_done() {
+                return;
+            }
             let unresolved = self.endpoints.lock().await.resolve().await;
             let candidate = self.endpoints.lock().await.next();
             let acked_before = outbox.acknowledged().0;
@@ -281,9 +196,18 @@ impl Shipper {
                     _ = give_up.wait_for(|give_up| *give_up) => return outbox.disconnected(),
                 },
             };
+            let is_stuck = match &outcome {
+                Err(error) => error.is_about_frame() && outbox.refused(error.blames_frame()),
+                Ok(_) => false,
+            };
             outbox.disconnected();
             let error = match outcome {
                 Ok(Ended::Done) => return,
+                Ok(Ended::NextEpoch) => continue,
+                Ok(Ended::Damaged(detail)) => {
+                    outbox.give_up(Cause::Damaged, detail);
+                    continue;
+                }
                 Ok(Ended::Moving) => {
                     self.state.moves.fetch_add(1, Ordering::Relaxed);
                     continue;
@@ -292,6 +216,10 @@ impl Shipper {
             };
             self.state.is_connected.store(false, Ordering::Relaxed);
             let is_news = self.state.failed(&error);
+            if is_stuck {
+                outbox.give_up(Cause::Refused, error.to_string());
+                continue;
+            }
             if let Broken::Status(status) = &error
                 && let Some(newest) = newest_epoch(status)
             {
@@ -301,6 +229,10 @@ impl Shipper {
                         epoch = outbox.epoch(),
                         "the clock went back since the last run: a newer epoch"
                     );
+                } else if outbox.is_closing() {
+                    // It was delivered before, as far as this server is concerned, or the next epoch was.
+                    outbox.give_up_replay();
+                    return;
                 } else if outbox.give_up_replay() {
                     tracing::error!(
                         newest,
@@ -368,12 +300,12 @@ impl Shipper {
         let mut client = self.connect(candidate).await?;
         let deadline = Instant::now() + WELCOME_TIMEOUT;
         let (requests, receiver) = mpsc::channel(HANDED_MAX);
-        let (acked_seq, acked_events) = outbox.acknowledged();
+        let (epoch, acked_seq, acked_events) = outbox.standing();
         let hello = Hello {
             version: u32::from(VERSION),
             node: self.node_name.clone(),
             node_id: outbox.node(),
-            epoch: outbox.epoch(),
+            epoch,
             revision: env!("CARGO_PKG_VERSION").into(),
             acked_seq,
             acked_events: acked_events.to_vec(),
@@ -388,8 +320,8 @@ impl Shipper {
             return Err(Broken::Protocol("its first message was no welcome"));
         };
         self.endpoints.lock().await.recovered(candidate);
-        self.acknowledge(outbox, welcome.durable_seq);
-        outbox.restart(welcome.durable_seq);
+        self.acknowledge(outbox, epoch, welcome.durable_seq);
+        outbox.restart(epoch, welcome.durable_seq);
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.state.credit_bytes.store(welcome.credit_bytes, Ordering::Relaxed);
         let frame_events = if welcome.frame_events == 0 { usize::MAX } else { welcome.frame_events as usize };
@@ -399,12 +331,12 @@ impl Shipper {
         tracing::info!(
             server = %candidate.address, name = candidate.name.host, durable_seq = welcome.durable_seq, "streaming"
         );
-        self.pump(outbox, candidate, &requests, &mut responses, welcome.credit_bytes).await
+        self.pump((outbox, epoch), candidate, &requests, &mut responses, welcome.credit_bytes).await
     }
 
     async fn pump(
         &self,
-        outbox: &Arc<Outbox>,
+        (outbox, epoch): (&Arc<Outbox>, u64),
         candidate: &Candidate,
         requests: &mpsc::Sender<ShipRequest>,
         responses: &mut Streaming<ShipResponse>,
@@ -415,6 +347,9 @@ impl Shipper {
         // There may be something to send.
         let mut may_send = true;
         while !outbox.is_done() {
+            if outbox.epoch() != epoch {
+                return Ok(Ended::NextEpoch);
+            }
             // All that goes goes now: another turn of the loop for each frame would ask for everything else as often.
             while may_send && move_until.is_none() {
                 let permit = match requests.try_reserve() {
@@ -430,6 +365,9 @@ impl Shipper {
                     None => may_send = false,
                 }
             }
+            if let Some(damage) = outbox.damage() {
+                return Ok(Ended::Damaged(damage));
+            }
             if let Some(deadline) = move_until
                 && (outbox.in_flight_bytes() == 0 || Instant::now() >= deadline)
             {
@@ -443,7 +381,7 @@ impl Shipper {
                     };
                     credit_bytes = ack.credit_bytes;
                     self.state.credit_bytes.store(credit_bytes, Ordering::Relaxed);
-                    self.acknowledge(outbox, ack.durable_seq);
+                    self.acknowledge(outbox, epoch, ack.durable_seq);
                     if ack.move_on && move_until.is_none() {
                         tracing::info!(server = %candidate.address, "the server asks for a new stream");
                         move_until = Some(Instant::now() + MOVE_TIMEOUT);
@@ -501,9 +439,9 @@ impl Shipper {
         }
     }
 
-    fn acknowledge(&self, outbox: &Outbox, durable_seq: u64) {
+    fn acknowledge(&self, outbox: &Outbox, epoch: u64, durable_seq: u64) {
         let now_ns = boottime_ns();
-        for acknowledged in outbox.acknowledge(durable_seq) {
+        for acknowledged in outbox.acknowledge(epoch, durable_seq) {
             self.latencies.record(&acknowledged.times, acknowledged.sent_ns, now_ns);
         }
         self.state.acked_seq.fetch_max(durable_seq, Ordering::Relaxed);
@@ -544,87 +482,4 @@ impl Jitter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thousand_collectors_that_lost_the_same_server_return_spread_over_time() {
-        // Processes 1 of containers whose clocks are a microsecond apart.
-        let mut pauses: Vec<f64> = (0..1000u64)
-            .map(|number| {
-                let mut jitter = Jitter::seeded(1_790_000_000_000_000_000 + number * 1000);
-                jitter.spread(BACKOFF_MAX).as_secs_f64() / BACKOFF_MAX.as_secs_f64()
-            })
-            .collect();
-        pauses.sort_by(f64::total_cmp);
-        assert!(pauses[0] >= 0.5 && pauses[999] < 1.5);
-        // No tenth of the time sees more than twice its share.
-        for tenth in 0..10 {
-            let from = 0.5 + f64::from(tenth) / 10.0;
-            let inside = pauses.iter().filter(|pause| (from..from + 0.1).contains(*pause)).count();
-            assert!((1..=200).contains(&inside), "{inside} of 1000 come within the tenth at {from}");
-        }
-    }
-
-    async fn to(host: &str, address: std::net::SocketAddr, tls: Option<&Arc<Watched<ClientFiles>>>) -> Broken {
-        let endpoint = dial::endpoint(host, address.port(), tls.is_some()).expect("a name");
-        let endpoint = endpoint.connect_timeout(Duration::from_secs(2));
-        let channel = match dial::dial(&endpoint, address, tls).await {
-            Ok(channel) => channel,
-            Err(error) => return error.into(),
-        };
-        let request = Request::new(tokio_stream::empty());
-        Broken::before_welcome(IngestClient::new(channel).ship(request).await.expect_err("no server"))
-    }
-
-    /// Answers every connection with `bytes` and closes it.
-    async fn no_server(bytes: &'static [u8]) -> std::net::SocketAddr {
-        use tokio::io::AsyncWriteExt;
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.write_all(bytes).await;
-            }
-        });
-        address
-    }
-
-    #[tokio::test]
-    async fn what_keeps_a_stream_from_being_opened_is_told_apart() {
-        let free =
-            tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
-        let error = to("tapio", free, None).await;
-        assert_eq!(error.name(), "connect", "{error}");
-        assert!(error.to_string().contains("refused"), "{error}");
-        let http1 = no_server(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-        let error = to("tapio", http1, None).await;
-        assert_eq!(error.name(), "http2", "{error}");
-        let folder = tempfile::tempdir().expect("a folder");
-        let ca = folder.path().join("ca.pem");
-        let signed = rcgen::generate_simple_self_signed(vec!["tapio".into()]).expect("a certificate");
-        std::fs::write(&ca, signed.cert.pem()).expect("written");
-        let tls = Arc::new(Watched::load(ClientFiles { ca, ..ClientFiles::default() }).expect("a CA"));
-        let error = to("tapio", http1, Some(&tls)).await;
-        assert_eq!(error.name(), "tls", "{error}");
-        assert!(error.to_string().contains("tls.ca"), "{error}");
-        for (code, name) in [
-            (Code::PermissionDenied, "refused"),
-            (Code::Unauthenticated, "refused"),
-            (Code::ResourceExhausted, "status"),
-            (Code::Unavailable, "status"),
-        ] {
-            assert_eq!(Broken::from(Status::new(code, "said by the server")).name(), name);
-        }
-        let error = Broken::Resolve("cannot resolve tapio-server: NXDOMAIN".into());
-        assert!(!error.to_string().contains("the server"), "no server said anything: {error}");
-    }
-
-    #[test]
-    fn jitter_stays_within_its_bounds_and_varies() {
-        let mut jitter = Jitter::new(7);
-        let pauses: Vec<Duration> = (0..100).map(|_| jitter.spread(Duration::from_secs(1))).collect();
-        assert!(pauses.iter().all(|pause| (0.5..1.5).contains(&pause.as_secs_f64())));
-        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
-    }
-}
+mod tests;

@@ -2,34 +2,44 @@
 //!
 //! What enters: stamped frames, in sequence. What leaves: the same, in sequence, also after a restart. What must hold: a frame is
 //! synced before [`Spool::append`] returns; the files together never exceed the bound; a torn tail is cut when the spool is
-//! opened, and what does not follow in sequence is not taken for a part of its epoch. A segment (`tapio_wire::segment`) holds
-//! frames of one epoch and is deleted when all of them are acknowledged.
+//! opened; a damaged frame costs itself alone, and whoever reads is told where the next whole one is. A segment
+//! (`tapio_wire::segment`) holds frames of one epoch and is deleted when all of them are acknowledged. Where that epoch has ended
+//! meanwhile, they are read back as frames of the next one (`spool/endings.rs`).
+
+mod endings;
+mod marks;
+mod notes;
+mod records;
+mod segment;
+mod worker;
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::sync::Parker;
-use tapio_wire::event::{SOURCES, Source};
+use tapio_wire::event::SOURCES;
 use tapio_wire::frame::Header;
+use tapio_wire::ledger::Ledger;
 use tapio_wire::limits::FRAME_BYTES_MAX;
-use tapio_wire::segment::{
-    Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, append_record, find_record, parse_segment_header,
-    record_bytes, segment_header,
-};
+use tapio_wire::segment::{RecordKind, SEGMENT_HEADER_BYTES, append_record, record_bytes, segment_header};
 
-use crate::outbox::{Outbox, SPOOL_BATCH_BYTES};
+use self::endings::Ending;
+use self::marks::Mark;
+use self::records::{Step, behind_unreadable, search, step};
+use self::segment::{Segment, scan};
+pub use self::worker::run;
+use crate::outbox::SPOOL_BATCH_BYTES;
+use crate::shift::Shift;
 
 /// The least that a spool may be bounded to: some segments of at least one frame each.
 pub const MAX_BYTES_MIN: u64 = 32 << 20;
 const SEGMENT_BYTES_MAX: u64 = 32 << 20;
 const SUFFIX: &str = "spool";
+/// Room for what is remembered beside frames: see `spool/marks.rs`.
+const NOTES_BYTES: usize = 4096;
 
 /// Why there can be no spool.
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +54,24 @@ pub struct SpoolError {
 pub struct Left {
     pub node: u64,
     pub epoch: u64,
+    /// The first is behind the last where only `closings` are left.
     pub first_seq: u64,
     pub last_seq: u64,
     /// Events in the frames before the first, by source: they were acknowledged.
     pub acked_events: [u64; SOURCES],
+    /// Header and counters of the last frame.
+    pub end: Option<(Header, Ledger)>,
+    /// The closing frames of epochs that ended before this one, oldest first.
+    pub closings: Vec<Bytes>,
 }
 
-struct Segment {
-    number: u64,
-    node: u64,
-    epoch: u64,
-    first_seq: u64,
-    last_seq: u64,
-    bytes: u64,
-    acked_events: [u64; SOURCES],
+/// Where a frame is.
+#[derive(Clone, Copy)]
+struct Place {
+    segment: u64,
+    offset: u64,
+    /// The first frame that may stand there, by the epoch that it bears.
+    seq: u64,
 }
 
 /// See the module.
@@ -71,8 +85,10 @@ pub struct Spool {
     /// The last segment, while it is written to.
     open: Option<File>,
     next_number: u64,
-    /// Where the next frame to read is: segment and offset.
-    cursor: Option<(u64, u64)>,
+    /// Where the next frame to read is.
+    cursor: Option<Place>,
+    /// Epochs that have ended, oldest first.
+    endings: Vec<Ending>,
 }
 
 impl Drop for Spool {
@@ -106,37 +122,89 @@ impl Spool {
             open: None,
             next_number: 1,
             cursor: None,
+            endings: Vec::new(),
         };
         spool.recover().map_err(failed)?;
+        let left = spool.left();
+        Ok((spool, left))
+    }
+
+    fn left(&self) -> Vec<Left> {
         let mut left: Vec<Left> = Vec::new();
-        for segment in &spool.segments {
+        for segment in &self.segments {
+            let end = segment.end.as_deref().copied();
             match left.last_mut().filter(|left| left.epoch == segment.epoch) {
-                Some(left) => left.last_seq = segment.last_seq,
+                Some(left) => (left.last_seq, left.end) = (segment.last_seq, end),
                 None => left.push(Left {
                     node: segment.node,
                     epoch: segment.epoch,
                     first_seq: segment.first_seq,
                     last_seq: segment.last_seq,
                     acked_events: segment.acked_events,
+                    end,
+                    closings: Vec::new(),
                 }),
             }
         }
-        Ok((spool, left))
+        for left in &mut left {
+            let mut shifts = self.endings.iter().filter_map(|ending| ending.shift.as_ref());
+            let begun = shifts.any(|shift| shift.epoch == left.epoch).then(Mark::default);
+            // Without either, whoever spooled it was of a version that did not say: nothing before it is missing.
+            if let Some(mark) = Mark::read(&self.dir, left.epoch).or(begun) {
+                left.first_seq = mark.seq.min(left.last_seq) + 1;
+                left.acked_events = mark.events;
+            }
+        }
+        for ending in &self.endings {
+            let Some(closing) = &ending.closing else { continue };
+            // What goes on behind it, or nothing.
+            let index = left.partition_point(|left| left.epoch <= ending.epoch);
+            if index == left.len() {
+                left.push(Left {
+                    node: ending.node,
+                    epoch: ending.epoch + 1,
+                    first_seq: 1,
+                    last_seq: 0,
+                    acked_events: [0; SOURCES],
+                    end: None,
+                    closings: Vec::new(),
+                });
+            }
+            left[index].closings.push(closing.clone());
+        }
+        left
     }
 
     fn recover(&mut self) -> io::Result<()> {
-        let mut numbers = Vec::new();
+        let (mut files, mut marked) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == notes::UNFINISHED) {
+                notes::delete(&path);
+                continue;
+            }
+            if let Some(epoch) = marks::parse_name(&path) {
+                marked.push(epoch);
+                continue;
+            }
             let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
             if let Some(number) = stem.filter(|_| path.extension().is_some_and(|extension| extension == SUFFIX)) {
-                numbers.push(number);
+                files.push((number, None));
+            } else if let Some((number, epoch)) = endings::parse_name(&path) {
+                files.push((number, Some((epoch, path))));
             }
         }
-        numbers.sort_unstable();
-        for number in numbers {
+        files.sort_unstable();
+        for (number, ended) in files {
             self.next_number = number + 1;
-            match scan(number, &fs::read(self.path(number))?) {
+            if let Some((epoch, path)) = ended {
+                match Ending::read(&path, (number, epoch)) {
+                    Some(ending) => self.apply(ending),
+                    None => notes::delete(&path),
+                }
+                continue;
+            }
+            match scan(number, &File::open(self.path(number))?)? {
                 Some(segment) if self.follows(&segment) => {
                     let file = OpenOptions::new().write(true).open(self.path(number))?;
                     if file.metadata()?.len() > segment.bytes {
@@ -148,13 +216,14 @@ impl Spool {
                 }
                 found => {
                     let epoch = found.map(|segment| segment.epoch);
-                    tracing::warn!(
-                        number,
-                        epoch,
-                        "a segment of the spool is empty, damaged or out of sequence: deleted"
-                    );
+                    tracing::warn!(number, epoch, "a segment of the spool has no frame, or only older ones: deleted");
                     fs::remove_file(self.path(number))?;
                 }
+            }
+        }
+        for epoch in marked {
+            if !self.segments.iter().any(|segment| segment.epoch == epoch) {
+                marks::delete(&self.dir, epoch);
             }
         }
         Ok(())
@@ -162,25 +231,28 @@ impl Spool {
 
     fn follows(&self, segment: &Segment) -> bool {
         match self.segments.back() {
-            Some(last) if last.epoch == segment.epoch => segment.first_seq == last.last_seq + 1,
+            // Between them a segment may be missing: whoever reads is told.
+            Some(last) if last.epoch == segment.epoch => segment.first_seq > last.last_seq,
             Some(last) => segment.epoch > last.epoch,
             None => true,
         }
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("{number:012}.{SUFFIX}"))
+        segment_path(&self.dir, number)
     }
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.bytes).sum()
+        let endings: u64 = self.endings.iter().map(|ending| ending.bytes).sum();
+        endings + self.segments.iter().map(|segment| segment.bytes).sum::<u64>()
     }
 
     /// Bytes of frames that still fit.
     pub fn room_bytes(&self) -> usize {
         // A batch may begin a segment or two.
-        (self.max_bytes.saturating_sub(self.bytes()) as usize).saturating_sub(4 * SEGMENT_HEADER_BYTES)
+        let kept_free = NOTES_BYTES + 4 * SEGMENT_HEADER_BYTES;
+        (self.max_bytes.saturating_sub(self.bytes()) as usize).saturating_sub(kept_free)
     }
 
     /// Whether these frames still fit.
@@ -203,7 +275,7 @@ impl Spool {
             }
             if let (Some(last), Some((bytes, last_seq))) = (self.segments.back_mut(), before) {
                 (last.bytes, last.last_seq) = (bytes, last_seq);
-                let path = self.dir.join(format!("{:012}.{SUFFIX}", last.number));
+                let path = segment_path(&self.dir, last.number);
                 let _ = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(bytes));
             }
         }
@@ -212,10 +284,25 @@ impl Spool {
 
     fn write(&mut self, frames: &[Bytes]) -> io::Result<()> {
         let mut out = Vec::new();
+        if let Some(file) = &self.open
+            && file.metadata()?.nlink() == 0
+        {
+            tracing::warn!("somebody has deleted the segment of the spool that was written to");
+            self.open = None;
+        }
         for frame in frames {
-            let (header, ledger) = Header::check(frame).map_err(io::Error::other)?;
+            let (header, ledger) = match Header::check(frame) {
+                Ok(checked) => checked,
+                Err(error) => {
+                    // It leaves a hole, which costs this frame when it is read; refusing it would keep all others from the disk.
+                    tracing::error!(%error, "a frame was damaged in memory and is not written to the spool");
+                    continue;
+                }
+            };
             let fits = self.segments.back().is_some_and(|last| {
-                last.epoch == header.epoch && last.bytes + record_bytes(frame.len()) as u64 <= self.segment_bytes
+                last.written_epoch == header.epoch
+                    && last.shift.is_none()
+                    && last.bytes + record_bytes(frame.len()) as u64 <= self.segment_bytes
             });
             if !fits || self.open.is_none() {
                 self.put(&mut out)?;
@@ -223,19 +310,12 @@ impl Spool {
                 self.next_number += 1;
                 let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(number))?;
                 out.extend_from_slice(&segment_header(number));
-                let shipped = |source: Source| {
-                    let events = u64::from(header.source_events[source as usize]);
-                    ledger.account(source).shipped.saturating_sub(events)
-                };
-                self.segments.push_back(Segment {
-                    number,
-                    node: header.node,
-                    epoch: header.epoch,
-                    first_seq: header.seq,
-                    last_seq: header.seq,
-                    bytes: SEGMENT_HEADER_BYTES as u64,
-                    acked_events: Source::ALL.map(shipped),
-                });
+                let segment = Segment::beginning_with(number, &header, &ledger);
+                if !self.segments.iter().any(|known| known.epoch == header.epoch) {
+                    let mark = Mark { seq: header.seq - 1, events: segment.acked_events };
+                    mark.write(&self.dir, header.node, header.epoch)?;
+                }
+                self.segments.push_back(segment);
                 self.open = Some(file);
                 File::open(&self.dir)?.sync_all()?;
             }
@@ -261,276 +341,171 @@ impl Spool {
         Ok(())
     }
 
-    /// Frames of an epoch from `from_seq` on, up to `max_bytes` or one.
+    /// Frames of an epoch from `from_seq` on, up to `max_bytes` or one, or to the first that is not whole.
     ///
     /// # Errors
-    /// What the disk says, or that it has lost what was written.
+    /// What the disk says, [`io::ErrorKind::InvalidData`] when the first is damaged or missing, [`io::ErrorKind::NotFound`] when
+    /// its file is. [`Spool::next_whole`] tells what follows then.
     pub fn read(&mut self, epoch: u64, from_seq: u64, max_bytes: usize) -> io::Result<Vec<Bytes>> {
         let mut frames: Vec<Bytes> = Vec::new();
+        let result = self.read_into(&mut frames, epoch, from_seq, max_bytes);
+        match result {
+            Err(error) if frames.is_empty() => Err(error),
+            // What was read is whole; the next call meets the error again.
+            _ => Ok(frames),
+        }
+    }
+
+    fn read_into(&mut self, frames: &mut Vec<Bytes>, epoch: u64, from_seq: u64, max_bytes: usize) -> io::Result<()> {
         let (mut wanted, mut bytes) = (from_seq, 0);
-        while let Some(segment) =
-            self.segments.iter().find(|s| s.epoch == epoch && s.first_seq <= wanted && wanted <= s.last_seq)
+        while bytes < max_bytes
+            && let Some(segment) =
+                self.segments.iter().find(|s| s.epoch == epoch && s.first_seq <= wanted && wanted <= s.last_seq)
         {
-            let lost = || io::Error::new(io::ErrorKind::InvalidData, "the spool has changed on the disk");
-            let file = File::open(self.path(segment.number))?;
-            let (wanted_before, cursor) = (wanted, self.cursor);
-            let mut offset = match cursor {
-                Some((number, offset)) if number == segment.number && wanted != segment.first_seq => offset,
-                _ => SEGMENT_HEADER_BYTES as u64,
-            };
-            while offset < segment.bytes {
-                if bytes >= max_bytes && !frames.is_empty() {
-                    return Ok(frames);
-                }
-                let mut head = [0; RECORD_HEADER_BYTES];
-                file.read_exact_at(&mut head, offset)?;
-                let length = u32::from_le_bytes([head[24], head[25], head[26], head[27]]) as usize;
-                if length > FRAME_BYTES_MAX {
-                    return Err(lost());
-                }
-                let mut record = vec![0; RECORD_HEADER_BYTES + length];
-                file.read_exact_at(&mut record, offset)?;
-                let Found::Record { size, .. } = find_record(&record, segment.number, offset) else {
-                    return Err(lost());
-                };
-                let frame = Bytes::from(record).slice(RECORD_HEADER_BYTES..);
-                let (header, _) = Header::check(&frame).map_err(|_| lost())?;
-                if header.seq > wanted {
-                    break;
-                }
-                offset += size as u64;
-                self.cursor = Some((segment.number, offset));
-                if header.seq == wanted {
-                    wanted += 1;
-                    bytes += frame.len();
-                    frames.push(frame);
+            let (file, end) = self.open_segment(segment)?;
+            let written_seq = wanted + segment.seq_before();
+            let known = self.cursor.filter(|place| place.segment == segment.number && place.seq <= written_seq);
+            let mut offset = known.map_or(SEGMENT_HEADER_BYTES as u64, |place| place.offset);
+            while wanted <= segment.last_seq && (bytes < max_bytes || frames.is_empty()) {
+                match step(&file, segment.number, offset, end)? {
+                    Step::Whole(whole) => match segment.seq_of(&whole.header) {
+                        Some(seq) if seq > wanted => break,
+                        seq => {
+                            offset = whole.next;
+                            self.cursor = Some(Place { segment: segment.number, offset, seq: whole.header.seq + 1 });
+                            if seq == Some(wanted) {
+                                wanted += 1;
+                                bytes += whole.frame.len();
+                                frames.push(segment.frame(whole)?);
+                            }
+                        }
+                    },
+                    Step::Damaged { next, .. } => offset = next,
+                    Step::End => break,
                 }
             }
-            if wanted == wanted_before {
-                // The cursor was ahead: once more from the segment's start, where the frame must be.
-                if self.cursor.take().is_none() || cursor.is_none() {
-                    return Err(lost());
+            if wanted <= segment.last_seq {
+                break;
+            }
+        }
+        if frames.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is damaged or missing"));
+        }
+        Ok(())
+    }
+
+    /// The first frame of an epoch that is whole, from `from_seq` on, and where [`Spool::read`] goes on.
+    pub fn next_whole(&mut self, epoch: u64, from_seq: u64) -> Option<(Header, Ledger)> {
+        for segment in self.segments.iter().filter(|s| s.epoch == epoch && s.last_seq >= from_seq) {
+            let Ok((file, end)) = self.open_segment(segment) else { continue };
+            let mut offset = SEGMENT_HEADER_BYTES as u64;
+            loop {
+                match step(&file, segment.number, offset, end) {
+                    Ok(Step::Whole(whole)) => {
+                        if segment.seq_of(&whole.header).is_some_and(|seq| seq >= from_seq) {
+                            let seq = whole.header.seq;
+                            let checked = segment.frame(whole).ok().and_then(|frame| Header::check(&frame).ok())?;
+                            self.cursor = Some(Place { segment: segment.number, offset, seq });
+                            return Some(checked);
+                        }
+                        offset = whole.next;
+                    }
+                    Ok(Step::Damaged { next, .. }) => offset = next,
+                    Ok(Step::End) => break,
+                    Err(_) => match search(&file, segment.number, behind_unreadable(offset), end) {
+                        Some(next) => offset = next,
+                        None => break,
+                    },
                 }
             }
         }
-        Ok(frames)
+        None
     }
 
-    /// Deletes the segments of an epoch whose frames are all acknowledged.
-    pub fn acknowledged(&mut self, epoch: u64, seq: u64) {
-        while let Some(first) = self.segments.iter().position(|s| s.epoch == epoch && s.last_seq <= seq) {
-            if first + 1 == self.segments.len() {
+    /// A segment's file, and how far it is to be read.
+    fn open_segment(&self, segment: &Segment) -> io::Result<(File, u64)> {
+        let file = File::open(self.path(segment.number))?;
+        let end = file.metadata()?.len().min(segment.bytes);
+        Ok((file, end))
+    }
+
+    /// An epoch has ended: what is left of it goes on by `shift`, if there is one, and `closing` is to be sent before that.
+    ///
+    /// # Errors
+    /// What the disk says. The end holds all the same, until this process ends.
+    pub fn end_epoch(&mut self, epoch: u64, shift: Option<Shift>, closing: Option<Bytes>, node: u64) -> io::Result<()> {
+        let mut ending = Ending { number: self.next_number, epoch, node, shift, closing, bytes: 0 };
+        self.next_number += 1;
+        let written = ending.write(&self.dir);
+        self.apply(ending);
+        written
+    }
+
+    fn apply(&mut self, ending: Ending) {
+        if let Some(shift) = &ending.shift {
+            let (dir, last) = (&self.dir, self.segments.back().map(|last| last.number));
+            self.segments.retain_mut(|segment| {
+                let is_kept = segment.epoch != ending.epoch || segment.shift(shift);
+                if !is_kept {
+                    notes::delete(&segment_path(dir, segment.number));
+                }
+                is_kept
+            });
+            if self.segments.back().map(|last| last.number) != last {
                 self.open = None;
             }
-            if let Some(segment) = self.segments.remove(first)
-                && let Err(error) = fs::remove_file(self.path(segment.number))
-            {
-                tracing::warn!(%error, number = segment.number, "a segment of the spool cannot be deleted");
-            }
+            marks::delete(&self.dir, ending.epoch);
         }
+        self.endings.push(ending);
     }
-}
 
-/// How often the thread looks when nobody wakes it.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long reading may fail before what is on disk is given up.
-const READ_FAILURE_MAX: Duration = Duration::from_secs(30);
-
-/// Moves frames between outboxes and disk for as long as the process lives. `bytes` tells how much is on disk.
-pub fn run(mut spool: Spool, outboxes: Vec<Arc<Outbox>>, parker: &Parker, bytes: &AtomicU64) {
-    let mut failing_since: Option<Instant> = None;
-    loop {
-        let mut has_moved = false;
-        for outbox in &outboxes {
-            spool.acknowledged(outbox.epoch(), outbox.acknowledged().0);
-            let frames = outbox.take_for_spool(spool.room_bytes());
-            if !frames.is_empty() {
-                let written = if spool.has_room(&frames) {
-                    spool.append(&frames)
-                } else {
-                    Err(io::ErrorKind::StorageFull.into())
-                };
-                if let Err(error) = &written
-                    && error.kind() != io::ErrorKind::StorageFull
-                {
-                    tracing::error!(%error, "the spool cannot be written");
-                }
-                outbox.spooled(written.is_ok());
-                has_moved |= written.is_ok();
+    /// Deletes what is remembered of ended epochs, but of those whose closing frame is `pending` or that frames here need.
+    pub fn forget_endings(&mut self, pending: &[u64]) {
+        let Self { endings, segments, dir, .. } = self;
+        endings.retain(|ending| {
+            let is_needed = pending.contains(&ending.epoch)
+                || segments.iter().any(|segment| {
+                    segment.number < ending.number
+                        && segment.written_epoch <= ending.epoch
+                        && segment.epoch > ending.epoch
+                });
+            if !is_needed {
+                ending.delete(dir);
             }
-            if let Some(from_seq) = outbox.wants_loaded() {
-                match spool.read(outbox.epoch(), from_seq, SPOOL_BATCH_BYTES) {
-                    Ok(frames) => {
-                        failing_since = None;
-                        has_moved |= !frames.is_empty();
-                        outbox.loaded(frames);
-                    }
-                    // A shortage of descriptors or memory passes; frames that are given up do not come back.
-                    Err(error)
-                        if error.kind() != io::ErrorKind::InvalidData
-                            && failing_since.is_none_or(|since| since.elapsed() < READ_FAILURE_MAX) =>
-                    {
-                        if failing_since.is_none() {
-                            tracing::warn!(%error, "the spool cannot be read; it is tried again");
-                        }
-                        failing_since.get_or_insert_with(Instant::now);
-                    }
-                    Err(error) => {
-                        failing_since = None;
-                        tracing::error!(%error, epoch = outbox.epoch(), from_seq, "spooled frames are lost");
-                        outbox.lost_spool();
-                    }
-                }
-            }
-        }
-        bytes.store(spool.bytes(), Ordering::Relaxed);
-        if !has_moved {
-            parker.park_timeout(LOOK_INTERVAL);
-        }
-    }
-}
-
-/// Reads what a segment holds, up to the first thing that is no whole record in sequence.
-fn scan(number: u64, bytes: &[u8]) -> Option<Segment> {
-    if parse_segment_header(bytes)? != number {
-        return None;
-    }
-    let mut offset = SEGMENT_HEADER_BYTES;
-    let mut segment: Option<Segment> = None;
-    while let Some(rest) = bytes.get(offset..)
-        && let Found::Record { kind: RecordKind::Frame, bytes: frame, size } = find_record(rest, number, offset as u64)
-        && let Ok((header, ledger)) = Header::check(frame)
-        && offset + size <= bytes.len()
-    {
-        let segment = segment.get_or_insert_with(|| Segment {
-            number,
-            node: header.node,
-            epoch: header.epoch,
-            first_seq: header.seq,
-            last_seq: header.seq - 1,
-            bytes: 0,
-            acked_events: Source::ALL.map(|source| {
-                let events = u64::from(header.source_events[source as usize]);
-                ledger.account(source).shipped.saturating_sub(events)
-            }),
+            is_needed
         });
-        if header.seq != segment.last_seq + 1 || header.epoch != segment.epoch {
-            break;
-        }
-        offset += size;
-        segment.last_seq = header.seq;
-        segment.bytes = offset as u64;
     }
-    segment
+
+    /// Deletes the segments of an epoch whose frames are all acknowledged: those up to `seq`, with so many events by source.
+    pub fn acknowledged(&mut self, epoch: u64, seq: u64, events: [u64; SOURCES]) {
+        let Some(node) = self.segments.iter().find(|s| s.epoch == epoch && s.last_seq <= seq).map(|s| s.node) else {
+            return;
+        };
+        let goes_on = self.segments.iter().any(|s| s.epoch == epoch && s.last_seq > seq);
+        if goes_on && let Err(error) = (Mark { seq, events }).write(&self.dir, node, epoch) {
+            tracing::warn!(%error, epoch, "the spool cannot note what was acknowledged");
+        }
+        let last = self.segments.back().map(|last| last.number);
+        let dir = &self.dir;
+        self.segments.retain(|segment| {
+            let is_kept = segment.epoch != epoch || segment.last_seq > seq;
+            if !is_kept {
+                notes::delete(&segment_path(dir, segment.number));
+            }
+            is_kept
+        });
+        if self.segments.back().map(|last| last.number) != last {
+            self.open = None;
+        }
+        if !goes_on {
+            marks::delete(&self.dir, epoch);
+        }
+    }
+}
+
+fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:012}.{SUFFIX}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use tapio_wire::compress::Compression;
-    use tapio_wire::event::{Body, Detail, Event, Lane};
-    use tapio_wire::frame::{Encoder, Stamp};
-    use tapio_wire::ledger::Ledger;
-
-    use super::*;
-
-    fn frame(epoch: u64, seq: u64, events: usize) -> Bytes {
-        let event =
-            Event { time_ns: 1, entity: 1, pid: 1, source: Source::Shm, body: Detail::RunQueue { wait_ns: seq } };
-        let body = Body { events: vec![event; events], ..Body::default() };
-        let sealed = Encoder::default().seal(&body, Lane::Bulk, Compression::None).expect("within the limits");
-        let mut ledger = Ledger::default();
-        ledger.account_mut(Source::Shm).shipped = seq * events as u64;
-        sealed.stamp(&Stamp { node: 7, epoch, seq, boottime_ns: 1, realtime_ns: 1, is_final: false }, &ledger)
-    }
-
-    fn seqs(frames: &[Bytes]) -> Vec<u64> {
-        frames.iter().map(|frame| Header::check(frame).expect("whole").0.seq).collect()
-    }
-
-    #[test]
-    fn what_was_appended_is_read_in_order_and_found_after_a_restart() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-        assert!(left.is_empty());
-        spool.append(&(5..=8).map(|seq| frame(1, seq, 10)).collect::<Vec<_>>()).expect("written");
-        spool.append(&[frame(1, 9, 10)]).expect("written");
-        spool.append(&[frame(2, 1, 10)]).expect("written");
-        assert_eq!(seqs(&spool.read(1, 5, 1).expect("read")), [5]);
-        assert_eq!(seqs(&spool.read(1, 6, usize::MAX).expect("read")), [6, 7, 8, 9]);
-        assert_eq!(seqs(&spool.read(1, 7, usize::MAX).expect("read")), [7, 8, 9], "also where it was read before");
-        assert!(spool.read(1, 10, usize::MAX).expect("read").is_empty());
-        drop(spool);
-        let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-        let epochs: Vec<_> = left.iter().map(|left| (left.epoch, left.first_seq, left.last_seq)).collect();
-        assert_eq!(epochs, [(1, 5, 9), (2, 1, 1)]);
-        assert_eq!(left[0].acked_events[Source::Shm as usize], 40);
-        spool.acknowledged(1, 9);
-        assert_eq!(seqs(&spool.read(2, 1, usize::MAX).expect("read")), [1]);
-        spool.acknowledged(2, 1);
-        assert_eq!((spool.bytes(), fs::read_dir(dir.path()).expect("a folder").count()), (0, 0));
-    }
-
-    #[test]
-    fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-        spool.append(&[frame(1, 1, 2), frame(1, 2, 2)]).expect("written");
-        let path = spool.path(1);
-        let whole = fs::read(&path).expect("read");
-        drop(spool);
-        let second = SEGMENT_HEADER_BYTES + record_bytes(frame(1, 1, 2).len());
-        for cut in second..whole.len() {
-            fs::write(&path, &whole[..cut]).expect("written");
-            let (_spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-            assert_eq!((left[0].first_seq, left[0].last_seq), (1, 1), "cut at {cut}");
-            assert_eq!(fs::metadata(&path).expect("there").len(), second as u64);
-        }
-    }
-
-    #[test]
-    fn a_folder_is_one_collectors_and_nobody_elses_to_read() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let dir = dir.path().join("spool");
-        let (mut spool, _) = Spool::open(&dir, MAX_BYTES_MIN).expect("opened");
-        spool.append(&[frame(1, 1, 2)]).expect("written");
-        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
-        assert_eq!((mode(&dir), mode(&spool.path(1))), (0o700, 0o600));
-        let error = Spool::open(&dir, MAX_BYTES_MIN).err().expect("it is in use").to_string();
-        assert!(error.contains("another collector"), "{error}");
-        drop(spool);
-        Spool::open(&dir, MAX_BYTES_MIN).expect("opened");
-    }
-
-    #[test]
-    fn a_write_larger_than_a_batch_is_whole() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-        let frames: Vec<Bytes> = (1..=20).map(|seq| frame(1, seq, 10_000)).collect();
-        assert!(frames.iter().map(Bytes::len).sum::<usize>() > 2 * SPOOL_BATCH_BYTES);
-        spool.append(&frames).expect("written");
-        drop(spool);
-        let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-        assert_eq!((left[0].first_seq, left[0].last_seq), (1, 20));
-        assert_eq!(seqs(&spool.read(1, 1, usize::MAX).expect("read")), (1..=20).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn the_bound_holds_and_is_made_of_whole_segments() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
-        let mut seq = 1;
-        while spool.has_room(&[frame(1, seq, 10_000)]) {
-            spool.append(&[frame(1, seq, 10_000)]).expect("written");
-            seq += 1;
-        }
-        let on_disk = || {
-            let entries = fs::read_dir(dir.path()).expect("a folder");
-            entries.map(|entry| entry.expect("an entry").metadata().expect("its size").len()).sum::<u64>()
-        };
-        assert!(on_disk() == spool.bytes() && on_disk() <= MAX_BYTES_MIN && on_disk() > MAX_BYTES_MIN * 9 / 10);
-        spool.acknowledged(1, seq / 2);
-        assert!(on_disk() < MAX_BYTES_MIN * 3 / 4 && spool.has_room(&[frame(1, seq, 10_000)]));
-    }
-}
+mod tests;

@@ -30,6 +30,7 @@ mod server_disk;
 mod server_killed;
 mod small_ring;
 mod spool;
+mod spool_damage;
 mod storm;
 mod tls;
 mod troubles;

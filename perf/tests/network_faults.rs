@@ -9,7 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::lab::FedNode;
-use tapio_perf::processes::{Server, ServerOptions};
+use tapio_perf::clock::wait_for;
+use tapio_perf::processes::{Server, ServerOptions, http};
+use tapio_wire::event::Source;
+use tapio_wire::frame::{HEADER_BYTES, Header, MAGIC};
 
 const EVENTS_PER_SECOND: f64 = 20_000.0;
 /// What is passed on at once: less than a frame has.
@@ -24,12 +27,29 @@ struct Weather {
     delay_ms: AtomicU64,
     /// What the server says does not arrive.
     is_deaf: AtomicBool,
+    /// A frame from this one on arrives damaged, however often it is sent; 0 for none.
+    flipped_from: AtomicU64,
+    /// Which one, and how often it was.
+    flipped: Mutex<Option<(Header, u64)>>,
     cuts: AtomicU64,
     is_over: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
 
 impl Weather {
+    /// Whether a frame with this header is to arrive damaged: one from `flipped_from` on, and from then on always that one.
+    fn flips(&self, header: &Header) -> bool {
+        let from = self.flipped_from.load(Ordering::Relaxed);
+        if from == 0 || header.seq < from || header.source_events[Source::Shm as usize] == 0 {
+            return false;
+        }
+        let mut flipped = self.flipped.lock().expect("no panic");
+        let (chosen, times) = flipped.get_or_insert((*header, 0));
+        let is_chosen = (chosen.epoch, chosen.seq) == (header.epoch, header.seq);
+        *times += u64::from(is_chosen);
+        is_chosen
+    }
+
     fn cut(&self) {
         self.cuts.fetch_add(1, Ordering::Relaxed);
         for connection in self.connections.lock().expect("no panic").drain(..) {
@@ -67,6 +87,8 @@ impl Proxy {
             until_cut: AtomicU64::new(NO_LIMIT),
             delay_ms: AtomicU64::new(0),
             is_deaf: AtomicBool::new(false),
+            flipped_from: AtomicU64::new(0),
+            flipped: Mutex::default(),
             cuts: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             connections: Mutex::default(),
@@ -104,9 +126,43 @@ impl Drop for Proxy {
     }
 }
 
+/// Damages a frame on its way, wherever the chunks cut it.
+#[derive(Default)]
+struct Flipper {
+    /// The end of the chunk before: a header may have begun in it.
+    tail: Vec<u8>,
+    /// Where in the next chunk the payload begins that is to be damaged.
+    pending: Option<usize>,
+}
+
+impl Flipper {
+    fn pass(&mut self, chunk: &mut [u8], weather: &Weather) {
+        let mut bytes = std::mem::take(&mut self.tail);
+        let before = bytes.len();
+        bytes.extend_from_slice(chunk);
+        if let Some(at) = self.pending.take() {
+            chunk[at] ^= 1;
+        }
+        for at in 0..(bytes.len() + 1).saturating_sub(HEADER_BYTES) {
+            if bytes[at..at + 4] == MAGIC
+                && let Ok((header, _)) = Header::peek(&bytes[at..])
+                && weather.flips(&header)
+            {
+                match chunk.get_mut(at + HEADER_BYTES - before) {
+                    Some(byte) => *byte ^= 1,
+                    // The header ends with the chunk.
+                    None => self.pending = Some(0),
+                }
+            }
+        }
+        self.tail = bytes.split_off(bytes.len().saturating_sub(HEADER_BYTES - 1));
+    }
+}
+
 /// Passes on until either side ends.
 fn pass(mut from: TcpStream, mut to: TcpStream, weather: &Weather, is_up: bool) {
     let mut chunk = [0; CHUNK_BYTES];
+    let mut flipper = Flipper::default();
     loop {
         let bytes = match from.read(&mut chunk) {
             Ok(0) => break,
@@ -120,6 +176,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, weather: &Weather, is_up: bool) 
             if !weather.lets_pass(bytes as u64) {
                 break;
             }
+            flipper.pass(&mut chunk[..bytes], weather);
         } else if weather.is_deaf.load(Ordering::Relaxed) {
             continue;
         }
@@ -185,6 +242,36 @@ fn acknowledgements_that_are_lost_after_the_commit_bring_no_event_twice() {
     let (ledger, states) = node.finish(&server);
     assert_eq!(ledger.dropped, 0, "{ledger}");
     assert_eq!(states, ["closed"]);
+}
+
+#[test]
+fn a_frame_that_arrives_damaged_each_time_is_lost_alone_and_the_collector_goes_on() {
+    let _turn = crate::lab::beside();
+    let server = start_server();
+    let proxy = Proxy::start(&server);
+    let mut node = FedNode::start("flipped", &proxy.address.to_string(), EVENTS_PER_SECOND);
+    let mut archived = 0;
+    node.wait_for_progress(&server, &mut archived, 2_000);
+    // Any of those that are to come.
+    proxy.weather.flipped_from.store(2, Ordering::Relaxed);
+    wait_for("the epoch to end", Duration::from_secs(60), |seen| {
+        let (_, text) = http::get(node.collector.port(), "/metrics")?;
+        let ended =
+            text.lines().find(|line| line.starts_with("tapio_collector_epochs_ended_total{reason=\"refused\"}"));
+        *seen = format!("{ended:?}, {:?}", *proxy.weather.flipped.lock().expect("no panic"));
+        Ok(ended.is_some_and(|line| line.ends_with(" 1")).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", node.collector.output()));
+    archived = node.archived(&server);
+    node.wait_for_progress(&server, &mut archived, 10_000);
+    node.collector.check_running().unwrap_or_else(|error| panic!("{error}"));
+    let (header, times) = proxy.weather.flipped.lock().expect("no panic").expect("it was flipped");
+    assert!(times >= 5, "{times} times");
+    let (ledger, states) = node.finish(&server);
+    let lost: Vec<_> = ledger.losses.iter().collect();
+    let events = u64::from(header.source_events[Source::Shm as usize]);
+    assert_eq!(lost, [(&"outbox/malformed".to_owned(), &events)], "{ledger}");
+    assert_eq!(states, ["closed", "closed"]);
 }
 
 #[test]

@@ -9,10 +9,10 @@ use tapio_perf::clock::wait_for;
 use tapio_perf::load::ledger::NodeLedger;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
 
-const LIMIT: Duration = Duration::from_secs(60);
-const MIB: u64 = 1 << 20;
+pub const LIMIT: Duration = Duration::from_secs(60);
+pub const MIB: u64 = 1 << 20;
 
-fn options(name: &str, server: &Server, dir: &Path, max_bytes: u64) -> CollectorOptions {
+pub fn options(name: &str, server: &Server, dir: &Path, max_bytes: u64) -> CollectorOptions {
     CollectorOptions {
         node: name.into(),
         server: server.address(),
@@ -22,7 +22,7 @@ fn options(name: &str, server: &Server, dir: &Path, max_bytes: u64) -> Collector
     }
 }
 
-fn start(options: &CollectorOptions) -> Collector {
+pub fn start(options: &CollectorOptions) -> Collector {
     let collector = Collector::prepare(options).expect("prepared");
     // A small memory, so that the outbox runs short early.
     let text = fs::read_to_string(collector.config_path()).expect("readable");
@@ -32,12 +32,12 @@ fn start(options: &CollectorOptions) -> Collector {
     collector
 }
 
-fn on_disk(dir: &Path) -> u64 {
+pub fn on_disk(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).expect("a folder").filter_map(|entry| entry.ok()?.metadata().ok());
     entries.map(|metadata| metadata.len()).sum()
 }
 
-fn wait_for_spool(node: &FedNode, dir: &Path, bytes: u64) {
+pub fn wait_for_spool(node: &FedNode, dir: &Path, bytes: u64) {
     wait_for("the spool to grow", LIMIT, |seen| {
         let now = on_disk(dir);
         *seen = format!("{now} bytes");

@@ -10,6 +10,7 @@ use tapio_server::archive::{Archive, QUEUE_BYTES_MAX, lock_books};
 use tapio_server::ingest::{CREDIT_BYTES, CREDIT_BYTES_MIN, FrameSink, IngestMetrics, IngestService, settings};
 use tapio_wire::event::{Lane, Source};
 use tapio_wire::frame::{Frame, HEADER_BYTES, VERSION};
+use tapio_wire::limits::REFUSED_FRAME_KEY;
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::mpsc;
@@ -326,7 +327,8 @@ async fn hellos_that_do_not_hold_are_refused() {
     }
     let client = server.connect().await;
     client.frame(Frames::new("node-1", 1).next()).await;
-    assert_eq!(client.end().await.code(), Code::InvalidArgument);
+    let status = client.end().await;
+    assert_eq!((status.code(), blamed_for(&status)), (Code::InvalidArgument, None));
     assert_eq!(server.metrics.refused("no_hello"), 1);
 }
 
@@ -391,8 +393,16 @@ async fn frames_out_of_place_are_refused_and_counted() {
         let status = ended_by(&server, name, bad).await;
         assert_eq!(status.code(), code, "{reason}: {status}");
         assert_eq!(server.metrics.refused(reason), before + 1, "{reason}");
+        // A frame of another node or epoch is on the wrong stream: it is sound by itself.
+        let blamed = (code == Code::InvalidArgument).then_some(reason);
+        assert_eq!(blamed_for(&status), blamed, "{status}");
     }
     assert_eq!(lock_books(server.archive.books()).totals().frames, 6, "the good ones alone");
+}
+
+/// What a status says is wrong with the frame itself.
+fn blamed_for(status: &Status) -> Option<&str> {
+    status.metadata().get(REFUSED_FRAME_KEY).and_then(|reason| reason.to_str().ok())
 }
 
 /// Makes a changed header match its checksum again.
@@ -443,6 +453,7 @@ async fn hostile_bytes_are_refused_before_they_are_archived() {
         let status = ended_by(&server, name, bad).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{reason}: {status}");
         assert_eq!(server.metrics.refused(reason), before + 1, "{reason}: {status}");
+        assert_eq!(blamed_for(&status), Some(reason), "{status}");
     }
     assert_eq!(lock_books(server.archive.books()).totals().frames, 7, "the good ones alone");
 }

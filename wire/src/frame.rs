@@ -144,18 +144,7 @@ impl Header {
     /// Checks everything about a frame that can be checked without decompressing it: length, both checksums, declared sizes.
     /// `bytes` must be exactly one frame.
     pub fn check(bytes: &[u8]) -> Result<(Self, Ledger), FrameError> {
-        if bytes.len() > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong { bytes: bytes.len(), limit: FRAME_BYTES_MAX });
-        }
-        let (header, length) = Self::peek(bytes)?;
-        if bytes.len() != length {
-            return Err(FrameError::Truncated { bytes: bytes.len() });
-        }
-        let ledger_start = HEADER_BYTES + header.payload_bytes as usize;
-        let declared = u32::from_le_bytes(std::array::from_fn(|i| bytes[HEADER_CRC + i]));
-        if header_crc(bytes, ledger_start) != declared {
-            return Err(FrameError::HeaderChecksum);
-        }
+        let (header, ledger_start) = Self::check_length(bytes)?;
         if crc32c::crc32c(&bytes[HEADER_BYTES..ledger_start]) != header.payload_crc {
             return Err(FrameError::PayloadChecksum);
         }
@@ -176,6 +165,30 @@ impl Header {
         }
         let ledger = Ledger::decode(&bytes[ledger_start..]).ok_or(FrameError::Ledger)?;
         Ok((header, ledger))
+    }
+
+    /// Header and ledger of a frame whose payload may be damaged: they match their own checksum. `bytes` must be exactly one frame.
+    pub fn check_without_payload(bytes: &[u8]) -> Result<(Self, Ledger), FrameError> {
+        let (header, ledger_start) = Self::check_length(bytes)?;
+        let ledger = Ledger::decode(&bytes[ledger_start..]).ok_or(FrameError::Ledger)?;
+        Ok((header, ledger))
+    }
+
+    /// Checks length and header; also tells where the ledger begins.
+    fn check_length(bytes: &[u8]) -> Result<(Self, usize), FrameError> {
+        if bytes.len() > FRAME_BYTES_MAX {
+            return Err(FrameError::TooLong { bytes: bytes.len(), limit: FRAME_BYTES_MAX });
+        }
+        let (header, length) = Self::peek(bytes)?;
+        if bytes.len() != length {
+            return Err(FrameError::Truncated { bytes: bytes.len() });
+        }
+        let ledger_start = HEADER_BYTES + header.payload_bytes as usize;
+        let declared = u32::from_le_bytes(std::array::from_fn(|i| bytes[HEADER_CRC + i]));
+        if header_crc(bytes, ledger_start) != declared {
+            return Err(FrameError::HeaderChecksum);
+        }
+        Ok((header, ledger_start))
     }
 
     /// Events in the frame.
@@ -372,19 +385,43 @@ impl SealedFrame {
     pub fn stamp(self, stamp: &Stamp, ledger: &Ledger) -> Bytes {
         let mut bytes = self.bytes;
         let ledger_start = bytes.len();
-        let entries = ledger.encode(&mut bytes) as u16;
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(8, &stamp.node.to_le_bytes());
-        put(16, &stamp.epoch.to_le_bytes());
-        put(24, &stamp.seq.to_le_bytes());
         put(32, &stamp.boottime_ns.to_le_bytes());
         put(40, &stamp.realtime_ns.to_le_bytes());
-        put(72, &entries.to_le_bytes());
         if stamp.is_final {
             bytes[6] |= FLAG_FINAL as u8;
         }
-        let crc = header_crc(&bytes, ledger_start);
-        bytes[HEADER_CRC..HEADER_CRC + 4].copy_from_slice(&crc.to_le_bytes());
-        Bytes::from(bytes)
+        place(bytes, ledger_start, stamp.epoch, stamp.seq, ledger)
     }
+}
+
+/// Gives a stamped frame another place: epoch, `seq` and counters change; what it carries, and when it was stamped, stay.
+/// `change` makes the new counters from the old ones.
+///
+/// # Errors
+/// As [`Header::check`]: a damaged frame would be given a sound checksum otherwise.
+pub fn restamp(
+    bytes: &[u8],
+    epoch: u64,
+    seq: u64,
+    change: impl FnOnce(&Ledger) -> Ledger,
+) -> Result<Bytes, FrameError> {
+    let (header, ledger) = Header::check(bytes)?;
+    let ledger_start = HEADER_BYTES + header.payload_bytes as usize;
+    let mut out = Vec::with_capacity(ledger_start + ENTRIES_MAX * ENTRY_BYTES);
+    out.extend_from_slice(&bytes[..ledger_start]);
+    Ok(place(out, ledger_start, epoch, seq, &change(&ledger)))
+}
+
+/// Finishes a frame that ends with its payload: place in the sequence, counters, and the checksum over both.
+fn place(mut bytes: Vec<u8>, ledger_start: usize, epoch: u64, seq: u64, ledger: &Ledger) -> Bytes {
+    let entries = ledger.encode(&mut bytes) as u16;
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(16, &epoch.to_le_bytes());
+    put(24, &seq.to_le_bytes());
+    put(72, &entries.to_le_bytes());
+    let crc = header_crc(&bytes, ledger_start);
+    bytes[HEADER_CRC..HEADER_CRC + 4].copy_from_slice(&crc.to_le_bytes());
+    Bytes::from(bytes)
 }

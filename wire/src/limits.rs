@@ -20,3 +20,7 @@ const _: () = assert!(FRAME_EVENTS_MAX * crate::event::ARCHIVED_EVENT_BYTES_MAX 
 
 /// The metadata key in which a server that refuses an epoch as old names the newest that it knows, in decimal.
 pub const NEWEST_EPOCH_KEY: &str = "tapio-newest-epoch";
+
+/// The metadata key in which a server that refuses a stream for what a frame holds, or for its place in the sequence, says why in a
+/// word. Without it the frame is not at fault.
+pub const REFUSED_FRAME_KEY: &str = "tapio-refused-frame";

@@ -11,7 +11,7 @@ use tapio_wire::event::{
     NodeCondition, ObjectState, Observation, Oom, PodState, Point, Role, Rollout, Signal, Source, Tcp, Trouble,
     UnitJob, UnitState,
 };
-use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp};
+use tapio_wire::frame::{Encoder, Frame, HEADER_BYTES, Header, Stamp, restamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tapio_wire::{entity_id, node_id};
 
@@ -332,6 +332,33 @@ const COMPRESSIONS: [Compression; 3] = [Compression::Rows, Compression::Lz4, Com
 fn frame(body: &Body, compression: Compression) -> Vec<u8> {
     let sealed = Encoder::default().seal(body, Lane::Lethal, compression).expect("within the limits");
     sealed.stamp(&stamp(), &ledger()).to_vec()
+}
+
+#[test]
+fn a_restamped_frame_has_another_place_and_the_same_content() {
+    let mut bytes = frame(&every_kind(), Compression::Rows);
+    let moved = restamp(&bytes, 9, 1, |ledger| {
+        let mut ledger = *ledger;
+        ledger.account_mut(Source::Ebpf).drop_events(Stage::Outbox, Reason::Malformed, 2);
+        ledger
+    });
+    let moved = Frame::decode(&moved.expect("a sound frame")).expect("a sound frame");
+    let before = Frame::decode(&bytes).expect("sound");
+    assert_eq!((moved.header().epoch, moved.header().seq), (9, 1));
+    assert_eq!(moved.header().boottime_ns, before.header().boottime_ns);
+    assert_eq!(moved.ledger().account(Source::Ebpf).dropped_total(), 7);
+    let read = |frame: &Frame| rkyv::deserialize::<Body, rkyv::rancor::Error>(frame.body()).expect("deserialised");
+    assert_eq!(read(&moved), read(&before));
+    bytes[HEADER_BYTES] ^= 1;
+    let legible = Header::check_without_payload(&bytes).expect("the header is sound");
+    assert_eq!((legible.0, legible.1), (*before.header(), *before.ledger()));
+    bytes[HEADER_BYTES] ^= 1;
+    // A damaged one must not get a sound checksum.
+    for (at, error) in [(32, FrameError::HeaderChecksum), (HEADER_BYTES, FrameError::PayloadChecksum)] {
+        bytes[at] ^= 1;
+        assert_eq!(restamp(&bytes, 9, 1, |ledger| *ledger), Err(error));
+        bytes[at] ^= 1;
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Outbox {
     /// Frames to write to the spool now, in sequence. [`Outbox::spooled`] must follow.
     pub fn take_for_spool(&self, room_bytes: usize) -> Vec<Bytes> {
         let mut state = self.state();
-        if !self.is_short(&state) && state.spooling.is_empty() {
+        if state.is_ending || (!self.is_short(&state) && state.spooling.is_empty()) {
             return Vec::new();
         }
         let mut frames: Vec<Bytes> = Vec::new();
@@ -78,7 +78,7 @@ impl Outbox {
     /// The first frame to load from the spool now, if one is wanted.
     pub fn wants_loaded(&self) -> Option<u64> {
         let state = self.state();
-        let (first, _) = state.on_disk.filter(|_| state.is_streaming)?;
+        let (first, _) = state.on_disk.filter(|_| state.is_streaming && !state.is_ending && state.ending.is_none())?;
         let in_memory: usize = state.sent.iter().map(|sent| sent.bytes.len()).sum();
         (in_memory < (self.limit_bytes / 4).max(SPOOL_BATCH_BYTES)).then_some(first)
     }
@@ -93,29 +93,28 @@ impl Outbox {
             }
             state.on_disk = (first < last).then_some((first + 1, last));
             state.bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
-            let (source_events, times, sent_ns) = (header.source_events, FrameTimes::default(), boottime_ns());
-            state.sent.push_back(Sent { seq: header.seq, source_events, bytes, times, sent_ns });
+            state.sent.push_back(Sent {
+                seq: header.seq,
+                source_events: header.source_events,
+                bytes,
+                times: FrameTimes::default(),
+                sent_ns: boottime_ns(),
+                stamped_ns: header.boottime_ns,
+            });
         }
-        if state.on_disk.is_none() && state.is_spool_full {
-            let State { sent, spooling, .. } = &mut *state;
-            sent.append(spooling);
-        }
+        self.go_on_without_disk(&mut state);
         let durable_seq = state.durable_seq;
         drop(state);
-        self.acknowledge(durable_seq);
+        self.acknowledge(self.epoch(), durable_seq);
         self.wake_shipper();
     }
 
-    /// The disk has lost what was on it: the epoch ends with what is left, and the server declares the rest.
-    pub fn lost_spool(&self) {
-        let mut state = self.state();
-        state.on_disk = None;
-        if self.is_replay {
-            state.sent.clear();
-            state.acked_seq = state.spooled_seq;
+    /// What could not be written follows what is in memory, once nothing is on disk.
+    pub(super) fn go_on_without_disk(&self, state: &mut State) {
+        if state.on_disk.is_none() && state.is_spool_full {
+            let State { sent, spooling, .. } = state;
+            sent.append(spooling);
         }
-        drop(state);
-        self.wake_shipper();
     }
 
     /// Whether there is a spool.

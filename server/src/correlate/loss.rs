@@ -209,8 +209,8 @@ impl Dropped {
                 continue;
             }
             sum.events = sum.events.saturating_add(count);
-            // The lethal lane is never filtered, nor shed from a queue or the outbox.
-            if matches!(stage, Stage::Filter | Stage::Outbox) {
+            // The lethal lane is never filtered, nor shed from a queue or the outbox. A frame that was damaged may be of any lane.
+            if stage == Stage::Filter || (stage == Stage::Outbox && reason == Reason::Full) {
                 sum.bulk = sum.bulk.saturating_add(count);
             }
         }
@@ -224,5 +224,23 @@ impl Dropped {
             bulk: self.bulk.saturating_sub(before.bulk),
             open_interval: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::event::Source;
+
+    use super::*;
+
+    #[test]
+    fn only_what_was_shed_for_lethal_events_is_certainly_bulk() {
+        let mut ledger = Ledger::default();
+        let account = ledger.account_mut(Source::Ebpf);
+        account.drop_events(Stage::Outbox, Reason::Full, 3);
+        account.drop_events(Stage::Filter, Reason::Sampled, 4);
+        account.drop_events(Stage::Outbox, Reason::Malformed, 5);
+        let Dropped { events, bulk } = dropped(&ledger);
+        assert_eq!((events, bulk), (12, 7), "a damaged frame may be of any lane");
     }
 }

@@ -101,6 +101,10 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         SignalKind::Gap if fact.text("reason").starts_with("flood") => {
             format!("{} of its process events were left out ({})", fact.number("found_gone"), fact.text("reason"))
         }
+        // Of the node's collector: it could not deliver them.
+        SignalKind::Gap if fact.text("what") == "frames" => {
+            format!("{} events were lost on their way here: {}", fact.number("found_gone"), fact.text("reason"))
+        }
         _ => format!("{} were not watched{reason} for {}", fact.text("what"), text::duration(fact.number("lasted"))),
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tapio_wire::error::FrameError;
 use tapio_wire::frame::{VERSION, VERSION_OLDEST};
-use tapio_wire::limits::{NEWEST_EPOCH_KEY, NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
+use tapio_wire::limits::{NEWEST_EPOCH_KEY, NODE_NAME_BYTES_MAX, REFUSED_FRAME_KEY, SEQUENCE_AHEAD_MAX};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
@@ -76,6 +76,16 @@ impl Refusal {
         }
     }
 
+    /// Whether the same frame would be refused by any server, however often it is sent. Not one of a newer version, which a newer
+    /// server takes, nor one that is ahead of a slow archive.
+    fn blames_frame(&self) -> bool {
+        match self {
+            Self::Frame(error) => !matches!(error, FrameError::Version { .. }),
+            Self::SequenceZero | Self::SequenceGap { .. } => true,
+            _ => false,
+        }
+    }
+
     /// As gRPC says it.
     pub fn status(&self) -> Status {
         let text = self.to_string();
@@ -91,7 +101,13 @@ impl Refusal {
             }
             Self::TooManyNodes | Self::TooManyStreams(_) => Status::resource_exhausted(text),
             Self::HelloTimeout(_) => Status::deadline_exceeded(text),
-            _ => Status::invalid_argument(text),
+            _ => {
+                let mut status = Status::invalid_argument(text);
+                if self.blames_frame() {
+                    status.metadata_mut().insert(REFUSED_FRAME_KEY, MetadataValue::from_static(self.label()));
+                }
+                status
+            }
         }
     }
 }
