@@ -27,6 +27,7 @@ check-deploy: ## what can be proven of deploy/ without a cluster: kustomize, sch
 # The end-to-end tests drive the real binaries, which `cargo test` builds before any test runs: a `cargo build` before it would
 # build them with other features, and so twice. TAPIO_REQUIRE=all turns a test that would skip into a failure.
 test: check check-deploy ## install what is missing, lint, run every test
+	@deploy/local/install.sh nats || echo "The tests of several servers need nats-server: they skip, or fail with TAPIO_REQUIRE=all."
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --target-dir $(TARGET)/loom
 	cargo test --locked --workspace
 

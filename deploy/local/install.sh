@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
 # headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
-# perf/lab/kernels.sh needs. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
+# perf/lab/kernels.sh needs, with "nats" also a NATS server. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
 # install.
 set -euo pipefail
 missing=()
@@ -21,6 +21,10 @@ command -v nft >/dev/null || missing+=(nftables)
 command -v conntrack >/dev/null || missing+=(conntrack)
 command -v strace >/dev/null || missing+=(strace)
 command -v python3 >/dev/null || missing+=(python3)
+# The log that several servers share, for the tests of it.
+if [ "${1:-}" = nats ]; then
+  command -v nats-server >/dev/null || missing+=(nats-server)
+fi
 if [ "${1:-}" = kernels ]; then
   command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
   command -v cpio >/dev/null || missing+=(cpio)
@@ -44,3 +48,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 "${run[@]}" apt-get update -qq
 "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+# Debian's package starts one for everybody on this machine; the tests start their own.
+if [[ " ${missing[*]} " = *" nats-server "* ]] && [ -d /run/systemd/system ]; then
+  "${run[@]}" systemctl disable --now --quiet nats-server.service || true
+fi

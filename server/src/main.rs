@@ -37,6 +37,15 @@ struct Arguments {
     /// The gRPC port, instead of server.port.
     #[arg(long)]
     port: Option<u16>,
+    /// NATS with JetStream that all servers share, instead of cluster.url.
+    #[arg(long, value_name = "URL", env = "TAPIO_CLUSTER_URL")]
+    cluster_url: Option<String>,
+    /// The user at NATS, instead of cluster.user.
+    #[arg(long, value_name = "NAME", env = "TAPIO_CLUSTER_USER", requires = "cluster_password_file")]
+    cluster_user: Option<String>,
+    /// The file with the user's password, instead of cluster.password_file.
+    #[arg(long, value_name = "FILE", env = "TAPIO_CLUSTER_PASSWORD_FILE")]
+    cluster_password_file: Option<PathBuf>,
     /// error, warn, info, debug or trace, instead of logging.level.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -107,6 +116,15 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
     if let Some(port) = arguments.port {
         config.server.port = port;
+    }
+    if let Some(url) = arguments.cluster_url {
+        config.cluster.url = url;
+    }
+    if let Some(user) = arguments.cluster_user {
+        config.cluster.user = Some(user);
+    }
+    if let Some(file) = arguments.cluster_password_file {
+        config.cluster.password_file = Some(file);
     }
     if let Some(level) = arguments.log_level {
         config.logging.level = level;

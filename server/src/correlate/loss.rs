@@ -240,7 +240,7 @@ mod tests {
         account.drop_events(Stage::Outbox, Reason::Full, 3);
         account.drop_events(Stage::Filter, Reason::Sampled, 4);
         account.drop_events(Stage::Outbox, Reason::Malformed, 5);
-        let Dropped { events, bulk } = dropped(&ledger);
+        let Dropped { events, bulk } = Dropped::of(&ledger);
         assert_eq!((events, bulk), (12, 7), "a damaged frame may be of any lane");
     }
 }
