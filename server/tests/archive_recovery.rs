@@ -285,25 +285,6 @@ fn retention_deletes_the_oldest_segments() {
 }
 
 #[test]
-fn retention_deletes_what_is_too_old() {
-    let dir = tempfile::tempdir().unwrap();
-    let archive = open(plain(dir.path()));
-    append_each(&archive, &mut Frames::new("node-1", 1), 3);
-    archive.shutdown();
-    let old = segments(dir.path()).pop().unwrap();
-    let file = fs::File::options().write(true).open(&old).unwrap();
-    let yesterday = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
-    file.set_modified(yesterday).unwrap();
-    // It holds the newest snapshot, so it goes when there is a newer one.
-    let archive = open(plain(dir.path()));
-    append_each(&archive, &mut Frames::new("node-2", 1), 1);
-    archive.shutdown();
-    let archive = open(plain(dir.path()));
-    archive.shutdown();
-    assert!(!old.exists());
-}
-
-#[test]
 fn io_uring_and_its_plain_twin_write_the_same_segments() {
     let write = |disk: DiskChoice, dir: &Path| {
         let config = ArchiveConfig { disk, ..plain(dir) };

@@ -8,6 +8,7 @@ mod archive_disks;
 mod archive_faults;
 mod archive_read;
 mod archive_recovery;
+mod archive_retention;
 mod archive_support;
 mod auth;
 mod correlate_alive;

@@ -11,6 +11,7 @@
 //!  streams ──reserve──► queue ──► writer thread: batch ──► segment ──► fdatasync ──► mark ──► books ──► streams
 //! ```
 
+mod ages;
 pub mod books;
 pub mod copy;
 pub mod disk;
@@ -300,6 +301,7 @@ impl Archive {
         let metrics = Arc::new(metrics);
         let mut recovered = recover::recover(&config.dir)?;
         recovered.replay(replay_window, replay)?;
+        let ages = ages::Ages::load(&config.dir, config.max_age, &mut recovered.segments);
         let totals = recovered.books.totals();
         metrics.frames.inc_by(totals.frames);
         metrics.lethal_events.inc_by(totals.lethal_events);
@@ -325,6 +327,7 @@ impl Archive {
             books: Arc::clone(&books),
             metrics: Arc::clone(&metrics),
             closed: recovered.segments,
+            ages,
             next_number: recovered.next_number,
             superfluous: recovered.empty_newest,
         };

@@ -13,13 +13,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tapio_wire::segment::{RecordKind, record_bytes, segment_header};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
+use super::ages::Ages;
 use super::disk::{Disk, DiskKind, write_all};
 use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
@@ -31,7 +32,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// The part of the commit interval that a frame which arrives alone waits for others.
 const GATHER_SHARE: u32 = 10;
-/// How often age is looked at while nothing arrives.
+/// How often ages are looked at.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What the writer works on and with.
@@ -49,6 +50,7 @@ pub(super) struct Writer {
     pub books: Arc<Mutex<Books>>,
     pub metrics: Arc<ArchiveMetrics>,
     pub closed: VecDeque<ClosedSegment>,
+    pub ages: Ages,
     pub next_number: u64,
     /// A closed segment that the first new snapshot makes superfluous.
     pub superfluous: Option<u64>,
@@ -63,7 +65,8 @@ struct Active<F> {
     capacity: u64,
     /// Where the first batch went.
     first_offset: u64,
-    opened: Instant,
+    /// In the archive's own time.
+    opened: Duration,
     /// Of what is durable in it.
     index: IndexBuilder,
 }
@@ -75,6 +78,8 @@ struct Running<D: Disk> {
     records: Records,
     /// When the last commit started.
     committed: Option<Instant>,
+    /// When ages are looked at next, whatever arrives.
+    housekeeping: Instant,
 }
 
 impl Writer {
@@ -82,7 +87,9 @@ impl Writer {
     pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
         let kind = disk.kind();
         self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
-        let mut running = Running { disk, writer: self, active: None, records: Records::default(), committed: None };
+        let housekeeping = Instant::now();
+        let mut running =
+            Running { disk, writer: self, active: None, records: Records::default(), committed: None, housekeeping };
         let first = running.open_segment().await;
         match first {
             Ok(()) => running.set_ready(),
@@ -91,6 +98,7 @@ impl Writer {
         started(kind);
         running.serve().await;
         running.close_active().await;
+        running.writer.ages.save(&running.writer.closed);
     }
 }
 
@@ -111,8 +119,10 @@ impl<D: Disk> Running<D> {
             if !self.gather(&mut batch).await {
                 return;
             }
-            if batch.is_empty() {
+            if self.housekeeping <= Instant::now() {
                 self.housekeep().await;
+            }
+            if batch.is_empty() {
                 continue;
             }
             self.committed = Some(Instant::now());
@@ -129,7 +139,6 @@ impl<D: Disk> Running<D> {
     /// Collects a batch. False when there is none and never will be; an empty batch when it is time for housekeeping.
     async fn gather(&mut self, batch: &mut Vec<Queued>) -> bool {
         let queue = &mut self.writer.queue;
-        let housekeeping = Instant::now() + HOUSEKEEPING_INTERVAL.min(self.writer.max_age / 4);
         let first = tokio::select! {
             biased;
             queued = queue.recv() => queued,
@@ -137,7 +146,7 @@ impl<D: Disk> Running<D> {
                 queue.close();
                 queue.recv().await
             }
-            () = tokio::time::sleep_until(housekeeping) => return true,
+            () = tokio::time::sleep_until(self.housekeeping) => return true,
         };
         let Some(first) = first else { return false };
         let mut bytes = first.append.bytes.len();
@@ -327,7 +336,7 @@ impl<D: Disk> Running<D> {
             offset: first_offset,
             capacity,
             first_offset,
-            opened: Instant::now(),
+            opened: self.writer.ages.now(),
             index: IndexBuilder::default(),
         });
         if let Some(superfluous) = self.writer.superfluous.take()
@@ -391,7 +400,7 @@ impl<D: Disk> Running<D> {
             number: active.number,
             path: segment_path(&self.writer.dir, active.number),
             bytes,
-            closed_at: SystemTime::now(),
+            closed_at: self.writer.ages.now(),
         });
         if let Err(error) = self.disk.close(active.file).await {
             warn!(segment = active.number, %error, "closing a segment failed");
@@ -400,26 +409,28 @@ impl<D: Disk> Running<D> {
     }
 
     async fn housekeep(&mut self) {
-        let old = self
-            .active
-            .as_ref()
-            .is_some_and(|active| active.offset > active.first_offset && active.opened.elapsed() > self.writer.max_age);
-        if old {
+        self.housekeeping = Instant::now() + HOUSEKEEPING_INTERVAL.min(self.writer.max_age / 4);
+        let now = self.writer.ages.now();
+        let is_old = |active: &Active<D::File>| {
+            active.offset > active.first_offset && now.saturating_sub(active.opened) > self.writer.max_age
+        };
+        if self.active.as_ref().is_some_and(is_old) {
             self.close_active().await;
         }
         self.make_room(self.active.as_ref().map_or(0, |active| active.capacity)).await;
+        self.writer.ages.save_if_due(&self.writer.closed);
     }
 
     /// Deletes the oldest closed segments until `wanted` bytes more fit and none is too old. The last one stays while there
     /// is no active segment, since it has the newest snapshot.
     async fn make_room(&mut self, wanted: u64) {
-        let now = SystemTime::now();
+        let now = self.writer.ages.now();
         let kept = usize::from(self.active.is_none());
         let mut deleted = 0;
         while self.writer.closed.len() > kept {
             let total: u64 = self.writer.closed.iter().map(|segment| segment.bytes).sum();
             let oldest = &self.writer.closed[0];
-            let age = now.duration_since(oldest.closed_at).unwrap_or_default();
+            let age = now.saturating_sub(oldest.closed_at);
             if total.saturating_add(wanted) <= self.writer.max_bytes && age <= self.writer.max_age {
                 break;
             }
