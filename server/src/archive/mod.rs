@@ -22,6 +22,7 @@ pub mod plain;
 pub mod reader;
 mod records;
 mod recover;
+mod retention;
 mod scan;
 mod segments;
 mod snapshot;
