@@ -140,6 +140,7 @@ impl StatusSource for Status {
             ready: not_ready_reason.is_empty(),
             not_ready_reason,
             kinds: self.archive.metrics().kind_counts(),
+            elsewhere: self.archive.metrics().elsewhere_counts(),
         }
     }
 }

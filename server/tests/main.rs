@@ -5,6 +5,7 @@ mod api_http;
 mod archive_chaos;
 mod archive_copy;
 mod archive_disks;
+mod archive_elsewhere;
 mod archive_faults;
 mod archive_read;
 mod archive_recovery;

@@ -15,6 +15,7 @@ mod ages;
 pub mod books;
 pub mod copy;
 pub mod disk;
+pub mod elsewhere;
 pub mod index;
 mod lock;
 mod metrics;
@@ -329,6 +330,7 @@ impl Archive {
             metrics: Arc::clone(&metrics),
             closed: recovered.segments,
             ages,
+            first_contact: elsewhere::FirstContact::new(totals.frames, elsewhere::FIRST_CONTACT),
             next_number: recovered.next_number,
             superfluous: recovered.empty_newest,
         };

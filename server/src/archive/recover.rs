@@ -179,7 +179,9 @@ impl Recovered {
                 }
             }
             Item::Note(Note::Name { node, name }) => books.learn_name(node, &name),
-            Item::Note(Note::Resumed { node, epoch, acknowledged }) => books.resume(node, epoch, &acknowledged),
+            Item::Note(Note::Resumed { node, epoch, acknowledged }) => {
+                books.resume(node, epoch, &acknowledged);
+            }
             Item::Note(_) | Item::Damaged(_) | Item::Tail { .. } => {}
         })
     }

@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 
 use super::ages::Ages;
 use super::disk::{Disk, DiskKind, write_all};
+use super::elsewhere::FirstContact;
 use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
 use super::records::Records;
@@ -50,6 +51,7 @@ pub(super) struct Writer {
     pub metrics: Arc<ArchiveMetrics>,
     pub closed: VecDeque<ClosedSegment>,
     pub ages: Ages,
+    pub first_contact: FirstContact,
     pub next_number: u64,
     /// A closed segment that the first new snapshot makes superfluous.
     pub superfluous: Option<u64>,
@@ -265,7 +267,9 @@ impl<D: Disk> Running<D> {
                 let Append { bytes: frame, header, node_name, resumed, .. } = &queued.append;
                 bytes += frame.len();
                 if let Some(acknowledged) = resumed {
-                    books.resume(header.node, header.epoch, acknowledged);
+                    let kind = self.writer.first_contact.kind(books.epoch(header.node, header.epoch).is_some());
+                    let more = books.resume(header.node, header.epoch, acknowledged);
+                    metrics.count_elsewhere(kind, &more);
                 }
                 if books.record(header, frame) == super::Recorded::Duplicate {
                     metrics.duplicates.inc();
