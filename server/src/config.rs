@@ -192,7 +192,7 @@ pub struct ArchiveSection {
     /// What the segments hold together at the most; the oldest are deleted.
     #[serde(deserialize_with = "units::bytes")]
     pub max_bytes: u64,
-    /// How long a segment is kept at the most.
+    /// How long a segment is kept after it was closed; time counts while a server runs on it or the machine stays up.
     #[serde(deserialize_with = "units::duration")]
     pub max_age: Duration,
     /// The longest that a frame waits for others before it is synced. Findings do not wait for it.
