@@ -194,7 +194,7 @@ pub struct ArchiveSection {
     /// What the segments hold together at the most; the oldest are deleted.
     #[serde(deserialize_with = "units::bytes")]
     pub max_bytes: u64,
-    /// How long a segment is kept at the most.
+    /// How long a segment is kept after it was closed; time counts while a server runs on it or the machine stays up.
     #[serde(deserialize_with = "units::duration")]
     pub max_age: Duration,
     /// The longest that a frame waits for others before it is synced. Findings do not wait for it.
@@ -327,6 +327,14 @@ impl Config {
         if let Err((key, problem)) = self.cluster.validate() {
             return invalid(key, problem);
         }
+        let is_guarded = self.server.tls_enabled || self.server.auth.wants_token();
+        if self.cluster.is_on() && is_guarded && self.cluster.peer_tls.is_none() {
+            return invalid(
+                "cluster.peer_tls",
+                "servers that ask for TLS or a token ask one another the same: name at least ca, the CA of their certificates"
+                    .into(),
+            );
+        }
         if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
             return invalid(
                 "logging.level",
@@ -448,6 +456,7 @@ mod tests {
             ("cluster: {url: 'nats://nats:4222', server: 'a.b'}", "cluster.server"),
             ("cluster: {url: 'nats://nats:4222', user: tapio}", "cluster.password_file"),
             ("cluster: {url: 'nats://nats:4222', server: a, replicas: 2}", "cluster.replicas"),
+            ("cluster: {url: 'nats://n:4222', server: a}\nserver: {auth: {token_file: /token}}", "cluster.peer_tls"),
             ("cluster: {url: 'nats://nats:4222', server: a, max_bytes: 1MiB}", "cluster.max_bytes"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -18,16 +18,14 @@
 //! ([`crate::vitals`]): `archive`, `correlate` (any shard), `finder`, `journal`, and the task `grpc`, which accepts. The threads `io`
 //! run tasks, of which a panic ends one stream or one request; blocking ones of tokio end with the request that asked for them.
 
-use std::collections::HashMap;
+mod replay;
+
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use prometheus::{IntGauge, Registry};
-use tapio_wire::event::EntityKind;
-use tapio_wire::frame::{Frame, Header};
+use tapio_wire::frame::Frame;
 use tapio_wire::limits::FRAME_EVENTS_MAX;
 use tapio_wire::service::StatusResponse;
 use tapio_wire::tls::{TlsError, Watched};
@@ -38,11 +36,10 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use crate::api;
-use crate::archive::reader::{Reader, Selection};
-use crate::archive::{Archive, ArchiveConfig, ArchiveError, ArchiveState, lock_books};
+use crate::archive::{Archive, ArchiveError, ArchiveState, lock_books};
 use crate::auth::{Auth, AuthError, GateLayer};
 use crate::budget::{Budget, MemoryWatch};
-use crate::cluster::{Cluster, ClusterLosses, Healer};
+use crate::cluster::{Cluster, ClusterLosses};
 use crate::config::Config;
 use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, SignalBus, Topology};
 use crate::findings::journal::{self, Journal, JournalMetrics};
@@ -52,6 +49,8 @@ use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService,
 use crate::metrics::{Metrics, Sizes, resident_bytes};
 use crate::query::{self, EventSource, Peers, StatusSource};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
+use replay::{healer, open_archive, replay_window};
+
 use crate::vitals::{Pulse, Sign, Vitals};
 
 const INGEST_SERVICE: &str = "tapio.v1.Ingest";
@@ -147,6 +146,7 @@ impl StatusSource for Status {
             kinds: self.archive.metrics().kind_counts(),
             servers: Vec::new(),
             incomplete: Vec::new(),
+            elsewhere: self.archive.metrics().elsewhere_counts(),
         }
     }
 }
@@ -226,6 +226,8 @@ impl Pipeline {
         };
         let topology = Arc::new(Topology::new(entities_max));
         let view: Arc<dyn LossView> = Arc::clone(&losses) as Arc<dyn LossView>;
+        // Before the log says anything: what an earlier run found must not come after it.
+        let journal = start_journal(config, &store, JournalMetrics::register(&registry)?)?;
         let (finder, cluster) = if config.cluster.is_on() && config.correlation.enabled {
             let losses = Arc::new(ClusterLosses::default());
             let (patterns, store) = (Arc::clone(&patterns), Arc::clone(&store));
@@ -256,6 +258,9 @@ impl Pipeline {
         let metrics = Arc::new(OnceLock::new());
         let vitals = Arc::new(Vitals::default());
         vitals.watch("finder", watch_finder(finder.bus(), ended.clone()));
+        if let Some(cluster) = &cluster {
+            cluster.watch(&vitals);
+        }
         let peers = match &cluster {
             Some(cluster) => {
                 let tls = config.cluster.peer_tls.clone().map(Watched::load).transpose()?;
@@ -279,24 +284,22 @@ impl Pipeline {
             ended.clone(),
         ));
 
-        let journal = start_journal(config, &store, JournalMetrics::register(&registry)?)?;
         vitals.watch("journal", journal.sign());
         // What the log says already is not told again.
         let is_in_log = match &cluster {
             Some(cluster) => cluster.settle().await,
             None => false,
         };
-        store.set_replaying(!is_in_log);
+        // With a log, what is found again is found by reading it.
+        let is_fed = cluster.as_ref().is_none_or(|cluster| cluster.link().is_alone());
+        store.set_replaying(is_fed || !is_in_log);
         losses.set_replaying(true);
         let window = replay_window(config, &patterns);
         let archive =
             open_archive(config, &budget, window, Arc::clone(&correlator), finder.bus(), cluster.clone()).await?;
         losses.set_replaying(false);
-        if !is_in_log {
+        if is_fed {
             store.set_replaying(false);
-        }
-        if let Some(cluster) = &cluster {
-            cluster.watch(&vitals);
         }
         vitals.watch("archive", archive.sign());
         archive.metrics().register(&registry)?;
@@ -543,119 +546,4 @@ fn watch_memory(
         }
     });
     Ok(())
-}
-
-async fn open_archive(
-    config: &Config,
-    budget: &Budget,
-    window: Duration,
-    correlator: Arc<Correlator>,
-    finder: InProcessBus,
-    cluster: Option<Arc<Cluster>>,
-) -> Result<Arc<Archive>, PipelineError> {
-    let archive_config = ArchiveConfig {
-        dir: config.archive.dir.clone(),
-        max_bytes: config.archive.max_bytes,
-        max_age: config.archive.max_age,
-        commit_interval: config.archive.commit_interval,
-        commit_bytes: config.archive.commit_bytes as usize,
-        disk: config.archive.disk,
-        segment_bytes: config.archive.segment_bytes,
-        queue_bytes: budget.queue_bytes,
-    };
-    let opened = tokio::task::spawn_blocking(move || {
-        if let Some(cluster) = &cluster {
-            cluster.begin_replay();
-        }
-        let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
-        let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
-        if let Err(error) = replay.correlator.drained_blocking() {
-            tracing::error!(%error, "the replay was not finished");
-        }
-        if let Some(cluster) = &cluster {
-            cluster.end_replay();
-        }
-        if let Err(error) = finder.barrier() {
-            tracing::error!(%error, "the replay was not finished");
-        }
-        tracing::info!(frames = replay.frames.load(Ordering::Relaxed), "the archive's last minutes were replayed");
-        Ok::<_, ArchiveError>(Arc::new(archive))
-    });
-    Ok(opened.await??)
-}
-
-/// How much of the archive is replayed. A pattern that looks back further than the configured window must find as much after a
-/// restart as before; and a minute more brings the descriptions of what was quiet at its beginning.
-fn replay_window(config: &Config, patterns: &PatternSet) -> Duration {
-    match config.correlation.enabled {
-        true => config.correlation.analysis_window.max(patterns.window_max()) + Duration::from_secs(60),
-        false => Duration::ZERO,
-    }
-}
-
-/// Goes through the archive's last minutes with a shard of its own.
-fn healer(config: &Config, correlate: &CorrelateConfig, window: Duration) -> Healer {
-    let dir = config.archive.dir.clone();
-    let correlate = CorrelateConfig { shards: Some(1), ..correlate.clone() };
-    Box::new(move |bus| {
-        let losses = Arc::new(LossBook::default());
-        losses.set_replaying(true);
-        let topology = Arc::new(Topology::new(correlate.entities_max));
-        let correlator = match Correlator::start(&correlate, topology, losses, bus) {
-            Ok(correlator) => Arc::new(correlator),
-            Err(error) => {
-                tracing::error!(%error, "what the log lacks cannot be told again");
-                return;
-            }
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_nanos() as u64);
-        let reader = Reader::new(&dir);
-        let books = reader.books().unwrap_or_default();
-        let names = books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))).collect();
-        let epochs = books.status(|_| false).into_iter().flat_map(|node| node.epochs);
-        // A node whose clock is ahead must not push the others out of the window.
-        let newest_ns = epochs.map(|epoch| epoch.last_frame_ns.min(now)).max().unwrap_or(0);
-        let since_ns = newest_ns.saturating_sub(window.as_nanos() as u64);
-        let mut replay = Replay { correlator, names, frames: AtomicU64::new(0) };
-        let wanted = Selection { since_ns, ..Selection::default() };
-        let read = reader.whole_frames(&wanted, &mut |header, bytes| {
-            replay.frame(header, bytes);
-            ControlFlow::Continue(())
-        });
-        if let Err(error) = read {
-            tracing::error!(%error, "what the log lacks cannot be told again");
-        }
-        if let Err(error) = replay.correlator.drained_blocking() {
-            tracing::error!(%error, "what the log lacks cannot be told again");
-        }
-    })
-}
-
-/// Feeds the archive's last minutes to the shards.
-struct Replay {
-    correlator: Arc<Correlator>,
-    names: HashMap<u64, Arc<str>>,
-    frames: AtomicU64,
-}
-
-impl Replay {
-    fn frame(&mut self, header: &Header, bytes: &[u8]) {
-        let frame = match Frame::decode(bytes) {
-            Ok(frame) => Arc::new(frame),
-            Err(error) => {
-                tracing::warn!(%error, seq = header.seq, "an archived frame cannot be replayed");
-                return;
-            }
-        };
-        for entity in frame.body().entities.iter() {
-            if entity.kind.get() == EntityKind::Node && entity.id.to_native() == header.node {
-                self.names.insert(header.node, entity.name.as_str().into());
-            }
-        }
-        let unnamed = || Arc::from(format!("{:016x}", header.node));
-        let name = Arc::clone(self.names.entry(header.node).or_insert_with(unnamed));
-        if self.correlator.deliver_blocking(NodeRef { id: header.node, name }, frame).is_ok() {
-            self.frames.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 }

@@ -18,6 +18,9 @@ enum Step {
         waits: bool,
     },
     FailSyncs(u8),
+    FailBatchSyncs(u8),
+    FailTruncates(u8),
+    FailUnlinks(u8),
     FailDirectorySyncs(u8),
     FailRenames(u8),
     /// Full, and freed after so many milliseconds.
@@ -39,6 +42,9 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1u8..6, 1u16..3000, any::<bool>())
             .prop_map(|(frames, events, waits)| Step::Append { frames, events, waits }),
         2 => (1u8..4).prop_map(Step::FailSyncs),
+        2 => (1u8..4).prop_map(Step::FailBatchSyncs),
+        1 => (1u8..4).prop_map(Step::FailTruncates),
+        1 => (1u8..4).prop_map(Step::FailUnlinks),
         1 => (1u8..4).prop_map(Step::FailDirectorySyncs),
         1 => (1u8..4).prop_map(Step::FailRenames),
         1 => (0u8..30).prop_map(Step::Full),
@@ -115,6 +121,9 @@ impl Run {
                 }
             }
             Step::FailSyncs(count) => disk.set(|faults| faults.failing_syncs = count.into()),
+            Step::FailBatchSyncs(count) => disk.set(|faults| faults.failing_batch_syncs = count.into()),
+            Step::FailTruncates(count) => disk.set(|faults| faults.failing_truncates = count.into()),
+            Step::FailUnlinks(count) => disk.set(|faults| faults.failing_unlinks = count.into()),
             Step::FailDirectorySyncs(count) => disk.set(|faults| faults.failing_dir_syncs = count.into()),
             Step::FailRenames(count) => disk.set(|faults| faults.failing_renames = count.into()),
             Step::Full(milliseconds) => {

@@ -59,7 +59,8 @@ fn frames_that_a_poisoned_segment_repeats_are_dropped_by_a_recovery_from_further
     let receiver = Arc::new(Receiver::default());
     append(&archive, frames.append(&receiver));
     receiver.wait_for(1);
-    disk.set(|faults| faults.failing_syncs = 1);
+    // The rest of the poisoned segment is not given back, and holds frame 2.
+    disk.set(|faults| (faults.failing_syncs, faults.failing_truncates) = (1, u32::MAX));
     append(&archive, frames.append(&receiver));
     receiver.wait_for(2);
     archive.shutdown();
@@ -80,9 +81,13 @@ fn a_frame_that_only_a_poisoned_segment_holds_is_replayed_once_it_counts() {
     let mut frames = Frames::new("node-1", 1);
     let receiver = Arc::new(Receiver::default());
     let frame = frames.next();
-    // Its write and the sync that fails, then the next segment: created, written, synced, renamed, its directory synced. The
-    // machine is gone before the frame is written there, and the poisoned segment turns out to hold it.
-    disk.set(|faults| (faults.failing_syncs, faults.crash_after, faults.keeps_writes) = (1, Some(7), true));
+    // Its write, the sync that fails, and the truncation that fails too. Then the next segment: created, written, synced,
+    // renamed, its directory synced. The machine is gone before the frame is written there, and before the poisoned segment is
+    // deleted, which turns out to hold it.
+    disk.set(|faults| {
+        (faults.failing_syncs, faults.failing_truncates) = (1, 1);
+        (faults.crash_after, faults.keeps_writes) = (Some(8), true);
+    });
     append(&archive, append_of(&frame, &frames.name, &receiver));
     wait_until("the machine is gone", || disk.has_crashed());
     archive.shutdown();

@@ -37,6 +37,7 @@ impl StatusSource for Fixed {
                         unexplained: 0,
                         dropped: vec![LossCount { stage: "ring".into(), reason: "full".into(), events: 7 }],
                         inherited: 0,
+                        elsewhere: 0,
                     }],
                     last_frame_ns: 1_700_000_000 * SECOND,
                 }],

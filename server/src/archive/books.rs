@@ -140,6 +140,8 @@ pub struct Balance {
     pub unexplained: i64,
     pub dropped: Losses,
     pub inherited: u64,
+    /// Acknowledged, though not out of this archive; left out of `emitted`.
+    pub elsewhere: u64,
 }
 
 /// What is left of epochs and nodes that the books no longer list.
@@ -198,18 +200,21 @@ impl Books {
         Recorded::New { missing }
     }
 
-    /// Lets an epoch go on behind frames that were acknowledged elsewhere. Nothing changes when they are here.
-    pub fn resume(&mut self, node: u64, epoch: u64, acknowledged: &Acknowledged) {
+    /// Lets an epoch go on behind frames that were acknowledged elsewhere. Returns how many events of each source more are
+    /// elsewhere now. Nothing changes when the frames are here.
+    pub fn resume(&mut self, node: u64, epoch: u64, acknowledged: &Acknowledged) -> [u64; SOURCES] {
         let epoch = self.epoch_entry(node, epoch);
+        let mut more = [0; SOURCES];
         if acknowledged.seq <= epoch.durable_seq {
-            return;
+            return more;
         }
         epoch.durable_seq = acknowledged.seq;
-        for ((elsewhere, &events), &archived) in
-            epoch.elsewhere.iter_mut().zip(&acknowledged.events).zip(&epoch.archived)
-        {
-            *elsewhere = events.saturating_sub(archived);
+        for (source, more) in more.iter_mut().enumerate() {
+            let elsewhere = acknowledged.events[source].saturating_sub(epoch.archived[source]);
+            *more = elsewhere.saturating_sub(epoch.elsewhere[source]);
+            epoch.elsewhere[source] = elsewhere;
         }
+        more
     }
 
     /// Counts damaged places.
@@ -405,6 +410,7 @@ fn balance(epoch: &EpochBooks, ledger: &Ledger, state: EpochState, inherited_nex
         archived,
         dropped: account.dropped,
         inherited: account.inherited,
+        elsewhere,
         ..Balance::default()
     };
     let shipped = i128::from(account.shipped);
@@ -466,6 +472,7 @@ fn epoch_status(node: &NodeBooks, index: usize) -> service::EpochStatus {
             unexplained: balance.unexplained,
             dropped,
             inherited: balance.inherited,
+            elsewhere: balance.elsewhere,
         });
     });
     service::EpochStatus {

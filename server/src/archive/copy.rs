@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record};
 
+use super::ages;
 use super::reader::{ReadError, Reader, SegmentFile, is_segment};
 use super::scan::is_sound;
 use super::segments::segment_path;
@@ -122,6 +123,7 @@ pub fn copy(from: &Path, to: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied,
 fn fill(from: &Path, partial: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied, CopyError> {
     let mut copied = Copied::default();
     copy_journal(from, partial, &mut copied, read)?;
+    copy_ages(from, partial, &mut copied, read)?;
     let segments = Reader::new(from).segments()?;
     let mut opened = Vec::new();
     for segment in segments.iter().take(OPEN_MAX) {
@@ -188,7 +190,7 @@ fn copy_segment(
         copied.bytes += part;
         read(part);
     }
-    // By its time retention knows its age.
+    // For people: retention goes by `ages.json`.
     let times = FileTimes::new().set_modified(metadata.modified().map_err(unreadable)?);
     out.set_permissions(metadata.permissions()).and_then(|()| out.set_times(times)).map_err(failed)?;
     out.sync_all().map_err(failed)
@@ -297,6 +299,21 @@ impl Window {
     }
 }
 
+/// Copies how old the segments are. One that is closed later counts as closed when a server starts from the copy.
+fn copy_ages(from: &Path, partial: &Path, copied: &mut Copied, read: &mut dyn FnMut(u64)) -> Result<(), CopyError> {
+    let (source, to) = (from.join(ages::FILE), partial.join(ages::FILE));
+    let bytes = match fs::read(&source) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(ReadError::Segment { path: source, source: error }.into()),
+    };
+    let written = File::create_new(&to).and_then(|mut out| out.write_all(&bytes).and_then(|()| out.sync_all()));
+    written.map_err(|source| CopyError::Write { path: to, source })?;
+    copied.bytes += bytes.len() as u64;
+    read(bytes.len() as u64);
+    Ok(())
+}
+
 /// A journal's file, where it lies, and where its copy goes.
 type JournalFile = (File, PathBuf, PathBuf);
 
@@ -392,6 +409,7 @@ mod tests {
         let (bytes, offsets) = segment(3);
         fs::write(segment_path(&from, 7), &bytes).expect("written");
         fs::write(from.join("findings.jsonl"), "{}\n{}\n{\"to").expect("written");
+        fs::write(from.join("ages.json"), "{}").expect("written");
         fs::create_dir(&to).expect("made");
         fs::write(to.join("x"), "").expect("written");
         assert!(matches!(copy(&from, &to, &mut |_| {}), Err(CopyError::NotEmpty { .. })));
@@ -405,6 +423,7 @@ mod tests {
         let end = offsets[2] + RECORD_HEADER_BYTES;
         assert_eq!(fs::read(segment_path(&to, 7)).expect("readable"), bytes[..end]);
         assert_eq!(fs::read_to_string(to.join("findings.jsonl")).expect("readable"), "{}\n{}\n");
+        assert_eq!(fs::read_to_string(to.join("ages.json")).expect("readable"), "{}");
         let modified = |path: PathBuf| fs::metadata(path).and_then(|metadata| metadata.modified()).expect("a time");
         assert_eq!(modified(segment_path(&to, 7)), modified(segment_path(&from, 7)));
         assert!(!folder.path().join("copy.partial").exists());

@@ -1,8 +1,10 @@
 //! The archive's metrics. They are the counters that [`super::ArchiveStats`] reads, whether they are registered or not.
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-use tapio_wire::event::Kind;
-use tapio_wire::service::KindCount;
+use tapio_wire::event::{Kind, SOURCES, Source};
+use tapio_wire::service::{ElsewhereCount, KindCount};
+
+use super::elsewhere;
 
 /// See the module.
 #[derive(Debug)]
@@ -18,6 +20,9 @@ pub struct ArchiveMetrics {
     /// In the order of the kinds' numbers.
     pub(super) kinds: Vec<IntCounter>,
     kind_events: IntCounterVec,
+    /// In the order of the kinds of elsewhere, and of the sources.
+    elsewhere: [[IntCounter; SOURCES]; 2],
+    elsewhere_events: IntCounterVec,
     pub(super) duplicates: IntCounter,
     pub(super) quarantined: IntCounter,
     pub(super) poisoned: IntCounter,
@@ -40,7 +45,19 @@ impl ArchiveMetrics {
             Opts::new("tapio_server_archive_kind_events_total", "Events made durable, by kind."),
             &["kind"],
         )?;
+        let elsewhere_events = IntCounterVec::new(
+            Opts::new(
+                "tapio_server_archive_elsewhere_events_total",
+                "Events that nodes say were acknowledged, though not out of this archive. empty_archive: it had no frame when \
+                 this server started, shortly before; the server is new or its disk was emptied.",
+            ),
+            &["source", "kind"],
+        )?;
+        let elsewhere = elsewhere::Kind::ALL
+            .map(|kind| Source::ALL.map(|source| elsewhere_events.with_label_values(&[source.name(), kind.name()])));
         Ok(Self {
+            elsewhere,
+            elsewhere_events,
             kinds: Kind::ALL.iter().map(|kind| kind_events.with_label_values(&[kind.name()])).collect(),
             kind_events,
             commit_seconds: Histogram::with_opts(
@@ -85,12 +102,25 @@ impl ArchiveMetrics {
         counted.map(|(kind, counter)| KindCount { kind: kind.name().to_owned(), events: counter.get() }).collect()
     }
 
+    /// Counts events that are elsewhere, by source. What a node claims cannot make a counter go round.
+    pub(super) fn count_elsewhere(&self, kind: elsewhere::Kind, events: &[u64; SOURCES]) {
+        for (counter, &events) in self.elsewhere[kind as usize].iter().zip(events) {
+            counter.inc_by(events.min(u64::MAX - counter.get()));
+        }
+    }
+
+    /// Events that are elsewhere, told since the start.
+    pub fn elsewhere_counts(&self) -> Vec<ElsewhereCount> {
+        elsewhere::counts(|kind, source| self.elsewhere[kind as usize][source as usize].get())
+    }
+
     /// Makes them visible.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.commit_seconds.clone()))?;
         registry.register(Box::new(self.index_seconds.clone()))?;
         registry.register(Box::new(self.events.clone()))?;
         registry.register(Box::new(self.kind_events.clone()))?;
+        registry.register(Box::new(self.elsewhere_events.clone()))?;
         for counter in [
             &self.written_bytes,
             &self.index_bytes,

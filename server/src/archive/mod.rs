@@ -11,9 +11,11 @@
 //!  streams ──reserve──► queue ──► writer thread: batch ──► segment ──► fdatasync ──► mark ──► books ──► streams
 //! ```
 
+mod ages;
 pub mod books;
 pub mod copy;
 pub mod disk;
+pub mod elsewhere;
 pub mod index;
 mod lock;
 mod metrics;
@@ -21,6 +23,7 @@ pub mod plain;
 pub mod reader;
 mod records;
 mod recover;
+mod retention;
 mod scan;
 mod segments;
 mod snapshot;
@@ -300,6 +303,7 @@ impl Archive {
         let metrics = Arc::new(metrics);
         let mut recovered = recover::recover(&config.dir)?;
         recovered.replay(replay_window, replay)?;
+        let ages = ages::Ages::load(&config.dir, config.max_age, &mut recovered.segments);
         let totals = recovered.books.totals();
         metrics.frames.inc_by(totals.frames);
         metrics.lethal_events.inc_by(totals.lethal_events);
@@ -325,6 +329,8 @@ impl Archive {
             books: Arc::clone(&books),
             metrics: Arc::clone(&metrics),
             closed: recovered.segments,
+            ages,
+            first_contact: elsewhere::FirstContact::new(totals.frames, elsewhere::FIRST_CONTACT),
             next_number: recovered.next_number,
             superfluous: recovered.empty_newest,
         };

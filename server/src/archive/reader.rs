@@ -151,7 +151,9 @@ impl Reader {
                         base.record(&header, bytes);
                     }
                     Item::Note(Note::Name { node, name }) => base.learn_name(node, &name),
-                    Item::Note(Note::Resumed { node, epoch, acknowledged }) => base.resume(node, epoch, &acknowledged),
+                    Item::Note(Note::Resumed { node, epoch, acknowledged }) => {
+                        base.resume(node, epoch, &acknowledged);
+                    }
                     _ => {}
                 }
             }

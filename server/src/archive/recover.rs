@@ -52,6 +52,8 @@ pub struct Recovered {
     surveys: HashMap<u64, Survey, RandomState>,
     /// Damaged places that the books have not counted yet.
     damaged: u64,
+    /// When a segment was written to last, by the wall clock of then.
+    written_at: SystemTime,
 }
 
 /// What one look through a segment tells.
@@ -70,6 +72,8 @@ struct Survey {
 pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
     let refused = |source: io::Error| ArchiveError::Directory { dir: dir.to_owned(), source };
     let segments = segments::list(dir).map_err(refused)?;
+    // Before anything is cut.
+    let newest = segments.back().and_then(|newest| fs::metadata(&newest.path).and_then(|file| file.modified()).ok());
     let mut recovered = Recovered {
         books: Books::default(),
         next_number: segments.back().map_or(1, |newest| newest.number + 1),
@@ -78,6 +82,7 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
         dir: dir.to_owned(),
         surveys: HashMap::default(),
         damaged: 0,
+        written_at: newest.unwrap_or(UNIX_EPOCH),
     };
     let mut first = recovered.segments.len();
     while first > 0 {
@@ -174,7 +179,9 @@ impl Recovered {
                 }
             }
             Item::Note(Note::Name { node, name }) => books.learn_name(node, &name),
-            Item::Note(Note::Resumed { node, epoch, acknowledged }) => books.resume(node, epoch, &acknowledged),
+            Item::Note(Note::Resumed { node, epoch, acknowledged }) => {
+                books.resume(node, epoch, &acknowledged);
+            }
             Item::Note(_) | Item::Damaged(_) | Item::Tail { .. } => {}
         })
     }
@@ -188,8 +195,10 @@ impl Recovered {
             return Ok(());
         }
         let window_ns = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
-        // A node whose clock is ahead must not push the others out of the window.
+        // A node whose clock is ahead must not push the others out of the window. Nor must a clock of this machine that is behind,
+        // as before it was set after a boot, let everything in: it is later than the last write.
         let now_ns = SystemTime::now()
+            .max(self.written_at)
             .duration_since(UNIX_EPOCH)
             .map_or(u64::MAX, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
         let mut newest_ns = 0;

@@ -1,8 +1,8 @@
 //! Reads a segment that may be damaged anywhere, through a window, so that memory does not grow with the segment.
 //!
-//! What enters: a file that nobody writes to. What leaves: checked frames and notes in order, and the ranges between them
-//! that are neither. What must hold: every byte is reported once, as part of an item or of the tail; zeros in front of a
-//! sound record are damage, not the end.
+//! What enters: a file that nobody writes to, though it may be cut meanwhile. What leaves: checked frames and notes in order,
+//! and the ranges between them that are neither. What must hold: every byte is reported once, as part of an item or of the
+//! tail; zeros in front of a sound record are damage, not the end.
 
 use std::fs::File;
 use std::io;
@@ -210,6 +210,57 @@ impl<'a> Scanner<'a> {
         };
         self.window_start = at;
         self.window.resize(read_end.saturating_sub(at) as usize, 0);
-        self.file.read_exact_at(&mut self.window[kept..], at + kept as u64)
+        let mut filled = kept;
+        while filled < self.window.len() {
+            match self.file.read_at(&mut self.window[filled..], at + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if filled < self.window.len() {
+            // The writer has given the rest back meanwhile: it closed the segment or gave it up.
+            self.window.truncate(filled);
+            self.file_bytes = at + filled as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tapio_wire::segment::{append_record, segment_header};
+
+    use super::*;
+
+    #[test]
+    fn a_segment_that_is_cut_while_it_is_read_ends_there() {
+        let mut bytes = segment_header(7).to_vec();
+        let mut content = Vec::new();
+        snapshot::encode_name(1, "node-1", &mut content);
+        let records = 2 * WINDOW_BYTES / record_bytes(content.len());
+        for _ in 0..records {
+            let at = bytes.len() as u64;
+            append_record(&mut bytes, 7, at, RecordKind::Snapshot, &content);
+        }
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&bytes).expect("written");
+        let mut scanner = Scanner::new(&file, 7).expect("readable");
+        assert!(matches!(scanner.next_item(), Ok(Some(Item::Note(_)))));
+        // Behind what was read at once: records are lost, and the last one is torn.
+        let end = (WINDOW_BYTES + WINDOW_BYTES / 2) as u64;
+        file.set_len(end).expect("cut");
+        let mut read = 1;
+        let last = loop {
+            match scanner.next_item().expect("readable") {
+                Some(Item::Note(_)) => read += 1,
+                item => break format!("{item:?}"),
+            }
+        };
+        assert_eq!(read, (end as usize - SEGMENT_HEADER_BYTES) / record_bytes(content.len()));
+        assert!(last.contains("Tail") && !last.contains("Damaged"), "{last}");
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::Duration;
 
 const SUFFIX: &str = ".segment";
 const NEW_SUFFIX: &str = ".segment.new";
@@ -17,8 +17,8 @@ pub struct ClosedSegment {
     pub number: u64,
     pub path: PathBuf,
     pub bytes: u64,
-    /// When it was written to last.
-    pub closed_at: SystemTime,
+    /// In the archive's own time, see [`super::ages`].
+    pub closed_at: Duration,
 }
 
 /// Where segment `number` lies.
@@ -37,7 +37,7 @@ pub fn number_of(name: &OsStr) -> Option<u64> {
     digits.parse().ok()
 }
 
-/// Every segment, oldest first. Leftovers of an interrupted creation are removed.
+/// Every segment, oldest first; when they were closed is left open. Leftovers of an interrupted creation are removed.
 pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -55,12 +55,7 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
         if !metadata.is_file() {
             continue;
         }
-        segments.push(ClosedSegment {
-            number,
-            path: entry.path(),
-            bytes: metadata.len(),
-            closed_at: metadata.modified()?,
-        });
+        segments.push(ClosedSegment { number, path: entry.path(), bytes: metadata.len(), closed_at: Duration::ZERO });
     }
     segments.sort_by_key(|segment| segment.number);
     Ok(segments.into())

@@ -13,26 +13,27 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tapio_wire::segment::{RecordKind, record_bytes, segment_header};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
+use super::ages::Ages;
 use super::disk::{Disk, DiskKind, write_all};
+use super::elsewhere::FirstContact;
 use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
 use super::records::Records;
+use super::retention::{Untrimmed, housekeeping_interval};
 use super::segments::{ClosedSegment, new_segment_path, segment_path};
-use super::{Append, ArchiveState, Books, Queued, lock_books, snapshot};
+use super::{Append, ArchiveState, Books, Queued, SEGMENT_BYTES_MIN, lock_books, snapshot};
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// The part of the commit interval that a frame which arrives alone waits for others.
 const GATHER_SHARE: u32 = 10;
-/// How often age is looked at while nothing arrives.
-const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What the writer works on and with.
 pub(super) struct Writer {
@@ -49,29 +50,40 @@ pub(super) struct Writer {
     pub books: Arc<Mutex<Books>>,
     pub metrics: Arc<ArchiveMetrics>,
     pub closed: VecDeque<ClosedSegment>,
+    pub ages: Ages,
+    pub first_contact: FirstContact,
     pub next_number: u64,
     /// A closed segment that the first new snapshot makes superfluous.
     pub superfluous: Option<u64>,
 }
 
-struct Active<F> {
-    file: F,
-    number: u64,
+/// The segment that is written to.
+pub(super) struct Active<F> {
+    pub file: F,
+    pub number: u64,
     /// Where the next record goes.
-    offset: u64,
+    pub offset: u64,
     /// Bytes reserved.
-    capacity: u64,
-    /// Where the first batch went.
-    first_offset: u64,
-    opened: Instant,
+    pub capacity: u64,
+    /// Where the first batch goes.
+    pub first_offset: u64,
+    /// In the archive's own time.
+    pub opened: Duration,
+    /// It has no commit yet.
+    pub is_new: bool,
     /// Of what is durable in it.
     index: IndexBuilder,
 }
 
-struct Running<D: Disk> {
-    disk: D,
-    writer: Writer,
-    active: Option<Active<D::File>>,
+/// The writer at work.
+pub(super) struct Running<D: Disk> {
+    pub disk: D,
+    pub writer: Writer,
+    pub active: Option<Active<D::File>>,
+    /// Poisoned segments whose rest is still to be given back.
+    pub untrimmed: VecDeque<Untrimmed<D::File>>,
+    /// When ages are looked at next, whatever arrives.
+    pub housekeeping: Instant,
     records: Records,
     /// When the last commit started.
     committed: Option<Instant>,
@@ -82,8 +94,17 @@ impl Writer {
     pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
         let kind = disk.kind();
         self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
-        let mut running = Running { disk, writer: self, active: None, records: Records::default(), committed: None };
-        let first = running.open_segment().await;
+        let mut running = Running {
+            disk,
+            housekeeping: Instant::now() + housekeeping_interval(self.max_age),
+            writer: self,
+            active: None,
+            untrimmed: VecDeque::new(),
+            records: Records::default(),
+            committed: None,
+        };
+        running.keep_to_size().await;
+        let first = running.open_segment(0).await;
         match first {
             Ok(()) => running.set_ready(),
             Err(error) => running.set_not_ready(&error),
@@ -91,6 +112,8 @@ impl Writer {
         started(kind);
         running.serve().await;
         running.close_active().await;
+        running.trim().await;
+        running.writer.ages.save(&running.writer.closed);
     }
 }
 
@@ -111,8 +134,8 @@ impl<D: Disk> Running<D> {
             if !self.gather(&mut batch).await {
                 return;
             }
+            self.housekeep().await;
             if batch.is_empty() {
-                self.housekeep().await;
                 continue;
             }
             self.committed = Some(Instant::now());
@@ -129,7 +152,6 @@ impl<D: Disk> Running<D> {
     /// Collects a batch. False when there is none and never will be; an empty batch when it is time for housekeeping.
     async fn gather(&mut self, batch: &mut Vec<Queued>) -> bool {
         let queue = &mut self.writer.queue;
-        let housekeeping = Instant::now() + HOUSEKEEPING_INTERVAL.min(self.writer.max_age / 4);
         let first = tokio::select! {
             biased;
             queued = queue.recv() => queued,
@@ -137,7 +159,7 @@ impl<D: Disk> Running<D> {
                 queue.close();
                 queue.recv().await
             }
-            () = tokio::time::sleep_until(housekeeping) => return true,
+            () = tokio::time::sleep_until(self.housekeeping) => return true,
         };
         let Some(first) = first else { return false };
         let mut bytes = first.append.bytes.len();
@@ -189,6 +211,7 @@ impl<D: Disk> Running<D> {
         self.set_ready();
         if !batch.is_empty() {
             self.writer.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+            self.after_commit().await;
             self.report(batch);
         }
         true
@@ -204,7 +227,7 @@ impl<D: Disk> Running<D> {
             self.close_active().await;
         }
         if self.active.is_none() {
-            self.open_segment().await?;
+            self.open_segment(bytes as u64).await?;
         }
         if batch.is_empty() {
             return Ok(());
@@ -244,7 +267,9 @@ impl<D: Disk> Running<D> {
                 let Append { bytes: frame, header, node_name, resumed, .. } = &queued.append;
                 bytes += frame.len();
                 if let Some(acknowledged) = resumed {
-                    books.resume(header.node, header.epoch, acknowledged);
+                    let kind = self.writer.first_contact.kind(books.epoch(header.node, header.epoch).is_some());
+                    let more = books.resume(header.node, header.epoch, acknowledged);
+                    metrics.count_elsewhere(kind, &more);
                 }
                 if books.record(header, frame) == super::Recorded::Duplicate {
                     metrics.duplicates.inc();
@@ -281,7 +306,8 @@ impl<D: Disk> Running<D> {
         batch.clear();
     }
 
-    async fn open_segment(&mut self) -> io::Result<()> {
+    /// Opens the next segment, in which a batch of `wanted` bytes is to fit.
+    async fn open_segment(&mut self, wanted: u64) -> io::Result<()> {
         let writer = &mut self.writer;
         let number = writer.next_number;
         // A number is used once, whatever becomes of the attempt.
@@ -292,11 +318,20 @@ impl<D: Disk> Running<D> {
         self.records.push_raw(&segment_header(number));
         self.records.push_shared(RecordKind::Snapshot, content.into());
         let first_offset = self.records.bytes();
-        let capacity = first_offset + writer.segment_bytes;
-        self.make_room(capacity).await;
+        let mut capacity = first_offset + writer.segment_bytes;
         let new = new_segment_path(&self.writer.dir, number);
         let path = segment_path(&self.writer.dir, number);
-        let file = match self.disk.create(&new, capacity).await {
+        let mut created = self.disk.create(&new, capacity).await;
+        if let Err(error) = &created
+            && error.kind() == io::ErrorKind::StorageFull
+            && self.is_too_large(capacity)
+        {
+            // Room is made once a commit has shown that the disk works: a small segment is enough for one.
+            let _ = self.disk.unlink(&new).await;
+            capacity = first_offset + wanted.max(SEGMENT_BYTES_MIN);
+            created = self.disk.create(&new, capacity).await;
+        }
+        let file = match created {
             Ok(file) => file,
             Err(error) => {
                 // It may or may not exist.
@@ -327,20 +362,16 @@ impl<D: Disk> Running<D> {
             offset: first_offset,
             capacity,
             first_offset,
-            opened: Instant::now(),
+            opened: self.writer.ages.now(),
+            is_new: true,
             index: IndexBuilder::default(),
         });
-        if let Some(superfluous) = self.writer.superfluous.take()
-            && let Some(index) = self.writer.closed.iter().position(|segment| segment.number == superfluous)
-            && let Some(segment) = self.writer.closed.remove(index)
-        {
-            self.delete(&segment).await;
-        }
+        self.delete_superfluous().await;
         self.update_gauges();
         Ok(())
     }
 
-    async fn close_active(&mut self) {
+    pub(super) async fn close_active(&mut self) {
         let Some(mut active) = self.active.take() else {
             return;
         };
@@ -349,7 +380,9 @@ impl<D: Disk> Running<D> {
         if let Err(error) = self.disk.truncate(&active.file, active.offset).await {
             warn!(segment = active.number, %error, "the rest of a closed segment was not freed");
         }
-        self.retire(active, false).await;
+        let number = active.number;
+        let file = self.retire(active).await;
+        self.close(number, file).await;
     }
 
     /// Writes the index behind the last record, without a sync: without it the segment is scanned.
@@ -375,80 +408,7 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    async fn poison(&mut self, error: &io::Error) {
-        let Some(active) = self.active.take() else {
-            error!(%error, "no segment can be created");
-            return;
-        };
-        error!(segment = active.number, %error, "segment poisoned: its batch goes to a new one");
-        self.writer.metrics.poisoned.inc();
-        self.retire(active, true).await;
-    }
-
-    async fn retire(&mut self, active: Active<D::File>, poisoned: bool) {
-        let bytes = if poisoned { active.capacity.max(active.offset) } else { active.offset };
-        self.writer.closed.push_back(ClosedSegment {
-            number: active.number,
-            path: segment_path(&self.writer.dir, active.number),
-            bytes,
-            closed_at: SystemTime::now(),
-        });
-        if let Err(error) = self.disk.close(active.file).await {
-            warn!(segment = active.number, %error, "closing a segment failed");
-        }
-        self.update_gauges();
-    }
-
-    async fn housekeep(&mut self) {
-        let old = self
-            .active
-            .as_ref()
-            .is_some_and(|active| active.offset > active.first_offset && active.opened.elapsed() > self.writer.max_age);
-        if old {
-            self.close_active().await;
-        }
-        self.make_room(self.active.as_ref().map_or(0, |active| active.capacity)).await;
-    }
-
-    /// Deletes the oldest closed segments until `wanted` bytes more fit and none is too old. The last one stays while there
-    /// is no active segment, since it has the newest snapshot.
-    async fn make_room(&mut self, wanted: u64) {
-        let now = SystemTime::now();
-        let kept = usize::from(self.active.is_none());
-        let mut deleted = 0;
-        while self.writer.closed.len() > kept {
-            let total: u64 = self.writer.closed.iter().map(|segment| segment.bytes).sum();
-            let oldest = &self.writer.closed[0];
-            let age = now.duration_since(oldest.closed_at).unwrap_or_default();
-            if total.saturating_add(wanted) <= self.writer.max_bytes && age <= self.writer.max_age {
-                break;
-            }
-            let Some(oldest) = self.writer.closed.pop_front() else {
-                break;
-            };
-            self.delete(&oldest).await;
-            deleted += 1;
-        }
-        if deleted > 0 {
-            if let Err(error) = self.disk.sync_dir(&self.writer.dir).await {
-                warn!(%error, "deletions may not be durable: they are repeated after a crash");
-            }
-            self.update_gauges();
-        }
-    }
-
-    async fn delete(&mut self, segment: &ClosedSegment) {
-        match self.disk.unlink(&segment.path).await {
-            Ok(()) => {
-                self.writer.metrics.deleted.inc();
-                info!(segment = segment.number, "segment deleted");
-            }
-            // It is found again, and deleted, by the next start.
-            Err(error) => warn!(segment = segment.number, %error, "segment not deleted"),
-        }
-    }
-
-    fn update_gauges(&self) {
+    pub(super) fn update_gauges(&self) {
         let writer = &self.writer;
         let closed: u64 = writer.closed.iter().map(|segment| segment.bytes).sum();
         let active = self.active.as_ref().map_or(0, |active| active.capacity);

@@ -41,6 +41,9 @@ pub enum Entry {
     /// Events of a node were lost, as one server saw by two frames that followed one another.
     Lost {
         node: u64,
+        /// The later one of the two.
+        epoch: u64,
+        seq: u64,
         interval: Interval,
     },
     /// Everything that a stretch of a node's frames gives occasion to stands in the log before this.
@@ -64,8 +67,9 @@ pub struct Covered {
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
     pub seq: u64,
-    /// `CLOCK_BOOTTIME` of the node.
+    /// `CLOCK_BOOTTIME` of the node, and the same moment since 1970 by the node's clock.
     pub boottime_ns: u64,
+    pub realtime_ns: u64,
     /// What the node had lost up to this frame since the epoch began.
     pub dropped: Dropped,
 }

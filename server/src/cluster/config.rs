@@ -32,7 +32,7 @@ pub struct ClusterSection {
     /// A file with the user's password; read anew for each connection.
     #[schemars(example = "/etc/tapio/nats/password")]
     pub password_file: Option<PathBuf>,
-    /// A credentials file of NATS (JWT and nkey), instead of a user; read anew when NATS refuses it.
+    /// A credentials file of NATS (JWT and nkey), which counts instead of the user; read anew when NATS refuses it.
     #[schemars(example = "/etc/tapio/nats/user.creds")]
     pub credentials_file: Option<PathBuf>,
     /// TLS to NATS.
@@ -138,12 +138,6 @@ impl ClusterSection {
         }
         if self.server_name().bytes().any(|byte| byte.is_ascii_whitespace() || b".*>".contains(&byte)) {
             return Err(("cluster.server", "no spaces, dots, * or >: set a name of letters, digits and -".into()));
-        }
-        if self.credentials_file.is_some() && self.user.is_some() {
-            return Err((
-                "cluster.credentials_file",
-                "beside cluster.user it is not clear who this is: set one".into(),
-            ));
         }
         if self.user.is_some() != self.password_file.is_some() {
             return Err(("cluster.user", "needs cluster.password_file, and the other way round".into()));

@@ -62,7 +62,7 @@ impl Coverage {
         self.nodes.entry(node, Node::default).counted.push(Interval { lost, ..interval });
     }
 
-    /// Takes a stretch in. Returns the moments of the node between which less is missing now.
+    /// Takes a stretch in. Returns the moments of the node between which more or less is missing than before.
     pub fn take(&mut self, server: &str, told: &Covered) -> Option<(u64, u64)> {
         let node = self.nodes.entry(told.node.id, Node::default);
         node.name = Arc::clone(&told.node.name);
@@ -76,9 +76,10 @@ impl Coverage {
             to_server: server.into(),
         });
         let missing = node.missing();
-        let is_gone = |before: &&(u64, u64)| !missing.contains(before);
-        let gone: Vec<_> = missing_before.iter().filter(is_gone).collect();
-        Some((gone.iter().map(|gap| gap.0).min()?, gone.iter().map(|gap| gap.1).max()?))
+        let gone = missing_before.iter().filter(|gap| !missing.contains(gap));
+        let new = missing.iter().filter(|gap| !missing_before.contains(gap));
+        let changed: Vec<_> = gone.chain(new).collect();
+        Some((changed.iter().map(|gap| gap.0).min()?, changed.iter().map(|gap| gap.1).max()?))
     }
 
     /// What was lost on a node between two moments of its `CLOCK_BOOTTIME`, as far as the log tells.
@@ -95,12 +96,6 @@ impl Coverage {
         names.sort_unstable();
         names.truncate(NODES_NAMED_MAX);
         names
-    }
-
-    /// The server that told last of a node's frames, and up to when.
-    pub fn last_of(&self, node: u64) -> Option<(&str, u64)> {
-        let last = self.nodes.get(&node)?.stretches.back()?;
-        Some((&last.to_server, last.to.boottime_ns))
     }
 }
 
@@ -178,7 +173,7 @@ mod tests {
     use crate::correlate::{Dropped, NodeRef};
 
     fn point(seq: u64, events: u64) -> Point {
-        Point { seq, boottime_ns: seq * 100, dropped: Dropped { events, bulk: 0 } }
+        Point { seq, boottime_ns: seq * 100, realtime_ns: seq * 100, dropped: Dropped { events, bulk: 0 } }
     }
 
     fn covered(epoch: u64, from: Point, to: Point, is_final: bool) -> Covered {
@@ -192,7 +187,7 @@ mod tests {
     #[test]
     fn what_one_server_lacks_is_missing_until_another_tells_it() {
         let mut coverage = Coverage::default();
-        assert_eq!(coverage.take("b", &covered(7, point(11, 0), point(20, 0), false)), None);
+        assert_eq!(coverage.take("b", &covered(7, point(11, 0), point(20, 0), false)), Some((0, 1100)), "a new gap");
         assert!(coverage.lost(node(), 500, 900).open_interval, "frames 1 to 10 went elsewhere");
         assert!(!coverage.has(node(), 7, 10) && coverage.has(node(), 7, 11));
         // The other server is behind, and tells in two parts.
@@ -201,7 +196,6 @@ mod tests {
         assert!(coverage.lost(node(), 500, 900).open_interval);
         coverage.take("a", &covered(7, point(5, 0), point(10, 0), false));
         assert_eq!(coverage.lost(node(), 0, 5000), Lost::default());
-        assert_eq!(coverage.last_of(node()), Some(("b", 2000)));
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use super::outgoing::Outgoing;
+
+/// How often it is looked how far the reader is, after the archive was gone through.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub struct Link {
@@ -25,8 +29,13 @@ pub struct Link {
     pub rebuilds: AtomicU64,
     /// Nothing more is published.
     pub frozen: AtomicBool,
-    /// The reader is to begin anew.
+    /// The reader is to begin anew, and how often it was asked to: what it read before that does not count.
     pub rebuild: Notify,
+    pub generation: AtomicU64,
+    /// The reader is connected.
+    pub is_reading: AtomicBool,
+    /// Messages that wait to be written.
+    pub waiting: AtomicU64,
     /// The log lacks what the archive has.
     needs_healing: AtomicBool,
     pub heal: Notify,
@@ -49,6 +58,9 @@ impl Default for Link {
             rebuilds: AtomicU64::new(0),
             frozen: AtomicBool::new(false),
             rebuild: Notify::new(),
+            generation: AtomicU64::new(0),
+            is_reading: AtomicBool::new(false),
+            waiting: AtomicU64::new(0),
             needs_healing: AtomicBool::new(false),
             heal: Notify::new(),
             healing: Mutex::new(None),
@@ -95,6 +107,33 @@ impl Link {
     pub(super) fn ask_for_healing(&self) {
         self.needs_healing.store(true, Ordering::Release);
         self.heal.notify_one();
+    }
+
+    /// Waits until all that waits now is in the log and was read. False when the server ends before.
+    pub async fn read_what_was_written(&self, ended: &mut watch::Receiver<bool>) -> bool {
+        let is_read = || {
+            let published = self.published_seq.load(Ordering::Acquire);
+            self.waiting.load(Ordering::Acquire) == 0 && self.read_seq.load(Ordering::Acquire) >= published
+        };
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        while !is_read() {
+            tokio::select! {
+                _ = look.tick() => {}
+                _ = ended.wait_for(|is| *is) => return false,
+            }
+        }
+        true
+    }
+
+    /// Waits until this server goes on alone no more.
+    pub async fn in_company(&self) {
+        // The sender is in `self`.
+        let _ = self.alone.subscribe().wait_for(|is| !*is).await;
+    }
+
+    /// Whether the archive is to be gone through, or is being gone through.
+    pub fn is_healing(&self) -> bool {
+        self.needs_healing.load(Ordering::Acquire) || self.healing().is_some()
     }
 
     /// Whether that was asked for since it was asked last.

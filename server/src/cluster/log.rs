@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window
-//!                     tapio.<name>.fact.<id>          what there is: pods, workloads, Services
+//!                     tapio.<name>.fact.<node>.<id>   what there is: pods, workloads, Services
 //! TAPIO_<name>_FACTS  the last message of each fact, out of the log
 //! ```
 
@@ -29,6 +29,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// A fact that nobody told for so long is forgotten.
 const FACTS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const FACTS_BYTES_MAX: i64 = 512 << 20;
+/// Who wrote a message, also one that cannot be read.
+pub const SERVER_HEADER: &str = "Tapio-Server";
 /// The largest message.
 pub const MESSAGE_BYTES_MAX: usize = 512 << 10;
 
@@ -74,9 +76,9 @@ impl Names {
         format!("tapio.{}.batch.{}", self.cluster, self.server)
     }
 
-    /// The subject of a fact.
-    pub fn fact(&self, id: EntityId) -> String {
-        format!("tapio.{}.fact.{id:016x}", self.cluster)
+    /// The subject of a fact, as this node has it: another one may say less.
+    pub fn fact(&self, node: u64, id: EntityId) -> String {
+        format!("tapio.{}.fact.{node:016x}.{id:016x}", self.cluster)
     }
 
     fn every(&self, what: &str) -> String {
@@ -107,6 +109,11 @@ impl Log {
         };
         let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).backpressure_on_inflight(true).build(client);
         Ok(Self { context, names: Names::new(config), config: config.clone(), keep })
+    }
+
+    /// What NATS takes in one message.
+    pub fn max_payload(&self) -> usize {
+        self.context.client().server_info().max_payload.max(64 << 10)
     }
 
     /// Makes the streams what they are to be.

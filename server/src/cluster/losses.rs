@@ -5,7 +5,7 @@
 //! clock is the log's; a server that is silent makes absence unknown for every node, since what Kubernetes says of a node's pods may
 //! have gone to any server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +15,14 @@ use crate::correlate::{Interval, LossView, Lost};
 
 /// A server that said nothing for so long, by the log's clock, is silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(15);
-/// A silent server is given up after this: its collectors went to others long ago.
+/// A silent server is given up after this where all its nodes ship to others by now: what is missing of them is known by their frames.
 const GONE_AFTER: Duration = Duration::from_secs(180);
+/// And after this in any case: nothing of it is in the log any more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+/// A server whose messages could not be read counts as silent for so long.
+const UNREAD_FOR: Duration = Duration::from_secs(60);
+/// Stands for servers that this one knows nothing of.
+const ALL_OTHERS: &str = "all other servers";
 
 /// See the module.
 #[derive(Default)]
@@ -49,6 +55,8 @@ pub struct Other {
 struct Inner {
     coverage: Coverage,
     heard: BTreeMap<String, Heard>,
+    /// Servers whose messages could not be read, and when the last one came.
+    unread: BTreeMap<String, u64>,
     silent: Vec<String>,
     /// While this server feeds itself: its own name.
     alone: Option<String>,
@@ -90,6 +98,13 @@ impl ClusterLosses {
             .collect()
     }
 
+    /// A message of a server could not be read. True when another set of servers is silent than before.
+    pub fn unread(&self, server: &str, at_ns: u64) -> bool {
+        let mut inner = self.lock();
+        inner.unread.insert(server.to_owned(), at_ns);
+        inner.look(at_ns)
+    }
+
     /// A server ends in an orderly way: nothing of it is missing.
     pub fn left(&self, server: &str, at_ns: u64) -> bool {
         let mut inner = self.lock();
@@ -101,8 +116,8 @@ impl ClusterLosses {
     pub fn alone(&self, server: &str) {
         let mut inner = self.lock();
         inner.alone = Some(server.to_owned());
-        let others = inner.heard.keys().filter(|other| *other != server).cloned().collect();
-        inner.silent = others;
+        let others: Vec<String> = inner.heard.keys().filter(|other| *other != server).cloned().collect();
+        inner.silent = if others.is_empty() { vec![ALL_OTHERS.to_owned()] } else { others };
     }
 
     /// The servers whose evidence may be missing, by name.
@@ -137,13 +152,15 @@ impl Inner {
             return false;
         }
         let age = |heard_ns: u64| Duration::from_nanos(at_ns.saturating_sub(heard_ns));
-        self.heard.retain(|_, heard| age(heard.at_ns) < GONE_AFTER);
-        let silent: Vec<String> = self
-            .heard
-            .iter()
-            .filter(|(_, heard)| age(heard.at_ns) >= SILENT_AFTER)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let coverage = &self.coverage;
+        self.heard.retain(|server, heard| {
+            let age = age(heard.at_ns);
+            age < GONE_AFTER || age < FORGOTTEN_AFTER && !coverage.nodes_of(server).is_empty()
+        });
+        self.unread.retain(|_, unread_ns| age(*unread_ns) < UNREAD_FOR);
+        let quiet = self.heard.iter().filter(|(_, heard)| age(heard.at_ns) >= SILENT_AFTER).map(|(server, _)| server);
+        let silent: BTreeSet<&String> = quiet.chain(self.unread.keys()).collect();
+        let silent: Vec<String> = silent.into_iter().cloned().collect();
         let is_new = silent != self.silent;
         self.silent = silent;
         is_new
@@ -180,6 +197,6 @@ mod tests {
         losses.heard("a", "", 230 * S);
         assert_eq!(losses.silent(), ["c"]);
         losses.heard("a", "", 400 * S);
-        assert!(losses.silent().is_empty(), "its collectors went to others");
+        assert!(losses.silent().is_empty(), "no node had shipped to it last");
     }
 }

@@ -45,6 +45,8 @@ struct Inner {
     is_passing: bool,
     /// Whoever has something to say waits for room: it comes out of the archive.
     waits: bool,
+    /// Nobody takes anything any more.
+    is_closed: bool,
 }
 
 /// A frame on its way through the shards.
@@ -114,6 +116,7 @@ impl Outgoing {
                 left_out: 0,
                 is_passing: false,
                 waits: false,
+                is_closed: false,
             }),
             filled: Notify::new(),
             passed: Condvar::new(),
@@ -143,7 +146,7 @@ impl Outgoing {
     /// With room for what one frame or signal gives occasion to, where it is waited for.
     fn lock_with_room(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.lock();
-        while inner.waits && inner.entries.len() >= self.entries_max {
+        while inner.waits && !inner.is_closed && inner.entries.len() >= self.entries_max {
             self.filled.notify_one();
             inner = self.passed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
@@ -200,10 +203,16 @@ impl Outgoing {
     /// Waits until everything was taken and handed on. The publisher must be running.
     pub fn wait_passed(&self) {
         let mut inner = self.lock();
-        while !inner.entries.is_empty() || inner.is_passing {
+        while !inner.is_closed && (!inner.entries.is_empty() || inner.is_passing) {
             self.filled.notify_one();
             inner = self.passed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Nobody takes anything any more: nobody waits either.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        self.passed.notify_all();
     }
 
     /// Entries that found no room so far.
@@ -287,13 +296,18 @@ impl SignalBus for Outgoing {
         }
         let dropped = Dropped::of(begun.frame.ledger());
         let epochs = inner.nodes.entry(header.node).or_default();
-        if epochs.last().is_none_or(|last| last.epoch != header.epoch) {
+        if epochs.iter().all(|known| known.epoch != header.epoch) {
             epochs.push(Epoch::new(begun.node.clone(), header.epoch));
         }
-        if let Some(epoch) = epochs.last_mut() {
+        if let Some(epoch) = epochs.iter_mut().find(|known| known.epoch == header.epoch) {
             epoch.node = begun.node.clone();
             epoch.pending.push_back(Pending {
-                point: Point { seq: header.seq, boottime_ns: header.boottime_ns, dropped },
+                point: Point {
+                    seq: header.seq,
+                    boottime_ns: header.boottime_ns,
+                    realtime_ns: header.realtime_ns,
+                    dropped,
+                },
                 is_final: header.is_final,
                 is_done: false,
                 is_telling: false,
@@ -309,7 +323,11 @@ impl SignalBus for Outgoing {
             }
         }
         if let Some(interval) = begun.lost.filter(|interval| interval.lost.events > 0) {
-            is_told |= inner.push(self.entries_max, Some(about), Entry::Lost { node: header.node, interval });
+            is_told |= inner.push(
+                self.entries_max,
+                Some(about),
+                Entry::Lost { node: header.node, epoch: header.epoch, seq: header.seq, interval },
+            );
             inner.tells(about);
         }
         drop(inner);

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::batch::{Batch, Entry};
 use super::config::ClusterSection;
 use super::link::Link;
-use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names};
+use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
 use super::outgoing::Outgoing;
 use crate::correlate::signal::Detail;
 use crate::correlate::{FromLog, InProcessBus, Message, is_global};
@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(250);
 const WAITING_BYTES_MAX: usize = 64 << 20;
 /// Messages on their way at once.
 const FLIGHT_MAX: usize = 64;
+/// What NATS adds to a message.
+const HEADER_BYTES: usize = 1024;
 /// Entries of one message, at first; one that comes out too large is parted.
 const ENTRIES_MAX: usize = 1024;
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -43,10 +45,27 @@ struct Waiting {
     number: u64,
     subject: String,
     payload: Bytes,
-    since: Instant,
 }
 
-type Flight = Pin<Box<dyn Future<Output = (Option<Log>, Result<u64, String>, usize)> + Send>>;
+/// What came of sending: the place in the log of the last message, and of the first one that was new to it.
+struct Landed {
+    last: u64,
+    first_new: Option<u64>,
+}
+
+/// Nobody is left waiting when the publisher ends, also by a panic.
+struct Closing(Arc<Outgoing>, Arc<Link>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+        if let Some(healing) = self.1.healing() {
+            healing.close();
+        }
+    }
+}
+
+type Flight = Pin<Box<dyn Future<Output = (Option<Log>, Result<Landed, String>, usize)> + Send>>;
 
 /// See the module.
 pub struct Publisher {
@@ -62,13 +81,22 @@ pub struct Publisher {
     link: Arc<Link>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// What NATS takes.
+    message_bytes_max: usize,
     number: u64,
     said: Instant,
-    /// Since when the reader has not read what was published.
-    behind_since: Option<Instant>,
-    /// Alone: what must be in the log before this server reads it again.
+    /// When the log last took a message, or one began to wait.
+    moved: Instant,
+    /// Since when the reader has not read a message of this server, and which.
+    behind: Option<(Instant, u64)>,
+    /// When the reader last got on while it is on its way to the log's end, and how far.
+    reading: (Instant, u64),
+    /// Alone: the last message that must be in the log before this server reads it again.
     alone_until: Option<u64>,
     has_overflowed: bool,
+    /// What found no room before it came here.
+    left_out: u64,
+    needs_healing: bool,
 }
 
 fn now_ns() -> u64 {
@@ -96,11 +124,16 @@ impl Publisher {
             link,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            message_bytes_max: MESSAGE_BYTES_MAX - HEADER_BYTES,
             number: 0,
             said: Instant::now(),
-            behind_since: None,
+            moved: Instant::now(),
+            behind: None,
+            reading: (Instant::now(), 0),
             alone_until: None,
             has_overflowed: false,
+            left_out: 0,
+            needs_healing: false,
         }
     }
 
@@ -112,6 +145,7 @@ impl Publisher {
         let mut retry_at = Instant::now();
         let mut ends_at: Option<Instant> = None;
         let outgoing = Arc::clone(&self.outgoing);
+        let _closing = Closing(Arc::clone(&outgoing), Arc::clone(&self.link));
         let mut tick = tokio::time::interval(TICK);
         loop {
             if self.link.frozen.load(Ordering::Acquire) {
@@ -121,6 +155,8 @@ impl Publisher {
             self.gather();
             if ends_at.is_none() && *ended.borrow() {
                 ends_at = Some(Instant::now() + LAST_WORDS);
+                self.outgoing.flush();
+                self.gather();
                 self.say(vec![Entry::Leaving]);
             }
             if ends_at.is_some_and(|at| self.waiting.is_empty() || Instant::now() >= at) {
@@ -133,10 +169,13 @@ impl Publisher {
                 (connection, outcome, count) = async { match &mut flight { Some(flight) => flight.await, None => std::future::pending().await } } => {
                     flight = None;
                     log = connection;
+                    if let Some(log) = &log {
+                        self.message_bytes_max = MESSAGE_BYTES_MAX.min(log.max_payload()) - HEADER_BYTES;
+                    }
                     match outcome {
-                        Ok(seq) => {
+                        Ok(landed) => {
                             failures = 0;
-                            self.landed(count, seq);
+                            self.landed(count, &landed);
                         }
                         Err(error) => {
                             failures += 1;
@@ -162,6 +201,9 @@ impl Publisher {
             self.say(entries);
         }
         self.outgoing.passed();
+        let left_out = self.outgoing.left_out();
+        self.needs_healing |= left_out > self.left_out;
+        self.left_out = left_out;
         if let Some(healing) = self.link.healing() {
             let entries = healing.take();
             if !entries.is_empty() {
@@ -178,17 +220,17 @@ impl Publisher {
         let mut has_facts = false;
         for entry in entries {
             let fact = match &entry {
-                Entry::Described(entity) if entity.kind.is_some_and(is_global) => Some(entity.id),
+                Entry::Described(entity) if entity.kind.is_some_and(is_global) => Some((entity.node.id, entity.id)),
                 Entry::Signal(signal) => match &signal.detail {
-                    Detail::Fact(fact) => fact.endpoints.as_ref().map(|told| told.id()),
+                    Detail::Fact(fact) => fact.endpoints.as_ref().map(|told| (0, told.id())),
                     _ => None,
                 },
                 _ => None,
             };
             match fact {
-                Some(id) => {
+                Some((node, id)) => {
                     has_facts = true;
-                    self.enqueue(self.names.fact(id), vec![entry]);
+                    self.enqueue(self.names.fact(node, id), vec![entry]);
                 }
                 None => others.push(entry),
             }
@@ -212,21 +254,30 @@ impl Publisher {
                 return;
             }
         };
-        if payload.len() > MESSAGE_BYTES_MAX - 1024 && batch.entries.len() > 1 {
+        if payload.len() > self.message_bytes_max && batch.entries.len() > 1 {
             let mut first = batch.entries;
             let second = first.split_off(first.len() / 2);
             self.enqueue(subject.clone(), first);
             self.enqueue(subject, second);
             return;
         }
-        if self.waiting_bytes + payload.len() > WAITING_BYTES_MAX || self.has_overflowed {
+        if payload.len() > self.message_bytes_max {
+            tracing::error!(
+                bytes = payload.len(),
+                "an entry is larger than NATS takes, and is left out: raise max_payload"
+            );
+            self.link.overflowed.fetch_add(1, Ordering::Relaxed);
+        } else if self.waiting_bytes + payload.len() > WAITING_BYTES_MAX || self.has_overflowed {
             self.has_overflowed = true;
             self.link.overflowed.fetch_add(1, Ordering::Relaxed);
         } else {
+            if self.waiting.is_empty() {
+                self.moved = Instant::now();
+            }
             self.number += 1;
             self.waiting_bytes += payload.len();
-            let payload = Bytes::from(payload);
-            self.waiting.push_back(Waiting { number: self.number, subject, payload, since: Instant::now() });
+            self.waiting.push_back(Waiting { number: self.number, subject, payload: payload.into() });
+            self.link.waiting.store(self.waiting.len() as u64, Ordering::Release);
         }
         if self.link.is_alone() {
             self.tell_finder(batch);
@@ -265,27 +316,41 @@ impl Publisher {
         })
     }
 
-    fn landed(&mut self, count: usize, seq: u64) {
+    fn landed(&mut self, count: usize, landed: &Landed) {
         let mut last = 0;
         for waiting in self.waiting.drain(..count) {
             self.waiting_bytes -= waiting.payload.len();
             last = waiting.number;
         }
-        self.link.messages_published.fetch_add(count as u64, Ordering::Relaxed);
-        self.link.published_seq.store(seq, Ordering::Release);
-        if self.link.set_trouble(None) {
+        let link = &self.link;
+        link.waiting.store(self.waiting.len() as u64, Ordering::Release);
+        self.moved = Instant::now();
+        link.messages_published.fetch_add(count as u64, Ordering::Relaxed);
+        let before = link.published_seq.swap(landed.last, Ordering::AcqRel);
+        if landed.first_new.is_some_and(|seq| seq <= before) {
+            tracing::warn!("the log of the servers has lost its end: what the archive has of it is told again");
+            self.needs_healing = true;
+        }
+        if link.set_trouble(None) {
             tracing::info!("the log of the servers takes messages");
         }
-        if self.alone_until.is_some_and(|until| last >= until) {
-            self.alone_until = None;
-            self.behind_since = None;
-            self.link.set_alone(false);
-            self.link.set_caught_up(false);
-            self.link.rebuild.notify_one();
-            tracing::info!("the log is back: what was found alone is found again by what all servers say");
+        if link.is_alone() {
+            // What was said until the log was back.
+            let until = *self.alone_until.get_or_insert(self.number);
+            if last >= until && link.is_reading.load(Ordering::Acquire) {
+                self.alone_until = None;
+                self.behind = None;
+                self.reading = (Instant::now(), 0);
+                link.generation.fetch_add(1, Ordering::AcqRel);
+                link.set_caught_up(false);
+                link.set_alone(false);
+                link.rebuild.notify_one();
+                tracing::info!("the log is back: what was found alone is found again by what all servers say");
+            }
         }
-        if self.has_overflowed && self.waiting.is_empty() {
+        if (self.has_overflowed || self.needs_healing) && self.waiting.is_empty() && !self.link.is_alone() {
             self.has_overflowed = false;
+            self.needs_healing = false;
             self.link.ask_for_healing();
         }
     }
@@ -295,20 +360,30 @@ impl Publisher {
         if self.link.is_alone() {
             return;
         }
-        let is_stuck = self.waiting.front().is_some_and(|waiting| waiting.since.elapsed() >= ALONE_AFTER);
-        let (published, read) = (&self.link.published_seq, &self.link.read_seq);
-        let is_behind = self.link.is_caught_up() && read.load(Ordering::Acquire) < published.load(Ordering::Acquire);
-        match (is_behind, self.behind_since) {
-            (false, _) => self.behind_since = None,
-            (true, None) => self.behind_since = Some(Instant::now()),
-            (true, Some(_)) => {}
+        let is_stuck = !self.waiting.is_empty() && self.moved.elapsed() >= ALONE_AFTER;
+        let (published, read) =
+            (self.link.published_seq.load(Ordering::Acquire), self.link.read_seq.load(Ordering::Acquire));
+        if !self.link.is_caught_up() {
+            self.behind = None;
+            let got_on = self.link.messages_read.load(Ordering::Relaxed);
+            if got_on != self.reading.1 {
+                self.reading = (Instant::now(), got_on);
+            }
+        } else {
+            self.reading.0 = Instant::now();
+            match self.behind {
+                Some((_, seq)) if read >= seq => self.behind = None,
+                None if read < published => self.behind = Some((Instant::now(), published)),
+                _ => {}
+            }
         }
-        let is_unread = self.behind_since.is_some_and(|since| since.elapsed() >= BEHIND_MAX);
+        let is_unread = self.behind.is_some_and(|(since, _)| since.elapsed() >= BEHIND_MAX)
+            || self.reading.0.elapsed() >= BEHIND_MAX;
         if !is_stuck && !is_unread {
             return;
         }
         tracing::warn!(is_stuck, is_unread, "the log is away: this server goes on with what its own collectors say");
-        self.alone_until = Some(self.number + 1);
+        self.alone_until = None;
         self.link.set_alone(true);
         let alone = FromLog::Alone(self.names.server().to_owned());
         let _ = self.finder.send(Message::FromLog(alone));
@@ -326,16 +401,19 @@ async fn connect(config: &ClusterSection, keep: Duration) -> Result<Log, LogErro
     Ok(log)
 }
 
-/// The place in the log of the last one.
-async fn send(log: &Log, messages: Vec<(String, String, Bytes)>) -> Result<u64, String> {
+async fn send(log: &Log, messages: Vec<(String, String, Bytes)>) -> Result<Landed, String> {
     let mut acks = Vec::with_capacity(messages.len());
     for (subject, id, payload) in messages {
-        let message = PublishMessage::build().payload(payload).message_id(id);
+        let message = PublishMessage::build().payload(payload).message_id(id).header(SERVER_HEADER, log.names.server());
         acks.push(log.context.send_publish(subject, message).await.map_err(|error| error.to_string())?);
     }
-    let mut last = 0;
+    let mut landed = Landed { last: 0, first_new: None };
     for ack in acks {
-        last = last.max(ack.await.map_err(|error| error.to_string())?.sequence);
+        let ack = ack.await.map_err(|error| error.to_string())?;
+        landed.last = landed.last.max(ack.sequence);
+        if !ack.duplicate {
+            landed.first_new.get_or_insert(ack.sequence);
+        }
     }
-    Ok(last)
+    Ok(landed)
 }

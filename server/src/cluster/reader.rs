@@ -22,6 +22,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether the log is still the same one.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the next fact may take.
+const FACTS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why reading ended.
 enum End {
@@ -51,12 +53,15 @@ pub struct Reader {
     finder: InProcessBus,
     link: Arc<Link>,
     position: Option<Position>,
+    /// The log was read before, up to there: one that ends earlier has lost its end.
+    was: Option<Position>,
+    trouble: Option<String>,
 }
 
 impl Reader {
     /// Drives `finder`.
     pub fn new(config: &ClusterSection, keep: Duration, finder: InProcessBus, link: Arc<Link>) -> Self {
-        Self { config: config.clone(), keep, finder, link, position: None }
+        Self { config: config.clone(), keep, finder, link, position: None, was: None, trouble: None }
     }
 
     /// Reads until `ended`.
@@ -70,10 +75,14 @@ impl Reader {
             };
             match outcome {
                 Err(End::Broken(error)) => {
+                    self.link.is_reading.store(false, Ordering::Release);
                     if self.position != before {
                         retry = RETRY_MIN;
                     }
-                    tracing::debug!(error, "the log cannot be read");
+                    if self.trouble.as_ref() != Some(&error) {
+                        tracing::warn!(error, "the log of the servers cannot be read");
+                    }
+                    self.trouble = Some(error);
                 }
                 Ok(()) | Err(End::Ended) => return,
             }
@@ -103,23 +112,40 @@ impl Reader {
         let goes_on = self.position.filter(|at| {
             at.created_ns == created_ns && info.state.first_sequence <= at.seq + 1 && at.seq <= info.state.last_sequence
         });
+        let mut generation = self.link.generation.load(Ordering::Acquire);
+        let mut target = info.state.last_sequence;
+        // Without a place to go on at, the first message is the one that is there first.
+        let mut position = goes_on;
         if goes_on.is_none() {
             // Before anything is asked for: what is known is of the log that was.
             self.link.set_caught_up(false);
-            // A log that was read before and is not there any more lacks what it had.
-            if self.position.is_some_and(|at| at.created_ns != created_ns || at.seq > info.state.last_sequence) {
+            let is_lost = |at: Position| at.created_ns != created_ns || at.seq > info.state.last_sequence;
+            if self.was.is_some_and(is_lost) {
                 tracing::warn!("the log of the servers was lost: what the archive has of it is told again");
                 self.link.ask_for_healing();
             }
+            self.was = None;
+            // What a server finds alone it finds until its own words are in the log.
+            self.link.is_reading.store(true, Ordering::Release);
+            self.link.in_company().await;
+            generation = self.link.generation.load(Ordering::Acquire);
             self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
             self.finder.send(Message::FromLog(FromLog::Rebuild))?;
             self.read_facts(log).await?;
+            let info = stream.get_info().await.map_err(|error| broken(&error))?;
+            target = info.state.last_sequence;
+            if info.state.messages == 0 {
+                position = Some(Position { created_ns, seq: target });
+            }
         }
-        let mut position = goes_on.unwrap_or(Position { created_ns, seq: info.state.first_sequence.saturating_sub(1) });
-        let target = info.state.last_sequence;
-        let mut messages = log::read_from(stream, position.seq + 1).await.map_err(|error| broken(&error))?;
-        self.position = Some(position);
-        self.reached(position.seq, target)?;
+        let from_seq = position.map_or(0, |at| at.seq + 1);
+        let mut messages = log::read_from(stream, from_seq).await.map_err(|error| broken(&error))?;
+        self.link.is_reading.store(true, Ordering::Release);
+        self.trouble = None;
+        self.position = position;
+        if let Some(position) = position {
+            self.reached(position.seq, target, generation)?;
+        }
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.tick().await;
         loop {
@@ -128,7 +154,8 @@ impl Reader {
                 () = self.link.rebuild.notified() => return Ok(()),
                 _ = look.tick() => {
                     let info = stream.get_info().await.map_err(|error| broken(&error))?;
-                    if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < position.seq {
+                    let read_seq = position.map_or(0, |at| at.seq);
+                    if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
                     }
                     continue;
@@ -137,33 +164,41 @@ impl Reader {
             let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
             let told = message.info().map_err(|error| broken(&error))?;
             let (seq, at_ns) = (told.stream_sequence, told.published.unix_timestamp_nanos() as u64);
-            if seq > position.seq + 1 {
-                // What was between was deleted before this server came to it.
-                tracing::warn!(missed = seq - position.seq - 1, "this server fell behind the log, and reads it anew");
-                self.position = None;
-                return Ok(());
-            }
-            if seq <= position.seq {
-                continue;
+            match position {
+                Some(at) if seq > at.seq + 1 => {
+                    // What was between was deleted before this server came to it.
+                    tracing::warn!(missed = seq - at.seq - 1, "this server fell behind the log, and reads it anew");
+                    return Ok(());
+                }
+                Some(at) if seq <= at.seq => continue,
+                _ => {}
             }
             match Batch::decode(&message.payload) {
                 Ok(batch) => self.finder.send(Message::FromLog(FromLog::Batch(Box::new(batch), at_ns)))?,
                 Err(error) => {
+                    let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
+                    let server = server.map_or("a server of another version", |server| server.as_str());
+                    self.finder.send(Message::FromLog(FromLog::Unread(server.to_owned(), at_ns)))?;
                     if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
                         tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
                     }
                 }
             }
-            position.seq = seq;
-            self.position = Some(position);
+            position = Some(Position { created_ns, seq });
+            self.position = position;
+            self.was = position;
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
-            self.reached(seq, target)?;
+            self.reached(seq, target, generation)?;
         }
     }
 
-    fn reached(&self, seq: u64, target: u64) -> Result<(), BusClosed> {
-        if seq >= target && !self.link.is_caught_up() {
-            self.finder.send(Message::FromLog(FromLog::CaughtUp))?;
+    fn reached(&self, seq: u64, target: u64, generation: u64) -> Result<(), BusClosed> {
+        // Where it is asked to begin anew, what it has read so far does not count.
+        let is_asked = self.link.generation.load(Ordering::Acquire) != generation;
+        if seq >= target && !self.link.is_caught_up() && !is_asked {
+            // What the archive has to tell again may confirm what was found alone.
+            let confirms = !self.link.is_healing();
+            self.finder.send(Message::FromLog(FromLog::CaughtUp { confirms }))?;
             // Whoever hears of it may rely on the finder's being there too.
             self.finder.barrier()?;
             self.link.set_caught_up(true);
@@ -181,16 +216,18 @@ impl Reader {
             return Ok(());
         }
         let mut messages = log::read_from(&facts, 0).await.map_err(|error| broken(&error))?;
-        while let Some(message) = messages.next().await {
-            let message = message.map_err(|error| broken(&error))?;
+        loop {
+            let message = tokio::time::timeout(FACTS_TIMEOUT, messages.next()).await;
+            let message = message.map_err(|_| broken(&"no fact came in time"))?;
+            let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
+            self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             let seq = message.info().map_err(|error| broken(&error))?.stream_sequence;
             if let Ok(batch) = Batch::decode(&message.payload) {
                 self.finder.send(Message::FromLog(FromLog::Facts(Box::new(batch))))?;
             }
             if seq >= info.state.last_sequence {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
 }

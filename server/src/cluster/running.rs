@@ -21,14 +21,14 @@ use super::losses::{ClusterLosses, Other};
 use super::outgoing::Outgoing;
 use super::publisher::Publisher;
 use super::reader::Reader;
-use crate::correlate::{InProcessBus, SignalBus};
+use crate::correlate::{FromLog, InProcessBus, Message, SignalBus};
 use crate::vitals::{Pulse, Sign, Vitals};
 
 /// How long a start waits for the log before it goes on without.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
-/// Sends the frames of the archive's last minutes through shards that publish to this bus.
-pub type Healer = Box<dyn Fn(Arc<dyn SignalBus>) + Send>;
+/// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is told to stop.
+pub type Healer = Box<dyn Fn(Arc<dyn SignalBus>, &dyn Fn() -> bool) + Send>;
 
 /// See the module.
 pub struct Cluster {
@@ -72,7 +72,7 @@ impl Cluster {
         started.spawn("log-publisher", publisher.run(ended.clone()))?;
         let reader = Reader::new(config, keep, finder.clone(), Arc::clone(&link));
         started.spawn("log-reader", reader.run(ended.clone()))?;
-        started.spawn("log-healer", heal(link, losses, entries_max, healer, ended))?;
+        started.spawn("log-healer", heal(link, losses, finder.clone(), entries_max, healer, ended))?;
         Ok(started)
     }
 
@@ -176,6 +176,7 @@ impl Drop for Cluster {
 async fn heal(
     link: Arc<Link>,
     losses: Arc<ClusterLosses>,
+    finder: InProcessBus,
     entries_max: usize,
     healer: Healer,
     mut ended: watch::Receiver<bool>,
@@ -195,13 +196,16 @@ async fn heal(
         let healing = Arc::new(Outgoing::new(entries_max));
         healing.begin_replay(losses.coverage());
         link.set_healing(Some(Arc::clone(&healing)));
-        healer(Arc::<Outgoing>::clone(&healing));
+        healer(Arc::<Outgoing>::clone(&healing), &|| *ended.borrow());
         healing.flush();
-        // Whoever takes it looks at it every moment as long as it is there.
-        if !*ended.borrow() {
-            healing.wait_passed();
-        }
+        // Returns also where nobody takes anything any more.
+        healing.wait_passed();
         link.set_healing(None);
+        if !link.read_what_was_written(&mut ended).await {
+            return;
+        }
+        // What was found alone and is not confirmed by now is not so. Without a finder the server ends.
+        let _ = finder.send(Message::FromLog(FromLog::Confirmed));
         tracing::info!("what the log lacked was told again from the archive");
     }
 }

@@ -87,8 +87,12 @@ pub(crate) enum FromLog {
     Facts(Box<Batch>),
     /// The log is read anew from its beginning.
     Rebuild,
-    /// The end of the log was reached for the first time since.
-    CaughtUp,
+    /// The end of the log was reached for the first time since; whether all that there is to say was in it.
+    CaughtUp { confirms: bool },
+    /// What the log had lacked is in it now.
+    Confirmed,
+    /// A message of this server could not be read.
+    Unread(String, u64),
     /// From now on batches come from this server itself, whose name this is, and not out of the log.
     Alone(String),
 }

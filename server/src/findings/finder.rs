@@ -25,10 +25,8 @@ use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::cluster::{Batch, ClusterLosses};
-use crate::correlate::signal::{Detail, Signal, SignalKind};
-use crate::correlate::{
-    BusClosed, EntityInfo, FromLog as Told, Generations, InProcessBus, LossView, Lost, Message, NodeClock, Topology,
-};
+use crate::correlate::signal::{Signal, SignalKind};
+use crate::correlate::{BusClosed, FromLog as Told, Generations, InProcessBus, LossView, Message, NodeClock, Topology};
 
 /// Anchors that one late signal makes be looked at again.
 const REVISITED_MAX: usize = 64;
@@ -37,10 +35,8 @@ const NODES_MAX: usize = 20_000;
 /// A clock that goes back by more than this, with a new epoch, was started anew.
 const REBOOT_NS: u64 = 60_000_000_000;
 
-/// Why a gap says that events of one entity were left out, and how far from the event that says so they may be: it is told every ten
-/// seconds.
-const FLOOD: &str = "flood";
-const FLOOD_REACH_NS: u64 = 11_000_000_000;
+/// Messages of the log that may wait for the finder.
+const BUS_MESSAGES: usize = 64;
 
 /// How the finder is sized.
 #[derive(Clone, Debug)]
@@ -104,7 +100,9 @@ impl Finder {
     ) -> Result<Self, StartError> {
         let view: Arc<dyn LossView> = Arc::<ClusterLosses>::clone(&losses);
         let topology = Arc::new(Topology::new(entities_max));
-        Self::spawn(config, patterns, topology, view, store, Some(FromLog::new(losses, entities_max)))
+        // What waits are messages of a thousand signals, and not signals.
+        let config = FinderConfig { bus_signals: config.bus_signals.min(BUS_MESSAGES), ..config.clone() };
+        Self::spawn(&config, patterns, topology, view, store, Some(FromLog::new(losses, entities_max)))
     }
 
     fn spawn(
@@ -333,6 +331,9 @@ impl Worker {
                 self.end_as_it_stands(&finding, clock.realtime_ns);
             }
         }
+        if self.store.is_replaying() {
+            return;
+        }
         // Of an earlier run's states it is not known when they were told last: they have as long, from this run's begin on.
         let quiet = self.memory.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
         if clock.boottime_ns < quiet.0 {
@@ -530,43 +531,6 @@ impl Worker {
         self.act(actions);
         // Only now there is what takes their place.
         self.withdraw(replaced.into_iter().map(|id| Withdrawn { id, successor: successor.clone() }));
-    }
-
-    /// What was lost on the nodes that the evidence comes from.
-    fn lost(&self, found: &Match) -> Lost {
-        let mut nodes: Vec<u64> = found.steps.iter().flatten().map(|noted| noted.signal.evidence.node).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        let of_nodes = nodes.into_iter().fold(Lost::default(), |sum, node| {
-            let (from_ns, to_ns) = compose::loss_window(found, node);
-            sum.and(self.losses.lost(node, from_ns, to_ns))
-        });
-        of_nodes.and(Lost { events: self.left_out(found), ..Lost::default() })
-    }
-
-    /// Events of the evidence's own entities that were left out near it, since they flooded their node.
-    fn left_out(&self, found: &Match) -> u64 {
-        let mut entities: Vec<_> = found.steps.iter().flatten().map(|noted| &noted.signal.entity).collect();
-        entities.sort_unstable_by_key(|entity| (entity.node.id, entity.id));
-        entities.dedup_by_key(|entity| (entity.node.id, entity.id));
-        let left_out = |entity: &Arc<EntityInfo>| {
-            let (from_ns, to_ns) = compose::loss_window(found, entity.node.id);
-            let ring = self.memory.history.ring(&Joins::entity_key(entity)).into_iter().flatten();
-            ring.filter_map(|noted| match &noted.signal.detail {
-                Detail::Fact(fact) if fact.kind == SignalKind::Gap && fact.text("reason") == FLOOD => {
-                    let from = noted.signal.boottime_ns.saturating_sub(fact.number("lasted") + FLOOD_REACH_NS);
-                    let is_near = from <= to_ns && noted.signal.boottime_ns.saturating_add(FLOOD_REACH_NS) >= from_ns;
-                    is_near.then(|| fact.number("found_gone"))
-                }
-                _ => None,
-            })
-            .sum::<u64>()
-        };
-        // That it floods is no less certain for what is missing.
-        if found.steps.iter().flatten().all(|noted| noted.signal.kind() == SignalKind::Gap) {
-            return 0;
-        }
-        entities.into_iter().map(left_out).sum()
     }
 
     fn act(&self, actions: Vec<Action>) {

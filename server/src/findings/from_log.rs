@@ -15,6 +15,10 @@ use crate::correlate::{FromLog as Told, Generations, Topology};
 
 /// Signals of frames that are not covered yet: one that comes again is not counted again.
 const SEEN_MAX: usize = 262_144;
+/// Stands for a loss among the kinds of signal.
+const LOST: u8 = u8::MAX;
+/// Nodes remembered.
+const NODES_MAX: usize = 20_000;
 /// Anchors that are looked at again when it is known that less, or more, may be missing.
 const REVISITED_MAX: usize = 1024;
 
@@ -22,13 +26,15 @@ const REVISITED_MAX: usize = 1024;
 pub struct FromLog {
     pub losses: Arc<ClusterLosses>,
     seen: Generations<(EvidenceId, u8), ()>,
+    /// When each node booted, nanoseconds since 1970 by its clock.
+    booted: Generations<u64, u64>,
     entities_max: usize,
 }
 
 impl FromLog {
     /// Has read nothing yet.
     pub fn new(losses: Arc<ClusterLosses>, entities_max: usize) -> Self {
-        Self { losses, seen: Generations::new(SEEN_MAX), entities_max }
+        Self { losses, seen: Generations::new(SEEN_MAX), booted: Generations::new(NODES_MAX), entities_max }
     }
 }
 
@@ -39,9 +45,18 @@ impl Worker {
             Told::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             Told::Facts(batch) => self.take_facts(*batch),
             Told::Rebuild => self.rebuild(),
-            Told::CaughtUp => {
+            Told::CaughtUp { confirms } => {
                 self.store.set_replaying(false);
-                self.store.withdraw_unconfirmed();
+                if confirms {
+                    self.store.withdraw_unconfirmed();
+                }
+            }
+            Told::Confirmed => self.store.withdraw_unconfirmed(),
+            Told::Unread(server, at_ns) => {
+                let is_new = self.log.as_ref().is_some_and(|log| log.losses.unread(&server, at_ns));
+                if is_new {
+                    self.revisit(|_| true);
+                }
             }
             Told::Alone(server) => {
                 self.store.set_alone(true);
@@ -67,20 +82,33 @@ impl Worker {
         let Some(losses) = self.log.as_ref().map(|log| Arc::clone(&log.losses)) else { return };
         self.store.set_now(at_ns);
         let mut is_unsure_otherwise = losses.heard(&batch.server, &batch.address, at_ns);
+        let mut changed: Option<(u64, u64)> = None;
+        let mut note = |from_ns: u64, to_ns: u64| {
+            let (known_from, known_to) = changed.unwrap_or((from_ns, to_ns));
+            changed = Some((known_from.min(from_ns), known_to.max(to_ns)));
+        };
         for entry in batch.entries {
             match entry {
                 Entry::Described(entity) => self.memory.topology.learn_info(&entity),
                 Entry::Signal(signal) => self.take_signal(*signal, &losses),
-                Entry::Clock(clock) => self.end_quiet(&clock),
-                Entry::Lost { node, interval } => losses.count(node, interval),
+                Entry::Clock(clock) => {
+                    self.note_offset(clock.node.id, clock.realtime_ns, clock.boottime_ns);
+                    self.end_quiet(&clock);
+                }
+                Entry::Lost { node, epoch, seq, interval } => {
+                    let lost = EvidenceId { node, epoch, seq, index: u32::MAX };
+                    if !losses.has(node, epoch, seq) && self.is_first(lost, LOST) {
+                        losses.count(node, interval);
+                        let offset_ns = self.offset_of(node);
+                        note(interval.from_ns.saturating_add(offset_ns), interval.to_ns.saturating_add(offset_ns));
+                    }
+                }
                 Entry::Covered(covered) => {
+                    let node = covered.node.id;
+                    self.note_offset(node, covered.to.realtime_ns, covered.to.boottime_ns);
                     if let Some((from_ns, to_ns)) = losses.cover(&batch.server, &covered) {
-                        let reach_ns = self.patterns.window_max().as_nanos() as u64;
-                        let (from_ns, to_ns) = (from_ns.saturating_sub(reach_ns), to_ns.saturating_add(reach_ns));
-                        let node = covered.node.id;
-                        self.revisit(|signal| {
-                            signal.evidence.node == node && (from_ns..=to_ns).contains(&signal.boottime_ns)
-                        });
+                        let offset_ns = self.offset_of(node);
+                        note(from_ns.saturating_add(offset_ns), to_ns.saturating_add(offset_ns));
                     }
                 }
                 Entry::Leaving => is_unsure_otherwise |= losses.left(&batch.server, at_ns),
@@ -89,17 +117,38 @@ impl Worker {
         }
         if is_unsure_otherwise {
             self.revisit(|_| true);
+        } else if let Some((from_ns, to_ns)) = changed {
+            // Whoever's finding rests on the node's evidence, on any node.
+            let reach_ns = self.patterns.window_max().as_nanos() as u64;
+            let (from_ns, to_ns) = (from_ns.saturating_sub(reach_ns), to_ns.saturating_add(reach_ns));
+            self.revisit(|signal| (from_ns..=to_ns).contains(&signal.realtime_ns));
         }
+    }
+
+    /// Remembers when a node booted, nanoseconds since 1970.
+    fn note_offset(&mut self, node: u64, realtime_ns: u64, boottime_ns: u64) {
+        if let Some(log) = &mut self.log {
+            log.booted.insert(node, realtime_ns.saturating_sub(boottime_ns));
+        }
+    }
+
+    fn offset_of(&self, node: u64) -> u64 {
+        self.log.as_ref().and_then(|log| log.booted.get(&node).copied()).unwrap_or(0)
+    }
+
+    /// Whether it comes for the first time.
+    fn is_first(&mut self, evidence: EvidenceId, kind: u8) -> bool {
+        let Some(log) = &mut self.log else { return false };
+        let is_first = log.seen.get(&(evidence, kind)).is_none();
+        log.seen.insert((evidence, kind), ());
+        is_first
     }
 
     fn take_signal(&mut self, mut signal: Signal, losses: &ClusterLosses) {
         let EvidenceId { node, epoch, seq, .. } = signal.evidence;
-        let Some(log) = &mut self.log else { return };
-        let key = (signal.evidence, signal.kind() as u8);
-        if losses.has(node, epoch, seq) || log.seen.get(&key).is_some() {
+        if losses.has(node, epoch, seq) || !self.is_first(signal.evidence, signal.kind() as u8) {
             return;
         }
-        log.seen.insert(key, ());
         let topology = &self.memory.topology;
         topology.learn_info(&signal.entity);
         signal.entity = topology.get(signal.entity.node.id, signal.entity.id).unwrap_or(signal.entity);

@@ -11,10 +11,10 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tapio_wire::event::EntityKind;
-use tapio_wire::service::{EntityRef, Evidence, Finding};
+use tapio_wire::service::Finding;
 use tokio::sync::broadcast;
 
+use super::restored::{DeathKey, death_key, node_of, says_less, subjects, tells_of};
 use crate::correlate::Generations;
 
 /// Changes that a watcher may be behind before it has to catch up by listing.
@@ -41,9 +41,6 @@ pub enum Change {
     Published(Arc<Finding>),
     Withdrawn { id: String, successor: Option<String> },
 }
-
-/// One death: node, entity, process, moment.
-type DeathKey = (String, u64, u32, u64);
 
 struct Inner {
     /// Findings out of the journal that this run has not found again, and the deaths that they explain.
@@ -371,6 +368,8 @@ impl FindingStore {
             finding.revision = known.revision;
             finding.published_ns = known.published_ns;
             if finding == **known {
+                // It was found again as it was.
+                inner.restored.remove(&finding.id);
                 return None;
             }
             finding.revision += 1;
@@ -519,59 +518,10 @@ fn position(finding: &Finding) -> Position {
     Position { ended_ns: finding.ended_ns, id: finding.id.clone() }
 }
 
-fn death_key(finding: &Finding) -> Option<DeathKey> {
-    let (entity, death) = (finding.entity.as_ref()?, finding.death.as_ref()?);
-    Some((entity.node.clone(), entity.id, death.pid, finding.ended_ns))
-}
-
-/// The entities that a finding's evidence is about, and their pods.
-fn subjects(finding: &Finding) -> HashSet<u64> {
-    let ends = finding.evidence.iter().filter(|piece| piece.step != "observed");
-    let of: Vec<&EntityRef> = ends.filter_map(|piece| piece.entity.as_ref()).chain(&finding.entity).collect();
-    let is_container = |entity: &&&EntityRef| entity.kind == EntityKind::Container.name() && !entity.pod_uid.is_empty();
-    match pattern_is_of_pods(finding) {
-        true => of
-            .iter()
-            .map(|entity| match is_container(&entity) {
-                true => tapio_wire::entity_id(EntityKind::Pod, &entity.pod_uid),
-                false => entity.id,
-            })
-            .collect(),
-        false => finding.entity.iter().map(|entity| entity.id).collect(),
-    }
-}
-
-/// The node of what a finding is about; empty where it is about none.
-fn node_of(finding: &Finding) -> &str {
-    finding.entity.as_ref().map_or("", |entity| entity.node.as_str())
-}
-
-/// Whether a trouble is that of this disk or task, or of a whole entity; see `endings::trouble_of`.
-fn tells_of(piece: &Evidence, part: &str) -> bool {
-    match part.split_once(' ') {
-        Some(("task", pid)) => piece.pid.to_string() == pid,
-        Some((what @ ("disk-full" | "inodes-full"), place)) => {
-            piece.text.starts_with(what) && piece.text.contains(&format!(" in {place}, "))
-        }
-        _ => true,
-    }
-}
-
-/// Whether what a finding tells is a pod's: troubles and floods are told of one container, unit or node.
-fn pattern_is_of_pods(finding: &Finding) -> bool {
-    finding.evidence.iter().all(|piece| !matches!(piece.kind.as_str(), "trouble" | "gap"))
-}
-
-fn says_less(finding: &Finding, known: &Finding) -> bool {
-    let goes_on_again = finding.ongoing && !known.ongoing && finding.ended_ns <= known.ended_ns;
-    goes_on_again
-        || finding.ended_ns < known.ended_ns
-        || finding.count < known.count
-        || finding.evidence.len() < known.evidence.len()
-}
-
 #[cfg(test)]
 mod tests {
+    use tapio_wire::service::EntityRef;
+
     use super::*;
 
     fn finding(id: &str, node: &str, ended_ns: u64, ongoing: bool) -> Finding {

@@ -13,6 +13,7 @@ use tapio_wire::dial;
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{Event, ListEventsRequest, ServerStatus, StatusRequest, StatusResponse, Unanswered};
 use tapio_wire::tls::{ClientFiles, Watched};
+use tokio::sync::Semaphore;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -22,7 +23,11 @@ use crate::cluster::{Cluster, Other};
 use crate::events::Choice;
 
 /// How long a peer may take for an answer, or between two events.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events of one answer where several servers are asked: they are held until all are there.
+const EVENTS_MAX: u64 = 100_000;
+/// Such answers that are made at a time.
+const ANSWERS_MAX: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A status speaks of every node.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -34,6 +39,7 @@ pub struct Peers {
     cluster: Arc<Cluster>,
     tls: Option<Arc<Watched<ClientFiles>>>,
     channels: Mutex<HashMap<String, Channel>>,
+    answers: Semaphore,
 }
 
 /// Events of a peer, or why there are none.
@@ -42,7 +48,7 @@ pub type Part = Result<Vec<Event>, Unanswered>;
 impl Peers {
     /// The servers that share a log with this one.
     pub fn new(cluster: Arc<Cluster>, tls: Option<Arc<Watched<ClientFiles>>>) -> Self {
-        Self { cluster, tls, channels: Mutex::default() }
+        Self { cluster, tls, channels: Mutex::default(), answers: Semaphore::new(ANSWERS_MAX) }
     }
 
     /// Servers whose evidence may be missing in what this one found.
@@ -50,15 +56,19 @@ impl Peers {
         let silent = self.cluster.others().into_iter().filter(|other| other.is_silent);
         let mut missing: Vec<Unanswered> =
             silent.map(|other| unanswered(&other, "it has said nothing in the servers' log lately")).collect();
-        let link = self.cluster.link();
-        if !link.is_caught_up() && !link.is_alone() {
-            missing.push(Unanswered {
-                server: self.cluster.server().to_owned(),
-                reason: "it has not read the servers' log to its end yet".into(),
-                ..Unanswered::default()
-            });
-        }
+        missing.extend(self.own_doubt());
         missing
+    }
+
+    /// Why this server may not know of others at all.
+    fn own_doubt(&self) -> Option<Unanswered> {
+        let link = self.cluster.link();
+        let reason = match (link.is_alone(), link.is_caught_up()) {
+            (true, _) => "the servers' log is away: it knows what its own collectors say, and not of every server",
+            (false, false) => "it has not read the servers' log to its end yet, and may not know of every server",
+            (false, true) => return None,
+        };
+        Some(Unanswered { server: self.cluster.server().to_owned(), reason: reason.into(), ..Unanswered::default() })
     }
 
     /// Says whose status it is.
@@ -79,6 +89,7 @@ impl Peers {
                 Err(missing) => own.incomplete.push(missing),
             }
         }
+        own.incomplete.extend(self.own_doubt());
         own.nodes.sort_by(|a, b| (&a.node, &a.server).cmp(&(&b.node, &b.server)));
         own.servers.sort_by(|a, b| a.server.cmp(&b.server));
     }
@@ -103,11 +114,19 @@ impl Peers {
         metadata: &MetadataMap,
     ) -> Result<Vec<Event>, Status> {
         let request = &request_of(&choice);
+        let Ok(_permit) = self.answers.try_acquire() else {
+            return Err(Status::resource_exhausted("other requests read all servers' events: try again in a moment"));
+        };
+        if choice.limit > EVENTS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "with several servers at most {EVENTS_MAX} events are told at once: narrow what you ask for"
+            )));
+        }
         let (limit, newest) = (choice.limit as usize, choice.newest);
         let others = self.cluster.others();
         let of_others = join_all(others.iter().map(|other| self.events_of(other, request, metadata)));
         let (own, of_others) = tokio::join!(own_events(own, choice), of_others);
-        let (mut parts, mut incomplete) = (Vec::new(), Vec::new());
+        let (mut parts, mut incomplete) = (Vec::new(), Vec::from_iter(self.own_doubt()));
         for part in of_others {
             match part {
                 Ok(events) => parts.push(events),
@@ -117,7 +136,9 @@ impl Peers {
         match own {
             Ok(events) => parts.push(events),
             // Another server may know what this one does not.
-            Err(status) if status.code() == Code::NotFound && parts.iter().any(|events| !events.is_empty()) => {}
+            Err(status)
+                if status.code() == Code::NotFound
+                    && (!incomplete.is_empty() || parts.iter().any(|events| !events.is_empty())) => {}
             Err(status) => return Err(status),
         }
         let mut events = merged(parts, limit, newest);
@@ -152,7 +173,10 @@ impl Peers {
 
     fn request<T>(&self, message: T, metadata: &MetadataMap) -> Request<T> {
         let mut request = Request::new(message);
-        if let Some(token) = metadata.get("authorization") {
+        // To nobody whose certificate was not looked at: its address is what somebody wrote into the log.
+        if self.tls.is_some()
+            && let Some(token) = metadata.get("authorization")
+        {
             request.metadata_mut().insert("authorization", token.clone());
         }
         if let Ok(name) = self.cluster.server().parse::<MetadataValue<Ascii>>() {

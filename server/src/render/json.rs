@@ -131,6 +131,7 @@ fn source(source: &SourceLedger) -> Value {
         "held": source.held,
         "unexplained": source.unexplained,
         "inherited": source.inherited,
+        "elsewhere": source.elsewhere,
         "dropped": source.dropped.iter().map(|loss| json!({
             "stage": loss.stage, "reason": loss.reason, "events": loss.events,
         })).collect::<Vec<_>>(),
@@ -204,6 +205,9 @@ fn own_status_value(status: &StatusResponse) -> Value {
         "events_correlated": status.events_correlated,
         "findings": status.findings,
         "unexplained_events": status.unexplained_events,
+        "elsewhere": status.elsewhere.iter().map(|count| json!({
+            "kind": count.kind, "source": count.source, "events": count.events,
+        })).collect::<Vec<_>>(),
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
         "archive": status.archive.as_ref().map(|archive| json!({
             "disk": archive.disk,

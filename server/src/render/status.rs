@@ -6,6 +6,7 @@ use tapio_wire::service::{NodeStatus, StatusResponse};
 
 use super::layout::{Style, clean, table};
 use super::time::for_people;
+use crate::archive::elsewhere::Kind;
 use crate::findings::text;
 
 /// The status.
@@ -133,6 +134,17 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
     }
 }
 
+/// The column of the events that are elsewhere, which is there when there are some.
+const ELSEWHERE_AT: usize = 11;
+/// What is known of who has them.
+const ELSEWHERE: [(Kind, &str); 2] = [
+    (Kind::AnotherServer, "another_server: another server has them, or this archive was restored from a backup"),
+    (
+        Kind::EmptyArchive,
+        "empty_archive: the archive was empty at the start. The server is new, or its disk was emptied and they are gone",
+    ),
+];
+
 /// The ledger alone.
 pub fn ledger_text(style: Style, status: &StatusResponse) -> String {
     let mut out = String::new();
@@ -147,6 +159,8 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
         style.bold("Ledger"),
         style.dim("emitted = archived + dropped + held, for every source")
     );
+    let all = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
+    let elsewhere = all().fold(0_u64, |sum, source| sum.saturating_add(source.elsewhere));
     let mut rows = Vec::new();
     for node in &status.nodes {
         for epoch in &node.epochs {
@@ -157,7 +171,7 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
                     .iter()
                     .map(|loss| format!("{}/{} {}", clean(&loss.stage), clean(&loss.reason), loss.events))
                     .collect();
-                rows.push(vec![
+                let mut row = vec![
                     clean(&where_of(node)),
                     format!("{:x}", epoch.epoch),
                     clean(&source.source),
@@ -170,36 +184,53 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
                     source.held.to_string(),
                     source.unexplained.to_string(),
                     why.join(", "),
-                ]);
+                ];
+                if elsewhere > 0 {
+                    row.insert(ELSEWHERE_AT, source.elsewhere.to_string());
+                }
+                rows.push(row);
             }
         }
     }
     if rows.is_empty() {
         out.push_str("  nothing was emitted yet\n");
     } else {
-        out.push_str(&table(
-            style,
-            &[
-                "NODE",
-                "EPOCH",
-                "SOURCE",
-                "EMITTED",
-                "",
-                "ARCHIVED",
-                "",
-                "DROPPED",
-                "",
-                "HELD",
-                "UNEXPLAINED",
-                "DROPPED AT",
-            ],
-            &[false, false, false, true, false, true, false, true, false, true, true, false],
-            &rows,
-        ));
+        let mut headings = vec![
+            ("NODE", false),
+            ("EPOCH", false),
+            ("SOURCE", false),
+            ("EMITTED", true),
+            ("", false),
+            ("ARCHIVED", true),
+            ("", false),
+            ("DROPPED", true),
+            ("", false),
+            ("HELD", true),
+            ("UNEXPLAINED", true),
+            ("DROPPED AT", false),
+        ];
+        if elsewhere > 0 {
+            headings.insert(ELSEWHERE_AT, ("ELSEWHERE", true));
+        }
+        let (names, is_number): (Vec<_>, Vec<_>) = headings.into_iter().unzip();
+        out.push_str(&table(style, &names, &is_number, &rows));
     }
     let sum = match status.unexplained_events {
         0 => style.good("The ledger closes: no event is unexplained."),
         events => style.bad(&format!("The ledger does not close: {events} events are unexplained.")),
     };
     let _ = writeln!(out, "  {sum}");
+    if elsewhere > 0 {
+        let _ = writeln!(
+            out,
+            "  {elsewhere} events were acknowledged elsewhere: they are not in this archive, nor in EMITTED."
+        );
+    }
+    for (kind, text) in ELSEWHERE {
+        let events = status.elsewhere.iter().filter(|count| count.kind == kind.name());
+        let events = events.fold(0_u64, |sum, count| sum.saturating_add(count.events));
+        if events > 0 {
+            let _ = writeln!(out, "    {events} since the start, {text}");
+        }
+    }
 }

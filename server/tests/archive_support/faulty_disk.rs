@@ -26,6 +26,12 @@ pub enum Operation {
 pub struct Faults {
     /// So many syncs fail with EIO.
     pub failing_syncs: u32,
+    /// So many syncs of batches fail with EIO: those of a file that was synced before.
+    pub failing_batch_syncs: u32,
+    /// So many truncations fail with EIO.
+    pub failing_truncates: u32,
+    /// So many removals fail with EIO.
+    pub failing_unlinks: u32,
     /// So many directory syncs fail with EIO.
     pub failing_dir_syncs: u32,
     pub failing_renames: u32,
@@ -165,8 +171,10 @@ impl Disk for FaultyDisk {
         self.operate()?;
         let (result, delay) = {
             let mut faults = self.faults.lock().unwrap();
+            let is_batch = faults.log.contains(&Operation::Sync(file.path.clone()));
             faults.log.push(Operation::Sync(file.path.clone()));
-            (fail(&mut faults.failing_syncs), faults.sync_delay)
+            let of_batch = if is_batch { fail(&mut faults.failing_batch_syncs) } else { Ok(()) };
+            (of_batch.and_then(|()| fail(&mut faults.failing_syncs)), faults.sync_delay)
         };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
@@ -179,6 +187,7 @@ impl Disk for FaultyDisk {
 
     async fn truncate(&self, file: &FaultyFile, bytes: u64) -> io::Result<()> {
         self.operate()?;
+        fail(&mut self.faults.lock().unwrap().failing_truncates)?;
         PlainDisk.truncate(&file.file, bytes).await
     }
 
@@ -201,7 +210,12 @@ impl Disk for FaultyDisk {
 
     async fn unlink(&self, path: &Path) -> io::Result<()> {
         self.operate()?;
-        self.set(|faults| faults.log.push(Operation::Unlink(path.to_owned())));
+        let result = {
+            let mut faults = self.faults.lock().unwrap();
+            faults.log.push(Operation::Unlink(path.to_owned()));
+            fail(&mut faults.failing_unlinks)
+        };
+        result?;
         if self.faults.lock().unwrap().crash_after.is_none() {
             PlainDisk.unlink(path).await?;
             self.set(|faults| faults.pending.retain(|(_, to)| to != path));

@@ -4,6 +4,7 @@
 
 mod faulty_disk;
 mod small_disk;
+mod stepped_clock;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -19,6 +20,7 @@ use tapio_wire::ledger::Ledger;
 
 pub use faulty_disk::{Faults, FaultyDisk, Operation};
 pub use small_disk::SmallDisk;
+pub use stepped_clock::SteppedClock;
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -78,7 +78,10 @@ impl Nats {
         let file = self.dir.path().join("nats.conf");
         std::fs::write(&file, config).expect("written");
         let log = std::fs::File::create(self.dir.path().join("nats.log")).expect("a file");
-        let child = Command::new(program().expect("it was there"))
+        // It ends with the thread that started it, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program().expect("it was there"))
             .arg("-c")
             .arg(&file)
             .stdout(Stdio::null())
@@ -166,7 +169,8 @@ impl Member {
         let finder = Finder::start_from_log(&finder, patterns, 100_000, Arc::clone(&losses), Arc::clone(&store))
             .expect("the finder starts");
         let keep = Duration::from_secs(3600);
-        let healer = Box::new(|_| {});
+        // There is no archive.
+        let healer = Box::new(|_, _: &dyn Fn() -> bool| {});
         let cluster = Cluster::start(&section, keep, "", 100_000, &finder.bus(), losses, healer).expect("it starts");
         let topology = Arc::new(Topology::new(100_000));
         let correlator = Correlator::start(&config, topology, Arc::new(LossBook::default()), cluster.bus())

@@ -82,6 +82,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     let mut nobody_reads = std::pin::pin!(nobody_reads());
     loop {
         let mut now_seen = HashSet::new();
+        server.ask_anew();
         let round = each(&mut client, server, request.clone(), &mut |event| {
             now_seen.insert(event.id.clone());
             if seen.contains(&event.id) { Ok(()) } else { print(&line(printing, event)) }
@@ -110,14 +111,20 @@ pub async fn each(
 ) -> Result<(), Failure> {
     let answer = client.list_events(request).await;
     let mut stream = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
+    // Whose part is missing is told last.
+    let mut held = Vec::new();
     while let Some(event) = stream.message().await.map_err(|status| Failure::of(server, &status))? {
         if !event.incomplete.is_empty() {
             server.lacks(&event.incomplete)?;
             continue;
         }
-        take(&event)?;
+        if server.requires_complete() {
+            held.push(event);
+        } else {
+            take(&event)?;
+        }
     }
-    Ok(())
+    held.iter().try_for_each(take)
 }
 
 fn line(printing: Printing, event: &Event) -> String {

@@ -112,6 +112,16 @@ impl ServerAt {
         }
     }
 
+    /// A new answer is asked for: what the last one lacked does not count.
+    pub fn ask_anew(&self) {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Whether an answer is wanted as a whole or not at all.
+    pub fn requires_complete(&self) -> bool {
+        self.require_complete
+    }
+
     /// Whether nobody's part was missing.
     pub fn is_complete(&self) -> bool {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).is_empty()

@@ -53,6 +53,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     let mut before = (Instant::now(), status(&mut client, server).await?);
     loop {
         tokio::time::sleep(interval).await;
+        server.ask_anew();
         let now = (Instant::now(), status(&mut client, server).await?);
         let rates = measure(&mut client, server, &before, &now, arguments.rows).await?;
         let text = match printing.format.one(&value(&rates)) {

@@ -1,0 +1,90 @@
+//! Events that nodes say were acknowledged, though not out of this archive, by what is known of who has them.
+//!
+//! A collector names what was acknowledged to it, and not by whom. So two things look alike to one server: another server took
+//! the events, or this one had them on a disk that is gone. What is known:
+//!
+//! | kind             | known                                                                                       |
+//! |------------------|---------------------------------------------------------------------------------------------|
+//! | `empty_archive`  | the archive had no frame when this server started, a moment ago, and the epoch was new to it |
+//! | `another_server` | the archive has a history of its own, or the epoch was here before                           |
+//!
+//! The first is an emptied or replaced disk, or a server that was just added: only a person can tell. The second is a node that
+//! moved; or this archive is a restored backup, which lacks what came after it.
+
+use std::time::Duration;
+
+use tapio_wire::event::Source;
+use tapio_wire::service::ElsewhereCount;
+use tokio::time::Instant;
+
+/// How long after the start collectors may come back to a server: their longest back-off is 90 s, and names take time to change.
+pub const FIRST_CONTACT: Duration = Duration::from_secs(600);
+
+/// What is known of who has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    AnotherServer,
+    EmptyArchive,
+}
+
+impl Kind {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::AnotherServer, Self::EmptyArchive];
+
+    /// The name that metrics and status use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AnotherServer => "another_server",
+            Self::EmptyArchive => "empty_archive",
+        }
+    }
+}
+
+/// Tells the two apart.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstContact {
+    /// `None` when the archive had a frame when it was opened.
+    until: Option<Instant>,
+}
+
+impl FirstContact {
+    /// Of an archive that is opened now and had so many frames in its life.
+    pub fn new(frames: u64, within: Duration) -> Self {
+        Self { until: (frames == 0).then(|| Instant::now() + within) }
+    }
+
+    /// Of events of an epoch, which the books have or not.
+    pub fn kind(&self, has_epoch: bool) -> Kind {
+        match self.until {
+            Some(until) if !has_epoch && Instant::now() < until => Kind::EmptyArchive,
+            _ => Kind::AnotherServer,
+        }
+    }
+}
+
+/// Counts by source, for status: those that are not 0.
+pub(super) fn counts(of: impl Fn(Kind, Source) -> u64) -> Vec<ElsewhereCount> {
+    let all = Kind::ALL.into_iter().flat_map(|kind| Source::ALL.into_iter().map(move |source| (kind, source)));
+    let counted = all.map(|(kind, source)| (kind, source, of(kind, source))).filter(|(.., events)| *events > 0);
+    counted
+        .map(|(kind, source, events)| ElsewhereCount {
+            kind: kind.name().to_owned(),
+            source: source.name().to_owned(),
+            events,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_new_epoch_soon_after_the_start_of_an_empty_archive_is_its_first_contact() {
+        let kind = |frames, within, has_epoch| FirstContact::new(frames, within).kind(has_epoch);
+        assert_eq!(kind(0, FIRST_CONTACT, false), Kind::EmptyArchive);
+        assert_eq!(kind(0, FIRST_CONTACT, true), Kind::AnotherServer);
+        assert_eq!(kind(0, Duration::ZERO, false), Kind::AnotherServer);
+        assert_eq!(kind(1, FIRST_CONTACT, false), Kind::AnotherServer);
+    }
+}

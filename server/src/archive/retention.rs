@@ -1,0 +1,203 @@
+//! What the writer deletes, and when.
+//!
+//! What must hold:
+//!
+//! - Nothing is deleted for its size or age while writes fail: room is made after the first commit of a new segment, and by
+//!   housekeeping between commits. So while a new segment has no commit yet, the archive may exceed `max_bytes` by a segment.
+//! - Only a start deletes before it writes, and only what exceeds `max_bytes` by itself: somebody lowered that.
+//! - A poisoned segment counts with what is durable in it, and the rest of its file is given back, later where not at once.
+//! - A segment that holds nothing but a snapshot goes as soon as the next segment has that snapshot.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::disk::Disk;
+use super::segments::{ClosedSegment, segment_path};
+use super::writer::{Active, Running};
+
+/// How often ages are looked at.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
+/// How often ages are looked at where a segment is kept for so long.
+pub(super) fn housekeeping_interval(max_age: Duration) -> Duration {
+    HOUSEKEEPING_INTERVAL.min(max_age / 4)
+}
+
+/// Poisoned segments that are kept open until their rest can be given back. Of more, the oldest are left as they are.
+const UNTRIMMED_MAX: usize = 8;
+
+/// A poisoned segment whose rest could not be given back yet.
+pub(super) struct Untrimmed<F> {
+    file: F,
+    number: u64,
+    durable_bytes: u64,
+}
+
+impl<D: Disk> Running<D> {
+    /// Gives the active segment up: what is durable in it stays, and the rest is given back.
+    pub(super) async fn poison(&mut self, error: &io::Error) {
+        let Some(active) = self.active.take() else {
+            error!(%error, "no segment can be created");
+            return;
+        };
+        error!(segment = active.number, %error, "segment poisoned: its batch goes to a new one");
+        self.writer.metrics.poisoned.inc();
+        let (number, durable_bytes) = (active.number, active.offset);
+        if durable_bytes == active.first_offset {
+            self.writer.superfluous = Some(number);
+        }
+        // What is cut off was never acknowledged, and is in memory still.
+        let trimmed = self.disk.truncate(&active.file, durable_bytes).await;
+        let file = self.retire(active).await;
+        match trimmed {
+            Ok(()) => self.close(number, file).await,
+            Err(error) => {
+                warn!(segment = number, %error, "the rest of a poisoned segment was not freed: it is tried again");
+                self.untrimmed.push_back(Untrimmed { file, number, durable_bytes });
+                if self.untrimmed.len() > UNTRIMMED_MAX
+                    && let Some(oldest) = self.untrimmed.pop_front()
+                {
+                    self.close(oldest.number, oldest.file).await;
+                }
+            }
+        }
+    }
+
+    /// Lists the segment among the closed ones. Its file is still open.
+    pub(super) async fn retire(&mut self, active: Active<D::File>) -> D::File {
+        self.writer.closed.push_back(ClosedSegment {
+            number: active.number,
+            path: segment_path(&self.writer.dir, active.number),
+            bytes: active.offset,
+            closed_at: self.writer.ages.now(),
+        });
+        self.update_gauges();
+        active.file
+    }
+
+    pub(super) async fn close(&self, number: u64, file: D::File) {
+        if let Err(error) = self.disk.close(file).await {
+            warn!(segment = number, %error, "closing a segment failed");
+        }
+    }
+
+    /// What is due after a commit: the disk works.
+    pub(super) async fn after_commit(&mut self) {
+        if self.active.as_ref().is_some_and(|active| active.is_new) {
+            self.make_room().await;
+        }
+        if let Some(active) = &mut self.active {
+            active.is_new = false;
+        }
+        self.trim().await;
+    }
+
+    /// Gives back the rests of poisoned segments.
+    pub(super) async fn trim(&mut self) {
+        while let Some(Untrimmed { file, number, durable_bytes }) = self.untrimmed.pop_front() {
+            if self.disk.truncate(&file, durable_bytes).await.is_err() {
+                self.untrimmed.push_front(Untrimmed { file, number, durable_bytes });
+                return;
+            }
+            info!(segment = number, "the rest of a poisoned segment was freed");
+            self.close(number, file).await;
+        }
+    }
+
+    /// Looks at ages when it is time to. It is called after a commit, or after a segment was opened, that succeeded.
+    pub(super) async fn housekeep(&mut self) {
+        if self.housekeeping > Instant::now() {
+            return;
+        }
+        self.housekeeping = Instant::now() + housekeeping_interval(self.writer.max_age);
+        let now = self.writer.ages.now();
+        let is_old = |active: &Active<D::File>| {
+            active.offset > active.first_offset && now.saturating_sub(active.opened) > self.writer.max_age
+        };
+        if self.active.as_ref().is_some_and(is_old) {
+            self.close_active().await;
+        }
+        self.make_room().await;
+        self.writer.ages.save_if_due(&self.writer.closed);
+    }
+
+    /// Deletes what exceeds `max_bytes` without a new segment. The newest one stays: it has the newest snapshot.
+    pub(super) async fn keep_to_size(&mut self) {
+        self.delete_oldest(0, 1, Duration::MAX).await;
+    }
+
+    /// Deletes what exceeds `max_bytes` with the active segment, and what is too old.
+    async fn make_room(&mut self) {
+        if let Some(active) = &self.active {
+            self.delete_oldest(active.capacity.max(active.offset), 0, self.writer.max_age).await;
+        }
+    }
+
+    /// Deletes the oldest closed segments, all but `kept`, until the others and `reserved` bytes fit and none is too old.
+    async fn delete_oldest(&mut self, reserved: u64, kept: usize, max_age: Duration) {
+        let now = self.writer.ages.now();
+        let mut has_deleted = false;
+        while self.writer.closed.len() > kept
+            && let Some(oldest) = self.writer.closed.front()
+        {
+            let is_young = now.saturating_sub(oldest.closed_at) <= max_age;
+            if is_young && !self.is_too_large(reserved) {
+                break;
+            }
+            let oldest = oldest.clone();
+            if !self.delete(&oldest).await {
+                break;
+            }
+            self.writer.closed.pop_front();
+            has_deleted = true;
+        }
+        if has_deleted {
+            if let Err(error) = self.disk.sync_dir(&self.writer.dir).await {
+                warn!(%error, "deletions may not be durable: they are repeated after a crash");
+            }
+            self.update_gauges();
+        }
+    }
+
+    /// Whether `reserved` bytes more do not fit.
+    pub(super) fn is_too_large(&self, reserved: u64) -> bool {
+        let closed: u64 = self.writer.closed.iter().map(|segment| segment.bytes).sum();
+        closed.saturating_add(reserved) > self.writer.max_bytes
+    }
+
+    /// Deletes the segment that the newest snapshot has made superfluous.
+    pub(super) async fn delete_superfluous(&mut self) {
+        let Some(number) = self.writer.superfluous.take() else { return };
+        let Some(index) = self.writer.closed.iter().position(|segment| segment.number == number) else { return };
+        let segment = self.writer.closed[index].clone();
+        if self.delete(&segment).await {
+            self.writer.closed.remove(index);
+        }
+    }
+
+    /// Deletes a segment. False when it is still there.
+    async fn delete(&mut self, segment: &ClosedSegment) -> bool {
+        match self.disk.unlink(&segment.path).await {
+            Ok(()) => {
+                self.writer.metrics.deleted.inc();
+                info!(segment = segment.number, "segment deleted");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                warn!(segment = segment.number, "segment was gone already");
+            }
+            Err(error) => {
+                warn!(segment = segment.number, %error, "segment not deleted: it is tried again");
+                return false;
+            }
+        }
+        // An open descriptor would keep its bytes.
+        if let Some(index) = self.untrimmed.iter().position(|untrimmed| untrimmed.number == segment.number)
+            && let Some(untrimmed) = self.untrimmed.remove(index)
+        {
+            self.close(untrimmed.number, untrimmed.file).await;
+        }
+        true
+    }
+}

@@ -1,0 +1,135 @@
+//! What the archive has, on its way through the shards: at the start, and again when the servers' log has lost it.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tapio_wire::event::EntityKind;
+use tapio_wire::frame::{Frame, Header};
+
+use super::PipelineError;
+use crate::archive::reader::{Reader, Selection};
+use crate::archive::{Archive, ArchiveConfig, ArchiveError};
+use crate::budget::Budget;
+use crate::cluster::{Cluster, Healer};
+use crate::config::Config;
+use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, NodeRef, Topology};
+use crate::findings::PatternSet;
+
+/// Opens the archive and replays its last minutes.
+pub(super) async fn open_archive(
+    config: &Config,
+    budget: &Budget,
+    window: Duration,
+    correlator: Arc<Correlator>,
+    finder: InProcessBus,
+    cluster: Option<Arc<Cluster>>,
+) -> Result<Arc<Archive>, PipelineError> {
+    let archive_config = ArchiveConfig {
+        dir: config.archive.dir.clone(),
+        max_bytes: config.archive.max_bytes,
+        max_age: config.archive.max_age,
+        commit_interval: config.archive.commit_interval,
+        commit_bytes: config.archive.commit_bytes as usize,
+        disk: config.archive.disk,
+        segment_bytes: config.archive.segment_bytes,
+        queue_bytes: budget.queue_bytes,
+    };
+    let opened = tokio::task::spawn_blocking(move || {
+        if let Some(cluster) = &cluster {
+            cluster.begin_replay();
+        }
+        let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
+        let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
+        if let Err(error) = replay.correlator.drained_blocking() {
+            tracing::error!(%error, "the replay was not finished");
+        }
+        if let Some(cluster) = &cluster {
+            cluster.end_replay();
+        }
+        if let Err(error) = finder.barrier() {
+            tracing::error!(%error, "the replay was not finished");
+        }
+        tracing::info!(frames = replay.frames.load(Ordering::Relaxed), "the archive's last minutes were replayed");
+        Ok::<_, ArchiveError>(Arc::new(archive))
+    });
+    Ok(opened.await??)
+}
+
+/// How much of the archive is replayed. A pattern that looks back further than the configured window must find as much after a
+/// restart as before; and a minute more brings the descriptions of what was quiet at its beginning.
+pub(super) fn replay_window(config: &Config, patterns: &PatternSet) -> Duration {
+    match config.correlation.enabled {
+        true => config.correlation.analysis_window.max(patterns.window_max()) + Duration::from_secs(60),
+        false => Duration::ZERO,
+    }
+}
+
+/// Goes through the archive's last minutes with a shard of its own.
+pub(super) fn healer(config: &Config, correlate: &CorrelateConfig, window: Duration) -> Healer {
+    let dir = config.archive.dir.clone();
+    let correlate = CorrelateConfig { shards: Some(1), ..correlate.clone() };
+    Box::new(move |bus, is_over| {
+        let losses = Arc::new(LossBook::default());
+        losses.set_replaying(true);
+        let topology = Arc::new(Topology::new(correlate.entities_max));
+        let correlator = match Correlator::start(&correlate, topology, losses, bus) {
+            Ok(correlator) => Arc::new(correlator),
+            Err(error) => {
+                tracing::error!(%error, "what the log lacks cannot be told again");
+                return;
+            }
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_nanos() as u64);
+        let reader = Reader::new(&dir);
+        let books = reader.books().unwrap_or_default();
+        let names = books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))).collect();
+        let epochs = books.status(|_| false).into_iter().flat_map(|node| node.epochs);
+        // A node whose clock is ahead must not push the others out of the window.
+        let newest_ns = epochs.map(|epoch| epoch.last_frame_ns.min(now)).max().unwrap_or(0);
+        let since_ns = newest_ns.saturating_sub(window.as_nanos() as u64);
+        let mut replay = Replay { correlator, names, frames: AtomicU64::new(0) };
+        let wanted = Selection { since_ns, ..Selection::default() };
+        let read = reader.whole_frames(&wanted, &mut |header, bytes| {
+            replay.frame(header, bytes);
+            if is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if let Err(error) = read {
+            tracing::error!(%error, "what the log lacks cannot be told again");
+        }
+        if let Err(error) = replay.correlator.drained_blocking() {
+            tracing::error!(%error, "what the log lacks cannot be told again");
+        }
+    })
+}
+
+/// Feeds the archive's last minutes to the shards.
+struct Replay {
+    correlator: Arc<Correlator>,
+    names: HashMap<u64, Arc<str>>,
+    frames: AtomicU64,
+}
+
+impl Replay {
+    fn frame(&mut self, header: &Header, bytes: &[u8]) {
+        let frame = match Frame::decode(bytes) {
+            Ok(frame) => Arc::new(frame),
+            Err(error) => {
+                tracing::warn!(%error, seq = header.seq, "an archived frame cannot be replayed");
+                return;
+            }
+        };
+        for entity in frame.body().entities.iter() {
+            if entity.kind.get() == EntityKind::Node && entity.id.to_native() == header.node {
+                self.names.insert(header.node, entity.name.as_str().into());
+            }
+        }
+        let unnamed = || Arc::from(format!("{:016x}", header.node));
+        let name = Arc::clone(self.names.entry(header.node).or_insert_with(unnamed));
+        if self.correlator.deliver_blocking(NodeRef { id: header.node, name }, frame).is_ok() {
+            self.frames.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
