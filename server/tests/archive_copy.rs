@@ -142,7 +142,7 @@ fn the_command_refuses_what_is_not_empty_and_tells_what_it_copied() {
     let output = run(&to);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("1 segments, 3 frames of them in the newest") && said.contains("copied to"), "{said}");
+    assert!(said.contains("1 segment, 3 frames of them in the newest") && said.contains("copied to"), "{said}");
     let again = run(&to);
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("is not empty: give a directory that is new or empty"));

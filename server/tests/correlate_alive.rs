@@ -1,7 +1,7 @@
 //! What is wrong with what lives: it has a beginning and an end.
 
 use crate::correlate_node::{
-    FullLimit, MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, only_state,
+    BOOTED, FullLimit, MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGTERM, findings_of, only_state,
 };
 use tapio_wire::event::Point;
 
@@ -339,4 +339,29 @@ fn the_pods_curve_tells_of_the_pods_limit_and_the_containers_of_its_own() {
     node.lethal(101 * SECOND);
     let found = only_state(&node, "pod-limit-kill");
     assert!(found.summary.contains("The pod's memory had grown steadily"), "{}", found.summary);
+}
+
+#[test]
+fn what_is_wrong_with_a_container_ends_with_its_death() {
+    for what in ["stopped", "throttled", "pids-at-limit", "descriptors-at-limit", "memory-high"] {
+        let mut node = Node::new("n1");
+        let container = web(&mut node);
+        node.trouble(100 * SECOND, container, what, "", false);
+        node.lethal(100 * SECOND);
+        let going = findings_of(&node).into_iter().find(|finding| finding.ongoing).expect("it goes on");
+        assert_eq!(going.started_ns, BOOTED + 40 * SECOND, "{what}: a minute before it was told");
+        let first = Process::init(container, 4711, "dd");
+        node.exit(130 * SECOND, first, SIGKILL);
+        node.lethal(130 * SECOND);
+        let over = findings_of(&node).into_iter().find(|finding| finding.pattern == going.pattern).expect("it is told");
+        let lasted_ns = over.resolved_ns - over.started_ns;
+        assert_eq!((over.ongoing, lasted_ns), (false, 90 * SECOND), "{what}");
+        assert!(what == "pids-at-limit" || over.summary.contains("for 90.0 s"), "{what}: {}", over.summary);
+        let of_pid = ["kill -CONT", "/proc/4711"];
+        assert!(!over.advice.iter().any(|advice| of_pid.iter().any(|part| advice.contains(part))), "{:?}", over.advice);
+        if what == "stopped" {
+            assert!(going.advice[0].contains("kill -CONT 4711"), "{:?}", going.advice);
+            assert!(going.summary.contains("SIGCONT") && !over.summary.contains("SIGCONT"), "{}", over.summary);
+        }
+    }
 }

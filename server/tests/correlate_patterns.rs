@@ -386,3 +386,60 @@ fn a_collector_that_died_leaves_an_open_interval() {
     assert_eq!(found[0].pattern, "memory-limit-kill");
     assert_eq!(found[0].loss.as_ref().map(|loss| loss.open_interval), Some(true));
 }
+
+#[test]
+fn what_was_read_for_another_process_later_is_no_evidence_of_a_death() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let (first, other) = (Process::init(web, 100, "app"), Process::child(web, 200, "helper"));
+    let read = |node: &mut Node, at: u64, of: Process| node.cgroup_use(at, of, 64 * MIB, [9, 1, 1], "");
+    read(&mut node, 50 * SECOND, other);
+    node.exit(100 * SECOND, first, 1 << 8);
+    read(&mut node, 100 * SECOND + 5 * MS, first);
+    read(&mut node, 105 * SECOND, other);
+    // Long after it, for whatever reason.
+    read(&mut node, 106 * SECOND, first);
+    node.lethal(106 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    let observed: Vec<_> = found[0].evidence.iter().filter(|piece| piece.step == "observed").collect();
+    assert_eq!(observed.len(), 1, "{observed:#?}");
+    assert_eq!((observed[0].pid, observed[0].time_ns), (100, BOOTED + 100 * SECOND + 5 * MS));
+}
+
+#[test]
+fn what_the_kernel_sent_has_one_sender_everywhere() {
+    const SIGHUP: u32 = 1;
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let first = Process::init(web, 100, "app");
+    node.signal(100 * SECOND, first, SIGHUP, None);
+    node.sent_while_running(77);
+    node.exit(100 * SECOND + MS, first, SIGHUP);
+    node.lethal(101 * SECOND);
+    let found = findings_of(&node);
+    let by = "the kernel, while app (pid 77) was running";
+    let death = found[0].death.as_ref().expect("somebody died");
+    assert!(found[0].summary.contains(by), "{}", found[0].summary);
+    assert!(death.verdict.contains(by) && death.sender.as_ref().is_some_and(|sender| sender.kernel), "{death:#?}");
+    assert!(found[0].evidence.iter().any(|piece| piece.step == "kill" && piece.text.ends_with(by)), "{found:#?}");
+}
+
+#[test]
+fn a_container_that_ended_by_itself_after_a_kill_for_memory_did_not_end_because_of_it() {
+    for (status, is_because) in [(0, false), (1 << 8, false), (137 << 8, true)] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let (first, child) = (Process::init(web, 100, "app"), Process::child(web, 200, "worker"));
+        node.oom(100 * SECOND, child, 64 * MIB, 64 * MIB);
+        node.signal(100 * SECOND, child, SIGKILL, None);
+        node.exit(100 * SECOND + MS, child, SIGKILL);
+        node.exit(100 * SECOND + 50 * MS, first, status);
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        let ended = found.iter().find(|finding| finding.pattern == "child-oom-exit").expect("it is explained");
+        assert!(ended.title.contains("ended right after its process worker"), "{}", ended.title);
+        assert_eq!(ended.summary.contains("because of it"), is_because, "{status}: {}", ended.summary);
+        assert!(!ended.death.as_ref().is_some_and(|death| death.verdict.contains("because")), "{ended:#?}");
+    }
+}

@@ -587,3 +587,21 @@ async fn a_claim_of_the_highest_sequence_harms_nobody_else() {
     other.frame(Frames::new("node-2", 1).next()).await;
     other.acknowledged(1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_sent_no_frame_yet_is_listed_by_its_hello() {
+    let server = start().await;
+    let (client, _) = server.stream("silent", 5).await;
+    let silent = || {
+        let mut nodes = Vec::new();
+        server.service.add_silent(&mut nodes);
+        // One that is listed already is not listed twice.
+        server.service.add_silent(&mut nodes);
+        nodes
+    };
+    let listed = silent();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!((listed[0].node.as_str(), listed[0].connected, listed[0].epochs.len()), ("silent", true, 0));
+    drop(client);
+    wait_until("it is not listed any more", || silent().is_empty());
+}

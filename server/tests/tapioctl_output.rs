@@ -367,3 +367,55 @@ fn the_reference_of_findings_has_every_key_and_no_other() {
         first_cells.flat_map(|cell| cell.split(", ")).map(|key| key.trim_matches('`').to_owned()).collect();
     assert_eq!(told, written);
 }
+
+#[test]
+fn an_http_port_is_told_from_a_server_that_is_not_there() {
+    let server = serve();
+    let listener = server._runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    server._runtime.spawn(async { axum::serve(listener, axum::Router::new()).await });
+    let (output, _) = output(&address, &["status"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("this looks like the HTTP port; gRPC is 9090 by default"), "{said}");
+}
+
+#[test]
+fn names_that_cannot_be_are_wrong_usage_and_names_that_nobody_knows_are_told() {
+    let server = serve();
+    for wrong in [
+        &["findings", "--severity", "huge"][..],
+        &["events", "--kind", "exit,nonsense"],
+        &["events", "--since", "1m", "--until", "2m"],
+    ] {
+        let (output, _) = output(&server.address, wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
+    for (unknown, expected) in [
+        (["findings", "--pattern", "nope"], "no built-in pattern is called nope"),
+        (["findings", "--node", "n9"], "no node is called n9; known are: n1"),
+    ] {
+        let (output, text) = output(&server.address, &unknown);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.as_str()), (Some(0), "No findings.\n"), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    let (output, _) = output(&server.address, &["findings", "--pattern", "crashed"]);
+    assert!(output.stderr.is_empty(), "a pattern that there is, and found nothing: {output:?}");
+    let (_, status) = self::output(&server.address, &["status"]);
+    assert!(status.contains("0 events correlated") && status.contains("2 segments"), "{status}");
+}
+
+#[test]
+fn top_writes_no_escape_codes_where_no_terminal_is() {
+    let server = serve();
+    let mut top = tapioctl(&server.address, &["top", "--interval", "100ms"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tapioctl runs");
+    let mut lines = BufReader::new(top.stdout.take().expect("its output")).lines();
+    let first = lines.next().expect("a line").expect("text");
+    top.kill().expect("it runs");
+    top.wait().expect("it ends");
+    assert_eq!(first, "1 node · 0 findings · 0 events unexplained");
+}

@@ -71,7 +71,8 @@ fn command(bytes: &[u8]) -> String {
     cut(&mut command, COMMAND_BYTES_MAX - 32);
     if arguments > 0 {
         let more = if is_cut { " or more" } else { "" };
-        command.push_str(&format!(" ({arguments}{more} arguments)"));
+        let noun = if arguments == 1 && !is_cut { "argument" } else { "arguments" };
+        command.push_str(&format!(" ({arguments}{more} {noun})"));
     }
     command
 }
@@ -90,6 +91,8 @@ mod tests {
     fn arguments_are_left_out_unless_they_are_asked_for_and_leave_without_their_secrets() {
         let line = b"/usr/bin/mysql\0--password=secret\0-h\0db\0";
         assert_eq!(command(line), "/usr/bin/mysql (3 arguments)");
+        assert_eq!(command(b"sleep\0" as &[u8]), "sleep");
+        assert_eq!(command(b"sleep\x005\0"), "sleep (1 argument)");
         assert_eq!(command(b"nginx: worker secret\0"), "nginx:");
         assert_eq!(command(b""), "");
         assert!(command(&[b"a\0".repeat(2000), vec![b'b'; 200]].concat()).contains("or more"));

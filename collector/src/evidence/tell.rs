@@ -133,9 +133,11 @@ pub fn curve(
 
 /// Tells a trouble that begins, goes on, or is over; `node` is the entity of the node's own.
 pub fn trouble(intake: &mut Intake, now: Instant, node: EntityId, trouble: &lasting::Trouble) {
-    let since_ns = boottime_ns().saturating_sub(now.saturating_duration_since(trouble.since).as_nanos() as u64);
+    // One reading of the clock for both: what is told at once has lasted for no time.
+    let time_ns = boottime_ns();
+    let since_ns = time_ns.saturating_sub(now.saturating_duration_since(trouble.since).as_nanos() as u64);
     intake.observe(|batch, identity| Event {
-        time_ns: boottime_ns(),
+        time_ns,
         entity: match &trouble.whose {
             Whose::Cgroup(path) => identity.resolve_path(path, Lane::Lethal, &mut batch.body.entities),
             Whose::Node => node,

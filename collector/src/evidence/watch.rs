@@ -84,6 +84,8 @@ struct Watched {
     known_limits: KnownLimits,
     counters: History,
     seen: bool,
+    /// It was not there when the cgroups were listed before: its counters began with 0 since then.
+    is_new: bool,
 }
 
 /// See the module.
@@ -119,6 +121,7 @@ impl Watch {
 
     /// These containers and pods are there, by their cgroups' paths. Of those that are gone troubles are over.
     pub fn cgroups(&mut self, now: Instant, paths: &Paths, told: &mut Vec<Told>) {
+        let is_new = self.listed.is_some();
         for watched in self.watched.values_mut() {
             watched.seen = false;
         }
@@ -127,7 +130,7 @@ impl Watch {
             if let Some(watched) = self.watched.get_mut(path) {
                 watched.seen = true;
             } else if self.watched.len() < WATCHED_MAX {
-                self.watched.insert(path.clone(), Watched { is_pod, seen: true, ..Watched::default() });
+                self.watched.insert(path.clone(), Watched { is_pod, seen: true, is_new, ..Watched::default() });
             }
         }
         self.watched.retain(|path, watched| {
@@ -257,8 +260,16 @@ impl Watched {
         let last = std::mem::replace(&mut self.last, sample);
         self.samples += 1;
         if self.samples == 1 {
-            // Counters are differences: the first sample is only what the next is compared with.
+            // Counters are differences: the first sample is only what the next is compared with. Processes that were refused to one
+            // that began since the last list were refused lately.
             self.push(sample, 0, 0);
+            if self.is_new && !self.is_pod && sample.pids_hits > 0 {
+                let figures = (sample.pids, self.limits.pids);
+                let whose = Whose::Cgroup(path.to_owned());
+                if let Some(tell) = self.states[1].saw(now, true, 1, told_again) {
+                    told.push(Told::Trouble(Trouble::new(whose, What::PidsAtLimit, tell.since, figures, tell.is_over)));
+                }
+            }
             return;
         }
         let periods = sample.periods.saturating_sub(last.periods);
@@ -390,6 +401,22 @@ mod tests {
         }
         let pids = What::PidsAtLimit;
         assert_eq!(overs(&told), [(pids, false), (pids, false), (pids, true)]);
+    }
+
+    #[test]
+    fn a_container_that_began_since_the_last_list_tells_of_its_first_refusal_with_its_first_sample() {
+        let start = Instant::now();
+        for (is_listed, expected) in [(true, &[(What::PidsAtLimit, false)][..]), (false, &[])] {
+            let (mut watch, mut told) = (Watch::new(INTERVAL), Vec::new());
+            if is_listed {
+                watch.cgroups(start, &Paths::default(), &mut told);
+            }
+            watch.cgroups(at(start, 6), &one(), &mut told);
+            let watched = watch.watched.get_mut(PATH).expect("it is watched");
+            let sample = Sample { pids_hits: 3, pids: 4, ..Sample::default() };
+            watched.take(at(start, 6), PATH, sample, (INTERVAL, INTERVAL * SAMPLES), &mut told);
+            assert_eq!(overs(&told), expected, "what was there before the first list may have been refused long ago");
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ const fn oom_daemon(name: &'static str, cause: super::scenario::Cause) -> Scenar
 }
 
 const fn master(name: &'static str, cause: super::scenario::Cause) -> Scenario {
-    Scenario { never: &["raised it itself"], ..Scenario::new(name, MASTER, cause, &["killed-by-own-process"]) }
+    Scenario { never: &["the fault is its own"], ..Scenario::new(name, MASTER, cause, &["killed-by-own-process"]) }
 }
 
 /// The runtime sends a signal, and the container ends.

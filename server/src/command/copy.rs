@@ -37,17 +37,17 @@ pub(super) fn run(arguments: &CopyArguments) -> Result<Verdict, CommandError> {
         print(&format!("{value}\n"))?;
     } else {
         let mut line = format!(
-            "{} segments, {} frames of them in the newest, {} lines of findings, {}: copied to {}\n",
-            copied.segments,
-            copied.newest_frames,
-            copied.journal_lines,
+            "{}, {} of them in the newest, {} of findings, {}: copied to {}\n",
+            text::count(copied.segments, "segment"),
+            text::count(copied.newest_frames, "frame"),
+            text::count(copied.journal_lines, "line"),
             text::bytes(copied.bytes),
             to.display()
         );
         if copied.deleted > 0 {
             line.push_str(&format!(
-                "{} segments were deleted by age or size meanwhile, and are not in it\n",
-                copied.deleted
+                "{} deleted by age or size meanwhile, not in it\n",
+                text::count(copied.deleted, "segment")
             ));
         }
         if copied.is_damaged {

@@ -86,9 +86,9 @@ impl ReplayArguments {
         };
         let happened = Duration::from_nanos(ran.last_ns.saturating_sub(ran.first_ns.unwrap_or(ran.last_ns)));
         eprintln!(
-            "{} frames, {} events over {} replayed in {}: {:.0} times faster than they happened",
-            ran.frames,
-            ran.events,
+            "{}, {} over {} replayed in {}: {:.0} times faster than they happened",
+            text::count(ran.frames, "frame"),
+            text::count(ran.events, "event"),
             text::duration(happened.as_nanos() as u64),
             text::duration(elapsed.as_nanos() as u64),
             happened.as_secs_f64() / elapsed.as_secs_f64().max(1e-9)

@@ -118,9 +118,9 @@ fn json_text(sums: &Sums, nodes: &Nodes) -> String {
 fn people_text(style: Style, sums: &Sums, nodes: &Nodes) -> String {
     let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
     let mut out = format!(
-        "{} in {} segments, {} of them indexed ({})\n",
+        "{} in {}, {} of them indexed ({})\n",
         text::bytes(sums.bytes),
-        sums.segments,
+        text::count(sums.segments, "segment"),
         sums.indexed,
         text::bytes(sums.index_bytes)
     );
@@ -133,9 +133,9 @@ fn people_text(style: Style, sums: &Sums, nodes: &Nodes) -> String {
         ));
     }
     out.push_str(&format!(
-        "{} frames, {} events, {:.1} bytes an event, compressed to 1/{:.1}\n",
-        sums.frames,
-        sums.events,
+        "{}, {}, {:.1} bytes an event, compressed to 1/{:.1}\n",
+        text::count(sums.frames, "frame"),
+        text::count(sums.events, "event"),
         ratio(sums.frame_bytes, sums.events),
         ratio(sums.raw_bytes, sums.frame_bytes)
     ));

@@ -39,11 +39,11 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
     if !arguments.json {
         let verdict = if is_sound { "sound" } else { "DAMAGED: what is damaged was acknowledged and is lost here" };
         print(&format!(
-            "{checked} segments, {} of them indexed, {}, {} frames, {} events: {verdict}\n",
-            indexed,
+            "{}, {indexed} of them indexed, {}, {}, {}: {verdict}\n",
+            text::count(checked, "segment"),
             text::bytes(sums.bytes),
-            sums.frames,
-            sums.events
+            text::count(sums.frames, "frame"),
+            text::count(sums.events, "event")
         ))?;
         if is_newest_open {
             print(OPEN_HINT)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tapio_wire::event::EntityKind;
 use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Sender};
 
-use super::endings::{Ended, container_of};
+use super::endings::{Ended, began_ns, container_of};
 use super::facts;
 use super::history::{Noted, Ring};
 use super::matching::Match;
@@ -17,6 +17,7 @@ use super::template::{Subject, Template};
 use super::text;
 use crate::correlate::Lost;
 use crate::correlate::signal::{Detail, Exit, Fact, Kill, Oom, SenderClass, Signal, SignalKind};
+use text::process;
 
 /// Pieces of evidence that a finding lists of one step: the first and the latest ones.
 const STEP_EVIDENCE_MAX: usize = 8;
@@ -30,6 +31,10 @@ const CONSEQUENCE_REACH_NS: u64 = 10_000_000_000;
 pub const LABEL_REACH_NS: u64 = 600_000_000_000;
 /// Observations that a finding lists.
 const OBSERVATIONS_MAX: usize = 3;
+/// What was read of a cgroup within it is of the same moment, whoever's death it was read for: the collector reads once then.
+const SAME_MOMENT_NS: u64 = 200_000_000;
+/// What was read later than this after a death tells of what came after it.
+const READ_LATE_NS: u64 = 2_000_000_000;
 /// Taken off the confidence for evidence that is required and presumed to be lost.
 const PRESUMED_MINUS: f64 = 0.3;
 /// How much later than the death they may be stamped.
@@ -53,9 +58,10 @@ pub struct Context<'a> {
 pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option<Finding> {
     let anchor = &found.steps[pattern.anchor].last()?.signal;
     let steps: Vec<Option<&Signal>> = found.steps.iter().map(|step| step.last().map(|noted| &noted.signal)).collect();
-    let subject = Subject { anchor, steps: &steps, count: context.count };
+    let over_ns = context.ended.as_ref().map(|ended| ended.at_ns);
+    let subject = Subject { anchor, steps: &steps, count: context.count, over_ns };
     let all = || found.steps.iter().flatten().map(|noted| &noted.signal);
-    let started_ns = all().map(|signal| signal.realtime_ns).min()?;
+    let started_ns = all().map(began_ns).min()?;
     let verdict = pattern.verdict.render(&subject);
     let possible =
         found.is_presumed || absence_is_unsure(pattern, context.lost) || cause_is_unsure(found, context.lost);
@@ -70,7 +76,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         ended_ns: all().map(|signal| signal.realtime_ns).max()?,
         evidence: {
             let mut listed = evidence(pattern, found);
-            listed.extend(observed(&pattern.anchor_step().name, anchor, context.entity_ring));
+            listed.extend(observed(&pattern.anchor_step().name, anchor, found, context.entity_ring));
             let by = context.ended.iter().flat_map(|ended| &ended.by).take(STEP_EVIDENCE_MAX);
             listed.extend(by.map(|end| piece(END, "", &end.signal)));
             listed
@@ -135,16 +141,27 @@ fn cause_is_unsure(found: &Match, lost: Lost) -> bool {
     lost.any_lethal() && found.steps.iter().flatten().all(|noted| states_nothing(noted.signal.kind()))
 }
 
-/// What the collector read of the entity when it happened.
-fn observed(cause: &str, anchor: &Signal, ring: Option<&Ring>) -> Vec<Evidence> {
+/// What the collector read of the entity when it happened: for a process that the finding is about, or at the same moment.
+fn observed(cause: &str, anchor: &Signal, found: &Match, ring: Option<&Ring>) -> Vec<Evidence> {
+    let cited = || found.steps.iter().flatten().map(|noted| &noted.signal);
+    let last_ns = cited().map(|signal| signal.boottime_ns).max().unwrap_or(anchor.boottime_ns);
+    // Of a trouble nobody died, and what is wrong was not read for one process.
+    let is_death = matches!(anchor.detail, Detail::Exit(_) | Detail::Oom(_) | Detail::Kill(_));
+    let is_of_it = |signal: &Signal| {
+        let is_its = signal.pid == 0 || cited().any(|cited| cited.pid == signal.pid);
+        let is_same_moment = signal.boottime_ns.abs_diff(anchor.boottime_ns) <= SAME_MOMENT_NS;
+        !is_death || is_same_moment || is_its && signal.boottime_ns <= last_ns.saturating_add(READ_LATE_NS)
+    };
     let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
     let near = signals.filter(|signal| {
         signal.evidence.node == anchor.evidence.node
             && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
     });
     let is_read = |signal: &&Signal| matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse);
-    let read = near.clone().filter(is_read).take(OBSERVATIONS_MAX);
-    let log = near.filter(|signal| signal.kind() == SignalKind::LogLines).take(1);
+    let read = near.clone().filter(is_read).filter(|signal| is_of_it(signal)).take(OBSERVATIONS_MAX);
+    // A log is read when its writer has ended, however long that takes.
+    let is_log = |signal: &&Signal| signal.kind() == SignalKind::LogLines && (!is_death || signal.pid == anchor.pid);
+    let log = near.filter(is_log).take(1);
     read.chain(log).map(|signal| piece("observed", cause, signal)).collect()
 }
 
@@ -214,18 +231,13 @@ fn evidence(pattern: &Pattern, found: &Match) -> Vec<Evidence> {
     list
 }
 
-fn process(comm: &str, pid: u32) -> String {
-    format!("{} (pid {pid})", if comm.is_empty() { "?" } else { comm })
-}
-
 fn sender(kill: &Kill) -> String {
     match kill.sender_class {
-        SenderClass::Kernel => "the kernel".to_owned(),
-        SenderClass::Itself => "itself".to_owned(),
+        SenderClass::Kernel | SenderClass::Itself => text::sent_by(kill),
         SenderClass::Same => format!(
             "{} of the same {}",
             process(&kill.sender_comm, kill.sender_pid),
-            if kill.sender.pod_id() == 0 { kill.sender.kind_name() } else { "pod" }
+            if kill.sender.pod_id() == 0 { text::kind_called(kill.sender.kind_name()) } else { "pod" }
         ),
         SenderClass::Runtime | SenderClass::OomDaemon | SenderClass::Outside => {
             format!("{} of {}", process(&kill.sender_comm, kill.sender_pid), kill.sender)
@@ -259,7 +271,7 @@ fn describe(signal: &Signal) -> String {
             format!("{} {}{life}", process(&exit.comm, pid), ending(exit))
         }
         Detail::Oom(oom) => format!(
-            "the kernel chose {} to be killed for memory: it held {}; {}",
+            "the kernel chose {} to be killed for memory: it had {} resident; {}",
             process(&oom.comm, pid),
             text::bytes(oom.rss_bytes),
             limit_text(oom)

@@ -101,6 +101,16 @@ pub fn subject_of(pattern: &Pattern, signal: &Signal) -> EntityId {
     }
 }
 
+/// When what a signal tells of began, nanoseconds since 1970: a trouble is told some time after it began.
+pub fn began_ns(signal: &Signal) -> u64 {
+    match &signal.detail {
+        Detail::Fact(fact) if fact.kind == SignalKind::Trouble => {
+            signal.realtime_ns.saturating_sub(fact.number("lasted"))
+        }
+        _ => signal.realtime_ns,
+    }
+}
+
 /// The container that a signal names.
 pub fn container_of(signal: &Signal) -> Option<&str> {
     match Field::Container.get(signal) {
@@ -191,7 +201,7 @@ impl Endings {
         id: &str,
         members: &[Arc<Noted>],
     ) -> (Vec<Open>, Option<u64>) {
-        let mut first_ns = members.iter().map(|member| member.signal.realtime_ns).min();
+        let mut first_ns = members.iter().map(|member| began_ns(&member.signal)).min();
         let mut replaced: Vec<Open> = Vec::new();
         for member in members {
             let trouble = trouble_of(&member.signal);

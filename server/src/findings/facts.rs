@@ -6,6 +6,9 @@ use super::text;
 use crate::correlate::EntityInfo;
 use crate::correlate::signal::{About, Burst, Fact, FactValue, SignalKind};
 
+/// A trouble that lasts for less was told when it began.
+const TOLD_AT_ONCE_NS: u64 = 1_000_000;
+
 /// ` (message)`, or nothing.
 fn because(fact: &Fact, field: &str) -> String {
     match fact.text(field) {
@@ -45,8 +48,8 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             } else {
                 String::new()
             };
-            let restarts = fact.number("restart_count");
-            format!("kubelet says: {}{code}{reason}{message}, {restarts} restarts", fact.text("state"))
+            let restarts = text::count(fact.number("restart_count"), "restart");
+            format!("kubelet says: {}{code}{reason}{message}, {restarts}", fact.text("state"))
         }
         SignalKind::KubeEvent => {
             let times = match fact.number("count") {
@@ -70,19 +73,19 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         }
         SignalKind::ConfigChange => format!("{} was {}", object(fact), fact.text("change")),
         SignalKind::Endpoints => format!(
-            "{} of {} backends of service {} are ready",
+            "{} of {} of service {} are ready",
             fact.number("ready_backends"),
-            fact.number("backends"),
+            text::count(fact.number("backends"), "backend"),
             object(fact)
         ),
         SignalKind::ObjectState => format!("{} is {}{reason}{message}", object(fact), fact.text("state")),
         SignalKind::UnitState => format!(
-            "{} is {} ({}), result {}, {} restarts",
+            "{} is {} ({}), result {}, {}",
             fact.text("unit"),
             fact.text("active_state"),
             fact.text("sub_state"),
             fact.text("result"),
-            fact.number("restarts")
+            text::count(fact.number("restarts"), "restart")
         ),
         SignalKind::UnitJob => format!("the job of {} ended: {}", fact.text("unit"), fact.text("result")),
         SignalKind::Observation => observation(fact),
@@ -121,7 +124,7 @@ fn observation(fact: &Fact) -> String {
         parts.push(format!("at most {}", bytes("memory_peak")));
     }
     if fact.number("limit_hits") > 0 {
-        parts.push(format!("the limit was hit {} times", fact.number("limit_hits")));
+        parts.push(format!("the limit was hit {}", text::count(fact.number("limit_hits"), "time")));
     }
     if fact.get("pids").is_some() {
         let limit =
@@ -130,7 +133,7 @@ fn observation(fact: &Fact) -> String {
     }
     if fact.number("throttled") > 0 {
         let time = text::duration(fact.number("throttled_time"));
-        parts.push(format!("throttled {} times for {time}", fact.number("throttled")));
+        parts.push(format!("throttled {} for {time}", text::count(fact.number("throttled"), "time")));
     }
     if fact.number("memory_pressure") > 0 {
         parts.push(format!("{} % of the time waiting for memory", fact.number("memory_pressure")));
@@ -157,18 +160,28 @@ fn trouble(fact: &Fact) -> String {
         return if is_over { format!("over after {lasted}: {told}") } else { format!("{told}, for {lasted}") };
     }
     let mut told = fact.text("what").to_owned();
-    let limit = fact.number("limit");
-    if limit > 0 {
-        told += &format!(": {} of {limit}", fact.number("value"));
-    } else if fact.number("value") > 0 {
-        told += &format!(": {}", fact.number("value"));
+    let (value, limit) = (fact.number("value"), fact.number("limit"));
+    match fact.text("what") {
+        // How many there are is read after one was refused, and some may be gone by then.
+        "pids-at-limit" if is_over => {}
+        "pids-at-limit" if limit > 0 => told += &format!(": one was refused; then {value} of {limit} were in use"),
+        "memory-high" if limit > 0 => told += &format!(": {} of {}", text::bytes(value), text::bytes(limit)),
+        "throttled" | "disk-full" | "inodes-full" if limit > 0 => told += &format!(": {value} %"),
+        _ if limit > 0 => told += &format!(": {value} of {limit}"),
+        _ if value > 0 => told += &format!(": {value}"),
+        _ => {}
     }
     for (before, name) in [(" by ", "process_comm"), (" in ", "place")] {
         if !fact.text(name).is_empty() {
             told += &format!("{before}{}", fact.text(name));
         }
     }
-    format!("{told}, {} {lasted}", if is_over { "over after" } else { "for" })
+    match is_over {
+        true => format!("{told}, over after {lasted}"),
+        // It is told at once.
+        false if fact.number("lasted") < TOLD_AT_ONCE_NS => told,
+        false => format!("{told}, for {lasted}"),
+    }
 }
 
 fn cgroup_use(fact: &Fact) -> String {
@@ -192,7 +205,8 @@ fn cgroup_use(fact: &Fact) -> String {
     }
     if fact.number("throttled") > 0 {
         let (time, over) = (text::duration(fact.number("throttled_time")), text::duration(fact.number("over")));
-        parts.push(format!("throttled {} times for {time} in the last {over}", fact.number("throttled")));
+        let times = text::count(fact.number("throttled"), "time");
+        parts.push(format!("throttled {times} for {time} in the last {over}"));
     }
     if !fact.text("full_mount").is_empty() {
         parts.push(format!(

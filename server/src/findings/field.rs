@@ -186,6 +186,8 @@ fields! {
     Sender => "sender", Text, KILL;
     SenderPid => "sender_pid", Number, KILL;
     SenderComm => "sender_comm", Text, KILL;
+    /// Who sent it, for people: by the kernel, while somebody was running, or a process.
+    SentBy => "sent_by", Text, KILL;
     SenderEntity => "sender_entity", Number, KILL;
     SenderKind => "sender_kind", Text, KILL;
     Ignored => "ignored", Flag, KILL;
@@ -400,6 +402,7 @@ impl Field {
             (Self::Sender, Detail::Kill(kill)) => Value::Text(kill.sender_class.name()),
             (Self::SenderPid, Detail::Kill(kill)) => Value::Number(kill.sender_pid.into()),
             (Self::SenderComm, Detail::Kill(kill)) => Value::Text(&kill.sender_comm),
+            (Self::SentBy, Detail::Kill(kill)) => Value::Text(kill.sender_class.name()),
             (Self::SenderEntity, Detail::Kill(kill)) => Value::Number(kill.sender.id),
             (Self::SenderKind, Detail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
             (Self::Ignored, Detail::Kill(kill)) => Value::Flag(kill.ignored),
@@ -445,6 +448,10 @@ impl Field {
             (Self::OomScore, Detail::Oom(oom)) => return Some(oom.oom_score_adj.to_string()),
             (Self::OomScore, Detail::Exit(exit)) => return Some(exit.oom_score_adj.to_string()),
             (Self::SenderEntity, Detail::Kill(kill)) => return Some(kill.sender.to_string()),
+            (Self::SentBy, Detail::Kill(kill)) => return Some(text::sent_by(kill)),
+            (Self::Value | Self::Limit, Detail::Fact(fact)) if fact.text("what") == "memory-high" => {
+                return Some(text::bytes(fact.number(self.name())));
+            }
             (Self::Peer, Detail::Burst(burst)) => return Some(text::peer(burst)),
             (Self::PeerAddress, Detail::Burst(burst)) => return text::peer_address(burst.about),
             (Self::Device, Detail::Burst(burst)) => return text::device(burst.about),

@@ -1,11 +1,13 @@
 //! Sentences of a pattern, with places for what was found.
 //!
 //! `{step.field}` is a field of a step; `{entity}`, `{node}`, `{pod}`, `{namespace}`, `{container}`, `{workload}`, `{image}` and
-//! `{count}` belong to the finding. A part in `[[` and `]]` is left
+//! `{count}` belong to the finding; `{ongoing}` writes nothing, and is not found once a state is over. A part in `[[` and `]]` is left
 //! out when one of its steps was not found. What must hold: every place was checked when the pattern was loaded.
 
+use super::endings::began_ns;
 use super::field::Field;
-use crate::correlate::signal::Signal;
+use super::text;
+use crate::correlate::signal::{Signal, SignalKind};
 
 /// A step's name and its field, resolved by whoever knows the steps.
 pub type Resolved = (usize, Field);
@@ -16,6 +18,8 @@ enum Part {
     Entity,
     Node,
     Count,
+    /// The state goes on.
+    Ongoing,
     /// A name of the anchor's entity.
     Own(Field),
     Field(usize, Field),
@@ -34,6 +38,8 @@ pub struct Subject<'a> {
     /// By step; `None` where it was not found.
     pub steps: &'a [Option<&'a Signal>],
     pub count: u32,
+    /// When the state that it tells of was over, nanoseconds since 1970.
+    pub over_ns: Option<u64>,
 }
 
 impl Template {
@@ -87,13 +93,14 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
         Part::Entity => out.push_str(&subject.anchor.entity.to_string()),
         Part::Node => out.push_str(&subject.anchor.entity.node.name),
         Part::Count => out.push_str(&subject.count.to_string()),
+        Part::Ongoing => return subject.over_ns.is_none(),
         Part::Own(field) => match field.show(subject.anchor) {
             Some(value) => out.push_str(&value),
             None => return false,
         },
         Part::Field(step, field) => {
             let signal = subject.steps.get(*step).copied().flatten();
-            match signal.and_then(|signal| field.show(signal)) {
+            match signal.and_then(|signal| show(*field, signal, subject)) {
                 Some(value) => out.push_str(&value),
                 None => return false,
             }
@@ -101,6 +108,16 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
         Part::Optional(_) => return false,
     }
     true
+}
+
+/// What a field says. Once a state is over, it lasted until then, and not until it was told of last.
+fn show(field: Field, signal: &Signal, subject: &Subject<'_>) -> Option<String> {
+    match subject.over_ns {
+        Some(over_ns) if field == Field::Lasted && signal.kind() == SignalKind::Trouble => {
+            Some(text::duration(over_ns.saturating_sub(began_ns(signal))))
+        }
+        _ => field.show(signal),
+    }
 }
 
 fn places(
@@ -118,6 +135,7 @@ fn places(
             ("entity", _) => Part::Entity,
             ("node", _) => Part::Node,
             ("count", _) => Part::Count,
+            ("ongoing", _) => Part::Ongoing,
             ("pod", _) => Part::Own(Field::Pod),
             ("namespace", _) => Part::Own(Field::Namespace),
             ("container", _) => Part::Own(Field::Container),
@@ -129,7 +147,7 @@ fn places(
             }
             (_, None) => {
                 return Err(format!("{{{place}}} is unknown: write {{entity}}, {{node}}, {{pod}}, {{namespace}}, {{container}}, {{workload}}, \
-                     {{image}}, {{count}} or {{step.field}}"));
+                     {{image}}, {{count}}, {{ongoing}} or {{step.field}}"));
             }
         });
         rest = behind;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::correlate::signal::{About, Burst};
+use crate::correlate::signal::{About, Burst, Kill, SenderClass};
 
 /// `64.0 MiB`.
 pub fn bytes(bytes: u64) -> String {
@@ -17,6 +17,41 @@ pub fn bytes(bytes: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `1 node`, `2 nodes`.
+pub fn count(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// `nginx (pid 7)`.
+pub fn process(comm: &str, pid: u32) -> String {
+    format!("{} (pid {pid})", if comm.is_empty() { "?" } else { comm })
+}
+
+/// `the kernel, while nginx (pid 7) was running`: the kernel sends on nobody's behalf, whoever was running.
+pub fn kernel_while(comm: &str, pid: u32) -> String {
+    match pid {
+        0 => "the kernel".to_owned(),
+        pid => format!("the kernel, while {} was running", process(comm, pid)),
+    }
+}
+
+/// Who sent a process signal.
+pub fn sent_by(kill: &Kill) -> String {
+    match kill.sender_class {
+        SenderClass::Kernel => kernel_while(&kill.sender_comm, kill.sender_pid),
+        SenderClass::Itself => "itself".to_owned(),
+        _ => process(&kill.sender_comm, kill.sender_pid),
+    }
+}
+
+/// What the kind of an entity is called before its name: a plain cgroup of the host is a host group.
+pub fn kind_called(kind: &str) -> &str {
+    match kind {
+        "host" => "host group",
+        kind => kind,
+    }
 }
 
 /// `1.2 ms`, `3.0 s`, `2 min 5 s`.

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tapio_wire::frame::Frame;
 use tapio_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 use tapio_wire::service::ingest_server::{Ingest, IngestServer};
-use tapio_wire::service::{ShipRequest, ShipResponse};
+use tapio_wire::service::{NodeStatus, ShipRequest, ShipResponse};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -195,6 +195,21 @@ impl<S: FrameSink> IngestService<S> {
     /// Whether a node has a stream.
     pub fn is_connected(&self, node: u64) -> bool {
         self.shared.registry.is_connected(node)
+    }
+
+    /// Adds the nodes that have a stream and sent nothing yet: they are known by their hello alone.
+    pub fn add_silent(&self, nodes: &mut Vec<NodeStatus>) {
+        for (id, name) in self.shared.registry.connected() {
+            if !nodes.iter().any(|known| known.node_id == id) {
+                nodes.push(NodeStatus {
+                    node: name.to_string(),
+                    node_id: id,
+                    connected: true,
+                    ..NodeStatus::default()
+                });
+            }
+        }
+        nodes.sort_by(|a, b| (&a.node, a.node_id).cmp(&(&b.node, b.node_id)));
     }
 
     /// Reads no more frames, refuses new streams, and returns when every stream has been told what became durable and has

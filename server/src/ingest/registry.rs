@@ -167,6 +167,15 @@ impl Registry {
         nodes.get(&id).is_some_and(|node| lock(&node.current).stream.is_some())
     }
 
+    /// The nodes that have a stream, by name.
+    pub fn connected(&self) -> Vec<(u64, Arc<str>)> {
+        let nodes = lock(&self.nodes);
+        let connected = nodes.values().filter(|node| lock(&node.current).stream.is_some());
+        let mut connected: Vec<_> = connected.map(|node| (node.id, Arc::clone(&node.name))).collect();
+        connected.sort_by(|(a, name_a), (b, name_b)| (name_a, a).cmp(&(name_b, b)));
+        connected
+    }
+
     fn node(&self, id: u64, name: &str) -> Result<Arc<Node>, Refusal> {
         let mut nodes = lock(&self.nodes);
         if let Some(node) = nodes.get(&id) {

@@ -11,8 +11,8 @@ const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
 /// The least that tells one pod from others.
 const UID_PREFIX_MIN: usize = 8;
-/// The lowest first.
-const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
+/// The severities of findings, the lowest first.
+pub const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
 
 /// One page. Says what to do when the request makes no sense.
 pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListFindingsResponse, String> {

@@ -25,7 +25,7 @@ use crate::findings::{FindingStore, LookupError, Position};
 
 pub use events::{EventSource, Refused};
 pub(crate) use list::is_uid_of;
-pub use list::list;
+pub use list::{SEVERITIES, list};
 pub use peers::Peers;
 
 /// Bytes of an id or a page token.

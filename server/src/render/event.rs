@@ -94,6 +94,17 @@ fn known(number: rkyv::rend::u64_le) -> Value {
     }
 }
 
+/// How long it was from one moment since boot to another; 0 where the first is not known.
+fn lasted(from_ns: u64, until_ns: u64) -> Value {
+    Value::from(if from_ns == 0 { 0 } else { until_ns.saturating_sub(from_ns) })
+}
+
+/// Moments that are told by the node's clock since its boot, which says nothing to people: how long it lasted is told beside them.
+/// A moment since 1970 may have the same name.
+const SINCE_BOOT: [&str; 3] = ["since_ns", "from_ns", "until_ns"];
+/// Nanoseconds: a moment since 1970 is later, a duration or a moment since boot is less.
+const MOMENT_MIN: u64 = 1_000_000_000_000_000_000;
+
 fn tcp_change(change: u8) -> Value {
     const CHANGES: [&str; 9] = [
         "established",
@@ -129,7 +140,8 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             let mut map = fields!(body; "comm": NameOf(e.comm));
             map.extend(status(e.status.to_native()));
             map.extend(fields!(body; "parent_pid": e.parent_pid, "ns_pid": e.ns_pid, "ns_level": e.ns_level,
-                "lived_ns": Value::from(event.time_ns.to_native().saturating_sub(e.start_time_ns.to_native())),
+                // Of some it is not known when they began.
+                "lived_ns": lasted(e.start_time_ns.to_native(), event.time_ns.to_native()),
                 "oom_score_adj": e.oom_score_adj));
             map
         }
@@ -214,14 +226,16 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
             "throttled": e.throttled, "throttled_us": e.throttled_us, "memory_pressure": e.memory_pressure,
             "process": e.process, "process_comm": NameOf(e.process_comm), "process_command": NameOf(e.process_command),
             "process_uid": e.process_uid, "process_entity": entity(e.process_entity)),
-        Detail::Gap(e) => fields!(body; "what": NameOf(e.what), "reason": NameOf(e.reason), "from_ns": e.from_ns,
+        Detail::Gap(e) => fields!(body; "what": NameOf(e.what), "reason": NameOf(e.reason),
+            "lasted_ns": lasted(e.from_ns.to_native(), e.until_ns.to_native()), "from_ns": e.from_ns,
             "until_ns": e.until_ns, "found_gone": e.found_gone),
         Detail::Conntrack(e) => fields!(body; "is_full": e.is_full, "entries": e.entries, "entries_max": e.entries_max,
             "dropped": known(e.dropped), "early_dropped": known(e.early_dropped),
             "top_address": if e.looked_at.to_native() == 0 { Value::Null } else { Address(e.top_address).into_value(body) },
             "top_entries": e.top_entries, "looked_at": e.looked_at),
         Detail::Trouble(e) => fields!(body; "what": NameOf(e.what), "place": NameOf(e.place), "comm": NameOf(e.comm),
-            "value": e.value, "limit": e.limit, "is_over": e.is_over, "since_ns": e.since_ns),
+            "value": e.value, "limit": e.limit, "is_over": e.is_over, "since_ns": e.since_ns,
+            "lasted_ns": lasted(e.since_ns.to_native(), event.time_ns.to_native())),
         Detail::LogLines(e) => {
             let lines = e.lines.iter().filter_map(|line| body.name(line.to_native()));
             fields!(body; "lines": Value::from(lines.collect::<Vec<_>>()))
@@ -270,10 +284,13 @@ pub fn event_text(fields: &Fields) -> String {
                 continue;
             }
             Value::Number(number) if number.as_u64() == Some(0) && *key != "exit_code" => continue,
+            Value::Number(number) if SINCE_BOOT.contains(key) && number.as_u64().is_some_and(|ns| ns < MOMENT_MIN) => {
+                continue;
+            }
             Value::Number(number) => match number.as_u64() {
                 Some(u64::MAX) => "unlimited".to_owned(),
                 Some(bytes) if key.ends_with("bytes") => text::bytes(bytes),
-                Some(ns) if key.ends_with("_ns") && ns < 1_000_000_000_000_000_000 => text::duration(ns),
+                Some(ns) if key.ends_with("_ns") && ns < MOMENT_MIN => text::duration(ns),
                 Some(ns) if key.ends_with("_ns") => super::rfc3339(ns),
                 _ => number.to_string(),
             },
@@ -305,4 +322,22 @@ pub fn event_row(style: Style, event: &Event) -> String {
         if is_lethal { style.bold(&kind) } else { kind },
         clean(&event.text),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_since_boot_is_left_to_programs_and_one_since_1970_is_written_as_a_moment() {
+        let fields: Fields = vec![
+            ("what", Value::from("stopped")),
+            ("since_ns", Value::from(54_540_000_000_000_u64)),
+            ("lasted_ns", Value::from(60_000_000_000_u64)),
+        ];
+        assert_eq!(event_text(&fields), "what=stopped lasted=\"60.0 s\"");
+        let since: Fields = vec![("since_ns", Value::from(1_700_000_000_000_000_000_u64))];
+        assert_eq!(event_text(&since), "since=2023-11-14T22:13:20.000000000Z");
+        assert_eq!((lasted(0, 9), lasted(4, 9)), (Value::from(0), Value::from(5)));
+    }
 }

@@ -8,6 +8,9 @@ use super::layout::{Style, clean, wrap};
 use super::time::for_people;
 use crate::findings::text;
 
+/// What the times of a causal chain are counted from.
+const ZERO: &str = "  +0 is its first line. A minus: the kernel stamped that before what brought it about.";
+
 /// Characters of an id that a list shows; enough to ask for the finding.
 const SHORT_ID: usize = 10;
 
@@ -53,7 +56,7 @@ fn pod(entity: &EntityRef) -> Option<String> {
 
 fn withdrawal(finding: &Finding) -> String {
     match finding.superseded_by.chars().take(SHORT_ID).collect::<String>() {
-        by if by.is_empty() => " (withdrawn)".to_owned(),
+        by if by.is_empty() => " (withdrawn: what came later speaks against it)".to_owned(),
         by => format!(" (withdrawn: {} explains it)", clean(&by)),
     }
 }
@@ -79,6 +82,7 @@ pub fn finding(style: Style, finding: &Finding) -> String {
     section(style, &mut out, "What happened");
     out.push_str(&wrap("  ", &clean(&finding.summary)));
     section(style, &mut out, "Causal chain");
+    let _ = writeln!(out, "{}", style.dim(ZERO));
     chain(style, &mut out, &finding.evidence);
     if let Some(death) = &finding.death {
         section(style, &mut out, "Death certificate");
@@ -177,7 +181,7 @@ fn place(entity: &EntityRef) -> String {
 
 /// The evidence as a tree: each piece below the step that brought it about.
 fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
-    let started = evidence.iter().map(|piece| piece.time_ns).min().unwrap_or(0);
+    let started = evidence.first().map_or(0, |piece| piece.time_ns);
     let parent = |index: usize| {
         let cause = &evidence[index].caused_by;
         // A cause stands before its effect, so this cannot go in a circle.
@@ -195,7 +199,8 @@ fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
     while let Some((index, indent, is_last)) = waiting.pop() {
         let piece = &evidence[index];
         let (branch, below) = if is_last { ("└─", "   ") } else { ("├─", "│  ") };
-        let after = format!("+{}", text::duration(piece.time_ns - started));
+        let sign = if piece.time_ns < started { "-" } else { "+" };
+        let after = format!("{sign}{}", text::duration(piece.time_ns.abs_diff(started)));
         let inner = format!("{indent}{below}");
         let head = format!("{indent}{branch} {after:<10} {}", clean(&piece.step));
         let _ = writeln!(out, "{}  {}", style.bold(&head), style.dim(&clean(&piece.id)));
@@ -223,13 +228,12 @@ fn certificate(style: Style, out: &mut String, death: &Death) {
         (None, None) => row("ended by", "unknown"),
     }
     if let Some(sender) = &death.sender {
-        let place = sender
-            .entity
-            .as_ref()
-            .map_or_else(String::new, |entity| format!(" of {} {}", clean(&entity.kind), clean(&entity.name)));
+        let place = sender.entity.as_ref().map_or_else(String::new, |entity| {
+            format!(" of {} {}", text::kind_called(&clean(&entity.kind)), clean(&entity.name))
+        });
         let by = process(&sender.comm, sender.pid);
         if sender.kernel {
-            row("sent by", &format!("the kernel, while {by} was running"));
+            row("sent by", &clean(&text::kernel_while(&sender.comm, sender.pid)));
         } else {
             row("sent by", &format!("{by}{place}"));
         }
@@ -270,4 +274,47 @@ fn loss(loss: Option<&Loss>) -> String {
         text.push_str(" A collector died or its stream was interrupted: more may be missing than was counted.");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(step: &str, caused_by: &str, time_ns: u64) -> Evidence {
+        Evidence { step: step.into(), caused_by: caused_by.into(), time_ns, ..Evidence::default() }
+    }
+
+    #[test]
+    fn times_are_counted_from_the_first_cause_and_what_is_stamped_before_it_has_a_minus() {
+        let mut out = String::new();
+        chain(Style { colour: false }, &mut out, &[piece("oom", "", 1_063), piece("kill", "oom", 1_000)]);
+        let heads: Vec<_> =
+            out.lines().map(|line| line.split_whitespace().take(3).collect::<Vec<_>>().join(" ")).collect();
+        assert!(heads.contains(&"└─ +0 ns".to_owned()) && heads.contains(&"└─ -63 ns".to_owned()), "{out}");
+    }
+
+    #[test]
+    fn a_finding_that_is_taken_back_says_what_stands_in_its_place() {
+        let row = |superseded_by: &str| {
+            let finding = Finding { withdrawn: true, superseded_by: superseded_by.into(), ..Finding::default() };
+            list_row(Style { colour: false }, &finding)
+        };
+        assert!(row("5997b008aeb0dfd0").ends_with("(withdrawn: 5997b008ae explains it)\n"));
+        assert!(row("").ends_with("(withdrawn: what came later speaks against it)\n"));
+    }
+
+    #[test]
+    fn the_certificate_calls_a_host_group_and_the_kernel_as_the_rest_of_the_finding_does() {
+        let sender = |kernel: bool, pid: u32| {
+            let entity = EntityRef { kind: "host".into(), name: "/tapio".into(), ..EntityRef::default() };
+            let sender = tapio_wire::service::Sender { pid, comm: "sh".into(), entity: Some(entity), kernel };
+            let death = Death { signal: Some(9), sender: Some(sender), ..Death::default() };
+            let mut out = String::new();
+            certificate(Style { colour: false }, &mut out, &death);
+            out
+        };
+        assert!(sender(false, 7).contains("sh (pid 7) of host group /tapio\n"));
+        assert!(sender(true, 7).contains("the kernel, while sh (pid 7) was running\n"));
+        assert!(sender(true, 0).contains("  sent by     the kernel\n"));
+    }
 }

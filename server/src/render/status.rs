@@ -24,7 +24,12 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         clean(&status.revision),
         text::duration(status.uptime_ns)
     );
-    let _ = writeln!(out, "{} events correlated · {} findings", status.events_correlated, status.findings);
+    let _ = writeln!(
+        out,
+        "{} correlated · {}",
+        text::count(status.events_correlated, "event"),
+        text::count(status.findings, "finding")
+    );
     servers(style, &mut out, status);
     nodes(style, &mut out, status);
     ledger(style, &mut out, status);
@@ -32,14 +37,14 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         let _ = writeln!(out, "\n{}", style.bold("Archive"));
         let _ = writeln!(
             out,
-            "  {} in {} segments by {} · {} frames · {} events, {} of them lethal · {} duplicates · {} quarantined",
+            "  {} in {} by {} · {} · {}, {} of them lethal · {} · {} quarantined",
             text::bytes(archive.bytes),
-            archive.segments,
+            text::count(archive.segments, "segment"),
             clean(&archive.disk),
-            archive.frames,
-            archive.events,
+            text::count(archive.frames, "frame"),
+            text::count(archive.events, "event"),
             archive.lethal_events,
-            archive.duplicates,
+            text::count(archive.duplicates, "duplicate"),
             archive.quarantined
         );
     }
@@ -84,7 +89,7 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
         if node.epochs.is_empty() {
             let state = if node.connected { "connected" } else { "gone" };
             let blank = || "-".to_owned();
-            rows.push(vec![clean(&where_of(node)), state.into(), blank(), blank(), blank(), blank()]);
+            rows.push(vec![clean(&where_of(node)), state.into(), blank(), "0 events".into(), blank(), blank()]);
         }
     }
     out.push_str(&table(
@@ -217,6 +222,7 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
     }
     let sum = match status.unexplained_events {
         0 => style.good("The ledger closes: no event is unexplained."),
+        1 => style.bad("The ledger does not close: 1 event is unexplained."),
         events => style.bad(&format!("The ledger does not close: {events} events are unexplained.")),
     };
     let _ = writeln!(out, "  {sum}");

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use clap::Args;
+use tapio_server::events::kinds_named;
 use tapio_server::render;
 use tapio_wire::service::{Event, ListEventsRequest};
 
@@ -41,7 +42,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ENTITY", default_value = "", hide_default_value = true)]
     entity: String,
     /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
-    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = kind)]
     kind: Vec<String>,
     /// At most so many
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -52,6 +53,10 @@ pub struct Arguments {
     /// Go on with what is archived from now on, until interrupted
     #[arg(long, short)]
     watch: bool,
+}
+
+fn kind(name: &str) -> Result<String, String> {
+    kinds_named([name]).map(|_| name.to_owned())
 }
 
 /// See the module.
@@ -69,6 +74,9 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         newest: arguments.newest,
         local: false,
     };
+    if request.until_ns > 0 && request.since_ns > request.until_ns {
+        return Err(Failure::Usage("--since is later than --until: no event can lie between them".into()));
+    }
     let mut client = connect(server, false).await?;
     if !arguments.watch {
         each(&mut client, server, request, &mut |event| print(&line(printing, event))).await?;

@@ -1,8 +1,11 @@
 //! `tapioctl findings` and `tapioctl finding`.
 
 use clap::Args;
+use tapio_server::findings::PatternSet;
+use tapio_server::query::SEVERITIES;
 use tapio_server::render;
-use tapio_wire::service::{Finding, GetFindingRequest, ListFindingsRequest, WatchFindingsRequest};
+use tapio_wire::service::{Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, WatchFindingsRequest};
+use tonic::Code;
 
 use super::output::{Format, nobody_reads, print};
 use super::server::{Client, Failure, ServerAt, connect};
@@ -23,7 +26,7 @@ pub struct ListArguments {
     #[arg(long, default_value_t = 100, conflicts_with = "watch", value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// This severity or a higher one: info, low, medium, high, critical
-    #[arg(long, value_name = "SEVERITY", default_value = "", hide_default_value = true, conflicts_with = "watch")]
+    #[arg(long, value_name = "SEVERITY", default_value = "", hide_default_value = true, conflicts_with = "watch", value_parser = severity)]
     severity: String,
     /// Of this pattern
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, conflicts_with = "watch")]
@@ -42,6 +45,13 @@ pub struct ListArguments {
     workload: String,
 }
 
+fn severity(name: &str) -> Result<String, String> {
+    match name.is_empty() || SEVERITIES.contains(&name) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("it is one of {}", SEVERITIES.join(", "))),
+    }
+}
+
 /// `tapioctl finding ID`
 pub async fn show(server: &ServerAt, printing: Printing, id: String) -> Result<(), Failure> {
     let mut client = connect(server, true).await?;
@@ -58,7 +68,7 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
     if arguments.watch {
         return follow(&mut client, server, printing, since_ns).await;
     }
-    let mut left = arguments.limit;
+    let (mut left, mut count) = (arguments.limit, 0);
     let mut page_token = String::new();
     let mut is_first = true;
     while left > 0 {
@@ -85,12 +95,58 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
         }
         print(&text)?;
         left = left.saturating_sub(response.findings.len() as u32);
+        count += response.findings.len();
         page_token = response.next_page_token;
         if page_token.is_empty() || response.findings.is_empty() {
             break;
         }
     }
+    if count == 0 {
+        for hint in unknown_names(&mut client, server, arguments).await? {
+            eprintln!("tapioctl: {}", render::clean(&hint));
+        }
+    }
     Ok(())
+}
+
+/// Which of the names that were asked for nobody knows, as far as that can be told.
+async fn unknown_names(
+    client: &mut Client,
+    server: &ServerAt,
+    arguments: &ListArguments,
+) -> Result<Vec<String>, Failure> {
+    let mut hints = Vec::new();
+    let pattern = &arguments.pattern;
+    let is_built_in = || PatternSet::embedded().is_ok_and(|set| set.patterns().iter().any(|one| one.id == *pattern));
+    if !pattern.is_empty() && !is_built_in() {
+        hints.push(format!("no built-in pattern is called {pattern}: docs/patterns.md lists them"));
+    }
+    if !arguments.node.is_empty() {
+        let status = super::server::status(client, server).await?;
+        let known: Vec<_> = status.nodes.iter().map(|node| node.node.as_str()).collect();
+        if !known.contains(&arguments.node.as_str()) {
+            hints.push(format!("no node is called {}; known are: {}", arguments.node, known.join(", ")));
+        }
+    }
+    let request = ListEventsRequest {
+        namespace: arguments.namespace.clone(),
+        pod: arguments.pod.clone(),
+        workload: arguments.workload.clone(),
+        limit: 1,
+        ..ListEventsRequest::default()
+    };
+    let is_named = ![&request.namespace, &request.pod, &request.workload].iter().all(|name| name.is_empty());
+    if is_named {
+        let refused = match client.list_events(request).await {
+            Ok(events) => events.into_inner().message().await.err(),
+            Err(refused) => Some(refused),
+        };
+        // Without an archive, or when others are reading it, nobody knows.
+        if let Some(refused) = refused.filter(|refused| refused.code() == Code::NotFound) {
+            hints.push(refused.message().to_owned());
+        }
+    }
+    Ok(hints)
 }
 
 fn header(printing: Printing) -> String {

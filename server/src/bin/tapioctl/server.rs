@@ -51,6 +51,12 @@ impl Failure {
     /// Of an answer.
     pub fn of(server: &ServerAt, status: &tonic::Status) -> Self {
         let at = &server.server;
+        if status.message().contains("grpc-status header missing, mapped from HTTP status code 4") {
+            let message = status.message();
+            return Self::Broken(format!(
+                "{at} does not speak gRPC ({message}): this looks like the HTTP port; gRPC is 9090 by default"
+            ));
+        }
         match status.code() {
             Code::Unavailable => Self::Unreachable(format!("{at}: {}", status.message())),
             // A server's own words have no source; this is of the connection.

@@ -3,10 +3,12 @@
 //! Nodes and kinds are counted by the server. Entities are estimated from a sample of the newest events.
 
 use std::collections::HashMap;
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
+use tapio_server::findings::text;
 use tapio_server::render::{self, Style};
 use tapio_wire::service::{ListEventsRequest, StatusResponse};
 
@@ -60,7 +62,9 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
             Some(text) => text,
             None => tables(printing.style, &rates, &now.1),
         };
-        let clear = if arguments.once || !printing.format.is_table() { "" } else { HOME_AND_CLEAR };
+        // Nothing but a terminal can be cleared.
+        let is_redrawn = !arguments.once && printing.format.is_table() && io::stdout().is_terminal();
+        let clear = if is_redrawn { HOME_AND_CLEAR } else { "" };
         print(&format!("{clear}{text}"))?;
         if arguments.once {
             return Ok(());
@@ -148,10 +152,10 @@ fn value(rates: &Rates) -> Value {
 
 fn tables(style: Style, rates: &Rates, status: &StatusResponse) -> String {
     let mut out = format!(
-        "{} nodes · {} findings · {} events unexplained\n",
-        status.nodes.len(),
-        status.findings,
-        status.unexplained_events
+        "{} · {} · {} unexplained\n",
+        text::count(status.nodes.len() as u64, "node"),
+        text::count(status.findings, "finding"),
+        text::count(status.unexplained_events.unsigned_abs(), "event")
     );
     for (heading, rows) in [("NODE", &rates.nodes), ("KIND", &rates.kinds), ("ENTITY (SAMPLED)", &rates.entities)] {
         let cells: Vec<_> = rows

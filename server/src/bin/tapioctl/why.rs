@@ -1,12 +1,16 @@
 //! `tapioctl why pod/NAME`: what is wrong with something, or why it died, and everything that is known about it.
 //!
-//! What enters: a pod, a workload, a container, a unit, a node or a namespace. What leaves: its state now, the finding that tells
+//! What enters: a pod, a workload, a container, a unit, a host group, a node or a namespace. What leaves: its state now, the finding that tells
 //! most, what changed before, the last events, other findings; also when nothing is wrong, and why nothing is known.
+
+mod subject;
 
 use clap::Args;
 use serde_json::{Value, json};
 use tapio_server::render;
-use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest};
+use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest, NodeStatus};
+
+use subject::{KNOWN, Subject, as_container, is_about, subject};
 
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
@@ -28,26 +32,8 @@ const READ_MAX: u32 = 2_000;
 const FINDINGS_MAX: usize = 50;
 const PAGE: u32 = 500;
 const PAGES_MAX: usize = 20;
-/// What people write who think of kubectl, and the kinds of the API.
-const WORKLOADS: [(&str, &str); 13] = [
-    ("deployment", "Deployment"),
-    ("deployments", "Deployment"),
-    ("deploy", "Deployment"),
-    ("statefulset", "StatefulSet"),
-    ("statefulsets", "StatefulSet"),
-    ("sts", "StatefulSet"),
-    ("daemonset", "DaemonSet"),
-    ("daemonsets", "DaemonSet"),
-    ("ds", "DaemonSet"),
-    ("replicaset", "ReplicaSet"),
-    ("rs", "ReplicaSet"),
-    ("job", "Job"),
-    ("jobs", "Job"),
-];
-/// What nothing is found for by itself.
-const OTHER_KINDS: [&str; 5] = ["cronjob", "cj", "service", "svc", "ingress"];
-const KNOWN: &str = "pod/NAME, deploy/NAME (or statefulset, daemonset, job), container/ID, unit/NAME, node/NAME or ns/NAME; pod and \
-                     workload also as KIND/NAMESPACE/NAME";
+/// Events that tell that a process ended, or why.
+const ENDS: [&str; 4] = ["exit", "oom", "signal", "signal_delivered"];
 /// What tells of a state.
 const STATE_KINDS: [&str; 5] = ["pod_state", "container_state", "rollout", "unit_state", "node_condition"];
 /// What may have changed.
@@ -73,7 +59,7 @@ const KINDS: [&str; 14] = [
 #[derive(Args)]
 pub struct Arguments {
     /// pod/NAME, pod/NAMESPACE/NAME, pod/UID or the beginning of a uid; deploy/NAME, statefulset/NAME, daemonset/NAME, job/NAME;
-    /// container/ID, unit/NAME, node/NAME, ns/NAME; or a pod's NAME
+    /// container/ID, unit/NAME, host/PATH (a host group, by its cgroup), node/NAME, ns/NAME; or a pod's NAME, a container's ID, a PATH
     subject: String,
     /// The pod's or workload's namespace
     #[arg(long, short, default_value = "", hide_default_value = true)]
@@ -81,72 +67,6 @@ pub struct Arguments {
     /// Last events to show
     #[arg(long, default_value_t = 20)]
     events: u32,
-}
-
-/// What is asked about.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Subject {
-    /// How it is called in a message: `pod web-0`.
-    called: String,
-    /// A pod: its name, NAMESPACE/NAME, its uid or the beginning of one.
-    pod: String,
-    /// `Deployment/web`
-    workload: String,
-    namespace: String,
-    node: String,
-    /// A container's id or the beginning of it, or a unit's name.
-    entity: String,
-}
-
-/// What an argument and a namespace mean.
-fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
-    let workload = |kind: &str| WORKLOADS.iter().find(|(known, _)| *known == kind).map(|(_, kind)| *kind);
-    let (kind, name) = match argument.split_once('/') {
-        Some((
-            kind @ ("pod" | "pods" | "po" | "container" | "containers" | "unit" | "units" | "node" | "nodes" | "ns"
-            | "namespace" | "namespaces"),
-            name,
-        )) => (kind, name),
-        Some((kind, name)) if workload(kind).is_some() => (kind, name),
-        // NAMESPACE/NAME cannot be told from KIND/NAME but by the kinds that there are.
-        Some((kind, _)) if OTHER_KINDS.contains(&kind) || argument.split('/').count() > 2 => {
-            return Err(Failure::Usage(format!("\"{kind}/…\" is not understood: write {KNOWN}")));
-        }
-        _ => ("pod", argument),
-    };
-    if name.is_empty() || name.ends_with('/') || name.starts_with('/') {
-        return Err(Failure::Usage(format!("\"{argument}\" has no name: write {kind}/NAME")));
-    }
-    if name.contains('/') && !namespace.is_empty() && !name.starts_with(&format!("{namespace}/")) {
-        return Err(Failure::Usage(format!("\"{name}\" is not in the namespace {namespace}: leave one of them out")));
-    }
-    let mut subject = Subject { namespace: namespace.to_owned(), ..Subject::default() };
-    let singular = match kind {
-        "pod" | "pods" | "po" => "pod",
-        "ns" | "namespace" | "namespaces" => "namespace",
-        kind => workload(kind).unwrap_or(kind.trim_end_matches('s')),
-    };
-    match singular {
-        "container" => subject.entity = name.split_once("://").map_or(name, |(_, id)| id).to_owned(),
-        "unit" => subject.entity = name.to_owned(),
-        "node" => subject.node = name.to_owned(),
-        "namespace" => subject.namespace = name.to_owned(),
-        "pod" => subject.pod = name.to_owned(),
-        kind => {
-            let (namespace, name) = name.split_once('/').unwrap_or((namespace, name));
-            (subject.namespace, subject.workload) = (namespace.to_owned(), format!("{kind}/{name}"));
-        }
-    }
-    subject.called = format!("{singular} {name}");
-    Ok(subject)
-}
-
-/// Whether a finding is about what is asked; the server has narrowed pods and nodes already.
-fn is_about(subject: &Subject, finding: &Finding) -> bool {
-    let Some(entity) = &finding.entity else { return subject.entity.is_empty() };
-    subject.entity.is_empty()
-        || entity.name == subject.entity
-        || (subject.entity.len() >= 6 && entity.container_id.starts_with(&subject.entity))
 }
 
 /// How much a finding tells of what is wrong with something: what goes on before what is over, a death that must not happen before an
@@ -170,50 +90,21 @@ fn rank(findings: &mut [Finding]) {
 
 /// See the module.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
-    let subject = subject(&arguments.subject, &arguments.namespace)?;
+    let mut subject = subject(&arguments.subject, &arguments.namespace)?;
     let mut client = connect(server, false).await?;
-    let mut findings: Vec<Finding> = Vec::new();
-    let mut page_token = String::new();
-    for _ in 0..PAGES_MAX {
-        let request = ListFindingsRequest {
-            limit: PAGE,
-            page_token,
-            pod: subject.pod.clone(),
-            workload: subject.workload.clone(),
-            node: subject.node.clone(),
-            namespace: subject.namespace.clone(),
-            ..ListFindingsRequest::default()
-        };
-        let answer = client.list_findings(request).await;
-        let page = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
-        findings.extend(page.findings.into_iter().filter(|finding| is_about(&subject, finding)));
-        server.lacks(&page.incomplete)?;
-        page_token = page.next_page_token;
-        if page_token.is_empty() || findings.len() >= FINDINGS_MAX {
-            break;
+    let mut gathered = gather(&mut client, server, &subject, arguments.events).await?;
+    if gathered.is_empty()
+        && let Some(container) = as_container(&arguments.subject, &arguments.namespace)
+    {
+        let of_container = gather(&mut client, server, &container, arguments.events).await?;
+        if !of_container.is_empty() {
+            (subject, gathered) = (container, of_container);
         }
     }
-    findings.truncate(FINDINGS_MAX);
-    rank(&mut findings);
-    let others = findings.split_off(findings.len().min(1));
-    let finding = findings.pop();
-    let (since_ns, until_ns) = match &finding {
-        Some(finding) => (finding.started_ns.saturating_sub(BEFORE_NS), finding.ended_ns + AFTER_NS),
-        None => (now_ns().saturating_sub(LOOK_BACK_NS), 0),
-    };
-    let mut request =
-        ListEventsRequest { since_ns, until_ns, limit: arguments.events.max(1), ..events_of(&subject, &KINDS) };
-    let (mut last, mut unread) = read(&mut client, server, &request).await?;
-    if finding.is_none() && last.is_empty() {
-        // Nothing of a death in the last hour: what is there at all, of any kind and time, as `tapioctl events` shows it.
-        request.since_ns = 0;
-        request.kinds.clear();
-        (last, unread) = read(&mut client, server, &request).await?;
-    }
-    last.sort_by_key(|event| event.time_ns);
-    if finding.is_none() && last.is_empty() {
+    if gathered.is_empty() {
         return Err(Failure::Other(nothing_known(&mut client, server, &subject).await?));
     }
+    let Gathered { finding, others, last, unread } = gathered;
     let states = states(&mut client, server, &subject).await?;
     let changes = changes(&mut client, server, &subject, finding.as_ref(), &last).await?;
     let value = json!({
@@ -230,6 +121,86 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     }
     let answer = Answer { finding: finding.as_ref(), others: &others, last: &last, states: &states, changes: &changes };
     print(&text(printing, &subject, &answer, unread))
+}
+
+/// What is known of a subject.
+struct Gathered {
+    finding: Option<Finding>,
+    others: Vec<Finding>,
+    last: Vec<Event>,
+    /// Why there are no events.
+    unread: Option<String>,
+}
+
+impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.finding.is_none() && self.last.is_empty()
+    }
+}
+
+async fn gather(
+    client: &mut Client,
+    server: &ServerAt,
+    subject: &Subject,
+    events_max: u32,
+) -> Result<Gathered, Failure> {
+    let mut findings: Vec<Finding> = Vec::new();
+    let mut page_token = String::new();
+    for _ in 0..PAGES_MAX {
+        let request = ListFindingsRequest {
+            limit: PAGE,
+            page_token,
+            pod: subject.pod.clone(),
+            workload: subject.workload.clone(),
+            node: subject.node.clone(),
+            namespace: subject.namespace.clone(),
+            ..ListFindingsRequest::default()
+        };
+        let answer = client.list_findings(request).await;
+        let page = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
+        findings.extend(page.findings.into_iter().filter(|finding| is_about(subject, finding)));
+        server.lacks(&page.incomplete)?;
+        page_token = page.next_page_token;
+        if page_token.is_empty() || findings.len() >= FINDINGS_MAX {
+            break;
+        }
+    }
+    findings.truncate(FINDINGS_MAX);
+    rank(&mut findings);
+    let others = findings.split_off(findings.len().min(1));
+    let finding = findings.pop();
+    let (since_ns, until_ns) = match &finding {
+        Some(finding) => (finding.started_ns.saturating_sub(BEFORE_NS), finding.ended_ns + AFTER_NS),
+        None => (now_ns().saturating_sub(LOOK_BACK_NS), 0),
+    };
+    let mut request = ListEventsRequest { since_ns, until_ns, ..events_of(subject, &KINDS) };
+    let events_max = events_max.max(1);
+    if !subject.is_exact {
+        request.limit = events_max;
+    }
+    let (mut last, mut unread) = read_of(client, server, subject, &request).await?;
+    if finding.is_none() && last.is_empty() {
+        // Nothing of a death in the last hour: what is there at all, of any kind and time, as `tapioctl events` shows it.
+        request.since_ns = 0;
+        request.kinds.clear();
+        (last, unread) = read_of(client, server, subject, &request).await?;
+    }
+    last.sort_by_key(|event| event.time_ns);
+    last.drain(..last.len().saturating_sub(events_max as usize));
+    Ok(Gathered { finding, others, last, unread })
+}
+
+/// Events about the subject itself: the server brings those of everything with its name in theirs.
+async fn read_of(
+    client: &mut Client,
+    server: &ServerAt,
+    subject: &Subject,
+    request: &ListEventsRequest,
+) -> Result<(Vec<Event>, Option<String>), Failure> {
+    let (mut events, unread) = read(client, server, request).await?;
+    let is_it = |entity: &EntityRef| entity.name == subject.entity || entity.cgroup == subject.entity;
+    events.retain(|event| !subject.is_exact || event.entity.as_ref().is_some_and(is_it));
+    Ok((events, unread))
 }
 
 /// The newest events of these kinds about the subject.
@@ -250,24 +221,47 @@ fn events_of(subject: &Subject, kinds: &[&str]) -> ListEventsRequest {
 /// Why nothing is known of it, as far as that is known.
 async fn nothing_known(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<String, Failure> {
     let status = super::server::status(client, server).await?;
-    let mut nodes: Vec<_> = status.nodes.iter().map(|node| node.node.as_str()).collect();
-    nodes.sort_unstable();
-    let nodes = match nodes.len() {
-        0 => "no collector has sent anything to this server yet".to_owned(),
-        count if count > STATES_MAX => format!("{count} nodes have sent events to this server"),
-        _ => format!("events have come from {}", nodes.join(", ")),
-    };
+    let nodes = told_nodes(&status.nodes);
     let place =
         if subject.namespace.is_empty() || subject.called.contains('/') || subject.called.starts_with("namespace") {
             String::new()
         } else {
             format!(" in {}", subject.namespace)
         };
+    let guess = match subject.is_guessed {
+        true => format!(". It was taken for NAMESPACE/NAME of a pod; a kind is one of {KNOWN}"),
+        false => String::new(),
+    };
     Ok(format!(
         "nothing is known of {}{place}: no finding, and no event in the archive; {nodes}. `tapioctl findings -o wide` lists what was \
-         found, with names",
+         found, with names{guess}",
         subject.called
     ))
+}
+
+/// Which nodes the server has heard of: those that sent events, and those that are only connected.
+fn told_nodes(nodes: &[NodeStatus]) -> String {
+    let called = |has_sent: bool| {
+        let nodes = nodes.iter().filter(|node| node.epochs.is_empty() != has_sent && (has_sent || node.connected));
+        let mut nodes: Vec<_> = nodes.map(|node| node.node.as_str()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        match nodes.len() {
+            0 => None,
+            count if count > STATES_MAX => Some(format!("{count} nodes")),
+            _ => Some(nodes.join(", ")),
+        }
+    };
+    match (called(true), called(false)) {
+        (None, None) => "no collector has connected to this server yet".to_owned(),
+        (Some(sent), None) => format!("events have come from {sent}"),
+        (sent, Some(silent)) => {
+            let sent = sent.map_or_else(String::new, |sent| format!("events have come from {sent}; "));
+            format!(
+                "{sent}connected, with 0 events sent so far: {silent} (`/readyz` of its collector says which sources run)"
+            )
+        }
+    }
 }
 
 /// A field of an event.
@@ -323,7 +317,7 @@ fn latest(subject: &Subject, events: Vec<Event>) -> Vec<Event> {
 async fn states(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<Vec<Event>, Failure> {
     let request =
         ListEventsRequest { since_ns: now_ns().saturating_sub(STATE_BACK_NS), ..events_of(subject, &STATE_KINDS) };
-    Ok(latest(subject, read(client, server, &request).await?.0))
+    Ok(latest(subject, read_of(client, server, subject, &request).await?.0))
 }
 
 /// Releases of its workload, changes of configuration in its namespace and of its node's conditions, before a finding began or before
@@ -405,10 +399,16 @@ fn text(printing: Printing, subject: &Subject, answer: &Answer<'_>, unread: Opti
     let style = printing.style;
     let mut out = match answer.finding {
         Some(finding) => render::finding(style, finding),
-        None => format!(
-            "Nothing was found to be wrong with {}, and no death of it was seen.\n",
-            render::clean(&subject.called)
-        ),
+        None => {
+            let called = render::clean(&subject.called);
+            match answer.last.iter().any(|event| ENDS.contains(&event.kind.as_str())) {
+                true => format!(
+                    "Nothing was found to be wrong with {called}. Processes of it ended, or were sent signals (see below); no pattern \
+                     explains that.\n"
+                ),
+                false => format!("Nothing was found to be wrong with {called}, and no death of it was seen.\n"),
+            }
+        }
     };
     let rows = |out: &mut String, title: &str, events: &[Event]| {
         if !events.is_empty() {
@@ -430,8 +430,19 @@ fn text(printing: Printing, subject: &Subject, answer: &Answer<'_>, unread: Opti
         out.push_str(&render::list_header(style));
         answer.others.iter().for_each(|finding| out.push_str(&render::list_row(style, finding)));
     }
-    out.push_str("\nTapio reads what containers write only where `collector.log_lines` says so: `kubectl logs --previous` has all of it.\n");
+    if is_of_kubernetes(subject, answer) {
+        out.push_str(LOGS);
+    }
     out
+}
+
+const LOGS: &str = "\nTapio reads what containers write only where `collector.log_lines` says so: `kubectl logs --previous` has all of it.\n";
+
+fn is_of_kubernetes(subject: &Subject, answer: &Answer<'_>) -> bool {
+    let of_pod = |entity: &Option<EntityRef>| entity.as_ref().is_some_and(|entity| !entity.pod.is_empty());
+    ![&subject.pod, &subject.workload, &subject.namespace].iter().all(|name| name.is_empty())
+        || answer.finding.is_some_and(|finding| of_pod(&finding.entity))
+        || answer.last.iter().any(|event| of_pod(&event.entity))
 }
 
 #[cfg(test)]
@@ -464,29 +475,6 @@ mod tests {
         assert_eq!(order, ["oom", "earlier", "stopped", "refused", "yesterday"]);
         let mut none: [Finding; 0] = [];
         rank(&mut none);
-    }
-
-    #[test]
-    fn pods_containers_units_and_nodes_are_understood_and_other_kinds_are_refused() {
-        let of = |text: &str| subject(text, "").expect("understood");
-        for (text, pod) in [
-            ("web-0", "web-0"),
-            ("pod/web-0", "web-0"),
-            ("pods/shop/web-0", "shop/web-0"),
-            ("shop/web-0", "shop/web-0"),
-        ] {
-            assert_eq!(of(text).pod, pod, "{text}");
-        }
-        assert_eq!(of("container/containerd://dc31f2ad9b24").entity, "dc31f2ad9b24");
-        assert_eq!((of("unit/bad.service").entity.as_str(), of("node/n1").node.as_str()), ("bad.service", "n1"));
-        let web = of("deploy/shop/web");
-        assert_eq!((web.workload.as_str(), web.namespace.as_str()), ("Deployment/web", "shop"));
-        assert_eq!(of("job/import").workload, "Job/import");
-        assert_eq!(of("ns/shop").namespace, "shop");
-        for text in ["service/web", "cronjob/x", "pod/", "deploy/", "ns/", "a/b/c", "deploy/shop/"] {
-            assert!(matches!(subject(text, ""), Err(Failure::Usage(_))), "{text}");
-        }
-        assert!(matches!(subject("pod/shop/web-0", "other"), Err(Failure::Usage(_))));
     }
 
     #[test]
@@ -526,15 +514,16 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_meant_by_the_beginning_of_its_id_and_a_unit_by_its_name() {
-        let entity = |name: &str, container_id: &str| Finding {
-            entity: Some(EntityRef { name: name.into(), container_id: container_id.into(), ..EntityRef::default() }),
-            ..Finding::default()
+    fn a_node_that_is_only_connected_is_told_as_connected() {
+        let node = |name: &str, connected: bool, has_sent: bool| NodeStatus {
+            node: name.into(),
+            connected,
+            epochs: if has_sent { vec![tapio_wire::service::EpochStatus::default()] } else { Vec::new() },
+            ..NodeStatus::default()
         };
-        let of = |text: &str| subject(text, "").expect("understood");
-        assert!(is_about(&of("container/dc31f2ad"), &entity("shop/web/x", "dc31f2ad9b24")));
-        assert!(!is_about(&of("container/dc31f2ad"), &entity("shop/web/x", "ac31f2ad9b24")));
-        assert!(is_about(&of("unit/bad.service"), &entity("bad.service", "")));
-        assert!(!is_about(&of("unit/bad.service"), &entity("worse-bad.service", "")));
+        assert!(told_nodes(&[]).contains("no collector has connected"));
+        assert_eq!(told_nodes(&[node("n1", false, true)]), "events have come from n1");
+        let both = told_nodes(&[node("n1", true, true), node("n2", true, false)]);
+        assert!(both.contains("come from n1; connected, with 0 events sent so far: n2 ("), "{both}");
     }
 }

@@ -1,0 +1,186 @@
+//! What `tapioctl why` is asked about.
+//!
+//! In: an argument as people write it, and a namespace. Out: what to ask the server for, or what is wrong with the argument. What must
+//! hold: every kind that is understood stands in [`KNOWN`].
+
+use tapio_wire::service::Finding;
+
+use super::super::server::Failure;
+
+/// What people write who think of kubectl, and the kinds of the API.
+const WORKLOADS: [(&str, &str); 13] = [
+    ("deployment", "Deployment"),
+    ("deployments", "Deployment"),
+    ("deploy", "Deployment"),
+    ("statefulset", "StatefulSet"),
+    ("statefulsets", "StatefulSet"),
+    ("sts", "StatefulSet"),
+    ("daemonset", "DaemonSet"),
+    ("daemonsets", "DaemonSet"),
+    ("ds", "DaemonSet"),
+    ("replicaset", "ReplicaSet"),
+    ("rs", "ReplicaSet"),
+    ("job", "Job"),
+    ("jobs", "Job"),
+];
+/// What nothing is found for by itself.
+const OTHER_KINDS: [&str; 5] = ["cronjob", "cj", "service", "svc", "ingress"];
+/// The kinds, for people.
+pub const KNOWN: &str = "pod/NAME, deploy/NAME (or statefulset, daemonset, job), container/ID, unit/NAME, host/PATH, node/NAME or \
+                     ns/NAME; pod and workload also as KIND/NAMESPACE/NAME";
+/// Hexadecimal digits that may be a container's id.
+const CONTAINER_ID_MIN: usize = 6;
+
+/// What is asked about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// How it is called in a message: `pod web-0`.
+    pub called: String,
+    /// A pod: its name, NAMESPACE/NAME, its uid or the beginning of one.
+    pub pod: String,
+    /// `Deployment/web`
+    pub workload: String,
+    pub namespace: String,
+    pub node: String,
+    /// A container's id or the beginning of it, a unit's name, or the path of a host group.
+    pub entity: String,
+    /// The entity is called so, and not only like that.
+    pub is_exact: bool,
+    /// It was written without a kind that is known.
+    pub is_guessed: bool,
+}
+
+/// What an argument and a namespace mean.
+pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
+    // As findings call it.
+    let argument = argument.strip_prefix("host group ").unwrap_or(argument);
+    if let Some(path) = argument.strip_prefix('/').or_else(|| argument.strip_prefix("host/")) {
+        let entity = format!("/{}", path.trim_matches('/'));
+        return Ok(Subject { called: format!("host group {entity}"), entity, is_exact: true, ..Subject::default() });
+    }
+    let mut is_guessed = false;
+    let workload = |kind: &str| WORKLOADS.iter().find(|(known, _)| *known == kind).map(|(_, kind)| *kind);
+    let (kind, name) = match argument.split_once('/') {
+        Some((
+            kind @ ("pod" | "pods" | "po" | "container" | "containers" | "unit" | "units" | "node" | "nodes" | "ns"
+            | "namespace" | "namespaces"),
+            name,
+        )) => (kind, name),
+        Some((kind, name)) if workload(kind).is_some() => (kind, name),
+        // NAMESPACE/NAME cannot be told from KIND/NAME but by the kinds that there are.
+        Some((kind, _)) if OTHER_KINDS.contains(&kind) || argument.split('/').count() > 2 => {
+            return Err(Failure::Usage(format!("\"{kind}/…\" is not understood: write {KNOWN}")));
+        }
+        Some((_, _)) => {
+            is_guessed = true;
+            ("pod", argument)
+        }
+        None => ("pod", argument),
+    };
+    if name.is_empty() || name.ends_with('/') || name.starts_with('/') {
+        return Err(Failure::Usage(format!("\"{argument}\" has no name: write {kind}/NAME")));
+    }
+    if name.contains('/') && !namespace.is_empty() && !name.starts_with(&format!("{namespace}/")) {
+        return Err(Failure::Usage(format!("\"{name}\" is not in the namespace {namespace}: leave one of them out")));
+    }
+    let mut subject = Subject { namespace: namespace.to_owned(), is_guessed, ..Subject::default() };
+    let singular = match kind {
+        "pod" | "pods" | "po" => "pod",
+        "ns" | "namespace" | "namespaces" => "namespace",
+        kind => workload(kind).unwrap_or(kind.trim_end_matches('s')),
+    };
+    match singular {
+        "container" => subject.entity = name.split_once("://").map_or(name, |(_, id)| id).to_owned(),
+        "unit" => {
+            // As systemctl(1) takes it.
+            subject.entity = if name.contains('.') { name.to_owned() } else { format!("{name}.service") };
+            subject.is_exact = true;
+        }
+        "node" => subject.node = name.to_owned(),
+        "namespace" => subject.namespace = name.to_owned(),
+        "pod" => subject.pod = name.to_owned(),
+        kind => {
+            let (namespace, name) = name.split_once('/').unwrap_or((namespace, name));
+            (subject.namespace, subject.workload) = (namespace.to_owned(), format!("{kind}/{name}"));
+        }
+    }
+    subject.called = format!("{singular} {name}");
+    Ok(subject)
+}
+
+/// The container that an argument without a kind may mean, where no pod is called so.
+pub fn as_container(argument: &str, namespace: &str) -> Option<Subject> {
+    let is_id = argument.len() >= CONTAINER_ID_MIN && argument.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then(|| Subject {
+        called: format!("container {argument}"),
+        entity: argument.to_owned(),
+        namespace: namespace.to_owned(),
+        ..Subject::default()
+    })
+}
+
+/// Whether a finding is about what is asked; the server has narrowed pods and nodes already.
+pub fn is_about(subject: &Subject, finding: &Finding) -> bool {
+    let Some(entity) = &finding.entity else { return subject.entity.is_empty() };
+    subject.entity.is_empty()
+        || entity.name == subject.entity
+        || (subject.is_exact && entity.kind != "container" && entity.cgroup == subject.entity)
+        || (!subject.is_exact
+            && subject.entity.len() >= CONTAINER_ID_MIN
+            && entity.container_id.starts_with(&subject.entity))
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_wire::service::EntityRef;
+
+    use super::*;
+
+    #[test]
+    fn pods_containers_units_and_nodes_are_understood_and_other_kinds_are_refused() {
+        let of = |text: &str| subject(text, "").expect("understood");
+        for (text, pod) in [
+            ("web-0", "web-0"),
+            ("pod/web-0", "web-0"),
+            ("pods/shop/web-0", "shop/web-0"),
+            ("shop/web-0", "shop/web-0"),
+        ] {
+            assert_eq!(of(text).pod, pod, "{text}");
+        }
+        assert_eq!(of("container/containerd://dc31f2ad9b24").entity, "dc31f2ad9b24");
+        assert_eq!((of("unit/bad.service").entity.as_str(), of("node/n1").node.as_str()), ("bad.service", "n1"));
+        let web = of("deploy/shop/web");
+        assert_eq!((web.workload.as_str(), web.namespace.as_str()), ("Deployment/web", "shop"));
+        assert_eq!(of("job/import").workload, "Job/import");
+        assert_eq!(of("ns/shop").namespace, "shop");
+        for (text, path) in
+            [("host/a/b", "/a/b"), ("host//a/b", "/a/b"), ("/a/b", "/a/b"), ("host group /a/b", "/a/b"), ("/", "/")]
+        {
+            let host = of(text);
+            assert_eq!((host.entity.as_str(), host.is_exact), (path, true), "{text}");
+            assert_eq!(host.called, format!("host group {path}"));
+        }
+        assert_eq!(of("unit/nginx").entity, "nginx.service");
+        assert!(of("foo/bar").is_guessed && !of("pod/foo/bar").is_guessed);
+        assert!(as_container("dc31f2ad9b24", "").is_some() && as_container("web-0", "").is_none());
+        for text in ["service/web", "cronjob/x", "pod/", "deploy/", "ns/", "a/b/c", "deploy/shop/"] {
+            assert!(matches!(subject(text, ""), Err(Failure::Usage(_))), "{text}");
+        }
+        assert!(matches!(subject("pod/shop/web-0", "other"), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn a_container_is_meant_by_the_beginning_of_its_id_and_a_unit_by_its_name() {
+        let entity = |name: &str, container_id: &str| Finding {
+            entity: Some(EntityRef { name: name.into(), container_id: container_id.into(), ..EntityRef::default() }),
+            ..Finding::default()
+        };
+        let of = |text: &str| subject(text, "").expect("understood");
+        assert!(is_about(&of("container/dc31f2ad"), &entity("shop/web/x", "dc31f2ad9b24")));
+        assert!(!is_about(&of("container/dc31f2ad"), &entity("shop/web/x", "ac31f2ad9b24")));
+        assert!(is_about(&of("unit/bad.service"), &entity("bad.service", "")));
+        assert!(!is_about(&of("unit/bad.service"), &entity("worse-bad.service", "")));
+        assert!(is_about(&of("/tapio/one"), &entity("/tapio/one", "")));
+        assert!(!is_about(&of("/tapio"), &entity("/tapio/one", "")));
+    }
+}
