@@ -123,10 +123,11 @@ struct Status {
 
 impl StatusSource for Status {
     fn status(&self) -> StatusResponse {
-        let (nodes, unexplained_events) = {
+        let (mut nodes, unexplained_events) = {
             let books = lock_books(self.archive.books());
             (books.status(|node| self.ingest.is_connected(node)), books.unexplained_total())
         };
+        self.ingest.add_silent(&mut nodes);
         let not_ready_reason = match &*self.archive.state().borrow() {
             ArchiveState::Ready if self.correlator.has_failed() => http::CORRELATION_FAILED.into(),
             ArchiveState::Ready => String::new(),
