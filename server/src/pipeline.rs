@@ -39,7 +39,7 @@ use crate::api;
 use crate::archive::{Archive, ArchiveError, ArchiveState, lock_books};
 use crate::auth::{Auth, AuthError, GateLayer};
 use crate::budget::{Budget, MemoryWatch};
-use crate::cluster::{Cluster, ClusterLosses};
+use crate::cluster::{self, Cluster, ClusterLosses};
 use crate::config::Config;
 use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, SignalBus, Topology};
 use crate::findings::journal::{self, Journal, JournalMetrics};
@@ -243,6 +243,7 @@ impl Pipeline {
             (finder, Some(Arc::new(cluster)))
         } else {
             let (patterns, topology, store) = (Arc::clone(&patterns), Arc::clone(&topology), Arc::clone(&store));
+            cluster::register_idle(&registry)?;
             (Finder::start(&finder_config, patterns, topology, view, store)?, None)
         };
         finder.metrics().register(&registry)?;

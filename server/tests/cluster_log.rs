@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use async_nats::jetstream::message::PublishMessage;
+
 use crate::cluster_support::*;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, SIGTERM};
 use tapio_server::cluster::{Batch, ClusterLosses, Entry, Outgoing};
-use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, SignalBus, Topology};
+use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, NodeClock, SignalBus, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::event::EntityId;
 use tapio_wire::service::Finding;
@@ -206,7 +208,8 @@ fn a_message_that_cannot_be_read_is_counted_and_the_next_ones_are_read() {
         let client = async_nats::connect(nats.url()).await.expect("it listens");
         let context = async_nats::jetstream::new(client);
         for message in [&b""[..], b"\xff of a later version", b"\x01 damaged"] {
-            let ack = context.publish("tapio.default.batch.x", message.into()).await.expect("sent");
+            let message = PublishMessage::build().payload(message.into()).header("Tapio-Server", "x");
+            let ack = context.send_publish("tapio.default.batch.x", message).await.expect("sent");
             ack.await.expect("taken");
         }
     });
@@ -214,7 +217,8 @@ fn a_message_that_cannot_be_read_is_counted_and_the_next_ones_are_read() {
     let entity = web(&mut node);
     limit_kill(&mut node, entity, 100, 100 * SECOND);
     a.deliver(&node);
-    a.until_patterns(&["memory-limit-kill"]);
+    let found = a.until_patterns(&["memory-limit-kill"]);
+    assert_eq!(found[0].missing_servers, ["x"], "what it said may have mattered");
     assert_eq!(a.cluster.link().unreadable.load(std::sync::atomic::Ordering::Relaxed), 3);
 }
 
@@ -324,4 +328,101 @@ fn a_message_of_this_version_is_read_for_ever() {
         known == now,
         "the layout of messages has changed: give cluster::VERSION another number, and a golden file of it"
     );
+}
+
+#[test]
+fn a_gap_that_shows_after_a_finding_makes_it_doubtful() {
+    // The first frame went to a server that never wrote of it; of the second the signals stand before the stretch.
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    stop(&mut node, entity, 50 * SECOND);
+    let entity = web(&mut node);
+    stop(&mut node, entity, 100 * SECOND);
+    node.frames.remove(0);
+    let found = read_in_order(&messages_of("b", &[node]));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].possible && found[0].loss.as_ref().is_some_and(|loss| loss.open_interval), "{found:#?}");
+}
+
+#[test]
+fn a_server_that_starts_without_the_log_says_that_it_knows_of_nobody() {
+    let Some(mut nats) = Nats::start() else { return };
+    let b = Member::start(&nats, "b");
+    settle(&[&b]);
+    nats.kill();
+    let a = Member::begin(section(&nats, "a"));
+    let (node, elected) = probe_kill();
+    a.deliver(&node);
+    let alone = a.until_patterns(&["stopped"]);
+    assert!(alone[0].possible, "{alone:#?}");
+    assert_eq!(alone[0].missing_servers, ["all other servers"]);
+    b.deliver(&elected);
+    nats.restart();
+    let found = a.until_patterns(&["liveness-probe-kill"]);
+    assert!(!found[0].possible && found[0].missing_servers.is_empty() && found[0].id == alone[0].id, "{found:#?}");
+}
+
+#[test]
+fn a_password_that_changes_is_read_anew() {
+    let guarded = |password: &str| format!("authorization {{ user: tapio, password: \"{password}\" }}");
+    let Some(mut nats) = Nats::with(&guarded("first")) else { return };
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "first\n").expect("written");
+    let guarded_section = |server: &str| {
+        let mut section = section(&nats, server);
+        (section.user, section.password_file) = (Some("tapio".into()), Some(file.path().to_owned()));
+        section
+    };
+    let (a, b) = (Member::begin(guarded_section("a")), Member::begin(guarded_section("b")));
+    settle(&[&a, &b]);
+    nats.set_extra(&guarded("second"));
+    nats.restart();
+    until("being alone", || (a.cluster.link().is_alone() && b.cluster.link().is_alone()).then_some(()));
+    std::fs::write(file.path(), "second\n").expect("written");
+    let (node, elected) = probe_kill();
+    a.deliver(&node);
+    b.deliver(&elected);
+    for member in [&a, &b] {
+        let found = member.until_patterns(&["liveness-probe-kill"]);
+        member.findings_when(|found| found.iter().all(|one| one.missing_servers.is_empty()));
+        assert_eq!(found.len(), 1);
+    }
+}
+
+#[test]
+fn a_server_that_may_write_and_not_read_goes_on_alone() {
+    let may = "authorization { users: [{ user: tapio, password: x, permissions: { \
+               publish: { deny: [\"$JS.API.CONSUMER.>\"] } } }] }";
+    let Some(nats) = Nats::with(may) else { return };
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "x").expect("written");
+    let mut section = section(&nats, "a");
+    (section.user, section.password_file) = (Some("tapio".into()), Some(file.path().to_owned()));
+    let a = Member::begin(section);
+    let (node, _) = probe_kill();
+    a.deliver(&node);
+    let found = a.until_patterns(&["stopped"]);
+    assert!(found[0].possible && !found[0].missing_servers.is_empty(), "{found:#?}");
+    assert!(a.cluster.link().is_alone());
+}
+
+#[test]
+fn a_server_that_ends_while_the_archive_is_gone_through_does_not_wait_for_it() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::start(&nats, "a");
+    // More than there is room for comes out of the archive, and nobody takes it any more.
+    let bus = a.cluster.bus();
+    a.cluster.begin_replay();
+    a.cluster.freeze();
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    limit_kill(&mut node, entity, 100, 100 * SECOND);
+    let filling = std::thread::spawn(move || {
+        let clock =
+            |number: u64| NodeClock { node: node.node.clone(), epoch: 5, boottime_ns: number, realtime_ns: number };
+        (0..100_001).for_each(|number| bus.clock(clock(number)));
+        bus.wait_passed();
+    });
+    a.cluster.stop();
+    filling.join().expect("it does not wait for ever");
 }

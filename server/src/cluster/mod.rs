@@ -27,4 +27,4 @@ pub use link::Link;
 pub use log::{Log, LogError};
 pub use losses::{ClusterLosses, Other};
 pub use outgoing::Outgoing;
-pub use running::{Cluster, Healer};
+pub use running::{Cluster, Healer, register_idle};

@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(250);
 const WAITING_BYTES_MAX: usize = 64 << 20;
 /// Messages on their way at once.
 const FLIGHT_MAX: usize = 64;
+/// Messages that the log has taken and the reader has not read: what this server must know if it goes on alone.
+const UNREAD_BYTES_MAX: usize = 32 << 20;
 /// What NATS adds to a message.
 const HEADER_BYTES: usize = 1024;
 /// Entries of one message, at first; one that comes out too large is parted.
@@ -81,6 +83,9 @@ pub struct Publisher {
     link: Arc<Link>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// What the log has taken and the reader has not read, by the place in the log that it is at or before.
+    unread: VecDeque<(u64, Bytes)>,
+    unread_bytes: usize,
     /// What NATS takes.
     message_bytes_max: usize,
     number: u64,
@@ -124,6 +129,8 @@ impl Publisher {
             link,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            unread: VecDeque::new(),
+            unread_bytes: 0,
             message_bytes_max: MESSAGE_BYTES_MAX - HEADER_BYTES,
             number: 0,
             said: Instant::now(),
@@ -321,6 +328,13 @@ impl Publisher {
         for waiting in self.waiting.drain(..count) {
             self.waiting_bytes -= waiting.payload.len();
             last = waiting.number;
+            self.unread_bytes += waiting.payload.len();
+            self.unread.push_back((landed.last, waiting.payload));
+        }
+        let read_seq = self.link.read_seq.load(Ordering::Acquire);
+        while self.unread.front().is_some_and(|(seq, _)| *seq <= read_seq) || self.unread_bytes > UNREAD_BYTES_MAX {
+            let Some((_, payload)) = self.unread.pop_front() else { break };
+            self.unread_bytes -= payload.len();
         }
         let link = &self.link;
         link.waiting.store(self.waiting.len() as u64, Ordering::Release);
@@ -387,8 +401,9 @@ impl Publisher {
         self.link.set_alone(true);
         let alone = FromLog::Alone(self.names.server().to_owned());
         let _ = self.finder.send(Message::FromLog(alone));
-        for waiting in &self.waiting {
-            if let Ok(batch) = Batch::decode(&waiting.payload) {
+        let unread = self.unread.iter().map(|(_, payload)| payload);
+        for payload in unread.chain(self.waiting.iter().map(|waiting| &waiting.payload)) {
+            if let Ok(batch) = Batch::decode(payload) {
                 self.tell_finder(batch);
             }
         }

@@ -125,6 +125,8 @@ impl Reader {
                 self.link.ask_for_healing();
             }
             self.was = None;
+            // Whoever may not read must not forget for it what it knows.
+            drop(log::read_from(stream, 0).await.map_err(|error| broken(&error))?);
             // What a server finds alone it finds until its own words are in the log.
             self.link.is_reading.store(true, Ordering::Release);
             self.link.in_company().await;

@@ -408,11 +408,12 @@ impl Worker {
 
     /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
     pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
+        let mut present = Vec::new();
         for pattern in patterns.patterns() {
             if !anchor.mask.contains(pattern.anchor_step().number) {
                 continue;
             }
-            let Some((scope, mut found)) = self.explain(pattern, anchor) else {
+            let Some((scope, mut found)) = self.explain(pattern, anchor, &mut present) else {
                 continue;
             };
             // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
@@ -428,7 +429,7 @@ impl Worker {
                     Some(last) if alike.len() > 1 => {
                         // What is told of all of them is told of the last one, also where that came before this one.
                         if last.signal.evidence != anchor.signal.evidence
-                            && let Some((_, of_last)) = self.explain(pattern, last)
+                            && let Some((_, of_last)) = self.explain(pattern, last, &mut present)
                         {
                             found = of_last;
                         }
@@ -449,15 +450,27 @@ impl Worker {
         self.withdraw(withdrawn);
     }
 
-    fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>) -> Option<(u64, Match)> {
+    /// `present` holds what was looked up of rings before.
+    fn explain(
+        &self,
+        pattern: &Pattern,
+        anchor: &Arc<Noted>,
+        present: &mut Vec<(RingKey, StepMask)>,
+    ) -> Option<(u64, Match)> {
         for key in self.memory.joins.keys(&anchor.signal, pattern.scope) {
             let Some(ring) = self.memory.history.ring(&key) else { continue };
-            let mut outcome = matching::explain(pattern, anchor, ring, false);
+            let known = present.iter().find(|(of, _)| *of == key).map(|(_, steps)| *steps);
+            let steps = known.unwrap_or_else(|| {
+                let steps = matching::steps_in(ring);
+                present.push((key, steps));
+                steps
+            });
+            let mut outcome = matching::explain(pattern, anchor, ring, &steps, false);
             if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
                 let at = anchor.signal.boottime_ns;
                 let (from, to) = (at.saturating_sub(pattern.window_ns), at.saturating_add(1));
                 if self.losses.lost(anchor.signal.evidence.node, from, to).any() {
-                    outcome = matching::explain(pattern, anchor, ring, true);
+                    outcome = matching::explain(pattern, anchor, ring, &steps, true);
                 }
             }
             match outcome {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::history::{Noted, Ring};
-use super::pattern::{Pattern, Step};
+use super::pattern::{Pattern, Step, StepMask};
 use crate::correlate::signal::Signal;
 
 /// Signals looked at in one search.
@@ -32,6 +32,8 @@ pub enum Outcome {
 struct Search<'a> {
     pattern: &'a Pattern,
     ring: &'a Ring,
+    /// The steps that the ring's signals may be.
+    present: &'a StepMask,
     bound: Vec<Option<&'a Arc<Noted>>>,
     budget: u32,
     /// Steps that may be lost count as found.
@@ -50,9 +52,23 @@ pub fn time_by(clock: &Signal, signal: &Signal) -> u64 {
     }
 }
 
-/// Looks for the evidence of a pattern around an anchor.
-pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bool) -> Outcome {
-    let mut search = Search { pattern, ring, bound: vec![None; pattern.steps.len()], budget: CANDIDATES_MAX, presumes };
+/// The steps that a ring's signals may be.
+pub fn steps_in(ring: &Ring) -> StepMask {
+    let mut present = StepMask::default();
+    ring.iter().for_each(|noted| present.unite(&noted.mask));
+    present
+}
+
+/// Looks for the evidence of a pattern around an anchor; `present` is what [`steps_in`] says of the ring.
+pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, present: &StepMask, presumes: bool) -> Outcome {
+    // Most patterns lack something that nothing in the ring may be.
+    let is_needed = |step: &Step| !(step.optional || step.absent || step.may_be_lost && presumes);
+    let mut others = pattern.steps.iter().enumerate().filter(|(index, _)| *index != pattern.anchor);
+    if others.any(|(_, step)| is_needed(step) && !present.contains(step.number)) {
+        return Outcome::NotFound;
+    }
+    let bound = vec![None; pattern.steps.len()];
+    let mut search = Search { pattern, ring, present, bound, budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);
     if search.bind(0)
         && let Some(steps) = search.gather()
@@ -117,6 +133,9 @@ impl<'a> Search<'a> {
         let step = &self.pattern.steps[index];
         let ring = self.ring;
         let mut found = Vec::new();
+        if !self.present.contains(step.number) {
+            return found;
+        }
         for noted in ring {
             if self.budget == 0 {
                 break;
@@ -186,7 +205,7 @@ impl<'a> Search<'a> {
             return true;
         };
         let steps = self.pattern.steps.iter().enumerate();
-        steps.filter(|(_, step)| step.absent).any(|(index, step)| {
+        steps.filter(|(_, step)| step.absent && self.present.contains(step.number)).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
                 (anchor_at.saturating_sub(reach), anchor_at.saturating_add(step.slack_ns))

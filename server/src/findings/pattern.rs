@@ -34,6 +34,11 @@ impl StepMask {
         self.0 == [0; STEPS_MAX / 64]
     }
 
+    /// Puts all of another's steps in.
+    pub fn unite(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+    }
+
     /// Whether both have one in common.
     pub fn intersects(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
