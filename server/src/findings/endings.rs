@@ -166,7 +166,7 @@ impl Endings {
     /// Notes a signal for each pattern whose state it ends. Returns the anchors that are to be looked at again.
     pub fn note(&mut self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut touched = Vec::new();
-        for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
+        for pattern in patterns.of_steps(&noted.mask).filter(|pattern| pattern.is_ended_by(&noted.mask)) {
             let (key, part) = (key_of(pattern, &noted.signal), Part::of(&noted.signal));
             let of_it = self.anchors.get(&key).into_iter().flatten();
             let open: Vec<&Open> = of_it

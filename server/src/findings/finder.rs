@@ -25,7 +25,7 @@ use super::pattern::{Pattern, PatternSet, StepMask};
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::cluster::{Batch, ClusterLosses};
-use crate::correlate::signal::{Signal, SignalKind};
+use crate::correlate::signal::{Detail, Signal, SignalKind};
 use crate::correlate::{BusClosed, FromLog as Told, Generations, InProcessBus, LossView, Message, NodeClock, Topology};
 
 /// Anchors that one late signal makes be looked at again.
@@ -243,12 +243,21 @@ impl Worker {
     pub(super) fn take(&mut self, mut signal: Signal) {
         self.metrics.signals.inc();
         let patterns = Arc::clone(&self.patterns);
-        if !patterns.wants(&signal) {
+        // What a fact or burst is about may be completed by what is known; of the others it is settled what they may be.
+        let settled = match &signal.detail {
+            Detail::Fact(_) | Detail::Burst(_) => None,
+            _ => Some(patterns.mask(&signal)),
+        };
+        let is_wanted = match settled {
+            Some(mask) => patterns.wants_with(signal.kind(), || mask),
+            None => patterns.wants(&signal),
+        };
+        if !is_wanted {
             return;
         }
         self.watch_clock(signal.evidence.node, signal.evidence.epoch, signal.boottime_ns);
         self.memory.joins.take(&mut signal);
-        let mask = patterns.mask(&signal);
+        let mask = settled.unwrap_or_else(|| patterns.mask(&signal));
         let keys = self.keys(&patterns, &signal, &mask);
         let noted = self.memory.history.note(signal, mask, &keys);
         for anchor in self.anchors_touched(&patterns, &noted) {
@@ -360,7 +369,8 @@ impl Worker {
     /// The anchors whose explanation may change by a signal, in the order of time: itself, and those that it may be a step of.
     fn anchors_touched(&self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut touched: Vec<Arc<Noted>> = Vec::new();
-        for pattern in patterns.patterns() {
+        let mut keys: [Option<Vec<RingKey>>; Scope::ALL.len()] = Default::default();
+        for pattern in patterns.of_steps(&noted.mask) {
             let anchor = pattern.anchor_step();
             if noted.mask.contains(anchor.number) {
                 touched.push(Arc::clone(noted));
@@ -372,8 +382,9 @@ impl Worker {
             if !is_step {
                 continue;
             }
-            for key in self.memory.joins.keys(&noted.signal, pattern.scope) {
-                let ring = self.memory.history.ring(&key).into_iter().flatten();
+            let of_scope = &mut keys[pattern.scope as usize];
+            for key in of_scope.get_or_insert_with(|| self.memory.joins.keys(&noted.signal, pattern.scope)) {
+                let ring = self.memory.history.ring(key).into_iter().flatten();
                 touched.extend(
                     ring.filter(|other| {
                         other.mask.contains(anchor.number) && self.are_near(noted, other, pattern.window_ns)
@@ -409,7 +420,7 @@ impl Worker {
     /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
     pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
         let mut present = Vec::new();
-        for pattern in patterns.patterns() {
+        for pattern in patterns.of_steps(&anchor.mask) {
             if !anchor.mask.contains(pattern.anchor_step().number) {
                 continue;
             }
@@ -484,7 +495,7 @@ impl Worker {
 
     /// Ends the states that an earlier run found: it knows their signals no more.
     fn end_restored(&self, patterns: &PatternSet, noted: &Arc<Noted>) {
-        for pattern in patterns.patterns().iter().filter(|pattern| pattern.is_ended_by(&noted.mask)) {
+        for pattern in patterns.of_steps(&noted.mask).filter(|pattern| pattern.is_ended_by(&noted.mask)) {
             let subject = endings::subject_of(pattern, &noted.signal);
             let part = endings::part_of(&noted.signal);
             let at_ns = noted.signal.realtime_ns;

@@ -29,6 +29,15 @@ impl StepMask {
         self.0[step / 64] & (1 << (step % 64)) != 0
     }
 
+    /// Those that are in, the lowest number first.
+    pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
+        self.0.into_iter().enumerate().flat_map(|(place, word)| {
+            let rest = |word: &u64| Some(word & (word - 1)).filter(|rest| *rest != 0);
+            let words = std::iter::successors(Some(word).filter(|word| *word != 0), rest);
+            words.map(move |word| place * 64 + word.trailing_zeros() as usize)
+        })
+    }
+
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.0 == [0; STEPS_MAX / 64]
@@ -190,12 +199,14 @@ pub struct PatternSet {
     by_kind: Vec<Vec<(usize, usize)>>,
     /// The steps of each scope, in the order of [`Scope::ALL`].
     by_scope: [StepMask; Scope::ALL.len()],
+    /// The pattern of each step, by the step's number: these rise with the patterns.
+    by_step: Vec<usize>,
 }
 
 impl PatternSet {
     pub(super) fn assemble(mut patterns: Vec<Pattern>) -> Result<Self, PatternError> {
         patterns.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
-        let (mut number, mut kinds) = (0, Vec::new());
+        let (mut number, mut kinds, mut by_step) = (0, Vec::new(), Vec::new());
         let mut by_scope = [StepMask::default(); Scope::ALL.len()];
         let mut by_kind = vec![Vec::new(); SignalKind::ALL.len()];
         for (index, pattern) in patterns.iter_mut().enumerate() {
@@ -211,23 +222,36 @@ impl PatternSet {
                 kinds.push(step.kind);
                 by_kind[step.kind as usize].push((index, place));
                 by_scope[pattern.scope as usize].insert(number);
+                by_step.push(index);
                 number += 1;
             }
             for (place, end) in pattern.ends.iter_mut().enumerate() {
                 end.number = number;
                 kinds.push(end.kind);
                 by_kind[end.kind as usize].push((index, pattern.steps.len() + place));
+                by_step.push(index);
                 number += 1;
             }
         }
         // Death certificates, and who hangs together with whom, need these, whether a pattern asks for them or not.
         kinds.extend(ALWAYS);
-        Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, by_scope })
+        Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, by_scope, by_step })
     }
 
     /// The patterns, the highest priority first.
     pub fn patterns(&self) -> &[Pattern] {
         &self.patterns
+    }
+
+    /// The patterns that have one of these steps, or end by it, the highest priority first.
+    pub fn of_steps(&self, mask: &StepMask) -> impl Iterator<Item = &Pattern> {
+        let mut last = None;
+        mask.numbers().filter_map(move |number| {
+            let index = *self.by_step.get(number)?;
+            let is_new = last != Some(index);
+            last = Some(index);
+            is_new.then(|| &self.patterns[index])
+        })
     }
 
     /// The signals that are wanted.
@@ -241,7 +265,12 @@ impl PatternSet {
             // Who is at the other end is found out later.
             return !self.by_kind[signal.kind() as usize].is_empty();
         }
-        ALWAYS.contains(&signal.kind()) && signal.kind() != SignalKind::Exit || !self.mask(signal).is_empty()
+        self.wants_with(signal.kind(), || self.mask(signal))
+    }
+
+    /// [`PatternSet::wants`] of a signal that may be these steps.
+    pub fn wants_with(&self, kind: SignalKind, mask: impl FnOnce() -> StepMask) -> bool {
+        ALWAYS.contains(&kind) && kind != SignalKind::Exit || !mask().is_empty()
     }
 
     /// How far back the pattern with the longest memory looks.
@@ -282,3 +311,24 @@ const ALWAYS: [SignalKind; 8] = [
     SignalKind::CgroupUse,
     SignalKind::LogLines,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_patterns_of_steps_are_those_that_have_one_each_once_and_in_order() {
+        let patterns = PatternSet::embedded().expect("embedded patterns are valid");
+        let mut mask = StepMask::default();
+        assert_eq!(patterns.of_steps(&mask).count(), 0);
+        for number in [0, 1, 63, 64, 65, 127, 200] {
+            mask.insert(number);
+        }
+        assert_eq!(mask.numbers().collect::<Vec<_>>(), [0, 1, 63, 64, 65, 127, 200]);
+        let has_one =
+            |pattern: &&Pattern| pattern.steps.iter().chain(&pattern.ends).any(|step| mask.contains(step.number));
+        let slow: Vec<&str> = patterns.patterns().iter().filter(has_one).map(|pattern| &*pattern.id).collect();
+        let fast: Vec<&str> = patterns.of_steps(&mask).map(|pattern| &*pattern.id).collect();
+        assert_eq!(fast, slow);
+    }
+}
