@@ -2,14 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use super::outgoing::Outgoing;
-
-/// How often it is looked how far the reader is, after the archive was gone through.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub struct Link {
@@ -36,6 +32,10 @@ pub struct Link {
     pub is_reading: AtomicBool,
     /// Messages that wait to be written.
     pub waiting: AtomicU64,
+    /// A message was written or read.
+    pub moved: Notify,
+    /// The publisher has ended: nobody takes entries any more.
+    pub is_closed: AtomicBool,
     /// The log lacks what the archive has.
     needs_healing: AtomicBool,
     pub heal: Notify,
@@ -61,6 +61,8 @@ impl Default for Link {
             generation: AtomicU64::new(0),
             is_reading: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
+            moved: Notify::new(),
+            is_closed: AtomicBool::new(false),
             needs_healing: AtomicBool::new(false),
             heal: Notify::new(),
             healing: Mutex::new(None),
@@ -113,12 +115,13 @@ impl Link {
     pub async fn read_what_was_written(&self, ended: &mut watch::Receiver<bool>) -> bool {
         let is_read = || {
             let published = self.published_seq.load(Ordering::Acquire);
-            self.waiting.load(Ordering::Acquire) == 0 && self.read_seq.load(Ordering::Acquire) >= published
+            let is_written = self.waiting.load(Ordering::Acquire) == 0 && !self.is_alone();
+            is_written && self.is_caught_up() && self.read_seq.load(Ordering::Acquire) >= published
         };
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
         while !is_read() {
             tokio::select! {
-                _ = look.tick() => {}
+                // What moves between the look and here is remembered.
+                () = self.moved.notified() => {}
                 _ = ended.wait_for(|is| *is) => return false,
             }
         }

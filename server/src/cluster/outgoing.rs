@@ -54,9 +54,9 @@ struct Pending {
     point: Point,
     is_final: bool,
     is_done: bool,
-    /// It gave occasion to something that others are to know.
+    /// It led to an entry, so other servers wait for its end.
     is_telling: bool,
-    /// Something that it gave occasion to was left out.
+    /// An entry that it led to was left out.
     is_incomplete: bool,
 }
 
@@ -68,7 +68,7 @@ struct Epoch {
     /// The first frame since, and the last one that is done.
     done: Option<(Point, Point, bool)>,
     told: Instant,
-    /// It has said something that others wait to know the end of.
+    /// One of its done frames led to an entry.
     is_urgent: bool,
 }
 
@@ -82,7 +82,7 @@ impl Epoch {
         let mut cut = Vec::new();
         while let Some(frame) = self.pending.front().filter(|frame| frame.is_done) {
             let (point, is_final, is_incomplete) = (frame.point, frame.is_final, frame.is_incomplete);
-            self.is_urgent |= frame.is_telling || is_final;
+            let is_urgent = frame.is_telling || is_final;
             self.pending.pop_front();
             let follows = self.done.is_none_or(|(_, last, _)| last.seq.checked_add(1) == Some(point.seq));
             if is_incomplete || !follows {
@@ -91,6 +91,7 @@ impl Epoch {
             if !is_incomplete {
                 let from = self.done.map_or(point, |(from, ..)| from);
                 self.done = Some((from, point, is_final));
+                self.is_urgent |= is_urgent;
             }
         }
         cut
@@ -254,7 +255,7 @@ impl Inner {
         epoch.pending.iter_mut().find(|frame| frame.point.seq == seq)
     }
 
-    /// Others are to know when everything about this frame is told.
+    /// Other servers must learn at once when this frame is complete.
     fn tells(&mut self, about: (u64, u64, u64)) {
         if let Some(frame) = self.frame(about) {
             frame.is_telling = true;

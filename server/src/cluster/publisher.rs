@@ -23,7 +23,7 @@ use crate::correlate::signal::Detail;
 use crate::correlate::{FromLog, InProcessBus, Message, is_global};
 
 /// How long the log may take no message before this server goes on alone.
-pub const ALONE_AFTER: Duration = Duration::from_secs(2);
+const ALONE_AFTER: Duration = Duration::from_secs(2);
 /// How far the reader may be behind what this server published.
 const BEHIND_MAX: Duration = Duration::from_secs(5);
 /// A server that has nothing to say says so this often.
@@ -60,6 +60,8 @@ struct Closing(Arc<Outgoing>, Arc<Link>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
+        // Before the look: whoever begins to heal later sees it.
+        self.1.is_closed.store(true, Ordering::SeqCst);
         self.0.close();
         if let Some(healing) = self.1.healing() {
             healing.close();
@@ -362,6 +364,7 @@ impl Publisher {
                 tracing::info!("the log is back: what was found alone is found again by what all servers say");
             }
         }
+        self.link.moved.notify_one();
         if (self.has_overflowed || self.needs_healing) && self.waiting.is_empty() && !self.link.is_alone() {
             self.has_overflowed = false;
             self.needs_healing = false;

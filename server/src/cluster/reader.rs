@@ -206,6 +206,7 @@ impl Reader {
             self.link.set_caught_up(true);
         }
         self.link.read_seq.store(seq, Ordering::Release);
+        self.link.moved.notify_one();
         Ok(())
     }
 

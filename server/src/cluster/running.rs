@@ -196,6 +196,9 @@ async fn heal(
         let healing = Arc::new(Outgoing::new(entries_max));
         healing.begin_replay(losses.coverage());
         link.set_healing(Some(Arc::clone(&healing)));
+        if link.is_closed.load(Ordering::SeqCst) {
+            return;
+        }
         healer(Arc::<Outgoing>::clone(&healing), &|| *ended.borrow());
         healing.flush();
         // Returns also where nobody takes anything any more.
