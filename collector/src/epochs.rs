@@ -1,8 +1,8 @@
 //! Epochs that ended while the process went on: each is logged once, counted, and told as an event.
 //!
 //! What enters: an [`EndedEpoch`] from the outbox whose frames were lost. What leaves: an error in the log, counts for metrics, and a
-//! `Gap` event of the node. What must hold: the queue of what is to be told is bounded, and what it has no room for is logged and
-//! counted all the same; nothing is told once the sources were stopped, since the last frame states the counters.
+//! `Gap` event of the node. What must hold: the queue of events is bounded, and an end that finds no room in it is still logged and
+//! counted. After the sources have stopped no event is added, since the last frame states the final counters.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,7 +71,7 @@ pub struct EndedEpoch {
     pub until_ns: u64,
 }
 
-/// See the module.
+/// The epochs that ended: their counts, and those that have no event yet.
 #[derive(Default)]
 pub struct EndedEpochs {
     counts: [AtomicU64; Cause::ALL.len()],
@@ -111,7 +111,7 @@ impl EndedEpochs {
     }
 }
 
-/// Tells of ended epochs until the sources are stopped and everything was handed on. `node` is the node's entity.
+/// Writes an event for each ended epoch, until the sources have stopped and the intake is empty. `node` is the node's entity.
 pub async fn tell(ended: Arc<EndedEpochs>, node: EntityId, mut intake: Intake, mut stopped: watch::Receiver<bool>) {
     loop {
         intake.begin();

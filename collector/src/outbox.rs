@@ -76,6 +76,18 @@ struct Sent {
 }
 
 impl Sent {
+    /// A frame that was stamped before, and is sent from here for the first time.
+    fn again(header: &Header, bytes: Bytes) -> Self {
+        Self {
+            seq: header.seq,
+            source_events: header.source_events,
+            bytes,
+            times: FrameTimes::default(),
+            sent_ns: boottime_ns(),
+            stamped_ns: header.boottime_ns,
+        }
+    }
+
     /// Whether these bytes are still the frame that was stamped.
     fn check(&self, epoch: u64) -> Result<(), String> {
         let frame = Frame::decode(&self.bytes).map_err(|error| error.to_string())?;

@@ -18,7 +18,7 @@ use crate::latency::realtime_ns;
 
 /// How much of a file is looked at, from its end.
 const BYTES_MAX: u64 = 16 << 10;
-/// How much of a line is told.
+/// Bytes of a line in an event, at the most.
 pub const LINE_BYTES_MAX: usize = 256;
 /// The runtime stamps a line when it reads it, which may be after its writer's end.
 const LATE_NS: u64 = 1_000_000_000;

@@ -1,7 +1,8 @@
 //! What is wrong on the node itself: tasks that hang in the kernel, and file systems without room.
 //!
-//! In: looks at the tasks and the file systems, each half minute. Out: troubles. What must hold: bounded in tasks; only what was told
-//! to begin is told to be over. What ended while no collector ran is over for the server when it hears no more of it.
+//! In: looks at the tasks and the file systems, each half minute. Out: troubles. What must hold: bounded in tasks; an end is
+//! reported only where the beginning was. A trouble that ends while no collector runs is not reported as over. The server ends it when
+//! no more reports come.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -8,7 +8,7 @@ use std::io::Read;
 
 use super::read::text;
 
-/// How much of a command line is told.
+/// Bytes of a command line in an event, at the most.
 const COMMAND_BYTES_MAX: usize = 256;
 /// How much of a command line is looked at.
 const COMMAND_READ_MAX: u64 = 4096;
@@ -26,7 +26,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// What is told of its command line: with its arguments, where they were asked for, as `redact` leaves them.
+    /// The command line as the event has it. Arguments are in it only where the configuration asks for them, and `redact` has gone over
+    /// them.
     pub fn told_command(&self, redact: impl FnOnce(&[u8]) -> String) -> String {
         if self.command_line.is_empty() {
             return self.command.clone();
@@ -49,7 +50,7 @@ pub fn process(pid: u32, start_time_ns: u64, with_arguments: bool) -> Option<Sen
     let comm = value("Name:").unwrap_or_default().to_owned();
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(folder.join("cmdline")) {
-        // What was read before an error is told all the same.
+        // What was read before an error is used.
         let _ = file.take(COMMAND_READ_MAX).read_to_end(&mut bytes);
     }
     let command = command(&bytes);

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
 use crate::epochs::{Cause, EndedEpoch};
-use crate::latency::{FrameTimes, boottime_ns, realtime_ns};
+use crate::latency::{boottime_ns, realtime_ns};
 use crate::shift::{Shift, relative, sum};
 use crate::spool::Spool;
 
@@ -318,14 +318,7 @@ impl Outbox {
             return None;
         }
         let Closing { bytes, header, shipped } = state.closings.front()?.clone();
-        let sent = Sent {
-            seq: header.seq,
-            source_events: header.source_events,
-            bytes,
-            times: FrameTimes::default(),
-            sent_ns: boottime_ns(),
-            stamped_ns: header.boottime_ns,
-        };
+        let sent = Sent::again(&header, bytes);
         let state = State {
             next_seq: header.seq + 1,
             acked_seq: header.seq - 1,

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use tapio_wire::frame::Header;
 
 use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
-use crate::latency::{FrameTimes, boottime_ns};
 
 /// Frames that go to the spool, or come from it, at once.
 pub const SPOOL_BATCH_BYTES: usize = 4 << 20;
@@ -93,14 +92,7 @@ impl Outbox {
             }
             state.on_disk = (first < last).then_some((first + 1, last));
             state.bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
-            state.sent.push_back(Sent {
-                seq: header.seq,
-                source_events: header.source_events,
-                bytes,
-                times: FrameTimes::default(),
-                sent_ns: boottime_ns(),
-                stamped_ns: header.boottime_ns,
-            });
+            state.sent.push_back(Sent::again(&header, bytes));
         }
         self.go_on_without_disk(&mut state);
         let durable_seq = state.durable_seq;

@@ -6,6 +6,7 @@ use tapio_wire::frame::SealedFrame;
 
 use super::*;
 use crate::config::Config;
+use crate::latency::FrameTimes;
 use crate::queue::Queues;
 use crate::shared::Shared;
 use crate::spool::MAX_BYTES_MIN;
