@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_nats::jetstream::message::PublishMessage;
 
 use crate::cluster_support::*;
-use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, SIGTERM};
+use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
 use tapio_server::cluster::{Batch, ClusterLosses, Entry, Outgoing};
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, NodeClock, SignalBus, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
@@ -18,28 +18,11 @@ fn web(node: &mut Node) -> EntityId {
     node.kube_container("Deployment/web", "shop/web-0", "c0")
 }
 
-/// Killed by the runtime with SIGTERM at `at`.
-fn stop(node: &mut Node, entity: EntityId, at: u64) {
-    let unit = node.unit("containerd.service");
-    let (target, shim) = (Process::init(entity, 100, "nginx"), Process::of_node(unit, 55, "containerd-shim"));
-    node.signal(at, target, SIGTERM, Some(shim));
-    node.exit(at + SECOND, target, 143 << 8);
-    node.lethal(at + 2 * SECOND);
-}
-
-fn limit_kill(node: &mut Node, entity: EntityId, pid: u32, at: u64) {
-    let process = Process::init(entity, pid, "nginx");
-    node.oom(at, process, 64 * MIB, 64 * MIB);
-    node.signal(at, process, SIGKILL, None);
-    node.exit(at + MS, process, SIGKILL);
-    node.lethal(at + 2 * MS);
-}
-
 /// What the node itself sees, and what the collector that watches Kubernetes sees, which is on another node.
 fn probe_kill() -> (Node, Node) {
     let (mut node, mut elected) = (Node::new("n1"), Node::new("n2"));
     let entity = web(&mut node);
-    stop(&mut node, entity, 100 * SECOND);
+    node.stop(entity, 100 * SECOND);
     let pod = elected.kube_pod("Deployment/web", "shop/web-0");
     elected.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
     elected.lethal(98 * SECOND);
@@ -93,7 +76,7 @@ fn what_was_found_alone_and_the_log_does_not_say_is_taken_back() {
     let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
     for (node, pod, key) in [(&mut first, "shop/web-0", "c0"), (&mut second, "shop/web-1", "c1")] {
         let entity = node.kube_container("Deployment/web", pod, key);
-        limit_kill(node, entity, 100, 100 * SECOND);
+        node.limit_kill(entity, 100, 100 * SECOND);
     }
     a.deliver(&first);
     b.deliver(&second);
@@ -125,7 +108,7 @@ fn a_server_that_joins_late_knows_what_happened_and_what_there_is() {
     assert_eq!(final_content(&c.findings()), final_content(&by_a));
     // What is told to the newcomer is explained with what it was not told itself: the pod's workload.
     let entity = web(&mut elected);
-    limit_kill(&mut elected, entity, 300, 2000 * SECOND);
+    elected.limit_kill(entity, 300, 2000 * SECOND);
     c.deliver_part(&elected, 1..elected.frames.len());
     until("the second death", || c.findings().iter().find(|one| one.pattern == "memory-limit-kill").cloned());
     settle(&[&a, &c]);
@@ -139,7 +122,7 @@ fn what_is_told_twice_counts_once() {
     let mut node = Node::new("n1");
     let entity = web(&mut node);
     for round in 0..3 {
-        limit_kill(&mut node, entity, 100 + round, (100 + u64::from(round) * 5) * SECOND);
+        node.limit_kill(entity, 100 + round, (100 + u64::from(round) * 5) * SECOND);
     }
     a.deliver(&node);
     let once = a.findings_when(|found| found.iter().any(|one| one.count == 3));
@@ -162,7 +145,7 @@ fn a_server_that_ends_says_so_and_one_that_is_killed_leaves_a_doubt() {
     until("silence", || (a.cluster.silent() == ["c"]).then_some(()));
     let mut node = Node::new("n1");
     let entity = web(&mut node);
-    limit_kill(&mut node, entity, 100, 100 * SECOND);
+    node.limit_kill(entity, 100, 100 * SECOND);
     a.deliver(&node);
     let found = a.until_patterns(&["memory-limit-kill"]);
     assert_eq!(found[0].missing_servers, ["c"]);
@@ -215,7 +198,7 @@ fn a_message_that_cannot_be_read_is_counted_and_the_next_ones_are_read() {
     });
     let mut node = Node::new("n1");
     let entity = web(&mut node);
-    limit_kill(&mut node, entity, 100, 100 * SECOND);
+    node.limit_kill(entity, 100, 100 * SECOND);
     a.deliver(&node);
     let found = a.until_patterns(&["memory-limit-kill"]);
     assert_eq!(found[0].missing_servers, ["x"], "what it said may have mattered");
@@ -271,8 +254,8 @@ fn spread() -> Vec<Vec<Vec<u8>>> {
     let (mut first, mut second) = (Node::new("n3"), Node::new("n4"));
     for (node, pod, key) in [(&mut first, "shop/db-0", "c7"), (&mut second, "shop/db-1", "c8")] {
         let entity = node.kube_container("Deployment/db", pod, key);
-        limit_kill(node, entity, 200, 110 * SECOND);
-        limit_kill(node, entity, 201, 140 * SECOND);
+        node.limit_kill(entity, 200, 110 * SECOND);
+        node.limit_kill(entity, 201, 140 * SECOND);
     }
     vec![messages_of("a", &[node, first]), messages_of("b", &[elected]), messages_of("c", &[second])]
 }
@@ -335,9 +318,9 @@ fn a_gap_that_shows_after_a_finding_makes_it_doubtful() {
     // The first frame went to a server that never wrote of it; of the second the signals stand before the stretch.
     let mut node = Node::new("n1");
     let entity = web(&mut node);
-    stop(&mut node, entity, 50 * SECOND);
+    node.stop(entity, 50 * SECOND);
     let entity = web(&mut node);
-    stop(&mut node, entity, 100 * SECOND);
+    node.stop(entity, 100 * SECOND);
     node.frames.remove(0);
     let found = read_in_order(&messages_of("b", &[node]));
     assert_eq!(found.len(), 1, "{found:#?}");
@@ -416,7 +399,7 @@ fn a_server_that_ends_while_the_archive_is_gone_through_does_not_wait_for_it() {
     a.cluster.freeze();
     let mut node = Node::new("n1");
     let entity = web(&mut node);
-    limit_kill(&mut node, entity, 100, 100 * SECOND);
+    node.limit_kill(entity, 100, 100 * SECOND);
     let filling = std::thread::spawn(move || {
         let clock =
             |number: u64| NodeClock { node: node.node.clone(), epoch: 5, boottime_ns: number, realtime_ns: number };

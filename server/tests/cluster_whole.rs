@@ -27,11 +27,7 @@ fn member_at(nats: &Nats, server: &str, dir: &Path) -> impl FnOnce(&mut Config) 
 
 fn limit_kill(node: &mut Node, pid: u32, at: u64) {
     let entity = node.kube_container("Deployment/web", "shop/web-0", "c0");
-    let process = Process::init(entity, pid, "nginx");
-    node.oom(at, process, 64 * MIB, 64 * MIB);
-    node.signal(at, process, SIGKILL, None);
-    node.exit(at + MS, process, SIGKILL);
-    node.lethal(at + 2 * MS);
+    node.limit_kill(entity, pid, at);
 }
 
 /// Ships a node's frames from this one on, and waits until they are durable.

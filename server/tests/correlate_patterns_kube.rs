@@ -13,36 +13,15 @@ const REFUSED: u8 = 2;
 const SYN_RETRANSMITTED: u8 = 6;
 const LIVENESS: &str = "Liveness probe failed: HTTP probe failed with statuscode: 503";
 
-fn shim(node: &mut Node) -> Process {
-    let unit = node.unit("containerd.service");
-    Process::of_node(unit, 55, "containerd-shim")
-}
-
 fn web(node: &mut Node) -> EntityId {
     node.kube_container("Deployment/web", "shop/web-0", "c0")
-}
-
-/// Killed by the runtime with SIGTERM at `at`.
-fn stop(node: &mut Node, entity: EntityId, at: u64) {
-    let (target, shim) = (Process::init(entity, 100, "nginx"), shim(node));
-    node.signal(at, target, SIGTERM, Some(shim));
-    node.exit(at + SECOND, target, 143 << 8);
-    node.lethal(at + 2 * SECOND);
-}
-
-fn limit_kill(node: &mut Node, entity: EntityId, pid: u32, at: u64) {
-    let process = Process::init(entity, pid, "nginx");
-    node.oom(at, process, 64 * MIB, 64 * MIB);
-    node.signal(at, process, SIGKILL, None);
-    node.exit(at + MS, process, SIGKILL);
-    node.lethal(at + 2 * MS);
 }
 
 #[test]
 fn a_limit_kill_shows_kubernetes_names_and_an_agreeing_label() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
-    limit_kill(&mut node, web, 100, 100 * SECOND);
+    node.limit_kill(web, 100, 100 * SECOND);
     node.container_ended(101 * SECOND, web, "OOMKilled", 137);
     node.observation(101 * SECOND, web, 0, 3);
     node.lethal(101 * SECOND);
@@ -61,7 +40,7 @@ fn a_limit_kill_shows_kubernetes_names_and_an_agreeing_label() {
 fn a_label_that_hides_a_memory_kill_contradicts() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
-    limit_kill(&mut node, web, 100, 100 * SECOND);
+    node.limit_kill(web, 100, 100 * SECOND);
     node.container_ended(101 * SECOND, web, "Error", 137);
     node.lethal(101 * SECOND);
     let found = findings_of(&node);
@@ -118,7 +97,7 @@ fn a_failed_liveness_probe_is_why_it_was_killed() {
     let web = web(&mut node);
     let pod = node.kube_pod("Deployment/web", "shop/web-0");
     node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
-    stop(&mut node, web, 100 * SECOND);
+    node.stop(web, 100 * SECOND);
     assert_eq!(patterns_of(&node), ["liveness-probe-kill"]);
 }
 
@@ -132,7 +111,7 @@ fn a_readiness_probe_or_a_deleted_pod_is_no_liveness_kill() {
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
         node.kube_event(98 * SECOND, pod, "Unhealthy", message);
         node.pod_state(99 * SECOND, pod, "", is_deleting);
-        stop(&mut node, web, 100 * SECOND);
+        node.stop(web, 100 * SECOND);
         assert_eq!(patterns_of(&node), [expected], "{message}");
     }
 }
@@ -147,7 +126,7 @@ fn throttling_behind_a_failed_probe_is_told_and_a_little_of_it_is_not() {
         // Long ago it was throttled for hours: a lifetime is no evidence.
         node.observation(100 * SECOND + MS, web, 1_000_000, 3);
         node.throttling(100 * SECOND + MS, web, throttled);
-        stop(&mut node, web, 100 * SECOND);
+        node.stop(web, 100 * SECOND);
         assert_eq!(patterns_of(&node), [expected]);
     }
 }
@@ -161,7 +140,7 @@ fn a_reclaim_stall_behind_a_failed_probe_is_told_and_one_of_another_container_is
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
         node.reclaim(90 * SECOND, if is_own { web } else { other });
         node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
-        stop(&mut node, web, 100 * SECOND);
+        node.stop(web, 100 * SECOND);
         assert_eq!(patterns_of(&node), [expected]);
     }
 }
@@ -171,7 +150,7 @@ fn labelled(signal: Option<u32>, status: u32) -> Node {
     let mut node = Node::new("n1");
     let web = web(&mut node);
     let (init, worker) = (Process::init(web, 100, "nginx"), Process::child(web, 107, "worker"));
-    let shim = shim(&mut node);
+    let shim = node.shim();
     node.oom(100 * SECOND, worker, 64 * MIB, 64 * MIB);
     node.exit(100 * SECOND + MS, worker, SIGKILL);
     node.lethal(101 * SECOND);
@@ -206,7 +185,7 @@ fn an_eviction_absorbs_the_deaths_that_it_causes() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
     let pod = node.kube_pod("Deployment/web", "shop/web-0");
-    stop(&mut node, web, 100 * SECOND);
+    node.stop(web, 100 * SECOND);
     node.pod_state(103 * SECOND, pod, "Evicted", false);
     node.lethal(103 * SECOND);
     let found = findings_of(&node);
@@ -288,10 +267,10 @@ fn replicas_killed_alike_are_one_finding_with_a_count() {
     let mut node = Node::new("n1");
     for replica in 0..3u32 {
         let web = node.kube_container("Deployment/web", &format!("shop/web-{replica}"), &format!("c{replica}"));
-        limit_kill(&mut node, web, 100 + replica, u64::from(100 + replica) * SECOND);
+        node.limit_kill(web, 100 + replica, u64::from(100 + replica) * SECOND);
     }
     let other = node.kube_container("Deployment/db", "shop/db-0", "db");
-    limit_kill(&mut node, other, 200, 110 * SECOND);
+    node.limit_kill(other, 200, 110 * SECOND);
     let found = findings_of(&node);
     let counts: Vec<_> = found.iter().map(|finding| finding.count).collect();
     assert_eq!(counts, [3, 1], "{found:#?}");
@@ -336,7 +315,7 @@ fn refusals_by_a_healthy_service_or_by_another_one_are_no_upstreams() {
 fn database_dies_and_web_is_refused() -> Node {
     let mut node = Node::new("n1");
     let db = database(&mut node, true);
-    limit_kill(&mut node, db, 300, 100 * SECOND);
+    node.limit_kill(db, 300, 100 * SECOND);
     refused_client(&mut node, 101 * SECOND, 7);
     node
 }
@@ -537,7 +516,7 @@ fn events_of_another_node_join_by_the_clock_of_day() {
     // The one that watches Kubernetes for all was booted long before.
     let mut node = Node::new("n1");
     let web = web(&mut node);
-    stop(&mut node, web, 100 * SECOND);
+    node.stop(web, 100 * SECOND);
     let mut leader = Node::new("leader");
     let pod = leader.kube_pod("Deployment/web", "shop/web-0");
     leader.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::archive_support::*;
+use crate::whole_server::hello;
 use bytes::Bytes;
 use prometheus::Registry;
 use tapio_server::archive::{Archive, QUEUE_BYTES_MAX, lock_books};
@@ -85,17 +86,6 @@ impl Running {
 
     fn durable(&self, frames: &Frames) -> u64 {
         lock_books(self.archive.books()).durable_seq(frames.node(), frames.epoch)
-    }
-}
-
-fn hello(name: &str, epoch: u64) -> Hello {
-    Hello {
-        version: u32::from(VERSION),
-        node: name.to_owned(),
-        node_id: tapio_wire::node_id(name),
-        epoch,
-        revision: "test".to_owned(),
-        ..Hello::default()
     }
 }
 

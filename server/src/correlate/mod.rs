@@ -14,6 +14,7 @@ mod curve;
 mod facts;
 mod field_name;
 mod generations;
+mod limit_level;
 mod loss;
 mod metrics;
 mod resolve;

@@ -225,7 +225,24 @@ const KINDS: [EntityKind; 6] = [
     EntityKind::Workload,
 ];
 
-/// A description as a frame or another server tells it.
+/// The texts of a description, in the order of [`packed::TEXTS`]; archived and owned ones have the same fields.
+macro_rules! texts_of {
+    ($entity:expr) => {
+        [
+            &$entity.container_id,
+            &$entity.pod_uid,
+            &$entity.cgroup,
+            &$entity.name,
+            &$entity.namespace,
+            &$entity.pod,
+            &$entity.container,
+            &$entity.image,
+            &$entity.workload,
+        ]
+    };
+}
+
+/// A description as a frame or another server has it.
 struct Told<'a> {
     id: EntityId,
     kind: EntityKind,
@@ -241,17 +258,7 @@ impl<'a> Told<'a> {
             kind: entity.kind.get(),
             parent: entity.parent.to_native(),
             addresses: &entity.addresses,
-            texts: [
-                &entity.container_id,
-                &entity.pod_uid,
-                &entity.cgroup,
-                &entity.name,
-                &entity.namespace,
-                &entity.pod,
-                &entity.container,
-                &entity.image,
-                &entity.workload,
-            ],
+            texts: texts_of!(entity),
         }
     }
 
@@ -262,17 +269,7 @@ impl<'a> Told<'a> {
             kind: entity.kind?,
             parent: entity.parent,
             addresses: &entity.addresses,
-            texts: [
-                &entity.container_id,
-                &entity.pod_uid,
-                &entity.cgroup,
-                &entity.name,
-                &entity.namespace,
-                &entity.pod,
-                &entity.container,
-                &entity.image,
-                &entity.workload,
-            ],
+            texts: texts_of!(entity),
         })
     }
 

@@ -290,6 +290,29 @@ impl Node {
         frame
     }
 
+    /// A container's first process is killed for its limit of 64 MiB.
+    pub fn limit_kill(&mut self, entity: EntityId, pid: u32, at: u64) {
+        let process = Process::init(entity, pid, "nginx");
+        self.oom(at, process, 64 * MIB, 64 * MIB);
+        self.signal(at, process, SIGKILL, None);
+        self.exit(at + MS, process, SIGKILL);
+        self.lethal(at + 2 * MS);
+    }
+
+    /// The shim of a container runtime, which runs in the runtime's unit.
+    pub fn shim(&mut self) -> Process {
+        let unit = self.unit("containerd.service");
+        Process::of_node(unit, 55, "containerd-shim")
+    }
+
+    /// The runtime stops a container by SIGTERM.
+    pub fn stop(&mut self, entity: EntityId, at: u64) {
+        let (target, shim) = (Process::init(entity, 100, "nginx"), self.shim());
+        self.signal(at, target, SIGTERM, Some(shim));
+        self.exit(at + SECOND, target, 143 << 8);
+        self.lethal(at + 2 * SECOND);
+    }
+
     /// Packs what was pushed as lethal events.
     pub fn lethal(&mut self, at: u64) {
         self.frame(Lane::Lethal, at);
