@@ -384,7 +384,7 @@ fn lethal(
                 limit_height: oom.limit_height,
                 oom_score_adj: oom.oom_score_adj,
                 role: 0,
-                allocator_inside: oom.allocator_inside.min(2),
+                allocator_inside: oom.allocator_inside.min(3),
             }))
         }
         Kind::Signal => {

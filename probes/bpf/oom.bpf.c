@@ -34,6 +34,7 @@ static __always_inline u64 rss_bytes(struct mm_struct *mm, u32 member)
 
 #define INSIDE 1
 #define OUTSIDE 2
+#define KILLS_FOR_IT 3
 
 /* What a task's memory is charged to, NULL on a kernel without. */
 static __always_inline struct page_counter *memory_counter(struct task_struct *task)
@@ -69,46 +70,80 @@ static __always_inline s64 room_of_a_full_limit(u64 limit)
 	return bytes / page_bytes;
 }
 
+static __always_inline struct mem_cgroup *memcg_of(struct page_counter *counter)
+{
+	return (void *)counter - bpf_core_field_offset(struct mem_cgroup, memory);
+}
+
+/* Whether the OOM killer works for the limit of this cgroup or of one above it. */
+static __always_inline bool is_locked(struct page_counter *counter)
+{
+	struct mem_cgroup *memcg = memcg_of(counter);
+
+	return bpf_core_field_exists(struct mem_cgroup, oom_lock) && BPF_CORE_READ(memcg, oom_lock);
+}
+
+struct limit {
+	struct page_counter *counter;
+	u64 limit;
+	s64 usage;
+	u32 height;
+	u8 inside;
+};
+
 /*
  * Of the victim's memory cgroups, up to the root, the one whose limit left no room: the allocation that failed is charged to
  * it as well, so the allocator is below it. Of several that are full it is the lowest: kubelet gives a pod the sum of its
  * containers' limits, and what the pod's sandbox holds lets that sum be reached a few pages before the container's own limit.
- * Where none is full, the one with the least room, and that it was not that one's limit, unless it was lowered under its use.
+ * Where none is full any more, because others gave memory back while the victim was chosen, it is the highest that the kernel
+ * has locked for this. Else the one with the least room, and it was not that one's limit, unless it was lowered under its use.
  */
 static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
 {
 	struct page_counter *counter = memory_counter(task), *charged = memory_counter(allocator);
-	struct cgroup *tightest = NULL;
+	struct limit found = {}, locked = {};
 	s64 least_room = 0;
 	bool is_full = false;
 	u32 height;
 
 	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
-		u64 limit = BPF_CORE_READ(counter, max);
-		s64 usage = BPF_CORE_READ(counter, usage.counter);
-		s64 room = (s64)limit - usage;
+		struct limit at = {
+			.counter = counter,
+			.limit = BPF_CORE_READ(counter, max),
+			.usage = BPF_CORE_READ(counter, usage.counter),
+			.height = height,
+			.inside = OUTSIDE,
+		};
+		s64 room = (s64)at.limit - at.usage;
 
-		u8 inside = OUTSIDE;
-
-		if (limit < LIMIT_PAGES_MAX && is_charged_to(charged, counter))
-			inside = INSIDE;
-		if (limit < LIMIT_PAGES_MAX && (!tightest || inside < record->allocator_inside ||
-						(inside == record->allocator_inside && !is_full && room < least_room))) {
-			struct mem_cgroup *memcg = (void *)counter - bpf_core_field_offset(struct mem_cgroup, memory);
-
-			tightest = BPF_CORE_READ(memcg, css.cgroup);
-			least_room = room;
-			is_full = room <= room_of_a_full_limit(limit);
-			record->limit_bytes = limit * page_bytes;
-			record->usage_bytes = usage > 0 ? usage * page_bytes : 0;
-			record->limit_height = height;
-			record->allocator_inside = inside;
+		if (at.limit < LIMIT_PAGES_MAX) {
+			if (is_locked(counter)) {
+				locked = at;
+				locked.inside = KILLS_FOR_IT;
+			}
+			if (is_charged_to(charged, counter))
+				at.inside = INSIDE;
+			if (!found.counter || at.inside < found.inside ||
+			    (at.inside == found.inside && !is_full && room < least_room)) {
+				found = at;
+				least_room = room;
+				is_full = at.inside == INSIDE && room <= room_of_a_full_limit(at.limit);
+			}
 		}
 		counter = BPF_CORE_READ(counter, parent);
 	}
-	if (tightest) {
-		record->limit_cgroup_id = cgroup_id(tightest);
-		bpf_probe_read_kernel_str(record->limit_name, LIMIT_NAME_BYTES, BPF_CORE_READ(tightest, kn, name));
+	if (!is_full && locked.counter)
+		found = locked;
+	if (found.counter) {
+		struct mem_cgroup *memcg = memcg_of(found.counter);
+		struct cgroup *cgroup = BPF_CORE_READ(memcg, css.cgroup);
+
+		record->limit_bytes = found.limit * page_bytes;
+		record->usage_bytes = found.usage > 0 ? found.usage * page_bytes : 0;
+		record->limit_height = found.height;
+		record->allocator_inside = found.inside;
+		record->limit_cgroup_id = cgroup_id(cgroup);
+		bpf_probe_read_kernel_str(record->limit_name, LIMIT_NAME_BYTES, BPF_CORE_READ(cgroup, kn, name));
 	}
 }
 

@@ -246,7 +246,8 @@ record! {
         limit_height: u32,
         oom_score_adj: i16,
         /// 1 when the allocator's memory is charged to that cgroup too; 2 when not: then the shortage was not there, unless
-        /// it uses more than its limit. 0 where it is not known.
+        /// it uses more than its limit. 3 when it had room again, and the kernel was still killing for that limit. 0 where it is
+        /// not known.
         allocator_inside: u8,
         pad: u8,
         /// When the victim started, and its parent; 0 where they are not known.

@@ -301,7 +301,11 @@ fn however_the_messages_of_servers_come_between_one_another_the_last_word_is_the
 #[test]
 fn a_message_of_this_version_is_read_for_ever() {
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-message-v1.bin");
-    let (node, elected) = probe_kill();
+    let (mut node, elected) = probe_kill();
+    // With the OOM kill and the burst: every kind of `Detail` that a pattern asks for.
+    let entity = node.kube_container("Deployment/web", "shop/web-1", "b0");
+    node.limit_kill(entity, 300, 200 * SECOND);
+    node.reclaim(200 * SECOND, entity);
     let now: Vec<u8> = [node, elected].into_iter().flat_map(|node| messages_of("a", &[node])).flatten().collect();
     if std::env::var_os("TAPIO_WRITE_GOLDEN").is_some() {
         std::fs::write(&golden, &now).expect("written");

@@ -145,12 +145,18 @@ fn whose_limit_was_full_is_told_and_it_is_not_the_victims() {
 
 #[test]
 fn a_limit_that_is_merely_near_does_not_explain_a_shortage_elsewhere() {
-    for (usage_bytes, expected) in [(LIMIT, "node-memory-exhausted"), (LIMIT + 2 * MIB, "memory-limit-kill")] {
+    // The allocator is outside: a shortage of the node, or a limit that was lowered under its use. Below it, with room: the same,
+    // unless the kernel said that it kills for this limit.
+    for (allocator_inside, usage_bytes, expected) in [
+        (2, LIMIT, "node-memory-exhausted"),
+        (2, LIMIT + 2 * MIB, "memory-limit-kill"),
+        (1, LIMIT / 2, "node-memory-exhausted"),
+        (3, LIMIT / 2, "memory-limit-kill"),
+    ] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
         let app = first(web, 100, "app");
-        // The allocator is outside: a shortage of the node, or a limit that was lowered under its use.
-        let full = FullLimit { cgroup: "/web", height: 0, limit_bytes: LIMIT, usage_bytes, allocator_inside: 2 };
+        let full = FullLimit { cgroup: "/web", height: 0, limit_bytes: LIMIT, usage_bytes, allocator_inside };
         node.oom_at(100 * SECOND, app, full);
         node.exit(100 * SECOND + MS, app, SIGKILL);
         node.lethal(101 * SECOND);

@@ -290,7 +290,8 @@ pub struct Oom {
     pub oom_score_adj: i16,
     /// A [`Role`].
     pub role: u8,
-    /// Whether the allocator is below that cgroup, so that its limit is the one that was hit: 0 unknown, 1 yes, 2 no.
+    /// Whether the allocator is below that cgroup, so that its limit is the one that was hit: 0 unknown, 1 yes, 2 no. 3: the
+    /// kernel said that it kills for this very limit, whatever was given back since.
     pub allocator_inside: u8,
 }
 

@@ -73,6 +73,8 @@ struct page_counter {
 struct mem_cgroup {
 	struct cgroup_subsys_state css;
 	struct page_counter memory;
+	/* Held while the OOM killer works for the limit of this cgroup or of one above. Since 6.11 with CONFIG_MEMCG_V1 only. */
+	bool oom_lock;
 };
 
 /* Since 6.2; until then struct mm_rss_stat. */

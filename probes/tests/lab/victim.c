@@ -77,6 +77,27 @@ static int eat(int limit)
 	return 0;
 }
 
+/* Takes 3 MiB, holds them, gives them back and waits, for ever, and cannot be chosen by the OOM killer. */
+static int come_and_go(void)
+{
+	int score = open("/proc/self/oom_score_adj", O_WRONLY);
+	time_t end = time(NULL) + 60;
+
+	if (score < 0 || write(score, "-1000", 5) != 5)
+		return 1;
+	while (time(NULL) < end) {
+		char *memory = mmap(NULL, 3 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (memory == MAP_FAILED)
+			return 1;
+		memset(memory, 1, 3 << 20);
+		usleep(2000);
+		munmap(memory, 3 << 20);
+		usleep(2000);
+	}
+	return 1;
+}
+
 static int segv(void)
 {
 	*(volatile int *)8 = 1;
@@ -411,6 +432,8 @@ int main(int argc, char **argv)
 		return segv();
 	if (!strcmp(how, "eat"))
 		return eat(512);
+	if (!strcmp(how, "come-and-go"))
+		return come_and_go();
 	if (!strcmp(how, "hold"))
 		return eat(20) == 0 && sleep(60) ? 1 : 0;
 	if (!strcmp(how, "leader-dies-first"))

@@ -129,10 +129,11 @@ pub fn lethal(
                 oom.limit_height.to_native(),
             ),
             allocator_inside: match oom.allocator_inside {
-                1 => Some(true),
+                1 | 3 => Some(true),
                 2 => Some(false),
                 _ => None,
             },
+            kills_for_limit: oom.allocator_inside == 3,
         }),
         ArchivedDetail::Signal(signal) => {
             let sender = topology.describe(node, signal.sender_entity.to_native());

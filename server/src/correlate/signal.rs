@@ -297,15 +297,18 @@ pub struct Oom {
     pub limit_level: LimitLevel,
     /// Whether the allocator is below the limit; `None` where it is not known.
     pub allocator_inside: Option<bool>,
+    /// The kernel said that it kills for this limit.
+    pub kills_for_limit: bool,
 }
 
 impl Oom {
-    /// Whether the limit was reached: the kernel charges in batches, so a little room may be left. Where the allocator is not
-    /// below it, only a limit that was lowered under its use was.
+    /// Whether the limit was reached, by the kernel's own word or by what was in use: the kernel charges in batches, so a little
+    /// room may be left. Where the allocator is not below it, only a limit that was lowered under its use was.
     pub fn limit_hit(&self) -> bool {
         let room = self.limit_bytes.saturating_sub(self.usage_bytes);
         match self.allocator_inside {
             _ if self.limit_bytes == 0 => false,
+            _ if self.kills_for_limit => true,
             Some(false) => self.usage_bytes > self.limit_bytes,
             _ => room <= self.batch_bytes(),
         }
