@@ -171,7 +171,8 @@ impl Profile {
         (header.pid, header.tid) = (pid, pid);
         let comm = comm(self.random.weighted(&[("sh", 4), ("curl", 3), ("pg_isready", 2), ("cat", 1)]));
         let ns_pid = 20 + self.random.below(30_000) as u32;
-        let (start_time_ns, parent_cgroup_id) = (0, 0);
+        // Its parent is the container's own first process: it is one of many, with which nothing lives or dies.
+        let (start_time_ns, parent_cgroup_id) = (0, header.cgroup_id);
         let exec = Exec { header, parent_pid, ns_pid, ns_level: 1, pad: 0, start_time_ns, parent_cgroup_id, comm };
         pool.push(exec.as_bytes());
         let code = self.random.weighted(&[(0, 97), (1, 3)]);

@@ -210,6 +210,12 @@ pub(super) struct Worker {
     pub log: Option<FromLog>,
 }
 
+/// The rings of an anchor by scope, with the steps that their signals may be.
+#[derive(Default)]
+struct Surroundings {
+    rings: [Option<Vec<(RingKey, StepMask)>>; Scope::ALL.len()],
+}
+
 impl Worker {
     fn run(&mut self, receiver: &Receiver<Message>) {
         while let Ok(message) = receiver.recv() {
@@ -375,19 +381,15 @@ impl Worker {
             if noted.mask.contains(anchor.number) {
                 touched.push(Arc::clone(noted));
             }
-            let is_step =
-                pattern.steps.iter().enumerate().any(|(index, step)| {
-                    noted.mask.contains(step.number) && (index != pattern.anchor || step.is_counted)
-                });
-            if !is_step {
-                continue;
-            }
+            let Some(reach) = pattern.reach_of(&noted.mask) else { continue };
             let of_scope = &mut keys[pattern.scope as usize];
             for key in of_scope.get_or_insert_with(|| self.memory.joins.keys(&noted.signal, pattern.scope)) {
                 let ring = self.memory.history.ring(key).into_iter().flatten();
                 touched.extend(
                     ring.filter(|other| {
-                        other.mask.contains(anchor.number) && self.are_near(noted, other, pattern.window_ns)
+                        other.mask.contains(anchor.number)
+                            && !Arc::ptr_eq(noted, other)
+                            && matching::may_touch(&reach, &noted.signal, &other.signal)
                     })
                     .cloned(),
                 );
@@ -401,7 +403,8 @@ impl Worker {
             let deaths = ring.filter(|other| {
                 other.signal.kind() == SignalKind::Exit
                     && other.signal.is_lead()
-                    && self.are_near(noted, other, compose::LABEL_REACH_NS)
+                    && matching::time_by(&other.signal, &noted.signal).abs_diff(other.signal.boottime_ns)
+                        <= compose::LABEL_REACH_NS
             });
             touched.extend(deaths.cloned());
         }
@@ -412,19 +415,14 @@ impl Worker {
         touched
     }
 
-    fn are_near(&self, noted: &Arc<Noted>, other: &Arc<Noted>, window_ns: u64) -> bool {
-        let at = matching::time_by(&other.signal, &noted.signal);
-        at.abs_diff(other.signal.boottime_ns) <= window_ns && !Arc::ptr_eq(noted, other)
-    }
-
     /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
     pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
-        let mut present = Vec::new();
+        let mut around = Surroundings::default();
         for pattern in patterns.of_steps(&anchor.mask) {
             if !anchor.mask.contains(pattern.anchor_step().number) {
                 continue;
             }
-            let Some((scope, mut found)) = self.explain(pattern, anchor, &mut present) else {
+            let Some((scope, mut found)) = self.explain(pattern, anchor, &mut around) else {
                 continue;
             };
             // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
@@ -440,7 +438,7 @@ impl Worker {
                     Some(last) if alike.len() > 1 => {
                         // What is told of all of them is told of the last one, also where that came before this one.
                         if last.signal.evidence != anchor.signal.evidence
-                            && let Some((_, of_last)) = self.explain(pattern, last, &mut present)
+                            && let Some((_, of_last)) = self.explain(pattern, last, &mut Surroundings::default())
                         {
                             found = of_last;
                         }
@@ -461,27 +459,25 @@ impl Worker {
         self.withdraw(withdrawn);
     }
 
-    /// `present` holds what was looked up of rings before.
-    fn explain(
-        &self,
-        pattern: &Pattern,
-        anchor: &Arc<Noted>,
-        present: &mut Vec<(RingKey, StepMask)>,
-    ) -> Option<(u64, Match)> {
-        for key in self.memory.joins.keys(&anchor.signal, pattern.scope) {
-            let Some(ring) = self.memory.history.ring(&key) else { continue };
-            let known = present.iter().find(|(of, _)| *of == key).map(|(_, steps)| *steps);
-            let steps = known.unwrap_or_else(|| {
-                let steps = matching::steps_in(ring);
-                present.push((key, steps));
-                steps
-            });
-            let mut outcome = matching::explain(pattern, anchor, ring, &steps, false);
+    /// `around` holds what was looked up of the anchor's rings before.
+    fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>, around: &mut Surroundings) -> Option<(u64, Match)> {
+        let rings = around.rings[pattern.scope as usize].get_or_insert_with(|| {
+            let keys = self.memory.joins.keys(&anchor.signal, pattern.scope);
+            let of_key = |key| self.memory.history.ring(&key).map(|ring| (key, matching::steps_in(ring)));
+            keys.into_iter().filter_map(of_key).collect()
+        });
+        for (key, steps) in &*rings {
+            // Most patterns lack something that nothing in the ring may be.
+            if !pattern.may_be_in(steps) {
+                continue;
+            }
+            let Some(ring) = self.memory.history.ring(key) else { continue };
+            let mut outcome = matching::explain(pattern, anchor, ring, steps, false);
             if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
                 let at = anchor.signal.boottime_ns;
                 let (from, to) = (at.saturating_sub(pattern.window_ns), at.saturating_add(1));
                 if self.losses.lost(anchor.signal.evidence.node, from, to).any() {
-                    outcome = matching::explain(pattern, anchor, ring, &steps, true);
+                    outcome = matching::explain(pattern, anchor, ring, steps, true);
                 }
             }
             match outcome {

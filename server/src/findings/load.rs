@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::field::{Field, FieldType};
-use super::pattern::{Condition, Pattern, PatternSet, Same, Step};
+use super::matching::SKEW_NS;
+use super::pattern::{Condition, Pattern, PatternSet, Same, Step, StepMask};
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
@@ -332,8 +333,13 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     if ends.is_empty() && file.quiet.is_some() {
         return wrong("quiet:", "only a pattern with `ends` tells of a state that can be over".into());
     }
+    let clocks_ns = SKEW_NS.saturating_mul(steps.len() as u64 - 1);
+    let disorder_ns = steps.iter().fold(clocks_ns, |sum, step: &Step| sum.saturating_add(step.slack_ns));
     Ok(Pattern {
         one_of,
+        disorder_ns,
+        // Numbered with the steps of all patterns.
+        required: StepMask::default(),
         ends,
         quiet_ns: file.quiet.map(nanoseconds),
         absorbs: file.absorbs.into_iter().collect(),

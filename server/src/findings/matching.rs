@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::history::{Noted, Ring};
-use super::pattern::{Pattern, Step, StepMask};
+use super::pattern::{Pattern, Reach, Step, StepMask};
 use crate::correlate::signal::Signal;
 
 /// Signals looked at in one search.
@@ -52,6 +52,13 @@ pub fn time_by(clock: &Signal, signal: &Signal) -> u64 {
     }
 }
 
+/// Whether an anchor is within reach of a signal.
+pub fn may_touch(reach: &Reach, signal: &Signal, anchor: &Signal) -> bool {
+    let at = time_by(anchor, signal);
+    let (from, to) = (at.saturating_sub(reach.before_ns), at.saturating_add(reach.after_ns));
+    (from..=to).contains(&anchor.boottime_ns)
+}
+
 /// The steps that a ring's signals may be.
 pub fn steps_in(ring: &Ring) -> StepMask {
     let mut present = StepMask::default();
@@ -61,12 +68,6 @@ pub fn steps_in(ring: &Ring) -> StepMask {
 
 /// Looks for the evidence of a pattern around an anchor; `present` is what [`steps_in`] says of the ring.
 pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, present: &StepMask, presumes: bool) -> Outcome {
-    // Most patterns lack something that nothing in the ring may be.
-    let is_needed = |step: &Step| !(step.optional || step.absent || step.may_be_lost && presumes);
-    let mut others = pattern.steps.iter().enumerate().filter(|(index, _)| *index != pattern.anchor);
-    if others.any(|(_, step)| is_needed(step) && !present.contains(step.number)) {
-        return Outcome::NotFound;
-    }
     let bound = vec![None; pattern.steps.len()];
     let mut search = Search { pattern, ring, present, bound, budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);

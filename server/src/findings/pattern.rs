@@ -3,6 +3,7 @@
 //! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists; steps of all patterns together are at
 //! most [`STEPS_MAX`], so that what a signal may be fits into a [`StepMask`].
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::field::{Field, Value};
@@ -46,6 +47,11 @@ impl StepMask {
     /// Puts all of another's steps in.
     pub fn unite(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    /// Whether all of another's steps are in.
+    pub fn contains_all(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(word, other)| other & !word == 0)
     }
 
     /// Whether both have one in common.
@@ -154,6 +160,10 @@ pub struct Pattern {
     pub advice: Vec<Template>,
     /// Steps of which one must be found.
     pub one_of: Vec<usize>,
+    /// The steps that must be there, the anchor and those that may be lost aside.
+    pub required: StepMask,
+    /// By how much steps may come in the wrong order: the slack of all of them, and what clocks of nodes may be apart.
+    pub disorder_ns: u64,
     /// Patterns whose findings are consequences, and by what they hang together.
     pub absorbs: Vec<(String, Scope)>,
     pub fold: bool,
@@ -163,10 +173,41 @@ pub struct Pattern {
     pub quiet_ns: Option<u64>,
 }
 
+/// How long before a signal, and how long after it, an anchor may be that it belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    pub before_ns: u64,
+    pub after_ns: u64,
+}
+
 impl Pattern {
     /// Its anchor.
     pub fn anchor_step(&self) -> &Step {
         &self.steps[self.anchor]
+    }
+
+    /// How far from a signal that may be these steps the anchors are whose explanation it may change; `None` where it can be no
+    /// step beside an anchor.
+    pub fn reach_of(&self, mask: &StepMask) -> Option<Reach> {
+        let mut reach: Option<Reach> = None;
+        for (index, step) in self.steps.iter().enumerate() {
+            if !mask.contains(step.number) || index == self.anchor && !step.is_counted {
+                continue;
+            }
+            // Steps follow one another, but for their slack and, where nodes differ, their clocks: a step before the anchor can
+            // be little after it, and the other way round. Of anchors that are counted the later take the earlier with them. What
+            // is counted after an anchor may begin before it.
+            let (before_ns, after_ns) = match index.cmp(&self.anchor) {
+                Ordering::Less => (self.disorder_ns, self.window_ns),
+                Ordering::Equal => (0, self.window_ns),
+                Ordering::Greater if step.is_counted => (self.window_ns, self.window_ns),
+                Ordering::Greater => (self.window_ns, self.disorder_ns),
+            };
+            let known = reach.get_or_insert_default();
+            known.before_ns = known.before_ns.max(before_ns.min(self.window_ns));
+            known.after_ns = known.after_ns.max(after_ns.min(self.window_ns));
+        }
+        reach
     }
 
     /// Whether it takes several anchors together.
@@ -182,6 +223,11 @@ impl Pattern {
     /// Whether a signal that may be these steps ends its state.
     pub fn is_ended_by(&self, mask: &StepMask) -> bool {
         self.ends.iter().any(|end| mask.contains(end.number))
+    }
+
+    /// Whether every step that must be there, the anchor aside, is among these, or may have been lost.
+    pub fn may_be_in(&self, present: &StepMask) -> bool {
+        present.contains_all(&self.required)
     }
 
     /// Whether it can match where evidence was lost.
@@ -223,6 +269,9 @@ impl PatternSet {
                 by_kind[step.kind as usize].push((index, place));
                 by_scope[pattern.scope as usize].insert(number);
                 by_step.push(index);
+                if place != pattern.anchor && !(step.optional || step.absent || step.may_be_lost) {
+                    pattern.required.insert(number);
+                }
                 number += 1;
             }
             for (place, end) in pattern.ends.iter_mut().enumerate() {
