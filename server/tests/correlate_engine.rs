@@ -1,13 +1,17 @@
 //! What holds for every pattern: order, shards and replays do not matter, memory is bounded, files are checked.
 
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM};
+use tapio_server::correlate::signal::Signal;
 use tapio_server::correlate::state::EntityTable;
-use tapio_server::correlate::{CorrelateConfig, Stopped};
+use tapio_server::correlate::{BusClosed, CorrelateConfig, Correlator, SignalBus, Stopped, Topology};
 use tapio_server::findings::PatternSet;
 use tapio_wire::event::{Detail, Lane};
+use tapio_wire::frame::Frame;
 use tapio_wire::service::Finding;
 
 /// Deaths of every sort in many containers, their evidence spread over many frames.
@@ -261,4 +265,43 @@ fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     std::fs::write(directory.path().join("zz.yaml"), &text).expect("it can be written");
     let error = PatternSet::load(Some(directory.path())).expect_err("two files, one id");
     assert!(error.file.ends_with("zz.yaml") && error.line == 1, "{error}");
+}
+
+/// Lets nothing through until it is opened.
+#[derive(Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl SignalBus for Gate {
+    fn publish(&self, _: Signal) -> Result<(), BusClosed> {
+        let closed = self.is_open.lock().unwrap();
+        drop(self.opened.wait_while(closed, |is_open| !*is_open).unwrap());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_node_that_floods_holds_back_itself_and_not_others() {
+    let (mut loud, mut calm) = (Node::new("loud"), Node::new("calm"));
+    for (node, deaths) in [(&mut loud, 100), (&mut calm, 1)] {
+        let web = node.container("web", "web");
+        (0..deaths).for_each(|turn| node.limit_kill(web, 100 + turn, (100 + u64::from(turn)) * SECOND));
+    }
+    let gate = Arc::new(Gate::default());
+    let config = CorrelateConfig { shards: Some(1), frames_in_flight: 64, ..CorrelateConfig::default() };
+    let bus: Arc<dyn SignalBus> = Arc::<Gate>::clone(&gate);
+    let correlator = Correlator::start(&config, Arc::new(Topology::new(1000)), Arc::default(), bus).unwrap();
+    let is_taken = |node: &Node, frame: &Arc<Frame>| {
+        let mut delivery = pin!(correlator.deliver(node.node.clone(), Arc::clone(frame)));
+        delivery.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    };
+    let taken = loud.frames.iter().take_while(|frame| is_taken(&loud, frame)).count();
+    assert!((1..64).contains(&taken), "{taken} of 100 frames");
+    assert!(is_taken(&calm, &calm.frames[0]));
+    *gate.is_open.lock().unwrap() = true;
+    gate.opened.notify_all();
+    correlator.drained_blocking().unwrap();
+    assert!(is_taken(&loud, &loud.frames[taken]));
 }

@@ -2,7 +2,8 @@
 //!
 //! What enters: checked frames, in the order of each node's stream. What leaves: [`signal::Signal`]s on a [`SignalBus`]. What
 //! must hold: one thread a core and nothing shared between shards; at most `frames_in_flight` frames are anywhere between
-//! [`Correlator::deliver`] and the shards, whoever delivers more waits; memory is bounded by entities; no signal is dropped.
+//! [`Correlator::deliver`] and the shards, and of these at most a sixteenth of one node; whoever delivers more waits, so that a
+//! node that floods holds back itself; memory is bounded by entities; no signal is dropped.
 //!
 //! ```text
 //! deliver ── permit ── topology, losses ── route: entity → shard ──► queue ──► shard 0 ──► bus ──► finder
@@ -17,6 +18,7 @@ mod generations;
 mod limit_level;
 mod loss;
 mod metrics;
+mod permits;
 mod resolve;
 mod route;
 pub mod shard;
@@ -35,7 +37,6 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use tapio_wire::frame::Frame;
 use tapio_wire::service::ShardStatus;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use bus::{BusClosed, FrameBegun, InProcessBus, NodeClock, SignalBus};
 pub(crate) use bus::{FromLog, Message};
@@ -49,6 +50,7 @@ pub(crate) use topology::is_global;
 pub use topology::{EntityInfo, NodeRef, Topology};
 
 use metrics::Metrics;
+use permits::{Permit, Permits};
 use shard::{Shard, Shared};
 use signal::SignalKinds;
 
@@ -105,8 +107,7 @@ struct Handle {
 /// The shards and the way to them.
 pub struct Correlator {
     shards: Vec<Handle>,
-    permits: Arc<Semaphore>,
-    frames_in_flight: u32,
+    permits: Arc<Permits>,
     topology: Arc<Topology>,
     losses: Arc<LossBook>,
     bus: Arc<dyn SignalBus>,
@@ -129,13 +130,10 @@ impl Correlator {
         let shards = config.shards.unwrap_or(parallel).max(1);
         // With a CPU quota below the cores, pinning would crowd every quota-limited program onto the first cores.
         let pin = parallel >= cores.len();
-        let frames_in_flight = config.frames_in_flight.clamp(1, 1 << 16);
-        let permits = Arc::new(Semaphore::new(frames_in_flight));
         let metrics = Metrics::new()?;
         let mut started = Self {
             shards: Vec::with_capacity(shards),
-            permits,
-            frames_in_flight: frames_in_flight as u32,
+            permits: Arc::new(Permits::new(config.frames_in_flight)),
             topology,
             losses,
             bus: Arc::clone(&bus),
@@ -165,7 +163,7 @@ impl Correlator {
             config.interest.clone(),
         );
         let shared = Arc::new(Shared {
-            queue: ArrayQueue::new(self.frames_in_flight as usize),
+            queue: ArrayQueue::new(self.permits.frames()),
             stopping: AtomicBool::new(false),
             gauges: self.metrics.shard(index),
             events: AtomicU64::new(0),
@@ -187,8 +185,8 @@ impl Correlator {
     /// # Errors
     /// [`Stopped`] when correlation has stopped.
     pub async fn deliver(&self, node: NodeRef, frame: Arc<Frame>) -> Result<(), Stopped> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
-        self.dispatch(node, frame, permit.map_err(|_| Stopped)?);
+        let permit = self.permits.acquire(node.id).await?;
+        self.dispatch(node, frame, permit);
         Ok(())
     }
 
@@ -205,8 +203,7 @@ impl Correlator {
     /// # Errors
     /// [`Stopped`] when correlation has stopped.
     pub async fn drained(&self) -> Result<(), Stopped> {
-        let all = self.permits.acquire_many(self.frames_in_flight).await;
-        all.map(drop).map_err(|_| Stopped)
+        self.permits.all_free().await
     }
 
     /// [`Correlator::drained`] for a thread that may block.
@@ -217,7 +214,7 @@ impl Correlator {
         block_on(self.drained())
     }
 
-    fn dispatch(&self, node: NodeRef, frame: Arc<Frame>, permit: OwnedSemaphorePermit) {
+    fn dispatch(&self, node: NodeRef, frame: Arc<Frame>, permit: Permit) {
         let described = self.topology.learn(&node, &frame.body().entities);
         if self.topology.has_renamed() {
             self.bus.renamed();

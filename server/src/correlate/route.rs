@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tapio_wire::frame::Frame;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::bus::SignalBus;
+use super::permits::Permit;
 use super::topology::NodeRef;
 
 /// A frame, and which of its events belong to which shard.
@@ -19,7 +19,7 @@ pub struct RoutedFrame {
     lists: Vec<Vec<u32>>,
     routed: Instant,
     /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Permit>,
     /// Is told when the last shard is done with it.
     bus: Option<Arc<dyn SignalBus>>,
 }
@@ -35,7 +35,7 @@ impl Drop for RoutedFrame {
 
 impl RoutedFrame {
     /// Routes a frame's events to `shards` shards.
-    pub fn new(node: NodeRef, frame: Arc<Frame>, shards: usize, permit: Option<OwnedSemaphorePermit>) -> Self {
+    pub fn new(node: NodeRef, frame: Arc<Frame>, shards: usize, permit: Option<Permit>) -> Self {
         let mut lists = Vec::new();
         if shards > 1 {
             let events = &frame.body().events;

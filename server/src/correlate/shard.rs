@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use prometheus::{Histogram, IntCounter, IntGauge};
-use tokio::sync::Semaphore;
 
 use super::bus::{BusClosed, NodeClock, SignalBus};
 use super::generations::Generations;
+use super::permits::Permits;
 use super::resolve;
 use super::route::RoutedFrame;
 use super::signal::{Signal, SignalKinds};
@@ -176,7 +176,7 @@ impl Shared {
 
 /// Closes the permits when its shard ends before its time, so that nobody waits for it for ever.
 struct Guard<'a> {
-    permits: &'a Semaphore,
+    permits: &'a Permits,
 }
 
 impl Drop for Guard<'_> {
@@ -192,7 +192,7 @@ pub(super) fn run(
     mut shard: Shard,
     shared: &Shared,
     bus: &dyn SignalBus,
-    permits: &Semaphore,
+    permits: &Permits,
     core: Option<core_affinity::CoreId>,
 ) {
     let _guard = Guard { permits };
