@@ -200,3 +200,32 @@ async fn any_server_answers_for_all_and_says_whose_part_is_missing() {
     assert_eq!((last.id.as_str(), last.incomplete[0].server.as_str()), ("", "b"));
     a.pipeline.shutdown().await.expect("a good end");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_finding_and_those_to_come_are_told_with_what_they_may_lack() {
+    let Some(mut nats) = Nats::start() else { return };
+    let a = Whole::start(member(&nats, "a")).await;
+    let mut node = Node::new("n1");
+    limit_kill(&mut node, 100, 100 * SECOND);
+    ship(&a, &node, 0).await;
+    let id = findings_when(&a, |found| !found.is_empty()).await[0].id.clone();
+    let tapioctl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"));
+        let output = command.args(["--server", &a.pipeline.grpc_address.to_string()]).args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, told, lacking) = tapioctl(&["finding", &id]);
+    assert!(code == Some(0) && told.contains(&id) && lacking.is_empty(), "{code:?} {told} {lacking}");
+    nats.kill();
+    a.until_metric("tapio_server_log_alone", &[], |alone| alone == 1.0).await;
+    let (code, told, lacking) = tapioctl(&["finding", &id]);
+    assert!(code == Some(4) && told.contains(&id) && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
+    let (code, told, lacking) = tapioctl(&["finding", "unheard-of"]);
+    assert!(code != Some(0) && told.is_empty() && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
+    for whole in [["finding", &id], ["findings", "--watch"]] {
+        let (code, told, _) = tapioctl(&["--require-complete", whole[0], whole[1]]);
+        assert!(code == Some(4) && told.is_empty(), "{whole:?}: {code:?} {told}");
+    }
+    a.pipeline.shutdown().await.expect("a good end");
+}

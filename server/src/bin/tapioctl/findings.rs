@@ -55,10 +55,18 @@ fn severity(name: &str) -> Result<String, String> {
 /// `tapioctl finding ID`
 pub async fn show(server: &ServerAt, printing: Printing, id: String) -> Result<(), Failure> {
     let mut client = connect(server, true).await?;
+    learn_who_is_missing(&mut client, server).await?;
     let found = client.get_finding(GetFindingRequest { id }).await;
     let finding = found.map_err(|status| Failure::of(server, &status))?.into_inner();
     let text = printing.format.one(&render::finding_value(&finding));
     print(&text.unwrap_or_else(|| render::finding(printing.style, &finding)))
+}
+
+/// Asks whose evidence what this server finds may lack.
+async fn learn_who_is_missing(client: &mut Client, server: &ServerAt) -> Result<(), Failure> {
+    let request = ListFindingsRequest { limit: 1, ..ListFindingsRequest::default() };
+    let listed = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?;
+    server.lacks(&listed.into_inner().incomplete)
 }
 
 /// `tapioctl findings`
@@ -170,6 +178,10 @@ fn line(printing: Printing, finding: &Finding) -> String {
 }
 
 async fn follow(client: &mut Client, server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(), Failure> {
+    learn_who_is_missing(client, server).await?;
+    // It goes on until it is interrupted: what is missing at its start is said there, and later in each finding.
+    eprint!("{}", server.missing());
+    server.ask_anew();
     let mut stream = client
         .watch_findings(WatchFindingsRequest { since_ns })
         .await
