@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test quick truth truth-docs test-kernels test-kube build install check check-deploy docs bench clean help
+.PHONY: run test quick tidy truth truth-docs test-kernels test-kube build install check check-deploy docs bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -21,12 +21,15 @@ check: install ## formatting and lints
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
+tidy: ## counts long sentences, files and functions and modules that use each other; fails when there are more than before
+	@perf/lab/tidy.sh
+
 check-deploy: ## what can be proven of deploy/ without a cluster: kustomize, schemas, linters, alerts
 	@deploy/check.sh
 
 # The end-to-end tests drive the real binaries, which `cargo test` builds before any test runs: a `cargo build` before it would
 # build them with other features, and so twice. TAPIO_REQUIRE=all turns a test that would skip into a failure.
-test: check check-deploy ## install what is missing, lint, run every test
+test: check check-deploy tidy ## install what is missing, lint, run every test
 	@deploy/local/install.sh nats || echo "The tests of several servers need nats-server: they skip, or fail with TAPIO_REQUIRE=all."
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --target-dir $(TARGET)/loom
 	cargo test --locked --workspace

@@ -167,7 +167,7 @@ impl Teller {
     }
 }
 
-/// See the module.
+/// Reads the kernel's connection table at intervals and reports how full it is.
 pub struct ConntrackPoll {
     files: Files,
     interval: Duration,

@@ -76,7 +76,7 @@ pub struct Candidate {
     pub address: SocketAddr,
 }
 
-/// See the module.
+/// Resolves the configured names and picks one address for this node.
 pub struct Endpoints {
     names: Vec<ServerName>,
     resolver: Box<dyn Resolve>,

@@ -211,7 +211,7 @@ impl<F: Future> Future for Metered<F> {
     }
 }
 
-/// See the module.
+/// Compares CPU use with the budget and sets how much of the bulk lane is kept.
 pub struct Governor {
     governed: Arc<Governed>,
     controls: Option<Arc<Controls>>,

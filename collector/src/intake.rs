@@ -31,7 +31,7 @@ const MANY_PER_SECOND: f64 = 20_000.0;
 /// How old the first of them must be: at high rates frames become fuller than that.
 const FRAME_AGE: Duration = Duration::from_millis(5);
 
-/// See the module.
+/// Filters, samples and queues the records of one source.
 pub struct Intake {
     shared: Shared,
     source: Source,

@@ -64,7 +64,7 @@ struct Histograms {
     waiting: Vec<Measured>,
 }
 
-/// See the module.
+/// Measures the time from an event to its durable acknowledgement.
 pub struct Latencies {
     histograms: Mutex<Histograms>,
     /// The same for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event to its

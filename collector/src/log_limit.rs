@@ -23,7 +23,7 @@ struct Bucket {
     suppressed: u64,
 }
 
-/// See the module. Clones share their buckets; there is one for each place in the code that has logged.
+/// Limits how often one place in the code logs. Clones share their buckets; there is one for each place in the code that has logged.
 #[derive(Clone, Default)]
 pub struct LogLimit(Arc<Mutex<HashMap<Identifier, Bucket>>>);
 

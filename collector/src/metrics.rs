@@ -44,7 +44,7 @@ pub struct Observed {
     pub live: Arc<Live>,
 }
 
-/// See the module.
+/// Holds every metric of the collector and reads its counters on each scrape.
 pub struct Metrics {
     registry: Registry,
     /// One scrape at a time brings the counters up to date.

@@ -177,7 +177,7 @@ pub struct Acknowledged {
     pub sent_ns: u64,
 }
 
-/// See the module.
+/// Keeps frames until the server acknowledges them.
 pub struct Outbox {
     state: Mutex<State>,
     books: Arc<Books>,

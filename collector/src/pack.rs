@@ -39,7 +39,7 @@ pub struct PackCounts {
     pub sizes: FrameSizes,
 }
 
-/// See the module.
+/// Seals bodies of events into frames.
 pub struct Packer {
     pub queues: Arc<Queues>,
     pub outbox: Arc<Outbox>,

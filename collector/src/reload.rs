@@ -81,7 +81,7 @@ impl Live {
     }
 }
 
-/// See the module.
+/// Applies those changes of the configuration that need no restart.
 pub struct Reload {
     path: PathBuf,
     live: Arc<Live>,

@@ -19,7 +19,7 @@ use tapio_wire::event::{SOURCES, Source};
 use tapio_wire::frame::{Header, restamp};
 use tapio_wire::ledger::Ledger;
 
-/// See the module.
+/// Renumbers the frames of an ended epoch for the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shift {
     /// The epoch that goes on.

@@ -122,7 +122,7 @@ enum Ended {
     Damaged(String),
 }
 
-/// See the module.
+/// Sends frames to one server and opens the stream again when it ends.
 pub struct Shipper {
     pub endpoints: tokio::sync::Mutex<Endpoints>,
     pub tls: Option<Arc<Watched<ClientFiles>>>,

@@ -74,7 +74,7 @@ struct Place {
     seq: u64,
 }
 
-/// See the module.
+/// Writes frames to disk and reads them back in order.
 pub struct Spool {
     dir: PathBuf,
     /// The folder, locked: two collectors would delete each other's segments.

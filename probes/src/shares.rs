@@ -39,7 +39,7 @@ struct Flood {
     latest_ns: u64,
 }
 
-/// See the module.
+/// Reads the probes' table of cgroups that flood the lethal lane.
 pub struct Shares {
     map: CounterArray,
     records_per_second: u32,

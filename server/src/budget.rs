@@ -26,7 +26,7 @@ const DECODED_SHARE: u64 = 12;
 const FINDINGS_SHARE: u64 = 8;
 const _: () = assert!(ENTITIES_SHARE + QUEUE_SHARE + DECODED_SHARE + FINDINGS_SHARE <= 95);
 
-/// See the module.
+/// The bounds and thread counts that follow from `resources`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Bytes of frames that wait for the archive.

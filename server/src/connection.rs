@@ -19,7 +19,7 @@ pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client's preface, RFC 9113, 3.4.
 const PREFACE_BYTES: usize = 24;
 
-/// See the module.
+/// Counts a connection, and closes it when it does not begin to speak in time.
 pub struct Connection<T> {
     io: T,
     /// What is missing of the preface, and until when.

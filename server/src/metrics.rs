@@ -9,7 +9,7 @@ use crate::archive::{Books, lock_books};
 use crate::correlate::Topology;
 use crate::findings::FindingStore;
 
-/// See the module.
+/// Registers every metric of the server and reads the ledger on each scrape.
 pub struct Metrics {
     registry: Registry,
     books: Arc<Mutex<Books>>,

@@ -220,7 +220,10 @@ async fn one_finding_and_those_to_come_are_told_with_what_they_may_lack() {
     nats.kill();
     a.until_metric("tapio_server_log_alone", &[], |alone| alone == 1.0).await;
     let (code, told, lacking) = tapioctl(&["finding", &id]);
-    assert!(code == Some(4) && told.contains(&id) && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
+    assert!(
+        code == Some(4) && told.contains(&id) && lacking.contains("the servers' log is away"),
+        "{code:?} {lacking}"
+    );
     let (code, told, lacking) = tapioctl(&["finding", "unheard-of"]);
     assert!(code != Some(0) && told.is_empty() && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
     for whole in [["finding", &id], ["findings", "--watch"]] {

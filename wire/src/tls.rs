@@ -138,7 +138,7 @@ impl FromFiles for ServerFiles {
     }
 }
 
-/// See the module.
+/// Reads PEM files again when they change.
 pub struct Watched<F: FromFiles> {
     files: F,
     state: Mutex<State<F::Config>>,

@@ -20,7 +20,7 @@ pub enum TokenError {
     Malformed { path: PathBuf },
 }
 
-/// See the module.
+/// Reads a bearer token from a file again when it changes.
 pub struct TokenFile {
     path: PathBuf,
     last: Mutex<Last>,

@@ -20,7 +20,7 @@ const DISK_LOOKS: u32 = 2;
 const FULL: u64 = 95;
 const ROOM: u64 = 90;
 
-/// See the module.
+/// Finds hanging tasks and full file systems of the node.
 #[derive(Default)]
 pub struct NodeWatch {
     blocked: HashMap<Task, (Lasting, bool), RandomState>,

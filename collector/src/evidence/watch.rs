@@ -88,7 +88,7 @@ struct Watched {
     is_new: bool,
 }
 
-/// See the module.
+/// Samples every container and reports troubles that begin and end.
 pub struct Watch {
     interval: Duration,
     rounds: u64,

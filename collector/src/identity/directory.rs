@@ -97,7 +97,7 @@ struct Tables {
     gone: VecDeque<(Instant, EntityId)>,
 }
 
-/// See the module.
+/// Maps container and pod ids to their Kubernetes names.
 #[derive(Default)]
 pub struct Directory {
     /// Counts changes. Release: pairs with the Acquire in [`Directory::version`]; the lock orders the tables themselves.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tapio_probes::Controls;
 
-/// See the module.
+/// Keeps the probes' set of excluded cgroups up to date.
 pub struct Exclusion {
     controls: Arc<Controls>,
     excluded: HashSet<u64, foldhash::fast::RandomState>,

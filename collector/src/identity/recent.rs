@@ -25,7 +25,7 @@ struct Place {
 
 const _: () = assert!(size_of::<Place>() == 32);
 
-/// See the module.
+/// A small cache in front of the table of cgroups.
 pub(super) struct Recent(Box<[Place]>);
 
 impl Default for Recent {

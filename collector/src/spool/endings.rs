@@ -20,7 +20,7 @@ use crate::shift::Shift;
 
 const SUFFIX: &str = "ended";
 
-/// See the module.
+/// One ended epoch and what of it is still in the spool.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     /// Its place among the segments: those with smaller numbers were written before the end.

@@ -13,7 +13,7 @@ use super::notes;
 
 const SUFFIX: &str = "acked";
 
-/// See the module.
+/// The content of one `EPOCH.acked` file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     pub seq: u64,

@@ -12,7 +12,7 @@ use tapio_wire::segment::SEGMENT_HEADER_BYTES;
 use super::records::{Step, Whole, behind_unreadable, search, step};
 use crate::shift::{Shift, relative};
 
-/// See the module.
+/// One segment file of the spool.
 pub(super) struct Segment {
     pub number: u64,
     pub node: u64,

@@ -10,7 +10,7 @@ use super::usage::{self, Usage};
 use super::{END_LIMIT, Process};
 use crate::error::Error;
 
-/// See the module.
+/// Starts one real program and ends it when dropped.
 pub struct Program {
     name: String,
     binary: PathBuf,

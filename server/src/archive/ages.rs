@@ -42,7 +42,7 @@ struct Saved {
     closed_ms: BTreeMap<u64, u64>,
 }
 
-/// See the module.
+/// Measures how old closed segments are by the monotonic clock.
 pub struct Ages {
     dir: PathBuf,
     boot: String,

@@ -164,7 +164,7 @@ pub struct Totals {
     pub quarantined: u64,
 }
 
-/// See the module.
+/// Counts what is durable, by node and epoch, and checks each collector's ledger.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Books {
     pub(super) nodes: HashMap<u64, NodeBooks, RandomState>,

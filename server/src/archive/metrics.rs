@@ -6,7 +6,7 @@ use tapio_wire::service::{ElsewhereCount, KindCount};
 
 use super::elsewhere;
 
-/// See the module.
+/// Counters of the archive; [`super::ArchiveStats`] reads them too.
 #[derive(Debug)]
 pub struct ArchiveMetrics {
     pub(super) commit_seconds: Histogram,

@@ -250,7 +250,7 @@ impl From<ArchiveStats> for service::ArchiveStatus {
     }
 }
 
-/// See the module.
+/// Appends frames durably and answers what is durable.
 pub struct Archive {
     appender: Appender,
     books: Arc<Mutex<Books>>,

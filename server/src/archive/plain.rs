@@ -10,7 +10,7 @@ use rustix::io::{Errno, pwritev};
 
 use super::disk::{Disk, DiskKind};
 
-/// See the module.
+/// Writes with blocking calls on the archive's own thread.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlainDisk;
 

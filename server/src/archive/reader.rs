@@ -89,7 +89,7 @@ pub struct SegmentFile {
     pub bytes: u64,
 }
 
-/// See the module.
+/// Reads an archive without locking or changing it.
 #[derive(Clone, Debug)]
 pub struct Reader {
     dir: PathBuf,

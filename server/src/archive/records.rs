@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use tapio_wire::segment::{RECORD_HEADER_BYTES, RecordKind, record_bytes, record_header};
 
-/// See the module.
+/// Collects records for one vectored write without copying frames.
 #[derive(Default)]
 pub(super) struct Records {
     /// Of which segment.

@@ -22,7 +22,7 @@ pub fn start_ring() -> io::Result<tokio_uring::Runtime> {
     Ok(runtime)
 }
 
-/// See the module. To be used within a runtime from [`start_ring`].
+/// Writes through io_uring. To be used within a runtime from [`start_ring`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UringDisk;
 

@@ -37,7 +37,7 @@ struct Bucket {
     left_out: u64,
 }
 
-/// See the module.
+/// Writes one line for each call: who asked what.
 pub struct Audit {
     /// Allowed and denied calls of each purpose.
     buckets: Mutex<[Bucket; 6]>,

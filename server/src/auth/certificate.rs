@@ -9,7 +9,7 @@ const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 /// The user name that Kubernetes gives a node begins so.
 const NODE_USER: &str = "system:node:";
 
-/// See the module.
+/// The names in a client's verified certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CertificateNames {
     /// The subject's common name.

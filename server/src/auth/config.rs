@@ -11,7 +11,7 @@ use tapio_wire::units;
 /// What the user names of service accounts begin with; namespace, colon and name follow.
 pub(super) const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 
-/// See the module.
+/// The section `server.auth:` of the configuration.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuthSection {

@@ -26,7 +26,7 @@ impl<S> Layer<S> for GateLayer {
     }
 }
 
-/// See the module.
+/// Checks every gRPC request before its service sees it.
 #[derive(Clone, Debug)]
 pub struct Gate<S> {
     auth: Arc<Auth>,

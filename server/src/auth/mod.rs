@@ -177,7 +177,7 @@ pub struct Shown<'a> {
     pub peer: Option<SocketAddr>,
 }
 
-/// See the module.
+/// Decides who may do what.
 pub struct Auth {
     token: Option<TokenFile>,
     reviewer: Option<Reviewer>,

@@ -112,7 +112,7 @@ impl ReviewMetrics {
     }
 }
 
-/// See the module.
+/// Asks the API server whether a token is good, by a TokenReview.
 pub(super) struct Reviewer {
     section: TokenReviewSection,
     client: RwLock<Client>,

@@ -67,7 +67,7 @@ impl<T: Clone> Shelf<T> {
     }
 }
 
-/// See the module.
+/// Caches the API server's verdicts about tokens.
 pub(super) struct Verdicts {
     good: Shelf<Arc<Account>>,
     bad: Shelf<()>,

@@ -36,7 +36,7 @@ struct Node {
     counted: Intervals,
 }
 
-/// See the module.
+/// Tracks which frames of each node and epoch are in the log.
 #[derive(Clone)]
 pub struct Coverage {
     nodes: Generations<u64, Node>,

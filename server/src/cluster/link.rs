@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use super::outgoing::Outgoing;
 
-/// See the module.
+/// State that the publisher, the reader and the server share.
 pub struct Link {
     /// This server feeds its finder itself: the log is away.
     alone: watch::Sender<bool>,

@@ -24,7 +24,7 @@ const UNREAD_FOR: Duration = Duration::from_secs(60);
 /// Stands for servers that this one knows nothing of.
 const ALL_OTHERS: &str = "all other servers";
 
-/// See the module.
+/// Answers what may be missing, from what the log says.
 #[derive(Default)]
 pub struct ClusterLosses {
     inner: Mutex<Inner>,

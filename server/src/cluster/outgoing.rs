@@ -25,7 +25,7 @@ const COVER_INTERVAL: Duration = Duration::from_secs(5);
 /// A node that sent nothing for so long is forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
-/// See the module.
+/// Queues what this server has yet to write into the log, by frame.
 pub struct Outgoing {
     inner: Mutex<Inner>,
     filled: Notify,

@@ -71,7 +71,7 @@ impl Drop for Closing {
 
 type Flight = Pin<Box<dyn Future<Output = (Option<Log>, Result<Landed, String>, usize)> + Send>>;
 
-/// See the module.
+/// Writes this server's entries into the log.
 pub struct Publisher {
     config: ClusterSection,
     keep: Duration,

@@ -46,7 +46,7 @@ struct Position {
     seq: u64,
 }
 
-/// See the module.
+/// Reads the log and drives the finder by it.
 pub struct Reader {
     config: ClusterSection,
     keep: Duration,

@@ -30,7 +30,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is told to stop.
 pub type Healer = Box<dyn Fn(Arc<dyn SignalBus>, &dyn Fn() -> bool) + Send>;
 
-/// See the module.
+/// Owns the threads that write and read the log.
 pub struct Cluster {
     outgoing: Arc<Outgoing>,
     losses: Arc<ClusterLosses>,

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 
 type Map<K, V> = std::collections::HashMap<K, V, RandomState>;
 
-/// See the module.
+/// A map of at most `entries_max` entries that evicts what was not written for longest.
 #[derive(Clone)]
 pub struct Generations<K, V> {
     young: Map<K, V>,

@@ -35,7 +35,7 @@ pub enum Action {
     Withdraw(String, String),
 }
 
-/// See the module.
+/// Folds the findings of consequences into the finding of their cause.
 pub struct Absorber {
     entries: Generations<String, Entry>,
     by_key: Generations<RingKey, VecDeque<String>>,

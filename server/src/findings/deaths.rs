@@ -51,7 +51,7 @@ pub struct Withdrawn {
 /// Deaths of one workload that are remembered to be taken together.
 const FOLD_MAX: usize = 32;
 
-/// See the module.
+/// Remembers which finding explains which death.
 pub struct Deaths {
     folds: Generations<(String, u64), VecDeque<Arc<Noted>>>,
     explained: Generations<EvidenceId, Explained>,

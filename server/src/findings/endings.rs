@@ -68,7 +68,7 @@ pub struct Open {
     pub started_ns: u64,
 }
 
-/// See the module.
+/// Tracks states that go on, and ends their findings.
 pub struct Endings {
     /// The latest end of each container and trouble; one of the whole names neither.
     ends: Generations<Key, Vec<End>>,

@@ -76,7 +76,7 @@ impl Places {
     }
 }
 
-/// See the module.
+/// Keeps recent signals in one ring for each entity, pod, workload, service and node.
 pub struct History {
     rings: HashMap<RingKey, Ring, RandomState>,
     places: Places,

@@ -27,7 +27,7 @@ const DNS_PORT: u16 = 53;
 /// Whose ring: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
 pub type RingKey = (u64, Scope, u64);
 
-/// See the module.
+/// Computes the rings in which a signal is noted.
 pub struct Joins {
     topology: Arc<Topology>,
     /// A Service's name, its ready backends, and all.

@@ -156,7 +156,7 @@ impl Inner {
     }
 }
 
-/// See the module.
+/// Keeps findings for lists, look-ups and watchers.
 pub struct FindingStore {
     inner: RwLock<Inner>,
     findings_max: usize,

@@ -6,7 +6,7 @@ use tapio_wire::frame::Header;
 
 use super::rate::Waited;
 
-/// See the module.
+/// Counters and histograms of the streams.
 #[derive(Debug)]
 pub struct IngestMetrics {
     pub(super) frames: IntCounter,

@@ -65,7 +65,7 @@ impl Durable for Node {
     }
 }
 
-/// See the module.
+/// Knows every node's current stream, and what of it is accepted and durable.
 pub(super) struct Registry {
     nodes: Mutex<HashMap<u64, Arc<Node>, RandomState>>,
     streams: AtomicU64,

@@ -34,7 +34,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// The server that asks on behalf of whom the token or certificate names.
 const ASKED_BY: &str = "tapio-asked-by";
 
-/// See the module.
+/// Asks the other servers for their parts of an answer.
 pub struct Peers {
     cluster: Arc<Cluster>,
     tls: Option<Arc<Watched<ClientFiles>>>,

@@ -12,7 +12,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// However long the API server asks to wait.
 const ASKED_MAX: Duration = Duration::from_secs(120);
 
-/// See the module.
+/// Computes the wait before the next attempt.
 pub struct Backoff {
     failures: u32,
     seed: u64,

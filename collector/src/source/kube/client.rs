@@ -176,7 +176,7 @@ impl Resource {
     }
 }
 
-/// See the module.
+/// Sends requests to the API server.
 pub struct Access {
     section: K8sSection,
     client: RwLock<Client>,

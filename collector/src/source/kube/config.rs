@@ -78,7 +78,7 @@ pub fn uses_of(namespace: &str, spec: &PodSpec) -> Vec<u64> {
     keys
 }
 
-/// See the module.
+/// Watches ConfigMaps and Secrets and knows which workloads use them.
 pub struct Configs {
     kind: &'static str,
     node: Arc<str>,

@@ -55,7 +55,7 @@ pub struct KubeState {
     pub cluster_cpu_ns: Arc<AtomicU64>,
 }
 
-/// See the module.
+/// Runs the watches of the API server and emits their events.
 pub struct KubeSource {
     access: Arc<Access>,
     section: K8sSection,

@@ -33,7 +33,7 @@ pub fn of_node(node: &str) -> Resource {
     Resource { fields: Some(format!("spec.nodeName={node}")), is_small: true, ..Resource::new("pods", "/api/v1/pods") }
 }
 
-/// See the module.
+/// Watches the pods of this node.
 pub struct Pods {
     directory: Arc<Directory>,
     excludes_system: bool,

@@ -16,7 +16,7 @@ pub fn without_node() -> Resource {
     Resource { fields: Some("spec.nodeName=".into()), ..Resource::new("pods without a node", "/api/v1/pods") }
 }
 
-/// See the module.
+/// Watches the pods that have no node yet.
 pub struct Waiting {
     excludes_system: bool,
 }

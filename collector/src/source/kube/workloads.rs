@@ -141,7 +141,7 @@ impl ReplicaSets {
     }
 }
 
-/// See the module.
+/// Watches workloads and reports their rollouts.
 pub struct Workloads {
     kind: WorkloadKind,
     uses: Arc<Mutex<Uses>>,

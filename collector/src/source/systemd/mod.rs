@@ -88,7 +88,7 @@ impl SystemdCounts {
     }
 }
 
-/// See the module.
+/// Reads unit changes and jobs from the system bus.
 pub struct SystemdSource {
     bus: Option<String>,
     selection: Selection,

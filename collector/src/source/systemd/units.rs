@@ -152,7 +152,7 @@ impl Unit {
     }
 }
 
-/// See the module.
+/// Remembers each unit's last state and decides whether a change is an event.
 pub struct Units {
     units: HashMap<String, Unit, foldhash::fast::RandomState>,
     words: Words,

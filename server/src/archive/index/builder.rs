@@ -72,7 +72,7 @@ impl Default for Kinds {
     }
 }
 
-/// See the module.
+/// Builds a segment's index while the segment is written.
 #[derive(Default)]
 pub struct IndexBuilder {
     block: OpenBlock,

@@ -101,7 +101,7 @@ impl Descriptions {
     }
 }
 
-/// See the module.
+/// The parts of a decoded frame that the archive's index needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Events by kind.

@@ -59,7 +59,7 @@ fn kind(name: &str) -> Result<String, String> {
     kinds_named([name]).map(|_| name.to_owned())
 }
 
-/// See the module.
+/// Runs `tapioctl events`.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
     let mut request = ListEventsRequest {
         since_ns: moment(arguments.since.as_deref())?,

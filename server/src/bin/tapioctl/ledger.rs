@@ -15,7 +15,7 @@ pub struct Arguments {
     node: Option<String>,
 }
 
-/// See the module.
+/// Runs `tapioctl ledger`.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
     let mut client = connect(server, true).await?;
     let mut status = at::status(&mut client, server).await?;

@@ -48,7 +48,7 @@ struct Rates {
     entities: Vec<Row>,
 }
 
-/// See the module.
+/// Runs `tapioctl top`.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
     let mut client = connect(server, true).await?;
     let interval = arguments.interval.clamp(Duration::from_millis(100), Duration::from_secs(3600));

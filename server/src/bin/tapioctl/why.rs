@@ -88,7 +88,7 @@ fn rank(findings: &mut [Finding]) {
     });
 }
 
-/// See the module.
+/// Runs `tapioctl why`.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
     let mut subject = subject(&arguments.subject, &arguments.namespace)?;
     let mut client = connect(server, false).await?;

@@ -116,7 +116,7 @@ impl Generation {
     }
 }
 
-/// See the module.
+/// A bounded map of packed descriptions.
 pub struct Shelf {
     young: Generation,
     old: Generation,

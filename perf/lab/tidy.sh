@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Counts what makes this project harder to read, and fails where there is more of it than the bounds below. They only go down: after an
+# improvement write the new number here. `perf/lab/tidy.sh -v` names every place.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+declare -A bound=(
+  [sentences over 30 words in documents]=0
+  [sentences over 30 words in comments]=0
+  [comments that say no more than See the module]=0
+  [pairs of modules of a crate that use each other]=0
+  [files over 500 lines]=0
+  [functions over 80 lines]=0
+)
+verbose=${1:-}
+failed=0
+
+# Reads places, one a line, and compares how many they are with the bound.
+count() {
+  local what=$1 places n
+  places=$(cat)
+  n=$(grep -c . <<<"$places" || true)
+  printf '%5d of at most %3d  %s\n' "$n" "${bound[$what]}" "$what"
+  if [ "$n" -gt "${bound[$what]}" ] || [ "$verbose" = -v ]; then
+    sed 's/^/        /' <<<"$places"
+  fi
+  [ "$n" -le "${bound[$what]}" ] || failed=1
+}
+
+# Prints where a sentence has more than 30 words. A sentence ends at .!? before a space, at an empty line, a heading, a list's item.
+long_sentences='
+  function flush(  parts, n, i, words) {
+    gsub(/`[^`]*`/, "code", text)
+    n = split(text, parts, /[.!?]( |$)/)
+    for (i = 1; i <= n; i++) {
+      words = split(parts[i], unused, /[ \t]+/)
+      if (words > 31) print FILENAME ":" at ": " words " words: " substr(parts[i], 1, 60)
+    }
+    text = ""
+  }'
+sources() { git ls-files '*.rs' '*.c' '*.h'; }
+
+git ls-files 'README.md' 'docs/*.md' 'deploy/*.md' | grep -v -e docs/configuration.md -e docs/metrics.md | xargs awk "$long_sentences"'
+  FNR == 1 { flush(); is_code = 0 }
+  /^ *```/ { is_code = !is_code; flush(); next }
+  is_code || /^ *[|<#]/ || /^ *$/ { flush(); next }
+  /^ *([-*]|[0-9]+\.) / { flush() }
+  { if (text == "") at = FNR; text = text " " $0 }
+  END { flush() }' | count 'sentences over 30 words in documents'
+
+sources | xargs awk "$long_sentences"'
+  FNR == 1 { flush() }
+  !/^ *\/\/[\/!]? / { flush(); next }
+  /^ *\/\/[\/!]? *([-*|#`]|[0-9]+\.)/ { flush() }
+  { if (text == "") at = FNR; line = $0; sub(/^ *\/\/[\/!]? /, "", line); text = text " " line }
+  END { flush() }' | count 'sentences over 30 words in comments'
+
+{ git grep -nE '^ *//[/!] *See the module' -- '*.rs' || true; } | count 'comments that say no more than See the module'
+
+# A module is a file or folder right below src; what a file uses of its own crate names another one.
+for crate in probes ringbuf collector server wire perf; do
+  git grep -oE 'crate::[a-z_]+' -- "$crate/src/*.rs" | sed -E "s|^$crate/src/([a-z_0-9]+)[^:]*:crate::|\1 |" |
+    awk -v crate=$crate '$1 != $2 { seen[$1 " " $2] = 1 }
+      END { for (pair in seen) { split(pair, m, " "); if (m[1] < m[2] && (m[2] " " m[1]) in seen) print crate ": " m[1] " and " m[2] } }' |
+    sort
+done | count 'pairs of modules of a crate that use each other'
+
+sources | xargs wc -l | awk '$2 != "total" && $1 > 500 { print $2 ": " $1 " lines" }' | count 'files over 500 lines'
+
+# rustfmt puts a function's last brace below its `fn`.
+git ls-files '*.rs' | xargs awk '
+  FNR == 1 { depth = -1 }
+  /^ *((pub(\([a-z]+\))?|const|async|unsafe|extern "C") )*fn / && depth < 0 { name = $0; at = FNR; match($0, /^ */); depth = RLENGTH }
+  depth >= 0 && /^ *\}/ { match($0, /^ */); if (RLENGTH == depth) { if (FNR - at + 1 > 80) print FILENAME ":" at ": " FNR - at + 1 " lines"; depth = -1 } }
+  depth >= 0 && FNR > at && /;$/ { match($0, /^ */); if (RLENGTH == depth) depth = -1 }' | count 'functions over 80 lines'
+
+exit $failed
