@@ -58,7 +58,7 @@ truth-docs: install ## the same, and write the table of docs/truth.md anew
 	cargo build --locked --workspace --bins
 	TAPIO_UPDATE_DOCS=1 $(TARGET)/debug/tapio-perf truth --page docs/truth.md
 
-bench: install ## what the figures in docs/architecture.md come from
+bench: install ## benches and loads, as in docs/measurements.md
 	cargo bench --locked --workspace --benches
 	cargo build --release --locked --workspace --bins
 	$(RELEASE)/tapio-perf load --nodes 4 --rate max --duration 20s --profile mixed
