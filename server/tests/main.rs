@@ -16,6 +16,7 @@ mod cluster_log;
 mod cluster_support;
 mod cluster_whole;
 mod correlate_alive;
+mod correlate_connections;
 mod correlate_engine;
 mod correlate_gone;
 mod correlate_node;
