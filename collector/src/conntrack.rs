@@ -125,6 +125,11 @@ fn counters(text: &str) -> Option<Fill> {
     Some(fill)
 }
 
+/// Of the text of a namespace's `/proc/net/stat/nf_conntrack`: packets dropped for want of room.
+pub fn drops(text: &str) -> Option<u64> {
+    counters(text)?.dropped
+}
+
 /// What is worth telling of one look after another.
 #[derive(Default)]
 struct Teller {

@@ -8,6 +8,7 @@ mod counters;
 mod full_mount;
 mod lasting;
 mod log;
+mod network;
 mod node;
 mod processes;
 mod read;

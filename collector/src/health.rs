@@ -12,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use serde::Serialize;
+use tapio_wire::service::{SourceOff, Watching};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -89,12 +90,26 @@ impl Drop for AliveGuard {
 
 impl SourceState {
     fn text(&self) -> String {
+        self.why_off().unwrap_or_else(|| "running".into())
+    }
+
+    /// Why it does not run, or what it lacks; [`None`] while all of it runs.
+    fn why_off(&self) -> Option<String> {
         match &self.off {
-            Some(reason) => reason.clone(),
-            None if self.alive.get() => self.status.get().unwrap_or_else(|| "running".into()),
-            None => "ended: the log says why".into(),
+            Some(reason) => Some(reason.clone()),
+            None if self.alive.get() => self.status.get(),
+            None => Some("ended: the log says why".into()),
         }
     }
+}
+
+/// What of these sources is not watched, for the server.
+pub fn watching(sources: &[SourceState]) -> Watching {
+    let off = sources.iter().filter_map(|state| {
+        let reason = state.why_off()?;
+        Some(SourceOff { source: state.source.to_owned(), reason })
+    });
+    Watching { off: off.collect() }
 }
 
 struct Shared {

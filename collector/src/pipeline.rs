@@ -395,6 +395,7 @@ impl Pipeline {
             generation: Arc::clone(&shared.generation),
             reconnect: config.grpc.reconnect_enabled,
             batch_asked: Arc::clone(&shared.batch_asked),
+            sources: states.clone(),
         };
         let (give_up, given_up) = watch::channel(false);
         let (shipping, shipper) = watched(shipper.run(given_up));

@@ -17,7 +17,7 @@ use tapio_wire::dial;
 use tapio_wire::frame::VERSION;
 use tapio_wire::limits::MESSAGE_BYTES_MAX;
 use tapio_wire::service::ingest_client::IngestClient;
-use tapio_wire::service::{Hello, ShipRequest, ShipResponse, ship_request, ship_response};
+use tapio_wire::service::{Hello, ShipRequest, ShipResponse, Watching, Welcome, ship_request, ship_response};
 use tapio_wire::tls::{ClientFiles, Watched};
 use tapio_wire::token::TokenFile;
 use tokio::sync::mpsc::error::TrySendError;
@@ -30,6 +30,7 @@ use tonic::{Request, Streaming};
 use self::broken::{Broken, newest_epoch};
 use crate::endpoints::{Candidate, Endpoints};
 use crate::epochs::Cause;
+use crate::health::{self, SourceState};
 use crate::latency::{Latencies, boottime_ns};
 use crate::outbox::Outbox;
 
@@ -46,6 +47,8 @@ const REFUSED_MAX: Duration = Duration::from_secs(60);
 /// How long a stream that is to move waits for what it has in flight. The rest is sent again on the new one.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 16 << 20;
+/// How often it is looked whether other sources are off than the server was told.
+const WATCHING_INTERVAL: Duration = Duration::from_secs(10);
 /// Frames handed to the transport and not yet taken by it.
 const HANDED_MAX: usize = 16;
 
@@ -140,6 +143,8 @@ pub struct Shipper {
     pub reconnect: bool,
     /// The events in a frame that the server asks for.
     pub batch_asked: Arc<AtomicUsize>,
+    /// What should be watched; what of it is not is told to the server.
+    pub sources: Vec<SourceState>,
 }
 
 impl Shipper {
@@ -331,7 +336,7 @@ impl Shipper {
         tracing::info!(
             server = %candidate.address, name = candidate.name.host, durable_seq = welcome.durable_seq, "streaming"
         );
-        self.pump((outbox, epoch), candidate, &requests, &mut responses, welcome.credit_bytes).await
+        self.pump((outbox, epoch), candidate, &requests, &mut responses, &welcome).await
     }
 
     async fn pump(
@@ -340,8 +345,11 @@ impl Shipper {
         candidate: &Candidate,
         requests: &mpsc::Sender<ShipRequest>,
         responses: &mut Streaming<ShipResponse>,
-        mut credit_bytes: u64,
+        welcome: &Welcome,
     ) -> Result<Ended, Broken> {
+        let mut credit_bytes = welcome.credit_bytes;
+        let mut look = tokio::time::interval(WATCHING_INTERVAL);
+        let mut told: Option<Watching> = None;
         let mut better = std::pin::pin!(self.better_than(candidate));
         let mut move_until: Option<Instant> = None;
         // There may be something to send.
@@ -393,6 +401,17 @@ impl Shipper {
                     permit.map_err(|_| Broken::Closed)?;
                 }
                 () = outbox.changed.notified(), if !may_send => may_send = true,
+                _ = look.tick(), if welcome.takes_watching => {
+                    let watching = health::watching(&self.sources);
+                    // Without room it is told at the next look.
+                    if told.as_ref() != Some(&watching)
+                        && requests.try_send(ShipRequest {
+                            kind: Some(ship_request::Kind::Watching(watching.clone())),
+                        }).is_ok()
+                    {
+                        told = Some(watching);
+                    }
+                }
                 () = &mut better, if move_until.is_none() => move_until = Some(Instant::now() + MOVE_TIMEOUT),
                 // As a block, so that the timer is only made when it is asked for.
                 () = async { tokio::time::sleep_until(move_until.unwrap_or_else(Instant::now)).await },

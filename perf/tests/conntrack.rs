@@ -8,13 +8,22 @@ use std::time::Duration;
 
 use crate::lab;
 use crate::lab::can_run;
-use tapio_perf::client::FindingWatch;
+use tapio_perf::client::{Client, FindingWatch};
+use tapio_perf::clock::wait_for;
+use tapio_perf::error::Error;
+use tapio_perf::inject::{InjectOptions, Injector};
+use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions};
+use tapio_perf::truth::stage::{Actor, Pids, Room, Stage};
 use tapio_wire::service::Finding;
 
 /// More would take a small machine's memory: an entry has some 300 bytes in the kernel.
 const ENTRIES_MAX: u64 = 600_000;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A lookup is unanswered after 5 s; three times that of one workload are a trouble.
+const TROUBLE_PATIENCE: Duration = Duration::from_secs(90);
+/// A query for the address of `a.`
+const QUERY: &str = r"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01";
 
 /// A network namespace that tracks connections, and a process in it; both go with it.
 struct Namespace {
@@ -35,6 +44,30 @@ impl Namespace {
             && succeeds(namespace.command("nft").arg(rules));
         namespace.inhabitant = namespace.command("sleep").arg("600").spawn().ok();
         (is_made && namespace.inhabitant.is_some()).then_some(namespace)
+    }
+
+    /// Another one, which reaches this one as 10.200.0.1.
+    fn neighbour(&self) -> Option<Self> {
+        let neighbour = Self { name: format!("{}-pod", self.name), inhabitant: None };
+        let is_made = succeeds(Command::new("ip").args(["netns", "add", &neighbour.name]));
+        let commands: [(&Self, &[&str]); 5] = [
+            (self, &["link", "add", "pod", "type", "veth", "peer", "name", "eth0", "netns", &neighbour.name]),
+            (self, &["address", "add", "10.200.0.1/24", "dev", "pod"]),
+            (self, &["link", "set", "pod", "up"]),
+            (&neighbour, &["address", "add", "10.200.0.2/24", "dev", "eth0"]),
+            (&neighbour, &["link", "set", "eth0", "up"]),
+        ];
+        let joined = commands.iter().all(|(of, arguments)| succeeds(of.command("ip").args(*arguments)));
+        (is_made && joined).then_some(neighbour)
+    }
+
+    /// The `/proc` of a node whose first process lives in it.
+    fn as_node(&self) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a folder");
+        let pid = self.inhabitant.as_ref().expect("it lives there").id();
+        symlink("/proc/sys", root.path().join("sys")).expect("a link");
+        symlink(PathBuf::from("/proc").join(pid.to_string()), root.path().join("1")).expect("a link");
+        root
     }
 
     /// A command in it: `ip netns exec` replaces itself by the program.
@@ -89,8 +122,28 @@ fn succeeds(command: &mut Command) -> bool {
     command.stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-fn skip(needs: &str) {
-    let text = format!("SKIP a_full_table_of_connections_is_found_with_its_top_talker: needs {needs}");
+/// A namespace to be filled, and how many connections that takes.
+fn namespace(test: &str) -> Option<(Namespace, u64)> {
+    if !succeeds(Command::new("conntrack").arg("--version")) {
+        skip(test, "conntrack (Debian: conntrack) and nft");
+        return None;
+    }
+    let Some(namespace) = Namespace::new() else {
+        skip(test, "network namespaces with nft");
+        return None;
+    };
+    let bound = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
+    match bound.trim().parse::<u64>() {
+        Ok(bound) if bound <= ENTRIES_MAX => Some((namespace, bound)),
+        _ => {
+            skip(test, "a net.netfilter.nf_conntrack_max of at most 600,000");
+            None
+        }
+    }
+}
+
+fn skip(test: &str, needs: &str) {
+    let text = format!("SKIP {test}: needs {needs}");
     assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{text}");
     eprintln!("{text}");
 }
@@ -101,20 +154,11 @@ fn a_full_table_of_connections_is_found_with_its_top_talker() {
     if !can_run("a_full_table_of_connections_is_found_with_its_top_talker", &[lab::Need::Root]) {
         return;
     }
-    if !succeeds(Command::new("conntrack").arg("--version")) {
-        return skip("conntrack (Debian: conntrack) and nft");
-    }
-    let Some(namespace) = Namespace::new() else { return skip("network namespaces with nft") };
-    let bound = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
-    let bound = match bound.trim().parse::<u64>() {
-        Ok(bound) if bound <= ENTRIES_MAX => bound,
-        _ => return skip("a net.netfilter.nf_conntrack_max of at most 600,000"),
+    let Some((namespace, bound)) = namespace("a_full_table_of_connections_is_found_with_its_top_talker") else {
+        return;
     };
     // The node whose /proc this is has that process as its first one.
-    let root = tempfile::tempdir().expect("a folder");
-    let pid = namespace.inhabitant.as_ref().expect("it lives there").id();
-    symlink("/proc/sys", root.path().join("sys")).expect("a link");
-    symlink(PathBuf::from("/proc").join(pid.to_string()), root.path().join("1")).expect("a link");
+    let root = namespace.as_node();
 
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let mut watch = FindingWatch::start(&server.address()).unwrap_or_else(|error| panic!("{error}"));
@@ -140,4 +184,119 @@ fn a_full_table_of_connections_is_found_with_its_top_talker() {
     assert!(finding.summary.contains(&format!(" of {bound} connections")), "{}", finding.summary);
     // A table that is half full, with packets, was told before nothing else.
     assert!(watch.seen().iter().all(|arrival| arrival.finding.id == finding.id || !is_full(&arrival.finding)));
+}
+
+/// A container whose first process runs this script in a network namespace.
+fn container(stage: &mut Stage, namespace: &Namespace, script: &str) -> Result<(Room, Actor), Error> {
+    let room = stage.room(None)?;
+    let actor = stage.start(&room, Pids::Own, &format!("exec ip netns exec {} bash -c '{script}'", namespace.name))?;
+    Ok((room, actor))
+}
+
+fn await_finding(client: &mut Client, what: &str, is_it: impl Fn(&Finding) -> bool) -> Result<Finding, Error> {
+    wait_for(what, TROUBLE_PATIENCE, |seen| {
+        let all = client.findings()?;
+        let told = |one: &Finding| {
+            let consequences: Vec<_> = one.consequences.iter().map(|one| &*one.pattern).collect();
+            format!("{} {} ongoing {} {consequences:?}; ", one.pattern, one.title, one.ongoing)
+        };
+        *seen = all.iter().map(told).collect();
+        Ok(all.into_iter().find(|one| is_it(one)))
+    })
+}
+
+fn tell_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
+    let Some(pod) = full.neighbour() else { return Err(Error::Invalid("no second network namespace".into())) };
+    let program = lab::PERF.into();
+    let inject = InjectOptions { memory_bytes: 32 << 20, keep: Duration::from_millis(200), program };
+    let mut stage = Stage::new(Injector::new(inject)?, lab::PERF.into())?;
+    let server = Server::start(&ServerOptions::default())?;
+    let mut client = Client::connect(&server.address())?;
+    let options = CollectorOptions { server: server.address(), feed: Feed::Ebpf, ..CollectorOptions::default() };
+
+    // A workload whose packets go through the node's full table.
+    let root = full.as_node();
+    let of_node = Collector::start(&CollectorOptions {
+        node: "full".into(),
+        extra_collector: ", conntrack_interval: 100ms".into(),
+        host_proc: Some(root.path().to_owned()),
+        ..options.clone()
+    })?;
+    let asks = format!(
+        "while :; do (exec 3<>/dev/tcp/10.200.0.1/443) & printf \"{QUERY}\" >/dev/udp/10.200.0.1/53; sleep 1; done"
+    );
+    let asking = container(&mut stage, &pod, &asks)?;
+    let id = &asking.0.name.container_id;
+    let root_cause = await_finding(&mut client, "the full table, and whose connections are lost", |one| {
+        let is_its = |one: &tapio_wire::service::Consequence| {
+            one.pattern == "connections-lost" && one.entity.as_ref().is_some_and(|entity| entity.container_id == *id)
+        };
+        one.pattern == "conntrack-full" && one.consequences.iter().any(is_its)
+    })?;
+    println!("{}", root_cause.title);
+    root_cause.consequences.iter().for_each(|one| println!("  {}", one.title));
+    let is_of = |one: &Finding, id: &str| one.entity.as_ref().is_some_and(|entity| entity.container_id == id);
+    let lookups = await_finding(&mut client, "its lookups that get no answer", |one| {
+        one.pattern == "dns-lookups-fail" && one.ongoing && is_of(one, id)
+    })?;
+    println!("{}", lookups.title);
+    assert!(lookups.title.contains("unanswered"), "{}", lookups.title);
+    drop((asking, of_node));
+
+    // One whose own network namespace has a full table, on a node that has room.
+    let _collector = Collector::start(&CollectorOptions {
+        node: "roomy".into(),
+        extra_collector: ", watch_interval: 1s".into(),
+        ..options
+    })?;
+    let sends = "while :; do echo >/dev/udp/127.0.0.1/$((20000 + RANDOM % 20000)); sleep 0.2; done 2>/dev/null";
+    let sending = container(&mut stage, full, sends)?;
+    let pod_uid = &sending.0.name.pod_uid;
+    let is_its = |one: &Finding| {
+        one.pattern == "connections-dropped" && one.entity.as_ref().is_some_and(|entity| entity.pod_uid == *pod_uid)
+    };
+    let dropped = await_finding(&mut client, "its own full table", |one| is_its(one) && one.ongoing)?;
+    println!("{}\n  {}", dropped.title, dropped.summary);
+    assert!(succeeds(full.command("conntrack").arg("-F")), "the table is emptied");
+    let over = await_finding(&mut client, "the end of it", |one| is_its(one) && !one.ongoing)?;
+    assert!(over.id == dropped.id && over.resolved_ns > over.started_ns, "{over:#?}");
+    let of_roomy = |one: &Finding| one.entity.as_ref().is_some_and(|entity| entity.node == "roomy");
+    let wrong: Vec<_> =
+        client.findings()?.into_iter().filter(|one| of_roomy(one) && one.pattern == "conntrack-full").collect();
+    assert!(wrong.is_empty(), "the node has room: {wrong:#?}");
+    Ok(())
+}
+
+#[test]
+fn whose_connections_a_full_table_costs_is_told_of_the_workload() {
+    let _turn = lab::alone();
+    let test = "whose_connections_a_full_table_costs_is_told_of_the_workload";
+    if !can_run(test, &[lab::Need::Root, lab::Need::Cgroups, lab::Need::Bpf]) {
+        return;
+    }
+    let Some((namespace, bound)) = namespace(test) else { return };
+    namespace.fill(0..bound + 1000);
+    tell_whose_connections_are_lost(&namespace).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_node_without_a_table_of_connections_says_so_to_whoever_asks_the_server() {
+    let _turn = lab::beside();
+    let root = tempfile::tempdir().expect("a folder");
+    let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    let _collector = Collector::start(&CollectorOptions {
+        node: "bare".into(),
+        server: server.address(),
+        host_proc: Some(root.path().to_owned()),
+        ..CollectorOptions::default()
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    let mut client = server.client().unwrap_or_else(|error| panic!("{error}"));
+    let off = wait_for("what is not watched", PATIENCE, |seen| {
+        let nodes = client.status()?.nodes;
+        *seen = format!("{nodes:?}");
+        Ok(nodes.into_iter().flat_map(|node| node.off).find(|off| off.source == "conntrack"))
+    });
+    let off = off.unwrap_or_else(|error| panic!("{error}"));
+    assert!(off.reason.contains("nf_conntrack_max"), "{}", off.reason);
 }

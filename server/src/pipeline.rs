@@ -127,7 +127,7 @@ impl StatusSource for Status {
             let books = lock_books(self.archive.books());
             (books.status(|node| self.ingest.is_connected(node)), books.unexplained_total())
         };
-        self.ingest.add_silent(&mut nodes);
+        self.ingest.add_connected(&mut nodes);
         let not_ready_reason = match &*self.archive.state().borrow() {
             ArchiveState::Ready if self.correlator.has_failed() => http::CORRELATION_FAILED.into(),
             ArchiveState::Ready => String::new(),

@@ -27,6 +27,7 @@ fn troubles_of_what_lives_have_a_beginning_and_an_end() {
         ("blocked", "nfs_wait_bit_killable", "task-blocked", "nfs_wait_bit_killable"),
         ("unkillable", "", "task-blocked", "dd"),
         ("descriptors-at-limit", "", "descriptors-at-limit", "97 are"),
+        ("connections-dropped", "", "connections-dropped", "97 packets"),
         ("stopped", "", "process-stopped", "SIGCONT"),
         ("disk-full", "/var/lib/kubelet", "disk-nearly-full", "/var/lib/kubelet"),
         ("inodes-full", "/", "disk-nearly-full", "inodes-full"),

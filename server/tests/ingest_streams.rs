@@ -584,9 +584,9 @@ async fn a_node_that_has_sent_no_frame_yet_is_listed_by_its_hello() {
     let (client, _) = server.stream("silent", 5).await;
     let silent = || {
         let mut nodes = Vec::new();
-        server.service.add_silent(&mut nodes);
+        server.service.add_connected(&mut nodes);
         // One that is listed already is not listed twice.
-        server.service.add_silent(&mut nodes);
+        server.service.add_connected(&mut nodes);
         nodes
     };
     let listed = silent();

@@ -8,7 +8,7 @@ use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
 use serde_json::Value;
 use tapio_server::query::{self, StatusSource};
 use tapio_wire::service::{
-    ArchiveStatus, EpochStatus, LossCount, NodeStatus, ShardStatus, SourceLedger, StatusResponse,
+    ArchiveStatus, EpochStatus, LossCount, NodeStatus, ShardStatus, SourceLedger, SourceOff, StatusResponse,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -24,6 +24,10 @@ impl StatusSource for Fixed {
                 node: "n1".into(),
                 node_id: 1,
                 connected: true,
+                off: vec![
+                    SourceOff { source: "k8s".into(), reason: "no cluster\x1b[2J".into() },
+                    SourceOff { source: "ebpf".into(), reason: "running without dns_query (refused)".into() },
+                ],
                 server: String::new(),
                 epochs: vec![EpochStatus {
                     epoch: 255,
@@ -208,13 +212,18 @@ fn the_status_shows_the_equation() {
     let server = serve();
     let (_, text) = output(&server.address, &["status"]);
     println!("{text}");
-    let row = text.lines().find(|line| line.contains("ebpf")).expect("the source's row");
+    let row = text.lines().find(|line| line.contains("ring/full")).expect("the source's row");
     let cells: Vec<_> = row.split_whitespace().collect();
     assert_eq!(cells, ["n1", "ff", "ebpf", "100", "=", "90", "+", "7", "+", "3", "0", "ring/full", "7"]);
     assert!(text.contains("ready") && text.contains("The ledger closes"));
+    for off in ["not watched: ebpf on n1: running without dns_query (refused)", "not watched: k8s on n1: no cluster"] {
+        assert!(text.contains(off), "{off}");
+    }
+    assert!(!text.contains('\x1b'), "what a collector says cannot steer the terminal");
     let (_, json) = output(&server.address, &["status", "--json"]);
     let status: Value = serde_json::from_str(&json).expect("an object");
     assert_eq!(status["nodes"][0]["epochs"][0]["sources"][0]["dropped"][0]["events"], 7);
+    assert_eq!(status["nodes"][0]["off"][0]["source"], "k8s");
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub enum What {
     MemoryHigh,
     /// A process has nearly all the descriptors open that it may have.
     DescriptorsAtLimit,
+    /// The table of connections of its own network namespace is full, and packets are dropped.
+    ConnectionsDropped,
     /// Its first process is stopped.
     Stopped,
     /// A process waits in the kernel and cannot be interrupted.
@@ -37,6 +39,7 @@ impl What {
             Self::PidsAtLimit => "pids-at-limit",
             Self::MemoryHigh => "memory-high",
             Self::DescriptorsAtLimit => "descriptors-at-limit",
+            Self::ConnectionsDropped => "connections-dropped",
             Self::Stopped => "stopped",
             Self::Blocked => "blocked",
             Self::Unkillable => "unkillable",

@@ -1,8 +1,12 @@
 //! A container's processes: descriptors that run out, and a first process that is stopped.
 //!
 //! In: the ids of the processes in a cgroup, each two minutes. Out: the process that is nearest to its limit of open files, and the first
-//! one if it is stopped. What must hold: one small file is read of each process; the kernel gives the number of its open files without
-//! a list, or they are not counted; a limit that is remembered is read again before anything is said of it.
+//! one if it is stopped. What must hold: one small file is read of each process; a limit that is remembered is read again before
+//! anything is said of it.
+//!
+//! Since Linux 6.2 the kernel gives the number of open files without a list. Before it they are listed, which costs some time for each
+//! file: only where the process's table of files is large enough to hold nearly as many as its limit, and at most [`LISTED_MAX`] files of
+//! all processes of a container.
 
 use std::path::Path;
 
@@ -15,6 +19,8 @@ pub const PROCESSES_MAX: usize = 32;
 const NEAR: u64 = 95;
 /// A lower limit is set on purpose, by a process that wants to open nothing any more.
 const LIMIT_MIN: u64 = 10;
+/// Open files that are listed in one look, on kernels that do not tell their number. A limit above it is not watched there.
+const LISTED_MAX: u64 = 65_536;
 
 /// A process that has nearly all descriptors open that it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +47,7 @@ pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut Known
     let mut looked = Looked::default();
     let mut seen = KnownLimits::new();
     let mut first: Option<(u64, bool, u32, String)> = None;
+    let mut listable = LISTED_MAX;
     for pid in pids {
         let Some(folder) = host::process(pid) else { continue };
         let Some(stat) = Stat::of(&folder) else { continue };
@@ -54,15 +61,15 @@ pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut Known
             Some(known) => known.2,
             None => open_files_limit(&folder).unwrap_or(u64::MAX),
         };
-        let is_near = |open: &u64, limit: u64| open.saturating_mul(100) >= limit.saturating_mul(NEAR);
-        let Some(open) = open_files(&folder).filter(|open| is_near(open, limit)) else {
+        let open = open_files(&folder).or_else(|| listed_files(&folder, limit, &mut listable));
+        let Some(open) = open.filter(|open| is_near(*open, limit)) else {
             seen.push((pid, stat.start_time_ns, limit));
             continue;
         };
         // It may have been raised meanwhile.
         let limit = open_files_limit(&folder).unwrap_or(u64::MAX);
         seen.push((pid, stat.start_time_ns, limit));
-        if is_near(&open, limit)
+        if is_near(open, limit)
             && (LIMIT_MIN..u64::MAX).contains(&limit)
             && looked.descriptors.as_ref().is_none_or(|known| open > known.open)
         {
@@ -74,10 +81,28 @@ pub fn look(pids: impl Iterator<Item = u32>, first_comm: &str, known: &mut Known
     looked
 }
 
+fn is_near(open: u64, limit: u64) -> bool {
+    open.saturating_mul(100) >= limit.saturating_mul(NEAR)
+}
+
 /// How many files a process has open; [`None`] where the kernel gives no number without a list (before Linux 6.2 it is 0).
 fn open_files(folder: &Path) -> Option<u64> {
     let stat = rustix::fs::stat(folder.join("fd")).ok()?;
     u64::try_from(stat.st_size).ok().filter(|open| *open > 0)
+}
+
+/// The same by a list of them, where the process may be near its limit, and `listable` allows for that many.
+fn listed_files(folder: &Path, limit: u64, listable: &mut u64) -> Option<u64> {
+    // The table of files, which only grows, has room for so many.
+    let status = std::fs::read_to_string(folder.join("status")).ok()?;
+    let room = status.lines().find_map(|line| line.strip_prefix("FDSize:")?.trim().parse().ok())?;
+    if !is_near(room, limit) || limit > *listable {
+        return None;
+    }
+    // A lowered limit leaves open what is above it.
+    let open = std::fs::read_dir(folder.join("fd")).ok()?.take(*listable as usize).count() as u64;
+    *listable -= open;
+    Some(open)
 }
 
 /// The soft limit of open files: proc(5), `limits`. [`None`] for none, or where it cannot be read.
@@ -85,4 +110,44 @@ fn open_files_limit(folder: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(folder.join("limits")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A process that may have twenty files open, and has them.
+    fn hoarder() -> Child {
+        let script = "for n in 1 2 3 4 5 6 7 8 9 10; do exec {x}</dev/null; done; \
+                      exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null 8</dev/null 9</dev/null; \
+                      ulimit -Sn 20; echo; read -r x";
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("bash starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("it has opened them");
+        child
+    }
+
+    #[test]
+    fn open_files_are_found_at_their_limit_whether_the_kernel_tells_their_number_or_not() {
+        let mut child = hoarder();
+        let found = look([child.id()].into_iter(), "", &mut KnownLimits::new()).descriptors;
+        let folder = host::process(child.id()).expect("it runs");
+        // Twenty, and what this test had open itself when it began.
+        let open = std::fs::read_dir(folder.join("fd")).expect("a list").count() as u64;
+        assert!(open >= 20, "{open}");
+        assert_eq!(found, Some(Descriptors { pid: child.id(), comm: "bash".into(), open, limit: 20 }));
+        // (limit, files that may still be listed, what is found)
+        for (limit, listable, expected) in [(20, LISTED_MAX, Some(open)), (1 << 20, LISTED_MAX, None), (20, 19, None)] {
+            let mut left = listable;
+            assert_eq!(listed_files(&folder, limit, &mut left), expected, "{limit} {listable}");
+            assert_eq!(left, listable - expected.unwrap_or(0));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }

@@ -13,6 +13,7 @@ use tapio_wire::event::Point;
 
 use super::counters::{Counters, History};
 use super::lasting::{Lasting, Trouble, What, Whose};
+use super::network::{self, Network};
 use super::node::NodeWatch;
 use super::processes::{self, KnownLimits, Looked};
 use super::read::{Mounts, Paths, runtime_comm};
@@ -29,6 +30,8 @@ const SLOW_SAMPLES: u64 = 6;
 const SLOWEST_SAMPLES: u64 = 30;
 /// A container's processes are looked at with every so many samples; with each, while something is wrong with one.
 const PROCESS_SAMPLES: u64 = 12;
+/// The table of connections of a container's network namespace is looked at with every so many samples.
+const NETWORK_SAMPLES: u64 = 6;
 /// What goes on is told again after this time at most.
 const TOLD_AGAIN_MAX: Duration = Duration::from_secs(120);
 /// Cgroups that are watched.
@@ -80,6 +83,9 @@ struct Watched {
     states: States,
     descriptors: Lasting,
     stopped: Lasting,
+    connections: Lasting,
+    /// Packets that its network namespace had dropped for want of room at the last look.
+    dropped: Option<u64>,
     processes: Looked,
     known_limits: KnownLimits,
     counters: History,
@@ -98,6 +104,8 @@ pub struct Watch {
     round: Option<Instant>,
     listed: Option<Instant>,
     node: NodeWatch,
+    /// Network namespaces by the container that stands for all of its pod; of the node's own, nobody.
+    networks: HashMap<u64, String, RandomState>,
 }
 
 impl Watch {
@@ -111,6 +119,7 @@ impl Watch {
             round: None,
             listed: None,
             node: NodeWatch::default(),
+            networks: HashMap::default(),
         }
     }
 
@@ -139,6 +148,10 @@ impl Watch {
             }
             watched.seen
         });
+        self.networks.retain(|_, path| self.watched.contains_key(path.as_str()));
+        if let Some(of_node) = network::of_node() {
+            self.networks.insert(of_node, String::new());
+        }
         self.listed = Some(now);
     }
 
@@ -187,6 +200,16 @@ impl Watch {
                     let pids = watched.files.processes(!comm.is_empty());
                     watched.processes = processes::look(pids.into_iter(), comm, &mut watched.known_limits);
                 }
+                if !watched.is_pod && watched.samples.is_multiple_of(NETWORK_SAMPLES) {
+                    let network = watched.files.processes(false).first().and_then(|pid| network::of_process(*pid));
+                    // The containers of a pod share one.
+                    let is_its = |network: &Network| {
+                        self.networks.entry(network.id).or_insert_with(|| path.clone()) == path.as_str()
+                    };
+                    if let Some(network) = network.filter(is_its) {
+                        watched.look_at_connections(now, &path, network, told_again, told);
+                    }
+                }
                 let interval = if watched.is_pod { interval * ROUNDS as u32 } else { interval };
                 watched.take(now, &path, sample, (interval, told_again), told);
             }
@@ -218,6 +241,11 @@ impl Watch {
             None => None,
         }
     }
+}
+
+/// Who has a container's network namespace: its pod, or itself where it is in none.
+fn with_network(path: &str) -> &str {
+    path.rsplit_once('/').map(|(above, _)| above).filter(|above| crate::identity::is_pod(above)).unwrap_or(path)
 }
 
 /// How the use of a cgroup went.
@@ -325,8 +353,31 @@ impl Watched {
         }
     }
 
+    /// A look at the counters of its network namespace, of which it is the only one that tells.
+    fn look_at_connections(
+        &mut self,
+        now: Instant,
+        path: &str,
+        network: Network,
+        told_again: Duration,
+        told: &mut Vec<Told>,
+    ) {
+        let Some(before) = self.dropped.replace(network.dropped) else { return };
+        let dropped = network.dropped.saturating_sub(before);
+        // What the kernel counted is certain: one look is enough.
+        if let Some(tell) = self.connections.saw(now, dropped > 0, 1, told_again) {
+            let figures = if tell.is_over { (0, 0) } else { (dropped, network::entries_max()) };
+            let whose = Whose::Cgroup(with_network(path).to_owned());
+            told.push(Told::Trouble(Trouble::new(whose, What::ConnectionsDropped, tell.since, figures, tell.is_over)));
+        }
+    }
+
     /// It is gone, and what was wrong with it is over.
     fn end(&self, path: &str, told: &mut Vec<Told>) {
+        if let Some(since) = self.connections.told_since() {
+            let whose = Whose::Cgroup(with_network(path).to_owned());
+            told.push(Told::Trouble(Trouble::new(whose, What::ConnectionsDropped, since, (0, 0), true)));
+        }
         let processes = [(&self.descriptors, What::DescriptorsAtLimit), (&self.stopped, What::Stopped)];
         for (lasting, what) in self.states.iter().zip(STATES).chain(processes) {
             if let Some(since) = lasting.told_since() {
@@ -479,6 +530,24 @@ mod tests {
         assert_eq!(overs(&told), expected);
         let Told::Trouble(first) = &told[0] else { panic!("{told:?}") };
         assert_eq!((first.pid, first.value, first.limit), (9, 1020, 1024));
+    }
+
+    #[test]
+    fn packets_dropped_in_its_own_network_namespace_are_its_pods_trouble_until_a_look_finds_none() {
+        const POD: &str = "/kubepods/pod01234567-89ab-cdef-0123-456789abcdef";
+        let path = format!("{POD}/cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc");
+        let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
+        // What was dropped before the first look was long ago.
+        for (look, dropped) in [900, 900, 917, 918, 918, 918].into_iter().enumerate() {
+            let network = Network { id: 7, dropped };
+            let now = at(start, look as u64 * NETWORK_SAMPLES);
+            watched.look_at_connections(now, &path, network, INTERVAL * SAMPLES, &mut told);
+        }
+        let dropped = What::ConnectionsDropped;
+        assert_eq!(overs(&told), [(dropped, false), (dropped, false), (dropped, true)]);
+        let Told::Trouble(first) = &told[0] else { panic!("{told:?}") };
+        assert_eq!((first.value, &first.whose), (17, &Whose::Cgroup(POD.to_owned())));
+        assert_eq!(with_network(PATH), PATH, "it is in no pod");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod exits;
 mod memory;
 pub mod scenario;
 mod signals;
-pub(crate) mod stage;
+pub mod stage;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -320,7 +320,7 @@ impl Books {
                 node_id: id,
                 connected: connected(id),
                 epochs: (0..node.epochs.len()).map(|index| epoch_status(node, index)).collect(),
-                server: String::new(),
+                ..service::NodeStatus::default()
             })
             .collect();
         nodes.sort_by(|a, b| (&a.node, a.node_id).cmp(&(&b.node, b.node_id)));

@@ -160,7 +160,10 @@ impl Absorber {
         let (Some(cause), Some(effect)) = (finding(root), finding(id)) else {
             return false;
         };
-        let is_in_time = cause.started_ns <= effect.ended_ns.saturating_add(ROOT_LATE_NS)
+        // A state that was there before its cause has another one, however long it lasts.
+        let is_state = effect.ongoing || effect.resolved_ns > 0;
+        let effect_ns = if is_state { effect.started_ns } else { effect.ended_ns };
+        let is_in_time = cause.started_ns <= effect_ns.saturating_add(ROOT_LATE_NS)
             && effect.started_ns <= cause.ended_ns.saturating_add(window_ns);
         is_in_time && self.top(root) != id && self.has_room(root, id)
     }

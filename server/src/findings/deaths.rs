@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::history::Noted;
+use super::moment::Moment;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
 use crate::correlate::signal::EvidenceId;
@@ -18,7 +19,21 @@ const DEATHS_MAX: usize = 65_536;
 const GROUPS_MAX: usize = 8_192;
 
 /// Orders deaths.
-type Place = (u64, EvidenceId);
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    at: Moment,
+    evidence: EvidenceId,
+}
+
+impl Place {
+    fn of(noted: &Noted) -> Self {
+        Self { at: Moment::of(&noted.signal), evidence: noted.signal.evidence }
+    }
+
+    fn is_before(&self, other: &Self) -> bool {
+        self.at.is_before(other.at) || !other.at.is_before(self.at) && self.evidence < other.evidence
+    }
+}
 
 #[derive(Clone)]
 struct Explained {
@@ -66,10 +81,6 @@ impl Default for Deaths {
             groups: Generations::new(GROUPS_MAX),
         }
     }
-}
-
-fn place(noted: &Noted) -> Place {
-    (noted.signal.realtime_ns, noted.signal.evidence)
 }
 
 /// A finding's id: a hash of its evidence, so that a replay gives the same.
@@ -131,8 +142,12 @@ impl Deaths {
         let (Some(first), Some(last)) = (deaths.first(), deaths.last()) else {
             return (Decision::Keep, Vec::new());
         };
-        let mut group =
-            Group { first: place(first), first_realtime_ns: first.signal.realtime_ns, last: place(last), absorbed: 0 };
+        let mut group = Group {
+            first: Place::of(first),
+            first_realtime_ns: first.signal.realtime_ns,
+            last: Place::of(last),
+            absorbed: 0,
+        };
         let mut earlier: Vec<String> = Vec::new();
         for death in deaths {
             if let Some(known) = self.explained.get(&death.signal.evidence)
@@ -145,15 +160,17 @@ impl Deaths {
         }
         for id in &earlier {
             if let Some(known) = self.groups.remove(id) {
-                if known.first < group.first {
+                if known.first.is_before(&group.first) {
                     group.first = known.first;
                     group.first_realtime_ns = known.first_realtime_ns;
                 }
-                group.last = group.last.max(known.last);
+                if group.last.is_before(&known.last) {
+                    group.last = known.last;
+                }
                 group.absorbed += known.absorbed;
             }
         }
-        let id = finding_id(&pattern.id, scope, group.first.1);
+        let id = finding_id(&pattern.id, scope, group.first.evidence);
         let mut withdrawn: Vec<_> = earlier
             .iter()
             .filter(|&earlier| *earlier != id)
@@ -182,7 +199,7 @@ impl Deaths {
             return (Decision::Keep, withdrawn);
         }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
-        let is_last = group.last == place(last);
+        let is_last = group.last == Place::of(last);
         let renamed = withdrawn.iter().any(|withdrawn| earlier.contains(&withdrawn.id));
         let decision = if is_last || renamed {
             Decision::Publish {

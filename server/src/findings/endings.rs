@@ -13,11 +13,12 @@ use tapio_wire::event::EntityId;
 
 use super::field::{Field, Value};
 use super::history::Noted;
-use super::matching::{Match, SKEW_NS};
+use super::matching::Match;
+use super::moment::Moment;
 use super::pattern::{Pattern, PatternSet};
 use super::schema::Scope;
-use crate::correlate::Generations;
 use crate::correlate::signal::{Detail, Signal, SignalKind};
+use crate::correlate::{Generations, NodeClock};
 
 /// Pods and other entities, and their troubles, of which it is remembered how a state of theirs ended, or that it goes on.
 const SUBJECTS_MAX: usize = 32_768;
@@ -77,8 +78,8 @@ pub struct Endings {
     /// States that are told again and again: when, by the clock of their node.
     heard: HashMap<u64, HashMap<(Key, Option<String>), u64>>,
     heard_count: usize,
-    /// When such a state was found not to be told any more, nanoseconds since 1970.
-    quiet: Generations<(Key, Option<String>), u64>,
+    /// When such a state was found not to be told any more.
+    quiet: Generations<(Key, Option<String>), Moment>,
 }
 
 impl Default for Endings {
@@ -181,7 +182,7 @@ impl Endings {
             touched.extend(going);
             let ends = self.ends.entry(key, Vec::new);
             match ends.iter().position(|(known, _)| *known == part) {
-                Some(known) if ends[known].1.signal.realtime_ns < noted.signal.realtime_ns => {
+                Some(known) if Moment::of(&ends[known].1.signal).is_before(Moment::of(&noted.signal)) => {
                     ends[known].1 = Arc::clone(noted);
                 }
                 None if ends.len() < PARTS_MAX => ends.push((part, Arc::clone(noted))),
@@ -248,7 +249,8 @@ impl Endings {
     }
 
     /// A node goes on, by its clock: states that it does not tell of any more, which are over by that. Each is handed out once.
-    pub fn quiet(&mut self, patterns: &PatternSet, node: u64, now_ns: u64, realtime_ns: u64) -> Vec<Open> {
+    pub fn quiet(&mut self, patterns: &PatternSet, clock: &NodeClock) -> Vec<Open> {
+        let (node, now_ns) = (clock.node.id, clock.boottime_ns);
         let Some(of_node) = self.heard.get_mut(&node) else { return Vec::new() };
         let quiet_ns = |number: usize| {
             let of_it = patterns.patterns().iter().find(|pattern| pattern.anchor_step().number == number);
@@ -270,7 +272,7 @@ impl Endings {
             self.heard.remove(&node);
         }
         for key in &over {
-            self.quiet.insert(key.clone(), realtime_ns);
+            self.quiet.insert(key.clone(), Moment::by(clock));
         }
         over.iter().filter_map(|(key, trouble)| self.open(key, trouble.as_deref())).cloned().collect()
     }
@@ -284,16 +286,14 @@ impl Endings {
         let (mut by, mut at_ns) = (Vec::with_capacity(members.len()), 0);
         for member in members {
             let (key, part) = (key_of(pattern, &member.signal), Part::of(&member.signal));
-            let of_it = self.ends.get(&key).into_iter().flatten().filter(|(of, end)| {
-                let skew = if end.signal.evidence.node == member.signal.evidence.node { 0 } else { SKEW_NS };
-                of.concerns(&part) && end.signal.realtime_ns.saturating_add(skew) >= member.signal.realtime_ns
-            });
+            let told = Moment::of(&member.signal);
+            let of_it = self.ends.get(&key).into_iter().flatten();
+            let of_it = of_it.filter(|(of, end)| of.concerns(&part) && Moment::of(&end.signal).may_end(told));
             match of_it.min_by_key(|(_, end)| end.signal.realtime_ns) {
                 Some((_, end)) => by.push(Arc::clone(end)),
                 None => {
-                    let quiet_ns =
-                        self.quiet.get(&(key, part.trouble)).filter(|at| **at >= member.signal.realtime_ns)?;
-                    at_ns = at_ns.max(*quiet_ns);
+                    let quiet = self.quiet.get(&(key, part.trouble)).filter(|quiet| quiet.may_end(told))?;
+                    at_ns = at_ns.max(quiet.realtime_ns);
                 }
             }
         }

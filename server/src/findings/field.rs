@@ -125,6 +125,8 @@ fields! {
     Pid => "pid", Number, SignalKind::ALL;
     Namespace => "namespace", Text, SignalKind::ALL;
     Pod => "pod", Text, SignalKind::ALL;
+    /// Of the pod's uid: a pod that comes back with its name is another one.
+    PodId => "pod_id", Number, SignalKind::ALL;
     Container => "container", Text, SignalKind::ALL;
     Workload => "workload", Text, SignalKind::ALL;
     Image => "image", Text, SignalKind::ALL;
@@ -348,6 +350,10 @@ impl Field {
                 (None, _) => return None,
             },
             (Self::Pod, _) => known(&entity.pod)?,
+            (Self::PodId, _) => match entity.pod_id() {
+                0 => return None,
+                pod => Value::Number(pod),
+            },
             (Self::Container, detail) => match (known(&entity.container), detail) {
                 (Some(container), _) => container,
                 // `spec.containers{web}`

@@ -339,7 +339,7 @@ impl Worker {
             return;
         }
         let patterns = Arc::clone(&self.patterns);
-        for open in self.memory.endings.quiet(&patterns, clock.node.id, clock.boottime_ns, clock.realtime_ns) {
+        for open in self.memory.endings.quiet(&patterns, clock) {
             self.conclude(&patterns, &open.anchor);
             // What it rested on may be forgotten; then the finding is ended as it stands.
             if let Some(finding) = self.store.get(&open.id).ok().filter(|finding| finding.ongoing) {

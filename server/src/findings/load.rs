@@ -21,7 +21,7 @@ const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
-const EMBEDDED: [(&str, &str); 92] = [
+const EMBEDDED: [(&str, &str); 95] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -33,6 +33,8 @@ const EMBEDDED: [(&str, &str); 92] = [
     ("child-oom-exit.yaml", include_str!("../../patterns/child-oom-exit.yaml")),
     ("command-not-found.yaml", include_str!("../../patterns/command-not-found.yaml")),
     ("configuration-missing.yaml", include_str!("../../patterns/configuration-missing.yaml")),
+    ("connections-dropped.yaml", include_str!("../../patterns/connections-dropped.yaml")),
+    ("connections-lost.yaml", include_str!("../../patterns/connections-lost.yaml")),
     ("conntrack-full.yaml", include_str!("../../patterns/conntrack-full.yaml")),
     ("conntrack-nearly-full.yaml", include_str!("../../patterns/conntrack-nearly-full.yaml")),
     ("container-not-created.yaml", include_str!("../../patterns/container-not-created.yaml")),
@@ -46,6 +48,7 @@ const EMBEDDED: [(&str, &str); 92] = [
     ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
     ("disk-nearly-full.yaml", include_str!("../../patterns/disk-nearly-full.yaml")),
     ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),
+    ("dns-lookups-fail.yaml", include_str!("../../patterns/dns-lookups-fail.yaml")),
     ("drained.yaml", include_str!("../../patterns/drained.yaml")),
     ("ended-by-controller.yaml", include_str!("../../patterns/ended-by-controller.yaml")),
     ("ends-and-restarts.yaml", include_str!("../../patterns/ends-and-restarts.yaml")),

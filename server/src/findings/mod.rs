@@ -19,6 +19,7 @@ pub mod journal;
 mod load;
 mod matching;
 mod missing;
+mod moment;
 mod pattern;
 mod restored;
 mod schema;

@@ -197,16 +197,15 @@ impl<S: FrameSink> IngestService<S> {
         self.shared.registry.is_connected(node)
     }
 
-    /// Adds the nodes that have a stream and sent nothing yet: they are known by their hello alone.
-    pub fn add_silent(&self, nodes: &mut Vec<NodeStatus>) {
-        for (id, name) in self.shared.registry.connected() {
-            if !nodes.iter().any(|known| known.node_id == id) {
-                nodes.push(NodeStatus {
-                    node: name.to_string(),
-                    node_id: id,
-                    connected: true,
-                    ..NodeStatus::default()
-                });
+    /// Adds what only streams tell: the nodes that have one and sent nothing yet, and what each collector does not watch.
+    pub fn add_connected(&self, nodes: &mut Vec<NodeStatus>) {
+        for (node_id, name, off) in self.shared.registry.connected() {
+            match nodes.iter_mut().find(|known| known.node_id == node_id) {
+                Some(known) => known.off = off,
+                None => {
+                    let node = name.to_string();
+                    nodes.push(NodeStatus { node, node_id, connected: true, off, ..NodeStatus::default() });
+                }
             }
         }
         nodes.sort_by(|a, b| (&a.node, a.node_id).cmp(&(&b.node, b.node_id)));

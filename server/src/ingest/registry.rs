@@ -10,12 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 use prometheus::Counter;
+use tapio_wire::service::SourceOff;
 use tokio::sync::{Notify, watch};
 
 use super::rate::Rate;
 use super::refusal::Refusal;
 use crate::archive::books::NODES_MAX;
 use crate::archive::{Acknowledged, Books, Durable, lock_books};
+
+/// Sources that are off, of one node, and bytes of each of their texts.
+const SOURCES_OFF_MAX: usize = 16;
+const OFF_TEXT_BYTES_MAX: usize = 512;
 
 /// One node.
 pub(super) struct Node {
@@ -51,6 +56,8 @@ pub(super) struct DurableTo {
 struct Current {
     newest_epoch: u64,
     stream: Option<(u64, Arc<Notify>)>,
+    /// What the collector of that stream says it does not watch.
+    off: Vec<SourceOff>,
 }
 
 impl Durable for Node {
@@ -122,6 +129,7 @@ impl Registry {
                 return Err(Refusal::TooManyStreams(self.streams_max));
             }
             current.newest_epoch = epoch;
+            current.off.clear();
             current.stream.replace((stream, Arc::clone(&taken_over)))
         };
         // The earlier stream may be waiting for room with the progress locked: it must hear of its end first.
@@ -167,13 +175,15 @@ impl Registry {
         nodes.get(&id).is_some_and(|node| lock(&node.current).stream.is_some())
     }
 
-    /// The nodes that have a stream, by name.
-    pub fn connected(&self) -> Vec<(u64, Arc<str>)> {
+    /// The nodes that have a stream, and what they do not watch.
+    pub fn connected(&self) -> Vec<(u64, Arc<str>, Vec<SourceOff>)> {
         let nodes = lock(&self.nodes);
-        let connected = nodes.values().filter(|node| lock(&node.current).stream.is_some());
-        let mut connected: Vec<_> = connected.map(|node| (node.id, Arc::clone(&node.name))).collect();
-        connected.sort_by(|(a, name_a), (b, name_b)| (name_a, a).cmp(&(name_b, b)));
-        connected
+        let connected = nodes.values().filter_map(|node| {
+            let current = lock(&node.current);
+            current.stream.as_ref()?;
+            Some((node.id, Arc::clone(&node.name), current.off.clone()))
+        });
+        connected.collect()
     }
 
     fn node(&self, id: u64, name: &str) -> Result<Arc<Node>, Refusal> {
@@ -202,6 +212,18 @@ impl Registry {
 }
 
 impl Place {
+    /// Keeps what the collector says it does not watch, as much of it as is worth being shown.
+    pub fn watches_without(&self, mut off: Vec<SourceOff>) {
+        off.truncate(SOURCES_OFF_MAX);
+        for text in off.iter_mut().flat_map(|off| [&mut off.source, &mut off.reason]) {
+            text.truncate(text.floor_char_boundary(OFF_TEXT_BYTES_MAX));
+        }
+        let mut current = lock(&self.node.current);
+        if matches!(current.stream, Some((stream, _)) if stream == self.stream) {
+            current.off = off;
+        }
+    }
+
     /// Whether this stream is still the node's current one.
     pub fn is_current(&self) -> bool {
         let current = lock(&self.node.current);

@@ -173,6 +173,7 @@ async fn exchange<S: FrameSink>(
         durable_seq: place.durable_seq,
         credit_bytes: shared.credit_bytes(&pace),
         frame_events: shared.config.frame_events,
+        takes_watching: true,
     }));
     let mut due = true;
     loop {
@@ -268,6 +269,12 @@ async fn read<S: FrameSink>(
         let frame = match message {
             Ok(Some(message)) => match message.kind {
                 Some(ship_request::Kind::Frame(frame)) => frame,
+                Some(ship_request::Kind::Watching(watching)) => {
+                    let texts = watching.off.iter().map(|off| off.source.len() + off.reason.len());
+                    pace.charge(texts.sum::<usize>() as u64, 1);
+                    place.watches_without(watching.off);
+                    continue;
+                }
                 Some(ship_request::Kind::Hello(_)) => {
                     return (Refusal::SecondHello.into(), accepted);
                 }

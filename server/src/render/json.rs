@@ -154,6 +154,7 @@ fn node(node: &NodeStatus) -> Value {
         "node_id": format!("{:016x}", node.node_id),
         "connected": node.connected,
         "server": node.server,
+        "off": node.off.iter().map(|off| json!({"source": off.source, "reason": off.reason})).collect::<Vec<_>>(),
         "epochs": node.epochs.iter().map(epoch).collect::<Vec<_>>(),
     })
 }

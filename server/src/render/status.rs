@@ -1,5 +1,6 @@
 //! The server's status for people, with the ledger's equation for every source.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tapio_wire::service::{NodeStatus, StatusResponse};
@@ -98,6 +99,29 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
         &[false, false, false, false, true, false],
         &rows,
     ));
+    not_watched(style, out, status);
+}
+
+/// Names of nodes in one line.
+const NAMES_MAX: usize = 8;
+
+/// What collectors do not watch: those that lack the same for the same reason on one line.
+fn not_watched(style: Style, out: &mut String, status: &StatusResponse) {
+    let mut lacking: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+    for node in status.nodes.iter().filter(|node| node.connected) {
+        for off in &node.off {
+            lacking.entry((&off.source, &off.reason)).or_default().push(clean(&where_of(node)));
+        }
+    }
+    for ((source, reason), nodes) in lacking {
+        let more = match nodes.len().saturating_sub(NAMES_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let named: Vec<_> = nodes.into_iter().take(NAMES_MAX).collect();
+        let what = format!("{} on {}{more}", clean(source), named.join(", "));
+        let _ = writeln!(out, "  {}: {}", style.bad(&format!("not watched: {what}")), clean(reason));
+    }
 }
 
 /// A node, and the server that has this part of it where there are several.

@@ -32,6 +32,8 @@ pub const SIGTERM: u32 = 15;
 pub struct Node {
     pub node: NodeRef,
     pub epoch: u64,
+    /// The moment since 1970 at which it booted, by its clock as it is set now.
+    pub booted_ns: u64,
     seq: u64,
     body: Body,
     ledger: Ledger,
@@ -147,6 +149,7 @@ impl Node {
         Self {
             node: NodeRef::named(name),
             epoch: 5,
+            booted_ns: BOOTED,
             seq: 0,
             body: Body::default(),
             ledger: Ledger::default(),
@@ -279,7 +282,7 @@ impl Node {
             epoch: self.epoch,
             seq: self.seq,
             boottime_ns: at,
-            realtime_ns: BOOTED + at,
+            realtime_ns: self.booted_ns + at,
             is_final: false,
         };
         let bytes = sealed.stamp(&stamp, &self.ledger);
@@ -353,11 +356,16 @@ impl Node {
     }
 
     pub fn kube_pod(&mut self, workload: &str, pod: &str) -> EntityId {
-        let id = tapio_wire::entity_id(EntityKind::Pod, pod);
+        self.kube_pod_of(workload, pod, pod)
+    }
+
+    /// One of several that have the same name, one after the other.
+    pub fn kube_pod_of(&mut self, workload: &str, pod: &str, uid: &str) -> EntityId {
+        let id = tapio_wire::entity_id(EntityKind::Pod, uid);
         let parent = workload_of(workload, &namespace(pod));
         self.body.entities.push(Entity {
             parent,
-            pod_uid: format!("uid-{pod}"),
+            pod_uid: format!("uid-{uid}"),
             namespace: namespace(pod),
             pod: pod.split_once('/').map_or("", |(_, name)| name).to_owned(),
             workload: workload.into(),

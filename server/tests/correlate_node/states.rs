@@ -1,8 +1,8 @@
 //! What Kubernetes says of pods that do not start.
 
 use tapio_wire::event::{
-    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Gap, KubeEvent, LogLines, NO_NAME, NodeCondition,
-    ObjectState, PodState, Point, Rollout, Trouble,
+    ContainerState, Curve, Detail, Entity, EntityId, EntityKind, Event, Gap, KubeEvent, LogLines, NO_NAME,
+    NodeCondition, ObjectState, PodState, Point, Rollout, Trouble,
 };
 
 use super::Node;
@@ -34,6 +34,14 @@ impl Node {
     /// Kubelet says that a container of a pod waits; what it says names container, reason and message.
     pub fn waits(&mut self, at: u64, entity: EntityId, said: [&str; 3]) {
         self.container_state(at, entity, 1, said);
+    }
+
+    /// The same of an ephemeral container, as `kubectl debug` starts.
+    pub fn ephemeral_waits(&mut self, at: u64, entity: EntityId, said: [&str; 3]) {
+        self.waits(at, entity, said);
+        if let Some(Event { body: Detail::ContainerState(state), .. }) = self.body.events.last_mut() {
+            state.role = 2;
+        }
     }
 
     pub fn runs(&mut self, at: u64, entity: EntityId, container: &str) {
@@ -154,6 +162,18 @@ impl Node {
     pub fn pod_without_workload(&mut self, pod: &str) -> EntityId {
         let id = tapio_wire::entity_id(EntityKind::Pod, pod);
         self.body.entities.push(Entity { pod_uid: format!("uid-{pod}"), ..Entity::named(EntityKind::Pod, id, pod) });
+        id
+    }
+
+    /// A container of this pod.
+    pub fn container_of_pod(&mut self, pod: EntityId, name: &str, key: &str) -> EntityId {
+        let id = tapio_wire::entity_id(EntityKind::Container, key);
+        self.body.entities.push(Entity {
+            parent: pod,
+            container_id: format!("{id:016x}").repeat(4),
+            container: name.into(),
+            ..Entity::named(EntityKind::Container, id, name)
+        });
         id
     }
 

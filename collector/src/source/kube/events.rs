@@ -14,9 +14,15 @@ use super::pods::is_system;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
 use super::workloads::ReplicaSets;
+use crate::latency::realtime_ns;
 
 /// How far clocks of different nodes may be apart for an Event still to be taken for new.
 const SKEW_NS: u64 = 5_000_000_000;
+
+/// An Event that comes later than this was held up, by an API server that was away or by a change of leader: it is told with its own
+/// time, so that it is no evidence of what happens now. Its time has seconds only, by another clock: others are told with the time at
+/// which they came.
+const LATE_NS: u64 = 30_000_000_000;
 
 /// Kubernetes Events.
 pub struct Events {
@@ -72,7 +78,9 @@ impl Follower for Events {
             [&event.reason, &event.message, &about.kind, &about.namespace, &about.name, &about.field_path, component];
         let texts = texts.map(Clone::clone);
         let is_warning = event.r#type == "Warning";
-        told.push(Told::event(subject, move |batch| {
+        let late_ns = realtime_ns().saturating_sub(last_ns);
+        let late_ns = if late_ns > LATE_NS { late_ns } else { 0 };
+        let of_event = Told::event(subject, move |batch| {
             let [reason, message, kind, namespace, name, field_path, component] = texts.map(|text| batch.text(&text));
             Detail::KubeEvent(Box::new(KubeEvent {
                 reason,
@@ -87,7 +95,8 @@ impl Follower for Events {
                 last_ns,
                 is_warning,
             }))
-        }));
+        });
+        told.push(of_event.ago(late_ns));
         Some(print)
     }
 
@@ -351,5 +360,33 @@ impl Follower for Claims {
 
     fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {
         state_gone(&seen, told);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::latency::boottime_ns;
+
+    fn said(seconds_ago: u64) -> Told {
+        let at = k8s_openapi::jiff::Timestamp::now() - std::time::Duration::from_secs(seconds_ago);
+        let event = serde_json::json!({
+            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": "u1"},
+            "reason": "Unhealthy", "message": "Liveness probe failed", "type": "Warning", "count": 1,
+            "lastTimestamp": at.to_string(),
+        });
+        let event: objects::Event = serde_json::from_value(event).expect("an Event");
+        let mut events = Events::new("node".into(), ReplicaSets::default(), 0, false);
+        let mut told = Vec::new();
+        events.seen(&event, None, true, &mut told);
+        told.pop().expect("it is told")
+    }
+
+    #[test]
+    fn an_event_that_an_outage_held_up_is_told_of_its_own_time_and_another_of_now() {
+        let now_ns = boottime_ns();
+        assert!(said(5).time_ns >= now_ns, "an Event of just now");
+        let late_ns = boottime_ns().saturating_sub(said(600).time_ns);
+        assert!((599_000_000_000..610_000_000_000).contains(&late_ns), "{late_ns}");
     }
 }

@@ -79,7 +79,7 @@ type Make = Box<dyn FnOnce(&mut Batch) -> Detail + Send>;
 /// One observation; without a detail only a description.
 pub struct Told {
     subject: Subject,
-    time_ns: u64,
+    pub(super) time_ns: u64,
     make: Option<Make>,
     /// Of a pod that the directory does not know.
     owner: Option<Owner>,
@@ -89,6 +89,11 @@ impl Told {
     /// Something happened now.
     pub fn event(subject: Subject, make: impl FnOnce(&mut Batch) -> Detail + Send + 'static) -> Self {
         Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)), owner: None }
+    }
+
+    /// The same, of something that happened so long ago.
+    pub fn ago(self, late_ns: u64) -> Self {
+        Self { time_ns: self.time_ns.saturating_sub(late_ns), ..self }
     }
 
     /// The state of an object: its kind, namespace and name; its state, the reason and the message.

@@ -258,7 +258,7 @@ fn told_nodes(nodes: &[NodeStatus]) -> String {
         (sent, Some(silent)) => {
             let sent = sent.map_or_else(String::new, |sent| format!("events have come from {sent}; "));
             format!(
-                "{sent}connected, with 0 events sent so far: {silent} (`/readyz` of its collector says which sources run)"
+                "{sent}connected, with 0 events sent so far: {silent} (`tapioctl status` says which sources are off)"
             )
         }
     }
