@@ -5,7 +5,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tapio_wire::service::query_client::QueryClient;
-use tapio_wire::service::{Finding, ListFindingsRequest, StatusRequest, StatusResponse, WatchFindingsRequest};
+use tapio_wire::service::{
+    Finding, ListFindingsRequest, ListFindingsResponse, StatusRequest, StatusResponse, WatchFindingsRequest,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
@@ -20,6 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// As many as the server gives at once.
 const FINDINGS_MAX: u32 = 1000;
+/// More pages than a server keeps findings for.
+const PAGES_MAX: usize = 100;
 
 fn runtime() -> Result<Runtime, Error> {
     Builder::new_current_thread().enable_all().build().context(|| "start a client".into())
@@ -55,12 +59,21 @@ impl Client {
         Ok(Self { address: address.to_owned(), runtime })
     }
 
-    /// The server's status now.
+    /// The server's status now; where it shares a log with others, theirs too.
     pub fn status(&mut self) -> Result<StatusResponse, Error> {
+        self.ask_status(StatusRequest { local: false })
+    }
+
+    /// What the server itself has.
+    pub fn own_status(&mut self) -> Result<StatusResponse, Error> {
+        self.ask_status(StatusRequest { local: true })
+    }
+
+    fn ask_status(&mut self, request: StatusRequest) -> Result<StatusResponse, Error> {
         let address = &self.address;
         let answer = async {
             let mut query = connect(address).await?;
-            let response = query.status(StatusRequest::default()).await;
+            let response = query.status(request).await;
             response.map(tonic::Response::into_inner).map_err(|status| server_error(address, status))
         };
         let answer = self.runtime.block_on(async { tokio::time::timeout(2 * TIMEOUT, answer).await });
@@ -69,12 +82,30 @@ impl Client {
 
     /// The newest findings, as many as an answer holds.
     pub fn findings(&mut self) -> Result<Vec<Finding>, Error> {
+        Ok(self.page_of_findings(String::new())?.findings)
+    }
+
+    /// All findings, page by page. Those that are found or go between two pages may be missing.
+    pub fn all_findings(&mut self) -> Result<Vec<Finding>, Error> {
+        let (mut findings, mut token) = (Vec::new(), String::new());
+        for _ in 0..PAGES_MAX {
+            let page = self.page_of_findings(token)?;
+            findings.extend(page.findings);
+            token = page.next_page_token;
+            if token.is_empty() {
+                return Ok(findings);
+            }
+        }
+        Err(server_error(&self.address, format!("more than {PAGES_MAX} pages of findings")))
+    }
+
+    fn page_of_findings(&mut self, page_token: String) -> Result<ListFindingsResponse, Error> {
         let address = &self.address;
         let answer = async {
             let mut query = connect(address).await?;
-            let request = ListFindingsRequest { limit: FINDINGS_MAX, ..ListFindingsRequest::default() };
+            let request = ListFindingsRequest { limit: FINDINGS_MAX, page_token, ..ListFindingsRequest::default() };
             let response = query.list_findings(request).await;
-            response.map(|answer| answer.into_inner().findings).map_err(|status| server_error(address, status))
+            response.map(tonic::Response::into_inner).map_err(|status| server_error(address, status))
         };
         let answer = self.runtime.block_on(async { tokio::time::timeout(2 * TIMEOUT, answer).await });
         answer.unwrap_or_else(|_| Err(server_error(address, "no findings within 10 s")))

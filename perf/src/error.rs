@@ -12,6 +12,12 @@ pub enum Error {
     /// A program of Tapio is not where it should be.
     #[error("{name} is not in {folder}: run make build, or name its folder with --bin-dir", folder = .folder.display())]
     BinaryMissing { name: String, folder: PathBuf },
+    /// Servers cannot share a log without NATS.
+    #[error(
+        "several servers share a log in nats-server, which is not installed: run deploy/local/install.sh nats (Debian's package \
+         nats-server), or measure without the log by --without-log"
+    )]
+    NatsMissing,
     /// A program ended before it was ready.
     #[error("{name} ended at its start with {status}; it said:\n{output}")]
     EndedAtStart { name: String, status: String, output: String },

@@ -12,11 +12,13 @@ use tapio_perf::capacity::{self, Cluster, CostSource};
 use tapio_perf::client::FindingWatch;
 use tapio_perf::error::{Context, Error};
 use tapio_perf::flood::{self, FloodOptions};
+use tapio_perf::inject::own_servers::{self, OwnServers, TURNS_MAX};
 use tapio_perf::inject::victim::{self, Victim};
 use tapio_perf::inject::{Fault, InjectOptions, Injector, measure};
 use tapio_perf::interrupt;
+use tapio_perf::load::compare::{self, ROUNDS_MAX};
 use tapio_perf::load::generator::Pace;
-use tapio_perf::load::{self, LoadOptions};
+use tapio_perf::load::{self, LoadOptions, SeveralServers};
 use tapio_perf::probes::{self, ProbesOptions};
 use tapio_perf::processes::collector::Resources;
 use tapio_perf::storm::{self, StormOptions};
@@ -73,9 +75,25 @@ struct LoadArguments {
     duration: Duration,
     #[arg(long, value_enum, default_value_t = ProfileName::Mixed)]
     profile: ProfileName,
+    /// Beside these, so many signals a second over all nodes: processes of the containers are killed, crash, run out of memory
+    #[arg(long, value_name = "RATE", value_parser = signal_rate)]
+    signals: Option<f64>,
     /// host:port of a running server; without it, one is started and stopped
-    #[arg(long)]
+    #[arg(long, conflicts_with = "servers")]
     server: Option<String>,
+    #[command(flatten)]
+    several: SeveralArguments,
+    /// Run without the servers' log and with it in turn, so many times each, and say what it costs acknowledgements
+    #[arg(
+        long,
+        value_name = "ROUNDS",
+        num_args = 0..=1,
+        default_missing_value = "3",
+        requires = "servers",
+        conflicts_with = "without_log",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(ROUNDS_MAX))
+    )]
+    compare_log: Option<u16>,
     /// Containers of each node
     #[arg(long, default_value_t = 1000)]
     entities: usize,
@@ -111,6 +129,31 @@ struct LoadArguments {
     json: bool,
 }
 
+/// How many servers are started.
+#[derive(Args, Clone, Copy)]
+struct SeveralArguments {
+    /// Start so many servers, which share a log in a nats-server of their own; nodes ship to them by turns
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=10))]
+    servers: Option<u8>,
+    /// Let them share no log
+    #[arg(long, requires = "servers")]
+    without_log: bool,
+}
+
+impl SeveralArguments {
+    fn several(self) -> Option<SeveralServers> {
+        self.servers.map(|count| SeveralServers { count: count.into(), with_log: !self.without_log })
+    }
+}
+
+/// The text, when it is a rate of signals.
+fn signal_rate(text: &str) -> Result<f64, String> {
+    match text.parse()? {
+        Pace::PerSecond(rate) => Ok(rate),
+        Pace::Max => Err("signals come at a rate, as 50000".into()),
+    }
+}
+
 /// The text, when it is a duration.
 fn checked_duration(text: &str) -> Result<String, String> {
     parse_duration(text).map(|_| text.to_owned())
@@ -131,11 +174,24 @@ struct InjectArguments {
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
     /// host:port of the server whose findings are measured
-    #[arg(long, default_value = "127.0.0.1:9090")]
+    #[arg(long, default_value = "127.0.0.1:9090", conflicts_with = "servers")]
     server: String,
     /// Wait for the finding of each injection, and report how long it took
     #[arg(long)]
     measure: bool,
+    #[command(flatten)]
+    several: SeveralArguments,
+    /// Measure without the servers' log and with it in turn, so many turns each of --repeat injections
+    #[arg(
+        long,
+        value_name = "TURNS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        requires = "servers",
+        conflicts_with = "without_log",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(TURNS_MAX))
+    )]
+    compare_log: Option<u16>,
     /// Report as JSON: one object
     #[arg(long)]
     json: bool,
@@ -311,11 +367,14 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
 
 fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
     let ProfileName::Mixed = arguments.profile;
-    let report = load::run(&LoadOptions {
+    let is_json = arguments.json;
+    let options = LoadOptions {
         nodes: arguments.nodes,
         pace: arguments.rate,
+        signals: arguments.signals,
         duration: arguments.duration,
         server: arguments.server,
+        servers: arguments.several.several(),
         entities: arguments.entities,
         ring_bytes: arguments.ring as usize,
         seed: arguments.seed,
@@ -326,13 +385,32 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         node_name: arguments.node_name,
         collector_config: String::new(),
         server_config: arguments.server_config.iter().map(|line| format!("{line}\n")).collect(),
-    })?;
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        println!("{report}");
+    };
+    let is_sound = match arguments.compare_log {
+        Some(rounds) => {
+            let comparison = compare::compare(&options, rounds, |with_log, report| {
+                if !is_json {
+                    println!("{} THE LOG\n{report}\n", if with_log { "WITH" } else { "WITHOUT" });
+                }
+            })?;
+            print(is_json, &comparison)?;
+            comparison.is_sound
+        }
+        None => {
+            let report = load::run(&options)?;
+            print(is_json, &report)?;
+            report.is_sound()
+        }
+    };
+    Ok(if is_sound { 0 } else { CHECK_FAILED })
+}
+
+fn print(as_json: bool, report: &(impl serde::Serialize + std::fmt::Display)) -> Result<(), Error> {
+    if as_json {
+        return print_json(report);
     }
-    Ok(if report.ledger_closes { 0 } else { CHECK_FAILED })
+    println!("{report}");
+    Ok(())
 }
 
 fn run_probes(arguments: ProbesArguments) -> Result<u8, Error> {
@@ -436,24 +514,42 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
     if arguments.repeat == 0 {
         return Err(Error::Invalid("--repeat must be at least 1".into()));
     }
+    let several = arguments.several.several();
+    if several.is_some() && !arguments.measure {
+        return Err(Error::Invalid("--servers starts servers to measure their findings: add --measure".into()));
+    }
     let mut injector = Injector::new(InjectOptions {
         memory_bytes: arguments.memory,
         keep: arguments.keep_time,
         program: std::env::current_exe().context(|| "find this executable".into())?,
     })?;
-    let mut watch = if arguments.measure { Some(FindingWatch::start(&arguments.server)?) } else { None };
-    let series = measure::run(
-        &mut injector,
-        arguments.fault,
-        arguments.repeat,
-        arguments.interval,
-        watch.as_mut(),
-        |measured| {
-            if !arguments.json {
-                println!("{measured}");
-            }
-        },
-    )?;
+    let how_often = (arguments.repeat, arguments.interval);
+    if let (Some(turns), Some(several)) = (arguments.compare_log, several) {
+        let comparison =
+            own_servers::compare(&mut injector, arguments.fault, how_often, turns, several.count, |with_log, one| {
+                if !arguments.json {
+                    println!("{} the log: {one}", if with_log { "with" } else { "without" });
+                }
+            })?;
+        print(arguments.json, &comparison)?;
+        let missing = comparison.without_log.missing + comparison.with_log.missing;
+        return Ok(if missing > 0 { CHECK_FAILED } else { 0 });
+    }
+    let mut own = several.map(|several| OwnServers::start(several, None)).transpose()?;
+    let mut watches = Vec::new();
+    if arguments.measure && own.is_none() {
+        watches.push(FindingWatch::start(&arguments.server)?);
+    }
+    let watched = match &mut own {
+        Some(own) => own.watches(),
+        None => watches.as_mut_slice(),
+    };
+    let series = measure::run(&mut injector, arguments.fault, how_often, watched, |measured| {
+        if !arguments.json {
+            println!("{measured}");
+        }
+    })?;
+    own.map_or(Ok(()), OwnServers::stop)?;
     if arguments.json {
         match series.injections.as_slice() {
             [only] if !arguments.measure => print_json(&only.injection)?,
@@ -462,6 +558,9 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
     } else if arguments.measure {
         let found = series.injections.len() - series.missing;
         println!("{found} of {} found: {}", series.injections.len(), series.latency_us);
+        if let Some(elsewhere) = &series.elsewhere_latency_us {
+            println!("by all servers: {elsewhere}");
+        }
     }
     if series.missing > 0 {
         eprintln!(

@@ -5,8 +5,9 @@ use std::fs;
 
 use serde::Serialize;
 
-use crate::latency::Summary;
+use crate::latency::{Summary, human};
 use crate::load::ledger::NodeLedger;
+use crate::load::servers::{Agreement, ClusterReport};
 
 /// The machine a figure was measured on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -49,13 +50,13 @@ pub struct CollectorCost {
     pub rss_bytes: u64,
 }
 
-/// What the server cost; all 0 when it is not on this host.
+/// What the server cost, or several together; all 0 when it is not on this host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ServerCost {
     pub cpu_ns_per_event: f64,
     /// 100 is one core for the whole run.
     pub cpu_percent_of_core: f64,
-    /// Its peak.
+    /// Its peak; of several, the largest one's.
     pub rss_bytes: u64,
     /// At the end of the run.
     pub rss_end_bytes: u64,
@@ -70,6 +71,9 @@ pub struct LoadReport {
     pub nodes: usize,
     /// Events a second over all nodes, or `max`.
     pub rate: String,
+    /// Signals of deaths a second beside these; missing where there were none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signals_per_second: Option<f64>,
     /// Events that were due in the run.
     pub events_offered: u64,
     /// Events that were brought forth, those that found no room included.
@@ -98,15 +102,97 @@ pub struct LoadReport {
     pub revision: String,
     /// Each node's account.
     pub ledger: Vec<NodeLedger>,
+    /// What each of several servers did; missing where `--servers` was not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterReport>,
+}
+
+impl LoadReport {
+    /// The ledger closes, and servers that share a log found the same.
+    pub fn is_sound(&self) -> bool {
+        let findings = self.cluster.as_ref().and_then(|cluster| cluster.findings.as_ref());
+        self.ledger_closes && findings.is_none_or(|agreement| agreement.equal)
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+impl fmt::Display for ClusterReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for share in &self.servers {
+            writeln!(
+                f,
+                "{}   {} nodes, {:.0} events/s, {:.0} % of a core, {:.0} MiB at the most, {} findings{}",
+                share.server,
+                share.nodes,
+                share.events_per_second,
+                share.cpu_percent_of_core,
+                mib(share.rss_bytes),
+                share.findings,
+                if share.ledger_closes { "" } else { ", LEDGER OPEN" }
+            )?;
+            let Some(log) = &share.log else { continue };
+            writeln!(
+                f,
+                "           wrote {} messages, found {} signals; behind by {} messages ({}) and {} in the finder's queue at the most",
+                log.messages_written,
+                log.signals_found,
+                log.behind_messages_max,
+                human(log.behind_ms_max * 1000),
+                log.finder_queue_max
+            )?;
+            if log.was_alone || log.rebuilds + log.entries_left_out + log.unanswered > 0 {
+                writeln!(
+                    f,
+                    "           DISTURBED: {}{} rebuilds, {} entries found no room, {} samples without an answer",
+                    if log.was_alone { "went on alone, " } else { "" },
+                    log.rebuilds,
+                    log.entries_left_out,
+                    log.unanswered
+                )?;
+            }
+        }
+        match &self.log {
+            Some(log) => writeln!(
+                f,
+                "log        {} messages, {:.1} MiB in, {:.1} MiB out; NATS {:.0} % of a core, {:.0} MiB at the most",
+                log.messages,
+                mib(log.bytes_in),
+                mib(log.bytes_out),
+                log.nats_cpu_percent_of_core,
+                mib(log.nats_rss_bytes)
+            )?,
+            None => writeln!(f, "log        none: each server finds what its own nodes tell")?,
+        }
+        self.findings.as_ref().map_or(Ok(()), |agreement| write!(f, "{agreement}"))
+    }
+}
+
+impl fmt::Display for Agreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.equal {
+            return writeln!(
+                f,
+                "findings   {} on all servers, {} after the end",
+                self.count,
+                human(self.after_ms * 1000)
+            );
+        }
+        let what = if self.equal_by_id { "the same ids, not the same content" } else { "NOT THE SAME" };
+        writeln!(f, "findings   {what}; {} are the same on all servers", self.count)?;
+        self.differences.iter().try_for_each(|difference| writeln!(f, "  {difference}"))
+    }
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ratio = |over: u64, under: u64| over as f64 / under.max(1) as f64;
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let signals = self.signals_per_second.map_or_else(String::new, |rate| format!(" and {rate} signals of deaths"));
         writeln!(
             f,
-            "{} nodes, rate {}, {:.2} s, build {}, on {} cores of {}, Linux {}",
+            "{} nodes, rate {}{signals}, {:.2} s, build {}, on {} cores of {}, Linux {}",
             self.nodes,
             self.rate,
             self.duration_s,
@@ -162,6 +248,9 @@ impl fmt::Display for LoadReport {
             mib(self.archive_bytes),
             ratio(self.archive_bytes, self.events_archived)
         )?;
+        if let Some(cluster) = &self.cluster {
+            write!(f, "{cluster}")?;
+        }
         let open: Vec<&NodeLedger> = self.ledger.iter().filter(|ledger| !ledger.closes()).collect();
         if open.is_empty() && self.ledger_closes {
             return write!(f, "ledger     closes on all {} nodes", self.nodes);
@@ -178,6 +267,7 @@ impl fmt::Display for LoadReport {
 mod tests {
     use super::{Host, LoadReport};
     use crate::load::ledger::NodeLedger;
+    use crate::load::servers::{Agreement, ClusterReport, LogCost, ReaderShare, ServerShare};
 
     #[test]
     fn the_keys_are_the_promised_ones() {
@@ -226,6 +316,41 @@ mod tests {
             ["cpu_ns_per_event", "cpu_percent_of_core", "entities", "entities_evicted", "rss_bytes", "rss_end_bytes"];
         assert_eq!(keys(&value["server"]), of_server);
         assert_eq!(keys(&value["host"]), ["cores", "cpu_model", "kernel", "memory_bytes"]);
+    }
+
+    #[test]
+    fn several_servers_add_their_keys() {
+        let share =
+            ServerShare { server: "server-1".into(), log: Some(ReaderShare::default()), ..ServerShare::default() };
+        let cluster = ClusterReport {
+            servers: vec![share],
+            log: Some(LogCost::default()),
+            findings: Some(Agreement { differences: vec!["x".into()], ..Agreement::default() }),
+        };
+        let report = LoadReport {
+            signals_per_second: Some(5.0),
+            ledger_closes: true,
+            cluster: Some(cluster),
+            ..LoadReport::default()
+        };
+        let value = serde_json::to_value(&report).expect("it serialises");
+        let keys = |value: &serde_json::Value| -> Vec<String> {
+            value.as_object().expect("an object").keys().cloned().collect()
+        };
+        assert_eq!(value["signals_per_second"], 5.0);
+        assert_eq!(keys(&value["cluster"]), ["findings", "log", "servers"]);
+        let share = &value["cluster"]["servers"][0];
+        for key in ["server", "nodes", "events_per_second", "cpu_percent_of_core", "rss_bytes", "ledger_closes"] {
+            assert!(!share[key].is_null(), "{key}: {share}");
+        }
+        for key in ["behind_messages_max", "behind_ms_max", "finder_queue_max", "signals_found", "was_alone"] {
+            assert!(!share["log"][key].is_null(), "{key}: {share}");
+        }
+        assert!(!report.is_sound(), "they did not find the same");
+        let text = report.to_string();
+        for part in ["and 5 signals", "server-1", "NATS", "NOT THE SAME"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod records;
 mod reference;
 mod server_disk;
 mod server_killed;
+mod several_servers;
 mod small_ring;
 mod spool;
 mod spool_damage;

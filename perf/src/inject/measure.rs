@@ -9,7 +9,7 @@ use super::{Fault, Injection, Injector};
 use crate::client::FindingWatch;
 use crate::clock::pause;
 use crate::error::Error;
-use crate::latency::{Latencies, Summary};
+use crate::latency::{Latencies, Summary, human};
 
 /// How long a finding is waited for.
 pub const FINDING_LIMIT: Duration = Duration::from_secs(5);
@@ -23,6 +23,9 @@ pub struct Measured {
     pub pattern: Option<String>,
     pub finding_id: Option<String>,
     pub latency_us: Option<u64>,
+    /// At the last of further servers that are watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elsewhere_latency_us: Option<u64>,
 }
 
 /// Several injections of one fault.
@@ -34,40 +37,54 @@ pub struct Series {
     pub missing: usize,
     /// From the last event of a finding's evidence to its arrival here.
     pub latency_us: Summary,
+    /// The same from the last of further servers that are watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elsewhere_latency_us: Option<Summary>,
 }
 
-/// Injects `repeat` times; with a watch, waits for each finding.
+/// Injects `repeat` times; waits for each finding at every server that is watched.
 pub fn run(
     injector: &mut Injector,
     fault: Fault,
-    repeat: usize,
-    interval: Duration,
-    mut watch: Option<&mut FindingWatch>,
+    (repeat, interval): (usize, Duration),
+    watches: &mut [FindingWatch],
     mut each: impl FnMut(&Measured),
 ) -> Result<Series, Error> {
-    let mut series =
-        Series { fault: fault.name().into(), injections: Vec::new(), missing: 0, latency_us: Summary::default() };
-    let mut latencies = Latencies::default();
+    let mut series = Series {
+        fault: fault.name().into(),
+        injections: Vec::new(),
+        missing: 0,
+        latency_us: Summary::default(),
+        elsewhere_latency_us: None,
+    };
+    let (mut latencies, mut elsewhere) = (Latencies::default(), Latencies::default());
     for number in 0..repeat {
         if number > 0 {
             pause(interval)?;
         }
         let injection = injector.inject(fault)?;
-        let mut measured = Measured { injection, pattern: None, finding_id: None, latency_us: None };
-        if let Some(watch) = watch.as_deref_mut() {
-            match wait(watch, &measured.injection)? {
-                Some((pattern, id, us)) => {
-                    latencies.record(us, 1);
+        let mut measured =
+            Measured { injection, pattern: None, finding_id: None, latency_us: None, elsewhere_latency_us: None };
+        let mut is_missing = false;
+        for (index, watch) in watches.iter_mut().enumerate() {
+            let found = wait(watch, &measured.injection)?;
+            watch.forget();
+            match found {
+                Some((pattern, id, us)) if index == 0 => {
                     (measured.pattern, measured.finding_id, measured.latency_us) = (Some(pattern), Some(id), Some(us));
                 }
-                None => series.missing += 1,
+                Some((.., us)) => measured.elsewhere_latency_us = measured.elsewhere_latency_us.max(Some(us)),
+                None => is_missing = true,
             }
-            watch.forget();
         }
+        series.missing += usize::from(is_missing);
+        measured.latency_us.into_iter().for_each(|us| latencies.record(us, 1));
+        measured.elsewhere_latency_us.into_iter().for_each(|us| elsewhere.record(us, 1));
         each(&measured);
         series.injections.push(measured);
     }
     series.latency_us = latencies.summary();
+    series.elsewhere_latency_us = (elsewhere.count() > 0).then(|| elsewhere.summary());
     Ok(series)
 }
 
@@ -89,7 +106,10 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.injection)?;
         if let (Some(pattern), Some(us)) = (&self.pattern, self.latency_us) {
-            write!(f, "; {pattern} found after {}", crate::latency::human(us))?;
+            write!(f, "; {pattern} found after {}", human(us))?;
+        }
+        if let Some(us) = self.elsewhere_latency_us {
+            write!(f, ", by all servers after {}", human(us))?;
         }
         Ok(())
     }

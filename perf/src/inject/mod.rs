@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod container;
 pub mod crash;
 pub mod measure;
+pub mod own_servers;
 pub mod victim;
 
 use std::fs::{self, File, Permissions};

@@ -58,16 +58,25 @@ pub struct Node {
 impl Node {
     /// A node with a ring of `ring_bytes` and `entities` containers.
     pub fn new(name: &str, seed: u64, entities: usize, ring_bytes: usize) -> Result<(Self, RingHandle), Error> {
+        Self::with_signals(name, seed, entities, ring_bytes, 0.0)
+    }
+
+    /// The same; of its events, `signals` are of deaths, from 0 up to 1.
+    pub fn with_signals(
+        name: &str,
+        seed: u64,
+        entities: usize,
+        ring_bytes: usize,
+        signals: f64,
+    ) -> Result<(Self, RingHandle), Error> {
         let (writer, memfd, eventfd) =
             Writer::create(ring_bytes, name).map_err(|error| Error::Ring(error.to_string()))?;
         let mut profile = Profile::new(seed, entities);
-        let node = Self {
-            writer,
-            introductions: profile.introductions(),
-            pool: profile.pool(POOL_RECORDS),
-            next: 0,
-            offered: 0,
-        };
+        let mut introductions = profile.introductions();
+        if signals > 0.0 {
+            Profile::introduce_senders(&mut introductions);
+        }
+        let node = Self { writer, introductions, pool: profile.pool(POOL_RECORDS, signals), next: 0, offered: 0 };
         let name = name.to_owned();
         Ok((node, RingHandle { name, memfd, eventfd }))
     }
@@ -118,6 +127,7 @@ impl Node {
         let all = self.introductions.len() + POOL_RECORDS;
         if self.next >= all {
             self.next = self.introductions.len() + (self.next - all) % POOL_RECORDS;
+            self.pool.renew();
         }
     }
 }

@@ -30,10 +30,11 @@ pub struct NodeLedger {
 }
 
 impl NodeLedger {
-    /// The account of `node`, over all runs of its collector.
+    /// The account of `node`, over all runs of its collector and all servers whose parts are in `status`.
     pub fn new(node: &str, emitted: u64, status: &StatusResponse) -> Self {
         let mut ledger = Self { node: node.to_owned(), emitted, ..Self::default() };
-        if let Some(status) = status.nodes.iter().find(|status| status.node == node) {
+        // Each server that it shipped to has a part.
+        for status in status.nodes.iter().filter(|status| status.node == node) {
             ledger.add(status);
         }
         ledger.unexplained = emitted as i64 - ledger.archived as i64 - ledger.dropped as i64 - ledger.held as i64;
@@ -126,6 +127,16 @@ mod tests {
         let held = NodeLedger::new("n", 100, &status(vec![vec![source("shm", 80, 10, 10)]]));
         assert_eq!(held.unexplained, 0);
         assert!(!held.closes() && !held.is_settled());
+    }
+
+    #[test]
+    fn it_closes_over_all_servers_that_have_a_part_of_it() {
+        let mut parts = status(vec![vec![source("shm", 60, 0, 1)]]);
+        parts.nodes.extend(status(vec![vec![source("shm", 39, 0, 0)]]).nodes);
+        let ledger = NodeLedger::new("n", 100, &parts);
+        assert!(ledger.closes() && ledger.archived == 99, "{ledger}");
+        parts.nodes.pop();
+        assert!(!NodeLedger::new("n", 100, &parts).closes());
     }
 
     #[test]

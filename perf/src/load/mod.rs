@@ -1,4 +1,4 @@
-//! Load: simulated nodes, each a real collector fed through a ring, against a real server.
+//! Load: simulated nodes, each a real collector fed through a ring, against a real server or several.
 //!
 //! ```text
 //!  generator (one thread) ──► ring of node 0 ──► tapio-collector ─┐
@@ -6,14 +6,20 @@
 //!          count of what was emitted ◄──── the ledger check ────► status
 //! ```
 //!
+//! Of several servers, node n ships to the nth, and so round; they share a log in a nats-server of their own, or none.
+//!
 //! This file is the whole machine of a run: who is started, in which order, what is sampled, when it is over.
 
 mod bulk;
+pub mod compare;
+mod deaths;
 pub mod generator;
 pub mod ledger;
+mod log_watch;
 pub mod pool;
 pub mod profile;
 pub mod random;
+pub mod servers;
 
 use std::path::PathBuf;
 use std::thread;
@@ -21,16 +27,17 @@ use std::time::{Duration, Instant};
 
 use generator::{Generator, Node, Pace, Publication};
 use ledger::NodeLedger;
+use log_watch::LogWatch;
+use servers::{ClusterReport, Servers};
 use tapio_wire::service::StatusResponse;
 
-use crate::client::Client;
 use crate::clock::{pause, wait_for};
 use crate::error::Error;
 use crate::interrupt;
 use crate::latency::Latencies;
 use crate::processes::collector::Resources;
-use crate::processes::usage::{self, Usage};
-use crate::processes::{Collector, CollectorOptions, Server, ServerOptions};
+use crate::processes::usage::Usage;
+use crate::processes::{Collector, CollectorOptions, Server};
 use crate::report::{CollectorCost, Host, LoadReport, ServerCost};
 
 /// How long the pipeline may take to empty itself after the last event.
@@ -42,14 +49,27 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// least twice as long are measured without it, too.
 pub const WARM_UP: Duration = Duration::from_secs(5);
 
+/// Servers that share the nodes among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeveralServers {
+    pub count: usize,
+    /// Whether they share a log.
+    pub with_log: bool,
+}
+
 /// What to run.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     pub nodes: usize,
+    /// Events of the mixed profile.
     pub pace: Pace,
+    /// Signals of deaths beside them, a second over all nodes.
+    pub signals: Option<f64>,
     pub duration: Duration,
     /// `host:port` of a server that runs already; a server is started when not given.
     pub server: Option<String>,
+    /// Starts so many servers; one when not given.
+    pub servers: Option<SeveralServers>,
     /// Containers of each node.
     pub entities: usize,
     /// Data bytes of each node's ring: a power of two.
@@ -74,67 +94,81 @@ struct Station {
     collector: Collector,
 }
 
+impl LoadOptions {
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |text: &str| Err(Error::Invalid(text.into()));
+        match (self.nodes, &self.node_name, self.servers) {
+            (0, ..) => return wrong("--nodes must be at least 1"),
+            (2.., Some(_), _) => return wrong("--node-name names the only node: leave out --nodes, or make it 1"),
+            (nodes, _, Some(several)) if nodes < several.count => {
+                return wrong(
+                    "a server without a node would have nothing to do: --nodes must be at least as many as --servers",
+                );
+            }
+            _ => {}
+        }
+        if self.servers.is_some() && self.server.is_some() {
+            return wrong("--servers starts servers: leave out --server");
+        }
+        if self.signals.is_some() && self.pace == Pace::Max {
+            return wrong("--signals come at a rate beside the other events: give those a --rate in events per second");
+        }
+        Ok(())
+    }
+
+    /// How fast all events come, and which part of them are signals of deaths.
+    fn whole_pace(&self) -> (Pace, f64) {
+        match (self.pace, self.signals) {
+            (Pace::PerSecond(rate), Some(signals)) => (Pace::PerSecond(rate + signals), signals / (rate + signals)),
+            (pace, _) => (pace, 0.0),
+        }
+    }
+}
+
 /// Runs it.
 pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
-    if options.nodes == 0 {
-        return Err(Error::Invalid("--nodes must be at least 1".into()));
-    }
-    if options.nodes > 1 && options.node_name.is_some() {
-        return Err(Error::Invalid("--node-name names the only node: leave out --nodes, or make it 1".into()));
-    }
-    // Guards are dropped in reverse: collectors end before the server they ship to.
-    let mut server = match &options.server {
-        Some(_) => None,
-        None => Some(Server::start(&ServerOptions {
-            bin_dir: options.bin_dir.clone(),
-            extra_config: options.server_config.clone(),
-            ..ServerOptions::default()
-        })?),
-    };
-    let address = match (&options.server, &server) {
-        (Some(address), _) => address.clone(),
-        (None, Some(server)) => server.address(),
-        (None, None) => return Err(Error::Invalid("there is no server".into())),
-    };
-    let mut client = Client::connect(&address)?;
-    let (mut stations, nodes) = start_nodes(options, &address)?;
+    options.check()?;
+    // Guards are dropped in reverse: collectors end before the servers they ship to.
+    let mut servers = Servers::start(options)?;
+    let mut log = servers.group().map(LogWatch::start).transpose()?.flatten();
+    let (mut stations, nodes) = start_nodes(options, &servers)?;
 
-    let before = client.status()?;
-    let server_pid = server.as_ref().and_then(|server| server.pid());
-    let usage_before = read_usage(server_pid, &stations);
+    let before = servers.status()?;
+    let usage_before = (servers.usage(), read_usage(&stations));
     let start = Instant::now();
-    let generator = Generator::start(nodes, options.pace, options.duration)?;
+    let generator = Generator::start(nodes, options.whole_pace().0, options.duration)?;
     let mut warm = None;
     while !generator.is_finished() {
         if warm.is_none() && options.duration >= WARM_UP * 2 && start.elapsed() >= WARM_UP {
-            warm = Some((Instant::now(), read_usage(None, &stations).1));
+            warm = Some((Instant::now(), read_usage(&stations)));
         }
         interrupt::check()?;
         for station in &mut stations {
             station.collector.check_running()?;
         }
-        if let Some(process) = server.as_mut().and_then(|server| server.process()) {
-            process.check_running()?;
-        }
+        servers.check_running()?;
+        sample(&mut log, &servers)?;
         thread::sleep(SAMPLE_INTERVAL.min(options.duration / 4));
     }
     let steady = warm.map(|(since, before)| {
-        let (spent, passed) = (cpu_ns(&before, &read_usage(None, &stations).1), since.elapsed());
+        let (spent, passed) = (cpu_ns(&before, &read_usage(&stations)), since.elapsed());
         percent_of_core(spent, stations.len(), passed.as_secs_f64())
     });
     let nodes = generator.join()?;
     interrupt::check()?;
 
     let names: Vec<String> = stations.iter().map(|station| station.collector.node().to_owned()).collect();
-    let settled = drain(&nodes, &names, &mut client, start)?;
-    let usage_after = read_usage(server_pid, &stations);
-    let settled_status = client.status()?;
+    let settled = drain(&nodes, &names, &mut servers, start)?;
+    sample(&mut log, &servers)?;
+    let usage_after = (servers.usage(), read_usage(&stations));
+    let settled_status = servers.status()?;
     let mut report = LoadReport {
         nodes: options.nodes,
         rate: match options.pace {
             Pace::Max => "max".into(),
             Pace::PerSecond(rate) => rate.to_string(),
         },
+        signals_per_second: options.signals,
         events_offered: nodes.iter().map(Node::offered).sum(),
         events_emitted: nodes.iter().map(Node::emitted).sum(),
         duration_s: settled.as_secs_f64(),
@@ -142,23 +176,41 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
         ..LoadReport::default()
     };
     add_latencies(&mut report, &stations)?;
+    let nats_cost = match (&log, servers.group().and_then(|group| group.nats())) {
+        (Some(log), Some(nats)) => Some(log.cost(nats, report.duration_s)?),
+        _ => None,
+    };
     for station in &mut stations {
         station.collector.stop()?;
     }
-    let after = wait_for_books(&nodes, &names, &mut client)?;
+    let after = wait_for_books(&nodes, &names, &mut servers)?;
     report.ledger = accounts(&nodes, &names, &after);
     add_books(&mut report, &before, &after);
     add_costs(&mut report, &usage_before, &usage_after, steady);
     report.server.entities = settled_status.shards.iter().map(|shard| shard.entities).sum();
     report.server.entities_evicted = settled_status.shards.iter().map(|shard| shard.evicted).sum();
-    drop(stations);
-    if let Some(server) = &mut server {
-        server.stop()?;
+    if options.servers.is_some() {
+        let findings = log.as_mut().map(|log| servers.agree(log)).transpose()?;
+        let mut shares = servers.shares(&report.ledger, report.duration_s, (&usage_before.0, &usage_after.0))?;
+        if let Some(log) = log {
+            log.tell(&mut shares);
+        }
+        report.ledger_closes &= shares.iter().all(|share| share.ledger_closes);
+        report.cluster = Some(ClusterReport { servers: shares, log: nats_cost, findings });
     }
+    drop(stations);
+    servers.stop()?;
     Ok(report)
 }
 
-fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Vec<Node>), Error> {
+fn sample(log: &mut Option<LogWatch>, servers: &Servers) -> Result<(), Error> {
+    match (log, servers.group()) {
+        (Some(log), Some(group)) => log.sample(group).map(drop),
+        _ => Ok(()),
+    }
+}
+
+fn start_nodes(options: &LoadOptions, servers: &Servers) -> Result<(Vec<Station>, Vec<Node>), Error> {
     let mut collectors = Vec::new();
     let run = crate::clock::boottime_ns();
     for index in 0..options.nodes {
@@ -166,7 +218,7 @@ fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Ve
             bin_dir: options.bin_dir.clone(),
             // The same server may be loaded again: its books keep what it saw of earlier runs.
             node: options.node_name.clone().unwrap_or_else(|| format!("load-{run:x}-{index}")),
-            server: address.to_owned(),
+            server: servers.address_for(index).to_owned(),
             also: options.also.clone(),
             resources: options.resources,
             extra_grpc: options
@@ -183,17 +235,17 @@ fn start_nodes(options: &LoadOptions, address: &str) -> Result<(Vec<Station>, Ve
     for (index, mut collector) in collectors.into_iter().enumerate() {
         collector.wait_ready()?;
         let seed = options.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let (node, ring) = Node::new(collector.node(), seed, options.entities, options.ring_bytes)?;
+        let (node, ring) =
+            Node::with_signals(collector.node(), seed, options.entities, options.ring_bytes, options.whole_pace().1)?;
         stations.push(Station { _publication: ring.publish(collector.socket())?, collector });
         nodes.push(node);
     }
     Ok((stations, nodes))
 }
 
-/// What server and collectors have used.
-fn read_usage(server: Option<u32>, stations: &[Station]) -> (Usage, Vec<Usage>) {
-    let collectors = stations.iter().map(|station| station.collector.usage().unwrap_or_default());
-    (server.and_then(usage::read).unwrap_or_default(), collectors.collect())
+/// What the collectors have used.
+fn read_usage(stations: &[Station]) -> Vec<Usage> {
+    stations.iter().map(|station| station.collector.usage().unwrap_or_default()).collect()
 }
 
 /// The account of every node.
@@ -202,13 +254,13 @@ pub fn accounts(nodes: &[Node], names: &[String], status: &StatusResponse) -> Ve
 }
 
 /// Waits until rings are read and the server has everything, or nothing comes any more; tells when the last event came.
-fn drain(nodes: &[Node], names: &[String], client: &mut Client, start: Instant) -> Result<Duration, Error> {
+fn drain(nodes: &[Node], names: &[String], servers: &mut Servers, start: Instant) -> Result<Duration, Error> {
     let end = Instant::now() + DRAIN_LIMIT;
     let (mut archived, mut last_change) = (0, Instant::now());
     loop {
         interrupt::check()?;
         let asked = Instant::now();
-        let accounts = accounts(nodes, names, &client.status()?);
+        let accounts = accounts(nodes, names, &servers.status()?);
         let now_archived: u64 = accounts.iter().map(|account| account.archived).sum();
         if now_archived != archived {
             (archived, last_change) = (now_archived, asked);
@@ -225,10 +277,10 @@ fn drain(nodes: &[Node], names: &[String], client: &mut Client, start: Instant) 
 }
 
 /// Waits until the server has the final frames; a ledger that stays open is the report's to tell.
-fn wait_for_books(nodes: &[Node], names: &[String], client: &mut Client) -> Result<StatusResponse, Error> {
-    let mut last = client.status()?;
+fn wait_for_books(nodes: &[Node], names: &[String], servers: &mut Servers) -> Result<StatusResponse, Error> {
+    let mut last = servers.status()?;
     let closed = wait_for("the ledger's closing", Duration::from_secs(5), |_| {
-        last = client.status()?;
+        last = servers.status()?;
         let accounts = accounts(nodes, names, &last);
         Ok(accounts.iter().all(NodeLedger::closes).then_some(()))
     });
@@ -272,13 +324,13 @@ fn add_books(report: &mut LoadReport, before: &StatusResponse, after: &StatusRes
 
 fn add_costs(
     report: &mut LoadReport,
-    before: &(Usage, Vec<Usage>),
-    after: &(Usage, Vec<Usage>),
+    before: &(Vec<Usage>, Vec<Usage>),
+    after: &(Vec<Usage>, Vec<Usage>),
     steady_cpu_percent_of_core: Option<f64>,
 ) {
     let events = report.events_archived.max(1) as f64;
     let collectors = cpu_ns(&before.1, &after.1);
-    let server = cpu_ns(&[before.0], &[after.0]);
+    let server = cpu_ns(&before.0, &after.0);
     report.collector = CollectorCost {
         cpu_ns_per_event: collectors as f64 / events,
         cpu_percent_of_core: percent_of_core(collectors, after.1.len(), report.duration_s),
@@ -288,8 +340,8 @@ fn add_costs(
     report.server = ServerCost {
         cpu_ns_per_event: server as f64 / events,
         cpu_percent_of_core: percent_of_core(server, 1, report.duration_s),
-        rss_bytes: after.0.rss_peak_bytes,
-        rss_end_bytes: after.0.rss_bytes,
+        rss_bytes: after.0.iter().map(|usage| usage.rss_peak_bytes).max().unwrap_or(0),
+        rss_end_bytes: after.0.iter().map(|usage| usage.rss_bytes).max().unwrap_or(0),
         ..ServerCost::default()
     };
 }

@@ -1,4 +1,4 @@
-//! What simulated nodes report: the mixed profile.
+//! What simulated nodes report: the mixed profile, and deaths beside it where they are asked for.
 //!
 //! In: a seed and a number of containers. Out: the record that introduces each container, and a pool of prepared records
 //! that the generator plays round and round, changing nothing but the time. What must hold: a pool is longer than a frame
@@ -56,16 +56,35 @@ const MIXED: [(Choice, u32); 10] = [
 /// A simulated container.
 pub(super) struct Container {
     cgroup_id: u64,
-    name: ContainerName,
-    first_pid: u32,
+    pub(super) name: ContainerName,
+    pub(super) first_pid: u32,
     pub(super) address: [u8; 16],
-    comm: &'static str,
+    pub(super) comm: &'static str,
 }
 
 const COMMS: [&str; 8] = ["nginx", "java", "python3", "node", "postgres", "envoy", "redis-server", "api"];
 const PIDS_PER_CONTAINER: u32 = 16;
 const CPUS: u64 = 16;
-const RUNTIME_PID: u32 = 900;
+pub(super) const RUNTIME_PID: u32 = 900;
+pub(super) const RUNTIME_CGROUP: u64 = 77;
+
+/// A record that belongs behind another.
+struct Later {
+    /// The index from which on it is due.
+    due: usize,
+    record: Vec<u8>,
+    is_mortal: bool,
+}
+
+impl Later {
+    fn push_to(self, pool: &mut Pool) {
+        if self.is_mortal {
+            pool.push_mortal(&self.record);
+        } else {
+            pool.push(&self.record);
+        }
+    }
+}
 
 /// Makes the records of one simulated node.
 pub struct Profile {
@@ -75,6 +94,8 @@ pub struct Profile {
     pub(super) services: Zipf,
     next_pid: u32,
     next_cgroup: u64,
+    /// Processes whose deaths were made.
+    pub(super) mortals: u32,
 }
 
 impl Profile {
@@ -94,6 +115,7 @@ impl Profile {
         Self {
             next_pid: 2_000 + containers.len() as u32 * PIDS_PER_CONTAINER,
             next_cgroup: first_cgroup + 3 * containers.len() as u64,
+            mortals: 0,
             popularity: Zipf::new(containers.len()),
             services: Zipf::new(64),
             random,
@@ -119,27 +141,37 @@ impl Profile {
         pool
     }
 
-    /// At least `records` records, in the proportions of the profile.
-    pub fn pool(&mut self, records: usize) -> Pool {
+    /// At least `records` records: `signals` of them, from 0 up to 1, are of deaths, the others in the proportions of the profile.
+    pub fn pool(&mut self, records: usize, signals: f64) -> Pool {
         let mut pool = Pool::default();
-        // Records that belong behind others, with the index from which on they are due.
-        let mut later: Vec<(usize, Vec<u8>)> = Vec::new();
+        let mut later: Vec<Later> = Vec::new();
+        let mut made = 0;
         while pool.len() + later.len() < records {
-            if let Some(due) = later.iter().position(|&(due, _)| due <= pool.len()) {
-                pool.push(&later.swap_remove(due).1);
+            if let Some(due) = later.iter().position(|one| one.due <= pool.len()) {
+                later.swap_remove(due).push_to(&mut pool);
                 continue;
             }
             let due = pool.len() + 1 + self.random.below(400) as usize;
-            match self.random.weighted(&MIXED) {
-                Choice::One(kind) => self.one(kind, &mut pool),
-                Choice::Process => later.push((due, self.process(&mut pool))),
-                Choice::Termination => later.push((due, self.termination(&mut pool))),
-                Choice::ShortContainer => later.push((due, self.short_container(&mut pool))),
+            if (made as f64) < signals * (pool.len() + later.len()) as f64 {
+                let (record, count) = self.death(&mut pool);
+                made += count;
+                later.push(Later { due, record, is_mortal: true });
+                continue;
             }
+            let record = match self.random.weighted(&MIXED) {
+                Choice::One(kind) => {
+                    self.one(kind, &mut pool);
+                    continue;
+                }
+                Choice::Process => self.process(&mut pool),
+                Choice::Termination => self.termination(&mut pool),
+                Choice::ShortContainer => self.short_container(&mut pool),
+            };
+            later.push(Later { due, record, is_mortal: false });
         }
-        later.sort_by_key(|&(due, _)| due);
-        for (_, record) in later {
-            pool.push(&record);
+        later.sort_by_key(|one| one.due);
+        for one in later {
+            one.push_to(&mut pool);
         }
         pool
     }
@@ -194,7 +226,7 @@ impl Profile {
             code: 0,
             sender_pid: RUNTIME_PID,
             sender_tid: RUNTIME_PID + self.random.below(8) as u32,
-            sender_cgroup_id: 77,
+            sender_cgroup_id: RUNTIME_CGROUP,
             ns_pid,
             ns_level: 1,
             from_kernel: 0,
@@ -249,18 +281,13 @@ pub(super) fn ipv4(address: [u8; 4]) -> [u8; 16] {
 }
 
 fn cgroup(header: Header, name: &ContainerName) -> Cgroup {
-    let text = format!("/{}", name.path());
+    cgroup_at(header, &format!("/{}", name.path()), CONTAINER_LEVEL)
+}
+
+pub(super) fn cgroup_at(header: Header, text: &str, level: u32) -> Cgroup {
     let mut path = [0; CGROUP_PATH_BYTES];
     path[..text.len()].copy_from_slice(text.as_bytes());
-    Cgroup {
-        header,
-        hierarchy: 0,
-        level: CONTAINER_LEVEL,
-        path_bytes: text.len() as u32,
-        pad: 0,
-        creator_cgroup_id: 0,
-        path,
-    }
+    Cgroup { header, hierarchy: 0, level, path_bytes: text.len() as u32, pad: 0, creator_cgroup_id: 0, path }
 }
 
 #[cfg(test)]
@@ -292,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_mix_is_the_documented_one() {
-        let pool = Profile::new(1, 100).pool(200_000);
+        let pool = Profile::new(1, 100).pool(200_000, 0.0);
         let counts = counts(&pool);
         let per_mille = |kind| counts[&kind] as f64 * 1000.0 / pool.len() as f64;
         for (kind, expected) in [
@@ -322,7 +349,7 @@ mod tests {
         let mut known: HashSet<u64> =
             (0..introductions.len()).map(|index| header(introductions.record(index)).cgroup_id).collect();
         assert_eq!(known.len(), 50);
-        let pool = profile.pool(POOL_RECORDS);
+        let pool = profile.pool(POOL_RECORDS, 0.0);
         for index in 0..pool.len() {
             let header = header(pool.record(index));
             if header.kind == Kind::CgroupMkdir as u16 {
@@ -334,7 +361,7 @@ mod tests {
 
     #[test]
     fn processes_end_after_they_started_and_mostly_well() {
-        let pool = Profile::new(9, 50).pool(100_000);
+        let pool = Profile::new(9, 50).pool(100_000, 0.0);
         let (mut started, mut ended, mut well) = (HashSet::new(), 0, 0);
         for index in 0..pool.len() {
             let record = pool.record(index);
@@ -359,9 +386,9 @@ mod tests {
 
     #[test]
     fn a_seed_makes_the_same_pool_and_a_stamp_changes_the_time_alone() {
-        let (mut first, second) = (Profile::new(3, 9).pool(1000), Profile::new(3, 9).pool(1000));
+        let (mut first, second) = (Profile::new(3, 9).pool(1000, 0.0), Profile::new(3, 9).pool(1000, 0.0));
         assert_eq!(all(&first), all(&second));
-        assert_ne!(all(&first), all(&Profile::new(4, 9).pool(1000)));
+        assert_ne!(all(&first), all(&Profile::new(4, 9).pool(1000, 0.0)));
         first.stamp(7, 123_456_789);
         assert_eq!(header(first.record(7)).time_ns, 123_456_789);
         first.stamp(7, 0);
@@ -370,7 +397,7 @@ mod tests {
 
     #[test]
     fn records_differ_from_one_another() {
-        let pool = Profile::new(2, 1000).pool(POOL_RECORDS);
+        let pool = Profile::new(2, 1000).pool(POOL_RECORDS, 0.0);
         let distinct: HashSet<&[u8]> = (0..pool.len()).map(|index| pool.record(index)).collect();
         assert!(distinct.len() * 100 > pool.len() * 99, "{}", distinct.len());
     }

@@ -4,7 +4,9 @@
 //! whatever the way out.
 
 pub mod collector;
+pub mod group;
 pub mod http;
+pub mod nats;
 mod program;
 pub mod server;
 pub mod usage;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub use collector::{Collector, CollectorOptions};
+pub use group::{GroupOptions, ServerGroup};
 pub use program::Program;
 pub use server::{Server, ServerOptions};
 

@@ -42,6 +42,7 @@ pub enum Need {
     Root,
     Cgroups,
     Bpf,
+    Nats,
 }
 
 impl Need {
@@ -54,6 +55,9 @@ impl Need {
             }
             Self::Bpf if !is_root || !Path::new("/sys/kernel/btf/vmlinux").exists() => {
                 Some("root and a kernel with BTF")
+            }
+            Self::Nats if tapio_perf::processes::nats::Nats::program().is_err() => {
+                Some("nats-server: deploy/local/install.sh nats installs it")
             }
             _ => None,
         }
