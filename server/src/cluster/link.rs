@@ -23,6 +23,8 @@ pub struct Link {
     /// Messages that found no room while the log was away.
     pub overflowed: AtomicU64,
     pub rebuilds: AtomicU64,
+    /// How often the log had deleted messages that were not read yet.
+    pub fell_behind: AtomicU64,
     /// Nothing more is published.
     pub frozen: AtomicBool,
     /// The reader is to begin anew, and how often it was asked to: what it read before that does not count.
@@ -56,6 +58,7 @@ impl Default for Link {
             unreadable: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
+            fell_behind: AtomicU64::new(0),
             frozen: AtomicBool::new(false),
             rebuild: Notify::new(),
             generation: AtomicU64::new(0),

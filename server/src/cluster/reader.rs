@@ -123,6 +123,8 @@ impl Reader {
             if self.was.is_some_and(is_lost) {
                 tracing::warn!("the log of the servers was lost: what the archive has of it is told again");
                 self.link.ask_for_healing();
+            } else if let Some(was) = self.was.filter(|was| info.state.first_sequence > was.seq + 1) {
+                self.fell_behind(info.state.first_sequence - was.seq - 1);
             }
             self.was = None;
             // Whoever may not read must not forget for it what it knows.
@@ -168,9 +170,16 @@ impl Reader {
             let (seq, at_ns) = (told.stream_sequence, told.published.unix_timestamp_nanos() as u64);
             match position {
                 Some(at) if seq > at.seq + 1 => {
-                    // What was between was deleted before this server came to it.
-                    tracing::warn!(missed = seq - at.seq - 1, "this server fell behind the log, and reads it anew");
-                    return Ok(());
+                    let info = stream.get_info().await.map_err(|error| broken(&error))?;
+                    if info.state.first_sequence > at.seq + 1 {
+                        // What was between was deleted before this server came to it.
+                        return Ok(());
+                    }
+                    // Reading anew would not bring it. Whose frames it told of is seen by the stretches that are missing.
+                    tracing::warn!(
+                        missed = seq - at.seq - 1,
+                        "messages in the middle of the servers' log were deleted"
+                    );
                 }
                 Some(at) if seq <= at.seq => continue,
                 _ => {}
@@ -192,6 +201,15 @@ impl Reader {
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             self.reached(seq, target, generation)?;
         }
+    }
+
+    /// Messages were deleted before this server came to them: what there is is known by the facts, and the rest is missing.
+    fn fell_behind(&self, missed: u64) {
+        tracing::warn!(
+            missed,
+            "this server fell behind the log, and reads anew what is left of it: raise cluster.max_bytes"
+        );
+        self.link.fell_behind.fetch_add(1, Ordering::Relaxed);
     }
 
     fn reached(&self, seq: u64, target: u64, generation: u64) -> Result<(), BusClosed> {
