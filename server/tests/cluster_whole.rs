@@ -25,13 +25,13 @@ fn member_at(nats: &Nats, server: &str, dir: &Path) -> impl FnOnce(&mut Config) 
     }
 }
 
-fn limit_kill(node: &mut Node, pid: u32, at: u64) {
+pub fn limit_kill(node: &mut Node, pid: u32, at: u64) {
     let entity = node.kube_container("Deployment/web", "shop/web-0", "c0");
     node.limit_kill(entity, pid, at);
 }
 
 /// Ships a node's frames from this one on, and waits until they are durable.
-async fn ship(server: &Whole, node: &Node, from: usize) -> Duration {
+pub async fn ship(server: &Whole, node: &Node, from: usize) -> Duration {
     let began = Instant::now();
     let mut stream =
         Stream::open(server.channel().await, "", hello(&node.node.name, node.epoch)).await.expect("opened");
@@ -47,12 +47,12 @@ async fn query(server: &Whole) -> QueryClient<Channel> {
     QueryClient::new(server.channel().await)
 }
 
-async fn findings(server: &Whole) -> Vec<Finding> {
+pub async fn findings(server: &Whole) -> Vec<Finding> {
     let answer = query(server).await.list_findings(ListFindingsRequest::default()).await.expect("answered");
     answer.into_inner().findings
 }
 
-async fn findings_when(server: &Whole, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
+pub async fn findings_when(server: &Whole, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
     let deadline = Instant::now() + LIMIT;
     loop {
         let found = findings(server).await;
@@ -64,7 +64,7 @@ async fn findings_when(server: &Whole, so: impl Fn(&[Finding]) -> bool) -> Vec<F
     }
 }
 
-async fn status(server: &Whole) -> StatusResponse {
+pub async fn status(server: &Whole) -> StatusResponse {
     query(server).await.status(StatusRequest::default()).await.expect("answered").into_inner()
 }
 

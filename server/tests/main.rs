@@ -12,6 +12,8 @@ mod archive_recovery;
 mod archive_retention;
 mod archive_support;
 mod auth;
+mod cluster_faults;
+mod cluster_leader;
 mod cluster_log;
 mod cluster_support;
 mod cluster_whole;

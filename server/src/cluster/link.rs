@@ -16,6 +16,8 @@ pub struct Link {
     /// The last of this server's messages that the log took, and the last message that was read: places in the log.
     pub published_seq: AtomicU64,
     pub read_seq: AtomicU64,
+    /// The reader has a message that the finder has no room for yet: it is the finder that is slow, and not the log.
+    pub is_held: AtomicBool,
     pub messages_read: AtomicU64,
     pub messages_published: AtomicU64,
     /// Messages that could not be read: of another version, or damaged.
@@ -23,6 +25,8 @@ pub struct Link {
     /// Messages that found no room while the log was away.
     pub overflowed: AtomicU64,
     pub rebuilds: AtomicU64,
+    /// How often the log had deleted messages that were not read yet.
+    pub fell_behind: AtomicU64,
     /// Nothing more is published.
     pub frozen: AtomicBool,
     /// The reader is to begin anew, and how often it was asked to: what it read before that does not count.
@@ -51,11 +55,13 @@ impl Default for Link {
             caught_up: watch::Sender::new(false),
             published_seq: AtomicU64::new(0),
             read_seq: AtomicU64::new(0),
+            is_held: AtomicBool::new(false),
             messages_read: AtomicU64::new(0),
             messages_published: AtomicU64::new(0),
             unreadable: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
+            fell_behind: AtomicU64::new(0),
             frozen: AtomicBool::new(false),
             rebuild: Notify::new(),
             generation: AtomicU64::new(0),

@@ -7,6 +7,7 @@
 //! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window
 //!                     tapio.<name>.fact.<node>.<id>   what there is: pods, workloads, Services
 //! TAPIO_<name>_FACTS  the last message of each fact, out of the log
+//! TAPIO_<name>_LEADER a key-value bucket: who delivers outwards (`leader.rs`)
 //! ```
 
 use std::time::Duration;
@@ -41,7 +42,9 @@ pub enum LogError {
     Connect { url: String, error: String },
     #[error("{path}: {error}")]
     File { path: String, error: std::io::Error },
-    #[error("JetStream: {what}: {error}; is JetStream on, and may this user use it?")]
+    #[error(
+        "JetStream: {what}: {error}; is JetStream on, has it room for cluster.max_bytes and 512 MiB, may this user use it?"
+    )]
     JetStream { what: &'static str, error: String },
 }
 
@@ -69,6 +72,11 @@ impl Names {
 
     fn stream(&self, what: &str) -> String {
         format!("TAPIO_{}_{what}", self.cluster)
+    }
+
+    /// A key-value bucket.
+    pub fn bucket(&self, what: &str) -> String {
+        self.stream(what)
     }
 
     /// The subject of this server's batches.

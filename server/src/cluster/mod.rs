@@ -12,6 +12,7 @@
 mod batch;
 mod config;
 mod coverage;
+mod leader;
 mod link;
 mod log;
 mod losses;
@@ -23,6 +24,7 @@ mod running;
 pub use batch::{Batch, BatchError, Covered, Entry, Point, VERSION};
 pub use config::{ClusterSection, ClusterTls};
 pub use coverage::Coverage;
+pub use leader::{Leadership, Term, Timing};
 pub use link::Link;
 pub use log::{Log, LogError};
 pub use losses::{ClusterLosses, Other};

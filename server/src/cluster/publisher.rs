@@ -1,8 +1,9 @@
 //! Writes what this server has to say into the log.
 //!
-//! What enters: entries. What leaves: messages, each at least once and in order; while the log takes none, the same entries to this
-//! server's own finder at once. What must hold: memory is bounded, and what found no room is asked for from the archive when the log
-//! is back.
+//! What enters: entries. What leaves: messages, each at least once; while the log takes none, the same entries to this server's own
+//! finder at once. What must hold: memory is bounded, and what found no room is asked for from the archive when the log is back; how
+//! far frames reach is sent when all that they gave occasion to was taken. Messages that are on their way together may come in
+//! another order, when a connection breaks or one of them is refused, and what comes after its frame's end counts as known.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -31,8 +32,9 @@ const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(250);
 /// Messages that wait for the log.
 const WAITING_BYTES_MAX: usize = 64 << 20;
-/// Messages on their way at once.
-const FLIGHT_MAX: usize = 64;
+/// Messages on their way at once, and their bytes: of a slow log it is to be seen soon that it takes some.
+const FLIGHT_MAX: usize = 128;
+const FLIGHT_BYTES_MAX: usize = 1 << 20;
 /// Messages that the log has taken and the reader has not read: what this server must know if it goes on alone.
 const UNREAD_BYTES_MAX: usize = 32 << 20;
 /// What NATS adds to a message.
@@ -47,6 +49,17 @@ struct Waiting {
     number: u64,
     subject: String,
     payload: Bytes,
+    /// It says how far frames reach, or that the server ends: nothing may come after it that belongs before it.
+    closes: bool,
+}
+
+/// A message on its way.
+struct Sent {
+    subject: String,
+    /// By which NATS knows it when it comes again.
+    id: String,
+    payload: Bytes,
+    closes: bool,
 }
 
 /// What came of sending: the place in the log of the last message, and of the first one that was new to it.
@@ -69,7 +82,9 @@ impl Drop for Closing {
     }
 }
 
-type Flight = Pin<Box<dyn Future<Output = (Option<Log>, Result<Landed, String>, usize)> + Send>>;
+/// The connection, what the first so many messages came to, and why the next one was not taken.
+type Flown = (Option<Log>, Option<(usize, Landed)>, Result<(), String>);
+type Flight = Pin<Box<dyn Future<Output = Flown> + Send>>;
 
 /// Writes this server's entries into the log.
 pub struct Publisher {
@@ -175,17 +190,17 @@ impl Publisher {
                 flight = Some(self.take_off(log.take()));
             }
             tokio::select! {
-                (connection, outcome, count) = async { match &mut flight { Some(flight) => flight.await, None => std::future::pending().await } } => {
+                (connection, landed, outcome) = async { match &mut flight { Some(flight) => flight.await, None => std::future::pending().await } } => {
                     flight = None;
                     log = connection;
                     if let Some(log) = &log {
                         self.message_bytes_max = MESSAGE_BYTES_MAX.min(log.max_payload()) - HEADER_BYTES;
                     }
+                    if let Some((count, landed)) = landed {
+                        self.landed(count, &landed);
+                    }
                     match outcome {
-                        Ok(landed) => {
-                            failures = 0;
-                            self.landed(count, &landed);
-                        }
+                        Ok(()) => failures = 0,
                         Err(error) => {
                             failures += 1;
                             retry_at = Instant::now() + RETRY_MAX.min(Duration::from_millis(50 << failures.min(5)));
@@ -226,6 +241,7 @@ impl Publisher {
     fn say(&mut self, entries: Vec<Entry>) {
         self.said = Instant::now();
         let mut others = Vec::with_capacity(entries.len().min(ENTRIES_MAX));
+        let mut closing = Vec::new();
         let mut has_facts = false;
         for entry in entries {
             let fact = match &entry {
@@ -239,22 +255,25 @@ impl Publisher {
             match fact {
                 Some((node, id)) => {
                     has_facts = true;
-                    self.enqueue(self.names.fact(node, id), vec![entry]);
+                    self.enqueue(self.names.fact(node, id), vec![entry], false);
                 }
+                None if matches!(entry, Entry::Covered(_) | Entry::Leaving) => closing.push(entry),
                 None => others.push(entry),
             }
         }
         // Nothing to say is said too.
-        if others.is_empty() && !has_facts {
-            self.enqueue(self.names.batch(), Vec::new());
+        if others.is_empty() && closing.is_empty() && !has_facts {
+            self.enqueue(self.names.batch(), Vec::new(), false);
         }
-        while !others.is_empty() {
-            let rest = others.split_off(others.len().min(ENTRIES_MAX));
-            self.enqueue(self.names.batch(), std::mem::replace(&mut others, rest));
+        for (mut entries, closes) in [(others, false), (closing, true)] {
+            while !entries.is_empty() {
+                let rest = entries.split_off(entries.len().min(ENTRIES_MAX));
+                self.enqueue(self.names.batch(), std::mem::replace(&mut entries, rest), closes);
+            }
         }
     }
 
-    fn enqueue(&mut self, subject: String, entries: Vec<Entry>) {
+    fn enqueue(&mut self, subject: String, entries: Vec<Entry>, closes: bool) {
         let batch = Batch { server: self.names.server().to_owned(), address: self.address.clone(), entries };
         let payload = match batch.encode() {
             Ok(payload) => payload,
@@ -266,8 +285,8 @@ impl Publisher {
         if payload.len() > self.message_bytes_max && batch.entries.len() > 1 {
             let mut first = batch.entries;
             let second = first.split_off(first.len() / 2);
-            self.enqueue(subject.clone(), first);
-            self.enqueue(subject, second);
+            self.enqueue(subject.clone(), first, closes);
+            self.enqueue(subject, second, closes);
             return;
         }
         if payload.len() > self.message_bytes_max {
@@ -285,7 +304,8 @@ impl Publisher {
             }
             self.number += 1;
             self.waiting_bytes += payload.len();
-            self.waiting.push_back(Waiting { number: self.number, subject, payload: payload.into() });
+            let payload = Bytes::from(payload);
+            self.waiting.push_back(Waiting { number: self.number, subject, payload, closes });
             self.link.waiting.store(self.waiting.len() as u64, Ordering::Release);
         }
         if self.link.is_alone() {
@@ -299,28 +319,37 @@ impl Publisher {
     }
 
     /// Sends the first ones off; connects before where that is needed.
-    fn take_off(&self, log: Option<Log>) -> Flight {
+    fn take_off(&mut self, log: Option<Log>) -> Flight {
         let id = |waiting: &Waiting| format!("{}-{:x}-{}", self.names.server(), self.run, waiting.number);
-        let messages: Vec<(String, String, Bytes)> = self
-            .waiting
-            .iter()
-            .take(FLIGHT_MAX)
-            .map(|waiting| (waiting.subject.clone(), id(waiting), waiting.payload.clone()))
-            .collect();
+        let mut bytes = 0;
+        let fits = |waiting: &&Waiting| {
+            let is_first = bytes == 0;
+            bytes += waiting.payload.len();
+            is_first || bytes <= FLIGHT_BYTES_MAX
+        };
+        let count = self.waiting.iter().take(FLIGHT_MAX).take_while(fits).count();
+        // What closes goes last; it is in the order of the rest otherwise.
+        self.waiting.make_contiguous()[..count].sort_by_key(|waiting| waiting.closes);
+        let sent = |waiting: &Waiting| Sent {
+            subject: waiting.subject.clone(),
+            id: id(waiting),
+            payload: waiting.payload.clone(),
+            closes: waiting.closes,
+        };
+        let messages: Vec<Sent> = self.waiting.iter().take(count).map(sent).collect();
         let (config, keep) = (self.config.clone(), self.keep);
         Box::pin(async move {
             let log = match log {
                 Some(log) => log,
                 None => match connect(&config, keep).await {
                     Ok(log) => log,
-                    Err(error) => return (None, Err(error.to_string()), 0),
+                    Err(error) => return (None, None, Err(error.to_string())),
                 },
             };
-            let count = messages.len();
             match send(&log, messages).await {
-                Ok(seq) => (Some(log), Ok(seq), count),
+                (landed, Ok(())) => (Some(log), landed, Ok(())),
                 // What it was connected to may not be what it is now.
-                Err(error) => (None, Err(error), 0),
+                (landed, Err(error)) => (None, landed, Err(error)),
             }
         })
     }
@@ -329,7 +358,7 @@ impl Publisher {
         let mut last = 0;
         for waiting in self.waiting.drain(..count) {
             self.waiting_bytes -= waiting.payload.len();
-            last = waiting.number;
+            last = waiting.number.max(last);
             self.unread_bytes += waiting.payload.len();
             self.unread.push_back((landed.last, waiting.payload));
         }
@@ -380,7 +409,10 @@ impl Publisher {
         let is_stuck = !self.waiting.is_empty() && self.moved.elapsed() >= ALONE_AFTER;
         let (published, read) =
             (self.link.published_seq.load(Ordering::Acquire), self.link.read_seq.load(Ordering::Acquire));
-        if !self.link.is_caught_up() {
+        if self.link.is_held.load(Ordering::Acquire) {
+            // The log is there: the finder has more to do than it can. Alone it would have the same to do, and twice afterwards.
+            (self.behind, self.reading.0) = (None, Instant::now());
+        } else if !self.link.is_caught_up() {
             self.behind = None;
             let got_on = self.link.messages_read.load(Ordering::Relaxed);
             if got_on != self.reading.1 {
@@ -419,19 +451,65 @@ async fn connect(config: &ClusterSection, keep: Duration) -> Result<Log, LogErro
     Ok(log)
 }
 
-async fn send(log: &Log, messages: Vec<(String, String, Bytes)>) -> Result<Landed, String> {
-    let mut acks = Vec::with_capacity(messages.len());
-    for (subject, id, payload) in messages {
-        let message = PublishMessage::build().payload(payload).message_id(id).header(SERVER_HEADER, log.names.server());
-        acks.push(log.context.send_publish(subject, message).await.map_err(|error| error.to_string())?);
-    }
-    let mut landed = Landed { last: 0, first_new: None };
-    for ack in acks {
-        let ack = ack.await.map_err(|error| error.to_string())?;
-        landed.last = landed.last.max(ack.sequence);
-        if !ack.duplicate {
-            landed.first_new.get_or_insert(ack.sequence);
+/// Sends messages off, those that close when all others were taken. Returns how many of the first ones were taken, and where; also
+/// when a later one was not.
+async fn send(log: &Log, messages: Vec<Sent>) -> (Option<(usize, Landed)>, Result<(), String>) {
+    let (closing, others): (Vec<Sent>, Vec<Sent>) = messages.into_iter().partition(|message| message.closes);
+    let mut landed: Option<(usize, Landed)> = None;
+    for part in [others, closing] {
+        let mut acks = Vec::with_capacity(part.len());
+        for Sent { subject, id, payload, .. } in part {
+            let message = PublishMessage::build().payload(payload).message_id(id);
+            let message = message.header(SERVER_HEADER, log.names.server());
+            match log.context.send_publish(subject, message).await {
+                Ok(ack) => acks.push(ack),
+                Err(error) => return (landed, Err(error.to_string())),
+            }
+        }
+        for ack in acks {
+            let ack = match ack.await {
+                Ok(ack) => ack,
+                Err(error) => return (landed, Err(error.to_string())),
+            };
+            let (count, so_far) = landed.get_or_insert((0, Landed { last: 0, first_new: None }));
+            *count += 1;
+            so_far.last = so_far.last.max(ack.sequence);
+            if !ack.duplicate {
+                so_far.first_new.get_or_insert(ack.sequence);
+            }
         }
     }
-    Ok(landed)
+    (landed, Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::{Covered, Point};
+    use super::*;
+    use crate::correlate::{Dropped, NodeClock, NodeRef};
+
+    #[test]
+    fn how_far_frames_reach_goes_after_all_that_is_on_its_way_with_it() {
+        let node = NodeRef::named("n");
+        let point = |seq| Point { seq, boottime_ns: seq, realtime_ns: seq, dropped: Dropped { events: 0, bulk: 0 } };
+        let told = |seq| {
+            let clock = NodeClock { node: node.clone(), epoch: 1, boottime_ns: seq, realtime_ns: seq };
+            let covered = Covered { node: node.clone(), epoch: 1, from: point(seq), to: point(seq), is_final: false };
+            vec![Entry::Clock(clock), Entry::Covered(covered)]
+        };
+        let (finder, _messages) = InProcessBus::bounded(1);
+        let (outgoing, link) = (Arc::new(Outgoing::new(10)), Arc::default());
+        let (config, keep) = (ClusterSection::default(), Duration::from_secs(60));
+        let mut publisher = Publisher::new(&config, keep, String::new(), outgoing, finder, link);
+        (1..=3).for_each(|seq| publisher.say(told(seq)));
+        drop(publisher.take_off(None));
+        let kind = |waiting: &Waiting| match Batch::decode(&waiting.payload).expect("as it was written").entries[..] {
+            [Entry::Covered(_)] => ("reach", waiting.closes),
+            [Entry::Clock(_)] => ("clock", waiting.closes),
+            _ => ("mixed", waiting.closes),
+        };
+        let order: Vec<_> = publisher.waiting.iter().map(kind).collect();
+        let (clock, reach) = (("clock", false), ("reach", true));
+        assert_eq!(order, [clock, clock, clock, reach, reach, reach]);
+    }
 }

@@ -123,6 +123,8 @@ impl Reader {
             if self.was.is_some_and(is_lost) {
                 tracing::warn!("the log of the servers was lost: what the archive has of it is told again");
                 self.link.ask_for_healing();
+            } else if let Some(was) = self.was.filter(|was| info.state.first_sequence > was.seq + 1) {
+                self.fell_behind(info.state.first_sequence - was.seq - 1);
             }
             self.was = None;
             // Whoever may not read must not forget for it what it knows.
@@ -132,7 +134,7 @@ impl Reader {
             self.link.in_company().await;
             generation = self.link.generation.load(Ordering::Acquire);
             self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
-            self.finder.send(Message::FromLog(FromLog::Rebuild))?;
+            self.tell(FromLog::Rebuild)?;
             self.read_facts(log).await?;
             let info = stream.get_info().await.map_err(|error| broken(&error))?;
             target = info.state.last_sequence;
@@ -168,19 +170,26 @@ impl Reader {
             let (seq, at_ns) = (told.stream_sequence, told.published.unix_timestamp_nanos() as u64);
             match position {
                 Some(at) if seq > at.seq + 1 => {
-                    // What was between was deleted before this server came to it.
-                    tracing::warn!(missed = seq - at.seq - 1, "this server fell behind the log, and reads it anew");
-                    return Ok(());
+                    let info = stream.get_info().await.map_err(|error| broken(&error))?;
+                    if info.state.first_sequence > at.seq + 1 {
+                        // What was between was deleted before this server came to it.
+                        return Ok(());
+                    }
+                    // Reading anew would not bring it. Whose frames it told of is seen by the stretches that are missing.
+                    tracing::warn!(
+                        missed = seq - at.seq - 1,
+                        "messages in the middle of the servers' log were deleted"
+                    );
                 }
                 Some(at) if seq <= at.seq => continue,
                 _ => {}
             }
             match Batch::decode(&message.payload) {
-                Ok(batch) => self.finder.send(Message::FromLog(FromLog::Batch(Box::new(batch), at_ns)))?,
+                Ok(batch) => self.tell(FromLog::Batch(Box::new(batch), at_ns))?,
                 Err(error) => {
                     let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
                     let server = server.map_or("a server of another version", |server| server.as_str());
-                    self.finder.send(Message::FromLog(FromLog::Unread(server.to_owned(), at_ns)))?;
+                    self.tell(FromLog::Unread(server.to_owned(), at_ns))?;
                     if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
                         tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
                     }
@@ -194,15 +203,36 @@ impl Reader {
         }
     }
 
+    /// Messages were deleted before this server came to them: what there is is known by the facts, and the rest is missing.
+    fn fell_behind(&self, missed: u64) {
+        tracing::warn!(
+            missed,
+            "this server fell behind the log, and reads anew what is left of it: raise cluster.max_bytes"
+        );
+        self.link.fell_behind.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits while the finder has no room.
+    fn tell(&self, told: FromLog) -> Result<(), BusClosed> {
+        self.held(|finder| finder.send(Message::FromLog(told)))
+    }
+
+    fn held(&self, wait: impl FnOnce(&InProcessBus) -> Result<(), BusClosed>) -> Result<(), BusClosed> {
+        self.link.is_held.store(true, Ordering::Release);
+        let outcome = wait(&self.finder);
+        self.link.is_held.store(false, Ordering::Release);
+        outcome
+    }
+
     fn reached(&self, seq: u64, target: u64, generation: u64) -> Result<(), BusClosed> {
         // Where it is asked to begin anew, what it has read so far does not count.
         let is_asked = self.link.generation.load(Ordering::Acquire) != generation;
         if seq >= target && !self.link.is_caught_up() && !is_asked {
             // What the archive has to tell again may confirm what was found alone.
             let confirms = !self.link.is_healing();
-            self.finder.send(Message::FromLog(FromLog::CaughtUp { confirms }))?;
+            self.tell(FromLog::CaughtUp { confirms })?;
             // Whoever hears of it may rely on the finder's being there too.
-            self.finder.barrier()?;
+            self.held(|finder| finder.barrier())?;
             self.link.set_caught_up(true);
         }
         self.link.read_seq.store(seq, Ordering::Release);
@@ -226,7 +256,7 @@ impl Reader {
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             let seq = message.info().map_err(|error| broken(&error))?.stream_sequence;
             if let Ok(batch) = Batch::decode(&message.payload) {
-                self.finder.send(Message::FromLog(FromLog::Facts(Box::new(batch))))?;
+                self.tell(FromLog::Facts(Box::new(batch)))?;
             }
             if seq >= info.state.last_sequence {
                 return Ok(());

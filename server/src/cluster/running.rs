@@ -1,7 +1,8 @@
 //! The threads that write and read the log.
 //!
 //! `log-publisher` and `log-reader` have a runtime and a connection each, so that neither waits for the other, nor a collector for
-//! any of them. `log-healer` goes through the archive for what a lost log had.
+//! any of them. `log-healer` goes through the archive for what a lost log had. `log-leader` keeps or waits for the lease of the server
+//! that delivers outwards.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use tokio::runtime;
 use tokio::sync::watch;
 
 use super::config::ClusterSection;
+use super::leader::{Election, Leadership, Timing};
 use super::link::Link;
 use super::losses::{ClusterLosses, Other};
 use super::outgoing::Outgoing;
@@ -35,6 +37,7 @@ pub struct Cluster {
     outgoing: Arc<Outgoing>,
     losses: Arc<ClusterLosses>,
     link: Arc<Link>,
+    leadership: Arc<Leadership>,
     end: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     signs: Vec<(&'static str, Sign)>,
@@ -56,13 +59,33 @@ impl Cluster {
         losses: Arc<ClusterLosses>,
         healer: Healer,
     ) -> io::Result<Self> {
+        Self::start_with(config, keep, Timing::default(), address, entries_max, finder, losses, healer)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the server")]
+    /// With leases of another length: see [`Self::start`].
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start_with(
+        config: &ClusterSection,
+        keep: Duration,
+        timing: Timing,
+        address: &str,
+        entries_max: usize,
+        finder: &InProcessBus,
+        losses: Arc<ClusterLosses>,
+        healer: Healer,
+    ) -> io::Result<Self> {
         let outgoing = Arc::new(Outgoing::new(entries_max));
         let link = Arc::new(Link::default());
+        let leadership = Arc::new(Leadership::shared(&config.server_name()));
         let (end, ended) = watch::channel(false);
         let mut started = Self {
             outgoing: Arc::clone(&outgoing),
             losses: Arc::clone(&losses),
             link: Arc::clone(&link),
+            leadership: Arc::clone(&leadership),
             end,
             threads: Mutex::default(),
             signs: Vec::new(),
@@ -72,6 +95,8 @@ impl Cluster {
         started.spawn("log-publisher", publisher.run(ended.clone()))?;
         let reader = Reader::new(config, keep, finder.clone(), Arc::clone(&link));
         started.spawn("log-reader", reader.run(ended.clone()))?;
+        let election = Election::new(config, keep, timing, leadership, Arc::clone(&link));
+        started.spawn("log-leader", election.run(ended.clone()))?;
         started.spawn("log-healer", heal(link, losses, finder.clone(), entries_max, healer, ended))?;
         Ok(started)
     }
@@ -96,6 +121,11 @@ impl Cluster {
     /// How it stands.
     pub fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+
+    /// Who of the servers delivers outwards.
+    pub fn leadership(&self) -> &Arc<Leadership> {
+        &self.leadership
     }
 
     /// This server's name.
@@ -160,8 +190,8 @@ impl Cluster {
     /// # Errors
     /// When one of the names is taken.
     pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
-        let metrics =
-            ClusterMetrics::new(Arc::clone(&self.link), Arc::clone(&self.outgoing), Arc::clone(&self.losses))?;
+        let (link, leadership) = (Arc::clone(&self.link), Arc::clone(&self.leadership));
+        let metrics = ClusterMetrics::new(link, leadership, Arc::clone(&self.outgoing), Arc::clone(&self.losses))?;
         registry.register(Box::new(metrics))
     }
 }
@@ -220,13 +250,15 @@ async fn heal(
 pub fn register_idle(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
     let link = Link::default();
     link.set_caught_up(true);
-    let metrics = ClusterMetrics::new(Arc::new(link), Arc::new(Outgoing::new(1)), Arc::default())?;
+    let leadership = Arc::new(Leadership::sole(""));
+    let metrics = ClusterMetrics::new(Arc::new(link), leadership, Arc::new(Outgoing::new(1)), Arc::default())?;
     registry.register(Box::new(metrics))
 }
 
 /// What is read off when the metrics are asked for.
 struct ClusterMetrics {
     link: Arc<Link>,
+    leadership: Arc<Leadership>,
     outgoing: Arc<Outgoing>,
     losses: Arc<ClusterLosses>,
     alone: IntGauge,
@@ -238,12 +270,21 @@ struct ClusterMetrics {
     unreadable: IntCounter,
     left_out: IntCounter,
     rebuilds: IntCounter,
+    fell_behind: IntCounter,
+    leads: IntGauge,
+    leader_changes: IntCounter,
 }
 
 impl ClusterMetrics {
-    fn new(link: Arc<Link>, outgoing: Arc<Outgoing>, losses: Arc<ClusterLosses>) -> Result<Self, prometheus::Error> {
+    fn new(
+        link: Arc<Link>,
+        leadership: Arc<Leadership>,
+        outgoing: Arc<Outgoing>,
+        losses: Arc<ClusterLosses>,
+    ) -> Result<Self, prometheus::Error> {
         Ok(Self {
             link,
+            leadership,
             outgoing,
             losses,
             alone: IntGauge::new(
@@ -282,10 +323,22 @@ impl ClusterMetrics {
                 "tapio_server_log_rebuilds_total",
                 "How often the servers' log was read from its beginning.",
             )?,
+            fell_behind: IntCounter::new(
+                "tapio_server_log_fell_behind_total",
+                "How often messages were deleted from the servers' log before this server had read them.",
+            )?,
+            leads: IntGauge::new(
+                "tapio_server_log_leader",
+                "1 while this server is the one that delivers outwards; over all servers at most 1.",
+            )?,
+            leader_changes: IntCounter::new(
+                "tapio_server_log_leader_changes_total",
+                "How often another term of a server that delivers outwards began, as this server saw it.",
+            )?,
         })
     }
 
-    fn all(&self) -> [&dyn Collector; 9] {
+    fn all(&self) -> [&dyn Collector; 12] {
         [
             &self.alone,
             &self.behind,
@@ -296,6 +349,9 @@ impl ClusterMetrics {
             &self.unreadable,
             &self.left_out,
             &self.rebuilds,
+            &self.fell_behind,
+            &self.leads,
+            &self.leader_changes,
         ]
     }
 }
@@ -311,6 +367,7 @@ impl Collector for ClusterMetrics {
         self.behind.set(i64::from(!link.is_caught_up()));
         self.silent.set(self.losses.silent().len() as i64);
         self.waiting.set(self.outgoing.len() as i64);
+        self.leads.set(i64::from(self.leadership.term().is_some()));
         let left_out = self.outgoing.left_out() + link.overflowed.load(Ordering::Relaxed);
         for (counter, now) in [
             (&self.published, link.messages_published.load(Ordering::Relaxed)),
@@ -318,6 +375,8 @@ impl Collector for ClusterMetrics {
             (&self.unreadable, link.unreadable.load(Ordering::Relaxed)),
             (&self.left_out, left_out),
             (&self.rebuilds, link.rebuilds.load(Ordering::Relaxed)),
+            (&self.fell_behind, link.fell_behind.load(Ordering::Relaxed)),
+            (&self.leader_changes, self.leadership.changes()),
         ] {
             counter.inc_by(now.saturating_sub(counter.get()));
         }

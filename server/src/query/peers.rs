@@ -75,7 +75,12 @@ impl Peers {
     pub fn introduce(&self, own: &mut StatusResponse) {
         let name = self.cluster.server().to_owned();
         own.nodes.iter_mut().for_each(|node| node.server.clone_from(&name));
-        own.servers = vec![ServerStatus { server: name, alone: self.cluster.link().is_alone(), ..standing(own) }];
+        own.servers = vec![ServerStatus {
+            server: name,
+            alone: self.cluster.link().is_alone(),
+            leads: self.cluster.leadership().term().is_some(),
+            ..standing(own)
+        }];
     }
 
     /// Completes this server's status by those of the others.
@@ -273,6 +278,7 @@ fn add(own: &mut StatusResponse, other: &Other, part: StatusResponse) {
         server: other.server.clone(),
         address: other.address.clone(),
         alone: part.servers.first().is_some_and(|server| server.alone),
+        leads: part.servers.first().is_some_and(|server| server.leads),
         ..standing(&part)
     });
     own.nodes.extend(part.nodes.into_iter().map(|mut node| {

@@ -176,6 +176,7 @@ pub fn status_value(status: &StatusResponse) -> Value {
                 "findings": server.findings,
                 "revision": server.revision,
                 "alone": server.alone,
+                "leads": server.leads,
             })
         };
         value.insert("servers".into(), status.servers.iter().map(server).collect());

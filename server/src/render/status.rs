@@ -140,10 +140,11 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
         .iter()
         .map(|server| {
             let address = if server.address.is_empty() { own.clone() } else { clean(&server.address) };
-            let state = match (server.ready, server.alone) {
-                (false, _) => "not ready",
-                (true, true) => "alone: the servers' log is away",
-                (true, false) => "ready",
+            let state = match (server.ready, server.alone, server.leads) {
+                (false, ..) => "not ready",
+                (true, true, _) => "alone: the servers' log is away",
+                (true, false, true) => "ready, leads",
+                (true, false, false) => "ready",
             };
             vec![clean(&server.server), address, state.into(), server.findings.to_string(), clean(&server.revision)]
         })

@@ -2,13 +2,16 @@
 
 #![allow(dead_code, reason = "every test uses its part of this module")]
 
+mod proxy;
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tapio_server::cluster::{Cluster, ClusterLosses, ClusterSection};
+pub use proxy::Proxy;
+use tapio_server::cluster::{Cluster, ClusterLosses, ClusterSection, Timing};
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::service::Finding;
@@ -35,6 +38,8 @@ pub struct Nats {
     port: u16,
     dir: tempfile::TempDir,
     extra: String,
+    /// More keys of its `jetstream` block.
+    jetstream: String,
     child: Option<Child>,
 }
 
@@ -62,7 +67,8 @@ impl Nats {
         }
         // Taken again right after it is given back.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let mut nats = Self { port, dir: tempfile::tempdir().expect("a directory"), extra: extra.into(), child: None };
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut nats = Self { port, dir, extra: extra.into(), jetstream: String::new(), child: None };
         nats.begin();
         Some(nats)
     }
@@ -70,9 +76,10 @@ impl Nats {
     fn begin(&mut self) {
         let store = self.dir.path().join("store");
         let config = format!(
-            "listen: 127.0.0.1:{}\njetstream {{ store_dir: \"{}\" }}\n{}\n",
+            "listen: 127.0.0.1:{}\njetstream {{ store_dir: \"{}\"\n{} }}\n{}\n",
             self.port,
             store.display(),
+            self.jetstream,
             self.extra
         );
         let file = self.dir.path().join("nats.conf");
@@ -94,6 +101,15 @@ impl Nats {
 
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// More keys of its `jetstream` block for its next start.
+    pub fn set_jetstream(&mut self, keys: &str) {
+        self.jetstream = keys.into();
     }
 
     /// Another configuration for its next start.
@@ -161,6 +177,11 @@ impl Member {
     }
 
     pub fn begin(section: ClusterSection) -> Self {
+        Self::begin_with(section, Timing::default())
+    }
+
+    /// With leases of another length.
+    pub fn begin_with(section: ClusterSection, timing: Timing) -> Self {
         let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
         let config = CorrelateConfig { shards: Some(2), wanted: patterns.kinds(), ..CorrelateConfig::default() };
         let store = Arc::new(FindingStore::new(1000));
@@ -171,7 +192,8 @@ impl Member {
         let keep = Duration::from_secs(3600);
         // There is no archive.
         let healer = Box::new(|_, _: &dyn Fn() -> bool| {});
-        let cluster = Cluster::start(&section, keep, "", 100_000, &finder.bus(), losses, healer).expect("it starts");
+        let cluster = Cluster::start_with(&section, keep, timing, "", 100_000, &finder.bus(), losses, healer);
+        let cluster = cluster.expect("it starts");
         let topology = Arc::new(Topology::new(100_000));
         let correlator = Correlator::start(&config, topology, Arc::new(LossBook::default()), cluster.bus())
             .expect("the correlator starts");
@@ -226,6 +248,18 @@ impl Member {
     }
 }
 
+/// What servers that nothing disturbs find, of which each sees one of these nodes; the first is the oldest.
+pub fn undisturbed(nodes: &[&Node]) -> Option<Vec<Finding>> {
+    let nats = Nats::start()?;
+    let members: Vec<Member> =
+        (0..nodes.len()).map(|number| Member::start(&nats, &format!("server-{number}"))).collect();
+    nodes.iter().zip(&members).for_each(|(node, member)| member.deliver(node));
+    settle(&members.iter().collect::<Vec<_>>());
+    let found = members[0].findings();
+    assert!(!found.is_empty() && found.iter().all(|one| one.missing_servers.is_empty()), "{found:#?}");
+    Some(final_content(&found))
+}
+
 /// What findings say, without how often and when each server had said it.
 pub fn final_content(findings: &[Finding]) -> Vec<Finding> {
     let plain = |finding: &Finding| Finding { revision: 0, published_ns: 0, ..finding.clone() };
@@ -243,6 +277,11 @@ pub fn settle(members: &[&Member]) {
     until("another message of each", || {
         members.iter().zip(&before).all(|(member, before)| published(member) > *before).then_some(())
     });
+    // There may be more than goes at once.
+    for member in members {
+        let waiting = || member.cluster.link().waiting.load(std::sync::atomic::Ordering::Acquire);
+        until("an empty publisher", || (waiting() == 0).then_some(()));
+    }
     let last = members.iter().map(published).max().unwrap_or(0);
     for member in members {
         let read = || member.cluster.link().read_seq.load(std::sync::atomic::Ordering::Acquire);

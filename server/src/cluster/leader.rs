@@ -1,0 +1,489 @@
+//! Which of the servers delivers outwards.
+//!
+//! What enters: a lease in a key-value bucket of JetStream, which servers take and renew by compare-and-set. What leaves: a [`Term`]
+//! while this server leads. What must hold: at most one term is valid at a time, also when a server was stopped and goes on, NATS lost
+//! what it had, or somebody sets a clock.
+//!
+//! ```text
+//! holder      sends a renewal ── it is taken ───────── its term ends, unless it was renewed
+//!                 │◄──────────────── LEASE - MARGIN ────────────────►│
+//! candidate             sees the lease ◄──────────── LEASE ─────────────────► may take it, where it is the same still
+//! ```
+//!
+//! A holder counts from before it asked, a candidate from after it was answered, both by `CLOCK_BOOTTIME` of their own machine. So
+//! it does not matter what NATS' clock says, nor when NATS deletes the lease: its bucket's time to live only clears up behind
+//! servers that are gone. A bucket that was made anew counts as a lease that was seen just now.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::kv::{Store, UpdateErrorKind};
+use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::config::ClusterSection;
+use super::link::Link;
+use super::log::{Log, LogError};
+
+/// The lease's key in its bucket.
+const KEY: &str = "leader";
+/// A lease that nobody renewed is deleted after so many times its length.
+const BUCKET_AGE_LEASES: u32 = 6;
+const VALUE_BYTES_MAX: i32 = 4096;
+const BUCKET_BYTES_MAX: i64 = 1 << 20;
+/// How long the last word of a leader that ends may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a lease lasts, and how it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long others leave a lease alone.
+    pub lease: Duration,
+    /// How much earlier its holder gives up: clocks may differ in speed by so much in the course of one lease.
+    pub margin: Duration,
+    /// Between two renewals, and between two looks.
+    pub interval: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(12), margin: Duration::from_secs(2), interval: Duration::from_secs(2) }
+    }
+}
+
+/// Nanoseconds by a clock that nobody sets and that goes on while the machine sleeps.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
+}
+
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
+
+/// This server leads, as long as it is valid. Look at it before and after everything that only the leader may do.
+#[derive(Clone, Debug)]
+pub struct Term {
+    number: u64,
+    /// By [`now_ns`]; later renewals move it.
+    until_ns: Arc<AtomicU64>,
+}
+
+impl Term {
+    fn new(number: u64, until_ns: u64) -> Self {
+        Self { number, until_ns: Arc::new(AtomicU64::new(until_ns)) }
+    }
+
+    /// Later leaders have higher ones.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether this server leads at this moment.
+    pub fn is_valid_now(&self) -> bool {
+        !self.left().is_zero()
+    }
+
+    /// How long it leads, unless it renews its lease; zero when the term is over.
+    pub fn left(&self) -> Duration {
+        // Relaxed: it guards nothing but itself.
+        Duration::from_nanos(self.until_ns.load(Ordering::Relaxed).saturating_sub(now_ns()))
+    }
+
+    /// Waits until it is over.
+    pub async fn over(&self) {
+        loop {
+            let left = self.left();
+            if left.is_zero() {
+                return;
+            }
+            // It may end earlier than it would by itself.
+            tokio::time::sleep(left.min(Duration::from_millis(100))).await;
+        }
+    }
+
+    fn extend(&self, until_ns: u64) {
+        self.until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.extend(0);
+    }
+}
+
+/// Who leads, as this server knows it.
+pub struct Leadership {
+    server: String,
+    standing: watch::Sender<Standing>,
+    changes: AtomicU64,
+    /// The last term that was counted.
+    term_seen: AtomicU64,
+}
+
+#[derive(Clone, Default)]
+struct Standing {
+    term: Option<Term>,
+    /// Who holds the lease, and in which term.
+    leader: Option<(String, u64)>,
+}
+
+impl Leadership {
+    /// Of a server that shares a log with others: nobody leads until the lease is taken.
+    pub fn shared(server: &str) -> Self {
+        Self {
+            server: server.into(),
+            standing: watch::Sender::default(),
+            changes: AtomicU64::new(0),
+            term_seen: AtomicU64::new(0),
+        }
+    }
+
+    /// Of a server that is the only one: it leads always.
+    pub fn sole(server: &str) -> Self {
+        let leadership = Self::shared(server);
+        let (term, leader) = (Some(Term::new(1, u64::MAX)), Some((server.to_owned(), 1)));
+        leadership.standing.send_replace(Standing { term, leader });
+        leadership
+    }
+
+    /// This server's term; [`None`] while it does not lead.
+    pub fn term(&self) -> Option<Term> {
+        self.standing.borrow().term.clone().filter(Term::is_valid_now)
+    }
+
+    /// Waits until this server leads.
+    pub async fn led(&self) -> Term {
+        let mut standing = self.standing.subscribe();
+        loop {
+            if let Some(term) = self.term() {
+                return term;
+            }
+            // The sender is in `self`.
+            let _ = standing.changed().await;
+        }
+    }
+
+    /// The name of the server that leads; [`None`] while nobody does, or it is not known.
+    pub fn leader(&self) -> Option<String> {
+        if self.term().is_some() {
+            return Some(self.server.clone());
+        }
+        let of_others = self.standing.borrow().leader.clone().filter(|(server, _)| *server != self.server);
+        of_others.map(|(server, _)| server)
+    }
+
+    /// How often another term began, as far as this server saw it.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, term: Option<Term>, leader: Option<(String, u64)>) {
+        self.standing.send_replace(Standing { term, leader: leader.clone() });
+        if let Some((server, number)) = leader
+            && self.term_seen.swap(number, Ordering::Relaxed) != number
+        {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(server, term = number, "this server delivers outwards for all of them");
+        }
+    }
+}
+
+/// What is in the bucket.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+struct Lease {
+    server: String,
+    /// Tells a server's runs from one another.
+    run: String,
+    term: u64,
+    renewal: u64,
+    /// Its holder has ended: it may be taken at once.
+    is_released: bool,
+}
+
+impl Lease {
+    /// Whether it is the other one, renewed or not.
+    fn is_of(&self, other: &Self) -> bool {
+        self.run == other.run && self.term == other.term
+    }
+}
+
+/// A lease of this run.
+struct Held {
+    lease: Lease,
+    /// Its place in the bucket.
+    revision: u64,
+    term: Term,
+}
+
+/// What a candidate saw, and the moment at which it had seen it first.
+struct Seen {
+    /// When the bucket was made: revisions count anew in another one.
+    created_ns: i128,
+    entry: Option<(u64, Vec<u8>)>,
+    since_ns: u64,
+}
+
+/// What came of writing the lease.
+enum Written {
+    At(u64),
+    /// There is another one than was expected.
+    Refused,
+}
+
+/// Takes the lease where it is free, and keeps it.
+pub(super) struct Election {
+    config: ClusterSection,
+    keep: Duration,
+    timing: Timing,
+    leadership: Arc<Leadership>,
+    link: Arc<Link>,
+    run: String,
+    held: Option<Held>,
+    seen: Option<Seen>,
+    /// The highest term that this server knows of.
+    term_max: u64,
+    trouble: Option<String>,
+}
+
+impl Election {
+    pub(super) fn new(
+        config: &ClusterSection,
+        keep: Duration,
+        timing: Timing,
+        leadership: Arc<Leadership>,
+        link: Arc<Link>,
+    ) -> Self {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        Self {
+            config: config.clone(),
+            keep,
+            timing,
+            leadership,
+            link,
+            run: format!("{started:x}-{}", std::process::id()),
+            held: None,
+            seen: None,
+            term_max: 0,
+            trouble: None,
+        }
+    }
+
+    /// Stands for leader until `ended`, and then lets others lead at once.
+    pub(super) async fn run(mut self, mut ended: watch::Receiver<bool>) {
+        let mut bucket: Option<Store> = None;
+        loop {
+            if self.link.frozen.load(Ordering::Acquire) {
+                let _ = ended.wait_for(|is| *is).await;
+                return;
+            }
+            tokio::select! {
+                outcome = self.step(&mut bucket) => self.note(outcome, &mut bucket),
+                _ = ended.wait_for(|is| *is) => break,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.timing.interval) => {}
+                _ = ended.wait_for(|is| *is) => break,
+            }
+        }
+        if let (Some(bucket), Some(held)) = (bucket, self.give_up("it ends")) {
+            let lease = Lease { is_released: true, renewal: held.lease.renewal + 1, ..held.lease };
+            // Without it others wait until the lease is over.
+            let _ = tokio::time::timeout(RELEASE_TIMEOUT, write(&bucket, &lease, held.revision)).await;
+        }
+    }
+
+    fn note(&mut self, outcome: Result<(), LogError>, bucket: &mut Option<Store>) {
+        let trouble = outcome.err().map(|error| error.to_string());
+        if trouble.is_some() {
+            // What it was connected to may not be what it is now.
+            *bucket = None;
+            if self.held.is_none() {
+                self.leadership.set(None, None);
+            }
+        }
+        if let Some(error) = trouble.as_ref().filter(|_| self.trouble != trouble) {
+            tracing::warn!(error, "it is not known which server delivers outwards");
+        }
+        self.trouble = trouble;
+        // Not before there is an answer, or none in time: others may be told a moment later, and never too long.
+        if self.held.as_ref().is_some_and(|held| !held.term.is_valid_now()) {
+            self.give_up("it could not renew its lease in time");
+        }
+    }
+
+    async fn step(&mut self, bucket: &mut Option<Store>) -> Result<(), LogError> {
+        let bucket = match bucket {
+            Some(bucket) => bucket,
+            None => bucket.insert(self.connect().await?),
+        };
+        if self.held.as_ref().is_some_and(|held| !held.term.is_valid_now()) {
+            self.give_up("it could not renew its lease in time");
+        }
+        match self.held {
+            Some(_) => self.renew(bucket).await,
+            None => self.stand(bucket).await,
+        }
+    }
+
+    async fn connect(&self) -> Result<Store, LogError> {
+        let log = Log::connect(&self.config, self.keep).await?;
+        let bucket = log.names.bucket("LEADER");
+        // As `create_key_value` makes it, which cannot read what NATS before 2.10 says of the account.
+        let config = stream::Config {
+            name: format!("KV_{bucket}"),
+            subjects: vec![format!("$KV.{bucket}.>")],
+            description: Some("Tapio: which of its servers delivers outwards".into()),
+            max_messages_per_subject: 1,
+            max_age: self.timing.lease * BUCKET_AGE_LEASES,
+            max_bytes: BUCKET_BYTES_MAX,
+            max_message_size: VALUE_BYTES_MAX,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            num_replicas: self.config.replicas,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            ..stream::Config::default()
+        };
+        log.context.create_or_update_stream(config).await.map_err(failed)?;
+        log.context.get_key_value(bucket).await.map_err(failed)
+    }
+
+    /// Keeps the lease.
+    async fn renew(&mut self, bucket: &Store) -> Result<(), LogError> {
+        // It stays there meanwhile: the server may end at any moment.
+        let Some(held) = &self.held else { return Ok(()) };
+        let lease = Lease { renewal: held.lease.renewal + 1, ..held.lease.clone() };
+        let (known, sent_ns) = (held.revision, now_ns());
+        let revision = match write(bucket, &lease, known).await? {
+            Written::At(revision) => {
+                held.term.extend(self.until_ns(sent_ns));
+                revision
+            }
+            Written::Refused => match read(bucket).await? {
+                // NATS has lost it. Nobody takes it within the term: they see a bucket that is new to them.
+                None => 0,
+                // A renewal had come through whose answer had not, or the last one is lost.
+                Some((revision, value)) if decode(&value).is_some_and(|found| found.is_of(&lease)) => revision,
+                Some(_) => {
+                    self.give_up("another server has taken the lease");
+                    return Ok(());
+                }
+            },
+        };
+        if let Some(held) = &mut self.held {
+            (held.lease, held.revision) = (lease, revision);
+        }
+        Ok(())
+    }
+
+    /// Looks who leads, and takes the lease when that is nobody any more.
+    async fn stand(&mut self, bucket: &Store) -> Result<(), LogError> {
+        let created_ns = bucket.stream.get_info().await.map_err(failed)?.created.unix_timestamp_nanos();
+        let entry = read(bucket).await?;
+        let answered_ns = now_ns();
+        let lease = entry.as_ref().and_then(|(_, value)| decode(value));
+        self.term_max = self.term_max.max(lease.as_ref().map_or(0, |lease| lease.term));
+        let revision = entry.as_ref().map_or(0, |(revision, _)| *revision);
+        // Not one that NATS came back to when it lost what came after it.
+        let is_released = lease.as_ref().is_some_and(|lease| lease.is_released && lease.term == self.term_max);
+        let is_same = |seen: &&Seen| seen.created_ns == created_ns && seen.entry == entry;
+        let since_ns = self.seen.as_ref().filter(is_same).map_or(answered_ns, |seen| seen.since_ns);
+        let is_over = is_released || answered_ns - since_ns >= nanos(self.timing.lease);
+        self.seen = Some(Seen { created_ns, entry, since_ns });
+        if !is_over {
+            // A lease of an earlier run of this server is nobody's.
+            let leader = lease.filter(|lease| lease.run != self.run).map(|lease| (lease.server, lease.term));
+            self.leadership.set(None, leader);
+            return Ok(());
+        }
+        let lease = Lease {
+            server: self.leadership.server.clone(),
+            run: self.run.clone(),
+            term: self.term_max + 1,
+            renewal: 0,
+            is_released: false,
+        };
+        let sent_ns = now_ns();
+        if let Written::At(revision) = write(bucket, &lease, revision).await? {
+            let term = Term::new(lease.term, self.until_ns(sent_ns));
+            self.term_max = lease.term;
+            self.seen = None;
+            self.leadership.set(Some(term.clone()), Some((lease.server.clone(), lease.term)));
+            self.held = Some(Held { lease, revision, term });
+        }
+        Ok(())
+    }
+
+    /// Until when a lease that was asked for at this moment is this server's.
+    fn until_ns(&self, sent_ns: u64) -> u64 {
+        sent_ns + nanos(self.timing.lease) - nanos(self.timing.margin)
+    }
+
+    fn give_up(&mut self, reason: &str) -> Option<Held> {
+        let held = self.held.take()?;
+        held.term.end();
+        self.seen = None;
+        self.leadership.set(None, None);
+        tracing::info!(term = held.term.number, reason, "this server does not deliver outwards any more");
+        Some(held)
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> LogError {
+    LogError::JetStream { what: "the lease of the leader", error: error.to_string() }
+}
+
+fn decode(value: &[u8]) -> Option<Lease> {
+    serde_json::from_slice(value).ok()
+}
+
+/// The lease as it is in the bucket, and its place; also one that was deleted or that nobody can read.
+async fn read(bucket: &Store) -> Result<Option<(u64, Vec<u8>)>, LogError> {
+    let entry = bucket.entry(KEY).await.map_err(failed)?;
+    Ok(entry.map(|entry| (entry.revision, entry.value.to_vec())))
+}
+
+/// Writes the lease where the one at `revision` is the last one; 0: where there is none.
+async fn write(bucket: &Store, lease: &Lease, revision: u64) -> Result<Written, LogError> {
+    let value = serde_json::to_vec(lease).map_err(failed)?;
+    match bucket.update(KEY, value.into(), revision).await {
+        Ok(revision) => Ok(Written::At(revision)),
+        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Refused),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_is_over_for_everybody_who_holds_it_when_its_time_is_or_when_it_is_given_up() {
+        let term = Term::new(3, now_ns() + nanos(Duration::from_secs(3600)));
+        let other = term.clone();
+        assert!(term.is_valid_now() && other.left() > Duration::from_secs(3500));
+        other.end();
+        assert!(!term.is_valid_now() && term.left().is_zero());
+        term.extend(now_ns());
+        assert!(!other.is_valid_now());
+    }
+
+    #[test]
+    fn the_only_server_leads_always() {
+        let leadership = Leadership::sole("a");
+        let term = leadership.term().expect("it leads");
+        assert!(term.left() > Duration::from_secs(1 << 30));
+        assert_eq!((leadership.leader().as_deref(), leadership.changes()), (Some("a"), 0));
+        assert_eq!(Leadership::shared("b").leader(), None);
+    }
+
+    #[test]
+    fn a_holder_gives_up_before_others_may_take_over() {
+        let timing = Timing::default();
+        assert!(timing.margin > Duration::ZERO && timing.margin + 2 * timing.interval < timing.lease);
+    }
+}
