@@ -25,6 +25,9 @@ use crate::latency::boottime_ns;
 /// Percent at which it is full, and below which it has room again.
 const FULL_PERCENT: u64 = 95;
 const ROOM_PERCENT: u64 = 85;
+/// Packets are dropped for want of room only in a table that was full a moment ago: entries leave by their timeouts, which are longer than
+/// a look is apart.
+const WAS_FULL_PERCENT: u64 = 50;
 /// While it is full it is told again this often; at once when packets are dropped for the first time.
 const REPEAT: Duration = Duration::from_secs(30);
 /// Entries looked at to find who has most of them. They come in the order of a hash: a sample. Older kernels walk from the
@@ -35,17 +38,31 @@ const ABSENT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What one look found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Fill {
+pub struct Fill {
     entries: u64,
-    entries_max: u64,
-    /// Since the boot; `None` where the kernel does not tell.
+    pub entries_max: u64,
+    /// Since the namespace is there; `None` where the kernel does not tell.
     dropped: Option<u64>,
     early_dropped: Option<u64>,
+    /// Entries that another packet had entered first. Some such packets are dropped, which says nothing of room.
+    insert_failed: u64,
 }
 
 impl Fill {
     fn is_above(&self, percent: u64) -> bool {
         self.entries_max > 0 && self.entries.saturating_mul(100) >= self.entries_max.saturating_mul(percent)
+    }
+
+    /// The same of a table that may have so many entries.
+    pub fn of_at_most(self, entries_max: u64) -> Self {
+        Self { entries_max, ..self }
+    }
+
+    /// Packets dropped for want of room since `before`, at least; [`None`] where the kernel does not tell.
+    pub fn dropped_since(&self, before: &Self) -> Option<u64> {
+        let dropped = self.dropped?.saturating_sub(before.dropped?);
+        let raced = self.insert_failed.saturating_sub(before.insert_failed);
+        Some(if self.is_above(WAS_FULL_PERCENT) { dropped.saturating_sub(raced) } else { 0 })
     }
 }
 
@@ -108,11 +125,12 @@ fn number(path: &Path) -> Result<u64, String> {
 
 /// `/proc/net/stat/nf_conntrack`: a line of names, then one of hexadecimal numbers for each CPU. The entries are the namespace's
 /// in every line, the rest is to be added up.
-fn counters(text: &str) -> Option<Fill> {
+pub fn counters(text: &str) -> Option<Fill> {
     let mut lines = text.lines();
     let names: Vec<&str> = lines.next()?.split_whitespace().collect();
     let column = |name: &str| names.iter().position(|known| *known == name);
     let (entries, dropped, early_dropped) = (column("entries")?, column("drop"), column("early_drop"));
+    let insert_failed = column("insert_failed");
     let mut fill = Fill { dropped: dropped.map(|_| 0), early_dropped: early_dropped.map(|_| 0), ..Fill::default() };
     for line in lines {
         let numbers: Vec<u64> =
@@ -121,13 +139,9 @@ fn counters(text: &str) -> Option<Fill> {
         fill.entries = get(Some(entries));
         fill.dropped = fill.dropped.map(|sum| sum + get(dropped));
         fill.early_dropped = fill.early_dropped.map(|sum| sum + get(early_dropped));
+        fill.insert_failed += get(insert_failed);
     }
     Some(fill)
-}
-
-/// Of the text of a namespace's `/proc/net/stat/nf_conntrack`: packets dropped for want of room.
-pub fn drops(text: &str) -> Option<u64> {
-    counters(text)?.dropped
 }
 
 /// What is worth telling of one look after another.
@@ -149,7 +163,7 @@ impl Teller {
             fill
         });
         let since = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
-        let drops_now = since(fill.dropped, before.dropped).unwrap_or(0) > 0;
+        let drops_now = fill.dropped_since(&before).unwrap_or(0) > 0;
         self.seen = Some(fill);
         let was_full = self.is_full;
         // Between two looks it may have been full and have dropped packets.
@@ -163,7 +177,7 @@ impl Teller {
         if !tells {
             return None;
         }
-        let dropped = since(fill.dropped, self.told.dropped);
+        let dropped = fill.dropped_since(&self.told);
         let early_dropped = since(fill.early_dropped, self.told.early_dropped);
         self.has_told_drops = self.is_full && (self.has_told_drops || dropped.unwrap_or(0) > 0);
         self.told = fill;
@@ -287,7 +301,8 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     #[test]
     fn counters_are_added_up_and_entries_are_not() {
         let fill = counters(STAT).expect("as the kernel writes it");
-        let expected = Fill { entries: 999, entries_max: 0, dropped: Some(26), early_dropped: Some(3) };
+        let expected =
+            Fill { entries: 999, dropped: Some(26), early_dropped: Some(3), insert_failed: 0, ..Fill::default() };
         assert_eq!(fill, expected);
         assert_eq!(counters("something else"), None);
         assert_eq!(counters(""), None);
@@ -296,7 +311,8 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     fn told(fills: &[(u64, u64)]) -> Vec<Option<(bool, u64)>> {
         let (mut teller, start) = (Teller::default(), Instant::now());
         let looks = fills.iter().enumerate().map(|(turn, &(entries, dropped))| {
-            let fill = Fill { entries, entries_max: 100, dropped: Some(dropped), early_dropped: Some(0) };
+            let (dropped, early_dropped) = (Some(dropped), Some(0));
+            let fill = Fill { entries, entries_max: 100, dropped, early_dropped, insert_failed: 0 };
             let told = teller.look(fill, start + Duration::from_secs(5) * turn as u32);
             told.map(|(is_full, dropped, _)| (is_full, dropped.expect("told")))
         });
@@ -323,6 +339,20 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     #[test]
     fn a_table_that_was_full_between_two_looks_is_told() {
         assert_eq!(told(&[(40, 7), (60, 19), (60, 19)]), [None, Some((true, 12)), Some((false, 0))]);
+    }
+
+    #[test]
+    fn packets_dropped_in_a_table_with_room_or_since_another_was_first_say_nothing_of_room() {
+        assert_eq!(told(&[(10, 7), (12, 19), (12, 30)]), [None; 3], "it had room all the time");
+        let fill = |dropped, insert_failed| Fill {
+            entries: 100,
+            entries_max: 100,
+            dropped: Some(dropped),
+            insert_failed,
+            ..Fill::default()
+        };
+        assert_eq!(fill(40, 25).dropped_since(&fill(10, 5)), Some(10));
+        assert_eq!(fill(40, 99).dropped_since(&fill(10, 5)), Some(0));
     }
 
     fn node(entries: u64, with_counters: bool) -> tempfile::TempDir {

@@ -152,6 +152,7 @@ fn a_table_of_connections_that_dropped_packets_is_full_and_a_half_full_one_besid
         (960, u64::MAX, Some("conntrack-nearly-full")),
         (500, 0, None),
         (500, u64::MAX, None),
+        (100, 42, None),
     ] {
         assert_eq!(
             patterns_of(&losing_packets(entries, dropped)),

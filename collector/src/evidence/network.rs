@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use crate::conntrack;
+use crate::conntrack::{self, Fill};
 use crate::host;
 
 /// What the kernel counts in a network namespace.
@@ -16,8 +16,7 @@ use crate::host;
 pub struct Network {
     /// The number of the namespace's file in procfs.
     pub id: u64,
-    /// Packets dropped for want of room, since the namespace is there.
-    pub dropped: u64,
+    pub fill: Fill,
 }
 
 /// The network namespace of a process; [`None`] where nothing is counted, or the process is gone.
@@ -30,14 +29,14 @@ pub fn of_node() -> Option<u64> {
     below(&host::proc_root().join("1")).map(|network| network.id)
 }
 
-/// The most connections that any table may have.
-pub fn entries_max() -> u64 {
+/// The most connections that any table may have; [`None`] where there is none.
+pub fn entries_max() -> Option<u64> {
     let text = std::fs::read_to_string(host::proc_root().join("sys/net/netfilter/nf_conntrack_max"));
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    text.ok()?.trim().parse().ok()
 }
 
 fn below(process: &Path) -> Option<Network> {
     let path = process.join("net/stat/nf_conntrack");
     let id = rustix::fs::stat(&path).ok()?.st_ino;
-    Some(Network { id, dropped: conntrack::drops(&std::fs::read_to_string(&path).ok()?)? })
+    Some(Network { id, fill: conntrack::counters(&std::fs::read_to_string(&path).ok()?)? })
 }

@@ -19,6 +19,7 @@ use super::processes::{self, KnownLimits, Looked};
 use super::read::{Mounts, Paths, runtime_comm};
 use super::sample::{Files, Limits, Sample};
 use super::tasks;
+use crate::conntrack::Fill;
 
 /// Samples that are kept: half an hour, with the interval that is configured by default. So are the other times below.
 const POINTS_MAX: usize = 180;
@@ -84,8 +85,8 @@ struct Watched {
     descriptors: Lasting,
     stopped: Lasting,
     connections: Lasting,
-    /// Packets that its network namespace had dropped for want of room at the last look.
-    dropped: Option<u64>,
+    /// Its network namespace's table of connections at the last look.
+    fill: Option<Fill>,
     processes: Looked,
     known_limits: KnownLimits,
     counters: History,
@@ -104,6 +105,8 @@ pub struct Watch {
     round: Option<Instant>,
     listed: Option<Instant>,
     node: NodeWatch,
+    /// The most connections that a network namespace may track, as of the last list.
+    entries_max: u64,
     /// Network namespaces by the container that stands for all of its pod; of the node's own, nobody.
     networks: HashMap<u64, String, RandomState>,
 }
@@ -119,6 +122,7 @@ impl Watch {
             round: None,
             listed: None,
             node: NodeWatch::default(),
+            entries_max: 0,
             networks: HashMap::default(),
         }
     }
@@ -149,6 +153,7 @@ impl Watch {
             watched.seen
         });
         self.networks.retain(|_, path| self.watched.contains_key(path.as_str()));
+        self.entries_max = network::entries_max().unwrap_or(0);
         if let Some(of_node) = network::of_node() {
             self.networks.insert(of_node, String::new());
         }
@@ -207,7 +212,8 @@ impl Watch {
                         self.networks.entry(network.id).or_insert_with(|| path.clone()) == path.as_str()
                     };
                     if let Some(network) = network.filter(is_its) {
-                        watched.look_at_connections(now, &path, network, told_again, told);
+                        let fill = network.fill.of_at_most(self.entries_max);
+                        watched.look_at_connections(now, &path, fill, told_again, told);
                     }
                 }
                 let interval = if watched.is_pod { interval * ROUNDS as u32 } else { interval };
@@ -358,15 +364,15 @@ impl Watched {
         &mut self,
         now: Instant,
         path: &str,
-        network: Network,
+        fill: Fill,
         told_again: Duration,
         told: &mut Vec<Told>,
     ) {
-        let Some(before) = self.dropped.replace(network.dropped) else { return };
-        let dropped = network.dropped.saturating_sub(before);
+        let Some(before) = self.fill.replace(fill) else { return };
+        let dropped = fill.dropped_since(&before).unwrap_or(0);
         // What the kernel counted is certain: one look is enough.
         if let Some(tell) = self.connections.saw(now, dropped > 0, 1, told_again) {
-            let figures = if tell.is_over { (0, 0) } else { (dropped, network::entries_max()) };
+            let figures = if tell.is_over { (0, 0) } else { (dropped, fill.entries_max) };
             let whose = Whose::Cgroup(with_network(path).to_owned());
             told.push(Told::Trouble(Trouble::new(whose, What::ConnectionsDropped, tell.since, figures, tell.is_over)));
         }
@@ -539,9 +545,10 @@ mod tests {
         let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
         // What was dropped before the first look was long ago.
         for (look, dropped) in [900, 900, 917, 918, 918, 918].into_iter().enumerate() {
-            let network = Network { id: 7, dropped };
+            let text = format!("entries insert_failed drop\n64 00 {dropped:x}\n");
+            let fill = crate::conntrack::counters(&text).expect("as the kernel writes it").of_at_most(100);
             let now = at(start, look as u64 * NETWORK_SAMPLES);
-            watched.look_at_connections(now, &path, network, INTERVAL * SAMPLES, &mut told);
+            watched.look_at_connections(now, &path, fill, INTERVAL * SAMPLES, &mut told);
         }
         let dropped = What::ConnectionsDropped;
         assert_eq!(overs(&told), [(dropped, false), (dropped, false), (dropped, true)]);
