@@ -26,6 +26,10 @@ pub struct ClusterSection {
     pub advertise: Option<String>,
     /// TLS to the other servers, where `server.tls_enabled` is set.
     pub peer_tls: Option<ClientFiles>,
+    /// Whether a server passes the asker's token on to the others in the clear, where `server.tls_enabled` is not set. It goes to
+    /// the addresses that are in the log.
+    #[schemars(example = true)]
+    pub token_without_tls: bool,
     /// The user at NATS.
     #[schemars(example = &"tapio")]
     pub user: Option<String>,
@@ -67,6 +71,7 @@ impl Default for ClusterSection {
             server: None,
             advertise: None,
             peer_tls: None,
+            token_without_tls: false,
             user: None,
             password_file: None,
             credentials_file: None,
