@@ -157,11 +157,9 @@ fn the_set_of_servers_is_the_autoscalers_business_and_its_data_is_kept() {
     assert!(scaler["spec"]["minReplicas"] == 2 && scaler["spec"]["maxReplicas"] == 10);
     assert_eq!(objects("scaling.yaml", "PodDisruptionBudget")[0]["spec"]["maxUnavailable"], 1);
     let services = objects("server-deployment.yaml", "Service");
-    assert_eq!(
-        services.iter().filter(|service| service["spec"]["clusterIP"] == "None").count(),
-        1,
-        "one for the collectors"
-    );
+    let headless = services.iter().filter(|service| service["spec"]["clusterIP"] == "None");
+    let names: Vec<_> = headless.filter_map(|service| service["metadata"]["name"].as_str()).collect();
+    assert_eq!(names, ["tapio-server-headless", "tapio-nats"], "one for the collectors, one for the servers' log");
     assert_eq!(set["spec"]["serviceName"], "tapio-server-headless");
 }
 
