@@ -81,7 +81,8 @@ impl Tapio {
 
     /// Waits until all pods of a Deployment, StatefulSet or DaemonSet are of its newest template, and ready.
     pub fn rolled_out(&self, what: &str) {
-        if let Err(error) = kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=120s"]) {
+        // One after the other, where a small node has no room for a third server before the first has ended.
+        if let Err(error) = kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=300s"]) {
             let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();
             let readiness = self.collectors().first().map(Pod::readiness).unwrap_or_default();
             panic!("{error}\n{pods}\n{readiness}\n{}", self.log(what));
