@@ -158,8 +158,8 @@ if [ -n "$VENV" ] && [ ${#rendered[@]} -gt 0 ] && find_helm; then
   check "the chart renders components/log-lines" same_as log-lines- --set collector.logs=true
   check "the chart renders components/uring" same_as uring-production -f helm/production.yaml \
     --set server.seccompProfile.type=Localhost --set server.seccompProfile.localhostProfile=tapio/tapio-server.json
-  check "the chart renders components/token-review" same_as token-review- --set tokenReview=true
-  check "the chart renders components/token-review in production" same_as token-review-production -f helm/production.yaml --set tokenReview=true
+  check "the chart renders components/without-nats" same_as without-nats- --set nats.enabled=false
+  check "the chart renders components/own-nats" same_as own-nats- --set nats.url=nats://tapio-nats:4222
   check "the chart's schema refuses a misspelled value" refused tlsSecrets --set server.tlsSecrets=x
   check "the chart's schema refuses a wrong digest" refused digest --set server.image.digest=sha256:1
 else

@@ -98,6 +98,10 @@ pub struct GrpcSection {
     /// A bearer token for the server, like a projected service account's; it may change at any time.
     #[schemars(example = "/var/run/secrets/tokens/tapio")]
     pub token_file: Option<PathBuf>,
+    /// Whether the token may travel in the clear, where TLS is off: whoever reads the wire can use it until it expires. Without
+    /// this a token goes in the clear to this machine only.
+    #[schemars(example = true)]
+    pub token_without_tls: bool,
     /// Events in a frame.
     pub max_batch_size: usize,
     /// How long an event may wait for others of its frame at the most: once there are a few hundred they leave. An urgent one
@@ -120,6 +124,7 @@ impl Default for GrpcSection {
             tls_enabled: false,
             tls: ClientFiles::default(),
             token_file: None,
+            token_without_tls: false,
             max_batch_size: 4096,
             batch_timeout: Duration::from_millis(200),
             reconnect_enabled: true,
@@ -556,6 +561,11 @@ mod tests {
             ("grpc: {tls: {ca: /ca.pem}}", "tls_enabled"),
             ("grpc: {tls_enabled: true, tls: {ca: /ca.pem, key: /key.pem}}", "grpc.tls"),
             ("grpc: {server_endpoints: [\"server:9090\"], token_file: /token}", "token_file"),
+            ("grpc: {token_without_tls: true}", "token_without_tls"),
+            (
+                "grpc: {token_file: /token, token_without_tls: true, tls_enabled: true, tls: {ca: /ca.pem}}",
+                "token_without_tls",
+            ),
             ("logging: {level: loud}", "logging.level"),
             ("resources: {max_memory_mb: 1}", "max_memory_mb"),
             ("collectors: {ebpf: {flush_interval: 1ms}}", "flush_interval"),

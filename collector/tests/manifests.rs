@@ -98,9 +98,10 @@ fn the_roles_grant_exactly_what_the_code_asks_for_but_secrets() {
 #[test]
 fn the_configurations_are_accepted() {
     let plain = default_config();
-    assert!(!plain.grpc.tls_enabled);
+    assert!(!plain.grpc.tls_enabled && plain.grpc.token_without_tls);
     let production = config(&text("overlays/production/collector.yaml"));
-    assert!(production.grpc.tls_enabled);
+    assert!(production.grpc.tls_enabled && !production.grpc.token_without_tls);
+    assert!(plain.grpc.token_file.is_some() && plain.grpc.token_file == production.grpc.token_file);
     assert_eq!(plain.grpc.server_endpoints, production.grpc.server_endpoints);
     assert_eq!(plain.resources.max_cpu_milli, production.resources.max_cpu_milli);
 }

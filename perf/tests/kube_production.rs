@@ -1,5 +1,5 @@
-//! On a real Kubernetes node: the production overlay with `components/token-review`, as deploy/README.md tells to apply it. It
-//! explains a kill; who has no token, or another's, is refused and told why; the archive outlives the set; and nothing is left.
+//! On a real Kubernetes node: the production overlay, as deploy/README.md tells to apply it. It explains a kill; who has no token, or
+//! another's, is refused and told why; the log is read over TLS; the archive outlives the set; and nothing is left.
 //!
 //! Runs only by `make test-kube`.
 
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::kube_node::installed::{COLLECTOR, NAMESPACE, Pod, Tapio};
+use crate::kube_node::installed::{COLLECTOR, NAMESPACE, NATS, Pod, Tapio};
 use crate::kube_node::{Namespace, await_that, container, has_node, kubectl, kubectl_reading, pod, setting};
 use operator::Operator;
 use serde_json::{Value, json};
@@ -32,8 +32,10 @@ fn production_explains_a_kill_and_lets_in_only_whom_its_tokens_name() {
     let rendered = operator.render();
     // An old API server does not know the claims' retention; its own is the same.
     tapio.apply(rendered.clone(), "--validate=warn");
-    tapio.rolled_out(SET);
-    tapio.rolled_out(COLLECTOR);
+    for what in [NATS, SET, COLLECTOR] {
+        tapio.rolled_out(what);
+    }
+    the_log_is_read(&tapio);
 
     let namespace = Namespace::make("production");
     let found = tapio.explains_a_kill(&namespace, "leak");
@@ -64,6 +66,18 @@ fn metric(server: &Pod, name: &str, labels: &[&str]) -> f64 {
     let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
     let lines = lines.filter(|line| labels.iter().all(|label| line.contains(label)));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// NATS took the server's certificate and password, and the server NATS' certificate.
+fn the_log_is_read(tapio: &Tapio) {
+    await_that("the log", |seen| {
+        let server = tapio.pods("server").into_iter().next()?;
+        let text = server.get_from(9091, "/metrics").map_err(|error| *seen = error).ok()?;
+        let wanted = ["tapio_server_log_alone 0", "tapio_server_log_behind 0"];
+        *seen =
+            text.lines().filter(|line| line.starts_with("tapio_server_log_")).map(|line| format!("\n{line}")).collect();
+        wanted.iter().all(|wanted| text.lines().any(|line| line == *wanted)).then_some(())
+    });
 }
 
 /// The API server was asked about the collector's token and about that of the server's own tapioctl, and said whose they are.

@@ -202,6 +202,8 @@ fn leaves_nothing(tapio: Tapio, before: &Traces, ordinary: &str) {
         ("namespace", "tapio-system"),
         ("clusterrole", "tapio-collector"),
         ("clusterrolebinding", "tapio-collector"),
+        ("clusterrole", "tapio-server"),
+        ("clusterrolebinding", "tapio-server"),
         ("priorityclass", "tapio-server"),
         ("priorityclass", "tapio-collector"),
     ] {

@@ -16,6 +16,7 @@ mod inject;
 mod kube;
 mod kube_archive;
 mod kube_capabilities;
+mod kube_cluster;
 mod kube_node;
 mod kube_production;
 mod kube_rollout;

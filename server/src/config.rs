@@ -327,11 +327,16 @@ impl Config {
         if let Err((key, problem)) = self.cluster.validate() {
             return invalid(key, problem);
         }
-        let is_guarded = self.server.tls_enabled || self.server.auth.wants_token();
+        if self.cluster.token_without_tls && (self.server.tls_enabled || self.cluster.peer_tls.is_some()) {
+            return invalid("cluster.token_without_tls", "servers with TLS pass tokens on by cluster.peer_tls".into());
+        }
+        let token_wants_tls = self.server.auth.wants_token() && !self.cluster.token_without_tls;
+        let is_guarded = self.server.tls_enabled || token_wants_tls;
         if self.cluster.is_on() && is_guarded && self.cluster.peer_tls.is_none() {
             return invalid(
                 "cluster.peer_tls",
-                "servers that ask for TLS or a token ask one another the same: name at least ca, the CA of their certificates"
+                "servers that ask for TLS or a token ask one another the same: name at least ca, the CA of their certificates \
+                 (a token alone: or set cluster.token_without_tls: true, where nobody else reads the network)"
                     .into(),
             );
         }
@@ -458,6 +463,7 @@ mod tests {
             ("cluster: {url: 'nats://nats:4222', server: a, replicas: 2}", "cluster.replicas"),
             ("cluster: {url: 'nats://n:4222', server: a}\nserver: {auth: {token_file: /token}}", "cluster.peer_tls"),
             ("cluster: {url: 'nats://nats:4222', server: a, max_bytes: 1MiB}", "cluster.max_bytes"),
+            ("cluster: {token_without_tls: true, peer_tls: {ca: /ca.pem}}", "cluster.token_without_tls"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

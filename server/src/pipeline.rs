@@ -266,7 +266,8 @@ impl Pipeline {
         let peers = match &cluster {
             Some(cluster) => {
                 let tls = config.cluster.peer_tls.clone().map(Watched::load).transpose()?;
-                Some(Arc::new(Peers::new(Arc::clone(cluster), tls.map(Arc::new))))
+                let token_without_tls = config.cluster.token_without_tls;
+                Some(Arc::new(Peers::new(Arc::clone(cluster), tls.map(Arc::new), token_without_tls)))
             }
             None => None,
         };

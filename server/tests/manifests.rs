@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_yaml_ng::Value;
+use tapio_server::auth::{NodeIdentity, Subject};
 use tapio_server::config::Config;
 
 fn text(name: &str) -> String {
@@ -73,8 +74,16 @@ fn the_configurations_fit_ports_volumes_and_limits() {
         );
         assert!(resources["limits"].get("cpu").is_none(), "no CPU limit");
     }
+    for (_, config, _) in workloads() {
+        let review = config.server.auth.token_review.expect("whoever comes brings a token");
+        assert_eq!(config.server.auth.node_identity, NodeIdentity::Token);
+        let (server, tapioctl) = ("tapio-server", "tapioctl");
+        assert_eq!(review.may_query, [server, tapioctl].map(|name| Subject::account("tapio-system", name)));
+        assert_eq!(review.may_ship, [Subject::account("tapio-system", "tapio-collector")]);
+    }
     let [(_, plain, _), (_, production, _)] = workloads();
-    assert!(!plain.server.tls_enabled && plain.serves_api());
+    assert!(plain.cluster.token_without_tls && !production.cluster.token_without_tls);
+    assert!(!plain.server.tls_enabled && !plain.serves_api(), "nothing is told without a token");
     assert!(production.server.tls_enabled && !production.serves_api(), "nothing is told in the clear beside TLS");
     assert!(production.server.tls.client_ca.is_some(), "only collectors with a certificate may ship");
 }
@@ -101,7 +110,7 @@ fn the_servers_pod_is_one_that_the_restricted_level_admits() {
                 .expect("a mapping")
                 .keys()
                 .find_map(|key| key.as_str().filter(|key| *key != "name"));
-            assert!(["configMap", "secret", "ephemeral"].contains(&kind.expect("a kind")), "{volume:?}");
+            assert!(["configMap", "secret", "projected", "ephemeral"].contains(&kind.expect("a kind")), "{volume:?}");
         }
     }
 }
@@ -118,6 +127,9 @@ fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes(
         container["resources"] = Value::Null;
         let mut variables = container["env"].as_sequence().cloned().unwrap_or_default();
         variables.retain(|one| !one["name"].as_str().expect("a name").starts_with("TAPIO_TLS_"));
+        for one in variables.iter_mut().filter(|one| one["name"] == "TAPIO_CLUSTER_URL") {
+            one["value"] = Value::Null;
+        }
         container["env"] = Value::Sequence(variables);
         let mounts = container["volumeMounts"].as_sequence_mut().expect("mounts");
         mounts.retain(|mount| mount["name"] != "tls");
@@ -132,19 +144,22 @@ fn the_set_of_servers_is_the_autoscalers_business_and_its_data_is_kept() {
     let (deployment, set) = (deployment(), stateful_set());
     for workload in [&deployment, &set] {
         assert_eq!(workload["metadata"]["name"], "tapio-server");
-        assert!(workload["spec"].get("replicas").is_none(), "an applied number would undo the autoscaler's");
     }
+    // An applied number would undo the autoscaler's. Without one, which are the three files of the quick start, there are two.
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    assert!(
+        text("kustomization.yaml").contains("{op: remove, path: /spec/replicas}")
+            && set["spec"].get("replicas").is_none()
+    );
     let policy = &set["spec"]["persistentVolumeClaimRetentionPolicy"];
     assert!(policy["whenDeleted"] == "Retain" && policy["whenScaled"] == "Retain", "{policy:?}");
     let scaler = objects("scaling.yaml", "HorizontalPodAutoscaler").remove(0);
     assert!(scaler["spec"]["minReplicas"] == 2 && scaler["spec"]["maxReplicas"] == 10);
     assert_eq!(objects("scaling.yaml", "PodDisruptionBudget")[0]["spec"]["maxUnavailable"], 1);
     let services = objects("server-deployment.yaml", "Service");
-    assert_eq!(
-        services.iter().filter(|service| service["spec"]["clusterIP"] == "None").count(),
-        1,
-        "one for the collectors"
-    );
+    let headless = services.iter().filter(|service| service["spec"]["clusterIP"] == "None");
+    let names: Vec<_> = headless.filter_map(|service| service["metadata"]["name"].as_str()).collect();
+    assert_eq!(names, ["tapio-server-headless", "tapio-nats"], "one for the collectors, one for the servers' log");
     assert_eq!(set["spec"]["serviceName"], "tapio-server-headless");
 }
 
@@ -174,4 +189,37 @@ fn the_seccomp_profile_admits_io_uring_and_nothing_that_leaves_the_container() {
     ] {
         assert!(!names.contains(&call), "{call}");
     }
+}
+
+#[test]
+fn the_servers_reach_nats_with_the_password_that_it_asks_for() {
+    let nats = objects("server-deployment.yaml", "StatefulSet").remove(0);
+    let container = &nats["spec"]["template"]["spec"]["containers"][0];
+    let password = &container["env"][0];
+    let secret = &password["valueFrom"]["secretKeyRef"];
+    let production = text("overlays/production/nats.conf");
+    let maps = objects("server-deployment.yaml", "ConfigMap");
+    let plain = maps.iter().find_map(|map| map["data"].get("nats.conf")?.as_str()).expect("nats.conf");
+    for (workload, conf) in [(deployment(), plain), (stateful_set(), &production)] {
+        let pod = &workload["spec"]["template"]["spec"];
+        let of_server = |name: &str| {
+            let variables = pod["containers"][0]["env"].as_sequence().expect("variables");
+            variables.iter().find(|one| one["name"] == name).and_then(|one| one["value"].as_str()).expect("a value")
+        };
+        let volumes = pod["volumes"].as_sequence().expect("volumes");
+        let mounted = volumes.iter().find(|volume| volume["name"] == "nats").expect("the Secret");
+        assert_eq!(mounted["secret"]["secretName"], secret["name"]);
+        let mounts = pod["containers"][0]["volumeMounts"].as_sequence().expect("mounts");
+        let folder = mounts.iter().find(|mount| mount["name"] == "nats").and_then(|mount| mount["mountPath"].as_str());
+        let file = format!("{}/{}", folder.expect("a folder"), secret["key"].as_str().expect("a key"));
+        assert_eq!(of_server("TAPIO_CLUSTER_PASSWORD_FILE"), file);
+        assert!(conf.contains(&format!("password: ${}", password["name"].as_str().expect("a name"))), "{conf}");
+        assert!(conf.contains(&format!("user: {}", of_server("TAPIO_CLUSTER_USER"))), "{conf}");
+        let is_tls = conf.contains("tls {");
+        assert_eq!(of_server("TAPIO_CLUSTER_URL").starts_with("tls://tapio-nats."), is_tls);
+        // A log and its index, beside what the file system keeps.
+        assert!(conf.contains("max_file_store: 1800MB") && Config::default().cluster.max_bytes < 1_800_000_000);
+    }
+    let command = "#   kubectl -n tapio-system create secret generic tapio-nats --from-literal=password=";
+    assert!(text("server-deployment.yaml").contains(command), "the manifest tells how the Secret is made");
 }

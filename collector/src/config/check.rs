@@ -62,13 +62,24 @@ impl Config {
         if self.grpc.server_endpoints.is_empty() {
             return invalid("grpc.server_endpoints", "name at least one server, like tapio-server:9090".into());
         }
+        if self.grpc.token_without_tls && (self.grpc.tls_enabled || self.grpc.token_file.is_none()) {
+            return invalid(
+                "grpc.token_without_tls",
+                "it is for grpc.token_file where grpc.tls_enabled is false".into(),
+            );
+        }
+        let needs_tls = self.grpc.token_file.is_some() && !self.grpc.tls_enabled && !self.grpc.token_without_tls;
         for endpoint in &self.grpc.server_endpoints {
             match endpoint.parse::<ServerName>() {
                 Err(problem) => return invalid("grpc.server_endpoints", problem),
-                Ok(name) if self.grpc.token_file.is_some() && !self.grpc.tls_enabled && !name.is_loopback() => {
+                Ok(name) if needs_tls && !name.is_loopback() => {
                     return invalid(
                         "grpc.token_file",
-                        format!("a token is not sent to {} in the clear; set grpc.tls_enabled: true", name.host),
+                        format!(
+                            "a token is not sent to {} in the clear; set grpc.tls_enabled: true, or grpc.token_without_tls: true \
+                             where nobody else reads the network",
+                            name.host
+                        ),
                     );
                 }
                 Ok(_) => {}

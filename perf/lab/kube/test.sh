@@ -4,6 +4,7 @@
 #   TAPIO_TEST_NODE                                            its name
 #   TAPIO_TEST_IMAGE, TAPIO_TEST_IMAGE_NEXT                    two images with a busybox
 #   TAPIO_TEST_SERVER_IMAGE, TAPIO_TEST_COLLECTOR_IMAGE        Tapio of this checkout; without them only kube, kube_truth and kube_states are tested
+#   TAPIO_TEST_NATS_IMAGE                                      NATS 2.9 or newer
 #   TAPIO_TEST_SERVER_IMAGE_NEXT, TAPIO_TEST_COLLECTOR_IMAGE_NEXT  the same, built with --features tapio-wire/next-version
 # Otherwise a node is built, started, and taken away again unless it ran before. TAPIO_KUBE_TESTS names other tests than all.
 set -euo pipefail
@@ -12,7 +13,7 @@ cd "$HERE/../../.."
 began=$SECONDS
 export TAPIO_KUBE_TEST=1
 KUBE=${TAPIO_KUBE:-/tmp/kube}
-tests=${TAPIO_KUBE_TESTS:-kube kube_truth kube_states kube_rollout kube_capabilities kube_production}
+tests=${TAPIO_KUBE_TESTS:-kube kube_truth kube_states kube_rollout kube_cluster kube_capabilities kube_production}
 enter=() node_is_ours=''
 
 finish() {
@@ -35,6 +36,7 @@ trap 'exit 143' TERM
 build() { cargo build --locked --workspace --bins "$@"; }
 if [ -z "${KUBECONFIG:-}" ]; then
   "$HERE/build.sh"
+  deploy/local/install.sh nats
   ip netns list | grep -qw kube || node_is_ours=1
   "$HERE/up.sh"
   echo "The node is ready after $((SECONDS - began)) s"
@@ -47,7 +49,9 @@ if [ -z "${KUBECONFIG:-}" ]; then
   "$HERE/images.sh" "$bin" next
   build
   "$HERE/images.sh" "$bin" 1
+  "$HERE/images.sh" nats
   "$HERE/volumes.sh"
+  export TAPIO_TEST_NATS_IMAGE=docker.io/local/nats:1
   export TAPIO_TEST_SERVER_IMAGE=docker.io/local/tapio-server:1 TAPIO_TEST_SERVER_IMAGE_NEXT=docker.io/local/tapio-server:next
   export TAPIO_TEST_COLLECTOR_IMAGE=docker.io/local/tapio-collector:1
   export TAPIO_TEST_COLLECTOR_IMAGE_NEXT=docker.io/local/tapio-collector:next
@@ -55,7 +59,7 @@ if [ -z "${KUBECONFIG:-}" ]; then
 else
   build
   if [ -z "${TAPIO_TEST_SERVER_IMAGE:-}" ]; then
-    echo "SKIP kube_rollout, kube_capabilities and kube_production: TAPIO_TEST_SERVER_IMAGE names no image" >&2
+    echo "SKIP kube_rollout, kube_cluster, kube_capabilities and kube_production: TAPIO_TEST_SERVER_IMAGE names no image" >&2
     tests='kube kube_truth kube_states'
   fi
 fi

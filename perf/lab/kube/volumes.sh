@@ -3,7 +3,7 @@
 # claim takes one of them; what was in it stays when the claim is gone, until this script empties it and offers it again.
 set -euo pipefail
 KUBE=${TAPIO_KUBE:-/tmp/kube}
-VOLUMES=12
+VOLUMES=40
 kubectl_() { nsenter --net=/run/netns/kube kubectl --kubeconfig "$KUBE/admin.conf" "$@"; }
 
 # Of those in use nothing is touched.

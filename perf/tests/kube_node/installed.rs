@@ -1,8 +1,9 @@
-//! Tapio as its manifests install it: the three files of the quick start, with nothing replaced but the images' names, or what a
-//! test renders.
+//! Tapio as its manifests install it: the three files of the quick start or `kubectl apply -k deploy`, with nothing replaced but the
+//! images' names and what the API server is too old for, or what a test renders.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tapio_perf::processes::http;
@@ -11,8 +12,14 @@ use super::{Namespace, await_that, deployment, eater, kubectl, kubectl_reading, 
 
 pub const SERVER: &str = "deployment/tapio-server";
 pub const COLLECTOR: &str = "daemonset/tapio-collector";
+pub const NATS: &str = "statefulset/tapio-nats";
 pub const NAMESPACE: &str = "tapio-system";
-const FILES: [&str; 3] = ["namespace.yaml", "server-deployment.yaml", "collector-daemonset.yaml"];
+const NAMESPACE_FILE: &str = "namespace.yaml";
+const FILES: [&str; 2] = ["server-deployment.yaml", "collector-daemonset.yaml"];
+/// What `tapioctl` ends with when a server's part is missing.
+const INCOMPLETE: i32 = 4;
+/// What an API server before 1.23 or 1.21 has instead.
+const OLDER: [(&str, &str); 2] = [("autoscaling/v2", "autoscaling/v2beta2"), ("policy/v1", "policy/v1beta1")];
 
 /// Tapio on the cluster; uninstalled when this is dropped.
 #[derive(Default)]
@@ -23,11 +30,45 @@ pub struct Tapio {
 impl Tapio {
     /// Applies the three files, in their order.
     pub fn install() -> Self {
-        let mut tapio = Self::default();
+        let mut tapio = Self::prepare();
         for file in FILES {
-            tapio.apply(manifest(file), "--validate=true");
+            tapio.apply(with_images(&deploy_text(file)), "--validate=true");
         }
         tapio
+    }
+
+    /// Applies what `kubectl apply -k deploy` does.
+    pub fn install_all() -> Self {
+        let mut tapio = Self::prepare();
+        let folder = deploy("");
+        let rendered = kubectl(&["kustomize", folder.to_str().expect("a path")]);
+        let mut text = with_images(&rendered.unwrap_or_else(|error| panic!("{error}")));
+        let versions = kubectl(&["api-versions"]).unwrap_or_else(|error| panic!("{error}"));
+        for (version, older) in OLDER {
+            if !versions.lines().any(|line| line == version) {
+                text = text.replace(&format!("apiVersion: {version}\n"), &format!("apiVersion: {older}\n"));
+            }
+        }
+        tapio.apply(text, "--validate=true");
+        tapio
+    }
+
+    /// The namespace, and in it the password of servers and NATS, by the command that the manifest tells.
+    fn prepare() -> Self {
+        let mut tapio = Self::default();
+        tapio.apply(deploy_text(NAMESPACE_FILE), "--validate=true");
+        let text = deploy_text(FILES[0]);
+        let mut commands = text.lines().filter_map(|line| line.strip_prefix("#   "));
+        let command = commands.find(|line| line.contains("create secret generic tapio-nats")).expect("it is told");
+        let status = Command::new("sh").args(["-euc", command]).status().expect("sh starts");
+        assert!(status.success(), "{status}: {command}");
+        tapio
+    }
+
+    /// Applies the last of what was applied once more, and gives what kubectl says: a line an object.
+    pub fn apply_again(&self) -> Vec<String> {
+        let said = kubectl_reading(&["apply", "-f", "-"], self.texts.last().expect("something was applied"));
+        said.unwrap_or_else(|error| panic!("{error}")).lines().map(str::to_owned).collect()
     }
 
     /// Applies some objects, which go when this is dropped. `validate` is kubectl's option.
@@ -40,7 +81,8 @@ impl Tapio {
 
     /// Waits until all pods of a Deployment, StatefulSet or DaemonSet are of its newest template, and ready.
     pub fn rolled_out(&self, what: &str) {
-        if let Err(error) = kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=120s"]) {
+        // One after the other, where a small node has no room for a third server before the first has ended.
+        if let Err(error) = kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=300s"]) {
             let pods = kubectl(&["-n", NAMESPACE, "describe", "pods"]).unwrap_or_default();
             let readiness = self.collectors().first().map(Pod::readiness).unwrap_or_default();
             panic!("{error}\n{pods}\n{readiness}\n{}", self.log(what));
@@ -51,6 +93,24 @@ impl Tapio {
     pub fn restart(&self, what: &str) {
         kubectl(&["-n", NAMESPACE, "rollout", "restart", what]).expect("restarted");
         self.rolled_out(what);
+    }
+
+    /// Runs something while there is no collector on any node.
+    pub fn without_collectors(&self, run: impl FnOnce()) {
+        let patch = |value: Value| {
+            let patch =
+                json!({"spec": {"template": {"spec": {"nodeSelector": {"tapio.test/none": value}}}}}).to_string();
+            kubectl(&["-n", NAMESPACE, "patch", COLLECTOR, "-p", &patch]).expect("patched");
+        };
+        patch(json!("here"));
+        await_that("that the collectors are gone", |seen| {
+            let label = "app.kubernetes.io/component=collector";
+            *seen = kubectl(&["-n", NAMESPACE, "get", "pods", "-l", label, "-o", "name"]).unwrap_or_else(|error| error);
+            seen.is_empty().then_some(())
+        });
+        run();
+        patch(Value::Null);
+        self.rolled_out(COLLECTOR);
     }
 
     /// Gives the only container another image.
@@ -66,12 +126,9 @@ impl Tapio {
         kubectl(&["-n", NAMESPACE, "patch", COLLECTOR, "--type=json", "-p", &patch]).expect("patched");
     }
 
-    /// `tapioctl` in the server's pod, as an operator runs it.
+    /// `tapioctl` in a server's pod, as an operator runs it.
     pub fn tapioctl(&self, arguments: &[&str]) -> Result<String, String> {
-        let server = self.pods("server").into_iter().next().ok_or("no server is ready")?;
-        let mut command = vec!["-n", NAMESPACE, "exec", &server.name, "--", "/usr/bin/tapioctl"];
-        command.extend(arguments);
-        kubectl(&command)
+        self.pods("server").first().ok_or("no server is ready")?.tapioctl(arguments)
     }
 
     /// The same, its lines of JSON.
@@ -151,6 +208,30 @@ impl Tapio {
         items.iter().filter(|item| item["metadata"]["deletionTimestamp"].is_null()).map(Pod::of).collect()
     }
 
+    /// The finding of a pattern that every one of `servers` servers has of an entity of such a name, and the only one: with the same
+    /// id, and the same in whatever `content` takes of it. The order in which servers published does not count.
+    pub fn found_alike(&self, servers: usize, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
+        await_that(&format!("{pattern}, alike from {servers} servers"), |seen| {
+            let pods = self.pods("server");
+            let mut answers = Vec::new();
+            seen.clear();
+            for pod in &pods {
+                let all =
+                    pod.tapioctl_json(&["findings", "--limit", "500"]).map_err(|error| seen.push_str(&error)).ok()?;
+                let is_meant =
+                    |one: &&Value| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name);
+                let meant: Vec<Value> = all.iter().filter(is_meant).cloned().collect();
+                seen.extend(meant.iter().map(|one| format!("\n{}: {one}", pod.name)));
+                answers.push(meant);
+            }
+            let alike =
+                |one: &Value| ["id", "count", "title", "summary", "confidence", "possible"].map(|key| one[key].clone());
+            let first = answers.first().and_then(|answer| answer.first())?;
+            let is_alike = answers.iter().all(|answer| answer.len() == 1 && alike(&answer[0]) == alike(first));
+            (pods.len() == servers && is_alike).then(|| first.clone())
+        })
+    }
+
     /// The last lines of a component's log.
     pub fn log(&self, what: &str) -> String {
         kubectl(&["-n", NAMESPACE, "logs", what, "--tail=40"]).unwrap_or_else(|error| error)
@@ -202,6 +283,27 @@ impl Pod {
         }
     }
 
+    /// `tapioctl` in it.
+    pub fn tapioctl(&self, arguments: &[&str]) -> Result<String, String> {
+        kubectl(&[&["-n", NAMESPACE, "exec", &self.name, "--", "/usr/bin/tapioctl"][..], arguments].concat())
+    }
+
+    /// The same, its lines of JSON.
+    pub fn tapioctl_json(&self, arguments: &[&str]) -> Result<Vec<Value>, String> {
+        json_lines(&self.tapioctl(&[arguments, &["-o", "json"]].concat())?)
+    }
+
+    /// The findings that `tapioctl` in it lists, also where it says that a part is missing.
+    pub fn known_findings(&self) -> Result<Vec<Value>, String> {
+        let program = ["/usr/bin/tapioctl", "findings", "--limit", "500", "-o", "json"];
+        let exec = ["-n", NAMESPACE, "exec", &self.name, "--"];
+        let output = Command::new("kubectl").args(exec).args(program).output().expect("kubectl starts");
+        match output.status.code() {
+            Some(0 | INCOMPLETE) => json_lines(&String::from_utf8_lossy(&output.stdout)),
+            _ => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
     /// What `GET /readyz` of a collector says.
     pub fn readiness(&self) -> String {
         self.get("/readyz").unwrap_or_else(|error| error)
@@ -214,8 +316,13 @@ impl Pod {
 
     /// The same of any port.
     pub fn get_from(&self, port: u16, path: &str) -> Result<String, String> {
+        self.answer_from(port, path).map(|(_, body)| body)
+    }
+
+    /// Status and body of an answer.
+    pub fn answer_from(&self, port: u16, path: &str) -> Result<(u16, String), String> {
         let address: SocketAddr = format!("{}:{port}", self.address).parse().map_err(|_| "it has no address yet")?;
-        http::get_from(address, path).map(|(_, body)| body).map_err(|error| error.to_string())
+        http::get_from(address, path).map_err(|error| error.to_string())
     }
 
     /// Its log, a JSON object a line.
@@ -234,18 +341,30 @@ fn json_lines(text: &str) -> Result<Vec<Value>, String> {
     text.lines().map(|line| serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))).collect()
 }
 
-/// A file of `deploy/`, its image by the name that it has here.
-fn manifest(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
+}
+
+/// A file of `deploy/`.
+fn deploy_text(file: &str) -> String {
+    let path = deploy(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Manifests with the images by the names that they have here.
+fn with_images(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
         lines.push(match line.split_once("image: ") {
             Some((before, name)) if before.trim().is_empty() => {
-                let of_server = name.starts_with("tapio-server");
-                assert!(of_server || name.starts_with("tapio-collector"), "an image that is not ours: {name}");
-                let image = setting(if of_server { "TAPIO_TEST_SERVER_IMAGE" } else { "TAPIO_TEST_COLLECTOR_IMAGE" });
-                format!("{before}image: {image}")
+                let settings = [
+                    ("tapio-server", "TAPIO_TEST_SERVER_IMAGE"),
+                    ("tapio-collector", "TAPIO_TEST_COLLECTOR_IMAGE"),
+                    ("nats", "TAPIO_TEST_NATS_IMAGE"),
+                ];
+                let ours = settings.iter().find(|(start, _)| name.starts_with(&format!("{start}:")));
+                let (_, setting_name) = ours.unwrap_or_else(|| panic!("an image that is not ours: {name}"));
+                format!("{before}image: {}", setting(setting_name))
             }
             _ => line.to_owned(),
         });

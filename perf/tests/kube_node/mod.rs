@@ -88,6 +88,11 @@ impl Namespace {
         kubectl_reading(&["-n", &self.0, "apply", "-f", "-"], &list).expect("applied");
     }
 
+    /// Deletes an object, and waits until it is gone.
+    pub fn delete(&self, kind: &str, name: &str) {
+        kubectl(&["-n", &self.0, "delete", kind, name, "--wait=true"]).expect("deleted");
+    }
+
     /// A field by its JSON path; empty when there is none.
     pub fn get(&self, what: &str, path: &str) -> String {
         kubectl(&["-n", &self.0, "get", what, "-o", &format!("jsonpath={path}")]).unwrap_or_default()

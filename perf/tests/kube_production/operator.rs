@@ -1,5 +1,5 @@
 //! What an operator has and does before `kubectl apply`: an authority with certificates, and a kustomization of their own over the
-//! production overlay. Commands, files and keys are those that deploy/README.md shows, so that the page is tried as well.
+//! production overlay. Commands and files are those that deploy/README.md shows, so that the page is tried as well.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,9 @@ use crate::kube_node::{kubectl, setting};
 const STORAGE: &str = "4Gi";
 const ARCHIVE_MAX: &str = "2GiB";
 
-/// The names that README.md asks of the server's certificate.
+/// The names that README.md asks of the server's certificate, and of NATS'.
 const SERVER_NAMES: [&str; 2] = ["tapio-server-headless.tapio-system.svc", "tapio-server.tapio-system.svc"];
+const NATS_NAME: &str = "tapio-nats.tapio-system.svc";
 
 /// A folder with a checkout's `tapio/deploy`, the operator's `own`, and certificates where the page's commands look for them.
 pub struct Operator {
@@ -41,7 +42,8 @@ impl Operator {
         let operator = Self { folder, readme, issuer: Issuer::new(params, key) };
         fs::write(operator.path("ca.crt"), ca).expect("written");
         let (of_server, of_client) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
-        operator.sign("server", &SERVER_NAMES, vec![of_server, of_client.clone()]);
+        operator.sign("server", &SERVER_NAMES, vec![of_server.clone(), of_client.clone()]);
+        operator.sign("nats", &[NATS_NAME], vec![of_server]);
         operator.sign("collector", &[], vec![of_client.clone()]);
         operator.sign("me", &[], vec![of_client]);
         operator
@@ -83,22 +85,13 @@ impl Operator {
         block
     }
 
-    /// The value that the page's table has for a key.
-    fn value_of(&self, key: &str) -> &str {
-        let row = self.readme.split_once(&format!("| `{key}` | `")).map(|(_, rest)| rest);
-        row.and_then(|rest| rest.split_once("` |")).unwrap_or_else(|| panic!("deploy/README.md has no `{key}`")).0
-    }
-
     /// The kustomization of the page, and over it what the lab has otherwise.
     pub fn render(&self) -> String {
         let root = self.folder.path();
         self.run(root, &self.shown("sh", "mkdir own"));
         let own = root.join("own");
         fs::write(own.join("kustomization.yaml"), self.shown("yaml", "# own/kustomization.yaml")).expect("written");
-        edit(&own.join("server.yaml"), "server:\n", &format!("server:\n  auth: {}\n", self.value_of("server.auth")));
         edit(&own.join("server.yaml"), "max_bytes: 40GiB", &format!("max_bytes: {ARCHIVE_MAX}"));
-        let token = format!("grpc:\n  token_file: {}\n", self.value_of("grpc.token_file"));
-        edit(&own.join("collector.yaml"), "grpc:\n", &token);
 
         let lab = root.join("lab");
         fs::create_dir(&lab).expect("made");
@@ -139,6 +132,7 @@ fn lab_kustomization() -> serde_json::Value {
         "images": [
             image("tapio-server", "TAPIO_TEST_SERVER_IMAGE"),
             image("tapio-collector", "TAPIO_TEST_COLLECTOR_IMAGE"),
+            image("nats", "TAPIO_TEST_NATS_IMAGE"),
         ],
         "patches": [
             {"target": {"kind": "StatefulSet", "name": "tapio-server"}, "patch": set.to_string()},

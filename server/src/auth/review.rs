@@ -241,7 +241,7 @@ impl Reviewer {
                     tracing::warn!(
                         reason = status.message,
                         "the nodes of tokens are not known: Kubernetes before 1.30 does not name them, and this server may \
-                         not get the pods in namespace {}; deploy/components/token-review has the Role",
+                         not get the pods in namespace {}; deploy/server-deployment.yaml has the Role",
                         pod.namespace
                     );
                 }

@@ -8,6 +8,10 @@ use serde::Deserialize;
 use tapio_wire::tls::ClientFiles;
 use tapio_wire::units;
 
+/// Addresses that are nowhere (RFC 5737, RFC 3849): the way to them is the machine's default route.
+const ELSEWHERE_V4: &str = "192.0.2.1";
+const ELSEWHERE_V6: &str = "2001:db8::1";
+
 /// `cluster:`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -20,12 +24,16 @@ pub struct ClusterSection {
     /// This server's name among the servers; default: the machine's name, which is the pod's.
     #[schemars(example = "tapio-server-0")]
     pub server: Option<String>,
-    /// Where other servers reach this one's gRPC, HOST:PORT; default: the address from which this machine reaches NATS, and the
-    /// port of gRPC.
+    /// Where other servers reach this one's gRPC, HOST:PORT; default: the address from which this machine reaches NATS, or, where
+    /// NATS has no address yet, other networks, and the port of gRPC.
     #[schemars(example = "10.0.0.7:9090")]
     pub advertise: Option<String>,
     /// TLS to the other servers, where `server.tls_enabled` is set.
     pub peer_tls: Option<ClientFiles>,
+    /// Whether a server passes the asker's token on to the others in the clear, where `server.tls_enabled` is not set. It goes to
+    /// the addresses that are in the log.
+    #[schemars(example = true)]
+    pub token_without_tls: bool,
     /// The user at NATS.
     #[schemars(example = &"tapio")]
     pub user: Option<String>,
@@ -67,6 +75,7 @@ impl Default for ClusterSection {
             server: None,
             advertise: None,
             peer_tls: None,
+            token_without_tls: false,
             user: None,
             password_file: None,
             credentials_file: None,
@@ -97,13 +106,17 @@ impl ClusterSection {
             return listens.to_string();
         }
         // Nothing is sent: the kernel chooses the address that it would send from.
-        let towards_nats = self.urls().into_iter().find_map(|url| {
-            let nats: async_nats::ServerAddr = url.parse().ok()?;
+        let towards = |host: &str, port: u16| {
             let socket = UdpSocket::bind((listens.ip(), 0)).ok()?;
-            socket.connect((nats.host(), nats.port())).ok()?;
+            socket.connect((host, port)).ok()?;
             socket.local_addr().ok()
-        });
-        towards_nats.map_or_else(String::new, |local| SocketAddr::new(local.ip(), listens.port()).to_string())
+        };
+        let nats = self.urls().into_iter().filter_map(|url| url.parse::<async_nats::ServerAddr>().ok());
+        let towards_nats = nats.into_iter().find_map(|nats| towards(nats.host(), nats.port()));
+        // Where both start together NATS may have no address yet, and this server must have one all the same.
+        let elsewhere = if listens.is_ipv4() { ELSEWHERE_V4 } else { ELSEWHERE_V6 };
+        let local = towards_nats.or_else(|| towards(elsewhere, 9));
+        local.map_or_else(String::new, |local| SocketAddr::new(local.ip(), listens.port()).to_string())
     }
 
     /// This server's name.
@@ -152,5 +165,26 @@ impl ClusterSection {
             return Err(("cluster.max_bytes", format!("{} is less than 16MiB", self.max_bytes)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_starts_before_nats_says_where_it_is_reached() {
+        let section = |url: &str| ClusterSection { url: url.into(), ..ClusterSection::default() };
+        let listens: SocketAddr = "0.0.0.0:9090".parse().expect("an address");
+        assert_eq!(section("nats://127.0.0.1:4222").address(listens), "127.0.0.1:9090");
+        let default_route = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        if !default_route.lines().any(|line| line.split_whitespace().nth(1) == Some("00000000")) {
+            assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "this machine has no default route");
+            eprintln!("SKIP: this machine has no default route");
+            return;
+        }
+        let address = section("nats://nats.invalid:4222").address(listens);
+        let address: SocketAddr = address.parse().unwrap_or_else(|_| panic!("`{address}` is nowhere"));
+        assert!(!address.ip().is_unspecified() && address.port() == 9090, "{address}");
     }
 }

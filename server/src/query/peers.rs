@@ -38,6 +38,8 @@ const ASKED_BY: &str = "tapio-asked-by";
 pub struct Peers {
     cluster: Arc<Cluster>,
     tls: Option<Arc<Watched<ClientFiles>>>,
+    /// `cluster.token_without_tls`.
+    token_without_tls: bool,
     channels: Mutex<HashMap<String, Channel>>,
     answers: Semaphore,
 }
@@ -47,8 +49,9 @@ pub type Part = Result<Vec<Event>, Unanswered>;
 
 impl Peers {
     /// The servers that share a log with this one.
-    pub fn new(cluster: Arc<Cluster>, tls: Option<Arc<Watched<ClientFiles>>>) -> Self {
-        Self { cluster, tls, channels: Mutex::default(), answers: Semaphore::new(ANSWERS_MAX) }
+    pub fn new(cluster: Arc<Cluster>, tls: Option<Arc<Watched<ClientFiles>>>, token_without_tls: bool) -> Self {
+        let (channels, answers) = (Mutex::default(), Semaphore::new(ANSWERS_MAX));
+        Self { cluster, tls, token_without_tls, channels, answers }
     }
 
     /// Servers whose evidence may be missing in what this one found.
@@ -178,8 +181,8 @@ impl Peers {
 
     fn request<T>(&self, message: T, metadata: &MetadataMap) -> Request<T> {
         let mut request = Request::new(message);
-        // To nobody whose certificate was not looked at: its address is what somebody wrote into the log.
-        if self.tls.is_some()
+        // An address is what somebody wrote into the log: by default to nobody whose certificate was not looked at.
+        if (self.tls.is_some() || self.token_without_tls)
             && let Some(token) = metadata.get("authorization")
         {
             request.metadata_mut().insert("authorization", token.clone());

@@ -24,7 +24,7 @@ projected:
     - downwardAPI:
         items:
           - path: namespace
-            fieldRef: {fieldPath: metadata.namespace}
+            fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- end }}
 
 {{- define "tapio.serverToken" -}}
@@ -32,4 +32,12 @@ projected:
   defaultMode: {{ . }}
   sources:
     - serviceAccountToken: {path: token, audience: tapio-server, expirationSeconds: 3600}
+{{- end }}
+
+{{- /* Empty where the servers share no log. */}}
+{{- define "tapio.natsUrl" -}}
+{{- if .Values.nats.url }}{{ .Values.nats.url }}
+{{- else if .Values.nats.enabled }}
+{{- if .Values.nats.tlsSecret }}tls://tapio-nats.{{ .Release.Namespace }}.svc:4222{{ else }}nats://tapio-nats:4222{{ end }}
+{{- end }}
 {{- end }}

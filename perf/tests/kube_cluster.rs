@@ -1,0 +1,242 @@
+//! On a real Kubernetes node: what `kubectl apply -k deploy` brings, two servers with NATS. Each of them is told a part, by another
+//! node's collector; both find the same, also when one of them or the log is lost.
+//!
+//! Runs only by `make test-kube`.
+
+mod elsewhere;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use elsewhere::{Elsewhere, NODE, await_leader};
+use serde_json::{Value, json};
+use tapio_perf::processes::{bin_dir, binary};
+
+use crate::kube_node::installed::{COLLECTOR, NAMESPACE, NATS, Pod, SERVER, Tapio};
+use crate::kube_node::{Namespace, await_that, container, deployment, eater, has_node, kubectl, pod, setting};
+
+const SERVERS: usize = 2;
+/// Starts processes, opens connections that are refused, and has children killed: both lanes are busy.
+const BUSY: &str =
+    "while :; do busybox true; busybox nc -w 1 127.0.0.1 9 </dev/null; busybox sleep 9 & kill -9 $!; done";
+
+#[test]
+fn two_servers_that_are_told_a_part_each_find_the_same() {
+    if !has_node("two_servers_that_are_told_a_part_each_find_the_same") {
+        return;
+    }
+    let tapio = Tapio::install_all();
+    for what in [NATS, SERVER, COLLECTOR] {
+        tapio.rolled_out(what);
+    }
+    servers_are(&tapio, SERVERS);
+    is_unchanged_when_applied_again(&tapio);
+    only_tokens_are_let_in(&tapio);
+
+    // The node's deaths go to one server, what the Kubernetes API says to the other.
+    let node = setting("TAPIO_TEST_NODE");
+    // It may have begun when there was one server, and chooses anew among both.
+    tapio.restart(COLLECTOR);
+    let of_node = await_that("a server of the node", |seen| shipped_to(&tapio, seen).remove(&node));
+    let servers = tapio.pods("server");
+    let other = servers.iter().find(|pod| pod.name != of_node).expect("another server");
+    let elsewhere = Elsewhere::make();
+    let mut collector = elsewhere.collector(other);
+    tapio.without_collectors(|| await_leader(&collector));
+    let parts = await_that("a server for each node", |seen| {
+        let parts = shipped_to(&tapio, seen);
+        (parts.get(&node) == Some(&of_node) && parts.get(NODE) == Some(&other.name)).then_some(parts)
+    });
+    println!("shipped to: {parts:?}");
+
+    let namespace = Namespace::make("cluster");
+    let mut found = vec![probe_kill(&tapio, &namespace), bad_release(&tapio, &namespace)];
+
+    let mut busy = container("busy", BUSY);
+    busy["resources"] = json!({"limits": {"cpu": "300m"}});
+    namespace.apply(vec![pod("load", "Always", busy)]);
+    namespace.wait_running("pod/load");
+    // The one that knows the deaths, and their archive with it.
+    kubectl(&["-n", NAMESPACE, "delete", "pod", &of_node, "--wait=true"]).expect("deleted");
+    tapio.rolled_out(SERVER);
+    stand(&tapio, &found);
+    found.push(kill(&tapio, &namespace, "after-a-server"));
+    println!("after the deletion of {of_node}, under load: all stands, and more is found");
+
+    // With its volume: what it knew is gone.
+    for what in ["statefulset/tapio-nats", "persistentvolumeclaim/tapio-nats"] {
+        kubectl(&["-n", NAMESPACE, "delete", what, "--cascade=foreground", "--wait=true"]).expect("deleted");
+    }
+    alone_are(&tapio, SERVERS);
+    found.iter().for_each(|one| is_known(&tapio, SERVERS, |other| other["id"] == one["id"]));
+    namespace.apply(vec![deployment("without-a-log", eater("eater"))]);
+    let of_it = of_container(&namespace, "without-a-log", "eater");
+    let is_of_it =
+        |one: &Value| one["pattern"] == "memory-limit-kill" && one["entity"]["name"].as_str().is_some_and(&of_it);
+    // Only by the server that the node ships to.
+    is_known(&tapio, 1, is_of_it);
+    println!("without the log: both know {} findings, and one finds another", found.len());
+    tapio.apply_again();
+    tapio.rolled_out(NATS);
+    alone_are(&tapio, 0);
+    namespace.delete("deployment", "without-a-log");
+    found.push(tapio.found_alike(SERVERS, "memory-limit-kill", &of_it));
+    stand(&tapio, &found);
+    println!("with a new log: {} findings, alike from both servers", found.len());
+
+    let status = collector.stop().unwrap_or_else(|error| panic!("{error}"));
+    assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", collector.output());
+    drop((namespace, elsewhere));
+    tapio.uninstall();
+}
+
+fn servers_are(tapio: &Tapio, count: usize) {
+    await_that(&format!("{count} servers"), |seen| {
+        let pods = tapio.pods("server");
+        *seen = pods.iter().map(|pod| format!("{} ", pod.name)).collect();
+        (pods.len() == count).then_some(())
+    });
+}
+
+/// A GitOps controller that applies again and again sees nothing to do.
+fn is_unchanged_when_applied_again(tapio: &Tapio) {
+    let budget = || {
+        let path = "jsonpath={.metadata.resourceVersion} {.metadata.generation}";
+        kubectl(&["-n", NAMESPACE, "get", "poddisruptionbudget", "tapio-server", "-o", path]).expect("a budget")
+    };
+    let before = budget();
+    let said = tapio.apply_again();
+    // kubectl sends the selector of policy/v1 each time, since its patch strategy is to replace it; the object stays as it was.
+    let has_strategy = |line: &&String| line.starts_with("poddisruptionbudget.policy/") && budget() == before;
+    let changed: Vec<_> = said.iter().filter(|line| !line.ends_with(" unchanged") && !has_strategy(line)).collect();
+    assert!(said.len() > 20 && changed.is_empty(), "applied again: {changed:#?} of {said:#?}");
+    println!("applied again: {} objects, unchanged", said.len());
+}
+
+/// Who reaches the port and brings no token is refused; `tapioctl` in a server's pod brings one.
+fn only_tokens_are_let_in(tapio: &Tapio) {
+    let server = tapio.pods("server").remove(0);
+    let address = format!("{}:9090", server.address);
+    let options = ["--server", &address, "findings"];
+    let with = server.tapioctl(&options);
+    assert!(with.is_ok(), "{with:?}");
+    let program = binary("tapioctl", &bin_dir(None).expect("a folder")).expect("tapioctl is built");
+    let output = Command::new(program).args(options).output().expect("tapioctl starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("the token is missing"), "without a token: {said}");
+    println!("tapioctl without a token: {}", said.trim());
+    let (status, _) = server.answer_from(9091, "/api/v1/findings").unwrap_or_else(|error| panic!("{error}"));
+    assert_ne!(status, 200, "the API without a token");
+}
+
+/// The server that each connected node ships to, as any of them says for all.
+fn shipped_to(tapio: &Tapio, seen: &mut String) -> BTreeMap<String, String> {
+    let status = tapio.tapioctl_json(&["status"]).unwrap_or_else(|error| {
+        *seen = error;
+        Vec::new()
+    });
+    let nodes = status.iter().filter_map(|status| status["nodes"].as_array()).flatten();
+    let connected = nodes.filter(|node| node["connected"] == true);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let parts: BTreeMap<_, _> = connected.map(|node| (text(&node["node"]), text(&node["server"]))).collect();
+    if !parts.is_empty() {
+        *seen = format!("{parts:?}");
+    }
+    parts
+}
+
+fn of_container(namespace: &Namespace, owner: &str, container: &str) -> impl Fn(&str) -> bool + use<> {
+    let (start, end) = (format!("{}/{owner}", namespace.0), format!("/{container}"));
+    move |name| name.starts_with(&start) && name.ends_with(&end)
+}
+
+/// Kubelet kills what its probe refuses. The kernel's signal is told to one server, kubelet's Event to the other.
+fn probe_kill(tapio: &Tapio, namespace: &Namespace) -> Value {
+    let mut probed = container("probed", "busybox sleep 600");
+    probed["livenessProbe"] =
+        json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
+    namespace.apply(vec![pod("stuck", "Always", probed)]);
+    let of_it = of_container(namespace, "stuck", "probed");
+    tapio.finding("liveness-probe-kill", &of_it);
+    namespace.delete("pod", "stuck");
+    let found = tapio.found_alike(SERVERS, "liveness-probe-kill", &of_it);
+    assert_eq!(found["death"]["signal_name"], "SIGKILL", "{found}");
+    assert_eq!(found["entity"]["pod"], "stuck", "{found}");
+    println!("{} from both: {}", found["id"], found["title"]);
+    found
+}
+
+/// A release whose pods crash. Their deaths are told to one server, the rollout to the other.
+fn bad_release(tapio: &Tapio, namespace: &Namespace) -> Value {
+    let mut front = deployment("front", container("web", "busybox sleep 600"));
+    front["spec"]["replicas"] = json!(2);
+    // A pod that runs for a moment before it crashes has not made the release.
+    front["spec"]["minReadySeconds"] = json!(5);
+    front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
+    namespace.apply(vec![front.clone()]);
+    await_that("the first release", |seen| {
+        seen.clone_from(&namespace.get("deployment/front", "{.status.readyReplicas}"));
+        (seen == "2").then_some(())
+    });
+    let mut bad = container("web", "exit 1");
+    bad["image"] = json!(setting("TAPIO_TEST_IMAGE_NEXT"));
+    front["spec"]["template"]["spec"]["containers"] = json!([bad]);
+    namespace.apply(vec![front]);
+    let name = format!("{}/front", namespace.0);
+    tapio.finding("bad-release", |entity| entity.contains(&name));
+    namespace.delete("deployment", "front");
+    let found = tapio.found_alike(SERVERS, "bad-release", |entity| entity.contains(&name));
+    assert_eq!(found["entity"]["workload"], "Deployment/front", "{found}");
+    println!("{} from both: {}", found["id"], found["title"]);
+    found
+}
+
+fn kill(tapio: &Tapio, namespace: &Namespace, name: &str) -> Value {
+    namespace.apply(vec![deployment(name, eater("eater"))]);
+    let of_it = of_container(namespace, name, "eater");
+    tapio.finding("memory-limit-kill", &of_it);
+    namespace.delete("deployment", name);
+    let found = tapio.found_alike(SERVERS, "memory-limit-kill", &of_it);
+    println!("{} from both: {}", found["id"], found["title"]);
+    found
+}
+
+/// Every server still has what was found, by the same ids.
+fn stand(tapio: &Tapio, found: &[Value]) {
+    servers_are(tapio, SERVERS);
+    for one in found {
+        let (pattern, name) = (one["pattern"].as_str().expect("a pattern"), &one["entity"]["name"]);
+        let again = tapio.found_alike(SERVERS, pattern, |entity| name == entity);
+        assert_eq!(again["id"], one["id"], "{again}");
+    }
+}
+
+/// Waits until a finding is known to so many servers at least, whatever they say is missing.
+fn is_known(tapio: &Tapio, servers: usize, is_meant: impl Fn(&Value) -> bool) {
+    await_that(&format!("a finding that {servers} servers know"), |seen| {
+        let pods = tapio.pods("server");
+        let knows = |pod: &&Pod| match pod.known_findings() {
+            Ok(all) => all.iter().any(&is_meant),
+            Err(error) => {
+                *seen = error;
+                false
+            }
+        };
+        let count = pods.iter().filter(knows).count();
+        (pods.len() == SERVERS && count >= servers).then_some(())
+    });
+}
+
+/// Waits until so many servers go on without the log.
+fn alone_are(tapio: &Tapio, count: usize) {
+    let is_alone = |pod: &Pod| {
+        let text = pod.get_from(9091, "/metrics").unwrap_or_default();
+        text.lines().any(|line| line == "tapio_server_log_alone 1")
+    };
+    await_that(&format!("that {count} servers are without the log"), |seen| {
+        let pods = tapio.pods("server");
+        let alone = pods.iter().filter(|pod| is_alone(pod)).count();
+        *seen = format!("{alone} of {}", pods.len());
+        (pods.len() == SERVERS && alone == count).then_some(())
+    });
+}
