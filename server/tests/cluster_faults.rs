@@ -70,8 +70,8 @@ async fn a_slow_log_delays_no_acknowledgement_and_changes_no_finding() {
     let proxy = Proxy::start(nats.port());
     let a = Whole::start(|config| config.cluster = through(&proxy, "a")).await;
     let b = Whole::start(|config| config.cluster = through(&proxy, "b")).await;
-    // What the deaths are told by takes longer than a server waits before it goes on alone.
-    proxy.slow(Duration::from_millis(100), 8 << 10);
+    // Each question to NATS takes a good tenth of a second, and what the deaths are told by a part of a second.
+    proxy.slow(Duration::from_millis(50), 32 << 10);
     let took = ship(&a, &first, 0).await.max(ship(&b, &second, 0).await);
     assert!(took < NOT_WAITED, "{took:?}");
     // It is slow still when all is told.
