@@ -99,7 +99,7 @@ impl Reader {
     }
 }
 
-/// See the module.
+/// Reads how far the log is, and how far each server has read it.
 pub(super) struct LogWatch {
     readers: Vec<Reader>,
     traffic: Traffic,

@@ -152,12 +152,19 @@ impl Reader {
         }
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.tick().await;
+        // Since it was looked last.
+        let mut has_moved = false;
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
                 () = self.link.rebuild.notified() => return Ok(()),
                 _ = look.tick() => {
-                    let info = stream.get_info().await.map_err(|error| broken(&error))?;
+                    let info = match stream.get_info().await {
+                        // Of a slow log the answer comes after the messages that are on their way.
+                        Err(_) if std::mem::take(&mut has_moved) => continue,
+                        info => info.map_err(|error| broken(&error))?,
+                    };
+                    has_moved = false;
                     let read_seq = position.map_or(0, |at| at.seq);
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
@@ -196,6 +203,7 @@ impl Reader {
                 }
             }
             position = Some(Position { created_ns, seq });
+            has_moved = true;
             self.position = position;
             self.was = position;
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use super::matching::SKEW_NS;
 use crate::correlate::NodeClock;
 use crate::correlate::signal::{EvidenceId, Signal};
 
-/// See the module.
+/// A moment of a node that orders signals of one collector's run by the clock since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     node: u64,

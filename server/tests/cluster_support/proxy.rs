@@ -31,7 +31,7 @@ impl Shared {
     }
 }
 
-/// See the module.
+/// A TCP proxy on loopback that holds, slows or cuts its connections.
 pub struct Proxy {
     port: u16,
     shared: Arc<Shared>,
