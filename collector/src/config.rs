@@ -100,7 +100,6 @@ pub struct GrpcSection {
     pub token_file: Option<PathBuf>,
     /// Whether the token may travel in the clear, where TLS is off: whoever reads the wire can use it until it expires. Without
     /// this a token goes in the clear to this machine only.
-    #[schemars(example = true)]
     pub token_without_tls: bool,
     /// Events in a frame.
     pub max_batch_size: usize,
@@ -561,7 +560,6 @@ mod tests {
             ("grpc: {tls: {ca: /ca.pem}}", "tls_enabled"),
             ("grpc: {tls_enabled: true, tls: {ca: /ca.pem, key: /key.pem}}", "grpc.tls"),
             ("grpc: {server_endpoints: [\"server:9090\"], token_file: /token}", "token_file"),
-            ("grpc: {token_without_tls: true}", "token_without_tls"),
             (
                 "grpc: {token_file: /token, token_without_tls: true, tls_enabled: true, tls: {ca: /ca.pem}}",
                 "token_without_tls",

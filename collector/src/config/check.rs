@@ -62,11 +62,8 @@ impl Config {
         if self.grpc.server_endpoints.is_empty() {
             return invalid("grpc.server_endpoints", "name at least one server, like tapio-server:9090".into());
         }
-        if self.grpc.token_without_tls && (self.grpc.tls_enabled || self.grpc.token_file.is_none()) {
-            return invalid(
-                "grpc.token_without_tls",
-                "it is for grpc.token_file where grpc.tls_enabled is false".into(),
-            );
+        if self.grpc.token_without_tls && self.grpc.tls_enabled {
+            return invalid("grpc.token_without_tls", "with grpc.tls_enabled: true it would have no effect".into());
         }
         let needs_tls = self.grpc.token_file.is_some() && !self.grpc.tls_enabled && !self.grpc.token_without_tls;
         for endpoint in &self.grpc.server_endpoints {

@@ -32,7 +32,6 @@ pub struct ClusterSection {
     pub peer_tls: Option<ClientFiles>,
     /// Whether a server passes the asker's token on to the others in the clear, where `server.tls_enabled` is not set. It goes to
     /// the addresses that are in the log.
-    #[schemars(example = true)]
     pub token_without_tls: bool,
     /// The user at NATS.
     #[schemars(example = &"tapio")]
