@@ -25,8 +25,8 @@ use crate::latency::boottime_ns;
 /// Percent at which it is full, and below which it has room again.
 const FULL_PERCENT: u64 = 95;
 const ROOM_PERCENT: u64 = 85;
-/// Packets are dropped for want of room only in a table that was full a moment ago: entries leave by their timeouts, which are longer than
-/// a look is apart.
+/// Packets are dropped for want of room only in a table that was full a moment ago, and most entries stay for longer than two looks are
+/// apart. A burst of lookups that are not answered, which stay for 30 s, may be missed in a pod's own table: that is looked at each minute.
 const WAS_FULL_PERCENT: u64 = 50;
 /// While it is full it is told again this often; at once when packets are dropped for the first time.
 const REPEAT: Duration = Duration::from_secs(30);

@@ -95,8 +95,8 @@ struct limit {
  * Of the victim's memory cgroups, up to the root, the one whose limit left no room: the allocation that failed is charged to
  * it as well, so the allocator is below it. Of several that are full it is the lowest: kubelet gives a pod the sum of its
  * containers' limits, and what the pod's sandbox holds lets that sum be reached a few pages before the container's own limit.
- * Where none is full any more, because others gave memory back while the victim was chosen, it is the highest that the kernel
- * has locked for this. Else the one with the least room, and it was not that one's limit, unless it was lowered under its use.
+ * Where none is full any more, because others gave memory back while the victim was chosen, it is the highest above the
+ * allocator that the kernel has locked for this. Else the one with the least room, and it was not that one's limit, unless it was lowered under its use.
  */
 static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
 {
@@ -117,12 +117,13 @@ static __always_inline void find_limit(struct task_struct *task, struct task_str
 		s64 room = (s64)at.limit - at.usage;
 
 		if (at.limit < LIMIT_PAGES_MAX) {
-			if (is_locked(counter)) {
-				locked = at;
-				locked.inside = KILLS_FOR_IT;
-			}
-			if (is_charged_to(charged, counter))
+			if (is_charged_to(charged, counter)) {
 				at.inside = INSIDE;
+				if (is_locked(counter)) {
+					locked = at;
+					locked.inside = KILLS_FOR_IT;
+				}
+			}
 			if (!found.counter || at.inside < found.inside ||
 			    (at.inside == found.inside && !is_full && room < least_room)) {
 				found = at;

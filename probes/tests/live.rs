@@ -272,6 +272,9 @@ fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was
     let container = Container::make(17);
     let (limit_id, _) = container.limit(false, 32 * MIB);
     let _others: [Killed; 8] = std::array::from_fn(|_| container.spawn("come-and-go"));
+    // Since 6.11 only where the kernel knows memory cgroups of version 1.
+    let types = fs::read("/sys/kernel/btf/vmlinux").expect("the probes need it");
+    let says_whose = types.windows(10).any(|name| name == b"\0oom_lock\0");
     let mut had_room = 0;
     for _ in 0..20 {
         let mut eater = container.spawn("eat");
@@ -280,9 +283,10 @@ fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was
         let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
         assert_eq!(oom.limit_cgroup_id, limit_id);
         let is_full = oom.usage_bytes + MIB >= oom.limit_bytes;
-        assert_eq!(oom.allocator_inside, if is_full { 1 } else { 3 }, "{oom:?}");
+        assert_eq!(oom.allocator_inside, if is_full || !says_whose { 1 } else { 3 }, "{oom:?}");
         had_room += u32::from(!is_full);
     }
+    // On a fast console that is rare.
     println!("the limit had room again in {had_room} of 20");
 }
 

@@ -67,7 +67,7 @@ fn who_had_no_answer_long_before_the_table_was_full_is_no_consequence_of_it_and_
     let found = findings_of(&node);
     assert!(found.iter().all(|one| one.consequences.is_empty()), "{found:#?}");
     let lost = found.iter().find(|one| one.pattern == "connections-lost");
-    assert!(lost.is_none_or(|one| one.confidence < 0.8), "{found:#?}");
+    assert!(lost.is_some_and(|one| one.confidence < 0.8), "{found:#?}");
 }
 
 #[test]

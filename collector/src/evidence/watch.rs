@@ -207,8 +207,9 @@ impl Watch {
                 }
                 if !watched.is_pod && watched.samples.is_multiple_of(NETWORK_SAMPLES) {
                     let network = watched.files.processes(false).first().and_then(|pid| network::of_process(*pid));
-                    // The containers of a pod share one.
+                    // The containers of a pod share one. A container's earlier one is forgotten: its number may come again.
                     let is_its = |network: &Network| {
+                        self.networks.retain(|id, known| *id == network.id || *known != path);
                         self.networks.entry(network.id).or_insert_with(|| path.clone()) == path.as_str()
                     };
                     if let Some(network) = network.filter(is_its) {

@@ -1,4 +1,4 @@
-//! Which of the servers delivers outwards.
+//! Which of the servers leads, and so may deliver outwards.
 //!
 //! What enters: a lease in a key-value bucket of JetStream, which servers take and renew by compare-and-set. What leaves: a [`Term`]
 //! while this server leads. What must hold: at most one term is valid at a time, also when a server was stopped and goes on, NATS lost
@@ -186,7 +186,7 @@ impl Leadership {
             && self.term_seen.swap(number, Ordering::Relaxed) != number
         {
             self.changes.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(server, term = number, "this server delivers outwards for all of them");
+            tracing::info!(server, term = number, "this server leads the others");
         }
     }
 }
@@ -245,6 +245,8 @@ pub(super) struct Election {
     seen: Option<Seen>,
     /// The highest term that this server knows of.
     term_max: u64,
+    /// The last term of another server that it has seen going on.
+    watched: Option<u64>,
     trouble: Option<String>,
 }
 
@@ -267,6 +269,7 @@ impl Election {
             held: None,
             seen: None,
             term_max: 0,
+            watched: None,
             trouble: None,
         }
     }
@@ -305,7 +308,7 @@ impl Election {
             }
         }
         if let Some(error) = trouble.as_ref().filter(|_| self.trouble != trouble) {
-            tracing::warn!(error, "it is not known which server delivers outwards");
+            tracing::warn!(error, "it is not known which server leads");
         }
         self.trouble = trouble;
         // Not before there is an answer, or none in time: others may be told a moment later, and never too long.
@@ -335,7 +338,7 @@ impl Election {
         let config = stream::Config {
             name: format!("KV_{bucket}"),
             subjects: vec![format!("$KV.{bucket}.>")],
-            description: Some("Tapio: which of its servers delivers outwards".into()),
+            description: Some("Tapio: which of its servers leads".into()),
             max_messages_per_subject: 1,
             max_age: self.timing.lease * BUCKET_AGE_LEASES,
             max_bytes: BUCKET_BYTES_MAX,
@@ -359,6 +362,11 @@ impl Election {
         let lease = Lease { renewal: held.lease.renewal + 1, ..held.lease.clone() };
         let (known, sent_ns) = (held.revision, now_ns());
         let revision = match write(bucket, &lease, known).await? {
+            // Whoever acted by it has been told that it is over.
+            Written::At(_) if !held.term.is_valid_now() => {
+                self.give_up("it could not renew its lease in time");
+                return Ok(());
+            }
             Written::At(revision) => {
                 held.term.extend(self.until_ns(sent_ns));
                 revision
@@ -388,8 +396,13 @@ impl Election {
         let lease = entry.as_ref().and_then(|(_, value)| decode(value));
         self.term_max = self.term_max.max(lease.as_ref().map_or(0, |lease| lease.term));
         let revision = entry.as_ref().map_or(0, |(revision, _)| *revision);
-        // Not one that NATS came back to when it lost what came after it.
-        let is_released = lease.as_ref().is_some_and(|lease| lease.is_released && lease.term == self.term_max);
+        if let Some(lease) = lease.as_ref().filter(|lease| !lease.is_released) {
+            self.watched = Some(lease.term);
+        }
+        // Only of a term that this server has seen going on, and not one that NATS came back to when it lost what came after it.
+        let is_released = lease
+            .as_ref()
+            .is_some_and(|lease| lease.is_released && lease.term == self.term_max && self.watched == Some(lease.term));
         let is_same = |seen: &&Seen| seen.created_ns == created_ns && seen.entry == entry;
         let since_ns = self.seen.as_ref().filter(is_same).map_or(answered_ns, |seen| seen.since_ns);
         let is_over = is_released || answered_ns - since_ns >= nanos(self.timing.lease);
@@ -428,7 +441,7 @@ impl Election {
         held.term.end();
         self.seen = None;
         self.leadership.set(None, None);
-        tracing::info!(term = held.term.number, reason, "this server does not deliver outwards any more");
+        tracing::info!(term = held.term.number, reason, "this server does not lead any more");
         Some(held)
     }
 }

@@ -200,7 +200,12 @@ impl Publisher {
                         self.landed(count, &landed);
                     }
                     match outcome {
-                        Ok(()) => failures = 0,
+                        Ok(()) => {
+                            failures = 0;
+                            if self.link.set_trouble(None) {
+                                tracing::info!("the log of the servers takes messages");
+                            }
+                        }
                         Err(error) => {
                             failures += 1;
                             retry_at = Instant::now() + RETRY_MAX.min(Duration::from_millis(50 << failures.min(5)));
@@ -375,9 +380,6 @@ impl Publisher {
         if landed.first_new.is_some_and(|seq| seq <= before) {
             tracing::warn!("the log of the servers has lost its end: what the archive has of it is told again");
             self.needs_healing = true;
-        }
-        if link.set_trouble(None) {
-            tracing::info!("the log of the servers takes messages");
         }
         if link.is_alone() {
             // What was said until the log was back.

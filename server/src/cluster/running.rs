@@ -123,7 +123,7 @@ impl Cluster {
         &self.link
     }
 
-    /// Who of the servers delivers outwards.
+    /// Who of the servers leads.
     pub fn leadership(&self) -> &Arc<Leadership> {
         &self.leadership
     }
@@ -329,11 +329,11 @@ impl ClusterMetrics {
             )?,
             leads: IntGauge::new(
                 "tapio_server_log_leader",
-                "1 while this server is the one that delivers outwards; over all servers at most 1.",
+                "1 while this server leads the others; over all servers at most 1.",
             )?,
             leader_changes: IntCounter::new(
                 "tapio_server_log_leader_changes_total",
-                "How often another term of a server that delivers outwards began, as this server saw it.",
+                "How often the term of another leader began, as this server saw it.",
             )?,
         })
     }

@@ -119,7 +119,11 @@ pub fn lethal(
                 .saturating_add(oom.shmem_rss_bytes.to_native()),
             limit_cgroup: name(oom.limit_cgroup.to_native()),
             limit_bytes: oom.limit_bytes.to_native(),
-            usage_bytes: oom.usage_bytes.to_native(),
+            // The kernel saw the limit full; what others gave back until it told the victim was in use then.
+            usage_bytes: match oom.allocator_inside {
+                3 => oom.usage_bytes.to_native().max(oom.limit_bytes.to_native()),
+                _ => oom.usage_bytes.to_native(),
+            },
             oom_score_adj: oom.oom_score_adj.to_native(),
             role: Role::from_u8(oom.role),
             limit_height: oom.limit_height.to_native(),

@@ -133,7 +133,11 @@ impl Deaths {
         }
         alike.push_back(Arc::clone(death));
         let mut alike: Vec<_> = alike.iter().cloned().collect();
-        alike.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
+        // Within one run of a collector the clock of day may be set.
+        let run = |noted: &Arc<Noted>| (noted.signal.evidence.node, noted.signal.evidence.epoch);
+        let is_one_run = alike.iter().all(|noted| run(noted) == run(death));
+        let at = |signal: &Signal| if is_one_run { signal.boottime_ns } else { signal.realtime_ns };
+        alike.sort_by_key(|noted| (at(&noted.signal), noted.signal.evidence));
         alike
     }
 

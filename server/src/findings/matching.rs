@@ -68,6 +68,9 @@ pub fn steps_in(ring: &Ring) -> StepMask {
 
 /// Looks for the evidence of a pattern around an anchor; `present` is what [`steps_in`] says of the ring.
 pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, present: &StepMask, presumes: bool) -> Outcome {
+    if !presumes && pattern.lacks_what_may_be_lost(present) {
+        return Outcome::NotFound;
+    }
     let bound = vec![None; pattern.steps.len()];
     let mut search = Search { pattern, ring, present, bound, budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);

@@ -230,6 +230,11 @@ impl Pattern {
         present.contains_all(&self.required)
     }
 
+    /// Whether a step that may have been lost, and else must be there, is not among these.
+    pub fn lacks_what_may_be_lost(&self, present: &StepMask) -> bool {
+        self.steps.iter().any(|step| step.may_be_lost && !present.contains(step.number))
+    }
+
     /// Whether it can match where evidence was lost.
     pub fn may_presume(&self) -> bool {
         self.steps.iter().any(|step| step.may_be_lost)

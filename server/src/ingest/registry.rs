@@ -175,7 +175,7 @@ impl Registry {
         nodes.get(&id).is_some_and(|node| lock(&node.current).stream.is_some())
     }
 
-    /// The nodes that have a stream, and what they do not watch.
+    /// The nodes that have a stream, by name, and what they do not watch.
     pub fn connected(&self) -> Vec<(u64, Arc<str>, Vec<SourceOff>)> {
         let nodes = lock(&self.nodes);
         let connected = nodes.values().filter_map(|node| {
@@ -183,7 +183,9 @@ impl Registry {
             current.stream.as_ref()?;
             Some((node.id, Arc::clone(&node.name), current.off.clone()))
         });
-        connected.collect()
+        let mut connected: Vec<_> = connected.collect();
+        connected.sort_unstable_by(|a, b| a.1.cmp(&b.1));
+        connected
     }
 
     fn node(&self, id: u64, name: &str) -> Result<Arc<Node>, Refusal> {
@@ -215,8 +217,10 @@ impl Place {
     /// Keeps what the collector says it does not watch, as much of it as is worth being shown.
     pub fn watches_without(&self, mut off: Vec<SourceOff>) {
         off.truncate(SOURCES_OFF_MAX);
+        off.shrink_to_fit();
         for text in off.iter_mut().flat_map(|off| [&mut off.source, &mut off.reason]) {
             text.truncate(text.floor_char_boundary(OFF_TEXT_BYTES_MAX));
+            text.shrink_to_fit();
         }
         let mut current = lock(&self.node.current);
         if matches!(current.stream, Some((stream, _)) if stream == self.stream) {
