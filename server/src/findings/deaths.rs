@@ -11,7 +11,7 @@ use super::history::Noted;
 use super::moment::Moment;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
-use crate::correlate::signal::EvidenceId;
+use crate::correlate::signal::{EvidenceId, Signal};
 
 /// Deaths remembered.
 const DEATHS_MAX: usize = 65_536;
