@@ -2,7 +2,7 @@
 //!
 //! What enters: checked frames, in the order of each node's stream. What leaves: [`signal::Signal`]s on a [`SignalBus`]. What
 //! must hold: one thread a core and nothing shared between shards; at most `frames_in_flight` frames are anywhere between
-//! [`Correlator::deliver`] and the shards, and of these at most a sixteenth of one node; whoever delivers more waits, so that a
+//! [`Correlator::deliver`] and the shards, and of these at most a quarter of one node; whoever delivers more waits, so that a
 //! node that floods holds back itself; memory is bounded by entities; no signal is dropped.
 //!
 //! ```text

@@ -11,7 +11,7 @@ use super::Stopped;
 use super::generations::Generations;
 
 /// Nodes that together may use all permits: each has its part of them.
-const NODES_IN_FLIGHT: usize = 16;
+const NODES_IN_FLIGHT: usize = 4;
 /// Permits of one node: one frame is worked on while the next one comes.
 const SHARE_MIN: usize = 2;
 /// Nodes whose share is remembered.
