@@ -34,6 +34,8 @@ const KEY: &str = "leader";
 const BUCKET_AGE_LEASES: u32 = 6;
 const VALUE_BYTES_MAX: i32 = 4096;
 const BUCKET_BYTES_MAX: i64 = 1 << 20;
+/// Why a leader gives up whose renewal came too late, or not at all.
+const TOO_LATE: &str = "it could not renew its lease in time";
 /// How long the last word of a leader that ends may take.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -313,7 +315,7 @@ impl Election {
         self.trouble = trouble;
         // Not before there is an answer, or none in time: others may be told a moment later, and never too long.
         if self.held.as_ref().is_some_and(|held| !held.term.is_valid_now()) {
-            self.give_up("it could not renew its lease in time");
+            self.give_up(TOO_LATE);
         }
     }
 
@@ -323,7 +325,7 @@ impl Election {
             None => bucket.insert(self.connect().await?),
         };
         if self.held.as_ref().is_some_and(|held| !held.term.is_valid_now()) {
-            self.give_up("it could not renew its lease in time");
+            self.give_up(TOO_LATE);
         }
         match self.held {
             Some(_) => self.renew(bucket).await,
@@ -362,13 +364,11 @@ impl Election {
         let lease = Lease { renewal: held.lease.renewal + 1, ..held.lease.clone() };
         let (known, sent_ns) = (held.revision, now_ns());
         let revision = match write(bucket, &lease, known).await? {
-            // Whoever acted by it has been told that it is over.
-            Written::At(_) if !held.term.is_valid_now() => {
-                self.give_up("it could not renew its lease in time");
-                return Ok(());
-            }
             Written::At(revision) => {
-                held.term.extend(self.until_ns(sent_ns));
+                // Of a term that ran out meanwhile whoever acted by it knows that it is over: it ends.
+                if held.term.is_valid_now() {
+                    held.term.extend(self.until_ns(sent_ns));
+                }
                 revision
             }
             Written::Refused => match read(bucket).await? {
@@ -396,13 +396,10 @@ impl Election {
         let lease = entry.as_ref().and_then(|(_, value)| decode(value));
         self.term_max = self.term_max.max(lease.as_ref().map_or(0, |lease| lease.term));
         let revision = entry.as_ref().map_or(0, |(revision, _)| *revision);
-        if let Some(lease) = lease.as_ref().filter(|lease| !lease.is_released) {
-            self.watched = Some(lease.term);
-        }
+        self.watched = lease.as_ref().filter(|lease| !lease.is_released).map(|lease| lease.term).or(self.watched);
         // Only of a term that this server has seen going on, and not one that NATS came back to when it lost what came after it.
-        let is_released = lease
-            .as_ref()
-            .is_some_and(|lease| lease.is_released && lease.term == self.term_max && self.watched == Some(lease.term));
+        let is_known = |lease: &Lease| lease.term == self.term_max && self.watched == Some(lease.term);
+        let is_released = lease.as_ref().is_some_and(|lease| lease.is_released && is_known(lease));
         let is_same = |seen: &&Seen| seen.created_ns == created_ns && seen.entry == entry;
         let since_ns = self.seen.as_ref().filter(is_same).map_or(answered_ns, |seen| seen.since_ns);
         let is_over = is_released || answered_ns - since_ns >= nanos(self.timing.lease);
