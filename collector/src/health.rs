@@ -103,7 +103,7 @@ impl SourceState {
     }
 }
 
-/// What of these sources is not watched, for the server.
+/// Lists the sources that are off, with the reason, for the server.
 pub fn watching(sources: &[SourceState]) -> Watching {
     let off = sources.iter().filter_map(|state| {
         let reason = state.why_off()?;

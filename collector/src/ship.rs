@@ -47,7 +47,7 @@ const REFUSED_MAX: Duration = Duration::from_secs(60);
 /// How long a stream that is to move waits for what it has in flight. The rest is sent again on the new one.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 16 << 20;
-/// How often it is looked whether other sources are off than the server was told.
+/// How often the collector compares the sources that are off with what it last sent to the server.
 const WATCHING_INTERVAL: Duration = Duration::from_secs(10);
 /// Frames handed to the transport and not yet taken by it.
 const HANDED_MAX: usize = 16;
@@ -143,7 +143,7 @@ pub struct Shipper {
     pub reconnect: bool,
     /// The events in a frame that the server asks for.
     pub batch_asked: Arc<AtomicUsize>,
-    /// What should be watched; what of it is not is told to the server.
+    /// The configured sources: the server is sent those that are off.
     pub sources: Vec<SourceState>,
 }
 
@@ -403,7 +403,7 @@ impl Shipper {
                 () = outbox.changed.notified(), if !may_send => may_send = true,
                 _ = look.tick(), if welcome.takes_watching => {
                     let watching = health::watching(&self.sources);
-                    // Without room it is told at the next look.
+                    // If the channel is full, the next look sends it.
                     if told.as_ref() != Some(&watching)
                         && requests.try_send(ShipRequest {
                             kind: Some(ship_request::Kind::Watching(watching.clone())),

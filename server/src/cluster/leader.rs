@@ -95,18 +95,6 @@ impl Term {
         Duration::from_nanos(self.until_ns.load(Ordering::Relaxed).saturating_sub(now_ns()))
     }
 
-    /// Waits until it is over.
-    pub async fn over(&self) {
-        loop {
-            let left = self.left();
-            if left.is_zero() {
-                return;
-            }
-            // It may end earlier than it would by itself.
-            tokio::time::sleep(left.min(Duration::from_millis(100))).await;
-        }
-    }
-
     fn extend(&self, until_ns: u64) {
         self.until_ns.store(until_ns, Ordering::Relaxed);
     }
@@ -188,7 +176,7 @@ impl Leadership {
             && self.term_seen.swap(number, Ordering::Relaxed) != number
         {
             self.changes.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(server, term = number, "this server leads the others");
+            tracing::info!(leader = server, term = number, "another term of a leader began");
         }
     }
 }
@@ -365,7 +353,7 @@ impl Election {
         let (known, sent_ns) = (held.revision, now_ns());
         let revision = match write(bucket, &lease, known).await? {
             Written::At(revision) => {
-                // Of a term that ran out meanwhile whoever acted by it knows that it is over: it ends.
+                // A term that lapsed during the write stays over: whoever uses it was told so.
                 if held.term.is_valid_now() {
                     held.term.extend(self.until_ns(sent_ns));
                 }
@@ -397,7 +385,7 @@ impl Election {
         self.term_max = self.term_max.max(lease.as_ref().map_or(0, |lease| lease.term));
         let revision = entry.as_ref().map_or(0, |(revision, _)| *revision);
         self.watched = lease.as_ref().filter(|lease| !lease.is_released).map(|lease| lease.term).or(self.watched);
-        // Only of a term that this server has seen going on, and not one that NATS came back to when it lost what came after it.
+        // NATS that lost later writes shows an old release again: only the release of the term that was seen going on counts.
         let is_known = |lease: &Lease| lease.term == self.term_max && self.watched == Some(lease.term);
         let is_released = lease.as_ref().is_some_and(|lease| lease.is_released && is_known(lease));
         let is_same = |seen: &&Seen| seen.created_ns == created_ns && seen.entry == entry;

@@ -119,7 +119,7 @@ pub fn lethal(
                 .saturating_add(oom.shmem_rss_bytes.to_native()),
             limit_cgroup: name(oom.limit_cgroup.to_native()),
             limit_bytes: oom.limit_bytes.to_native(),
-            // The kernel saw the limit full; what others gave back until it told the victim was in use then.
+            // The kernel saw the limit full. What others freed before the record was read still counts as used.
             usage_bytes: match oom.allocator_inside {
                 3 => oom.usage_bytes.to_native().max(oom.limit_bytes.to_native()),
                 _ => oom.usage_bytes.to_native(),

@@ -19,9 +19,9 @@ use crate::latency::realtime_ns;
 /// How far clocks of different nodes may be apart for an Event still to be taken for new.
 const SKEW_NS: u64 = 5_000_000_000;
 
-/// An Event that comes later than this was held up, by an API server that was away or by a change of leader: it is told with its own
-/// time, so that it is no evidence of what happens now. Its time has seconds only, by another clock: others are told with the time at
-/// which they came.
+/// An Event that arrives later than this was delayed by an outage of the API server, or by a change of leader. It keeps its own time,
+/// so that it explains nothing that happens now. All others get the time of their arrival: an Event's own time has seconds only, and
+/// is by another clock.
 const LATE_NS: u64 = 30_000_000_000;
 
 /// Kubernetes Events.
