@@ -94,6 +94,19 @@ fn a_leader_that_ends_is_followed_at_once_and_one_that_is_killed_when_its_lease_
 }
 
 #[test]
+fn a_server_that_saw_no_term_waits_for_a_lease_although_the_last_leader_released_it() {
+    let Some(nats) = Nats::start() else { return };
+    let a = member(&nats, "a");
+    the_leader(&[&a]);
+    a.cluster.stop();
+    // NATS may have lost what came after the release: somebody else may be in a later term.
+    let began = Instant::now();
+    let b = member(&nats, "b");
+    the_leader(&[&b]);
+    assert!(began.elapsed() >= timing().lease, "{:?}", began.elapsed());
+}
+
+#[test]
 fn a_leader_without_nats_gives_up_and_there_is_one_again_when_nats_is_back_also_with_nothing() {
     let Some(mut nats) = Nats::start() else { return };
     let (a, b) = (member(&nats, "a"), member(&nats, "b"));
