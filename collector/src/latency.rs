@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
-use tapio_wire::event::Body;
+use tapio_wire::event::{Body, Source};
 
 /// Events of a frame whose times are kept.
 pub const SAMPLES: usize = 8;
@@ -40,14 +40,29 @@ pub struct FrameTimes {
 
 impl FrameTimes {
     /// Samples a body.
+    ///
+    /// An event of the API server carries the time at which another program saw something, seconds or minutes
+    /// before this collector could read it. That time says nothing of how fast Tapio is, so such events are not measured.
     pub fn of(body: &Body) -> Self {
         let events = body.events.len();
-        let mut times = Self { events: events as u64, samples: events.min(SAMPLES), ..Self::default() };
-        for (sample, time_ns) in times.times_ns[..times.samples].iter_mut().enumerate() {
-            *time_ns = body.events[sample * events / times.samples].time_ns;
+        let samples = events.min(SAMPLES);
+        let mut times = Self::default();
+        for sample in 0..samples {
+            let event = &body.events[sample * events / samples];
+            if event.source == Source::Kube {
+                continue;
+            }
+            times.times_ns[times.samples] = event.time_ns;
+            times.samples += 1;
+            times.events += share(events as u64, samples as u64, sample as u64);
         }
         times
     }
+}
+
+/// How many of `events` the sample at `index` of `samples` stands for.
+fn share(events: u64, samples: u64, index: u64) -> u64 {
+    events * (index + 1) / samples - events * index / samples
 }
 
 /// An acknowledged frame.
@@ -156,8 +171,7 @@ impl Latencies {
             let since_us = |from_ns: u64| (acknowledged_ns.saturating_sub(from_ns) / 1000).max(1);
             let samples = times.samples as u64;
             for (sample, &time_ns) in (0..).zip(&times.times_ns[..times.samples]) {
-                let share = times.events * (sample + 1) / samples - times.events * sample / samples;
-                events.saturating_record_n(since_us(time_ns), share);
+                events.saturating_record_n(since_us(time_ns), share(times.events, samples, sample));
             }
             frames.saturating_record(since_us(sent_ns));
             self.ack_seconds.observe(acknowledged_ns.saturating_sub(sent_ns) as f64 / 1e9);
@@ -170,7 +184,7 @@ impl Latencies {
 
 #[cfg(test)]
 mod tests {
-    use tapio_wire::event::{Detail, Event, Source};
+    use tapio_wire::event::{Detail, Event};
 
     use super::*;
 
@@ -194,6 +208,23 @@ mod tests {
             assert!((1999..=2003).contains(&longest), "{longest}");
             assert_eq!(frames, [(1100, 1)]);
             assert_eq!((latencies.ack_seconds.get_sample_count(), latencies.send_seconds.get_sample_count()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_late_event_of_the_api_server_is_not_measured() {
+        let event =
+            |source, time_ns| Event { time_ns, entity: 1, pid: 1, source, body: Detail::RunQueue { wait_ns: 1 } };
+        let late = event(Source::Kube, 1);
+        let recent = event(Source::Ebpf, 60_000_000_000);
+        for (events, measured) in [(vec![late.clone(); 20], 0), (vec![recent.clone(), late], 1), (vec![recent; 20], 20)]
+        {
+            let latencies = Latencies::default();
+            latencies.record(&FrameTimes::of(&Body { events, ..Body::default() }), 60_001_000_000, 60_002_000_000);
+            let (counts, frames) = latencies.counts();
+            assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), measured);
+            assert!(counts.iter().all(|(us, _)| *us < 3_000), "{counts:?}");
+            assert_eq!(frames.len(), 1);
         }
     }
 
