@@ -1,7 +1,8 @@
 //! Workloads that flood their node with process events, beside deaths of others: each death is still found.
 //!
-//! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found, each flooding
-//! container is told of, nothing lethal found its ring full, and every event is archived or declared lost.
+//! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found,
+//! and each flooding container has a finding. No lethal record finds its ring full, and every event is archived or
+//! declared lost.
 //!
 //! Three containers run loops. One sends a signal to a process that ignores it, in a cgroup below its own. One starts processes that end
 //! at once. One makes cgroups and removes them. Before that, the same deaths are caused beside three loops that only take CPU time.

@@ -1,8 +1,10 @@
 //! Workloads that live and are wrong: each is told of while it lasts, and is over when it is.
 //!
-//! In: nothing. Out: findings. What must hold: a container that is throttled by its CPU limit, one that wants more processes than it
-//! may have, one that writes to a file system that is frozen, one without a file descriptor left, one whose first process is stopped
-//! and one that survives its own SIGABRT have each a finding that goes on; once they are well it is over.
+//! In: nothing. Out: findings. What must hold: each of these containers has a finding that goes on, and ends once the
+//! container is well:
+//! - one that is throttled by its CPU limit, or wants more processes than it may have;
+//! - one that writes to a frozen file system, or has no file descriptor left;
+//! - one whose first process is stopped, or survives its own SIGABRT.
 
 use std::fmt;
 use std::fs;

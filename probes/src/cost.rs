@@ -1,9 +1,9 @@
-//! What programs cost, as the kernel itself measures it, and programs to compare with: some that do nothing, and one that does
-//! no more than to put a record into a ring.
+//! What programs cost, as the kernel itself measures it. It also has programs to compare with: some that do nothing,
+//! and one that only writes a record into a ring.
 //!
-//! In: the name of a raw tracepoint. Out: runs and nanoseconds. Held: the kernel's accounting, switched on as long as the
-//! descriptor of [`count_run_time`] is open; it costs every BPF program of the machine two readings of a clock a run, so
-//! nothing but a measurement switches it on.
+//! In: the name of a raw tracepoint. Out: runs and nanoseconds. Held: the kernel's accounting, switched on as long as
+//! the descriptor of [`count_run_time`] is open. It costs every BPF program of the machine two readings of a clock a
+//! run, so only a measurement switches it on.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -1,5 +1,5 @@
-//! Disks that stall and disks that fail, with a real kernel: a loop device whose file lies on a file system that is frozen for a
-//! while, and then cut off. As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`.
+//! Disks that stall and disks that fail, with a real kernel. A loop device's file lies on a file system that is frozen
+//! for a while, and then cut off. As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`.
 
 use std::fs;
 use std::io::Write;

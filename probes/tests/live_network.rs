@@ -1,5 +1,5 @@
-//! The probes of DNS, dropped packets, full listen queues, lost connections, and of what is summed up of block I/O and reclaim:
-//! each test causes the real thing and reads its record.
+//! The probes of DNS, dropped packets, full listen queues and lost connections, and the sums of block I/O and reclaim.
+//! Each test causes the real thing and reads its record.
 //!
 //! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Each victim is in a cgroup and a network namespace of its own,
 //! which go with it; each test looks for the records of its cgroup.

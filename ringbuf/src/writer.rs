@@ -4,12 +4,12 @@
 //! and counts, which are this side's alone, and the room that followed from the last consumer position seen.
 //!
 //! The kernel, with many producers, advances the producer position at reserve and marks the record busy. There is one
-//! producer here, so the position is published at commit: no header is ever seen busy, one release store covers a whole
-//! batch, and a writer that dies (or leaks a reservation) leaves nothing behind that stalls the reader.
+//! producer here, so the position is published at commit, and no header is ever seen busy. One release store covers a
+//! whole batch. A writer that dies (or leaks a reservation) leaves nothing behind that stalls the reader.
 //!
 //! What must hold:
-//! - **P1** bytes from the consumer position to `position` are the reader's; those from there to a full ring are this
-//!   writer's, and a reader that keeps to the protocol does not look at them;
+//! - **P1** bytes from the consumer position to `position` are the reader's. Those from there to a full ring are this
+//!   writer's; a reader that follows the protocol does not read them;
 //! - **P2** `emitted = dropped + records published`, at every publication of a position.
 //!
 //! The consumer position is the peer's word: a wrong one can lose records, never reach memory outside of the data area.

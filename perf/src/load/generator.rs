@@ -1,8 +1,8 @@
 //! The generator: writes prepared records into rings, open loop.
 //!
-//! With a rate, the n-th event of a node has an intended time that does not depend on how the pipeline fares: it is in the
-//! record, latency counts from it, and an event that finds its ring full is dropped and counted. Without one, events are
-//! written as fast as rings have room, and nothing is dropped.
+//! With a rate, the n-th event of a node has an intended time that does not depend on how the pipeline fares. The time
+//! is in the record, and latency counts from it. An event that finds its ring full is dropped and counted. Without a
+//! rate, events are written as fast as rings have room, and nothing is dropped.
 //!
 //! One thread serves all nodes, so that most of the machine is left to what is measured. The thread owns the writers.
 

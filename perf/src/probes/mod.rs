@@ -3,10 +3,15 @@
 //! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, by turns,
 //! so that what else the machine does falls on both sides; the rings are read meanwhile.
 //!
-//! A round of a program is five slices: nothing attached; the program attached; the program with thresholds at which everything
-//! is told and the kernel measuring run times; an empty program at the same hook, likewise; one that puts a bare record into a
-//! ring, likewise. The first two say what an operation loses, the others what a record costs, a difference too small to be seen
-//! in the operation, and what of that nobody can save who writes into such a ring at such a hook.
+//! A round of a program is five slices:
+//! - nothing attached;
+//! - the program attached;
+//! - the program with thresholds at which every event makes a record, while the kernel measures run times;
+//! - an empty program at the same hook, likewise;
+//! - a program that writes a bare record into a ring, likewise.
+//!
+//! The first two show what an operation loses. The others show what a record costs, a difference too small to see in
+//! the operation. The last one is the part that no program which writes into a ring at this hook can save.
 //!
 //! A round of a loop is three slices: nothing attached; everything; at each program's hook one that does nothing instead.
 

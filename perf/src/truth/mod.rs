@@ -1,7 +1,7 @@
 //! Certainty is earned: deaths of every kind, caused for real, against what is said of them through all patterns.
 //!
-//! In: scenarios. Out: a [`Report`], a line a scenario. What must hold: a scenario is judged by everything that the server
-//! found of it by the end of the run, when a marker that was caused last has gone the whole way.
+//! In: scenarios. Out: a [`Report`], a line a scenario. What must hold: a scenario is judged by everything that the
+//! server found of it by the end of the run. The run ends when a marker, caused last, has passed through every stage.
 
 mod docs;
 mod exits;
