@@ -27,6 +27,55 @@ fn every_link_leads_to_a_file() {
     assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
 }
 
+/// The id that a heading gets on GitHub and in the book: lower case, spaces as hyphens, no punctuation.
+fn slug(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+    kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// Ids of a page's headings. A `#` in a code block is a comment of its language.
+fn headings(text: &str) -> BTreeSet<String> {
+    let prose = text.split("\n```").step_by(2).flat_map(str::lines);
+    prose
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#')))
+        .map(slug)
+        .collect()
+}
+
+#[test]
+fn every_link_into_a_page_leads_to_a_heading() {
+    let mut dead = Vec::new();
+    let mut checked = 0;
+    for page in pages::all() {
+        let text = pages::read(&page);
+        let path = pages::root().join(&page);
+        for target in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
+            let Some((file, id)) = target.split_once('#').filter(|(file, _)| !file.contains("://")) else { continue };
+            let into = if file.is_empty() { path.clone() } else { path.parent().expect("a folder").join(file) };
+            let found = fs::read_to_string(&into).map(|text| headings(&text)).unwrap_or_default();
+            checked += 1;
+            if !found.contains(id) {
+                dead.push(format!("{page}: {target}"));
+            }
+        }
+    }
+    assert!(checked > 5, "only {checked} links were found: does the search still work?");
+    assert!(dead.is_empty(), "no such heading:\n{}", dead.join("\n"));
+}
+
+/// `make book` takes its table of contents from there.
+#[test]
+fn the_index_of_the_docs_lists_every_page_of_them() {
+    let index = pages::read("docs/README.md");
+    let known: BTreeSet<&str> = links(&index).into_iter().collect();
+    let missing: Vec<String> = pages::all()
+        .into_iter()
+        .filter_map(|page| page.strip_prefix("docs/").map(str::to_owned))
+        .filter(|page| page != "README.md" && !known.contains(page.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
+}
+
 /// The manifests switch the search for tests off, so a file that nobody names would never run.
 #[test]
 fn every_file_of_tests_is_run() {
