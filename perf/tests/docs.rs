@@ -76,6 +76,23 @@ fn the_index_of_the_docs_lists_every_page_of_them() {
     assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
 }
 
+/// `deploy/README.md` sends whoever is woken by an alert there.
+#[test]
+fn every_alert_is_in_troubleshooting() {
+    let rules = pages::read("deploy/monitoring/prometheus-rule.yaml");
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 20, "only {} alerts were found", alerts.len());
+    let page = pages::read("docs/troubleshooting.md");
+    let (_, table) = page.split_once("## An alert fires").expect("the section");
+    let named: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+        .flat_map(|cell| cell.split(", "))
+        .collect();
+    let missing: Vec<&&str> = alerts.iter().filter(|alert| !named.contains(**alert)).collect();
+    assert!(missing.is_empty(), "docs/troubleshooting.md, \"An alert fires\", does not name {missing:?}");
+}
+
 /// The manifests switch the search for tests off, so a file that nobody names would never run.
 #[test]
 fn every_file_of_tests_is_run() {
