@@ -238,3 +238,33 @@ fn the_pattern_that_is_taught_is_accepted() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("exti"), "{said}");
 }
+
+/// What `tapio-server` says of a pattern whose only step has this signal and this field.
+fn refusal(signal: &str, field: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "id: x\ntitle: t\nsummary: s\nseverity: low\npriority: 1\nwindow: 1m\nscope: entity\nanchor: a\nadvice: [a]\n\
+         confidence: {{base: 0.5}}\nsteps:\n  - {{name: a, signal: {signal}, where: {{{field}: true}}}}\n"
+    );
+    fs::write(folder.path().join("x.yaml"), text).expect("written");
+    let output = pages::program("tapio-server", &["check", "--patterns", folder.path().to_str().expect("a path")]);
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+#[test]
+fn every_field_that_a_pattern_may_use_is_in_the_tables() {
+    let page = pages::read("docs/patterns.md");
+    let tables = page.split_once("## Keys").expect("the section").0;
+    let names = |said: &str, before: &str| -> Vec<String> {
+        let (_, list) = said.split_once(before).unwrap_or_else(|| panic!("{said}"));
+        list.split(", ").map(str::to_owned).collect()
+    };
+    let signals = names(&refusal("none", "none"), "no signal is called none: there are ");
+    assert!(signals.len() > 20, "{signals:?}");
+    for signal in signals {
+        assert!(tables.contains(&format!("`{signal}`")), "docs/patterns.md does not name the signal {signal}");
+        for field in names(&refusal(&signal, "none"), &format!("a signal of kind {signal} has ")) {
+            assert!(tables.contains(&format!("`{field}`")), "docs/patterns.md does not name {field} of {signal}");
+        }
+    }
+}
