@@ -63,6 +63,34 @@ fn every_link_into_a_page_leads_to_a_heading() {
     assert!(dead.is_empty(), "no such heading:\n{}", dead.join("\n"));
 }
 
+/// Paths of this repository in a page's code spans: files with an ending, and folders with a slash at their end.
+fn shown_paths(text: &str) -> Vec<&str> {
+    let prose = text.split("\n```").step_by(2).flat_map(|part| part.split('`').skip(1).step_by(2));
+    let folders = ["collector/", "deploy/", "docs/", "perf/", "probes/", "ringbuf/", "server/", "wire/"];
+    prose
+        .filter(|span| folders.iter().any(|folder| span.starts_with(folder)))
+        .filter(|span| span.ends_with('/') || span.contains('.'))
+        .filter(|span| span.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_./".contains(&b)))
+        .collect()
+}
+
+#[test]
+fn every_path_that_is_shown_exists() {
+    let mut lost = Vec::new();
+    let mut checked = 0;
+    for page in pages::all() {
+        let text = pages::read(&page);
+        for path in shown_paths(&text) {
+            checked += 1;
+            if !pages::root().join(path).exists() {
+                lost.push(format!("{page}: {path}"));
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} paths were found: does the search still work?");
+    assert!(lost.is_empty(), "no such file:\n{}", lost.join("\n"));
+}
+
 /// `make book` takes its table of contents from there.
 #[test]
 fn the_index_of_the_docs_lists_every_page_of_them() {
