@@ -45,7 +45,7 @@ cp deploy/README.md "$book/src/deploy/"
         case $page in ../*) page=${page#../} ;; *) page=docs/$page ;; esac
         case " $seen " in *" $page "*) continue ;; esac
         seen+=" $page"
-        printf -- '- [%s](%s)\n' "$(sed -n 's/^# //p;/^# /q' "$page")" "$page"
+        printf -- '- [%s](%s)\n' "$(sed -n '/^# /{s///p;q}' "$page")" "$page"
         ;;
     esac
   done <docs/README.md
