@@ -62,7 +62,7 @@ pub struct FloodReport {
     pub archived_bytes_per_second: f64,
     /// Of one core.
     pub collector_cpu_share: f64,
-    /// Floods that were told of.
+    /// Floods that have a finding.
     pub floods_told: usize,
     pub lethal_ring_full: u64,
     pub unexplained: i64,
@@ -105,7 +105,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     let kill = |stage: &mut Stage, watch: &mut FindingWatch, times: usize| {
         measure::run(&mut stage.injector, Fault::Kill, (times, Duration::ZERO), std::slice::from_mut(watch), |_| {})
     };
-    // As busy as the floods make the machine, but nothing to tell of.
+    // As busy as the floods make the machine, but without a flood.
     let busy = [SPIN; 3].map(|script| Flood::start(&mut stage, |_| script.into()));
     let quiet = kill(&mut stage, &mut watch, options.before)?;
     drop(busy);

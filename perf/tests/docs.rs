@@ -1,4 +1,4 @@
-//! What the pages claim: their links lead somewhere, the commands they name exist, every pattern is told of, and the pattern that
+//! What the pages claim: their links lead somewhere, the commands they name exist, every pattern is listed, and the pattern that
 //! they teach to write is one.
 
 pub mod pages;
@@ -104,7 +104,7 @@ fn the_index_of_the_docs_lists_every_page_of_them() {
     assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
 }
 
-/// `deploy/README.md` sends whoever is woken by an alert there.
+/// `deploy/README.md` sends the reader of an alert there.
 #[test]
 fn every_alert_is_in_troubleshooting() {
     let rules = pages::read("deploy/monitoring/prometheus-rule.yaml");

@@ -62,7 +62,7 @@ const TABLES: &[Table] = &[
     Table { name: "packet_drops", open: per_cpu::<16, 8>, write: write_packet_drops },
 ];
 
-/// The first of the interval was told when it happened.
+/// The first of the interval had a record when it happened.
 fn write_syscall_error(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let count = values.iter().map(|value| u64_at(value, 0)).sum();
     if count > 0 {
@@ -84,8 +84,8 @@ fn write_dns_histogram(cgroup_id: &[u8], values: &[&[u8]], interval: Interval, r
     write_histogram((DNS, 0, 0), u64_at(cgroup_id, 0), values, interval, record);
 }
 
-/// `struct stall_key`: cgroup, memcg. `struct stall`: nanoseconds and pages that no program has told, or below 0 where two
-/// told the same.
+/// `struct stall_key`: cgroup, memcg. `struct stall`: nanoseconds and pages that no program has recorded, or below 0 where two
+/// recorded the same.
 fn write_stall(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let sum = |offset| values.iter().map(|value| u64_at(value, offset) as i64).sum::<i64>();
     if let Ok(stall_ns @ 1..) = u64::try_from(sum(0)) {
@@ -115,7 +115,7 @@ fn write_run_queue_histogram(cgroup_id: &[u8], values: &[&[u8]], interval: Inter
     write_histogram((RUN_QUEUE, 0, 0), u64_at(cgroup_id, 0), values, interval, record);
 }
 
-/// The map that tells which side the programs fill, and what stands for each.
+/// The map that says which side the programs fill, and the value for each.
 struct Sides {
     chosen: ArrayOfMaps<MapData>,
     numbers: [MapData; 2],

@@ -70,7 +70,7 @@ impl Yardstick {
     /// Attaches a program that does nothing.
     ///
     /// # Errors
-    /// When there is no such raw tracepoint, or for want of a capability.
+    /// When there is no such raw tracepoint, or a capability is missing.
     pub fn empty(hook: &str) -> io::Result<Self> {
         Self::attach(EMPTY, "empty", hook)
     }
@@ -114,7 +114,7 @@ impl EmptyPrograms {
     /// Loads one for each; none is attached yet.
     ///
     /// # Errors
-    /// When the kernel takes none of them, for want of a capability.
+    /// When the kernel takes none of them because a capability is missing.
     pub fn for_programs<'a>(programs: impl IntoIterator<Item = &'a ProgramInfo>) -> io::Result<Self> {
         let load = |program: &ProgramInfo| {
             let name = match program.attachment {
@@ -132,7 +132,7 @@ impl EmptyPrograms {
         programs.into_iter().map(load).collect::<io::Result<_>>().map(|programs| Self { programs })
     }
 
-    /// Attaches all whose hooks this kernel has, and tells how many that are.
+    /// Attaches all whose hooks this kernel has, and returns how many that are.
     ///
     /// # Errors
     /// When one may not be attached where the kernel has its hook.

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 const WITH_NAME: usize = 256;
 const PREFIX: &str = "SKB_DROP_REASON_";
 
-/// Not lost: used up, never meant for this machine, already received, or thrown away by who had asked for it.
+/// Not lost: used up, never meant for this machine, already received, or dropped by its own receiver.
 const HARMLESS: &[&str] = &[
     "SKB_NOT_DROPPED_YET",
     "SKB_CONSUMED",

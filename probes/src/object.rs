@@ -24,7 +24,7 @@ pub(crate) const TUNING: &str = "tuning";
 pub(crate) const COUNTERS: &str = "counters";
 /// What each cgroup has had of the lethal lane, see [`crate::Shares`].
 pub(crate) const SHARES: &str = "shares";
-/// Map of maps that tells which maps of the aggregates are filled.
+/// Map of maps that says which maps of the aggregates are filled.
 pub(crate) const SIDE: &str = "side";
 /// One entry: `u32 need_wakeup`, then zeros.
 pub(crate) const CONTROL: &str = "control";

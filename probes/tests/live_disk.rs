@@ -14,7 +14,7 @@ use tapio_probes::record::{BlockIo, Kind};
 const EIO: i32 = 5;
 const WRITE: u8 = 1;
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What the collector, too, calls slow unless it is told otherwise.
+/// The collector's default for a slow I/O.
 const SLOW: Duration = Duration::from_millis(100);
 
 fn succeeds(program: &str, arguments: &[&Path]) -> bool {

@@ -32,7 +32,7 @@ const DATA_BYTES: usize = 1 << 18;
 const SLOTS: usize = 2048;
 const BATCH: usize = 256;
 const DRAIN_ROUNDS: usize = 400;
-/// Short rounds by turns: whatever else the machine does falls on few of them, and the median on none.
+/// Short rounds in turn: other work on the machine falls on few of them, and does not move the median.
 const THROUGH_ROUNDS: usize = 1000;
 const MIXED_BATCHES: usize = 64;
 const THROUGH_TURNS: usize = 16;

@@ -40,7 +40,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes a ring. Returns its writer and what its reader needs: the sealed memfd, and the eventfd that tells of records.
+    /// Makes a ring. Returns its writer and what its reader needs: the sealed memfd, and the eventfd that announces records.
     pub fn create(data_bytes: usize, name: &str) -> Result<(Self, OwnedFd, OwnedFd), Error> {
         let (ring, memfd) = memfd::create(data_bytes, name)?;
         let eventfd = EventFd::new()?;
@@ -116,7 +116,7 @@ impl Writer {
         self.dropped += records;
         let page = self.ring.producer_page();
         page.emitted.0.store(self.emitted, Ordering::Relaxed);
-        // D: whoever sees these drops sees them attempted.
+        // D: a reader that sees these drops sees them attempted.
         protocol::publish(&page.dropped.0, self.dropped);
     }
 
@@ -167,7 +167,7 @@ impl Writer {
         self.ring.data_bytes()
     }
 
-    /// The eventfd that tells the reader of records.
+    /// The eventfd that announces records to the reader.
     pub fn eventfd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
@@ -230,7 +230,7 @@ impl Batch<'_> {
         let from = std::mem::replace(&mut writer.position, position);
         writer.emitted += records as u64;
         let page = writer.ring.producer_page();
-        // P2: whoever sees the position (A) sees its records attempted.
+        // P2: a reader that sees the position (A) sees its records attempted.
         page.emitted.0.store(writer.emitted, Ordering::Relaxed);
         protocol::publish(&page.position.0, position);
         let consumer = &writer.ring.consumer_page().position.0;

@@ -101,7 +101,7 @@ impl Node {
         self.writer.consumed() + self.writer.dropped() >= self.writer.emitted()
     }
 
-    /// Writes up to `count` events, the n-th with the time `time(n)`, in at most [`BATCH`]; tells how many were tried and how
+    /// Writes up to `count` events, the n-th with the time `time(n)`, in at most [`BATCH`]; returns how many were tried and how
     /// many of these fitted.
     fn write(&mut self, count: u64, time: impl Fn(u64) -> u64) -> (u64, u64) {
         let (pool, first) = match self.next.checked_sub(self.introductions.len()) {

@@ -82,7 +82,7 @@ impl Reader {
         share.was_alone |= now.is_alone;
         self.last = now;
         let is_idle = now.waiting == 0 && now.queue == 0 && !now.is_alone;
-        // Begun anew, it has read messages twice: where it is cannot be told any more.
+        // After a rebuild it has read messages twice: its place is unknown.
         if now.rebuilds > self.first.rebuilds {
             return is_idle;
         }

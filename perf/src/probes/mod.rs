@@ -1,6 +1,6 @@
 //! What the probes cost: each one on a loop that fires it, and all together on three loops that a node must not feel.
 //!
-//! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, by turns,
+//! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, in turn,
 //! so that what else the machine does falls on both sides; the rings are read meanwhile.
 //!
 //! A round of a program is five slices:
@@ -129,7 +129,7 @@ fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) ->
     let start = Instant::now();
     while without.len() < ROUNDS_MIN || start.elapsed() < share {
         let mut measured = [0.0; 3];
-        // Each comes first, second and third by turns, so that a drift of the machine favours none.
+        // The order rotates, so that a drift of the machine favours none.
         for turn in 0..3 {
             let slice = (without.len() + turn) % 3;
             match slice {

@@ -88,7 +88,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         only_where: Some(MemoryControl::V2),
-        // It is ended by whoever made it.
+        // Its maker ends it.
         beside: &["killed-from-outside"],
         ..Scenario::new("stuck-above-memory-high", "memory limit", above_high, &["memory-high-stall"])
     },

@@ -53,7 +53,7 @@ impl Tapio {
         tapio
     }
 
-    /// The namespace, and in it the password of servers and NATS, by the command that the manifest tells.
+    /// The namespace, and in it the password of servers and NATS, by the command in the manifest.
     fn prepare() -> Self {
         let mut tapio = Self::default();
         tapio.apply(deploy_text(NAMESPACE_FILE), "--validate=true");
