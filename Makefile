@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test quick tidy truth truth-docs test-kernels test-kube build install check check-deploy docs bench clean help
+.PHONY: run test quick tidy truth truth-docs test-kernels test-kube build install check check-deploy docs book bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -49,6 +49,9 @@ test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or on
 docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
 	cargo build --locked --workspace --bins
 	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test perf reference::
+
+book: ## these documents as a book in target/book/html; installs mdbook into target/tools once, then needs no network
+	@docs/book.sh
 
 truth: install ## cause deaths of every kind; fails when one is told wrong with certainty, or worse than docs/truth.md says
 	cargo build --locked --workspace --bins

@@ -1,7 +1,8 @@
 //! Workloads that flood their node with process events, beside deaths of others: each death is still found.
 //!
-//! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found, each flooding
-//! container is told of, nothing lethal found its ring full, and every event is archived or declared lost.
+//! In: how many deaths. Out: a [`FloodReport`]. What must hold: every death that is caused beside the floods is found,
+//! and each flooding container has a finding. No lethal record finds its ring full, and every event is archived or
+//! declared lost.
 //!
 //! Three containers run loops. One sends a signal to a process that ignores it, in a cgroup below its own. One starts processes that end
 //! at once. One makes cgroups and removes them. Before that, the same deaths are caused beside three loops that only take CPU time.
@@ -61,7 +62,7 @@ pub struct FloodReport {
     pub archived_bytes_per_second: f64,
     /// Of one core.
     pub collector_cpu_share: f64,
-    /// Floods that were told of.
+    /// Floods that have a finding.
     pub floods_told: usize,
     pub lethal_ring_full: u64,
     pub unexplained: i64,
@@ -104,7 +105,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     let kill = |stage: &mut Stage, watch: &mut FindingWatch, times: usize| {
         measure::run(&mut stage.injector, Fault::Kill, (times, Duration::ZERO), std::slice::from_mut(watch), |_| {})
     };
-    // As busy as the floods make the machine, but nothing to tell of.
+    // As busy as the floods make the machine, but without a flood.
     let busy = [SPIN; 3].map(|script| Flood::start(&mut stage, |_| script.into()));
     let quiet = kill(&mut stage, &mut watch, options.before)?;
     drop(busy);

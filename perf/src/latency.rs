@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// The longest latency that is told apart: ten minutes.
+/// The longest latency with a bucket of its own: ten minutes.
 const MAX_US: u64 = 600_000_000;
 
 /// A distribution that is being collected.

@@ -69,7 +69,7 @@ pub struct StormReport {
     pub lethal_archived: u64,
     pub execs_taken_in: u64,
     pub exits_taken_in: u64,
-    /// Runs of probes that the kernel skipped; what they would have told is in no count.
+    /// Runs of probes that the kernel skipped; their events are in no count.
     pub missed_runs: u64,
     pub processes_per_second: f64,
     pub connections_per_second: f64,
@@ -224,7 +224,7 @@ impl Metrics {
     }
 }
 
-/// Waits until the collector has taken in an end of every process made; what is missing then is the report's to tell.
+/// Waits until the collector has taken in an end of every process made; the report has what is missing then.
 fn wait_until_taken_in(collector: &Collector, processes: u64) -> Result<Metrics, Error> {
     let taken_in = wait_for("the rings to be read", SETTLE_LIMIT, |_| {
         let metrics = Metrics::read(collector.port())?;
@@ -237,7 +237,7 @@ fn wait_until_taken_in(collector: &Collector, processes: u64) -> Result<Metrics,
     }
 }
 
-/// Waits until the server's books close; what stays open is the report's to tell.
+/// Waits until the server's books close; the report has what stays open.
 fn wait_for_books(report: &mut StormReport, node: &str, client: &mut Client) -> Result<(), Error> {
     let closed = wait_for("the ledger's closing", BOOKS_LIMIT, |_| {
         report.read(node, &client.status()?);

@@ -1,8 +1,10 @@
-//! Workloads that live and are wrong: each is told of while it lasts, and is over when it is.
+//! Workloads that live and have a trouble: each has a finding, which ends with the trouble.
 //!
-//! In: nothing. Out: findings. What must hold: a container that is throttled by its CPU limit, one that wants more processes than it
-//! may have, one that writes to a file system that is frozen, one without a file descriptor left, one whose first process is stopped
-//! and one that survives its own SIGABRT have each a finding that goes on; once they are well it is over.
+//! In: nothing. Out: findings. What must hold: each of these containers has a finding that goes on, and ends once the
+//! container is well:
+//! - one that is throttled by its CPU limit, or wants more processes than it may have;
+//! - one that writes to a frozen file system, or has no file descriptor left;
+//! - one whose first process is stopped, or survives its own SIGABRT.
 
 use std::fmt;
 use std::fs;
@@ -22,10 +24,10 @@ use crate::processes::collector::Feed;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
 use crate::truth::stage::{Actor, Pids, Room, Stage};
 
-/// How long a trouble may take to be told, and to be over: samples are taken every second here.
+/// How long a trouble may take to be found, and to end: samples are taken every second here.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// What was told of a trouble.
+/// What was found about a trouble.
 #[derive(Clone, Debug, Serialize)]
 pub struct Told {
     pub pattern: String,

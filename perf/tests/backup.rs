@@ -83,7 +83,7 @@ fn a_hundred_copies_of_an_archive_under_load_are_whole_and_lack_nothing_acknowle
         let acknowledged = node.archived(&server);
         let to = folder.path().join(format!("copy-{turn}"));
         let from = server.archive_dir();
-        // What the test is there to tell from: shows how often a plain copy is damaged.
+        // For comparison: shows how often a plain copy is damaged.
         if std::env::var_os("TAPIO_TEST_PLAIN_CP").is_some() {
             fs::create_dir(&to).expect("made");
             let script = "cp --sparse=always --preserve=timestamps \"$0\"/*.segment \"$1\"";

@@ -182,7 +182,7 @@ fn a_full_table_of_connections_is_found_with_its_top_talker() {
     assert_eq!(finding.pattern, "conntrack-full", "{finding:#?}");
     assert!(finding.summary.contains("10.0.0.7 has 7"), "{}", finding.summary);
     assert!(finding.summary.contains(&format!(" of {bound} connections")), "{}", finding.summary);
-    // A table that is half full, with packets, was told before nothing else.
+    // Before it, nothing was found about a table that is half full, with packets.
     assert!(watch.seen().iter().all(|arrival| arrival.finding.id == finding.id || !is_full(&arrival.finding)));
 }
 

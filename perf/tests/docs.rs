@@ -1,4 +1,4 @@
-//! What the pages claim: their links lead somewhere, the commands they name exist, every pattern is told of, and the pattern that
+//! What the pages claim: their links lead somewhere, the commands they name exist, every pattern is listed, and the pattern that
 //! they teach to write is one.
 
 pub mod pages;
@@ -25,6 +25,100 @@ fn every_link_leads_to_a_file() {
         );
     }
     assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
+}
+
+/// The id that a heading gets on GitHub and in the book: lower case, spaces as hyphens, no punctuation.
+fn slug(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+    kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// Ids of a page's headings. A `#` in a code block is a comment of its language.
+fn headings(text: &str) -> BTreeSet<String> {
+    let prose = text.split("\n```").step_by(2).flat_map(str::lines);
+    prose
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#')))
+        .map(slug)
+        .collect()
+}
+
+#[test]
+fn every_link_into_a_page_leads_to_a_heading() {
+    let mut dead = Vec::new();
+    let mut checked = 0;
+    for page in pages::all() {
+        let text = pages::read(&page);
+        let path = pages::root().join(&page);
+        for target in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
+            let Some((file, id)) = target.split_once('#').filter(|(file, _)| !file.contains("://")) else { continue };
+            let into = if file.is_empty() { path.clone() } else { path.parent().expect("a folder").join(file) };
+            let found = fs::read_to_string(&into).map(|text| headings(&text)).unwrap_or_default();
+            checked += 1;
+            if !found.contains(id) {
+                dead.push(format!("{page}: {target}"));
+            }
+        }
+    }
+    assert!(checked > 5, "only {checked} links were found: does the search still work?");
+    assert!(dead.is_empty(), "no such heading:\n{}", dead.join("\n"));
+}
+
+/// Paths of this repository in a page's code spans: files with an ending, and folders with a slash at their end.
+fn shown_paths(text: &str) -> Vec<&str> {
+    let prose = text.split("\n```").step_by(2).flat_map(|part| part.split('`').skip(1).step_by(2));
+    let folders = ["collector/", "deploy/", "docs/", "perf/", "probes/", "ringbuf/", "server/", "wire/"];
+    prose
+        .filter(|span| folders.iter().any(|folder| span.starts_with(folder)))
+        .filter(|span| span.ends_with('/') || span.contains('.'))
+        .filter(|span| span.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_./".contains(&b)))
+        .collect()
+}
+
+#[test]
+fn every_path_that_is_shown_exists() {
+    let mut lost = Vec::new();
+    let mut checked = 0;
+    for page in pages::all() {
+        let text = pages::read(&page);
+        for path in shown_paths(&text) {
+            checked += 1;
+            if !pages::root().join(path).exists() {
+                lost.push(format!("{page}: {path}"));
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} paths were found: does the search still work?");
+    assert!(lost.is_empty(), "no such file:\n{}", lost.join("\n"));
+}
+
+/// `make book` takes its table of contents from there.
+#[test]
+fn the_index_of_the_docs_lists_every_page_of_them() {
+    let index = pages::read("docs/README.md");
+    let known: BTreeSet<&str> = links(&index).into_iter().collect();
+    let missing: Vec<String> = pages::all()
+        .into_iter()
+        .filter_map(|page| page.strip_prefix("docs/").map(str::to_owned))
+        .filter(|page| page != "README.md" && !known.contains(page.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
+}
+
+/// `deploy/README.md` sends the reader of an alert there.
+#[test]
+fn every_alert_is_in_troubleshooting() {
+    let rules = pages::read("deploy/monitoring/prometheus-rule.yaml");
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 20, "only {} alerts were found", alerts.len());
+    let page = pages::read("docs/troubleshooting.md");
+    let (_, table) = page.split_once("## An alert fires").expect("the section");
+    let named: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+        .flat_map(|cell| cell.split(", "))
+        .collect();
+    let missing: Vec<&&str> = alerts.iter().filter(|alert| !named.contains(**alert)).collect();
+    assert!(missing.is_empty(), "docs/troubleshooting.md, \"An alert fires\", does not name {missing:?}");
 }
 
 /// The manifests switch the search for tests off, so a file that nobody names would never run.
@@ -171,4 +265,34 @@ fn the_pattern_that_is_taught_is_accepted() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("exti"), "{said}");
+}
+
+/// What `tapio-server` says of a pattern whose only step has this signal and this field.
+fn refusal(signal: &str, field: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "id: x\ntitle: t\nsummary: s\nseverity: low\npriority: 1\nwindow: 1m\nscope: entity\nanchor: a\nadvice: [a]\n\
+         confidence: {{base: 0.5}}\nsteps:\n  - {{name: a, signal: {signal}, where: {{{field}: true}}}}\n"
+    );
+    fs::write(folder.path().join("x.yaml"), text).expect("written");
+    let output = pages::program("tapio-server", &["check", "--patterns", folder.path().to_str().expect("a path")]);
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+#[test]
+fn every_field_that_a_pattern_may_use_is_in_the_tables() {
+    let page = pages::read("docs/patterns.md");
+    let tables = page.split_once("## Keys").expect("the section").0;
+    let names = |said: &str, before: &str| -> Vec<String> {
+        let (_, list) = said.split_once(before).unwrap_or_else(|| panic!("{said}"));
+        list.split(", ").map(str::to_owned).collect()
+    };
+    let signals = names(&refusal("none", "none"), "no signal is called none: there are ");
+    assert!(signals.len() > 20, "{signals:?}");
+    for signal in signals {
+        assert!(tables.contains(&format!("`{signal}`")), "docs/patterns.md does not name the signal {signal}");
+        for field in names(&refusal(&signal, "none"), &format!("a signal of kind {signal} has ")) {
+            assert!(tables.contains(&format!("`{field}`")), "docs/patterns.md does not name {field} of {signal}");
+        }
+    }
 }

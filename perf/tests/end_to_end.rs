@@ -1,4 +1,4 @@
-//! Real faults, seen by real probes, told by a real server: the findings name what was done, to whom, and by whom.
+//! Real faults, seen by real probes, explained by a real server: the findings name what was done, to whom, and by whom.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Containers that flood their node hide no death of another, cost the archive little, and are told of.
+//! Containers that flood their node hide no death of another, cost the archive little, and have findings.
 
 use crate::lab;
 use crate::lab::Need::{Bpf, Cgroups, Root};

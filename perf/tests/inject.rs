@@ -1,4 +1,4 @@
-//! Faults are real, are told truthfully, and leave nothing behind.
+//! Faults are real, are explained truthfully, and leave nothing behind.
 
 use std::fs;
 use std::io::Read;

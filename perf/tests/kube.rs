@@ -1,4 +1,4 @@
-//! On a real Kubernetes node: real pods fail in the ways that pods fail, and each is told with its right names.
+//! On a real Kubernetes node: real pods fail in the ways that pods fail, and each is found under its right names.
 //!
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
 
@@ -106,7 +106,7 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     assert_eq!(found["death"]["sender"]["comm"], "sh", "{found}");
     lab.wait_archived(of_target, &["container_state", "state=3", "exit=137"]);
 
-    // Crashes again and again. A container that dies at once is found before Kubernetes named it: its finding is told again.
+    // Crashes again and again. A container that dies at once is found before Kubernetes named it: its finding is published again.
     let found = listed(&address, "crash-loop", |name| name == format!("{ns}/looper/loop"));
     assert_eq!(found["death"]["exit_code"], 3, "{found}");
     lab.wait_archived(|name| name == format!("{ns}/looper/loop"), &["container_state", "reason=CrashLoopBackOff"]);
@@ -122,12 +122,12 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     let found = listed(&address, "evicted", |name| name.starts_with(&format!("{ns}/hoarder")));
     assert_eq!((named(&found).0, named(&found).1), (ns.clone(), "hoarder".to_owned()), "{found}");
 
-    // Kubelet tells anew, whenever it starts, of kills of long ago, and as if the node had run out: nothing is concluded from that.
+    // At each start kubelet reports old kills again, as if the node had run out: nothing is concluded from that.
     let gone = format!("gone-{}", std::process::id());
     tell_of_a_system_oom(&gone);
     lab.wait_archived(|_| true, &["kube_event", "SystemOOM", &gone]);
 
-    // Lived 300 ms: what the kernel told of it has its name, and so has what kubelet told.
+    // Lived 300 ms: the kernel's events of it have its name, and so have kubelet's.
     let of_brief = |name: &str| name == format!("{ns}/brief/blink");
     lab.wait_archived(of_brief, &["container_state", "state=3", "exit=7"]);
     lab.wait_archived(of_brief, &["exit", "status=0", "comm=busybox"]);

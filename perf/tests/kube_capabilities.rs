@@ -9,7 +9,7 @@ use crate::kube_node::installed::{COLLECTOR, SERVER, Tapio};
 use crate::kube_node::{Namespace, await_that, container, has_node, pod};
 use serde_json::{Value, json};
 
-/// Those of the manifest that the lab's host has itself: SYS_RESOURCE is for kernels before 5.11, and not to be had here.
+/// Those of the manifest that the lab's host has itself: SYS_RESOURCE is for kernels before 5.11, and cannot be granted here.
 const ALL: [&str; 5] = ["BPF", "PERFMON", "NET_ADMIN", "DAC_READ_SEARCH", "SYS_PTRACE"];
 const USER: u32 = 1000;
 
@@ -92,7 +92,7 @@ fn off(tapio: &Tapio, namespace: &Namespace, case: u32) -> BTreeSet<String> {
     off
 }
 
-/// Has somebody of this host kill a pod; an error tells what was not read about it.
+/// Has somebody of this host kill a pod; an error says what was not read about it.
 fn evidence_of_a_kill(tapio: &Tapio, namespace: &Namespace, case: u32, uid: u32) -> Result<(), String> {
     let name = format!("victim-{case}-{uid}");
     let mut victim = container("app", "busybox sleep 600");
@@ -106,7 +106,7 @@ fn evidence_of_a_kill(tapio: &Tapio, namespace: &Namespace, case: u32, uid: u32)
     let events = await_that(&state, |seen| {
         let events = tapio.tapioctl_json(&arguments).map_err(|error| seen.clone_from(&error)).ok()?;
         *seen = events.iter().map(|event| format!("\n{} {}", event["kind"], event["text"])).collect();
-        // Kubernetes tells of it seconds after the kernel did.
+        // Kubernetes reports it seconds after the kernel.
         let has_ended = |event: &Value| event["kind"] == "container_state" && event["detail"]["exit_code"] == 137;
         events.iter().any(has_ended).then_some(events)
     });

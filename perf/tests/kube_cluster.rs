@@ -1,4 +1,4 @@
-//! On a real Kubernetes node: what `kubectl apply -k deploy` brings, two servers with NATS. Each of them is told a part, by another
+//! On a real Kubernetes node: what `kubectl apply -k deploy` brings, two servers with NATS. Each of them gets a part, from another
 //! node's collector; both find the same, also when one of them or the log is lost.
 //!
 //! Runs only by `make test-kube`.
@@ -150,7 +150,7 @@ fn of_container(namespace: &Namespace, owner: &str, container: &str) -> impl Fn(
     move |name| name.starts_with(&start) && name.ends_with(&end)
 }
 
-/// Kubelet kills what its probe refuses. The kernel's signal is told to one server, kubelet's Event to the other.
+/// Kubelet kills what its probe refuses. The kernel's signal goes to one server, kubelet's Event to the other.
 fn probe_kill(tapio: &Tapio, namespace: &Namespace) -> Value {
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =
@@ -166,7 +166,7 @@ fn probe_kill(tapio: &Tapio, namespace: &Namespace) -> Value {
     found
 }
 
-/// A release whose pods crash. Their deaths are told to one server, the rollout to the other.
+/// A release whose pods crash. Their deaths go to one server, the rollout to the other.
 fn bad_release(tapio: &Tapio, namespace: &Namespace) -> Value {
     let mut front = deployment("front", container("web", "busybox sleep 600"));
     front["spec"]["replicas"] = json!(2);

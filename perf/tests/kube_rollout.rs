@@ -1,5 +1,5 @@
-//! On a real Kubernetes node: the manifests install Tapio, it explains a kill, it is restarted and upgraded under load without
-//! losing an event, and it goes without leaving anything behind.
+//! On a real Kubernetes node: the manifests install Tapio, and it explains a kill. It is restarted and upgraded under
+//! load without losing an event, and its removal leaves nothing behind.
 //!
 //! Runs only by `make test-kube`, which makes images of what was built here (`perf/lab/kube/images.sh`): today's build, and one
 //! that speaks the next version of the wire (the feature `next-version` of `tapio-wire`).

@@ -14,7 +14,7 @@ use crate::kube_node::{
 };
 
 const CALM: &str = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
-/// A pod or workload, and the pattern that tells why it does not start, or not stay.
+/// A pod or workload, and the pattern that says why it does not start, or not stay.
 const EXPECTED: &[(&str, &str)] = &[
     ("no-image", "image-pull-failed"),
     ("no-config", "configuration-missing"),
@@ -73,7 +73,7 @@ fn await_one(server: &str, namespace: &str, owner: &str, pattern: &str) {
     print(server, &found);
 }
 
-/// Waits until no finding of a workload tells of a state that goes on, and one tells of a state that is over.
+/// Waits until no finding of a workload is about a state that goes on, and one is about a state that is over.
 fn await_the_end(server: &str, namespace: &str, owner: &str, pattern: &str) {
     await_that(&format!("the end of {pattern} of {owner}"), |seen| {
         let all = findings(server);

@@ -1,4 +1,4 @@
-//! On a real Kubernetes node: pods whose deaths are easily told wrong are told right, and nothing else is claimed of them.
+//! On a real Kubernetes node: pods whose deaths are easily misjudged are explained right, and nothing else is claimed of them.
 //!
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
 
@@ -22,7 +22,7 @@ const EATS_ON_DEMAND: &str = "until [ -e /go ]; do busybox sleep 0.2; done; busy
 /// Takes 24 MiB and holds them: what reads the pipe never does.
 const HOLDS: &str = "busybox dd if=/dev/zero bs=24M count=1 | busybox sleep 600";
 
-/// A pod or workload, the patterns that tell what befell it, and those that may be told beside.
+/// A pod or workload, the patterns that explain it, and those that may be found beside.
 const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("shared-eater", &["memory-limit-kill"], &[]),
     ("shared-looper", &["crash-loop"], &["exited-with-error"]),

@@ -1,5 +1,5 @@
-//! A small ring of a local process costs its collector no more looks than a large one, since its writer wakes the collector when
-//! it fills; and it loses nothing by that.
+//! A small ring of a local process costs its collector no more looks than a large one, since its writer wakes the
+//! collector when it fills. Nothing is lost by that.
 
 use std::fs;
 

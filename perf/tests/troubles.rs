@@ -1,4 +1,4 @@
-//! What is wrong with workloads that live is told while it lasts, and is over when it is.
+//! Troubles of live workloads have a finding while they last, which ends with them.
 
 use crate::lab;
 use crate::lab::Need::{Bpf, Cgroups, Root};

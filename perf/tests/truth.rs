@@ -1,4 +1,4 @@
-//! Deaths of every kind, caused for real, are told as they were.
+//! Deaths of every kind, caused for real, are explained right.
 
 use std::path::Path;
 

@@ -3,7 +3,7 @@
  * How long does block I/O take, and which was slow, or failed?
  *
  * block_rq_complete → a histogram for each device and operation, and block_io_record. The kernel itself notes when a request was made, as long as the queue's iostats
- * are on (they are by default); without, only failures are told. A completion runs in nobody's context: the cgroup is the
+ * are on (they are by default); without, only failures are recorded. A completion runs in nobody's context: the cgroup is the
  * one that the I/O is charged to, where the version 2 io controller charges it, otherwise the root.
  */
 #include "aggregate.h"

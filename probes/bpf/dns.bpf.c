@@ -4,7 +4,7 @@
  *
  * Every packet of the version 2 hierarchy's sockets, out and in → a histogram for each cgroup, and dns_record. A query is
  * remembered by its socket and id until its answer comes, or until user space finds that none came (src/unanswered.rs). UDP
- * to port 53 only: neither TCP nor encrypted DNS. Only who asks is told; a server's packets have port 53 on the other side.
+ * to port 53 only: neither TCP nor encrypted DNS. Only clients are recorded; a server's packets have port 53 on the other side.
  * The way in for what comes back is received.bpf.c. Every packet passes.
  */
 #include "aggregate.h"
@@ -168,7 +168,7 @@ struct asked {
 	u8 name[DNS_NAME_BYTES];
 };
 
-/* Who takes the query out of the map tells of it: this program or, when the answer comes too late, user space. */
+/* Who takes the query out of the map records it: this program or, when the answer comes too late, user space. */
 static __always_inline bool take_query(struct __sk_buff *skb, u16 id, struct asked *asked)
 {
 	struct query_key key = { .socket_cookie = bpf_get_socket_cookie(skb), .id = id };

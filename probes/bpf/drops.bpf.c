@@ -24,7 +24,7 @@ struct drop_key {
 AGGREGATE(packet_drops, BPF_MAP_TYPE_PERCPU_HASH, DROP_SUMS_MAX, struct drop_key, u64);
 
 /*
- * A packet in a socket's queue has something else where its device was. A device is told by its transmit queue, which points
+ * A packet in a socket's queue has something else where its device was. A device is recognised by its transmit queue, which points
  * back to it.
  */
 static __always_inline u32 interface_of(struct sk_buff *skb)

@@ -106,7 +106,7 @@ struct process_key {
 	u32 pad;
 };
 
-/* Processes whose end was told, on kernels that do not say which thread was the last. */
+/* Processes whose end was recorded, on kernels that do not say which thread was the last. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);

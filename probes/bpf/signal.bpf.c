@@ -77,7 +77,7 @@ struct {
 
 /*
  * A program may send itself hundreds of thousands of them a second, across cgroups too: they must not crowd out what kills. Of one
- * that is to be told, `repeats` gets the number of those that were not since the one before.
+ * that is to be recorded, `repeats` gets the number of those that were not since the one before.
  */
 static __always_inline bool was_told_lately(u32 tgid, u32 number, u32 *repeats)
 {
@@ -176,7 +176,7 @@ struct killed_key {
 	u32 pad;
 };
 
-/* Processes of which it was told: each of their threads takes the signal. */
+/* Processes with such a record: each of their threads takes the signal. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);

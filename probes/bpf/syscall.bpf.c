@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * Which system calls fail for want of room, descriptors, processes or a working disk? And who opens the files that are audited?
+ * Which system calls fail because room, descriptors or processes ran out, or a disk failed? And who opens the files that are audited?
  *
  * sys_exit → syscall_error_record, the first of each cgroup, call and errno in an interval at once and the others summed up;
  * sys_exit → file_open_record. Both are off unless asked for: with them every system call of the node takes the slow way out.
@@ -88,7 +88,7 @@ struct failing_key {
 	u32 errno;
 };
 
-/* How often, the first that was told at once not included. */
+/* How often, without the first, which had a record at once. */
 AGGREGATE(failing, BPF_MAP_TYPE_HASH, FAILING_MAX, struct failing_key, u64);
 
 static __always_inline bool is_in(const volatile u64 *set, u32 errno)

@@ -51,7 +51,7 @@ struct connection {
 
 /*
  * By the address of the struct sock. No LRU map, whose updates cost four times as much: a connection whose end was missed gives
- * way to the next one at its address. One that finds no room is told as one that is older than the probes.
+ * way to the next one at its address. One that finds no room is recorded as one that is older than the probes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

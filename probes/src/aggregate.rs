@@ -1,13 +1,13 @@
 //! Sums that the programs keep in the kernel, and how they become records.
 //!
-//! In: for each aggregate two maps, `NAME_0` and `NAME_1`, of which the programs fill one. Out: a record for each key of the
-//! other, in the layout that a ring would bring. When an interval is over the two change places; the kernel returns from that
-//! (a store into a map of maps) only when no program runs any more that saw the old value, so what is then read is complete,
-//! and what is removed was read. The store waits for the kernel, milliseconds; a thread of its own waits for it, so that
-//! nobody who empties rings has to.
+//! In: for each aggregate two maps, `NAME_0` and `NAME_1`, of which the programs fill one. Out: a record for each key
+//! of the other, in the layout that a ring would bring. When an interval is over the two are swapped by a store into a
+//! map of maps. The kernel returns from that store only when no program that saw the old value runs. So the old map is
+//! complete when it is read, and only what was read is removed. The store waits for the kernel for milliseconds, so it
+//! has a thread of its own, and the reader of the rings never waits.
 //!
-//! What holds: a flush hands out at most as many records as there is room for, and goes on with the next one. What found no
-//! room in a map is counted by the programs as emitted and dropped, under the kind of the record that it is missing from.
+//! What holds: a flush hands out at most as many records as there is room for, and the next one continues. Programs
+//! count what found no room in a map as emitted and dropped, under the kind of the missing record.
 
 use std::fmt;
 use std::thread::JoinHandle;
@@ -62,7 +62,7 @@ const TABLES: &[Table] = &[
     Table { name: "packet_drops", open: per_cpu::<16, 8>, write: write_packet_drops },
 ];
 
-/// The first of the interval was told when it happened.
+/// The first of the interval had a record when it happened.
 fn write_syscall_error(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let count = values.iter().map(|value| u64_at(value, 0)).sum();
     if count > 0 {
@@ -84,8 +84,8 @@ fn write_dns_histogram(cgroup_id: &[u8], values: &[&[u8]], interval: Interval, r
     write_histogram((DNS, 0, 0), u64_at(cgroup_id, 0), values, interval, record);
 }
 
-/// `struct stall_key`: cgroup, memcg. `struct stall`: nanoseconds and pages that no program has told, or below 0 where two
-/// told the same.
+/// `struct stall_key`: cgroup, memcg. `struct stall`: nanoseconds and pages that no program has recorded, or below 0 where two
+/// recorded the same.
 fn write_stall(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let sum = |offset| values.iter().map(|value| u64_at(value, offset) as i64).sum::<i64>();
     if let Ok(stall_ns @ 1..) = u64::try_from(sum(0)) {
@@ -115,7 +115,7 @@ fn write_run_queue_histogram(cgroup_id: &[u8], values: &[&[u8]], interval: Inter
     write_histogram((RUN_QUEUE, 0, 0), u64_at(cgroup_id, 0), values, interval, record);
 }
 
-/// The map that tells which side the programs fill, and what stands for each.
+/// The map that says which side the programs fill, and the value for each.
 struct Sides {
     chosen: ArrayOfMaps<MapData>,
     numbers: [MapData; 2],
@@ -213,9 +213,9 @@ impl Aggregates {
         self.unanswered.timeout = timeout;
     }
 
-    /// Hands out at most `room` records of the interval that is over. When all were handed out and `every` has passed since
-    /// the last time, the next interval begins; its records come with one of the next calls, when the kernel is ready.
-    /// Returns how many there were. Cheap when there is nothing to do.
+    /// Hands out at most `room` records of the interval that is over. When all were handed out and `every` has passed
+    /// since the last time, the next interval begins. Its records come with one of the next calls, when the kernel is
+    /// ready. Returns how many there were. Cheap when there is nothing to do.
     ///
     /// # Errors
     /// When the kernel refuses what it has no reason to refuse. Then it may be called again, and goes on.

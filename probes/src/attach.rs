@@ -25,7 +25,7 @@ pub enum State {
     NotOnThisKernel(String),
     /// The kernel has the tracepoint but refuses the program.
     Refused(String),
-    /// The configuration asked for it to be left out.
+    /// The configuration leaves it out.
     Disabled,
 }
 
@@ -224,7 +224,7 @@ fn errno(error: &ProgramError) -> Option<Errno> {
     }
 }
 
-/// Whether a system call was refused for want of a capability.
+/// Whether a system call was refused because a capability is missing.
 pub(crate) fn is_not_permitted(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::PERM.raw_os_error())
 }

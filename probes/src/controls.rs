@@ -22,18 +22,18 @@ pub struct Tuning {
     pub block_io_slow_ns: u64,
     /// A cgroup's stalls in reclaim are recorded when they have added up to this.
     pub reclaim_burst_ns: u64,
-    /// Kinds of the bulk lane that are not wanted, see [`kinds`]. What they would have told is counted as excluded; what is
+    /// Kinds of the bulk lane that are not wanted, see [`kinds`]. Their records are counted as excluded; what is
     /// summed up in the kernel is then not summed up.
     pub bulk_kinds_off: u64,
     /// A wait for a CPU of at least this length is recorded.
     pub run_queue_slow_ns: u64,
     /// A DNS lookup that took at least as long is recorded; a failed one always is.
     pub dns_slow_ns: u64,
-    /// What is told of a process's new image.
+    /// How much of an exec's command is recorded.
     pub exec_command: ExecCommand,
 }
 
-/// What is told of a process's new image.
+/// How much of an exec's command is recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExecCommand {
     /// Nothing but its name: [`crate::record::Exec`].
@@ -134,7 +134,7 @@ impl Controls {
         maps.store().map_err(io::Error::other)
     }
 
-    /// From the next event on the bulk lane tells nothing of a cgroup; the lethal lane does. Ids are those of records.
+    /// From the next event on the bulk lane has no records of a cgroup; the lethal lane has. Ids are those of records.
     ///
     /// # Errors
     /// When there is no room: 8,192 cgroups can be excluded.

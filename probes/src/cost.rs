@@ -1,9 +1,9 @@
-//! What programs cost, as the kernel itself measures it, and programs to compare with: some that do nothing, and one that does
-//! no more than to put a record into a ring.
+//! What programs cost, as the kernel itself measures it. It also has programs to compare with: some that do nothing,
+//! and one that only writes a record into a ring.
 //!
-//! In: the name of a raw tracepoint. Out: runs and nanoseconds. Held: the kernel's accounting, switched on as long as the
-//! descriptor of [`count_run_time`] is open; it costs every BPF program of the machine two readings of a clock a run, so
-//! nothing but a measurement switches it on.
+//! In: the name of a raw tracepoint. Out: runs and nanoseconds. Held: the kernel's accounting, switched on as long as
+//! the descriptor of [`count_run_time`] is open. It costs every BPF program of the machine two readings of a clock a
+//! run, so only a measurement switches it on.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -70,7 +70,7 @@ impl Yardstick {
     /// Attaches a program that does nothing.
     ///
     /// # Errors
-    /// When there is no such raw tracepoint, or for want of a capability.
+    /// When there is no such raw tracepoint, or a capability is missing.
     pub fn empty(hook: &str) -> io::Result<Self> {
         Self::attach(EMPTY, "empty", hook)
     }
@@ -114,7 +114,7 @@ impl EmptyPrograms {
     /// Loads one for each; none is attached yet.
     ///
     /// # Errors
-    /// When the kernel takes none of them, for want of a capability.
+    /// When the kernel takes none of them because a capability is missing.
     pub fn for_programs<'a>(programs: impl IntoIterator<Item = &'a ProgramInfo>) -> io::Result<Self> {
         let load = |program: &ProgramInfo| {
             let name = match program.attachment {
@@ -132,7 +132,7 @@ impl EmptyPrograms {
         programs.into_iter().map(load).collect::<io::Result<_>>().map(|programs| Self { programs })
     }
 
-    /// Attaches all whose hooks this kernel has, and tells how many that are.
+    /// Attaches all whose hooks this kernel has, and returns how many that are.
     ///
     /// # Errors
     /// When one may not be attached where the kernel has its hook.

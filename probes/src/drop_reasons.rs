@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 const WITH_NAME: usize = 256;
 const PREFIX: &str = "SKB_DROP_REASON_";
 
-/// Not lost: used up, never meant for this machine, already received, or thrown away by who had asked for it.
+/// Not lost: used up, never meant for this machine, already received, or dropped by its own receiver.
 const HARMLESS: &[&str] = &[
     "SKB_NOT_DROPPED_YET",
     "SKB_CONSUMED",
@@ -28,8 +28,9 @@ const HARMLESS: &[&str] = &[
 
 static NAMES: OnceLock<Vec<String>> = OnceLock::new();
 
-/// What the kernel that the probes were last loaded into calls a reason: `NETFILTER_DROP`, `SOCKET_RCVBUFF`, …; [`None`] where
-/// it has no such reason, none at all (before 5.17), or before any probes were loaded.
+/// The name of a reason in the kernel that the probes were last loaded into: `NETFILTER_DROP`, `SOCKET_RCVBUFF`.
+///
+/// [`None`] if it has no such reason, none at all (before 5.17), or before any probes were loaded.
 pub fn drop_reason_name(reason: u32) -> Option<&'static str> {
     NAMES.get()?.get(reason as usize).map(String::as_str).filter(|name| !name.is_empty())
 }

@@ -1,8 +1,8 @@
 //! Tapio's probes: BPF programs in C that answer one question a file, and the loader that attaches them.
 //!
-//! In: a [`LoadConfig`]. Out: [`Probes`], which keeps the programs attached while it lives, hands out the descriptors of the
-//! ring, the counters and the control word, and gives a [`Verdict`] on every program of [`PROGRAMS`]. What the programs
-//! write is in [`record`].
+//! In: a [`LoadConfig`]. Out: [`Probes`], which keeps the programs attached while it lives. It hands out the
+//! descriptors of the ring, the counters and the control word, and has a [`Verdict`] on every program of [`PROGRAMS`].
+//! The programs' output is defined in [`record`].
 //!
 //! What holds:
 //! - One program that a kernel lacks or refuses never stops the others; the reason is in its verdict.

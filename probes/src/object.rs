@@ -24,7 +24,7 @@ pub(crate) const TUNING: &str = "tuning";
 pub(crate) const COUNTERS: &str = "counters";
 /// What each cgroup has had of the lethal lane, see [`crate::Shares`].
 pub(crate) const SHARES: &str = "shares";
-/// Map of maps that tells which maps of the aggregates are filled.
+/// Map of maps that says which maps of the aggregates are filled.
 pub(crate) const SIDE: &str = "side";
 /// One entry: `u32 need_wakeup`, then zeros.
 pub(crate) const CONTROL: &str = "control";
@@ -233,8 +233,8 @@ pub const fn signal_mask(signals: &[u32]) -> u64 {
     mask
 }
 
-/// Signals that end a process and are sent for a reason: HUP INT QUIT ILL TRAP ABRT BUS FPE KILL SEGV TERM XCPU XFSZ SYS,
-/// which have these numbers on x86-64 and aarch64.
+/// Signals that end a process and are sent for a reason. Their numbers are those of x86-64 and aarch64: HUP INT QUIT
+/// ILL TRAP ABRT BUS FPE KILL SEGV TERM XCPU XFSZ SYS.
 pub const DEFAULT_SIGNAL_MASK: u64 = signal_mask(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 24, 25, 31]);
 
 /// Signals that end a process which does not handle them, and are frequent where it does: USR1 USR2 PIPE ALRM STKFLT VTALRM

@@ -1,7 +1,7 @@
 //! What the probes cost inside the kernel.
 //!
-//! The kernel measures a program's run time only while somebody asks for it, since the measuring (two readings of the clock a
-//! run) costs about as much as a small program does. So a caller asks for moments only: see [`RunTimes::measure`].
+//! The kernel measures a program's run time only on request, since measuring costs two readings of the clock a run,
+//! about as much as a small program. So a caller requests it for moments only: see [`RunTimes::measure`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -2,7 +2,7 @@
 //!
 //! In: the map `shares`, where the programs note for each cgroup what it has had of the lane and how many of its records they left
 //! out. Out: a [`LeftOut`] record when a cgroup's records begin to be left out, every ten seconds while that goes on, and when it
-//! is over. What must hold: what is told adds up to what was left out; bounded memory.
+//! is over. What must hold: reported counts add up to what was left out; bounded memory.
 
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ const TOLD_AGAIN_NS: u64 = 10_000_000_000;
 const FLOODS_MAX: usize = 1024;
 
 struct Flood {
-    /// Left out since it was told last.
+    /// Left out since the last report.
     count: u64,
     told_ns: u64,
     /// When the latest was seen to be left out.

@@ -1,8 +1,8 @@
 //! DNS queries that nobody answered.
 //!
 //! In: the map `dns_queries`, in which the programs keep each query until its answer comes. Out: a [`Dns`] record with the code
-//! 255 for each that has waited too long. What holds: a query is told once, by a program or here: by who takes it out of the
-//! map. A query that still waits when the probes go is told by nobody.
+//! 255 for each that has waited too long. What holds: a query has one record, by a program or from here: by who takes it out of the
+//! map. A query that still waits when the probes go has no record.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Disks that stall and disks that fail, with a real kernel: a loop device whose file lies on a file system that is frozen for a
-//! while, and then cut off. As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`.
+//! Disks that stall and disks that fail, with a real kernel. A loop device's file lies on a file system that is frozen
+//! for a while, and then cut off. As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`.
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +14,7 @@ use tapio_probes::record::{BlockIo, Kind};
 const EIO: i32 = 5;
 const WRITE: u8 = 1;
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What the collector, too, calls slow unless it is told otherwise.
+/// The collector's default for a slow I/O.
 const SLOW: Duration = Duration::from_millis(100);
 
 fn succeeds(program: &str, arguments: &[&Path]) -> bool {

@@ -27,7 +27,7 @@ impl Drop for Rest {
     }
 }
 
-/// Looks at the shares and adds up what is told of each cgroup.
+/// Looks at the shares and adds up what is reported of each cgroup.
 fn look(shares: &mut Shares, now_ns: u64, told: &mut HashMap<u64, u64>) -> usize {
     let mut over = 0;
     shares.read(now_ns, usize::MAX, |bytes| {
@@ -90,7 +90,7 @@ fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told
         session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == *pid && signal.signal == SIGKILL);
     }
 
-    // What a process sends itself and ignores is told once a second, with a count.
+    // A signal that a process sends itself and ignores is recorded once a second, with a count.
     let hanging_id = inode(&hanging_up.unified());
     let hung_up = session.all_of(Kind::Signal, |signal: &Signal| signal.header.cgroup_id == hanging_id);
     let seconds = began.elapsed().as_secs() as usize;

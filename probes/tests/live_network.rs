@@ -1,5 +1,5 @@
-//! The probes of DNS, dropped packets, full listen queues, lost connections, and of what is summed up of block I/O and reclaim:
-//! each test causes the real thing and reads its record.
+//! The probes of DNS, dropped packets, full listen queues and lost connections, and the sums of block I/O and reclaim.
+//! Each test causes the real thing and reads its record.
 //!
 //! As root: `TAPIO_REQUIRE=all cargo test -p tapio-probes`. Each victim is in a cgroup and a network namespace of its own,
 //! which go with it; each test looks for the records of its cgroup.
@@ -112,7 +112,7 @@ fn a_query_that_nobody_answers_is_told_once_after_the_timeout() {
     }
     let dns_timeout = Duration::from_millis(300);
     let mut session = Session::start_with(&LoadConfig { dns_timeout, ..LoadConfig::default() });
-    // Longer than a record has room for: the first 71 bytes are told.
+    // Longer than a record has room for: the first 71 bytes are recorded.
     let long = format!("silent.{}.example.org", "x".repeat(60));
     let cases = [("silent.example.org", 35, "127.0.0.1"), (&long, 36, "::1")];
     for (name, number, host) in cases {
@@ -167,7 +167,7 @@ fn dropped_packets_are_counted_exactly_by_reason_and_cgroup() {
     };
     assert!((0..100).contains(&ran.status), "{}", ran.status);
     let expected = 100 - ran.status as u64;
-    // Which socket a received packet was for is told since 6.11; until then others' drops are in the same sum.
+    // The socket of a received packet is known since 6.11; until then others' drops are in the same sum.
     let is_known = kernel_is(6, 11);
     let id = if is_known { ran.id } else { CGROUP_ROOT };
     let reason = kernel_is(5, 17).then_some("SOCKET_RCVBUFF");

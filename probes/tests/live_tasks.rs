@@ -223,7 +223,7 @@ fn waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup() {
     assert!(least <= waits.total_ns, "{waits:?}");
 }
 
-/// Lets a container's calls fail, and returns how many failures were told.
+/// Lets a container's calls fail, and returns how many failures were recorded.
 fn failures(session: &mut Session, container: &Container, how: &str, errno: u32) -> (Vec<SyscallError>, u64) {
     let id = inode(&container.unified());
     let of_container = |error: &SyscallError| error.header.cgroup_id == id && error.errno == errno;

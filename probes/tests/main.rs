@@ -1,5 +1,5 @@
 //! The tests of this crate in one executable, since linking each of them alone takes longer than running it. A new file is named
-//! here. permission is an executable of its own: what it gives up and is told belongs to its process.
+//! here. permission is an executable of its own: its capabilities and the kernel's answers are those of its process.
 
 mod lab;
 mod layout;

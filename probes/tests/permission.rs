@@ -1,5 +1,5 @@
-//! What a process that may not load BPF programs is told. In an executable of its own: the BPF library asks the kernel what
-//! it supports once a process, and a thread without capabilities gets answers that no other test should see.
+//! The error of a process that may not load BPF programs. In an executable of its own: the BPF library asks the kernel
+//! what it supports once a process. A thread without capabilities gets answers that no other test should see.
 
 use std::path::Path;
 

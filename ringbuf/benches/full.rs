@@ -1,11 +1,12 @@
-//! Rings under load, each beside what else could be used, by turns in the same run.
+//! Rings under load, in turn with alternatives in the same run.
 //!
-//! - `full_bpf_64`: a BPF ring that the kernel filled to the brim with 64-byte records, drained by this crate's `Reader` and by
-//!   aya's `RingBuf`, turn about (needs CAP_BPF). Each has a map of its own, of the same size and filled by the same program:
-//!   either keeps the consumer position to itself.
-//! - `one_thread_64`: batches of 64-byte records written and then drained in one thread, through a memfd ring (its two halves
-//!   are shown as well, and the drain of a batch of mixed lengths, 32 to 296 bytes), rtrb by chunk and one by one, crossbeam's `ArrayQueue`, and several producers' `SharedWriter`.
-//!   rtrb by chunk hands its records out in place; this crate's reader copies them first, because its peer may be hostile.
+//! - `full_bpf_64`: a BPF ring that the kernel filled to the brim with 64-byte records, drained in turn by this crate's
+//!   `Reader` and by aya's `RingBuf` (needs CAP_BPF). Each has a map of its own, of the same size and filled by the
+//!   same program: either keeps the consumer position to itself.
+//! - `one_thread_64`: batches of 64-byte records written and then drained in one thread. The rings are a memfd ring,
+//!   rtrb by chunk and one by one, crossbeam's `ArrayQueue`, and several producers' `SharedWriter`. The memfd ring's
+//!   two halves are shown as well, and the drain of a batch of mixed lengths, 32 to 296 bytes. rtrb by chunk hands its
+//!   records out in place; this crate's reader copies them first, because its peer may be hostile.
 //! - `two_threads_64`: a million 64-byte records from one thread to another, in batches: the cache lines travel. Through a memfd
 //!   ring, rtrb by chunk and one by one, and crossbeam's `ArrayQueue`.
 //!
@@ -31,7 +32,7 @@ const DATA_BYTES: usize = 1 << 18;
 const SLOTS: usize = 2048;
 const BATCH: usize = 256;
 const DRAIN_ROUNDS: usize = 400;
-/// Short rounds by turns: whatever else the machine does falls on few of them, and the median on none.
+/// Short rounds in turn: other work on the machine falls on few of them, and does not move the median.
 const THROUGH_ROUNDS: usize = 1000;
 const MIXED_BATCHES: usize = 64;
 const THROUGH_TURNS: usize = 16;

@@ -1,4 +1,4 @@
-//! What can go wrong with a ring, said so that whoever reads it knows what to do.
+//! What can go wrong with a ring; each text says what to do.
 
 use rustix::io::Errno;
 

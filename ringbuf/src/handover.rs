@@ -9,7 +9,7 @@
 //!  reader → peer   one line: "ok", or "error: " and why
 //! ```
 //!
-//! The connection then stays open, silent, for as long as the ring is in use: its end tells either side that the other is
+//! The connection then stays open, silent, for as long as the ring is in use: its end shows each side that the other is
 //! gone. A peer may hand the same ring to the next reader; the positions in the ring say where to go on.
 
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};

@@ -84,7 +84,7 @@ pub(crate) struct ProducerPage {
     pub identity: Line<Identity>,
 }
 
-/// What tells a memfd ring from any other memfd.
+/// Marks a memfd as a ring.
 #[repr(C)]
 pub(crate) struct Identity {
     pub magic: AtomicU64,

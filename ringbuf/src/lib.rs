@@ -8,12 +8,13 @@
 //! counts.
 //!
 //! To sleep and lose nothing, a reader in this order: raises the flag ([`Reader::set_need_wakeup`], for BPF rings
-//! [`WakeupFlag::set`]), finds [`Reader::is_empty`] true, waits with a timeout, lowers the flag, drains. Why that suffices
-//! is told in `protocol.rs`, which also labels every pair of memory orderings.
+//! [`WakeupFlag::set`]), finds [`Reader::is_empty`] true, waits with a timeout, lowers the flag, drains. Why that
+//! suffices is explained in `protocol.rs`, which also labels every pair of memory orderings.
 //!
-//! Trust. The kernel is trusted. The producer of a memfd ring is hostile until proven otherwise: it can change any byte of
-//! the file at any time, so each shared word is loaded once and checked on that copy, loops are bounded by what was checked,
-//! and records are copied out before they are handed on. A [`Writer`] trusts its reader with its data, never with its memory.
+//! Trust. The kernel is trusted. The producer of a memfd ring is hostile until proven otherwise: it can change any byte
+//! of the file at any time. So each shared word is loaded once and checked on that copy, loops are bounded by checked
+//! values, and records are copied out before they are handed on. A [`Writer`] trusts its reader with its data, never
+//! with its memory.
 
 #[cfg(not(loom))]
 mod counters;

@@ -5,8 +5,8 @@
 //! What must hold, and all that the `unsafe` of this crate rests on:
 //! - **M1** a [`Mapping`] owns `[base, base + bytes)`, page-aligned and mapped from its creation to its drop;
 //! - **M2** the file behind it cannot shrink meanwhile: BPF maps have a fixed size, memfds are sealed before they are mapped;
-//! - **M3** behind the data area of a [`RingMapping`] its first `overlap_bytes` are mapped once more, a page or more, so from any
-//!   offset below `data_bytes` that many bytes are inside;
+//! - **M3** behind the data area of a [`RingMapping`] its first `overlap_bytes` (a page or more) are mapped once more.
+//!   So that many bytes from any offset below `data_bytes` are inside the mapping;
 //! - **M4** memory that another process may write is accessed by atomics alone, except where the ring's protocol gives the
 //!   range to this side.
 
@@ -123,8 +123,8 @@ pub(crate) struct RingMapping {
 impl RingMapping {
     /// Maps a BPF ring buffer: the kernel allows writing to the consumer page alone and doubles the data by itself.
     ///
-    /// Of the second half only what a record of `record_bytes_max` at the end of the first needs: the kernel fills the page
-    /// table at once, and counts each page as often as it is mapped as resident.
+    /// Maps only as much of the second half as a record of `record_bytes_max` at the end of the first one needs. The
+    /// kernel fills the page table at once, and counts a page as resident as often as it is mapped.
     pub fn of_bpf_map(map: BorrowedFd<'_>, data_bytes: usize, record_bytes_max: usize) -> Result<Self, Errno> {
         let page_bytes = rustix::param::page_size();
         let record_bytes_max = record_bytes_max.min(data_bytes - HEADER_BYTES);

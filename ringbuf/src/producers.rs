@@ -8,9 +8,9 @@
 //! there keeps the others spinning; they yield the processor to it after [`SPINS`] looks.
 //!
 //! What must hold:
-//! - **T1** places in use never overlap, whatever the consumer page says: the peer can write that page, and two places on the
-//!   same bytes would be two `&mut` to them. Each place's start is therefore kept here (the kernel's `pending_pos`, which it
-//!   can read off headers that its peer cannot write), and room counts from the oldest one.
+//! - **T1** places in use never overlap, whatever the consumer page says. The peer can write that page, and two places
+//!   on the same bytes would be two `&mut` to them. Each place's start is therefore kept here, and room counts from the
+//!   oldest one. (The kernel has its `pending_pos`, which it can read off headers that its peer cannot write.)
 //!
 //! Pairs, by label, in addition to those of `protocol.rs`; both ends are in this file:
 //!

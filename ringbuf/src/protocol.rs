@@ -13,15 +13,16 @@
 //! | D | `dropped`, [`publish`] by the writer, [`add`] by one of many producers | [`observe`] by the reader | `emitted`: a drop that is seen was seen attempted |
 //! | W | SeqCst fence in [`request_wakeup`], reader | SeqCst fence in [`take_wakeup`], writer | no lost wakeup, see below |
 //!
-//! How many producers share a ring's end is told in `producers.rs`, with the labels L and P.
+//! `producers.rs` explains how many producers share a ring's end, with the labels L and P.
 //!
-//! Wakeups. The reader stores the flag, fences, and looks at the producer position once more before it sleeps. The writer
-//! stores the producer position (one of many: the header), fences, and looks at the flag. Of two SeqCst fences one is first: if the reader's, the
-//! writer sees the flag and wakes; if the writer's, the reader sees the position and does not sleep.
-
+//! Wakeups. The reader stores the flag, fences, and looks at the producer position once more before it sleeps. The
+//! writer stores the producer position (one of many: the header), fences, and looks at the flag. One of two SeqCst
+//! fences is first. If it is the reader's, the writer sees the flag and wakes. If it is the writer's, the reader sees
+//! the position and does not sleep.
 //!
-//! A reader that naps asks for nothing, and is woken when the ring fills: by each publication that brings the producer position past
-//! another eighth of the ring while a quarter of it or more is unread ([`has_filled`]). So it is woken before three eighths are.
+//! A reader that naps does not set the flag, and is woken when the ring fills. Each publication wakes it that brings
+//! the producer position past another eighth of the ring while at least a quarter is unread ([`has_filled`]). So it is
+//! woken before three eighths are unread.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 

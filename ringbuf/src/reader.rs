@@ -6,15 +6,16 @@
 //! What must hold:
 //! - **R1** `position` is a multiple of eight and `position <= end <= position + capacity` for every `end` that
 //!   `check_producer` lets through, whatever the producer page holds;
-//! - **R2** a record is handed out only if its header, loaded once, puts it wholly below `end` and its length is within the
-//!   limit: with the data's beginning mapped once more behind it, it is then inside of the mapping;
+//! - **R2** a record is handed out only if its header, loaded once, places it wholly below `end` with a length within
+//!   the limit. The data's beginning is mapped once more behind the data, so the record is then inside the mapping;
 //! - **R3** the stored position covers the records handed out (the one whose callback panicked included) and no other;
 //! - **R4** a drain ends: each turn advances by eight or more towards an `end` that was loaded once.
 //!
-//! Copy or not. The kernel writes no record between its commit and the consumer position's passing, and user space cannot
-//! write it at all, so records of a BPF ring are handed out in place. The peer of a memfd ring can write any time, and a
-//! `&[u8]` whose bytes change is undefined behaviour, besides the invitation to check one value and use another. Its records
-//! are therefore copied to private memory first, a stretch of many at once (`stretch.rs`).
+//! Copy or not. The kernel does not write a record between its commit and the moment when the consumer position passes
+//! it. User space cannot write it at all. So records of a BPF ring are handed out in place. The peer of a memfd ring
+//! can write any time, and a `&[u8]` whose bytes change is undefined behaviour, besides the invitation to check one
+//! value and use another. Its records are therefore copied to private memory first, a stretch of many at once
+//! (`stretch.rs`).
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -117,8 +118,8 @@ impl Reader {
         })
     }
 
-    /// As [`Self::drain`], with `taker`, which is shown records some time before they are handed to `each`, in the same order, so
-    /// that it can ask for memory that they will need. Not those of BPF rings, which nobody has looked at before their turn.
+    /// As [`Self::drain`], but `ahead` sees each record some time before `each` does, in the same order, so that it can
+    /// prefetch memory. Records of BPF rings are not shown ahead: nothing has read their headers yet.
     #[inline]
     pub fn drain_ahead<T>(
         &mut self,
@@ -236,8 +237,9 @@ impl Reader {
         }
     }
 
-    /// Whether the writer of a memfd ring says that it wakes the reader, unasked, before three eighths of the ring are unread; false
-    /// for BPF rings, whose programs do as they were written. A peer that says so and does not loses records of its own.
+    /// Whether the writer of a memfd ring declares that it wakes the reader before three eighths of the ring are
+    /// unread. False for BPF rings, whose programs do as they were written. A peer that breaks its declaration loses
+    /// only its own records.
     pub fn is_woken_when_filling(&self) -> bool {
         self.scratch.is_some() && self.ring.producer_page().identity.0.wakes.load(Ordering::Relaxed) == 1
     }
@@ -356,8 +358,8 @@ fn drain_in_place(
         }
         // SAFETY: R2 puts the header and the payload inside of the data area and its overlap (M3).
         let payload = unsafe { place.add(HEADER_BYTES) };
-        // SAFETY: the record is committed (C) and the kernel, the only one that can write it, leaves it alone until the
-        // consumer position passes it, which it does after the loop.
+        // SAFETY: the record is committed (C). The kernel, its only writer, does not touch it until the consumer
+        // position passes it, which happens after the loop.
         let record = unsafe { slice::from_raw_parts(payload.as_ptr(), (header & LENGTH_MASK) as usize) };
         if each(record).is_break() {
             break;

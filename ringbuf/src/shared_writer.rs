@@ -44,7 +44,7 @@ struct End {
 }
 
 impl SharedWriter {
-    /// Makes a ring. Returns its writer and what its reader needs: the sealed memfd, and the eventfd that tells of records.
+    /// Makes a ring. Returns its writer and what its reader needs: the sealed memfd, and the eventfd that announces records.
     pub fn create(data_bytes: usize, name: &str) -> Result<(Self, OwnedFd, OwnedFd), Error> {
         let (ring, memfd) = memfd::create(data_bytes, name)?;
         let eventfd = EventFd::new()?;
@@ -111,7 +111,7 @@ impl SharedWriter {
     pub fn count_dropped(&self, records: u64) {
         let page = self.end.ring.producer_page();
         page.emitted.0.fetch_add(records, Ordering::Relaxed);
-        // D: whoever sees these drops, or later ones, sees them attempted.
+        // D: a reader that sees these drops, or later ones, sees them attempted.
         protocol::add(&page.dropped.0, records);
     }
 
@@ -140,7 +140,7 @@ impl SharedWriter {
         self.end.ring.data_bytes()
     }
 
-    /// The eventfd that tells the reader of records.
+    /// The eventfd that announces records to the reader.
     pub fn eventfd(&self) -> BorrowedFd<'_> {
         self.end.eventfd.as_fd()
     }

@@ -3,9 +3,9 @@
 //! In: the words of a ring between the consumer and the producer position. Out: runs of whole records, and private bytes. Held:
 //! the private memory.
 //!
-//! A stretch is taken in two passes over the shared memory: one loads each header, once, and keeps what it says, by runs of
-//! equal headers; the other copies all bytes. Whoever walks the copy goes by the runs, never by the headers in the copy, which
-//! the peer may have changed in between.
+//! A stretch is taken in two passes over the shared memory. The first loads each header once and stores its content, by
+//! runs of equal headers. The second copies all bytes. The copy is walked by these runs, never by the headers in the
+//! copy, which the peer may have changed in between.
 //!
 //! What must hold:
 //! - **H1** the runs are of committed records, and what they span is no more than the words given and than the private memory;
@@ -25,8 +25,8 @@ const STRETCH_BYTES: usize = 12 << 10;
 /// Runs of equal headers copied at once; where every record is unlike the one before, this many records.
 const RUNS_MAX: usize = 256;
 
-/// How far ahead of the header that is looked at memory is asked for, words: what a walk of unlike records takes to get there is
-/// about as long as a line takes to come from another processor.
+/// How far ahead of the current header to prefetch, in words. Walking so far over unlike records takes about as long as
+/// a line takes to come from another processor.
 const PREFETCH_WORDS: usize = 64;
 
 /// Words left free before the copies, so that they lie in their cache lines as the originals do.
@@ -213,8 +213,8 @@ impl Stretch {
     }
 }
 
-/// Copies words that a peer may be writing, and says where they are now: as far into a cache line as before, so that loads and
-/// stores of whole lines meet. There must be room for [`SKEW_MAX`] more.
+/// Copies words that a peer may be writing, and returns the range that they take in `to`. It starts as far into a cache
+/// line as in `from`, so that loads and stores of whole lines match. There must be room for [`SKEW_MAX`] more.
 #[inline(always)]
 fn copy_from(to: &mut [u64], from: &[AtomicU64]) -> Range<usize> {
     let apart = from.as_ptr().addr().wrapping_sub(to.as_ptr().addr()) / size_of::<u64>();
@@ -228,10 +228,10 @@ fn copy_from(to: &mut [u64], from: &[AtomicU64]) -> Range<usize> {
 #[cfg(target_arch = "x86_64")]
 fn copy_words(to: &mut [u64], from: &[AtomicU64]) {
     assert_eq!(to.len(), from.len());
-    // SAFETY: both ranges are as long as the count says, valid by their references, and apart as `to` is exclusive. Compilers
-    // take atomic loads one by one; the instruction moves a cache line at a time, and each byte it loads is one that the peer
-    // stored at some time, as with atomic loads: nothing is assumed of it, since the compiler does not see the access. The
-    // direction flag is clear at every `asm!`.
+    // SAFETY: both ranges are as long as the count says and valid by their references; they do not overlap, since `to`
+    // is exclusive. Compilers take atomic loads one by one; this instruction moves a cache line at a time. Each byte
+    // that it loads was stored by the peer at some time, as with atomic loads. Nothing is assumed of it, since the
+    // compiler does not see the access. The direction flag is clear at every `asm!`.
     unsafe {
         std::arch::asm!(
             "rep movsq",

@@ -2,9 +2,9 @@
 //!
 //! In: descriptors of rings and eventfds. Out: the tokens of those that are ready. Held: an epoll descriptor.
 //!
-//! A BPF ring's descriptor is ready while the ring holds bytes, but epoll only learns of it when a probe submits with a wakeup
-//! (or when the descriptor is added, or was ready at the last wait): probes submit without one unless the flag is up. Hence
-//! flag, then a look at the ring, then the wait, and always with a timeout.
+//! A BPF ring's descriptor is ready while the ring holds bytes. But epoll only learns of it when a probe submits with a
+//! wakeup, when the descriptor is added, or if it was ready at the last wait. Probes submit without a wakeup unless the
+//! flag is set. Hence set the flag, check the ring, then wait, and always with a timeout.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,9 +20,9 @@ use crate::protocol;
 
 /// A u32 in a BPF array made with `BPF_F_MMAPABLE` (`.bss` is one) that probes read before they submit: 1 asks for a wakeup.
 ///
-/// The wakeup protocol of memfd rings holds with one gap: a probe loads the flag between reserve and submit, and on x86 that
-/// load may overtake the kernel's store of the producer position. A record can then sit unannounced until the wait times out
-/// or the next record comes; a probe closes the gap by reading the flag with an atomic operation.
+/// The wakeup protocol of memfd rings holds with one gap. A probe loads the flag between reserve and submit, and on x86
+/// that load may overtake the kernel's store of the producer position. A record can then sit unannounced until the wait
+/// times out or the next record comes. A probe closes the gap by reading the flag with an atomic operation.
 pub struct WakeupFlag {
     mapping: Mapping,
     offset_bytes: usize,
@@ -133,8 +133,8 @@ impl Poller {
         self.register(fd, token, epoll::EventFlags::IN)
     }
 
-    /// Reports `token` once for each time that `fd` becomes readable or is notified: for eventfds that are never cleared, and
-    /// for BPF rings whose reader looks at them after each wait.
+    /// Reports `token` once for each time that `fd` becomes readable or is notified. For eventfds that are never
+    /// cleared, and for BPF rings that are read after each wait.
     pub fn add_edge(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), Error> {
         self.register(fd, token, epoll::EventFlags::IN | epoll::EventFlags::ET)
     }

@@ -4,12 +4,12 @@
 //! and counts, which are this side's alone, and the room that followed from the last consumer position seen.
 //!
 //! The kernel, with many producers, advances the producer position at reserve and marks the record busy. There is one
-//! producer here, so the position is published at commit: no header is ever seen busy, one release store covers a whole
-//! batch, and a writer that dies (or leaks a reservation) leaves nothing behind that stalls the reader.
+//! producer here, so the position is published at commit, and no header is ever seen busy. One release store covers a
+//! whole batch. A writer that dies (or leaks a reservation) leaves nothing behind that stalls the reader.
 //!
 //! What must hold:
-//! - **P1** bytes from the consumer position to `position` are the reader's; those from there to a full ring are this
-//!   writer's, and a reader that keeps to the protocol does not look at them;
+//! - **P1** bytes from the consumer position to `position` are the reader's. Those from there to a full ring are this
+//!   writer's; a reader that follows the protocol does not read them;
 //! - **P2** `emitted = dropped + records published`, at every publication of a position.
 //!
 //! The consumer position is the peer's word: a wrong one can lose records, never reach memory outside of the data area.
@@ -40,7 +40,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes a ring. Returns its writer and what its reader needs: the sealed memfd, and the eventfd that tells of records.
+    /// Makes a ring. Returns its writer and what its reader needs: the sealed memfd, and the eventfd that announces records.
     pub fn create(data_bytes: usize, name: &str) -> Result<(Self, OwnedFd, OwnedFd), Error> {
         let (ring, memfd) = memfd::create(data_bytes, name)?;
         let eventfd = EventFd::new()?;
@@ -116,7 +116,7 @@ impl Writer {
         self.dropped += records;
         let page = self.ring.producer_page();
         page.emitted.0.store(self.emitted, Ordering::Relaxed);
-        // D: whoever sees these drops sees them attempted.
+        // D: a reader that sees these drops sees them attempted.
         protocol::publish(&page.dropped.0, self.dropped);
     }
 
@@ -167,7 +167,7 @@ impl Writer {
         self.ring.data_bytes()
     }
 
-    /// The eventfd that tells the reader of records.
+    /// The eventfd that announces records to the reader.
     pub fn eventfd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
@@ -230,7 +230,7 @@ impl Batch<'_> {
         let from = std::mem::replace(&mut writer.position, position);
         writer.emitted += records as u64;
         let page = writer.ring.producer_page();
-        // P2: whoever sees the position (A) sees its records attempted.
+        // P2: a reader that sees the position (A) sees its records attempted.
         page.emitted.0.store(writer.emitted, Ordering::Relaxed);
         protocol::publish(&page.position.0, position);
         let consumer = &writer.ring.consumer_page().position.0;

@@ -26,7 +26,7 @@ enum Pace {
     Wait,
 }
 
-/// A record of varying length that starts with its number and can be told from any other.
+/// A record of varying length that starts with its number and differs from any other.
 fn record(number: u64, buffer: &mut [u8; 64]) -> &[u8] {
     let length = 8 + (number % 57) as usize;
     buffer[..8].copy_from_slice(&number.to_ne_bytes());

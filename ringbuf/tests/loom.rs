@@ -1,8 +1,8 @@
 //! The protocol of positions and wakeups under every interleaving that the memory model allows, on a ring of few slots.
 //!
-//! The functions are those that `Reader`, `Writer` and `SharedWriter` call; the ring around them holds one number a slot instead of bytes, as
-//! loom cannot see into mapped memory. Loom reports a slot that is written while it is read or written by another (A, B, C, L,
-//! P), and a reader that sleeps for ever (W) as a deadlock.
+//! The functions are those that `Reader`, `Writer` and `SharedWriter` call; the ring around them holds one number a
+//! slot instead of bytes, as loom cannot see into mapped memory. Loom reports a slot that is written while another
+//! thread reads or writes it (A, B, C, L, P). It reports a reader that sleeps for ever (W) as a deadlock.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p tapio-ringbuf --test loom`.
 #![cfg(loom)]

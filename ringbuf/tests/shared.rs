@@ -27,7 +27,7 @@ fn ring() -> (SharedWriter, Reader) {
     (writer, Reader::from_memfd(memfd, Limits::default()).unwrap())
 }
 
-/// The `number`-th record of a producer, of varying length and told from any other.
+/// The `number`-th record of a producer, of varying length and unlike any other.
 fn fill(record: &mut [u8], producer: usize, number: u64) {
     let (first, rest) = record.split_at_mut(16);
     first[..8].copy_from_slice(&(producer as u64).to_ne_bytes());

@@ -62,7 +62,7 @@ impl Line {
 }
 
 /// What a second costs a server, in CPU nanoseconds: so much for being there, for each node that ships, and for each event. A node
-/// that has little to tell sends as many frames as one that has more, so nodes cost by themselves.
+/// that has few events sends as many frames as one that has more, so nodes cost by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ServerLine {
     pub idle: f64,
@@ -80,7 +80,7 @@ impl ServerLine {
         {
             return Self { idle, node, event };
         }
-        // Runs with the same number of nodes do not tell what is a node's: all of it may be.
+        // Runs with the same number of nodes do not show which part is a node's: all of it may be.
         let event = Line::through(&runs.iter().map(|&[_, rate, cost]| (rate, cost)).collect::<Vec<_>>()).event;
         let of_node = |&[nodes, rate, cost]: &[f64; 3]| ((cost - event * rate) / nodes).max(0.0);
         Self { idle: 0.0, node: runs.iter().map(of_node).sum::<f64>() / runs.len() as f64, event }

@@ -22,8 +22,8 @@ pub use plan::{Cluster, Plan};
 /// Nodes, and events a second of all of them, of the runs made here: so that what is an event's, a node's and the server's own is
 /// known apart.
 const RUNS: [(usize, f64); 4] = [(1, 2_000.0), (1, 20_000.0), (1, 100_000.0), (4, 8_000.0)];
-/// Containers of a simulated node for each pod. Who is described once in a run of seconds is described once a minute in life, so
-/// a run with many more containers than a node has would make frames look larger than they are.
+/// Containers of a simulated node for each pod. A short run describes each container as often as a minute of a real
+/// node's life. So a run with many more containers than a node has would make frames look too large.
 const CONTAINERS_PER_POD: u64 = 2;
 /// As `tapio-perf load` has it.
 const RING_BYTES: usize = 8 << 20;

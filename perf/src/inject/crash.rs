@@ -29,8 +29,8 @@ pub fn quiet_program() -> Option<Vec<u8>> {
     Some(elf(machine, code))
 }
 
-/// A program that makes its first argument a file of 4 MiB without storage behind it, maps it and writes a byte to each page:
-/// where the file system is full, the kernel sends it SIGBUS. Only for x86-64.
+/// A program that makes its first argument a sparse file of 4 MiB, maps it and writes a byte to each page. Where the
+/// file system is full, the kernel sends it SIGBUS. Only for x86-64.
 pub fn bus_error_program() -> Option<Vec<u8>> {
     #[rustfmt::skip]
     let code: &[u8] = &[

@@ -107,7 +107,7 @@ pub struct Injection {
     /// The folder of the cgroup with the limit.
     pub limit_cgroup: Option<String>,
     pub started_ns: u64,
-    /// When SIGTERM was sent in vain.
+    /// When SIGTERM was sent and did not end it.
     pub sigterm_ns: Option<u64>,
     /// When the victim's death was seen by its parent.
     pub died_ns: u64,

@@ -37,7 +37,7 @@ pub struct Percentiles {
     pub p99: u64,
 }
 
-/// Runs `rounds` of each kind; `each` is told of every run.
+/// Runs `rounds` of each kind; `each` is called for every run.
 pub fn compare(
     options: &LoadOptions,
     rounds: u16,

@@ -1,8 +1,8 @@
 //! The generator: writes prepared records into rings, open loop.
 //!
-//! With a rate, the n-th event of a node has an intended time that does not depend on how the pipeline fares: it is in the
-//! record, latency counts from it, and an event that finds its ring full is dropped and counted. Without one, events are
-//! written as fast as rings have room, and nothing is dropped.
+//! With a rate, the n-th event of a node has an intended time that does not depend on how the pipeline fares. The time
+//! is in the record, and latency counts from it. An event that finds its ring full is dropped and counted. Without a
+//! rate, events are written as fast as rings have room, and nothing is dropped.
 //!
 //! One thread serves all nodes, so that most of the machine is left to what is measured. The thread owns the writers.
 
@@ -101,7 +101,7 @@ impl Node {
         self.writer.consumed() + self.writer.dropped() >= self.writer.emitted()
     }
 
-    /// Writes up to `count` events, the n-th with the time `time(n)`, in at most [`BATCH`]; tells how many were tried and how
+    /// Writes up to `count` events, the n-th with the time `time(n)`, in at most [`BATCH`]; returns how many were tried and how
     /// many of these fitted.
     fn write(&mut self, count: u64, time: impl Fn(u64) -> u64) -> (u64, u64) {
         let (pool, first) = match self.next.checked_sub(self.introductions.len()) {

@@ -1,8 +1,7 @@
 //! How servers keep up with the log that they share, sampled while a run goes on.
 //!
-//! In: what NATS says of the log, and each server's metrics. Out: how far behind each was at most. What must hold: a server's count
-//! of messages read is compared with the number of the log's last message that was asked for before, so that what is called behind
-//! is behind.
+//! In: what NATS says of the log, and each server's metrics. Out: how far behind each was at most. What must hold: the
+//! log's last message is read before a server's count of messages, so that the lag is never overstated.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -83,7 +82,7 @@ impl Reader {
         share.was_alone |= now.is_alone;
         self.last = now;
         let is_idle = now.waiting == 0 && now.queue == 0 && !now.is_alone;
-        // Begun anew, it has read messages twice: where it is cannot be told any more.
+        // After a rebuild it has read messages twice: its place is unknown.
         if now.rebuilds > self.first.rebuilds {
             return is_idle;
         }

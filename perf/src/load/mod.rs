@@ -253,7 +253,7 @@ pub fn accounts(nodes: &[Node], names: &[String], status: &StatusResponse) -> Ve
     nodes.iter().zip(names).map(|(node, name)| NodeLedger::new(name, node.emitted(), status)).collect()
 }
 
-/// Waits until rings are read and the server has everything, or nothing comes any more; tells when the last event came.
+/// Waits until rings are read and the server has everything, or nothing comes any more; returns when the last event came.
 fn drain(nodes: &[Node], names: &[String], servers: &mut Servers, start: Instant) -> Result<Duration, Error> {
     let end = Instant::now() + DRAIN_LIMIT;
     let (mut archived, mut last_change) = (0, Instant::now());
@@ -276,7 +276,7 @@ fn drain(nodes: &[Node], names: &[String], servers: &mut Servers, start: Instant
     }
 }
 
-/// Waits until the server has the final frames; a ledger that stays open is the report's to tell.
+/// Waits until the server has the final frames; the report says if a ledger stays open.
 fn wait_for_books(nodes: &[Node], names: &[String], servers: &mut Servers) -> Result<StatusResponse, Error> {
     let mut last = servers.status()?;
     let closed = wait_for("the ledger's closing", Duration::from_secs(5), |_| {

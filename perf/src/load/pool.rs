@@ -24,7 +24,7 @@ pub struct Pool {
     mortal_pids: u32,
 }
 
-/// Whether a record tells of a death, or of what brings one about.
+/// Whether a record is of a death, or of a cause of one.
 fn is_urgent(record: &[u8]) -> bool {
     let kind = Header::read_from_prefix(record).ok().and_then(|(header, _)| Kind::from_u16(header.kind));
     match kind {

@@ -32,14 +32,14 @@ enum Choice {
     One(Kind),
     /// A process starts, and ends soon.
     Process,
-    /// A process is told to end, and does.
+    /// A process gets SIGTERM, and ends.
     Termination,
     /// A container's cgroup comes, and goes soon.
     ShortContainer,
 }
 
 /// Weights of 10,000 events; those that bring forth two events stand for twice their weight. At 40,000 events a second on a
-/// node this tells some 20 processes a second to end, a node in the middle of a rollout.
+/// node this ends some 20 processes a second, as on a node in the middle of a rollout.
 const MIXED: [(Choice, u32); 10] = [
     (Choice::One(Kind::Tcp), 5500),
     (Choice::One(Kind::Dns), 1000),
@@ -211,7 +211,7 @@ impl Profile {
         self.exit(header, parent_pid, ns_pid, code << 8, comm)
     }
 
-    /// A process of a container is told to end by the runtime; its end is returned.
+    /// The runtime stops a process of a container; returns its end.
     fn termination(&mut self, pool: &mut Pool) -> Vec<u8> {
         let container = self.draw();
         let mut header = self.header::<Signal>(Kind::Signal, container);

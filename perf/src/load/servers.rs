@@ -31,7 +31,7 @@ pub struct ClusterReport {
     pub servers: Vec<ServerShare>,
     /// [`None`] where they share none.
     pub log: Option<LogCost>,
-    /// [`None`] where they share no log: then each finds what its own nodes tell.
+    /// [`None`] where they share no log: then each finds what its own nodes report.
     pub findings: Option<Agreement>,
 }
 
@@ -68,13 +68,13 @@ pub struct ReaderShare {
     /// Messages that it wrote, and signals that its finder dealt with: its own and the others'.
     pub messages_written: u64,
     pub signals_found: u64,
-    /// What found no room, and is told again from the archive.
+    /// What found no room, and is sent again from the archive.
     pub entries_left_out: u64,
     /// How often it began anew to read; then [`Self::behind_messages_max`] is of the time before.
     pub rebuilds: u64,
     /// It was seen to go on without the log.
     pub was_alone: bool,
-    /// How often it did not tell its metrics in time.
+    /// How often its metrics did not come in time.
     pub unanswered: u64,
 }
 
@@ -196,7 +196,7 @@ impl Servers {
         Ok(statuses.iter().enumerate().map(share).collect())
     }
 
-    /// Waits until all have read the log and have found the same; what differs then is the report's to tell.
+    /// Waits until all have read the log and have found the same; the report has what differs then.
     pub fn agree(&mut self, log: &mut LogWatch) -> Result<Agreement, Error> {
         let began = Instant::now();
         let mut signals = None;

@@ -1,12 +1,17 @@
 //! What the probes cost: each one on a loop that fires it, and all together on three loops that a node must not feel.
 //!
-//! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, by turns,
+//! In: how long it may take. Out: a [`ProbesReport`]. What must hold: what is compared was measured in the same run, in turn,
 //! so that what else the machine does falls on both sides; the rings are read meanwhile.
 //!
-//! A round of a program is five slices: nothing attached; the program attached; the program with thresholds at which everything
-//! is told and the kernel measuring run times; an empty program at the same hook, likewise; one that puts a bare record into a
-//! ring, likewise. The first two say what an operation loses, the others what a record costs, a difference too small to be seen
-//! in the operation, and what of that nobody can save who writes into such a ring at such a hook.
+//! A round of a program is five slices:
+//! - nothing attached;
+//! - the program attached;
+//! - the program with thresholds at which every event makes a record, while the kernel measures run times;
+//! - an empty program at the same hook, likewise;
+//! - a program that writes a bare record into a ring, likewise.
+//!
+//! The first two show what an operation loses. The others show what a record costs, a difference too small to see in
+//! the operation. The last one is the part that no program which writes into a ring at this hook can save.
 //!
 //! A round of a loop is three slices: nothing attached; everything; at each program's hook one that does nothing instead.
 
@@ -124,7 +129,7 @@ fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) ->
     let start = Instant::now();
     while without.len() < ROUNDS_MIN || start.elapsed() < share {
         let mut measured = [0.0; 3];
-        // Each comes first, second and third by turns, so that a drift of the machine favours none.
+        // The order rotates, so that a drift of the machine favours none.
         for turn in 0..3 {
             let slice = (without.len() + turn) % 3;
             match slice {

@@ -29,7 +29,7 @@ impl Spread {
     }
 }
 
-/// One program. Keys are read by other programs: they stay. `None` means that it was not measured; `why` tells the reason.
+/// One program. Keys are read by other programs: they stay. `None` means that it was not measured; `why` has the reason.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ProgramCost {
     pub program: String,

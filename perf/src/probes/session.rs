@@ -43,7 +43,7 @@ fn by_default() -> LoadConfig {
     LoadConfig { own_pid: None, ..LoadConfig::default() }
 }
 
-/// Thresholds at which everything is told.
+/// Thresholds at which every event makes a record.
 pub fn tell_all() -> Tuning {
     Tuning { block_io_slow_ns: 0, reclaim_burst_ns: 0, ..Tuning::default() }
 }

@@ -88,7 +88,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         only_where: Some(MemoryControl::V2),
-        // It is ended by whoever made it.
+        // Its maker ends it.
         beside: &["killed-from-outside"],
         ..Scenario::new("stuck-above-memory-high", "memory limit", above_high, &["memory-high-stall"])
     },
@@ -227,8 +227,8 @@ fn slice_limit(stage: &mut Stage) -> Result<Caused, Error> {
 /// Children hold what fills the limit, and the first process is killed for it: it has the highest score.
 fn crowd(stage: &mut Stage) -> Result<Caused, Error> {
     let room = stage.room(Some(LIMIT_MIB))?;
-    // A child is made with the score that it is to have, and gives its parent a turn before it takes memory: in emulation it would be
-    // chosen before the parent has its own score. For the same reason the shell waits by itself.
+    // A child starts with its final score, and yields to its parent before it takes memory. In emulation it would
+    // otherwise be chosen before the parent has its own score. For the same reason the shell waits by itself.
     let script = "while :; do echo 0 >/proc/self/oom_score_adj; \
                   (i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done; x=$(head -c 1000000 /dev/zero | tr '\\0' a); sleep 60) & \
                   echo 1000 >/proc/self/oom_score_adj; i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; done";

@@ -1,7 +1,7 @@
 //! Certainty is earned: deaths of every kind, caused for real, against what is said of them through all patterns.
 //!
-//! In: scenarios. Out: a [`Report`], a line a scenario. What must hold: a scenario is judged by everything that the server
-//! found of it by the end of the run, when a marker that was caused last has gone the whole way.
+//! In: scenarios. Out: a [`Report`], a line a scenario. What must hold: a scenario is judged by everything that the
+//! server found of it by the end of the run. The run ends when a marker, caused last, has passed through every stage.
 
 mod docs;
 mod exits;
@@ -41,7 +41,7 @@ pub struct TruthOptions {
     pub only: Vec<String>,
     /// Where the programs are; beside this executable when not given.
     pub bin_dir: Option<PathBuf>,
-    /// The page with the table of what is told right.
+    /// The page with the table of what is explained right.
     pub page: Option<PathBuf>,
     /// Rewrite the page instead of comparing it.
     pub update: bool,
@@ -51,7 +51,7 @@ pub struct TruthOptions {
     pub is_quiet: bool,
 }
 
-/// How every scenario was told.
+/// How every scenario was explained.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub scenarios: Vec<Judged>,
@@ -66,7 +66,7 @@ impl Report {
         self.scenarios.iter().filter(|judged| judged.outcome == outcome).count()
     }
 
-    /// Nothing is told wrong with certainty, everything could be caused, and nothing got worse.
+    /// Nothing is explained wrong with certainty, everything could be caused, and nothing got worse.
     pub fn is_true(&self) -> bool {
         self.count(Outcome::Wrong) == 0 && self.worse.is_empty() && self.not_caused.is_empty()
     }
@@ -95,7 +95,7 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
         server: server.address(),
         feed: Feed::Ebpf,
         own_pid_namespace: options.own_pid_namespace,
-        // What is wrong with what lives is told after six samples.
+        // Troubles of live workloads are reported after six samples.
         extra_collector: ", watch_interval: 1s".into(),
         ..CollectorOptions::default()
     })?;
@@ -124,7 +124,7 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// Waits until a marker went the whole way and everything is told right, or cannot come any more; then judges.
+/// Waits until a marker passed every stage and everything is explained right, or can no longer be; then judges.
 fn settle(
     stage: &mut Stage,
     server: &Server,
@@ -150,7 +150,7 @@ fn settle(
         Ok(judged.iter().all(|one| one.outcome == Outcome::Right).then_some(()))
     });
     match settled {
-        // What is not told right by now is not.
+        // What is not explained right by now will not be.
         Ok(()) | Err(Error::TimedOut { .. }) => Ok(judged),
         Err(error) => Err(error),
     }

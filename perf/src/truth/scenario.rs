@@ -24,14 +24,14 @@ pub struct Caused {
 /// How a scenario is caused; whom it was done to.
 pub type Cause = fn(&mut Stage) -> Result<Caused, Error>;
 
-/// A death that is caused for real, and the findings that tell it right.
+/// A death that is caused for real, and the findings that explain it right.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     pub name: &'static str,
     /// Which kind of death: the group that the table sorts it into.
     pub kind: &'static str,
     pub cause: Cause,
-    /// Patterns that tell it.
+    /// Patterns that explain it.
     pub right: &'static [&'static str],
     /// Patterns that may be said beside it.
     pub beside: &'static [&'static str],
@@ -46,12 +46,12 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// One that `right` tells, in whatever words.
+    /// One that `right` accepts, in whatever words.
     pub const fn new(name: &'static str, kind: &'static str, cause: Cause, right: &'static [&'static str]) -> Self {
         Self { name, kind, cause, right, beside: &[], only_where: None, may_be_silent: false, says: &[], never: &[] }
     }
 
-    /// Whether a finding tells it.
+    /// Whether a finding explains it.
     fn is_told_by(&self, finding: &Finding, caused: &Caused) -> bool {
         let text = words(finding);
         self.right.contains(&finding.pattern.as_str())
@@ -88,7 +88,7 @@ impl Scenario {
         }
     }
 
-    /// The patterns that tell it, for people.
+    /// The patterns that explain it, for people.
     pub fn expected(&self) -> String {
         let silence = self.may_be_silent.then_some("silence");
         self.right.iter().copied().chain(silence).collect::<Vec<_>>().join(" or ")
@@ -118,7 +118,7 @@ fn is_about(finding: &Finding, caused: &Caused) -> bool {
     !finding.withdrawn && (is_its_death || names_it(finding, caused))
 }
 
-/// How a scenario was told.
+/// How a scenario was explained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {

@@ -127,7 +127,7 @@ fn exposed() -> BTreeMap<String, Family> {
     let options = CollectorOptions {
         node: "docs-node".into(),
         server: server.address(),
-        // Most of the bulk lane is left out, so that there are losses to tell of.
+        // Most of the bulk lane is left out, so that there are losses to report.
         extra_config: "pipeline: {filter_config: {min_severity: critical}}\n".into(),
         ..CollectorOptions::default()
     };

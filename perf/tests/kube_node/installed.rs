@@ -1,5 +1,5 @@
-//! Tapio as its manifests install it: the three files of the quick start or `kubectl apply -k deploy`, with nothing replaced but the
-//! images' names and what the API server is too old for, or what a test renders.
+//! Tapio as its manifests install it: the three files of the quick start, `kubectl apply -k deploy`, or what a test
+//! renders. Only the images' names are replaced, and what the API server is too old for.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ impl Tapio {
         tapio
     }
 
-    /// The namespace, and in it the password of servers and NATS, by the command that the manifest tells.
+    /// The namespace, and in it the password of servers and NATS, by the command in the manifest.
     fn prepare() -> Self {
         let mut tapio = Self::default();
         tapio.apply(deploy_text(NAMESPACE_FILE), "--validate=true");
@@ -208,8 +208,8 @@ impl Tapio {
         items.iter().filter(|item| item["metadata"]["deletionTimestamp"].is_null()).map(Pod::of).collect()
     }
 
-    /// The finding of a pattern that every one of `servers` servers has of an entity of such a name, and the only one: with the same
-    /// id, and the same in whatever `content` takes of it. The order in which servers published does not count.
+    /// The only finding of `pattern` on a matching entity, which each of `servers` servers must have. Its id must be
+    /// the same on all, and so must what `content` takes of it. The order in which servers published does not count.
     pub fn found_alike(&self, servers: usize, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
         await_that(&format!("{pattern}, alike from {servers} servers"), |seen| {
             let pods = self.pods("server");

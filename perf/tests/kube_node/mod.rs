@@ -56,7 +56,7 @@ pub fn kubectl_reading(arguments: &[&str], input: &str) -> Result<String, String
     }
 }
 
-/// Asks until there is an answer; the error tells what was seen last.
+/// Asks until there is an answer; the error has what was seen last.
 pub fn await_that<T>(what: &str, mut condition: impl FnMut(&mut String) -> Option<T>) -> T {
     let found = wait_for(what, LIMIT, |seen| {
         let answer = condition(seen);

@@ -1,5 +1,5 @@
-//! What the end-to-end tests share: what a test needs and how it says that it was skipped, a node that is fed through a ring,
-//! and faults by the real command line.
+//! Shared by the end-to-end tests: requirements and how a test says that it was skipped, a node that is fed through a
+//! ring, faults by the real command line.
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 

@@ -45,7 +45,7 @@ static __always_inline u32 filled_side(void)
 	struct name##_side name##_0 SEC(".maps"), name##_1 SEC(".maps")
 
 /*
- * The key's sum in the map, made of `none` when it has none yet; NULL when there is no room. `is_new` tells whether this call
+ * The key's sum in the map, made of `none` when it has none yet; NULL when there is no room. `is_new` says whether this call
  * made it.
  */
 static __always_inline void *sum_in(void *map, const void *key, const void *none, bool *is_new)

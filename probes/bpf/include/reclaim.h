@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* How long the tasks of a cgroup have stood still in reclaim since that was last told. */
+/* How long the tasks of a cgroup have stalled in reclaim since the last record of it. */
 #pragma once
 
 #include "aggregate.h"
@@ -13,7 +13,7 @@ struct stall_key {
 	u64 memcg;
 };
 
-/* Not yet told; what is left when user space fetches the sums is told by it. */
+/* Not yet recorded; user space records what is left when it fetches the sums. */
 struct stall {
 	s64 ns;
 	s64 pages;
@@ -21,7 +21,7 @@ struct stall {
 
 AGGREGATE(stalls, BPF_MAP_TYPE_HASH, RECLAIMING_CGROUPS_MAX, struct stall_key, struct stall);
 
-/* Writes a record about what is not told yet when that is `at_least` so much. */
+/* Writes a record of what is not recorded yet when that is `at_least` so much. */
 static __always_inline void tell_stall(struct stall *stall, struct stall_key *key, u64 at_least)
 {
 	struct reclaim_record *record;
@@ -45,7 +45,7 @@ static __always_inline void tell_stall(struct stall *stall, struct stall_key *ke
 	bulk_end(record);
 }
 
-/* The same, whatever is not told yet, of sums that others keep. */
+/* The same without a bound, for sums that others keep. */
 static __always_inline void tell_rest(struct stall_key *key)
 {
 	struct stall *stall = filled_side() ? bpf_map_lookup_elem(&stalls_1, key) : bpf_map_lookup_elem(&stalls_0, key);

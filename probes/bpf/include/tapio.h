@@ -378,7 +378,7 @@ struct {
 	__type(value, struct tuning);
 } tuning SEC(".maps");
 
-/* Cgroups of which the bulk lane tells nothing. */
+/* Cgroups without records in the bulk lane. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 8192);

@@ -12,7 +12,7 @@ use super::Error;
 /// One more than the highest CPU number that this machine can have; the numbers below it may have holes.
 ///
 /// # Errors
-/// When `/sys` does not tell.
+/// When `/sys` does not say.
 pub fn possible_cpus() -> Result<usize, Error> {
     const PATH: &str = "/sys/devices/system/cpu/possible";
     let text = std::fs::read_to_string(PATH).map_err(|error| Error::Object(format!("cannot read {PATH}: {error}")))?;

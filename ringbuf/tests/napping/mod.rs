@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tapio_ringbuf::{Poller, Reader};
 
-/// Writes until the poller is told, which must be between a quarter and three eighths of the ring, then drains it.
+/// Writes until the poller is woken, which must be between a quarter and three eighths of the ring, then drains it.
 pub fn fill_until_woken(reader: &mut Reader, poller: &mut Poller, mut write: impl FnMut() -> bool) {
     while poller.wait(Some(Duration::ZERO)).unwrap().is_empty() {
         assert!(write(), "the ring is full, and nobody was woken");
