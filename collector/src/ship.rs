@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapio_wire::dial;
 use tapio_wire::frame::VERSION;
 use tapio_wire::limits::MESSAGE_BYTES_MAX;
+use tapio_wire::program::dial;
+use tapio_wire::program::tls::{ClientFiles, Watched};
+use tapio_wire::program::token::TokenFile;
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipRequest, ShipResponse, Watching, Welcome, ship_request, ship_response};
-use tapio_wire::tls::{ClientFiles, Watched};
-use tapio_wire::token::TokenFile;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};

@@ -336,7 +336,7 @@ struct TruthArguments {
 }
 
 fn main() -> ExitCode {
-    if let Err(error) = tapio_wire::descriptors::raise_limit() {
+    if let Err(error) = tapio_wire::program::descriptors::raise_limit() {
         eprintln!("tapio-perf: the limit of open files stays as it is: {error}");
     }
     let result = match Arguments::parse().command {
