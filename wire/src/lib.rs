@@ -25,7 +25,8 @@ pub fn entity_id(kind: event::EntityKind, key: &str) -> event::EntityId {
     fnv1a(&[kind.name().as_bytes(), &[0], key.as_bytes()]).max(1)
 }
 
-fn fnv1a(parts: &[&[u8]]) -> u64 {
+/// FNV-1a, 64 bits, over these parts one behind another.
+pub fn fnv1a(parts: &[&[u8]]) -> u64 {
     parts
         .iter()
         .flat_map(|part| part.iter())

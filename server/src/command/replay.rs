@@ -38,7 +38,7 @@ pub struct ReplayArguments {
     #[arg(long)]
     diff: bool,
     /// As correlation.analysis_window
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = crate::findings::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = tapio_wire::program::units::parse_duration)]
     window: Duration,
     /// JSON, one object a line
     #[arg(long)]
