@@ -16,3 +16,4 @@ pub mod tls;
 pub mod token;
 pub mod token_bucket;
 pub mod units;
+pub mod yaml;

@@ -143,6 +143,13 @@ impl<T> Visitor<'_> for Unit<T> {
         (self.parse)(text).map_err(E::custom)
     }
 
+    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+        }
+    }
+
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
         match self.number {
             Some(from) => Ok(from(number)),
