@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test quick tidy truth truth-docs test-kernels test-kube build install check check-deploy docs book bench clean help
+.PHONY: run test quick tidy truth truth-docs test-kernels test-kube build install check lint deny check-deploy docs book bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -17,9 +17,14 @@ build: install ## the release binaries
 install: ## what building needs and this machine lacks
 	@deploy/local/install.sh
 
-check: install ## formatting and lints
+check: lint deny ## formatting, lints, and what crates may be used
+
+lint: install ## formatting and lints
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny: install ## crates, licences and sources against deny.toml; builds cargo-deny first where it is missing
+	@perf/lab/deny.sh
 
 tidy: ## counts long sentences, files and functions and modules that use each other; fails when there are more than before
 	@perf/lab/tidy.sh
@@ -29,7 +34,7 @@ check-deploy: ## what can be proven of deploy/ without a cluster: kustomize, sch
 
 # The end-to-end tests drive the real binaries, which `cargo test` builds before any test runs: a `cargo build` before it would
 # build them with other features, and so twice. TAPIO_REQUIRE=all turns a test that would skip into a failure.
-test: check check-deploy tidy ## install what is missing, lint, run every test
+test: lint check-deploy tidy ## install what is missing, lint, run every test
 	@deploy/local/install.sh nats || echo "The tests of several servers need nats-server: they skip, or fail with TAPIO_REQUIRE=all."
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --target-dir $(TARGET)/loom
 	cargo test --locked --workspace

@@ -11,9 +11,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tapio_wire::compress::Compression;
-pub use tapio_wire::config_file::ConfigError;
-use tapio_wire::tls::ClientFiles;
-use tapio_wire::{config_file, reference, units};
+pub use tapio_wire::program::config_file::ConfigError;
+use tapio_wire::program::tls::ClientFiles;
+use tapio_wire::program::{config_file, reference, units};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tapio_probes::record::CGROUP_V1_MEMORY;
 use tapio_wire::event::{Detail, EntityId, Event, Lane, Point, Role};
+use tapio_wire::program::token_bucket::TokenBucket;
 
 use crate::decode::Batch;
 use crate::identity::Identity;
@@ -48,7 +49,7 @@ const REQUESTS_MAX: usize = 128;
 const PATH_BYTES_MAX: usize = 512;
 /// Readings at once, and then a second.
 const READINGS_BURST: u32 = 50;
-const READINGS_PER_SECOND: u32 = 200;
+const READINGS_PER_SECOND: f64 = 200.0;
 /// Within it, one reading of a cgroup is enough.
 const COALESCED: Duration = Duration::from_millis(100);
 /// Cgroups that were read lately, remembered for [`COALESCED`].
@@ -184,8 +185,7 @@ pub struct EvidenceReader {
     /// By cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
     watch: Watch,
-    allowance: u32,
-    refilled: Instant,
+    allowance: TokenBucket,
 }
 
 /// What is read, and how.
@@ -216,8 +216,7 @@ pub fn channel(options: Options) -> (Evidence, EvidenceReader) {
         watch: Watch::new(options.watch_interval),
         with_arguments: options.with_arguments,
         node: options.node,
-        allowance: READINGS_BURST,
-        refilled: Instant::now(),
+        allowance: TokenBucket::new(READINGS_BURST, READINGS_PER_SECOND, Instant::now()),
     };
     (Evidence { requests: sender, with_log, counts }, reader)
 }
@@ -347,15 +346,7 @@ impl EvidenceReader {
     }
 
     fn may_read(&mut self, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.refilled);
-        let refill = (elapsed.as_secs_f64() * f64::from(READINGS_PER_SECOND)) as u32;
-        if refill > 0 {
-            self.allowance = self.allowance.saturating_add(refill).min(READINGS_BURST);
-            self.refilled = now;
-        }
-        let may = self.allowance > 0;
-        self.allowance = self.allowance.saturating_sub(1);
-        may
+        self.allowance.take(1, now).is_ok()
     }
 }
 

@@ -7,19 +7,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tapio_wire::program::token_bucket::TokenBucket;
 use tracing::callsite::Identifier;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 /// Lines of one place at once, and a second after that.
-const BURST: f64 = 20.0;
+const BURST: u32 = 20;
 const PER_SECOND: f64 = 1.0;
 
 struct Bucket {
     place: &'static Metadata<'static>,
-    tokens: f64,
-    at: Instant,
+    tokens: TokenBucket,
     suppressed: u64,
 }
 
@@ -44,16 +44,10 @@ impl LogLimit {
 
     fn admits(&self, place: &'static Metadata<'static>, now: Instant) -> bool {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Bucket { place, tokens: BURST, at: now, suppressed: 0 };
+        let new = || Bucket { place, tokens: TokenBucket::new(BURST, PER_SECOND, now), suppressed: 0 };
         let bucket = buckets.entry(place.callsite()).or_insert_with(new);
-        let refill = now.saturating_duration_since(bucket.at).as_secs_f64() * PER_SECOND;
-        (bucket.tokens, bucket.at) = ((bucket.tokens + refill).min(BURST), now);
-        let is_admitted = bucket.tokens >= 1.0;
-        if is_admitted {
-            bucket.tokens -= 1.0;
-        } else {
-            bucket.suppressed += 1;
-        }
+        let is_admitted = bucket.tokens.take(1, now).is_ok();
+        bucket.suppressed += u64::from(!is_admitted);
         is_admitted
     }
 }

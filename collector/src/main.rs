@@ -69,7 +69,7 @@ enum Command {
 const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "1048576"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
 
 fn main() -> ExitCode {
-    tapio_wire::heap::start_with(&HEAP);
+    tapio_wire::program::heap::start_with(&HEAP);
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,
@@ -104,7 +104,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     }
     let log_limit = LogLimit::default();
     let set_level = start_logging(&config, log_limit.clone());
-    tapio_wire::descriptors::raise_limit_and_tell();
+    tapio_wire::program::descriptors::raise_limit_and_tell();
     let path = arguments.config;
     // One thread, and it is this one: what it does between two waits mostly takes microseconds, two would wake each other for
     // every frame, and a scheduler for many costs at each wait.

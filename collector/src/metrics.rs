@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tapio_wire::event::{Kind, Lane, Source};
-use tapio_wire::tls::{ClientFiles, Watched};
+use tapio_wire::program::tls::{ClientFiles, Watched};
 
 use crate::epochs::EndedEpochs;
 use crate::evidence::EvidenceCounts;

@@ -28,8 +28,8 @@ use crossbeam::sync::Parker;
 use tapio_probes::Controls;
 use tapio_wire::event::Source;
 use tapio_wire::node_id;
-use tapio_wire::tls::{TlsError, Watched};
-use tapio_wire::token::{TokenError, TokenFile};
+use tapio_wire::program::tls::{TlsError, Watched};
+use tapio_wire::program::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError};

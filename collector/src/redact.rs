@@ -5,6 +5,8 @@
 //! taken out rather than less. What nobody names (`mysql -pSECRET`, a bare secret) cannot be recognised: arguments are off
 //! unless they are asked for.
 
+use tapio_wire::program::glob;
+
 /// What stands in a value's place.
 const REDACTED: &str = "[redacted]";
 
@@ -177,26 +179,12 @@ impl Redactor {
 
     fn is_secret(&self, key: &str) -> bool {
         let key = normal(key.trim_start_matches(['-', '"', '\'']).trim_end_matches(['"', '\'']));
-        !key.is_empty() && self.patterns.iter().any(|pattern| matches(pattern, &key))
+        !key.is_empty() && self.patterns.iter().any(|pattern| glob::matches(pattern, &key))
     }
 }
 
 fn normal(name: &str) -> String {
     name.to_lowercase().replace('_', "-")
-}
-
-/// Whether a text is what a pattern says, in which a `*` stands for anything.
-fn matches(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or("");
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
 }
 
 #[cfg(test)]
@@ -269,11 +257,5 @@ mod tests {
             assert!(line.contains(REDACTED), "{arguments:?}: {line}");
         }
         assert_eq!(line(&["mysql", "--password", "hunter2", "shop"]), "mysql --password [redacted] shop");
-    }
-
-    #[test]
-    fn patterns_match_at_both_ends() {
-        assert!(matches("a*c", "abc") && matches("*b*", "abc") && matches("abc", "abc") && matches("*", ""));
-        assert!(!matches("a*c", "abd") && !matches("ab", "abc") && !matches("b*", "abc"));
     }
 }

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_yaml_ng::Value;
+use serde_json::Value;
 use tapio_probes::Controls;
+use tapio_wire::program::yaml;
 
 use crate::config::Config;
 use crate::shared::Filter;
@@ -152,7 +153,7 @@ impl Reload {
 fn changed_keys(before: &str, after: &str) -> Vec<String> {
     let keys = |text: &str| {
         let mut keys = BTreeMap::new();
-        flatten("", &serde_yaml_ng::from_str(text).unwrap_or(Value::Null), &mut keys);
+        flatten("", &yaml::from_str(text).unwrap_or(Value::Null), &mut keys);
         keys
     };
     let (before, after) = (keys(before), keys(after));
@@ -162,10 +163,9 @@ fn changed_keys(before: &str, after: &str) -> Vec<String> {
 
 fn flatten(prefix: &str, value: &Value, keys: &mut BTreeMap<String, Value>) {
     match value {
-        Value::Mapping(mapping) => {
+        Value::Object(mapping) => {
             for (key, value) in mapping {
-                let key = key.as_str().unwrap_or_default();
-                let key = if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
                 flatten(&key, value, keys);
             }
         }

@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapio_wire::dial;
 use tapio_wire::frame::VERSION;
 use tapio_wire::limits::MESSAGE_BYTES_MAX;
+use tapio_wire::program::tls::{ClientFiles, Watched};
+use tapio_wire::program::token::TokenFile;
+use tapio_wire::program::{backoff, dial};
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipRequest, ShipResponse, Watching, Welcome, ship_request, ship_response};
-use tapio_wire::tls::{ClientFiles, Watched};
-use tapio_wire::token::TokenFile;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -150,26 +150,25 @@ pub struct Shipper {
 impl Shipper {
     /// Ships until the epoch's last frame is acknowledged, or `give_up` says to stop.
     pub async fn run(self, mut give_up: watch::Receiver<bool>) {
-        let mut jitter = Jitter::new(self.outbox.node());
         for replay in &self.replays {
             tracing::info!(epoch = replay.epoch(), "an earlier epoch's frames are sent first");
-            self.ship(replay, &mut jitter, &mut give_up).await;
+            self.ship(replay, &mut give_up).await;
         }
-        self.ship(&self.outbox, &mut jitter, &mut give_up).await;
+        self.ship(&self.outbox, &mut give_up).await;
         self.state.is_connected.store(false, Ordering::Relaxed);
     }
 
     /// Ships an outbox to its end, over all epochs that it has meanwhile.
-    async fn ship(&self, outbox: &Arc<Outbox>, jitter: &mut Jitter, give_up: &mut watch::Receiver<bool>) {
+    async fn ship(&self, outbox: &Arc<Outbox>, give_up: &mut watch::Receiver<bool>) {
         loop {
             while let Some(closing) = outbox.closing() {
-                self.deliver(&closing, jitter, give_up).await;
+                self.deliver(&closing, give_up).await;
                 if !closing.is_done() {
                     return;
                 }
                 outbox.closing_delivered();
             }
-            self.deliver(outbox, jitter, give_up).await;
+            self.deliver(outbox, give_up).await;
             if outbox.closing().is_none() {
                 return;
             }
@@ -177,7 +176,7 @@ impl Shipper {
     }
 
     /// Ships until everything is acknowledged, a closing frame is to be sent first, or nothing more is to be sent.
-    async fn deliver(&self, outbox: &Arc<Outbox>, jitter: &mut Jitter, give_up: &mut watch::Receiver<bool>) {
+    async fn deliver(&self, outbox: &Arc<Outbox>, give_up: &mut watch::Receiver<bool>) {
         let mut attempt = 0u32;
         while !*give_up.borrow() && outbox.closing().is_none() {
             if outbox.is_ending() {
@@ -258,12 +257,12 @@ impl Shipper {
                     let rounds = attempt / endpoints.ranked().len().max(1) as u32;
                     let (first, longest) =
                         if error.is_refusal() { (REFUSED_MIN, REFUSED_MAX) } else { (BACKOFF_MIN, BACKOFF_MAX) };
-                    pause = first.saturating_mul(1 << rounds.min(8)).min(longest);
+                    pause = backoff::doubled(first, rounds, longest);
                 }
             } else {
-                pause = BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX);
+                pause = backoff::doubled(BACKOFF_MIN, attempt, BACKOFF_MAX);
             }
-            let pause = jitter.spread(pause);
+            let pause = backoff::spread(pause);
             // A refusal stays as it is until somebody acts: said once.
             if is_news || !error.is_refusal() && (attempt <= 1 || attempt.is_power_of_two()) {
                 let server = candidate.map_or_else(String::new, |candidate| candidate.address.to_string());
@@ -423,9 +422,8 @@ impl Shipper {
 
     /// Returns when another candidate is preferred and has answered. Looks from time to time, each node at its own.
     async fn better_than(&self, present: &Candidate) {
-        let mut jitter = Jitter::new(self.outbox.node());
         loop {
-            tokio::time::sleep(jitter.spread(self.resolve_interval)).await;
+            tokio::time::sleep(backoff::spread(self.resolve_interval)).await;
             let preferred = {
                 let mut endpoints = self.endpoints.lock().await;
                 endpoints.resolve().await;
@@ -464,39 +462,6 @@ impl Shipper {
             self.latencies.record(&acknowledged.times, acknowledged.sent_ns, now_ns);
         }
         self.state.acked_seq.fetch_max(durable_seq, Ordering::Relaxed);
-    }
-}
-
-/// A small generator for back-off times; it need not be unpredictable, only different on each node.
-pub(crate) struct Jitter(u64);
-
-impl Jitter {
-    /// For whoever this number stands for.
-    pub(crate) fn new(node: u64) -> Self {
-        Self::seeded(crate::latency::realtime_ns() ^ u64::from(std::process::id()).rotate_left(32) ^ node)
-    }
-
-    /// Seeds that are close to each other, like the clocks of nodes that start at once, must not begin alike.
-    fn seeded(seed: u64) -> Self {
-        // splitmix64 (Steele et al. 2014).
-        let mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Self(mixed ^ (mixed >> 31) | 1)
-    }
-
-    /// Between half of `pause` and one and a half.
-    pub(crate) fn spread(&mut self, pause: Duration) -> Duration {
-        pause / 2 + self.up_to(pause)
-    }
-
-    /// Between none and all of `pause`.
-    pub(crate) fn up_to(&mut self, pause: Duration) -> Duration {
-        // xorshift64 (Marsaglia 2003).
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        pause.mul_f64((self.0 >> 11) as f64 / (1u64 << 53) as f64)
     }
 }
 

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde_yaml_ng::Value;
+use serde_json::Value;
 use tapio_collector::config::Config;
 use tapio_collector::source::kube::PERMISSIONS;
 
@@ -17,8 +16,9 @@ fn text(name: &str) -> String {
 }
 
 fn objects(name: &str) -> Vec<Value> {
-    serde_yaml_ng::Deserializer::from_str(&text(name))
-        .map(|document| Value::deserialize(document).unwrap_or_else(|error| panic!("deploy/{name}: {error}")))
+    serde_saphyr::from_multiple::<Value>(&text(name))
+        .unwrap_or_else(|error| panic!("deploy/{name}: {error}"))
+        .into_iter()
         .filter(|object| !object.is_null())
         .collect()
 }
@@ -30,13 +30,13 @@ fn object(kind: &str) -> Value {
 }
 
 fn strings(list: &Value) -> Vec<&str> {
-    list.as_sequence().into_iter().flatten().filter_map(Value::as_str).collect()
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// Group, resource and verb of each right, and whether it is given for one named object only.
 fn rights(role: &Value) -> BTreeSet<(String, String, String)> {
     let mut all = BTreeSet::new();
-    for rule in role["rules"].as_sequence().expect("rules") {
+    for rule in role["rules"].as_array().expect("rules") {
         assert!(rule.get("nonResourceURLs").is_none(), "{rule:?}");
         for group in strings(&rule["apiGroups"]) {
             for resource in strings(&rule["resources"]) {
@@ -81,7 +81,7 @@ fn the_roles_grant_exactly_what_the_code_asks_for_but_secrets() {
         asked.iter().any(|right| is_secret(&right)),
         "secrets are not asked for any more: mend the manifests' comments"
     );
-    for rule in object("Role")["rules"].as_sequence().expect("rules") {
+    for rule in object("Role")["rules"].as_array().expect("rules") {
         let named = strings(&rule["resourceNames"]);
         if strings(&rule["verbs"]) == ["create"] {
             assert!(named.is_empty(), "creating cannot be bound to a name");
@@ -121,18 +121,15 @@ fn the_container_has_the_rights_it_needs_and_no_more() {
     assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
     assert_eq!(strings(&security["capabilities"]["drop"]), ["ALL"]);
     assert_eq!(strings(&security["capabilities"]["add"]), ["BPF", "PERFMON", "NET_ADMIN"]);
-    let hosts: Vec<_> =
-        pod["volumes"].as_sequence().expect("volumes").iter().filter_map(|v| v.get("hostPath")).collect();
+    let hosts: Vec<_> = pod["volumes"].as_array().expect("volumes").iter().filter_map(|v| v.get("hostPath")).collect();
     let paths: Vec<_> = hosts.iter().filter_map(|host| host["path"].as_str()).collect();
     assert_eq!(
         paths,
         ["/sys/fs/cgroup", "/proc", "/run/dbus"],
         "no container runtime's socket, nothing that is not read"
     );
-    for volume in
-        pod["volumes"].as_sequence().expect("volumes").iter().filter(|volume| volume.get("hostPath").is_some())
-    {
-        let mounts = container["volumeMounts"].as_sequence().expect("mounts");
+    for volume in pod["volumes"].as_array().expect("volumes").iter().filter(|volume| volume.get("hostPath").is_some()) {
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
         let mount = mounts.iter().find(|mount| mount["name"] == volume["name"]).expect("it is mounted");
         assert_eq!(mount["readOnly"], true, "{mount:?}");
     }

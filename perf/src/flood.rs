@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tapio_wire::program::units::human_duration;
 
 use crate::client::{Client, FindingWatch};
 use crate::clock::wait_for;
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::inject::cgroup::Cgroup;
 use crate::inject::{Fault, InjectOptions, Injector, measure};
 use crate::interrupt;
-use crate::latency::{Summary, human};
+use crate::latency::Summary;
 use crate::processes::collector::Feed;
 use crate::processes::usage;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
@@ -202,16 +203,16 @@ impl fmt::Display for FloodReport {
             "before: {} of {} deaths found; p50 {}, p99 {}",
             self.before - self.quiet_missing,
             self.before,
-            human(self.quiet_latency_us.p50),
-            human(self.quiet_latency_us.p99)
+            human_duration(self.quiet_latency_us.p50 * 1000),
+            human_duration(self.quiet_latency_us.p99 * 1000)
         )?;
         writeln!(
             f,
             "floods: {} of {} deaths found; p50 {}, p99 {}; {} floods told of",
             self.kills - self.missing,
             self.kills,
-            human(self.latency_us.p50),
-            human(self.latency_us.p99),
+            human_duration(self.latency_us.p50 * 1000),
+            human_duration(self.latency_us.p99 * 1000),
             self.floods_told
         )?;
         write!(

@@ -2,6 +2,7 @@
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tapio_wire::program::units::human_duration;
 
 /// The longest latency with a bucket of its own: ten minutes.
 const MAX_US: u64 = 600_000_000;
@@ -48,32 +49,23 @@ impl Latencies {
     }
 }
 
-/// Microseconds for people.
-pub fn human(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us} µs"),
-        1_000..1_000_000 => format!("{:.2} ms", us as f64 / 1e3),
-        _ => format!("{:.2} s", us as f64 / 1e6),
-    }
-}
-
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
             "p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
-            human(self.p50),
-            human(self.p90),
-            human(self.p99),
-            human(self.p999),
-            human(self.max)
+            human_duration(self.p50 * 1000),
+            human_duration(self.p90 * 1000),
+            human_duration(self.p99 * 1000),
+            human_duration(self.p999 * 1000),
+            human_duration(self.max * 1000)
         )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Latencies, Summary, human};
+    use super::{Latencies, Summary};
 
     #[test]
     fn percentiles_count_every_value() {
@@ -87,10 +79,5 @@ mod tests {
         assert_eq!(latencies.count(), 2001);
         assert!(summary.p50.abs_diff(500) <= 1 && summary.p99.abs_diff(990) <= 1);
         assert!(summary.max >= super::MAX_US);
-    }
-
-    #[test]
-    fn people_read_units() {
-        assert_eq!([900, 1500, 2_500_000].map(human), ["900 µs", "1.50 ms", "2.50 s"]);
     }
 }

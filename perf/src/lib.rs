@@ -21,6 +21,5 @@ pub mod report;
 pub mod storm;
 pub mod troubles;
 pub mod truth;
-pub mod units;
 
 pub use error::Error;

@@ -23,7 +23,7 @@ use tapio_perf::probes::{self, ProbesOptions};
 use tapio_perf::processes::collector::Resources;
 use tapio_perf::storm::{self, StormOptions};
 use tapio_perf::truth::{self, TruthOptions};
-use tapio_perf::units::{parse_bytes, parse_duration};
+use tapio_wire::program::units::{parse_bytes, parse_duration};
 
 const CHECK_FAILED: u8 = 1;
 const NOT_RUN: u8 = 2;
@@ -336,7 +336,7 @@ struct TruthArguments {
 }
 
 fn main() -> ExitCode {
-    if let Err(error) = tapio_wire::descriptors::raise_limit() {
+    if let Err(error) = tapio_wire::program::descriptors::raise_limit() {
         eprintln!("tapio-perf: the limit of open files stays as it is: {error}");
     }
     let result = match Arguments::parse().command {

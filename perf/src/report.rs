@@ -4,8 +4,9 @@ use std::fmt;
 use std::fs;
 
 use serde::Serialize;
+use tapio_wire::program::units::human_duration;
 
-use crate::latency::{Summary, human};
+use crate::latency::Summary;
 use crate::load::ledger::NodeLedger;
 use crate::load::servers::{Agreement, ClusterReport};
 
@@ -140,7 +141,7 @@ impl fmt::Display for ClusterReport {
                 log.messages_written,
                 log.signals_found,
                 log.behind_messages_max,
-                human(log.behind_ms_max * 1000),
+                human_duration(log.behind_ms_max * 1_000_000),
                 log.finder_queue_max
             )?;
             if log.was_alone || log.rebuilds + log.entries_left_out + log.unanswered > 0 {
@@ -177,7 +178,7 @@ impl fmt::Display for Agreement {
                 f,
                 "findings   {} on all servers, {} after the end",
                 self.count,
-                human(self.after_ms * 1000)
+                human_duration(self.after_ms * 1_000_000)
             );
         }
         let what = if self.equal_by_id { "the same ids, not the same content" } else { "NOT THE SAME" };

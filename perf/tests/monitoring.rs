@@ -103,7 +103,7 @@ impl Prometheus {
 
 /// The groups of the PrometheusRule, as Prometheus itself reads them.
 fn rule_groups() -> Value {
-    let rule: Value = serde_yaml_ng::from_str(&text("deploy/monitoring/prometheus-rule.yaml")).expect("YAML");
+    let rule: Value = serde_saphyr::from_str(&text("deploy/monitoring/prometheus-rule.yaml")).expect("YAML");
     json!({"groups": rule["spec"]["groups"]})
 }
 

@@ -13,6 +13,7 @@ use aya::programs::{
 use aya::{Btf, BtfError, Ebpf};
 use rustix::io::Errno;
 
+use crate::mountinfo;
 use crate::object::{Attachment, ProgramInfo};
 use crate::record::Kind;
 
@@ -178,21 +179,13 @@ fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> R
 fn cgroup_root() -> Result<File, String> {
     /// Of a hierarchy's root.
     const ROOT_INODE: u64 = 1;
-    const MOUNTS: &str = "/proc/self/mountinfo";
-    let mounts = std::fs::read_to_string(MOUNTS).map_err(|error| format!("cannot read {MOUNTS}: {error}"))?;
-    let found = cgroup2_mounts(&mounts).find_map(|path| {
-        let directory = File::open(path).ok()?;
+    let path = mountinfo::OF_THIS_PROCESS;
+    let mounts = mountinfo::read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let found = mountinfo::parse(&mounts).filter(|mount| mount.kind == "cgroup2").find_map(|mount| {
+        let directory = File::open(&*mount.point).ok()?;
         (directory.metadata().ok()?.ino() == ROOT_INODE).then_some(directory)
     });
     found.ok_or_else(|| "the root of the cgroup version 2 hierarchy is not mounted".to_owned())
-}
-
-fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = String> {
-    mountinfo.lines().filter_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        let path = kind.starts_with("cgroup2 ").then(|| place.split(' ').nth(4))??;
-        Some(path.replace("\\040", " "))
-    })
 }
 
 fn failure(error: ProgramError) -> Failure {
@@ -242,16 +235,6 @@ fn last_words(log: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mounts_of_version_2_are_found_among_others() {
-        let mountinfo = "30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
-                         31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw\n\
-                         32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                         33 30 0:27 /a /mnt/a\\040b rw - cgroup2 none rw\n";
-        assert_eq!(cgroup2_mounts(mountinfo).collect::<Vec<_>>(), ["/sys/fs/cgroup/unified", "/mnt/a b"]);
-        assert_eq!(cgroup2_mounts("cgroup2 - \n - cgroup2 x").count(), 0);
-    }
 
     #[test]
     fn a_load_that_a_signal_interrupted_is_tried_again_and_another_failure_is_not() {

@@ -26,6 +26,7 @@ mod controls;
 mod cost;
 mod drop_reasons;
 mod loader;
+pub mod mountinfo;
 mod object;
 pub mod record;
 mod run_time;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-pub use tapio_wire::config_file::ConfigError;
-use tapio_wire::tls::ServerFiles;
-use tapio_wire::{config_file, reference, units};
+pub use tapio_wire::program::config_file::ConfigError;
+use tapio_wire::program::tls::ServerFiles;
+use tapio_wire::program::{config_file, reference, units};
 
 use crate::archive::DiskChoice;
 use crate::auth::AuthSection;

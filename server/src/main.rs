@@ -90,7 +90,7 @@ const BROKEN_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "8388608"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
 
 fn main() -> ExitCode {
-    tapio_wire::heap::start_with(&HEAP);
+    tapio_wire::program::heap::start_with(&HEAP);
     let mut arguments = Arguments::parse();
     if let Some(command) = arguments.command.take() {
         return command::exit_code(match command {
@@ -132,7 +132,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     config.validate("command line")?;
     start_logging(&config);
     // Each collector is a connection.
-    tapio_wire::descriptors::raise_limit_and_tell();
+    tapio_wire::program::descriptors::raise_limit_and_tell();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(Budget::of(&config.resources).io_threads)
         .thread_name("io")

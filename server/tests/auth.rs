@@ -16,10 +16,10 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tapio_server::auth::{NodeIdentity, Subject, TokenReviewSection};
 use tapio_server::config::Config;
-use tapio_wire::dial;
+use tapio_wire::program::dial;
+use tapio_wire::program::tls::{ClientFiles, ServerFiles, Watched};
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{ListFindingsRequest, StatusRequest};
-use tapio_wire::tls::{ClientFiles, ServerFiles, Watched};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 

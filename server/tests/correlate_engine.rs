@@ -12,6 +12,7 @@ use tapio_server::correlate::{BusClosed, CorrelateConfig, Correlator, SignalBus,
 use tapio_server::findings::PatternSet;
 use tapio_wire::event::{Detail, Lane};
 use tapio_wire::frame::Frame;
+use tapio_wire::program::yaml::Place;
 use tapio_wire::service::Finding;
 
 /// Deaths of every sort in many containers, their evidence spread over many frames.
@@ -238,9 +239,9 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
     ] {
         let text = VALID.replace(from, to);
         let error = PatternSet::from_texts(&[("own.yaml", &text)]).expect_err(to);
-        assert_eq!((error.file.as_str(), error.line), ("own.yaml", line), "{error}");
+        assert_eq!((error.file.as_str(), error.place.line), ("own.yaml", line), "{error}");
         assert!(error.reason.contains(reason), "{error}");
-        assert!(error.to_string().starts_with(&format!("own.yaml:{line}: ")), "{error}");
+        assert!(error.to_string().starts_with(&format!("own.yaml:{line}:{}: ", error.place.column)), "{error}");
     }
 }
 
@@ -264,7 +265,7 @@ fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     assert_eq!(found[0].death.as_ref().and_then(|death| death.exit_code), Some(3));
     std::fs::write(directory.path().join("zz.yaml"), &text).expect("it can be written");
     let error = PatternSet::load(Some(directory.path())).expect_err("two files, one id");
-    assert!(error.file.ends_with("zz.yaml") && error.line == 1, "{error}");
+    assert!(error.file.ends_with("zz.yaml") && error.place == Place { line: 1, column: 5 }, "{error}");
 }
 
 /// Lets nothing through until it is opened.

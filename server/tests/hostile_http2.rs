@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use archive_support::Frames;
-use tapio_wire::dial;
-use tapio_wire::tls::{ClientFiles, ServerFiles, Watched};
+use tapio_wire::program::dial;
+use tapio_wire::program::tls::{ClientFiles, ServerFiles, Watched};
 use whole_server::*;
 
 const DATA: u8 = 0;

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_yaml_ng::Value;
+use serde_json::Value;
 use tapio_server::auth::{NodeIdentity, Subject};
 use tapio_server::config::Config;
 
@@ -13,8 +12,9 @@ fn text(name: &str) -> String {
 }
 
 fn objects(name: &str, kind: &str) -> Vec<Value> {
-    serde_yaml_ng::Deserializer::from_str(&text(name))
-        .map(|document| Value::deserialize(document).unwrap_or_else(|error| panic!("deploy/{name}: {error}")))
+    serde_saphyr::from_multiple::<Value>(&text(name))
+        .unwrap_or_else(|error| panic!("deploy/{name}: {error}"))
+        .into_iter()
         .filter(|object| object["kind"] == kind)
         .collect()
 }
@@ -44,7 +44,7 @@ fn config(text: &str) -> Config {
 fn workloads() -> [(Value, Config, u64); 2] {
     let map = objects("server-deployment.yaml", "ConfigMap").remove(0);
     let (deployment, set) = (deployment(), stateful_set());
-    let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_sequence().expect("volumes");
+    let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes");
     let ephemeral = volumes.iter().find_map(|volume| volume.get("ephemeral")).expect("an ephemeral volume");
     let size = bytes(&ephemeral["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"]);
     let kept = bytes(&set["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]);
@@ -62,7 +62,7 @@ fn the_configurations_fit_ports_volumes_and_limits() {
         assert_eq!(ports[0]["containerPort"], u64::from(config.grpc_address().port()));
         assert_eq!(ports[1]["containerPort"], u64::from(config.http_address().port()));
         let mount =
-            container["volumeMounts"].as_sequence().expect("mounts").iter().find(|mount| mount["name"] == "archive");
+            container["volumeMounts"].as_array().expect("mounts").iter().find(|mount| mount["name"] == "archive");
         assert_eq!(mount.expect("the archive's")["mountPath"].as_str(), config.archive.dir.to_str());
         // Segments are preallocated; one may be open beyond the bound, and file systems keep something for themselves.
         let archive_bytes = config.archive.max_bytes + 2 * config.archive.segment_bytes;
@@ -104,12 +104,12 @@ fn the_servers_pod_is_one_that_the_restricted_level_admits() {
         assert_eq!(security["capabilities"]["drop"][0], "ALL");
         assert!(security["capabilities"].get("add").is_none() && security.get("privileged").is_none());
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
-        for volume in pod["volumes"].as_sequence().expect("volumes") {
+        for volume in pod["volumes"].as_array().expect("volumes") {
             let kind = volume
-                .as_mapping()
+                .as_object()
                 .expect("a mapping")
                 .keys()
-                .find_map(|key| key.as_str().filter(|key| *key != "name"));
+                .find_map(|key| Some(key.as_str()).filter(|key| *key != "name"));
             assert!(["configMap", "secret", "projected", "ephemeral"].contains(&kind.expect("a kind")), "{volume:?}");
         }
     }
@@ -120,18 +120,18 @@ fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes(
     let template = |mut workload: Value, without: &[&str]| {
         let spec = &mut workload["spec"]["template"]["spec"];
         spec["volumes"]
-            .as_sequence_mut()
+            .as_array_mut()
             .expect("volumes")
             .retain(|v| !without.contains(&v["name"].as_str().expect("a name")));
         let container = &mut spec["containers"][0];
         container["resources"] = Value::Null;
-        let mut variables = container["env"].as_sequence().cloned().unwrap_or_default();
+        let mut variables = container["env"].as_array().cloned().unwrap_or_default();
         variables.retain(|one| !one["name"].as_str().expect("a name").starts_with("TAPIO_TLS_"));
         for one in variables.iter_mut().filter(|one| one["name"] == "TAPIO_CLUSTER_URL") {
             one["value"] = Value::Null;
         }
-        container["env"] = Value::Sequence(variables);
-        let mounts = container["volumeMounts"].as_sequence_mut().expect("mounts");
+        container["env"] = Value::Array(variables);
+        let mounts = container["volumeMounts"].as_array_mut().expect("mounts");
         mounts.retain(|mount| mount["name"] != "tls");
         let labels = workload["spec"]["template"]["metadata"]["labels"].clone();
         (labels, workload["spec"]["template"]["spec"].clone(), workload["spec"]["selector"].clone())
@@ -165,12 +165,12 @@ fn the_set_of_servers_is_the_autoscalers_business_and_its_data_is_kept() {
 
 #[test]
 fn the_seccomp_profile_admits_io_uring_and_nothing_that_leaves_the_container() {
-    let profile: Value = serde_yaml_ng::from_str(&text("seccomp/tapio-server.json")).expect("JSON");
+    let profile: Value = serde_json::from_str(&text("seccomp/tapio-server.json")).expect("JSON");
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
     let mut names = Vec::new();
-    for rule in profile["syscalls"].as_sequence().expect("rules") {
+    for rule in profile["syscalls"].as_array().expect("rules") {
         assert_eq!(rule["action"], "SCMP_ACT_ALLOW");
-        names.extend(rule["names"].as_sequence().expect("names").iter().filter_map(Value::as_str));
+        names.extend(rule["names"].as_array().expect("names").iter().filter_map(Value::as_str));
     }
     for call in ["io_uring_setup", "io_uring_enter", "io_uring_register", "fdatasync", "execve"] {
         assert!(names.contains(&call), "{call}");
@@ -203,13 +203,13 @@ fn the_servers_reach_nats_with_the_password_that_it_asks_for() {
     for (workload, conf) in [(deployment(), plain), (stateful_set(), &production)] {
         let pod = &workload["spec"]["template"]["spec"];
         let of_server = |name: &str| {
-            let variables = pod["containers"][0]["env"].as_sequence().expect("variables");
+            let variables = pod["containers"][0]["env"].as_array().expect("variables");
             variables.iter().find(|one| one["name"] == name).and_then(|one| one["value"].as_str()).expect("a value")
         };
-        let volumes = pod["volumes"].as_sequence().expect("volumes");
+        let volumes = pod["volumes"].as_array().expect("volumes");
         let mounted = volumes.iter().find(|volume| volume["name"] == "nats").expect("the Secret");
         assert_eq!(mounted["secret"]["secretName"], secret["name"]);
-        let mounts = pod["containers"][0]["volumeMounts"].as_sequence().expect("mounts");
+        let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
         let folder = mounts.iter().find(|mount| mount["name"] == "nats").and_then(|mount| mount["mountPath"].as_str());
         let file = format!("{}/{}", folder.expect("a folder"), secret["key"].as_str().expect("a key"));
         assert_eq!(of_server("TAPIO_CLUSTER_PASSWORD_FILE"), file);

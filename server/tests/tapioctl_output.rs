@@ -263,7 +263,7 @@ fn a_watcher_is_told_what_was_what_is_and_may_leave() {
 fn lists_and_objects_come_in_the_formats_that_kubectl_knows() {
     let server = serve();
     let (_, yaml) = output(&server.address, &["findings", "-o", "yaml"]);
-    let value: Value = serde_yaml_ng::from_str(yaml.trim_start_matches("---\n")).expect("YAML");
+    let value: Value = serde_saphyr::from_str(yaml.trim_start_matches("---\n")).expect("YAML");
     let (_, json) = output(&server.address, &["findings", "-o", "json"]);
     assert_eq!(value, serde_json::from_str::<Value>(json.trim_end()).expect("one object"));
     let (_, wide) = output(&server.address, &["findings", "--output", "wide"]);

@@ -1,26 +1,19 @@
 //! What travels between Tapio's programs and lies in its archive: events, frames, segments, the ledger, the gRPC service.
 //!
 //! Bytes from the network or the disk become trusted in one place, [`frame::Frame::decode`], and the type carries that trust
-//! inward. This crate knows no sibling; what it does to the world is to read the files of a configuration, to connect, and to
-//! start its program with another heap.
+//! inward. [`program`] holds what both programs need besides: configuration files, TLS, tokens, connections. This crate knows no
+//! sibling.
 
 pub mod compress;
-pub mod config_file;
-pub mod descriptors;
-pub mod dial;
 pub mod error;
 pub mod event;
 pub mod frame;
-pub mod heap;
 pub mod ledger;
 pub mod limits;
-pub mod reference;
+pub mod program;
 mod rows;
 pub mod segment;
 pub mod service;
-pub mod tls;
-pub mod token;
-pub mod units;
 
 /// The node id that a node's name stands for: FNV-1a, 64 bits (draft-eastlake-fnv), so that any language can compute it.
 pub fn node_id(name: &str) -> u64 {
@@ -32,7 +25,8 @@ pub fn entity_id(kind: event::EntityKind, key: &str) -> event::EntityId {
     fnv1a(&[kind.name().as_bytes(), &[0], key.as_bytes()]).max(1)
 }
 
-fn fnv1a(parts: &[&[u8]]) -> u64 {
+/// FNV-1a, 64 bits, over these parts one behind another.
+pub fn fnv1a(parts: &[&[u8]]) -> u64 {
     parts
         .iter()
         .flat_map(|part| part.iter())

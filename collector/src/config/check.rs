@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tapio_wire::tls::ClientFiles;
+use tapio_wire::program::tls::ClientFiles;
 
 use super::{Config, ConfigError};
 use crate::endpoints::ServerName;

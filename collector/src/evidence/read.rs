@@ -5,6 +5,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use tapio_probes::mountinfo;
+
 /// Levels that are read on the way to the root.
 const LEVELS_MAX: usize = 8;
 /// Units of container runtimes and kubelet, as their packages name them, and what their processes' names begin with.
@@ -89,19 +91,13 @@ pub struct Mounts {
 impl Mounts {
     /// Those of this mount namespace.
     pub fn of_this_machine() -> Self {
-        Self::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+        Self::parse(&mountinfo::read(mountinfo::OF_THIS_PROCESS).unwrap_or_default())
     }
 
     fn parse(mounts: &str) -> Self {
         let mut found = Self::default();
-        for line in mounts.lines() {
-            // proc(5): the fields before " - " start with id, parent, device, root, mount point; after it type, source, options.
-            let Some((before, after)) = line.split_once(" - ") else { continue };
-            let Some(mount_point) = before.split(' ').nth(4) else { continue };
-            let mut after = after.split(' ');
-            let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
-            let has = |controller: &str| options.split(',').any(|option| option == controller);
-            let slots = match kind {
+        for mount in mountinfo::parse(mounts) {
+            let slots = match mount.kind {
                 "cgroup2" => vec![&mut found.version_2],
                 "cgroup" => [
                     ("memory", &mut found.memory),
@@ -110,12 +106,12 @@ impl Mounts {
                     ("cpuacct", &mut found.cpuacct),
                 ]
                 .into_iter()
-                .filter_map(|(controller, slot)| has(controller).then_some(slot))
+                .filter_map(|(controller, slot)| mount.has_controller(controller).then_some(slot))
                 .collect(),
                 _ => continue,
             };
             for slot in slots {
-                slot.get_or_insert_with(|| mount_point.into());
+                slot.get_or_insert_with(|| PathBuf::from(&*mount.point));
             }
         }
         found

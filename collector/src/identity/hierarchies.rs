@@ -3,26 +3,23 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use tapio_probes::mountinfo;
 use tapio_probes::record::CGROUP_V1_MEMORY;
 
 /// The mount points of the version 2 hierarchy and of the version 1 memory hierarchy, with the marks of their ids.
 pub fn hierarchies() -> Vec<(PathBuf, u64)> {
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else {
+    let Ok(mounts) = mountinfo::read(mountinfo::OF_THIS_PROCESS) else {
         return Vec::new();
     };
     let mut found: Vec<(PathBuf, u64)> = Vec::new();
-    for line in mounts.lines() {
-        // proc(5): the fields before " - " start with id, parent, device, root, mount point; after it type, source, options.
-        let Some((before, after)) = line.split_once(" - ") else { continue };
-        let Some(mount_point) = before.split(' ').nth(4) else { continue };
-        let mut after = after.split(' ');
-        let mark = match (after.next(), after.nth(1)) {
-            (Some("cgroup2"), _) => 0,
-            (Some("cgroup"), Some(options)) if options.split(',').any(|option| option == "memory") => CGROUP_V1_MEMORY,
+    for mount in mountinfo::parse(&mounts) {
+        let mark = match mount.kind {
+            "cgroup2" => 0,
+            _ if mount.has_controller("memory") => CGROUP_V1_MEMORY,
             _ => continue,
         };
         if !found.iter().any(|(_, known)| *known == mark) {
-            found.push((mount_point.into(), mark));
+            found.push((mount.point.into_owned().into(), mark));
         }
     }
     found

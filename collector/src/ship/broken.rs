@@ -5,8 +5,8 @@
 
 use std::error::Error;
 
-use tapio_wire::dial::{ConnectFailed, TlsFailed};
 use tapio_wire::limits::{NEWEST_EPOCH_KEY, REFUSED_FRAME_KEY};
+use tapio_wire::program::dial::{ConnectFailed, TlsFailed};
 use tonic::{Code, Status};
 
 /// Why there is no stream, or no longer: what to look at is in the text.

@@ -2,25 +2,6 @@ use tonic::{Code, Status};
 
 use super::*;
 
-#[test]
-fn a_thousand_collectors_that_lost_the_same_server_return_spread_over_time() {
-    // Processes 1 of containers whose clocks are a microsecond apart.
-    let mut pauses: Vec<f64> = (0..1000u64)
-        .map(|number| {
-            let mut jitter = Jitter::seeded(1_790_000_000_000_000_000 + number * 1000);
-            jitter.spread(BACKOFF_MAX).as_secs_f64() / BACKOFF_MAX.as_secs_f64()
-        })
-        .collect();
-    pauses.sort_by(f64::total_cmp);
-    assert!(pauses[0] >= 0.5 && pauses[999] < 1.5);
-    // No tenth of the time sees more than twice its share.
-    for tenth in 0..10 {
-        let from = 0.5 + f64::from(tenth) / 10.0;
-        let inside = pauses.iter().filter(|pause| (from..from + 0.1).contains(*pause)).count();
-        assert!((1..=200).contains(&inside), "{inside} of 1000 come within the tenth at {from}");
-    }
-}
-
 async fn to(host: &str, address: std::net::SocketAddr, tls: Option<&Arc<Watched<ClientFiles>>>) -> Broken {
     let endpoint = dial::endpoint(host, address.port(), tls.is_some()).expect("a name");
     let endpoint = endpoint.connect_timeout(Duration::from_secs(2));
@@ -72,12 +53,4 @@ async fn what_keeps_a_stream_from_being_opened_is_told_apart() {
     }
     let error = Broken::Resolve("cannot resolve tapio-server: NXDOMAIN".into());
     assert!(!error.to_string().contains("the server"), "no server said anything: {error}");
-}
-
-#[test]
-fn jitter_stays_within_its_bounds_and_varies() {
-    let mut jitter = Jitter::new(7);
-    let pauses: Vec<Duration> = (0..100).map(|_| jitter.spread(Duration::from_secs(1))).collect();
-    assert!(pauses.iter().all(|pause| (0.5..1.5).contains(&pause.as_secs_f64())));
-    assert!(pauses.iter().any(|pause| *pause != pauses[0]));
 }

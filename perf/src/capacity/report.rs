@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tapio_wire::program::units::human_bytes;
+
 use super::plan::Plan;
 
 impl fmt::Display for Plan {
@@ -59,29 +61,21 @@ impl fmt::Display for Plan {
         row("CPU at the peak, one missing", format!("{} m", self.server.cpu_milli_peak))?;
         row("memory request", format!("{} MiB", self.server.memory_request_mib))?;
         row("memory limit", format!("{} MiB", self.server.memory_limit_mib))?;
-        row("archive.max_bytes of each", bytes(self.archive_max_bytes))?;
-        row("archive, all of them, a day", bytes(self.archive_bytes_per_day))?;
-        row("network in, all of them, peak", format!("{}/s", bytes(self.server_bytes_per_second_peak)))?;
+        row("archive.max_bytes of each", human_bytes(self.archive_max_bytes))?;
+        row("archive, all of them, a day", human_bytes(self.archive_bytes_per_day))?;
+        row("network in, all of them, peak", format!("{}/s", human_bytes(self.server_bytes_per_second_peak)))?;
         writeln!(f, "{:<36} {:>14}", "COLLECTOR, each node", "")?;
         let mut row = |name: &str, value: String| writeln!(f, "  {name:<36} {value:>16}");
         row("CPU request, average, probes included", format!("{} m", self.collector.cpu_milli))?;
         row("CPU at the peak", format!("{} m", self.collector.cpu_milli_peak))?;
         row("memory request", format!("{} MiB", self.collector.memory_request_mib))?;
         row("memory limit", format!("{} MiB", self.collector.memory_limit_mib))?;
-        row("network out", format!("{}/s", bytes(self.node_bytes_per_second)))?;
-        row("network out, peak", format!("{}/s", bytes(self.node_bytes_per_second_peak)))?;
+        row("network out", format!("{}/s", human_bytes(self.node_bytes_per_second)))?;
+        row("network out, peak", format!("{}/s", human_bytes(self.node_bytes_per_second_peak)))?;
         for warning in &self.warnings {
             writeln!(f, "Note: {warning}")?;
         }
         Ok(())
-    }
-}
-
-fn bytes(bytes: u64) -> String {
-    let units = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match units.iter().find(|(_, size)| bytes >= *size) {
-        Some((unit, size)) => format!("{:.1} {unit}", bytes as f64 / *size as f64),
-        None => format!("{bytes} B"),
     }
 }
 
@@ -92,14 +86,10 @@ fn days(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, days};
+    use super::days;
 
     #[test]
-    fn sizes_and_times_are_told_in_a_fitting_unit() {
-        assert_eq!(
-            (bytes(12).as_str(), bytes(3 << 19).as_str(), bytes(5 << 40).as_str()),
-            ("12 B", "1.5 MiB", "5.0 TiB")
-        );
+    fn times_are_told_in_a_fitting_unit() {
         assert_eq!((days(86_400).as_str(), days(7 * 86_400).as_str()), ("24 hours", "7 days"));
     }
 }

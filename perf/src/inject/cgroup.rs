@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tapio_probes::mountinfo;
 
 use crate::error::{Context, Error};
 
@@ -37,32 +38,23 @@ pub enum MemoryControl {
 impl Hierarchies {
     /// Those of this process's mount namespace.
     pub fn find() -> Result<Self, Error> {
-        let path = "/proc/self/mountinfo";
-        let mounts = fs::read_to_string(path).context(|| format!("read {path}"))?;
+        let path = mountinfo::OF_THIS_PROCESS;
+        let mounts = mountinfo::read(path).context(|| format!("read {path}"))?;
         Self::parse(&mounts).ok_or(Error::NoCgroupV2)
     }
 
-    /// From the text of a mountinfo: `id parent major:minor root MOUNT options [tags] - TYPE source OPTIONS`.
+    /// From the text of a mountinfo.
     fn parse(mounts: &str) -> Option<Self> {
         let (mut v2, mut v1_memory) = (None, None);
-        for line in mounts.lines() {
-            let Some((left, right)) = line.split_once(" - ") else {
-                continue;
-            };
-            let mut left = left.split(' ').skip(3);
-            let (Some(root), Some(mount)) = (left.next(), left.next()) else {
-                continue;
-            };
-            let mut right = right.split(' ');
-            let (kind, options) = (right.next().unwrap_or(""), right.nth(1).unwrap_or(""));
-            // Another root than the hierarchy's own is a part of it that was mounted into a container.
-            let slot = match kind {
+        for mount in mountinfo::parse(mounts) {
+            let slot = match mount.kind {
                 "cgroup2" => &mut v2,
-                "cgroup" if options.split(',').any(|option| option == "memory") => &mut v1_memory,
+                _ if mount.has_controller("memory") => &mut v1_memory,
                 _ => continue,
             };
-            if slot.is_none() && (root == "/" || root.starts_with("/..")) {
-                *slot = Some(PathBuf::from(mount));
+            // Another root than the hierarchy's own is a part of it that was mounted into a container.
+            if slot.is_none() && (mount.root == "/" || mount.root.starts_with("/..")) {
+                *slot = Some(PathBuf::from(&*mount.point));
             }
         }
         Some(Self { v2: v2?, v1_memory })

@@ -4,12 +4,13 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use tapio_wire::program::units::human_duration;
 
 use super::{Fault, Injection, Injector};
 use crate::client::FindingWatch;
 use crate::clock::pause;
 use crate::error::Error;
-use crate::latency::{Latencies, Summary, human};
+use crate::latency::{Latencies, Summary};
 
 /// How long a finding is waited for.
 pub const FINDING_LIMIT: Duration = Duration::from_secs(5);
@@ -106,10 +107,10 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.injection)?;
         if let (Some(pattern), Some(us)) = (&self.pattern, self.latency_us) {
-            write!(f, "; {pattern} found after {}", human(us))?;
+            write!(f, "; {pattern} found after {}", human_duration(us * 1000))?;
         }
         if let Some(us) = self.elsewhere_latency_us {
-            write!(f, ", by all servers after {}", human(us))?;
+            write!(f, ", by all servers after {}", human_duration(us * 1000))?;
         }
         Ok(())
     }

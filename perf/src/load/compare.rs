@@ -6,10 +6,11 @@
 use std::fmt;
 
 use serde::Serialize;
+use tapio_wire::program::units::human_duration;
 
 use super::{LoadOptions, SeveralServers, run};
 use crate::error::Error;
-use crate::latency::{Summary, human};
+use crate::latency::Summary;
 use crate::report::LoadReport;
 
 /// Runs of each kind, at most.
@@ -83,7 +84,12 @@ impl fmt::Display for Comparison {
         let runs = self.with_log.len();
         writeln!(f, "event→ack, medians of {runs} runs each, in turn")?;
         for (name, of) in [("without the log", self.without_log_us), ("with the log", self.with_log_us)] {
-            writeln!(f, "  {name:15}  p50 {:>9}  p99 {:>9}", human(of.p50), human(of.p99))?;
+            writeln!(
+                f,
+                "  {name:15}  p50 {:>9}  p99 {:>9}",
+                human_duration(of.p50 * 1000),
+                human_duration(of.p99 * 1000)
+            )?;
         }
         write!(f, "  {:15}  p50 {:>9.2}  p99 {:>9.2}", "ratio", self.p50_ratio, self.p99_ratio)
     }

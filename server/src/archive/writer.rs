@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tapio_wire::program::backoff;
 use tapio_wire::segment::{RecordKind, record_bytes, segment_header};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -186,7 +187,7 @@ impl<D: Disk> Running<D> {
     /// Commits the batch, however many attempts it takes. False when it was told to stop and still cannot.
     async fn write_until_done(&mut self, batch: &mut Vec<Queued>) -> bool {
         let started = Instant::now();
-        let mut backoff = BACKOFF_FIRST;
+        let mut pauses = 0;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -204,7 +205,7 @@ impl<D: Disk> Running<D> {
                 return false;
             }
             tokio::select! {
-                () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                () = sleep(backoff::doubled(BACKOFF_FIRST, pauses, BACKOFF_MAX)) => pauses += 1,
                 _ = self.writer.stop.wait_for(|&stop| stop) => {}
             }
         }

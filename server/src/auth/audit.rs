@@ -8,12 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::{IntCounterVec, Opts, Registry};
+use tapio_wire::program::token_bucket::TokenBucket;
 
 use super::Purpose;
 
-/// Lines of one subject at once, and how soon another one may follow.
+/// Lines of one subject at once, and a second after that.
 const BURST: u32 = 50;
-const INTERVAL: Duration = Duration::from_millis(200);
+const PER_SECOND: f64 = 5.0;
 /// Bytes of a caller's words in a line.
 const TEXT_BYTES_MAX: usize = 200;
 
@@ -32,8 +33,7 @@ pub struct Record<'a> {
 }
 
 struct Bucket {
-    lines: u32,
-    refilled: Instant,
+    lines: TokenBucket,
     left_out: u64,
 }
 
@@ -55,7 +55,10 @@ impl Audit {
         );
         let now = Instant::now();
         let audit = Self {
-            buckets: Mutex::new(std::array::from_fn(|_| Bucket { lines: BURST, refilled: now, left_out: 0 })),
+            buckets: Mutex::new(std::array::from_fn(|_| Bucket {
+                lines: TokenBucket::new(BURST, PER_SECOND, now),
+                left_out: 0,
+            })),
             calls: IntCounterVec::new(calls, &["purpose", "outcome"])?,
             left_out: IntCounterVec::new(left_out, &["purpose"])?,
         };
@@ -90,16 +93,10 @@ impl Audit {
         let at = record.purpose as usize * 2 + usize::from(record.is_denied);
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = &mut buckets[at];
-        let intervals = now.saturating_duration_since(bucket.refilled).as_millis() / INTERVAL.as_millis();
-        if intervals > 0 {
-            bucket.lines = BURST.min(bucket.lines.saturating_add(u32::try_from(intervals).unwrap_or(BURST)));
-            bucket.refilled = now;
-        }
-        if bucket.lines == 0 {
+        if bucket.lines.take(1, now).is_err() {
             bucket.left_out += 1;
             return None;
         }
-        bucket.lines -= 1;
         Some(std::mem::take(&mut bucket.left_out))
     }
 }
@@ -132,8 +129,9 @@ mod tests {
         let lines = (0..BURST + 30).filter(|_| audit.line(&denied, now).is_some()).count();
         assert_eq!(lines, BURST as usize);
         assert_eq!(audit.line(&record(Purpose::Query, false), now), Some(0), "others have their own");
-        assert_eq!(audit.line(&denied, now + INTERVAL), Some(30));
-        assert_eq!(audit.line(&denied, now + INTERVAL), None);
+        let later = now + Duration::from_secs(1).div_f64(PER_SECOND);
+        assert_eq!(audit.line(&denied, later), Some(30));
+        assert_eq!(audit.line(&denied, later), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tapio_wire::units;
+use tapio_wire::program::units;
 
 /// What the user names of service accounts begin with; namespace, colon and name follow.
 pub(super) const ACCOUNT_PREFIX: &str = "system:serviceaccount:";

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use prometheus::{IntCounterVec, Opts, Registry};
 use rustls::pki_types::CertificateDer;
-use tapio_wire::token::{TokenError, TokenFile};
+use tapio_wire::program::token::{TokenError, TokenFile};
 use tonic::Status;
 
 pub use audit::{Audit, Record};

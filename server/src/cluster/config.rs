@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tapio_wire::tls::ClientFiles;
-use tapio_wire::units;
+use tapio_wire::program::tls::ClientFiles;
+use tapio_wire::program::units;
 
 /// Addresses that are nowhere (RFC 5737, RFC 3849): the way to them is the machine's default route.
 const ELSEWHERE_V4: &str = "192.0.2.1";

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use tapio_wire::program::units::human_bytes;
+
 use super::{CommandError, Directory, Verdict, print, progress};
 use crate::archive::copy::copy;
 use crate::archive::reader::Reader;
@@ -41,7 +43,7 @@ pub(super) fn run(arguments: &CopyArguments) -> Result<Verdict, CommandError> {
             text::count(copied.segments, "segment"),
             text::count(copied.newest_frames, "frame"),
             text::count(copied.journal_lines, "line"),
-            text::bytes(copied.bytes),
+            human_bytes(copied.bytes),
             to.display()
         );
         if copied.deleted > 0 {

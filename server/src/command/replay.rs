@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::json;
 use tapio_wire::frame::Frame;
+use tapio_wire::program::units::human_duration;
 use tapio_wire::service::Finding;
 
 use super::{CommandError, Verdict, moment, print, progress, style};
@@ -38,7 +39,7 @@ pub struct ReplayArguments {
     #[arg(long)]
     diff: bool,
     /// As correlation.analysis_window
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = crate::findings::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = tapio_wire::program::units::parse_duration)]
     window: Duration,
     /// JSON, one object a line
     #[arg(long)]
@@ -89,8 +90,8 @@ impl ReplayArguments {
             "{}, {} over {} replayed in {}: {:.0} times faster than they happened",
             text::count(ran.frames, "frame"),
             text::count(ran.events, "event"),
-            text::duration(happened.as_nanos() as u64),
-            text::duration(elapsed.as_nanos() as u64),
+            human_duration(happened.as_nanos() as u64),
+            human_duration(elapsed.as_nanos() as u64),
             happened.as_secs_f64() / elapsed.as_secs_f64().max(1e-9)
         );
         Ok(verdict)

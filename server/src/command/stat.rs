@@ -5,6 +5,7 @@ use std::fs::File;
 
 use serde_json::json;
 use tapio_wire::event::{Kind, PerKind};
+use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::{CommandError, Directory, Verdict, print, progress, style};
 use crate::archive::index::Index;
@@ -119,17 +120,17 @@ fn people_text(style: Style, sums: &Sums, nodes: &Nodes) -> String {
     let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
     let mut out = format!(
         "{} in {}, {} of them indexed ({})\n",
-        text::bytes(sums.bytes),
+        human_bytes(sums.bytes),
         text::count(sums.segments, "segment"),
         sums.indexed,
-        text::bytes(sums.index_bytes)
+        human_bytes(sums.index_bytes)
     );
     if let Some(first_ns) = sums.first_ns {
         out.push_str(&format!(
             "from {} to {} ({})\n",
             render::rfc3339(first_ns),
             render::rfc3339(sums.last_ns),
-            text::duration(sums.last_ns.saturating_sub(first_ns))
+            human_duration(sums.last_ns.saturating_sub(first_ns))
         ));
     }
     out.push_str(&format!(

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use tapio_wire::program::units::human_bytes;
+
 use super::{CommandError, Directory, Verdict, print, progress};
 use crate::archive::reader::{ReadError, Reader};
 use crate::archive::verify::{IndexState, SegmentReport, verify_segment};
@@ -41,7 +43,7 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         print(&format!(
             "{}, {indexed} of them indexed, {}, {}, {}: {verdict}\n",
             text::count(checked, "segment"),
-            text::bytes(sums.bytes),
+            human_bytes(sums.bytes),
             text::count(sums.frames, "frame"),
             text::count(sums.events, "event")
         ))?;
@@ -94,7 +96,7 @@ fn text_line(report: &SegmentReport) -> String {
     format!(
         "segment {:>6}  {:>10}  {:>7} frames  {:>9} events  {verdict}{}{}\n",
         report.number,
-        text::bytes(report.bytes),
+        human_bytes(report.bytes),
         report.frames,
         report.events,
         if notes.is_empty() { "" } else { ": " },

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tapio_wire::event::{ArchivedDetail, EntityId};
 use tapio_wire::frame::Frame;
+use tapio_wire::program::units::human_bytes;
 
 use super::field_name::FieldName;
 use super::signal::{Fact, FactValue, ServiceEndpoints, SignalKind};
@@ -304,7 +305,7 @@ pub fn fact(
                     let (path, adjustment) =
                         (frame.body().name(member.cgroup.to_native()), member.oom_score_adj.to_native());
                     let who = describe(member.entity.to_native(), path.unwrap_or_default());
-                    let used = crate::findings::text::bytes(member.usage_bytes.to_native());
+                    let used = human_bytes(member.usage_bytes.to_native());
                     format!("{who} {used} (oom_score_adj {adjustment})")
                 })
                 .collect();

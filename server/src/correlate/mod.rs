@@ -35,6 +35,7 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
+use rustix::thread::{CpuSet, sched_getaffinity};
 use tapio_wire::frame::Frame;
 use tapio_wire::service::ShardStatus;
 
@@ -125,7 +126,8 @@ impl Correlator {
         losses: Arc<LossBook>,
         bus: Arc<dyn SignalBus>,
     ) -> Result<Self, StartError> {
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+        let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
         let parallel = thread::available_parallelism().map_or(1, usize::from);
         let shards = config.shards.unwrap_or(parallel).max(1);
         // With a CPU quota below the cores, pinning would crowd every quota-limited program onto the first cores.
@@ -150,7 +152,7 @@ impl Correlator {
         &mut self,
         index: usize,
         shards: usize,
-        core: Option<core_affinity::CoreId>,
+        core: Option<usize>,
         config: &CorrelateConfig,
         bus: &Arc<dyn SignalBus>,
     ) -> Result<(), StartError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind, Role};
 use tapio_wire::frame::Frame;
+use tapio_wire::program::glob;
 
 use super::facts;
 use super::signal::{
@@ -259,10 +260,7 @@ fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&str]) -> 
 }
 
 fn is_one_of(names: &[&str], name: &str) -> bool {
-    names.iter().any(|known| match known.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == *known,
-    })
+    names.iter().any(|known| glob::matches(known, name))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use prometheus::{Histogram, IntCounter, IntGauge};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::bus::{BusClosed, NodeClock, SignalBus};
 use super::generations::Generations;
@@ -187,17 +188,18 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// Pins the calling thread to a core. False where that is not allowed.
+fn stay_on(core: usize) -> bool {
+    let mut one = CpuSet::new();
+    one.set(core);
+    sched_setaffinity(None, &one).is_ok()
+}
+
 /// The thread of a shard.
-pub(super) fn run(
-    mut shard: Shard,
-    shared: &Shared,
-    bus: &dyn SignalBus,
-    permits: &Permits,
-    core: Option<core_affinity::CoreId>,
-) {
+pub(super) fn run(mut shard: Shard, shared: &Shared, bus: &dyn SignalBus, permits: &Permits, core: Option<usize>) {
     let _guard = Guard { permits };
-    if let Some(core) = core.filter(|&core| core_affinity::set_for_current(core)) {
-        shared.gauges.core.set(core.id as i64);
+    if let Some(core) = core.filter(|&core| stay_on(core)) {
+        shared.gauges.core.set(core as i64);
     }
     loop {
         let Some(routed) = shared.queue.pop() else {

@@ -151,9 +151,10 @@ fn keyed(detail: &ArchivedDetail, body: &ArchivedBody) -> Option<Contribution> {
     }
 }
 
-/// Tells names apart that have another index in each frame: FNV-1a.
+/// Tells names apart that have another index in each frame.
 fn name_hash(name: &str) -> u32 {
-    name.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    let hash = tapio_wire::fnv1a(&[name.as_bytes()]);
+    (hash ^ (hash >> 32)) as u32
 }
 
 fn slow_share(histogram: &ArchivedHistogram) -> Option<Contribution> {

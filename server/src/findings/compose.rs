@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tapio_wire::event::EntityKind;
+use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Sender};
 
 use super::endings::{Ended, began_ns, container_of};
@@ -267,13 +268,13 @@ fn describe(signal: &Signal) -> String {
         Detail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
         Detail::Exit(exit) => {
             let life = signal.boottime_ns.saturating_sub(exit.start_time_ns);
-            let life = if exit.start_time_ns == 0 { String::new() } else { format!(" after {}", text::duration(life)) };
+            let life = if exit.start_time_ns == 0 { String::new() } else { format!(" after {}", human_duration(life)) };
             format!("{} {}{life}", process(&exit.comm, pid), ending(exit))
         }
         Detail::Oom(oom) => format!(
             "the kernel chose {} to be killed for memory: it had {} resident; {}",
             process(&oom.comm, pid),
-            text::bytes(oom.rss_bytes),
+            human_bytes(oom.rss_bytes),
             limit_text(oom)
         ),
         Detail::Kill(kill) => format!(
@@ -296,15 +297,15 @@ fn limit_text(oom: &Oom) -> String {
         return format!(
             "the memory was asked for outside of {}, which used {} of its limit of {}",
             oom.limit_cgroup,
-            text::bytes(oom.usage_bytes),
-            text::bytes(oom.limit_bytes)
+            human_bytes(oom.usage_bytes),
+            human_bytes(oom.limit_bytes)
         );
     }
     format!(
         "{} used {} of its limit of {}",
         if oom.limit_cgroup.is_empty() { "its cgroup" } else { &oom.limit_cgroup },
-        text::bytes(oom.usage_bytes),
-        text::bytes(oom.limit_bytes)
+        human_bytes(oom.usage_bytes),
+        human_bytes(oom.limit_bytes)
     )
 }
 

@@ -86,9 +86,7 @@ impl Default for Deaths {
 /// A finding's id: a hash of its evidence, so that a replay gives the same.
 pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
     let text = format!("{group}\0{entity:x}\0{evidence}");
-    let fnv = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let fnv = tapio_wire::fnv1a(&[text.as_bytes()]);
     // FNV's upper bits differ little for texts that differ at the end; people type prefixes, so they are mixed (splitmix64).
     let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -2,6 +2,8 @@
 //!
 //! What must hold: nothing is said that was not told; what is missing is left out of the sentence.
 
+use tapio_wire::program::units::{human_bytes, human_duration};
+
 use super::text;
 use crate::correlate::EntityInfo;
 use crate::correlate::signal::{About, Burst, Fact, FactValue, SignalKind};
@@ -95,10 +97,10 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         SignalKind::LogLines => format!("the last that it wrote: {}", fact.text("lines")),
         SignalKind::Curve => format!(
             "memory went from {} to {} within {}, at most {}: {}",
-            text::bytes(fact.number("first")),
-            text::bytes(fact.number("memory_usage")),
-            text::duration(fact.number("lasted")),
-            text::bytes(fact.number("memory_peak")),
+            human_bytes(fact.number("first")),
+            human_bytes(fact.number("memory_usage")),
+            human_duration(fact.number("lasted")),
+            human_bytes(fact.number("memory_peak")),
             fact.text("shape")
         ),
         SignalKind::Gap if fact.text("reason").starts_with("flood") => {
@@ -108,13 +110,13 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         SignalKind::Gap if fact.text("what") == "frames" => {
             format!("{} events were lost on their way here: {}", fact.number("found_gone"), fact.text("reason"))
         }
-        _ => format!("{} were not watched{reason} for {}", fact.text("what"), text::duration(fact.number("lasted"))),
+        _ => format!("{} were not watched{reason} for {}", fact.text("what"), human_duration(fact.number("lasted"))),
     }
 }
 
 fn observation(fact: &Fact) -> String {
     let mut parts = Vec::new();
-    let bytes = |name| text::bytes(fact.number(name));
+    let bytes = |name| human_bytes(fact.number(name));
     if fact.get("memory_usage").is_some() {
         let limit =
             if fact.get("memory_limit").is_some() { format!(" of {}", bytes("memory_limit")) } else { String::new() };
@@ -132,7 +134,7 @@ fn observation(fact: &Fact) -> String {
         parts.push(format!("{}{limit} processes", fact.number("pids")));
     }
     if fact.number("throttled") > 0 {
-        let time = text::duration(fact.number("throttled_time"));
+        let time = human_duration(fact.number("throttled_time"));
         parts.push(format!("throttled {} for {time}", text::count(fact.number("throttled"), "time")));
     }
     if fact.number("memory_pressure") > 0 {
@@ -146,7 +148,7 @@ fn observation(fact: &Fact) -> String {
 }
 
 fn trouble(fact: &Fact) -> String {
-    let lasted = text::duration(fact.number("lasted"));
+    let lasted = human_duration(fact.number("lasted"));
     let is_over = fact.get("ended") == Some(&FactValue::Flag(true));
     let (who, place) = (fact.text("process_comm"), fact.text("place"));
     let of_pod = match fact.text("what") {
@@ -165,7 +167,7 @@ fn trouble(fact: &Fact) -> String {
         // How many there are is read after one was refused, and some may be gone by then.
         "pids-at-limit" if is_over => {}
         "pids-at-limit" if limit > 0 => told += &format!(": one was refused; then {value} of {limit} were in use"),
-        "memory-high" if limit > 0 => told += &format!(": {} of {}", text::bytes(value), text::bytes(limit)),
+        "memory-high" if limit > 0 => told += &format!(": {} of {}", human_bytes(value), human_bytes(limit)),
         "throttled" | "disk-full" | "inodes-full" if limit > 0 => told += &format!(": {value} %"),
         _ if limit > 0 => told += &format!(": {value} of {limit}"),
         _ if value > 0 => told += &format!(": {value}"),
@@ -195,7 +197,7 @@ fn cgroup_use(fact: &Fact) -> String {
     let used: Vec<String> = names
         .into_iter()
         .filter(|(name, _)| fact.get(name).is_some())
-        .map(|(name, what)| format!("{} {what}", text::bytes(fact.number(name))))
+        .map(|(name, what)| format!("{} {what}", human_bytes(fact.number(name))))
         .collect();
     if !used.is_empty() {
         parts.push(format!("memory of {}: {}", fact.text("limit_cgroup"), used.join(", ")));
@@ -204,7 +206,7 @@ fn cgroup_use(fact: &Fact) -> String {
         parts.push(format!("the biggest below it: {}", fact.text("members")));
     }
     if fact.number("throttled") > 0 {
-        let (time, over) = (text::duration(fact.number("throttled_time")), text::duration(fact.number("over")));
+        let (time, over) = (human_duration(fact.number("throttled_time")), human_duration(fact.number("over")));
         let times = text::count(fact.number("throttled"), "time");
         parts.push(format!("throttled {times} for {time} in the last {over}"));
     }
@@ -212,7 +214,7 @@ fn cgroup_use(fact: &Fact) -> String {
         parts.push(format!(
             "{} has no room left of {}",
             fact.text("full_mount"),
-            text::bytes(fact.number("full_mount_size"))
+            human_bytes(fact.number("full_mount_size"))
         ));
     }
     if parts.is_empty() { "nothing could be read".to_owned() } else { parts.join("; ") }
@@ -257,15 +259,15 @@ pub fn burst(burst: &Burst) -> String {
             format!("DNS lookups failed ({})", text::rcode_name(rcode))
         }
         (SignalKind::SlowShare, About::Share { measure, total, .. }) => {
-            let longest = text::duration(u64::from(burst.stall_us) * 1000);
+            let longest = human_duration(u64::from(burst.stall_us) * 1000);
             return format!("{count} of {total} were slow ({}{device}), the slowest took {longest}", measure.name());
         }
         _ => "long waits for a CPU".to_owned(),
     };
     let stall = match burst.stall_us {
         0 => String::new(),
-        stall => format!(", {} of stall", text::duration(u64::from(stall) * 1000)),
+        stall => format!(", {} of stall", human_duration(u64::from(stall) * 1000)),
     };
-    let span = text::duration(u64::from(burst.span_ms.max(1)) * 1_000_000);
+    let span = human_duration(u64::from(burst.span_ms.max(1)) * 1_000_000);
     format!("{count} {what} within {span}{stall}")
 }

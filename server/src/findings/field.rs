@@ -4,6 +4,7 @@
 //! does not have is refused when it is loaded.
 
 use tapio_wire::event::{EntityKind, Role};
+use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
 use crate::correlate::signal::{About, Detail, FactValue, Signal, SignalKind, SignalKinds};
@@ -456,7 +457,7 @@ impl Field {
             (Self::SenderEntity, Detail::Kill(kill)) => return Some(kill.sender.to_string()),
             (Self::SentBy, Detail::Kill(kill)) => return Some(text::sent_by(kill)),
             (Self::Value | Self::Limit, Detail::Fact(fact)) if fact.text("what") == "memory-high" => {
-                return Some(text::bytes(fact.number(self.name())));
+                return Some(human_bytes(fact.number(self.name())));
             }
             (Self::Peer, Detail::Burst(burst)) => return Some(text::peer(burst)),
             (Self::PeerAddress, Detail::Burst(burst)) => return text::peer_address(burst.about),
@@ -464,8 +465,8 @@ impl Field {
             _ => {}
         }
         Some(match (self.get(signal)?, self.field_type()) {
-            (Value::Number(bytes), FieldType::Bytes) => text::bytes(bytes),
-            (Value::Number(ns), FieldType::Nanoseconds) => text::duration(ns),
+            (Value::Number(bytes), FieldType::Bytes) => human_bytes(bytes),
+            (Value::Number(ns), FieldType::Nanoseconds) => human_duration(ns),
             (Value::Number(signal), FieldType::Signal) => text::signal_name(signal as u32),
             (Value::Number(number), _) => number.to_string(),
             (Value::Flag(flag), _) => flag.to_string(),

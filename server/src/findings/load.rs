@@ -1,11 +1,13 @@
 //! From pattern files to patterns.
 //!
 //! What enters: YAML, embedded and from the operator's directory. What leaves: a [`PatternSet`]. What must hold: a file that cannot
-//! work is refused with file, line and reason, never loaded in part; what is read is bounded.
+//! work is refused with file, place and reason, never loaded in part; what is read is bounded.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
+
+use tapio_wire::program::yaml::{self, Place, Placed};
 
 use super::field::{Field, FieldType};
 use super::matching::SKEW_NS;
@@ -121,11 +123,10 @@ const EMBEDDED: [(&str, &str); 95] = [
 
 /// Why a pattern file was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{file}:{line}: {reason}")]
+#[error("{file}{}: {reason}", if *place == Place::default() { String::new() } else { format!(":{place}") })]
 pub struct PatternError {
     pub file: String,
-    /// From 1; 0 when it is about the file as a whole.
-    pub line: usize,
+    pub place: Place,
     pub reason: String,
 }
 
@@ -141,7 +142,7 @@ impl PatternSet {
     /// The embedded patterns and those of a directory, whose `*.yaml` files replace embedded ones of the same id.
     ///
     /// # Errors
-    /// [`PatternError`] names the file, the line and the reason.
+    /// [`PatternError`] names the file, the place and the reason.
     pub fn load(directory: Option<&Path>) -> Result<Self, PatternError> {
         let mut files: Vec<(String, String)> =
             EMBEDDED.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect();
@@ -151,12 +152,12 @@ impl PatternSet {
         }
         let mut patterns = BTreeMap::new();
         for (index, (file, text)) in files.iter().enumerate() {
-            let pattern = parse(file, text)?;
+            let (pattern, place) = parse(file, text)?;
             let is_own = index >= embedded;
             if let Some((_, true)) = patterns.get(&pattern.id) {
                 return Err(PatternError {
                     file: file.clone(),
-                    line: line_of(text, &format!("id: {}", pattern.id)),
+                    place,
                     reason: format!("another file of the directory has the id {}", pattern.id),
                 });
             }
@@ -170,13 +171,17 @@ impl PatternSet {
     /// # Errors
     /// [`PatternError`] names the file, the line and the reason.
     pub fn from_texts(files: &[(&str, &str)]) -> Result<Self, PatternError> {
-        let patterns: Result<_, _> = files.iter().map(|(file, text)| parse(file, text)).collect();
+        let patterns: Result<_, _> = files.iter().map(|(file, text)| Ok(parse(file, text)?.0)).collect();
         Self::assemble(patterns?)
     }
 }
 
 fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result<(), PatternError> {
-    let fail = |path: &Path, reason: String| PatternError { file: path.display().to_string(), line: 0, reason };
+    let fail = |path: &Path, reason: String| PatternError {
+        file: path.display().to_string(),
+        place: Place::default(),
+        reason,
+    };
     let entries = std::fs::read_dir(directory)
         .map_err(|error| fail(directory, format!("the directory of patterns cannot be read: {error}")))?;
     let mut paths = Vec::new();
@@ -201,42 +206,23 @@ fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result
     Ok(())
 }
 
-/// The line, from 1, on which `needle` is first written, 1 when it is nowhere.
-fn line_of(text: &str, needle: &str) -> usize {
-    let index = text.lines().position(|line| line.contains(needle));
-    index.map_or(1, |index| index + 1)
+/// Checks one file. Also returns where its id is.
+fn parse(file: &str, text: &str) -> Result<(Pattern, Place), PatternError> {
+    let refuse = |place: Place, reason: String| PatternError { file: file.to_owned(), place, reason };
+    let parsed: PatternFile = yaml::from_str(text).map_err(|error| refuse(error.place(), error.reason()))?;
+    let place = parsed.id.place();
+    let pattern = compile(parsed).map_err(|(place, reason)| refuse(place, reason))?;
+    Ok((pattern, place))
 }
 
-/// Checks one file. What is wrong with it comes with a text to look for, which gives the line.
-fn parse(file: &str, text: &str) -> Result<Pattern, PatternError> {
-    let parsed: PatternFile = serde_yaml_ng::from_str(text).map_err(|error| {
-        let reason = error.to_string();
-        // For what only a field's own rules refuse the parser knows no better place than the file's start; they quote it.
-        let quoted = || line_of(text, reason.split('"').nth(1).unwrap_or_default());
-        PatternError {
-            file: file.to_owned(),
-            line: match error.location() {
-                Some(location) if location.line() > 1 => location.line(),
-                _ => quoted(),
-            },
-            reason,
-        }
-    })?;
-    compile(parsed).map_err(|(needle, reason)| PatternError {
-        file: file.to_owned(),
-        line: line_of(text, &needle),
-        reason,
-    })
-}
-
-/// A text to look for, which gives the line, and the reason.
-type Wrong = (String, String);
+/// What is wrong, and where.
+type Wrong = (Place, String);
 
 /// Finds a step's field by name, or says why there is none.
 type Resolve<'a> = dyn Fn(&str, &str) -> Result<Resolved, String> + 'a;
 
 fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
-    let wrong = |needle: &str, reason: String| Err((needle.to_owned(), reason));
+    let wrong = |place: Place, reason: String| Err((place, reason));
     let is_id = |text: &str| {
         !text.is_empty()
             && text
@@ -244,60 +230,60 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
                 .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_')
     };
     if !is_id(&file.id) {
-        return wrong("id:", "`id` takes lower case letters, digits and dashes".into());
+        return wrong(file.id.place(), "`id` takes lower case letters, digits and dashes".into());
     }
     if file.steps.is_empty() || file.steps.len() > PATTERN_STEPS_MAX {
-        return wrong("steps:", format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"));
+        return wrong(file.steps.place(), format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"));
     }
-    if file.window.is_zero() || file.window > WINDOW_MAX {
-        return wrong("window:", "`window` is longer than 0 and at most 24h".into());
+    if file.window.0.is_zero() || file.window.0 > WINDOW_MAX {
+        return wrong(file.window.place(), "`window` is longer than 0 and at most 24h".into());
     }
     let kinds = file.steps.iter().map(|step| kind_of(&step.signal)).collect::<Result<Vec<_>, Wrong>>()?;
     let resolve = |name: &str, field: &str| -> Result<(usize, Field), String> {
         let index = file
             .steps
             .iter()
-            .position(|step| step.name == name)
+            .position(|step| *step.name == name)
             .ok_or_else(|| format!("there is no step called {name}"))?;
         let found = Field::of_kind(field, kinds[index]).ok_or_else(|| no_field(name, field, kinds[index]))?;
         Ok((index, found))
     };
-    let Some(anchor) = file.steps.iter().position(|step| step.name == file.anchor) else {
-        return wrong("anchor:", format!("the anchor {} is no step", file.anchor));
+    let Some(anchor) = file.steps.iter().position(|step| *step.name == *file.anchor) else {
+        return wrong(file.anchor.place(), format!("the anchor {} is no step", *file.anchor));
     };
-    let sentence = |text: &str| -> Result<Template, Wrong> {
-        let needle = text.lines().next().unwrap_or(text).trim().to_owned();
-        let template = Template::parse(text, &resolve).map_err(|reason| (needle.clone(), reason))?;
+    let sentence = |text: &Placed<String>| -> Result<Template, Wrong> {
+        let template = Template::parse(text, &resolve).map_err(|reason| (text.place(), reason))?;
         match file
             .steps
             .iter()
             .enumerate()
             .find(|(index, step)| (step.optional || step.absent || step.may_be_lost) && template.needs(*index))
         {
-            Some((_, step)) => Err((needle, format!("{} may be missing: put its part into [[ and ]]", step.name))),
+            Some((_, step)) => {
+                Err((text.place(), format!("{} may be missing: put its part into [[ and ]]", *step.name)))
+            }
             None => Ok(template),
         }
     };
     let in_unit = |value: f64| (0.0..=1.0).contains(&value);
     if !in_unit(file.confidence.base)
         || !in_unit(file.confidence.loss)
-        || !file.confidence.minus.values().copied().all(in_unit)
+        || !file.confidence.minus.values().all(|minus| in_unit(**minus))
     {
-        return wrong("confidence:", "confidences lie between 0 and 1".into());
+        return wrong(file.confidence.place(), "confidences lie between 0 and 1".into());
     }
-    for name in file.confidence.minus.keys() {
-        if !file.steps.iter().any(|step| step.name == *name && step.optional) {
-            return wrong("minus:", format!("`minus` names {name}, which is no optional step"));
+    for (name, minus) in &file.confidence.minus {
+        if !file.steps.iter().any(|step| *step.name == *name && step.optional) {
+            return wrong(minus.place(), format!("`minus` names {name}, which is no optional step"));
         }
     }
     let mut steps = Vec::with_capacity(file.steps.len());
     for (index, step) in file.steps.iter().enumerate() {
-        let needle = format!("name: {}", step.name);
-        let refuse = |reason: &str| Err((needle.clone(), format!("step {}: {reason}", step.name)));
+        let refuse = |reason: &str| Err((step.name.place(), format!("step {}: {reason}", *step.name)));
         if !is_id(&step.name) {
             return refuse("a name takes lower case letters, digits, dashes and underscores");
         }
-        if file.steps[..index].iter().any(|other| other.name == step.name) {
+        if file.steps[..index].iter().any(|other| *other.name == *step.name) {
             return refuse("another step has this name");
         }
         if step.optional && step.absent {
@@ -312,29 +298,38 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         if step.absent && step.count.is_some() {
             return refuse("what is absent has no count");
         }
-        steps.push(compile_step(step, kinds[index], index, anchor, &resolve, file.confidence.minus.get(&step.name))?);
+        steps.push(compile_step(
+            step,
+            kinds[index],
+            index,
+            anchor,
+            &resolve,
+            file.confidence.minus.get(&*step.name).map(|minus| **minus),
+        )?);
     }
     let mut one_of = Vec::new();
     for name in &file.one_of {
-        match file.steps.iter().position(|step| step.name == *name && step.optional) {
+        match file.steps.iter().position(|step| *step.name == **name && step.optional) {
             Some(index) => one_of.push(index),
-            None => return wrong("one_of:", format!("`one_of` names {name}, which is no optional step")),
+            None => return wrong(name.place(), format!("`one_of` names {}, which is no optional step", **name)),
         }
     }
-    for id in file.absorbs.keys() {
-        if !is_id(id) || *id == file.id {
-            return wrong("absorbs:", format!("`absorbs` names {id}: write the id of another pattern"));
+    for (id, scope) in &file.absorbs {
+        if !is_id(id) || *id == *file.id {
+            return wrong(scope.place(), format!("`absorbs` names {id}: write the id of another pattern"));
         }
     }
-    let ends = file.ends.iter().map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
-    if !ends.is_empty() && steps[anchor].count_min > 1 {
+    let ends = file.ends.iter().flat_map(|ends| ends.iter()).map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
+    if let Some(place) = file.ends.as_ref().filter(|ends| !ends.is_empty()).map(Placed::place)
+        && steps[anchor].count_min > 1
+    {
         return wrong(
-            "ends:",
+            place,
             "a pattern with `ends` tells of a state from its first signal on: its anchor is not counted".into(),
         );
     }
-    if ends.is_empty() && file.quiet.is_some() {
-        return wrong("quiet:", "only a pattern with `ends` tells of a state that can be over".into());
+    if let Some(quiet) = file.quiet.as_ref().filter(|_| ends.is_empty()) {
+        return wrong(quiet.place(), "only a pattern with `ends` tells of a state that can be over".into());
     }
     let clocks_ns = SKEW_NS.saturating_mul(steps.len() as u64 - 1);
     let disorder_ns = steps.iter().fold(clocks_ns, |sum, step: &Step| sum.saturating_add(step.slack_ns));
@@ -344,8 +339,8 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         // Numbered with the steps of all patterns.
         required: StepMask::default(),
         ends,
-        quiet_ns: file.quiet.map(nanoseconds),
-        absorbs: file.absorbs.into_iter().collect(),
+        quiet_ns: file.quiet.map(|quiet| nanoseconds(quiet.0)),
+        absorbs: file.absorbs.iter().map(|(id, scope)| (id.clone(), **scope)).collect(),
         fold: file.fold,
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,
@@ -353,20 +348,20 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         advice: file.advice.iter().map(|advice| sentence(advice)).collect::<Result<_, _>>()?,
         severity: file.severity,
         priority: file.priority,
-        window_ns: nanoseconds(file.window),
+        window_ns: nanoseconds(file.window.0),
         scope: file.scope,
         steps,
         anchor,
         confidence: file.confidence.base,
         confidence_loss: file.confidence.loss,
-        id: file.id,
+        id: file.id.into_inner(),
     })
 }
 
-fn kind_of(signal: &str) -> Result<SignalKind, Wrong> {
+fn kind_of(signal: &Placed<String>) -> Result<SignalKind, Wrong> {
     SignalKind::from_name(signal).ok_or_else(|| {
         let names: Vec<_> = SignalKind::ALL.iter().map(|kind| kind.name()).collect();
-        (format!("signal: {signal}"), format!("no signal is called {signal}: there are {}", names.join(", ")))
+        (signal.place(), format!("no signal is called {}: there are {}", **signal, names.join(", ")))
     })
 }
 
@@ -379,7 +374,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
     let kind = kind_of(&end.signal)?;
     let mut conditions = Vec::new();
     for (name, condition) in &end.conditions {
-        let located = |reason: String| (format!("{name}:"), format!("ends: {reason}"));
+        let located = |reason: String| (condition.place(), format!("ends: {reason}"));
         let field = Field::of_kind(name, kind).ok_or_else(|| located(no_field(&end.signal, name, kind)))?;
         conditions.push(compile_condition(field, condition).map_err(located)?);
     }
@@ -408,34 +403,37 @@ fn compile_step(
     index: usize,
     anchor: usize,
     resolve: &Resolve<'_>,
-    minus: Option<&f64>,
+    minus: Option<f64>,
 ) -> Result<Step, Wrong> {
     let mut conditions = Vec::new();
     for (name, condition) in &step.conditions {
-        let located = |reason: String| (format!("{name}:"), format!("step {}: {reason}", step.name));
+        let located = |reason: String| (condition.place(), format!("step {}: {reason}", *step.name));
         let (_, field) = resolve(&step.name, name).map_err(located)?;
         conditions.push(compile_condition(field, condition).map_err(located)?);
     }
     let mut same = Vec::new();
     for (name, reference) in &step.same {
-        let located = |reason: String| (reference.clone(), format!("step {}: {reason}", step.name));
+        let located = |reason: String| (reference.place(), format!("step {}: {reason}", *step.name));
         let (_, field) = resolve(&step.name, name).map_err(located)?;
         let (other, other_field) = reference
             .split_once('.')
-            .ok_or_else(|| located(format!("`same` takes step.field, not {reference}")))
+            .ok_or_else(|| located(format!("`same` takes step.field, not {}", **reference)))
             .and_then(|(other, field)| resolve(other, field).map_err(located))?;
         let is_nearer = if index < anchor { other > index && other <= anchor } else { other < index };
         // All that are counted must be like the last of them.
         let is_own = other == index && step.count.is_some();
         let may_refer = is_nearer || is_own || step.absent && other != index;
         if !may_refer {
-            return Err(located(format!("{reference} must lie between this step and the anchor, or be the anchor")));
+            return Err(located(format!(
+                "{} must lie between this step and the anchor, or be the anchor",
+                **reference
+            )));
         }
         same.push(Same { field, other, other_field, is_own });
     }
-    let distinct = match step.count.as_ref().and_then(|count| count.distinct.as_deref()) {
+    let distinct = match step.count.as_ref().and_then(|count| count.distinct.as_ref()) {
         Some(name) => {
-            let located = |reason: String| ("distinct:".to_owned(), format!("step {}: {reason}", step.name));
+            let located = |reason: String| (name.place(), format!("step {}: {reason}", *step.name));
             Some(resolve(&step.name, name).map_err(located)?.1)
         }
         None => None,
@@ -444,18 +442,18 @@ fn compile_step(
         is_counted: step.count.is_some(),
         distinct,
         may_be_lost: step.may_be_lost,
-        name: step.name.clone(),
+        name: step.name.to_string(),
         kind,
         number: 0,
         conditions,
         same,
-        within_ns: step.within.map(nanoseconds),
-        after_at_least_ns: step.after_at_least.map_or(0, nanoseconds),
-        slack_ns: step.slack.map_or(0, nanoseconds),
+        within_ns: step.within.map(|time| nanoseconds(time.0)),
+        after_at_least_ns: step.after_at_least.map_or(0, |time| nanoseconds(time.0)),
+        slack_ns: step.slack.map_or(0, |time| nanoseconds(time.0)),
         count_min: step.count.as_ref().map_or(1, |count| count.min.max(1)),
         optional: step.optional,
         absent: step.absent,
-        minus: minus.copied().unwrap_or(0.0),
+        minus: minus.unwrap_or(0.0),
     })
 }
 

@@ -31,5 +31,4 @@ pub use finder::{Finder, FinderConfig, StartError};
 pub use finder_metrics::FinderMetrics;
 pub use load::PatternError;
 pub use pattern::PatternSet;
-pub use schema::parse_duration;
 pub use store::{Change, FindingStore, LookupError, Position};

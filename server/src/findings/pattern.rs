@@ -7,6 +7,8 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::field::{Field, Value};
+use tapio_wire::program::yaml::Place;
+
 use super::load::PatternError;
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
@@ -264,7 +266,7 @@ impl PatternSet {
             if number + pattern.steps.len() + pattern.ends.len() > STEPS_MAX {
                 return Err(PatternError {
                     file: format!("{}.yaml", pattern.id),
-                    line: 0,
+                    place: Place::default(),
                     reason: format!("all patterns together have more than {STEPS_MAX} steps"),
                 });
             }

@@ -7,51 +7,55 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
+use tapio_wire::program::units;
+use tapio_wire::program::yaml::Placed;
+
+/// A duration with its unit.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct Time(#[serde(deserialize_with = "units::duration")] pub Duration);
 
 /// One pattern file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PatternFile {
     /// Lower case with dashes; findings carry it.
-    pub id: String,
+    pub id: Placed<String>,
     /// A line for people, with places: see `template.rs`.
-    pub title: String,
+    pub title: Placed<String>,
     /// What happened, in a sentence or two.
-    pub summary: String,
+    pub summary: Placed<String>,
     /// The death certificate's verdict, one sentence; the title when left out.
-    pub verdict: Option<String>,
+    pub verdict: Option<Placed<String>>,
     pub severity: Severity,
     /// Among patterns that explain the same death the highest wins.
     pub priority: u32,
     /// All evidence lies within this time before or after the anchor.
-    #[serde(deserialize_with = "duration")]
-    pub window: Duration,
+    pub window: Placed<Time>,
     /// Whose signals are joined.
     pub scope: Scope,
     /// The step that brings the finding about, usually the death itself.
-    pub anchor: String,
-    pub confidence: ConfidenceRules,
+    pub anchor: Placed<String>,
+    pub confidence: Placed<ConfidenceRules>,
     /// In the order of cause and effect.
-    pub steps: Vec<StepFile>,
+    pub steps: Placed<Vec<StepFile>>,
     /// What to do next.
-    pub advice: Vec<String>,
+    pub advice: Vec<Placed<String>>,
     /// Of these optional steps one at least must be found.
     #[serde(default)]
-    pub one_of: Vec<String>,
+    pub one_of: Vec<Placed<String>>,
     /// Patterns whose findings are consequences of this one's, and by what they must hang together.
     #[serde(default)]
-    pub absorbs: BTreeMap<String, Scope>,
+    pub absorbs: BTreeMap<String, Placed<Scope>>,
     /// Findings of several replicas of one workload become one.
     #[serde(default = "yes")]
     pub fold: bool,
     /// What it tells of is a state: one of these ends it.
-    #[serde(default)]
-    pub ends: Vec<EndFile>,
+    pub ends: Option<Placed<Vec<EndFile>>>,
     /// A state that is told again and again while it goes on: it is over when it was not told for so long.
-    #[serde(default, deserialize_with = "optional_duration")]
-    pub quiet: Option<Duration>,
+    pub quiet: Option<Placed<Time>>,
 }
 
 /// A signal that ends the state that a finding tells of.
@@ -59,10 +63,10 @@ pub struct PatternFile {
 #[serde(deny_unknown_fields)]
 pub struct EndFile {
     /// The kind of signal.
-    pub signal: String,
+    pub signal: Placed<String>,
     /// Conditions on its fields.
     #[serde(default, rename = "where")]
-    pub conditions: BTreeMap<String, ConditionFile>,
+    pub conditions: BTreeMap<String, Placed<ConditionFile>>,
 }
 
 fn yes() -> bool {
@@ -77,7 +81,7 @@ pub struct ConfidenceRules {
     pub base: f64,
     /// Taken off for each optional step that was not found.
     #[serde(default)]
-    pub minus: BTreeMap<String, f64>,
+    pub minus: BTreeMap<String, Placed<f64>>,
     /// Taken off when events were lost in the window.
     #[serde(default = "loss_default")]
     pub loss: f64,
@@ -91,24 +95,21 @@ fn loss_default() -> f64 {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepFile {
-    pub name: String,
+    pub name: Placed<String>,
     /// The kind of signal.
-    pub signal: String,
+    pub signal: Placed<String>,
     /// Conditions on its fields.
     #[serde(default, rename = "where")]
-    pub conditions: BTreeMap<String, ConditionFile>,
+    pub conditions: BTreeMap<String, Placed<ConditionFile>>,
     /// Fields that must equal a field of another step, written `step.field`.
     #[serde(default)]
-    pub same: BTreeMap<String, String>,
+    pub same: BTreeMap<String, Placed<String>>,
     /// At most so long after the step before it that was found.
-    #[serde(default, deserialize_with = "optional_duration")]
-    pub within: Option<Duration>,
+    pub within: Option<Time>,
     /// At least so long after the step before it that was found.
-    #[serde(default, deserialize_with = "optional_duration")]
-    pub after_at_least: Option<Duration>,
+    pub after_at_least: Option<Time>,
     /// May be stamped so much earlier than the step before it.
-    #[serde(default, deserialize_with = "optional_duration")]
-    pub slack: Option<Duration>,
+    pub slack: Option<Time>,
     pub count: Option<CountFile>,
     /// The pattern matches without it, with less confidence.
     #[serde(default)]
@@ -127,7 +128,7 @@ pub struct StepFile {
 pub struct CountFile {
     pub min: u32,
     /// Counted are different values of this field.
-    pub distinct: Option<String>,
+    pub distinct: Option<Placed<String>>,
 }
 
 /// Severities, rising.
@@ -213,7 +214,7 @@ impl<'de> Deserialize<'de> for Bound {
         match Scalar::deserialize(deserializer)? {
             Scalar::Number(number) => Ok(Self { number, is_duration: false }),
             Scalar::Text(text) => {
-                let ns = parse_duration(&text).map_err(D::Error::custom)?.as_nanos();
+                let ns = units::parse_duration(&text).map_err(D::Error::custom)?.as_nanos();
                 Ok(Self { number: u64::try_from(ns).unwrap_or(u64::MAX), is_duration: true })
             }
             Scalar::Flag(_) => Err(D::Error::custom("a bound is a number or a duration")),
@@ -232,6 +233,13 @@ impl Visitor<'_> for ScalarVisitor {
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Scalar, E> {
         Ok(Scalar::Flag(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Scalar, E> {
+        match u64::try_from(value) {
+            Ok(value) => Ok(Scalar::Number(value)),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+        }
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Scalar, E> {
@@ -260,6 +268,10 @@ impl<'de> Visitor<'de> for ConditionVisitor {
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<ConditionFile, E> {
         Ok(ConditionFile::OneOf(vec![Scalar::Flag(value)]))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<ConditionFile, E> {
+        ScalarVisitor.visit_i64(value).map(|number| ConditionFile::OneOf(vec![number]))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<ConditionFile, E> {
@@ -305,28 +317,4 @@ impl<'de> Deserialize<'de> for ConditionFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ConditionVisitor)
     }
-}
-
-/// `250ms`, `2s`, `10m`, `1h`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is no duration: write a number and ms, s, m or h");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let unit_ms = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration(deserializer).map(Some)
 }

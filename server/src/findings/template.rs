@@ -4,9 +4,10 @@
 //! `{count}` belong to the finding; `{ongoing}` writes nothing, and is not found once a state is over. A part in `[[` and `]]` is left
 //! out when one of its steps was not found. What must hold: every place was checked when the pattern was loaded.
 
+use tapio_wire::program::units::human_duration;
+
 use super::endings::began_ns;
 use super::field::Field;
-use super::text;
 use crate::correlate::signal::{Signal, SignalKind};
 
 /// A step's name and its field, resolved by whoever knows the steps.
@@ -114,7 +115,7 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
 fn show(field: Field, signal: &Signal, subject: &Subject<'_>) -> Option<String> {
     match subject.over_ns {
         Some(over_ns) if field == Field::Lasted && signal.kind() == SignalKind::Trouble => {
-            Some(text::duration(over_ns.saturating_sub(began_ns(signal))))
+            Some(human_duration(over_ns.saturating_sub(began_ns(signal))))
         }
         _ => field.show(signal),
     }

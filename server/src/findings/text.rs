@@ -4,21 +4,6 @@ use std::net::Ipv6Addr;
 
 use crate::correlate::signal::{About, Burst, Kill, SenderClass};
 
-/// `64.0 MiB`.
-pub fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit < UNITS.len() - 1 {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 /// `1 node`, `2 nodes`.
 pub fn count(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
@@ -51,24 +36,6 @@ pub fn kind_called(kind: &str) -> &str {
     match kind {
         "host" => "host group",
         kind => kind,
-    }
-}
-
-/// `1.2 ms`, `3.0 s`, `2 min 5 s`.
-pub fn duration(ns: u64) -> String {
-    match ns {
-        0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
-        1_000_000_000..120_000_000_000 => format!("{:.1} s", ns as f64 / 1e9),
-        _ => {
-            let seconds = ns / 1_000_000_000;
-            match seconds {
-                0..7200 => format!("{} min {} s", seconds / 60, seconds % 60),
-                7200..172_800 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-                _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
-            }
-        }
     }
 }
 

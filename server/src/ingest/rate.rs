@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{Counter, CounterVec, Opts, Registry};
+use tapio_wire::program::token_bucket::TokenBucket;
 use tokio::time::{Instant, sleep_until};
 
 /// What may come at once after a quiet time, as a part of a second's allowance.
@@ -14,36 +15,14 @@ const BURST: Duration = Duration::from_millis(250);
 /// How long lethal frames may make bulk ones wait.
 const LETHAL_DEBT_MAX: Duration = Duration::from_secs(2);
 
-/// A leaky bucket, kept as the moment until which everything that was taken is paid for.
-struct Bucket {
-    per_second: f64,
-    paid_until: Instant,
-}
-
-impl Bucket {
-    fn cost(&self, amount: u64) -> Duration {
-        // A day is for ever, and no overflow.
-        Duration::from_secs_f64((amount as f64 / self.per_second).min(86_400.0))
-    }
-
-    /// Takes `amount`, or tells when that may be tried again.
-    fn take(&mut self, amount: u64, now: Instant) -> Result<(), Instant> {
-        if self.paid_until > now + BURST {
-            return Err(self.paid_until - BURST);
-        }
-        self.paid_until = self.paid_until.max(now) + self.cost(amount);
-        Ok(())
-    }
-
-    fn charge(&mut self, amount: u64, now: Instant) {
-        let later = self.paid_until.max(now) + self.cost(amount);
-        self.paid_until = later.min(now + LETHAL_DEBT_MAX).max(self.paid_until);
-    }
+/// By tokio's clock.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// One limit.
 pub(super) struct Rate {
-    bucket: Mutex<Bucket>,
+    bucket: Mutex<TokenBucket>,
     turn: tokio::sync::Mutex<()>,
     waited: Counter,
 }
@@ -52,13 +31,13 @@ impl Rate {
     /// A limit; `None` for 0, which is none.
     pub fn new(per_second: u64, waited: &Counter) -> Option<Self> {
         (per_second > 0).then(|| Self {
-            bucket: Mutex::new(Bucket { per_second: per_second as f64, paid_until: Instant::now() }),
+            bucket: Mutex::new(TokenBucket::with_debt(per_second as f64, BURST, now())),
             turn: tokio::sync::Mutex::default(),
             waited: waited.clone(),
         })
     }
 
-    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+    fn bucket(&self) -> MutexGuard<'_, TokenBucket> {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,10 +47,10 @@ impl Rate {
         {
             let _turn = self.turn.lock().await;
             loop {
-                let taken = self.bucket().take(amount, Instant::now());
+                let taken = self.bucket().take(amount, now());
                 match taken {
                     Ok(()) => break,
-                    Err(free_at) => sleep_until(free_at).await,
+                    Err(free_at) => sleep_until(free_at.into()).await,
                 }
             }
         }
@@ -83,17 +62,17 @@ impl Rate {
 
     /// Takes `amount` at once, on account of those who wait.
     pub fn charge(&self, amount: u64) {
-        self.bucket().charge(amount, Instant::now());
+        self.bucket().charge(amount, LETHAL_DEBT_MAX, now());
     }
 
     /// Whether the next one would have to wait.
     pub fn is_behind(&self) -> bool {
-        self.bucket().paid_until > Instant::now() + BURST
+        self.bucket().is_empty(now())
     }
 
     /// What may be taken within [`BURST`].
     pub fn burst(&self) -> u64 {
-        (self.bucket().per_second * BURST.as_secs_f64()) as u64
+        self.bucket().burst()
     }
 }
 
@@ -175,38 +154,6 @@ mod tests {
 
     fn counter() -> Counter {
         Counter::new("waited", "In tests.").expect("a name")
-    }
-
-    fn bucket(per_second: f64) -> (Bucket, Instant) {
-        let now = Instant::now();
-        (Bucket { per_second, paid_until: now }, now)
-    }
-
-    #[test]
-    fn the_limit_is_met_and_a_quiet_time_earns_no_more_than_a_burst() {
-        let (mut bucket, start) = bucket(1000.0);
-        let began = start + Duration::from_secs(3600);
-        let mut now = began;
-        for _ in 0..100 {
-            while let Err(free_at) = bucket.take(100, now) {
-                assert!(free_at > now, "it makes progress");
-                now = free_at;
-            }
-        }
-        let took = (now - began).as_secs_f64();
-        // 10,000 at 1,000 a second; the burst, and the last one, are not waited for.
-        assert!((9.6..=9.8).contains(&took), "{took}");
-    }
-
-    #[test]
-    fn lethal_frames_do_not_wait_and_do_not_starve_bulk_ones() {
-        let (mut bucket, now) = bucket(10.0);
-        for _ in 0..1000 {
-            bucket.charge(1000, now);
-        }
-        let free_at = bucket.take(1, now).expect_err("it is their turn to be paid for");
-        assert!(free_at <= now + LETHAL_DEBT_MAX);
-        bucket.take(1, free_at).expect("then it is the bulk one's");
     }
 
     #[tokio::test]

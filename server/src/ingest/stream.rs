@@ -7,16 +7,15 @@
 
 use std::error::Error as _;
 use std::future::Future;
-use std::hash::BuildHasher;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use foldhash::fast::RandomState;
 use tapio_wire::frame::{Frame, Header, VERSION, VERSION_OLDEST};
 use tapio_wire::ledger::Ledger;
 use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
+use tapio_wire::program::backoff;
 use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
@@ -165,7 +164,7 @@ async fn exchange<S: FrameSink>(
     };
     let (acknowledge, leave) = (Notify::new(), Notify::new());
     let mut read = pin!(read(shared, place, &pace, inbound, &acknowledge, &leave));
-    let mut age = pin!(aged(shared.config.connection_age, place.stream));
+    let mut age = pin!(aged(shared.config.connection_age));
     let (mut move_on, mut has_left) = (false, false);
     let mut ended: Option<(End, u64)> = None;
     let mut next = Some(ship_response::Kind::Welcome(Welcome {
@@ -223,7 +222,7 @@ async fn exchange<S: FrameSink>(
                     move_on = true;
                     due = true;
                     shared.metrics.moved_on.inc();
-                    age.set(aged(shared.config.move_on_grace, place.stream));
+                    age.set(aged(shared.config.move_on_grace));
                 }
             }
         }
@@ -239,12 +238,11 @@ async fn exchange<S: FrameSink>(
 }
 
 /// Returns when a stream has reached an age, which is a little different for each; never for 0.
-async fn aged(age: Duration, stream: u64) {
+async fn aged(age: Duration) {
     if age.is_zero() {
         return std::future::pending().await;
     }
-    let random = RandomState::default().hash_one(stream) >> 11;
-    tokio::time::sleep(age.mul_f64(0.9 + 0.2 * random as f64 / (1u64 << 53) as f64)).await;
+    tokio::time::sleep(age.mul_f64(0.9) + backoff::up_to(age / 5)).await;
 }
 
 /// Reads frames until there are no more. Also tells the last accepted sequence.

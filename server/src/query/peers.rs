@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tapio_wire::dial;
+use tapio_wire::program::dial;
+use tapio_wire::program::tls::{ClientFiles, Watched};
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{Event, ListEventsRequest, ServerStatus, StatusRequest, StatusResponse, Unanswered};
-use tapio_wire::tls::{ClientFiles, Watched};
 use tokio::sync::Semaphore;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;

@@ -8,6 +8,7 @@ use std::net::Ipv6Addr;
 
 use serde_json::Value;
 use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedEvent};
+use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::Event;
 
 use super::layout::{Style, clean};
@@ -258,7 +259,7 @@ pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
         Detail::CgroupUse(e) => {
             let members = e.members.iter().map(|member| {
                 let path = body.name(member.cgroup.to_native()).unwrap_or_default();
-                Value::from(format!("{path} {}", text::bytes(member.usage_bytes.to_native())))
+                Value::from(format!("{path} {}", human_bytes(member.usage_bytes.to_native())))
             });
             fields!(body; "cgroup": NameOf(e.cgroup), "height": e.height, "usage_bytes": e.usage_bytes,
                 "limit_bytes": e.limit_bytes, "anon_bytes": e.anon_bytes, "file_bytes": e.file_bytes,
@@ -289,8 +290,8 @@ pub fn event_text(fields: &Fields) -> String {
             }
             Value::Number(number) => match number.as_u64() {
                 Some(u64::MAX) => "unlimited".to_owned(),
-                Some(bytes) if key.ends_with("bytes") => text::bytes(bytes),
-                Some(ns) if key.ends_with("_ns") && ns < MOMENT_MIN => text::duration(ns),
+                Some(bytes) if key.ends_with("bytes") => human_bytes(bytes),
+                Some(ns) if key.ends_with("_ns") && ns < MOMENT_MIN => human_duration(ns),
                 Some(ns) if key.ends_with("_ns") => super::rfc3339(ns),
                 _ => number.to_string(),
             },

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Loss};
 
 use super::layout::{Style, clean, wrap};
@@ -91,7 +92,7 @@ pub fn finding(style: Style, finding: &Finding) -> String {
     if !finding.consequences.is_empty() {
         section(style, &mut out, "What it brought about");
         for consequence in &finding.consequences {
-            let after = text::duration(consequence.started_ns.saturating_sub(finding.started_ns));
+            let after = human_duration(consequence.started_ns.saturating_sub(finding.started_ns));
             out.push_str(&wrap(&format!("  +{after:<10} "), &clean(&consequence.title)));
         }
     }
@@ -127,7 +128,7 @@ fn is_state(finding: &Finding) -> bool {
 }
 
 fn lasted(finding: &Finding) -> String {
-    text::duration(finding.resolved_ns.saturating_sub(finding.started_ns))
+    human_duration(finding.resolved_ns.saturating_sub(finding.started_ns))
 }
 
 fn span(finding: &Finding) -> String {
@@ -146,7 +147,7 @@ fn span(finding: &Finding) -> String {
     if lasted == 0 {
         format!("at {ended}, by the node's clock")
     } else {
-        format!("ended {ended}, by the node's clock, {} after it began", text::duration(lasted))
+        format!("ended {ended}, by the node's clock, {} after it began", human_duration(lasted))
     }
 }
 
@@ -200,7 +201,7 @@ fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
         let piece = &evidence[index];
         let (branch, below) = if is_last { ("└─", "   ") } else { ("├─", "│  ") };
         let sign = if piece.time_ns < started { "-" } else { "+" };
-        let after = format!("{sign}{}", text::duration(piece.time_ns.abs_diff(started)));
+        let after = format!("{sign}{}", human_duration(piece.time_ns.abs_diff(started)));
         let inner = format!("{indent}{below}");
         let head = format!("{indent}{branch} {after:<10} {}", clean(&piece.step));
         let _ = writeln!(out, "{}  {}", style.bold(&head), style.dim(&clean(&piece.id)));
@@ -246,8 +247,8 @@ fn certificate(style: Style, out: &mut String, death: &Death) {
             "memory",
             &format!(
                 "{} of {} used in {}: the limit was {reached}",
-                text::bytes(limit.usage_bytes),
-                text::bytes(limit.limit_bytes),
+                human_bytes(limit.usage_bytes),
+                human_bytes(limit.limit_bytes),
                 clean(&limit.cgroup)
             ),
         );

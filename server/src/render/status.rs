@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::{NodeStatus, StatusResponse};
 
 use super::layout::{Style, clean, table};
@@ -23,7 +24,7 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         "{} {readiness} · revision {} · up {}",
         style.bold("tapio-server"),
         clean(&status.revision),
-        text::duration(status.uptime_ns)
+        human_duration(status.uptime_ns)
     );
     let _ = writeln!(
         out,
@@ -39,7 +40,7 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         let _ = writeln!(
             out,
             "  {} in {} by {} · {} · {}, {} of them lethal · {} · {} quarantined",
-            text::bytes(archive.bytes),
+            human_bytes(archive.bytes),
             text::count(archive.segments, "segment"),
             clean(&archive.disk),
             text::count(archive.frames, "frame"),

@@ -20,11 +20,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
+use tapio_wire::program::backoff;
 use tokio::sync::watch;
 
 use super::client::{Access, Trouble};
 use crate::latency::realtime_ns;
-use crate::ship::Jitter;
 
 /// The Lease's name.
 pub const LEASE: &str = "tapio-collector";
@@ -80,13 +80,11 @@ pub struct Election {
     is_closer: bool,
     /// Attempts in a row that brought no answer.
     failures: u32,
-    jitter: Jitter,
 }
 
 impl Election {
     /// A candidate of this name, which no other may have.
     pub fn new(access: Arc<Access>, namespace: String, identity: String, pace: Pace, nodes: Arc<AtomicU64>) -> Self {
-        let jitter = Jitter::new(super::watch::digest(&identity));
         Self {
             access,
             namespace,
@@ -98,16 +96,15 @@ impl Election {
             look_again: pace.renew,
             is_closer: false,
             failures: 0,
-            jitter,
         }
     }
 
     /// Takes part until dropped; `term` is what others look at.
     pub async fn run(mut self, term: watch::Sender<Option<Term>>) {
-        tokio::time::sleep(self.jitter.up_to(self.pace.start)).await;
+        tokio::time::sleep(backoff::up_to(self.pace.start)).await;
         loop {
             let asked = Instant::now();
-            self.look_again = self.jitter.spread(self.pace.renew);
+            self.look_again = backoff::spread(self.pace.renew);
             let attempt = tokio::time::timeout(self.pace.renew, self.attempt());
             let outcome = attempt.await.unwrap_or(Err(Trouble::Broken("no answer".into())));
             if outcome.is_ok() {
@@ -138,7 +135,7 @@ impl Election {
                     // Where none may read the Lease, all would ask at the pace of a leader.
                     self.failures = self.failures.saturating_add(1);
                     if self.failures > 2 {
-                        self.look_again = self.jitter.spread(UNKNOWN_PAUSE);
+                        self.look_again = backoff::spread(UNKNOWN_PAUSE);
                     }
                 }
             }
@@ -202,7 +199,7 @@ impl Election {
                     self.is_closer = is_suspected;
                     self.others = Some((version, Instant::now()));
                     self.look_again = match is_suspected {
-                        true => duration + self.jitter.up_to(self.pace.renew / 4),
+                        true => duration + backoff::up_to(self.pace.renew / 4),
                         false => self.pause_of(&lease),
                     };
                     return Ok(None);
@@ -246,7 +243,7 @@ impl Election {
             lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(NODES)?.parse::<u32>().ok());
         let pause = nodes.map_or(UNKNOWN_PAUSE, |nodes| Duration::from_secs_f64(f64::from(nodes) / READS_PER_S));
         // From none to twice as long: collectors that were rolled out together must not all be silent at the same time.
-        self.jitter.up_to(pause.clamp(self.pace.renew, PAUSE_MAX) * 2).max(self.pace.renew / 2)
+        backoff::up_to(pause.clamp(self.pace.renew, PAUSE_MAX) * 2).max(self.pace.renew / 2)
     }
 
     fn nobody_since(&self) -> u64 {

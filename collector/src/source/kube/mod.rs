@@ -5,7 +5,6 @@
 //! nothing is dropped: when there is no room the watches wait, and the API server keeps what they have not read. The only
 //! object that is ever written is the election's Lease.
 
-mod backoff;
 pub mod client;
 mod cluster;
 mod config;

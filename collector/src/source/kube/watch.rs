@@ -16,15 +16,18 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use kube::core::WatchEvent;
 
+use tapio_wire::program::backoff::Backoff;
 use tokio::sync::watch as channel;
 
-use super::backoff::Backoff;
 use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
 use super::objects::Object;
 use super::told::{Teller, Told};
 use crate::health::Status;
 use crate::latency::boottime_ns;
 
+/// The pauses between failures, before they are spread.
+const PAUSE_FIRST: Duration = Duration::from_millis(250);
+const PAUSE_LONGEST: Duration = Duration::from_secs(30);
 /// A watch that lived this long was a sound one.
 const SOUND: Duration = Duration::from_secs(10);
 /// Beyond the time after which the API server ends a watch, silence means that the connection is dead.
@@ -154,7 +157,7 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         listed_at: Instant::now(),
         looked_at: Instant::now(),
     };
-    let mut backoff = Backoff::new(resource.what);
+    let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_LONGEST);
     let mut gap: Option<&'static str> = None;
     loop {
         let began = Instant::now();
@@ -222,7 +225,10 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
             }
         }
         if began.elapsed() < SOUND || asked.is_some() {
-            let pause = backoff.next(asked);
+            let pause = match asked {
+                Some(asked) => backoff.pause_asked(asked),
+                None => backoff.pause(),
+            };
             if backoff.failures() == REPORTED_FAILURES {
                 tracing::warn!(what = resource.what, "cannot be watched for a while; it is tried again and again");
             }

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source, UnitJob, UnitState};
+use tapio_wire::program::backoff::Backoff;
+use tapio_wire::program::token_bucket::TokenBucket;
 use tokio::sync::watch;
 use zbus::Connection;
 
@@ -37,7 +39,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Jobs told at once, and then a second.
 const JOBS_BURST: u32 = 100;
-const JOBS_PER_SECOND: u32 = 20;
+const JOBS_PER_SECOND: f64 = 20.0;
 
 /// Why the systemd source cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +147,7 @@ impl SystemdSource {
         let mut units = Units::default();
         let mut reporter = Reporter::new(intake, self.selection, self.node, self.counts);
         let mut connection = Ok(self.connection);
-        let mut backoff = BACKOFF_MIN;
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         loop {
             let began = Instant::now();
             let end = match connection {
@@ -164,15 +166,13 @@ impl SystemdSource {
             };
             if began.elapsed() > BACKOFF_MAX {
                 // It was well for a while.
-                backoff = BACKOFF_MIN;
+                backoff.reset();
             }
             if reporter.lost(&reason) {
                 tracing::warn!(reason, "systemd's changes are not heard");
             }
             self.status.waits_for(format!("waiting for the system bus: {reason}"));
-            // Half of it up to all of it, so that the collectors of many nodes do not come back as one.
-            let wait = backoff.mul_f64(0.5 + 0.5 * jitter());
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            let wait = backoff.pause();
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
                 () = reporter.idle(wait) => {}
@@ -182,13 +182,6 @@ impl SystemdSource {
         }
         reporter.finish(&mut units).await;
     }
-}
-
-/// A number from 0 up to 1 that differs from node to node and from time to time.
-fn jitter() -> f64 {
-    use std::hash::BuildHasher;
-    let number = foldhash::fast::RandomState::default().hash_one(boottime_ns());
-    (number >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Turns what is told of units into events.
@@ -203,8 +196,7 @@ struct Reporter {
     lost: Option<(u64, String)>,
     has_listed: bool,
     pending: VecDeque<Pending>,
-    jobs: u32,
-    jobs_refilled: Instant,
+    jobs: TokenBucket,
 }
 
 enum Pending {
@@ -227,8 +219,7 @@ impl Reporter {
             lost: None,
             has_listed: false,
             pending: VecDeque::new(),
-            jobs: JOBS_BURST,
-            jobs_refilled: Instant::now(),
+            jobs: TokenBucket::new(JOBS_BURST, JOBS_PER_SECOND, Instant::now()),
         }
     }
 
@@ -259,17 +250,10 @@ impl Reporter {
     }
 
     fn job(&mut self, unit: &str, cgroup: String, result: &str, now: Instant) {
-        let refill =
-            (now.saturating_duration_since(self.jobs_refilled).as_secs_f64() * f64::from(JOBS_PER_SECOND)) as u32;
-        if refill > 0 {
-            self.jobs = self.jobs.saturating_add(refill).min(JOBS_BURST);
-            self.jobs_refilled = now;
-        }
-        if self.jobs == 0 {
+        if self.jobs.take(1, now).is_err() {
             self.counts.coalesced.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.jobs -= 1;
         let (unit, result, time_ns) = (unit.to_owned(), result.to_owned(), boottime_ns());
         self.pending.push_back(Pending::Job { unit, cgroup, result, time_ns });
     }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use tapio_wire::program::token_bucket::TokenBucket;
 use zbus::message::Sequence;
 
 use super::name::derived_cgroup;
@@ -15,9 +16,9 @@ use super::name::derived_cgroup;
 pub const UNITS_MAX: usize = 20_000;
 /// How long a unit that systemd has unloaded is remembered: a reload unloads and loads every one of them.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// Tellings of one unit at once, and then in each [`REFILL`].
-const BURST: u8 = 20;
-const REFILL: Duration = Duration::from_millis(100);
+/// Tellings of one unit at once, and a second after that.
+const BURST: u32 = 20;
+const PER_SECOND: f64 = 10.0;
 /// How long the second half of a change is waited for: systemd sends a unit's own properties first, then those all units have.
 const HALF: Duration = Duration::from_millis(20);
 /// Words of states and results, which are systemd's and few.
@@ -142,8 +143,7 @@ struct Unit {
     /// Where in the connection's order the last signal of it was.
     heard: Option<Sequence>,
     gone: Option<Instant>,
-    tellings: u8,
-    refilled: Instant,
+    tellings: TokenBucket,
 }
 
 impl Unit {
@@ -370,8 +370,7 @@ impl Units {
             is_waiting: false,
             heard: None,
             gone: None,
-            tellings: BURST,
-            refilled: now,
+            tellings: TokenBucket::new(BURST, PER_SECOND, now),
         })
     }
 
@@ -460,18 +459,11 @@ impl Units {
         if !matters(&unit.told, &state, &self.words, is_service(name)) {
             return;
         }
-        let refills = (now.saturating_duration_since(unit.refilled).as_millis() / REFILL.as_millis()) as u32;
-        if refills > 0 {
-            unit.tellings = unit.tellings.saturating_add(u8::try_from(refills).unwrap_or(BURST)).min(BURST);
-            unit.refilled = now;
-        }
-        if unit.tellings == 0 {
+        if let Err(due) = unit.tellings.take(1, now) {
             self.coalesced += 1;
-            let due = unit.refilled + REFILL;
             self.wait(name, due);
             return;
         }
-        unit.tellings -= 1;
         unit.told = state;
         let word = |word: Word| self.words.0[usize::from(word)].clone();
         self.tellings.push_back(Telling {
@@ -624,10 +616,10 @@ mod tests {
             told.extend(tell(&mut units));
         }
         let coalesced = units.take_coalesced();
-        let bound = usize::from(BURST) + (now.duration_since(start).as_millis() / REFILL.as_millis()) as usize + 1;
+        let bound = BURST as usize + (now.duration_since(start).as_secs_f64() * PER_SECOND) as usize + 1;
         assert!(told.len() <= bound, "{} tellings", told.len());
         assert!(coalesced >= 900, "{coalesced} coalesced");
-        units.tick(now + REFILL);
+        units.tick(now + Duration::from_secs(1).div_f64(PER_SECOND));
         told.extend(tell(&mut units));
         assert_eq!(told.last().expect("some").main_pid, 1000);
     }

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use serde_json::Value;
+use tapio_wire::program::yaml;
 use tokio::sync::oneshot;
 
 use super::server::Failure;
@@ -32,7 +33,7 @@ impl Format {
             Self::Table | Self::Wide => None,
             Self::Json => Some(format!("{value}\n")),
             // What is JSON is YAML; an error here would be one of memory.
-            Self::Yaml => Some(format!("---\n{}", serde_yaml_ng::to_string(value).unwrap_or_default())),
+            Self::Yaml => Some(format!("---\n{}", yaml::to_string(value).unwrap_or_default())),
         }
     }
 }

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tapio_server::render;
-use tapio_wire::dial;
+use tapio_wire::program::dial;
+use tapio_wire::program::tls::{ClientFiles, Watched};
+use tapio_wire::program::token::{Bearer, TokenFile};
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{StatusRequest, StatusResponse, Unanswered};
-use tapio_wire::tls::{ClientFiles, Watched};
-use tapio_wire::token::{Bearer, TokenFile};
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;

@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long)]
     once: bool,
     /// Time between two measurements
-    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = tapio_server::findings::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = tapio_wire::program::units::parse_duration)]
     interval: Duration,
     /// Rows of each table
     #[arg(long, default_value_t = 10)]

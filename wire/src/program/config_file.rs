@@ -1,18 +1,20 @@
 //! How a program reads its configuration: a YAML file, or the defaults.
 //!
-//! What must hold: what was read is checked before anybody sees it, and a refusal names the file, and the line or the key.
+//! What must hold: what was read is checked before anybody sees it, and a refusal names the file and the key.
 
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-/// Why a configuration was refused. The text names the file, and the line and key where there is one.
+use super::yaml::{self, YamlError};
+
+/// Why a configuration was refused. The text names the file and the key, and line and column where there are some.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {error}; name an existing file with --config")]
     Read { path: PathBuf, error: std::io::Error },
     #[error("{path}: {error}")]
-    Parse { path: PathBuf, error: serde_yaml_ng::Error },
+    Parse { path: PathBuf, error: YamlError },
     #[error("{path}: {key}: {problem}")]
     Invalid { path: String, key: &'static str, problem: String },
 }
@@ -33,7 +35,7 @@ pub fn load<C: DeserializeOwned + Default>(
     let config = if text.trim().is_empty() {
         C::default()
     } else {
-        serde_yaml_ng::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })?
+        yaml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), error })?
     };
     validate(&config, &path.display().to_string())?;
     Ok(config)

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::tls::{ClientFiles, Watched};
+use crate::program::tls::{ClientFiles, Watched};
 
 /// No TCP connection was made.
 #[derive(Debug, thiserror::Error)]

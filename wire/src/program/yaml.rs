@@ -1,0 +1,257 @@
+//! YAML into types, with the place of what is refused.
+//!
+//! What enters: the text of one document that a person wrote. What leaves: a value, or a [`YamlError`] with key, reason, line and
+//! column. What must hold: depth, size and aliases are bounded by the parser's budget; a key that stands twice is refused; `on`,
+//! `off`, `yes` and `no` are text (YAML 1.2).
+
+use std::fmt;
+use std::ops::Deref;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
+
+/// Where something is written, from 1. The default is nowhere: what is said is about the file as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub line: u64,
+    pub column: u64,
+}
+
+impl From<Location> for Place {
+    fn from(location: Location) -> Self {
+        Self { line: location.line(), column: location.column() }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// A value that knows where it is written. Only what this module reads has one.
+#[derive(Clone, Debug)]
+pub struct Placed<T>(Spanned<T>);
+
+impl<T> Placed<T> {
+    /// Where the value begins; for an alias, where the alias is.
+    pub fn place(&self) -> Place {
+        self.0.referenced.into()
+    }
+
+    /// The value alone.
+    pub fn into_inner(self) -> T {
+        self.0.value
+    }
+}
+
+impl<T> Deref for Placed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.value
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::deserialize(deserializer).map(Self)
+    }
+}
+
+/// Why a text was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct YamlError {
+    /// With dots; empty at the root.
+    path: String,
+    reason: String,
+    place: Place,
+}
+
+impl YamlError {
+    fn new(path: String, error: &serde_saphyr::Error, text: &str) -> Self {
+        let error = error.without_snippet();
+        let location = error.location();
+        let written = location.and_then(|location| Some(text.get(range_of(location)?)?.trim_end()));
+        let reason = match (error, written) {
+            (serde_saphyr::Error::InvalidScalar { ty, .. }, Some(written)) => {
+                format!("invalid value `{written}`, expected {ty}")
+            }
+            _ => UserMessageFormatter.format_message(error).into_owned(),
+        };
+        // What is quoted from the file reaches terminals and logs.
+        let reason = reason.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+        Self { path, reason, place: location.map(Place::from).unwrap_or_default() }
+    }
+
+    /// Where the problem is.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The key and what is wrong, without the place.
+    pub fn reason(&self) -> String {
+        if self.path.is_empty() { self.reason.clone() } else { format!("{}: {}", self.path, self.reason) }
+    }
+}
+
+impl fmt::Display for YamlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason())?;
+        match self.place {
+            Place { line: 0, .. } => Ok(()),
+            place => write!(f, " at line {} column {}", place.line, place.column),
+        }
+    }
+}
+
+impl std::error::Error for YamlError {}
+
+fn range_of(location: Location) -> Option<std::ops::Range<usize>> {
+    let span = location.span();
+    let (start, length) = (span.byte_offset()?, span.byte_len()?);
+    let (start, length) = (usize::try_from(start).ok()?, usize::try_from(length).ok()?);
+    Some(start..start.checked_add(length)?)
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        strict_booleans: true,
+        // As YAML 1.2 has them: `0755` and `1_000` are text where a type does not ask for a number.
+        leading_zero_numbers_as_strings: true,
+        underscored_numbers_as_strings: true,
+        with_snippet: false,
+    }
+}
+
+/// Reads the one document of a text.
+///
+/// # Errors
+/// [`YamlError`] names the key, the reason and the place.
+pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
+    let mut path = String::new();
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            path = error.path().to_string();
+            error.into_inner()
+        })
+    });
+    read.map_err(|error| YamlError::new(if path == "." { String::new() } else { path }, &error, text))
+}
+
+/// Writes a value as one document, without `---`.
+///
+/// # Errors
+/// What the value's own serialization says.
+pub fn to_string<T: Serialize>(value: &T) -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct File {
+        server: Section,
+        names: Vec<String>,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Section {
+        port: u16,
+        is_on: bool,
+        #[serde(deserialize_with = "super::super::units::bytes")]
+        room: u64,
+        #[serde(deserialize_with = "super::super::units::duration")]
+        wait: std::time::Duration,
+        mode: Mode,
+        name: Option<String>,
+    }
+
+    impl Default for File {
+        fn default() -> Self {
+            Self { server: Section::default(), names: Vec::new() }
+        }
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(rename_all = "lowercase")]
+    enum Mode {
+        #[default]
+        Auto,
+        Off,
+    }
+
+    #[test]
+    fn what_is_refused_is_named_with_its_key_line_and_column() {
+        for (text, says) in [
+            ("server:\n  prot: 1\n", &["server", "unknown field `prot`", "port", "line 2 column 3"][..]),
+            ("sever: {}\n", &["unknown field `sever`", "server", "line 1 column 1"]),
+            ("server:\n  port: high\n", &["server.port: ", "`high`", "u16", "line 2 column 9"]),
+            ("server:\n  port: 99999\n", &["server.port: ", "`99999`", "u16", "line 2 column 9"]),
+            ("server: {is_on: on}\n", &["server.is_on: ", "true or false", "line 1 column 17"]),
+            ("server:\n  room: lots\n", &["server.room: ", "`lots`", "64MiB", "line 2 column 9"]),
+            ("server:\n  wait: 100\n", &["server.wait: ", "100", "100ms", "line 2 column 9"]),
+            ("server:\n  wait: -1\n", &["server.wait: ", "-1", "line 2 column 9"]),
+            ("server:\n  mode: sometimes\n", &["server.mode: ", "`sometimes`", "auto", "line 2 column 9"]),
+            ("names:\n  - {a: 1}\n", &["names[0]: ", "line 2 column 5"]),
+            ("server:\n  port: 1\n  port: 2\n", &["duplicate", "port", "line 3 column 3"]),
+            ("server:\n", &["server: ", "line 1"]),
+            ("server: [\n", &["line 2"]),
+            ("server: *unknown\n", &["line 1 column 9"]),
+        ] {
+            let said = from_str::<File>(text).expect_err(text).to_string();
+            for part in says {
+                assert!(said.contains(part), "{text}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_those_of_yaml_1_2() {
+        let text =
+            "server: {port: 1, is_on: true, room: 64MiB, wait: 5m, mode: off, name: off}\nnames: [no, '1', 0755]\n";
+        let file: File = from_str(text).expect("accepted");
+        assert_eq!((file.server.port, file.server.is_on, file.server.room), (1, true, 64 << 20));
+        assert_eq!((file.server.mode, file.server.name.as_deref()), (Mode::Off, Some("off")));
+        assert_eq!((file.names, file.server.wait.as_secs()), (vec!["no".into(), "1".into(), "0755".to_owned()], 300));
+        let room: File = from_str("server: {room: 4096, name: ~}").expect("accepted");
+        assert_eq!((room.server.room, room.server.name), (4096, None));
+    }
+
+    #[test]
+    fn a_value_knows_its_place() {
+        type Lists = BTreeMap<String, Placed<Vec<Placed<String>>>>;
+        let lists: Lists = from_str("a: [x,\n  y]\nb:\n  - z\n").expect("accepted");
+        let place = |line, column| Place { line, column };
+        assert_eq!((lists["a"].place(), lists["b"].place()), (place(1, 4), place(4, 3)));
+        assert_eq!((lists["a"][1].place(), lists["b"][0].place()), (place(2, 3), place(4, 5)));
+        assert_eq!(*lists["a"][1], "y");
+    }
+
+    #[test]
+    fn aliases_and_depth_are_bounded() {
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..12 {
+            let before = format!("*a{}, ", level - 1).repeat(10);
+            bomb += &format!("a{level}: &a{level} [{before}]\n");
+        }
+        from_str::<serde_json::Value>(&bomb).expect_err("ten to the twelfth");
+        let deep = "[".repeat(100_000);
+        from_str::<serde_json::Value>(&deep).expect_err("too deep");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let value =
+            serde_json::json!({"a": ["off", "1", 1, 1.5, null, "a: b", "x\ny"], "b": {}, "c": [], "d": {"e": true}});
+        let text = to_string(&value).expect("written");
+        assert_eq!(from_str::<serde_json::Value>(&text).expect("YAML"), value, "{text}");
+    }
+}
