@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
-use tapio_collector::config::Config;
-use tapio_collector::identity::Identity;
 use tapio_collector::intake::Intake;
+use tapio_collector::intake::identity::Identity;
+use tapio_collector::intake::shared::Shared;
 use tapio_collector::outbox::Room;
-use tapio_collector::queue::Queues;
-use tapio_collector::shared::Shared;
+use tapio_collector::outbox::queue::Queues;
+use tapio_collector::settings::config::Config;
 use tapio_probes::record::{self, Kind};
 use tapio_ringbuf::{Limits, Reader, Writer};
 use tapio_wire::compress::Compression;

@@ -16,8 +16,6 @@
 //! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for
 //! the last ack. Each step ends when the one before it has, and all together within [`DRAIN_TIMEOUT`].
 
-mod budget;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,33 +30,32 @@ use tapio_wire::tls::{TlsError, Watched};
 use tapio_wire::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError};
-use crate::conntrack::ConntrackPoll;
-use crate::endpoints::{Endpoints, SystemResolver};
-use crate::epochs;
-use crate::evidence;
-use crate::governor::Governor;
-use crate::health::{self, Alive, Running, SourceState, Status};
-use crate::identity::Identity;
-use crate::identity::exclusion::Exclusion;
+use crate::base::latency::realtime_ns;
+use crate::budget::governor::Governor;
 use crate::intake::Intake;
-use crate::latency::realtime_ns;
-use crate::metrics::{Metrics, Observed};
+use crate::intake::identity::Identity;
+use crate::intake::identity::exclusion::Exclusion;
+use crate::intake::shared::Shared;
 use crate::outbox::Outbox;
-use crate::pack::{NodeDescription, PackState, Packer};
-use crate::probe_report;
-use crate::queue::Queues;
-use crate::reload::Live;
-use crate::shared::Shared;
+use crate::outbox::epochs;
+use crate::outbox::pack::{NodeDescription, PackState, Packer};
+use crate::outbox::queue::Queues;
+use crate::outbox::spool::{self, Spool, SpoolError};
+use crate::serve::health::{self, Alive, Running, SourceState, Status};
+use crate::serve::metrics::{Metrics, Observed};
+use crate::settings::config::{Config, ConfigError};
+use crate::settings::reload::Live;
+use crate::ship::endpoints::{Endpoints, SystemResolver};
 use crate::ship::{ShipState, Shipper};
+use crate::source::conntrack::ConntrackPoll;
 use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
+use crate::source::evidence;
 use crate::source::kube::{AccessError, KubeSource, KubeState};
+use crate::source::probe_report;
 use crate::source::shm::{ShmError, ShmSource};
 use crate::source::systemd::{SystemdError, SystemdSource};
-use crate::spool::{self, Spool, SpoolError};
 
-use self::budget::Budget;
-pub use self::budget::load_config;
+use crate::budget::memory::{Budget, load_config};
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);

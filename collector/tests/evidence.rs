@@ -4,9 +4,9 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 
 use crate::lab::{Kernel, Lab, MemoryCgroup, can_run};
-use tapio_collector::evidence;
-use tapio_collector::identity::Identity;
 use tapio_collector::intake::Intake;
+use tapio_collector::intake::identity::Identity;
+use tapio_collector::source::evidence;
 use tapio_wire::event::{Detail, Observation, Source};
 
 /// A child that is killed and reaped when the test ends early.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_yaml_ng::Value;
-use tapio_collector::config::Config;
+use tapio_collector::settings::config::Config;
 use tapio_collector::source::kube::PERMISSIONS;
 
 fn deploy(name: &str) -> PathBuf {

@@ -3,7 +3,7 @@ use tapio_wire::event::{Body, Detail, Event};
 use tapio_wire::frame::{Encoder, Header};
 
 use super::*;
-use crate::config::Config;
+use crate::settings::config::Config;
 
 fn frame(lane: Lane, events: usize) -> SealedFrame {
     let detail = match lane {

@@ -14,9 +14,9 @@ use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
+use crate::base::latency::boottime_ns;
+use crate::budget::nap::Nap;
 use crate::intake::Intake;
-use crate::latency::boottime_ns;
-use crate::nap::Nap;
 
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
@@ -425,11 +425,11 @@ mod tests {
     use tapio_wire::event::{Detail, SOURCES, Source};
 
     use super::*;
-    use crate::config::Config;
-    use crate::identity::Identity;
+    use crate::intake::identity::Identity;
+    use crate::intake::shared::Shared;
     use crate::outbox::Room;
-    use crate::queue::Queues;
-    use crate::shared::Shared;
+    use crate::outbox::queue::Queues;
+    use crate::settings::config::Config;
 
     #[test]
     fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {

@@ -19,9 +19,9 @@ use tapio_ringbuf::handover;
 use tapio_ringbuf::{EventFd, Limits, Poller, Reader};
 use tapio_wire::ledger::{Reason, Stage};
 
-use crate::config::ShmSection;
+use crate::budget::nap::{self, Nap};
 use crate::intake::Intake;
-use crate::nap::{self, Nap};
+use crate::settings::config::ShmSection;
 use crate::source::ebpf::Stop;
 
 const STOP_TOKEN: u64 = 0;

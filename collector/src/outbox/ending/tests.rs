@@ -5,11 +5,11 @@ use tapio_wire::event::{Detail, Event};
 use tapio_wire::frame::SealedFrame;
 
 use super::*;
-use crate::config::Config;
-use crate::latency::FrameTimes;
-use crate::queue::Queues;
-use crate::shared::Shared;
-use crate::spool::MAX_BYTES_MIN;
+use crate::base::latency::FrameTimes;
+use crate::intake::shared::Shared;
+use crate::outbox::queue::Queues;
+use crate::outbox::spool::MAX_BYTES_MIN;
+use crate::settings::config::Config;
 
 /// A frame of so many events of one source.
 fn frame(events: usize) -> SealedFrame {

@@ -23,7 +23,7 @@ use kube::api::{ObjectMeta, PostParams};
 use tokio::sync::watch;
 
 use super::client::{Access, Trouble};
-use crate::latency::realtime_ns;
+use crate::base::latency::realtime_ns;
 use crate::ship::Jitter;
 
 /// The Lease's name.

@@ -35,12 +35,12 @@ use self::lease::{Election, Pace};
 use self::pods::Pods;
 use self::told::{Scribe, Teller, Told};
 use self::watch::Context;
-use crate::config::K8sSection;
-use crate::governor::Metered;
-use crate::health::Status;
-use crate::identity::directory::Directory;
+use crate::base::latency::realtime_ns;
+use crate::budget::governor::Metered;
 use crate::intake::Intake;
-use crate::latency::realtime_ns;
+use crate::intake::identity::directory::Directory;
+use crate::serve::health::Status;
+use crate::settings::config::K8sSection;
 
 /// How long giving the Lease back may take.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);

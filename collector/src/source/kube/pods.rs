@@ -16,8 +16,8 @@ use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
 use super::stuck::Stuck;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
-use crate::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
-use crate::latency::realtime_ns;
+use crate::base::latency::realtime_ns;
+use crate::intake::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
 
 /// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was told
 /// by the collector before, or was before there was any.
@@ -25,7 +25,7 @@ pub const RESTART: Duration = Duration::from_secs(60);
 
 /// Namespaces of Kubernetes itself.
 pub fn is_system(namespace: &str) -> bool {
-    crate::config::SYSTEM_NAMESPACES.contains(&namespace)
+    crate::settings::config::SYSTEM_NAMESPACES.contains(&namespace)
 }
 
 /// Pods that are bound to a node.

@@ -10,7 +10,7 @@ use tapio_wire::event::{Detail, Trouble};
 
 use super::objects::{Condition, ContainerStatus, Pod, unix_ns};
 use super::told::{Subject, Told};
-use crate::latency::{boottime_ns, realtime_ns};
+use crate::base::latency::{boottime_ns, realtime_ns};
 
 /// The pause between two reports of a condition that lasts.
 const TOLD_AGAIN: Duration = Duration::from_secs(120);

@@ -12,10 +12,10 @@ use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Lane, 
 use tapio_wire::{entity_id, node_id};
 use tokio::sync::mpsc;
 
-use crate::decode::Batch;
-use crate::identity::directory::{Directory, Owner, workload_entity};
+use crate::base::latency::boottime_ns;
 use crate::intake::Intake;
-use crate::latency::boottime_ns;
+use crate::intake::decode::Batch;
+use crate::intake::identity::directory::{Directory, Owner, workload_entity};
 
 /// Observations between the watches and the intake.
 pub const CHANNEL_MAX: usize = 256;
@@ -52,9 +52,10 @@ impl Subject {
         match self {
             Self::Container(id) => entity_id(EntityKind::Container, id),
             Self::Pod { uid, .. } => entity_id(EntityKind::Pod, uid),
-            Self::Workload { kind, namespace, name } => {
-                entity_id(EntityKind::Workload, &crate::identity::directory::workload_key(kind, namespace, name))
-            }
+            Self::Workload { kind, namespace, name } => entity_id(
+                EntityKind::Workload,
+                &crate::intake::identity::directory::workload_key(kind, namespace, name),
+            ),
             Self::Node(name) => node_id(name),
         }
     }
@@ -271,12 +272,12 @@ mod tests {
     use tapio_wire::event::KubeEvent;
 
     use super::*;
-    use crate::config::Config;
-    use crate::decode::TEXT_BYTES_MAX;
-    use crate::identity::Identity;
+    use crate::intake::decode::TEXT_BYTES_MAX;
+    use crate::intake::identity::Identity;
+    use crate::intake::shared::Shared;
     use crate::outbox::Room;
-    use crate::queue::Queues;
-    use crate::shared::Shared;
+    use crate::outbox::queue::Queues;
+    use crate::settings::config::Config;
 
     /// An Event whose message is as long as its author pleased.
     fn long(number: usize) -> Told {

@@ -21,10 +21,10 @@ use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source, UnitJob, Uni
 use tokio::sync::watch;
 use zbus::Connection;
 
-use crate::config::SystemdSection;
-use crate::health::Status;
+use crate::base::latency::boottime_ns;
 use crate::intake::Intake;
-use crate::latency::boottime_ns;
+use crate::serve::health::Status;
+use crate::settings::config::SystemdSection;
 use name::Selection;
 pub use name::Skip;
 use session::{End, Session};

@@ -1,0 +1,5 @@
+//! What every stage uses.
+
+pub mod books;
+pub(crate) mod host;
+pub mod latency;

@@ -1,0 +1,5 @@
+//! The CPU and the memory that the collector may use.
+
+pub mod governor;
+pub mod memory;
+pub(crate) mod nap;

@@ -1,0 +1,164 @@
+//! What all sources share: the way on, the counters, and what may be dropped by configuration.
+//!
+//! In: the configuration. Out: a [`Shared`] that each source's [`crate::intake::Intake`] has a copy of. Held: references only,
+//! to what other threads count in, read and change.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tapio_probes::record::Kind;
+use tapio_wire::event::{KINDS, Kind as EventKind, SOURCES, Source};
+
+use crate::base::books::Books;
+use crate::budget::governor::Governed;
+use crate::intake::identity::OUTCOMES;
+use crate::intake::identity::directory::Directory;
+use crate::intake::redact::Redactor;
+use crate::outbox::epochs::EndedEpochs;
+use crate::outbox::pack::Packer;
+use crate::outbox::queue::Queues;
+use crate::settings::config::{Config, Severity};
+use crate::settings::reload::Live;
+
+/// How much a bulk event of a kind matters by itself: the one table.
+pub(crate) fn severity(kind: Kind) -> Severity {
+    match kind {
+        Kind::Oom => Severity::Critical,
+        Kind::Exit | Kind::Signal | Kind::SignalDelivered | Kind::LeftOut => Severity::High,
+        Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
+        Kind::Exec
+        | Kind::ExecCommand
+        | Kind::Fork
+        | Kind::FileOpen
+        | Kind::CgroupMkdir
+        | Kind::CgroupRmdir
+        | Kind::Reclaim
+        | Kind::RunQueue
+        | Kind::Histogram => Severity::Low,
+    }
+}
+
+/// What may be dropped of the bulk lane, by configuration.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    pub(crate) min_severity: Severity,
+    pub(crate) sampling_rate: f64,
+    pub(crate) events_per_second: u64,
+}
+
+impl Filter {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        let filter = &config.pipeline.filter_config;
+        Self {
+            min_severity: if config.pipeline.enable_filtering { filter.min_severity } else { Severity::Low },
+            sampling_rate: config.collector.sampling_rate,
+            events_per_second: config.collector.max_events_per_sec,
+        }
+    }
+}
+
+/// Counts of events by source and kind, for metrics.
+pub struct KindCounts {
+    counts: [[AtomicU64; KINDS]; SOURCES],
+}
+
+impl Default for KindCounts {
+    fn default() -> Self {
+        Self { counts: [const { [const { AtomicU64::new(0) }; KINDS] }; SOURCES] }
+    }
+}
+
+impl KindCounts {
+    /// Counts events of a source, by kind.
+    pub(crate) fn add(&self, source: Source, counts: [u32; KINDS]) {
+        add(&self.counts[source as usize], counts);
+    }
+
+    /// Events of a source and kind so far.
+    pub fn get(&self, source: Source, kind: EventKind) -> u64 {
+        self.counts[source as usize][kind as usize].load(Ordering::Relaxed)
+    }
+}
+
+fn add<const N: usize>(counters: &[AtomicU64; N], counts: [u32; N]) {
+    for (counter, count) in counters.iter().zip(counts) {
+        if count > 0 {
+            counter.fetch_add(u64::from(count), Ordering::Relaxed);
+        }
+    }
+}
+
+/// How far the subjects of events could be told, by [`OUTCOMES`], for metrics.
+#[derive(Default)]
+pub struct IdentityCounts([AtomicU64; OUTCOMES.len()]);
+
+impl IdentityCounts {
+    pub(crate) fn add(&self, counts: [u32; OUTCOMES.len()]) {
+        add(&self.0, counts);
+    }
+
+    /// Each outcome and its count.
+    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        OUTCOMES.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+}
+
+/// What all sources share.
+#[derive(Clone)]
+pub struct Shared {
+    pub queues: Arc<Queues>,
+    pub books: Arc<Books>,
+    pub kinds: Arc<KindCounts>,
+    pub identities: Arc<IdentityCounts>,
+    /// What Kubernetes calls entities.
+    pub directory: Arc<Directory>,
+    /// Counts the streams; a new one wants every entity described again.
+    pub generation: Arc<AtomicU64>,
+    pub filter: Filter,
+    /// Epochs that ended while the process went on.
+    pub ended: Arc<EndedEpochs>,
+    /// What has become of the filter since the start.
+    pub live: Arc<Live>,
+    /// What the CPU budget lets pass.
+    pub governed: Arc<Governed>,
+    /// The configured bound of a batch; see [`Shared::batch_events`].
+    pub batch_events_max: usize,
+    /// The bound that the server asks for.
+    pub batch_asked: Arc<AtomicUsize>,
+    pub batch_timeout: Duration,
+    pub redactor: Arc<Redactor>,
+    /// Packs what a source brings, where that is on its way.
+    pub packer: Option<Arc<Packer>>,
+}
+
+impl Shared {
+    /// As configured, with counters at 0.
+    pub fn for_config(config: &Config, queues: Queues) -> Self {
+        let directory = Directory::default();
+        directory.exclude_namespaces(config.collectors.k8s.excluded_namespaces());
+        Self {
+            queues: Arc::new(queues),
+            books: Arc::default(),
+            kinds: Arc::default(),
+            identities: Arc::default(),
+            directory: Arc::new(directory),
+            generation: Arc::default(),
+            filter: Filter::of(config),
+            ended: Arc::default(),
+            live: Arc::new(Live::new(config)),
+            governed: Arc::new(Governed::new(config.resources.max_cpu_milli)),
+            batch_events_max: config.grpc.max_batch_size,
+            batch_asked: Arc::new(AtomicUsize::new(usize::MAX)),
+            batch_timeout: config.grpc.batch_timeout,
+            redactor: Arc::new(Redactor::new(&config.collectors.ebpf.redact)),
+            packer: None,
+        }
+    }
+
+    /// Events of a batch, which becomes a frame: as many as both this configuration and the server want.
+    pub fn batch_events(&self) -> usize {
+        self.batch_events_max.min(self.batch_asked.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,154 @@
+//! Epochs that ended while the process went on: each is logged once, counted, and told as an event.
+//!
+//! What enters: an [`EndedEpoch`] from the outbox whose frames were lost. What leaves: an error in the log, counts for metrics, and a
+//! `Gap` event of the node. What must hold: the queue of events is bounded, and an end that finds no room in it is still logged and
+//! counted. After the sources have stopped no event is added, since the last frame states the final counters.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source};
+use tokio::sync::{Notify, watch};
+
+use crate::base::latency::boottime_ns;
+use crate::intake::Intake;
+use crate::intake::decode::Batch;
+
+/// Ends that wait to be told as events.
+const WAITING_MAX: usize = 64;
+
+/// Why an epoch was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A frame in memory does not match its checksum any more.
+    Damaged,
+    /// Servers refused a frame again and again that is sound as far as can be told here.
+    Refused,
+    /// The spool lost frames: a file is gone, or cannot be read, or is damaged.
+    Spool,
+}
+
+impl Cause {
+    /// Every cause, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Damaged, Self::Refused, Self::Spool];
+
+    /// The label of the metric.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Damaged => "damaged",
+            Self::Refused => "refused",
+            Self::Spool => "spool",
+        }
+    }
+
+    /// As a `Gap` says it.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Damaged => "a frame was damaged in memory",
+            Self::Refused => "servers refused a frame",
+            Self::Spool => "the spool lost frames",
+        }
+    }
+}
+
+/// One end.
+#[derive(Clone, Debug)]
+pub struct EndedEpoch {
+    pub cause: Cause,
+    /// What exactly was wrong.
+    pub detail: String,
+    pub epoch: u64,
+    /// The one that goes on; `None` where nothing was left that could.
+    pub next_epoch: Option<u64>,
+    /// The lost frames.
+    pub first_seq: u64,
+    pub last_seq: u64,
+    /// The events in them.
+    pub events: u64,
+    /// Between which moments they were stamped, `CLOCK_BOOTTIME`.
+    pub from_ns: u64,
+    pub until_ns: u64,
+}
+
+/// The epochs that ended: their counts, and those that have no event yet.
+#[derive(Default)]
+pub struct EndedEpochs {
+    counts: [AtomicU64; Cause::ALL.len()],
+    waiting: Mutex<VecDeque<EndedEpoch>>,
+    changed: Notify,
+}
+
+impl EndedEpochs {
+    /// Logs and counts an end, and leaves it to be told.
+    pub fn record(&self, ended: EndedEpoch) {
+        tracing::error!(
+            reason = ended.cause.label(),
+            detail = ended.detail,
+            epoch = ended.epoch,
+            next_epoch = ended.next_epoch,
+            first_seq = ended.first_seq,
+            last_seq = ended.last_seq,
+            events = ended.events,
+            "frames cannot be delivered: their epoch ends and their events are counted as lost (outbox/malformed)"
+        );
+        self.counts[ended.cause as usize].fetch_add(1, Ordering::Relaxed);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < WAITING_MAX {
+            waiting.push_back(ended);
+        }
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Each cause and how often it ended an epoch.
+    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Cause::ALL.into_iter().map(|cause| (cause.label(), self.counts[cause as usize].load(Ordering::Relaxed)))
+    }
+
+    fn next(&self) -> Option<EndedEpoch> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+/// Writes an event for each ended epoch, until the sources have stopped and the intake is empty. `node` is the node's entity.
+pub async fn tell(ended: Arc<EndedEpochs>, node: EntityId, mut intake: Intake, mut stopped: watch::Receiver<bool>) {
+    loop {
+        intake.begin();
+        while intake.room_of(Lane::Lethal) > 0
+            && let Some(ended) = ended.next()
+        {
+            intake.observe(|batch, _| gap(&ended, node, batch));
+        }
+        intake.flush(true);
+        let pause = if intake.is_empty() { None } else { Some(intake.sleep_limit()) };
+        tokio::select! {
+            _ = stopped.wait_for(|&stopped| stopped) => break,
+            () = ended.changed.notified() => {}
+            // A batch that found no room.
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+    while let Some(pause) = intake.hand_on() {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn gap(ended: &EndedEpoch, node: EntityId, batch: &mut Batch) -> Event {
+    // Frames of an earlier boot have that boot's times.
+    let now = boottime_ns();
+    let until_ns = ended.until_ns.min(now);
+    Event {
+        time_ns: now,
+        entity: node,
+        pid: 0,
+        source: Source::Collector,
+        body: Detail::Gap(Box::new(Gap {
+            what: batch.text("frames"),
+            reason: batch.text(ended.cause.text()),
+            from_ns: ended.from_ns.min(until_ns),
+            until_ns,
+            found_gone: u32::try_from(ended.events).unwrap_or(u32::MAX),
+        })),
+    }
+}

@@ -1,0 +1,315 @@
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics` and `/latency`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use serde::Serialize;
+use tapio_wire::service::{SourceOff, Watching};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::base::latency::Counts;
+use crate::serve::metrics::{Metrics, Observed};
+
+/// What a source is doing, for `/readyz`.
+#[derive(Clone, Debug)]
+pub struct SourceState {
+    pub source: &'static str,
+    /// Why it is off; `None` when it was started.
+    pub off: Option<String>,
+    /// Whether its thread runs.
+    pub alive: Alive,
+    /// What it waits for while it runs.
+    pub status: Status,
+}
+
+/// What a source that runs waits for, if anything.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Arc<Mutex<Option<String>>>);
+
+impl Status {
+    /// It has what it needs.
+    pub fn runs(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// It has not.
+    pub fn waits_for(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    /// What it waits for.
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Tells whether a thread or task runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends. One
+/// that has finished its work counts as running.
+#[derive(Clone, Debug, Default)]
+pub struct Alive(Arc<AtomicBool>);
+
+/// See [`Alive`].
+pub struct AliveGuard {
+    alive: Arc<AtomicBool>,
+    is_finished: bool,
+}
+
+impl Alive {
+    /// It runs until the guard is dropped.
+    pub fn begin(&self) -> AliveGuard {
+        self.0.store(true, Ordering::Release);
+        AliveGuard { alive: Arc::clone(&self.0), is_finished: false }
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl AliveGuard {
+    /// Nothing is left to do: the end is not a failure, and a restart would bring nothing back.
+    pub fn finished(mut self) {
+        self.is_finished = true;
+    }
+}
+
+impl Drop for AliveGuard {
+    fn drop(&mut self) {
+        self.alive.store(self.is_finished, Ordering::Release);
+    }
+}
+
+impl SourceState {
+    fn text(&self) -> String {
+        self.why_off().unwrap_or_else(|| "running".into())
+    }
+
+    /// Why it does not run, or what it lacks; [`None`] while all of it runs.
+    fn why_off(&self) -> Option<String> {
+        match &self.off {
+            Some(reason) => Some(reason.clone()),
+            None if self.alive.get() => self.status.get(),
+            None => Some("ended: the log says why".into()),
+        }
+    }
+}
+
+/// Lists the sources that are off, with the reason, for the server.
+pub fn watching(sources: &[SourceState]) -> Watching {
+    let off = sources.iter().filter_map(|state| {
+        let reason = state.why_off()?;
+        Some(SourceOff { source: state.source.to_owned(), reason })
+    });
+    Watching { off: off.collect() }
+}
+
+struct Shared {
+    metrics: Metrics,
+    observed: Observed,
+    sources: Vec<SourceState>,
+    packer: Alive,
+    running: Running,
+    stopping: watch::Receiver<bool>,
+    metrics_enabled: bool,
+}
+
+/// Everything that runs as long as the collector does, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Running(Vec<(&'static str, Alive)>);
+
+impl Running {
+    /// The sources that were started, the other threads and tasks, and the packer.
+    pub fn of(sources: &[SourceState], parts: Vec<(&'static str, Alive)>, packer: &Alive) -> Self {
+        let sources = sources.iter().filter(|source| source.off.is_none());
+        let sources = sources.map(|source| (source.source, source.alive.clone()));
+        Self(sources.chain(parts).chain([("pack", packer.clone())]).collect())
+    }
+
+    /// The names of those that ended, though nobody asked them to. What one of them held went with it: a new start of the whole
+    /// is the way back.
+    pub fn ended(&self) -> Vec<&'static str> {
+        self.0.iter().filter(|(_, alive)| !alive.get()).map(|(name, _)| *name).collect()
+    }
+}
+
+#[derive(Serialize)]
+struct Readiness<'a> {
+    ready: bool,
+    connected: bool,
+    packing: bool,
+    /// The server of the stream, or of the last one.
+    server: String,
+    /// Why there is no stream, and what to look at; empty while there is one.
+    no_stream: String,
+    cpu_budget: Budget,
+    /// `running`, or why not, by source.
+    sources: BTreeMap<&'a str, String>,
+}
+
+/// What the governor does.
+#[derive(Serialize)]
+struct Budget {
+    /// Thousandths of a core; 0 for no limit.
+    limit_milli: u64,
+    used_milli: u64,
+    /// Without the probes' time in the kernel where it cannot be measured.
+    includes_probes: bool,
+    keeps_one_bulk_event_in: u32,
+}
+
+#[derive(Serialize)]
+struct Latency {
+    /// `[value, count]` pairs of an HDR histogram: from an event's time to its durable acknowledgement.
+    event_to_ack_us: Counts,
+    /// From a frame's first sending to its acknowledgement.
+    frame_to_ack_us: Counts,
+    frames: u64,
+    bytes_raw: u64,
+    bytes_wire: u64,
+}
+
+/// Binds the address, so that a port in use is an error at the start.
+///
+/// # Errors
+/// What binding says.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves until `end` changes. While `stopping`, what has ended has done so on purpose.
+#[allow(clippy::too_many_arguments, reason = "each is another part of what it tells")]
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    observed: Observed,
+    sources: Vec<SourceState>,
+    packer: Alive,
+    running: Running,
+    stopping: watch::Receiver<bool>,
+    metrics_enabled: bool,
+    mut end: watch::Receiver<bool>,
+) {
+    let shared = Arc::new(Shared { metrics, observed, sources, packer, running, stopping, metrics_enabled });
+    let router = Router::new()
+        .route("/healthz", get(healthy))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_text))
+        .route("/latency", get(latency))
+        .with_state(shared);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
+        // An error means that the other side is gone, which is an end too.
+        let _ = end.wait_for(|end| *end).await;
+    });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the health server ended");
+    }
+}
+
+/// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.
+async fn healthy(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    let is_stopping = *shared.stopping.borrow();
+    health(&shared.running.ended(), is_stopping)
+}
+
+fn health(ended: &[&str], is_stopping: bool) -> (StatusCode, String) {
+    if ended.is_empty() || is_stopping {
+        return (StatusCode::OK, "ok\n".into());
+    }
+    let ended = ended.join(", ");
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("ended: {ended}; the log says why, and a restart of the collector brings it back\n"),
+    )
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let connected = shared.observed.ship.is_connected.load(Ordering::Relaxed);
+    // A source that was off from the start was left out on purpose; one that has ended is a failure.
+    let started = || shared.sources.iter().filter(|source| source.off.is_none());
+    let packing = shared.packer.get();
+    let ready = connected && packing && started().count() > 0 && started().all(|source| source.alive.get());
+    let governed = &shared.observed.governed;
+    let cpu_budget = Budget {
+        limit_milli: governed.budget_milli,
+        used_milli: governed.used_milli.load(Ordering::Relaxed),
+        includes_probes: governed.is_kernel_measured.load(Ordering::Relaxed),
+        keeps_one_bulk_event_in: governed.sampling(),
+    };
+    let server = shared.observed.ship.server();
+    let no_stream = shared.observed.ship.trouble().unwrap_or_default();
+    let sources = shared.sources.iter().map(|source| (source.source, source.text())).collect();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(serde_json::json!(Readiness { ready, connected, packing, server, no_stream, cpu_budget, sources })))
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    if shared.metrics_enabled {
+        let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
+        (StatusCode::OK, kind, shared.metrics.render())
+    } else {
+        let kind = [(header::CONTENT_TYPE, "text/plain")];
+        (StatusCode::NOT_FOUND, kind, b"health.metrics_enabled is false\n".to_vec())
+    }
+}
+
+async fn latency(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let (event_to_ack_us, frame_to_ack_us) = shared.observed.latencies.counts();
+    let pack = &shared.observed.pack;
+    Json(Latency {
+        event_to_ack_us,
+        frame_to_ack_us,
+        frames: pack.frames.load(Ordering::Relaxed),
+        bytes_raw: pack.raw_bytes.load(Ordering::Relaxed),
+        bytes_wire: pack.wire_bytes.load(Ordering::Relaxed),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_no_longer_alive() {
+        let alive = Alive::default();
+        let guard = alive.begin();
+        assert!(alive.get());
+        let thread = std::thread::spawn(move || {
+            let _alive = guard;
+            panic!("as a source might");
+        });
+        assert!(thread.join().is_err());
+        assert!(!alive.get());
+    }
+
+    #[test]
+    fn health_names_what_has_ended_and_neither_what_has_finished_nor_what_is_off() {
+        let begun = || {
+            let alive = Alive::default();
+            let guard = alive.begin();
+            (alive, guard)
+        };
+        let state = |source, off, alive| SourceState { source, off, alive, status: Status::default() };
+        let (packer, _packing) = begun();
+        let (shipping, shipper) = begun();
+        let (ebpf, source) = begun();
+        let sources = [state("ebpf", None, ebpf), state("systemd", Some("no bus".into()), Alive::default())];
+        let running = Running::of(&sources, vec![("ship", shipping)], &packer);
+        let ask = |is_stopping| health(&running.ended(), is_stopping);
+        assert_eq!(ask(false), (StatusCode::OK, "ok\n".into()));
+        shipper.finished();
+        assert_eq!(ask(false).0, StatusCode::OK, "as with grpc.reconnect_enabled: false");
+        drop(source);
+        let (status, text) = ask(false);
+        assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.starts_with("ended: ebpf;"), "{text}");
+        assert_eq!(ask(true).0, StatusCode::OK, "on purpose");
+    }
+}
