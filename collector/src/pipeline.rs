@@ -30,30 +30,32 @@ use tapio_wire::tls::{TlsError, Watched};
 use tapio_wire::token::{TokenError, TokenFile};
 use tokio::sync::watch;
 
-use crate::base::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
+use crate::base::status::{Alive, Running, SourceState, Status};
 use crate::budget::governor::Governor;
 use crate::intake::Intake;
 use crate::intake::identity::Identity;
 use crate::intake::identity::exclusion::Exclusion;
 use crate::intake::shared::Shared;
 use crate::outbox::Outbox;
-use crate::outbox::epochs;
 use crate::outbox::pack::{NodeDescription, PackState, Packer};
 use crate::outbox::queue::Queues;
-use crate::outbox::spool::{self, Spool, SpoolError};
-use crate::serve::health::{self, Alive, Running, SourceState, Status};
+use crate::outbox::spool::{Spool, SpoolError};
+use crate::outbox::spool_thread;
+use crate::serve::health;
 use crate::serve::metrics::{Metrics, Observed};
 use crate::settings::config::{Config, ConfigError};
-use crate::settings::reload::Live;
+use crate::settings::live::Live;
 use crate::ship::endpoints::{Endpoints, SystemResolver};
 use crate::ship::{ShipState, Shipper};
 use crate::source::conntrack::ConntrackPoll;
-use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
-use crate::source::evidence;
+use crate::source::ebpf::{EbpfError, EbpfSource};
 use crate::source::kube::{AccessError, KubeSource, KubeState};
 use crate::source::probe_report;
 use crate::source::shm::{ShmError, ShmSource};
+use crate::source::stop::Stop;
 use crate::source::systemd::{SystemdError, SystemdSource};
+use crate::source::{ended_epochs, evidence};
 
 use crate::budget::memory::{Budget, load_config};
 
@@ -170,14 +172,14 @@ impl Pipeline {
             None => (None, Vec::new(), None),
         };
         epoch = left.iter().map(|left| left.epoch + 1).fold(epoch, u64::max);
-        let mut outbox = Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared);
+        let mut outbox = Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared.links());
         let mut replays = Vec::new();
         if let Some(parker) = &spool_parker {
             outbox = outbox.with_spool(parker.unparker().clone());
             for (index, own) in left.iter().enumerate().filter(|(_, left)| left.node == node_id(&node_name)) {
                 let next = left.get(index + 1).map_or(epoch, |next| next.epoch);
                 let unparker = parker.unparker().clone();
-                replays.push(Arc::new(Outbox::replay(own, next, budget.outbox_bytes, &shared, unparker)));
+                replays.push(Arc::new(Outbox::replay(own, next, budget.outbox_bytes, &shared.links(), unparker)));
             }
         }
         let outbox = Arc::new(outbox);
@@ -190,7 +192,7 @@ impl Pipeline {
             let guard = alive.begin();
             spawn("spool", move || {
                 let _alive = guard;
-                spool::run(spool, outboxes, &parker, &bytes);
+                spool_thread::run(spool, outboxes, &parker, &bytes);
             })?;
             parts.push(("spool", alive));
         }
@@ -359,7 +361,7 @@ impl Pipeline {
         }
 
         let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
-        tasks.push(tokio::spawn(epochs::tell(
+        tasks.push(tokio::spawn(ended_epochs::run(
             Arc::clone(&shared.ended),
             node_id(&node_name),
             intake,

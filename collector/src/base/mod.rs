@@ -1,5 +1,8 @@
 //! What every stage uses.
 
 pub mod books;
+pub mod clock;
 pub(crate) mod host;
-pub mod latency;
+pub mod jitter;
+pub mod metrics;
+pub mod status;

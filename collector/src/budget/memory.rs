@@ -1,7 +1,7 @@
 //! How the memory budget is shared out, and what the configuration asks of the probes.
 
 use crate::settings::config::Config;
-use crate::settings::thresholds;
+use crate::settings::{errnos, thresholds};
 
 /// The share of `max_memory_mb` that rings, queues and outbox are sized by.
 const INTERNAL_SHARE: f64 = 0.7;
@@ -76,7 +76,7 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
     load.cgroup_records_per_second = ebpf.cgroup_records_per_second;
     load.audited_paths.clone_from(&ebpf.audited_paths);
     load.dns_timeout = ebpf.dns_timeout;
-    (load.errnos, load.errnos_of_fork) = thresholds::errnos(&ebpf.syscall_errors);
+    (load.errnos, load.errnos_of_fork) = errnos::errnos(&ebpf.syscall_errors);
     thresholds::apply(config, &mut load.tuning);
     load
 }
@@ -142,7 +142,7 @@ mod tests {
     fn what_is_too_harmless_to_be_kept_is_switched_off_in_the_kernel() {
         let mut config = Config::default();
         assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
-        config.pipeline.filter_config.min_severity = crate::settings::config::Severity::Medium;
+        config.pipeline.filter_config.min_severity = crate::settings::severity::Severity::Medium;
         let off = load_config(&config).tuning.bulk_kinds_off;
         assert_ne!(off & tapio_probes::kinds([Kind::Fork]), 0);
         assert_eq!(off & tapio_probes::kinds([Kind::Tcp, Kind::Exec, Kind::Exit]), 0);

@@ -7,6 +7,7 @@
 pub mod decode;
 pub mod identity;
 pub mod redact;
+pub mod requests;
 pub mod shared;
 
 use std::sync::Arc;
@@ -20,9 +21,9 @@ use tapio_wire::ledger::{Reason, Stage};
 use crate::base::books::SourceBooks;
 use crate::intake::decode::{Batch, decode, header, lane, sender_start_time_ns};
 use crate::intake::identity::Identity;
+use crate::intake::requests::Evidence;
 use crate::intake::shared::{Shared, severity};
 use crate::outbox::queue::Queues;
-use crate::source::evidence::Evidence;
 
 /// How long bulk may be without room before a ring that carries both lanes is drained at bulk's expense.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -419,9 +420,10 @@ mod tests {
     use zerocopy::{FromZeros, IntoBytes};
 
     use super::*;
-    use crate::intake::shared::Filter;
     use crate::outbox::Room;
-    use crate::settings::config::{Config, Severity};
+    use crate::settings::config::Config;
+    use crate::settings::live::Filter;
+    use crate::settings::severity::Severity;
 
     fn intake(batch_events: usize, queue_batches: usize) -> Intake {
         let mut config = Config::default();

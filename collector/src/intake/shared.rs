@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tapio_probes::record::Kind;
 use tapio_wire::event::{KINDS, Kind as EventKind, SOURCES, Source};
 
 use crate::base::books::Books;
@@ -16,48 +15,11 @@ use crate::intake::identity::OUTCOMES;
 use crate::intake::identity::directory::Directory;
 use crate::intake::redact::Redactor;
 use crate::outbox::epochs::EndedEpochs;
+use crate::outbox::links::Links;
 use crate::outbox::pack::Packer;
 use crate::outbox::queue::Queues;
-use crate::settings::config::{Config, Severity};
-use crate::settings::reload::Live;
-
-/// How much a bulk event of a kind matters by itself: the one table.
-pub(crate) fn severity(kind: Kind) -> Severity {
-    match kind {
-        Kind::Oom => Severity::Critical,
-        Kind::Exit | Kind::Signal | Kind::SignalDelivered | Kind::LeftOut => Severity::High,
-        Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
-        Kind::Exec
-        | Kind::ExecCommand
-        | Kind::Fork
-        | Kind::FileOpen
-        | Kind::CgroupMkdir
-        | Kind::CgroupRmdir
-        | Kind::Reclaim
-        | Kind::RunQueue
-        | Kind::Histogram => Severity::Low,
-    }
-}
-
-/// What may be dropped of the bulk lane, by configuration.
-#[derive(Clone, Debug)]
-pub struct Filter {
-    pub(crate) min_severity: Severity,
-    pub(crate) sampling_rate: f64,
-    pub(crate) events_per_second: u64,
-}
-
-impl Filter {
-    /// As configured.
-    pub fn of(config: &Config) -> Self {
-        let filter = &config.pipeline.filter_config;
-        Self {
-            min_severity: if config.pipeline.enable_filtering { filter.min_severity } else { Severity::Low },
-            sampling_rate: config.collector.sampling_rate,
-            events_per_second: config.collector.max_events_per_sec,
-        }
-    }
-}
+use crate::settings::config::Config;
+use crate::settings::live::{Filter, Live};
 
 /// Counts of events by source and kind, for metrics.
 pub struct KindCounts {
@@ -134,6 +96,16 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// What the outbox shares with the sources.
+    pub fn links(&self) -> Links {
+        Links {
+            queues: Arc::clone(&self.queues),
+            books: Arc::clone(&self.books),
+            generation: Arc::clone(&self.generation),
+            ended: Arc::clone(&self.ended),
+        }
+    }
+
     /// As configured, with counters at 0.
     pub fn for_config(config: &Config, queues: Queues) -> Self {
         let directory = Directory::default();

@@ -24,7 +24,7 @@ use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
 use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
-use crate::base::latency::{boottime_ns, realtime_ns};
+use crate::base::clock::{boottime_ns, realtime_ns};
 use crate::outbox::epochs::{Cause, EndedEpoch};
 use crate::outbox::shift::{Shift, relative, sum};
 use crate::outbox::spool::Spool;

@@ -1,19 +1,14 @@
 //! Epochs that ended while the process went on: each is logged once, counted, and told as an event.
 //!
-//! What enters: an [`EndedEpoch`] from the outbox whose frames were lost. What leaves: an error in the log, counts for metrics, and a
-//! `Gap` event of the node. What must hold: the queue of events is bounded, and an end that finds no room in it is still logged and
+//! What enters: an [`EndedEpoch`] from the outbox whose frames were lost. What leaves: an error in the log, counts for metrics, and the
+//! ends that `source/ended_epochs.rs` writes as events. What must hold: the queue of events is bounded, and an end that finds no room in it is still logged and
 //! counted. After the sources have stopped no event is added, since the last frame states the final counters.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source};
-use tokio::sync::{Notify, watch};
-
-use crate::base::latency::boottime_ns;
-use crate::intake::Intake;
-use crate::intake::decode::Batch;
+use tokio::sync::Notify;
 
 /// Ends that wait to be told as events.
 const WAITING_MAX: usize = 64;
@@ -43,7 +38,7 @@ impl Cause {
     }
 
     /// As a `Gap` says it.
-    fn text(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             Self::Damaged => "a frame was damaged in memory",
             Self::Refused => "servers refused a frame",
@@ -101,54 +96,18 @@ impl EndedEpochs {
         self.changed.notify_one();
     }
 
+    /// Waits until an end is recorded.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     /// Each cause and how often it ended an epoch.
     pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Cause::ALL.into_iter().map(|cause| (cause.label(), self.counts[cause as usize].load(Ordering::Relaxed)))
     }
 
-    fn next(&self) -> Option<EndedEpoch> {
+    /// The oldest end that has no event yet.
+    pub fn next(&self) -> Option<EndedEpoch> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-    }
-}
-
-/// Writes an event for each ended epoch, until the sources have stopped and the intake is empty. `node` is the node's entity.
-pub async fn tell(ended: Arc<EndedEpochs>, node: EntityId, mut intake: Intake, mut stopped: watch::Receiver<bool>) {
-    loop {
-        intake.begin();
-        while intake.room_of(Lane::Lethal) > 0
-            && let Some(ended) = ended.next()
-        {
-            intake.observe(|batch, _| gap(&ended, node, batch));
-        }
-        intake.flush(true);
-        let pause = if intake.is_empty() { None } else { Some(intake.sleep_limit()) };
-        tokio::select! {
-            _ = stopped.wait_for(|&stopped| stopped) => break,
-            () = ended.changed.notified() => {}
-            // A batch that found no room.
-            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
-        }
-    }
-    while let Some(pause) = intake.hand_on() {
-        tokio::time::sleep(pause).await;
-    }
-}
-
-fn gap(ended: &EndedEpoch, node: EntityId, batch: &mut Batch) -> Event {
-    // Frames of an earlier boot have that boot's times.
-    let now = boottime_ns();
-    let until_ns = ended.until_ns.min(now);
-    Event {
-        time_ns: now,
-        entity: node,
-        pid: 0,
-        source: Source::Collector,
-        body: Detail::Gap(Box::new(Gap {
-            what: batch.text("frames"),
-            reason: batch.text(ended.cause.text()),
-            from_ns: ended.from_ns.min(until_ns),
-            until_ns,
-            found_gone: u32::try_from(ended.events).unwrap_or(u32::MAX),
-        })),
     }
 }

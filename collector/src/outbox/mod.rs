@@ -20,10 +20,13 @@
 
 mod ending;
 pub mod epochs;
+pub mod frame_times;
+pub mod links;
 pub mod pack;
 pub mod queue;
 pub mod shift;
 pub mod spool;
+pub mod spool_thread;
 mod spooling;
 
 use std::collections::VecDeque;
@@ -38,31 +41,20 @@ use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
 use crate::base::books::Books;
-use crate::base::latency::{FrameTimes, boottime_ns, realtime_ns};
-use crate::intake::shared::Shared;
+use crate::base::clock::{boottime_ns, realtime_ns};
 use crate::outbox::epochs::EndedEpochs;
-use crate::outbox::queue::Queues;
+use crate::outbox::frame_times::FrameTimes;
+use crate::outbox::links::Links;
+use crate::outbox::queue::{Queues, Room};
 use crate::outbox::shift::relative;
 use crate::outbox::spool::Left;
 
 use self::ending::{Closing, Ending};
-pub use self::spooling::SPOOL_BATCH_BYTES;
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
 const BULK_SHARE: f64 = 0.75;
 /// What a frame occupies beside its bytes: the room for its ledger, its times, its place in the queue.
 const FRAME_OVERHEAD_BYTES: usize = 1536;
-
-/// What the packer may bring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// Frames of both lanes.
-    Both,
-    /// Lethal frames only.
-    Lethal,
-    /// Nothing: what is not yet packed waits in the queues, and behind them in the rings.
-    None,
-}
 
 struct Unsent {
     frame: SealedFrame,
@@ -206,12 +198,12 @@ pub struct Outbox {
 
 impl Outbox {
     /// An empty outbox for one epoch.
-    pub fn new(node: u64, epoch: u64, limit_bytes: usize, shared: &Shared) -> Self {
+    pub fn new(node: u64, epoch: u64, limit_bytes: usize, links: &Links) -> Self {
         let state = State { next_seq: 1, ..State::default() };
         Self {
             state: Mutex::new(state),
-            books: Arc::clone(&shared.books),
-            queues: Arc::clone(&shared.queues),
+            books: Arc::clone(&links.books),
+            queues: Arc::clone(&links.queues),
             node,
             epoch: AtomicU64::new(epoch),
             limit_bytes,
@@ -219,8 +211,8 @@ impl Outbox {
             is_replay: false,
             is_closing: false,
             epoch_limit: u64::MAX,
-            generation: Arc::clone(&shared.generation),
-            ended: Arc::clone(&shared.ended),
+            generation: Arc::clone(&links.generation),
+            ended: Arc::clone(&links.ended),
             changed: Notify::new(),
         }
     }
@@ -233,8 +225,8 @@ impl Outbox {
 
     /// What an earlier run left in the spool: nothing is added, and it is done when all of it is acknowledged. `epoch_limit` is the
     /// epoch that comes after it.
-    pub fn replay(left: &Left, epoch_limit: u64, limit_bytes: usize, shared: &Shared, unparker: Unparker) -> Self {
-        let mut outbox = Self::new(left.node, left.epoch, limit_bytes, shared).with_spool(unparker);
+    pub fn replay(left: &Left, epoch_limit: u64, limit_bytes: usize, links: &Links, unparker: Unparker) -> Self {
+        let mut outbox = Self::new(left.node, left.epoch, limit_bytes, links).with_spool(unparker);
         outbox.is_replay = true;
         outbox.epoch_limit = epoch_limit;
         let state = outbox.state.get_mut().unwrap_or_else(PoisonError::into_inner);

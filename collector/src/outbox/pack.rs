@@ -18,8 +18,9 @@ use tapio_wire::frame::Encoder;
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::base::books::Books;
-use crate::base::latency::{FrameSizes, FrameTimes};
+use crate::base::metrics::doubling;
 use crate::outbox::Outbox;
+use crate::outbox::frame_times::FrameTimes;
 use crate::outbox::queue::Queues;
 
 /// How often the counters are stated when nothing happens.
@@ -29,6 +30,15 @@ const STATEMENT_INTERVAL: Duration = Duration::from_secs(1);
 const BODIES_HERE_MAX: usize = 2;
 /// How often the node is described: well within the shortest window that a server replays.
 const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Bytes of frames as they are sent.
+pub struct FrameSizes(pub prometheus::Histogram);
+
+impl Default for FrameSizes {
+    fn default() -> Self {
+        Self(doubling("tapio_collector_frame_bytes", "Bytes of a frame as it is sent", 256.0, 15))
+    }
+}
 
 /// Counters of the packer.
 #[derive(Default)]
@@ -197,11 +207,8 @@ mod tests {
     use tapio_wire::limits::RAW_BYTES_MAX;
 
     use super::*;
-    use crate::intake::Intake;
-    use crate::intake::identity::Identity;
-    use crate::intake::shared::Shared;
+    use crate::outbox::links::Links;
     use crate::outbox::queue::Queues;
-    use crate::settings::config::Config;
 
     fn body(names: Vec<String>) -> Body {
         let detail = Detail::CgroupMade { path: 0 };
@@ -209,27 +216,27 @@ mod tests {
         Body { names, events: vec![event], ..Body::default() }
     }
 
-    fn packer(sources_ended: bool) -> (Packer, Parker, Shared) {
+    fn packer(sources_ended: bool) -> (Packer, Parker, Links) {
         let (queues, parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
+        let links = Links::new(queues);
         let packer = Packer {
-            queues: Arc::clone(&shared.queues),
-            outbox: Arc::new(Outbox::new(7, 1, 64 << 20, &shared)),
+            queues: Arc::clone(&links.queues),
+            outbox: Arc::new(Outbox::new(7, 1, 64 << 20, &links)),
             compression: Compression::None,
             counts: Arc::default(),
-            books: Arc::clone(&shared.books),
+            books: Arc::clone(&links.books),
             sources_ended: Arc::new(AtomicBool::new(sources_ended)),
             state: PackState::new(NodeDescription::new("node".into(), Arc::default())),
         };
-        (packer, parker, shared)
+        (packer, parker, links)
     }
 
     #[test]
     fn a_source_packs_what_little_it_brings_and_leaves_the_rest_to_the_thread() {
-        let (packer, parker, shared) = packer(false);
+        let (packer, parker, links) = packer(false);
         let push = |count: usize| {
             for _ in 0..count {
-                assert!(shared.queues.push(Lane::Bulk, body(vec!["/a".into()])).is_ok());
+                assert!(links.queues.push(Lane::Bulk, body(vec!["/a".into()])).is_ok());
             }
         };
         push(1);
@@ -240,7 +247,7 @@ mod tests {
         drop(state);
         push(BODIES_HERE_MAX);
         assert!(!packer.pack_here(), "too much waits");
-        assert_eq!(shared.queues.depth(Lane::Bulk), 1 + BODIES_HERE_MAX);
+        assert_eq!(links.queues.depth(Lane::Bulk), 1 + BODIES_HERE_MAX);
         packer.sources_ended.store(true, Ordering::Release);
         packer.run(&parker);
         let frames = std::iter::from_fn(|| packer.outbox.next(u64::MAX)).count();
@@ -248,48 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
-        let (packer, parker, mut shared) = packer(false);
-        let packer = Arc::new(packer);
-        shared.packer = Some(Arc::clone(&packer));
-        let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
-        let mut bring = |events_per_second: f64| {
-            intake.begin();
-            intake.expect(events_per_second);
-            intake.observe(|batch, _| {
-                let path = batch.text("/a");
-                let body = Detail::CgroupMade { path };
-                Event { time_ns: 1, entity: 1, pid: 1, source: Source::Collector, body }
-            });
-            intake.flush(true);
-        };
-        let frames = || std::iter::from_fn(|| packer.outbox.next(u64::MAX)).count();
-        let is_woken_within = |limit: Duration| {
-            let asked = Instant::now();
-            parker.park_timeout(limit);
-            asked.elapsed() < limit
-        };
-        bring(0.0);
-        assert_eq!(frames(), 1);
-        assert!(!is_woken_within(Duration::from_millis(10)));
-        let state = packer.state();
-        bring(0.0);
-        drop(state);
-        assert_eq!(frames(), 0, "somebody was at it");
-        assert!(is_woken_within(Duration::from_secs(10)));
-        bring(1e6);
-        assert_eq!(frames(), 0, "much comes");
-        assert!(is_woken_within(Duration::from_secs(10)));
-    }
-
-    #[test]
     fn an_event_that_fits_no_frame_is_counted_and_the_next_one_is_packed() {
-        let (packer, parker, shared) = packer(true);
+        let (packer, parker, links) = packer(true);
         let outbox = Arc::clone(&packer.outbox);
-        shared.books.source(Source::Shm).set_emitted(2);
+        links.books.source(Source::Shm).set_emitted(2);
         let too_long = "x".repeat(RAW_BYTES_MAX);
-        assert!(shared.queues.push(Lane::Lethal, body(vec![too_long])).is_ok());
-        assert!(shared.queues.push(Lane::Lethal, body(vec!["/a".into()])).is_ok());
+        assert!(links.queues.push(Lane::Lethal, body(vec![too_long])).is_ok());
+        assert!(links.queues.push(Lane::Lethal, body(vec!["/a".into()])).is_ok());
         packer.run(&parker);
         while outbox.next(u64::MAX).is_some() {}
         let account = *outbox.ledger().account(Source::Shm);

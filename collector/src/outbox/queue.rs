@@ -8,7 +8,16 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
 use tapio_wire::event::{Body, Lane};
 
-use crate::outbox::Room;
+/// What the packer may bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Frames of both lanes.
+    Both,
+    /// Lethal frames only.
+    Lethal,
+    /// Nothing: what is not yet packed waits in the queues, and behind them in the rings.
+    None,
+}
 
 /// Both lanes and the pool of empty bodies.
 pub struct Queues {

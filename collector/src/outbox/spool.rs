@@ -11,7 +11,6 @@ mod marks;
 mod notes;
 mod records;
 mod segment;
-mod worker;
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -30,12 +29,10 @@ use self::endings::Ending;
 use self::marks::Mark;
 use self::records::{Step, behind_unreadable, search, step};
 use self::segment::{Segment, scan};
-pub use self::worker::run;
-use crate::outbox::SPOOL_BATCH_BYTES;
 use crate::outbox::shift::Shift;
 
-/// The least that a spool may be bounded to: some segments of at least one frame each.
-pub const MAX_BYTES_MIN: u64 = 32 << 20;
+/// Bytes of frames that are written to the spool, or read from it, at once.
+pub const SPOOL_BATCH_BYTES: usize = 4 << 20;
 const SEGMENT_BYTES_MAX: u64 = 32 << 20;
 const SUFFIX: &str = "spool";
 /// Room for what is remembered beside frames: see `spool/marks.rs`.

@@ -7,9 +7,7 @@ use bytes::Bytes;
 use tapio_wire::frame::Header;
 
 use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
-
-/// Frames that go to the spool, or come from it, at once.
-pub const SPOOL_BATCH_BYTES: usize = 4 << 20;
+use crate::outbox::spool::SPOOL_BATCH_BYTES;
 
 impl Outbox {
     pub(super) fn wake_spool(&self) {

@@ -9,17 +9,17 @@ use prometheus::{CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, IntGa
 use tapio_wire::event::{Kind, Lane, Source};
 use tapio_wire::tls::{ClientFiles, Watched};
 
-use crate::base::latency::Latencies;
 use crate::budget::governor::Governed;
+use crate::intake::requests::EvidenceCounts;
 use crate::intake::shared::{IdentityCounts, KindCounts};
 use crate::outbox::Outbox;
 use crate::outbox::epochs::EndedEpochs;
 use crate::outbox::pack::PackCounts;
 use crate::outbox::queue::Queues;
-use crate::settings::reload::Live;
+use crate::settings::live::Live;
 use crate::ship::ShipState;
+use crate::ship::latency::Latencies;
 use crate::source::ebpf::MissedRuns;
-use crate::source::evidence::EvidenceCounts;
 use crate::source::kube::KubeState;
 use crate::source::systemd::SystemdCounts;
 

@@ -15,6 +15,30 @@ pub use tapio_wire::config_file::ConfigError;
 use tapio_wire::tls::ClientFiles;
 use tapio_wire::{config_file, reference, units};
 
+use crate::settings::severity::Severity;
+
+/// How often containers are sampled by default.
+pub const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a pod's condition lasts before it is reported, by default.
+pub const STUCK_AFTER: Duration = Duration::from_secs(180);
+/// The least that a spool may be bounded to: some segments of at least one frame each.
+pub const SPOOL_BYTES_MIN: u64 = 32 << 20;
+
+/// Keys that take effect at once.
+pub const LIVE: [&str; 11] = [
+    "logging.level",
+    "collector.sampling_rate",
+    "collector.max_events_per_sec",
+    "pipeline.enable_filtering",
+    "pipeline.filter_config.min_severity",
+    "collectors.ebpf.run_queue_slow",
+    "collectors.ebpf.block_io_slow",
+    "collectors.ebpf.reclaim_burst",
+    "collectors.ebpf.dns_slow",
+    "collectors.ebpf.dns_timeout",
+    "collectors.ebpf.exec_arguments",
+];
+
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -73,7 +97,7 @@ impl Default for CollectorSection {
             evidence: true,
             evidence_arguments: false,
             conntrack_interval: Duration::from_secs(5),
-            watch_interval: crate::source::evidence::WATCH_INTERVAL,
+            watch_interval: WATCH_INTERVAL,
             log_lines: 0,
             log_dir: "/var/log/pods".into(),
         }
@@ -183,17 +207,6 @@ impl Default for PipelineSection {
 pub struct FilterSection {
     /// Bulk events below it are dropped and counted.
     pub min_severity: Severity,
-}
-
-/// How much an event matters by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    #[default]
-    Low,
-    Medium,
-    High,
-    Critical,
 }
 
 /// `collectors:`
@@ -340,7 +353,7 @@ impl Default for K8sSection {
             in_cluster: true,
             exclude_system_namespaces: false,
             exclude_namespaces: Vec::new(),
-            stuck_after: crate::source::kube::STUCK_AFTER,
+            stuck_after: STUCK_AFTER,
             kubeconfig: None,
             lease_namespace: None,
         }
@@ -461,7 +474,7 @@ impl Config {
 
     /// Every key, as Markdown.
     pub fn reference() -> String {
-        reference::markdown(&reference::keys::<Self>(), &crate::settings::reload::LIVE)
+        reference::markdown(&reference::keys::<Self>(), &LIVE)
     }
 
     /// Every key at its default and what it means, as YAML.
@@ -527,7 +540,7 @@ mod tests {
             let sample = key.example.as_ref().or(key.default.as_ref());
             assert!(sample.is_some_and(|sample| sample != "[]"), "{}: give it a #[schemars(example)]", key.path);
         }
-        for live in crate::settings::reload::LIVE {
+        for live in LIVE {
             assert!(keys.iter().any(|key| key.path == live), "{live} is no key");
         }
         let defaults = parse(&Config::commented_defaults()).expect("accepted");

@@ -7,79 +7,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_yaml_ng::Value;
 use tapio_probes::Controls;
 
-use crate::intake::shared::Filter;
-use crate::settings::config::Config;
+use crate::settings::config::{Config, LIVE};
+use crate::settings::live::Live;
 use crate::settings::thresholds;
 
 /// How often the file is looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Keys that take effect at once.
-pub const LIVE: [&str; 11] = [
-    "logging.level",
-    "collector.sampling_rate",
-    "collector.max_events_per_sec",
-    "pipeline.enable_filtering",
-    "pipeline.filter_config.min_severity",
-    "collectors.ebpf.run_queue_slow",
-    "collectors.ebpf.block_io_slow",
-    "collectors.ebpf.reclaim_burst",
-    "collectors.ebpf.dns_slow",
-    "collectors.ebpf.dns_timeout",
-    "collectors.ebpf.exec_arguments",
-];
-
-/// The limits of the bulk lane as they are now.
-pub struct Live {
-    filter: Mutex<Filter>,
-    /// When a DNS query counts as unanswered.
-    dns_timeout_ns: AtomicU64,
-    version: AtomicU64,
-    /// Whether the file cannot be used, and what it said before still holds.
-    pub is_stale: AtomicBool,
-    pub reloads: AtomicU64,
-}
-
-impl Live {
-    /// As configured at the start.
-    pub fn new(config: &Config) -> Self {
-        Self {
-            filter: Mutex::new(Filter::of(config)),
-            dns_timeout_ns: AtomicU64::new(config.collectors.ebpf.dns_timeout.as_nanos() as u64),
-            version: AtomicU64::new(0),
-            is_stale: AtomicBool::default(),
-            reloads: AtomicU64::default(),
-        }
-    }
-
-    /// The limits, when they have changed since `version`, which is brought up to date.
-    pub fn newer(&self, version: &mut u64) -> Option<Filter> {
-        let now = self.version.load(Ordering::Acquire);
-        if now == *version {
-            return None;
-        }
-        *version = now;
-        Some(self.filter.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    /// When a DNS query counts as unanswered.
-    pub fn dns_timeout(&self) -> Duration {
-        Duration::from_nanos(self.dns_timeout_ns.load(Ordering::Relaxed))
-    }
-
-    fn set(&self, config: &Config) {
-        self.dns_timeout_ns.store(config.collectors.ebpf.dns_timeout.as_nanos() as u64, Ordering::Relaxed);
-        *self.filter.lock().unwrap_or_else(PoisonError::into_inner) = Filter::of(config);
-        self.version.fetch_add(1, Ordering::Release);
-    }
-}
 
 /// Applies those changes of the configuration that need no restart.
 pub struct Reload {
@@ -178,6 +118,8 @@ fn flatten(prefix: &str, value: &Value, keys: &mut BTreeMap<String, Value>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]

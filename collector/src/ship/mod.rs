@@ -9,6 +9,7 @@
 
 mod broken;
 pub mod endpoints;
+pub mod latency;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,9 @@ use tapio_wire::dial;
 use tapio_wire::frame::VERSION;
 use tapio_wire::limits::MESSAGE_BYTES_MAX;
 use tapio_wire::service::ingest_client::IngestClient;
-use tapio_wire::service::{Hello, ShipRequest, ShipResponse, Watching, Welcome, ship_request, ship_response};
+use tapio_wire::service::{
+    Hello, ShipRequest, ShipResponse, SourceOff, Watching, Welcome, ship_request, ship_response,
+};
 use tapio_wire::tls::{ClientFiles, Watched};
 use tapio_wire::token::TokenFile;
 use tokio::sync::mpsc::error::TrySendError;
@@ -29,11 +32,13 @@ use tonic::transport::Channel;
 use tonic::{Request, Streaming};
 
 use self::broken::{Broken, newest_epoch};
-use crate::base::latency::{Latencies, boottime_ns};
+use crate::base::clock::boottime_ns;
+use crate::base::jitter::Jitter;
+use crate::base::status::SourceState;
 use crate::outbox::Outbox;
 use crate::outbox::epochs::Cause;
-use crate::serve::health::{self, SourceState};
 use crate::ship::endpoints::{Candidate, Endpoints};
+use crate::ship::latency::Latencies;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -403,7 +408,7 @@ impl Shipper {
                 }
                 () = outbox.changed.notified(), if !may_send => may_send = true,
                 _ = look.tick(), if welcome.takes_watching => {
-                    let watching = health::watching(&self.sources);
+                    let watching = watching(&self.sources);
                     // If the channel is full, the next look sends it.
                     if told.as_ref() != Some(&watching)
                         && requests.try_send(ShipRequest {
@@ -468,37 +473,13 @@ impl Shipper {
     }
 }
 
-/// A small generator for back-off times; it need not be unpredictable, only different on each node.
-pub(crate) struct Jitter(u64);
-
-impl Jitter {
-    /// For whoever this number stands for.
-    pub(crate) fn new(node: u64) -> Self {
-        Self::seeded(crate::base::latency::realtime_ns() ^ u64::from(std::process::id()).rotate_left(32) ^ node)
-    }
-
-    /// Seeds that are close to each other, like the clocks of nodes that start at once, must not begin alike.
-    fn seeded(seed: u64) -> Self {
-        // splitmix64 (Steele et al. 2014).
-        let mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Self(mixed ^ (mixed >> 31) | 1)
-    }
-
-    /// Between half of `pause` and one and a half.
-    pub(crate) fn spread(&mut self, pause: Duration) -> Duration {
-        pause / 2 + self.up_to(pause)
-    }
-
-    /// Between none and all of `pause`.
-    pub(crate) fn up_to(&mut self, pause: Duration) -> Duration {
-        // xorshift64 (Marsaglia 2003).
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        pause.mul_f64((self.0 >> 11) as f64 / (1u64 << 53) as f64)
-    }
+/// Lists the sources that are off, with the reason, for the server.
+fn watching(sources: &[SourceState]) -> Watching {
+    let off = sources.iter().filter_map(|state| {
+        let reason = state.why_off()?;
+        Some(SourceOff { source: state.source.to_owned(), reason })
+    });
+    Watching { off: off.collect() }
 }
 
 #[cfg(test)]

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use tapio_wire::event::{Conntrack, Detail, EntityId, Event, Lane, Source};
 use tokio::sync::watch;
 
-use crate::base::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
+use crate::base::status::Status;
 use crate::intake::Intake;
-use crate::serve::health::Status;
 
 /// Percent at which it is full, and below which it has room again.
 const FULL_PERCENT: u64 = 95;
@@ -288,8 +288,7 @@ mod tests {
     use super::*;
     use crate::intake::identity::Identity;
     use crate::intake::shared::Shared;
-    use crate::outbox::Room;
-    use crate::outbox::queue::Queues;
+    use crate::outbox::queue::{Queues, Room};
     use crate::settings::config::Config;
 
     const STAT: &str = "\

@@ -5,18 +5,19 @@
 //! ever behind another's; the counters of the kernel are stated before the events that they count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
 use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, Shares, counter_index};
-use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
+use tapio_ringbuf::{CounterArray, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
-use crate::base::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
 use crate::budget::nap::Nap;
 use crate::intake::Intake;
+use crate::source::stop::Stop;
 
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
@@ -108,40 +109,6 @@ struct Pass {
 /// How full a ring is, as a share of its capacity.
 fn fill(ring: &Reader) -> f64 {
     ring.pending_bytes() as f64 / ring.capacity_bytes() as f64
-}
-
-/// Tells a source to end, and wakes it.
-pub struct Stop {
-    is_set: AtomicBool,
-    eventfd: EventFd,
-}
-
-impl Stop {
-    /// Not set yet.
-    ///
-    /// # Errors
-    /// When no eventfd can be had.
-    pub fn new() -> Result<Self, tapio_ringbuf::Error> {
-        Ok(Self { is_set: AtomicBool::new(false), eventfd: EventFd::new()? })
-    }
-
-    /// Sets it. Release: pairs with the Acquire in [`Stop::is_set`].
-    pub fn set(&self) {
-        self.is_set.store(true, Ordering::Release);
-        if let Err(error) = self.eventfd.notify() {
-            tracing::warn!(%error, "a source will notice its end only after its nap");
-        }
-    }
-
-    /// Whether it is set.
-    pub fn is_set(&self) -> bool {
-        self.is_set.load(Ordering::Acquire)
-    }
-
-    /// What becomes readable when it is set.
-    pub fn eventfd(&self) -> &EventFd {
-        &self.eventfd
-    }
 }
 
 impl EbpfSource {
@@ -427,8 +394,7 @@ mod tests {
     use super::*;
     use crate::intake::identity::Identity;
     use crate::intake::shared::Shared;
-    use crate::outbox::Room;
-    use crate::outbox::queue::Queues;
+    use crate::outbox::queue::{Queues, Room};
     use crate::settings::config::Config;
 
     #[test]

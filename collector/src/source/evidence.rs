@@ -21,31 +21,23 @@ mod watch;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use tapio_probes::record::CGROUP_V1_MEMORY;
-use tapio_wire::event::{Detail, EntityId, Event, Lane, Point, Role};
+use tapio_wire::event::{EntityId, Lane, Point};
 
 use crate::intake::Intake;
 use crate::intake::decode::Batch;
 use crate::intake::identity::Identity;
 use crate::intake::identity::directory::Directory;
+use crate::intake::requests::{self, Evidence, EvidenceCounts, Request};
 use full_mount::full_mount;
 use log::Logs;
 use read::{Mounts, Reading};
 use watch::{Told, Watch};
 
-const SIGBUS: u32 = 7;
-
-/// How often containers are sampled by default.
-pub const WATCH_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Requests that wait for the thread.
-const REQUESTS_MAX: usize = 128;
-/// The longest cgroup path that a request carries: containers within containers have some 400 bytes.
-const PATH_BYTES_MAX: usize = 512;
 /// Readings at once, and then a second.
 const READINGS_BURST: u32 = 50;
 const READINGS_PER_SECOND: u32 = 200;
@@ -53,125 +45,6 @@ const READINGS_PER_SECOND: u32 = 200;
 const COALESCED: Duration = Duration::from_millis(100);
 /// Cgroups that were read lately, remembered for [`COALESCED`].
 const RECENT_MAX: usize = 1024;
-
-/// Counters, for metrics. What is dropped here never became an event.
-#[derive(Default)]
-pub struct EvidenceCounts {
-    full: AtomicU64,
-    rate: AtomicU64,
-    path: AtomicU64,
-    coalesced: AtomicU64,
-    readings: AtomicU64,
-    reading_us: AtomicU64,
-}
-
-impl EvidenceCounts {
-    /// Requests that were dropped, by reason.
-    pub fn dropped(&self) -> [(&'static str, u64); 3] {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        [("full", get(&self.full)), ("rate", get(&self.rate)), ("path", get(&self.path))]
-    }
-
-    /// Requests that a reading just before has answered.
-    pub fn coalesced(&self) -> u64 {
-        self.coalesced.load(Ordering::Relaxed)
-    }
-
-    /// Readings, and the microseconds that they took together.
-    pub fn readings(&self) -> (u64, u64) {
-        (self.readings.load(Ordering::Relaxed), self.reading_us.load(Ordering::Relaxed))
-    }
-}
-
-/// What is to be read. Of a fixed size, so that asking allocates nothing.
-struct Request {
-    entity: EntityId,
-    cgroup_id: u64,
-    pid: u32,
-    /// 0 when nobody sent a signal.
-    sender_pid: u32,
-    /// 0 where it is not known.
-    sender_start_time_ns: u64,
-    sender_entity: EntityId,
-    /// Levels above the subject's memory cgroup of the one whose limit was full; [`None`] where none was.
-    full_height: Option<u32>,
-    /// It is a container's first process, and did not end with code 0.
-    is_end: bool,
-    /// Nothing but the log is to be read: it ended by itself.
-    is_log_only: bool,
-    /// It met a bus error, as of memory that a file system had no room for.
-    is_bus_error: bool,
-    path_bytes: u16,
-    path: [u8; PATH_BYTES_MAX],
-}
-
-impl Request {
-    fn path(&self) -> &str {
-        let bytes = self.path.get(..usize::from(self.path_bytes)).unwrap_or_default();
-        std::str::from_utf8(bytes).unwrap_or_default()
-    }
-}
-
-/// Where the kernel's source asks.
-pub struct Evidence {
-    requests: Sender<Request>,
-    with_log: bool,
-    counts: Arc<EvidenceCounts>,
-}
-
-impl Evidence {
-    /// Asks for what fades with this event, when it is one of those. `cgroup_id` is as in its record.
-    pub fn ask(&self, event: &Event, cgroup_id: u64, sender_start_time_ns: u64, identity: &Identity) {
-        let is_end = match &event.body {
-            Detail::Exit(exit) => self.with_log && exit.status != 0 && exit.role == Role::First as u8,
-            _ => false,
-        };
-        let is_log_only = matches!(&event.body, Detail::Exit(exit) if exit.status & 0x7f == 0);
-        let (sender_pid, sender_entity) = match &event.body {
-            Detail::Exit(_) if is_end => (0, 0),
-            Detail::Oom(_) | Detail::SignalDelivered { .. } => (0, 0),
-            Detail::Exit(exit) if exit.status & 0x7f != 0 => (0, 0),
-            Detail::Signal(signal) if signal.from_kernel && signal.signal == SIGBUS => (0, 0),
-            Detail::Signal(signal) if !signal.from_kernel && signal.sender_pid != event.pid && signal.result == 0 => {
-                (signal.sender_pid, signal.sender_entity)
-            }
-            _ => return,
-        };
-        let full_height = match &event.body {
-            Detail::Oom(oom) if oom.limit_bytes > 0 => Some(oom.limit_height),
-            _ => None,
-        };
-        let is_bus_error = match &event.body {
-            Detail::Signal(signal) => signal.signal == SIGBUS,
-            Detail::SignalDelivered { signal, .. } => *signal == SIGBUS,
-            Detail::Exit(exit) => exit.status & 0x7f == SIGBUS,
-            _ => false,
-        };
-        let path = identity.path(cgroup_id).unwrap_or_default();
-        if path.len() > PATH_BYTES_MAX {
-            self.counts.path.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let mut request = Request {
-            entity: event.entity,
-            cgroup_id,
-            pid: event.pid,
-            sender_pid,
-            sender_start_time_ns,
-            sender_entity,
-            full_height,
-            is_end,
-            is_log_only,
-            is_bus_error,
-            path_bytes: path.len() as u16,
-            path: [0; PATH_BYTES_MAX],
-        };
-        request.path[..path.len()].copy_from_slice(path.as_bytes());
-        if self.requests.try_send(request).is_err() {
-            self.counts.full.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
 
 /// The thread that reads.
 pub struct EvidenceReader {
@@ -204,12 +77,10 @@ pub struct Options {
 
 /// The sender of requests and the reader that answers them.
 pub fn channel(options: Options) -> (Evidence, EvidenceReader) {
-    let (sender, requests) = bounded(REQUESTS_MAX);
-    let counts = Arc::<EvidenceCounts>::default();
-    let with_log = options.log_lines > 0;
+    let (evidence, requests, counts) = requests::channel(options.log_lines > 0);
     let reader = EvidenceReader {
         requests,
-        counts: Arc::clone(&counts),
+        counts,
         mounts: Mounts::of_this_machine(),
         logs: Logs::new(options.log_dir, options.log_lines, options.directory),
         recent: HashMap::default(),
@@ -219,7 +90,7 @@ pub fn channel(options: Options) -> (Evidence, EvidenceReader) {
         allowance: READINGS_BURST,
         refilled: Instant::now(),
     };
-    (Evidence { requests: sender, with_log, counts }, reader)
+    (evidence, reader)
 }
 
 impl EvidenceReader {
@@ -370,14 +241,14 @@ fn mounted_for(pid: u32, readings: &[Reading]) -> impl Iterator<Item = u32> {
 
 #[cfg(test)]
 mod tests {
-    use tapio_wire::event::{EntityKind, Exit, NO_NAME, Source};
+    use tapio_wire::event::{Detail, EntityKind, Event, Exit, NO_NAME, Role, Source};
 
     use super::*;
     use crate::intake::identity::directory::{ContainerNames, PodNames};
+    use crate::intake::requests::REQUESTS_MAX;
     use crate::intake::shared::Shared;
-    use crate::outbox::Room;
-    use crate::outbox::queue::Queues;
-    use crate::settings::config::Config;
+    use crate::outbox::queue::{Queues, Room};
+    use crate::settings::config::{Config, WATCH_INTERVAL};
 
     fn options() -> Options {
         Options {

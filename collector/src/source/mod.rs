@@ -3,8 +3,10 @@
 
 pub mod conntrack;
 pub mod ebpf;
+pub mod ended_epochs;
 pub mod evidence;
 pub mod kube;
 pub mod probe_report;
 pub mod shm;
+pub mod stop;
 pub mod systemd;

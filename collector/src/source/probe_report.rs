@@ -4,7 +4,7 @@
 
 use tapio_probes::{State, Verdict};
 
-use crate::serve::health::Status;
+use crate::base::status::Status;
 
 /// Logs the verdicts; the status names the probes that were wanted and do not run.
 pub fn report(verdicts: &[Verdict]) -> Status {

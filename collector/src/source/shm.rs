@@ -22,7 +22,7 @@ use tapio_wire::ledger::{Reason, Stage};
 use crate::budget::nap::{self, Nap};
 use crate::intake::Intake;
 use crate::settings::config::ShmSection;
-use crate::source::ebpf::Stop;
+use crate::source::stop::Stop;
 
 const STOP_TOKEN: u64 = 0;
 const ARRIVAL_TOKEN: u64 = 1;

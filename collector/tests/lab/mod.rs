@@ -13,12 +13,12 @@ use tapio_collector::base::books::Books;
 use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
 use tapio_collector::intake::identity::exclusion::Exclusion;
+use tapio_collector::intake::requests::Evidence;
 use tapio_collector::intake::shared::Shared;
-use tapio_collector::outbox::Room;
-use tapio_collector::outbox::queue::Queues;
+use tapio_collector::outbox::queue::{Queues, Room};
 use tapio_collector::settings::config::Config;
-use tapio_collector::source::ebpf::{EbpfSource, Stop};
-use tapio_collector::source::evidence::Evidence;
+use tapio_collector::source::ebpf::EbpfSource;
+use tapio_collector::source::stop::Stop;
 use tapio_probes::{Controls, LoadConfig};
 use tapio_wire::event::{Body, Detail, Entity, EntityId, Event, NO_NAME, Name, SOURCES, Source};
 

@@ -6,6 +6,7 @@ use tapio_wire::frame::{Encoder, Stamp};
 use tapio_wire::segment::RECORD_HEADER_BYTES;
 
 use super::*;
+use crate::settings::config::SPOOL_BYTES_MIN;
 
 fn frame(epoch: u64, seq: u64, events: usize) -> Bytes {
     let event = Event { time_ns: 1, entity: 1, pid: 1, source: Source::Shm, body: Detail::RunQueue { wait_ns: seq } };
@@ -23,7 +24,7 @@ fn seqs(frames: &[Bytes]) -> Vec<u64> {
 #[test]
 fn what_was_appended_is_read_in_order_and_found_after_a_restart() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     assert!(left.is_empty());
     spool.append(&(5..=8).map(|seq| frame(1, seq, 10)).collect::<Vec<_>>()).expect("written");
     spool.append(&[frame(1, 9, 10)]).expect("written");
@@ -33,7 +34,7 @@ fn what_was_appended_is_read_in_order_and_found_after_a_restart() {
     assert_eq!(seqs(&spool.read(1, 7, usize::MAX).expect("read")), [7, 8, 9], "also where it was read before");
     assert_eq!(spool.read(1, 10, usize::MAX).expect_err("no such frame").kind(), io::ErrorKind::InvalidData);
     drop(spool);
-    let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let epochs: Vec<_> = left.iter().map(|left| (left.epoch, left.first_seq, left.last_seq)).collect();
     assert_eq!(epochs, [(1, 5, 9), (2, 1, 1)]);
     assert_eq!(left[0].acked_events[Source::Shm as usize], 40);
@@ -46,7 +47,7 @@ fn what_was_appended_is_read_in_order_and_found_after_a_restart() {
 #[test]
 fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     spool.append(&[frame(1, 1, 2), frame(1, 2, 2)]).expect("written");
     let path = spool.path(1);
     let whole = fs::read(&path).expect("read");
@@ -54,7 +55,7 @@ fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
     let second = SEGMENT_HEADER_BYTES + record_bytes(frame(1, 1, 2).len());
     for cut in second..whole.len() {
         fs::write(&path, &whole[..cut]).expect("written");
-        let (_spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+        let (_spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
         assert_eq!((left[0].first_seq, left[0].last_seq), (1, 1), "cut at {cut}");
         assert_eq!(fs::metadata(&path).expect("there").len(), second as u64);
     }
@@ -64,25 +65,25 @@ fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
 fn a_folder_is_one_collectors_and_nobody_elses_to_read() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path().join("spool");
-    let (mut spool, _) = Spool::open(&dir, MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(&dir, SPOOL_BYTES_MIN).expect("opened");
     spool.append(&[frame(1, 1, 2)]).expect("written");
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode(&dir), mode(&spool.path(1))), (0o700, 0o600));
-    let error = Spool::open(&dir, MAX_BYTES_MIN).err().expect("it is in use").to_string();
+    let error = Spool::open(&dir, SPOOL_BYTES_MIN).err().expect("it is in use").to_string();
     assert!(error.contains("another collector"), "{error}");
     drop(spool);
-    Spool::open(&dir, MAX_BYTES_MIN).expect("opened");
+    Spool::open(&dir, SPOOL_BYTES_MIN).expect("opened");
 }
 
 #[test]
 fn a_write_larger_than_a_batch_is_whole() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let frames: Vec<Bytes> = (1..=20).map(|seq| frame(1, seq, 10_000)).collect();
     assert!(frames.iter().map(Bytes::len).sum::<usize>() > 2 * SPOOL_BATCH_BYTES);
     spool.append(&frames).expect("written");
     drop(spool);
-    let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     assert_eq!((left[0].first_seq, left[0].last_seq), (1, 20));
     assert_eq!(seqs(&spool.read(1, 1, usize::MAX).expect("read")), (1..=20).collect::<Vec<_>>());
 }
@@ -90,7 +91,7 @@ fn a_write_larger_than_a_batch_is_whole() {
 #[test]
 fn the_bound_holds_and_is_made_of_whole_segments() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let mut seq = 1;
     while spool.has_room(&[frame(1, seq, 10_000)]) {
         spool.append(&[frame(1, seq, 10_000)]).expect("written");
@@ -101,9 +102,9 @@ fn the_bound_holds_and_is_made_of_whole_segments() {
         entries.map(|entry| entry.expect("an entry").metadata().expect("its size").len()).sum::<u64>()
     };
     let notes = on_disk() - spool.bytes();
-    assert!(notes < NOTES_BYTES as u64 && on_disk() <= MAX_BYTES_MIN && on_disk() > MAX_BYTES_MIN * 9 / 10);
+    assert!(notes < NOTES_BYTES as u64 && on_disk() <= SPOOL_BYTES_MIN && on_disk() > SPOOL_BYTES_MIN * 9 / 10);
     spool.acknowledged(1, seq / 2, [0; SOURCES]);
-    assert!(on_disk() < MAX_BYTES_MIN * 3 / 4 && spool.has_room(&[frame(1, seq, 10_000)]));
+    assert!(on_disk() < SPOOL_BYTES_MIN * 3 / 4 && spool.has_room(&[frame(1, seq, 10_000)]));
 }
 
 /// Where the record of a frame begins in the first segment, when all frames before it are as long as this one.
@@ -121,7 +122,7 @@ fn flip(path: &Path, at: usize) {
 fn a_flipped_bit_costs_one_frame_also_after_a_restart() {
     for at in [4, RECORD_HEADER_BYTES + 30, RECORD_HEADER_BYTES + 300] {
         let dir = tempfile::tempdir().expect("a folder");
-        let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+        let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
         spool.append(&(1..=8).map(|seq| frame(1, seq, 10)).collect::<Vec<_>>()).expect("written");
         flip(&spool.path(1), record_of(4, &frame(1, 4, 10)) + at);
         for _ in 0..2 {
@@ -132,7 +133,7 @@ fn a_flipped_bit_costs_one_frame_also_after_a_restart() {
             assert_eq!(seqs(&spool.read(1, 5, usize::MAX).expect("read")), [5, 6, 7, 8]);
             drop(spool);
             let left;
-            (spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+            (spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
             assert_eq!((left[0].first_seq, left[0].last_seq), (1, 8));
         }
     }
@@ -140,7 +141,7 @@ fn a_flipped_bit_costs_one_frame_also_after_a_restart() {
 
 /// A spool of three segments, and the first frames of the second and the third.
 fn three_segments(dir: &Path) -> (Spool, u64, u64) {
-    let (mut spool, _) = Spool::open(dir, MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir, SPOOL_BYTES_MIN).expect("opened");
     let mut seq = 1;
     while spool.segments.len() < 3 {
         spool.append(&[frame(1, seq, 10_000)]).expect("written");
@@ -164,14 +165,14 @@ fn a_segment_that_somebody_deleted_costs_what_was_in_it() {
         assert_eq!(spool.next_whole(1, second).map(|(header, _)| header.seq), Some(third));
         assert_eq!(seqs(&spool.read(1, third, usize::MAX).expect("read")), [third]);
         drop(spool);
-        (spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+        (spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     }
 }
 
 #[test]
 fn a_deleted_segment_is_not_written_to_any_more() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     spool.append(&[frame(1, 1, 10)]).expect("written");
     fs::remove_file(spool.path(1)).expect("deleted");
     spool.append(&[frame(1, 2, 10)]).expect("written");
@@ -181,7 +182,7 @@ fn a_deleted_segment_is_not_written_to_any_more() {
 #[test]
 fn a_frame_that_was_damaged_in_memory_keeps_no_other_from_the_disk() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let mut damaged = frame(1, 2, 10).to_vec();
     damaged[200] ^= 1;
     spool.append(&[frame(1, 1, 10), damaged.into(), frame(1, 3, 10)]).expect("written");
@@ -192,7 +193,7 @@ fn a_frame_that_was_damaged_in_memory_keeps_no_other_from_the_disk() {
 #[test]
 fn what_an_ended_epoch_left_is_read_as_the_next_one_also_after_a_restart() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     spool.append(&(1..=6).map(|seq| frame(1, seq, 10)).collect::<Vec<_>>()).expect("written");
     let end = |spool: &mut Spool, epoch: u64, from_seq: u64| {
         let (header, ledger) = spool.next_whole(epoch, from_seq).expect("a frame");
@@ -212,7 +213,7 @@ fn what_an_ended_epoch_left_is_read_as_the_next_one_also_after_a_restart() {
         assert_eq!(frames.iter().map(shipped).collect::<Vec<_>>(), [10, 20, 30, 40]);
         drop(spool);
         let left;
-        (spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+        (spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
         assert_eq!(left.len(), 1);
         assert_eq!((left[0].epoch, left[0].first_seq, left[0].last_seq), (3, 1, 4));
         assert_eq!(left[0].acked_events, [0; SOURCES]);
@@ -236,11 +237,11 @@ fn a_first_segment_that_was_deleted_between_two_runs_is_told_from_one_that_was_a
     acked[Source::Shm as usize] = (second - 1) * 10_000;
     spool.acknowledged(1, second - 1, acked);
     drop(spool);
-    let (spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     assert_eq!((left[0].first_seq, left[0].acked_events), (second, acked));
     fs::remove_file(spool.path(2)).expect("deleted");
     drop(spool);
-    let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     assert_eq!((left[0].first_seq, left[0].acked_events), (second, acked), "nobody acknowledged what is gone");
     assert!(spool.read(1, second, usize::MAX).is_err());
     assert_eq!(spool.next_whole(1, second).map(|(header, _)| header.seq), Some(third));
@@ -249,11 +250,11 @@ fn a_first_segment_that_was_deleted_between_two_runs_is_told_from_one_that_was_a
 #[test]
 fn the_first_frame_of_all_may_be_the_damaged_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     spool.append(&(5..=8).map(|seq| frame(1, seq, 10)).collect::<Vec<_>>()).expect("written");
     let path = spool.path(1);
     drop(spool);
     flip(&path, SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES + 300);
-    let (_spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (_spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     assert_eq!((left[0].first_seq, left[0].last_seq, left[0].acked_events[Source::Shm as usize]), (5, 8, 40));
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tapio_wire::tls::ClientFiles;
 
 use super::{Config, ConfigError};
-use crate::outbox::spool::MAX_BYTES_MIN;
-use crate::settings::thresholds::errno_names;
-use crate::ship::endpoints::ServerName;
+use crate::settings::config::SPOOL_BYTES_MIN;
+use crate::settings::errnos::errno_names;
+use crate::settings::server_name::ServerName;
 
 /// Events in a frame at the most: with names and descriptions of the greatest length they still fit the wire's limits.
 const BATCH_EVENTS_MAX: usize = 16_384;
@@ -52,9 +52,9 @@ impl Config {
             return invalid("grpc.tls", "without grpc.tls_enabled: true it would have no effect".into());
         }
         if let Some(spool) = &self.grpc.spool
-            && (spool.max_bytes < MAX_BYTES_MIN || spool.dir.as_os_str().is_empty())
+            && (spool.max_bytes < SPOOL_BYTES_MIN || spool.dir.as_os_str().is_empty())
         {
-            return invalid("grpc.spool", format!("name a dir, and max_bytes of at least {MAX_BYTES_MIN}"));
+            return invalid("grpc.spool", format!("name a dir, and max_bytes of at least {SPOOL_BYTES_MIN}"));
         }
         if self.grpc.resolve_interval < Duration::from_millis(100) {
             return invalid("grpc.resolve_interval", "less than 100ms would only load the name server".into());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tapio_wire::event::{Entity, EntityId, EntityKind};
 
-use crate::base::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
 use crate::intake::identity::directory::Directory;
 
 /// How much of a file is looked at, from its end.

@@ -74,7 +74,7 @@ impl NodeWatch {
 mod tests {
     use super::*;
 
-    const INTERVAL: Duration = super::super::WATCH_INTERVAL;
+    const INTERVAL: Duration = crate::settings::config::WATCH_INTERVAL;
     const AGAIN: Duration = Duration::from_secs(60);
 
     fn overs(told: &[Trouble]) -> Vec<(What, bool)> {

@@ -8,7 +8,6 @@ use tapio_wire::event::{
     CgroupUse, Curve, Detail, EntityId, Event, Lane, LogLines, Member, NO_NAME, Observation, Source, Trouble,
 };
 
-use super::Request;
 use super::counters::Counters;
 use super::full_mount::FullMount;
 use super::lasting::{self, Whose};
@@ -16,10 +15,11 @@ use super::log::{LINE_BYTES_MAX, Said};
 use super::read::{self, Reading};
 use super::sender::Sender;
 use super::watch::Samples;
-use crate::base::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
 use crate::intake::Intake;
 use crate::intake::decode::Batch;
 use crate::intake::identity::Identity;
+use crate::intake::requests::Request;
 
 /// Waits until one more event finds room.
 pub fn wait_for_room(intake: &mut Intake) {

@@ -411,7 +411,7 @@ impl Watched {
 mod tests {
     use super::*;
 
-    const INTERVAL: Duration = super::super::WATCH_INTERVAL;
+    const INTERVAL: Duration = crate::settings::config::WATCH_INTERVAL;
     const PATH: &str = "/docker/cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc";
 
     fn at(start: Instant, samples: u64) -> Instant {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::base::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
 
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);

@@ -23,8 +23,8 @@ use kube::api::{ObjectMeta, PostParams};
 use tokio::sync::watch;
 
 use super::client::{Access, Trouble};
-use crate::base::latency::realtime_ns;
-use crate::ship::Jitter;
+use crate::base::clock::realtime_ns;
+use crate::base::jitter::Jitter;
 
 /// The Lease's name.
 pub const LEASE: &str = "tapio-collector";

@@ -27,7 +27,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch as channel};
 
 pub use client::{AccessError, PERMISSIONS};
-pub use stuck::AFTER as STUCK_AFTER;
 pub use watch::{WATCH_OUTCOMES, WatchCounts};
 
 use self::client::Access;
@@ -35,11 +34,11 @@ use self::lease::{Election, Pace};
 use self::pods::Pods;
 use self::told::{Scribe, Teller, Told};
 use self::watch::Context;
-use crate::base::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
+use crate::base::status::Status;
 use crate::budget::governor::Metered;
 use crate::intake::Intake;
 use crate::intake::identity::directory::Directory;
-use crate::serve::health::Status;
 use crate::settings::config::K8sSection;
 
 /// How long giving the Lease back may take.

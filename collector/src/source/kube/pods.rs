@@ -16,7 +16,7 @@ use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
 use super::stuck::Stuck;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
-use crate::base::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
 use crate::intake::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
 
 /// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was told

@@ -12,7 +12,7 @@ use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Lane, 
 use tapio_wire::{entity_id, node_id};
 use tokio::sync::mpsc;
 
-use crate::base::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
 use crate::intake::Intake;
 use crate::intake::decode::Batch;
 use crate::intake::identity::directory::{Directory, Owner, workload_entity};
@@ -275,8 +275,7 @@ mod tests {
     use crate::intake::decode::TEXT_BYTES_MAX;
     use crate::intake::identity::Identity;
     use crate::intake::shared::Shared;
-    use crate::outbox::Room;
-    use crate::outbox::queue::Queues;
+    use crate::outbox::queue::{Queues, Room};
     use crate::settings::config::Config;
 
     /// An Event whose message is as long as its author pleased.

@@ -22,8 +22,8 @@ use super::backoff::Backoff;
 use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
 use super::objects::Object;
 use super::told::{Teller, Told};
-use crate::base::latency::boottime_ns;
-use crate::serve::health::Status;
+use crate::base::clock::boottime_ns;
+use crate::base::status::Status;
 
 /// A watch that lived this long was a sound one.
 const SOUND: Duration = Duration::from_secs(10);

@@ -21,9 +21,9 @@ use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source, UnitJob, Uni
 use tokio::sync::watch;
 use zbus::Connection;
 
-use crate::base::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
+use crate::base::status::Status;
 use crate::intake::Intake;
-use crate::serve::health::Status;
 use crate::settings::config::SystemdSection;
 use name::Selection;
 pub use name::Skip;

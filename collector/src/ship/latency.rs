@@ -1,54 +1,18 @@
 //! Latency from an event to its durable acknowledgement, measured without a cost per event.
 //!
-//! A frame keeps the times of at most [`SAMPLES`] of its events, evenly spread and with the oldest among them; when the frame
+//! A frame keeps the times of at most [`SAMPLES`](crate::outbox::frame_times::SAMPLES) of its events, evenly spread and with the oldest among them; when the frame
 //! is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
 //! in a list: a histogram is as many cold cache lines as values, and a few dozen frames at once pay for them once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
-use rustix::time::{ClockId, clock_gettime};
-use tapio_wire::event::Body;
 
-/// Events of a frame whose times are kept.
-pub const SAMPLES: usize = 8;
+use crate::base::metrics::doubling;
+use crate::outbox::frame_times::FrameTimes;
+
 /// Acknowledged frames that are not in the histograms yet.
 const WAITING_MAX: usize = 64;
-
-/// `CLOCK_BOOTTIME`, nanoseconds.
-pub fn boottime_ns() -> u64 {
-    clock_ns(ClockId::Boottime)
-}
-
-/// `CLOCK_REALTIME`, nanoseconds.
-pub fn realtime_ns() -> u64 {
-    clock_ns(ClockId::Realtime)
-}
-
-fn clock_ns(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-/// Times of some of a frame's events.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FrameTimes {
-    times_ns: [u64; SAMPLES],
-    samples: usize,
-    events: u64,
-}
-
-impl FrameTimes {
-    /// Samples a body.
-    pub fn of(body: &Body) -> Self {
-        let events = body.events.len();
-        let mut times = Self { events: events as u64, samples: events.min(SAMPLES), ..Self::default() };
-        for (sample, time_ns) in times.times_ns[..times.samples].iter_mut().enumerate() {
-            *time_ns = body.events[sample * events / times.samples].time_ns;
-        }
-        times
-    }
-}
 
 /// An acknowledged frame.
 struct Measured {
@@ -71,22 +35,6 @@ pub struct Latencies {
     /// first sending. Up to date after [`Self::counts`] or [`Self::event_quantile_us`]: call one of them before a scrape.
     pub ack_seconds: prometheus::Histogram,
     pub send_seconds: prometheus::Histogram,
-}
-
-/// A histogram whose buckets double from `first` on.
-fn doubling(name: &str, help: &str, first: f64, buckets: usize) -> prometheus::Histogram {
-    let buckets = prometheus::exponential_buckets(first, 2.0, buckets).expect("it starts above 0 and grows");
-    let options = prometheus::HistogramOpts::new(name, help).buckets(buckets);
-    prometheus::Histogram::with_opts(options).expect("the name is valid")
-}
-
-/// Bytes of frames as they are sent.
-pub struct FrameSizes(pub prometheus::Histogram);
-
-impl Default for FrameSizes {
-    fn default() -> Self {
-        Self(doubling("tapio_collector_frame_bytes", "Bytes of a frame as it is sent", 256.0, 15))
-    }
 }
 
 impl Default for Latencies {
@@ -170,9 +118,10 @@ impl Latencies {
 
 #[cfg(test)]
 mod tests {
-    use tapio_wire::event::{Detail, Event, Source};
+    use tapio_wire::event::{Body, Detail, Event, Source};
 
     use super::*;
+    use crate::outbox::frame_times::SAMPLES;
 
     #[test]
     fn every_event_of_a_frame_is_counted_and_the_oldest_is_seen() {

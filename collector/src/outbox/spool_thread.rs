@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam::sync::Parker;
 
-use super::Spool;
-use crate::outbox::{Outbox, SPOOL_BATCH_BYTES};
+use super::Outbox;
+use crate::outbox::spool::{SPOOL_BATCH_BYTES, Spool};
 
 /// How often the thread looks when nobody wakes it.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
