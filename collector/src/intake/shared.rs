@@ -7,11 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tapio_wire::event::{KINDS, Kind as EventKind, SOURCES, Source};
-
 use crate::base::books::Books;
 use crate::budget::governor::Governed;
-use crate::intake::identity::OUTCOMES;
+use crate::intake::counts::{IdentityCounts, KindCounts};
 use crate::intake::identity::directory::Directory;
 use crate::intake::redact::Redactor;
 use crate::outbox::epochs::EndedEpochs;
@@ -20,52 +18,6 @@ use crate::outbox::pack::Packer;
 use crate::outbox::queue::Queues;
 use crate::settings::config::Config;
 use crate::settings::live::{Filter, Live};
-
-/// Counts of events by source and kind, for metrics.
-pub struct KindCounts {
-    counts: [[AtomicU64; KINDS]; SOURCES],
-}
-
-impl Default for KindCounts {
-    fn default() -> Self {
-        Self { counts: [const { [const { AtomicU64::new(0) }; KINDS] }; SOURCES] }
-    }
-}
-
-impl KindCounts {
-    /// Counts events of a source, by kind.
-    pub(crate) fn add(&self, source: Source, counts: [u32; KINDS]) {
-        add(&self.counts[source as usize], counts);
-    }
-
-    /// Events of a source and kind so far.
-    pub fn get(&self, source: Source, kind: EventKind) -> u64 {
-        self.counts[source as usize][kind as usize].load(Ordering::Relaxed)
-    }
-}
-
-fn add<const N: usize>(counters: &[AtomicU64; N], counts: [u32; N]) {
-    for (counter, count) in counters.iter().zip(counts) {
-        if count > 0 {
-            counter.fetch_add(u64::from(count), Ordering::Relaxed);
-        }
-    }
-}
-
-/// How far the subjects of events could be told, by [`OUTCOMES`], for metrics.
-#[derive(Default)]
-pub struct IdentityCounts([AtomicU64; OUTCOMES.len()]);
-
-impl IdentityCounts {
-    pub(crate) fn add(&self, counts: [u32; OUTCOMES.len()]) {
-        add(&self.0, counts);
-    }
-
-    /// Each outcome and its count.
-    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        OUTCOMES.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
-    }
-}
 
 /// What all sources share.
 #[derive(Clone)]

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tapio_probes::record::Kind;
+
 use crate::settings::config::Config;
-use crate::settings::severity::Severity;
+use crate::settings::severity::{Severity, severity};
 
 /// What may be dropped of the bulk lane, by configuration.
 #[derive(Clone, Debug)]
@@ -27,6 +29,12 @@ impl Filter {
             sampling_rate: config.collector.sampling_rate,
             events_per_second: config.collector.max_events_per_sec,
         }
+    }
+
+    /// Whether bulk events of this kind matter enough to be kept.
+    #[inline]
+    pub fn admits(&self, kind: Kind) -> bool {
+        severity(kind) >= self.min_severity
     }
 }
 

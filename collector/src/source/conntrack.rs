@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::base::clock::boottime_ns;
 use crate::base::status::Status;
 use crate::intake::Intake;
+use crate::intake::pass::Pass;
 
 /// Percent at which it is full, and below which it has room again.
 const FULL_PERCENT: u64 = 95;
@@ -214,17 +215,18 @@ impl ConntrackPoll {
     pub async fn run(mut self, mut intake: Intake, mut stopped: watch::Receiver<bool>) {
         let mut was_absent = None;
         let mut next = tokio::time::Instant::now();
+        let mut pass = intake.begin();
         loop {
-            let until = match intake.is_empty() {
+            let until = match pass.is_empty() {
                 true => next,
-                false => next.min(tokio::time::Instant::now() + intake.sleep_limit()),
+                false => next.min(tokio::time::Instant::now() + pass.sleep_limit()),
             };
             tokio::select! {
                 _ = stopped.wait_for(|&stopped| stopped) => break,
                 () = tokio::time::sleep_until(until) => {}
             }
             if tokio::time::Instant::now() >= next {
-                let absent = self.look(&mut intake).err();
+                let absent = self.look(&mut pass).err();
                 next += if absent.is_some() { self.interval.max(ABSENT_INTERVAL) } else { self.interval };
                 match &absent {
                     Some(reason) => self.status.waits_for(format!("off, no table of connections: {reason}")),
@@ -238,18 +240,18 @@ impl ConntrackPoll {
                     was_absent = Some(absent);
                 }
             }
-            intake.begin();
-            intake.flush(false);
+            pass.renew();
         }
+        pass.finish();
         while let Some(pause) = intake.hand_on() {
             tokio::time::sleep(pause).await;
         }
     }
 
-    fn look(&mut self, intake: &mut Intake) -> Result<(), String> {
+    fn look(&mut self, pass: &mut Pass<'_>) -> Result<(), String> {
         let fill = self.files.read()?;
         // Without room nothing is looked at: the next look tells what this one would have.
-        if intake.room_of(Lane::Lethal) == 0 {
+        if pass.room_of(Lane::Lethal) == 0 {
             return Ok(());
         }
         let Some((is_full, dropped, early_dropped)) = self.teller.look(fill, Instant::now()) else {
@@ -263,7 +265,7 @@ impl ConntrackPoll {
             };
             (address.octets(), entries, looked_at)
         });
-        intake.observe(|_, _| Event {
+        pass.observe(|_, _| Event {
             time_ns: boottime_ns(),
             entity: self.node,
             pid: 0,
@@ -376,9 +378,9 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
         let (queues, _parker) = Queues::new(64);
         let shared = Shared::for_config(&Config::default(), queues);
         let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
-        ConntrackPoll::below(root, Duration::from_secs(5), 7).look(&mut intake).expect("there is a table");
-        intake.begin();
-        intake.flush(true);
+        let mut pass = intake.begin();
+        ConntrackPoll::below(root, Duration::from_secs(5), 7).look(&mut pass).expect("there is a table");
+        pass.finish_all();
         let bodies = std::iter::from_fn(|| shared.queues.pop(Room::Both));
         let events = bodies.flat_map(|(_, body)| body.events.clone());
         events

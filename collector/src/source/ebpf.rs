@@ -14,9 +14,11 @@ use tapio_ringbuf::{CounterArray, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
+use crate::base::books::SourceBooks;
 use crate::base::clock::boottime_ns;
 use crate::budget::nap::Nap;
 use crate::intake::Intake;
+use crate::intake::pass::Pass;
 use crate::source::stop::Stop;
 
 const LETHAL_TOKEN: u64 = 0;
@@ -100,7 +102,7 @@ impl MissedRuns {
 }
 
 /// What a pass over the rings has brought.
-struct Pass {
+struct Found {
     records: usize,
     /// There was no room for all of it.
     has_more: bool,
@@ -197,8 +199,8 @@ impl EbpfSource {
     pub fn run(mut self, mut intake: Intake) -> Result<(), EbpfError> {
         while !self.stop.is_set() {
             match self.pass(&mut intake, false)? {
-                Pass { has_more: false, .. } => self.sleep(&mut intake)?,
-                Pass { records: 0, .. } => self.wait_for_room(),
+                Found { has_more: false, .. } => self.sleep(&mut intake)?,
+                Found { records: 0, .. } => self.wait_for_room(),
                 _ => {}
             }
             if self.missed_read.elapsed() >= MISSED_INTERVAL
@@ -225,52 +227,55 @@ impl EbpfSource {
         }
     }
 
-    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<Pass, EbpfError> {
-        intake.begin();
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<Found, EbpfError> {
         let before = intake.accepted();
+        let mut pass = intake.begin();
         let fullest = [&self.lethal].into_iter().chain(&self.bulk).map(fill).fold(0.0, f64::max);
-        let drained = self.lethal.drain(intake.room_of(Lane::Lethal), |record| intake.accept(record))?;
+        let drained = self.lethal.drain(pass.room_of(Lane::Lethal), |record| pass.accept(record))?;
         let (mut records, mut discarded, mut has_more) = (drained.records, drained.discarded, drained.more);
         for _ in 0..self.bulk.len() {
             // Filters may let fewer pass than were drained: the room is what is left in the batch.
-            let room = intake.room_of(Lane::Bulk);
+            let room = pass.room_of(Lane::Bulk);
             if room == 0 {
                 has_more |= self.bulk.iter().any(|ring| !ring.is_empty());
                 break;
             }
             let ring = &mut self.bulk[self.bulk_next];
             if !ring.is_empty() {
-                let drained = ring.drain(room, |record| intake.accept(record))?;
+                let drained = ring.drain(room, |record| pass.accept(record))?;
                 records += drained.records;
                 discarded += drained.discarded;
                 has_more |= drained.more;
             }
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
-        let fetched = self.fetch_sums(intake) | self.tell_floods(intake);
+        let fetched = self.fetch_sums(&mut pass) | self.tell_floods(&mut pass);
         if all || (self.counters_read.elapsed() >= COUNTERS_INTERVAL && (records > 0 || discarded > 0 || fetched)) {
-            self.state_counters(intake);
+            self.state_counters(pass.books());
         } else if records > 0 || discarded > 0 || fetched {
-            self.state_emitted(intake);
+            self.state_emitted(pass.books());
         }
-        intake.flush(all);
+        match all {
+            true => pass.finish_all(),
+            false => pass.finish(),
+        }
         self.nap.saw(Instant::now(), records, intake.accepted() - before, fullest);
         intake.expect(self.nap.events_per_second());
-        Ok(Pass { records, has_more })
+        Ok(Found { records, has_more })
     }
 
     /// Takes what the kernel has summed up, as far as there is room. The rings come first: their records are older.
-    fn fetch_sums(&mut self, intake: &mut Intake) -> bool {
-        let room = intake.room_of(Lane::Bulk);
+    fn fetch_sums(&mut self, pass: &mut Pass<'_>) -> bool {
+        let room = pass.room_of(Lane::Bulk);
         if room == 0 {
             return false;
         }
         let before = self.aggregated;
-        let dns_timeout = intake.dns_timeout();
+        let dns_timeout = pass.dns_timeout();
         let aggregated = &mut self.aggregated;
         let mut each = |record: &[u8]| {
             *aggregated += 1;
-            intake.accept_fetched(record);
+            pass.accept_fetched(record);
         };
         let fetched = match (&mut self.probes, &mut self.rest) {
             (Some(probes), _) => {
@@ -294,10 +299,10 @@ impl EbpfSource {
     }
 
     /// Emits an event for each cgroup whose records were dropped for its rate; looks about once a second.
-    fn tell_floods(&mut self, intake: &mut Intake) -> bool {
+    fn tell_floods(&mut self, pass: &mut Pass<'_>) -> bool {
         let (read, limited) = self.shares_read;
         let is_due = read.elapsed() >= FLOODS_INTERVAL && (self.limited > limited || self.shares.has_floods());
-        let room = intake.room_of(Lane::Lethal);
+        let room = pass.room_of(Lane::Lethal);
         if !is_due || room == 0 {
             return false;
         }
@@ -306,7 +311,7 @@ impl EbpfSource {
         let aggregated = &mut self.aggregated;
         self.shares.read(boottime_ns(), room, |record| {
             *aggregated += 1;
-            intake.accept_fetched(record);
+            pass.accept_fetched(record);
         });
         self.aggregated > before
     }
@@ -316,14 +321,14 @@ impl EbpfSource {
     }
 
     /// States what was read at the least, so that nothing is ever archived before it was emitted.
-    fn state_emitted(&mut self, intake: &Intake) {
+    fn state_emitted(&mut self, books: &SourceBooks) {
         let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
         self.emitted = self.emitted.max(consumed + self.dropped + self.sampled + self.excluded + self.limited);
-        intake.books().set_emitted(self.emitted + self.aggregated);
+        books.set_emitted(self.emitted + self.aggregated);
     }
 
     /// The same, and what the kernel lost and left out.
-    fn state_counters(&mut self, intake: &Intake) {
+    fn state_counters(&mut self, books: &SourceBooks) {
         self.counters_read = Instant::now();
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
         let mut limited = 0;
@@ -347,12 +352,12 @@ impl EbpfSource {
         self.excluded += newly_excluded;
         // A record is counted as emitted before it is counted as lost or can be read, so there are at least as many as those.
         self.emitted = emitted.max(self.emitted);
-        self.state_emitted(intake);
-        intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
-        intake.books().set_dropped(Stage::Ring, Reason::RateLimited, self.limited);
+        self.state_emitted(books);
+        books.set_dropped(Stage::Ring, Reason::Full, self.dropped);
+        books.set_dropped(Stage::Ring, Reason::RateLimited, self.limited);
         // Added: the intake counts there what it leaves out itself.
-        intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
-        intake.books().drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
+        books.drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
+        books.drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
     }
 
     /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
@@ -378,7 +383,7 @@ impl EbpfSource {
         self.wakeup.set(false);
         // What was sampled away in the meantime left no record that would bring this about.
         if self.counters_read.elapsed() >= COUNTERS_INTERVAL {
-            self.state_counters(intake);
+            self.state_counters(intake.books());
         }
         Ok(())
     }

@@ -16,13 +16,13 @@ use crate::outbox::epochs::{EndedEpoch, EndedEpochs};
 /// Writes an event for each ended epoch, until the sources have stopped and the intake is empty. `node` is the node's entity.
 pub async fn run(ended: Arc<EndedEpochs>, node: EntityId, mut intake: Intake, mut stopped: watch::Receiver<bool>) {
     loop {
-        intake.begin();
-        while intake.room_of(Lane::Lethal) > 0
+        let mut pass = intake.begin();
+        while pass.room_of(Lane::Lethal) > 0
             && let Some(ended) = ended.next()
         {
-            intake.observe(|batch, _| gap(&ended, node, batch));
+            pass.observe(|batch, _| gap(&ended, node, batch));
         }
-        intake.flush(true);
+        pass.finish_all();
         let pause = if intake.is_empty() { None } else { Some(intake.sleep_limit()) };
         tokio::select! {
             _ = stopped.wait_for(|&stopped| stopped) => break,

@@ -32,6 +32,7 @@ use crate::intake::Intake;
 use crate::intake::decode::Batch;
 use crate::intake::identity::Identity;
 use crate::intake::identity::directory::Directory;
+use crate::intake::pass::Pass;
 use crate::intake::requests::{self, Evidence, EvidenceCounts, Request};
 use full_mount::full_mount;
 use log::Logs;
@@ -101,33 +102,34 @@ impl EvidenceReader {
 
     /// Reads what is asked for, until nobody can ask any more and everything was handed on.
     pub fn run(mut self, mut intake: Intake) {
+        let mut pass = intake.begin();
         loop {
             let now = Instant::now();
             let mut told = Vec::new();
             if self.watch.has_work(now) {
                 self.watch.work(now, &self.mounts, &mut told);
             }
-            self.tell_watched(now, told, &mut intake);
-            self.tell_logs(now, &mut intake);
+            self.tell_watched(now, told, &mut pass);
+            self.tell_logs(now, &mut pass);
             let pause = match self.watch.has_work(now) {
                 true => Duration::ZERO,
-                false => self.logs.pause(now).unwrap_or(Duration::MAX).min(intake.sleep_limit()),
+                false => self.logs.pause(now).unwrap_or(Duration::MAX).min(pass.sleep_limit()),
             };
             match self.requests.recv_timeout(pause) {
-                Ok(request) => self.answer(&request, &mut intake),
+                Ok(request) => self.answer(&request, &mut pass),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            intake.begin();
-            intake.flush(false);
+            pass.renew();
         }
-        self.tell_logs(Instant::now() + log::NAMED_MAX, &mut intake);
+        self.tell_logs(Instant::now() + log::NAMED_MAX, &mut pass);
+        pass.finish();
         while let Some(pause) = intake.hand_on() {
             std::thread::sleep(pause);
         }
     }
 
-    fn answer(&mut self, request: &Request, intake: &mut Intake) {
+    fn answer(&mut self, request: &Request, pass: &mut Pass<'_>) {
         let now = Instant::now();
         if request.is_end {
             self.logs.ended(now, request.entity, request.pid);
@@ -165,13 +167,13 @@ impl EvidenceReader {
         };
         let full_mount = request.is_bus_error.then(|| full_mount(mounted_for(request.pid, &readings))).flatten();
         for (level, reading) in readings.iter().enumerate() {
-            tell::wait_for_room(intake);
-            tell::observation(intake, request, reading, process.as_ref().filter(|_| level == 0));
+            tell::wait_for_room(pass);
+            tell::observation(pass, request, reading, process.as_ref().filter(|_| level == 0));
             let is_full = request.full_height == Some(reading.height) && reading.height > 0;
             if level == 0 || is_full {
                 let difference = self.watch.difference(now, &reading.path, reading.into());
                 tell::cgroup_use(
-                    intake,
+                    pass,
                     request,
                     reading,
                     difference,
@@ -187,32 +189,32 @@ impl EvidenceReader {
                     let memory_kib = u32::try_from(reading.memory_usage_bytes >> 10).unwrap_or(u32::MAX);
                     samples.points.push(Point { memory_kib: memory_kib.max(last.memory_kib), ..last });
                 }
-                tell::wait_for_room(intake);
-                tell::curve(intake, |_, _| (request.entity, request.pid), &reading.path, samples);
+                tell::wait_for_room(pass);
+                tell::curve(pass, |_, _| (request.entity, request.pid), &reading.path, samples);
             }
         }
     }
 
-    fn tell_logs(&mut self, now: Instant, intake: &mut Intake) {
+    fn tell_logs(&mut self, now: Instant, pass: &mut Pass<'_>) {
         while let Some(said) = self.logs.next(now) {
-            tell::wait_for_room(intake);
-            tell::log_lines(intake, said);
+            tell::wait_for_room(pass);
+            tell::log_lines(pass, said);
         }
     }
 
-    fn tell_watched(&self, now: Instant, told: Vec<Told>, intake: &mut Intake) {
+    fn tell_watched(&self, now: Instant, told: Vec<Told>, pass: &mut Pass<'_>) {
         for told in told {
-            tell::wait_for_room(intake);
+            tell::wait_for_room(pass);
             match told {
                 Told::Curve { path } => {
                     if let Some(samples) = self.watch.curve(&path) {
                         let whose = |batch: &mut Batch, identity: &mut Identity| {
                             (identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities), 0)
                         };
-                        tell::curve(intake, whose, &path, samples);
+                        tell::curve(pass, whose, &path, samples);
                     }
                 }
-                Told::Trouble(trouble) => tell::trouble(intake, now, self.node, &trouble),
+                Told::Trouble(trouble) => tell::trouble(pass, now, self.node, &trouble),
             }
         }
     }

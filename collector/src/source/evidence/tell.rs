@@ -16,25 +16,24 @@ use super::read::{self, Reading};
 use super::sender::Sender;
 use super::watch::Samples;
 use crate::base::clock::boottime_ns;
-use crate::intake::Intake;
 use crate::intake::decode::Batch;
 use crate::intake::identity::Identity;
+use crate::intake::pass::Pass;
 use crate::intake::requests::Request;
 
 /// Waits until one more event finds room.
-pub fn wait_for_room(intake: &mut Intake) {
-    while intake.room_of(Lane::Lethal) == 0 {
-        intake.begin();
-        intake.flush(true);
-        if intake.room_of(Lane::Lethal) == 0 {
-            std::thread::sleep(intake.sleep_limit());
+pub fn wait_for_room(pass: &mut Pass<'_>) {
+    while pass.room_of(Lane::Lethal) == 0 {
+        pass.make_room();
+        if pass.room_of(Lane::Lethal) == 0 {
+            std::thread::sleep(pass.sleep_limit());
         }
     }
 }
 
 /// Tells what a cgroup and a signal's sender were like.
-pub fn observation(intake: &mut Intake, request: &Request, reading: &Reading, process: Option<&Sender>) {
-    intake.observe(|batch, _| Event {
+pub fn observation(pass: &mut Pass<'_>, request: &Request, reading: &Reading, process: Option<&Sender>) {
+    pass.observe(|batch, _| Event {
         time_ns: boottime_ns(),
         entity: request.entity,
         pid: request.pid,
@@ -65,7 +64,7 @@ pub fn observation(intake: &mut Intake, request: &Request, reading: &Reading, pr
 
 /// Tells what fills a cgroup, and how its counters moved.
 pub fn cgroup_use(
-    intake: &mut Intake,
+    pass: &mut Pass<'_>,
     request: &Request,
     reading: &Reading,
     difference: Option<(Duration, Counters)>,
@@ -74,7 +73,7 @@ pub fn cgroup_use(
 ) {
     let members = if with_members { read::members(&reading.folder) } else { Vec::new() };
     let (window, moved) = difference.unwrap_or_default();
-    intake.observe(|batch, identity| {
+    pass.observe(|batch, identity| {
         let mut told = Vec::with_capacity(members.len());
         for member in members {
             let path = format!("{}/{}", reading.path.trim_end_matches('/'), member.path);
@@ -117,12 +116,12 @@ pub fn cgroup_use(
 
 /// Tells how the use of a cgroup went.
 pub fn curve(
-    intake: &mut Intake,
+    pass: &mut Pass<'_>,
     whose: impl FnOnce(&mut Batch, &mut Identity) -> (EntityId, u32),
     path: &str,
     samples: Samples,
 ) {
-    intake.observe(|batch, identity| {
+    pass.observe(|batch, identity| {
         let (entity, pid) = whose(batch, identity);
         let cgroup = batch.text(path);
         let interval_ns = samples.interval.as_nanos() as u64;
@@ -132,11 +131,11 @@ pub fn curve(
 }
 
 /// Tells a trouble that begins, goes on, or is over; `node` is the entity of the node's own.
-pub fn trouble(intake: &mut Intake, now: Instant, node: EntityId, trouble: &lasting::Trouble) {
+pub fn trouble(pass: &mut Pass<'_>, now: Instant, node: EntityId, trouble: &lasting::Trouble) {
     // One reading of the clock for both: what is told at once has lasted for no time.
     let time_ns = boottime_ns();
     let since_ns = time_ns.saturating_sub(now.saturating_duration_since(trouble.since).as_nanos() as u64);
-    intake.observe(|batch, identity| Event {
+    pass.observe(|batch, identity| Event {
         time_ns,
         entity: match &trouble.whose {
             Whose::Cgroup(path) => identity.resolve_path(path, Lane::Lethal, &mut batch.body.entities),
@@ -157,9 +156,9 @@ pub fn trouble(intake: &mut Intake, now: Instant, node: EntityId, trouble: &last
 }
 
 /// Tells the last lines of a container.
-pub fn log_lines(intake: &mut Intake, said: Said) {
+pub fn log_lines(pass: &mut Pass<'_>, said: Said) {
     let Said { entity, pid, lines } = said;
-    intake.observe(|batch, _| {
+    pass.observe(|batch, _| {
         let line = |line: String| {
             // Cut afterwards: half a secret is not recognised.
             let mut told = batch.redacted_text(&line);

@@ -39,6 +39,7 @@ use crate::base::status::Status;
 use crate::budget::governor::Metered;
 use crate::intake::Intake;
 use crate::intake::identity::directory::Directory;
+use crate::intake::pass::Pass;
 use crate::settings::config::K8sSection;
 
 /// How long giving the Lease back may take.
@@ -136,8 +137,9 @@ impl KubeSource {
         }
         heard.close();
         loop {
-            write(&mut heard, &mut scribe, &mut intake);
-            intake.flush(true);
+            let mut pass = intake.begin();
+            write(&mut heard, &mut scribe, &mut pass);
+            pass.finish_all();
             if heard.is_empty() && intake.is_empty() {
                 return;
             }
@@ -193,26 +195,31 @@ impl KubeSource {
 
 /// Waits for something to be heard or due, and hands it on.
 async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
-    intake.begin();
-    let has_room = scribe.has_room(intake);
-    let limit = intake.sleep_limit();
+    let mut pass = intake.begin();
+    let has_room = scribe.has_room(&mut pass);
+    let limit = pass.sleep_limit();
+    pass.finish();
+    let told = match has_room {
+        true => tokio::time::timeout(limit, heard.recv()).await.ok().flatten(),
+        false => {
+            tokio::time::sleep(limit).await;
+            None
+        }
+    };
     // What is received here is written before anything else is awaited: a pump that is given up has nothing in hands.
-    if has_room && let Ok(Some(told)) = tokio::time::timeout(limit, heard.recv()).await {
-        intake.begin();
-        scribe.write(told, intake);
-    } else if !has_room {
-        tokio::time::sleep(limit).await;
+    let mut pass = intake.begin();
+    if let Some(told) = told {
+        scribe.write(told, &mut pass);
     }
-    write(heard, scribe, intake);
-    intake.flush(false);
+    write(heard, scribe, &mut pass);
+    pass.finish();
 }
 
 /// Hands on what was heard, as far as there is room.
-fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
-    intake.begin();
-    while scribe.has_room(intake)
+fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, pass: &mut Pass<'_>) {
+    while scribe.has_room(pass)
         && let Ok(told) = heard.try_recv()
     {
-        scribe.write(told, intake);
+        scribe.write(told, pass);
     }
 }

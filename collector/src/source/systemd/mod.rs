@@ -24,6 +24,7 @@ use zbus::Connection;
 use crate::base::clock::boottime_ns;
 use crate::base::status::Status;
 use crate::intake::Intake;
+use crate::intake::pass::Pass;
 use crate::settings::config::SystemdSection;
 use name::Selection;
 pub use name::Skip;
@@ -278,86 +279,22 @@ impl Reporter {
     async fn report(&mut self, units: &mut Units, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
         self.counts.coalesced.fetch_add(units.take_coalesced(), Ordering::Relaxed);
         self.counts.units.store(units.len() as u64, Ordering::Relaxed);
-        self.intake.begin();
+        let mut pass = self.intake.begin();
         // Room first: what is taken out and then given up would be lost without a trace.
         while !self.pending.is_empty() {
-            self.make_room(stop).await?;
+            make_room(&mut pass, stop).await?;
             if let Some(pending) = self.pending.pop_front() {
-                self.tell_pending(&pending);
+                tell_pending(&mut pass, &pending, &self.cgroup_prefix, self.node);
             }
         }
         while units.has_telling() {
-            self.make_room(stop).await?;
+            make_room(&mut pass, stop).await?;
             if let Some(telling) = units.telling() {
-                self.tell(&telling);
+                tell(&mut pass, &telling, &self.cgroup_prefix, self.counts_pids_apart);
             }
         }
-        self.intake.flush(false);
+        pass.finish();
         Ok(())
-    }
-
-    async fn make_room(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
-        while self.intake.room_of(Lane::Lethal) == 0 {
-            self.intake.flush(true);
-            if self.intake.room_of(Lane::Lethal) == 0 {
-                tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return Err(Stopped),
-                    () = tokio::time::sleep(self.intake.sleep_limit()) => self.intake.begin(),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn tell(&mut self, telling: &Telling) {
-        let now_ns = boottime_ns();
-        let cgroup = format!("{}{}", self.cgroup_prefix, telling.cgroup);
-        let pid = if self.counts_pids_apart { 0 } else { telling.main_pid };
-        // What was found in a list or merged may have happened long ago; then the time of the event is that of its telling.
-        let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
-        self.intake.observe(|batch, identity| Event {
-            time_ns: happened_ns.unwrap_or(now_ns),
-            entity: identity.resolve_path(&cgroup, Lane::Lethal, &mut batch.body.entities),
-            pid,
-            source: Source::Systemd,
-            body: Detail::UnitState(Box::new(UnitState {
-                unit: batch.text(&telling.unit),
-                active_state: batch.text(&telling.active_state),
-                sub_state: batch.text(&telling.sub_state),
-                result: batch.text(&telling.result),
-                main_code: telling.main_code,
-                main_status: telling.main_status,
-                main_pid: telling.main_pid,
-                restarts: telling.restarts,
-                main_exited_ns: boottime_of_us(telling.main_exited_us).unwrap_or(0),
-            })),
-        });
-    }
-
-    fn tell_pending(&mut self, pending: &Pending) {
-        let (prefix, node) = (&self.cgroup_prefix, self.node);
-        self.intake.observe(|batch, identity| match pending {
-            Pending::Job { unit, cgroup, result, time_ns } => Event {
-                time_ns: *time_ns,
-                entity: identity.resolve_path(&format!("{prefix}{cgroup}"), Lane::Lethal, &mut batch.body.entities),
-                pid: 0,
-                source: Source::Systemd,
-                body: Detail::UnitJob(Box::new(UnitJob { unit: batch.text(unit), result: batch.text(result) })),
-            },
-            Pending::Gap { reason, from_ns, until_ns, found_gone } => Event {
-                time_ns: *until_ns,
-                entity: node,
-                pid: 0,
-                source: Source::Systemd,
-                body: Detail::Gap(Box::new(Gap {
-                    what: batch.text("units"),
-                    reason: batch.text(reason),
-                    from_ns: *from_ns,
-                    until_ns: *until_ns,
-                    found_gone: *found_gone,
-                })),
-            },
-        });
     }
 
     /// How long the caller may sleep before a batch is due; [`None`] while there is none.
@@ -371,8 +308,7 @@ impl Reporter {
         while tokio::time::Instant::now() < until {
             let due = self.sleep_limit().map(|limit| tokio::time::Instant::now() + limit);
             tokio::time::sleep_until(due.map_or(until, |due| due.min(until))).await;
-            self.intake.begin();
-            self.intake.flush(false);
+            self.intake.begin().finish();
         }
     }
 
@@ -386,6 +322,70 @@ impl Reporter {
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// Waits until one more event finds room.
+async fn make_room(pass: &mut Pass<'_>, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
+    while pass.room_of(Lane::Lethal) == 0 {
+        pass.make_room();
+        if pass.room_of(Lane::Lethal) == 0 {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return Err(Stopped),
+                () = tokio::time::sleep(pass.sleep_limit()) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tell(pass: &mut Pass<'_>, telling: &Telling, cgroup_prefix: &str, counts_pids_apart: bool) {
+    let now_ns = boottime_ns();
+    let cgroup = format!("{cgroup_prefix}{}", telling.cgroup);
+    let pid = if counts_pids_apart { 0 } else { telling.main_pid };
+    // What was found in a list or merged may have happened long ago; then the time of the event is that of its telling.
+    let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
+    pass.observe(|batch, identity| Event {
+        time_ns: happened_ns.unwrap_or(now_ns),
+        entity: identity.resolve_path(&cgroup, Lane::Lethal, &mut batch.body.entities),
+        pid,
+        source: Source::Systemd,
+        body: Detail::UnitState(Box::new(UnitState {
+            unit: batch.text(&telling.unit),
+            active_state: batch.text(&telling.active_state),
+            sub_state: batch.text(&telling.sub_state),
+            result: batch.text(&telling.result),
+            main_code: telling.main_code,
+            main_status: telling.main_status,
+            main_pid: telling.main_pid,
+            restarts: telling.restarts,
+            main_exited_ns: boottime_of_us(telling.main_exited_us).unwrap_or(0),
+        })),
+    });
+}
+
+fn tell_pending(pass: &mut Pass<'_>, pending: &Pending, prefix: &str, node: EntityId) {
+    pass.observe(|batch, identity| match pending {
+        Pending::Job { unit, cgroup, result, time_ns } => Event {
+            time_ns: *time_ns,
+            entity: identity.resolve_path(&format!("{prefix}{cgroup}"), Lane::Lethal, &mut batch.body.entities),
+            pid: 0,
+            source: Source::Systemd,
+            body: Detail::UnitJob(Box::new(UnitJob { unit: batch.text(unit), result: batch.text(result) })),
+        },
+        Pending::Gap { reason, from_ns, until_ns, found_gone } => Event {
+            time_ns: *until_ns,
+            entity: node,
+            pid: 0,
+            source: Source::Systemd,
+            body: Detail::Gap(Box::new(Gap {
+                what: batch.text("units"),
+                reason: batch.text(reason),
+                from_ns: *from_ns,
+                until_ns: *until_ns,
+                found_gone: *found_gone,
+            })),
+        },
+    });
 }
 
 /// `CLOCK_MONOTONIC` in microseconds as `CLOCK_BOOTTIME` in nanoseconds, which are apart by the time spent suspended so far;
