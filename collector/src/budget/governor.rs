@@ -19,12 +19,14 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use tapio_probes::{Controls, Measuring, RunTimes};
+
+use crate::budget::governed::{Governed, ProgramTimes};
 
 const TICK: Duration = Duration::from_secs(1);
 /// Seconds that a decision looks at.
@@ -45,47 +47,6 @@ const CALM_TICKS: u32 = 5;
 /// Ticks within the budget, without that room, before it is tried whether a little more fits: where a collector's CPU is mostly
 /// waking, what was left out has hardly saved any.
 const TRIAL_TICKS: u32 = 10;
-
-/// Nanoseconds by program.
-type ProgramTimes = Vec<(&'static str, u64)>;
-
-/// What the governor does, for metrics, `/readyz` and the intake.
-#[derive(Default)]
-pub struct Governed {
-    /// Thousandths of a core; 0 for no limit.
-    pub budget_milli: u64,
-    /// One bulk event in so many is kept; 0 counts as 1.
-    sampling: AtomicU32,
-    /// Of the window, thousandths of a core.
-    pub used_milli: AtomicU64,
-    /// Of that, the probes inside the kernel.
-    pub kernel_milli: AtomicU64,
-    /// CPU time of this process until its start was over, nanoseconds, and whether it is.
-    pub start_cpu_ns: AtomicU64,
-    pub has_started: AtomicBool,
-    /// Nanoseconds that the work for the whole cluster took, counted where it is done, and the window's thousandths of a core.
-    pub cluster_cpu_ns: Arc<AtomicU64>,
-    pub cluster_milli: AtomicU64,
-    /// Whether the kernel's part is known.
-    pub is_kernel_measured: AtomicBool,
-    /// Decisions to keep less, and to keep more.
-    pub raised: AtomicU64,
-    pub lowered: AtomicU64,
-    /// Nanoseconds of each program, by estimate.
-    pub programs: std::sync::Mutex<ProgramTimes>,
-}
-
-impl Governed {
-    /// Nothing is sampled away yet.
-    pub fn new(budget_milli: u64) -> Self {
-        Self { budget_milli, ..Self::default() }
-    }
-
-    /// One bulk event in so many is kept.
-    pub fn sampling(&self) -> u32 {
-        self.sampling.load(Ordering::Relaxed).max(1)
-    }
-}
 
 /// Decides, from what was used and what may be.
 struct Controller {

@@ -3,12 +3,14 @@
 //! In: plain counters of one pass. Out: the books, and counters for metrics. What must hold: drops are published before the events that
 //! came with them are handed on.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tapio_wire::event::{KINDS, Kind, SOURCES, Source};
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::base::books::SourceBooks;
+use crate::base::metrics::{Metrics, raise};
 use crate::intake::identity::OUTCOMES;
 
 /// What a pass has dropped so far, by reason.
@@ -55,6 +57,25 @@ impl KindCounts {
         add(&self.counts[source as usize], counts);
     }
 
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let decoded =
+            metrics.counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?;
+        let counts = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for (source, kind) in Source::ALL.into_iter().flat_map(|source| Kind::ALL.map(|kind| (source, kind))) {
+                let count = counts.get(source, kind);
+                if count > 0 {
+                    raise(&decoded.with_label_values(&[source.name(), kind.lane().name(), kind.name()]), count);
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Events of a source and kind so far.
     pub fn get(&self, source: Source, kind: Kind) -> u64 {
         self.counts[source as usize][kind as usize].load(Ordering::Relaxed)
@@ -76,6 +97,25 @@ pub struct IdentityCounts([AtomicU64; OUTCOMES.len()]);
 impl IdentityCounts {
     pub(crate) fn add(&self, counts: [u32; OUTCOMES.len()]) {
         add(&self.0, counts);
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let identity = metrics.counters(
+            "tapio_collector_events_identity_total",
+            "Kernel events by how far their subject could be told",
+            &["outcome"],
+        )?;
+        let counts = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for (outcome, count) in counts.get() {
+                raise(&identity.with_label_values(&[outcome]), count);
+            }
+        });
+        Ok(())
     }
 
     /// Each outcome and its count.

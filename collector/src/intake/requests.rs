@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tapio_wire::event::{Detail, EntityId, Event, Role};
 
+use crate::base::metrics::{Metrics, raise};
 use crate::intake::identity::Identity;
 
 const SIGBUS: u32 = 7;
@@ -35,6 +36,39 @@ impl EvidenceCounts {
     pub fn dropped(&self) -> [(&'static str, u64); 3] {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         [("full", get(&self.full)), ("rate", get(&self.rate)), ("path", get(&self.path))]
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let readings = metrics.counter(
+            "tapio_collector_evidence_readings_total",
+            "Cgroups and senders read because something lethal arrived",
+        )?;
+        let reading_us =
+            metrics.counter("tapio_collector_evidence_reading_microseconds_total", "Time spent on reading them")?;
+        let coalesced = metrics.counter(
+            "tapio_collector_evidence_coalesced_total",
+            "Requests that a reading of the same cgroup just before has answered",
+        )?;
+        let dropped = metrics.counters(
+            "tapio_collector_evidence_dropped_total",
+            "Requests for evidence that were dropped before they became events",
+            &["reason"],
+        )?;
+        let counts = Arc::clone(self);
+        metrics.on_scrape(move || {
+            let (count, us) = counts.readings();
+            raise(&readings, count);
+            raise(&reading_us, us);
+            raise(&coalesced, counts.coalesced());
+            for (reason, count) in counts.dropped() {
+                raise(&dropped.with_label_values(&[reason]), count);
+            }
+        });
+        Ok(())
     }
 
     /// Requests that a reading just before has answered.

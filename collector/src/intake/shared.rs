@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::base::books::Books;
-use crate::budget::governor::Governed;
+use crate::budget::governed::Governed;
 use crate::intake::counts::{IdentityCounts, KindCounts};
 use crate::intake::identity::directory::Directory;
 use crate::intake::redact::Redactor;

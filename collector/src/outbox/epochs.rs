@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::base::metrics::{Metrics, raise};
+
 /// Ends that wait to be told as events.
 const WAITING_MAX: usize = 64;
 
@@ -99,6 +101,26 @@ impl EndedEpochs {
     /// Waits until an end is recorded.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let help = "Epochs that ended before the process did, since frames could not be delivered, by why";
+        let ended = metrics.counters("tapio_collector_epochs_ended_total", help, &["reason"])?;
+        // A first increase is only seen of what was 0 before.
+        for (reason, _) in self.get() {
+            ended.with_label_values(&[reason]);
+        }
+        let epochs = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for (reason, count) in epochs.get() {
+                raise(&ended.with_label_values(&[reason]), count);
+            }
+        });
+        Ok(())
     }
 
     /// Each cause and how often it ended an epoch.

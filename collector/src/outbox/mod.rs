@@ -22,6 +22,7 @@ mod ending;
 pub mod epochs;
 pub mod frame_times;
 pub mod links;
+pub mod metrics;
 pub mod pack;
 pub mod queue;
 pub mod shift;

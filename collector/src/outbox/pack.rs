@@ -18,7 +18,7 @@ use tapio_wire::frame::Encoder;
 use tapio_wire::ledger::{Reason, Stage};
 
 use crate::base::books::Books;
-use crate::base::metrics::doubling;
+use crate::base::metrics::{Metrics, doubling, raise};
 use crate::outbox::Outbox;
 use crate::outbox::frame_times::FrameTimes;
 use crate::outbox::queue::Queues;
@@ -47,6 +47,28 @@ pub struct PackCounts {
     pub raw_bytes: AtomicU64,
     pub wire_bytes: AtomicU64,
     pub sizes: FrameSizes,
+}
+
+impl PackCounts {
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        metrics.register(self.sizes.0.clone())?;
+        let frames = metrics.counter("tapio_collector_frames_total", "Frames packed")?;
+        let raw_bytes =
+            metrics.counter("tapio_collector_frame_raw_bytes_total", "Bytes of frame bodies before compression")?;
+        let wire_bytes =
+            metrics.counter("tapio_collector_frame_wire_bytes_total", "Bytes of frames as they are sent")?;
+        let counts = Arc::clone(self);
+        metrics.on_scrape(move || {
+            raise(&frames, counts.frames.load(Ordering::Relaxed));
+            raise(&raw_bytes, counts.raw_bytes.load(Ordering::Relaxed));
+            raise(&wire_bytes, counts.wire_bytes.load(Ordering::Relaxed));
+        });
+        Ok(())
+    }
 }
 
 /// Seals bodies of events into frames.

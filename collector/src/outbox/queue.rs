@@ -4,9 +4,13 @@
 //! source looks for room before it reads its ring, and without room leaves the records where they are: the ring is the
 //! buffer, and its own counters tell when it overflows.
 
+use std::sync::Arc;
+
 use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
 use tapio_wire::event::{Body, Lane};
+
+use crate::base::metrics::Metrics;
 
 /// What the packer may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,21 @@ impl Queues {
             Lane::Lethal => self.lethal.len(),
             Lane::Bulk => self.bulk.len(),
         }
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let depth = metrics.gauges("tapio_collector_queue_batches", "Batches that wait for the packer", &["lane"])?;
+        let queues = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for lane in [Lane::Lethal, Lane::Bulk] {
+                depth.with_label_values(&[lane.name()]).set(queues.depth(lane) as i64);
+            }
+        });
+        Ok(())
     }
 
     /// Wakes the packer: something that it waits for has changed.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam::sync::Parker;
 
 use super::Outbox;
+use crate::base::metrics::Metrics;
 use crate::outbox::spool::{SPOOL_BATCH_BYTES, Spool};
 
 /// How often the thread looks when nobody wakes it.
@@ -41,6 +42,17 @@ pub fn run(mut spool: Spool, outboxes: Vec<Arc<Outbox>>, parker: &Parker, bytes:
             parker.park_timeout(LOOK_INTERVAL);
         }
     }
+}
+
+/// Registers the metric of `bytes`.
+///
+/// # Errors
+/// When two metrics have the same name.
+pub fn register(bytes: &Arc<AtomicU64>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+    let gauge = metrics.gauge("tapio_collector_spool_bytes", "Bytes of the spool's files")?;
+    let bytes = Arc::clone(bytes);
+    metrics.on_scrape(move || gauge.set(bytes.load(Ordering::Relaxed) as i64));
+    Ok(())
 }
 
 /// Writes what belongs on disk. Whether anything was written.

@@ -15,18 +15,26 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::base::metrics::Metrics;
 use crate::base::status::{Alive, Running, SourceState};
-use crate::serve::metrics::{Metrics, Observed};
-use crate::ship::latency::Counts;
+use crate::budget::governed::Governed;
+use crate::outbox::pack::PackCounts;
+use crate::ship::latency::{Counts, Latencies};
+use crate::ship::state::ShipState;
 
-struct Shared {
-    metrics: Metrics,
-    observed: Observed,
-    sources: Vec<SourceState>,
-    packer: Alive,
-    running: Running,
-    stopping: watch::Receiver<bool>,
-    metrics_enabled: bool,
+/// What is told, and from where.
+pub struct Health {
+    pub metrics: Metrics,
+    pub ship: Arc<ShipState>,
+    pub governed: Arc<Governed>,
+    pub latencies: Arc<Latencies>,
+    pub pack: Arc<PackCounts>,
+    pub sources: Vec<SourceState>,
+    pub packer: Alive,
+    pub running: Running,
+    /// While it is true, what has ended has done so on purpose.
+    pub stopping: watch::Receiver<bool>,
+    pub metrics_enabled: bool,
 }
 
 #[derive(Serialize)]
@@ -73,26 +81,14 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `end` changes. While `stopping`, what has ended has done so on purpose.
-#[allow(clippy::too_many_arguments, reason = "each is another part of what it tells")]
-pub async fn serve(
-    listener: TcpListener,
-    metrics: Metrics,
-    observed: Observed,
-    sources: Vec<SourceState>,
-    packer: Alive,
-    running: Running,
-    stopping: watch::Receiver<bool>,
-    metrics_enabled: bool,
-    mut end: watch::Receiver<bool>,
-) {
-    let shared = Arc::new(Shared { metrics, observed, sources, packer, running, stopping, metrics_enabled });
+/// Serves until `end` changes.
+pub async fn serve(listener: TcpListener, health: Health, mut end: watch::Receiver<bool>) {
     let router = Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
         .route("/latency", get(latency))
-        .with_state(shared);
+        .with_state(Arc::new(health));
     let served = axum::serve(listener, router).with_graceful_shutdown(async move {
         // An error means that the other side is gone, which is an end too.
         let _ = end.wait_for(|end| *end).await;
@@ -103,7 +99,7 @@ pub async fn serve(
 }
 
 /// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.
-async fn healthy(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+async fn healthy(State(shared): State<Arc<Health>>) -> (StatusCode, String) {
     let is_stopping = *shared.stopping.borrow();
     health(&shared.running.ended(), is_stopping)
 }
@@ -119,27 +115,27 @@ fn health(ended: &[&str], is_stopping: bool) -> (StatusCode, String) {
     )
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let connected = shared.observed.ship.is_connected.load(Ordering::Relaxed);
+async fn ready(State(shared): State<Arc<Health>>) -> impl IntoResponse {
+    let connected = shared.ship.is_connected.load(Ordering::Relaxed);
     // A source that was off from the start was left out on purpose; one that has ended is a failure.
     let started = || shared.sources.iter().filter(|source| source.off.is_none());
     let packing = shared.packer.get();
     let ready = connected && packing && started().count() > 0 && started().all(|source| source.alive.get());
-    let governed = &shared.observed.governed;
+    let governed = &shared.governed;
     let cpu_budget = Budget {
         limit_milli: governed.budget_milli,
         used_milli: governed.used_milli.load(Ordering::Relaxed),
         includes_probes: governed.is_kernel_measured.load(Ordering::Relaxed),
         keeps_one_bulk_event_in: governed.sampling(),
     };
-    let server = shared.observed.ship.server();
-    let no_stream = shared.observed.ship.trouble().unwrap_or_default();
+    let server = shared.ship.server();
+    let no_stream = shared.ship.trouble().unwrap_or_default();
     let sources = shared.sources.iter().map(|source| (source.source, source.text())).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(serde_json::json!(Readiness { ready, connected, packing, server, no_stream, cpu_budget, sources })))
 }
 
-async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+async fn metrics_text(State(shared): State<Arc<Health>>) -> impl IntoResponse {
     if shared.metrics_enabled {
         let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
         (StatusCode::OK, kind, shared.metrics.render())
@@ -149,9 +145,9 @@ async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     }
 }
 
-async fn latency(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let (event_to_ack_us, frame_to_ack_us) = shared.observed.latencies.counts();
-    let pack = &shared.observed.pack;
+async fn latency(State(shared): State<Arc<Health>>) -> impl IntoResponse {
+    let (event_to_ack_us, frame_to_ack_us) = shared.latencies.counts();
+    let pack = &shared.pack;
     Json(Latency {
         event_to_ack_us,
         frame_to_ack_us,

@@ -1,4 +1,4 @@
 //! What the collector tells about itself over HTTP.
 
 pub mod health;
-pub mod metrics;
+pub mod process;

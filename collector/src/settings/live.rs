@@ -4,11 +4,12 @@
 //! pays one load while nothing has changed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tapio_probes::record::Kind;
 
+use crate::base::metrics::{Metrics, raise};
 use crate::settings::config::Config;
 use crate::settings::severity::{Severity, severity};
 
@@ -69,6 +70,25 @@ impl Live {
         }
         *version = now;
         Some(self.filter.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let stale = metrics.gauge(
+            "tapio_collector_config_stale",
+            "1 while the configuration file is refused and what it said before holds",
+        )?;
+        let reloads =
+            metrics.counter("tapio_collector_config_reloads_total", "Changed configurations that were taken")?;
+        let live = Arc::clone(self);
+        metrics.on_scrape(move || {
+            stale.set(i64::from(live.is_stale.load(Ordering::Relaxed)));
+            raise(&reloads, live.reloads.load(Ordering::Relaxed));
+        });
+        Ok(())
     }
 
     /// When a DNS query counts as unanswered.

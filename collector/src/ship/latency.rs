@@ -4,11 +4,11 @@
 //! is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
 //! in a list: a histogram is as many cold cache lines as values, and a few dozen frames at once pay for them once.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 
-use crate::base::metrics::doubling;
+use crate::base::metrics::{Metrics, doubling};
 use crate::outbox::frame_times::FrameTimes;
 
 /// Acknowledged frames that are not in the histograms yet.
@@ -73,6 +73,27 @@ impl Latencies {
         if histograms.waiting.len() >= WAITING_MAX {
             self.enter(&mut histograms);
         }
+    }
+
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        metrics.register(self.ack_seconds.clone())?;
+        metrics.register(self.send_seconds.clone())?;
+        let ack = metrics.gauges(
+            "tapio_collector_event_to_ack_latency_microseconds",
+            "From an event to its durable acknowledgement, by quantile, since the start",
+            &["quantile"],
+        )?;
+        let latencies = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for (label, quantile) in [("0.5", 0.5), ("0.99", 0.99), ("0.999", 0.999)] {
+                ack.with_label_values(&[label]).set(latencies.event_quantile_us(quantile) as i64);
+            }
+        });
+        Ok(())
     }
 
     /// What was counted: event to acknowledgement, frame to acknowledgement.

@@ -10,9 +10,10 @@
 mod broken;
 pub mod endpoints;
 pub mod latency;
+pub mod state;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tapio_wire::dial;
@@ -39,6 +40,7 @@ use crate::outbox::Outbox;
 use crate::outbox::epochs::Cause;
 use crate::ship::endpoints::{Candidate, Endpoints};
 use crate::ship::latency::Latencies;
+use crate::ship::state::ShipState;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,67 +59,6 @@ const WINDOW_BYTES: u32 = 16 << 20;
 const WATCHING_INTERVAL: Duration = Duration::from_secs(10);
 /// Frames handed to the transport and not yet taken by it.
 const HANDED_MAX: usize = 16;
-
-/// What is known about the stream, for `/readyz` and metrics.
-#[derive(Default)]
-pub struct ShipState {
-    pub is_connected: AtomicBool,
-    pub streams: AtomicU64,
-    /// Attempts that brought no stream and streams that broke, by [`FAILURES`].
-    failures: [AtomicU64; FAILURES.len()],
-    pub moves: AtomicU64,
-    pub frames_sent: AtomicU64,
-    pub acked_seq: AtomicU64,
-    pub credit_bytes: AtomicU64,
-    /// The server of the present stream, or of the last one.
-    server: Mutex<String>,
-    /// Why there is no stream, and whether a server refuses this collector; `None` while there is one.
-    trouble: Mutex<Option<(String, bool)>>,
-}
-
-/// Why there is no stream, as metrics label it.
-pub const FAILURES: [&str; 10] =
-    ["resolve", "connect", "tls", "http2", "refused", "status", "lost", "silent", "closed", "protocol"];
-
-impl ShipState {
-    /// Each of [`FAILURES`] and its count.
-    pub fn failures(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        FAILURES.into_iter().zip(self.failures.iter().map(|count| count.load(Ordering::Relaxed)))
-    }
-
-    /// Why there is no stream; `None` while there is one, and before the first attempt.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(text, _)| text.clone())
-    }
-
-    /// Whether the last attempt was refused: a server answered, and does not take what this collector sends.
-    pub fn is_refused(&self) -> bool {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|(_, is_refused)| *is_refused)
-    }
-
-    /// Counts a failure. True when its text differs from the one before.
-    fn failed(&self, error: &Broken) -> bool {
-        if let Some(index) = FAILURES.iter().position(|name| *name == error.name()) {
-            self.failures[index].fetch_add(1, Ordering::Relaxed);
-        }
-        let trouble = (error.to_string(), error.is_refusal());
-        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = known.as_ref() != Some(&trouble);
-        *known = Some(trouble);
-        is_new
-    }
-
-    fn streams(&self) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        self.is_connected.store(true, Ordering::Relaxed);
-    }
-
-    /// The address of the present stream's server, or of the last one's; empty before the first.
-    pub fn server(&self) -> String {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 /// Why a stream was ended from this side.
 enum Ended {

@@ -35,6 +35,7 @@ use self::pods::Pods;
 use self::told::{Scribe, Teller, Told};
 use self::watch::Context;
 use crate::base::clock::realtime_ns;
+use crate::base::metrics::{Metrics, raise};
 use crate::base::status::Status;
 use crate::budget::governor::Metered;
 use crate::intake::Intake;
@@ -53,6 +54,30 @@ pub struct KubeState {
     pub is_leader: AtomicBool,
     /// CPU time of those watches.
     pub cluster_cpu_ns: Arc<AtomicU64>,
+}
+
+impl KubeState {
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let watches = metrics.counters(
+            "tapio_collector_kube_watches_total",
+            "Lists read and watches ended, by how",
+            &["outcome"],
+        )?;
+        let leader =
+            metrics.gauge("tapio_collector_kube_leader", "1 while this collector watches the cluster's objects")?;
+        let state = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for (outcome, count) in state.watches.get() {
+                raise(&watches.with_label_values(&[outcome]), count);
+            }
+            leader.set(i64::from(state.is_leader.load(Ordering::Relaxed)));
+        });
+        Ok(())
+    }
 }
 
 /// Runs the watches of the API server and emits their events.

@@ -4,17 +4,19 @@
 //! `UnitJob` and `Gap` events. What must hold: the entity of a unit's event is the one that kernel events of the unit's cgroup
 //! have; an interval in which changes may have been missed is declared; what is held for a unit, a signal or a job is bounded.
 //!
+//! - `counts.rs`: what is counted
 //! - `name.rs`: names of units, objects and cgroups, and what is left out
 //! - `units.rs`: the table of units and what of their changes matters
 //! - `session.rs`: one connection to the bus
 
+mod counts;
 mod name;
 mod session;
 mod units;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source, UnitJob, UnitState};
@@ -26,6 +28,7 @@ use crate::base::status::Status;
 use crate::intake::Intake;
 use crate::intake::pass::Pass;
 use crate::settings::config::SystemdSection;
+pub use counts::SystemdCounts;
 use name::Selection;
 pub use name::Skip;
 use session::{End, Session};
@@ -50,43 +53,6 @@ pub enum SystemdError {
     Bus { address: String, error: Box<zbus::Error> },
     #[error("the bus at {address} has no systemd: {error}")]
     NoSystemd { address: String, error: Box<zbus::Error> },
-}
-
-/// Counters, for metrics. What is counted here never became an event.
-#[derive(Default)]
-pub struct SystemdCounts {
-    /// By [`Skip`].
-    skipped: [AtomicU64; 3],
-    coalesced: AtomicU64,
-    reconnects: AtomicU64,
-    units: AtomicU64,
-}
-
-impl SystemdCounts {
-    fn count_skipped(&self, skip: Skip) {
-        self.skipped[skip as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Changes of units that the configuration leaves out, by reason.
-    pub fn skipped_by_reason(&self) -> [(&'static str, u64); 3] {
-        let get = |skip: Skip| self.skipped[skip as usize].load(Ordering::Relaxed);
-        [("system", get(Skip::System)), ("excluded", get(Skip::Excluded)), ("not_selected", get(Skip::NotSelected))]
-    }
-
-    /// Changes that were merged into a later event of the same unit, and jobs beyond their rate.
-    pub fn coalesced(&self) -> u64 {
-        self.coalesced.load(Ordering::Relaxed)
-    }
-
-    /// Connections after the first.
-    pub fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
-    }
-
-    /// Units in the table.
-    pub fn units(&self) -> u64 {
-        self.units.load(Ordering::Relaxed)
-    }
 }
 
 /// Reads unit changes and jobs from the system bus.
