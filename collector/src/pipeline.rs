@@ -142,8 +142,8 @@ impl Pipeline {
         let sources_ended = Arc::new(AtomicBool::new(false));
         let packer = packer(config, &node, &shared, &outboxes.present, &sources_ended);
         shared.packer = Some(Arc::clone(&packer));
-        let sources = Sources::start(&Start { config, shared: &shared, node: &node, allow_missing }).await?;
-        let governor = Governor::new(Arc::clone(&shared.governed), sources.controls.clone(), sources.run_times.clone());
+        let mut sources = Sources::start(&Start { config, shared: &shared, node: &node, allow_missing }).await?;
+        let governor = Governor::new(Arc::clone(&shared.governed), sources.controls.clone(), sources.run_times.take());
         parts.push(("governor", watched(governor.run()).0));
         let (packing, packer_thread) = pack(Arc::clone(&packer), parker)?;
         let (give_up, given_up) = watch::channel(false);

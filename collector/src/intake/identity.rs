@@ -9,6 +9,7 @@
 pub mod directory;
 pub mod exclusion;
 mod hierarchies;
+mod known;
 mod path;
 mod recent;
 mod roles;
@@ -26,7 +27,9 @@ use tapio_wire::event::{Entity, EntityId, EntityKind, Lane, Role};
 use directory::Directory;
 use exclusion::Exclusion;
 pub use hierarchies::{hierarchies, scan_below};
-use path::{Named, name_of};
+pub use known::OUTCOMES;
+use known::{CONTAINER_UNNAMED, HOST, Known, POD, UNIT, UNKNOWN_CGROUP, describe};
+use path::name_of;
 use recent::Recent;
 use roles::{Roles, Started};
 
@@ -43,68 +46,6 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Stands before the id of a cgroup whose path nobody knows.
 const UNNAMED: &str = "cgroup:";
-
-/// How far an event's subject could be told: the one list of outcomes.
-pub const OUTCOMES: [&str; 6] = ["container", "container_unnamed", "pod", "unit", "host", "unknown_cgroup"];
-const CONTAINER: usize = 0;
-const CONTAINER_UNNAMED: usize = 1;
-const POD: usize = 2;
-const UNIT: usize = 3;
-const HOST: usize = 4;
-const UNKNOWN_CGROUP: usize = 5;
-
-/// When an entity was described last: on which stream, when, and with which version of its names.
-type Description = (u64, Instant, u64);
-
-struct Known {
-    entity: EntityId,
-    named: Named,
-    path: String,
-    /// By lane: what one lane's batch carries may arrive after the other's.
-    described: [Option<Description>; 2],
-    removed: Option<Instant>,
-    /// One of [`OUTCOMES`].
-    outcome: usize,
-    /// The version of its names in the directory, and the directory's when that was looked up.
-    names: u64,
-    looked_up: u64,
-}
-
-impl Known {
-    fn look_up(&mut self, directory: &Directory, version: u64) {
-        self.looked_up = version;
-        match self.named.kind {
-            EntityKind::Container => {
-                let (names, is_listed) = directory.container_version(self.entity, pod_entity(&self.named));
-                self.names = names;
-                self.outcome = match (is_listed, names > 0) {
-                    (true, _) => CONTAINER,
-                    (false, true) => POD,
-                    (false, false) => CONTAINER_UNNAMED,
-                };
-            }
-            EntityKind::Pod => self.names = directory.pod_version(self.entity),
-            _ => {}
-        }
-    }
-}
-
-impl Known {
-    /// Whether it is a container's own cgroup, not one that the container made below it.
-    fn is_container_itself(&self) -> bool {
-        let above = self.path.rsplit_once('/').map_or("", |(above, _)| above);
-        self.named.kind == EntityKind::Container && name_of(above).key != self.named.key
-    }
-
-    fn is_excluded(&self, directory: &Directory) -> bool {
-        matches!(self.named.kind, EntityKind::Container | EntityKind::Pod)
-            && directory.is_excluded(self.entity, pod_entity(&self.named))
-    }
-}
-
-fn pod_entity(named: &Named) -> EntityId {
-    if named.pod_uid.is_empty() { 0 } else { entity_id(EntityKind::Pod, &named.pod_uid) }
-}
 
 /// The table of cgroups.
 pub struct Identity {
@@ -477,32 +418,6 @@ impl Identity {
     }
 }
 
-fn describe(known: &Known, directory: &Directory, described: &mut Vec<Entity>) {
-    let named = &known.named;
-    let pod = pod_entity(named);
-    let is_container = named.kind == EntityKind::Container;
-    let mut entity = Entity {
-        parent: if is_container { pod } else { 0 },
-        container_id: named.container_id.clone(),
-        pod_uid: named.pod_uid.clone(),
-        cgroup: known.path.clone(),
-        ..Entity::named(named.kind, known.entity, named.name.clone())
-    };
-    if matches!(named.kind, EntityKind::Container | EntityKind::Pod) {
-        directory.complete(&mut entity, described);
-    }
-    described.push(entity);
-    if is_container && pod != 0 {
-        let mut entity = Entity {
-            pod_uid: named.pod_uid.clone(),
-            cgroup: known.path.rsplit_once('/').map_or("", |(pod, _)| pod).into(),
-            ..Entity::named(EntityKind::Pod, pod, named.pod_uid.clone())
-        };
-        directory.complete(&mut entity, described);
-        described.push(entity);
-    }
-}
-
 /// Whether a cgroup's path is that of a container, or below one.
 pub fn is_container(path: &str) -> bool {
     name_of(path).kind == EntityKind::Container
@@ -520,78 +435,4 @@ pub fn is_pod(path: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-    const UID: &str = "8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
-
-    #[test]
-    fn an_entity_is_described_once_and_again_when_the_stream_is_new() {
-        let mut identity = Identity::new(Vec::new());
-        identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
-        let mut described = Vec::new();
-        let entity = identity.resolve(5, Lane::Bulk, &mut described);
-        assert_eq!(described.len(), 2, "the container and its pod");
-        assert_eq!(described[0].parent, described[1].id);
-        assert_eq!(identity.resolve(5, Lane::Bulk, &mut described), entity);
-        assert_eq!(described.len(), 2);
-        identity.describe_again(1);
-        identity.resolve(5, Lane::Bulk, &mut described);
-        assert_eq!(described.len(), 4);
-        identity.resolve(5, Lane::Lethal, &mut described);
-        assert_eq!(described.len(), 6, "each lane's frames must stand by themselves");
-    }
-
-    #[test]
-    fn a_path_has_the_entity_of_its_cgroup_and_paths_alone_are_bounded() {
-        let mut described = Vec::new();
-        let mut of_kernel = Identity::new(Vec::new());
-        of_kernel.learn(5, "/system.slice/web.service");
-        let entity = of_kernel.resolve(5, Lane::Lethal, &mut described);
-        let mut of_paths = Identity::new(Vec::new());
-        for number in 0..3 * PATHS_MAX {
-            of_paths.resolve_path(&format!("/system.slice/run-{number}.service"), Lane::Lethal, &mut Vec::new());
-            assert!(of_paths.len() <= PATHS_MAX);
-        }
-        assert_eq!(of_paths.resolve_path("/system.slice/web.service", Lane::Lethal, &mut described), entity);
-        assert_eq!((described.len(), &described[1]), (2, &described[0]));
-    }
-
-    #[test]
-    fn a_container_that_a_pods_container_made_is_the_pods_wherever_its_cgroup_is() {
-        let mut identity = Identity::new(Vec::new());
-        identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
-        let inner = "f".repeat(64);
-        let resolve = |identity: &mut Identity, id| {
-            let mut described = Vec::new();
-            identity.describe_again(id);
-            identity.resolve(id, Lane::Lethal, &mut described);
-            described[0].pod_uid.clone()
-        };
-        identity.learn(6, &format!("/docker/{inner}"));
-        identity.begun(6, 5);
-        assert_eq!(resolve(&mut identity, 6), UID);
-        identity.learn(7, &format!("/docker/{}", "e".repeat(64)));
-        identity.begun(7, 1);
-        assert_eq!(resolve(&mut identity, 7), "", "the node's own daemon made it");
-        // What the container makes below itself is no container that begins.
-        identity.learn(8, &format!("/docker/{inner}/init.scope"));
-        identity.begun(8, 5);
-        let origin = Origin { pid: 9, comm: "sh", ..Origin::default() };
-        let entity = identity.resolve(6, Lane::Lethal, &mut Vec::new());
-        assert_eq!(identity.role_of_exec(entity, 6, origin), Role::First);
-    }
-
-    #[test]
-    fn a_removed_cgroup_is_remembered_and_an_unknown_one_gets_an_entity() {
-        let mut identity = Identity::new(Vec::new());
-        identity.learn(5, "/a.service");
-        identity.remove(5);
-        assert_eq!(identity.path(5), Some("/a.service"));
-        let mut described = Vec::new();
-        let unknown = identity.resolve(6, Lane::Bulk, &mut described);
-        assert_ne!(unknown, identity.resolve(7, Lane::Bulk, &mut described));
-        assert_eq!(identity.unknown(), 2);
-    }
-}
+mod tests;

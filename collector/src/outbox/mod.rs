@@ -29,15 +29,15 @@ pub mod shift;
 pub mod spool;
 pub mod spool_thread;
 mod spooling;
+mod state;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::sync::Unparker;
 use tapio_wire::event::{Lane, SOURCES, Source};
-use tapio_wire::frame::{Frame, Header, SealedFrame, Stamp};
+use tapio_wire::frame::{SealedFrame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
@@ -50,124 +50,13 @@ use crate::outbox::queue::{Queues, Room};
 use crate::outbox::shift::relative;
 use crate::outbox::spool::Left;
 
-use self::ending::{Closing, Ending};
+use self::ending::Closing;
+use self::state::{Sent, State, Unsent};
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
 const BULK_SHARE: f64 = 0.75;
 /// What a frame occupies beside its bytes: the room for its ledger, its times, its place in the queue.
 const FRAME_OVERHEAD_BYTES: usize = 1536;
-
-struct Unsent {
-    frame: SealedFrame,
-    times: FrameTimes,
-}
-
-struct Sent {
-    seq: u64,
-    source_events: [u32; SOURCES],
-    bytes: Bytes,
-    times: FrameTimes,
-    /// `CLOCK_BOOTTIME` when it was first sent, or loaded from the disk.
-    sent_ns: u64,
-    /// `CLOCK_BOOTTIME` when it was stamped.
-    stamped_ns: u64,
-}
-
-impl Sent {
-    /// A frame that was stamped before, and is sent from here for the first time.
-    fn again(header: &Header, bytes: Bytes) -> Self {
-        Self {
-            seq: header.seq,
-            source_events: header.source_events,
-            bytes,
-            times: FrameTimes::default(),
-            sent_ns: boottime_ns(),
-            stamped_ns: header.boottime_ns,
-        }
-    }
-
-    /// Whether these bytes are still the frame that was stamped.
-    fn check(&self, epoch: u64) -> Result<(), String> {
-        let frame = Frame::decode(&self.bytes).map_err(|error| error.to_string())?;
-        let Header { epoch: of, seq, .. } = *frame.header();
-        match (of, seq) == (epoch, self.seq) {
-            true => Ok(()),
-            false => Err(format!("it says that it is frame {seq} of epoch {of}")),
-        }
-    }
-}
-
-#[derive(Default)]
-struct State {
-    unsent_lethal: VecDeque<Unsent>,
-    unsent_bulk: VecDeque<Unsent>,
-    /// The epoch's last frame, which goes when all others have gone.
-    unsent_last: Option<Unsent>,
-    /// Sent and not acknowledged, in sequence; the first `resent` of them went out on the present stream.
-    sent: VecDeque<Sent>,
-    resent: usize,
-    /// First and last `seq` of what is on disk and not in memory.
-    on_disk: Option<(u64, u64)>,
-    /// Stamped, and being written.
-    spooling: VecDeque<Sent>,
-    /// The last `seq` that was ever written.
-    spooled_seq: u64,
-    /// The last `seq` that was taken to be written; what is stamped meanwhile is not among it.
-    taken_seq: u64,
-    /// The spool had no room, or the disk failed, a moment ago.
-    is_spool_full: bool,
-    /// Everything is to go to the spool, since the process ends.
-    is_flushing: bool,
-    is_streaming: bool,
-    /// What a server said is durable, though it was not loaded from the spool yet.
-    durable_seq: u64,
-    bytes: usize,
-    in_flight_bytes: usize,
-    next_seq: u64,
-    shipped: [u64; SOURCES],
-    acked_seq: u64,
-    acked_events: [u64; SOURCES],
-    /// `CLOCK_BOOTTIME` when the last acknowledged frame was stamped.
-    acked_ns: u64,
-    last_stated: Ledger,
-    /// What earlier epochs of this process account for.
-    base: Option<Box<Ledger>>,
-    /// A server has refused a frame, which may be any up to this one: each is checked, and sent when those before it are
-    /// acknowledged.
-    suspect_until: u64,
-    /// The frame that was refused last, and how often in a row.
-    refusals: (u64, u32),
-    /// What is wrong with the oldest frame.
-    damage: Option<String>,
-    /// Why the epoch is to end.
-    ending: Option<Ending>,
-    is_ending: bool,
-    /// The last frames of ended epochs, which go before everything else; oldest first.
-    closings: VecDeque<Closing>,
-    /// Of an earlier run's epoch: header and counters of its last frame.
-    end: Option<Box<(Header, Ledger)>>,
-    is_finished: bool,
-    /// The packer was refused room, and wants to know when there is some.
-    is_packer_waiting: bool,
-}
-
-impl State {
-    /// Bytes of the frame that would be stamped next.
-    fn next_len(&self) -> Option<usize> {
-        let next = self.unsent_lethal.front().or(self.unsent_bulk.front()).or(self.unsent_last.as_ref());
-        next.map(|unsent| unsent.frame.len())
-    }
-
-    /// Nothing that was stamped waits for an acknowledgement.
-    fn is_all_acknowledged(&self) -> bool {
-        self.sent.is_empty() && self.on_disk.is_none() && self.spooling.is_empty()
-    }
-
-    /// Frames that were never sent.
-    fn unsent(&self) -> usize {
-        self.unsent_lethal.len() + self.unsent_bulk.len() + usize::from(self.unsent_last.is_some())
-    }
-}
 
 /// What an acknowledged frame tells about time.
 pub struct Acknowledged {

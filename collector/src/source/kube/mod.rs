@@ -9,6 +9,7 @@ mod backoff;
 pub mod client;
 mod cluster;
 mod config;
+mod container_state;
 mod events;
 pub mod lease;
 mod objects;

@@ -7,12 +7,14 @@
 //! - `counts.rs`: what is counted
 //! - `name.rs`: names of units, objects and cgroups, and what is left out
 //! - `units.rs`: the table of units and what of their changes matters
+//! - `words.rs`: words of states and results, by number
 //! - `session.rs`: one connection to the bus
 
 mod counts;
 mod name;
 mod session;
 mod units;
+mod words;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
