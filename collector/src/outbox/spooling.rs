@@ -1,7 +1,7 @@
 //! What the spool's thread does with an outbox: takes frames to write, and brings back what is on disk.
 //!
 //! What enters: frames that were read from the disk, and what became of those that were to be written. What leaves: frames in
-//! sequence. What must hold is in `outbox.rs`.
+//! sequence. What must hold is in `outbox/mod.rs`.
 
 use bytes::Bytes;
 use tapio_wire::frame::Header;
