@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
-use tapio_collector::config::Config;
-use tapio_collector::identity::Identity;
 use tapio_collector::intake::Intake;
-use tapio_collector::outbox::Room;
-use tapio_collector::queue::Queues;
-use tapio_collector::shared::Shared;
+use tapio_collector::intake::identity::Identity;
+use tapio_collector::intake::pass::Pass;
+use tapio_collector::intake::shared::Shared;
+use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::settings::config::Config;
 use tapio_probes::record::{self, Kind};
 use tapio_ringbuf::{Limits, Reader, Writer};
 use tapio_wire::compress::Compression;
@@ -126,10 +126,10 @@ impl Bench {
     }
 
     fn drain(&mut self) -> Vec<(Lane, Body)> {
-        let room = self.intake.room();
-        let intake = &mut self.intake;
-        self.reader.drain_ahead(room, intake, Intake::fetch, Intake::accept).expect("an honest writer");
-        intake.flush(true);
+        let mut pass = self.intake.begin();
+        let room = pass.room();
+        self.reader.drain_ahead(room, &mut pass, Pass::fetch, Pass::accept).expect("an honest writer");
+        pass.finish_all();
         std::iter::from_fn(|| self.shared.queues.pop(Room::Both)).collect()
     }
 

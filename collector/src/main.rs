@@ -11,10 +11,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use tapio_collector::config::{Config, LogFormat};
-use tapio_collector::log_limit::LogLimit;
-use tapio_collector::pipeline::{Pipeline, load_config};
-use tapio_collector::reload::{LOOK_INTERVAL, Reload};
+use tapio_collector::budget::memory::load_config;
+use tapio_collector::pipeline::Pipeline;
+use tapio_collector::settings::config::{Config, LogFormat};
+use tapio_collector::settings::log_limit::LogLimit;
+use tapio_collector::settings::reload::{LOOK_INTERVAL, Reload};
 use tapio_probes::{Probes, State};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;

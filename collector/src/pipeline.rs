@@ -16,59 +16,52 @@
 //! Shutdown runs from left to right: sources detach and drain, the packer drains and closes the epoch, the shipper waits for
 //! the last ack. Each step ends when the one before it has, and all together within [`DRAIN_TIMEOUT`].
 
-mod budget;
+mod outboxes;
+mod shutdown;
+mod sources;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::sync::Parker;
 use tapio_probes::Controls;
-use tapio_wire::event::Source;
 use tapio_wire::node_id;
-use tapio_wire::program::tls::{TlsError, Watched};
+use tapio_wire::program::tls::{ClientFiles, TlsError, Watched};
 use tapio_wire::program::token::{TokenError, TokenFile};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle as TaskHandle;
 
-use crate::config::{Config, ConfigError};
-use crate::conntrack::ConntrackPoll;
-use crate::endpoints::{Endpoints, SystemResolver};
-use crate::epochs;
-use crate::evidence;
-use crate::governor::Governor;
-use crate::health::{self, Alive, Running, SourceState, Status};
-use crate::identity::Identity;
-use crate::identity::exclusion::Exclusion;
-use crate::intake::Intake;
-use crate::latency::realtime_ns;
-use crate::metrics::{Metrics, Observed};
+use self::outboxes::Outboxes;
+use self::sources::{Sources, Start};
+use crate::base::metrics::Metrics;
+use crate::base::status::{Alive, Running};
+use crate::budget::governor::Governor;
+use crate::budget::memory::Budget;
+use crate::intake::shared::Shared;
 use crate::outbox::Outbox;
-use crate::pack::{NodeDescription, PackState, Packer};
-use crate::probe_report;
-use crate::queue::Queues;
-use crate::reload::Live;
-use crate::shared::Shared;
-use crate::ship::{ShipState, Shipper};
-use crate::source::ebpf::{EbpfError, EbpfSource, Stop};
-use crate::source::kube::{AccessError, KubeSource, KubeState};
-use crate::source::shm::{ShmError, ShmSource};
-use crate::source::systemd::{SystemdError, SystemdSource};
-use crate::spool::{self, Spool, SpoolError};
+use crate::outbox::pack::{NodeDescription, PackState, Packer};
+use crate::outbox::queue::Queues;
+use crate::outbox::spool::SpoolError;
+use crate::outbox::{metrics as outbox_metrics, spool_thread};
+use crate::serve::health::{self, Health};
+use crate::serve::process;
+use crate::settings::config::{Config, ConfigError};
+use crate::settings::live::Live;
+use crate::ship::Shipper;
+use crate::ship::endpoints::{Endpoints, SystemResolver};
+use crate::ship::latency::Latencies;
+use crate::ship::state::{ShipState, register_tls};
+use crate::source::ebpf::EbpfError;
+use crate::source::kube::AccessError;
+use crate::source::shm::ShmError;
+use crate::source::systemd::SystemdError;
 
-use self::budget::Budget;
-pub use self::budget::load_config;
-
-/// How long a shutdown may take before what is left is given up.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// The same where the server refuses this collector, so that no frame will be acknowledged however long it waits.
-const DRAIN_TIMEOUT_REFUSED: Duration = Duration::from_secs(1);
 /// How often files are looked at that may change.
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
-/// The same where a spool takes what is left, and how long that may take: together within 25 s.
-const DRAIN_TIMEOUT_SPOOL: Duration = Duration::from_secs(10);
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Why the collector cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -103,17 +96,12 @@ pub enum StartError {
 
 /// The running collector.
 pub struct Pipeline {
-    stop: Arc<Stop>,
-    stop_shm: Arc<Stop>,
-    stop_tasks: watch::Sender<bool>,
-    sources: Vec<JoinHandle<()>>,
-    /// Sources that wait for others' answers rather than for rings.
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    sources: Sources,
     sources_ended: Arc<AtomicBool>,
     packer: JoinHandle<()>,
     outbox: Arc<Outbox>,
     queues: Arc<Queues>,
-    shipper: tokio::task::JoinHandle<()>,
+    shipper: TaskHandle<()>,
     ship: Arc<ShipState>,
     give_up: watch::Sender<bool>,
     spool_bytes: Arc<AtomicU64>,
@@ -121,9 +109,18 @@ pub struct Pipeline {
     pub live: Arc<Live>,
     /// The same of the probes, where they run.
     pub controls: Option<Arc<Controls>>,
-    health: Option<(tokio::task::JoinHandle<()>, watch::Sender<bool>)>,
+    health: Option<(TaskHandle<()>, watch::Sender<bool>)>,
     running: Running,
 }
+
+/// The node that this collector runs on.
+struct Node {
+    name: String,
+    id: u64,
+}
+
+/// The threads and tasks that run as long as the collector does, beside the sources and the packer.
+type Parts = Vec<(&'static str, Alive)>;
 
 impl Pipeline {
     /// Starts everything that the configuration asks for. With `allow_missing`, a source that cannot run is reported and left
@@ -133,331 +130,61 @@ impl Pipeline {
     /// See [`StartError`].
     pub async fn start(config: &Config, allow_missing: bool) -> Result<Self, StartError> {
         let budget = Budget::of(config);
-        let node_name = config.node_name();
-        let listener = match config.health.enabled {
-            true => {
-                let address = SocketAddr::new(config.health.address, config.health.port);
-                let bound = health::bind(address).await;
-                Some(bound.map_err(|error| StartError::Health { address, error })?)
-            }
-            false => None,
-        };
-        let tls = match config.grpc.tls_enabled {
-            true => Some(Arc::new(Watched::load(config.grpc.tls.clone())?)),
-            false => None,
-        };
-        if let Some(tls) = &tls {
-            let tls = Arc::clone(tls);
-            tokio::spawn(async move {
-                let mut interval = tokio::time::interval(FILES_INTERVAL);
-                loop {
-                    interval.tick().await;
-                    tls.refresh();
-                }
-            });
-        }
+        let name = config.node_name();
+        let node = Node { id: node_id(&name), name };
+        let listener = listen(config).await?;
+        let tls = watch_tls(config)?;
         let token = config.grpc.token_file.clone().map(TokenFile::load).transpose()?;
         let (queues, parker) = Queues::new(budget.queue_batches);
         let mut shared = Shared::for_config(config, queues);
-        let queues = Arc::clone(&shared.queues);
-        let mut epoch = realtime_ns();
-        let (spool, left, spool_parker) = match &config.grpc.spool {
-            Some(section) => {
-                let (mut spool, left) = Spool::open(&section.dir, section.max_bytes)?;
-                for foreign in left.iter().filter(|left| left.node != node_id(&node_name)) {
-                    tracing::warn!(epoch = foreign.epoch, "the spool holds frames of another node: deleted");
-                    spool.acknowledged(foreign.epoch, u64::MAX, foreign.acked_events);
-                }
-                (Some(spool), left, Some(Parker::new()))
-            }
-            None => (None, Vec::new(), None),
-        };
-        epoch = left.iter().map(|left| left.epoch + 1).fold(epoch, u64::max);
-        let mut outbox = Outbox::new(node_id(&node_name), epoch, budget.outbox_bytes, &shared);
-        let mut replays = Vec::new();
-        if let Some(parker) = &spool_parker {
-            outbox = outbox.with_spool(parker.unparker().clone());
-            for (index, own) in left.iter().enumerate().filter(|(_, left)| left.node == node_id(&node_name)) {
-                let next = left.get(index + 1).map_or(epoch, |next| next.epoch);
-                let unparker = parker.unparker().clone();
-                replays.push(Arc::new(Outbox::replay(own, next, budget.outbox_bytes, &shared, unparker)));
-            }
-        }
-        let outbox = Arc::new(outbox);
-        let spool_bytes = Arc::<AtomicU64>::default();
-        let mut parts = Vec::new();
-        if let (Some(spool), Some(parker)) = (spool, spool_parker) {
-            let outboxes = replays.iter().chain([&outbox]).map(Arc::clone).collect();
-            let bytes = Arc::clone(&spool_bytes);
-            let alive = Alive::default();
-            let guard = alive.begin();
-            spawn("spool", move || {
-                let _alive = guard;
-                spool::run(spool, outboxes, &parker, &bytes);
-            })?;
-            parts.push(("spool", alive));
-        }
-
+        let mut parts = Parts::new();
+        let outboxes = Outboxes::open(config, &node, budget.outbox_bytes, &shared.links(), &mut parts)?;
         let sources_ended = Arc::new(AtomicBool::new(false));
-        let pack = Arc::default();
-        let packer = Arc::new(Packer {
-            queues: Arc::clone(&queues),
-            outbox: Arc::clone(&outbox),
-            compression: config.grpc.compression,
-            counts: Arc::clone(&pack),
-            books: Arc::clone(&shared.books),
-            sources_ended: Arc::clone(&sources_ended),
-            state: PackState::new(NodeDescription::new(node_name.clone(), Arc::clone(&shared.generation))),
-        });
+        let packer = packer(config, &node, &shared, &outboxes.present, &sources_ended);
         shared.packer = Some(Arc::clone(&packer));
-
-        let (stop, stop_shm) = (Arc::new(Stop::new()?), Arc::new(Stop::new()?));
-        let mut missed = Arc::default();
-        let mut evidence_counts = Arc::default();
-        let (mut controls, mut run_times) = (None, None);
-        let mut sources = Vec::new();
-        let mut states = Vec::new();
-        if config.runs("ebpf") {
-            let (linger, flush_interval) = (config.collectors.ebpf.linger, config.collectors.ebpf.flush_interval);
-            match EbpfSource::load(&load_config(config), linger, flush_interval, Arc::clone(&stop)) {
-                Ok(source) => {
-                    let status = probe_report::report(&source.verdicts());
-                    missed = source.missed_runs();
-                    (controls, run_times) = (source.controls(), source.run_times());
-                    let exclusion = controls.clone().filter(|_| shared.directory.excludes()).map(Exclusion::new);
-                    let intake = Intake::new(
-                        shared.clone(),
-                        Source::Ebpf,
-                        Identity::of_this_machine(Arc::clone(&shared.directory)).with_exclusion(exclusion),
-                    );
-                    let (asking, reading) = match config.collector.evidence {
-                        true => {
-                            let (asking, reading) = evidence::channel(evidence::Options {
-                                with_arguments: config.collector.evidence_arguments,
-                                watch_interval: config.collector.watch_interval,
-                                node: node_id(&node_name),
-                                log_lines: config.collector.log_lines,
-                                log_dir: config.collector.log_dir.clone(),
-                                directory: Arc::clone(&shared.directory),
-                            });
-                            evidence_counts = reading.counts();
-                            (Some(asking), Some(reading))
-                        }
-                        false => (None, None),
-                    };
-                    let intake = intake.with_evidence(asking);
-                    let alive = Alive::default();
-                    let guard = alive.begin();
-                    sources.push(spawn("ebpf", move || {
-                        let _alive = guard;
-                        if let Err(error) = source.run(intake) {
-                            tracing::error!(%error, "the ebpf source ended");
-                        }
-                    })?);
-                    states.push(SourceState { source: "ebpf", off: None, alive, status });
-                    if let Some(reading) = reading {
-                        let intake = Intake::new(
-                            shared.clone(),
-                            Source::Collector,
-                            Identity::with_directory(Vec::new(), Arc::clone(&shared.directory)),
-                        );
-                        // It ends when nobody can ask it any more.
-                        let alive = Alive::default();
-                        let guard = alive.begin();
-                        sources.push(spawn("evidence", move || {
-                            let _alive = guard;
-                            reading.run(intake);
-                        })?);
-                        states.push(SourceState { source: "evidence", off: None, alive, status: Status::default() });
-                    }
-                }
-                Err(error) if allow_missing => {
-                    tracing::warn!(%error, "the ebpf source is off");
-                    states.push(off("ebpf", error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if config.runs("shm") {
-            match ShmSource::listen(&config.collectors.shm, Arc::clone(&stop_shm)) {
-                Ok(source) => {
-                    let intake = Intake::new(shared.clone(), Source::Shm, Identity::new(Vec::new()));
-                    let alive = Alive::default();
-                    let guard = alive.begin();
-                    sources.push(spawn("shm", move || {
-                        let _alive = guard;
-                        if let Err(error) = source.run(intake) {
-                            tracing::error!(%error, "the shm source ended");
-                        }
-                    })?);
-                    states.push(SourceState { source: "shm", off: None, alive, status: Status::default() });
-                }
-                Err(error) if allow_missing => {
-                    tracing::warn!(%error, "the shm source is off");
-                    states.push(off("shm", error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let (stop_tasks, tasks_stopped) = watch::channel(false);
-        let mut tasks = Vec::new();
-        let mut systemd = Arc::default();
-        if config.runs("systemd") {
-            match SystemdSource::connect(&config.collectors.systemd, node_id(&node_name)).await {
-                Ok(source) => {
-                    systemd = source.counts();
-                    let intake = Intake::new(shared.clone(), Source::Systemd, Identity::new(Vec::new()));
-                    let (alive, status) = (Alive::default(), source.status());
-                    let (guard, stopped) = (alive.begin(), tasks_stopped.clone());
-                    tasks.push(tokio::spawn(async move {
-                        let _alive = guard;
-                        source.run(intake, stopped).await;
-                    }));
-                    states.push(SourceState { source: "systemd", off: None, alive, status });
-                }
-                Err(error) if allow_missing => {
-                    tracing::warn!(%error, "the systemd source is off");
-                    states.push(off("systemd", error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let cluster_cpu_ns = Arc::clone(&shared.governed.cluster_cpu_ns);
-        let kube = Arc::new(KubeState { cluster_cpu_ns, ..KubeState::default() });
-        if config.runs("k8s") {
-            let directory = Arc::clone(&shared.directory);
-            match KubeSource::open(&config.collectors.k8s, &node_name, directory, Arc::clone(&kube)).await {
-                Ok(source) => {
-                    let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
-                    let (alive, status) = (Alive::default(), source.status());
-                    let guard = alive.begin();
-                    let (runtime, stopped) = (tokio::runtime::Handle::current(), tasks_stopped.clone());
-                    sources.push(spawn("k8s", move || {
-                        let _alive = guard;
-                        // Timers and sockets are driven by the thread that runs the runtime, which goes on until this one ends.
-                        runtime.block_on(source.run(intake, stopped));
-                    })?);
-                    states.push(SourceState { source: "k8s", off: None, alive, status });
-                }
-                Err(error) if allow_missing => {
-                    tracing::warn!(%error, "the k8s source is off");
-                    states.push(off("k8s", error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if sources.is_empty() && tasks.is_empty() && !allow_missing {
-            return Err(StartError::NoSource);
-        }
-        if !config.collector.conntrack_interval.is_zero() {
-            let poll = ConntrackPoll::new(config.collector.conntrack_interval, node_id(&node_name));
-            let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
-            let (alive, status) = (Alive::default(), poll.status());
-            let (guard, stopped) = (alive.begin(), tasks_stopped.clone());
-            tasks.push(tokio::spawn(async move {
-                let _alive = guard;
-                poll.run(intake, stopped).await;
-            }));
-            states.push(SourceState { source: "conntrack", off: None, alive, status });
-        }
-
-        let intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
-        tasks.push(tokio::spawn(epochs::tell(
-            Arc::clone(&shared.ended),
-            node_id(&node_name),
-            intake,
-            tasks_stopped.clone(),
-        )));
-
-        let governor = Governor::new(Arc::clone(&shared.governed), controls.clone(), run_times);
+        let mut sources = Sources::start(&Start { config, shared: &shared, node: &node, allow_missing }).await?;
+        let governor = Governor::new(Arc::clone(&shared.governed), sources.controls.clone(), sources.run_times.take());
         parts.push(("governor", watched(governor.run()).0));
-
-        let packing = Alive::default();
-        let guard = packing.begin();
-        let packer = spawn("pack", move || {
-            let _alive = guard;
-            packer.run(&parker);
-        })?;
-
-        let names = config.grpc.server_endpoints.iter().filter_map(|endpoint| endpoint.parse().ok());
-        let endpoints = Endpoints::new(names.collect(), Box::new(SystemResolver), node_id(&node_name));
-        let (state, latencies) = (Arc::new(ShipState::default()), Arc::default());
-        let shipper = Shipper {
-            endpoints: tokio::sync::Mutex::new(endpoints),
-            tls: tls.clone(),
-            token,
-            resolve_interval: config.grpc.resolve_interval,
-            replays,
-            node_name: node_name.clone(),
-            outbox: Arc::clone(&outbox),
-            latencies: Arc::clone(&latencies),
-            state: Arc::clone(&state),
-            generation: Arc::clone(&shared.generation),
-            reconnect: config.grpc.reconnect_enabled,
-            batch_asked: Arc::clone(&shared.batch_asked),
-            sources: states.clone(),
-        };
+        let (packing, packer_thread) = pack(Arc::clone(&packer), parker)?;
         let (give_up, given_up) = watch::channel(false);
+        let shipper = shipper(config, &node, &shared, &outboxes, &sources, tls.clone(), token);
+        let (ship, latencies) = (Arc::clone(&shipper.state), Arc::clone(&shipper.latencies));
         let (shipping, shipper) = watched(shipper.run(given_up));
         parts.push(("ship", shipping));
-
-        let ship = Arc::clone(&state);
-        let observed = Observed {
-            outbox: Arc::clone(&outbox),
-            queues: Arc::clone(&queues),
-            kinds: Arc::clone(&shared.kinds),
-            identities: Arc::clone(&shared.identities),
-            kube,
-            pack,
-            ship: state,
-            latencies,
-            missed,
-            systemd,
-            evidence: evidence_counts,
-            tls,
-            spool_bytes: Arc::clone(&spool_bytes),
-            ended: Arc::clone(&shared.ended),
-            governed: Arc::clone(&shared.governed),
-            live: Arc::clone(&shared.live),
-        };
-        let running = Running::of(&states, parts, &packing);
+        let running = Running::of(&sources.states, parts, &packing);
         let health = match listener {
             Some(listener) => {
+                let health = Health {
+                    metrics: metrics(&shared, &outboxes, &packer, &sources, &ship, &latencies, tls)?,
+                    ship: Arc::clone(&ship),
+                    governed: Arc::clone(&shared.governed),
+                    latencies,
+                    pack: Arc::clone(&packer.counts),
+                    sources: sources.states.clone(),
+                    packer: packing,
+                    running: running.clone(),
+                    stopping: sources.tasks_stopped.clone(),
+                    metrics_enabled: config.health.metrics_enabled,
+                };
                 let (end, ended) = watch::channel(false);
-                let metrics = Metrics::new(observed.clone())?;
-                let enabled = config.health.metrics_enabled;
-                let serving = health::serve(
-                    listener,
-                    metrics,
-                    observed,
-                    states,
-                    packing,
-                    running.clone(),
-                    tasks_stopped,
-                    enabled,
-                    ended,
-                );
-                Some((tokio::spawn(serving), end))
+                Some((tokio::spawn(health::serve(listener, health, ended)), end))
             }
             None => None,
         };
-        tracing::info!(node = node_name, epoch, outbox_bytes = budget.outbox_bytes, "collecting");
+        let Outboxes { present: outbox, epoch, spool_bytes, .. } = outboxes;
+        tracing::info!(node = node.name, epoch, outbox_bytes = budget.outbox_bytes, "collecting");
         Ok(Self {
-            stop,
-            stop_shm,
-            stop_tasks,
+            controls: sources.controls.clone(),
             sources,
-            tasks,
             sources_ended,
-            packer,
+            packer: packer_thread,
             outbox,
-            queues,
+            queues: Arc::clone(&shared.queues),
             shipper,
             ship,
             give_up,
             spool_bytes,
             live: shared.live,
-            controls,
             health,
             running,
         })
@@ -467,83 +194,121 @@ impl Pipeline {
     pub fn ended(&self) -> Vec<&'static str> {
         self.running.ended()
     }
+}
 
-    /// Drains and ends. True when everything was acknowledged.
-    pub async fn shutdown(self) -> bool {
-        let has_spool = self.outbox.has_spool();
-        let limit = match (self.ship.is_refused(), has_spool) {
-            (true, _) => DRAIN_TIMEOUT_REFUSED,
-            (false, true) => DRAIN_TIMEOUT_SPOOL,
-            (false, false) => DRAIN_TIMEOUT,
-        };
-        let deadline = tokio::time::Instant::now() + limit;
-        self.stop_tasks.send_replace(true);
-        self.stop.set();
-        self.stop_shm.set();
-        let (sources, tasks, packer) = (self.sources, self.tasks, self.packer);
-        let runtime = tokio::runtime::Handle::current();
-        let (sources_ended, queues) = (self.sources_ended, self.queues);
-        let drained = tokio::task::spawn_blocking(move || {
-            for source in sources {
-                join(source);
-            }
-            for task in tasks {
-                if runtime.block_on(task).is_err_and(|error| error.is_panic()) {
-                    tracing::error!("a source panicked");
-                }
-            }
-            sources_ended.store(true, Ordering::Release);
-            queues.wake_packer();
-            join(packer);
-        });
-        let mut shipper = self.shipper;
-        let finished = tokio::time::timeout_at(deadline, async {
-            let drained = drained.await;
-            let shipped = (&mut shipper).await;
-            drained.is_ok() && shipped.is_ok()
-        });
-        let mut is_clean = finished.await.unwrap_or(false) && self.outbox.is_done();
-        if is_clean && has_spool {
-            // The spool's thread was woken by the last acknowledgement and deletes what is left.
-            let end = tokio::time::Instant::now() + Duration::from_secs(1);
-            while self.spool_bytes.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < end {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+/// Binds the address of `/healthz`, where it is served.
+async fn listen(config: &Config) -> Result<Option<TcpListener>, StartError> {
+    if !config.health.enabled {
+        return Ok(None);
+    }
+    let address = SocketAddr::new(config.health.address, config.health.port);
+    health::bind(address).await.map(Some).map_err(|error| StartError::Health { address, error })
+}
+
+/// Loads the TLS files, and looks from time to time whether they have changed.
+fn watch_tls(config: &Config) -> Result<Option<Arc<Watched<ClientFiles>>>, TlsError> {
+    if !config.grpc.tls_enabled {
+        return Ok(None);
+    }
+    let tls = Arc::new(Watched::load(config.grpc.tls.clone())?);
+    let watched = Arc::clone(&tls);
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(FILES_INTERVAL);
+        loop {
+            interval.tick().await;
+            watched.refresh();
         }
-        if !is_clean && has_spool {
-            self.give_up.send_replace(true);
-            self.outbox.flush();
-            let end = tokio::time::Instant::now() + FLUSH_TIMEOUT;
-            while !self.outbox.is_spooled() && tokio::time::Instant::now() < end {
-                // The spool's thread tells of each batch that it has written.
-                let _ = tokio::time::timeout(Duration::from_millis(50), self.outbox.changed.notified()).await;
-            }
-            is_clean = self.outbox.is_spooled();
-            if is_clean {
-                tracing::info!("what no server has acknowledged is in the spool, and is sent after the next start");
-            }
-        }
-        if !is_clean {
-            let (bytes, frames) = self.outbox.usage();
-            tracing::warn!(bytes, frames, "not everything could be handed to a server before the end");
-            self.give_up.send_replace(true);
-        }
-        if let Some((serving, end)) = self.health {
-            end.send_replace(true);
-            if tokio::time::timeout(Duration::from_secs(1), serving).await.is_err() {
-                tracing::debug!("a health client kept its connection");
-            }
-        }
-        is_clean
+    });
+    Ok(Some(tls))
+}
+
+fn packer(
+    config: &Config,
+    node: &Node,
+    shared: &Shared,
+    outbox: &Arc<Outbox>,
+    sources_ended: &Arc<AtomicBool>,
+) -> Arc<Packer> {
+    Arc::new(Packer {
+        queues: Arc::clone(&shared.queues),
+        outbox: Arc::clone(outbox),
+        compression: config.grpc.compression,
+        counts: Arc::default(),
+        books: Arc::clone(&shared.books),
+        sources_ended: Arc::clone(sources_ended),
+        state: PackState::new(NodeDescription::new(node.name.clone(), Arc::clone(&shared.generation))),
+    })
+}
+
+/// Starts the thread that packs; the first of what is returned tells whether it runs.
+fn pack(packer: Arc<Packer>, parker: Parker) -> std::io::Result<(Alive, JoinHandle<()>)> {
+    let packing = Alive::default();
+    let guard = packing.begin();
+    let thread = spawn("pack", move || {
+        let _alive = guard;
+        packer.run(&parker);
+    })?;
+    Ok((packing, thread))
+}
+
+fn shipper(
+    config: &Config,
+    node: &Node,
+    shared: &Shared,
+    outboxes: &Outboxes,
+    sources: &Sources,
+    tls: Option<Arc<Watched<ClientFiles>>>,
+    token: Option<TokenFile>,
+) -> Shipper {
+    let names = config.grpc.server_endpoints.iter().filter_map(|endpoint| endpoint.parse().ok());
+    let endpoints = Endpoints::new(names.collect(), Box::new(SystemResolver), node.id);
+    Shipper {
+        endpoints: tokio::sync::Mutex::new(endpoints),
+        tls,
+        token,
+        resolve_interval: config.grpc.resolve_interval,
+        replays: outboxes.replays.clone(),
+        node_name: node.name.clone(),
+        outbox: Arc::clone(&outboxes.present),
+        latencies: Arc::default(),
+        state: Arc::default(),
+        generation: Arc::clone(&shared.generation),
+        reconnect: config.grpc.reconnect_enabled,
+        batch_asked: Arc::clone(&shared.batch_asked),
+        sources: sources.states.clone(),
     }
 }
 
-fn off(source: &'static str, reason: String) -> SourceState {
-    SourceState { source, off: Some(reason), alive: Alive::default(), status: Status::default() }
+/// Registers the metrics of every part.
+fn metrics(
+    shared: &Shared,
+    outboxes: &Outboxes,
+    packer: &Packer,
+    sources: &Sources,
+    ship: &Arc<ShipState>,
+    latencies: &Arc<Latencies>,
+    tls: Option<Arc<Watched<ClientFiles>>>,
+) -> Result<Metrics, prometheus::Error> {
+    let mut metrics = Metrics::default();
+    outbox_metrics::register(&outboxes.present, &mut metrics)?;
+    spool_thread::register(&outboxes.spool_bytes, &mut metrics)?;
+    shared.ended.register(&mut metrics)?;
+    shared.queues.register(&mut metrics)?;
+    packer.counts.register(&mut metrics)?;
+    shared.kinds.register(&mut metrics)?;
+    shared.identities.register(&mut metrics)?;
+    shared.live.register(&mut metrics)?;
+    shared.governed.register(&mut metrics)?;
+    sources.register(&mut metrics)?;
+    ship.register(&mut metrics)?;
+    latencies.register(&mut metrics)?;
+    register_tls(tls, &mut metrics)?;
+    process::register(&mut metrics)?;
+    Ok(metrics)
 }
 
 /// Spawns a task; the first of what is returned tells whether it runs, or has returned rather than panicked.
-fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, tokio::task::JoinHandle<()>) {
+fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, TaskHandle<()>) {
     let alive = Alive::default();
     let guard = alive.begin();
     let task = tokio::spawn(async move {
@@ -555,10 +320,4 @@ fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, tokio::ta
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).spawn(run)
-}
-
-fn join(thread: JoinHandle<()>) {
-    if thread.join().is_err() {
-        tracing::error!("a thread panicked");
-    }
 }

@@ -4,9 +4,9 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 
 use crate::lab::{Kernel, Lab, MemoryCgroup, can_run};
-use tapio_collector::evidence;
-use tapio_collector::identity::Identity;
 use tapio_collector::intake::Intake;
+use tapio_collector::intake::identity::Identity;
+use tapio_collector::source::evidence;
 use tapio_wire::event::{Detail, Observation, Source};
 
 /// A child that is killed and reaped when the test ends early.
@@ -39,7 +39,7 @@ fn the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time() {
     let mut lab = Lab::new();
     let (asking, reading) = evidence::channel(evidence::Options {
         with_arguments: false,
-        watch_interval: evidence::WATCH_INTERVAL,
+        watch_interval: tapio_collector::settings::config::WATCH_INTERVAL,
         node: 7,
         log_lines: 0,
         log_dir: Default::default(),

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::lab;
 use crate::lab::{Kernel, LIMIT, Lab, can_run};
-use tapio_collector::config::Config;
-use tapio_collector::identity::directory::{ContainerNames, PodNames};
-use tapio_collector::identity::hierarchies;
+use tapio_collector::intake::identity::directory::{ContainerNames, PodNames};
+use tapio_collector::intake::identity::hierarchies;
+use tapio_collector::settings::config::Config;
 use tapio_wire::entity_id;
 use tapio_wire::event::{Detail, EntityId, EntityKind, SOURCES, Source};
 use tapio_wire::ledger::{Reason, Stage};

@@ -4,7 +4,7 @@ mod kube_api;
 
 use axum::body::Bytes;
 use kube_api::{Answer, Rig, ago, change, ended_pod, list, only_pods, pod};
-use tapio_collector::identity::directory::{CONTAINERS_MAX, PODS_MAX};
+use tapio_collector::intake::identity::directory::{CONTAINERS_MAX, PODS_MAX};
 use tokio::sync::mpsc;
 
 const PODS: u64 = 50_000;

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::kube_api::{Answer, Rig, ago, change, container_id, list, only_pods, pod};
-use tapio_collector::config::K8sSection;
+use tapio_collector::settings::config::K8sSection;
 
 /// The object, which must have nothing that its type in the newest API does not know.
 fn checked<T: DeserializeOwned + Serialize>(object: Value) -> Value {

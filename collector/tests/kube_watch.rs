@@ -10,7 +10,7 @@ use crate::kube_api::{
 };
 use axum::http::Method;
 use serde_json::{Value, json};
-use tapio_collector::config::K8sSection;
+use tapio_collector::settings::config::K8sSection;
 use tapio_collector::source::kube::PERMISSIONS;
 use tapio_collector::source::kube::client::Access;
 use tapio_collector::source::kube::lease::{Election, Pace};

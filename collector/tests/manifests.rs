@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tapio_collector::config::Config;
+use tapio_collector::settings::config::Config;
 use tapio_collector::source::kube::PERMISSIONS;
 
 fn deploy(name: &str) -> PathBuf {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::lab;
 use crate::lab::{Kernel, Lab, MemoryCgroup, SYSTEMD, Seen, Systemd, can_run};
-use tapio_collector::config::{Config, SystemdSection};
-use tapio_collector::health::Status;
-use tapio_collector::identity::Identity;
+use tapio_collector::base::status::Status;
 use tapio_collector::intake::Intake;
+use tapio_collector::intake::identity::Identity;
 use tapio_collector::pipeline::Pipeline;
+use tapio_collector::settings::config::{Config, SystemdSection};
 use tapio_collector::source::systemd::{SystemdCounts, SystemdSource};
 use tapio_wire::event::{Detail, EntityKind, Source, UnitState};
 use tokio::runtime::Runtime;

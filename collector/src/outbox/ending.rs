@@ -1,7 +1,7 @@
 //! How an epoch ends while the process goes on, since a frame of it can never be delivered.
 //!
 //! What enters: that a server refused a frame, that a frame is damaged, or that the spool lost some. What leaves: a closing frame
-//! of the ended epoch, and the frames behind the lost ones as those of the next epoch (`crate::shift`). What must hold: everything
+//! of the ended epoch, and the frames behind the lost ones as those of the next epoch (`crate::outbox::shift`). What must hold: everything
 //! before the lost frames is acknowledged first; what was in them is counted as `dropped{outbox, malformed}` in the closing frame,
 //! so that the ended epoch's ledger closes; frames that are whole are not lost with them; where there is a spool this happens on
 //! its thread.
@@ -24,10 +24,10 @@ use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
 use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
-use crate::epochs::{Cause, EndedEpoch};
-use crate::latency::{boottime_ns, realtime_ns};
-use crate::shift::{Shift, relative, sum};
-use crate::spool::Spool;
+use crate::base::clock::{boottime_ns, realtime_ns};
+use crate::outbox::epochs::{Cause, EndedEpoch};
+use crate::outbox::shift::{Shift, relative, sum};
+use crate::outbox::spool::Spool;
 
 /// Refusals in a row of one frame, by whatever servers, that end its epoch.
 pub const REFUSALS_MAX: u32 = 5;

@@ -1,15 +1,13 @@
 //! What the spool's thread does with an outbox: takes frames to write, and brings back what is on disk.
 //!
 //! What enters: frames that were read from the disk, and what became of those that were to be written. What leaves: frames in
-//! sequence. What must hold is in `outbox.rs`.
+//! sequence. What must hold is in `outbox/mod.rs`.
 
 use bytes::Bytes;
 use tapio_wire::frame::Header;
 
 use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
-
-/// Frames that go to the spool, or come from it, at once.
-pub const SPOOL_BATCH_BYTES: usize = 4 << 20;
+use crate::outbox::spool::SPOOL_BATCH_BYTES;
 
 impl Outbox {
     pub(super) fn wake_spool(&self) {

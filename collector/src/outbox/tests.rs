@@ -3,7 +3,6 @@ use tapio_wire::event::{Body, Detail, Event};
 use tapio_wire::frame::{Encoder, Header};
 
 use super::*;
-use crate::config::Config;
 
 fn frame(lane: Lane, events: usize) -> SealedFrame {
     let detail = match lane {
@@ -17,7 +16,7 @@ fn frame(lane: Lane, events: usize) -> SealedFrame {
 
 fn outbox(limit: usize) -> Outbox {
     let (queues, _parker) = Queues::new(4);
-    Outbox::new(7, 1, limit, &Shared::for_config(&Config::default(), queues))
+    Outbox::new(7, 1, limit, &Links::new(queues))
 }
 
 fn seq(bytes: &Bytes) -> u64 {

@@ -4,19 +4,25 @@
 //! never waits for a nap to end (the probes wake the reader for it), nor behind bulk records; no CPU's bulk ring waits for
 //! ever behind another's; the counters of the kernel are stated before the events that they count.
 
+mod missed;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
 use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, Shares, counter_index};
-use tapio_ringbuf::{CounterArray, EventFd, Poller, Reader, WakeupFlag};
+use tapio_ringbuf::{CounterArray, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
+use crate::base::books::SourceBooks;
+use crate::base::clock::boottime_ns;
+use crate::budget::nap::Nap;
 use crate::intake::Intake;
-use crate::latency::boottime_ns;
-use crate::nap::Nap;
+use crate::intake::pass::Pass;
+use crate::source::stop::Stop;
+
+pub use self::missed::MissedRuns;
 
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
@@ -70,36 +76,8 @@ pub struct EbpfSource {
     aggregated: u64,
 }
 
-/// How often the kernel skipped each program because it was running on that CPU already. What it would have told is in no
-/// other counter.
-#[derive(Default)]
-pub struct MissedRuns(Vec<(&'static str, AtomicU64)>, LethalDrops);
-
-/// Records of the lethal lane that found their ring full; the books count them together with the bulk lane's.
-type LethalDrops = AtomicU64;
-
-impl MissedRuns {
-    /// Each program and its count.
-    pub fn get(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.0.iter().map(|(program, count)| (*program, count.load(Ordering::Relaxed)))
-    }
-
-    /// Records of the lethal lane that found their ring full: there should never be any.
-    pub fn lethal_dropped(&self) -> u64 {
-        self.1.load(Ordering::Relaxed)
-    }
-
-    fn read(&self, probes: &Probes) {
-        for (program, count) in &self.0 {
-            if let Some(missed) = probes.missed_runs(program) {
-                count.store(missed, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
 /// What a pass over the rings has brought.
-struct Pass {
+struct Found {
     records: usize,
     /// There was no room for all of it.
     has_more: bool,
@@ -108,40 +86,6 @@ struct Pass {
 /// How full a ring is, as a share of its capacity.
 fn fill(ring: &Reader) -> f64 {
     ring.pending_bytes() as f64 / ring.capacity_bytes() as f64
-}
-
-/// Tells a source to end, and wakes it.
-pub struct Stop {
-    is_set: AtomicBool,
-    eventfd: EventFd,
-}
-
-impl Stop {
-    /// Not set yet.
-    ///
-    /// # Errors
-    /// When no eventfd can be had.
-    pub fn new() -> Result<Self, tapio_ringbuf::Error> {
-        Ok(Self { is_set: AtomicBool::new(false), eventfd: EventFd::new()? })
-    }
-
-    /// Sets it. Release: pairs with the Acquire in [`Stop::is_set`].
-    pub fn set(&self) {
-        self.is_set.store(true, Ordering::Release);
-        if let Err(error) = self.eventfd.notify() {
-            tracing::warn!(%error, "a source will notice its end only after its nap");
-        }
-    }
-
-    /// Whether it is set.
-    pub fn is_set(&self) -> bool {
-        self.is_set.load(Ordering::Acquire)
-    }
-
-    /// What becomes readable when it is set.
-    pub fn eventfd(&self) -> &EventFd {
-        &self.eventfd
-    }
 }
 
 impl EbpfSource {
@@ -174,8 +118,7 @@ impl EbpfSource {
             poller.add(stop.eventfd().as_fd(), STOP_TOKEN)?;
         }
         let cpus = probes.possible_cpus();
-        let programs = probes.verdicts().iter().map(|verdict| (verdict.program, AtomicU64::new(0)));
-        let missed = MissedRuns(programs.collect(), LethalDrops::default());
+        let missed = MissedRuns::new(probes.verdicts().iter().map(|verdict| verdict.program));
         Ok(Self {
             probes: Some(probes),
             lethal,
@@ -230,8 +173,8 @@ impl EbpfSource {
     pub fn run(mut self, mut intake: Intake) -> Result<(), EbpfError> {
         while !self.stop.is_set() {
             match self.pass(&mut intake, false)? {
-                Pass { has_more: false, .. } => self.sleep(&mut intake)?,
-                Pass { records: 0, .. } => self.wait_for_room(),
+                Found { has_more: false, .. } => self.sleep(&mut intake)?,
+                Found { records: 0, .. } => self.wait_for_room(),
                 _ => {}
             }
             if self.missed_read.elapsed() >= MISSED_INTERVAL
@@ -258,52 +201,55 @@ impl EbpfSource {
         }
     }
 
-    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<Pass, EbpfError> {
-        intake.begin();
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> Result<Found, EbpfError> {
         let before = intake.accepted();
+        let mut pass = intake.begin();
         let fullest = [&self.lethal].into_iter().chain(&self.bulk).map(fill).fold(0.0, f64::max);
-        let drained = self.lethal.drain(intake.room_of(Lane::Lethal), |record| intake.accept(record))?;
+        let drained = self.lethal.drain(pass.room_of(Lane::Lethal), |record| pass.accept(record))?;
         let (mut records, mut discarded, mut has_more) = (drained.records, drained.discarded, drained.more);
         for _ in 0..self.bulk.len() {
             // Filters may let fewer pass than were drained: the room is what is left in the batch.
-            let room = intake.room_of(Lane::Bulk);
+            let room = pass.room_of(Lane::Bulk);
             if room == 0 {
                 has_more |= self.bulk.iter().any(|ring| !ring.is_empty());
                 break;
             }
             let ring = &mut self.bulk[self.bulk_next];
             if !ring.is_empty() {
-                let drained = ring.drain(room, |record| intake.accept(record))?;
+                let drained = ring.drain(room, |record| pass.accept(record))?;
                 records += drained.records;
                 discarded += drained.discarded;
                 has_more |= drained.more;
             }
             self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
         }
-        let fetched = self.fetch_sums(intake) | self.tell_floods(intake);
+        let fetched = self.fetch_sums(&mut pass) | self.tell_floods(&mut pass);
         if all || (self.counters_read.elapsed() >= COUNTERS_INTERVAL && (records > 0 || discarded > 0 || fetched)) {
-            self.state_counters(intake);
+            self.state_counters(pass.books());
         } else if records > 0 || discarded > 0 || fetched {
-            self.state_emitted(intake);
+            self.state_emitted(pass.books());
         }
-        intake.flush(all);
+        match all {
+            true => pass.finish_all(),
+            false => pass.finish(),
+        }
         self.nap.saw(Instant::now(), records, intake.accepted() - before, fullest);
         intake.expect(self.nap.events_per_second());
-        Ok(Pass { records, has_more })
+        Ok(Found { records, has_more })
     }
 
     /// Takes what the kernel has summed up, as far as there is room. The rings come first: their records are older.
-    fn fetch_sums(&mut self, intake: &mut Intake) -> bool {
-        let room = intake.room_of(Lane::Bulk);
+    fn fetch_sums(&mut self, pass: &mut Pass<'_>) -> bool {
+        let room = pass.room_of(Lane::Bulk);
         if room == 0 {
             return false;
         }
         let before = self.aggregated;
-        let dns_timeout = intake.dns_timeout();
+        let dns_timeout = pass.dns_timeout();
         let aggregated = &mut self.aggregated;
         let mut each = |record: &[u8]| {
             *aggregated += 1;
-            intake.accept_fetched(record);
+            pass.accept_fetched(record);
         };
         let fetched = match (&mut self.probes, &mut self.rest) {
             (Some(probes), _) => {
@@ -327,10 +273,10 @@ impl EbpfSource {
     }
 
     /// Emits an event for each cgroup whose records were dropped for its rate; looks about once a second.
-    fn tell_floods(&mut self, intake: &mut Intake) -> bool {
+    fn tell_floods(&mut self, pass: &mut Pass<'_>) -> bool {
         let (read, limited) = self.shares_read;
         let is_due = read.elapsed() >= FLOODS_INTERVAL && (self.limited > limited || self.shares.has_floods());
-        let room = intake.room_of(Lane::Lethal);
+        let room = pass.room_of(Lane::Lethal);
         if !is_due || room == 0 {
             return false;
         }
@@ -339,7 +285,7 @@ impl EbpfSource {
         let aggregated = &mut self.aggregated;
         self.shares.read(boottime_ns(), room, |record| {
             *aggregated += 1;
-            intake.accept_fetched(record);
+            pass.accept_fetched(record);
         });
         self.aggregated > before
     }
@@ -349,14 +295,14 @@ impl EbpfSource {
     }
 
     /// States what was read at the least, so that nothing is ever archived before it was emitted.
-    fn state_emitted(&mut self, intake: &Intake) {
+    fn state_emitted(&mut self, books: &SourceBooks) {
         let consumed = self.lethal.consumed() + self.bulk.iter().map(Reader::consumed).sum::<u64>();
         self.emitted = self.emitted.max(consumed + self.dropped + self.sampled + self.excluded + self.limited);
-        intake.books().set_emitted(self.emitted + self.aggregated);
+        books.set_emitted(self.emitted + self.aggregated);
     }
 
     /// The same, and what the kernel lost and left out.
-    fn state_counters(&mut self, intake: &Intake) {
+    fn state_counters(&mut self, books: &SourceBooks) {
         self.counters_read = Instant::now();
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
         let mut limited = 0;
@@ -371,7 +317,7 @@ impl EbpfSource {
                 emitted += self.counters.get(counter_index(cpu, kind, Counter::Emitted));
             }
         }
-        self.missed.1.store(lethal_dropped, Ordering::Relaxed);
+        self.missed.set_lethal_dropped(lethal_dropped);
         let newly_sampled = sampled.saturating_sub(self.sampled);
         self.dropped = dropped.max(self.dropped);
         self.limited = limited.max(self.limited);
@@ -380,12 +326,12 @@ impl EbpfSource {
         self.excluded += newly_excluded;
         // A record is counted as emitted before it is counted as lost or can be read, so there are at least as many as those.
         self.emitted = emitted.max(self.emitted);
-        self.state_emitted(intake);
-        intake.books().set_dropped(Stage::Ring, Reason::Full, self.dropped);
-        intake.books().set_dropped(Stage::Ring, Reason::RateLimited, self.limited);
+        self.state_emitted(books);
+        books.set_dropped(Stage::Ring, Reason::Full, self.dropped);
+        books.set_dropped(Stage::Ring, Reason::RateLimited, self.limited);
         // Added: the intake counts there what it leaves out itself.
-        intake.books().drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
-        intake.books().drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
+        books.drop_events(Stage::Filter, Reason::Sampled, newly_sampled);
+        books.drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
     }
 
     /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
@@ -411,140 +357,11 @@ impl EbpfSource {
         self.wakeup.set(false);
         // What was sampled away in the meantime left no record that would bring this about.
         if self.counters_read.elapsed() >= COUNTERS_INTERVAL {
-            self.state_counters(intake);
+            self.state_counters(intake.books());
         }
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{TcpListener, TcpStream};
-
-    use tapio_probes::{ExecCommand, Tuning};
-    use tapio_wire::event::{Detail, SOURCES, Source};
-
-    use super::*;
-    use crate::config::Config;
-    use crate::identity::Identity;
-    use crate::outbox::Room;
-    use crate::queue::Queues;
-    use crate::shared::Shared;
-
-    #[test]
-    fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIP bulk_events_arrive_and_the_books_close_while_the_kernel_samples: needs root and BPF");
-            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
-            return;
-        }
-        let (queues, _parker) = Queues::new(1024);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let tuning = Tuning { bulk_sampling: 2, ..Tuning::default() };
-        let load = LoadConfig { own_pid: None, tuning, ..LoadConfig::default() };
-        let stop = Arc::new(Stop::new().expect("an eventfd"));
-        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(50), Arc::clone(&stop));
-        let source = source.expect("the probes load");
-        let controls = source.controls().expect("it was not stopped");
-        let intake =
-            Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
-        let running = std::thread::spawn(move || source.run(intake));
-
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let server = listener.local_addr().expect("it is bound");
-        for _ in 0..100 {
-            drop(TcpStream::connect(server).expect("it listens"));
-            drop(listener.accept().expect("it connected"));
-        }
-        controls.set(Tuning { bulk_sampling: 1, ..tuning }).expect("it can be set");
-        drop(TcpStream::connect(server).expect("it listens"));
-        stop.set();
-        running.join().expect("no panic").expect("no error");
-
-        let (mut popped, mut connections) = (0, 0);
-        while let Some((_, body)) = shared.queues.pop(Room::Both) {
-            popped += body.events.len() as u64;
-            let of_server =
-                |detail: &Detail| matches!(detail, Detail::Tcp(tcp) if tcp.destination_port == server.port());
-            connections += body.events.iter().filter(|event| of_server(&event.body)).count();
-        }
-        assert!((50..=200).contains(&connections), "{connections}");
-        let ledger = shared.books.snapshot(&[0; SOURCES]);
-        let account = ledger.account(Source::Ebpf);
-        let dropped = account.dropped.iter().flatten().sum::<u64>();
-        assert!(account.dropped[Stage::Filter as usize][Reason::Sampled as usize] >= 150, "{account:?}");
-        assert_eq!(account.emitted, popped + dropped, "{account:?}");
-    }
-
-    #[test]
-    fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
-        if !rustix::process::geteuid().is_root() {
-            println!(
-                "SKIP sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: \
-                 needs root and BPF"
-            );
-            assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
-            return;
-        }
-        let (queues, _parker) = Queues::new(1024);
-        let mut config = Config::default();
-        config.collectors.ebpf.dns_timeout = Duration::from_millis(200);
-        let shared = Shared::for_config(&config, queues);
-        // What the probes sample, user space has not to sample again, and sums are never sampled.
-        let tuning = Tuning { exec_command: ExecCommand::Full, ..Tuning::default() };
-        let load = LoadConfig { own_pid: None, disabled: Vec::new(), tuning, ..LoadConfig::default() };
-        let stop = Arc::new(Stop::new().expect("an eventfd"));
-        let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(20), Arc::clone(&stop));
-        let source = source.expect("the probes load");
-        let intake =
-            Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
-        let running = std::thread::spawn(move || source.run(intake));
-        let arguments = ["--user", "me", "--password", "hunter2", "API_TOKEN=hunter2"];
-        let mut child = std::process::Command::new("/bin/true").args(arguments).spawn().expect("it runs");
-        let pid = child.id();
-        child.wait().expect("it ends");
-
-        // Nobody answers there, and the kernel says why the query was dropped.
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        query.extend(b"\x05tapio\x07invalid\0\0\x01\0\x01");
-        socket.send_to(&query, "127.9.9.9:53").expect("it is sent");
-
-        let (mut popped, mut histograms, mut command, mut unanswered, mut drops) = (0, 0, None, 0, 0);
-        let mut take = |shared: &Shared| {
-            while let Some((_, body)) = shared.queues.pop(Room::Both) {
-                popped += body.events.len() as u64;
-                assert!(body.names.iter().all(|name| !name.contains("hunter2")), "a secret left");
-                for event in &body.events {
-                    match &event.body {
-                        Detail::Histogram(_) => histograms += 1,
-                        Detail::PacketDrop { count, .. } => drops += count,
-                        Detail::Dns { name, rcode: 255, .. } if body.names[*name as usize] == "tapio.invalid" => {
-                            unanswered += 1;
-                        }
-                        Detail::Exec(exec) if event.pid == pid => {
-                            let name = |index: u32| body.names[index as usize].clone();
-                            command = Some((name(exec.path), name(exec.arguments)));
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            histograms > 0 && command.is_some() && unanswered > 0 && drops > 0
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !take(&shared) {
-            assert!(Instant::now() < deadline, "nothing was summed up");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        stop.set();
-        running.join().expect("no panic").expect("no error");
-        take(&shared);
-        let line = "/bin/true --user me --password [redacted] API_TOKEN=[redacted]";
-        assert_eq!(command, Some(("/bin/true".into(), line.into())));
-        let ledger = shared.books.snapshot(&[0; SOURCES]);
-        let account = ledger.account(Source::Ebpf);
-        let dropped = account.dropped.iter().flatten().sum::<u64>();
-        assert_eq!(account.emitted, popped + dropped, "{account:?}");
-    }
-}
+mod tests;

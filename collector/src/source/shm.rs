@@ -19,10 +19,11 @@ use tapio_ringbuf::handover;
 use tapio_ringbuf::{EventFd, Limits, Poller, Reader};
 use tapio_wire::ledger::{Reason, Stage};
 
-use crate::config::ShmSection;
+use crate::budget::nap::{self, Nap};
 use crate::intake::Intake;
-use crate::nap::{self, Nap};
-use crate::source::ebpf::Stop;
+use crate::intake::pass::Pass;
+use crate::settings::config::ShmSection;
+use crate::source::stop::Stop;
 
 const STOP_TOKEN: u64 = 0;
 const ARRIVAL_TOKEN: u64 = 1;
@@ -72,10 +73,17 @@ struct Peer {
 }
 
 /// What a pass over the rings has brought.
-struct Pass {
+struct Found {
     records: usize,
     /// There was no room for all of it.
     has_more: bool,
+}
+
+fn finish(pass: Pass<'_>, all: bool) {
+    match all {
+        true => pass.finish_all(),
+        false => pass.finish(),
+    }
 }
 
 /// The listening socket and the rings that were handed over.
@@ -148,8 +156,8 @@ impl ShmSource {
     pub fn run(mut self, mut intake: Intake) -> Result<(), ShmError> {
         while !self.stop.is_set() {
             match self.pass(&mut intake, false) {
-                Pass { has_more: false, .. } => self.sleep(&mut intake)?,
-                Pass { records: 0, .. } => self.wait(LINGER)?,
+                Found { has_more: false, .. } => self.sleep(&mut intake)?,
+                Found { records: 0, .. } => self.wait(LINGER)?,
                 _ => {}
             }
         }
@@ -159,8 +167,7 @@ impl ShmSource {
         // What peers went on to write belongs to the next reader of their rings.
         self.disown_unread(&intake);
         while !intake.is_empty() {
-            intake.room();
-            intake.flush(true);
+            intake.begin().finish_all();
             self.poller.wait(Some(LINGER)).map(|_| ())?;
         }
         if let Err(error) = std::fs::remove_file(&self.socket) {
@@ -169,20 +176,21 @@ impl ShmSource {
         Ok(())
     }
 
-    fn pass(&mut self, intake: &mut Intake, all: bool) -> Pass {
+    fn pass(&mut self, intake: &mut Intake, all: bool) -> Found {
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.add(arrival, intake);
         }
         let before = intake.accepted();
-        let (mut pass, mut fullest) = (Pass { records: 0, has_more: false }, 0.0f64);
+        let (mut found, mut fullest) = (Found { records: 0, has_more: false }, 0.0f64);
         for index in 0..self.peers.len() {
-            let room = intake.room();
+            let mut pass = intake.begin();
+            let room = pass.room();
             let peer = &mut self.peers[index];
             fullest = fullest.max(peer.reader.pending_bytes() as f64 / peer.reader.capacity_bytes() as f64);
-            match peer.reader.drain_ahead(room, intake, Intake::fetch, Intake::accept) {
+            match peer.reader.drain_ahead(room, &mut pass, Pass::fetch, Pass::accept) {
                 Ok(done) => {
-                    pass.records += done.records;
-                    pass.has_more |= done.more;
+                    found.records += done.records;
+                    found.has_more |= done.more;
                     peer.is_stalled = done.stalled;
                 }
                 Err(error) => {
@@ -191,17 +199,16 @@ impl ShmSource {
                 }
             }
             peer.read_counters();
-            self.state(intake);
-            intake.flush(all);
+            self.state(&pass);
+            finish(pass, all);
         }
-        if pass.records == 0 {
+        if found.records == 0 {
             self.let_go(intake);
-            intake.room();
-            intake.flush(all);
+            finish(intake.begin(), all);
         }
-        self.nap.saw(Instant::now(), pass.records, intake.accepted() - before, fullest);
+        self.nap.saw(Instant::now(), found.records, intake.accepted() - before, fullest);
         intake.expect(self.nap.events_per_second());
-        pass
+        found
     }
 
     fn add(&mut self, arrival: Arrival, intake: &Intake) {

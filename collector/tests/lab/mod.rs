@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tapio_collector::books::Books;
-use tapio_collector::config::Config;
-use tapio_collector::evidence::Evidence;
-use tapio_collector::identity::Identity;
-use tapio_collector::identity::exclusion::Exclusion;
+use tapio_collector::base::books::Books;
 use tapio_collector::intake::Intake;
-use tapio_collector::outbox::Room;
-use tapio_collector::queue::Queues;
-use tapio_collector::shared::Shared;
-use tapio_collector::source::ebpf::{EbpfSource, Stop};
+use tapio_collector::intake::identity::Identity;
+use tapio_collector::intake::identity::exclusion::Exclusion;
+use tapio_collector::intake::requests::Evidence;
+use tapio_collector::intake::shared::Shared;
+use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::settings::config::Config;
+use tapio_collector::source::ebpf::EbpfSource;
+use tapio_collector::source::stop::Stop;
 use tapio_probes::{Controls, LoadConfig};
 use tapio_wire::event::{Body, Detail, Entity, EntityId, Event, NO_NAME, Name, SOURCES, Source};
 

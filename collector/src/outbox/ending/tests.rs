@@ -5,11 +5,10 @@ use tapio_wire::event::{Detail, Event};
 use tapio_wire::frame::SealedFrame;
 
 use super::*;
-use crate::config::Config;
-use crate::latency::FrameTimes;
-use crate::queue::Queues;
-use crate::shared::Shared;
-use crate::spool::MAX_BYTES_MIN;
+use crate::outbox::frame_times::FrameTimes;
+use crate::outbox::links::Links;
+use crate::outbox::queue::Queues;
+use crate::settings::config::SPOOL_BYTES_MIN;
 
 /// A frame of so many events of one source.
 fn frame(events: usize) -> SealedFrame {
@@ -21,7 +20,7 @@ fn frame(events: usize) -> SealedFrame {
 /// An outbox of epoch 1 and frames of 1, 2, 3 … events, of a source that has emitted 1,000 and dropped 10.
 fn outbox(frames: usize) -> Outbox {
     let (queues, _parker) = Queues::new(4);
-    let outbox = Outbox::new(7, 1, 1 << 20, &Shared::for_config(&Config::default(), queues));
+    let outbox = Outbox::new(7, 1, 1 << 20, &Links::new(queues));
     outbox.books.source(Source::Shm).set_emitted(1000);
     outbox.books.source(Source::Shm).set_dropped(Stage::Ring, Reason::Full, 10);
     for events in 1..=frames {
@@ -214,7 +213,7 @@ fn segment(dir: &std::path::Path) -> std::path::PathBuf {
 #[test]
 fn a_damaged_frame_in_the_spool_is_lost_alone_and_what_is_spooled_later_follows() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let parker = crossbeam::sync::Parker::new();
     let outbox = outbox(6).with_spool(parker.unparker().clone());
     outbox.flush();
@@ -247,16 +246,16 @@ fn a_damaged_frame_in_the_spool_is_lost_alone_and_what_is_spooled_later_follows(
 #[test]
 fn an_earlier_runs_spool_that_is_damaged_at_its_end_closes_with_what_is_known() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (mut spool, _) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let parker = crossbeam::sync::Parker::new();
     let first = outbox(3).with_spool(parker.unparker().clone());
     first.flush();
     turn(&mut spool, &first);
     drop(spool);
-    let (mut spool, left) = Spool::open(dir.path(), MAX_BYTES_MIN).expect("opened");
+    let (mut spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let (queues, _parker) = Queues::new(4);
-    let shared = Shared::for_config(&Config::default(), queues);
-    let replay = Outbox::replay(&left[0], 9, 1 << 20, &shared, parker.unparker().clone());
+    let links = Links::new(queues);
+    let replay = Outbox::replay(&left[0], 9, 1 << 20, &links, parker.unparker().clone());
     let mut arrived = Arrived::default();
     replay.restart(1, 0);
     turn(&mut spool, &replay);
@@ -271,5 +270,5 @@ fn an_earlier_runs_spool_that_is_damaged_at_its_end_closes_with_what_is_known() 
     assert_eq!((seq, events, is_final), (2, 1, false), "what it held is still the server's to declare");
     assert_eq!((account.shipped, account.held()), (1, 1000 - 10 - 6));
     assert_eq!(account.dropped[Stage::Outbox as usize][Reason::Malformed as usize], 5);
-    assert_eq!(shared.books.snapshot(&[0; SOURCES]), Ledger::default(), "not this run's loss");
+    assert_eq!(links.books.snapshot(&[0; SOURCES]), Ledger::default(), "not this run's loss");
 }

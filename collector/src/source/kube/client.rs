@@ -19,7 +19,7 @@ use tower::BoxError;
 use tower::util::MapResultLayer;
 
 use super::objects::{Object, Page};
-use crate::config::K8sSection;
+use crate::settings::config::K8sSection;
 
 /// What the source may do, for the manifests to grant: API group, resource, verbs. The Lease is needed in the collector's own
 /// namespace only, everything else in the whole cluster.

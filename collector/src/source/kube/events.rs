@@ -14,7 +14,7 @@ use super::pods::is_system;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
 use super::workloads::ReplicaSets;
-use crate::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
 
 /// How far clocks of different nodes may be apart for an Event still to be taken for new.
 const SKEW_NS: u64 = 5_000_000_000;
@@ -366,7 +366,7 @@ impl Follower for Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latency::boottime_ns;
+    use crate::base::clock::boottime_ns;
 
     fn said(seconds_ago: u64) -> Told {
         let at = k8s_openapi::jiff::Timestamp::now() - std::time::Duration::from_secs(seconds_ago);

@@ -24,7 +24,7 @@ use tapio_wire::program::backoff;
 use tokio::sync::watch;
 
 use super::client::{Access, Trouble};
-use crate::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
 
 /// The Lease's name.
 pub const LEASE: &str = "tapio-collector";

@@ -8,6 +8,7 @@
 pub mod client;
 mod cluster;
 mod config;
+mod container_state;
 mod events;
 pub mod lease;
 mod objects;
@@ -26,7 +27,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch as channel};
 
 pub use client::{AccessError, PERMISSIONS};
-pub use stuck::AFTER as STUCK_AFTER;
 pub use watch::{WATCH_OUTCOMES, WatchCounts};
 
 use self::client::Access;
@@ -34,12 +34,14 @@ use self::lease::{Election, Pace};
 use self::pods::Pods;
 use self::told::{Scribe, Teller, Told};
 use self::watch::Context;
-use crate::config::K8sSection;
-use crate::governor::Metered;
-use crate::health::Status;
-use crate::identity::directory::Directory;
+use crate::base::clock::realtime_ns;
+use crate::base::metrics::{Metrics, raise};
+use crate::base::status::Status;
+use crate::budget::governor::Metered;
 use crate::intake::Intake;
-use crate::latency::realtime_ns;
+use crate::intake::identity::directory::Directory;
+use crate::intake::pass::Pass;
+use crate::settings::config::K8sSection;
 
 /// How long giving the Lease back may take.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,6 +54,30 @@ pub struct KubeState {
     pub is_leader: AtomicBool,
     /// CPU time of those watches.
     pub cluster_cpu_ns: Arc<AtomicU64>,
+}
+
+impl KubeState {
+    /// Registers its metrics.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
+        let watches = metrics.counters(
+            "tapio_collector_kube_watches_total",
+            "Lists read and watches ended, by how",
+            &["outcome"],
+        )?;
+        let leader =
+            metrics.gauge("tapio_collector_kube_leader", "1 while this collector watches the cluster's objects")?;
+        let state = Arc::clone(self);
+        metrics.on_scrape(move || {
+            for (outcome, count) in state.watches.get() {
+                raise(&watches.with_label_values(&[outcome]), count);
+            }
+            leader.set(i64::from(state.is_leader.load(Ordering::Relaxed)));
+        });
+        Ok(())
+    }
 }
 
 /// Runs the watches of the API server and emits their events.
@@ -136,8 +162,9 @@ impl KubeSource {
         }
         heard.close();
         loop {
-            write(&mut heard, &mut scribe, &mut intake);
-            intake.flush(true);
+            let mut pass = intake.begin();
+            write(&mut heard, &mut scribe, &mut pass);
+            pass.finish_all();
             if heard.is_empty() && intake.is_empty() {
                 return;
             }
@@ -193,26 +220,31 @@ impl KubeSource {
 
 /// Waits for something to be heard or due, and hands it on.
 async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
-    intake.begin();
-    let has_room = scribe.has_room(intake);
-    let limit = intake.sleep_limit();
+    let mut pass = intake.begin();
+    let has_room = scribe.has_room(&mut pass);
+    let limit = pass.sleep_limit();
+    pass.finish();
+    let told = match has_room {
+        true => tokio::time::timeout(limit, heard.recv()).await.ok().flatten(),
+        false => {
+            tokio::time::sleep(limit).await;
+            None
+        }
+    };
     // What is received here is written before anything else is awaited: a pump that is given up has nothing in hands.
-    if has_room && let Ok(Some(told)) = tokio::time::timeout(limit, heard.recv()).await {
-        intake.begin();
-        scribe.write(told, intake);
-    } else if !has_room {
-        tokio::time::sleep(limit).await;
+    let mut pass = intake.begin();
+    if let Some(told) = told {
+        scribe.write(told, &mut pass);
     }
-    write(heard, scribe, intake);
-    intake.flush(false);
+    write(heard, scribe, &mut pass);
+    pass.finish();
 }
 
 /// Hands on what was heard, as far as there is room.
-fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
-    intake.begin();
-    while scribe.has_room(intake)
+fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, pass: &mut Pass<'_>) {
+    while scribe.has_room(pass)
         && let Ok(told) = heard.try_recv()
     {
-        scribe.write(told, intake);
+        scribe.write(told, pass);
     }
 }

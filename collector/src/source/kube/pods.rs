@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tapio_wire::entity_id;
-use tapio_wire::event::{ContainerState, Detail, EntityId, EntityKind, PodState};
+use tapio_wire::event::{Detail, EntityId, EntityKind, PodState};
 
 use super::client::Resource;
-use super::objects::{ContainerStatus, Pod, Terminated, quantity_milli, unix_ns};
+use super::container_state::{Shown, container_event, image_of};
+use super::objects::{ContainerStatus, Pod, Terminated, unix_ns};
 use super::stuck::Stuck;
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
-use crate::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
-use crate::latency::realtime_ns;
+use crate::base::clock::realtime_ns;
+use crate::intake::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
 
 /// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was told
 /// by the collector before, or was before there was any.
@@ -25,7 +26,7 @@ pub const RESTART: Duration = Duration::from_secs(60);
 
 /// Namespaces of Kubernetes itself.
 pub fn is_system(namespace: &str) -> bool {
-    crate::config::SYSTEM_NAMESPACES.contains(&namespace)
+    crate::settings::config::SYSTEM_NAMESPACES.contains(&namespace)
 }
 
 /// Pods that are bound to a node.
@@ -351,26 +352,6 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = (&ContainerStatus, u8)> {
     init.chain(ordinary).chain(status.ephemeral_container_statuses.iter().map(|status| (status, 2)))
 }
 
-/// The image as the specification names it: the status may have a digest only.
-fn image_of<'a>(pod: &'a Pod, status: &'a ContainerStatus) -> &'a str {
-    let specified = specified(pod, &status.name).map(|container| &*container.image);
-    specified.filter(|image| !image.is_empty()).unwrap_or(&status.image)
-}
-
-/// The image that a container waits for: that of a volume, where kubelet's words name it.
-fn awaited_image<'a>(pod: &'a Pod, status: &'a ContainerStatus, shown: &Shown<'_>) -> &'a str {
-    let of_volumes = pod.spec.volumes.iter().map(|volume| &*volume.image.reference);
-    let is_named = |reference: &&str| !reference.is_empty() && shown.message.contains(*reference);
-    let is_awaited = shown.reason.contains("Image");
-    of_volumes.filter(|_| is_awaited).find(is_named).unwrap_or_else(|| image_of(pod, status))
-}
-
-fn specified<'a>(pod: &'a Pod, name: &str) -> Option<&'a super::objects::Container> {
-    let spec = &pod.spec;
-    let all = spec.containers.iter().chain(&spec.init_containers).chain(&spec.ephemeral_containers);
-    all.into_iter().find(|container| container.name == name)
-}
-
 fn run_of(id: &str, ended: &Terminated) -> u64 {
     digest(&(id, unix_ns(ended.started_at.as_ref()), unix_ns(ended.finished_at.as_ref()), ended.exit_code))
 }
@@ -475,63 +456,4 @@ fn pod_state(pod: &Pod) -> (LastWords, PresentPod<'_>) {
         is_scheduled: is_true("PodScheduled") || !pod.spec.node_name.is_empty(),
     };
     (last, PresentPod { reason, message, is_ready: is_true("Ready") })
-}
-
-/// One state of a container.
-#[derive(Default)]
-struct Shown<'a> {
-    id: &'a str,
-    state: u8,
-    is_last: bool,
-    reason: &'a str,
-    message: &'a str,
-    exit_code: i32,
-    signal: i32,
-    started_ns: u64,
-    finished_ns: u64,
-}
-
-impl<'a> Shown<'a> {
-    fn ended(id: &'a str, ended: &'a Terminated, is_last: bool) -> Self {
-        Self {
-            id,
-            state: 3,
-            is_last,
-            reason: &ended.reason,
-            message: &ended.message,
-            exit_code: ended.exit_code,
-            signal: ended.signal,
-            started_ns: unix_ns(ended.started_at.as_ref()),
-            finished_ns: unix_ns(ended.finished_at.as_ref()),
-        }
-    }
-}
-
-fn container_event(subject: Subject, pod: &Pod, status: &ContainerStatus, role: u8, shown: &Shown<'_>) -> Told {
-    let limits = specified(pod, &status.name).map(|container| &container.resources.limits);
-    let milli = |of: fn(&super::objects::Limits) -> &str| limits.map_or(0, |limits| quantity_milli(of(limits)));
-    let image = awaited_image(pod, status, shown);
-    let texts = [&*status.name, image, shown.reason, shown.message].map(str::to_owned);
-    // Names are set when it is written.
-    let state = ContainerState {
-        container: 0,
-        image: 0,
-        reason: 0,
-        message: 0,
-        exit_code: shown.exit_code,
-        signal: shown.signal,
-        restart_count: status.restart_count,
-        started_ns: shown.started_ns,
-        finished_ns: shown.finished_ns,
-        state: shown.state,
-        is_last: shown.is_last,
-        is_ready: status.ready,
-        role,
-        memory_limit_bytes: milli(|limits| &limits.memory) / 1000,
-        cpu_limit_milli: milli(|limits| &limits.cpu),
-    };
-    Told::event(subject, move |batch| {
-        let [container, image, reason, message] = texts.map(|text| batch.text(&text));
-        Detail::ContainerState(Box::new(ContainerState { container, image, reason, message, ..state }))
-    })
 }

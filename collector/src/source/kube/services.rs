@@ -13,7 +13,7 @@ use super::objects::{CoreEndpoints, EndpointSlice, Service};
 use super::pods::{is_system, pod_entity};
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
-use crate::identity::directory::address_bytes;
+use crate::intake::identity::directory::address_bytes;
 
 /// Backends told of one Service: frames are bounded.
 const BACKENDS_MAX: usize = 1000;

@@ -10,12 +10,10 @@ use tapio_wire::event::{Detail, Trouble};
 
 use super::objects::{Condition, ContainerStatus, Pod, unix_ns};
 use super::told::{Subject, Told};
-use crate::latency::{boottime_ns, realtime_ns};
+use crate::base::clock::{boottime_ns, realtime_ns};
 
 /// The pause between two reports of a condition that lasts.
 const TOLD_AGAIN: Duration = Duration::from_secs(120);
-/// How long a condition lasts before its first report, by default.
-pub const AFTER: Duration = Duration::from_secs(180);
 
 /// A condition that should not last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +145,7 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::config::STUCK_AFTER;
 
     fn pod(status: serde_json::Value, deleted: bool) -> Pod {
         let mut pod = serde_json::json!({
@@ -185,7 +184,7 @@ mod tests {
         let (mut stuck, mut told, now) = (Stuck::default(), Vec::new(), Instant::now());
         stuck.seen(&pod(not_ready("2026-01-01T00:00:00Z"), false), &subject(), &mut told);
         for seconds in [0, 10, 121, 130] {
-            stuck.look(now + Duration::from_secs(seconds), AFTER, &subject(), &mut told);
+            stuck.look(now + Duration::from_secs(seconds), STUCK_AFTER, &subject(), &mut told);
         }
         assert_eq!(told.len(), 2, "at once, since it has lasted, and again after two minutes");
         let ready = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
@@ -200,19 +199,19 @@ mod tests {
         let (mut stuck, mut told) = (Stuck::default(), Vec::new());
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         stuck.seen(&pod(not_ready(&now), false), &subject(), &mut told);
-        stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut told);
         let mut starts = not_ready("2026-01-01T00:00:00Z");
         starts["containerStatuses"][0]["started"] = false.into();
         let mut given_up = not_ready("2026-01-01T00:00:00Z");
         given_up["conditions"][0]["reason"] = serde_json::Value::Null;
         for other in [starts, given_up] {
             stuck.seen(&pod(other, false), &subject(), &mut told);
-            stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+            stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut told);
         }
         let mut waits = not_ready("2026-01-01T00:00:00Z");
         waits["containerStatuses"][0]["state"] = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
         stuck.seen(&pod(waits, false), &subject(), &mut told);
-        stuck.look(Instant::now(), AFTER, &subject(), &mut told);
+        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut told);
         assert!(told.is_empty());
     }
 

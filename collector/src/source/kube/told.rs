@@ -12,10 +12,10 @@ use tapio_wire::event::{Detail, Entity, EntityId, EntityKind, Event, Gap, Lane, 
 use tapio_wire::{entity_id, node_id};
 use tokio::sync::mpsc;
 
-use crate::decode::Batch;
-use crate::identity::directory::{Directory, Owner, workload_entity};
-use crate::intake::Intake;
-use crate::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
+use crate::intake::decode::Batch;
+use crate::intake::identity::directory::{Directory, Owner, workload_entity};
+use crate::intake::pass::Pass;
 
 /// Observations between the watches and the intake.
 pub const CHANNEL_MAX: usize = 256;
@@ -52,9 +52,10 @@ impl Subject {
         match self {
             Self::Container(id) => entity_id(EntityKind::Container, id),
             Self::Pod { uid, .. } => entity_id(EntityKind::Pod, uid),
-            Self::Workload { kind, namespace, name } => {
-                entity_id(EntityKind::Workload, &crate::identity::directory::workload_key(kind, namespace, name))
-            }
+            Self::Workload { kind, namespace, name } => entity_id(
+                EntityKind::Workload,
+                &crate::intake::identity::directory::workload_key(kind, namespace, name),
+            ),
             Self::Node(name) => node_id(name),
         }
     }
@@ -174,24 +175,24 @@ impl Scribe {
     }
 
     /// Whether one more observation may be written: by the number of events, and by the bytes of what they say.
-    pub fn has_room(&mut self, intake: &mut Intake) -> bool {
+    pub fn has_room(&mut self, pass: &mut Pass<'_>) -> bool {
         if self.text_bytes >= BATCH_TEXT_BYTES_MAX {
-            intake.flush(true);
+            pass.make_room();
         }
-        if intake.is_empty() {
+        if pass.is_empty() {
             self.text_bytes = 0;
         }
-        self.text_bytes < BATCH_TEXT_BYTES_MAX && intake.room_of(Lane::Lethal) > 0
+        self.text_bytes < BATCH_TEXT_BYTES_MAX && pass.room_of(Lane::Lethal) > 0
     }
 
     /// Hands one observation to the intake, which must have room.
-    pub fn write(&mut self, told: Told, intake: &mut Intake) {
-        let generation = intake.generation();
-        intake.describe(|entities| self.describe(&told.subject, told.owner.as_ref(), generation, entities));
+    pub fn write(&mut self, told: Told, pass: &mut Pass<'_>) {
+        let generation = pass.generation();
+        pass.describe(|entities| self.describe(&told.subject, told.owner.as_ref(), generation, entities));
         let Told { subject, time_ns, make, .. } = told;
         if let Some(make) = make {
             let text_bytes = &mut self.text_bytes;
-            intake.observe(|batch, _| {
+            pass.observe(|batch, _| {
                 let before = batch.body.names.len();
                 let body = make(batch);
                 *text_bytes += batch.body.names[before..].iter().map(String::len).sum::<usize>();
@@ -271,12 +272,12 @@ mod tests {
     use tapio_wire::event::KubeEvent;
 
     use super::*;
-    use crate::config::Config;
-    use crate::decode::TEXT_BYTES_MAX;
-    use crate::identity::Identity;
-    use crate::outbox::Room;
-    use crate::queue::Queues;
-    use crate::shared::Shared;
+    use crate::intake::Intake;
+    use crate::intake::decode::TEXT_BYTES_MAX;
+    use crate::intake::identity::Identity;
+    use crate::intake::shared::Shared;
+    use crate::outbox::queue::{Queues, Room};
+    use crate::settings::config::Config;
 
     /// An Event whose message is as long as its author pleased.
     fn long(number: usize) -> Told {
@@ -305,12 +306,12 @@ mod tests {
         let shared = Shared::for_config(&Config::default(), queues);
         let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
         let mut scribe = Scribe::new(Arc::default());
-        intake.begin();
+        let mut pass = intake.begin();
         for number in 0..1000 {
-            assert!(scribe.has_room(&mut intake), "the queue takes what is full");
-            scribe.write(long(number), &mut intake);
+            assert!(scribe.has_room(&mut pass), "the queue takes what is full");
+            scribe.write(long(number), &mut pass);
         }
-        intake.flush(true);
+        pass.finish_all();
         let bodies: Vec<_> = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body).collect();
         assert_eq!(bodies.iter().map(|body| body.events.len()).sum::<usize>(), 1000);
         for body in &bodies {
@@ -343,14 +344,14 @@ mod tests {
         let shared = Shared::for_config(&Config::default(), queues);
         let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
         let mut scribe = Scribe::new(Arc::default());
-        intake.begin();
+        let mut pass = intake.begin();
         let mut number = 0;
-        while scribe.has_room(&mut intake) {
-            scribe.write(long(number), &mut intake);
+        while scribe.has_room(&mut pass) {
+            scribe.write(long(number), &mut pass);
             number += 1;
             assert!(number < 10_000, "its bytes are not bounded");
         }
         while shared.queues.pop(Room::Both).is_some() {}
-        assert!(scribe.has_room(&mut intake), "there is room again");
+        assert!(scribe.has_room(&mut pass), "there is room again");
     }
 }

@@ -9,7 +9,7 @@ use super::objects::Pod;
 use super::pods::{is_system, owner_of, subject_of};
 use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
-use crate::identity::directory::Owner;
+use crate::intake::identity::directory::Owner;
 
 /// Pods that are bound to no node.
 pub fn without_node() -> Resource {

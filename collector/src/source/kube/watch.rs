@@ -22,8 +22,8 @@ use tokio::sync::watch as channel;
 use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
 use super::objects::Object;
 use super::told::{Teller, Told};
-use crate::health::Status;
-use crate::latency::boottime_ns;
+use crate::base::clock::boottime_ns;
+use crate::base::status::Status;
 
 /// The pauses between failures, before they are spread.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);

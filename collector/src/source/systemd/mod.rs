@@ -4,17 +4,21 @@
 //! `UnitJob` and `Gap` events. What must hold: the entity of a unit's event is the one that kernel events of the unit's cgroup
 //! have; an interval in which changes may have been missed is declared; what is held for a unit, a signal or a job is bounded.
 //!
+//! - `counts.rs`: what is counted
 //! - `name.rs`: names of units, objects and cgroups, and what is left out
 //! - `units.rs`: the table of units and what of their changes matters
+//! - `words.rs`: words of states and results, by number
 //! - `session.rs`: one connection to the bus
 
+mod counts;
 mod name;
 mod session;
 mod units;
+mod words;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tapio_wire::event::{Detail, EntityId, Event, Gap, Lane, Source, UnitJob, UnitState};
@@ -23,10 +27,12 @@ use tapio_wire::program::token_bucket::TokenBucket;
 use tokio::sync::watch;
 use zbus::Connection;
 
-use crate::config::SystemdSection;
-use crate::health::Status;
+use crate::base::clock::boottime_ns;
+use crate::base::status::Status;
 use crate::intake::Intake;
-use crate::latency::boottime_ns;
+use crate::intake::pass::Pass;
+use crate::settings::config::SystemdSection;
+pub use counts::SystemdCounts;
 use name::Selection;
 pub use name::Skip;
 use session::{End, Session};
@@ -51,43 +57,6 @@ pub enum SystemdError {
     Bus { address: String, error: Box<zbus::Error> },
     #[error("the bus at {address} has no systemd: {error}")]
     NoSystemd { address: String, error: Box<zbus::Error> },
-}
-
-/// Counters, for metrics. What is counted here never became an event.
-#[derive(Default)]
-pub struct SystemdCounts {
-    /// By [`Skip`].
-    skipped: [AtomicU64; 3],
-    coalesced: AtomicU64,
-    reconnects: AtomicU64,
-    units: AtomicU64,
-}
-
-impl SystemdCounts {
-    fn count_skipped(&self, skip: Skip) {
-        self.skipped[skip as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Changes of units that the configuration leaves out, by reason.
-    pub fn skipped_by_reason(&self) -> [(&'static str, u64); 3] {
-        let get = |skip: Skip| self.skipped[skip as usize].load(Ordering::Relaxed);
-        [("system", get(Skip::System)), ("excluded", get(Skip::Excluded)), ("not_selected", get(Skip::NotSelected))]
-    }
-
-    /// Changes that were merged into a later event of the same unit, and jobs beyond their rate.
-    pub fn coalesced(&self) -> u64 {
-        self.coalesced.load(Ordering::Relaxed)
-    }
-
-    /// Connections after the first.
-    pub fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
-    }
-
-    /// Units in the table.
-    pub fn units(&self) -> u64 {
-        self.units.load(Ordering::Relaxed)
-    }
 }
 
 /// Reads unit changes and jobs from the system bus.
@@ -262,86 +231,22 @@ impl Reporter {
     async fn report(&mut self, units: &mut Units, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
         self.counts.coalesced.fetch_add(units.take_coalesced(), Ordering::Relaxed);
         self.counts.units.store(units.len() as u64, Ordering::Relaxed);
-        self.intake.begin();
+        let mut pass = self.intake.begin();
         // Room first: what is taken out and then given up would be lost without a trace.
         while !self.pending.is_empty() {
-            self.make_room(stop).await?;
+            make_room(&mut pass, stop).await?;
             if let Some(pending) = self.pending.pop_front() {
-                self.tell_pending(&pending);
+                tell_pending(&mut pass, &pending, &self.cgroup_prefix, self.node);
             }
         }
         while units.has_telling() {
-            self.make_room(stop).await?;
+            make_room(&mut pass, stop).await?;
             if let Some(telling) = units.telling() {
-                self.tell(&telling);
+                tell(&mut pass, &telling, &self.cgroup_prefix, self.counts_pids_apart);
             }
         }
-        self.intake.flush(false);
+        pass.finish();
         Ok(())
-    }
-
-    async fn make_room(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
-        while self.intake.room_of(Lane::Lethal) == 0 {
-            self.intake.flush(true);
-            if self.intake.room_of(Lane::Lethal) == 0 {
-                tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return Err(Stopped),
-                    () = tokio::time::sleep(self.intake.sleep_limit()) => self.intake.begin(),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn tell(&mut self, telling: &Telling) {
-        let now_ns = boottime_ns();
-        let cgroup = format!("{}{}", self.cgroup_prefix, telling.cgroup);
-        let pid = if self.counts_pids_apart { 0 } else { telling.main_pid };
-        // What was found in a list or merged may have happened long ago; then the time of the event is that of its telling.
-        let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
-        self.intake.observe(|batch, identity| Event {
-            time_ns: happened_ns.unwrap_or(now_ns),
-            entity: identity.resolve_path(&cgroup, Lane::Lethal, &mut batch.body.entities),
-            pid,
-            source: Source::Systemd,
-            body: Detail::UnitState(Box::new(UnitState {
-                unit: batch.text(&telling.unit),
-                active_state: batch.text(&telling.active_state),
-                sub_state: batch.text(&telling.sub_state),
-                result: batch.text(&telling.result),
-                main_code: telling.main_code,
-                main_status: telling.main_status,
-                main_pid: telling.main_pid,
-                restarts: telling.restarts,
-                main_exited_ns: boottime_of_us(telling.main_exited_us).unwrap_or(0),
-            })),
-        });
-    }
-
-    fn tell_pending(&mut self, pending: &Pending) {
-        let (prefix, node) = (&self.cgroup_prefix, self.node);
-        self.intake.observe(|batch, identity| match pending {
-            Pending::Job { unit, cgroup, result, time_ns } => Event {
-                time_ns: *time_ns,
-                entity: identity.resolve_path(&format!("{prefix}{cgroup}"), Lane::Lethal, &mut batch.body.entities),
-                pid: 0,
-                source: Source::Systemd,
-                body: Detail::UnitJob(Box::new(UnitJob { unit: batch.text(unit), result: batch.text(result) })),
-            },
-            Pending::Gap { reason, from_ns, until_ns, found_gone } => Event {
-                time_ns: *until_ns,
-                entity: node,
-                pid: 0,
-                source: Source::Systemd,
-                body: Detail::Gap(Box::new(Gap {
-                    what: batch.text("units"),
-                    reason: batch.text(reason),
-                    from_ns: *from_ns,
-                    until_ns: *until_ns,
-                    found_gone: *found_gone,
-                })),
-            },
-        });
     }
 
     /// How long the caller may sleep before a batch is due; [`None`] while there is none.
@@ -355,8 +260,7 @@ impl Reporter {
         while tokio::time::Instant::now() < until {
             let due = self.sleep_limit().map(|limit| tokio::time::Instant::now() + limit);
             tokio::time::sleep_until(due.map_or(until, |due| due.min(until))).await;
-            self.intake.begin();
-            self.intake.flush(false);
+            self.intake.begin().finish();
         }
     }
 
@@ -370,6 +274,70 @@ impl Reporter {
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// Waits until one more event finds room.
+async fn make_room(pass: &mut Pass<'_>, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
+    while pass.room_of(Lane::Lethal) == 0 {
+        pass.make_room();
+        if pass.room_of(Lane::Lethal) == 0 {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return Err(Stopped),
+                () = tokio::time::sleep(pass.sleep_limit()) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tell(pass: &mut Pass<'_>, telling: &Telling, cgroup_prefix: &str, counts_pids_apart: bool) {
+    let now_ns = boottime_ns();
+    let cgroup = format!("{cgroup_prefix}{}", telling.cgroup);
+    let pid = if counts_pids_apart { 0 } else { telling.main_pid };
+    // What was found in a list or merged may have happened long ago; then the time of the event is that of its telling.
+    let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
+    pass.observe(|batch, identity| Event {
+        time_ns: happened_ns.unwrap_or(now_ns),
+        entity: identity.resolve_path(&cgroup, Lane::Lethal, &mut batch.body.entities),
+        pid,
+        source: Source::Systemd,
+        body: Detail::UnitState(Box::new(UnitState {
+            unit: batch.text(&telling.unit),
+            active_state: batch.text(&telling.active_state),
+            sub_state: batch.text(&telling.sub_state),
+            result: batch.text(&telling.result),
+            main_code: telling.main_code,
+            main_status: telling.main_status,
+            main_pid: telling.main_pid,
+            restarts: telling.restarts,
+            main_exited_ns: boottime_of_us(telling.main_exited_us).unwrap_or(0),
+        })),
+    });
+}
+
+fn tell_pending(pass: &mut Pass<'_>, pending: &Pending, prefix: &str, node: EntityId) {
+    pass.observe(|batch, identity| match pending {
+        Pending::Job { unit, cgroup, result, time_ns } => Event {
+            time_ns: *time_ns,
+            entity: identity.resolve_path(&format!("{prefix}{cgroup}"), Lane::Lethal, &mut batch.body.entities),
+            pid: 0,
+            source: Source::Systemd,
+            body: Detail::UnitJob(Box::new(UnitJob { unit: batch.text(unit), result: batch.text(result) })),
+        },
+        Pending::Gap { reason, from_ns, until_ns, found_gone } => Event {
+            time_ns: *until_ns,
+            entity: node,
+            pid: 0,
+            source: Source::Systemd,
+            body: Detail::Gap(Box::new(Gap {
+                what: batch.text("units"),
+                reason: batch.text(reason),
+                from_ns: *from_ns,
+                until_ns: *until_ns,
+                found_gone: *found_gone,
+            })),
+        },
+    });
 }
 
 /// `CLOCK_MONOTONIC` in microseconds as `CLOCK_BOOTTIME` in nanoseconds, which are apart by the time spent suspended so far;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tapio_wire::program::glob;
 
-use crate::config::SystemdSection;
+use crate::settings::config::SystemdSection;
 
 /// The parent of every unit's object.
 pub const UNITS_PATH: &str = "/org/freedesktop/systemd1/unit";
@@ -104,7 +104,7 @@ pub fn derived_cgroup(name: &str, slice: &str) -> String {
 /// the bus itself.
 pub fn cgroup_prefix(pid: Option<u32>) -> String {
     let Some(pid) = pid.filter(|pid| *pid > 1) else { return String::new() };
-    let text = crate::host::process(pid)
+    let text = crate::base::host::process(pid)
         .and_then(|folder| std::fs::read_to_string(folder.join("cgroup")).ok())
         .unwrap_or_default();
     let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
@@ -115,7 +115,7 @@ pub fn cgroup_prefix(pid: Option<u32>) -> String {
 /// Whether systemd counts processes otherwise than this one: it runs in another pid namespace, which this one can see into.
 pub fn counts_pids_apart(pid: Option<u32>) -> bool {
     let namespace = |of: PathBuf| std::fs::read_link(of).ok();
-    let theirs = pid.and_then(|pid| namespace(crate::host::process(pid)?.join("ns/pid")));
+    let theirs = pid.and_then(|pid| namespace(crate::base::host::process(pid)?.join("ns/pid")));
     theirs.is_some_and(|theirs| Some(theirs) != namespace("/proc/self/ns/pid".into()))
 }
 

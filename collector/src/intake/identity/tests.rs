@@ -1,0 +1,73 @@
+use super::*;
+
+const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const UID: &str = "8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
+
+#[test]
+fn an_entity_is_described_once_and_again_when_the_stream_is_new() {
+    let mut identity = Identity::new(Vec::new());
+    identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
+    let mut described = Vec::new();
+    let entity = identity.resolve(5, Lane::Bulk, &mut described);
+    assert_eq!(described.len(), 2, "the container and its pod");
+    assert_eq!(described[0].parent, described[1].id);
+    assert_eq!(identity.resolve(5, Lane::Bulk, &mut described), entity);
+    assert_eq!(described.len(), 2);
+    identity.describe_again(1);
+    identity.resolve(5, Lane::Bulk, &mut described);
+    assert_eq!(described.len(), 4);
+    identity.resolve(5, Lane::Lethal, &mut described);
+    assert_eq!(described.len(), 6, "each lane's frames must stand by themselves");
+}
+
+#[test]
+fn a_path_has_the_entity_of_its_cgroup_and_paths_alone_are_bounded() {
+    let mut described = Vec::new();
+    let mut of_kernel = Identity::new(Vec::new());
+    of_kernel.learn(5, "/system.slice/web.service");
+    let entity = of_kernel.resolve(5, Lane::Lethal, &mut described);
+    let mut of_paths = Identity::new(Vec::new());
+    for number in 0..3 * PATHS_MAX {
+        of_paths.resolve_path(&format!("/system.slice/run-{number}.service"), Lane::Lethal, &mut Vec::new());
+        assert!(of_paths.len() <= PATHS_MAX);
+    }
+    assert_eq!(of_paths.resolve_path("/system.slice/web.service", Lane::Lethal, &mut described), entity);
+    assert_eq!((described.len(), &described[1]), (2, &described[0]));
+}
+
+#[test]
+fn a_container_that_a_pods_container_made_is_the_pods_wherever_its_cgroup_is() {
+    let mut identity = Identity::new(Vec::new());
+    identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
+    let inner = "f".repeat(64);
+    let resolve = |identity: &mut Identity, id| {
+        let mut described = Vec::new();
+        identity.describe_again(id);
+        identity.resolve(id, Lane::Lethal, &mut described);
+        described[0].pod_uid.clone()
+    };
+    identity.learn(6, &format!("/docker/{inner}"));
+    identity.begun(6, 5);
+    assert_eq!(resolve(&mut identity, 6), UID);
+    identity.learn(7, &format!("/docker/{}", "e".repeat(64)));
+    identity.begun(7, 1);
+    assert_eq!(resolve(&mut identity, 7), "", "the node's own daemon made it");
+    // What the container makes below itself is no container that begins.
+    identity.learn(8, &format!("/docker/{inner}/init.scope"));
+    identity.begun(8, 5);
+    let origin = Origin { pid: 9, comm: "sh", ..Origin::default() };
+    let entity = identity.resolve(6, Lane::Lethal, &mut Vec::new());
+    assert_eq!(identity.role_of_exec(entity, 6, origin), Role::First);
+}
+
+#[test]
+fn a_removed_cgroup_is_remembered_and_an_unknown_one_gets_an_entity() {
+    let mut identity = Identity::new(Vec::new());
+    identity.learn(5, "/a.service");
+    identity.remove(5);
+    assert_eq!(identity.path(5), Some("/a.service"));
+    let mut described = Vec::new();
+    let unknown = identity.resolve(6, Lane::Bulk, &mut described);
+    assert_ne!(unknown, identity.resolve(7, Lane::Bulk, &mut described));
+    assert_eq!(identity.unknown(), 2);
+}

@@ -1,0 +1,206 @@
+use tapio_probes::record;
+use tapio_wire::compress::Compression;
+use tapio_wire::event::{Detail, Event};
+use tapio_wire::ledger::{Reason, Stage};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::*;
+use crate::intake::pass::PATIENCE;
+use crate::outbox::Outbox;
+use crate::outbox::pack::{NodeDescription, PackState, Packer};
+use crate::outbox::queue::Room;
+use crate::settings::config::Config;
+use crate::settings::live::Filter;
+use crate::settings::severity::Severity;
+
+fn intake(batch_events: usize, queue_batches: usize) -> Intake {
+    let mut config = Config::default();
+    config.grpc.max_batch_size = batch_events;
+    config.grpc.batch_timeout = Duration::from_secs(5);
+    config.collector.max_events_per_sec = 0;
+    let (queues, _parker) = Queues::new(queue_batches);
+    Intake::new(Shared::for_config(&config, queues), Source::Shm, Identity::new(Vec::new()))
+}
+
+fn bulk() -> Vec<u8> {
+    let mut record = record::RunQueue::new_zeroed();
+    record.header.kind = Kind::RunQueue as u16;
+    record.header.size = size_of_val(&record) as u16;
+    record.as_bytes().to_vec()
+}
+
+fn exit(status: u32) -> Vec<u8> {
+    let mut record = record::Exit::new_zeroed();
+    record.header.kind = Kind::Exit as u16;
+    record.header.size = size_of_val(&record) as u16;
+    record.status = status;
+    record.as_bytes().to_vec()
+}
+
+fn dropped(intake: &Intake, stage: Stage, reason: Reason) -> u64 {
+    let ledger = intake.shared.books.snapshot(&Default::default());
+    ledger.account(Source::Shm).dropped[stage as usize][reason as usize]
+}
+
+#[test]
+fn an_urgent_batch_leaves_at_once_and_a_healthy_end_waits() {
+    let mut intake = intake(10, 4);
+    let mut pass = intake.begin();
+    pass.accept(&exit(0));
+    pass.finish();
+    assert!(intake.shared.queues.pop(Room::Both).is_none());
+    let mut pass = intake.begin();
+    pass.accept(&exit(9));
+    pass.finish();
+    let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
+    assert_eq!((lane, body.events.len()), (Lane::Lethal, 2));
+    assert!(intake.is_empty());
+}
+
+#[test]
+fn bulk_that_would_soon_go_by_itself_goes_along_with_what_is_urgent() {
+    let mut intake = intake(10, 4);
+    let mut lanes = |since: Duration| {
+        let mut pass = intake.begin();
+        pass.accept(&bulk());
+        pass.accept(&exit(9));
+        drop(pass);
+        intake.bulk_since = intake.now.checked_sub(since);
+        intake.flush(false);
+        std::iter::from_fn(|| intake.shared.queues.pop(Room::Both)).map(|(lane, _)| lane).collect::<Vec<_>>()
+    };
+    assert_eq!(lanes(Duration::from_secs(2)), [Lane::Lethal]);
+    assert_eq!(lanes(Duration::from_secs(3)), [Lane::Lethal, Lane::Bulk], "more than half of its 5 s are over");
+}
+
+#[test]
+fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age() {
+    let mut intake = intake(1000, 4);
+    assert_eq!(intake.missing(), 1000, "while few come, a full batch");
+    intake.expect(MANY_PER_SECOND);
+    let mut pass = intake.begin();
+    for _ in 0..FRAME_WORTH - 1 {
+        pass.accept(&bulk());
+    }
+    assert_eq!(pass.missing(), 1);
+    drop(pass);
+    intake.napped(FRAME_AGE);
+    intake.flush(false);
+    assert!(!intake.is_empty(), "it came before the nap");
+    intake.begin().accept(&bulk());
+    intake.bulk_since = Some(intake.now);
+    intake.flush(false);
+    assert!(!intake.is_empty(), "the oldest has not waited");
+    intake.bulk_since = None;
+    intake.napped(FRAME_AGE);
+    let mut pass = intake.begin();
+    pass.accept(&bulk());
+    pass.finish();
+    let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is worth a frame");
+    assert_eq!((lane, body.events.len()), (Lane::Bulk, FRAME_WORTH + 1));
+}
+
+#[test]
+fn without_room_nothing_is_taken_and_after_a_while_bulk_yields_to_lethal() {
+    let mut intake = intake(2, 1);
+    for _ in 0..2 {
+        let mut pass = intake.begin();
+        assert_eq!(pass.room(), 2);
+        pass.accept(&bulk());
+        pass.accept(&bulk());
+        pass.finish();
+    }
+    assert_eq!(intake.begin().room(), 0, "one batch fills the queue, one waits here");
+    assert_eq!(intake.room_of(Lane::Lethal), 2, "a lethal ring is drained all the same");
+    intake.blocked_since = Some(Instant::now() - PATIENCE);
+    let mut pass = intake.begin();
+    assert_eq!(pass.room(), 2);
+    pass.accept(&bulk());
+    pass.accept(&exit(9));
+    pass.finish();
+    assert_eq!(dropped(&intake, Stage::Queue, Reason::Full), 1);
+    let (lane, _) = intake.shared.queues.pop(Room::Lethal).expect("the lethal event got through");
+    assert_eq!(lane, Lane::Lethal);
+    intake.shared.queues.pop(Room::Both).expect("the batch that filled the queue");
+    intake.begin().finish();
+    assert_eq!(intake.begin().room(), 2, "there is room again, and nothing is dropped any more");
+}
+
+#[test]
+fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
+    let mut intake = intake(100, 4);
+    intake.shared.filter = Filter { min_severity: Severity::Low, sampling_rate: 0.5, events_per_second: 3 };
+    intake.allowance = Allowance::new(3, Instant::now());
+    let mut pass = intake.begin();
+    for _ in 0..10 {
+        pass.accept(&bulk());
+        pass.accept(&exit(0));
+    }
+    pass.accept(&[0; 5]);
+    pass.finish_all();
+    let bodies: Vec<_> = std::iter::from_fn(|| intake.shared.queues.pop(Room::Both)).collect();
+    let events =
+        |of: Lane| bodies.iter().filter(|(lane, _)| *lane == of).map(|(_, body)| body.events.len()).sum::<usize>();
+    assert_eq!((events(Lane::Lethal), events(Lane::Bulk)), (10, 3));
+    assert_eq!(dropped(&intake, Stage::Filter, Reason::Sampled), 5);
+    assert_eq!(dropped(&intake, Stage::Filter, Reason::RateLimited), 2);
+    assert_eq!(dropped(&intake, Stage::Decode, Reason::Malformed), 1);
+}
+
+#[test]
+fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
+    let (queues, parker) = Queues::new(64);
+    let mut shared = Shared::for_config(&Config::default(), queues);
+    let packer = Arc::new(Packer {
+        queues: Arc::clone(&shared.queues),
+        outbox: Arc::new(Outbox::new(7, 1, 64 << 20, &shared.links())),
+        compression: Compression::None,
+        counts: Arc::default(),
+        books: Arc::clone(&shared.books),
+        sources_ended: Arc::default(),
+        state: PackState::new(NodeDescription::new("node".into(), Arc::default())),
+    });
+    shared.packer = Some(Arc::clone(&packer));
+    let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+    let mut bring = |events_per_second: f64| {
+        intake.expect(events_per_second);
+        let mut pass = intake.begin();
+        pass.observe(|batch, _| {
+            let path = batch.text("/a");
+            let body = Detail::CgroupMade { path };
+            Event { time_ns: 1, entity: 1, pid: 1, source: Source::Collector, body }
+        });
+        pass.finish_all();
+    };
+    let frames = || std::iter::from_fn(|| packer.outbox.next(u64::MAX)).count();
+    let is_woken_within = |limit: Duration| {
+        let asked = Instant::now();
+        parker.park_timeout(limit);
+        asked.elapsed() < limit
+    };
+    bring(0.0);
+    assert_eq!(frames(), 1);
+    assert!(!is_woken_within(Duration::from_millis(10)));
+    let state = packer.state.lock().expect("no panic");
+    bring(0.0);
+    drop(state);
+    assert_eq!(frames(), 0, "somebody was at it");
+    assert!(is_woken_within(Duration::from_secs(10)));
+    bring(1e6);
+    assert_eq!(frames(), 0, "much comes");
+    assert!(is_woken_within(Duration::from_secs(10)));
+}
+
+#[test]
+fn a_pass_that_is_dropped_counts_its_drops_and_leaves_its_events_to_the_next() {
+    let mut intake = intake(10, 4);
+    let mut pass = intake.begin();
+    pass.accept(&exit(9));
+    pass.accept(&[0; 5]);
+    drop(pass);
+    assert_eq!(dropped(&intake, Stage::Decode, Reason::Malformed), 1);
+    assert!(intake.shared.queues.pop(Room::Both).is_none(), "it was not finished");
+    intake.begin().finish();
+    let (_, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
+    assert_eq!(body.events.len(), 1);
+}

@@ -1,0 +1,4 @@
+//! What the collector tells about itself over HTTP.
+
+pub mod health;
+pub mod process;

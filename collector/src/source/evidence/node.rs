@@ -1,0 +1,123 @@
+//! What is wrong on the node itself: tasks that hang in the kernel, and file systems without room.
+//!
+//! In: looks at the tasks and the file systems, each half minute. Out: troubles. What must hold: bounded in tasks; an end is
+//! reported only where the beginning was. A trouble that ends while no collector runs is not reported as over. The server ends it when
+//! no more reports come.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+
+use super::lasting::{Lasting, Trouble, What, Whose};
+use super::tasks::{self, FileSystem, Task};
+
+/// Looks in a row that find a task waiting without being interruptible: half a minute lies between them.
+const BLOCKED_LOOKS: u32 = 2;
+/// Looks in a row that find a file system full, or not any more.
+const DISK_LOOKS: u32 = 2;
+/// A file system is full from so many percent on, and has room again below the second.
+const FULL: u64 = 95;
+const ROOM: u64 = 90;
+
+/// Finds hanging tasks and full file systems of the node.
+#[derive(Default)]
+pub struct NodeWatch {
+    blocked: HashMap<Task, (Lasting, bool), RandomState>,
+    disks: HashMap<String, [Lasting; 2], RandomState>,
+}
+
+impl NodeWatch {
+    /// A look at the tasks that are blocked now.
+    pub fn tasks(&mut self, now: Instant, told_again: Duration, found: &[Task], told: &mut Vec<Trouble>) {
+        for task in found {
+            self.blocked.entry(task.clone()).or_default();
+        }
+        self.blocked.retain(|task, (lasting, was_killed)| {
+            let is_blocked = found.contains(task);
+            *was_killed |= is_blocked && tasks::is_killed(task.pid);
+            let what = if *was_killed { What::Unkillable } else { What::Blocked };
+            // It ends at once: a task that moved on is not blocked.
+            let looks = if is_blocked { BLOCKED_LOOKS } else { 1 };
+            if let Some(tell) = lasting.saw(now, is_blocked, looks, told_again) {
+                let whose = Whose::Cgroup(task.cgroup.clone());
+                told.push(Trouble {
+                    pid: task.pid,
+                    place: task.place.clone(),
+                    comm: task.comm.clone(),
+                    ..Trouble::new(whose, what, tell.since, (0, 0), tell.is_over)
+                });
+            }
+            is_blocked
+        });
+    }
+
+    /// A look at the file systems.
+    pub fn disks(&mut self, now: Instant, told_again: Duration, found: Vec<FileSystem>, told: &mut Vec<Trouble>) {
+        for disk in found {
+            let states = self.disks.entry(disk.mount.clone()).or_default();
+            let percents = [(What::DiskFull, disk.used_percent), (What::InodesFull, disk.inodes_percent)];
+            for (lasting, (what, percent)) in states.iter_mut().zip(percents) {
+                let from = if lasting.is_told() { ROOM } else { FULL };
+                let Some(tell) = lasting.saw(now, percent >= from, DISK_LOOKS, told_again) else { continue };
+                let place = disk.mount.clone();
+                told.push(Trouble {
+                    place,
+                    ..Trouble::new(Whose::Node, what, tell.since, (percent, 100), tell.is_over)
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = crate::settings::config::WATCH_INTERVAL;
+    const AGAIN: Duration = Duration::from_secs(60);
+
+    fn overs(told: &[Trouble]) -> Vec<(What, bool)> {
+        told.iter().map(|trouble| (trouble.what, trouble.is_over)).collect()
+    }
+
+    #[test]
+    fn a_task_that_waits_for_half_a_minute_is_blocked_until_it_moves() {
+        let (start, mut watch, mut told) = (Instant::now(), NodeWatch::default(), Vec::new());
+        let task = Task {
+            // Of nobody: it has no pending SIGKILL.
+            pid: 0,
+            start_time_ns: 7,
+            switches: 9,
+            comm: "dd".into(),
+            place: "nfs_wait".into(),
+            cgroup: "/kubepods/pod1/c1".into(),
+        };
+        for number in 0..8 {
+            let found = if (1..6).contains(&number) { vec![task.clone()] } else { Vec::new() };
+            watch.tasks(start + INTERVAL * number, AGAIN, &found, &mut told);
+        }
+        assert_eq!(overs(&told), [(What::Blocked, false), (What::Blocked, true)]);
+        assert!(watch.blocked.is_empty());
+    }
+
+    #[test]
+    fn a_file_system_is_full_until_it_has_room_again() {
+        let (start, mut watch, mut told) = (Instant::now(), NodeWatch::default(), Vec::new());
+        for number in 0..40 {
+            let used_percent = match number {
+                0..10 => 96,
+                10..20 => 92,
+                _ => 80,
+            };
+            let disk = FileSystem { mount: "/var".into(), used_percent, inodes_percent: 3 };
+            watch.disks(start + INTERVAL * number, AGAIN, vec![disk], &mut told);
+        }
+        let full = What::DiskFull;
+        let of_room: Vec<_> = overs(&told).into_iter().filter(|(what, _)| *what == full).collect();
+        assert_eq!(of_room.first(), Some(&(full, false)));
+        assert_eq!(of_room.last(), Some(&(full, true)));
+        assert!(of_room.iter().filter(|told| told.1).count() == 1, "{told:?}");
+        assert!(overs(&told).iter().all(|(what, _)| *what == full), "inodes never ran out, so nothing is over");
+    }
+}

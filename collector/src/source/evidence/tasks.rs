@@ -1,0 +1,159 @@
+//! Tasks of the node that wait and cannot be interrupted, and its file systems.
+//!
+//! What must hold: on a machine whose load leaves no room for a task that has been blocked for a while, no process is looked at;
+//! file systems that may hang are not asked.
+
+use std::hash::{Hash, Hasher};
+use std::path::Path;
+
+use crate::base::host;
+use crate::intake::identity::scan::Stat;
+
+/// Tasks told of at once.
+const TASKS_MAX: usize = 16;
+/// Of a task's flags (proc(5), include/linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
+/// Processes looked at in one round.
+const PROCESSES_MAX: usize = 4_096;
+/// A task that is blocked for half a minute adds 0.4 to the load of the last minute; proc(5): such tasks count as if they ran.
+const LOAD_MIN: f64 = 0.25;
+
+/// A process that waits without being interruptible. Two are the same when it has not run in between, wherever it waits.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub pid: u32,
+    pub start_time_ns: u64,
+    /// How often it was switched to another: one that makes progress, as a database on a slow disk, is.
+    pub switches: u64,
+    pub comm: String,
+    /// The kernel's function that it waits in; empty where that may not be read.
+    pub place: String,
+    /// The path of its cgroup.
+    pub cgroup: String,
+}
+
+impl Task {
+    fn key(&self) -> (u32, u64, u64) {
+        (self.pid, self.start_time_ns, self.switches)
+    }
+}
+
+impl PartialEq for Task {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Task {}
+
+impl Hash for Task {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+/// Processes that are blocked now.
+pub fn blocked() -> Vec<Task> {
+    let load = read(&host::proc_root().join("loadavg")).unwrap_or_default();
+    if load.split(' ').next().and_then(|load| load.parse().ok()).is_none_or(|load: f64| load < LOAD_MIN) {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir(host::proc_root()) else { return Vec::new() };
+    let folders = entries.flatten().map(|entry| entry.path());
+    let of_processes = folders.filter_map(|folder| {
+        let pid: u32 = folder.file_name()?.to_str()?.parse().ok()?;
+        Some((pid, folder))
+    });
+    of_processes.take(PROCESSES_MAX).filter_map(|(pid, folder)| task(pid, &folder)).take(TASKS_MAX).collect()
+}
+
+fn task(pid: u32, folder: &Path) -> Option<Task> {
+    // proc(5): the state follows the name.
+    let text = read(&folder.join("stat"))?;
+    let fields = text.rsplit_once(") ")?.1;
+    // Kernel threads wait like that by nature.
+    let flags: u64 = fields.split(' ').nth(6)?.parse().ok()?;
+    if !fields.starts_with('D') || flags & PF_KTHREAD != 0 {
+        return None;
+    }
+    let status = read(&folder.join("status"))?;
+    let count = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let switches = count("voluntary_ctxt_switches:")?.saturating_add(count("nonvoluntary_ctxt_switches:")?);
+    let stat = Stat::of(folder)?;
+    let cgroups = read(&folder.join("cgroup"))?;
+    let path = |start: &str| cgroups.lines().find_map(|line| line.split_once(start).map(|(_, path)| path.to_owned()));
+    // From a cgroup namespace of another the path leads up out of it: then it names nobody.
+    let names = |path: &String| path.len() > 1 && !path.split('/').any(|part| part == "..");
+    let cgroup = path("::").filter(names).or_else(|| path(":memory:")).filter(names)?;
+    let place = read(&folder.join("wchan")).map(|text| text.trim().to_owned()).filter(|text| text != "0");
+    Some(Task {
+        pid,
+        start_time_ns: stat.start_time_ns,
+        switches,
+        comm: stat.comm,
+        place: place.unwrap_or_default(),
+        cgroup,
+    })
+}
+
+/// Whether SIGKILL waits for a process.
+pub fn is_killed(pid: u32) -> bool {
+    const SIGKILL_BIT: u64 = 1 << 8;
+    let folder = host::process(pid);
+    let status = folder.and_then(|folder| read(&folder.join("status"))).unwrap_or_default();
+    let pending =
+        |name: &str| status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
+    ["SigPnd:", "ShdPnd:"].into_iter().filter_map(pending).any(|signals| signals & SIGKILL_BIT != 0)
+}
+
+/// How full a file system is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    pub mount: String,
+    pub used_percent: u64,
+    pub inodes_percent: u64,
+}
+
+/// Where kubelet, runtimes and logs write; each file system once.
+const PLACES: [&str; 5] = ["/", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/containers", "/var/log"];
+
+/// What an overlay says of itself is that of the file system with its upper layer, which the runtime keeps.
+const OWN_ROOT: &str = "the file system of images and containers";
+
+/// The node's file systems, as far as they can be seen through the root of its first process; without the right to look through that
+/// (ptrace), the one that the collector's own container is on.
+pub fn file_systems() -> Vec<FileSystem> {
+    let root = host::proc_root().join("1/root");
+    let mut seen: Vec<u64> = Vec::new();
+    let mut found = Vec::new();
+    for place in PLACES {
+        let path = root.join(place.trim_start_matches('/'));
+        // A mount below that hangs is none of these: they are directories of local file systems on any node.
+        let Ok(told) = rustix::fs::statvfs(&path) else { continue };
+        if told.f_blocks == 0 || seen.contains(&told.f_fsid) {
+            continue;
+        }
+        seen.push(told.f_fsid);
+        found.push(file_system(place, &told));
+    }
+    if found.is_empty()
+        && let Ok(told) = rustix::fs::statvfs("/")
+    {
+        found.push(file_system(OWN_ROOT, &told));
+    }
+    found
+}
+
+fn file_system(mount: &str, told: &rustix::fs::StatVfs) -> FileSystem {
+    let percent = |free: u64, all: u64| (all - free.min(all)).saturating_mul(100).checked_div(all).unwrap_or(0);
+    FileSystem {
+        mount: mount.to_owned(),
+        // As df(1): what only root may use does not count.
+        used_percent: percent(told.f_bavail, told.f_blocks - (told.f_bfree - told.f_bavail.min(told.f_bfree))),
+        inodes_percent: percent(told.f_ffree, told.f_files),
+    }
+}
