@@ -21,6 +21,7 @@ const BURST: u8 = 20;
 const REFILL: Duration = Duration::from_millis(100);
 /// How long the second half of a change is waited for: systemd sends a unit's own properties first, then those all units have.
 const HALF: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
     active: Word,

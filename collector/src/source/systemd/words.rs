@@ -1,6 +1,6 @@
-//! Words of states and results, by number.
+//! Words of states and results, which are systemd's and few, by number.
 
-/// Words of states and results, which are systemd's and few.
+/// Words that are learned at the most.
 const WORDS_MAX: usize = 256;
 
 /// An index into [`Words`].
