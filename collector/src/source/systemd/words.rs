@@ -7,7 +7,7 @@ const WORDS_MAX: usize = 256;
 pub(super) type Word = u16;
 
 /// Interned states and results, so that a unit's state needs no memory of its own.
-pub(super) struct Words(Vec<String>);
+pub(super) struct Words(pub(super) Vec<String>);
 
 impl Words {
     /// The number of a word, which is learned when it is new.
