@@ -1,8 +1,8 @@
 //! Epochs that ended while the process went on: each is logged once, counted, and told as an event.
 //!
 //! What enters: an [`EndedEpoch`] from the outbox whose frames were lost. What leaves: an error in the log, counts for metrics, and the
-//! ends that `source/ended_epochs.rs` writes as events. What must hold: the queue of events is bounded, and an end that finds no room in it is still logged and
-//! counted. After the sources have stopped no event is added, since the last frame states the final counters.
+//! ends that `source/ended_epochs.rs` writes as events. What must hold: the queue of events is bounded, and an end that finds no room
+//! in it is still logged and counted.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

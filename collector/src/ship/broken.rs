@@ -40,7 +40,7 @@ pub(super) enum Broken {
 }
 
 impl Broken {
-    /// The name in [`FAILURES`].
+    /// The name in [`super::state::FAILURES`].
     pub fn name(&self) -> &'static str {
         match self {
             Self::Resolve(_) => "resolve",

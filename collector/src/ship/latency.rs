@@ -1,7 +1,7 @@
 //! Latency from an event to its durable acknowledgement, measured without a cost per event.
 //!
-//! A frame keeps the times of at most [`SAMPLES`](crate::outbox::frame_times::SAMPLES) of its events, evenly spread and with the oldest among them; when the frame
-//! is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
+//! A frame keeps the times of a few of its events, evenly spread and with the oldest among them (`outbox/frame_times.rs`); when the
+//! frame is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
 //! in a list: a histogram is as many cold cache lines as values, and a few dozen frames at once pay for them once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -22,6 +22,7 @@ const BURST: u32 = 20;
 const PER_SECOND: f64 = 10.0;
 /// How long the second half of a change is waited for: systemd sends a unit's own properties first, then those all units have.
 const HALF: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
     active: Word,

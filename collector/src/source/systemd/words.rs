@@ -1,13 +1,13 @@
-//! Words of states and results, by number.
+//! Words of states and results, which are systemd's and few, by number.
 
-/// Words of states and results, which are systemd's and few.
+/// Words that are learned at the most.
 const WORDS_MAX: usize = 256;
 
 /// An index into [`Words`].
 pub(super) type Word = u16;
 
 /// Interned states and results, so that a unit's state needs no memory of its own.
-pub(super) struct Words(Vec<String>);
+pub(super) struct Words(pub(super) Vec<String>);
 
 impl Words {
     /// The number of a word, which is learned when it is new.
