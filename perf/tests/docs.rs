@@ -169,10 +169,10 @@ fn commands(text: &str) -> Vec<String> {
 
 const PROGRAMS: [&str; 4] = ["tapio-collector", "tapio-server", "tapioctl", "tapio-perf"];
 
-/// The words of a command line up to a pipe or the like, its program without its folder.
+/// The words of a command line up to a pipe, a comment or the like, its program without its folder.
 fn words(line: &str) -> Vec<&str> {
     let line = line.trim_start_matches("target/release/");
-    line.split_whitespace().take_while(|word| !["|", ">", "2>&1", "&", "&&", ";"].contains(word)).collect()
+    line.split_whitespace().take_while(|word| !["|", ">", "2>&1", "&", "&&", ";", "#"].contains(word)).collect()
 }
 
 #[test]
