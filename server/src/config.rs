@@ -17,6 +17,7 @@ use crate::archive::DiskChoice;
 use crate::auth::AuthSection;
 use crate::budget::MEMORY_MB_MIN;
 use crate::cluster::ClusterSection;
+use crate::deliver::DeliverSection;
 
 /// Keys that take effect while the server runs. Files that keys name (TLS, token) are read again by themselves.
 const LIVE: [&str; 0] = [];
@@ -32,6 +33,7 @@ pub struct Config {
     pub logging: LoggingSection,
     pub archive: ArchiveSection,
     pub cluster: ClusterSection,
+    pub deliver: DeliverSection,
 }
 
 /// `server:`
@@ -327,6 +329,15 @@ impl Config {
         if let Err((key, problem)) = self.cluster.validate() {
             return invalid(key, problem);
         }
+        if let Err((key, problem)) = self.deliver.validate() {
+            return invalid(key, problem);
+        }
+        if self.deliver.webhook.is_some() && !self.correlation.enabled {
+            return invalid(
+                "deliver.webhook",
+                "without correlation.enabled nothing is found that could be sent".into(),
+            );
+        }
         if self.cluster.token_without_tls && (self.server.tls_enabled || self.cluster.peer_tls.is_some()) {
             return invalid("cluster.token_without_tls", "servers with TLS pass tokens on by cluster.peer_tls".into());
         }
@@ -480,6 +491,7 @@ mod tests {
                 "cluster: {token_without_tls: true}\nserver: {auth: {token_file: /token, token_review: {}}}",
                 "no server.auth.token_file",
             ),
+            ("deliver: {webhook: {url: 'http://a/b'}}\ncorrelation: {enabled: false}", "correlation.enabled"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
