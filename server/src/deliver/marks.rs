@@ -28,7 +28,7 @@ pub enum State {
 /// What was last sent of one finding to one sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// Counts the versions that were sent.
+    /// Rises with each version that is sent.
     pub revision: u32,
     /// Of what was sent: see [`content`].
     pub content: String,

@@ -49,7 +49,7 @@ use crate::vitals::{Pulse, Sign, Vitals};
 pub struct Delivery {
     /// The same whenever the same version is delivered again: finding, outward revision and content.
     pub id: String,
-    /// Counts the versions of this finding that were sent to this sink: a receiver keeps the highest.
+    /// Rises with each version of this finding: a receiver keeps the highest.
     pub revision: u32,
     /// The term of the leader that sends it.
     pub term: u64,

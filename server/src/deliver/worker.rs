@@ -245,9 +245,10 @@ impl<M: Marks> Worker<M> {
         let is_repeat =
             before.as_ref().is_some_and(|mark| mark.state == State::Intent && mark.content == waiting.content);
         let revision = match &before {
-            None => 1,
             Some(mark) if is_repeat => mark.revision,
-            Some(mark) => mark.revision.saturating_add(1),
+            // The server's own count goes on also where marks were lost.
+            Some(mark) => mark.revision.saturating_add(1).max(finding.revision),
+            None => finding.revision.max(1),
         };
         let intent = Mark {
             revision,
@@ -345,9 +346,10 @@ impl<M: Marks> Worker<M> {
         // Of an attempt whose answer did not come.
         let is_own = found.as_ref().is_some_and(|found| found.mark == *mark);
         match found {
-            Some(found) => known.insert(id.to_owned(), found),
-            None => known.remove(id),
-        };
+            Some(found) => drop(known.insert(id.to_owned(), found)),
+            // It is lost; what it said is known here still.
+            None => known.get_mut(id).into_iter().for_each(|known| known.place = 0),
+        }
         Ok(is_own)
     }
 
