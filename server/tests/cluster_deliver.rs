@@ -427,7 +427,7 @@ impl Sink for Held {
     }
 
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {
-        Box::pin(async {
+        Box::pin(async move {
             let mut is_free = self.is_free.clone();
             is_free.wait_for(|is| *is).await.expect("the test goes on");
             self.told.lock().expect("no panic").send(delivery.id.clone()).expect("the test goes on");
