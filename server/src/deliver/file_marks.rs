@@ -1,6 +1,6 @@
 //! Marks of a server that is the only one: a file beside the archive, whose lock keeps others away.
 //!
-//! What must hold: a mark is on the disk before it counts; a torn line costs itself; the file is written anew when it has grown to
+//! What must hold: a mark is on the disk before it counts. A torn line costs itself. The file is written anew when it has grown to
 //! twice its marks and [`SLACK_BYTES`].
 
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! What is remembered of deliveries.
 //!
-//! What must hold: a mark is replaced only where the one that was read last is still there (compare-and-set), so of two servers that
+//! What must hold: a mark is replaced only where the one that was read last is still there (compare-and-set). So of two servers that
 //! both think that they lead, one learns that it does not.
 
 use std::collections::HashMap;

@@ -1,8 +1,8 @@
 //! Delivers findings outwards: each version of each finding to each sink, at least once, by the server that leads.
 //!
 //! What enters: the findings of this server's store, and the term in which it leads. What leaves: deliveries to sinks, and marks
-//! that say what was delivered. What must hold: a sink that is slow or fails holds back neither the finder nor another sink; a
-//! change of leader repeats only what was not confirmed, by the same id, and skips nothing; every queue and every retry is bounded.
+//! that say what was delivered. What must hold: a sink that is slow or fails holds back neither the finder nor another sink. A
+//! change of leader repeats only what was not confirmed, by the same id, and skips nothing. Every queue and every retry is bounded.
 //!
 //! ```text
 //! store ──► worker of a sink: mark "intent" ──► sink ──► mark "confirmed"

@@ -1,4 +1,4 @@
-//! Posts findings to a receiver as JSON, one request each.
+//! Posts findings to a receiver as JSON, one request each. Its answer says what becomes of the delivery.
 //!
 //! ```text
 //! POST <path>   idempotency-key: <id>   {"id", "revision", "cluster", "server", "term", "finding": as in the API}
