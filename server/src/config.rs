@@ -17,6 +17,7 @@ use crate::archive::DiskChoice;
 use crate::auth::AuthSection;
 use crate::budget::MEMORY_MB_MIN;
 use crate::cluster::ClusterSection;
+use crate::deliver::DeliverSection;
 
 /// Keys that take effect while the server runs. Files that keys name (TLS, token) are read again by themselves.
 const LIVE: [&str; 0] = [];
@@ -32,6 +33,7 @@ pub struct Config {
     pub logging: LoggingSection,
     pub archive: ArchiveSection,
     pub cluster: ClusterSection,
+    pub deliver: DeliverSection,
 }
 
 /// `server:`
@@ -327,8 +329,26 @@ impl Config {
         if let Err((key, problem)) = self.cluster.validate() {
             return invalid(key, problem);
         }
+        if let Err((key, problem)) = self.deliver.validate() {
+            return invalid(key, problem);
+        }
+        if self.deliver.webhook.is_some() && !self.correlation.enabled {
+            return invalid(
+                "deliver.webhook",
+                "without correlation.enabled nothing is found that could be sent".into(),
+            );
+        }
         if self.cluster.token_without_tls && (self.server.tls_enabled || self.cluster.peer_tls.is_some()) {
             return invalid("cluster.token_without_tls", "servers with TLS pass tokens on by cluster.peer_tls".into());
+        }
+        let auth = &self.server.auth;
+        if self.cluster.token_without_tls && (auth.token_review.is_none() || auth.token_file.is_some()) {
+            return invalid(
+                "cluster.token_without_tls",
+                "only tokens that Kubernetes reviews may travel in the clear, since they expire and admit to Tapio alone: set \
+                 server.auth.token_review and no server.auth.token_file, or use server.tls_enabled and cluster.peer_tls"
+                    .into(),
+            );
         }
         let token_wants_tls = self.server.auth.wants_token() && !self.cluster.token_without_tls;
         let is_guarded = self.server.tls_enabled || token_wants_tls;
@@ -336,7 +356,7 @@ impl Config {
             return invalid(
                 "cluster.peer_tls",
                 "servers that ask for TLS or a token ask one another the same: name at least ca, the CA of their certificates \
-                 (a token alone: or set cluster.token_without_tls: true, where nobody else reads the network)"
+                 (reviewed tokens alone: or set cluster.token_without_tls: true, where nobody else reads the network)"
                     .into(),
             );
         }
@@ -429,6 +449,7 @@ mod tests {
             ("server: {auth: {token_file: /token}}\nmetrics: {api: true}", true),
             ("server: {tls_enabled: true, tls: {cert: /cert.pem, key: /key.pem}}", false),
             ("server: {auth: {token_review: {}}}", false),
+            ("server: {auth: {token_review: {}}}\ncluster: {token_without_tls: true}", false),
         ] {
             assert_eq!(parse(text).expect("accepted").serves_api(), serves, "{text}");
         }
@@ -464,6 +485,13 @@ mod tests {
             ("cluster: {url: 'nats://n:4222', server: a}\nserver: {auth: {token_file: /token}}", "cluster.peer_tls"),
             ("cluster: {url: 'nats://nats:4222', server: a, max_bytes: 1MiB}", "cluster.max_bytes"),
             ("cluster: {token_without_tls: true, peer_tls: {ca: /ca.pem}}", "cluster.token_without_tls"),
+            ("cluster: {token_without_tls: true}", "server.auth.token_review"),
+            ("cluster: {token_without_tls: true}\nserver: {auth: {token_file: /token}}", "server.auth.token_review"),
+            (
+                "cluster: {token_without_tls: true}\nserver: {auth: {token_file: /token, token_review: {}}}",
+                "no server.auth.token_file",
+            ),
+            ("deliver: {webhook: {url: 'http://a/b'}}\ncorrelation: {enabled: false}", "correlation.enabled"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

@@ -13,6 +13,7 @@ pub mod command;
 pub mod config;
 pub mod connection;
 pub mod correlate;
+pub mod deliver;
 pub mod events;
 pub mod findings;
 pub mod http;

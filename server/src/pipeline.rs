@@ -7,7 +7,8 @@
 //!       └──► Arc<Frame>, permits bound them ──► threads correlate-0..n, pinned ──► bounded bus ──► thread finder
 //!                                                                                                  │
 //!  query service ◄──────────────────────────── FindingStore ◄──────────────────────────────────────┘
-//!                                                   └──► thread journal: findings.jsonl
+//!                                                   ├──► thread journal: findings.jsonl
+//!                                                   └──► threads deliver-<sink>, while this server leads
 //!  http: /healthz /readyz /metrics
 //! ```
 //!
@@ -15,7 +16,7 @@
 //! event: streams end once they were told what is durable, the archive syncs, the shards drain, the finder ends.
 //!
 //! A thread that ends before its time (a panic) is told by `/healthz` and `/readyz`, by name, and the server is to be started anew
-//! ([`crate::vitals`]): `archive`, `correlate` (any shard), `finder`, `journal`, and the task `grpc`, which accepts. The threads `io`
+//! ([`crate::vitals`]): `archive`, `correlate` (any shard), `finder`, `journal`, `deliver-<sink>`, and the task `grpc`, which accepts. The threads `io`
 //! run tasks, of which a panic ends one stream or one request; blocking ones of tokio end with the request that asked for them.
 
 mod replay;
@@ -39,9 +40,10 @@ use crate::api;
 use crate::archive::{Archive, ArchiveError, ArchiveState, lock_books};
 use crate::auth::{Auth, AuthError, GateLayer};
 use crate::budget::{Budget, MemoryWatch};
-use crate::cluster::{self, Cluster, ClusterLosses};
+use crate::cluster::{self, Cluster, ClusterLosses, Leadership};
 use crate::config::Config;
 use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, SignalBus, Topology};
+use crate::deliver::{DeliverMetrics, Deliverer, MarksAt, Sink, Source, Webhook, WebhookError};
 use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
 use crate::http;
@@ -87,6 +89,10 @@ pub enum PipelineError {
     Grpc(#[from] tonic::transport::Error),
     #[error("the journal of findings cannot be started: {0}")]
     Journal(std::io::Error),
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
+    #[error("a thread that delivers findings cannot be started: {0}")]
+    Deliver(std::io::Error),
     #[error("a thread for the servers' log cannot be started: {0}")]
     Log(std::io::Error),
     #[error("gRPC reflection: {0}")]
@@ -118,6 +124,7 @@ struct Status {
     correlator: Arc<Correlator>,
     store: Arc<FindingStore>,
     ingest: IngestService<ToShards>,
+    deliverer: Arc<Deliverer>,
     started: Instant,
 }
 
@@ -148,6 +155,7 @@ impl StatusSource for Status {
             servers: Vec::new(),
             incomplete: Vec::new(),
             elsewhere: self.archive.metrics().elsewhere_counts(),
+            deliveries: self.deliverer.status(),
         }
     }
 }
@@ -168,6 +176,7 @@ pub struct Pipeline {
     finder: Finder,
     cluster: Option<Arc<Cluster>>,
     journal: Journal,
+    deliverer: Arc<Deliverer>,
     vitals: Arc<Vitals>,
     /// Where gRPC and HTTP listen.
     pub grpc_address: SocketAddr,
@@ -312,11 +321,14 @@ impl Pipeline {
         let sink = ToShards { correlator: Arc::clone(&correlator), is_enabled: config.correlation.enabled };
         let ingest = IngestService::with(&archive, sink, ingest_metrics, ingest_config(config, &budget));
         watch_memory(config.resources.max_memory_mb, ingest.clone(), &registry, ended.clone())?;
+        let deliverer = Arc::new(start_deliverer(config, &store, cluster.as_deref(), &registry)?);
+        deliverer.watch(&vitals);
         let status = Arc::new(Status {
             archive: Arc::clone(&archive),
             correlator: Arc::clone(&correlator),
             store: Arc::clone(&store),
             ingest: ingest.clone(),
+            deliverer: Arc::clone(&deliverer),
             started,
         });
 
@@ -386,6 +398,7 @@ impl Pipeline {
             finder,
             cluster,
             journal,
+            deliverer,
             vitals,
             grpc_address,
             http_address,
@@ -423,13 +436,15 @@ impl Pipeline {
         }
         self.http.abort();
         let (archive, correlator, mut finder, journal) = (self.archive, self.correlator, self.finder, self.journal);
-        let cluster = self.cluster;
+        let (cluster, deliverer) = (self.cluster, self.deliverer);
         tokio::task::spawn_blocking(move || {
             archive.shutdown();
             if let Err(error) = correlator.drained_blocking() {
                 tracing::debug!(%error, "the shards had stopped before");
             }
             correlator.stop();
+            // Before another server may lead.
+            deliverer.stop();
             if let Some(cluster) = cluster {
                 cluster.stop();
             }
@@ -496,6 +511,30 @@ fn start_journal(
         Err(error) => tracing::warn!(%error, "the findings of earlier runs cannot be read"),
     }
     Journal::start(&config.archive.dir, store, metrics).map_err(PipelineError::Journal)
+}
+
+/// Delivers findings to the sinks that are configured. The archive's lock is held, and what it says was found again.
+fn start_deliverer(
+    config: &Config,
+    store: &Arc<FindingStore>,
+    cluster: Option<&Cluster>,
+    registry: &Registry,
+) -> Result<Deliverer, PipelineError> {
+    let metrics = DeliverMetrics::register(registry)?;
+    let server = config.cluster.server_name();
+    let (leadership, link, marks) = match cluster {
+        Some(cluster) => {
+            let marks = MarksAt::Log(Box::new(config.cluster.clone()));
+            (Arc::clone(cluster.leadership()), Some(Arc::clone(cluster.link())), marks)
+        }
+        None => (Arc::new(Leadership::sole(&server)), None, MarksAt::Folder(config.archive.dir.clone())),
+    };
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    if let Some(webhook) = &config.deliver.webhook {
+        sinks.push(Box::new(Webhook::new(webhook, &config.cluster.name, &server)?));
+    }
+    let source = Source { store: Arc::clone(store), leadership, link };
+    Deliverer::start(&source, sinks, &marks, &metrics).map_err(PipelineError::Deliver)
 }
 
 fn ingest_config(config: &Config, budget: &Budget) -> IngestConfig {

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use crate::cluster_support::*;
 use crate::cluster_whole::{findings, findings_when, limit_kill, ship, status};
 use crate::correlate_node::{Node, SECOND};
-use crate::whole_server::Whole;
+use crate::reconnect_storm::Running;
+use crate::whole_server::{Stream, Whole, hello};
 use tapio_server::cluster::ClusterSection;
 use tapio_wire::service::Finding;
+use tonic::transport::Endpoint;
 
 fn through(proxy: &Proxy, server: &str) -> ClusterSection {
     ClusterSection { url: proxy.url(), server: Some(server.into()), ..ClusterSection::default() }
@@ -108,6 +110,102 @@ async fn a_log_that_is_full_delays_no_acknowledgement_and_takes_all_of_it_when_t
     for server in [a, b] {
         server.pipeline.shutdown().await.expect("a good end");
     }
+}
+
+/// Deaths of so many workloads, within less time than an archive is gone through.
+const WORKLOADS: u32 = 3000;
+/// Entries that may wait, and signals before the finder.
+const ENTRIES: u64 = 1000;
+
+/// The most memory that a process has had, in bytes.
+fn peak_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
+    peak.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_log_is_away_keeps_its_bounds_while_signals_flow_and_everything_lands_afterwards() {
+    let Some(nats) = Nats::start() else { return };
+    let b = Whole::start(|config| {
+        config.cluster = section(&nats, "b");
+        // So that it keeps every finding.
+        config.resources.max_memory_mb = 0;
+    })
+    .await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let cluster = format!("cluster: {{url: \"{}\", server: a}}\ncorrelation: {{buffer_size: {ENTRIES}}}\n", nats.url());
+    let a = Running::start_with(dir.path(), &cluster);
+    let mut node = Node::new("n1");
+    for number in 0..WORKLOADS {
+        let pod = format!("shop/web{number}-0");
+        let entity = node.kube_container(&format!("Deployment/web{number}"), &pod, &pod);
+        node.limit_kill(entity, 100 + number, (100 * SECOND) + u64::from(number) * SECOND / 2);
+    }
+    let channel =
+        Endpoint::from_shared(format!("http://{}", a.grpc)).expect("a URL").connect().await.expect("it listens");
+    let mut stream = Stream::open(channel, "", hello("n1", node.epoch)).await.expect("opened");
+    stream.welcome().await.expect("welcome");
+    nats.pause(true);
+    let (left_out, waiting) = ("tapio_server_log_left_out_entries_total", "tapio_server_log_waiting_entries");
+    let mut reached = None;
+    for (number, bytes) in node.bytes.iter().enumerate() {
+        stream.frame(bytes.clone()).await;
+        if number % 50 == 49 || number + 1 == node.bytes.len() {
+            // It acknowledges all the while.
+            stream.acknowledged(number as u64 + 1).await;
+            let now = a.metric(waiting);
+            if a.metric(left_out) > 0.0 {
+                // What is in messages then, and a full queue before them.
+                let bound: f64 = *reached.get_or_insert(now + ENTRIES as f64);
+                assert!(now <= bound, "{now} entries wait, after there was no room for more than {bound}");
+            }
+        }
+    }
+    let deadline = Instant::now() + LIMIT;
+    while a.metric(left_out) == 0.0 {
+        assert!(Instant::now() < deadline, "everything found room: the bound was not reached");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let peak = peak_bytes(a.child.id());
+    assert!(peak < 400 << 20, "{} MiB", peak >> 20);
+
+    nats.pause(false);
+    // What b knows of them, it knows by the log.
+    let deadline = Instant::now() + 2 * LIMIT;
+    loop {
+        let found = status(&b).await.findings;
+        if found >= u64::from(WORKLOADS) && a.metric("tapio_server_log_alone") == 0.0 && a.metric(waiting) == 0.0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{found} of {WORKLOADS} findings have landed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let found = findings(&b).await;
+    assert!(found.iter().all(|one| one.missing_servers.is_empty() && !one.possible), "{found:#?}");
+    drop(a);
+    b.pipeline.shutdown().await.expect("a good end");
+}
+
+#[test]
+fn what_waits_in_messages_counts_as_waiting() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::start(&nats, "a");
+    settle(&[&a]);
+    let registry = prometheus::Registry::new();
+    a.cluster.register(&registry).expect("fresh names");
+    let waiting = || {
+        let families = registry.gather();
+        let family =
+            families.iter().find(|family| family.name() == "tapio_server_log_waiting_entries").expect("it is there");
+        family.get_metric()[0].get_gauge().get_value()
+    };
+    nats.pause(true);
+    // Each death is told by three signals.
+    a.deliver(&deaths().0);
+    until("all of them in messages", || (a.cluster.bus().is_empty() && waiting() >= 60.0).then_some(()));
+    nats.pause(false);
+    until("an empty queue", || (waiting() == 0.0).then_some(()));
 }
 
 #[test]

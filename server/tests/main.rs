@@ -12,6 +12,7 @@ mod archive_recovery;
 mod archive_retention;
 mod archive_support;
 mod auth;
+mod cluster_deliver;
 mod cluster_faults;
 mod cluster_leader;
 mod cluster_log;

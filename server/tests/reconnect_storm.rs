@@ -19,19 +19,23 @@ const NODES: u64 = 1000;
 /// What the server may take for it, archive and correlation included.
 const RESIDENT_BYTES_MAX: f64 = 300.0 * 1024.0 * 1024.0;
 
-struct Running {
-    child: Child,
-    grpc: SocketAddr,
+pub struct Running {
+    pub child: Child,
+    pub grpc: SocketAddr,
     http: SocketAddr,
 }
 
 impl Running {
-    /// Starts it on ports of the kernel's choice, which it logs.
     fn start(dir: &std::path::Path) -> Self {
+        Self::start_with(dir, "")
+    }
+
+    /// Starts it on ports of the kernel's choice, which it logs, with more sections in its configuration.
+    pub fn start_with(dir: &std::path::Path, extra: &str) -> Self {
         let config = dir.join("server.yaml");
         let text = format!(
             "server: {{address: 127.0.0.1, port: 0, max_concurrent_streams: {NODES}}}\nmetrics: {{prometheus_port: 0}}\n\
-             archive: {{dir: \"{}\"}}\nlogging: {{level: info}}\n",
+             archive: {{dir: \"{}\"}}\nlogging: {{level: info}}\n{extra}",
             dir.join("archive").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -53,7 +57,7 @@ impl Running {
         Self { child, grpc, http }
     }
 
-    fn metric(&self, name: &str) -> f64 {
+    pub fn metric(&self, name: &str) -> f64 {
         sum(&get(self.http, "/metrics", "").1, name, &[])
     }
 }

@@ -31,7 +31,7 @@ pub struct ClusterSection {
     /// TLS to the other servers, where `server.tls_enabled` is set.
     pub peer_tls: Option<ClientFiles>,
     /// Whether a server passes the asker's token on to the others in the clear, where `server.tls_enabled` is not set. It goes to
-    /// the addresses that are in the log.
+    /// the addresses that are in the log. Only with `server.auth.token_review` and without `server.auth.token_file`.
     pub token_without_tls: bool,
     /// The user at NATS.
     #[schemars(example = &"tapio")]

@@ -19,14 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::kv::{Store, UpdateErrorKind};
-use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::config::ClusterSection;
 use super::link::Link;
-use super::log::{Log, LogError};
+use super::log::{Bucket, Log, LogError};
 
 /// The lease's key in its bucket.
 const KEY: &str = "leader";
@@ -323,26 +322,14 @@ impl Election {
 
     async fn connect(&self) -> Result<Store, LogError> {
         let log = Log::connect(&self.config, self.keep).await?;
-        let bucket = log.names.bucket("LEADER");
-        // As `create_key_value` makes it, which cannot read what NATS before 2.10 says of the account.
-        let config = stream::Config {
-            name: format!("KV_{bucket}"),
-            subjects: vec![format!("$KV.{bucket}.>")],
-            description: Some("Tapio: which of its servers leads".into()),
-            max_messages_per_subject: 1,
+        let bucket = Bucket {
+            name: "LEADER",
+            description: "Tapio: which of its servers leads",
             max_age: self.timing.lease * BUCKET_AGE_LEASES,
             max_bytes: BUCKET_BYTES_MAX,
-            max_message_size: VALUE_BYTES_MAX,
-            discard: DiscardPolicy::New,
-            storage: StorageType::File,
-            num_replicas: self.config.replicas,
-            allow_rollup: true,
-            deny_delete: true,
-            allow_direct: true,
-            ..stream::Config::default()
+            value_bytes_max: VALUE_BYTES_MAX,
         };
-        log.context.create_or_update_stream(config).await.map_err(failed)?;
-        log.context.get_key_value(bucket).await.map_err(failed)
+        log.bucket(&bucket).await
     }
 
     /// Keeps the lease.

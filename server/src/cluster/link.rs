@@ -34,8 +34,9 @@ pub struct Link {
     pub generation: AtomicU64,
     /// The reader is connected.
     pub is_reading: AtomicBool,
-    /// Messages that wait to be written.
+    /// Messages that wait to be written, and the entries in them.
     pub waiting: AtomicU64,
+    pub waiting_entries: AtomicU64,
     /// A message was written or read.
     pub moved: Notify,
     /// The publisher has ended: nobody takes entries any more.
@@ -67,6 +68,7 @@ impl Default for Link {
             generation: AtomicU64::new(0),
             is_reading: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
+            waiting_entries: AtomicU64::new(0),
             moved: Notify::new(),
             is_closed: AtomicBool::new(false),
             needs_healing: AtomicBool::new(false),
@@ -148,6 +150,12 @@ impl Link {
     /// Whether that was asked for since it was asked last.
     pub fn take_healing(&self) -> bool {
         self.needs_healing.swap(false, Ordering::AcqRel)
+    }
+
+    /// Entries that are not in the log yet: of this queue, of the archive's where it is gone through, and in messages.
+    pub fn entries_waiting(&self, outgoing: &Outgoing) -> u64 {
+        let healing = self.healing().map_or(0, |healing| healing.len());
+        (outgoing.len() + healing) as u64 + self.waiting_entries.load(Ordering::Relaxed)
     }
 
     /// Entries out of the archive, while it is gone through.

@@ -8,6 +8,7 @@
 //!                     tapio.<name>.fact.<node>.<id>   what there is: pods, workloads, Services
 //! TAPIO_<name>_FACTS  the last message of each fact, out of the log
 //! TAPIO_<name>_LEADER a key-value bucket: who delivers outwards (`leader.rs`)
+//! TAPIO_<name>_DELIVERED another one: what was delivered (`deliver/log_marks.rs`)
 //! ```
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use async_nats::jetstream::context::{Context, ContextBuilder};
+use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions, Event};
 use tapio_wire::event::EntityId;
@@ -74,11 +76,6 @@ impl Names {
         format!("TAPIO_{}_{what}", self.cluster)
     }
 
-    /// A key-value bucket.
-    pub fn bucket(&self, what: &str) -> String {
-        self.stream(what)
-    }
-
     /// The subject of this server's batches.
     pub fn batch(&self) -> String {
         format!("tapio.{}.batch.{}", self.cluster, self.server)
@@ -92,6 +89,17 @@ impl Names {
     fn every(&self, what: &str) -> String {
         format!("tapio.{}.{what}.>", self.cluster)
     }
+}
+
+/// How a key-value bucket is to be.
+pub struct Bucket {
+    /// What it is called among those of this cluster.
+    pub name: &'static str,
+    pub description: &'static str,
+    /// Zero: for ever.
+    pub max_age: Duration,
+    pub max_bytes: i64,
+    pub value_bytes_max: i32,
 }
 
 /// A connection to the log.
@@ -162,6 +170,34 @@ impl Log {
         self.context.create_or_update_stream(facts).await.map_err(failed).map_err(jetstream("the facts"))?;
         let found = self.context.get_stream(name).await;
         found.map_err(|error| jetstream("the log")(error.into()))
+    }
+
+    /// Makes a key-value bucket what it is to be.
+    ///
+    /// # Errors
+    /// [`LogError::JetStream`] when NATS refuses.
+    pub async fn bucket(&self, bucket: &Bucket) -> Result<Store, LogError> {
+        let name = self.names.stream(bucket.name);
+        // As `create_key_value` makes it, which cannot read what NATS before 2.10 says of the account.
+        let config = stream::Config {
+            name: format!("KV_{name}"),
+            subjects: vec![format!("$KV.{name}.>")],
+            description: Some(bucket.description.into()),
+            max_messages_per_subject: 1,
+            max_age: bucket.max_age,
+            max_bytes: bucket.max_bytes,
+            max_message_size: bucket.value_bytes_max,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            num_replicas: self.config.replicas,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            ..stream::Config::default()
+        };
+        let made = self.context.create_or_update_stream(config).await;
+        made.map_err(|error| jetstream("a bucket")(error.into()))?;
+        self.context.get_key_value(name).await.map_err(|error| jetstream("a bucket")(error.into()))
     }
 
     /// The stream of facts.

@@ -26,7 +26,7 @@ pub use config::{ClusterSection, ClusterTls};
 pub use coverage::Coverage;
 pub use leader::{Leadership, Term, Timing};
 pub use link::Link;
-pub use log::{Log, LogError};
+pub use log::{Bucket, Log, LogError};
 pub use losses::{ClusterLosses, Other};
 pub use outgoing::Outgoing;
 pub use running::{Cluster, Healer, register_idle};

@@ -221,6 +221,11 @@ impl Outgoing {
         self.lock().left_out
     }
 
+    /// How many entries may wait.
+    pub fn entries_max(&self) -> usize {
+        self.entries_max
+    }
+
     /// Entries that wait.
     pub fn len(&self) -> usize {
         self.lock().entries.len()

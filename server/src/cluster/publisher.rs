@@ -30,7 +30,9 @@ const BEHIND_MAX: Duration = Duration::from_secs(5);
 /// A server that has nothing to say says so this often.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(250);
-/// Messages that wait for the log.
+/// Messages that wait for the log: so much for each entry that may wait before it becomes a part of a message, within bounds.
+const WAITING_BYTES_PER_ENTRY: usize = 640;
+const WAITING_BYTES_MIN: usize = 1 << 20;
 const WAITING_BYTES_MAX: usize = 64 << 20;
 /// Messages on their way at once, and their bytes: of a slow log it is to be seen soon that it takes some.
 const FLIGHT_MAX: usize = 128;
@@ -47,6 +49,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 struct Waiting {
     number: u64,
+    entries: u64,
     subject: String,
     payload: Bytes,
     /// It says how far frames reach, or that the server ends: nothing may come after it that belongs before it.
@@ -100,6 +103,7 @@ pub struct Publisher {
     link: Arc<Link>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    waiting_bytes_max: usize,
     /// What the log has taken and the reader has not read, by the place in the log that it is at or before.
     unread: VecDeque<(u64, Bytes)>,
     unread_bytes: usize,
@@ -135,6 +139,7 @@ impl Publisher {
         finder: InProcessBus,
         link: Arc<Link>,
     ) -> Self {
+        let waiting_bytes = outgoing.entries_max().saturating_mul(WAITING_BYTES_PER_ENTRY);
         Self {
             names: Names::new(config),
             address,
@@ -146,6 +151,7 @@ impl Publisher {
             link,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            waiting_bytes_max: waiting_bytes.clamp(WAITING_BYTES_MIN, WAITING_BYTES_MAX),
             unread: VecDeque::new(),
             unread_bytes: 0,
             message_bytes_max: MESSAGE_BYTES_MAX - HEADER_BYTES,
@@ -233,7 +239,9 @@ impl Publisher {
         let left_out = self.outgoing.left_out();
         self.needs_healing |= left_out > self.left_out;
         self.left_out = left_out;
-        if let Some(healing) = self.link.healing() {
+        // What comes out of the archive waits for room there: here it would be left out, and be gone through once more.
+        let has_room = self.waiting_bytes <= self.waiting_bytes_max / 2;
+        if let Some(healing) = self.link.healing().filter(|_| has_room) {
             let entries = healing.take();
             if !entries.is_empty() {
                 self.say(entries);
@@ -300,7 +308,7 @@ impl Publisher {
                 "an entry is larger than NATS takes, and is left out: raise max_payload"
             );
             self.link.overflowed.fetch_add(1, Ordering::Relaxed);
-        } else if self.waiting_bytes + payload.len() > WAITING_BYTES_MAX || self.has_overflowed {
+        } else if self.waiting_bytes + payload.len() > self.waiting_bytes_max || self.has_overflowed {
             self.has_overflowed = true;
             self.link.overflowed.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -309,9 +317,10 @@ impl Publisher {
             }
             self.number += 1;
             self.waiting_bytes += payload.len();
-            let payload = Bytes::from(payload);
-            self.waiting.push_back(Waiting { number: self.number, subject, payload, closes });
+            let (payload, entries) = (Bytes::from(payload), batch.entries.len() as u64);
+            self.waiting.push_back(Waiting { number: self.number, entries, subject, payload, closes });
             self.link.waiting.store(self.waiting.len() as u64, Ordering::Release);
+            self.link.waiting_entries.fetch_add(entries, Ordering::Relaxed);
         }
         if self.link.is_alone() {
             self.tell_finder(batch);
@@ -363,6 +372,7 @@ impl Publisher {
         let mut last = 0;
         for waiting in self.waiting.drain(..count) {
             self.waiting_bytes -= waiting.payload.len();
+            self.link.waiting_entries.fetch_sub(waiting.entries, Ordering::Relaxed);
             last = waiting.number.max(last);
             self.unread_bytes += waiting.payload.len();
             self.unread.push_back((landed.last, waiting.payload));

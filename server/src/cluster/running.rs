@@ -301,7 +301,7 @@ impl ClusterMetrics {
             )?,
             waiting: IntGauge::new(
                 "tapio_server_log_waiting_entries",
-                "Entries that wait to be written into the servers' log.",
+                "Entries that wait to be written into the servers' log, those in messages that are ready or on their way included.",
             )?,
             published: IntCounter::new(
                 "tapio_server_log_published_messages_total",
@@ -366,7 +366,7 @@ impl Collector for ClusterMetrics {
         self.alone.set(i64::from(link.is_alone()));
         self.behind.set(i64::from(!link.is_caught_up()));
         self.silent.set(self.losses.silent().len() as i64);
-        self.waiting.set(self.outgoing.len() as i64);
+        self.waiting.set(link.entries_waiting(&self.outgoing) as i64);
         self.leads.set(i64::from(self.leadership.term().is_some()));
         let left_out = self.outgoing.left_out() + link.overflowed.load(Ordering::Relaxed);
         for (counter, now) in [

@@ -498,6 +498,11 @@ impl FindingStore {
         (self.changes.subscribe(), inner.published_ns)
     }
 
+    /// How many findings it holds at the most.
+    pub fn findings_max(&self) -> usize {
+        self.findings_max
+    }
+
     /// Findings held.
     pub fn len(&self) -> usize {
         self.read().findings.len()

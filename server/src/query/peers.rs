@@ -78,6 +78,7 @@ impl Peers {
     pub fn introduce(&self, own: &mut StatusResponse) {
         let name = self.cluster.server().to_owned();
         own.nodes.iter_mut().for_each(|node| node.server.clone_from(&name));
+        own.deliveries.iter_mut().for_each(|delivery| delivery.server.clone_from(&name));
         own.servers = vec![ServerStatus {
             server: name,
             alone: self.cluster.link().is_alone(),
@@ -287,6 +288,10 @@ fn add(own: &mut StatusResponse, other: &Other, part: StatusResponse) {
     own.nodes.extend(part.nodes.into_iter().map(|mut node| {
         node.server.clone_from(&other.server);
         node
+    }));
+    own.deliveries.extend(part.deliveries.into_iter().map(|mut delivery| {
+        delivery.server.clone_from(&other.server);
+        delivery
     }));
     own.events_correlated += part.events_correlated;
     own.unexplained_events += part.unexplained_events;

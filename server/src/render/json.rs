@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use tapio_wire::service::{
-    Death, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, ServerStatus, SourceLedger, StatusResponse,
-    Unanswered,
+    Death, DeliveryStatus, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, ServerStatus, SourceLedger,
+    StatusResponse, Unanswered,
 };
 
 use super::time::rfc3339;
@@ -159,6 +159,21 @@ fn node(node: &NodeStatus) -> Value {
     })
 }
 
+fn delivery(delivery: &DeliveryStatus) -> Value {
+    json!({
+        "sink": delivery.sink,
+        "server": delivery.server,
+        "delivered": delivery.delivered,
+        "repeated": delivery.repeated,
+        "failed": delivery.failed,
+        "refused": delivery.refused,
+        "lost": delivery.lost,
+        "waiting": delivery.waiting,
+        "trouble": delivery.trouble,
+        "delivered_at": (delivery.delivered_ns > 0).then(|| rfc3339(delivery.delivered_ns)),
+    })
+}
+
 /// The status on one line.
 pub fn status_json(status: &StatusResponse) -> String {
     status_value(status).to_string()
@@ -211,6 +226,7 @@ fn own_status_value(status: &StatusResponse) -> Value {
             "kind": count.kind, "source": count.source, "events": count.events,
         })).collect::<Vec<_>>(),
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
+        "deliveries": status.deliveries.iter().map(delivery).collect::<Vec<_>>(),
         "archive": status.archive.as_ref().map(|archive| json!({
             "disk": archive.disk,
             "segments": archive.segments,

@@ -33,6 +33,7 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
         text::count(status.findings, "finding")
     );
     servers(style, &mut out, status);
+    deliveries(style, &mut out, status);
     nodes(style, &mut out, status);
     ledger(style, &mut out, status);
     if let Some(archive) = &status.archive {
@@ -162,6 +163,31 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
             "  {}",
             style.bad(&format!("no answer from {}: {}", clean(&missing.server), clean(&missing.reason)))
         );
+    }
+}
+
+fn deliveries(style: Style, out: &mut String, status: &StatusResponse) {
+    if status.deliveries.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{}", style.bold("Deliveries"));
+    let rows: Vec<_> = status
+        .deliveries
+        .iter()
+        .map(|sink| {
+            let counts = [sink.delivered, sink.repeated, sink.failed, sink.refused, sink.lost, sink.waiting];
+            let last = if sink.delivered_ns == 0 { "-".into() } else { for_people(sink.delivered_ns) };
+            let mut row = vec![clean(&sink.sink), clean(&sink.server)];
+            row.extend(counts.map(|count| count.to_string()));
+            row.push(last);
+            row
+        })
+        .collect();
+    let headings = ["SINK", "SERVER", "DELIVERED", "REPEATED", "FAILED", "REFUSED", "LOST", "WAITING", "LAST"];
+    let is_number = [false, false, true, true, true, true, true, true, false];
+    out.push_str(&table(style, &headings, &is_number, &rows));
+    for sink in status.deliveries.iter().filter(|sink| !sink.trouble.is_empty()) {
+        let _ = writeln!(out, "  {}: {}", style.bad(&format!("{} fails", clean(&sink.sink))), clean(&sink.trouble));
     }
 }
 

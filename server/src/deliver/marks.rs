@@ -1,0 +1,113 @@
+//! What is remembered of deliveries.
+//!
+//! What must hold: a mark is replaced only where the one that was read last is still there (compare-and-set). So of two servers that
+//! both think that they lead, one learns that it does not.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use tapio_wire::service::Finding;
+
+use crate::cluster::LogError;
+
+/// How far a delivery came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is being made, or may have been made.
+    Intent,
+    /// The receiver has it.
+    Confirmed,
+    /// The receiver refused it again and again.
+    Refused,
+}
+
+/// What was last sent of one finding to one sink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Rises with each version that is sent.
+    pub revision: u32,
+    /// Of what was sent: see [`content`].
+    pub content: String,
+    /// The leader's that wrote this.
+    pub term: u64,
+    pub state: State,
+    /// It was sent that the finding does not stand any more.
+    pub withdrawn: bool,
+    /// When it was written, seconds since 1970.
+    pub at: u64,
+}
+
+impl Mark {
+    /// Stands for one that nobody can read.
+    pub fn unreadable() -> Self {
+        Self { revision: 0, content: String::new(), term: 0, state: State::Intent, withdrawn: false, at: 0 }
+    }
+
+    /// Whether nothing is left to do for a version with this content.
+    pub fn settles(&self, content: &str, withdrawn: bool) -> bool {
+        self.state != State::Intent && (self.content == content || (self.withdrawn && withdrawn))
+    }
+}
+
+/// A mark, and its place: what a compare-and-set compares.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub mark: Mark,
+    pub place: u64,
+}
+
+/// Why marks cannot be read or written: then nothing is delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum MarksError {
+    #[error("the marks of what was delivered: {0}")]
+    Log(#[from] LogError),
+    #[error("{path}: {error}; nothing is delivered while it cannot be written", path = path.display())]
+    File { path: PathBuf, error: std::io::Error },
+}
+
+/// Where the marks of one sink are kept, by finding.
+pub trait Marks {
+    /// All of them.
+    async fn load(&mut self) -> Result<HashMap<String, Known>, MarksError>;
+
+    /// The mark of one finding.
+    async fn read(&mut self, id: &str) -> Result<Option<Known>, MarksError>;
+
+    /// Writes a mark where the one at `place` is still there (0: where there is none). Returns its place; [`None`] where another one
+    /// is there.
+    async fn write(&mut self, id: &str, mark: &Mark, place: u64) -> Result<Option<u64>, MarksError>;
+
+    /// Forgets marks.
+    async fn purge(&mut self, ids: &[String]) -> Result<(), MarksError>;
+}
+
+/// What tells versions of a finding apart, the same on every server: revision and time of publication are each server's own.
+pub fn content(finding: &Finding) -> String {
+    let plain = Finding { revision: 0, published_ns: 0, ..finding.clone() };
+    // Strings, numbers and lists: nothing that JSON cannot hold.
+    let bytes = serde_json::to_vec(&plain).unwrap_or_default();
+    digest(&SHA256, &bytes).as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Seconds since 1970.
+pub fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_content_of_a_finding_does_not_depend_on_when_and_how_often_a_server_said_it() {
+        let finding = Finding { id: "a".into(), count: 1, ..Finding::default() };
+        let again = Finding { revision: 7, published_ns: 9, ..finding.clone() };
+        assert_eq!(content(&finding), content(&again));
+        assert_ne!(content(&finding), content(&Finding { count: 2, ..finding.clone() }));
+        assert_ne!(content(&finding), content(&Finding { withdrawn: true, ..finding.clone() }));
+    }
+}

@@ -1,0 +1,395 @@
+//! Delivers to one sink while this server leads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapio_wire::service::Finding;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::sync::{broadcast, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::figures::Figures;
+use super::marks::{Known, Mark, Marks, MarksError, State, content, now_seconds};
+use super::queue::{Queue, Waiting};
+use super::{Delivery, Sink, SinkError, Source};
+use crate::cluster::Term;
+
+/// Between two attempts of a sink that is away, or whose marks cannot be written.
+const BACK_OFF_MIN: Duration = Duration::from_millis(250);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked whether this server leads still, while nothing else happens.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a delivery that its receiver refuses is sent before it is given up.
+const REFUSALS_MAX: u32 = 5;
+/// A finding that was published longer ago, is over and has no mark is not news: it is not delivered.
+const NEWS_SECONDS: u64 = 7 * 24 * 3600;
+/// Marks of findings that are gone are kept for so long. It is longer: what has no mark any more is not news.
+const GONE_SECONDS: u64 = 2 * NEWS_SECONDS;
+/// Marks of findings that are gone, and how often it is looked for old ones.
+const GONE_MAX: usize = 50_000;
+const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
+
+pub(super) struct Worker<M> {
+    source: Source,
+    sink: Box<dyn Sink>,
+    marks: M,
+    figures: Arc<Figures>,
+}
+
+/// What is known in one term.
+struct Standing {
+    known: HashMap<String, Known>,
+    queue: Queue,
+    /// The last publication that was looked at.
+    seen_ns: u64,
+    purge_at: Instant,
+}
+
+type Changes = broadcast::Receiver<Arc<Finding>>;
+
+/// What came of one attempt.
+enum Outcome {
+    Settled,
+    /// It is to be made again, or another leader has it.
+    Open,
+    Failed(SinkError),
+}
+
+fn back_off(failures: u32) -> Duration {
+    BACK_OFF_MAX.min(BACK_OFF_MIN * 2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
+}
+
+impl<M: Marks> Worker<M> {
+    pub(super) fn new(source: Source, sink: Box<dyn Sink>, marks: M, figures: Arc<Figures>) -> Self {
+        Self { source, sink, marks, figures }
+    }
+
+    /// Delivers until `ended`, whenever this server leads.
+    pub(super) async fn run(mut self, mut ended: watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.serve() => {}
+            _ = ended.wait_for(|is| *is) => {}
+        }
+    }
+
+    async fn serve(&mut self) {
+        let mut failures = 0;
+        loop {
+            let term = self.source.leadership.led().await;
+            let outcome = self.lead(&term).await;
+            self.figures.waiting.set(0);
+            match outcome {
+                // The term is over.
+                Ok(()) => {
+                    failures = 0;
+                    self.figures.set_trouble(None);
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.figures.set_trouble(Some(error.to_string()));
+                    sleep(back_off(failures)).await;
+                }
+            }
+        }
+    }
+
+    /// Delivers what has no confirmed mark until the term is over, or the marks cannot be had.
+    async fn lead(&mut self, term: &Term) -> Result<(), MarksError> {
+        let (mut changes, _) = self.source.store.watch();
+        if !self.can_deliver(term).await {
+            return Ok(());
+        }
+        let mut standing = Standing {
+            known: self.marks.load().await?,
+            queue: Queue::new(self.source.store.findings_max()),
+            seen_ns: 0,
+            purge_at: Instant::now(),
+        };
+        self.find_gone(&mut standing);
+        let (mut failures, mut next) = (0, Instant::now());
+        while self.can_deliver(term).await {
+            self.look(&mut changes, &mut standing);
+            if Instant::now() >= standing.purge_at {
+                self.purge(&mut standing).await?;
+            }
+            let now = Instant::now();
+            let taken = if now >= next { standing.queue.take(now) } else { None };
+            let Some(waiting) = taken else {
+                let due = standing.queue.next_due().map(|due| due.max(next));
+                self.rest(&mut changes, due).await;
+                continue;
+            };
+            match self.deliver(term, &waiting, &mut changes, &mut standing).await? {
+                Outcome::Settled => {
+                    failures = 0;
+                    self.figures.waiting.set(standing.queue.len() as i64);
+                }
+                Outcome::Open => standing.queue.put_back(waiting),
+                Outcome::Failed(error @ SinkError::Away(_)) => {
+                    failures += 1;
+                    next = Instant::now() + back_off(failures);
+                    self.failed(&error);
+                    standing.queue.put_back(waiting);
+                }
+                Outcome::Failed(error @ SinkError::Refused(_)) => {
+                    // It takes others meanwhile.
+                    self.failed(&error);
+                    let refusals = waiting.refusals + 1;
+                    if refusals >= REFUSALS_MAX {
+                        self.give_up(term, &waiting, &error, &mut standing.known).await?;
+                    } else {
+                        standing.queue.put_back(Waiting {
+                            refusals,
+                            due: Instant::now() + back_off(refusals),
+                            ..waiting
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: &SinkError) {
+        self.figures.failed.inc();
+        self.figures.set_trouble(Some(error.to_string()));
+    }
+
+    /// Waits until this server knows what all servers say. False when the term is over before.
+    async fn can_deliver(&self, term: &Term) -> bool {
+        let Some(link) = &self.source.link else { return term.is_valid_now() };
+        while term.is_valid_now() && (link.is_alone() || !link.is_caught_up()) {
+            let settled = async {
+                link.in_company().await;
+                link.read_through().await;
+            };
+            // Whether the term is valid still is to be looked at.
+            let _ = timeout(LOOK_INTERVAL, settled).await;
+        }
+        term.is_valid_now()
+    }
+
+    /// Until something is published, or due.
+    async fn rest(&self, changes: &mut Changes, due: Option<Instant>) {
+        let look_at = Instant::now() + LOOK_INTERVAL;
+        tokio::select! {
+            // One that was missed is a change too.
+            _ = changes.recv() => {}
+            () = sleep_until(due.map_or(look_at, |due| due.min(look_at))) => {}
+        }
+    }
+
+    /// Takes up what was published since it was looked last.
+    fn look(&self, changes: &mut Changes, standing: &mut Standing) {
+        // The store is asked, also for what was missed here.
+        while !matches!(changes.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
+        let news_since = now_seconds().saturating_sub(NEWS_SECONDS);
+        for finding in self.source.store.changed_after(standing.seen_ns) {
+            standing.seen_ns = finding.published_ns;
+            let known = standing.known.get(&finding.id);
+            let content = content(&finding);
+            let is_news = match known {
+                Some(known) => !known.mark.settles(&content, finding.withdrawn),
+                // Nobody has heard of it that could be told.
+                None => !finding.withdrawn && (finding.ongoing || finding.published_ns / 1_000_000_000 >= news_since),
+            };
+            if is_news {
+                self.put(standing, finding, content);
+            } else {
+                standing.queue.remove(&finding.id);
+            }
+        }
+        self.figures.waiting.set(standing.queue.len() as i64);
+    }
+
+    fn put(&self, standing: &mut Standing, finding: Arc<Finding>, content: String) {
+        if let Some(lost) = standing.queue.put(finding, content) {
+            self.figures.lost.inc();
+            tracing::error!(finding = lost.finding.id, "there was no room for it before it could be delivered");
+        }
+    }
+
+    /// What was delivered and taken over by another finding meanwhile, as far as the store still says so.
+    fn find_gone(&self, standing: &mut Standing) {
+        let told =
+            standing.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == State::Intent);
+        let gone: Vec<Finding> = told
+            .filter_map(|(id, _)| {
+                let successor = self.source.store.get(id).ok().filter(|finding| finding.id != *id)?;
+                let superseded_by = successor.id.clone();
+                Some(Finding { id: id.clone(), withdrawn: true, superseded_by, ..Finding::default() })
+            })
+            .collect();
+        for finding in gone {
+            let content = content(&finding);
+            self.put(standing, Arc::new(finding), content);
+        }
+    }
+
+    /// One attempt.
+    async fn deliver(
+        &mut self,
+        term: &Term,
+        waiting: &Waiting,
+        changes: &mut Changes,
+        standing: &mut Standing,
+    ) -> Result<Outcome, MarksError> {
+        let finding = &waiting.finding;
+        let before = standing.known.get(&finding.id).map(|known| known.mark.clone());
+        let is_settled =
+            |mark: Option<&Mark>| mark.is_some_and(|mark| mark.settles(&waiting.content, finding.withdrawn));
+        if is_settled(before.as_ref()) {
+            return Ok(Outcome::Settled);
+        }
+        let is_repeat =
+            before.as_ref().is_some_and(|mark| mark.state == State::Intent && mark.content == waiting.content);
+        let revision = match &before {
+            Some(mark) if is_repeat => mark.revision,
+            // The server's own count goes on also where marks were lost.
+            Some(mark) => mark.revision.saturating_add(1).max(finding.revision),
+            None => finding.revision.max(1),
+        };
+        let intent = Mark {
+            revision,
+            content: waiting.content.clone(),
+            term: term.number(),
+            state: State::Intent,
+            withdrawn: finding.withdrawn,
+            at: now_seconds(),
+        };
+        let is_written = is_repeat && before.is_some_and(|mark| mark.term == intent.term);
+        if !is_written && !self.write(&finding.id, &intent, &mut standing.known).await? {
+            // Another leader was here: what it did is looked at first.
+            let mark = standing.known.get(&finding.id).map(|known| &known.mark);
+            return Ok(if is_settled(mark) { Outcome::Settled } else { Outcome::Open });
+        }
+        let left = term.left();
+        if left.is_zero() {
+            return Ok(Outcome::Open);
+        }
+        let delivery = Delivery {
+            id: format!("{}.{revision}.{}", finding.id, &waiting.content[..8]),
+            revision,
+            term: intent.term,
+            finding: Arc::clone(finding),
+        };
+        let allowed = self.sink.timeout().min(left);
+        let mut attempt = Box::pin(timeout(allowed, self.sink.deliver(&delivery)));
+        let answer = loop {
+            tokio::select! {
+                answer = &mut attempt => break answer,
+                // What is published meanwhile waits here, so that none of it goes unnoticed.
+                _ = changes.recv() => self.look(changes, standing),
+            }
+        };
+        drop(attempt);
+        match answer {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Ok(Outcome::Failed(error)),
+            Err(_) => return Ok(Outcome::Failed(SinkError::Away(format!("no answer within {allowed:?}")))),
+        }
+        self.figures.delivered(is_repeat);
+        let confirmed = Mark { state: State::Confirmed, ..intent };
+        self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
+        Ok(Outcome::Settled)
+    }
+
+    /// Its receiver does not take it: it counts as done, and is told.
+    async fn give_up(
+        &mut self,
+        term: &Term,
+        waiting: &Waiting,
+        error: &SinkError,
+        known: &mut HashMap<String, Known>,
+    ) -> Result<(), MarksError> {
+        let id = &waiting.finding.id;
+        tracing::error!(finding = id, sink = self.sink.name(), %error, "it is not delivered: it was refused too often");
+        self.figures.refused.inc();
+        let Some(mark) = known.get(id).map(|known| Mark { state: State::Refused, ..known.mark.clone() }) else {
+            return Ok(());
+        };
+        self.close(term, id, &mark, known).await
+    }
+
+    /// Writes what came of a delivery, again and again while the term lasts: without, it would be made once more.
+    async fn close(
+        &mut self,
+        term: &Term,
+        id: &str,
+        mark: &Mark,
+        known: &mut HashMap<String, Known>,
+    ) -> Result<(), MarksError> {
+        let mut failures = 0;
+        loop {
+            match self.write(id, mark, known).await {
+                // Also where another leader was here meanwhile: it goes on with it.
+                Ok(_) => return Ok(()),
+                Err(error) if !term.is_valid_now() => return Err(error),
+                Err(error) => {
+                    failures += 1;
+                    self.figures.set_trouble(Some(error.to_string()));
+                    sleep(back_off(failures).min(LOOK_INTERVAL)).await;
+                }
+            }
+        }
+    }
+
+    /// Writes a mark in the place of the one that is known. False where there is another, which is known then.
+    async fn write(&mut self, id: &str, mark: &Mark, known: &mut HashMap<String, Known>) -> Result<bool, MarksError> {
+        let place = known.get(id).map_or(0, |known| known.place);
+        if let Some(place) = self.marks.write(id, mark, place).await? {
+            known.insert(id.to_owned(), Known { mark: mark.clone(), place });
+            return Ok(true);
+        }
+        let found = self.marks.read(id).await?;
+        // Of an attempt whose answer did not come.
+        let is_own = found.as_ref().is_some_and(|found| found.mark == *mark);
+        match found {
+            Some(found) => drop(known.insert(id.to_owned(), found)),
+            // It is lost; what it said is known here still.
+            None => known.get_mut(id).into_iter().for_each(|known| known.place = 0),
+        }
+        Ok(is_own)
+    }
+
+    /// Forgets marks of findings that are gone, the oldest.
+    async fn purge(&mut self, standing: &mut Standing) -> Result<(), MarksError> {
+        standing.purge_at = Instant::now() + PURGE_INTERVAL;
+        let is_gone = |id: &str| self.source.store.get(id).is_err();
+        let mut gone: Vec<(u64, String)> = standing
+            .known
+            .iter()
+            .filter(|(id, _)| is_gone(id))
+            .map(|(id, known)| (known.mark.at, id.clone()))
+            .collect();
+        gone.sort_unstable();
+        let surplus = gone.len().saturating_sub(GONE_MAX);
+        let old = now_seconds().saturating_sub(GONE_SECONDS);
+        let forgotten: Vec<String> = gone
+            .into_iter()
+            .enumerate()
+            .filter(|(n, (at, _))| *n < surplus || *at < old)
+            .map(|(_, (_, id))| id)
+            .collect();
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        self.marks.purge(&forgotten).await?;
+        forgotten.iter().for_each(|id| drop(standing.known.remove(id)));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_get_rarer_and_never_stop() {
+        let waits: Vec<Duration> = (1..12).map(back_off).collect();
+        assert_eq!(waits[0], BACK_OFF_MIN);
+        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1]) && waits[10] == BACK_OFF_MAX, "{waits:?}");
+        assert_eq!(back_off(u32::MAX), BACK_OFF_MAX);
+    }
+}
