@@ -16,6 +16,7 @@ mod from_log;
 mod history;
 mod joins;
 pub mod journal;
+mod journal_metrics;
 mod load;
 mod matching;
 mod missing;
