@@ -8,15 +8,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::field::{Field, FieldType};
-use super::matching::SKEW_NS;
-use super::pattern::{Condition, Pattern, PatternSet, Same, Step, StepMask};
+use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, Step, StepMask};
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
 use crate::correlate::signal::SignalKind;
 
-/// Steps of one pattern.
-const PATTERN_STEPS_MAX: usize = 10;
 const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
@@ -336,16 +333,17 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     if ends.is_empty() && file.quiet.is_some() {
         return wrong("quiet:", "only a pattern with `ends` tells of a state that can be over".into());
     }
-    let clocks_ns = SKEW_NS.saturating_mul(steps.len() as u64 - 1);
-    let disorder_ns = steps.iter().fold(clocks_ns, |sum, step: &Step| sum.saturating_add(step.slack_ns));
     Ok(Pattern {
         one_of,
-        disorder_ns,
         // Numbered with the steps of all patterns.
         required: StepMask::default(),
         ends,
         quiet_ns: file.quiet.map(nanoseconds),
         absorbs: file.absorbs.into_iter().collect(),
+        // Known when all patterns are.
+        absorbed_by: Vec::new(),
+        roots: StepMask::default(),
+        consequences: StepMask::default(),
         fold: file.fold,
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,
