@@ -156,12 +156,8 @@ impl Deaths {
         let mut earlier: Vec<Arc<str>> = Vec::new();
         let known: Vec<Option<Explained>> =
             deaths.iter().map(|death| self.explained.get(&death.signal.evidence).cloned()).collect();
-        for known in &known {
-            if let Some(known) = known
-                && known.in_group
-                && known.priority == pattern.priority
-                && !earlier.contains(&known.id)
-            {
+        for known in known.iter().flatten() {
+            if known.in_group && known.priority == pattern.priority && !earlier.contains(&known.id) {
                 earlier.push(Arc::clone(&known.id));
             }
         }
@@ -199,8 +195,9 @@ impl Deaths {
                         .extend(known.map(|known| Withdrawn { id: known.id.to_string(), successor: Some(id.clone()) }));
                 }
             }
-            let explained = || Explained { id: Arc::clone(&shared), priority: pattern.priority, in_group: true };
-            *self.explained.entry(evidence, explained) = explained();
+            let explained = Explained { id: Arc::clone(&shared), priority: pattern.priority, in_group: true };
+            let known = self.explained.entry(evidence, || explained.clone());
+            *known = explained;
         }
         if group.absorbed == 0 {
             // Every one of them is explained better elsewhere.

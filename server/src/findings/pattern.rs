@@ -334,10 +334,8 @@ impl PatternSet {
 
     /// Tells each pattern which ones absorb it.
     fn join(patterns: &mut [Pattern]) {
-        let all: Vec<(String, usize, Vec<(String, Scope)>)> = patterns
-            .iter()
-            .map(|pattern| (pattern.id.clone(), pattern.anchor_step().number, pattern.absorbs.clone()))
-            .collect();
+        let of = |pattern: &Pattern| (pattern.id.clone(), pattern.anchor_step().number, pattern.absorbs.clone());
+        let all: Vec<_> = patterns.iter().map(of).collect();
         for pattern in patterns {
             for (index, (id, anchor, absorbs)) in all.iter().enumerate() {
                 if let Some((_, scope)) = absorbs.iter().find(|(absorbed, _)| *absorbed == pattern.id) {

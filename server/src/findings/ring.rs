@@ -225,7 +225,7 @@ mod tests {
             let pick = (random >> 33) as usize;
             // More different sets of steps than a ring has places.
             let steps = [pick % 64, 64 + pick / 64 % 9, 200 + pick % 5];
-            let new = noted(serial, &steps[..pick % 4 % 3 + usize::from(pick % 7 == 0)]);
+            let new = noted(serial, &steps[..pick % 4 % 3 + usize::from(pick.is_multiple_of(7))]);
             match pick % 10 {
                 0 if !all.is_empty() => ring.remove(&all.remove(pick / 10 % all.len())),
                 1 if !all.is_empty() => {
