@@ -1,15 +1,16 @@
 //! Faults of the log that several servers read. After each of them they find what servers find that nothing disturbs.
 
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::sync_channel;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cluster_support::*;
 use crate::cluster_whole::{findings, findings_when, limit_kill, ship, status};
 use crate::correlate_node::{Node, SECOND};
 use crate::reconnect_storm::Running;
 use crate::whole_server::{Stream, Whole, hello};
-use tapio_server::cluster::ClusterSection;
+use tapio_server::cluster::{Batch, ClusterSection, Entry};
+use tapio_server::correlate::{NodeClock, NodeRef};
 use tapio_wire::service::Finding;
 use tonic::transport::Endpoint;
 
@@ -365,21 +366,40 @@ fn a_finder_that_is_slow_is_no_log_that_is_away() {
     let wanted = undisturbed(&[&node]).expect("NATS is there");
     let a = Member::start(&nats, "a");
     let link = a.cluster.link();
-    // The finder waits until somebody takes what it has found.
-    let (journal, changes) = sync_channel(0);
-    a.store.set_journal(journal);
-    (0..node.frames.len()).for_each(|frame| a.deliver_part(&node, frame..frame + 1));
-    until("a reader that waits for its finder", || link.is_held.load(Ordering::Acquire).then_some(()));
-    // For much longer than a message may take to be read.
-    let (began, rebuilds) = (link.published_seq.load(Ordering::Acquire), link.rebuilds.load(Ordering::Acquire));
-    until("what a server says every two seconds, six times", || {
-        assert!(!link.is_alone(), "it went on alone, though the log is there");
-        (link.published_seq.load(Ordering::Acquire) >= began + 6).then_some(())
+    // There is always more for the finder to do than its queue has room for.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Over(Arc::clone(&is_over));
+    std::thread::scope(|scope| {
+        let over = over;
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+                let clock = NodeClock { node: NodeRef::named("n0"), epoch: 1, boottime_ns: 1, realtime_ns: now_ns };
+                let entries = (0..20_000).map(|_| Entry::Clock(clock.clone())).collect();
+                let batch = Batch { server: "a".into(), address: String::new(), entries };
+                a.finder.tell(batch, now_ns).expect("the finder runs");
+            }
+        });
+        (0..node.frames.len()).for_each(|frame| a.deliver_part(&node, frame..frame + 1));
+        until("a reader that waits for its finder", || link.is_held.load(Ordering::Acquire).then_some(()));
+        // For much longer than a message may take to be read.
+        let (began, rebuilds) = (link.published_seq.load(Ordering::Acquire), link.rebuilds.load(Ordering::Acquire));
+        until("what a server says every two seconds, six times", || {
+            assert!(!link.is_alone(), "it went on alone, though the log is there");
+            (link.published_seq.load(Ordering::Acquire) >= began + 6).then_some(())
+        });
+        drop(over);
+        assert_eq!(link.rebuilds.load(Ordering::Acquire), rebuilds);
     });
-    let reader = std::thread::spawn(move || changes.iter().count());
     settle(&[&a]);
-    assert_eq!(link.rebuilds.load(Ordering::Acquire), rebuilds);
     assert_eq!(final_content(&a.findings()), wanted);
-    drop(a);
-    reader.join().expect("it counts");
+}
+
+/// Ends what runs until it is over, also where a test fails.
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }

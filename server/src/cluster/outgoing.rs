@@ -25,6 +25,9 @@ const COVER_INTERVAL: Duration = Duration::from_secs(5);
 /// A node that sent nothing for so long is forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
+/// Entries that are worth a message; fewer wait while others are on their way.
+pub const ENTRIES_TOGETHER: usize = 1024;
+
 /// Queues what this server has yet to write into the log, by frame.
 pub struct Outgoing {
     inner: Mutex<Inner>,
@@ -279,8 +282,12 @@ impl SignalBus for Outgoing {
         inner.named.insert(key, ());
         inner.tells((node, epoch, seq));
         inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Signal(Box::new(signal)));
+        // Whoever takes them takes all that wait: one wakeup is enough for as many as a message has.
+        let is_news = inner.entries.len() % ENTRIES_TOGETHER == 1;
         drop(inner);
-        self.filled.notify_one();
+        if is_news {
+            self.filled.notify_one();
+        }
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use super::batch::{Batch, Entry};
 use super::config::ClusterSection;
 use super::link::Link;
 use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
-use super::outgoing::Outgoing;
+use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
 use crate::correlate::signal::Detail;
 use crate::correlate::{FromLog, InProcessBus, Message, is_global};
 
@@ -42,7 +42,7 @@ const UNREAD_BYTES_MAX: usize = 32 << 20;
 /// What NATS adds to a message.
 const HEADER_BYTES: usize = 1024;
 /// Entries of one message, at first; one that comes out too large is parted.
-const ENTRIES_MAX: usize = 1024;
+const ENTRIES_MAX: usize = ENTRIES_TOGETHER;
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// How long the last words of a server that ends may take.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -182,7 +182,9 @@ impl Publisher {
                 let _ = ended.wait_for(|is| *is).await;
                 return;
             }
-            self.gather();
+            if !self.may_wait(flight.is_some()) {
+                self.gather();
+            }
             if ends_at.is_none() && *ended.borrow() {
                 ends_at = Some(Instant::now() + LAST_WORDS);
                 self.outgoing.flush();
@@ -227,6 +229,12 @@ impl Publisher {
             }
             self.look();
         }
+    }
+
+    /// Whether few entries wait, and go together with more as soon as what is on its way has landed: each message costs every server.
+    fn may_wait(&self, is_in_flight: bool) -> bool {
+        let is_alone = self.link.is_alone() || self.link.healing().is_some();
+        is_in_flight && !is_alone && self.outgoing.len() < ENTRIES_TOGETHER && self.said.elapsed() < ALIVE_INTERVAL
     }
 
     /// Takes up what there is to say.

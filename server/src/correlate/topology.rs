@@ -27,7 +27,7 @@ const TEXT_BYTES_MAX: usize = 512;
 /// Addresses kept of a pod.
 const ADDRESSES_MAX: usize = 4;
 /// Descriptions kept as signals have them.
-const UNPACKED_MAX: usize = 4096;
+const UNPACKED_MAX: usize = 8192;
 /// Nodes whose names are kept.
 const NODES_MAX: usize = 65_536;
 /// Entities described anew that may wait for the finder by name; with more of them it looks at all that it remembers.

@@ -22,10 +22,19 @@ const CONSEQUENCES_MAX: usize = 64;
 /// How much later than its consequence a root may be noticed.
 const ROOT_LATE_NS: u64 = 60_000_000_000;
 
+/// A finding's id as a number: [`finding_id`](super::deaths::finding_id) writes one.
+type Id = u64;
+
+fn number_of(id: &str) -> Id {
+    u64::from_str_radix(id, 16).unwrap_or(0)
+}
+
 struct Entry {
     finding: Finding,
-    parent: Option<String>,
-    children: Vec<String>,
+    /// The number of its pattern's anchor.
+    anchor: usize,
+    parent: Option<Id>,
+    children: Vec<Id>,
 }
 
 /// What to do about findings.
@@ -37,8 +46,8 @@ pub enum Action {
 
 /// Folds the findings of consequences into the finding of their cause.
 pub struct Absorber {
-    entries: Generations<String, Entry>,
-    by_key: Generations<RingKey, VecDeque<String>>,
+    entries: Generations<Id, Entry>,
+    by_key: Generations<RingKey, VecDeque<Id>>,
     depth_max: usize,
 }
 
@@ -56,107 +65,120 @@ impl Absorber {
         finding: Finding,
         keys: &[RingKey],
     ) -> Vec<Action> {
-        let id = finding.id.clone();
+        let id = number_of(&finding.id);
         let mut actions = Vec::new();
-        let entry = Entry { finding: finding.clone(), parent: None, children: Vec::new() };
-        let known = self.entries.entry(id.clone(), || entry);
+        let entry = || Entry { finding: Finding::default(), anchor: 0, parent: None, children: Vec::new() };
+        let known = self.entries.entry(id, entry);
         known.finding = finding;
+        known.anchor = pattern.anchor_step().number;
         for &key in keys {
             let list = self.by_key.entry(key, VecDeque::new);
             if !list.contains(&id) {
                 if list.len() == FINDINGS_OF_KEY_MAX {
                     list.pop_front();
                 }
-                list.push_back(id.clone());
+                list.push_back(id);
             }
         }
-        if self.parent(&id).is_none()
-            && let Some(root) = self.find_root(patterns, pattern, &id, keys)
+        if self.parent(id).is_none()
+            && let Some(root) = self.find_root(patterns, pattern, id, keys)
         {
-            self.adopt(&root, &id, &mut actions);
+            self.adopt(root, id, &mut actions);
         }
         for (consequence, scope) in &pattern.absorbs {
             for key in keys.iter().filter(|key| key.1 == *scope) {
-                for other in self.by_key.get(key).cloned().unwrap_or_default() {
-                    let fits = self.entries.get(&other).is_some_and(|entry| {
-                        entry.finding.pattern == *consequence && entry.parent.is_none() && other != id
-                    });
-                    if fits && self.may_cause(&id, &other, pattern.window_ns) {
-                        self.adopt(&id, &other, &mut actions);
+                let fits = |other: &Id| {
+                    self.entries.get(other).is_some_and(|entry| {
+                        pattern.consequences.contains(entry.anchor)
+                            && entry.finding.pattern == *consequence
+                            && entry.parent.is_none()
+                            && *other != id
+                    })
+                };
+                let list = self.by_key.get(key).into_iter().flatten();
+                let fitting: Vec<Id> = list.copied().filter(fits).collect();
+                for other in fitting {
+                    if self.may_cause(id, other, pattern.window_ns) {
+                        self.adopt(id, other, &mut actions);
                     }
                 }
             }
         }
-        actions.extend(self.told(&self.top(&id)).map(Box::new).map(Action::Publish));
+        actions.extend(self.told(self.top(id)).map(Box::new).map(Action::Publish));
         actions
     }
 
     /// A finding is taken back: what it had absorbed stands by itself again, or goes to its successor.
     pub fn remove(&mut self, id: &str, successor: Option<&str>) -> Vec<Action> {
         let mut actions = Vec::new();
-        let Some(entry) = self.entries.remove(&id.to_owned()) else {
+        let id = number_of(id);
+        let Some(entry) = self.entries.remove(&id) else {
             return actions;
         };
-        if let Some(parent) = &entry.parent
-            && let Some(known) = self.entries.get_mut(parent)
+        if let Some(parent) = entry.parent
+            && let Some(known) = self.entries.get_mut(&parent)
         {
-            known.children.retain(|child| child != id);
-            actions.extend(self.told(&self.top(parent)).map(Box::new).map(Action::Publish));
+            known.children.retain(|child| *child != id);
+            actions.extend(self.told(self.top(parent)).map(Box::new).map(Action::Publish));
         }
-        let successor = successor.filter(|successor| self.entries.get(&(*successor).to_owned()).is_some());
+        let successor = successor.map(number_of).filter(|successor| self.entries.get(successor).is_some());
         for child in entry.children {
             if let Some(known) = self.entries.get_mut(&child) {
                 known.parent = None;
             }
             match successor {
-                Some(successor) if self.has_room(successor, &child) => self.adopt(successor, &child, &mut actions),
-                _ => actions.extend(self.told(&child).map(Box::new).map(Action::Publish)),
+                Some(successor) if self.has_room(successor, child) => self.adopt(successor, child, &mut actions),
+                _ => actions.extend(self.told(child).map(Box::new).map(Action::Publish)),
             }
         }
         if let Some(successor) = successor {
-            actions.extend(self.told(&self.top(successor)).map(Box::new).map(Action::Publish));
+            actions.extend(self.told(self.top(successor)).map(Box::new).map(Action::Publish));
         }
         actions
     }
 
-    fn parent(&self, id: &str) -> Option<&String> {
-        let parent = self.entries.get(&id.to_owned())?.parent.as_ref()?;
-        self.entries.get(parent).map(|_| parent)
+    fn parent(&self, id: Id) -> Option<Id> {
+        let parent = self.entries.get(&id)?.parent?;
+        self.entries.get(&parent).map(|_| parent)
     }
 
-    fn top(&self, id: &str) -> String {
-        let mut top = id.to_owned();
+    fn top(&self, id: Id) -> Id {
+        let mut top = id;
         for _ in 0..self.depth_max {
-            match self.parent(&top) {
-                Some(parent) => top = parent.clone(),
+            match self.parent(top) {
+                Some(parent) => top = parent,
                 None => break,
             }
         }
         top
     }
 
-    fn find_root(&self, patterns: &PatternSet, pattern: &Pattern, id: &str, keys: &[RingKey]) -> Option<String> {
-        let roots = patterns.patterns().iter().filter(|root| root.id != pattern.id);
-        for root in roots {
-            let Some((_, scope)) = root.absorbs.iter().find(|(absorbed, _)| *absorbed == pattern.id) else {
-                continue;
-            };
-            let lists = keys.iter().filter(|key| key.1 == *scope).filter_map(|key| self.by_key.get(key));
+    fn find_root(&self, patterns: &PatternSet, pattern: &Pattern, id: Id, keys: &[RingKey]) -> Option<Id> {
+        // Mostly nothing that hangs together with it may be its root.
+        let is_root = |other: &Id| self.entries.get(other).is_some_and(|entry| pattern.roots.contains(entry.anchor));
+        let is_of_roots = |key: &&RingKey| pattern.absorbed_by.iter().any(|(_, scope)| key.1 == *scope);
+        let mut lists = keys.iter().filter(is_of_roots).filter_map(|key| self.by_key.get(key));
+        if !lists.any(|list| list.iter().any(is_root)) {
+            return None;
+        }
+        for &(root, scope) in &pattern.absorbed_by {
+            let root = &patterns.patterns()[root];
+            let lists = keys.iter().filter(|key| key.1 == scope).filter_map(|key| self.by_key.get(key));
             // The latest one that fits.
             let found = lists.flatten().rev().find(|other| {
                 self.entries.get(other).is_some_and(|entry| entry.finding.pattern == root.id)
-                    && self.may_cause(other, id, root.window_ns)
+                    && self.may_cause(**other, id, root.window_ns)
             });
             if found.is_some() {
-                return found.cloned();
+                return found.copied();
             }
         }
         None
     }
 
     /// Whether the times fit, there is room, and no circle comes about.
-    fn may_cause(&self, root: &str, id: &str, window_ns: u64) -> bool {
-        let finding = |id: &str| self.entries.get(&id.to_owned()).map(|entry| &entry.finding);
+    fn may_cause(&self, root: Id, id: Id, window_ns: u64) -> bool {
+        let finding = |id: Id| self.entries.get(&id).map(|entry| &entry.finding);
         let (Some(cause), Some(effect)) = (finding(root), finding(id)) else {
             return false;
         };
@@ -168,49 +190,52 @@ impl Absorber {
         is_in_time && self.top(root) != id && self.has_room(root, id)
     }
 
-    fn has_room(&self, root: &str, id: &str) -> bool {
-        let children = self.entries.get(&root.to_owned()).map_or(0, |entry| entry.children.len());
+    fn has_room(&self, root: Id, id: Id) -> bool {
+        let children = self.entries.get(&root).map_or(0, |entry| entry.children.len());
         children < CONSEQUENCES_MAX && self.level(root) + self.height(id, self.depth_max) <= self.depth_max
     }
 
     /// Findings from the top to this one.
-    fn level(&self, id: &str) -> usize {
+    fn level(&self, id: Id) -> usize {
         let mut level = 1;
-        let mut at = id.to_owned();
-        while let Some(parent) = self.parent(&at)
+        let mut at = id;
+        while let Some(parent) = self.parent(at)
             && level <= self.depth_max
         {
-            at = parent.clone();
+            at = parent;
             level += 1;
         }
         level
     }
 
     /// Findings from this one to its last consequence.
-    fn height(&self, id: &str, bound: usize) -> usize {
+    fn height(&self, id: Id, bound: usize) -> usize {
         if bound == 0 {
             return 1;
         }
-        let children = self.entries.get(&id.to_owned()).map(|entry| &entry.children[..]).unwrap_or_default();
-        1 + children.iter().map(|child| self.height(child, bound - 1)).max().unwrap_or(0)
+        let children = self.entries.get(&id).map(|entry| &entry.children[..]).unwrap_or_default();
+        1 + children.iter().map(|&child| self.height(child, bound - 1)).max().unwrap_or(0)
     }
 
-    fn adopt(&mut self, root: &str, id: &str, actions: &mut Vec<Action>) {
-        if let Some(entry) = self.entries.get_mut(&id.to_owned()) {
-            entry.parent = Some(root.to_owned());
+    fn adopt(&mut self, root: Id, id: Id, actions: &mut Vec<Action>) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.parent = Some(root);
         }
-        if let Some(entry) = self.entries.get_mut(&root.to_owned())
-            && !entry.children.iter().any(|child| child == id)
+        if let Some(entry) = self.entries.get_mut(&root)
+            && !entry.children.contains(&id)
         {
-            entry.children.push(id.to_owned());
+            entry.children.push(id);
         }
-        actions.push(Action::Withdraw(id.to_owned(), self.top(root)));
+        let of = |id: Id| self.entries.get(&id).map(|entry| entry.finding.id.clone());
+        if let Some((id, top)) = of(id).zip(of(self.top(root))) {
+            actions.push(Action::Withdraw(id, top));
+        }
     }
 
     /// A finding with all that it brought about.
-    fn told(&self, id: &str) -> Option<Finding> {
-        let mut finding = self.entries.get(&id.to_owned())?.finding.clone();
-        let mut waiting = vec![id.to_owned()];
+    fn told(&self, id: Id) -> Option<Finding> {
+        let mut finding = self.entries.get(&id)?.finding.clone();
+        let mut waiting = vec![id];
         while let Some(at) = waiting.pop() {
             let children = self.entries.get(&at).map(|entry| &entry.children[..]).unwrap_or_default();
             for child in children {
@@ -224,7 +249,7 @@ impl Absorber {
                         entity: of.entity.clone(),
                         started_ns: of.started_ns,
                     });
-                    waiting.push(child.clone());
+                    waiting.push(*child);
                 }
             }
         }

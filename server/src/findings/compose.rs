@@ -11,9 +11,10 @@ use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Send
 
 use super::endings::{Ended, began_ns, container_of};
 use super::facts;
-use super::history::{Noted, Ring};
+use super::history::Noted;
 use super::matching::Match;
 use super::pattern::Pattern;
+use super::ring::Ring;
 use super::template::{Subject, Template};
 use super::text;
 use crate::correlate::Lost;

@@ -37,7 +37,7 @@ impl Place {
 
 #[derive(Clone)]
 struct Explained {
-    id: String,
+    id: Arc<str>,
     priority: u32,
     in_group: bool,
 }
@@ -68,7 +68,8 @@ const FOLD_MAX: usize = 32;
 
 /// Remembers which finding explains which death.
 pub struct Deaths {
-    folds: Generations<(String, u64), VecDeque<Arc<Noted>>>,
+    /// By the number of a pattern's anchor, and the workload.
+    folds: Generations<(usize, u64), VecDeque<Arc<Noted>>>,
     explained: Generations<EvidenceId, Explained>,
     groups: Generations<String, Group>,
 }
@@ -101,7 +102,7 @@ impl Deaths {
             return None;
         }
         let explained = self.explained.remove(&evidence)?;
-        Some(Withdrawn { id: explained.id, successor: None })
+        Some(Withdrawn { id: explained.id.to_string(), successor: None })
     }
 
     /// A pattern explains one death by itself.
@@ -114,14 +115,14 @@ impl Deaths {
             return Decision::Keep;
         }
         let id = finding_id("death", death.signal.entity.id, evidence);
-        let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: false };
+        let explained = Explained { id: id.as_str().into(), priority: pattern.priority, in_group: false };
         self.explained.insert(evidence, explained);
         Decision::Publish { id, count: 1, started_realtime_ns: None }
     }
 
     /// The deaths of a workload's replicas that a pattern explains alike, the latest last; this one is among them.
     pub fn alike(&mut self, pattern: &Pattern, workload: u64, death: &Arc<Noted>) -> Vec<Arc<Noted>> {
-        let alike = self.folds.entry((pattern.id.clone(), workload), VecDeque::new);
+        let alike = self.folds.entry((pattern.anchor_step().number, workload), VecDeque::new);
         alike.retain(|other| {
             other.signal.evidence != death.signal.evidence
                 && other.signal.realtime_ns.abs_diff(death.signal.realtime_ns) <= pattern.window_ns
@@ -150,18 +151,16 @@ impl Deaths {
             last: Place::of(last),
             absorbed: 0,
         };
-        let mut earlier: Vec<String> = Vec::new();
-        for death in deaths {
-            if let Some(known) = self.explained.get(&death.signal.evidence)
-                && known.in_group
-                && known.priority == pattern.priority
-                && !earlier.contains(&known.id)
-            {
-                earlier.push(known.id.clone());
+        let mut earlier: Vec<Arc<str>> = Vec::new();
+        let known: Vec<Option<Explained>> =
+            deaths.iter().map(|death| self.explained.get(&death.signal.evidence).cloned()).collect();
+        for known in known.iter().flatten() {
+            if known.in_group && known.priority == pattern.priority && !earlier.contains(&known.id) {
+                earlier.push(Arc::clone(&known.id));
             }
         }
         for id in &earlier {
-            if let Some(known) = self.groups.remove(id) {
+            if let Some(known) = self.groups.remove(&id.to_string()) {
                 if known.first.is_before(&group.first) {
                     group.first = known.first;
                     group.first_realtime_ns = known.first_realtime_ns;
@@ -173,15 +172,16 @@ impl Deaths {
             }
         }
         let id = finding_id(&pattern.id, scope, group.first.evidence);
+        let shared: Arc<str> = id.as_str().into();
         let mut withdrawn: Vec<_> = earlier
             .iter()
-            .filter(|&earlier| *earlier != id)
-            .map(|earlier| Withdrawn { id: earlier.clone(), successor: Some(id.clone()) })
+            .filter(|&earlier| **earlier != *id)
+            .map(|earlier| Withdrawn { id: earlier.to_string(), successor: Some(id.clone()) })
             .collect();
         let mut cited = 0;
-        for death in deaths {
+        for (death, known) in deaths.iter().zip(known) {
             let evidence = death.signal.evidence;
-            match self.explained.get(&evidence) {
+            match known {
                 Some(known) if known.in_group && known.priority == pattern.priority => {}
                 Some(known) if known.priority > pattern.priority => {
                     cited += 1;
@@ -190,11 +190,12 @@ impl Deaths {
                 known => {
                     group.absorbed += 1;
                     withdrawn
-                        .extend(known.map(|known| Withdrawn { id: known.id.clone(), successor: Some(id.clone()) }));
+                        .extend(known.map(|known| Withdrawn { id: known.id.to_string(), successor: Some(id.clone()) }));
                 }
             }
-            let explained = Explained { id: id.clone(), priority: pattern.priority, in_group: true };
-            self.explained.insert(evidence, explained);
+            let explained = Explained { id: Arc::clone(&shared), priority: pattern.priority, in_group: true };
+            let known = self.explained.entry(evidence, || explained.clone());
+            *known = explained;
         }
         if group.absorbed == 0 {
             // Every one of them is explained better elsewhere.
@@ -202,7 +203,8 @@ impl Deaths {
         }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
         let is_last = group.last == Place::of(last);
-        let renamed = withdrawn.iter().any(|withdrawn| earlier.contains(&withdrawn.id));
+        let is_earlier = |withdrawn: &Withdrawn| earlier.iter().any(|earlier| **earlier == *withdrawn.id);
+        let renamed = withdrawn.iter().any(is_earlier);
         let decision = if is_last || renamed {
             Decision::Publish {
                 id: id.clone(),

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use tapio_wire::event::EntityKind;
 use tapio_wire::service::Finding;
@@ -18,22 +18,25 @@ use super::deaths::{Deaths, Decision, Withdrawn};
 use super::endings::{self, Endings};
 use super::finder_metrics::FinderMetrics;
 use super::from_log::FromLog;
+use super::growing::Growing;
 use super::history::{History, Noted};
-use super::joins::{Joins, RingKey};
+use super::joins::{Joins, Keys, RingKey};
 use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
+use super::plan::Plans;
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::cluster::{Batch, ClusterLosses};
-use crate::correlate::signal::{Detail, Signal, SignalKind};
+use crate::correlate::signal::{Detail, Signal};
 use crate::correlate::{BusClosed, FromLog as Told, Generations, InProcessBus, LossView, Message, NodeClock, Topology};
 
-/// Anchors that one late signal makes be looked at again.
-const REVISITED_MAX: usize = 64;
 /// Nodes whose clocks are remembered.
 const NODES_MAX: usize = 20_000;
 /// A clock that goes back by more than this, with a new epoch, was started anew.
 const REBOOT_NS: u64 = 60_000_000_000;
+
+/// How often it is looked whether a finding that waits is due.
+const DUE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Messages of the log that may wait for the finder.
 const BUS_MESSAGES: usize = 64;
@@ -118,6 +121,9 @@ impl Finder {
         let mut worker = Worker {
             config: config.clone(),
             memory: Memory::new(config, topology),
+            plans: Plans::default(),
+            log_ns: 0,
+            keys: Vec::new(),
             patterns,
             losses,
             store,
@@ -179,6 +185,7 @@ pub(super) struct Memory {
     deaths: Deaths,
     endings: Endings,
     absorber: Absorber,
+    pub growing: Growing,
     clocks: Generations<u64, Clock>,
     /// When each node was heard of first, by its clock, and for how long it has gone on at its last word.
     quiet_nodes: Generations<u64, (u64, u64)>,
@@ -192,6 +199,7 @@ impl Memory {
             deaths: Deaths::default(),
             endings: Endings::default(),
             absorber: Absorber::new(config.correlation_depth_max),
+            growing: Growing::default(),
             clocks: Generations::new(NODES_MAX),
             quiet_nodes: Generations::new(NODES_MAX),
             topology,
@@ -205,20 +213,22 @@ pub(super) struct Worker {
     pub losses: Arc<dyn LossView>,
     pub store: Arc<FindingStore>,
     pub memory: Memory,
+    pub plans: Plans,
+    /// What the log says the time is, nanoseconds since 1970, where it is driven by it.
+    pub log_ns: u64,
+    /// The rings of the signal that is dealt with; its memory is used again.
+    keys: Vec<RingKey>,
     metrics: FinderMetrics,
     /// Where it is driven by the log.
     pub log: Option<FromLog>,
 }
 
-/// The rings of an anchor by scope, with the steps that their signals may be.
-#[derive(Default)]
-struct Surroundings {
-    rings: [Option<Vec<(RingKey, StepMask)>>; Scope::ALL.len()],
-}
+/// The rings of an anchor by scope.
+type Surroundings = [Option<Keys>; Scope::ALL.len()];
 
 impl Worker {
     fn run(&mut self, receiver: &Receiver<Message>) {
-        while let Ok(message) = receiver.recv() {
+        while let Some(message) = self.next(receiver) {
             match message {
                 Message::Signal(signal) => {
                     let began = Instant::now();
@@ -236,14 +246,35 @@ impl Worker {
                 }
                 Message::Barrier(done) => {
                     self.rename();
+                    if self.log.is_none() {
+                        self.tell_due(u64::MAX);
+                    }
                     // Whoever asked may have given up.
                     let _ = done.send(());
                     continue;
                 }
-                Message::Stop => return,
+                Message::Stop => {
+                    if self.log.is_none() {
+                        self.tell_due(u64::MAX);
+                    }
+                    return;
+                }
             }
             self.rename();
         }
+    }
+
+    /// Waits for a message; tells meanwhile what is due, unless the log says when that is.
+    fn next(&mut self, receiver: &Receiver<Message>) -> Option<Message> {
+        while self.log.is_none() && self.memory.growing.waits() {
+            self.tell_due(self.now_ns());
+            match receiver.recv_timeout(DUE_INTERVAL) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        receiver.recv().ok()
     }
 
     pub(super) fn take(&mut self, mut signal: Signal) {
@@ -264,21 +295,35 @@ impl Worker {
         self.watch_clock(signal.evidence.node, signal.evidence.epoch, signal.boottime_ns);
         self.memory.joins.take(&mut signal);
         let mask = settled.unwrap_or_else(|| patterns.mask(&signal));
-        let keys = self.keys(&patterns, &signal, &mask);
+        let plan = self.plans.of(&patterns, &mask);
+        let mut keys = std::mem::take(&mut self.keys);
+        self.keys_into(&patterns, &signal, &mask, &mut keys);
         let noted = self.memory.history.note(signal, mask, &keys);
-        for anchor in self.anchors_touched(&patterns, &noted) {
+        self.keys = keys;
+        for anchor in self.anchors_touched(&patterns, &noted, &plan) {
             self.conclude(&patterns, &anchor);
         }
-        for anchor in self.memory.endings.note(&patterns, &noted) {
-            self.conclude(&patterns, &anchor);
+        if plan.ends {
+            for anchor in self.memory.endings.note(&patterns, &noted) {
+                self.conclude(&patterns, &anchor);
+            }
+            self.end_restored(&patterns, &noted);
         }
-        self.end_restored(&patterns, &noted);
         let evicted = self.memory.history.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
 
     fn keys(&self, patterns: &PatternSet, signal: &Signal, mask: &StepMask) -> Vec<RingKey> {
-        patterns.scopes(mask).flat_map(|scope| self.memory.joins.keys(signal, scope)).collect()
+        let mut keys = Vec::new();
+        self.keys_into(patterns, signal, mask, &mut keys);
+        keys
+    }
+
+    fn keys_into(&self, patterns: &PatternSet, signal: &Signal, mask: &StepMask, keys: &mut Vec<RingKey>) {
+        keys.clear();
+        for scope in patterns.scopes(mask) {
+            keys.extend_from_slice(&self.memory.joins.keys(signal, scope));
+        }
     }
 
     /// Gives signals whose entity was described anew its names, and tells their findings again.
@@ -308,7 +353,7 @@ impl Worker {
         }
         anchors.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
         for anchor in anchors {
-            if patterns.patterns().iter().any(|pattern| anchor.mask.contains(pattern.anchor_step().number)) {
+            if patterns.has_anchor(&anchor.mask) {
                 self.conclude(&patterns, &anchor);
             }
         }
@@ -372,56 +417,11 @@ impl Worker {
         self.store.publish(finding);
     }
 
-    /// The anchors whose explanation may change by a signal, in the order of time: itself, and those that it may be a step of.
-    fn anchors_touched(&self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
-        let mut touched: Vec<Arc<Noted>> = Vec::new();
-        let mut keys: [Option<Vec<RingKey>>; Scope::ALL.len()] = Default::default();
-        for pattern in patterns.of_steps(&noted.mask) {
-            let anchor = pattern.anchor_step();
-            if noted.mask.contains(anchor.number) {
-                touched.push(Arc::clone(noted));
-            }
-            let Some(reach) = pattern.reach_of(&noted.mask) else { continue };
-            let of_scope = &mut keys[pattern.scope as usize];
-            for key in of_scope.get_or_insert_with(|| self.memory.joins.keys(&noted.signal, pattern.scope)) {
-                let ring = self.memory.history.ring(key).into_iter().flatten();
-                touched.extend(
-                    ring.filter(|other| {
-                        other.mask.contains(anchor.number)
-                            && !Arc::ptr_eq(noted, other)
-                            && matching::may_touch(&reach, &noted.signal, &other.signal)
-                    })
-                    .cloned(),
-                );
-            }
-        }
-        // What Kubernetes says of a death, and what was observed at it, belong to its certificate.
-        let of_deaths =
-            [SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse, SignalKind::LogLines];
-        if of_deaths.contains(&noted.signal.kind()) {
-            let ring = self.memory.history.ring(&Joins::entity_key(&noted.signal.entity)).into_iter().flatten();
-            let deaths = ring.filter(|other| {
-                other.signal.kind() == SignalKind::Exit
-                    && other.signal.is_lead()
-                    && matching::time_by(&other.signal, &noted.signal).abs_diff(other.signal.boottime_ns)
-                        <= compose::LABEL_REACH_NS
-            });
-            touched.extend(deaths.cloned());
-        }
-        touched.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
-        touched.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let surplus = touched.len().saturating_sub(REVISITED_MAX);
-        touched.drain(..surplus);
-        touched
-    }
-
     /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
     pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
         let mut around = Surroundings::default();
-        for pattern in patterns.of_steps(&anchor.mask) {
-            if !anchor.mask.contains(pattern.anchor_step().number) {
-                continue;
-            }
+        let plan = self.plans.of(patterns, &anchor.mask);
+        for pattern in plan.anchors.iter().map(|&place| &patterns.patterns()[place]) {
             let Some((scope, mut found)) = self.explain(pattern, anchor, &mut around) else {
                 continue;
             };
@@ -449,7 +449,9 @@ impl Worker {
             } else {
                 (self.memory.deaths.single(pattern, anchor), Vec::new())
             };
-            if let Decision::Publish { id, count, started_realtime_ns } = decision {
+            if let Decision::Publish { id, count, started_realtime_ns } = decision
+                && self.is_told(pattern, &found, &id, count)
+            {
                 self.publish(patterns, pattern, &found, id, count, started_realtime_ns);
             }
             self.withdraw(withdrawn);
@@ -461,23 +463,20 @@ impl Worker {
 
     /// `around` holds what was looked up of the anchor's rings before.
     fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>, around: &mut Surroundings) -> Option<(u64, Match)> {
-        let rings = around.rings[pattern.scope as usize].get_or_insert_with(|| {
-            let keys = self.memory.joins.keys(&anchor.signal, pattern.scope);
-            let of_key = |key| self.memory.history.ring(&key).map(|ring| (key, matching::steps_in(ring)));
-            keys.into_iter().filter_map(of_key).collect()
-        });
-        for (key, steps) in &*rings {
+        let keys =
+            around[pattern.scope as usize].get_or_insert_with(|| self.memory.joins.keys(&anchor.signal, pattern.scope));
+        for key in &**keys {
+            let Some(ring) = self.memory.history.ring(key) else { continue };
             // Most patterns lack something that nothing in the ring may be.
-            if !pattern.may_be_in(steps) {
+            if !pattern.may_be_in(ring.present()) {
                 continue;
             }
-            let Some(ring) = self.memory.history.ring(key) else { continue };
-            let mut outcome = matching::explain(pattern, anchor, ring, steps, false);
+            let mut outcome = matching::explain(pattern, anchor, ring, false);
             if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
                 let at = anchor.signal.boottime_ns;
                 let (from, to) = (at.saturating_sub(pattern.window_ns), at.saturating_add(1));
                 if self.losses.lost(anchor.signal.evidence.node, from, to).any() {
-                    outcome = matching::explain(pattern, anchor, ring, steps, true);
+                    outcome = matching::explain(pattern, anchor, ring, true);
                 }
             }
             match outcome {
@@ -545,8 +544,8 @@ impl Worker {
         if let Some(log) = &self.log {
             finding.missing_servers = log.losses.silent();
         }
-        let keys: Vec<RingKey> =
-            Scope::ALL.into_iter().flat_map(|scope| self.memory.joins.keys(&anchor.signal, scope)).collect();
+        let of_scope = |scope| self.memory.joins.keys(&anchor.signal, scope);
+        let keys: Vec<RingKey> = Scope::ALL.into_iter().flat_map(|scope| of_scope(scope).to_vec()).collect();
         let actions = self.memory.absorber.offer(patterns, pattern, finding, &keys);
         self.act(actions);
         // Only now there is what takes their place.
@@ -565,14 +564,17 @@ impl Worker {
             let Some(finding) = self.store.publish(*finding) else { continue };
             let published = &self.metrics.findings;
             published.with_label_values(&[&finding.pattern]).inc();
-            tracing::info!(
-                id = finding.id,
-                pattern = finding.pattern,
-                severity = finding.severity,
-                revision = finding.revision,
-                "{}",
-                finding.title
-            );
+            // What is told again and again is logged seldom.
+            if finding.revision.is_power_of_two() {
+                tracing::info!(
+                    id = finding.id,
+                    pattern = finding.pattern,
+                    severity = finding.severity,
+                    revision = finding.revision,
+                    "{}",
+                    finding.title
+                );
+            }
         }
     }
 

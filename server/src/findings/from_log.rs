@@ -11,7 +11,7 @@ use super::history::Noted;
 use super::pattern::PatternSet;
 use crate::cluster::{Batch, ClusterLosses, Entry};
 use crate::correlate::signal::{Detail, EvidenceId, Signal};
-use crate::correlate::{FromLog as Told, Generations, Topology};
+use crate::correlate::{EntityInfo, FromLog as Told, Generations, Topology};
 
 /// Signals of frames that are not covered yet: one that comes again is not counted again.
 const SEEN_MAX: usize = 262_144;
@@ -25,7 +25,10 @@ const REVISITED_MAX: usize = 1024;
 /// What a finder that reads the log has besides its memory.
 pub struct FromLog {
     pub losses: Arc<ClusterLosses>,
-    seen: Generations<(EvidenceId, u8), ()>,
+    /// Whether each has come, which it has once it is looked up.
+    seen: Generations<(EvidenceId, u8), bool>,
+    /// The entity of the signal before, as that had it, and as it is known: a death has several signals.
+    entity: Option<(Arc<EntityInfo>, Arc<EntityInfo>)>,
     /// When each node booted, nanoseconds since 1970 by its clock.
     booted: Generations<u64, u64>,
     entities_max: usize,
@@ -34,7 +37,7 @@ pub struct FromLog {
 impl FromLog {
     /// Has read nothing yet.
     pub fn new(losses: Arc<ClusterLosses>, entities_max: usize) -> Self {
-        Self { losses, seen: Generations::new(SEEN_MAX), booted: Generations::new(NODES_MAX), entities_max }
+        Self { losses, seen: Generations::new(SEEN_MAX), entity: None, booted: Generations::new(NODES_MAX), entities_max }
     }
 }
 
@@ -72,6 +75,8 @@ impl Worker {
         let Some(log) = &mut self.log else { return };
         log.losses.clear();
         log.seen = Generations::new(SEEN_MAX);
+        log.entity = None;
+        self.log_ns = 0;
         self.memory = Memory::new(&self.config, Arc::new(Topology::new(log.entities_max)));
         self.store.set_alone(false);
         self.store.restart();
@@ -81,6 +86,9 @@ impl Worker {
     fn take_batch(&mut self, batch: Batch, at_ns: u64) {
         let Some(losses) = self.log.as_ref().map(|log| Arc::clone(&log.losses)) else { return };
         self.store.set_now(at_ns);
+        // The log's clock may be set.
+        self.log_ns = at_ns.max(self.log_ns);
+        self.tell_due(self.log_ns);
         let mut is_unsure_otherwise = losses.heard(&batch.server, &batch.address, at_ns);
         let mut changed: Option<(u64, u64)> = None;
         let mut note = |from_ns: u64, to_ns: u64| {
@@ -89,7 +97,10 @@ impl Worker {
         };
         for entry in batch.entries {
             match entry {
-                Entry::Described(entity) => self.memory.topology.learn_info(&entity),
+                Entry::Described(entity) => {
+                    self.forget_entity();
+                    self.memory.topology.learn_info(&entity);
+                }
                 Entry::Signal(signal) => self.take_signal(*signal, &losses),
                 Entry::Clock(clock) => {
                     self.note_offset(clock.node.id, clock.realtime_ns, clock.boottime_ns);
@@ -125,6 +136,12 @@ impl Worker {
         }
     }
 
+    fn forget_entity(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.entity = None;
+        }
+    }
+
     /// Remembers when a node booted, nanoseconds since 1970.
     fn note_offset(&mut self, node: u64, realtime_ns: u64, boottime_ns: u64) {
         if let Some(log) = &mut self.log {
@@ -139,9 +156,7 @@ impl Worker {
     /// Whether it comes for the first time.
     fn is_first(&mut self, evidence: EvidenceId, kind: u8) -> bool {
         let Some(log) = &mut self.log else { return false };
-        let is_first = log.seen.get(&(evidence, kind)).is_none();
-        log.seen.insert((evidence, kind), ());
-        is_first
+        !std::mem::replace(log.seen.entry((evidence, kind), || false), true)
     }
 
     fn take_signal(&mut self, mut signal: Signal, losses: &ClusterLosses) {
@@ -149,14 +164,23 @@ impl Worker {
         if losses.has(node, epoch, seq) || !self.is_first(signal.evidence, signal.kind() as u8) {
             return;
         }
-        let topology = &self.memory.topology;
-        topology.learn_info(&signal.entity);
-        signal.entity = topology.get(signal.entity.node.id, signal.entity.id).unwrap_or(signal.entity);
+        let Some(log) = &mut self.log else { return };
+        match &log.entity {
+            Some((told, known)) if Arc::ptr_eq(told, &signal.entity) => signal.entity = Arc::clone(known),
+            _ => {
+                let topology = &self.memory.topology;
+                topology.learn_info(&signal.entity);
+                let told = Arc::clone(&signal.entity);
+                signal.entity = topology.get(told.node.id, told.id).unwrap_or(signal.entity);
+                log.entity = Some((told, Arc::clone(&signal.entity)));
+            }
+        }
         self.take(signal);
     }
 
     /// What there is: descriptions, and where Services are reached. Of what happened nothing is taken in.
     fn take_facts(&mut self, batch: Batch) {
+        self.forget_entity();
         for entry in batch.entries {
             match entry {
                 Entry::Described(entity) => self.memory.topology.learn_info(&entity),
@@ -185,9 +209,7 @@ fn latest(
     noted: impl Iterator<Item = Arc<Noted>>,
     concerns: impl Fn(&Signal) -> bool,
 ) -> Vec<Arc<Noted>> {
-    let is_anchor = |noted: &Arc<Noted>| {
-        patterns.patterns().iter().any(|pattern| noted.mask.contains(pattern.anchor_step().number))
-    };
+    let is_anchor = |noted: &Arc<Noted>| patterns.has_anchor(&noted.mask);
     let mut anchors: Vec<Arc<Noted>> = noted.filter(|noted| concerns(&noted.signal) && is_anchor(noted)).collect();
     anchors.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence, noted.signal.kind() as u8));
     let surplus = anchors.len().saturating_sub(REVISITED_MAX);

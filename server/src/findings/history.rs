@@ -1,7 +1,7 @@
 //! The recent signals of every entity, pod and node.
 //!
 //! What enters: signals that some step may want. What leaves: the ring in which a pattern looks for its evidence. What must
-//! hold: a ring has at most [`RING_MAX`] signals and all rings together at most `signals_max`; of what there is most the oldest go
+//! hold: a ring has at most [`RING_MAX`] signals, and all rings together at most `signals_max`; of what there is most the oldest go
 //! first, and are counted; a node that says much pushes out its own, not what others said.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -11,36 +11,16 @@ use foldhash::fast::RandomState;
 
 use super::joins::RingKey;
 use super::pattern::StepMask;
+use super::ring::{RING_MAX, Ring};
 use super::schema::Scope;
-use crate::correlate::signal::{Signal, SignalKind};
-
-/// Signals in one ring.
-pub const RING_MAX: usize = 128;
+use crate::correlate::signal::Signal;
 
 /// A signal and the steps that it may be.
 pub struct Noted {
     pub signal: Signal,
     pub mask: StepMask,
-    serial: u64,
-}
-
-/// Signals in the order of their arrival.
-pub type Ring = VecDeque<Arc<Noted>>;
-
-/// Takes one signal out of a full ring: the oldest of the kind that there is most of, and of those one that is not about a
-/// container's first process. A pid namespace that is torn down ends hundreds of processes, before its first one is through with it;
-/// they must not push out what that one died of.
-fn make_room(ring: &mut Ring) {
-    let mut counts = [0_u16; SignalKind::ALL.len()];
-    for noted in ring.iter() {
-        counts[noted.signal.kind() as usize] += 1;
-    }
-    let most = counts.iter().copied().max().unwrap_or(0);
-    let is_common = |noted: &Arc<Noted>| counts[noted.signal.kind() as usize] == most;
-    let is_led = |noted: &Arc<Noted>| noted.signal.pid != 0 && noted.signal.is_lead();
-    let place =
-        ring.iter().position(|noted| is_common(noted) && !is_led(noted)).or_else(|| ring.iter().position(is_common));
-    ring.remove(place.unwrap_or(0));
+    /// In the order of arrival.
+    pub serial: u64,
 }
 
 /// Every place taken in a ring, by the node that the signal is about, the oldest first; some are free by now.
@@ -53,15 +33,23 @@ struct Places {
 }
 
 impl Places {
-    fn take(&mut self, node: u64, key: RingKey, serial: u64) {
+    /// Takes a place for a signal about a node. With more than `places_max`, gives up the oldest one of the node that has most.
+    fn take(&mut self, node: u64, key: RingKey, serial: u64, places_max: usize) -> Option<(RingKey, u64)> {
         let places = self.of_node.entry(node).or_default();
-        self.by_count.remove(&(places.len(), node));
+        let is_full = self.len >= places_max;
+        let count = places.len();
+        // Mostly the node itself has most: then its count stays.
+        if is_full && count > 0 && self.by_count.last().is_some_and(|most| *most <= (count + 1, node)) {
+            places.push_back((key, serial));
+            return places.pop_front();
+        }
+        self.by_count.remove(&(count, node));
         places.push_back((key, serial));
-        self.by_count.insert((places.len(), node));
+        self.by_count.insert((count + 1, node));
         self.len += 1;
+        is_full.then(|| self.free_oldest()).flatten()
     }
 
-    /// Gives up the oldest place of the node that has most.
     fn free_oldest(&mut self) -> Option<(RingKey, u64)> {
         let (count, node) = self.by_count.pop_last()?;
         let places = self.of_node.get_mut(&node)?;
@@ -103,13 +91,7 @@ impl History {
         let serial = self.serial;
         let noted = Arc::new(Noted { signal, mask, serial });
         for &key in keys {
-            let ring = self.rings.entry(key).or_default();
-            if ring.len() == RING_MAX {
-                make_room(ring);
-                self.evicted += 1;
-            }
-            ring.push_back(Arc::clone(&noted));
-            self.keep_bound(noted.signal.entity.node.id, key, serial);
+            self.insert(key, &noted);
         }
         noted
     }
@@ -126,33 +108,30 @@ impl History {
         let noted = Arc::new(Noted { signal, mask, serial: old.serial });
         for key in old_keys.iter().filter(|key| !keys.contains(key)) {
             if let Some(ring) = self.rings.get_mut(key) {
-                ring.retain(|other| !Arc::ptr_eq(other, old));
+                ring.remove(old);
                 if ring.is_empty() {
                     self.rings.remove(key);
                 }
             }
         }
         for &key in keys {
-            let ring = self.rings.entry(key).or_default();
-            if let Some(place) = ring.iter_mut().find(|other| Arc::ptr_eq(other, old)) {
-                *place = Arc::clone(&noted);
-                continue;
+            if !self.rings.get_mut(&key).is_some_and(|ring| ring.replace(old, &noted)) {
+                self.insert(key, &noted);
             }
-            if ring.len() == RING_MAX {
-                make_room(ring);
-                self.evicted += 1;
-            }
-            let place = ring.partition_point(|other| other.serial < noted.serial);
-            ring.insert(place, Arc::clone(&noted));
-            self.keep_bound(noted.signal.entity.node.id, key, noted.serial);
         }
         noted
     }
 
-    fn keep_bound(&mut self, node: u64, key: RingKey, serial: u64) {
-        self.places.take(node, key, serial);
-        if self.places.len > self.signals_max {
-            self.evict_oldest();
+    fn insert(&mut self, key: RingKey, noted: &Arc<Noted>) {
+        let ring = self.rings.entry(key).or_default();
+        if ring.len() == RING_MAX {
+            ring.make_room();
+            self.evicted += 1;
+        }
+        ring.insert(Arc::clone(noted));
+        let freed = self.places.take(noted.signal.entity.node.id, key, noted.serial, self.signals_max);
+        if let Some((key, serial)) = freed {
+            self.evict(&key, serial);
         }
     }
 
@@ -182,20 +161,16 @@ impl History {
         self.evicted
     }
 
-    fn evict_oldest(&mut self) {
-        let Some((key, serial)) = self.places.free_oldest() else {
-            return;
-        };
-        let Some(ring) = self.rings.get_mut(&key) else {
+    fn evict(&mut self, key: &RingKey, serial: u64) {
+        let Some(ring) = self.rings.get_mut(key) else {
             return;
         };
         // It may have made room for another one already.
-        if let Ok(place) = ring.binary_search_by_key(&serial, |noted| noted.serial) {
-            ring.remove(place);
+        if ring.remove_serial(serial) {
             self.evicted += 1;
         }
         if ring.is_empty() {
-            self.rings.remove(&key);
+            self.rings.remove(key);
         }
     }
 }
@@ -235,7 +210,7 @@ mod tests {
             let ring = history.ring(&(node.id, Scope::Entity, entity));
             assert!(ring.is_some_and(|ring| !ring.is_empty() && ring.len() <= RING_MAX));
         }
-        let held: usize = history.rings.values().map(VecDeque::len).sum();
+        let held: usize = history.rings.values().map(Ring::len).sum();
         assert!(held <= 1000 && history.places.len <= 1000, "{held}");
         assert_eq!(history.evicted() + held as u64, 10_000);
         history.forget_node(node.id);

@@ -4,6 +4,7 @@
 //! keys of the rings in which a signal is noted. What must hold: bounded tables; a pod that left a Service still counts as
 //! its backend, since that is just when it matters; addresses are never guessed at, only looked up.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use tapio_wire::event::{EntityId, EntityKind};
@@ -26,6 +27,35 @@ const DNS_PORT: u16 = 53;
 
 /// Whose ring: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
 pub type RingKey = (u64, Scope, u64);
+
+/// The rings of one scope in which a signal is noted.
+#[derive(Clone, Copy)]
+pub struct Keys {
+    len: usize,
+    keys: [RingKey; KEYS_MAX],
+}
+
+impl FromIterator<RingKey> for Keys {
+    /// The first [`KEYS_MAX`] of them.
+    fn from_iter<I: IntoIterator<Item = RingKey>>(from: I) -> Self {
+        let mut keys = Self { len: 0, keys: [(0, Scope::Entity, 0); KEYS_MAX] };
+        for (place, key) in keys.keys.iter_mut().zip(from) {
+            *place = key;
+            keys.len += 1;
+        }
+        keys
+    }
+}
+
+impl Deref for Keys {
+    type Target = [RingKey];
+
+    fn deref(&self) -> &[RingKey] {
+        &self.keys[..self.len]
+    }
+}
+
+const _: () = assert!(SERVICES_OF_POD_MAX <= KEYS_MAX && DNS_SERVICES_MAX <= KEYS_MAX);
 
 /// Computes the rings in which a signal is noted.
 pub struct Joins {
@@ -121,31 +151,33 @@ impl Joins {
     }
 
     /// The rings of a scope in which a signal is noted.
-    pub fn keys(&self, signal: &Signal, scope: Scope) -> Vec<RingKey> {
+    pub fn keys(&self, signal: &Signal, scope: Scope) -> Keys {
         let entity = &*signal.entity;
         let node = entity.node.id;
         match scope {
-            Scope::Entity => vec![Self::entity_key(entity)],
+            Scope::Entity => [Self::entity_key(entity)].into_iter().collect(),
             Scope::Pod => match entity.pod_id() {
-                0 => vec![(node, scope, entity.id)],
-                pod => vec![(0, scope, pod)],
+                0 => [(node, scope, entity.id)].into_iter().collect(),
+                pod => [(0, scope, pod)].into_iter().collect(),
             },
             Scope::Workload => {
-                let mut workloads: Vec<u64> = match &signal.detail {
-                    Detail::Fact(fact) if fact.kind == SignalKind::ConfigChange => fact.related.clone(),
-                    _ => Vec::new(),
+                let related: &[u64] = match &signal.detail {
+                    Detail::Fact(fact) if fact.kind == SignalKind::ConfigChange => &fact.related,
+                    _ => &[],
                 };
-                workloads.push(self.workload(entity));
-                workloads.retain(|&workload| workload != 0);
-                workloads.truncate(KEYS_MAX);
+                let own = self.workload(entity);
+                let workloads = related.iter().copied().chain([own]).filter(|&workload| workload != 0);
+                let keys: Keys = workloads.map(|workload| (0, scope, workload)).collect();
                 // A pod by itself is its own workload.
-                if workloads.is_empty() && entity.pod_id() != 0 {
-                    workloads.push(entity.pod_id());
+                match (keys.is_empty(), entity.pod_id()) {
+                    (true, pod) if pod != 0 => [(0, scope, pod)].into_iter().collect(),
+                    _ => keys,
                 }
-                workloads.into_iter().map(|workload| (0, scope, workload)).collect()
             }
-            Scope::Service => self.services(signal).into_iter().map(|service| (0, scope, service)).collect(),
-            Scope::Node => vec![(self.node(signal), scope, 0)],
+            Scope::Service => {
+                self.services(signal, |services| services.iter().map(|&service| (0, scope, service)).collect())
+            }
+            Scope::Node => [(self.node(signal), scope, 0)].into_iter().collect(),
         }
     }
 
@@ -155,7 +187,7 @@ impl Joins {
         (if is_global { 0 } else { entity.node.id }, Scope::Entity, entity.id)
     }
 
-    fn services(&self, signal: &Signal) -> Vec<u64> {
+    fn services(&self, signal: &Signal, keys: impl Fn(&[u64]) -> Keys) -> Keys {
         match &signal.detail {
             Detail::Burst(burst) => match burst.about {
                 About::Peer { address, port } => {
@@ -163,13 +195,15 @@ impl Joins {
                         let pod = self.topology.pod_at(&address)?;
                         self.by_pod.get(&pod)?.first().copied()
                     };
-                    self.service_at(&address, port).or_else(by_pod).into_iter().collect()
+                    keys(self.service_at(&address, port).or_else(by_pod).as_slice())
                 }
-                About::Dns { .. } => self.dns.clone(),
-                _ => Vec::new(),
+                About::Dns { .. } => keys(&self.dns),
+                _ => keys(&[]),
             },
-            Detail::Fact(fact) if fact.endpoints.is_some() => fact.endpoints.iter().map(|told| told.id()).collect(),
-            _ => self.by_pod.get(&signal.entity.pod_id()).cloned().unwrap_or_default(),
+            Detail::Fact(fact) if fact.endpoints.is_some() => {
+                keys(fact.endpoints.as_ref().map(|told| told.id()).as_slice())
+            }
+            _ => keys(self.by_pod.get(&signal.entity.pod_id()).map_or(&[], Vec::as_slice)),
         }
     }
 

@@ -19,12 +19,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
 use serde::{Deserialize, Serialize};
 use tapio_wire::service::Finding;
 
+pub use super::journal_metrics::JournalMetrics;
 use super::store::{Change, FindingStore};
 use crate::vitals::{Pulse, Sign};
 
@@ -36,6 +36,11 @@ const QUEUE_CHANGES: usize = 1024;
 const LINE_BYTES_MAX: u64 = 4 << 20;
 /// How often a change that was missed is looked for while nothing else happens.
 const MISSED_INTERVAL: Duration = Duration::from_secs(5);
+/// What comes within it after a write is written together: a finding that grows changes again and again, and every write is a sync of
+/// the disk that the archive writes to.
+const WRITE_PAUSE: Duration = Duration::from_millis(100);
+/// The same after the store was written anew.
+const ANEW_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,6 +48,13 @@ enum Line {
     Published(Box<Finding>),
     Withdrawn { id: String, successor: Option<String> },
     Anew { snapshot: u64, part: u8 },
+}
+
+/// A line as it is written: [`Line`] of a finding that is not copied for it.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Written<'a> {
+    Published(&'a Finding),
 }
 
 /// Where the journal of an archive lies, and the one before it.
@@ -119,56 +131,6 @@ impl Recorded {
     }
 }
 
-/// What the journal exports.
-#[derive(Clone)]
-pub struct JournalMetrics {
-    published: IntCounterVec,
-    latency_seconds: Histogram,
-    failures: IntCounter,
-}
-
-impl JournalMetrics {
-    /// Registers them.
-    ///
-    /// # Errors
-    /// When one of the names is taken.
-    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let metrics = Self {
-            published: IntCounterVec::new(
-                Opts::new("tapio_server_findings_total", "Findings, each once, by pattern and severity."),
-                &["pattern", "severity"],
-            )?,
-            latency_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "tapio_server_kernel_to_finding_seconds",
-                    "From the last event of a new finding, by the node's clock, to its publication, by the server's.",
-                )
-                .buckets(prometheus::exponential_buckets(0.000_5, 2.0, 16)?),
-            )?,
-            failures: IntCounter::new(
-                "tapio_server_findings_journal_failures_total",
-                "Failed attempts to write the journal of findings.",
-            )?,
-        };
-        registry.register(Box::new(metrics.published.clone()))?;
-        registry.register(Box::new(metrics.latency_seconds.clone()))?;
-        registry.register(Box::new(metrics.failures.clone()))?;
-        Ok(metrics)
-    }
-
-    fn count(&self, finding: &Finding) {
-        if finding.revision > 1 {
-            return;
-        }
-        self.published.with_label_values(&[&finding.pattern, &finding.severity]).inc();
-        // One that a replay found anew was no news.
-        let late_ns = finding.published_ns.saturating_sub(finding.ended_ns);
-        if late_ns < 60_000_000_000 {
-            self.latency_seconds.observe(late_ns as f64 / 1e9);
-        }
-    }
-}
-
 /// Writes the journal on a thread of its own, until it is dropped.
 pub struct Journal {
     stop: SyncSender<Change>,
@@ -188,7 +150,14 @@ impl Journal {
     /// When the thread cannot be started.
     pub fn start(dir: &Path, store: &Arc<FindingStore>, metrics: JournalMetrics) -> io::Result<Self> {
         let (sender, changes) = sync_channel(QUEUE_CHANGES);
-        let mut writer = Writer { paths: paths(dir), file: None, metrics, is_behind: false, is_failing: false };
+        let mut writer = Writer {
+            paths: paths(dir),
+            file: None,
+            metrics,
+            pause_until: Instant::now(),
+            is_behind: false,
+            is_failing: false,
+        };
         let source = Arc::clone(store);
         let pulse = Pulse::default();
         let sign = pulse.sign();
@@ -216,10 +185,47 @@ impl Drop for Journal {
     }
 }
 
+/// Changes that are written together; of a finding that was published again only the last word.
+#[derive(Default)]
+struct Gathered {
+    changes: Vec<Option<Change>>,
+    published: HashMap<String, usize>,
+    is_ended: bool,
+}
+
+impl Gathered {
+    fn add(&mut self, change: Change, metrics: &JournalMetrics) {
+        match &change {
+            Change::Withdrawn { id, .. } if id.is_empty() => {
+                self.is_ended = true;
+                return;
+            }
+            Change::Withdrawn { .. } => {}
+            Change::Published(finding) => {
+                metrics.count(finding);
+                if let Some(before) = self.published.insert(finding.id.clone(), self.changes.len()) {
+                    self.changes[before] = None;
+                }
+            }
+        }
+        self.changes.push(Some(change));
+    }
+
+    fn lines(self) -> Vec<Vec<u8>> {
+        let line = |change| match change {
+            Change::Withdrawn { id, successor } => encode(&Line::Withdrawn { id, successor }),
+            Change::Published(finding) => encode(&Written::Published(&finding)),
+        };
+        self.changes.into_iter().flatten().map(line).collect()
+    }
+}
+
 struct Writer {
     paths: [PathBuf; 2],
     file: Option<File>,
     metrics: JournalMetrics,
+    /// Before it nothing more is written.
+    pause_until: Instant,
     /// What is on the disk lacks changes: the store is to be written anew.
     is_behind: bool,
     is_failing: bool,
@@ -227,37 +233,37 @@ struct Writer {
 
 impl Writer {
     fn run(&mut self, changes: &Receiver<Change>, store: &FindingStore) {
-        let mut lines = Vec::new();
-        let mut is_ended = false;
-        while !is_ended {
-            let first = match changes.recv_timeout(MISSED_INTERVAL) {
-                Ok(change) => Some(change),
-                Err(RecvTimeoutError::Timeout) => None,
+        loop {
+            let mut gathered = Gathered::default();
+            match changes.recv_timeout(MISSED_INTERVAL) {
+                Ok(change) => gathered.add(change, &self.metrics),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            lines.clear();
-            for change in first.into_iter().chain(changes.try_iter().take(QUEUE_CHANGES)) {
-                let line = match change {
-                    Change::Withdrawn { id, .. } if id.is_empty() => {
-                        is_ended = true;
-                        break;
-                    }
-                    Change::Withdrawn { id, successor } => encode(&Line::Withdrawn { id, successor }),
-                    Change::Published(finding) => {
-                        self.metrics.count(&finding);
-                        encode(&Line::Published(Box::new((*finding).clone())))
-                    }
-                };
-                lines.push(line);
+            }
+            while !gathered.is_ended && gathered.changes.len() < QUEUE_CHANGES {
+                match changes.recv_timeout(self.pause_until.saturating_duration_since(Instant::now())) {
+                    Ok(change) => gathered.add(change, &self.metrics),
+                    Err(_) => break,
+                }
+                if self.is_behind {
+                    // The store has them.
+                    gathered = Gathered { is_ended: gathered.is_ended, ..Gathered::default() };
+                }
             }
             // Changes that are queued from here on are told once more: that says nothing else.
             self.is_behind |= store.take_journal_missed();
+            let is_ended = gathered.is_ended;
             if self.is_behind {
                 let result = self.write_anew(store);
                 self.told(&result);
-            } else if !lines.is_empty() {
-                let result = self.append(&lines);
+                self.pause_until = Instant::now() + ANEW_PAUSE;
+            } else if !gathered.changes.is_empty() {
+                let result = self.append(&gathered.lines());
                 self.told(&result);
+                self.pause_until = Instant::now() + WRITE_PAUSE;
+            }
+            if is_ended {
+                return;
             }
         }
     }
@@ -313,7 +319,7 @@ impl Writer {
         self.file = None;
         let (findings, aliases) = store.everything();
         let snapshot = findings.last().map_or(0, |finding| finding.published_ns);
-        let published = findings.iter().map(|finding| encode(&Line::Published(Box::new((**finding).clone()))));
+        let published = findings.iter().map(|finding| encode(&Written::Published(finding)));
         let withdrawn =
             aliases.into_iter().map(|(id, successor)| encode(&Line::Withdrawn { id, successor: Some(successor) }));
         let lines: Vec<Vec<u8>> = withdrawn.chain(published).collect();
@@ -369,7 +375,7 @@ fn write_beside(path: &Path, head: &[u8], lines: &[Vec<u8>]) -> io::Result<()> {
     file.into_inner()?.sync_data()
 }
 
-fn encode(line: &Line) -> Vec<u8> {
+fn encode(line: &impl Serialize) -> Vec<u8> {
     // Strings, numbers and lists: nothing that JSON cannot hold.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     if bytes.len() as u64 >= LINE_BYTES_MAX {
@@ -396,6 +402,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use prometheus::Registry;
     use tapio_wire::service::{Death, EntityRef, Evidence};
 
     use super::*;
@@ -476,9 +483,9 @@ mod tests {
     }
 
     fn until(mut is_so: impl FnMut() -> bool) {
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while !is_so() {
-            assert!(std::time::Instant::now() < deadline, "it stays as it is");
+            assert!(Instant::now() < deadline, "it stays as it is");
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -538,6 +545,7 @@ mod tests {
             paths: paths(dir.path()),
             file: None,
             metrics: JournalMetrics::register(&Registry::new()).expect("fresh names"),
+            pause_until: Instant::now(),
             is_behind: false,
             is_failing: false,
         };

@@ -10,15 +10,12 @@ use std::time::Duration;
 use tapio_wire::program::yaml::{self, Place, Placed};
 
 use super::field::{Field, FieldType};
-use super::matching::SKEW_NS;
-use super::pattern::{Condition, Pattern, PatternSet, Same, Step, StepMask};
+use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, Step, StepMask};
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
 use crate::correlate::signal::SignalKind;
 
-/// Steps of one pattern.
-const PATTERN_STEPS_MAX: usize = 10;
 const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
@@ -331,16 +328,17 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     if let Some(quiet) = file.quiet.as_ref().filter(|_| ends.is_empty()) {
         return wrong(quiet.place(), "only a pattern with `ends` tells of a state that can be over".into());
     }
-    let clocks_ns = SKEW_NS.saturating_mul(steps.len() as u64 - 1);
-    let disorder_ns = steps.iter().fold(clocks_ns, |sum, step: &Step| sum.saturating_add(step.slack_ns));
     Ok(Pattern {
         one_of,
-        disorder_ns,
         // Numbered with the steps of all patterns.
         required: StepMask::default(),
         ends,
         quiet_ns: file.quiet.map(|quiet| nanoseconds(quiet.0)),
         absorbs: file.absorbs.iter().map(|(id, scope)| (id.clone(), **scope)).collect(),
+        // Known when all patterns are.
+        absorbed_by: Vec::new(),
+        roots: StepMask::default(),
+        consequences: StepMask::default(),
         fold: file.fold,
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,

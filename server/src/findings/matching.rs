@@ -6,8 +6,10 @@
 
 use std::sync::Arc;
 
-use super::history::{Noted, Ring};
-use super::pattern::{Pattern, Reach, Step, StepMask};
+use super::history::Noted;
+use super::pattern::{PATTERN_STEPS_MAX, Pattern, Same, Step};
+use super::plan::Touch;
+use super::ring::{RING_MAX, Ring};
 use crate::correlate::signal::Signal;
 
 /// Signals looked at in one search.
@@ -32,9 +34,7 @@ pub enum Outcome {
 struct Search<'a> {
     pattern: &'a Pattern,
     ring: &'a Ring,
-    /// The steps that the ring's signals may be.
-    present: &'a StepMask,
-    bound: Vec<Option<&'a Arc<Noted>>>,
+    bound: [Option<&'a Arc<Noted>>; PATTERN_STEPS_MAX],
     budget: u32,
     /// Steps that may be lost count as found.
     presumes: bool,
@@ -52,27 +52,33 @@ pub fn time_by(clock: &Signal, signal: &Signal) -> u64 {
     }
 }
 
-/// Whether an anchor is within reach of a signal.
-pub fn may_touch(reach: &Reach, signal: &Signal, anchor: &Signal) -> bool {
+/// Whether a signal that may be a step can change how an anchor is explained.
+pub fn may_touch(pattern: &Pattern, touch: &Touch, signal: &Signal, anchor: &Signal) -> bool {
+    let is_of_node = signal.evidence.node == anchor.evidence.node;
+    let reach = if is_of_node { &touch.reach_on_node } else { &touch.reach };
     let at = time_by(anchor, signal);
     let (from, to) = (at.saturating_sub(reach.before_ns), at.saturating_add(reach.after_ns));
-    (from..=to).contains(&anchor.boottime_ns)
+    let mut with_anchor = pattern.steps[touch.step].same.iter().filter(|same| same.other == pattern.anchor);
+    (from..=to).contains(&anchor.boottime_ns) && with_anchor.all(|same| is_same(same, signal, anchor))
 }
 
-/// The steps that a ring's signals may be.
-pub fn steps_in(ring: &Ring) -> StepMask {
-    let mut present = StepMask::default();
-    ring.iter().for_each(|noted| present.unite(&noted.mask));
-    present
+/// Whether a field is the same as another step's.
+fn is_same(same: &Same, signal: &Signal, other: &Signal) -> bool {
+    match (same.field.get(signal), same.other_field.get(other)) {
+        (Some(value), Some(other)) => value == other,
+        // A name that one of them has not, or not yet, is no difference among those that are counted; between two steps it ties
+        // nothing together.
+        _ => same.is_own,
+    }
 }
 
-/// Looks for the evidence of a pattern around an anchor; `present` is what [`steps_in`] says of the ring.
-pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, present: &StepMask, presumes: bool) -> Outcome {
-    if !presumes && pattern.lacks_what_may_be_lost(present) {
+/// Looks for the evidence of a pattern around an anchor.
+pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bool) -> Outcome {
+    if !presumes && pattern.lacks_what_may_be_lost(ring.present()) {
         return Outcome::NotFound;
     }
-    let bound = vec![None; pattern.steps.len()];
-    let mut search = Search { pattern, ring, present, bound, budget: CANDIDATES_MAX, presumes };
+    let bound = [None; PATTERN_STEPS_MAX];
+    let mut search = Search { pattern, ring, bound, budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);
     if search.bind(0)
         && let Some(steps) = search.gather()
@@ -135,21 +141,14 @@ impl<'a> Search<'a> {
     /// The signals that may be a step, the nearest to its bound neighbour first.
     fn candidates(&mut self, index: usize) -> Vec<&'a Arc<Noted>> {
         let step = &self.pattern.steps[index];
-        let ring = self.ring;
         let mut found = Vec::new();
-        if !self.present.contains(step.number) {
+        if !self.ring.present().contains(step.number) {
             return found;
         }
-        for noted in ring {
-            if self.budget == 0 {
-                break;
-            }
-            self.budget -= 1;
-            if noted.mask.contains(step.number)
-                && !self.is_bound(noted)
-                && self.in_time(index, noted)
-                && self.agrees(step, noted)
-            {
+        let looked_at = self.ring.len().min(self.budget as usize);
+        self.budget -= looked_at as u32;
+        for noted in self.ring.may_be(step.number, looked_at) {
+            if !self.is_bound(noted) && self.in_time(index, noted) && self.agrees(step, noted) {
                 found.push(noted);
             }
         }
@@ -189,16 +188,9 @@ impl<'a> Search<'a> {
 
     /// Whether the fields that must be the same are, as far as the other steps are bound.
     fn agrees(&self, step: &Step, noted: &Noted) -> bool {
-        step.same.iter().all(|same| {
-            let Some(other) = self.bound[same.other] else {
-                return true;
-            };
-            match (same.field.get(&noted.signal), same.other_field.get(&other.signal)) {
-                (Some(value), Some(other)) => value == other,
-                // A name that one of them has not, or not yet, is no difference among those that are counted; between two
-                // steps it ties nothing together.
-                _ => same.is_own,
-            }
+        step.same.iter().all(|same| match self.bound[same.other] {
+            Some(other) => is_same(same, &noted.signal, &other.signal),
+            None => true,
         })
     }
 
@@ -209,34 +201,30 @@ impl<'a> Search<'a> {
             return true;
         };
         let steps = self.pattern.steps.iter().enumerate();
-        steps.filter(|(_, step)| step.absent && self.present.contains(step.number)).any(|(index, step)| {
+        steps.filter(|(_, step)| step.absent && self.ring.present().contains(step.number)).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
                 (anchor_at.saturating_sub(reach), anchor_at.saturating_add(step.slack_ns))
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };
-            self.ring.iter().any(|noted| {
-                noted.mask.contains(step.number)
-                    && (from..=to).contains(&self.time(noted))
-                    && !self.is_bound(noted)
-                    && self.agrees(step, noted)
+            self.ring.may_be(step.number, RING_MAX).any(|noted| {
+                (from..=to).contains(&self.time(noted)) && !self.is_bound(noted) && self.agrees(step, noted)
             })
         })
     }
 
     /// All signals of the steps that are counted, and the bound one of each other; `None` when one was found too rarely.
     fn gather(&self) -> Option<Vec<Vec<Arc<Noted>>>> {
-        let mut all = Vec::with_capacity(self.bound.len());
+        let mut all = Vec::with_capacity(self.pattern.steps.len());
         for (step, bound) in self.pattern.steps.iter().zip(&self.bound) {
             let mut of_step: Vec<_> = bound.iter().map(|&noted| Arc::clone(noted)).collect();
             if let Some(last) = bound
                 && step.is_counted
             {
                 let earliest = self.time(last).saturating_sub(self.pattern.window_ns);
-                let others = self.ring.iter().filter(|noted| {
-                    noted.mask.contains(step.number)
-                        && !Arc::ptr_eq(noted, last)
+                let others = self.ring.may_be(step.number, RING_MAX).filter(|noted| {
+                    !Arc::ptr_eq(noted, last)
                         && self.time(noted) >= earliest
                         && (self.time(noted), noted.signal.evidence) < (self.time(last), last.signal.evidence)
                         && self.agrees(step, noted)

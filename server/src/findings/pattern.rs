@@ -17,8 +17,11 @@ use crate::correlate::signal::{About, Burst, Detail, Signal, SignalKind, SignalK
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 512;
 
+/// Steps of one pattern.
+pub const PATTERN_STEPS_MAX: usize = 10;
+
 /// A set of steps of all patterns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct StepMask([u64; STEPS_MAX / 64]);
 
 impl StepMask {
@@ -51,6 +54,11 @@ impl StepMask {
         self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
     }
 
+    /// Takes all of another's steps out.
+    pub fn remove_all(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word &= !other);
+    }
+
     /// Whether all of another's steps are in.
     pub fn contains_all(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(word, other)| other & !word == 0)
@@ -63,7 +71,7 @@ impl StepMask {
 }
 
 /// A condition on a field.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Condition {
     pub field: Field,
     pub one_of: Vec<Scalar>,
@@ -137,13 +145,6 @@ pub struct Step {
     pub minus: f64,
 }
 
-impl Step {
-    /// Whether a signal is what it looks for, other steps aside.
-    pub fn admits(&self, signal: &Signal) -> bool {
-        self.kind == signal.kind() && self.conditions.iter().all(|rule| rule.holds(signal))
-    }
-}
-
 /// One pattern.
 #[derive(Debug)]
 pub struct Pattern {
@@ -164,10 +165,13 @@ pub struct Pattern {
     pub one_of: Vec<usize>,
     /// The steps that must be there, the anchor and those that may be lost aside.
     pub required: StepMask,
-    /// By how much steps may come in the wrong order: the slack of all of them, and what clocks of nodes may be apart.
-    pub disorder_ns: u64,
     /// Patterns whose findings are consequences, and by what they hang together.
     pub absorbs: Vec<(String, Scope)>,
+    /// The patterns, by their places in the set, whose findings this one's are consequences of, and by what they hang together.
+    pub absorbed_by: Vec<(usize, Scope)>,
+    /// The anchors of those, and of the patterns that it absorbs.
+    pub roots: StepMask,
+    pub consequences: StepMask,
     pub fold: bool,
     /// What ends the state that it tells of; none when it tells of a moment.
     pub ends: Vec<Step>,
@@ -188,28 +192,21 @@ impl Pattern {
         &self.steps[self.anchor]
     }
 
-    /// How far from a signal that may be these steps the anchors are whose explanation it may change; `None` where it can be no
-    /// step beside an anchor.
-    pub fn reach_of(&self, mask: &StepMask) -> Option<Reach> {
-        let mut reach: Option<Reach> = None;
-        for (index, step) in self.steps.iter().enumerate() {
-            if !mask.contains(step.number) || index == self.anchor && !step.is_counted {
-                continue;
-            }
-            // Steps follow one another, but for their slack and, where nodes differ, their clocks: a step before the anchor can
-            // be little after it, and the other way round. Of anchors that are counted the later take the earlier with them. What
-            // is counted after an anchor may begin before it.
-            let (before_ns, after_ns) = match index.cmp(&self.anchor) {
-                Ordering::Less => (self.disorder_ns, self.window_ns),
-                Ordering::Equal => (0, self.window_ns),
-                Ordering::Greater if step.is_counted => (self.window_ns, self.window_ns),
-                Ordering::Greater => (self.window_ns, self.disorder_ns),
-            };
-            let known = reach.get_or_insert_default();
-            known.before_ns = known.before_ns.max(before_ns.min(self.window_ns));
-            known.after_ns = known.after_ns.max(after_ns.min(self.window_ns));
-        }
-        reach
+    /// How far from a signal that may be a step the anchors are whose explanation it may change, where steps come in the wrong order
+    /// by so much at the most; `None` where it is the anchor.
+    pub fn reach_of(&self, index: usize, disorder_ns: u64) -> Option<Reach> {
+        let step = self.steps.get(index)?;
+        // Steps follow one another, but for their slack and, where nodes differ, their clocks: a step before the anchor can
+        // be little after it, and the other way round. Of anchors that are counted the later take the earlier with them. What
+        // is counted after an anchor may begin before it.
+        let (before_ns, after_ns) = match index.cmp(&self.anchor) {
+            Ordering::Less => (disorder_ns, self.window_ns),
+            Ordering::Equal if !step.is_counted => return None,
+            Ordering::Equal => (0, self.window_ns),
+            Ordering::Greater if step.is_counted => (self.window_ns, self.window_ns),
+            Ordering::Greater => (self.window_ns, disorder_ns),
+        };
+        Some(Reach { before_ns: before_ns.min(self.window_ns), after_ns: after_ns.min(self.window_ns) })
     }
 
     /// Whether it takes several anchors together.
@@ -243,25 +240,61 @@ impl Pattern {
     }
 }
 
+/// What the steps of one kind of signal ask for. Many ask the same, which is looked at once.
+#[derive(Debug, Default)]
+struct Rules {
+    steps: StepMask,
+    /// Each with the steps that ask for it; what most ask for comes first.
+    asked: Vec<(Condition, StepMask)>,
+}
+
+impl Rules {
+    fn add(&mut self, step: &Step) {
+        self.steps.insert(step.number);
+        for condition in &step.conditions {
+            let known = self.asked.iter().position(|(known, _)| known == condition);
+            let place = known.unwrap_or_else(|| {
+                self.asked.push((condition.clone(), StepMask::default()));
+                self.asked.len() - 1
+            });
+            self.asked[place].1.insert(step.number);
+        }
+    }
+
+    /// The steps whose conditions all hold.
+    fn admitted(&self, signal: &Signal) -> StepMask {
+        let mut admitted = self.steps;
+        for (condition, steps) in &self.asked {
+            if admitted.intersects(steps) && !condition.holds(signal) {
+                admitted.remove_all(steps);
+            }
+        }
+        admitted
+    }
+}
+
 /// All patterns, the highest priority first.
 #[derive(Debug)]
 pub struct PatternSet {
     patterns: Vec<Pattern>,
     kinds: SignalKinds,
-    /// By kind of signal: the steps that it may be, by pattern and place.
-    by_kind: Vec<Vec<(usize, usize)>>,
+    by_kind: Vec<Rules>,
+    /// The anchors of all patterns.
+    anchors: StepMask,
     /// The steps of each scope, in the order of [`Scope::ALL`].
     by_scope: [StepMask; Scope::ALL.len()],
-    /// The pattern of each step, by the step's number: these rise with the patterns.
-    by_step: Vec<usize>,
+    /// The pattern of each step and the step's place in it, `usize::MAX` of an end; by the step's number, which rises with the
+    /// patterns.
+    by_step: Vec<(usize, usize)>,
 }
 
 impl PatternSet {
     pub(super) fn assemble(mut patterns: Vec<Pattern>) -> Result<Self, PatternError> {
         patterns.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
         let (mut number, mut kinds, mut by_step) = (0, Vec::new(), Vec::new());
+        let mut anchors = StepMask::default();
         let mut by_scope = [StepMask::default(); Scope::ALL.len()];
-        let mut by_kind = vec![Vec::new(); SignalKind::ALL.len()];
+        let mut by_kind: Vec<Rules> = SignalKind::ALL.iter().map(|_| Rules::default()).collect();
         for (index, pattern) in patterns.iter_mut().enumerate() {
             if number + pattern.steps.len() + pattern.ends.len() > STEPS_MAX {
                 return Err(PatternError {
@@ -273,25 +306,49 @@ impl PatternSet {
             for (place, step) in pattern.steps.iter_mut().enumerate() {
                 step.number = number;
                 kinds.push(step.kind);
-                by_kind[step.kind as usize].push((index, place));
+                by_kind[step.kind as usize].add(step);
                 by_scope[pattern.scope as usize].insert(number);
-                by_step.push(index);
+                by_step.push((index, place));
+                if place == pattern.anchor {
+                    anchors.insert(number);
+                }
                 if place != pattern.anchor && !(step.optional || step.absent || step.may_be_lost) {
                     pattern.required.insert(number);
                 }
                 number += 1;
             }
-            for (place, end) in pattern.ends.iter_mut().enumerate() {
+            for end in &mut pattern.ends {
                 end.number = number;
                 kinds.push(end.kind);
-                by_kind[end.kind as usize].push((index, pattern.steps.len() + place));
-                by_step.push(index);
+                by_kind[end.kind as usize].add(end);
+                by_step.push((index, usize::MAX));
                 number += 1;
             }
         }
+        for rules in &mut by_kind {
+            rules.asked.sort_by_key(|(_, steps)| std::cmp::Reverse(steps.numbers().count()));
+        }
+        Self::join(&mut patterns);
         // Death certificates, and who hangs together with whom, need these, whether a pattern asks for them or not.
         kinds.extend(ALWAYS);
-        Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, by_scope, by_step })
+        Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, anchors, by_scope, by_step })
+    }
+
+    /// Tells each pattern which ones absorb it.
+    fn join(patterns: &mut [Pattern]) {
+        let of = |pattern: &Pattern| (pattern.id.clone(), pattern.anchor_step().number, pattern.absorbs.clone());
+        let all: Vec<_> = patterns.iter().map(of).collect();
+        for pattern in patterns {
+            for (index, (id, anchor, absorbs)) in all.iter().enumerate() {
+                if let Some((_, scope)) = absorbs.iter().find(|(absorbed, _)| *absorbed == pattern.id) {
+                    pattern.absorbed_by.push((index, *scope));
+                    pattern.roots.insert(*anchor);
+                }
+                if pattern.absorbs.iter().any(|(absorbed, _)| absorbed == id) {
+                    pattern.consequences.insert(*anchor);
+                }
+            }
+        }
     }
 
     /// The patterns, the highest priority first.
@@ -303,11 +360,22 @@ impl PatternSet {
     pub fn of_steps(&self, mask: &StepMask) -> impl Iterator<Item = &Pattern> {
         let mut last = None;
         mask.numbers().filter_map(move |number| {
-            let index = *self.by_step.get(number)?;
+            let &(index, _) = self.by_step.get(number)?;
             let is_new = last != Some(index);
             last = Some(index);
             is_new.then(|| &self.patterns[index])
         })
+    }
+
+    /// Whether a signal that may be these steps is the anchor of a pattern.
+    pub fn has_anchor(&self, mask: &StepMask) -> bool {
+        mask.intersects(&self.anchors)
+    }
+
+    /// Each of these steps, by the place of its pattern in the set and its own place in that; ends aside.
+    pub fn places(&self, mask: &StepMask) -> impl Iterator<Item = (usize, usize)> {
+        let places = mask.numbers().filter_map(|number| self.by_step.get(number).copied());
+        places.filter(|&(pattern, step)| step < self.patterns[pattern].steps.len())
     }
 
     /// The signals that are wanted.
@@ -319,7 +387,7 @@ impl PatternSet {
     pub fn wants(&self, signal: &Signal) -> bool {
         if let Detail::Burst(Burst { about: About::Peer { .. }, .. }) = &signal.detail {
             // Who is at the other end is found out later.
-            return !self.by_kind[signal.kind() as usize].is_empty();
+            return !self.by_kind[signal.kind() as usize].steps.is_empty();
         }
         self.wants_with(signal.kind(), || self.mask(signal))
     }
@@ -336,15 +404,7 @@ impl PatternSet {
 
     /// The steps that a signal may be.
     pub fn mask(&self, signal: &Signal) -> StepMask {
-        let mut mask = StepMask::default();
-        for &(pattern, place) in &self.by_kind[signal.kind() as usize] {
-            let pattern = &self.patterns[pattern];
-            let step = pattern.steps.get(place).unwrap_or_else(|| &pattern.ends[place - pattern.steps.len()]);
-            if step.admits(signal) {
-                mask.insert(step.number);
-            }
-        }
-        mask
+        self.by_kind[signal.kind() as usize].admitted(signal)
     }
 
     /// The scopes in which a signal that may be these steps is noted; its entity's own always.
@@ -370,7 +430,47 @@ const ALWAYS: [SignalKind; 8] = [
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tapio_wire::event::{EntityKind, Role};
+
     use super::*;
+    use crate::correlate::signal::{EvidenceId, Exit, NsPid};
+    use crate::correlate::{EntityInfo, NodeRef};
+
+    #[test]
+    fn a_signal_may_be_the_steps_whose_conditions_all_hold() {
+        let patterns = PatternSet::embedded().expect("embedded patterns are valid");
+        let node = NodeRef::named("n");
+        let mut differ = std::collections::HashSet::new();
+        for variant in 0..64_u32 {
+            let kind = (variant & 1 != 0).then_some(EntityKind::Container);
+            let role = if variant & 2 != 0 { Role::First } else { Role::Member };
+            let signal = Signal {
+                entity: Arc::new(EntityInfo { kind, ..EntityInfo::unknown(&node, 7) }),
+                pid: 5,
+                boottime_ns: 9,
+                realtime_ns: 9,
+                evidence: EvidenceId { node: node.id, epoch: 1, seq: 1, index: 0 },
+                detail: Detail::Exit(Exit {
+                    comm: "x".into(),
+                    parent_pid: 1,
+                    ns: NsPid { pid: 1, level: 1 },
+                    status: [0, 9, 11, 15, 1 << 8, 137 << 8, 143 << 8, 127 << 8][(variant >> 3) as usize],
+                    start_time_ns: 1,
+                    oom_score_adj: if variant & 4 != 0 { -999 } else { 0 },
+                    role,
+                }),
+            };
+            let all = patterns.patterns().iter().flat_map(|pattern| pattern.steps.iter().chain(&pattern.ends));
+            let admits =
+                |step: &&Step| step.kind == signal.kind() && step.conditions.iter().all(|rule| rule.holds(&signal));
+            let slow: Vec<usize> = all.filter(admits).map(|step| step.number).collect();
+            assert_eq!(patterns.mask(&signal).numbers().collect::<Vec<_>>(), slow);
+            differ.insert(slow);
+        }
+        assert!(differ.len() > 8, "{}", differ.len());
+    }
 
     #[test]
     fn the_patterns_of_steps_are_those_that_have_one_each_once_and_in_order() {

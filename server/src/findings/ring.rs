@@ -1,0 +1,272 @@
+//! The recent signals of one entity, pod, workload, service or node.
+//!
+//! What enters: signals, with the steps that each may be. What leaves: those that may be a step, the oldest first, without a look at
+//! the others. What must hold: at most [`RING_MAX`] signals; [`Ring::present`] names the steps that they may be, and no other.
+
+use std::collections::VecDeque;
+use std::collections::vec_deque::Iter;
+use std::sync::Arc;
+
+use super::history::Noted;
+use super::pattern::StepMask;
+use crate::correlate::signal::SignalKind;
+
+/// Signals in one ring.
+pub const RING_MAX: usize = 128;
+
+/// A signal, and what is asked of it most, so that nobody has to look at it.
+pub struct Slot {
+    noted: Arc<Noted>,
+    serial: u64,
+    pid: u32,
+    /// The place of its steps among [`Ring::masks`].
+    mask: u8,
+    kind: SignalKind,
+    /// It is about the process that leads its entity.
+    is_led: bool,
+}
+
+const _: () = assert!(size_of::<Slot>() == 24 && RING_MAX <= u128::BITS as usize);
+
+/// Signals in the order of their arrival.
+#[derive(Default)]
+pub struct Ring {
+    slots: VecDeque<Slot>,
+    /// The different sets of steps of its signals, and how many signals have each; a place without any is free.
+    masks: Vec<(StepMask, u8)>,
+    present: StepMask,
+}
+
+impl Ring {
+    /// Signals in it.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The steps that its signals may be.
+    pub fn present(&self) -> &StepMask {
+        &self.present
+    }
+
+    /// All signals.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Noted>> {
+        self.into_iter()
+    }
+
+    /// The signals among the first `looked_at` that may be a step.
+    pub fn may_be(&self, step: usize, looked_at: usize) -> impl Iterator<Item = &Arc<Noted>> {
+        self.chosen(self.places(|mask| mask.contains(step)), looked_at)
+    }
+
+    /// The signals that may be one of these steps.
+    pub fn may_be_one_of<'a>(&'a self, steps: &StepMask) -> impl Iterator<Item = &'a Arc<Noted>> + use<'a> {
+        self.chosen(self.places(|mask| mask.intersects(steps)), RING_MAX)
+    }
+
+    /// The places of [`Ring::masks`] that are wanted, a bit each.
+    fn places(&self, is_wanted: impl Fn(&StepMask) -> bool) -> u128 {
+        let masks = self.masks.iter().enumerate();
+        masks.fold(0, |places, (place, (mask, _))| places | u128::from(is_wanted(mask)) << place)
+    }
+
+    fn chosen(&self, places: u128, looked_at: usize) -> impl Iterator<Item = &Arc<Noted>> {
+        let looked_at = if places == 0 { 0 } else { looked_at };
+        let slots = self.slots.iter().take(looked_at);
+        slots.filter(move |slot| places >> slot.mask & 1 != 0).map(|slot| &slot.noted)
+    }
+
+    /// The signals about a process that may be one of these steps.
+    pub fn of_process<'a>(&'a self, pid: u32, steps: &StepMask) -> impl Iterator<Item = &'a Arc<Noted>> + use<'a> {
+        let places = self.places(|mask| mask.intersects(steps));
+        let slots = self.slots.iter().take(if places == 0 { 0 } else { RING_MAX });
+        slots.filter(move |slot| slot.pid == pid && places >> slot.mask & 1 != 0).map(|slot| &slot.noted)
+    }
+
+    /// The signals of a kind.
+    pub fn of_kind(&self, kind: SignalKind) -> impl Iterator<Item = &Arc<Noted>> {
+        self.slots.iter().filter(move |slot| slot.kind == kind).map(|slot| &slot.noted)
+    }
+
+    /// Puts a signal where its serial number belongs: at the end, as a rule. There must be room.
+    pub fn insert(&mut self, noted: Arc<Noted>) {
+        let is_last = self.slots.back().is_none_or(|last| last.serial < noted.serial);
+        let place = match is_last {
+            true => self.slots.len(),
+            false => self.slots.partition_point(|slot| slot.serial < noted.serial),
+        };
+        let slot = self.slot(noted);
+        self.slots.insert(place, slot);
+    }
+
+    /// Puts a signal in the place of another. False where that one is not here.
+    pub fn replace(&mut self, old: &Arc<Noted>, noted: &Arc<Noted>) -> bool {
+        let Some(place) = self.slots.iter().position(|slot| Arc::ptr_eq(&slot.noted, old)) else { return false };
+        // In this order: there is a place for the steps of every signal, and for no more.
+        self.leave(self.slots[place].mask);
+        self.slots[place] = self.slot(Arc::clone(noted));
+        true
+    }
+
+    /// Takes a signal out.
+    pub fn remove(&mut self, old: &Arc<Noted>) {
+        if let Some(place) = self.slots.iter().position(|slot| Arc::ptr_eq(&slot.noted, old)) {
+            self.remove_at(place);
+        }
+    }
+
+    /// Takes the signal of a serial number out. False where it is not here.
+    pub fn remove_serial(&mut self, serial: u64) -> bool {
+        let place = self.slots.binary_search_by_key(&serial, |slot| slot.serial);
+        place.is_ok_and(|place| {
+            self.remove_at(place);
+            true
+        })
+    }
+
+    /// Takes one signal out of a full ring: the oldest of the kind that there is most of, and of those one that is not about a
+    /// container's first process. A pid namespace that is torn down ends hundreds of processes, before its first one is through with
+    /// it; they must not push out what that one died of.
+    pub fn make_room(&mut self) {
+        let mut counts = [0_u16; SignalKind::ALL.len()];
+        for slot in &self.slots {
+            counts[slot.kind as usize] += 1;
+        }
+        let most = counts.iter().copied().max().unwrap_or(0);
+        let is_common = |slot: &Slot| counts[slot.kind as usize] == most;
+        let place = self.slots.iter().position(|slot| is_common(slot) && !slot.is_led);
+        let place = place.or_else(|| self.slots.iter().position(is_common));
+        self.remove_at(place.unwrap_or(0));
+    }
+
+    fn slot(&mut self, noted: Arc<Noted>) -> Slot {
+        let mask = self.enter(&noted.mask);
+        let is_led = noted.signal.pid != 0 && noted.signal.is_lead();
+        Slot { serial: noted.serial, pid: noted.signal.pid, mask, kind: noted.signal.kind(), is_led, noted }
+    }
+
+    fn remove_at(&mut self, place: usize) {
+        if let Some(slot) = self.slots.remove(place) {
+            self.leave(slot.mask);
+        }
+    }
+
+    fn enter(&mut self, mask: &StepMask) -> u8 {
+        self.present.unite(mask);
+        let known = self.masks.iter().position(|(known, _)| known == mask);
+        let place = known.or_else(|| self.masks.iter().position(|(_, count)| *count == 0));
+        let place = place.unwrap_or_else(|| {
+            self.masks.push((*mask, 0));
+            self.masks.len() - 1
+        });
+        self.masks[place].0 = *mask;
+        self.masks[place].1 += 1;
+        place as u8
+    }
+
+    fn leave(&mut self, place: u8) {
+        let (left, count) = &mut self.masks[usize::from(place)];
+        *count -= 1;
+        if *count == 0 {
+            // Nothing is one of these steps any more, and nobody finds it among those that are free.
+            *left = StepMask::default();
+            self.present = StepMask::default();
+            self.masks.iter().for_each(|(mask, _)| self.present.unite(mask));
+        }
+    }
+}
+
+impl<'a> IntoIterator for &'a Ring {
+    type Item = &'a Arc<Noted>;
+    type IntoIter = std::iter::Map<Iter<'a, Slot>, fn(&'a Slot) -> &'a Arc<Noted>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.slots.iter().map(|slot| &slot.noted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_wire::event::Role;
+
+    use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid, Signal};
+    use crate::correlate::{EntityInfo, NodeRef};
+
+    fn noted(serial: u64, steps: &[usize]) -> Arc<Noted> {
+        let node = NodeRef::named("n");
+        let mut mask = StepMask::default();
+        steps.iter().for_each(|&step| mask.insert(step));
+        let signal = Signal {
+            entity: Arc::new(EntityInfo::unknown(&node, 7)),
+            pid: (serial % 3) as u32,
+            boottime_ns: serial,
+            realtime_ns: serial,
+            evidence: EvidenceId { node: node.id, epoch: 1, seq: serial, index: 0 },
+            detail: Detail::Exec(Exec {
+                comm: "x".into(),
+                parent_pid: 0,
+                ns: NsPid { pid: 1, level: 0 },
+                role: Role::Unknown,
+            }),
+        };
+        Arc::new(Noted { signal, mask, serial })
+    }
+
+    #[test]
+    fn what_may_be_a_step_is_found_as_if_every_signal_were_looked_at() {
+        let (mut ring, mut all, mut random) = (Ring::default(), Vec::<Arc<Noted>>::new(), 1_u64);
+        for serial in 1..4_000_u64 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let pick = (random >> 33) as usize;
+            // More different sets of steps than a ring has places.
+            let steps = [pick % 64, 64 + pick / 64 % 9, 200 + pick % 5];
+            let new = noted(serial, &steps[..pick % 4 % 3 + usize::from(pick.is_multiple_of(7))]);
+            match pick % 10 {
+                0 if !all.is_empty() => ring.remove(&all.remove(pick / 10 % all.len())),
+                1 if !all.is_empty() => {
+                    let place = pick / 10 % all.len();
+                    let new = noted(all[place].serial, &steps);
+                    assert!(ring.replace(&all[place], &new));
+                    all[place] = new;
+                }
+                2 if !all.is_empty() => {
+                    let old = all.remove(pick / 10 % all.len());
+                    assert!(ring.remove_serial(old.serial) && !ring.remove_serial(old.serial));
+                }
+                _ => {
+                    if all.len() == RING_MAX {
+                        // All are of one kind, and none leads its entity but those with a pid.
+                        ring.make_room();
+                        let gone = all.iter().position(|one| one.signal.pid == 0).unwrap_or(0);
+                        all.remove(gone);
+                    }
+                    ring.insert(Arc::clone(&new));
+                    all.push(new);
+                }
+            }
+            let is_same = |found: Vec<&Arc<Noted>>, wanted: Vec<&Arc<Noted>>| {
+                found.len() == wanted.len() && found.iter().zip(&wanted).all(|(a, b)| Arc::ptr_eq(a, b))
+            };
+            let mut present = StepMask::default();
+            all.iter().for_each(|one| present.unite(&one.mask));
+            assert_eq!(*ring.present(), present);
+            assert!(is_same(ring.iter().collect(), all.iter().collect()));
+            let of_step = |one: &&Arc<Noted>| one.mask.contains(steps[1]);
+            assert!(is_same(ring.may_be(steps[1], RING_MAX).collect(), all.iter().filter(of_step).collect()));
+            let of_first: Vec<_> = all.iter().take(5).filter(of_step).collect();
+            assert!(is_same(ring.may_be(steps[1], 5).collect(), of_first));
+            let mut wanted = StepMask::default();
+            steps.iter().for_each(|&step| wanted.insert(step));
+            let one_of = |one: &&Arc<Noted>| one.mask.intersects(&wanted);
+            assert!(is_same(ring.may_be_one_of(&wanted).collect(), all.iter().filter(one_of).collect()));
+            let of_process: Vec<_> = all.iter().filter(one_of).filter(|one| one.signal.pid == 2).collect();
+            assert!(is_same(ring.of_process(2, &wanted).collect(), of_process));
+        }
+        assert!(ring.len() > 100, "{}", ring.len());
+    }
+}
