@@ -170,7 +170,7 @@ fn tapio_perf_refuses_what_makes_no_sense() {
         refusal(command, "tapio-perf")
     };
     assert_says(&perf(&["load", "--rate", "fast"]), &["fast", "max"]);
-    assert_says(&perf(&["load", "--duration", "5"]), &["5", "500ms"]);
+    assert_says(&perf(&["load", "--duration", "5"]), &["5", "100ms"]);
     assert_says(&perf(&["load", "--nodes", "0"]), &["--nodes"]);
     assert_says(&perf(&["inject", "meteor"]), &["meteor", "silent-child-oom"]);
     assert_says(&perf(&["load", "--bin-dir", "/nonexistent"]), &["tapio-server", "/nonexistent", "make build"]);

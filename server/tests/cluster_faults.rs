@@ -245,7 +245,7 @@ fn a_connection_that_breaks_again_and_again_loses_nothing_of_what_was_on_its_way
     let proxy = Proxy::start(nats.port());
     let (a, b) = (Member::begin(through(&proxy, "a")), Member::start(&nats, "b"));
     settle(&[&a, &b]);
-    let link = std::sync::Arc::clone(a.cluster.link());
+    let link = Arc::clone(a.cluster.link());
     std::thread::scope(|scope| {
         let proxy = &proxy;
         scope.spawn(move || {

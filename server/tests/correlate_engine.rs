@@ -217,7 +217,7 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
     for (from, to, line, reason) in [
         ("severity: low", "severity: awful", 4, "awful"),
         ("priority: 1", "priority: 1\ncolour: red", 6, "colour"),
-        ("window: 1m", "window: soon", 6, "no duration"),
+        ("window: 1m", "window: soon", 6, "not a duration"),
         ("anchor: exit", "anchor: death", 8, "no step"),
         ("signal: oom", "signal: boom", 12, "no signal is called boom"),
         ("pid: exit.pid", "pid: exit.color", 14, "has no color"),

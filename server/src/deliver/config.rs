@@ -6,8 +6,8 @@ use std::time::Duration;
 use hyper::Uri;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tapio_wire::tls::ClientFiles;
-use tapio_wire::units;
+use tapio_wire::program::tls::ClientFiles;
+use tapio_wire::program::units;
 
 /// `deliver:`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<(), (&'static str, String)> {
-        let section: DeliverSection = serde_yaml_ng::from_str(text).expect("good YAML");
+        let section: DeliverSection = tapio_wire::program::yaml::from_str(text).expect("good YAML");
         section.validate()
     }
 

@@ -16,7 +16,7 @@ use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::json;
-use tapio_wire::tls::{ClientFiles, TlsError, Watched};
+use tapio_wire::program::tls::{ClientFiles, TlsError, Watched};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;

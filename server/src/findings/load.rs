@@ -120,11 +120,16 @@ const EMBEDDED: [(&str, &str); 95] = [
 
 /// Why a pattern file was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{file}{}: {reason}", if *place == Place::default() { String::new() } else { format!(":{place}") })]
+#[error("{file}{}: {reason}", shown(.place))]
 pub struct PatternError {
     pub file: String,
     pub place: Place,
     pub reason: String,
+}
+
+/// `:4:11`; nothing for the file as a whole.
+fn shown(place: &Place) -> String {
+    if *place == Place::default() { String::new() } else { format!(":{place}") }
 }
 
 impl PatternSet {
@@ -168,7 +173,8 @@ impl PatternSet {
     /// # Errors
     /// [`PatternError`] names the file, the line and the reason.
     pub fn from_texts(files: &[(&str, &str)]) -> Result<Self, PatternError> {
-        let patterns: Result<_, _> = files.iter().map(|(file, text)| Ok(parse(file, text)?.0)).collect();
+        let patterns: Result<_, _> =
+            files.iter().map(|(file, text)| parse(file, text).map(|(pattern, _)| pattern)).collect();
         Self::assemble(patterns?)
     }
 }
