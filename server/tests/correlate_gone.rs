@@ -48,6 +48,20 @@ fn a_deletion_that_nobody_explains_is_told_as_one() {
 }
 
 #[test]
+fn a_deletion_is_never_certain_since_its_controller_may_speak_later() {
+    let mut gone = web();
+    delete(&mut gone.node, gone.pod, gone.container, 100, 100 * SECOND);
+    let found = findings_of(&gone.node);
+    assert!(found[0].pattern == "pod-deleted" && found[0].confidence < 0.8, "{found:#?}");
+    // ReplicaSets speak of it after they did it.
+    let workload = gone.node.kube_workload("Deployment/web", "shop");
+    gone.node.said(104 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    let found = findings_of(&gone.node);
+    let of = |pattern: &str| found.iter().filter(|one| one.pattern == pattern && !one.withdrawn).count();
+    assert_eq!((of("pod-deleted"), of("ended-by-controller")), (0, 1), "{found:#?}");
+}
+
+#[test]
 fn who_asked_is_told_by_what_kubernetes_says_of_the_pod() {
     let cases = [
         ("PreemptionByScheduler", "preempted", "medium"),
