@@ -102,7 +102,8 @@ impl Finder {
         let topology = Arc::new(Topology::new(entities_max));
         // What waits are messages of a thousand signals, and not signals.
         let config = FinderConfig { bus_signals: config.bus_signals.min(BUS_MESSAGES), ..config.clone() };
-        Self::spawn(&config, patterns, topology, view, store, Some(FromLog::new(losses, entities_max)))
+        let log = FromLog::new(losses, entities_max, config.history_signals);
+        Self::spawn(&config, patterns, topology, view, store, Some(log))
     }
 
     fn spawn(
@@ -205,7 +206,7 @@ pub(super) struct Worker {
     pub losses: Arc<dyn LossView>,
     pub store: Arc<FindingStore>,
     pub memory: Memory,
-    metrics: FinderMetrics,
+    pub metrics: FinderMetrics,
     /// Where it is driven by the log.
     pub log: Option<FromLog>,
 }
@@ -527,6 +528,7 @@ impl Worker {
                 replaced.push(finding.id);
             }
         }
+        let lost = self.lost(found);
         let context = Context {
             id,
             count: match (pattern.is_state(), pattern.anchor_step()) {
@@ -537,13 +539,17 @@ impl Worker {
             ended: self.memory.endings.ended(pattern, &members),
             started_realtime_ns: since_ns,
             entity_ring: self.memory.history.ring(&Joins::entity_key(&anchor.signal.entity)),
-            lost: self.lost(found),
+            lost,
         };
         let Some(mut finding) = compose::finding(pattern, found, context) else {
             return;
         };
-        if let Some(log) = &self.log {
+        if let Some(log) = &mut self.log {
             finding.missing_servers = log.losses.silent();
+            let is_full = log.doubts.note(&anchor.signal, lost.open_interval);
+            if is_full {
+                self.forget_doubts();
+            }
         }
         let keys: Vec<RingKey> =
             Scope::ALL.into_iter().flat_map(|scope| self.memory.joins.keys(&anchor.signal, scope)).collect();
