@@ -322,7 +322,7 @@ impl Election {
     }
 
     async fn connect(&self) -> Result<Store, LogError> {
-        let log = Log::connect(&self.config, self.keep).await?;
+        let log = Log::connect(&self.config, self.keep, &self.link.connections).await?;
         let bucket = log.names.bucket("LEADER");
         // As `create_key_value` makes it, which cannot read what NATS before 2.10 says of the account.
         let config = stream::Config {

@@ -11,6 +11,7 @@
 
 mod batch;
 mod config;
+mod connections;
 mod coverage;
 mod leader;
 mod link;

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::batch::{Batch, Entry};
 use super::config::ClusterSection;
+use super::connections::Connections;
 use super::link::Link;
 use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
 use super::outgoing::Outgoing;
@@ -233,7 +234,9 @@ impl Publisher {
         let left_out = self.outgoing.left_out();
         self.needs_healing |= left_out > self.left_out;
         self.left_out = left_out;
-        if let Some(healing) = self.link.healing() {
+        // What happens now must find room too: whoever goes through the archive waits.
+        let has_room = self.waiting_bytes < WAITING_BYTES_MAX / 2;
+        if let Some(healing) = self.link.healing().filter(|_| has_room) {
             let entries = healing.take();
             if !entries.is_empty() {
                 self.say(entries);
@@ -342,11 +345,11 @@ impl Publisher {
             closes: waiting.closes,
         };
         let messages: Vec<Sent> = self.waiting.iter().take(count).map(sent).collect();
-        let (config, keep) = (self.config.clone(), self.keep);
+        let (config, keep, connections) = (self.config.clone(), self.keep, Arc::clone(&self.link.connections));
         Box::pin(async move {
             let log = match log {
                 Some(log) => log,
-                None => match connect(&config, keep).await {
+                None => match connect(&config, keep, &connections).await {
                     Ok(log) => log,
                     Err(error) => return (None, None, Err(error.to_string())),
                 },
@@ -447,8 +450,8 @@ impl Publisher {
     }
 }
 
-async fn connect(config: &ClusterSection, keep: Duration) -> Result<Log, LogError> {
-    let log = Log::connect(config, keep).await?;
+async fn connect(config: &ClusterSection, keep: Duration, connections: &Arc<Connections>) -> Result<Log, LogError> {
+    let log = Log::connect(config, keep, connections).await?;
     log.ensure().await?;
     Ok(log)
 }
