@@ -218,12 +218,13 @@ async fn heal(
             () = link.heal.notified() => {}
             _ = ended.wait_for(|is| *is) => return,
         }
+        // Before the log is read: whoever asks later speaks of a log that may be another one than is known here.
+        if !link.take_healing() {
+            continue;
+        }
         tokio::select! {
             () = link.read_through() => {}
             _ = ended.wait_for(|is| *is) => return,
-        }
-        if !link.take_healing() {
-            continue;
         }
         let healing = Arc::new(Outgoing::new(entries_max));
         healing.begin_replay(losses.coverage());
