@@ -79,7 +79,10 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
         ArchiveState::Ready if shared.correlator.has_failed() => unready(CORRELATION_FAILED),
         ArchiveState::Ready => match dead(&shared) {
             Some(dead) => unready(dead.trim_end()),
-            None => (StatusCode::OK, "ready\n".into()),
+            None => {
+                let remarks = shared.vitals.remarks().into_iter().map(|remark| format!("{remark}\n"));
+                (StatusCode::OK, std::iter::once("ready\n".to_owned()).chain(remarks).collect())
+            }
         },
         ArchiveState::NotReady(reason) => unready(reason),
     }

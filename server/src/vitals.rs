@@ -29,19 +29,34 @@ impl Sign {
     }
 }
 
+type Remark = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// The threads that must live. There are as many as the pipeline starts.
-#[derive(Debug, Default)]
-pub struct Vitals(Mutex<Vec<(String, Sign)>>);
+#[derive(Default)]
+pub struct Vitals {
+    watched: Mutex<Vec<(String, Sign)>>,
+    remarks: Mutex<Vec<Remark>>,
+}
 
 impl Vitals {
     /// Watches one more.
     pub fn watch(&self, name: impl Into<String>, sign: Sign) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name.into(), sign));
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push((name.into(), sign));
+    }
+
+    /// Lets `/readyz` tell this too, when there is something to tell.
+    pub fn remark(&self, remark: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(remark));
+    }
+
+    /// What is not as it should be, though the server does its work.
+    pub fn remarks(&self) -> Vec<String> {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(|remark| remark()).collect()
     }
 
     /// The names of those that have ended.
     pub fn ended(&self) -> Vec<String> {
-        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.iter().filter(|(_, sign)| !sign.is_alive()).map(|(name, _)| name.clone()).collect()
     }
 }

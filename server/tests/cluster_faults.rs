@@ -11,7 +11,7 @@ use crate::reconnect_storm::Running;
 use crate::whole_server::{Stream, Whole, hello};
 use tapio_server::cluster::{Batch, ClusterSection, Entry};
 use tapio_server::correlate::{NodeClock, NodeRef};
-use tapio_wire::service::Finding;
+use tapio_wire::service::{Finding, ServerStatus};
 use tonic::transport::Endpoint;
 
 fn through(proxy: &Proxy, server: &str) -> ClusterSection {
@@ -51,6 +51,12 @@ fn until_as(member: &Member, wanted: &[Finding]) {
         assert!(Instant::now() < deadline, "{counts:?} findings, the first that differ: {difference:#?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// What a server says of itself.
+async fn own_status(server: &Whole) -> ServerStatus {
+    let is_own = |told: &ServerStatus| told.address.is_empty();
+    status(server).await.servers.into_iter().find(is_own).expect("it is one of several")
 }
 
 /// Waits until both servers say what undisturbed ones say, and that the ledger closes.
@@ -103,6 +109,8 @@ async fn a_log_that_is_full_delays_no_acknowledgement_and_takes_all_of_it_when_t
     assert!(trouble.contains("resource"), "{trouble}");
     for server in [&a, &b] {
         server.until_metric("tapio_server_log_alone", &[], |value| value == 1.0).await;
+        let told = own_status(server).await.log_trouble;
+        assert!(told.contains("resource"), "{told}");
     }
     drop(watcher);
     nats.set_jetstream("");
@@ -207,6 +215,95 @@ fn what_waits_in_messages_counts_as_waiting() {
     until("all of them in messages", || (a.cluster.bus().is_empty() && waiting() >= 60.0).then_some(()));
     nats.pause(false);
     until("an empty queue", || (waiting() == 0.0).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_nats_refuses_says_why_until_it_is_let_in() {
+    let Some(nats) = Nats::with("authorization { user: tapio, password: right }") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let password = dir.path().join("password");
+    std::fs::write(&password, "wrong").expect("written");
+    let (user, file) = (Some("tapio".to_owned()), Some(password.clone()));
+    let section = ClusterSection { user, password_file: file, ..section(&nats, "a") };
+    let a = Whole::start(|config| config.cluster = section).await;
+    let (code, text) = a.get("/readyz", "");
+    assert!(code == 200 && text.starts_with("ready\n") && text.contains("authorization violation"), "{text}");
+    let told = own_status(&a).await;
+    assert!(told.alone && told.log_trouble.contains("authorization violation"), "{told:?}");
+    let shown = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"))
+        .args(["--server", &a.pipeline.grpc_address.to_string(), "status"])
+        .output()
+        .expect("it starts");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("cannot use the servers' log: no connection to NATS"), "{shown}");
+    // The file is read anew for each connection.
+    std::fs::write(&password, "right").expect("written");
+    let deadline = Instant::now() + LIMIT;
+    while a.get("/readyz", "").1 != "ready\n" {
+        assert!(Instant::now() < deadline, "{:?}", a.get("/readyz", ""));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(own_status(&a).await.log_trouble, "");
+    a.pipeline.shutdown().await.expect("a good end");
+}
+
+/// Far more frames than tokio lets one task poll for at once, of deaths whose counts grow by each of them.
+fn many_deaths() -> (Node, Node) {
+    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
+    for round in 0..400_u32 {
+        let node = if round % 2 == 0 { &mut first } else { &mut second };
+        let number = round / 2 % 16;
+        let pod = format!("shop/w{number}-{}", round % 2);
+        let entity = node.kube_container(&format!("Deployment/w{number}"), &pod, &pod);
+        node.limit_kill(entity, 1000 + round, (100 + u64::from(round)) * SECOND);
+    }
+    (first, second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_log_of_many_frames_is_filled_again_by_all_servers() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, second) = many_deaths();
+    let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
+    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
+    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    ship(&a, &first, 0).await;
+    ship(&b, &second, 0).await;
+    until_undisturbed(&[&a, &b], &wanted).await;
+    nats.restart_empty();
+    for server in [&a, &b] {
+        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
+        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
+    }
+    // Whoever joins now knows only what the log says.
+    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
+    until_undisturbed(&[&a, &b, &c], &wanted).await;
+    for server in [a, b, c] {
+        server.pipeline.shutdown().await.expect("a good end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_filling_the_log_again_ends_when_it_is_asked_to() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, _) = many_deaths();
+    let proxy = Proxy::start(nats.port());
+    let a = Whole::start(|config| {
+        config.cluster = through(&proxy, "a");
+        // Whoever goes through the archive waits for room again and again.
+        config.correlation.buffer_size = 16;
+    })
+    .await;
+    ship(&a, &first, 0).await;
+    findings_when(&a, |found| found.len() == 16).await;
+    proxy.slow(Duration::from_millis(20), 64 << 10);
+    nats.restart_empty();
+    a.until_metric("tapio_server_log_healing_seconds", &[], |value| value > 0.0).await;
+    proxy.hold(true);
+    let told = own_status(&a).await;
+    assert!(told.healing_ns > 0, "{told:?}");
+    let ended = tokio::time::timeout(Duration::from_secs(20), a.pipeline.shutdown()).await;
+    ended.expect("it ends within seconds").expect("a good end");
 }
 
 #[test]

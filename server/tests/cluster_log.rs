@@ -211,7 +211,7 @@ fn messages_of(server: &str, nodes: &[Node]) -> Vec<Vec<u8>> {
     let config = CorrelateConfig { shards: Some(1), wanted: patterns.kinds(), ..CorrelateConfig::default() };
     let outgoing = Arc::new(Outgoing::new(100_000));
     let bus: Arc<dyn SignalBus> = Arc::<Outgoing>::clone(&outgoing);
-    let topology = Arc::new(Topology::new(1000));
+    let topology = Arc::new(Topology::new(100_000));
     let correlator =
         Correlator::start(&config, topology, Arc::new(LossBook::default()), bus).expect("the correlator starts");
     let mut messages = Vec::new();
@@ -246,6 +246,58 @@ fn read_in_order<'a>(messages: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<Fin
     }
     finder.bus().barrier().expect("the finder runs");
     store.everything().0.iter().map(|finding| (**finding).clone()).collect()
+}
+
+/// A finder that reads the log, and what it finds.
+fn finder() -> (Finder, Arc<FindingStore>) {
+    let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
+    let (store, losses) = (Arc::new(FindingStore::new(10_000)), Arc::new(ClusterLosses::default()));
+    let finder = Finder::start_from_log(&FinderConfig::default(), patterns, 100_000, losses, Arc::clone(&store));
+    (finder.expect("the finder starts"), store)
+}
+
+/// More deaths than are looked at again for their time alone, while server b is silent and once it has spoken again.
+#[test]
+fn all_that_was_lowered_while_a_server_was_silent_is_lifted_when_it_speaks() {
+    const DEATHS: u32 = 1500;
+    let mut node = Node::new("n1");
+    for number in 0..DEATHS {
+        let pod = format!("shop/w{number}-0");
+        let entity = node.kube_container(&format!("Deployment/w{number}"), &pod, &pod);
+        node.limit_kill(entity, 1000 + number, (100 + u64::from(number)) * SECOND);
+    }
+    let messages = messages_of("a", &[node]);
+    let run = || {
+        let (finder, store) = finder();
+        let began_ns = 1_800_000_000 * SECOND;
+        let b_speaks = |at_ns| {
+            let nothing = Batch { server: "b".into(), address: String::new(), entries: Vec::new() };
+            finder.tell(nothing, at_ns).expect("the finder runs");
+        };
+        let found = || {
+            finder.bus().barrier().expect("the finder runs");
+            store.everything().0.iter().map(|finding| (**finding).clone()).collect::<Vec<Finding>>()
+        };
+        b_speaks(began_ns);
+        for (number, message) in messages.iter().enumerate() {
+            let at_ns = began_ns + 20 * SECOND + number as u64 * MS;
+            finder.tell(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
+        }
+        let lowered = found();
+        b_speaks(began_ns + 20 * SECOND + messages.len() as u64 * MS);
+        (lowered, found())
+    };
+    let (lowered, lifted) = run();
+    assert_eq!(lowered.len(), DEATHS as usize);
+    assert!(
+        lowered
+            .iter()
+            .all(|one| one.missing_servers == ["b"] && one.loss.as_ref().is_some_and(|loss| loss.open_interval))
+    );
+    let in_doubt =
+        |one: &&Finding| !one.missing_servers.is_empty() || one.loss.as_ref().is_none_or(|loss| loss.open_interval);
+    assert_eq!((lifted.len(), lifted.iter().filter(in_doubt).count()), (DEATHS as usize, 0));
+    assert_eq!(run().1, lifted, "the log alone decides");
 }
 
 /// Deaths whose evidence is spread over three servers.

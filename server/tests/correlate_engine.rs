@@ -306,3 +306,18 @@ fn a_node_that_floods_holds_back_itself_and_not_others() {
     correlator.drained_blocking().unwrap();
     assert!(is_taken(&loud, &loud.frames[taken]));
 }
+
+#[test]
+fn a_thread_of_a_runtime_delivers_far_more_frames_than_tokio_lets_a_task_poll_for_at_once() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    (0..500).for_each(|turn| node.limit_kill(web, 100 + turn, (100 + u64::from(turn)) * SECOND));
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let machine = Machine::with(1, PatternSet::embedded().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { machine.deliver(&node.node, &node.frames) });
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(Duration::from_secs(30)).expect("it waits for a wake that does not come");
+}

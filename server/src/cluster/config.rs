@@ -96,6 +96,15 @@ impl ClusterSection {
         self.url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect()
     }
 
+    /// Those, without the passwords that may be in them.
+    pub fn urls_to_show(&self) -> String {
+        let shown = |url: &str| {
+            let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+            format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
+        };
+        self.urls().into_iter().map(shown).collect::<Vec<_>>().join(",")
+    }
+
     /// Where other servers reach this one, which listens at `listens`: an address that other machines can use where it is known.
     pub fn address(&self, listens: SocketAddr) -> String {
         if let Some(address) = &self.advertise {
@@ -145,6 +154,12 @@ impl ClusterSection {
                 return Err(("cluster.url", format!("`{url}` is no address of NATS ({error}): as nats://host:4222")));
             }
         }
+        if let Some(address) = self.advertise.as_deref().filter(|address| !is_host_and_port(address)) {
+            return Err((
+                "cluster.advertise",
+                format!("`{address}` is no HOST:PORT at which other servers reach this one: as 10.0.0.7:9090"),
+            ));
+        }
         if !self.is_on() {
             return Ok(());
         }
@@ -167,9 +182,45 @@ impl ClusterSection {
     }
 }
 
+/// Whether other machines can connect there: an address that is not `0.0.0.0`, or a host's name, and a port.
+fn is_host_and_port(address: &str) -> bool {
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return !address.ip().is_unspecified() && address.port() != 0;
+    }
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    // What is all digits and dots is an address, and not one that could be read.
+    let is_name = host.strip_suffix('.').unwrap_or(host).split('.').all(is_label)
+        && host.bytes().any(|byte| byte.is_ascii_alphabetic());
+    is_name && host.len() <= 253 && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_nobody_can_reach_is_refused_with_its_key() {
+        let section = |address: &str| ClusterSection { advertise: Some(address.into()), ..ClusterSection::default() };
+        for good in ["10.0.0.7:9090", "[2001:db8::7]:9090", "tapio-0.tapio.svc:9090", "node_1:1", "localhost:9090"] {
+            assert_eq!(section(good).validate(), Ok(()), "{good}");
+        }
+        let bad = ["nonsense", "", ":9090", "host:", "host:0", "host:70000", "0.0.0.0:9090", "[::]:9090", "::1:9090"];
+        for address in bad.into_iter().chain(["http://host:9090", "10.0.0:9090", "a b:9090", "a..b:9090"]) {
+            let (key, error) = section(address).validate().expect_err(address);
+            assert!(key == "cluster.advertise" && error.contains("HOST:PORT"), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_of_nats_is_not_shown() {
+        let url = "nats://user:secret@one:4222, two:4222".to_owned();
+        let section = ClusterSection { url, ..ClusterSection::default() };
+        assert_eq!(section.urls_to_show(), "nats://one:4222,nats://two:4222");
+    }
 
     #[test]
     fn a_server_that_starts_before_nats_says_where_it_is_reached() {

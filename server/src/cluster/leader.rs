@@ -321,7 +321,7 @@ impl Election {
     }
 
     async fn connect(&self) -> Result<Store, LogError> {
-        let log = Log::connect(&self.config, self.keep).await?;
+        let log = Log::connect(&self.config, self.keep, &self.link.connections).await?;
         let bucket = Bucket {
             name: "LEADER",
             description: "Tapio: which of its servers leads",

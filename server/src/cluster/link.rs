@@ -1,10 +1,12 @@
 //! What the publisher, the reader and the rest of the server know of one another.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use super::connections::Connections;
 use super::outgoing::Outgoing;
 
 /// State that the publisher, the reader and the server share.
@@ -41,12 +43,29 @@ pub struct Link {
     pub moved: Notify,
     /// The publisher has ended: nobody takes entries any more.
     pub is_closed: AtomicBool,
-    /// The log lacks what the archive has.
-    needs_healing: AtomicBool,
+    healing: Mutex<Healing>,
     pub heal: Notify,
-    /// Entries out of the archive.
-    healing: Mutex<Option<Arc<Outgoing>>>,
-    trouble: Mutex<Option<String>>,
+    troubles: Mutex<Troubles>,
+    /// What is logged of this server's connections to NATS.
+    pub(super) connections: Arc<Connections>,
+}
+
+/// The log lacks what the archive has.
+#[derive(Default)]
+struct Healing {
+    /// It was asked for, and has not begun.
+    is_wanted: bool,
+    /// From the first request until all of it was read.
+    since: Option<Instant>,
+    /// Entries out of the archive, while it is gone through.
+    entries: Option<Arc<Outgoing>>,
+}
+
+/// Why the log cannot be written, and why it cannot be read.
+#[derive(Default)]
+struct Troubles {
+    writing: Option<String>,
+    reading: Option<String>,
 }
 
 impl Default for Link {
@@ -71,10 +90,10 @@ impl Default for Link {
             waiting_entries: AtomicU64::new(0),
             moved: Notify::new(),
             is_closed: AtomicBool::new(false),
-            needs_healing: AtomicBool::new(false),
+            healing: Mutex::default(),
             heal: Notify::new(),
-            healing: Mutex::new(None),
-            trouble: Mutex::new(None),
+            troubles: Mutex::default(),
+            connections: Arc::default(),
         }
     }
 }
@@ -115,7 +134,11 @@ impl Link {
 
     /// Asks for what the archive has and the log lacks.
     pub(super) fn ask_for_healing(&self) {
-        self.needs_healing.store(true, Ordering::Release);
+        {
+            let mut healing = self.lock_healing();
+            healing.is_wanted = true;
+            healing.since.get_or_insert_with(Instant::now);
+        }
         self.heal.notify_one();
     }
 
@@ -142,14 +165,23 @@ impl Link {
         let _ = self.alone.subscribe().wait_for(|is| !*is).await;
     }
 
-    /// Whether the archive is to be gone through, or is being gone through.
+    fn lock_healing(&self) -> MutexGuard<'_, Healing> {
+        self.healing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the archive is to be gone through, or what came of it is not read yet.
     pub fn is_healing(&self) -> bool {
-        self.needs_healing.load(Ordering::Acquire) || self.healing().is_some()
+        self.lock_healing().since.is_some()
+    }
+
+    /// For how long; [`None`] while the log lacks nothing.
+    pub fn healing_for(&self) -> Option<Duration> {
+        self.lock_healing().since.map(|since| since.elapsed())
     }
 
     /// Whether that was asked for since it was asked last.
     pub fn take_healing(&self) -> bool {
-        self.needs_healing.swap(false, Ordering::AcqRel)
+        std::mem::take(&mut self.lock_healing().is_wanted)
     }
 
     /// Entries that are not in the log yet: of this queue, of the archive's where it is gone through, and in messages.
@@ -160,24 +192,61 @@ impl Link {
 
     /// Entries out of the archive, while it is gone through.
     pub fn healing(&self) -> Option<Arc<Outgoing>> {
-        self.healing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock_healing().entries.clone()
     }
 
     /// Begins or ends going through the archive.
-    pub fn set_healing(&self, healing: Option<Arc<Outgoing>>) {
-        *self.healing.lock().unwrap_or_else(PoisonError::into_inner) = healing;
+    pub fn set_healing(&self, entries: Option<Arc<Outgoing>>) {
+        self.lock_healing().entries = entries;
+    }
+
+    /// What the log lacked was read out of it. False where healing was asked for again meanwhile.
+    pub fn end_healing(&self) -> bool {
+        let mut healing = self.lock_healing();
+        if healing.is_wanted {
+            return false;
+        }
+        healing.since = None;
+        true
+    }
+
+    fn lock_troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the log cannot be used; [`None`] while it can.
     pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let troubles = self.lock_troubles();
+        troubles.writing.clone().or_else(|| troubles.reading.clone())
     }
 
-    /// True when it is another trouble than before.
+    /// Of writing. True when it is another trouble than before.
     pub(super) fn set_trouble(&self, trouble: Option<String>) -> bool {
-        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = *known != trouble;
-        *known = trouble;
+        let mut troubles = self.lock_troubles();
+        let is_new = troubles.writing != trouble;
+        troubles.writing = trouble;
         is_new
+    }
+
+    /// Of reading. True when it is another trouble than before.
+    pub(super) fn set_read_trouble(&self, trouble: Option<String>) -> bool {
+        let mut troubles = self.lock_troubles();
+        let is_new = troubles.reading != trouble;
+        troubles.reading = trouble;
+        is_new
+    }
+
+    /// Why this server may not know all that happened, and what NATS said; [`None`] when it knows.
+    pub fn doubt(&self) -> Option<String> {
+        let doubt = match (self.is_alone(), self.is_caught_up()) {
+            (true, _) => "the servers' log is away: it knows what its own collectors say, and not of every server",
+            (false, false) => "it has not read the servers' log to its end yet, and may not know of every server",
+            (false, true) if self.is_healing() => "what the servers' log had lost is being sent again from the archive",
+            (false, true) => return None,
+        };
+        Some(match self.trouble() {
+            Some(trouble) => format!("{doubt}; {trouble}"),
+            None => doubt.to_owned(),
+        })
     }
 }

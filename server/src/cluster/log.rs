@@ -11,6 +11,7 @@
 //! TAPIO_<name>_DELIVERED another one: what was delivered (`deliver/log_marks.rs`)
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
@@ -18,10 +19,11 @@ use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
-use async_nats::{Auth, AuthError, ConnectOptions, Event};
+use async_nats::{Auth, AuthError, ConnectOptions};
 use tapio_wire::event::EntityId;
 
 use super::config::ClusterSection;
+use super::connections::Connections;
 
 /// How long JetStream may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -115,13 +117,18 @@ impl Log {
     ///
     /// # Errors
     /// See [`LogError`].
-    pub async fn connect(config: &ClusterSection, keep: Duration) -> Result<Self, LogError> {
-        let options = options(config).await?;
+    pub(crate) async fn connect(
+        config: &ClusterSection,
+        keep: Duration,
+        connections: &Arc<Connections>,
+    ) -> Result<Self, LogError> {
+        let options = options(config, connections).await?;
+        let refused = |error: String| LogError::Connect { url: config.urls_to_show(), error };
         let connecting = options.connect(config.urls().join(","));
         let client = match tokio::time::timeout(CONNECT_TIMEOUT * 2, connecting).await {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(LogError::Connect { url: config.url.clone(), error: error.to_string() }),
-            Err(_) => return Err(LogError::Connect { url: config.url.clone(), error: "no answer in time".into() }),
+            Ok(Err(error)) => return Err(refused(error.to_string())),
+            Err(_) => return Err(refused("no answer in time".into())),
         };
         let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).backpressure_on_inflight(true).build(client);
         Ok(Self { context, names: Names::new(config), config: config.clone(), keep })
@@ -226,7 +233,8 @@ pub async fn read_from(stream: &Stream, seq: u64) -> Result<Ordered, LogError> {
     consumer.messages().await.map_err(|error| failed(error.into()))
 }
 
-async fn options(config: &ClusterSection) -> Result<ConnectOptions, LogError> {
+async fn options(config: &ClusterSection, connections: &Arc<Connections>) -> Result<ConnectOptions, LogError> {
+    let connections = Arc::clone(connections);
     let mut options = match (&config.credentials_file, &config.user, &config.password_file) {
         (Some(file), ..) => ConnectOptions::with_credentials_file(file)
             .await
@@ -259,10 +267,8 @@ async fn options(config: &ClusterSection) -> Result<ConnectOptions, LogError> {
         .request_timeout(Some(ANSWER_TIMEOUT))
         .max_reconnects(None)
         .reconnect_delay_callback(|attempt| RECONNECT_MAX.min(Duration::from_millis(50 * (1 << attempt.min(6)))))
-        .event_callback(|event| async move {
-            match event {
-                Event::Connected => tracing::info!("connected to NATS"),
-                event => tracing::warn!(%event, "NATS"),
-            }
+        .event_callback(move |event| {
+            let connections = Arc::clone(&connections);
+            async move { connections.note(&event) }
         }))
 }

@@ -11,6 +11,7 @@
 
 mod batch;
 mod config;
+mod connections;
 mod coverage;
 mod leader;
 mod link;
@@ -23,6 +24,7 @@ mod running;
 
 pub use batch::{Batch, BatchError, Covered, Entry, Point, VERSION};
 pub use config::{ClusterSection, ClusterTls};
+pub(crate) use connections::Connections;
 pub use coverage::Coverage;
 pub use leader::{Leadership, Term, Timing};
 pub use link::Link;

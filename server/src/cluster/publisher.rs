@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::batch::{Batch, Entry};
 use super::config::ClusterSection;
+use super::connections::Connections;
 use super::link::Link;
 use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
 use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
@@ -359,11 +360,11 @@ impl Publisher {
             closes: waiting.closes,
         };
         let messages: Vec<Sent> = self.waiting.iter().take(count).map(sent).collect();
-        let (config, keep) = (self.config.clone(), self.keep);
+        let (config, keep, connections) = (self.config.clone(), self.keep, Arc::clone(&self.link.connections));
         Box::pin(async move {
             let log = match log {
                 Some(log) => log,
-                None => match connect(&config, keep).await {
+                None => match connect(&config, keep, &connections).await {
                     Ok(log) => log,
                     Err(error) => return (None, None, Err(error.to_string())),
                 },
@@ -465,8 +466,8 @@ impl Publisher {
     }
 }
 
-async fn connect(config: &ClusterSection, keep: Duration) -> Result<Log, LogError> {
-    let log = Log::connect(config, keep).await?;
+async fn connect(config: &ClusterSection, keep: Duration, connections: &Arc<Connections>) -> Result<Log, LogError> {
+    let log = Log::connect(config, keep, connections).await?;
     log.ensure().await?;
     Ok(log)
 }

@@ -55,13 +55,12 @@ pub struct Reader {
     position: Option<Position>,
     /// The log was read before, up to there: one that ends earlier has lost its end.
     was: Option<Position>,
-    trouble: Option<String>,
 }
 
 impl Reader {
     /// Drives `finder`.
     pub fn new(config: &ClusterSection, keep: Duration, finder: InProcessBus, link: Arc<Link>) -> Self {
-        Self { config: config.clone(), keep, finder, link, position: None, was: None, trouble: None }
+        Self { config: config.clone(), keep, finder, link, position: None, was: None }
     }
 
     /// Reads until `ended`.
@@ -79,10 +78,9 @@ impl Reader {
                     if self.position != before {
                         retry = RETRY_MIN;
                     }
-                    if self.trouble.as_ref() != Some(&error) {
+                    if self.link.set_read_trouble(Some(error.clone())) {
                         tracing::warn!(error, "the log of the servers cannot be read");
                     }
-                    self.trouble = Some(error);
                 }
                 Ok(()) | Err(End::Ended) => return,
             }
@@ -95,7 +93,8 @@ impl Reader {
 
     async fn read(&mut self) -> Result<(), End> {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
-        let log = Log::connect(&self.config, self.keep).await.map_err(|error| broken(&error))?;
+        let log =
+            Log::connect(&self.config, self.keep, &self.link.connections).await.map_err(|error| broken(&error))?;
         let stream = log.ensure().await.map_err(|error| broken(&error))?;
         loop {
             self.read_on(&log, &stream).await?;
@@ -145,7 +144,7 @@ impl Reader {
         let from_seq = position.map_or(0, |at| at.seq + 1);
         let mut messages = log::read_from(stream, from_seq).await.map_err(|error| broken(&error))?;
         self.link.is_reading.store(true, Ordering::Release);
-        self.trouble = None;
+        self.link.set_read_trouble(None);
         self.position = position;
         if let Some(position) = position {
             self.reached(position.seq, target, generation)?;

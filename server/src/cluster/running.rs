@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{Gauge, IntCounter, IntGauge};
 use tokio::runtime;
 use tokio::sync::watch;
 
@@ -143,8 +143,10 @@ impl Cluster {
         self.losses.others(&self.server)
     }
 
-    /// Watches the threads.
+    /// Watches the threads, and lets `/readyz` tell what this server may not know.
     pub fn watch(&self, vitals: &Vitals) {
+        let link = Arc::clone(&self.link);
+        vitals.remark(move || link.doubt());
         for (name, sign) in &self.signs {
             vitals.watch(*name, sign.clone());
         }
@@ -169,7 +171,7 @@ impl Cluster {
         self.outgoing.end_replay();
     }
 
-    /// Says what is left and that this server ends, and ends the threads.
+    /// Says what is left and that this server ends, and ends the threads. What goes through the archive ends with the publisher.
     pub fn stop(&self) {
         self.end.send_replace(true);
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -216,12 +218,13 @@ async fn heal(
             () = link.heal.notified() => {}
             _ = ended.wait_for(|is| *is) => return,
         }
+        // Before the log is read: whoever asks later speaks of a log that may be another one than is known here.
+        if !link.take_healing() {
+            continue;
+        }
         tokio::select! {
             () = link.read_through() => {}
             _ = ended.wait_for(|is| *is) => return,
-        }
-        if !link.take_healing() {
-            continue;
         }
         let healing = Arc::new(Outgoing::new(entries_max));
         healing.begin_replay(losses.coverage());
@@ -234,8 +237,12 @@ async fn heal(
         // Returns also where nobody takes anything any more.
         healing.wait_passed();
         link.set_healing(None);
-        if !link.read_what_was_written(&mut ended).await {
+        // Cut short it confirms nothing.
+        if *ended.borrow() || !link.read_what_was_written(&mut ended).await {
             return;
+        }
+        if !link.end_healing() {
+            continue;
         }
         // What was found alone and is not confirmed by now is not so. Without a finder the server ends.
         let _ = finder.send(Message::FromLog(FromLog::Confirmed));
@@ -264,6 +271,7 @@ struct ClusterMetrics {
     alone: IntGauge,
     behind: IntGauge,
     silent: IntGauge,
+    healing: Gauge,
     waiting: IntGauge,
     published: IntCounter,
     read: IntCounter,
@@ -298,6 +306,10 @@ impl ClusterMetrics {
             silent: IntGauge::new(
                 "tapio_server_log_silent_servers",
                 "Servers that said nothing for 15 s and did not say that they end: their evidence may be missing.",
+            )?,
+            healing: Gauge::new(
+                "tapio_server_log_healing_seconds",
+                "For how long what the servers' log lacks has been sent again from the archive; 0 when it lacks nothing.",
             )?,
             waiting: IntGauge::new(
                 "tapio_server_log_waiting_entries",
@@ -338,11 +350,12 @@ impl ClusterMetrics {
         })
     }
 
-    fn all(&self) -> [&dyn Collector; 12] {
+    fn all(&self) -> [&dyn Collector; 13] {
         [
             &self.alone,
             &self.behind,
             &self.silent,
+            &self.healing,
             &self.waiting,
             &self.published,
             &self.read,
@@ -367,6 +380,7 @@ impl Collector for ClusterMetrics {
         self.behind.set(i64::from(!link.is_caught_up()));
         self.silent.set(self.losses.silent().len() as i64);
         self.waiting.set(link.entries_waiting(&self.outgoing) as i64);
+        self.healing.set(link.healing_for().map_or(0.0, |lasted| lasted.as_secs_f64()));
         self.leads.set(i64::from(self.leadership.term().is_some()));
         let left_out = self.outgoing.left_out() + link.overflowed.load(Ordering::Relaxed);
         for (counter, now) in [

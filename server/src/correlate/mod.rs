@@ -315,9 +315,10 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for a future that needs no runtime.
+/// Waits for a future that needs no runtime. The thread may be one of a tokio runtime: there tokio's primitives stop after a budget
+/// of polls, and wake whoever waits by the runtime's scheduler, which is parked here. So they are polled without a budget.
 fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
+    let mut future = pin!(tokio::task::coop::unconstrained(future));
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {

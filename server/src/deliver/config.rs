@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_webhook_that_cannot_work_is_refused_with_what_is_possible() {
         for (text, key, problem) in [
-            ("webhook: {}", "deliver.webhook.url", "begins with neither"),
+            ("webhook: {}", "deliver.webhook.url", "is no address"),
             ("webhook: {url: 'ftp://a/b'}", "deliver.webhook.url", "begins with neither"),
             ("webhook: {url: 'https://user:word@a/b'}", "deliver.webhook.url", "must not hold a password"),
             ("webhook: {url: 'https://a/b'}", "deliver.webhook.tls", "needs ca"),

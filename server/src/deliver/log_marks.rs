@@ -1,6 +1,7 @@
 //! Marks that several servers share: a key-value bucket of JetStream, without a time to live.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::OrderedConfig;
@@ -8,7 +9,7 @@ use async_nats::jetstream::kv::{Store, UpdateErrorKind};
 use futures::StreamExt;
 
 use super::marks::{Known, Mark, Marks, MarksError};
-use crate::cluster::{Bucket, ClusterSection, Log, LogError};
+use crate::cluster::{Bucket, ClusterSection, Connections, Log, LogError};
 
 /// A mark has some 200 bytes, and NATS adds as much.
 const VALUE_BYTES_MAX: i32 = 1024;
@@ -27,6 +28,7 @@ const BUCKET: Bucket = Bucket {
 pub(super) struct LogMarks {
     section: ClusterSection,
     sink: &'static str,
+    connections: Arc<Connections>,
     bucket: Option<Store>,
 }
 
@@ -41,7 +43,7 @@ fn decode(value: &[u8]) -> Mark {
 
 impl LogMarks {
     pub(super) fn new(section: ClusterSection, sink: &'static str) -> Self {
-        Self { section, sink, bucket: None }
+        Self { section, sink, connections: Arc::default(), bucket: None }
     }
 
     fn key(&self, id: &str) -> String {
@@ -53,7 +55,7 @@ impl LogMarks {
             return Ok(bucket.clone());
         }
         // The streams are not made here, so how long they keep messages does not matter.
-        let log = Log::connect(&self.section, Duration::ZERO).await?;
+        let log = Log::connect(&self.section, Duration::ZERO, &self.connections).await?;
         Ok(self.bucket.insert(log.bucket(&BUCKET).await?).clone())
     }
 

@@ -105,7 +105,8 @@ impl Finder {
         let topology = Arc::new(Topology::new(entities_max));
         // What waits are messages of a thousand signals, and not signals.
         let config = FinderConfig { bus_signals: config.bus_signals.min(BUS_MESSAGES), ..config.clone() };
-        Self::spawn(&config, patterns, topology, view, store, Some(FromLog::new(losses, entities_max)))
+        let log = FromLog::new(losses, entities_max, config.history_signals);
+        Self::spawn(&config, patterns, topology, view, store, Some(log))
     }
 
     fn spawn(
@@ -218,7 +219,7 @@ pub(super) struct Worker {
     pub log_ns: u64,
     /// The rings of the signal that is dealt with; its memory is used again.
     keys: Vec<RingKey>,
-    metrics: FinderMetrics,
+    pub metrics: FinderMetrics,
     /// Where it is driven by the log.
     pub log: Option<FromLog>,
 }
@@ -526,6 +527,7 @@ impl Worker {
                 replaced.push(finding.id);
             }
         }
+        let lost = self.lost(found);
         let context = Context {
             id,
             count: match (pattern.is_state(), pattern.anchor_step()) {
@@ -536,13 +538,17 @@ impl Worker {
             ended: self.memory.endings.ended(pattern, &members),
             started_realtime_ns: since_ns,
             entity_ring: self.memory.history.ring(&Joins::entity_key(&anchor.signal.entity)),
-            lost: self.lost(found),
+            lost,
         };
         let Some(mut finding) = compose::finding(pattern, found, context) else {
             return;
         };
-        if let Some(log) = &self.log {
+        if let Some(log) = &mut self.log {
             finding.missing_servers = log.losses.silent();
+            let is_full = log.doubts.note(&anchor.signal, lost.open_interval);
+            if is_full {
+                self.forget_doubts();
+            }
         }
         let of_scope = |scope| self.memory.joins.keys(&anchor.signal, scope);
         let keys: Vec<RingKey> = Scope::ALL.into_iter().flat_map(|scope| of_scope(scope).to_vec()).collect();

@@ -9,6 +9,7 @@ pub struct FinderMetrics {
     pub(super) findings: IntCounterVec,
     pub(super) forgotten: IntCounter,
     pub(super) exhausted: IntCounter,
+    pub(super) unresolved: IntCounter,
     pub(super) nodes: IntGauge,
     pub(super) queue_signals: IntGauge,
     pub(super) signal_seconds: Histogram,
@@ -33,6 +34,10 @@ impl FinderMetrics {
                 "tapio_server_finder_exhausted_searches_total",
                 "Searches for evidence given up because there was too much to look at.",
             )?,
+            unresolved: IntCounter::new(
+                "tapio_server_finder_unresolved_doubts_total",
+                "Deaths and states whose findings stay possible: before it was known what was missing, their signals were forgotten.",
+            )?,
             nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose signals the finder has dealt with lately.")?,
             queue_signals: IntGauge::new("tapio_server_finder_queue_signals", "Signals that wait for the finder.")?,
             signal_seconds: Histogram::with_opts(
@@ -54,6 +59,7 @@ impl FinderMetrics {
         registry.register(Box::new(self.findings.clone()))?;
         registry.register(Box::new(self.forgotten.clone()))?;
         registry.register(Box::new(self.exhausted.clone()))?;
+        registry.register(Box::new(self.unresolved.clone()))?;
         registry.register(Box::new(self.queue_signals.clone()))?;
         registry.register(Box::new(self.signal_seconds.clone()))?;
         registry.register(Box::new(self.nodes.clone()))

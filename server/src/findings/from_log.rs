@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::doubts::{self, Doubts};
 use super::finder::{Memory, Worker};
 use super::history::Noted;
 use super::pattern::PatternSet;
@@ -19,7 +20,7 @@ const SEEN_MAX: usize = 262_144;
 const LOST: u8 = u8::MAX;
 /// Nodes remembered.
 const NODES_MAX: usize = 20_000;
-/// Anchors that are looked at again when it is known that less, or more, may be missing.
+/// Of the anchors whose findings are not in doubt, the latest ones: they are looked at again when more may be missing.
 const REVISITED_MAX: usize = 1024;
 
 /// What a finder that reads the log has besides its memory.
@@ -31,13 +32,16 @@ pub struct FromLog {
     entity: Option<(Arc<EntityInfo>, Arc<EntityInfo>)>,
     /// When each node booted, nanoseconds since 1970 by its clock.
     booted: Generations<u64, u64>,
+    /// Whose findings are to be looked at again when it is known what was missing.
+    pub doubts: Doubts,
     entities_max: usize,
 }
 
 impl FromLog {
     /// Has read nothing yet.
-    pub fn new(losses: Arc<ClusterLosses>, entities_max: usize) -> Self {
-        Self { losses, seen: Generations::new(SEEN_MAX), entity: None, booted: Generations::new(NODES_MAX), entities_max }
+    pub fn new(losses: Arc<ClusterLosses>, entities_max: usize, history_signals: usize) -> Self {
+        let (seen, booted) = (Generations::new(SEEN_MAX), Generations::new(NODES_MAX));
+        Self { losses, seen, entity: None, booted, doubts: Doubts::new(history_signals), entities_max }
     }
 }
 
@@ -58,7 +62,7 @@ impl Worker {
             Told::Unread(server, at_ns) => {
                 let is_new = self.log.as_ref().is_some_and(|log| log.losses.unread(&server, at_ns));
                 if is_new {
-                    self.revisit(|_| true);
+                    self.revisit_all();
                 }
             }
             Told::Alone(server) => {
@@ -66,7 +70,7 @@ impl Worker {
                 if let Some(log) = &self.log {
                     log.losses.alone(&server);
                 }
-                self.revisit(|_| true);
+                self.revisit_all();
             }
         }
     }
@@ -77,6 +81,7 @@ impl Worker {
         log.seen = Generations::new(SEEN_MAX);
         log.entity = None;
         self.log_ns = 0;
+        log.doubts = Doubts::new(self.config.history_signals);
         self.memory = Memory::new(&self.config, Arc::new(Topology::new(log.entities_max)));
         self.store.set_alone(false);
         self.store.restart();
@@ -127,7 +132,7 @@ impl Worker {
             self.rename();
         }
         if is_unsure_otherwise {
-            self.revisit(|_| true);
+            self.revisit_all();
         } else if let Some((from_ns, to_ns)) = changed {
             // Whoever's finding rests on the node's evidence, on any node.
             let reach_ns = self.patterns.window_max().as_nanos() as u64;
@@ -195,24 +200,46 @@ impl Worker {
         self.rename();
     }
 
-    /// Looks again at the latest anchors that `concerns` names.
+    /// Another set of servers is silent.
+    fn revisit_all(&mut self) {
+        self.forget_doubts();
+        self.revisit(|_| true);
+    }
+
+    /// Forgets doubts about what the history has forgotten.
+    pub(super) fn forget_doubts(&mut self) {
+        let Some(log) = self.log.as_mut().filter(|log| !log.doubts.is_empty()) else { return };
+        let unresolved = log.doubts.keep(self.memory.history.every_one().map(|noted| doubts::key(&noted.signal)));
+        if unresolved > 0 {
+            self.metrics.unresolved.inc_by(unresolved as u64);
+            tracing::warn!(unresolved, "what some findings lacked is not known, and never will be: they stay possible");
+        }
+    }
+
+    /// Looks again at the latest anchors that `concerns` names, and at all of those whose findings are in doubt.
     fn revisit(&mut self, concerns: impl Fn(&Signal) -> bool) {
         let patterns = Arc::clone(&self.patterns);
-        for anchor in latest(&patterns, self.memory.history.every_one(), concerns) {
+        let Some(log) = &self.log else { return };
+        for anchor in to_revisit(&patterns, self.memory.history.every_one(), &log.doubts, concerns) {
             self.conclude(&patterns, &anchor);
         }
     }
 }
 
-fn latest(
+fn to_revisit(
     patterns: &PatternSet,
     noted: impl Iterator<Item = Arc<Noted>>,
+    doubts: &Doubts,
     concerns: impl Fn(&Signal) -> bool,
 ) -> Vec<Arc<Noted>> {
     let is_anchor = |noted: &Arc<Noted>| patterns.has_anchor(&noted.mask);
     let mut anchors: Vec<Arc<Noted>> = noted.filter(|noted| concerns(&noted.signal) && is_anchor(noted)).collect();
-    anchors.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence, noted.signal.kind() as u8));
-    let surplus = anchors.len().saturating_sub(REVISITED_MAX);
-    anchors.drain(..surplus);
+    anchors.sort_by_key(|noted| doubts::key(&noted.signal));
+    let mut older = anchors.len().saturating_sub(REVISITED_MAX);
+    anchors.retain(|noted| {
+        let is_older = older > 0;
+        older = older.saturating_sub(1);
+        !is_older || doubts.has(&noted.signal)
+    });
     anchors
 }

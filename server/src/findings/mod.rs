@@ -7,6 +7,7 @@
 mod absorb;
 mod compose;
 mod deaths;
+mod doubts;
 mod endings;
 mod facts;
 mod field;

@@ -65,13 +65,8 @@ impl Peers {
 
     /// Why this server may not know of others at all.
     fn own_doubt(&self) -> Option<Unanswered> {
-        let link = self.cluster.link();
-        let reason = match (link.is_alone(), link.is_caught_up()) {
-            (true, _) => "the servers' log is away: it knows what its own collectors say, and not of every server",
-            (false, false) => "it has not read the servers' log to its end yet, and may not know of every server",
-            (false, true) => return None,
-        };
-        Some(Unanswered { server: self.cluster.server().to_owned(), reason: reason.into(), ..Unanswered::default() })
+        let reason = self.cluster.link().doubt()?;
+        Some(Unanswered { server: self.cluster.server().to_owned(), reason, ..Unanswered::default() })
     }
 
     /// Says whose status it is.
@@ -79,9 +74,12 @@ impl Peers {
         let name = self.cluster.server().to_owned();
         own.nodes.iter_mut().for_each(|node| node.server.clone_from(&name));
         own.deliveries.iter_mut().for_each(|delivery| delivery.server.clone_from(&name));
+        let link = self.cluster.link();
         own.servers = vec![ServerStatus {
             server: name,
-            alone: self.cluster.link().is_alone(),
+            alone: link.is_alone(),
+            healing_ns: link.healing_for().map_or(0, |lasted| lasted.as_nanos().max(1) as u64),
+            log_trouble: link.trouble().unwrap_or_default(),
             leads: self.cluster.leadership().term().is_some(),
             ..standing(own)
         }];
@@ -278,11 +276,14 @@ fn standing(status: &StatusResponse) -> ServerStatus {
 
 /// Takes a peer's part in.
 fn add(own: &mut StatusResponse, other: &Other, part: StatusResponse) {
+    let told = part.servers.first().cloned().unwrap_or_default();
     own.servers.push(ServerStatus {
         server: other.server.clone(),
         address: other.address.clone(),
-        alone: part.servers.first().is_some_and(|server| server.alone),
-        leads: part.servers.first().is_some_and(|server| server.leads),
+        alone: told.alone,
+        leads: told.leads,
+        healing_ns: told.healing_ns,
+        log_trouble: told.log_trouble,
         ..standing(&part)
     });
     own.nodes.extend(part.nodes.into_iter().map(|mut node| {

@@ -192,6 +192,8 @@ pub fn status_value(status: &StatusResponse) -> Value {
                 "revision": server.revision,
                 "alone": server.alone,
                 "leads": server.leads,
+                "healing_ns": server.healing_ns,
+                "log_trouble": server.log_trouble,
             })
         };
         value.insert("servers".into(), status.servers.iter().map(server).collect());

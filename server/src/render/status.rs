@@ -157,6 +157,19 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
         &[false, false, false, true, false],
         &rows,
     ));
+    for server in &status.servers {
+        let name = clean(&server.server);
+        if server.healing_ns > 0 {
+            let lasted = server.healing_ns as f64 / 1e9;
+            let told =
+                format!("{name} has been sending what the servers' log had lost from its archive for {lasted:.1} s");
+            let _ = writeln!(out, "  {}", style.bad(&told));
+        }
+        if !server.log_trouble.is_empty() {
+            let told = format!("{name} cannot use the servers' log: {}", clean(&server.log_trouble));
+            let _ = writeln!(out, "  {}", style.bad(&told));
+        }
+    }
     for missing in &status.incomplete {
         let _ = writeln!(
             out,

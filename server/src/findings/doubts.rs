@@ -1,0 +1,60 @@
+//! Anchors whose findings are in doubt: servers are silent, or frames are missing.
+//!
+//! What enters: each anchor when its finding is published, and whether that may lack something. What leaves: which anchors are to be
+//! looked at again when it is known what was missing. What must hold: at most `anchors_max`. An anchor that the history still has
+//! is never forgotten here, since the history remembers no more signals than that.
+
+use std::collections::BTreeSet;
+
+use crate::correlate::signal::{EvidenceId, Signal};
+
+/// An anchor's signal, in the order of time.
+pub type Anchor = (u64, EvidenceId, u8);
+
+/// The key of an anchor's signal.
+pub fn key(signal: &Signal) -> Anchor {
+    (signal.realtime_ns, signal.evidence, signal.kind() as u8)
+}
+
+/// Remembers the anchors whose findings are in doubt.
+pub struct Doubts {
+    anchors: BTreeSet<Anchor>,
+    anchors_max: usize,
+}
+
+impl Doubts {
+    /// Of at most so many anchors.
+    pub fn new(anchors_max: usize) -> Self {
+        Self { anchors: BTreeSet::new(), anchors_max: anchors_max.max(1) }
+    }
+
+    /// Takes in whether what an anchor's finding says is in doubt. True when [`Self::keep`] must make room.
+    pub fn note(&mut self, anchor: &Signal, is_in_doubt: bool) -> bool {
+        if is_in_doubt {
+            self.anchors.insert(key(anchor));
+        } else {
+            self.anchors.remove(&key(anchor));
+        }
+        self.anchors.len() > self.anchors_max
+    }
+
+    /// Whether an anchor's finding is in doubt.
+    pub fn has(&self, anchor: &Signal) -> bool {
+        self.anchors.contains(&key(anchor))
+    }
+
+    /// Whether nothing is in doubt.
+    pub fn is_empty(&self) -> bool {
+        self.anchors.is_empty()
+    }
+
+    /// Keeps those of these signals, the latest `anchors_max` of them. Returns how many others there were.
+    pub fn keep(&mut self, signals: impl Iterator<Item = Anchor>) -> usize {
+        let before = self.anchors.len();
+        self.anchors = signals.filter(|anchor| self.anchors.contains(anchor)).collect();
+        while self.anchors.len() > self.anchors_max {
+            self.anchors.pop_first();
+        }
+        before - self.anchors.len()
+    }
+}
