@@ -301,15 +301,17 @@ async fn list_events(
         Some(Err(refused)) => return Err(refused.into()),
         None => None,
     };
-    let events = tokio_stream::iter(first).chain(ReceiverStream::new(receiver)).map(|event| match event {
-        Ok(event) => render::event_value(&event),
-        Err(refused) => json!({ "error": refused.to_string() }),
+    // What is missing is in the last line.
+    let events = tokio_stream::iter(first).chain(ReceiverStream::new(receiver)).filter_map(|event| match event {
+        Ok(event) => event.incomplete.is_empty().then(|| render::event_value(&event)),
+        Err(refused) => Some(json!({ "error": refused.to_string() })),
     });
     let end = once(()).map(move |()| {
-        let outcome = ended.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_default();
+        let outcome = ended.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
         json!({ "end": {
             "events": outcome.events,
             "cut": outcome.is_cut,
+            "incomplete": render::incomplete_value(&Vec::from_iter(outcome.incomplete())),
             "bytes_read": outcome.effort.bytes,
             "blocks_skipped": outcome.effort.blocks_skipped,
             "segments_skipped": outcome.effort.segments_skipped,

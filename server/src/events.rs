@@ -11,8 +11,9 @@ use foldhash::fast::RandomState;
 use serde_json::{Map, Value};
 use tapio_wire::event::{EntityKind, Kind};
 use tapio_wire::frame::Frame;
-use tapio_wire::service::{EntityRef, Event};
+use tapio_wire::service::{EntityRef, Event, Unanswered};
 
+use crate::archive::damage::Damage;
 use crate::archive::index::{Described, kind_mask, realtime_ns};
 use crate::archive::reader::{Effort, ReadError, Reader, Selection};
 use crate::query::is_uid_of;
@@ -65,12 +66,34 @@ pub enum EventsError {
 }
 
 /// What a request came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub effort: Effort,
     pub events: u64,
     /// More matches, or may match: a bound was reached.
     pub is_cut: bool,
+}
+
+/// Damaged stretches that an answer names.
+const DAMAGES_NAMED_MAX: usize = 5;
+
+impl Outcome {
+    /// Says what damage left out.
+    pub fn incomplete(&self) -> Option<Unanswered> {
+        let (damages, undecodable) = (&self.effort.damages, self.effort.undecodable);
+        if damages.is_empty() && undecodable == 0 {
+            return None;
+        }
+        let mut parts: Vec<_> = damages.iter().take(DAMAGES_NAMED_MAX).map(Damage::to_string).collect();
+        if damages.len() > DAMAGES_NAMED_MAX {
+            parts.push(format!("{} more damaged stretches", damages.len() - DAMAGES_NAMED_MAX));
+        }
+        if undecodable > 0 {
+            parts.push(format!("{undecodable} frames cannot be decoded"));
+        }
+        let reason = format!("the archive is damaged, the rest of it was read: {}", parts.join("; "));
+        Some(Unanswered { reason, ..Unanswered::default() })
+    }
 }
 
 /// The kind that a name means.

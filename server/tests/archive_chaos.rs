@@ -172,6 +172,8 @@ fn whatever_the_disk_does_what_was_acknowledged_is_there_and_nothing_twice() {
             run.receiver.wait_for(run.frames.seq);
             run.reopen();
             prop_assert_eq!(lock_books(run.archive.books()).durable_seq(run.frames.node(), 1), run.frames.seq);
+            // Whatever a crash or a failed write leaves is not taken for loss.
+            prop_assert_eq!(gaps(run.dir.path()), []);
             Ok(())
         })
         .unwrap();

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::process::{Command, Output};
 use std::sync::Arc;
 
 use crate::archive_support::*;
@@ -148,12 +147,6 @@ fn the_time_range_is_kept_exactly() {
         ControlFlow::Continue(())
     });
     assert_eq!(outcome.unwrap().events, 11);
-}
-
-fn server(arguments: &[&str]) -> (Output, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_tapio-server")).args(arguments).output().expect("it runs");
-    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
-    (output, text)
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod api_http;
 mod archive_chaos;
 mod archive_copy;
+mod archive_damage;
 mod archive_disks;
 mod archive_elsewhere;
 mod archive_faults;

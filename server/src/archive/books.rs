@@ -96,6 +96,8 @@ pub struct EpochBooks {
     /// Clocks of the last frame.
     pub boottime_ns: u64,
     pub realtime_ns: u64,
+    /// Of `archived`, what a start found missing on the disk. It is found again at each start, so no snapshot has it.
+    pub(super) lost: [u64; SOURCES],
     /// The last frame's ledger, as it was on the wire: a tenth of its decoded size.
     pub(super) ledger: Vec<u8>,
 }
@@ -170,6 +172,8 @@ pub struct Books {
     pub(super) nodes: HashMap<u64, NodeBooks, RandomState>,
     pub(super) retired: [Retired; SOURCES],
     pub(super) totals: Totals,
+    /// [`EpochBooks::lost`] of epochs that the books no longer list.
+    pub(super) retired_lost: u64,
 }
 
 impl Books {
@@ -283,7 +287,8 @@ impl Books {
     /// Events that no counter accounts for, over all nodes: 0 unless something is wrong. Surpluses and shortages do not
     /// cancel each other out.
     pub fn unexplained_total(&self) -> i64 {
-        let mut sum: i64 = self.retired.iter().fold(0, |sum, retired| sum.saturating_add(retired.unexplained));
+        let lost = i64::try_from(self.retired_lost).unwrap_or(i64::MAX);
+        let mut sum: i64 = self.retired.iter().fold(lost, |sum, retired| sum.saturating_add(retired.unexplained));
         self.each_balance(|_, balance| {
             sum = sum.saturating_add(balance.unexplained.saturating_abs());
         });
@@ -336,6 +341,7 @@ impl Books {
         if node.epochs.get(index).is_none_or(|known| known.epoch != epoch) {
             if node.epochs.len() >= EPOCHS_MAX {
                 let retired = &mut self.retired;
+                self.retired_lost += std::mem::take(&mut node.epochs[0].lost).iter().sum::<u64>();
                 settle(node, 0, |source, balance| retired[source as usize].add(&balance));
                 node.epochs.remove(0);
                 index = index.saturating_sub(1);
@@ -357,9 +363,12 @@ impl Books {
         let mut by_age: Vec<(u64, u64)> = self.nodes.iter().map(|(&id, node)| (node.newest_ns(), id)).collect();
         by_age.select_nth_unstable(NODES_EVICTED);
         for (_, id) in by_age.into_iter().take(NODES_EVICTED) {
-            let Some(node) = self.nodes.remove(&id) else {
+            let Some(mut node) = self.nodes.remove(&id) else {
                 continue;
             };
+            for epoch in &mut node.epochs {
+                self.retired_lost += std::mem::take(&mut epoch.lost).iter().sum::<u64>();
+            }
             for index in 0..node.epochs.len() {
                 let retired = &mut self.retired;
                 settle(&node, index, |source, balance| retired[source as usize].add(&balance));
@@ -403,7 +412,7 @@ fn settle(node: &NodeBooks, index: usize, mut each: impl FnMut(Source, Balance))
 
 fn balance(epoch: &EpochBooks, ledger: &Ledger, state: EpochState, inherited_next: u64, source: Source) -> Balance {
     let account = ledger.account(source);
-    let archived = epoch.archived[source as usize];
+    let archived = epoch.archived[source as usize].saturating_sub(epoch.lost[source as usize]);
     let elsewhere = epoch.elsewhere[source as usize];
     let mut settled = Balance {
         emitted: account.emitted.saturating_sub(elsewhere),

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record};
 
 use super::ages;
+use super::damage::{self, Damage};
 use super::reader::{ReadError, Reader, SegmentFile, is_segment};
 use super::scan::is_sound;
 use super::segments::segment_path;
@@ -32,7 +33,7 @@ const JOURNAL_LOOKS_MAX: u32 = 5;
 const RECORD_BYTES_MAX: usize = 256 << 20;
 
 /// What was copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Copied {
     pub segments: u64,
     pub bytes: u64,
@@ -42,8 +43,8 @@ pub struct Copied {
     pub deleted: u64,
     /// Lines of the journal of findings.
     pub journal_lines: u64,
-    /// The newest segment is damaged where it was acknowledged, and was copied as it is.
-    pub is_damaged: bool,
+    /// Where acknowledged events are missing. What is damaged was copied as it is.
+    pub damages: Vec<Damage>,
 }
 
 /// Why there is no copy.
@@ -126,6 +127,7 @@ fn fill(from: &Path, partial: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied
     copy_ages(from, partial, &mut copied, read)?;
     let segments = Reader::new(from).segments()?;
     let mut opened = Vec::new();
+    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: from.to_owned(), source })?;
     for segment in segments.iter().take(OPEN_MAX) {
         opened.push(open(segment)?);
     }
@@ -144,6 +146,7 @@ fn fill(from: &Path, partial: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied
         let is_newest = index + 1 == segments.len();
         copy_segment(segment, &file, is_newest, partial, &mut copied, read)?;
     }
+    copied.damages = damage::joined(gaps, std::mem::take(&mut copied.damages));
     let synced = File::open(partial).and_then(|dir| dir.sync_all());
     synced.map_err(|source| CopyError::Write { path: partial.to_owned(), source })?;
     Ok(copied)
@@ -170,12 +173,17 @@ fn copy_segment(
     let path = segment_path(partial, segment.number);
     let failed = |source| CopyError::Write { path: path.clone(), source };
     let metadata = file.metadata().map_err(unreadable)?;
+    if !is_newest {
+        copied.damages.extend(damage::of_closed(file, segment.number, &mut |_| {}).map_err(unreadable)?);
+    }
     let prefix = match is_newest && is_segment(file, segment.number).map_err(unreadable)? {
         true => whole(file, segment.number).map_err(unreadable)?,
         false => Prefix { end: metadata.len(), frames: 0, is_damaged: false },
     };
     copied.newest_frames += prefix.frames;
-    copied.is_damaged |= prefix.is_damaged;
+    if prefix.is_damaged {
+        copied.damages.push(Damage::of_bytes(segment.number, Vec::new(), None));
+    }
     let mut out = File::create_new(&path).map_err(failed)?;
     let source = file;
     let mut left = prefix.end;

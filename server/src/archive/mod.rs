@@ -14,6 +14,7 @@
 mod ages;
 pub mod books;
 pub mod copy;
+pub mod damage;
 pub mod disk;
 pub mod elsewhere;
 pub mod index;

@@ -16,6 +16,7 @@ use tapio_wire::frame::{Frame, Header};
 use tapio_wire::segment::{SEGMENT_HEADER_BYTES, parse_segment_header};
 
 use super::books::Books;
+use super::damage::{self, Damage, Missing, Place};
 use super::index::{Described, Index, key, times_ns};
 use super::scan::{Item, Scanner};
 use super::segments;
@@ -63,13 +64,19 @@ impl Selection {
         first_ns <= self.until_ns && last_ns >= self.since_ns
     }
 
+    /// Whether what is missing there may be wanted.
+    fn may_lack(&self, gap: &Damage) -> bool {
+        gap.may_be_of(self.since_ns, self.until_ns)
+            && (gap.lost.is_empty() || gap.lost.iter().any(|lost| self.wants_node(lost.node)))
+    }
+
     fn wants_node(&self, node: u64) -> bool {
         self.nodes.as_ref().is_none_or(|nodes| nodes.contains(&node))
     }
 }
 
 /// What reading cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effort {
     pub segments: u64,
     /// Segments without an index.
@@ -79,6 +86,10 @@ pub struct Effort {
     pub blocks_skipped: u64,
     pub bytes: u64,
     pub frames: u64,
+    /// Where frames that may match are missing.
+    pub damages: Vec<Damage>,
+    /// Frames whose checksums are right and whose content is not.
+    pub undecodable: u64,
 }
 
 /// One segment file.
@@ -173,11 +184,16 @@ impl Reader {
         wanted: &Selection,
         each: &mut dyn FnMut(&Frame) -> ControlFlow<()>,
     ) -> Result<Effort, ReadError> {
-        self.whole_frames(wanted, &mut |_, bytes| match Frame::decode(bytes) {
+        let mut undecodable = 0;
+        let effort = self.whole_frames(wanted, &mut |_, bytes| match Frame::decode(bytes) {
             Ok(frame) => each(&frame),
             // Its checksums are right, so a collector packed it so; `verify` names it.
-            Err(_) => ControlFlow::Continue(()),
-        })
+            Err(_) => {
+                undecodable += 1;
+                ControlFlow::Continue(())
+            }
+        })?;
+        Ok(Effort { undecodable, ..effort })
     }
 
     /// Like [`Reader::frames`], with the frame's bytes, of which only the checksums were checked.
@@ -192,13 +208,20 @@ impl Reader {
         {
             pass.keys = entities.iter().map(|&(node, entity)| key(node, entity)).collect();
         }
-        for segment in self.segments()?.into_iter().filter(|segment| segment.number >= wanted.first_segment) {
+        let segments = self.segments()?;
+        let mut last = u64::MAX;
+        for segment in segments.iter().filter(|segment| segment.number >= wanted.first_segment) {
             let Some(file) = open(&segment.path)? else { continue };
             let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
             if pass.segment(&file, segment.number, each).map_err(failed)?.is_break() {
+                last = segment.number;
                 break;
             }
         }
+        let mut gaps =
+            damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: self.dir.clone(), source })?;
+        gaps.retain(|gap| gap.segment >= wanted.first_segment && gap.segment < last && wanted.may_lack(gap));
+        pass.effort.damages = damage::joined(gaps, pass.effort.damages);
         Ok(pass.effort)
     }
 
@@ -249,12 +272,8 @@ impl Pass<'_> {
     fn segment(&mut self, file: &File, number: u64, each: &mut Each<'_>) -> io::Result<ControlFlow<()>> {
         self.effort.segments += 1;
         let Some(index) = Index::read(file, number)? else {
-            if !is_segment(file, number)? {
-                return Ok(ControlFlow::Continue(()));
-            }
             self.effort.scanned += 1;
-            let all = SEGMENT_HEADER_BYTES as u64..file.metadata()?.len();
-            return self.range(file, number, all, each);
+            return self.unindexed(file, number, each);
         };
         let has_node = index.nodes.len() > NODES_TRUSTED_MAX
             || index
@@ -265,6 +284,8 @@ impl Pass<'_> {
             self.effort.segments_skipped += 1;
             return Ok(ControlFlow::Continue(()));
         }
+        let (mut ranges, mut missing) = (Vec::new(), Missing::default());
+        let mut flow = ControlFlow::Continue(());
         for block in &index.blocks {
             let is_wanted = self.wanted.overlaps(block.first_ns, block.last_ns)
                 && block.kinds & self.wanted.kinds != 0
@@ -274,11 +295,69 @@ impl Pass<'_> {
                 continue;
             }
             let range = block.offset..block.offset + u64::from(block.bytes);
-            if self.range(file, number, range, each)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+            let mut found = Missing::default();
+            flow = self.range(file, number, range, &mut found, &mut ranges, each)?;
+            if flow.is_break() {
+                break;
+            }
+            missing.frames += u64::from(block.frames).saturating_sub(found.frames);
+            missing.events += u64::from(block.events).saturating_sub(found.events);
+        }
+        if !ranges.is_empty() || missing != Missing::default() {
+            self.effort.damages.push(Damage::of_bytes(number, ranges, Some(missing)));
+        }
+        Ok(flow)
+    }
+
+    /// Scans a segment without an index. A server may be writing it.
+    fn unindexed(&mut self, file: &File, number: u64, each: &mut Each<'_>) -> io::Result<ControlFlow<()>> {
+        let mut found: Vec<Damage> = Vec::new();
+        let place = |range: Range<u64>| Damage::of_bytes(number, vec![range], None);
+        if !is_segment(file, number)? {
+            found.push(place(0..SEGMENT_HEADER_BYTES as u64));
+        }
+        let mut flow = ControlFlow::Continue(());
+        let mut scanner = Scanner::new(file, number)?;
+        let (mut at, mut last_mark, mut last_ns) = (scanner.position(), 0, 0);
+        while let Some(item) = scanner.next_item()? {
+            match item {
+                Item::Frame { header, bytes } => {
+                    last_ns = header.realtime_ns;
+                    found
+                        .iter_mut()
+                        .filter(|damage| damage.before_ns == u64::MAX)
+                        .for_each(|damage| damage.before_ns = last_ns);
+                    self.effort.bytes += bytes.len() as u64;
+                    flow = self.frame(&header, bytes, each);
+                }
+                Item::Damaged(range) if found.len() < damage::DAMAGES_MAX => {
+                    found.push(Damage { after_ns: last_ns, ..place(range) });
+                }
+                Item::Note(Note::Mark | Note::Index) => last_mark = at,
+                Item::Note(_) | Item::Damaged(_) | Item::Tail { .. } => {}
+            }
+            if flow.is_break() {
+                break;
+            }
+            at = scanner.position();
+        }
+        let mut ranges = Vec::new();
+        for damage in found {
+            let Place::Bytes(places) = &damage.place else { continue };
+            for range in places {
+                // Behind the last commit nothing was acknowledged.
+                let is_lost = range.start <= last_mark
+                    && self.wanted.may_lack(&damage)
+                    && !(range.start > 0 && damage::is_written_by_now(file, number, range.start)?);
+                if is_lost {
+                    ranges.push(range.clone());
+                }
             }
         }
-        Ok(ControlFlow::Continue(()))
+        if !ranges.is_empty() {
+            self.effort.damages.push(Damage::of_bytes(number, ranges, None));
+        }
+        Ok(flow)
     }
 
     fn range(
@@ -286,16 +365,26 @@ impl Pass<'_> {
         file: &File,
         number: u64,
         range: Range<u64>,
+        found: &mut Missing,
+        damaged: &mut Vec<Range<u64>>,
         each: &mut Each<'_>,
     ) -> io::Result<ControlFlow<()>> {
+        let end = range.end;
         let mut scanner = Scanner::within(file, number, range)?;
         let mut at = scanner.position();
         while let Some(item) = scanner.next_item()? {
-            if let Item::Frame { header, bytes } = item {
-                self.effort.bytes += bytes.len() as u64;
-                if self.frame(&header, bytes, each).is_break() {
-                    return Ok(ControlFlow::Break(()));
+            match item {
+                Item::Frame { header, bytes } => {
+                    found.frames += 1;
+                    found.events += u64::from(header.events());
+                    self.effort.bytes += bytes.len() as u64;
+                    if self.frame(&header, bytes, each).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
                 }
+                Item::Damaged(range) => damage::push(damaged, range),
+                Item::Tail { from, .. } if from < end => damage::push(damaged, from..end),
+                Item::Tail { .. } | Item::Note(_) => {}
             }
             let next = scanner.position();
             debug_assert!(next >= at);

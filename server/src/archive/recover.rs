@@ -9,6 +9,8 @@
 //! - Damage before a segment's last commit mark hits frames that were acknowledged: the rest is kept, and the gap counted.
 //!   From damage behind the last mark on, the segment is cut: that batch was never acknowledged, and a sequence with a hole
 //!   must not be reported as durable.
+//! - A segment that was cut, emptied or deleted is noticed without reading the others ([`damage::gaps`]). What the snapshots
+//!   count and no segment has is no longer archived: the books count it as lost, so the ledger does not close.
 //! - Nothing is appended to an old segment: the writer always starts a new one, so bytes whose state on the disk this process
 //!   did not establish are never mixed with its own, and the cost is one preallocation.
 
@@ -28,6 +30,8 @@ use tracing::{info, warn};
 
 use super::ArchiveError;
 use super::books::{Books, Recorded};
+use super::damage::{self, Damage};
+use super::reader::SegmentFile;
 use super::scan::{Item, Scanner, Tail};
 use super::segments::{self, ClosedSegment};
 use super::snapshot::Note;
@@ -84,6 +88,9 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
         damaged: 0,
         written_at: newest.unwrap_or(UNIX_EPOCH),
     };
+    // Before anything is cut, too.
+    let gaps = gaps(&recovered.segments);
+    let mut base_number = None;
     let mut first = recovered.segments.len();
     while first > 0 {
         first -= 1;
@@ -92,6 +99,7 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
         recovered.surveys.insert(recovered.segments[first].number, survey);
         if let Some(base) = base {
             recovered.books = *base;
+            base_number = Some(recovered.segments[first].number);
             break;
         }
         warn!(
@@ -102,10 +110,18 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
     for index in first..recovered.segments.len() {
         recovered.apply(index)?;
     }
+    for gap in &gaps {
+        // What is missing behind the base was never counted.
+        if base_number.is_some() && gap.counted_by.is_some() && gap.counted_by <= base_number {
+            gap.count_lost(&mut recovered.books);
+        }
+        recovered.damaged += u64::from(set_gap_aside(dir, gap));
+    }
     recovered.count_damage();
     if let Some(newest) = recovered.segments.back() {
         let survey = &recovered.surveys[&newest.number];
-        let empty = survey.frames == 0 && survey.damages.is_empty() && !survey.tail_damaged;
+        let is_short = gaps.iter().any(|gap| gap.segment == newest.number);
+        let empty = survey.frames == 0 && survey.damages.is_empty() && !survey.tail_damaged && !is_short;
         recovered.empty_newest = empty.then_some(newest.number);
     }
     let totals = recovered.books.totals();
@@ -290,6 +306,44 @@ fn survey(file: &File, number: u64) -> io::Result<Survey> {
         survey.damages.truncate(first);
     }
     Ok(survey)
+}
+
+fn gaps(segments: &VecDeque<ClosedSegment>) -> Vec<Damage> {
+    let of_file =
+        |closed: &ClosedSegment| SegmentFile { number: closed.number, path: closed.path.clone(), bytes: closed.bytes };
+    let files: Vec<_> = segments.iter().map(of_file).collect();
+    damage::gaps(&files).unwrap_or_else(|error| {
+        warn!(%error, "whether segments were cut or deleted cannot be told: run `tapio-server archive verify`");
+        Vec::new()
+    })
+}
+
+/// Tells of a gap, and notes it in `quarantine/`. False when something of that segment was set aside before.
+fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
+    warn!(
+        segment = gap.segment,
+        missing_frames = gap.missing.map(|missing| missing.frames),
+        missing_events = gap.missing.map(|missing| missing.events),
+        "acknowledged events are missing: {gap}"
+    );
+    let place = dir.join("quarantine");
+    let prefix = format!("{:020}-", gap.segment);
+    let known = fs::read_dir(&place).into_iter().flatten().flatten();
+    let (mut count, mut is_known) = (0, false);
+    for entry in known {
+        count += 1;
+        is_known |= entry.file_name().to_string_lossy().starts_with(&prefix);
+    }
+    if is_known {
+        return false;
+    }
+    if count < QUARANTINE_FILES_MAX
+        && let Err(error) = fs::create_dir_all(&place)
+            .and_then(|()| fs::write(place.join(format!("{prefix}missing")), format!("{gap}\n")))
+    {
+        warn!(segment = gap.segment, %error, "no note was left in quarantine: the next start counts the gap again");
+    }
+    true
 }
 
 /// Copies a damaged place to `quarantine/`. False when it was there before.

@@ -10,13 +10,12 @@ use std::ops::Range;
 use tapio_wire::event::{PerKind, SOURCES};
 use tapio_wire::frame::Frame;
 
+use super::damage::{self, Damage, Missing};
 use super::index::{Index, IndexBuilder, Summary, times_ns};
 use super::reader::{SegmentFile, is_segment};
 use super::scan::{Item, Scanner, Tail};
 use super::snapshot::Note;
 
-/// Damaged places that are listed of one segment.
-const DAMAGES_MAX: usize = 1000;
 /// How often a segment that a server is writing is looked through at most.
 const LOOKS_MAX: u32 = 5;
 
@@ -57,12 +56,26 @@ pub struct SegmentReport {
     pub uncommitted_bytes: u64,
     /// It is no segment of its name's number.
     pub is_foreign: bool,
+    /// What its index counts and it lacks; `None` without an index.
+    pub unindexed: Option<Missing>,
+    /// What the next segment's snapshot counts and this one lacks, see [`damage::gaps`].
+    pub gap: Option<Damage>,
 }
 
 impl SegmentReport {
     /// Whether nothing that was acknowledged is damaged.
     pub fn is_sound(&self) -> bool {
-        self.damages.is_empty() && self.undecodable == 0 && !self.is_foreign && self.index != IndexState::Differs
+        self.damages.is_empty()
+            && self.undecodable == 0
+            && !self.is_foreign
+            && self.index != IndexState::Differs
+            && self.gap.is_none()
+    }
+
+    /// Where its bytes are damaged.
+    pub fn damage(&self) -> Option<Damage> {
+        let is_damaged = !self.damages.is_empty() || self.is_foreign;
+        is_damaged.then(|| Damage::of_bytes(self.number, self.damages.clone(), self.unindexed))
     }
 }
 
@@ -87,8 +100,7 @@ pub fn verify_segment(segment: &SegmentFile, read: &mut dyn FnMut(u64)) -> io::R
 /// Whether a sound record stands by now where none was found before.
 fn was_written_meanwhile(file: &File, report: &SegmentReport) -> io::Result<bool> {
     for range in &report.damages {
-        let mut scanner = Scanner::within(file, report.number, range.start..u64::MAX)?;
-        if matches!(scanner.next_item()?, Some(Item::Frame { .. } | Item::Note(_))) {
+        if damage::is_written_by_now(file, report.number, range.start)? {
             return Ok(true);
         }
     }
@@ -138,13 +150,7 @@ fn look(segment: &SegmentFile, file: &File, read: &mut dyn FnMut(u64)) -> io::Re
             Item::Note(Note::Mark) => last_mark = at,
             Item::Note(Note::Index) => last_mark = at,
             Item::Note(_) => {}
-            Item::Damaged(range) => {
-                if report.damages.len() < DAMAGES_MAX {
-                    report.damages.push(range);
-                } else if let Some(last) = report.damages.last_mut() {
-                    last.end = range.end;
-                }
-            }
+            Item::Damaged(range) => damage::push(&mut report.damages, range),
             Item::Tail { from, tail } => {
                 report.uncommitted_bytes = if tail == Tail::Clean { 0 } else { report.bytes - from };
             }
@@ -157,6 +163,10 @@ fn look(segment: &SegmentFile, file: &File, read: &mut dyn FnMut(u64)) -> io::Re
     let unacknowledged = report.damages.iter().filter(|range| range.start > last_mark);
     report.uncommitted_bytes += unacknowledged.map(|range| range.end - range.start).sum::<u64>();
     report.damages.retain(|range| range.start <= last_mark);
+    report.unindexed = stored.as_ref().map(|index| Missing {
+        frames: index.frames.saturating_sub(report.frames),
+        events: index.events.saturating_sub(report.events),
+    });
     report.index = match stored {
         None => IndexState::None,
         // An index that lacks what a frame's receiver did not tell is compared no further.

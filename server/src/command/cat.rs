@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CommandError, Verdict, moment, style};
+use super::{CommandError, Verdict, moment, style, verdict_on};
 use crate::events::{self, Choice};
 use crate::render;
 
@@ -78,5 +78,5 @@ pub(super) fn run(arguments: &CatArguments) -> Result<Verdict, CommandError> {
     }
     out.flush()?;
     tracing::debug!(?outcome, "done");
-    Ok(Verdict::Done)
+    Ok(verdict_on(&outcome.effort.damages, outcome.effort.undecodable))
 }

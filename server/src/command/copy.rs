@@ -7,7 +7,7 @@ use serde_json::json;
 
 use tapio_wire::program::units::human_bytes;
 
-use super::{CommandError, Directory, Verdict, print, progress};
+use super::{CommandError, Directory, Verdict, print, progress, verdict_on};
 use crate::archive::copy::copy;
 use crate::archive::reader::Reader;
 use crate::findings::text;
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &CopyArguments) -> Result<Verdict, CommandError> {
             "newest_frames": copied.newest_frames,
             "journal_lines": copied.journal_lines,
             "deleted_meanwhile": copied.deleted,
-            "sound": !copied.is_damaged,
+            "sound": copied.damages.is_empty(),
         });
         print(&format!("{value}\n"))?;
     } else {
@@ -52,10 +52,7 @@ pub(super) fn run(arguments: &CopyArguments) -> Result<Verdict, CommandError> {
                 text::count(copied.deleted, "segment")
             ));
         }
-        if copied.is_damaged {
-            line.push_str("DAMAGED: the newest segment was copied as it is; `archive verify` tells where\n");
-        }
         print(&line)?;
     }
-    Ok(if copied.is_damaged { Verdict::Found } else { Verdict::Done })
+    Ok(verdict_on(&copied.damages, 0))
 }

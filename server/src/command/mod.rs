@@ -19,6 +19,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::archive::copy::CopyError;
+use crate::archive::damage::Damage;
 use crate::archive::reader::ReadError;
 use crate::events::EventsError;
 use crate::render::{self, Style};
@@ -112,6 +113,32 @@ fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
+}
+
+/// Damaged stretches that are named on standard error.
+const DAMAGES_NAMED_MAX: usize = 20;
+
+/// Says on standard error what could not be read, and how much is missing.
+fn verdict_on(damages: &[Damage], undecodable: u64) -> Verdict {
+    if damages.is_empty() && undecodable == 0 {
+        return Verdict::Done;
+    }
+    for damage in damages.iter().take(DAMAGES_NAMED_MAX) {
+        eprintln!("tapio-server: {damage}");
+    }
+    if damages.len() > DAMAGES_NAMED_MAX {
+        eprintln!("tapio-server: and {} more damaged stretches", damages.len() - DAMAGES_NAMED_MAX);
+    }
+    if undecodable > 0 {
+        eprintln!("tapio-server: {undecodable} frames cannot be decoded: their events are missing");
+    }
+    let missing: u64 = damages.iter().filter_map(|damage| damage.missing).map(|missing| missing.events).sum();
+    let is_more = undecodable > 0 || damages.iter().any(|damage| damage.missing.is_none());
+    let at_least = if is_more { "at least " } else { "" };
+    eprintln!(
+        "tapio-server: DAMAGED: {at_least}{missing} acknowledged events are missing; `tapio-server archive verify` checks every record"
+    );
+    Verdict::Found
 }
 
 fn style() -> Style {

@@ -12,7 +12,8 @@ use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_duration;
 use tapio_wire::service::Finding;
 
-use super::{CommandError, Verdict, moment, print, progress, style};
+use super::{CommandError, Verdict, moment, print, progress, style, verdict_on};
+use crate::archive::damage::Damage;
 use crate::archive::reader::{Reader, Selection};
 use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef, Topology};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternSet, journal, text};
@@ -60,14 +61,14 @@ impl ReplayArguments {
         let patterns =
             PatternSet::load(self.patterns.as_deref()).map_err(|error| CommandError::Usage(error.to_string()))?;
         let started = Instant::now();
-        let ran = run_again(&Reader::new(&self.dir), &wanted, patterns, self.window)?;
+        let mut ran = run_again(&Reader::new(&self.dir), &wanted, patterns, self.window)?;
         let elapsed = started.elapsed();
         let verdict = if self.diff {
             let stored = journal::read(&self.dir)
                 .map_err(|error| CommandError::Other(format!("the stored findings cannot be read: {error}")))?;
             let mut stored: Vec<_> = stored.findings.into_values().collect();
             stored.retain(|finding| finding.ended_ns >= wanted.since_ns && finding.ended_ns <= wanted.until_ns);
-            let differences = compare(stored, ran.findings);
+            let differences = compare(stored, std::mem::take(&mut ran.findings));
             print(&differences.text(style(), self.json))?;
             if differences.is_none() { Verdict::Done } else { Verdict::Found }
         } else {
@@ -94,7 +95,10 @@ impl ReplayArguments {
             human_duration(elapsed.as_nanos() as u64),
             happened.as_secs_f64() / elapsed.as_secs_f64().max(1e-9)
         );
-        Ok(verdict)
+        Ok(match verdict_on(&ran.damages, ran.undecodable) {
+            Verdict::Done => verdict,
+            Verdict::Found => Verdict::Found,
+        })
     }
 }
 
@@ -108,6 +112,8 @@ struct Ran {
     events: u64,
     first_ns: Option<u64>,
     last_ns: u64,
+    damages: Vec<Damage>,
+    undecodable: u64,
 }
 
 fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: Duration) -> Result<Ran, CommandError> {
@@ -135,10 +141,19 @@ fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: 
     let correlator =
         Correlator::start(&config, topology, losses, Arc::new(finder.bus())).map_err(|error| other(&error))?;
     let bar = progress(bytes);
-    let mut ran = Ran { findings: Vec::new(), frames: 0, events: 0, first_ns: None, last_ns: 0 };
+    let mut ran = Ran {
+        findings: Vec::new(),
+        frames: 0,
+        events: 0,
+        first_ns: None,
+        last_ns: 0,
+        damages: Vec::new(),
+        undecodable: 0,
+    };
     let mut stopped = None;
-    reader.whole_frames(wanted, &mut |header, bytes| {
+    let effort = reader.whole_frames(wanted, &mut |header, bytes| {
         let Ok(frame) = Frame::decode(bytes) else {
+            ran.undecodable += 1;
             return ControlFlow::Continue(());
         };
         bar.inc(bytes.len() as u64);
@@ -158,6 +173,7 @@ fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: 
     if let Some(error) = stopped {
         return Err(other(&error));
     }
+    ran.damages = effort.damages;
     correlator.drained_blocking().map_err(|error| other(&error))?;
     correlator.stop();
     finder.stop();

@@ -7,7 +7,8 @@ use serde_json::json;
 use tapio_wire::event::{Kind, PerKind};
 use tapio_wire::program::units::{human_bytes, human_duration};
 
-use super::{CommandError, Directory, Verdict, print, progress, style};
+use super::{CommandError, Directory, Verdict, print, progress, style, verdict_on};
+use crate::archive::damage;
 use crate::archive::index::Index;
 use crate::archive::reader::{ReadError, Reader};
 use crate::archive::verify::verify_segment;
@@ -43,6 +44,8 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
     let segments = reader.segments()?;
     let bar = progress(segments.iter().map(|segment| segment.bytes).sum());
     let mut sums = Sums::default();
+    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: arguments.dir.clone(), source })?;
+    let (mut places, mut undecodable) = (Vec::new(), 0);
     for segment in &segments {
         let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
         let file = match File::open(&segment.path) {
@@ -52,8 +55,13 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         };
         sums.segments += 1;
         sums.bytes += segment.bytes;
-        match Index::read(&file, segment.number).map_err(failed)? {
-            Some(index) if index.kinds_whole => {
+        let index = Index::read(&file, segment.number).map_err(failed)?;
+        let damage = match &index {
+            Some(_) => damage::of_closed(&file, segment.number, &mut |_| {}).map_err(failed)?,
+            None => None,
+        };
+        match index {
+            Some(index) if index.kinds_whole && damage.is_none() => {
                 sums.indexed += 1;
                 sums.index_bytes += index.bytes;
                 sums.frames += index.frames;
@@ -68,6 +76,8 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
             }
             _ => {
                 let report = verify_segment(segment, &mut |bytes| bar.inc(bytes)).map_err(failed)?;
+                places.extend(report.damage().or(damage));
+                undecodable += report.undecodable;
                 sums.frames += report.frames;
                 sums.events += report.events;
                 sums.raw_bytes += report.raw_bytes;
@@ -89,7 +99,7 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         nodes.insert((name, id), (node.epochs.len(), archived, last_ns));
     }
     print(&if arguments.json { json_text(&sums, &nodes) } else { people_text(style(), &sums, &nodes) })?;
-    Ok(Verdict::Done)
+    Ok(verdict_on(&damage::joined(gaps, places), undecodable))
 }
 
 type Nodes = BTreeMap<(String, u64), (usize, u64, u64)>;

@@ -1,10 +1,11 @@
 //! `tapio-server archive verify`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use tapio_wire::program::units::human_bytes;
 
 use super::{CommandError, Directory, Verdict, print, progress};
+use crate::archive::damage::{self, Damage, Place};
 use crate::archive::reader::{ReadError, Reader};
 use crate::archive::verify::{IndexState, SegmentReport, verify_segment};
 use crate::findings::text;
@@ -16,19 +17,23 @@ const OPEN_HINT: &str = "The newest segment was not closed. If a server wrote it
 pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
     let segments = Reader::new(&arguments.dir).segments()?;
     let bar = progress(segments.iter().map(|segment| segment.bytes).sum());
-    let mut is_sound = true;
+    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: arguments.dir.clone(), source })?;
+    let mut is_sound = gaps.is_empty();
     let mut sums = SegmentReport::default();
     let (mut checked, mut indexed) = (0, 0);
     let mut is_newest_open = false;
     for segment in &segments {
-        let report = match verify_segment(segment, &mut |bytes| bar.inc(bytes)) {
+        let mut report = match verify_segment(segment, &mut |bytes| bar.inc(bytes)) {
             Ok(report) => report,
             // Retention was faster.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(source) => return Err(ReadError::Segment { path: segment.path.clone(), source }.into()),
         };
+        let of_this = gaps.iter().filter(|gap| gap.segment == segment.number);
+        report.gap = of_this.clone().find(|gap| !matches!(gap.place, Place::Absent(_))).cloned();
         is_sound &= report.is_sound();
-        is_newest_open = !report.is_sound() && report.index == IndexState::None && !report.is_foreign;
+        is_newest_open =
+            report.gap.is_none() && !report.is_sound() && report.index == IndexState::None && !report.is_foreign;
         checked += 1;
         indexed += u64::from(report.index == IndexState::Sound);
         sums.frames += report.frames;
@@ -36,6 +41,10 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         sums.bytes += report.bytes;
         let line = if arguments.json { json_line(&report) } else { text_line(&report) };
         bar.suspend(|| print(&line))?;
+        for gap in of_this.filter(|gap| matches!(gap.place, Place::Absent(_))) {
+            let line = if arguments.json { format!("{}\n", gap_value(gap)) } else { format!("DAMAGED: {gap}\n") };
+            bar.suspend(|| print(&line))?;
+        }
     }
     bar.finish_and_clear();
     if !arguments.json {
@@ -54,6 +63,30 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
     Ok(if is_sound { Verdict::Done } else { Verdict::Found })
 }
 
+fn gap_value(gap: &Damage) -> Value {
+    let lost = |lost: &damage::Lost| {
+        json!({
+            "node": lost.name, "node_id": format!("{:016x}", lost.node), "epoch": format!("{:x}", lost.epoch),
+            "frames": lost.frames, "events": lost.events.iter().sum::<u64>(),
+            "first_seq": lost.first_seq, "last_seq": lost.last_seq,
+        })
+    };
+    let (absent, from) = match &gap.place {
+        Place::Absent(numbers) => (Some([*numbers.start(), *numbers.end()]), None),
+        Place::End(from) => (None, Some(*from)),
+        Place::Bytes(_) => (None, None),
+    };
+    json!({
+        "sound": false,
+        "absent_segments": absent,
+        "unreadable_from": from,
+        "missing_frames": gap.missing.map(|missing| missing.frames),
+        "missing_events": gap.missing.map(|missing| missing.events),
+        "counted_by_segment": gap.counted_by,
+        "missing": gap.lost.iter().map(lost).collect::<Vec<_>>(),
+    })
+}
+
 fn json_line(report: &SegmentReport) -> String {
     let value = json!({
         "segment": report.number,
@@ -66,6 +99,7 @@ fn json_line(report: &SegmentReport) -> String {
         "undecodable_frames": report.undecodable,
         "uncommitted_bytes": report.uncommitted_bytes,
         "foreign": report.is_foreign,
+        "gap": report.gap.as_ref().map(gap_value),
     });
     format!("{value}\n")
 }
@@ -89,7 +123,9 @@ fn text_line(report: &SegmentReport) -> String {
         IndexState::None => notes.push("no index: queries scan it".to_owned()),
         IndexState::Differs => notes.push("its index says something else than its frames".to_owned()),
     }
-    if report.uncommitted_bytes > 0 {
+    if let Some(gap) = &report.gap {
+        notes.push(gap.to_string());
+    } else if report.uncommitted_bytes > 0 {
         notes.push(format!("{} bytes behind the last commit, never acknowledged", report.uncommitted_bytes));
     }
     let verdict = if report.is_sound() { "sound" } else { "DAMAGED" };

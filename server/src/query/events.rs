@@ -49,7 +49,7 @@ impl EventSource {
         Self { dir: dir.into(), readers: Arc::new(Semaphore::new(READERS_MAX)) }
     }
 
-    /// Starts to read.
+    /// Starts to read. Where damage left something out, a last event that is none says what.
     ///
     /// # Errors
     /// [`Refused::Busy`] when enough others read.
@@ -66,7 +66,13 @@ impl EventSource {
                 Err(_) => ControlFlow::Break(()),
             });
             match selected {
-                Ok(done) => *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(done),
+                Ok(done) => {
+                    let incomplete = Vec::from_iter(done.incomplete());
+                    *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+                    if !incomplete.is_empty() {
+                        let _ = sender.blocking_send(Ok(Event { incomplete, ..Event::default() }));
+                    }
+                }
                 Err(error) => {
                     // Whoever asked may have left.
                     let _ = sender.blocking_send(Err(error.into()));

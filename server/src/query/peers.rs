@@ -134,14 +134,20 @@ impl Peers {
         let of_others = join_all(others.iter().map(|other| self.events_of(other, request, metadata)));
         let (own, of_others) = tokio::join!(own_events(own, choice), of_others);
         let (mut parts, mut incomplete) = (Vec::new(), Vec::from_iter(self.own_doubt()));
-        for part in of_others {
+        for (part, other) in of_others.into_iter().zip(&others) {
             match part {
-                Ok(events) => parts.push(events),
+                Ok(mut events) => {
+                    incomplete.extend(damaged(&mut events, &other.server));
+                    parts.push(events);
+                }
                 Err(missing) => incomplete.push(missing),
             }
         }
         match own {
-            Ok(events) => parts.push(events),
+            Ok(mut events) => {
+                incomplete.extend(damaged(&mut events, self.cluster.server()));
+                parts.push(events);
+            }
             // Another server may know what this one does not.
             Err(status)
                 if status.code() == Code::NotFound
@@ -265,6 +271,17 @@ fn unanswered(other: &Other, reason: &str) -> Unanswered {
     }
 }
 
+/// Takes what a server's damaged archive left out from its events.
+fn damaged(events: &mut Vec<Event>, server: &str) -> Vec<Unanswered> {
+    let mut incomplete = Vec::new();
+    events.retain_mut(|event| {
+        incomplete.append(&mut event.incomplete);
+        !event.id.is_empty()
+    });
+    incomplete.iter_mut().for_each(|damaged| damaged.server = server.to_owned());
+    incomplete
+}
+
 fn standing(status: &StatusResponse) -> ServerStatus {
     ServerStatus {
         ready: status.ready,
@@ -322,6 +339,15 @@ mod tests {
 
     fn event(id: &str, time_ns: u64) -> Event {
         Event { id: id.into(), time_ns, ..Event::default() }
+    }
+
+    #[test]
+    fn what_a_damaged_archive_lacks_is_told_of_its_server() {
+        let missing = Unanswered { reason: "segment 1".into(), ..Unanswered::default() };
+        let mut events = vec![event("a", 1), Event { incomplete: vec![missing], ..Event::default() }];
+        let incomplete = damaged(&mut events, "b");
+        assert_eq!((events.len(), incomplete.len()), (1, 1));
+        assert_eq!((incomplete[0].server.as_str(), incomplete[0].reason.as_str()), ("b", "segment 1"));
     }
 
     #[test]

@@ -7,11 +7,14 @@ mod small_disk;
 mod stepped_clock;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tapio_server::archive::damage::{self, Damage};
 use tapio_server::archive::index::Summary;
+use tapio_server::archive::reader::Reader;
 use tapio_server::archive::{Append, Archive, ArchiveConfig, ArchiveState, DiskChoice, Durable};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Detail, Event, Lane, Source};
@@ -210,6 +213,18 @@ pub fn append_each(archive: &Archive, frames: &mut Frames, count: u64) -> Vec<By
             bytes
         })
         .collect()
+}
+
+/// Runs the server's command, and tells its standard output as text.
+pub fn server(arguments: &[&str]) -> (Output, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_tapio-server")).args(arguments).output().expect("it runs");
+    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
+    (output, text)
+}
+
+/// What the snapshots of a directory count and its segments lack.
+pub fn gaps(dir: &Path) -> Vec<Damage> {
+    damage::gaps(&Reader::new(dir).segments().expect("segments")).expect("readable")
 }
 
 /// The segments of a directory, oldest first.

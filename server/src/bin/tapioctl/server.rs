@@ -137,6 +137,10 @@ impl ServerAt {
     pub fn missing(&self) -> String {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let line = |missing: &Unanswered| {
+            if missing.server.is_empty() {
+                // The only server there is answered, though not with all of it.
+                return format!("incomplete: {}\n", render::clean(&missing.reason));
+            }
             let server = render::clean(&missing.server);
             let nodes = match missing.nodes.len() {
                 0 => String::new(),
