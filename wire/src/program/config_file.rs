@@ -20,7 +20,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {error}; name an existing file with --config")]
-    Read { path: PathBuf, error: std::io::Error },
+    Read { path: PathBuf, error: io::Error },
     #[error("{path}: {error}")]
     Parse { path: PathBuf, error: YamlError },
     #[error("{path}: {key}: {problem}")]
