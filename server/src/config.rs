@@ -3,6 +3,8 @@
 //! What enters: a YAML file and command line flags. What leaves: a [`Config`] that was validated as a whole. What must hold:
 //! an unknown key, a wrong type or an impossible value never becomes a default.
 
+mod bounds;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -254,11 +256,8 @@ impl Config {
         if let Err((key, problem)) = self.server.auth.validate(tls.client_ca.is_some()) {
             return invalid(key, problem);
         }
-        if self.server.max_concurrent_streams == 0 {
-            return invalid("server.max_concurrent_streams", "0 would let nobody in; the least is 1".into());
-        }
-        if self.server.max_batch_size == 0 {
-            return invalid("server.max_batch_size", "0 would let no event in; the least is 1".into());
+        if let Err((key, problem)) = self.bounded() {
+            return invalid(key, problem);
         }
         let floor = 64 << 10;
         for (key, limit) in [
@@ -272,13 +271,6 @@ impl Config {
                 );
             }
         }
-        let age = self.server.max_connection_age;
-        if !age.is_zero() && age < Duration::from_secs(1) {
-            return invalid(
-                "server.max_connection_age",
-                "less than 1s would do nothing but reconnect; 0s for none".into(),
-            );
-        }
         let memory = self.resources.max_memory_mb;
         if memory != 0 && memory < MEMORY_MB_MIN {
             return invalid(
@@ -288,18 +280,6 @@ impl Config {
         }
         if self.server.port != 0 && self.server.port == self.metrics.prometheus_port {
             return invalid("metrics.prometheus_port", format!("{} is server.port too", self.server.port));
-        }
-        if self.correlation.buffer_size == 0 {
-            return invalid("correlation.buffer_size", "0 leaves no room for a signal; the least is 1".into());
-        }
-        if self.correlation.analysis_window < Duration::from_secs(1) {
-            return invalid("correlation.analysis_window", "less than 1s finds nothing".into());
-        }
-        if self.correlation.shards == Some(0) || self.correlation.shards.is_some_and(|shards| shards > 1024) {
-            return invalid("correlation.shards", "a number from 1 to 1024".into());
-        }
-        if self.correlation.max_entities == 0 {
-            return invalid("correlation.max_entities", "0 keeps no state; the least is 1".into());
         }
         let segment = self.archive.segment_bytes;
         if !((8 << 20)..=(4 << 30)).contains(&segment) {
@@ -313,12 +293,6 @@ impl Config {
                     self.archive.max_bytes
                 ),
             );
-        }
-        if self.archive.max_age < Duration::from_secs(60) {
-            return invalid("archive.max_age", "less than 1m would delete what was just written".into());
-        }
-        if self.archive.commit_interval > Duration::from_secs(1) {
-            return invalid("archive.commit_interval", "more than 1s would hold back acknowledgements".into());
         }
         if !((64 << 10)..=(32 << 20)).contains(&self.archive.commit_bytes) {
             return invalid(
@@ -399,7 +373,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Config, ConfigError> {
+    pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), text).expect("written");
         Config::load(Some(file.path()))
@@ -469,7 +443,12 @@ mod tests {
             ("server: {auth: {token_review: {ttl: 2h}}}", "ttl"),
             ("server: {auth: {node_identity: certificate}}", "client_ca"),
             ("server: {max_node_bytes_per_sec: 1}", "max_node_bytes_per_sec"),
-            ("server: {max_connection_age: 1ms}", "max_connection_age"),
+            (
+                "server: {max_connection_age: 1ms}",
+                "server.max_connection_age: 1ms is not from 1s to 365d, or 0s for none",
+            ),
+            ("server: {max_stream_bytes_per_sec: 18446744073709551615}", "max_stream_bytes_per_sec"),
+            ("cluster: {url: 'nats://nats:4222', server: ''}", "cluster.server"),
             ("resources: {max_memory_mb: 10}", "max_memory_mb"),
             ("server: {auth: {node_identity: token}}", "token_review"),
             ("correlation: {analysis_window: 1ms}", "analysis_window"),

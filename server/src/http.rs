@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use tapio_wire::program::http::{self, Bounds};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 use crate::archive::ArchiveState;
 use crate::correlate::Correlator;
@@ -38,7 +40,7 @@ pub async fn serve(
     vitals: Arc<Vitals>,
     metrics_enabled: bool,
     api: Router,
-    mut end: watch::Receiver<bool>,
+    end: watch::Receiver<bool>,
 ) {
     let router = Router::new()
         .route("/healthz", get(alive))
@@ -46,14 +48,11 @@ pub async fn serve(
         .route("/metrics", get(metrics_text))
         .with_state(Arc::new(Shared { metrics, archive, correlator, vitals, metrics_enabled }))
         .merge(api);
-    let router = router.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
-        // An error means that the other side is gone, which is an end too.
-        let _ = end.wait_for(|end| *end).await;
-    });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the HTTP server ended");
-    }
+    let answer = move |mut request: http::Incoming, peer: SocketAddr| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.clone().oneshot(request)
+    };
+    http::serve(listener, Bounds::default(), answer, end).await;
 }
 
 /// What has ended before its time; `None` when everything lives.

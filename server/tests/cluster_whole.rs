@@ -8,7 +8,9 @@ use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
 use crate::whole_server::{Stream, Whole, hello};
 use tapio_server::config::Config;
 use tapio_wire::service::query_client::QueryClient;
-use tapio_wire::service::{Event, Finding, ListEventsRequest, ListFindingsRequest, StatusRequest, StatusResponse};
+use tapio_wire::service::{
+    Event, Finding, ListEventsRequest, ListFindingsRequest, StatusRequest, StatusResponse, Unanswered,
+};
 use tonic::transport::Channel;
 
 fn member(nats: &Nats, server: &str) -> impl FnOnce(&mut Config) {
@@ -201,6 +203,36 @@ async fn any_server_answers_for_all_and_says_whose_part_is_missing() {
     a.pipeline.shutdown().await.expect("a good end");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_hangs_is_waited_for_once_and_what_nobody_knows_is_told_as_incomplete() {
+    let Some(nats) = Nats::start() else { return };
+    // Connections to it are made, and nothing is ever said.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = hangs.local_addr().expect("an address").to_string();
+    let section = section(&nats, "b");
+    let a = Whole::start(member(&nats, "a")).await;
+    let b = Whole::start(move |config| {
+        config.cluster = section;
+        config.cluster.advertise = Some(address);
+    })
+    .await;
+    let is_missing = |incomplete: &[Unanswered]| incomplete.iter().any(|one| one.server == "b");
+    let first = status_when(&a, |status| is_missing(&status.incomplete)).await;
+    assert!(first.incomplete.iter().any(|one| one.reason.contains("in time")), "{first:#?}");
+    let began = Instant::now();
+    let last = events(&a).await.pop().expect("a last word");
+    assert!(is_missing(&last.incomplete) && is_missing(&status(&a).await.incomplete));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"));
+    command.args(["--server", &a.pipeline.grpc_address.to_string(), "why", "nosuch"]);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it runs").expect("tapioctl runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(4) && said.contains("nothing is known of"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    a.pipeline.shutdown().await.expect("a good end");
+    b.pipeline.shutdown().await.expect("a good end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_finding_and_those_to_come_are_told_with_what_they_may_lack() {
     let Some(mut nats) = Nats::start() else { return };
@@ -225,7 +257,7 @@ async fn one_finding_and_those_to_come_are_told_with_what_they_may_lack() {
         "{code:?} {lacking}"
     );
     let (code, told, lacking) = tapioctl(&["finding", "unheard-of"]);
-    assert!(code != Some(0) && told.is_empty() && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
+    assert!(code == Some(4) && told.is_empty() && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
     for whole in [["finding", &id], ["findings", "--watch"]] {
         let (code, told, _) = tapioctl(&["--require-complete", whole[0], whole[1]]);
         assert!(code == Some(4) && told.is_empty(), "{whole:?}: {code:?} {told}");

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
 use serde_json::Value;
@@ -235,6 +236,74 @@ fn exit_codes_are_as_documented() {
     assert_eq!(code(&server.address, &["findings", "--since", "whenever"]), Some(2));
     assert_eq!(code(&server.address, &["frobnicate"]), Some(2));
     assert_eq!(code("127.0.0.1:1", &["status"]), Some(3));
+}
+
+/// A port where connections are made and nothing is ever said; and one that answers in HTTP/1.
+fn wrong_servers() -> (std::net::TcpListener, String, String) {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let http = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let http_address = http.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        for stream in http.incoming() {
+            let mut stream = stream.expect("a connection");
+            // The other side may have left.
+            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    (silent, address, http_address)
+}
+
+#[test]
+fn a_server_that_never_answers_or_is_none_is_passed_over() {
+    let server = serve();
+    let (_silent, silent, http) = wrong_servers();
+    for first in [&silent, &http] {
+        let began = std::time::Instant::now();
+        let (output, text) = output(&format!("{first},{}", server.address), &["findings", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && text.contains("\"pattern\""), "{first}: {text} {said}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
+    let (output, _) = output(&format!("{silent},{http}"), &["findings"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(&format!("{silent}: it did not answer within 3 s")) && said.contains(&http), "{said}");
+}
+
+#[test]
+fn a_port_that_there_is_not_is_told() {
+    for (server, says) in [
+        ("127.0.0.1:99999", "port `99999` is out of range: 1 to 65535"),
+        ("[::1]:70000", "port `70000` is out of range"),
+        ("127.0.0.1:0", "port 0 is out of range"),
+    ] {
+        let (output, _) = output(server, &["status"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(says), "{server}: {said}");
+    }
+}
+
+#[test]
+fn a_watch_goes_on_at_the_next_server_without_telling_a_finding_twice() {
+    let (first, mut second) = (serve(), serve());
+    let servers = format!("{},{}", first.address, second.address);
+    let mut child = tapioctl(&servers, &["findings", "--watch", "--json", "--since", "2000-01-01"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tapioctl runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut pid = || {
+        let line = lines.next().expect("a line").expect("readable");
+        serde_json::from_str::<Value>(&line).expect("an object")["death"]["pid"].clone()
+    };
+    assert_eq!(pid(), 100);
+    drop(first);
+    killed(&mut second.node, 200 * SECOND, 200, "nginx");
+    second.machine.deliver(&second.node.node, &second.node.frames[1..]);
+    assert_eq!(pid(), 200, "the second server has the first finding too: it is not told again");
+    drop(lines);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
 #[test]

@@ -12,6 +12,11 @@ pub const EXPANSION_MAX: usize = 255;
 pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + 64;
 /// Bytes of a node's name: a DNS subdomain name (RFC 1123).
 pub const NODE_NAME_BYTES_MAX: usize = 253;
+/// Whether a node may have this name.
+pub fn is_node_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= NODE_NAME_BYTES_MAX && !name.chars().any(char::is_control)
+}
+
 /// How far a stream's sequence may be ahead of what is durable: more is a broken or hostile peer.
 pub const SEQUENCE_AHEAD_MAX: u64 = 1 << 20;
 

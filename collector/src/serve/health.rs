@@ -12,8 +12,10 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use serde::Serialize;
+use tapio_wire::program::http::{self, Bounds};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 use crate::base::metrics::Metrics;
 use crate::base::status::{Alive, Running, SourceState};
@@ -82,20 +84,15 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `end` changes.
-pub async fn serve(listener: TcpListener, health: Health, mut end: watch::Receiver<bool>) {
+pub async fn serve(listener: TcpListener, health: Health, end: watch::Receiver<bool>) {
     let router = Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
         .route("/latency", get(latency))
         .with_state(Arc::new(health));
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
-        // An error means that the other side is gone, which is an end too.
-        let _ = end.wait_for(|end| *end).await;
-    });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the health server ended");
-    }
+    let answer = move |request: http::Incoming, _: SocketAddr| router.clone().oneshot(request);
+    http::serve(listener, Bounds::default(), answer, end).await;
 }
 
 /// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.

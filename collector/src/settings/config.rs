@@ -365,6 +365,7 @@ mod tests {
             ("collector: {enabled_collectors: [ebfp]}", "enabled_collectors"),
             ("grpc: {server_endpoints: [nowhere]}", "server_endpoints"),
             ("grpc: {max_batch_size: 0}", "max_batch_size"),
+            ("collector: {node_name: \"a\\nb\"}", "collector.node_name"),
             ("grpc: {spool: {dir: /tmp/spool, max_bytes: 1MiB}}", "grpc.spool"),
             ("grpc: {tls_enabled: true}", "grpc.tls.ca"),
             ("grpc: {tls: {ca: /ca.pem}}", "tls_enabled"),
@@ -386,6 +387,45 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+
+    /// The last value that is accepted, and the next one, which is not.
+    #[test]
+    fn what_sizes_or_paces_something_is_bounded_on_both_sides() {
+        for (section, key, accepted, refused) in [
+            ("collector", "max_events_per_sec", ["0", "1000000000"], ["-1", "1000000001"]),
+            ("collector", "buffer_size", ["1", "1000000"], ["0", "18446744073709551615"]),
+            ("collector", "log_lines", ["0", "50"], ["-1", "51"]),
+            ("collector", "conntrack_interval", ["0s", "1h"], ["1us", "61m"]),
+            ("collector", "watch_interval", ["1s", "1h"], ["999ms", "61m"]),
+            ("grpc", "max_batch_size", ["1", "16384"], ["0", "16385"]),
+            ("grpc", "batch_timeout", ["1ms", "10s"], ["0s", "10001ms"]),
+            ("grpc", "resolve_interval", ["100ms", "24h"], ["99ms", "25h"]),
+            ("resources", "max_memory_mb", ["16", "1048576"], ["15", "1048577"]),
+            ("resources", "max_cpu_milli", ["0", "1024000"], ["-1", "1024001"]),
+            ("collectors.ebpf", "cgroup_records_per_second", ["0", "1000000"], ["-1", "1000001"]),
+            ("collectors.ebpf", "linger", ["100us", "1s"], ["99us", "1001ms"]),
+            ("collectors.ebpf", "flush_interval", ["100ms", "1h"], ["99ms", "61m"]),
+            ("collectors.ebpf", "dns_timeout", ["100ms", "5m"], ["99ms", "301s"]),
+            ("collectors.k8s", "stuck_after", ["1s", "720h"], ["999ms", "721h"]),
+            ("collectors.shm", "max_peers", ["1", "1024"], ["0", "1025"]),
+            ("collectors.shm", "max_ring_bytes", ["4KiB", "1GiB"], ["1", "1073741825"]),
+        ] {
+            let of = |value: &str| {
+                let mut names: Vec<&str> = section.split('.').collect();
+                names.push(key);
+                let lines = names.iter().enumerate().map(|(depth, name)| format!("\n{}{name}:", "  ".repeat(depth)));
+                parse(&format!("# a file{} {value}\n", lines.collect::<String>()))
+            };
+            let line = format!("line {}", section.split('.').count() + 2);
+            for value in accepted {
+                of(value).unwrap_or_else(|error| panic!("{error}"));
+            }
+            for value in refused {
+                let error = of(value).expect_err(value).to_string();
+                assert!(error.contains(&format!("{section}.{key}: ")) && error.contains(&line), "{error}");
+            }
         }
     }
 }

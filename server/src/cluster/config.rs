@@ -163,6 +163,9 @@ impl ClusterSection {
         if !self.is_on() {
             return Ok(());
         }
+        if self.server_name().is_empty() {
+            return Err(("cluster.server", "it is empty: set a name of letters, digits and -".into()));
+        }
         if self.server_name().bytes().any(|byte| byte.is_ascii_whitespace() || b".*>".contains(&byte)) {
             return Err(("cluster.server", "no spaces, dots, * or >: set a name of letters, digits and -".into()));
         }

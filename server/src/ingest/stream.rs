@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tapio_wire::frame::{Frame, Header, VERSION, VERSION_OLDEST};
 use tapio_wire::ledger::Ledger;
-use tapio_wire::limits::{NODE_NAME_BYTES_MAX, SEQUENCE_AHEAD_MAX};
+use tapio_wire::limits::{SEQUENCE_AHEAD_MAX, is_node_name};
 use tapio_wire::program::backoff;
 use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::{Notify, mpsc};
@@ -113,7 +113,7 @@ async fn first_message(inbound: &mut Streaming<ShipRequest>) -> Result<Hello, En
 
 async fn enter<S: FrameSink>(shared: &Shared<S>, caller: &Caller, hello: &Hello) -> Result<Place, End> {
     let name = hello.node.as_str();
-    if name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.chars().any(char::is_control) {
+    if !is_node_name(name) {
         return Err(Refusal::NodeName.into());
     }
     let expected = tapio_wire::node_id(name);

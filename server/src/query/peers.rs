@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tapio_wire::program::dial;
@@ -24,6 +24,11 @@ use crate::events::Choice;
 
 /// How long a peer may take for an answer, or between two events.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same of a peer that says nothing in the servers' log either.
+const ANSWER_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(2);
+const LATE: &str = "it did not answer in time";
+/// A peer that did not answer in time is not asked again for so long: one request of an operator is several of these.
+const REST_AFTER_SILENCE: Duration = Duration::from_secs(10);
 /// Events of one answer where several servers are asked: they are held until all are there.
 const EVENTS_MAX: u64 = 100_000;
 /// Such answers that are made at a time.
@@ -42,6 +47,24 @@ pub struct Peers {
     token_without_tls: bool,
     channels: Mutex<HashMap<String, Channel>>,
     answers: Semaphore,
+    silences: Silences,
+}
+
+/// When peers did not answer in time, by address.
+#[derive(Default)]
+struct Silences(Mutex<HashMap<String, Instant>>);
+
+impl Silences {
+    /// Whether the peer is not worth a wait at this moment. Silences that are over are forgotten.
+    fn holds(&self, address: &str, now: Instant) -> bool {
+        let mut silences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        silences.retain(|_, since| now.saturating_duration_since(*since) < REST_AFTER_SILENCE);
+        silences.contains_key(address)
+    }
+
+    fn begin(&self, address: &str, now: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), now);
+    }
 }
 
 /// Events of a peer, or why there are none.
@@ -51,7 +74,7 @@ impl Peers {
     /// The servers that share a log with this one.
     pub fn new(cluster: Arc<Cluster>, tls: Option<Arc<Watched<ClientFiles>>>, token_without_tls: bool) -> Self {
         let (channels, answers) = (Mutex::default(), Semaphore::new(ANSWERS_MAX));
-        Self { cluster, tls, token_without_tls, channels, answers }
+        Self { cluster, tls, token_without_tls, channels, answers, silences: Silences::default() }
     }
 
     /// Servers whose evidence may be missing in what this one found.
@@ -107,7 +130,24 @@ impl Peers {
             let request = self.request(StatusRequest { local: true }, metadata);
             client.status(request).await.map(tonic::Response::into_inner)
         };
-        within(other, asked).await
+        self.first_word(other, asked).await
+    }
+
+    /// A peer's first word, unless it takes too long or did so a moment ago.
+    async fn first_word<T>(
+        &self,
+        other: &Other,
+        asked: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Unanswered> {
+        if self.silences.holds(&other.address, Instant::now()) {
+            return Err(unanswered(other, "it did not answer in time a moment ago, and was not asked again"));
+        }
+        let limit = if other.is_silent { ANSWER_TIMEOUT_OF_SILENT } else { ANSWER_TIMEOUT };
+        let Ok(answer) = tokio::time::timeout(limit, asked).await else {
+            self.silences.begin(&other.address, Instant::now());
+            return Err(unanswered(other, LATE));
+        };
+        answer.map_err(|status| refused(other, &status))
     }
 
     /// The events of this server's archive and of the others', by time; a last one that is none says whose are missing.
@@ -168,7 +208,7 @@ impl Peers {
             client.list_events(self.request(request, metadata)).await.map(tonic::Response::into_inner)
         };
         let mut events = Vec::new();
-        let mut stream = match within(other, opened).await {
+        let mut stream = match self.first_word(other, opened).await {
             Ok(stream) => stream,
             Err(missing) if missing.reason.is_empty() => return Ok(events),
             Err(missing) => return Err(missing),
@@ -252,13 +292,19 @@ async fn own_events(source: &EventSource, choice: Choice) -> Result<Vec<Event>, 
     Ok(events)
 }
 
+/// What follows the first word. A long search between two events is no silence of the peer: it rests for none.
 async fn within<T>(other: &Other, asked: impl Future<Output = Result<T, Status>>) -> Result<T, Unanswered> {
     match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-        Ok(Ok(answer)) => Ok(answer),
+        Ok(answer) => answer.map_err(|status| refused(other, &status)),
+        Err(_) => Err(unanswered(other, LATE)),
+    }
+}
+
+fn refused(other: &Other, status: &Status) -> Unanswered {
+    match status.code() {
         // What nobody there is called is nothing that is missing.
-        Ok(Err(status)) if status.code() == Code::NotFound => Err(unanswered(other, "")),
-        Ok(Err(status)) => Err(unanswered(other, &format!("{:?}: {}", status.code(), status.message()))),
-        Err(_) => Err(unanswered(other, "it did not answer in time")),
+        Code::NotFound => unanswered(other, ""),
+        code => unanswered(other, &format!("{code:?}: {}", status.message())),
     }
 }
 
@@ -348,6 +394,14 @@ mod tests {
         let incomplete = damaged(&mut events, "b");
         assert_eq!((events.len(), incomplete.len()), (1, 1));
         assert_eq!((incomplete[0].server.as_str(), incomplete[0].reason.as_str()), ("b", "segment 1"));
+    }
+
+    #[test]
+    fn a_peer_that_did_not_answer_rests_for_a_while_and_no_other_does() {
+        let (silences, now) = (Silences::default(), Instant::now());
+        silences.begin("b:9090", now);
+        assert!(silences.holds("b:9090", now + REST_AFTER_SILENCE / 2) && !silences.holds("c:9090", now));
+        assert!(!silences.holds("b:9090", now + REST_AFTER_SILENCE));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod descriptors;
 pub mod dial;
 pub mod glob;
 pub mod heap;
+pub mod http;
 pub mod reference;
 pub mod tls;
 pub mod token;

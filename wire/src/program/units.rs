@@ -129,7 +129,7 @@ pub fn human_bytes(bytes: u64) -> String {
 struct Unit<T> {
     expected: &'static str,
     parse: fn(&str) -> Result<T, String>,
-    number: Option<fn(u64) -> T>,
+    number: Option<fn(u64) -> Result<T, String>>,
 }
 
 impl<T> Visitor<'_> for Unit<T> {
@@ -152,7 +152,7 @@ impl<T> Visitor<'_> for Unit<T> {
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
         match self.number {
-            Some(from) => Ok(from(number)),
+            Some(from) => from(number).map_err(E::custom),
             None => Err(E::invalid_type(Unexpected::Unsigned(number), &self)),
         }
     }
@@ -173,12 +173,25 @@ pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, 
 /// As [`parse_bytes`].
 pub fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let expected = "a size, like 64MiB";
-    deserializer.deserialize_any(Unit { expected, parse: parse_bytes, number: Some(|bytes| bytes) })
+    deserializer.deserialize_any(Unit { expected, parse: parse_bytes, number: Some(bounded) })
+}
+
+fn bounded(bytes: u64) -> Result<u64, String> {
+    match u128::from(bytes) < BYTES_MAX {
+        true => Ok(bytes),
+        false => Err(format!("{bytes} bytes are more than any machine has: at most {}", BYTES_MAX - 1)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_of_bytes_is_bounded_as_a_text_is() {
+        assert!(bounded(u64::MAX).is_err() && bounded(BYTES_MAX as u64).is_err());
+        assert_eq!(bounded(BYTES_MAX as u64 - 1), Ok(BYTES_MAX as u64 - 1));
+    }
 
     #[test]
     fn durations_and_sizes_are_read_with_their_units() {

@@ -4,10 +4,11 @@
 //! column. What must hold: depth, size and aliases are bounded by the parser's budget; a key that stands twice is refused; `on`,
 //! `off`, `yes` and `no` are text (YAML 1.2).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
 
@@ -57,6 +58,71 @@ impl<T> Deref for Placed<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Spanned::deserialize(deserializer).map(Self)
+    }
+}
+
+/// Where the keys of a text are written, whatever their types.
+#[derive(Debug, Default)]
+pub struct Places(BTreeMap<String, Placed<Places>>);
+
+impl Places {
+    /// Where the value of a key with dots begins, or of the section nearest to it that is written.
+    pub fn of(&self, key: &str) -> Place {
+        let (mut section, mut place) = (self, Place::default());
+        for name in key.split('.') {
+            let Some(found) = section.0.get(name) else { break };
+            section = found;
+            place = found.place();
+        }
+        place
+    }
+}
+
+impl<'de> Deserialize<'de> for Places {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PlacesVisitor)
+    }
+}
+
+struct PlacesVisitor;
+
+/// A value without keys.
+macro_rules! keyless {
+    ($($visit:ident: $type:ty),*) => {
+        $(fn $visit<E>(self, _: $type) -> Result<Places, E> {
+            Ok(Places::default())
+        })*
+    };
+}
+
+impl<'de> Visitor<'de> for PlacesVisitor {
+    type Value = Places;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any value")
+    }
+
+    keyless!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str);
+
+    fn visit_none<E>(self) -> Result<Places, E> {
+        Ok(Places::default())
+    }
+
+    fn visit_unit<E>(self) -> Result<Places, E> {
+        Ok(Places::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Places, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Places::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Places, A::Error> {
+        let mut places = BTreeMap::new();
+        while let Some((name, value)) = entries.next_entry()? {
+            places.insert(name, value);
+        }
+        Ok(Places(places))
     }
 }
 
@@ -137,7 +203,11 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
             error.into_inner()
         })
     });
-    read.map_err(|error| YamlError::new(if path == "." { String::new() } else { path }, &error, text))
+    // Of a key that is refused itself, as one that stands twice, the path ends in `?`; the reason names it.
+    read.map_err(|error| {
+        let known = path.trim_end_matches('?').trim_end_matches('.');
+        YamlError::new(known.to_owned(), &error, text)
+    })
 }
 
 /// Writes a value as one document, without `---`.
@@ -195,7 +265,8 @@ mod tests {
             ("server:\n  wait: -1\n", &["server.wait: ", "-1", "line 2 column"]),
             ("server:\n  mode: sometimes\n", &["server.mode: ", "`sometimes`", "auto", "line 2 column"]),
             ("names:\n  - {a: 1}\n", &["names[0]: ", "line 2 column"]),
-            ("server:\n  port: 1\n  port: 2\n", &["duplicate", "port", "line 3 column"]),
+            ("server:\n  port: 1\n  port: 2\n", &["server: duplicate", "port", "line 3 column 3"]),
+            ("server: {}\nnames: []\nserver: {}\n", &["duplicate", "`server`", "line 3 column 1"]),
             ("server:\n", &["server: ", "line 1"]),
             ("names: [\n", &["names", "line"]),
             ("server: *unknown\n", &["line 1 column"]),
@@ -204,6 +275,7 @@ mod tests {
             for part in says {
                 assert!(said.contains(part), "{text}: {said}");
             }
+            assert!(!said.contains('?'), "{text}: {said}");
         }
     }
 
@@ -237,8 +309,28 @@ mod tests {
             bomb += &format!("a{level}: &a{level} [{before}]\n");
         }
         from_str::<serde_json::Value>(&bomb).expect_err("ten to the twelfth");
-        let deep = "[".repeat(100_000);
-        from_str::<serde_json::Value>(&deep).expect_err("too deep");
+        for opened in ["[", "{", "- ", "? ", "[{a: ", "a: {"] {
+            let began = std::time::Instant::now();
+            from_str::<serde_json::Value>(&opened.repeat(100_000)).expect_err("too deep");
+            assert!(began.elapsed().as_secs() < 5, "{opened}: {:?}", began.elapsed());
+        }
+    }
+
+    #[test]
+    fn keys_have_places_whatever_their_values_are() {
+        let text = "a: 1\nb: {c: [x, {y: 1}], d: ~}\ne:\n  f: yes\n";
+        let places: Places = from_str(text).expect("accepted");
+        let place = |line, column| Place { line, column };
+        for (key, at) in [
+            ("a", place(1, 4)),
+            ("b.c", place(2, 8)),
+            ("b.d", place(2, 24)),
+            ("b.missing.too", place(2, 4)),
+            ("e.f", place(4, 6)),
+            ("missing", Place::default()),
+        ] {
+            assert_eq!(places.of(key), at, "{key}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tapio_wire::limits::is_node_name;
+use tapio_wire::program::config_file::{Times, numbers_within, times_within};
 use tapio_wire::program::tls::ClientFiles;
 
 use super::{Config, ConfigError};
@@ -10,7 +12,11 @@ use crate::settings::errnos::errno_names;
 use crate::settings::server_name::ServerName;
 
 /// Events in a frame at the most: with names and descriptions of the greatest length they still fit the wire's limits.
-const BATCH_EVENTS_MAX: usize = 16_384;
+const BATCH_EVENTS_MAX: u64 = 16_384;
+/// Lines of a dead container that one event has room for.
+const LOG_LINES_MAX: u64 = 50;
+
+const HOUR_S: u64 = 3600;
 
 const SOURCE_NAMES: [&str; 4] = ["ebpf", "k8s", "systemd", "shm"];
 
@@ -33,11 +39,8 @@ impl Config {
         if !(rate > 0.0 && rate <= 1.0) {
             return invalid("collector.sampling_rate", format!("{rate} is not above 0 and up to 1"));
         }
-        if !(1..=BATCH_EVENTS_MAX).contains(&self.grpc.max_batch_size) {
-            return invalid(
-                "grpc.max_batch_size",
-                format!("{} is not between 1 and {BATCH_EVENTS_MAX}", self.grpc.max_batch_size),
-            );
+        if let Err((key, problem)) = self.bounded() {
+            return invalid(key, problem);
         }
         if self.grpc.tls_enabled && self.grpc.tls.ca.as_os_str().is_empty() {
             return invalid(
@@ -55,9 +58,6 @@ impl Config {
             && (spool.max_bytes < SPOOL_BYTES_MIN || spool.dir.as_os_str().is_empty())
         {
             return invalid("grpc.spool", format!("name a dir, and max_bytes of at least {SPOOL_BYTES_MIN}"));
-        }
-        if self.grpc.resolve_interval < Duration::from_millis(100) {
-            return invalid("grpc.resolve_interval", "less than 100ms would only load the name server".into());
         }
         if self.grpc.server_endpoints.is_empty() {
             return invalid("grpc.server_endpoints", "name at least one server, like tapio-server:9090".into());
@@ -82,15 +82,6 @@ impl Config {
                 Ok(_) => {}
             }
         }
-        if self.grpc.batch_timeout > Duration::from_secs(10) {
-            return invalid("grpc.batch_timeout", "more than 10s would make findings late".into());
-        }
-        if self.collectors.ebpf.flush_interval < Duration::from_millis(100) {
-            return invalid("collectors.ebpf.flush_interval", "less than 100ms costs more than it tells".into());
-        }
-        if self.collectors.ebpf.dns_timeout < Duration::from_millis(100) {
-            return invalid("collectors.ebpf.dns_timeout", "less than 100ms is no time for an answer".into());
-        }
         if let Some(name) =
             self.collectors.ebpf.syscall_errors.iter().find(|name| errno_names().all(|known| known != name.as_str()))
         {
@@ -111,19 +102,14 @@ impl Config {
         if self.collectors.k8s.exclude_namespaces.iter().any(|name| name.is_empty() || name.len() > 63) {
             return invalid("collectors.k8s.exclude_namespaces", "a namespace's name has 1 to 63 characters".into());
         }
-        if self.resources.max_memory_mb < 16 {
+        // As the servers check it, wherever the name is from.
+        if !is_node_name(&self.node_name()) {
             return invalid(
-                "resources.max_memory_mb",
-                format!("{} is too little; the least is 16", self.resources.max_memory_mb),
+                "collector.node_name",
+                "a node's name has 1 to 253 bytes, none of them a control character (unset: NODE_NAME of the environment, or the \
+                 host's name)"
+                    .into(),
             );
-        }
-        if self.collector.buffer_size == 0 {
-            return invalid("collector.buffer_size", "0 leaves no room for an event".into());
-        }
-        if let Some(name) = &self.collector.node_name
-            && (name.is_empty() || name.len() > tapio_wire::limits::NODE_NAME_BYTES_MAX)
-        {
-            return invalid("collector.node_name", "a node's name has 1 to 253 characters".into());
         }
         if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
             return invalid(
@@ -132,5 +118,37 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// Numbers and times: what they size is allocated, and what they pace is done again and again.
+    fn bounded(&self) -> Result<(), (&'static str, String)> {
+        let (collector, ebpf, shm) = (&self.collector, &self.collectors.ebpf, &self.collectors.shm);
+        numbers_within(&[
+            ("collector.max_events_per_sec", collector.max_events_per_sec, 0..=1_000_000_000),
+            ("collector.buffer_size", collector.buffer_size as u64, 1..=1_000_000),
+            ("collector.log_lines", collector.log_lines as u64, 0..=LOG_LINES_MAX),
+            ("grpc.max_batch_size", self.grpc.max_batch_size as u64, 1..=BATCH_EVENTS_MAX),
+            ("resources.max_memory_mb", self.resources.max_memory_mb, 16..=1 << 20),
+            ("resources.max_cpu_milli", self.resources.max_cpu_milli, 0..=1_024_000),
+            ("collectors.ebpf.cgroup_records_per_second", ebpf.cgroup_records_per_second.into(), 0..=1_000_000),
+            ("collectors.shm.max_peers", shm.max_peers as u64, 1..=1024),
+            ("collectors.shm.max_ring_bytes", shm.max_ring_bytes, 4 << 10..=1 << 30),
+        ])?;
+        let times = |least_us, most_s, may_be_off| {
+            let (least, most) = (Duration::from_micros(least_us), Duration::from_secs(most_s));
+            Times { least, most, may_be_off }
+        };
+        times_within(&[
+            ("collector.conntrack_interval", collector.conntrack_interval, times(1_000_000, HOUR_S, true)),
+            ("collector.watch_interval", collector.watch_interval, times(1_000_000, HOUR_S, true)),
+            // Less would only load the name server.
+            ("grpc.resolve_interval", self.grpc.resolve_interval, times(100_000, 24 * HOUR_S, false)),
+            // More would make findings late.
+            ("grpc.batch_timeout", self.grpc.batch_timeout, times(1000, 10, false)),
+            ("collectors.ebpf.linger", ebpf.linger, times(100, 1, false)),
+            ("collectors.ebpf.flush_interval", ebpf.flush_interval, times(100_000, HOUR_S, false)),
+            ("collectors.ebpf.dns_timeout", ebpf.dns_timeout, times(100_000, 300, false)),
+            ("collectors.k8s.stuck_after", self.collectors.k8s.stuck_after, times(1_000_000, 720 * HOUR_S, false)),
+        ])
     }
 }

@@ -99,6 +99,13 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         match round {
             // What is asked for may still have to happen.
             Ok(()) | Err(Failure::Other(_)) => {}
+            // The next round asks from the same moment on.
+            Err(failure) if server.may_go_on_after(&failure) => {
+                tokio::time::sleep(FOLLOW_INTERVAL).await;
+                client = connect(server, false).await?;
+                seen.extend(now_seen);
+                continue;
+            }
             Err(failure) => return Err(failure),
         }
         seen = now_seen;

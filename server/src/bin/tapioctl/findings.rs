@@ -1,5 +1,9 @@
 //! `tapioctl findings` and `tapioctl finding`.
 
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
 use clap::Args;
 use tapio_server::findings::PatternSet;
 use tapio_server::query::SEVERITIES;
@@ -9,10 +13,14 @@ use tonic::Code;
 
 use super::output::{Format, nobody_reads, print};
 use super::server::{Client, Failure, ServerAt, connect};
-use super::{Printing, moment};
+use super::{Printing, moment, now_ns};
 
 /// Findings asked for at once.
 const PAGE: u32 = 500;
+/// Findings whose last version a watcher remembers.
+const TOLD_MAX: usize = 20_000;
+/// Between the loss of a server and the next connection: all of them may be going away.
+const MOVE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub struct ListArguments {
@@ -72,10 +80,10 @@ async fn learn_who_is_missing(client: &mut Client, server: &ServerAt) -> Result<
 /// `tapioctl findings`
 pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArguments) -> Result<(), Failure> {
     let since_ns = moment(arguments.since.as_deref())?;
-    let mut client = connect(server, !arguments.watch).await?;
     if arguments.watch {
-        return follow(&mut client, server, printing, since_ns).await;
+        return watch(server, printing, since_ns).await;
     }
+    let mut client = connect(server, true).await?;
     let (mut left, mut count) = (arguments.limit, 0);
     let mut page_token = String::new();
     let mut is_first = true;
@@ -177,7 +185,66 @@ fn line(printing: Printing, finding: &Finding) -> String {
     format!("{:<14} {:<28} {row}", render::clean(&entity.node), render::clean(&entity.name))
 }
 
-async fn follow(client: &mut Client, server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(), Failure> {
+/// Findings that a watcher was told of, so that another server does not tell them again. Servers count revisions and times of
+/// publication each by itself; the rest of a finding is the same.
+#[derive(Default)]
+struct Told {
+    /// The table's first line, until it is printed.
+    heading: Option<String>,
+    versions: HashMap<String, u64>,
+    oldest_first: VecDeque<String>,
+}
+
+impl Told {
+    /// Whether this version was not told.
+    fn is_news(&mut self, finding: &Finding) -> bool {
+        let same_for_all = Finding { published_ns: 0, revision: 0, ..finding.clone() };
+        let mut hasher = DefaultHasher::new();
+        format!("{same_for_all:?}").hash(&mut hasher);
+        let version = hasher.finish();
+        match self.versions.insert(finding.id.clone(), version) {
+            Some(told) => told != version,
+            None => {
+                self.oldest_first.push_back(finding.id.clone());
+                if self.oldest_first.len() > TOLD_MAX
+                    && let Some(oldest) = self.oldest_first.pop_front()
+                {
+                    self.versions.remove(&oldest);
+                }
+                true
+            }
+        }
+    }
+}
+
+/// Follows one server, and the next one that answers when it goes away.
+async fn watch(server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(), Failure> {
+    let began_ns = now_ns();
+    let heading = printing.format.is_table().then(|| header(printing));
+    let (mut told, mut from_ns) = (Told { heading, ..Told::default() }, since_ns);
+    loop {
+        let mut client = connect(server, false).await?;
+        match follow(&mut client, server, printing, from_ns, &mut told).await {
+            Err(failure) if server.may_go_on_after(&failure) => {
+                if let Failure::Unreachable(reason) | Failure::Broken(reason) = failure {
+                    eprintln!("tapioctl: {reason}; going on at the first server that answers");
+                }
+            }
+            outcome => return outcome,
+        }
+        // What was published while the old server was silent; what was there before this began is told only if it was asked for.
+        from_ns = if since_ns > 0 { since_ns } else { began_ns };
+        tokio::time::sleep(MOVE_PAUSE).await;
+    }
+}
+
+async fn follow(
+    client: &mut Client,
+    server: &ServerAt,
+    printing: Printing,
+    since_ns: u64,
+    told: &mut Told,
+) -> Result<(), Failure> {
     learn_who_is_missing(client, server).await?;
     // It goes on until it is interrupted: what is missing at its start is said there, and later in each finding.
     eprint!("{}", server.missing());
@@ -187,8 +254,8 @@ async fn follow(client: &mut Client, server: &ServerAt, printing: Printing, sinc
         .await
         .map_err(|status| Failure::of(server, &status))?
         .into_inner();
-    if printing.format.is_table() {
-        print(&header(printing))?;
+    if let Some(heading) = told.heading.take() {
+        print(&heading)?;
     }
     let mut nobody_reads = std::pin::pin!(nobody_reads());
     loop {
@@ -197,11 +264,30 @@ async fn follow(client: &mut Client, server: &ServerAt, printing: Printing, sinc
             failure = &mut nobody_reads => return Err(failure),
         };
         match message {
-            Ok(Some(finding)) => print(&line(printing, &finding))?,
+            Ok(Some(finding)) if told.is_news(&finding) => print(&line(printing, &finding))?,
+            Ok(Some(_)) => {}
             Ok(None) => {
                 return Err(Failure::Unreachable(format!("{}: it ended the stream", &**server)));
             }
             Err(status) => return Err(Failure::of(server, &status)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_servers_count_is_no_news_and_another_version_is() {
+        let mut told = Told::default();
+        let finding = Finding { id: "a".into(), summary: "one".into(), revision: 1, ..Finding::default() };
+        assert!(told.is_news(&finding));
+        assert!(!told.is_news(&Finding { revision: 3, published_ns: 9, ..finding.clone() }));
+        assert!(told.is_news(&Finding { summary: "two".into(), ..finding.clone() }));
+        for number in 0..TOLD_MAX {
+            assert!(told.is_news(&Finding { id: number.to_string(), ..finding.clone() }));
+        }
+        assert_eq!((told.versions.len(), told.oldest_first.len()), (TOLD_MAX, TOLD_MAX), "it is bounded");
     }
 }

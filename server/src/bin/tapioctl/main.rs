@@ -110,6 +110,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(Failure::Output(error)) => (format!("cannot write: {error}"), 1),
+        // What is not known here may be in the part that is missing.
+        Err(Failure::Other(message)) if !server.is_complete() => (message, 4),
         Err(Failure::Other(message)) => (message, 1),
         Err(Failure::Usage(message)) => (message, 2),
         Err(Failure::Broken(message)) => (message, 3),

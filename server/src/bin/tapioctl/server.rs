@@ -17,6 +17,8 @@ use tapio_wire::service::{StatusRequest, StatusResponse, Unanswered};
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle connection is looked after.
@@ -24,6 +26,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// A status speaks of every node.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one of several servers may take to answer at all before the next one is asked.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A query client.
 pub type Client = QueryClient<InterceptedService<Channel, Bearer>>;
@@ -128,6 +132,16 @@ impl ServerAt {
         self.require_complete
     }
 
+    /// The addresses, in the order in which they are asked.
+    fn addresses(&self) -> Vec<&str> {
+        self.server.split(',').map(str::trim).filter(|address| !address.is_empty()).collect()
+    }
+
+    /// Whether what goes on until it is interrupted may go on at another server after this.
+    pub fn may_go_on_after(&self, failure: &Failure) -> bool {
+        matches!(failure, Failure::Unreachable(_) | Failure::Broken(_)) && self.addresses().len() > 1
+    }
+
     /// Whether nobody's part was missing.
     pub fn is_complete(&self) -> bool {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
@@ -195,11 +209,19 @@ pub async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResp
     Ok(status)
 }
 
-/// Connects to the first of the servers that answers.
+/// Connects to the first of the servers that answers. Where there is only one, the request itself tells whether it does.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
     let mut failures: Vec<String> = Vec::new();
-    for address in server.server.split(',').map(str::trim).filter(|address| !address.is_empty()) {
-        match connect_to(address, &server.access, with_timeout).await {
+    let addresses = server.addresses();
+    for address in &addresses {
+        let answered = async {
+            let reached = connect_to(address, &server.access, with_timeout).await?;
+            match addresses.len() {
+                1 => Ok(reached.client),
+                _ => first_answer(address, reached).await,
+            }
+        };
+        match answered.await {
             Ok(client) => return Ok(client),
             Err(Failure::Unreachable(reason)) => failures.push(reason),
             Err(failure) => return Err(failure),
@@ -211,12 +233,48 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
     }
 }
 
-async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result<Client, Failure> {
+/// A connection whose other side has not said anything yet.
+struct Reached {
+    client: Client,
+    health: HealthClient<InterceptedService<Channel, Bearer>>,
+}
+
+/// Asks for the server's health. Every answer of a gRPC server will do, also that it has no such service or wants a token.
+async fn first_answer(address: &str, mut reached: Reached) -> Result<Client, Failure> {
+    let asked = reached.health.check(HealthCheckRequest::default());
+    let reason = match tokio::time::timeout(FIRST_ANSWER_TIMEOUT, asked).await {
+        Ok(Ok(_)) => return Ok(reached.client),
+        Ok(Err(status)) if is_of_server(&status) => return Ok(reached.client),
+        Ok(Err(status)) => format!("it does not speak gRPC, or went away ({})", innermost(&status)),
+        Err(_) => format!("it did not answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
+    };
+    Err(Failure::Unreachable(format!("{address}: {reason}")))
+}
+
+/// Whether a gRPC server said it, and not the connection.
+fn is_of_server(status: &tonic::Status) -> bool {
+    status.source().is_none() && !status.message().contains("grpc-status header missing")
+}
+
+/// The port of an address, which a URL's parser leaves out where it is none.
+fn port_of(uri: &tonic::transport::Uri) -> Result<u16, String> {
+    let written = uri.authority().and_then(|authority| authority.as_str().rsplit_once(':'));
+    match (uri.port_u16(), written) {
+        (Some(0), _) => Err("port 0 is out of range: 1 to 65535".into()),
+        (Some(port), _) => Ok(port),
+        (None, Some((_, port))) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(format!("port `{port}` is out of range: 1 to 65535"))
+        }
+        (None, _) => Ok(if uri.scheme_str() == Some("https") { 443 } else { 80 }),
+    }
+}
+
+async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result<Reached, Failure> {
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
     let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let port = port_of(&uri).map_err(wrong)?;
     let usage = |error: &dyn Error| Failure::Usage(error.to_string());
     let tls = match &access.tls_ca {
         Some(ca) => {
@@ -265,6 +323,8 @@ async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result
         }
     }
     let channel = connected.ok_or_else(|| unreachable(reason))?;
-    let client = QueryClient::with_interceptor(channel, Bearer(token.map(Arc::new)));
-    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+    let token = token.map(Arc::new);
+    let health = HealthClient::with_interceptor(channel.clone(), Bearer(token.clone()));
+    let client = QueryClient::with_interceptor(channel, Bearer(token));
+    Ok(Reached { client: client.max_decoding_message_size(ANSWER_BYTES_MAX), health })
 }
