@@ -1,7 +1,7 @@
 //! An HTTP/1 port that a stranger cannot keep busy.
 //!
 //! What enters: a listener, and what answers a request. What leaves: answers, until the end is set. What must hold: a connection
-//! that sends no whole request head in time is closed; connections are bounded, in all and for each peer; a peer that does not
+//! that sends no whole request head in time is closed. Connections are bounded, in all and for each peer. A peer that does not
 //! read its answer is dropped.
 
 use std::collections::HashMap;
