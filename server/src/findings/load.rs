@@ -349,7 +349,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         title: sentence(&file.title)?,
         summary: sentence(&file.summary)?,
         verdict: sentence(file.verdict.as_ref().unwrap_or(&file.title))?,
-        advice: file.advice.iter().map(|advice| sentence(advice)).collect::<Result<_, _>>()?,
+        advice: file.advice.iter().map(sentence).collect::<Result<_, _>>()?,
         severity: file.severity,
         priority: file.priority,
         window_ns: nanoseconds(file.window.0),
