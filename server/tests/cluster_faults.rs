@@ -14,7 +14,7 @@ use tapio_server::correlate::{NodeClock, NodeRef};
 use tapio_wire::service::{Finding, ServerStatus};
 use tonic::transport::Endpoint;
 
-fn through(proxy: &Proxy, server: &str) -> ClusterSection {
+pub fn through(proxy: &Proxy, server: &str) -> ClusterSection {
     ClusterSection { url: proxy.url(), server: Some(server.into()), ..ClusterSection::default() }
 }
 
@@ -54,13 +54,13 @@ fn until_as(member: &Member, wanted: &[Finding]) {
 }
 
 /// What a server says of itself.
-async fn own_status(server: &Whole) -> ServerStatus {
+pub async fn own_status(server: &Whole) -> ServerStatus {
     let is_own = |told: &ServerStatus| told.address.is_empty();
     status(server).await.servers.into_iter().find(is_own).expect("it is one of several")
 }
 
 /// Waits until both servers say what undisturbed ones say, and that the ledger closes.
-async fn until_undisturbed(servers: &[&Whole], wanted: &[Finding]) {
+pub async fn until_undisturbed(servers: &[&Whole], wanted: &[Finding]) {
     for server in servers {
         let found = findings_when(server, |found| by_id(found) == by_id(wanted)).await;
         assert!(found.iter().all(|one| one.missing_servers.is_empty()), "{found:#?}");
@@ -245,65 +245,6 @@ async fn a_server_that_nats_refuses_says_why_until_it_is_let_in() {
     }
     assert_eq!(own_status(&a).await.log_trouble, "");
     a.pipeline.shutdown().await.expect("a good end");
-}
-
-/// Far more frames than tokio lets one task poll for at once, of deaths whose counts grow by each of them.
-fn many_deaths() -> (Node, Node) {
-    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
-    for round in 0..400_u32 {
-        let node = if round % 2 == 0 { &mut first } else { &mut second };
-        let number = round / 2 % 16;
-        let pod = format!("shop/w{number}-{}", round % 2);
-        let entity = node.kube_container(&format!("Deployment/w{number}"), &pod, &pod);
-        node.limit_kill(entity, 1000 + round, (100 + u64::from(round)) * SECOND);
-    }
-    (first, second)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_log_of_many_frames_is_filled_again_by_all_servers() {
-    let Some(mut nats) = Nats::start() else { return };
-    let (first, second) = many_deaths();
-    let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
-    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
-    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
-    ship(&a, &first, 0).await;
-    ship(&b, &second, 0).await;
-    until_undisturbed(&[&a, &b], &wanted).await;
-    nats.restart_empty();
-    for server in [&a, &b] {
-        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
-        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
-    }
-    // Whoever joins now knows only what the log says.
-    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
-    until_undisturbed(&[&a, &b, &c], &wanted).await;
-    for server in [a, b, c] {
-        server.pipeline.shutdown().await.expect("a good end");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_filling_the_log_again_ends_when_it_is_asked_to() {
-    let Some(mut nats) = Nats::start() else { return };
-    let (first, _) = many_deaths();
-    let proxy = Proxy::start(nats.port());
-    let a = Whole::start(|config| {
-        config.cluster = through(&proxy, "a");
-        // Whoever goes through the archive waits for room again and again.
-        config.correlation.buffer_size = 16;
-    })
-    .await;
-    ship(&a, &first, 0).await;
-    findings_when(&a, |found| found.len() == 16).await;
-    proxy.slow(Duration::from_millis(20), 64 << 10);
-    nats.restart_empty();
-    a.until_metric("tapio_server_log_healing_seconds", &[], |value| value > 0.0).await;
-    proxy.hold(true);
-    let told = own_status(&a).await;
-    assert!(told.healing_ns > 0, "{told:?}");
-    let ended = tokio::time::timeout(Duration::from_secs(20), a.pipeline.shutdown()).await;
-    ended.expect("it ends within seconds").expect("a good end");
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod cluster_deliver;
 mod cluster_faults;
 mod cluster_leader;
 mod cluster_log;
+mod cluster_refill;
 mod cluster_support;
 mod cluster_whole;
 mod correlate_alive;

@@ -1,0 +1,68 @@
+//! A log that was lost is filled again from the archives.
+
+use std::time::Duration;
+
+use crate::cluster_faults::{own_status, through, until_undisturbed};
+use crate::cluster_support::*;
+use crate::cluster_whole::{findings_when, ship};
+use crate::correlate_node::{Node, SECOND};
+use crate::whole_server::Whole;
+
+/// Far more frames than tokio lets one task poll for at once, of deaths whose counts grow by each of them.
+fn many_deaths() -> (Node, Node) {
+    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
+    for round in 0..400_u32 {
+        let node = if round % 2 == 0 { &mut first } else { &mut second };
+        let number = round / 2 % 16;
+        let pod = format!("shop/w{number}-{}", round % 2);
+        let entity = node.kube_container(&format!("Deployment/w{number}"), &pod, &pod);
+        node.limit_kill(entity, 1000 + round, (100 + u64::from(round)) * SECOND);
+    }
+    (first, second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_log_of_many_frames_is_filled_again_by_all_servers() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, second) = many_deaths();
+    let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
+    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
+    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    ship(&a, &first, 0).await;
+    ship(&b, &second, 0).await;
+    until_undisturbed(&[&a, &b], &wanted).await;
+    nats.restart_empty();
+    for server in [&a, &b] {
+        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
+        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
+    }
+    // Whoever joins now knows only what the log says.
+    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
+    until_undisturbed(&[&a, &b, &c], &wanted).await;
+    for server in [a, b, c] {
+        server.pipeline.shutdown().await.expect("a good end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_filling_the_log_again_ends_when_it_is_asked_to() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, _) = many_deaths();
+    let proxy = Proxy::start(nats.port());
+    let a = Whole::start(|config| {
+        config.cluster = through(&proxy, "a");
+        // Whoever goes through the archive waits for room again and again.
+        config.correlation.buffer_size = 16;
+    })
+    .await;
+    ship(&a, &first, 0).await;
+    findings_when(&a, |found| found.len() == 16).await;
+    proxy.slow(Duration::from_millis(20), 64 << 10);
+    nats.restart_empty();
+    a.until_metric("tapio_server_log_healing_seconds", &[], |value| value > 0.0).await;
+    proxy.hold(true);
+    let told = own_status(&a).await;
+    assert!(told.healing_ns > 0, "{told:?}");
+    let ended = tokio::time::timeout(Duration::from_secs(20), a.pipeline.shutdown()).await;
+    ended.expect("it ends within seconds").expect("a good end");
+}
