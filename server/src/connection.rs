@@ -1,6 +1,6 @@
 //! A connection of the gRPC side, counted, and closed when it does not begin.
 //!
-//! What must hold: there are no more connections than the server is sized for; one that has not sent HTTP/2's preface within
+//! What must hold: there are no more connections than the server is sized for. One that has not sent HTTP/2's preface within
 //! [`PREFACE_TIMEOUT`] is closed, since until then nothing pings it.
 
 use std::future::Future;

@@ -1,7 +1,7 @@
 //! What this server has to say to the others.
 //!
 //! What enters: signals from the shards, frames as they go to the shards and as the shards are done with them. What leaves: entries
-//! in the order in which they hold. What must hold: nobody waits here; what finds no room is left out, and then the frames that it
+//! in the order in which they hold. What must hold: nobody waits here. What finds no room is left out, and then the frames that it
 //! came from are not told as covered, so that they are worked through again from the archive; a stretch is told as covered after
 //! everything that its frames gave occasion to.
 

@@ -36,8 +36,8 @@ const QUEUE_CHANGES: usize = 1024;
 const LINE_BYTES_MAX: u64 = 4 << 20;
 /// How often a change that was missed is looked for while nothing else happens.
 const MISSED_INTERVAL: Duration = Duration::from_secs(5);
-/// What comes within it after a write is written together: a finding that grows changes again and again, and every write is a sync of
-/// the disk that the archive writes to.
+/// Changes within it after a write are written together. A finding that grows changes often, and every write syncs the disk that
+/// the archive writes to.
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
 /// The same after the store was written anew.
 const ANEW_PAUSE: Duration = Duration::from_secs(1);

@@ -192,8 +192,8 @@ impl Pattern {
         &self.steps[self.anchor]
     }
 
-    /// How far from a signal that may be a step the anchors are whose explanation it may change, where steps come in the wrong order
-    /// by so much at the most; `None` where it is the anchor.
+    /// How far from a signal the anchors are whose explanation it may change, if the signal is this step. Steps come in the wrong
+    /// order by `disorder_ns` at the most. `None` where the step is the anchor.
     pub fn reach_of(&self, index: usize, disorder_ns: u64) -> Option<Reach> {
         let step = self.steps.get(index)?;
         // Steps follow one another, but for their slack and, where nodes differ, their clocks: a step before the anchor can

@@ -1,8 +1,8 @@
 //! Whose explanation a signal may change, by the steps that it may be.
 //!
 //! What enters: a set of steps. What leaves: the patterns of which it is the anchor, and where the anchors are of which it may be
-//! another step. What must hold: it follows from the patterns alone, so it is worked out once for each set; an anchor that is left out
-//! could not be explained otherwise by the signal.
+//! another step. What must hold: it follows from the patterns alone, so it is worked out once for each set. The signal could not
+//! change the explanation of an anchor that is left out.
 
 use std::sync::Arc;
 
@@ -87,8 +87,8 @@ impl Plan {
     }
 }
 
-/// By how much a step and the anchor may come in the wrong order: the slack of each step on the way from one to the other, and what the
-/// clocks of nodes may be apart. `is_on_node`: the signal is of the anchor's node.
+/// By how much a step and the anchor may come in the wrong order. It is the slack of each step between them, and how far the clocks
+/// of nodes may be apart. `is_on_node`: the signal is of the anchor's node.
 fn disorder_ns(pattern: &Pattern, index: usize, is_on_node: bool) -> u64 {
     let (steps, anchor) = (&pattern.steps, pattern.anchor);
     if steps[index].absent {
