@@ -397,7 +397,7 @@ mod tests {
             ("collector", "max_events_per_sec", ["0", "1000000000"], ["-1", "1000000001"]),
             ("collector", "buffer_size", ["1", "1000000"], ["0", "18446744073709551615"]),
             ("collector", "log_lines", ["0", "50"], ["-1", "51"]),
-            ("collector", "conntrack_interval", ["0s", "1h"], ["1us", "61m"]),
+            ("collector", "conntrack_interval", ["100ms", "1h"], ["99ms", "61m"]),
             ("collector", "watch_interval", ["1s", "1h"], ["999ms", "61m"]),
             ("grpc", "max_batch_size", ["1", "16384"], ["0", "16385"]),
             ("grpc", "batch_timeout", ["1ms", "10s"], ["0s", "10001ms"]),

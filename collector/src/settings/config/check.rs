@@ -139,7 +139,7 @@ impl Config {
             Times { least, most, may_be_off }
         };
         times_within(&[
-            ("collector.conntrack_interval", collector.conntrack_interval, times(1_000_000, HOUR_S, true)),
+            ("collector.conntrack_interval", collector.conntrack_interval, times(100_000, HOUR_S, true)),
             ("collector.watch_interval", collector.watch_interval, times(1_000_000, HOUR_S, true)),
             // Less would only load the name server.
             ("grpc.resolve_interval", self.grpc.resolve_interval, times(100_000, 24 * HOUR_S, false)),
