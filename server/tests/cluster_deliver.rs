@@ -275,10 +275,11 @@ fn a_leader_is_lost_between_intent_and_confirmation(signal: i32) {
     if signal == libc::SIGSTOP {
         // It goes on and hears that its receiver had it. It neither delivers nor changes what the other leader wrote.
         receiving.change(|answers| (answers.silent_from, answers.silenced) = (None, None));
-        child.signal(libc::SIGCONT);
+        // Once it goes on, its patience may be over before it reads the answer, and it closes the connection.
         until("the answer that came late", || {
             receiving.confirmed().iter().any(|one| one.server == "child" && one.id == held.id).then_some(())
         });
+        child.signal(libc::SIGCONT);
         drop(by_b);
         b.cluster.stop();
         // The child leads again, and finds nothing left to do but what is new.

@@ -56,6 +56,7 @@ fn a_deletion_is_never_certain_since_its_controller_may_speak_later() {
     // ReplicaSets speak of it after they did it.
     let workload = gone.node.kube_workload("Deployment/web", "shop");
     gone.node.said(104 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    gone.node.lethal(105 * SECOND);
     let found = findings_of(&gone.node);
     let of = |pattern: &str| found.iter().filter(|one| one.pattern == pattern && !one.withdrawn).count();
     assert_eq!((of("pod-deleted"), of("ended-by-controller")), (0, 1), "{found:#?}");
