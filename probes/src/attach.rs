@@ -97,8 +97,8 @@ pub(crate) fn detach(object: &mut Ebpf, info: &ProgramInfo, link: Link) -> Resul
 /// How long a program is loaded again and again while signals interrupt it.
 const LOAD_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Loads, and again when a signal came in the midst: the verifier then gives up with `EAGAIN`. On a busy machine five signals in
-/// a row can meet five tries, so time is the bound and not their number: a program that is given up is missing until a restart.
+/// Loads, and again when a signal came in the midst: the verifier then gives up with `EAGAIN`. The bound is a time, since on a busy
+/// machine a signal can meet each of five tries. A program that is given up is missing until a restart.
 fn load(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let began = Instant::now();
     loop {
