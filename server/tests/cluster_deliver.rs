@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -210,36 +210,20 @@ fn a_deliverer_in_a_process_of_its_own() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-struct Process(Child);
-
-impl Process {
-    fn deliverer(nats: &Nats, receiving: &Receiving) -> Self {
-        let child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--ignored", "--exact", "--nocapture", "cluster_deliver::a_deliverer_in_a_process_of_its_own"])
-            .env(NATS_VARIABLE, nats.url())
-            .env(URL_VARIABLE, receiving.section().url)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut child = child.expect("this program starts");
-        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let knows = |line: &String| line.ends_with("it knows who leads");
-        assert!(lines.map_while(Result::ok).any(|line| knows(&line)), "it ended");
-        Self(child)
-    }
-
-    fn signal(&self, signal: i32) {
-        let pid = rustix::process::Pid::from_raw(self.0.id() as i32).expect("a pid");
-        let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
-        rustix::process::kill_process(pid, signal).expect("signalled");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A server of its own that leads and delivers.
+fn deliverer_process(nats: &Nats, receiving: &Receiving) -> Process {
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--exact", "--nocapture", "cluster_deliver::a_deliverer_in_a_process_of_its_own"])
+        .env(NATS_VARIABLE, nats.url())
+        .env(URL_VARIABLE, receiving.section().url)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut child = child.expect("this program starts");
+    let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let knows = |line: &String| line.ends_with("it knows who leads");
+    assert!(lines.map_while(Result::ok).any(|line| knows(&line)), "it ended");
+    Process(child)
 }
 
 /// A leader gets this signal after its receiver has got a delivery and before it has confirmed it; another takes over.
@@ -252,7 +236,7 @@ fn a_leader_is_lost_between_intent_and_confirmation(signal: i32) {
     feeder.deliver(&deaths(6));
     settle(&[&feeder]);
     until("the feeder leads", || feeder.cluster.leadership().term());
-    let child = Process::deliverer(&nats, &receiving);
+    let child = deliverer_process(&nats, &receiving);
     feeder.cluster.stop();
     let held = until("the third delivery of the child", || receiving.posted().get(2).cloned());
     let of_b = section(&nats, "b");

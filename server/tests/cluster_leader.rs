@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -171,23 +171,6 @@ fn a_leader_in_a_process_of_its_own() {
         if writeln!(told, "{worth} {}", term.number()).is_err() {
             return;
         }
-    }
-}
-
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, signal: i32) {
-        let pid = rustix::process::Pid::from_raw(self.0.id() as i32).expect("a pid");
-        let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
-        rustix::process::kill_process(pid, signal).expect("signalled");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -1,7 +1,7 @@
 //! `tapioctl` against a real query service.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -284,19 +284,28 @@ fn a_port_that_there_is_not_is_told() {
     }
 }
 
+/// A tapioctl that watches findings, and its lines.
+fn watching(servers: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut child = tapioctl(servers, &["findings", "--watch", "--json", "--since", "2000-01-01"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tapioctl runs");
+    let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    (child, lines)
+}
+
+/// Whose death a line of it is about.
+fn pid_of(line: Option<std::io::Result<String>>) -> Value {
+    let line = line.expect("a line").expect("readable");
+    serde_json::from_str::<Value>(&line).expect("an object")["death"]["pid"].clone()
+}
+
 #[test]
 fn a_watch_goes_on_at_the_next_server_without_telling_a_finding_twice() {
     let (first, mut second) = (serve(), serve());
     let servers = format!("{},{}", first.address, second.address);
-    let mut child = tapioctl(&servers, &["findings", "--watch", "--json", "--since", "2000-01-01"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("tapioctl runs");
-    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-    let mut pid = || {
-        let line = lines.next().expect("a line").expect("readable");
-        serde_json::from_str::<Value>(&line).expect("an object")["death"]["pid"].clone()
-    };
+    let (mut child, mut lines) = watching(&servers);
+    let mut pid = || pid_of(lines.next());
     assert_eq!(pid(), 100);
     drop(first);
     killed(&mut second.node, 200 * SECOND, 200, "nginx");
@@ -309,15 +318,8 @@ fn a_watch_goes_on_at_the_next_server_without_telling_a_finding_twice() {
 #[test]
 fn a_watcher_is_told_what_was_what_is_and_may_leave() {
     let mut server = serve();
-    let mut child = tapioctl(&server.address, &["findings", "--watch", "--json", "--since", "2000-01-01"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("tapioctl runs");
-    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-    let mut pid = || {
-        let line = lines.next().expect("a line").expect("readable");
-        serde_json::from_str::<Value>(&line).expect("an object")["death"]["pid"].clone()
-    };
+    let (mut child, mut lines) = watching(&server.address);
+    let mut pid = || pid_of(lines.next());
     assert_eq!(pid(), 100);
     killed(&mut server.node, 200 * SECOND, 200, "nginx");
     server.machine.deliver(&server.node.node, &server.node.frames[1..]);

@@ -144,16 +144,36 @@ impl Nats {
 
     /// Stops it, or lets it go on.
     pub fn pause(&self, is_paused: bool) {
-        let signal = if is_paused { libc::SIGSTOP } else { libc::SIGCONT };
-        let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a pid");
-        let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
-        rustix::process::kill_process(pid, signal).expect("signalled");
+        send_signal(self.pid(), if is_paused { libc::SIGSTOP } else { libc::SIGCONT });
     }
 }
 
 impl Drop for Nats {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Sends a signal to a process that the test started.
+fn send_signal(pid: u32, signal: i32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
+    rustix::process::kill_process(pid, signal).expect("signalled");
+}
+
+/// A process that a test started; it ends with the test.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn signal(&self, signal: i32) {
+        send_signal(self.0.id(), signal);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
