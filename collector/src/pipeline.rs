@@ -240,7 +240,7 @@ fn packer(
     })
 }
 
-/// Starts the thread that packs; the first of what is returned tells whether it runs.
+/// Starts the thread that packs. The first value that it returns shows whether the thread runs.
 fn pack(packer: Arc<Packer>, parker: Parker) -> std::io::Result<(Alive, JoinHandle<()>)> {
     let packing = Alive::default();
     let guard = packing.begin();

@@ -44,7 +44,7 @@ impl Vitals {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).push((name.into(), sign));
     }
 
-    /// Lets `/readyz` tell this too, when there is something to tell.
+    /// Lets `/readyz` show this too, when it is not empty.
     pub fn remark(&self, remark: impl Fn() -> Option<String> + Send + Sync + 'static) {
         self.remarks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(remark));
     }

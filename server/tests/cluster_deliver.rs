@@ -444,7 +444,7 @@ fn a_sink_that_stands_still_holds_back_neither_another_one_nor_who_publishes_and
         assert!(next(&of_fast).starts_with(&format!("f{number}.1.")));
     }
     assert!(of_slow.try_recv().is_err());
-    // One is on its way, fifty wait, and of the others it is told that there was no room.
+    // One is on its way, fifty wait, and the others are counted as without room.
     until("the bound", || {
         let slow = deliverer.status().remove(0);
         (slow.lost == 149 && slow.waiting == 50).then_some(())
@@ -454,7 +454,7 @@ fn a_sink_that_stands_still_holds_back_neither_another_one_nor_who_publishes_and
     assert!(first.starts_with("f0.1."), "{first}");
     let rest: Vec<String> = (150..200).map(|_| next(&of_slow)).collect();
     assert!(rest.iter().zip(150..200).all(|(id, number)| id.starts_with(&format!("f{number}.1."))), "{rest:?}");
-    // One that is withdrawn is told to whoever was told of it.
+    // A withdrawal is delivered to whoever got the finding.
     store.withdraw("f199", None).expect("it is there");
     assert!(next(&of_slow).starts_with("f199.2.") && next(&of_fast).starts_with("f199.2."));
 }

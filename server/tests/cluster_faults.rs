@@ -210,7 +210,7 @@ fn what_waits_in_messages_counts_as_waiting() {
         family.get_metric()[0].get_gauge().get_value()
     };
     nats.pause(true);
-    // Each death is told by three signals.
+    // Each death gives three signals.
     a.deliver(&deaths().0);
     until("all of them in messages", || (a.cluster.bus().is_empty() && waiting() >= 60.0).then_some(()));
     nats.pause(false);

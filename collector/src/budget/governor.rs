@@ -9,7 +9,7 @@
 //! counted apart and not held against the minutes after it. The start is over at the first [`WINDOW`] within the budget, and
 //! at the latest after [`START_MAX`] or [`START_CPU_NS_MAX`]: a collector that never settles is governed like any other. What
 //! the elected collector does for the whole cluster is counted apart too: to sample this node's events would not save it. Its
-//! own metric tells it, and the log when it alone is more than the budget.
+//! own metric shows it, and the log says when it alone is more than the budget.
 //!
 //! The probes' time is measured in one second of [`MEASURE_EVERY`] and stands for the others: measuring all the time would
 //! cost about as much as the probes do. While sampling changes it is measured in every second: an old figure would be held

@@ -23,7 +23,7 @@ impl Budget {
         let event_bytes = size_of::<tapio_wire::event::Event>();
         let batch_bytes = config.grpc.max_batch_size * event_bytes;
         let lethal_ring_bytes = (1usize << (internal / 32).max(1).ilog2()).clamp(256 << 10, 4 << 20);
-        // Where this cannot be told no probe can be loaded.
+        // Where this is not known, no probe can be loaded.
         let cpus = tapio_probes::possible_cpus().unwrap_or(1);
         // Together at most a quarter of the internal budget, unless the least that is useful is more.
         let bulk_ring_bytes = (1usize << (internal / 4 / cpus).max(1).ilog2()).clamp(BULK_RING_BYTES_MIN, 1 << 20);

@@ -43,7 +43,7 @@ impl Nap {
         Self { shortest, looked: Instant::now(), records_per_second: 0.0, events_per_second: 0.0, fill_per_second: 0.0 }
     }
 
-    /// Events that were kept, of late.
+    /// Events kept recently.
     pub fn events_per_second(&self) -> f64 {
         self.events_per_second
     }
@@ -92,7 +92,7 @@ mod tests {
     const LINGER: Duration = Duration::from_millis(1);
     const DUE: Duration = Duration::from_millis(100);
 
-    /// A reader that naps as it is told while so many events a second come, each the 1000th part of a ring: its naps.
+    /// The naps of a reader while so many events a second come, each the 1000th part of a ring.
     fn naps(events_per_second: f64, worth: usize) -> Vec<Duration> {
         let mut nap = Nap::new(LINGER);
         let mut now = nap.looked;

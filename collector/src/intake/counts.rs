@@ -90,7 +90,7 @@ fn add<const N: usize>(counters: &[AtomicU64; N], counts: [u32; N]) {
     }
 }
 
-/// How far the subjects of events could be told, by [`OUTCOMES`], for metrics.
+/// Events by outcome of resolving their subject ([`OUTCOMES`]), for metrics.
 #[derive(Default)]
 pub struct IdentityCounts([AtomicU64; OUTCOMES.len()]);
 

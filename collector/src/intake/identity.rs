@@ -87,7 +87,7 @@ impl Identity {
         Self::with_directory(roots, Arc::default())
     }
 
-    /// The same, with what Kubernetes tells.
+    /// The same, with names from Kubernetes.
     pub fn with_directory(roots: Vec<(PathBuf, u64)>, directory: Arc<Directory>) -> Self {
         let now = Instant::now();
         Self {
@@ -123,7 +123,7 @@ impl Identity {
         self
     }
 
-    /// Whether nothing of a cgroup is to be told in the bulk lane.
+    /// Whether bulk events of a cgroup are left out.
     #[inline]
     pub fn is_excluded(&self, id: u64) -> bool {
         self.exclusion.as_ref().is_some_and(|exclusion| exclusion.contains(id))
@@ -252,7 +252,7 @@ impl Identity {
         }
     }
 
-    /// A process of this cgroup replaced its image; tells its role in its container.
+    /// A process of this cgroup replaced its image. Returns its role in its container.
     pub fn role_of_exec(&mut self, entity: EntityId, cgroup_id: u64, origin: Origin<'_>) -> Role {
         let entity_of = |id| self.cgroups.get(&id).map(|known| known.entity);
         let started = Started {
@@ -273,7 +273,7 @@ impl Identity {
         self.roles.of(entity, origin.pid, origin.parent_pid, origin.comm)
     }
 
-    /// A process died; tells its role in its container.
+    /// A process died. Returns its role in its container.
     pub fn role_of_exit(&mut self, entity: EntityId, origin: Origin<'_>) -> Role {
         self.roles.exit(entity, origin.pid, origin.start_time_ns, origin.parent_pid, origin.comm)
     }
@@ -375,7 +375,7 @@ impl Identity {
         let id = entity_id(EntityKind::Host, path);
         if self.cgroups.get(&id).is_none_or(|known| known.path != path) {
             if self.roots.is_empty() && self.cgroups.len() >= PATHS_MAX {
-                // Of paths alone nobody tells when they are gone. All that is lost is which were described lately.
+                // Nothing reports that a path is gone. All that is lost is which were described recently.
                 self.cgroups.clear();
             }
             self.learn(id, path);

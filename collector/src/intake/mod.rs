@@ -152,7 +152,7 @@ impl Intake {
         worth.min(self.shared.batch_events())
     }
 
-    /// How many events come of late: what a frame is worth depends on it.
+    /// The current rate of events, a second. A frame is worth sending after fewer events when it is low.
     pub fn expect(&mut self, events_per_second: f64) {
         self.events_per_second = events_per_second;
     }

@@ -1,4 +1,4 @@
-//! Epochs that ended while the process went on: each is logged once, counted, and told as an event.
+//! Epochs that ended while the process went on: each is logged once, counted, and emitted as an event.
 //!
 //! What enters: an [`EndedEpoch`] from the outbox whose frames were lost. What leaves: an error in the log, counts for metrics, and the
 //! ends that `source/ended_epochs.rs` writes as events. What must hold: the queue of events is bounded, and an end that finds no room
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::base::metrics::{Metrics, raise};
 
-/// Ends that wait to be told as events.
+/// Ends that wait to be emitted as events.
 const WAITING_MAX: usize = 64;
 
 /// Why an epoch was ended.
@@ -20,7 +20,7 @@ const WAITING_MAX: usize = 64;
 pub enum Cause {
     /// A frame in memory does not match its checksum any more.
     Damaged,
-    /// Servers refused a frame again and again that is sound as far as can be told here.
+    /// Servers refused a frame again and again, though its checksums are right here.
     Refused,
     /// The spool lost frames: a file is gone, or cannot be read, or is damaged.
     Spool,
@@ -77,7 +77,7 @@ pub struct EndedEpochs {
 }
 
 impl EndedEpochs {
-    /// Logs and counts an end, and leaves it to be told.
+    /// Logs and counts an end, and queues it as an event.
     pub fn record(&self, ended: EndedEpoch) {
         tracing::error!(
             reason = ended.cause.label(),

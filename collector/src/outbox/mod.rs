@@ -58,7 +58,7 @@ const BULK_SHARE: f64 = 0.75;
 /// What a frame occupies beside its bytes: the room for its ledger, its times, its place in the queue.
 const FRAME_OVERHEAD_BYTES: usize = 1536;
 
-/// What an acknowledged frame tells about time.
+/// The times of an acknowledged frame.
 pub struct Acknowledged {
     pub times: FrameTimes,
     pub sent_ns: u64,
@@ -188,7 +188,7 @@ impl Outbox {
         room
     }
 
-    /// Takes a sealed frame for which there was [`Outbox::room`]; the shipper is not told: see [`Outbox::wake_shipper`]. A lethal
+    /// Takes a sealed frame for which there was [`Outbox::room`]; without waking the shipper: see [`Outbox::wake_shipper`]. A lethal
     /// one may evict the oldest bulk frames that were never sent.
     pub fn push(&self, frame: SealedFrame, times: FrameTimes) {
         let mut state = self.state();

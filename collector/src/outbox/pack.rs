@@ -160,7 +160,7 @@ impl Packer {
             return false;
         }
         let Ok(mut state) = self.state.try_lock() else { return false };
-        // The shipper is told once: it sends what comes together with one waking, and does not want the outbox meanwhile.
+        // The shipper is woken once: it sends what comes together with one waking, and does not want the outbox meanwhile.
         let packed = (0..BODIES_HERE_MAX).take_while(|_| self.pack_next(&mut state)).count();
         drop(state);
         if packed > 0 {

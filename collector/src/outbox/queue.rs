@@ -2,7 +2,7 @@
 //!
 //! What enters: bodies of one lane. What leaves: the same, lethal ones first. What must hold: nothing is dropped here. A
 //! source looks for room before it reads its ring, and without room leaves the records where they are: the ring is the
-//! buffer, and its own counters tell when it overflows.
+//! buffer, and its own counters show when it overflows.
 
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ impl Queues {
         }
     }
 
-    /// Leaves a body for the packer, who is not told: see [`Queues::wake_packer`].
+    /// Queues a body for the packer without waking it: see [`Queues::wake_packer`].
     ///
     /// # Errors
     /// The body, when there is no room.

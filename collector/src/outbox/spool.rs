@@ -2,7 +2,7 @@
 //!
 //! What enters: stamped frames, in sequence. What leaves: the same, in sequence, also after a restart. What must hold: a frame is
 //! synced before [`Spool::append`] returns; the files together never exceed the bound; a torn tail is cut when the spool is
-//! opened; a damaged frame costs itself alone, and whoever reads is told where the next whole one is. A segment
+//! opened; a damaged frame costs itself alone, and a reader learns where the next whole one is. A segment
 //! (`tapio_wire::segment`) holds frames of one epoch and is deleted when all of them are acknowledged. Where that epoch has ended
 //! meanwhile, they are read back as frames of the next one (`spool/endings.rs`).
 
@@ -97,7 +97,7 @@ impl Drop for Spool {
 }
 
 impl Spool {
-    /// Opens the folder, cuts what is torn, and tells what was left in it, oldest epoch first.
+    /// Opens the folder and cuts what is torn. Returns what was left in it, oldest epoch first.
     ///
     /// # Errors
     /// When the folder cannot be written to or read.
@@ -228,7 +228,7 @@ impl Spool {
 
     fn follows(&self, segment: &Segment) -> bool {
         match self.segments.back() {
-            // Between them a segment may be missing: whoever reads is told.
+            // Between them a segment may be missing: the reader finds out.
             Some(last) if last.epoch == segment.epoch => segment.first_seq > last.last_seq,
             Some(last) => segment.epoch > last.epoch,
             None => true,

@@ -20,7 +20,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long reading may fail before what is on disk is given up.
 const READ_FAILURE_MAX: Duration = Duration::from_secs(30);
 
-/// Moves frames between outboxes and disk for as long as the process lives. `bytes` tells how much is on disk.
+/// Moves frames between outboxes and disk for as long as the process lives. `bytes` is how much is on disk.
 pub fn run(mut spool: Spool, outboxes: Vec<Arc<Outbox>>, parker: &Parker, bytes: &AtomicU64) {
     let mut failing_since: Option<Instant> = None;
     loop {

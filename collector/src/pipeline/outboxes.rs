@@ -54,7 +54,7 @@ impl Outboxes {
         Ok(outboxes)
     }
 
-    /// Starts the spool's thread; what is returned tells whether it runs.
+    /// Starts the spool's thread. Returns what shows whether it runs.
     fn run(&self, spool: Spool, parker: Parker) -> std::io::Result<Alive> {
         let all = self.replays.iter().chain([&self.present]).map(Arc::clone).collect();
         let bytes = Arc::clone(&self.spool_bytes);

@@ -60,7 +60,7 @@ impl Pipeline {
             self.outbox.flush();
             let end = tokio::time::Instant::now() + FLUSH_TIMEOUT;
             while !self.outbox.is_spooled() && tokio::time::Instant::now() < end {
-                // The spool's thread tells of each batch that it has written.
+                // The spool's thread sends a notice of each batch that it has written.
                 let _ = tokio::time::timeout(Duration::from_millis(50), self.outbox.changed.notified()).await;
             }
             is_clean = self.outbox.is_spooled();

@@ -49,7 +49,7 @@ pub(super) struct Sources {
     stop: Arc<Stop>,
     stop_shm: Arc<Stop>,
     stop_tasks: watch::Sender<bool>,
-    /// True once the sources are told to stop.
+    /// True once the sources must stop.
     pub(super) tasks_stopped: watch::Receiver<bool>,
     pub(super) threads: Vec<JoinHandle<()>>,
     /// Sources that wait for others' answers rather than for rings.

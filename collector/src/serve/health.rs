@@ -24,7 +24,7 @@ use crate::outbox::pack::PackCounts;
 use crate::ship::latency::{Counts, Latencies};
 use crate::ship::state::ShipState;
 
-/// What is told, and from where.
+/// What the endpoints report, and where it comes from.
 pub struct Health {
     pub metrics: Metrics,
     pub ship: Arc<ShipState>,

@@ -1,4 +1,4 @@
-//! What the collector tells about itself over HTTP.
+//! What the collector reports about itself over HTTP.
 
 pub mod health;
 pub mod process;

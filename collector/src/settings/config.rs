@@ -74,7 +74,7 @@ pub struct CollectorSection {
     pub node_name: Option<String>,
     /// Whether limits, usage and a signal's sender are read when something lethal arrives.
     pub evidence: bool,
-    /// Whether a sender's arguments are told as well; they may be secrets.
+    /// Whether a sender's arguments are reported too; they may be secrets.
     pub evidence_arguments: bool,
     /// How often the fill of the kernel's table of connections is looked at; 0 for never.
     #[serde(deserialize_with = "units::duration")]

@@ -11,7 +11,7 @@ pub struct ServerName {
 }
 
 impl ServerName {
-    /// Whether it is this machine, as far as the name tells.
+    /// Whether it is this machine, judged by the name.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }

@@ -1,4 +1,4 @@
-//! What the probes are told to look for: the configuration's thresholds, as the probes know them.
+//! The configuration's thresholds, in the form that the probes read.
 //!
 //! What enters: a configuration. What leaves: a [`Tuning`] to load with, and the same changes to one that is in force. What must
 //! hold: sampling, which the governor decides, is not touched.

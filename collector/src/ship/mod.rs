@@ -126,7 +126,7 @@ impl Shipper {
         let mut attempt = 0u32;
         while !*give_up.borrow() && outbox.closing().is_none() {
             if outbox.is_ending() {
-                // By the spool's thread, which tells when it is done.
+                // By the spool's thread, which sends a notice when it is done.
                 tokio::select! {
                     () = outbox.changed.notified() => continue,
                     _ = give_up.wait_for(|give_up| *give_up) => return,

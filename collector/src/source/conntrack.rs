@@ -1,7 +1,7 @@
 //! The kernel's table of connections (nf_conntrack): how full it is, what that has cost, and who fills it.
 //!
 //! What enters: a look at procfs every few seconds, some 20 µs of work. What leaves: a `Conntrack` event of the lethal lane when
-//! the table is full, again while it stays so, and once when there is room again. What must hold: nothing is told twice because
+//! the table is full, again while it stays so, and once when there is room again. What must hold: nothing is reported twice because
 //! the fill swings around one number; the table itself, which may have a million entries, is only looked into when it is full,
 //! and then only at [`SAMPLE_MAX`] of them.
 //!
@@ -29,7 +29,7 @@ const ROOM_PERCENT: u64 = 85;
 /// Packets are dropped for want of room only in a table that was full a moment ago, and most entries stay for longer than two looks are
 /// apart. A burst of lookups that are not answered, which stay for 30 s, may be missed in a pod's own table: that is looked at each minute.
 const WAS_FULL_PERCENT: u64 = 50;
-/// While it is full it is told again this often; at once when packets are dropped for the first time.
+/// How often a full table is reported again; at once when packets are dropped for the first time.
 const REPEAT: Duration = Duration::from_secs(30);
 /// Entries looked at to find who has most of them. They come in the order of a hash: a sample. Older kernels walk from the
 /// table's start for every page that is read.
@@ -42,7 +42,7 @@ const ABSENT_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Fill {
     entries: u64,
     pub entries_max: u64,
-    /// Since the namespace is there; `None` where the kernel does not tell.
+    /// Since the namespace is there; `None` where the kernel does not count.
     dropped: Option<u64>,
     early_dropped: Option<u64>,
     /// Entries that another packet had entered first. Some such packets are dropped, which says nothing of room.
@@ -59,7 +59,7 @@ impl Fill {
         Self { entries_max, ..self }
     }
 
-    /// Packets dropped for want of room since `before`, at least; [`None`] where the kernel does not tell.
+    /// Packets dropped for want of room since `before`, at least; [`None`] where the kernel does not count.
     pub fn dropped_since(&self, before: &Self) -> Option<u64> {
         let dropped = self.dropped?.saturating_sub(before.dropped?);
         let raced = self.insert_failed.saturating_sub(before.insert_failed);
@@ -145,11 +145,11 @@ pub fn counters(text: &str) -> Option<Fill> {
     Some(fill)
 }
 
-/// What is worth telling of one look after another.
+/// Decides what to report of each look.
 #[derive(Default)]
 struct Teller {
     is_full: bool,
-    /// The counters that were told last.
+    /// The counters that were reported last.
     told: Fill,
     told_at: Option<Instant>,
     has_told_drops: bool,
@@ -157,7 +157,7 @@ struct Teller {
 }
 
 impl Teller {
-    /// What to tell of this look, if anything: full or not, and what was dropped since it was told last.
+    /// What to report of this look, if anything: full or not, and what was dropped since the last report.
     fn look(&mut self, fill: Fill, now: Instant) -> Option<(bool, Option<u64>, Option<u64>)> {
         let before = *self.seen.get_or_insert_with(|| {
             self.told = fill;
@@ -250,7 +250,7 @@ impl ConntrackPoll {
 
     fn look(&mut self, pass: &mut Pass<'_>) -> Result<(), String> {
         let fill = self.files.read()?;
-        // Without room nothing is looked at: the next look tells what this one would have.
+        // Without room nothing is looked at: the next look reports what this one would have.
         if pass.room_of(Lane::Lethal) == 0 {
             return Ok(());
         }

@@ -351,7 +351,7 @@ mod tests {
         assert!(readings >= u64::from(READINGS_BURST), "{readings}");
         while let Some((lane, body)) = shared.queues.pop(Room::Both) {
             assert_eq!(lane, Lane::Lethal);
-            // 7 is the node, of whose disks it tells at first.
+            // 7 is the node, whose disks it reports at first.
             assert!(
                 body.events.iter().all(|event| [5, 7].contains(&event.entity) && event.source == Source::Collector)
             );

@@ -70,7 +70,7 @@ pub struct Lost {
 pub struct Damage {
     pub segment: u64,
     pub place: Place,
-    /// `None` where nothing tells how much.
+    /// `None` where nothing says how much.
     pub missing: Option<Missing>,
     pub lost: Vec<Lost>,
     /// The segment whose snapshot counts what is missing.
@@ -438,7 +438,7 @@ pub(super) fn is_written_by_now(file: &File, number: u64, at: u64) -> io::Result
     Ok(matches!(scanner.next_item()?, Some(Item::Frame { .. } | Item::Note(_))))
 }
 
-/// Puts the damage of a directory together: places whose loss a gap counts are told by the gap.
+/// Puts the damage of a directory together. A place whose loss a gap counts is reported by the gap alone.
 pub fn joined(mut gaps: Vec<Damage>, places: Vec<Damage>) -> Vec<Damage> {
     for place in places {
         let is_counted = place.missing.is_none() && gaps.iter().any(|gap| gap.segment == place.segment);

@@ -143,7 +143,7 @@ impl Cluster {
         self.losses.others(&self.server)
     }
 
-    /// Watches the threads, and lets `/readyz` tell what this server may not know.
+    /// Watches the threads, and lets `/readyz` show what this server may not know.
     pub fn watch(&self, vitals: &Vitals) {
         let link = Arc::clone(&self.link);
         vitals.remark(move || link.doubt());

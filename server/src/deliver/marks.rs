@@ -85,7 +85,7 @@ pub trait Marks {
     async fn purge(&mut self, ids: &[String]) -> Result<(), MarksError>;
 }
 
-/// What tells versions of a finding apart, the same on every server: revision and time of publication are each server's own.
+/// Digest of a version of a finding, the same on every server: revision and time of publication are each server's own.
 pub fn content(finding: &Finding) -> String {
     let plain = Finding { revision: 0, published_ns: 0, ..finding.clone() };
     // Strings, numbers and lists: nothing that JSON cannot hold.

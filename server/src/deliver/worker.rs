@@ -191,7 +191,7 @@ impl<M: Marks> Worker<M> {
             let content = content(&finding);
             let is_news = match known {
                 Some(known) => !known.mark.settles(&content, finding.withdrawn),
-                // Nobody has heard of it that could be told.
+                // Its receiver never got it, so there is nothing to withdraw.
                 None => !finding.withdrawn && (finding.ongoing || finding.published_ns / 1_000_000_000 >= news_since),
             };
             if is_news {
@@ -295,7 +295,7 @@ impl<M: Marks> Worker<M> {
         Ok(Outcome::Settled)
     }
 
-    /// Its receiver does not take it: it counts as done, and is told.
+    /// Its receiver does not take it: it counts as done, and is logged.
     async fn give_up(
         &mut self,
         term: &Term,

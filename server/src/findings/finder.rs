@@ -248,7 +248,7 @@ impl Worker {
                 Message::Barrier(done) => {
                     self.rename();
                     if self.log.is_none() {
-                        self.tell_due(u64::MAX);
+                        self.publish_due(u64::MAX);
                     }
                     // Whoever asked may have given up.
                     let _ = done.send(());
@@ -256,7 +256,7 @@ impl Worker {
                 }
                 Message::Stop => {
                     if self.log.is_none() {
-                        self.tell_due(u64::MAX);
+                        self.publish_due(u64::MAX);
                     }
                     return;
                 }
@@ -265,10 +265,10 @@ impl Worker {
         }
     }
 
-    /// Waits for a message; tells meanwhile what is due, unless the log says when that is.
+    /// Waits for a message. Publishes meanwhile what is due, unless the log says when that is.
     fn next(&mut self, receiver: &Receiver<Message>) -> Option<Message> {
         while self.log.is_none() && self.memory.growing.waits() {
-            self.tell_due(self.now_ns());
+            self.publish_due(self.now_ns());
             match receiver.recv_timeout(DUE_INTERVAL) {
                 Ok(message) => return Some(message),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -451,7 +451,7 @@ impl Worker {
                 (self.memory.deaths.single(pattern, anchor), Vec::new())
             };
             if let Decision::Publish { id, count, started_realtime_ns } = decision
-                && self.is_told(pattern, &found, &id, count)
+                && self.is_published(pattern, &found, &id, count)
             {
                 self.publish(patterns, pattern, &found, id, count, started_realtime_ns);
             }
@@ -570,7 +570,7 @@ impl Worker {
             let Some(finding) = self.store.publish(*finding) else { continue };
             let published = &self.metrics.findings;
             published.with_label_values(&[&finding.pattern]).inc();
-            // What is told again and again is logged seldom.
+            // A finding that is published again and again is logged seldom.
             if finding.revision.is_power_of_two() {
                 tracing::info!(
                     id = finding.id,

@@ -93,7 +93,7 @@ impl Worker {
         self.store.set_now(at_ns);
         // The log's clock may be set.
         self.log_ns = at_ns.max(self.log_ns);
-        self.tell_due(self.log_ns);
+        self.publish_due(self.log_ns);
         let mut is_unsure_otherwise = losses.heard(&batch.server, &batch.address, at_ns);
         let mut changed: Option<(u64, u64)> = None;
         let mut note = |from_ns: u64, to_ns: u64| {

@@ -1,8 +1,8 @@
-//! Findings that go on to grow: told at once while they are small, and seldom later.
+//! Limits how often a growing finding is published: at once while it is small, seldom later.
 //!
-//! What enters: how many deaths a finding stands for, whenever one joins it. What leaves: whether it is told now; what waits, once it is
-//! due. What must hold: what waits is told at the last, with everything that joined it; the caller's clock decides, which is the log's
-//! where there is one; bounded.
+//! What enters: how many deaths a finding stands for, whenever one joins it. What leaves: whether it is published now, and what waited,
+//! once it is due. What must hold: the last revision has everything that joined the finding. The caller's clock decides, which is the
+//! log's where there is one. The tables are bounded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,54 +14,54 @@ use super::matching::Match;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
 
-/// A finding of fewer deaths is told with each of them.
+/// A finding of fewer deaths is published with each of them.
 const SMALL: u32 = 4;
-/// One that is larger is told when it has doubled, or so long after it was told last.
+/// A larger one is published when it has doubled, or so long after its last revision.
 const PAUSE_NS: u64 = 2_000_000_000;
 /// Findings remembered, and those of them that may wait.
 const FINDINGS_MAX: usize = 8_192;
 
-struct Told {
+struct Published {
     count: u32,
     at_ns: u64,
     waits: bool,
 }
 
-/// Remembers how far findings were told.
+/// Remembers how many deaths the published revisions had.
 pub struct Growing {
-    told: Generations<String, Told>,
+    published: Generations<String, Published>,
     /// By when they are due, with the last death of each.
     waiting: BTreeMap<(u64, String), Arc<Noted>>,
 }
 
 impl Default for Growing {
     fn default() -> Self {
-        Self { told: Generations::new(FINDINGS_MAX), waiting: BTreeMap::new() }
+        Self { published: Generations::new(FINDINGS_MAX), waiting: BTreeMap::new() }
     }
 }
 
 impl Growing {
-    /// Whether a finding of so many deaths, of which this is the last, is told now; otherwise it waits.
-    pub fn is_told(&mut self, id: &str, count: u32, last: &Arc<Noted>, now_ns: u64) -> bool {
+    /// Whether a finding of so many deaths, of which this is the last, is published now; otherwise it waits.
+    pub fn is_published(&mut self, id: &str, count: u32, last: &Arc<Noted>, now_ns: u64) -> bool {
         if count < SMALL {
             return true;
         }
-        let new = || Told { count: 0, at_ns: 0, waits: false };
-        let told = self.told.entry(id.to_owned(), new);
-        let due_ns = told.at_ns.saturating_add(PAUSE_NS);
+        let new = || Published { count: 0, at_ns: 0, waits: false };
+        let published = self.published.entry(id.to_owned(), new);
+        let due_ns = published.at_ns.saturating_add(PAUSE_NS);
         let key = (due_ns, id.to_owned());
         // A clock that was set back is no reason to wait.
-        let is_early = now_ns < due_ns && now_ns >= told.at_ns;
-        let grew = count > told.count && count / 2 < told.count;
-        if is_early && grew && (told.waits || self.waiting.len() < FINDINGS_MAX) {
-            told.waits = true;
+        let is_early = now_ns < due_ns && now_ns >= published.at_ns;
+        let grew = count > published.count && count / 2 < published.count;
+        if is_early && grew && (published.waits || self.waiting.len() < FINDINGS_MAX) {
+            published.waits = true;
             self.waiting.insert(key, Arc::clone(last));
             return false;
         }
-        if told.waits {
+        if published.waits {
             self.waiting.remove(&key);
         }
-        *told = Told { count, at_ns: now_ns, waits: false };
+        *published = Published { count, at_ns: now_ns, waits: false };
         true
     }
 
@@ -70,7 +70,7 @@ impl Growing {
         let mut due = Vec::new();
         while let Some(entry) = self.waiting.first_entry().filter(|entry| entry.key().0 <= now_ns) {
             let ((_, id), last) = entry.remove_entry();
-            self.told.remove(&id);
+            self.published.remove(&id);
             due.push(last);
         }
         due
@@ -91,8 +91,8 @@ impl Worker {
         }
     }
 
-    /// Tells what has grown and waited.
-    pub(super) fn tell_due(&mut self, now_ns: u64) {
+    /// Publishes what has grown and waited.
+    pub(super) fn publish_due(&mut self, now_ns: u64) {
         if !self.memory.growing.waits() {
             return;
         }
@@ -102,13 +102,13 @@ impl Worker {
         }
     }
 
-    /// Whether a finding is told now. One that has grown large waits a little for more of the same, so that a storm of deaths is not
-    /// told death by death.
-    pub(super) fn is_told(&mut self, pattern: &Pattern, found: &Match, id: &str, count: u32) -> bool {
+    /// Whether a finding is published now. A large one waits a little for more deaths, so that a storm is not published death by
+    /// death.
+    pub(super) fn is_published(&mut self, pattern: &Pattern, found: &Match, id: &str, count: u32) -> bool {
         let now_ns = self.now_ns();
         let last = found.steps[pattern.anchor].last();
         let growing = &mut self.memory.growing;
-        pattern.is_state() || last.is_none_or(|last| growing.is_told(id, count, last, now_ns))
+        pattern.is_state() || last.is_none_or(|last| growing.is_published(id, count, last, now_ns))
     }
 }
 
@@ -142,35 +142,35 @@ mod tests {
     #[test]
     fn what_grows_is_told_seldom_and_at_the_last_with_all_that_joined_it() {
         let mut growing = Growing::default();
-        let mut told = Vec::new();
+        let mut published = Vec::new();
         let mut last = 0;
         // A death each millisecond.
         for count in 1..=5_000_u32 {
             let now_ns = 10_000_000_000 + u64::from(count) * 1_000_000;
             for due in growing.due(now_ns) {
-                assert!(growing.is_told("f", last, &due, now_ns), "what is due is told");
-                told.push(last);
+                assert!(growing.is_published("f", last, &due, now_ns), "what is due is published");
+                published.push(last);
             }
-            if growing.is_told("f", count, &death(count.into()), now_ns) {
-                told.push(count);
+            if growing.is_published("f", count, &death(count.into()), now_ns) {
+                published.push(count);
             }
             last = count;
         }
-        assert_eq!(told[..6], [1, 2, 3, 4, 8, 16], "a small one is told with each death");
-        assert!(told.len() < 24, "{told:?}");
+        assert_eq!(published[..6], [1, 2, 3, 4, 8, 16], "a small one is published with each death");
+        assert!(published.len() < 24, "{published:?}");
         assert!(growing.waits());
         let due = growing.due(u64::MAX);
         assert_eq!(due.len(), 1);
         assert_eq!(due[0].signal.evidence.seq, 5_000, "the last death");
-        assert!(growing.is_told("f", 5_000, &due[0], 20_000_000_000) && !growing.waits());
+        assert!(growing.is_published("f", 5_000, &due[0], 20_000_000_000) && !growing.waits());
     }
 
     #[test]
     fn a_finding_of_as_many_deaths_as_before_has_changed_and_is_told_at_once() {
         let mut growing = Growing::default();
-        assert!(growing.is_told("f", 100, &death(1), 5_000_000_000));
-        assert!(!growing.is_told("f", 101, &death(2), 5_000_000_001));
-        assert!(growing.is_told("f", 100, &death(1), 5_000_000_002));
+        assert!(growing.is_published("f", 100, &death(1), 5_000_000_000));
+        assert!(!growing.is_published("f", 101, &death(2), 5_000_000_001));
+        assert!(growing.is_published("f", 100, &death(1), 5_000_000_002));
         assert!(!growing.waits());
     }
 }

@@ -215,7 +215,7 @@ pub fn append_each(archive: &Archive, frames: &mut Frames, count: u64) -> Vec<By
         .collect()
 }
 
-/// Runs the server's command, and tells its standard output as text.
+/// Runs the server's command, and returns its standard output as text.
 pub fn server(arguments: &[&str]) -> (Output, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_tapio-server")).args(arguments).output().expect("it runs");
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");

@@ -92,7 +92,7 @@ pub fn load<C: DeserializeOwned + Default>(
 
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    // One byte more tells a file that is too long from one that just fits.
+    // One byte more distinguishes a file that is too long from one that just fits.
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
     match text.len() as u64 > FILE_BYTES_MAX {
         true => Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes"))),

@@ -20,7 +20,7 @@ pub fn raise_limit() -> Result<Raised, Errno> {
     Ok(Raised { before: limit.current, now: getrlimit(Resource::Nofile).current })
 }
 
-/// [`raise_limit`], and tells the log what came of it.
+/// Calls [`raise_limit`], and logs the outcome.
 pub fn raise_limit_and_tell() {
     match raise_limit() {
         Ok(Raised { before, now }) => tracing::info!(before, now, "the limit of open files"),

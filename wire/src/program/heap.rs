@@ -1,4 +1,4 @@
-//! What glibc's heap is told by the environment, which it reads when a process starts.
+//! Settings of glibc's heap in the environment, which it reads when a process starts.
 //!
 //! What must hold: a program starts itself anew once at the most, whatever becomes of the settings on the way, and before it has
 //! any thread.

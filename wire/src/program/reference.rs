@@ -1,7 +1,7 @@
-//! What may be written into a configuration file, told from the structs that read it.
+//! What may be written into a configuration file, derived from the structs that read it.
 //!
 //! What enters: a type whose fields carry doc comments and defaults. What leaves: a Markdown table of its keys, and YAML with every
-//! key. What must hold: nothing here is written by hand, so the reference cannot tell of a key that is not read, or leave one out.
+//! key. What must hold: nothing here is written by hand, so the reference cannot name a key that is not read, or leave one out.
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -72,7 +72,7 @@ pub trait FromFiles: Clone + Send + 'static {
     /// Every file that is read.
     fn paths(&self) -> Vec<&Path>;
 
-    /// Builds it from the files' contents, in the order of [`FromFiles::paths`]; tells when the own certificate expires too.
+    /// Builds it from the files' contents, in the order of [`FromFiles::paths`]; returns when the own certificate expires too.
     ///
     /// # Errors
     /// See [`TlsError`].

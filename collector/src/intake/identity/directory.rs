@@ -220,7 +220,7 @@ impl Directory {
         tables.cgroups.insert(entity, path.into());
     }
 
-    /// The version of the names of a container, 0 while Kubernetes told none. A container that Kubernetes does not list, like a
+    /// The version of the names of a container, 0 while Kubernetes gave none. A container that Kubernetes does not list, like a
     /// pod's sandbox, has its pod's.
     pub fn container_version(&self, container: EntityId, pod: EntityId) -> (u64, bool) {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
@@ -229,13 +229,13 @@ impl Directory {
         (own.map_or(0, |own| own.version).max(of_pod), own.is_some() && of_pod > 0)
     }
 
-    /// The version of a pod's names, 0 while Kubernetes told none.
+    /// The version of a pod's names, 0 while Kubernetes gave none.
     pub fn pod_version(&self, pod: EntityId) -> u64 {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         tables.pods.get(&pod).map_or(0, |pod| pod.version)
     }
 
-    /// Adds what Kubernetes told to a description of a container or a pod, and describes what it belongs to. False when
+    /// Adds what Kubernetes reported to a description of a container or a pod, and describes what it belongs to. False when
     /// nothing is known.
     pub fn complete(&self, entity: &mut Entity, described: &mut Vec<Entity>) -> bool {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
@@ -280,7 +280,7 @@ impl Directory {
         true
     }
 
-    /// The pod of a container that Kubernetes told of.
+    /// The pod of a container that Kubernetes listed.
     pub fn pod_of(&self, container: EntityId) -> Option<EntityId> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         tables.containers.get(&container).map(|container| container.pod)

@@ -8,7 +8,7 @@ use tapio_wire::event::{Entity, EntityId, EntityKind};
 use super::directory::Directory;
 use super::path::{Named, name_of};
 
-/// How far an event's subject could be told: the one list of outcomes.
+/// The outcomes of resolving an event's subject: the only list of them.
 pub const OUTCOMES: [&str; 6] = ["container", "container_unnamed", "pod", "unit", "host", "unknown_cgroup"];
 pub(super) const CONTAINER: usize = 0;
 pub(super) const CONTAINER_UNNAMED: usize = 1;

@@ -60,7 +60,7 @@ pub fn name_of(path: &str) -> Named {
         return Named { kind: EntityKind::Pod, key, name, container_id: String::new(), pod_uid };
     }
     let path = if path.is_empty() { "/" } else { path };
-    // Units of different users, or of different machines within this one, may have the same name: the path tells them apart.
+    // Units of different users, or of different machines within this one, may have the same name: the path distinguishes them.
     // The last four never have a cgroup, but fail as well.
     let kinds = [".service", ".scope", ".socket", ".mount", ".swap", ".timer", ".path", ".automount", ".device"];
     let is_unit = |part: &str| kinds.iter().any(|end| part.ends_with(end));

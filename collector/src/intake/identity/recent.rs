@@ -1,4 +1,4 @@
-//! What was resolved of late. The subject of an event is nearly always one of a few, and a look here touches half a cache line,
+//! Subjects that were resolved recently. The subject of an event is nearly always one of a few, and a look here touches half a cache line,
 //! where the table of all cgroups takes four: a collector wakes to cold caches, and waiting for them was a tenth of its CPU at
 //! 10,000 events a second (`perf record` beside `tapio-perf load --nodes 1 --rate 10000`).
 //!

@@ -51,7 +51,7 @@ struct Container {
     is_new: bool,
 }
 
-/// The first process and the sessions of each container, to tell the [`Role`] of any of its processes.
+/// The first process and the sessions of each container, which give the [`Role`] of any of its processes.
 #[derive(Debug, Default)]
 pub struct Roles {
     containers: HashMap<EntityId, Container, RandomState>,
@@ -106,7 +106,7 @@ impl Roles {
         self.containers.get(&container).is_none_or(|known| known.first.is_none() && !known.is_new)
     }
 
-    /// A process of a container replaced its image; tells its role.
+    /// A process of a container replaced its image. Returns its role.
     pub fn exec(&mut self, container: EntityId, started: Started<'_>) -> Role {
         let Some(known) = self.containers.get_mut(&container) else {
             return Role::Unknown;
@@ -167,7 +167,7 @@ impl Roles {
         }
     }
 
-    /// A process of a container died; tells its role.
+    /// A process of a container died. Returns its role.
     pub fn exit(&mut self, container: EntityId, pid: u32, start_time_ns: u64, parent_pid: u32, comm: &str) -> Role {
         let role = self.of(container, pid, parent_pid, comm);
         let Some(known) = self.containers.get_mut(&container) else {

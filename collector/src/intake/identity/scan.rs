@@ -14,7 +14,7 @@ const PROCESSES_MAX: usize = 4096;
 /// Generations that are gone up to find who holds a container.
 const GENERATIONS_MAX: usize = 8;
 
-/// Whether two times are one start. procfs tells a start to the hundredth of a second; 0 stands for an unknown one.
+/// Whether two times are one start. procfs gives a start to the hundredth of a second; 0 stands for an unknown one.
 pub fn is_same_start(one_ns: u64, other_ns: u64) -> bool {
     one_ns == 0 || other_ns == 0 || one_ns.abs_diff(other_ns) < 20_000_000
 }

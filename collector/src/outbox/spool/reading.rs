@@ -17,7 +17,7 @@ impl Spool {
     ///
     /// # Errors
     /// What the disk says, [`io::ErrorKind::InvalidData`] when the first is damaged or missing, [`io::ErrorKind::NotFound`] when
-    /// its file is. [`Spool::next_whole`] tells what follows then.
+    /// its file is. [`Spool::next_whole`] returns what follows then.
     pub fn read(&mut self, epoch: u64, from_seq: u64, max_bytes: usize) -> io::Result<Vec<Bytes>> {
         let mut frames: Vec<Bytes> = Vec::new();
         let result = self.read_into(&mut frames, epoch, from_seq, max_bytes);

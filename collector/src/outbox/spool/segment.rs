@@ -100,7 +100,7 @@ pub(super) fn scan(number: u64, file: &File) -> io::Result<Option<Segment>> {
     loop {
         let (header, ledger, next) = match step(file, number, offset, end) {
             Ok(Step::Whole(whole)) => (whole.header, whole.ledger, whole.next),
-            // Whoever reads it is told that it is damaged; which one it is, is known.
+            // The reader finds that it is damaged; which one it is, is known.
             Ok(Step::Damaged { next, head: Some(head) }) => (head.0, head.1, next),
             Ok(Step::Damaged { next, head: None }) => {
                 offset = next;

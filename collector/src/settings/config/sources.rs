@@ -50,23 +50,23 @@ pub struct EbpfSection {
     pub enable_syscall_errors: bool,
     /// Who opens secrets, config maps and what is below `audited_paths`. Its hook is every system call's end.
     pub enable_file_audit: bool,
-    /// How the paths begin whose opening is told, besides kubelet's volumes of secrets, config maps and projections.
+    /// Prefixes of paths whose opening is reported, besides kubelet's volumes of secrets, config maps and projections.
     pub audited_paths: Vec<String>,
-    /// What is told of the programs that processes start.
+    /// What is reported of the programs that processes start.
     pub exec_arguments: ExecArguments,
     /// Names of what is secret among arguments, besides the built-in ones; `*` stands for anything.
     #[schemars(example = ["*_pin", "licence"])]
     pub redact: Vec<String>,
-    /// A wait for a CPU of at least this length is told.
+    /// Waits for a CPU of at least this length are reported.
     #[serde(deserialize_with = "units::duration")]
     pub run_queue_slow: Duration,
-    /// A block I/O that took at least this long is told.
+    /// Block I/O that took at least this long is reported.
     #[serde(deserialize_with = "units::duration")]
     pub block_io_slow: Duration,
-    /// A cgroup's stalls in memory reclaim are told when they add up to this.
+    /// A cgroup's stalls in memory reclaim are reported when they add up to this.
     #[serde(deserialize_with = "units::duration")]
     pub reclaim_burst: Duration,
-    /// A DNS lookup that took at least this long is told; a failed one always is.
+    /// DNS lookups that took at least this long are reported; failed ones always are.
     #[serde(deserialize_with = "units::duration")]
     pub dns_slow: Duration,
     /// When a DNS query counts as unanswered.
@@ -76,7 +76,7 @@ pub struct EbpfSection {
     pub syscall_errors: Vec<String>,
 }
 
-/// How much is told of the programs that processes start.
+/// How much is reported of the programs that processes start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExecArguments {
@@ -129,9 +129,9 @@ pub struct K8sSection {
     pub enabled: bool,
     /// Use the pod's service account; otherwise a kubeconfig.
     pub in_cluster: bool,
-    /// What happens in `kube-system`, `kube-public` and `kube-node-lease` is not told; names are known all the same.
+    /// Leaves out what happens in `kube-system`, `kube-public` and `kube-node-lease`; names are known all the same.
     pub exclude_system_namespaces: bool,
-    /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are told.
+    /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are reported.
     #[schemars(example = ["batch", "ci"])]
     pub exclude_namespaces: Vec<String>,
     /// How long a pod may run without being ready, an init container may run, or a deleted pod may outlast its grace period, before

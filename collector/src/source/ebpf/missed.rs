@@ -7,7 +7,7 @@ use tapio_probes::Probes;
 
 use crate::base::metrics::{Metrics, raise};
 
-/// How often the kernel skipped each program because it was running on that CPU already. What it would have told is in no
+/// How often the kernel skipped each program because it was running on that CPU already. What it would have recorded is in no
 /// other counter.
 #[derive(Default)]
 pub struct MissedRuns {

@@ -88,7 +88,7 @@ impl Logs {
             let mut named = Entity::named(EntityKind::Container, ended.entity, "");
             let is_known = self.directory.complete(&mut named, &mut Vec::new());
             if !is_known || named.container.is_empty() {
-                // Kubernetes tells the name a moment after the start. A container that ends at once is looked up again.
+                // Kubernetes gives the name a moment after the start. A container that ends at once is looked up again.
                 if now < ended.until {
                     self.waiting.push_back(Ended { due: now + AGAIN, ..ended });
                 }

@@ -19,7 +19,7 @@ pub const PROCESSES_MAX: usize = 32;
 const NEAR: u64 = 95;
 /// A lower limit is set on purpose, by a process that wants to open nothing any more.
 const LIMIT_MIN: u64 = 10;
-/// Open files that are listed in one look, on kernels that do not tell their number. A limit above it is not watched there.
+/// Open files that are listed in one look, on kernels that do not give their number. A limit above it is not watched there.
 const LISTED_MAX: u64 = 65_536;
 
 /// A process that has nearly all descriptors open that it may have.

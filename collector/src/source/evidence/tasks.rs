@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::base::host;
 use crate::intake::identity::scan::Stat;
 
-/// Tasks told of at once.
+/// Tasks reported at once.
 const TASKS_MAX: usize = 16;
 /// Of a task's flags (proc(5), include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;

@@ -132,7 +132,7 @@ pub fn curve(
 
 /// Tells a trouble that begins, goes on, or is over; `node` is the entity of the node's own.
 pub fn trouble(pass: &mut Pass<'_>, now: Instant, node: EntityId, trouble: &lasting::Trouble) {
-    // One reading of the clock for both: what is told at once has lasted for no time.
+    // One reading of the clock for both: what is reported at once has lasted for no time.
     let time_ns = boottime_ns();
     let since_ns = time_ns.saturating_sub(now.saturating_duration_since(trouble.since).as_nanos() as u64);
     pass.observe(|batch, identity| Event {

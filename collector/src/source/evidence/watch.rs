@@ -33,7 +33,7 @@ const SLOWEST_SAMPLES: u64 = 30;
 const PROCESS_SAMPLES: u64 = 12;
 /// The table of connections of a container's network namespace is looked at with every so many samples.
 const NETWORK_SAMPLES: u64 = 6;
-/// What goes on is told again after this time at most.
+/// What goes on is reported again after this time at most.
 const TOLD_AGAIN_MAX: Duration = Duration::from_secs(120);
 /// Cgroups that are watched.
 const WATCHED_MAX: usize = 2048;
@@ -54,7 +54,7 @@ const ROUNDS: u64 = 3;
 /// Rounds after which containers are listed: that reads all folders of cgroups.
 const LIST_ROUNDS: u64 = 2 * ROUNDS;
 
-/// Something to tell.
+/// Something to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
     Trouble(Trouble),
@@ -360,7 +360,7 @@ impl Watched {
         }
     }
 
-    /// A look at the counters of its network namespace, of which it is the only one that tells.
+    /// A look at the counters of its network namespace, of which it is the only one that reports.
     fn look_at_connections(
         &mut self,
         now: Instant,

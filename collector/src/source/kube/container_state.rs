@@ -35,7 +35,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// What is told of one state of a container.
+/// What is reported of one state of a container.
 pub(super) fn container_event(
     subject: Subject,
     pod: &Pod,

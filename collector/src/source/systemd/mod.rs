@@ -294,7 +294,7 @@ fn tell(pass: &mut Pass<'_>, telling: &Telling, cgroup_prefix: &str, counts_pids
     let now_ns = boottime_ns();
     let cgroup = format!("{cgroup_prefix}{}", telling.cgroup);
     let pid = if counts_pids_apart { 0 } else { telling.main_pid };
-    // What was found in a list or merged may have happened long ago; then the time of the event is that of its telling.
+    // What was found in a list or merged may have happened long ago; then the event has the time at which it is emitted.
     let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
     pass.observe(|batch, identity| Event {
         time_ns: happened_ns.unwrap_or(now_ns),

@@ -185,7 +185,7 @@ fn line(printing: Printing, finding: &Finding) -> String {
     format!("{:<14} {:<28} {row}", render::clean(&entity.node), render::clean(&entity.name))
 }
 
-/// Findings that a watcher was told of, so that another server does not tell them again. Servers count revisions and times of
+/// Findings that were shown, so that those of another server are not shown again. Servers count revisions and times of
 /// publication each by itself; the rest of a finding is the same.
 #[derive(Default)]
 struct Told {
@@ -196,7 +196,7 @@ struct Told {
 }
 
 impl Told {
-    /// Whether this version was not told.
+    /// Whether this version was not shown.
     fn is_news(&mut self, finding: &Finding) -> bool {
         let same_for_all = Finding { published_ns: 0, revision: 0, ..finding.clone() };
         let mut hasher = DefaultHasher::new();
@@ -232,7 +232,7 @@ async fn watch(server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(
             }
             outcome => return outcome,
         }
-        // What was published while the old server was silent; what was there before this began is told only if it was asked for.
+        // What was published while the old server was silent; what was there before this began is shown only if it was asked for.
         from_ns = if since_ns > 0 { since_ns } else { began_ns };
         tokio::time::sleep(MOVE_PAUSE).await;
     }

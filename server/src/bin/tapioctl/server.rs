@@ -209,7 +209,7 @@ pub async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResp
     Ok(status)
 }
 
-/// Connects to the first of the servers that answers. Where there is only one, the request itself tells whether it does.
+/// Connects to the first of the servers that answers. Where there is only one, the request itself shows whether it does.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
     let mut failures: Vec<String> = Vec::new();
     let addresses = server.addresses();
