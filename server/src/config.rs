@@ -28,13 +28,21 @@ const LIVE: [&str; 0] = [];
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub server: ServerSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub correlation: CorrelationSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub metrics: MetricsSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub resources: ResourcesSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub logging: LoggingSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub archive: ArchiveSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub cluster: ClusterSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub deliver: DeliverSection,
 }
 
@@ -52,6 +60,7 @@ pub struct ServerSection {
     /// PEM files; they may change at any time.
     pub tls: ServerFiles,
     /// Who may connect, beyond what TLS says.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub auth: AuthSection,
     /// Nodes that may have a stream open at a time; one that comes back is not counted twice.
     pub max_concurrent_streams: u32,

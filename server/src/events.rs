@@ -232,6 +232,25 @@ pub fn select(
     each: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Outcome, EventsError> {
     let reader = Reader::new(dir);
+    match select_named(&reader, choice, each) {
+        // What has the name may have been described in what is lost only.
+        Err(unknown @ (EventsError::Node { .. } | EventsError::Nothing { .. })) => {
+            let until_ns = choice.until_ns.unwrap_or(u64::MAX);
+            let damages = reader.gaps(&Selection { since_ns: choice.since_ns, until_ns, ..Selection::default() })?;
+            if damages.is_empty() {
+                return Err(unknown);
+            }
+            Ok(Outcome { effort: Effort { damages, ..Effort::default() }, ..Outcome::default() })
+        }
+        outcome => outcome,
+    }
+}
+
+fn select_named(
+    reader: &Reader,
+    choice: &Choice,
+    each: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Outcome, EventsError> {
     let mut catalog = Catalog { nodes: reader.node_names()?, ..Catalog::default() };
     let until_ns = choice.until_ns.unwrap_or(u64::MAX);
     let from_ns = choice.since_ns.saturating_sub(DESCRIBED_MARGIN_NS);

@@ -453,11 +453,14 @@ fn an_http_port_is_told_from_a_server_that_is_not_there() {
     let server = serve();
     let listener = server._runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
-    server._runtime.spawn(async { axum::serve(listener, axum::Router::new()).await });
+    let (_end, ended) = tokio::sync::watch::channel(false);
+    let answer = |_, _| async { Ok(hyper::Response::new(String::new())) };
+    let bounds = tapio_wire::program::http::Bounds::default();
+    server._runtime.spawn(tapio_wire::program::http::serve(listener, bounds, answer, ended));
     let (output, _) = output(&address, &["status"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("this looks like the HTTP port; gRPC is 9090 by default"), "{said}");
+    assert!(said.contains("is it the gRPC port, 9090 by default"), "{said}");
 }
 
 #[test]

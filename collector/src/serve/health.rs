@@ -92,7 +92,9 @@ pub async fn serve(listener: TcpListener, health: Health, end: watch::Receiver<b
         .route("/latency", get(latency))
         .with_state(Arc::new(health));
     let answer = move |request: http::Incoming, _: SocketAddr| router.clone().oneshot(request);
-    http::serve(listener, Bounds::default(), answer, end).await;
+    // Kubelet, Prometheus and a person; a collector has little memory to hold more.
+    let bounds = Bounds { connections_max: 128, connections_max_of_peer: 32, ..Bounds::default() };
+    http::serve(listener, bounds, answer, end).await;
 }
 
 /// Whether everything that should run does: what has ended does not come back by itself, a restart of the process brings it.

@@ -48,12 +48,19 @@ pub const LIVE: [&str; 11] = [
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub collector: CollectorSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub grpc: GrpcSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub resources: ResourcesSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub pipeline: PipelineSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub collectors: SourcesSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub health: HealthSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub logging: LoggingSection,
 }
 
@@ -62,6 +69,7 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct CollectorSection {
     /// Sources to run: `ebpf`, `k8s`, `systemd`, `shm`.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub enabled_collectors: Vec<String>,
     /// Share of bulk events that is kept, above 0 and up to 1.
     pub sampling_rate: f64,
@@ -115,6 +123,7 @@ impl Default for CollectorSection {
 pub struct GrpcSection {
     /// `host:port` of the servers. Every address behind every name is a candidate; a hash picks one for this node.
     #[schemars(example = ["tapio-server:9090"])]
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub server_endpoints: Vec<String>,
     /// How often the names are resolved again while a stream is up, and the preferred server is tried again.
     #[serde(deserialize_with = "units::duration")]
@@ -197,6 +206,7 @@ impl Default for ResourcesSection {
 pub struct PipelineSection {
     /// Whether `pipeline.filter_config` holds.
     pub enable_filtering: bool,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub filter_config: FilterSection,
 }
 

@@ -1,6 +1,6 @@
 //! Latency from an event to its durable acknowledgement, measured without a cost per event.
 //!
-//! A frame keeps the times of a few of its events, evenly spread and with the oldest among them (`outbox/frame_times.rs`); when the
+//! A frame keeps the times of a few of its events, evenly spread and none of the API server's (`outbox/frame_times.rs`); when the
 //! frame is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
 //! in a list: a histogram is as many cold cache lines as values, and a few dozen frames at once pay for them once.
 
@@ -54,7 +54,7 @@ impl Default for Latencies {
             ),
             send_seconds: doubling(
                 "tapio_collector_event_to_send_seconds",
-                "From the first event of a frame to the frame's first sending",
+                "From an early event of a frame, none of the API server's, to the frame's first sending",
                 0.000_25,
                 20,
             ),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
 use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, Shares, counter_index};
-use tapio_ringbuf::{CounterArray, Poller, Reader, WakeupFlag};
+use tapio_ringbuf::{CounterArray, Drained, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
 use tapio_wire::ledger::{Reason, Stage};
 
@@ -205,24 +205,15 @@ impl EbpfSource {
         let before = intake.accepted();
         let mut pass = intake.begin();
         let fullest = [&self.lethal].into_iter().chain(&self.bulk).map(fill).fold(0.0, f64::max);
-        let drained = self.lethal.drain(pass.room_of(Lane::Lethal), |record| pass.accept(record))?;
-        let (mut records, mut discarded, mut has_more) = (drained.records, drained.discarded, drained.more);
-        for _ in 0..self.bulk.len() {
-            // Filters may let fewer pass than were drained: the room is what is left in the batch.
-            let room = pass.room_of(Lane::Bulk);
-            if room == 0 {
-                has_more |= self.bulk.iter().any(|ring| !ring.is_empty());
-                break;
+        let drained = match self.drain_rings(&mut pass) {
+            Ok(drained) => drained,
+            Err(error) => {
+                // What was accepted before is not counted until it is stated as emitted.
+                self.state_counters(pass.books());
+                return Err(error);
             }
-            let ring = &mut self.bulk[self.bulk_next];
-            if !ring.is_empty() {
-                let drained = ring.drain(room, |record| pass.accept(record))?;
-                records += drained.records;
-                discarded += drained.discarded;
-                has_more |= drained.more;
-            }
-            self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
-        }
+        };
+        let Drained { records, discarded, more: has_more, .. } = drained;
         let fetched = self.fetch_sums(&mut pass) | self.tell_floods(&mut pass);
         if all || (self.counters_read.elapsed() >= COUNTERS_INTERVAL && (records > 0 || discarded > 0 || fetched)) {
             self.state_counters(pass.books());
@@ -236,6 +227,27 @@ impl EbpfSource {
         self.nap.saw(Instant::now(), records, intake.accepted() - before, fullest);
         intake.expect(self.nap.events_per_second());
         Ok(Found { records, has_more })
+    }
+
+    fn drain_rings(&mut self, pass: &mut Pass<'_>) -> Result<Drained, EbpfError> {
+        let mut all = self.lethal.drain(pass.room_of(Lane::Lethal), |record| pass.accept(record))?;
+        for _ in 0..self.bulk.len() {
+            // Filters may let fewer pass than were drained: the room is what is left in the batch.
+            let room = pass.room_of(Lane::Bulk);
+            if room == 0 {
+                all.more |= self.bulk.iter().any(|ring| !ring.is_empty());
+                break;
+            }
+            let ring = &mut self.bulk[self.bulk_next];
+            if !ring.is_empty() {
+                let drained = ring.drain(room, |record| pass.accept(record))?;
+                all.records += drained.records;
+                all.discarded += drained.discarded;
+                all.more |= drained.more;
+            }
+            self.bulk_next = (self.bulk_next + 1) % self.bulk.len();
+        }
+        Ok(all)
     }
 
     /// Takes what the kernel has summed up, as far as there is room. The rings come first: their records are older.

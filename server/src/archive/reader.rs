@@ -218,11 +218,22 @@ impl Reader {
                 break;
             }
         }
-        let mut gaps =
-            damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: self.dir.clone(), source })?;
-        gaps.retain(|gap| gap.segment >= wanted.first_segment && gap.segment < last && wanted.may_lack(gap));
+        let mut gaps = self.gaps_of(&segments, wanted)?;
+        gaps.retain(|gap| gap.segment < last);
         pass.effort.damages = damage::joined(gaps, pass.effort.damages);
         Ok(pass.effort)
+    }
+
+    /// Segments that were cut or deleted and may have held something of this selection.
+    pub fn gaps(&self, wanted: &Selection) -> Result<Vec<Damage>, ReadError> {
+        self.gaps_of(&self.segments()?, wanted)
+    }
+
+    fn gaps_of(&self, segments: &[SegmentFile], wanted: &Selection) -> Result<Vec<Damage>, ReadError> {
+        let mut gaps =
+            damage::gaps(segments).map_err(|source| ReadError::Directory { dir: self.dir.clone(), source })?;
+        gaps.retain(|gap| gap.segment >= wanted.first_segment && wanted.may_lack(gap));
+        Ok(gaps)
     }
 
     /// What the entities are called that were described between two moments; a description that is cut off by an index's
@@ -285,7 +296,7 @@ impl Pass<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         let (mut ranges, mut missing) = (Vec::new(), Missing::default());
-        let mut flow = ControlFlow::Continue(());
+        let (mut flow, mut is_counted) = (ControlFlow::Continue(()), true);
         for block in &index.blocks {
             let is_wanted = self.wanted.overlaps(block.first_ns, block.last_ns)
                 && block.kinds & self.wanted.kinds != 0
@@ -296,15 +307,18 @@ impl Pass<'_> {
             }
             let range = block.offset..block.offset + u64::from(block.bytes);
             let mut found = Missing::default();
+            let damaged_before = ranges.len();
             flow = self.range(file, number, range, &mut found, &mut ranges, each)?;
             if flow.is_break() {
+                // What the rest of this block holds was not counted.
+                is_counted = ranges.len() == damaged_before;
                 break;
             }
             missing.frames += u64::from(block.frames).saturating_sub(found.frames);
             missing.events += u64::from(block.events).saturating_sub(found.events);
         }
         if !ranges.is_empty() || missing != Missing::default() {
-            self.effort.damages.push(Damage::of_bytes(number, ranges, Some(missing)));
+            self.effort.damages.push(Damage::of_bytes(number, ranges, is_counted.then_some(missing)));
         }
         Ok(flow)
     }

@@ -318,7 +318,7 @@ fn gaps(segments: &VecDeque<ClosedSegment>) -> Vec<Damage> {
     })
 }
 
-/// Tells of a gap, and notes it in `quarantine/`. False when something of that segment was set aside before.
+/// Tells of a gap, and notes it in `quarantine/`. False when that was done before.
 fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
     warn!(
         segment = gap.segment,
@@ -327,20 +327,12 @@ fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
         "acknowledged events are missing: {gap}"
     );
     let place = dir.join("quarantine");
-    let prefix = format!("{:020}-", gap.segment);
-    let known = fs::read_dir(&place).into_iter().flatten().flatten();
-    let (mut count, mut is_known) = (0, false);
-    for entry in known {
-        count += 1;
-        is_known |= entry.file_name().to_string_lossy().starts_with(&prefix);
-    }
-    if is_known {
+    let note = place.join(format!("{:020}-missing", gap.segment));
+    if note.exists() {
         return false;
     }
-    if count < QUARANTINE_FILES_MAX
-        && let Err(error) = fs::create_dir_all(&place)
-            .and_then(|()| fs::write(place.join(format!("{prefix}missing")), format!("{gap}\n")))
-    {
+    // A note is a line, and there are no more than gaps: without it each start would count the gap again.
+    if let Err(error) = fs::create_dir_all(&place).and_then(|()| fs::write(note, format!("{gap}\n"))) {
         warn!(segment = gap.segment, %error, "no note was left in quarantine: the next start counts the gap again");
     }
     true

@@ -78,11 +78,11 @@ impl<M: Marks> Worker<M> {
         loop {
             let term = self.source.leadership.led().await;
             let outcome = self.lead(&term).await;
-            self.figures.waiting.set(0);
             match outcome {
                 // The term is over.
                 Ok(()) => {
                     failures = 0;
+                    self.figures.waiting.set(0);
                     self.figures.set_trouble(None);
                 }
                 Err(error) => {
@@ -280,7 +280,11 @@ impl<M: Marks> Worker<M> {
             tokio::select! {
                 answer = &mut attempt => break answer,
                 // What is published meanwhile waits here, so that none of it goes unnoticed.
-                _ = changes.recv() => self.look(changes, standing),
+                _ = changes.recv() => {
+                    self.look(changes, standing);
+                    // The one in hand waits too.
+                    self.figures.waiting.inc();
+                }
             }
         };
         drop(attempt);

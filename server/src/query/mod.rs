@@ -158,7 +158,11 @@ async fn send_all(watcher: &Watcher, findings: &[Arc<Finding>]) -> bool {
 pub(crate) async fn watch(store: Arc<FindingStore>, since_ns: u64, had_ns: Option<u64>, watcher: Watcher) {
     let (mut changes, mut sent_ns) = store.watch();
     if since_ns > 0 || had_ns.is_some() {
-        let mut known = store.published_after(had_ns.unwrap_or(0));
+        // One that comes back may have what was withdrawn meanwhile.
+        let mut known = match had_ns {
+            Some(had_ns) => store.changed_after(had_ns),
+            None => store.published_after(0),
+        };
         known.retain(|finding| finding.ended_ns >= since_ns && finding.published_ns <= sent_ns);
         if !send_all(&watcher, &known).await {
             return;

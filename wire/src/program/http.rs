@@ -25,6 +25,9 @@ use tokio::task::JoinSet;
 /// A request whose body is still to come.
 pub type Incoming = hyper::Request<hyper::body::Incoming>;
 
+/// Bytes of a request's head, and of what is read ahead. A bearer token and a query fit.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
 /// Time without accepting after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -33,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Bounds {
     /// Time for a request's head, from the connection's beginning or the end of the last answer.
     pub head_timeout: Duration,
+    /// The same while more than half of all connections are in use.
+    pub crowded_head_timeout: Duration,
     /// Time that sent bytes may stay without the peer's acknowledgement.
     pub write_timeout: Duration,
     /// Connections at a time; others wait in the listener's backlog.
@@ -45,6 +50,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             head_timeout: Duration::from_secs(20),
+            crowded_head_timeout: Duration::from_secs(2),
             write_timeout: Duration::from_secs(30),
             connections_max: 1024,
             connections_max_of_peer: 512,
@@ -89,6 +95,9 @@ where
             continue;
         };
         let (answer, end) = (answer.clone(), end.clone());
+        let is_crowded = room.available_permits() < bounds.connections_max / 2;
+        let head_timeout = if is_crowded { bounds.crowded_head_timeout } else { bounds.head_timeout };
+        let bounds = Bounds { head_timeout, ..bounds };
         connections.spawn(async move {
             let _held = (permit, place);
             attend(stream, peer, bounds, answer, end).await;
@@ -115,6 +124,7 @@ where
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(bounds.head_timeout)
+            .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service)
     );
     let mut outcome = tokio::select! {
@@ -207,6 +217,25 @@ mod tests {
             let said = rest(&mut opened(address, sent).await).await;
             assert_eq!(said.contains("well"), answered, "{sent:?}: {said}");
         }
+    }
+
+    #[tokio::test]
+    async fn idle_connections_that_crowd_a_port_are_closed_sooner() {
+        let (head_timeout, crowded_head_timeout) = (Duration::from_secs(3600), Duration::from_millis(200));
+        let (address, _end) =
+            begin(Bounds { connections_max: 4, head_timeout, crowded_head_timeout, ..Bounds::default() }).await;
+        let held = [opened(address, "").await, opened(address, "").await];
+        assert_eq!(rest(&mut opened(address, "").await).await, "");
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_is_refused_early() {
+        let (address, _end) = begin(Bounds::default()).await;
+        let said = rest(&mut opened(address, &format!("GET / HTTP/1.1\r\na: {}", "b".repeat(20_000))).await).await;
+        assert!(!said.contains("well"), "{said}");
+        let fits = format!("GET / HTTP/1.1\r\nconnection: close\r\nauthorization: {}\r\n\r\n", "b".repeat(8_000));
+        assert!(rest(&mut opened(address, &fits).await).await.contains("well"));
     }
 
     #[tokio::test]

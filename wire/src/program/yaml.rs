@@ -210,6 +210,14 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     })
 }
 
+/// For `deserialize_with`: the default where a key has no value, as a section has whose keys are all comments.
+///
+/// # Errors
+/// Those of `T`.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// Writes a value as one document, without `---`.
 ///
 /// # Errors
@@ -227,8 +235,11 @@ mod tests {
     #[derive(Debug, Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct File {
+        #[serde(deserialize_with = "or_default")]
         server: Section,
+        #[serde(deserialize_with = "or_default")]
         names: Vec<String>,
+        needed: Section,
     }
 
     #[derive(Debug, Default, Deserialize)]
@@ -267,7 +278,7 @@ mod tests {
             ("names:\n  - {a: 1}\n", &["names[0]: ", "line 2 column"]),
             ("server:\n  port: 1\n  port: 2\n", &["server: duplicate", "port", "line 3 column 3"]),
             ("server: {}\nnames: []\nserver: {}\n", &["duplicate", "`server`", "line 3 column 1"]),
-            ("server:\n", &["server: ", "line 1"]),
+            ("needed:\n", &["needed: ", "line 1"]),
             ("names: [\n", &["names", "line"]),
             ("server: *unknown\n", &["line 1 column"]),
         ] {
@@ -289,6 +300,14 @@ mod tests {
         assert_eq!((file.names, file.server.wait.as_secs()), (vec!["no".into(), "1".into(), "0755".to_owned()], 300));
         let room: File = from_str("server: {room: 4096, name: ~}").expect("accepted");
         assert_eq!((room.server.room, room.server.name), (4096, None));
+    }
+
+    #[test]
+    fn a_section_or_list_without_a_value_is_its_default() {
+        let file: File = from_str("server:\n  # port: 1\nnames:\n").expect("accepted");
+        assert_eq!((file.server.port, file.names.len()), (0, 0));
+        let file: File = from_str("server: {port: 2}\nnames: [a]\n").expect("accepted");
+        assert_eq!((file.server.port, file.names), (2, vec!["a".to_owned()]));
     }
 
     #[test]

@@ -13,9 +13,12 @@ use super::STUCK_AFTER;
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SourcesSection {
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub ebpf: EbpfSection,
     pub k8s: K8sSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub systemd: SystemdSection,
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub shm: ShmSection,
 }
 
@@ -51,11 +54,13 @@ pub struct EbpfSection {
     /// Who opens secrets, config maps and what is below `audited_paths`. Its hook is every system call's end.
     pub enable_file_audit: bool,
     /// Prefixes of paths whose opening is reported, besides kubelet's volumes of secrets, config maps and projections.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub audited_paths: Vec<String>,
     /// What is reported of the programs that processes start.
     pub exec_arguments: ExecArguments,
     /// Names of what is secret among arguments, besides the built-in ones; `*` stands for anything.
     #[schemars(example = ["*_pin", "licence"])]
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub redact: Vec<String>,
     /// Waits for a CPU of at least this length are reported.
     #[serde(deserialize_with = "units::duration")]
@@ -73,6 +78,7 @@ pub struct EbpfSection {
     #[serde(deserialize_with = "units::duration")]
     pub dns_timeout: Duration,
     /// Names of the errors that `enable_syscall_errors` counts; EAGAIN counts only where a process should have been made.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub syscall_errors: Vec<String>,
 }
 
@@ -133,6 +139,7 @@ pub struct K8sSection {
     pub exclude_system_namespaces: bool,
     /// Namespaces whose pods' bulk events the probes leave out; deaths and what Kubernetes says of them are reported.
     #[schemars(example = ["batch", "ci"])]
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub exclude_namespaces: Vec<String>,
     /// How long a pod may run without being ready, an init container may run, or a deleted pod may outlast its grace period, before
     /// a finding says so.
@@ -184,9 +191,11 @@ pub struct SystemdSection {
     pub bus: Option<String>,
     /// Patterns of the units to watch, `*` and `?` as in a shell; none for all.
     #[schemars(example = ["*.service"])]
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub units: Vec<String>,
     /// Patterns of units to leave out.
     #[schemars(example = ["apt-*", "session-*.scope"])]
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub exclude_units: Vec<String>,
 }
 

@@ -30,8 +30,6 @@ const DELAY: Duration = Duration::from_millis(500);
 /// For so long a container may have no name yet; and the pause until it is looked up again.
 pub const NAMED_MAX: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
-/// The most lines of one container in an event.
-const LINES_MAX: usize = 50;
 /// Containers whose log waits to be read.
 const WAITING_MAX: usize = 64;
 
@@ -66,7 +64,7 @@ pub struct Logs {
 impl Logs {
     /// Reads `lines_max` lines of each container, below kubelet's folder of logs; `directory` has the containers' names.
     pub fn new(folder: PathBuf, lines_max: usize, directory: Arc<Directory>) -> Self {
-        Self { folder, lines_max: lines_max.min(LINES_MAX), directory, waiting: VecDeque::new() }
+        Self { folder, lines_max, directory, waiting: VecDeque::new() }
     }
 
     /// A container has ended just now. One that finds no place is left out.

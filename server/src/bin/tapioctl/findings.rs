@@ -20,6 +20,10 @@ const PAGE: u32 = 500;
 /// Findings whose last version a watcher remembers.
 const TOLD_MAX: usize = 20_000;
 /// Between the loss of a server and the next connection: all of them may be going away.
+/// A death may be found this long after it.
+const MOVED_BACK_NS: u64 = 600_000_000_000;
+/// Between this machine's clock and those of servers.
+const CLOCKS_DIFFER_NS: u64 = 60_000_000_000;
 const MOVE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
@@ -192,12 +196,17 @@ struct Told {
     /// The table's first line, until it is printed.
     heading: Option<String>,
     versions: HashMap<String, u64>,
+    /// By a server's clock; what was published before is not shown.
+    shown_from_ns: u64,
     oldest_first: VecDeque<String>,
 }
 
 impl Told {
     /// Whether this version was not shown.
     fn is_news(&mut self, finding: &Finding) -> bool {
+        if finding.published_ns < self.shown_from_ns {
+            return false;
+        }
         let same_for_all = Finding { published_ns: 0, revision: 0, ..finding.clone() };
         let mut hasher = DefaultHasher::new();
         format!("{same_for_all:?}").hash(&mut hasher);
@@ -232,8 +241,10 @@ async fn watch(server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(
             }
             outcome => return outcome,
         }
-        // What was published while the old server was silent; what was there before this began is shown only if it was asked for.
-        from_ns = if since_ns > 0 { since_ns } else { began_ns };
+        // What was published while the old server was silent. It may be of deaths before this began, and of clocks that differ;
+        // what was there before is known by when it was published.
+        from_ns = if since_ns > 0 { since_ns } else { began_ns.saturating_sub(MOVED_BACK_NS) };
+        told.shown_from_ns = if since_ns > 0 { 0 } else { began_ns.saturating_sub(CLOCKS_DIFFER_NS) };
         tokio::time::sleep(MOVE_PAUSE).await;
     }
 }
@@ -285,6 +296,9 @@ mod tests {
         assert!(told.is_news(&finding));
         assert!(!told.is_news(&Finding { revision: 3, published_ns: 9, ..finding.clone() }));
         assert!(told.is_news(&Finding { summary: "two".into(), ..finding.clone() }));
+        told.shown_from_ns = 8;
+        assert!(!told.is_news(&Finding { id: "old".into(), published_ns: 7, ..finding.clone() }));
+        told.shown_from_ns = 0;
         for number in 0..TOLD_MAX {
             assert!(told.is_news(&Finding { id: number.to_string(), ..finding.clone() }));
         }

@@ -99,8 +99,8 @@ pub struct ServerAt {
     missing: Missing,
 }
 
-/// Servers whose parts were missing, by name.
-type Missing = Mutex<BTreeMap<String, Unanswered>>;
+/// Servers whose parts were missing, by name and reason.
+type Missing = Mutex<BTreeMap<(String, String), Unanswered>>;
 
 impl Deref for ServerAt {
     type Target = str;
@@ -114,7 +114,8 @@ impl ServerAt {
     /// Takes in whose parts an answer lacks.
     pub fn lacks(&self, incomplete: &[Unanswered]) -> Result<(), Failure> {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        missing.extend(incomplete.iter().map(|missing| (missing.server.clone(), missing.clone())));
+        let keyed = incomplete.iter().map(|part| ((part.server.clone(), part.reason.clone()), part.clone()));
+        missing.extend(keyed);
         drop(missing);
         match self.is_complete() {
             false if self.require_complete => Err(Failure::Incomplete),
@@ -196,6 +197,8 @@ impl Access {
     fn hint(&self) -> &'static str {
         match (&self.tls_ca, &self.tls_cert) {
             (Some(_), None) => "; if it wants certificates of its clients, show one with --tls-cert and --tls-key",
+            // An HTTP port closes at the first bytes of HTTP/2.
+            (None, _) => "; is it the gRPC port, 9090 by default, and without TLS?",
             _ => "",
         }
     }
