@@ -21,7 +21,7 @@ use super::connections::Connections;
 use super::link::Link;
 use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
 use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
-use crate::correlate::signal::Detail;
+use crate::correlate::clue::Detail;
 use crate::correlate::{FromLog, InProcessBus, Message, is_global};
 
 /// How long the log may take no message before this server goes on alone.
@@ -268,7 +268,7 @@ impl Publisher {
         for entry in entries {
             let fact = match &entry {
                 Entry::Described(entity) if entity.kind.is_some_and(is_global) => Some((entity.node.id, entity.id)),
-                Entry::Signal(signal) => match &signal.detail {
+                Entry::Clue(clue) => match &clue.detail {
                     Detail::Fact(fact) => fact.endpoints.as_ref().map(|told| (0, told.id())),
                     _ => None,
                 },

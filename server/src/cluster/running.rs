@@ -23,14 +23,14 @@ use super::losses::{ClusterLosses, Other};
 use super::outgoing::Outgoing;
 use super::publisher::Publisher;
 use super::reader::Reader;
-use crate::correlate::{FromLog, InProcessBus, Message, SignalBus};
+use crate::correlate::{ClueBus, FromLog, InProcessBus, Message};
 use crate::vitals::{Pulse, Sign, Vitals};
 
 /// How long a start waits for the log before it goes on without.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is told to stop.
-pub type Healer = Box<dyn Fn(Arc<dyn SignalBus>, &dyn Fn() -> bool) + Send>;
+pub type Healer = Box<dyn Fn(Arc<dyn ClueBus>, &dyn Fn() -> bool) + Send>;
 
 /// Owns the threads that write and read the log.
 pub struct Cluster {

@@ -1,8 +1,8 @@
 //! What entities are called and how they hang together.
 //!
 //! What enters: the descriptions in frames, before the frame's events are looked at. What leaves: a shared description for
-//! every signal. What must hold: bounded; a description is stored in few bytes ([`packed`]) and replaced only when it changed; the
-//! ones that signals asked for lately are shared as they are.
+//! every clue. What must hold: bounded; a description is stored in few bytes ([`packed`]) and replaced only when it changed; the
+//! ones that clues asked for lately are shared as they are.
 
 mod packed;
 mod shelf;
@@ -17,8 +17,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::event::{ArchivedEntity, EntityId, EntityKind};
 use tapio_wire::service::EntityRef;
 
+use super::clue::Address;
 use super::generations::Generations;
-use super::signal::Address;
 use packed::{Description, Phrases};
 use shelf::Shelf;
 
@@ -26,7 +26,7 @@ use shelf::Shelf;
 const TEXT_BYTES_MAX: usize = 512;
 /// Addresses kept of a pod.
 const ADDRESSES_MAX: usize = 4;
-/// Descriptions kept as signals have them.
+/// Descriptions kept as clues have them.
 const UNPACKED_MAX: usize = 8192;
 /// Nodes whose names are kept.
 const NODES_MAX: usize = 65_536;

@@ -115,7 +115,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid, Signal};
+    use crate::correlate::clue::{Clue, Detail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
     use crate::findings::history::History;
     use crate::findings::pattern::StepMask;
@@ -123,7 +123,7 @@ mod tests {
 
     fn death(seq: u64) -> Arc<Noted> {
         let node = NodeRef::named("n");
-        let signal = Signal {
+        let clue = Clue {
             entity: Arc::new(EntityInfo::unknown(&node, 7)),
             pid: 1,
             boottime_ns: seq,
@@ -136,7 +136,7 @@ mod tests {
                 role: Role::Unknown,
             }),
         };
-        History::new(1).note(signal, StepMask::default(), &[])
+        History::new(1).note(clue, StepMask::default(), &[])
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         assert!(growing.waits());
         let due = growing.due(u64::MAX);
         assert_eq!(due.len(), 1);
-        assert_eq!(due[0].signal.evidence.seq, 5_000, "the last death");
+        assert_eq!(due[0].clue.evidence.seq, 5_000, "the last death");
         assert!(growing.is_published("f", 5_000, &due[0], 20_000_000_000) && !growing.waits());
     }
 

@@ -1,7 +1,7 @@
-//! Which rings a signal belongs to: what hangs together in the cluster.
+//! Which rings a clue belongs to: what hangs together in the cluster.
 //!
-//! What enters: signals, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
-//! keys of the rings in which a signal is noted. What must hold: bounded tables; a pod that left a Service still counts as
+//! What enters: clues, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
+//! keys of the rings in which a clue is noted. What must hold: bounded tables; a pod that left a Service still counts as
 //! its backend, since that is just when it matters; addresses are never guessed at, only looked up.
 
 use std::ops::Deref;
@@ -11,7 +11,7 @@ use tapio_wire::event::{EntityId, EntityKind};
 
 use super::schema::Scope;
 use super::text;
-use crate::correlate::signal::{About, Address, Burst, Detail, FactValue, Signal, SignalKind};
+use crate::correlate::clue::{About, Address, Burst, Clue, ClueKind, Detail, FactValue};
 use crate::correlate::{EntityInfo, Generations, Topology};
 
 /// Services remembered, and addresses and pods of them.
@@ -19,7 +19,7 @@ const SERVICES_MAX: usize = 16_384;
 const BACKENDS_MAX: usize = 131_072;
 /// Services that one pod may stand behind.
 const SERVICES_OF_POD_MAX: usize = 4;
-/// Rings of one scope in which one signal is noted.
+/// Rings of one scope in which one clue is noted.
 const KEYS_MAX: usize = 8;
 /// Services that answer DNS.
 const DNS_SERVICES_MAX: usize = 4;
@@ -28,7 +28,7 @@ const DNS_PORT: u16 = 53;
 /// Whose ring: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
 pub type RingKey = (u64, Scope, u64);
 
-/// The rings of one scope in which a signal is noted.
+/// The rings of one scope in which a clue is noted.
 #[derive(Clone, Copy)]
 pub struct Keys {
     len: usize,
@@ -57,7 +57,7 @@ impl Deref for Keys {
 
 const _: () = assert!(SERVICES_OF_POD_MAX <= KEYS_MAX && DNS_SERVICES_MAX <= KEYS_MAX);
 
-/// Computes the rings in which a signal is noted.
+/// Computes the rings in which a clue is noted.
 pub struct Joins {
     topology: Arc<Topology>,
     /// A Service's name, its ready backends, and all.
@@ -81,9 +81,9 @@ impl Joins {
         }
     }
 
-    /// Learns from a signal and completes it by what is known.
-    pub fn take(&mut self, signal: &mut Signal) {
-        match &mut signal.detail {
+    /// Learns from a clue and completes it by what is known.
+    pub fn take(&mut self, clue: &mut Clue) {
+        match &mut clue.detail {
             Detail::Fact(fact) => {
                 if let Some(address) = fact.talker {
                     let told = text::address(address);
@@ -150,9 +150,9 @@ impl Joins {
         }
     }
 
-    /// The rings of a scope in which a signal is noted.
-    pub fn keys(&self, signal: &Signal, scope: Scope) -> Keys {
-        let entity = &*signal.entity;
+    /// The rings of a scope in which a clue is noted.
+    pub fn keys(&self, clue: &Clue, scope: Scope) -> Keys {
+        let entity = &*clue.entity;
         let node = entity.node.id;
         match scope {
             Scope::Entity => [Self::entity_key(entity)].into_iter().collect(),
@@ -161,8 +161,8 @@ impl Joins {
                 pod => [(0, scope, pod)].into_iter().collect(),
             },
             Scope::Workload => {
-                let related: &[u64] = match &signal.detail {
-                    Detail::Fact(fact) if fact.kind == SignalKind::ConfigChange => &fact.related,
+                let related: &[u64] = match &clue.detail {
+                    Detail::Fact(fact) if fact.kind == ClueKind::ConfigChange => &fact.related,
                     _ => &[],
                 };
                 let own = self.workload(entity);
@@ -175,20 +175,20 @@ impl Joins {
                 }
             }
             Scope::Service => {
-                self.services(signal, |services| services.iter().map(|&service| (0, scope, service)).collect())
+                self.services(clue, |services| services.iter().map(|&service| (0, scope, service)).collect())
             }
-            Scope::Node => [(self.node(signal), scope, 0)].into_iter().collect(),
+            Scope::Node => [(self.node(clue), scope, 0)].into_iter().collect(),
         }
     }
 
-    /// The ring of an entity's own signals.
+    /// The ring of an entity's own clues.
     pub fn entity_key(entity: &EntityInfo) -> RingKey {
         let is_global = matches!(entity.kind, Some(EntityKind::Pod | EntityKind::Workload));
         (if is_global { 0 } else { entity.node.id }, Scope::Entity, entity.id)
     }
 
-    fn services(&self, signal: &Signal, keys: impl Fn(&[u64]) -> Keys) -> Keys {
-        match &signal.detail {
+    fn services(&self, clue: &Clue, keys: impl Fn(&[u64]) -> Keys) -> Keys {
+        match &clue.detail {
             Detail::Burst(burst) => match burst.about {
                 About::Peer { address, port } => {
                     let by_pod = || {
@@ -203,17 +203,17 @@ impl Joins {
             Detail::Fact(fact) if fact.endpoints.is_some() => {
                 keys(fact.endpoints.as_ref().map(|told| told.id()).as_slice())
             }
-            _ => keys(self.by_pod.get(&signal.entity.pod_id()).map_or(&[], Vec::as_slice)),
+            _ => keys(self.by_pod.get(&clue.entity.pod_id()).map_or(&[], Vec::as_slice)),
         }
     }
 
-    /// The node that a signal is about: a node that is spoken of, a pod's node, or where it was seen.
-    fn node(&self, signal: &Signal) -> u64 {
-        if let Detail::Fact(fact) = &signal.detail
-            && (fact.kind == SignalKind::NodeCondition || fact.text("object_kind") == "Node")
+    /// The node that a clue is about: a node that is spoken of, a pod's node, or where it was seen.
+    fn node(&self, clue: &Clue) -> u64 {
+        if let Detail::Fact(fact) = &clue.detail
+            && (fact.kind == ClueKind::NodeCondition || fact.text("object_kind") == "Node")
         {
-            return signal.entity.id;
+            return clue.entity.id;
         }
-        signal.entity.node.id
+        clue.entity.node.id
     }
 }

@@ -1,7 +1,7 @@
-//! The recent signals of every entity, pod and node.
+//! The recent clues of every entity, pod and node.
 //!
-//! What enters: signals that some step may want. What leaves: the ring in which a pattern looks for its evidence. What must
-//! hold: a ring has at most [`RING_MAX`] signals, and all rings together at most `signals_max`; of what there is most the oldest go
+//! What enters: clues that some step may want. What leaves: the ring in which a pattern looks for its evidence. What must
+//! hold: a ring has at most [`RING_MAX`] clues, and all rings together at most `clues_max`; of what there is most the oldest go
 //! first, and are counted; a node that says much pushes out its own, not what others said.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -13,17 +13,17 @@ use super::joins::RingKey;
 use super::pattern::StepMask;
 use super::ring::{RING_MAX, Ring};
 use super::schema::Scope;
-use crate::correlate::signal::Signal;
+use crate::correlate::clue::Clue;
 
-/// A signal and the steps that it may be.
+/// A clue and the steps that it may be.
 pub struct Noted {
-    pub signal: Signal,
+    pub clue: Clue,
     pub mask: StepMask,
     /// In the order of arrival.
     pub serial: u64,
 }
 
-/// Every place taken in a ring, by the node that the signal is about, the oldest first; some are free by now.
+/// Every place taken in a ring, by the node that the clue is about, the oldest first; some are free by now.
 #[derive(Default)]
 struct Places {
     of_node: HashMap<u64, VecDeque<(RingKey, u64)>, RandomState>,
@@ -33,7 +33,7 @@ struct Places {
 }
 
 impl Places {
-    /// Takes a place for a signal about a node. With more than `places_max`, gives up the oldest one of the node that has most.
+    /// Takes a place for a clue about a node. With more than `places_max`, gives up the oldest one of the node that has most.
     fn take(&mut self, node: u64, key: RingKey, serial: u64, places_max: usize) -> Option<(RingKey, u64)> {
         let places = self.of_node.entry(node).or_default();
         let is_full = self.len >= places_max;
@@ -64,48 +64,48 @@ impl Places {
     }
 }
 
-/// Keeps recent signals in one ring for each entity, pod, workload, service and node.
+/// Keeps recent clues in one ring for each entity, pod, workload, service and node.
 pub struct History {
     rings: HashMap<RingKey, Ring, RandomState>,
     places: Places,
-    signals_max: usize,
+    clues_max: usize,
     serial: u64,
     evicted: u64,
 }
 
 impl History {
-    /// An empty history of at most `signals_max` places.
-    pub fn new(signals_max: usize) -> Self {
+    /// An empty history of at most `clues_max` places.
+    pub fn new(clues_max: usize) -> Self {
         Self {
             rings: HashMap::default(),
             places: Places::default(),
-            signals_max: signals_max.max(1),
+            clues_max: clues_max.max(1),
             serial: 0,
             evicted: 0,
         }
     }
 
-    /// Notes a signal in these rings.
-    pub fn note(&mut self, signal: Signal, mask: StepMask, keys: &[RingKey]) -> Arc<Noted> {
+    /// Notes a clue in these rings.
+    pub fn note(&mut self, clue: Clue, mask: StepMask, keys: &[RingKey]) -> Arc<Noted> {
         self.serial += 1;
         let serial = self.serial;
-        let noted = Arc::new(Noted { signal, mask, serial });
+        let noted = Arc::new(Noted { clue, mask, serial });
         for &key in keys {
             self.insert(key, &noted);
         }
         noted
     }
 
-    /// Puts a signal whose entity was described anew in the place of what was noted; its rings may be others now.
+    /// Puts a clue whose entity was described anew in the place of what was noted; its rings may be others now.
     pub fn replace(
         &mut self,
         old: &Arc<Noted>,
         old_keys: &[RingKey],
-        signal: Signal,
+        clue: Clue,
         mask: StepMask,
         keys: &[RingKey],
     ) -> Arc<Noted> {
-        let noted = Arc::new(Noted { signal, mask, serial: old.serial });
+        let noted = Arc::new(Noted { clue, mask, serial: old.serial });
         for key in old_keys.iter().filter(|key| !keys.contains(key)) {
             if let Some(ring) = self.rings.get_mut(key) {
                 ring.remove(old);
@@ -129,7 +129,7 @@ impl History {
             self.evicted += 1;
         }
         ring.insert(Arc::clone(noted));
-        let freed = self.places.take(noted.signal.entity.node.id, key, noted.serial, self.signals_max);
+        let freed = self.places.take(noted.clue.entity.node.id, key, noted.serial, self.clues_max);
         if let Some((key, serial)) = freed {
             self.evict(&key, serial);
         }
@@ -140,7 +140,7 @@ impl History {
         self.rings.get(key)
     }
 
-    /// Every signal that is remembered, in no order: each is in the ring of its own entity.
+    /// Every clue that is remembered, in no order: each is in the ring of its own entity.
     pub fn every_one(&self) -> impl Iterator<Item = Arc<Noted>> + '_ {
         self.rings.iter().filter(|(key, _)| key.1 == Scope::Entity).flat_map(|(_, ring)| ring.iter().cloned())
     }
@@ -156,7 +156,7 @@ impl History {
         self.rings.retain(|&(of, _, _), _| of != node);
     }
 
-    /// Signals that had to make room so far.
+    /// Clues that had to make room so far.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
@@ -180,11 +180,11 @@ mod tests {
     use super::*;
     use tapio_wire::event::Role;
 
-    use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid};
+    use crate::correlate::clue::{Detail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
 
-    fn signal(node: &NodeRef, entity: u64) -> Signal {
-        Signal {
+    fn clue(node: &NodeRef, entity: u64) -> Clue {
+        Clue {
             entity: Arc::new(EntityInfo::unknown(node, entity)),
             pid: 1,
             boottime_ns: 0,
@@ -204,9 +204,9 @@ mod tests {
         let node = NodeRef::named("n");
         let mut history = History::new(1000);
         for turn in 0..10_000 {
-            // Every other signal is of one entity.
+            // Every other clue is of one entity.
             let entity = if turn % 2 == 0 { 7 } else { 100 + turn };
-            history.note(signal(&node, entity), StepMask::default(), &[(node.id, Scope::Entity, entity)]);
+            history.note(clue(&node, entity), StepMask::default(), &[(node.id, Scope::Entity, entity)]);
             let ring = history.ring(&(node.id, Scope::Entity, entity));
             assert!(ring.is_some_and(|ring| !ring.is_empty() && ring.len() <= RING_MAX));
         }
@@ -222,10 +222,10 @@ mod tests {
         let (loud, calm) = (NodeRef::named("loud"), NodeRef::named("calm"));
         let mut history = History::new(1000);
         for entity in 0..100 {
-            history.note(signal(&calm, entity), StepMask::default(), &[(calm.id, Scope::Entity, entity)]);
+            history.note(clue(&calm, entity), StepMask::default(), &[(calm.id, Scope::Entity, entity)]);
         }
         for entity in 0..50_000 {
-            history.note(signal(&loud, entity), StepMask::default(), &[(loud.id, Scope::Entity, entity)]);
+            history.note(clue(&loud, entity), StepMask::default(), &[(loud.id, Scope::Entity, entity)]);
         }
         let held = |node: u64| history.rings.keys().filter(|key| key.0 == node).count();
         assert_eq!((held(calm.id), held(loud.id)), (100, 900));
