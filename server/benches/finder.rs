@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tapio_server::cluster::{Batch, ClusterLosses, Entry};
-use tapio_server::correlate::clue::{Clue, Detail, EvidenceId, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass};
+use tapio_server::correlate::clue::{Clue, ClueDetail, EvidenceId, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass};
 use tapio_server::correlate::{EntityInfo, NodeRef};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::event::{EntityKind, Role};
@@ -66,7 +66,7 @@ impl Deaths {
         let role = if self.below(4) == 0 { Role::First } else { Role::Member };
         let ns = NsPid { pid: if role == Role::First { 1 } else { pid }, level: 1 };
         let boottime_ns = at_ns - 1_799_000_000_000_000_000;
-        let clue = |index: u32, detail: Detail| Clue {
+        let clue = |index: u32, detail: ClueDetail| Clue {
             entity: Arc::clone(&entity),
             pid,
             boottime_ns: boottime_ns + u64::from(index) * 1_000,
@@ -82,7 +82,7 @@ impl Deaths {
         };
         out.push(clue(
             0,
-            Detail::Kill(Kill {
+            ClueDetail::Kill(Kill {
                 signal: sent,
                 code: 0,
                 comm: "app".into(),
@@ -100,7 +100,7 @@ impl Deaths {
         if (sent, sender_class) == (SIGKILL, SenderClass::Kernel) {
             out.push(clue(
                 1,
-                Detail::Oom(Oom {
+                ClueDetail::Oom(Oom {
                     comm: "app".into(),
                     ns,
                     allocator_pid: pid,
@@ -120,7 +120,7 @@ impl Deaths {
         }
         out.push(clue(
             2,
-            Detail::Exit(Exit {
+            ClueDetail::Exit(Exit {
                 comm: "app".into(),
                 parent_pid: 1,
                 ns,

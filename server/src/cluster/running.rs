@@ -23,7 +23,7 @@ use super::losses::{ClusterLosses, Other};
 use super::outgoing::Outgoing;
 use super::publisher::Publisher;
 use super::reader::Reader;
-use crate::correlate::{ClueBus, FromLog, InProcessBus, Message};
+use crate::correlate::{ClueBus, InProcessBus, LogUpdate, Message};
 use crate::vitals::{Pulse, Sign, Vitals};
 
 /// How long a start waits for the log before it goes on without.
@@ -245,7 +245,7 @@ async fn heal(
             continue;
         }
         // What was found alone and is not confirmed by now is not so. Without a finder the server ends.
-        let _ = finder.send(Message::FromLog(FromLog::Confirmed));
+        let _ = finder.send(Message::FromLog(LogUpdate::Confirmed));
         tracing::info!("what the log lacked was told again from the archive");
     }
 }

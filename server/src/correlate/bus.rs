@@ -73,14 +73,14 @@ pub(crate) enum Message {
     /// Entities were described anew.
     Renamed,
     /// Of a finder that is driven by the log.
-    FromLog(FromLog),
+    FromLog(LogUpdate),
     /// Answered when everything before it was dealt with.
     Barrier(Sender<()>),
     Stop,
 }
 
 /// What the reader of the log tells the finder.
-pub(crate) enum FromLog {
+pub(crate) enum LogUpdate {
     /// What a server wrote, and when the log took it, nanoseconds since 1970.
     Batch(Box<Batch>, u64),
     /// What a server wrote and is kept for those who come later: what there is, and nothing that happened.

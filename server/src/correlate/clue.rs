@@ -143,12 +143,12 @@ pub struct Clue {
     /// The same moment since 1970, by the node's clock.
     pub realtime_ns: u64,
     pub evidence: EvidenceId,
-    pub detail: Detail,
+    pub detail: ClueDetail,
 }
 
 /// What a clue says.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub enum Detail {
+pub enum ClueDetail {
     Exec(Exec),
     Exit(Exit),
     Oom(Oom),
@@ -452,12 +452,12 @@ impl Clue {
     /// Its kind.
     pub fn kind(&self) -> ClueKind {
         match &self.detail {
-            Detail::Exec(_) => ClueKind::Exec,
-            Detail::Exit(_) => ClueKind::Exit,
-            Detail::Oom(_) => ClueKind::Oom,
-            Detail::Kill(_) => ClueKind::Kill,
-            Detail::Fact(fact) => fact.kind,
-            Detail::Burst(burst) => burst.kind,
+            ClueDetail::Exec(_) => ClueKind::Exec,
+            ClueDetail::Exit(_) => ClueKind::Exit,
+            ClueDetail::Oom(_) => ClueKind::Oom,
+            ClueDetail::Kill(_) => ClueKind::Kill,
+            ClueDetail::Fact(fact) => fact.kind,
+            ClueDetail::Burst(burst) => burst.kind,
         }
     }
 
@@ -469,11 +469,11 @@ impl Clue {
     /// The process it is about, where it names one.
     pub fn comm(&self) -> Option<&Arc<str>> {
         match &self.detail {
-            Detail::Exec(exec) => Some(&exec.comm),
-            Detail::Exit(exit) => Some(&exit.comm),
-            Detail::Oom(oom) => Some(&oom.comm),
-            Detail::Kill(kill) => Some(&kill.comm),
-            Detail::Fact(_) | Detail::Burst(_) => None,
+            ClueDetail::Exec(exec) => Some(&exec.comm),
+            ClueDetail::Exit(exit) => Some(&exit.comm),
+            ClueDetail::Oom(oom) => Some(&oom.comm),
+            ClueDetail::Kill(kill) => Some(&kill.comm),
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => None,
         }
     }
 
@@ -501,21 +501,21 @@ impl Clue {
     /// The part that the process has in its container.
     pub fn role(&self) -> Role {
         match &self.detail {
-            Detail::Exec(exec) => exec.role,
-            Detail::Exit(exit) => exit.role,
-            Detail::Oom(oom) => oom.role,
-            Detail::Kill(kill) => kill.role,
-            Detail::Fact(_) | Detail::Burst(_) => Role::Unknown,
+            ClueDetail::Exec(exec) => exec.role,
+            ClueDetail::Exit(exit) => exit.role,
+            ClueDetail::Oom(oom) => oom.role,
+            ClueDetail::Kill(kill) => kill.role,
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => Role::Unknown,
         }
     }
 
     fn ns(&self) -> Option<NsPid> {
         match &self.detail {
-            Detail::Exec(exec) => Some(exec.ns),
-            Detail::Exit(exit) => Some(exit.ns),
-            Detail::Oom(oom) => Some(oom.ns),
-            Detail::Kill(kill) => Some(kill.ns),
-            Detail::Fact(_) | Detail::Burst(_) => None,
+            ClueDetail::Exec(exec) => Some(exec.ns),
+            ClueDetail::Exit(exit) => Some(exit.ns),
+            ClueDetail::Oom(oom) => Some(oom.ns),
+            ClueDetail::Kill(kill) => Some(kill.ns),
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => None,
         }
     }
 }

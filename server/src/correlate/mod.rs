@@ -40,7 +40,7 @@ use tapio_wire::frame::Frame;
 use tapio_wire::service::ShardStatus;
 
 pub use bus::{BusClosed, ClueBus, FrameBegun, InProcessBus, NodeClock};
-pub(crate) use bus::{FromLog, Message};
+pub(crate) use bus::{LogUpdate, Message};
 pub use curve::{Summary as CurveSummary, summary as curve_summary};
 pub use field_name::FieldName;
 pub use generations::Generations;
@@ -53,7 +53,7 @@ pub use topology::{EntityInfo, NodeRef, Topology};
 use clue::ClueKinds;
 use metrics::Metrics;
 use permits::{Permit, Permits};
-use shard::{Shard, Shared};
+use shard::{Shard, ShardInbox};
 
 /// How correlation is sized.
 #[derive(Clone)]
@@ -100,7 +100,7 @@ pub enum StartError {
 pub struct Stopped;
 
 struct Handle {
-    shared: Arc<Shared>,
+    inbox: Arc<ShardInbox>,
     thread: Thread,
     join: Mutex<Option<JoinHandle<()>>>,
 }
@@ -164,7 +164,7 @@ impl Correlator {
             config.wanted,
             config.interest.clone(),
         );
-        let shared = Arc::new(Shared {
+        let inbox = Arc::new(ShardInbox {
             queue: ArrayQueue::new(self.permits.frames()),
             stopping: AtomicBool::new(false),
             gauges: self.metrics.shard(index),
@@ -172,13 +172,13 @@ impl Correlator {
             depth: AtomicU8::new(shard::AWAKE),
         });
         let join = {
-            let (shared, bus) = (Arc::clone(&shared), Arc::clone(bus));
+            let (inbox, bus) = (Arc::clone(&inbox), Arc::clone(bus));
             let permits = Arc::clone(&self.permits);
             thread::Builder::new()
                 .name(format!("correlate-{index}"))
-                .spawn(move || shard::run(shard, &shared, &*bus, &permits, core))?
+                .spawn(move || shard::run(shard, &inbox, &*bus, &permits, core))?
         };
-        self.shards.push(Handle { shared, thread: join.thread().clone(), join: Mutex::new(Some(join)) });
+        self.shards.push(Handle { inbox, thread: join.thread().clone(), join: Mutex::new(Some(join)) });
         Ok(())
     }
 
@@ -237,9 +237,9 @@ impl Correlator {
             if routed.events_of(index) == 0 {
                 continue;
             }
-            let pushed = shard.shared.queue.push(Arc::clone(&routed));
+            let pushed = shard.inbox.queue.push(Arc::clone(&routed));
             debug_assert!(pushed.is_ok(), "permits bound the queue");
-            if shard.shared.wants_wakeup(is_urgent) {
+            if shard.inbox.wants_wakeup(is_urgent) {
                 shard.thread.unpark();
             }
         }
@@ -252,18 +252,18 @@ impl Correlator {
 
     /// Events that the shards have worked through.
     pub fn events_correlated(&self) -> u64 {
-        let events = |shard: &Handle| shard.shared.events.load(Ordering::Relaxed);
+        let events = |shard: &Handle| shard.inbox.events.load(Ordering::Relaxed);
         self.shards.iter().map(events).sum()
     }
 
     /// The shards, for the query service.
     pub fn status(&self) -> Vec<ShardStatus> {
         let status = |(index, shard): (usize, &Handle)| {
-            let gauges = &shard.shared.gauges;
+            let gauges = &shard.inbox.gauges;
             ShardStatus {
                 shard: index as u32,
                 core: gauges.core.get() as i32,
-                events: shard.shared.events.load(Ordering::Relaxed),
+                events: shard.inbox.events.load(Ordering::Relaxed),
                 entities: gauges.entities.get() as u64,
                 evicted: gauges.evicted.get(),
             }
@@ -289,7 +289,7 @@ impl Correlator {
         self.permits.close();
         for shard in &self.shards {
             // Release: pairs with the Acquire in `shard::run`; whoever sees it also sees every frame pushed before.
-            shard.shared.stopping.store(true, Ordering::Release);
+            shard.inbox.stopping.store(true, Ordering::Release);
             shard.thread.unpark();
         }
         for shard in &self.shards {

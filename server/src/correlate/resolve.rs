@@ -10,7 +10,7 @@ use tapio_wire::frame::Frame;
 use tapio_wire::program::glob;
 
 use super::clue::{
-    Burst, Clue, ClueKind, ClueKinds, Detail, EvidenceId, Exec, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass,
+    Burst, Clue, ClueDetail, ClueKind, ClueKinds, EvidenceId, Exec, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass,
 };
 use super::facts;
 use super::topology::{EntityInfo, NodeRef, Topology};
@@ -93,13 +93,13 @@ pub fn lethal(
     let pid = event.pid.to_native();
     let entity = topology.describe(node, event.entity.to_native());
     let detail = match &event.body {
-        ArchivedDetail::Exec(exec) => Detail::Exec(Exec {
+        ArchivedDetail::Exec(exec) => ClueDetail::Exec(Exec {
             comm: name(exec.comm.to_native()),
             parent_pid: exec.parent_pid.to_native(),
             ns: ns(exec.ns_pid.to_native(), exec.ns_level.to_native()),
             role: Role::from_u8(exec.role),
         }),
-        ArchivedDetail::Exit(exit) => Detail::Exit(Exit {
+        ArchivedDetail::Exit(exit) => ClueDetail::Exit(Exit {
             comm: name(exit.comm.to_native()),
             parent_pid: exit.parent_pid.to_native(),
             ns: ns(exit.ns_pid.to_native(), exit.ns_level.to_native()),
@@ -108,7 +108,7 @@ pub fn lethal(
             oom_score_adj: exit.oom_score_adj.to_native(),
             role: Role::from_u8(exit.role),
         }),
-        ArchivedDetail::Oom(oom) => Detail::Oom(Oom {
+        ArchivedDetail::Oom(oom) => ClueDetail::Oom(Oom {
             comm: name(oom.comm.to_native()),
             ns: ns(oom.ns_pid.to_native(), oom.ns_level.to_native()),
             allocator_pid: oom.allocator_pid.to_native(),
@@ -149,7 +149,7 @@ pub fn lethal(
             } else {
                 classify(&entity, pid, &sender, sender_pid, &sender_comm)
             };
-            Detail::Kill(Kill {
+            ClueDetail::Kill(Kill {
                 signal: signal.signal.to_native(),
                 code: signal.code.to_native(),
                 comm: name(signal.comm.to_native()),
@@ -169,7 +169,7 @@ pub fn lethal(
                 Some(entity) => entity.to_string(),
                 None => path.rsplit('/').next().unwrap_or_default().to_owned(),
             };
-            Detail::Fact(Box::new(facts::fact(frame, detail, event.time_ns.to_native(), describe)?))
+            ClueDetail::Fact(Box::new(facts::fact(frame, detail, event.time_ns.to_native(), describe)?))
         }
     };
     Some(clue(node, frame, index, event, entity, detail))
@@ -188,7 +188,7 @@ pub fn burst(
         burst.drop_reason = frame.body().name(reason.to_native()).map(Arc::from);
     }
     let entity = topology.describe(node, event.entity.to_native());
-    clue(node, frame, index, event, entity, Detail::Burst(burst))
+    clue(node, frame, index, event, entity, ClueDetail::Burst(burst))
 }
 
 fn clue(
@@ -197,7 +197,7 @@ fn clue(
     index: u32,
     event: &ArchivedEvent,
     entity: Arc<EntityInfo>,
-    detail: Detail,
+    detail: ClueDetail,
 ) -> Clue {
     let header = frame.header();
     let boottime_ns = event.time_ns.to_native();

@@ -124,7 +124,7 @@ fn publish(bus: &dyn ClueBus, interest: &Option<Interest>, clue: Clue) -> Result
 }
 
 /// What a shard's thread shares with the correlator.
-pub(super) struct Shared {
+pub(super) struct ShardInbox {
     pub queue: ArrayQueue<Arc<RoutedFrame>>,
     pub stopping: AtomicBool,
     pub gauges: ShardGauges,
@@ -143,10 +143,10 @@ const ASLEEP: u8 = 2;
 /// the work on a small frame.
 const NAP: Duration = Duration::from_millis(5);
 
-impl Shared {
+impl ShardInbox {
     /// Rests the shard's thread: first a nap, then until it is woken.
     ///
-    /// The fences pair with the one in [`Shared::wants_wakeup`]: either the pusher sees how deep this sleeps, or this sees the
+    /// The fences pair with the one in [`ShardInbox::wants_wakeup`]: either the pusher sees how deep this sleeps, or this sees the
     /// frame. An unpark between the look and the park makes the park return at once.
     fn rest(&self) {
         self.depth.store(NAPPING, Ordering::Relaxed);
@@ -196,35 +196,35 @@ fn stay_on(core: usize) -> bool {
 }
 
 /// The thread of a shard.
-pub(super) fn run(mut shard: Shard, shared: &Shared, bus: &dyn ClueBus, permits: &Permits, core: Option<usize>) {
+pub(super) fn run(mut shard: Shard, inbox: &ShardInbox, bus: &dyn ClueBus, permits: &Permits, core: Option<usize>) {
     let _guard = Guard { permits };
     if let Some(core) = core.filter(|&core| stay_on(core)) {
-        shared.gauges.core.set(core as i64);
+        inbox.gauges.core.set(core as i64);
     }
     loop {
-        let Some(routed) = shared.queue.pop() else {
+        let Some(routed) = inbox.queue.pop() else {
             // Acquire: pairs with the Release in `Correlator::stop`; a queue seen empty after it stays empty.
-            if shared.stopping.load(Ordering::Acquire) && shared.queue.is_empty() {
+            if inbox.stopping.load(Ordering::Acquire) && inbox.queue.is_empty() {
                 return;
             }
-            shared.rest();
+            inbox.rest();
             continue;
         };
         match shard.process(&routed, bus) {
             Ok(events) => {
-                shared.events.fetch_add(events as u64, Ordering::Relaxed);
-                shared.gauges.events.inc_by(events as u64);
+                inbox.events.fetch_add(events as u64, Ordering::Relaxed);
+                inbox.gauges.events.inc_by(events as u64);
             }
             Err(BusClosed) => {
                 tracing::error!("the finder has stopped; correlation stops with it");
                 permits.close();
             }
         }
-        shared.gauges.frame_seconds.observe(routed.age().as_secs_f64());
+        inbox.gauges.frame_seconds.observe(routed.age().as_secs_f64());
         let table = shard.table();
-        shared.gauges.entities.set(table.len() as i64);
-        let evicted = &shared.gauges.evicted;
+        inbox.gauges.entities.set(table.len() as i64);
+        let evicted = &inbox.gauges.evicted;
         evicted.inc_by(table.evicted().saturating_sub(evicted.get()));
-        shared.gauges.queue_frames.set(shared.queue.len() as i64);
+        inbox.gauges.queue_frames.set(inbox.queue.len() as i64);
     }
 }

@@ -1,43 +1,44 @@
 //! The recent clues of one entity, pod, workload, service or node.
 //!
 //! What enters: clues, with the steps that each may be. What leaves: those that may be a step, the oldest first, without a look at
-//! the others. What must hold: at most [`RING_MAX`] clues; [`Ring::present`] names the steps that they may be, and no other.
+//! the others. What must hold: at most [`HISTORY_MAX`] clues; [`ClueHistory::present`] names the steps that they may be, and no
+//! other.
 
 use std::collections::VecDeque;
 use std::collections::vec_deque::Iter;
 use std::sync::Arc;
 
-use super::history::Noted;
+use super::clue_store::Noted;
 use super::pattern::StepMask;
 use crate::correlate::clue::ClueKind;
 
-/// Clues in one ring.
-pub const RING_MAX: usize = 128;
+/// Clues in one history.
+pub const HISTORY_MAX: usize = 128;
 
 /// A clue, and what is asked of it most, so that nobody has to look at it.
 pub struct Slot {
     noted: Arc<Noted>,
     serial: u64,
     pid: u32,
-    /// The place of its steps among [`Ring::masks`].
+    /// The place of its steps among [`ClueHistory::masks`].
     mask: u8,
     kind: ClueKind,
     /// It is about the process that leads its entity.
     is_led: bool,
 }
 
-const _: () = assert!(size_of::<Slot>() == 24 && RING_MAX <= u128::BITS as usize);
+const _: () = assert!(size_of::<Slot>() == 24 && HISTORY_MAX <= u128::BITS as usize);
 
 /// Clues in the order of their arrival.
 #[derive(Default)]
-pub struct Ring {
+pub struct ClueHistory {
     slots: VecDeque<Slot>,
     /// The different sets of steps of its clues, and how many clues have each; a place without any is free.
     masks: Vec<(StepMask, u8)>,
     present: StepMask,
 }
 
-impl Ring {
+impl ClueHistory {
     /// Clues in it.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -65,10 +66,10 @@ impl Ring {
 
     /// The clues that may be one of these steps.
     pub fn may_be_one_of<'a>(&'a self, steps: &StepMask) -> impl Iterator<Item = &'a Arc<Noted>> + use<'a> {
-        self.chosen(self.places(|mask| mask.intersects(steps)), RING_MAX)
+        self.chosen(self.places(|mask| mask.intersects(steps)), HISTORY_MAX)
     }
 
-    /// The places of [`Ring::masks`] that are wanted, a bit each.
+    /// The places of [`ClueHistory::masks`] that are wanted, a bit each.
     fn places(&self, is_wanted: impl Fn(&StepMask) -> bool) -> u128 {
         let masks = self.masks.iter().enumerate();
         masks.fold(0, |places, (place, (mask, _))| places | u128::from(is_wanted(mask)) << place)
@@ -83,7 +84,7 @@ impl Ring {
     /// The clues about a process that may be one of these steps.
     pub fn of_process<'a>(&'a self, pid: u32, steps: &StepMask) -> impl Iterator<Item = &'a Arc<Noted>> + use<'a> {
         let places = self.places(|mask| mask.intersects(steps));
-        let slots = self.slots.iter().take(if places == 0 { 0 } else { RING_MAX });
+        let slots = self.slots.iter().take(if places == 0 { 0 } else { HISTORY_MAX });
         slots.filter(move |slot| slot.pid == pid && places >> slot.mask & 1 != 0).map(|slot| &slot.noted)
     }
 
@@ -128,7 +129,7 @@ impl Ring {
         })
     }
 
-    /// Takes one clue out of a full ring: the oldest of the kind that there is most of, and of those one that is not about a
+    /// Takes one clue out of a full history: the oldest of the kind that there is most of, and of those one that is not about a
     /// container's first process. A pid namespace that is torn down ends hundreds of processes, before its first one is through with
     /// it; they must not push out what that one died of.
     pub fn make_room(&mut self) {
@@ -180,7 +181,7 @@ impl Ring {
     }
 }
 
-impl<'a> IntoIterator for &'a Ring {
+impl<'a> IntoIterator for &'a ClueHistory {
     type Item = &'a Arc<Noted>;
     type IntoIter = std::iter::Map<Iter<'a, Slot>, fn(&'a Slot) -> &'a Arc<Noted>>;
 
@@ -194,7 +195,7 @@ mod tests {
     use super::*;
     use tapio_wire::event::Role;
 
-    use crate::correlate::clue::{Clue, Detail, EvidenceId, Exec, NsPid};
+    use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
 
     fn noted(serial: u64, steps: &[usize]) -> Arc<Noted> {
@@ -207,7 +208,7 @@ mod tests {
             boottime_ns: serial,
             realtime_ns: serial,
             evidence: EvidenceId { node: node.id, epoch: 1, seq: serial, index: 0 },
-            detail: Detail::Exec(Exec {
+            detail: ClueDetail::Exec(Exec {
                 comm: "x".into(),
                 parent_pid: 0,
                 ns: NsPid { pid: 1, level: 0 },
@@ -219,33 +220,33 @@ mod tests {
 
     #[test]
     fn what_may_be_a_step_is_found_as_if_every_clue_were_looked_at() {
-        let (mut ring, mut all, mut random) = (Ring::default(), Vec::<Arc<Noted>>::new(), 1_u64);
+        let (mut history, mut all, mut random) = (ClueHistory::default(), Vec::<Arc<Noted>>::new(), 1_u64);
         for serial in 1..4_000_u64 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let pick = (random >> 33) as usize;
-            // More different sets of steps than a ring has places.
+            // More different sets of steps than a history has places.
             let steps = [pick % 64, 64 + pick / 64 % 9, 200 + pick % 5];
             let new = noted(serial, &steps[..pick % 4 % 3 + usize::from(pick.is_multiple_of(7))]);
             match pick % 10 {
-                0 if !all.is_empty() => ring.remove(&all.remove(pick / 10 % all.len())),
+                0 if !all.is_empty() => history.remove(&all.remove(pick / 10 % all.len())),
                 1 if !all.is_empty() => {
                     let place = pick / 10 % all.len();
                     let new = noted(all[place].serial, &steps);
-                    assert!(ring.replace(&all[place], &new));
+                    assert!(history.replace(&all[place], &new));
                     all[place] = new;
                 }
                 2 if !all.is_empty() => {
                     let old = all.remove(pick / 10 % all.len());
-                    assert!(ring.remove_serial(old.serial) && !ring.remove_serial(old.serial));
+                    assert!(history.remove_serial(old.serial) && !history.remove_serial(old.serial));
                 }
                 _ => {
-                    if all.len() == RING_MAX {
+                    if all.len() == HISTORY_MAX {
                         // All are of one kind, and none leads its entity but those with a pid.
-                        ring.make_room();
+                        history.make_room();
                         let gone = all.iter().position(|one| one.clue.pid == 0).unwrap_or(0);
                         all.remove(gone);
                     }
-                    ring.insert(Arc::clone(&new));
+                    history.insert(Arc::clone(&new));
                     all.push(new);
                 }
             }
@@ -254,19 +255,19 @@ mod tests {
             };
             let mut present = StepMask::default();
             all.iter().for_each(|one| present.unite(&one.mask));
-            assert_eq!(*ring.present(), present);
-            assert!(is_same(ring.iter().collect(), all.iter().collect()));
+            assert_eq!(*history.present(), present);
+            assert!(is_same(history.iter().collect(), all.iter().collect()));
             let of_step = |one: &&Arc<Noted>| one.mask.contains(steps[1]);
-            assert!(is_same(ring.may_be(steps[1], RING_MAX).collect(), all.iter().filter(of_step).collect()));
+            assert!(is_same(history.may_be(steps[1], HISTORY_MAX).collect(), all.iter().filter(of_step).collect()));
             let of_first: Vec<_> = all.iter().take(5).filter(of_step).collect();
-            assert!(is_same(ring.may_be(steps[1], 5).collect(), of_first));
+            assert!(is_same(history.may_be(steps[1], 5).collect(), of_first));
             let mut wanted = StepMask::default();
             steps.iter().for_each(|&step| wanted.insert(step));
             let one_of = |one: &&Arc<Noted>| one.mask.intersects(&wanted);
-            assert!(is_same(ring.may_be_one_of(&wanted).collect(), all.iter().filter(one_of).collect()));
+            assert!(is_same(history.may_be_one_of(&wanted).collect(), all.iter().filter(one_of).collect()));
             let of_process: Vec<_> = all.iter().filter(one_of).filter(|one| one.clue.pid == 2).collect();
-            assert!(is_same(ring.of_process(2, &wanted).collect(), of_process));
+            assert!(is_same(history.of_process(2, &wanted).collect(), of_process));
         }
-        assert!(ring.len() > 100, "{}", ring.len());
+        assert!(history.len() > 100, "{}", history.len());
     }
 }

@@ -1,6 +1,6 @@
 //! From evidence to a finding that a person can read.
 //!
-//! What enters: a pattern, what it found, the anchor's ring. What leaves: the public form of a finding. What must hold: it says
+//! What enters: a pattern, what it found, the anchor's history. What leaves: the public form of a finding. What must hold: it says
 //! nothing that is not in the evidence, and the same evidence gives the same finding.
 
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use tapio_wire::event::EntityKind;
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Sender};
 
+use super::clue_history::ClueHistory;
+use super::clue_store::Noted;
 use super::endings::{Ended, began_ns, container_of};
 use super::facts;
-use super::history::Noted;
 use super::matching::Match;
 use super::pattern::Pattern;
-use super::ring::Ring;
 use super::template::{Subject, Template};
 use super::text;
 use crate::correlate::Lost;
-use crate::correlate::clue::{Clue, ClueKind, Detail, Exit, Fact, Kill, Oom, SenderClass};
+use crate::correlate::clue::{Clue, ClueDetail, ClueKind, Exit, Fact, Kill, Oom, SenderClass};
 use text::process;
 
 /// Pieces of evidence that a finding lists of one step: the first and the latest ones.
@@ -49,8 +49,8 @@ pub struct Context<'a> {
     pub count: u32,
     /// When the first of them was, if that is no longer part of the evidence.
     pub started_realtime_ns: Option<u64>,
-    /// The ring of the anchor's entity, for the death certificate.
-    pub entity_ring: Option<&'a Ring>,
+    /// The history of the anchor's entity, for the death certificate.
+    pub entity_history: Option<&'a ClueHistory>,
     pub lost: Lost,
     /// How the state that it tells of ended.
     pub ended: Option<Ended>,
@@ -78,7 +78,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         ended_ns: all().map(|clue| clue.realtime_ns).max()?,
         evidence: {
             let mut listed = evidence(pattern, found);
-            listed.extend(observed(&pattern.anchor_step().name, anchor, found, context.entity_ring));
+            listed.extend(observed(&pattern.anchor_step().name, anchor, found, context.entity_history));
             let by = context.ended.iter().flat_map(|ended| &ended.by).take(STEP_EVIDENCE_MAX);
             listed.extend(by.map(|end| piece(END, "", &end.clue)));
             listed
@@ -90,7 +90,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
             .map(|advice: &Template| advice.render(&subject).trim().to_owned())
             .filter(|advice| !advice.is_empty())
             .collect(),
-        death: death(anchor, context.entity_ring, verdict),
+        death: death(anchor, context.entity_history, verdict),
         summary: joined(&pattern.summary.render(&subject)),
         published_ns: 0,
         last_boottime_ns: all().map(|clue| clue.boottime_ns).max()?,
@@ -144,17 +144,17 @@ fn cause_is_unsure(found: &Match, lost: Lost) -> bool {
 }
 
 /// What the collector read of the entity when it happened: for a process that the finding is about, or at the same moment.
-fn observed(cause: &str, anchor: &Clue, found: &Match, ring: Option<&Ring>) -> Vec<Evidence> {
+fn observed(cause: &str, anchor: &Clue, found: &Match, history: Option<&ClueHistory>) -> Vec<Evidence> {
     let cited = || found.steps.iter().flatten().map(|noted| &noted.clue);
     let last_ns = cited().map(|clue| clue.boottime_ns).max().unwrap_or(anchor.boottime_ns);
     // Of a trouble nobody died, and what is wrong was not read for one process.
-    let is_death = matches!(anchor.detail, Detail::Exit(_) | Detail::Oom(_) | Detail::Kill(_));
+    let is_death = matches!(anchor.detail, ClueDetail::Exit(_) | ClueDetail::Oom(_) | ClueDetail::Kill(_));
     let is_of_it = |clue: &Clue| {
         let is_its = clue.pid == 0 || cited().any(|cited| cited.pid == clue.pid);
         let is_same_moment = clue.boottime_ns.abs_diff(anchor.boottime_ns) <= SAME_MOMENT_NS;
         !is_death || is_same_moment || is_its && clue.boottime_ns <= last_ns.saturating_add(READ_LATE_NS)
     };
-    let clues = ring.into_iter().flatten().map(|noted| &noted.clue);
+    let clues = history.into_iter().flatten().map(|noted| &noted.clue);
     let near = clues.filter(|clue| {
         clue.evidence.node == anchor.evidence.node && clue.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
     });
@@ -265,27 +265,27 @@ fn ending(exit: &Exit) -> String {
 fn describe(clue: &Clue) -> String {
     let pid = clue.pid;
     match &clue.detail {
-        Detail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
-        Detail::Exit(exit) => {
+        ClueDetail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
+        ClueDetail::Exit(exit) => {
             let life = clue.boottime_ns.saturating_sub(exit.start_time_ns);
             let life = if exit.start_time_ns == 0 { String::new() } else { format!(" after {}", human_duration(life)) };
             format!("{} {}{life}", process(&exit.comm, pid), ending(exit))
         }
-        Detail::Oom(oom) => format!(
+        ClueDetail::Oom(oom) => format!(
             "the kernel chose {} to be killed for memory: it had {} resident; {}",
             process(&oom.comm, pid),
             human_bytes(oom.rss_bytes),
             limit_text(oom)
         ),
-        Detail::Kill(kill) => format!(
+        ClueDetail::Kill(kill) => format!(
             "{} was sent to {} by {}{}",
             text::signal_name(kill.signal),
             process(&kill.comm, pid),
             sender(kill),
             if kill.ignored { ", and ignored" } else { "" }
         ),
-        Detail::Fact(fact) => facts::sentence(fact, &clue.entity),
-        Detail::Burst(burst) => facts::burst(burst),
+        ClueDetail::Fact(fact) => facts::sentence(fact, &clue.entity),
+        ClueDetail::Burst(burst) => facts::burst(burst),
     }
 }
 
@@ -310,13 +310,13 @@ fn limit_text(oom: &Oom) -> String {
 }
 
 /// What Kubernetes says of the death of a container's first process.
-fn label<'a>(anchor: &Clue, ring: Option<&'a Ring>) -> Option<&'a Fact> {
+fn label<'a>(anchor: &Clue, history: Option<&'a ClueHistory>) -> Option<&'a Fact> {
     if !anchor.is_lead() || anchor.entity.kind != Some(EntityKind::Container) {
         return None;
     }
-    let clues = ring.into_iter().flatten().map(|noted| &noted.clue);
+    let clues = history.into_iter().flatten().map(|noted| &noted.clue);
     let said = clues.filter_map(|clue| match &clue.detail {
-        Detail::Fact(fact) if fact.kind == ClueKind::ContainerState && fact.text("state") == "terminated" => {
+        ClueDetail::Fact(fact) if fact.kind == ClueKind::ContainerState && fact.text("state") == "terminated" => {
             let is_late = clue.realtime_ns.abs_diff(anchor.realtime_ns) <= LABEL_REACH_NS;
             is_late.then_some((clue.realtime_ns, &**fact))
         }
@@ -350,8 +350,8 @@ fn agrees(fact: &Fact, exit: &Exit, has_oom: bool) -> bool {
 }
 
 /// The death certificate, when the anchor is a death.
-fn death(anchor: &Clue, ring: Option<&Ring>, verdict: String) -> Option<Death> {
-    let Detail::Exit(exit) = &anchor.detail else {
+fn death(anchor: &Clue, history: Option<&ClueHistory>, verdict: String) -> Option<Death> {
+    let ClueDetail::Exit(exit) = &anchor.detail else {
         return None;
     };
     let near = |clue: &Clue| {
@@ -360,16 +360,16 @@ fn death(anchor: &Clue, ring: Option<&Ring>, verdict: String) -> Option<Death> {
             && clue.boottime_ns.saturating_add(DEATH_REACH_NS) >= anchor.boottime_ns
             && clue.boottime_ns >= exit.start_time_ns.saturating_sub(DEATH_SLACK_NS)
     };
-    let nearby = || ring.into_iter().flatten().map(|noted| &noted.clue).filter(|clue| near(clue));
+    let nearby = || history.into_iter().flatten().map(|noted| &noted.clue).filter(|clue| near(clue));
     let oom = nearby()
         .filter_map(|clue| match &clue.detail {
-            Detail::Oom(oom) => Some((clue.boottime_ns, oom)),
+            ClueDetail::Oom(oom) => Some((clue.boottime_ns, oom)),
             _ => None,
         })
         .max_by_key(|&(at, _)| at);
     let kill = nearby()
         .filter_map(|clue| match &clue.detail {
-            Detail::Kill(kill) if Some(kill.signal) == exit.died_by() && !kill.ignored => {
+            ClueDetail::Kill(kill) if Some(kill.signal) == exit.died_by() && !kill.ignored => {
                 // The OOM killer's own SIGKILL explains more than any that came on top.
                 let is_oom = oom.is_some() && kill.sender_class == SenderClass::Kernel;
                 Some(((is_oom, clue.boottime_ns), kill))
@@ -377,15 +377,15 @@ fn death(anchor: &Clue, ring: Option<&Ring>, verdict: String) -> Option<Death> {
             _ => None,
         })
         .max_by_key(|&(rank, _)| rank);
-    let said = label(anchor, ring);
-    let follows_from_oom = ring.into_iter().flatten().map(|noted| &noted.clue).any(|clue| {
+    let said = label(anchor, history);
+    let follows_from_oom = history.into_iter().flatten().map(|noted| &noted.clue).any(|clue| {
         let before = anchor.boottime_ns.saturating_add(DEATH_SLACK_NS).checked_sub(clue.boottime_ns);
-        matches!(&clue.detail, Detail::Oom(_))
+        matches!(&clue.detail, ClueDetail::Oom(_))
             && clue.evidence.node == anchor.evidence.node
             && before.is_some_and(|before| before <= CONSEQUENCE_REACH_NS)
     });
     let was_asked = nearby().any(|clue| {
-        matches!(&clue.detail, Detail::Kill(kill)
+        matches!(&clue.detail, ClueDetail::Kill(kill)
             if matches!(kill.sender_class, SenderClass::Runtime | SenderClass::Outside | SenderClass::OomDaemon))
     });
     let has_oom = oom.is_some() || follows_from_oom && !was_asked;

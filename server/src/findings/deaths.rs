@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::history::Noted;
+use super::clue_store::Noted;
 use super::moment::Moment;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
@@ -18,14 +18,14 @@ const DEATHS_MAX: usize = 65_536;
 /// Findings remembered that take several deaths together.
 const GROUPS_MAX: usize = 8_192;
 
-/// Orders deaths.
+/// Orders deaths: by time, then by evidence.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct DeathOrder {
     at: Moment,
     evidence: EvidenceId,
 }
 
-impl Place {
+impl DeathOrder {
     fn of(noted: &Noted) -> Self {
         Self { at: Moment::of(&noted.clue), evidence: noted.clue.evidence }
     }
@@ -43,9 +43,9 @@ struct Explained {
 }
 
 struct Group {
-    first: Place,
+    first: DeathOrder,
     first_realtime_ns: u64,
-    last: Place,
+    last: DeathOrder,
     absorbed: u32,
 }
 
@@ -146,9 +146,9 @@ impl Deaths {
             return (Decision::Keep, Vec::new());
         };
         let mut group = Group {
-            first: Place::of(first),
+            first: DeathOrder::of(first),
             first_realtime_ns: first.clue.realtime_ns,
-            last: Place::of(last),
+            last: DeathOrder::of(last),
             absorbed: 0,
         };
         let mut earlier: Vec<Arc<str>> = Vec::new();
@@ -202,7 +202,7 @@ impl Deaths {
             return (Decision::Keep, withdrawn);
         }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
-        let is_last = group.last == Place::of(last);
+        let is_last = group.last == DeathOrder::of(last);
         let is_earlier = |withdrawn: &Withdrawn| earlier.iter().any(|earlier| **earlier == *withdrawn.id);
         let renamed = withdrawn.iter().any(is_earlier);
         let decision = if is_last || renamed {

@@ -1,8 +1,8 @@
 //! Anchors whose findings are in doubt: servers are silent, or frames are missing.
 //!
 //! What enters: each anchor when its finding is published, and whether that may lack something. What leaves: which anchors are to be
-//! looked at again when it is known what was missing. What must hold: at most `anchors_max`. An anchor that the history still has
-//! is never forgotten here, since the history remembers no more clues than that.
+//! looked at again when it is known what was missing. What must hold: at most `anchors_max`. An anchor that the clue store still has
+//! is never forgotten here, since the store remembers no more clues than that.
 
 use std::collections::BTreeSet;
 

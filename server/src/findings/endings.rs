@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use tapio_wire::event::EntityId;
 
+use super::clue_store::Noted;
 use super::field::{Field, Value};
-use super::history::Noted;
 use super::matching::Match;
 use super::moment::Moment;
 use super::pattern::{Pattern, PatternSet};
 use super::schema::Scope;
-use crate::correlate::clue::{Clue, ClueKind, Detail};
+use crate::correlate::clue::{Clue, ClueDetail, ClueKind};
 use crate::correlate::{Generations, NodeClock};
 
 /// Pods and other entities, and their troubles, of which it is remembered how a state of theirs ended, or that it goes on.
@@ -105,7 +105,9 @@ pub fn subject_of(pattern: &Pattern, clue: &Clue) -> EntityId {
 /// When what a clue tells of began, nanoseconds since 1970: a trouble is told some time after it began.
 pub fn began_ns(clue: &Clue) -> u64 {
     match &clue.detail {
-        Detail::Fact(fact) if fact.kind == ClueKind::Trouble => clue.realtime_ns.saturating_sub(fact.number("lasted")),
+        ClueDetail::Fact(fact) if fact.kind == ClueKind::Trouble => {
+            clue.realtime_ns.saturating_sub(fact.number("lasted"))
+        }
         _ => clue.realtime_ns,
     }
 }
@@ -120,7 +122,7 @@ pub fn container_of(clue: &Clue) -> Option<&str> {
 
 /// Which of an entity's troubles a clue tells of: an entity may have several full disks, hanging tasks and conditions at once.
 pub fn trouble_of(clue: &Clue) -> Option<String> {
-    let Detail::Fact(fact) = &clue.detail else { return None };
+    let ClueDetail::Fact(fact) = &clue.detail else { return None };
     if fact.kind == ClueKind::ObjectState && fact.text("object_kind") == "Pod" {
         return Some(fact.text("state").to_owned());
     }

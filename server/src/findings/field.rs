@@ -7,7 +7,7 @@ use tapio_wire::event::{EntityKind, Role};
 use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
-use crate::correlate::clue::{About, Clue, ClueKind, ClueKinds, Detail, FactValue};
+use crate::correlate::clue::{About, Clue, ClueDetail, ClueKind, ClueKinds, FactValue};
 
 /// How a field is compared and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -341,7 +341,7 @@ impl Field {
             (Self::Pid, _) => Value::Number(u64::from(clue.pid)),
             (Self::Namespace, detail) => match (known(&entity.namespace), detail) {
                 (Some(namespace), _) => namespace,
-                (None, Detail::Fact(fact)) => known(fact.text("object_namespace"))?,
+                (None, ClueDetail::Fact(fact)) => known(fact.text("object_namespace"))?,
                 (None, _) => return None,
             },
             (Self::Pod, _) => known(&entity.pod)?,
@@ -352,7 +352,7 @@ impl Field {
             (Self::Container, detail) => match (known(&entity.container), detail) {
                 (Some(container), _) => container,
                 // `spec.containers{web}`
-                (None, Detail::Fact(fact)) => match fact.text("container") {
+                (None, ClueDetail::Fact(fact)) => match fact.text("container") {
                     "" => known(fact.text("field_path").split_once('{')?.1.trim_end_matches('}'))?,
                     container => known(container)?,
                 },
@@ -361,63 +361,65 @@ impl Field {
             (Self::Workload, _) => known(&entity.workload)?,
             (Self::Image, detail) => match (known(&entity.image), detail) {
                 (Some(image), _) => image,
-                (None, Detail::Fact(fact)) => known(fact.text("image"))?,
+                (None, ClueDetail::Fact(fact)) => known(fact.text("image"))?,
                 (None, _) => return None,
             },
             (Self::Node, _) => Value::Text(&entity.node.name),
-            (field, Detail::Fact(fact)) => match fact.get(field.name())? {
+            (field, ClueDetail::Fact(fact)) => match fact.get(field.name())? {
                 FactValue::Number(number) => Value::Number(*number),
                 FactValue::Flag(flag) => Value::Flag(*flag),
                 FactValue::Text(text) => Value::Text(text),
             },
             (Self::Comm, _) => Value::Text(clue.comm()?),
             (Self::Lead, _) => Value::Flag(clue.is_lead()),
-            (Self::Main, Detail::Exit(exit)) => {
+            (Self::Main, ClueDetail::Exit(exit)) => {
                 Value::Flag(clue.is_lead() && (entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1))
             }
-            (Self::ExitCode, Detail::Exit(exit)) => Value::Number(exit.exit_code()?.into()),
-            (Self::Signal, Detail::Exit(exit)) => Value::Number(exit.signal()?.into()),
-            (Self::DiedBy, Detail::Exit(exit)) => Value::Number(exit.died_by()?.into()),
-            (Self::Failed, Detail::Exit(exit)) => Value::Flag(exit.status != 0),
-            (Self::Lifetime, Detail::Exit(exit)) => Value::Number(clue.boottime_ns.saturating_sub(exit.start_time_ns)),
-            (Self::LimitHit, Detail::Oom(oom)) => Value::Flag(oom.limit_hit()),
-            (Self::LimitBytes, Detail::Oom(oom)) => Value::Number(oom.limit_bytes),
-            (Self::UsageBytes, Detail::Oom(oom)) => Value::Number(oom.usage_bytes),
-            (Self::OverBytes, Detail::Oom(oom)) => Value::Number(oom.over_bytes()?),
-            (Self::RssBytes, Detail::Oom(oom)) => Value::Number(oom.rss_bytes),
-            (Self::LimitCgroup, Detail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
-            (Self::LimitLevel, Detail::Oom(oom)) => Value::Text(oom.limit_level.name()),
-            (Self::LimitHeight, Detail::Oom(oom)) => Value::Number(oom.limit_height.into()),
-            (Self::OomScore, Detail::Oom(oom)) => Value::Number((i64::from(oom.oom_score_adj) + 1000) as u64),
-            (Self::OomScore, Detail::Exit(exit)) => Value::Number((i64::from(exit.oom_score_adj) + 1000) as u64),
-            (Self::ParentPid, Detail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
-            (Self::ParentPid, Detail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
-            (Self::OverCpuLimit, Detail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
+            (Self::ExitCode, ClueDetail::Exit(exit)) => Value::Number(exit.exit_code()?.into()),
+            (Self::Signal, ClueDetail::Exit(exit)) => Value::Number(exit.signal()?.into()),
+            (Self::DiedBy, ClueDetail::Exit(exit)) => Value::Number(exit.died_by()?.into()),
+            (Self::Failed, ClueDetail::Exit(exit)) => Value::Flag(exit.status != 0),
+            (Self::Lifetime, ClueDetail::Exit(exit)) => {
+                Value::Number(clue.boottime_ns.saturating_sub(exit.start_time_ns))
+            }
+            (Self::LimitHit, ClueDetail::Oom(oom)) => Value::Flag(oom.limit_hit()),
+            (Self::LimitBytes, ClueDetail::Oom(oom)) => Value::Number(oom.limit_bytes),
+            (Self::UsageBytes, ClueDetail::Oom(oom)) => Value::Number(oom.usage_bytes),
+            (Self::OverBytes, ClueDetail::Oom(oom)) => Value::Number(oom.over_bytes()?),
+            (Self::RssBytes, ClueDetail::Oom(oom)) => Value::Number(oom.rss_bytes),
+            (Self::LimitCgroup, ClueDetail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
+            (Self::LimitLevel, ClueDetail::Oom(oom)) => Value::Text(oom.limit_level.name()),
+            (Self::LimitHeight, ClueDetail::Oom(oom)) => Value::Number(oom.limit_height.into()),
+            (Self::OomScore, ClueDetail::Oom(oom)) => Value::Number((i64::from(oom.oom_score_adj) + 1000) as u64),
+            (Self::OomScore, ClueDetail::Exit(exit)) => Value::Number((i64::from(exit.oom_score_adj) + 1000) as u64),
+            (Self::ParentPid, ClueDetail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
+            (Self::ParentPid, ClueDetail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
+            (Self::OverCpuLimit, ClueDetail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
             (Self::NamespaceInit, _) => Value::Flag(clue.is_namespace_init()),
             (Self::ProcessRole, _) => Value::Text(role_name(clue.role())),
-            (Self::AllocatorComm, Detail::Oom(oom)) => Value::Text(&oom.allocator_comm),
-            (Self::AllocatorPid, Detail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),
-            (Self::Signal, Detail::Kill(kill)) => Value::Number(kill.signal.into()),
-            (Self::Sender, Detail::Kill(kill)) => Value::Text(kill.sender_class.name()),
-            (Self::SenderPid, Detail::Kill(kill)) => Value::Number(kill.sender_pid.into()),
-            (Self::SenderComm, Detail::Kill(kill)) => Value::Text(&kill.sender_comm),
-            (Self::SentBy, Detail::Kill(kill)) => Value::Text(kill.sender_class.name()),
-            (Self::SenderEntity, Detail::Kill(kill)) => Value::Number(kill.sender.id),
-            (Self::SenderKind, Detail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
-            (Self::Ignored, Detail::Kill(kill)) => Value::Flag(kill.ignored),
-            (Self::Repeats, Detail::Kill(kill)) if kill.repeats > 0 => Value::Number(kill.repeats.into()),
-            (Self::Count, Detail::Burst(burst)) => Value::Number(burst.count.into()),
-            (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
-            (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
-            (Self::Peer, Detail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
-            (Self::DropReason, Detail::Burst(burst)) => Value::Text(burst.drop_reason.as_deref()?),
-            (Self::Backends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
-            (Self::ReadyBackends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
-            (Self::UnreadyBackends, Detail::Burst(burst)) => {
+            (Self::AllocatorComm, ClueDetail::Oom(oom)) => Value::Text(&oom.allocator_comm),
+            (Self::AllocatorPid, ClueDetail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),
+            (Self::Signal, ClueDetail::Kill(kill)) => Value::Number(kill.signal.into()),
+            (Self::Sender, ClueDetail::Kill(kill)) => Value::Text(kill.sender_class.name()),
+            (Self::SenderPid, ClueDetail::Kill(kill)) => Value::Number(kill.sender_pid.into()),
+            (Self::SenderComm, ClueDetail::Kill(kill)) => Value::Text(&kill.sender_comm),
+            (Self::SentBy, ClueDetail::Kill(kill)) => Value::Text(kill.sender_class.name()),
+            (Self::SenderEntity, ClueDetail::Kill(kill)) => Value::Number(kill.sender.id),
+            (Self::SenderKind, ClueDetail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
+            (Self::Ignored, ClueDetail::Kill(kill)) => Value::Flag(kill.ignored),
+            (Self::Repeats, ClueDetail::Kill(kill)) if kill.repeats > 0 => Value::Number(kill.repeats.into()),
+            (Self::Count, ClueDetail::Burst(burst)) => Value::Number(burst.count.into()),
+            (Self::Stall, ClueDetail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
+            (Self::Span, ClueDetail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
+            (Self::Peer, ClueDetail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
+            (Self::DropReason, ClueDetail::Burst(burst)) => Value::Text(burst.drop_reason.as_deref()?),
+            (Self::Backends, ClueDetail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
+            (Self::ReadyBackends, ClueDetail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
+            (Self::UnreadyBackends, ClueDetail::Burst(burst)) => {
                 let (ready, all) = burst.peer_backends?;
                 Value::Number(u64::from(all.saturating_sub(ready)))
             }
-            (field, Detail::Burst(burst)) => field.of_burst(burst.about)?,
+            (field, ClueDetail::Burst(burst)) => field.of_burst(burst.about)?,
             _ => return None,
         })
     }
@@ -443,17 +445,17 @@ impl Field {
     pub fn show(self, clue: &Clue) -> Option<String> {
         match (self, &clue.detail) {
             (Self::Entity, _) => return Some(clue.entity.to_string()),
-            (Self::LimitOwner, Detail::Oom(oom)) => return Some(oom.limit_level.describe(&oom.limit_cgroup)),
-            (Self::OomScore, Detail::Oom(oom)) => return Some(oom.oom_score_adj.to_string()),
-            (Self::OomScore, Detail::Exit(exit)) => return Some(exit.oom_score_adj.to_string()),
-            (Self::SenderEntity, Detail::Kill(kill)) => return Some(kill.sender.to_string()),
-            (Self::SentBy, Detail::Kill(kill)) => return Some(text::sent_by(kill)),
-            (Self::Value | Self::Limit, Detail::Fact(fact)) if fact.text("what") == "memory-high" => {
+            (Self::LimitOwner, ClueDetail::Oom(oom)) => return Some(oom.limit_level.describe(&oom.limit_cgroup)),
+            (Self::OomScore, ClueDetail::Oom(oom)) => return Some(oom.oom_score_adj.to_string()),
+            (Self::OomScore, ClueDetail::Exit(exit)) => return Some(exit.oom_score_adj.to_string()),
+            (Self::SenderEntity, ClueDetail::Kill(kill)) => return Some(kill.sender.to_string()),
+            (Self::SentBy, ClueDetail::Kill(kill)) => return Some(text::sent_by(kill)),
+            (Self::Value | Self::Limit, ClueDetail::Fact(fact)) if fact.text("what") == "memory-high" => {
                 return Some(human_bytes(fact.number(self.name())));
             }
-            (Self::Peer, Detail::Burst(burst)) => return Some(text::peer(burst)),
-            (Self::PeerAddress, Detail::Burst(burst)) => return text::peer_address(burst.about),
-            (Self::Device, Detail::Burst(burst)) => return text::device(burst.about),
+            (Self::Peer, ClueDetail::Burst(burst)) => return Some(text::peer(burst)),
+            (Self::PeerAddress, ClueDetail::Burst(burst)) => return text::peer_address(burst.about),
+            (Self::Device, ClueDetail::Burst(burst)) => return text::device(burst.about),
             _ => {}
         }
         Some(match (self.get(clue)?, self.field_type()) {

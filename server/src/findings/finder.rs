@@ -13,22 +13,22 @@ use tapio_wire::event::EntityKind;
 use tapio_wire::service::Finding;
 
 use super::absorb::{Absorber, Action};
+use super::clue_store::{ClueStore, Noted};
 use super::compose::{self, Context};
 use super::deaths::{Deaths, Decision, Withdrawn};
 use super::endings::{self, Endings};
 use super::finder_metrics::FinderMetrics;
 use super::from_log::FromLog;
 use super::growing::Growing;
-use super::history::{History, Noted};
-use super::joins::{Joins, Keys, RingKey};
+use super::joins::{HistoryKey, Joins, Keys};
 use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
 use super::plan::Plans;
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::cluster::{Batch, ClusterLosses};
-use crate::correlate::clue::{Clue, Detail};
-use crate::correlate::{BusClosed, FromLog as Told, Generations, InProcessBus, LossView, Message, NodeClock, Topology};
+use crate::correlate::clue::{Clue, ClueDetail};
+use crate::correlate::{BusClosed, Generations, InProcessBus, LogUpdate, LossView, Message, NodeClock, Topology};
 
 /// Nodes whose clocks are remembered.
 const NODES_MAX: usize = 20_000;
@@ -145,7 +145,7 @@ impl Finder {
     /// # Errors
     /// [`BusClosed`] when the finder has stopped.
     pub fn tell(&self, batch: Batch, at_ns: u64) -> Result<(), BusClosed> {
-        self.bus.send(Message::FromLog(Told::Batch(Box::new(batch), at_ns)))
+        self.bus.send(Message::FromLog(LogUpdate::Batch(Box::new(batch), at_ns)))
     }
 
     /// What it exports.
@@ -181,7 +181,7 @@ struct Clock {
 /// What it remembers of what it was told.
 pub(super) struct Memory {
     pub topology: Arc<Topology>,
-    pub history: History,
+    pub clues: ClueStore,
     pub joins: Joins,
     deaths: Deaths,
     endings: Endings,
@@ -195,7 +195,7 @@ pub(super) struct Memory {
 impl Memory {
     pub fn new(config: &FinderConfig, topology: Arc<Topology>) -> Self {
         Self {
-            history: History::new(config.history_clues),
+            clues: ClueStore::new(config.history_clues),
             joins: Joins::new(Arc::clone(&topology)),
             deaths: Deaths::default(),
             endings: Endings::default(),
@@ -217,14 +217,14 @@ pub(super) struct Worker {
     pub plans: Plans,
     /// What the log says the time is, nanoseconds since 1970, where it is driven by it.
     pub log_ns: u64,
-    /// The rings of the clue that is dealt with; its memory is used again.
-    keys: Vec<RingKey>,
+    /// The histories of the clue that is dealt with; its memory is used again.
+    keys: Vec<HistoryKey>,
     pub metrics: FinderMetrics,
     /// Where it is driven by the log.
     pub log: Option<FromLog>,
 }
 
-/// The rings of an anchor by scope.
+/// The histories of an anchor by scope.
 type Surroundings = [Option<Keys>; Scope::ALL.len()];
 
 impl Worker {
@@ -239,9 +239,9 @@ impl Worker {
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
                 Message::Renamed => {}
-                Message::FromLog(told) => {
+                Message::FromLog(update) => {
                     let began = Instant::now();
-                    self.take_from_log(told);
+                    self.take_from_log(update);
                     self.metrics.clue_seconds.observe(began.elapsed().as_secs_f64());
                     self.metrics.queue_clues.set(receiver.len() as i64);
                 }
@@ -283,7 +283,7 @@ impl Worker {
         let patterns = Arc::clone(&self.patterns);
         // What a fact or burst is about may be completed by what is known; of the others it is settled what they may be.
         let settled = match &clue.detail {
-            Detail::Fact(_) | Detail::Burst(_) => None,
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => None,
             _ => Some(patterns.mask(&clue)),
         };
         let is_wanted = match settled {
@@ -299,7 +299,7 @@ impl Worker {
         let plan = self.plans.of(&patterns, &mask);
         let mut keys = std::mem::take(&mut self.keys);
         self.keys_into(&patterns, &clue, &mask, &mut keys);
-        let noted = self.memory.history.note(clue, mask, &keys);
+        let noted = self.memory.clues.note(clue, mask, &keys);
         self.keys = keys;
         for anchor in self.anchors_touched(&patterns, &noted, &plan) {
             self.conclude(&patterns, &anchor);
@@ -310,17 +310,17 @@ impl Worker {
             }
             self.end_restored(&patterns, &noted);
         }
-        let evicted = self.memory.history.evicted();
+        let evicted = self.memory.clues.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
 
-    fn keys(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask) -> Vec<RingKey> {
+    fn keys(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask) -> Vec<HistoryKey> {
         let mut keys = Vec::new();
         self.keys_into(patterns, clue, mask, &mut keys);
         keys
     }
 
-    fn keys_into(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask, keys: &mut Vec<RingKey>) {
+    fn keys_into(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask, keys: &mut Vec<HistoryKey>) {
         keys.clear();
         for scope in patterns.scopes(mask) {
             keys.extend_from_slice(&self.memory.joins.keys(clue, scope));
@@ -336,20 +336,20 @@ impl Worker {
         let mut anchors: Vec<Arc<Noted>> = Vec::new();
         let mut renamed = match self.memory.topology.take_renamed() {
             Some(renamed) => renamed.into_iter().collect(),
-            None => self.memory.history.entities(),
+            None => self.memory.clues.entities(),
         };
         // The order decides what makes room for what.
         renamed.sort_unstable();
         for (node, id) in renamed {
-            let Some(ring) = self.memory.history.ring(&(node, Scope::Entity, id)) else { continue };
+            let Some(history) = self.memory.clues.history(&(node, Scope::Entity, id)) else { continue };
             let Some(entity) = self.memory.topology.get(node, id) else { continue };
-            let old: Vec<Arc<Noted>> = ring.iter().filter(|noted| noted.clue.entity != entity).cloned().collect();
+            let old: Vec<Arc<Noted>> = history.iter().filter(|noted| noted.clue.entity != entity).cloned().collect();
             for old in old {
                 let clue = Clue { entity: Arc::clone(&entity), ..old.clue.clone() };
                 let mask = patterns.mask(&clue);
                 let old_keys = self.keys(&patterns, &old.clue, &old.mask);
                 let keys = self.keys(&patterns, &clue, &mask);
-                anchors.push(self.memory.history.replace(&old, &old_keys, clue, mask, &keys));
+                anchors.push(self.memory.clues.replace(&old, &old_keys, clue, mask, &keys));
             }
         }
         anchors.sort_by_key(|noted| (noted.clue.realtime_ns, noted.clue.evidence));
@@ -365,7 +365,7 @@ impl Worker {
         let clock = self.memory.clocks.entry(node, Clock::default);
         if epoch > clock.epoch {
             if boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
-                self.memory.history.forget_node(node);
+                self.memory.clues.forget_node(node);
                 clock.latest_ns = 0;
             }
             clock.epoch = epoch;
@@ -462,22 +462,22 @@ impl Worker {
         self.withdraw(withdrawn);
     }
 
-    /// `around` holds what was looked up of the anchor's rings before.
+    /// `around` holds what was looked up of the anchor's histories before.
     fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>, around: &mut Surroundings) -> Option<(u64, Match)> {
         let keys =
             around[pattern.scope as usize].get_or_insert_with(|| self.memory.joins.keys(&anchor.clue, pattern.scope));
         for key in &**keys {
-            let Some(ring) = self.memory.history.ring(key) else { continue };
-            // Most patterns lack something that nothing in the ring may be.
-            if !pattern.may_be_in(ring.present()) {
+            let Some(history) = self.memory.clues.history(key) else { continue };
+            // Most patterns lack something that nothing in the history may be.
+            if !pattern.may_be_in(history.present()) {
                 continue;
             }
-            let mut outcome = matching::explain(pattern, anchor, ring, false);
+            let mut outcome = matching::explain(pattern, anchor, history, false);
             if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
                 let at = anchor.clue.boottime_ns;
                 let (from, to) = (at.saturating_sub(pattern.window_ns), at.saturating_add(1));
                 if self.losses.lost(anchor.clue.evidence.node, from, to).any() {
-                    outcome = matching::explain(pattern, anchor, ring, true);
+                    outcome = matching::explain(pattern, anchor, history, true);
                 }
             }
             match outcome {
@@ -537,7 +537,7 @@ impl Worker {
             },
             ended: self.memory.endings.ended(pattern, &members),
             started_realtime_ns: since_ns,
-            entity_ring: self.memory.history.ring(&Joins::entity_key(&anchor.clue.entity)),
+            entity_history: self.memory.clues.history(&Joins::entity_key(&anchor.clue.entity)),
             lost,
         };
         let Some(mut finding) = compose::finding(pattern, found, context) else {
@@ -551,7 +551,7 @@ impl Worker {
             }
         }
         let of_scope = |scope| self.memory.joins.keys(&anchor.clue, scope);
-        let keys: Vec<RingKey> = Scope::ALL.into_iter().flat_map(|scope| of_scope(scope).to_vec()).collect();
+        let keys: Vec<HistoryKey> = Scope::ALL.into_iter().flat_map(|scope| of_scope(scope).to_vec()).collect();
         let actions = self.memory.absorber.offer(patterns, pattern, finding, &keys);
         self.act(actions);
         // Only now there is what takes their place.

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
+use super::clue_store::Noted;
 use super::doubts::{self, Doubts};
 use super::finder::{Memory, Worker};
-use super::history::Noted;
 use super::pattern::PatternSet;
 use crate::cluster::{Batch, ClusterLosses, Entry};
-use crate::correlate::clue::{Clue, Detail, EvidenceId};
-use crate::correlate::{EntityInfo, FromLog as Told, Generations, Topology};
+use crate::correlate::clue::{Clue, ClueDetail, EvidenceId};
+use crate::correlate::{EntityInfo, Generations, LogUpdate, Topology};
 
 /// Clues of frames that are not covered yet: one that comes again is not counted again.
 const SEEN_MAX: usize = 262_144;
@@ -47,25 +47,25 @@ impl FromLog {
 
 impl Worker {
     /// Takes in what the reader of the log tells.
-    pub fn take_from_log(&mut self, told: Told) {
-        match told {
-            Told::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
-            Told::Facts(batch) => self.take_facts(*batch),
-            Told::Rebuild => self.rebuild(),
-            Told::CaughtUp { confirms } => {
+    pub fn take_from_log(&mut self, update: LogUpdate) {
+        match update {
+            LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
+            LogUpdate::Facts(batch) => self.take_facts(*batch),
+            LogUpdate::Rebuild => self.rebuild(),
+            LogUpdate::CaughtUp { confirms } => {
                 self.store.set_replaying(false);
                 if confirms {
                     self.store.withdraw_unconfirmed();
                 }
             }
-            Told::Confirmed => self.store.withdraw_unconfirmed(),
-            Told::Unread(server, at_ns) => {
+            LogUpdate::Confirmed => self.store.withdraw_unconfirmed(),
+            LogUpdate::Unread(server, at_ns) => {
                 let is_new = self.log.as_ref().is_some_and(|log| log.losses.unread(&server, at_ns));
                 if is_new {
                     self.revisit_all();
                 }
             }
-            Told::Alone(server) => {
+            LogUpdate::Alone(server) => {
                 self.store.set_alone(true);
                 if let Some(log) = &self.log {
                     log.losses.alone(&server);
@@ -190,7 +190,7 @@ impl Worker {
             match entry {
                 Entry::Described(entity) => self.memory.topology.learn_info(&entity),
                 Entry::Clue(mut clue) => {
-                    if matches!(&clue.detail, Detail::Fact(fact) if fact.endpoints.is_some()) {
+                    if matches!(&clue.detail, ClueDetail::Fact(fact) if fact.endpoints.is_some()) {
                         self.memory.joins.take(&mut clue);
                     }
                 }
@@ -206,10 +206,10 @@ impl Worker {
         self.revisit(|_| true);
     }
 
-    /// Forgets doubts about what the history has forgotten.
+    /// Forgets doubts about what the clue store has forgotten.
     pub(super) fn forget_doubts(&mut self) {
         let Some(log) = self.log.as_mut().filter(|log| !log.doubts.is_empty()) else { return };
-        let unresolved = log.doubts.keep(self.memory.history.every_one().map(|noted| doubts::key(&noted.clue)));
+        let unresolved = log.doubts.keep(self.memory.clues.every_one().map(|noted| doubts::key(&noted.clue)));
         if unresolved > 0 {
             self.metrics.unresolved.inc_by(unresolved as u64);
             tracing::warn!(unresolved, "what some findings lacked is not known, and never will be: they stay possible");
@@ -220,7 +220,7 @@ impl Worker {
     fn revisit(&mut self, concerns: impl Fn(&Clue) -> bool) {
         let patterns = Arc::clone(&self.patterns);
         let Some(log) = &self.log else { return };
-        for anchor in to_revisit(&patterns, self.memory.history.every_one(), &log.doubts, concerns) {
+        for anchor in to_revisit(&patterns, self.memory.clues.every_one(), &log.doubts, concerns) {
             self.conclude(&patterns, &anchor);
         }
     }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::clue_store::Noted;
 use super::finder::Worker;
-use super::history::Noted;
 use super::matching::Match;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
@@ -115,9 +115,9 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::correlate::clue::{Clue, Detail, EvidenceId, Exec, NsPid};
+    use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
-    use crate::findings::history::History;
+    use crate::findings::clue_store::ClueStore;
     use crate::findings::pattern::StepMask;
     use tapio_wire::event::Role;
 
@@ -129,14 +129,14 @@ mod tests {
             boottime_ns: seq,
             realtime_ns: seq,
             evidence: EvidenceId { node: node.id, epoch: 1, seq, index: 0 },
-            detail: Detail::Exec(Exec {
+            detail: ClueDetail::Exec(Exec {
                 comm: "x".into(),
                 parent_pid: 0,
                 ns: NsPid { pid: 1, level: 0 },
                 role: Role::Unknown,
             }),
         };
-        History::new(1).note(clue, StepMask::default(), &[])
+        ClueStore::new(1).note(clue, StepMask::default(), &[])
     }
 
     #[test]

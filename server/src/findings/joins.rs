@@ -1,7 +1,7 @@
-//! Which rings a clue belongs to: what hangs together in the cluster.
+//! Which histories a clue belongs to: what hangs together in the cluster.
 //!
 //! What enters: clues, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
-//! keys of the rings in which a clue is noted. What must hold: bounded tables; a pod that left a Service still counts as
+//! keys of the histories in which a clue is noted. What must hold: bounded tables; a pod that left a Service still counts as
 //! its backend, since that is just when it matters; addresses are never guessed at, only looked up.
 
 use std::ops::Deref;
@@ -11,7 +11,7 @@ use tapio_wire::event::{EntityId, EntityKind};
 
 use super::schema::Scope;
 use super::text;
-use crate::correlate::clue::{About, Address, Burst, Clue, ClueKind, Detail, FactValue};
+use crate::correlate::clue::{About, Address, Burst, Clue, ClueDetail, ClueKind, FactValue};
 use crate::correlate::{EntityInfo, Generations, Topology};
 
 /// Services remembered, and addresses and pods of them.
@@ -19,25 +19,25 @@ const SERVICES_MAX: usize = 16_384;
 const BACKENDS_MAX: usize = 131_072;
 /// Services that one pod may stand behind.
 const SERVICES_OF_POD_MAX: usize = 4;
-/// Rings of one scope in which one clue is noted.
+/// Histories of one scope in which one clue is noted.
 const KEYS_MAX: usize = 8;
 /// Services that answer DNS.
 const DNS_SERVICES_MAX: usize = 4;
 const DNS_PORT: u16 = 53;
 
-/// Whose ring: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
-pub type RingKey = (u64, Scope, u64);
+/// Whose history: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
+pub type HistoryKey = (u64, Scope, u64);
 
-/// The rings of one scope in which a clue is noted.
+/// The histories of one scope in which a clue is noted.
 #[derive(Clone, Copy)]
 pub struct Keys {
     len: usize,
-    keys: [RingKey; KEYS_MAX],
+    keys: [HistoryKey; KEYS_MAX],
 }
 
-impl FromIterator<RingKey> for Keys {
+impl FromIterator<HistoryKey> for Keys {
     /// The first [`KEYS_MAX`] of them.
-    fn from_iter<I: IntoIterator<Item = RingKey>>(from: I) -> Self {
+    fn from_iter<I: IntoIterator<Item = HistoryKey>>(from: I) -> Self {
         let mut keys = Self { len: 0, keys: [(0, Scope::Entity, 0); KEYS_MAX] };
         for (place, key) in keys.keys.iter_mut().zip(from) {
             *place = key;
@@ -48,16 +48,16 @@ impl FromIterator<RingKey> for Keys {
 }
 
 impl Deref for Keys {
-    type Target = [RingKey];
+    type Target = [HistoryKey];
 
-    fn deref(&self) -> &[RingKey] {
+    fn deref(&self) -> &[HistoryKey] {
         &self.keys[..self.len]
     }
 }
 
 const _: () = assert!(SERVICES_OF_POD_MAX <= KEYS_MAX && DNS_SERVICES_MAX <= KEYS_MAX);
 
-/// Computes the rings in which a clue is noted.
+/// Computes the histories in which a clue is noted.
 pub struct Joins {
     topology: Arc<Topology>,
     /// A Service's name, its ready backends, and all.
@@ -84,7 +84,7 @@ impl Joins {
     /// Learns from a clue and completes it by what is known.
     pub fn take(&mut self, clue: &mut Clue) {
         match &mut clue.detail {
-            Detail::Fact(fact) => {
+            ClueDetail::Fact(fact) => {
                 if let Some(address) = fact.talker {
                     let told = text::address(address);
                     let talker = match self.topology.pod_at(&address).and_then(|pod| self.topology.get(0, pod)) {
@@ -116,7 +116,7 @@ impl Joins {
                     self.dns.push(service);
                 }
             }
-            Detail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
+            ClueDetail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
                 *peer = self.peer(address, *port);
                 let service = self.service_at(address, *port).and_then(|service| self.services.get(&service));
                 *peer_backends = service.map(|&(_, ready, all)| (ready, all));
@@ -150,7 +150,7 @@ impl Joins {
         }
     }
 
-    /// The rings of a scope in which a clue is noted.
+    /// The histories of a scope in which a clue is noted.
     pub fn keys(&self, clue: &Clue, scope: Scope) -> Keys {
         let entity = &*clue.entity;
         let node = entity.node.id;
@@ -162,7 +162,7 @@ impl Joins {
             },
             Scope::Workload => {
                 let related: &[u64] = match &clue.detail {
-                    Detail::Fact(fact) if fact.kind == ClueKind::ConfigChange => &fact.related,
+                    ClueDetail::Fact(fact) if fact.kind == ClueKind::ConfigChange => &fact.related,
                     _ => &[],
                 };
                 let own = self.workload(entity);
@@ -181,15 +181,15 @@ impl Joins {
         }
     }
 
-    /// The ring of an entity's own clues.
-    pub fn entity_key(entity: &EntityInfo) -> RingKey {
+    /// The history of an entity's own clues.
+    pub fn entity_key(entity: &EntityInfo) -> HistoryKey {
         let is_global = matches!(entity.kind, Some(EntityKind::Pod | EntityKind::Workload));
         (if is_global { 0 } else { entity.node.id }, Scope::Entity, entity.id)
     }
 
     fn services(&self, clue: &Clue, keys: impl Fn(&[u64]) -> Keys) -> Keys {
         match &clue.detail {
-            Detail::Burst(burst) => match burst.about {
+            ClueDetail::Burst(burst) => match burst.about {
                 About::Peer { address, port } => {
                     let by_pod = || {
                         let pod = self.topology.pod_at(&address)?;
@@ -200,7 +200,7 @@ impl Joins {
                 About::Dns { .. } => keys(&self.dns),
                 _ => keys(&[]),
             },
-            Detail::Fact(fact) if fact.endpoints.is_some() => {
+            ClueDetail::Fact(fact) if fact.endpoints.is_some() => {
                 keys(fact.endpoints.as_ref().map(|told| told.id()).as_slice())
             }
             _ => keys(self.by_pod.get(&clue.entity.pod_id()).map_or(&[], Vec::as_slice)),
@@ -209,7 +209,7 @@ impl Joins {
 
     /// The node that a clue is about: a node that is spoken of, a pod's node, or where it was seen.
     fn node(&self, clue: &Clue) -> u64 {
-        if let Detail::Fact(fact) = &clue.detail
+        if let ClueDetail::Fact(fact) = &clue.detail
             && (fact.kind == ClueKind::NodeCondition || fact.text("object_kind") == "Node")
         {
             return clue.entity.id;

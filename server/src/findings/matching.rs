@@ -1,15 +1,15 @@
 //! Does a pattern explain this anchor?
 //!
-//! What enters: a pattern, an anchor, the ring around it. What leaves: the evidence bound to each step. What must hold: the
+//! What enters: a pattern, an anchor, the history around it. What leaves: the evidence bound to each step. What must hold: the
 //! search goes from the anchor backwards, then forwards, the nearest clue first; it looks at no more than
 //! [`CANDIDATES_MAX`] clues, so a hostile entity costs bounded time.
 
 use std::sync::Arc;
 
-use super::history::Noted;
+use super::clue_history::{ClueHistory, HISTORY_MAX};
+use super::clue_store::Noted;
 use super::pattern::{PATTERN_STEPS_MAX, Pattern, Same, Step};
 use super::plan::Touch;
-use super::ring::{RING_MAX, Ring};
 use crate::correlate::clue::Clue;
 
 /// Clues looked at in one search.
@@ -33,7 +33,7 @@ pub enum Outcome {
 
 struct Search<'a> {
     pattern: &'a Pattern,
-    ring: &'a Ring,
+    history: &'a ClueHistory,
     bound: [Option<&'a Arc<Noted>>; PATTERN_STEPS_MAX],
     budget: u32,
     /// Steps that may be lost count as found.
@@ -73,12 +73,12 @@ fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
 }
 
 /// Looks for the evidence of a pattern around an anchor.
-pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bool) -> Outcome {
-    if !presumes && pattern.lacks_what_may_be_lost(ring.present()) {
+pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, history: &ClueHistory, presumes: bool) -> Outcome {
+    if !presumes && pattern.lacks_what_may_be_lost(history.present()) {
         return Outcome::NotFound;
     }
     let bound = [None; PATTERN_STEPS_MAX];
-    let mut search = Search { pattern, ring, bound, budget: CANDIDATES_MAX, presumes };
+    let mut search = Search { pattern, history, bound, budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);
     if search.bind(0)
         && let Some(steps) = search.gather()
@@ -142,12 +142,12 @@ impl<'a> Search<'a> {
     fn candidates(&mut self, index: usize) -> Vec<&'a Arc<Noted>> {
         let step = &self.pattern.steps[index];
         let mut found = Vec::new();
-        if !self.ring.present().contains(step.number) {
+        if !self.history.present().contains(step.number) {
             return found;
         }
-        let looked_at = self.ring.len().min(self.budget as usize);
+        let looked_at = self.history.len().min(self.budget as usize);
         self.budget -= looked_at as u32;
-        for noted in self.ring.may_be(step.number, looked_at) {
+        for noted in self.history.may_be(step.number, looked_at) {
             if !self.is_bound(noted) && self.in_time(index, noted) && self.agrees(step, noted) {
                 found.push(noted);
             }
@@ -201,14 +201,14 @@ impl<'a> Search<'a> {
             return true;
         };
         let steps = self.pattern.steps.iter().enumerate();
-        steps.filter(|(_, step)| step.absent && self.ring.present().contains(step.number)).any(|(index, step)| {
+        steps.filter(|(_, step)| step.absent && self.history.present().contains(step.number)).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
                 (anchor_at.saturating_sub(reach), anchor_at.saturating_add(step.slack_ns))
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };
-            self.ring.may_be(step.number, RING_MAX).any(|noted| {
+            self.history.may_be(step.number, HISTORY_MAX).any(|noted| {
                 (from..=to).contains(&self.time(noted)) && !self.is_bound(noted) && self.agrees(step, noted)
             })
         })
@@ -223,7 +223,7 @@ impl<'a> Search<'a> {
                 && step.is_counted
             {
                 let earliest = self.time(last).saturating_sub(self.pattern.window_ns);
-                let others = self.ring.may_be(step.number, RING_MAX).filter(|noted| {
+                let others = self.history.may_be(step.number, HISTORY_MAX).filter(|noted| {
                     !Arc::ptr_eq(noted, last)
                         && self.time(noted) >= earliest
                         && (self.time(noted), noted.clue.evidence) < (self.time(last), last.clue.evidence)

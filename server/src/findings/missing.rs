@@ -6,7 +6,7 @@ use super::compose;
 use super::finder::Worker;
 use super::joins::Joins;
 use super::matching::Match;
-use crate::correlate::clue::{ClueKind, Detail};
+use crate::correlate::clue::{ClueDetail, ClueKind};
 use crate::correlate::{EntityInfo, Lost};
 
 /// Why a gap says that events of one entity were left out, and how far from the event that says so they may be: it is told every ten
@@ -34,16 +34,17 @@ impl Worker {
         entities.dedup_by_key(|entity| (entity.node.id, entity.id));
         let left_out = |entity: &Arc<EntityInfo>| {
             let (from_ns, to_ns) = compose::loss_window(found, entity.node.id);
-            let ring = self.memory.history.ring(&Joins::entity_key(entity)).into_iter().flatten();
-            ring.filter_map(|noted| match &noted.clue.detail {
-                Detail::Fact(fact) if fact.kind == ClueKind::Gap && fact.text("reason") == FLOOD => {
-                    let from = noted.clue.boottime_ns.saturating_sub(fact.number("lasted") + FLOOD_REACH_NS);
-                    let is_near = from <= to_ns && noted.clue.boottime_ns.saturating_add(FLOOD_REACH_NS) >= from_ns;
-                    is_near.then(|| fact.number("found_gone"))
-                }
-                _ => None,
-            })
-            .sum::<u64>()
+            let history = self.memory.clues.history(&Joins::entity_key(entity)).into_iter().flatten();
+            history
+                .filter_map(|noted| match &noted.clue.detail {
+                    ClueDetail::Fact(fact) if fact.kind == ClueKind::Gap && fact.text("reason") == FLOOD => {
+                        let from = noted.clue.boottime_ns.saturating_sub(fact.number("lasted") + FLOOD_REACH_NS);
+                        let is_near = from <= to_ns && noted.clue.boottime_ns.saturating_add(FLOOD_REACH_NS) >= from_ns;
+                        is_near.then(|| fact.number("found_gone"))
+                    }
+                    _ => None,
+                })
+                .sum::<u64>()
         };
         // That it floods is no less certain for what is missing.
         if found.steps.iter().flatten().all(|noted| noted.clue.kind() == ClueKind::Gap) {

@@ -5,6 +5,8 @@
 //! ids depend on the evidence alone, so a replay finds the same; everything is bounded.
 
 mod absorb;
+mod clue_history;
+mod clue_store;
 mod compose;
 mod deaths;
 mod doubts;
@@ -15,7 +17,6 @@ mod finder;
 mod finder_metrics;
 mod from_log;
 mod growing;
-mod history;
 mod joins;
 pub mod journal;
 mod journal_metrics;
@@ -26,7 +27,6 @@ mod moment;
 mod pattern;
 mod plan;
 mod restored;
-mod ring;
 mod schema;
 mod store;
 mod template;

@@ -12,7 +12,7 @@ use tapio_wire::program::yaml::Place;
 use super::load::PatternError;
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
-use crate::correlate::clue::{About, Burst, Clue, ClueKind, ClueKinds, Detail};
+use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds};
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 512;
@@ -385,7 +385,7 @@ impl PatternSet {
 
     /// Whether a pattern, or a death certificate, can use a clue.
     pub fn wants(&self, clue: &Clue) -> bool {
-        if let Detail::Burst(Burst { about: About::Peer { .. }, .. }) = &clue.detail {
+        if let ClueDetail::Burst(Burst { about: About::Peer { .. }, .. }) = &clue.detail {
             // Who is at the other end is found out later.
             return !self.by_kind[clue.kind() as usize].steps.is_empty();
         }
@@ -452,7 +452,7 @@ mod tests {
                 boottime_ns: 9,
                 realtime_ns: 9,
                 evidence: EvidenceId { node: node.id, epoch: 1, seq: 1, index: 0 },
-                detail: Detail::Exit(Exit {
+                detail: ClueDetail::Exit(Exit {
                     comm: "x".into(),
                     parent_pid: 1,
                     ns: NsPid { pid: 1, level: 1 },

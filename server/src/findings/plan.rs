@@ -36,7 +36,7 @@ pub struct Touches {
     pub all: Vec<Touch>,
 }
 
-/// What there is to look for in the rings of one scope.
+/// What there is to look for in the histories of one scope.
 #[derive(Debug)]
 pub struct Around {
     pub scope: Scope,

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
+use super::clue_store::Noted;
 use super::compose;
 use super::finder::Worker;
-use super::history::Noted;
 use super::joins::Joins;
 use super::matching;
 use super::pattern::PatternSet;
@@ -26,7 +26,7 @@ impl Worker {
         }
         for around in &plan.around {
             for key in &*self.memory.joins.keys(&noted.clue, around.scope) {
-                let Some(ring) = self.memory.history.ring(key) else { continue };
+                let Some(history) = self.memory.clues.history(key) else { continue };
                 let may_touch = |touches: &Touches, other: &Arc<Noted>| {
                     let is_anchor = |touch: &&Touch| other.mask.contains(touch.anchor);
                     !Arc::ptr_eq(noted, other)
@@ -35,17 +35,17 @@ impl Worker {
                             matching::may_touch(pattern, touch, &noted.clue, &other.clue)
                         })
                 };
-                let of_process = ring.of_process(noted.clue.pid, &around.of_process.anchors);
+                let of_process = history.of_process(noted.clue.pid, &around.of_process.anchors);
                 touched.extend(of_process.filter(|other| may_touch(&around.of_process, other)).cloned());
-                let of_any = ring.may_be_one_of(&around.of_any.anchors);
+                let of_any = history.may_be_one_of(&around.of_any.anchors);
                 touched.extend(of_any.filter(|other| may_touch(&around.of_any, other)).cloned());
             }
         }
         // What Kubernetes says of a death, and what was observed at it, belong to its certificate.
         let of_deaths = [ClueKind::ContainerState, ClueKind::Observation, ClueKind::CgroupUse, ClueKind::LogLines];
         if of_deaths.contains(&noted.clue.kind()) {
-            let ring = self.memory.history.ring(&Joins::entity_key(&noted.clue.entity));
-            let deaths = ring.into_iter().flat_map(|ring| ring.of_kind(ClueKind::Exit)).filter(|other| {
+            let history = self.memory.clues.history(&Joins::entity_key(&noted.clue.entity));
+            let deaths = history.into_iter().flat_map(|history| history.of_kind(ClueKind::Exit)).filter(|other| {
                 other.clue.is_lead()
                     && matching::time_by(&other.clue, &noted.clue).abs_diff(other.clue.boottime_ns)
                         <= compose::LABEL_REACH_NS
