@@ -75,9 +75,9 @@ struct LoadArguments {
     duration: Duration,
     #[arg(long, value_enum, default_value_t = ProfileName::Mixed)]
     profile: ProfileName,
-    /// Beside these, so many signals a second over all nodes: processes of the containers are killed, crash, run out of memory
-    #[arg(long, value_name = "RATE", value_parser = signal_rate)]
-    signals: Option<f64>,
+    /// Beside these, so many clues a second over all nodes: processes of the containers are killed, crash, run out of memory
+    #[arg(long, value_name = "RATE", value_parser = clue_rate)]
+    clues: Option<f64>,
     /// host:port of a running server; without it, one is started and stopped
     #[arg(long, conflicts_with = "servers")]
     server: Option<String>,
@@ -146,11 +146,11 @@ impl SeveralArguments {
     }
 }
 
-/// The text, when it is a rate of signals.
-fn signal_rate(text: &str) -> Result<f64, String> {
+/// The text, when it is a rate of clues.
+fn clue_rate(text: &str) -> Result<f64, String> {
     match text.parse()? {
         Pace::PerSecond(rate) => Ok(rate),
-        Pace::Max => Err("signals come at a rate, as 50000".into()),
+        Pace::Max => Err("clues come at a rate, as 50000".into()),
     }
 }
 
@@ -371,7 +371,7 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
     let options = LoadOptions {
         nodes: arguments.nodes,
         pace: arguments.rate,
-        signals: arguments.signals,
+        clues: arguments.clues,
         duration: arguments.duration,
         server: arguments.server,
         servers: arguments.several.several(),

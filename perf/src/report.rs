@@ -72,9 +72,9 @@ pub struct LoadReport {
     pub nodes: usize,
     /// Events a second over all nodes, or `max`.
     pub rate: String,
-    /// Signals of deaths a second beside these; missing where there were none.
+    /// Clues of deaths a second beside these; missing where there were none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub signals_per_second: Option<f64>,
+    pub clues_per_second: Option<f64>,
     /// Events that were due in the run.
     pub events_offered: u64,
     /// Events that were brought forth, those that found no room included.
@@ -137,9 +137,9 @@ impl fmt::Display for ClusterReport {
             let Some(log) = &share.log else { continue };
             writeln!(
                 f,
-                "           wrote {} messages, found {} signals; behind by {} messages ({}) and {} in the finder's queue at the most",
+                "           wrote {} messages, found {} clues; behind by {} messages ({}) and {} in the finder's queue at the most",
                 log.messages_written,
-                log.signals_found,
+                log.clues_found,
                 log.behind_messages_max,
                 human_duration(log.behind_ms_max * 1_000_000),
                 log.finder_queue_max
@@ -190,10 +190,10 @@ impl fmt::Display for Agreement {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ratio = |over: u64, under: u64| over as f64 / under.max(1) as f64;
-        let signals = self.signals_per_second.map_or_else(String::new, |rate| format!(" and {rate} signals of deaths"));
+        let clues = self.clues_per_second.map_or_else(String::new, |rate| format!(" and {rate} clues of deaths"));
         writeln!(
             f,
-            "{} nodes, rate {}{signals}, {:.2} s, build {}, on {} cores of {}, Linux {}",
+            "{} nodes, rate {}{clues}, {:.2} s, build {}, on {} cores of {}, Linux {}",
             self.nodes,
             self.rate,
             self.duration_s,
@@ -329,7 +329,7 @@ mod tests {
             findings: Some(Agreement { differences: vec!["x".into()], ..Agreement::default() }),
         };
         let report = LoadReport {
-            signals_per_second: Some(5.0),
+            clues_per_second: Some(5.0),
             ledger_closes: true,
             cluster: Some(cluster),
             ..LoadReport::default()
@@ -338,18 +338,18 @@ mod tests {
         let keys = |value: &serde_json::Value| -> Vec<String> {
             value.as_object().expect("an object").keys().cloned().collect()
         };
-        assert_eq!(value["signals_per_second"], 5.0);
+        assert_eq!(value["clues_per_second"], 5.0);
         assert_eq!(keys(&value["cluster"]), ["findings", "log", "servers"]);
         let share = &value["cluster"]["servers"][0];
         for key in ["server", "nodes", "events_per_second", "cpu_percent_of_core", "rss_bytes", "ledger_closes"] {
             assert!(!share[key].is_null(), "{key}: {share}");
         }
-        for key in ["behind_messages_max", "behind_ms_max", "finder_queue_max", "signals_found", "was_alone"] {
+        for key in ["behind_messages_max", "behind_ms_max", "finder_queue_max", "clues_found", "was_alone"] {
             assert!(!share["log"][key].is_null(), "{key}: {share}");
         }
         assert!(!report.is_sound(), "they did not find the same");
         let text = report.to_string();
-        for part in ["and 5 signals", "server-1", "NATS", "NOT THE SAME"] {
+        for part in ["and 5 clues", "server-1", "NATS", "NOT THE SAME"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

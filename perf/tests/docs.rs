@@ -260,19 +260,19 @@ fn the_pattern_that_is_taught_is_accepted() {
     let said = pages::printed("tapio-server", &["check", "--patterns", directory]);
     assert!(said.contains("accepted"), "{said}");
     // And one that is not understood is refused with its line.
-    fs::write(folder.path().join("0.yaml"), blocks[0].replace("signal: exit", "signal: exti")).expect("written");
+    fs::write(folder.path().join("0.yaml"), blocks[0].replace("clue: exit", "clue: exti")).expect("written");
     let output = pages::program("tapio-server", &["check", "--patterns", directory]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("exti"), "{said}");
 }
 
-/// What `tapio-server` says of a pattern whose only step has this signal and this field.
-fn refusal(signal: &str, field: &str) -> String {
+/// What `tapio-server` says of a pattern whose only step has this clue and this field.
+fn refusal(clue: &str, field: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let text = format!(
         "id: x\ntitle: t\nsummary: s\nseverity: low\npriority: 1\nwindow: 1m\nscope: entity\nanchor: a\nadvice: [a]\n\
-         confidence: {{base: 0.5}}\nsteps:\n  - {{name: a, signal: {signal}, where: {{{field}: true}}}}\n"
+         confidence: {{base: 0.5}}\nsteps:\n  - {{name: a, clue: {clue}, where: {{{field}: true}}}}\n"
     );
     fs::write(folder.path().join("x.yaml"), text).expect("written");
     let output = pages::program("tapio-server", &["check", "--patterns", folder.path().to_str().expect("a path")]);
@@ -287,12 +287,12 @@ fn every_field_that_a_pattern_may_use_is_in_the_tables() {
         let (_, list) = said.split_once(before).unwrap_or_else(|| panic!("{said}"));
         list.split(", ").map(str::to_owned).collect()
     };
-    let signals = names(&refusal("none", "none"), "no signal is called none: there are ");
-    assert!(signals.len() > 20, "{signals:?}");
-    for signal in signals {
-        assert!(tables.contains(&format!("`{signal}`")), "docs/patterns.md does not name the signal {signal}");
-        for field in names(&refusal(&signal, "none"), &format!("a signal of kind {signal} has ")) {
-            assert!(tables.contains(&format!("`{field}`")), "docs/patterns.md does not name {field} of {signal}");
+    let clues = names(&refusal("none", "none"), "no clue is called none: there are ");
+    assert!(clues.len() > 20, "{clues:?}");
+    for clue in clues {
+        assert!(tables.contains(&format!("`{clue}`")), "docs/patterns.md does not name the clue {clue}");
+        for field in names(&refusal(&clue, "none"), &format!("a clue of kind {clue} has ")) {
+            assert!(tables.contains(&format!("`{field}`")), "docs/patterns.md does not name {field} of {clue}");
         }
     }
 }

@@ -16,7 +16,7 @@ fn two_servers(with_log: bool) -> (LoadReport, ClusterReport) {
     let report = load::run(&LoadOptions {
         nodes: 2,
         pace: Pace::PerSecond(2_000.0),
-        signals: Some(400.0),
+        clues: Some(400.0),
         duration: Duration::from_secs(3),
         servers: Some(SeveralServers { count: 2, with_log }),
         entities: 50,
@@ -55,9 +55,9 @@ fn two_servers_with_a_log_share_a_load_and_find_the_same() {
     let readers: Vec<_> = cluster.servers.iter().filter_map(|share| share.log.clone()).collect();
     assert_eq!(readers.len(), 2);
     assert_eq!(readers.iter().map(|reader| reader.rebuilds).sum::<u64>(), 0, "{report}");
-    assert_eq!(readers[0].signals_found, readers[1].signals_found, "{report}");
+    assert_eq!(readers[0].clues_found, readers[1].clues_found, "{report}");
     // 400 a second for 3 s, and those of the mixed profile.
-    assert!(readers[0].signals_found >= 1_200, "{report}");
+    assert!(readers[0].clues_found >= 1_200, "{report}");
     assert_eq!(cluster.servers[0].findings, cluster.servers[1].findings, "{report}");
 }
 
@@ -83,7 +83,7 @@ fn one_command_compares_acknowledgements_with_and_without_the_log() {
     if !can_run("one_command_compares_acknowledgements_with_and_without_the_log", &[Nats]) {
         return;
     }
-    let words = "load --servers 2 --compare-log 1 --nodes 2 --rate 1000 --signals 200 --entities 20 --duration 1s";
+    let words = "load --servers 2 --compare-log 1 --nodes 2 --rate 1000 --clues 200 --entities 20 --duration 1s";
     let told = json(&words.split(' ').collect::<Vec<_>>());
     for side in ["without_log", "with_log"] {
         let runs = told[side].as_array().expect("runs");
@@ -120,8 +120,8 @@ fn what_makes_no_sense_together_is_refused() {
         ("load --servers 2 --nodes 1", ["--nodes", "--servers"]),
         ("load --compare-log --servers 1", ["--servers", "2"]),
         ("load --compare-log --without-log --servers 2", ["--compare-log", "--without-log"]),
-        ("load --signals 100 --rate max", ["--signals", "--rate"]),
-        ("load --signals max --rate 10", ["rate", "50000"]),
+        ("load --clues 100 --rate max", ["--clues", "--rate"]),
+        ("load --clues max --rate 10", ["rate", "50000"]),
         ("inject kill --servers 2", ["--measure", "--servers"]),
     ] {
         let mut command = Command::new(PERF);

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use tapio_server::correlate::clue::{Clue, ClueKinds};
 use tapio_server::correlate::shard::Shard;
-use tapio_server::correlate::signal::{Signal, SignalKinds};
-use tapio_server::correlate::{BusClosed, NodeRef, RoutedFrame, SignalBus, Topology};
+use tapio_server::correlate::{BusClosed, ClueBus, NodeRef, RoutedFrame, Topology};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Detail, Event, Lane, Source, Tcp};
 use tapio_wire::frame::{Encoder, Frame, Stamp};
@@ -17,9 +17,9 @@ const FRAMES: u64 = 64;
 
 struct Discard;
 
-impl SignalBus for Discard {
-    fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
-        std::hint::black_box(signal);
+impl ClueBus for Discard {
+    fn publish(&self, clue: Clue) -> Result<(), BusClosed> {
+        std::hint::black_box(clue);
         Ok(())
     }
 }
@@ -90,7 +90,7 @@ fn correlate(criterion: &mut Criterion) {
             });
         }
         let topology = Arc::new(Topology::new(1000));
-        let mut shard = Shard::new(0, 200_000, Duration::from_secs(300), topology, SignalKinds::all(), None);
+        let mut shard = Shard::new(0, 200_000, Duration::from_secs(300), topology, ClueKinds::all(), None);
         let mut next = 0;
         group.bench_function("shard", |bencher| {
             bencher.iter_batched(

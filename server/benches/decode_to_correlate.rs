@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tapio_server::archive::index::Summary;
+use tapio_server::correlate::clue::Clue;
 use tapio_server::correlate::shard::Shard;
-use tapio_server::correlate::signal::Signal;
-use tapio_server::correlate::{BusClosed, NodeRef, RoutedFrame, SignalBus, Topology};
+use tapio_server::correlate::{BusClosed, ClueBus, NodeRef, RoutedFrame, Topology};
 use tapio_server::findings::PatternSet;
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Detail, Event, Lane, Source, Tcp};
@@ -28,9 +28,9 @@ const DROP_REASONS: u32 = 5;
 
 struct Discard;
 
-impl SignalBus for Discard {
-    fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
-        black_box(signal);
+impl ClueBus for Discard {
+    fn publish(&self, clue: Clue) -> Result<(), BusClosed> {
+        black_box(clue);
         Ok(())
     }
 }
@@ -156,7 +156,7 @@ fn decode_to_correlate(criterion: &mut Criterion) {
     let shard = || {
         let patterns = Arc::clone(&patterns);
         let (topology, wanted) = (Arc::new(Topology::new(1000)), patterns.kinds());
-        let interest = Arc::new(move |signal: &Signal| patterns.wants(signal));
+        let interest = Arc::new(move |clue: &Clue| patterns.wants(clue));
         Shard::new(0, 2 * ENTITIES, Duration::from_secs(300), topology, wanted, Some(interest))
     };
     let mut group = criterion.benchmark_group("decode to correlate");

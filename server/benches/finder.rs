@@ -1,4 +1,4 @@
-//! What the finder costs a signal: processes of many containers die, each by two or three signals, as `tapio-perf load --signals`
+//! What the finder costs a clue: processes of many containers die, each by two or three clues, as `tapio-perf load --clues`
 //! offers them.
 
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tapio_server::cluster::{Batch, ClusterLosses, Entry};
-use tapio_server::correlate::signal::{Detail, EvidenceId, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass, Signal};
+use tapio_server::correlate::clue::{Clue, ClueDetail, EvidenceId, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass};
 use tapio_server::correlate::{EntityInfo, NodeRef};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::event::{EntityKind, Role};
 
-const SIGNALS: usize = 4096;
+const CLUES: usize = 4096;
 const NODES: u64 = 12;
 const SIGKILL: u32 = 9;
 const SIGSEGV: u32 = 11;
@@ -57,7 +57,7 @@ impl Deaths {
         (self.random >> 11) % bound
     }
 
-    fn death(&mut self, out: &mut Vec<Signal>) {
+    fn death(&mut self, out: &mut Vec<Clue>) {
         let place = self.below(self.entities.len() as u64) as usize;
         let entity = Arc::clone(&self.entities[place]);
         self.pid += 1;
@@ -66,7 +66,7 @@ impl Deaths {
         let role = if self.below(4) == 0 { Role::First } else { Role::Member };
         let ns = NsPid { pid: if role == Role::First { 1 } else { pid }, level: 1 };
         let boottime_ns = at_ns - 1_799_000_000_000_000_000;
-        let signal = |index: u32, detail: Detail| Signal {
+        let clue = |index: u32, detail: ClueDetail| Clue {
             entity: Arc::clone(&entity),
             pid,
             boottime_ns: boottime_ns + u64::from(index) * 1_000,
@@ -80,9 +80,9 @@ impl Deaths {
             5..7 => (SIGSEGV, SenderClass::Kernel, &entity),
             _ => (SIGKILL, SenderClass::Kernel, &entity),
         };
-        out.push(signal(
+        out.push(clue(
             0,
-            Detail::Kill(Kill {
+            ClueDetail::Kill(Kill {
                 signal: sent,
                 code: 0,
                 comm: "app".into(),
@@ -98,9 +98,9 @@ impl Deaths {
             }),
         ));
         if (sent, sender_class) == (SIGKILL, SenderClass::Kernel) {
-            out.push(signal(
+            out.push(clue(
                 1,
-                Detail::Oom(Oom {
+                ClueDetail::Oom(Oom {
                     comm: "app".into(),
                     ns,
                     allocator_pid: pid,
@@ -118,9 +118,9 @@ impl Deaths {
                 }),
             ));
         }
-        out.push(signal(
+        out.push(clue(
             2,
-            Detail::Exit(Exit {
+            ClueDetail::Exit(Exit {
                 comm: "app".into(),
                 parent_pid: 1,
                 ns,
@@ -133,29 +133,29 @@ impl Deaths {
     }
 
     fn batch(&mut self) -> (Batch, u64) {
-        let mut signals = Vec::with_capacity(SIGNALS + 2);
-        while signals.len() < SIGNALS {
-            self.death(&mut signals);
+        let mut clues = Vec::with_capacity(CLUES + 2);
+        while clues.len() < CLUES {
+            self.death(&mut clues);
         }
-        signals.truncate(SIGNALS);
-        let entries = signals.into_iter().map(|signal| Entry::Signal(Box::new(signal))).collect();
+        clues.truncate(CLUES);
+        let entries = clues.into_iter().map(|clue| Entry::Clue(Box::new(clue))).collect();
         (Batch { server: "a".into(), address: String::new(), entries }, self.at_ns)
     }
 }
 
 fn finder(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("finder");
-    group.throughput(Throughput::Elements(SIGNALS as u64));
+    group.throughput(Throughput::Elements(CLUES as u64));
     group.measurement_time(Duration::from_secs(5)).sample_size(20);
-    // Deaths spread over 6,000 containers, 5,000 signals a second; a storm of 50,000; and a few containers that die all the time.
-    for (name, entities, signals_per_second) in
+    // Deaths spread over 6,000 containers, 5,000 clues a second; a storm of 50,000; and a few containers that die all the time.
+    for (name, entities, clues_per_second) in
         [("6000 containers", 6_000, 5_000), ("storm", 6_000, 50_000), ("10 containers", 10, 5_000)]
     {
         let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
         let (store, losses) = (Arc::new(FindingStore::new(10_000)), Arc::new(ClusterLosses::default()));
         let finder = Finder::start_from_log(&FinderConfig::default(), patterns, 100_000, losses, Arc::clone(&store))
             .expect("the finder starts");
-        let mut deaths = Deaths::new(entities, 2_300_000_000 / signals_per_second);
+        let mut deaths = Deaths::new(entities, 2_300_000_000 / clues_per_second);
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || deaths.batch(),

@@ -103,7 +103,7 @@ impl Default for ServerSection {
 pub struct CorrelationSection {
     /// Whether there are findings; without, the server only archives.
     pub enabled: bool,
-    /// Signals that wait for the finder.
+    /// Clues that wait for the finder.
     pub buffer_size: usize,
     /// How far back a pattern looks, and how much of the archive is replayed at the start.
     #[serde(deserialize_with = "units::duration")]

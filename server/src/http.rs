@@ -18,7 +18,7 @@ use crate::correlate::Correlator;
 use crate::metrics::Metrics;
 use crate::vitals::Vitals;
 
-struct Shared {
+struct HttpState {
     metrics: Arc<OnceLock<Metrics>>,
     archive: watch::Receiver<ArchiveState>,
     correlator: Arc<Correlator>,
@@ -46,7 +46,7 @@ pub async fn serve(
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Arc::new(Shared { metrics, archive, correlator, vitals, metrics_enabled }))
+        .with_state(Arc::new(HttpState { metrics, archive, correlator, vitals, metrics_enabled }))
         .merge(api);
     let answer = move |mut request: http::Incoming, peer: SocketAddr| {
         request.extensions_mut().insert(ConnectInfo(peer));
@@ -56,30 +56,30 @@ pub async fn serve(
 }
 
 /// What has ended before its time; `None` when everything lives.
-fn dead(shared: &Shared) -> Option<String> {
-    let mut ended = shared.vitals.ended();
-    if shared.correlator.has_failed() && !ended.iter().any(|name| name == "finder") {
+fn dead(state: &HttpState) -> Option<String> {
+    let mut ended = state.vitals.ended();
+    if state.correlator.has_failed() && !ended.iter().any(|name| name == "finder") {
         ended.push("correlate".to_owned());
     }
     let names = ended.join(", ");
     (!ended.is_empty()).then(|| format!("ended before its time: {names}; restart the server, its log tells why\n"))
 }
 
-async fn alive(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
-    match dead(&shared) {
+async fn alive(State(state): State<Arc<HttpState>>) -> (StatusCode, String) {
+    match dead(&state) {
         Some(dead) => (StatusCode::SERVICE_UNAVAILABLE, dead),
         None => (StatusCode::OK, "ok\n".into()),
     }
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+async fn ready(State(state): State<Arc<HttpState>>) -> (StatusCode, String) {
     let unready = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"));
-    match &*shared.archive.borrow() {
-        ArchiveState::Ready if shared.correlator.has_failed() => unready(CORRELATION_FAILED),
-        ArchiveState::Ready => match dead(&shared) {
+    match &*state.archive.borrow() {
+        ArchiveState::Ready if state.correlator.has_failed() => unready(CORRELATION_FAILED),
+        ArchiveState::Ready => match dead(&state) {
             Some(dead) => unready(dead.trim_end()),
             None => {
-                let remarks = shared.vitals.remarks().into_iter().map(|remark| format!("{remark}\n"));
+                let remarks = state.vitals.remarks().into_iter().map(|remark| format!("{remark}\n"));
                 (StatusCode::OK, std::iter::once("ready\n".to_owned()).chain(remarks).collect())
             }
         },
@@ -87,10 +87,10 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics_text(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+async fn metrics_text(State(state): State<Arc<HttpState>>) -> impl IntoResponse {
     let plain = [(header::CONTENT_TYPE, "text/plain")];
-    match shared.metrics.get() {
-        _ if !shared.metrics_enabled => {
+    match state.metrics.get() {
+        _ if !state.metrics_enabled => {
             (StatusCode::NOT_FOUND, plain, b"metrics.prometheus_enabled is false\n".to_vec())
         }
         Some(metrics) => (StatusCode::OK, [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], metrics.render()),

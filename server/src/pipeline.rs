@@ -42,7 +42,7 @@ use crate::auth::{Auth, AuthError, GateLayer};
 use crate::budget::{Budget, MemoryWatch};
 use crate::cluster::{self, Cluster, ClusterLosses, Leadership};
 use crate::config::Config;
-use crate::correlate::{CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, SignalBus, Topology};
+use crate::correlate::{ClueBus, CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, NodeRef, Topology};
 use crate::deliver::{DeliverMetrics, Deliverer, MarksAt, Sink, Source, Webhook, WebhookError};
 use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
@@ -219,7 +219,7 @@ impl Pipeline {
         }
         let store = Arc::new(FindingStore::new(budget.findings_max));
         let finder_config = FinderConfig {
-            bus_signals: config.correlation.buffer_size,
+            bus_clues: config.correlation.buffer_size,
             correlation_depth_max: config.correlation.max_correlation_depth as usize,
             ..FinderConfig::default()
         };
@@ -231,7 +231,7 @@ impl Pipeline {
             wanted: patterns.kinds(),
             interest: Some({
                 let patterns = Arc::clone(&patterns);
-                Arc::new(move |signal| patterns.wants(signal))
+                Arc::new(move |clue| patterns.wants(clue))
             }),
         };
         let topology = Arc::new(Topology::new(entities_max));
@@ -256,7 +256,7 @@ impl Pipeline {
             (Finder::start(&finder_config, patterns, topology, view, store)?, None)
         };
         finder.metrics().register(&registry)?;
-        let bus: Arc<dyn SignalBus> = match &cluster {
+        let bus: Arc<dyn ClueBus> = match &cluster {
             Some(cluster) => cluster.bus(),
             None => Arc::new(finder.bus()),
         };

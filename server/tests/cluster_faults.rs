@@ -123,7 +123,7 @@ async fn a_log_that_is_full_delays_no_acknowledgement_and_takes_all_of_it_when_t
 
 /// Deaths of so many workloads, within less time than an archive is gone through.
 const WORKLOADS: u32 = 3000;
-/// Entries that may wait, and signals before the finder.
+/// Entries that may wait, and clues before the finder.
 const ENTRIES: u64 = 1000;
 
 /// The most memory that a process has had, in bytes.
@@ -134,7 +134,7 @@ fn peak_bytes(pid: u32) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_whose_log_is_away_keeps_its_bounds_while_signals_flow_and_everything_lands_afterwards() {
+async fn a_server_whose_log_is_away_keeps_its_bounds_while_clues_flow_and_everything_lands_afterwards() {
     let Some(nats) = Nats::start() else { return };
     let b = Whole::start(|config| {
         config.cluster = section(&nats, "b");
@@ -210,7 +210,7 @@ fn what_waits_in_messages_counts_as_waiting() {
         family.get_metric()[0].get_gauge().get_value()
     };
     nats.pause(true);
-    // Each death gives three signals.
+    // Each death gives three clues.
     a.deliver(&deaths().0);
     until("all of them in messages", || (a.cluster.bus().is_empty() && waiting() >= 60.0).then_some(()));
     nats.pause(false);

@@ -7,7 +7,7 @@ use async_nats::jetstream::message::PublishMessage;
 use crate::cluster_support::*;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
 use tapio_server::cluster::{Batch, ClusterLosses, Entry, Outgoing};
-use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, NodeClock, SignalBus, Topology};
+use tapio_server::correlate::{ClueBus, CorrelateConfig, Correlator, LossBook, NodeClock, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::event::EntityId;
 use tapio_wire::service::Finding;
@@ -210,7 +210,7 @@ fn messages_of(server: &str, nodes: &[Node]) -> Vec<Vec<u8>> {
     let patterns = PatternSet::embedded().expect("embedded patterns are valid");
     let config = CorrelateConfig { shards: Some(1), wanted: patterns.kinds(), ..CorrelateConfig::default() };
     let outgoing = Arc::new(Outgoing::new(100_000));
-    let bus: Arc<dyn SignalBus> = Arc::<Outgoing>::clone(&outgoing);
+    let bus: Arc<dyn ClueBus> = Arc::<Outgoing>::clone(&outgoing);
     let topology = Arc::new(Topology::new(100_000));
     let correlator =
         Correlator::start(&config, topology, Arc::new(LossBook::default()), bus).expect("the correlator starts");
@@ -371,7 +371,7 @@ fn a_message_of_this_version_is_read_for_ever() {
 
 #[test]
 fn a_gap_that_shows_after_a_finding_makes_it_doubtful() {
-    // The first frame went to a server that never wrote of it; of the second the signals stand before the stretch.
+    // The first frame went to a server that never wrote of it; of the second the clues stand before the stretch.
     let mut node = Node::new("n1");
     let entity = web(&mut node);
     node.stop(entity, 50 * SECOND);

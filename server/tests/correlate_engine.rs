@@ -6,9 +6,9 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM};
-use tapio_server::correlate::signal::Signal;
+use tapio_server::correlate::clue::Clue;
 use tapio_server::correlate::state::EntityTable;
-use tapio_server::correlate::{BusClosed, CorrelateConfig, Correlator, SignalBus, Stopped, Topology};
+use tapio_server::correlate::{BusClosed, ClueBus, CorrelateConfig, Correlator, Stopped, Topology};
 use tapio_server::findings::PatternSet;
 use tapio_wire::event::{Detail, Lane};
 use tapio_wire::frame::Frame;
@@ -202,11 +202,11 @@ anchor: exit
 confidence: {base: 0.5}
 steps:
   - name: before
-    signal: oom
+    clue: oom
     optional: true
     same: {pid: exit.pid}
   - name: exit
-    signal: exit
+    clue: exit
     where: {exit_code: {min: 3}}
 advice: []
 ";
@@ -219,7 +219,9 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
         ("priority: 1", "priority: 1\ncolour: red", 6, "colour"),
         ("window: 1m", "window: soon", 6, "not a duration"),
         ("anchor: exit", "anchor: death", 8, "no step"),
-        ("signal: oom", "signal: boom", 12, "no signal is called boom"),
+        ("clue: oom", "clue: boom", 12, "no clue is called boom"),
+        ("clue: oom", "signal: oom", 12, "write `clue: oom`"),
+        ("advice: []", "ends: [{signal: exit}]\nadvice: []", 18, "write `clue: exit`"),
         ("pid: exit.pid", "pid: exit.color", 14, "has no color"),
         ("pid: exit.pid", "pid: gone.pid", 14, "no step called gone"),
         ("min: 3", "most: 3", 17, "most"),
@@ -232,8 +234,8 @@ fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
         ("advice: []", "one_of: [exit]\nadvice: []", 18, "no optional step"),
         ("advice: []", "absorbs: {own: pod}\nadvice: []", 18, "another pattern"),
         ("exit_code: {min: 3}", "exit_code: {starts: x}", 17, "no text"),
-        ("signal: exit", "signal: exit\n    count: {min: 2, distinct: colour}", 17, "has no colour"),
-        ("signal: exit", "signal: exit\n    may_be_lost: true", 15, "may be lost"),
+        ("clue: exit", "clue: exit\n    count: {min: 2, distinct: colour}", 17, "has no colour"),
+        ("clue: exit", "clue: exit\n    may_be_lost: true", 15, "may be lost"),
         ("{base: 0.5}", "{base: 1.5}", 9, "between 0 and 1"),
         ("{base: 0.5}", "{base: 0.5, minus: {exit: 0.1}}", 9, "no optional step"),
     ] {
@@ -275,8 +277,8 @@ struct Gate {
     opened: Condvar,
 }
 
-impl SignalBus for Gate {
-    fn publish(&self, _: Signal) -> Result<(), BusClosed> {
+impl ClueBus for Gate {
+    fn publish(&self, _: Clue) -> Result<(), BusClosed> {
         let closed = self.is_open.lock().unwrap();
         drop(self.opened.wait_while(closed, |is_open| !*is_open).unwrap());
         Ok(())
@@ -292,7 +294,7 @@ fn a_node_that_floods_holds_back_itself_and_not_others() {
     }
     let gate = Arc::new(Gate::default());
     let config = CorrelateConfig { shards: Some(1), frames_in_flight: 64, ..CorrelateConfig::default() };
-    let bus: Arc<dyn SignalBus> = Arc::<Gate>::clone(&gate);
+    let bus: Arc<dyn ClueBus> = Arc::<Gate>::clone(&gate);
     let correlator = Correlator::start(&config, Arc::new(Topology::new(1000)), Arc::default(), bus).unwrap();
     let is_taken = |node: &Node, frame: &Arc<Frame>| {
         let mut delivery = pin!(correlator.deliver(node.node.clone(), Arc::clone(frame)));

@@ -399,11 +399,11 @@ anchor: exit
 confidence: {base: 0.9}
 steps:
   - name: notice
-    signal: kube_event
+    clue: kube_event
     where: {reason: Unhealthy}
     may_be_lost: true
   - name: exit
-    signal: exit
+    clue: exit
 advice: []
 ";
 

@@ -242,7 +242,7 @@ fn a_state_whose_beginning_is_forgotten_goes_on_as_one_finding_and_ends() {
     let mut node = Node::new("n1");
     let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
     node.trouble(100 * SECOND, web, "pids-at-limit", "", false);
-    // More of its kind than a ring of evidence holds.
+    // More of its kind than a history of evidence holds.
     for number in 0..300 {
         node.trouble(101 * SECOND + number, web, "throttled", "", false);
     }

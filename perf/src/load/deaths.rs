@@ -1,11 +1,11 @@
 //! Deaths for the servers' finders: processes of many containers that end by signals, one after another.
 //!
-//! In: how many of the records are to be signals. Out: records of deaths, of which each is a signal that patterns want. What must
+//! In: how many of the records are to make clues. Out: records of deaths, of which each makes a clue that patterns want. What must
 //! hold: the share is met; each death is of a process of its own, also when the pool is played again.
 //!
 //! Of ten deaths:
 //!
-//! | deaths | signals of each | what happens |
+//! | deaths | clues of each | what happens |
 //! |---|---|---|
 //! | 3 | 2 | the container runtime sends SIGTERM, the process ends by it |
 //! | 2 | 2 | a process outside sends SIGKILL |
@@ -69,7 +69,7 @@ impl Profile {
         }
     }
 
-    /// A process dies: appends what comes before; its end is returned, and how many signals that makes.
+    /// A process dies: appends what comes before; its end is returned, and how many clues that makes.
     pub(super) fn death(&mut self, pool: &mut Pool) -> (Vec<u8>, usize) {
         // Of all alike: a popular one that died all the time would be a flood, which is measured by tapio-perf flood.
         let container = self.random.below(self.containers.len() as u64) as usize;
@@ -187,11 +187,11 @@ mod tests {
     }
 
     #[test]
-    fn as_many_records_as_were_asked_for_are_signals_and_the_rest_is_the_mixed_profile() {
+    fn as_many_records_as_were_asked_for_make_clues_and_the_rest_is_the_mixed_profile() {
         for share in [0.02, 0.5, 0.9] {
             let pool = Profile::new(1, 100).pool(POOL_RECORDS, share);
-            let signals = (0..POOL_RECORDS).filter(|&index| is_mortal(pool.record(index))).count();
-            let found = signals as f64 / POOL_RECORDS as f64;
+            let clues = (0..POOL_RECORDS).filter(|&index| is_mortal(pool.record(index))).count();
+            let found = clues as f64 / POOL_RECORDS as f64;
             assert!((found - share).abs() < 0.005, "{share}: {found}");
         }
         let plain = Profile::new(1, 100).pool(POOL_RECORDS, 0.0);

@@ -58,25 +58,25 @@ pub struct Node {
 impl Node {
     /// A node with a ring of `ring_bytes` and `entities` containers.
     pub fn new(name: &str, seed: u64, entities: usize, ring_bytes: usize) -> Result<(Self, RingHandle), Error> {
-        Self::with_signals(name, seed, entities, ring_bytes, 0.0)
+        Self::with_clues(name, seed, entities, ring_bytes, 0.0)
     }
 
-    /// The same; of its events, `signals` are of deaths, from 0 up to 1.
-    pub fn with_signals(
+    /// The same; of its events, `clues` are of deaths, from 0 up to 1.
+    pub fn with_clues(
         name: &str,
         seed: u64,
         entities: usize,
         ring_bytes: usize,
-        signals: f64,
+        clues: f64,
     ) -> Result<(Self, RingHandle), Error> {
         let (writer, memfd, eventfd) =
             Writer::create(ring_bytes, name).map_err(|error| Error::Ring(error.to_string()))?;
         let mut profile = Profile::new(seed, entities);
         let mut introductions = profile.introductions();
-        if signals > 0.0 {
+        if clues > 0.0 {
             Profile::introduce_senders(&mut introductions);
         }
-        let node = Self { writer, introductions, pool: profile.pool(POOL_RECORDS, signals), next: 0, offered: 0 };
+        let node = Self { writer, introductions, pool: profile.pool(POOL_RECORDS, clues), next: 0, offered: 0 };
         let name = name.to_owned();
         Ok((node, RingHandle { name, memfd, eventfd }))
     }

@@ -32,7 +32,7 @@ struct Reading {
     left_out: u64,
     is_alone: bool,
     queue: u64,
-    signals: u64,
+    clues: u64,
 }
 
 impl Reading {
@@ -46,8 +46,8 @@ impl Reading {
             waiting: sum("tapio_server_log_waiting_entries"),
             left_out: sum("tapio_server_log_left_out_entries_total"),
             is_alone: sum("tapio_server_log_alone") > 0,
-            queue: sum("tapio_server_finder_queue_signals"),
-            signals: sum("tapio_server_finder_signals_total"),
+            queue: sum("tapio_server_finder_queue_clues"),
+            clues: sum("tapio_server_finder_clues_total"),
         })
     }
 }
@@ -131,7 +131,7 @@ impl LogWatch {
         }))
     }
 
-    /// Looks at all. Returns how many signals each finder has dealt with, when all have read everything and nothing waits.
+    /// Looks at all. Returns how many clues each finder has dealt with, when all have read everything and nothing waits.
     pub fn sample(&mut self, group: &ServerGroup) -> Result<Option<Vec<u64>>, Error> {
         let Some(nats) = group.nats() else { return Ok(None) };
         let (at, last_seq) = (Instant::now(), nats.last_seq(CLUSTER)?);
@@ -153,7 +153,7 @@ impl LogWatch {
         while self.marks.front().is_some_and(|(_, seq)| *seq <= read_by_all) {
             self.marks.pop_front();
         }
-        Ok(is_settled.then(|| self.readers.iter().map(|reader| reader.last.signals).collect()))
+        Ok(is_settled.then(|| self.readers.iter().map(|reader| reader.last.clues).collect()))
     }
 
     /// What NATS has cost so far, in a run of `seconds`.
@@ -175,7 +175,7 @@ impl LogWatch {
             let (first, last) = (reader.first, reader.last);
             share.log = Some(ReaderShare {
                 messages_written: last.written.saturating_sub(first.written),
-                signals_found: last.signals.saturating_sub(first.signals),
+                clues_found: last.clues.saturating_sub(first.clues),
                 entries_left_out: last.left_out.saturating_sub(first.left_out),
                 rebuilds: last.rebuilds.saturating_sub(first.rebuilds),
                 ..reader.share

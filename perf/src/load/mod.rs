@@ -63,8 +63,8 @@ pub struct LoadOptions {
     pub nodes: usize,
     /// Events of the mixed profile.
     pub pace: Pace,
-    /// Signals of deaths beside them, a second over all nodes.
-    pub signals: Option<f64>,
+    /// Clues of deaths beside them, a second over all nodes.
+    pub clues: Option<f64>,
     pub duration: Duration,
     /// `host:port` of a server that runs already; a server is started when not given.
     pub server: Option<String>,
@@ -110,16 +110,16 @@ impl LoadOptions {
         if self.servers.is_some() && self.server.is_some() {
             return wrong("--servers starts servers: leave out --server");
         }
-        if self.signals.is_some() && self.pace == Pace::Max {
-            return wrong("--signals come at a rate beside the other events: give those a --rate in events per second");
+        if self.clues.is_some() && self.pace == Pace::Max {
+            return wrong("--clues come at a rate beside the other events: give those a --rate in events per second");
         }
         Ok(())
     }
 
-    /// How fast all events come, and which part of them are signals of deaths.
+    /// How fast all events come, and which part of them are clues of deaths.
     fn whole_pace(&self) -> (Pace, f64) {
-        match (self.pace, self.signals) {
-            (Pace::PerSecond(rate), Some(signals)) => (Pace::PerSecond(rate + signals), signals / (rate + signals)),
+        match (self.pace, self.clues) {
+            (Pace::PerSecond(rate), Some(clues)) => (Pace::PerSecond(rate + clues), clues / (rate + clues)),
             (pace, _) => (pace, 0.0),
         }
     }
@@ -168,7 +168,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
             Pace::Max => "max".into(),
             Pace::PerSecond(rate) => rate.to_string(),
         },
-        signals_per_second: options.signals,
+        clues_per_second: options.clues,
         events_offered: nodes.iter().map(Node::offered).sum(),
         events_emitted: nodes.iter().map(Node::emitted).sum(),
         duration_s: settled.as_secs_f64(),
@@ -236,7 +236,7 @@ fn start_nodes(options: &LoadOptions, servers: &Servers) -> Result<(Vec<Station>
         collector.wait_ready()?;
         let seed = options.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (node, ring) =
-            Node::with_signals(collector.node(), seed, options.entities, options.ring_bytes, options.whole_pace().1)?;
+            Node::with_clues(collector.node(), seed, options.entities, options.ring_bytes, options.whole_pace().1)?;
         stations.push(Station { _publication: ring.publish(collector.socket())?, collector });
         nodes.push(node);
     }

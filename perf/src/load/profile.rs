@@ -141,8 +141,8 @@ impl Profile {
         pool
     }
 
-    /// At least `records` records: `signals` of them, from 0 up to 1, are of deaths, the others in the proportions of the profile.
-    pub fn pool(&mut self, records: usize, signals: f64) -> Pool {
+    /// At least `records` records: `clues` of them, from 0 up to 1, are of deaths, the others in the proportions of the profile.
+    pub fn pool(&mut self, records: usize, clues: f64) -> Pool {
         let mut pool = Pool::default();
         let mut later: Vec<Later> = Vec::new();
         let mut made = 0;
@@ -152,7 +152,7 @@ impl Profile {
                 continue;
             }
             let due = pool.len() + 1 + self.random.below(400) as usize;
-            if (made as f64) < signals * (pool.len() + later.len()) as f64 {
+            if (made as f64) < clues * (pool.len() + later.len()) as f64 {
                 let (record, count) = self.death(&mut pool);
                 made += count;
                 later.push(Later { due, record, is_mortal: true });

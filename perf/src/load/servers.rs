@@ -65,9 +65,9 @@ pub struct ReaderShare {
     pub finder_queue_max: u64,
     /// Entries that waited to be put into messages, at most.
     pub waiting_entries_max: u64,
-    /// Messages that it wrote, and signals that its finder dealt with: its own and the others'.
+    /// Messages that it wrote, and clues that its finder dealt with: its own and the others'.
     pub messages_written: u64,
-    pub signals_found: u64,
+    pub clues_found: u64,
     /// What found no room, and is sent again from the archive.
     pub entries_left_out: u64,
     /// How often it began anew to read; then [`Self::behind_messages_max`] is of the time before.
@@ -199,13 +199,13 @@ impl Servers {
     /// Waits until all have read the log and have found the same; the report has what differs then.
     pub fn agree(&mut self, log: &mut LogWatch) -> Result<Agreement, Error> {
         let began = Instant::now();
-        let mut signals = None;
+        let mut clues = None;
         let mut agreement = Agreement::default();
         loop {
             let Some(group) = &self.group else { return Ok(agreement) };
             let now = log.sample(group)?;
-            let is_settled = now.is_some() && now == signals;
-            signals = now;
+            let is_settled = now.is_some() && now == clues;
+            clues = now;
             if is_settled {
                 let findings = self.clients.iter_mut().map(Client::all_findings).collect::<Result<Vec<_>, _>>()?;
                 agreement = Agreement { after_ms: began.elapsed().as_millis() as u64, ..compared(&findings) };

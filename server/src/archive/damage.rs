@@ -36,7 +36,7 @@ const MARGIN_NS: u64 = 300_000_000_000;
 
 /// Where something is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum DamagePlace {
     /// Bytes of the segment that are no records. None where it is not known which.
     Bytes(Vec<Range<u64>>),
     /// The segment's end, from this byte on.
@@ -69,7 +69,7 @@ pub struct Lost {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     pub segment: u64,
-    pub place: Place,
+    pub place: DamagePlace,
     /// `None` where nothing says how much.
     pub missing: Option<Missing>,
     pub lost: Vec<Lost>,
@@ -85,7 +85,7 @@ impl Damage {
     pub(super) fn of_bytes(segment: u64, ranges: Vec<Range<u64>>, missing: Option<Missing>) -> Self {
         Self {
             segment,
-            place: Place::Bytes(ranges),
+            place: DamagePlace::Bytes(ranges),
             missing,
             lost: Vec::new(),
             counted_by: None,
@@ -114,8 +114,8 @@ impl Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
-            Place::Bytes(ranges) if ranges.is_empty() => write!(f, "segment {} is damaged", self.segment)?,
-            Place::Bytes(ranges) => {
+            DamagePlace::Bytes(ranges) if ranges.is_empty() => write!(f, "segment {} is damaged", self.segment)?,
+            DamagePlace::Bytes(ranges) => {
                 write!(f, "segment {} is damaged", self.segment)?;
                 for (index, range) in ranges.iter().take(NAMED_MAX).enumerate() {
                     let word = if index == 0 { " from byte" } else { ", from" };
@@ -125,11 +125,13 @@ impl fmt::Display for Damage {
                     write!(f, " and at {} more places", ranges.len() - NAMED_MAX)?;
                 }
             }
-            Place::End(from) => write!(f, "segment {} is cut off or unreadable from byte {from} on", self.segment)?,
-            Place::Absent(numbers) if numbers.start() == numbers.end() => {
+            DamagePlace::End(from) => {
+                write!(f, "segment {} is cut off or unreadable from byte {from} on", self.segment)?
+            }
+            DamagePlace::Absent(numbers) if numbers.start() == numbers.end() => {
                 write!(f, "segment {} is absent", numbers.start())?;
             }
-            Place::Absent(numbers) => write!(f, "segments {} to {} are absent", numbers.start(), numbers.end())?,
+            DamagePlace::Absent(numbers) => write!(f, "segments {} to {} are absent", numbers.start(), numbers.end())?,
         }
         match self.missing {
             Some(missing) => write!(f, ": {} events in {} frames are missing", missing.events, missing.frames)?,
@@ -239,7 +241,7 @@ type Snapshot = Option<(usize, Box<Books>)>;
 
 fn compared(segments: &[SegmentFile], suspect: usize, from: Snapshot, to: Snapshot) -> io::Result<Option<Damage>> {
     let number = segments[suspect].number;
-    let unknown = Damage { place: Place::End(0), ..Damage::of_bytes(number, Vec::new(), None) };
+    let unknown = Damage { place: DamagePlace::End(0), ..Damage::of_bytes(number, Vec::new(), None) };
     let (Some((from, before)), Some((to, after))) = (from, to) else {
         return Ok(Some(unknown));
     };
@@ -277,9 +279,9 @@ fn compared(segments: &[SegmentFile], suspect: usize, from: Snapshot, to: Snapsh
     }
     let hole = span.iter().zip(&segments[from + 1..=to]).find(|(one, next)| next.number > one.number + 1);
     let (segment, place) = match (cut, hole) {
-        (Some((number, byte)), _) => (number, Place::End(byte)),
-        (None, Some((one, next))) => (one.number, Place::Absent(one.number + 1..=next.number - 1)),
-        (None, None) => (number, Place::Bytes(Vec::new())),
+        (Some((number, byte)), _) => (number, DamagePlace::End(byte)),
+        (None, Some((one, next))) => (one.number, DamagePlace::Absent(one.number + 1..=next.number - 1)),
+        (None, None) => (number, DamagePlace::Bytes(Vec::new())),
     };
     let sent = |books: &Books, lost: &Lost| books.epoch(lost.node, lost.epoch).map_or(0, |epoch| epoch.realtime_ns);
     Ok(Some(Damage {
@@ -298,8 +300,8 @@ fn is_still_so(span: &[SegmentFile], damage: &Damage) -> bool {
     let is_new = |number| span[0].path.parent().is_some_and(|dir| segment_path(dir, number).exists());
     span.iter().all(|segment| segment.path.exists())
         && match &damage.place {
-            Place::Absent(numbers) => !numbers.clone().take(ABSENT_LOOKS_MAX).any(is_new),
-            Place::Bytes(_) | Place::End(_) => true,
+            DamagePlace::Absent(numbers) => !numbers.clone().take(ABSENT_LOOKS_MAX).any(is_new),
+            DamagePlace::Bytes(_) | DamagePlace::End(_) => true,
         }
 }
 

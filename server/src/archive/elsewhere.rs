@@ -22,12 +22,12 @@ pub const FIRST_CONTACT: Duration = Duration::from_secs(600);
 
 /// What is known of who has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ElsewhereKind {
     AnotherServer,
     EmptyArchive,
 }
 
-impl Kind {
+impl ElsewhereKind {
     /// All, in the order of their numbers.
     pub const ALL: [Self; 2] = [Self::AnotherServer, Self::EmptyArchive];
 
@@ -54,17 +54,17 @@ impl FirstContact {
     }
 
     /// Of events of an epoch, which the books have or not.
-    pub fn kind(&self, has_epoch: bool) -> Kind {
+    pub fn kind(&self, has_epoch: bool) -> ElsewhereKind {
         match self.until {
-            Some(until) if !has_epoch && Instant::now() < until => Kind::EmptyArchive,
-            _ => Kind::AnotherServer,
+            Some(until) if !has_epoch && Instant::now() < until => ElsewhereKind::EmptyArchive,
+            _ => ElsewhereKind::AnotherServer,
         }
     }
 }
 
 /// Counts by source, for status: those that are not 0.
-pub(super) fn counts(of: impl Fn(Kind, Source) -> u64) -> Vec<ElsewhereCount> {
-    let all = Kind::ALL.into_iter().flat_map(|kind| Source::ALL.into_iter().map(move |source| (kind, source)));
+pub(super) fn counts(of: impl Fn(ElsewhereKind, Source) -> u64) -> Vec<ElsewhereCount> {
+    let all = ElsewhereKind::ALL.into_iter().flat_map(|kind| Source::ALL.into_iter().map(move |source| (kind, source)));
     let counted = all.map(|(kind, source)| (kind, source, of(kind, source))).filter(|(.., events)| *events > 0);
     counted
         .map(|(kind, source, events)| ElsewhereCount {
@@ -82,9 +82,9 @@ mod tests {
     #[test]
     fn only_a_new_epoch_soon_after_the_start_of_an_empty_archive_is_its_first_contact() {
         let kind = |frames, within, has_epoch| FirstContact::new(frames, within).kind(has_epoch);
-        assert_eq!(kind(0, FIRST_CONTACT, false), Kind::EmptyArchive);
-        assert_eq!(kind(0, FIRST_CONTACT, true), Kind::AnotherServer);
-        assert_eq!(kind(0, Duration::ZERO, false), Kind::AnotherServer);
-        assert_eq!(kind(1, FIRST_CONTACT, false), Kind::AnotherServer);
+        assert_eq!(kind(0, FIRST_CONTACT, false), ElsewhereKind::EmptyArchive);
+        assert_eq!(kind(0, FIRST_CONTACT, true), ElsewhereKind::AnotherServer);
+        assert_eq!(kind(0, Duration::ZERO, false), ElsewhereKind::AnotherServer);
+        assert_eq!(kind(1, FIRST_CONTACT, false), ElsewhereKind::AnotherServer);
     }
 }

@@ -53,7 +53,7 @@ impl ArchiveMetrics {
             ),
             &["source", "kind"],
         )?;
-        let elsewhere = elsewhere::Kind::ALL
+        let elsewhere = elsewhere::ElsewhereKind::ALL
             .map(|kind| Source::ALL.map(|source| elsewhere_events.with_label_values(&[source.name(), kind.name()])));
         Ok(Self {
             elsewhere,
@@ -103,7 +103,7 @@ impl ArchiveMetrics {
     }
 
     /// Counts events that are elsewhere, by source. What a node claims cannot make a counter go round.
-    pub(super) fn count_elsewhere(&self, kind: elsewhere::Kind, events: &[u64; SOURCES]) {
+    pub(super) fn count_elsewhere(&self, kind: elsewhere::ElsewhereKind, events: &[u64; SOURCES]) {
         for (counter, &events) in self.elsewhere[kind as usize].iter().zip(events) {
             counter.inc_by(events.min(u64::MAX - counter.get()));
         }

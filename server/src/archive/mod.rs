@@ -179,8 +179,8 @@ pub struct Appender {
     metrics: Arc<ArchiveMetrics>,
 }
 
-/// Room for one frame.
-pub struct Room {
+/// A reservation in the queue for one frame.
+pub struct Reservation {
     slot: mpsc::OwnedPermit<Queued>,
     bytes: OwnedSemaphorePermit,
     metrics: Arc<ArchiveMetrics>,
@@ -188,11 +188,11 @@ pub struct Room {
 
 impl Appender {
     /// Waits for room for a frame of `bytes` bytes. Nothing happens when the future is dropped.
-    pub async fn reserve(&self, bytes: usize) -> Result<Room, Closed> {
+    pub async fn reserve(&self, bytes: usize) -> Result<Reservation, Closed> {
         let wanted = bytes.min(self.queue_bytes) as u32;
         let room = Arc::clone(&self.room).acquire_many_owned(wanted).await.map_err(|_| Closed)?;
         let slot = self.queue.clone().reserve_owned().await.map_err(|_| Closed)?;
-        Ok(Room { slot, bytes: room, metrics: Arc::clone(&self.metrics) })
+        Ok(Reservation { slot, bytes: room, metrics: Arc::clone(&self.metrics) })
     }
 
     /// Waits for room, then appends.
@@ -213,7 +213,7 @@ impl Appender {
     }
 }
 
-impl Room {
+impl Reservation {
     /// Appends the frame that the room was reserved for.
     pub fn append(self, append: Append) {
         self.metrics.backlog_bytes.add(append.bytes.len() as i64);

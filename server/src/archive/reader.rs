@@ -16,7 +16,7 @@ use tapio_wire::frame::{Frame, Header};
 use tapio_wire::segment::{SEGMENT_HEADER_BYTES, parse_segment_header};
 
 use super::books::Books;
-use super::damage::{self, Damage, Missing, Place};
+use super::damage::{self, Damage, DamagePlace, Missing};
 use super::index::{Described, Index, key, times_ns};
 use super::scan::{Item, Scanner};
 use super::segments;
@@ -357,7 +357,7 @@ impl Pass<'_> {
         }
         let mut ranges = Vec::new();
         for damage in found {
-            let Place::Bytes(places) = &damage.place else { continue };
+            let DamagePlace::Bytes(places) = &damage.place else { continue };
             for range in places {
                 // Behind the last commit nothing was acknowledged.
                 let is_lost = range.start <= last_mark

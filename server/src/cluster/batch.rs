@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::correlate::signal::Signal;
+use crate::correlate::clue::Clue;
 use crate::correlate::{Dropped, EntityInfo, Interval, NodeClock, NodeRef};
 
 /// Changes with everything that changes the layout of an entry: `a_message_of_this_version_is_read_for_ever` fails otherwise.
@@ -35,7 +35,7 @@ pub struct Batch {
 pub enum Entry {
     /// An entity is described, or described otherwise.
     Described(Arc<EntityInfo>),
-    Signal(Box<Signal>),
+    Clue(Box<Clue>),
     /// A node goes on.
     Clock(NodeClock),
     /// Events of a node were lost, as one server saw by two frames that followed one another.

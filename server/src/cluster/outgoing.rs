@@ -1,6 +1,6 @@
 //! What this server has to say to the others.
 //!
-//! What enters: signals from the shards, frames as they go to the shards and as the shards are done with them. What leaves: entries
+//! What enters: clues from the shards, frames as they go to the shards and as the shards are done with them. What leaves: entries
 //! in the order in which they hold. What must hold: nobody waits here. What finds no room is left out, and then the frames that it
 //! came from are not told as covered, so that they are worked through again from the archive; a stretch is told as covered after
 //! everything that its frames gave occasion to.
@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 
 use super::batch::{Covered, Entry, Point};
 use super::coverage::Coverage;
-use crate::correlate::signal::{EvidenceId, Signal};
-use crate::correlate::{BusClosed, Dropped, FrameBegun, Generations, NodeClock, NodeRef, SignalBus, is_global};
+use crate::correlate::clue::{Clue, EvidenceId};
+use crate::correlate::{BusClosed, ClueBus, Dropped, FrameBegun, Generations, NodeClock, NodeRef, is_global};
 
-/// Entities of which it is remembered that a signal named them: what they are called later is told too.
+/// Entities of which it is remembered that a clue named them: what they are called later is told too.
 const NAMED_MAX: usize = 65_536;
 /// How long a node's frames may wait until they are told as covered, where nothing else is told of it.
 const COVER_INTERVAL: Duration = Duration::from_secs(5);
@@ -147,7 +147,7 @@ impl Outgoing {
         inner.waits = false;
     }
 
-    /// With room for what one frame or signal gives occasion to, where it is waited for.
+    /// With room for what one frame or clue gives occasion to, where it is waited for.
     fn lock_with_room(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.lock();
         while inner.waits && !inner.is_closed && inner.entries.len() >= self.entries_max {
@@ -271,17 +271,17 @@ impl Inner {
     }
 }
 
-impl SignalBus for Outgoing {
-    fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
+impl ClueBus for Outgoing {
+    fn publish(&self, clue: Clue) -> Result<(), BusClosed> {
         let mut inner = self.lock_with_room();
-        let EvidenceId { node, epoch, seq, .. } = signal.evidence;
+        let EvidenceId { node, epoch, seq, .. } = clue.evidence;
         if inner.is_known(node, epoch, seq) {
             return Ok(());
         }
-        let key = (if signal.entity.kind.is_some_and(is_global) { 0 } else { signal.entity.node.id }, signal.entity.id);
+        let key = (if clue.entity.kind.is_some_and(is_global) { 0 } else { clue.entity.node.id }, clue.entity.id);
         inner.named.insert(key, ());
         inner.tells((node, epoch, seq));
-        inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Signal(Box::new(signal)));
+        inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Clue(Box::new(clue)));
         // Whoever takes them takes all that wait: one wakeup is enough for as many as a message has.
         let is_news = inner.entries.len() % ENTRIES_TOGETHER == 1;
         drop(inner);

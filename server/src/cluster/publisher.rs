@@ -21,8 +21,8 @@ use super::connections::Connections;
 use super::link::Link;
 use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
 use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
-use crate::correlate::signal::Detail;
-use crate::correlate::{FromLog, InProcessBus, Message, is_global};
+use crate::correlate::clue::ClueDetail;
+use crate::correlate::{InProcessBus, LogUpdate, Message, is_global};
 
 /// How long the log may take no message before this server goes on alone.
 const ALONE_AFTER: Duration = Duration::from_secs(2);
@@ -268,8 +268,8 @@ impl Publisher {
         for entry in entries {
             let fact = match &entry {
                 Entry::Described(entity) if entity.kind.is_some_and(is_global) => Some((entity.node.id, entity.id)),
-                Entry::Signal(signal) => match &signal.detail {
-                    Detail::Fact(fact) => fact.endpoints.as_ref().map(|told| (0, told.id())),
+                Entry::Clue(clue) => match &clue.detail {
+                    ClueDetail::Fact(fact) => fact.endpoints.as_ref().map(|endpoints| (0, endpoints.id())),
                     _ => None,
                 },
                 _ => None,
@@ -338,7 +338,7 @@ impl Publisher {
 
     fn tell_finder(&self, batch: Batch) {
         // Without a finder the server ends.
-        let _ = self.finder.send(Message::FromLog(FromLog::Batch(Box::new(batch), now_ns())));
+        let _ = self.finder.send(Message::FromLog(LogUpdate::Batch(Box::new(batch), now_ns())));
     }
 
     /// Sends the first ones off; connects before where that is needed.
@@ -455,7 +455,7 @@ impl Publisher {
         tracing::warn!(is_stuck, is_unread, "the log is away: this server goes on with what its own collectors say");
         self.alone_until = None;
         self.link.set_alone(true);
-        let alone = FromLog::Alone(self.names.server().to_owned());
+        let alone = LogUpdate::Alone(self.names.server().to_owned());
         let _ = self.finder.send(Message::FromLog(alone));
         let unread = self.unread.iter().map(|(_, payload)| payload);
         for payload in unread.chain(self.waiting.iter().map(|waiting| &waiting.payload)) {

@@ -16,7 +16,7 @@ use super::batch::Batch;
 use super::config::ClusterSection;
 use super::link::Link;
 use super::log::{self, Log};
-use crate::correlate::{BusClosed, FromLog, InProcessBus, Message};
+use crate::correlate::{BusClosed, InProcessBus, LogUpdate, Message};
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -133,7 +133,7 @@ impl Reader {
             self.link.in_company().await;
             generation = self.link.generation.load(Ordering::Acquire);
             self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
-            self.tell(FromLog::Rebuild)?;
+            self.tell(LogUpdate::Rebuild)?;
             self.read_facts(log).await?;
             let info = stream.get_info().await.map_err(|error| broken(&error))?;
             target = info.state.last_sequence;
@@ -191,11 +191,11 @@ impl Reader {
                 _ => {}
             }
             match Batch::decode(&message.payload) {
-                Ok(batch) => self.tell(FromLog::Batch(Box::new(batch), at_ns))?,
+                Ok(batch) => self.tell(LogUpdate::Batch(Box::new(batch), at_ns))?,
                 Err(error) => {
                     let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
                     let server = server.map_or("a server of another version", |server| server.as_str());
-                    self.tell(FromLog::Unread(server.to_owned(), at_ns))?;
+                    self.tell(LogUpdate::Unread(server.to_owned(), at_ns))?;
                     if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
                         tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
                     }
@@ -220,8 +220,8 @@ impl Reader {
     }
 
     /// Waits while the finder has no room.
-    fn tell(&self, told: FromLog) -> Result<(), BusClosed> {
-        self.held(|finder| finder.send(Message::FromLog(told)))
+    fn tell(&self, update: LogUpdate) -> Result<(), BusClosed> {
+        self.held(|finder| finder.send(Message::FromLog(update)))
     }
 
     fn held(&self, wait: impl FnOnce(&InProcessBus) -> Result<(), BusClosed>) -> Result<(), BusClosed> {
@@ -237,7 +237,7 @@ impl Reader {
         if seq >= target && !self.link.is_caught_up() && !is_asked {
             // What the archive has to tell again may confirm what was found alone.
             let confirms = !self.link.is_healing();
-            self.tell(FromLog::CaughtUp { confirms })?;
+            self.tell(LogUpdate::CaughtUp { confirms })?;
             // Whoever hears of it may rely on the finder's being there too.
             self.held(|finder| finder.barrier())?;
             self.link.set_caught_up(true);
@@ -263,7 +263,7 @@ impl Reader {
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             let seq = message.info().map_err(|error| broken(&error))?.stream_sequence;
             if let Ok(batch) = Batch::decode(&message.payload) {
-                self.tell(FromLog::Facts(Box::new(batch)))?;
+                self.tell(LogUpdate::Facts(Box::new(batch)))?;
             }
             if seq >= info.state.last_sequence {
                 return Ok(());

@@ -23,14 +23,14 @@ use super::losses::{ClusterLosses, Other};
 use super::outgoing::Outgoing;
 use super::publisher::Publisher;
 use super::reader::Reader;
-use crate::correlate::{FromLog, InProcessBus, Message, SignalBus};
+use crate::correlate::{ClueBus, InProcessBus, LogUpdate, Message};
 use crate::vitals::{Pulse, Sign, Vitals};
 
 /// How long a start waits for the log before it goes on without.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is told to stop.
-pub type Healer = Box<dyn Fn(Arc<dyn SignalBus>, &dyn Fn() -> bool) + Send>;
+pub type Healer = Box<dyn Fn(Arc<dyn ClueBus>, &dyn Fn() -> bool) + Send>;
 
 /// Owns the threads that write and read the log.
 pub struct Cluster {
@@ -245,7 +245,7 @@ async fn heal(
             continue;
         }
         // What was found alone and is not confirmed by now is not so. Without a finder the server ends.
-        let _ = finder.send(Message::FromLog(FromLog::Confirmed));
+        let _ = finder.send(Message::FromLog(LogUpdate::Confirmed));
         tracing::info!("what the log lacked was told again from the archive");
     }
 }

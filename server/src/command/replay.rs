@@ -134,7 +134,7 @@ fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: 
         wanted: patterns.kinds(),
         interest: Some({
             let patterns = Arc::clone(&patterns);
-            Arc::new(move |signal| patterns.wants(signal))
+            Arc::new(move |clue| patterns.wants(clue))
         }),
         ..CorrelateConfig::default()
     };

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tapio_wire::program::units::human_bytes;
 
 use super::{CommandError, Directory, Verdict, print, progress};
-use crate::archive::damage::{self, Damage, Place};
+use crate::archive::damage::{self, Damage, DamagePlace};
 use crate::archive::reader::{ReadError, Reader};
 use crate::archive::verify::{IndexState, SegmentReport, verify_segment};
 use crate::findings::text;
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
             Err(source) => return Err(ReadError::Segment { path: segment.path.clone(), source }.into()),
         };
         let of_this = gaps.iter().filter(|gap| gap.segment == segment.number);
-        report.gap = of_this.clone().find(|gap| !matches!(gap.place, Place::Absent(_))).cloned();
+        report.gap = of_this.clone().find(|gap| !matches!(gap.place, DamagePlace::Absent(_))).cloned();
         is_sound &= report.is_sound();
         is_newest_open =
             report.gap.is_none() && !report.is_sound() && report.index == IndexState::None && !report.is_foreign;
@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         sums.bytes += report.bytes;
         let line = if arguments.json { json_line(&report) } else { text_line(&report) };
         bar.suspend(|| print(&line))?;
-        for gap in of_this.filter(|gap| matches!(gap.place, Place::Absent(_))) {
+        for gap in of_this.filter(|gap| matches!(gap.place, DamagePlace::Absent(_))) {
             let line = if arguments.json { format!("{}\n", gap_value(gap)) } else { format!("DAMAGED: {gap}\n") };
             bar.suspend(|| print(&line))?;
         }
@@ -72,9 +72,9 @@ fn gap_value(gap: &Damage) -> Value {
         })
     };
     let (absent, from) = match &gap.place {
-        Place::Absent(numbers) => (Some([*numbers.start(), *numbers.end()]), None),
-        Place::End(from) => (None, Some(*from)),
-        Place::Bytes(_) => (None, None),
+        DamagePlace::Absent(numbers) => (Some([*numbers.start(), *numbers.end()]), None),
+        DamagePlace::End(from) => (None, Some(*from)),
+        DamagePlace::Bytes(_) => (None, None),
     };
     json!({
         "sound": false,

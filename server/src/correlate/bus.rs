@@ -1,6 +1,6 @@
-//! The way of signals from the shards to the finder.
+//! The way of clues from the shards to the finder.
 //!
-//! What must hold: a published signal reaches the finder. The in-process bus is bounded and makes its publisher wait, which
+//! What must hold: a published clue reaches the finder. The in-process bus is bounded and makes its publisher wait, which
 //! in turn holds back frames and, through the credit, the collectors; nothing is dropped on the way.
 
 use std::sync::Arc;
@@ -9,31 +9,31 @@ use crossbeam::channel::{Receiver, SendError, Sender, bounded};
 use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::frame::Frame;
 
+use super::clue::Clue;
 use super::loss::Interval;
-use super::signal::Signal;
 use super::topology::{EntityInfo, NodeRef};
 use crate::cluster::Batch;
 
 /// The finder is gone, so nothing can be published any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the finder has stopped: no signal can be published any more")]
+#[error("the finder has stopped: no clue can be published any more")]
 pub struct BusClosed;
 
-/// Carries signals to whoever joins them.
-pub trait SignalBus: Send + Sync {
-    /// Hands a signal over; waits while there is no room.
+/// Carries clues to whoever joins them.
+pub trait ClueBus: Send + Sync {
+    /// Hands a clue over; waits while there is no room.
     ///
     /// # Errors
-    /// [`BusClosed`] when nobody takes signals any more.
-    fn publish(&self, signal: Signal) -> Result<(), BusClosed>;
+    /// [`BusClosed`] when nobody takes clues any more.
+    fn publish(&self, clue: Clue) -> Result<(), BusClosed>;
 
     /// Tells that a node goes on. Does not wait: on a full bus the next one comes soon.
     fn clock(&self, _clock: NodeClock) {}
 
-    /// Tells that entities were described anew. Does not wait: on a full bus whoever takes signals looks anyway.
+    /// Tells that entities were described anew. Does not wait: on a full bus whoever takes clues looks anyway.
     fn renamed(&self) {}
 
-    /// Whether it wants to be told of frames by [`SignalBus::began`] and [`SignalBus::done`].
+    /// Whether it wants to be told of frames by [`ClueBus::began`] and [`ClueBus::done`].
     fn follows_frames(&self) -> bool {
         false
     }
@@ -68,19 +68,19 @@ pub struct NodeClock {
 
 /// What travels on the in-process bus.
 pub(crate) enum Message {
-    Signal(Box<Signal>),
+    Clue(Box<Clue>),
     Clock(Box<NodeClock>),
     /// Entities were described anew.
     Renamed,
     /// Of a finder that is driven by the log.
-    FromLog(FromLog),
+    FromLog(LogUpdate),
     /// Answered when everything before it was dealt with.
     Barrier(Sender<()>),
     Stop,
 }
 
 /// What the reader of the log tells the finder.
-pub(crate) enum FromLog {
+pub(crate) enum LogUpdate {
     /// What a server wrote, and when the log took it, nanoseconds since 1970.
     Batch(Box<Batch>, u64),
     /// What a server wrote and is kept for those who come later: what there is, and nothing that happened.
@@ -104,13 +104,13 @@ pub struct InProcessBus {
 }
 
 impl InProcessBus {
-    /// A bus that holds at most `signals_max` signals.
-    pub(crate) fn bounded(signals_max: usize) -> (Self, Receiver<Message>) {
-        let (sender, receiver) = bounded(signals_max.max(1));
+    /// A bus that holds at most `clues_max` clues.
+    pub(crate) fn bounded(clues_max: usize) -> (Self, Receiver<Message>) {
+        let (sender, receiver) = bounded(clues_max.max(1));
         (Self { sender }, receiver)
     }
 
-    /// Waits until every signal published before was dealt with.
+    /// Waits until every clue published before was dealt with.
     ///
     /// # Errors
     /// [`BusClosed`] when the finder stopped before.
@@ -125,9 +125,9 @@ impl InProcessBus {
     }
 }
 
-impl SignalBus for InProcessBus {
-    fn publish(&self, signal: Signal) -> Result<(), BusClosed> {
-        self.send(Message::Signal(Box::new(signal)))
+impl ClueBus for InProcessBus {
+    fn publish(&self, clue: Clue) -> Result<(), BusClosed> {
+        self.send(Message::Clue(Box::new(clue)))
     }
 
     fn clock(&self, clock: NodeClock) {
@@ -136,7 +136,7 @@ impl SignalBus for InProcessBus {
     }
 
     fn renamed(&self) {
-        // Full: the finder looks after every signal. Closed: it is over.
+        // Full: the finder looks after every clue. Closed: it is over.
         let _ = self.sender.try_send(Message::Renamed);
     }
 }

@@ -9,8 +9,8 @@ use tapio_wire::event::{ArchivedDetail, EntityId};
 use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_bytes;
 
+use super::clue::{ClueKind, Fact, FactValue, ServiceEndpoints};
 use super::field_name::FieldName;
-use super::signal::{Fact, FactValue, ServiceEndpoints, SignalKind};
 
 /// Others that one fact may be about.
 const RELATED_MAX: usize = 64;
@@ -18,26 +18,26 @@ const RELATED_MAX: usize = 64;
 const TEXT_BYTES_MAX: usize = 512;
 
 /// The kind of the fact that an event states.
-pub fn kind(detail: &ArchivedDetail) -> Option<SignalKind> {
+pub fn kind(detail: &ArchivedDetail) -> Option<ClueKind> {
     Some(match detail {
-        ArchivedDetail::SignalDelivered { .. } => SignalKind::Delivered,
-        ArchivedDetail::PodState(_) => SignalKind::PodState,
-        ArchivedDetail::ContainerState(_) => SignalKind::ContainerState,
-        ArchivedDetail::KubeEvent(_) => SignalKind::KubeEvent,
-        ArchivedDetail::NodeCondition(_) => SignalKind::NodeCondition,
-        ArchivedDetail::Rollout(_) => SignalKind::Rollout,
-        ArchivedDetail::ConfigChange(_) => SignalKind::ConfigChange,
-        ArchivedDetail::Endpoints(_) => SignalKind::Endpoints,
-        ArchivedDetail::ObjectState(_) => SignalKind::ObjectState,
-        ArchivedDetail::UnitState(_) => SignalKind::UnitState,
-        ArchivedDetail::UnitJob(_) => SignalKind::UnitJob,
-        ArchivedDetail::Observation(_) => SignalKind::Observation,
-        ArchivedDetail::Gap(_) => SignalKind::Gap,
-        ArchivedDetail::Conntrack(_) => SignalKind::Conntrack,
-        ArchivedDetail::CgroupUse(_) => SignalKind::CgroupUse,
-        ArchivedDetail::Trouble(_) => SignalKind::Trouble,
-        ArchivedDetail::Curve(_) => SignalKind::Curve,
-        ArchivedDetail::LogLines(_) => SignalKind::LogLines,
+        ArchivedDetail::SignalDelivered { .. } => ClueKind::Delivered,
+        ArchivedDetail::PodState(_) => ClueKind::PodState,
+        ArchivedDetail::ContainerState(_) => ClueKind::ContainerState,
+        ArchivedDetail::KubeEvent(_) => ClueKind::KubeEvent,
+        ArchivedDetail::NodeCondition(_) => ClueKind::NodeCondition,
+        ArchivedDetail::Rollout(_) => ClueKind::Rollout,
+        ArchivedDetail::ConfigChange(_) => ClueKind::ConfigChange,
+        ArchivedDetail::Endpoints(_) => ClueKind::Endpoints,
+        ArchivedDetail::ObjectState(_) => ClueKind::ObjectState,
+        ArchivedDetail::UnitState(_) => ClueKind::UnitState,
+        ArchivedDetail::UnitJob(_) => ClueKind::UnitJob,
+        ArchivedDetail::Observation(_) => ClueKind::Observation,
+        ArchivedDetail::Gap(_) => ClueKind::Gap,
+        ArchivedDetail::Conntrack(_) => ClueKind::Conntrack,
+        ArchivedDetail::CgroupUse(_) => ClueKind::CgroupUse,
+        ArchivedDetail::Trouble(_) => ClueKind::Trouble,
+        ArchivedDetail::Curve(_) => ClueKind::Curve,
+        ArchivedDetail::LogLines(_) => ClueKind::LogLines,
         _ => return None,
     })
 }
@@ -339,7 +339,7 @@ pub fn fact(
             let seen = super::curve::summary(curve)?;
             fields.word("shape", seen.shape.name());
             let cgroup = frame.body().name(curve.cgroup.to_native()).unwrap_or_default();
-            fields.flag("of_pod", super::signal::is_pod_cgroup(cgroup));
+            fields.flag("of_pod", super::clue::is_pod_cgroup(cgroup));
             fields.known("memory_limit", curve.limit_bytes.to_native());
             fields.number("first", seen.first_bytes);
             fields.number("memory_usage", seen.last_bytes);

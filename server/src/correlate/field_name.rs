@@ -16,7 +16,7 @@ const FOREIGN_MAX: usize = 1024;
 /// A longer name is none of a field.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The name of a field of a [`super::signal::Fact`].
+/// The name of a field of a [`super::clue::Fact`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FieldName(&'static str);
 

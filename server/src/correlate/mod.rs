@@ -1,9 +1,9 @@
 //! Correlation, step one: hot, sharded, constant time an event.
 //!
-//! What enters: checked frames, in the order of each node's stream. What leaves: [`signal::Signal`]s on a [`SignalBus`]. What
+//! What enters: checked frames, in the order of each node's stream. What leaves: [`clue::Clue`]s on a [`ClueBus`]. What
 //! must hold: one thread a core and nothing shared between shards; at most `frames_in_flight` frames are anywhere between
 //! [`Correlator::deliver`] and the shards, and of these at most a quarter of one node; whoever delivers more waits, so that a
-//! node that floods holds back itself; memory is bounded by entities; no signal is dropped.
+//! node that floods holds back itself; memory is bounded by entities; no clue is dropped.
 //!
 //! ```text
 //! deliver ── permit ── topology, losses ── route: entity → shard ──► queue ──► shard 0 ──► bus ──► finder
@@ -11,6 +11,7 @@
 //! ```
 
 mod bus;
+pub mod clue;
 mod curve;
 mod facts;
 mod field_name;
@@ -22,7 +23,6 @@ mod permits;
 mod resolve;
 mod route;
 pub mod shard;
-pub mod signal;
 pub mod state;
 mod topology;
 
@@ -39,8 +39,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use tapio_wire::frame::Frame;
 use tapio_wire::service::ShardStatus;
 
-pub use bus::{BusClosed, FrameBegun, InProcessBus, NodeClock, SignalBus};
-pub(crate) use bus::{FromLog, Message};
+pub use bus::{BusClosed, ClueBus, FrameBegun, InProcessBus, NodeClock};
+pub(crate) use bus::{LogUpdate, Message};
 pub use curve::{Summary as CurveSummary, summary as curve_summary};
 pub use field_name::FieldName;
 pub use generations::Generations;
@@ -50,10 +50,10 @@ pub use shard::Interest;
 pub(crate) use topology::is_global;
 pub use topology::{EntityInfo, NodeRef, Topology};
 
+use clue::ClueKinds;
 use metrics::Metrics;
 use permits::{Permit, Permits};
-use shard::{Shard, Shared};
-use signal::SignalKinds;
+use shard::{Shard, ShardInbox};
 
 /// How correlation is sized.
 #[derive(Clone)]
@@ -66,8 +66,8 @@ pub struct CorrelateConfig {
     pub entities_max: usize,
     /// Frames between delivery and the last shard's work on them.
     pub frames_in_flight: usize,
-    /// The signals that are wanted; others are not made.
-    pub wanted: SignalKinds,
+    /// The clues that are wanted; others are not made.
+    pub wanted: ClueKinds,
     /// Of those, the ones that are published; `None` for all.
     pub interest: Option<Interest>,
 }
@@ -79,7 +79,7 @@ impl Default for CorrelateConfig {
             window: Duration::from_secs(300),
             entities_max: 200_000,
             frames_in_flight: 256,
-            wanted: SignalKinds::all(),
+            wanted: ClueKinds::all(),
             interest: None,
         }
     }
@@ -100,7 +100,7 @@ pub enum StartError {
 pub struct Stopped;
 
 struct Handle {
-    shared: Arc<Shared>,
+    inbox: Arc<ShardInbox>,
     thread: Thread,
     join: Mutex<Option<JoinHandle<()>>>,
 }
@@ -111,12 +111,12 @@ pub struct Correlator {
     permits: Arc<Permits>,
     topology: Arc<Topology>,
     losses: Arc<LossBook>,
-    bus: Arc<dyn SignalBus>,
+    bus: Arc<dyn ClueBus>,
     metrics: Metrics,
 }
 
 impl Correlator {
-    /// Starts the shards. Descriptions are entered in `topology`, losses in `losses`; signals go to `bus`.
+    /// Starts the shards. Descriptions are entered in `topology`, losses in `losses`; clues go to `bus`.
     ///
     /// # Errors
     /// [`StartError`] when a thread cannot be started.
@@ -124,7 +124,7 @@ impl Correlator {
         config: &CorrelateConfig,
         topology: Arc<Topology>,
         losses: Arc<LossBook>,
-        bus: Arc<dyn SignalBus>,
+        bus: Arc<dyn ClueBus>,
     ) -> Result<Self, StartError> {
         let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
         let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
@@ -154,7 +154,7 @@ impl Correlator {
         shards: usize,
         core: Option<usize>,
         config: &CorrelateConfig,
-        bus: &Arc<dyn SignalBus>,
+        bus: &Arc<dyn ClueBus>,
     ) -> Result<(), StartError> {
         let shard = Shard::new(
             index,
@@ -164,7 +164,7 @@ impl Correlator {
             config.wanted,
             config.interest.clone(),
         );
-        let shared = Arc::new(Shared {
+        let inbox = Arc::new(ShardInbox {
             queue: ArrayQueue::new(self.permits.frames()),
             stopping: AtomicBool::new(false),
             gauges: self.metrics.shard(index),
@@ -172,13 +172,13 @@ impl Correlator {
             depth: AtomicU8::new(shard::AWAKE),
         });
         let join = {
-            let (shared, bus) = (Arc::clone(&shared), Arc::clone(bus));
+            let (inbox, bus) = (Arc::clone(&inbox), Arc::clone(bus));
             let permits = Arc::clone(&self.permits);
             thread::Builder::new()
                 .name(format!("correlate-{index}"))
-                .spawn(move || shard::run(shard, &shared, &*bus, &permits, core))?
+                .spawn(move || shard::run(shard, &inbox, &*bus, &permits, core))?
         };
-        self.shards.push(Handle { shared, thread: join.thread().clone(), join: Mutex::new(Some(join)) });
+        self.shards.push(Handle { inbox, thread: join.thread().clone(), join: Mutex::new(Some(join)) });
         Ok(())
     }
 
@@ -237,9 +237,9 @@ impl Correlator {
             if routed.events_of(index) == 0 {
                 continue;
             }
-            let pushed = shard.shared.queue.push(Arc::clone(&routed));
+            let pushed = shard.inbox.queue.push(Arc::clone(&routed));
             debug_assert!(pushed.is_ok(), "permits bound the queue");
-            if shard.shared.wants_wakeup(is_urgent) {
+            if shard.inbox.wants_wakeup(is_urgent) {
                 shard.thread.unpark();
             }
         }
@@ -252,18 +252,18 @@ impl Correlator {
 
     /// Events that the shards have worked through.
     pub fn events_correlated(&self) -> u64 {
-        let events = |shard: &Handle| shard.shared.events.load(Ordering::Relaxed);
+        let events = |shard: &Handle| shard.inbox.events.load(Ordering::Relaxed);
         self.shards.iter().map(events).sum()
     }
 
     /// The shards, for the query service.
     pub fn status(&self) -> Vec<ShardStatus> {
         let status = |(index, shard): (usize, &Handle)| {
-            let gauges = &shard.shared.gauges;
+            let gauges = &shard.inbox.gauges;
             ShardStatus {
                 shard: index as u32,
                 core: gauges.core.get() as i32,
-                events: shard.shared.events.load(Ordering::Relaxed),
+                events: shard.inbox.events.load(Ordering::Relaxed),
                 entities: gauges.entities.get() as u64,
                 evicted: gauges.evicted.get(),
             }
@@ -289,7 +289,7 @@ impl Correlator {
         self.permits.close();
         for shard in &self.shards {
             // Release: pairs with the Acquire in `shard::run`; whoever sees it also sees every frame pushed before.
-            shard.shared.stopping.store(true, Ordering::Release);
+            shard.inbox.stopping.store(true, Ordering::Release);
             shard.thread.unpark();
         }
         for shard in &self.shards {

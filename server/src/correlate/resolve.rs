@@ -1,4 +1,4 @@
-//! From an event in a frame to a signal that stands for itself.
+//! From an event in a frame to a clue that stands for itself.
 //!
 //! What enters: one event, its frame, the topology. What must hold: an index past the name table is an unknown name, never a
 //! panic; the class of a sender depends only on what the kernel says of it and where it runs, since a comm is easily forged.
@@ -9,10 +9,10 @@ use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind, Role};
 use tapio_wire::frame::Frame;
 use tapio_wire::program::glob;
 
-use super::facts;
-use super::signal::{
-    Burst, Detail, EvidenceId, Exec, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass, Signal, SignalKind, SignalKinds,
+use super::clue::{
+    Burst, Clue, ClueDetail, ClueKind, ClueKinds, EvidenceId, Exec, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass,
 };
+use super::facts;
 use super::topology::{EntityInfo, NodeRef, Topology};
 
 /// Programs that end containers and units in the course of their duty; `*` stands for any ending. The kernel cuts a comm to
@@ -69,22 +69,22 @@ const RUNTIME_UNITS: [&str; 17] = [
 const OOM_DAEMONS: [&str; 7] =
     ["systemd-oomd", "earlyoom", "oomd", "nohang", "nohang-desktop", "low-memory-mon*", "psi-monitor"];
 
-/// The signal that a lethal event stands for; `None` when nobody wants its kind.
+/// The clue that a lethal event stands for; `None` when nobody wants its kind.
 pub fn lethal(
     node: &NodeRef,
     frame: &Frame,
     index: u32,
     event: &ArchivedEvent,
     topology: &Topology,
-    wanted: SignalKinds,
-) -> Option<Signal> {
+    wanted: ClueKinds,
+) -> Option<Clue> {
     let name = |index: u32| -> Arc<str> { frame.body().name(index).unwrap_or("").into() };
     let ns = |pid: u32, level: u32| NsPid { pid, level };
     let kind = match &event.body {
-        ArchivedDetail::Exec(_) => SignalKind::Exec,
-        ArchivedDetail::Exit(_) => SignalKind::Exit,
-        ArchivedDetail::Oom(_) => SignalKind::Oom,
-        ArchivedDetail::Signal(_) => SignalKind::Kill,
+        ArchivedDetail::Exec(_) => ClueKind::Exec,
+        ArchivedDetail::Exit(_) => ClueKind::Exit,
+        ArchivedDetail::Oom(_) => ClueKind::Oom,
+        ArchivedDetail::Signal(_) => ClueKind::Kill,
         detail => facts::kind(detail)?,
     };
     if !wanted.contains(kind) {
@@ -93,13 +93,13 @@ pub fn lethal(
     let pid = event.pid.to_native();
     let entity = topology.describe(node, event.entity.to_native());
     let detail = match &event.body {
-        ArchivedDetail::Exec(exec) => Detail::Exec(Exec {
+        ArchivedDetail::Exec(exec) => ClueDetail::Exec(Exec {
             comm: name(exec.comm.to_native()),
             parent_pid: exec.parent_pid.to_native(),
             ns: ns(exec.ns_pid.to_native(), exec.ns_level.to_native()),
             role: Role::from_u8(exec.role),
         }),
-        ArchivedDetail::Exit(exit) => Detail::Exit(Exit {
+        ArchivedDetail::Exit(exit) => ClueDetail::Exit(Exit {
             comm: name(exit.comm.to_native()),
             parent_pid: exit.parent_pid.to_native(),
             ns: ns(exit.ns_pid.to_native(), exit.ns_level.to_native()),
@@ -108,7 +108,7 @@ pub fn lethal(
             oom_score_adj: exit.oom_score_adj.to_native(),
             role: Role::from_u8(exit.role),
         }),
-        ArchivedDetail::Oom(oom) => Detail::Oom(Oom {
+        ArchivedDetail::Oom(oom) => ClueDetail::Oom(Oom {
             comm: name(oom.comm.to_native()),
             ns: ns(oom.ns_pid.to_native(), oom.ns_level.to_native()),
             allocator_pid: oom.allocator_pid.to_native(),
@@ -149,7 +149,7 @@ pub fn lethal(
             } else {
                 classify(&entity, pid, &sender, sender_pid, &sender_comm)
             };
-            Detail::Kill(Kill {
+            ClueDetail::Kill(Kill {
                 signal: signal.signal.to_native(),
                 code: signal.code.to_native(),
                 comm: name(signal.comm.to_native()),
@@ -169,13 +169,13 @@ pub fn lethal(
                 Some(entity) => entity.to_string(),
                 None => path.rsplit('/').next().unwrap_or_default().to_owned(),
             };
-            Detail::Fact(Box::new(facts::fact(frame, detail, event.time_ns.to_native(), describe)?))
+            ClueDetail::Fact(Box::new(facts::fact(frame, detail, event.time_ns.to_native(), describe)?))
         }
     };
-    Some(signal(node, frame, index, event, entity, detail))
+    Some(clue(node, frame, index, event, entity, detail))
 }
 
-/// The signal that a burst stands for; its evidence is the event that made it one.
+/// The clue that a burst stands for; its evidence is the event that made it one.
 pub fn burst(
     node: &NodeRef,
     frame: &Frame,
@@ -183,22 +183,22 @@ pub fn burst(
     event: &ArchivedEvent,
     topology: &Topology,
     mut burst: Burst,
-) -> Signal {
+) -> Clue {
     if let ArchivedDetail::PacketDrop { reason, .. } = &event.body {
         burst.drop_reason = frame.body().name(reason.to_native()).map(Arc::from);
     }
     let entity = topology.describe(node, event.entity.to_native());
-    signal(node, frame, index, event, entity, Detail::Burst(burst))
+    clue(node, frame, index, event, entity, ClueDetail::Burst(burst))
 }
 
-fn signal(
+fn clue(
     node: &NodeRef,
     frame: &Frame,
     index: u32,
     event: &ArchivedEvent,
     entity: Arc<EntityInfo>,
-    detail: Detail,
-) -> Signal {
+    detail: ClueDetail,
+) -> Clue {
     let header = frame.header();
     let boottime_ns = event.time_ns.to_native();
     let realtime_ns = if boottime_ns <= header.boottime_ns {
@@ -206,7 +206,7 @@ fn signal(
     } else {
         header.realtime_ns.saturating_add(boottime_ns - header.boottime_ns)
     };
-    Signal {
+    Clue {
         entity,
         pid: event.pid.to_native(),
         boottime_ns,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tapio_wire::frame::Frame;
 
-use super::bus::SignalBus;
+use super::bus::ClueBus;
 use super::permits::Permit;
 use super::topology::NodeRef;
 
@@ -21,7 +21,7 @@ pub struct RoutedFrame {
     /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.
     _permit: Option<Permit>,
     /// Is told when the last shard is done with it.
-    bus: Option<Arc<dyn SignalBus>>,
+    bus: Option<Arc<dyn ClueBus>>,
 }
 
 impl Drop for RoutedFrame {
@@ -49,7 +49,7 @@ impl RoutedFrame {
 
     /// Tells this bus when the last shard is done with the frame.
     #[must_use]
-    pub fn reporting(mut self, bus: Arc<dyn SignalBus>) -> Self {
+    pub fn reporting(mut self, bus: Arc<dyn ClueBus>) -> Self {
         self.bus = Some(bus);
         self
     }

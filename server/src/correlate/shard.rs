@@ -1,6 +1,6 @@
 //! One shard: a thread, its queue, and the state of its entities.
 //!
-//! What enters: routed frames. What leaves: signals. What must hold: a shard shares no state with another; it sleeps while
+//! What enters: routed frames. What leaves: clues. What must hold: a shard shares no state with another; it sleeps while
 //! its queue is empty and is woken once a frame at most, never once an event; it leaves only when its queue is drained.
 
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crossbeam::queue::ArrayQueue;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::bus::{BusClosed, NodeClock, SignalBus};
+use super::bus::{BusClosed, ClueBus, NodeClock};
+use super::clue::{Clue, ClueKinds};
 use super::generations::Generations;
 use super::permits::Permits;
 use super::resolve;
 use super::route::RoutedFrame;
-use super::signal::{Signal, SignalKinds};
 use super::state::EntityTable;
 use super::topology::Topology;
 
@@ -38,7 +38,7 @@ pub struct Shard {
     index: usize,
     table: EntityTable,
     topology: Arc<Topology>,
-    wanted: SignalKinds,
+    wanted: ClueKinds,
     interest: Option<Interest>,
     started: Instant,
     /// When it was told last that a node goes on, by the node's clock since boot.
@@ -50,8 +50,8 @@ const CLOCK_INTERVAL_NS: u64 = 30_000_000_000;
 /// Nodes whose clocks are remembered.
 const CLOCKS_MAX: usize = 16_384;
 
-/// Tells whether anyone can use a signal; one that nobody can use is not published.
-pub type Interest = Arc<dyn Fn(&Signal) -> bool + Send + Sync>;
+/// Tells whether anyone can use a clue; one that nobody can use is not published.
+pub type Interest = Arc<dyn Fn(&Clue) -> bool + Send + Sync>;
 
 impl Shard {
     /// A shard without entities.
@@ -60,7 +60,7 @@ impl Shard {
         entities_max: usize,
         window: Duration,
         topology: Arc<Topology>,
-        wanted: SignalKinds,
+        wanted: ClueKinds,
         interest: Option<Interest>,
     ) -> Self {
         Self {
@@ -82,8 +82,8 @@ impl Shard {
     /// Works through this shard's events of a frame and tells how many they were.
     ///
     /// # Errors
-    /// [`BusClosed`] when a signal could not be published any more.
-    pub fn process(&mut self, routed: &RoutedFrame, bus: &dyn SignalBus) -> Result<usize, BusClosed> {
+    /// [`BusClosed`] when a clue could not be published any more.
+    pub fn process(&mut self, routed: &RoutedFrame, bus: &dyn ClueBus) -> Result<usize, BusClosed> {
         self.table.advance(self.started.elapsed());
         let Self { table, topology, wanted, interest, .. } = self;
         let (node, frame) = (routed.node(), routed.frame());
@@ -98,11 +98,11 @@ impl Shard {
             if let Some(burst) = table.count(key, event.time_ns.to_native(), &event.body, frame.body())
                 && wanted.contains(burst.kind)
             {
-                let signal = resolve::burst(node, frame, index, event, topology, burst);
-                result = result.and(publish(bus, interest, signal));
+                let clue = resolve::burst(node, frame, index, event, topology, burst);
+                result = result.and(publish(bus, interest, clue));
             }
-            if is_lethal && let Some(signal) = resolve::lethal(node, frame, index, event, topology, *wanted) {
-                result = result.and(publish(bus, interest, signal));
+            if is_lethal && let Some(clue) = resolve::lethal(node, frame, index, event, topology, *wanted) {
+                result = result.and(publish(bus, interest, clue));
             }
         });
         let header = frame.header();
@@ -116,15 +116,15 @@ impl Shard {
     }
 }
 
-fn publish(bus: &dyn SignalBus, interest: &Option<Interest>, signal: Signal) -> Result<(), BusClosed> {
+fn publish(bus: &dyn ClueBus, interest: &Option<Interest>, clue: Clue) -> Result<(), BusClosed> {
     match interest {
-        Some(interest) if !interest(&signal) => Ok(()),
-        _ => bus.publish(signal),
+        Some(interest) if !interest(&clue) => Ok(()),
+        _ => bus.publish(clue),
     }
 }
 
 /// What a shard's thread shares with the correlator.
-pub(super) struct Shared {
+pub(super) struct ShardInbox {
     pub queue: ArrayQueue<Arc<RoutedFrame>>,
     pub stopping: AtomicBool,
     pub gauges: ShardGauges,
@@ -143,10 +143,10 @@ const ASLEEP: u8 = 2;
 /// the work on a small frame.
 const NAP: Duration = Duration::from_millis(5);
 
-impl Shared {
+impl ShardInbox {
     /// Rests the shard's thread: first a nap, then until it is woken.
     ///
-    /// The fences pair with the one in [`Shared::wants_wakeup`]: either the pusher sees how deep this sleeps, or this sees the
+    /// The fences pair with the one in [`ShardInbox::wants_wakeup`]: either the pusher sees how deep this sleeps, or this sees the
     /// frame. An unpark between the look and the park makes the park return at once.
     fn rest(&self) {
         self.depth.store(NAPPING, Ordering::Relaxed);
@@ -196,35 +196,35 @@ fn stay_on(core: usize) -> bool {
 }
 
 /// The thread of a shard.
-pub(super) fn run(mut shard: Shard, shared: &Shared, bus: &dyn SignalBus, permits: &Permits, core: Option<usize>) {
+pub(super) fn run(mut shard: Shard, inbox: &ShardInbox, bus: &dyn ClueBus, permits: &Permits, core: Option<usize>) {
     let _guard = Guard { permits };
     if let Some(core) = core.filter(|&core| stay_on(core)) {
-        shared.gauges.core.set(core as i64);
+        inbox.gauges.core.set(core as i64);
     }
     loop {
-        let Some(routed) = shared.queue.pop() else {
+        let Some(routed) = inbox.queue.pop() else {
             // Acquire: pairs with the Release in `Correlator::stop`; a queue seen empty after it stays empty.
-            if shared.stopping.load(Ordering::Acquire) && shared.queue.is_empty() {
+            if inbox.stopping.load(Ordering::Acquire) && inbox.queue.is_empty() {
                 return;
             }
-            shared.rest();
+            inbox.rest();
             continue;
         };
         match shard.process(&routed, bus) {
             Ok(events) => {
-                shared.events.fetch_add(events as u64, Ordering::Relaxed);
-                shared.gauges.events.inc_by(events as u64);
+                inbox.events.fetch_add(events as u64, Ordering::Relaxed);
+                inbox.gauges.events.inc_by(events as u64);
             }
             Err(BusClosed) => {
                 tracing::error!("the finder has stopped; correlation stops with it");
                 permits.close();
             }
         }
-        shared.gauges.frame_seconds.observe(routed.age().as_secs_f64());
+        inbox.gauges.frame_seconds.observe(routed.age().as_secs_f64());
         let table = shard.table();
-        shared.gauges.entities.set(table.len() as i64);
-        let evicted = &shared.gauges.evicted;
+        inbox.gauges.entities.set(table.len() as i64);
+        let evicted = &inbox.gauges.evicted;
         evicted.inc_by(table.evicted().saturating_sub(evicted.get()));
-        shared.gauges.queue_frames.set(shared.queue.len() as i64);
+        inbox.gauges.queue_frames.set(inbox.queue.len() as i64);
     }
 }

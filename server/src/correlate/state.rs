@@ -14,8 +14,8 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedHistogram, EntityId, Measure};
 
+use super::clue::{About, Burst, ClueKind};
 use super::generations::Generations;
-use super::signal::{About, Burst, SignalKind};
 
 /// Bytes that an entity takes in the table, its fingerprint included, and what it takes besides once it was counted by itself.
 const ENTITY_BYTES_MAX: usize = 16;
@@ -46,36 +46,36 @@ type Fingerprint = u64;
 
 /// When events of a kind are a burst: this many, or stalls of this length together, within its window.
 struct Threshold {
-    kind: SignalKind,
+    kind: ClueKind,
     count: u32,
     stall_us: u32,
     window_ms: u32,
 }
 
-const fn threshold(kind: SignalKind, count: u32, stall_us: u32, window_ms: u32) -> Threshold {
+const fn threshold(kind: ClueKind, count: u32, stall_us: u32, window_ms: u32) -> Threshold {
     Threshold { kind, count, stall_us, window_ms }
 }
 
 /// Kinds that are counted by entity alone, and are frequent: they have their place in its state.
 const PLAIN: [Threshold; BURSTS] = [
-    threshold(SignalKind::ReclaimBurst, 8, 10_000, 1000),
-    threshold(SignalKind::DirectReclaimBurst, 8, 10_000, 1000),
-    threshold(SignalKind::RunQueueBurst, 20, 500_000, 1000),
+    threshold(ClueKind::ReclaimBurst, 8, 10_000, 1000),
+    threshold(ClueKind::DirectReclaimBurst, 8, 10_000, 1000),
+    threshold(ClueKind::RunQueueBurst, 20, 500_000, 1000),
 ];
 
 // Those that are counted by what their events have in common too. Clients back off: a few refusals tell enough.
-const REFUSED: Threshold = threshold(SignalKind::RefusedBurst, 3, u32::MAX, 10_000);
-const RETRANSMIT: Threshold = threshold(SignalKind::RetransmitBurst, 10, u32::MAX, 1000);
+const REFUSED: Threshold = threshold(ClueKind::RefusedBurst, 3, u32::MAX, 10_000);
+const RETRANSMIT: Threshold = threshold(ClueKind::RetransmitBurst, 10, u32::MAX, 1000);
 /// The kernel asks again after 1, 2 and 4 seconds.
-const SYN_RETRANSMIT: Threshold = threshold(SignalKind::SynRetransmitBurst, 3, u32::MAX, 30_000);
-const SYSCALL_ERROR: Threshold = threshold(SignalKind::SyscallErrorBurst, 100, u32::MAX, 1000);
+const SYN_RETRANSMIT: Threshold = threshold(ClueKind::SynRetransmitBurst, 3, u32::MAX, 30_000);
+const SYSCALL_ERROR: Threshold = threshold(ClueKind::SyscallErrorBurst, 100, u32::MAX, 1000);
 /// An error that tells of something exhausted or broken counts the first time.
-const SYSCALL_EXHAUSTED: Threshold = threshold(SignalKind::SyscallErrorBurst, 1, u32::MAX, 1000);
-const SLOW_IO: Threshold = threshold(SignalKind::SlowIoBurst, 10, 1_000_000, 1000);
-const IO_ERROR: Threshold = threshold(SignalKind::IoErrorBurst, 1, u32::MAX, 1000);
-const PACKET_DROP: Threshold = threshold(SignalKind::PacketDropBurst, 100, u32::MAX, 1000);
-const DNS_FAILURE: Threshold = threshold(SignalKind::DnsFailureBurst, 3, u32::MAX, 10_000);
-const SLOW_SHARE: Threshold = threshold(SignalKind::SlowShare, 1, u32::MAX, 1000);
+const SYSCALL_EXHAUSTED: Threshold = threshold(ClueKind::SyscallErrorBurst, 1, u32::MAX, 1000);
+const SLOW_IO: Threshold = threshold(ClueKind::SlowIoBurst, 10, 1_000_000, 1000);
+const IO_ERROR: Threshold = threshold(ClueKind::IoErrorBurst, 1, u32::MAX, 1000);
+const PACKET_DROP: Threshold = threshold(ClueKind::PacketDropBurst, 100, u32::MAX, 1000);
+const DNS_FAILURE: Threshold = threshold(ClueKind::DnsFailureBurst, 3, u32::MAX, 10_000);
+const SLOW_SHARE: Threshold = threshold(ClueKind::SlowShare, 1, u32::MAX, 1000);
 
 /// `errno` values of [`SYSCALL_EXHAUSTED`]: EIO, EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC, EROFS, EDQUOT.
 const EXHAUSTED: [u32; 8] = [5, 11, 12, 23, 24, 28, 30, 122];
@@ -265,7 +265,7 @@ pub struct EntityTable {
     hasher: RandomState,
     entities: HashMap<Fingerprint, EntityState, RandomState>,
     plain: Plain,
-    keyed: Generations<(Fingerprint, SignalKind, u64), BurstState>,
+    keyed: Generations<(Fingerprint, ClueKind, u64), BurstState>,
     wheel: Vec<Vec<Fingerprint>>,
     tick: u32,
     tick_length: Duration,

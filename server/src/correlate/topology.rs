@@ -1,8 +1,8 @@
 //! What entities are called and how they hang together.
 //!
 //! What enters: the descriptions in frames, before the frame's events are looked at. What leaves: a shared description for
-//! every signal. What must hold: bounded; a description is stored in few bytes ([`packed`]) and replaced only when it changed; the
-//! ones that signals asked for lately are shared as they are.
+//! every clue. What must hold: bounded; a description is stored in few bytes ([`packed`]) and replaced only when it changed; the
+//! ones that clues asked for lately are shared as they are.
 
 mod packed;
 mod shelf;
@@ -17,8 +17,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::event::{ArchivedEntity, EntityId, EntityKind};
 use tapio_wire::service::EntityRef;
 
+use super::clue::Address;
 use super::generations::Generations;
-use super::signal::Address;
 use packed::{Description, Phrases};
 use shelf::Shelf;
 
@@ -26,7 +26,7 @@ use shelf::Shelf;
 const TEXT_BYTES_MAX: usize = 512;
 /// Addresses kept of a pod.
 const ADDRESSES_MAX: usize = 4;
-/// Descriptions kept as signals have them.
+/// Descriptions kept as clues have them.
 const UNPACKED_MAX: usize = 8192;
 /// Nodes whose names are kept.
 const NODES_MAX: usize = 65_536;
@@ -242,8 +242,8 @@ macro_rules! texts_of {
     };
 }
 
-/// A description as a frame or another server has it.
-struct Told<'a> {
+/// An entity's description as a frame or another server reports it.
+struct ReportedEntity<'a> {
     id: EntityId,
     kind: EntityKind,
     parent: EntityId,
@@ -251,7 +251,7 @@ struct Told<'a> {
     texts: [&'a str; packed::TEXTS],
 }
 
-impl<'a> Told<'a> {
+impl<'a> ReportedEntity<'a> {
     fn in_frame(entity: &'a ArchivedEntity) -> Self {
         Self {
             id: entity.id.to_native(),
@@ -325,10 +325,10 @@ impl Described {
     }
 
     /// Takes a description in; whether it says anything new.
-    fn take(&mut self, key: (u64, EntityId), node: &NodeRef, told: &Told<'_>) -> bool {
+    fn take(&mut self, key: (u64, EntityId), node: &NodeRef, reported: &ReportedEntity<'_>) -> bool {
         let is_global = key.0 == 0;
         let Self { shelf, phrases, scratch, .. } = self;
-        told.pack(is_global.then_some(node.id), phrases, scratch);
+        reported.pack(is_global.then_some(node.id), phrases, scratch);
         let known = shelf.get(&key);
         let is_new = known != Some(scratch.as_slice());
         if !is_new && shelf.is_young(&key) {
@@ -381,17 +381,17 @@ impl Topology {
         if described.is_empty() {
             return Vec::new();
         }
-        self.take(node, described.iter().map(Told::in_frame))
+        self.take(node, described.iter().map(ReportedEntity::in_frame))
     }
 
     /// Takes a description in as another server, or another part of this one, has it.
     pub fn learn_info(&self, entity: &EntityInfo) {
-        if let Some(told) = Told::by_server(entity) {
-            self.take(&entity.node, [told].into_iter());
+        if let Some(reported) = ReportedEntity::by_server(entity) {
+            self.take(&entity.node, [reported].into_iter());
         }
     }
 
-    fn take<'a>(&self, node: &NodeRef, described: impl Iterator<Item = Told<'a>>) -> Vec<EntityId> {
+    fn take<'a>(&self, node: &NodeRef, described: impl Iterator<Item = ReportedEntity<'a>>) -> Vec<EntityId> {
         let mut new = Vec::new();
         let mut known = self.described.write().unwrap_or_else(PoisonError::into_inner);
         let name = known.nodes.get(&node.id);
@@ -403,20 +403,20 @@ impl Topology {
             }
             known.nodes.insert(node.id, Arc::clone(&node.name));
         }
-        for told in described {
-            let key = if is_global(told.kind) { (0, told.id) } else { (node.id, told.id) };
-            if !known.take(key, node, &told) {
+        for reported in described {
+            let key = if is_global(reported.kind) { (0, reported.id) } else { (node.id, reported.id) };
+            if !known.take(key, node, &reported) {
                 continue;
             }
             self.unpacked().remove(&key);
-            if told.kind == EntityKind::Pod && !told.addresses.is_empty() {
+            if reported.kind == EntityKind::Pod && !reported.addresses.is_empty() {
                 let mut pods = self.pods_by_address.write().unwrap_or_else(PoisonError::into_inner);
-                for address in told.addresses.iter().take(ADDRESSES_MAX) {
-                    pods.insert(*address, told.id);
+                for address in reported.addresses.iter().take(ADDRESSES_MAX) {
+                    pods.insert(*address, reported.id);
                 }
             }
             self.note_renamed(key);
-            new.push(told.id);
+            new.push(reported.id);
         }
         new
     }

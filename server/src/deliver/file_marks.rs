@@ -126,10 +126,10 @@ impl Marks for FileMarks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::marks::State;
+    use super::super::marks::MarkState;
     use super::*;
 
-    fn mark(revision: u32, state: State) -> Mark {
+    fn mark(revision: u32, state: MarkState) -> Mark {
         Mark { revision, content: "c".into(), term: 1, state, withdrawn: false, at: 5 }
     }
 
@@ -138,20 +138,21 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut marks = FileMarks::new(folder.path(), "webhook");
         assert!(marks.load().await.expect("there is none").is_empty());
-        let first = marks.write("a", &mark(1, State::Intent), 0).await.expect("written").expect("there was none");
-        assert_eq!(marks.write("a", &mark(9, State::Intent), 0).await.expect("read"), None);
-        let second = marks.write("a", &mark(1, State::Confirmed), first).await.expect("written").expect("its place");
-        assert_eq!(marks.write("a", &mark(9, State::Intent), first).await.expect("read"), None);
+        let first = marks.write("a", &mark(1, MarkState::Intent), 0).await.expect("written").expect("there was none");
+        assert_eq!(marks.write("a", &mark(9, MarkState::Intent), 0).await.expect("read"), None);
+        let second =
+            marks.write("a", &mark(1, MarkState::Confirmed), first).await.expect("written").expect("its place");
+        assert_eq!(marks.write("a", &mark(9, MarkState::Intent), first).await.expect("read"), None);
         assert!(second > first);
-        marks.write("b", &mark(2, State::Intent), 0).await.expect("written").expect("there was none");
+        marks.write("b", &mark(2, MarkState::Intent), 0).await.expect("written").expect("there was none");
         drop(marks);
         let path = folder.path().join("delivered-webhook.jsonl");
         let torn = fs::read(&path).expect("the file");
         File::options().append(true).open(&path).expect("it opens").write_all(&torn[..20]).expect("written");
         let mut again = FileMarks::new(folder.path(), "webhook");
         let loaded = again.load().await.expect("readable");
-        assert_eq!((loaded.len(), &loaded["a"].mark), (2, &mark(1, State::Confirmed)));
-        assert_eq!(loaded["b"].mark, mark(2, State::Intent));
+        assert_eq!((loaded.len(), &loaded["a"].mark), (2, &mark(1, MarkState::Confirmed)));
+        assert_eq!(loaded["b"].mark, mark(2, MarkState::Intent));
         again.purge(&["a".into()]).await.expect("written");
         assert_eq!(FileMarks::new(folder.path(), "webhook").load().await.expect("readable").len(), 1);
     }
@@ -165,7 +166,7 @@ mod tests {
         let mut place = 0;
         marks.bytes = SLACK_BYTES;
         for revision in 1..20 {
-            let written = marks.write("a", &mark(revision, State::Confirmed), place).await.expect("written");
+            let written = marks.write("a", &mark(revision, MarkState::Confirmed), place).await.expect("written");
             place = written.expect("its place");
         }
         let bytes = fs::metadata(folder.path().join("delivered-webhook.jsonl")).expect("the file").len();

@@ -16,7 +16,7 @@ use crate::cluster::LogError;
 /// How far a delivery came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum MarkState {
     /// It is being made, or may have been made.
     Intent,
     /// The receiver has it.
@@ -34,7 +34,7 @@ pub struct Mark {
     pub content: String,
     /// The leader's that wrote this.
     pub term: u64,
-    pub state: State,
+    pub state: MarkState,
     /// It was sent that the finding does not stand any more.
     pub withdrawn: bool,
     /// When it was written, seconds since 1970.
@@ -44,12 +44,12 @@ pub struct Mark {
 impl Mark {
     /// Stands for one that nobody can read.
     pub fn unreadable() -> Self {
-        Self { revision: 0, content: String::new(), term: 0, state: State::Intent, withdrawn: false, at: 0 }
+        Self { revision: 0, content: String::new(), term: 0, state: MarkState::Intent, withdrawn: false, at: 0 }
     }
 
     /// Whether nothing is left to do for a version with this content.
     pub fn settles(&self, content: &str, withdrawn: bool) -> bool {
-        self.state != State::Intent && (self.content == content || (self.withdrawn && withdrawn))
+        self.state != MarkState::Intent && (self.content == content || (self.withdrawn && withdrawn))
     }
 }
 

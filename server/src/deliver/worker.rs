@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::figures::Figures;
-use super::marks::{Known, Mark, Marks, MarksError, State, content, now_seconds};
+use super::marks::{Known, Mark, MarkState, Marks, MarksError, content, now_seconds};
 use super::queue::{Queue, Waiting};
 use super::{Delivery, Sink, SinkError, Source};
 use crate::cluster::Term;
@@ -213,7 +213,7 @@ impl<M: Marks> Worker<M> {
     /// What was delivered and taken over by another finding meanwhile, as far as the store still says so.
     fn find_gone(&self, standing: &mut Standing) {
         let told =
-            standing.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == State::Intent);
+            standing.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == MarkState::Intent);
         let gone: Vec<Finding> = told
             .filter_map(|(id, _)| {
                 let successor = self.source.store.get(id).ok().filter(|finding| finding.id != *id)?;
@@ -243,7 +243,7 @@ impl<M: Marks> Worker<M> {
             return Ok(Outcome::Settled);
         }
         let is_repeat =
-            before.as_ref().is_some_and(|mark| mark.state == State::Intent && mark.content == waiting.content);
+            before.as_ref().is_some_and(|mark| mark.state == MarkState::Intent && mark.content == waiting.content);
         let revision = match &before {
             Some(mark) if is_repeat => mark.revision,
             // The server's own count goes on also where marks were lost.
@@ -254,7 +254,7 @@ impl<M: Marks> Worker<M> {
             revision,
             content: waiting.content.clone(),
             term: term.number(),
-            state: State::Intent,
+            state: MarkState::Intent,
             withdrawn: finding.withdrawn,
             at: now_seconds(),
         };
@@ -294,7 +294,7 @@ impl<M: Marks> Worker<M> {
             Err(_) => return Ok(Outcome::Failed(SinkError::Away(format!("no answer within {allowed:?}")))),
         }
         self.figures.delivered(is_repeat);
-        let confirmed = Mark { state: State::Confirmed, ..intent };
+        let confirmed = Mark { state: MarkState::Confirmed, ..intent };
         self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
         Ok(Outcome::Settled)
     }
@@ -310,7 +310,7 @@ impl<M: Marks> Worker<M> {
         let id = &waiting.finding.id;
         tracing::error!(finding = id, sink = self.sink.name(), %error, "it is not delivered: it was refused too often");
         self.figures.refused.inc();
-        let Some(mark) = known.get(id).map(|known| Mark { state: State::Refused, ..known.mark.clone() }) else {
+        let Some(mark) = known.get(id).map(|known| Mark { state: MarkState::Refused, ..known.mark.clone() }) else {
             return Ok(());
         };
         self.close(term, id, &mark, known).await

@@ -1,6 +1,6 @@
 //! Root causes and what they brought about.
 //!
-//! What enters: every finding that is to be published, with the rings its anchor belongs to. What leaves: what to publish and
+//! What enters: every finding that is to be published, with the histories its anchor belongs to. What leaves: what to publish and
 //! what to withdraw instead. What must hold: a finding that another explains is not listed by itself, it is told with its root;
 //! a root that falls gives its consequences back; a chain is no longer than `depth_max`; everything is bounded.
 
@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use tapio_wire::service::{Consequence, Finding};
 
-use super::joins::RingKey;
+use super::joins::HistoryKey;
 use super::pattern::{Pattern, PatternSet};
 use crate::correlate::Generations;
 
@@ -47,7 +47,7 @@ pub enum Action {
 /// Folds the findings of consequences into the finding of their cause.
 pub struct Absorber {
     entries: Generations<Id, Entry>,
-    by_key: Generations<RingKey, VecDeque<Id>>,
+    by_key: Generations<HistoryKey, VecDeque<Id>>,
     depth_max: usize,
 }
 
@@ -57,13 +57,13 @@ impl Absorber {
         Self { entries: Generations::new(ENTRIES_MAX), by_key: Generations::new(KEYS_MAX), depth_max: depth_max.max(1) }
     }
 
-    /// A finding is to be published; its anchor belongs to the rings `keys`.
+    /// A finding is to be published; its anchor belongs to the histories `keys`.
     pub fn offer(
         &mut self,
         patterns: &PatternSet,
         pattern: &Pattern,
         finding: Finding,
-        keys: &[RingKey],
+        keys: &[HistoryKey],
     ) -> Vec<Action> {
         let id = number_of(&finding.id);
         let mut actions = Vec::new();
@@ -153,10 +153,10 @@ impl Absorber {
         top
     }
 
-    fn find_root(&self, patterns: &PatternSet, pattern: &Pattern, id: Id, keys: &[RingKey]) -> Option<Id> {
+    fn find_root(&self, patterns: &PatternSet, pattern: &Pattern, id: Id, keys: &[HistoryKey]) -> Option<Id> {
         // Mostly nothing that hangs together with it may be its root.
         let is_root = |other: &Id| self.entries.get(other).is_some_and(|entry| pattern.roots.contains(entry.anchor));
-        let is_of_roots = |key: &&RingKey| pattern.absorbed_by.iter().any(|(_, scope)| key.1 == *scope);
+        let is_of_roots = |key: &&HistoryKey| pattern.absorbed_by.iter().any(|(_, scope)| key.1 == *scope);
         let mut lists = keys.iter().filter(is_of_roots).filter_map(|key| self.by_key.get(key));
         if !lists.any(|list| list.iter().any(is_root)) {
             return None;

@@ -1,6 +1,6 @@
 //! From evidence to a finding that a person can read.
 //!
-//! What enters: a pattern, what it found, the anchor's ring. What leaves: the public form of a finding. What must hold: it says
+//! What enters: a pattern, what it found, the anchor's history. What leaves: the public form of a finding. What must hold: it says
 //! nothing that is not in the evidence, and the same evidence gives the same finding.
 
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use tapio_wire::event::EntityKind;
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Sender};
 
+use super::clue_history::ClueHistory;
+use super::clue_store::Noted;
 use super::endings::{Ended, began_ns, container_of};
 use super::facts;
-use super::history::Noted;
 use super::matching::Match;
 use super::pattern::Pattern;
-use super::ring::Ring;
 use super::template::{Subject, Template};
 use super::text;
 use crate::correlate::Lost;
-use crate::correlate::signal::{Detail, Exit, Fact, Kill, Oom, SenderClass, Signal, SignalKind};
+use crate::correlate::clue::{Clue, ClueDetail, ClueKind, Exit, Fact, Kill, Oom, SenderClass};
 use text::process;
 
 /// Pieces of evidence that a finding lists of one step: the first and the latest ones.
@@ -49,8 +49,8 @@ pub struct Context<'a> {
     pub count: u32,
     /// When the first of them was, if that is no longer part of the evidence.
     pub started_realtime_ns: Option<u64>,
-    /// The ring of the anchor's entity, for the death certificate.
-    pub entity_ring: Option<&'a Ring>,
+    /// The history of the anchor's entity, for the death certificate.
+    pub entity_history: Option<&'a ClueHistory>,
     pub lost: Lost,
     /// How the state that it tells of ended.
     pub ended: Option<Ended>,
@@ -58,11 +58,11 @@ pub struct Context<'a> {
 
 /// Composes a finding.
 pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option<Finding> {
-    let anchor = &found.steps[pattern.anchor].last()?.signal;
-    let steps: Vec<Option<&Signal>> = found.steps.iter().map(|step| step.last().map(|noted| &noted.signal)).collect();
+    let anchor = &found.steps[pattern.anchor].last()?.clue;
+    let steps: Vec<Option<&Clue>> = found.steps.iter().map(|step| step.last().map(|noted| &noted.clue)).collect();
     let over_ns = context.ended.as_ref().map(|ended| ended.at_ns);
     let subject = Subject { anchor, steps: &steps, count: context.count, over_ns };
-    let all = || found.steps.iter().flatten().map(|noted| &noted.signal);
+    let all = || found.steps.iter().flatten().map(|noted| &noted.clue);
     let started_ns = all().map(began_ns).min()?;
     let verdict = pattern.verdict.render(&subject);
     let possible =
@@ -75,12 +75,12 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         confidence: confidence(pattern, found, context.lost),
         entity: Some(anchor.entity.to_ref()),
         started_ns: context.started_realtime_ns.map_or(started_ns, |first| first.min(started_ns)),
-        ended_ns: all().map(|signal| signal.realtime_ns).max()?,
+        ended_ns: all().map(|clue| clue.realtime_ns).max()?,
         evidence: {
             let mut listed = evidence(pattern, found);
-            listed.extend(observed(&pattern.anchor_step().name, anchor, found, context.entity_ring));
+            listed.extend(observed(&pattern.anchor_step().name, anchor, found, context.entity_history));
             let by = context.ended.iter().flat_map(|ended| &ended.by).take(STEP_EVIDENCE_MAX);
-            listed.extend(by.map(|end| piece(END, "", &end.signal)));
+            listed.extend(by.map(|end| piece(END, "", &end.clue)));
             listed
         },
         loss: Some(Loss { events: context.lost.events, open_interval: context.lost.open_interval }),
@@ -90,10 +90,10 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
             .map(|advice: &Template| advice.render(&subject).trim().to_owned())
             .filter(|advice| !advice.is_empty())
             .collect(),
-        death: death(anchor, context.entity_ring, verdict),
+        death: death(anchor, context.entity_history, verdict),
         summary: joined(&pattern.summary.render(&subject)),
         published_ns: 0,
-        last_boottime_ns: all().map(|signal| signal.boottime_ns).max()?,
+        last_boottime_ns: all().map(|clue| clue.boottime_ns).max()?,
         revision: 0,
         count: context.count,
         possible,
@@ -106,10 +106,10 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
     })
 }
 
-/// A signal ends the state that a finding of an earlier run tells of.
-pub fn end(finding: &mut Finding, signal: &Signal) {
-    end_quietly(finding, signal.realtime_ns);
-    finding.evidence.push(piece(END, "", signal));
+/// A clue ends the state that a finding of an earlier run tells of.
+pub fn end(finding: &mut Finding, clue: &Clue) {
+    end_quietly(finding, clue.realtime_ns);
+    finding.evidence.push(piece(END, "", clue));
 }
 
 /// The state of an earlier run's finding is over: it is not told any more.
@@ -139,47 +139,46 @@ fn absence_is_unsure(pattern: &Pattern, lost: Lost) -> bool {
 
 /// Whether what explains it better may have been lost: nobody stated the cause, it was gathered from what processes did.
 fn cause_is_unsure(found: &Match, lost: Lost) -> bool {
-    let states_nothing = |kind| matches!(kind, SignalKind::Exec | SignalKind::Exit | SignalKind::Kill);
-    lost.any_lethal() && found.steps.iter().flatten().all(|noted| states_nothing(noted.signal.kind()))
+    let states_nothing = |kind| matches!(kind, ClueKind::Exec | ClueKind::Exit | ClueKind::Kill);
+    lost.any_lethal() && found.steps.iter().flatten().all(|noted| states_nothing(noted.clue.kind()))
 }
 
 /// What the collector read of the entity when it happened: for a process that the finding is about, or at the same moment.
-fn observed(cause: &str, anchor: &Signal, found: &Match, ring: Option<&Ring>) -> Vec<Evidence> {
-    let cited = || found.steps.iter().flatten().map(|noted| &noted.signal);
-    let last_ns = cited().map(|signal| signal.boottime_ns).max().unwrap_or(anchor.boottime_ns);
+fn observed(cause: &str, anchor: &Clue, found: &Match, history: Option<&ClueHistory>) -> Vec<Evidence> {
+    let cited = || found.steps.iter().flatten().map(|noted| &noted.clue);
+    let last_ns = cited().map(|clue| clue.boottime_ns).max().unwrap_or(anchor.boottime_ns);
     // Of a trouble nobody died, and what is wrong was not read for one process.
-    let is_death = matches!(anchor.detail, Detail::Exit(_) | Detail::Oom(_) | Detail::Kill(_));
-    let is_of_it = |signal: &Signal| {
-        let is_its = signal.pid == 0 || cited().any(|cited| cited.pid == signal.pid);
-        let is_same_moment = signal.boottime_ns.abs_diff(anchor.boottime_ns) <= SAME_MOMENT_NS;
-        !is_death || is_same_moment || is_its && signal.boottime_ns <= last_ns.saturating_add(READ_LATE_NS)
+    let is_death = matches!(anchor.detail, ClueDetail::Exit(_) | ClueDetail::Oom(_) | ClueDetail::Kill(_));
+    let is_of_it = |clue: &Clue| {
+        let is_its = clue.pid == 0 || cited().any(|cited| cited.pid == clue.pid);
+        let is_same_moment = clue.boottime_ns.abs_diff(anchor.boottime_ns) <= SAME_MOMENT_NS;
+        !is_death || is_same_moment || is_its && clue.boottime_ns <= last_ns.saturating_add(READ_LATE_NS)
     };
-    let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
-    let near = signals.filter(|signal| {
-        signal.evidence.node == anchor.evidence.node
-            && signal.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
+    let clues = history.into_iter().flatten().map(|noted| &noted.clue);
+    let near = clues.filter(|clue| {
+        clue.evidence.node == anchor.evidence.node && clue.boottime_ns.abs_diff(anchor.boottime_ns) <= DEATH_REACH_NS
     });
-    let is_read = |signal: &&Signal| matches!(signal.kind(), SignalKind::Observation | SignalKind::CgroupUse);
-    let read = near.clone().filter(is_read).filter(|signal| is_of_it(signal)).take(OBSERVATIONS_MAX);
+    let is_read = |clue: &&Clue| matches!(clue.kind(), ClueKind::Observation | ClueKind::CgroupUse);
+    let read = near.clone().filter(is_read).filter(|clue| is_of_it(clue)).take(OBSERVATIONS_MAX);
     // A log is read when its writer has ended, however long that takes.
-    let is_log = |signal: &&Signal| signal.kind() == SignalKind::LogLines && (!is_death || signal.pid == anchor.pid);
+    let is_log = |clue: &&Clue| clue.kind() == ClueKind::LogLines && (!is_death || clue.pid == anchor.pid);
     let log = near.filter(is_log).take(1);
-    read.chain(log).map(|signal| piece("observed", cause, signal)).collect()
+    read.chain(log).map(|clue| piece("observed", cause, clue)).collect()
 }
 
-fn piece(step: &str, cause: &str, signal: &Signal) -> Evidence {
+fn piece(step: &str, cause: &str, clue: &Clue) -> Evidence {
     Evidence {
-        id: signal.evidence.to_string(),
+        id: clue.evidence.to_string(),
         step: step.to_owned(),
-        time_ns: signal.realtime_ns,
-        kind: signal.kind().name().into(),
-        text: describe(signal),
+        time_ns: clue.realtime_ns,
+        kind: clue.kind().name().into(),
+        text: describe(clue),
         entity: Some(EntityRef {
             // Kubernetes may name a container of a pod that has none yet.
-            container: container_of(signal).unwrap_or_default().to_owned(),
-            ..signal.entity.to_ref()
+            container: container_of(clue).unwrap_or_default().to_owned(),
+            ..clue.entity.to_ref()
         }),
-        pid: signal.pid,
+        pid: clue.pid,
         caused_by: cause.into(),
     }
 }
@@ -188,8 +187,8 @@ fn piece(step: &str, cause: &str, signal: &Signal) -> Evidence {
 pub fn loss_window(found: &Match, node: u64) -> (u64, u64) {
     const BEFORE_NS: u64 = 1_000_000_000;
     let times = || {
-        let of_node = found.steps.iter().flatten().filter(|noted| noted.signal.evidence.node == node);
-        of_node.map(|noted| noted.signal.boottime_ns)
+        let of_node = found.steps.iter().flatten().filter(|noted| noted.clue.evidence.node == node);
+        of_node.map(|noted| noted.clue.boottime_ns)
     };
     let first = times().min().unwrap_or(0);
     (first.saturating_sub(BEFORE_NS), times().max().unwrap_or(0))
@@ -227,7 +226,7 @@ fn evidence(pattern: &Pattern, found: &Match) -> Vec<Evidence> {
         }
         let left_out = bound.len().saturating_sub(STEP_EVIDENCE_MAX);
         let listed = bound.iter().take(1).chain(bound.iter().skip(1 + left_out));
-        list.extend(listed.map(|noted: &Arc<Noted>| piece(&step.name, cause, &noted.signal)));
+        list.extend(listed.map(|noted: &Arc<Noted>| piece(&step.name, cause, &noted.clue)));
         cause = &step.name;
     }
     list
@@ -262,31 +261,31 @@ fn ending(exit: &Exit) -> String {
     }
 }
 
-/// What a signal says, for people.
-fn describe(signal: &Signal) -> String {
-    let pid = signal.pid;
-    match &signal.detail {
-        Detail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
-        Detail::Exit(exit) => {
-            let life = signal.boottime_ns.saturating_sub(exit.start_time_ns);
+/// What a clue says, for people.
+fn describe(clue: &Clue) -> String {
+    let pid = clue.pid;
+    match &clue.detail {
+        ClueDetail::Exec(exec) => format!("{} was started", process(&exec.comm, pid)),
+        ClueDetail::Exit(exit) => {
+            let life = clue.boottime_ns.saturating_sub(exit.start_time_ns);
             let life = if exit.start_time_ns == 0 { String::new() } else { format!(" after {}", human_duration(life)) };
             format!("{} {}{life}", process(&exit.comm, pid), ending(exit))
         }
-        Detail::Oom(oom) => format!(
+        ClueDetail::Oom(oom) => format!(
             "the kernel chose {} to be killed for memory: it had {} resident; {}",
             process(&oom.comm, pid),
             human_bytes(oom.rss_bytes),
             limit_text(oom)
         ),
-        Detail::Kill(kill) => format!(
+        ClueDetail::Kill(kill) => format!(
             "{} was sent to {} by {}{}",
             text::signal_name(kill.signal),
             process(&kill.comm, pid),
             sender(kill),
             if kill.ignored { ", and ignored" } else { "" }
         ),
-        Detail::Fact(fact) => facts::sentence(fact, &signal.entity),
-        Detail::Burst(burst) => facts::burst(burst),
+        ClueDetail::Fact(fact) => facts::sentence(fact, &clue.entity),
+        ClueDetail::Burst(burst) => facts::burst(burst),
     }
 }
 
@@ -311,15 +310,15 @@ fn limit_text(oom: &Oom) -> String {
 }
 
 /// What Kubernetes says of the death of a container's first process.
-fn label<'a>(anchor: &Signal, ring: Option<&'a Ring>) -> Option<&'a Fact> {
+fn label<'a>(anchor: &Clue, history: Option<&'a ClueHistory>) -> Option<&'a Fact> {
     if !anchor.is_lead() || anchor.entity.kind != Some(EntityKind::Container) {
         return None;
     }
-    let signals = ring.into_iter().flatten().map(|noted| &noted.signal);
-    let said = signals.filter_map(|signal| match &signal.detail {
-        Detail::Fact(fact) if fact.kind == SignalKind::ContainerState && fact.text("state") == "terminated" => {
-            let is_late = signal.realtime_ns.abs_diff(anchor.realtime_ns) <= LABEL_REACH_NS;
-            is_late.then_some((signal.realtime_ns, &**fact))
+    let clues = history.into_iter().flatten().map(|noted| &noted.clue);
+    let said = clues.filter_map(|clue| match &clue.detail {
+        ClueDetail::Fact(fact) if fact.kind == ClueKind::ContainerState && fact.text("state") == "terminated" => {
+            let is_late = clue.realtime_ns.abs_diff(anchor.realtime_ns) <= LABEL_REACH_NS;
+            is_late.then_some((clue.realtime_ns, &**fact))
         }
         _ => None,
     });
@@ -351,42 +350,42 @@ fn agrees(fact: &Fact, exit: &Exit, has_oom: bool) -> bool {
 }
 
 /// The death certificate, when the anchor is a death.
-fn death(anchor: &Signal, ring: Option<&Ring>, verdict: String) -> Option<Death> {
-    let Detail::Exit(exit) = &anchor.detail else {
+fn death(anchor: &Clue, history: Option<&ClueHistory>, verdict: String) -> Option<Death> {
+    let ClueDetail::Exit(exit) = &anchor.detail else {
         return None;
     };
-    let near = |signal: &Signal| {
-        signal.pid == anchor.pid
-            && signal.boottime_ns <= anchor.boottime_ns.saturating_add(DEATH_SLACK_NS)
-            && signal.boottime_ns.saturating_add(DEATH_REACH_NS) >= anchor.boottime_ns
-            && signal.boottime_ns >= exit.start_time_ns.saturating_sub(DEATH_SLACK_NS)
+    let near = |clue: &Clue| {
+        clue.pid == anchor.pid
+            && clue.boottime_ns <= anchor.boottime_ns.saturating_add(DEATH_SLACK_NS)
+            && clue.boottime_ns.saturating_add(DEATH_REACH_NS) >= anchor.boottime_ns
+            && clue.boottime_ns >= exit.start_time_ns.saturating_sub(DEATH_SLACK_NS)
     };
-    let nearby = || ring.into_iter().flatten().map(|noted| &noted.signal).filter(|signal| near(signal));
+    let nearby = || history.into_iter().flatten().map(|noted| &noted.clue).filter(|clue| near(clue));
     let oom = nearby()
-        .filter_map(|signal| match &signal.detail {
-            Detail::Oom(oom) => Some((signal.boottime_ns, oom)),
+        .filter_map(|clue| match &clue.detail {
+            ClueDetail::Oom(oom) => Some((clue.boottime_ns, oom)),
             _ => None,
         })
         .max_by_key(|&(at, _)| at);
     let kill = nearby()
-        .filter_map(|signal| match &signal.detail {
-            Detail::Kill(kill) if Some(kill.signal) == exit.died_by() && !kill.ignored => {
+        .filter_map(|clue| match &clue.detail {
+            ClueDetail::Kill(kill) if Some(kill.signal) == exit.died_by() && !kill.ignored => {
                 // The OOM killer's own SIGKILL explains more than any that came on top.
                 let is_oom = oom.is_some() && kill.sender_class == SenderClass::Kernel;
-                Some(((is_oom, signal.boottime_ns), kill))
+                Some(((is_oom, clue.boottime_ns), kill))
             }
             _ => None,
         })
         .max_by_key(|&(rank, _)| rank);
-    let said = label(anchor, ring);
-    let follows_from_oom = ring.into_iter().flatten().map(|noted| &noted.signal).any(|signal| {
-        let before = anchor.boottime_ns.saturating_add(DEATH_SLACK_NS).checked_sub(signal.boottime_ns);
-        matches!(&signal.detail, Detail::Oom(_))
-            && signal.evidence.node == anchor.evidence.node
+    let said = label(anchor, history);
+    let follows_from_oom = history.into_iter().flatten().map(|noted| &noted.clue).any(|clue| {
+        let before = anchor.boottime_ns.saturating_add(DEATH_SLACK_NS).checked_sub(clue.boottime_ns);
+        matches!(&clue.detail, ClueDetail::Oom(_))
+            && clue.evidence.node == anchor.evidence.node
             && before.is_some_and(|before| before <= CONSEQUENCE_REACH_NS)
     });
-    let was_asked = nearby().any(|signal| {
-        matches!(&signal.detail, Detail::Kill(kill)
+    let was_asked = nearby().any(|clue| {
+        matches!(&clue.detail, ClueDetail::Kill(kill)
             if matches!(kill.sender_class, SenderClass::Runtime | SenderClass::Outside | SenderClass::OomDaemon))
     });
     let has_oom = oom.is_some() || follows_from_oom && !was_asked;

@@ -7,27 +7,27 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::history::Noted;
+use super::clue_store::Noted;
 use super::moment::Moment;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
-use crate::correlate::signal::{EvidenceId, Signal};
+use crate::correlate::clue::{Clue, EvidenceId};
 
 /// Deaths remembered.
 const DEATHS_MAX: usize = 65_536;
 /// Findings remembered that take several deaths together.
 const GROUPS_MAX: usize = 8_192;
 
-/// Orders deaths.
+/// Orders deaths: by time, then by evidence.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct DeathOrder {
     at: Moment,
     evidence: EvidenceId,
 }
 
-impl Place {
+impl DeathOrder {
     fn of(noted: &Noted) -> Self {
-        Self { at: Moment::of(&noted.signal), evidence: noted.signal.evidence }
+        Self { at: Moment::of(&noted.clue), evidence: noted.clue.evidence }
     }
 
     fn is_before(&self, other: &Self) -> bool {
@@ -43,9 +43,9 @@ struct Explained {
 }
 
 struct Group {
-    first: Place,
+    first: DeathOrder,
     first_realtime_ns: u64,
-    last: Place,
+    last: DeathOrder,
     absorbed: u32,
 }
 
@@ -97,7 +97,7 @@ pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
 impl Deaths {
     /// Nothing explains a death any more: its finding is to be taken back, unless it stands for others too.
     pub fn unexplained(&mut self, death: &Noted) -> Option<Withdrawn> {
-        let evidence = death.signal.evidence;
+        let evidence = death.clue.evidence;
         if self.explained.get(&evidence)?.in_group {
             return None;
         }
@@ -107,14 +107,14 @@ impl Deaths {
 
     /// A pattern explains one death by itself.
     pub fn single(&mut self, pattern: &Pattern, death: &Noted) -> Decision {
-        let evidence = death.signal.evidence;
+        let evidence = death.clue.evidence;
         if let Some(known) = self.explained.get(&evidence)
             && known.in_group
             && known.priority > pattern.priority
         {
             return Decision::Keep;
         }
-        let id = finding_id("death", death.signal.entity.id, evidence);
+        let id = finding_id("death", death.clue.entity.id, evidence);
         let explained = Explained { id: id.as_str().into(), priority: pattern.priority, in_group: false };
         self.explained.insert(evidence, explained);
         Decision::Publish { id, count: 1, started_realtime_ns: None }
@@ -124,8 +124,8 @@ impl Deaths {
     pub fn alike(&mut self, pattern: &Pattern, workload: u64, death: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let alike = self.folds.entry((pattern.anchor_step().number, workload), VecDeque::new);
         alike.retain(|other| {
-            other.signal.evidence != death.signal.evidence
-                && other.signal.realtime_ns.abs_diff(death.signal.realtime_ns) <= pattern.window_ns
+            other.clue.evidence != death.clue.evidence
+                && other.clue.realtime_ns.abs_diff(death.clue.realtime_ns) <= pattern.window_ns
         });
         if alike.len() == FOLD_MAX {
             alike.pop_front();
@@ -133,10 +133,10 @@ impl Deaths {
         alike.push_back(Arc::clone(death));
         let mut alike: Vec<_> = alike.iter().cloned().collect();
         // Within one run of a collector the clock of day may be set.
-        let run = |noted: &Arc<Noted>| (noted.signal.evidence.node, noted.signal.evidence.epoch);
+        let run = |noted: &Arc<Noted>| (noted.clue.evidence.node, noted.clue.evidence.epoch);
         let is_one_run = alike.iter().all(|noted| run(noted) == run(death));
-        let at = |signal: &Signal| if is_one_run { signal.boottime_ns } else { signal.realtime_ns };
-        alike.sort_by_key(|noted| (at(&noted.signal), noted.signal.evidence));
+        let at = |clue: &Clue| if is_one_run { clue.boottime_ns } else { clue.realtime_ns };
+        alike.sort_by_key(|noted| (at(&noted.clue), noted.clue.evidence));
         alike
     }
 
@@ -146,14 +146,14 @@ impl Deaths {
             return (Decision::Keep, Vec::new());
         };
         let mut group = Group {
-            first: Place::of(first),
-            first_realtime_ns: first.signal.realtime_ns,
-            last: Place::of(last),
+            first: DeathOrder::of(first),
+            first_realtime_ns: first.clue.realtime_ns,
+            last: DeathOrder::of(last),
             absorbed: 0,
         };
         let mut earlier: Vec<Arc<str>> = Vec::new();
         let known: Vec<Option<Explained>> =
-            deaths.iter().map(|death| self.explained.get(&death.signal.evidence).cloned()).collect();
+            deaths.iter().map(|death| self.explained.get(&death.clue.evidence).cloned()).collect();
         for known in known.iter().flatten() {
             if known.in_group && known.priority == pattern.priority && !earlier.contains(&known.id) {
                 earlier.push(Arc::clone(&known.id));
@@ -180,7 +180,7 @@ impl Deaths {
             .collect();
         let mut cited = 0;
         for (death, known) in deaths.iter().zip(known) {
-            let evidence = death.signal.evidence;
+            let evidence = death.clue.evidence;
             match known {
                 Some(known) if known.in_group && known.priority == pattern.priority => {}
                 Some(known) if known.priority > pattern.priority => {
@@ -202,7 +202,7 @@ impl Deaths {
             return (Decision::Keep, withdrawn);
         }
         // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
-        let is_last = group.last == Place::of(last);
+        let is_last = group.last == DeathOrder::of(last);
         let is_earlier = |withdrawn: &Withdrawn| earlier.iter().any(|earlier| **earlier == *withdrawn.id);
         let renamed = withdrawn.iter().any(is_earlier);
         let decision = if is_last || renamed {

@@ -1,7 +1,7 @@
 //! States and their ends: a pod that cannot start is a finding until it starts.
 //!
-//! What enters: signals that end the state that a pattern tells of, and the findings of such patterns. What leaves: the anchor of
-//! the finding that a signal may end, and whether all that a finding tells of has ended. What must hold: an end counts for the
+//! What enters: clues that end the state that a pattern tells of, and the findings of such patterns. What leaves: the anchor of
+//! the finding that a clue may end, and whether all that a finding tells of has ended. What must hold: an end counts for the
 //! container, disk or task that it names, or for the whole entity where it or the finding names none; the order of arrival does not
 //! matter; a state that is told again and again is over when its node goes on and tells of it no more.
 
@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use tapio_wire::event::EntityId;
 
+use super::clue_store::Noted;
 use super::field::{Field, Value};
-use super::history::Noted;
 use super::matching::Match;
 use super::moment::Moment;
 use super::pattern::{Pattern, PatternSet};
 use super::schema::Scope;
-use crate::correlate::signal::{Detail, Signal, SignalKind};
+use crate::correlate::clue::{Clue, ClueDetail, ClueKind};
 use crate::correlate::{Generations, NodeClock};
 
 /// Pods and other entities, and their troubles, of which it is remembered how a state of theirs ended, or that it goes on.
@@ -28,11 +28,11 @@ const PARTS_MAX: usize = 32;
 /// The number of a pattern's anchor, and whose state it is.
 type Key = (usize, EntityId);
 
-fn key_of(pattern: &Pattern, signal: &Signal) -> Key {
-    (pattern.anchor_step().number, subject_of(pattern, signal))
+fn key_of(pattern: &Pattern, clue: &Clue) -> Key {
+    (pattern.anchor_step().number, subject_of(pattern, clue))
 }
 
-/// What a signal is about, beyond its subject: one of its troubles, one of its containers, or neither.
+/// What a clue is about, beyond its subject: one of its troubles, one of its containers, or neither.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Part {
     trouble: Option<String>,
@@ -40,11 +40,11 @@ struct Part {
 }
 
 impl Part {
-    fn of(signal: &Signal) -> Self {
-        Self { trouble: trouble_of(signal), container: container_of(signal).map(Arc::from) }
+    fn of(clue: &Clue) -> Self {
+        Self { trouble: trouble_of(clue), container: container_of(clue).map(Arc::from) }
     }
 
-    /// Whether a signal about this one may be about the other: what either of them does not name is the whole.
+    /// Whether a clue about this one may be about the other: what either of them does not name is the whole.
     fn concerns(&self, other: &Self) -> bool {
         fn agree<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
             a.is_none() || b.is_none() || a == b
@@ -53,13 +53,13 @@ impl Part {
     }
 }
 
-/// What a signal is about, and the signal.
+/// What a clue is about, and the clue.
 type End = (Part, Arc<Noted>);
 
 /// The finding that tells of a state.
 #[derive(Clone)]
 pub struct Open {
-    /// Its last signal, and the last one of each container of whom this is about.
+    /// Its last clue, and the last one of each container of whom this is about.
     pub anchor: Arc<Noted>,
     /// Which trouble of the subject it is.
     trouble: Option<String>,
@@ -95,50 +95,50 @@ impl Default for Endings {
 }
 
 /// Whose state it is: the entity's where a pattern looks at one entity only, otherwise the pod's if there is one.
-pub fn subject_of(pattern: &Pattern, signal: &Signal) -> EntityId {
-    match signal.entity.pod_id() {
+pub fn subject_of(pattern: &Pattern, clue: &Clue) -> EntityId {
+    match clue.entity.pod_id() {
         pod if pod != 0 && pattern.scope != Scope::Entity => pod,
-        _ => signal.entity.id,
+        _ => clue.entity.id,
     }
 }
 
-/// When what a signal tells of began, nanoseconds since 1970: a trouble is told some time after it began.
-pub fn began_ns(signal: &Signal) -> u64 {
-    match &signal.detail {
-        Detail::Fact(fact) if fact.kind == SignalKind::Trouble => {
-            signal.realtime_ns.saturating_sub(fact.number("lasted"))
+/// When what a clue tells of began, nanoseconds since 1970: a trouble is told some time after it began.
+pub fn began_ns(clue: &Clue) -> u64 {
+    match &clue.detail {
+        ClueDetail::Fact(fact) if fact.kind == ClueKind::Trouble => {
+            clue.realtime_ns.saturating_sub(fact.number("lasted"))
         }
-        _ => signal.realtime_ns,
+        _ => clue.realtime_ns,
     }
 }
 
-/// The container that a signal names.
-pub fn container_of(signal: &Signal) -> Option<&str> {
-    match Field::Container.get(signal) {
+/// The container that a clue names.
+pub fn container_of(clue: &Clue) -> Option<&str> {
+    match Field::Container.get(clue) {
         Some(Value::Text(name)) => Some(name),
         _ => None,
     }
 }
 
-/// Which of an entity's troubles a signal tells of: an entity may have several full disks, hanging tasks and conditions at once.
-pub fn trouble_of(signal: &Signal) -> Option<String> {
-    let Detail::Fact(fact) = &signal.detail else { return None };
-    if fact.kind == SignalKind::ObjectState && fact.text("object_kind") == "Pod" {
+/// Which of an entity's troubles a clue tells of: an entity may have several full disks, hanging tasks and conditions at once.
+pub fn trouble_of(clue: &Clue) -> Option<String> {
+    let ClueDetail::Fact(fact) = &clue.detail else { return None };
+    if fact.kind == ClueKind::ObjectState && fact.text("object_kind") == "Pod" {
         return Some(fact.text("state").to_owned());
     }
-    if fact.kind != SignalKind::Trouble {
+    if fact.kind != ClueKind::Trouble {
         return None;
     }
     match fact.text("what") {
         what @ ("disk-full" | "inodes-full") => Some(format!("{what} {}", fact.text("place"))),
-        "blocked" | "unkillable" => Some(format!("task {}", signal.pid)),
+        "blocked" | "unkillable" => Some(format!("task {}", clue.pid)),
         _ => None,
     }
 }
 
-/// The part of an entity that a signal is about, where it names one.
-pub fn part_of(signal: &Signal) -> Option<Cow<'_, str>> {
-    trouble_of(signal).map(Cow::Owned).or_else(|| container_of(signal).map(Cow::Borrowed))
+/// The part of an entity that a clue is about, where it names one.
+pub fn part_of(clue: &Clue) -> Option<Cow<'_, str>> {
+    trouble_of(clue).map(Cow::Owned).or_else(|| container_of(clue).map(Cow::Borrowed))
 }
 
 /// What has ended a finding's state.
@@ -149,13 +149,13 @@ pub struct Ended {
 }
 
 /// The pods, or other entities, that a finding of a state tells of, and their containers where they are named; each with the
-/// last signal that told of it.
+/// last clue that told of it.
 pub fn members(pattern: &Pattern, found: &Match) -> Vec<Arc<Noted>> {
     let mut members: Vec<Arc<Noted>> = Vec::new();
     for noted in found.steps[pattern.anchor].iter().rev() {
-        let (subject, part) = (subject_of(pattern, &noted.signal), Part::of(&noted.signal));
+        let (subject, part) = (subject_of(pattern, &noted.clue), Part::of(&noted.clue));
         let is_known =
-            |known: &Arc<Noted>| subject_of(pattern, &known.signal) == subject && Part::of(&known.signal) == part;
+            |known: &Arc<Noted>| subject_of(pattern, &known.clue) == subject && Part::of(&known.clue) == part;
         if !members.iter().any(is_known) {
             members.push(Arc::clone(noted));
         }
@@ -164,11 +164,11 @@ pub fn members(pattern: &Pattern, found: &Match) -> Vec<Arc<Noted>> {
 }
 
 impl Endings {
-    /// Notes a signal for each pattern whose state it ends. Returns the anchors that are to be looked at again.
+    /// Notes a clue for each pattern whose state it ends. Returns the anchors that are to be looked at again.
     pub fn note(&mut self, patterns: &PatternSet, noted: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut touched = Vec::new();
         for pattern in patterns.of_steps(&noted.mask).filter(|pattern| pattern.is_ended_by(&noted.mask)) {
-            let (key, part) = (key_of(pattern, &noted.signal), Part::of(&noted.signal));
+            let (key, part) = (key_of(pattern, &noted.clue), Part::of(&noted.clue));
             let of_it = self.anchors.get(&key).into_iter().flatten();
             let open: Vec<&Open> = of_it
                 .filter(|open| open.trouble.is_none() || part.trouble.is_none() || open.trouble == part.trouble)
@@ -182,7 +182,7 @@ impl Endings {
             touched.extend(going);
             let ends = self.ends.entry(key, Vec::new);
             match ends.iter().position(|(known, _)| *known == part) {
-                Some(known) if Moment::of(&ends[known].1.signal).is_before(Moment::of(&noted.signal)) => {
+                Some(known) if Moment::of(&ends[known].1.clue).is_before(Moment::of(&noted.clue)) => {
                     ends[known].1 = Arc::clone(noted);
                 }
                 None if ends.len() < PARTS_MAX => ends.push((part, Arc::clone(noted))),
@@ -192,7 +192,7 @@ impl Endings {
         touched
     }
 
-    /// Notes that a finding of a state tells of these; its last signal is looked at again when one of them ends. Returns findings of
+    /// Notes that a finding of a state tells of these; its last clue is looked at again when one of them ends. Returns findings of
     /// other ids that told of the same state and did not end: what they rested on is forgotten, and this one goes on in their place; and
     /// when the first of all of it was, nanoseconds since 1970.
     pub fn watch(
@@ -202,11 +202,11 @@ impl Endings {
         id: &str,
         members: &[Arc<Noted>],
     ) -> (Vec<Open>, Option<u64>) {
-        let mut first_ns = members.iter().map(|member| began_ns(&member.signal)).min();
+        let mut first_ns = members.iter().map(|member| began_ns(&member.clue)).min();
         let mut replaced: Vec<Open> = Vec::new();
         for member in members {
-            let trouble = trouble_of(&member.signal);
-            let open = self.open(&key_of(pattern, &member.signal), trouble.as_deref()).cloned();
+            let trouble = trouble_of(&member.clue);
+            let open = self.open(&key_of(pattern, &member.clue), trouble.as_deref()).cloned();
             if let Some(open) = open.filter(|open| open.id == id || self.goes_on(pattern, open)) {
                 first_ns = first_ns.min(Some(open.started_ns));
                 if open.id != id && !replaced.iter().any(|known| known.id == open.id) {
@@ -215,9 +215,8 @@ impl Endings {
             }
         }
         for member in members {
-            let (key, trouble) = (key_of(pattern, &member.signal), trouble_of(&member.signal));
-            let is_of =
-                |other: &&Arc<Noted>| key_of(pattern, &other.signal) == key && trouble_of(&other.signal) == trouble;
+            let (key, trouble) = (key_of(pattern, &member.clue), trouble_of(&member.clue));
+            let is_of = |other: &&Arc<Noted>| key_of(pattern, &other.clue) == key && trouble_of(&other.clue) == trouble;
             let (anchor, members) = (Arc::clone(anchor), members.iter().filter(is_of).cloned().collect());
             let started_ns = first_ns.unwrap_or(0);
             let open = Open { anchor, trouble: trouble.clone(), members, id: id.to_owned(), started_ns };
@@ -228,7 +227,7 @@ impl Endings {
             }
             of_subject.push(open);
             if pattern.quiet_ns.is_some() && self.ended(pattern, std::slice::from_ref(member)).is_none() {
-                self.hear((key, trouble), &member.signal);
+                self.hear((key, trouble), &member.clue);
             }
         }
         (replaced, first_ns)
@@ -238,12 +237,12 @@ impl Endings {
         self.anchors.get(key)?.iter().find(|open| open.trouble.as_deref() == trouble)
     }
 
-    fn hear(&mut self, key: (Key, Option<String>), signal: &Signal) {
-        let of_node = self.heard.entry(signal.evidence.node).or_default();
+    fn hear(&mut self, key: (Key, Option<String>), clue: &Clue) {
+        let of_node = self.heard.entry(clue.evidence.node).or_default();
         if let Some(at) = of_node.get_mut(&key) {
-            *at = signal.boottime_ns.max(*at);
+            *at = clue.boottime_ns.max(*at);
         } else if self.heard_count < SUBJECTS_MAX {
-            of_node.insert(key, signal.boottime_ns);
+            of_node.insert(key, clue.boottime_ns);
             self.heard_count += 1;
         }
     }
@@ -285,11 +284,11 @@ impl Endings {
     pub fn ended(&self, pattern: &Pattern, members: &[Arc<Noted>]) -> Option<Ended> {
         let (mut by, mut at_ns) = (Vec::with_capacity(members.len()), 0);
         for member in members {
-            let (key, part) = (key_of(pattern, &member.signal), Part::of(&member.signal));
-            let told = Moment::of(&member.signal);
+            let (key, part) = (key_of(pattern, &member.clue), Part::of(&member.clue));
+            let told = Moment::of(&member.clue);
             let of_it = self.ends.get(&key).into_iter().flatten();
-            let of_it = of_it.filter(|(of, end)| of.concerns(&part) && Moment::of(&end.signal).may_end(told));
-            match of_it.min_by_key(|(_, end)| end.signal.realtime_ns) {
+            let of_it = of_it.filter(|(of, end)| of.concerns(&part) && Moment::of(&end.clue).may_end(told));
+            match of_it.min_by_key(|(_, end)| end.clue.realtime_ns) {
                 Some((_, end)) => by.push(Arc::clone(end)),
                 None => {
                     let quiet = self.quiet.get(&(key, part.trouble)).filter(|quiet| quiet.may_end(told))?;
@@ -297,9 +296,9 @@ impl Endings {
                 }
             }
         }
-        by.sort_by_key(|end| (end.signal.realtime_ns, end.signal.evidence));
+        by.sort_by_key(|end| (end.clue.realtime_ns, end.clue.evidence));
         by.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let at_ns = by.last().map_or(0, |end| end.signal.realtime_ns).max(at_ns);
+        let at_ns = by.last().map_or(0, |end| end.clue.realtime_ns).max(at_ns);
         (at_ns > 0).then_some(Ended { at_ns, by })
     }
 }

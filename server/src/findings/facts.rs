@@ -6,7 +6,7 @@ use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
 use crate::correlate::EntityInfo;
-use crate::correlate::signal::{About, Burst, Fact, FactValue, SignalKind};
+use crate::correlate::clue::{About, Burst, ClueKind, Fact, FactValue};
 
 /// A trouble that lasts for less was told when it began.
 const TOLD_AT_ONCE_NS: u64 = 1_000_000;
@@ -31,10 +31,10 @@ fn object(fact: &Fact) -> String {
 pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
     let (reason, message) = (because(fact, "reason"), because(fact, "message"));
     match fact.kind {
-        SignalKind::Delivered => {
+        ClueKind::Delivered => {
             format!("{} reached {}", text::signal_name(fact.number("signal") as u32), fact.text("comm"))
         }
-        SignalKind::PodState => {
+        ClueKind::PodState => {
             let state = if fact.is("gone") {
                 "is gone".to_owned()
             } else if fact.is("deleting") {
@@ -44,7 +44,7 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             };
             format!("{entity} {state}{reason}{message}")
         }
-        SignalKind::ContainerState => {
+        ClueKind::ContainerState => {
             let code = if fact.text("state") == "terminated" {
                 format!(" with code {}", fact.number("exit_code"))
             } else {
@@ -53,7 +53,7 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             let restarts = text::count(fact.number("restart_count"), "restart");
             format!("kubelet says: {}{code}{reason}{message}, {restarts}", fact.text("state"))
         }
-        SignalKind::KubeEvent => {
+        ClueKind::KubeEvent => {
             let times = match fact.number("count") {
                 0 | 1 => String::new(),
                 count => format!(", said {count} times"),
@@ -62,10 +62,10 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             let by = if by.is_empty() { "Kubernetes" } else { by };
             format!("{by} says {} of {}{message}{times}", fact.text("reason"), object(fact))
         }
-        SignalKind::NodeCondition => {
+        ClueKind::NodeCondition => {
             format!("the node's condition {} is {}{reason}{message}", fact.text("condition"), fact.text("status"))
         }
-        SignalKind::Rollout => {
+        ClueKind::Rollout => {
             let change = match (fact.text("images_before"), fact.text("images")) {
                 ("", _) => String::new(),
                 (before, images) => format!(" from {before} to {images}"),
@@ -73,15 +73,15 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             let (ready, desired) = (fact.number("ready_replicas"), fact.number("desired"));
             format!("{} rolls out{change}: {ready} of {desired} ready{reason}{message}", object(fact))
         }
-        SignalKind::ConfigChange => format!("{} was {}", object(fact), fact.text("change")),
-        SignalKind::Endpoints => format!(
+        ClueKind::ConfigChange => format!("{} was {}", object(fact), fact.text("change")),
+        ClueKind::Endpoints => format!(
             "{} of {} of service {} are ready",
             fact.number("ready_backends"),
             text::count(fact.number("backends"), "backend"),
             object(fact)
         ),
-        SignalKind::ObjectState => format!("{} is {}{reason}{message}", object(fact), fact.text("state")),
-        SignalKind::UnitState => format!(
+        ClueKind::ObjectState => format!("{} is {}{reason}{message}", object(fact), fact.text("state")),
+        ClueKind::UnitState => format!(
             "{} is {} ({}), result {}, {}",
             fact.text("unit"),
             fact.text("active_state"),
@@ -89,13 +89,13 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             fact.text("result"),
             text::count(fact.number("restarts"), "restart")
         ),
-        SignalKind::UnitJob => format!("the job of {} ended: {}", fact.text("unit"), fact.text("result")),
-        SignalKind::Observation => observation(fact),
-        SignalKind::Conntrack => conntrack(fact),
-        SignalKind::CgroupUse => cgroup_use(fact),
-        SignalKind::Trouble => trouble(fact),
-        SignalKind::LogLines => format!("the last that it wrote: {}", fact.text("lines")),
-        SignalKind::Curve => format!(
+        ClueKind::UnitJob => format!("the job of {} ended: {}", fact.text("unit"), fact.text("result")),
+        ClueKind::Observation => observation(fact),
+        ClueKind::Conntrack => conntrack(fact),
+        ClueKind::CgroupUse => cgroup_use(fact),
+        ClueKind::Trouble => trouble(fact),
+        ClueKind::LogLines => format!("the last that it wrote: {}", fact.text("lines")),
+        ClueKind::Curve => format!(
             "memory went from {} to {} within {}, at most {}: {}",
             human_bytes(fact.number("first")),
             human_bytes(fact.number("memory_usage")),
@@ -103,11 +103,11 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             human_bytes(fact.number("memory_peak")),
             fact.text("shape")
         ),
-        SignalKind::Gap if fact.text("reason").starts_with("flood") => {
+        ClueKind::Gap if fact.text("reason").starts_with("flood") => {
             format!("{} of its process events were left out ({})", fact.number("found_gone"), fact.text("reason"))
         }
         // Of the node's collector: it could not deliver them.
-        SignalKind::Gap if fact.text("what") == "frames" => {
+        ClueKind::Gap if fact.text("what") == "frames" => {
             format!("{} events were lost on their way here: {}", fact.number("found_gone"), fact.text("reason"))
         }
         _ => format!("{} were not watched{reason} for {}", fact.text("what"), human_duration(fact.number("lasted"))),
@@ -241,24 +241,24 @@ pub fn burst(burst: &Burst) -> String {
     let count = burst.count;
     let device = text::device(burst.about).map_or_else(String::new, |device| format!(" on device {device}"));
     let what = match (burst.kind, burst.about) {
-        (SignalKind::ReclaimBurst, _) => "reclaims of memory at its own limit".to_owned(),
-        (SignalKind::DirectReclaimBurst, _) => "reclaims of memory because the node ran short".to_owned(),
-        (SignalKind::RefusedBurst, _) => format!("connections refused by {}", text::peer(burst)),
-        (SignalKind::RetransmitBurst, _) => format!("retransmissions to {}", text::peer(burst)),
-        (SignalKind::SynRetransmitBurst, _) => format!("attempts to connect to {} unanswered", text::peer(burst)),
-        (SignalKind::SyscallErrorBurst, About::Errno { errno, .. }) => {
+        (ClueKind::ReclaimBurst, _) => "reclaims of memory at its own limit".to_owned(),
+        (ClueKind::DirectReclaimBurst, _) => "reclaims of memory because the node ran short".to_owned(),
+        (ClueKind::RefusedBurst, _) => format!("connections refused by {}", text::peer(burst)),
+        (ClueKind::RetransmitBurst, _) => format!("retransmissions to {}", text::peer(burst)),
+        (ClueKind::SynRetransmitBurst, _) => format!("attempts to connect to {} unanswered", text::peer(burst)),
+        (ClueKind::SyscallErrorBurst, About::Errno { errno, .. }) => {
             format!("system calls failed with {}", text::errno_name(errno))
         }
-        (SignalKind::SlowIoBurst, _) => format!("slow block I/Os{device}"),
-        (SignalKind::IoErrorBurst, _) => format!("failed block I/Os{device}"),
-        (SignalKind::PacketDropBurst, _) => match &burst.drop_reason {
+        (ClueKind::SlowIoBurst, _) => format!("slow block I/Os{device}"),
+        (ClueKind::IoErrorBurst, _) => format!("failed block I/Os{device}"),
+        (ClueKind::PacketDropBurst, _) => match &burst.drop_reason {
             Some(reason) => format!("packets dropped ({reason})"),
             None => "packets dropped".to_owned(),
         },
-        (SignalKind::DnsFailureBurst, About::Dns { rcode }) => {
+        (ClueKind::DnsFailureBurst, About::Dns { rcode }) => {
             format!("DNS lookups failed ({})", text::rcode_name(rcode))
         }
-        (SignalKind::SlowShare, About::Share { measure, total, .. }) => {
+        (ClueKind::SlowShare, About::Share { measure, total, .. }) => {
             let longest = human_duration(u64::from(burst.stall_us) * 1000);
             return format!("{count} of {total} were slow ({}{device}), the slowest took {longest}", measure.name());
         }

@@ -1,13 +1,13 @@
-//! What patterns can ask of a signal, by name.
+//! What patterns can ask of a clue, by name.
 //!
-//! One table: the name, how people read it, and which kinds of signal have it. A pattern that asks a kind for something it
+//! One table: the name, how people read it, and which kinds of clue have it. A pattern that asks a kind for something it
 //! does not have is refused when it is loaded.
 
 use tapio_wire::event::{EntityKind, Role};
 use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
-use crate::correlate::signal::{About, Detail, FactValue, Signal, SignalKind, SignalKinds};
+use crate::correlate::clue::{About, Clue, ClueDetail, ClueKind, ClueKinds, FactValue};
 
 /// How a field is compared and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum FieldType {
     Number,
     Bytes,
     Nanoseconds,
-    /// A process signal's number, shown by its name.
+    /// A signal's number, shown by its name.
     Signal,
     Flag,
     Text,
@@ -35,70 +35,64 @@ fn known(text: &str) -> Option<Value<'_>> {
 }
 
 /// Kinds that name a process.
-const PROCESS: &[SignalKind] = &[SignalKind::Exec, SignalKind::Exit, SignalKind::Oom, SignalKind::Kill];
-const EXIT: &[SignalKind] = &[SignalKind::Exit];
-const OOM: &[SignalKind] = &[SignalKind::Oom];
-const KILL: &[SignalKind] = &[SignalKind::Kill];
-const COMM: &[SignalKind] =
-    &[SignalKind::Exec, SignalKind::Exit, SignalKind::Oom, SignalKind::Kill, SignalKind::Delivered];
-const COUNTED: &[SignalKind] = &[
-    SignalKind::ReclaimBurst,
-    SignalKind::DirectReclaimBurst,
-    SignalKind::RefusedBurst,
-    SignalKind::RetransmitBurst,
-    SignalKind::SynRetransmitBurst,
-    SignalKind::SyscallErrorBurst,
-    SignalKind::SlowIoBurst,
-    SignalKind::IoErrorBurst,
-    SignalKind::PacketDropBurst,
-    SignalKind::DnsFailureBurst,
-    SignalKind::RunQueueBurst,
-    SignalKind::SlowShare,
-    SignalKind::KubeEvent,
+const PROCESS: &[ClueKind] = &[ClueKind::Exec, ClueKind::Exit, ClueKind::Oom, ClueKind::Kill];
+const EXIT: &[ClueKind] = &[ClueKind::Exit];
+const OOM: &[ClueKind] = &[ClueKind::Oom];
+const KILL: &[ClueKind] = &[ClueKind::Kill];
+const COMM: &[ClueKind] = &[ClueKind::Exec, ClueKind::Exit, ClueKind::Oom, ClueKind::Kill, ClueKind::Delivered];
+const COUNTED: &[ClueKind] = &[
+    ClueKind::ReclaimBurst,
+    ClueKind::DirectReclaimBurst,
+    ClueKind::RefusedBurst,
+    ClueKind::RetransmitBurst,
+    ClueKind::SynRetransmitBurst,
+    ClueKind::SyscallErrorBurst,
+    ClueKind::SlowIoBurst,
+    ClueKind::IoErrorBurst,
+    ClueKind::PacketDropBurst,
+    ClueKind::DnsFailureBurst,
+    ClueKind::RunQueueBurst,
+    ClueKind::SlowShare,
+    ClueKind::KubeEvent,
 ];
 /// All of [`COUNTED`] but the last.
-const BURST: &[SignalKind] = COUNTED.split_at(COUNTED.len() - 1).0;
-const _: () = assert!(matches!(COUNTED[COUNTED.len() - 1], SignalKind::KubeEvent));
-const PEER: &[SignalKind] = &[SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
+const BURST: &[ClueKind] = COUNTED.split_at(COUNTED.len() - 1).0;
+const _: () = assert!(matches!(COUNTED[COUNTED.len() - 1], ClueKind::KubeEvent));
+const PEER: &[ClueKind] = &[ClueKind::RefusedBurst, ClueKind::RetransmitBurst, ClueKind::SynRetransmitBurst];
 /// Of a Service, or of the one at the other end.
-const BACKENDS: &[SignalKind] =
-    &[SignalKind::Endpoints, SignalKind::RefusedBurst, SignalKind::RetransmitBurst, SignalKind::SynRetransmitBurst];
-const DEVICE: &[SignalKind] = &[SignalKind::SlowIoBurst, SignalKind::IoErrorBurst, SignalKind::SlowShare];
-const ERRNO: &[SignalKind] = &[SignalKind::SyscallErrorBurst, SignalKind::IoErrorBurst];
+const BACKENDS: &[ClueKind] =
+    &[ClueKind::Endpoints, ClueKind::RefusedBurst, ClueKind::RetransmitBurst, ClueKind::SynRetransmitBurst];
+const DEVICE: &[ClueKind] = &[ClueKind::SlowIoBurst, ClueKind::IoErrorBurst, ClueKind::SlowShare];
+const ERRNO: &[ClueKind] = &[ClueKind::SyscallErrorBurst, ClueKind::IoErrorBurst];
 /// Kinds that speak of an object of Kubernetes by its name.
-const OBJECT: &[SignalKind] = &[
-    SignalKind::KubeEvent,
-    SignalKind::Rollout,
-    SignalKind::ConfigChange,
-    SignalKind::Endpoints,
-    SignalKind::ObjectState,
+const OBJECT: &[ClueKind] =
+    &[ClueKind::KubeEvent, ClueKind::Rollout, ClueKind::ConfigChange, ClueKind::Endpoints, ClueKind::ObjectState];
+const REASON: &[ClueKind] = &[
+    ClueKind::PodState,
+    ClueKind::ContainerState,
+    ClueKind::KubeEvent,
+    ClueKind::NodeCondition,
+    ClueKind::Rollout,
+    ClueKind::ObjectState,
+    ClueKind::Gap,
 ];
-const REASON: &[SignalKind] = &[
-    SignalKind::PodState,
-    SignalKind::ContainerState,
-    SignalKind::KubeEvent,
-    SignalKind::NodeCondition,
-    SignalKind::Rollout,
-    SignalKind::ObjectState,
-    SignalKind::Gap,
-];
-const POD_STATE: &[SignalKind] = &[SignalKind::PodState];
-const CONTAINER: &[SignalKind] = &[SignalKind::ContainerState];
-const ROLLOUT: &[SignalKind] = &[SignalKind::Rollout];
-const UNIT: &[SignalKind] = &[SignalKind::UnitState, SignalKind::UnitJob];
-const UNIT_STATE: &[SignalKind] = &[SignalKind::UnitState];
-const OBSERVATION: &[SignalKind] = &[SignalKind::Observation];
-const CGROUP_USE: &[SignalKind] = &[SignalKind::CgroupUse];
+const POD_STATE: &[ClueKind] = &[ClueKind::PodState];
+const CONTAINER: &[ClueKind] = &[ClueKind::ContainerState];
+const ROLLOUT: &[ClueKind] = &[ClueKind::Rollout];
+const UNIT: &[ClueKind] = &[ClueKind::UnitState, ClueKind::UnitJob];
+const UNIT_STATE: &[ClueKind] = &[ClueKind::UnitState];
+const OBSERVATION: &[ClueKind] = &[ClueKind::Observation];
+const CGROUP_USE: &[ClueKind] = &[ClueKind::CgroupUse];
 /// Counters: of a lifetime in an observation, differences over a time in a cgroup's use.
-const COUNTERS: &[SignalKind] = &[SignalKind::Observation, SignalKind::CgroupUse];
-const TROUBLE: &[SignalKind] = &[SignalKind::Trouble];
-const CURVE: &[SignalKind] = &[SignalKind::Curve];
-const CONNTRACK: &[SignalKind] = &[SignalKind::Conntrack];
+const COUNTERS: &[ClueKind] = &[ClueKind::Observation, ClueKind::CgroupUse];
+const TROUBLE: &[ClueKind] = &[ClueKind::Trouble];
+const CURVE: &[ClueKind] = &[ClueKind::Curve];
+const CONNTRACK: &[ClueKind] = &[ClueKind::Conntrack];
 
 macro_rules! fields {
     ($($(#[$meta:meta])* $name:ident => $text:literal, $type:ident, $kinds:expr;)*) => {
-        /// Fields of signals.
-        #[allow(clippy::enum_variant_names, reason = "a field of a signal may be called field_path")]
+        /// Fields of clues.
+        #[allow(clippy::enum_variant_names, reason = "a field of a clue may be called field_path")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Field { $($(#[$meta])* $name,)* }
         impl Field {
@@ -111,7 +105,7 @@ macro_rules! fields {
             pub fn field_type(self) -> FieldType {
                 match self { $(Self::$name => FieldType::$type,)* }
             }
-            fn kinds(self) -> &'static [SignalKind] {
+            fn kinds(self) -> &'static [ClueKind] {
                 match self { $(Self::$name => $kinds,)* }
             }
         }
@@ -119,26 +113,26 @@ macro_rules! fields {
 }
 
 fields! {
-    Entity => "entity", Number, SignalKind::ALL;
-    EntityKind => "entity_kind", Text, SignalKind::ALL;
-    EntityName => "entity_name", Text, SignalKind::ALL;
-    Cgroup => "cgroup", Text, SignalKind::ALL;
-    Pid => "pid", Number, SignalKind::ALL;
-    Namespace => "namespace", Text, SignalKind::ALL;
-    Pod => "pod", Text, SignalKind::ALL;
+    Entity => "entity", Number, ClueKind::ALL;
+    EntityKind => "entity_kind", Text, ClueKind::ALL;
+    EntityName => "entity_name", Text, ClueKind::ALL;
+    Cgroup => "cgroup", Text, ClueKind::ALL;
+    Pid => "pid", Number, ClueKind::ALL;
+    Namespace => "namespace", Text, ClueKind::ALL;
+    Pod => "pod", Text, ClueKind::ALL;
     /// Of the pod's uid: a pod that comes back with its name is another one.
-    PodId => "pod_id", Number, SignalKind::ALL;
-    Container => "container", Text, SignalKind::ALL;
-    Workload => "workload", Text, SignalKind::ALL;
-    Image => "image", Text, SignalKind::ALL;
-    Node => "node", Text, SignalKind::ALL;
+    PodId => "pod_id", Number, ClueKind::ALL;
+    Container => "container", Text, ClueKind::ALL;
+    Workload => "workload", Text, ClueKind::ALL;
+    Image => "image", Text, ClueKind::ALL;
+    Node => "node", Text, ClueKind::ALL;
     Comm => "comm", Text, COMM;
     /// The container's first process; every process where there is no container.
     Lead => "lead", Flag, PROCESS;
     /// The container's first process; in a unit a process that the service manager started.
     Main => "main", Flag, EXIT;
-    ExitCode => "exit_code", Number, &[SignalKind::Exit, SignalKind::ContainerState];
-    Signal => "signal", Signal, &[SignalKind::Exit, SignalKind::Kill, SignalKind::Delivered];
+    ExitCode => "exit_code", Number, &[ClueKind::Exit, ClueKind::ContainerState];
+    Signal => "signal", Signal, &[ClueKind::Exit, ClueKind::Kill, ClueKind::Delivered];
     /// The signal that ended it, or that its exit code stands for.
     DiedBy => "died_by", Signal, EXIT;
     Failed => "failed", Flag, EXIT;
@@ -152,15 +146,15 @@ fields! {
     ProcessRole => "process_role", Text, PROCESS;
     /// The first process of a pid namespace of its own: with it the namespace ends.
     NamespaceInit => "namespace_init", Flag, PROCESS;
-    LimitCgroup => "limit_cgroup", Text, &[SignalKind::Oom, SignalKind::CgroupUse];
+    LimitCgroup => "limit_cgroup", Text, &[ClueKind::Oom, ClueKind::CgroupUse];
     /// own, pod, qos, allocatable, slice, unit or other: whose limit it is.
     LimitLevel => "limit_level", Text, OOM;
     /// The same for people.
     LimitOwner => "limit_owner", Text, OOM;
     LimitHeight => "limit_height", Number, OOM;
-    /// Of 1000 the kernel kills it first, of -1000 never; the signal has 1000 added, so that it is no negative number.
-    OomScore => "oom_score", Number, &[SignalKind::Oom, SignalKind::Exit];
-    ParentPid => "parent_pid", Number, &[SignalKind::Exec, SignalKind::Exit];
+    /// Of 1000 the kernel kills it first, of -1000 never; the clue has 1000 added, so that it is no negative number.
+    OomScore => "oom_score", Number, &[ClueKind::Oom, ClueKind::Exit];
+    ParentPid => "parent_pid", Number, &[ClueKind::Exec, ClueKind::Exit];
     /// The process had used up its CPU time (RLIMIT_CPU).
     OverCpuLimit => "over_cpu_limit", Flag, KILL;
     Height => "height", Number, CGROUP_USE;
@@ -177,7 +171,7 @@ fields! {
     /// The time over which the differences were taken.
     Over => "over", Nanoseconds, CGROUP_USE;
     /// Percent of the periods.
-    ThrottledShare => "throttled_share", Number, &[SignalKind::CgroupUse, SignalKind::Curve];
+    ThrottledShare => "throttled_share", Number, &[ClueKind::CgroupUse, ClueKind::Curve];
     /// The biggest below the cgroup.
     Members => "members", Text, CGROUP_USE;
     FullMount => "full_mount", Text, CGROUP_USE;
@@ -205,52 +199,52 @@ fields! {
     PeerPort => "peer_port", Number, PEER;
     /// By its name: `EMFILE`.
     Errno => "errno", Text, ERRNO;
-    Syscall => "syscall", Number, &[SignalKind::SyscallErrorBurst];
+    Syscall => "syscall", Number, &[ClueKind::SyscallErrorBurst];
     /// `8:16`
     Device => "device", Number, DEVICE;
     /// As the kernel calls it: `NETFILTER_DROP`.
-    DropReason => "drop_reason", Text, &[SignalKind::PacketDropBurst];
-    Interface => "interface", Number, &[SignalKind::PacketDropBurst];
+    DropReason => "drop_reason", Text, &[ClueKind::PacketDropBurst];
+    Interface => "interface", Number, &[ClueKind::PacketDropBurst];
     /// `SERVFAIL`, `unanswered`.
-    Rcode => "rcode", Text, &[SignalKind::DnsFailureBurst];
-    Measure => "measure", Text, &[SignalKind::SlowShare];
-    Total => "total", Number, &[SignalKind::SlowShare];
+    Rcode => "rcode", Text, &[ClueKind::DnsFailureBurst];
+    Measure => "measure", Text, &[ClueKind::SlowShare];
+    Total => "total", Number, &[ClueKind::SlowShare];
     Reason => "reason", Text, REASON;
     Message => "message", Text, &[
-        SignalKind::PodState, SignalKind::ContainerState, SignalKind::KubeEvent, SignalKind::NodeCondition,
-        SignalKind::Rollout, SignalKind::ObjectState];
-    Type => "type", Text, &[SignalKind::KubeEvent];
-    FieldPath => "field_path", Text, &[SignalKind::KubeEvent];
-    Component => "component", Text, &[SignalKind::KubeEvent];
+        ClueKind::PodState, ClueKind::ContainerState, ClueKind::KubeEvent, ClueKind::NodeCondition,
+        ClueKind::Rollout, ClueKind::ObjectState];
+    Type => "type", Text, &[ClueKind::KubeEvent];
+    FieldPath => "field_path", Text, &[ClueKind::KubeEvent];
+    Component => "component", Text, &[ClueKind::KubeEvent];
     ObjectKind => "object_kind", Text, OBJECT;
     ObjectNamespace => "object_namespace", Text, OBJECT;
     ObjectName => "object_name", Text, OBJECT;
     Phase => "phase", Text, POD_STATE;
-    Ready => "ready", Flag, &[SignalKind::PodState, SignalKind::ContainerState];
+    Ready => "ready", Flag, &[ClueKind::PodState, ClueKind::ContainerState];
     Deleting => "deleting", Flag, POD_STATE;
-    Gone => "gone", Flag, &[SignalKind::PodState, SignalKind::Rollout, SignalKind::ObjectState];
+    Gone => "gone", Flag, &[ClueKind::PodState, ClueKind::Rollout, ClueKind::ObjectState];
     Grace => "grace", Nanoseconds, POD_STATE;
-    State => "state", Text, &[SignalKind::ContainerState, SignalKind::ObjectState];
+    State => "state", Text, &[ClueKind::ContainerState, ClueKind::ObjectState];
     RestartCount => "restart_count", Number, CONTAINER;
     Last => "last", Flag, CONTAINER;
     Role => "role", Text, CONTAINER;
     CpuLimit => "cpu_limit", Number, CONTAINER;
-    Condition => "condition", Text, &[SignalKind::NodeCondition];
-    Status => "status", Text, &[SignalKind::NodeCondition];
+    Condition => "condition", Text, &[ClueKind::NodeCondition];
+    Status => "status", Text, &[ClueKind::NodeCondition];
     Images => "images", Text, ROLLOUT;
     ImagesBefore => "images_before", Text, ROLLOUT;
     ImageChanged => "image_changed", Flag, ROLLOUT;
     Generation => "generation", Number, ROLLOUT;
-    Desired => "desired", Number, &[SignalKind::Rollout, SignalKind::ObjectState];
+    Desired => "desired", Number, &[ClueKind::Rollout, ClueKind::ObjectState];
     Updated => "updated", Number, ROLLOUT;
     ReadyReplicas => "ready_replicas", Number, ROLLOUT;
     Unavailable => "unavailable", Number, ROLLOUT;
-    ResourceVersion => "resource_version", Text, &[SignalKind::ConfigChange];
-    Change => "change", Text, &[SignalKind::ConfigChange];
+    ResourceVersion => "resource_version", Text, &[ClueKind::ConfigChange];
+    Change => "change", Text, &[ClueKind::ConfigChange];
     Backends => "backends", Number, BACKENDS;
     ReadyBackends => "ready_backends", Number, BACKENDS;
     UnreadyBackends => "unready_backends", Number, BACKENDS;
-    Current => "current", Number, &[SignalKind::ObjectState];
+    Current => "current", Number, &[ClueKind::ObjectState];
     Unit => "unit", Text, UNIT;
     Result => "result", Text, UNIT;
     ActiveState => "active_state", Text, UNIT_STATE;
@@ -258,9 +252,9 @@ fields! {
     MainStatus => "main_status", Number, UNIT_STATE;
     Restarts => "restarts", Number, UNIT_STATE;
     MemoryLimit => "memory_limit", Bytes, &[
-        SignalKind::ContainerState, SignalKind::Observation, SignalKind::CgroupUse, SignalKind::Curve];
-    MemoryUsage => "memory_usage", Bytes, &[SignalKind::Observation, SignalKind::CgroupUse, SignalKind::Curve];
-    MemoryPeak => "memory_peak", Bytes, &[SignalKind::Observation, SignalKind::Curve];
+        ClueKind::ContainerState, ClueKind::Observation, ClueKind::CgroupUse, ClueKind::Curve];
+    MemoryUsage => "memory_usage", Bytes, &[ClueKind::Observation, ClueKind::CgroupUse, ClueKind::Curve];
+    MemoryPeak => "memory_peak", Bytes, &[ClueKind::Observation, ClueKind::Curve];
     OomKills => "oom_kills", Number, COUNTERS;
     LimitHits => "limit_hits", Number, COUNTERS;
     Pids => "pids", Number, OBSERVATION;
@@ -271,10 +265,10 @@ fields! {
     ThrottledTime => "throttled_time", Nanoseconds, COUNTERS;
     /// Percent of the last ten seconds in which everything waited for memory.
     MemoryPressure => "memory_pressure", Number, OBSERVATION;
-    ProcessComm => "process_comm", Text, &[SignalKind::Observation, SignalKind::Trouble];
+    ProcessComm => "process_comm", Text, &[ClueKind::Observation, ClueKind::Trouble];
     ProcessCommand => "process_command", Text, OBSERVATION;
-    What => "what", Text, &[SignalKind::Gap, SignalKind::Trouble];
-    Lasted => "lasted", Nanoseconds, &[SignalKind::Gap, SignalKind::Trouble, SignalKind::Curve];
+    What => "what", Text, &[ClueKind::Gap, ClueKind::Trouble];
+    Lasted => "lasted", Nanoseconds, &[ClueKind::Gap, ClueKind::Trouble, ClueKind::Curve];
     /// A mount point, or the kernel's function that a task waits in.
     Place => "place", Text, TROUBLE;
     Value => "value", Number, TROUBLE;
@@ -291,9 +285,9 @@ fields! {
     /// Thousandths of a core, over the last minute.
     CpuMilli => "cpu_milli", Number, CURVE;
     /// What a container wrote last.
-    Lines => "lines", Text, &[SignalKind::LogLines];
-    LinesTold => "lines_told", Number, &[SignalKind::LogLines];
-    FoundGone => "found_gone", Number, &[SignalKind::Gap];
+    Lines => "lines", Text, &[ClueKind::LogLines];
+    LinesTold => "lines_told", Number, &[ClueKind::LogLines];
+    FoundGone => "found_gone", Number, &[ClueKind::Gap];
     /// Above the threshold, and not yet below the lower one.
     Full => "full", Flag, CONNTRACK;
     Entries => "entries", Number, CONNTRACK;
@@ -321,33 +315,33 @@ fn role_name(role: Role) -> &'static str {
 }
 
 impl Field {
-    /// The field of this name, if signals of `kind` have it.
-    pub fn of_kind(name: &str, kind: SignalKind) -> Option<Self> {
+    /// The field of this name, if clues of `kind` have it.
+    pub fn of_kind(name: &str, kind: ClueKind) -> Option<Self> {
         Self::ALL
             .iter()
             .copied()
-            .find(|field| field.name() == name && field.kinds().iter().copied().collect::<SignalKinds>().contains(kind))
+            .find(|field| field.name() == name && field.kinds().iter().copied().collect::<ClueKinds>().contains(kind))
     }
 
-    /// The names of what signals of `kind` have.
-    pub fn names_of(kind: SignalKind) -> String {
+    /// The names of what clues of `kind` have.
+    pub fn names_of(kind: ClueKind) -> String {
         let names: Vec<_> =
             Self::ALL.iter().filter(|field| field.kinds().contains(&kind)).map(|field| field.name()).collect();
         names.join(", ")
     }
 
-    /// Its value, if the signal has one.
-    pub fn get(self, signal: &Signal) -> Option<Value<'_>> {
-        let entity = &signal.entity;
-        Some(match (self, &signal.detail) {
-            (Self::Entity, _) => Value::Number(signal.entity.id),
+    /// Its value, if the clue has one.
+    pub fn get(self, clue: &Clue) -> Option<Value<'_>> {
+        let entity = &clue.entity;
+        Some(match (self, &clue.detail) {
+            (Self::Entity, _) => Value::Number(clue.entity.id),
             (Self::EntityKind, _) => Value::Text(entity.kind_name()),
             (Self::EntityName, _) => Value::Text(&entity.name),
             (Self::Cgroup, _) => Value::Text(&entity.cgroup),
-            (Self::Pid, _) => Value::Number(u64::from(signal.pid)),
+            (Self::Pid, _) => Value::Number(u64::from(clue.pid)),
             (Self::Namespace, detail) => match (known(&entity.namespace), detail) {
                 (Some(namespace), _) => namespace,
-                (None, Detail::Fact(fact)) => known(fact.text("object_namespace"))?,
+                (None, ClueDetail::Fact(fact)) => known(fact.text("object_namespace"))?,
                 (None, _) => return None,
             },
             (Self::Pod, _) => known(&entity.pod)?,
@@ -358,7 +352,7 @@ impl Field {
             (Self::Container, detail) => match (known(&entity.container), detail) {
                 (Some(container), _) => container,
                 // `spec.containers{web}`
-                (None, Detail::Fact(fact)) => match fact.text("container") {
+                (None, ClueDetail::Fact(fact)) => match fact.text("container") {
                     "" => known(fact.text("field_path").split_once('{')?.1.trim_end_matches('}'))?,
                     container => known(container)?,
                 },
@@ -367,65 +361,65 @@ impl Field {
             (Self::Workload, _) => known(&entity.workload)?,
             (Self::Image, detail) => match (known(&entity.image), detail) {
                 (Some(image), _) => image,
-                (None, Detail::Fact(fact)) => known(fact.text("image"))?,
+                (None, ClueDetail::Fact(fact)) => known(fact.text("image"))?,
                 (None, _) => return None,
             },
             (Self::Node, _) => Value::Text(&entity.node.name),
-            (field, Detail::Fact(fact)) => match fact.get(field.name())? {
+            (field, ClueDetail::Fact(fact)) => match fact.get(field.name())? {
                 FactValue::Number(number) => Value::Number(*number),
                 FactValue::Flag(flag) => Value::Flag(*flag),
                 FactValue::Text(text) => Value::Text(text),
             },
-            (Self::Comm, _) => Value::Text(signal.comm()?),
-            (Self::Lead, _) => Value::Flag(signal.is_lead()),
-            (Self::Main, Detail::Exit(exit)) => {
-                Value::Flag(signal.is_lead() && (entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1))
+            (Self::Comm, _) => Value::Text(clue.comm()?),
+            (Self::Lead, _) => Value::Flag(clue.is_lead()),
+            (Self::Main, ClueDetail::Exit(exit)) => {
+                Value::Flag(clue.is_lead() && (entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1))
             }
-            (Self::ExitCode, Detail::Exit(exit)) => Value::Number(exit.exit_code()?.into()),
-            (Self::Signal, Detail::Exit(exit)) => Value::Number(exit.signal()?.into()),
-            (Self::DiedBy, Detail::Exit(exit)) => Value::Number(exit.died_by()?.into()),
-            (Self::Failed, Detail::Exit(exit)) => Value::Flag(exit.status != 0),
-            (Self::Lifetime, Detail::Exit(exit)) => {
-                Value::Number(signal.boottime_ns.saturating_sub(exit.start_time_ns))
+            (Self::ExitCode, ClueDetail::Exit(exit)) => Value::Number(exit.exit_code()?.into()),
+            (Self::Signal, ClueDetail::Exit(exit)) => Value::Number(exit.signal()?.into()),
+            (Self::DiedBy, ClueDetail::Exit(exit)) => Value::Number(exit.died_by()?.into()),
+            (Self::Failed, ClueDetail::Exit(exit)) => Value::Flag(exit.status != 0),
+            (Self::Lifetime, ClueDetail::Exit(exit)) => {
+                Value::Number(clue.boottime_ns.saturating_sub(exit.start_time_ns))
             }
-            (Self::LimitHit, Detail::Oom(oom)) => Value::Flag(oom.limit_hit()),
-            (Self::LimitBytes, Detail::Oom(oom)) => Value::Number(oom.limit_bytes),
-            (Self::UsageBytes, Detail::Oom(oom)) => Value::Number(oom.usage_bytes),
-            (Self::OverBytes, Detail::Oom(oom)) => Value::Number(oom.over_bytes()?),
-            (Self::RssBytes, Detail::Oom(oom)) => Value::Number(oom.rss_bytes),
-            (Self::LimitCgroup, Detail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
-            (Self::LimitLevel, Detail::Oom(oom)) => Value::Text(oom.limit_level.name()),
-            (Self::LimitHeight, Detail::Oom(oom)) => Value::Number(oom.limit_height.into()),
-            (Self::OomScore, Detail::Oom(oom)) => Value::Number((i64::from(oom.oom_score_adj) + 1000) as u64),
-            (Self::OomScore, Detail::Exit(exit)) => Value::Number((i64::from(exit.oom_score_adj) + 1000) as u64),
-            (Self::ParentPid, Detail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
-            (Self::ParentPid, Detail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
-            (Self::OverCpuLimit, Detail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
-            (Self::NamespaceInit, _) => Value::Flag(signal.is_namespace_init()),
-            (Self::ProcessRole, _) => Value::Text(role_name(signal.role())),
-            (Self::AllocatorComm, Detail::Oom(oom)) => Value::Text(&oom.allocator_comm),
-            (Self::AllocatorPid, Detail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),
-            (Self::Signal, Detail::Kill(kill)) => Value::Number(kill.signal.into()),
-            (Self::Sender, Detail::Kill(kill)) => Value::Text(kill.sender_class.name()),
-            (Self::SenderPid, Detail::Kill(kill)) => Value::Number(kill.sender_pid.into()),
-            (Self::SenderComm, Detail::Kill(kill)) => Value::Text(&kill.sender_comm),
-            (Self::SentBy, Detail::Kill(kill)) => Value::Text(kill.sender_class.name()),
-            (Self::SenderEntity, Detail::Kill(kill)) => Value::Number(kill.sender.id),
-            (Self::SenderKind, Detail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
-            (Self::Ignored, Detail::Kill(kill)) => Value::Flag(kill.ignored),
-            (Self::Repeats, Detail::Kill(kill)) if kill.repeats > 0 => Value::Number(kill.repeats.into()),
-            (Self::Count, Detail::Burst(burst)) => Value::Number(burst.count.into()),
-            (Self::Stall, Detail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
-            (Self::Span, Detail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
-            (Self::Peer, Detail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
-            (Self::DropReason, Detail::Burst(burst)) => Value::Text(burst.drop_reason.as_deref()?),
-            (Self::Backends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
-            (Self::ReadyBackends, Detail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
-            (Self::UnreadyBackends, Detail::Burst(burst)) => {
+            (Self::LimitHit, ClueDetail::Oom(oom)) => Value::Flag(oom.limit_hit()),
+            (Self::LimitBytes, ClueDetail::Oom(oom)) => Value::Number(oom.limit_bytes),
+            (Self::UsageBytes, ClueDetail::Oom(oom)) => Value::Number(oom.usage_bytes),
+            (Self::OverBytes, ClueDetail::Oom(oom)) => Value::Number(oom.over_bytes()?),
+            (Self::RssBytes, ClueDetail::Oom(oom)) => Value::Number(oom.rss_bytes),
+            (Self::LimitCgroup, ClueDetail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
+            (Self::LimitLevel, ClueDetail::Oom(oom)) => Value::Text(oom.limit_level.name()),
+            (Self::LimitHeight, ClueDetail::Oom(oom)) => Value::Number(oom.limit_height.into()),
+            (Self::OomScore, ClueDetail::Oom(oom)) => Value::Number((i64::from(oom.oom_score_adj) + 1000) as u64),
+            (Self::OomScore, ClueDetail::Exit(exit)) => Value::Number((i64::from(exit.oom_score_adj) + 1000) as u64),
+            (Self::ParentPid, ClueDetail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
+            (Self::ParentPid, ClueDetail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
+            (Self::OverCpuLimit, ClueDetail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
+            (Self::NamespaceInit, _) => Value::Flag(clue.is_namespace_init()),
+            (Self::ProcessRole, _) => Value::Text(role_name(clue.role())),
+            (Self::AllocatorComm, ClueDetail::Oom(oom)) => Value::Text(&oom.allocator_comm),
+            (Self::AllocatorPid, ClueDetail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),
+            (Self::Signal, ClueDetail::Kill(kill)) => Value::Number(kill.signal.into()),
+            (Self::Sender, ClueDetail::Kill(kill)) => Value::Text(kill.sender_class.name()),
+            (Self::SenderPid, ClueDetail::Kill(kill)) => Value::Number(kill.sender_pid.into()),
+            (Self::SenderComm, ClueDetail::Kill(kill)) => Value::Text(&kill.sender_comm),
+            (Self::SentBy, ClueDetail::Kill(kill)) => Value::Text(kill.sender_class.name()),
+            (Self::SenderEntity, ClueDetail::Kill(kill)) => Value::Number(kill.sender.id),
+            (Self::SenderKind, ClueDetail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
+            (Self::Ignored, ClueDetail::Kill(kill)) => Value::Flag(kill.ignored),
+            (Self::Repeats, ClueDetail::Kill(kill)) if kill.repeats > 0 => Value::Number(kill.repeats.into()),
+            (Self::Count, ClueDetail::Burst(burst)) => Value::Number(burst.count.into()),
+            (Self::Stall, ClueDetail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
+            (Self::Span, ClueDetail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
+            (Self::Peer, ClueDetail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
+            (Self::DropReason, ClueDetail::Burst(burst)) => Value::Text(burst.drop_reason.as_deref()?),
+            (Self::Backends, ClueDetail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
+            (Self::ReadyBackends, ClueDetail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
+            (Self::UnreadyBackends, ClueDetail::Burst(burst)) => {
                 let (ready, all) = burst.peer_backends?;
                 Value::Number(u64::from(all.saturating_sub(ready)))
             }
-            (field, Detail::Burst(burst)) => field.of_burst(burst.about)?,
+            (field, ClueDetail::Burst(burst)) => field.of_burst(burst.about)?,
             _ => return None,
         })
     }
@@ -448,23 +442,23 @@ impl Field {
     }
 
     /// Its value for people.
-    pub fn show(self, signal: &Signal) -> Option<String> {
-        match (self, &signal.detail) {
-            (Self::Entity, _) => return Some(signal.entity.to_string()),
-            (Self::LimitOwner, Detail::Oom(oom)) => return Some(oom.limit_level.describe(&oom.limit_cgroup)),
-            (Self::OomScore, Detail::Oom(oom)) => return Some(oom.oom_score_adj.to_string()),
-            (Self::OomScore, Detail::Exit(exit)) => return Some(exit.oom_score_adj.to_string()),
-            (Self::SenderEntity, Detail::Kill(kill)) => return Some(kill.sender.to_string()),
-            (Self::SentBy, Detail::Kill(kill)) => return Some(text::sent_by(kill)),
-            (Self::Value | Self::Limit, Detail::Fact(fact)) if fact.text("what") == "memory-high" => {
+    pub fn show(self, clue: &Clue) -> Option<String> {
+        match (self, &clue.detail) {
+            (Self::Entity, _) => return Some(clue.entity.to_string()),
+            (Self::LimitOwner, ClueDetail::Oom(oom)) => return Some(oom.limit_level.describe(&oom.limit_cgroup)),
+            (Self::OomScore, ClueDetail::Oom(oom)) => return Some(oom.oom_score_adj.to_string()),
+            (Self::OomScore, ClueDetail::Exit(exit)) => return Some(exit.oom_score_adj.to_string()),
+            (Self::SenderEntity, ClueDetail::Kill(kill)) => return Some(kill.sender.to_string()),
+            (Self::SentBy, ClueDetail::Kill(kill)) => return Some(text::sent_by(kill)),
+            (Self::Value | Self::Limit, ClueDetail::Fact(fact)) if fact.text("what") == "memory-high" => {
                 return Some(human_bytes(fact.number(self.name())));
             }
-            (Self::Peer, Detail::Burst(burst)) => return Some(text::peer(burst)),
-            (Self::PeerAddress, Detail::Burst(burst)) => return text::peer_address(burst.about),
-            (Self::Device, Detail::Burst(burst)) => return text::device(burst.about),
+            (Self::Peer, ClueDetail::Burst(burst)) => return Some(text::peer(burst)),
+            (Self::PeerAddress, ClueDetail::Burst(burst)) => return text::peer_address(burst.about),
+            (Self::Device, ClueDetail::Burst(burst)) => return text::device(burst.about),
             _ => {}
         }
-        Some(match (self.get(signal)?, self.field_type()) {
+        Some(match (self.get(clue)?, self.field_type()) {
             (Value::Number(bytes), FieldType::Bytes) => human_bytes(bytes),
             (Value::Number(ns), FieldType::Nanoseconds) => human_duration(ns),
             (Value::Number(signal), FieldType::Signal) => text::signal_name(signal as u32),

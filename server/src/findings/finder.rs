@@ -1,6 +1,6 @@
-//! The finder: one thread that turns signals into findings.
+//! The finder: one thread that turns clues into findings.
 //!
-//! What enters: signals from the bus. What leaves: findings in the store. What must hold: nothing polls, a signal is dealt with
+//! What enters: clues from the bus. What leaves: findings in the store. What must hold: nothing polls, a clue is dealt with
 //! when it comes; evidence that arrives after its anchor makes the anchor be looked at again, so order does not matter.
 
 use std::sync::Arc;
@@ -13,22 +13,22 @@ use tapio_wire::event::EntityKind;
 use tapio_wire::service::Finding;
 
 use super::absorb::{Absorber, Action};
+use super::clue_store::{ClueStore, Noted};
 use super::compose::{self, Context};
 use super::deaths::{Deaths, Decision, Withdrawn};
 use super::endings::{self, Endings};
 use super::finder_metrics::FinderMetrics;
 use super::from_log::FromLog;
 use super::growing::Growing;
-use super::history::{History, Noted};
-use super::joins::{Joins, Keys, RingKey};
+use super::joins::{HistoryKey, Joins, Keys};
 use super::matching::{self, Match, Outcome};
 use super::pattern::{Pattern, PatternSet, StepMask};
 use super::plan::Plans;
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::cluster::{Batch, ClusterLosses};
-use crate::correlate::signal::{Detail, Signal};
-use crate::correlate::{BusClosed, FromLog as Told, Generations, InProcessBus, LossView, Message, NodeClock, Topology};
+use crate::correlate::clue::{Clue, ClueDetail};
+use crate::correlate::{BusClosed, Generations, InProcessBus, LogUpdate, LossView, Message, NodeClock, Topology};
 
 /// Nodes whose clocks are remembered.
 const NODES_MAX: usize = 20_000;
@@ -44,17 +44,17 @@ const BUS_MESSAGES: usize = 64;
 /// How the finder is sized.
 #[derive(Clone, Debug)]
 pub struct FinderConfig {
-    /// Signals that may wait for the finder; shards wait when there are more.
-    pub bus_signals: usize,
-    /// Recent signals remembered, over all entities.
-    pub history_signals: usize,
+    /// Clues that may wait for the finder; shards wait when there are more.
+    pub bus_clues: usize,
+    /// Recent clues remembered, over all entities.
+    pub history_clues: usize,
     /// Findings in a chain of cause and effect.
     pub correlation_depth_max: usize,
 }
 
 impl Default for FinderConfig {
     fn default() -> Self {
-        Self { bus_signals: 16_384, history_signals: 65_536, correlation_depth_max: 10 }
+        Self { bus_clues: 16_384, history_clues: 65_536, correlation_depth_max: 10 }
     }
 }
 
@@ -103,9 +103,9 @@ impl Finder {
     ) -> Result<Self, StartError> {
         let view: Arc<dyn LossView> = Arc::<ClusterLosses>::clone(&losses);
         let topology = Arc::new(Topology::new(entities_max));
-        // What waits are messages of a thousand signals, and not signals.
-        let config = FinderConfig { bus_signals: config.bus_signals.min(BUS_MESSAGES), ..config.clone() };
-        let log = FromLog::new(losses, entities_max, config.history_signals);
+        // What waits are messages of a thousand clues, and not clues.
+        let config = FinderConfig { bus_clues: config.bus_clues.min(BUS_MESSAGES), ..config.clone() };
+        let log = FromLog::new(losses, entities_max, config.history_clues);
         Self::spawn(&config, patterns, topology, view, store, Some(log))
     }
 
@@ -117,7 +117,7 @@ impl Finder {
         store: Arc<FindingStore>,
         log: Option<FromLog>,
     ) -> Result<Self, StartError> {
-        let (bus, receiver) = InProcessBus::bounded(config.bus_signals);
+        let (bus, receiver) = InProcessBus::bounded(config.bus_clues);
         let metrics = FinderMetrics::new()?;
         let mut worker = Worker {
             config: config.clone(),
@@ -145,7 +145,7 @@ impl Finder {
     /// # Errors
     /// [`BusClosed`] when the finder has stopped.
     pub fn tell(&self, batch: Batch, at_ns: u64) -> Result<(), BusClosed> {
-        self.bus.send(Message::FromLog(Told::Batch(Box::new(batch), at_ns)))
+        self.bus.send(Message::FromLog(LogUpdate::Batch(Box::new(batch), at_ns)))
     }
 
     /// What it exports.
@@ -153,7 +153,7 @@ impl Finder {
         &self.metrics
     }
 
-    /// Deals with the signals it has and ends the thread; stop the correlator first. Dropping does the same.
+    /// Deals with the clues it has and ends the thread; stop the correlator first. Dropping does the same.
     pub fn stop(&mut self) {
         if let Some(join) = self.join.take() {
             // It can only fail when the thread is gone already.
@@ -181,7 +181,7 @@ struct Clock {
 /// What it remembers of what it was told.
 pub(super) struct Memory {
     pub topology: Arc<Topology>,
-    pub history: History,
+    pub clues: ClueStore,
     pub joins: Joins,
     deaths: Deaths,
     endings: Endings,
@@ -195,7 +195,7 @@ pub(super) struct Memory {
 impl Memory {
     pub fn new(config: &FinderConfig, topology: Arc<Topology>) -> Self {
         Self {
-            history: History::new(config.history_signals),
+            clues: ClueStore::new(config.history_clues),
             joins: Joins::new(Arc::clone(&topology)),
             deaths: Deaths::default(),
             endings: Endings::default(),
@@ -217,33 +217,33 @@ pub(super) struct Worker {
     pub plans: Plans,
     /// What the log says the time is, nanoseconds since 1970, where it is driven by it.
     pub log_ns: u64,
-    /// The rings of the signal that is dealt with; its memory is used again.
-    keys: Vec<RingKey>,
+    /// The histories of the clue that is dealt with; its memory is used again.
+    keys: Vec<HistoryKey>,
     pub metrics: FinderMetrics,
     /// Where it is driven by the log.
     pub log: Option<FromLog>,
 }
 
-/// The rings of an anchor by scope.
+/// The histories of an anchor by scope.
 type Surroundings = [Option<Keys>; Scope::ALL.len()];
 
 impl Worker {
     fn run(&mut self, receiver: &Receiver<Message>) {
         while let Some(message) = self.next(receiver) {
             match message {
-                Message::Signal(signal) => {
+                Message::Clue(clue) => {
                     let began = Instant::now();
-                    self.take(*signal);
-                    self.metrics.signal_seconds.observe(began.elapsed().as_secs_f64());
-                    self.metrics.queue_signals.set(receiver.len() as i64);
+                    self.take(*clue);
+                    self.metrics.clue_seconds.observe(began.elapsed().as_secs_f64());
+                    self.metrics.queue_clues.set(receiver.len() as i64);
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
                 Message::Renamed => {}
-                Message::FromLog(told) => {
+                Message::FromLog(update) => {
                     let began = Instant::now();
-                    self.take_from_log(told);
-                    self.metrics.signal_seconds.observe(began.elapsed().as_secs_f64());
-                    self.metrics.queue_signals.set(receiver.len() as i64);
+                    self.take_from_log(update);
+                    self.metrics.clue_seconds.observe(began.elapsed().as_secs_f64());
+                    self.metrics.queue_clues.set(receiver.len() as i64);
                 }
                 Message::Barrier(done) => {
                     self.rename();
@@ -278,28 +278,28 @@ impl Worker {
         receiver.recv().ok()
     }
 
-    pub(super) fn take(&mut self, mut signal: Signal) {
-        self.metrics.signals.inc();
+    pub(super) fn take(&mut self, mut clue: Clue) {
+        self.metrics.clues.inc();
         let patterns = Arc::clone(&self.patterns);
         // What a fact or burst is about may be completed by what is known; of the others it is settled what they may be.
-        let settled = match &signal.detail {
-            Detail::Fact(_) | Detail::Burst(_) => None,
-            _ => Some(patterns.mask(&signal)),
+        let settled = match &clue.detail {
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => None,
+            _ => Some(patterns.mask(&clue)),
         };
         let is_wanted = match settled {
-            Some(mask) => patterns.wants_with(signal.kind(), || mask),
-            None => patterns.wants(&signal),
+            Some(mask) => patterns.wants_with(clue.kind(), || mask),
+            None => patterns.wants(&clue),
         };
         if !is_wanted {
             return;
         }
-        self.watch_clock(signal.evidence.node, signal.evidence.epoch, signal.boottime_ns);
-        self.memory.joins.take(&mut signal);
-        let mask = settled.unwrap_or_else(|| patterns.mask(&signal));
+        self.watch_clock(clue.evidence.node, clue.evidence.epoch, clue.boottime_ns);
+        self.memory.joins.take(&mut clue);
+        let mask = settled.unwrap_or_else(|| patterns.mask(&clue));
         let plan = self.plans.of(&patterns, &mask);
         let mut keys = std::mem::take(&mut self.keys);
-        self.keys_into(&patterns, &signal, &mask, &mut keys);
-        let noted = self.memory.history.note(signal, mask, &keys);
+        self.keys_into(&patterns, &clue, &mask, &mut keys);
+        let noted = self.memory.clues.note(clue, mask, &keys);
         self.keys = keys;
         for anchor in self.anchors_touched(&patterns, &noted, &plan) {
             self.conclude(&patterns, &anchor);
@@ -310,24 +310,24 @@ impl Worker {
             }
             self.end_restored(&patterns, &noted);
         }
-        let evicted = self.memory.history.evicted();
+        let evicted = self.memory.clues.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
 
-    fn keys(&self, patterns: &PatternSet, signal: &Signal, mask: &StepMask) -> Vec<RingKey> {
+    fn keys(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask) -> Vec<HistoryKey> {
         let mut keys = Vec::new();
-        self.keys_into(patterns, signal, mask, &mut keys);
+        self.keys_into(patterns, clue, mask, &mut keys);
         keys
     }
 
-    fn keys_into(&self, patterns: &PatternSet, signal: &Signal, mask: &StepMask, keys: &mut Vec<RingKey>) {
+    fn keys_into(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask, keys: &mut Vec<HistoryKey>) {
         keys.clear();
         for scope in patterns.scopes(mask) {
-            keys.extend_from_slice(&self.memory.joins.keys(signal, scope));
+            keys.extend_from_slice(&self.memory.joins.keys(clue, scope));
         }
     }
 
-    /// Gives signals whose entity was described anew its names, and tells their findings again.
+    /// Gives clues whose entity was described anew its names, and tells their findings again.
     pub(super) fn rename(&mut self) {
         if !self.memory.topology.has_renamed() {
             return;
@@ -336,23 +336,23 @@ impl Worker {
         let mut anchors: Vec<Arc<Noted>> = Vec::new();
         let mut renamed = match self.memory.topology.take_renamed() {
             Some(renamed) => renamed.into_iter().collect(),
-            None => self.memory.history.entities(),
+            None => self.memory.clues.entities(),
         };
         // The order decides what makes room for what.
         renamed.sort_unstable();
         for (node, id) in renamed {
-            let Some(ring) = self.memory.history.ring(&(node, Scope::Entity, id)) else { continue };
+            let Some(history) = self.memory.clues.history(&(node, Scope::Entity, id)) else { continue };
             let Some(entity) = self.memory.topology.get(node, id) else { continue };
-            let old: Vec<Arc<Noted>> = ring.iter().filter(|noted| noted.signal.entity != entity).cloned().collect();
+            let old: Vec<Arc<Noted>> = history.iter().filter(|noted| noted.clue.entity != entity).cloned().collect();
             for old in old {
-                let signal = Signal { entity: Arc::clone(&entity), ..old.signal.clone() };
-                let mask = patterns.mask(&signal);
-                let old_keys = self.keys(&patterns, &old.signal, &old.mask);
-                let keys = self.keys(&patterns, &signal, &mask);
-                anchors.push(self.memory.history.replace(&old, &old_keys, signal, mask, &keys));
+                let clue = Clue { entity: Arc::clone(&entity), ..old.clue.clone() };
+                let mask = patterns.mask(&clue);
+                let old_keys = self.keys(&patterns, &old.clue, &old.mask);
+                let keys = self.keys(&patterns, &clue, &mask);
+                anchors.push(self.memory.clues.replace(&old, &old_keys, clue, mask, &keys));
             }
         }
-        anchors.sort_by_key(|noted| (noted.signal.realtime_ns, noted.signal.evidence));
+        anchors.sort_by_key(|noted| (noted.clue.realtime_ns, noted.clue.evidence));
         for anchor in anchors {
             if patterns.has_anchor(&anchor.mask) {
                 self.conclude(&patterns, &anchor);
@@ -365,7 +365,7 @@ impl Worker {
         let clock = self.memory.clocks.entry(node, Clock::default);
         if epoch > clock.epoch {
             if boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
-                self.memory.history.forget_node(node);
+                self.memory.clues.forget_node(node);
                 clock.latest_ns = 0;
             }
             clock.epoch = epoch;
@@ -427,8 +427,8 @@ impl Worker {
                 continue;
             };
             // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
-            let workload = match (self.memory.joins.workload(&anchor.signal.entity), anchor.signal.entity.kind) {
-                (0, Some(EntityKind::Container)) => anchor.signal.entity.pod_id(),
+            let workload = match (self.memory.joins.workload(&anchor.clue.entity), anchor.clue.entity.kind) {
+                (0, Some(EntityKind::Container)) => anchor.clue.entity.pod_id(),
                 (workload, _) => workload,
             };
             let (decision, withdrawn) = if pattern.gathers() {
@@ -438,7 +438,7 @@ impl Worker {
                 match alike.last() {
                     Some(last) if alike.len() > 1 => {
                         // What is told of all of them is told of the last one, also where that came before this one.
-                        if last.signal.evidence != anchor.signal.evidence
+                        if last.clue.evidence != anchor.clue.evidence
                             && let Some((_, of_last)) = self.explain(pattern, last, &mut Surroundings::default())
                         {
                             found = of_last;
@@ -462,22 +462,22 @@ impl Worker {
         self.withdraw(withdrawn);
     }
 
-    /// `around` holds what was looked up of the anchor's rings before.
+    /// `around` holds what was looked up of the anchor's histories before.
     fn explain(&self, pattern: &Pattern, anchor: &Arc<Noted>, around: &mut Surroundings) -> Option<(u64, Match)> {
         let keys =
-            around[pattern.scope as usize].get_or_insert_with(|| self.memory.joins.keys(&anchor.signal, pattern.scope));
+            around[pattern.scope as usize].get_or_insert_with(|| self.memory.joins.keys(&anchor.clue, pattern.scope));
         for key in &**keys {
-            let Some(ring) = self.memory.history.ring(key) else { continue };
-            // Most patterns lack something that nothing in the ring may be.
-            if !pattern.may_be_in(ring.present()) {
+            let Some(history) = self.memory.clues.history(key) else { continue };
+            // Most patterns lack something that nothing in the history may be.
+            if !pattern.may_be_in(history.present()) {
                 continue;
             }
-            let mut outcome = matching::explain(pattern, anchor, ring, false);
+            let mut outcome = matching::explain(pattern, anchor, history, false);
             if matches!(outcome, Outcome::NotFound) && pattern.may_presume() {
-                let at = anchor.signal.boottime_ns;
+                let at = anchor.clue.boottime_ns;
                 let (from, to) = (at.saturating_sub(pattern.window_ns), at.saturating_add(1));
-                if self.losses.lost(anchor.signal.evidence.node, from, to).any() {
-                    outcome = matching::explain(pattern, anchor, ring, true);
+                if self.losses.lost(anchor.clue.evidence.node, from, to).any() {
+                    outcome = matching::explain(pattern, anchor, history, true);
                 }
             }
             match outcome {
@@ -489,14 +489,14 @@ impl Worker {
         None
     }
 
-    /// Ends the states that an earlier run found: it knows their signals no more.
+    /// Ends the states that an earlier run found: it knows their clues no more.
     fn end_restored(&self, patterns: &PatternSet, noted: &Arc<Noted>) {
         for pattern in patterns.of_steps(&noted.mask).filter(|pattern| pattern.is_ended_by(&noted.mask)) {
-            let subject = endings::subject_of(pattern, &noted.signal);
-            let part = endings::part_of(&noted.signal);
-            let at_ns = noted.signal.realtime_ns;
+            let subject = endings::subject_of(pattern, &noted.clue);
+            let part = endings::part_of(&noted.clue);
+            let at_ns = noted.clue.realtime_ns;
             for mut finding in self.store.end_restored(&pattern.id, subject, part.as_deref(), at_ns) {
-                compose::end(&mut finding, &noted.signal);
+                compose::end(&mut finding, &noted.clue);
                 self.store.publish(finding);
             }
         }
@@ -519,9 +519,9 @@ impl Worker {
         let mut since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
         let successor = Some(id.clone());
         let mut replaced: Vec<String> = replaced.into_iter().map(|open| open.id).collect();
-        // What an earlier run found of the same state and this one has found anew by other signals.
+        // What an earlier run found of the same state and this one has found anew by other clues.
         for member in &members {
-            let subject = endings::subject_of(pattern, &member.signal);
+            let subject = endings::subject_of(pattern, &member.clue);
             for finding in self.store.replace_restored(&pattern.id, subject, &id) {
                 since_ns = since_ns.min(Some(finding.started_ns));
                 replaced.push(finding.id);
@@ -537,7 +537,7 @@ impl Worker {
             },
             ended: self.memory.endings.ended(pattern, &members),
             started_realtime_ns: since_ns,
-            entity_ring: self.memory.history.ring(&Joins::entity_key(&anchor.signal.entity)),
+            entity_history: self.memory.clues.history(&Joins::entity_key(&anchor.clue.entity)),
             lost,
         };
         let Some(mut finding) = compose::finding(pattern, found, context) else {
@@ -545,13 +545,13 @@ impl Worker {
         };
         if let Some(log) = &mut self.log {
             finding.missing_servers = log.losses.silent();
-            let is_full = log.doubts.note(&anchor.signal, lost.open_interval);
+            let is_full = log.doubts.note(&anchor.clue, lost.open_interval);
             if is_full {
                 self.forget_doubts();
             }
         }
-        let of_scope = |scope| self.memory.joins.keys(&anchor.signal, scope);
-        let keys: Vec<RingKey> = Scope::ALL.into_iter().flat_map(|scope| of_scope(scope).to_vec()).collect();
+        let of_scope = |scope| self.memory.joins.keys(&anchor.clue, scope);
+        let keys: Vec<HistoryKey> = Scope::ALL.into_iter().flat_map(|scope| of_scope(scope).to_vec()).collect();
         let actions = self.memory.absorber.offer(patterns, pattern, finding, &keys);
         self.act(actions);
         // Only now there is what takes their place.

@@ -5,20 +5,20 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 /// What the finder exports.
 #[derive(Clone)]
 pub struct FinderMetrics {
-    pub(super) signals: IntCounter,
+    pub(super) clues: IntCounter,
     pub(super) findings: IntCounterVec,
     pub(super) forgotten: IntCounter,
     pub(super) exhausted: IntCounter,
     pub(super) unresolved: IntCounter,
     pub(super) nodes: IntGauge,
-    pub(super) queue_signals: IntGauge,
-    pub(super) signal_seconds: Histogram,
+    pub(super) queue_clues: IntGauge,
+    pub(super) clue_seconds: Histogram,
 }
 
 impl FinderMetrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
         Ok(Self {
-            signals: IntCounter::new("tapio_server_finder_signals_total", "Signals that the finder has dealt with.")?,
+            clues: IntCounter::new("tapio_server_finder_clues_total", "Clues that the finder has dealt with.")?,
             findings: IntCounterVec::new(
                 Opts::new(
                     "tapio_server_findings_published_total",
@@ -27,8 +27,8 @@ impl FinderMetrics {
                 &["pattern"],
             )?,
             forgotten: IntCounter::new(
-                "tapio_server_finder_forgotten_signals_total",
-                "Signals that were forgotten because newer ones needed their place.",
+                "tapio_server_finder_forgotten_clues_total",
+                "Clues that were forgotten because newer ones needed their place.",
             )?,
             exhausted: IntCounter::new(
                 "tapio_server_finder_exhausted_searches_total",
@@ -36,14 +36,14 @@ impl FinderMetrics {
             )?,
             unresolved: IntCounter::new(
                 "tapio_server_finder_unresolved_doubts_total",
-                "Deaths and states whose findings stay possible: before it was known what was missing, their signals were forgotten.",
+                "Deaths and states whose findings stay possible: before it was known what was missing, their clues were forgotten.",
             )?,
-            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose signals the finder has dealt with lately.")?,
-            queue_signals: IntGauge::new("tapio_server_finder_queue_signals", "Signals that wait for the finder.")?,
-            signal_seconds: Histogram::with_opts(
+            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose clues the finder has dealt with lately.")?,
+            queue_clues: IntGauge::new("tapio_server_finder_queue_clues", "Clues that wait for the finder.")?,
+            clue_seconds: Histogram::with_opts(
                 HistogramOpts::new(
-                    "tapio_server_finder_signal_seconds",
-                    "Time that the finder took for a signal: remembering it, and looking at the findings that it touches.",
+                    "tapio_server_finder_clue_seconds",
+                    "Time that the finder took for a clue: remembering it, and looking at the findings that it touches.",
                 )
                 .buckets(prometheus::exponential_buckets(0.000_001, 4.0, 12)?),
             )?,
@@ -55,13 +55,13 @@ impl FinderMetrics {
     /// # Errors
     /// When one of the names is taken.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        registry.register(Box::new(self.signals.clone()))?;
+        registry.register(Box::new(self.clues.clone()))?;
         registry.register(Box::new(self.findings.clone()))?;
         registry.register(Box::new(self.forgotten.clone()))?;
         registry.register(Box::new(self.exhausted.clone()))?;
         registry.register(Box::new(self.unresolved.clone()))?;
-        registry.register(Box::new(self.queue_signals.clone()))?;
-        registry.register(Box::new(self.signal_seconds.clone()))?;
+        registry.register(Box::new(self.queue_clues.clone()))?;
+        registry.register(Box::new(self.clue_seconds.clone()))?;
         registry.register(Box::new(self.nodes.clone()))
     }
 }

@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
+use super::clue_store::Noted;
 use super::doubts::{self, Doubts};
 use super::finder::{Memory, Worker};
-use super::history::Noted;
 use super::pattern::PatternSet;
 use crate::cluster::{Batch, ClusterLosses, Entry};
-use crate::correlate::signal::{Detail, EvidenceId, Signal};
-use crate::correlate::{EntityInfo, FromLog as Told, Generations, Topology};
+use crate::correlate::clue::{Clue, ClueDetail, EvidenceId};
+use crate::correlate::{EntityInfo, Generations, LogUpdate, Topology};
 
-/// Signals of frames that are not covered yet: one that comes again is not counted again.
+/// Clues of frames that are not covered yet: one that comes again is not counted again.
 const SEEN_MAX: usize = 262_144;
-/// Stands for a loss among the kinds of signal.
+/// Stands for a loss among the kinds of clue.
 const LOST: u8 = u8::MAX;
 /// Nodes remembered.
 const NODES_MAX: usize = 20_000;
@@ -28,7 +28,7 @@ pub struct FromLog {
     pub losses: Arc<ClusterLosses>,
     /// Whether each has come, which it has once it is looked up.
     seen: Generations<(EvidenceId, u8), bool>,
-    /// The entity of the signal before, as that had it, and as it is known: a death has several signals.
+    /// The entity of the clue before, as that had it, and as it is known: a death has several clues.
     entity: Option<(Arc<EntityInfo>, Arc<EntityInfo>)>,
     /// When each node booted, nanoseconds since 1970 by its clock.
     booted: Generations<u64, u64>,
@@ -39,33 +39,33 @@ pub struct FromLog {
 
 impl FromLog {
     /// Has read nothing yet.
-    pub fn new(losses: Arc<ClusterLosses>, entities_max: usize, history_signals: usize) -> Self {
+    pub fn new(losses: Arc<ClusterLosses>, entities_max: usize, history_clues: usize) -> Self {
         let (seen, booted) = (Generations::new(SEEN_MAX), Generations::new(NODES_MAX));
-        Self { losses, seen, entity: None, booted, doubts: Doubts::new(history_signals), entities_max }
+        Self { losses, seen, entity: None, booted, doubts: Doubts::new(history_clues), entities_max }
     }
 }
 
 impl Worker {
     /// Takes in what the reader of the log tells.
-    pub fn take_from_log(&mut self, told: Told) {
-        match told {
-            Told::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
-            Told::Facts(batch) => self.take_facts(*batch),
-            Told::Rebuild => self.rebuild(),
-            Told::CaughtUp { confirms } => {
+    pub fn take_from_log(&mut self, update: LogUpdate) {
+        match update {
+            LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
+            LogUpdate::Facts(batch) => self.take_facts(*batch),
+            LogUpdate::Rebuild => self.rebuild(),
+            LogUpdate::CaughtUp { confirms } => {
                 self.store.set_replaying(false);
                 if confirms {
                     self.store.withdraw_unconfirmed();
                 }
             }
-            Told::Confirmed => self.store.withdraw_unconfirmed(),
-            Told::Unread(server, at_ns) => {
+            LogUpdate::Confirmed => self.store.withdraw_unconfirmed(),
+            LogUpdate::Unread(server, at_ns) => {
                 let is_new = self.log.as_ref().is_some_and(|log| log.losses.unread(&server, at_ns));
                 if is_new {
                     self.revisit_all();
                 }
             }
-            Told::Alone(server) => {
+            LogUpdate::Alone(server) => {
                 self.store.set_alone(true);
                 if let Some(log) = &self.log {
                     log.losses.alone(&server);
@@ -81,7 +81,7 @@ impl Worker {
         log.seen = Generations::new(SEEN_MAX);
         log.entity = None;
         self.log_ns = 0;
-        log.doubts = Doubts::new(self.config.history_signals);
+        log.doubts = Doubts::new(self.config.history_clues);
         self.memory = Memory::new(&self.config, Arc::new(Topology::new(log.entities_max)));
         self.store.set_alone(false);
         self.store.restart();
@@ -106,7 +106,7 @@ impl Worker {
                     self.forget_entity();
                     self.memory.topology.learn_info(&entity);
                 }
-                Entry::Signal(signal) => self.take_signal(*signal, &losses),
+                Entry::Clue(clue) => self.take_clue(*clue, &losses),
                 Entry::Clock(clock) => {
                     self.note_offset(clock.node.id, clock.realtime_ns, clock.boottime_ns);
                     self.end_quiet(&clock);
@@ -137,7 +137,7 @@ impl Worker {
             // Whoever's finding rests on the node's evidence, on any node.
             let reach_ns = self.patterns.window_max().as_nanos() as u64;
             let (from_ns, to_ns) = (from_ns.saturating_sub(reach_ns), to_ns.saturating_add(reach_ns));
-            self.revisit(|signal| (from_ns..=to_ns).contains(&signal.realtime_ns));
+            self.revisit(|clue| (from_ns..=to_ns).contains(&clue.realtime_ns));
         }
     }
 
@@ -164,23 +164,23 @@ impl Worker {
         !std::mem::replace(log.seen.entry((evidence, kind), || false), true)
     }
 
-    fn take_signal(&mut self, mut signal: Signal, losses: &ClusterLosses) {
-        let EvidenceId { node, epoch, seq, .. } = signal.evidence;
-        if losses.has(node, epoch, seq) || !self.is_first(signal.evidence, signal.kind() as u8) {
+    fn take_clue(&mut self, mut clue: Clue, losses: &ClusterLosses) {
+        let EvidenceId { node, epoch, seq, .. } = clue.evidence;
+        if losses.has(node, epoch, seq) || !self.is_first(clue.evidence, clue.kind() as u8) {
             return;
         }
         let Some(log) = &mut self.log else { return };
         match &log.entity {
-            Some((told, known)) if Arc::ptr_eq(told, &signal.entity) => signal.entity = Arc::clone(known),
+            Some((told, known)) if Arc::ptr_eq(told, &clue.entity) => clue.entity = Arc::clone(known),
             _ => {
                 let topology = &self.memory.topology;
-                topology.learn_info(&signal.entity);
-                let told = Arc::clone(&signal.entity);
-                signal.entity = topology.get(told.node.id, told.id).unwrap_or(signal.entity);
-                log.entity = Some((told, Arc::clone(&signal.entity)));
+                topology.learn_info(&clue.entity);
+                let told = Arc::clone(&clue.entity);
+                clue.entity = topology.get(told.node.id, told.id).unwrap_or(clue.entity);
+                log.entity = Some((told, Arc::clone(&clue.entity)));
             }
         }
-        self.take(signal);
+        self.take(clue);
     }
 
     /// What there is: descriptions, and where Services are reached. Of what happened nothing is taken in.
@@ -189,9 +189,9 @@ impl Worker {
         for entry in batch.entries {
             match entry {
                 Entry::Described(entity) => self.memory.topology.learn_info(&entity),
-                Entry::Signal(mut signal) => {
-                    if matches!(&signal.detail, Detail::Fact(fact) if fact.endpoints.is_some()) {
-                        self.memory.joins.take(&mut signal);
+                Entry::Clue(mut clue) => {
+                    if matches!(&clue.detail, ClueDetail::Fact(fact) if fact.endpoints.is_some()) {
+                        self.memory.joins.take(&mut clue);
                     }
                 }
                 _ => {}
@@ -206,10 +206,10 @@ impl Worker {
         self.revisit(|_| true);
     }
 
-    /// Forgets doubts about what the history has forgotten.
+    /// Forgets doubts about what the clue store has forgotten.
     pub(super) fn forget_doubts(&mut self) {
         let Some(log) = self.log.as_mut().filter(|log| !log.doubts.is_empty()) else { return };
-        let unresolved = log.doubts.keep(self.memory.history.every_one().map(|noted| doubts::key(&noted.signal)));
+        let unresolved = log.doubts.keep(self.memory.clues.every_one().map(|noted| doubts::key(&noted.clue)));
         if unresolved > 0 {
             self.metrics.unresolved.inc_by(unresolved as u64);
             tracing::warn!(unresolved, "what some findings lacked is not known, and never will be: they stay possible");
@@ -217,10 +217,10 @@ impl Worker {
     }
 
     /// Looks again at the latest anchors that `concerns` names, and at all of those whose findings are in doubt.
-    fn revisit(&mut self, concerns: impl Fn(&Signal) -> bool) {
+    fn revisit(&mut self, concerns: impl Fn(&Clue) -> bool) {
         let patterns = Arc::clone(&self.patterns);
         let Some(log) = &self.log else { return };
-        for anchor in to_revisit(&patterns, self.memory.history.every_one(), &log.doubts, concerns) {
+        for anchor in to_revisit(&patterns, self.memory.clues.every_one(), &log.doubts, concerns) {
             self.conclude(&patterns, &anchor);
         }
     }
@@ -230,16 +230,16 @@ fn to_revisit(
     patterns: &PatternSet,
     noted: impl Iterator<Item = Arc<Noted>>,
     doubts: &Doubts,
-    concerns: impl Fn(&Signal) -> bool,
+    concerns: impl Fn(&Clue) -> bool,
 ) -> Vec<Arc<Noted>> {
     let is_anchor = |noted: &Arc<Noted>| patterns.has_anchor(&noted.mask);
-    let mut anchors: Vec<Arc<Noted>> = noted.filter(|noted| concerns(&noted.signal) && is_anchor(noted)).collect();
-    anchors.sort_by_key(|noted| doubts::key(&noted.signal));
+    let mut anchors: Vec<Arc<Noted>> = noted.filter(|noted| concerns(&noted.clue) && is_anchor(noted)).collect();
+    anchors.sort_by_key(|noted| doubts::key(&noted.clue));
     let mut older = anchors.len().saturating_sub(REVISITED_MAX);
     anchors.retain(|noted| {
         let is_older = older > 0;
         older = older.saturating_sub(1);
-        !is_older || doubts.has(&noted.signal)
+        !is_older || doubts.has(&noted.clue)
     });
     anchors
 }

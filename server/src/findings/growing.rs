@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::clue_store::Noted;
 use super::finder::Worker;
-use super::history::Noted;
 use super::matching::Match;
 use super::pattern::Pattern;
 use crate::correlate::Generations;
@@ -115,28 +115,28 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::correlate::signal::{Detail, EvidenceId, Exec, NsPid, Signal};
+    use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
-    use crate::findings::history::History;
+    use crate::findings::clue_store::ClueStore;
     use crate::findings::pattern::StepMask;
     use tapio_wire::event::Role;
 
     fn death(seq: u64) -> Arc<Noted> {
         let node = NodeRef::named("n");
-        let signal = Signal {
+        let clue = Clue {
             entity: Arc::new(EntityInfo::unknown(&node, 7)),
             pid: 1,
             boottime_ns: seq,
             realtime_ns: seq,
             evidence: EvidenceId { node: node.id, epoch: 1, seq, index: 0 },
-            detail: Detail::Exec(Exec {
+            detail: ClueDetail::Exec(Exec {
                 comm: "x".into(),
                 parent_pid: 0,
                 ns: NsPid { pid: 1, level: 0 },
                 role: Role::Unknown,
             }),
         };
-        History::new(1).note(signal, StepMask::default(), &[])
+        ClueStore::new(1).note(clue, StepMask::default(), &[])
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         assert!(growing.waits());
         let due = growing.due(u64::MAX);
         assert_eq!(due.len(), 1);
-        assert_eq!(due[0].signal.evidence.seq, 5_000, "the last death");
+        assert_eq!(due[0].clue.evidence.seq, 5_000, "the last death");
         assert!(growing.is_published("f", 5_000, &due[0], 20_000_000_000) && !growing.waits());
     }
 

@@ -1,7 +1,7 @@
-//! Which rings a signal belongs to: what hangs together in the cluster.
+//! Which histories a clue belongs to: what hangs together in the cluster.
 //!
-//! What enters: signals, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
-//! keys of the rings in which a signal is noted. What must hold: bounded tables; a pod that left a Service still counts as
+//! What enters: clues, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
+//! keys of the histories in which a clue is noted. What must hold: bounded tables; a pod that left a Service still counts as
 //! its backend, since that is just when it matters; addresses are never guessed at, only looked up.
 
 use std::ops::Deref;
@@ -11,7 +11,7 @@ use tapio_wire::event::{EntityId, EntityKind};
 
 use super::schema::Scope;
 use super::text;
-use crate::correlate::signal::{About, Address, Burst, Detail, FactValue, Signal, SignalKind};
+use crate::correlate::clue::{About, Address, Burst, Clue, ClueDetail, ClueKind, FactValue};
 use crate::correlate::{EntityInfo, Generations, Topology};
 
 /// Services remembered, and addresses and pods of them.
@@ -19,25 +19,25 @@ const SERVICES_MAX: usize = 16_384;
 const BACKENDS_MAX: usize = 131_072;
 /// Services that one pod may stand behind.
 const SERVICES_OF_POD_MAX: usize = 4;
-/// Rings of one scope in which one signal is noted.
+/// Histories of one scope in which one clue is noted.
 const KEYS_MAX: usize = 8;
 /// Services that answer DNS.
 const DNS_SERVICES_MAX: usize = 4;
 const DNS_PORT: u16 = 53;
 
-/// Whose ring: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
-pub type RingKey = (u64, Scope, u64);
+/// Whose history: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
+pub type HistoryKey = (u64, Scope, u64);
 
-/// The rings of one scope in which a signal is noted.
+/// The histories of one scope in which a clue is noted.
 #[derive(Clone, Copy)]
 pub struct Keys {
     len: usize,
-    keys: [RingKey; KEYS_MAX],
+    keys: [HistoryKey; KEYS_MAX],
 }
 
-impl FromIterator<RingKey> for Keys {
+impl FromIterator<HistoryKey> for Keys {
     /// The first [`KEYS_MAX`] of them.
-    fn from_iter<I: IntoIterator<Item = RingKey>>(from: I) -> Self {
+    fn from_iter<I: IntoIterator<Item = HistoryKey>>(from: I) -> Self {
         let mut keys = Self { len: 0, keys: [(0, Scope::Entity, 0); KEYS_MAX] };
         for (place, key) in keys.keys.iter_mut().zip(from) {
             *place = key;
@@ -48,16 +48,16 @@ impl FromIterator<RingKey> for Keys {
 }
 
 impl Deref for Keys {
-    type Target = [RingKey];
+    type Target = [HistoryKey];
 
-    fn deref(&self) -> &[RingKey] {
+    fn deref(&self) -> &[HistoryKey] {
         &self.keys[..self.len]
     }
 }
 
 const _: () = assert!(SERVICES_OF_POD_MAX <= KEYS_MAX && DNS_SERVICES_MAX <= KEYS_MAX);
 
-/// Computes the rings in which a signal is noted.
+/// Computes the histories in which a clue is noted.
 pub struct Joins {
     topology: Arc<Topology>,
     /// A Service's name, its ready backends, and all.
@@ -81,10 +81,10 @@ impl Joins {
         }
     }
 
-    /// Learns from a signal and completes it by what is known.
-    pub fn take(&mut self, signal: &mut Signal) {
-        match &mut signal.detail {
-            Detail::Fact(fact) => {
+    /// Learns from a clue and completes it by what is known.
+    pub fn take(&mut self, clue: &mut Clue) {
+        match &mut clue.detail {
+            ClueDetail::Fact(fact) => {
                 if let Some(address) = fact.talker {
                     let told = text::address(address);
                     let talker = match self.topology.pod_at(&address).and_then(|pod| self.topology.get(0, pod)) {
@@ -116,7 +116,7 @@ impl Joins {
                     self.dns.push(service);
                 }
             }
-            Detail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
+            ClueDetail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
                 *peer = self.peer(address, *port);
                 let service = self.service_at(address, *port).and_then(|service| self.services.get(&service));
                 *peer_backends = service.map(|&(_, ready, all)| (ready, all));
@@ -150,9 +150,9 @@ impl Joins {
         }
     }
 
-    /// The rings of a scope in which a signal is noted.
-    pub fn keys(&self, signal: &Signal, scope: Scope) -> Keys {
-        let entity = &*signal.entity;
+    /// The histories of a scope in which a clue is noted.
+    pub fn keys(&self, clue: &Clue, scope: Scope) -> Keys {
+        let entity = &*clue.entity;
         let node = entity.node.id;
         match scope {
             Scope::Entity => [Self::entity_key(entity)].into_iter().collect(),
@@ -161,8 +161,8 @@ impl Joins {
                 pod => [(0, scope, pod)].into_iter().collect(),
             },
             Scope::Workload => {
-                let related: &[u64] = match &signal.detail {
-                    Detail::Fact(fact) if fact.kind == SignalKind::ConfigChange => &fact.related,
+                let related: &[u64] = match &clue.detail {
+                    ClueDetail::Fact(fact) if fact.kind == ClueKind::ConfigChange => &fact.related,
                     _ => &[],
                 };
                 let own = self.workload(entity);
@@ -175,21 +175,21 @@ impl Joins {
                 }
             }
             Scope::Service => {
-                self.services(signal, |services| services.iter().map(|&service| (0, scope, service)).collect())
+                self.services(clue, |services| services.iter().map(|&service| (0, scope, service)).collect())
             }
-            Scope::Node => [(self.node(signal), scope, 0)].into_iter().collect(),
+            Scope::Node => [(self.node(clue), scope, 0)].into_iter().collect(),
         }
     }
 
-    /// The ring of an entity's own signals.
-    pub fn entity_key(entity: &EntityInfo) -> RingKey {
+    /// The history of an entity's own clues.
+    pub fn entity_key(entity: &EntityInfo) -> HistoryKey {
         let is_global = matches!(entity.kind, Some(EntityKind::Pod | EntityKind::Workload));
         (if is_global { 0 } else { entity.node.id }, Scope::Entity, entity.id)
     }
 
-    fn services(&self, signal: &Signal, keys: impl Fn(&[u64]) -> Keys) -> Keys {
-        match &signal.detail {
-            Detail::Burst(burst) => match burst.about {
+    fn services(&self, clue: &Clue, keys: impl Fn(&[u64]) -> Keys) -> Keys {
+        match &clue.detail {
+            ClueDetail::Burst(burst) => match burst.about {
                 About::Peer { address, port } => {
                     let by_pod = || {
                         let pod = self.topology.pod_at(&address)?;
@@ -200,20 +200,20 @@ impl Joins {
                 About::Dns { .. } => keys(&self.dns),
                 _ => keys(&[]),
             },
-            Detail::Fact(fact) if fact.endpoints.is_some() => {
+            ClueDetail::Fact(fact) if fact.endpoints.is_some() => {
                 keys(fact.endpoints.as_ref().map(|told| told.id()).as_slice())
             }
-            _ => keys(self.by_pod.get(&signal.entity.pod_id()).map_or(&[], Vec::as_slice)),
+            _ => keys(self.by_pod.get(&clue.entity.pod_id()).map_or(&[], Vec::as_slice)),
         }
     }
 
-    /// The node that a signal is about: a node that is spoken of, a pod's node, or where it was seen.
-    fn node(&self, signal: &Signal) -> u64 {
-        if let Detail::Fact(fact) = &signal.detail
-            && (fact.kind == SignalKind::NodeCondition || fact.text("object_kind") == "Node")
+    /// The node that a clue is about: a node that is spoken of, a pod's node, or where it was seen.
+    fn node(&self, clue: &Clue) -> u64 {
+        if let ClueDetail::Fact(fact) = &clue.detail
+            && (fact.kind == ClueKind::NodeCondition || fact.text("object_kind") == "Node")
         {
-            return signal.entity.id;
+            return clue.entity.id;
         }
-        signal.entity.node.id
+        clue.entity.node.id
     }
 }

@@ -14,7 +14,7 @@ use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, St
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
-use crate::correlate::signal::SignalKind;
+use crate::correlate::clue::ClueKind;
 
 const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
@@ -241,7 +241,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     if file.window.0.is_zero() || file.window.0 > WINDOW_MAX {
         return wrong(file.window.place(), "`window` is longer than 0 and at most 24h".into());
     }
-    let kinds = file.steps.iter().map(|step| kind_of(&step.signal)).collect::<Result<Vec<_>, Wrong>>()?;
+    let kinds = file.steps.iter().map(|step| kind_of(&step.clue)).collect::<Result<Vec<_>, Wrong>>()?;
     let resolve = |name: &str, field: &str| -> Result<(usize, Field), String> {
         let index = file
             .steps
@@ -328,7 +328,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     {
         return wrong(
             place,
-            "a pattern with `ends` tells of a state from its first signal on: its anchor is not counted".into(),
+            "a pattern with `ends` tells of a state from its first clue on: its anchor is not counted".into(),
         );
     }
     if let Some(quiet) = file.quiet.as_ref().filter(|_| ends.is_empty()) {
@@ -362,24 +362,24 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     })
 }
 
-fn kind_of(signal: &Placed<String>) -> Result<SignalKind, Wrong> {
-    SignalKind::from_name(signal).ok_or_else(|| {
-        let names: Vec<_> = SignalKind::ALL.iter().map(|kind| kind.name()).collect();
-        (signal.place(), format!("no signal is called {}: there are {}", **signal, names.join(", ")))
+fn kind_of(clue: &Placed<String>) -> Result<ClueKind, Wrong> {
+    ClueKind::from_name(clue).ok_or_else(|| {
+        let names: Vec<_> = ClueKind::ALL.iter().map(|kind| kind.name()).collect();
+        (clue.place(), format!("no clue is called {}: there are {}", **clue, names.join(", ")))
     })
 }
 
-fn no_field(step: &str, field: &str, kind: SignalKind) -> String {
-    format!("{step} has no {field}: a signal of kind {} has {}", kind.name(), Field::names_of(kind))
+fn no_field(step: &str, field: &str, kind: ClueKind) -> String {
+    format!("{step} has no {field}: a clue of kind {} has {}", kind.name(), Field::names_of(kind))
 }
 
-/// What ends a state: a signal like a step's, of the same pod or entity.
+/// What ends a state: a clue like a step's, of the same pod or entity.
 fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
-    let kind = kind_of(&end.signal)?;
+    let kind = kind_of(&end.clue)?;
     let mut conditions = Vec::new();
     for (name, condition) in &end.conditions {
         let located = |reason: String| (condition.place(), format!("ends: {reason}"));
-        let field = Field::of_kind(name, kind).ok_or_else(|| located(no_field(&end.signal, name, kind)))?;
+        let field = Field::of_kind(name, kind).ok_or_else(|| located(no_field(&end.clue, name, kind)))?;
         conditions.push(compile_condition(field, condition).map_err(located)?);
     }
     Ok(Step {
@@ -403,7 +403,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
 
 fn compile_step(
     step: &StepFile,
-    kind: SignalKind,
+    kind: ClueKind,
     index: usize,
     anchor: usize,
     resolve: &Resolve<'_>,

@@ -1,18 +1,18 @@
 //! Does a pattern explain this anchor?
 //!
-//! What enters: a pattern, an anchor, the ring around it. What leaves: the evidence bound to each step. What must hold: the
-//! search goes from the anchor backwards, then forwards, the nearest signal first; it looks at no more than
-//! [`CANDIDATES_MAX`] signals, so a hostile entity costs bounded time.
+//! What enters: a pattern, an anchor, the history around it. What leaves: the evidence bound to each step. What must hold: the
+//! search goes from the anchor backwards, then forwards, the nearest clue first; it looks at no more than
+//! [`CANDIDATES_MAX`] clues, so a hostile entity costs bounded time.
 
 use std::sync::Arc;
 
-use super::history::Noted;
+use super::clue_history::{ClueHistory, HISTORY_MAX};
+use super::clue_store::Noted;
 use super::pattern::{PATTERN_STEPS_MAX, Pattern, Same, Step};
 use super::plan::Touch;
-use super::ring::{RING_MAX, Ring};
-use crate::correlate::signal::Signal;
+use crate::correlate::clue::Clue;
 
-/// Signals looked at in one search.
+/// Clues looked at in one search.
 pub const CANDIDATES_MAX: u32 = 8192;
 
 /// What a pattern found.
@@ -33,38 +33,38 @@ pub enum Outcome {
 
 struct Search<'a> {
     pattern: &'a Pattern,
-    ring: &'a Ring,
+    history: &'a ClueHistory,
     bound: [Option<&'a Arc<Noted>>; PATTERN_STEPS_MAX],
     budget: u32,
     /// Steps that may be lost count as found.
     presumes: bool,
 }
 
-/// When a signal was, by the clock of another one's node.
-pub fn time_by(clock: &Signal, signal: &Signal) -> u64 {
-    if clock.evidence.node == signal.evidence.node {
-        return signal.boottime_ns;
+/// When a clue was, by the clock of another one's node.
+pub fn time_by(clock: &Clue, clue: &Clue) -> u64 {
+    if clock.evidence.node == clue.evidence.node {
+        return clue.boottime_ns;
     }
-    if signal.realtime_ns >= clock.realtime_ns {
-        clock.boottime_ns.saturating_add(signal.realtime_ns - clock.realtime_ns)
+    if clue.realtime_ns >= clock.realtime_ns {
+        clock.boottime_ns.saturating_add(clue.realtime_ns - clock.realtime_ns)
     } else {
-        clock.boottime_ns.saturating_sub(clock.realtime_ns - signal.realtime_ns)
+        clock.boottime_ns.saturating_sub(clock.realtime_ns - clue.realtime_ns)
     }
 }
 
-/// Whether a signal that may be a step can change how an anchor is explained.
-pub fn may_touch(pattern: &Pattern, touch: &Touch, signal: &Signal, anchor: &Signal) -> bool {
-    let is_of_node = signal.evidence.node == anchor.evidence.node;
+/// Whether a clue that may be a step can change how an anchor is explained.
+pub fn may_touch(pattern: &Pattern, touch: &Touch, clue: &Clue, anchor: &Clue) -> bool {
+    let is_of_node = clue.evidence.node == anchor.evidence.node;
     let reach = if is_of_node { &touch.reach_on_node } else { &touch.reach };
-    let at = time_by(anchor, signal);
+    let at = time_by(anchor, clue);
     let (from, to) = (at.saturating_sub(reach.before_ns), at.saturating_add(reach.after_ns));
     let mut with_anchor = pattern.steps[touch.step].same.iter().filter(|same| same.other == pattern.anchor);
-    (from..=to).contains(&anchor.boottime_ns) && with_anchor.all(|same| is_same(same, signal, anchor))
+    (from..=to).contains(&anchor.boottime_ns) && with_anchor.all(|same| is_same(same, clue, anchor))
 }
 
 /// Whether a field is the same as another step's.
-fn is_same(same: &Same, signal: &Signal, other: &Signal) -> bool {
-    match (same.field.get(signal), same.other_field.get(other)) {
+fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
+    match (same.field.get(clue), same.other_field.get(other)) {
         (Some(value), Some(other)) => value == other,
         // A name that one of them has not, or not yet, is no difference among those that are counted; between two steps it ties
         // nothing together.
@@ -73,12 +73,12 @@ fn is_same(same: &Same, signal: &Signal, other: &Signal) -> bool {
 }
 
 /// Looks for the evidence of a pattern around an anchor.
-pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bool) -> Outcome {
-    if !presumes && pattern.lacks_what_may_be_lost(ring.present()) {
+pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, history: &ClueHistory, presumes: bool) -> Outcome {
+    if !presumes && pattern.lacks_what_may_be_lost(history.present()) {
         return Outcome::NotFound;
     }
     let bound = [None; PATTERN_STEPS_MAX];
-    let mut search = Search { pattern, ring, bound, budget: CANDIDATES_MAX, presumes };
+    let mut search = Search { pattern, history, bound, budget: CANDIDATES_MAX, presumes };
     search.bound[pattern.anchor] = Some(anchor);
     if search.bind(0)
         && let Some(steps) = search.gather()
@@ -94,16 +94,16 @@ pub fn explain(pattern: &Pattern, anchor: &Arc<Noted>, ring: &Ring, presumes: bo
 pub const SKEW_NS: u64 = 2_000_000_000;
 
 impl<'a> Search<'a> {
-    /// When a signal was, by the clock of the anchor's node since its boot. Clocks of the same node are compared exactly.
+    /// When a clue was, by the clock of the anchor's node since its boot. Clocks of the same node are compared exactly.
     fn time(&self, noted: &Noted) -> u64 {
         match self.bound[self.pattern.anchor] {
-            Some(anchor) => time_by(&anchor.signal, &noted.signal),
-            None => noted.signal.boottime_ns,
+            Some(anchor) => time_by(&anchor.clue, &noted.clue),
+            None => noted.clue.boottime_ns,
         }
     }
 
     fn skew(&self, noted: &Noted) -> u64 {
-        let is_other = |anchor: &Arc<Noted>| anchor.signal.evidence.node != noted.signal.evidence.node;
+        let is_other = |anchor: &Arc<Noted>| anchor.clue.evidence.node != noted.clue.evidence.node;
         if self.bound[self.pattern.anchor].is_some_and(is_other) { SKEW_NS } else { 0 }
     }
 
@@ -138,24 +138,24 @@ impl<'a> Search<'a> {
         one_of.is_empty() || one_of.iter().any(|&index| self.bound[index].is_some())
     }
 
-    /// The signals that may be a step, the nearest to its bound neighbour first.
+    /// The clues that may be a step, the nearest to its bound neighbour first.
     fn candidates(&mut self, index: usize) -> Vec<&'a Arc<Noted>> {
         let step = &self.pattern.steps[index];
         let mut found = Vec::new();
-        if !self.ring.present().contains(step.number) {
+        if !self.history.present().contains(step.number) {
             return found;
         }
-        let looked_at = self.ring.len().min(self.budget as usize);
+        let looked_at = self.history.len().min(self.budget as usize);
         self.budget -= looked_at as u32;
-        for noted in self.ring.may_be(step.number, looked_at) {
+        for noted in self.history.may_be(step.number, looked_at) {
             if !self.is_bound(noted) && self.in_time(index, noted) && self.agrees(step, noted) {
                 found.push(noted);
             }
         }
         if index < self.pattern.anchor {
-            found.sort_by_key(|noted| std::cmp::Reverse((self.time(noted), noted.signal.evidence)));
+            found.sort_by_key(|noted| std::cmp::Reverse((self.time(noted), noted.clue.evidence)));
         } else {
-            found.sort_by_key(|noted| (self.time(noted), noted.signal.evidence));
+            found.sort_by_key(|noted| (self.time(noted), noted.clue.evidence));
         }
         found
     }
@@ -189,7 +189,7 @@ impl<'a> Search<'a> {
     /// Whether the fields that must be the same are, as far as the other steps are bound.
     fn agrees(&self, step: &Step, noted: &Noted) -> bool {
         step.same.iter().all(|same| match self.bound[same.other] {
-            Some(other) => is_same(same, &noted.signal, &other.signal),
+            Some(other) => is_same(same, &noted.clue, &other.clue),
             None => true,
         })
     }
@@ -201,20 +201,20 @@ impl<'a> Search<'a> {
             return true;
         };
         let steps = self.pattern.steps.iter().enumerate();
-        steps.filter(|(_, step)| step.absent && self.ring.present().contains(step.number)).any(|(index, step)| {
+        steps.filter(|(_, step)| step.absent && self.history.present().contains(step.number)).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
                 (anchor_at.saturating_sub(reach), anchor_at.saturating_add(step.slack_ns))
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };
-            self.ring.may_be(step.number, RING_MAX).any(|noted| {
+            self.history.may_be(step.number, HISTORY_MAX).any(|noted| {
                 (from..=to).contains(&self.time(noted)) && !self.is_bound(noted) && self.agrees(step, noted)
             })
         })
     }
 
-    /// All signals of the steps that are counted, and the bound one of each other; `None` when one was found too rarely.
+    /// All clues of the steps that are counted, and the bound one of each other; `None` when one was found too rarely.
     fn gather(&self) -> Option<Vec<Vec<Arc<Noted>>>> {
         let mut all = Vec::with_capacity(self.pattern.steps.len());
         for (step, bound) in self.pattern.steps.iter().zip(&self.bound) {
@@ -223,14 +223,14 @@ impl<'a> Search<'a> {
                 && step.is_counted
             {
                 let earliest = self.time(last).saturating_sub(self.pattern.window_ns);
-                let others = self.ring.may_be(step.number, RING_MAX).filter(|noted| {
+                let others = self.history.may_be(step.number, HISTORY_MAX).filter(|noted| {
                     !Arc::ptr_eq(noted, last)
                         && self.time(noted) >= earliest
-                        && (self.time(noted), noted.signal.evidence) < (self.time(last), last.signal.evidence)
+                        && (self.time(noted), noted.clue.evidence) < (self.time(last), last.clue.evidence)
                         && self.agrees(step, noted)
                 });
                 of_step.extend(others.cloned());
-                of_step.sort_by_key(|noted| (self.time(noted), noted.signal.evidence));
+                of_step.sort_by_key(|noted| (self.time(noted), noted.clue.evidence));
                 if count(step, &of_step) < step.count_min as usize && !step.optional {
                     return None;
                 }
@@ -248,7 +248,7 @@ pub fn count(step: &Step, found: &[Arc<Noted>]) -> usize {
     };
     let mut values = Vec::new();
     for noted in found {
-        if let Some(value) = field.get(&noted.signal)
+        if let Some(value) = field.get(&noted.clue)
             && !values.contains(&value)
         {
             values.push(value);

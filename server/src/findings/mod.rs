@@ -1,10 +1,12 @@
-//! Correlation, step two: cool. Patterns over signals, findings for people.
+//! Correlation, step two: cool. Patterns over clues, findings for people.
 //!
-//! What enters: signals, from any number of shards, in any order between entities. What leaves: findings in a [`FindingStore`].
+//! What enters: clues, from any number of shards, in any order between entities. What leaves: findings in a [`FindingStore`].
 //! What must hold: the outcome does not depend on the order in which evidence arrives; one death has one explanation, the best;
 //! ids depend on the evidence alone, so a replay finds the same; everything is bounded.
 
 mod absorb;
+mod clue_history;
+mod clue_store;
 mod compose;
 mod deaths;
 mod doubts;
@@ -15,7 +17,6 @@ mod finder;
 mod finder_metrics;
 mod from_log;
 mod growing;
-mod history;
 mod joins;
 pub mod journal;
 mod journal_metrics;
@@ -26,7 +27,6 @@ mod moment;
 mod pattern;
 mod plan;
 mod restored;
-mod ring;
 mod schema;
 mod store;
 mod template;

@@ -1,13 +1,13 @@
 //! When something was.
 //!
-//! In: signals, the clocks of nodes. Out: which of two was before the other. What must hold: a clock of day that is set back or forth
+//! In: clues, the clocks of nodes. Out: which of two was before the other. What must hold: a clock of day that is set back or forth
 //! changes no order within one run of a collector, which is within one boot of its node.
 
 use super::matching::SKEW_NS;
 use crate::correlate::NodeClock;
-use crate::correlate::signal::{EvidenceId, Signal};
+use crate::correlate::clue::{Clue, EvidenceId};
 
-/// A moment of a node that orders signals of one collector's run by the clock since boot.
+/// A moment of a node that orders clues of one collector's run by the clock since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     node: u64,
@@ -18,10 +18,10 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// When a signal was.
-    pub fn of(signal: &Signal) -> Self {
-        let EvidenceId { node, epoch, .. } = signal.evidence;
-        Self { node, epoch, boottime_ns: signal.boottime_ns, realtime_ns: signal.realtime_ns }
+    /// When a clue was.
+    pub fn of(clue: &Clue) -> Self {
+        let EvidenceId { node, epoch, .. } = clue.evidence;
+        Self { node, epoch, boottime_ns: clue.boottime_ns, realtime_ns: clue.realtime_ns }
     }
 
     /// Now, by the clock of a node.

@@ -1,7 +1,7 @@
 //! Patterns, checked and ready to be matched.
 //!
 //! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists; steps of all patterns together are at
-//! most [`STEPS_MAX`], so that what a signal may be fits into a [`StepMask`].
+//! most [`STEPS_MAX`], so that what a clue may be fits into a [`StepMask`].
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tapio_wire::program::yaml::Place;
 use super::load::PatternError;
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
-use crate::correlate::signal::{About, Burst, Detail, Signal, SignalKind, SignalKinds};
+use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds};
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 512;
@@ -81,13 +81,13 @@ pub struct Condition {
     /// One of these is in it; none for any.
     pub contains: Vec<String>,
     pub range: std::ops::RangeInclusive<u64>,
-    /// Whether a signal without the field passes: it does when only `not` is asked.
+    /// Whether a clue without the field passes: it does when only `not` is asked.
     pub allows_missing: bool,
 }
 
 impl Condition {
-    fn holds(&self, signal: &Signal) -> bool {
-        let Some(value) = self.field.get(signal) else {
+    fn holds(&self, clue: &Clue) -> bool {
+        let Some(value) = self.field.get(clue) else {
             return self.allows_missing;
         };
         let is = |scalar: &Scalar| match (scalar, value) {
@@ -125,7 +125,7 @@ pub struct Same {
 #[derive(Debug)]
 pub struct Step {
     pub name: String,
-    pub kind: SignalKind,
+    pub kind: ClueKind,
     /// Its number among the steps of all patterns.
     pub number: usize,
     pub conditions: Vec<Condition>,
@@ -134,7 +134,7 @@ pub struct Step {
     pub after_at_least_ns: u64,
     pub slack_ns: u64,
     pub count_min: u32,
-    /// All of its signals are gathered, not only the nearest.
+    /// All of its clues are gathered, not only the nearest.
     pub is_counted: bool,
     /// Counted are different values of this field.
     pub distinct: Option<Field>,
@@ -179,7 +179,7 @@ pub struct Pattern {
     pub quiet_ns: Option<u64>,
 }
 
-/// How long before a signal, and how long after it, an anchor may be that it belongs to.
+/// How long before a clue, and how long after it, an anchor may be that it belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
     pub before_ns: u64,
@@ -192,7 +192,7 @@ impl Pattern {
         &self.steps[self.anchor]
     }
 
-    /// How far from a signal the anchors are whose explanation it may change, if the signal is this step. Steps come in the wrong
+    /// How far from a clue the anchors are whose explanation it may change, if the clue is this step. Steps come in the wrong
     /// order by `disorder_ns` at the most. `None` where the step is the anchor.
     pub fn reach_of(&self, index: usize, disorder_ns: u64) -> Option<Reach> {
         let step = self.steps.get(index)?;
@@ -219,7 +219,7 @@ impl Pattern {
         !self.ends.is_empty()
     }
 
-    /// Whether a signal that may be these steps ends its state.
+    /// Whether a clue that may be these steps ends its state.
     pub fn is_ended_by(&self, mask: &StepMask) -> bool {
         self.ends.iter().any(|end| mask.contains(end.number))
     }
@@ -240,7 +240,7 @@ impl Pattern {
     }
 }
 
-/// What the steps of one kind of signal ask for. Many ask the same, which is looked at once.
+/// What the steps of one kind of clue ask for. Many ask the same, which is looked at once.
 #[derive(Debug, Default)]
 struct Rules {
     steps: StepMask,
@@ -262,10 +262,10 @@ impl Rules {
     }
 
     /// The steps whose conditions all hold.
-    fn admitted(&self, signal: &Signal) -> StepMask {
+    fn admitted(&self, clue: &Clue) -> StepMask {
         let mut admitted = self.steps;
         for (condition, steps) in &self.asked {
-            if admitted.intersects(steps) && !condition.holds(signal) {
+            if admitted.intersects(steps) && !condition.holds(clue) {
                 admitted.remove_all(steps);
             }
         }
@@ -277,7 +277,7 @@ impl Rules {
 #[derive(Debug)]
 pub struct PatternSet {
     patterns: Vec<Pattern>,
-    kinds: SignalKinds,
+    kinds: ClueKinds,
     by_kind: Vec<Rules>,
     /// The anchors of all patterns.
     anchors: StepMask,
@@ -294,7 +294,7 @@ impl PatternSet {
         let (mut number, mut kinds, mut by_step) = (0, Vec::new(), Vec::new());
         let mut anchors = StepMask::default();
         let mut by_scope = [StepMask::default(); Scope::ALL.len()];
-        let mut by_kind: Vec<Rules> = SignalKind::ALL.iter().map(|_| Rules::default()).collect();
+        let mut by_kind: Vec<Rules> = ClueKind::ALL.iter().map(|_| Rules::default()).collect();
         for (index, pattern) in patterns.iter_mut().enumerate() {
             if number + pattern.steps.len() + pattern.ends.len() > STEPS_MAX {
                 return Err(PatternError {
@@ -367,7 +367,7 @@ impl PatternSet {
         })
     }
 
-    /// Whether a signal that may be these steps is the anchor of a pattern.
+    /// Whether a clue that may be these steps is the anchor of a pattern.
     pub fn has_anchor(&self, mask: &StepMask) -> bool {
         mask.intersects(&self.anchors)
     }
@@ -378,23 +378,23 @@ impl PatternSet {
         places.filter(|&(pattern, step)| step < self.patterns[pattern].steps.len())
     }
 
-    /// The signals that are wanted.
-    pub fn kinds(&self) -> SignalKinds {
+    /// The clues that are wanted.
+    pub fn kinds(&self) -> ClueKinds {
         self.kinds
     }
 
-    /// Whether a pattern, or a death certificate, can use a signal.
-    pub fn wants(&self, signal: &Signal) -> bool {
-        if let Detail::Burst(Burst { about: About::Peer { .. }, .. }) = &signal.detail {
+    /// Whether a pattern, or a death certificate, can use a clue.
+    pub fn wants(&self, clue: &Clue) -> bool {
+        if let ClueDetail::Burst(Burst { about: About::Peer { .. }, .. }) = &clue.detail {
             // Who is at the other end is found out later.
-            return !self.by_kind[signal.kind() as usize].steps.is_empty();
+            return !self.by_kind[clue.kind() as usize].steps.is_empty();
         }
-        self.wants_with(signal.kind(), || self.mask(signal))
+        self.wants_with(clue.kind(), || self.mask(clue))
     }
 
-    /// [`PatternSet::wants`] of a signal that may be these steps.
-    pub fn wants_with(&self, kind: SignalKind, mask: impl FnOnce() -> StepMask) -> bool {
-        ALWAYS.contains(&kind) && kind != SignalKind::Exit || !mask().is_empty()
+    /// [`PatternSet::wants`] of a clue that may be these steps.
+    pub fn wants_with(&self, kind: ClueKind, mask: impl FnOnce() -> StepMask) -> bool {
+        ALWAYS.contains(&kind) && kind != ClueKind::Exit || !mask().is_empty()
     }
 
     /// How far back the pattern with the longest memory looks.
@@ -402,12 +402,12 @@ impl PatternSet {
         Duration::from_nanos(self.patterns.iter().map(|pattern| pattern.window_ns).max().unwrap_or(0))
     }
 
-    /// The steps that a signal may be.
-    pub fn mask(&self, signal: &Signal) -> StepMask {
-        self.by_kind[signal.kind() as usize].admitted(signal)
+    /// The steps that a clue may be.
+    pub fn mask(&self, clue: &Clue) -> StepMask {
+        self.by_kind[clue.kind() as usize].admitted(clue)
     }
 
-    /// The scopes in which a signal that may be these steps is noted; its entity's own always.
+    /// The scopes in which a clue that may be these steps is noted; its entity's own always.
     pub fn scopes(&self, mask: &StepMask) -> impl Iterator<Item = Scope> + '_ {
         let mask = *mask;
         Scope::ALL
@@ -416,16 +416,16 @@ impl PatternSet {
     }
 }
 
-/// Signals that are wanted whatever the patterns are.
-const ALWAYS: [SignalKind; 8] = [
-    SignalKind::Exit,
-    SignalKind::Oom,
-    SignalKind::Kill,
-    SignalKind::ContainerState,
-    SignalKind::Endpoints,
-    SignalKind::Observation,
-    SignalKind::CgroupUse,
-    SignalKind::LogLines,
+/// Clues that are wanted whatever the patterns are.
+const ALWAYS: [ClueKind; 8] = [
+    ClueKind::Exit,
+    ClueKind::Oom,
+    ClueKind::Kill,
+    ClueKind::ContainerState,
+    ClueKind::Endpoints,
+    ClueKind::Observation,
+    ClueKind::CgroupUse,
+    ClueKind::LogLines,
 ];
 
 #[cfg(test)]
@@ -435,24 +435,24 @@ mod tests {
     use tapio_wire::event::{EntityKind, Role};
 
     use super::*;
-    use crate::correlate::signal::{EvidenceId, Exit, NsPid};
+    use crate::correlate::clue::{EvidenceId, Exit, NsPid};
     use crate::correlate::{EntityInfo, NodeRef};
 
     #[test]
-    fn a_signal_may_be_the_steps_whose_conditions_all_hold() {
+    fn a_clue_may_be_the_steps_whose_conditions_all_hold() {
         let patterns = PatternSet::embedded().expect("embedded patterns are valid");
         let node = NodeRef::named("n");
         let mut differ = std::collections::HashSet::new();
         for variant in 0..64_u32 {
             let kind = (variant & 1 != 0).then_some(EntityKind::Container);
             let role = if variant & 2 != 0 { Role::First } else { Role::Member };
-            let signal = Signal {
+            let clue = Clue {
                 entity: Arc::new(EntityInfo { kind, ..EntityInfo::unknown(&node, 7) }),
                 pid: 5,
                 boottime_ns: 9,
                 realtime_ns: 9,
                 evidence: EvidenceId { node: node.id, epoch: 1, seq: 1, index: 0 },
-                detail: Detail::Exit(Exit {
+                detail: ClueDetail::Exit(Exit {
                     comm: "x".into(),
                     parent_pid: 1,
                     ns: NsPid { pid: 1, level: 1 },
@@ -464,9 +464,9 @@ mod tests {
             };
             let all = patterns.patterns().iter().flat_map(|pattern| pattern.steps.iter().chain(&pattern.ends));
             let admits =
-                |step: &&Step| step.kind == signal.kind() && step.conditions.iter().all(|rule| rule.holds(&signal));
+                |step: &&Step| step.kind == clue.kind() && step.conditions.iter().all(|rule| rule.holds(&clue));
             let slow: Vec<usize> = all.filter(admits).map(|step| step.number).collect();
-            assert_eq!(patterns.mask(&signal).numbers().collect::<Vec<_>>(), slow);
+            assert_eq!(patterns.mask(&clue).numbers().collect::<Vec<_>>(), slow);
             differ.insert(slow);
         }
         assert!(differ.len() > 8, "{}", differ.len());

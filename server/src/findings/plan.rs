@@ -1,7 +1,7 @@
-//! Whose explanation a signal may change, by the steps that it may be.
+//! Whose explanation a clue may change, by the steps that it may be.
 //!
 //! What enters: a set of steps. What leaves: the patterns of which it is the anchor, and where the anchors are of which it may be
-//! another step. What must hold: it follows from the patterns alone, so it is worked out once for each set. The signal could not
+//! another step. What must hold: it follows from the patterns alone, so it is worked out once for each set. The clue could not
 //! change the explanation of an anchor that is left out.
 
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use super::matching::SKEW_NS;
 use super::pattern::{Pattern, PatternSet, Reach, Step, StepMask};
 use super::schema::Scope;
 use crate::correlate::Generations;
-use crate::correlate::signal::SignalKind;
+use crate::correlate::clue::ClueKind;
 
-/// Sets of steps whose plans are kept: signals of one kind differ in few ways.
+/// Sets of steps whose plans are kept: clues of one kind differ in few ways.
 const PLANS_MAX: usize = 4096;
 
-/// One step that the signal may be, beside an anchor.
+/// One step that the clue may be, beside an anchor.
 #[derive(Debug)]
 pub struct Touch {
     /// The pattern's place in the set, and the step's in the pattern.
@@ -25,7 +25,7 @@ pub struct Touch {
     /// The number of the pattern's anchor.
     pub anchor: usize,
     pub reach: Reach,
-    /// Where the anchor is of the same node as the signal.
+    /// Where the anchor is of the same node as the clue.
     pub reach_on_node: Reach,
 }
 
@@ -36,7 +36,7 @@ pub struct Touches {
     pub all: Vec<Touch>,
 }
 
-/// What there is to look for in the rings of one scope.
+/// What there is to look for in the histories of one scope.
 #[derive(Debug)]
 pub struct Around {
     pub scope: Scope,
@@ -45,7 +45,7 @@ pub struct Around {
     pub of_any: Touches,
 }
 
-/// What a signal that may be certain steps may change.
+/// What a clue that may be certain steps may change.
 #[derive(Debug)]
 pub struct Plan {
     /// The patterns of which it is the anchor, by their places in the set: the highest priority first.
@@ -88,7 +88,7 @@ impl Plan {
 }
 
 /// By how much a step and the anchor may come in the wrong order. It is the slack of each step between them, and how far the clocks
-/// of nodes may be apart. `is_on_node`: the signal is of the anchor's node.
+/// of nodes may be apart. `is_on_node`: the clue is of the anchor's node.
 fn disorder_ns(pattern: &Pattern, index: usize, is_on_node: bool) -> u64 {
     let (steps, anchor) = (&pattern.steps, pattern.anchor);
     if steps[index].absent {
@@ -111,14 +111,12 @@ fn disorder_ns(pattern: &Pattern, index: usize, is_on_node: bool) -> u64 {
 
 /// Whether a step comes from the node of the anchor in any case: a pod is on one node, and what its kernel says comes from there.
 fn is_of_the_node(pattern: &Pattern, step: &Step) -> bool {
-    let is_kernels = matches!(
-        step.kind,
-        SignalKind::Exec | SignalKind::Exit | SignalKind::Oom | SignalKind::Kill | SignalKind::Delivered
-    );
+    let is_kernels =
+        matches!(step.kind, ClueKind::Exec | ClueKind::Exit | ClueKind::Oom | ClueKind::Kill | ClueKind::Delivered);
     !matches!(pattern.scope, Scope::Workload | Scope::Service) && (is_kernels || step.kind.is_burst())
 }
 
-/// Plans by the steps that a signal may be.
+/// Plans by the steps that a clue may be.
 pub struct Plans {
     known: Generations<StepMask, Arc<Plan>>,
 }
@@ -130,7 +128,7 @@ impl Default for Plans {
 }
 
 impl Plans {
-    /// The plan of a signal that may be these steps.
+    /// The plan of a clue that may be these steps.
     pub fn of(&mut self, patterns: &PatternSet, mask: &StepMask) -> Arc<Plan> {
         Arc::clone(self.known.entry(*mask, || Arc::new(Plan::new(patterns, mask))))
     }

@@ -34,7 +34,7 @@ pub struct PatternFile {
     pub priority: u32,
     /// All evidence lies within this time before or after the anchor.
     pub window: Placed<Time>,
-    /// Whose signals are joined.
+    /// Whose clues are joined.
     pub scope: Scope,
     /// The step that brings the finding about, usually the death itself.
     pub anchor: Placed<String>,
@@ -58,15 +58,24 @@ pub struct PatternFile {
     pub quiet: Option<Placed<Time>>,
 }
 
-/// A signal that ends the state that a finding tells of.
+/// A clue that ends the state that a finding tells of.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndFile {
-    /// The kind of signal.
-    pub signal: Placed<String>,
+    /// The kind of clue.
+    pub clue: Placed<String>,
+    /// The key's former name, refused with what to write instead.
+    #[serde(default, rename = "signal", deserialize_with = "refuse_signal")]
+    _signal: (),
     /// Conditions on its fields.
     #[serde(default, rename = "where")]
     pub conditions: BTreeMap<String, Placed<ConditionFile>>,
+}
+
+/// Refuses the key `signal`, and says what to write.
+fn refuse_signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    let kind = String::deserialize(deserializer)?;
+    Err(D::Error::custom(format!("the key `signal` is called `clue` now: write `clue: {kind}`")))
 }
 
 fn yes() -> bool {
@@ -96,8 +105,11 @@ fn loss_default() -> f64 {
 #[serde(deny_unknown_fields)]
 pub struct StepFile {
     pub name: Placed<String>,
-    /// The kind of signal.
-    pub signal: Placed<String>,
+    /// The kind of clue.
+    pub clue: Placed<String>,
+    /// The key's former name, refused with what to write instead.
+    #[serde(default, rename = "signal", deserialize_with = "refuse_signal")]
+    _signal: (),
     /// Conditions on its fields.
     #[serde(default, rename = "where")]
     pub conditions: BTreeMap<String, Placed<ConditionFile>>,
@@ -155,7 +167,7 @@ impl Severity {
     }
 }
 
-/// Whose signals a pattern joins.
+/// Whose clues a pattern joins.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {

@@ -260,7 +260,7 @@ impl FindingStore {
     }
 
     /// The findings of an earlier run of this pattern that tell of a state of this entity, and of nobody else's any more, and that a
-    /// signal ends. A signal that names a container ends what was told of that container.
+    /// clue ends. A clue that names a container ends what was told of that container.
     pub fn end_restored(&self, pattern: &str, subject: u64, part: Option<&str>, at_ns: u64) -> Vec<Finding> {
         let key = (pattern.to_owned(), subject);
         if !self.read().restored_states.contains_key(&key) {

@@ -8,7 +8,7 @@ use tapio_wire::program::units::human_duration;
 
 use super::endings::began_ns;
 use super::field::Field;
-use crate::correlate::signal::{Signal, SignalKind};
+use crate::correlate::clue::{Clue, ClueKind};
 
 /// A step's name and its field, resolved by whoever knows the steps.
 pub type Resolved = (usize, Field);
@@ -35,9 +35,9 @@ pub struct Template {
 
 /// What a sentence speaks of.
 pub struct Subject<'a> {
-    pub anchor: &'a Signal,
+    pub anchor: &'a Clue,
     /// By step; `None` where it was not found.
-    pub steps: &'a [Option<&'a Signal>],
+    pub steps: &'a [Option<&'a Clue>],
     pub count: u32,
     /// When the state that it tells of was over, nanoseconds since 1970.
     pub over_ns: Option<u64>,
@@ -100,8 +100,8 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
             None => return false,
         },
         Part::Field(step, field) => {
-            let signal = subject.steps.get(*step).copied().flatten();
-            match signal.and_then(|signal| show(*field, signal, subject)) {
+            let clue = subject.steps.get(*step).copied().flatten();
+            match clue.and_then(|clue| show(*field, clue, subject)) {
                 Some(value) => out.push_str(&value),
                 None => return false,
             }
@@ -112,12 +112,12 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
 }
 
 /// What a field says. Once a state is over, it lasted until then, and not until it was told of last.
-fn show(field: Field, signal: &Signal, subject: &Subject<'_>) -> Option<String> {
+fn show(field: Field, clue: &Clue, subject: &Subject<'_>) -> Option<String> {
     match subject.over_ns {
-        Some(over_ns) if field == Field::Lasted && signal.kind() == SignalKind::Trouble => {
-            Some(human_duration(over_ns.saturating_sub(began_ns(signal))))
+        Some(over_ns) if field == Field::Lasted && clue.kind() == ClueKind::Trouble => {
+            Some(human_duration(over_ns.saturating_sub(began_ns(clue))))
         }
-        _ => field.show(signal),
+        _ => field.show(clue),
     }
 }
 

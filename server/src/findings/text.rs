@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::correlate::signal::{About, Burst, Kill, SenderClass};
+use crate::correlate::clue::{About, Burst, Kill, SenderClass};
 
 /// `1 node`, `2 nodes`.
 pub fn count(count: u64, noun: &str) -> String {
@@ -22,7 +22,7 @@ pub fn kernel_while(comm: &str, pid: u32) -> String {
     }
 }
 
-/// Who sent a process signal.
+/// Who sent a signal.
 pub fn sent_by(kill: &Kill) -> String {
     match kill.sender_class {
         SenderClass::Kernel => kernel_while(&kill.sender_comm, kill.sender_pid),

@@ -110,7 +110,7 @@ impl Default for IngestConfig {
 }
 
 /// What all streams share.
-struct Shared<S> {
+struct IngestContext<S> {
     config: IngestConfig,
     events_rate: Option<Arc<Rate>>,
     /// Resident memory is close to its limit.
@@ -125,7 +125,7 @@ struct Shared<S> {
     open: watch::Sender<usize>,
 }
 
-impl<S> Shared<S> {
+impl<S> IngestContext<S> {
     /// What one stream may have in flight now.
     fn credit_bytes(&self, pace: &Pace) -> u64 {
         // Relaxed: a moment earlier or later is all the same.
@@ -146,12 +146,12 @@ impl<S> Shared<S> {
 
 /// The service `Ingest`.
 pub struct IngestService<S> {
-    shared: Arc<Shared<S>>,
+    context: Arc<IngestContext<S>>,
 }
 
 impl<S> Clone for IngestService<S> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self { context: Arc::clone(&self.context) }
     }
 }
 
@@ -166,7 +166,7 @@ impl<S: FrameSink> IngestService<S> {
         let events_rate = Rate::new(config.limits.events_per_second, &metrics.waited.events).map(Arc::new);
         let node_rate = (config.limits.node_bytes_per_second, metrics.waited.node.clone());
         Self {
-            shared: Arc::new(Shared {
+            context: Arc::new(IngestContext {
                 config,
                 events_rate,
                 is_memory_short: AtomicBool::new(false),
@@ -189,17 +189,17 @@ impl<S: FrameSink> IngestService<S> {
 
     /// Tells whether memory is short: then collectors are to send no more than they must.
     pub fn set_memory_short(&self, is_short: bool) {
-        self.shared.is_memory_short.store(is_short, Ordering::Relaxed);
+        self.context.is_memory_short.store(is_short, Ordering::Relaxed);
     }
 
     /// Whether a node has a stream.
     pub fn is_connected(&self, node: u64) -> bool {
-        self.shared.registry.is_connected(node)
+        self.context.registry.is_connected(node)
     }
 
     /// Adds what only streams tell: the nodes that have one and sent nothing yet, and what each collector does not watch.
     pub fn add_connected(&self, nodes: &mut Vec<NodeStatus>) {
-        for (node_id, name, off) in self.shared.registry.connected() {
+        for (node_id, name, off) in self.context.registry.connected() {
             match nodes.iter_mut().find(|known| known.node_id == node_id) {
                 Some(known) => known.off = off,
                 None => {
@@ -214,8 +214,8 @@ impl<S: FrameSink> IngestService<S> {
     /// Reads no more frames, refuses new streams, and returns when every stream has been told what became durable and has
     /// ended. To be called before the archive is shut down, within a timeout.
     pub async fn drain(&self) {
-        self.shared.draining.send_replace(true);
-        let mut open = self.shared.open.subscribe();
+        self.context.draining.send_replace(true);
+        let mut open = self.context.open.subscribe();
         // The sender is in `self`.
         let _ = open.wait_for(|&open| open == 0).await;
     }
@@ -235,21 +235,21 @@ pub fn settings(server: Server, max_concurrent_streams: u32) -> Server {
 
 /// Counts a stream as long as it lives.
 struct OpenStream<S> {
-    shared: Arc<Shared<S>>,
+    context: Arc<IngestContext<S>>,
 }
 
 impl<S> OpenStream<S> {
-    fn new(shared: &Arc<Shared<S>>) -> Self {
-        shared.open.send_modify(|open| *open += 1);
-        shared.metrics.streams.inc();
-        Self { shared: Arc::clone(shared) }
+    fn new(context: &Arc<IngestContext<S>>) -> Self {
+        context.open.send_modify(|open| *open += 1);
+        context.metrics.streams.inc();
+        Self { context: Arc::clone(context) }
     }
 }
 
 impl<S> Drop for OpenStream<S> {
     fn drop(&mut self) {
-        self.shared.metrics.streams.dec();
-        self.shared.open.send_modify(|open| *open -= 1);
+        self.context.metrics.streams.dec();
+        self.context.open.send_modify(|open| *open -= 1);
     }
 }
 
@@ -258,22 +258,22 @@ impl<S: FrameSink> Ingest for IngestService<S> {
     type ShipStream = ReceiverStream<Result<ShipResponse, Status>>;
 
     async fn ship(&self, request: Request<Streaming<ShipRequest>>) -> Result<Response<Self::ShipStream>, Status> {
-        let open = OpenStream::new(&self.shared);
-        if *self.shared.draining.borrow() {
+        let open = OpenStream::new(&self.context);
+        if *self.context.draining.borrow() {
             return Err(Status::unavailable("the server is shutting down"));
         }
         // Those that have not said hello yet count too; a node that comes back while its old stream lingers must get in.
-        let streams_max = self.shared.config.streams_max;
-        if *self.shared.open.borrow() > streams_max + streams_max / 4 + STREAMS_EXTRA {
+        let streams_max = self.context.config.streams_max;
+        if *self.context.open.borrow() > streams_max + streams_max / 4 + STREAMS_EXTRA {
             let refusal = Refusal::TooManyStreams(streams_max);
-            self.shared.metrics.count_refusal(refusal.label());
+            self.context.metrics.count_refusal(refusal.label());
             return Err(refusal.status());
         }
         let (responses, receiver) = mpsc::channel(RESPONSES_MAX);
         // Without a gate before it there is nobody who would know more than the hello says.
         let caller = request.extensions().get::<Arc<Caller>>().cloned().unwrap_or_default();
         tokio::spawn(async move {
-            stream::serve(&open.shared, &caller, request.into_inner(), responses).await;
+            stream::serve(&open.context, &caller, request.into_inner(), responses).await;
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

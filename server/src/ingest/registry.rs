@@ -83,8 +83,8 @@ pub(super) struct Registry {
     rate: (u64, Counter),
 }
 
-/// A stream's place in the registry, given up when it is dropped.
-pub(super) struct Place {
+/// A stream's entry in the registry, given up when it is dropped.
+pub(super) struct Registration {
     pub node: Arc<Node>,
     pub epoch: u64,
     /// The last frame that was durable when it was taken.
@@ -111,7 +111,7 @@ impl Registry {
         epoch: u64,
         acknowledged: Acknowledged,
         books: &Mutex<Books>,
-    ) -> Result<Place, Refusal> {
+    ) -> Result<Registration, Refusal> {
         let node = self.node(id, name)?;
         let archived_epoch = lock_books(books).newest_epoch(id).unwrap_or(0);
         // Relaxed: a number that nobody else has is all that is asked for.
@@ -136,7 +136,7 @@ impl Registry {
         if let Some((_, earlier)) = &earlier {
             earlier.notify_one();
         }
-        let mut place = Place {
+        let mut registration = Registration {
             node,
             epoch,
             durable_seq: 0,
@@ -145,7 +145,7 @@ impl Registry {
             stream,
             connected: Arc::clone(&self.connected),
         };
-        let node = Arc::clone(&place.node);
+        let node = Arc::clone(&registration.node);
         let mut progress = node.progress.lock().await;
         let mut known = match *progress {
             Some(known) if known.epoch > epoch => {
@@ -165,8 +165,8 @@ impl Registry {
             node.durable.send_replace(DurableTo { epoch, seq: acknowledged.seq });
         }
         *progress = Some(known);
-        place.durable_seq = node.durable.borrow().seq;
-        Ok(place)
+        registration.durable_seq = node.durable.borrow().seq;
+        Ok(registration)
     }
 
     /// Whether a node has a stream.
@@ -213,7 +213,7 @@ impl Registry {
     }
 }
 
-impl Place {
+impl Registration {
     /// Keeps what the collector says it does not watch, as much of it as is worth being shown.
     pub fn watches_without(&self, mut off: Vec<SourceOff>) {
         off.truncate(SOURCES_OFF_MAX);
@@ -235,7 +235,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Registration {
     fn drop(&mut self) {
         let mut current = lock(&self.node.current);
         if matches!(current.stream, Some((stream, _)) if stream == self.stream) {

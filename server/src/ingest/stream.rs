@@ -24,8 +24,8 @@ use tracing::{debug, info, warn};
 
 use super::rate::{Pace, Rate};
 use super::refusal::Refusal;
-use super::registry::{Place, Progress};
-use super::{FrameSink, Shared};
+use super::registry::{Progress, Registration};
+use super::{FrameSink, IngestContext};
 use crate::archive::index::Summary;
 use crate::archive::{Acknowledged, Append, Durable};
 use crate::auth::Caller;
@@ -60,7 +60,7 @@ impl From<Refusal> for End {
 
 /// Serves a stream from its first message to its end.
 pub(super) async fn serve<S: FrameSink>(
-    shared: &Shared<S>,
+    context: &IngestContext<S>,
     caller: &Caller,
     mut inbound: Streaming<ShipRequest>,
     responses: Responses,
@@ -69,12 +69,12 @@ pub(super) async fn serve<S: FrameSink>(
         Ok(hello) => hello,
         Err(_) => Err(Refusal::HelloTimeout(HELLO_TIMEOUT).into()),
     };
-    let place = match hello {
-        Ok(hello) => enter(shared, caller, &hello).await.map(|place| (place, hello.version)),
+    let registration = match hello {
+        Ok(hello) => enter(context, caller, &hello).await.map(|registration| (registration, hello.version)),
         Err(end) => Err(end),
     };
-    let end = match place {
-        Ok((place, version)) => exchange(shared, &place, version, inbound, &responses).await,
+    let end = match registration {
+        Ok((registration, version)) => exchange(context, &registration, version, inbound, &responses).await,
         Err(end) => end,
     };
     let status = match end {
@@ -84,12 +84,12 @@ pub(super) async fn serve<S: FrameSink>(
         End::ArchiveClosed => Status::unavailable("the archive is closed"),
         End::TakenOver => Status::aborted("another stream of this node took over"),
         End::Refused(refusal) => {
-            shared.metrics.count_refusal(refusal.label());
+            context.metrics.count_refusal(refusal.label());
             warn!(reason = %refusal, "stream refused");
             refusal.status()
         }
         End::Broken(status) if status.source().is_none() => {
-            shared.metrics.count_refusal("message");
+            context.metrics.count_refusal("message");
             warn!(reason = status.message(), "stream refused");
             status
         }
@@ -111,7 +111,7 @@ async fn first_message(inbound: &mut Streaming<ShipRequest>) -> Result<Hello, En
     }
 }
 
-async fn enter<S: FrameSink>(shared: &Shared<S>, caller: &Caller, hello: &Hello) -> Result<Place, End> {
+async fn enter<S: FrameSink>(context: &IngestContext<S>, caller: &Caller, hello: &Hello) -> Result<Registration, End> {
     let name = hello.node.as_str();
     if !is_node_name(name) {
         return Err(Refusal::NodeName.into());
@@ -130,48 +130,48 @@ async fn enter<S: FrameSink>(shared: &Shared<S>, caller: &Caller, hello: &Hello)
     for (events, &acked) in acknowledged.events.iter_mut().zip(&hello.acked_events) {
         *events = acked;
     }
-    let place = shared.registry.enter(expected, name, hello.epoch, acknowledged, &shared.books).await?;
-    if place.took_over {
-        shared.metrics.takeovers.inc();
+    let registration = context.registry.enter(expected, name, hello.epoch, acknowledged, &context.books).await?;
+    if registration.took_over {
+        context.metrics.takeovers.inc();
     }
     info!(
         node = name,
         epoch = hello.epoch,
-        durable_seq = place.durable_seq,
+        durable_seq = registration.durable_seq,
         revision = hello.revision,
-        took_over = place.took_over,
+        took_over = registration.took_over,
         identity = caller.identity,
         "collector connected"
     );
-    Ok(place)
+    Ok(registration)
 }
 
 /// Reads and acknowledges until the stream ends. `version` is the collector's, which this server reads too.
 async fn exchange<S: FrameSink>(
-    shared: &Shared<S>,
-    place: &Place,
+    context: &IngestContext<S>,
+    registration: &Registration,
     version: u32,
     inbound: Streaming<ShipRequest>,
     responses: &Responses,
 ) -> End {
-    let mut durable = place.node.durable.subscribe();
-    let mut archive_state = shared.archive_state.clone();
+    let mut durable = registration.node.durable.subscribe();
+    let mut archive_state = context.archive_state.clone();
     archive_state.mark_unchanged();
     let pace = Pace {
-        stream: Rate::new(shared.config.limits.stream_bytes_per_second, &shared.metrics.waited.stream),
-        node: place.node.rate.clone(),
-        events: shared.events_rate.clone(),
+        stream: Rate::new(context.config.limits.stream_bytes_per_second, &context.metrics.waited.stream),
+        node: registration.node.rate.clone(),
+        events: context.events_rate.clone(),
     };
     let (acknowledge, leave) = (Notify::new(), Notify::new());
-    let mut read = pin!(read(shared, place, &pace, inbound, &acknowledge, &leave));
-    let mut age = pin!(aged(shared.config.connection_age));
+    let mut read = pin!(read(context, registration, &pace, inbound, &acknowledge, &leave));
+    let mut age = pin!(aged(context.config.connection_age));
     let (mut move_on, mut has_left) = (false, false);
     let mut ended: Option<(End, u64)> = None;
     let mut next = Some(ship_response::Kind::Welcome(Welcome {
         version,
-        durable_seq: place.durable_seq,
-        credit_bytes: shared.credit_bytes(&pace),
-        frame_events: shared.config.frame_events,
+        durable_seq: registration.durable_seq,
+        credit_bytes: context.credit_bytes(&pace),
+        frame_events: context.config.frame_events,
         takes_watching: true,
     }));
     let mut due = true;
@@ -179,7 +179,7 @@ async fn exchange<S: FrameSink>(
         match &ended {
             Some((End::Finished | End::Draining | End::Aged, accepted)) => {
                 let latest = *durable.borrow();
-                if !due && (latest.seq >= *accepted || latest.epoch != place.epoch) {
+                if !due && (latest.seq >= *accepted || latest.epoch != registration.epoch) {
                     break;
                 }
             }
@@ -195,13 +195,13 @@ async fn exchange<S: FrameSink>(
                     Some(welcome) => welcome,
                     None => {
                         let latest = *durable.borrow_and_update();
-                        if latest.epoch != place.epoch {
+                        if latest.epoch != registration.epoch {
                             continue;
                         }
-                        shared.metrics.acks.inc();
+                        context.metrics.acks.inc();
                         ship_response::Kind::Ack(Ack {
                             durable_seq: latest.seq,
-                            credit_bytes: shared.credit_bytes(&pace),
+                            credit_bytes: context.credit_bytes(&pace),
                             move_on,
                         })
                     }
@@ -210,7 +210,7 @@ async fn exchange<S: FrameSink>(
             }
             () = responses.closed() => break,
             end = &mut read, if ended.is_none() => ended = Some(end),
-            // The sender lives in the node, which `place` holds.
+            // The sender lives in the node, which `registration` holds.
             _ = durable.changed(), if !due => due = true,
             () = acknowledge.notified(), if !due => due = true,
             Ok(()) = archive_state.changed(), if !due => due = true,
@@ -221,8 +221,8 @@ async fn exchange<S: FrameSink>(
                 } else {
                     move_on = true;
                     due = true;
-                    shared.metrics.moved_on.inc();
-                    age.set(aged(shared.config.move_on_grace));
+                    context.metrics.moved_on.inc();
+                    age.set(aged(context.config.move_on_grace));
                 }
             }
         }
@@ -231,7 +231,7 @@ async fn exchange<S: FrameSink>(
         Some((end, _)) => end,
         None => {
             // The peer has gone. What was accepted is still to be delivered.
-            place.taken_over.notify_one();
+            registration.taken_over.notify_one();
             read.await.0
         }
     }
@@ -247,19 +247,19 @@ async fn aged(age: Duration) {
 
 /// Reads frames until there are no more. Also tells the last accepted sequence.
 async fn read<S: FrameSink>(
-    shared: &Shared<S>,
-    place: &Place,
+    context: &IngestContext<S>,
+    registration: &Registration,
     pace: &Pace,
     mut inbound: Streaming<ShipRequest>,
     acknowledge: &Notify,
     leave: &Notify,
 ) -> (End, u64) {
-    let mut draining = shared.draining.subscribe();
-    let mut accepted = place.durable_seq;
+    let mut draining = context.draining.subscribe();
+    let mut accepted = registration.durable_seq;
     loop {
         let message = tokio::select! {
             biased;
-            () = place.taken_over.notified() => return (End::TakenOver, accepted),
+            () = registration.taken_over.notified() => return (End::TakenOver, accepted),
             _ = draining.wait_for(|&draining| draining) => return (End::Draining, accepted),
             () = leave.notified() => return (End::Aged, accepted),
             message = inbound.message() => message,
@@ -270,7 +270,7 @@ async fn read<S: FrameSink>(
                 Some(ship_request::Kind::Watching(watching)) => {
                     let texts = watching.off.iter().map(|off| off.source.len() + off.reason.len());
                     pace.charge(texts.sum::<usize>() as u64, 1);
-                    place.watches_without(watching.off);
+                    registration.watches_without(watching.off);
                     continue;
                 }
                 Some(ship_request::Kind::Hello(_)) => {
@@ -281,7 +281,7 @@ async fn read<S: FrameSink>(
             Ok(None) => return (End::Finished, accepted),
             Err(status) => return (End::Broken(status), accepted),
         };
-        let checked = match check(place, &frame) {
+        let checked = match check(registration, &frame) {
             Ok(checked) => checked,
             Err(refusal) => return (refusal.into(), accepted),
         };
@@ -292,16 +292,16 @@ async fn read<S: FrameSink>(
             // One that waits is not accepted yet: who ends the stream meanwhile ends the wait.
             tokio::select! {
                 biased;
-                () = place.taken_over.notified() => return (End::TakenOver, accepted),
+                () = registration.taken_over.notified() => return (End::TakenOver, accepted),
                 _ = draining.wait_for(|&draining| draining) => return (End::Draining, accepted),
                 () = leave.notified() => return (End::Aged, accepted),
                 () = pace.take(bytes, events) => {}
             }
         }
-        match accept(shared, place, checked, frame).await {
+        match accept(context, registration, checked, frame).await {
             Ok(seq) => accepted = accepted.max(seq),
             Err(Rejected::Duplicate(seq)) => {
-                shared.metrics.duplicates.inc();
+                context.metrics.duplicates.inc();
                 accepted = accepted.max(seq);
                 acknowledge.notify_one();
             }
@@ -323,34 +323,34 @@ impl<E: Into<End>> From<E> for Rejected {
 }
 
 /// Checks a frame's header, and that it belongs to this stream.
-fn check(place: &Place, bytes: &Bytes) -> Result<(Header, Ledger), Refusal> {
+fn check(registration: &Registration, bytes: &Bytes) -> Result<(Header, Ledger), Refusal> {
     let (header, ledger) = Header::check(bytes)?;
-    if header.node != place.node.id {
-        return Err(Refusal::ForeignNode { frame: header.node, stream: place.node.id });
+    if header.node != registration.node.id {
+        return Err(Refusal::ForeignNode { frame: header.node, stream: registration.node.id });
     }
-    if header.epoch != place.epoch {
-        return Err(Refusal::ForeignEpoch { frame: header.epoch, stream: place.epoch });
+    if header.epoch != registration.epoch {
+        return Err(Refusal::ForeignEpoch { frame: header.epoch, stream: registration.epoch });
     }
     Ok((header, ledger))
 }
 
 /// Takes one frame from its bytes to the correlator.
 async fn accept<S: FrameSink>(
-    shared: &Shared<S>,
-    place: &Place,
+    context: &IngestContext<S>,
+    registration: &Registration,
     (header, ledger): (Header, Ledger),
     bytes: Bytes,
 ) -> Result<u64, Rejected> {
     let arrived = Instant::now();
-    let node = &place.node;
-    let mut progress = or_taken_over(place, node.progress.lock()).await?;
-    let Some(progress) = progress.as_mut().filter(|_| place.is_current()) else {
+    let node = &registration.node;
+    let mut progress = or_taken_over(registration, node.progress.lock()).await?;
+    let Some(progress) = progress.as_mut().filter(|_| registration.is_current()) else {
         return Err(End::TakenOver.into());
     };
     check_sequence(&header, progress, node.durable.borrow().seq)?;
     let length = bytes.len();
     let frame = Frame::decode_checked(header, ledger, &bytes).map_err(Refusal::Frame)?;
-    let Ok(room) = or_taken_over(place, shared.appender.reserve(length)).await? else {
+    let Ok(room) = or_taken_over(registration, context.appender.reserve(length)).await? else {
         return Err(End::ArchiveClosed.into());
     };
     let on_durable: Arc<dyn Durable> = Arc::<super::registry::Node>::clone(node);
@@ -363,17 +363,17 @@ async fn accept<S: FrameSink>(
         summary: Some(Box::new(Summary::of(&frame))),
     });
     progress.accepted = header.seq;
-    shared.metrics.count_accepted(&header, length);
-    shared.metrics.accept_seconds.observe(arrived.elapsed().as_secs_f64());
-    shared.sink.deliver(&node.name, Arc::new(frame)).await;
+    context.metrics.count_accepted(&header, length);
+    context.metrics.accept_seconds.observe(arrived.elapsed().as_secs_f64());
+    context.sink.deliver(&node.name, Arc::new(frame)).await;
     Ok(header.seq)
 }
 
-async fn or_taken_over<T>(place: &Place, wanted: impl Future<Output = T>) -> Result<T, End> {
+async fn or_taken_over<T>(registration: &Registration, wanted: impl Future<Output = T>) -> Result<T, End> {
     tokio::select! {
         biased;
         done = wanted => Ok(done),
-        () = place.taken_over.notified() => Err(End::TakenOver),
+        () = registration.taken_over.notified() => Err(End::TakenOver),
     }
 }
 

@@ -8,7 +8,7 @@ use tapio_wire::service::{NodeStatus, StatusResponse};
 
 use super::layout::{Style, clean, table};
 use super::time::for_people;
-use crate::archive::elsewhere::Kind;
+use crate::archive::elsewhere::ElsewhereKind;
 use crate::findings::text;
 
 /// The status.
@@ -207,10 +207,13 @@ fn deliveries(style: Style, out: &mut String, status: &StatusResponse) {
 /// The column of the events that are elsewhere, which is there when there are some.
 const ELSEWHERE_AT: usize = 11;
 /// What is known of who has them.
-const ELSEWHERE: [(Kind, &str); 2] = [
-    (Kind::AnotherServer, "another_server: another server has them, or this archive was restored from a backup"),
+const ELSEWHERE: [(ElsewhereKind, &str); 2] = [
     (
-        Kind::EmptyArchive,
+        ElsewhereKind::AnotherServer,
+        "another_server: another server has them, or this archive was restored from a backup",
+    ),
+    (
+        ElsewhereKind::EmptyArchive,
         "empty_archive: the archive was empty at the start. The server is new, or its disk was emptied and they are gone",
     ),
 ];

@@ -18,7 +18,7 @@ use super::{Printing, moment, now_ns};
 /// Findings asked for at once.
 const PAGE: u32 = 500;
 /// Findings whose last version a watcher remembers.
-const TOLD_MAX: usize = 20_000;
+const SHOWN_MAX: usize = 20_000;
 /// Between the loss of a server and the next connection: all of them may be going away.
 /// A death may be found this long after it.
 const MOVED_BACK_NS: u64 = 600_000_000_000;
@@ -129,7 +129,7 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
     Ok(())
 }
 
-/// Which of the names that were asked for nobody knows, as far as that can be told.
+/// Which of the names that were asked for nobody knows, as far as that is known.
 async fn unknown_names(
     client: &mut Client,
     server: &ServerAt,
@@ -192,7 +192,7 @@ fn line(printing: Printing, finding: &Finding) -> String {
 /// Findings that were shown, so that those of another server are not shown again. Servers count revisions and times of
 /// publication each by itself; the rest of a finding is the same.
 #[derive(Default)]
-struct Told {
+struct ShownFindings {
     /// The table's first line, until it is printed.
     heading: Option<String>,
     versions: HashMap<String, u64>,
@@ -201,7 +201,7 @@ struct Told {
     oldest_first: VecDeque<String>,
 }
 
-impl Told {
+impl ShownFindings {
     /// Whether this version was not shown.
     fn is_news(&mut self, finding: &Finding) -> bool {
         if finding.published_ns < self.shown_from_ns {
@@ -212,10 +212,10 @@ impl Told {
         format!("{same_for_all:?}").hash(&mut hasher);
         let version = hasher.finish();
         match self.versions.insert(finding.id.clone(), version) {
-            Some(told) => told != version,
+            Some(shown) => shown != version,
             None => {
                 self.oldest_first.push_back(finding.id.clone());
-                if self.oldest_first.len() > TOLD_MAX
+                if self.oldest_first.len() > SHOWN_MAX
                     && let Some(oldest) = self.oldest_first.pop_front()
                 {
                     self.versions.remove(&oldest);
@@ -230,10 +230,10 @@ impl Told {
 async fn watch(server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(), Failure> {
     let began_ns = now_ns();
     let heading = printing.format.is_table().then(|| header(printing));
-    let (mut told, mut from_ns) = (Told { heading, ..Told::default() }, since_ns);
+    let (mut shown, mut from_ns) = (ShownFindings { heading, ..ShownFindings::default() }, since_ns);
     loop {
         let mut client = connect(server, false).await?;
-        match follow(&mut client, server, printing, from_ns, &mut told).await {
+        match follow(&mut client, server, printing, from_ns, &mut shown).await {
             Err(failure) if server.may_go_on_after(&failure) => {
                 if let Failure::Unreachable(reason) | Failure::Broken(reason) = failure {
                     eprintln!("tapioctl: {reason}; going on at the first server that answers");
@@ -244,7 +244,7 @@ async fn watch(server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(
         // What was published while the old server was silent. It may be of deaths before this began, and of clocks that differ;
         // what was there before is known by when it was published.
         from_ns = if since_ns > 0 { since_ns } else { began_ns.saturating_sub(MOVED_BACK_NS) };
-        told.shown_from_ns = if since_ns > 0 { 0 } else { began_ns.saturating_sub(CLOCKS_DIFFER_NS) };
+        shown.shown_from_ns = if since_ns > 0 { 0 } else { began_ns.saturating_sub(CLOCKS_DIFFER_NS) };
         tokio::time::sleep(MOVE_PAUSE).await;
     }
 }
@@ -254,7 +254,7 @@ async fn follow(
     server: &ServerAt,
     printing: Printing,
     since_ns: u64,
-    told: &mut Told,
+    shown: &mut ShownFindings,
 ) -> Result<(), Failure> {
     learn_who_is_missing(client, server).await?;
     // It goes on until it is interrupted: what is missing at its start is said there, and later in each finding.
@@ -265,7 +265,7 @@ async fn follow(
         .await
         .map_err(|status| Failure::of(server, &status))?
         .into_inner();
-    if let Some(heading) = told.heading.take() {
+    if let Some(heading) = shown.heading.take() {
         print(&heading)?;
     }
     let mut nobody_reads = std::pin::pin!(nobody_reads());
@@ -275,7 +275,7 @@ async fn follow(
             failure = &mut nobody_reads => return Err(failure),
         };
         match message {
-            Ok(Some(finding)) if told.is_news(&finding) => print(&line(printing, &finding))?,
+            Ok(Some(finding)) if shown.is_news(&finding) => print(&line(printing, &finding))?,
             Ok(Some(_)) => {}
             Ok(None) => {
                 return Err(Failure::Unreachable(format!("{}: it ended the stream", &**server)));
@@ -291,17 +291,17 @@ mod tests {
 
     #[test]
     fn another_servers_count_is_no_news_and_another_version_is() {
-        let mut told = Told::default();
+        let mut shown = ShownFindings::default();
         let finding = Finding { id: "a".into(), summary: "one".into(), revision: 1, ..Finding::default() };
-        assert!(told.is_news(&finding));
-        assert!(!told.is_news(&Finding { revision: 3, published_ns: 9, ..finding.clone() }));
-        assert!(told.is_news(&Finding { summary: "two".into(), ..finding.clone() }));
-        told.shown_from_ns = 8;
-        assert!(!told.is_news(&Finding { id: "old".into(), published_ns: 7, ..finding.clone() }));
-        told.shown_from_ns = 0;
-        for number in 0..TOLD_MAX {
-            assert!(told.is_news(&Finding { id: number.to_string(), ..finding.clone() }));
+        assert!(shown.is_news(&finding));
+        assert!(!shown.is_news(&Finding { revision: 3, published_ns: 9, ..finding.clone() }));
+        assert!(shown.is_news(&Finding { summary: "two".into(), ..finding.clone() }));
+        shown.shown_from_ns = 8;
+        assert!(!shown.is_news(&Finding { id: "old".into(), published_ns: 7, ..finding.clone() }));
+        shown.shown_from_ns = 0;
+        for number in 0..SHOWN_MAX {
+            assert!(shown.is_news(&Finding { id: number.to_string(), ..finding.clone() }));
         }
-        assert_eq!((told.versions.len(), told.oldest_first.len()), (TOLD_MAX, TOLD_MAX), "it is bounded");
+        assert_eq!((shown.versions.len(), shown.oldest_first.len()), (SHOWN_MAX, SHOWN_MAX), "it is bounded");
     }
 }

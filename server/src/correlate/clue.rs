@@ -1,6 +1,6 @@
-//! Signals: what shards tell the finder.
+//! Clues: what shards tell the finder.
 //!
-//! What enters: lethal events, and bursts of bulk events of one entity. What must hold: a signal stands for itself; every name
+//! What enters: lethal events, and bursts of bulk events of one entity. What must hold: a clue stands for itself; every name
 //! is resolved and the entity described, so that the frame it came from can go.
 
 use std::fmt;
@@ -13,13 +13,13 @@ use super::field_name::FieldName;
 pub use super::limit_level::{LimitLevel, is_pod_cgroup};
 use super::topology::EntityInfo;
 
-macro_rules! signal_kinds {
+macro_rules! clue_kinds {
     ($($(#[$meta:meta])* $name:ident => $text:literal,)*) => {
-        /// Sorts of signal; patterns name them.
+        /// Sorts of clue; patterns name them.
         #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum SignalKind { $($(#[$meta])* $name,)* }
-        impl SignalKind {
+        pub enum ClueKind { $($(#[$meta])* $name,)* }
+        impl ClueKind {
             /// Every kind, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
             /// The name that patterns and people use.
@@ -30,13 +30,13 @@ macro_rules! signal_kinds {
     };
 }
 
-signal_kinds! {
+clue_kinds! {
     Exec => "exec",
     Exit => "exit",
     Oom => "oom",
-    /// A process signal: SIGKILL and the like.
+    /// A signal: SIGKILL and the like.
     Kill => "signal",
-    /// A process signal reached a process that it ends.
+    /// A signal reached a process that it ends.
     Delivered => "signal_delivered",
     PodState => "pod_state",
     ContainerState => "container_state",
@@ -79,7 +79,7 @@ signal_kinds! {
     SlowShare => "slow_share",
 }
 
-impl SignalKind {
+impl ClueKind {
     /// The kind of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
@@ -93,25 +93,25 @@ impl SignalKind {
 
 /// A set of kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SignalKinds(u64);
+pub struct ClueKinds(u64);
 
-const _: () = assert!(SignalKind::SlowShare as u8 <= 63);
+const _: () = assert!(ClueKind::SlowShare as u8 <= 63);
 
-impl SignalKinds {
+impl ClueKinds {
     /// Every kind.
     pub fn all() -> Self {
-        SignalKind::ALL.iter().copied().collect()
+        ClueKind::ALL.iter().copied().collect()
     }
 
     /// Whether it is in.
     #[inline]
-    pub fn contains(self, kind: SignalKind) -> bool {
+    pub fn contains(self, kind: ClueKind) -> bool {
         self.0 & (1 << kind as u8) != 0
     }
 }
 
-impl FromIterator<SignalKind> for SignalKinds {
-    fn from_iter<I: IntoIterator<Item = SignalKind>>(kinds: I) -> Self {
+impl FromIterator<ClueKind> for ClueKinds {
+    fn from_iter<I: IntoIterator<Item = ClueKind>>(kinds: I) -> Self {
         Self(kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u8))
     }
 }
@@ -134,7 +134,7 @@ impl fmt::Display for EvidenceId {
 
 /// One fact about one entity.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub struct Signal {
+pub struct Clue {
     pub entity: Arc<EntityInfo>,
     /// The subject's process id in the node's namespace, 0 when there is none.
     pub pid: u32,
@@ -143,12 +143,12 @@ pub struct Signal {
     /// The same moment since 1970, by the node's clock.
     pub realtime_ns: u64,
     pub evidence: EvidenceId,
-    pub detail: Detail,
+    pub detail: ClueDetail,
 }
 
-/// What a signal says.
+/// What a clue says.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub enum Detail {
+pub enum ClueDetail {
     Exec(Exec),
     Exit(Exit),
     Oom(Oom),
@@ -160,7 +160,7 @@ pub enum Detail {
 /// What Kubernetes, systemd or the collector said: rare, so its fields are kept by name.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Fact {
-    pub kind: SignalKind,
+    pub kind: ClueKind,
     pub fields: Vec<(FieldName, FactValue)>,
     /// Others that it is about: the workloads that use a ConfigMap, the backends of a Service.
     pub related: Vec<EntityId>,
@@ -325,7 +325,7 @@ impl Oom {
     }
 }
 
-/// A process signal was sent.
+/// A signal was sent.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Kill {
     pub signal: u32,
@@ -345,7 +345,7 @@ pub struct Kill {
     pub repeats: u32,
 }
 
-/// Who sent a process signal, seen from its target.
+/// Who sent a signal, seen from its target.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SenderClass {
     /// The kernel itself: a fault, the OOM killer.
@@ -379,7 +379,7 @@ impl SenderClass {
 /// Bulk events of one kind came faster than is usual.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Burst {
-    pub kind: SignalKind,
+    pub kind: ClueKind,
     /// What its events have in common.
     pub about: About,
     /// Who is at the other end, when the finder knows: `service shop/db`.
@@ -392,7 +392,7 @@ pub struct Burst {
     pub count: u32,
     /// Their stalls, waits or latencies together; 0 where the kind has none.
     pub stall_us: u32,
-    /// From the window's start to this signal.
+    /// From the window's start to this clue.
     pub span_ms: u32,
 }
 
@@ -448,16 +448,16 @@ impl About {
     }
 }
 
-impl Signal {
+impl Clue {
     /// Its kind.
-    pub fn kind(&self) -> SignalKind {
+    pub fn kind(&self) -> ClueKind {
         match &self.detail {
-            Detail::Exec(_) => SignalKind::Exec,
-            Detail::Exit(_) => SignalKind::Exit,
-            Detail::Oom(_) => SignalKind::Oom,
-            Detail::Kill(_) => SignalKind::Kill,
-            Detail::Fact(fact) => fact.kind,
-            Detail::Burst(burst) => burst.kind,
+            ClueDetail::Exec(_) => ClueKind::Exec,
+            ClueDetail::Exit(_) => ClueKind::Exit,
+            ClueDetail::Oom(_) => ClueKind::Oom,
+            ClueDetail::Kill(_) => ClueKind::Kill,
+            ClueDetail::Fact(fact) => fact.kind,
+            ClueDetail::Burst(burst) => burst.kind,
         }
     }
 
@@ -469,11 +469,11 @@ impl Signal {
     /// The process it is about, where it names one.
     pub fn comm(&self) -> Option<&Arc<str>> {
         match &self.detail {
-            Detail::Exec(exec) => Some(&exec.comm),
-            Detail::Exit(exit) => Some(&exit.comm),
-            Detail::Oom(oom) => Some(&oom.comm),
-            Detail::Kill(kill) => Some(&kill.comm),
-            Detail::Fact(_) | Detail::Burst(_) => None,
+            ClueDetail::Exec(exec) => Some(&exec.comm),
+            ClueDetail::Exit(exit) => Some(&exit.comm),
+            ClueDetail::Oom(oom) => Some(&oom.comm),
+            ClueDetail::Kill(kill) => Some(&kill.comm),
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => None,
         }
     }
 
@@ -501,21 +501,21 @@ impl Signal {
     /// The part that the process has in its container.
     pub fn role(&self) -> Role {
         match &self.detail {
-            Detail::Exec(exec) => exec.role,
-            Detail::Exit(exit) => exit.role,
-            Detail::Oom(oom) => oom.role,
-            Detail::Kill(kill) => kill.role,
-            Detail::Fact(_) | Detail::Burst(_) => Role::Unknown,
+            ClueDetail::Exec(exec) => exec.role,
+            ClueDetail::Exit(exit) => exit.role,
+            ClueDetail::Oom(oom) => oom.role,
+            ClueDetail::Kill(kill) => kill.role,
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => Role::Unknown,
         }
     }
 
     fn ns(&self) -> Option<NsPid> {
         match &self.detail {
-            Detail::Exec(exec) => Some(exec.ns),
-            Detail::Exit(exit) => Some(exit.ns),
-            Detail::Oom(oom) => Some(oom.ns),
-            Detail::Kill(kill) => Some(kill.ns),
-            Detail::Fact(_) | Detail::Burst(_) => None,
+            ClueDetail::Exec(exec) => Some(exec.ns),
+            ClueDetail::Exit(exit) => Some(exit.ns),
+            ClueDetail::Oom(oom) => Some(oom.ns),
+            ClueDetail::Kill(kill) => Some(kill.ns),
+            ClueDetail::Fact(_) | ClueDetail::Burst(_) => None,
         }
     }
 }
