@@ -32,8 +32,8 @@ fn observation(detail: &Detail) -> Option<&Observation> {
 }
 
 #[test]
-fn the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time() {
-    if !can_run("the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time", &[]) {
+fn a_signals_sender_and_its_victims_limit_are_read() {
+    if !can_run("a_signals_sender_and_its_victims_limit_are_read", &[]) {
         return;
     }
     let mut lab = Lab::new();

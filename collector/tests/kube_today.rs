@@ -113,7 +113,7 @@ fn told(steps: Vec<Value>, stuck_after: Duration, until: &[&str]) -> Rig {
 const LONG: Duration = Duration::from_secs(3600);
 
 #[test]
-fn a_modern_pod_is_named_with_its_sidecar_and_its_debugger_and_nothing_is_wrong_with_it() {
+fn a_modern_pods_sidecar_and_debugger_are_named() {
     let rig = told(Vec::new(), LONG, &["container shop/cart-1/debugger", "role=2"]);
     assert_eq!(rig.count(&["container shop/cart-1/proxy", "state=2", "role=1"]), 1, "{:#?}", rig.told);
     assert_eq!(rig.count(&["container shop/cart-1/web", "state=2", "role=0"]), 1);
@@ -121,7 +121,7 @@ fn a_modern_pod_is_named_with_its_sidecar_and_its_debugger_and_nothing_is_wrong_
 }
 
 #[test]
-fn a_resize_that_is_refused_is_told_and_over_when_it_is_taken_back() {
+fn a_refused_resize_is_reported_until_taken_back() {
     let mut refused = modern(11);
     let message = "Node didn't have enough capacity: memory, requested: 4718592000, capacity: 4294967296";
     refused["status"]["conditions"] = json!([
@@ -144,7 +144,7 @@ fn a_resize_that_is_refused_is_told_and_over_when_it_is_taken_back() {
 }
 
 #[test]
-fn all_containers_that_are_started_anew_are_told() {
+fn a_restart_of_all_containers_is_reported() {
     let mut restarting = modern(11);
     restarting["status"]["conditions"] = json!([condition("AllContainersRestarting", "True", "", "")]);
     let rig = told(vec![restarting, modern(12)], LONG, &["object Pod cart-1 AllContainersRestarting gone=true"]);
@@ -152,7 +152,7 @@ fn all_containers_that_are_started_anew_are_told() {
 }
 
 #[test]
-fn a_volume_whose_image_cannot_be_had_is_not_taken_for_the_containers_image() {
+fn a_volumes_missing_image_is_not_the_containers_image() {
     let mut waiting = modern(11);
     let status = &mut waiting["status"]["containerStatuses"][0];
     status["ready"] = json!(false);
@@ -166,7 +166,7 @@ fn a_volume_whose_image_cannot_be_had_is_not_taken_for_the_containers_image() {
 }
 
 #[test]
-fn an_eviction_through_the_api_is_told_by_its_condition() {
+fn an_eviction_through_the_api_is_reported_by_its_condition() {
     let mut evicted = modern(11);
     evicted["metadata"]["deletionTimestamp"] = json!(ago(0));
     evicted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
@@ -177,7 +177,7 @@ fn an_eviction_through_the_api_is_told_by_its_condition() {
 }
 
 #[test]
-fn a_pod_that_waits_for_its_readiness_gate_is_told_and_its_sidecar_is_not() {
+fn a_pod_waiting_for_its_readiness_gate_is_reported() {
     let mut unready = modern(11);
     let message = "corresponding condition of pod readiness gate \"example.com/lb\" does not exist";
     unready["status"]["conditions"] = json!([condition("Ready", "False", "ReadinessGatesNotReady", message)]);
@@ -187,7 +187,7 @@ fn a_pod_that_waits_for_its_readiness_gate_is_told_and_its_sidecar_is_not() {
 }
 
 #[test]
-fn a_job_that_its_failure_policy_ended_has_that_for_its_reason() {
+fn a_job_ended_by_its_failure_policy_says_so() {
     let job = json!({
         "metadata": {"name": "import", "namespace": "shop", "uid": "j1", "resourceVersion": "5", "generation": 1},
         "spec": {

@@ -64,12 +64,12 @@ fn expires(expired: impl Fn() -> Answer + Send + 'static) {
 }
 
 #[test]
-fn a_410_in_the_middle_of_a_watch_brings_a_relist_with_deletes_and_a_gap() {
+fn a_410_within_a_watch_brings_relist_and_gap() {
     expires(|| Answer::Lines(vec![error(410, "Expired")]));
 }
 
 #[test]
-fn a_410_as_status_brings_a_relist_with_deletes_and_a_gap() {
+fn a_410_as_status_brings_a_relist_and_a_gap() {
     expires(|| Answer::Refused(410, None));
 }
 
@@ -104,7 +104,7 @@ fn server_errors_are_retried_ever_less_often() {
 }
 
 #[test]
-fn a_watch_that_ends_at_once_again_and_again_is_no_busy_loop() {
+fn a_watch_that_ends_at_once_is_no_busy_loop() {
     let api = only_pods(|asked| match asked.is_watch() {
         false => list(10, vec![pod(1, 5)]),
         true => Answer::Lines(Vec::new()),
@@ -160,7 +160,7 @@ fn a_long_list_is_read_page_by_page() {
 }
 
 #[test]
-fn after_a_restart_old_deaths_are_not_told_again() {
+fn after_a_restart_old_deaths_are_not_reported_again() {
     let api = only_pods(|asked| match asked.is_watch() {
         false => list(10, vec![ended_pod(1, 5, "OOMKilled", 137, &ago(3600)), ended_pod(2, 6, "Error", 1, &ago(5))]),
         true => Answer::Silent,
@@ -173,7 +173,7 @@ fn after_a_restart_old_deaths_are_not_told_again() {
 }
 
 #[test]
-fn a_death_is_told_once_as_the_present_or_as_the_last_state() {
+fn a_death_is_reported_once_as_present_or_last_state() {
     let finished = ago(1);
     let dead = ended_pod(1, 11, "OOMKilled", 137, &finished);
     let mut waiting = dead.clone();
@@ -203,7 +203,7 @@ fn a_death_is_told_once_as_the_present_or_as_the_last_state() {
 }
 
 #[test]
-fn deletion_and_eviction_are_told_and_names_outlive_the_pod() {
+fn deletion_and_eviction_are_reported_and_names_outlive_the_pod() {
     let mut evicted = pod(1, 11);
     evicted["status"]["phase"] = json!("Failed");
     evicted["status"]["reason"] = json!("Evicted");
@@ -226,7 +226,7 @@ fn deletion_and_eviction_are_told_and_names_outlive_the_pod() {
 }
 
 #[test]
-fn excluded_namespaces_are_named_but_not_told() {
+fn excluded_namespaces_are_named_but_not_reported() {
     let api = only_pods(|asked| match asked.is_watch() {
         false => {
             let mut of_system = pod(1, 5);
@@ -281,7 +281,7 @@ pub fn elected(mut script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Api
 }
 
 #[test]
-fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
+fn one_leads_at_a_time_until_it_falls_silent() {
     let store = Arc::new(LeaseStore::default());
     let is_cut_off = Arc::new(AtomicBool::new(false));
     let (kept, cut_off) = (Arc::clone(&store), Arc::clone(&is_cut_off));
@@ -335,7 +335,7 @@ fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
 const COLLECTORS: u64 = 5000;
 
 #[test]
-fn five_thousand_collectors_read_the_lease_a_few_times_a_second_and_the_next_leads_within_the_bound() {
+fn five_thousand_collectors_read_the_lease_rarely() {
     let store = Arc::new(LeaseStore::default());
     let kept = Arc::clone(&store);
     let api = Api::start(move |asked| kept.answer(asked));
@@ -423,7 +423,7 @@ fn kube_event(count: u32, last: &str, version: u64) -> Value {
 }
 
 #[test]
-fn the_elected_one_tells_what_concerns_the_cluster() {
+fn the_elected_collector_reports_what_concerns_the_cluster() {
     let store = LeaseStore::default();
     let api = Api::start(move |asked| {
         if asked.path.contains("/leases") {
@@ -526,7 +526,7 @@ fn the_elected_one_tells_what_concerns_the_cluster() {
 }
 
 #[test]
-fn on_a_new_stream_the_present_states_are_told_again_without_any_change() {
+fn a_new_stream_gets_the_present_states_again() {
     let store = LeaseStore::default();
     let ended = ago(1);
     // Made once: a run that began at another time is another run.

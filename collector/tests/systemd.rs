@@ -72,8 +72,8 @@ fn failed(lab: &mut Lab, unit: &str) -> (Seen, UnitState) {
 }
 
 #[test]
-fn failures_restarts_and_start_limits_are_told_of_the_entity_that_the_kernel_names() {
-    let test = "failures_restarts_and_start_limits_are_told_of_the_entity_that_the_kernel_names";
+fn failures_and_restarts_have_the_kernels_entity() {
+    let test = "failures_and_restarts_have_the_kernels_entity";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -123,8 +123,8 @@ fn failures_restarts_and_start_limits_are_told_of_the_entity_that_the_kernel_nam
 }
 
 #[test]
-fn a_unit_that_runs_out_of_memory_is_told_with_its_signal() {
-    let test = "a_unit_that_runs_out_of_memory_is_told_with_its_signal";
+fn a_unit_out_of_memory_is_reported_with_its_signal() {
+    let test = "a_unit_out_of_memory_is_reported_with_its_signal";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -149,8 +149,8 @@ fn a_unit_that_runs_out_of_memory_is_told_with_its_signal() {
 }
 
 #[test]
-fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
-    let test = "a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it";
+fn a_bus_that_restarts_leaves_a_gap_only() {
+    let test = "a_bus_that_restarts_leaves_a_gap_only";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -189,8 +189,8 @@ fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
 }
 
 #[test]
-fn while_there_is_no_bus_it_says_what_it_waits_for() {
-    let test = "while_there_is_no_bus_it_says_what_it_waits_for";
+fn without_a_bus_it_says_what_it_waits_for() {
+    let test = "without_a_bus_it_says_what_it_waits_for";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -261,8 +261,8 @@ fn the_collector_runs_it_or_says_why_not() {
 }
 
 #[test]
-fn units_that_are_left_out_bring_nothing_forth_and_are_counted() {
-    let test = "units_that_are_left_out_bring_nothing_forth_and_are_counted";
+fn excluded_units_emit_nothing_and_are_counted() {
+    let test = "excluded_units_emit_nothing_and_are_counted";
     if !can_run(test, &SYSTEMD) {
         return;
     }

@@ -149,12 +149,12 @@ fn skip(test: &str, needs: &str) {
 }
 
 #[test]
-fn a_full_table_of_connections_is_found_with_its_top_talker() {
+fn a_full_connection_table_is_found_with_its_top_talker() {
     let _turn = lab::alone();
-    if !can_run("a_full_table_of_connections_is_found_with_its_top_talker", &[lab::Need::Root]) {
+    if !can_run("a_full_connection_table_is_found_with_its_top_talker", &[lab::Need::Root]) {
         return;
     }
-    let Some((namespace, bound)) = namespace("a_full_table_of_connections_is_found_with_its_top_talker") else {
+    let Some((namespace, bound)) = namespace("a_full_connection_table_is_found_with_its_top_talker") else {
         return;
     };
     // The node whose /proc this is has that process as its first one.
@@ -268,9 +268,9 @@ fn tell_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
 }
 
 #[test]
-fn whose_connections_a_full_table_costs_is_told_of_the_workload() {
+fn a_full_table_names_the_workload_that_loses_connections() {
     let _turn = lab::alone();
-    let test = "whose_connections_a_full_table_costs_is_told_of_the_workload";
+    let test = "a_full_table_names_the_workload_that_loses_connections";
     if !can_run(test, &[lab::Need::Root, lab::Need::Cgroups, lab::Need::Bpf]) {
         return;
     }
@@ -280,7 +280,7 @@ fn whose_connections_a_full_table_costs_is_told_of_the_workload() {
 }
 
 #[test]
-fn a_node_without_a_table_of_connections_says_so_to_whoever_asks_the_server() {
+fn a_node_without_a_connection_table_says_so() {
     let _turn = lab::beside();
     let root = tempfile::tempdir().expect("a folder");
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));

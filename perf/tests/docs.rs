@@ -231,7 +231,7 @@ fn every_command_that_is_shown_exists() {
 }
 
 #[test]
-fn every_pattern_is_told_of_and_no_other() {
+fn every_pattern_is_documented_and_no_other() {
     let folder = pages::root().join("server/patterns");
     let files = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path());
     let texts = files.map(|path| fs::read_to_string(path).expect("a pattern"));
@@ -280,7 +280,7 @@ fn refusal(signal: &str, field: &str) -> String {
 }
 
 #[test]
-fn every_field_that_a_pattern_may_use_is_in_the_tables() {
+fn every_field_of_patterns_is_in_the_tables() {
     let page = pages::read("docs/patterns.md");
     let tables = page.split_once("## Keys").expect("the section").0;
     let names = |said: &str, before: &str| -> Vec<String> {

@@ -47,8 +47,8 @@ fn tell_of_a_system_oom(victim: &str) {
 }
 
 #[test]
-fn what_befalls_real_pods_is_told_with_their_names() {
-    if !has_node("what_befalls_real_pods_is_told_with_their_names") {
+fn failures_of_real_pods_are_reported_with_their_names() {
+    if !has_node("failures_of_real_pods_are_reported_with_their_names") {
         return;
     }
     let tapio = Beside::start();

@@ -21,8 +21,8 @@ const AUDIENCE: &str = "tapio-server";
 const ELSEWHERE: &str = "tapio-test-elsewhere";
 
 #[test]
-fn production_explains_a_kill_and_lets_in_only_whom_its_tokens_name() {
-    if !has_node("production_explains_a_kill_and_lets_in_only_whom_its_tokens_name") {
+fn production_explains_a_kill_and_checks_tokens() {
+    if !has_node("production_explains_a_kill_and_checks_tokens") {
         return;
     }
     let operator = Operator::new();

@@ -183,8 +183,8 @@ fn is_wrong(finding: &Value, namespace: &str) -> Option<String> {
 }
 
 #[test]
-fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
-    if !has_node("pods_whose_deaths_are_easily_told_wrong_are_told_right") {
+fn deaths_that_are_easily_misjudged_are_explained_correctly() {
+    if !has_node("deaths_that_are_easily_misjudged_are_explained_correctly") {
         return;
     }
     let tapio = Beside::start();

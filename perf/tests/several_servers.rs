@@ -40,9 +40,9 @@ fn two_servers(with_log: bool) -> (LoadReport, ClusterReport) {
 }
 
 #[test]
-fn two_servers_with_a_log_share_a_load_and_find_the_same() {
+fn two_servers_with_a_log_find_the_same() {
     let _turn = lab::alone();
-    if !can_run("two_servers_with_a_log_share_a_load_and_find_the_same", &[Nats]) {
+    if !can_run("two_servers_with_a_log_find_the_same", &[Nats]) {
         return;
     }
     let (report, cluster) = two_servers(true);
@@ -62,7 +62,7 @@ fn two_servers_with_a_log_share_a_load_and_find_the_same() {
 }
 
 #[test]
-fn without_a_log_each_server_finds_what_its_own_nodes_tell() {
+fn without_a_log_servers_find_what_their_nodes_report() {
     let _turn = lab::alone();
     let (report, cluster) = two_servers(false);
     assert!(cluster.log.is_none() && cluster.findings.is_none() && report.is_sound(), "{report}");
@@ -95,9 +95,9 @@ fn one_command_compares_acknowledgements_with_and_without_the_log() {
 }
 
 #[test]
-fn one_command_compares_how_long_findings_take_with_and_without_the_log() {
+fn one_command_compares_latency_with_and_without_the_log() {
     let _turn = lab::alone();
-    if !can_run("one_command_compares_how_long_findings_take_with_and_without_the_log", &[Nats, Cgroups, Bpf]) {
+    if !can_run("one_command_compares_latency_with_and_without_the_log", &[Nats, Cgroups, Bpf]) {
         return;
     }
     let words = "inject kill --measure --servers 2 --compare-log 1 --repeat 2 --interval 10ms --keep-time 10ms";

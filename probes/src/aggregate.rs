@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_adds_the_cpus_up_and_one_that_counted_nothing_is_none() {
+    fn a_histogram_sums_the_cpus_and_skips_empty_ones() {
         let interval = Interval { start_ns: 100, end_ns: 350 };
         let (first, second) = (sums(10, 7, 0, 2), sums(5000, 4000, 31, 1));
         let mut record = Vec::new();

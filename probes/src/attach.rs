@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_that_a_signal_interrupted_is_tried_again_and_another_failure_is_not() {
+    fn only_an_interrupted_load_is_tried_again() {
         let failed = |errno: Errno| ProgramError::IOError(errno.into());
         let mut tries = 0;
         let mut interrupted_often = || {

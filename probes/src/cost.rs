@@ -178,16 +178,16 @@ mod tests {
     use crate::object::PROGRAMS;
 
     #[test]
-    fn what_the_kernel_measured_is_read_from_what_it_says_of_a_program() {
+    fn run_time_is_read_from_a_programs_fdinfo() {
         let text = "pos:\t0\nprog_type:\t17\nrun_time_ns:\t1234\nrun_cnt:\t5\nrecursion_misses:\t0\n";
         assert_eq!(parse(text), Some(RunTime { runs: 5, ns: 1234 }));
         assert_eq!(parse("prog_type:\t17\n"), None);
     }
 
     #[test]
-    fn what_to_compare_with_runs_at_its_hook_and_is_measured() {
+    fn the_yardstick_runs_at_its_hook_and_is_measured() {
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP what_to_compare_with_runs_at_its_hook_and_is_measured: needs root and BPF");
+            println!("SKIP the_yardstick_runs_at_its_hook_and_is_measured: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }

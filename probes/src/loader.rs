@@ -540,7 +540,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ring_sizes_are_rounded_up_to_a_power_of_two_of_pages() {
+    fn ring_sizes_are_rounded_up_to_powers_of_two() {
         let page = u32::try_from(rustix::param::page_size()).unwrap();
         assert_eq!(ring_bytes(1).unwrap(), page);
         assert_eq!(ring_bytes(page + 1).unwrap(), page * 2);
@@ -557,9 +557,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tracepoint_is_told_and_stops_no_other_program() {
+    fn a_missing_tracepoint_is_reported_and_stops_no_other_program() {
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP a_missing_tracepoint_is_told_and_stops_no_other_program: needs root and BPF");
+            println!("SKIP a_missing_tracepoint_is_reported_and_stops_no_other_program: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }

@@ -45,8 +45,8 @@ fn run(command: &mut Command) -> u32 {
 }
 
 #[test]
-fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
-    if !can_run("a_child_that_ends_with_code_3_has_an_exec_and_one_exit") {
+fn a_child_has_one_exec_and_exit_with_its_code() {
+    if !can_run("a_child_has_one_exec_and_exit_with_its_code") {
         return;
     }
     let mut session = Session::start();
@@ -79,8 +79,8 @@ fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
 }
 
 #[test]
-fn a_process_whose_leader_dies_first_ends_once_with_the_groups_code() {
-    if !can_run("a_process_whose_leader_dies_first_ends_once_with_the_groups_code") {
+fn a_process_whose_leader_dies_first_ends_once() {
+    if !can_run("a_process_whose_leader_dies_first_ends_once") {
         return;
     }
     let mut session = Session::start();
@@ -165,8 +165,8 @@ fn signals_outside_the_mask_are_not_recorded() {
 }
 
 #[test]
-fn the_readers_own_signals_are_not_recorded_but_its_end_is() {
-    if !can_run("the_readers_own_signals_are_not_recorded_but_its_end_is") {
+fn of_the_reader_only_its_end_is_recorded() {
+    if !can_run("of_the_reader_only_its_end_is_recorded") {
         return;
     }
     let mut own = Killed(victim("sleep").spawn().unwrap());
@@ -230,8 +230,8 @@ fn an_oom_kill_by_the_pods_limit_names_the_pod() {
 }
 
 #[test]
-fn an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory() {
-    if !can_run("an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory") {
+fn an_oom_kill_distinguishes_victim_and_allocating_task() {
+    if !can_run("an_oom_kill_distinguishes_victim_and_allocating_task") {
         return;
     }
     let mut session = Session::start();
@@ -264,8 +264,8 @@ fn hold(container: &Container) -> Killed {
 
 /// The kernel looks whether the limit is full, prints what it knows, which takes long on a slow console, and then chooses.
 #[test]
-fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was_full() {
-    if !can_run("a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was_full") {
+fn the_full_limit_is_named_though_it_has_room_again() {
+    if !can_run("the_full_limit_is_named_though_it_has_room_again") {
         return;
     }
     let mut session = Session::start();
@@ -291,8 +291,8 @@ fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was
 }
 
 #[test]
-fn a_cgroup_is_told_with_its_path_when_made_and_when_removed() {
-    if !can_run("a_cgroup_is_told_with_its_path_when_made_and_when_removed") {
+fn made_and_removed_cgroups_are_reported_with_their_path() {
+    if !can_run("made_and_removed_cgroups_are_reported_with_their_path") {
         return;
     }
     let mut session = Session::start();
@@ -314,8 +314,8 @@ fn a_cgroup_is_told_with_its_path_when_made_and_when_removed() {
 }
 
 #[test]
-fn a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup() {
-    if !can_run("a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup") {
+fn a_version_2_root_task_has_its_version_1_cgroup() {
+    if !can_run("a_version_2_root_task_has_its_version_1_cgroup") {
         return;
     }
     let container = Container::make(4);

@@ -71,8 +71,8 @@ fn a_refused_connection_names_who_tried_and_where() {
 }
 
 #[test]
-fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
-    if !can_run("a_connection_is_told_by_both_sides_when_made_and_when_closed") {
+fn both_sides_report_a_connection_made_and_closed() {
+    if !can_run("both_sides_report_a_connection_made_and_closed") {
         return;
     }
     let mut session = start_with_own_traffic();
@@ -114,8 +114,8 @@ fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
 }
 
 #[test]
-fn a_connection_that_nobody_answers_is_tried_again_and_times_out() {
-    if !can_run("a_connection_that_nobody_answers_is_tried_again_and_times_out") {
+fn an_unanswered_connection_is_tried_again_and_times_out() {
+    if !can_run("an_unanswered_connection_is_tried_again_and_times_out") {
         return;
     }
     let mut session = Session::start();
@@ -141,8 +141,8 @@ fn a_connection_that_nobody_answers_is_tried_again_and_times_out() {
 }
 
 #[test]
-fn a_connection_that_is_reset_is_told_by_both_sides() {
-    if !can_run("a_connection_that_is_reset_is_told_by_both_sides") {
+fn a_connection_that_is_reset_is_reported_by_both_sides() {
+    if !can_run("a_connection_that_is_reset_is_reported_by_both_sides") {
         return;
     }
     let mut session = start_with_own_traffic();
@@ -199,8 +199,8 @@ fn the_readers_own_connections_are_not_recorded() {
 }
 
 #[test]
-fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
-    if !can_run("a_container_at_its_limit_reclaims_in_a_burst_before_it_dies") {
+fn a_container_at_its_limit_reclaims_before_it_dies() {
+    if !can_run("a_container_at_its_limit_reclaims_before_it_dies") {
         return;
     }
     let burst_ns = 20_000;
@@ -209,8 +209,8 @@ fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
 }
 
 #[test]
-fn stalls_too_short_for_a_burst_are_told_when_the_oom_killer_comes() {
-    if can_run("stalls_too_short_for_a_burst_are_told_when_the_oom_killer_comes") {
+fn short_stalls_are_reported_when_the_oom_killer_comes() {
+    if can_run("short_stalls_are_reported_when_the_oom_killer_comes") {
         let reclaims = stalls_before_the_oom_kill(8, u64::MAX >> 1);
         assert_eq!(reclaims.len(), 1);
     }
@@ -240,8 +240,8 @@ fn stalls_before_the_oom_kill(number: u32, reclaim_burst_ns: u64) -> Vec<Reclaim
 }
 
 #[test]
-fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run() {
-    if !can_run("what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run") {
+fn sampled_events_are_counted_and_sampling_can_change() {
+    if !can_run("sampled_events_are_counted_and_sampling_can_change") {
         return;
     }
     let others = ["tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(str::to_owned).to_vec();

@@ -91,8 +91,8 @@ fn write(device: &Path) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_disk_that_stalls_and_a_disk_that_fails_are_told_with_device_time_and_error() {
-    if !can_run("a_disk_that_stalls_and_a_disk_that_fails_are_told_with_device_time_and_error") {
+fn stalling_and_failing_disks_are_reported() {
+    if !can_run("stalling_and_failing_disks_are_reported") {
         return;
     }
     let Some(stack) = Stack::make() else {

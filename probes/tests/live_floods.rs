@@ -39,8 +39,8 @@ fn look(shares: &mut Shares, now_ns: u64, told: &mut HashMap<u64, u64>) -> usize
 }
 
 #[test]
-fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told_by_cgroup() {
-    if !can_run("loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told_by_cgroup") {
+fn floods_crowd_out_no_death_and_are_reported_by_cgroup() {
+    if !can_run("floods_crowd_out_no_death_and_are_reported_by_cgroup") {
         return;
     }
     // Low enough for the slowest loop on a machine that is emulated.

@@ -62,9 +62,9 @@ fn lookups(session: &mut Session, id: u64) -> Histogram {
 }
 
 #[test]
-fn a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_only_counted() {
+fn failed_lookups_are_reported_and_good_ones_counted() {
     const AAAA: u16 = 28;
-    if !can_run("a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_only_counted") {
+    if !can_run("failed_lookups_are_reported_and_good_ones_counted") {
         return;
     }
     let mut session = Session::start();
@@ -90,8 +90,8 @@ fn a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_on
 }
 
 #[test]
-fn a_slow_answer_is_told_with_its_latency() {
-    if !can_run("a_slow_answer_is_told_with_its_latency") {
+fn a_slow_answer_is_reported_with_its_latency() {
+    if !can_run("a_slow_answer_is_reported_with_its_latency") {
         return;
     }
     let tuning = Tuning { dns_slow_ns: 150_000_000, ..Tuning::default() };
@@ -106,8 +106,8 @@ fn a_slow_answer_is_told_with_its_latency() {
 }
 
 #[test]
-fn a_query_that_nobody_answers_is_told_once_after_the_timeout() {
-    if !can_run("a_query_that_nobody_answers_is_told_once_after_the_timeout") {
+fn an_unanswered_query_is_reported_once_after_the_timeout() {
+    if !can_run("an_unanswered_query_is_reported_once_after_the_timeout") {
         return;
     }
     let dns_timeout = Duration::from_millis(300);
@@ -133,9 +133,9 @@ fn a_query_that_nobody_answers_is_told_once_after_the_timeout() {
 }
 
 #[test]
-fn a_full_listen_queue_is_told_with_the_listener() {
+fn a_full_listen_queue_is_reported_with_the_listener() {
     const LISTEN_OVERFLOW: u8 = 9;
-    if !can_run("a_full_listen_queue_is_told_with_the_listener") {
+    if !can_run("a_full_listen_queue_is_reported_with_the_listener") {
         return;
     }
     let mut session = Session::start();
@@ -186,10 +186,10 @@ fn dropped_packets_are_counted_exactly_by_reason_and_cgroup() {
 }
 
 #[test]
-fn a_connection_whose_segments_are_lost_retransmits_and_times_out_and_the_drops_say_why() {
+fn lost_segments_retransmit_and_drops_say_why() {
     const TIMED_OUT: u8 = 3;
     const RETRANSMITTED: u8 = 5;
-    if !can_run("a_connection_whose_segments_are_lost_retransmits_and_times_out_and_the_drops_say_why") {
+    if !can_run("lost_segments_retransmit_and_drops_say_why") {
         return;
     }
     let mut session = Session::start();
@@ -243,8 +243,8 @@ fn the_histogram_of_a_block_device_counts_every_io_once() {
 }
 
 #[test]
-fn stalls_too_short_for_a_burst_are_told_with_the_sums() {
-    if !can_run("stalls_too_short_for_a_burst_are_told_with_the_sums") {
+fn short_stalls_are_reported_with_the_sums() {
+    if !can_run("short_stalls_are_reported_with_the_sums") {
         return;
     }
     let path = std::env::temp_dir().join(format!("tapio-read-{}", std::process::id()));
@@ -265,7 +265,7 @@ fn stalls_too_short_for_a_burst_are_told_with_the_sums() {
     let status = (!is_memory).then(|| container.spawn(&format!("read {}", path.display())).0.wait().unwrap());
     fs::remove_file(&path).unwrap();
     let Some(status) = status else {
-        println!("SKIP stalls_too_short_for_a_burst_are_told_with_the_sums: needs a temporary directory on a disk");
+        println!("SKIP short_stalls_are_reported_with_the_sums: needs a temporary directory on a disk");
         return;
     };
     assert!(status.success());

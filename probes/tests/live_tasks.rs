@@ -58,8 +58,8 @@ impl Drop for Directory {
 }
 
 #[test]
-fn a_fork_names_the_child_and_its_parent_and_threads_are_none() {
-    if !can_run("a_fork_names_the_child_and_its_parent_and_threads_are_none") {
+fn a_fork_names_child_and_parent_and_threads_are_none() {
+    if !can_run("a_fork_names_child_and_parent_and_threads_are_none") {
         return;
     }
     let mut session = Session::start();
@@ -83,8 +83,8 @@ fn a_fork_names_the_child_and_its_parent_and_threads_are_none() {
 }
 
 #[test]
-fn an_exec_tells_its_path_and_arguments_only_when_asked_for() {
-    if !can_run("an_exec_tells_its_path_and_arguments_only_when_asked_for") {
+fn an_exec_has_its_arguments_only_when_asked_for() {
+    if !can_run("an_exec_has_its_arguments_only_when_asked_for") {
         return;
     }
     let mut session = Session::start();
@@ -118,8 +118,8 @@ fn an_exec_tells_its_path_and_arguments_only_when_asked_for() {
 }
 
 #[test]
-fn a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has() {
-    if !can_run("a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has") {
+fn a_fatal_signal_is_reported_once_for_all_threads() {
+    if !can_run("a_fatal_signal_is_reported_once_for_all_threads") {
         return;
     }
     let mut session = Session::start();
@@ -152,8 +152,8 @@ fn a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has() {
 }
 
 #[test]
-fn a_signal_that_a_process_handles_is_not_told_as_its_end() {
-    if !can_run("a_signal_that_a_process_handles_is_not_told_as_its_end") {
+fn a_handled_signal_is_not_reported_as_an_end() {
+    if !can_run("a_handled_signal_is_not_reported_as_an_end") {
         return;
     }
     let mut session = Session::start();
@@ -166,8 +166,8 @@ fn a_signal_that_a_process_handles_is_not_told_as_its_end() {
 }
 
 #[test]
-fn a_flood_of_a_signal_that_is_handled_is_told_once_a_second() {
-    if !can_run("a_flood_of_a_signal_that_is_handled_is_told_once_a_second") {
+fn a_flood_of_handled_signals_is_reported_once_a_second() {
+    if !can_run("a_flood_of_handled_signals_is_reported_once_a_second") {
         return;
     }
     let mut session = Session::start();
@@ -194,9 +194,9 @@ fn a_flood_of_a_signal_that_is_handled_is_told_once_a_second() {
 }
 
 #[test]
-fn waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup() {
+fn long_waits_for_a_cpu_are_reported_and_summed() {
     const RUN_QUEUE: u8 = 2;
-    if !can_run("waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup") {
+    if !can_run("long_waits_for_a_cpu_are_reported_and_summed") {
         return;
     }
     let slow_ns = 500_000;
@@ -240,8 +240,8 @@ fn failures(session: &mut Session, container: &Container, how: &str, errno: u32)
 }
 
 #[test]
-fn running_out_of_descriptors_is_told_at_once_and_then_counted() {
-    if !can_run("running_out_of_descriptors_is_told_at_once_and_then_counted") {
+fn running_out_of_descriptors_is_reported_once_then_counted() {
+    if !can_run("running_out_of_descriptors_is_reported_once_then_counted") {
         return;
     }
     let mut session = start_everything(everything(Tuning::default()));
@@ -252,8 +252,8 @@ fn running_out_of_descriptors_is_told_at_once_and_then_counted() {
 }
 
 #[test]
-fn eagain_counts_where_a_process_could_not_be_made_and_nowhere_else() {
-    if !can_run("eagain_counts_where_a_process_could_not_be_made_and_nowhere_else") {
+fn eagain_counts_only_where_a_fork_failed() {
+    if !can_run("eagain_counts_only_where_a_fork_failed") {
         return;
     }
     let mut session = start_everything(everything(Tuning::default()));
@@ -263,8 +263,8 @@ fn eagain_counts_where_a_process_could_not_be_made_and_nowhere_else() {
 }
 
 #[test]
-fn opening_what_is_audited_is_told_and_what_is_not_is_not() {
-    if !can_run("opening_what_is_audited_is_told_and_what_is_not_is_not") {
+fn only_opens_of_audited_paths_are_reported() {
+    if !can_run("only_opens_of_audited_paths_are_reported") {
         return;
     }
     let directory = Directory::make("audit");
@@ -301,8 +301,8 @@ fn opening_what_is_audited_is_told_and_what_is_not_is_not() {
 }
 
 #[test]
-fn kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted() {
-    if !can_run("kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted") {
+fn kinds_and_cgroups_are_switched_at_run_time() {
+    if !can_run("kinds_and_cgroups_are_switched_at_run_time") {
         return;
     }
     let mut session = Session::start();
@@ -332,8 +332,8 @@ fn kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted(
 }
 
 #[test]
-fn a_lethal_kind_that_is_not_wanted_at_the_start_is_not_told() {
-    if !can_run("a_lethal_kind_that_is_not_wanted_at_the_start_is_not_told") {
+fn a_lethal_kind_disabled_at_the_start_is_not_reported() {
+    if !can_run("a_lethal_kind_disabled_at_the_start_is_not_reported") {
         return;
     }
     let config = LoadConfig { lethal_kinds_off: kinds([Kind::Exec]), ..LoadConfig::default() };

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bulk_rings_take_at_most_a_quarter_of_the_internal_budget_unless_that_is_too_little() {
+    fn bulk_rings_take_at_most_a_quarter_of_the_budget() {
         let cpus = tapio_probes::possible_cpus().expect("/sys is mounted");
         for max_memory_mb in [16, 100, 500, 4000] {
             let mut config = Config::default();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_harmless_to_be_kept_is_switched_off_in_the_kernel() {
+    fn kinds_below_the_least_severity_are_off_in_the_kernel() {
         let mut config = Config::default();
         assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
         config.pipeline.filter_config.min_severity = crate::settings::severity::Severity::Medium;

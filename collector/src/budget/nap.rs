@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_rate_seen_no_ring_becomes_more_than_a_quarter_full() {
+    fn at_the_rate_seen_rings_stay_three_quarters_empty() {
         for rate in [5_000.0, 50_000.0, 200_000.0] {
             let longest = naps(rate, 4096).into_iter().skip(100).max().expect("naps");
             assert!(longest.as_secs_f64() * rate <= 250.0 * 1.01, "{rate}: {longest:?}");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn while_next_to_nothing_comes_and_nothing_waits_the_next_event_wakes() {
+    fn when_idle_the_next_event_wakes() {
         let mut nap = Nap::new(LINGER);
         let start = nap.looked;
         nap.saw(start + DUE, 1, 1, 0.001);

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_line_that_a_program_wrote_nothing_is_left_from_a_secret_on() {
+    fn a_programs_line_is_cut_at_the_first_secret() {
         let redactor = Redactor::default();
         for (line, told) in [
             ("no such table: carts", "no such table: carts"),

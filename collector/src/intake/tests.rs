@@ -43,7 +43,7 @@ fn dropped(intake: &Intake, stage: Stage, reason: Reason) -> u64 {
 }
 
 #[test]
-fn an_urgent_batch_leaves_at_once_and_a_healthy_end_waits() {
+fn urgent_batches_leave_at_once_and_healthy_ends_wait() {
     let mut intake = intake(10, 4);
     let mut pass = intake.begin();
     pass.accept(&exit(0));
@@ -58,7 +58,7 @@ fn an_urgent_batch_leaves_at_once_and_a_healthy_end_waits() {
 }
 
 #[test]
-fn bulk_that_would_soon_go_by_itself_goes_along_with_what_is_urgent() {
+fn old_bulk_leaves_together_with_an_urgent_batch() {
     let mut intake = intake(10, 4);
     let mut lanes = |since: Duration| {
         let mut pass = intake.begin();
@@ -74,7 +74,7 @@ fn bulk_that_would_soon_go_by_itself_goes_along_with_what_is_urgent() {
 }
 
 #[test]
-fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age() {
+fn a_nap_counts_as_age_of_a_full_batch() {
     let mut intake = intake(1000, 4);
     assert_eq!(intake.missing(), 1000, "while few come, a full batch");
     intake.expect(MANY_PER_SECOND);
@@ -101,7 +101,7 @@ fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age(
 }
 
 #[test]
-fn without_room_nothing_is_taken_and_after_a_while_bulk_yields_to_lethal() {
+fn without_room_bulk_yields_to_lethal_after_a_while() {
     let mut intake = intake(2, 1);
     for _ in 0..2 {
         let mut pass = intake.begin();
@@ -127,7 +127,7 @@ fn without_room_nothing_is_taken_and_after_a_while_bulk_yields_to_lethal() {
 }
 
 #[test]
-fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
+fn filtered_events_are_bulk_and_counted_by_reason() {
     let mut intake = intake(100, 4);
     intake.shared.filter = Filter { min_severity: Severity::Low, sampling_rate: 0.5, events_per_second: 3 };
     intake.allowance = Allowance::new(3, Instant::now());
@@ -148,7 +148,7 @@ fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
 }
 
 #[test]
-fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
+fn batches_are_packed_by_the_source_or_a_woken_thread() {
     let (queues, parker) = Queues::new(64);
     let mut shared = Shared::for_config(&Config::default(), queues);
     let packer = Arc::new(Packer {
@@ -192,7 +192,7 @@ fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
 }
 
 #[test]
-fn a_pass_that_is_dropped_counts_its_drops_and_leaves_its_events_to_the_next() {
+fn a_dropped_pass_leaves_its_events_to_the_next() {
     let mut intake = intake(10, 4);
     let mut pass = intake.begin();
     pass.accept(&exit(9));

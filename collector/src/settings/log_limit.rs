@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_repeats_itself_is_limited_and_told_and_another_is_not() {
+    fn a_repeated_line_is_limited_and_another_is_not() {
         let (lines, limit) = (Lines::default(), LogLimit::default());
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish().with(limit.clone());

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_file_is_taken_and_a_bad_one_changes_nothing() {
+    fn a_good_file_applies_and_a_bad_one_changes_nothing() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let write = |text: &str| std::fs::write(file.path(), text).expect("written");
         write("logging: {level: info}\n");
@@ -156,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn the_running_probes_take_new_thresholds_and_keep_the_governors_sampling() {
+    fn new_thresholds_apply_and_keep_the_governors_sampling() {
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP the_running_probes_take_new_thresholds_and_keep_the_governors_sampling: needs root and BPF");
+            println!("SKIP new_thresholds_apply_and_keep_the_governors_sampling: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thresholds_begin_as_the_probes_own_and_sampling_is_left_alone() {
+    fn thresholds_begin_as_the_probes_own_without_sampling() {
         let mut tuning = Tuning { bulk_sampling: 7, ..Tuning::default() };
         apply(&Config::default(), &mut tuning);
         assert_eq!(tuning, Tuning { bulk_sampling: 7, ..Tuning::default() });

@@ -321,14 +321,14 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     }
 
     #[test]
-    fn a_fill_that_swings_around_the_threshold_is_told_once_and_room_is_told_once() {
+    fn a_fill_around_the_threshold_is_reported_once() {
         let looks = told(&[(94, 0), (95, 0), (94, 0), (95, 0), (86, 0), (84, 0), (90, 0), (50, 0)]);
         let full = Some((true, 0));
         assert_eq!(looks, [None, full, None, None, None, Some((false, 0)), None, None]);
     }
 
     #[test]
-    fn the_first_drops_are_told_at_once_and_later_ones_from_time_to_time() {
+    fn the_first_drops_are_reported_at_once_later_ones_periodically() {
         let mut fills = vec![(96, 7), (99, 7), (100, 9)];
         fills.extend((0..12).map(|turn| (100, 10 + turn)));
         let looks = told(&fills);
@@ -338,12 +338,12 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     }
 
     #[test]
-    fn a_table_that_was_full_between_two_looks_is_told() {
+    fn a_table_that_was_full_between_looks_is_reported() {
         assert_eq!(told(&[(40, 7), (60, 19), (60, 19)]), [None, Some((true, 12)), Some((false, 0))]);
     }
 
     #[test]
-    fn packets_dropped_in_a_table_with_room_or_since_another_was_first_say_nothing_of_room() {
+    fn drops_in_a_table_with_room_report_nothing() {
         assert_eq!(told(&[(10, 7), (12, 19), (12, 30)]), [None; 3], "it had room all the time");
         let fill = |dropped, insert_failed| Fill {
             entries: 100,
@@ -392,7 +392,7 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     }
 
     #[test]
-    fn a_full_table_names_who_fills_it_and_a_half_full_one_is_not_told() {
+    fn a_full_table_names_its_top_talker() {
         for with_counters in [true, false] {
             let told = events_of(node(960, with_counters).path());
             let [table] = told.as_slice() else { panic!("{told:?}") };

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_of_a_container_are_told_where_they_are_asked_for_without_secrets() {
+    fn a_containers_last_lines_are_reported_redacted_when_asked_for() {
         let names = PodNames {
             uid: "u1".into(),
             namespace: "shop".into(),
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn many_deaths_in_one_cgroup_are_one_reading_and_in_many_cgroups_a_bounded_number() {
+    fn readings_are_one_per_cgroup_and_bounded() {
         let (queues, _parker) = Queues::new(64);
         let shared = Shared::for_config(&Config::default(), queues);
         let (evidence, reader) = channel(options());

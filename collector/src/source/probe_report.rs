@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_wanted_and_does_not_run_is_told() {
+    fn only_wanted_probes_that_do_not_run_are_reported() {
         let mut verdicts = vec![verdict("one", State::Attached), verdict("two", State::Disabled)];
         assert_eq!(report(&verdicts).get(), None);
         verdicts.push(verdict("three", State::Refused("not permitted".into())));

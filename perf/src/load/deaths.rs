@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_records_as_were_asked_for_are_signals_and_the_rest_is_the_mixed_profile() {
+    fn signals_take_their_share_of_the_mixed_profile() {
         for share in [0.02, 0.5, 0.9] {
             let pool = Profile::new(1, 100).pool(POOL_RECORDS, share);
             let signals = (0..POOL_RECORDS).filter(|&index| is_mortal(pool.record(index))).count();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn each_death_is_told_from_its_cause_to_its_end() {
+    fn each_death_has_records_from_cause_to_end() {
         let pool = Profile::new(7, 50).pool(POOL_RECORDS, 0.5);
         let mut told: HashMap<u32, Vec<Kind>> = HashMap::new();
         for index in (0..pool.len()).filter(|&index| is_mortal(pool.record(index))) {

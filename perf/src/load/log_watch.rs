@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_is_behind_by_what_the_log_has_and_it_has_not_read() {
+    fn a_reader_is_behind_by_its_unread_messages() {
         // It had read 7 facts besides the 10 messages of the log; at the first look one of these was on its way.
         let look = |read| Reading { read, rebuilds: 1, ..Reading::default() };
         let mut reader = Reader::new(&[look(16), look(17)], &[10, 10]);

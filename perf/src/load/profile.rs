@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_makes_the_same_pool_and_a_stamp_changes_the_time_alone() {
+    fn a_seed_makes_the_same_pool_except_times() {
         let (mut first, second) = (Profile::new(3, 9).pool(1000, 0.0), Profile::new(3, 9).pool(1000, 0.0));
         assert_eq!(all(&first), all(&second));
         assert_ne!(all(&first), all(&Profile::new(4, 9).pool(1000, 0.0)));

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_half_sent_and_kept_connections_are_closed_after_the_heads_time() {
+    async fn idle_or_half_sent_connections_are_closed_in_time() {
         let bounds = Bounds { head_timeout: Duration::from_millis(200), ..Bounds::default() };
         let (address, _end) = begin(bounds).await;
         for (sent, answered) in [("", false), ("GET / HT", false), ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", true)] {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_cannot_take_all_connections_and_more_than_there_may_be_wait() {
+    async fn one_address_cannot_take_all_connections() {
         let bounds = Bounds { connections_max_of_peer: 2, connections_max: 3, ..Bounds::default() };
         let (address, end) = begin(bounds).await;
         let held = [opened(address, "").await, opened(address, "").await];

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_told_with_kind_default_and_meaning_in_this_projects_units() {
+    fn keys_are_listed_with_kind_default_and_meaning() {
         let keys = keys::<Sample>();
         let told: Vec<_> =
             keys.iter().map(|key| (key.path.as_str(), key.kind.as_str(), key.default.as_deref())).collect();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_has_every_key_and_comments_out_what_has_no_default() {
+    fn yaml_has_every_key_and_comments_out_optional_ones() {
         let keys = keys::<Sample>();
         let text = yaml_of_defaults(&keys);
         assert!(text.contains("  # name: \"*.service\"\n") && text.contains("  wait: 1500ms\n"), "{text}");

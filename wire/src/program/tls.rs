@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_changes_nothing_and_the_next_good_pair_does() {
+    fn a_bad_pair_changes_nothing_a_good_pair_does() {
         let dir = tempfile::tempdir().expect("a folder");
         let (first, second) = (pair((2090, 1, 1)), pair((2091, 1, 1)));
         let watched = Watched::load(files(dir.path(), &first)).expect("a good pair");
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_pair_and_a_foreign_key_are_told_apart_at_the_start() {
+    fn an_expired_pair_and_a_foreign_key_are_distinguished() {
         let dir = tempfile::tempdir().expect("a folder");
         let error = Watched::load(files(dir.path(), &pair((2020, 1, 1)))).err().expect("refused").to_string();
         assert!(error.contains("expired") && error.contains("cert.pem"), "{error}");

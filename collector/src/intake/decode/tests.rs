@@ -41,7 +41,7 @@ fn records_that_break_the_layout_are_refused_and_leave_nothing() {
 }
 
 #[test]
-fn a_reason_that_this_kernel_has_no_name_for_is_told_by_its_number() {
+fn a_reason_without_a_name_is_shown_as_its_number() {
     let mut drops = record::PacketDrop::new_zeroed();
     drops.header.kind = Kind::PacketDrop as u16;
     drops.header.size = size_of::<record::PacketDrop>() as u16;

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gone_container_keeps_its_name_for_a_while_and_no_longer() {
+    fn a_gone_container_keeps_its_name_for_a_while() {
         let directory = Directory::default();
         let start = Instant::now();
         directory.tell(pod("u1", "cart-1"), vec![container("c1", "web")], start);

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_holds_until_its_second_for_its_lane_and_until_it_is_forgotten() {
+    fn an_answer_holds_until_due_or_forgotten() {
         let mut recent = Recent::default();
         assert_eq!(recent.get(0, Lane::Bulk, 0), None);
         recent.put(7, Lane::Bulk, (70, 3), 60);

@@ -10,9 +10,9 @@ use crate::outbox::queue::{Queues, Room};
 use crate::settings::config::Config;
 
 #[test]
-fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
+fn bulk_events_arrive_while_the_kernel_samples() {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIP bulk_events_arrive_and_the_books_close_while_the_kernel_samples: needs root and BPF");
+        println!("SKIP bulk_events_arrive_while_the_kernel_samples: needs root and BPF");
         assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
         return;
     }
@@ -53,10 +53,10 @@ fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
 }
 
 #[test]
-fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
+fn fetched_sums_are_counted_and_arguments_are_redacted() {
     if !rustix::process::geteuid().is_root() {
         println!(
-            "SKIP sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: \
+            "SKIP fetched_sums_are_counted_and_arguments_are_redacted: \
              needs root and BPF"
         );
         assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");

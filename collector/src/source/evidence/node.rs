@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_waits_for_half_a_minute_is_blocked_until_it_moves() {
+    fn a_task_is_blocked_after_half_a_minute() {
         let (start, mut watch, mut told) = (Instant::now(), NodeWatch::default(), Vec::new());
         let task = Task {
             // Of nobody: it has no pending SIGKILL.

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_are_left_out_unless_they_are_asked_for_and_leave_without_their_secrets() {
+    fn arguments_are_redacted_and_only_there_when_asked_for() {
         let line = b"/usr/bin/mysql\0--password=secret\0-h\0db\0";
         assert_eq!(command(line), "/usr/bin/mysql (3 arguments)");
         assert_eq!(command(b"sleep\0" as &[u8]), "sleep");

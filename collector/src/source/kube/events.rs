@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_an_outage_held_up_is_told_of_its_own_time_and_another_of_now() {
+    fn an_event_after_an_outage_keeps_its_own_time() {
         let now_ns = boottime_ns();
         assert!(said(5).time_ns >= now_ns, "an Event of just now");
         let late_ns = boottime_ns().saturating_sub(said(600).time_ns);

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_runs_and_is_not_ready_is_told_after_a_while_again_and_to_be_over() {
+    fn an_unready_pod_is_reported_again_and_when_over() {
         let (mut stuck, mut told, now) = (Stuck::default(), Vec::new(), Instant::now());
         stuck.seen(&pod(not_ready("2026-01-01T00:00:00Z"), false), &subject(), &mut told);
         for seconds in [0, 10, 121, 130] {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_a_moment_ago_or_is_started_again_and_again_is_not_told() {
+    fn brief_or_restarting_conditions_are_not_reported() {
         let (mut stuck, mut told) = (Stuck::default(), Vec::new());
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         stuck.seen(&pod(not_ready(&now), false), &subject(), &mut told);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_container_that_runs_is_told_a_sidecar_is_not() {
+    fn a_running_init_container_is_reported_a_sidecar_is_not() {
         let started = "2026-01-01T00:00:00Z";
         let status = serde_json::json!({"phase": "Pending", "initContainerStatuses": [
             running("wait", false, started), running("proxy", true, started),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_go_is_told_with_what_holds_it() {
+    fn a_pod_that_does_not_go_names_what_holds_it() {
         let gone = serde_json::json!({"phase": "Running"});
         let found = lasting(&pod(gone, true));
         assert_eq!(found[0].why, "finalizers hold it: example.com/hold");

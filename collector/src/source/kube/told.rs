@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_write_is_cut_and_a_batch_of_it_stays_far_below_a_frames_bounds() {
+    fn long_texts_are_cut_and_batches_of_them_stay_small() {
         let (queues, _parker) = Queues::new(64);
         let shared = Shared::for_config(&Config::default(), queues);
         let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_pod_it_is_is_told_also_after_somebody_told_of_it_who_does_not_know() {
+    fn a_pods_owner_is_described_once_it_is_known() {
         let mut scribe = Scribe::new(Arc::default());
         let pod = Subject::Pod { uid: "u1".into(), namespace: "shop".into(), name: "web-1".into() };
         let owner = Owner { kind: "Deployment".into(), name: "web".into() };
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn while_a_batch_of_long_texts_finds_no_room_nothing_is_added_to_it() {
+    fn a_batch_of_long_texts_without_room_does_not_grow() {
         let (queues, _parker) = Queues::new(1);
         let shared = Shared::for_config(&Config::default(), queues);
         let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));

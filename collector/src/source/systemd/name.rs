@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_units_name_survives_the_way_to_its_object_and_back() {
+    fn a_units_name_survives_escaping() {
         for name in ["sshd.service", "0day.service", "dev-disk-by\\x2duuid-1.swap", "getty@tty1.service", "a_b:c.mount"]
         {
             let path = path_of_unit(name);

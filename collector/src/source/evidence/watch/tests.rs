@@ -24,7 +24,7 @@ fn overs(told: &[Told]) -> Vec<(What, bool)> {
 }
 
 #[test]
-fn throttling_begins_after_a_minute_of_it_and_is_over_after_a_minute_without() {
+fn throttling_begins_and_ends_after_a_minute() {
     let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
     let mut sample = Sample::default();
     for number in 0..30 {
@@ -38,7 +38,7 @@ fn throttling_begins_after_a_minute_of_it_and_is_over_after_a_minute_without() {
 }
 
 #[test]
-fn a_limit_of_processes_that_is_hit_is_told_at_once_and_again_while_it_goes_on() {
+fn a_pids_limit_that_is_hit_is_reported_repeatedly() {
     let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
     // What was counted before the first sample was long ago.
     let mut sample = Sample { pids_hits: 1_000, ..Sample::default() };
@@ -51,7 +51,7 @@ fn a_limit_of_processes_that_is_hit_is_told_at_once_and_again_while_it_goes_on()
 }
 
 #[test]
-fn a_container_that_began_since_the_last_list_tells_of_its_first_refusal_with_its_first_sample() {
+fn a_new_container_reports_its_first_refusal_at_once() {
     let start = Instant::now();
     for (is_listed, expected) in [(true, &[(What::PidsAtLimit, false)][..]), (false, &[])] {
         let (mut watch, mut told) = (Watch::new(INTERVAL), Vec::new());
@@ -67,7 +67,7 @@ fn a_container_that_began_since_the_last_list_tells_of_its_first_refusal_with_it
 }
 
 #[test]
-fn one_that_waits_above_memory_high_without_asking_for_more_is_stuck() {
+fn a_container_that_waits_above_memory_high_is_stuck() {
     let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
     watched.limits.high_bytes = 64 << 20;
     for number in 0..20 {
@@ -94,7 +94,7 @@ fn a_container_that_is_gone_has_no_trouble_any_more() {
 }
 
 #[test]
-fn a_curve_is_bounded_and_told_every_ten_minutes() {
+fn a_curve_is_bounded_and_reported_every_ten_minutes() {
     let (start, mut watch, mut told) = (Instant::now(), Watch::new(INTERVAL), Vec::new());
     watch.cgroups(start, &one(), &mut told);
     let watched = watch.watched.get_mut(PATH).expect("it is watched");
@@ -109,7 +109,7 @@ fn a_curve_is_bounded_and_told_every_ten_minutes() {
 }
 
 #[test]
-fn what_its_processes_suffer_is_told_until_a_look_finds_it_no_more() {
+fn troubles_of_processes_are_reported_until_they_end() {
     let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
     let descriptors = processes::Descriptors { pid: 9, comm: "web".into(), open: 1020, limit: 1024 };
     for number in 0..40 {
@@ -128,7 +128,7 @@ fn what_its_processes_suffer_is_told_until_a_look_finds_it_no_more() {
 }
 
 #[test]
-fn packets_dropped_in_its_own_network_namespace_are_its_pods_trouble_until_a_look_finds_none() {
+fn drops_in_a_pods_network_namespace_are_its_trouble() {
     const POD: &str = "/kubepods/pod01234567-89ab-cdef-0123-456789abcdef";
     let path = format!("{POD}/cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc");
     let (start, mut watched, mut told) = (Instant::now(), watched(), Vec::new());
@@ -147,7 +147,7 @@ fn packets_dropped_in_its_own_network_namespace_are_its_pods_trouble_until_a_loo
 }
 
 #[test]
-fn a_container_that_was_not_sampled_yet_began_with_counters_of_zero() {
+fn a_container_without_a_sample_began_with_zero_counters() {
     const NEW: &str = "/docker/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     let (start, mut watch) = (Instant::now(), Watch::new(INTERVAL));
     let counters = Counters { throttled: 3, ..Counters::default() };

@@ -32,7 +32,7 @@ fn change(units: &mut Units, own: &Properties<'_>, common: &Properties<'_>, now:
 }
 
 #[test]
-fn at_the_start_only_what_has_failed_is_told_and_once() {
+fn at_the_start_failed_units_are_reported_once() {
     let (mut units, now) = (Units::default(), Instant::now());
     units.list("web.service", "active", "running", true, now);
     units.list("bad.service", "failed", "failed", true, now);
@@ -48,7 +48,7 @@ fn at_the_start_only_what_has_failed_is_told_and_once() {
 }
 
 #[test]
-fn a_failure_that_waits_for_its_second_half_while_unit_files_are_read_again_is_told() {
+fn a_failure_during_a_daemon_reload_is_reported() {
     let (mut units, now) = (Units::default(), Instant::now());
     assert_eq!(change(&mut units, &service(10, 0, 0), &state("active", "running"), now).len(), 1);
     let failed = Properties { active_state: Some("failed"), ..service(0, 0, 5) };
@@ -61,7 +61,7 @@ fn a_failure_that_waits_for_its_second_half_while_unit_files_are_read_again_is_t
 }
 
 #[test]
-fn a_units_life_is_told_in_steps_and_a_refused_restart_is_a_start_limit() {
+fn a_refused_restart_is_a_start_limit() {
     let (mut units, now) = (Units::default(), Instant::now());
     let told = change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
     assert_eq!((told.len(), told[0].main_pid), (1, 10));
@@ -76,7 +76,7 @@ fn a_units_life_is_told_in_steps_and_a_refused_restart_is_a_start_limit() {
 }
 
 #[test]
-fn what_is_only_on_the_way_is_not_told() {
+fn transitional_states_are_not_reported() {
     let (mut units, now) = (Units::default(), Instant::now());
     change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
     assert_eq!(change(&mut units, &service(10, 0, 0), &state("reloading", "reload"), now), []);
@@ -86,7 +86,7 @@ fn what_is_only_on_the_way_is_not_told() {
 }
 
 #[test]
-fn half_a_change_is_told_when_the_other_half_does_not_come() {
+fn half_a_change_is_reported_without_the_other_half() {
     let (mut units, now) = (Units::default(), Instant::now());
     change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
     units.signal("web.service", &service(12, 0, 0), false, now);
@@ -98,7 +98,7 @@ fn half_a_change_is_told_when_the_other_half_does_not_come() {
 }
 
 #[test]
-fn a_unit_that_never_rests_is_told_a_bounded_number_of_times_and_its_last_state_always() {
+fn a_restless_unit_is_limited_except_its_last_state() {
     let (mut units, mut now) = (Units::default(), Instant::now());
     let start = now;
     let mut told = Vec::new();
@@ -118,7 +118,7 @@ fn a_unit_that_never_rests_is_told_a_bounded_number_of_times_and_its_last_state_
 }
 
 #[test]
-fn other_units_are_told_when_they_fail_and_when_that_is_over() {
+fn other_units_are_reported_when_they_fail_and_recover() {
     let (mut units, now) = (Units::default(), Instant::now());
     units.signal("data.mount", &state("active", "mounted"), true, now);
     units.signal("data.mount", &state("failed", "failed"), true, now);
