@@ -527,7 +527,7 @@ fn a_header_that_contradicts_its_body_is_refused() {
         Frame::decode(&lying)
     };
     assert!(matches!(lying(Compression::Lz4), Err(FrameError::Contradiction { .. })));
-    // Rows cannot even be told apart by a wrong number of them.
+    // Rows cannot even be distinguished by a wrong number of them.
     assert!(matches!(lying(Compression::Rows), Err(FrameError::Compression)));
     let mut two_ways = frame(&every_kind(), Compression::Lz4);
     two_ways[6] |= 8;

@@ -84,13 +84,13 @@ where
                 continue;
             }
         };
-        let Some(place) = peers.enter(peer.ip(), bounds.connections_max_of_peer) else {
+        let Some(counted) = peers.enter(peer.ip(), bounds.connections_max_of_peer) else {
             tracing::debug!(%peer, "too many HTTP connections of one address");
             continue;
         };
         let (answer, end) = (answer.clone(), end.clone());
         connections.spawn(async move {
-            let _held = (permit, place);
+            let _held = (permit, counted);
             attend(stream, peer, bounds, answer, end).await;
         });
     }
@@ -140,10 +140,10 @@ async fn ended(end: &mut watch::Receiver<bool>) {
 struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// A connection that counts for its address.
-struct Place(Peers, IpAddr);
+struct CountedConnection(Peers, IpAddr);
 
 impl Peers {
-    fn enter(&self, peer: IpAddr, most: usize) -> Option<Place> {
+    fn enter(&self, peer: IpAddr, most: usize) -> Option<CountedConnection> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = peers.entry(peer).or_default();
         if *count >= most {
@@ -151,11 +151,11 @@ impl Peers {
         }
         *count += 1;
         drop(peers);
-        Some(Place(self.clone(), peer))
+        Some(CountedConnection(self.clone(), peer))
     }
 }
 
-impl Drop for Place {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         let mut peers = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = peers.get_mut(&self.1) {

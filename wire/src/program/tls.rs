@@ -141,10 +141,10 @@ impl FromFiles for ServerFiles {
 /// Reads PEM files again when they change.
 pub struct Watched<F: FromFiles> {
     files: F,
-    state: Mutex<State<F::Config>>,
+    state: Mutex<WatchedState<F::Config>>,
 }
 
-struct State<C> {
+struct WatchedState<C> {
     config: Arc<C>,
     /// What was last looked at, usable or not.
     seen: Vec<Vec<u8>>,
@@ -162,7 +162,7 @@ impl<F: FromFiles> Watched<F> {
     pub fn load(files: F) -> Result<Self, TlsError> {
         let seen = read(&files)?;
         let (config, expires) = files.build(&seen)?;
-        let state = State { config: Arc::new(config), seen, problem: None, expires, changes: 0 };
+        let state = WatchedState { config: Arc::new(config), seen, problem: None, expires, changes: 0 };
         Ok(Self { files, state: Mutex::new(state) })
     }
 
@@ -223,7 +223,7 @@ impl<F: FromFiles> Watched<F> {
         self.lock().changes
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<F::Config>> {
+    fn lock(&self) -> MutexGuard<'_, WatchedState<F::Config>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
