@@ -147,7 +147,7 @@ pub fn receive(stream: &UnixStream) -> Result<Received, HandoverError> {
     Ok(Received { name: name.to_string(), memfd, eventfd })
 }
 
-/// Tells the peer whether its ring was taken.
+/// Says to the peer whether its ring was taken.
 ///
 /// # Errors
 /// When the peer is gone.

@@ -163,25 +163,25 @@ impl<const SLOTS: usize> ManyRing<SLOTS> {
         Arc::new(Self { ring: Ring::empty(), producers: Producers::default(), headers })
     }
 
-    /// Writes `number`, or gives its place up, unless the ring is full. False: dropped.
+    /// Writes `number`, or gives its range up, unless the ring is full. False: dropped.
     fn write(&self, number: u64, give_up: bool) -> bool {
         let Self { ring, producers, headers } = self;
         let busy = |position| headers[position as usize % SLOTS].store(BUSY, Ordering::Relaxed);
-        let Some(place) = producers.take(1, SLOTS as u64, &ring.consumer, &ring.producer, busy) else {
+        let Some(range) = producers.take(1, SLOTS as u64, &ring.consumer, &ring.producer, busy) else {
             ring.emitted.fetch_add(1, Ordering::Relaxed);
             add(&ring.dropped, 1);
             return false;
         };
-        let slot = place.position as usize % SLOTS;
+        let slot = range.position as usize % SLOTS;
         ring.slots[slot].with_mut(|slot| {
-            // SAFETY: the place is this producer's; loom fails the model if anybody else is at it.
+            // SAFETY: the range is this producer's; loom fails the model if anybody else is at it.
             unsafe { *slot = number }
         });
         if !give_up {
             ring.emitted.fetch_add(1, Ordering::Relaxed);
         }
         publish_header(&headers[slot], if give_up { DISCARDED } else { 0 });
-        producers.give_back(&place);
+        producers.give_back(&range);
         if take_wakeup(&ring.need_wakeup) {
             ring.eventfd.notify();
         }

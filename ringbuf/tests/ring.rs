@@ -243,5 +243,5 @@ fn an_urgent_record_wakes_a_reader_that_did_not_ask() {
     writer.wake_reader();
     assert_eq!(poller.wait(Some(Duration::from_secs(10))).unwrap(), [7]);
     assert_eq!(reader.drain(8, |_| ()).unwrap().records, 2);
-    assert!(poller.wait(Some(Duration::ZERO)).unwrap().is_empty(), "told once");
+    assert!(poller.wait(Some(Duration::ZERO)).unwrap().is_empty(), "reported once");
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tapio_ringbuf::{EventFd, Limits, PLACES_MAX, Poller, Reader, SharedWriter};
+use tapio_ringbuf::{EventFd, Limits, Poller, RESERVATIONS_MAX, Reader, SharedWriter};
 
 const _: () = {
     const fn is_shared<T: Clone + Send + Sync>() {}
@@ -167,11 +167,11 @@ fn full_rings_and_too_many_reservations_count_as_drops() {
     assert_eq!((writer.emitted(), writer.dropped()), (66, 2));
     assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().records, 64);
 
-    let places: Vec<_> = (0..PLACES_MAX).map(|_| writer.reserve(8).unwrap()).collect();
+    let reservations: Vec<_> = (0..RESERVATIONS_MAX).map(|_| writer.reserve(8).unwrap()).collect();
     assert!(writer.reserve(8).is_none());
-    drop(places);
+    drop(reservations);
     assert!(writer.write(&[2; 8]));
-    assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().discarded, PLACES_MAX);
+    assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().discarded, RESERVATIONS_MAX);
     assert_eq!((writer.emitted(), writer.dropped(), reader.consumed()), (68, 3, 65));
     assert!(!writer.try_write(&[0; 4097]));
 }
