@@ -19,7 +19,7 @@ use tapio_collector::intake::pass::Pass;
 use tapio_collector::intake::shared::Shared;
 use tapio_collector::outbox::queue::{Queues, Room};
 use tapio_collector::settings::config::Config;
-use tapio_probes::record::{self, Kind};
+use tapio_probes::record::{self, RecordKind};
 use tapio_ringbuf::{Limits, Reader, Writer};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Lane, Source};
@@ -42,7 +42,7 @@ fn records() -> Vec<Vec<u8>> {
     let record = |number: u64| {
         let value = random(&mut state);
         let cgroup = (value >> 54) % CGROUPS;
-        let header = |kind: Kind, size: usize| record::Header {
+        let header = |kind: RecordKind, size: usize| record::Header {
             kind: kind as u16,
             size: size as u16,
             cpu: (value % 4) as u32,
@@ -55,14 +55,14 @@ fn records() -> Vec<Vec<u8>> {
         match value % 100 {
             0 => {
                 let mut exit = record::Exit::new_zeroed();
-                exit.header = header(Kind::Exit, size_of_val(&exit));
+                exit.header = header(RecordKind::Exit, size_of_val(&exit));
                 exit.start_time_ns = value >> 20;
                 exit.comm = record::comm("worker");
                 exit.as_bytes().to_vec()
             }
             1..=55 => {
                 let mut tcp = record::Tcp::new_zeroed();
-                tcp.header = header(Kind::Tcp, size_of_val(&tcp));
+                tcp.header = header(RecordKind::Tcp, size_of_val(&tcp));
                 (tcp.source, tcp.destination) = (address(value >> 8), address(16 + (value >> 16) % 64));
                 (tcp.source_port, tcp.destination_port) = (32_768 + (value >> 32) as u16 % 28_000, 443);
                 (tcp.duration_ns, tcp.change) = ((value >> 20) % 200_000_000, 1 + (value >> 40) as u8 % 4);
@@ -71,20 +71,20 @@ fn records() -> Vec<Vec<u8>> {
             }
             56..=75 => {
                 let mut io = record::BlockIo::new_zeroed();
-                io.header = header(Kind::BlockIo, size_of_val(&io));
+                io.header = header(RecordKind::BlockIo, size_of_val(&io));
                 (io.latency_ns, io.bytes, io.device) = (value >> 36, 4096 << (value % 8), 259 << 20);
                 io.operation = (value >> 50) as u8 % 2;
                 io.as_bytes().to_vec()
             }
             76..=85 => {
                 let mut reclaim = record::Reclaim::new_zeroed();
-                reclaim.header = header(Kind::Reclaim, size_of_val(&reclaim));
+                reclaim.header = header(RecordKind::Reclaim, size_of_val(&reclaim));
                 (reclaim.stall_ns, reclaim.pages_reclaimed, reclaim.memcg) = (value >> 38, (value >> 12) % 4096, 1);
                 reclaim.as_bytes().to_vec()
             }
             _ => {
                 let mut wait = record::RunQueue::new_zeroed();
-                wait.header = header(Kind::RunQueue, size_of_val(&wait));
+                wait.header = header(RecordKind::RunQueue, size_of_val(&wait));
                 wait.wait_ns = value >> 36;
                 wait.as_bytes().to_vec()
             }

@@ -16,7 +16,7 @@ use tapio_collector::pipeline::Pipeline;
 use tapio_collector::settings::config::{Config, LogFormat};
 use tapio_collector::settings::log_limit::LogLimit;
 use tapio_collector::settings::reload::{LOOK_INTERVAL, Reload};
-use tapio_probes::{Probes, State};
+use tapio_probes::{Probes, ProgramState};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -205,10 +205,10 @@ fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::E
     }
     for verdict in probes.verdicts() {
         let (state, reason) = match &verdict.state {
-            State::Attached => ("attached", ""),
-            State::NotOnThisKernel(reason) => ("not on this kernel", reason.as_str()),
-            State::Refused(reason) => ("refused", reason.as_str()),
-            State::Disabled => ("disabled", "by configuration"),
+            ProgramState::Attached => ("attached", ""),
+            ProgramState::NotOnThisKernel(reason) => ("not on this kernel", reason.as_str()),
+            ProgramState::Refused(reason) => ("refused", reason.as_str()),
+            ProgramState::Disabled => ("disabled", "by configuration"),
         };
         if json {
             let kinds: Vec<&str> = verdict.produces.iter().map(|kind| kind.name()).collect();

@@ -12,7 +12,7 @@ use aya::Ebpf;
 use aya::programs::{Program, ProgramError, RawTracePoint};
 use aya::sys::{Stats, enable_stats};
 
-use crate::attach::{Failure, Link, State, attach, detach};
+use crate::attach::{Failure, Link, ProgramState, attach, detach};
 use crate::object::{Attachment, ProgramInfo};
 
 static EMPTY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/empty.bpf.o"));
@@ -141,7 +141,7 @@ impl EmptyPrograms {
             if link.is_none() {
                 *link = match attach(object, info, None) {
                     Ok(attached) => Some(attached),
-                    Err(Failure::Program(State::NotOnThisKernel(_))) => None,
+                    Err(Failure::Program(ProgramState::NotOnThisKernel(_))) => None,
                     Err(Failure::Program(state)) => return Err(io::Error::other(format!("{}: {state:?}", info.hook))),
                     Err(Failure::NotPermitted(error)) => return Err(error),
                 };

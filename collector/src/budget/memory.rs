@@ -83,7 +83,7 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
 
 #[cfg(test)]
 mod tests {
-    use tapio_probes::record::Kind;
+    use tapio_probes::record::RecordKind;
 
     use super::*;
 
@@ -144,8 +144,8 @@ mod tests {
         assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
         config.pipeline.filter_config.min_severity = crate::settings::severity::Severity::Medium;
         let off = load_config(&config).tuning.bulk_kinds_off;
-        assert_ne!(off & tapio_probes::kinds([Kind::Fork]), 0);
-        assert_eq!(off & tapio_probes::kinds([Kind::Tcp, Kind::Exec, Kind::Exit]), 0);
+        assert_ne!(off & tapio_probes::kinds([RecordKind::Fork]), 0);
+        assert_eq!(off & tapio_probes::kinds([RecordKind::Tcp, RecordKind::Exec, RecordKind::Exit]), 0);
         config.pipeline.enable_filtering = false;
         assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
     }

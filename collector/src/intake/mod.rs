@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::Kind;
+use tapio_probes::record::RecordKind;
 use tapio_wire::event::{KINDS, Lane, Source};
 
 use crate::base::books::SourceBooks;
@@ -228,7 +228,7 @@ impl Intake {
 
     /// Whether a bulk record passes the filter, the sampling and the allowance, in this order.
     #[inline]
-    fn passes(&mut self, kind: Kind, is_fetched: bool) -> bool {
+    fn passes(&mut self, kind: RecordKind, is_fetched: bool) -> bool {
         let filter = &self.shared.filter;
         if !filter.admits(kind) {
             self.drops.excluded += 1;
@@ -236,7 +236,7 @@ impl Intake {
         }
         let rate = match (is_fetched, kind) {
             (false, _) => self.sampling_rate,
-            (true, Kind::Dns) => filter.sampling_rate / f64::from(self.shared.governed.sampling()),
+            (true, RecordKind::Dns) => filter.sampling_rate / f64::from(self.shared.governed.sampling()),
             (true, _) => 1.0,
         };
         if !self.sampler.keeps(rate) {

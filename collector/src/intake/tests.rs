@@ -24,14 +24,14 @@ fn intake(batch_events: usize, queue_batches: usize) -> Intake {
 
 fn bulk() -> Vec<u8> {
     let mut record = record::RunQueue::new_zeroed();
-    record.header.kind = Kind::RunQueue as u16;
+    record.header.kind = RecordKind::RunQueue as u16;
     record.header.size = size_of_val(&record) as u16;
     record.as_bytes().to_vec()
 }
 
 fn exit(status: u32) -> Vec<u8> {
     let mut record = record::Exit::new_zeroed();
-    record.header.kind = Kind::Exit as u16;
+    record.header.kind = RecordKind::Exit as u16;
     record.header.size = size_of_val(&record) as u16;
     record.status = status;
     record.as_bytes().to_vec()

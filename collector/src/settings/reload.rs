@@ -186,7 +186,7 @@ mod tests {
             bulk_kinds_off: controls.get().bulk_kinds_off,
         };
         assert_eq!(controls.get(), wanted);
-        assert_ne!(wanted.bulk_kinds_off & tapio_probes::kinds([tapio_probes::record::Kind::Dns]), 0);
+        assert_ne!(wanted.bulk_kinds_off & tapio_probes::kinds([tapio_probes::record::RecordKind::Dns]), 0);
         assert_eq!(live.dns_timeout(), Duration::from_millis(900));
         std::fs::write(file.path(), "logging: {level: info}\n").expect("written");
         reload.look();

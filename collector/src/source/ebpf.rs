@@ -9,7 +9,7 @@ mod missed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
+use tapio_probes::record::{RECORD_BYTES_MAX, RecordKind};
 use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, Shares, counter_index};
 use tapio_ringbuf::{CounterArray, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
@@ -307,7 +307,7 @@ impl EbpfSource {
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
         let mut limited = 0;
         for cpu in 0..self.cpus {
-            for kind in Kind::ALL {
+            for kind in RecordKind::ALL {
                 let lost = self.counters.get(counter_index(cpu, kind, Counter::Dropped));
                 dropped += lost;
                 lethal_dropped += if kind.is_lethal() { lost } else { 0 };
