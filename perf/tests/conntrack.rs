@@ -14,7 +14,7 @@ use tapio_perf::error::Error;
 use tapio_perf::inject::{InjectOptions, Injector};
 use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions};
-use tapio_perf::truth::stage::{Actor, Pids, Room, Stage};
+use tapio_perf::truth::stage::{Actor, ContainerCgroups, Pids, Stage};
 use tapio_wire::service::Finding;
 
 /// More would take a small machine's memory: an entry has some 300 bytes in the kernel.
@@ -187,25 +187,26 @@ fn a_full_connection_table_is_found_with_its_top_talker() {
 }
 
 /// A container whose first process runs this script in a network namespace.
-fn container(stage: &mut Stage, namespace: &Namespace, script: &str) -> Result<(Room, Actor), Error> {
-    let room = stage.room(None)?;
-    let actor = stage.start(&room, Pids::Own, &format!("exec ip netns exec {} bash -c '{script}'", namespace.name))?;
-    Ok((room, actor))
+fn container(stage: &mut Stage, namespace: &Namespace, script: &str) -> Result<(ContainerCgroups, Actor), Error> {
+    let cgroups = stage.cgroups(None)?;
+    let actor =
+        stage.start(&cgroups, Pids::Own, &format!("exec ip netns exec {} bash -c '{script}'", namespace.name))?;
+    Ok((cgroups, actor))
 }
 
 fn await_finding(client: &mut Client, what: &str, is_it: impl Fn(&Finding) -> bool) -> Result<Finding, Error> {
     wait_for(what, TROUBLE_PATIENCE, |seen| {
         let all = client.findings()?;
-        let told = |one: &Finding| {
+        let text = |one: &Finding| {
             let consequences: Vec<_> = one.consequences.iter().map(|one| &*one.pattern).collect();
             format!("{} {} ongoing {} {consequences:?}; ", one.pattern, one.title, one.ongoing)
         };
-        *seen = all.iter().map(told).collect();
+        *seen = all.iter().map(text).collect();
         Ok(all.into_iter().find(|one| is_it(one)))
     })
 }
 
-fn tell_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
+fn name_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
     let Some(pod) = full.neighbour() else { return Err(Error::Invalid("no second network namespace".into())) };
     let program = lab::PERF.into();
     let inject = InjectOptions { memory_bytes: 32 << 20, keep: Duration::from_millis(200), program };
@@ -276,7 +277,7 @@ fn a_full_table_names_the_workload_that_loses_connections() {
     }
     let Some((namespace, bound)) = namespace(test) else { return };
     namespace.fill(0..bound + 1000);
-    tell_whose_connections_are_lost(&namespace).unwrap_or_else(|error| panic!("{error}"));
+    name_whose_connections_are_lost(&namespace).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

@@ -241,8 +241,8 @@ fn every_pattern_is_documented_and_no_other() {
     let page = pages::read("docs/patterns.md");
     let (_, table) = page.split_once("## Built in").expect("the section");
     let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
-    let told: BTreeSet<String> = rows.map(|(id, _)| id.to_owned()).collect();
-    assert_eq!(told, ids);
+    let listed: BTreeSet<String> = rows.map(|(id, _)| id.to_owned()).collect();
+    assert_eq!(listed, ids);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tapio_perf::processes::bin_dir;
 
 use crate::kube_node::beside::Beside;
-use crate::kube_node::told::{findings, listed, print};
+use crate::kube_node::findings::{findings, listed, print};
 use crate::kube_node::{
     Namespace, await_that, container, deployment, has_node, kubectl, kubectl_reading, pod, setting,
 };

@@ -278,7 +278,7 @@ fn a_frame_that_always_arrives_damaged_is_lost_alone() {
 fn a_collector_stopped_under_load_hands_everything_over() {
     let _turn = crate::lab::alone();
     let server = start_server();
-    let mut node = FedNode::start("told-to-end", &server.address(), 100_000.0);
+    let mut node = FedNode::start("asked-to-end", &server.address(), 100_000.0);
     let mut archived = 0;
     node.wait_for_progress(&server, &mut archived, 50_000);
     let start = Instant::now();

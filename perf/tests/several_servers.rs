@@ -84,14 +84,14 @@ fn one_command_compares_acknowledgements_with_and_without_the_log() {
         return;
     }
     let words = "load --servers 2 --compare-log 1 --nodes 2 --rate 1000 --signals 200 --entities 20 --duration 1s";
-    let told = json(&words.split(' ').collect::<Vec<_>>());
+    let answer = json(&words.split(' ').collect::<Vec<_>>());
     for side in ["without_log", "with_log"] {
-        let runs = told[side].as_array().expect("runs");
-        assert_eq!(runs.len(), 1, "{told}");
-        assert_eq!(told[&format!("{side}_us")]["p99"], runs[0]["latency_us"]["p99"], "{told}");
-        assert_eq!(runs[0]["cluster"]["log"].is_null(), side == "without_log", "{told}");
+        let runs = answer[side].as_array().expect("runs");
+        assert_eq!(runs.len(), 1, "{answer}");
+        assert_eq!(answer[&format!("{side}_us")]["p99"], runs[0]["latency_us"]["p99"], "{answer}");
+        assert_eq!(runs[0]["cluster"]["log"].is_null(), side == "without_log", "{answer}");
     }
-    assert!(told["p99_ratio"].as_f64().is_some_and(|ratio| ratio > 0.0) && told["is_sound"] == true, "{told}");
+    assert!(answer["p99_ratio"].as_f64().is_some_and(|ratio| ratio > 0.0) && answer["is_sound"] == true, "{answer}");
 }
 
 #[test]
@@ -101,13 +101,13 @@ fn one_command_compares_latency_with_and_without_the_log() {
         return;
     }
     let words = "inject kill --measure --servers 2 --compare-log 1 --repeat 2 --interval 10ms --keep-time 10ms";
-    let told = json(&words.split(' ').collect::<Vec<_>>());
+    let answer = json(&words.split(' ').collect::<Vec<_>>());
     for side in ["without_log", "with_log"] {
-        assert_eq!((&told[side]["injections"], &told[side]["missing"]), (&2.into(), &0.into()), "{told}");
-        assert!(told[side]["latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{told}");
+        assert_eq!((&answer[side]["injections"], &answer[side]["missing"]), (&2.into(), &0.into()), "{answer}");
+        assert!(answer[side]["latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{answer}");
     }
-    assert!(told["without_log"]["elsewhere_latency_us"].is_null(), "{told}");
-    assert!(told["with_log"]["elsewhere_latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{told}");
+    assert!(answer["without_log"]["elsewhere_latency_us"].is_null(), "{answer}");
+    assert!(answer["with_log"]["elsewhere_latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{answer}");
 }
 
 #[test]

@@ -127,17 +127,17 @@ fn a_spool_damaged_during_an_outage_loses_only_damage() {
         Command::new(lab::program("tapioctl")).args(["--server", &address, "ledger"]).output().expect("it runs");
     let ledger = String::from_utf8_lossy(&ledger.stdout).into_owned();
     lab::assert_says(&ledger, &["outbox/malformed", SOURCE, "The ledger closes: no event is unexplained"]);
-    let mut told = 0;
+    let mut reported = 0;
     for frame in lab::archive::frames(&folder) {
         for event in frame.body().events.iter() {
             if let ArchivedDetail::Gap(gap) = &event.body
                 && frame.body().names[gap.what.to_native() as usize] == "frames"
             {
-                told += u64::from(gap.found_gone.to_native());
+                reported += u64::from(gap.found_gone.to_native());
             }
         }
     }
-    assert_eq!(told, lost, "it is told as events too");
+    assert_eq!(reported, lost, "it is reported as events too");
 }
 
 #[test]

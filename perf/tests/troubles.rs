@@ -13,7 +13,7 @@ fn throttled_or_hung_containers_are_reported_until_well() {
     }
     let report = troubles::run_all(None).unwrap_or_else(|error| panic!("{error}"));
     println!("{report}");
-    let leak = report.told.last().expect("the last is the leak");
+    let leak = report.findings.last().expect("the last is the leak");
     assert!(leak.title.contains("a leak"), "{report}");
     assert_eq!(report.curve_points, 1, "one curve of one death");
 }

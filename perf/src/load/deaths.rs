@@ -201,16 +201,22 @@ mod tests {
     #[test]
     fn each_death_has_records_from_cause_to_end() {
         let pool = Profile::new(7, 50).pool(POOL_RECORDS, 0.5);
-        let mut told: HashMap<u32, Vec<RecordKind>> = HashMap::new();
+        let mut kinds_by_pid: HashMap<u32, Vec<RecordKind>> = HashMap::new();
         for index in (0..pool.len()).filter(|&index| is_mortal(pool.record(index))) {
             let header = header(pool.record(index));
-            told.entry(header.pid).or_default().push(RecordKind::from_u16(header.kind).expect("a known kind"));
+            kinds_by_pid.entry(header.pid).or_default().push(RecordKind::from_u16(header.kind).expect("a known kind"));
         }
-        let ooms =
-            told.values().filter(|kinds| **kinds == [RecordKind::Signal, RecordKind::Oom, RecordKind::Exit]).count();
-        let others = told.values().filter(|kinds| **kinds == [RecordKind::Signal, RecordKind::Exit]).count();
-        assert_eq!(ooms + others, told.len());
-        assert!(ooms * 10 > told.len() * 2 && ooms * 10 < told.len() * 4, "{ooms} of {}", told.len());
+        let ooms = kinds_by_pid
+            .values()
+            .filter(|kinds| **kinds == [RecordKind::Signal, RecordKind::Oom, RecordKind::Exit])
+            .count();
+        let others = kinds_by_pid.values().filter(|kinds| **kinds == [RecordKind::Signal, RecordKind::Exit]).count();
+        assert_eq!(ooms + others, kinds_by_pid.len());
+        assert!(
+            ooms * 10 > kinds_by_pid.len() * 2 && ooms * 10 < kinds_by_pid.len() * 4,
+            "{ooms} of {}",
+            kinds_by_pid.len()
+        );
     }
 
     #[test]

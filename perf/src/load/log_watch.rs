@@ -169,8 +169,8 @@ impl LogWatch {
         })
     }
 
-    /// Tells each server's part.
-    pub fn tell(self, shares: &mut [ServerShare]) {
+    /// Adds each server's part.
+    pub fn add_to(self, shares: &mut [ServerShare]) {
         for (reader, share) in self.readers.into_iter().zip(shares) {
             let (first, last) = (reader.first, reader.last);
             share.log = Some(ReaderShare {

@@ -44,7 +44,7 @@ fn by_default() -> LoadConfig {
 }
 
 /// Thresholds at which every event makes a record.
-pub fn tell_all() -> Tuning {
+pub fn emit_all() -> Tuning {
     Tuning { block_io_slow_ns: 0, reclaim_burst_ns: 0, ..Tuning::default() }
 }
 
