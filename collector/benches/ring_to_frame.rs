@@ -16,8 +16,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
 use tapio_collector::intake::pass::Pass;
-use tapio_collector::intake::shared::Shared;
-use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::intake::source_context::SourceContext;
+use tapio_collector::outbox::queue::{OpenLanes, Queues};
 use tapio_collector::settings::config::Config;
 use tapio_probes::record::{self, RecordKind};
 use tapio_ringbuf::{Limits, Reader, Writer};
@@ -103,7 +103,7 @@ struct Bench {
     records: Vec<Vec<u8>>,
     writer: Writer,
     reader: Reader,
-    shared: Shared,
+    context: SourceContext,
     intake: Intake,
     encoder: Encoder,
     compression: Compression,
@@ -114,11 +114,11 @@ impl Bench {
         let mut config = Config::default();
         config.collector.max_events_per_sec = 0;
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&config, queues);
-        let intake = Intake::new(shared.clone(), Source::Shm, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&config, queues);
+        let intake = Intake::new(context.clone(), Source::Shm, Identity::new(Vec::new()));
         let (writer, memfd, _) = Writer::create(4 << 20, "bench").expect("a memfd ring");
         let reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
-        Self { records: records(), writer, reader, shared, intake, encoder: Encoder::default(), compression }
+        Self { records: records(), writer, reader, context, intake, encoder: Encoder::default(), compression }
     }
 
     fn fill(&mut self) {
@@ -130,7 +130,7 @@ impl Bench {
         let room = pass.room();
         self.reader.drain_ahead(room, &mut pass, Pass::fetch, Pass::accept).expect("an honest writer");
         pass.finish_all();
-        std::iter::from_fn(|| self.shared.queues.pop(Room::Both)).collect()
+        std::iter::from_fn(|| self.context.queues.pop(OpenLanes::Both)).collect()
     }
 
     fn pack(&mut self, bodies: &[(Lane, Body)]) -> usize {
@@ -164,7 +164,7 @@ fn stages(criterion: &mut Criterion) {
                     assert!(bench.pack(&bodies) > 0);
                     let packed = cpu_time() - pack_start;
                     for (_, body) in bodies {
-                        bench.shared.queues.recycle(body);
+                        bench.context.queues.recycle(body);
                     }
                     spent += if drains { drained - start } else { Duration::ZERO };
                     spent += if packs { packed } else { Duration::ZERO };

@@ -46,9 +46,9 @@ fn a_signals_sender_and_its_victims_limit_are_read() {
         directory: Default::default(),
     });
     let counts = reading.counts();
-    let intake = Intake::new(lab.shared.clone(), Source::Collector, Identity::new(Vec::new()));
+    let intake = Intake::new(lab.context.clone(), Source::Collector, Identity::new(Vec::new()));
     let reading = std::thread::spawn(move || reading.run(intake));
-    let kernel = Kernel::start_with(&lab.shared, Some(asking));
+    let kernel = Kernel::start_with(&lab.context, Some(asking));
 
     let limit = MemoryCgroup::make("evidence", 64 << 20);
     let victim = shell("sleep 60; true");

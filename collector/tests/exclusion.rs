@@ -77,7 +77,7 @@ impl Drop for Shell {
 }
 
 fn excluded(lab: &Lab) -> u64 {
-    let ledger = lab.shared.books.snapshot(&[0; SOURCES]);
+    let ledger = lab.context.books.snapshot(&[0; SOURCES]);
     ledger.account(Source::Ebpf).dropped[Stage::Filter as usize][Reason::Excluded as usize]
 }
 
@@ -89,7 +89,7 @@ fn an_excluded_namespace_has_deaths_only() {
     let mut config = Config::default();
     config.collectors.k8s.exclude_namespaces = vec!["noisy".into()];
     let mut lab = Lab::with(config);
-    let kernel = Kernel::start(&lab.shared);
+    let kernel = Kernel::start(&lab.context);
     let container = Container::make();
     let entity = container.entity();
     let mut shell = Shell::start(&container);
@@ -103,7 +103,7 @@ fn an_excluded_namespace_has_deaths_only() {
     let pod =
         PodNames { uid: UID.into(), namespace: "noisy".into(), name: "web".into(), owner: None, addresses: Vec::new() };
     let names = ContainerNames { id: container.id.as_str().into(), name: "web".into(), image: "web".into() };
-    lab.shared.directory.tell(pod, vec![names], Instant::now());
+    lab.context.directory.tell(pod, vec![names], Instant::now());
     // The pod's cgroup and the container's.
     let deadline = Instant::now() + LIMIT;
     while kernel.controls.excluded_cgroups() < 2 {

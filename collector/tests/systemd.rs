@@ -36,7 +36,7 @@ impl Watching {
         let source = runtime.block_on(SystemdSource::connect(section, NODE)).expect("systemd is on the bus");
         let (stop, stopped) = watch::channel(false);
         let (status, counts) = (source.status(), source.counts());
-        let intake = Intake::new(lab.shared.clone(), Source::Systemd, Identity::new(Vec::new()));
+        let intake = Intake::new(lab.context.clone(), Source::Systemd, Identity::new(Vec::new()));
         let task = runtime.spawn(source.run(intake, stopped));
         // What begins before the first list is where it starts from, and is told only when it fails.
         let deadline = Instant::now() + lab::LIMIT;
@@ -79,7 +79,7 @@ fn failures_and_restarts_have_the_kernels_entity() {
     }
     let (systemd, mut lab) = (Systemd::start(), Lab::new());
     systemd.service("before", &[], "exit 4");
-    let kernel = Kernel::start(&lab.shared);
+    let kernel = Kernel::start(&lab.context);
     let watching = Watching::start(&lab, &section(&systemd));
     let (_, before) = failed(&mut lab, "before.service");
     assert_eq!((before.main_code, before.main_status), (1, 4), "what failed before is told too");

@@ -175,7 +175,7 @@ impl Packer {
 
     /// Whether there was a body that there is room for.
     fn pack_next(&self, state: &mut PackState) -> bool {
-        let Some((lane, mut body)) = self.queues.pop(self.outbox.room()) else { return false };
+        let Some((lane, mut body)) = self.queues.pop(self.outbox.open_lanes()) else { return false };
         state.node.add_when_due(&mut body);
         self.pack(&mut state.encoder, lane, body);
         state.stated = Instant::now();

@@ -57,7 +57,7 @@ fn a_lethal_frame_evicts_unsent_bulk_and_counts_it() {
     let outbox = outbox(2 * (one + FRAME_OVERHEAD_BYTES) + 200);
     outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
     outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
-    assert_eq!(outbox.room(), Room::Lethal);
+    assert_eq!(outbox.open_lanes(), OpenLanes::Lethal);
     outbox.push(frame(Lane::Lethal, 5), FrameTimes::default());
     let ledger = outbox.ledger();
     assert_eq!(ledger.account(Source::Shm).dropped_total(), 100);
@@ -74,7 +74,7 @@ fn a_full_outbox_that_can_evict_nothing_takes_nothing() {
     let one = frame(Lane::Lethal, 100).len();
     let outbox = outbox(one);
     outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
-    assert_eq!(outbox.room(), Room::None);
+    assert_eq!(outbox.open_lanes(), OpenLanes::None);
 }
 
 fn with_spool(limit: usize) -> (Outbox, crossbeam::sync::Parker) {

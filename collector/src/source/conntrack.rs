@@ -289,8 +289,8 @@ impl ConntrackPoll {
 mod tests {
     use super::*;
     use crate::intake::identity::Identity;
-    use crate::intake::shared::Shared;
-    use crate::outbox::queue::{Queues, Room};
+    use crate::intake::source_context::SourceContext;
+    use crate::outbox::queue::{OpenLanes, Queues};
     use crate::settings::config::Config;
 
     const STAT: &str = "\
@@ -376,12 +376,12 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
 
     fn events_of(root: &Path) -> Vec<Conntrack> {
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new()));
         let mut pass = intake.begin();
         ConntrackPoll::below(root, Duration::from_secs(5), 7).look(&mut pass).expect("there is a table");
         pass.finish_all();
-        let bodies = std::iter::from_fn(|| shared.queues.pop(Room::Both));
+        let bodies = std::iter::from_fn(|| context.queues.pop(OpenLanes::Both));
         let events = bodies.flat_map(|(_, body)| body.events.clone());
         events
             .map(|event| match event.body {

@@ -239,8 +239,8 @@ mod tests {
     use super::*;
     use crate::intake::identity::directory::{ContainerNames, PodNames};
     use crate::intake::requests::REQUESTS_MAX;
-    use crate::intake::shared::Shared;
-    use crate::outbox::queue::{Queues, Room};
+    use crate::intake::source_context::SourceContext;
+    use crate::outbox::queue::{OpenLanes, Queues};
     use crate::settings::config::{Config, WATCH_INTERVAL};
 
     fn options() -> Options {
@@ -300,7 +300,7 @@ mod tests {
 
         let lines_for = |log_lines, status, role: Role| {
             let (queues, _parker) = Queues::new(64);
-            let shared = Shared::for_config(&Config::default(), queues);
+            let context = SourceContext::for_config(&Config::default(), queues);
             let directory = Arc::clone(&directory);
             let (evidence, reader) =
                 channel(Options { log_lines, log_dir: folder.path().into(), directory, ..options() });
@@ -311,8 +311,8 @@ mod tests {
             }
             evidence.ask(&event, 3, 0, &Identity::new(Vec::new()));
             drop(evidence);
-            reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));
-            let bodies = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body);
+            reader.run(Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new())));
+            let bodies = std::iter::from_fn(|| context.queues.pop(OpenLanes::Both)).map(|(_, body)| body);
             let told = bodies.flat_map(|body| {
                 let of = |event: &Event| match &event.body {
                     Detail::LogLines(log) => {
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn readings_are_one_per_cgroup_and_bounded() {
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
+        let context = SourceContext::for_config(&Config::default(), queues);
         let (evidence, reader) = channel(options());
         let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));
         for _ in 0..20 {
@@ -344,12 +344,12 @@ mod tests {
             evidence.ask(&death(9), 10 + cgroup, 0, &identity);
         }
         drop(evidence);
-        reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));
+        reader.run(Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new())));
         assert_eq!(counts.coalesced(), 19);
         let (readings, limited) = (counts.readings().0, counts.dropped()[1].1);
         assert_eq!(readings + limited, 101);
         assert!(readings >= u64::from(READINGS_BURST), "{readings}");
-        while let Some((lane, body)) = shared.queues.pop(Room::Both) {
+        while let Some((lane, body)) = context.queues.pop(OpenLanes::Both) {
             assert_eq!(lane, Lane::Lethal);
             // 7 is the node, whose disks it reports at first.
             assert!(

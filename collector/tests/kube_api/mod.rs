@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
 use tapio_collector::intake::identity::directory::Directory;
-use tapio_collector::intake::shared::Shared;
-use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::intake::source_context::SourceContext;
+use tapio_collector::outbox::queue::{OpenLanes, Queues};
 use tapio_collector::settings::config::{Config, K8sSection};
 use tapio_collector::source::kube::{KubeSource, KubeState};
 use tapio_wire::event::{Body as Frame, Detail, Event, Name, Source};
@@ -169,7 +169,7 @@ async fn answer(State(shop): State<Arc<Shop>>, request: Request<Body>) -> Respon
 
 /// The real source, with queues that the test empties.
 pub struct Rig {
-    shared: Shared,
+    context: SourceContext,
     _parker: crossbeam::sync::Parker,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
@@ -193,17 +193,17 @@ impl Rig {
         let mut config = Config::default();
         config.grpc.max_batch_size = 256;
         let (queues, parker) = Queues::new(8);
-        let shared = Shared::for_config(&config, queues);
-        let directory = Arc::clone(&shared.directory);
+        let context = SourceContext::for_config(&config, queues);
+        let directory = Arc::clone(&context.directory);
         let state = Arc::new(KubeState::default());
         let opened = KubeSource::open(section, node, Arc::clone(&directory), Arc::clone(&state));
         let source = api.runtime.block_on(opened).expect("a kubeconfig");
-        let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let (stop, stopped) = watch::channel(false);
         let runtime = api.runtime.handle().clone();
         let thread = std::thread::spawn(move || runtime.block_on(source.run(intake, stopped)));
         Self {
-            shared,
+            context,
             _parker: parker,
             stop,
             thread: Some(thread),
@@ -218,7 +218,7 @@ impl Rig {
 
     /// A stream to a server is opened, as the shipper tells it.
     pub fn stream(&self) {
-        self.shared.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.context.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Only counts from now on.
@@ -229,7 +229,7 @@ impl Rig {
     /// Takes what there is.
     pub fn take(&mut self) -> usize {
         let mut taken = 0;
-        while let Some((_, body)) = self.shared.queues.pop(Room::Both) {
+        while let Some((_, body)) = self.context.queues.pop(OpenLanes::Both) {
             taken += body.events.len();
             self.events += body.events.len() as u64;
             if self.keeps_text {
@@ -240,7 +240,7 @@ impl Rig {
                     self.told.push(text(&body, event, &self.names));
                 }
             }
-            self.shared.queues.recycle(body);
+            self.context.queues.recycle(body);
         }
         taken
     }

@@ -122,7 +122,7 @@ impl Configs {
 
 impl Follower for Configs {
     type Object = Metadata;
-    type State = SeenConfig;
+    type Kept = SeenConfig;
 
     fn seen(
         &mut self,

@@ -42,7 +42,7 @@ impl Events {
 impl Follower for Events {
     type Object = objects::Event;
     /// What was told of it: how often and when it was said.
-    type State = u64;
+    type Kept = u64;
 
     fn seen(&mut self, event: &objects::Event, state: Option<u64>, _first: bool, told: &mut Vec<Told>) -> Option<u64> {
         let micro = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
@@ -149,7 +149,7 @@ impl Nodes {
 
 impl Follower for Nodes {
     type Object = objects::Node;
-    type State = SeenNode;
+    type Kept = SeenNode;
 
     fn seen(
         &mut self,
@@ -215,7 +215,7 @@ pub struct SeenState {
     print: u64,
 }
 
-struct State<'a> {
+struct ReportedState<'a> {
     state: &'a str,
     reason: &'a str,
     message: &'a str,
@@ -224,7 +224,7 @@ struct State<'a> {
 }
 
 /// Tells a state when it is new.
-fn tell_state(mut seen: SeenState, state: &State<'_>, told: &mut Vec<Told>) -> SeenState {
+fn tell_state(mut seen: SeenState, state: &ReportedState<'_>, told: &mut Vec<Told>) -> SeenState {
     let print = digest(&(state.state, state.reason, state.current, state.desired));
     if seen.print != print {
         seen.print = print;
@@ -233,13 +233,13 @@ fn tell_state(mut seen: SeenState, state: &State<'_>, told: &mut Vec<Told>) -> S
     seen
 }
 
-fn state_event(seen: &SeenState, state: &State<'_>, is_gone: bool) -> Told {
+fn state_event(seen: &SeenState, state: &ReportedState<'_>, is_gone: bool) -> Told {
     let texts = [seen.kind, &seen.namespace, &seen.name, state.state, state.reason, state.message];
     Told::object_state(seen.subject.clone(), texts, (state.current, state.desired), is_gone)
 }
 
 fn state_gone(seen: &SeenState, told: &mut Vec<Told>) {
-    told.push(state_event(seen, &State { state: "", reason: "", message: "", current: 0, desired: 0 }, true));
+    told.push(state_event(seen, &ReportedState { state: "", reason: "", message: "", current: 0, desired: 0 }, true));
 }
 
 /// HorizontalPodAutoscalers.
@@ -257,7 +257,7 @@ impl Autoscalers {
 
 impl Follower for Autoscalers {
     type Object = objects::Autoscaler;
-    type State = SeenState;
+    type Kept = SeenState;
 
     fn seen(
         &mut self,
@@ -287,7 +287,7 @@ impl Follower for Autoscalers {
         let worst = worst.into_iter().find_map(|(kind, bad)| {
             status.conditions.iter().find(|condition| condition.r#type == kind && condition.status == bad)
         });
-        let state = State {
+        let state = ReportedState {
             state: worst.map_or("ScalingActive", |condition| &condition.r#type),
             reason: worst.map_or("", |condition| &condition.reason),
             message: worst.map_or("", |condition| &condition.message),
@@ -322,7 +322,7 @@ impl Claims {
 
 impl Follower for Claims {
     type Object = objects::Claim;
-    type State = SeenState;
+    type Kept = SeenState;
 
     fn seen(
         &mut self,
@@ -343,7 +343,7 @@ impl Follower for Claims {
             print: 0,
         });
         let condition = claim.status.conditions.iter().find(|condition| condition.status == "True");
-        let state = State {
+        let state = ReportedState {
             state: &claim.status.phase,
             reason: condition.map_or("", |condition| &condition.r#type),
             message: condition.map_or("", |condition| &condition.message),

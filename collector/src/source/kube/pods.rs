@@ -194,7 +194,7 @@ impl Pods {
 
 impl Follower for Pods {
     type Object = Pod;
-    type State = Seen;
+    type Kept = Seen;
 
     fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, told: &mut Vec<Told>) -> Option<Seen> {
         self.name(pod, told);

@@ -92,13 +92,13 @@ impl ServiceTable {
 }
 
 /// What the three followers share.
-struct Shared {
+struct SharedTable {
     node: Arc<str>,
     table: Arc<Mutex<ServiceTable>>,
     excludes_system: bool,
 }
 
-impl Shared {
+impl SharedTable {
     fn key(&self, namespace: &str, name: &str) -> Option<Key> {
         let is_left_out = name.is_empty() || self.excludes_system && is_system(namespace);
         (!is_left_out).then(|| (namespace.into(), name.into()))
@@ -136,12 +136,12 @@ impl Shared {
 macro_rules! followers {
     ($($(#[$doc:meta])* $name:ident)*) => {$(
         $(#[$doc])*
-        pub struct $name(Shared);
+        pub struct $name(SharedTable);
 
         impl $name {
             /// With the table that all of them share.
             pub fn new(node: Arc<str>, table: Arc<Mutex<ServiceTable>>, excludes_system: bool) -> Self {
-                Self(Shared { node, table, excludes_system })
+                Self(SharedTable { node, table, excludes_system })
             }
         }
     )*};
@@ -158,7 +158,7 @@ followers! {
 
 impl Follower for Services {
     type Object = Service;
-    type State = Key;
+    type Kept = Key;
 
     fn seen(&mut self, service: &Service, _state: Option<Key>, _first: bool, told: &mut Vec<Told>) -> Option<Key> {
         let key = self.0.key(&service.metadata.namespace, &service.metadata.name)?;
@@ -194,7 +194,7 @@ impl Follower for Services {
 
 impl Follower for Slices {
     type Object = EndpointSlice;
-    type State = (Key, u64);
+    type Kept = (Key, u64);
 
     fn seen(
         &mut self,
@@ -231,7 +231,7 @@ impl Follower for Slices {
 
 impl Follower for CoreEndpointsOf {
     type Object = CoreEndpoints;
-    type State = (Key, u64);
+    type Kept = (Key, u64);
 
     fn seen(
         &mut self,

@@ -275,8 +275,8 @@ mod tests {
     use crate::intake::Intake;
     use crate::intake::decode::TEXT_BYTES_MAX;
     use crate::intake::identity::Identity;
-    use crate::intake::shared::Shared;
-    use crate::outbox::queue::{Queues, Room};
+    use crate::intake::source_context::SourceContext;
+    use crate::outbox::queue::{OpenLanes, Queues};
     use crate::settings::config::Config;
 
     /// An Event whose message is as long as its author pleased.
@@ -303,8 +303,8 @@ mod tests {
     #[test]
     fn long_texts_are_cut_and_batches_of_them_stay_small() {
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let mut scribe = Scribe::new(Arc::default());
         let mut pass = intake.begin();
         for number in 0..1000 {
@@ -312,7 +312,7 @@ mod tests {
             scribe.write(long(number), &mut pass);
         }
         pass.finish_all();
-        let bodies: Vec<_> = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body).collect();
+        let bodies: Vec<_> = std::iter::from_fn(|| context.queues.pop(OpenLanes::Both)).map(|(_, body)| body).collect();
         assert_eq!(bodies.iter().map(|body| body.events.len()).sum::<usize>(), 1000);
         for body in &bodies {
             assert!(body.names.iter().all(|name| name.len() <= TEXT_BYTES_MAX));
@@ -341,8 +341,8 @@ mod tests {
     #[test]
     fn a_batch_of_long_texts_without_room_does_not_grow() {
         let (queues, _parker) = Queues::new(1);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let mut scribe = Scribe::new(Arc::default());
         let mut pass = intake.begin();
         let mut number = 0;
@@ -351,7 +351,7 @@ mod tests {
             number += 1;
             assert!(number < 10_000, "its bytes are not bounded");
         }
-        while shared.queues.pop(Room::Both).is_some() {}
+        while context.queues.pop(OpenLanes::Both).is_some() {}
         assert!(scribe.has_room(&mut pass), "there is room again");
     }
 }

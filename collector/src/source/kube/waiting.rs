@@ -48,7 +48,7 @@ impl Seen {
 
 impl Follower for Waiting {
     type Object = Pod;
-    type State = Seen;
+    type Kept = Seen;
 
     fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, told: &mut Vec<Told>) -> Option<Seen> {
         let meta = &pod.metadata;

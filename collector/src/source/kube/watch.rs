@@ -46,24 +46,24 @@ const RETOLD: Duration = Duration::from_secs(10);
 pub trait Follower: Send {
     type Object: Object;
     /// What is kept of an object.
-    type State: Send;
+    type Kept: Send;
 
     /// An object that is new or has changed, or is as before when a list was read again. `first` marks the first list: what was
     /// so before anybody looked.
     fn seen(
         &mut self,
         object: &Self::Object,
-        state: Option<Self::State>,
+        state: Option<Self::Kept>,
         first: bool,
         told: &mut Vec<Told>,
-    ) -> Option<Self::State>;
+    ) -> Option<Self::Kept>;
 
     /// An object is gone.
-    fn gone(&mut self, state: Self::State, told: &mut Vec<Told>);
+    fn gone(&mut self, state: Self::Kept, told: &mut Vec<Told>);
 
     /// There is a new stream: what was told of this object's present state is to be told again when it is listed. False when
     /// the resource is one of moments, which are told once.
-    fn forget(&mut self, _state: &mut Self::State) -> bool {
+    fn forget(&mut self, _state: &mut Self::Kept) -> bool {
         false
     }
 
@@ -71,7 +71,7 @@ pub trait Follower: Send {
     const LOOK: Option<Duration> = None;
 
     /// Time went by: looks at what is kept of an object.
-    fn look(&mut self, _now: Instant, _state: &mut Self::State, _told: &mut Vec<Told>) {}
+    fn look(&mut self, _now: Instant, _state: &mut Self::Kept, _told: &mut Vec<Told>) {}
 
     /// A list was read to its end.
     fn listed(&mut self, _told: &mut Vec<Told>) {}
@@ -130,7 +130,7 @@ struct Watch<'a, F: Follower> {
     context: &'a Context,
     resource: &'a Resource,
     follower: &'a mut F,
-    states: HashMap<u64, F::State, foldhash::fast::RandomState>,
+    states: HashMap<u64, F::Kept, foldhash::fast::RandomState>,
     /// Where to go on; `None` when a list is due.
     version: Option<String>,
     has_listed: bool,

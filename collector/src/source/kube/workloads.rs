@@ -195,7 +195,7 @@ fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<Told
 
 impl Follower for Workloads {
     type Object = Workload;
-    type State = SeenWorkload;
+    type Kept = SeenWorkload;
 
     fn seen(
         &mut self,

@@ -24,7 +24,7 @@ const PER_SECOND: f64 = 10.0;
 const HALF: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
+struct UnitStatus {
     active: Word,
     sub: Word,
     result: Word,
@@ -36,7 +36,7 @@ struct State {
     main_exited_us: u64,
 }
 
-impl Default for State {
+impl Default for UnitStatus {
     fn default() -> Self {
         Self {
             active: Words::INACTIVE,
@@ -97,8 +97,8 @@ enum Knowledge {
 
 struct Unit {
     cgroup: String,
-    now: State,
-    told: State,
+    now: UnitStatus,
+    told: UnitStatus,
     /// As of the main process's last end: a failure after a later restart is a refused start.
     restarts_at_exit: u32,
     changed_us: u64,
@@ -327,8 +327,8 @@ impl Units {
         }
         self.units.entry(name.to_owned()).or_insert_with(|| Unit {
             cgroup: String::new(),
-            now: State::default(),
-            told: State::default(),
+            now: UnitStatus::default(),
+            told: UnitStatus::default(),
             restarts_at_exit: 0,
             changed_us: 0,
             knowledge: Knowledge::None,
@@ -452,8 +452,8 @@ impl Units {
 }
 
 /// Whether somebody who was told of `before` should hear of `after`.
-fn matters(before: &State, after: &State, words: &Words, is_service: bool) -> bool {
-    let standing = |state: &State| match state.active {
+fn matters(before: &UnitStatus, after: &UnitStatus, words: &Words, is_service: bool) -> bool {
+    let standing = |state: &UnitStatus| match state.active {
         Words::FAILED | Words::ACTIVE | Words::INACTIVE => Some(state.active),
         Words::ACTIVATING if words.0[usize::from(state.sub)].starts_with("auto-restart") => Some(Words::ACTIVATING),
         // On its way to one of these.
@@ -463,7 +463,7 @@ fn matters(before: &State, after: &State, words: &Words, is_service: bool) -> bo
     if !is_service {
         return !is_same_standing && (before.active == Words::FAILED || after.active == Words::FAILED);
     }
-    let rest = |state: &State| {
+    let rest = |state: &UnitStatus| {
         (state.result, state.main_code, state.main_status, state.main_pid, state.restarts, state.main_exited_us)
     };
     !is_same_standing || rest(before) != rest(after)
