@@ -47,7 +47,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Load every probe and tell what became of it on this kernel.
+    /// Load every probe and say what became of it on this kernel.
     Probes {
         /// One JSON object a line.
         #[arg(long)]

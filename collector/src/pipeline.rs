@@ -307,7 +307,7 @@ fn metrics(
     Ok(metrics)
 }
 
-/// Spawns a task; the first of what is returned tells whether it runs, or has returned rather than panicked.
+/// Spawns a task; the first of what is returned shows whether it runs, or has returned rather than panicked.
 fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, TaskHandle<()>) {
     let alive = Alive::default();
     let guard = alive.begin();

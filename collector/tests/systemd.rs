@@ -38,7 +38,7 @@ impl Watching {
         let (status, counts) = (source.status(), source.counts());
         let intake = Intake::new(lab.context.clone(), Source::Systemd, Identity::new(Vec::new()));
         let task = runtime.spawn(source.run(intake, stopped));
-        // What begins before the first list is where it starts from, and is told only when it fails.
+        // What begins before the first list is where it starts from, and is reported only when it fails.
         let deadline = Instant::now() + lab::LIMIT;
         while counts.units() == 0 {
             assert!(Instant::now() < deadline, "systemd's units are not listed: {:?}", status.get());
@@ -82,7 +82,7 @@ fn failures_and_restarts_have_the_kernels_entity() {
     let kernel = Kernel::start(&lab.context);
     let watching = Watching::start(&lab, &section(&systemd));
     let (_, before) = failed(&mut lab, "before.service");
-    assert_eq!((before.main_code, before.main_status), (1, 4), "what failed before is told too");
+    assert_eq!((before.main_code, before.main_status), (1, 4), "what failed before is reported too");
 
     systemd.service("fails", &[], "exit 3");
     let (seen, fails) = failed(&mut lab, "fails.service");
@@ -182,8 +182,8 @@ fn a_bus_that_restarts_leaves_a_gap_only() {
     assert!(systemd.run(&["systemctl", "daemon-reload"]).status.success());
     systemd.service("third", &[], "exit 3");
     failed(&mut lab, "third.service");
-    assert_eq!(lab.states("second.service").filter(|state| state.main_status == 2).count(), 1, "told once");
-    assert_eq!(lab.states("first.service").filter(|state| state.main_status == 1).count(), 1, "told once");
+    assert_eq!(lab.states("second.service").filter(|state| state.main_status == 2).count(), 1, "reported once");
+    assert_eq!(lab.states("first.service").filter(|state| state.main_status == 1).count(), 1, "reported once");
     watching.end();
     lab.assert_books_close(Source::Systemd);
 }

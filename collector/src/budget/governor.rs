@@ -123,7 +123,7 @@ impl Controller {
 #[derive(Default)]
 struct ClusterShare {
     window: VecDeque<f64>,
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl ClusterShare {
@@ -144,7 +144,7 @@ impl ClusterShare {
         let is_over = self.window.len() == Self::SECONDS
             && budget_milli > 0.0
             && self.window.iter().sum::<f64>() > budget_milli * Self::SECONDS as f64;
-        is_over && !std::mem::replace(&mut self.is_told, true)
+        is_over && !std::mem::replace(&mut self.is_reported, true)
     }
 }
 
@@ -178,13 +178,13 @@ pub struct Governor {
     controls: Option<Arc<Controls>>,
     run_times: Option<RunTimes>,
     /// The log says that not everything is kept.
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl Governor {
     /// For the probes, where they run.
     pub fn new(governed: Arc<Governed>, controls: Option<Arc<Controls>>, run_times: Option<RunTimes>) -> Self {
-        Self { governed, controls, run_times, is_told: false }
+        Self { governed, controls, run_times, is_reported: false }
     }
 
     /// Looks and decides, for ever.
@@ -260,7 +260,7 @@ impl Governor {
             {
                 match times.measure() {
                     Ok(guard) => measuring = Some((guard, times.get().collect(), Instant::now())),
-                    Err(error) => tracing::debug!(%error, "the kernel does not tell what the probes cost"),
+                    Err(error) => tracing::debug!(%error, "the kernel does not report what the probes cost"),
                 }
                 governed.is_kernel_measured.store(measuring.is_some(), Ordering::Relaxed);
                 due = tick + MEASURE_EVERY;
@@ -273,9 +273,9 @@ impl Governor {
         counter.fetch_add(1, Ordering::Relaxed);
         self.governed.sampling.store(sampling, Ordering::Relaxed);
         // Where the cost is close to the budget it may go to and fro between all and every second event for ever.
-        let is_news = if self.is_told { sampling == 1 } else { sampling > 2 };
+        let is_news = if self.is_reported { sampling == 1 } else { sampling > 2 };
         if is_news {
-            self.is_told = !self.is_told;
+            self.is_reported = !self.is_reported;
             let used = self.governed.used_milli.load(Ordering::Relaxed);
             tracing::info!(
                 used_milli = used,

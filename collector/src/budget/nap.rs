@@ -26,7 +26,7 @@ const LARGE_RING_BYTES: usize = 1 << 20;
 /// With fewer records in a batch's time it is cheaper to be woken by each.
 const RECORDS_MIN: f64 = 4.0;
 
-/// Tells a source how long it may sleep before it reads its rings again.
+/// Says how long a source may sleep before it reads its rings again.
 pub struct Nap {
     shortest: Duration,
     looked: Instant,

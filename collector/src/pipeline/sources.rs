@@ -104,7 +104,7 @@ impl Sources {
         Ok(sources)
     }
 
-    /// Tells all of them to stop.
+    /// Asks all of them to stop.
     pub(super) fn stop(&self) {
         self.stop_tasks.send_replace(true);
         self.stop.set();

@@ -28,7 +28,7 @@ struct Bucket {
 pub struct LogLimit(Arc<Mutex<HashMap<Identifier, Bucket>>>);
 
 impl LogLimit {
-    /// Tells what was left out since the last time.
+    /// Logs what was left out since the last time.
     pub fn report(&self) {
         let mut suppressed = Vec::new();
         for bucket in self.0.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {

@@ -137,8 +137,8 @@ mod tests {
         write("logging: {level: info}\n");
         let live = Arc::new(Live::new(&Config::default()));
         let levels = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&levels);
-        let set_level = Box::new(move |level: &str| told.lock().expect("no panic").push(level.to_owned()));
+        let set = Arc::clone(&levels);
+        let set_level = Box::new(move |level: &str| set.lock().expect("no panic").push(level.to_owned()));
         let mut reload = Reload::new(file.path().into(), Arc::clone(&live), None, set_level);
         let mut version = 0;
         reload.look();

@@ -1,4 +1,4 @@
-//! What the tests of the Kubernetes source share: an API server of the test's own that answers as it is told to, and the real
+//! What the tests of the Kubernetes source share: an API server of the test's own that answers as the test wants, and the real
 //! source that talks to it.
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
@@ -175,8 +175,8 @@ pub struct Rig {
     thread: Option<JoinHandle<()>>,
     pub directory: Arc<Directory>,
     pub state: Arc<KubeState>,
-    /// What was told, as text.
-    pub told: Vec<String>,
+    /// The events, as text.
+    pub event_texts: Vec<String>,
     /// Names by entity, as described last.
     pub names: HashMap<u64, String>,
     pub events: u64,
@@ -209,14 +209,14 @@ impl Rig {
             thread: Some(thread),
             directory,
             state,
-            told: Vec::new(),
+            event_texts: Vec::new(),
             names: HashMap::new(),
             events: 0,
             keeps_text: true,
         }
     }
 
-    /// A stream to a server is opened, as the shipper tells it.
+    /// A stream to a server is opened, as the shipper announces it.
     pub fn stream(&self) {
         self.context.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
@@ -237,7 +237,7 @@ impl Rig {
                     self.names.insert(entity.id, entity.name.clone());
                 }
                 for event in &body.events {
-                    self.told.push(text(&body, event, &self.names));
+                    self.event_texts.push(text(&body, event, &self.names));
                 }
             }
             self.context.queues.recycle(body);
@@ -253,19 +253,19 @@ impl Rig {
             if wanted(self) {
                 return;
             }
-            assert!(Instant::now() < deadline, "no {what} within {LIMIT:?}; told: {:#?}", self.told);
+            assert!(Instant::now() < deadline, "no {what} within {LIMIT:?}; events: {:#?}", self.event_texts);
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// Takes until something was told that contains all of `parts`.
-    pub fn until_told(&mut self, parts: &[&str]) {
+    /// Takes events until one contains all of `parts`.
+    pub fn until_event(&mut self, parts: &[&str]) {
         self.until(&format!("{parts:?}"), |rig| rig.count(parts) > 0);
     }
 
-    /// How often something was told that contains all of `parts`.
+    /// How many events contain all of `parts`.
     pub fn count(&self, parts: &[&str]) -> usize {
-        self.told.iter().filter(|told| parts.iter().all(|part| told.contains(part))).count()
+        self.event_texts.iter().filter(|event| parts.iter().all(|part| event.contains(part))).count()
     }
 
     /// Ends the source and takes the rest.

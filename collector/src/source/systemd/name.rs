@@ -119,7 +119,7 @@ pub fn counts_pids_apart(pid: Option<u32>) -> bool {
     theirs.is_some_and(|theirs| Some(theirs) != namespace("/proc/self/ns/pid".into()))
 }
 
-/// Why a unit's changes are not told.
+/// Why a unit's changes are not reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
     /// `exclude_system`.

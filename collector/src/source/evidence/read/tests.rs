@@ -48,7 +48,7 @@ fn a_version_2_cgroup_is_read_with_its_limiting_parents() {
     };
     assert_eq!(readings[0], own);
     assert_eq!((&*readings[1].path, readings[1].memory_limit_bytes), ("/kubepods.slice/pod1.slice", 200));
-    assert_eq!(readings.len(), 2, "what limits nothing is not told");
+    assert_eq!(readings.len(), 2, "what limits nothing is left out");
 }
 
 #[test]
@@ -59,9 +59,9 @@ fn the_biggest_below_a_full_cgroup_are_listed_with_limits() {
         let files = [("cgroup.procs", &*own), ("memory.current", usage), ("memory.max", limit)];
         write(&root.path().join(path), &files);
     }
-    let told: Vec<_> = members(root.path()).into_iter().map(|m| (m.path, m.usage_bytes, m.limit_bytes)).collect();
+    let found: Vec<_> = members(root.path()).into_iter().map(|m| (m.path, m.usage_bytes, m.limit_bytes)).collect();
     let expected = [("pod1/b", 30, 40), ("pod2/c", 20, 0), ("pod1/a", 10, 0)];
-    assert_eq!(told, expected.map(|(path, usage, limit)| (path.to_owned(), usage, limit)));
+    assert_eq!(found, expected.map(|(path, usage, limit)| (path.to_owned(), usage, limit)));
 }
 
 #[test]
