@@ -105,7 +105,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     }
     let log_limit = LogLimit::default();
     let set_level = start_logging(&config, log_limit.clone());
-    tapio_wire::program::descriptors::raise_limit_and_tell();
+    tapio_wire::program::descriptors::raise_limit_and_log();
     let path = arguments.config;
     // One thread, and it is this one: what it does between two waits mostly takes microseconds, two would wake each other for
     // every frame, and a scheduler for many costs at each wait.
