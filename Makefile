@@ -58,7 +58,7 @@ docs: install ## write anew what docs/configuration.md and docs/metrics.md take 
 book: ## these documents as a book in target/book/html; installs mdbook into target/tools once, then needs no network
 	@docs/book.sh
 
-truth: install ## cause deaths of every kind; fails when one is told wrong with certainty, or worse than docs/truth.md says
+truth: install ## cause deaths of every kind; fails when one is explained wrongly with certainty, or worse than docs/truth.md says
 	cargo build --locked --workspace --bins
 	$(TARGET)/debug/tapio-perf truth --page docs/truth.md
 

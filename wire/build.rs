@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto/tapio.proto");
     let descriptors = protox::compile(["proto/tapio.proto"], ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    // What gRPC reflection tells.
+    // What gRPC reflection shows.
     std::fs::write(out.join("tapio.bin"), descriptors.encode_to_vec())?;
     let mut kept = BTreeSet::from([KEPT.to_owned()]);
     loop {

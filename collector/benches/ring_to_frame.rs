@@ -16,10 +16,10 @@ use rustix::time::{ClockId, clock_gettime};
 use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
 use tapio_collector::intake::pass::Pass;
-use tapio_collector::intake::shared::Shared;
-use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::intake::source_context::SourceContext;
+use tapio_collector::outbox::queue::{OpenLanes, Queues};
 use tapio_collector::settings::config::Config;
-use tapio_probes::record::{self, Kind};
+use tapio_probes::record::{self, RecordKind};
 use tapio_ringbuf::{Limits, Reader, Writer};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Lane, Source};
@@ -42,7 +42,7 @@ fn records() -> Vec<Vec<u8>> {
     let record = |number: u64| {
         let value = random(&mut state);
         let cgroup = (value >> 54) % CGROUPS;
-        let header = |kind: Kind, size: usize| record::Header {
+        let header = |kind: RecordKind, size: usize| record::Header {
             kind: kind as u16,
             size: size as u16,
             cpu: (value % 4) as u32,
@@ -55,14 +55,14 @@ fn records() -> Vec<Vec<u8>> {
         match value % 100 {
             0 => {
                 let mut exit = record::Exit::new_zeroed();
-                exit.header = header(Kind::Exit, size_of_val(&exit));
+                exit.header = header(RecordKind::Exit, size_of_val(&exit));
                 exit.start_time_ns = value >> 20;
                 exit.comm = record::comm("worker");
                 exit.as_bytes().to_vec()
             }
             1..=55 => {
                 let mut tcp = record::Tcp::new_zeroed();
-                tcp.header = header(Kind::Tcp, size_of_val(&tcp));
+                tcp.header = header(RecordKind::Tcp, size_of_val(&tcp));
                 (tcp.source, tcp.destination) = (address(value >> 8), address(16 + (value >> 16) % 64));
                 (tcp.source_port, tcp.destination_port) = (32_768 + (value >> 32) as u16 % 28_000, 443);
                 (tcp.duration_ns, tcp.change) = ((value >> 20) % 200_000_000, 1 + (value >> 40) as u8 % 4);
@@ -71,20 +71,20 @@ fn records() -> Vec<Vec<u8>> {
             }
             56..=75 => {
                 let mut io = record::BlockIo::new_zeroed();
-                io.header = header(Kind::BlockIo, size_of_val(&io));
+                io.header = header(RecordKind::BlockIo, size_of_val(&io));
                 (io.latency_ns, io.bytes, io.device) = (value >> 36, 4096 << (value % 8), 259 << 20);
                 io.operation = (value >> 50) as u8 % 2;
                 io.as_bytes().to_vec()
             }
             76..=85 => {
                 let mut reclaim = record::Reclaim::new_zeroed();
-                reclaim.header = header(Kind::Reclaim, size_of_val(&reclaim));
+                reclaim.header = header(RecordKind::Reclaim, size_of_val(&reclaim));
                 (reclaim.stall_ns, reclaim.pages_reclaimed, reclaim.memcg) = (value >> 38, (value >> 12) % 4096, 1);
                 reclaim.as_bytes().to_vec()
             }
             _ => {
                 let mut wait = record::RunQueue::new_zeroed();
-                wait.header = header(Kind::RunQueue, size_of_val(&wait));
+                wait.header = header(RecordKind::RunQueue, size_of_val(&wait));
                 wait.wait_ns = value >> 36;
                 wait.as_bytes().to_vec()
             }
@@ -103,7 +103,7 @@ struct Bench {
     records: Vec<Vec<u8>>,
     writer: Writer,
     reader: Reader,
-    shared: Shared,
+    context: SourceContext,
     intake: Intake,
     encoder: Encoder,
     compression: Compression,
@@ -114,11 +114,11 @@ impl Bench {
         let mut config = Config::default();
         config.collector.max_events_per_sec = 0;
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&config, queues);
-        let intake = Intake::new(shared.clone(), Source::Shm, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&config, queues);
+        let intake = Intake::new(context.clone(), Source::Shm, Identity::new(Vec::new()));
         let (writer, memfd, _) = Writer::create(4 << 20, "bench").expect("a memfd ring");
         let reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
-        Self { records: records(), writer, reader, shared, intake, encoder: Encoder::default(), compression }
+        Self { records: records(), writer, reader, context, intake, encoder: Encoder::default(), compression }
     }
 
     fn fill(&mut self) {
@@ -130,7 +130,7 @@ impl Bench {
         let room = pass.room();
         self.reader.drain_ahead(room, &mut pass, Pass::fetch, Pass::accept).expect("an honest writer");
         pass.finish_all();
-        std::iter::from_fn(|| self.shared.queues.pop(Room::Both)).collect()
+        std::iter::from_fn(|| self.context.queues.pop(OpenLanes::Both)).collect()
     }
 
     fn pack(&mut self, bodies: &[(Lane, Body)]) -> usize {
@@ -164,7 +164,7 @@ fn stages(criterion: &mut Criterion) {
                     assert!(bench.pack(&bodies) > 0);
                     let packed = cpu_time() - pack_start;
                     for (_, body) in bodies {
-                        bench.shared.queues.recycle(body);
+                        bench.context.queues.recycle(body);
                     }
                     spent += if drains { drained - start } else { Duration::ZERO };
                     spent += if packs { packed } else { Duration::ZERO };

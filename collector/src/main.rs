@@ -16,7 +16,7 @@ use tapio_collector::pipeline::Pipeline;
 use tapio_collector::settings::config::{Config, LogFormat};
 use tapio_collector::settings::log_limit::LogLimit;
 use tapio_collector::settings::reload::{LOOK_INTERVAL, Reload};
-use tapio_probes::{Probes, State};
+use tapio_probes::{Probes, ProgramState};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -47,7 +47,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Load every probe and tell what became of it on this kernel.
+    /// Load every probe and say what became of it on this kernel.
     Probes {
         /// One JSON object a line.
         #[arg(long)]
@@ -105,7 +105,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     }
     let log_limit = LogLimit::default();
     let set_level = start_logging(&config, log_limit.clone());
-    tapio_wire::program::descriptors::raise_limit_and_tell();
+    tapio_wire::program::descriptors::raise_limit_and_log();
     let path = arguments.config;
     // One thread, and it is this one: what it does between two waits mostly takes microseconds, two would wake each other for
     // every frame, and a scheduler for many costs at each wait.
@@ -205,10 +205,10 @@ fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::E
     }
     for verdict in probes.verdicts() {
         let (state, reason) = match &verdict.state {
-            State::Attached => ("attached", ""),
-            State::NotOnThisKernel(reason) => ("not on this kernel", reason.as_str()),
-            State::Refused(reason) => ("refused", reason.as_str()),
-            State::Disabled => ("disabled", "by configuration"),
+            ProgramState::Attached => ("attached", ""),
+            ProgramState::NotOnThisKernel(reason) => ("not on this kernel", reason.as_str()),
+            ProgramState::Refused(reason) => ("refused", reason.as_str()),
+            ProgramState::Disabled => ("disabled", "by configuration"),
         };
         if json {
             let kinds: Vec<&str> = verdict.produces.iter().map(|kind| kind.name()).collect();

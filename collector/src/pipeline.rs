@@ -41,7 +41,7 @@ use crate::base::metrics::Metrics;
 use crate::base::status::{Alive, Running};
 use crate::budget::governor::Governor;
 use crate::budget::memory::Budget;
-use crate::intake::shared::Shared;
+use crate::intake::source_context::SourceContext;
 use crate::outbox::Outbox;
 use crate::outbox::pack::{NodeDescription, PackState, Packer};
 use crate::outbox::queue::Queues;
@@ -136,18 +136,18 @@ impl Pipeline {
         let tls = watch_tls(config)?;
         let token = config.grpc.token_file.clone().map(TokenFile::load).transpose()?;
         let (queues, parker) = Queues::new(budget.queue_batches);
-        let mut shared = Shared::for_config(config, queues);
+        let mut context = SourceContext::for_config(config, queues);
         let mut parts = Parts::new();
-        let outboxes = Outboxes::open(config, &node, budget.outbox_bytes, &shared.links(), &mut parts)?;
+        let outboxes = Outboxes::open(config, &node, budget.outbox_bytes, &context.links(), &mut parts)?;
         let sources_ended = Arc::new(AtomicBool::new(false));
-        let packer = packer(config, &node, &shared, &outboxes.present, &sources_ended);
-        shared.packer = Some(Arc::clone(&packer));
-        let mut sources = Sources::start(&Start { config, shared: &shared, node: &node, allow_missing }).await?;
-        let governor = Governor::new(Arc::clone(&shared.governed), sources.controls.clone(), sources.run_times.take());
+        let packer = packer(config, &node, &context, &outboxes.present, &sources_ended);
+        context.packer = Some(Arc::clone(&packer));
+        let mut sources = Sources::start(&Start { config, context: &context, node: &node, allow_missing }).await?;
+        let governor = Governor::new(Arc::clone(&context.governed), sources.controls.clone(), sources.run_times.take());
         parts.push(("governor", watched(governor.run()).0));
         let (packing, packer_thread) = pack(Arc::clone(&packer), parker)?;
         let (give_up, given_up) = watch::channel(false);
-        let shipper = shipper(config, &node, &shared, &outboxes, &sources, tls.clone(), token);
+        let shipper = shipper(config, &node, &context, &outboxes, &sources, tls.clone(), token);
         let (ship, latencies) = (Arc::clone(&shipper.state), Arc::clone(&shipper.latencies));
         let (shipping, shipper) = watched(shipper.run(given_up));
         parts.push(("ship", shipping));
@@ -155,9 +155,9 @@ impl Pipeline {
         let health = match listener {
             Some(listener) => {
                 let health = Health {
-                    metrics: metrics(&shared, &outboxes, &packer, &sources, &ship, &latencies, tls)?,
+                    metrics: metrics(&context, &outboxes, &packer, &sources, &ship, &latencies, tls)?,
                     ship: Arc::clone(&ship),
-                    governed: Arc::clone(&shared.governed),
+                    governed: Arc::clone(&context.governed),
                     latencies,
                     pack: Arc::clone(&packer.counts),
                     sources: sources.states.clone(),
@@ -179,12 +179,12 @@ impl Pipeline {
             sources_ended,
             packer: packer_thread,
             outbox,
-            queues: Arc::clone(&shared.queues),
+            queues: Arc::clone(&context.queues),
             shipper,
             ship,
             give_up,
             spool_bytes,
-            live: shared.live,
+            live: context.live,
             health,
             running,
         })
@@ -225,18 +225,18 @@ fn watch_tls(config: &Config) -> Result<Option<Arc<Watched<ClientFiles>>>, TlsEr
 fn packer(
     config: &Config,
     node: &Node,
-    shared: &Shared,
+    context: &SourceContext,
     outbox: &Arc<Outbox>,
     sources_ended: &Arc<AtomicBool>,
 ) -> Arc<Packer> {
     Arc::new(Packer {
-        queues: Arc::clone(&shared.queues),
+        queues: Arc::clone(&context.queues),
         outbox: Arc::clone(outbox),
         compression: config.grpc.compression,
         counts: Arc::default(),
-        books: Arc::clone(&shared.books),
+        books: Arc::clone(&context.books),
         sources_ended: Arc::clone(sources_ended),
-        state: PackState::new(NodeDescription::new(node.name.clone(), Arc::clone(&shared.generation))),
+        state: PackState::new(NodeDescription::new(node.name.clone(), Arc::clone(&context.generation))),
     })
 }
 
@@ -254,7 +254,7 @@ fn pack(packer: Arc<Packer>, parker: Parker) -> std::io::Result<(Alive, JoinHand
 fn shipper(
     config: &Config,
     node: &Node,
-    shared: &Shared,
+    context: &SourceContext,
     outboxes: &Outboxes,
     sources: &Sources,
     tls: Option<Arc<Watched<ClientFiles>>>,
@@ -272,16 +272,16 @@ fn shipper(
         outbox: Arc::clone(&outboxes.present),
         latencies: Arc::default(),
         state: Arc::default(),
-        generation: Arc::clone(&shared.generation),
+        generation: Arc::clone(&context.generation),
         reconnect: config.grpc.reconnect_enabled,
-        batch_asked: Arc::clone(&shared.batch_asked),
+        batch_asked: Arc::clone(&context.batch_asked),
         sources: sources.states.clone(),
     }
 }
 
 /// Registers the metrics of every part.
 fn metrics(
-    shared: &Shared,
+    context: &SourceContext,
     outboxes: &Outboxes,
     packer: &Packer,
     sources: &Sources,
@@ -292,13 +292,13 @@ fn metrics(
     let mut metrics = Metrics::default();
     outbox_metrics::register(&outboxes.present, &mut metrics)?;
     spool_thread::register(&outboxes.spool_bytes, &mut metrics)?;
-    shared.ended.register(&mut metrics)?;
-    shared.queues.register(&mut metrics)?;
+    context.ended.register(&mut metrics)?;
+    context.queues.register(&mut metrics)?;
     packer.counts.register(&mut metrics)?;
-    shared.kinds.register(&mut metrics)?;
-    shared.identities.register(&mut metrics)?;
-    shared.live.register(&mut metrics)?;
-    shared.governed.register(&mut metrics)?;
+    context.kinds.register(&mut metrics)?;
+    context.identities.register(&mut metrics)?;
+    context.live.register(&mut metrics)?;
+    context.governed.register(&mut metrics)?;
     sources.register(&mut metrics)?;
     ship.register(&mut metrics)?;
     latencies.register(&mut metrics)?;
@@ -307,7 +307,7 @@ fn metrics(
     Ok(metrics)
 }
 
-/// Spawns a task; the first of what is returned tells whether it runs, or has returned rather than panicked.
+/// Spawns a task; the first of what is returned shows whether it runs, or has returned rather than panicked.
 fn watched(task: impl Future<Output = ()> + Send + 'static) -> (Alive, TaskHandle<()>) {
     let alive = Alive::default();
     let guard = alive.begin();

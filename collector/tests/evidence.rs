@@ -32,8 +32,8 @@ fn observation(detail: &Detail) -> Option<&Observation> {
 }
 
 #[test]
-fn the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time() {
-    if !can_run("the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time", &[]) {
+fn a_signals_sender_and_its_victims_limit_are_read() {
+    if !can_run("a_signals_sender_and_its_victims_limit_are_read", &[]) {
         return;
     }
     let mut lab = Lab::new();
@@ -46,9 +46,9 @@ fn the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time() {
         directory: Default::default(),
     });
     let counts = reading.counts();
-    let intake = Intake::new(lab.shared.clone(), Source::Collector, Identity::new(Vec::new()));
+    let intake = Intake::new(lab.context.clone(), Source::Collector, Identity::new(Vec::new()));
     let reading = std::thread::spawn(move || reading.run(intake));
-    let kernel = Kernel::start_with(&lab.shared, Some(asking));
+    let kernel = Kernel::start_with(&lab.context, Some(asking));
 
     let limit = MemoryCgroup::make("evidence", 64 << 20);
     let victim = shell("sleep 60; true");
@@ -62,16 +62,16 @@ fn the_sender_of_a_signal_and_the_limit_of_its_victim_are_read_in_time() {
         seen.event.pid == victim_pid
             && observation(&seen.event.body).is_some_and(|observation| observation.process != 0)
     });
-    let told = observation(&seen.event.body).expect("it was looked for");
-    assert_eq!((told.process, told.process_uid), (sender.0.id(), 0));
-    assert_eq!(seen.name(told.process_comm), "sh");
-    assert_eq!(seen.name(told.process_command), "sh (2 arguments)");
+    let found = observation(&seen.event.body).expect("it was looked for");
+    assert_eq!((found.process, found.process_uid), (sender.0.id(), 0));
+    assert_eq!(seen.name(found.process_comm), "sh");
+    assert_eq!(seen.name(found.process_command), "sh (2 arguments)");
     let signal =
         lab.wait("signal", |seen| matches!(&seen.event.body, Detail::Signal(_)) && seen.event.pid == victim_pid);
     let Detail::Signal(signal_body) = &signal.event.body else { unreachable!("it was looked for") };
-    assert_eq!((seen.event.entity, told.process_entity), (signal.event.entity, signal_body.sender_entity));
+    assert_eq!((seen.event.entity, found.process_entity), (signal.event.entity, signal_body.sender_entity));
     if limit.is_some() {
-        assert_eq!(told.memory_limit_bytes, 64 << 20, "{told:?}");
+        assert_eq!(found.memory_limit_bytes, 64 << 20, "{found:?}");
     }
     drop((kernel, victim, sender));
     reading.join().expect("no panic: it ends when nobody can ask any more");

@@ -77,19 +77,19 @@ impl Drop for Shell {
 }
 
 fn excluded(lab: &Lab) -> u64 {
-    let ledger = lab.shared.books.snapshot(&[0; SOURCES]);
+    let ledger = lab.context.books.snapshot(&[0; SOURCES]);
     ledger.account(Source::Ebpf).dropped[Stage::Filter as usize][Reason::Excluded as usize]
 }
 
 #[test]
-fn of_an_excluded_namespace_the_kernel_tells_deaths_only_until_the_cgroup_is_gone() {
-    if !can_run("of_an_excluded_namespace_the_kernel_tells_deaths_only_until_the_cgroup_is_gone", &[]) {
+fn an_excluded_namespace_has_deaths_only() {
+    if !can_run("an_excluded_namespace_has_deaths_only", &[]) {
         return;
     }
     let mut config = Config::default();
     config.collectors.k8s.exclude_namespaces = vec!["noisy".into()];
     let mut lab = Lab::with(config);
-    let kernel = Kernel::start(&lab.shared);
+    let kernel = Kernel::start(&lab.context);
     let container = Container::make();
     let entity = container.entity();
     let mut shell = Shell::start(&container);
@@ -103,7 +103,7 @@ fn of_an_excluded_namespace_the_kernel_tells_deaths_only_until_the_cgroup_is_gon
     let pod =
         PodNames { uid: UID.into(), namespace: "noisy".into(), name: "web".into(), owner: None, addresses: Vec::new() };
     let names = ContainerNames { id: container.id.as_str().into(), name: "web".into(), image: "web".into() };
-    lab.shared.directory.tell(pod, vec![names], Instant::now());
+    lab.context.directory.update(pod, vec![names], Instant::now());
     // The pod's cgroup and the container's.
     let deadline = Instant::now() + LIMIT;
     while kernel.controls.excluded_cgroups() < 2 {
@@ -117,13 +117,13 @@ fn of_an_excluded_namespace_the_kernel_tells_deaths_only_until_the_cgroup_is_gon
         let (before, deadline) = (ends(lab), Instant::now() + LIMIT);
         shell.run();
         while ends(lab) == before {
-            assert!(Instant::now() < deadline, "deaths are told of excluded namespaces too");
+            assert!(Instant::now() < deadline, "deaths are reported of excluded namespaces too");
             lab.drain();
             std::thread::sleep(Duration::from_millis(2));
         }
     };
     run_one(&mut lab);
-    let (told, left_out) = (forks(&lab), excluded(&lab));
+    let (forks_before, left_out) = (forks(&lab), excluded(&lab));
     for _ in 0..5 {
         run_one(&mut lab);
     }
@@ -132,7 +132,7 @@ fn of_an_excluded_namespace_the_kernel_tells_deaths_only_until_the_cgroup_is_gon
         assert!(Instant::now() < deadline, "{} is counted of 5 forks and more", excluded(&lab) - left_out);
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(forks(&lab), told, "a fork of an excluded namespace was told");
+    assert_eq!(forks(&lab), forks_before, "a fork of an excluded namespace was reported");
 
     drop(shell);
     drop(container);

@@ -95,8 +95,8 @@ fn condition(name: &str, status: &str, reason: &str, message: &str) -> Value {
     condition
 }
 
-/// What is told when a pod changes step by step, all of them objects of the newest API.
-fn told(steps: Vec<Value>, stuck_after: Duration, until: &[&str]) -> Rig {
+/// The events when a pod changes step by step, all of them objects of the newest API.
+fn events_of_steps(steps: Vec<Value>, stuck_after: Duration, until: &[&str]) -> Rig {
     let lines: Vec<Value> = steps.into_iter().map(|step| change("MODIFIED", checked::<Pod>(step))).collect();
     let first = checked::<Pod>(modern(5));
     let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
@@ -105,7 +105,7 @@ fn told(steps: Vec<Value>, stuck_after: Duration, until: &[&str]) -> Rig {
         _ => Answer::Silent,
     });
     let mut rig = Rig::with(&api, "node1", &K8sSection { stuck_after, ..api.section() });
-    rig.until_told(until);
+    rig.until_event(until);
     rig.finish();
     rig
 }
@@ -113,15 +113,15 @@ fn told(steps: Vec<Value>, stuck_after: Duration, until: &[&str]) -> Rig {
 const LONG: Duration = Duration::from_secs(3600);
 
 #[test]
-fn a_modern_pod_is_named_with_its_sidecar_and_its_debugger_and_nothing_is_wrong_with_it() {
-    let rig = told(Vec::new(), LONG, &["container shop/cart-1/debugger", "role=2"]);
-    assert_eq!(rig.count(&["container shop/cart-1/proxy", "state=2", "role=1"]), 1, "{:#?}", rig.told);
+fn a_modern_pods_sidecar_and_debugger_are_named() {
+    let rig = events_of_steps(Vec::new(), LONG, &["container shop/cart-1/debugger", "role=2"]);
+    assert_eq!(rig.count(&["container shop/cart-1/proxy", "state=2", "role=1"]), 1, "{:#?}", rig.event_texts);
     assert_eq!(rig.count(&["container shop/cart-1/web", "state=2", "role=0"]), 1);
-    assert_eq!(rig.count(&["trouble"]) + rig.count(&["object Pod"]), 0, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["trouble"]) + rig.count(&["object Pod"]), 0, "{:#?}", rig.event_texts);
 }
 
 #[test]
-fn a_resize_that_is_refused_is_told_and_over_when_it_is_taken_back() {
+fn a_refused_resize_is_reported_until_taken_back() {
     let mut refused = modern(11);
     let message = "Node didn't have enough capacity: memory, requested: 4718592000, capacity: 4294967296";
     refused["status"]["conditions"] = json!([
@@ -132,8 +132,9 @@ fn a_resize_that_is_refused_is_told_and_over_when_it_is_taken_back() {
     let mut failed = modern(12);
     failed["status"]["conditions"] =
         json!([condition("PodResizeInProgress", "True", "Error", "cannot decrease memory limits")]);
-    let rig = told(vec![refused, failed, modern(13)], LONG, &["object Pod cart-1 PodResizeInProgress gone=true"]);
-    let of = |state: &str| rig.told.iter().filter(|told| told.contains(state)).cloned().collect::<Vec<_>>();
+    let rig =
+        events_of_steps(vec![refused, failed, modern(13)], LONG, &["object Pod cart-1 PodResizeInProgress gone=true"]);
+    let of = |state: &str| rig.event_texts.iter().filter(|event| event.contains(state)).cloned().collect::<Vec<_>>();
     let (pending, failing) = (of("PodResizePending"), of("PodResizeInProgress"));
     assert!(pending[0].contains("reason=Infeasible") && pending[0].contains("4718592000"), "{pending:#?}");
     assert!(pending[1].contains("gone=true") && pending.len() == 2, "{pending:#?}");
@@ -144,15 +145,16 @@ fn a_resize_that_is_refused_is_told_and_over_when_it_is_taken_back() {
 }
 
 #[test]
-fn all_containers_that_are_started_anew_are_told() {
+fn a_restart_of_all_containers_is_reported() {
     let mut restarting = modern(11);
     restarting["status"]["conditions"] = json!([condition("AllContainersRestarting", "True", "", "")]);
-    let rig = told(vec![restarting, modern(12)], LONG, &["object Pod cart-1 AllContainersRestarting gone=true"]);
-    assert_eq!(rig.count(&["AllContainersRestarting gone=false"]), 1, "{:#?}", rig.told);
+    let rig =
+        events_of_steps(vec![restarting, modern(12)], LONG, &["object Pod cart-1 AllContainersRestarting gone=true"]);
+    assert_eq!(rig.count(&["AllContainersRestarting gone=false"]), 1, "{:#?}", rig.event_texts);
 }
 
 #[test]
-fn a_volume_whose_image_cannot_be_had_is_not_taken_for_the_containers_image() {
+fn a_volumes_missing_image_is_not_the_containers_image() {
     let mut waiting = modern(11);
     let status = &mut waiting["status"]["containerStatuses"][0];
     status["ready"] = json!(false);
@@ -160,34 +162,44 @@ fn a_volume_whose_image_cannot_be_had_is_not_taken_for_the_containers_image() {
         "reason": "ImagePullBackOff",
         "message": "Back-off pulling image \"registry.example/model:7\": ErrImagePull: not found",
     }});
-    let rig = told(vec![waiting], LONG, &["reason=ImagePullBackOff"]);
-    assert_eq!(rig.count(&["reason=ImagePullBackOff", "image=registry.example/model:7"]), 1, "{:#?}", rig.told);
-    assert_eq!(rig.count(&["state=2", "image=cart:1"]), 1, "its own image is its own while it runs: {:#?}", rig.told);
+    let rig = events_of_steps(vec![waiting], LONG, &["reason=ImagePullBackOff"]);
+    assert_eq!(rig.count(&["reason=ImagePullBackOff", "image=registry.example/model:7"]), 1, "{:#?}", rig.event_texts);
+    assert_eq!(
+        rig.count(&["state=2", "image=cart:1"]),
+        1,
+        "its own image is its own while it runs: {:#?}",
+        rig.event_texts
+    );
 }
 
 #[test]
-fn an_eviction_through_the_api_is_told_by_its_condition() {
+fn an_eviction_through_the_api_is_reported_by_its_condition() {
     let mut evicted = modern(11);
     evicted["metadata"]["deletionTimestamp"] = json!(ago(0));
     evicted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
     evicted["status"]["conditions"] =
         json!([condition("DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting")]);
-    let rig = told(vec![evicted], LONG, &["reason=EvictionByEvictionAPI"]);
-    assert_eq!(rig.count(&["pod shop/cart-1", "reason=EvictionByEvictionAPI", "gone=false"]), 1, "{:#?}", rig.told);
+    let rig = events_of_steps(vec![evicted], LONG, &["reason=EvictionByEvictionAPI"]);
+    assert_eq!(
+        rig.count(&["pod shop/cart-1", "reason=EvictionByEvictionAPI", "gone=false"]),
+        1,
+        "{:#?}",
+        rig.event_texts
+    );
 }
 
 #[test]
-fn a_pod_that_waits_for_its_readiness_gate_is_told_and_its_sidecar_is_not() {
+fn a_pod_waiting_for_its_readiness_gate_is_reported() {
     let mut unready = modern(11);
     let message = "corresponding condition of pod readiness gate \"example.com/lb\" does not exist";
     unready["status"]["conditions"] = json!([condition("Ready", "False", "ReadinessGatesNotReady", message)]);
-    let rig = told(vec![unready, modern(12)], Duration::ZERO, &["trouble not-ready", "over=true"]);
-    assert_eq!(rig.count(&["trouble not-ready", "example.com/lb", "over=false"]), 1, "{:#?}", rig.told);
-    assert_eq!(rig.count(&["init-runs"]), 0, "{:#?}", rig.told);
+    let rig = events_of_steps(vec![unready, modern(12)], Duration::ZERO, &["trouble not-ready", "over=true"]);
+    assert_eq!(rig.count(&["trouble not-ready", "example.com/lb", "over=false"]), 1, "{:#?}", rig.event_texts);
+    assert_eq!(rig.count(&["init-runs"]), 0, "{:#?}", rig.event_texts);
 }
 
 #[test]
-fn a_job_that_its_failure_policy_ended_has_that_for_its_reason() {
+fn a_job_ended_by_its_failure_policy_says_so() {
     let job = json!({
         "metadata": {"name": "import", "namespace": "shop", "uid": "j1", "resourceVersion": "5", "generation": 1},
         "spec": {
@@ -215,6 +227,6 @@ fn a_job_that_its_failure_policy_ended_has_that_for_its_reason() {
         }
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["rollout Job shop/import", "reason=PodFailurePolicy"]);
+    rig.until_event(&["rollout Job shop/import", "reason=PodFailurePolicy"]);
     rig.finish();
 }

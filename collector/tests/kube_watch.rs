@@ -25,7 +25,7 @@ fn a_watch_that_ends_is_resumed_from_the_last_bookmark() {
         _ => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-1", "gone=true"]);
+    rig.until_event(&["pod shop/cart-1", "gone=true"]);
     assert_eq!(rig.count(&["pod shop/cart-2: Running", "gone=false"]), 1);
     assert_eq!(rig.count(&["container shop/cart-1/web: web state=2", "memory=67108864"]), 1);
     rig.until("a watch from there", |_| {
@@ -42,7 +42,7 @@ fn a_watch_that_ends_is_resumed_from_the_last_bookmark() {
     assert_eq!(rig.count(&["gap"]), 0);
 }
 
-/// After 410, in whichever form, the list is read again: what is missing in it is gone, and nothing is told twice.
+/// After 410, in whichever form, the list is read again: what is missing in it is gone, and nothing is reported twice.
 fn expires(expired: impl Fn() -> Answer + Send + 'static) {
     let lists = AtomicUsize::new(0);
     let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
@@ -52,24 +52,24 @@ fn expires(expired: impl Fn() -> Answer + Send + 'static) {
         _ => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["gap pods expired"]);
+    rig.until_event(&["gap pods expired"]);
     rig.finish();
     assert_eq!(rig.count(&["gap pods expired gone=1 sound=true"]), 1);
     assert_eq!(rig.count(&["pod shop/cart-2", "gone=true"]), 1);
     assert_eq!(rig.count(&["pod shop/cart-3", "gone=false"]), 1);
-    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "{:#?}", rig.told);
-    assert_eq!(rig.count(&["container shop/cart-1"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "{:#?}", rig.event_texts);
+    assert_eq!(rig.count(&["container shop/cart-1"]), 1, "{:#?}", rig.event_texts);
     let relist = api.asked("/pods").into_iter().filter(|asked| !asked.is_watch()).nth(1).expect("a second list");
     assert_eq!(relist.version(), "", "what is listed after a 410 must not come out of a cache");
 }
 
 #[test]
-fn a_410_in_the_middle_of_a_watch_brings_a_relist_with_deletes_and_a_gap() {
+fn a_410_within_a_watch_brings_relist_and_gap() {
     expires(|| Answer::Lines(vec![error(410, "Expired")]));
 }
 
 #[test]
-fn a_410_as_status_brings_a_relist_with_deletes_and_a_gap() {
+fn a_410_as_status_brings_a_relist_and_a_gap() {
     expires(|| Answer::Refused(410, None));
 }
 
@@ -82,7 +82,7 @@ fn a_429_is_waited_for_as_long_as_it_says() {
         true => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-1"]);
+    rig.until_event(&["pod shop/cart-1"]);
     rig.finish();
     let asked = api.asked("/pods");
     assert!(asked[1].at.duration_since(asked[0].at) >= Duration::from_secs(2));
@@ -97,20 +97,20 @@ fn server_errors_are_retried_ever_less_often() {
         true => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-1"]);
+    rig.until_event(&["pod shop/cart-1"]);
     rig.finish();
     let lists = api.asked("/pods").into_iter().filter(|asked| !asked.is_watch()).count();
     assert!((3..=12).contains(&lists), "{lists} lists");
 }
 
 #[test]
-fn a_watch_that_ends_at_once_again_and_again_is_no_busy_loop() {
+fn a_watch_that_ends_at_once_is_no_busy_loop() {
     let api = only_pods(|asked| match asked.is_watch() {
         false => list(10, vec![pod(1, 5)]),
         true => Answer::Lines(Vec::new()),
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-1"]);
+    rig.until_event(&["pod shop/cart-1"]);
     let began = Instant::now();
     rig.until("three seconds", |_| began.elapsed() >= Duration::from_secs(3));
     rig.finish();
@@ -129,15 +129,15 @@ fn a_rotated_token_is_read_at_once_after_a_401() {
         _ => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-1"]);
+    rig.until_event(&["pod shop/cart-1"]);
     rig.until("a 401", |_| api.asked("/pods").iter().any(|asked| asked.is_watch()));
     let began = Instant::now();
     api.rotate_token("second");
-    rig.until_told(&["pod shop/cart-2"]);
+    rig.until_event(&["pod shop/cart-2"]);
     // By itself the client would read the file only after 50 seconds.
     assert!(began.elapsed() < LIMIT);
     rig.finish();
-    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "nothing is told twice for it");
+    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "nothing is reported twice for it");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_long_list_is_read_page_by_page() {
         (false, Some(_)) => list(20, vec![pod(2, 6)]),
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["gap"]);
+    rig.until_event(&["gap"]);
     rig.finish();
     assert_eq!((rig.count(&["pod shop/cart-1"]), rig.count(&["pod shop/cart-2"])), (1, 1));
     let limits: Vec<_> = api.asked("/pods").iter().filter_map(|asked| asked.query.get("limit").cloned()).collect();
@@ -160,20 +160,20 @@ fn a_long_list_is_read_page_by_page() {
 }
 
 #[test]
-fn after_a_restart_old_deaths_are_not_told_again() {
+fn after_a_restart_old_deaths_are_not_reported_again() {
     let api = only_pods(|asked| match asked.is_watch() {
         false => list(10, vec![ended_pod(1, 5, "OOMKilled", 137, &ago(3600)), ended_pod(2, 6, "Error", 1, &ago(5))]),
         true => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["container shop/cart-2/web", "state=3", "reason=Error", "exit=1"]);
+    rig.until_event(&["container shop/cart-2/web", "state=3", "reason=Error", "exit=1"]);
     rig.finish();
-    assert_eq!(rig.count(&["container shop/cart-1"]), 0, "{:#?}", rig.told);
-    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "its present state is told");
+    assert_eq!(rig.count(&["container shop/cart-1"]), 0, "{:#?}", rig.event_texts);
+    assert_eq!(rig.count(&["pod shop/cart-1"]), 1, "its present state is reported");
 }
 
 #[test]
-fn a_death_is_told_once_as_the_present_or_as_the_last_state() {
+fn a_death_is_reported_once_as_present_or_last_state() {
     let finished = ago(1);
     let dead = ended_pod(1, 11, "OOMKilled", 137, &finished);
     let mut waiting = dead.clone();
@@ -196,14 +196,14 @@ fn a_death_is_told_once_as_the_present_or_as_the_last_state() {
         _ => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-2"]);
+    rig.until_event(&["pod shop/cart-2"]);
     rig.finish();
-    assert_eq!(rig.count(&["container shop/cart-1/web", "reason=OOMKilled", "exit=137"]), 1, "{:#?}", rig.told);
+    assert_eq!(rig.count(&["container shop/cart-1/web", "reason=OOMKilled", "exit=137"]), 1, "{:#?}", rig.event_texts);
     assert_eq!(rig.count(&["container shop/cart-1/web", "reason=CrashLoopBackOff"]), 1);
 }
 
 #[test]
-fn deletion_and_eviction_are_told_and_names_outlive_the_pod() {
+fn deletion_and_eviction_are_reported_and_names_outlive_the_pod() {
     let mut evicted = pod(1, 11);
     evicted["status"]["phase"] = json!("Failed");
     evicted["status"]["reason"] = json!("Evicted");
@@ -217,7 +217,7 @@ fn deletion_and_eviction_are_told_and_names_outlive_the_pod() {
         _ => Answer::Silent,
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["pod shop/cart-1", "gone=true"]);
+    rig.until_event(&["pod shop/cart-1", "gone=true"]);
     rig.finish();
     assert_eq!(rig.count(&["Failed reason=Evicted", "deletion=0"]), 1);
     assert_eq!(rig.count(&["Failed reason=Evicted", "gone=false"]), 2, "the deletion is news");
@@ -226,7 +226,7 @@ fn deletion_and_eviction_are_told_and_names_outlive_the_pod() {
 }
 
 #[test]
-fn excluded_namespaces_are_named_but_not_told() {
+fn excluded_namespaces_are_named_but_not_reported() {
     let api = only_pods(|asked| match asked.is_watch() {
         false => {
             let mut of_system = pod(1, 5);
@@ -237,7 +237,7 @@ fn excluded_namespaces_are_named_but_not_told() {
     });
     let section = K8sSection { exclude_system_namespaces: true, ..api.section() };
     let mut rig = Rig::with(&api, "node1", &section);
-    rig.until_told(&["pod shop/cart-2"]);
+    rig.until_event(&["pod shop/cart-2"]);
     rig.finish();
     assert_eq!(rig.count(&["cart-1"]), 0);
     assert_eq!(rig.directory.len(), (2, 2));
@@ -274,14 +274,14 @@ impl LeaseStore {
     }
 }
 
-/// An API server with a Lease that is free, and the rest as it is told to.
+/// An API server with a Lease that is free, and the rest as the test wants.
 pub fn elected(mut script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Api {
     let store = LeaseStore::default();
     Api::start(move |asked| if asked.path.contains("/leases") { store.answer(asked) } else { script(asked) })
 }
 
 #[test]
-fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
+fn one_leads_at_a_time_until_it_falls_silent() {
     let store = Arc::new(LeaseStore::default());
     let is_cut_off = Arc::new(AtomicBool::new(false));
     let (kept, cut_off) = (Arc::clone(&store), Arc::clone(&is_cut_off));
@@ -326,7 +326,7 @@ fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
     assert!(second_leads.borrow_and_update().is_none(), "it gave up before its Lease ran out");
     let term = wait(&mut second_leads, true).expect("a term");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-    assert!(now - term.since_ns < 30_000_000_000, "what was since the first was there is told by the second");
+    assert!(now - term.since_ns < 30_000_000_000, "what was since the first was there is reported by the second");
     let lease = store.lease.lock().expect("no panic").clone().expect("a Lease");
     assert_eq!((&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]), (&json!("second"), &json!(1)));
 }
@@ -335,7 +335,7 @@ fn one_leads_at_a_time_and_the_next_takes_over_when_it_falls_silent() {
 const COLLECTORS: u64 = 5000;
 
 #[test]
-fn five_thousand_collectors_read_the_lease_a_few_times_a_second_and_the_next_leads_within_the_bound() {
+fn five_thousand_collectors_read_the_lease_rarely() {
     let store = Arc::new(LeaseStore::default());
     let kept = Arc::clone(&store);
     let api = Api::start(move |asked| kept.answer(asked));
@@ -423,7 +423,7 @@ fn kube_event(count: u32, last: &str, version: u64) -> Value {
 }
 
 #[test]
-fn the_elected_one_tells_what_concerns_the_cluster() {
+fn the_elected_collector_reports_what_concerns_the_cluster() {
     let store = LeaseStore::default();
     let api = Api::start(move |asked| {
         if asked.path.contains("/leases") {
@@ -487,18 +487,18 @@ fn the_elected_one_tells_what_concerns_the_cluster() {
         }
     });
     let mut rig = Rig::start(&api, "node1");
-    rig.until_told(&["rollout Deployment shop/cart", "images=cart:2 before=cart:1", "ready=0/2"]);
-    rig.until_told(&["config ConfigMap settings change=2"]);
-    rig.until_told(&["event shop/cart-1: BackOff x4"]);
-    rig.until_told(&["condition Ready 2"]);
-    rig.until_told(&["endpoints cart backends=0"]);
-    rig.until_told(&["object PersistentVolumeClaim data Pending"]);
+    rig.until_event(&["rollout Deployment shop/cart", "images=cart:2 before=cart:1", "ready=0/2"]);
+    rig.until_event(&["config ConfigMap settings change=2"]);
+    rig.until_event(&["event shop/cart-1: BackOff x4"]);
+    rig.until_event(&["condition Ready 2"]);
+    rig.until_event(&["endpoints cart backends=0"]);
+    rig.until_event(&["object PersistentVolumeClaim data Pending"]);
     assert!(rig.state.is_leader.load(Ordering::Relaxed));
     rig.finish();
-    assert_eq!(rig.count(&["endpoints cart backends=1 ready=1 addresses=1"]), 1, "{:#?}", rig.told);
-    assert_eq!(rig.count(&["event", "x3"]), 0, "what was said before was told by the leader before");
+    assert_eq!(rig.count(&["endpoints cart backends=1 ready=1 addresses=1"]), 1, "{:#?}", rig.event_texts);
+    assert_eq!(rig.count(&["event", "x3"]), 0, "what was said before was reported by the leader before");
     assert_eq!(rig.count(&["config Secret"]), 0);
-    assert!(rig.count(&["config ConfigMap settings change=2 users=1"]) == 1, "{:#?}", rig.told);
+    assert!(rig.count(&["config ConfigMap settings change=2 users=1"]) == 1, "{:#?}", rig.event_texts);
     for asked in [api.asked("/secrets"), api.asked("/configmaps")].concat() {
         assert!(asked.accept.contains("as=PartialObjectMetadata"), "contents were asked for: {asked:?}");
     }
@@ -526,7 +526,7 @@ fn the_elected_one_tells_what_concerns_the_cluster() {
 }
 
 #[test]
-fn on_a_new_stream_the_present_states_are_told_again_without_any_change() {
+fn a_new_stream_gets_the_present_states_again() {
     let store = LeaseStore::default();
     let ended = ago(1);
     // Made once: a run that began at another time is another run.
@@ -581,19 +581,19 @@ fn on_a_new_stream_the_present_states_are_told_again_without_any_change() {
     let moments = [&["reason=OOMKilled", "exit=137"][..], &["event shop/cart-1: BackOff x3"]];
     rig.stream();
     for parts in states.iter().chain(&moments) {
-        rig.until_told(parts);
+        rig.until_event(parts);
     }
-    assert!(states.iter().all(|parts| rig.count(parts) == 1), "{:#?}", rig.told);
+    assert!(states.iter().all(|parts| rig.count(parts) == 1), "{:#?}", rig.event_texts);
     rig.stream();
     for parts in states {
         rig.until(&format!("{parts:?} again"), |rig| rig.count(parts) == 2);
     }
     rig.finish();
     for parts in states.iter() {
-        assert_eq!(rig.count(parts), 2, "{parts:?}: {:#?}", rig.told);
+        assert_eq!(rig.count(parts), 2, "{parts:?}: {:#?}", rig.event_texts);
     }
     for parts in moments {
-        assert_eq!(rig.count(parts), 1, "what is a moment is told once: {parts:?}: {:#?}", rig.told);
+        assert_eq!(rig.count(parts), 1, "what is a moment is reported once: {parts:?}: {:#?}", rig.event_texts);
     }
     assert_eq!(rig.count(&["gap"]), 0, "nothing was missed");
 }

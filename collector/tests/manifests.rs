@@ -64,7 +64,7 @@ fn default_config() -> Config {
 }
 
 #[test]
-fn the_roles_grant_exactly_what_the_code_asks_for_but_secrets() {
+fn the_roles_grant_what_the_code_uses_except_secrets() {
     let asked: BTreeSet<_> = PERMISSIONS
         .iter()
         .flat_map(|(group, resource, verbs)| verbs.iter().map(move |verb| (*group, *resource, *verb)))

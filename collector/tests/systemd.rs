@@ -36,9 +36,9 @@ impl Watching {
         let source = runtime.block_on(SystemdSource::connect(section, NODE)).expect("systemd is on the bus");
         let (stop, stopped) = watch::channel(false);
         let (status, counts) = (source.status(), source.counts());
-        let intake = Intake::new(lab.shared.clone(), Source::Systemd, Identity::new(Vec::new()));
+        let intake = Intake::new(lab.context.clone(), Source::Systemd, Identity::new(Vec::new()));
         let task = runtime.spawn(source.run(intake, stopped));
-        // What begins before the first list is where it starts from, and is told only when it fails.
+        // What begins before the first list is where it starts from, and is reported only when it fails.
         let deadline = Instant::now() + lab::LIMIT;
         while counts.units() == 0 {
             assert!(Instant::now() < deadline, "systemd's units are not listed: {:?}", status.get());
@@ -72,17 +72,17 @@ fn failed(lab: &mut Lab, unit: &str) -> (Seen, UnitState) {
 }
 
 #[test]
-fn failures_restarts_and_start_limits_are_told_of_the_entity_that_the_kernel_names() {
-    let test = "failures_restarts_and_start_limits_are_told_of_the_entity_that_the_kernel_names";
+fn failures_and_restarts_have_the_kernels_entity() {
+    let test = "failures_and_restarts_have_the_kernels_entity";
     if !can_run(test, &SYSTEMD) {
         return;
     }
     let (systemd, mut lab) = (Systemd::start(), Lab::new());
     systemd.service("before", &[], "exit 4");
-    let kernel = Kernel::start(&lab.shared);
+    let kernel = Kernel::start(&lab.context);
     let watching = Watching::start(&lab, &section(&systemd));
     let (_, before) = failed(&mut lab, "before.service");
-    assert_eq!((before.main_code, before.main_status), (1, 4), "what failed before is told too");
+    assert_eq!((before.main_code, before.main_status), (1, 4), "what failed before is reported too");
 
     systemd.service("fails", &[], "exit 3");
     let (seen, fails) = failed(&mut lab, "fails.service");
@@ -123,8 +123,8 @@ fn failures_restarts_and_start_limits_are_told_of_the_entity_that_the_kernel_nam
 }
 
 #[test]
-fn a_unit_that_runs_out_of_memory_is_told_with_its_signal() {
-    let test = "a_unit_that_runs_out_of_memory_is_told_with_its_signal";
+fn a_unit_out_of_memory_is_reported_with_its_signal() {
+    let test = "a_unit_out_of_memory_is_reported_with_its_signal";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -149,8 +149,8 @@ fn a_unit_that_runs_out_of_memory_is_told_with_its_signal() {
 }
 
 #[test]
-fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
-    let test = "a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it";
+fn a_bus_that_restarts_leaves_a_gap_only() {
+    let test = "a_bus_that_restarts_leaves_a_gap_only";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -182,15 +182,15 @@ fn a_bus_that_restarts_leaves_a_gap_and_nothing_is_missed_after_it() {
     assert!(systemd.run(&["systemctl", "daemon-reload"]).status.success());
     systemd.service("third", &[], "exit 3");
     failed(&mut lab, "third.service");
-    assert_eq!(lab.states("second.service").filter(|state| state.main_status == 2).count(), 1, "told once");
-    assert_eq!(lab.states("first.service").filter(|state| state.main_status == 1).count(), 1, "told once");
+    assert_eq!(lab.states("second.service").filter(|state| state.main_status == 2).count(), 1, "reported once");
+    assert_eq!(lab.states("first.service").filter(|state| state.main_status == 1).count(), 1, "reported once");
     watching.end();
     lab.assert_books_close(Source::Systemd);
 }
 
 #[test]
-fn while_there_is_no_bus_it_says_what_it_waits_for() {
-    let test = "while_there_is_no_bus_it_says_what_it_waits_for";
+fn without_a_bus_it_says_what_it_waits_for() {
+    let test = "without_a_bus_it_says_what_it_waits_for";
     if !can_run(test, &SYSTEMD) {
         return;
     }
@@ -261,8 +261,8 @@ fn the_collector_runs_it_or_says_why_not() {
 }
 
 #[test]
-fn units_that_are_left_out_bring_nothing_forth_and_are_counted() {
-    let test = "units_that_are_left_out_bring_nothing_forth_and_are_counted";
+fn excluded_units_emit_nothing_and_are_counted() {
+    let test = "excluded_units_emit_nothing_and_are_counted";
     if !can_run(test, &SYSTEMD) {
         return;
     }

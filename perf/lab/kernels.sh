@@ -189,7 +189,7 @@ for kernel in $TRUTH; do turn; boot "$kernel" initrd.truth "$TRUTH_LIMIT_S" & do
 for kernel in $WANT; do turn; boot "$kernel" initrd "$LIMIT_S" & done
 wait
 failed=0
-tell() { # initrd, kernel, what to show of a success
+show() { # initrd, kernel, what to show of a success
   local out=$ROOT/out.$1.$2 rc
   rc=$(sed -n 's/.*@@rc \([0-9]*\).*/\1/p' "$out" | tail -1)
   echo "== Linux $(sed -n 's/.*@@begin //p' "$out" | tail -1)"
@@ -200,6 +200,6 @@ tell() { # initrd, kernel, what to show of a success
   fi
   echo "== $2: rc ${rc:-none} after $(cat "$ROOT/seconds.$1.$2") s"
 }
-for kernel in $WANT; do tell initrd "$kernel" 'programs are missing|^-- |^test result|SKIP'; done
-for kernel in $TRUTH; do tell initrd.truth "$kernel" ' not caused$|^(possible|silent)'; done
+for kernel in $WANT; do show initrd "$kernel" 'programs are missing|^-- |^test result|SKIP'; done
+for kernel in $TRUTH; do show initrd.truth "$kernel" ' not caused$|^(possible|silent)'; done
 exit $failed

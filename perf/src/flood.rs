@@ -26,7 +26,7 @@ use crate::processes::usage;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
 use crate::report::Host;
 use crate::storm::Metrics;
-use crate::truth::stage::{Actor, Pids, Room, Stage};
+use crate::truth::stage::{Actor, ContainerCgroups, Pids, Stage};
 
 /// How long a loop may take to be bounded, and its finding to come.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -64,7 +64,8 @@ pub struct FloodReport {
     /// Of one core.
     pub collector_cpu_share: f64,
     /// Floods that have a finding.
-    pub floods_told: usize,
+    #[serde(rename = "floods_told")]
+    pub floods_found: usize,
     pub lethal_ring_full: u64,
     pub unexplained: i64,
     /// What does not hold; empty when all does.
@@ -75,16 +76,16 @@ pub struct FloodReport {
 struct Flood {
     _actor: Actor,
     _below: Cgroup,
-    room: Room,
+    cgroups: ContainerCgroups,
 }
 
 impl Flood {
     fn start(stage: &mut Stage, script: impl Fn(&str) -> String) -> Result<Self, Error> {
-        let room = stage.room(None)?;
+        let cgroups = stage.cgroups(None)?;
         // The loop makes it.
-        let below = Cgroup::adopt(room.folder().join(FOLDER));
-        let actor = stage.start(&room, Pids::Own, &script(&below.path().display().to_string()))?;
-        Ok(Self { _actor: actor, _below: below, room })
+        let below = Cgroup::adopt(cgroups.folder().join(FOLDER));
+        let actor = stage.start(&cgroups, Pids::Own, &script(&below.path().display().to_string()))?;
+        Ok(Self { _actor: actor, _below: below, cgroups })
     }
 }
 
@@ -154,8 +155,8 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
         collector_cpu_share: cpu_ns(&collector).saturating_sub(cpu_before) as f64 / 1e9 / seconds,
         ..FloodReport::default()
     };
-    let containers: Vec<&str> = floods.iter().map(|flood| &*flood.room.name.container_id).collect();
-    report.floods_told = client
+    let containers: Vec<&str> = floods.iter().map(|flood| &*flood.cgroups.name.container_id).collect();
+    report.floods_found = client
         .findings()?
         .iter()
         .filter(|finding| finding.pattern == "flood")
@@ -187,7 +188,7 @@ impl FloodReport {
         };
         complain(self.quiet_missing == 0, format!("{} deaths were not found before the floods", self.quiet_missing));
         complain(self.missing == 0, format!("{} of {} deaths were not found", self.missing, self.kills));
-        complain(self.floods_told > 0, "no flood was told of".into());
+        complain(self.floods_found > 0, "no flood was found".into());
         complain(self.lethal_ring_full == 0, format!("{} lethal records found their ring full", self.lethal_ring_full));
         complain(
             self.archived_bytes_per_second < 1_048_576.0,
@@ -208,12 +209,12 @@ impl fmt::Display for FloodReport {
         )?;
         writeln!(
             f,
-            "floods: {} of {} deaths found; p50 {}, p99 {}; {} floods told of",
+            "floods: {} of {} deaths found; p50 {}, p99 {}; {} floods found",
             self.kills - self.missing,
             self.kills,
             human_duration(self.latency_us.p50 * 1000),
             human_duration(self.latency_us.p99 * 1000),
-            self.floods_told
+            self.floods_found
         )?;
         write!(
             f,

@@ -50,7 +50,7 @@ enum Command {
     Storm(StormArguments),
     /// Let containers flood this node with process events, and check that deaths of others are still found (needs root)
     Flood(FloodArguments),
-    /// Cause deaths of every kind and check what is said of them: nothing may be told wrong with certainty (needs root)
+    /// Cause deaths of every kind and check what is said of them: nothing may be explained wrongly with certainty (needs root)
     Truth(TruthArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
     Victim(Victim),
@@ -219,7 +219,7 @@ struct ProbesArguments {
     json: bool,
 }
 
-/// How much a node has to tell. These are assumptions: a node of yours says it in tapio_collector_events_emitted_total.
+/// How much a node has to report. These are assumptions: a node of yours says it in tapio_collector_events_emitted_total.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum NodeProfile {
     /// 20 events/s, and 1 more for each pod

@@ -165,7 +165,7 @@ impl fmt::Display for ClusterReport {
                 log.nats_cpu_percent_of_core,
                 mib(log.nats_rss_bytes)
             )?,
-            None => writeln!(f, "log        none: each server finds what its own nodes tell")?,
+            None => writeln!(f, "log        none: each server finds what its own nodes report")?,
         }
         self.findings.as_ref().map_or(Ok(()), |agreement| write!(f, "{agreement}"))
     }

@@ -1,7 +1,7 @@
 //! A storm: as many processes and connections as this machine can make, under real probes, a real collector and a real server.
 //!
 //! In: how long. Out: a [`StormReport`]. What must hold at its end: every event that the kernel emitted is archived or declared
-//! lost by stage and reason, and of the lethal lane none is lost. What was made is counted here, so that a probe that tells
+//! lost by stage and reason, and of the lethal lane none is lost. What was made is counted here, so that a probe that reports
 //! nothing does not pass: each process made is an exec and an exit that the collector took in.
 
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ pub struct StormOptions {
     /// Two for each core when not given.
     pub threads: Option<usize>,
     pub bin_dir: Option<PathBuf>,
-    /// Tells nothing while it runs.
+    /// Prints nothing while it runs.
     pub is_quiet: bool,
 }
 
@@ -158,7 +158,7 @@ pub fn run(options: &StormOptions) -> Result<StormReport, Error> {
 
     let start = Instant::now();
     let mut storm = Threads::start(threads)?;
-    let mut told = Instant::now();
+    let mut reported_at = Instant::now();
     while start.elapsed() < options.duration {
         pause(Duration::from_millis(100).min(options.duration / 4))?;
         collector.check_running()?;
@@ -169,8 +169,8 @@ pub fn run(options: &StormOptions) -> Result<StormReport, Error> {
         if storm.running.iter().any(JoinHandle::is_finished) {
             break;
         }
-        if !options.is_quiet && told.elapsed() >= PROGRESS_INTERVAL {
-            told = Instant::now();
+        if !options.is_quiet && reported_at.elapsed() >= PROGRESS_INTERVAL {
+            reported_at = Instant::now();
             let processes = storm.made.processes.load(Ordering::Relaxed);
             eprintln!("{:>5} s: {processes} processes made", start.elapsed().as_secs());
         }

@@ -22,14 +22,14 @@ use crate::error::{Context, Error};
 use crate::inject::{InjectOptions, Injector};
 use crate::processes::collector::Feed;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
-use crate::truth::stage::{Actor, Pids, Room, Stage};
+use crate::truth::stage::{Actor, ContainerCgroups, Pids, Stage};
 
 /// How long a trouble may take to be found, and to end: samples are taken every second here.
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// What was found about a trouble.
 #[derive(Clone, Debug, Serialize)]
-pub struct Told {
+pub struct TroubleFinding {
     pub pattern: String,
     pub title: String,
     pub lasted_ns: u64,
@@ -38,7 +38,8 @@ pub struct Told {
 /// What became of it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TroublesReport {
-    pub told: Vec<Told>,
+    #[serde(rename = "told")]
+    pub findings: Vec<TroubleFinding>,
     /// Samples of the curve that a container had before it died.
     pub curve_points: usize,
 }
@@ -142,7 +143,7 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
     pids.set(("pids.max", "max"), ("pids.max", "max"))?;
     for (of, pattern) in wanted {
         let over = await_finding(&mut client, of, pattern, |finding| !finding.ongoing && finding.resolved_ns > 0)?;
-        report.told.push(Told {
+        report.findings.push(TroubleFinding {
             lasted_ns: over.resolved_ns.saturating_sub(over.started_ns),
             pattern: over.pattern,
             title: over.title,
@@ -151,8 +152,8 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
 
     let twice = client.findings()?.into_iter().filter(|one| one.pattern == "pids-at-limit").collect::<Vec<_>>();
     if twice.len() > 1 {
-        let told: String = twice.iter().map(|one| format!("{} {} {:#?}\n", one.id, one.title, one.evidence)).collect();
-        return Err(Error::Invalid(format!("one trouble is told twice: {told}")));
+        let both: String = twice.iter().map(|one| format!("{} {} {:#?}\n", one.id, one.title, one.evidence)).collect();
+        return Err(Error::Invalid(format!("one trouble is reported twice: {both}")));
     }
 
     // More and more is held in it, and its first process is killed for that: the finding says so.
@@ -162,25 +163,25 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
     let killed = await_finding(&mut client, &leaking, "memory-limit-kill", |finding| {
         finding.evidence.iter().any(|piece| piece.kind == "curve")
     })?;
-    report.told.push(Told { pattern: killed.pattern, title: killed.summary, lasted_ns: 0 });
+    report.findings.push(TroubleFinding { pattern: killed.pattern, title: killed.summary, lasted_ns: 0 });
     report.curve_points = killed.evidence.iter().filter(|piece| piece.kind == "curve").count();
     Ok(report)
 }
 
-fn start(stage: &mut Stage, limit_mib: Option<u64>, script: &str) -> Result<(Room, Actor), Error> {
-    let room = stage.room(limit_mib)?;
-    let actor = stage.start(&room, Pids::Own, script)?;
-    Ok((room, actor))
+fn start(stage: &mut Stage, limit_mib: Option<u64>, script: &str) -> Result<(ContainerCgroups, Actor), Error> {
+    let cgroups = stage.cgroups(limit_mib)?;
+    let actor = stage.start(&cgroups, Pids::Own, script)?;
+    Ok((cgroups, actor))
 }
 
-fn signal(of: &(Room, Actor), signal: Signal) -> Result<(), Error> {
+fn signal(of: &(ContainerCgroups, Actor), signal: Signal) -> Result<(), Error> {
     let pid = Pid::from_raw(of.1.pid as i32).ok_or_else(|| Error::Invalid("the process has no id".into()))?;
     kill_process(pid, signal).context(|| format!("send {signal:?} to process {}", of.1.pid))
 }
 
 fn await_finding(
     client: &mut Client,
-    of: &(Room, Actor),
+    of: &(ContainerCgroups, Actor),
     pattern: &str,
     is_it: impl Fn(&Finding) -> bool,
 ) -> Result<Finding, Error> {
@@ -201,8 +202,8 @@ fn await_finding(
 
 impl fmt::Display for TroublesReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for told in &self.told {
-            writeln!(f, "{:18} {:>6} ms  {}", told.pattern, told.lasted_ns / 1_000_000, told.title)?;
+        for found in &self.findings {
+            writeln!(f, "{:18} {:>6} ms  {}", found.pattern, found.lasted_ns / 1_000_000, found.title)?;
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ fn verify(dir: &Path) -> String {
 }
 
 #[test]
-fn a_copy_of_a_running_servers_archive_brings_events_and_findings_back() {
+fn a_copy_of_a_running_servers_archive_can_be_restored() {
     let _turn = lab::beside();
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let node = FedNode::start("backed-up", &server.address(), 20_000.0);
@@ -70,7 +70,7 @@ fn a_copy_of_a_running_servers_archive_brings_events_and_findings_back() {
 /// Copies of a server that writes as fast as this machine lets it. With `cp` in the place of `archive copy` some of them are found
 /// damaged, more of them the busier the machine is.
 #[test]
-fn a_hundred_copies_of_an_archive_under_load_are_whole_and_lack_nothing_acknowledged() {
+fn a_hundred_copies_under_load_lack_nothing_acknowledged() {
     let _turn = lab::alone();
     // Segments are small, so that some are closed and opened while they are copied.
     let options = ServerOptions { extra_archive: ", segment_bytes: 8MiB".into(), ..ServerOptions::default() };

@@ -114,8 +114,8 @@ fn ebpf_config(folder: &Path) -> String {
 }
 
 #[test]
-fn a_kernel_without_type_information_is_told() {
-    if !can_run("a_kernel_without_type_information_is_told", &[Root, Bpf]) {
+fn a_kernel_without_type_information_is_reported() {
+    if !can_run("a_kernel_without_type_information_is_reported", &[Root, Bpf]) {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");

@@ -15,7 +15,7 @@ fn metric(port: u16, name: &str) -> f64 {
 }
 
 #[test]
-fn a_collector_moves_on_when_it_is_asked_to_and_packs_as_many_events_as_the_server_wants() {
+fn a_collector_moves_and_packs_as_the_server_asks() {
     let _turn = crate::lab::beside();
     let options = ServerOptions {
         extra_server: ", max_connection_age: 1s, max_batch_size: 50".into(),

@@ -14,7 +14,7 @@ use tapio_perf::error::Error;
 use tapio_perf::inject::{InjectOptions, Injector};
 use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions};
-use tapio_perf::truth::stage::{Actor, Pids, Room, Stage};
+use tapio_perf::truth::stage::{Actor, ContainerCgroups, Pids, Stage};
 use tapio_wire::service::Finding;
 
 /// More would take a small machine's memory: an entry has some 300 bytes in the kernel.
@@ -149,12 +149,12 @@ fn skip(test: &str, needs: &str) {
 }
 
 #[test]
-fn a_full_table_of_connections_is_found_with_its_top_talker() {
+fn a_full_connection_table_is_found_with_its_top_talker() {
     let _turn = lab::alone();
-    if !can_run("a_full_table_of_connections_is_found_with_its_top_talker", &[lab::Need::Root]) {
+    if !can_run("a_full_connection_table_is_found_with_its_top_talker", &[lab::Need::Root]) {
         return;
     }
-    let Some((namespace, bound)) = namespace("a_full_table_of_connections_is_found_with_its_top_talker") else {
+    let Some((namespace, bound)) = namespace("a_full_connection_table_is_found_with_its_top_talker") else {
         return;
     };
     // The node whose /proc this is has that process as its first one.
@@ -187,25 +187,26 @@ fn a_full_table_of_connections_is_found_with_its_top_talker() {
 }
 
 /// A container whose first process runs this script in a network namespace.
-fn container(stage: &mut Stage, namespace: &Namespace, script: &str) -> Result<(Room, Actor), Error> {
-    let room = stage.room(None)?;
-    let actor = stage.start(&room, Pids::Own, &format!("exec ip netns exec {} bash -c '{script}'", namespace.name))?;
-    Ok((room, actor))
+fn container(stage: &mut Stage, namespace: &Namespace, script: &str) -> Result<(ContainerCgroups, Actor), Error> {
+    let cgroups = stage.cgroups(None)?;
+    let actor =
+        stage.start(&cgroups, Pids::Own, &format!("exec ip netns exec {} bash -c '{script}'", namespace.name))?;
+    Ok((cgroups, actor))
 }
 
 fn await_finding(client: &mut Client, what: &str, is_it: impl Fn(&Finding) -> bool) -> Result<Finding, Error> {
     wait_for(what, TROUBLE_PATIENCE, |seen| {
         let all = client.findings()?;
-        let told = |one: &Finding| {
+        let text = |one: &Finding| {
             let consequences: Vec<_> = one.consequences.iter().map(|one| &*one.pattern).collect();
             format!("{} {} ongoing {} {consequences:?}; ", one.pattern, one.title, one.ongoing)
         };
-        *seen = all.iter().map(told).collect();
+        *seen = all.iter().map(text).collect();
         Ok(all.into_iter().find(|one| is_it(one)))
     })
 }
 
-fn tell_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
+fn name_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
     let Some(pod) = full.neighbour() else { return Err(Error::Invalid("no second network namespace".into())) };
     let program = lab::PERF.into();
     let inject = InjectOptions { memory_bytes: 32 << 20, keep: Duration::from_millis(200), program };
@@ -268,19 +269,19 @@ fn tell_whose_connections_are_lost(full: &Namespace) -> Result<(), Error> {
 }
 
 #[test]
-fn whose_connections_a_full_table_costs_is_told_of_the_workload() {
+fn a_full_table_names_the_workload_that_loses_connections() {
     let _turn = lab::alone();
-    let test = "whose_connections_a_full_table_costs_is_told_of_the_workload";
+    let test = "a_full_table_names_the_workload_that_loses_connections";
     if !can_run(test, &[lab::Need::Root, lab::Need::Cgroups, lab::Need::Bpf]) {
         return;
     }
     let Some((namespace, bound)) = namespace(test) else { return };
     namespace.fill(0..bound + 1000);
-    tell_whose_connections_are_lost(&namespace).unwrap_or_else(|error| panic!("{error}"));
+    name_whose_connections_are_lost(&namespace).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
-fn a_node_without_a_table_of_connections_says_so_to_whoever_asks_the_server() {
+fn a_node_without_a_connection_table_says_so() {
     let _turn = lab::beside();
     let root = tempfile::tempdir().expect("a folder");
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));

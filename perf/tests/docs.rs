@@ -231,7 +231,7 @@ fn every_command_that_is_shown_exists() {
 }
 
 #[test]
-fn every_pattern_is_told_of_and_no_other() {
+fn every_pattern_is_documented_and_no_other() {
     let folder = pages::root().join("server/patterns");
     let files = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path());
     let texts = files.map(|path| fs::read_to_string(path).expect("a pattern"));
@@ -241,8 +241,8 @@ fn every_pattern_is_told_of_and_no_other() {
     let page = pages::read("docs/patterns.md");
     let (_, table) = page.split_once("## Built in").expect("the section");
     let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
-    let told: BTreeSet<String> = rows.map(|(id, _)| id.to_owned()).collect();
-    assert_eq!(told, ids);
+    let listed: BTreeSet<String> = rows.map(|(id, _)| id.to_owned()).collect();
+    assert_eq!(listed, ids);
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn refusal(clue: &str, field: &str) -> String {
 }
 
 #[test]
-fn every_field_that_a_pattern_may_use_is_in_the_tables() {
+fn every_field_of_patterns_is_in_the_tables() {
     let page = pages::read("docs/patterns.md");
     let tables = page.split_once("## Keys").expect("the section").0;
     let names = |said: &str, before: &str| -> Vec<String> {

@@ -158,8 +158,8 @@ fn a_kill_from_outside_names_its_sender() {
 }
 
 #[test]
-fn an_ignored_sigterm_is_told_from_a_kill() {
-    if !can_run("an_ignored_sigterm_is_told_from_a_kill", &[Cgroups, Bpf]) {
+fn an_ignored_sigterm_is_distinguished_from_a_kill() {
+    if !can_run("an_ignored_sigterm_is_distinguished_from_a_kill", &[Cgroups, Bpf]) {
         return;
     }
     let mut node = Node::start();
@@ -171,8 +171,8 @@ fn an_ignored_sigterm_is_told_from_a_kill() {
 }
 
 #[test]
-fn a_crash_loop_tells_how_it_ends_each_time() {
-    if !can_run("a_crash_loop_tells_how_it_ends_each_time", &[Cgroups, Bpf]) {
+fn a_crash_loop_shows_how_it_ends_each_time() {
+    if !can_run("a_crash_loop_shows_how_it_ends_each_time", &[Cgroups, Bpf]) {
         return;
     }
     let mut node = Node::start();

@@ -27,7 +27,7 @@ fn wait_for_server(collector: &Collector, wanted: &Server, limit: Duration) {
 }
 
 #[test]
-fn a_server_that_stops_or_dies_is_left_and_returned_to_and_nothing_is_lost() {
+fn a_collector_leaves_a_dead_server_and_loses_nothing() {
     let _turn = crate::lab::beside();
     let servers = [0, 1].map(|_| Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}")));
     let collector = Collector::start(&CollectorOptions {

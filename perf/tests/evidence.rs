@@ -44,9 +44,9 @@ fn observed(server: &Server) -> (Vec<Observed>, Vec<(u64, u64)>) {
 }
 
 #[test]
-fn an_oom_kill_leaves_the_limit_and_the_usage_of_its_cgroup_in_the_archive() {
+fn an_oom_kill_archives_its_cgroups_limit_and_usage() {
     let _turn = crate::lab::alone();
-    if !can_run("an_oom_kill_leaves_the_limit_and_the_usage_of_its_cgroup_in_the_archive", &[Cgroups, Bpf]) {
+    if !can_run("an_oom_kill_archives_its_cgroups_limit_and_usage", &[Cgroups, Bpf]) {
         return;
     }
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));

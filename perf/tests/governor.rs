@@ -44,7 +44,7 @@ fn sum(text: &str, prefix: &str, label: &str) -> f64 {
 }
 
 #[test]
-fn with_ten_milli_cpu_bulk_is_sampled_and_lethal_arrives_while_health_answers() {
+fn with_ten_milli_cpu_bulk_is_sampled_and_lethal_arrives() {
     let _turn = crate::lab::alone();
     let is_root = rustix::process::geteuid().is_root();
     if !is_root || !Path::new(CONTROLLER).join("cpu.cfs_quota_us").parent().is_some_and(Path::is_dir) {

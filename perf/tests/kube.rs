@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::kube_archive::Archive;
 use crate::kube_node::beside::Beside;
-use crate::kube_node::told::{findings, listed, named, print};
+use crate::kube_node::findings::{findings, listed, named, print};
 use crate::kube_node::{
     LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting,
 };
@@ -33,7 +33,7 @@ impl Lab {
 }
 
 /// Writes the Event that kubelet writes of every OOM kill that it finds in the kernel's log.
-fn tell_of_a_system_oom(victim: &str) {
+fn explain_a_system_oom(victim: &str) {
     let node = setting("TAPIO_TEST_NODE");
     let now = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output().expect("date starts").stdout;
     let now = String::from_utf8_lossy(&now).trim().to_owned();
@@ -47,8 +47,8 @@ fn tell_of_a_system_oom(victim: &str) {
 }
 
 #[test]
-fn what_befalls_real_pods_is_told_with_their_names() {
-    if !has_node("what_befalls_real_pods_is_told_with_their_names") {
+fn failures_of_real_pods_are_reported_with_their_names() {
+    if !has_node("failures_of_real_pods_are_reported_with_their_names") {
         return;
     }
     let tapio = Beside::start();
@@ -90,8 +90,8 @@ fn what_befalls_real_pods_is_told_with_their_names() {
     await_that("the label beside the death", |seen| {
         let found = listed(&address, "memory-limit-kill", of_leak);
         *seen = found["death"].to_string();
-        let is_told = found["death"]["label"].as_str().is_some_and(|label| label.starts_with("OOMKilled"));
-        (is_told && found["death"]["label_agrees"] == true).then_some(())
+        let is_named = found["death"]["label"].as_str().is_some_and(|label| label.starts_with("OOMKilled"));
+        (is_named && found["death"]["label_agrees"] == true).then_some(())
     });
     print(&address, &found);
 
@@ -124,7 +124,7 @@ fn what_befalls_real_pods_is_told_with_their_names() {
 
     // At each start kubelet reports old kills again, as if the node had run out: nothing is concluded from that.
     let gone = format!("gone-{}", std::process::id());
-    tell_of_a_system_oom(&gone);
+    explain_a_system_oom(&gone);
     lab.wait_archived(|_| true, &["kube_event", "SystemOOM", &gone]);
 
     // Lived 300 ms: the kernel's events of it have its name, and so have kubelet's.

@@ -102,7 +102,7 @@ fn evidence_of_a_kill(tapio: &Tapio, namespace: &Namespace, case: u32, uid: u32)
     let (_, victim) = namespace.process_of(&format!("pod/{name}"));
     let mut sender = Sender::kill(uid, victim);
     let arguments = ["events", "-n", &namespace.0, "--pod", &name, "--limit", "10000"];
-    let state = format!("that {name} is told to have ended");
+    let state = format!("that {name} is reported to have ended");
     let events = await_that(&state, |seen| {
         let events = tapio.tapioctl_json(&arguments).map_err(|error| seen.clone_from(&error)).ok()?;
         *seen = events.iter().map(|event| format!("\n{} {}", event["kind"], event["text"])).collect();
@@ -117,7 +117,7 @@ fn evidence_of_a_kill(tapio: &Tapio, namespace: &Namespace, case: u32, uid: u32)
     let observed = |key: &str, is: &dyn Fn(&Value) -> bool| {
         events.iter().any(|event| event["kind"] == "observation" && is(&event["detail"][key]))
     };
-    let told = [
+    let wanted = [
         ("its name", observed("process_comm", &|name| name == "sh")),
         ("its user", observed("process_uid", &|user| *user == uid)),
         (
@@ -126,7 +126,7 @@ fn evidence_of_a_kill(tapio: &Tapio, namespace: &Namespace, case: u32, uid: u32)
         ),
         ("the victim's limit", observed("memory_limit_bytes", &|limit| *limit == 32 << 20)),
     ];
-    let missing: Vec<&str> = told.into_iter().filter(|(_, is_told)| !is_told).map(|(what, _)| what).collect();
+    let missing: Vec<&str> = wanted.into_iter().filter(|(_, is_known)| !is_known).map(|(what, _)| what).collect();
     if missing.is_empty() { Ok(()) } else { Err(format!("no {}", missing.join(", no "))) }
 }
 

@@ -21,8 +21,8 @@ const BUSY: &str =
     "while :; do busybox true; busybox nc -w 1 127.0.0.1 9 </dev/null; busybox sleep 9 & kill -9 $!; done";
 
 #[test]
-fn two_servers_that_are_told_a_part_each_find_the_same() {
-    if !has_node("two_servers_that_are_told_a_part_each_find_the_same") {
+fn two_servers_with_a_part_each_find_the_same() {
+    if !has_node("two_servers_with_a_part_each_find_the_same") {
         return;
     }
     let tapio = Tapio::install_all();

@@ -1,5 +1,5 @@
-//! On a real Kubernetes node: the production overlay, as deploy/README.md tells to apply it. It explains a kill; who has no token, or
-//! another's, is refused and told why; the log is read over TLS; the archive outlives the set; and nothing is left.
+//! On a real Kubernetes node: the production overlay, as deploy/README.md says to apply it. It explains a kill; who has no token, or
+//! another's, is refused with the reason; the log is read over TLS; the archive outlives the set; and nothing is left.
 //!
 //! Runs only by `make test-kube`.
 
@@ -21,8 +21,8 @@ const AUDIENCE: &str = "tapio-server";
 const ELSEWHERE: &str = "tapio-test-elsewhere";
 
 #[test]
-fn production_explains_a_kill_and_lets_in_only_whom_its_tokens_name() {
-    if !has_node("production_explains_a_kill_and_lets_in_only_whom_its_tokens_name") {
+fn production_explains_a_kill_and_checks_tokens() {
+    if !has_node("production_explains_a_kill_and_checks_tokens") {
         return;
     }
     let operator = Operator::new();
@@ -90,8 +90,8 @@ fn collectors_were_reviewed(server: &Pod) {
         line["identity"] == identity.as_str()
     };
     let log = server.log();
-    let told = log.iter().find(|line| is_of(line, "collector", "tapio-collector") && line["node"] == node.as_str());
-    println!("{}", told.unwrap_or_else(|| panic!("no collector of {node}: {log:?}")));
+    let line = log.iter().find(|line| is_of(line, "collector", "tapio-collector") && line["node"] == node.as_str());
+    println!("{}", line.unwrap_or_else(|| panic!("no collector of {node}: {log:?}")));
     let asked = |line: &&Value| line["target"] == "audit" && is_of(line, "server", "tapio-server");
     println!("{}", log.iter().find(asked).unwrap_or_else(|| panic!("nobody asked: {log:?}")));
     println!("tapio_server_token_reviews_total{{result=\"accepted\"}} {accepted}");
@@ -291,7 +291,7 @@ fn the_archive_outlives_the_set(operator: &Operator, tapio: &mut Tapio, rendered
     assert_eq!(claim(), before);
     let again = tapio.finding("memory-limit-kill", |name| found["entity"]["name"] == name);
     assert_eq!(again["death"]["limit"], found["death"]["limit"], "{again}");
-    println!("after `kubectl delete` and `apply`: {} is still told, from claim {before}", again["title"]);
+    println!("after `kubectl delete` and `apply`: {} is still listed, from claim {before}", again["title"]);
     // The epoch before was closed, so nothing of it was lost on the way.
     tapio.closed_ledger(2);
     println!("{}", tapio.tapioctl(&["ledger"]).expect("a ledger"));

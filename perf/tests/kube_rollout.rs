@@ -75,10 +75,10 @@ fn upgrades_with_versions_apart(tapio: &Tapio, namespace: &Namespace) {
         let readiness: Value = serde_json::from_str(&collector.readiness()).ok()?;
         let log = collector.log();
         *seen = format!("{readiness}, {:?}", log.last());
-        let is_told = log
+        let is_logged = log
             .iter()
             .any(|line| line["error"].as_str().is_some_and(|error| error.contains("upgrade the servers first")));
-        (readiness["ready"] == false && is_told).then_some(())
+        (readiness["ready"] == false && is_logged).then_some(())
     });
     tapio.set_image(SERVER, &setting("TAPIO_TEST_SERVER_IMAGE_NEXT"));
     tapio.rolled_out(SERVER);

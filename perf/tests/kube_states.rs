@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tapio_perf::processes::bin_dir;
 
 use crate::kube_node::beside::Beside;
-use crate::kube_node::told::{findings, listed, print};
+use crate::kube_node::findings::{findings, listed, print};
 use crate::kube_node::{
     Namespace, await_that, container, deployment, has_node, kubectl, kubectl_reading, pod, setting,
 };
@@ -87,8 +87,8 @@ fn await_the_end(server: &str, namespace: &str, owner: &str, pattern: &str) {
 }
 
 #[test]
-fn why_pods_do_not_start_is_told_until_they_do() {
-    if !has_node("why_pods_do_not_start_is_told_until_they_do") {
+fn pods_that_do_not_start_are_explained_until_they_do() {
+    if !has_node("pods_that_do_not_start_are_explained_until_they_do") {
         return;
     }
     let tapio = Beside::start();
@@ -157,8 +157,8 @@ fn why_pods_do_not_start_is_told_until_they_do() {
 }
 
 #[test]
-fn what_of_a_pod_takes_too_long_is_told_until_it_is_over() {
-    if !has_node("what_of_a_pod_takes_too_long_is_told_until_it_is_over") {
+fn stuck_pods_are_reported_until_it_is_over() {
+    if !has_node("stuck_pods_are_reported_until_it_is_over") {
         return;
     }
     let tapio = Beside::start_with(", stuck_after: 5s");
@@ -224,8 +224,8 @@ fn greedy(name: &str, node_milli: u64) -> Value {
 }
 
 #[test]
-fn by_whose_hand_pods_go_is_told() {
-    if !has_node("by_whose_hand_pods_go_is_told") {
+fn findings_name_who_deleted_a_pod() {
+    if !has_node("findings_name_who_deleted_a_pod") {
         return;
     }
     let tapio = Beside::start();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tapio_perf::processes::bin_dir;
 
 use crate::kube_node::beside::Beside;
-use crate::kube_node::told::{findings, listed, print};
+use crate::kube_node::findings::{findings, listed, print};
 use crate::kube_node::{
     Namespace, await_that, container, deployment, eater, has_node, kubectl, kubectl_reading, pod, process_of, setting,
 };
@@ -183,8 +183,8 @@ fn is_wrong(finding: &Value, namespace: &str) -> Option<String> {
 }
 
 #[test]
-fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
-    if !has_node("pods_whose_deaths_are_easily_told_wrong_are_told_right") {
+fn deaths_that_are_easily_misjudged_are_explained_correctly() {
+    if !has_node("deaths_that_are_easily_misjudged_are_explained_correctly") {
         return;
     }
     let tapio = Beside::start();
@@ -259,7 +259,7 @@ fn pods_whose_deaths_are_easily_told_wrong_are_told_right() {
 
     kubectl(&["-n", ns, "delete", "pod", "eater", "--wait=true"]).expect("deleted");
     let wrong: Vec<String> = findings(&address).iter().filter_map(|one| is_wrong(one, ns)).collect();
-    assert!(wrong.is_empty(), "told with certainty and wrong:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "explained with certainty and wrongly:\n{}", wrong.join("\n"));
 
     drop(namespace);
     tapio.stop();

@@ -161,9 +161,9 @@ fn certificates(folder: &Path) {
 }
 
 #[test]
-fn prometheus_scrapes_both_programs_and_knows_what_rules_dashboard_and_page_name() {
+fn prometheus_knows_all_metrics_of_rules_and_dashboard() {
     let _turn = crate::lab::alone();
-    let test = "prometheus_scrapes_both_programs_and_knows_what_rules_dashboard_and_page_name";
+    let test = "prometheus_knows_all_metrics_of_rules_and_dashboard";
     let Some(binary) = prometheus_binary() else {
         let text = format!("SKIP {test}: needs Prometheus: make check-deploy");
         assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{text}");

@@ -193,7 +193,7 @@ fn start_server() -> Server {
 }
 
 #[test]
-fn a_stream_that_is_cut_within_frames_and_then_slow_loses_nothing() {
+fn a_stream_cut_within_frames_loses_nothing() {
     let _turn = crate::lab::beside();
     let server = start_server();
     let proxy = Proxy::start(&server);
@@ -222,7 +222,7 @@ fn a_stream_that_is_cut_within_frames_and_then_slow_loses_nothing() {
 }
 
 #[test]
-fn acknowledgements_that_are_lost_after_the_commit_bring_no_event_twice() {
+fn lost_acknowledgements_bring_no_event_twice() {
     let _turn = crate::lab::beside();
     let server = start_server();
     let proxy = Proxy::start(&server);
@@ -245,7 +245,7 @@ fn acknowledgements_that_are_lost_after_the_commit_bring_no_event_twice() {
 }
 
 #[test]
-fn a_frame_that_arrives_damaged_each_time_is_lost_alone_and_the_collector_goes_on() {
+fn a_frame_that_always_arrives_damaged_is_lost_alone() {
     let _turn = crate::lab::beside();
     let server = start_server();
     let proxy = Proxy::start(&server);
@@ -275,10 +275,10 @@ fn a_frame_that_arrives_damaged_each_time_is_lost_alone_and_the_collector_goes_o
 }
 
 #[test]
-fn a_collector_that_is_told_to_end_under_load_hands_everything_over_in_time() {
+fn a_collector_stopped_under_load_hands_everything_over() {
     let _turn = crate::lab::alone();
     let server = start_server();
-    let mut node = FedNode::start("told-to-end", &server.address(), 100_000.0);
+    let mut node = FedNode::start("asked-to-end", &server.address(), 100_000.0);
     let mut archived = 0;
     node.wait_for_progress(&server, &mut archived, 50_000);
     let start = Instant::now();

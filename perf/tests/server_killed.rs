@@ -10,7 +10,7 @@ const KILLS: u64 = 6;
 const EVENTS_PER_SECOND: f64 = 20_000.0;
 
 #[test]
-fn the_ledger_closes_over_a_server_that_is_killed_again_and_again() {
+fn the_ledger_closes_over_repeated_server_kills() {
     let _turn = crate::lab::alone();
     let kills = std::env::var("TAPIO_KILLS").map_or(KILLS, |kills| kills.parse().expect("TAPIO_KILLS is a number"));
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));

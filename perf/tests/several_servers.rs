@@ -40,9 +40,9 @@ fn two_servers(with_log: bool) -> (LoadReport, ClusterReport) {
 }
 
 #[test]
-fn two_servers_with_a_log_share_a_load_and_find_the_same() {
+fn two_servers_with_a_log_find_the_same() {
     let _turn = lab::alone();
-    if !can_run("two_servers_with_a_log_share_a_load_and_find_the_same", &[Nats]) {
+    if !can_run("two_servers_with_a_log_find_the_same", &[Nats]) {
         return;
     }
     let (report, cluster) = two_servers(true);
@@ -62,7 +62,7 @@ fn two_servers_with_a_log_share_a_load_and_find_the_same() {
 }
 
 #[test]
-fn without_a_log_each_server_finds_what_its_own_nodes_tell() {
+fn without_a_log_servers_find_what_their_nodes_report() {
     let _turn = lab::alone();
     let (report, cluster) = two_servers(false);
     assert!(cluster.log.is_none() && cluster.findings.is_none() && report.is_sound(), "{report}");
@@ -84,30 +84,30 @@ fn one_command_compares_acknowledgements_with_and_without_the_log() {
         return;
     }
     let words = "load --servers 2 --compare-log 1 --nodes 2 --rate 1000 --clues 200 --entities 20 --duration 1s";
-    let told = json(&words.split(' ').collect::<Vec<_>>());
+    let answer = json(&words.split(' ').collect::<Vec<_>>());
     for side in ["without_log", "with_log"] {
-        let runs = told[side].as_array().expect("runs");
-        assert_eq!(runs.len(), 1, "{told}");
-        assert_eq!(told[&format!("{side}_us")]["p99"], runs[0]["latency_us"]["p99"], "{told}");
-        assert_eq!(runs[0]["cluster"]["log"].is_null(), side == "without_log", "{told}");
+        let runs = answer[side].as_array().expect("runs");
+        assert_eq!(runs.len(), 1, "{answer}");
+        assert_eq!(answer[&format!("{side}_us")]["p99"], runs[0]["latency_us"]["p99"], "{answer}");
+        assert_eq!(runs[0]["cluster"]["log"].is_null(), side == "without_log", "{answer}");
     }
-    assert!(told["p99_ratio"].as_f64().is_some_and(|ratio| ratio > 0.0) && told["is_sound"] == true, "{told}");
+    assert!(answer["p99_ratio"].as_f64().is_some_and(|ratio| ratio > 0.0) && answer["is_sound"] == true, "{answer}");
 }
 
 #[test]
-fn one_command_compares_how_long_findings_take_with_and_without_the_log() {
+fn one_command_compares_latency_with_and_without_the_log() {
     let _turn = lab::alone();
-    if !can_run("one_command_compares_how_long_findings_take_with_and_without_the_log", &[Nats, Cgroups, Bpf]) {
+    if !can_run("one_command_compares_latency_with_and_without_the_log", &[Nats, Cgroups, Bpf]) {
         return;
     }
     let words = "inject kill --measure --servers 2 --compare-log 1 --repeat 2 --interval 10ms --keep-time 10ms";
-    let told = json(&words.split(' ').collect::<Vec<_>>());
+    let answer = json(&words.split(' ').collect::<Vec<_>>());
     for side in ["without_log", "with_log"] {
-        assert_eq!((&told[side]["injections"], &told[side]["missing"]), (&2.into(), &0.into()), "{told}");
-        assert!(told[side]["latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{told}");
+        assert_eq!((&answer[side]["injections"], &answer[side]["missing"]), (&2.into(), &0.into()), "{answer}");
+        assert!(answer[side]["latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{answer}");
     }
-    assert!(told["without_log"]["elsewhere_latency_us"].is_null(), "{told}");
-    assert!(told["with_log"]["elsewhere_latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{told}");
+    assert!(answer["without_log"]["elsewhere_latency_us"].is_null(), "{answer}");
+    assert!(answer["with_log"]["elsewhere_latency_us"]["p50"].as_u64().is_some_and(|us| us > 0), "{answer}");
 }
 
 #[test]

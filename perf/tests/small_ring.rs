@@ -23,7 +23,7 @@ fn naps(collector: u32) -> u64 {
 }
 
 #[test]
-fn a_small_ring_is_left_alone_until_it_fills_and_loses_nothing() {
+fn a_small_ring_loses_nothing() {
     let _turn = crate::lab::alone();
     let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let options =

@@ -52,7 +52,7 @@ fn ledger(server: &Server, name: &str, emitted: u64) -> NodeLedger {
 }
 
 #[test]
-fn what_a_killed_collector_had_spooled_arrives_first_and_the_ledger_closes() {
+fn a_killed_collectors_spool_arrives_first() {
     let _turn = crate::lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
@@ -80,7 +80,7 @@ fn what_a_killed_collector_had_spooled_arrives_first_and_the_ledger_closes() {
 }
 
 #[test]
-fn a_collector_that_is_told_to_end_leaves_the_rest_in_the_spool() {
+fn a_stopped_collector_leaves_the_rest_in_the_spool() {
     let _turn = crate::lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
@@ -107,7 +107,7 @@ fn a_collector_that_is_told_to_end_leaves_the_rest_in_the_spool() {
 }
 
 #[test]
-fn a_full_spool_and_a_full_memory_keep_their_bounds_and_the_ledger_closes() {
+fn a_full_spool_and_memory_keep_their_bounds() {
     let _turn = crate::lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));

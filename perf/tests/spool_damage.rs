@@ -93,7 +93,7 @@ fn assert_lost(ledger: &NodeLedger, lost: u64) {
 }
 
 #[test]
-fn a_spool_that_is_damaged_while_the_server_is_down_costs_what_was_damaged() {
+fn a_spool_damaged_during_an_outage_loses_only_damage() {
     let _turn = lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
@@ -127,21 +127,21 @@ fn a_spool_that_is_damaged_while_the_server_is_down_costs_what_was_damaged() {
         Command::new(lab::program("tapioctl")).args(["--server", &address, "ledger"]).output().expect("it runs");
     let ledger = String::from_utf8_lossy(&ledger.stdout).into_owned();
     lab::assert_says(&ledger, &["outbox/malformed", SOURCE, "The ledger closes: no event is unexplained"]);
-    let mut told = 0;
+    let mut reported = 0;
     for frame in lab::archive::frames(&folder) {
         for event in frame.body().events.iter() {
             if let ArchivedDetail::Gap(gap) = &event.body
                 && frame.body().names[gap.what.to_native() as usize] == "frames"
             {
-                told += u64::from(gap.found_gone.to_native());
+                reported += u64::from(gap.found_gone.to_native());
             }
         }
     }
-    assert_eq!(told, lost, "it is told as events too");
+    assert_eq!(reported, lost, "it is reported as events too");
 }
 
 #[test]
-fn a_damaged_spool_of_a_killed_collector_costs_what_was_damaged() {
+fn a_killed_collectors_damaged_spool_loses_only_damaged_frames() {
     let _turn = lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
@@ -172,7 +172,7 @@ fn a_damaged_spool_of_a_killed_collector_costs_what_was_damaged() {
 }
 
 #[test]
-fn a_collector_that_is_killed_after_its_epoch_ended_goes_on_with_what_the_spool_has() {
+fn a_collector_killed_after_its_epoch_ended_goes_on() {
     let _turn = lab::beside();
     let dir = tempfile::tempdir().expect("a folder");
     let options_of_server = ServerOptions {

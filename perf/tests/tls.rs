@@ -88,7 +88,7 @@ fn wait_for_metric(what: &str, port: u16, name: &str, wanted: impl Fn(f64) -> bo
 }
 
 #[test]
-fn certificates_are_changed_under_a_stream_and_only_those_who_may_get_in() {
+fn certificates_change_under_a_stream() {
     let _turn = crate::lab::beside();
     let authority = Authority::new();
     authority.sign("server", 2090);
@@ -156,7 +156,7 @@ fn certificates_are_changed_under_a_stream_and_only_those_who_may_get_in() {
 }
 
 #[test]
-fn a_collector_that_is_refused_asks_rarely_says_so_and_ends_at_once() {
+fn a_refused_collector_retries_rarely_and_ends_at_once() {
     let _turn = crate::lab::beside();
     let folder = tempfile::tempdir().expect("a folder");
     let authority = Authority::new();
@@ -195,7 +195,7 @@ fn a_collector_that_is_refused_asks_rarely_says_so_and_ends_at_once() {
 
 /// A restart by kubelet would open the stream again, which the configuration forbids.
 #[test]
-fn a_collector_that_may_not_reconnect_is_unready_and_healthy_without_a_server() {
+fn a_collector_without_a_server_is_unready_and_healthy() {
     let _turn = crate::lab::beside();
     let folder = tempfile::tempdir().expect("a folder");
     let authority = Authority::new();

@@ -16,9 +16,9 @@ fn report_of(options: TruthOptions) -> Report {
 }
 
 #[test]
-fn nothing_is_told_wrong_and_what_the_page_calls_right_is() {
+fn no_death_is_misjudged_and_the_page_holds() {
     let _turn = lab::alone();
-    if !can_run("nothing_is_told_wrong_and_what_the_page_calls_right_is", &[Root, Cgroups, Bpf]) {
+    if !can_run("no_death_is_misjudged_and_the_page_holds", &[Root, Cgroups, Bpf]) {
         return;
     }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/truth.md");
@@ -27,9 +27,9 @@ fn nothing_is_told_wrong_and_what_the_page_calls_right_is() {
 
 /// On a node that is a container itself: what the kernel says of a process is not what its own procfs says of that number.
 #[test]
-fn a_collector_in_a_pid_namespace_of_its_own_tells_the_same() {
+fn a_collector_in_its_own_pid_namespace_finds_the_same() {
     let _turn = lab::alone();
-    if !can_run("a_collector_in_a_pid_namespace_of_its_own_tells_the_same", &[Root, Cgroups, Bpf]) {
+    if !can_run("a_collector_in_its_own_pid_namespace_finds_the_same", &[Root, Cgroups, Bpf]) {
         return;
     }
     let only =

@@ -52,7 +52,7 @@ static __always_inline int reclaim_ends(u64 pages, bool memcg)
 	}
 	__sync_fetch_and_add(&stall->ns, ns);
 	__sync_fetch_and_add(&stall->pages, pages);
-	tell_stall(stall, &key, *(volatile u64 *)&tuning->reclaim_burst_ns);
+	emit_stall(stall, &key, *(volatile u64 *)&tuning->reclaim_burst_ns);
 	return 0;
 }
 

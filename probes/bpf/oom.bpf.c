@@ -193,8 +193,8 @@ int oom_victim(struct bpf_raw_tracepoint_args *ctx)
 	struct stall_key of_cgroup = { .cgroup_id = of_node.cgroup_id, .memcg = 1 };
 	struct oom_record *record;
 
-	tell_rest(&of_cgroup);
-	tell_rest(&of_node);
+	emit_rest(&of_cgroup);
+	emit_rest(&of_node);
 	record = record_begin(KIND_OOM, sizeof(*record));
 	if (!record)
 		return 0;

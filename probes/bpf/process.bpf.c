@@ -47,7 +47,7 @@ static __always_inline void set_origin(struct task_struct *task, u32 *parent_pid
 }
 
 /* What runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
-static __always_inline void tell_command(struct linux_binprm *binary, bool with_arguments)
+static __always_inline void emit_command(struct linux_binprm *binary, bool with_arguments)
 {
 	struct task_struct *task = current_task();
 	u64 start = READ_CURRENT(task, mm, arg_start);
@@ -84,7 +84,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (current_tgid() == own_tgid)
 		return 0;
 	if (command) {
-		tell_command((struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
+		emit_command((struct linux_binprm *)ctx->args[2], command >= COMMAND_WITH_ARGUMENTS);
 		return 0;
 	}
 	cgroup_id = current_cgroup_id();
@@ -121,7 +121,7 @@ struct {
 static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, struct task_struct *task)
 {
 	struct process_key key = {};
-	u8 told = 1;
+	u8 mark = 1;
 	int error;
 
 	if (bpf_core_field_exists(struct trace_event_raw_sched_process_exit, group_dead))
@@ -131,7 +131,7 @@ static __always_inline bool is_last_thread(struct bpf_raw_tracepoint_args *ctx, 
 	key.start_time_ns = READ_CURRENT(task, group_leader, start_boottime);
 	key.pid = READ_CURRENT(task, tgid);
 	/* An int: before 6.4 the map's own function is called, which returns one, and the upper half of the register is not set. */
-	error = bpf_map_update_elem(&ended, &key, &told, BPF_NOEXIST);
+	error = bpf_map_update_elem(&ended, &key, &mark, BPF_NOEXIST);
 	return error != -EEXIST;
 }
 

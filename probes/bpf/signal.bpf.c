@@ -63,7 +63,7 @@ struct handled_key {
 };
 
 struct handled_signal {
-	u64 told_ns;
+	u64 sent_ns;
 	u32 repeats;
 	u32 pad;
 };
@@ -79,23 +79,23 @@ struct {
  * A program may send itself hundreds of thousands of them a second, across cgroups too: they must not crowd out what kills. Of one
  * that is to be recorded, `repeats` gets the number of those that were not since the one before.
  */
-static __always_inline bool was_told_lately(u32 tgid, u32 number, u32 *repeats)
+static __always_inline bool was_sent_lately(u32 tgid, u32 number, u32 *repeats)
 {
 	struct handled_key key = { .pid = tgid, .signal = number };
-	struct handled_signal fresh = { .told_ns = bpf_ktime_get_ns() };
+	struct handled_signal fresh = { .sent_ns = bpf_ktime_get_ns() };
 	struct handled_signal *known = bpf_map_lookup_elem(&handled, &key);
 
 	if (!known) {
 		bpf_map_update_elem(&handled, &key, &fresh, BPF_ANY);
 		return false;
 	}
-	if (fresh.told_ns - known->told_ns < HANDLED_INTERVAL_NS) {
+	if (fresh.sent_ns - known->sent_ns < HANDLED_INTERVAL_NS) {
 		__sync_fetch_and_add(&known->repeats, 1);
 		return true;
 	}
 	*repeats = known->repeats;
 	known->repeats = 0;
-	known->told_ns = fresh.told_ns;
+	known->sent_ns = fresh.sent_ns;
 	return false;
 }
 
@@ -125,12 +125,12 @@ int signal_sent(u64 *ctx)
 		/* By default a change of the window's size is no reason to end. A timer's signal says nothing of who was running. */
 		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
 		    (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups) ||
-		     was_told_lately(target->tgid, number, &repeats)))
+		     was_sent_lately(target->tgid, number, &repeats)))
 			return 0;
 	} else if ((result == TRACE_SIGNAL_IGNORED || result == TRACE_SIGNAL_ALREADY_PENDING ||
 		    !is_unhandled(target, number)) &&
 		   (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)) &&
-		   was_told_lately(target->tgid, number, &repeats)) {
+		   was_sent_lately(target->tgid, number, &repeats)) {
 		/* One that would end it, again and again, and lives: a runtime that tests its memory by faults, a loop of abort(). */
 		return 0;
 	}
@@ -201,7 +201,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	struct killed_key key = {};
 	s32 code = SI_USER;
 	u64 cgroup_id;
-	u8 told = 1;
+	u8 mark = 1;
 
 	if (BPF_CORE_READ(action, sa.sa_handler))
 		return 0;
@@ -223,7 +223,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 	if (key.pid == own_tgid)
 		return 0;
 	/* An int, see process.bpf.c. */
-	if ((int)bpf_map_update_elem(&killed, &key, &told, BPF_NOEXIST) == -EEXIST)
+	if ((int)bpf_map_update_elem(&killed, &key, &mark, BPF_NOEXIST) == -EEXIST)
 		return 0;
 	cgroup_id = current_cgroup_id();
 	record = record_begin_of(KIND_SIGNAL_DELIVERED, sizeof(*record), cgroup_id, false);

@@ -140,7 +140,7 @@ static __always_inline void mapped(u8 address[16], u32 ipv4)
 }
 
 /* `tcp` is typed_tcp() of a full socket; `now_ns` is when it happened, 0 for now. */
-static __always_inline void tell(struct sock *sk, struct tcp_sock *tcp, struct connection *connection, enum change change,
+static __always_inline void emit(struct sock *sk, struct tcp_sock *tcp, struct connection *connection, enum change change,
 				 u64 now_ns)
 {
 	u16 family = sk->__sk_common.skc_family;
@@ -235,7 +235,7 @@ static __always_inline void accepted(struct sock *sk, struct tcp_sock *tcp, u64 
 	else
 		connection.owner.cgroup_id = socket_cgroup_id(sk);
 	bpf_map_update_elem(&connections, &key, &connection, BPF_ANY);
-	tell(sk, tcp, &connection, CHANGE_ESTABLISHED, connection.since_ns);
+	emit(sk, tcp, &connection, CHANGE_ESTABLISHED, connection.since_ns);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -278,14 +278,14 @@ int tcp_state(u64 *ctx)
 		connection = bpf_map_lookup_elem(&connections, &key);
 		/* Both sides connected to each other at once. */
 		if (connection && connection->active)
-			tell(sk, tcp, connection, CHANGE_ESTABLISHED, 0);
+			emit(sk, tcp, connection, CHANGE_ESTABLISHED, 0);
 		else
 			accepted(sk, tcp, key, &listener);
 		return 0;
 	}
 	if (new == ESTABLISHED) {
 		connection = bpf_map_lookup_elem(&connections, &key);
-		tell(sk, tcp, connection, CHANGE_ESTABLISHED, 0);
+		emit(sk, tcp, connection, CHANGE_ESTABLISHED, 0);
 		return 0;
 	}
 	if (old == LISTEN) {
@@ -298,9 +298,9 @@ int tcp_state(u64 *ctx)
 	}
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (old == SYN_SENT)
-		tell(sk, tcp, connection, failure(sk, tcp), 0);
+		emit(sk, tcp, connection, failure(sk, tcp), 0);
 	else if (old != SYN_RECV && old != CLOSE)
-		tell(sk, tcp, connection, sk->sk_err == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED, 0);
+		emit(sk, tcp, connection, sk->sk_err == ETIMEDOUT ? CHANGE_TIMED_OUT : CHANGE_CLOSED, 0);
 	if (connection) {
 		/* After its last acknowledgement, which ends half of all connections, no reset follows. */
 		if (old != LAST_ACK)
@@ -320,7 +320,7 @@ static __always_inline int happened(struct sock *sk, enum change change)
 	connection = bpf_map_lookup_elem(&connections, &key);
 	if (!connection && sk->__sk_common.skc_state == CLOSE)
 		connection = just_closed(sk, key);
-	tell(sk, typed_tcp(sk), connection, change, 0);
+	emit(sk, typed_tcp(sk), connection, change, 0);
 	return 0;
 }
 
@@ -351,7 +351,7 @@ int tcp_reset_recv(u64 *ctx)
 
 /*
  * A connection that is asked for when the listener's queue is full is not refused: nothing is sent at all, and no tracepoint
- * tells. But the cgroup's program sees the packet just before the kernel looks at that queue, and may look at it too.
+ * records it. But the cgroup's program sees the packet just before the kernel looks at that queue, and may look at it too.
  */
 static __always_inline void tcp_asked(struct __sk_buff *skb, struct packet *packet)
 {

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use tapio_probes::{LoadConfig, PROGRAMS, Probes, State};
+use tapio_probes::{LoadConfig, PROGRAMS, Probes, ProgramState};
 
 /// The first two numbers of a kernel's version.
 fn version(text: &str) -> Option<(u32, u32)> {
@@ -24,15 +24,15 @@ fn main() -> ExitCode {
     for (program, verdict) in PROGRAMS.iter().zip(probes.verdicts()) {
         let is_due = version(&release) >= version(program.since);
         let said = match &verdict.state {
-            State::Attached => "attached".to_owned(),
-            State::NotOnThisKernel(reason) => format!("not on this kernel: {reason}"),
-            State::Refused(reason) => format!("refused: {reason}"),
-            State::Disabled => "disabled".to_owned(),
+            ProgramState::Attached => "attached".to_owned(),
+            ProgramState::NotOnThisKernel(reason) => format!("not on this kernel: {reason}"),
+            ProgramState::Refused(reason) => format!("refused: {reason}"),
+            ProgramState::Disabled => "disabled".to_owned(),
         };
         let is_missing = match verdict.state {
-            State::Attached | State::Disabled => false,
-            State::NotOnThisKernel(_) => is_due,
-            State::Refused(_) => true,
+            ProgramState::Attached | ProgramState::Disabled => false,
+            ProgramState::NotOnThisKernel(_) => is_due,
+            ProgramState::Refused(_) => true,
         };
         missing += u32::from(is_missing);
         println!("{:<20} {:<32} {}{said}", program.name, program.hook, if is_missing { "MISSING, " } else { "" });

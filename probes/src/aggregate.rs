@@ -18,7 +18,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuHashM
 use zerocopy::IntoBytes;
 
 use crate::object::SIDE;
-use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, Kind, PacketDrop, Reclaim, SyscallError};
+use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, PacketDrop, Reclaim, RecordKind, SyscallError};
 use crate::unanswered::Unanswered;
 
 /// The root of version 2, as in `bpf/include/tapio.h`.
@@ -34,7 +34,7 @@ pub(crate) struct Interval {
 
 impl Interval {
     /// The header of a record about it. No process is its subject.
-    pub(crate) fn header<T>(self, kind: Kind, cgroup_id: u64) -> Header {
+    pub(crate) fn header<T>(self, kind: RecordKind, cgroup_id: u64) -> Header {
         let size = size_of::<T>() as u16;
         Header { kind: kind as u16, size, cpu: 0, time_ns: self.end_ns, cgroup_id, pid: 0, tid: 0 }
     }
@@ -66,7 +66,7 @@ const TABLES: &[Table] = &[
 fn write_syscall_error(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let count = values.iter().map(|value| u64_at(value, 0)).sum();
     if count > 0 {
-        let header = interval.header::<SyscallError>(Kind::SyscallError, u64_at(key, 0));
+        let header = interval.header::<SyscallError>(RecordKind::SyscallError, u64_at(key, 0));
         let error = SyscallError { header, syscall: u32_at(key, 8), errno: u32_at(key, 12), count };
         record.extend_from_slice(error.as_bytes());
     }
@@ -90,7 +90,7 @@ fn write_stall(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Ve
     let sum = |offset| values.iter().map(|value| u64_at(value, offset) as i64).sum::<i64>();
     if let Ok(stall_ns @ 1..) = u64::try_from(sum(0)) {
         let reclaim = Reclaim {
-            header: interval.header::<Reclaim>(Kind::Reclaim, u64_at(key, 0)),
+            header: interval.header::<Reclaim>(RecordKind::Reclaim, u64_at(key, 0)),
             stall_ns,
             pages_reclaimed: u64::try_from(sum(8)).unwrap_or(0),
             memcg: u8::from(u64_at(key, 8) != 0),
@@ -104,7 +104,7 @@ fn write_stall(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Ve
 fn write_packet_drops(key: &[u8], values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let count = values.iter().map(|value| u64_at(value, 0)).sum();
     if count > 0 {
-        let header = interval.header::<PacketDrop>(Kind::PacketDrop, u64_at(key, 0));
+        let header = interval.header::<PacketDrop>(RecordKind::PacketDrop, u64_at(key, 0));
         let drops = PacketDrop { header, reason: u32_at(key, 8), interface: u32_at(key, 12), count };
         record.extend_from_slice(drops.as_bytes());
     }
@@ -357,7 +357,7 @@ pub(crate) const HISTOGRAM_BYTES: usize = 16 + 4 * HISTOGRAM_SLOTS;
 fn write_histogram(of: (u8, u8, u32), cgroup_id: u64, values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let (measure, operation, device) = of;
     let mut histogram = Histogram {
-        header: interval.header::<Histogram>(Kind::Histogram, cgroup_id),
+        header: interval.header::<Histogram>(RecordKind::Histogram, cgroup_id),
         measure,
         operation,
         pad: [0; 2],
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_adds_the_cpus_up_and_one_that_counted_nothing_is_none() {
+    fn a_histogram_sums_the_cpus_and_skips_empty_ones() {
         let interval = Interval { start_ns: 100, end_ns: 350 };
         let (first, second) = (sums(10, 7, 0, 2), sums(5000, 4000, 31, 1));
         let mut record = Vec::new();

@@ -16,11 +16,11 @@ use rustix::io::Errno;
 
 use crate::mountinfo;
 use crate::object::{Attachment, ProgramInfo};
-use crate::record::Kind;
+use crate::record::RecordKind;
 
 /// How a program fared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ProgramState {
     /// It runs.
     Attached,
     /// The kernel has no such tracepoint, or lacks what the program reads.
@@ -41,13 +41,13 @@ pub struct Verdict {
     /// The lane of its records.
     pub lane: &'static str,
     /// The kinds of its records: missing unless it is attached.
-    pub produces: &'static [Kind],
+    pub produces: &'static [RecordKind],
     /// How it fared.
-    pub state: State,
+    pub state: ProgramState,
 }
 
 impl Verdict {
-    pub(crate) fn new(program: &ProgramInfo, state: State) -> Self {
+    pub(crate) fn new(program: &ProgramInfo, state: ProgramState) -> Self {
         Self { program: program.name, hook: program.hook, lane: program.lane.name(), produces: program.produces, state }
     }
 }
@@ -57,7 +57,7 @@ pub(crate) enum Failure {
     /// The process may not; no other program will fare better.
     NotPermitted(io::Error),
     /// This program cannot run.
-    Program(State),
+    Program(ProgramState),
 }
 
 /// What holds a program to its hook.
@@ -72,7 +72,7 @@ pub(crate) enum Link {
 /// information only what is loaded already has a typed tracepoint.
 pub(crate) fn attach(object: &mut Ebpf, info: &ProgramInfo, btf: Option<&Btf>) -> Result<Link, Failure> {
     let Some(program) = object.program_mut(info.name) else {
-        return Err(Failure::Program(State::Refused("the object has no such program".to_owned())));
+        return Err(Failure::Program(ProgramState::Refused("the object has no such program".to_owned())));
     };
     match info.attachment {
         Attachment::RawTracepoint => attach_to_tracepoint(program, info),
@@ -156,22 +156,22 @@ fn attach_to_typed_tracepoint(program: &mut Program, info: &ProgramInfo, btf: Op
 }
 
 fn no_tracepoint(info: &ProgramInfo) -> Failure {
-    Failure::Program(State::NotOnThisKernel(format!("it has no tracepoint {}", info.hook)))
+    Failure::Program(ProgramState::NotOnThisKernel(format!("it has no tracepoint {}", info.hook)))
 }
 
 fn too_few_arguments(info: &ProgramInfo) -> Failure {
     let why = format!("its tracepoint {} has fewer arguments than the program reads", info.hook);
-    Failure::Program(State::NotOnThisKernel(why))
+    Failure::Program(ProgramState::NotOnThisKernel(why))
 }
 
 /// To the root of the version 2 hierarchy, so that no cgroup is left out.
 fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> Result<Link, Failure> {
-    let root = cgroup_root().map_err(|reason| Failure::Program(State::Refused(reason)))?;
+    let root = cgroup_root().map_err(|reason| Failure::Program(ProgramState::Refused(reason)))?;
     let program: &mut CgroupSkb = program.try_into().map_err(failure)?;
     loaded(load(|| program.load()))?;
     // By a link, as since 5.7, it shares the place with others' programs whatever the mode, and takes no mode.
     let link = program.attach(root, direction, CgroupAttachMode::Single).map_err(|error| match errno(&error) {
-        Some(Errno::PERM) => Failure::Program(State::Refused(
+        Some(Errno::PERM) => Failure::Program(ProgramState::Refused(
             "it needs CAP_NET_ADMIN, and a root cgroup where no program that suffers no other is attached".to_owned(),
         )),
         _ => failure(error),
@@ -198,18 +198,18 @@ fn failure(error: ProgramError) -> Failure {
             let log = verifier_log.to_string();
             // What the loader puts where a field, or a type, is missing in this kernel's type information.
             if log.contains("unknown func#195896080") || log.contains("invalid func unknown#195896080") {
-                State::NotOnThisKernel("a field that the program reads does not exist".to_owned())
+                ProgramState::NotOnThisKernel("a field that the program reads does not exist".to_owned())
             } else if is_not_permitted(&io_error) && log.trim().is_empty() {
                 return Failure::NotPermitted(io_error);
             } else {
-                State::Refused(format!("{io_error}: {}", last_words(&log)))
+                ProgramState::Refused(format!("{io_error}: {}", last_words(&log)))
             }
         }
         ProgramError::SyscallError(error) if is_not_permitted(&error.io_error) => {
             return Failure::NotPermitted(error.io_error);
         }
-        ProgramError::SyscallError(error) => State::Refused(format!("{}: {}", error.call, error.io_error)),
-        other => State::Refused(other.to_string()),
+        ProgramError::SyscallError(error) => ProgramState::Refused(format!("{}: {}", error.call, error.io_error)),
+        other => ProgramState::Refused(other.to_string()),
     };
     Failure::Program(state)
 }
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_that_a_signal_interrupted_is_tried_again_and_another_failure_is_not() {
+    fn only_an_interrupted_load_is_tried_again() {
         let failed = |errno: Errno| ProgramError::IOError(errno.into());
         let mut tries = 0;
         let mut interrupted_often = || {

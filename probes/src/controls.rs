@@ -11,7 +11,7 @@ use std::{fmt, io};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::record::Kind;
+use crate::record::RecordKind;
 
 /// Thresholds and sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum ExecCommand {
 }
 
 /// A set of kinds: bit `kind as u16`.
-pub fn kinds(kinds: impl IntoIterator<Item = Kind>) -> u64 {
+pub fn kinds(kinds: impl IntoIterator<Item = RecordKind>) -> u64 {
     kinds.into_iter().fold(0, |set, kind| set | 1 << kind as u16)
 }
 

@@ -12,7 +12,7 @@ use aya::Ebpf;
 use aya::programs::{Program, ProgramError, RawTracePoint};
 use aya::sys::{Stats, enable_stats};
 
-use crate::attach::{Failure, Link, State, attach, detach};
+use crate::attach::{Failure, Link, ProgramState, attach, detach};
 use crate::object::{Attachment, ProgramInfo};
 
 static EMPTY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/empty.bpf.o"));
@@ -141,7 +141,7 @@ impl EmptyPrograms {
             if link.is_none() {
                 *link = match attach(object, info, None) {
                     Ok(attached) => Some(attached),
-                    Err(Failure::Program(State::NotOnThisKernel(_))) => None,
+                    Err(Failure::Program(ProgramState::NotOnThisKernel(_))) => None,
                     Err(Failure::Program(state)) => return Err(io::Error::other(format!("{}: {state:?}", info.hook))),
                     Err(Failure::NotPermitted(error)) => return Err(error),
                 };
@@ -178,16 +178,16 @@ mod tests {
     use crate::object::PROGRAMS;
 
     #[test]
-    fn what_the_kernel_measured_is_read_from_what_it_says_of_a_program() {
+    fn run_time_is_read_from_a_programs_fdinfo() {
         let text = "pos:\t0\nprog_type:\t17\nrun_time_ns:\t1234\nrun_cnt:\t5\nrecursion_misses:\t0\n";
         assert_eq!(parse(text), Some(RunTime { runs: 5, ns: 1234 }));
         assert_eq!(parse("prog_type:\t17\n"), None);
     }
 
     #[test]
-    fn what_to_compare_with_runs_at_its_hook_and_is_measured() {
+    fn the_yardstick_runs_at_its_hook_and_is_measured() {
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP what_to_compare_with_runs_at_its_hook_and_is_measured: needs root and BPF");
+            println!("SKIP the_yardstick_runs_at_its_hook_and_is_measured: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }

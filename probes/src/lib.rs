@@ -34,14 +34,14 @@ mod shares;
 mod unanswered;
 
 pub use aggregate::Aggregates;
-pub use attach::{State, Verdict};
+pub use attach::{ProgramState, Verdict};
 pub use controls::{Controls, ExecCommand, Tuning, kinds};
 pub use cost::{EmptyPrograms, RunTime, Yardstick, count_run_time};
 pub use drop_reasons::drop_reason_name;
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{
     AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Attachment, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS,
-    DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, Lane, PROGRAMS, ProgramInfo,
+    DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, PROGRAMS, ProgramInfo, RecordLane,
     counter_index, object, off_by_default, signal_mask,
 };
 pub use run_time::{Measuring, RunTimes};

@@ -19,7 +19,7 @@ use aya::programs::Program;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 
 use crate::aggregate::Aggregates;
-use crate::attach::{Failure, Link, State, Verdict, attach, detach, is_not_permitted};
+use crate::attach::{Failure, Link, ProgramState, Verdict, attach, detach, is_not_permitted};
 use crate::controls::{Controls, Tuning};
 use crate::cost::{self, RunTime};
 use crate::drop_reasons;
@@ -369,7 +369,7 @@ impl Probes {
     /// When the kernel does not take again what it took once.
     pub fn resume(&mut self) -> Result<(), Error> {
         for ((link, program), verdict) in self.links.iter_mut().zip(PROGRAMS).zip(&self.verdicts) {
-            if link.is_none() && verdict.state == State::Attached {
+            if link.is_none() && verdict.state == ProgramState::Attached {
                 *link =
                     Some(attach(&mut self.object, program, None).map_err(|_| {
                         Error::Object(format!("the kernel does not take {} a second time", program.name))
@@ -478,16 +478,16 @@ fn attach_all(
     for program in programs {
         let mut held = None;
         let state = if disabled.iter().any(|name| name == program.name) {
-            State::Disabled
+            ProgramState::Disabled
         } else {
             match attach(object, program, Some(btf)) {
                 Ok(link) => {
                     held = Some(link);
-                    State::Attached
+                    ProgramState::Attached
                 }
                 Err(Failure::Program(state)) => state,
                 Err(Failure::NotPermitted(error)) => {
-                    let state = State::Refused(error.to_string());
+                    let state = ProgramState::Refused(error.to_string());
                     not_permitted = Some(error);
                     state
                 }
@@ -497,7 +497,7 @@ fn attach_all(
         verdicts.push(Verdict::new(program, state));
         links.push(held);
     }
-    let attached = verdicts.iter().any(|verdict| verdict.state == State::Attached);
+    let attached = verdicts.iter().any(|verdict| verdict.state == ProgramState::Attached);
     match not_permitted {
         Some(source) if !attached => Err(Error::NotPermitted { action: "load BPF programs", source }),
         _ => Ok((verdicts, links)),
@@ -540,7 +540,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ring_sizes_are_rounded_up_to_a_power_of_two_of_pages() {
+    fn ring_sizes_are_rounded_up_to_powers_of_two() {
         let page = u32::try_from(rustix::param::page_size()).unwrap();
         assert_eq!(ring_bytes(1).unwrap(), page);
         assert_eq!(ring_bytes(page + 1).unwrap(), page * 2);
@@ -557,9 +557,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tracepoint_is_told_and_stops_no_other_program() {
+    fn a_missing_tracepoint_is_reported_and_stops_no_other_program() {
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP a_missing_tracepoint_is_told_and_stops_no_other_program: needs root and BPF");
+            println!("SKIP a_missing_tracepoint_is_reported_and_stops_no_other_program: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }
@@ -582,13 +582,13 @@ mod tests {
             program("process_exit"),
         ];
         let (verdicts, _links) = attach_all(&mut object, &btf, &programs, &[]).unwrap();
-        let missing = State::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned());
+        let missing = ProgramState::NotOnThisKernel("it has no tracepoint no_such_tracepoint".to_owned());
         assert_eq!([&verdicts[0].state, &verdicts[1].state], [&missing; 2]);
         for verdict in &verdicts[2..4] {
-            let State::NotOnThisKernel(why) = &verdict.state else { panic!("{verdict:?}") };
+            let ProgramState::NotOnThisKernel(why) = &verdict.state else { panic!("{verdict:?}") };
             assert!(why.contains("sched_process_wait has fewer arguments"), "{why}");
         }
-        assert_eq!(verdicts[4].state, State::Attached);
+        assert_eq!(verdicts[4].state, ProgramState::Attached);
     }
 
     #[test]

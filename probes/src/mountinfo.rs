@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_read_with_tags_or_without_and_other_lines_are_left_out() {
+    fn mounts_are_read_with_or_without_tags() {
         let text = "\
 30 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
 not a mount

@@ -3,7 +3,7 @@
 //! The constants are those of `bpf/include/tapio.h`.
 
 use crate::aggregate::HISTOGRAM_BYTES;
-use crate::record::Kind;
+use crate::record::RecordKind;
 
 /// The compiled object, aligned as ELF wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapio.bpf.o"));
@@ -36,8 +36,8 @@ pub(crate) const COUNTERS_PER_CPU: usize = KINDS * COUNTERS_PER_KIND;
 
 const _: () = {
     let mut index = 0;
-    while index < Kind::ALL.len() {
-        assert!((Kind::ALL[index] as usize) < KINDS);
+    while index < RecordKind::ALL.len() {
+        assert!((RecordKind::ALL[index] as usize) < KINDS);
         index += 1;
     }
 };
@@ -59,20 +59,20 @@ pub enum Counter {
 }
 
 /// Where a counter is in the counters map: `u64[cpu][64 kinds][emitted, dropped, sampled, excluded, limited]`.
-pub fn counter_index(cpu: usize, kind: Kind, counter: Counter) -> usize {
+pub fn counter_index(cpu: usize, kind: RecordKind, counter: Counter) -> usize {
     (cpu * KINDS + kind as usize) * COUNTERS_PER_KIND + counter as usize
 }
 
 /// How a record travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lane {
+pub enum RecordLane {
     /// Never sampled, rate limited or shed.
     Lethal,
     /// May be sampled, and every drop is counted.
     Bulk,
 }
 
-impl Lane {
+impl RecordLane {
     /// The name that metrics and logs use.
     pub const fn name(self) -> &'static str {
         match self {
@@ -105,30 +105,30 @@ pub struct ProgramInfo {
     /// What sort of hook that is.
     pub attachment: Attachment,
     /// The lane of its records.
-    pub lane: Lane,
+    pub lane: RecordLane,
     /// The kinds of its records.
-    pub produces: &'static [Kind],
+    pub produces: &'static [RecordKind],
     /// The first kernel that has all it needs to attach.
     pub since: &'static str,
     /// Whether it runs unless it is disabled; the others run when they are asked for, see [`crate::LoadConfig::disabled`].
     pub by_default: bool,
 }
 
-const fn lethal(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
+const fn lethal(name: &'static str, hook: &'static str, produces: &'static [RecordKind]) -> ProgramInfo {
     let attachment = Attachment::RawTracepoint;
-    ProgramInfo { name, hook, attachment, lane: Lane::Lethal, produces, since: "5.8", by_default: true }
+    ProgramInfo { name, hook, attachment, lane: RecordLane::Lethal, produces, since: "5.8", by_default: true }
 }
 
-const fn bulk(name: &'static str, hook: &'static str, produces: &'static [Kind]) -> ProgramInfo {
+const fn bulk(name: &'static str, hook: &'static str, produces: &'static [RecordKind]) -> ProgramInfo {
     let attachment = Attachment::RawTracepoint;
-    ProgramInfo { name, hook, attachment, lane: Lane::Bulk, produces, since: "5.8", by_default: true }
+    ProgramInfo { name, hook, attachment, lane: RecordLane::Bulk, produces, since: "5.8", by_default: true }
 }
 
 const fn typed(program: ProgramInfo) -> ProgramInfo {
     ProgramInfo { attachment: Attachment::TypedTracepoint, ..program }
 }
 
-const fn on_packets(name: &'static str, attachment: Attachment, produces: &'static [Kind]) -> ProgramInfo {
+const fn on_packets(name: &'static str, attachment: Attachment, produces: &'static [RecordKind]) -> ProgramInfo {
     let hook = match attachment {
         Attachment::CgroupEgress => "cgroup_skb/egress",
         _ => "cgroup_skb/ingress",
@@ -142,32 +142,36 @@ const fn when_asked_for(program: ProgramInfo) -> ProgramInfo {
 
 /// Every program, in the order in which they are attached: what others depend on for identity comes first.
 pub const PROGRAMS: &[ProgramInfo] = &[
-    typed(lethal("cgroup_mkdir", "cgroup_mkdir", &[Kind::CgroupMkdir])),
-    typed(lethal("cgroup_rmdir", "cgroup_rmdir", &[Kind::CgroupRmdir])),
-    lethal("process_exec", "sched_process_exec", &[Kind::Exec, Kind::ExecCommand]),
-    lethal("process_exit", "sched_process_exit", &[Kind::Exit]),
-    lethal("oom_victim", "mark_victim", &[Kind::Oom]),
-    typed(lethal("signal_sent", "signal_generate", &[Kind::Signal])),
+    typed(lethal("cgroup_mkdir", "cgroup_mkdir", &[RecordKind::CgroupMkdir])),
+    typed(lethal("cgroup_rmdir", "cgroup_rmdir", &[RecordKind::CgroupRmdir])),
+    lethal("process_exec", "sched_process_exec", &[RecordKind::Exec, RecordKind::ExecCommand]),
+    lethal("process_exit", "sched_process_exit", &[RecordKind::Exit]),
+    lethal("oom_victim", "mark_victim", &[RecordKind::Oom]),
+    typed(lethal("signal_sent", "signal_generate", &[RecordKind::Signal])),
     bulk("reclaim_begin", "mm_vmscan_direct_reclaim_begin", &[]),
-    bulk("reclaim_end", "mm_vmscan_direct_reclaim_end", &[Kind::Reclaim]),
+    bulk("reclaim_end", "mm_vmscan_direct_reclaim_end", &[RecordKind::Reclaim]),
     bulk("reclaim_mcg_begin", "mm_vmscan_memcg_reclaim_begin", &[]),
-    bulk("reclaim_mcg_end", "mm_vmscan_memcg_reclaim_end", &[Kind::Reclaim]),
-    typed(bulk("tcp_state", "inet_sock_set_state", &[Kind::Tcp])),
-    typed(bulk("tcp_retransmit", "tcp_retransmit_skb", &[Kind::Tcp])),
-    typed(bulk("tcp_reset_sent", "tcp_send_reset", &[Kind::Tcp])),
-    typed(bulk("tcp_reset_recv", "tcp_receive_reset", &[Kind::Tcp])),
-    typed(bulk("block_complete", "block_rq_complete", &[Kind::BlockIo, Kind::Histogram])),
-    typed(bulk("packet_drop", "kfree_skb", &[Kind::PacketDrop])),
+    bulk("reclaim_mcg_end", "mm_vmscan_memcg_reclaim_end", &[RecordKind::Reclaim]),
+    typed(bulk("tcp_state", "inet_sock_set_state", &[RecordKind::Tcp])),
+    typed(bulk("tcp_retransmit", "tcp_retransmit_skb", &[RecordKind::Tcp])),
+    typed(bulk("tcp_reset_sent", "tcp_send_reset", &[RecordKind::Tcp])),
+    typed(bulk("tcp_reset_recv", "tcp_receive_reset", &[RecordKind::Tcp])),
+    typed(bulk("block_complete", "block_rq_complete", &[RecordKind::BlockIo, RecordKind::Histogram])),
+    typed(bulk("packet_drop", "kfree_skb", &[RecordKind::PacketDrop])),
     // Before queries are remembered, their answers must be seen.
-    on_packets("packet_received", Attachment::CgroupIngress, &[Kind::Dns, Kind::Histogram, Kind::Tcp]),
-    on_packets("dns_query", Attachment::CgroupEgress, &[Kind::Dns]),
-    typed(bulk("process_fork", "sched_process_fork", &[Kind::Fork])),
-    lethal("signal_fatal", "signal_deliver", &[Kind::SignalDelivered]),
+    on_packets(
+        "packet_received",
+        Attachment::CgroupIngress,
+        &[RecordKind::Dns, RecordKind::Histogram, RecordKind::Tcp],
+    ),
+    on_packets("dns_query", Attachment::CgroupEgress, &[RecordKind::Dns]),
+    typed(bulk("process_fork", "sched_process_fork", &[RecordKind::Fork])),
+    lethal("signal_fatal", "signal_deliver", &[RecordKind::SignalDelivered]),
     typed(when_asked_for(bulk("sched_wakeup", "sched_wakeup", &[]))),
     typed(when_asked_for(bulk("sched_wake_new", "sched_wakeup_new", &[]))),
-    typed(when_asked_for(bulk("sched_switch", "sched_switch", &[Kind::RunQueue, Kind::Histogram]))),
-    when_asked_for(bulk("syscall_errors", "sys_exit", &[Kind::SyscallError])),
-    when_asked_for(bulk("file_open", "sys_exit", &[Kind::FileOpen])),
+    typed(when_asked_for(bulk("sched_switch", "sched_switch", &[RecordKind::RunQueue, RecordKind::Histogram]))),
+    when_asked_for(bulk("syscall_errors", "sys_exit", &[RecordKind::SyscallError])),
+    when_asked_for(bulk("file_open", "sys_exit", &[RecordKind::FileOpen])),
 ];
 
 /// The programs that run only when they are asked for.
@@ -274,7 +278,7 @@ mod tests {
     fn no_two_counters_share_a_place_and_all_are_inside() {
         let mut places = std::collections::HashSet::new();
         for cpu in 0..4 {
-            for kind in Kind::ALL {
+            for kind in RecordKind::ALL {
                 for counter in
                     [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded, Counter::Limited]
                 {
@@ -289,12 +293,12 @@ mod tests {
     #[test]
     fn every_program_writes_only_kinds_of_its_lane() {
         for program in PROGRAMS {
-            assert!(program.produces.iter().all(|kind| kind.is_lethal() == (program.lane == Lane::Lethal)));
+            assert!(program.produces.iter().all(|kind| kind.is_lethal() == (program.lane == RecordLane::Lethal)));
         }
     }
 
     #[test]
-    fn the_signal_mask_has_a_bit_for_each_signal_and_ignores_what_is_none() {
+    fn the_signal_mask_has_a_bit_for_each_signal() {
         assert_eq!(signal_mask(&[1, 9, 64, 0, 65]), 1 | 1 << 8 | 1 << 63);
     }
 }

@@ -1,6 +1,6 @@
 //! The layout of every record that a probe, or a local process that writes a memfd ring, puts into a ring.
 //!
-//! A record is a [`Header`] followed by the fields of its [`Kind`]. All integers are in the machine's byte order, all
+//! A record is a [`Header`] followed by the fields of its [`RecordKind`]. All integers are in the machine's byte order, all
 //! padding is explicit and zero, and sizes are multiples of eight. `bpf/include/tapio.h` declares the same structs in C; a
 //! test compares both by the object's BTF, and the assertions below fix the sizes at compile time.
 //!
@@ -31,7 +31,7 @@ pub const RECORD_BYTES_MAX: usize = 512;
 /// Kinds below 32 travel in the lethal lane and are never sampled; the others in the bulk lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
-pub enum Kind {
+pub enum RecordKind {
     /// A process image was replaced: [`Exec`].
     Exec = 1,
     /// The last thread of a process died: [`Exit`].
@@ -72,7 +72,7 @@ pub enum Kind {
     Histogram = 41,
 }
 
-impl Kind {
+impl RecordKind {
     /// Every kind.
     pub const ALL: [Self; 19] = [
         Self::Exec,
@@ -166,7 +166,7 @@ macro_rules! record {
 record! {
     /// What every record starts with.
     Header, 32 {
-        /// A [`Kind`].
+        /// A [`RecordKind`].
         kind: u16,
         /// Bytes of the whole record, this header included.
         size: u16,

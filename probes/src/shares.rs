@@ -10,7 +10,7 @@ use tapio_ringbuf::{CounterArray, Error};
 use zerocopy::IntoBytes;
 
 use crate::loader::Probes;
-use crate::record::{Header, Kind, LeftOut};
+use crate::record::{Header, LeftOut, RecordKind};
 
 /// See [`crate::LoadConfig::cgroup_records_per_second`].
 pub const DEFAULT_CGROUP_RECORDS_PER_SECOND: u32 = 4_000;
@@ -24,9 +24,9 @@ const WORDS: usize = 4;
 const CGROUP: usize = 0;
 const LEFT_OUT: usize = 3;
 
-/// How often it is told that a flood goes on, and how long nothing was left out when it is over. The programs give a cgroup's place
+/// How often it is reported that a flood goes on, and how long nothing was left out when it is over. The programs give a cgroup's place
 /// to another one after as long without a record.
-const TOLD_AGAIN_NS: u64 = 10_000_000_000;
+const REPORT_INTERVAL_NS: u64 = 10_000_000_000;
 
 /// Floods at the same time. More are in the ledger only.
 const FLOODS_MAX: usize = 1024;
@@ -34,7 +34,7 @@ const FLOODS_MAX: usize = 1024;
 struct Flood {
     /// Left out since the last report.
     count: u64,
-    told_ns: u64,
+    reported_ns: u64,
     /// When the latest was seen to be left out.
     latest_ns: u64,
 }
@@ -67,7 +67,7 @@ impl Shares {
         !self.floods.is_empty()
     }
 
-    /// Looks at all places. `now_ns` is `CLOCK_BOOTTIME`; `each` gets at most `room` records, what is not told then is told with the
+    /// Looks at all places. `now_ns` is `CLOCK_BOOTTIME`; `each` gets at most `room` records, what is left is reported with the
     /// next look. Once a second is often enough.
     pub fn read(&mut self, now_ns: u64, mut room: usize, mut each: impl FnMut(&[u8])) {
         for place in 0..SHARES {
@@ -82,21 +82,21 @@ impl Shares {
             };
             if left_out > before && (self.floods.len() < FLOODS_MAX || self.floods.contains_key(&cgroup)) {
                 let flood = self.floods.entry(cgroup);
-                let flood = flood.or_insert(Flood { count: 0, told_ns: 0, latest_ns: now_ns });
+                let flood = flood.or_insert(Flood { count: 0, reported_ns: 0, latest_ns: now_ns });
                 flood.count += left_out - before;
                 flood.latest_ns = now_ns;
             }
         }
         let records_per_second = self.records_per_second;
         self.floods.retain(|&cgroup_id, flood| {
-            let is_over = now_ns.saturating_sub(flood.latest_ns) >= TOLD_AGAIN_NS;
+            let is_over = now_ns.saturating_sub(flood.latest_ns) >= REPORT_INTERVAL_NS;
             if room == 0 {
                 return true;
             }
-            if is_over || now_ns.saturating_sub(flood.told_ns) >= TOLD_AGAIN_NS {
-                let interval_ns = if flood.told_ns == 0 { 0 } else { now_ns - flood.told_ns };
+            if is_over || now_ns.saturating_sub(flood.reported_ns) >= REPORT_INTERVAL_NS {
+                let interval_ns = if flood.reported_ns == 0 { 0 } else { now_ns - flood.reported_ns };
                 let header = Header {
-                    kind: Kind::LeftOut as u16,
+                    kind: RecordKind::LeftOut as u16,
                     size: size_of::<LeftOut>() as u16,
                     cpu: 0,
                     time_ns: now_ns,
@@ -107,7 +107,7 @@ impl Shares {
                 let count = std::mem::take(&mut flood.count);
                 let is_over = u32::from(is_over);
                 each(LeftOut { header, count, interval_ns, records_per_second, is_over }.as_bytes());
-                flood.told_ns = now_ns;
+                flood.reported_ns = now_ns;
                 room -= 1;
             }
             !is_over

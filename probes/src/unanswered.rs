@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use crate::aggregate::{boottime_ns, u32_at, u64_at};
-use crate::record::{Dns, Header, Kind};
+use crate::record::{Dns, Header, RecordKind};
 
 const QUERIES: &str = "dns_queries";
 /// `struct query_key` and `struct query` of `bpf/dns.bpf.c`.
@@ -83,7 +83,7 @@ fn record(query: &[u8; QUERY_BYTES], now_ns: u64) -> Dns {
     name.copy_from_slice(&query[33..105]);
     Dns {
         header: Header {
-            kind: Kind::Dns as u16,
+            kind: RecordKind::Dns as u16,
             size: size_of::<Dns>() as u16,
             cpu: 0,
             time_ns: now_ns,
@@ -106,7 +106,7 @@ mod tests {
     use crate::record::text;
 
     #[test]
-    fn a_query_is_late_after_the_timeout_and_never_while_it_is_being_filled() {
+    fn a_query_is_late_only_after_the_timeout() {
         let mut query = [0; QUERY_BYTES];
         let second = 1_000_000_000;
         assert!(!is_late(&query, 100 * second, Duration::from_secs(5)));

@@ -198,7 +198,7 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
 }
 
 #[test]
-fn every_record_has_the_same_layout_in_rust_and_in_c() {
+fn records_have_the_same_layout_in_rust_and_c() {
     let (rust, c) = (layouts_in_rust(), layouts_in_c(is_record));
     for (name, layout) in &rust {
         assert_eq!(c.get(name), Some(layout), "struct {name} of tapio.h");
@@ -226,7 +226,7 @@ fn is_in_a_map(name: &str) -> bool {
 
 /// What user space reads of maps by offset: `src/aggregate.rs` and `src/unanswered.rs`.
 #[test]
-fn keys_and_values_of_maps_are_where_user_space_reads_them() {
+fn map_keys_and_values_are_where_user_space_reads_them() {
     type Field = (&'static str, usize, usize);
     let expected: [(&str, usize, &[Field]); 7] = [
         ("histogram_sums", 144, &[("total_ns", 0, 8), ("max_ns", 8, 8), ("counts", 16, 128)]),

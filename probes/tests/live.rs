@@ -10,8 +10,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
-use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Kind, Oom, Signal, text};
-use tapio_probes::{LoadConfig, State, off_by_default};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Oom, RecordKind, Signal, text};
+use tapio_probes::{LoadConfig, ProgramState, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
 const SIGKILL: u32 = 9;
@@ -45,8 +45,8 @@ fn run(command: &mut Command) -> u32 {
 }
 
 #[test]
-fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
-    if !can_run("a_child_that_ends_with_code_3_has_an_exec_and_one_exit") {
+fn a_child_has_one_exec_and_exit_with_its_code() {
+    if !can_run("a_child_has_one_exec_and_exit_with_its_code") {
         return;
     }
     let mut session = Session::start();
@@ -55,7 +55,7 @@ fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
     let after = boottime_ns();
     let depth = namespace_pids(std::process::id()).len() as u32 - 1;
 
-    let exec: Exec = session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == pid);
+    let exec: Exec = session.wait_for(RecordKind::Exec, |exec: &Exec| exec.header.pid == pid);
     assert_eq!(exec.header.tid, pid);
     assert_eq!(exec.parent_pid, std::process::id());
     assert_eq!((exec.ns_pid, exec.ns_level), (pid, depth));
@@ -63,7 +63,7 @@ fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
     assert_eq!(text(&exec.comm), "sh");
     assert_eq!(exec.pad, 0);
 
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, 3 << 8);
     assert_eq!(exit.parent_pid, std::process::id());
     assert_eq!((exit.ns_pid, exit.ns_level), (pid, depth));
@@ -75,17 +75,17 @@ fn a_child_that_ends_with_code_3_has_an_exec_and_one_exit() {
     assert!(before <= exit.start_time_ns && exit.start_time_ns <= exec.header.time_ns);
     assert!(exec.header.time_ns <= exit.header.time_ns && exit.header.time_ns <= after);
 
-    assert_eq!(session.all_of(Kind::Exit, |exit: &Exit| exit.header.pid == pid).len(), 1);
+    assert_eq!(session.all_of(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid).len(), 1);
 }
 
 #[test]
-fn a_process_whose_leader_dies_first_ends_once_with_the_groups_code() {
-    if !can_run("a_process_whose_leader_dies_first_ends_once_with_the_groups_code") {
+fn a_process_whose_leader_dies_first_ends_once() {
+    if !can_run("a_process_whose_leader_dies_first_ends_once") {
         return;
     }
     let mut session = Session::start();
     let pid = run(&mut victim("leader-dies-first"));
-    let exits = session.all_of(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exits = session.all_of(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exits.len(), 1);
     assert_eq!(exits[0].status, 7 << 8);
     assert_ne!(exits[0].header.tid, pid, "another thread was the last");
@@ -99,12 +99,17 @@ fn a_process_whose_threads_all_end_at_once_ends_once() {
     }
     let mut session = Session::start();
     let pids: HashSet<u32> = (0..100).map(|_| run(&mut victim("threads-race"))).collect();
-    let exits = session.all_of(Kind::Exit, |exit: &Exit| pids.contains(&exit.header.pid));
-    let told: HashSet<u32> = exits.iter().map(|exit| exit.header.pid).collect();
-    assert_eq!(told.len(), exits.len(), "a process ended twice");
+    let exits = session.all_of(RecordKind::Exit, |exit: &Exit| pids.contains(&exit.header.pid));
+    let reported: HashSet<u32> = exits.iter().map(|exit| exit.header.pid).collect();
+    assert_eq!(reported.len(), exits.len(), "a process ended twice");
     // Of threads that end at once one may preempt the other in the midst of the program: that run is skipped, and counted.
     let missed = session.missed_runs("process_exit");
-    assert!(told.len() + missed >= pids.len(), "{} of {} told, {missed} runs skipped", told.len(), pids.len());
+    assert!(
+        reported.len() + missed >= pids.len(),
+        "{} of {} reported, {missed} runs skipped",
+        reported.len(),
+        pids.len()
+    );
 }
 
 #[test]
@@ -115,11 +120,11 @@ fn a_kill_from_outside_names_its_sender() {
     let mut session = Session::start();
     let mut target = Killed(victim("sleep").spawn().unwrap());
     let pid = target.0.id();
-    session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == pid);
+    session.wait_for(RecordKind::Exec, |exec: &Exec| exec.header.pid == pid);
     let killer = run(Command::new("sh").args(["-c", &format!("kill -9 {pid}")]));
     assert_eq!(target.0.wait().unwrap().signal(), Some(9));
 
-    let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
+    let signal: Signal = session.wait_for(RecordKind::Signal, |signal: &Signal| signal.header.pid == pid);
     assert_eq!(signal.signal, SIGKILL);
     assert_eq!(signal.code, SI_USER);
     assert_eq!((signal.sender_pid, signal.sender_tid), (killer, killer));
@@ -130,7 +135,7 @@ fn a_kill_from_outside_names_its_sender() {
     assert_eq!(text(&signal.sender_comm), "sh");
     assert_eq!((signal.pad, signal.repeats), (0, 0));
 
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, SIGKILL);
 }
 
@@ -141,11 +146,11 @@ fn a_segmentation_fault_comes_from_the_kernel() {
     }
     let mut session = Session::start();
     let pid = run(&mut victim("segv"));
-    let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
+    let signal: Signal = session.wait_for(RecordKind::Signal, |signal: &Signal| signal.header.pid == pid);
     assert_eq!((signal.signal, signal.code), (SIGSEGV, SEGV_MAPERR));
     assert_eq!(signal.from_kernel, 1);
     assert_eq!(signal.sender_pid, pid);
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status & 0x7f, SIGSEGV);
 }
 
@@ -159,23 +164,23 @@ fn signals_outside_the_mask_are_not_recorded() {
     let target = Killed(victim("sleep").spawn().unwrap());
     let pid = target.0.id();
     run(Command::new("sh").args(["-c", &format!("kill -15 {pid}")]));
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, SIGTERM);
-    assert!(session.all_of(Kind::Signal, |signal: &Signal| signal.header.pid == pid).is_empty());
+    assert!(session.all_of(RecordKind::Signal, |signal: &Signal| signal.header.pid == pid).is_empty());
 }
 
 #[test]
-fn the_readers_own_signals_are_not_recorded_but_its_end_is() {
-    if !can_run("the_readers_own_signals_are_not_recorded_but_its_end_is") {
+fn of_the_reader_only_its_end_is_recorded() {
+    if !can_run("of_the_reader_only_its_end_is_recorded") {
         return;
     }
     let mut own = Killed(victim("sleep").spawn().unwrap());
     let pid = own.0.id();
     let mut session = Session::start_with(&LoadConfig { own_pid: Some(pid), ..LoadConfig::default() });
     own.0.kill().unwrap();
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, SIGKILL);
-    assert!(session.all_of(Kind::Signal, |signal: &Signal| signal.header.pid == pid).is_empty());
+    assert!(session.all_of(RecordKind::Signal, |signal: &Signal| signal.header.pid == pid).is_empty());
 }
 
 /// Lets a container run into a limit of 32 MiB, its own or its pod's.
@@ -188,7 +193,7 @@ fn run_out_of_memory(number: u32, of_pod: bool) {
     let pid = child.0.id();
     assert_eq!(child.0.wait().unwrap().signal(), Some(9), "the OOM killer came");
 
-    let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+    let oom: Oom = session.wait_for(RecordKind::Oom, |oom: &Oom| oom.header.pid == pid);
     assert_eq!(oom.header.tid, pid);
     assert_eq!(oom.header.cgroup_id, inode(&container.unified()));
     assert_eq!(oom.ns_pid, pid);
@@ -207,12 +212,12 @@ fn run_out_of_memory(number: u32, of_pod: bool) {
     assert!(oom.file_rss_bytes < 8 * MIB && oom.shmem_rss_bytes < MIB, "{oom:?}");
     assert_eq!((oom.pad, oom.pad2), (0, 0));
 
-    let signal: Signal = session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == pid);
+    let signal: Signal = session.wait_for(RecordKind::Signal, |signal: &Signal| signal.header.pid == pid);
     assert_eq!((signal.signal, signal.from_kernel), (SIGKILL, 1));
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, SIGKILL);
     assert_eq!(exit.header.cgroup_id, oom.header.cgroup_id);
-    assert_eq!(session.all_of(Kind::Oom, |oom: &Oom| oom.header.pid == pid).len(), 1);
+    assert_eq!(session.all_of(RecordKind::Oom, |oom: &Oom| oom.header.pid == pid).len(), 1);
 }
 
 #[test]
@@ -230,8 +235,8 @@ fn an_oom_kill_by_the_pods_limit_names_the_pod() {
 }
 
 #[test]
-fn an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory() {
-    if !can_run("an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory") {
+fn an_oom_kill_distinguishes_victim_and_allocating_task() {
+    if !can_run("an_oom_kill_distinguishes_victim_and_allocating_task") {
         return;
     }
     let mut session = Session::start();
@@ -241,7 +246,7 @@ fn an_oom_kill_tells_the_victim_from_the_task_that_asked_for_memory() {
     let pid = victim.0.id();
     let eater = container.spawn("eat");
 
-    let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+    let oom: Oom = session.wait_for(RecordKind::Oom, |oom: &Oom| oom.header.pid == pid);
     assert_eq!(oom.allocator_pid, eater.0.id());
     assert_eq!(oom.oom_score_adj, 1000);
     assert_eq!(oom.limit_cgroup_id, limit_id);
@@ -264,8 +269,8 @@ fn hold(container: &Container) -> Killed {
 
 /// The kernel looks whether the limit is full, prints what it knows, which takes long on a slow console, and then chooses.
 #[test]
-fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was_full() {
-    if !can_run("a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was_full") {
+fn the_full_limit_is_named_though_it_has_room_again() {
+    if !can_run("the_full_limit_is_named_though_it_has_room_again") {
         return;
     }
     let mut session = Session::start();
@@ -280,7 +285,7 @@ fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was
         let mut eater = container.spawn("eat");
         let pid = eater.0.id();
         assert_eq!(eater.0.wait().unwrap().signal(), Some(9), "the OOM killer came");
-        let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+        let oom: Oom = session.wait_for(RecordKind::Oom, |oom: &Oom| oom.header.pid == pid);
         assert_eq!(oom.limit_cgroup_id, limit_id);
         let is_full = oom.usage_bytes + MIB >= oom.limit_bytes;
         assert_eq!(oom.allocator_inside, if is_full || !says_whose { 1 } else { 3 }, "{oom:?}");
@@ -291,8 +296,8 @@ fn a_limit_that_has_room_again_when_the_victim_is_told_is_still_the_one_that_was
 }
 
 #[test]
-fn a_cgroup_is_told_with_its_path_when_made_and_when_removed() {
-    if !can_run("a_cgroup_is_told_with_its_path_when_made_and_when_removed") {
+fn made_and_removed_cgroups_are_reported_with_their_path() {
+    if !can_run("made_and_removed_cgroups_are_reported_with_their_path") {
         return;
     }
     let mut session = Session::start();
@@ -302,7 +307,7 @@ fn a_cgroup_is_told_with_its_path_when_made_and_when_removed() {
     let path = container.path();
     container.remove();
     for id in ids {
-        for kind in [Kind::CgroupMkdir, Kind::CgroupRmdir] {
+        for kind in [RecordKind::CgroupMkdir, RecordKind::CgroupRmdir] {
             let change: Cgroup = session.wait_for(kind, |change: &Cgroup| change.header.cgroup_id == id);
             assert_eq!(text(&change.path), path);
             assert_eq!(change.path_bytes as usize, path.len());
@@ -314,8 +319,8 @@ fn a_cgroup_is_told_with_its_path_when_made_and_when_removed() {
 }
 
 #[test]
-fn a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup() {
-    if !can_run("a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup") {
+fn a_version_2_root_task_has_its_version_1_cgroup() {
+    if !can_run("a_version_2_root_task_has_its_version_1_cgroup") {
         return;
     }
     let container = Container::make(4);
@@ -328,7 +333,7 @@ fn a_task_in_the_root_of_version_2_is_known_by_its_version_1_memory_cgroup() {
     let script =
         format!("echo $$ > {}/cgroup.procs; echo $$ > {}/cgroup.procs; exit 5", unified.display(), memory.display());
     let pid = run(Command::new("sh").args(["-c", &script]));
-    let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
     assert_eq!(exit.status, 5 << 8);
     assert_eq!(exit.header.cgroup_id, inode(&memory) | CGROUP_V1_MEMORY);
 }
@@ -346,7 +351,7 @@ fn what_is_counted_is_what_is_read() {
         })
         .collect();
     session.drain();
-    assert_eq!(session.all_of(Kind::Exec, |exec: &Exec| pids.contains(&exec.header.pid)).len(), pids.len());
+    assert_eq!(session.all_of(RecordKind::Exec, |exec: &Exec| pids.contains(&exec.header.pid)).len(), pids.len());
     let drops = session.close_ledger();
     assert!(drops.values().all(|&dropped| dropped == 0), "{drops:?}");
 }
@@ -368,7 +373,7 @@ fn the_ledger_closes_exactly_when_a_tiny_ring_overflows() {
         }
     }
     let drops = session.close_ledger();
-    assert!(drops[&Kind::Exec] > 0 && drops[&Kind::Exit] > 0, "{drops:?}");
+    assert!(drops[&RecordKind::Exec] > 0 && drops[&RecordKind::Exit] > 0, "{drops:?}");
 }
 
 #[test]
@@ -381,7 +386,7 @@ fn a_harmless_record_wakes_the_reader_only_when_it_sleeps() {
         [off_by_default(), ["signal_sent", "process_exit", "oom_victim"].map(str::to_owned).to_vec()].concat();
     let mut session = Session::start_with(&LoadConfig { disabled, ..LoadConfig::default() });
     let states: Vec<_> = session.probes().verdicts().iter().map(|verdict| &verdict.state).collect();
-    assert_eq!(states.iter().filter(|state| ***state == State::Disabled).count(), 3 + off_by_default().len());
+    assert_eq!(states.iter().filter(|state| ***state == ProgramState::Disabled).count(), 3 + off_by_default().len());
 
     let flag = WakeupFlag::map(session.probes().control_map()).unwrap();
     let mut poller = Poller::new().unwrap();
@@ -410,5 +415,5 @@ fn a_lethal_record_wakes_a_reader_that_did_not_ask() {
     session.drain();
     let pid = run(Command::new("sh").args(["-c", "exit 9"]));
     assert_eq!(poller.wait(Some(Duration::from_secs(20))).unwrap(), [1]);
-    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+    session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
 }

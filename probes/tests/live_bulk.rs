@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::lab::{Container, Disk, Hierarchies, Killed, Session, can_run, inode, victim_without_neighbours};
 use rustix::net::{AddressFamily, SocketType};
-use tapio_probes::record::{BlockIo, Kind, Oom, Reclaim, Tcp};
+use tapio_probes::record::{BlockIo, Oom, Reclaim, RecordKind, Tcp};
 use tapio_probes::{Counter, LoadConfig, Tuning, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};
 
@@ -58,8 +58,8 @@ fn a_refused_connection_names_who_tried_and_where() {
     for own in [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))] {
         let (_socket, nobody) = nobody(own);
         TcpStream::connect(nobody).unwrap_err();
-        let tcp: Tcp =
-            session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == nobody.port() && tcp.change == REFUSED);
+        let tcp: Tcp = session
+            .wait_for(RecordKind::Tcp, |tcp: &Tcp| tcp.destination_port == nobody.port() && tcp.change == REFUSED);
         assert_eq!(tcp.destination, mapped(nobody));
         assert_eq!(tcp.source, mapped(own));
         assert_ne!(tcp.source_port, 0);
@@ -71,8 +71,8 @@ fn a_refused_connection_names_who_tried_and_where() {
 }
 
 #[test]
-fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
-    if !can_run("a_connection_is_told_by_both_sides_when_made_and_when_closed") {
+fn both_sides_report_a_connection_made_and_closed() {
+    if !can_run("both_sides_report_a_connection_made_and_closed") {
         return;
     }
     let mut session = start_with_own_traffic();
@@ -92,7 +92,7 @@ fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
 
         for (active, source, destination) in [(1, client, server), (0, server, client)] {
             let mut wait = |change| {
-                session.wait_for(Kind::Tcp, |tcp: &Tcp| {
+                session.wait_for(RecordKind::Tcp, |tcp: &Tcp| {
                     tcp.change == change
                         && (tcp.source_port, tcp.destination_port) == (source.port(), destination.port())
                 })
@@ -114,8 +114,8 @@ fn a_connection_is_told_by_both_sides_when_made_and_when_closed() {
 }
 
 #[test]
-fn a_connection_that_nobody_answers_is_tried_again_and_times_out() {
-    if !can_run("a_connection_that_nobody_answers_is_tried_again_and_times_out") {
+fn an_unanswered_connection_is_tried_again_and_times_out() {
+    if !can_run("an_unanswered_connection_is_tried_again_and_times_out") {
         return;
     }
     let mut session = Session::start();
@@ -133,7 +133,7 @@ fn a_connection_that_nobody_answers_is_tried_again_and_times_out() {
     }
     assert_eq!(code, Some(1));
     for change in [SYN_RETRANSMITTED, TIMED_OUT] {
-        let tcp: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.header.pid == pid && tcp.change == change);
+        let tcp: Tcp = session.wait_for(RecordKind::Tcp, |tcp: &Tcp| tcp.header.pid == pid && tcp.change == change);
         assert_eq!(tcp.destination, Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets());
         assert_eq!((tcp.destination_port, tcp.active), (4242, 1));
         assert!(tcp.duration_ns > 900_000_000, "{tcp:?}");
@@ -141,8 +141,8 @@ fn a_connection_that_nobody_answers_is_tried_again_and_times_out() {
 }
 
 #[test]
-fn a_connection_that_is_reset_is_told_by_both_sides() {
-    if !can_run("a_connection_that_is_reset_is_told_by_both_sides") {
+fn a_connection_that_is_reset_is_reported_by_both_sides() {
+    if !can_run("a_connection_that_is_reset_is_reported_by_both_sides") {
         return;
     }
     let mut session = start_with_own_traffic();
@@ -157,7 +157,7 @@ fn a_connection_that_is_reset_is_told_by_both_sides() {
         // Unread data makes it a reset.
         drop(accepted);
         let mut wait = |source, destination, change| {
-            session.wait_for(Kind::Tcp, |tcp: &Tcp| {
+            session.wait_for(RecordKind::Tcp, |tcp: &Tcp| {
                 (tcp.source_port, tcp.destination_port, tcp.change) == (source, destination, change)
             })
         };
@@ -178,7 +178,8 @@ fn a_connection_of_a_container_is_known_by_its_cgroup() {
     let port = listener.local_addr().unwrap().port();
     let mut client = container.spawn(&format!("connect {port}"));
     assert!(client.0.wait().unwrap().success());
-    let tcp: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.destination_port == port && tcp.change == ESTABLISHED);
+    let tcp: Tcp =
+        session.wait_for(RecordKind::Tcp, |tcp: &Tcp| tcp.destination_port == port && tcp.change == ESTABLISHED);
     assert_eq!(tcp.header.pid, client.0.id());
     assert_eq!(tcp.header.cgroup_id, inode(&container.unified()));
 }
@@ -194,13 +195,13 @@ fn the_readers_own_connections_are_not_recorded() {
     drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
     drop(listener.accept().unwrap());
     let of_port = |tcp: &Tcp| tcp.source_port == port || tcp.destination_port == port;
-    let own = session.all_of(Kind::Tcp, of_port);
+    let own = session.all_of(RecordKind::Tcp, of_port);
     assert!(own.is_empty(), "{own:?}");
 }
 
 #[test]
-fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
-    if !can_run("a_container_at_its_limit_reclaims_in_a_burst_before_it_dies") {
+fn a_container_at_its_limit_reclaims_before_it_dies() {
+    if !can_run("a_container_at_its_limit_reclaims_before_it_dies") {
         return;
     }
     let burst_ns = 20_000;
@@ -209,8 +210,8 @@ fn a_container_at_its_limit_reclaims_in_a_burst_before_it_dies() {
 }
 
 #[test]
-fn stalls_too_short_for_a_burst_are_told_when_the_oom_killer_comes() {
-    if can_run("stalls_too_short_for_a_burst_are_told_when_the_oom_killer_comes") {
+fn short_stalls_are_reported_when_the_oom_killer_comes() {
+    if can_run("short_stalls_are_reported_when_the_oom_killer_comes") {
         let reclaims = stalls_before_the_oom_kill(8, u64::MAX >> 1);
         assert_eq!(reclaims.len(), 1);
     }
@@ -224,9 +225,9 @@ fn stalls_before_the_oom_kill(number: u32, reclaim_burst_ns: u64) -> Vec<Reclaim
     let mut child = container.spawn("eat");
     let pid = child.0.id();
     assert_eq!(child.0.wait().unwrap().signal(), Some(9), "the OOM killer came");
-    let oom: Oom = session.wait_for(Kind::Oom, |oom: &Oom| oom.header.pid == pid);
+    let oom: Oom = session.wait_for(RecordKind::Oom, |oom: &Oom| oom.header.pid == pid);
     let id = inode(&container.unified());
-    let mut reclaims = session.all_of(Kind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
+    let mut reclaims = session.all_of(RecordKind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
     assert!(!reclaims.is_empty());
     // Each CPU has a ring of its own, and the victim may have run on several.
     reclaims.sort_by_key(|reclaim| reclaim.header.time_ns);
@@ -240,8 +241,8 @@ fn stalls_before_the_oom_kill(number: u32, reclaim_burst_ns: u64) -> Vec<Reclaim
 }
 
 #[test]
-fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run() {
-    if !can_run("what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run") {
+fn sampled_events_are_counted_and_sampling_can_change() {
+    if !can_run("sampled_events_are_counted_and_sampling_can_change") {
         return;
     }
     let others = ["tcp_retransmit", "tcp_reset_sent", "tcp_reset_recv"].map(str::to_owned).to_vec();
@@ -255,16 +256,16 @@ fn what_is_sampled_away_is_counted_and_sampling_changes_while_the_programs_run()
         for _ in 0..100 {
             TcpStream::connect(nobody).unwrap_err();
         }
-        session.all_of(Kind::Tcp, |_: &Tcp| true);
+        session.all_of(RecordKind::Tcp, |_: &Tcp| true);
         let of_port = |tcp: Tcp| tcp.destination_port == nobody.port() && tcp.change == REFUSED;
-        session.seen[before..].iter().filter(|record| record.kind == Kind::Tcp && of_port(record.get())).count()
+        session.seen[before..].iter().filter(|record| record.kind == RecordKind::Tcp && of_port(record.get())).count()
     };
     assert_eq!(refusals(1), 100);
     assert_eq!(refusals(0), 0);
     let some = refusals(10);
     assert!((1..=35).contains(&some), "{some}");
     assert_eq!(refusals(1), 100);
-    assert!(session.counted(Kind::Tcp, Counter::Sampled) >= 165);
+    assert!(session.counted(RecordKind::Tcp, Counter::Sampled) >= 165);
     session.close_ledger();
 }
 
@@ -283,7 +284,7 @@ fn the_ledger_closes_exactly_when_tiny_bulk_rings_overflow() {
         TcpStream::connect(nobody).unwrap_err();
     }
     let drops = session.close_ledger();
-    assert!(drops[&Kind::Tcp] > 0, "{drops:?}");
+    assert!(drops[&RecordKind::Tcp] > 0, "{drops:?}");
 }
 
 #[test]
@@ -333,20 +334,20 @@ fn slow_block_io_and_failed_block_io_name_the_device() {
     };
 
     write(0, 8192).unwrap();
-    let quick = session.all_of(Kind::BlockIo, |io: &BlockIo| of_device(io) && io.latency_ns < 100_000_000);
+    let quick = session.all_of(RecordKind::BlockIo, |io: &BlockIo| of_device(io) && io.latency_ns < 100_000_000);
     assert!(quick.is_empty(), "{quick:?}");
 
     let controls = session.probes().controls();
     controls.set(Tuning { block_io_slow_ns: 1, ..controls.get() }).unwrap();
     write(0, 8192).unwrap();
-    let slow: BlockIo = session.wait_for(Kind::BlockIo, |io: &BlockIo| of_device(io) && io.operation == WRITE);
+    let slow: BlockIo = session.wait_for(RecordKind::BlockIo, |io: &BlockIo| of_device(io) && io.operation == WRITE);
     assert_eq!((slow.error, slow.bytes, slow.pad), (0, 8192, [0; 7]));
     assert!(slow.latency_ns > 1000 && slow.latency_ns < 60_000_000_000, "{slow:?}");
 
     controls.set(Tuning { block_io_slow_ns: u64::MAX, ..controls.get() }).unwrap();
     // The file system below is full by then.
     write(6 * MIB, 8 << 20).unwrap_err();
-    let failed: BlockIo = session.wait_for(Kind::BlockIo, |io: &BlockIo| of_device(io) && io.error != 0);
+    let failed: BlockIo = session.wait_for(RecordKind::BlockIo, |io: &BlockIo| of_device(io) && io.error != 0);
     assert_eq!(failed.operation, WRITE);
     assert!([-EIO, -ENOSPC].contains(&failed.error), "{failed:?}");
 }

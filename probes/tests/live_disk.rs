@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::lab::{Session, can_run, victim};
-use tapio_probes::record::{BlockIo, Kind};
+use tapio_probes::record::{BlockIo, RecordKind};
 
 const EIO: i32 = 5;
 const WRITE: u8 = 1;
@@ -61,7 +61,7 @@ impl Stack {
     /// Reads and writes under way.
     fn in_flight(&self) -> Vec<u32> {
         let name = self.device.file_name().expect("a device has a name");
-        let text = fs::read_to_string(Path::new("/sys/block").join(name).join("inflight")).expect("sysfs tells");
+        let text = fs::read_to_string(Path::new("/sys/block").join(name).join("inflight")).expect("sysfs says");
         text.split_whitespace().map(|number| number.parse().expect("a number")).collect()
     }
 
@@ -91,8 +91,8 @@ fn write(device: &Path) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_disk_that_stalls_and_a_disk_that_fails_are_told_with_device_time_and_error() {
-    if !can_run("a_disk_that_stalls_and_a_disk_that_fails_are_told_with_device_time_and_error") {
+fn stalling_and_failing_disks_are_reported() {
+    if !can_run("stalling_and_failing_disks_are_reported") {
         return;
     }
     let Some(stack) = Stack::make() else {
@@ -113,12 +113,12 @@ fn a_disk_that_stalls_and_a_disk_that_fails_are_told_with_device_time_and_error(
     std::thread::sleep(SLOW * 2);
     assert!(succeeds("fsfreeze", &["--unfreeze".as_ref(), &stack.below]));
     writer.join().expect("it does not panic").expect("the write was late, and is done");
-    let slow: BlockIo = session.wait_for(Kind::BlockIo, |io: &BlockIo| is_of_device(io) && io.operation == WRITE);
+    let slow: BlockIo = session.wait_for(RecordKind::BlockIo, |io: &BlockIo| is_of_device(io) && io.operation == WRITE);
     assert_eq!((slow.error, slow.pad), (0, [0; 7]));
     assert!(slow.latency_ns >= (SLOW * 2).as_nanos() as u64 && slow.latency_ns < 60_000_000_000, "{slow:?}");
 
     assert!(victim("cut").arg(&stack.below).status().expect("it runs").success());
     write(&stack.device).expect_err("the disk is gone");
-    let failed: BlockIo = session.wait_for(Kind::BlockIo, |io: &BlockIo| is_of_device(io) && io.error != 0);
+    let failed: BlockIo = session.wait_for(RecordKind::BlockIo, |io: &BlockIo| is_of_device(io) && io.error != 0);
     assert_eq!((failed.error, failed.operation, failed.pad), (-EIO, WRITE, [0; 7]));
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::lab::{Container, Session, can_run, inode};
-use tapio_probes::record::{CGROUP_V1_MEMORY, Exit, Kind, LeftOut, Signal};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Exit, LeftOut, RecordKind, Signal};
 use tapio_probes::{Counter, LoadConfig, Shares};
 use zerocopy::FromBytes;
 
@@ -28,19 +28,19 @@ impl Drop for Rest {
 }
 
 /// Looks at the shares and adds up what is reported of each cgroup.
-fn look(shares: &mut Shares, now_ns: u64, told: &mut HashMap<u64, u64>) -> usize {
+fn look(shares: &mut Shares, now_ns: u64, reported: &mut HashMap<u64, u64>) -> usize {
     let mut over = 0;
     shares.read(now_ns, usize::MAX, |bytes| {
         let record = LeftOut::read_from_bytes(bytes).expect("a record of its size");
-        *told.entry(record.header.cgroup_id).or_default() += record.count;
+        *reported.entry(record.header.cgroup_id).or_default() += record.count;
         over += record.is_over as usize;
     });
     over
 }
 
 #[test]
-fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told_by_cgroup() {
-    if !can_run("loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told_by_cgroup") {
+fn floods_crowd_out_no_death_and_are_reported_by_cgroup() {
+    if !can_run("floods_crowd_out_no_death_and_are_reported_by_cgroup") {
         return;
     }
     // Low enough for the slowest loop on a machine that is emulated.
@@ -58,7 +58,7 @@ fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told
     ];
     // On a machine that is emulated one of them may be too slow to be bounded.
     let is_bounded = |session: &Session, kind| session.counted(kind, Counter::Limited) > 0;
-    let bounded = [Kind::Exec, Kind::CgroupMkdir];
+    let bounded = [RecordKind::Exec, RecordKind::CgroupMkdir];
     let began = Instant::now();
     loop {
         let count = bounded.iter().filter(|&&kind| is_bounded(&session, kind)).count();
@@ -85,42 +85,46 @@ fn loops_of_signals_starts_and_cgroups_crowd_out_no_death_of_others_and_are_told
     }
     let calm_ids = calm.each_ref().map(|container| inode(&container.unified()));
     for (number, pid) in killed.iter().enumerate() {
-        let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == *pid);
+        let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == *pid);
         assert_eq!((exit.status, exit.header.cgroup_id), (SIGKILL, calm_ids[number % calm.len()]));
-        session.wait_for(Kind::Signal, |signal: &Signal| signal.header.pid == *pid && signal.signal == SIGKILL);
+        session.wait_for(RecordKind::Signal, |signal: &Signal| signal.header.pid == *pid && signal.signal == SIGKILL);
     }
 
     // A signal that a process sends itself and ignores is recorded once a second, with a count.
     let hanging_id = inode(&hanging_up.unified());
-    let hung_up = session.all_of(Kind::Signal, |signal: &Signal| signal.header.cgroup_id == hanging_id);
+    let hung_up = session.all_of(RecordKind::Signal, |signal: &Signal| signal.header.cgroup_id == hanging_id);
     let seconds = began.elapsed().as_secs() as usize;
     assert!((1..=seconds + 2).contains(&hung_up.len()), "{} in {seconds} s", hung_up.len());
     assert!(hung_up.iter().skip(1).all(|signal| signal.repeats > 10 && signal.result == 1), "{hung_up:?}");
 
     let flooding = [&starting, &making].map(|container| inode(&container.unified()));
-    let mut told = HashMap::new();
+    let mut reported = HashMap::new();
     let now_ns = boottime_ns();
-    look(&mut shares, now_ns, &mut told);
+    look(&mut shares, now_ns, &mut reported);
     let bounded = flooding.iter().zip(bounded).filter(|&(_, kind)| is_bounded(&session, kind));
     for (cgroup, _) in bounded.clone() {
-        assert!(told.get(cgroup).is_some_and(|count| *count > 0), "{cgroup} is not among {told:?}");
+        assert!(reported.get(cgroup).is_some_and(|count| *count > 0), "{cgroup} is not among {reported:?}");
     }
     for calm_id in calm_ids.into_iter().chain([hanging_id]) {
-        assert!(!told.contains_key(&calm_id) && !told.contains_key(&(calm_id | CGROUP_V1_MEMORY)), "{told:?}");
+        assert!(
+            !reported.contains_key(&calm_id) && !reported.contains_key(&(calm_id | CGROUP_V1_MEMORY)),
+            "{reported:?}"
+        );
     }
     drop(loops);
     // The clock is handed in: a flood is over when nothing was left out for ten seconds.
-    look(&mut shares, now_ns + 1_000_000_000, &mut told);
+    look(&mut shares, now_ns + 1_000_000_000, &mut reported);
     assert!(shares.has_floods());
-    let limited =
-        |session: &Session| -> u64 { Kind::ALL.iter().map(|&kind| session.counted(kind, Counter::Limited)).sum() };
+    let limited = |session: &Session| -> u64 {
+        RecordKind::ALL.iter().map(|&kind| session.counted(kind, Counter::Limited)).sum()
+    };
     // Of other tests, too, that run beside: the sum moves.
     let before = limited(&session);
-    let over = look(&mut shares, now_ns + 20_000_000_000, &mut told);
+    let over = look(&mut shares, now_ns + 20_000_000_000, &mut reported);
     assert!(over >= bounded.count() && !shares.has_floods(), "{over}");
-    let sum: u64 = told.values().sum();
+    let sum: u64 = reported.values().sum();
     let after = limited(&session);
-    assert!((before..=after + 8).contains(&sum), "{before} to {after} were left out, {sum} are told by cgroup");
+    assert!((before..=after + 8).contains(&sum), "{before} to {after} were left out, {sum} are reported by cgroup");
     let dropped = session.close_ledger();
     assert!(dropped.values().all(|count| *count == 0), "{dropped:?}");
 }
@@ -135,12 +139,12 @@ fn without_a_bound_nothing_is_left_out() {
     let container = Container::make(69);
     let flood = container.spawn("start");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while session.counted(Kind::Exec, Counter::Emitted) < 3_000 {
+    while session.counted(RecordKind::Exec, Counter::Emitted) < 3_000 {
         assert!(Instant::now() < deadline, "the loop is too slow");
         session.drain();
         std::thread::sleep(Duration::from_millis(2));
     }
     drop(flood);
-    assert_eq!(Kind::ALL.iter().map(|&kind| session.counted(kind, Counter::Limited)).sum::<u64>(), 0);
+    assert_eq!(RecordKind::ALL.iter().map(|&kind| session.counted(kind, Counter::Limited)).sum::<u64>(), 0);
     session.close_ledger();
 }

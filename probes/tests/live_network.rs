@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::lab::{Container, Disk, Session, can_run, inode};
-use tapio_probes::record::{Dns, Histogram, Kind, PacketDrop, Reclaim, Tcp, text};
+use tapio_probes::record::{Dns, Histogram, PacketDrop, Reclaim, RecordKind, Tcp, text};
 use tapio_probes::{LoadConfig, Tuning, drop_reason_name};
 
 const MIB: u64 = 1 << 20;
@@ -58,13 +58,13 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 /// The histogram of a container's lookups, of all intervals so far.
 fn lookups(session: &mut Session, id: u64) -> Histogram {
     const DNS: u8 = 3;
-    session.wait_for_sum(Kind::Histogram, |sums: &Histogram| sums.header.cgroup_id == id && sums.measure == DNS)
+    session.wait_for_sum(RecordKind::Histogram, |sums: &Histogram| sums.header.cgroup_id == id && sums.measure == DNS)
 }
 
 #[test]
-fn a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_only_counted() {
+fn failed_lookups_are_reported_and_good_ones_counted() {
     const AAAA: u16 = 28;
-    if !can_run("a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_only_counted") {
+    if !can_run("failed_lookups_are_reported_and_good_ones_counted") {
         return;
     }
     let mut session = Session::start();
@@ -77,9 +77,9 @@ fn a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_on
         let histogram = lookups(&mut session, ran.id);
         assert_eq!(histogram.counts.iter().sum::<u32>(), 1, "{histogram:?}");
         assert_eq!(histogram.total_ns, histogram.max_ns);
-        let told = session.all_of(Kind::Dns, |dns: &Dns| dns.header.cgroup_id == ran.id);
-        assert_eq!(told.len(), usize::from(rcode != 0), "{told:?}");
-        for dns in told {
+        let reported = session.all_of(RecordKind::Dns, |dns: &Dns| dns.header.cgroup_id == ran.id);
+        assert_eq!(reported.len(), usize::from(rcode != 0), "{reported:?}");
+        for dns in reported {
             assert_eq!((text(&dns.name).as_ref(), dns.rcode, dns.query_type), (name, rcode, AAAA));
             assert_eq!((dns.header.pid, dns.header.tid, dns.pad, dns.pad2), (ran.pid, ran.pid, 0, 0));
             assert!(dns.name[name.len()..].iter().all(|&byte| byte == 0), "bytes of somebody else: {:?}", dns.name);
@@ -90,8 +90,8 @@ fn a_name_that_does_not_exist_and_a_broken_resolver_are_told_and_good_answers_on
 }
 
 #[test]
-fn a_slow_answer_is_told_with_its_latency() {
-    if !can_run("a_slow_answer_is_told_with_its_latency") {
+fn a_slow_answer_is_reported_with_its_latency() {
+    if !can_run("a_slow_answer_is_reported_with_its_latency") {
         return;
     }
     let tuning = Tuning { dns_slow_ns: 150_000_000, ..Tuning::default() };
@@ -100,14 +100,14 @@ fn a_slow_answer_is_told_with_its_latency() {
         return;
     };
     assert_eq!(ran.status, 0);
-    let dns: Dns = session.wait_for(Kind::Dns, |dns: &Dns| dns.header.cgroup_id == ran.id);
+    let dns: Dns = session.wait_for(RecordKind::Dns, |dns: &Dns| dns.header.cgroup_id == ran.id);
     assert_eq!((dns.rcode, text(&dns.name).as_ref()), (0, "late.example.org"));
     assert!(dns.latency_ns >= 200_000_000 && dns.latency_ns < 20_000_000_000, "{dns:?}");
 }
 
 #[test]
-fn a_query_that_nobody_answers_is_told_once_after_the_timeout() {
-    if !can_run("a_query_that_nobody_answers_is_told_once_after_the_timeout") {
+fn an_unanswered_query_is_reported_once_after_the_timeout() {
+    if !can_run("an_unanswered_query_is_reported_once_after_the_timeout") {
         return;
     }
     let dns_timeout = Duration::from_millis(300);
@@ -121,21 +121,22 @@ fn a_query_that_nobody_answers_is_told_once_after_the_timeout() {
         };
         assert_eq!(ran.status, 0);
         let of_container = |dns: &Dns| dns.header.cgroup_id == ran.id;
-        let dns: Dns = session.wait_for_sum(Kind::Dns, of_container);
+        let dns: Dns = session.wait_for_sum(RecordKind::Dns, of_container);
         assert_eq!((dns.rcode, dns.query_type, dns.header.pid), (255, 28, ran.pid));
         assert_eq!(text(&dns.name), name[..name.len().min(71)]);
         assert!(dns.latency_ns >= 300_000_000 && dns.latency_ns < 40_000_000_000, "{dns:?}");
         std::thread::sleep(Duration::from_millis(400));
         session.fetch_sums();
-        let told = session.sums.iter().filter(|record| record.kind == Kind::Dns && of_container(&record.get())).count();
-        assert_eq!((told, session.all_of(Kind::Dns, of_container).len()), (1, 0));
+        let reported =
+            session.sums.iter().filter(|record| record.kind == RecordKind::Dns && of_container(&record.get())).count();
+        assert_eq!((reported, session.all_of(RecordKind::Dns, of_container).len()), (1, 0));
     }
 }
 
 #[test]
-fn a_full_listen_queue_is_told_with_the_listener() {
+fn a_full_listen_queue_is_reported_with_the_listener() {
     const LISTEN_OVERFLOW: u8 = 9;
-    if !can_run("a_full_listen_queue_is_told_with_the_listener") {
+    if !can_run("a_full_listen_queue_is_reported_with_the_listener") {
         return;
     }
     let mut session = Session::start();
@@ -145,12 +146,13 @@ fn a_full_listen_queue_is_told_with_the_listener() {
         };
         assert_eq!(ran.status, 0);
         let of_container = |tcp: &Tcp| tcp.header.cgroup_id == ran.id && tcp.change == LISTEN_OVERFLOW;
-        let tcp: Tcp = session.wait_for(Kind::Tcp, of_container);
+        let tcp: Tcp = session.wait_for(RecordKind::Tcp, of_container);
         assert_eq!((tcp.source, tcp.destination), (mapped(host), mapped(host)));
         assert_eq!((tcp.source_port, tcp.active, tcp.header.pid), (4243, 0, ran.pid));
         assert_ne!(tcp.destination_port, 0);
         // The first of the three found room.
-        let ports: Vec<_> = session.all_of(Kind::Tcp, of_container).iter().map(|tcp| tcp.destination_port).collect();
+        let ports: Vec<_> =
+            session.all_of(RecordKind::Tcp, of_container).iter().map(|tcp| tcp.destination_port).collect();
         assert!((1..=2).contains(&ports.len()), "{ports:?}");
     }
 }
@@ -174,22 +176,22 @@ fn dropped_packets_are_counted_exactly_by_reason_and_cgroup() {
     let matches = |drops: &PacketDrop| {
         drops.header.cgroup_id == id && drop_reason_name(drops.reason) == reason && drops.interface == LOOPBACK
     };
-    let mut count = session.wait_for_sum(Kind::PacketDrop, matches).count;
+    let mut count = session.wait_for_sum(RecordKind::PacketDrop, matches).count;
     if is_known {
         assert_eq!(count, expected);
     } else {
         while count < expected {
             session.sums.clear();
-            count += session.wait_for_sum(Kind::PacketDrop, matches).count;
+            count += session.wait_for_sum(RecordKind::PacketDrop, matches).count;
         }
     }
 }
 
 #[test]
-fn a_connection_whose_segments_are_lost_retransmits_and_times_out_and_the_drops_say_why() {
+fn lost_segments_retransmit_and_drops_say_why() {
     const TIMED_OUT: u8 = 3;
     const RETRANSMITTED: u8 = 5;
-    if !can_run("a_connection_whose_segments_are_lost_retransmits_and_times_out_and_the_drops_say_why") {
+    if !can_run("lost_segments_retransmit_and_drops_say_why") {
         return;
     }
     let mut session = Session::start();
@@ -198,14 +200,15 @@ fn a_connection_whose_segments_are_lost_retransmits_and_times_out_and_the_drops_
     };
     assert_eq!(ran.status, 0);
     for change in [RETRANSMITTED, TIMED_OUT] {
-        let tcp: Tcp = session.wait_for(Kind::Tcp, |tcp: &Tcp| tcp.header.cgroup_id == ran.id && tcp.change == change);
+        let tcp: Tcp =
+            session.wait_for(RecordKind::Tcp, |tcp: &Tcp| tcp.header.cgroup_id == ran.id && tcp.change == change);
         assert_eq!((tcp.destination_port, tcp.active, tcp.header.pid), (4245, 1, ran.pid));
         assert_eq!((tcp.bytes_sent, tcp.bytes_received), (1000, 0));
         assert!(tcp.duration_ns > 100_000_000, "{tcp:?}");
     }
     // What arrives belongs to no socket yet when it passes nft.
     let reason = kernel_is(5, 17).then_some("NETFILTER_DROP");
-    let drops: PacketDrop = session.wait_for_sum(Kind::PacketDrop, |drops: &PacketDrop| {
+    let drops: PacketDrop = session.wait_for_sum(RecordKind::PacketDrop, |drops: &PacketDrop| {
         drops.header.cgroup_id == CGROUP_ROOT && drop_reason_name(drops.reason) == reason && drops.interface == 1
     });
     assert!(drops.count >= 1, "{drops:?}");
@@ -233,7 +236,7 @@ fn the_histogram_of_a_block_device_counts_every_io_once() {
     let matches = |sums: &Histogram| (sums.measure, sums.device, sums.operation) == (BLOCK, device, WRITE);
     let mut count = 0;
     while count < 50 {
-        let sums = session.wait_for_sum(Kind::Histogram, matches);
+        let sums = session.wait_for_sum(RecordKind::Histogram, matches);
         count += sums.counts.iter().sum::<u32>();
         assert_eq!((sums.header.cgroup_id, sums.header.pid), (CGROUP_ROOT, 0));
         assert!(sums.total_ns >= sums.max_ns && sums.max_ns > 0 && sums.interval_ns > 0, "{sums:?}");
@@ -243,8 +246,8 @@ fn the_histogram_of_a_block_device_counts_every_io_once() {
 }
 
 #[test]
-fn stalls_too_short_for_a_burst_are_told_with_the_sums() {
-    if !can_run("stalls_too_short_for_a_burst_are_told_with_the_sums") {
+fn short_stalls_are_reported_with_the_sums() {
+    if !can_run("short_stalls_are_reported_with_the_sums") {
         return;
     }
     let path = std::env::temp_dir().join(format!("tapio-read-{}", std::process::id()));
@@ -265,13 +268,14 @@ fn stalls_too_short_for_a_burst_are_told_with_the_sums() {
     let status = (!is_memory).then(|| container.spawn(&format!("read {}", path.display())).0.wait().unwrap());
     fs::remove_file(&path).unwrap();
     let Some(status) = status else {
-        println!("SKIP stalls_too_short_for_a_burst_are_told_with_the_sums: needs a temporary directory on a disk");
+        println!("SKIP short_stalls_are_reported_with_the_sums: needs a temporary directory on a disk");
         return;
     };
     assert!(status.success());
     let id = inode(&container.unified());
-    let reclaim: Reclaim = session.wait_for_sum(Kind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
+    let reclaim: Reclaim =
+        session.wait_for_sum(RecordKind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id);
     assert_eq!((reclaim.memcg, reclaim.header.pid, reclaim.pad), (1, 0, [0; 7]));
     assert!(reclaim.pages_reclaimed > 0 && reclaim.stall_ns < 60_000_000_000, "{reclaim:?}");
-    assert!(session.all_of(Kind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id).is_empty());
+    assert!(session.all_of(RecordKind::Reclaim, |reclaim: &Reclaim| reclaim.header.cgroup_id == id).is_empty());
 }

@@ -14,10 +14,10 @@ use std::time::Instant;
 use crate::lab;
 use crate::lab::{Container, Hierarchies, Session, can_run, inode, victim};
 use tapio_probes::record::{
-    self, Exec, ExecCommand as ExecRecord, Exit, FileOpen, Fork, Histogram, Kind, RunQueue, Signal, SignalDelivered,
-    SyscallError, text,
+    self, Exec, ExecCommand as ExecRecord, Exit, FileOpen, Fork, Histogram, RecordKind, RunQueue, Signal,
+    SignalDelivered, SyscallError, text,
 };
-use tapio_probes::{Counter, ExecCommand, LoadConfig, State, Tuning, kinds};
+use tapio_probes::{Counter, ExecCommand, LoadConfig, ProgramState, Tuning, kinds};
 
 const EAGAIN: u32 = 11;
 const EMFILE: u32 = 24;
@@ -34,7 +34,7 @@ fn everything(tuning: Tuning) -> LoadConfig {
 fn start_everything(config: LoadConfig) -> Session {
     let session = Session::start_with(&config);
     for verdict in session.probes().verdicts() {
-        assert_eq!(verdict.state, State::Attached, "{verdict:?}");
+        assert_eq!(verdict.state, ProgramState::Attached, "{verdict:?}");
     }
     session
 }
@@ -58,8 +58,8 @@ impl Drop for Directory {
 }
 
 #[test]
-fn a_fork_names_the_child_and_its_parent_and_threads_are_none() {
-    if !can_run("a_fork_names_the_child_and_its_parent_and_threads_are_none") {
+fn a_fork_names_child_and_parent_and_threads_are_none() {
+    if !can_run("a_fork_names_child_and_parent_and_threads_are_none") {
         return;
     }
     let mut session = Session::start();
@@ -68,23 +68,23 @@ fn a_fork_names_the_child_and_its_parent_and_threads_are_none() {
     let mut shell = container.spawn("threads-race & wait");
     let parent = shell.0.id();
     shell.0.wait().unwrap();
-    let fork: Fork = session.wait_for(Kind::Fork, |fork: &Fork| fork.parent_pid == parent);
+    let fork: Fork = session.wait_for(RecordKind::Fork, |fork: &Fork| fork.parent_pid == parent);
     let child = fork.header.pid;
     assert_eq!(fork.header.tid, child);
     assert_eq!((fork.ns_pid, fork.pad), (child, 0));
     assert_eq!(fork.header.cgroup_id, inode(&container.unified()));
     assert_eq!(text(&fork.comm), "sh");
-    let exec: Exec = session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == child);
+    let exec: Exec = session.wait_for(RecordKind::Exec, |exec: &Exec| exec.header.pid == child);
     assert_eq!((exec.parent_pid, exec.header.cgroup_id), (parent, fork.header.cgroup_id));
     assert!(fork.header.time_ns < exec.header.time_ns);
-    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == child);
-    let of_threads = session.all_of(Kind::Fork, |fork: &Fork| fork.parent_pid == child);
+    session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == child);
+    let of_threads = session.all_of(RecordKind::Fork, |fork: &Fork| fork.parent_pid == child);
     assert!(of_threads.is_empty(), "{of_threads:?}");
 }
 
 #[test]
-fn an_exec_tells_its_path_and_arguments_only_when_asked_for() {
-    if !can_run("an_exec_tells_its_path_and_arguments_only_when_asked_for") {
+fn an_exec_has_its_arguments_only_when_asked_for() {
+    if !can_run("an_exec_has_its_arguments_only_when_asked_for") {
         return;
     }
     let mut session = Session::start();
@@ -99,27 +99,28 @@ fn an_exec_tells_its_path_and_arguments_only_when_asked_for() {
     let with_path = run(ExecCommand::Path);
     let full = run(ExecCommand::Full);
 
-    let exec: Exec = session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == plain);
+    let exec: Exec = session.wait_for(RecordKind::Exec, |exec: &Exec| exec.header.pid == plain);
     assert_eq!(text(&exec.comm), "victim");
     let command: ExecRecord =
-        session.wait_for(Kind::ExecCommand, |command: &ExecRecord| command.header.pid == with_path);
+        session.wait_for(RecordKind::ExecCommand, |command: &ExecRecord| command.header.pid == with_path);
     let path = victim("").get_program().to_string_lossy().into_owned();
     assert!(path.len() >= 128 || text(&command.path) == path, "{command:?}");
     assert_eq!((command.argument_bytes, command.arguments), (0, [0; 256]));
-    let command: ExecRecord = session.wait_for(Kind::ExecCommand, |command: &ExecRecord| command.header.pid == full);
+    let command: ExecRecord =
+        session.wait_for(RecordKind::ExecCommand, |command: &ExecRecord| command.header.pid == full);
     assert_eq!(command.parent_pid, std::process::id());
     assert_eq!((command.ns_pid, command.header.tid), (full, full));
     assert_eq!(command.header.cgroup_id, Hierarchies::find().own_id());
     assert_eq!(command.argument_bytes, 256, "it was cut");
     let arguments = format!("{path}\0no-such-way\0--password=hunter2\0\0{}", "x".repeat(300));
     assert_eq!(command.arguments[..], arguments.as_bytes()[..256]);
-    let both = session.all_of(Kind::Exec, |exec: &Exec| [with_path, full].contains(&exec.header.pid));
+    let both = session.all_of(RecordKind::Exec, |exec: &Exec| [with_path, full].contains(&exec.header.pid));
     assert!(both.is_empty(), "one record an exec: {both:?}");
 }
 
 #[test]
-fn a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has() {
-    if !can_run("a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has") {
+fn a_fatal_signal_is_reported_once_for_all_threads() {
+    if !can_run("a_fatal_signal_is_reported_once_for_all_threads") {
         return;
     }
     let mut session = Session::start();
@@ -127,47 +128,48 @@ fn a_signal_that_ends_a_process_is_told_once_however_many_threads_it_has() {
     for signal in [SIGKILL, SIGTERM] {
         let mut child = container.spawn("threads-sleep");
         let pid = child.0.id();
-        session.wait_for(Kind::Exec, |exec: &Exec| exec.header.pid == pid && text(&exec.comm) == "victim");
+        session.wait_for(RecordKind::Exec, |exec: &Exec| exec.header.pid == pid && text(&exec.comm) == "victim");
         let mut killer = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).spawn().unwrap();
         killer.wait().unwrap();
         child.0.wait().unwrap();
         let delivered: SignalDelivered =
-            session.wait_for(Kind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
+            session.wait_for(RecordKind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
         assert_eq!((delivered.signal, delivered.code), (signal, 0));
         assert_eq!(delivered.ns_pid, pid);
         assert_eq!(delivered.header.cgroup_id, inode(&container.unified()));
         assert_eq!(text(&delivered.comm), "victim");
-        let exit: Exit = session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
+        let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
         assert_eq!(exit.status, signal);
         assert!(delivered.header.time_ns < exit.header.time_ns);
         let of_pid = |delivered: &SignalDelivered| delivered.header.pid == pid;
-        assert_eq!(session.all_of(Kind::SignalDelivered, of_pid).len(), 1);
+        assert_eq!(session.all_of(RecordKind::SignalDelivered, of_pid).len(), 1);
     }
 
     let mut child = victim("segv").spawn().unwrap();
     child.wait().unwrap();
     let of_child = |delivered: &SignalDelivered| delivered.header.pid == child.id();
-    let delivered: SignalDelivered = session.wait_for(Kind::SignalDelivered, of_child);
+    let delivered: SignalDelivered = session.wait_for(RecordKind::SignalDelivered, of_child);
     assert_eq!((delivered.signal, delivered.code), (SIGSEGV, 1), "SEGV_MAPERR");
 }
 
 #[test]
-fn a_signal_that_a_process_handles_is_not_told_as_its_end() {
-    if !can_run("a_signal_that_a_process_handles_is_not_told_as_its_end") {
+fn a_handled_signal_is_not_reported_as_an_end() {
+    if !can_run("a_handled_signal_is_not_reported_as_an_end") {
         return;
     }
     let mut session = Session::start();
     let mut child = Command::new("sh").args(["-c", "trap 'exit 4' TERM; kill -15 $$; exit 5"]).spawn().unwrap();
     let pid = child.id();
     assert_eq!(child.wait().unwrap().code(), Some(4));
-    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
-    let told = session.all_of(Kind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
-    assert!(told.is_empty(), "{told:?}");
+    session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let reported =
+        session.all_of(RecordKind::SignalDelivered, |delivered: &SignalDelivered| delivered.header.pid == pid);
+    assert!(reported.is_empty(), "{reported:?}");
 }
 
 #[test]
-fn a_flood_of_a_signal_that_is_handled_is_told_once_a_second() {
-    if !can_run("a_flood_of_a_signal_that_is_handled_is_told_once_a_second") {
+fn a_flood_of_handled_signals_is_reported_once_a_second() {
+    if !can_run("a_flood_of_handled_signals_is_reported_once_a_second") {
         return;
     }
     let mut session = Session::start();
@@ -188,15 +190,16 @@ fn a_flood_of_a_signal_that_is_handled_is_told_once_a_second() {
     drop(child.stdin.take());
     child.kill().unwrap();
     child.wait().unwrap();
-    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
-    let told = session.all_of(Kind::Signal, |signal: &Signal| signal.header.pid == pid && signal.signal == SIGUSR1);
-    assert!((1..=seconds + 2).contains(&told.len()), "{} in {seconds} s", told.len());
+    session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
+    let reported =
+        session.all_of(RecordKind::Signal, |signal: &Signal| signal.header.pid == pid && signal.signal == SIGUSR1);
+    assert!((1..=seconds + 2).contains(&reported.len()), "{} in {seconds} s", reported.len());
 }
 
 #[test]
-fn waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup() {
+fn long_waits_for_a_cpu_are_reported_and_summed() {
     const RUN_QUEUE: u8 = 2;
-    if !can_run("waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup") {
+    if !can_run("long_waits_for_a_cpu_are_reported_and_summed") {
         return;
     }
     let slow_ns = 500_000;
@@ -206,12 +209,12 @@ fn waiting_for_a_cpu_is_told_when_long_and_summed_up_by_cgroup() {
     let id = inode(&container.unified());
     for child in &spinning {
         let pid = child.0.id();
-        let wait: RunQueue = session.wait_for(Kind::RunQueue, |wait: &RunQueue| {
+        let wait: RunQueue = session.wait_for(RecordKind::RunQueue, |wait: &RunQueue| {
             wait.header.pid == pid && wait.header.cgroup_id == id && wait.wait_ns > 1_000_000
         });
         assert!(wait.wait_ns < 20_000_000_000, "{wait:?}");
     }
-    let waits: Histogram = session.wait_for_sum(Kind::Histogram, |waits: &Histogram| {
+    let waits: Histogram = session.wait_for_sum(RecordKind::Histogram, |waits: &Histogram| {
         waits.header.cgroup_id == id && waits.measure == RUN_QUEUE && waits.max_ns > 1_000_000
     });
     let count: u32 = waits.counts.iter().sum();
@@ -229,42 +232,42 @@ fn failures(session: &mut Session, container: &Container, how: &str, errno: u32)
     let of_container = |error: &SyscallError| error.header.cgroup_id == id && error.errno == errno;
     let mut child = container.spawn(how);
     assert!(child.0.wait().unwrap().success());
-    let first: SyscallError = session.wait_for(Kind::SyscallError, of_container);
+    let first: SyscallError = session.wait_for(RecordKind::SyscallError, of_container);
     assert_eq!((first.header.pid, first.count), (child.0.id(), 1));
-    session.wait_for_sum(Kind::SyscallError, of_container);
-    let told = session.all_of(Kind::SyscallError, of_container);
-    let summed = session.sums.iter().filter(|record| record.kind == Kind::SyscallError);
+    session.wait_for_sum(RecordKind::SyscallError, of_container);
+    let reported = session.all_of(RecordKind::SyscallError, of_container);
+    let summed = session.sums.iter().filter(|record| record.kind == RecordKind::SyscallError);
     let summed: Vec<SyscallError> = summed.map(lab::Record::get).filter(of_container).collect();
-    let count = told.iter().chain(&summed).map(|error| error.count).sum();
-    (told, count)
+    let count = reported.iter().chain(&summed).map(|error| error.count).sum();
+    (reported, count)
 }
 
 #[test]
-fn running_out_of_descriptors_is_told_at_once_and_then_counted() {
-    if !can_run("running_out_of_descriptors_is_told_at_once_and_then_counted") {
+fn running_out_of_descriptors_is_reported_once_then_counted() {
+    if !can_run("running_out_of_descriptors_is_reported_once_then_counted") {
         return;
     }
     let mut session = start_everything(everything(Tuning::default()));
     let container = Container::make(23);
-    let (told, count) = failures(&mut session, &container, "exhaust", EMFILE);
-    assert_eq!(count, 16, "{told:?}");
-    assert!(told.iter().all(|error| error.syscall == told[0].syscall), "{told:?}");
+    let (reported, count) = failures(&mut session, &container, "exhaust", EMFILE);
+    assert_eq!(count, 16, "{reported:?}");
+    assert!(reported.iter().all(|error| error.syscall == reported[0].syscall), "{reported:?}");
 }
 
 #[test]
-fn eagain_counts_where_a_process_could_not_be_made_and_nowhere_else() {
-    if !can_run("eagain_counts_where_a_process_could_not_be_made_and_nowhere_else") {
+fn eagain_counts_only_where_a_fork_failed() {
+    if !can_run("eagain_counts_only_where_a_fork_failed") {
         return;
     }
     let mut session = start_everything(everything(Tuning::default()));
     let container = Container::make(24);
-    let (told, count) = failures(&mut session, &container, "crowd", EAGAIN);
-    assert_eq!(count, 8, "the read that found nothing is no failure: {told:?}");
+    let (reported, count) = failures(&mut session, &container, "crowd", EAGAIN);
+    assert_eq!(count, 8, "the read that found nothing is no failure: {reported:?}");
 }
 
 #[test]
-fn opening_what_is_audited_is_told_and_what_is_not_is_not() {
-    if !can_run("opening_what_is_audited_is_told_and_what_is_not_is_not") {
+fn only_opens_of_audited_paths_are_reported() {
+    if !can_run("only_opens_of_audited_paths_are_reported") {
         return;
     }
     let directory = Directory::make("audit");
@@ -285,8 +288,8 @@ fn opening_what_is_audited_is_told_and_what_is_not_is_not() {
         let mut child = container.spawn(&how);
         assert!(child.0.wait().unwrap().success(), "{how}");
         let pid = child.0.id();
-        session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == pid);
-        session.all_of(Kind::FileOpen, |open: &FileOpen| open.header.pid == pid)
+        session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);
+        session.all_of(RecordKind::FileOpen, |open: &FileOpen| open.header.pid == pid)
     };
     let by_prefix = open(format!("open {base}/audited/token"));
     assert_eq!(by_prefix.len(), 1);
@@ -301,8 +304,8 @@ fn opening_what_is_audited_is_told_and_what_is_not_is_not() {
 }
 
 #[test]
-fn kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted() {
-    if !can_run("kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted") {
+fn kinds_and_cgroups_are_switched_at_run_time() {
+    if !can_run("kinds_and_cgroups_are_switched_at_run_time") {
         return;
     }
     let mut session = Session::start();
@@ -313,36 +316,36 @@ fn kinds_and_cgroups_are_switched_off_and_on_while_the_programs_run_and_counted(
         let mut shell = container.spawn("threads-race & wait");
         let parent = shell.0.id();
         shell.0.wait().unwrap();
-        session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == parent);
-        let told = session.all_of(Kind::Fork, |fork: &Fork| fork.parent_pid == parent).len();
-        (told, session.counted(Kind::Fork, Counter::Excluded))
+        session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == parent);
+        let reported = session.all_of(RecordKind::Fork, |fork: &Fork| fork.parent_pid == parent).len();
+        (reported, session.counted(RecordKind::Fork, Counter::Excluded))
     };
     assert_eq!(forks(), (1, 0));
-    controls.set(Tuning { bulk_kinds_off: kinds([Kind::Fork]), ..controls.get() }).unwrap();
-    let (told, excluded) = forks();
-    assert!(told == 0 && excluded > 0);
+    controls.set(Tuning { bulk_kinds_off: kinds([RecordKind::Fork]), ..controls.get() }).unwrap();
+    let (reported, excluded) = forks();
+    assert!(reported == 0 && excluded > 0);
     controls.set(Tuning { bulk_kinds_off: 0, ..controls.get() }).unwrap();
     controls.exclude_cgroup(id).unwrap();
     controls.exclude_cgroup(id).unwrap();
-    let (told, excluded_more) = forks();
-    assert!(told == 0 && excluded_more > excluded);
+    let (reported, excluded_more) = forks();
+    assert!(reported == 0 && excluded_more > excluded);
     controls.include_cgroup(id).unwrap();
     assert_eq!(forks(), (1, excluded_more));
     session.close_ledger();
 }
 
 #[test]
-fn a_lethal_kind_that_is_not_wanted_at_the_start_is_not_told() {
-    if !can_run("a_lethal_kind_that_is_not_wanted_at_the_start_is_not_told") {
+fn a_lethal_kind_disabled_at_the_start_is_not_reported() {
+    if !can_run("a_lethal_kind_disabled_at_the_start_is_not_reported") {
         return;
     }
-    let config = LoadConfig { lethal_kinds_off: kinds([Kind::Exec]), ..LoadConfig::default() };
+    let config = LoadConfig { lethal_kinds_off: kinds([RecordKind::Exec]), ..LoadConfig::default() };
     let mut session = Session::start_with(&config);
     let mut child = victim("no-such-way").spawn().unwrap();
     child.wait().unwrap();
-    session.wait_for(Kind::Exit, |exit: &Exit| exit.header.pid == child.id());
-    assert!(session.all_of(Kind::Exec, |_: &Exec| true).is_empty());
-    assert_eq!(session.counted(Kind::Exec, Counter::Emitted), 0);
+    session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == child.id());
+    assert!(session.all_of(RecordKind::Exec, |_: &Exec| true).is_empty());
+    assert_eq!(session.counted(RecordKind::Exec, Counter::Emitted), 0);
 }
 
 /// The bytes of a record that mean nothing: its padding, and what is behind the NUL of a text.
@@ -358,26 +361,28 @@ macro_rules! meaningless {
 
 fn meaningless(record: &lab::Record) -> Vec<u8> {
     match record.kind {
-        Kind::Exec => meaningless!(record, Exec, pads[pad], texts[comm]),
-        Kind::Exit => meaningless!(record, Exit, pads[pad], texts[comm]),
-        Kind::Oom => meaningless!(record, record::Oom, pads [pad], texts [comm allocator_comm limit_name]),
-        Kind::Signal => meaningless!(record, Signal, pads [pad], texts [comm sender_comm]),
-        Kind::CgroupMkdir | Kind::CgroupRmdir => meaningless!(record, record::Cgroup, pads[pad], texts[path]),
-        Kind::SignalDelivered => meaningless!(record, SignalDelivered, pads [], texts [comm]),
-        Kind::ExecCommand => {
+        RecordKind::Exec => meaningless!(record, Exec, pads[pad], texts[comm]),
+        RecordKind::Exit => meaningless!(record, Exit, pads[pad], texts[comm]),
+        RecordKind::Oom => meaningless!(record, record::Oom, pads [pad], texts [comm allocator_comm limit_name]),
+        RecordKind::Signal => meaningless!(record, Signal, pads [pad], texts [comm sender_comm]),
+        RecordKind::CgroupMkdir | RecordKind::CgroupRmdir => {
+            meaningless!(record, record::Cgroup, pads[pad], texts[path])
+        }
+        RecordKind::SignalDelivered => meaningless!(record, SignalDelivered, pads [], texts [comm]),
+        RecordKind::ExecCommand => {
             let command: ExecRecord = record.get();
             let mut bytes = meaningless!(record, ExecRecord, pads [], texts [comm path]);
             bytes.extend_from_slice(&command.arguments[command.argument_bytes as usize..]);
             bytes
         }
-        Kind::Tcp => meaningless!(record, record::Tcp, pads [pad], texts []),
-        Kind::Reclaim => meaningless!(record, record::Reclaim, pads [pad], texts []),
-        Kind::BlockIo => meaningless!(record, record::BlockIo, pads [pad], texts []),
-        Kind::Dns => meaningless!(record, record::Dns, pads [pad pad2], texts [name]),
-        Kind::Fork => meaningless!(record, Fork, pads[pad], texts[comm]),
-        Kind::FileOpen => meaningless!(record, FileOpen, pads [pad], texts [comm path]),
-        Kind::Histogram => meaningless!(record, Histogram, pads [pad], texts []),
-        Kind::SyscallError | Kind::RunQueue | Kind::PacketDrop | Kind::LeftOut => Vec::new(),
+        RecordKind::Tcp => meaningless!(record, record::Tcp, pads [pad], texts []),
+        RecordKind::Reclaim => meaningless!(record, record::Reclaim, pads [pad], texts []),
+        RecordKind::BlockIo => meaningless!(record, record::BlockIo, pads [pad], texts []),
+        RecordKind::Dns => meaningless!(record, record::Dns, pads [pad pad2], texts [name]),
+        RecordKind::Fork => meaningless!(record, Fork, pads[pad], texts[comm]),
+        RecordKind::FileOpen => meaningless!(record, FileOpen, pads [pad], texts [comm path]),
+        RecordKind::Histogram => meaningless!(record, Histogram, pads [pad], texts []),
+        RecordKind::SyscallError | RecordKind::RunQueue | RecordKind::PacketDrop | RecordKind::LeftOut => Vec::new(),
     }
 }
 
@@ -402,8 +407,8 @@ fn no_byte_of_the_kernels_memory_leaves_it_by_accident() {
     controls.set(Tuning { exec_command: ExecCommand::Full, ..controls.get() }).unwrap();
     container.spawn("exhaust").0.wait().unwrap();
     container.remove();
-    session.wait_for(Kind::CgroupRmdir, |_: &record::Cgroup| true);
-    session.wait_for_sum(Kind::Histogram, |_: &Histogram| true);
+    session.wait_for(RecordKind::CgroupRmdir, |_: &record::Cgroup| true);
+    session.wait_for_sum(RecordKind::Histogram, |_: &Histogram| true);
 
     let mut seen = HashSet::new();
     for record in session.seen.iter().chain(&session.sums) {
@@ -414,21 +419,21 @@ fn no_byte_of_the_kernels_memory_leaves_it_by_accident() {
     // Block I/O and DNS are looked at where they are caused, in live_disk.rs and live_network.rs; packet drops are written by
     // user space.
     for kind in [
-        Kind::Exec,
-        Kind::ExecCommand,
-        Kind::Exit,
-        Kind::Oom,
-        Kind::Signal,
-        Kind::SignalDelivered,
-        Kind::CgroupMkdir,
-        Kind::CgroupRmdir,
-        Kind::Tcp,
-        Kind::Reclaim,
-        Kind::SyscallError,
-        Kind::RunQueue,
-        Kind::Fork,
-        Kind::FileOpen,
-        Kind::Histogram,
+        RecordKind::Exec,
+        RecordKind::ExecCommand,
+        RecordKind::Exit,
+        RecordKind::Oom,
+        RecordKind::Signal,
+        RecordKind::SignalDelivered,
+        RecordKind::CgroupMkdir,
+        RecordKind::CgroupRmdir,
+        RecordKind::Tcp,
+        RecordKind::Reclaim,
+        RecordKind::SyscallError,
+        RecordKind::RunQueue,
+        RecordKind::Fork,
+        RecordKind::FileOpen,
+        RecordKind::Histogram,
     ] {
         assert!(seen.contains(&kind), "no {} was caused", kind.name());
     }

@@ -147,7 +147,7 @@ pub fn receive(stream: &UnixStream) -> Result<Received, HandoverError> {
     Ok(Received { name: name.to_string(), memfd, eventfd })
 }
 
-/// Tells the peer whether its ring was taken.
+/// Says to the peer whether its ring was taken.
 ///
 /// # Errors
 /// When the peer is gone.
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_reaches_the_peer_and_a_stranger_is_turned_away() {
+    fn a_refusal_reaches_the_peer_and_strangers_are_rejected() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("collector.sock");
         let listener = UnixListener::bind(&socket).expect("bound");

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn data_areas_are_powers_of_two_of_a_page_or_more() {
+    fn data_areas_are_powers_of_two_from_a_page() {
         assert!(is_data_size(4096, 4096) && is_data_size(1 << 30, 4096));
         for wrong in [0, 1, 2048, 4097, 12288, 1 << 31] {
             assert!(!is_data_size(wrong, 4096), "{wrong}");

@@ -53,7 +53,7 @@ pub use {
     error::{Corruption, Error, Refusal},
     memfd::Limits,
     prefetch::prefetch,
-    producers::PLACES_MAX,
+    producers::RESERVATIONS_MAX,
     reader::{Drained, ProducerCounters, Reader},
     shared_writer::{SharedReservation, SharedWriter},
     wakeup::{EventFd, Poller, WakeupFlag},

@@ -1,15 +1,15 @@
 //! How producers in several threads share the end of one ring.
 //!
-//! In: a record's bytes. Out: a [`Place`] in the ring that is one producer's until it gives it back. Held, in this process's
-//! memory alone: a short spin lock, the producer position, and where the places start that are not given back.
+//! In: a record's bytes. Out: a [`ProducerRange`] in the ring that is one producer's until it gives it back. Held, in this process's
+//! memory alone: a short spin lock, the producer position, and where the ranges start that are not given back.
 //!
 //! This is the kernel's `__bpf_ringbuf_reserve`: under the lock, look for room, mark the record busy, let the reader see the
 //! position behind it. Nothing is waited for inside, so the lock is held for a few stores. A thread that is scheduled away
 //! there keeps the others spinning; they yield the processor to it after [`SPINS`] looks.
 //!
 //! What must hold:
-//! - **T1** places in use never overlap, whatever the consumer page says. The peer can write that page, and two places
-//!   on the same bytes would be two `&mut` to them. Each place's start is therefore kept here, and room counts from the
+//! - **T1** ranges in use never overlap, whatever the consumer page says. The peer can write that page, and two ranges
+//!   on the same bytes would be two `&mut` to them. Each range's start is therefore kept here, and room counts from the
 //!   oldest one. (The kernel has its `pending_pos`, which it can read off headers that its peer cannot write.)
 //!
 //! Pairs, by label, in addition to those of `protocol.rs`; both ends are in this file:
@@ -17,21 +17,21 @@
 //! | label | release side | acquire side | protects |
 //! |---|---|---|---|
 //! | L | unlock | lock | [`Ends`] |
-//! | P | the place's start at [`Producers::give_back`] | the starts at [`Producers::take`] | the bytes of a place: its last write comes before the next use |
+//! | P | the range's start at [`Producers::give_back`] | the starts at [`Producers::take`] | the bytes of a range: its last write comes before the next use |
 
 use crate::protocol;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, SharedCell, pause};
 
-/// Places that can be in use at the same time.
-pub const PLACES_MAX: usize = 64;
-/// The start of a place that is not in use: no position, as those are multiples of eight.
+/// Ranges that can be in use at the same time.
+pub const RESERVATIONS_MAX: usize = 64;
+/// The start of a range that is not in use: no position, as those are multiples of eight.
 const FREE: u64 = u64::MAX;
 /// Looks at a lock that is taken before the processor is yielded.
 const SPINS: u32 = 64;
 
 /// A range of the ring that is one producer's.
 #[derive(Debug)]
-pub struct Place {
+pub struct ProducerRange {
     /// The producer position at which its record starts.
     pub position: u64,
     /// Where its start is kept.
@@ -40,13 +40,13 @@ pub struct Place {
 
 /// What the lock guards.
 struct Ends {
-    /// Behind the last place taken.
+    /// Behind the last range taken.
     position: u64,
     /// A consumer position of the past: the true one may be further, so room is at least what follows from it.
     consumer_seen: u64,
-    /// No place in use starts before it.
+    /// No range in use starts before it.
     oldest: u64,
-    /// The last place taken.
+    /// The last range taken.
     index: usize,
 }
 
@@ -54,8 +54,8 @@ struct Ends {
 pub struct Producers {
     locked: AtomicU32,
     ends: SharedCell<Ends>,
-    /// Where the places in use start; written under the lock when taken, by its producer when given back.
-    starts: [AtomicU64; PLACES_MAX],
+    /// Where the ranges in use start; written under the lock when taken, by its producer when given back.
+    starts: [AtomicU64; RESERVATIONS_MAX],
 }
 
 // SAFETY: `ends` is reached in `take` alone, under the lock (L).
@@ -70,7 +70,7 @@ impl Default for Producers {
 }
 
 impl Producers {
-    /// Takes `bytes` of a ring of `capacity_bytes`, or nothing: no room, or [`PLACES_MAX`] places are in use.
+    /// Takes `bytes` of a ring of `capacity_bytes`, or nothing: no room, or [`RESERVATIONS_MAX`] ranges are in use.
     ///
     /// `mark_busy` writes the header at the position it is given, before the reader can see it. It must not panic.
     #[inline]
@@ -81,34 +81,34 @@ impl Producers {
         consumer: &AtomicU64,
         producer: &AtomicU64,
         mark_busy: impl FnOnce(u64),
-    ) -> Option<Place> {
+    ) -> Option<ProducerRange> {
         self.lock();
-        let place = self.ends.with_mut(|ends| {
+        let range = self.ends.with_mut(|ends| {
             // SAFETY: the lock is held, and `take` has the only access (L).
             let ends = unsafe { &mut *ends };
             let index = self.find(ends, bytes, capacity_bytes, consumer)?;
             let position = ends.position;
-            // Relaxed: starts of places in use are looked at under the lock alone.
+            // Relaxed: starts of ranges in use are looked at under the lock alone.
             self.starts[index].store(position, Ordering::Relaxed);
             ends.index = index;
             ends.position = position.wrapping_add(bytes);
             mark_busy(position);
             protocol::publish(producer, ends.position);
-            Some(Place { position, index })
+            Some(ProducerRange { position, index })
         });
         // L
         self.locked.store(0, Ordering::Release);
-        place
+        range
     }
 
-    /// Ends a place's use, after the last write to it.
+    /// Ends a range's use, after the last write to it.
     #[inline]
-    pub fn give_back(&self, place: &Place) {
+    pub fn give_back(&self, range: &ProducerRange) {
         // P
-        self.starts[place.index].store(FREE, Ordering::Release);
+        self.starts[range.index].store(FREE, Ordering::Release);
     }
 
-    /// A free place's index if `bytes` fit; looks at the consumer, and at the places in use, only when they seem not to.
+    /// A free range's index if `bytes` fit; looks at the consumer, and at the ranges in use, only when they seem not to.
     #[inline]
     fn find(&self, ends: &mut Ends, bytes: u64, capacity_bytes: u64, consumer: &AtomicU64) -> Option<usize> {
         let fits = |from: u64, position: u64| capacity_bytes.saturating_sub(position.wrapping_sub(from)) >= bytes;
@@ -130,8 +130,8 @@ impl Producers {
             }
         }
         // The one behind the last is free, unless its producer is slow. P: the next to give it back says so for those before.
-        (1..=PLACES_MAX)
-            .map(|next| (ends.index + next) % PLACES_MAX)
+        (1..=RESERVATIONS_MAX)
+            .map(|next| (ends.index + next) % RESERVATIONS_MAX)
             .find(|index| self.starts[*index].load(Ordering::Acquire) == FREE)
     }
 

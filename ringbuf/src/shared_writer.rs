@@ -9,7 +9,7 @@
 //! reader skips it; one that never ends stalls the ring, as does a reservation that is leaked.
 //!
 //! What must hold:
-//! - **S1** between [`Producers::take`] and [`Producers::give_back`] the bytes of a place are its reservation's alone (T1);
+//! - **S1** between [`Producers::take`] and [`Producers::give_back`] the bytes of a range are its reservation's alone (T1);
 //! - **S2** `emitted` counts a record before the reader can see it committed, and a drop before `dropped` does. A record that
 //!   is given up was never attempted.
 
@@ -23,14 +23,14 @@ use crate::error::Error;
 use crate::layout::{self, BUSY_BIT, DISCARD_BIT, HEADER_BYTES, MEMFD_RECORD_BYTES_MAX};
 use crate::mapping::RingMapping;
 use crate::memfd;
-use crate::producers::{Place, Producers};
+use crate::producers::{ProducerRange, Producers};
 use crate::protocol;
 use crate::sync::Ordering;
 use crate::wakeup::EventFd;
 
 /// Fills one ring from any number of threads of one process: clone it, or share a reference.
 ///
-/// Records are at most [`MEMFD_RECORD_BYTES_MAX`] bytes, and at most [`crate::PLACES_MAX`] are reserved at the same time; what
+/// Records are at most [`MEMFD_RECORD_BYTES_MAX`] bytes, and at most [`crate::RESERVATIONS_MAX`] are reserved at the same time; what
 /// goes beyond never fits. With one producer a [`crate::Writer`] is cheaper.
 #[derive(Clone)]
 pub struct SharedWriter {
@@ -71,7 +71,7 @@ impl SharedWriter {
         }
         let End { ring, producers, .. } = &*self.end;
         let length = bytes as u32;
-        let place = producers.take(
+        let range = producers.take(
             layout::record_bytes(length),
             ring.data_bytes() as u64,
             &ring.consumer_page().position.0,
@@ -83,7 +83,7 @@ impl SharedWriter {
                 page_offset.store(0, Ordering::Relaxed);
             },
         )?;
-        Some(SharedReservation { end: &self.end, place, length })
+        Some(SharedReservation { end: &self.end, range, length })
     }
 
     /// Writes one record and wakes the reader if it asked. False: it did not fit, and a drop is counted.
@@ -167,7 +167,7 @@ impl End {
 /// The bytes are whatever the ring held: write all of them.
 pub struct SharedReservation<'a> {
     end: &'a End,
-    place: Place,
+    range: ProducerRange,
     length: u32,
 }
 
@@ -184,14 +184,14 @@ impl SharedReservation<'_> {
     /// Gives the record up, as dropping does.
     pub fn discard(self) {}
 
-    /// Writes the final header; the place is not touched any more.
+    /// Writes the final header; the range is not touched any more.
     #[inline]
     fn finish(&self, header: u32) {
-        let [word, _] = self.end.ring.header(self.place.position);
+        let [word, _] = self.end.ring.header(self.range.position);
         protocol::publish_header(word, header);
-        self.end.producers.give_back(&self.place);
+        self.end.producers.give_back(&self.range);
         let End { ring, .. } = self.end;
-        let (from, bytes) = (self.place.position, layout::record_bytes(self.length));
+        let (from, bytes) = (self.range.position, layout::record_bytes(self.length));
         let consumer = &ring.consumer_page().position.0;
         if protocol::has_filled(consumer, from, from.wrapping_add(bytes), ring.data_bytes() as u64) {
             self.end.wake();
@@ -203,7 +203,7 @@ impl SharedReservation<'_> {
     #[inline]
     fn payload(&self) -> *mut u8 {
         // SAFETY: a record's eight bytes of header are mapped with it (M3).
-        unsafe { self.end.ring.record(self.place.position).as_ptr().add(HEADER_BYTES) }
+        unsafe { self.end.ring.record(self.range.position).as_ptr().add(HEADER_BYTES) }
     }
 }
 
@@ -218,7 +218,7 @@ impl Deref for SharedReservation<'_> {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: the place has `length` bytes behind the header, at most the data area: mapped (M3), this reservation's (S1).
+        // SAFETY: the range has `length` bytes behind the header, at most the data area: mapped (M3), this reservation's (S1).
         unsafe { slice::from_raw_parts(self.payload(), self.length as usize) }
     }
 }

@@ -187,7 +187,7 @@ impl Stretch {
         (max_records - left, stop)
     }
 
-    /// Shows the records in order, until told to stop: each header as it was checked, the bytes that the record takes in the ring,
+    /// Shows the records in order, until asked to stop: each header as it was checked, the bytes that the record takes in the ring,
     /// and its own.
     #[inline(always)]
     pub fn each(&self, mut show: impl FnMut(u32, u64, &[u8]) -> ControlFlow<()>) -> ControlFlow<()> {

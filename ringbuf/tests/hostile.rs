@@ -86,7 +86,7 @@ fn corruption(result: Result<Drained, Error>) -> Corruption {
 }
 
 #[test]
-fn a_memfd_that_can_still_change_its_size_or_seals_is_refused() {
+fn a_memfd_without_all_seals_is_refused() {
     for missing in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::SEAL] {
         let peer = Peer::with(2 * PAGE_BYTES + DATA_BYTES, SEALS.difference(missing));
         assert_eq!(peer.attach().err(), Some(Error::Refused(Refusal::Unsealed)), "{missing:?}");
@@ -127,7 +127,7 @@ fn a_memfd_of_another_layout_is_refused() {
 }
 
 #[test]
-fn a_peer_need_not_wake_a_reader_that_naps_and_says_so() {
+fn a_peer_need_not_wake_a_napping_reader() {
     let peer = Peer::new();
     assert!(!peer.attach().unwrap().is_woken_when_filling());
     peer.producer(204, &1u32.to_ne_bytes());
@@ -164,7 +164,7 @@ fn positions_may_pass_the_end_of_their_type() {
 }
 
 #[test]
-fn a_length_beyond_what_was_produced_is_corrupt_and_the_records_before_it_count() {
+fn a_length_beyond_the_produced_bytes_is_corrupt() {
     for length in [9, 16, DATA_BYTES as u32, BUSY_BIT | 9, DISCARD_BIT | 9, u32::MAX >> 2] {
         let peer = Peer::new();
         peer.header(0, 8);
@@ -179,7 +179,7 @@ fn a_length_beyond_what_was_produced_is_corrupt_and_the_records_before_it_count(
 }
 
 #[test]
-fn a_record_over_the_limit_is_corrupt_and_not_handed_out() {
+fn a_record_over_the_limit_is_corrupt() {
     let peer = Peer::new();
     peer.header(0, 100);
     peer.header(112, 101);
@@ -260,7 +260,7 @@ fn discarded_records_are_skipped_and_bounded() {
 }
 
 #[test]
-fn bytes_that_change_under_the_reader_change_nothing_that_it_holds() {
+fn later_writes_of_a_peer_do_not_change_held_bytes() {
     let peer = Peer::new();
     peer.header(0, 16);
     peer.data(8, &[1; 16]);
@@ -286,7 +286,7 @@ fn bytes_that_change_under_the_reader_change_nothing_that_it_holds() {
 }
 
 #[test]
-fn headers_that_change_before_the_reader_comes_to_them_are_checked_as_they_are_then() {
+fn changed_headers_are_checked_as_the_reader_finds_them() {
     // More bytes than are copied at once: the last records are looked at after the callback wrote.
     const LARGE_BYTES: usize = 1 << 16;
     const RECORDS: usize = LARGE_BYTES / 64;

@@ -14,7 +14,7 @@ const DATA_BYTES: usize = 16 << 10;
 const RECORD_BYTES_MAX: usize = 300;
 
 #[test]
-fn records_that_the_kernel_submits_arrive_in_order_and_discarded_ones_are_skipped() {
+fn submitted_records_arrive_in_order_without_discarded_ones() {
     if !bpf::available() {
         return;
     }
@@ -38,7 +38,7 @@ fn records_that_the_kernel_submits_arrive_in_order_and_discarded_ones_are_skippe
 }
 
 #[test]
-fn a_record_that_is_longer_than_the_ring_is_mapped_for_is_not_handed_out() {
+fn a_record_longer_than_the_mapping_is_not_handed_out() {
     if !bpf::available() {
         return;
     }
@@ -71,7 +71,7 @@ fn a_full_ring_takes_records_again_once_they_are_drained() {
 }
 
 #[test]
-fn a_forced_wakeup_ends_the_wait_and_a_drained_ring_is_not_ready() {
+fn a_forced_wakeup_ends_the_wait() {
     if !bpf::available() {
         return;
     }

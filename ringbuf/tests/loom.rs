@@ -82,7 +82,7 @@ impl<const SLOTS: usize> Ring<SLOTS> {
 }
 
 #[test]
-fn a_reader_that_asked_is_woken_and_reads_what_was_written() {
+fn a_reader_that_asked_is_woken_and_reads() {
     check(|| {
         const RECORDS: u64 = 2;
         let ring = Ring::<2>::new();
@@ -110,7 +110,7 @@ fn a_reader_that_asked_is_woken_and_reads_what_was_written() {
 }
 
 #[test]
-fn a_slot_is_reused_only_after_it_was_read_and_every_record_is_consumed_or_dropped() {
+fn a_slot_is_reused_only_after_it_was_read() {
     check(|| {
         const RECORDS: u64 = 3;
         let ring = Ring::<1>::new();
@@ -163,25 +163,25 @@ impl<const SLOTS: usize> ManyRing<SLOTS> {
         Arc::new(Self { ring: Ring::empty(), producers: Producers::default(), headers })
     }
 
-    /// Writes `number`, or gives its place up, unless the ring is full. False: dropped.
+    /// Writes `number`, or gives its range up, unless the ring is full. False: dropped.
     fn write(&self, number: u64, give_up: bool) -> bool {
         let Self { ring, producers, headers } = self;
         let busy = |position| headers[position as usize % SLOTS].store(BUSY, Ordering::Relaxed);
-        let Some(place) = producers.take(1, SLOTS as u64, &ring.consumer, &ring.producer, busy) else {
+        let Some(range) = producers.take(1, SLOTS as u64, &ring.consumer, &ring.producer, busy) else {
             ring.emitted.fetch_add(1, Ordering::Relaxed);
             add(&ring.dropped, 1);
             return false;
         };
-        let slot = place.position as usize % SLOTS;
+        let slot = range.position as usize % SLOTS;
         ring.slots[slot].with_mut(|slot| {
-            // SAFETY: the place is this producer's; loom fails the model if anybody else is at it.
+            // SAFETY: the range is this producer's; loom fails the model if anybody else is at it.
             unsafe { *slot = number }
         });
         if !give_up {
             ring.emitted.fetch_add(1, Ordering::Relaxed);
         }
         publish_header(&headers[slot], if give_up { DISCARDED } else { 0 });
-        producers.give_back(&place);
+        producers.give_back(&range);
         if take_wakeup(&ring.need_wakeup) {
             ring.eventfd.notify();
         }
@@ -212,7 +212,7 @@ impl<const SLOTS: usize> ManyRing<SLOTS> {
 }
 
 #[test]
-fn of_two_producers_every_record_is_consumed_or_dropped_and_given_up_ones_are_skipped() {
+fn two_producers_records_are_consumed_dropped_or_discarded() {
     for give_up in [false, true] {
         check(move || {
             let many = ManyRing::<1>::new();
@@ -238,7 +238,7 @@ fn of_two_producers_every_record_is_consumed_or_dropped_and_given_up_ones_are_sk
 }
 
 #[test]
-fn producers_keep_their_order_and_space_is_reused_only_after_it_was_read() {
+fn producers_keep_their_order_and_reuse_only_read_space() {
     check(|| {
         let many = ManyRing::<1>::new();
         let other = Arc::clone(&many);
@@ -261,7 +261,7 @@ fn producers_keep_their_order_and_space_is_reused_only_after_it_was_read() {
 }
 
 #[test]
-fn a_reader_that_waits_is_woken_by_a_commit_and_by_giving_up() {
+fn a_waiting_reader_is_woken_by_commit_or_discard() {
     for give_up in [false, true] {
         check(move || {
             let many = ManyRing::<1>::new();
@@ -286,7 +286,7 @@ fn a_reader_that_waits_is_woken_by_a_commit_and_by_giving_up() {
 }
 
 #[test]
-fn a_reader_that_lies_about_its_position_cannot_make_two_producers_share_bytes() {
+fn a_lying_reader_cannot_make_two_producers_share_bytes() {
     check(|| {
         let many = ManyRing::<1>::new();
         let producers = [0, 1].map(|number| {

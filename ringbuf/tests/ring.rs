@@ -51,7 +51,7 @@ fn records_of_every_length_arrive_unchanged_across_many_wraps() {
 }
 
 #[test]
-fn a_full_ring_counts_drops_only_for_those_who_do_not_wait() {
+fn a_full_ring_drops_only_for_those_not_waiting() {
     let (mut writer, mut reader) = ring();
     // 56 and 8 are 64: exactly 64 records fit.
     for _ in 0..64 {
@@ -115,7 +115,7 @@ fn a_batch_appears_at_once() {
 }
 
 #[test]
-fn the_position_covers_what_was_handed_out_when_the_callback_breaks_or_panics() {
+fn the_position_covers_handed_out_records_after_a_panic() {
     let (mut writer, mut reader) = ring();
     for number in 0..6u8 {
         assert!(writer.write(&[number]));
@@ -151,7 +151,7 @@ fn the_next_reader_carries_on_where_the_last_one_stopped() {
 }
 
 #[test]
-fn the_writer_wakes_a_reader_that_asked_once_and_no_other() {
+fn the_writer_wakes_only_readers_that_asked_and_once() {
     let (mut writer, memfd, eventfd) = Writer::create(DATA_BYTES, "test").unwrap();
     let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
     let eventfd = EventFd::from_peer(eventfd).unwrap();
@@ -177,7 +177,7 @@ fn the_writer_wakes_a_reader_that_asked_once_and_no_other() {
 }
 
 #[test]
-fn a_reader_that_naps_is_woken_when_its_ring_fills_and_not_while_it_keeps_up() {
+fn a_napping_reader_is_woken_only_when_its_ring_fills() {
     let (mut writer, memfd, eventfd) = Writer::create(DATA_BYTES, "test").unwrap();
     let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
     assert!(reader.is_woken_when_filling());
@@ -199,7 +199,7 @@ fn a_reader_that_naps_is_woken_when_its_ring_fills_and_not_while_it_keeps_up() {
 }
 
 #[test]
-fn a_cleared_eventfd_is_not_ready_and_tokens_are_told_apart() {
+fn a_cleared_eventfd_is_not_ready_and_tokens_differ() {
     let (first, second) = (EventFd::new().unwrap(), EventFd::new().unwrap());
     let mut poller = Poller::new().unwrap();
     poller.add(first.as_fd(), 1).unwrap();
@@ -231,7 +231,7 @@ fn sizes_that_no_ring_can_have_are_refused() {
 }
 
 #[test]
-fn a_reader_that_did_not_ask_is_woken_by_a_record_that_cannot_wait() {
+fn an_urgent_record_wakes_a_reader_that_did_not_ask() {
     let (mut writer, memfd, eventfd) = Writer::create(DATA_BYTES, "test").unwrap();
     let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
     let mut poller = Poller::new().unwrap();
@@ -243,5 +243,5 @@ fn a_reader_that_did_not_ask_is_woken_by_a_record_that_cannot_wait() {
     writer.wake_reader();
     assert_eq!(poller.wait(Some(Duration::from_secs(10))).unwrap(), [7]);
     assert_eq!(reader.drain(8, |_| ()).unwrap().records, 2);
-    assert!(poller.wait(Some(Duration::ZERO)).unwrap().is_empty(), "told once");
+    assert!(poller.wait(Some(Duration::ZERO)).unwrap().is_empty(), "reported once");
 }

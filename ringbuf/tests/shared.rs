@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tapio_ringbuf::{EventFd, Limits, PLACES_MAX, Poller, Reader, SharedWriter};
+use tapio_ringbuf::{EventFd, Limits, Poller, RESERVATIONS_MAX, Reader, SharedWriter};
 
 const _: () = {
     const fn is_shared<T: Clone + Send + Sync>() {}
@@ -89,7 +89,7 @@ fn run(writer: &SharedWriter, reader: &mut Reader, produce: impl Fn(&SharedWrite
 }
 
 #[test]
-fn records_of_many_threads_arrive_whole_in_order_and_each_is_consumed_or_dropped() {
+fn records_of_many_threads_arrive_whole_and_in_order() {
     let (writer, mut reader) = ring();
     let (seen, discarded) = run(&writer, &mut reader, |writer, producer| {
         for number in 0..RECORDS {
@@ -108,7 +108,7 @@ fn records_of_many_threads_arrive_whole_in_order_and_each_is_consumed_or_dropped
 }
 
 #[test]
-fn threads_that_wait_for_room_lose_nothing_and_what_they_give_up_was_never_attempted() {
+fn threads_that_wait_for_room_lose_nothing() {
     let (writer, mut reader) = ring();
     let (seen, discarded) = run(&writer, &mut reader, |writer, producer| {
         for number in 0..RECORDS {
@@ -128,7 +128,7 @@ fn threads_that_wait_for_room_lose_nothing_and_what_they_give_up_was_never_attem
 }
 
 #[test]
-fn a_record_that_is_not_committed_holds_back_those_behind_it() {
+fn an_uncommitted_record_holds_back_those_behind_it() {
     let (writer, mut reader) = ring();
     let first = writer.reserve(8).unwrap();
     assert!(writer.write(b"second"));
@@ -157,7 +157,7 @@ fn a_producer_that_panics_gives_its_record_up() {
 }
 
 #[test]
-fn a_full_ring_and_too_many_reservations_are_drops_for_those_who_do_not_wait() {
+fn full_rings_and_too_many_reservations_count_as_drops() {
     let (writer, mut reader) = ring();
     for _ in 0..64 {
         assert!(writer.write(&[1; 56]));
@@ -167,17 +167,17 @@ fn a_full_ring_and_too_many_reservations_are_drops_for_those_who_do_not_wait() {
     assert_eq!((writer.emitted(), writer.dropped()), (66, 2));
     assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().records, 64);
 
-    let places: Vec<_> = (0..PLACES_MAX).map(|_| writer.reserve(8).unwrap()).collect();
+    let reservations: Vec<_> = (0..RESERVATIONS_MAX).map(|_| writer.reserve(8).unwrap()).collect();
     assert!(writer.reserve(8).is_none());
-    drop(places);
+    drop(reservations);
     assert!(writer.write(&[2; 8]));
-    assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().discarded, PLACES_MAX);
+    assert_eq!(reader.drain(usize::MAX, |_| {}).unwrap().discarded, RESERVATIONS_MAX);
     assert_eq!((writer.emitted(), writer.dropped(), reader.consumed()), (68, 3, 65));
     assert!(!writer.try_write(&[0; 4097]));
 }
 
 #[test]
-fn a_reader_that_lies_about_its_position_gets_no_bytes_that_a_producer_still_fills() {
+fn a_lying_reader_gets_no_unfinished_bytes() {
     let (writer, memfd, _) = SharedWriter::create(DATA_BYTES, "test").unwrap();
     let peer = File::from(OwnedFd::try_clone(&memfd).unwrap());
     let mut held = writer.reserve(1016).unwrap();
@@ -212,7 +212,7 @@ fn a_commit_wakes_the_reader_that_asked() {
 }
 
 #[test]
-fn a_commit_wakes_a_reader_that_naps_when_the_ring_fills() {
+fn a_commit_into_a_full_ring_wakes_a_napping_reader() {
     let (writer, memfd, eventfd) = SharedWriter::create(DATA_BYTES, "test").unwrap();
     let mut reader = Reader::from_memfd(memfd, Limits::default()).unwrap();
     assert!(reader.is_woken_when_filling());
@@ -227,7 +227,7 @@ fn a_commit_wakes_a_reader_that_naps_when_the_ring_fills() {
 }
 
 #[test]
-fn records_are_shown_ahead_each_once_in_order_and_no_further_than_they_are_handed_out() {
+fn records_are_shown_ahead_once_and_in_order() {
     const SOME: u64 = 500;
     #[derive(Default)]
     struct Taker {

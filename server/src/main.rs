@@ -132,7 +132,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     config.validate("command line")?;
     start_logging(&config);
     // Each collector is a connection.
-    tapio_wire::program::descriptors::raise_limit_and_tell();
+    tapio_wire::program::descriptors::raise_limit_and_log();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(Budget::of(&config.resources).io_threads)
         .thread_name("io")

@@ -415,7 +415,7 @@ pub struct Entity {
     /// The entity that holds this one: a container's pod, a pod's workload; otherwise 0.
     pub parent: EntityId,
     /// For people: `shop/nginx-7d4…/web`, `shop/nginx-7d4…`, `Deployment shop/nginx`, `sshd.service`; a container's short id, a
-    /// pod's uid or a cgroup's path while nobody told a name.
+    /// pod's uid or a cgroup's path while no name is known.
     pub name: String,
     /// 64 hexadecimal digits, empty when it is no container.
     pub container_id: String,
@@ -423,7 +423,7 @@ pub struct Entity {
     pub pod_uid: String,
     /// Its cgroup's path below the hierarchy's root.
     pub cgroup: String,
-    /// What follows is what Kubernetes told, empty or 0 until then.
+    /// What follows is what Kubernetes reported, empty or 0 until then.
     pub namespace: String,
     pub pod: String,
     /// The container's name in its pod.

@@ -90,7 +90,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads and checks a header, and tells the length of the frame it belongs to. `bytes` may be longer or shorter than the
+    /// Reads and checks a header, and returns the length of the frame it belongs to. `bytes` may be longer or shorter than the
     /// frame, so that a scanner of a segment can use it.
     ///
     /// The header's checksum is not part of this, since it needs the ledger at the frame's end: see [`Header::check`].
@@ -174,7 +174,7 @@ impl Header {
         Ok((header, ledger))
     }
 
-    /// Checks length and header; also tells where the ledger begins.
+    /// Checks length and header; also returns where the ledger begins.
     fn check_length(bytes: &[u8]) -> Result<(Self, usize), FrameError> {
         if bytes.len() > FRAME_BYTES_MAX {
             return Err(FrameError::TooLong { bytes: bytes.len(), limit: FRAME_BYTES_MAX });

@@ -146,7 +146,7 @@ impl Ledger {
         &mut self.accounts[source as usize]
     }
 
-    /// Appends the entries that are not 0, at most [`ENTRIES_MAX`], and tells how many they are.
+    /// Appends the entries that are not 0, at most [`ENTRIES_MAX`], and returns how many they are.
     ///
     /// Were there ever more, the smallest losses would be added to another reason of their stage rather than left out: the
     /// sum must hold.

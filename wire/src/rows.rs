@@ -1,4 +1,4 @@
-//! Rows: a body's archive whose events travel as rows of numbers, each by those of its bytes that tell something new.
+//! Rows: a body's archive whose events travel as rows of numbers, each by those of its bytes that changed.
 //!
 //! What enters: the archive of a [`Body`](crate::event::Body), which ends with its events, side by side, and its root. What
 //! leaves: a payload, and the same archive again. What must hold: any archive comes back byte for byte, whatever is in it; a
@@ -6,21 +6,21 @@
 //!
 //! ```text
 //! ├───────────┬──────────────────────────────┬──────────┬──────────────────┬────────────────────┤
-//! │ text bytes│ text: what stands before the │ root     │ control          │ lanes              │
+//! │ text bytes│ text: what stands before the │ root     │ control          │ words              │
 //! │ u32       │ events, lz4 or as it is      │ 24 bytes │ 5 bytes an event │ 0, 1, 2 or 4 bytes │
 //! ```
 //!
-//! The text is as it is when it takes as many bytes as the archive has there, and an lz4 block otherwise. An event is 20 lanes
-//! of 32 bits, little endian. Before its lanes are written,
+//! The text is as it is when it takes as many bytes as the archive has there, and an lz4 block otherwise. An event is 20 words
+//! of 32 bits, little endian. Before its words are written,
 //!
-//! - its time (lanes 0 and 1) becomes the difference from the event before, in ZigZag encoding (Protocol Buffers, "Signed
+//! - its time (words 0 and 1) becomes the difference from the event before, in ZigZag encoding (Protocol Buffers, "Signed
 //!   integers");
-//! - its entity (lanes 2 and 3) changes places with its slot, if it is the last one seen there: a number below 1,024. See
+//! - its entity (words 2 and 3) changes places with its slot, if it is the last one seen there: a number below 1,024. See
 //!   [`Entities`];
-//! - what its kind tells (lanes 7 to 19; lane 6 begins with the kind) is combined by exclusive or with the last event of that
+//! - the fields of its kind (words 7 to 19; word 6 begins with the kind) are combined by exclusive or with the last event of that
 //!   kind.
 //!
-//! Then the lanes are written as in Stream VByte (Lemire, Kurz, Rupp: "Stream VByte: Faster byte-oriented integer compression",
+//! Then the words are written as in Stream VByte (Lemire, Kurz, Rupp: "Stream VByte: Faster byte-oriented integer compression",
 //! 2018), in its variant with lengths of 0, 1, 2 and 4: two bits of the control bytes for each, low bits first, and only so many
 //! low bytes of it.
 
@@ -33,23 +33,23 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, 
 
 use crate::event::{ArchivedBody, ArchivedEvent};
 
-const LANE_BYTES: usize = 4;
-const LANES: usize = 20;
-const ROW_BYTES: usize = LANES * LANE_BYTES;
-const CONTROL_BYTES: usize = LANES / 4;
-const KIND_LANE: usize = 6;
+const WORD_BYTES: usize = 4;
+const WORDS: usize = 20;
+const ROW_BYTES: usize = WORDS * WORD_BYTES;
+const CONTROL_BYTES: usize = WORDS / 4;
+const KIND_WORD: usize = 6;
 const ROOT_BYTES: usize = 24;
 const TEXT_LENGTH_BYTES: usize = 4;
-/// A lane is written with all its bytes, of which the next one overwrites those that it does not need.
-const SLACK: usize = LANE_BYTES;
+/// A word is written with all its bytes, of which the next one overwrites those that it does not need.
+const SLACK: usize = WORD_BYTES;
 const ROOM_BYTES: usize = ROW_BYTES + SLACK;
 /// Shorter text is not worth the setting up of lz4's table.
 const TEXT_BYTES_LZ4_MIN: usize = 512;
 
 // The layout belongs to the frame's version: a change here needs a new one.
 const _: () = assert!(size_of::<ArchivedEvent>() == ROW_BYTES && size_of::<ArchivedBody>() == ROOT_BYTES);
-const _: () = assert!(offset_of!(ArchivedEvent, time_ns) == 0 && offset_of!(ArchivedEvent, entity) == 2 * LANE_BYTES);
-const _: () = assert!(offset_of!(ArchivedEvent, body) == KIND_LANE * LANE_BYTES);
+const _: () = assert!(offset_of!(ArchivedEvent, time_ns) == 0 && offset_of!(ArchivedEvent, entity) == 2 * WORD_BYTES);
+const _: () = assert!(offset_of!(ArchivedEvent, body) == KIND_WORD * WORD_BYTES);
 
 /// The entities seen last, by slot: the low bits of their ids, which are hashes.
 ///
@@ -104,8 +104,8 @@ const SLOTS_END: u64 = SLOTS as u64;
 struct Before {
     time_ns: u64,
     entities: Entities,
-    /// By the low bits of the kind's lane.
-    of_kind: [[u32; LANES]; KINDS],
+    /// By the low bits of the kind's word.
+    of_kind: [[u32; WORDS]; KINDS],
 }
 
 /// A power of two. Kinds past it share a row with others, which costs bytes and nothing else.
@@ -113,35 +113,35 @@ const KINDS: usize = 64;
 
 impl Before {
     fn new() -> Self {
-        Self { time_ns: 0, entities: Entities(FRESH), of_kind: [[0; LANES]; KINDS] }
+        Self { time_ns: 0, entities: Entities(FRESH), of_kind: [[0; WORDS]; KINDS] }
     }
 
     #[inline]
-    fn write(&mut self, row: [u32; LANES]) -> [u32; LANES] {
+    fn write(&mut self, row: [u32; WORDS]) -> [u32; WORDS] {
         let time_ns = join(row[0], row[1]);
         let difference = time_ns.wrapping_sub(self.time_ns) as i64;
         self.time_ns = time_ns;
         let mut written = row;
         [written[0], written[1]] = split((difference << 1 ^ difference >> 63) as u64);
         [written[2], written[3]] = split(self.entities.write(join(row[2], row[3])));
-        let like = &mut self.of_kind[row[KIND_LANE] as usize % KINDS];
-        for lane in KIND_LANE + 1..LANES {
-            written[lane] ^= like[lane];
+        let like = &mut self.of_kind[row[KIND_WORD] as usize % KINDS];
+        for word in KIND_WORD + 1..WORDS {
+            written[word] ^= like[word];
         }
         *like = row;
         written
     }
 
     #[inline]
-    fn read(&mut self, written: [u32; LANES]) -> [u32; LANES] {
+    fn read(&mut self, written: [u32; WORDS]) -> [u32; WORDS] {
         let zigzag = join(written[0], written[1]);
         self.time_ns = self.time_ns.wrapping_add(zigzag >> 1 ^ (zigzag & 1).wrapping_neg());
         let mut row = written;
         [row[0], row[1]] = split(self.time_ns);
         [row[2], row[3]] = split(self.entities.read(join(written[2], written[3])));
-        let like = &mut self.of_kind[row[KIND_LANE] as usize % KINDS];
-        for lane in KIND_LANE + 1..LANES {
-            row[lane] ^= like[lane];
+        let like = &mut self.of_kind[row[KIND_WORD] as usize % KINDS];
+        for word in KIND_WORD + 1..WORDS {
+            row[word] ^= like[word];
         }
         *like = row;
         row
@@ -156,8 +156,8 @@ fn split(value: u64) -> [u32; 2] {
     [value as u32, (value >> 32) as u32]
 }
 
-/// Bytes of a lane by its two bits of control.
-const fn lane_bytes(code: u32) -> usize {
+/// Bytes of a word by its two bits of control.
+const fn word_bytes(code: u32) -> usize {
     (1 << code >> 1) as usize
 }
 
@@ -203,33 +203,33 @@ fn pack_rows(rows: &[u8], output: &mut [u8]) -> usize {
 fn pack_rows_by(
     rows: &[u8],
     output: &mut [u8],
-    pack_row: impl Fn(&[u32; LANES], &mut [u8; CONTROL_BYTES], &mut [u8; ROOM_BYTES]) -> usize,
+    pack_row: impl Fn(&[u32; WORDS], &mut [u8; CONTROL_BYTES], &mut [u8; ROOM_BYTES]) -> usize,
 ) -> usize {
     let (rows, _) = rows.as_chunks::<ROW_BYTES>();
-    let (control, lanes) = output.split_at_mut(rows.len() * CONTROL_BYTES);
+    let (control, words) = output.split_at_mut(rows.len() * CONTROL_BYTES);
     let (controls, _) = control.as_chunks_mut::<CONTROL_BYTES>();
     let mut before = Before::new();
     let mut written = 0;
     for (row, control) in rows.iter().zip(controls) {
-        let (bytes, _) = row.as_chunks::<LANE_BYTES>();
-        let row = before.write(std::array::from_fn(|lane| u32::from_le_bytes(bytes[lane])));
-        let room = lanes[written..].first_chunk_mut().expect("room for as many bytes as a row has, and the slack");
+        let (bytes, _) = row.as_chunks::<WORD_BYTES>();
+        let row = before.write(std::array::from_fn(|word| u32::from_le_bytes(bytes[word])));
+        let room = words[written..].first_chunk_mut().expect("room for as many bytes as a row has, and the slack");
         written += pack_row(&row, control, room);
     }
     control.len() + written
 }
 
-/// Writes the lanes of a row and their control. Returns their bytes.
+/// Writes the words of a row and their control. Returns their bytes.
 #[inline]
-fn pack_row(row: &[u32; LANES], control: &mut [u8; CONTROL_BYTES], room: &mut [u8; ROOM_BYTES]) -> usize {
+fn pack_row(row: &[u32; WORDS], control: &mut [u8; CONTROL_BYTES], room: &mut [u8; ROOM_BYTES]) -> usize {
     let mut at = 0;
     for (control, four) in control.iter_mut().zip(row.as_chunks::<4>().0) {
         let mut codes = 0;
-        for (place, lane) in four.iter().enumerate() {
-            let code = u32::from(*lane != 0) + u32::from(*lane > 0xff) + u32::from(*lane > 0xffff);
+        for (place, word) in four.iter().enumerate() {
+            let code = u32::from(*word != 0) + u32::from(*word > 0xff) + u32::from(*word > 0xffff);
             codes |= code << (2 * place);
-            room[at..at + LANE_BYTES].copy_from_slice(&lane.to_le_bytes());
-            at += lane_bytes(code);
+            room[at..at + WORD_BYTES].copy_from_slice(&word.to_le_bytes());
+            at += word_bytes(code);
         }
         *control = codes as u8;
     }
@@ -242,7 +242,7 @@ pub(crate) fn unpack(payload: &[u8], events: usize, raw: &mut [u8]) -> Option<()
     let (length, payload) = payload.split_first_chunk::<TEXT_LENGTH_BYTES>()?;
     let (text_written, payload) = payload.split_at_checked(u32::from_le_bytes(*length) as usize)?;
     let (root_written, payload) = payload.split_at_checked(ROOT_BYTES)?;
-    let (control, lanes) = payload.split_at_checked(events * CONTROL_BYTES)?;
+    let (control, words) = payload.split_at_checked(events * CONTROL_BYTES)?;
     let text_bytes = raw.len().checked_sub(ROOT_BYTES + events * ROW_BYTES)?;
     let (text, rest) = raw.split_at_mut(text_bytes);
     let (rows, root) = rest.split_at_mut(events * ROW_BYTES);
@@ -252,53 +252,53 @@ pub(crate) fn unpack(payload: &[u8], events: usize, raw: &mut [u8]) -> Option<()
         return None;
     }
     root.copy_from_slice(root_written);
-    unpack_rows(control, lanes, rows)
+    unpack_rows(control, words, rows)
 }
 
-fn unpack_rows(control: &[u8], lanes: &[u8], rows: &mut [u8]) -> Option<()> {
+fn unpack_rows(control: &[u8], words: &[u8], rows: &mut [u8]) -> Option<()> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("ssse3") {
         // SAFETY: the processor has the instructions that the function needs.
-        return unsafe { shuffle::unpack_rows(control, lanes, rows) };
+        return unsafe { shuffle::unpack_rows(control, words, rows) };
     }
-    unpack_rows_by(control, lanes, rows, unpack_row)
+    unpack_rows_by(control, words, rows, unpack_row)
 }
 
 #[inline(always)]
 fn unpack_rows_by(
     control: &[u8],
-    mut lanes: &[u8],
+    mut words: &[u8],
     rows: &mut [u8],
-    unpack_row: impl Fn(&[u8; CONTROL_BYTES], &[u8; ROOM_BYTES]) -> ([u32; LANES], usize),
+    unpack_row: impl Fn(&[u8; CONTROL_BYTES], &[u8; ROOM_BYTES]) -> ([u32; WORDS], usize),
 ) -> Option<()> {
     let (controls, _) = control.as_chunks::<CONTROL_BYTES>();
     let mut before = Before::new();
     for (row, control) in rows.as_chunks_mut::<ROW_BYTES>().0.iter_mut().zip(controls) {
         let mut last = [0; ROOM_BYTES];
-        let bytes = lanes.first_chunk().unwrap_or_else(|| {
-            last[..lanes.len()].copy_from_slice(lanes);
+        let bytes = words.first_chunk().unwrap_or_else(|| {
+            last[..words.len()].copy_from_slice(words);
             &last
         });
         let (written, length) = unpack_row(control, bytes);
-        lanes = lanes.get(length..)?;
+        words = words.get(length..)?;
         let read = before.read(written);
-        for (bytes, lane) in row.as_chunks_mut::<LANE_BYTES>().0.iter_mut().zip(read) {
-            *bytes = lane.to_le_bytes();
+        for (bytes, word) in row.as_chunks_mut::<WORD_BYTES>().0.iter_mut().zip(read) {
+            *bytes = word.to_le_bytes();
         }
     }
-    lanes.is_empty().then_some(())
+    words.is_empty().then_some(())
 }
 
-/// Reads lanes by their control. Returns how many bytes they had, too.
+/// Reads words by their control. Returns how many bytes they had, too.
 #[inline]
-fn unpack_row(control: &[u8; CONTROL_BYTES], bytes: &[u8; ROOM_BYTES]) -> ([u32; LANES], usize) {
-    let mut row = [0; LANES];
+fn unpack_row(control: &[u8; CONTROL_BYTES], bytes: &[u8; ROOM_BYTES]) -> ([u32; WORDS], usize) {
+    let mut row = [0; WORDS];
     let mut at = 0;
     for (control, four) in control.iter().zip(row.as_chunks_mut::<4>().0) {
-        for (place, lane) in four.iter_mut().enumerate() {
-            let length = lane_bytes(u32::from(*control) >> (2 * place) & 3);
+        for (place, word) in four.iter_mut().enumerate() {
+            let length = word_bytes(u32::from(*control) >> (2 * place) & 3);
             let all = u32::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
-            *lane = all & ((1u64 << (8 * length)) - 1) as u32;
+            *word = all & ((1u64 << (8 * length)) - 1) as u32;
             at += length;
         }
     }
@@ -323,8 +323,8 @@ mod tests {
         unpack(payload, events, &mut raw).map(|()| raw)
     }
 
-    /// Words as events have them: few different ones, small and large, those at the edges, and any at all.
-    fn word() -> impl Strategy<Value = u64> {
+    /// Numbers as events have them: few different ones, small and large, those at the edges, and any at all.
+    fn number() -> impl Strategy<Value = u64> {
         prop_oneof![
             4 => 0u64..4,
             2 => 1020u64..1030,
@@ -341,22 +341,22 @@ mod tests {
                 proptest::collection::vec(any::<u8>(), 0..300),
                 (any::<u8>(), 0usize..3000).prop_map(|(byte, length)| vec![byte; length]),
             ],
-            rows in proptest::collection::vec(proptest::array::uniform10(word()), 0..50),
+            rows in proptest::collection::vec(proptest::array::uniform10(number()), 0..50),
             root in any::<[u8; ROOT_BYTES]>(),
         ) {
-            let words = rows.iter().flatten().flat_map(|word| word.to_le_bytes());
-            let raw: Vec<u8> = text.into_iter().chain(words).chain(root).collect();
+            let bytes = rows.iter().flatten().flat_map(|number| number.to_le_bytes());
+            let raw: Vec<u8> = text.into_iter().chain(bytes).chain(root).collect();
             let payload = packed(&raw, rows.len());
             prop_assert_eq!(unpacked(&payload, rows.len(), raw.len()), Some(raw));
         }
 
         #[test]
-        fn lane_by_lane_the_bytes_are_the_same(
-            rows in proptest::collection::vec(proptest::array::uniform10(word()), 0..50),
+        fn word_by_word_the_bytes_are_the_same(
+            rows in proptest::collection::vec(proptest::array::uniform10(number()), 0..50),
             damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3),
             cut in 0usize..3,
         ) {
-            let raw: Vec<u8> = rows.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+            let raw: Vec<u8> = rows.iter().flatten().flat_map(|number| number.to_le_bytes()).collect();
             let room = rows.len() * (CONTROL_BYTES + ROW_BYTES) + SLACK;
             let mut written = [vec![0; room], vec![0; room]];
             let lengths = [pack_rows(&raw, &mut written[0]), pack_rows_by(&raw, &mut written[1], pack_row)];
@@ -368,10 +368,10 @@ mod tests {
                     payload[at] = byte;
                 }
             }
-            let (control, lanes) = payload.split_at(rows.len() * CONTROL_BYTES);
+            let (control, words) = payload.split_at(rows.len() * CONTROL_BYTES);
             let mut read = [vec![0; raw.len()], vec![0; raw.len()]];
-            let outcome = unpack_rows(control, lanes, &mut read[0]);
-            prop_assert_eq!(outcome, unpack_rows_by(control, lanes, &mut read[1], unpack_row));
+            let outcome = unpack_rows(control, words, &mut read[0]);
+            prop_assert_eq!(outcome, unpack_rows_by(control, words, &mut read[1], unpack_row));
             prop_assert!(outcome.is_none() || read[0] == read[1]);
         }
 
@@ -402,8 +402,8 @@ mod tests {
     #[test]
     fn what_repeats_takes_little_room() {
         let row = |number: u64| [(1 << 50) + number * 6000, 0x9e37_79b9_7f4a_7c15, 4000, 1, 77, 78, 79, 80, 81, 82];
-        let words = (0..100).flat_map(row).flat_map(u64::to_le_bytes);
-        let raw: Vec<u8> = words.chain([0; ROOT_BYTES]).collect();
+        let bytes = (0..100).flat_map(row).flat_map(u64::to_le_bytes);
+        let raw: Vec<u8> = bytes.chain([0; ROOT_BYTES]).collect();
         // Of each but the first: control, two bytes of time, two of the slot, two of the pid, one of the kind.
         let first = 200;
         assert!(packed(&raw, 100).len() < 99 * (CONTROL_BYTES + 7) + first);

@@ -449,7 +449,7 @@ fn the_golden_frames_of_older_versions_are_read() {
 
 /// The bytes of version 3, which this build writes.
 #[test]
-fn the_golden_frames_of_version_3_are_written_and_read_alike() {
+fn golden_frames_of_version_3_are_written_and_read() {
     for (compression, file) in [(Compression::None, "frame-v3.bin"), (Compression::Rows, "frame-v3-rows.bin")] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
         let written = frame(&every_kind_of_version_3(), compression);
@@ -503,7 +503,7 @@ fn resign(bytes: &mut [u8]) {
 }
 
 #[test]
-fn a_declared_size_beyond_the_limits_is_refused_before_anything_is_allocated() {
+fn a_declared_size_beyond_the_limits_is_refused_without_allocation() {
     for compression in COMPRESSIONS {
         for raw in [u32::MAX, 9 << 20, 1 << 20] {
             let mut bomb = frame(&Body::default(), compression);
@@ -527,7 +527,7 @@ fn a_header_that_contradicts_its_body_is_refused() {
         Frame::decode(&lying)
     };
     assert!(matches!(lying(Compression::Lz4), Err(FrameError::Contradiction { .. })));
-    // Rows cannot even be told apart by a wrong number of them.
+    // Rows cannot even be distinguished by a wrong number of them.
     assert!(matches!(lying(Compression::Rows), Err(FrameError::Compression)));
     let mut two_ways = frame(&every_kind(), Compression::Lz4);
     two_ways[6] |= 8;

@@ -39,7 +39,7 @@ impl Status {
     }
 }
 
-/// Tells whether a thread or task runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends. One
+/// Shows whether a thread or task runs: true from [`Alive::begin`] until what that returned is dropped, however the thread ends. One
 /// that has finished its work counts as running.
 #[derive(Clone, Debug, Default)]
 pub struct Alive(Arc<AtomicBool>);

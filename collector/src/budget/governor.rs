@@ -123,7 +123,7 @@ impl Controller {
 #[derive(Default)]
 struct ClusterShare {
     window: VecDeque<f64>,
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl ClusterShare {
@@ -144,7 +144,7 @@ impl ClusterShare {
         let is_over = self.window.len() == Self::SECONDS
             && budget_milli > 0.0
             && self.window.iter().sum::<f64>() > budget_milli * Self::SECONDS as f64;
-        is_over && !std::mem::replace(&mut self.is_told, true)
+        is_over && !std::mem::replace(&mut self.is_reported, true)
     }
 }
 
@@ -178,13 +178,13 @@ pub struct Governor {
     controls: Option<Arc<Controls>>,
     run_times: Option<RunTimes>,
     /// The log says that not everything is kept.
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl Governor {
     /// For the probes, where they run.
     pub fn new(governed: Arc<Governed>, controls: Option<Arc<Controls>>, run_times: Option<RunTimes>) -> Self {
-        Self { governed, controls, run_times, is_told: false }
+        Self { governed, controls, run_times, is_reported: false }
     }
 
     /// Looks and decides, for ever.
@@ -260,7 +260,7 @@ impl Governor {
             {
                 match times.measure() {
                     Ok(guard) => measuring = Some((guard, times.get().collect(), Instant::now())),
-                    Err(error) => tracing::debug!(%error, "the kernel does not tell what the probes cost"),
+                    Err(error) => tracing::debug!(%error, "the kernel does not report what the probes cost"),
                 }
                 governed.is_kernel_measured.store(measuring.is_some(), Ordering::Relaxed);
                 due = tick + MEASURE_EVERY;
@@ -273,9 +273,9 @@ impl Governor {
         counter.fetch_add(1, Ordering::Relaxed);
         self.governed.sampling.store(sampling, Ordering::Relaxed);
         // Where the cost is close to the budget it may go to and fro between all and every second event for ever.
-        let is_news = if self.is_told { sampling == 1 } else { sampling > 2 };
+        let is_news = if self.is_reported { sampling == 1 } else { sampling > 2 };
         if is_news {
-            self.is_told = !self.is_told;
+            self.is_reported = !self.is_reported;
             let used = self.governed.used_milli.load(Ordering::Relaxed);
             tracing::info!(
                 used_milli = used,
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_start_costs_is_not_held_against_the_minutes_after_it() {
+    fn the_cost_of_the_start_does_not_count_later() {
         let mut controller = Controller::new(10.0);
         for second in [400.0, 900.0, 700.0, 200.0, 60.0, 12.0, 3.0] {
             assert_eq!(controller.decide(second), 1, "loading, scanning, describing");
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_that_never_settles_is_governed_after_a_bounded_start() {
+    fn a_collector_that_never_settles_is_governed_after_a_while() {
         let mut by_time = Controller::new(10.0);
         let seconds = settle(&mut by_time, 2.0, 100.0, 40);
         assert!(seconds[..START_MAX as usize].iter().all(|(sampling, _)| *sampling == 1), "{seconds:?}");
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn work_for_the_cluster_is_reported_once_when_it_stays_above_the_budget() {
+    fn cluster_work_above_the_budget_is_reported_once() {
         let mut share = ClusterShare::default();
         // The lists at the start of a term are no news.
         let mut news = 0;
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_metered_future_counts_what_polling_it_takes_and_nothing_else() {
+    async fn a_metered_future_counts_the_cost_of_its_polls_only() {
         let cpu_ns = Arc::<AtomicU64>::default();
         let busy = || {
             let from = cpu_ns_of(ClockId::ThreadCPUTime);
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_is_brought_under_the_budget_within_seconds_and_stays_there() {
+    fn a_storm_is_under_the_budget_within_seconds() {
         let mut controller = started();
         let seconds = settle(&mut controller, 2.0, 500.0, 60);
         assert!(seconds[10..].iter().all(|(_, used)| *used <= 12.0), "{seconds:?}");
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn close_to_the_budget_more_is_kept_by_steps_far_apart() {
+    fn close_to_the_budget_steps_are_far_apart() {
         let mut controller = started();
         settle(&mut controller, 100.0, 0.0, 12);
         let storm = controller.sampling;
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn one_busy_second_changes_nothing_and_a_hopeless_case_is_bounded() {
+    fn one_busy_second_changes_nothing_and_sampling_is_bounded() {
         let mut controller = started();
         settle(&mut controller, 1.0, 1.0, 10);
         assert_eq!(controller.decide(30.0), 1);

@@ -83,12 +83,12 @@ pub fn load_config(config: &Config) -> tapio_probes::LoadConfig {
 
 #[cfg(test)]
 mod tests {
-    use tapio_probes::record::Kind;
+    use tapio_probes::record::RecordKind;
 
     use super::*;
 
     #[test]
-    fn bulk_rings_take_at_most_a_quarter_of_the_internal_budget_unless_that_is_too_little() {
+    fn bulk_rings_take_at_most_a_quarter_of_the_budget() {
         let cpus = tapio_probes::possible_cpus().expect("/sys is mounted");
         for max_memory_mb in [16, 100, 500, 4000] {
             let mut config = Config::default();
@@ -139,13 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_harmless_to_be_kept_is_switched_off_in_the_kernel() {
+    fn kinds_below_the_least_severity_are_off_in_the_kernel() {
         let mut config = Config::default();
         assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
         config.pipeline.filter_config.min_severity = crate::settings::severity::Severity::Medium;
         let off = load_config(&config).tuning.bulk_kinds_off;
-        assert_ne!(off & tapio_probes::kinds([Kind::Fork]), 0);
-        assert_eq!(off & tapio_probes::kinds([Kind::Tcp, Kind::Exec, Kind::Exit]), 0);
+        assert_ne!(off & tapio_probes::kinds([RecordKind::Fork]), 0);
+        assert_eq!(off & tapio_probes::kinds([RecordKind::Tcp, RecordKind::Exec, RecordKind::Exit]), 0);
         config.pipeline.enable_filtering = false;
         assert_eq!(load_config(&config).tuning.bulk_kinds_off, 0);
     }

@@ -26,7 +26,7 @@ const LARGE_RING_BYTES: usize = 1 << 20;
 /// With fewer records in a batch's time it is cheaper to be woken by each.
 const RECORDS_MIN: f64 = 4.0;
 
-/// Tells a source how long it may sleep before it reads its rings again.
+/// Says how long a source may sleep before it reads its rings again.
 pub struct Nap {
     shortest: Duration,
     looked: Instant,
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_rate_seen_no_ring_becomes_more_than_a_quarter_full() {
+    fn at_the_rate_seen_rings_stay_three_quarters_empty() {
         for rate in [5_000.0, 50_000.0, 200_000.0] {
             let longest = naps(rate, 4096).into_iter().skip(100).max().expect("naps");
             assert!(longest.as_secs_f64() * rate <= 250.0 * 1.01, "{rate}: {longest:?}");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn while_next_to_nothing_comes_and_nothing_waits_the_next_event_wakes() {
+    fn when_idle_the_next_event_wakes() {
         let mut nap = Nap::new(LINGER);
         let start = nap.looked;
         nap.saw(start + DUE, 1, 1, 0.001);

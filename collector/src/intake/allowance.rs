@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_pass_as_a_second_may_have_and_as_many_again_in_the_next() {
+    fn each_second_passes_its_allowance() {
         let now = Instant::now();
         let mut allowance = Allowance::new(2, now);
         allowance.refill(2, now + Duration::from_millis(999));

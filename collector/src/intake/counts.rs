@@ -106,7 +106,7 @@ impl IdentityCounts {
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         let identity = metrics.counters(
             "tapio_collector_events_identity_total",
-            "Kernel events by how far their subject could be told",
+            "Kernel events by identity-resolution outcome",
             &["outcome"],
         )?;
         let counts = Arc::clone(self);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use tapio_probes::record::{self, Kind, text};
+use tapio_probes::record::{self, RecordKind, text};
 use tapio_wire::event::{
     Body, Detail, EntityId, Event, Exec, Exit, Gap, Histogram, Lane, Measure, NO_NAME, Name, Oom, Signal, Source, Tcp,
 };
@@ -107,16 +107,16 @@ impl Batch {
 }
 
 /// The header of a record, when its kind is known and its declared size is its length.
-pub fn header(bytes: &[u8]) -> Result<(record::Header, Kind), Malformed> {
+pub fn header(bytes: &[u8]) -> Result<(record::Header, RecordKind), Malformed> {
     let (header, _) = record::Header::read_from_prefix(bytes).map_err(|_| Malformed)?;
     if usize::from(header.size) != bytes.len() {
         return Err(Malformed);
     }
-    Ok((header, Kind::from_u16(header.kind).ok_or(Malformed)?))
+    Ok((header, RecordKind::from_u16(header.kind).ok_or(Malformed)?))
 }
 
 /// The lane of a record's kind: that of the event it becomes.
-pub fn lane(kind: Kind) -> Lane {
+pub fn lane(kind: RecordKind) -> Lane {
     if kind.is_lethal() { Lane::Lethal } else { Lane::Bulk }
 }
 
@@ -133,13 +133,13 @@ fn read<T: FromBytes>(bytes: &[u8]) -> Result<T, Malformed> {
 pub fn decode(
     bytes: &[u8],
     header: &record::Header,
-    kind: Kind,
+    kind: RecordKind,
     source: Source,
     identity: &mut Identity,
     batch: &mut Batch,
 ) -> Result<bool, Malformed> {
     let mut detail = match kind {
-        Kind::Tcp => {
+        RecordKind::Tcp => {
             let tcp: record::Tcp = read(bytes)?;
             let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
             Detail::Tcp(Tcp {
@@ -154,11 +154,11 @@ pub fn decode(
                 active: tcp.active != 0,
             })
         }
-        Kind::Reclaim => {
+        RecordKind::Reclaim => {
             let reclaim: record::Reclaim = read(bytes)?;
             Detail::Reclaim { stall_ns: reclaim.stall_ns, pages: reclaim.pages_reclaimed, memcg: reclaim.memcg != 0 }
         }
-        Kind::BlockIo => {
+        RecordKind::BlockIo => {
             let io: record::BlockIo = read(bytes)?;
             Detail::BlockIo {
                 latency_ns: io.latency_ns,
@@ -168,11 +168,11 @@ pub fn decode(
                 operation: io.operation,
             }
         }
-        Kind::SyscallError => {
+        RecordKind::SyscallError => {
             let error: record::SyscallError = read(bytes)?;
             Detail::SyscallError { count: error.count, syscall: error.syscall, errno: error.errno }
         }
-        Kind::Dns => {
+        RecordKind::Dns => {
             let dns: record::Dns = read(bytes)?;
             Detail::Dns {
                 latency_ns: dns.latency_ns,
@@ -181,8 +181,8 @@ pub fn decode(
                 rcode: dns.rcode,
             }
         }
-        Kind::RunQueue => Detail::RunQueue { wait_ns: read::<record::RunQueue>(bytes)?.wait_ns },
-        Kind::PacketDrop => {
+        RecordKind::RunQueue => Detail::RunQueue { wait_ns: read::<record::RunQueue>(bytes)?.wait_ns },
+        RecordKind::PacketDrop => {
             let drop: record::PacketDrop = read(bytes)?;
             let reason = match tapio_probes::drop_reason_name(drop.reason) {
                 Some(name) => batch.text(name),
@@ -192,7 +192,7 @@ pub fn decode(
             };
             Detail::PacketDrop { count: drop.count, reason, interface: drop.interface }
         }
-        Kind::LeftOut => {
+        RecordKind::LeftOut => {
             let left_out: record::LeftOut = read(bytes)?;
             let is_over = left_out.is_over != 0;
             Detail::Gap(Box::new(Gap {
@@ -203,7 +203,7 @@ pub fn decode(
                 found_gone: u32::try_from(left_out.count).unwrap_or(u32::MAX),
             }))
         }
-        Kind::Histogram => {
+        RecordKind::Histogram => {
             let histogram: record::Histogram = read(bytes)?;
             Detail::Histogram(Box::new(Histogram {
                 measure: Measure::from_u8(histogram.measure).ok_or(Malformed)?,
@@ -215,26 +215,26 @@ pub fn decode(
                 counts: histogram.counts,
             }))
         }
-        Kind::Fork => {
+        RecordKind::Fork => {
             let fork: record::Fork = read(bytes)?;
             let (parent_pid, ns_pid, ns_level) = (fork.parent_pid, fork.ns_pid, fork.ns_level);
             Detail::Fork { parent_pid, ns_pid, ns_level, comm: batch.comm(&fork.comm) }
         }
-        Kind::FileOpen => {
+        RecordKind::FileOpen => {
             let open: record::FileOpen = read(bytes)?;
             Detail::FileOpen { path: batch.text(&text(&open.path)), comm: batch.comm(&open.comm), flags: open.flags }
         }
-        Kind::SignalDelivered
-        | Kind::ExecCommand
-        | Kind::Exec
-        | Kind::Exit
-        | Kind::Oom
-        | Kind::Signal
-        | Kind::CgroupMkdir
-        | Kind::CgroupRmdir => lethal(bytes, header, kind, identity, batch)?,
+        RecordKind::SignalDelivered
+        | RecordKind::ExecCommand
+        | RecordKind::Exec
+        | RecordKind::Exit
+        | RecordKind::Oom
+        | RecordKind::Signal
+        | RecordKind::CgroupMkdir
+        | RecordKind::CgroupRmdir => lethal(bytes, header, kind, identity, batch)?,
     };
     let entity = identity.resolve(header.cgroup_id, lane(kind), &mut batch.body.entities);
-    if kind == Kind::CgroupRmdir {
+    if kind == RecordKind::CgroupRmdir {
         identity.remove(header.cgroup_id);
     }
     if kind.is_lethal() {
@@ -246,8 +246,8 @@ pub fn decode(
 }
 
 /// When the sender of a signal started, 0 where the record is of something else or does not say.
-pub fn sender_start_time_ns(bytes: &[u8], kind: Kind) -> u64 {
-    if kind != Kind::Signal {
+pub fn sender_start_time_ns(bytes: &[u8], kind: RecordKind) -> u64 {
+    if kind != RecordKind::Signal {
         return 0;
     }
     read::<record::Signal>(bytes).map_or(0, |signal| signal.sender_start_time_ns)
@@ -270,7 +270,7 @@ fn assign_role(
     };
     match detail {
         Detail::Exec(exec) => {
-            let (start_time_ns, parent_cgroup_id, comm) = if header.kind == Kind::Exec as u16 {
+            let (start_time_ns, parent_cgroup_id, comm) = if header.kind == RecordKind::Exec as u16 {
                 let exec: record::Exec = read(bytes)?;
                 (exec.start_time_ns, exec.parent_cgroup_id, exec.comm)
             } else {
@@ -305,12 +305,12 @@ fn assign_role(
 fn lethal(
     bytes: &[u8],
     header: &record::Header,
-    kind: Kind,
+    kind: RecordKind,
     identity: &mut Identity,
     batch: &mut Batch,
 ) -> Result<Detail, Malformed> {
     Ok(match kind {
-        Kind::Exec => {
+        RecordKind::Exec => {
             let exec: record::Exec = read(bytes)?;
             Detail::Exec(Exec {
                 parent_pid: exec.parent_pid,
@@ -322,7 +322,7 @@ fn lethal(
                 role: 0,
             })
         }
-        Kind::ExecCommand => {
+        RecordKind::ExecCommand => {
             let exec: record::ExecCommand = read(bytes)?;
             let arguments = exec.arguments.get(..exec.argument_bytes as usize).ok_or(Malformed)?;
             let arguments = batch.redacted(arguments);
@@ -336,7 +336,7 @@ fn lethal(
                 role: 0,
             })
         }
-        Kind::SignalDelivered => {
+        RecordKind::SignalDelivered => {
             let delivered: record::SignalDelivered = read(bytes)?;
             Detail::SignalDelivered {
                 signal: delivered.signal,
@@ -346,7 +346,7 @@ fn lethal(
                 comm: batch.comm(&delivered.comm),
             }
         }
-        Kind::Exit => {
+        RecordKind::Exit => {
             let exit: record::Exit = read(bytes)?;
             Detail::Exit(Exit {
                 start_time_ns: exit.start_time_ns,
@@ -359,7 +359,7 @@ fn lethal(
                 role: 0,
             })
         }
-        Kind::Oom => {
+        RecordKind::Oom => {
             let oom: record::Oom = read(bytes)?;
             let known = identity.path(oom.limit_cgroup_id).map(str::to_owned);
             let limit_cgroup = known.unwrap_or_else(|| text(&oom.limit_name).into_owned());
@@ -387,7 +387,7 @@ fn lethal(
                 allocator_inside: oom.allocator_inside.min(3),
             }))
         }
-        Kind::Signal => {
+        RecordKind::Signal => {
             let signal: record::Signal = read(bytes)?;
             Detail::Signal(Box::new(Signal {
                 signal: signal.signal,
@@ -408,7 +408,7 @@ fn lethal(
         _ => {
             let cgroup: record::Cgroup = read(bytes)?;
             let path = text(&cgroup.path);
-            if kind == Kind::CgroupMkdir {
+            if kind == RecordKind::CgroupMkdir {
                 // A path that fills its field was cut: the cgroup is found by a scan when it matters.
                 if path.len() + 1 < record::CGROUP_PATH_BYTES {
                     identity.learn(header.cgroup_id, &path);

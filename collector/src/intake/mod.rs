@@ -19,13 +19,13 @@ pub mod pass;
 pub mod redact;
 pub mod requests;
 mod sampler;
-pub mod shared;
+pub mod source_context;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::Kind;
+use tapio_probes::record::RecordKind;
 use tapio_wire::event::{KINDS, Lane, Source};
 
 use crate::base::books::SourceBooks;
@@ -36,7 +36,7 @@ use crate::intake::identity::Identity;
 use crate::intake::pass::Pass;
 use crate::intake::requests::Evidence;
 use crate::intake::sampler::Sampler;
-use crate::intake::shared::Shared;
+use crate::intake::source_context::SourceContext;
 use crate::outbox::queue::Queues;
 
 /// Events that are worth a frame of their own where many come: fewer would cost more for the frame's way than for themselves.
@@ -50,7 +50,7 @@ const FRAME_AGE: Duration = Duration::from_millis(5);
 
 /// Filters, samples and queues the records of one source.
 pub struct Intake {
-    shared: Shared,
+    context: SourceContext,
     source: Source,
     identity: Identity,
     lethal: Batch,
@@ -81,13 +81,13 @@ pub struct Intake {
 
 impl Intake {
     /// An intake for one source; `identity` is its table of cgroups.
-    pub fn new(shared: Shared, source: Source, identity: Identity) -> Self {
+    pub fn new(context: SourceContext, source: Source, identity: Identity) -> Self {
         let now = Instant::now();
         Self {
-            allowance: Allowance::new(shared.filter.events_per_second, now),
-            lethal: Batch::redacting(Arc::clone(&shared.redactor)),
-            bulk: Batch::redacting(Arc::clone(&shared.redactor)),
-            shared,
+            allowance: Allowance::new(context.filter.events_per_second, now),
+            lethal: Batch::redacting(Arc::clone(&context.redactor)),
+            bulk: Batch::redacting(Arc::clone(&context.redactor)),
+            context,
             source,
             identity,
             is_urgent: false,
@@ -116,7 +116,7 @@ impl Intake {
 
     /// The source's counters.
     pub fn books(&self) -> &SourceBooks {
-        self.shared.books.source(self.source)
+        self.context.books.source(self.source)
     }
 
     /// How many records of a lane may be accepted in one pass, for a source with a ring for each.
@@ -125,7 +125,7 @@ impl Intake {
             Lane::Lethal => &self.lethal,
             Lane::Bulk => &self.bulk,
         };
-        self.shared.batch_events().saturating_sub(batch.body.events.len())
+        self.context.batch_events().saturating_sub(batch.body.events.len())
     }
 
     /// Notes that the source will not look for so long, and nobody will wake it: what it takes then may have waited as long.
@@ -149,7 +149,7 @@ impl Intake {
 
     fn worth(&self) -> usize {
         let worth = if self.events_per_second >= MANY_PER_SECOND { FRAME_WORTH } else { QUIET_FRAME_WORTH };
-        worth.min(self.shared.batch_events())
+        worth.min(self.context.batch_events())
     }
 
     /// The current rate of events, a second. A frame is worth sending after fewer events when it is low.
@@ -167,18 +167,18 @@ impl Intake {
         self.now = Instant::now();
         self.since = self.now.checked_sub(self.unseen).unwrap_or(self.now);
         self.identity.tick();
-        self.identity.describe_again(self.shared.generation.load(Ordering::Relaxed));
-        if let Some(filter) = self.shared.live.newer(&mut self.filter_version) {
-            self.shared.filter = filter;
+        self.identity.describe_again(self.context.generation.load(Ordering::Relaxed));
+        if let Some(filter) = self.context.live.newer(&mut self.filter_version) {
+            self.context.filter = filter;
         }
-        let keep_one_in = if self.source == Source::Ebpf { 1 } else { self.shared.governed.sampling() };
-        self.sampling_rate = self.shared.filter.sampling_rate / f64::from(keep_one_in);
-        self.allowance.refill(self.shared.filter.events_per_second, self.now);
+        let keep_one_in = if self.source == Source::Ebpf { 1 } else { self.context.governed.sampling() };
+        self.sampling_rate = self.context.filter.sampling_rate / f64::from(keep_one_in);
+        self.allowance.refill(self.context.filter.events_per_second, self.now);
     }
 
     /// When a DNS query counts as unanswered.
     pub fn dns_timeout(&self) -> Duration {
-        self.shared.live.dns_timeout()
+        self.context.live.dns_timeout()
     }
 
     #[inline]
@@ -197,7 +197,7 @@ impl Intake {
                 if !self.passes(kind, is_fetched) {
                     return;
                 }
-                if self.bulk.body.events.len() >= self.shared.batch_events() {
+                if self.bulk.body.events.len() >= self.context.batch_events() {
                     self.drops.no_room += 1;
                     return;
                 }
@@ -223,20 +223,20 @@ impl Intake {
 
     /// Counts the streams; on a new one every entity is to be described again.
     pub fn generation(&self) -> u64 {
-        self.shared.generation.load(Ordering::Relaxed)
+        self.context.generation.load(Ordering::Relaxed)
     }
 
     /// Whether a bulk record passes the filter, the sampling and the allowance, in this order.
     #[inline]
-    fn passes(&mut self, kind: Kind, is_fetched: bool) -> bool {
-        let filter = &self.shared.filter;
+    fn passes(&mut self, kind: RecordKind, is_fetched: bool) -> bool {
+        let filter = &self.context.filter;
         if !filter.admits(kind) {
             self.drops.excluded += 1;
             return false;
         }
         let rate = match (is_fetched, kind) {
             (false, _) => self.sampling_rate,
-            (true, Kind::Dns) => filter.sampling_rate / f64::from(self.shared.governed.sampling()),
+            (true, RecordKind::Dns) => filter.sampling_rate / f64::from(self.context.governed.sampling()),
             (true, _) => 1.0,
         };
         if !self.sampler.keeps(rate) {
@@ -254,10 +254,10 @@ impl Intake {
     /// finds no room stays.
     fn flush(&mut self, all: bool) {
         self.publish_counts();
-        let shared = &self.shared;
-        let is_full = |batch: &Batch| batch.body.events.len() >= shared.batch_events();
+        let context = &self.context;
+        let is_full = |batch: &Batch| batch.body.events.len() >= context.batch_events();
         let patience =
-            if self.held() >= self.worth() { FRAME_AGE.min(shared.batch_timeout) } else { shared.batch_timeout };
+            if self.held() >= self.worth() { FRAME_AGE.min(context.batch_timeout) } else { context.batch_timeout };
         let is_due = |since: Option<Instant>| since.is_some_and(|since| self.now.duration_since(since) >= patience);
         // When one lane's batch is due the other's goes along: two frames at once cost fewer wakeups on the whole way than
         // each at its own time.
@@ -268,20 +268,20 @@ impl Intake {
         let bulk =
             self.bulk_since.is_some() && (all || is_full(&self.bulk) || (lethal && self.is_urgent && is_half_due));
         let mut has_pushed = false;
-        if lethal && Self::push(&shared.queues, Lane::Lethal, &mut self.lethal) {
+        if lethal && Self::push(&context.queues, Lane::Lethal, &mut self.lethal) {
             self.lethal_since = None;
             self.is_urgent = false;
             has_pushed = true;
         }
-        if bulk && Self::push(&shared.queues, Lane::Bulk, &mut self.bulk) {
+        if bulk && Self::push(&context.queues, Lane::Bulk, &mut self.bulk) {
             self.bulk_since = None;
             has_pushed = true;
         }
         if has_pushed {
             let is_quiet = self.events_per_second < MANY_PER_SECOND;
-            let packer = shared.packer.as_ref().filter(|_| is_quiet);
+            let packer = context.packer.as_ref().filter(|_| is_quiet);
             if !packer.is_some_and(|packer| packer.pack_here()) {
-                shared.queues.wake_packer();
+                context.queues.wake_packer();
             }
         }
     }
@@ -309,14 +309,14 @@ impl Intake {
     }
 
     fn publish_counts(&mut self) {
-        self.drops.publish(self.shared.books.source(self.source));
-        self.shared.identities.add(self.identity.take_outcomes());
-        self.shared.kinds.add(self.source, std::mem::replace(&mut self.kinds, [0; KINDS]));
+        self.drops.publish(self.context.books.source(self.source));
+        self.context.identities.add(self.identity.take_outcomes());
+        self.context.kinds.add(self.source, std::mem::replace(&mut self.kinds, [0; KINDS]));
     }
 
     /// How long the first event of the next batch may be left in its ring, or what is in a batch now.
     pub fn due(&self) -> Duration {
-        if self.is_empty() { self.shared.batch_timeout } else { self.sleep_limit() }
+        if self.is_empty() { self.context.batch_timeout } else { self.sleep_limit() }
     }
 
     /// How long the source may sleep: until a batch is due.
@@ -328,7 +328,7 @@ impl Intake {
             (lethal, bulk) => lethal.or(bulk),
         };
         // A batch that is overdue is here because it found no room: the packer needs a moment.
-        oldest.map_or(IDLE, |since| self.shared.batch_timeout.saturating_sub(since.elapsed()).clamp(NO_ROOM_NAP, IDLE))
+        oldest.map_or(IDLE, |since| self.context.batch_timeout.saturating_sub(since.elapsed()).clamp(NO_ROOM_NAP, IDLE))
     }
 
     /// Whether nothing waits here.

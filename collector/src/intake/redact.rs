@@ -95,30 +95,30 @@ impl Redactor {
             }
             from = end;
         }
-        let mut told = String::with_capacity(kept.len());
+        let mut redacted = String::with_capacity(kept.len());
         let mut rest = kept;
         // `scheme://user:password@host`, also where the line ends before the host.
         while let Some(at) = rest.find("://") {
             let (before, after) = rest.split_at(at + 3);
-            told.push_str(before);
+            redacted.push_str(before);
             let end =
                 after.find(|at: char| at.is_whitespace() || matches!(at, '/' | '"' | '\'')).unwrap_or(after.len());
             let has_user = after[..end].contains('@');
             let user = after[..end].rfind('@').filter(|_| has_user);
             if user.is_some() {
-                told.push_str(REDACTED);
+                redacted.push_str(REDACTED);
             }
             rest = &after[user.unwrap_or(0)..];
         }
-        told.push_str(rest);
+        redacted.push_str(rest);
         if kept.len() < line.len() {
-            told.push(' ');
-            told.push_str(REDACTED);
+            redacted.push(' ');
+            redacted.push_str(REDACTED);
         }
-        told
+        redacted
     }
 
-    /// Appends one word. Tells whether the next word is its value, and whether the rest of the argument is.
+    /// Appends one word. Returns whether the next word is its value, and whether the rest of the argument is.
     fn word(&self, word: &str, line: &mut String) -> (bool, bool) {
         if let Some((scheme, rest)) = word.split_once("://") {
             let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
@@ -201,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn of_a_line_that_a_program_wrote_nothing_is_left_from_a_secret_on() {
+    fn a_programs_line_is_cut_at_the_first_secret() {
         let redactor = Redactor::default();
-        for (line, told) in [
+        for (line, redacted) in [
             ("no such table: carts", "no such table: carts"),
             ("GET http://shop/cart?page=2 took 3 ms", "GET http://shop/cart?page=2 took 3 ms"),
             (r#"{"level":"error","authorization":"Bearer hunter2"}"#, r#"{"level":"error","authorization [redacted]"#),
@@ -213,7 +213,7 @@ mod tests {
             ("sent Bearer hunter2 to shop", "sent Bearer [redacted]"),
             (r#"{\"password\":\"hunter2\"}"#, r#"{\"password [redacted]"#),
         ] {
-            assert_eq!(redactor.text(line), told);
+            assert_eq!(redactor.text(line), redacted);
             assert!(!redactor.text(line).contains("hunter2"));
         }
     }

@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_kept_evenly_and_a_whole_leaves_the_credit_alone() {
+    fn a_share_is_kept_evenly_and_a_whole_changes_nothing() {
         let mut sampler = Sampler::default();
         let kept: Vec<bool> = (0..8).map(|_| sampler.keeps(0.25)).collect();
         assert_eq!(kept, [false, false, false, true, false, false, false, true]);

@@ -8,7 +8,7 @@ use super::*;
 use crate::intake::pass::PATIENCE;
 use crate::outbox::Outbox;
 use crate::outbox::pack::{NodeDescription, PackState, Packer};
-use crate::outbox::queue::Room;
+use crate::outbox::queue::OpenLanes;
 use crate::settings::config::Config;
 use crate::settings::live::Filter;
 use crate::settings::severity::Severity;
@@ -19,46 +19,46 @@ fn intake(batch_events: usize, queue_batches: usize) -> Intake {
     config.grpc.batch_timeout = Duration::from_secs(5);
     config.collector.max_events_per_sec = 0;
     let (queues, _parker) = Queues::new(queue_batches);
-    Intake::new(Shared::for_config(&config, queues), Source::Shm, Identity::new(Vec::new()))
+    Intake::new(SourceContext::for_config(&config, queues), Source::Shm, Identity::new(Vec::new()))
 }
 
 fn bulk() -> Vec<u8> {
     let mut record = record::RunQueue::new_zeroed();
-    record.header.kind = Kind::RunQueue as u16;
+    record.header.kind = RecordKind::RunQueue as u16;
     record.header.size = size_of_val(&record) as u16;
     record.as_bytes().to_vec()
 }
 
 fn exit(status: u32) -> Vec<u8> {
     let mut record = record::Exit::new_zeroed();
-    record.header.kind = Kind::Exit as u16;
+    record.header.kind = RecordKind::Exit as u16;
     record.header.size = size_of_val(&record) as u16;
     record.status = status;
     record.as_bytes().to_vec()
 }
 
 fn dropped(intake: &Intake, stage: Stage, reason: Reason) -> u64 {
-    let ledger = intake.shared.books.snapshot(&Default::default());
+    let ledger = intake.context.books.snapshot(&Default::default());
     ledger.account(Source::Shm).dropped[stage as usize][reason as usize]
 }
 
 #[test]
-fn an_urgent_batch_leaves_at_once_and_a_healthy_end_waits() {
+fn urgent_batches_leave_at_once_and_healthy_ends_wait() {
     let mut intake = intake(10, 4);
     let mut pass = intake.begin();
     pass.accept(&exit(0));
     pass.finish();
-    assert!(intake.shared.queues.pop(Room::Both).is_none());
+    assert!(intake.context.queues.pop(OpenLanes::Both).is_none());
     let mut pass = intake.begin();
     pass.accept(&exit(9));
     pass.finish();
-    let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
+    let (lane, body) = intake.context.queues.pop(OpenLanes::Both).expect("it is urgent");
     assert_eq!((lane, body.events.len()), (Lane::Lethal, 2));
     assert!(intake.is_empty());
 }
 
 #[test]
-fn bulk_that_would_soon_go_by_itself_goes_along_with_what_is_urgent() {
+fn old_bulk_leaves_together_with_an_urgent_batch() {
     let mut intake = intake(10, 4);
     let mut lanes = |since: Duration| {
         let mut pass = intake.begin();
@@ -67,14 +67,14 @@ fn bulk_that_would_soon_go_by_itself_goes_along_with_what_is_urgent() {
         drop(pass);
         intake.bulk_since = intake.now.checked_sub(since);
         intake.flush(false);
-        std::iter::from_fn(|| intake.shared.queues.pop(Room::Both)).map(|(lane, _)| lane).collect::<Vec<_>>()
+        std::iter::from_fn(|| intake.context.queues.pop(OpenLanes::Both)).map(|(lane, _)| lane).collect::<Vec<_>>()
     };
     assert_eq!(lanes(Duration::from_secs(2)), [Lane::Lethal]);
     assert_eq!(lanes(Duration::from_secs(3)), [Lane::Lethal, Lane::Bulk], "more than half of its 5 s are over");
 }
 
 #[test]
-fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age() {
+fn a_nap_counts_as_age_of_a_full_batch() {
     let mut intake = intake(1000, 4);
     assert_eq!(intake.missing(), 1000, "while few come, a full batch");
     intake.expect(MANY_PER_SECOND);
@@ -96,12 +96,12 @@ fn a_batch_worth_a_frame_leaves_when_it_is_a_little_old_and_a_nap_counts_as_age(
     let mut pass = intake.begin();
     pass.accept(&bulk());
     pass.finish();
-    let (lane, body) = intake.shared.queues.pop(Room::Both).expect("it is worth a frame");
+    let (lane, body) = intake.context.queues.pop(OpenLanes::Both).expect("it is worth a frame");
     assert_eq!((lane, body.events.len()), (Lane::Bulk, FRAME_WORTH + 1));
 }
 
 #[test]
-fn without_room_nothing_is_taken_and_after_a_while_bulk_yields_to_lethal() {
+fn without_room_bulk_yields_to_lethal_after_a_while() {
     let mut intake = intake(2, 1);
     for _ in 0..2 {
         let mut pass = intake.begin();
@@ -119,17 +119,17 @@ fn without_room_nothing_is_taken_and_after_a_while_bulk_yields_to_lethal() {
     pass.accept(&exit(9));
     pass.finish();
     assert_eq!(dropped(&intake, Stage::Queue, Reason::Full), 1);
-    let (lane, _) = intake.shared.queues.pop(Room::Lethal).expect("the lethal event got through");
+    let (lane, _) = intake.context.queues.pop(OpenLanes::Lethal).expect("the lethal event got through");
     assert_eq!(lane, Lane::Lethal);
-    intake.shared.queues.pop(Room::Both).expect("the batch that filled the queue");
+    intake.context.queues.pop(OpenLanes::Both).expect("the batch that filled the queue");
     intake.begin().finish();
     assert_eq!(intake.begin().room(), 2, "there is room again, and nothing is dropped any more");
 }
 
 #[test]
-fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
+fn filtered_events_are_bulk_and_counted_by_reason() {
     let mut intake = intake(100, 4);
-    intake.shared.filter = Filter { min_severity: Severity::Low, sampling_rate: 0.5, events_per_second: 3 };
+    intake.context.filter = Filter { min_severity: Severity::Low, sampling_rate: 0.5, events_per_second: 3 };
     intake.allowance = Allowance::new(3, Instant::now());
     let mut pass = intake.begin();
     for _ in 0..10 {
@@ -138,7 +138,7 @@ fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
     }
     pass.accept(&[0; 5]);
     pass.finish_all();
-    let bodies: Vec<_> = std::iter::from_fn(|| intake.shared.queues.pop(Room::Both)).collect();
+    let bodies: Vec<_> = std::iter::from_fn(|| intake.context.queues.pop(OpenLanes::Both)).collect();
     let events =
         |of: Lane| bodies.iter().filter(|(lane, _)| *lane == of).map(|(_, body)| body.events.len()).sum::<usize>();
     assert_eq!((events(Lane::Lethal), events(Lane::Bulk)), (10, 3));
@@ -148,20 +148,20 @@ fn what_the_filters_drop_is_counted_by_reason_and_never_lethal() {
 }
 
 #[test]
-fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
+fn batches_are_packed_by_the_source_or_a_woken_thread() {
     let (queues, parker) = Queues::new(64);
-    let mut shared = Shared::for_config(&Config::default(), queues);
+    let mut context = SourceContext::for_config(&Config::default(), queues);
     let packer = Arc::new(Packer {
-        queues: Arc::clone(&shared.queues),
-        outbox: Arc::new(Outbox::new(7, 1, 64 << 20, &shared.links())),
+        queues: Arc::clone(&context.queues),
+        outbox: Arc::new(Outbox::new(7, 1, 64 << 20, &context.links())),
         compression: Compression::None,
         counts: Arc::default(),
-        books: Arc::clone(&shared.books),
+        books: Arc::clone(&context.books),
         sources_ended: Arc::default(),
         state: PackState::new(NodeDescription::new("node".into(), Arc::default())),
     });
-    shared.packer = Some(Arc::clone(&packer));
-    let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+    context.packer = Some(Arc::clone(&packer));
+    let mut intake = Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new()));
     let mut bring = |events_per_second: f64| {
         intake.expect(events_per_second);
         let mut pass = intake.begin();
@@ -192,15 +192,15 @@ fn what_a_source_brings_is_packed_by_itself_or_by_a_thread_that_is_woken() {
 }
 
 #[test]
-fn a_pass_that_is_dropped_counts_its_drops_and_leaves_its_events_to_the_next() {
+fn a_dropped_pass_leaves_its_events_to_the_next() {
     let mut intake = intake(10, 4);
     let mut pass = intake.begin();
     pass.accept(&exit(9));
     pass.accept(&[0; 5]);
     drop(pass);
     assert_eq!(dropped(&intake, Stage::Decode, Reason::Malformed), 1);
-    assert!(intake.shared.queues.pop(Room::Both).is_none(), "it was not finished");
+    assert!(intake.context.queues.pop(OpenLanes::Both).is_none(), "it was not finished");
     intake.begin().finish();
-    let (_, body) = intake.shared.queues.pop(Room::Both).expect("it is urgent");
+    let (_, body) = intake.context.queues.pop(OpenLanes::Both).expect("it is urgent");
     assert_eq!(body.events.len(), 1);
 }

@@ -8,7 +8,7 @@
 //!
 //! | how it comes | what ends the epoch |
 //! |---|---|
-//! | servers refuse the oldest frame, which is whole as far as can be told here | [`REFUSALS_MAX`] refusals in a row |
+//! | servers refuse the oldest frame, which is whole as far as can be seen here | [`REFUSALS_MAX`] refusals in a row |
 //! | the oldest frame does not match its checksums | the first refusal, since it is checked before it is sent again |
 //! | the spool cannot read frames back | that everything before them is acknowledged |
 
@@ -23,7 +23,7 @@ use tapio_wire::frame::{Encoder, Header, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 use tokio::sync::Notify;
 
-use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
+use super::{FRAME_OVERHEAD_BYTES, Outbox, OutboxState, Sent};
 use crate::base::clock::{boottime_ns, realtime_ns};
 use crate::outbox::epochs::{Cause, EndedEpoch};
 use crate::outbox::shift::{Shift, relative, sum};
@@ -196,7 +196,7 @@ impl Outbox {
     /// The next epoch begins with `next`, or with what has no place yet.
     fn end(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, OutboxState>,
         spool: Option<&mut Spool>,
         (cause, detail): (Cause, String),
         next: Option<(Header, Ledger)>,
@@ -270,7 +270,7 @@ impl Outbox {
     }
 
     /// What is in memory and on disk is of the next epoch.
-    fn go_on(&self, state: &mut State, shift: &Shift, lost: &[u64; SOURCES]) {
+    fn go_on(&self, state: &mut OutboxState, shift: &Shift, lost: &[u64; SOURCES]) {
         if !self.is_replay {
             let mut base = state.base.as_ref().map_or(shift.base, |base| sum(base, &shift.base));
             for source in Source::ALL {
@@ -283,7 +283,7 @@ impl Outbox {
             state.base = Some(Box::new(base));
         }
         self.epoch.store(shift.epoch, Ordering::Relaxed);
-        let State { sent, spooling, bytes, suspect_until, .. } = &mut *state;
+        let OutboxState { sent, spooling, bytes, suspect_until, .. } = &mut *state;
         *suspect_until = 0;
         for sent in sent.iter_mut().chain(spooling) {
             sent.seq -= shift.seq;
@@ -319,7 +319,7 @@ impl Outbox {
         }
         let Closing { bytes, header, shipped } = state.closings.front()?.clone();
         let sent = Sent::again(&header, bytes);
-        let state = State {
+        let state = OutboxState {
             next_seq: header.seq + 1,
             acked_seq: header.seq - 1,
             acked_events: shipped,
@@ -327,7 +327,7 @@ impl Outbox {
             bytes: sent.bytes.len() + FRAME_OVERHEAD_BYTES,
             sent: VecDeque::from([sent]),
             is_finished: true,
-            ..State::default()
+            ..OutboxState::default()
         };
         Some(Arc::new(Self {
             state: state.into(),
@@ -357,7 +357,7 @@ impl Outbox {
         self.state().closings.iter().map(|closing| closing.header.epoch).collect()
     }
 
-    fn drop_oldest(&self, state: &mut State) {
+    fn drop_oldest(&self, state: &mut OutboxState) {
         if let Some(sent) = state.sent.pop_front() {
             state.bytes -= sent.bytes.len() + FRAME_OVERHEAD_BYTES;
         }
@@ -365,7 +365,7 @@ impl Outbox {
 }
 
 /// Nothing of an earlier run's epoch can go on.
-fn clear(state: &mut State) {
+fn clear(state: &mut OutboxState) {
     state.sent.clear();
     state.on_disk = None;
     (state.resent, state.in_flight_bytes) = (0, 0);

@@ -1,7 +1,7 @@
 //! The outbox: frames from the packer until the server has acknowledged them.
 //!
 //! What enters: sealed frames. What leaves: stamped frames, lethal ones first, in sequence, again after a reconnect while they
-//! are not acknowledged. What must hold: its bytes stay within the limit, since the packer asks [`Outbox::room`] first; a
+//! are not acknowledged. What must hold: its bytes stay within the limit, since the packer asks [`Outbox::open_lanes`] first; a
 //! frame gets its `seq` when it is first sent, so that `seq` has no gaps; a bulk frame can be evicted for a lethal one only
 //! before it has a `seq`, and is then counted.
 //!
@@ -46,12 +46,12 @@ use crate::base::clock::{boottime_ns, realtime_ns};
 use crate::outbox::epochs::EndedEpochs;
 use crate::outbox::frame_times::FrameTimes;
 use crate::outbox::links::Links;
-use crate::outbox::queue::{Queues, Room};
+use crate::outbox::queue::{OpenLanes, Queues};
 use crate::outbox::shift::relative;
 use crate::outbox::spool::Left;
 
 use self::ending::Closing;
-use self::state::{Sent, State, Unsent};
+use self::state::{OutboxState, Sent, Unsent};
 
 /// The share of the limit that bulk frames may use; the rest is the lethal lane's.
 const BULK_SHARE: f64 = 0.75;
@@ -66,7 +66,7 @@ pub struct Acknowledged {
 
 /// Keeps frames until the server acknowledges them.
 pub struct Outbox {
-    state: Mutex<State>,
+    state: Mutex<OutboxState>,
     books: Arc<Books>,
     queues: Arc<Queues>,
     node: u64,
@@ -89,7 +89,7 @@ pub struct Outbox {
 impl Outbox {
     /// An empty outbox for one epoch.
     pub fn new(node: u64, epoch: u64, limit_bytes: usize, links: &Links) -> Self {
-        let state = State { next_seq: 1, ..State::default() };
+        let state = OutboxState { next_seq: 1, ..OutboxState::default() };
         Self {
             state: Mutex::new(state),
             books: Arc::clone(&links.books),
@@ -131,7 +131,7 @@ impl Outbox {
         outbox
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OutboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,20 +175,20 @@ impl Outbox {
     }
 
     /// What the packer may bring now.
-    pub fn room(&self) -> Room {
+    pub fn open_lanes(&self) -> OpenLanes {
         let mut state = self.state();
-        let room = if (state.bytes as f64) < self.limit_bytes as f64 * BULK_SHARE {
-            Room::Both
+        let open = if (state.bytes as f64) < self.limit_bytes as f64 * BULK_SHARE {
+            OpenLanes::Both
         } else if state.bytes < self.limit_bytes || !state.unsent_bulk.is_empty() {
-            Room::Lethal
+            OpenLanes::Lethal
         } else {
-            Room::None
+            OpenLanes::None
         };
-        state.is_packer_waiting = room != Room::Both;
-        room
+        state.is_packer_waiting = open != OpenLanes::Both;
+        open
     }
 
-    /// Takes a sealed frame for which there was [`Outbox::room`]; without waking the shipper: see [`Outbox::wake_shipper`]. A lethal
+    /// Takes a sealed frame whose lane [`Outbox::open_lanes`] names, without waking the shipper: see [`Outbox::wake_shipper`]. A lethal
     /// one may evict the oldest bulk frames that were never sent.
     pub fn push(&self, frame: SealedFrame, times: FrameTimes) {
         let mut state = self.state();
@@ -304,7 +304,7 @@ impl Outbox {
     }
 
     /// Gives the next frame its place in the sequence.
-    fn stamp_next(&self, state: &mut State) -> Option<Sent> {
+    fn stamp_next(&self, state: &mut OutboxState) -> Option<Sent> {
         let lethal = state.unsent_lethal.pop_front();
         let next = lethal.or_else(|| state.unsent_bulk.pop_front()).or_else(|| state.unsent_last.take());
         let Unsent { frame, times } = next?;
@@ -400,7 +400,7 @@ impl Outbox {
     }
 
     /// The ledger of the present epoch as of now.
-    fn stated(&self, state: &State) -> Ledger {
+    fn stated(&self, state: &OutboxState) -> Ledger {
         let ledger = self.books.snapshot(&state.shipped);
         state.base.as_ref().map_or(ledger, |base| relative(&ledger, base))
     }

@@ -175,7 +175,7 @@ impl Packer {
 
     /// Whether there was a body that there is room for.
     fn pack_next(&self, state: &mut PackState) -> bool {
-        let Some((lane, mut body)) = self.queues.pop(self.outbox.room()) else { return false };
+        let Some((lane, mut body)) = self.queues.pop(self.outbox.open_lanes()) else { return false };
         state.node.add_when_due(&mut body);
         self.pack(&mut state.encoder, lane, body);
         state.stated = Instant::now();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_packs_what_little_it_brings_and_leaves_the_rest_to_the_thread() {
+    fn a_source_packs_little_and_leaves_much_to_the_thread() {
         let (packer, parker, links) = packer(false);
         let push = |count: usize| {
             for _ in 0..count {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_fits_no_frame_is_counted_and_the_next_one_is_packed() {
+    fn an_event_that_fits_no_frame_is_counted_alone() {
         let (packer, parker, links) = packer(true);
         let outbox = Arc::clone(&packer.outbox);
         links.books.source(Source::Shm).set_emitted(2);

@@ -14,7 +14,7 @@ use crate::base::metrics::Metrics;
 
 /// What the packer may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum OpenLanes {
     /// Frames of both lanes.
     Both,
     /// Lethal frames only.
@@ -65,14 +65,14 @@ impl Queues {
         }
     }
 
-    /// The next body that there is room for, lethal ones first.
-    pub fn pop(&self, room: Room) -> Option<(Lane, Body)> {
-        if room == Room::None {
+    /// The next body of an open lane, lethal ones first.
+    pub fn pop(&self, open: OpenLanes) -> Option<(Lane, Body)> {
+        if open == OpenLanes::None {
             return None;
         }
         match self.lethal.pop() {
             Some(body) => Some((Lane::Lethal, body)),
-            None if room == Room::Both => self.bulk.pop().map(|body| (Lane::Bulk, body)),
+            None if open == OpenLanes::Both => self.bulk.pop().map(|body| (Lane::Bulk, body)),
             None => None,
         }
     }

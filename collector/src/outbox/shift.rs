@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_epoch_counts_from_its_first_frame_and_holds_what_was_held() {
+    fn the_next_epoch_holds_what_was_held() {
         let (header, ledger) = Header::check(&frame(4)).expect("whole");
         let shift = Shift::before(&header, &ledger, 9);
         assert_eq!((shift.seq, shift.shipped()[Source::Shm as usize]), (3, 30));

@@ -64,7 +64,7 @@ pub struct Left {
 
 /// Where a frame is.
 #[derive(Clone, Copy)]
-struct Place {
+struct FramePosition {
     segment: u64,
     offset: u64,
     /// The first frame that may stand there, by the epoch that it bears.
@@ -83,7 +83,7 @@ pub struct Spool {
     open: Option<File>,
     next_number: u64,
     /// Where the next frame to read is.
-    cursor: Option<Place>,
+    cursor: Option<FramePosition>,
     /// Epochs that have ended, oldest first.
     endings: Vec<Ending>,
 }

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use tapio_wire::frame::Header;
 
-use super::{FRAME_OVERHEAD_BYTES, Outbox, Sent, State};
+use super::{FRAME_OVERHEAD_BYTES, Outbox, OutboxState, Sent};
 use crate::outbox::spool::SPOOL_BATCH_BYTES;
 
 impl Outbox {
@@ -17,7 +17,7 @@ impl Outbox {
     }
 
     /// Whether memory runs short, so that unsent frames belong on disk.
-    pub(super) fn is_short(&self, state: &State) -> bool {
+    pub(super) fn is_short(&self, state: &OutboxState) -> bool {
         let is_due = state.is_flushing || state.on_disk.is_some() || state.bytes >= self.limit_bytes / 2;
         self.spool.is_some() && is_due && (state.unsent() > 0 || state.is_flushing)
     }
@@ -100,9 +100,9 @@ impl Outbox {
     }
 
     /// What could not be written follows what is in memory, once nothing is on disk.
-    pub(super) fn go_on_without_disk(&self, state: &mut State) {
+    pub(super) fn go_on_without_disk(&self, state: &mut OutboxState) {
         if state.on_disk.is_none() && state.is_spool_full {
-            let State { sent, spooling, .. } = state;
+            let OutboxState { sent, spooling, .. } = state;
             sent.append(spooling);
         }
     }

@@ -54,7 +54,7 @@ impl Sent {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct OutboxState {
     pub(super) unsent_lethal: VecDeque<Unsent>,
     pub(super) unsent_bulk: VecDeque<Unsent>,
     /// The epoch's last frame, which goes when all others have gone.
@@ -107,7 +107,7 @@ pub(super) struct State {
     pub(super) is_packer_waiting: bool,
 }
 
-impl State {
+impl OutboxState {
     /// Bytes of the frame that would be stamped next.
     pub(super) fn next_len(&self) -> Option<usize> {
         let next = self.unsent_lethal.front().or(self.unsent_bulk.front()).or(self.unsent_last.as_ref());

@@ -57,7 +57,7 @@ fn a_lethal_frame_evicts_unsent_bulk_and_counts_it() {
     let outbox = outbox(2 * (one + FRAME_OVERHEAD_BYTES) + 200);
     outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
     outbox.push(frame(Lane::Bulk, 100), FrameTimes::default());
-    assert_eq!(outbox.room(), Room::Lethal);
+    assert_eq!(outbox.open_lanes(), OpenLanes::Lethal);
     outbox.push(frame(Lane::Lethal, 5), FrameTimes::default());
     let ledger = outbox.ledger();
     assert_eq!(ledger.account(Source::Shm).dropped_total(), 100);
@@ -74,7 +74,7 @@ fn a_full_outbox_that_can_evict_nothing_takes_nothing() {
     let one = frame(Lane::Lethal, 100).len();
     let outbox = outbox(one);
     outbox.push(frame(Lane::Lethal, 100), FrameTimes::default());
-    assert_eq!(outbox.room(), Room::None);
+    assert_eq!(outbox.open_lanes(), OpenLanes::None);
 }
 
 fn with_spool(limit: usize) -> (Outbox, crossbeam::sync::Parker) {
@@ -83,7 +83,7 @@ fn with_spool(limit: usize) -> (Outbox, crossbeam::sync::Parker) {
 }
 
 #[test]
-fn what_is_stamped_while_the_spool_writes_is_not_taken_for_written() {
+fn frames_stamped_during_a_write_do_not_count_as_written() {
     let (outbox, _parker) = with_spool(1 << 20);
     outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());
     outbox.next(u64::MAX).expect("sent");
@@ -118,7 +118,7 @@ fn a_disk_that_refuses_does_not_make_bulk_unsheddable() {
 }
 
 #[test]
-fn an_epoch_older_than_the_servers_is_outdone_until_a_frame_was_sent() {
+fn an_older_epoch_is_outdone_until_a_frame_was_sent() {
     let outbox = outbox(1 << 20);
     assert!(outbox.outdo_epoch(41));
     assert_eq!(outbox.epoch(), 42);
@@ -128,7 +128,7 @@ fn an_epoch_older_than_the_servers_is_outdone_until_a_frame_was_sent() {
 }
 
 #[test]
-fn the_last_frame_of_a_finished_outbox_is_final_and_states_all() {
+fn the_last_frame_of_a_finished_outbox_is_final() {
     let outbox = outbox(1 << 20);
     outbox.books.source(Source::Shm).set_emitted(20);
     outbox.push(frame(Lane::Bulk, 10), FrameTimes::default());

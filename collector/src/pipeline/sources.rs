@@ -17,7 +17,7 @@ use crate::intake::Intake;
 use crate::intake::identity::Identity;
 use crate::intake::identity::exclusion::Exclusion;
 use crate::intake::requests::{Evidence, EvidenceCounts};
-use crate::intake::shared::Shared;
+use crate::intake::source_context::SourceContext;
 use crate::settings::config::Config;
 use crate::source::conntrack::ConntrackPoll;
 use crate::source::ebpf::{EbpfSource, MissedRuns};
@@ -31,7 +31,7 @@ use crate::source::{ended_epochs, evidence, probe_report};
 /// What sources are started with.
 pub(super) struct Start<'a> {
     pub(super) config: &'a Config,
-    pub(super) shared: &'a Shared,
+    pub(super) context: &'a SourceContext,
     pub(super) node: &'a Node,
     /// A source that cannot run is reported and left out.
     pub(super) allow_missing: bool,
@@ -40,7 +40,7 @@ pub(super) struct Start<'a> {
 impl Start<'_> {
     /// An intake for a source whose events bring paths of cgroups, or none.
     fn intake(&self, source: Source) -> Intake {
-        Intake::new(self.shared.clone(), source, Identity::new(Vec::new()))
+        Intake::new(self.context.clone(), source, Identity::new(Vec::new()))
     }
 }
 
@@ -68,7 +68,7 @@ impl Sources {
     /// Starts the sources that the configuration asks for.
     pub(super) async fn start(start: &Start<'_>) -> Result<Self, StartError> {
         let (stop_tasks, tasks_stopped) = watch::channel(false);
-        let cluster_cpu_ns = Arc::clone(&start.shared.governed.cluster_cpu_ns);
+        let cluster_cpu_ns = Arc::clone(&start.context.governed.cluster_cpu_ns);
         let mut sources = Self {
             stop: Arc::new(Stop::new()?),
             stop_shm: Arc::new(Stop::new()?),
@@ -104,7 +104,7 @@ impl Sources {
         Ok(sources)
     }
 
-    /// Tells all of them to stop.
+    /// Asks all of them to stop.
     pub(super) fn stop(&self) {
         self.stop_tasks.send_replace(true);
         self.stop.set();
@@ -129,11 +129,11 @@ impl Sources {
         let status = probe_report::report(&source.verdicts());
         self.missed = source.missed_runs();
         (self.controls, self.run_times) = (source.controls(), source.run_times());
-        let directory = &start.shared.directory;
+        let directory = &start.context.directory;
         let exclusion = self.controls.clone().filter(|_| directory.excludes()).map(Exclusion::new);
         let identity = Identity::of_this_machine(Arc::clone(directory)).with_exclusion(exclusion);
         let (asking, reading) = evidence_of(start).unzip();
-        let intake = Intake::new(start.shared.clone(), Source::Ebpf, identity).with_evidence(asking);
+        let intake = Intake::new(start.context.clone(), Source::Ebpf, identity).with_evidence(asking);
         self.thread("ebpf", status, move || {
             if let Err(error) = source.run(intake) {
                 tracing::error!(%error, "the ebpf source ended");
@@ -142,7 +142,7 @@ impl Sources {
         if let Some(reading) = reading {
             self.evidence = reading.counts();
             let identity = Identity::with_directory(Vec::new(), Arc::clone(directory));
-            let intake = Intake::new(start.shared.clone(), Source::Collector, identity);
+            let intake = Intake::new(start.context.clone(), Source::Collector, identity);
             // It ends when nobody can ask it any more.
             self.thread("evidence", Status::default(), move || reading.run(intake))?;
         }
@@ -174,7 +174,7 @@ impl Sources {
     }
 
     async fn start_kube(&mut self, start: &Start<'_>) -> Result<(), StartError> {
-        let (directory, state) = (Arc::clone(&start.shared.directory), Arc::clone(&self.kube));
+        let (directory, state) = (Arc::clone(&start.context.directory), Arc::clone(&self.kube));
         let opened = KubeSource::open(&start.config.collectors.k8s, &start.node.name, directory, state).await;
         let source = match opened {
             Ok(source) => source,
@@ -198,7 +198,7 @@ impl Sources {
     }
 
     fn start_ended_epochs(&mut self, start: &Start<'_>) {
-        let (ended, intake) = (Arc::clone(&start.shared.ended), start.intake(Source::Collector));
+        let (ended, intake) = (Arc::clone(&start.context.ended), start.intake(Source::Collector));
         let run = ended_epochs::run(ended, start.node.id, intake, self.tasks_stopped.clone());
         self.tasks.push(tokio::spawn(run));
     }
@@ -256,7 +256,7 @@ fn evidence_of(start: &Start<'_>) -> Option<(Evidence, EvidenceReader)> {
             node: start.node.id,
             log_lines: section.log_lines,
             log_dir: section.log_dir.clone(),
-            directory: Arc::clone(&start.shared.directory),
+            directory: Arc::clone(&start.context.directory),
         })
     })
 }

@@ -162,7 +162,7 @@ mod tests {
     use crate::base::status::Status;
 
     #[test]
-    fn health_names_what_has_ended_and_neither_what_has_finished_nor_what_is_off() {
+    fn health_names_tasks_that_ended_but_not_finished_ones() {
         let begun = || {
             let alive = Alive::default();
             let guard = alive.begin();

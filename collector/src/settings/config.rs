@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_tells_the_defaults_and_every_example_is_accepted() {
+    fn the_reference_shows_the_defaults_and_examples_are_accepted() {
         let keys = reference::keys::<Config>();
         for key in &keys {
             assert!(!key.meaning.is_empty(), "{}: say in a doc comment what it means", key.path);

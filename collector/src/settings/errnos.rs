@@ -43,7 +43,7 @@ mod tests {
     use crate::settings::config::Config;
 
     #[test]
-    fn the_default_errors_are_those_that_the_probes_count_by_default() {
+    fn the_default_errors_are_the_probes_default_errors() {
         let (mut anywhere, of_fork) = errnos(&Config::default().collectors.ebpf.syscall_errors);
         anywhere.sort_unstable();
         assert_eq!((&*anywhere, &*of_fork), (tapio_probes::DEFAULT_ERRNOS, tapio_probes::DEFAULT_ERRNOS_OF_FORK));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapio_probes::record::Kind;
+use tapio_probes::record::RecordKind;
 
 use crate::base::metrics::{Metrics, raise};
 use crate::settings::config::Config;
@@ -34,7 +34,7 @@ impl Filter {
 
     /// Whether bulk events of this kind matter enough to be kept.
     #[inline]
-    pub fn admits(&self, kind: Kind) -> bool {
+    pub fn admits(&self, kind: RecordKind) -> bool {
         severity(kind) >= self.min_severity
     }
 }

@@ -28,7 +28,7 @@ struct Bucket {
 pub struct LogLimit(Arc<Mutex<HashMap<Identifier, Bucket>>>);
 
 impl LogLimit {
-    /// Tells what was left out since the last time.
+    /// Logs what was left out since the last time.
     pub fn report(&self) {
         let mut suppressed = Vec::new();
         for bucket in self.0.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_repeats_itself_is_limited_and_told_and_another_is_not() {
+    fn a_repeated_line_is_limited_and_another_is_not() {
         let (lines, limit) = (Lines::default(), LogLimit::default());
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish().with(limit.clone());

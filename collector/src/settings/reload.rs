@@ -131,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_file_is_taken_and_a_bad_one_changes_nothing() {
+    fn a_good_file_applies_and_a_bad_one_changes_nothing() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let write = |text: &str| std::fs::write(file.path(), text).expect("written");
         write("logging: {level: info}\n");
         let live = Arc::new(Live::new(&Config::default()));
         let levels = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&levels);
-        let set_level = Box::new(move |level: &str| told.lock().expect("no panic").push(level.to_owned()));
+        let set = Arc::clone(&levels);
+        let set_level = Box::new(move |level: &str| set.lock().expect("no panic").push(level.to_owned()));
         let mut reload = Reload::new(file.path().into(), Arc::clone(&live), None, set_level);
         let mut version = 0;
         reload.look();
@@ -156,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn the_running_probes_take_new_thresholds_and_keep_the_governors_sampling() {
+    fn new_thresholds_apply_and_keep_the_governors_sampling() {
         if !rustix::process::geteuid().is_root() {
-            println!("SKIP the_running_probes_take_new_thresholds_and_keep_the_governors_sampling: needs root and BPF");
+            println!("SKIP new_thresholds_apply_and_keep_the_governors_sampling: needs root and BPF");
             assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
             return;
         }
@@ -186,7 +186,7 @@ mod tests {
             bulk_kinds_off: controls.get().bulk_kinds_off,
         };
         assert_eq!(controls.get(), wanted);
-        assert_ne!(wanted.bulk_kinds_off & tapio_probes::kinds([tapio_probes::record::Kind::Dns]), 0);
+        assert_ne!(wanted.bulk_kinds_off & tapio_probes::kinds([tapio_probes::record::RecordKind::Dns]), 0);
         assert_eq!(live.dns_timeout(), Duration::from_millis(900));
         std::fs::write(file.path(), "logging: {level: info}\n").expect("written");
         reload.look();

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tapio_probes::record::Kind;
+use tapio_probes::record::RecordKind;
 
 /// How much an event matters by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
@@ -16,19 +16,21 @@ pub enum Severity {
 }
 
 /// How much a bulk event of a kind matters by itself: the one table.
-pub(crate) fn severity(kind: Kind) -> Severity {
+pub(crate) fn severity(kind: RecordKind) -> Severity {
     match kind {
-        Kind::Oom => Severity::Critical,
-        Kind::Exit | Kind::Signal | Kind::SignalDelivered | Kind::LeftOut => Severity::High,
-        Kind::Tcp | Kind::BlockIo | Kind::SyscallError | Kind::Dns | Kind::PacketDrop => Severity::Medium,
-        Kind::Exec
-        | Kind::ExecCommand
-        | Kind::Fork
-        | Kind::FileOpen
-        | Kind::CgroupMkdir
-        | Kind::CgroupRmdir
-        | Kind::Reclaim
-        | Kind::RunQueue
-        | Kind::Histogram => Severity::Low,
+        RecordKind::Oom => Severity::Critical,
+        RecordKind::Exit | RecordKind::Signal | RecordKind::SignalDelivered | RecordKind::LeftOut => Severity::High,
+        RecordKind::Tcp | RecordKind::BlockIo | RecordKind::SyscallError | RecordKind::Dns | RecordKind::PacketDrop => {
+            Severity::Medium
+        }
+        RecordKind::Exec
+        | RecordKind::ExecCommand
+        | RecordKind::Fork
+        | RecordKind::FileOpen
+        | RecordKind::CgroupMkdir
+        | RecordKind::CgroupRmdir
+        | RecordKind::Reclaim
+        | RecordKind::RunQueue
+        | RecordKind::Histogram => Severity::Low,
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tapio_probes::record::Kind;
+use tapio_probes::record::RecordKind;
 use tapio_probes::{ExecCommand, Tuning};
 
 use crate::settings::config::{Config, ExecArguments};
@@ -27,8 +27,8 @@ pub fn apply(config: &Config, tuning: &mut Tuning) {
     if config.pipeline.enable_filtering {
         // What would be dropped for its severity need not leave the kernel.
         let least = config.pipeline.filter_config.min_severity;
-        let is_off = |kind: &Kind| !kind.is_lethal() && severity(*kind) < least;
-        tuning.bulk_kinds_off = tapio_probes::kinds(Kind::ALL.into_iter().filter(is_off));
+        let is_off = |kind: &RecordKind| !kind.is_lethal() && severity(*kind) < least;
+        tuning.bulk_kinds_off = tapio_probes::kinds(RecordKind::ALL.into_iter().filter(is_off));
     }
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thresholds_begin_as_the_probes_own_and_sampling_is_left_alone() {
+    fn thresholds_begin_as_the_probes_own_without_sampling() {
         let mut tuning = Tuning { bulk_sampling: 7, ..Tuning::default() };
         apply(&Config::default(), &mut tuning);
         assert_eq!(tuning, Tuning { bulk_sampling: 7, ..Tuning::default() });

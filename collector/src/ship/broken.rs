@@ -1,7 +1,7 @@
 //! Why there is no stream, or no longer.
 //!
 //! In: errors of connections, statuses of servers. Out: one reason, whose text says what to look at. What must hold: what a server
-//! said is told apart from what never reached one, and a frame's fault from everybody else's.
+//! said is distinguished from what never reached one, and a frame's fault from everybody else's.
 
 use std::error::Error;
 

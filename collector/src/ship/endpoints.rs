@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_leaves_moves_its_own_nodes_only_and_they_spread() {
+    async fn only_a_leaving_servers_nodes_move_and_they_spread() {
         let names = Names::default();
         let all: Vec<SocketAddr> = (1..=5).map(address).collect();
         let mut own = HashMap::<SocketAddr, u32>::new();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_resolves_no_more_stands_for_what_it_did() {
+    async fn a_name_that_stops_resolving_keeps_its_addresses() {
         let names = Names::default();
         let mut endpoints = endpoints(&names, 7);
         assert!(endpoints.resolve().await.is_some_and(|failure| failure.contains("NXDOMAIN")));

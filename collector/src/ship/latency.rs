@@ -144,7 +144,7 @@ mod tests {
     use crate::outbox::frame_times::SAMPLES;
 
     #[test]
-    fn every_event_of_a_frame_is_counted_and_the_oldest_is_seen() {
+    fn every_event_of_a_frame_counts_and_the_oldest_shows() {
         for events in [1, SAMPLES - 1, SAMPLES, 1000] {
             let event = |time_ns| Event {
                 time_ns,

@@ -294,7 +294,7 @@ impl Shipper {
     ) -> Result<Ended, Broken> {
         let mut credit_bytes = welcome.credit_bytes;
         let mut look = tokio::time::interval(WATCHING_INTERVAL);
-        let mut told: Option<Watching> = None;
+        let mut watching_sent: Option<Watching> = None;
         let mut better = std::pin::pin!(self.better_than(candidate));
         let mut move_until: Option<Instant> = None;
         // There may be something to send.
@@ -349,12 +349,12 @@ impl Shipper {
                 _ = look.tick(), if welcome.takes_watching => {
                     let watching = watching(&self.sources);
                     // If the channel is full, the next look sends it.
-                    if told.as_ref() != Some(&watching)
+                    if watching_sent.as_ref() != Some(&watching)
                         && requests.try_send(ShipRequest {
                             kind: Some(ship_request::Kind::Watching(watching.clone())),
                         }).is_ok()
                     {
-                        told = Some(watching);
+                        watching_sent = Some(watching);
                     }
                 }
                 () = &mut better, if move_until.is_none() => move_until = Some(Instant::now() + MOVE_TIMEOUT),

@@ -27,7 +27,7 @@ async fn no_server(bytes: &'static [u8]) -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn what_keeps_a_stream_from_being_opened_is_told_apart() {
+async fn reasons_why_a_stream_does_not_open_are_distinguished() {
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
     let error = to("tapio", free, None).await;
     assert_eq!(error.name(), "connect", "{error}");

@@ -147,20 +147,20 @@ pub fn counters(text: &str) -> Option<Fill> {
 
 /// Decides what to report of each look.
 #[derive(Default)]
-struct Teller {
+struct FillReporter {
     is_full: bool,
     /// The counters that were reported last.
-    told: Fill,
-    told_at: Option<Instant>,
-    has_told_drops: bool,
+    reported: Fill,
+    reported_at: Option<Instant>,
+    has_reported_drops: bool,
     seen: Option<Fill>,
 }
 
-impl Teller {
+impl FillReporter {
     /// What to report of this look, if anything: full or not, and what was dropped since the last report.
     fn look(&mut self, fill: Fill, now: Instant) -> Option<(bool, Option<u64>, Option<u64>)> {
         let before = *self.seen.get_or_insert_with(|| {
-            self.told = fill;
+            self.reported = fill;
             fill
         });
         let since = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
@@ -169,20 +169,20 @@ impl Teller {
         let was_full = self.is_full;
         // Between two looks it may have been full and have dropped packets.
         self.is_full = drops_now || fill.is_above(if was_full { ROOM_PERCENT } else { FULL_PERCENT });
-        let is_due = self.told_at.is_none_or(|told| now.saturating_duration_since(told) >= REPEAT);
-        let tells = match (was_full, self.is_full) {
+        let is_due = self.reported_at.is_none_or(|reported| now.saturating_duration_since(reported) >= REPEAT);
+        let is_news = match (was_full, self.is_full) {
             (false, true) | (true, false) => true,
-            (true, true) => is_due || (drops_now && !self.has_told_drops),
+            (true, true) => is_due || (drops_now && !self.has_reported_drops),
             (false, false) => false,
         };
-        if !tells {
+        if !is_news {
             return None;
         }
-        let dropped = fill.dropped_since(&self.told);
-        let early_dropped = since(fill.early_dropped, self.told.early_dropped);
-        self.has_told_drops = self.is_full && (self.has_told_drops || dropped.unwrap_or(0) > 0);
-        self.told = fill;
-        self.told_at = Some(now);
+        let dropped = fill.dropped_since(&self.reported);
+        let early_dropped = since(fill.early_dropped, self.reported.early_dropped);
+        self.has_reported_drops = self.is_full && (self.has_reported_drops || dropped.unwrap_or(0) > 0);
+        self.reported = fill;
+        self.reported_at = Some(now);
         Some((self.is_full, dropped, early_dropped))
     }
 }
@@ -193,7 +193,7 @@ pub struct ConntrackPoll {
     interval: Duration,
     node: EntityId,
     status: Status,
-    teller: Teller,
+    reporter: FillReporter,
 }
 
 impl ConntrackPoll {
@@ -203,7 +203,7 @@ impl ConntrackPoll {
     }
 
     fn below(root: &Path, interval: Duration, node: EntityId) -> Self {
-        Self { files: Files::below(root), interval, node, status: Status::default(), teller: Teller::default() }
+        Self { files: Files::below(root), interval, node, status: Status::default(), reporter: FillReporter::default() }
     }
 
     /// What it waits for, for `/readyz`.
@@ -254,7 +254,7 @@ impl ConntrackPoll {
         if pass.room_of(Lane::Lethal) == 0 {
             return Ok(());
         }
-        let Some((is_full, dropped, early_dropped)) = self.teller.look(fill, Instant::now()) else {
+        let Some((is_full, dropped, early_dropped)) = self.reporter.look(fill, Instant::now()) else {
             return Ok(());
         };
         let talker = if is_full { self.files.top_talker() } else { None };
@@ -289,8 +289,8 @@ impl ConntrackPoll {
 mod tests {
     use super::*;
     use crate::intake::identity::Identity;
-    use crate::intake::shared::Shared;
-    use crate::outbox::queue::{Queues, Room};
+    use crate::intake::source_context::SourceContext;
+    use crate::outbox::queue::{OpenLanes, Queues};
     use crate::settings::config::Config;
 
     const STAT: &str = "\
@@ -309,42 +309,46 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
         assert_eq!(counters(""), None);
     }
 
-    fn told(fills: &[(u64, u64)]) -> Vec<Option<(bool, u64)>> {
-        let (mut teller, start) = (Teller::default(), Instant::now());
+    fn reports(fills: &[(u64, u64)]) -> Vec<Option<(bool, u64)>> {
+        let (mut reporter, start) = (FillReporter::default(), Instant::now());
         let looks = fills.iter().enumerate().map(|(turn, &(entries, dropped))| {
             let (dropped, early_dropped) = (Some(dropped), Some(0));
             let fill = Fill { entries, entries_max: 100, dropped, early_dropped, insert_failed: 0 };
-            let told = teller.look(fill, start + Duration::from_secs(5) * turn as u32);
-            told.map(|(is_full, dropped, _)| (is_full, dropped.expect("told")))
+            let report = reporter.look(fill, start + Duration::from_secs(5) * turn as u32);
+            report.map(|(is_full, dropped, _)| (is_full, dropped.expect("counted")))
         });
         looks.collect()
     }
 
     #[test]
-    fn a_fill_that_swings_around_the_threshold_is_told_once_and_room_is_told_once() {
-        let looks = told(&[(94, 0), (95, 0), (94, 0), (95, 0), (86, 0), (84, 0), (90, 0), (50, 0)]);
+    fn a_fill_around_the_threshold_is_reported_once() {
+        let looks = reports(&[(94, 0), (95, 0), (94, 0), (95, 0), (86, 0), (84, 0), (90, 0), (50, 0)]);
         let full = Some((true, 0));
         assert_eq!(looks, [None, full, None, None, None, Some((false, 0)), None, None]);
     }
 
     #[test]
-    fn the_first_drops_are_told_at_once_and_later_ones_from_time_to_time() {
+    fn the_first_drops_are_reported_at_once_later_ones_periodically() {
         let mut fills = vec![(96, 7), (99, 7), (100, 9)];
         fills.extend((0..12).map(|turn| (100, 10 + turn)));
-        let looks = told(&fills);
-        assert_eq!(looks[..4], [Some((true, 0)), None, Some((true, 2)), None], "what was dropped before is not told");
+        let looks = reports(&fills);
+        assert_eq!(
+            looks[..4],
+            [Some((true, 0)), None, Some((true, 2)), None],
+            "what was dropped before is not reported"
+        );
         let repeated: Vec<_> = looks[3..].iter().flatten().collect();
         assert_eq!(repeated, [&(true, 6), &(true, 6)], "every 30 s, with all that was dropped in between");
     }
 
     #[test]
-    fn a_table_that_was_full_between_two_looks_is_told() {
-        assert_eq!(told(&[(40, 7), (60, 19), (60, 19)]), [None, Some((true, 12)), Some((false, 0))]);
+    fn a_table_that_was_full_between_looks_is_reported() {
+        assert_eq!(reports(&[(40, 7), (60, 19), (60, 19)]), [None, Some((true, 12)), Some((false, 0))]);
     }
 
     #[test]
-    fn packets_dropped_in_a_table_with_room_or_since_another_was_first_say_nothing_of_room() {
-        assert_eq!(told(&[(10, 7), (12, 19), (12, 30)]), [None; 3], "it had room all the time");
+    fn drops_in_a_table_with_room_report_nothing() {
+        assert_eq!(reports(&[(10, 7), (12, 19), (12, 30)]), [None; 3], "it had room all the time");
         let fill = |dropped, insert_failed| Fill {
             entries: 100,
             entries_max: 100,
@@ -376,12 +380,12 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
 
     fn events_of(root: &Path) -> Vec<Conntrack> {
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let mut intake = Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new()));
         let mut pass = intake.begin();
         ConntrackPoll::below(root, Duration::from_secs(5), 7).look(&mut pass).expect("there is a table");
         pass.finish_all();
-        let bodies = std::iter::from_fn(|| shared.queues.pop(Room::Both));
+        let bodies = std::iter::from_fn(|| context.queues.pop(OpenLanes::Both));
         let events = bodies.flat_map(|(_, body)| body.events.clone());
         events
             .map(|event| match event.body {
@@ -392,10 +396,10 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
     }
 
     #[test]
-    fn a_full_table_names_who_fills_it_and_a_half_full_one_is_not_told() {
+    fn a_full_table_names_its_top_talker() {
         for with_counters in [true, false] {
-            let told = events_of(node(960, with_counters).path());
-            let [table] = told.as_slice() else { panic!("{told:?}") };
+            let events = events_of(node(960, with_counters).path());
+            let [table] = events.as_slice() else { panic!("{events:?}") };
             assert_eq!((table.entries, table.entries_max, table.is_full), (960, 1000, true));
             let address = std::net::Ipv4Addr::new(10, 0, 0, 7).to_ipv6_mapped().octets();
             assert_eq!((table.top_address, table.top_entries, table.looked_at), (address, 6, 8));

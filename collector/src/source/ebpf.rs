@@ -9,7 +9,7 @@ mod missed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::{Kind, RECORD_BYTES_MAX};
+use tapio_probes::record::{RECORD_BYTES_MAX, RecordKind};
 use tapio_probes::{Aggregates, Controls, Counter, LoadConfig, Probes, RunTimes, Shares, counter_index};
 use tapio_ringbuf::{CounterArray, Drained, Poller, Reader, WakeupFlag};
 use tapio_wire::event::Lane;
@@ -151,12 +151,12 @@ impl EbpfSource {
         self.probes.as_ref().map(|probes| probes.verdicts().to_vec()).unwrap_or_default()
     }
 
-    /// What may be changed while it runs; [`None`] once it was told to stop.
+    /// What may be changed while it runs; [`None`] once it was asked to stop.
     pub fn controls(&self) -> Option<Arc<Controls>> {
         self.probes.as_ref().map(Probes::controls)
     }
 
-    /// What the programs cost; [`None`] once it was told to stop.
+    /// What the programs cost; [`None`] once it was asked to stop.
     pub fn run_times(&self) -> Option<RunTimes> {
         self.probes.as_ref().map(Probes::run_times)
     }
@@ -166,7 +166,7 @@ impl EbpfSource {
         Arc::clone(&self.missed)
     }
 
-    /// Drains until told to stop, then detaches the probes and drains what is left.
+    /// Drains until asked to stop, then detaches the probes and drains what is left.
     ///
     /// # Errors
     /// When the ring breaks its layout, which the kernel does not do, or polling fails.
@@ -214,7 +214,7 @@ impl EbpfSource {
             }
         };
         let Drained { records, discarded, more: has_more, .. } = drained;
-        let fetched = self.fetch_sums(&mut pass) | self.tell_floods(&mut pass);
+        let fetched = self.fetch_sums(&mut pass) | self.emit_floods(&mut pass);
         if all || (self.counters_read.elapsed() >= COUNTERS_INTERVAL && (records > 0 || discarded > 0 || fetched)) {
             self.state_counters(pass.books());
         } else if records > 0 || discarded > 0 || fetched {
@@ -285,7 +285,7 @@ impl EbpfSource {
     }
 
     /// Emits an event for each cgroup whose records were dropped for its rate; looks about once a second.
-    fn tell_floods(&mut self, pass: &mut Pass<'_>) -> bool {
+    fn emit_floods(&mut self, pass: &mut Pass<'_>) -> bool {
         let (read, limited) = self.shares_read;
         let is_due = read.elapsed() >= FLOODS_INTERVAL && (self.limited > limited || self.shares.has_floods());
         let room = pass.room_of(Lane::Lethal);
@@ -319,7 +319,7 @@ impl EbpfSource {
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);
         let mut limited = 0;
         for cpu in 0..self.cpus {
-            for kind in Kind::ALL {
+            for kind in RecordKind::ALL {
                 let lost = self.counters.get(counter_index(cpu, kind, Counter::Dropped));
                 dropped += lost;
                 lethal_dropped += if kind.is_lethal() { lost } else { 0 };
@@ -347,7 +347,7 @@ impl EbpfSource {
     }
 
     /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
-    /// cannot tell when.
+    /// cannot know when.
     fn wait_for_room(&self) {
         std::thread::sleep(self.nap.shortest());
     }

@@ -5,6 +5,7 @@
 //! no room, or comes too often, is dropped before it becomes an event, and counted in a metric.
 
 mod counters;
+mod emit;
 mod full_mount;
 mod lasting;
 mod log;
@@ -15,7 +16,6 @@ mod read;
 mod sample;
 mod sender;
 mod tasks;
-mod tell;
 mod watch;
 
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ use crate::intake::requests::{self, Evidence, EvidenceCounts, Request};
 use full_mount::full_mount;
 use log::Logs;
 use read::{Mounts, Reading};
-use watch::{Told, Watch};
+use watch::{LiveReport, Watch};
 
 /// Readings at once, and then a second.
 const READINGS_BURST: u32 = 50;
@@ -104,12 +104,12 @@ impl EvidenceReader {
         let mut pass = intake.begin();
         loop {
             let now = Instant::now();
-            let mut told = Vec::new();
+            let mut reports = Vec::new();
             if self.watch.has_work(now) {
-                self.watch.work(now, &self.mounts, &mut told);
+                self.watch.work(now, &self.mounts, &mut reports);
             }
-            self.tell_watched(now, told, &mut pass);
-            self.tell_logs(now, &mut pass);
+            self.emit_watched(now, reports, &mut pass);
+            self.emit_logs(now, &mut pass);
             let pause = match self.watch.has_work(now) {
                 true => Duration::ZERO,
                 false => self.logs.pause(now).unwrap_or(Duration::MAX).min(pass.sleep_limit()),
@@ -121,7 +121,7 @@ impl EvidenceReader {
             }
             pass.renew();
         }
-        self.tell_logs(Instant::now() + log::NAMED_MAX, &mut pass);
+        self.emit_logs(Instant::now() + log::NAMED_MAX, &mut pass);
         pass.finish();
         while let Some(pause) = intake.hand_on() {
             std::thread::sleep(pause);
@@ -166,12 +166,12 @@ impl EvidenceReader {
         };
         let full_mount = request.is_bus_error.then(|| full_mount(mounted_for(request.pid, &readings))).flatten();
         for (level, reading) in readings.iter().enumerate() {
-            tell::wait_for_room(pass);
-            tell::observation(pass, request, reading, process.as_ref().filter(|_| level == 0));
+            emit::wait_for_room(pass);
+            emit::observation(pass, request, reading, process.as_ref().filter(|_| level == 0));
             let is_full = request.full_height == Some(reading.height) && reading.height > 0;
             if level == 0 || is_full {
                 let difference = self.watch.difference(now, &reading.path, reading.into());
-                tell::cgroup_use(
+                emit::cgroup_use(
                     pass,
                     request,
                     reading,
@@ -188,32 +188,32 @@ impl EvidenceReader {
                     let memory_kib = u32::try_from(reading.memory_usage_bytes >> 10).unwrap_or(u32::MAX);
                     samples.points.push(Point { memory_kib: memory_kib.max(last.memory_kib), ..last });
                 }
-                tell::wait_for_room(pass);
-                tell::curve(pass, |_, _| (request.entity, request.pid), &reading.path, samples);
+                emit::wait_for_room(pass);
+                emit::curve(pass, |_, _| (request.entity, request.pid), &reading.path, samples);
             }
         }
     }
 
-    fn tell_logs(&mut self, now: Instant, pass: &mut Pass<'_>) {
+    fn emit_logs(&mut self, now: Instant, pass: &mut Pass<'_>) {
         while let Some(said) = self.logs.next(now) {
-            tell::wait_for_room(pass);
-            tell::log_lines(pass, said);
+            emit::wait_for_room(pass);
+            emit::log_lines(pass, said);
         }
     }
 
-    fn tell_watched(&self, now: Instant, told: Vec<Told>, pass: &mut Pass<'_>) {
-        for told in told {
-            tell::wait_for_room(pass);
-            match told {
-                Told::Curve { path } => {
+    fn emit_watched(&self, now: Instant, reports: Vec<LiveReport>, pass: &mut Pass<'_>) {
+        for report in reports {
+            emit::wait_for_room(pass);
+            match report {
+                LiveReport::Curve { path } => {
                     if let Some(samples) = self.watch.curve(&path) {
                         let whose = |batch: &mut Batch, identity: &mut Identity| {
                             (identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities), 0)
                         };
-                        tell::curve(pass, whose, &path, samples);
+                        emit::curve(pass, whose, &path, samples);
                     }
                 }
-                Told::Trouble(trouble) => tell::trouble(pass, now, self.node, &trouble),
+                LiveReport::Trouble(trouble) => emit::trouble(pass, now, self.node, &trouble),
             }
         }
     }
@@ -239,8 +239,8 @@ mod tests {
     use super::*;
     use crate::intake::identity::directory::{ContainerNames, PodNames};
     use crate::intake::requests::REQUESTS_MAX;
-    use crate::intake::shared::Shared;
-    use crate::outbox::queue::{Queues, Room};
+    use crate::intake::source_context::SourceContext;
+    use crate::outbox::queue::{OpenLanes, Queues};
     use crate::settings::config::{Config, WATCH_INTERVAL};
 
     fn options() -> Options {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_of_a_container_are_told_where_they_are_asked_for_without_secrets() {
+    fn a_containers_last_lines_are_reported_redacted_when_asked_for() {
         let names = PodNames {
             uid: "u1".into(),
             namespace: "shop".into(),
@@ -291,7 +291,7 @@ mod tests {
         };
         let directory = Arc::<Directory>::default();
         let container = ContainerNames { id: "0123456789ab".into(), name: "web".into(), image: "".into() };
-        directory.tell(names, vec![container], Instant::now());
+        directory.update(names, vec![container], Instant::now());
         let folder = tempfile::tempdir().expect("a folder");
         let of_web = folder.path().join("shop_web-1_u1/web");
         std::fs::create_dir_all(&of_web).expect("made");
@@ -300,7 +300,7 @@ mod tests {
 
         let lines_for = |log_lines, status, role: Role| {
             let (queues, _parker) = Queues::new(64);
-            let shared = Shared::for_config(&Config::default(), queues);
+            let context = SourceContext::for_config(&Config::default(), queues);
             let directory = Arc::clone(&directory);
             let (evidence, reader) =
                 channel(Options { log_lines, log_dir: folder.path().into(), directory, ..options() });
@@ -311,9 +311,9 @@ mod tests {
             }
             evidence.ask(&event, 3, 0, &Identity::new(Vec::new()));
             drop(evidence);
-            reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));
-            let bodies = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body);
-            let told = bodies.flat_map(|body| {
+            reader.run(Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new())));
+            let bodies = std::iter::from_fn(|| context.queues.pop(OpenLanes::Both)).map(|(_, body)| body);
+            let lines = bodies.flat_map(|body| {
                 let of = |event: &Event| match &event.body {
                     Detail::LogLines(log) => {
                         Some(log.lines.iter().map(|line| body.names[*line as usize].clone()).collect::<Vec<_>>())
@@ -322,7 +322,7 @@ mod tests {
                 };
                 body.events.iter().filter_map(of).flatten().collect::<Vec<_>>()
             });
-            told.collect::<Vec<_>>()
+            lines.collect::<Vec<_>>()
         };
         assert_eq!(lines_for(9, 1 << 8, Role::First), ["no such table, password [redacted]"]);
         assert_eq!(lines_for(9, 9, Role::First).len(), 1);
@@ -332,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn many_deaths_in_one_cgroup_are_one_reading_and_in_many_cgroups_a_bounded_number() {
+    fn readings_are_one_per_cgroup_and_bounded() {
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
+        let context = SourceContext::for_config(&Config::default(), queues);
         let (evidence, reader) = channel(options());
         let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));
         for _ in 0..20 {
@@ -344,12 +344,12 @@ mod tests {
             evidence.ask(&death(9), 10 + cgroup, 0, &identity);
         }
         drop(evidence);
-        reader.run(Intake::new(shared.clone(), Source::Collector, Identity::new(Vec::new())));
+        reader.run(Intake::new(context.clone(), Source::Collector, Identity::new(Vec::new())));
         assert_eq!(counts.coalesced(), 19);
         let (readings, limited) = (counts.readings().0, counts.dropped()[1].1);
         assert_eq!(readings + limited, 101);
         assert!(readings >= u64::from(READINGS_BURST), "{readings}");
-        while let Some((lane, body)) = shared.queues.pop(Room::Both) {
+        while let Some((lane, body)) = context.queues.pop(OpenLanes::Both) {
             assert_eq!(lane, Lane::Lethal);
             // 7 is the node, whose disks it reports at first.
             assert!(

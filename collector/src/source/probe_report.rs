@@ -2,18 +2,18 @@
 //!
 //! All that run on one line, since lines of one place are limited; what does not run on lines of their own, with the reason.
 
-use tapio_probes::{State, Verdict};
+use tapio_probes::{ProgramState, Verdict};
 
 use crate::base::status::Status;
 
 /// Logs the verdicts; the status names the probes that were wanted and do not run.
 pub fn report(verdicts: &[Verdict]) -> Status {
-    let attached = names(verdicts, |state| *state == State::Attached);
-    let disabled = names(verdicts, |state| *state == State::Disabled);
+    let attached = names(verdicts, |state| *state == ProgramState::Attached);
+    let disabled = names(verdicts, |state| *state == ProgramState::Disabled);
     tracing::info!(attached, disabled, "probes");
     let mut off = Vec::new();
     for verdict in verdicts {
-        let (State::NotOnThisKernel(reason) | State::Refused(reason)) = &verdict.state else { continue };
+        let (ProgramState::NotOnThisKernel(reason) | ProgramState::Refused(reason)) = &verdict.state else { continue };
         tracing::warn!(program = verdict.program, hook = verdict.hook, lane = verdict.lane, reason, "a probe is off");
         off.push(format!("{} ({reason})", verdict.program));
     }
@@ -24,7 +24,7 @@ pub fn report(verdicts: &[Verdict]) -> Status {
     status
 }
 
-fn names(verdicts: &[Verdict], is_meant: impl Fn(&State) -> bool) -> String {
+fn names(verdicts: &[Verdict], is_meant: impl Fn(&ProgramState) -> bool) -> String {
     let meant = verdicts.iter().filter(|verdict| is_meant(&verdict.state));
     meant.map(|verdict| verdict.program).collect::<Vec<_>>().join(", ")
 }
@@ -33,16 +33,16 @@ fn names(verdicts: &[Verdict], is_meant: impl Fn(&State) -> bool) -> String {
 mod tests {
     use super::*;
 
-    fn verdict(program: &'static str, state: State) -> Verdict {
+    fn verdict(program: &'static str, state: ProgramState) -> Verdict {
         Verdict { program, hook: "hook", lane: "bulk", produces: &[], state }
     }
 
     #[test]
-    fn only_what_was_wanted_and_does_not_run_is_told() {
-        let mut verdicts = vec![verdict("one", State::Attached), verdict("two", State::Disabled)];
+    fn only_wanted_probes_that_do_not_run_are_reported() {
+        let mut verdicts = vec![verdict("one", ProgramState::Attached), verdict("two", ProgramState::Disabled)];
         assert_eq!(report(&verdicts).get(), None);
-        verdicts.push(verdict("three", State::Refused("not permitted".into())));
-        verdicts.push(verdict("four", State::NotOnThisKernel("no such tracepoint".into())));
+        verdicts.push(verdict("three", ProgramState::Refused("not permitted".into())));
+        verdicts.push(verdict("four", ProgramState::NotOnThisKernel("no such tracepoint".into())));
         assert_eq!(
             report(&verdicts).get().as_deref(),
             Some("running without three (not permitted), four (no such tracepoint)")

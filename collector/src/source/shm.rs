@@ -149,7 +149,7 @@ impl ShmSource {
         })
     }
 
-    /// Drains until told to stop, then drains what is left.
+    /// Drains until asked to stop, then drains what is left.
     ///
     /// # Errors
     /// When polling fails.
@@ -377,7 +377,7 @@ impl Acceptor {
                 Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "a connection for a ring could not be accepted");
-                    // It stays pending, for want of descriptors as a rule: nothing tells when there are some again.
+                    // It stays pending, for want of descriptors as a rule: nothing says when there are some again.
                     std::thread::sleep(Duration::from_millis(100));
                     continue;
                 }

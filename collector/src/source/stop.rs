@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tapio_ringbuf::EventFd;
 
-/// Tells a source to end, and wakes it.
+/// Asks a source to end, and wakes it.
 pub struct Stop {
     is_set: AtomicBool,
     eventfd: EventFd,

@@ -1,4 +1,4 @@
-//! What the tests of the Kubernetes source share: an API server of the test's own that answers as it is told to, and the real
+//! What the tests of the Kubernetes source share: an API server of the test's own that answers as the test wants, and the real
 //! source that talks to it.
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
 use tapio_collector::intake::identity::directory::Directory;
-use tapio_collector::intake::shared::Shared;
-use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::intake::source_context::SourceContext;
+use tapio_collector::outbox::queue::{OpenLanes, Queues};
 use tapio_collector::settings::config::{Config, K8sSection};
 use tapio_collector::source::kube::{KubeSource, KubeState};
 use tapio_wire::event::{Body as Frame, Detail, Event, Name, Source};
@@ -169,14 +169,14 @@ async fn answer(State(shop): State<Arc<Shop>>, request: Request<Body>) -> Respon
 
 /// The real source, with queues that the test empties.
 pub struct Rig {
-    shared: Shared,
+    context: SourceContext,
     _parker: crossbeam::sync::Parker,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
     pub directory: Arc<Directory>,
     pub state: Arc<KubeState>,
-    /// What was told, as text.
-    pub told: Vec<String>,
+    /// The events, as text.
+    pub event_texts: Vec<String>,
     /// Names by entity, as described last.
     pub names: HashMap<u64, String>,
     pub events: u64,
@@ -193,32 +193,32 @@ impl Rig {
         let mut config = Config::default();
         config.grpc.max_batch_size = 256;
         let (queues, parker) = Queues::new(8);
-        let shared = Shared::for_config(&config, queues);
-        let directory = Arc::clone(&shared.directory);
+        let context = SourceContext::for_config(&config, queues);
+        let directory = Arc::clone(&context.directory);
         let state = Arc::new(KubeState::default());
         let opened = KubeSource::open(section, node, Arc::clone(&directory), Arc::clone(&state));
         let source = api.runtime.block_on(opened).expect("a kubeconfig");
-        let intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let (stop, stopped) = watch::channel(false);
         let runtime = api.runtime.handle().clone();
         let thread = std::thread::spawn(move || runtime.block_on(source.run(intake, stopped)));
         Self {
-            shared,
+            context,
             _parker: parker,
             stop,
             thread: Some(thread),
             directory,
             state,
-            told: Vec::new(),
+            event_texts: Vec::new(),
             names: HashMap::new(),
             events: 0,
             keeps_text: true,
         }
     }
 
-    /// A stream to a server is opened, as the shipper tells it.
+    /// A stream to a server is opened, as the shipper announces it.
     pub fn stream(&self) {
-        self.shared.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.context.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Only counts from now on.
@@ -229,7 +229,7 @@ impl Rig {
     /// Takes what there is.
     pub fn take(&mut self) -> usize {
         let mut taken = 0;
-        while let Some((_, body)) = self.shared.queues.pop(Room::Both) {
+        while let Some((_, body)) = self.context.queues.pop(OpenLanes::Both) {
             taken += body.events.len();
             self.events += body.events.len() as u64;
             if self.keeps_text {
@@ -237,10 +237,10 @@ impl Rig {
                     self.names.insert(entity.id, entity.name.clone());
                 }
                 for event in &body.events {
-                    self.told.push(text(&body, event, &self.names));
+                    self.event_texts.push(text(&body, event, &self.names));
                 }
             }
-            self.shared.queues.recycle(body);
+            self.context.queues.recycle(body);
         }
         taken
     }
@@ -253,19 +253,19 @@ impl Rig {
             if wanted(self) {
                 return;
             }
-            assert!(Instant::now() < deadline, "no {what} within {LIMIT:?}; told: {:#?}", self.told);
+            assert!(Instant::now() < deadline, "no {what} within {LIMIT:?}; events: {:#?}", self.event_texts);
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// Takes until something was told that contains all of `parts`.
-    pub fn until_told(&mut self, parts: &[&str]) {
+    /// Takes events until one contains all of `parts`.
+    pub fn until_event(&mut self, parts: &[&str]) {
         self.until(&format!("{parts:?}"), |rig| rig.count(parts) > 0);
     }
 
-    /// How often something was told that contains all of `parts`.
+    /// How many events contain all of `parts`.
     pub fn count(&self, parts: &[&str]) -> usize {
-        self.told.iter().filter(|told| parts.iter().all(|part| told.contains(part))).count()
+        self.event_texts.iter().filter(|event| parts.iter().all(|part| event.contains(part))).count()
     }
 
     /// Ends the source and takes the rest.

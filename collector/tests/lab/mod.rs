@@ -14,8 +14,8 @@ use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
 use tapio_collector::intake::identity::exclusion::Exclusion;
 use tapio_collector::intake::requests::Evidence;
-use tapio_collector::intake::shared::Shared;
-use tapio_collector::outbox::queue::{Queues, Room};
+use tapio_collector::intake::source_context::SourceContext;
+use tapio_collector::outbox::queue::{OpenLanes, Queues};
 use tapio_collector::settings::config::Config;
 use tapio_collector::source::ebpf::EbpfSource;
 use tapio_collector::source::stop::Stop;
@@ -127,7 +127,7 @@ impl Seen {
 
 /// What sources share, and what came out of their queues.
 pub struct Lab {
-    pub shared: Shared,
+    pub context: SourceContext,
     pub seen: Vec<Seen>,
     pub entities: HashMap<EntityId, Entity>,
 }
@@ -141,7 +141,7 @@ impl Lab {
     pub fn with(mut config: Config) -> Self {
         config.collector.max_events_per_sec = 0;
         let (queues, _parker) = Queues::new(4096);
-        Self { shared: Shared::for_config(&config, queues), seen: Vec::new(), entities: HashMap::new() }
+        Self { context: SourceContext::for_config(&config, queues), seen: Vec::new(), entities: HashMap::new() }
     }
 
     fn take(&mut self, body: Body) {
@@ -151,7 +151,7 @@ impl Lab {
     }
 
     pub fn drain(&mut self) {
-        while let Some((_, body)) = self.shared.queues.pop(Room::Both) {
+        while let Some((_, body)) = self.context.queues.pop(OpenLanes::Both) {
             self.take(body);
         }
     }
@@ -190,7 +190,7 @@ impl Lab {
     pub fn assert_books_close(&mut self, source: Source) {
         self.drain();
         let arrived = self.seen.iter().filter(|seen| seen.event.source == source).count() as u64;
-        let ledger = Books::snapshot(&self.shared.books, &[0; SOURCES]);
+        let ledger = Books::snapshot(&self.context.books, &[0; SOURCES]);
         let account = ledger.account(source);
         assert_eq!(account.emitted, arrived + account.dropped.iter().flatten().sum::<u64>(), "{account:?}");
     }
@@ -204,19 +204,19 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub fn start(shared: &Shared) -> Self {
-        Self::start_with(shared, None)
+    pub fn start(context: &SourceContext) -> Self {
+        Self::start_with(context, None)
     }
 
-    pub fn start_with(shared: &Shared, evidence: Option<Evidence>) -> Self {
+    pub fn start_with(context: &SourceContext, evidence: Option<Evidence>) -> Self {
         let stop = Arc::new(Stop::new().expect("an eventfd"));
         let load = LoadConfig { own_pid: Some(std::process::id()), ..LoadConfig::default() };
         let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_secs(10), Arc::clone(&stop))
             .expect("the probes load");
         let controls = source.controls().expect("it was not stopped");
-        let exclusion = shared.directory.excludes().then(|| Exclusion::new(Arc::clone(&controls)));
-        let identity = Identity::of_this_machine(Arc::clone(&shared.directory)).with_exclusion(exclusion);
-        let intake = Intake::new(shared.clone(), Source::Ebpf, identity).with_evidence(evidence);
+        let exclusion = context.directory.excludes().then(|| Exclusion::new(Arc::clone(&controls)));
+        let identity = Identity::of_this_machine(Arc::clone(&context.directory)).with_exclusion(exclusion);
+        let intake = Intake::new(context.clone(), Source::Ebpf, identity).with_evidence(evidence);
         let thread = std::thread::spawn(move || source.run(intake).expect("the rings are sound"));
         Self { stop, thread: Some(thread), controls }
     }

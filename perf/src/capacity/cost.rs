@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn one_run_has_no_idle_part_and_no_line_goes_below_zero() {
+    fn one_run_has_no_idle_part_or_negative_line() {
         let line = Line::through(&[(1000.0, 2e6)]);
         assert_eq!((line.idle, line.event), (0.0, 2000.0));
         let line = Line::through(&[(10.0, 0.0), (20.0, 100.0)]);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_servers_the_nodes_and_the_events_is_told_apart() {
+    fn costs_of_server_nodes_and_events_are_separated() {
         let true_line = ServerLine { idle: 2e7, node: 3e6, event: 250.0 };
         let runs = [(1.0, 2e3), (1.0, 2e4), (1.0, 1e5), (4.0, 8e3)];
         let found = ServerLine::through(&runs.map(|(nodes, rate)| [nodes, rate, true_line.at(nodes, rate)]));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_tell_nothing_are_refused_with_the_reason() {
+    fn runs_without_information_are_refused_with_the_reason() {
         for (change, word) in [
             ((|run| run.events_archived = 0) as fn(&mut Measured), "archived nothing"),
             (|run| run.ledger_closes = false, "ledger"),

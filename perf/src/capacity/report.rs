@@ -89,7 +89,7 @@ mod tests {
     use super::days;
 
     #[test]
-    fn times_are_told_in_a_fitting_unit() {
+    fn times_are_shown_in_a_fitting_unit() {
         assert_eq!((days(86_400).as_str(), days(7 * 86_400).as_str()), ("24 hours", "7 days"));
     }
 }

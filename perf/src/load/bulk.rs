@@ -1,6 +1,6 @@
 //! The bulk part of the mixed profile: one record of a kind, with values as they occur.
 
-use tapio_probes::record::{BlockIo, Dns, Kind, PacketDrop, Reclaim, RunQueue, SyscallError, Tcp};
+use tapio_probes::record::{BlockIo, Dns, PacketDrop, Reclaim, RecordKind, RunQueue, SyscallError, Tcp};
 use zerocopy::IntoBytes;
 
 use super::pool::Pool;
@@ -8,21 +8,21 @@ use super::profile::{Profile, ipv4};
 
 impl Profile {
     /// Appends a record of a bulk kind, about a container.
-    pub(super) fn one(&mut self, kind: Kind, pool: &mut Pool) {
+    pub(super) fn one(&mut self, kind: RecordKind, pool: &mut Pool) {
         let container = self.draw();
         match kind {
-            Kind::Tcp => pool.push(self.tcp(container).as_bytes()),
-            Kind::Dns => pool.push(self.dns(container).as_bytes()),
-            Kind::BlockIo => pool.push(self.block_io(container).as_bytes()),
-            Kind::Reclaim => pool.push(self.reclaim(container).as_bytes()),
-            Kind::SyscallError => pool.push(self.syscall_error(container).as_bytes()),
-            Kind::RunQueue => pool.push(self.run_queue(container).as_bytes()),
+            RecordKind::Tcp => pool.push(self.tcp(container).as_bytes()),
+            RecordKind::Dns => pool.push(self.dns(container).as_bytes()),
+            RecordKind::BlockIo => pool.push(self.block_io(container).as_bytes()),
+            RecordKind::Reclaim => pool.push(self.reclaim(container).as_bytes()),
+            RecordKind::SyscallError => pool.push(self.syscall_error(container).as_bytes()),
+            RecordKind::RunQueue => pool.push(self.run_queue(container).as_bytes()),
             _ => pool.push(self.packet_drop(container).as_bytes()),
         }
     }
 
     fn tcp(&mut self, container: usize) -> Tcp {
-        let header = self.header::<Tcp>(Kind::Tcp, container);
+        let header = self.header::<Tcp>(RecordKind::Tcp, container);
         let random = &mut self.random;
         let change = random.weighted(&[(1, 400), (4, 450), (5, 80), (2, 20), (3, 5), (6, 15), (7, 15), (8, 15)]);
         let service = self.services.draw(random) as u8;
@@ -43,7 +43,7 @@ impl Profile {
     }
 
     fn dns(&mut self, container: usize) -> Dns {
-        let header = self.header::<Dns>(Kind::Dns, container);
+        let header = self.header::<Dns>(RecordKind::Dns, container);
         let service = self.services.draw(&mut self.random);
         let random = &mut self.random;
         let rcode = random.weighted(&[(0, 70), (3, 22), (2, 5), (255, 3)]);
@@ -62,7 +62,7 @@ impl Profile {
     }
 
     fn block_io(&mut self, container: usize) -> BlockIo {
-        let header = self.header::<BlockIo>(Kind::BlockIo, container);
+        let header = self.header::<BlockIo>(RecordKind::BlockIo, container);
         let random = &mut self.random;
         BlockIo {
             header,
@@ -76,7 +76,7 @@ impl Profile {
     }
 
     fn reclaim(&mut self, container: usize) -> Reclaim {
-        let header = self.header::<Reclaim>(Kind::Reclaim, container);
+        let header = self.header::<Reclaim>(RecordKind::Reclaim, container);
         let random = &mut self.random;
         Reclaim {
             header,
@@ -88,7 +88,7 @@ impl Profile {
     }
 
     fn syscall_error(&mut self, container: usize) -> SyscallError {
-        let header = self.header::<SyscallError>(Kind::SyscallError, container);
+        let header = self.header::<SyscallError>(RecordKind::SyscallError, container);
         let random = &mut self.random;
         // openat ENOENT, read EAGAIN, sendto ECONNRESET, recvfrom EAGAIN, connect ECONNREFUSED, access ENOENT
         let (syscall, errno) = random.weighted(&[
@@ -104,13 +104,13 @@ impl Profile {
 
     fn run_queue(&mut self, container: usize) -> RunQueue {
         RunQueue {
-            header: self.header::<RunQueue>(Kind::RunQueue, container),
+            header: self.header::<RunQueue>(RecordKind::RunQueue, container),
             wait_ns: self.random.log_uniform(1_000_000, 500_000_000),
         }
     }
 
     fn packet_drop(&mut self, container: usize) -> PacketDrop {
-        let header = self.header::<PacketDrop>(Kind::PacketDrop, container);
+        let header = self.header::<PacketDrop>(RecordKind::PacketDrop, container);
         PacketDrop {
             header,
             reason: self.random.weighted(&[(3, 5), (6, 3), (8, 2), (16, 1), (77, 1)]),

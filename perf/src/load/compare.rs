@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_compared_so_that_one_odd_run_does_not_count() {
+    fn one_odd_run_does_not_change_the_comparison() {
         let mut comparison = Comparison {
             without_log: vec![report(10, 100), report(12, 90_000), report(11, 110)],
             with_log: vec![report(22, 55), report(20, 60), report(24, 50)],

@@ -12,7 +12,7 @@
 //! | 2 | 2 | the kernel sends SIGSEGV, as for a fault |
 //! | 3 | 3 | the container's memory limit: the kernel sends SIGKILL, and says whom it chose and why |
 
-use tapio_probes::record::{Cgroup, Exit, Header, Kind, Oom, Signal, comm};
+use tapio_probes::record::{Cgroup, Exit, Header, Oom, RecordKind, Signal, comm};
 use zerocopy::IntoBytes;
 
 use super::pool::{MORTALS_FIRST, Pool};
@@ -56,7 +56,7 @@ impl Profile {
             (OUTSIDE_CGROUP, "/user.slice/user-0.slice/session-1.scope"),
         ] {
             let header = Header {
-                kind: Kind::CgroupMkdir as u16,
+                kind: RecordKind::CgroupMkdir as u16,
                 size: size_of::<Cgroup>() as u16,
                 cpu: 0,
                 time_ns: 0,
@@ -79,7 +79,7 @@ impl Profile {
         let comm_text = self.containers[container].comm;
         // One in four leads its container.
         let ns_pid = if self.random.below(4) == 0 { 1 } else { 20 + self.random.below(30_000) as u32 };
-        let header = Header { pid, tid: pid, ..self.header::<Signal>(Kind::Signal, container) };
+        let header = Header { pid, tid: pid, ..self.header::<Signal>(RecordKind::Signal, container) };
         let death = self.random.weighted(&DEATHS);
         let (signal, sender, status) = match death {
             Death::Terminated => {
@@ -123,7 +123,7 @@ impl Profile {
             pool.push_mortal(self.out_of_memory(container, header, ns_pid).as_bytes());
         }
         let exit = Exit {
-            header: Header { kind: Kind::Exit as u16, size: size_of::<Exit>() as u16, ..header },
+            header: Header { kind: RecordKind::Exit as u16, size: size_of::<Exit>() as u16, ..header },
             parent_pid: first_pid,
             ns_pid,
             ns_level: 1,
@@ -144,7 +144,7 @@ impl Profile {
         let mut limit_name = [0; 128];
         limit_name[..scope.len()].copy_from_slice(scope.as_bytes());
         Oom {
-            header: Header { kind: Kind::Oom as u16, size: size_of::<Oom>() as u16, ..of },
+            header: Header { kind: RecordKind::Oom as u16, size: size_of::<Oom>() as u16, ..of },
             ns_pid,
             ns_level: 1,
             allocator_pid: allocator,
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_records_as_were_asked_for_make_clues_and_the_rest_is_the_mixed_profile() {
+    fn clues_take_their_share_of_the_mixed_profile() {
         for share in [0.02, 0.5, 0.9] {
             let pool = Profile::new(1, 100).pool(POOL_RECORDS, share);
             let clues = (0..POOL_RECORDS).filter(|&index| is_mortal(pool.record(index))).count();
@@ -199,17 +199,24 @@ mod tests {
     }
 
     #[test]
-    fn each_death_is_told_from_its_cause_to_its_end() {
+    fn each_death_has_records_from_cause_to_end() {
         let pool = Profile::new(7, 50).pool(POOL_RECORDS, 0.5);
-        let mut told: HashMap<u32, Vec<Kind>> = HashMap::new();
+        let mut kinds_by_pid: HashMap<u32, Vec<RecordKind>> = HashMap::new();
         for index in (0..pool.len()).filter(|&index| is_mortal(pool.record(index))) {
             let header = header(pool.record(index));
-            told.entry(header.pid).or_default().push(Kind::from_u16(header.kind).expect("a known kind"));
+            kinds_by_pid.entry(header.pid).or_default().push(RecordKind::from_u16(header.kind).expect("a known kind"));
         }
-        let ooms = told.values().filter(|kinds| **kinds == [Kind::Signal, Kind::Oom, Kind::Exit]).count();
-        let others = told.values().filter(|kinds| **kinds == [Kind::Signal, Kind::Exit]).count();
-        assert_eq!(ooms + others, told.len());
-        assert!(ooms * 10 > told.len() * 2 && ooms * 10 < told.len() * 4, "{ooms} of {}", told.len());
+        let ooms = kinds_by_pid
+            .values()
+            .filter(|kinds| **kinds == [RecordKind::Signal, RecordKind::Oom, RecordKind::Exit])
+            .count();
+        let others = kinds_by_pid.values().filter(|kinds| **kinds == [RecordKind::Signal, RecordKind::Exit]).count();
+        assert_eq!(ooms + others, kinds_by_pid.len());
+        assert!(
+            ooms * 10 > kinds_by_pid.len() * 2 && ooms * 10 < kinds_by_pid.len() * 4,
+            "{ooms} of {}",
+            kinds_by_pid.len()
+        );
     }
 
     #[test]

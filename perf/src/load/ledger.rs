@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn it_closes_over_all_servers_that_have_a_part_of_it() {
+    fn it_closes_over_all_servers_with_a_part() {
         let mut parts = status(vec![vec![source("shm", 60, 0, 1)]]);
         parts.nodes.extend(status(vec![vec![source("shm", 39, 0, 0)]]).nodes);
         let ledger = NodeLedger::new("n", 100, &parts);

@@ -169,8 +169,8 @@ impl LogWatch {
         })
     }
 
-    /// Tells each server's part.
-    pub fn tell(self, shares: &mut [ServerShare]) {
+    /// Adds each server's part.
+    pub fn add_to(self, shares: &mut [ServerShare]) {
         for (reader, share) in self.readers.into_iter().zip(shares) {
             let (first, last) = (reader.first, reader.last);
             share.log = Some(ReaderShare {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_is_behind_by_what_the_log_has_and_it_has_not_read() {
+    fn a_reader_is_behind_by_its_unread_messages() {
         // It had read 7 facts besides the 10 messages of the log; at the first look one of these was on its way.
         let look = |read| Reading { read, rebuilds: 1, ..Reading::default() };
         let mut reader = Reader::new(&[look(16), look(17)], &[10, 10]);

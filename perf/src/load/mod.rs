@@ -193,7 +193,7 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport, Error> {
         let findings = log.as_mut().map(|log| servers.agree(log)).transpose()?;
         let mut shares = servers.shares(&report.ledger, report.duration_s, (&usage_before.0, &usage_after.0))?;
         if let Some(log) = log {
-            log.tell(&mut shares);
+            log.add_to(&mut shares);
         }
         report.ledger_closes &= shares.iter().all(|share| share.ledger_closes);
         report.cluster = Some(ClusterReport { servers: shares, log: nats_cost, findings });

@@ -1,6 +1,6 @@
 //! Records that are prepared once and played many times.
 
-use tapio_probes::record::{Exit, Header, Kind};
+use tapio_probes::record::{Exit, Header, RecordKind};
 use zerocopy::FromBytes;
 
 /// Where a record's time is, and its process.
@@ -26,10 +26,10 @@ pub struct Pool {
 
 /// Whether a record is of a death, or of a cause of one.
 fn is_urgent(record: &[u8]) -> bool {
-    let kind = Header::read_from_prefix(record).ok().and_then(|(header, _)| Kind::from_u16(header.kind));
+    let kind = Header::read_from_prefix(record).ok().and_then(|(header, _)| RecordKind::from_u16(header.kind));
     match kind {
-        Some(Kind::Oom | Kind::Signal | Kind::SignalDelivered) => true,
-        Some(Kind::Exit) => Exit::read_from_bytes(record).is_ok_and(|exit| exit.status != 0),
+        Some(RecordKind::Oom | RecordKind::Signal | RecordKind::SignalDelivered) => true,
+        Some(RecordKind::Exit) => Exit::read_from_bytes(record).is_ok_and(|exit| exit.status != 0),
         _ => false,
     }
 }

@@ -17,7 +17,7 @@
 //! | 30 | packet_drop | by socket filter, no socket, … |
 //! | 30 | lethal | 12 processes that start and end (24), 2 that end by SIGTERM (4), 1 cgroup that comes and goes (2) |
 
-use tapio_probes::record::{CGROUP_PATH_BYTES, Cgroup, Exec, Exit, Header, Kind, Signal, comm};
+use tapio_probes::record::{CGROUP_PATH_BYTES, Cgroup, Exec, Exit, Header, RecordKind, Signal, comm};
 use zerocopy::IntoBytes;
 
 use super::pool::Pool;
@@ -29,7 +29,7 @@ pub const POOL_RECORDS: usize = 16_384;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
-    One(Kind),
+    One(RecordKind),
     /// A process starts, and ends soon.
     Process,
     /// A process gets SIGTERM, and ends.
@@ -41,13 +41,13 @@ enum Choice {
 /// Weights of 10,000 events; those that bring forth two events stand for twice their weight. At 40,000 events a second on a
 /// node this ends some 20 processes a second, as on a node in the middle of a rollout.
 const MIXED: [(Choice, u32); 10] = [
-    (Choice::One(Kind::Tcp), 5500),
-    (Choice::One(Kind::Dns), 1000),
-    (Choice::One(Kind::BlockIo), 800),
-    (Choice::One(Kind::Reclaim), 800),
-    (Choice::One(Kind::SyscallError), 800),
-    (Choice::One(Kind::RunQueue), 500),
-    (Choice::One(Kind::PacketDrop), 300),
+    (Choice::One(RecordKind::Tcp), 5500),
+    (Choice::One(RecordKind::Dns), 1000),
+    (Choice::One(RecordKind::BlockIo), 800),
+    (Choice::One(RecordKind::Reclaim), 800),
+    (Choice::One(RecordKind::SyscallError), 800),
+    (Choice::One(RecordKind::RunQueue), 500),
+    (Choice::One(RecordKind::PacketDrop), 300),
     (Choice::Process, 140),
     (Choice::Termination, 5),
     (Choice::ShortContainer, 5),
@@ -128,7 +128,7 @@ impl Profile {
         let mut pool = Pool::default();
         for container in &self.containers {
             let header = Header {
-                kind: Kind::CgroupMkdir as u16,
+                kind: RecordKind::CgroupMkdir as u16,
                 size: size_of::<Cgroup>() as u16,
                 cpu: 0,
                 time_ns: 0,
@@ -181,7 +181,7 @@ impl Profile {
         self.popularity.draw(&mut self.random)
     }
 
-    pub(super) fn header<R>(&mut self, kind: Kind, container: usize) -> Header {
+    pub(super) fn header<R>(&mut self, kind: RecordKind, container: usize) -> Header {
         let random = self.random.next_u64();
         let pid = self.containers[container].first_pid + (random & 3) as u32;
         Header {
@@ -199,7 +199,7 @@ impl Profile {
     fn process(&mut self, pool: &mut Pool) -> Vec<u8> {
         let container = self.draw();
         let (pid, parent_pid) = (self.new_pid(), self.containers[container].first_pid);
-        let mut header = self.header::<Exec>(Kind::Exec, container);
+        let mut header = self.header::<Exec>(RecordKind::Exec, container);
         (header.pid, header.tid) = (pid, pid);
         let comm = comm(self.random.weighted(&[("sh", 4), ("curl", 3), ("pg_isready", 2), ("cat", 1)]));
         let ns_pid = 20 + self.random.below(30_000) as u32;
@@ -214,7 +214,7 @@ impl Profile {
     /// The runtime stops a process of a container; returns its end.
     fn termination(&mut self, pool: &mut Pool) -> Vec<u8> {
         let container = self.draw();
-        let mut header = self.header::<Signal>(Kind::Signal, container);
+        let mut header = self.header::<Signal>(RecordKind::Signal, container);
         (header.pid, header.tid) = {
             let pid = self.new_pid();
             (pid, pid)
@@ -245,7 +245,7 @@ impl Profile {
 
     fn exit(&mut self, like: Header, parent_pid: u32, ns_pid: u32, status: u32, comm: [u8; 16]) -> Vec<u8> {
         let exit = Exit {
-            header: Header { kind: Kind::Exit as u16, size: size_of::<Exit>() as u16, ..like },
+            header: Header { kind: RecordKind::Exit as u16, size: size_of::<Exit>() as u16, ..like },
             parent_pid,
             ns_pid,
             ns_level: 1,
@@ -261,12 +261,12 @@ impl Profile {
     /// A container that does not live long appears; its removal is returned.
     fn short_container(&mut self, pool: &mut Pool) -> Vec<u8> {
         let name = ContainerName::random(&mut self.random);
-        let mut header = self.header::<Cgroup>(Kind::CgroupMkdir, 0);
+        let mut header = self.header::<Cgroup>(RecordKind::CgroupMkdir, 0);
         (header.pid, header.tid) = (RUNTIME_PID, RUNTIME_PID);
         self.next_cgroup += 3;
         header.cgroup_id = self.next_cgroup;
         pool.push(cgroup(header, &name).as_bytes());
-        header.kind = Kind::CgroupRmdir as u16;
+        header.kind = RecordKind::CgroupRmdir as u16;
         cgroup(header, &name).as_bytes().to_vec()
     }
 
@@ -295,7 +295,7 @@ mod tests {
     use super::{POOL_RECORDS, Profile};
     use crate::load::pool::Pool;
     use std::collections::{HashMap, HashSet};
-    use tapio_probes::record::{Exec, Exit, Header, Kind};
+    use tapio_probes::record::{Exec, Exit, Header, RecordKind};
     use zerocopy::FromBytes;
 
     fn header(record: &[u8]) -> Header {
@@ -306,12 +306,12 @@ mod tests {
         (0..pool.len()).map(|index| pool.record(index)).collect()
     }
 
-    fn counts(pool: &Pool) -> HashMap<Kind, usize> {
+    fn counts(pool: &Pool) -> HashMap<RecordKind, usize> {
         let mut counts = HashMap::new();
         for index in 0..pool.len() {
             let header = header(pool.record(index));
             assert_eq!(usize::from(header.size), pool.record(index).len());
-            let kind = Kind::from_u16(header.kind).expect("a known kind");
+            let kind = RecordKind::from_u16(header.kind).expect("a known kind");
             *counts.entry(kind).or_default() += 1;
         }
         counts
@@ -323,23 +323,23 @@ mod tests {
         let counts = counts(&pool);
         let per_mille = |kind| counts[&kind] as f64 * 1000.0 / pool.len() as f64;
         for (kind, expected) in [
-            (Kind::Tcp, 550.0),
-            (Kind::Dns, 100.0),
-            (Kind::BlockIo, 80.0),
-            (Kind::Reclaim, 80.0),
-            (Kind::SyscallError, 80.0),
-            (Kind::RunQueue, 50.0),
-            (Kind::PacketDrop, 30.0),
-            (Kind::Exec, 14.0),
-            (Kind::Exit, 14.5),
-            (Kind::Signal, 0.5),
-            (Kind::CgroupMkdir, 0.5),
-            (Kind::CgroupRmdir, 0.5),
+            (RecordKind::Tcp, 550.0),
+            (RecordKind::Dns, 100.0),
+            (RecordKind::BlockIo, 80.0),
+            (RecordKind::Reclaim, 80.0),
+            (RecordKind::SyscallError, 80.0),
+            (RecordKind::RunQueue, 50.0),
+            (RecordKind::PacketDrop, 30.0),
+            (RecordKind::Exec, 14.0),
+            (RecordKind::Exit, 14.5),
+            (RecordKind::Signal, 0.5),
+            (RecordKind::CgroupMkdir, 0.5),
+            (RecordKind::CgroupRmdir, 0.5),
         ] {
             let share = per_mille(kind);
             assert!((share - expected).abs() < expected * 0.1 + 0.3, "{kind:?}: {share}");
         }
-        assert!(!counts.contains_key(&Kind::Oom));
+        assert!(!counts.contains_key(&RecordKind::Oom));
     }
 
     #[test]
@@ -352,7 +352,7 @@ mod tests {
         let pool = profile.pool(POOL_RECORDS, 0.0);
         for index in 0..pool.len() {
             let header = header(pool.record(index));
-            if header.kind == Kind::CgroupMkdir as u16 {
+            if header.kind == RecordKind::CgroupMkdir as u16 {
                 known.insert(header.cgroup_id);
             }
             assert!(known.contains(&header.cgroup_id), "{header:?}");
@@ -365,11 +365,11 @@ mod tests {
         let (mut started, mut ended, mut well) = (HashSet::new(), 0, 0);
         for index in 0..pool.len() {
             let record = pool.record(index);
-            match Kind::from_u16(header(record).kind) {
-                Some(Kind::Exec) => {
+            match RecordKind::from_u16(header(record).kind) {
+                Some(RecordKind::Exec) => {
                     started.insert(Exec::read_from_bytes(record).expect("an exec").header.pid);
                 }
-                Some(Kind::Exit) => {
+                Some(RecordKind::Exit) => {
                     let exit = Exit::read_from_bytes(record).expect("an exit");
                     if exit.status != 15 {
                         assert!(started.remove(&exit.header.pid));
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_makes_the_same_pool_and_a_stamp_changes_the_time_alone() {
+    fn a_seed_makes_the_same_pool_except_times() {
         let (mut first, second) = (Profile::new(3, 9).pool(1000, 0.0), Profile::new(3, 9).pool(1000, 0.0));
         assert_eq!(all(&first), all(&second));
         assert_ne!(all(&first), all(&Profile::new(4, 9).pool(1000, 0.0)));

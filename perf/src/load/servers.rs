@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_agree_by_id_and_content_whoever_published_them_how_often() {
+    fn findings_agree_by_id_and_content() {
         let agreed = compared(&[
             vec![finding("a", "x", 1), finding("b", "y", 1)],
             vec![finding("b", "y", 4), finding("a", "x", 2)],

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use report::{LOSS_GOAL_PERCENT, Loss, ProbesReport, ProgramCost, RECORD_GOAL_NS, Spread};
-use session::{Reading, Session, count_run_time, tell_all};
+use session::{Reading, Session, count_run_time, emit_all};
 use tapio_probes::{EmptyPrograms, PROGRAMS, ProgramInfo, Tuning, Yardstick};
 use workload::{Loop, Workload};
 
@@ -267,7 +267,7 @@ fn round(program: &ProgramInfo, operations: &mut dyn Loop, count: u64, rounds: &
         rounds.with.push(with);
         rounds.rate.push(records as f64 * 1e9 / (with * count as f64));
         let _counting = count_run_time()?;
-        session.tune(tell_all())?;
+        session.tune(emit_all())?;
         let (ran, wrote) = (session.run_time(program), session.records(&[program]));
         time(operations, count)?;
         let ran = session.run_time(program).since(ran);

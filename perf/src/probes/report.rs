@@ -158,7 +158,7 @@ impl fmt::Display for ProbesReport {
         )?;
         writeln!(
             f,
-            "record costs over the empty program, bare what 96 bytes with nothing to tell do at the same hook"
+            "record costs over the empty program, bare what 96 bytes with nothing to report do at the same hook"
         )?;
         write!(f, "goal for a record: at most {} ns", self.record_goal_ns)?;
         if !self.above_record_goal.is_empty() {

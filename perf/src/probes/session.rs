@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tapio_probes::record::RECORD_BYTES_MAX;
 use tapio_probes::{
-    Counter, LoadConfig, PROGRAMS, Probes, ProgramInfo, RunTime, State, Tuning, Yardstick, counter_index,
+    Counter, LoadConfig, PROGRAMS, Probes, ProgramInfo, ProgramState, RunTime, Tuning, Yardstick, counter_index,
 };
 use tapio_ringbuf::{CounterArray, Poller, Reader};
 
@@ -44,7 +44,7 @@ fn by_default() -> LoadConfig {
 }
 
 /// Thresholds at which every event makes a record.
-pub fn tell_all() -> Tuning {
+pub fn emit_all() -> Tuning {
     Tuning { block_io_slow_ns: 0, reclaim_burst_ns: 0, ..Tuning::default() }
 }
 
@@ -65,7 +65,7 @@ impl Session {
             .probes
             .verdicts()
             .iter()
-            .any(|verdict| verdict.program == program.name && verdict.state == State::Attached);
+            .any(|verdict| verdict.program == program.name && verdict.state == ProgramState::Attached);
         Ok(is_attached.then_some(session))
     }
 

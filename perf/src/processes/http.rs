@@ -44,7 +44,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn status_and_body_are_told_apart() {
+    fn status_and_body_are_split() {
         assert_eq!(
             parse("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 3\r\n\r\nno\n"),
             Some((503, "no\n".to_owned()))

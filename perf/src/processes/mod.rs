@@ -273,9 +273,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_started_ends_with_a_thread_that_could_not_end_it() {
+    fn children_end_with_the_thread_that_started_them() {
         if !Path::new(super::SETPRIV).exists() {
-            println!("SKIP what_was_started_ends_with_a_thread_that_could_not_end_it: needs {}", super::SETPRIV);
+            println!("SKIP children_end_with_the_thread_that_started_them: needs {}", super::SETPRIV);
             assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "TAPIO_REQUIRE=all");
             return;
         }
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn an_early_end_is_told_with_the_last_words() {
+    fn an_early_end_is_reported_with_the_last_words() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut process = shell("echo unknown key >&2; exit 2", folder.path());
         let error = process.wait_ready(free_port().expect("a port")).expect_err("it ended");

@@ -144,7 +144,7 @@ mod tests {
     use crate::error::Error;
 
     #[test]
-    fn where_it_is_missing_it_is_said_how_to_get_it() {
+    fn a_missing_nats_server_says_how_to_get_it() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(find([folder.path().to_owned()].into_iter()), None);
         let text = Error::NatsMissing.to_string();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_log_is_read_from_the_stream_of_its_name() {
+    fn the_logs_end_is_read_from_its_own_stream() {
         let answer = serde_json::json!({"account_details": [{"stream_detail": [
             {"name": "TAPIO_a_FACTS", "state": {"last_seq": 3}},
             {"name": "TAPIO_a_LOG", "state": {"last_seq": 41, "messages": 7}}

@@ -112,11 +112,11 @@ fn worse(table: &str, judged: &[Judged]) -> Vec<String> {
 }
 
 fn table(judged: &[Judged]) -> String {
-    let mut text = String::from("| outcome | scenario | kind | expected | told |\n|---|---|---|---|---|\n");
+    let mut text = String::from("| outcome | scenario | kind | expected | found |\n|---|---|---|---|---|\n");
     for one in judged {
-        let told = one.pattern.as_deref().unwrap_or("nothing");
+        let found = one.pattern.as_deref().unwrap_or("nothing");
         let (outcome, name) = (one.outcome.name(), one.scenario);
-        let _ = writeln!(text, "| {outcome} | {name} | {} | {} | {told} |", one.kind, one.expected);
+        let _ = writeln!(text, "| {outcome} | {name} | {} | {} | {found} |", one.kind, one.expected);
     }
     text
 }

@@ -93,8 +93,8 @@ const fn silent(name: &'static str, cause: super::scenario::Cause) -> Scenario {
 }
 
 fn script(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    stage.play_out(&room, Pids::Own, script)
+    let cgroups = stage.cgroups(None)?;
+    stage.play_out(&cgroups, Pids::Own, script)
 }
 
 fn abort(stage: &mut Stage) -> Result<Caused, Error> {
@@ -115,24 +115,24 @@ fn child_segv(stage: &mut Stage) -> Result<Caused, Error> {
 /// A process maps a file of a full tmpfs and writes to it.
 fn bus_error(stage: &mut Stage, before: &str, after: &str) -> Result<Caused, Error> {
     let program = stage.program("bus-error", crash::bus_error_program())?;
-    let room = stage.room(None)?;
+    let cgroups = stage.cgroups(None)?;
     let fills = format!("mount -t tmpfs -o size=1m none /mnt; sleep 0.2; {before} {program} /mnt/file{after}");
-    let caused = stage.play_out(&room, Pids::Shared, &format!("exec unshare -m sh -c '{fills}'"))?;
-    // What is left of it ends by itself, not by the end of the room.
+    let caused = stage.play_out(&cgroups, Pids::Shared, &format!("exec unshare -m sh -c '{fills}'"))?;
+    // What is left of it ends by itself, not by the end of the container.
     pause(Duration::from_millis(400))?;
     Ok(caused)
 }
 
 /// The daemon in a pod makes a cgroup that its runtime names like docker's, outside of the pod's own.
 fn docker_in_docker(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
+    let cgroups = stage.cgroups(None)?;
     let inner = stage.name();
     let above = stage.inner("docker", &inner.container_id)?;
     let each = |line: fn(&Path) -> String| above.iter().map(|(_, path)| line(path)).collect::<String>();
     let make = each(|path| format!("mkdir {}; ", path.display()));
     let join = each(|path| format!("echo 0 >{}/cgroup.procs; ", path.display()));
     let inside = format!("{join} exec unshare -fp sh -c 'sleep 0.2; exit 1'");
-    let played = stage.play_out(&room, Pids::Own, &format!("{make} sh -c \"{inside}\"; sleep 0.5; exit 0"));
+    let played = stage.play_out(&cgroups, Pids::Own, &format!("{make} sh -c \"{inside}\"; sleep 0.5; exit 0"));
     for (_, path) in &above {
         drop(Cgroup::adopt(path.clone()));
     }
@@ -147,8 +147,8 @@ fn shared_loop(stage: &mut Stage) -> Result<Caused, Error> {
     for _ in 0..3 {
         name = stage.sibling(&name);
         let path = name.path();
-        let room = stage.room_at(name.clone(), &path, &path, None)?;
-        let caused = stage.play_out(&room, Pids::Shared, FAIL)?;
+        let cgroups = stage.cgroups_at(name.clone(), &path, &path, None)?;
+        let caused = stage.play_out(&cgroups, Pids::Shared, FAIL)?;
         all.container_ids.extend(caused.container_ids);
         all.pids.extend(caused.pids);
     }
@@ -157,20 +157,20 @@ fn shared_loop(stage: &mut Stage) -> Result<Caused, Error> {
 
 /// What `kubectl exec` starts: it joins the container's namespaces and cgroups from outside.
 fn exec_session(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let mut actor = stage.start(&room, Pids::Own, "sleep 2; exit 0")?;
-    stage.session(&room, &actor, "sh -c \"sleep 0.2; exit 1\"")?;
+    let cgroups = stage.cgroups(None)?;
+    let mut actor = stage.start(&cgroups, Pids::Own, "sleep 2; exit 0")?;
+    stage.session(&cgroups, &actor, "sh -c \"sleep 0.2; exit 1\"")?;
     // The container ends well and by itself, after the session.
     actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    Ok(cgroups.caused(&[&actor]))
 }
 
 /// A container of no pod, by its path alone.
 fn at(stage: &mut Stage, path: fn(&str) -> String) -> Result<Caused, Error> {
     let name = stage.name();
     let path = path(&name.container_id);
-    let room = stage.room_at(name, &path, &path, None)?;
-    let mut caused = stage.play_out(&room, Pids::Own, FAIL)?;
+    let cgroups = stage.cgroups_at(name, &path, &path, None)?;
+    let mut caused = stage.play_out(&cgroups, Pids::Own, FAIL)?;
     caused.pod_uids.clear();
     Ok(caused)
 }

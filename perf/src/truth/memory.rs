@@ -108,9 +108,9 @@ const fn child_oom(name: &'static str, cause: super::scenario::Cause) -> Scenari
 }
 
 fn child_exits(stage: &mut Stage, end: &str) -> Result<Caused, Error> {
-    let room = stage.room(Some(LIMIT_MIB))?;
+    let cgroups = stage.cgroups(Some(LIMIT_MIB))?;
     let script = format!("sleep 0.2; {}; {end}", stage.eat(LIMIT_MIB));
-    stage.play_out(&room, Pids::Own, &script)
+    stage.play_out(&cgroups, Pids::Own, &script)
 }
 
 fn oom_then_segv(stage: &mut Stage) -> Result<Caused, Error> {
@@ -120,70 +120,70 @@ fn oom_then_segv(stage: &mut Stage) -> Result<Caused, Error> {
 
 /// A container makes a cgroup inside of its own and limits that.
 fn inner_limit(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(8 * LIMIT_MIB))?;
-    let inner = room.limiting().path().join("inner");
+    let cgroups = stage.cgroups(Some(8 * LIMIT_MIB))?;
+    let inner = cgroups.limiting().path().join("inner");
     fs::create_dir(&inner).context(|| format!("make the cgroup {}", inner.display()))?;
     let inner = Cgroup::adopt(inner);
     inner.limit_memory(stage.memory_control()?, LIMIT_MIB << 20)?;
     let join = format!("echo 0 >{}/cgroup.procs", inner.path().display());
-    stage.play_out(&room, Pids::Own, &format!("sleep 0.2; {join}; exec {}", stage.eat(LIMIT_MIB)))
+    stage.play_out(&cgroups, Pids::Own, &format!("sleep 0.2; {join}; exec {}", stage.eat(LIMIT_MIB)))
 }
 
 /// Somebody lowers the limit below what the container holds.
 fn lowered(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(4 * LIMIT_MIB))?;
-    let mut actor = stage.start(&room, Pids::Own, "x=$(head -c 48000000 /dev/zero | tr '\\0' a); sleep 30")?;
-    let holds = room.limiting().path().join("memory.current");
+    let cgroups = stage.cgroups(Some(4 * LIMIT_MIB))?;
+    let mut actor = stage.start(&cgroups, Pids::Own, "x=$(head -c 48000000 /dev/zero | tr '\\0' a); sleep 30")?;
+    let holds = cgroups.limiting().path().join("memory.current");
     wait_for("that the container holds its memory", HOLD_LIMIT, |seen| {
         seen.clone_from(&fs::read_to_string(&holds).unwrap_or_default());
         Ok(seen.trim().parse().ok().filter(|&bytes: &u64| bytes > 45_000_000).map(|_| ()))
     })?;
-    room.limiting().limit_memory(MemoryControl::V2, LIMIT_MIB << 20)?;
+    cgroups.limiting().limit_memory(MemoryControl::V2, LIMIT_MIB << 20)?;
     actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    Ok(cgroups.caused(&[&actor]))
 }
 
 /// Above `memory.high` the kernel lets it wait, and kills nothing.
 fn above_high(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(8 * LIMIT_MIB))?;
-    room.limiting().write("memory.high", &(LIMIT_MIB << 20).to_string())?;
+    let cgroups = stage.cgroups(Some(8 * LIMIT_MIB))?;
+    cgroups.limiting().write("memory.high", &(LIMIT_MIB << 20).to_string())?;
     let script = format!("exec {}", stage.eat(3 * LIMIT_MIB));
-    let actor = stage.start(&room, Pids::Own, &script)?;
-    let pressure = room.limiting().path().join("memory.pressure");
+    let actor = stage.start(&cgroups, Pids::Own, &script)?;
+    let pressure = cgroups.limiting().path().join("memory.pressure");
     wait_for("that it has waited for memory for 20 s", STALL_LIMIT, |seen| {
         seen.clone_from(&fs::read_to_string(&pressure).unwrap_or_default());
         let full = seen.lines().find(|line| line.starts_with("full")).unwrap_or_default();
         let total_us = full.split_once("total=").and_then(|(_, total)| total.trim().parse::<u64>().ok());
         Ok(total_us.filter(|total_us| *total_us >= 20_000_000).map(|_| ()))
     })?;
-    Ok(room.caused(&[&actor]))
+    Ok(cgroups.caused(&[&actor]))
 }
 
 /// `memory.oom.group`: the kernel kills all of a container for the memory of one.
 fn whole_group(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(LIMIT_MIB))?;
-    room.limiting().write("memory.oom.group", "1")?;
-    stage.play_out(&room, Pids::Own, &format!("sleep 0.2; {}; sleep 1; exit 0", stage.eat(LIMIT_MIB)))
+    let cgroups = stage.cgroups(Some(LIMIT_MIB))?;
+    cgroups.limiting().write("memory.oom.group", "1")?;
+    stage.play_out(&cgroups, Pids::Own, &format!("sleep 0.2; {}; sleep 1; exit 0", stage.eat(LIMIT_MIB)))
 }
 
 fn shared_oom(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(LIMIT_MIB))?;
+    let cgroups = stage.cgroups(Some(LIMIT_MIB))?;
     let script = format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB));
-    stage.play_out(&room, Pids::Shared, &script)
+    stage.play_out(&cgroups, Pids::Shared, &script)
 }
 
 fn hybrid(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
-    let room = stage.room_at(name.clone(), "system.slice/containerd.service", &name.path(), Some(LIMIT_MIB))?;
+    let cgroups = stage.cgroups_at(name.clone(), "system.slice/containerd.service", &name.path(), Some(LIMIT_MIB))?;
     let script = format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB));
-    stage.play_out(&room, Pids::Own, &script)
+    stage.play_out(&cgroups, Pids::Own, &script)
 }
 
 fn tmpfs(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(2 * LIMIT_MIB))?;
+    let cgroups = stage.cgroups(Some(2 * LIMIT_MIB))?;
     let fill = "mount -t tmpfs -o size=50m none /mnt && dd if=/dev/zero of=/mnt/a bs=1M count=48 2>/dev/null";
     let script = format!("sleep 0.2; exec unshare -m sh -c '{fill}; exec {}'", stage.eat(LIMIT_MIB));
-    stage.play_out(&room, Pids::Own, &script)
+    stage.play_out(&cgroups, Pids::Own, &script)
 }
 
 fn pod_limit(stage: &mut Stage) -> Result<Caused, Error> {
@@ -197,8 +197,8 @@ fn same_limit(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
     let _level = stage.limited_level(&name.pod_path(), LIMIT_MIB)?;
     let other = stage.sibling(&name);
-    let sandbox = stage.room_at(other.clone(), &other.path(), &other.path(), None)?;
-    let victim = stage.room_at(name.clone(), &name.path(), &name.path(), Some(LIMIT_MIB))?;
+    let sandbox = stage.cgroups_at(other.clone(), &other.path(), &other.path(), None)?;
+    let victim = stage.cgroups_at(name.clone(), &name.path(), &name.path(), Some(LIMIT_MIB))?;
     let pause = stage.start(&sandbox, Pids::Own, "exec sleep 30")?;
     let played = stage.play_out(&victim, Pids::Own, &format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB)));
     drop(pause);
@@ -226,28 +226,28 @@ fn slice_limit(stage: &mut Stage) -> Result<Caused, Error> {
 
 /// Children hold what fills the limit, and the first process is killed for it: it has the highest score.
 fn crowd(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(LIMIT_MIB))?;
+    let cgroups = stage.cgroups(Some(LIMIT_MIB))?;
     // A child starts with its final score, and yields to its parent before it takes memory. In emulation it would
     // otherwise be chosen before the parent has its own score. For the same reason the shell waits by itself.
     let script = "while :; do echo 0 >/proc/self/oom_score_adj; \
                   (i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done; x=$(head -c 1000000 /dev/zero | tr '\\0' a); sleep 60) & \
                   echo 1000 >/proc/self/oom_score_adj; i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; done";
-    stage.play_out(&room, Pids::Own, script)
+    stage.play_out(&cgroups, Pids::Own, script)
 }
 
 /// What `kubectl exec` starts is killed for its memory, and the container goes on.
 fn session_oom(stage: &mut Stage) -> Result<Caused, Error> {
-    let room = stage.room(Some(LIMIT_MIB))?;
+    let cgroups = stage.cgroups(Some(LIMIT_MIB))?;
     let mut actor = stage.start(
-        &room,
+        &cgroups,
         Pids::Own,
         // The kernel may take another one before the first one's memory is given back.
         "echo -1000 >/proc/self/oom_score_adj; trap 'exit 0' TERM; i=0; while [ $i -lt 60 ]; do sleep 0.05; i=$((i+1)); done",
     )?;
     let eat = stage.eat(LIMIT_MIB);
-    stage.session(&room, &actor, &eat)?;
+    stage.session(&cgroups, &actor, &eat)?;
     actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    Ok(cgroups.caused(&[&actor]))
 }
 
 /// One holds most of what a level may use; another, with a limit of nobody's, is chosen by its score.
@@ -259,8 +259,8 @@ fn full_level(
 ) -> Result<Caused, Error> {
     let _level = stage.limited_level(level, 2 * LIMIT_MIB)?;
     let other = stage.sibling(name);
-    let holder = stage.room_at(other.clone(), &path(&other), &path(&other), None)?;
-    let victim = stage.room_at(name.clone(), &path(name), &path(name), None)?;
+    let holder = stage.cgroups_at(other.clone(), &path(&other), &path(&other), None)?;
+    let victim = stage.cgroups_at(name.clone(), &path(name), &path(name), None)?;
     // It holds what it took: 16 MiB of a level's 64, and the victim wants twice that.
     let hold = "echo -900 >/proc/self/oom_score_adj; x=$(head -c 24000000 /dev/zero | tr '\\0' a); sleep 30";
     let holds = stage.start(&holder, Pids::Own, hold)?;

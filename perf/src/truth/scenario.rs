@@ -52,7 +52,7 @@ impl Scenario {
     }
 
     /// Whether a finding explains it.
-    fn is_told_by(&self, finding: &Finding, caused: &Caused) -> bool {
+    fn is_explained_by(&self, finding: &Finding, caused: &Caused) -> bool {
         let text = words(finding);
         self.right.contains(&finding.pattern.as_str())
             && names_it(finding, caused)
@@ -66,9 +66,9 @@ impl Scenario {
         let is_certain = |finding: &Finding| finding.confidence >= CERTAIN && !finding.possible;
         let wrong = about.iter().find(|finding| {
             let is_beside = self.beside.contains(&finding.pattern.as_str()) && names_it(finding, caused);
-            is_certain(finding) && !is_beside && !self.is_told_by(finding, caused)
+            is_certain(finding) && !is_beside && !self.is_explained_by(finding, caused)
         });
-        let right = about.iter().find(|finding| is_certain(finding) && self.is_told_by(finding, caused));
+        let right = about.iter().find(|finding| is_certain(finding) && self.is_explained_by(finding, caused));
         let (outcome, shown) = match (wrong, right, about.first()) {
             (Some(wrong), _, _) => (Outcome::Wrong, Some(*wrong)),
             (None, Some(right), _) => (Outcome::Right, Some(*right)),

@@ -112,12 +112,12 @@ fn signalled(
     unit: Option<&str>,
     kill: impl Fn(u32) -> String,
 ) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    let mut actor = stage.start(&room, pids, script)?;
+    let cgroups = stage.cgroups(None)?;
+    let mut actor = stage.start(&cgroups, pids, script)?;
     actor.await_sleep()?;
     stage.host(sender, unit, &kill(actor.pid))?;
     actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    Ok(cgroups.caused(&[&actor]))
 }
 
 /// The first process passes on that its child was killed from outside.
@@ -139,8 +139,8 @@ fn by_host(stage: &mut Stage, script: &str, signal: &str) -> Result<Caused, Erro
 }
 
 fn inside(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
-    let room = stage.room(None)?;
-    stage.play_out(&room, Pids::Own, script)
+    let cgroups = stage.cgroups(None)?;
+    stage.play_out(&cgroups, Pids::Own, script)
 }
 
 /// It asks itself to reload by SIGTERM, which it handles; that somebody kills it later is not for that.
@@ -152,13 +152,13 @@ fn own_term(stage: &mut Stage) -> Result<Caused, Error> {
 fn by_sibling(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
     let other = stage.sibling(&name);
-    let room = stage.room_at(name.clone(), &name.path(), &name.path(), None)?;
-    let beside = stage.room_at(other.clone(), &other.path(), &other.path(), None)?;
-    let mut actor = stage.start(&room, Pids::Shared, "exec sleep 30")?;
+    let cgroups = stage.cgroups_at(name.clone(), &name.path(), &name.path(), None)?;
+    let beside = stage.cgroups_at(other.clone(), &other.path(), &other.path(), None)?;
+    let mut actor = stage.start(&cgroups, Pids::Shared, "exec sleep 30")?;
     actor.await_sleep()?;
     stage.play_out(&beside, Pids::Shared, &format!("kill -KILL {}; sleep 0.3; exit 0", actor.pid))?;
     actor.wait_end()?;
-    Ok(room.caused(&[&actor]))
+    Ok(cgroups.caused(&[&actor]))
 }
 
 /// What `nginx -s stop` does: a process of the container asks the first one to end.

@@ -1,6 +1,6 @@
 //! Where scenarios play: containers whose first process is a shell script, and those who signal them from outside.
 //!
-//! What must hold: nothing outlives its guard. Processes end with the thread that started them, cgroups with their room.
+//! What must hold: nothing outlives its guard. Processes end with the thread that started them, cgroups with their container.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -54,7 +54,7 @@ pub enum Pids {
 }
 
 /// A container's cgroups.
-pub struct Room {
+pub struct ContainerCgroups {
     pub name: ContainerName,
     v2: Cgroup,
     v1: Option<Cgroup>,
@@ -95,14 +95,20 @@ impl Stage {
     }
 
     /// A container where kubelet would make it, with a memory limit of so many MiB.
-    pub fn room(&mut self, limit_mib: Option<u64>) -> Result<Room, Error> {
+    pub fn cgroups(&mut self, limit_mib: Option<u64>) -> Result<ContainerCgroups, Error> {
         let name = self.name();
         let path = name.path();
-        self.room_at(name, &path, &path, limit_mib)
+        self.cgroups_at(name, &path, &path, limit_mib)
     }
 
     /// A container whose paths in the unified and in the memory hierarchy are these.
-    pub fn room_at(&self, name: ContainerName, v2: &str, v1: &str, limit_mib: Option<u64>) -> Result<Room, Error> {
+    pub fn cgroups_at(
+        &self,
+        name: ContainerName,
+        v2: &str,
+        v1: &str,
+        limit_mib: Option<u64>,
+    ) -> Result<ContainerCgroups, Error> {
         let control = self.hierarchies.memory_control()?;
         let delegate = control == MemoryControl::V2;
         let v2 = Cgroup::create(&self.hierarchies.v2, v2, delegate)?;
@@ -110,11 +116,11 @@ impl Stage {
             Some(root) if control == MemoryControl::V1 => Some(Cgroup::create(root, v1, false)?),
             _ => None,
         };
-        let room = Room { name, v2, v1, control };
+        let cgroups = ContainerCgroups { name, v2, v1, control };
         if let Some(mib) = limit_mib {
-            room.limiting().limit_memory(control, mib << 20)?;
+            cgroups.limiting().limit_memory(control, mib << 20)?;
         }
-        Ok(room)
+        Ok(cgroups)
     }
 
     /// The hierarchies in which a container has a cgroup.
@@ -137,7 +143,7 @@ impl Stage {
         self.roots()?.into_iter().map(make).collect()
     }
 
-    /// A cgroup above rooms with a limit of its own; it must outlive them.
+    /// A cgroup above containers with a limit of its own; it must outlive them.
     pub fn limited_level(&self, path: &str, mib: u64) -> Result<Cgroup, Error> {
         let control = self.hierarchies.memory_control()?;
         let root = match (control, &self.hierarchies.v1_memory) {
@@ -172,7 +178,7 @@ impl Stage {
     }
 
     /// Starts a container whose first process is a shell with this script.
-    pub fn start(&self, room: &Room, pids: Pids, script: &str) -> Result<Actor, Error> {
+    pub fn start(&self, cgroups: &ContainerCgroups, pids: Pids, script: &str) -> Result<Actor, Error> {
         let launcher: &[&str] = if ignores_interrupts() { &["/usr/bin/env", "--default-signal"] } else { &[] };
         let shell: &[&str] = match pids {
             Pids::Own => &["/usr/bin/unshare", "--pid", "--fork", "--kill-child", "--", "/bin/sh"],
@@ -181,8 +187,8 @@ impl Stage {
         let words = [launcher, shell].concat();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
-        let v1 = room.v1.as_ref().map(|v1| v1.path().join("cgroup.procs")).unwrap_or_default();
-        let v2 = room.v2.path().join("cgroup.procs");
+        let v1 = cgroups.v1.as_ref().map(|v1| v1.path().join("cgroup.procs")).unwrap_or_default();
+        let v2 = cgroups.v2.path().join("cgroup.procs");
         command.args(["-c", ENTER, "enter"]).arg(&v2).arg(v1).args(["/bin/sh", "-c", script]);
         let log = self.folder.path().join("actor.log");
         let mut actor = Actor { process: Process::spawn("a container", command, log)?, pid: 0 };
@@ -202,18 +208,18 @@ impl Stage {
     }
 
     /// What `kubectl exec` starts: a command that joins a container's pid namespace and cgroups from outside.
-    pub fn session(&self, room: &Room, actor: &Actor, command: &str) -> Result<(), Error> {
-        let (v2, v1) = room.join_files();
+    pub fn session(&self, cgroups: &ContainerCgroups, actor: &Actor, command: &str) -> Result<(), Error> {
+        let (v2, v1) = cgroups.join_files();
         let join: String =
             [Some(v2), v1].iter().flatten().map(|file| format!("echo 0 >{}; ", file.display())).collect();
         self.host("runc", None, &format!("nsenter -t {} -p sh -c '{join} exec {command}'", actor.pid))
     }
 
     /// Plays a script to its end.
-    pub fn play_out(&mut self, room: &Room, pids: Pids, script: &str) -> Result<Caused, Error> {
-        let mut actor = self.start(room, pids, script)?;
+    pub fn play_out(&mut self, cgroups: &ContainerCgroups, pids: Pids, script: &str) -> Result<Caused, Error> {
+        let mut actor = self.start(cgroups, pids, script)?;
         actor.wait_end()?;
-        Ok(room.caused(&[&actor]))
+        Ok(cgroups.caused(&[&actor]))
     }
 
     /// A process of the host with this name runs a shell script and ends.
@@ -265,7 +271,7 @@ impl Controlled {
     }
 }
 
-impl Room {
+impl ContainerCgroups {
     /// The cgroup that limits its memory.
     pub fn limiting(&self) -> &Cgroup {
         match (&self.v1, self.control) {

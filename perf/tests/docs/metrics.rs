@@ -145,11 +145,11 @@ fn exposed() -> BTreeMap<String, Family> {
         };
         let collector = Collector::start(&options).unwrap_or_else(|error| fail(error));
         inject(&["oom", "--memory", "16MiB"]);
-        let told = wait_for("the finding's metrics", Duration::from_secs(20), |seen| {
+        let waited = wait_for("the finding's metrics", Duration::from_secs(20), |seen| {
             *seen = scrape(server.http_port());
             Ok(seen.contains("tapio_server_findings_total{").then_some(()))
         });
-        told.unwrap_or_else(|error| fail(error));
+        waited.unwrap_or_else(|error| fail(error));
         found.extend(families(&scrape(collector.port())));
     }
     found.extend(families(&scrape(server.http_port())));
@@ -190,17 +190,17 @@ pub fn check() {
         pages::check_generated(PAGE, name, &table(prefixes, &families, &written));
     }
     let page = pages::read(PAGE);
-    let is_told = |name: &str| page.contains(&format!("\n| `{name}` |"));
+    let is_listed = |name: &str| page.contains(&format!("\n| `{name}` |"));
     let sources = sources();
     for name in families.keys().cloned().chain(declared(&sources)) {
         assert!(
-            is_told(&name),
-            "{PAGE} does not tell of {name}: run `make docs`, or add a row if it is there under a condition"
+            is_listed(&name),
+            "{PAGE} does not list {name}: run `make docs`, or add a row if it is there under a condition"
         );
     }
     for (name, _) in CONDITIONAL {
         let row = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
-        let row = row.unwrap_or_else(|| panic!("{PAGE} does not tell of {name}"));
+        let row = row.unwrap_or_else(|| panic!("{PAGE} does not list {name}"));
         let meaning = row.trim_end_matches(" |").rsplit_once("| ").map_or("", |(_, meaning)| meaning);
         assert!(sources.contains(&format!("\"{meaning}")), "{name}: no source says \"{meaning}\"");
     }

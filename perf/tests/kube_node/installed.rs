@@ -59,7 +59,7 @@ impl Tapio {
         tapio.apply(deploy_text(NAMESPACE_FILE), "--validate=true");
         let text = deploy_text(FILES[0]);
         let mut commands = text.lines().filter_map(|line| line.strip_prefix("#   "));
-        let command = commands.find(|line| line.contains("create secret generic tapio-nats")).expect("it is told");
+        let command = commands.find(|line| line.contains("create secret generic tapio-nats")).expect("it is printed");
         let status = Command::new("sh").args(["-euc", command]).status().expect("sh starts");
         assert!(status.success(), "{status}: {command}");
         tapio

@@ -4,9 +4,9 @@
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 
 pub mod beside;
+pub mod findings;
 pub mod frames;
 pub mod installed;
-pub mod told;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

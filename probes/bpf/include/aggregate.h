@@ -3,7 +3,7 @@
  * Sums that stay in the kernel until user space fetches them (src/aggregate.rs).
  *
  * Each aggregate has two maps: programs add to the one, user space empties the other, and now and then they change places.
- * Which one is added to is told by a map of maps because the kernel promises for that sort alone that, once its update has
+ * Which one is added to is named by a map of maps because the kernel promises for that sort alone that, once its update has
  * returned, no program still runs that saw the old value: what user space then reads is all there was.
  */
 #pragma once

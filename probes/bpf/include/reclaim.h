@@ -22,7 +22,7 @@ struct stall {
 AGGREGATE(stalls, BPF_MAP_TYPE_HASH, RECLAIMING_CGROUPS_MAX, struct stall_key, struct stall);
 
 /* Writes a record of what is not recorded yet when that is `at_least` so much. */
-static __always_inline void tell_stall(struct stall *stall, struct stall_key *key, u64 at_least)
+static __always_inline void emit_stall(struct stall *stall, struct stall_key *key, u64 at_least)
 {
 	struct reclaim_record *record;
 	s64 ns, pages;
@@ -46,10 +46,10 @@ static __always_inline void tell_stall(struct stall *stall, struct stall_key *ke
 }
 
 /* The same without a bound, for sums that others keep. */
-static __always_inline void tell_rest(struct stall_key *key)
+static __always_inline void emit_rest(struct stall_key *key)
 {
 	struct stall *stall = filled_side() ? bpf_map_lookup_elem(&stalls_1, key) : bpf_map_lookup_elem(&stalls_0, key);
 
 	if (stall)
-		tell_stall(stall, key, 1);
+		emit_stall(stall, key, 1);
 }

@@ -448,7 +448,7 @@ static __always_inline bool is_within(u64 *due_ns, u64 now_ns, u64 interval_ns)
 }
 
 /*
- * Whether a cgroup may have another record: one that floods the lane must not crowd out what tells of others. `is_reserved` is for
+ * Whether a cgroup may have another record: one that floods the lane must not crowd out records of others. `is_reserved` is for
  * what matters even then, of which a quarter as much is taken on top. Where all places are taken by cgroups that are busy, yes.
  */
 static __always_inline bool has_share(u64 cgroup_id, u64 now_ns, bool is_reserved)

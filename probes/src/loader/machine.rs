@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn missed_runs_are_read_from_what_the_kernel_says_of_a_program() {
+    fn missed_runs_are_read_from_a_programs_fdinfo() {
         let text = "pos:\t0\nprog_type:\t17\nrun_cnt:\t0\nrecursion_misses:\t12\nverified_insns:\t9\n";
         assert_eq!(recursion_misses(text), 12);
         assert_eq!(recursion_misses("prog_type:\t17\n"), 0);

@@ -9,8 +9,8 @@ use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tapio_probes::record::{CGROUP_V1_MEMORY, Header, Kind, RECORD_BYTES_MAX};
-use tapio_probes::{Counter, LoadConfig, PROGRAMS, Probes, State, counter_index};
+use tapio_probes::record::{CGROUP_V1_MEMORY, Header, RECORD_BYTES_MAX, RecordKind};
+use tapio_probes::{Counter, LoadConfig, PROGRAMS, Probes, ProgramState, counter_index};
 use tapio_ringbuf::{CounterArray, Reader};
 use zerocopy::FromBytes;
 
@@ -32,7 +32,7 @@ pub fn can_run(test: &str) -> bool {
 /// A record's bytes, aligned, so that they can be looked at as what they are.
 #[derive(Clone)]
 pub struct Record {
-    pub kind: Kind,
+    pub kind: RecordKind,
     bytes: Vec<u8>,
 }
 
@@ -45,7 +45,7 @@ impl Record {
 fn record(bytes: &[u8]) -> Record {
     let (header, _) = Header::read_from_prefix(bytes).expect("a record has a header");
     assert_eq!(header.size as usize, bytes.len());
-    let kind = Kind::from_u16(header.kind).expect("a record has a known kind");
+    let kind = RecordKind::from_u16(header.kind).expect("a record has a known kind");
     Record { kind, bytes: bytes.to_vec() }
 }
 
@@ -66,7 +66,7 @@ impl Session {
     pub fn start() -> Self {
         let session = Self::start_with(&LoadConfig::default());
         for (verdict, program) in session.probes().verdicts().iter().zip(PROGRAMS) {
-            let wanted = if program.by_default { State::Attached } else { State::Disabled };
+            let wanted = if program.by_default { ProgramState::Attached } else { ProgramState::Disabled };
             assert_eq!(verdict.state, wanted, "{verdict:?}");
         }
         session
@@ -75,7 +75,7 @@ impl Session {
     pub fn start_with(config: &LoadConfig) -> Self {
         let probes = Probes::load(config).expect("the probes load");
         for (verdict, program) in probes.verdicts().iter().zip(PROGRAMS) {
-            assert!(!matches!(verdict.state, State::Refused(_)), "{}: {verdict:?}", program.name);
+            assert!(!matches!(verdict.state, ProgramState::Refused(_)), "{}: {verdict:?}", program.name);
         }
         let reader = Reader::from_bpf_map(probes.lethal_ring(), probes.lethal_ring_bytes(), RECORD_BYTES_MAX)
             .expect("the ring maps");
@@ -101,7 +101,7 @@ impl Session {
     }
 
     /// Waits for the first record of a kind that `matches`.
-    pub fn wait_for<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> T {
+    pub fn wait_for<T: FromBytes>(&mut self, kind: RecordKind, matches: impl Fn(&T) -> bool) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut looked = 0;
         loop {
@@ -135,7 +135,7 @@ impl Session {
     }
 
     /// Fetches sums until one of a kind `matches`.
-    pub fn wait_for_sum<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> T {
+    pub fn wait_for_sum<T: FromBytes>(&mut self, kind: RecordKind, matches: impl Fn(&T) -> bool) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut looked = 0;
         loop {
@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// All records of a kind that `matches`, a while after the last was to be expected.
-    pub fn all_of<T: FromBytes>(&mut self, kind: Kind, matches: impl Fn(&T) -> bool) -> Vec<T> {
+    pub fn all_of<T: FromBytes>(&mut self, kind: RecordKind, matches: impl Fn(&T) -> bool) -> Vec<T> {
         std::thread::sleep(Duration::from_millis(100));
         self.drain();
         self.seen.iter().filter(|record| record.kind == kind).map(Record::get).filter(matches).collect()
@@ -168,18 +168,18 @@ impl Session {
     }
 
     /// One of a kind's counters, of all CPUs.
-    pub fn counted(&self, kind: Kind, counter: Counter) -> u64 {
+    pub fn counted(&self, kind: RecordKind, counter: Counter) -> u64 {
         (0..self.possible_cpus).map(|cpu| self.counters.get(counter_index(cpu, kind, counter))).sum()
     }
 
     /// Detaches the programs and compares, kind by kind, what they counted with what was read. Returns what they dropped.
-    pub fn close_ledger(mut self) -> HashMap<Kind, u64> {
+    pub fn close_ledger(mut self) -> HashMap<RecordKind, u64> {
         self.probes.take().expect("the probes are attached").detach();
         // A program that began before it was detached may still run.
         std::thread::sleep(Duration::from_millis(200));
         self.drain();
         let mut drops = HashMap::new();
-        for kind in Kind::ALL {
+        for kind in RecordKind::ALL {
             let [emitted, dropped, sampled, excluded, limited] =
                 [Counter::Emitted, Counter::Dropped, Counter::Sampled, Counter::Excluded, Counter::Limited]
                     .map(|counter| self.counted(kind, counter));
@@ -305,16 +305,16 @@ impl Hierarchies {
 }
 
 /// Parents that the containers of concurrent tests share: who uses them last removes those that were made here.
-struct Shared {
+struct SharedParents {
     users: usize,
     made: Vec<PathBuf>,
 }
 
-static SHARED: Mutex<Shared> = Mutex::new(Shared { users: 0, made: Vec::new() });
+static SHARED_PARENTS: Mutex<SharedParents> = Mutex::new(SharedParents { users: 0, made: Vec::new() });
 
-fn shared() -> MutexGuard<'static, Shared> {
+fn shared_parents() -> MutexGuard<'static, SharedParents> {
     // A test that failed while it held the lock left at worst a directory behind.
-    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+    SHARED_PARENTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A pod's cgroup and a container's inside, named as kubelet names them, in every hierarchy that counts. Dropping removes them.
@@ -333,17 +333,17 @@ impl Container {
         let container =
             pod.join(format!("cri-containerd-{:064x}.scope", u64::from(std::process::id()) << 32 | u64::from(number)));
         let hierarchies = Hierarchies::find();
-        shared().users += 1;
+        shared_parents().users += 1;
         let mut lab = Self { hierarchies, pod, container, made: Vec::new() };
         // After `lab`, so that it is unlocked before a panic drops `lab`, which locks it again.
-        let mut shared = shared();
+        let mut shared = shared_parents();
         for root in [Some(lab.hierarchies.unified.clone()), lab.hierarchies.memory.clone()].into_iter().flatten() {
             lab.make_in(&root, &mut shared);
         }
         lab
     }
 
-    fn make_in(&mut self, root: &Path, shared: &mut Shared) {
+    fn make_in(&mut self, root: &Path, shared: &mut SharedParents) {
         let mut path = root.to_owned();
         for name in &self.container.clone() {
             if self.hierarchies.memory.is_none() {
@@ -423,7 +423,7 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         self.remove();
-        let mut shared = shared();
+        let mut shared = shared_parents();
         shared.users -= 1;
         if shared.users == 0 {
             for path in shared.made.drain(..).rev() {

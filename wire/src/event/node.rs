@@ -221,7 +221,7 @@ pub struct Conntrack {
     pub entries: u64,
     pub entries_max: u64,
     /// Packets dropped because there was no room, and connections forgotten early to make some, since the event before this
-    /// one; `u64::MAX` where the kernel does not tell.
+    /// one; `u64::MAX` where the kernel does not report it.
     pub dropped: u64,
     pub early_dropped: u64,
     /// Who has most connections, by the address that began them: IPv6, or IPv4 mapped into it; 0 where it was not looked for.

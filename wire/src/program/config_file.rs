@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_out_of_bounds_is_refused_with_its_line_or_that_of_its_section() {
+    fn a_value_out_of_bounds_is_refused_with_a_line() {
         for (text, says) in [
             ("# a queue\nqueue:\n  size: 10\n", "FILE: queue.size: 10 is not from 1 to 9 at line 3 column 9"),
             ("queue: {pause_s: 1}\n", "FILE: queue.size: 0 is not from 1 to 9 at line 1 column 8"),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_too_long_is_not_read_to_its_end() {
+    fn a_too_long_file_is_not_read_to_its_end() {
         let said = said(&format!("queue: {{size: 1}}\n#{}", "x".repeat(FILE_BYTES_MAX as usize)));
         assert!(said.contains("more than 1048576 bytes"), "{said}");
     }

@@ -21,7 +21,7 @@ pub fn raise_limit() -> Result<Raised, Errno> {
 }
 
 /// Calls [`raise_limit`], and logs the outcome.
-pub fn raise_limit_and_tell() {
+pub fn raise_limit_and_log() {
     match raise_limit() {
         Ok(Raised { before, now }) => tracing::info!(before, now, "the limit of open files"),
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),

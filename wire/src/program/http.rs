@@ -90,7 +90,7 @@ where
                 continue;
             }
         };
-        let Some(place) = peers.enter(peer.ip(), bounds.connections_max_of_peer) else {
+        let Some(counted) = peers.enter(peer.ip(), bounds.connections_max_of_peer) else {
             tracing::debug!(%peer, "too many HTTP connections of one address");
             continue;
         };
@@ -99,7 +99,7 @@ where
         let head_timeout = if is_crowded { bounds.crowded_head_timeout } else { bounds.head_timeout };
         let bounds = Bounds { head_timeout, ..bounds };
         connections.spawn(async move {
-            let _held = (permit, place);
+            let _held = (permit, counted);
             attend(stream, peer, bounds, answer, end).await;
         });
     }
@@ -150,10 +150,10 @@ async fn ended(end: &mut watch::Receiver<bool>) {
 struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// A connection that counts for its address.
-struct Place(Peers, IpAddr);
+struct CountedConnection(Peers, IpAddr);
 
 impl Peers {
-    fn enter(&self, peer: IpAddr, most: usize) -> Option<Place> {
+    fn enter(&self, peer: IpAddr, most: usize) -> Option<CountedConnection> {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = peers.entry(peer).or_default();
         if *count >= most {
@@ -161,11 +161,11 @@ impl Peers {
         }
         *count += 1;
         drop(peers);
-        Some(Place(self.clone(), peer))
+        Some(CountedConnection(self.clone(), peer))
     }
 }
 
-impl Drop for Place {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         let mut peers = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = peers.get_mut(&self.1) {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_half_sent_and_kept_connections_are_closed_after_the_heads_time() {
+    async fn idle_or_half_sent_connections_are_closed_in_time() {
         let bounds = Bounds { head_timeout: Duration::from_millis(200), ..Bounds::default() };
         let (address, _end) = begin(bounds).await;
         for (sent, answered) in [("", false), ("GET / HT", false), ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", true)] {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_cannot_take_all_connections_and_more_than_there_may_be_wait() {
+    async fn one_address_cannot_take_all_connections() {
         let bounds = Bounds { connections_max_of_peer: 2, connections_max: 3, ..Bounds::default() };
         let (address, end) = begin(bounds).await;
         let held = [opened(address, "").await, opened(address, "").await];

@@ -187,9 +187,9 @@ fn describe(root: &Value, node: &Value, name: &str) -> (String, Vec<(String, Str
     for one in alternatives.into_iter().flatten().chain([node]) {
         let about = sentence(one.get("description").and_then(Value::as_str).unwrap_or_default());
         let words = one.get("const").into_iter().chain(one.get("enum").and_then(Value::as_array).into_iter().flatten());
-        let is_told = one.get("const").is_some();
+        let has_heading = one.get("const").is_some();
         for word in words.filter_map(Value::as_str) {
-            choices.push((word.to_owned(), if is_told { about.clone() } else { String::new() }));
+            choices.push((word.to_owned(), if has_heading { about.clone() } else { String::new() }));
         }
     }
     if !choices.is_empty() {
@@ -311,12 +311,12 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_told_with_kind_default_and_meaning_in_this_projects_units() {
+    fn keys_are_listed_with_kind_default_and_meaning() {
         let keys = keys::<Sample>();
-        let told: Vec<_> =
+        let rows: Vec<_> =
             keys.iter().map(|key| (key.path.as_str(), key.kind.as_str(), key.default.as_deref())).collect();
         assert_eq!(
-            told,
+            rows,
             [
                 ("section.mode", "one of `lz4`, `none`", Some("lz4")),
                 ("section.name", "text", None),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_has_every_key_and_comments_out_what_has_no_default() {
+    fn yaml_has_every_key_and_comments_out_optional_ones() {
         let keys = keys::<Sample>();
         let text = yaml_of_defaults(&keys);
         assert!(text.contains("  # name: \"*.service\"\n") && text.contains("  wait: 1500ms\n"), "{text}");

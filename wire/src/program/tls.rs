@@ -141,10 +141,10 @@ impl FromFiles for ServerFiles {
 /// Reads PEM files again when they change.
 pub struct Watched<F: FromFiles> {
     files: F,
-    state: Mutex<State<F::Config>>,
+    state: Mutex<WatchedState<F::Config>>,
 }
 
-struct State<C> {
+struct WatchedState<C> {
     config: Arc<C>,
     /// What was last looked at, usable or not.
     seen: Vec<Vec<u8>>,
@@ -162,7 +162,7 @@ impl<F: FromFiles> Watched<F> {
     pub fn load(files: F) -> Result<Self, TlsError> {
         let seen = read(&files)?;
         let (config, expires) = files.build(&seen)?;
-        let state = State { config: Arc::new(config), seen, problem: None, expires, changes: 0 };
+        let state = WatchedState { config: Arc::new(config), seen, problem: None, expires, changes: 0 };
         Ok(Self { files, state: Mutex::new(state) })
     }
 
@@ -223,7 +223,7 @@ impl<F: FromFiles> Watched<F> {
         self.lock().changes
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<F::Config>> {
+    fn lock(&self) -> MutexGuard<'_, WatchedState<F::Config>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_changes_nothing_and_the_next_good_pair_does() {
+    fn a_bad_pair_changes_nothing_a_good_pair_does() {
         let dir = tempfile::tempdir().expect("a folder");
         let (first, second) = (pair((2090, 1, 1)), pair((2091, 1, 1)));
         let watched = Watched::load(files(dir.path(), &first)).expect("a good pair");
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_pair_and_a_foreign_key_are_told_apart_at_the_start() {
+    fn an_expired_pair_and_a_foreign_key_are_distinguished() {
         let dir = tempfile::tempdir().expect("a folder");
         let error = Watched::load(files(dir.path(), &pair((2020, 1, 1)))).err().expect("refused").to_string();
         assert!(error.contains("expired") && error.contains("cert.pem"), "{error}");

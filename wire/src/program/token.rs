@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_changed_token_is_used_and_a_bad_one_is_not() {
+    fn a_changed_token_is_used_unless_it_is_bad() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         assert!(TokenFile::load(file.path().into()).is_err(), "an empty file");
         std::fs::write(file.path(), "first\n").expect("written");

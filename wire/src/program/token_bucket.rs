@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_comes_at_once_and_a_quiet_time_earns_no_more_than_that() {
+    fn quiet_time_earns_at_most_a_burst() {
         let start = Instant::now();
         let mut bucket = TokenBucket::new(50, 5.0, start);
         for now in [start, start + Duration::from_secs(3600)] {

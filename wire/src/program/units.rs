@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn text_for_people_never_rounds_up_to_a_whole_next_unit() {
+    fn text_for_people_never_rounds_up_a_unit() {
         for (bytes, text) in [
             (12, "12 B"),
             (1023, "1023 B"),

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_named_with_its_key_line_and_column() {
+    fn refusals_name_key_line_and_column() {
         for (text, says) in [
             ("server:\n  prot: 1\n", &["server", "unknown field `prot`", "port", "line 2 column 3"][..]),
             ("sever: {}\n", &["unknown field `sever`", "server", "line 1 column"]),

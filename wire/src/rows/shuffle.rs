@@ -1,5 +1,5 @@
-//! Four lanes at once, by a shuffle of bytes, as in Stream VByte (see [`super`]). For x86-64 with SSSE3, which all but the oldest
-//! have: lane by lane it takes more than twice as long.
+//! Four words at once, by a shuffle of bytes, as in Stream VByte (see [`super`]). For x86-64 with SSSE3, which all but the oldest
+//! have: word by word it takes more than twice as long.
 //!
 //! What must hold: the bytes are those that [`super::pack_row`] and [`super::unpack_row`] make and read.
 
@@ -9,19 +9,19 @@ use std::arch::x86_64::{
     _mm_unpackhi_epi64,
 };
 
-use super::{CONTROL_BYTES, LANES, ROOM_BYTES, lane_bytes, pack_rows_by, unpack_rows_by};
+use super::{CONTROL_BYTES, ROOM_BYTES, WORDS, pack_rows_by, unpack_rows_by, word_bytes};
 
 const FOUR_BYTES: usize = 16;
 /// Of a shuffle: a byte that becomes 0.
 const NONE: u8 = 0x80;
 
-/// What a byte of control, which is of four lanes, stands for.
+/// What a byte of control, which is of four words, stands for.
 struct Fours {
-    /// Bytes that the lanes are written with.
+    /// Bytes that the words are written with.
     lengths: [u8; 256],
-    /// Which byte of the lanes each written one is; little endian.
+    /// Which byte of the words each written one is; little endian.
     pack: [u128; 256],
-    /// Which written byte each one of the lanes is.
+    /// Which written byte each one of the words is.
     unpack: [u128; 256],
 }
 
@@ -32,16 +32,16 @@ static FOURS: Fours = {
         let mut pack = [NONE; FOUR_BYTES];
         let mut unpack = [NONE; FOUR_BYTES];
         let mut written = 0;
-        let mut lane = 0;
-        while lane < 4 {
+        let mut word = 0;
+        while word < 4 {
             let mut byte = 0;
-            while byte < lane_bytes(control as u32 >> (2 * lane) & 3) {
-                pack[written] = (4 * lane + byte) as u8;
-                unpack[4 * lane + byte] = written as u8;
+            while byte < word_bytes(control as u32 >> (2 * word) & 3) {
+                pack[written] = (4 * word + byte) as u8;
+                unpack[4 * word + byte] = written as u8;
                 written += 1;
                 byte += 1;
             }
-            lane += 1;
+            word += 1;
         }
         fours.lengths[control] = written as u8;
         fours.pack[control] = u128::from_le_bytes(pack);
@@ -59,13 +59,13 @@ pub(super) fn pack_rows(rows: &[u8], output: &mut [u8]) -> usize {
 
 /// [`super::unpack_rows`].
 #[target_feature(enable = "ssse3")]
-pub(super) fn unpack_rows(control: &[u8], lanes: &[u8], rows: &mut [u8]) -> Option<()> {
-    unpack_rows_by(control, lanes, rows, |control, bytes| unpack_row(control, bytes))
+pub(super) fn unpack_rows(control: &[u8], words: &[u8], rows: &mut [u8]) -> Option<()> {
+    unpack_rows_by(control, words, rows, |control, bytes| unpack_row(control, bytes))
 }
 
 #[inline]
 #[target_feature(enable = "ssse3")]
-fn pack_row(row: &[u32; LANES], control: &mut [u8; CONTROL_BYTES], room: &mut [u8; ROOM_BYTES]) -> usize {
+fn pack_row(row: &[u32; WORDS], control: &mut [u8; CONTROL_BYTES], room: &mut [u8; ROOM_BYTES]) -> usize {
     let mut at = 0;
     for (control, &[a, b, c, d]) in control.iter_mut().zip(row.as_chunks::<4>().0) {
         let four = _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32);
@@ -78,7 +78,7 @@ fn pack_row(row: &[u32; LANES], control: &mut [u8; CONTROL_BYTES], room: &mut [u
     at
 }
 
-/// The byte of control of four lanes.
+/// The byte of control of four words.
 #[inline]
 #[target_feature(enable = "ssse3")]
 fn codes(four: __m128i) -> usize {
@@ -97,16 +97,16 @@ fn codes(four: __m128i) -> usize {
 
 #[inline]
 #[target_feature(enable = "ssse3")]
-fn unpack_row(control: &[u8; CONTROL_BYTES], bytes_written: &[u8; ROOM_BYTES]) -> ([u32; LANES], usize) {
-    let mut row = [0; LANES];
+fn unpack_row(control: &[u8; CONTROL_BYTES], bytes_written: &[u8; ROOM_BYTES]) -> ([u32; WORDS], usize) {
+    let mut row = [0; WORDS];
     let mut at = 0;
     for (&control, four) in control.iter().zip(row.as_chunks_mut::<4>().0) {
         let mut written = [0; FOUR_BYTES];
         written.copy_from_slice(&bytes_written[at..at + FOUR_BYTES]);
         let codes = usize::from(control);
-        let lanes = bytes(_mm_shuffle_epi8(vector(u128::from_le_bytes(written)), vector(FOURS.unpack[codes])));
-        for (lane, bytes) in four.iter_mut().zip(lanes.as_chunks().0) {
-            *lane = u32::from_le_bytes(*bytes);
+        let words = bytes(_mm_shuffle_epi8(vector(u128::from_le_bytes(written)), vector(FOURS.unpack[codes])));
+        for (word, bytes) in four.iter_mut().zip(words.as_chunks().0) {
+            *word = u32::from_le_bytes(*bytes);
         }
         at += usize::from(FOURS.lengths[codes]);
     }
@@ -132,16 +132,16 @@ mod tests {
     use super::*;
     use crate::rows;
 
-    /// All the bytes of control that lanes of each length, at the edges, can have.
+    /// All the bytes of control that words of each length, at the edges, can have.
     #[test]
-    fn four_lanes_are_written_and_read_as_one_by_one() {
+    fn four_words_are_written_and_read_as_one_by_one() {
         if !is_x86_feature_detected!("ssse3") {
             return;
         }
         let edges = [0u32, 1, 0xff, 0x100, 0xffff, 0x1_0000, u32::MAX];
         for number in 0..edges.len().pow(4) {
-            let four: [u32; 4] = std::array::from_fn(|lane| edges[number / edges.len().pow(lane as u32) % edges.len()]);
-            let row = std::array::from_fn(|lane| four[lane % 4].rotate_left(lane as u32 / 4 * 8));
+            let four: [u32; 4] = std::array::from_fn(|word| edges[number / edges.len().pow(word as u32) % edges.len()]);
+            let row = std::array::from_fn(|word| four[word % 4].rotate_left(word as u32 / 4 * 8));
             let (mut control, mut room) = ([[0; CONTROL_BYTES]; 2], [[0; ROOM_BYTES]; 2]);
             let one_by_one = rows::pack_row(&row, &mut control[0], &mut room[0]);
             // SAFETY: the processor has the instructions.

@@ -9,7 +9,7 @@ fn run(bytes: &[u8], batch: &mut Batch) -> Result<bool, Malformed> {
 
 fn exec(size: usize) -> record::Exec {
     let mut exec = record::Exec::new_zeroed();
-    exec.header.kind = Kind::Exec as u16;
+    exec.header.kind = RecordKind::Exec as u16;
     exec.header.size = size as u16;
     exec.comm = record::comm("web");
     exec
@@ -41,9 +41,9 @@ fn records_that_break_the_layout_are_refused_and_leave_nothing() {
 }
 
 #[test]
-fn a_reason_that_this_kernel_has_no_name_for_is_told_by_its_number() {
+fn a_reason_without_a_name_is_shown_as_its_number() {
     let mut drops = record::PacketDrop::new_zeroed();
-    drops.header.kind = Kind::PacketDrop as u16;
+    drops.header.kind = RecordKind::PacketDrop as u16;
     drops.header.size = size_of::<record::PacketDrop>() as u16;
     // Of another part of the kernel.
     (drops.reason, drops.count, drops.interface) = (0x2_0001, 7, 3);
@@ -56,7 +56,7 @@ fn a_reason_that_this_kernel_has_no_name_for_is_told_by_its_number() {
 
 #[test]
 fn every_kind_has_the_lane_of_its_event() {
-    for kind in Kind::ALL {
+    for kind in RecordKind::ALL {
         let mut bytes = vec![0; record::RECORD_BYTES_MAX];
         // A histogram's measure: 0 is none.
         bytes[size_of::<record::Header>()] = 1;

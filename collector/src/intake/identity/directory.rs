@@ -145,8 +145,8 @@ impl Directory {
     }
 
     /// Learns a pod and its containers, present and last ones. Containers that it had and that are not named are taken for
-    /// gone. Tells whether anything changed.
-    pub fn tell(&self, names: PodNames, containers: Vec<ContainerNames>, now: Instant) -> bool {
+    /// gone. Returns whether anything changed.
+    pub fn update(&self, names: PodNames, containers: Vec<ContainerNames>, now: Instant) -> bool {
         let pod = entity_id(EntityKind::Pod, &names.uid);
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let tables = &mut *tables;
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn names_are_completed_up_to_the_workload() {
         let directory = Directory::default();
-        assert!(directory.tell(pod("u1", "cart-1"), vec![container("c1", "web")], Instant::now()));
+        assert!(directory.update(pod("u1", "cart-1"), vec![container("c1", "web")], Instant::now()));
         let entity = described(&directory, "c1");
         assert_eq!((&*entity.name, &*entity.image), ("shop/cart-1/web", "cart:1"));
         let mut pod = Entity::named(EntityKind::Pod, entity.parent, "bare");
@@ -365,23 +365,23 @@ mod tests {
     #[test]
     fn only_a_change_makes_a_new_version() {
         let directory = Directory::default();
-        directory.tell(pod("u1", "cart-1"), vec![container("c1", "web")], Instant::now());
+        directory.update(pod("u1", "cart-1"), vec![container("c1", "web")], Instant::now());
         let version = directory.version();
-        assert!(!directory.tell(pod("u1", "cart-1"), vec![container("c1", "web")], Instant::now()));
+        assert!(!directory.update(pod("u1", "cart-1"), vec![container("c1", "web")], Instant::now()));
         assert_eq!(directory.version(), version);
-        directory.tell(pod("u1", "cart-1"), vec![container("c1", "web"), container("c2", "log")], Instant::now());
+        directory.update(pod("u1", "cart-1"), vec![container("c1", "web"), container("c2", "log")], Instant::now());
         assert!(directory.version() > version);
     }
 
     #[test]
-    fn a_gone_container_keeps_its_name_for_a_while_and_no_longer() {
+    fn a_gone_container_keeps_its_name_for_a_while() {
         let directory = Directory::default();
         let start = Instant::now();
-        directory.tell(pod("u1", "cart-1"), vec![container("c1", "web")], start);
+        directory.update(pod("u1", "cart-1"), vec![container("c1", "web")], start);
         directory.pod_gone(entity_id(EntityKind::Pod, "u1"), start);
-        directory.tell(pod("u2", "cart-2"), Vec::new(), start + REMEMBERED / 2);
+        directory.update(pod("u2", "cart-2"), Vec::new(), start + REMEMBERED / 2);
         assert_eq!(described(&directory, "c1").name, "shop/cart-1/web");
-        directory.tell(pod("u3", "cart-3"), Vec::new(), start + REMEMBERED);
+        directory.update(pod("u3", "cart-3"), Vec::new(), start + REMEMBERED);
         assert_eq!(described(&directory, "c1").name, "bare");
     }
 
@@ -391,7 +391,7 @@ mod tests {
         let now = Instant::now();
         for number in 0..2 * PODS_MAX {
             let uid = format!("u{number}");
-            directory.tell(pod(&uid, "cart"), vec![container(&format!("c{number}"), "web")], now);
+            directory.update(pod(&uid, "cart"), vec![container(&format!("c{number}"), "web")], now);
             directory.pod_gone(entity_id(EntityKind::Pod, &uid), now);
         }
         let (pods, containers) = directory.len();

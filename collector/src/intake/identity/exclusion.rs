@@ -1,7 +1,7 @@
 //! Cgroups of excluded namespaces: what happens in them is left out by the probes, before it reaches a ring.
 //!
 //! What enters: cgroups with what the directory says of them. What leaves: entries of the probes' set. What must hold: only the
-//! bulk lane is left out; no more than the set has room for, and whoever finds no room is told of as before; a cgroup that is
+//! bulk lane is left out; no more than the set has room for, and whoever finds no room is reported as before; a cgroup that is
 //! gone leaves the set.
 
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ impl Exclusion {
         Self { controls, excluded: HashSet::default() }
     }
 
-    /// Whether a cgroup is left out: what the probes told before they knew, and what is summed up, still arrives.
+    /// Whether a cgroup is left out: what the probes reported before they knew, and what is summed up, still arrives.
     #[inline]
     pub fn contains(&self, id: u64) -> bool {
         !self.excluded.is_empty() && self.excluded.contains(&id)

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_that_have_a_name_instead_of_an_id_are_recognised() {
+    fn containers_with_a_name_instead_of_an_id_are_recognised() {
         for (path, name) in [
             ("/garden/6f1e2b1a-3c1f-4b5e-7d44-0f6a", "6f1e2b1a-3c1f-4b5e-7d44-0f6a"),
             ("/buildkit/xq2hn1uqs3zyk6pxmvxn0vqz9", "xq2hn1uqs3zyk6pxmvxn0vqz9"),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_units_and_host_cgroups_are_told_apart() {
+    fn pods_units_and_host_cgroups_are_distinguished() {
         assert_eq!(name_of(&format!("/kubepods/burstable/pod{UID}")).kind, EntityKind::Pod);
         assert_eq!(name_of("/system.slice/sshd.service").name, "sshd.service");
         let of_user =

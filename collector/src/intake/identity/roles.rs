@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_process_is_what_the_runtime_started_whatever_its_id_in_a_namespace() {
+    fn the_first_process_is_what_the_runtime_started() {
         let mut roles = running();
         assert_eq!(roles.exec(BOX, started(11, 10, true, "app")), Role::Member);
         let inner = Started { ns_pid: 1, ns_level: 2, ..started(12, 11, true, "bwrap") };
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_of_the_runtime_under_another_name_gives_way_to_the_program() {
+    fn a_renamed_runtime_stage_gives_way_to_the_program() {
         let mut roles = Roles::default();
         roles.made(BOX);
         assert_eq!(roles.exec(BOX, started(8, 1, false, "6")), Role::First, "runc's copy of itself");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_enters_later_is_a_session_and_so_are_its_children() {
+    fn late_entrants_and_their_children_are_sessions() {
         let mut roles = running();
         assert_eq!(roles.exec(BOX, started(20, 3, false, "runc:[2:INIT]")), Role::Runtime);
         assert_eq!(roles.exec(BOX, started(20, 3, false, "bash")), Role::Session);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_is_no_container_of_its_pod_and_a_container_that_ended_begins_anew() {
+    fn a_sandbox_is_no_container_and_ended_ones_begin_anew() {
         let mut roles = Roles::default();
         roles.made(BOX);
         assert_eq!(roles.exec(BOX, started(10, 1, false, "pause")), Role::Sandbox);

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_are_compared_as_exactly_as_procfs_tells_them() {
+    fn starts_are_compared_as_exactly_as_procfs_shows_them() {
         assert!(is_same_start(5_000_000_000, 5_009_999_999) && is_same_start(0, 5) && is_same_start(5, 0));
         assert!(!is_same_start(5_000_000_000, 5_100_000_000));
     }

@@ -4,7 +4,7 @@ const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd
 const UID: &str = "8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
 
 #[test]
-fn an_entity_is_described_once_and_again_when_the_stream_is_new() {
+fn an_entity_is_described_once_on_each_stream() {
     let mut identity = Identity::new(Vec::new());
     identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
     let mut described = Vec::new();
@@ -21,7 +21,7 @@ fn an_entity_is_described_once_and_again_when_the_stream_is_new() {
 }
 
 #[test]
-fn a_path_has_the_entity_of_its_cgroup_and_paths_alone_are_bounded() {
+fn a_path_has_its_cgroups_entity_and_paths_are_bounded() {
     let mut described = Vec::new();
     let mut of_kernel = Identity::new(Vec::new());
     of_kernel.learn(5, "/system.slice/web.service");
@@ -36,7 +36,7 @@ fn a_path_has_the_entity_of_its_cgroup_and_paths_alone_are_bounded() {
 }
 
 #[test]
-fn a_container_that_a_pods_container_made_is_the_pods_wherever_its_cgroup_is() {
+fn a_container_made_by_a_pods_container_is_the_pods() {
     let mut identity = Identity::new(Vec::new());
     identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
     let inner = "f".repeat(64);
@@ -61,7 +61,7 @@ fn a_container_that_a_pods_container_made_is_the_pods_wherever_its_cgroup_is() {
 }
 
 #[test]
-fn a_removed_cgroup_is_remembered_and_an_unknown_one_gets_an_entity() {
+fn removed_cgroups_are_remembered_and_unknown_ones_get_an_entity() {
     let mut identity = Identity::new(Vec::new());
     identity.learn(5, "/a.service");
     identity.remove(5);

@@ -80,7 +80,7 @@ impl Arrived {
 }
 
 #[test]
-fn a_frame_that_is_refused_again_and_again_is_lost_alone_and_counted() {
+fn a_frame_refused_again_and_again_is_lost_alone() {
     let outbox = outbox(4);
     let mut arrived = Arrived::default();
     let refuses = |header: &Header| header.epoch == 1 && header.events() == 2;
@@ -112,7 +112,7 @@ fn a_frame_that_is_refused_again_and_again_is_lost_alone_and_counted() {
 }
 
 #[test]
-fn refusals_that_blame_no_frame_or_one_of_several_do_not_count() {
+fn refusals_count_only_when_they_blame_one_frame() {
     let outbox = outbox(3);
     outbox.restart(1, 0);
     assert!((0..3).all(|_| outbox.next(u64::MAX).is_some()));
@@ -134,7 +134,7 @@ fn refusals_that_blame_no_frame_or_one_of_several_do_not_count() {
 }
 
 #[test]
-fn a_frame_that_was_damaged_in_memory_is_found_at_the_first_refusal() {
+fn a_frame_damaged_in_memory_is_found_when_refused() {
     // In the clocks, and in the payload.
     for at in [32, 200] {
         let outbox = outbox(5);
@@ -173,7 +173,7 @@ fn the_last_frame_of_all_may_be_the_lost_one() {
 }
 
 #[test]
-fn no_acknowledgement_of_an_ended_epoch_is_taken_for_one_of_the_next() {
+fn an_ended_epochs_acknowledgement_does_not_count_for_the_next() {
     let outbox = outbox(3);
     outbox.restart(1, 0);
     assert!(outbox.next(u64::MAX).is_some());
@@ -211,7 +211,7 @@ fn segment(dir: &std::path::Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_damaged_frame_in_the_spool_is_lost_alone_and_what_is_spooled_later_follows() {
+fn a_damaged_frame_in_the_spool_is_lost_alone() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let parker = crossbeam::sync::Parker::new();
@@ -244,7 +244,7 @@ fn a_damaged_frame_in_the_spool_is_lost_alone_and_what_is_spooled_later_follows(
 }
 
 #[test]
-fn an_earlier_runs_spool_that_is_damaged_at_its_end_closes_with_what_is_known() {
+fn a_spool_with_a_damaged_end_closes_as_known() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let parker = crossbeam::sync::Parker::new();

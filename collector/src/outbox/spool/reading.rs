@@ -10,7 +10,7 @@ use tapio_wire::segment::SEGMENT_HEADER_BYTES;
 
 use super::records::{Step, behind_unreadable, search, step};
 use super::segment::Segment;
-use super::{Place, Spool};
+use super::{FramePosition, Spool};
 
 impl Spool {
     /// Frames of an epoch from `from_seq` on, up to `max_bytes` or one, or to the first that is not whole.
@@ -36,15 +36,17 @@ impl Spool {
         {
             let (file, end) = self.open_segment(segment)?;
             let written_seq = wanted + segment.seq_before();
-            let known = self.cursor.filter(|place| place.segment == segment.number && place.seq <= written_seq);
-            let mut offset = known.map_or(SEGMENT_HEADER_BYTES as u64, |place| place.offset);
+            let known =
+                self.cursor.filter(|position| position.segment == segment.number && position.seq <= written_seq);
+            let mut offset = known.map_or(SEGMENT_HEADER_BYTES as u64, |position| position.offset);
             while wanted <= segment.last_seq && (bytes < max_bytes || frames.is_empty()) {
                 match step(&file, segment.number, offset, end)? {
                     Step::Whole(whole) => match segment.seq_of(&whole.header) {
                         Some(seq) if seq > wanted => break,
                         seq => {
                             offset = whole.next;
-                            self.cursor = Some(Place { segment: segment.number, offset, seq: whole.header.seq + 1 });
+                            self.cursor =
+                                Some(FramePosition { segment: segment.number, offset, seq: whole.header.seq + 1 });
                             if seq == Some(wanted) {
                                 wanted += 1;
                                 bytes += whole.frame.len();
@@ -77,7 +79,7 @@ impl Spool {
                         if segment.seq_of(&whole.header).is_some_and(|seq| seq >= from_seq) {
                             let seq = whole.header.seq;
                             let checked = segment.frame(whole).ok().and_then(|frame| Header::check(&frame).ok())?;
-                            self.cursor = Some(Place { segment: segment.number, offset, seq });
+                            self.cursor = Some(FramePosition { segment: segment.number, offset, seq });
                             return Some(checked);
                         }
                         offset = whole.next;

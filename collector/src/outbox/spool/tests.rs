@@ -22,7 +22,7 @@ fn seqs(frames: &[Bytes]) -> Vec<u64> {
 }
 
 #[test]
-fn what_was_appended_is_read_in_order_and_found_after_a_restart() {
+fn appended_frames_are_read_in_order_after_a_restart() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, left) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     assert!(left.is_empty());
@@ -45,7 +45,7 @@ fn what_was_appended_is_read_in_order_and_found_after_a_restart() {
 }
 
 #[test]
-fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
+fn a_torn_tail_is_cut_to_the_last_whole_frame() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     spool.append(&[frame(1, 1, 2), frame(1, 2, 2)]).expect("written");
@@ -180,7 +180,7 @@ fn a_deleted_segment_is_not_written_to_any_more() {
 }
 
 #[test]
-fn a_frame_that_was_damaged_in_memory_keeps_no_other_from_the_disk() {
+fn a_frame_damaged_in_memory_does_not_stop_the_spool() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     let mut damaged = frame(1, 2, 10).to_vec();
@@ -191,7 +191,7 @@ fn a_frame_that_was_damaged_in_memory_keeps_no_other_from_the_disk() {
 }
 
 #[test]
-fn what_an_ended_epoch_left_is_read_as_the_next_one_also_after_a_restart() {
+fn an_ended_epochs_rest_is_read_as_the_next_one() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, _) = Spool::open(dir.path(), SPOOL_BYTES_MIN).expect("opened");
     spool.append(&(1..=6).map(|seq| frame(1, seq, 10)).collect::<Vec<_>>()).expect("written");
@@ -230,7 +230,7 @@ fn what_an_ended_epoch_left_is_read_as_the_next_one_also_after_a_restart() {
 }
 
 #[test]
-fn a_first_segment_that_was_deleted_between_two_runs_is_told_from_one_that_was_acknowledged() {
+fn a_deleted_first_segment_does_not_count_as_acknowledged() {
     let dir = tempfile::tempdir().expect("a folder");
     let (mut spool, second, third) = three_segments(dir.path());
     let mut acked = [0; SOURCES];

@@ -5,26 +5,26 @@ use tapio_wire::event::{Detail, SOURCES, Source};
 
 use super::*;
 use crate::intake::identity::Identity;
-use crate::intake::shared::Shared;
-use crate::outbox::queue::{Queues, Room};
+use crate::intake::source_context::SourceContext;
+use crate::outbox::queue::{OpenLanes, Queues};
 use crate::settings::config::Config;
 
 #[test]
-fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
+fn bulk_events_arrive_while_the_kernel_samples() {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIP bulk_events_arrive_and_the_books_close_while_the_kernel_samples: needs root and BPF");
+        println!("SKIP bulk_events_arrive_while_the_kernel_samples: needs root and BPF");
         assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
         return;
     }
     let (queues, _parker) = Queues::new(1024);
-    let shared = Shared::for_config(&Config::default(), queues);
+    let context = SourceContext::for_config(&Config::default(), queues);
     let tuning = Tuning { bulk_sampling: 2, ..Tuning::default() };
     let load = LoadConfig { own_pid: None, tuning, ..LoadConfig::default() };
     let stop = Arc::new(Stop::new().expect("an eventfd"));
     let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(50), Arc::clone(&stop));
     let source = source.expect("the probes load");
     let controls = source.controls().expect("it was not stopped");
-    let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
+    let intake = Intake::new(context.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&context.directory)));
     let running = std::thread::spawn(move || source.run(intake));
 
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -39,13 +39,13 @@ fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
     running.join().expect("no panic").expect("no error");
 
     let (mut popped, mut connections) = (0, 0);
-    while let Some((_, body)) = shared.queues.pop(Room::Both) {
+    while let Some((_, body)) = context.queues.pop(OpenLanes::Both) {
         popped += body.events.len() as u64;
         let of_server = |detail: &Detail| matches!(detail, Detail::Tcp(tcp) if tcp.destination_port == server.port());
         connections += body.events.iter().filter(|event| of_server(&event.body)).count();
     }
     assert!((50..=200).contains(&connections), "{connections}");
-    let ledger = shared.books.snapshot(&[0; SOURCES]);
+    let ledger = context.books.snapshot(&[0; SOURCES]);
     let account = ledger.account(Source::Ebpf);
     let dropped = account.dropped.iter().flatten().sum::<u64>();
     assert!(account.dropped[Stage::Filter as usize][Reason::Sampled as usize] >= 150, "{account:?}");
@@ -53,10 +53,10 @@ fn bulk_events_arrive_and_the_books_close_while_the_kernel_samples() {
 }
 
 #[test]
-fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets() {
+fn fetched_sums_are_counted_and_arguments_are_redacted() {
     if !rustix::process::geteuid().is_root() {
         println!(
-            "SKIP sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_leave_without_their_secrets: \
+            "SKIP fetched_sums_are_counted_and_arguments_are_redacted: \
              needs root and BPF"
         );
         assert!(!std::env::var("TAPIO_REQUIRE").is_ok_and(|value| value == "all"), "TAPIO_REQUIRE=all");
@@ -65,14 +65,14 @@ fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_l
     let (queues, _parker) = Queues::new(1024);
     let mut config = Config::default();
     config.collectors.ebpf.dns_timeout = Duration::from_millis(200);
-    let shared = Shared::for_config(&config, queues);
+    let context = SourceContext::for_config(&config, queues);
     // What the probes sample, user space has not to sample again, and sums are never sampled.
     let tuning = Tuning { exec_command: ExecCommand::Full, ..Tuning::default() };
     let load = LoadConfig { own_pid: None, disabled: Vec::new(), tuning, ..LoadConfig::default() };
     let stop = Arc::new(Stop::new().expect("an eventfd"));
     let source = EbpfSource::load(&load, Duration::from_millis(1), Duration::from_millis(20), Arc::clone(&stop));
     let source = source.expect("the probes load");
-    let intake = Intake::new(shared.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&shared.directory)));
+    let intake = Intake::new(context.clone(), Source::Ebpf, Identity::of_this_machine(Arc::clone(&context.directory)));
     let running = std::thread::spawn(move || source.run(intake));
     let arguments = ["--user", "me", "--password", "hunter2", "API_TOKEN=hunter2"];
     let mut child = std::process::Command::new("/bin/true").args(arguments).spawn().expect("it runs");
@@ -86,8 +86,8 @@ fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_l
     socket.send_to(&query, "127.9.9.9:53").expect("it is sent");
 
     let (mut popped, mut histograms, mut command, mut unanswered, mut drops) = (0, 0, None, 0, 0);
-    let mut take = |shared: &Shared| {
-        while let Some((_, body)) = shared.queues.pop(Room::Both) {
+    let mut take = |context: &SourceContext| {
+        while let Some((_, body)) = context.queues.pop(OpenLanes::Both) {
             popped += body.events.len() as u64;
             assert!(body.names.iter().all(|name| !name.contains("hunter2")), "a secret left");
             for event in &body.events {
@@ -108,16 +108,16 @@ fn sums_and_unanswered_queries_are_counted_when_they_are_fetched_and_arguments_l
         histograms > 0 && command.is_some() && unanswered > 0 && drops > 0
     };
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !take(&shared) {
+    while !take(&context) {
         assert!(Instant::now() < deadline, "nothing was summed up");
         std::thread::sleep(Duration::from_millis(5));
     }
     stop.set();
     running.join().expect("no panic").expect("no error");
-    take(&shared);
+    take(&context);
     let line = "/bin/true --user me --password [redacted] API_TOKEN=[redacted]";
     assert_eq!(command, Some(("/bin/true".into(), line.into())));
-    let ledger = shared.books.snapshot(&[0; SOURCES]);
+    let ledger = context.books.snapshot(&[0; SOURCES]);
     let account = ledger.account(Source::Ebpf);
     let dropped = account.dropped.iter().flatten().sum::<u64>();
     assert_eq!(account.emitted, popped + dropped, "{account:?}");

@@ -62,7 +62,7 @@ mod tests {
     use super::written_mounts;
 
     #[test]
-    fn a_mount_below_one_that_may_hang_is_not_looked_at() {
+    fn a_mount_below_one_that_may_hang_is_skipped() {
         let mountinfo = "\
 21 1 0:20 / / rw - overlay overlay rw
 22 21 0:21 / /proc rw - proc proc rw

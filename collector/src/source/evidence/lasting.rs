@@ -87,29 +87,29 @@ pub struct Lasting {
     holds: u32,
     holds_not: u32,
     since: Option<Instant>,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 /// A report about a [`Lasting`] condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ToTell {
+pub struct LastingReport {
     pub since: Instant,
     pub is_over: bool,
 }
 
 impl Lasting {
     /// Whether its beginning was reported, and its end was not.
-    pub fn is_told(&self) -> bool {
-        self.told.is_some()
+    pub fn is_reported(&self) -> bool {
+        self.reported.is_some()
     }
 
     /// When it began; [`None`] unless its beginning was reported and its end was not.
-    pub fn told_since(&self) -> Option<Instant> {
-        self.since.filter(|_| self.is_told())
+    pub fn reported_since(&self) -> Option<Instant> {
+        self.since.filter(|_| self.is_reported())
     }
 
-    /// Takes in one look. `looks` equal ones in a row decide; a condition that lasts is reported again after `told_again`.
-    pub fn saw(&mut self, now: Instant, holds: bool, looks: u32, told_again: Duration) -> Option<ToTell> {
+    /// Takes in one look. `looks` equal ones in a row decide; a condition that lasts is reported again after `repeat_interval`.
+    pub fn saw(&mut self, now: Instant, holds: bool, looks: u32, repeat_interval: Duration) -> Option<LastingReport> {
         if holds {
             self.holds_not = 0;
             self.holds += 1;
@@ -117,19 +117,19 @@ impl Lasting {
             self.holds_not += 1;
             self.holds = 0;
         }
-        let since = match holds || self.is_told() {
+        let since = match holds || self.is_reported() {
             true => *self.since.get_or_insert(now),
             false => self.since.take().unwrap_or(now),
         };
-        if self.told.is_none() && self.holds >= looks
-            || self.told.is_some_and(|told| holds && now.saturating_duration_since(told) >= told_again)
+        if self.reported.is_none() && self.holds >= looks
+            || self.reported.is_some_and(|reported| holds && now.saturating_duration_since(reported) >= repeat_interval)
         {
-            self.told = Some(now);
-            return Some(ToTell { since, is_over: false });
+            self.reported = Some(now);
+            return Some(LastingReport { since, is_over: false });
         }
-        if self.told.is_some() && self.holds_not >= looks {
-            (self.told, self.since) = (None, None);
-            return Some(ToTell { since, is_over: true });
+        if self.reported.is_some() && self.holds_not >= looks {
+            (self.reported, self.since) = (None, None);
+            return Some(LastingReport { since, is_over: true });
         }
         None
     }

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_file_is_read_in_either_format_and_what_the_runtime_broke_is_joined() {
+    fn the_newest_file_is_read_and_broken_lines_are_joined() {
         let cri = "2026-01-02T03:04:05.6Z stdout F starting\n2026-01-02T03:04:05.7Z stderr P panic: \n\
                    2026-01-02T03:04:05.7Z stderr F out of memory\n2026-01-02T03:04:05.8Z stderr F \n";
         let root = written(&[("2.log", "2026-01-02T03:04:05Z stdout F old\n"), ("10.log", cri), ("x.log", "no")]);

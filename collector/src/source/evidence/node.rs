@@ -29,7 +29,7 @@ pub struct NodeWatch {
 
 impl NodeWatch {
     /// A look at the tasks that are blocked now.
-    pub fn tasks(&mut self, now: Instant, told_again: Duration, found: &[Task], told: &mut Vec<Trouble>) {
+    pub fn tasks(&mut self, now: Instant, repeat_interval: Duration, found: &[Task], reports: &mut Vec<Trouble>) {
         for task in found {
             self.blocked.entry(task.clone()).or_default();
         }
@@ -39,13 +39,13 @@ impl NodeWatch {
             let what = if *was_killed { What::Unkillable } else { What::Blocked };
             // It ends at once: a task that moved on is not blocked.
             let looks = if is_blocked { BLOCKED_LOOKS } else { 1 };
-            if let Some(tell) = lasting.saw(now, is_blocked, looks, told_again) {
+            if let Some(report) = lasting.saw(now, is_blocked, looks, repeat_interval) {
                 let whose = Whose::Cgroup(task.cgroup.clone());
-                told.push(Trouble {
+                reports.push(Trouble {
                     pid: task.pid,
                     place: task.place.clone(),
                     comm: task.comm.clone(),
-                    ..Trouble::new(whose, what, tell.since, (0, 0), tell.is_over)
+                    ..Trouble::new(whose, what, report.since, (0, 0), report.is_over)
                 });
             }
             is_blocked
@@ -53,17 +53,23 @@ impl NodeWatch {
     }
 
     /// A look at the file systems.
-    pub fn disks(&mut self, now: Instant, told_again: Duration, found: Vec<FileSystem>, told: &mut Vec<Trouble>) {
+    pub fn disks(
+        &mut self,
+        now: Instant,
+        repeat_interval: Duration,
+        found: Vec<FileSystem>,
+        reports: &mut Vec<Trouble>,
+    ) {
         for disk in found {
             let states = self.disks.entry(disk.mount.clone()).or_default();
             let percents = [(What::DiskFull, disk.used_percent), (What::InodesFull, disk.inodes_percent)];
             for (lasting, (what, percent)) in states.iter_mut().zip(percents) {
-                let from = if lasting.is_told() { ROOM } else { FULL };
-                let Some(tell) = lasting.saw(now, percent >= from, DISK_LOOKS, told_again) else { continue };
+                let from = if lasting.is_reported() { ROOM } else { FULL };
+                let Some(report) = lasting.saw(now, percent >= from, DISK_LOOKS, repeat_interval) else { continue };
                 let place = disk.mount.clone();
-                told.push(Trouble {
+                reports.push(Trouble {
                     place,
-                    ..Trouble::new(Whose::Node, what, tell.since, (percent, 100), tell.is_over)
+                    ..Trouble::new(Whose::Node, what, report.since, (percent, 100), report.is_over)
                 });
             }
         }
@@ -77,13 +83,13 @@ mod tests {
     const INTERVAL: Duration = crate::settings::config::WATCH_INTERVAL;
     const AGAIN: Duration = Duration::from_secs(60);
 
-    fn overs(told: &[Trouble]) -> Vec<(What, bool)> {
-        told.iter().map(|trouble| (trouble.what, trouble.is_over)).collect()
+    fn overs(reports: &[Trouble]) -> Vec<(What, bool)> {
+        reports.iter().map(|trouble| (trouble.what, trouble.is_over)).collect()
     }
 
     #[test]
-    fn a_task_that_waits_for_half_a_minute_is_blocked_until_it_moves() {
-        let (start, mut watch, mut told) = (Instant::now(), NodeWatch::default(), Vec::new());
+    fn a_task_is_blocked_after_half_a_minute() {
+        let (start, mut watch, mut reports) = (Instant::now(), NodeWatch::default(), Vec::new());
         let task = Task {
             // Of nobody: it has no pending SIGKILL.
             pid: 0,
@@ -95,15 +101,15 @@ mod tests {
         };
         for number in 0..8 {
             let found = if (1..6).contains(&number) { vec![task.clone()] } else { Vec::new() };
-            watch.tasks(start + INTERVAL * number, AGAIN, &found, &mut told);
+            watch.tasks(start + INTERVAL * number, AGAIN, &found, &mut reports);
         }
-        assert_eq!(overs(&told), [(What::Blocked, false), (What::Blocked, true)]);
+        assert_eq!(overs(&reports), [(What::Blocked, false), (What::Blocked, true)]);
         assert!(watch.blocked.is_empty());
     }
 
     #[test]
     fn a_file_system_is_full_until_it_has_room_again() {
-        let (start, mut watch, mut told) = (Instant::now(), NodeWatch::default(), Vec::new());
+        let (start, mut watch, mut reports) = (Instant::now(), NodeWatch::default(), Vec::new());
         for number in 0..40 {
             let used_percent = match number {
                 0..10 => 96,
@@ -111,13 +117,13 @@ mod tests {
                 _ => 80,
             };
             let disk = FileSystem { mount: "/var".into(), used_percent, inodes_percent: 3 };
-            watch.disks(start + INTERVAL * number, AGAIN, vec![disk], &mut told);
+            watch.disks(start + INTERVAL * number, AGAIN, vec![disk], &mut reports);
         }
         let full = What::DiskFull;
-        let of_room: Vec<_> = overs(&told).into_iter().filter(|(what, _)| *what == full).collect();
+        let of_room: Vec<_> = overs(&reports).into_iter().filter(|(what, _)| *what == full).collect();
         assert_eq!(of_room.first(), Some(&(full, false)));
         assert_eq!(of_room.last(), Some(&(full, true)));
-        assert!(of_room.iter().filter(|told| told.1).count() == 1, "{told:?}");
-        assert!(overs(&told).iter().all(|(what, _)| *what == full), "inodes never ran out, so nothing is over");
+        assert!(of_room.iter().filter(|report| report.1).count() == 1, "{reports:?}");
+        assert!(overs(&reports).iter().all(|(what, _)| *what == full), "inodes never ran out, so nothing is over");
     }
 }

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn open_files_are_found_at_their_limit_whether_the_kernel_tells_their_number_or_not() {
+    fn open_files_are_found_at_their_limit_on_any_kernel() {
         let mut child = hoarder();
         let found = look([child.id()].into_iter(), "", &mut KnownLimits::new()).descriptors;
         let folder = host::process(child.id()).expect("it runs");

@@ -28,7 +28,7 @@ pub struct Sender {
 impl Sender {
     /// The command line as the event has it. Arguments are in it only where the configuration asks for them, and `redact` has gone over
     /// them.
-    pub fn told_command(&self, redact: impl FnOnce(&[u8]) -> String) -> String {
+    pub fn shown_command(&self, redact: impl FnOnce(&[u8]) -> String) -> String {
         if self.command_line.is_empty() {
             return self.command.clone();
         }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_are_left_out_unless_they_are_asked_for_and_leave_without_their_secrets() {
+    fn arguments_are_redacted_and_only_there_when_asked_for() {
         let line = b"/usr/bin/mysql\0--password=secret\0-h\0db\0";
         assert_eq!(command(line), "/usr/bin/mysql (3 arguments)");
         assert_eq!(command(b"sleep\0" as &[u8]), "sleep");
@@ -101,12 +101,12 @@ mod tests {
         assert_eq!(command(b""), "");
         assert!(command(&[b"a\0".repeat(2000), vec![b'b'; 200]].concat()).contains("or more"));
         let redactor = crate::intake::redact::Redactor::default();
-        let told = |command_line: &[u8]| {
+        let shown = |command_line: &[u8]| {
             let (comm, command) = (String::new(), command(command_line));
             let sender = Sender { pid: 1, comm, command, command_line: command_line.into(), uid: 0 };
-            sender.told_command(|arguments| redactor.line(arguments))
+            sender.shown_command(|arguments| redactor.line(arguments))
         };
-        assert_eq!(told(line), "/usr/bin/mysql --password=[redacted] -h db");
-        assert!(told(&[b'a'; 5000]).len() <= COMMAND_BYTES_MAX);
+        assert_eq!(shown(line), "/usr/bin/mysql --password=[redacted] -h db");
+        assert!(shown(&[b'a'; 5000]).len() <= COMMAND_BYTES_MAX);
     }
 }

@@ -133,27 +133,27 @@ pub fn file_systems() -> Vec<FileSystem> {
     for place in PLACES {
         let path = root.join(place.trim_start_matches('/'));
         // A mount below that hangs is none of these: they are directories of local file systems on any node.
-        let Ok(told) = rustix::fs::statvfs(&path) else { continue };
-        if told.f_blocks == 0 || seen.contains(&told.f_fsid) {
+        let Ok(stat) = rustix::fs::statvfs(&path) else { continue };
+        if stat.f_blocks == 0 || seen.contains(&stat.f_fsid) {
             continue;
         }
-        seen.push(told.f_fsid);
-        found.push(file_system(place, &told));
+        seen.push(stat.f_fsid);
+        found.push(file_system(place, &stat));
     }
     if found.is_empty()
-        && let Ok(told) = rustix::fs::statvfs("/")
+        && let Ok(stat) = rustix::fs::statvfs("/")
     {
-        found.push(file_system(OWN_ROOT, &told));
+        found.push(file_system(OWN_ROOT, &stat));
     }
     found
 }
 
-fn file_system(mount: &str, told: &rustix::fs::StatVfs) -> FileSystem {
+fn file_system(mount: &str, stat: &rustix::fs::StatVfs) -> FileSystem {
     let percent = |free: u64, all: u64| (all - free.min(all)).saturating_mul(100).checked_div(all).unwrap_or(0);
     FileSystem {
         mount: mount.to_owned(),
         // As df(1): what only root may use does not count.
-        used_percent: percent(told.f_bavail, told.f_blocks - (told.f_bfree - told.f_bavail.min(told.f_bfree))),
-        inodes_percent: percent(told.f_ffree, told.f_files),
+        used_percent: percent(stat.f_bavail, stat.f_blocks - (stat.f_bfree - stat.f_bavail.min(stat.f_bfree))),
+        inodes_percent: percent(stat.f_ffree, stat.f_files),
     }
 }

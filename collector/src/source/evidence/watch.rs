@@ -24,7 +24,7 @@ use crate::source::conntrack::Fill;
 /// Samples that are kept: half an hour, with the interval that is configured by default. So are the other times below.
 const POINTS_MAX: usize = 180;
 /// A container that lives sends its curve after this many new samples.
-const TOLD_POINTS: usize = 60;
+const CURVE_POINTS: usize = 60;
 /// What changes rarely is read with every so many samples, where the use has changed by a sixteenth since; otherwise five times as
 /// rarely.
 const SLOW_SAMPLES: u64 = 6;
@@ -34,7 +34,7 @@ const PROCESS_SAMPLES: u64 = 12;
 /// The table of connections of a container's network namespace is looked at with every so many samples.
 const NETWORK_SAMPLES: u64 = 6;
 /// What goes on is reported again after this time at most.
-const TOLD_AGAIN_MAX: Duration = Duration::from_secs(120);
+const REPEAT_INTERVAL_MAX: Duration = Duration::from_secs(120);
 /// Cgroups that are watched.
 const WATCHED_MAX: usize = 2048;
 /// Cgroups that are sampled at once, before somebody else may have a turn.
@@ -56,7 +56,7 @@ const LIST_ROUNDS: u64 = 2 * ROUNDS;
 
 /// Something to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum LiveReport {
     Trouble(Trouble),
     /// Of a container that lives.
     Curve {
@@ -73,7 +73,7 @@ const STATES: [What; 3] = [What::Throttled, What::PidsAtLimit, What::MemoryHigh]
 struct Watched {
     is_pod: bool,
     points: VecDeque<Point>,
-    since_told: usize,
+    since_curve: usize,
     last: Sample,
     limits: Limits,
     files: Files,
@@ -128,12 +128,12 @@ impl Watch {
     }
 
     /// The pause between two events of a trouble that continues.
-    fn told_again(&self) -> Duration {
-        (self.interval * SAMPLES).min(TOLD_AGAIN_MAX)
+    fn repeat_interval(&self) -> Duration {
+        (self.interval * SAMPLES).min(REPEAT_INTERVAL_MAX)
     }
 
     /// These containers and pods are there, by their cgroups' paths. Of those that are gone troubles are over.
-    pub fn cgroups(&mut self, now: Instant, paths: &Paths, told: &mut Vec<Told>) {
+    pub fn cgroups(&mut self, now: Instant, paths: &Paths, reports: &mut Vec<LiveReport>) {
         let is_new = self.listed.is_some();
         for watched in self.watched.values_mut() {
             watched.seen = false;
@@ -148,7 +148,7 @@ impl Watch {
         }
         self.watched.retain(|path, watched| {
             if !watched.seen {
-                watched.end(path, told);
+                watched.end(path, reports);
             }
             watched.seen
         });
@@ -168,24 +168,24 @@ impl Watch {
     }
 
     /// Does a slice of a round.
-    pub fn work(&mut self, now: Instant, mounts: &Mounts, told: &mut Vec<Told>) {
+    pub fn work(&mut self, now: Instant, mounts: &Mounts, reports: &mut Vec<LiveReport>) {
         if self.left.is_empty() {
             self.round = Some(now);
             let with_pods = self.rounds.is_multiple_of(ROUNDS);
             if self.rounds.is_multiple_of(LIST_ROUNDS) {
-                self.cgroups(now, &mounts.container_paths(), told);
+                self.cgroups(now, &mounts.container_paths(), reports);
             }
             if with_pods {
-                let (told_again, mut troubles) = (self.told_again(), Vec::new());
-                self.node.tasks(now, told_again, &tasks::blocked(), &mut troubles);
-                self.node.disks(now, told_again, tasks::file_systems(), &mut troubles);
-                told.extend(troubles.into_iter().map(Told::Trouble));
+                let (repeat_interval, mut troubles) = (self.repeat_interval(), Vec::new());
+                self.node.tasks(now, repeat_interval, &tasks::blocked(), &mut troubles);
+                self.node.disks(now, repeat_interval, tasks::file_systems(), &mut troubles);
+                reports.extend(troubles.into_iter().map(LiveReport::Trouble));
             }
             self.rounds += 1;
             let due = self.watched.iter().filter(|(_, watched)| with_pods || !watched.is_pod);
             self.left.extend(due.map(|(path, _)| path.clone()));
         }
-        let (interval, told_again) = (self.interval, self.told_again());
+        let (interval, repeat_interval) = (self.interval, self.repeat_interval());
         let rest = self.left.len().saturating_sub(SLICE);
         for path in self.left.split_off(rest) {
             let Some(watched) = self.watched.get_mut(&path) else { continue };
@@ -214,11 +214,11 @@ impl Watch {
                     };
                     if let Some(network) = network.filter(is_its) {
                         let fill = network.fill.of_at_most(self.entries_max);
-                        watched.look_at_connections(now, &path, fill, told_again, told);
+                        watched.look_at_connections(now, &path, fill, repeat_interval, reports);
                     }
                 }
                 let interval = if watched.is_pod { interval * ROUNDS as u32 } else { interval };
-                watched.take(now, &path, sample, (interval, told_again), told);
+                watched.take(now, &path, sample, (interval, repeat_interval), reports);
             }
         }
     }
@@ -289,8 +289,8 @@ impl Watched {
         now: Instant,
         path: &str,
         sample: Sample,
-        (interval, told_again): (Duration, Duration),
-        told: &mut Vec<Told>,
+        (interval, repeat_interval): (Duration, Duration),
+        reports: &mut Vec<LiveReport>,
     ) {
         let last = std::mem::replace(&mut self.last, sample);
         self.samples += 1;
@@ -301,8 +301,9 @@ impl Watched {
             if self.is_new && !self.is_pod && sample.pids_hits > 0 {
                 let figures = (sample.pids, self.limits.pids);
                 let whose = Whose::Cgroup(path.to_owned());
-                if let Some(tell) = self.states[1].saw(now, true, 1, told_again) {
-                    told.push(Told::Trouble(Trouble::new(whose, What::PidsAtLimit, tell.since, figures, tell.is_over)));
+                if let Some(report) = self.states[1].saw(now, true, 1, repeat_interval) {
+                    let trouble = Trouble::new(whose, What::PidsAtLimit, report.since, figures, report.is_over);
+                    reports.push(LiveReport::Trouble(trouble));
                 }
             }
             return;
@@ -313,7 +314,7 @@ impl Watched {
         let cpu_us = sample.cpu_us.saturating_sub(last.cpu_us);
         let cpu_milli = cpu_us / (interval.as_millis() as u64).max(1);
         self.push(sample, cpu_milli.min(u64::from(u16::MAX)) as u16, throttled);
-        let is_throttled = throttled >= if self.states[0].is_told() { UNTHROTTLED } else { THROTTLED };
+        let is_throttled = throttled >= if self.states[0].is_reported() { UNTHROTTLED } else { THROTTLED };
         // A pod's throttling is its containers'. Since Linux 6.11 a pod's counter includes hits of its containers' own limits.
         let is_full = !self.is_pod || sample.pids.saturating_mul(20) >= self.limits.pids.saturating_mul(19);
         let states = [
@@ -331,32 +332,32 @@ impl Watched {
         for ((lasting, what), (holds, samples, figures)) in self.states.iter_mut().zip(STATES).zip(states) {
             // Begins after so many samples, and ends after a minute without.
             let needed = if holds { samples } else { SAMPLES };
-            if let Some(tell) = lasting.saw(now, holds, needed, told_again) {
-                told.push(Told::Trouble(Trouble::new(whose(), what, tell.since, figures, tell.is_over)));
+            if let Some(report) = lasting.saw(now, holds, needed, repeat_interval) {
+                reports.push(LiveReport::Trouble(Trouble::new(whose(), what, report.since, figures, report.is_over)));
             }
         }
         // The last look counts until the next one.
         let found = self.processes.descriptors.as_ref();
-        if let Some(tell) = self.descriptors.saw(now, found.is_some(), DESCRIPTOR_LOOKS, told_again) {
+        if let Some(report) = self.descriptors.saw(now, found.is_some(), DESCRIPTOR_LOOKS, repeat_interval) {
             let figures = found.map_or((0, 0), |found| (found.open, found.limit));
-            let mut trouble = Trouble::new(whose(), What::DescriptorsAtLimit, tell.since, figures, tell.is_over);
+            let mut trouble = Trouble::new(whose(), What::DescriptorsAtLimit, report.since, figures, report.is_over);
             if let Some(found) = found {
                 (trouble.pid, trouble.comm) = (found.pid, found.comm.clone());
             }
-            told.push(Told::Trouble(trouble));
+            reports.push(LiveReport::Trouble(trouble));
         }
         let stopped = self.processes.stopped.as_ref();
-        if let Some(tell) = self.stopped.saw(now, stopped.is_some(), SAMPLES, told_again) {
-            let mut trouble = Trouble::new(whose(), What::Stopped, tell.since, (0, 0), tell.is_over);
+        if let Some(report) = self.stopped.saw(now, stopped.is_some(), SAMPLES, repeat_interval) {
+            let mut trouble = Trouble::new(whose(), What::Stopped, report.since, (0, 0), report.is_over);
             if let Some((pid, comm)) = stopped {
                 (trouble.pid, trouble.comm) = (*pid, comm.clone());
             }
-            told.push(Told::Trouble(trouble));
+            reports.push(LiveReport::Trouble(trouble));
         }
-        self.since_told += 1;
-        if self.since_told >= TOLD_POINTS && !self.is_pod {
-            self.since_told = 0;
-            told.push(Told::Curve { path: path.to_owned() });
+        self.since_curve += 1;
+        if self.since_curve >= CURVE_POINTS && !self.is_pod {
+            self.since_curve = 0;
+            reports.push(LiveReport::Curve { path: path.to_owned() });
         }
     }
 
@@ -366,29 +367,41 @@ impl Watched {
         now: Instant,
         path: &str,
         fill: Fill,
-        told_again: Duration,
-        told: &mut Vec<Told>,
+        repeat_interval: Duration,
+        reports: &mut Vec<LiveReport>,
     ) {
         let Some(before) = self.fill.replace(fill) else { return };
         let dropped = fill.dropped_since(&before).unwrap_or(0);
         // What the kernel counted is certain: one look is enough.
-        if let Some(tell) = self.connections.saw(now, dropped > 0, 1, told_again) {
-            let figures = if tell.is_over { (0, 0) } else { (dropped, fill.entries_max) };
+        if let Some(report) = self.connections.saw(now, dropped > 0, 1, repeat_interval) {
+            let figures = if report.is_over { (0, 0) } else { (dropped, fill.entries_max) };
             let whose = Whose::Cgroup(with_network(path).to_owned());
-            told.push(Told::Trouble(Trouble::new(whose, What::ConnectionsDropped, tell.since, figures, tell.is_over)));
+            reports.push(LiveReport::Trouble(Trouble::new(
+                whose,
+                What::ConnectionsDropped,
+                report.since,
+                figures,
+                report.is_over,
+            )));
         }
     }
 
     /// It is gone, and what was wrong with it is over.
-    fn end(&self, path: &str, told: &mut Vec<Told>) {
-        if let Some(since) = self.connections.told_since() {
+    fn end(&self, path: &str, reports: &mut Vec<LiveReport>) {
+        if let Some(since) = self.connections.reported_since() {
             let whose = Whose::Cgroup(with_network(path).to_owned());
-            told.push(Told::Trouble(Trouble::new(whose, What::ConnectionsDropped, since, (0, 0), true)));
+            reports.push(LiveReport::Trouble(Trouble::new(whose, What::ConnectionsDropped, since, (0, 0), true)));
         }
         let processes = [(&self.descriptors, What::DescriptorsAtLimit), (&self.stopped, What::Stopped)];
         for (lasting, what) in self.states.iter().zip(STATES).chain(processes) {
-            if let Some(since) = lasting.told_since() {
-                told.push(Told::Trouble(Trouble::new(Whose::Cgroup(path.to_owned()), what, since, (0, 0), true)));
+            if let Some(since) = lasting.reported_since() {
+                reports.push(LiveReport::Trouble(Trouble::new(
+                    Whose::Cgroup(path.to_owned()),
+                    what,
+                    since,
+                    (0, 0),
+                    true,
+                )));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What concerns the whole cluster: all that the elected collector watches.
 //!
-//! What enters: a term of office. What leaves: what the followers of each resource tell, until the term ends and this is
+//! What enters: a term of office. What leaves: what the followers of each resource report, until the term ends and this is
 //! dropped. What must hold: a resource that this API server does not have is reported once and asked for again only now and
 //! then; the others go on.
 
@@ -19,7 +19,7 @@ use super::workloads::{ReplicaSets, WorkloadKind, Workloads};
 /// How long until a resource is asked for again that was not there.
 pub const ABSENT_PAUSE: Duration = Duration::from_secs(600);
 
-/// Watches everything. `since_ns`: what is a moment and not a state, and was before, was told by the leader before. `nodes` is
+/// Watches everything. `since_ns`: what is a moment and not a state, and was before, was reported by the leader before. `nodes` is
 /// kept at the number of nodes.
 pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool, nodes: &Arc<AtomicU64>) {
     let uses = Arc::new(Mutex::new(Uses::default()));

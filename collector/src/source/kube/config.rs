@@ -11,7 +11,7 @@ use tapio_wire::event::{ConfigChange, Detail, EntityId};
 
 use super::objects::{Metadata, PodSpec, unix_ns};
 use super::pods::is_system;
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 
 /// Workloads named in one change.
@@ -87,7 +87,7 @@ pub struct Configs {
     excludes_system: bool,
 }
 
-/// What was told of an object.
+/// What was reported of an object.
 pub struct SeenConfig {
     namespace: Box<str>,
     name: Box<str>,
@@ -95,7 +95,7 @@ pub struct SeenConfig {
 }
 
 impl Configs {
-    /// Of a kind: `ConfigMap` or `Secret`. What was made before `since_ns` is taken for told.
+    /// Of a kind: `ConfigMap` or `Secret`. What was made before `since_ns` counts as reported.
     pub fn new(
         kind: &'static str,
         node: Arc<str>,
@@ -106,14 +106,14 @@ impl Configs {
         Self { kind, node, uses, since_ns, excludes_system }
     }
 
-    fn tell(&self, namespace: &str, name: &str, version: &str, change: u8, told: &mut Vec<Told>) {
+    fn report(&self, namespace: &str, name: &str, version: &str, change: u8, reports: &mut Vec<WatchReport>) {
         if self.excludes_system && is_system(namespace) {
             return;
         }
         let uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         let used_by = uses.of(use_key(self.kind, namespace, name));
         let texts = [self.kind, namespace, name, version].map(str::to_owned);
-        told.push(Told::event(Subject::Node(self.node.to_string()), move |batch| {
+        reports.push(WatchReport::event(Subject::Node(self.node.to_string()), move |batch| {
             let [kind, namespace, name, resource_version] = texts.map(|text| batch.text(&text));
             Detail::ConfigChange(Box::new(ConfigChange { kind, namespace, name, resource_version, used_by, change }))
         }));
@@ -122,14 +122,14 @@ impl Configs {
 
 impl Follower for Configs {
     type Object = Metadata;
-    type State = SeenConfig;
+    type Kept = SeenConfig;
 
     fn seen(
         &mut self,
         object: &Metadata,
         state: Option<SeenConfig>,
         first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<SeenConfig> {
         let meta = &object.metadata;
         if !meta.annotations.leader.is_empty() {
@@ -145,13 +145,13 @@ impl Follower for Configs {
         if let Some(change) = change {
             // The last write of an object that is being deleted brings no change of its data.
             if meta.deletion_timestamp.is_none() {
-                self.tell(&meta.namespace, &meta.name, &meta.resource_version, change, told);
+                self.report(&meta.namespace, &meta.name, &meta.resource_version, change, reports);
             }
         }
         Some(SeenConfig { namespace: (&*meta.namespace).into(), name: (&*meta.name).into(), version })
     }
 
-    fn gone(&mut self, seen: SeenConfig, told: &mut Vec<Told>) {
-        self.tell(&seen.namespace, &seen.name, "", 3, told);
+    fn gone(&mut self, seen: SeenConfig, reports: &mut Vec<WatchReport>) {
+        self.report(&seen.namespace, &seen.name, "", 3, reports);
     }
 }

@@ -3,7 +3,7 @@
 use tapio_wire::event::{ContainerState, Detail};
 
 use super::objects::{Container, ContainerStatus, Limits, Pod, Terminated, quantity_milli, unix_ns};
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 
 /// One state of a container.
 #[derive(Default)]
@@ -42,7 +42,7 @@ pub(super) fn container_event(
     status: &ContainerStatus,
     role: u8,
     shown: &Shown<'_>,
-) -> Told {
+) -> WatchReport {
     let limits = specified(pod, &status.name).map(|container| &container.resources.limits);
     let milli = |of: fn(&Limits) -> &str| limits.map_or(0, |limits| quantity_milli(of(limits)));
     let image = awaited_image(pod, status, shown);
@@ -65,7 +65,7 @@ pub(super) fn container_event(
         memory_limit_bytes: milli(|limits| &limits.memory) / 1000,
         cpu_limit_milli: milli(|limits| &limits.cpu),
     };
-    Told::event(subject, move |batch| {
+    WatchReport::event(subject, move |batch| {
         let [container, image, reason, message] = texts.map(|text| batch.text(&text));
         Detail::ContainerState(Box::new(ContainerState { container, image, reason, message, ..state }))
     })

@@ -1,8 +1,8 @@
 //! Kubernetes Events, the conditions of nodes, and the states of autoscalers and claims.
 //!
 //! What enters: the objects. What leaves: one event for each new or repeated Kubernetes Event, and one for each change of a
-//! state. What must hold: an Event is a moment, told only when it was after the term began, or rather after the leader before
-//! was last known to be there; a state is told once at the beginning and then when it changes.
+//! state. What must hold: an Event is a moment, reported only when it was after the term began, or rather after the leader before
+//! was last known to be there; a state is reported once at the beginning and then when it changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use tapio_wire::event::{Detail, KubeEvent, NodeCondition};
 
 use super::objects::{self, Condition, unix_ns};
 use super::pods::is_system;
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use super::workloads::ReplicaSets;
 use crate::base::clock::realtime_ns;
@@ -41,10 +41,16 @@ impl Events {
 
 impl Follower for Events {
     type Object = objects::Event;
-    /// What was told of it: how often and when it was said.
-    type State = u64;
+    /// What was reported of it: how often and when it was said.
+    type Kept = u64;
 
-    fn seen(&mut self, event: &objects::Event, state: Option<u64>, _first: bool, told: &mut Vec<Told>) -> Option<u64> {
+    fn seen(
+        &mut self,
+        event: &objects::Event,
+        state: Option<u64>,
+        _first: bool,
+        reports: &mut Vec<WatchReport>,
+    ) -> Option<u64> {
         let micro = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
             time.as_ref().map_or(0, |time| u64::try_from(time.0.as_nanosecond()).unwrap_or(0))
         };
@@ -80,7 +86,7 @@ impl Follower for Events {
         let is_warning = event.r#type == "Warning";
         let late_ns = realtime_ns().saturating_sub(last_ns);
         let late_ns = if late_ns > LATE_NS { late_ns } else { 0 };
-        let of_event = Told::event(subject, move |batch| {
+        let of_event = WatchReport::event(subject, move |batch| {
             let [reason, message, kind, namespace, name, field_path, component] = texts.map(|text| batch.text(&text));
             Detail::KubeEvent(Box::new(KubeEvent {
                 reason,
@@ -96,11 +102,11 @@ impl Follower for Events {
                 is_warning,
             }))
         });
-        told.push(of_event.ago(late_ns));
+        reports.push(of_event.ago(late_ns));
         Some(print)
     }
 
-    fn gone(&mut self, _state: u64, _told: &mut Vec<Told>) {
+    fn gone(&mut self, _state: u64, _reports: &mut Vec<WatchReport>) {
         // An Event that ran out says nothing.
     }
 }
@@ -113,10 +119,10 @@ pub struct Nodes {
     is_listed: bool,
 }
 
-/// What was told of a node.
+/// What was reported of a node.
 pub struct SeenNode {
     name: String,
-    /// By condition: its name's number, and what was told.
+    /// By condition: its name's number, and what was reported.
     conditions: Vec<(u64, u64)>,
 }
 
@@ -132,7 +138,7 @@ impl Nodes {
         }
     }
 
-    fn tell(node: &str, condition: &Condition, told: &mut Vec<Told>) {
+    fn report(node: &str, condition: &Condition, reports: &mut Vec<WatchReport>) {
         let texts = [&condition.r#type, &condition.reason, &condition.message].map(Clone::clone);
         let since_ns = unix_ns(condition.last_transition_time.as_ref());
         let status = match &*condition.status {
@@ -140,7 +146,7 @@ impl Nodes {
             "False" => 0,
             _ => 2,
         };
-        told.push(Told::event(Subject::Node(node.into()), move |batch| {
+        reports.push(WatchReport::event(Subject::Node(node.into()), move |batch| {
             let [condition, reason, message] = texts.map(|text| batch.text(&text));
             Detail::NodeCondition(Box::new(NodeCondition { condition, reason, message, since_ns, status }))
         }));
@@ -149,14 +155,14 @@ impl Nodes {
 
 impl Follower for Nodes {
     type Object = objects::Node;
-    type State = SeenNode;
+    type Kept = SeenNode;
 
     fn seen(
         &mut self,
         node: &objects::Node,
         state: Option<SeenNode>,
         _first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<SeenNode> {
         let name = &node.metadata.name;
         if state.is_none() {
@@ -178,7 +184,7 @@ impl Follower for Nodes {
                 Some((_, known)) => *known = print,
                 None => seen.conditions.push((key, print)),
             }
-            Self::tell(name, condition, told);
+            Self::report(name, condition, reports);
         }
         Some(seen)
     }
@@ -188,12 +194,12 @@ impl Follower for Nodes {
         true
     }
 
-    fn listed(&mut self, _told: &mut Vec<Told>) {
+    fn listed(&mut self, _reports: &mut Vec<WatchReport>) {
         self.is_listed = true;
         self.count();
     }
 
-    fn gone(&mut self, seen: SeenNode, told: &mut Vec<Told>) {
+    fn gone(&mut self, seen: SeenNode, reports: &mut Vec<WatchReport>) {
         self.seen -= 1;
         self.count();
         let gone = Condition {
@@ -202,11 +208,11 @@ impl Follower for Nodes {
             reason: "NodeDeleted".into(),
             ..Condition::default()
         };
-        Self::tell(&seen.name, &gone, told);
+        Self::report(&seen.name, &gone, reports);
     }
 }
 
-/// What was told of an object of which only the state matters.
+/// What was reported of an object of which only the state matters.
 pub struct SeenState {
     subject: Subject,
     kind: &'static str,
@@ -215,7 +221,7 @@ pub struct SeenState {
     print: u64,
 }
 
-struct State<'a> {
+struct ReportedState<'a> {
     state: &'a str,
     reason: &'a str,
     message: &'a str,
@@ -223,23 +229,27 @@ struct State<'a> {
     desired: u64,
 }
 
-/// Tells a state when it is new.
-fn tell_state(mut seen: SeenState, state: &State<'_>, told: &mut Vec<Told>) -> SeenState {
+/// Reports a state when it is new.
+fn report_state(mut seen: SeenState, state: &ReportedState<'_>, reports: &mut Vec<WatchReport>) -> SeenState {
     let print = digest(&(state.state, state.reason, state.current, state.desired));
     if seen.print != print {
         seen.print = print;
-        told.push(state_event(&seen, state, false));
+        reports.push(state_event(&seen, state, false));
     }
     seen
 }
 
-fn state_event(seen: &SeenState, state: &State<'_>, is_gone: bool) -> Told {
+fn state_event(seen: &SeenState, state: &ReportedState<'_>, is_gone: bool) -> WatchReport {
     let texts = [seen.kind, &seen.namespace, &seen.name, state.state, state.reason, state.message];
-    Told::object_state(seen.subject.clone(), texts, (state.current, state.desired), is_gone)
+    WatchReport::object_state(seen.subject.clone(), texts, (state.current, state.desired), is_gone)
 }
 
-fn state_gone(seen: &SeenState, told: &mut Vec<Told>) {
-    told.push(state_event(seen, &State { state: "", reason: "", message: "", current: 0, desired: 0 }, true));
+fn state_gone(seen: &SeenState, reports: &mut Vec<WatchReport>) {
+    reports.push(state_event(
+        seen,
+        &ReportedState { state: "", reason: "", message: "", current: 0, desired: 0 },
+        true,
+    ));
 }
 
 /// HorizontalPodAutoscalers.
@@ -249,7 +259,7 @@ pub struct Autoscalers {
 }
 
 impl Autoscalers {
-    /// What targets no known workload is told of the node.
+    /// What targets no known workload is reported for the node.
     pub fn new(node: Arc<str>, excludes_system: bool) -> Self {
         Self { node, excludes_system }
     }
@@ -257,14 +267,14 @@ impl Autoscalers {
 
 impl Follower for Autoscalers {
     type Object = objects::Autoscaler;
-    type State = SeenState;
+    type Kept = SeenState;
 
     fn seen(
         &mut self,
         autoscaler: &objects::Autoscaler,
         state: Option<SeenState>,
         _first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<SeenState> {
         let meta = &autoscaler.metadata;
         if self.excludes_system && is_system(&meta.namespace) {
@@ -287,14 +297,14 @@ impl Follower for Autoscalers {
         let worst = worst.into_iter().find_map(|(kind, bad)| {
             status.conditions.iter().find(|condition| condition.r#type == kind && condition.status == bad)
         });
-        let state = State {
+        let state = ReportedState {
             state: worst.map_or("ScalingActive", |condition| &condition.r#type),
             reason: worst.map_or("", |condition| &condition.reason),
             message: worst.map_or("", |condition| &condition.message),
             current: status.current_replicas,
             desired: status.desired_replicas,
         };
-        Some(tell_state(seen, &state, told))
+        Some(report_state(seen, &state, reports))
     }
 
     fn forget(&mut self, seen: &mut SeenState) -> bool {
@@ -302,8 +312,8 @@ impl Follower for Autoscalers {
         true
     }
 
-    fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {
-        state_gone(&seen, told);
+    fn gone(&mut self, seen: SeenState, reports: &mut Vec<WatchReport>) {
+        state_gone(&seen, reports);
     }
 }
 
@@ -314,7 +324,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// A claim is no entity: it is told of the node that watches.
+    /// A claim is no entity: it is reported for the node that watches.
     pub fn new(node: Arc<str>, excludes_system: bool) -> Self {
         Self { node, excludes_system }
     }
@@ -322,14 +332,14 @@ impl Claims {
 
 impl Follower for Claims {
     type Object = objects::Claim;
-    type State = SeenState;
+    type Kept = SeenState;
 
     fn seen(
         &mut self,
         claim: &objects::Claim,
         state: Option<SeenState>,
         _first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<SeenState> {
         let meta = &claim.metadata;
         if self.excludes_system && is_system(&meta.namespace) {
@@ -343,14 +353,14 @@ impl Follower for Claims {
             print: 0,
         });
         let condition = claim.status.conditions.iter().find(|condition| condition.status == "True");
-        let state = State {
+        let state = ReportedState {
             state: &claim.status.phase,
             reason: condition.map_or("", |condition| &condition.r#type),
             message: condition.map_or("", |condition| &condition.message),
             current: 0,
             desired: 0,
         };
-        Some(tell_state(seen, &state, told))
+        Some(report_state(seen, &state, reports))
     }
 
     fn forget(&mut self, seen: &mut SeenState) -> bool {
@@ -358,8 +368,8 @@ impl Follower for Claims {
         true
     }
 
-    fn gone(&mut self, seen: SeenState, told: &mut Vec<Told>) {
-        state_gone(&seen, told);
+    fn gone(&mut self, seen: SeenState, reports: &mut Vec<WatchReport>) {
+        state_gone(&seen, reports);
     }
 }
 
@@ -368,7 +378,7 @@ mod tests {
     use super::*;
     use crate::base::clock::boottime_ns;
 
-    fn said(seconds_ago: u64) -> Told {
+    fn said(seconds_ago: u64) -> WatchReport {
         let at = k8s_openapi::jiff::Timestamp::now() - std::time::Duration::from_secs(seconds_ago);
         let event = serde_json::json!({
             "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": "u1"},
@@ -377,13 +387,13 @@ mod tests {
         });
         let event: objects::Event = serde_json::from_value(event).expect("an Event");
         let mut events = Events::new("node".into(), ReplicaSets::default(), 0, false);
-        let mut told = Vec::new();
-        events.seen(&event, None, true, &mut told);
-        told.pop().expect("it is told")
+        let mut reports = Vec::new();
+        events.seen(&event, None, true, &mut reports);
+        reports.pop().expect("it is reported")
     }
 
     #[test]
-    fn an_event_that_an_outage_held_up_is_told_of_its_own_time_and_another_of_now() {
+    fn an_event_after_an_outage_keeps_its_own_time() {
         let now_ns = boottime_ns();
         assert!(said(5).time_ns >= now_ns, "an Event of just now");
         let late_ns = boottime_ns().saturating_sub(said(600).time_ns);

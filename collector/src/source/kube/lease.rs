@@ -56,7 +56,7 @@ impl Default for Pace {
     }
 }
 
-/// Leads since now; what happened since `since_ns` may not have been told by anybody (nanoseconds since 1970, the clock of
+/// Leads since now; what happened since `since_ns` may not have been reported by anybody (nanoseconds since 1970, the clock of
 /// the leader before).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Term {

@@ -13,9 +13,9 @@ mod events;
 pub mod lease;
 mod objects;
 mod pods;
+mod report;
 mod services;
 mod stuck;
-mod told;
 mod waiting;
 mod watch;
 mod workloads;
@@ -32,7 +32,7 @@ pub use watch::{WATCH_OUTCOMES, WatchCounts};
 use self::client::Access;
 use self::lease::{Election, Pace};
 use self::pods::Pods;
-use self::told::{Scribe, Teller, Told};
+use self::report::{ReportSender, Scribe, WatchReport};
 use self::watch::Context;
 use crate::base::clock::realtime_ns;
 use crate::base::metrics::{Metrics, raise};
@@ -110,9 +110,9 @@ impl KubeSource {
         self.status.clone()
     }
 
-    /// Watches until told to stop, then hands on what was heard.
+    /// Watches until it is asked to stop, then hands on what was heard.
     pub async fn run(self, mut intake: Intake, mut stop: channel::Receiver<bool>) {
-        let (teller, mut heard) = Teller::channel();
+        let (sender, mut heard) = ReportSender::channel();
         let mut scribe = Scribe::new(Arc::clone(&self.directory));
         let namespace = self.lease_namespace();
         // Two collectors of one node, the old and the new one, are two candidates.
@@ -129,7 +129,7 @@ impl KubeSource {
         );
         let context = Context {
             access: Arc::clone(&self.access),
-            teller,
+            sender,
             counts: Arc::clone(&self.state.watches),
             node: Arc::clone(&self.node),
             status: self.status.clone(),
@@ -145,7 +145,7 @@ impl KubeSource {
                     // An error means that whoever would say so is gone.
                     _ = stop.wait_for(|stop| *stop) => break,
                     _ = pump(&mut heard, &mut scribe, &mut intake) => {
-                        // What was told before the first stream goes over it.
+                        // What was reported before the first stream goes over it.
                         let generation = intake.generation();
                         stream.send_if_modified(|known| std::mem::replace(known, generation) != generation && generation > 1);
                     }
@@ -168,7 +168,7 @@ impl KubeSource {
             if heard.is_empty() && intake.is_empty() {
                 return;
             }
-            // The packer makes room in a moment and cannot tell when.
+            // The packer makes room in a moment and cannot know when.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -219,12 +219,12 @@ impl KubeSource {
 }
 
 /// Waits for something to be heard or due, and hands it on.
-async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mut Intake) {
+async fn pump(heard: &mut mpsc::Receiver<WatchReport>, scribe: &mut Scribe, intake: &mut Intake) {
     let mut pass = intake.begin();
     let has_room = scribe.has_room(&mut pass);
     let limit = pass.sleep_limit();
     pass.finish();
-    let told = match has_room {
+    let report = match has_room {
         true => tokio::time::timeout(limit, heard.recv()).await.ok().flatten(),
         false => {
             tokio::time::sleep(limit).await;
@@ -233,18 +233,18 @@ async fn pump(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, intake: &mu
     };
     // What is received here is written before anything else is awaited: a pump that is given up has nothing in hands.
     let mut pass = intake.begin();
-    if let Some(told) = told {
-        scribe.write(told, &mut pass);
+    if let Some(report) = report {
+        scribe.write(report, &mut pass);
     }
     write(heard, scribe, &mut pass);
     pass.finish();
 }
 
 /// Hands on what was heard, as far as there is room.
-fn write(heard: &mut mpsc::Receiver<Told>, scribe: &mut Scribe, pass: &mut Pass<'_>) {
+fn write(heard: &mut mpsc::Receiver<WatchReport>, scribe: &mut Scribe, pass: &mut Pass<'_>) {
     while scribe.has_room(pass)
-        && let Ok(told) = heard.try_recv()
+        && let Ok(report) = heard.try_recv()
     {
-        scribe.write(told, pass);
+        scribe.write(report, pass);
     }
 }

@@ -1,4 +1,4 @@
-//! Kubernetes objects, cut down to what is told of them.
+//! Kubernetes objects, cut down to what is reported of them.
 //!
 //! What enters: JSON of the API server. What leaves: the few fields that become events or names; all else is skipped while
 //! parsing and never held. What must hold: an absent field, a null or an unknown one is no error, so that one old or new

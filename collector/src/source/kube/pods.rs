@@ -1,9 +1,9 @@
 //! The pods of this node: their life, their containers' lives, and their names.
 //!
 //! What enters: pods by `spec.nodeName`. What leaves: changes of pods and containers, and names for the directory. What must
-//! hold: each fact is told once. A run of a container that ended is told either as its present state or as its last one,
-//! never as both; and what ended before this collector looked is told only when it is so recent that no collector before can
-//! have told it (see [`RESTART`]).
+//! hold: each fact is reported once. A run of a container that ended is reported either as its present state or as its last one,
+//! never as both; and what ended before this collector looked is reported only when it is so recent that no collector before can
+//! have reported it (see [`RESTART`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use tapio_wire::event::{Detail, EntityId, EntityKind, PodState};
 use super::client::Resource;
 use super::container_state::{Shown, container_event, image_of};
 use super::objects::{ContainerStatus, Pod, Terminated, unix_ns};
+use super::report::{Subject, WatchReport};
 use super::stuck::Stuck;
-use super::told::{Subject, Told};
 use super::watch::{Follower, digest};
 use crate::base::clock::realtime_ns;
 use crate::intake::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
 
-/// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was told
+/// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was reported
 /// by the collector before, or was before there was any.
 pub const RESTART: Duration = Duration::from_secs(60);
 
@@ -39,29 +39,29 @@ pub struct Pods {
     directory: Arc<Directory>,
     excludes_system: bool,
     stuck_after: Duration,
-    /// Nothing that ended before is told, nanoseconds since 1970.
+    /// Nothing that ended before is reported, nanoseconds since 1970.
     since_ns: u64,
 }
 
-/// What was told of a pod.
+/// What was reported of a pod.
 pub struct Seen {
     subject: Subject,
     pod: u64,
     containers: Vec<SeenContainer>,
     conditions: Vec<Held>,
     stuck: Stuck,
-    is_told: bool,
-    /// It has ended for good: that is a moment, and told once.
+    is_reported: bool,
+    /// It has ended for good: that is a moment, and reported once.
     has_ended: bool,
-    /// The last state, told once more when the object is gone.
+    /// The last state, reported once more when the object is gone.
     last: LastWords,
 }
 
 struct SeenContainer {
     name: u64,
-    /// What was told of its present state.
+    /// What was reported of its present state.
     present: u64,
-    /// The last run that ended, told or too old to be.
+    /// The last run that ended, reported or too old to be.
     ended: u64,
 }
 
@@ -75,14 +75,14 @@ struct LastWords {
 }
 
 impl Pods {
-    /// Nothing is known yet. `directory` is told every pod's names, also of namespaces that are excluded. What takes longer than
-    /// `stuck_after` is told.
+    /// Nothing is known yet. `directory` learns every pod's names, also of namespaces that are excluded. What takes longer than
+    /// `stuck_after` is reported.
     pub fn new(directory: Arc<Directory>, excludes_system: bool, stuck_after: Duration) -> Self {
         let since_ns = realtime_ns().saturating_sub(RESTART.as_nanos() as u64);
         Self { directory, excludes_system, stuck_after, since_ns }
     }
 
-    fn name(&self, pod: &Pod, told: &mut Vec<Told>) {
+    fn name(&self, pod: &Pod, reports: &mut Vec<WatchReport>) {
         let meta = &pod.metadata;
         let names = PodNames {
             uid: uid_of(pod).into(),
@@ -108,14 +108,14 @@ impl Pods {
             }
         }
         let ids: Vec<Arc<str>> = containers.iter().map(|names| Arc::clone(&names.id)).collect();
-        if self.directory.tell(names, containers, Instant::now()) {
-            // Whatever the kernel told of them before can be named now, also when nothing more happens to them.
-            told.push(Told::description(subject_of(pod)));
-            told.extend(ids.iter().map(|id| Told::description(Subject::Container(id.to_string()))));
+        if self.directory.update(names, containers, Instant::now()) {
+            // Whatever the kernel reported of them before can be named now, also when nothing more happens to them.
+            reports.push(WatchReport::description(subject_of(pod)));
+            reports.extend(ids.iter().map(|id| WatchReport::description(Subject::Container(id.to_string()))));
         }
     }
 
-    fn tell_containers(&self, pod: &Pod, seen: &mut Vec<SeenContainer>, told: &mut Vec<Told>) {
+    fn report_containers(&self, pod: &Pod, seen: &mut Vec<SeenContainer>, reports: &mut Vec<WatchReport>) {
         for (status, role) in statuses(pod) {
             let name = digest(&(&status.name, role));
             let index = seen.iter().position(|seen| seen.name == name).unwrap_or_else(|| {
@@ -123,12 +123,12 @@ impl Pods {
                 seen.len() - 1
             });
             let seen = &mut seen[index];
-            let tell = |present: &Shown, told: &mut Vec<Told>| {
+            let report = |present: &Shown, reports: &mut Vec<WatchReport>| {
                 let subject = match bare_id(present.id) {
                     "" => subject_of(pod),
                     id => Subject::Container(id.to_owned()),
                 };
-                told.push(container_event(subject, pod, status, role, present));
+                reports.push(container_event(subject, pod, status, role, present));
             };
             // The run before the present one first: so it was.
             if let Some(ended) = &status.last_state.terminated {
@@ -137,7 +137,7 @@ impl Pods {
                 if seen.ended != run {
                     seen.ended = run;
                     if self.is_news(ended) {
-                        tell(&Shown::ended(id, ended, true), told);
+                        report(&Shown::ended(id, ended, true), reports);
                     }
                 }
             }
@@ -151,7 +151,7 @@ impl Pods {
                     continue;
                 }
                 seen.ended = run;
-                tell(&Shown::ended(id, ended, false), told);
+                report(&Shown::ended(id, ended, false), reports);
                 continue;
             } else if let Some(running) = &state.running {
                 Shown {
@@ -182,7 +182,7 @@ impl Pods {
             ));
             if seen.present != print {
                 seen.present = print;
-                tell(&present, told);
+                report(&present, reports);
             }
         }
     }
@@ -194,11 +194,11 @@ impl Pods {
 
 impl Follower for Pods {
     type Object = Pod;
-    type State = Seen;
+    type Kept = Seen;
 
-    fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, told: &mut Vec<Told>) -> Option<Seen> {
-        self.name(pod, told);
-        let is_told = !(self.excludes_system && is_system(&pod.metadata.namespace));
+    fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, reports: &mut Vec<WatchReport>) -> Option<Seen> {
+        self.name(pod, reports);
+        let is_reported = !(self.excludes_system && is_system(&pod.metadata.namespace));
         let (last, present) = pod_state(pod);
         let print = digest(&(
             &pod.status.phase,
@@ -211,27 +211,27 @@ impl Follower for Pods {
         let has_ended = matches!(last.phase, "Succeeded" | "Failed");
         let mut seen = state.unwrap_or_else(|| Seen {
             subject: subject_of(pod),
-            // What has ended long ago was told by the collector before.
+            // What has ended long ago was reported by the collector before.
             pod: if has_ended && ended_ns(pod) < self.since_ns { print } else { 0 },
             containers: Vec::new(),
             conditions: Vec::new(),
             stuck: Stuck::default(),
-            is_told,
+            is_reported,
             has_ended,
             last,
         });
         (seen.last, seen.has_ended) = (last, has_ended);
         let mut news = Vec::new();
-        self.tell_containers(pod, &mut seen.containers, &mut news);
+        self.report_containers(pod, &mut seen.containers, &mut news);
         see_conditions(pod, &mut seen, &mut news);
-        tell_conditions(Instant::now(), &mut seen, &mut news);
+        report_conditions(Instant::now(), &mut seen, &mut news);
         seen.stuck.seen(pod, &seen.subject, &mut news);
         seen.stuck.look(Instant::now(), self.stuck_after, &seen.subject, &mut news);
         if seen.pod != print {
             seen.pod = print;
             let [phase, reason, message] = [&*pod.status.phase, present.reason, present.message].map(str::to_owned);
             let is_ready = present.is_ready;
-            news.push(Told::event(seen.subject.clone(), move |batch| {
+            news.push(WatchReport::event(seen.subject.clone(), move |batch| {
                 Detail::PodState(Box::new(PodState {
                     phase: batch.text(&phase),
                     reason: batch.text(&reason),
@@ -245,18 +245,18 @@ impl Follower for Pods {
                 }))
             }));
         }
-        if is_told {
-            told.append(&mut news);
+        if is_reported {
+            reports.append(&mut news);
         }
         Some(seen)
     }
 
     const LOOK: Option<Duration> = Some(Duration::from_secs(15));
 
-    fn look(&mut self, now: Instant, seen: &mut Seen, told: &mut Vec<Told>) {
-        if seen.is_told {
-            seen.stuck.look(now, self.stuck_after, &seen.subject, told);
-            tell_conditions(now, seen, told);
+    fn look(&mut self, now: Instant, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
+        if seen.is_reported {
+            seen.stuck.look(now, self.stuck_after, &seen.subject, reports);
+            report_conditions(now, seen, reports);
         }
     }
 
@@ -264,21 +264,21 @@ impl Follower for Pods {
         if !seen.has_ended {
             seen.pod = 0;
         }
-        seen.conditions.iter_mut().for_each(|held| held.told = None);
+        seen.conditions.iter_mut().for_each(|held| held.reported = None);
         seen.stuck.forget();
-        // A run that ended is a moment: told once.
+        // A run that ended is a moment: reported once.
         seen.containers.iter_mut().for_each(|container| container.present = 0);
         true
     }
 
-    fn gone(&mut self, seen: Seen, told: &mut Vec<Told>) {
+    fn gone(&mut self, seen: Seen, reports: &mut Vec<WatchReport>) {
         self.directory.pod_gone(seen.subject.id(), Instant::now());
         let Subject::Pod { namespace, .. } = &seen.subject else { return };
         if self.excludes_system && is_system(namespace) {
             return;
         }
         let last = seen.last;
-        told.push(Told::event(seen.subject, move |batch| {
+        reports.push(WatchReport::event(seen.subject, move |batch| {
             Detail::PodState(Box::new(PodState {
                 phase: batch.text(last.phase),
                 reason: batch.text(""),
@@ -373,19 +373,19 @@ struct Held {
     name: &'static str,
     reason: String,
     message: String,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 impl Held {
-    fn event(&self, subject: &Subject, is_gone: bool) -> Told {
-        let Subject::Pod { namespace, name, .. } = subject else { return Told::description(subject.clone()) };
+    fn event(&self, subject: &Subject, is_gone: bool) -> WatchReport {
+        let Subject::Pod { namespace, name, .. } = subject else { return WatchReport::description(subject.clone()) };
         let texts = ["Pod", namespace, name, self.name, &self.reason, &self.message];
-        Told::object_state(subject.clone(), texts, (0, 0), is_gone)
+        WatchReport::object_state(subject.clone(), texts, (0, 0), is_gone)
     }
 }
 
-/// Takes in which of [`CONDITIONS`] hold, and tells of those that have ceased to.
-fn see_conditions(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
+/// Takes in which of [`CONDITIONS`] hold, and reports those that have ceased to.
+fn see_conditions(pod: &Pod, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
     let find = |name: &str| {
         pod.status.conditions.iter().find(|condition| {
             // What is on its way is no news.
@@ -396,7 +396,7 @@ fn see_conditions(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
     seen.conditions.retain(|held| {
         let holds = find(held.name).is_some();
         if !holds {
-            told.push(held.event(&seen.subject, true));
+            reports.push(held.event(&seen.subject, true));
         }
         holds
     });
@@ -404,20 +404,20 @@ fn see_conditions(pod: &Pod, seen: &mut Seen, told: &mut Vec<Told>) {
         let (reason, message) = (condition.reason.clone(), condition.message.clone());
         match seen.conditions.iter_mut().find(|held| held.name == name) {
             Some(held) if (&held.reason, &held.message) == (&reason, &message) => {}
-            Some(held) => (held.reason, held.message, held.told) = (reason, message, None),
-            None => seen.conditions.push(Held { name, reason, message, told: None }),
+            Some(held) => (held.reason, held.message, held.reported) = (reason, message, None),
+            None => seen.conditions.push(Held { name, reason, message, reported: None }),
         }
     }
 }
 
-/// How often a condition that goes on is told again: nobody tells a server that was not there that it is over.
+/// How often a condition that goes on is reported again: nobody says to a server that was not there that it is over.
 const CONDITION_AGAIN: Duration = Duration::from_secs(120);
 
-fn tell_conditions(now: Instant, seen: &mut Seen, told: &mut Vec<Told>) {
+fn report_conditions(now: Instant, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
     for held in &mut seen.conditions {
-        if held.told.is_none_or(|at| now.saturating_duration_since(at) >= CONDITION_AGAIN) {
-            held.told = Some(now);
-            told.push(held.event(&seen.subject, false));
+        if held.reported.is_none_or(|at| now.saturating_duration_since(at) >= CONDITION_AGAIN) {
+            held.reported = Some(now);
+            reports.push(held.event(&seen.subject, false));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Services and what is behind them.
 //!
 //! What enters: Services, and EndpointSlices or the older Endpoints. What leaves: one event for each change of a Service's
-//! addresses, ports or backends, always with all of them. What must hold: nothing is told before both were listed, since half
+//! addresses, ports or backends, always with all of them. What must hold: nothing is reported before both were listed, since half
 //! of the picture would look like an outage.
 
 use std::collections::{HashMap, HashSet};
@@ -11,11 +11,11 @@ use tapio_wire::event::{Backend, Detail, Endpoints};
 
 use super::objects::{CoreEndpoints, EndpointSlice, Service};
 use super::pods::{is_system, pod_entity};
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use crate::intake::identity::directory::address_bytes;
 
-/// Backends told of one Service: frames are bounded.
+/// Backends reported of one Service: frames are bounded.
 const BACKENDS_MAX: usize = 1000;
 
 /// Namespace and name.
@@ -28,7 +28,7 @@ struct Known {
     /// By slice.
     backends: HashMap<u64, Vec<Backend>>,
     has_service: bool,
-    told: u64,
+    reported: u64,
 }
 
 /// Every Service with its backends.
@@ -42,16 +42,16 @@ pub struct ServiceTable {
 }
 
 impl ServiceTable {
-    fn change(&mut self, key: Key, node: &str, change: impl FnOnce(&mut Known), told: &mut Vec<Told>) {
+    fn change(&mut self, key: Key, node: &str, change: impl FnOnce(&mut Known), reports: &mut Vec<WatchReport>) {
         change(self.services.entry(key.clone()).or_default());
         if self.are_services_listed && self.are_backends_listed {
-            self.tell(&key, node, told);
+            self.report(&key, node, reports);
         } else {
             self.pending.insert(key);
         }
     }
 
-    fn tell(&mut self, key: &Key, node: &str, told: &mut Vec<Told>) {
+    fn report(&mut self, key: &Key, node: &str, reports: &mut Vec<WatchReport>) {
         let Some(known) = self.services.get_mut(key) else { return };
         let mut backends: Vec<Backend> = known.backends.values().flatten().copied().collect();
         // Their order in the map and in the API is of no account.
@@ -62,11 +62,11 @@ impl ServiceTable {
             backends.iter().map(|backend| (backend.address, backend.port, backend.pod, backend.is_ready)).collect();
         let print = digest(&(&known.addresses, &known.ports, &parts));
         let is_over = !known.has_service && backends.is_empty();
-        if known.told != print && !(is_over && known.told == 0) {
-            known.told = print;
+        if known.reported != print && !(is_over && known.reported == 0) {
+            known.reported = print;
             let (addresses, ports) = (known.addresses.clone(), known.ports.clone());
             let texts = [&*key.0, &*key.1].map(str::to_owned);
-            told.push(Told::event(Subject::Node(node.into()), move |batch| {
+            reports.push(WatchReport::event(Subject::Node(node.into()), move |batch| {
                 let [namespace, service] = texts.map(|text| batch.text(&text));
                 Detail::Endpoints(Box::new(Endpoints {
                     namespace,
@@ -82,37 +82,37 @@ impl ServiceTable {
         }
     }
 
-    fn tell_pending(&mut self, node: &str, told: &mut Vec<Told>) {
+    fn report_pending(&mut self, node: &str, reports: &mut Vec<WatchReport>) {
         if self.are_services_listed && self.are_backends_listed {
             for key in std::mem::take(&mut self.pending) {
-                self.tell(&key, node, told);
+                self.report(&key, node, reports);
             }
         }
     }
 }
 
 /// What the three followers share.
-struct Shared {
+struct SharedTable {
     node: Arc<str>,
     table: Arc<Mutex<ServiceTable>>,
     excludes_system: bool,
 }
 
-impl Shared {
+impl SharedTable {
     fn key(&self, namespace: &str, name: &str) -> Option<Key> {
         let is_left_out = name.is_empty() || self.excludes_system && is_system(namespace);
         (!is_left_out).then(|| (namespace.into(), name.into()))
     }
 
-    fn change(&self, key: &Key, change: impl FnOnce(&mut Known), told: &mut Vec<Told>) {
+    fn change(&self, key: &Key, change: impl FnOnce(&mut Known), reports: &mut Vec<WatchReport>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.change(key.clone(), &self.node, change, told);
+        table.change(key.clone(), &self.node, change, reports);
     }
 
-    fn listed(&self, mark: impl FnOnce(&mut ServiceTable), told: &mut Vec<Told>) {
+    fn listed(&self, mark: impl FnOnce(&mut ServiceTable), reports: &mut Vec<WatchReport>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         mark(&mut table);
-        table.tell_pending(&self.node, told);
+        table.report_pending(&self.node, reports);
     }
 
     fn set_backends(
@@ -121,14 +121,14 @@ impl Shared {
         key: Key,
         of: u64,
         backends: Vec<Backend>,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<(Key, u64)> {
         if let Some((before, of)) = state
             && before != key
         {
-            self.change(&before, |known| _ = known.backends.remove(&of), told);
+            self.change(&before, |known| _ = known.backends.remove(&of), reports);
         }
-        self.change(&key, |known| _ = known.backends.insert(of, backends), told);
+        self.change(&key, |known| _ = known.backends.insert(of, backends), reports);
         Some((key, of))
     }
 }
@@ -136,12 +136,12 @@ impl Shared {
 macro_rules! followers {
     ($($(#[$doc:meta])* $name:ident)*) => {$(
         $(#[$doc])*
-        pub struct $name(Shared);
+        pub struct $name(SharedTable);
 
         impl $name {
             /// With the table that all of them share.
             pub fn new(node: Arc<str>, table: Arc<Mutex<ServiceTable>>, excludes_system: bool) -> Self {
-                Self(Shared { node, table, excludes_system })
+                Self(SharedTable { node, table, excludes_system })
             }
         }
     )*};
@@ -158,9 +158,15 @@ followers! {
 
 impl Follower for Services {
     type Object = Service;
-    type State = Key;
+    type Kept = Key;
 
-    fn seen(&mut self, service: &Service, _state: Option<Key>, _first: bool, told: &mut Vec<Told>) -> Option<Key> {
+    fn seen(
+        &mut self,
+        service: &Service,
+        _state: Option<Key>,
+        _first: bool,
+        reports: &mut Vec<WatchReport>,
+    ) -> Option<Key> {
         let key = self.0.key(&service.metadata.namespace, &service.metadata.name)?;
         let spec = &service.spec;
         let of_version_one = std::slice::from_ref(&spec.cluster_ip);
@@ -169,7 +175,7 @@ impl Follower for Services {
         let addresses: Vec<_> = addresses.iter().filter_map(|address| address_bytes(address)).collect();
         let ports: Vec<u16> = spec.ports.iter().map(|port| port.port).collect();
         let set = |known: &mut Known| (known.addresses, known.ports, known.has_service) = (addresses, ports, true);
-        self.0.change(&key, set, told);
+        self.0.change(&key, set, reports);
         Some(key)
     }
 
@@ -177,31 +183,31 @@ impl Follower for Services {
         let mut table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner);
         // With its backends: the followers of those need not forget anything.
         if let Some(known) = table.services.get_mut(&*key) {
-            known.told = 0;
+            known.reported = 0;
         }
         true
     }
 
-    fn gone(&mut self, key: Key, told: &mut Vec<Told>) {
+    fn gone(&mut self, key: Key, reports: &mut Vec<WatchReport>) {
         let clear = |known: &mut Known| (known.addresses, known.ports, known.has_service) = (vec![], vec![], false);
-        self.0.change(&key, clear, told);
+        self.0.change(&key, clear, reports);
     }
 
-    fn listed(&mut self, told: &mut Vec<Told>) {
-        self.0.listed(|table| table.are_services_listed = true, told);
+    fn listed(&mut self, reports: &mut Vec<WatchReport>) {
+        self.0.listed(|table| table.are_services_listed = true, reports);
     }
 }
 
 impl Follower for Slices {
     type Object = EndpointSlice;
-    type State = (Key, u64);
+    type Kept = (Key, u64);
 
     fn seen(
         &mut self,
         slice: &EndpointSlice,
         state: Option<(Key, u64)>,
         _first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<(Key, u64)> {
         let meta = &slice.metadata;
         let key = self.0.key(&meta.namespace, &meta.labels.service_name)?;
@@ -217,28 +223,28 @@ impl Follower for Slices {
                 backends.extend(ports.iter().map(|port| Backend { address, pod, port: *port, is_ready }));
             }
         }
-        self.0.set_backends(state, key, of, backends, told)
+        self.0.set_backends(state, key, of, backends, reports)
     }
 
-    fn gone(&mut self, (key, of): (Key, u64), told: &mut Vec<Told>) {
-        self.0.change(&key, |known| _ = known.backends.remove(&of), told);
+    fn gone(&mut self, (key, of): (Key, u64), reports: &mut Vec<WatchReport>) {
+        self.0.change(&key, |known| _ = known.backends.remove(&of), reports);
     }
 
-    fn listed(&mut self, told: &mut Vec<Told>) {
-        self.0.listed(|table| table.are_backends_listed = true, told);
+    fn listed(&mut self, reports: &mut Vec<WatchReport>) {
+        self.0.listed(|table| table.are_backends_listed = true, reports);
     }
 }
 
 impl Follower for CoreEndpointsOf {
     type Object = CoreEndpoints;
-    type State = (Key, u64);
+    type Kept = (Key, u64);
 
     fn seen(
         &mut self,
         endpoints: &CoreEndpoints,
         state: Option<(Key, u64)>,
         _first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<(Key, u64)> {
         let meta = &endpoints.metadata;
         // Elections were held on Endpoints once.
@@ -258,14 +264,14 @@ impl Follower for CoreEndpointsOf {
                 }
             }
         }
-        self.0.set_backends(state, key, 0, backends, told)
+        self.0.set_backends(state, key, 0, backends, reports)
     }
 
-    fn gone(&mut self, (key, of): (Key, u64), told: &mut Vec<Told>) {
-        self.0.change(&key, |known| _ = known.backends.remove(&of), told);
+    fn gone(&mut self, (key, of): (Key, u64), reports: &mut Vec<WatchReport>) {
+        self.0.change(&key, |known| _ = known.backends.remove(&of), reports);
     }
 
-    fn listed(&mut self, told: &mut Vec<Told>) {
-        self.0.listed(|table| table.are_backends_listed = true, told);
+    fn listed(&mut self, reports: &mut Vec<WatchReport>) {
+        self.0.listed(|table| table.are_backends_listed = true, reports);
     }
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use tapio_wire::event::{Detail, Trouble};
 
 use super::objects::{Condition, ContainerStatus, Pod, unix_ns};
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 use crate::base::clock::{boottime_ns, realtime_ns};
 
 /// The pause between two reports of a condition that lasts.
-const TOLD_AGAIN: Duration = Duration::from_secs(120);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(120);
 
 /// A condition that should not last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,22 +32,22 @@ struct Lasting {
 #[derive(Debug, Default)]
 pub struct Stuck {
     lasting: Vec<Lasting>,
-    told: Vec<(Lasting, Instant)>,
+    reported: Vec<(Lasting, Instant)>,
 }
 
 impl Stuck {
     /// Takes in the pod as it is.
-    pub fn seen(&mut self, pod: &Pod, subject: &Subject, told: &mut Vec<Told>) {
+    pub fn seen(&mut self, pod: &Pod, subject: &Subject, reports: &mut Vec<WatchReport>) {
         self.lasting = lasting(pod);
         let goes_on = |known: &Lasting| {
             self.lasting.iter().any(|now| (now.what, &*now.container) == (known.what, &*known.container))
         };
-        let over = self.told.extract_if(.., |(known, _)| !goes_on(known));
-        told.extend(over.map(|(known, _)| event(subject, &known, true)));
+        let over = self.reported.extract_if(.., |(known, _)| !goes_on(known));
+        reports.extend(over.map(|(known, _)| event(subject, &known, true)));
     }
 
     /// Reports conditions that have lasted for `after`, unless a report was made lately.
-    pub fn look(&mut self, now: Instant, after: Duration, subject: &Subject, told: &mut Vec<Told>) {
+    pub fn look(&mut self, now: Instant, after: Duration, subject: &Subject, reports: &mut Vec<WatchReport>) {
         let now_ns = realtime_ns();
         for lasting in &self.lasting {
             if now_ns.saturating_sub(lasting.since_ns) < after.as_nanos() as u64 {
@@ -56,25 +56,25 @@ impl Stuck {
             let is_it = |known: &&mut (Lasting, Instant)| {
                 (known.0.what, &known.0.container) == (lasting.what, &lasting.container)
             };
-            match self.told.iter_mut().find(is_it) {
-                Some((_, at)) if now.saturating_duration_since(*at) < TOLD_AGAIN => continue,
+            match self.reported.iter_mut().find(is_it) {
+                Some((_, at)) if now.saturating_duration_since(*at) < REPEAT_INTERVAL => continue,
                 Some(known) => *known = (lasting.clone(), now),
-                None => self.told.push((lasting.clone(), now)),
+                None => self.reported.push((lasting.clone(), now)),
             }
-            told.push(event(subject, lasting, false));
+            reports.push(event(subject, lasting, false));
         }
     }
 
     /// There is a new stream to a server, which may know nothing.
     pub fn forget(&mut self) {
-        self.told.clear();
+        self.reported.clear();
     }
 }
 
-fn event(subject: &Subject, lasting: &Lasting, is_over: bool) -> Told {
+fn event(subject: &Subject, lasting: &Lasting, is_over: bool) -> WatchReport {
     let lasted_ns = realtime_ns().saturating_sub(lasting.since_ns);
     let Lasting { what, container, why, .. } = lasting.clone();
-    Told::event(subject.clone(), move |batch| {
+    WatchReport::event(subject.clone(), move |batch| {
         let (what, place, comm) = (batch.text(what), batch.text(&why), batch.text(&container));
         let since_ns = boottime_ns().saturating_sub(lasted_ns);
         let value = lasted_ns / 1_000_000_000;
@@ -180,43 +180,43 @@ mod tests {
     }
 
     #[test]
-    fn one_that_runs_and_is_not_ready_is_told_after_a_while_again_and_to_be_over() {
-        let (mut stuck, mut told, now) = (Stuck::default(), Vec::new(), Instant::now());
-        stuck.seen(&pod(not_ready("2026-01-01T00:00:00Z"), false), &subject(), &mut told);
+    fn an_unready_pod_is_reported_again_and_when_over() {
+        let (mut stuck, mut reports, now) = (Stuck::default(), Vec::new(), Instant::now());
+        stuck.seen(&pod(not_ready("2026-01-01T00:00:00Z"), false), &subject(), &mut reports);
         for seconds in [0, 10, 121, 130] {
-            stuck.look(now + Duration::from_secs(seconds), STUCK_AFTER, &subject(), &mut told);
+            stuck.look(now + Duration::from_secs(seconds), STUCK_AFTER, &subject(), &mut reports);
         }
-        assert_eq!(told.len(), 2, "at once, since it has lasted, and again after two minutes");
+        assert_eq!(reports.len(), 2, "at once, since it has lasted, and again after two minutes");
         let ready = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
             "containerStatuses": [running("web", true, "2026-01-01T00:00:00Z")]});
-        stuck.seen(&pod(ready, false), &subject(), &mut told);
-        assert_eq!(told.len(), 3);
-        assert!(stuck.told.is_empty());
+        stuck.seen(&pod(ready, false), &subject(), &mut reports);
+        assert_eq!(reports.len(), 3);
+        assert!(stuck.reported.is_empty());
     }
 
     #[test]
-    fn what_began_a_moment_ago_or_is_started_again_and_again_is_not_told() {
-        let (mut stuck, mut told) = (Stuck::default(), Vec::new());
+    fn brief_or_restarting_conditions_are_not_reported() {
+        let (mut stuck, mut reports) = (Stuck::default(), Vec::new());
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
-        stuck.seen(&pod(not_ready(&now), false), &subject(), &mut told);
-        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut told);
+        stuck.seen(&pod(not_ready(&now), false), &subject(), &mut reports);
+        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut reports);
         let mut starts = not_ready("2026-01-01T00:00:00Z");
         starts["containerStatuses"][0]["started"] = false.into();
         let mut given_up = not_ready("2026-01-01T00:00:00Z");
         given_up["conditions"][0]["reason"] = serde_json::Value::Null;
         for other in [starts, given_up] {
-            stuck.seen(&pod(other, false), &subject(), &mut told);
-            stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut told);
+            stuck.seen(&pod(other, false), &subject(), &mut reports);
+            stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut reports);
         }
         let mut waits = not_ready("2026-01-01T00:00:00Z");
         waits["containerStatuses"][0]["state"] = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
-        stuck.seen(&pod(waits, false), &subject(), &mut told);
-        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut told);
-        assert!(told.is_empty());
+        stuck.seen(&pod(waits, false), &subject(), &mut reports);
+        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut reports);
+        assert!(reports.is_empty());
     }
 
     #[test]
-    fn an_init_container_that_runs_is_told_a_sidecar_is_not() {
+    fn a_running_init_container_is_reported_a_sidecar_is_not() {
         let started = "2026-01-01T00:00:00Z";
         let status = serde_json::json!({"phase": "Pending", "initContainerStatuses": [
             running("wait", false, started), running("proxy", true, started),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_go_is_told_with_what_holds_it() {
+    fn a_pod_that_does_not_go_names_what_holds_it() {
         let gone = serde_json::json!({"phase": "Running"});
         let found = lasting(&pod(gone, true));
         assert_eq!(found[0].why, "finalizers hold it: example.com/hold");

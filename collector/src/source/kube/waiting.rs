@@ -2,12 +2,12 @@
 //!
 //! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has said why a pod waits, when
 //! it says something else, and when the pod waits no more: it has a node, or its object is gone. What must hold: a pod that is
-//! scheduled at once is never told of; who owns a pod is told with it, since no node's collector can name it yet.
+//! scheduled at once is never reported; who owns a pod is reported with it, since no node's collector can name it yet.
 
 use super::client::Resource;
 use super::objects::Pod;
 use super::pods::{is_system, owner_of, subject_of};
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use crate::intake::identity::directory::Owner;
 
@@ -28,29 +28,29 @@ impl Waiting {
     }
 }
 
-/// What was told of a pod.
+/// What was reported of a pod.
 pub struct Seen {
     subject: Subject,
     owner: Option<Owner>,
     namespace: String,
     name: String,
-    /// Of what was told last, 0 for nothing, or nothing on this stream.
+    /// Of what was reported last, 0 for nothing, or nothing on this stream.
     print: u64,
-    was_told: bool,
+    was_reported: bool,
 }
 
 impl Seen {
-    fn event(&self, reason: &str, message: &str, is_gone: bool) -> Told {
+    fn event(&self, reason: &str, message: &str, is_gone: bool) -> WatchReport {
         let texts = ["Pod", &self.namespace, &self.name, "Waiting", reason, message];
-        Told::object_state(self.subject.clone(), texts, (0, 0), is_gone).owned_by(self.owner.clone())
+        WatchReport::object_state(self.subject.clone(), texts, (0, 0), is_gone).owned_by(self.owner.clone())
     }
 }
 
 impl Follower for Waiting {
     type Object = Pod;
-    type State = Seen;
+    type Kept = Seen;
 
-    fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, told: &mut Vec<Told>) -> Option<Seen> {
+    fn seen(&mut self, pod: &Pod, state: Option<Seen>, _first: bool, reports: &mut Vec<WatchReport>) -> Option<Seen> {
         let meta = &pod.metadata;
         if self.excludes_system && is_system(&meta.namespace) {
             return None;
@@ -61,15 +61,15 @@ impl Follower for Waiting {
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             print: 0,
-            was_told: false,
+            was_reported: false,
         });
         let scheduled = pod.status.conditions.iter().find(|condition| condition.r#type == "PodScheduled");
         // While the scheduler has not looked at it there is nothing to say.
         if let Some(why) = scheduled.filter(|condition| condition.status == "False") {
             let print = digest(&(&why.reason, &why.message)).max(1);
             if seen.print != print {
-                (seen.print, seen.was_told) = (print, true);
-                told.push(seen.event(&why.reason, &why.message, false));
+                (seen.print, seen.was_reported) = (print, true);
+                reports.push(seen.event(&why.reason, &why.message, false));
             }
         }
         Some(seen)
@@ -80,9 +80,9 @@ impl Follower for Waiting {
         true
     }
 
-    fn gone(&mut self, seen: Seen, told: &mut Vec<Told>) {
-        if seen.was_told {
-            told.push(seen.event("", "", true));
+    fn gone(&mut self, seen: Seen, reports: &mut Vec<WatchReport>) {
+        if seen.was_reported {
+            reports.push(seen.event("", "", true));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! One watch: a list, then changes, for ever.
 //!
-//! What enters: a resource's objects. What leaves: what the follower of this resource tells of them. What must hold:
+//! What enters: a resource's objects. What leaves: what the follower of this resource reports of them. What must hold:
 //! - a watch that ends is resumed from the last resource version that was seen, bookmarks included;
-//! - when that version is too old (410), the list is read again, objects that are missing in it are told as gone, and a gap
+//! - when that version is too old (410), the list is read again, objects that are missing in it are reported as gone, and a gap
 //!   states since when changes may have been missed;
 //! - no answer, whichever it is, makes this a busy loop: a watch that ends early again and again is opened ever less often;
-//! - on a new stream to a server, which may know nothing, the present states are told once more (see [`Follower::forget`]);
+//! - on a new stream to a server, which may know nothing, the present states are reported once more (see [`Follower::forget`]);
 //! - of each object only the follower's state is kept.
 
 use std::collections::{HashMap, HashSet};
@@ -21,7 +21,7 @@ use tokio::sync::watch as channel;
 
 use super::client::{Access, Resource, Trouble, WATCH_TIMEOUT_S};
 use super::objects::Object;
-use super::told::{Teller, Told};
+use super::report::{ReportSender, WatchReport};
 use crate::base::clock::boottime_ns;
 use crate::base::status::Status;
 
@@ -40,30 +40,30 @@ const REPORTED_FAILURES: u32 = 4;
 const FORBIDDEN_PAUSE: Duration = Duration::from_secs(60);
 
 /// How far apart lists for the sake of new streams are: streams may come and go by the second.
-const RETOLD: Duration = Duration::from_secs(10);
+const RELIST_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is made of a resource's objects.
 pub trait Follower: Send {
     type Object: Object;
     /// What is kept of an object.
-    type State: Send;
+    type Kept: Send;
 
     /// An object that is new or has changed, or is as before when a list was read again. `first` marks the first list: what was
     /// so before anybody looked.
     fn seen(
         &mut self,
         object: &Self::Object,
-        state: Option<Self::State>,
+        state: Option<Self::Kept>,
         first: bool,
-        told: &mut Vec<Told>,
-    ) -> Option<Self::State>;
+        reports: &mut Vec<WatchReport>,
+    ) -> Option<Self::Kept>;
 
     /// An object is gone.
-    fn gone(&mut self, state: Self::State, told: &mut Vec<Told>);
+    fn gone(&mut self, state: Self::Kept, reports: &mut Vec<WatchReport>);
 
-    /// There is a new stream: what was told of this object's present state is to be told again when it is listed. False when
-    /// the resource is one of moments, which are told once.
-    fn forget(&mut self, _state: &mut Self::State) -> bool {
+    /// There is a new stream: what was reported of this object's present state is to be reported again when it is listed. False when
+    /// the resource is one of moments, which are reported once.
+    fn forget(&mut self, _state: &mut Self::Kept) -> bool {
         false
     }
 
@@ -71,10 +71,10 @@ pub trait Follower: Send {
     const LOOK: Option<Duration> = None;
 
     /// Time went by: looks at what is kept of an object.
-    fn look(&mut self, _now: Instant, _state: &mut Self::State, _told: &mut Vec<Told>) {}
+    fn look(&mut self, _now: Instant, _state: &mut Self::Kept, _reports: &mut Vec<WatchReport>) {}
 
     /// A list was read to its end.
-    fn listed(&mut self, _told: &mut Vec<Told>) {}
+    fn listed(&mut self, _reports: &mut Vec<WatchReport>) {}
 }
 
 /// Outcomes of lists and watches, for metrics.
@@ -114,10 +114,10 @@ impl WatchCounts {
 #[derive(Clone)]
 pub struct Context {
     pub access: Arc<Access>,
-    pub teller: Teller,
+    pub sender: ReportSender,
     pub counts: Arc<WatchCounts>,
     pub node: Arc<str>,
-    /// Tells what the source waits for, by the watch of this node's pods.
+    /// Shows what the source waits for, by the watch of this node's pods.
     pub status: Status,
     /// Counts the streams to servers.
     pub streams: channel::Receiver<u64>,
@@ -130,11 +130,11 @@ struct Watch<'a, F: Follower> {
     context: &'a Context,
     resource: &'a Resource,
     follower: &'a mut F,
-    states: HashMap<u64, F::State, foldhash::fast::RandomState>,
+    states: HashMap<u64, F::Kept, foldhash::fast::RandomState>,
     /// Where to go on; `None` when a list is due.
     version: Option<String>,
     has_listed: bool,
-    told: Vec<Told>,
+    reports: Vec<WatchReport>,
     /// When something was heard last.
     heard_ns: u64,
     streams: channel::Receiver<u64>,
@@ -151,7 +151,7 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         states: HashMap::default(),
         version: None,
         has_listed: false,
-        told: Vec::new(),
+        reports: Vec::new(),
         heard_ns: boottime_ns(),
         streams: context.streams.clone(),
         listed_at: Instant::now(),
@@ -164,7 +164,7 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         // While nothing can be read, what is known goes on.
         if F::LOOK.is_some_and(|every| began.saturating_duration_since(watch.looked_at) >= every) {
             watch.look();
-            context.teller.tell(&mut watch.told).await;
+            context.sender.send(&mut watch.reports).await;
         }
         let outcome = match watch.version.clone() {
             None => match watch.list(gap).await {
@@ -269,7 +269,7 @@ fn key<T: Object>(object: &T) -> u64 {
     }
 }
 
-/// A number that stands for what was told.
+/// A number that stands for what was reported.
 pub fn digest(of: &impl std::hash::Hash) -> u64 {
     use std::hash::BuildHasher;
     foldhash::quality::FixedState::with_seed(0).hash_one(of)
@@ -288,7 +288,7 @@ impl<F: Follower> Watch<'_, F> {
                 listed.insert(key);
                 self.see(key, object, is_first);
                 // Page by page would do for the tables, not for the channel's bound.
-                self.context.teller.tell(&mut self.told).await;
+                self.context.sender.send(&mut self.reports).await;
             }
             if page.metadata.r#continue.is_empty() {
                 break page.metadata.resource_version;
@@ -298,16 +298,22 @@ impl<F: Follower> Watch<'_, F> {
         let missing: Vec<u64> = self.states.keys().filter(|key| !listed.contains(key)).copied().collect();
         for key in &missing {
             if let Some(state) = self.states.remove(key) {
-                self.follower.gone(state, &mut self.told);
+                self.follower.gone(state, &mut self.reports);
             }
-            self.context.teller.tell(&mut self.told).await;
+            self.context.sender.send(&mut self.reports).await;
         }
-        self.follower.listed(&mut self.told);
+        self.follower.listed(&mut self.reports);
         if let Some(reason) = gap {
             let found_gone = u32::try_from(missing.len()).unwrap_or(u32::MAX);
-            self.told.push(Told::gap(&self.context.node, self.resource.what, reason, self.heard_ns, found_gone));
+            self.reports.push(WatchReport::gap(
+                &self.context.node,
+                self.resource.what,
+                reason,
+                self.heard_ns,
+                found_gone,
+            ));
         }
-        self.context.teller.tell(&mut self.told).await;
+        self.context.sender.send(&mut self.reports).await;
         self.has_listed = true;
         self.listed_at = Instant::now();
         self.heard_ns = boottime_ns();
@@ -315,7 +321,7 @@ impl<F: Follower> Watch<'_, F> {
         Ok(())
     }
 
-    /// Takes changes until the watch ends. Tells how it ended.
+    /// Takes changes until the watch ends. Returns how it ended.
     async fn changes(&mut self, version: &str) -> Result<&'static str, Trouble> {
         let mut changes = self.context.access.watch::<F::Object>(self.resource, version).await?;
         let mut silent_from = Instant::now() + SILENCE_MAX;
@@ -326,15 +332,15 @@ impl<F: Follower> Watch<'_, F> {
                 () = tokio::time::sleep_until(silent_from.into()) => return Ok("silent"),
                 () = look_due(F::LOOK, self.looked_at) => {
                     self.look();
-                    self.context.teller.tell(&mut self.told).await;
+                    self.context.sender.send(&mut self.reports).await;
                     continue;
                 }
-                () = new_stream(&mut self.streams, self.listed_at + RETOLD) => {
+                () = new_stream(&mut self.streams, self.listed_at + RELIST_INTERVAL) => {
                     let follower = &mut *self.follower;
                     let forgotten: usize =
                         self.states.values_mut().map(|state| usize::from(follower.forget(state))).sum();
                     if forgotten > 0 {
-                        tracing::debug!(what = self.resource.what, forgotten, "a new stream: listed and told again");
+                        tracing::debug!(what = self.resource.what, forgotten, "a new stream: listed and reported again");
                         self.version = None;
                         return Ok("closed");
                     }
@@ -351,24 +357,24 @@ impl<F: Follower> Watch<'_, F> {
                 }
                 WatchEvent::Deleted(object) => {
                     let key = key(&object);
-                    // It carries the last state, which may say more than what was told so far.
+                    // It carries the last state, which may say more than what was reported so far.
                     self.see(key, &object, false);
                     if let Some(state) = self.states.remove(&key) {
-                        self.follower.gone(state, &mut self.told);
+                        self.follower.gone(state, &mut self.reports);
                     }
                     self.note_version(&object.meta().resource_version);
                 }
                 WatchEvent::Bookmark(bookmark) => self.note_version(&bookmark.metadata.resource_version),
                 WatchEvent::Error(_) => unreachable!("the client turns it into an error"),
             }
-            self.context.teller.tell(&mut self.told).await;
+            self.context.sender.send(&mut self.reports).await;
             self.heard_ns = boottime_ns();
         }
     }
 
     fn see(&mut self, key: u64, object: &F::Object, first: bool) {
         let state = self.states.remove(&key);
-        if let Some(state) = self.follower.seen(object, state, first, &mut self.told) {
+        if let Some(state) = self.follower.seen(object, state, first, &mut self.reports) {
             self.states.insert(key, state);
         }
     }
@@ -377,7 +383,7 @@ impl<F: Follower> Watch<'_, F> {
         let now = Instant::now();
         self.looked_at = now;
         for state in self.states.values_mut() {
-            self.follower.look(now, state, &mut self.told);
+            self.follower.look(now, state, &mut self.reports);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Deployments, ReplicaSets, StatefulSets, DaemonSets and Jobs: how their rollouts go.
 //!
 //! What enters: the objects. What leaves: an event for each change of their images, generations, counts or worst condition. What
-//! must hold: images before a change are told with it; a ReplicaSet that wants no pods is history and not told of.
+//! must hold: images before a change are reported with it; a ReplicaSet that wants no pods is history and not reported.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use tapio_wire::event::{Detail, Rollout};
 use super::config::{Uses, uses_of};
 use super::objects::{Condition, Meta, Workload, WorkloadStatus, unix_ns};
 use super::pods::is_system;
-use super::told::{Subject, Told};
+use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 
 /// Which of them.
@@ -58,7 +58,7 @@ impl WorkloadKind {
         }
     }
 
-    /// Conditions that tell of trouble, the worst first.
+    /// Conditions that mean trouble, the worst first.
     fn troubles(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Deployment => &[("ReplicaFailure", "True"), ("Progressing", "False"), ("Available", "False")],
@@ -117,7 +117,7 @@ impl Counts {
     }
 }
 
-/// Which ReplicaSet belongs to which Deployment, for those who are told of a ReplicaSet only.
+/// Which ReplicaSet belongs to which Deployment, for those who know a ReplicaSet only.
 #[derive(Clone, Default)]
 pub struct ReplicaSets {
     owners: Arc<Mutex<HashMap<(String, String), Subject>>>,
@@ -149,7 +149,7 @@ pub struct Workloads {
     excludes_system: bool,
 }
 
-/// What was told of a workload.
+/// What was reported of a workload.
 pub struct SeenWorkload {
     subject: Subject,
     name: String,
@@ -177,7 +177,7 @@ impl Workloads {
 }
 
 /// Who changed the specification of an object, by the newest of its `managedFields` that is none of its status.
-fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<Told> {
+fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<WatchReport> {
     // The Deployment controller writes the revision into the object after each change.
     let is_echo = |manager: &str, subresource: &str| manager == "kube-controller-manager" && subresource.is_empty();
     let of_spec = meta
@@ -190,19 +190,19 @@ fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<Told
         (_, operation) => format!("changed its specification ({operation})"),
     };
     let texts = [kind.name(), &meta.namespace, &meta.name, "Changed", &newest.manager, &how];
-    Some(Told::object_state(subject.clone(), texts, (meta.generation, meta.generation), false))
+    Some(WatchReport::object_state(subject.clone(), texts, (meta.generation, meta.generation), false))
 }
 
 impl Follower for Workloads {
     type Object = Workload;
-    type State = SeenWorkload;
+    type Kept = SeenWorkload;
 
     fn seen(
         &mut self,
         workload: &Workload,
         state: Option<SeenWorkload>,
         _first: bool,
-        told: &mut Vec<Told>,
+        reports: &mut Vec<WatchReport>,
     ) -> Option<SeenWorkload> {
         let meta = &workload.metadata;
         let is_new = state.is_none();
@@ -229,7 +229,7 @@ impl Follower for Workloads {
         let has_changed = seen.generation != meta.generation && self.kind != WorkloadKind::ReplicaSet;
         seen.generation = meta.generation;
         if has_changed && !is_excluded {
-            told.extend(changed_by(self.kind, meta, &seen.subject));
+            reports.extend(changed_by(self.kind, meta, &seen.subject));
         }
         let spec = &workload.spec.template.spec;
         let images: Vec<&str> =
@@ -254,7 +254,7 @@ impl Follower for Workloads {
         let texts =
             [self.kind.name(), &meta.namespace, &meta.name, &images, before, reason, message].map(str::to_owned);
         let (generation, observed_generation) = (meta.generation, status.observed_generation);
-        told.push(Told::event(seen.subject.clone(), move |batch| {
+        reports.push(WatchReport::event(seen.subject.clone(), move |batch| {
             let [kind, namespace, name, images, images_before, reason, message] = texts.map(|text| batch.text(&text));
             let Counts { desired, updated, ready, unavailable } = counts;
             Detail::Rollout(Box::new(Rollout {
@@ -283,7 +283,7 @@ impl Follower for Workloads {
         true
     }
 
-    fn gone(&mut self, mut seen: SeenWorkload, told: &mut Vec<Told>) {
+    fn gone(&mut self, mut seen: SeenWorkload, reports: &mut Vec<WatchReport>) {
         self.change_uses(&mut seen, Vec::new());
         let Subject::Workload { namespace, .. } = &seen.subject else { return };
         if self.kind == WorkloadKind::ReplicaSet {
@@ -293,7 +293,7 @@ impl Follower for Workloads {
             return;
         }
         let texts = [self.kind.name(), namespace, &seen.name, &seen.images].map(str::to_owned);
-        told.push(Told::event(seen.subject, move |batch| {
+        reports.push(WatchReport::event(seen.subject, move |batch| {
             let [kind, namespace, name, images] = texts.map(|text| batch.text(&text));
             let none = batch.text("");
             Detail::Rollout(Box::new(Rollout {

@@ -36,14 +36,14 @@ pub use counts::SystemdCounts;
 use name::Selection;
 pub use name::Skip;
 use session::{End, Session};
-use units::{Telling, Units};
+use units::{UnitReport, Units};
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 /// How long connecting, or an answer, may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// Jobs told at once, and then a second.
+/// Jobs reported at once, and then a second.
 const JOBS_BURST: u32 = 100;
 const JOBS_PER_SECOND: f64 = 20.0;
 
@@ -153,7 +153,7 @@ impl SystemdSource {
     }
 }
 
-/// Turns what is told of units into events.
+/// Turns what is reported of units into events.
 struct Reporter {
     intake: Intake,
     selection: Selection,
@@ -173,7 +173,7 @@ enum Pending {
     Gap { reason: String, from_ns: u64, until_ns: u64, found_gone: u32 },
 }
 
-/// It was told to stop before there was room.
+/// It was asked to stop before there was room.
 struct Stopped;
 
 impl Reporter {
@@ -209,7 +209,7 @@ impl Reporter {
         self.has_listed = true;
     }
 
-    /// Changes are heard again, and a list has told what is there now.
+    /// Changes are heard again, and a list has shown what is there now.
     fn resumed(&mut self, found_gone: usize) {
         if let Some((from_ns, reason)) = self.lost.take() {
             tracing::info!(reason, found_gone, "systemd's changes are heard again");
@@ -227,7 +227,7 @@ impl Reporter {
         self.pending.push_back(Pending::Job { unit, cgroup, result, time_ns });
     }
 
-    /// Takes everything that is to be told to the intake, waiting for room where there is none.
+    /// Takes everything that is to be reported to the intake, waiting for room where there is none.
     async fn report(&mut self, units: &mut Units, stop: &mut watch::Receiver<bool>) -> Result<(), Stopped> {
         self.counts.coalesced.fetch_add(units.take_coalesced(), Ordering::Relaxed);
         self.counts.units.store(units.len() as u64, Ordering::Relaxed);
@@ -236,13 +236,13 @@ impl Reporter {
         while !self.pending.is_empty() {
             make_room(&mut pass, stop).await?;
             if let Some(pending) = self.pending.pop_front() {
-                tell_pending(&mut pass, &pending, &self.cgroup_prefix, self.node);
+                emit_pending(&mut pass, &pending, &self.cgroup_prefix, self.node);
             }
         }
-        while units.has_telling() {
+        while units.has_report() {
             make_room(&mut pass, stop).await?;
-            if let Some(telling) = units.telling() {
-                tell(&mut pass, &telling, &self.cgroup_prefix, self.counts_pids_apart);
+            if let Some(report) = units.next_report() {
+                emit(&mut pass, &report, &self.cgroup_prefix, self.counts_pids_apart);
             }
         }
         pass.finish();
@@ -290,32 +290,32 @@ async fn make_room(pass: &mut Pass<'_>, stop: &mut watch::Receiver<bool>) -> Res
     Ok(())
 }
 
-fn tell(pass: &mut Pass<'_>, telling: &Telling, cgroup_prefix: &str, counts_pids_apart: bool) {
+fn emit(pass: &mut Pass<'_>, report: &UnitReport, cgroup_prefix: &str, counts_pids_apart: bool) {
     let now_ns = boottime_ns();
-    let cgroup = format!("{cgroup_prefix}{}", telling.cgroup);
-    let pid = if counts_pids_apart { 0 } else { telling.main_pid };
+    let cgroup = format!("{cgroup_prefix}{}", report.cgroup);
+    let pid = if counts_pids_apart { 0 } else { report.main_pid };
     // What was found in a list or merged may have happened long ago; then the event has the time at which it is emitted.
-    let happened_ns = boottime_of_us(telling.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
+    let happened_ns = boottime_of_us(report.changed_us).filter(|at| now_ns.saturating_sub(*at) < 1_000_000_000);
     pass.observe(|batch, identity| Event {
         time_ns: happened_ns.unwrap_or(now_ns),
         entity: identity.resolve_path(&cgroup, Lane::Lethal, &mut batch.body.entities),
         pid,
         source: Source::Systemd,
         body: Detail::UnitState(Box::new(UnitState {
-            unit: batch.text(&telling.unit),
-            active_state: batch.text(&telling.active_state),
-            sub_state: batch.text(&telling.sub_state),
-            result: batch.text(&telling.result),
-            main_code: telling.main_code,
-            main_status: telling.main_status,
-            main_pid: telling.main_pid,
-            restarts: telling.restarts,
-            main_exited_ns: boottime_of_us(telling.main_exited_us).unwrap_or(0),
+            unit: batch.text(&report.unit),
+            active_state: batch.text(&report.active_state),
+            sub_state: batch.text(&report.sub_state),
+            result: batch.text(&report.result),
+            main_code: report.main_code,
+            main_status: report.main_status,
+            main_pid: report.main_pid,
+            restarts: report.restarts,
+            main_exited_ns: boottime_of_us(report.main_exited_us).unwrap_or(0),
         })),
     });
 }
 
-fn tell_pending(pass: &mut Pass<'_>, pending: &Pending, prefix: &str, node: EntityId) {
+fn emit_pending(pass: &mut Pass<'_>, pending: &Pending, prefix: &str, node: EntityId) {
     pass.observe(|batch, identity| match pending {
         Pending::Job { unit, cgroup, result, time_ns } => Event {
             time_ns: *time_ns,

@@ -119,7 +119,7 @@ pub fn counts_pids_apart(pid: Option<u32>) -> bool {
     theirs.is_some_and(|theirs| Some(theirs) != namespace("/proc/self/ns/pid".into()))
 }
 
-/// Why a unit's changes are not told.
+/// Why a unit's changes are not reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
     /// `exclude_system`.
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_units_name_survives_the_way_to_its_object_and_back() {
+    fn a_units_name_survives_escaping() {
         for name in ["sshd.service", "0day.service", "dev-disk-by\\x2duuid-1.swap", "getty@tty1.service", "a_b:c.mount"]
         {
             let path = path_of_unit(name);

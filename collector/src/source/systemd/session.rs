@@ -33,7 +33,7 @@ const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
 /// Why a connection ended.
 #[derive(Debug)]
 pub enum End {
-    /// It was told to.
+    /// It was asked to.
     Stopped,
     /// For this reason.
     Lost(String),
@@ -183,7 +183,7 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         match answer {
             Answer::Listed(Ok(listed)) => {
-                // Before the match on its name nobody would have told.
+                // Before the match on its name nobody would have reported it.
                 if listed.owner != self.owner {
                     return Err("systemd has started again".into());
                 }

@@ -1,8 +1,8 @@
-//! The table of units: what systemd said of each, what was told of it, and whether the difference matters.
+//! The table of units: what systemd said of each, what was reported of it, and whether the difference matters.
 //!
-//! What enters: properties, as signals and answers carry them. What leaves: [`Telling`]s, each the state of one unit that is
-//! worth an event. What must hold: the table is bounded; a unit that changes without end is told a bounded number of times a
-//! second, its last state always, and what was merged into a later telling is counted.
+//! What enters: properties, as signals and answers carry them. What leaves: [`UnitReport`]s, each the state of one unit that is
+//! worth an event. What must hold: the table is bounded; a unit that changes without end is reported a bounded number of times a
+//! second, its last state always, and what was merged into a later report is counted.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -17,14 +17,14 @@ use super::words::{Word, Words};
 pub const UNITS_MAX: usize = 20_000;
 /// How long a unit that systemd has unloaded is remembered: a reload unloads and loads every one of them.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// Tellings of one unit at once, and a second after that.
+/// Reports of one unit at once, and a second after that.
 const BURST: u32 = 20;
 const PER_SECOND: f64 = 10.0;
 /// How long the second half of a change is waited for: systemd sends a unit's own properties first, then those all units have.
 const HALF: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
+struct UnitStatus {
     active: Word,
     sub: Word,
     result: Word,
@@ -36,7 +36,7 @@ struct State {
     main_exited_us: u64,
 }
 
-impl Default for State {
+impl Default for UnitStatus {
     fn default() -> Self {
         Self {
             active: Words::INACTIVE,
@@ -69,7 +69,7 @@ pub struct Properties<'a> {
 
 /// A unit's state that is worth an event. Times are `CLOCK_MONOTONIC`, microseconds, 0 when not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Telling {
+pub struct UnitReport {
     pub unit: String,
     /// Below systemd's own cgroup.
     pub cgroup: String,
@@ -89,7 +89,7 @@ pub struct Telling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Knowledge {
     None,
-    /// Asked for; until the answer is here nothing is told.
+    /// Asked for; until the answer is here nothing is reported.
     Asked,
     /// Known, or not to be had.
     Settled,
@@ -97,19 +97,19 @@ enum Knowledge {
 
 struct Unit {
     cgroup: String,
-    now: State,
-    told: State,
+    now: UnitStatus,
+    reported: UnitStatus,
     /// As of the main process's last end: a failure after a later restart is a refused start.
     restarts_at_exit: u32,
     changed_us: u64,
     knowledge: Knowledge,
-    /// The first that is heard of it is where it starts from, and is not told unless it has failed.
+    /// The first that is heard of it is where it starts from, and is not reported unless it has failed.
     is_baseline: bool,
     is_waiting: bool,
     /// Where in the connection's order the last signal of it was.
     heard: Option<Sequence>,
     gone: Option<Instant>,
-    tellings: TokenBucket,
+    report_budget: TokenBucket,
 }
 
 impl Unit {
@@ -125,7 +125,7 @@ pub struct Units {
     /// Units to look at again, each once.
     waiting: VecDeque<(Instant, String)>,
     questions: VecDeque<String>,
-    tellings: VecDeque<Telling>,
+    reports: VecDeque<UnitReport>,
     coalesced: u64,
     forgot: Instant,
     /// Of the message that is being taken in.
@@ -139,7 +139,7 @@ impl Default for Units {
             words: Words::new(),
             waiting: VecDeque::new(),
             questions: VecDeque::new(),
-            tellings: VecDeque::new(),
+            reports: VecDeque::new(),
             coalesced: 0,
             forgot: Instant::now(),
             position: None,
@@ -166,7 +166,7 @@ impl Units {
     }
 
     /// Takes what a list of all units says of one; `now` is the time. The first list makes the start: only what has failed is
-    /// told.
+    /// reported.
     pub fn list(&mut self, name: &str, active: &str, sub: &str, is_first: bool, now: Instant) {
         let has_failed = active == "failed";
         if !is_service(name) && !has_failed && !self.units.contains_key(name) {
@@ -250,10 +250,10 @@ impl Units {
         unit.knowledge = Knowledge::Settled;
         if std::mem::take(&mut unit.is_baseline) {
             unit.restarts_at_exit = unit.now.restarts;
-            unit.told = unit.now;
+            unit.reported = unit.now;
             if unit.now.active == Words::FAILED {
-                // Told as if it had just happened: nobody has heard of it.
-                unit.told.active = Words::ACTIVE;
+                // Reported as if it had just happened: nobody has heard of it.
+                unit.reported.active = Words::ACTIVE;
             }
         }
         self.evaluate(name, now);
@@ -277,16 +277,16 @@ impl Units {
     }
 
     /// Whether there is a state that is worth an event.
-    pub fn has_telling(&self) -> bool {
-        !self.tellings.is_empty()
+    pub fn has_report(&self) -> bool {
+        !self.reports.is_empty()
     }
 
     /// The next state that is worth an event.
-    pub fn telling(&mut self) -> Option<Telling> {
-        self.tellings.pop_front()
+    pub fn next_report(&mut self) -> Option<UnitReport> {
+        self.reports.pop_front()
     }
 
-    /// Changes that were merged into a later telling since this was asked last.
+    /// Changes that were merged into a later report since this was asked last.
     pub fn take_coalesced(&mut self) -> u64 {
         std::mem::take(&mut self.coalesced)
     }
@@ -327,8 +327,8 @@ impl Units {
         }
         self.units.entry(name.to_owned()).or_insert_with(|| Unit {
             cgroup: String::new(),
-            now: State::default(),
-            told: State::default(),
+            now: UnitStatus::default(),
+            reported: UnitStatus::default(),
             restarts_at_exit: 0,
             changed_us: 0,
             knowledge: Knowledge::None,
@@ -336,7 +336,7 @@ impl Units {
             is_waiting: false,
             heard: None,
             gone: None,
-            tellings: TokenBucket::new(BURST, PER_SECOND, now),
+            report_budget: TokenBucket::new(BURST, PER_SECOND, now),
         })
     }
 
@@ -352,7 +352,7 @@ impl Units {
         if self.units.len() >= UNITS_MAX
             && let Some(any) = self.units.keys().next().cloned()
         {
-            // At worst its present state is told once more.
+            // At worst its present state is reported once more.
             self.units.remove(&any);
         }
     }
@@ -390,7 +390,7 @@ impl Units {
             return;
         }
         if self.questions.len() >= UNITS_MAX {
-            // Rather told with what the signals said than not at all.
+            // Rather reported with what the signals said than not at all.
             unit.knowledge = Knowledge::Settled;
             return;
         }
@@ -422,17 +422,17 @@ impl Units {
         if was_refused && state.main_exited_us != 0 && self.words.0[usize::from(state.result)] != "resources" {
             state.result = Words::START_LIMIT_HIT;
         }
-        if !matters(&unit.told, &state, &self.words, is_service(name)) {
+        if !matters(&unit.reported, &state, &self.words, is_service(name)) {
             return;
         }
-        if let Err(due) = unit.tellings.take(1, now) {
+        if let Err(due) = unit.report_budget.take(1, now) {
             self.coalesced += 1;
             self.wait(name, due);
             return;
         }
-        unit.told = state;
+        unit.reported = state;
         let word = |word: Word| self.words.0[usize::from(word)].clone();
-        self.tellings.push_back(Telling {
+        self.reports.push_back(UnitReport {
             unit: name.to_owned(),
             cgroup: if unit.cgroup.is_empty() { derived_cgroup(name, "") } else { unit.cgroup.clone() },
             active_state: word(state.active),
@@ -451,9 +451,9 @@ impl Units {
     }
 }
 
-/// Whether somebody who was told of `before` should hear of `after`.
-fn matters(before: &State, after: &State, words: &Words, is_service: bool) -> bool {
-    let standing = |state: &State| match state.active {
+/// Whether a server that knows `before` needs a report of `after`.
+fn matters(before: &UnitStatus, after: &UnitStatus, words: &Words, is_service: bool) -> bool {
+    let standing = |state: &UnitStatus| match state.active {
         Words::FAILED | Words::ACTIVE | Words::INACTIVE => Some(state.active),
         Words::ACTIVATING if words.0[usize::from(state.sub)].starts_with("auto-restart") => Some(Words::ACTIVATING),
         // On its way to one of these.
@@ -463,7 +463,7 @@ fn matters(before: &State, after: &State, words: &Words, is_service: bool) -> bo
     if !is_service {
         return !is_same_standing && (before.active == Words::FAILED || after.active == Words::FAILED);
     }
-    let rest = |state: &State| {
+    let rest = |state: &UnitStatus| {
         (state.result, state.main_code, state.main_status, state.main_pid, state.restarts, state.main_exited_us)
     };
     !is_same_standing || rest(before) != rest(after)

@@ -8,7 +8,7 @@ fn write(folder: &Path, files: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_cgroup_of_version_2_is_read_with_those_above_it_that_limit() {
+fn a_version_2_cgroup_is_read_with_its_limiting_parents() {
     let root = tempfile::tempdir().expect("a folder");
     let pod = root.path().join("kubepods.slice/pod1.slice");
     write(&pod, &[("memory.max", "200\n"), ("memory.current", "150\n")]);
@@ -48,20 +48,20 @@ fn a_cgroup_of_version_2_is_read_with_those_above_it_that_limit() {
     };
     assert_eq!(readings[0], own);
     assert_eq!((&*readings[1].path, readings[1].memory_limit_bytes), ("/kubepods.slice/pod1.slice", 200));
-    assert_eq!(readings.len(), 2, "what limits nothing is not told");
+    assert_eq!(readings.len(), 2, "what limits nothing is left out");
 }
 
 #[test]
-fn the_biggest_below_a_full_cgroup_are_told_with_their_limits() {
+fn the_biggest_below_a_full_cgroup_are_listed_with_limits() {
     let root = tempfile::tempdir().expect("a folder");
     let own = format!("{}\n", std::process::id());
     for (path, usage, limit) in [("pod1/a", "10", "max"), ("pod1/b", "30", "40"), ("pod2/c", "20", "max")] {
         let files = [("cgroup.procs", &*own), ("memory.current", usage), ("memory.max", limit)];
         write(&root.path().join(path), &files);
     }
-    let told: Vec<_> = members(root.path()).into_iter().map(|m| (m.path, m.usage_bytes, m.limit_bytes)).collect();
+    let found: Vec<_> = members(root.path()).into_iter().map(|m| (m.path, m.usage_bytes, m.limit_bytes)).collect();
     let expected = [("pod1/b", 30, 40), ("pod2/c", 20, 0), ("pod1/a", 10, 0)];
-    assert_eq!(told, expected.map(|(path, usage, limit)| (path.to_owned(), usage, limit)));
+    assert_eq!(found, expected.map(|(path, usage, limit)| (path.to_owned(), usage, limit)));
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_cgroup_of_version_1_is_read_in_each_hierarchy() {
 }
 
 #[test]
-fn what_a_cgroup_namespace_hides_is_taken_by_the_known_path() {
+fn cgroups_hidden_by_a_namespace_are_read_by_path() {
     let of_process = "0::/../../pod1.slice/cri-containerd-a.scope\n";
     let paths = ProcessPaths::of(of_process, "", false);
     assert_eq!(paths, ProcessPaths::default());
@@ -98,7 +98,7 @@ fn what_a_cgroup_namespace_hides_is_taken_by_the_known_path() {
 }
 
 #[test]
-fn a_path_that_leads_out_of_the_cgroup_namespace_is_not_followed() {
+fn a_path_out_of_the_cgroup_namespace_is_not_followed() {
     let text = "4:memory:/../../kubepods/pod1\n0::/../../kubepods/pod1\n";
     let named = ProcessPaths::of(text, "/kubepods/pod1", false);
     assert_eq!((&*named.memory, &*named.version_2), ("/kubepods/pod1", "/kubepods/pod1"));

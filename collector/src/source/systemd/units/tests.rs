@@ -1,7 +1,7 @@
 use super::*;
 
-fn tell(units: &mut Units) -> Vec<Telling> {
-    std::iter::from_fn(|| units.telling()).collect()
+fn reports(units: &mut Units) -> Vec<UnitReport> {
+    std::iter::from_fn(|| units.next_report()).collect()
 }
 
 fn settle(units: &mut Units, now: Instant) {
@@ -24,31 +24,31 @@ fn state<'a>(active: &'a str, sub: &'a str) -> Properties<'a> {
     Properties { active_state: Some(active), sub_state: Some(sub), ..Properties::default() }
 }
 
-fn change(units: &mut Units, own: &Properties<'_>, common: &Properties<'_>, now: Instant) -> Vec<Telling> {
+fn change(units: &mut Units, own: &Properties<'_>, common: &Properties<'_>, now: Instant) -> Vec<UnitReport> {
     units.signal("web.service", own, false, now);
     units.signal("web.service", common, true, now);
     settle(units, now);
-    tell(units)
+    reports(units)
 }
 
 #[test]
-fn at_the_start_only_what_has_failed_is_told_and_once() {
+fn at_the_start_failed_units_are_reported_once() {
     let (mut units, now) = (Units::default(), Instant::now());
     units.list("web.service", "active", "running", true, now);
     units.list("bad.service", "failed", "failed", true, now);
     units.list("data.mount", "active", "mounted", true, now);
     settle(&mut units, now);
-    let told = tell(&mut units);
-    assert_eq!(told.iter().map(|telling| &*telling.unit).collect::<Vec<_>>(), ["bad.service"]);
-    assert_eq!(told[0].cgroup, "/system.slice/bad.service");
+    let reported = reports(&mut units);
+    assert_eq!(reported.iter().map(|report| &*report.unit).collect::<Vec<_>>(), ["bad.service"]);
+    assert_eq!(reported[0].cgroup, "/system.slice/bad.service");
     assert_eq!(units.len(), 2, "a mount that is well is not remembered");
     units.list("bad.service", "failed", "failed", false, now);
     settle(&mut units, now);
-    assert_eq!(tell(&mut units), []);
+    assert_eq!(reports(&mut units), []);
 }
 
 #[test]
-fn a_failure_that_waits_for_its_second_half_while_unit_files_are_read_again_is_told() {
+fn a_failure_during_a_daemon_reload_is_reported() {
     let (mut units, now) = (Units::default(), Instant::now());
     assert_eq!(change(&mut units, &service(10, 0, 0), &state("active", "running"), now).len(), 1);
     let failed = Properties { active_state: Some("failed"), ..service(0, 0, 5) };
@@ -56,27 +56,30 @@ fn a_failure_that_waits_for_its_second_half_while_unit_files_are_read_again_is_t
     units.reloaded();
     units.tick(now + HALF);
     settle(&mut units, now + HALF);
-    let told = tell(&mut units);
-    assert_eq!(told.iter().map(|telling| &*telling.active_state).collect::<Vec<_>>(), ["failed"]);
+    let reported = reports(&mut units);
+    assert_eq!(reported.iter().map(|report| &*report.active_state).collect::<Vec<_>>(), ["failed"]);
 }
 
 #[test]
-fn a_units_life_is_told_in_steps_and_a_refused_restart_is_a_start_limit() {
+fn a_refused_restart_is_a_start_limit() {
     let (mut units, now) = (Units::default(), Instant::now());
-    let told = change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
-    assert_eq!((told.len(), told[0].main_pid), (1, 10));
-    let told = change(&mut units, &service(0, 0, 5), &state("activating", "auto-restart"), now);
-    assert_eq!((told.len(), &*told[0].sub_state, &*told[0].result), (1, "auto-restart", "exit-code"));
-    let told = change(&mut units, &service(11, 1, 5), &state("active", "running"), now);
-    assert_eq!((told.len(), told[0].restarts), (1, 1));
-    let told = change(&mut units, &service(0, 1, 9), &state("activating", "auto-restart"), now);
-    assert_eq!(told.len(), 1);
-    let told = change(&mut units, &service(0, 2, 9), &state("failed", "failed"), now);
-    assert_eq!((&*told[0].active_state, &*told[0].result, told[0].restarts), ("failed", "start-limit-hit", 2));
+    let reported = change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
+    assert_eq!((reported.len(), reported[0].main_pid), (1, 10));
+    let reported = change(&mut units, &service(0, 0, 5), &state("activating", "auto-restart"), now);
+    assert_eq!((reported.len(), &*reported[0].sub_state, &*reported[0].result), (1, "auto-restart", "exit-code"));
+    let reported = change(&mut units, &service(11, 1, 5), &state("active", "running"), now);
+    assert_eq!((reported.len(), reported[0].restarts), (1, 1));
+    let reported = change(&mut units, &service(0, 1, 9), &state("activating", "auto-restart"), now);
+    assert_eq!(reported.len(), 1);
+    let reported = change(&mut units, &service(0, 2, 9), &state("failed", "failed"), now);
+    assert_eq!(
+        (&*reported[0].active_state, &*reported[0].result, reported[0].restarts),
+        ("failed", "start-limit-hit", 2)
+    );
 }
 
 #[test]
-fn what_is_only_on_the_way_is_not_told() {
+fn transitional_states_are_not_reported() {
     let (mut units, now) = (Units::default(), Instant::now());
     change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
     assert_eq!(change(&mut units, &service(10, 0, 0), &state("reloading", "reload"), now), []);
@@ -86,45 +89,45 @@ fn what_is_only_on_the_way_is_not_told() {
 }
 
 #[test]
-fn half_a_change_is_told_when_the_other_half_does_not_come() {
+fn half_a_change_is_reported_without_the_other_half() {
     let (mut units, now) = (Units::default(), Instant::now());
     change(&mut units, &service(10, 0, 0), &state("active", "running"), now);
     units.signal("web.service", &service(12, 0, 0), false, now);
-    assert_eq!(tell(&mut units), []);
+    assert_eq!(reports(&mut units), []);
     let due = units.next_tick().expect("it is waited for");
     units.tick(due);
-    assert_eq!(tell(&mut units)[0].main_pid, 12);
+    assert_eq!(reports(&mut units)[0].main_pid, 12);
     assert_eq!(units.next_tick(), None);
 }
 
 #[test]
-fn a_unit_that_never_rests_is_told_a_bounded_number_of_times_and_its_last_state_always() {
+fn a_restless_unit_is_limited_except_its_last_state() {
     let (mut units, mut now) = (Units::default(), Instant::now());
     let start = now;
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for round in 0..1000 {
-        told.extend(change(&mut units, &service(round + 1, round, 0), &state("active", "running"), now));
+        reported.extend(change(&mut units, &service(round + 1, round, 0), &state("active", "running"), now));
         now += Duration::from_millis(1);
         units.tick(now);
-        told.extend(tell(&mut units));
+        reported.extend(reports(&mut units));
     }
     let coalesced = units.take_coalesced();
     let bound = BURST as usize + (now.duration_since(start).as_secs_f64() * PER_SECOND) as usize + 1;
-    assert!(told.len() <= bound, "{} tellings", told.len());
+    assert!(reported.len() <= bound, "{} reports", reported.len());
     assert!(coalesced >= 900, "{coalesced} coalesced");
     units.tick(now + Duration::from_secs(1).div_f64(PER_SECOND));
-    told.extend(tell(&mut units));
-    assert_eq!(told.last().expect("some").main_pid, 1000);
+    reported.extend(reports(&mut units));
+    assert_eq!(reported.last().expect("some").main_pid, 1000);
 }
 
 #[test]
-fn other_units_are_told_when_they_fail_and_when_that_is_over() {
+fn other_units_are_reported_when_they_fail_and_recover() {
     let (mut units, now) = (Units::default(), Instant::now());
     units.signal("data.mount", &state("active", "mounted"), true, now);
     units.signal("data.mount", &state("failed", "failed"), true, now);
     settle(&mut units, now);
     units.signal("data.mount", &state("active", "mounting-done"), true, now);
-    let states: Vec<String> = tell(&mut units).into_iter().map(|telling| telling.active_state).collect();
+    let states: Vec<String> = reports(&mut units).into_iter().map(|report| report.active_state).collect();
     assert_eq!(states, ["failed", "active"]);
     assert_eq!(units.len(), 0);
 }
@@ -139,7 +142,7 @@ fn a_cgroup_that_is_gone_is_remembered() {
     let gone = Properties { cgroup: Some(""), slice: Some("system.slice"), ..service(0, 0, 5) };
     units.signal("web.service", &gone, false, now);
     units.signal("web.service", &state("failed", "failed"), true, now);
-    assert_eq!(tell(&mut units)[0].cgroup, "/shop.slice/web.service");
+    assert_eq!(reports(&mut units)[0].cgroup, "/shop.slice/web.service");
 }
 
 #[test]

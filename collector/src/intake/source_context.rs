@@ -1,6 +1,6 @@
 //! What all sources share: the way on, the counters, and what may be dropped by configuration.
 //!
-//! In: the configuration. Out: a [`Shared`] that each source's [`crate::intake::Intake`] has a copy of. Held: references only,
+//! In: the configuration. Out: a [`SourceContext`] that each source's [`crate::intake::Intake`] has a copy of. Held: references only,
 //! to what other threads count in, read and change.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::settings::live::{Filter, Live};
 
 /// What all sources share.
 #[derive(Clone)]
-pub struct Shared {
+pub struct SourceContext {
     pub queues: Arc<Queues>,
     pub books: Arc<Books>,
     pub kinds: Arc<KindCounts>,
@@ -37,7 +37,7 @@ pub struct Shared {
     pub live: Arc<Live>,
     /// What the CPU budget lets pass.
     pub governed: Arc<Governed>,
-    /// The configured bound of a batch; see [`Shared::batch_events`].
+    /// The configured bound of a batch; see [`SourceContext::batch_events`].
     pub batch_events_max: usize,
     /// The bound that the server asks for.
     pub batch_asked: Arc<AtomicUsize>,
@@ -47,7 +47,7 @@ pub struct Shared {
     pub packer: Option<Arc<Packer>>,
 }
 
-impl Shared {
+impl SourceContext {
     /// What the outbox shares with the sources.
     pub fn links(&self) -> Links {
         Links {

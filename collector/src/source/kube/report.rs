@@ -1,4 +1,4 @@
-//! What the watches tell, on its way to the intake.
+//! What the watches report, on its way to the intake.
 //!
 //! What enters: subjects and details that the followers of the watches made. What leaves: events with interned names, and
 //! descriptions of their subjects where due. What must hold: the channel in between is bounded and nothing in it is dropped:
@@ -78,7 +78,7 @@ impl Subject {
 type Make = Box<dyn FnOnce(&mut Batch) -> Detail + Send>;
 
 /// One observation; without a detail only a description.
-pub struct Told {
+pub struct WatchReport {
     subject: Subject,
     pub(super) time_ns: u64,
     make: Option<Make>,
@@ -86,7 +86,7 @@ pub struct Told {
     owner: Option<Owner>,
 }
 
-impl Told {
+impl WatchReport {
     /// Something happened now.
     pub fn event(subject: Subject, make: impl FnOnce(&mut Batch) -> Detail + Send + 'static) -> Self {
         Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)), owner: None }
@@ -127,24 +127,24 @@ impl Told {
     }
 }
 
-/// Where the watches tell.
+/// Where the watches send their reports.
 #[derive(Clone)]
-pub struct Teller {
-    sender: mpsc::Sender<Told>,
+pub struct ReportSender {
+    sender: mpsc::Sender<WatchReport>,
 }
 
-impl Teller {
+impl ReportSender {
     /// A channel of [`CHANNEL_MAX`] observations.
-    pub fn channel() -> (Self, mpsc::Receiver<Told>) {
+    pub fn channel() -> (Self, mpsc::Receiver<WatchReport>) {
         let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
         (Self { sender }, receiver)
     }
 
     /// Hands everything on, in order, and waits for room.
-    pub async fn tell(&self, told: &mut Vec<Told>) {
-        for told in told.drain(..) {
+    pub async fn send(&self, reports: &mut Vec<WatchReport>) {
+        for report in reports.drain(..) {
             // An error means that the source ends; the watches end with it.
-            if self.sender.send(told).await.is_err() {
+            if self.sender.send(report).await.is_err() {
                 return;
             }
         }
@@ -156,7 +156,7 @@ struct Described {
     stream: u64,
     when: Instant,
     names: u64,
-    /// Of a pod that the directory does not know; kept, since not everybody who tells of the pod knows it.
+    /// Of a pod that the directory does not know; kept, since not everybody who reports the pod knows it.
     owner: Option<Owner>,
 }
 
@@ -186,10 +186,10 @@ impl Scribe {
     }
 
     /// Hands one observation to the intake, which must have room.
-    pub fn write(&mut self, told: Told, pass: &mut Pass<'_>) {
+    pub fn write(&mut self, report: WatchReport, pass: &mut Pass<'_>) {
         let generation = pass.generation();
-        pass.describe(|entities| self.describe(&told.subject, told.owner.as_ref(), generation, entities));
-        let Told { subject, time_ns, make, .. } = told;
+        pass.describe(|entities| self.describe(&report.subject, report.owner.as_ref(), generation, entities));
+        let WatchReport { subject, time_ns, make, .. } = report;
         if let Some(make) = make {
             let text_bytes = &mut self.text_bytes;
             pass.observe(|batch, _| {
@@ -275,13 +275,13 @@ mod tests {
     use crate::intake::Intake;
     use crate::intake::decode::TEXT_BYTES_MAX;
     use crate::intake::identity::Identity;
-    use crate::intake::shared::Shared;
-    use crate::outbox::queue::{Queues, Room};
+    use crate::intake::source_context::SourceContext;
+    use crate::outbox::queue::{OpenLanes, Queues};
     use crate::settings::config::Config;
 
     /// An Event whose message is as long as its author pleased.
-    fn long(number: usize) -> Told {
-        Told::event(Subject::Node("node".into()), move |batch| {
+    fn long(number: usize) -> WatchReport {
+        WatchReport::event(Subject::Node("node".into()), move |batch| {
             let message = batch.text(&format!("{number} {}", "é".repeat(100_000)));
             let [reason, kind, namespace, name, field_path, component] = ["x"; 6].map(|text| batch.text(text));
             Detail::KubeEvent(Box::new(KubeEvent {
@@ -301,10 +301,10 @@ mod tests {
     }
 
     #[test]
-    fn what_others_write_is_cut_and_a_batch_of_it_stays_far_below_a_frames_bounds() {
+    fn long_texts_are_cut_and_batches_of_them_stay_small() {
         let (queues, _parker) = Queues::new(64);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let mut scribe = Scribe::new(Arc::default());
         let mut pass = intake.begin();
         for number in 0..1000 {
@@ -312,7 +312,7 @@ mod tests {
             scribe.write(long(number), &mut pass);
         }
         pass.finish_all();
-        let bodies: Vec<_> = std::iter::from_fn(|| shared.queues.pop(Room::Both)).map(|(_, body)| body).collect();
+        let bodies: Vec<_> = std::iter::from_fn(|| context.queues.pop(OpenLanes::Both)).map(|(_, body)| body).collect();
         assert_eq!(bodies.iter().map(|body| body.events.len()).sum::<usize>(), 1000);
         for body in &bodies {
             assert!(body.names.iter().all(|name| name.len() <= TEXT_BYTES_MAX));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_pod_it_is_is_told_also_after_somebody_told_of_it_who_does_not_know() {
+    fn a_pods_owner_is_described_once_it_is_known() {
         let mut scribe = Scribe::new(Arc::default());
         let pod = Subject::Pod { uid: "u1".into(), namespace: "shop".into(), name: "web-1".into() };
         let owner = Owner { kind: "Deployment".into(), name: "web".into() };
@@ -339,10 +339,10 @@ mod tests {
     }
 
     #[test]
-    fn while_a_batch_of_long_texts_finds_no_room_nothing_is_added_to_it() {
+    fn a_batch_of_long_texts_without_room_does_not_grow() {
         let (queues, _parker) = Queues::new(1);
-        let shared = Shared::for_config(&Config::default(), queues);
-        let mut intake = Intake::new(shared.clone(), Source::Kube, Identity::new(Vec::new()));
+        let context = SourceContext::for_config(&Config::default(), queues);
+        let mut intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let mut scribe = Scribe::new(Arc::default());
         let mut pass = intake.begin();
         let mut number = 0;
@@ -351,7 +351,7 @@ mod tests {
             number += 1;
             assert!(number < 10_000, "its bytes are not bounded");
         }
-        while shared.queues.pop(Room::Both).is_some() {}
+        while context.queues.pop(OpenLanes::Both).is_some() {}
         assert!(scribe.has_room(&mut pass), "there is room again");
     }
 }

@@ -31,7 +31,7 @@ pub fn wait_for_room(pass: &mut Pass<'_>) {
     }
 }
 
-/// Tells what a cgroup and a signal's sender were like.
+/// Emits what a cgroup and a signal's sender were like.
 pub fn observation(pass: &mut Pass<'_>, request: &Request, reading: &Reading, process: Option<&Sender>) {
     pass.observe(|batch, _| Event {
         time_ns: boottime_ns(),
@@ -53,8 +53,8 @@ pub fn observation(pass: &mut Pass<'_>, request: &Request, reading: &Reading, pr
             process: process.map_or(0, |process| process.pid),
             process_comm: batch.text(process.map_or("", |process| &process.comm)),
             process_command: process.map_or(NO_NAME, |process| {
-                let told = process.told_command(|arguments| batch.redacted(arguments));
-                batch.text(&told)
+                let command = process.shown_command(|arguments| batch.redacted(arguments));
+                batch.text(&command)
             }),
             process_entity: process.map_or(0, |_| request.sender_entity),
             process_uid: process.map_or(0, |process| process.uid),
@@ -62,7 +62,7 @@ pub fn observation(pass: &mut Pass<'_>, request: &Request, reading: &Reading, pr
     });
 }
 
-/// Tells what fills a cgroup, and how its counters moved.
+/// Emits what fills a cgroup, and how its counters moved.
 pub fn cgroup_use(
     pass: &mut Pass<'_>,
     request: &Request,
@@ -74,11 +74,11 @@ pub fn cgroup_use(
     let members = if with_members { read::members(&reading.folder) } else { Vec::new() };
     let (window, moved) = difference.unwrap_or_default();
     pass.observe(|batch, identity| {
-        let mut told = Vec::with_capacity(members.len());
+        let mut listed = Vec::with_capacity(members.len());
         for member in members {
             let path = format!("{}/{}", reading.path.trim_end_matches('/'), member.path);
             let entity = identity.resolve_path(&path, Lane::Lethal, &mut batch.body.entities);
-            told.push(Member {
+            listed.push(Member {
                 entity,
                 cgroup: batch.text(&path),
                 usage_bytes: member.usage_bytes,
@@ -106,7 +106,7 @@ pub fn cgroup_use(
                 throttled_us: moved.throttled_us,
                 limit_hits: moved.limit_hits,
                 oom_kills: moved.oom_kills,
-                members: told,
+                members: listed,
                 full_mount: batch.text(full_mount.map_or("", |mount| &mount.mount)),
                 full_mount_bytes: full_mount.map_or(0, |mount| mount.size_bytes),
             })),
@@ -114,7 +114,7 @@ pub fn cgroup_use(
     });
 }
 
-/// Tells how the use of a cgroup went.
+/// Emits how the use of a cgroup went.
 pub fn curve(
     pass: &mut Pass<'_>,
     whose: impl FnOnce(&mut Batch, &mut Identity) -> (EntityId, u32),
@@ -130,7 +130,7 @@ pub fn curve(
     });
 }
 
-/// Tells a trouble that begins, goes on, or is over; `node` is the entity of the node's own.
+/// Emits a trouble that begins, goes on, or is over; `node` is the entity of the node's own.
 pub fn trouble(pass: &mut Pass<'_>, now: Instant, node: EntityId, trouble: &lasting::Trouble) {
     // One reading of the clock for both: what is reported at once has lasted for no time.
     let time_ns = boottime_ns();
@@ -155,15 +155,15 @@ pub fn trouble(pass: &mut Pass<'_>, now: Instant, node: EntityId, trouble: &last
     });
 }
 
-/// Tells the last lines of a container.
+/// Emits the last lines of a container.
 pub fn log_lines(pass: &mut Pass<'_>, said: Said) {
     let Said { entity, pid, lines } = said;
     pass.observe(|batch, _| {
         let line = |line: String| {
             // Cut afterwards: half a secret is not recognised.
-            let mut told = batch.redacted_text(&line);
-            told.truncate(told.floor_char_boundary(LINE_BYTES_MAX));
-            batch.text(&told)
+            let mut line = batch.redacted_text(&line);
+            line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+            batch.text(&line)
         };
         let lines = lines.into_iter().map(line).collect();
         let body = Detail::LogLines(Box::new(LogLines { lines }));
