@@ -43,6 +43,9 @@ struct Posted {
 struct Answers {
     /// What is answered; 200 after them.
     next: Vec<u16>,
+    /// The finding that is answered with 500, always: the first that comes.
+    stumbling_block: Option<String>,
+    stumbles: bool,
     /// The request of this number, and all after it of the same server, get no answer.
     silent_from: Option<usize>,
     /// The server that gets none.
@@ -128,7 +131,14 @@ fn receive(stream: TcpStream, answers: &(Mutex<Answers>, Condvar)) -> std::io::R
     if known.silent_from.is_some_and(|from| known.posted.len() > from) && known.silenced.is_none() {
         known.silenced = Some(posted.server.clone());
     }
-    let code = if known.next.is_empty() { 200 } else { known.next.remove(0) };
+    if known.stumbles && known.stumbling_block.is_none() {
+        known.stumbling_block = Some(posted.finding.clone());
+    }
+    let code = match &known.stumbling_block {
+        Some(block) if *block == posted.finding => 500,
+        _ if known.next.is_empty() => 200,
+        _ => known.next.remove(0),
+    };
     answers.1.notify_all();
     let mut known =
         answers.1.wait_while(known, |known| known.silenced.as_ref() == Some(&posted.server)).expect("no panic");
@@ -392,6 +402,17 @@ async fn a_sink_that_fails_for_a_while_gets_everything_afterwards_and_the_status
     let found = findings_when(&server, |found| found.len() == 5).await;
     tokio::task::block_in_place(|| until_delivered(&receiving, || found.clone()));
     assert_eq!(server.metric("tapio_server_delivery_failures_total", &["sink=\"webhook\""]), 3.0);
+    server.pipeline.shutdown().await.expect("a good end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finding_that_its_receiver_cannot_take_does_not_hold_back_the_others() {
+    let receiving = Receiving::start(&[]);
+    receiving.change(|answers| answers.stumbles = true);
+    let server = Whole::start(|config| config.deliver = webhook(&receiving)).await;
+    ship(&server, &deaths(5), 0).await;
+    let others = delivery_when(&server, |deliveries| deliveries.delivered >= 4 && deliveries.waiting == 1).await;
+    assert_eq!((others.refused, others.lost), (0, 0), "{others:#?}");
     server.pipeline.shutdown().await.expect("a good end");
 }
 

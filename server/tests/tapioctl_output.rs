@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
 use serde_json::Value;
 use tapio_server::query::{self, StatusSource};
+use tapio_wire::program::http::{Bounds, serve as serve_http};
 use tapio_wire::service::{
     ArchiveStatus, EpochStatus, LossCount, NodeStatus, ShardStatus, SourceLedger, SourceOff, StatusResponse,
 };
@@ -39,10 +40,8 @@ impl StatusSource for Fixed {
                         emitted: 100,
                         archived: 90,
                         held: 3,
-                        unexplained: 0,
                         dropped: vec![LossCount { stage: "ring".into(), reason: "full".into(), events: 7 }],
-                        inherited: 0,
-                        elsewhere: 0,
+                        ..SourceLedger::default()
                     }],
                     last_frame_ns: 1_700_000_000 * SECOND,
                 }],
@@ -441,7 +440,7 @@ fn the_reference_of_findings_has_every_key_and_no_other() {
     let mut written = std::collections::BTreeSet::new();
     paths("", &tapio_server::render::finding_value(&finding), &mut written);
     written.remove("loss");
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/findings.md")).expect("the page");
+    let page = include_str!("../../docs/findings.md");
     let first_cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |")).map(|(cell, _)| cell);
     let told: std::collections::BTreeSet<String> =
         first_cells.flat_map(|cell| cell.split(", ")).map(|key| key.trim_matches('`').to_owned()).collect();
@@ -453,10 +452,9 @@ fn an_http_port_is_told_from_a_server_that_is_not_there() {
     let server = serve();
     let listener = server._runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
-    let (_end, ended) = tokio::sync::watch::channel(false);
-    let answer = |_, _| async { Ok(hyper::Response::new(String::new())) };
-    let bounds = tapio_wire::program::http::Bounds::default();
-    server._runtime.spawn(tapio_wire::program::http::serve(listener, bounds, answer, ended));
+    let ((_end, ended), answer) =
+        (tokio::sync::watch::channel(false), |_, _| async { Ok(hyper::Response::new(String::new())) });
+    server._runtime.spawn(serve_http(listener, Bounds::default(), answer, ended));
     let (output, _) = output(&address, &["status"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");

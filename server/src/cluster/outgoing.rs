@@ -224,6 +224,11 @@ impl Outgoing {
         self.lock().left_out
     }
 
+    /// How many may wait for one message: never so many that others find no room.
+    pub fn together(&self) -> usize {
+        ENTRIES_TOGETHER.min(self.entries_max / 2).max(1)
+    }
+
     /// How many entries may wait.
     pub fn entries_max(&self) -> usize {
         self.entries_max
@@ -283,7 +288,8 @@ impl ClueBus for Outgoing {
         inner.tells((node, epoch, seq));
         inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Clue(Box::new(clue)));
         // Whoever takes them takes all that wait: one wakeup is enough for as many as a message has.
-        let is_news = inner.entries.len() % ENTRIES_TOGETHER == 1;
+        let together = self.together();
+        let is_news = inner.entries.len() % together == 1 % together;
         drop(inner);
         if is_news {
             self.filled.notify_one();

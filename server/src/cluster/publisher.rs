@@ -235,7 +235,10 @@ impl Publisher {
     /// Whether few entries wait, and go together with more as soon as what is on its way has landed: each message costs every server.
     fn may_wait(&self, is_in_flight: bool) -> bool {
         let is_alone = self.link.is_alone() || self.link.healing().is_some();
-        is_in_flight && !is_alone && self.outgoing.len() < ENTRIES_TOGETHER && self.said.elapsed() < ALIVE_INTERVAL
+        is_in_flight
+            && !is_alone
+            && self.outgoing.len() < self.outgoing.together()
+            && self.said.elapsed() < ALIVE_INTERVAL
     }
 
     /// Takes up what there is to say.

@@ -13,6 +13,8 @@ pub struct Waiting {
     pub content: String,
     /// How often its receiver refused it, and when it is sent again.
     pub refusals: u32,
+    /// How often nobody answered it.
+    pub unanswered: u32,
     pub due: Instant,
 }
 
@@ -35,7 +37,7 @@ impl Queue {
         self.remove(&finding.id);
         let key = (finding.published_ns, finding.id.clone());
         self.published.insert(finding.id.clone(), finding.published_ns);
-        self.waiting.insert(key, Waiting { finding, content, refusals: 0, due: Instant::now() });
+        self.waiting.insert(key, Waiting { finding, content, refusals: 0, unanswered: 0, due: Instant::now() });
         if self.waiting.len() <= self.max {
             return None;
         }

@@ -22,6 +22,8 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a delivery that its receiver refuses is sent before it is given up.
 const REFUSALS_MAX: u32 = 5;
+/// A delivery that nobody answered so often lets others go first.
+const UNANSWERED_MAX: u32 = 5;
 /// A finding that was published longer ago, is over and has no mark is not news: it is not delivered.
 const NEWS_SECONDS: u64 = 7 * 24 * 3600;
 /// Marks of findings that are gone are kept for so long. It is longer: what has no mark any more is not news.
@@ -77,7 +79,11 @@ impl<M: Marks> Worker<M> {
         let mut failures = 0;
         loop {
             let term = self.source.leadership.led().await;
+            let began = Instant::now();
             let outcome = self.lead(&term).await;
+            if began.elapsed() > BACK_OFF_MAX {
+                failures = 0;
+            }
             match outcome {
                 // The term is over.
                 Ok(()) => {
@@ -130,7 +136,10 @@ impl<M: Marks> Worker<M> {
                     failures += 1;
                     next = Instant::now() + back_off(failures);
                     self.failed(&error);
-                    standing.queue.put_back(waiting);
+                    let unanswered = waiting.unanswered + 1;
+                    // The receiver may stumble over just this one: others are tried before it comes again.
+                    let due = if unanswered >= UNANSWERED_MAX { next + BACK_OFF_MAX } else { waiting.due };
+                    standing.queue.put_back(Waiting { unanswered, due, ..waiting });
                 }
                 Outcome::Failed(error @ SinkError::Refused(_)) => {
                     // It takes others meanwhile.
@@ -159,7 +168,13 @@ impl<M: Marks> Worker<M> {
     /// Waits until this server knows what all servers say. False when the term is over before.
     async fn can_deliver(&self, term: &Term) -> bool {
         let Some(link) = &self.source.link else { return term.is_valid_now() };
-        while term.is_valid_now() && (link.is_alone() || !link.is_caught_up()) {
+        // What was found alone may be withdrawn when the archive was gone through.
+        let is_unsettled = || link.is_alone() || !link.is_caught_up() || link.healing_for().is_some();
+        while term.is_valid_now() && is_unsettled() {
+            if link.healing_for().is_some() {
+                sleep(LOOK_INTERVAL).await;
+                continue;
+            }
             let settled = async {
                 link.in_company().await;
                 link.read_through().await;
@@ -216,7 +231,7 @@ impl<M: Marks> Worker<M> {
             standing.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == MarkState::Intent);
         let gone: Vec<Finding> = told
             .filter_map(|(id, _)| {
-                let successor = self.source.store.get(id).ok().filter(|finding| finding.id != *id)?;
+                let successor = self.source.store.current(id).filter(|finding| finding.id != *id)?;
                 let superseded_by = successor.id.clone();
                 Some(Finding { id: id.clone(), withdrawn: true, superseded_by, ..Finding::default() })
             })
@@ -327,6 +342,8 @@ impl<M: Marks> Worker<M> {
         let mut failures = 0;
         loop {
             match self.write(id, mark, known).await {
+                // It was lost, and is written anew.
+                Ok(false) if term.is_valid_now() && known.get(id).is_some_and(|known| known.place == 0) => {}
                 // Also where another leader was here meanwhile: it goes on with it.
                 Ok(_) => return Ok(()),
                 Err(error) if !term.is_valid_now() => return Err(error),
@@ -360,7 +377,7 @@ impl<M: Marks> Worker<M> {
     /// Forgets marks of findings that are gone, the oldest.
     async fn purge(&mut self, standing: &mut Standing) -> Result<(), MarksError> {
         standing.purge_at = Instant::now() + PURGE_INTERVAL;
-        let is_gone = |id: &str| self.source.store.get(id).is_err();
+        let is_gone = |id: &str| self.source.store.current(id).is_none();
         let mut gone: Vec<(u64, String)> = standing
             .known
             .iter()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::clue_store::Noted;
 use super::doubts::{self, Doubts};
 use super::finder::{Memory, Worker};
+use super::growing::PAUSE_NS;
 use super::pattern::PatternSet;
 use crate::cluster::{Batch, ClusterLosses, Entry};
 use crate::correlate::clue::{Clue, ClueDetail, EvidenceId};
@@ -91,7 +92,11 @@ impl Worker {
     fn take_batch(&mut self, batch: Batch, at_ns: u64) {
         let Some(losses) = self.log.as_ref().map(|log| Arc::clone(&log.losses)) else { return };
         self.store.set_now(at_ns);
-        // The log's clock may be set.
+        // The log's clock may be set. Far back, what waits would wait until the old time is reached again.
+        if at_ns.saturating_add(PAUSE_NS) < self.log_ns {
+            self.publish_due(u64::MAX);
+            self.log_ns = at_ns;
+        }
         self.log_ns = at_ns.max(self.log_ns);
         self.publish_due(self.log_ns);
         let mut is_unsure_otherwise = losses.heard(&batch.server, &batch.address, at_ns);

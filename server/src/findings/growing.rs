@@ -17,7 +17,7 @@ use crate::correlate::Generations;
 /// A finding of fewer deaths is published with each of them.
 const SMALL: u32 = 4;
 /// A larger one is published when it has doubled, or so long after its last revision.
-const PAUSE_NS: u64 = 2_000_000_000;
+pub(super) const PAUSE_NS: u64 = 2_000_000_000;
 /// Findings remembered, and those of them that may wait.
 const FINDINGS_MAX: usize = 8_192;
 

@@ -12,7 +12,7 @@
 //! {"anew":{"snapshot":7,"part":1}}           the store's findings follow; of what stands before only an earlier part counts
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tapio_wire::service::Finding;
 
 pub use super::journal_metrics::JournalMetrics;
-use super::store::{Change, FindingStore};
+use super::store::{Change, FindingStore, WATCH_BACKLOG};
 use crate::vitals::{Pulse, Sign};
 
 /// A journal that is longer becomes `findings.jsonl.1`, and the one before that goes.
@@ -69,6 +69,8 @@ pub struct Recorded {
     pub findings: HashMap<String, Finding>,
     /// Ids that lead to others.
     pub successors: HashMap<String, String>,
+    /// Ids that were withdrawn and lead nowhere, the latest.
+    pub withdrawn: VecDeque<String>,
     /// Lines that could not be read.
     pub unreadable: u64,
 }
@@ -100,8 +102,14 @@ pub fn read(dir: &Path) -> io::Result<Recorded> {
                 }
                 Ok(Line::Withdrawn { id, successor }) => {
                     recorded.findings.remove(&id);
-                    if let Some(successor) = successor {
-                        recorded.successors.insert(id, successor);
+                    match successor {
+                        Some(successor) => drop(recorded.successors.insert(id, successor)),
+                        None => {
+                            if recorded.withdrawn.len() == WATCH_BACKLOG {
+                                recorded.withdrawn.pop_front();
+                            }
+                            recorded.withdrawn.push_back(id);
+                        }
                     }
                 }
                 // The first part in its older file may have been replaced before the second was, or the other way round.
@@ -127,6 +135,9 @@ impl Recorded {
         }
         for (id, successor) in self.successors {
             store.restore_alias(id, successor);
+        }
+        for id in self.withdrawn.into_iter().filter(|id| store.current(id).is_none()) {
+            store.restore_withdrawn(id);
         }
     }
 }
@@ -320,9 +331,10 @@ impl Writer {
         let (findings, aliases) = store.everything();
         let snapshot = findings.last().map_or(0, |finding| finding.published_ns);
         let published = findings.iter().map(|finding| encode(&Written::Published(finding)));
+        let gone = store.withdrawn_for_good().into_iter().map(|id| encode(&Line::Withdrawn { id, successor: None }));
         let withdrawn =
             aliases.into_iter().map(|(id, successor)| encode(&Line::Withdrawn { id, successor: Some(successor) }));
-        let lines: Vec<Vec<u8>> = withdrawn.chain(published).collect();
+        let lines: Vec<Vec<u8>> = gone.chain(withdrawn).chain(published).collect();
         let head = |part| encode(&Line::Anew { snapshot, part });
         let room = FILE_BYTES_MAX - head(1).len() as u64;
         let (newer, _) = fitting(lines.iter().rev(), room);
@@ -517,6 +529,8 @@ mod tests {
         drop(running);
         let again = restarted(dir.path());
         assert!(again.get("b1").is_err(), "it was withdrawn");
+        let taken_back = again.changed_after(0).iter().any(|finding| finding.id == "b1" && finding.withdrawn);
+        assert!(taken_back, "whoever was sent it is to hear of it");
         assert_eq!(again.get("a1").expect("leads on").id, "c1");
         assert_eq!(again.len(), 2);
     }

@@ -18,7 +18,7 @@ use super::restored::{DeathKey, death_key, node_of, says_less, subjects, tells_o
 use crate::correlate::Generations;
 
 /// Changes that a watcher may be behind before it has to catch up by listing.
-const WATCH_BACKLOG: usize = 1024;
+pub(super) const WATCH_BACKLOG: usize = 1024;
 
 /// Where a list goes on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +68,17 @@ struct Inner {
 }
 
 impl Inner {
+    fn current<'a>(&'a self, mut id: &'a str) -> Option<&'a Arc<Finding>> {
+        // A finding was taken over at most a few times; the bound ends a circle.
+        for _ in 0..8 {
+            if let Some(finding) = self.findings.get(id) {
+                return Some(finding);
+            }
+            id = self.aliases.get(&id.to_owned())?;
+        }
+        None
+    }
+
     fn restored(&mut self, finding: &Finding) {
         self.restored.insert(finding.id.clone());
         self.restored_deaths.extend(death_key(finding));
@@ -327,6 +338,16 @@ impl FindingStore {
         others.filter_map(|known| inner.findings.get(known)).map(|finding| (**finding).clone()).collect()
     }
 
+    /// Takes in that an earlier run withdrew a finding that nothing took over.
+    pub fn restore_withdrawn(&self, id: String) {
+        let mut inner = self.write();
+        if inner.withdrawn.len() < WATCH_BACKLOG {
+            // Before anything that is published from now on.
+            let last = Finding { id, withdrawn: true, published_ns: 1, ..Finding::default() };
+            inner.withdrawn.push_back(Arc::new(last));
+        }
+    }
+
     /// Takes in that an earlier run's finding was taken over by another.
     pub fn restore_alias(&self, id: String, successor: String) {
         self.write().alias(id, successor, self.findings_max);
@@ -421,16 +442,8 @@ impl FindingStore {
     /// [`LookupError`] when none or several have it.
     pub fn get(&self, id: &str) -> Result<Arc<Finding>, LookupError> {
         let inner = self.read();
-        let mut exact = id;
-        // A finding was taken over at most a few times; the bound ends a circle.
-        for _ in 0..8 {
-            if let Some(finding) = inner.findings.get(exact) {
-                return Ok(Arc::clone(finding));
-            }
-            match inner.aliases.get(&exact.to_owned()) {
-                Some(successor) => exact = successor,
-                None => break,
-            }
+        if let Some(finding) = inner.current(id) {
+            return Ok(Arc::clone(finding));
         }
         let matching = |finding: &&Arc<Finding>| !id.is_empty() && finding.id.starts_with(id);
         let mut found = inner.findings.values().filter(matching);
@@ -439,6 +452,11 @@ impl FindingStore {
             (None, _) => Err(LookupError::NotFound(id.to_owned())),
             (Some(_), more) => Err(LookupError::Ambiguous { prefix: id.to_owned(), count: more + 1 }),
         }
+    }
+
+    /// The finding of exactly this id, or that which took it over.
+    pub fn current(&self, id: &str) -> Option<Arc<Finding>> {
+        self.read().current(id).cloned()
     }
 
     /// Findings that ended at or after `since_ns`, newest first, from `after` on, at most `limit`; and where the list goes on.
@@ -466,9 +484,10 @@ impl FindingStore {
 
     /// What was published and withdrawn after a moment of the server's clock, in that order.
     pub fn changed_after(&self, published_ns: u64) -> Vec<Arc<Finding>> {
-        let mut found = self.published_after(published_ns);
+        // One look at both: what is published between two would be taken for older than what was withdrawn after it.
         let inner = self.read();
-        found.extend(inner.withdrawn.iter().filter(|finding| finding.published_ns > published_ns).cloned());
+        let all = inner.findings.values().chain(&inner.withdrawn);
+        let mut found: Vec<_> = all.filter(|finding| finding.published_ns > published_ns).cloned().collect();
         found.sort_by_key(|finding| finding.published_ns);
         found
     }
@@ -490,6 +509,13 @@ impl FindingStore {
         let told = inner.alias_order.iter().filter(|id| !inner.findings.contains_key(*id));
         let aliases = told.filter_map(|id| Some((id.clone(), inner.aliases.get(id)?.clone()))).collect();
         (findings, aliases)
+    }
+
+    /// Ids of the latest findings that were withdrawn and that nothing took over.
+    pub fn withdrawn_for_good(&self) -> Vec<String> {
+        let inner = self.read();
+        let alone = inner.withdrawn.iter().filter(|finding| finding.superseded_by.is_empty());
+        alone.map(|finding| finding.id.clone()).collect()
     }
 
     /// Every publication from now on, and the last one's `published_ns`.
