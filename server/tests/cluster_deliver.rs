@@ -465,10 +465,10 @@ fn a_sink_that_stands_still_holds_back_neither_another_one_nor_who_publishes_and
         assert!(next(&of_fast).starts_with(&format!("f{number}.1.")));
     }
     assert!(of_slow.try_recv().is_err());
-    // One is on its way, fifty wait, and the others are counted as without room.
+    // One is on its way and fifty more wait; the others are counted as without room.
     until("the bound", || {
         let slow = deliverer.status().remove(0);
-        (slow.lost == 149 && slow.waiting == 50).then_some(())
+        (slow.lost == 149 && slow.waiting == 51).then_some(())
     });
     free.send_replace(true);
     let first = next(&of_slow);
