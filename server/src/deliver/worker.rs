@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tapio_wire::program::backoff::doubled;
 use tapio_wire::service::Finding;
-use tokio::sync::broadcast::error::TryRecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -45,7 +46,39 @@ struct Standing {
     queue: Queue,
     /// The last publication that was looked at.
     seen_ns: u64,
+    /// Publications that were received since.
+    heard: Vec<Arc<Finding>>,
+    /// Something was missed: the store is asked, which costs it a walk over all that it has.
+    is_behind: bool,
     purge_at: Instant,
+}
+
+impl Standing {
+    fn hear(&mut self, received: Result<Arc<Finding>, RecvError>) {
+        match received {
+            Ok(finding) => self.heard.push(finding),
+            Err(RecvError::Lagged(_)) => self.is_behind = true,
+            Err(RecvError::Closed) => {}
+        }
+    }
+
+    /// What was published since the last look, in that order.
+    fn news(&mut self, changes: &mut Changes, source: &Source) -> Vec<Arc<Finding>> {
+        loop {
+            match changes.try_recv() {
+                Ok(finding) => self.heard.push(finding),
+                Err(TryRecvError::Lagged(_)) => self.is_behind = true,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        let mut news = std::mem::take(&mut self.heard);
+        if std::mem::take(&mut self.is_behind) {
+            news = source.store.changed_after(self.seen_ns);
+        }
+        news.retain(|finding| finding.published_ns > self.seen_ns);
+        self.seen_ns = news.last().map_or(self.seen_ns, |finding| finding.published_ns);
+        news
+    }
 }
 
 type Changes = broadcast::Receiver<Arc<Finding>>;
@@ -59,7 +92,7 @@ enum Outcome {
 }
 
 fn back_off(failures: u32) -> Duration {
-    BACK_OFF_MAX.min(BACK_OFF_MIN * 2_u32.saturating_pow(failures.saturating_sub(1).min(16)))
+    doubled(BACK_OFF_MIN, failures.saturating_sub(1), BACK_OFF_MAX)
 }
 
 impl<M: Marks> Worker<M> {
@@ -110,6 +143,9 @@ impl<M: Marks> Worker<M> {
             known: self.marks.load().await?,
             queue: Queue::new(self.source.store.findings_max()),
             seen_ns: 0,
+            heard: Vec::new(),
+            // What was there before this term.
+            is_behind: true,
             purge_at: Instant::now(),
         };
         self.find_gone(&mut standing);
@@ -123,7 +159,7 @@ impl<M: Marks> Worker<M> {
             let taken = if now >= next { standing.queue.take(now) } else { None };
             let Some(waiting) = taken else {
                 let due = standing.queue.next_due().map(|due| due.max(next));
-                self.rest(&mut changes, due).await;
+                self.rest(&mut changes, &mut standing, due).await;
                 continue;
             };
             match self.deliver(term, &waiting, &mut changes, &mut standing).await? {
@@ -186,22 +222,18 @@ impl<M: Marks> Worker<M> {
     }
 
     /// Until something is published, or due.
-    async fn rest(&self, changes: &mut Changes, due: Option<Instant>) {
+    async fn rest(&self, changes: &mut Changes, standing: &mut Standing, due: Option<Instant>) {
         let look_at = Instant::now() + LOOK_INTERVAL;
         tokio::select! {
-            // One that was missed is a change too.
-            _ = changes.recv() => {}
+            received = changes.recv() => standing.hear(received),
             () = sleep_until(due.map_or(look_at, |due| due.min(look_at))) => {}
         }
     }
 
     /// Takes up what was published since it was looked last.
     fn look(&self, changes: &mut Changes, standing: &mut Standing) {
-        // The store is asked, also for what was missed here.
-        while !matches!(changes.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
         let news_since = now_seconds().saturating_sub(NEWS_SECONDS);
-        for finding in self.source.store.changed_after(standing.seen_ns) {
-            standing.seen_ns = finding.published_ns;
+        for finding in standing.news(changes, &self.source) {
             let known = standing.known.get(&finding.id);
             let content = content(&finding);
             let is_news = match known {
@@ -295,7 +327,8 @@ impl<M: Marks> Worker<M> {
             tokio::select! {
                 answer = &mut attempt => break answer,
                 // What is published meanwhile waits here, so that none of it goes unnoticed.
-                _ = changes.recv() => {
+                received = changes.recv() => {
+                    standing.hear(received);
                     self.look(changes, standing);
                     // The one in hand waits too.
                     self.figures.waiting.inc();
