@@ -204,4 +204,10 @@ fn an_answer_of_a_server_says_what_damage_left_out_and_only_where_it_may_matter(
     assert!(outcome.incomplete().is_none(), "what is missing is older: {outcome:?}");
     let first = last(Choice { limit: 1, ..Choice::default() });
     assert!(first.incomplete.is_empty(), "it lies behind what was asked for");
+    // What was described only in what is lost has a name that nobody knows any more.
+    let unknown = Choice { pod: "gone".into(), ..Choice::default() };
+    assert_eq!(last(unknown.clone()).incomplete.len(), 1);
+    let later = Choice { since_ns: later.since_ns, ..unknown };
+    let outcome = tapio_server::events::select(dir.path(), &later, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(outcome, Err(tapio_server::events::EventsError::Nothing { .. })), "{outcome:?}");
 }
