@@ -318,7 +318,7 @@ fn gaps(segments: &VecDeque<ClosedSegment>) -> Vec<Damage> {
     })
 }
 
-/// Tells of a gap, and notes it in `quarantine/`. False when that was done before.
+/// Tells of a gap, and notes it in `quarantine/`. False when something of that segment was set aside before.
 fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
     warn!(
         segment = gap.segment,
@@ -327,10 +327,12 @@ fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
         "acknowledged events are missing: {gap}"
     );
     let place = dir.join("quarantine");
-    let note = place.join(format!("{:020}-missing", gap.segment));
-    if note.exists() {
+    let prefix = format!("{:020}-", gap.segment);
+    let mut known = fs::read_dir(&place).into_iter().flatten().flatten();
+    if known.any(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)) {
         return false;
     }
+    let note = place.join(format!("{prefix}missing"));
     // A note is a line, and there are no more than gaps: without it each start would count the gap again.
     if let Err(error) = fs::create_dir_all(&place).and_then(|()| fs::write(note, format!("{gap}\n"))) {
         warn!(segment = gap.segment, %error, "no note was left in quarantine: the next start counts the gap again");
