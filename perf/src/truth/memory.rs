@@ -63,7 +63,8 @@ pub const ALL: &[Scenario] = &[
             "many-children-fill-it-init-is-chosen",
             "memory limit",
             crowd,
-            &["memory-limit-kill", "second-limit-kill"],
+            // On some machines the kernel chooses one child after another, and init lives.
+            &["memory-limit-kill", "second-limit-kill", "silent-child-oom"],
         )
     },
     Scenario::new("exec-session-oom", CHILD, session_oom, &["session-oom"]),
