@@ -44,6 +44,8 @@ pub struct Link {
     /// The publisher has ended: nobody takes entries any more.
     pub is_closed: AtomicBool,
     healing: Mutex<Healing>,
+    /// The log lacks nothing that the archive has.
+    is_whole: watch::Sender<bool>,
     pub heal: Notify,
     troubles: Mutex<Troubles>,
     /// What is logged of this server's connections to NATS.
@@ -91,6 +93,7 @@ impl Default for Link {
             moved: Notify::new(),
             is_closed: AtomicBool::new(false),
             healing: Mutex::default(),
+            is_whole: watch::Sender::new(true),
             heal: Notify::new(),
             troubles: Mutex::default(),
             connections: Arc::default(),
@@ -138,6 +141,7 @@ impl Link {
             let mut healing = self.lock_healing();
             healing.is_wanted = true;
             healing.since.get_or_insert_with(Instant::now);
+            self.is_whole.send_replace(false);
         }
         self.heal.notify_one();
     }
@@ -157,6 +161,12 @@ impl Link {
             }
         }
         true
+    }
+
+    /// Waits until the log lacks nothing that the archive has.
+    pub async fn healed(&self) {
+        // The sender is in `self`.
+        let _ = self.is_whole.subscribe().wait_for(|is| *is).await;
     }
 
     /// Waits until this server goes on alone no more.
@@ -207,6 +217,7 @@ impl Link {
             return false;
         }
         healing.since = None;
+        self.is_whole.send_replace(true);
         true
     }
 

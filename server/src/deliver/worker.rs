@@ -205,15 +205,12 @@ impl<M: Marks> Worker<M> {
     async fn can_deliver(&self, term: &Term) -> bool {
         let Some(link) = &self.source.link else { return term.is_valid_now() };
         // What was found alone may be withdrawn when the archive was gone through.
-        let is_unsettled = || link.is_alone() || !link.is_caught_up() || link.healing_for().is_some();
+        let is_unsettled = || link.is_alone() || !link.is_caught_up() || link.is_healing();
         while term.is_valid_now() && is_unsettled() {
-            if link.healing_for().is_some() {
-                sleep(LOOK_INTERVAL).await;
-                continue;
-            }
             let settled = async {
                 link.in_company().await;
                 link.read_through().await;
+                link.healed().await;
             };
             // Whether the term is valid still is to be looked at.
             let _ = timeout(LOOK_INTERVAL, settled).await;
