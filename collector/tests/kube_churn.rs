@@ -52,7 +52,7 @@ fn memory_stays_flat_while_fifty_thousand_pods_come_and_go() {
             let least = (number + 1) * 3 + (number + 1).saturating_sub(LIVE);
             rig.until("progress", |rig| rig.events >= least);
         }
-        if number >= FULL && (number - FULL) % WINDOW == 0 {
+        if number >= FULL && (number - FULL).is_multiple_of(WINDOW) {
             resident.push(resident_bytes());
         }
     }

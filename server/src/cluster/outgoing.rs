@@ -18,7 +18,7 @@ use super::coverage::Coverage;
 use crate::correlate::clue::{Clue, EvidenceId};
 use crate::correlate::{BusClosed, ClueBus, Dropped, FrameBegun, Generations, NodeClock, NodeRef, is_global};
 
-/// Entities of which it is remembered that a clue named them: what they are called later is told too.
+/// Entities that clues named, as many as are remembered: their later descriptions are published too.
 const NAMED_MAX: usize = 65_536;
 /// How long a node's frames may wait until they are told as covered, where nothing else is told of it.
 const COVER_INTERVAL: Duration = Duration::from_secs(5);

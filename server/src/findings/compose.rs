@@ -106,7 +106,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
     })
 }
 
-/// A clue ends the state that a finding of an earlier run tells of.
+/// A clue ends the state that a finding of an earlier run reports.
 pub fn end(finding: &mut Finding, clue: &Clue) {
     end_quietly(finding, clue.realtime_ns);
     finding.evidence.push(piece(END, "", clue));

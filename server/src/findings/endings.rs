@@ -1,9 +1,9 @@
 //! States and their ends: a pod that cannot start is a finding until it starts.
 //!
-//! What enters: clues that end the state that a pattern tells of, and the findings of such patterns. What leaves: the anchor of
-//! the finding that a clue may end, and whether all that a finding tells of has ended. What must hold: an end counts for the
-//! container, disk or task that it names, or for the whole entity where it or the finding names none; the order of arrival does not
-//! matter; a state that is told again and again is over when its node goes on and tells of it no more.
+//! What enters: clues that end the state of a pattern, and the findings of such patterns. What leaves: the anchor of the finding
+//! that a clue may end, and whether everything that a finding reports has ended. What must hold: an end counts for the container,
+//! disk or task that it names, or for the whole entity where it or the finding names none. The order of arrival does not matter.
+//! A state that is reported repeatedly is over when its node sends other events and reports it no more.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -102,7 +102,7 @@ pub fn subject_of(pattern: &Pattern, clue: &Clue) -> EntityId {
     }
 }
 
-/// When what a clue tells of began, nanoseconds since 1970: a trouble is told some time after it began.
+/// When the state of a clue began, nanoseconds since 1970. A trouble is reported some time after it began.
 pub fn began_ns(clue: &Clue) -> u64 {
     match &clue.detail {
         ClueDetail::Fact(fact) if fact.kind == ClueKind::Trouble => {
@@ -120,7 +120,7 @@ pub fn container_of(clue: &Clue) -> Option<&str> {
     }
 }
 
-/// Which of an entity's troubles a clue tells of: an entity may have several full disks, hanging tasks and conditions at once.
+/// Which of an entity's troubles a clue is about. An entity may have several full disks, hanging tasks and conditions at once.
 pub fn trouble_of(clue: &Clue) -> Option<String> {
     let ClueDetail::Fact(fact) = &clue.detail else { return None };
     if fact.kind == ClueKind::ObjectState && fact.text("object_kind") == "Pod" {
@@ -192,9 +192,10 @@ impl Endings {
         touched
     }
 
-    /// Notes that a finding of a state tells of these; its last clue is looked at again when one of them ends. Returns findings of
-    /// other ids that told of the same state and did not end: what they rested on is forgotten, and this one goes on in their place; and
-    /// when the first of all of it was, nanoseconds since 1970.
+    /// Notes which clues a finding of a state rests on. Its last clue is looked at again when one of them ends.
+    ///
+    /// Returns the other findings of the same state that did not end, and when the first of all of them was, nanoseconds
+    /// since 1970. This finding replaces them: the clues that they rested on are forgotten.
     pub fn watch(
         &mut self,
         pattern: &Pattern,

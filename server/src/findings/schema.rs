@@ -58,7 +58,7 @@ pub struct PatternFile {
     pub quiet: Option<Placed<Time>>,
 }
 
-/// A clue that ends the state that a finding tells of.
+/// A clue that ends the state that a finding reports.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndFile {

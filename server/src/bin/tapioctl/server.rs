@@ -65,7 +65,7 @@ impl Failure {
             Code::Unavailable => Self::Unreachable(format!("{at}: {}", status.message())),
             // A server's own words have no source; this is of the connection.
             Code::Unknown | Code::Cancelled if status.source().is_some() && !has_timed_out(status) => {
-                Self::Broken(format!("the connection to {at} broke: {}{}", innermost(status), server.access.hint()))
+                Self::Broken(format!("the connection to {at} broke: {}{}", innermost(status), server.hint()))
             }
             Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(format!("{at} did not answer in time")),
             _ => Self::Other(status.message().to_owned()),
@@ -133,6 +133,17 @@ impl ServerAt {
         self.require_complete
     }
 
+    /// What may be wrong where a connection broke.
+    fn hint(&self) -> &'static str {
+        match self.access.hint() {
+            // An HTTP port closes at the first bytes of HTTP/2. Several addresses were asked for their health before.
+            "" if self.access.tls_ca.is_none() && self.addresses().len() == 1 => {
+                "; is it the gRPC port, 9090 by default, and without TLS?"
+            }
+            hint => hint,
+        }
+    }
+
     /// The addresses, in the order in which they are asked.
     fn addresses(&self) -> Vec<&str> {
         self.server.split(',').map(str::trim).filter(|address| !address.is_empty()).collect()
@@ -197,8 +208,6 @@ impl Access {
     fn hint(&self) -> &'static str {
         match (&self.tls_ca, &self.tls_cert) {
             (Some(_), None) => "; if it wants certificates of its clients, show one with --tls-cert and --tls-key",
-            // An HTTP port closes at the first bytes of HTTP/2.
-            (None, _) => "; is it the gRPC port, 9090 by default, and without TLS?",
             _ => "",
         }
     }
