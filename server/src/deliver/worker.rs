@@ -206,6 +206,11 @@ impl<M: Marks> Worker<M> {
         let Some(link) = &self.source.link else { return term.is_valid_now() };
         // What was found alone may be withdrawn when the archive was gone through.
         let is_unsettled = || link.is_alone() || !link.is_caught_up() || link.is_healing();
+        let waits_for_healing = link.is_healing();
+        if waits_for_healing {
+            self.figures
+                .set_trouble(Some("the servers' log lacks what the archive has: deliveries wait for it".into()));
+        }
         while term.is_valid_now() && is_unsettled() {
             let settled = async {
                 link.in_company().await;
@@ -214,6 +219,9 @@ impl<M: Marks> Worker<M> {
             };
             // Whether the term is valid still is to be looked at.
             let _ = timeout(LOOK_INTERVAL, settled).await;
+        }
+        if waits_for_healing {
+            self.figures.set_trouble(None);
         }
         term.is_valid_now()
     }
@@ -369,11 +377,11 @@ impl<M: Marks> Worker<M> {
         mark: &Mark,
         known: &mut HashMap<String, Known>,
     ) -> Result<(), MarksError> {
-        let mut failures = 0;
+        let (mut failures, mut is_anew) = (0, false);
         loop {
             match self.write(id, mark, known).await {
-                // It was lost, and is written anew.
-                Ok(false) if term.is_valid_now() && known.get(id).is_some_and(|known| known.place == 0) => {}
+                // It was lost, and is written anew, once: a key that somebody deleted by hand takes none.
+                Ok(false) if !is_anew && known.get(id).is_some_and(|known| known.place == 0) => is_anew = true,
                 // Also where another leader was here meanwhile: it goes on with it.
                 Ok(_) => return Ok(()),
                 Err(error) if !term.is_valid_now() => return Err(error),
