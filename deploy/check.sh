@@ -53,12 +53,12 @@ same_copies() {
 }
 check "overlays/base has the same files as this folder" same_copies
 
-# The stages that the head of the Dockerfile tells to build, and that no build reads what it need not.
+# The stages whose build the head of the Dockerfile describes; and no build reads what it does not need.
 image_files() {
   local stage
   for stage in server collector sbom; do
     grep -qE "^FROM .* AS $stage\$" Dockerfile || { echo "Dockerfile: no stage $stage"; return 1; }
-    grep -q -- "--target $stage" Dockerfile || { echo "Dockerfile: its head does not tell how to build $stage"; return 1; }
+    grep -q -- "--target $stage" Dockerfile || { echo "Dockerfile: its head does not say how to build $stage"; return 1; }
   done
   for name in .git target; do
     grep -qx "$name" ../.dockerignore || { echo ".dockerignore: $name is missing"; return 1; }

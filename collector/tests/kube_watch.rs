@@ -386,7 +386,7 @@ fn five_thousand_collectors_read_the_lease_rarely() {
     let per_s = (asked() - before) as f64 / from.elapsed().as_secs_f64();
     println!("{per_s:.1} requests a second by {COLLECTORS} collectors");
     assert!(per_s > 2.0 && per_s < 20.0, "{per_s} requests a second");
-    // The leader vanishes without a word.
+    // The leader dies: it cannot give the lease back.
     let (silent, before) = (Instant::now(), asked());
     first.abort();
     let bound = pace.duration * 2 + seconds(5);

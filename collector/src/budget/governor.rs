@@ -329,7 +329,7 @@ mod tests {
         }
         let after = settle(&mut controller, 3.0, 2.0, 60);
         assert!(after.iter().all(|(sampling, _)| *sampling == 1), "everything is kept: {after:?}");
-        // A storm after that is brought under the budget as ever.
+        // A storm after that is brought under the budget as before.
         assert!(settle(&mut controller, 2.0, 500.0, 10).last().expect("seconds").0 > 10);
     }
 
