@@ -65,8 +65,9 @@ enum Command {
 
 /// How much free memory at the heap's end glibc keeps, and from what size on an allocation is a mapping of its own.
 ///
-/// By itself glibc raises both to what was once freed: after the kernel's type information was read for the probes, 16 MiB
-/// would stay resident for ever (`mallopt(3)`: either setting ends that). It reads them when a process starts.
+/// By itself glibc raises both to the size of a block that was freed. After the probes have read the kernel's type
+/// information, 16 MiB would stay resident for ever. Either setting ends that (`mallopt(3)`); glibc reads them when a
+/// process starts.
 const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "1048576"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
 
 fn main() -> ExitCode {
@@ -107,8 +108,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let set_level = start_logging(&config, log_limit.clone());
     tapio_wire::program::descriptors::raise_limit_and_log();
     let path = arguments.config;
-    // One thread, and it is this one: what it does between two waits mostly takes microseconds, two would wake each other for
-    // every frame, and a scheduler for many costs at each wait.
+    // This one thread alone. Its work between two waits mostly takes microseconds. Two threads would wake each other
+    // for every frame, and a scheduler for many costs at each wait.
     let runtime = tokio::runtime::Builder::new_current_thread().thread_name("blocking").enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

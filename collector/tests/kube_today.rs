@@ -41,8 +41,8 @@ fn assert_known(object: &Value, written: &Value, path: &str) {
     }
 }
 
-/// A pod as Kubernetes 1.36 and newer describe it: with a sidecar, resources of its own, a user namespace, an image as a volume, rules
-/// for restarts and for resizes, a stop signal, and an ephemeral container.
+/// A pod as Kubernetes 1.36 and newer describe it. It has a sidecar, its own resources, a user namespace and an image
+/// as a volume. It also has rules for restarts and resizes, a stop signal, and an ephemeral container.
 fn modern(version: u64) -> Value {
     let mut pod = pod(1, version);
     let owner = &mut pod["metadata"]["ownerReferences"][0];

@@ -1,8 +1,8 @@
 //! Events: what a frame carries, and what everything behind the border works on.
 //!
-//! What enters: decoded ring records, Kubernetes and systemd observations. What leaves: one rkyv archive of a [`Body`] per
-//! frame. What must hold: an event carries no string of its own (names are indices into the frame's table), and the
-//! archived form of an event stays within [`ARCHIVED_EVENT_BYTES_MAX`], since millions a second pass through it.
+//! What enters: decoded ring records, Kubernetes and systemd observations. What leaves: one rkyv archive of a [`Body`]
+//! per frame. What must hold: an event carries no string of its own: names are indices into the frame's table. An
+//! archived event takes at most [`ARCHIVED_EVENT_BYTES_MAX`], since millions of them pass each second.
 
 mod cluster;
 mod kind;

@@ -18,9 +18,9 @@
 //!   payload (rows, an lz4 block, or the archive itself) · ledger entries of 16 bytes
 //! ```
 //!
-//! Little endian throughout. The header's checksum (crc32c, RFC 3720) covers header and ledger with its own field as zero,
-//! the payload's covers the payload: the payload is summed when the frame is packed, the header when it gets its place in the
-//! sequence, right before it is sent first.
+//! Little endian throughout. The header's checksum (crc32c, RFC 3720) covers header and ledger with its own field as
+//! zero. The payload's checksum is computed when the frame is packed. The header's is computed when the frame gets its
+//! place in the sequence, right before it is first sent.
 
 use bytes::Bytes;
 use rkyv::api::low;

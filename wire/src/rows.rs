@@ -1,8 +1,8 @@
 //! Rows: a body's archive whose events travel as rows of numbers, each by those of its bytes that changed.
 //!
-//! What enters: the archive of a [`Body`](crate::event::Body), which ends with its events, side by side, and its root. What
-//! leaves: a payload, and the same archive again. What must hold: any archive comes back byte for byte, whatever is in it; a
-//! payload from a hostile peer is refused or fills exactly the room that it was given.
+//! What enters: the archive of a [`Body`](crate::event::Body), which ends with its events, side by side, and its root.
+//! What leaves: a payload, and the same archive again. What must hold: any archive comes back byte for byte, whatever
+//! is in it. A payload from a hostile peer is refused or fills exactly the room that it was given.
 //!
 //! ```text
 //! ├───────────┬──────────────────────────────┬──────────┬──────────────────┬────────────────────┤
@@ -20,9 +20,9 @@
 //! - the fields of its kind (words 7 to 19; word 6 begins with the kind) are combined by exclusive or with the last event of that
 //!   kind.
 //!
-//! Then the words are written as in Stream VByte (Lemire, Kurz, Rupp: "Stream VByte: Faster byte-oriented integer compression",
-//! 2018), in its variant with lengths of 0, 1, 2 and 4: two bits of the control bytes for each, low bits first, and only so many
-//! low bytes of it.
+//! Then the words are written as in Stream VByte (Lemire, Kurz, Rupp: "Stream VByte: Faster byte-oriented integer
+//! compression", 2018), in its variant with lengths of 0, 1, 2 and 4. Each word has two bits of the control bytes, low
+//! bits first, and only that many of its low bytes are written.
 
 #[cfg(target_arch = "x86_64")]
 mod shuffle;

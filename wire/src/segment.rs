@@ -8,10 +8,10 @@
 //!  └───────┴────────┴────────┴────┴────┘        └─────┴───────┴────────┴────────┴──────┴────────┴──────┴───────┘
 //! ```
 //!
-//! A record repeats the number of its segment and its own offset, so that a block that was written to the wrong place, or an
-//! older file's bytes in a reused block, are not taken for records. Its crc32c covers its 28 bytes before the checksum; the
-//! bytes have checksums of their own (a frame's, or the trailing crc32c of a snapshot). A segment is preallocated with
-//! zeros, and zeros are no record: they are the end.
+//! A record repeats the number of its segment and its own offset. So a block that was written to the wrong place, or an
+//! older file's bytes in a reused block, are not taken for records. Its crc32c covers its 28 bytes before the checksum;
+//! the bytes have checksums of their own (a frame's, or the trailing crc32c of a snapshot). A segment is preallocated
+//! with zeros, and zeros are no record: they are the end.
 
 /// The first eight bytes of a segment.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"TPIOSEG1";

@@ -1,7 +1,7 @@
 //! The collector's side of the ledger: counters that sources and the packer move, read when a frame is stamped.
 //!
-//! What must hold: a source stores `emitted` and its drops before it hands the events on, so that whoever sees an event also
-//! sees it counted; `shipped` is moved under the outbox's lock, together with the stamp that states it.
+//! What must hold: a source stores `emitted` and its drops before it hands the events on. So whoever sees an event also
+//! sees it counted. `shipped` moves under the outbox's lock, together with the stamp that states it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

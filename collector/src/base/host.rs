@@ -7,8 +7,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The folder of a process, by the id that the kernel's events have. Where procfs is of another pid namespace than the
-/// kernel's own, as in a node that is itself a container, the same number is another process there: then there is no folder.
+/// The folder of a process, by the id that the kernel's events have. None where procfs belongs to another pid namespace
+/// than the kernel's own, as in a node that is itself a container: the same number is another process there.
 pub fn process(pid: u32) -> Option<PathBuf> {
     is_of_the_kernel().then(|| proc_root().join(pid.to_string()))
 }

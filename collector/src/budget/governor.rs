@@ -1,9 +1,9 @@
 //! The governor: holds the collector to its CPU budget by keeping less of the bulk lane.
 //!
-//! What enters: the CPU time of this process, and of its probes inside the kernel, once a second. What leaves: how many bulk
-//! events are kept, one in so many, by the probes before they touch a ring and by the intake for every other source. What
-//! must hold: the lethal lane is never touched; what is left out is counted as `dropped{filter, sampled}`; a second's work more
-//! or less changes nothing, since decisions look at a window.
+//! What enters: the CPU time of this process, and of its probes inside the kernel, once a second. What leaves: how many
+//! bulk events are kept, one in so many, by the probes before they touch a ring and by the intake for every other
+//! source. What must hold: the lethal lane is never touched. Each event left out is counted as
+//! `dropped{filter, sampled}`. One busy second changes nothing, since decisions look at a window.
 //!
 //! The budget is a sustained one. What the start costs (loading probes, the first scan, the first lists and descriptions) is
 //! counted apart and not held against the minutes after it. The start is over at the first [`WINDOW`] within the budget, and
@@ -44,8 +44,8 @@ const OVER_SHARE: f64 = 0.95;
 const ROOM_SHARE: f64 = 0.75;
 /// Ticks with room before more is kept.
 const CALM_TICKS: u32 = 5;
-/// Ticks within the budget, without that room, before it is tried whether a little more fits: where a collector's CPU is mostly
-/// waking, what was left out has hardly saved any.
+/// Ticks within the budget, without that room, before sampling is lowered a little as a trial. Where wakeups take most
+/// of a collector's CPU, sampling hardly saves any.
 const TRIAL_TICKS: u32 = 10;
 
 /// Decides, from what was used and what may be.
@@ -91,8 +91,8 @@ impl Controller {
             return self.sampling;
         }
         if used > limit && used_milli > limit {
-            // By as much as it is too much, since what bulk costs falls with it; and what it began with in the window is not
-            // to be counted against the new value.
+            // In proportion to the excess, since the cost of bulk events falls with it. The last second must exceed the
+            // limit too: the window still has use from before the present value.
             let factor = (used_milli / limit).clamp(1.25, 4.0);
             self.sampling = ((f64::from(self.sampling) * factor).ceil() as u32).min(SAMPLING_MAX);
             (self.calm, self.close) = (0, 0);

@@ -1,14 +1,13 @@
 //! How long a source that reads rings may leave them alone.
 //!
-//! What enters: what each look at the rings has found. What leaves: the length of the next nap. What must hold: at the rate seen
-//! no ring is more than a quarter full when the nap ends, and no event is later than the batch that it belongs to. A burst
-//! beyond the rate seen ends the nap: the probes, and writers of memfd rings that say so, wake their reader when a ring has become a
-//! quarter full or little more. A memfd ring whose peer does not is never left alone for longer than [`BURST_BYTES_PER_SECOND`]
-//! takes to fill most of it ([`beside_memfd`]).
-//! What is urgent is not in question here: whoever writes it wakes the reader.
+//! What enters: what each look at the rings has found. What leaves: the length of the next nap. What must hold: at the
+//! rate seen, no ring is more than a quarter full when the nap ends. No event is later than its batch. A burst beyond
+//! the rate seen ends the nap: writers wake their reader when a ring is about a quarter full. The probes do so, and
+//! writers of memfd rings that say so. Beside any other memfd ring no nap lasts longer than [`BURST_BYTES_PER_SECOND`]
+//! takes to fill most of it ([`beside_memfd`]). Urgent records need no bound here: their writer wakes the reader.
 //!
-//! Each look costs some 20 µs whatever it finds, as much as a hundred events: so a nap lasts until a frame's worth of events
-//! has come, no matter how many there are a second.
+//! Each look costs some 20 µs whatever it finds, as much as a hundred events. So a nap lasts until a frame's worth of
+//! events has come, at any rate of events.
 
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,10 @@
 //! Identity: which entity a cgroup id stands for.
 //!
-//! What enters: cgroup records (id and path), a scan of the cgroup file systems at the start, and ids found on events. What
-//! leaves: entity ids, and descriptions of the entities that the stream has not heard of lately. What must hold: the table is
-//! bounded; an id that nobody can name still gets an entity of its own; one thread owns an `Identity`, so there are no locks on
-//! the way of an event. What Kubernetes calls an entity is in the shared [`directory`], which is asked when its version moved
-//! or a description is due.
+//! What enters: cgroup records (id and path), a scan of the cgroup file systems at the start, and ids found on events.
+//! What leaves: entity ids, and descriptions of the entities that the stream has not described lately. What must hold:
+//! the table is bounded. An id that nobody can name still gets an entity of its own. One thread owns an `Identity`, so
+//! an event's way has no locks. What Kubernetes calls an entity is in the shared [`directory`], which is asked when its
+//! version moved or a description is due.
 
 pub mod directory;
 pub mod exclusion;

@@ -1,8 +1,8 @@
 //! The intake: what every source does with what it gathers.
 //!
-//! What enters: records, borrowed from a ring, and observations. What leaves: batches of one lane, pushed to the queues. What must hold:
-//! the source asks for [`Pass::room`] before it drains, so that no decoded event is ever without a place; a batch with an urgent
-//! event leaves with the pass that brought it; everything that is dropped on the way is counted by stage and reason.
+//! What enters: records, borrowed from a ring, and observations. What leaves: batches of one lane, pushed to the
+//! queues. What must hold: the source asks for [`Pass::room`] before it drains, so that each decoded event has a place.
+//! A batch with an urgent event leaves with the pass that brought it. Each drop is counted by stage and reason.
 //!
 //! - `pass.rs`: the protocol: begin, accept or observe, finish
 //! - `decode.rs`, `redact.rs`: records become events

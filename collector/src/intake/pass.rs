@@ -1,8 +1,8 @@
 //! One pass of a source over what it gathers: `begin`, then `accept` or `observe`, then `finish`.
 //!
-//! In: records and observations. Out: batches that are full, due or urgent, when the pass finishes. What must hold: a source states what
-//! it emitted before it finishes a pass, so that nobody sees an event that is not counted; a pass that is dropped without a finish hands
-//! nothing on, and the next one takes its events along.
+//! In: records and observations. Out: batches that are full, due or urgent, when the pass finishes. What must hold: a
+//! source states what it emitted before it finishes a pass, so that nobody sees an event that is not counted. A pass
+//! that is dropped without a finish hands nothing on; its events leave with the next pass.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -73,8 +73,9 @@ impl<'a> Pass<'a> {
         self.intake.take(bytes, false);
     }
 
-    /// Takes one record that user space made of the probes' maps, which the probes could not sample: sums, each of which
-    /// stands for many events and is never sampled away, and queries that nobody answered. Otherwise as [`Pass::accept`].
+    /// Takes one record that user space made from the probes' maps: sums, and queries without an answer. The probes
+    /// could not sample these, and a sum, which stands for many events, is never sampled. Otherwise as
+    /// [`Pass::accept`].
     pub fn accept_fetched(&mut self, bytes: &[u8]) {
         self.intake.take(bytes, true);
     }

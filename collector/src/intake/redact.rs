@@ -1,9 +1,9 @@
 //! Redaction of a process's arguments.
 //!
-//! What enters: arguments as the process has them, and names of what is secret. What leaves: one line of text. What must hold:
-//! the value of a key that matches a name never leaves, however it is attached to the key; where that is not certain, more is
-//! taken out rather than less. What nobody names (`mysql -pSECRET`, a bare secret) cannot be recognised: arguments are off
-//! unless they are asked for.
+//! What enters: arguments as the process has them, and names of what is secret. What leaves: one line of text. What
+//! must hold: the value of a key that matches a name never leaves, however it is attached to the key. Where that is not
+//! certain, more is taken out rather than less. A secret without a name (`mysql -pSECRET`) cannot be recognised, so
+//! arguments are off by default.
 
 use tapio_wire::program::glob;
 

@@ -1,10 +1,10 @@
 //! How an epoch ends while the process goes on, since a frame of it can never be delivered.
 //!
-//! What enters: that a server refused a frame, that a frame is damaged, or that the spool lost some. What leaves: a closing frame
-//! of the ended epoch, and the frames behind the lost ones as those of the next epoch (`crate::outbox::shift`). What must hold: everything
-//! before the lost frames is acknowledged first; what was in them is counted as `dropped{outbox, malformed}` in the closing frame,
-//! so that the ended epoch's ledger closes; frames that are whole are not lost with them; where there is a spool this happens on
-//! its thread.
+//! What enters: that a server refused a frame, that a frame is damaged, or that the spool lost some. What leaves: a
+//! closing frame of the ended epoch, and the frames behind the lost ones as those of the next epoch
+//! (`crate::outbox::shift`). What must hold: everything before the lost frames is acknowledged first. Their events are
+//! counted as `dropped{outbox, malformed}` in the closing frame, so that the ended epoch's ledger closes. Whole frames
+//! are not lost with them. With a spool this happens on its thread.
 //!
 //! | how it comes | what ends the epoch |
 //! |---|---|

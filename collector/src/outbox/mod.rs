@@ -1,9 +1,9 @@
 //! The outbox: frames from the packer until the server has acknowledged them.
 //!
-//! What enters: sealed frames. What leaves: stamped frames, lethal ones first, in sequence, again after a reconnect while they
-//! are not acknowledged. What must hold: its bytes stay within the limit, since the packer asks [`Outbox::open_lanes`] first; a
-//! frame gets its `seq` when it is first sent, so that `seq` has no gaps; a bulk frame can be evicted for a lethal one only
-//! before it has a `seq`, and is then counted.
+//! What enters: sealed frames. What leaves: stamped frames, lethal ones first, in sequence, again after a reconnect
+//! while they are not acknowledged. What must hold: its bytes stay within the limit, since the packer asks
+//! [`Outbox::open_lanes`] first. A frame gets its `seq` when it is first sent, so that `seq` has no gaps. A bulk frame
+//! can be evicted for a lethal one only before it has a `seq`, and is then counted.
 //!
 //! With a spool the middle of the sequence may be on disk (`crate::outbox::spool`), moved by a thread of its own (`outbox/spooling.rs`):
 //!
@@ -12,9 +12,9 @@
 //!               └──► stream                └─ loaded ◄┘   └─ written ◄┘  └─ stamped in this order when memory runs short
 //! ```
 //!
-//! What must hold then: a frame leaves memory only after it is synced; while anything is on disk every frame goes there, so
-//! that the sequence has no gaps; what is on disk begins at the oldest frame that is not acknowledged, so that a server can go
-//! on from there after this process has died.
+//! What must hold then: a frame leaves memory only after it is synced. While anything is on disk every frame goes
+//! there, so that the sequence has no gaps. The disk begins at the oldest frame that is not acknowledged, so that a
+//! server can go on from there after this process has died.
 //!
 //! A frame that can never be delivered ends the epoch (`outbox/ending.rs`): the frames behind it are those of the next one.
 

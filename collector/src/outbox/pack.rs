@@ -1,11 +1,11 @@
 //! The packer: bodies become sealed frames.
 //!
-//! What enters: bodies from the queues, lethal ones first. What leaves: sealed frames in the outbox. What must hold: while the
-//! outbox has no room for a lane, its bodies stay in their queue, and the other lane's pass by; an event that fits no frame is
-//! counted as `dropped{queue, malformed}` and harms no other.
+//! What enters: bodies from the queues, lethal ones first. What leaves: sealed frames in the outbox. What must hold:
+//! while the outbox has no room for a lane, its bodies stay in their queue, and the other lane's pass by. An event that
+//! fits no frame is counted as `dropped{queue, malformed}` and harms no other.
 //!
-//! A thread packs while much comes, beside the one that reads. While little comes, waking it costs more than the packing: then
-//! the source that brings a body packs it too ([`Packer::pack_here`]), one at a time, in the order of the queues all the same.
+//! At a high rate a thread of its own packs. At a low rate waking it costs more than the packing: then the source that
+//! brings a body packs it too ([`Packer::pack_here`]). One thread packs at a time, in the order of the queues.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

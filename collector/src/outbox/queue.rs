@@ -1,8 +1,8 @@
 //! The queues between sources and the packer, one for each lane.
 //!
-//! What enters: bodies of one lane. What leaves: the same, lethal ones first. What must hold: nothing is dropped here. A
-//! source looks for room before it reads its ring, and without room leaves the records where they are: the ring is the
-//! buffer, and its own counters show when it overflows.
+//! What enters: bodies of one lane. What leaves: the same, lethal ones first. What must hold: nothing is dropped here.
+//! A source looks for room before it reads its ring, and without room leaves the records there. The ring is the buffer,
+//! and its own counters show when it overflows.
 
 use std::sync::Arc;
 

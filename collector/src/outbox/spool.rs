@@ -1,10 +1,10 @@
 //! The spool: frames on disk that the outbox has no memory for, and that outlive the process.
 //!
-//! What enters: stamped frames, in sequence. What leaves: the same, in sequence, also after a restart. What must hold: a frame is
-//! synced before [`Spool::append`] returns; the files together never exceed the bound; a torn tail is cut when the spool is
-//! opened; a damaged frame costs itself alone, and a reader learns where the next whole one is. A segment
-//! (`tapio_wire::segment`) holds frames of one epoch and is deleted when all of them are acknowledged. Where that epoch has ended
-//! meanwhile, they are read back as frames of the next one (`spool/endings.rs`).
+//! What enters: stamped frames, in sequence. What leaves: the same, in sequence, also after a restart. What must hold:
+//! a frame is synced before [`Spool::append`] returns. The files together never exceed the bound. A torn tail is cut
+//! when the spool is opened. A damaged frame is lost alone, and a reader learns where the next whole one is. A segment
+//! (`tapio_wire::segment`) holds frames of one epoch and is deleted when all of them are acknowledged. Where that epoch
+//! has ended meanwhile, they are read back as frames of the next one (`spool/endings.rs`).
 
 mod endings;
 mod marks;

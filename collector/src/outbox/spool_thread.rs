@@ -1,8 +1,8 @@
 //! The spool's thread: moves frames between outboxes and disk.
 //!
-//! In: outboxes, of earlier epochs and of the present one. Out: the same, with frames written or loaded. What must hold: an epoch
-//! whose frames are on disk ends on this thread alone, so that nothing is written or read meanwhile; what a disk fails to read for
-//! a moment is not given up.
+//! In: outboxes, of earlier epochs and of the present one. Out: the same, with frames written or loaded. What must
+//! hold: an epoch whose frames are on disk ends on this thread alone, so that nothing is written or read meanwhile. A
+//! failed read is retried before its frames are given up.
 
 use std::io;
 use std::sync::Arc;

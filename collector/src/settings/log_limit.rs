@@ -1,7 +1,7 @@
 //! Log lines of one place in the code are limited, so that a failure that repeats does not fill the disk or the budget.
 //!
-//! What must hold: each place has a bucket of its own, so that one cannot silence another; what was left out is logged from time to
-//! time, by place, and in the end nothing is left out silently.
+//! What must hold: each place has a bucket of its own, so that one cannot silence another. The number of lines left out
+//! is logged from time to time, by place, and at the end: none is left out silently.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

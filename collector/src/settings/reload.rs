@@ -1,9 +1,9 @@
 //! What of the configuration may change while the collector runs.
 //!
-//! What enters: the configuration file, looked at from time to time (a ConfigMap changes by a swapped link, which no watch on the
-//! file would see) and on SIGHUP. What leaves: a new log level, new limits of the bulk lane for every intake, and new thresholds for
-//! the probes. What must hold: a file that is refused changes nothing, is logged once and shows in a gauge; a changed key that is not live is named in the
-//! log, since it waits for a restart.
+//! What enters: the configuration file, looked at from time to time (a ConfigMap changes by a swapped link, which no
+//! watch on the file would see) and on SIGHUP. What leaves: a new log level, new limits of the bulk lane for every
+//! intake, and new thresholds for the probes. What must hold: a file that is refused changes nothing, is logged once
+//! and shows in a gauge. The log names a changed key that waits for a restart.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

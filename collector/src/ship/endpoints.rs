@@ -1,9 +1,9 @@
 //! Which server: every address behind the configured names is a candidate, and a rendezvous hash picks one for this node.
 //!
-//! What enters: `grpc.server_endpoints`, and what the names resolve to. What leaves: candidates in the order in which they are
-//! to be tried. What must hold: all collectors and all builds rank the same, so that a server that comes or goes moves only
-//! the nodes that are its own; a candidate that failed a moment ago comes after those that did not; when a name cannot be
-//! resolved what it stood for last still counts.
+//! What enters: `grpc.server_endpoints`, and what the names resolve to. What leaves: candidates in the order of
+//! attempts. What must hold: all collectors and all builds rank alike, so that a server that comes or goes moves only
+//! its own nodes. A candidate that failed a moment ago comes after those that did not. A name that cannot be resolved
+//! keeps its last addresses.
 
 use std::collections::HashMap;
 use std::future::Future;

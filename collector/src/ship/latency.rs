@@ -1,8 +1,9 @@
 //! Latency from an event to its durable acknowledgement, measured without a cost per event.
 //!
-//! A frame keeps the times of a few of its events, evenly spread and none of the API server's (`outbox/frame_times.rs`); when the
-//! frame is acknowledged each stands for its share of the frame. The histograms resolve three significant digits. Frames wait for them
-//! in a list: a histogram is as many cold cache lines as values, and a few dozen frames at once pay for them once.
+//! A frame keeps the times of a few of its events, evenly spread and none of the API server's
+//! (`outbox/frame_times.rs`). When the frame is acknowledged each stands for its share of the frame. The histograms
+//! resolve three significant digits. Frames are recorded a few dozen at once: each value touches a cold cache line of a
+//! histogram.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,11 +1,11 @@
 //! Shipping: one stream to one server, opened again for as long as there is something to say.
 //!
-//! What enters: frames from the outboxes, acks from the server. What leaves: frames. What must hold: what is in flight stays
-//! within the server's credit; after a break everything unacknowledged is sent again, in order, to the same server or to the
-//! next; a stream is moved to the preferred server only after that one has answered and what was in flight is acknowledged; a frame
-//! that no server will ever take ends its epoch, and does not keep those behind it (`outbox/ending.rs`);
-//! reconnects and moves are spread by jitter, so that a thousand collectors do not return in the same moment; a server that
-//! refuses this collector is asked rarely, since only a person can change that.
+//! What enters: frames from the outboxes, acks from the server. What leaves: frames. What must hold: what is in flight
+//! stays within the server's credit. After a break everything unacknowledged is sent again, in order, to the same
+//! server or to the next. A stream moves to the preferred server only after that one has answered and nothing is in
+//! flight. A frame that no server will ever take ends its epoch, and does not block those behind it
+//! (`outbox/ending.rs`). Jitter spreads reconnects and moves, so that a thousand collectors do not return in the same
+//! moment. A server that refuses this collector is asked rarely, since only a person can change that.
 
 mod broken;
 pub mod endpoints;

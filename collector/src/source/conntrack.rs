@@ -1,9 +1,9 @@
 //! The kernel's table of connections (nf_conntrack): how full it is, what that has cost, and who fills it.
 //!
-//! What enters: a look at procfs every few seconds, some 20 µs of work. What leaves: a `Conntrack` event of the lethal lane when
-//! the table is full, again while it stays so, and once when there is room again. What must hold: nothing is reported twice because
-//! the fill swings around one number; the table itself, which may have a million entries, is only looked into when it is full,
-//! and then only at [`SAMPLE_MAX`] of them.
+//! What enters: a look at procfs every few seconds, some 20 µs of work. What leaves: a `Conntrack` event of the lethal
+//! lane when the table is full, again while it stays so, and once when there is room again. What must hold: a fill that
+//! swings around one number is not reported twice. The table, which may have a million entries, is read only when it is
+//! full, and then only [`SAMPLE_MAX`] of them.
 //!
 //! Every network namespace has a count and counters of its own, and the bound is the same for all. What matters is the node's
 //! namespace, which is that of the process 1 whose `/proc` is seen at `HOST_PROC`: a collector in a pod has another one.

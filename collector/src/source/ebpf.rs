@@ -1,8 +1,8 @@
 //! The kernel source: drains the rings of the probes.
 //!
-//! What enters: records of the lethal ring, then of each CPU's bulk ring. What leaves: batches. What must hold: a lethal record
-//! never waits for a nap to end (the probes wake the reader for it), nor behind bulk records; no CPU's bulk ring waits for
-//! ever behind another's; the counters of the kernel are stated before the events that they count.
+//! What enters: records of the lethal ring, then of each CPU's bulk ring. What leaves: batches. What must hold: a
+//! lethal record waits neither for a nap to end (the probes wake the reader for it) nor behind bulk records. No CPU's
+//! bulk ring waits for ever behind another's. The kernel's counters are stated before the events that they count.
 
 mod missed;
 
@@ -362,8 +362,8 @@ impl EbpfSource {
         }
         intake.napped(Duration::ZERO);
         self.wakeup.set(true);
-        // A record that was committed before its probe saw the flag is found here; a later one brings a wakeup, and so does
-        // the end of one that is being written.
+        // A record that was committed before its probe saw the flag is found here. A later one brings a wakeup, and so
+        // does the end of one that is being written.
         let limit = if self.rings_are_empty() { intake.sleep_limit() } else { self.nap.shortest() };
         self.poller.wait(Some(limit)).map(|_| ())?;
         self.wakeup.set(false);

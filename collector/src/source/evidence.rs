@@ -1,8 +1,9 @@
 //! Evidence that fades: what a cgroup and a signal's sender were like when something lethal arrived, read before it is gone.
 //!
-//! What enters: requests of the kernel's source, through a bounded channel. What leaves: `Observation` events of the lethal
-//! lane, read on a thread of its own. What must hold: whoever asks never waits, allocates or reads a file; a request that finds
-//! no room, or comes too often, is dropped before it becomes an event, and counted in a metric.
+//! What enters: requests of the kernel's source, through a bounded channel. What leaves: `Observation` events of the
+//! lethal lane, read on a thread of its own. What must hold: the sender of a request never waits, allocates or reads a
+//! file. A request that finds no room, or comes too often, is dropped before it becomes an event, and counted in a
+//! metric.
 
 mod counters;
 mod emit;

@@ -1,9 +1,9 @@
 //! The source for local processes: drains the memfd rings that they hand over on a Unix socket.
 //!
-//! What enters: connections, each with a ring (see `tapio_ringbuf::handover`), and the rings' records. What leaves: batches.
-//! What must hold: a peer is hostile until proven otherwise. It must run as root or as this process's user, its ring is
-//! checked before it is mapped, rings are bounded in number and size, and a ring that breaks its layout is let go while the
-//! others go on. What a ring's peer says of its own losses is believed, since it concerns nobody else.
+//! What enters: connections, each with a ring (see `tapio_ringbuf::handover`), and the rings' records. What leaves:
+//! batches. What must hold: a peer is hostile until proven otherwise. It must run as root or as this process's user.
+//! Its ring is checked before it is mapped, and rings are bounded in number and size. A ring that breaks its layout is
+//! let go while the others go on. What a ring's peer says of its own losses is believed, since it concerns nobody else.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -308,8 +308,9 @@ impl ShmSource {
         for peer in &self.peers {
             peer.reader.set_need_wakeup(true);
         }
-        // A record that was published before its writer saw the flag is found here; a later one brings a wakeup, and so does
-        // the end of one that is being written. A peer that left something half written is let go at the next look.
+        // A record that was published before its writer saw the flag is found here. A later one brings a wakeup, and so
+        // does the end of one that is being written. A peer that left something half written is let go at the next
+        // look.
         let is_empty = self.peers.iter().all(|peer| peer.reader.is_empty());
         self.wait(if is_empty { intake.sleep_limit() } else { LINGER })?;
         for peer in &self.peers {

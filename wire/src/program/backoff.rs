@@ -1,7 +1,7 @@
 //! How long to wait before the next attempt, and how programs avoid acting all at the same moment.
 //!
-//! What must hold: attempts that keep failing become rarer, up to a bound; a thousand collectors that lost the same server do not
-//! return together; what a server asks for is waited for, within reason.
+//! What must hold: attempts that keep failing become rarer, up to a bound. A thousand collectors that lost the same
+//! server do not return together. A pause that a server asks for is kept, up to a bound.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! TLS from PEM files that may change while the program runs.
 //!
-//! What enters: paths. What leaves: a rustls configuration for the next handshake. What must hold: the files are looked at
-//! before every handshake, and [`Watched::refresh`] does so in between; files that cannot be used (half written, expired, a
-//! key that is not the certificate's) change nothing, are logged once, and show in [`Watched::is_stale`]; a configuration
-//! that is in use by a running stream is never touched.
+//! What enters: paths. What leaves: a rustls configuration for the next handshake. What must hold: the files are looked
+//! at before every handshake, and [`Watched::refresh`] does so in between. Unusable files change nothing: half written,
+//! expired, or a key of another certificate. They are logged once, and show in [`Watched::is_stale`]. A configuration
+//! that a running stream uses is never touched.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

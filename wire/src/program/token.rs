@@ -1,7 +1,7 @@
 //! A bearer token in a file that may change while the program runs, like a projected service account's.
 //!
-//! What must hold: the file is read again whenever the token is needed; while it cannot be read or is empty the last good token
-//! is used, which is logged once.
+//! What must hold: the file is read again whenever the token is needed. While it cannot be read or is empty the last
+//! good token is used, and that is logged once.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -1,9 +1,9 @@
 //! The directory: what Kubernetes calls containers and pods, shared by everything that describes entities.
 //!
-//! What enters: pods of this node as the Kubernetes source hears of them, and the cgroup paths that identity learns. What
-//! leaves: names by entity, each with the version that says whether a description is out of date. What must hold: bounded;
-//! names outlive their objects for [`REMEMBERED`], because a container's last events come late; it is read only when an
-//! entity is described, never for each event, so a lock is cheap enough.
+//! What enters: pods of this node as the Kubernetes source hears of them, and the cgroup paths that identity learns.
+//! What leaves: names by entity, each with the version that says whether a description is out of date. What must hold:
+//! it is bounded. Names outlive their objects for [`REMEMBERED`], because a container's last events come late. It is
+//! read only when an entity is described, never for each event, so a lock is cheap enough.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;

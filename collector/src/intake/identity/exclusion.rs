@@ -1,8 +1,8 @@
 //! Cgroups of excluded namespaces: what happens in them is left out by the probes, before it reaches a ring.
 //!
-//! What enters: cgroups with what the directory says of them. What leaves: entries of the probes' set. What must hold: only the
-//! bulk lane is left out; no more than the set has room for, and whoever finds no room is reported as before; a cgroup that is
-//! gone leaves the set.
+//! What enters: cgroups with what the directory says of them. What leaves: entries of the probes' set. What must hold:
+//! only the bulk lane is left out. The set is bounded, and a cgroup that finds no room is reported as before. A cgroup
+//! that is gone leaves the set.
 
 use std::collections::HashSet;
 use std::sync::Arc;

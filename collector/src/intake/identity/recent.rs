@@ -1,10 +1,10 @@
-//! Subjects that were resolved recently. The subject of an event is nearly always one of a few, and a look here touches half a cache line,
-//! where the table of all cgroups takes four: a collector wakes to cold caches, and waiting for them was a tenth of its CPU at
-//! 10,000 events a second (`perf record` beside `tapio-perf load --nodes 1 --rate 10000`).
+//! Subjects that were resolved recently. The subject of an event is nearly always one of a few. A look here touches
+//! half a cache line; the table of all cgroups takes four. A collector wakes to cold caches: waiting for them was a
+//! tenth of its CPU at 10,000 events a second (`perf record` beside `tapio-perf load --nodes 1 --rate 10000`).
 //!
-//! What must hold: an answer is what the table gave, and nothing that it says has changed since: whoever changes what an id stands
-//! for, or makes descriptions due, says what is to be forgotten. A cgroup that the table gave up for want of room may be known
-//! here until its description is due.
+//! What must hold: an answer is what the table would say now. Code that changes the meaning of an id, or makes
+//! descriptions due, invalidates the ids here. A cgroup that the table evicted may stay here until its description is
+//! due.
 
 use tapio_ringbuf::prefetch;
 use tapio_wire::event::{EntityId, Lane};

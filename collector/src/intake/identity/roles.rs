@@ -1,9 +1,10 @@
 //! Which process of a container is its first one: what the runtime started, with which the container lives and dies.
 //!
-//! What enters: cgroups that appear and go, execs and exits, in the order in which they happened, and a scan of what ran before.
-//! What leaves: the [`Role`] of a process in its container. What must hold: the first process is known by what the runtime
-//! started (it comes from outside the container's cgroup, first), not by its process id in whatever namespace; the table is
-//! bounded; a container whose beginning nobody saw has no first process here, and its processes the role `Unknown`.
+//! What enters: cgroups that appear and go, execs and exits, in the order in which they happened, and a scan of what
+//! ran before. What leaves: the [`Role`] of a process in its container. What must hold: the first process is the one
+//! that the runtime started: the first to come from outside of the container's cgroup. Its process id in any namespace
+//! does not matter. The table is bounded. A container whose start was not seen has no first process here, and its
+//! processes have the role `Unknown`.
 
 use std::collections::HashMap;
 

@@ -112,8 +112,8 @@ struct Names {
     container: String,
 }
 
-/// At most `lines_max` lines of a container that ended at `ended_ns`, nanoseconds since 1970, from its newest log file below kubelet's
-/// folder of logs; none where there is no such file. What came later is the next run's.
+/// At most `lines_max` lines of a container that ended at `ended_ns`, nanoseconds since 1970. They come from its newest
+/// log file below kubelet's folder of logs; none where there is no such file. Later lines belong to the next run.
 fn last_lines(folder: &Path, names: &Names, lines_max: usize, ended_ns: u64) -> Vec<String> {
     for path in newest(folder, names) {
         let Some(bytes) = tail(folder, &path) else { continue };

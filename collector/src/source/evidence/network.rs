@@ -1,8 +1,8 @@
 //! Packets that a container's own table of connections has no room for.
 //!
-//! In: a process of a container, each minute. Out: its network namespace, and how many packets the kernel has dropped there because the
-//! table was full. What must hold: one small file of one process is read; a namespace is known by the number of that file, which is its
-//! own in each namespace and needs no privilege; nothing stays open, since an open file would keep the namespace.
+//! In: a process of a container, each minute. Out: its network namespace, and how many packets the kernel has dropped
+//! there because the table was full. What must hold: one small file of one process is read. That file's inode number
+//! identifies the namespace, and needs no privilege. Nothing stays open, since an open file would keep the namespace.
 //!
 //! A pod tracks connections itself where a mesh or a nested runtime has rules in it. The node's own table is [`crate::source::conntrack`]'s.
 

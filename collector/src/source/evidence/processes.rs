@@ -4,9 +4,9 @@
 //! one if it is stopped. What must hold: one small file is read of each process; a limit that is remembered is read again before
 //! anything is said of it.
 //!
-//! Since Linux 6.2 the kernel gives the number of open files without a list. Before it they are listed, which costs some time for each
-//! file: only where the process's table of files is large enough to hold nearly as many as its limit, and at most [`LISTED_MAX`] files of
-//! all processes of a container.
+//! Since Linux 6.2 the kernel gives the number of open files without a list. Before it they are listed, which costs
+//! some time for each file. So they are listed only where the process's table of files could hold nearly as many as its
+//! limit. Of all processes of a container, at most [`LISTED_MAX`] files are listed.
 
 use std::path::Path;
 

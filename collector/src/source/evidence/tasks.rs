@@ -1,7 +1,7 @@
 //! Tasks of the node that wait and cannot be interrupted, and its file systems.
 //!
-//! What must hold: on a machine whose load leaves no room for a task that has been blocked for a while, no process is looked at;
-//! file systems that may hang are not asked.
+//! What must hold: no process is read where the machine's load shows that no task can have been blocked for a while.
+//! File systems that may hang are not asked.
 
 use std::hash::{Hash, Hasher};
 use std::path::Path;
@@ -124,8 +124,8 @@ const PLACES: [&str; 5] = ["/", "/var/lib/kubelet", "/var/lib/containerd", "/var
 /// What an overlay says of itself is that of the file system with its upper layer, which the runtime keeps.
 const OWN_ROOT: &str = "the file system of images and containers";
 
-/// The node's file systems, as far as they can be seen through the root of its first process; without the right to look through that
-/// (ptrace), the one that the collector's own container is on.
+/// The node's file systems, as seen through the root of its first process. That takes the right to trace it (ptrace);
+/// without it, the one file system that the collector's own container is on.
 pub fn file_systems() -> Vec<FileSystem> {
     let root = host::proc_root().join("1/root");
     let mut seen: Vec<u64> = Vec::new();

@@ -1,9 +1,10 @@
 //! Watches what lives: how each container's use goes, and what is wrong with it without an event of the kernel.
 //!
-//! What enters: the cgroups of containers, of container runtimes, and of pods with limits; the clock. What leaves: troubles when they
-//! begin, each minute while they last, and when they end; a container's curve when it dies, and every ten minutes; how counters moved
-//! in the last two minutes. What must hold: a few reads of each container every ten seconds, in small slices, since evidence of a death
-//! must not wait; each sample is compared with the one before, never with a lifetime; bounded in containers and points.
+//! What enters: the cgroups of containers, of container runtimes, and of pods with limits; the clock. What leaves:
+//! troubles when they begin, each minute while they last, and when they end. A container's curve when it dies, and
+//! every ten minutes. How counters moved in the last two minutes. What must hold: a few reads of each container every
+//! ten seconds, in small slices, since evidence of a death must not wait. Each sample is compared with the one before,
+//! never with a lifetime. Containers and points are bounded.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -1,8 +1,9 @@
 //! The way to the API server.
 //!
 //! What enters: the configuration, the service account's files or a kubeconfig. What leaves: requests' answers, or
-//! [`Trouble`] that says what to do next. What must hold: nothing is retried here, so that the watches decide how long they
-//! wait; after a 401 the client is made anew from its files, since kube reads a token file again only once a minute.
+//! [`Trouble`] that says what to do next. What must hold: nothing is retried here, so that the watches decide how long
+//! they wait. After a 401 the client is made anew from its files, since kube reads a token file again only once a
+//! minute.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Kubernetes Events, the conditions of nodes, and the states of autoscalers and claims.
 //!
-//! What enters: the objects. What leaves: one event for each new or repeated Kubernetes Event, and one for each change of a
-//! state. What must hold: an Event is a moment, reported only when it was after the term began, or rather after the leader before
-//! was last known to be there; a state is reported once at the beginning and then when it changes.
+//! What enters: the objects. What leaves: one event for each new or repeated Kubernetes Event, and one for each change
+//! of a state. What must hold: an Event is a moment, reported only when it came after the former leader was last known
+//! to be there. A state is reported once at the beginning and then when it changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

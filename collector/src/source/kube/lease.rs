@@ -1,9 +1,9 @@
 //! The election: one collector at a time watches what concerns the whole cluster.
 //!
-//! What enters: the Lease `tapio-collector`. What leaves: whether this collector leads, and since when the one before it may
-//! have missed something. What must hold: two never lead at the same time for longer than a request takes. Each write names
-//! the resource version that it replaces; another's Lease is taken only after it was not renewed for its duration by this
-//! collector's own clock; a leader that could not renew gives up before its Lease runs out.
+//! What enters: the Lease `tapio-collector`. What leaves: whether this collector leads, and since when the one before
+//! it may have missed something. What must hold: two never lead at the same time for longer than a request takes. Each
+//! write names the resource version that it replaces. Another's Lease is taken only after it was not renewed for its
+//! duration, by this collector's own clock. A leader that could not renew gives up before its Lease runs out.
 //!
 //! However many collectors there are, all together read the Lease about [`READS_PER_S`] times a second. The leader counts the
 //! cluster's nodes and writes the count into the Lease; each of the others looks once in count / [`READS_PER_S`] seconds, each

@@ -1,8 +1,8 @@
 //! The pods of this node: their life, their containers' lives, and their names.
 //!
-//! What enters: pods by `spec.nodeName`. What leaves: changes of pods and containers, and names for the directory. What must
-//! hold: each fact is reported once. A run of a container that ended is reported either as its present state or as its last one,
-//! never as both; and what ended before this collector looked is reported only when it is so recent that no collector before can
+//! What enters: pods by `spec.nodeName`. What leaves: changes of pods and containers, and names for the directory. What
+//! must hold: each fact is reported once. A run of a container that ended is reported either as its present state or as
+//! its last one, never as both. A run that ended before the first list is reported only if no earlier collector can
 //! have reported it (see [`RESTART`]).
 
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use super::watch::{Follower, digest};
 use crate::base::clock::realtime_ns;
 use crate::intake::identity::directory::{ContainerNames, Directory, Owner, PodNames, address_bytes};
 
-/// How long a collector may be away without a fact being lost: what ended longer ago than this before the first list was reported
-/// by the collector before, or was before there was any.
+/// How long a collector may be away without losing a fact. A run that ended longer than this before the first list was
+/// reported by the former collector, or happened before there was any.
 pub const RESTART: Duration = Duration::from_secs(60);
 
 /// Namespaces of Kubernetes itself.

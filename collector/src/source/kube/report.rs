@@ -1,8 +1,8 @@
 //! What the watches report, on its way to the intake.
 //!
-//! What enters: subjects and details that the followers of the watches made. What leaves: events with interned names, and
-//! descriptions of their subjects where due. What must hold: the channel in between is bounded and nothing in it is dropped:
-//! a watch that finds it full waits, and what it did not read yet waits in the API server.
+//! What enters: subjects and details that the followers of the watches made. What leaves: events with interned names,
+//! and descriptions of their subjects where due. What must hold: the channel in between is bounded and nothing in it is
+//! dropped. A watch that finds it full waits, and its unread answers wait in the API server.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ const REPEATED: Duration = Duration::from_secs(60);
 /// Descriptions whose time is remembered.
 const DESCRIBED_MAX: usize = 16_384;
 
-/// Bytes of texts in a batch, after which it is handed on: far from the bounds of a frame, of which names cannot be split, and
-/// small enough for a queue of such batches.
+/// Bytes of texts in a batch, after which it is handed on. Far from the bounds of a frame, whose names cannot be split,
+/// and small enough for a queue of such batches.
 const BATCH_TEXT_BYTES_MAX: usize = 256 << 10;
 
 /// What an observation is about.

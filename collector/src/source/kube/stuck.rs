@@ -1,8 +1,8 @@
 //! Pods that are stuck: a pod that runs and is not ready, an init container that does not end, a deleted pod that stays.
 //!
-//! In: the pod's object, and the clock. Out: a trouble once a condition has lasted long enough, again while it lasts, and when it ends.
-//! What must hold: a pod that waits for its image or is restarted again and again is not stuck, since other findings explain it; each
-//! trouble that was reported gets a report of its end.
+//! In: the pod's object, and the clock. Out: a trouble once a condition has lasted long enough, again while it lasts,
+//! and when it ends. What must hold: a pod that waits for its image or is restarted again and again is not stuck, since
+//! other findings explain it. Each trouble that was reported gets a report of its end.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! Pods that no node has taken yet.
 //!
-//! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has said why a pod waits, when
-//! it says something else, and when the pod waits no more: it has a node, or its object is gone. What must hold: a pod that is
-//! scheduled at once is never reported; who owns a pod is reported with it, since no node's collector can name it yet.
+//! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has given a
+//! reason, when the reason changes, and when the pod has a node or is gone. What must hold: a pod that is scheduled at
+//! once is never reported. A pod's owner is reported with it, since no node's collector can name it yet.
 
 use super::client::Resource;
 use super::objects::Pod;

@@ -2,8 +2,8 @@
 //!
 //! What enters: a resource's objects. What leaves: what the follower of this resource reports of them. What must hold:
 //! - a watch that ends is resumed from the last resource version that was seen, bookmarks included;
-//! - when that version is too old (410), the list is read again, objects that are missing in it are reported as gone, and a gap
-//!   states since when changes may have been missed;
+//! - when that version is too old (410), the list is read again: objects missing in it are reported as gone. A gap
+//!   states since when changes may be missed;
 //! - no answer, whichever it is, makes this a busy loop: a watch that ends early again and again is opened ever less often;
 //! - on a new stream to a server, which may know nothing, the present states are reported once more (see [`Follower::forget`]);
 //! - of each object only the follower's state is kept.

@@ -1,8 +1,9 @@
 //! The systemd source: unit changes and jobs, from the system bus.
 //!
-//! What enters: signals of `org.freedesktop.systemd1` and answers to a bounded number of questions. What leaves: `UnitState`,
-//! `UnitJob` and `Gap` events. What must hold: the entity of a unit's event is the one that kernel events of the unit's cgroup
-//! have; an interval in which changes may have been missed is declared; what is held for a unit, a signal or a job is bounded.
+//! What enters: signals of `org.freedesktop.systemd1` and answers to a bounded number of questions. What leaves:
+//! `UnitState`, `UnitJob` and `Gap` events. What must hold: a unit's event has the same entity as kernel events of the
+//! unit's cgroup. An interval in which changes may have been missed is declared. State for units, signals and jobs is
+//! bounded.
 //!
 //! - `counts.rs`: what is counted
 //! - `name.rs`: names of units, objects and cgroups, and what is left out
@@ -340,8 +341,8 @@ fn emit_pending(pass: &mut Pass<'_>, pending: &Pending, prefix: &str, node: Enti
     });
 }
 
-/// `CLOCK_MONOTONIC` in microseconds as `CLOCK_BOOTTIME` in nanoseconds, which are apart by the time spent suspended so far;
-/// [`None`] for 0, which systemd says where it knows none, and for times to come.
+/// `CLOCK_MONOTONIC` in microseconds as `CLOCK_BOOTTIME` in nanoseconds: they differ by the time spent suspended so
+/// far. [`None`] for 0, which systemd sends for an unknown time, and for times to come.
 fn boottime_of_us(monotonic_us: u64) -> Option<u64> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;

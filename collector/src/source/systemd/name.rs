@@ -80,8 +80,8 @@ fn slice_path(slice: &str) -> String {
     ends.map(|end| format!("/{}.slice", &name[..end])).collect()
 }
 
-/// The cgroup that a unit has when it runs, below systemd's own: by its slice, or by the slice that units of its kind of name
-/// have unless they say otherwise.
+/// The cgroup that a unit has when it runs, below systemd's own. It follows from its slice, or from the default slice
+/// for units with such a name.
 pub fn derived_cgroup(name: &str, slice: &str) -> String {
     if !slice.is_empty() {
         return format!("{}/{name}", slice_path(slice));

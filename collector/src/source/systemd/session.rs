@@ -1,8 +1,8 @@
 //! One connection to the bus: from the first question to the moment it is lost.
 //!
-//! What enters: signals of systemd, and answers of it. What leaves: events, through the intake. What must hold: the stream of
-//! signals is read while answers are awaited, since the connection delivers neither while the other's queue is full; a signal
-//! counts only when systemd sent it, for every process on the bus may send one that looks alike.
+//! What enters: signals of systemd, and answers of it. What leaves: events, through the intake. What must hold: the
+//! stream of signals is read while answers are awaited, since the connection delivers neither while the other's queue
+//! is full. A signal counts only when systemd sent it: any process on the bus may send a similar one.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! The table of units: what systemd said of each, what was reported of it, and whether the difference matters.
 //!
-//! What enters: properties, as signals and answers carry them. What leaves: [`UnitReport`]s, each the state of one unit that is
-//! worth an event. What must hold: the table is bounded; a unit that changes without end is reported a bounded number of times a
-//! second, its last state always, and what was merged into a later report is counted.
+//! What enters: properties, as signals and answers carry them. What leaves: [`UnitReport`]s, each the state of one unit
+//! that is worth an event. What must hold: the table is bounded. A unit that changes without end is reported a bounded
+//! number of times a second, its last state always. Changes that were merged into a later report are counted.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -159,8 +159,8 @@ impl Units {
         self.units.len()
     }
 
-    /// What is taken in next stands here in the connection's order: answers and signals are read from different queues, and an
-    /// answer that is older than a signal does not undo what that said.
+    /// The next message's place in the connection's order. Answers and signals are read from different queues, and an
+    /// answer older than a signal does not undo it.
     pub fn at(&mut self, position: Sequence) {
         self.position = Some(position);
     }
