@@ -3,17 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+pub use tapio_probes::clock::boottime_ns;
 
 use crate::error::Error;
 use crate::interrupt;
-
-/// `CLOCK_BOOTTIME`, nanoseconds: the clock of every record and event.
-#[inline]
-pub fn boottime_ns() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
 
 /// Asks `condition` every few milliseconds until it answers.
 ///

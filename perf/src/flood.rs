@@ -17,6 +17,7 @@ use tapio_wire::program::units::human_duration;
 use crate::client::{Client, FindingWatch};
 use crate::clock::wait_for;
 use crate::error::Error;
+use crate::host::Host;
 use crate::inject::cgroup::Cgroup;
 use crate::inject::{Fault, InjectOptions, Injector, measure};
 use crate::interrupt;
@@ -24,7 +25,6 @@ use crate::latency::Summary;
 use crate::processes::collector::Feed;
 use crate::processes::usage;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
-use crate::report::Host;
 use crate::storm::Metrics;
 use crate::truth::stage::{Actor, ContainerCgroups, Pids, Stage};
 

@@ -1,6 +1,6 @@
 //! Names as kubelet and containerd give them: pod uids, container ids and the cgroup path that is made of both.
 
-use crate::load::random::Random;
+use crate::random::Random;
 
 /// A container of a pod, by the names that end up in its cgroup's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ fn container_id(random: &mut Random) -> String {
 #[cfg(test)]
 mod tests {
     use super::{CONTAINER_LEVEL, ContainerName};
-    use crate::load::random::Random;
+    use crate::random::Random;
     use tapio_probes::record::CGROUP_PATH_BYTES;
 
     #[test]

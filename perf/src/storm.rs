@@ -17,11 +17,11 @@ use tapio_wire::service::StatusResponse;
 use crate::client::Client;
 use crate::clock::{boottime_ns, pause, wait_for};
 use crate::error::{Context, Error};
+use crate::host::Host;
 use crate::interrupt;
 use crate::probes::workload::Workload;
 use crate::processes::collector::Feed;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
-use crate::report::Host;
 
 /// The source that probes are counted under.
 const SOURCE: &str = "ebpf";

@@ -7,9 +7,9 @@ use crate::lab::Need::{Bpf, Cgroups, Nats};
 use crate::lab::{self, PERF, can_run};
 use serde_json::Value;
 use tapio_perf::load::generator::Pace;
+use tapio_perf::load::report::LoadReport;
 use tapio_perf::load::servers::ClusterReport;
 use tapio_perf::load::{self, LoadOptions, SeveralServers};
-use tapio_perf::report::LoadReport;
 
 /// Two servers with a node each, for a few seconds, at rates that a busy machine can take.
 fn two_servers(with_log: bool) -> (LoadReport, ClusterReport) {

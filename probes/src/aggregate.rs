@@ -17,7 +17,9 @@ use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuHashMap};
 use zerocopy::IntoBytes;
 
-use crate::object::SIDE;
+use crate::clock::boottime_ns;
+use crate::field::{u32_at, u64_at};
+use crate::object::{HISTOGRAM_BYTES, SIDE};
 use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, PacketDrop, Reclaim, RecordKind, SyscallError};
 use crate::unanswered::Unanswered;
 
@@ -350,9 +352,6 @@ fn shared<const KEY: usize, const VALUE: usize>(map: Map) -> Result<Box<dyn Side
     Ok(Box::new(OfAllCpus::<KEY, VALUE>(HashMap::try_from(map)?)))
 }
 
-/// `struct histogram_sums` of `bpf/include/aggregate.h`: total, maximum, counts.
-pub(crate) const HISTOGRAM_BYTES: usize = 16 + 4 * HISTOGRAM_SLOTS;
-
 /// The record of one key's durations, of all CPUs; nothing when no CPU counted any.
 fn write_histogram(of: (u8, u8, u32), cgroup_id: u64, values: &[&[u8]], interval: Interval, record: &mut Vec<u8>) {
     let (measure, operation, device) = of;
@@ -377,25 +376,6 @@ fn write_histogram(of: (u8, u8, u32), cgroup_id: u64, values: &[&[u8]], interval
     if histogram.counts.iter().any(|&count| count > 0) {
         record.extend_from_slice(histogram.as_bytes());
     }
-}
-
-/// A field of a key or value: maps' keys and values have the sizes that their tables declare.
-pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    let mut field = [0; 8];
-    field.copy_from_slice(&bytes[offset..offset + 8]);
-    u64::from_ne_bytes(field)
-}
-
-/// The same, of four bytes.
-pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    let mut field = [0; 4];
-    field.copy_from_slice(&bytes[offset..offset + 4]);
-    u32::from_ne_bytes(field)
-}
-
-pub(crate) fn boottime_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 #[cfg(test)]

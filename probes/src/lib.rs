@@ -22,9 +22,11 @@
 
 mod aggregate;
 mod attach;
+pub mod clock;
 mod controls;
 mod cost;
 mod drop_reasons;
+mod field;
 mod loader;
 pub mod mountinfo;
 mod object;
@@ -40,9 +42,10 @@ pub use cost::{EmptyPrograms, RunTime, Yardstick, count_run_time};
 pub use drop_reasons::drop_reason_name;
 pub use loader::{Error, LoadConfig, Probes, possible_cpus};
 pub use object::{
-    AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Attachment, Counter, DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS,
-    DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, PROGRAMS, ProgramInfo, RecordLane,
-    counter_index, object, off_by_default, signal_mask,
+    AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, Attachment, Counter, DEFAULT_AUDITED_PATHS,
+    DEFAULT_CGROUP_RECORDS_PER_SECOND, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK,
+    DEFAULT_SIGNAL_MASK_UNHANDLED, PROGRAMS, ProgramInfo, RecordLane, counter_index, object, off_by_default,
+    signal_mask,
 };
 pub use run_time::{Measuring, RunTimes};
-pub use shares::{DEFAULT_CGROUP_RECORDS_PER_SECOND, Shares};
+pub use shares::Shares;

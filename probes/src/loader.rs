@@ -25,12 +25,11 @@ use crate::cost::{self, RunTime};
 use crate::drop_reasons;
 use crate::object::{
     AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
-    DEFAULT_AUDITED_PATHS, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK, DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED,
-    EXCLUDED, LETHAL, MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo, SHARES, TUNING, errno_words, histogram_map_entries,
-    object, off_by_default,
+    DEFAULT_AUDITED_PATHS, DEFAULT_CGROUP_RECORDS_PER_SECOND, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK,
+    DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, EXCLUDED, LETHAL, MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo,
+    SHARE_BURST_NS, SHARES, TUNING, errno_words, histogram_map_entries, object, off_by_default,
 };
 use crate::run_time::RunTimes;
-use crate::shares::{DEFAULT_CGROUP_RECORDS_PER_SECOND, SHARE_BURST_NS};
 
 pub use self::machine::possible_cpus;
 use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};

@@ -2,8 +2,7 @@
 //!
 //! The constants are those of `bpf/include/tapio.h`.
 
-use crate::aggregate::HISTOGRAM_BYTES;
-use crate::record::RecordKind;
+use crate::record::{HISTOGRAM_SLOTS, RecordKind};
 
 /// The compiled object, aligned as ELF wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapio.bpf.o"));
@@ -188,6 +187,9 @@ const HISTOGRAM_MAPS: &[(&str, [u32; 2], usize)] = &[
     ("run_queue_1", [128, 512], 8 << 20),
 ];
 
+/// `struct histogram_sums` of `bpf/include/aggregate.h`: total, maximum, counts.
+pub(crate) const HISTOGRAM_BYTES: usize = 16 + 4 * HISTOGRAM_SLOTS;
+
 /// How many entries these maps have on a machine with so many CPUs.
 pub(crate) fn histogram_map_entries(possible_cpus: usize) -> impl Iterator<Item = (&'static str, u32)> {
     HISTOGRAM_MAPS.iter().map(move |&(name, [least, most], bytes)| {
@@ -256,6 +258,11 @@ pub const DEFAULT_ERRNOS: &[u32] = &[5, 12, 23, 24, 28, 30, 111];
 
 /// Errors that mean so only where a process should have been made: EAGAIN.
 pub const DEFAULT_ERRNOS_OF_FORK: &[u32] = &[11];
+
+/// See [`crate::LoadConfig::cgroup_records_per_second`].
+pub const DEFAULT_CGROUP_RECORDS_PER_SECOND: u32 = 4_000;
+/// A cgroup may use up so much of its share at once.
+pub(crate) const SHARE_BURST_NS: u64 = 250_000_000;
 
 /// Where containers, and kubelet, have secrets.
 pub const DEFAULT_AUDITED_PATHS: &[&str] = &["/var/run/secrets/", "/run/secrets/", "/etc/secrets/"];

@@ -12,11 +12,6 @@ use zerocopy::IntoBytes;
 use crate::loader::Probes;
 use crate::record::{Header, LeftOut, RecordKind};
 
-/// See [`crate::LoadConfig::cgroup_records_per_second`].
-pub const DEFAULT_CGROUP_RECORDS_PER_SECOND: u32 = 4_000;
-/// A cgroup may use up so much of its share at once.
-pub(crate) const SHARE_BURST_NS: u64 = 250_000_000;
-
 /// As in `bpf/include/tapio.h`.
 const SHARES: usize = 1 << 12;
 /// A `struct share`: cgroup, when it is due, when its reserve is, records left out.

@@ -11,7 +11,8 @@ use aya::maps::{HashMap, MapData, MapError};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use crate::aggregate::{boottime_ns, u32_at, u64_at};
+use crate::clock::boottime_ns;
+use crate::field::{u32_at, u64_at};
 use crate::record::{Dns, Header, RecordKind};
 
 const QUERIES: &str = "dns_queries";

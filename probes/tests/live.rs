@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::lab::{Container, Hierarchies, Killed, Session, can_run, inode, namespace_pids, victim};
+use tapio_probes::clock::boottime_ns;
 use tapio_probes::record::{CGROUP_V1_MEMORY, Cgroup, Exec, Exit, Oom, RecordKind, Signal, text};
 use tapio_probes::{LoadConfig, ProgramState, off_by_default};
 use tapio_ringbuf::{Poller, WakeupFlag};
@@ -20,11 +21,6 @@ const SIGTERM: u32 = 15;
 const SI_USER: i32 = 0;
 const SEGV_MAPERR: i32 = 1;
 const MIB: u64 = 1 << 20;
-
-fn boottime_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
 
 fn resident_bytes(pid: u32) -> u64 {
     let pages = fs::read_to_string(format!("/proc/{pid}/statm")).expect("it lives");

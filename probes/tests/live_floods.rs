@@ -5,17 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::lab::{Container, Session, can_run, inode};
+use tapio_probes::clock::boottime_ns;
 use tapio_probes::record::{CGROUP_V1_MEMORY, Exit, LeftOut, RecordKind, Signal};
 use tapio_probes::{Counter, LoadConfig, Shares};
 use zerocopy::FromBytes;
 
 const KILLS: usize = 100;
 const SIGKILL: u32 = 9;
-
-fn boottime_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
 
 /// What a loop that is killed leaves behind; dropped after it was killed, and before the container is.
 struct Rest(PathBuf);

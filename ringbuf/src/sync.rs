@@ -1,4 +1,4 @@
-//! The atomics and cells that [`crate::protocol`] and [`crate::producers`] use: std's, or loom's when a model is checked.
+//! The atomics and cells of the protocol and of the producers: those of std, or of loom when a model is checked.
 
 #[cfg(loom)]
 pub use loom::cell::UnsafeCell as SharedCell;

@@ -25,6 +25,17 @@ pub fn entity_id(kind: event::EntityKind, key: &str) -> event::EntityId {
     fnv1a(&[kind.name().as_bytes(), &[0], key.as_bytes()]).max(1)
 }
 
+/// The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit of the value changes about half of all bits.
+#[inline]
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// What splitmix64 adds to its state for each number.
+pub const MIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// FNV-1a, 64 bits, over these parts one behind another.
 pub fn fnv1a(parts: &[&[u8]]) -> u64 {
     parts

@@ -135,12 +135,9 @@ fn score(node: u64, address: SocketAddr) -> u64 {
     [(ip >> 64) as u64, ip as u64, u64::from(address.port())].iter().fold(mix(node), |hash, word| mix(hash ^ word))
 }
 
-/// The finalizer of splitmix64 (Steele, Lea and Flood 2014).
+/// One number of splitmix64.
 fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
+    tapio_wire::mix(value.wrapping_add(tapio_wire::MIX_STEP))
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Context, Error};
+use crate::host::Host;
 use crate::load::generator::Pace;
 use crate::load::{self, LoadOptions};
-use crate::report::Host;
 
 pub use cost::{Costs, Measured};
 pub use plan::{Cluster, Plan};

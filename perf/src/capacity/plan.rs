@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::cost::Costs;
 use crate::error::Error;
-use crate::report::Host;
+use crate::host::Host;
 
 /// Replicas that the deployment may have.
 pub const REPLICAS_MAX: u64 = 10;
@@ -203,7 +203,7 @@ fn mib(bytes: f64) -> u64 {
 mod tests {
     use super::{Cluster, Plan};
     use crate::capacity::cost::{Costs, Line, ServerLine};
-    use crate::report::Host;
+    use crate::host::Host;
 
     fn cluster() -> Cluster {
         Cluster {

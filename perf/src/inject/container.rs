@@ -17,7 +17,7 @@ use crate::clock::wait_for;
 use crate::error::{Context, Error};
 use crate::interrupt;
 use crate::kubelet::ContainerName;
-use crate::load::random::Random;
+use crate::random::Random;
 
 /// How long the processes of a fault may take to start.
 const START_LIMIT: Duration = Duration::from_secs(10);

@@ -27,7 +27,7 @@ use self::container::{Pod, Running, Sender};
 use self::victim::{Act, Role, Step};
 use crate::clock::{boottime_ns, pause, wait_for};
 use crate::error::{Context, Error};
-use crate::load::random::Random;
+use crate::random::Random;
 
 /// How long a victim may take to die of its fault.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);

@@ -8,10 +8,10 @@ use std::fmt;
 use serde::Serialize;
 use tapio_wire::program::units::human_duration;
 
+use super::report::LoadReport;
 use super::{LoadOptions, SeveralServers, run};
 use crate::error::Error;
 use crate::latency::Summary;
-use crate::report::LoadReport;
 
 /// Runs of each kind, at most.
 pub const ROUNDS_MAX: u16 = 100;

@@ -18,7 +18,7 @@ pub mod ledger;
 mod log_watch;
 pub mod pool;
 pub mod profile;
-pub mod random;
+pub mod report;
 pub mod servers;
 
 use std::path::PathBuf;
@@ -28,17 +28,18 @@ use std::time::{Duration, Instant};
 use generator::{Generator, Node, Pace, Publication};
 use ledger::NodeLedger;
 use log_watch::LogWatch;
+use report::{CollectorCost, LoadReport, ServerCost};
 use servers::{ClusterReport, Servers};
 use tapio_wire::service::StatusResponse;
 
 use crate::clock::{pause, wait_for};
 use crate::error::Error;
+use crate::host::Host;
 use crate::interrupt;
 use crate::latency::Latencies;
 use crate::processes::collector::Resources;
 use crate::processes::usage::Usage;
 use crate::processes::{Collector, CollectorOptions, Server};
-use crate::report::{CollectorCost, Host, LoadReport, ServerCost};
 
 /// How long the pipeline may take to empty itself after the last event.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);

@@ -21,8 +21,8 @@ use tapio_probes::record::{CGROUP_PATH_BYTES, Cgroup, Exec, Exit, Header, Record
 use zerocopy::IntoBytes;
 
 use super::pool::Pool;
-use super::random::{Random, Zipf};
 use crate::kubelet::{CONTAINER_LEVEL, ContainerName};
+use crate::random::{Random, Zipf};
 
 /// Records of a pool: four frames of the default size.
 pub const POOL_RECORDS: usize = 16_384;

@@ -31,8 +31,8 @@ use tapio_probes::{EmptyPrograms, PROGRAMS, ProgramInfo, Tuning, Yardstick};
 use workload::{Loop, Workload};
 
 use crate::error::{Context, Error};
+use crate::host::Host;
 use crate::interrupt;
-use crate::report::Host;
 
 /// Fewer rounds have no middle.
 const ROUNDS_MIN: usize = 3;

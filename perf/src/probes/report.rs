@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::report::Host;
+use crate::host::Host;
 
 /// A loop may lose less than this with everything on.
 pub const LOSS_GOAL_PERCENT: f64 = 3.0;

@@ -16,8 +16,8 @@ use crate::error::{Context, Error};
 use crate::inject::cgroup::{Cgroup, Hierarchies, MemoryControl};
 use crate::inject::{Fault, Injection, Injector};
 use crate::kubelet::ContainerName;
-use crate::load::random::Random;
 use crate::processes::Process;
+use crate::random::Random;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(20);
