@@ -172,43 +172,13 @@ impl Shipper {
             }
             if let Broken::Status(status) = &error
                 && let Some(newest) = newest_epoch(status)
+                && is_over(outbox, newest)
             {
-                if outbox.outdo_epoch(newest) {
-                    tracing::warn!(
-                        newest,
-                        epoch = outbox.epoch(),
-                        "the clock went back since the last run: a newer epoch"
-                    );
-                } else if outbox.is_closing() {
-                    // It was delivered before, as far as this server is concerned, or the next epoch was.
-                    outbox.give_up_replay();
-                    return;
-                } else if outbox.give_up_replay() {
-                    tracing::error!(
-                        newest,
-                        epoch = outbox.epoch(),
-                        "the server takes this epoch no more: its spool is deleted"
-                    );
-                    return;
-                }
+                return;
             }
             let has_progressed = outbox.acknowledged().0 > acked_before;
             attempt = if has_progressed { 0 } else { attempt.saturating_add(1) };
-            let mut pause = BACKOFF_MIN;
-            if let Some(candidate) = &candidate {
-                let mut endpoints = self.endpoints.lock().await;
-                endpoints.failed(candidate);
-                // While there are others to try there is no reason to wait long.
-                if endpoints.are_exhausted() {
-                    let rounds = attempt / endpoints.ranked().len().max(1) as u32;
-                    let (first, longest) =
-                        if error.is_refusal() { (REFUSED_MIN, REFUSED_MAX) } else { (BACKOFF_MIN, BACKOFF_MAX) };
-                    pause = backoff::doubled(first, rounds, longest);
-                }
-            } else {
-                pause = backoff::doubled(BACKOFF_MIN, attempt, BACKOFF_MAX);
-            }
-            let pause = backoff::spread(pause);
+            let pause = backoff::spread(self.pause_after(&error, candidate.as_ref(), attempt).await);
             // A refusal stays as it is until somebody acts: said once.
             if is_news || !error.is_refusal() && (attempt <= 1 || attempt.is_power_of_two()) {
                 let server = candidate.map_or_else(String::new, |candidate| candidate.address.to_string());
@@ -223,6 +193,22 @@ impl Shipper {
                 return;
             }
         }
+    }
+
+    /// How long to wait after this many attempts in a row have failed, the last one with this candidate.
+    async fn pause_after(&self, error: &Broken, candidate: Option<&Candidate>, attempt: u32) -> Duration {
+        let Some(candidate) = candidate else {
+            return backoff::doubled(BACKOFF_MIN, attempt, BACKOFF_MAX);
+        };
+        let mut endpoints = self.endpoints.lock().await;
+        endpoints.failed(candidate);
+        // While there are others to try there is no reason to wait long.
+        if !endpoints.are_exhausted() {
+            return BACKOFF_MIN;
+        }
+        let rounds = attempt / endpoints.ranked().len().max(1) as u32;
+        let (first, longest) = if error.is_refusal() { (REFUSED_MIN, REFUSED_MAX) } else { (BACKOFF_MIN, BACKOFF_MAX) };
+        backoff::doubled(first, rounds, longest)
     }
 
     async fn connect(&self, candidate: &Candidate) -> Result<IngestClient<Channel>, Broken> {
@@ -303,20 +289,8 @@ impl Shipper {
             if outbox.epoch() != epoch {
                 return Ok(Ended::NextEpoch);
             }
-            // All that goes goes now: another turn of the loop for each frame would ask for everything else as often.
-            while may_send && move_until.is_none() {
-                let permit = match requests.try_reserve() {
-                    Ok(permit) => permit,
-                    Err(TrySendError::Full(())) => break,
-                    Err(TrySendError::Closed(())) => return Err(Broken::Closed),
-                };
-                match outbox.next(credit_bytes) {
-                    Some(frame) => {
-                        permit.send(ShipRequest { kind: Some(ship_request::Kind::Frame(frame)) });
-                        self.state.frames_sent.fetch_add(1, Ordering::Relaxed);
-                    }
-                    None => may_send = false,
-                }
+            if may_send && move_until.is_none() {
+                may_send = self.send_frames(outbox, credit_bytes, requests)?;
             }
             if let Some(damage) = outbox.damage() {
                 return Ok(Ended::Damaged(damage));
@@ -364,6 +338,26 @@ impl Shipper {
             }
         }
         Ok(Ended::Done)
+    }
+
+    /// Sends all frames that the credit and the channel take now: another turn of [`Self::pump`] for each would poll
+    /// everything else as often. Returns whether there may be more to send.
+    fn send_frames(
+        &self,
+        outbox: &Outbox,
+        credit_bytes: u64,
+        requests: &mpsc::Sender<ShipRequest>,
+    ) -> Result<bool, Broken> {
+        loop {
+            let permit = match requests.try_reserve() {
+                Ok(permit) => permit,
+                Err(TrySendError::Full(())) => return Ok(true),
+                Err(TrySendError::Closed(())) => return Err(Broken::Closed),
+            };
+            let Some(frame) = outbox.next(credit_bytes) else { return Ok(false) };
+            permit.send(ShipRequest { kind: Some(ship_request::Kind::Frame(frame)) });
+            self.state.frames_sent.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Returns when another candidate is preferred and has answered. Looks from time to time, each node at its own.
@@ -418,6 +412,24 @@ fn watching(sources: &[SourceState]) -> Watching {
         Some(SourceOff { source: state.source.to_owned(), reason })
     });
     Watching { off: off.collect() }
+}
+
+/// Whether nothing more can be sent of an outbox whose epoch a server refuses, since it knows `newest`.
+fn is_over(outbox: &Outbox, newest: u64) -> bool {
+    if outbox.outdo_epoch(newest) {
+        tracing::warn!(newest, epoch = outbox.epoch(), "the clock went back since the last run: a newer epoch");
+        return false;
+    }
+    if outbox.is_closing() {
+        // It was delivered before, as far as this server is concerned, or the next epoch was.
+        outbox.give_up_replay();
+        return true;
+    }
+    let is_deleted = outbox.give_up_replay();
+    if is_deleted {
+        tracing::error!(newest, epoch = outbox.epoch(), "the server takes this epoch no more: its spool is deleted");
+    }
+    is_deleted
 }
 
 #[cfg(test)]

@@ -39,9 +39,33 @@ impl Config {
         if !(rate > 0.0 && rate <= 1.0) {
             return invalid("collector.sampling_rate", format!("{rate} is not above 0 and up to 1"));
         }
-        if let Err((key, problem)) = self.bounded() {
+        if let Err((key, problem)) = self.bounded().and_then(|()| self.connection()).and_then(|()| self.probes()) {
             return invalid(key, problem);
         }
+        if self.collectors.k8s.exclude_namespaces.iter().any(|name| name.is_empty() || name.len() > 63) {
+            return invalid("collectors.k8s.exclude_namespaces", "a namespace's name has 1 to 63 characters".into());
+        }
+        // As the servers check it, wherever the name is from.
+        if !is_node_name(&self.node_name()) {
+            return invalid(
+                "collector.node_name",
+                "a node's name has 1 to 253 bytes, none of them a control character (unset: NODE_NAME of the environment, or the \
+                 host's name)"
+                    .into(),
+            );
+        }
+        if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
+            return invalid(
+                "logging.level",
+                format!("`{}` is none of error, warn, info, debug, trace, off", self.logging.level),
+            );
+        }
+        Ok(())
+    }
+
+    /// Servers, TLS, the token, the spool.
+    fn connection(&self) -> Result<(), (&'static str, String)> {
+        let invalid = |key, problem| Err((key, problem));
         if self.grpc.tls_enabled && self.grpc.tls.ca.as_os_str().is_empty() {
             return invalid(
                 "grpc.tls.ca",
@@ -82,6 +106,12 @@ impl Config {
                 Ok(_) => {}
             }
         }
+        Ok(())
+    }
+
+    /// Lists of the kernel's source.
+    fn probes(&self) -> Result<(), (&'static str, String)> {
+        let invalid = |key, problem| Err((key, problem));
         if let Some(name) =
             self.collectors.ebpf.syscall_errors.iter().find(|name| errno_names().all(|known| known != name.as_str()))
         {
@@ -98,24 +128,6 @@ impl Config {
         }
         if self.collectors.ebpf.redact.iter().any(|name| name.trim().is_empty()) {
             return invalid("collectors.ebpf.redact", "an empty name says nothing; `*` redacts every value".into());
-        }
-        if self.collectors.k8s.exclude_namespaces.iter().any(|name| name.is_empty() || name.len() > 63) {
-            return invalid("collectors.k8s.exclude_namespaces", "a namespace's name has 1 to 63 characters".into());
-        }
-        // As the servers check it, wherever the name is from.
-        if !is_node_name(&self.node_name()) {
-            return invalid(
-                "collector.node_name",
-                "a node's name has 1 to 253 bytes, none of them a control character (unset: NODE_NAME of the environment, or the \
-                 host's name)"
-                    .into(),
-            );
-        }
-        if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
-            return invalid(
-                "logging.level",
-                format!("`{}` is none of error, warn, info, debug, trace, off", self.logging.level),
-            );
         }
         Ok(())
     }

@@ -134,6 +134,8 @@ struct Watch<'a, F: Follower> {
     /// Where to go on; `None` when a list is due.
     version: Option<String>,
     has_listed: bool,
+    /// Why changes may be missed since the last list; the next list states it.
+    gap: Option<&'static str>,
     reports: Vec<WatchReport>,
     /// When something was heard last.
     heard_ns: u64,
@@ -151,6 +153,7 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         states: HashMap::default(),
         version: None,
         has_listed: false,
+        gap: None,
         reports: Vec::new(),
         heard_ns: boottime_ns(),
         streams: context.streams.clone(),
@@ -158,7 +161,6 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
         looked_at: Instant::now(),
     };
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_LONGEST);
-    let mut gap: Option<&'static str> = None;
     loop {
         let began = Instant::now();
         // While nothing can be read, what is known goes on.
@@ -167,13 +169,13 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
             context.sender.send(&mut watch.reports).await;
         }
         let outcome = match watch.version.clone() {
-            None => match watch.list(gap).await {
+            None => match watch.list().await {
                 Ok(()) => {
                     context.counts.add("listed");
                     if resource.is_small {
                         context.status.runs();
                     }
-                    gap = None;
+                    watch.gap = None;
                     // The pauses go on to grow where lists succeed and the watches after them fail.
                     continue;
                 }
@@ -192,37 +194,10 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
                     context.status.runs();
                 }
             }
-            Err(trouble) => {
-                context.counts.add(trouble.name());
-                if resource.is_small && !matches!(trouble, Trouble::Expired) {
-                    context.status.waits_for(format!("waiting for the API server ({}): {trouble}", resource.what));
-                }
-                tracing::debug!(what = resource.what, %trouble, "a watch is interrupted");
-                match trouble {
-                    Trouble::Expired if watch.has_listed => {
-                        gap = Some("expired");
-                        watch.version = None;
-                    }
-                    Trouble::Undecodable(_) if watch.has_listed => {
-                        gap = Some("undecodable");
-                        watch.version = None;
-                    }
-                    Trouble::Unauthorized => context.access.renew().await,
-                    Trouble::Absent if watch.version.is_none() && !watch.has_listed => return Absent,
-                    Trouble::Absent => watch.version = None,
-                    Trouble::Forbidden(reason) => {
-                        if backoff.failures() == 0 {
-                            tracing::warn!(what = resource.what, reason, "may not be read; see docs/kubernetes.md");
-                        }
-                        asked = Some(FORBIDDEN_PAUSE);
-                    }
-                    Trouble::Busy { retry_after, .. } => asked = retry_after,
-                    _ => {}
-                }
-                if backoff.failures() >= FAILURES_MAX && watch.has_listed && watch.version.take().is_some() {
-                    gap = Some("watch failed");
-                }
-            }
+            Err(trouble) => match watch.interrupted(trouble, backoff.failures()).await {
+                Ok(pause) => asked = pause,
+                Err(absent) => return absent,
+            },
         }
         if began.elapsed() < SOUND || asked.is_some() {
             let pause = match asked {
@@ -276,8 +251,49 @@ pub fn digest(of: &impl std::hash::Hash) -> u64 {
 }
 
 impl<F: Follower> Watch<'_, F> {
+    /// Decides what an error means for the next attempt, after so many failures in a row before it.
+    ///
+    /// Returns the pause that the error asks for.
+    ///
+    /// # Errors
+    /// [`Absent`], when the API server never had the resource.
+    async fn interrupted(&mut self, trouble: Trouble, failures: u32) -> Result<Option<Duration>, Absent> {
+        let (context, what) = (self.context, &self.resource.what);
+        context.counts.add(trouble.name());
+        if self.resource.is_small && !matches!(trouble, Trouble::Expired) {
+            context.status.waits_for(format!("waiting for the API server ({what}): {trouble}"));
+        }
+        tracing::debug!(what, %trouble, "a watch is interrupted");
+        let mut asked = None;
+        match trouble {
+            Trouble::Expired if self.has_listed => {
+                self.gap = Some("expired");
+                self.version = None;
+            }
+            Trouble::Undecodable(_) if self.has_listed => {
+                self.gap = Some("undecodable");
+                self.version = None;
+            }
+            Trouble::Unauthorized => context.access.renew().await,
+            Trouble::Absent if self.version.is_none() && !self.has_listed => return Err(Absent),
+            Trouble::Absent => self.version = None,
+            Trouble::Forbidden(reason) => {
+                if failures == 0 {
+                    tracing::warn!(what, reason, "may not be read; see docs/kubernetes.md");
+                }
+                asked = Some(FORBIDDEN_PAUSE);
+            }
+            Trouble::Busy { retry_after, .. } => asked = retry_after,
+            _ => {}
+        }
+        if failures >= FAILURES_MAX && self.has_listed && self.version.take().is_some() {
+            self.gap = Some("watch failed");
+        }
+        Ok(asked)
+    }
+
     /// Reads the list, page by page, and compares it with what is known.
-    async fn list(&mut self, gap: Option<&'static str>) -> Result<(), Trouble> {
+    async fn list(&mut self) -> Result<(), Trouble> {
         let is_first = !self.has_listed;
         let mut listed: HashSet<u64, foldhash::fast::RandomState> = HashSet::default();
         let mut token = String::new();
@@ -303,7 +319,7 @@ impl<F: Follower> Watch<'_, F> {
             self.context.sender.send(&mut self.reports).await;
         }
         self.follower.listed(&mut self.reports);
-        if let Some(reason) = gap {
+        if let Some(reason) = self.gap {
             let found_gone = u32::try_from(missing.len()).unwrap_or(u32::MAX);
             self.reports.push(WatchReport::gap(
                 &self.context.node,
