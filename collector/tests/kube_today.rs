@@ -219,7 +219,7 @@ fn a_job_ended_by_its_failure_policy_says_so() {
         },
     });
     let job = checked::<Job>(job);
-    let api = crate::kube_watch::elected(move |asked| {
+    let api = crate::kube_elected::elected(move |asked| {
         let is_job = asked.path.ends_with("/jobs");
         match asked.is_watch() {
             false => list(10, if is_job { vec![job.clone()] } else { Vec::new() }),

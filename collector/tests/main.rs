@@ -4,6 +4,7 @@
 mod evidence;
 mod exclusion;
 mod kube_api;
+mod kube_elected;
 mod kube_today;
 mod kube_watch;
 mod lab;
