@@ -7,15 +7,16 @@ use std::process::Command;
 use crate::kube_archive::Archive;
 use crate::kube_node::beside::Beside;
 use crate::kube_node::findings::{findings, listed, named, print};
-use crate::kube_node::{
-    LIMIT, Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting,
-};
-use serde_json::json;
-use tapio_perf::clock::wait_for;
+use crate::kube_node::release::Front;
+use crate::kube_node::{Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting};
+use serde_json::{Value, json};
 use tapio_perf::processes::http;
 
 struct Lab {
     archive: std::path::PathBuf,
+    address: String,
+    /// The pods' namespace.
+    ns: String,
 }
 
 impl Lab {
@@ -29,6 +30,90 @@ impl Lab {
             }
             found
         })
+    }
+
+    fn a_memory_limit_kill_is_found(&self) {
+        let of_leak = |name: &str| name.starts_with(&format!("{}/leak-", self.ns)) && name.ends_with("/eater");
+        self.wait_archived(of_leak, &["container_state", "reason=OOMKilled", "exit=137"]);
+        let found = listed(&self.address, "memory-limit-kill", of_leak);
+        assert!(found["title"].as_str().is_some_and(|title| title.contains("/eater")), "{found}");
+        let (of_namespace, _, of_container, workload) = named(&found);
+        assert_eq!((&*of_namespace, &*of_container, &*workload), (&*self.ns, "eater", "Deployment/leak"), "{found}");
+        await_that("the label beside the death", |seen| {
+            let found = listed(&self.address, "memory-limit-kill", of_leak);
+            *seen = found["death"].to_string();
+            let is_named = found["death"]["label"].as_str().is_some_and(|label| label.starts_with("OOMKilled"));
+            (is_named && found["death"]["label_agrees"] == true).then_some(())
+        });
+        print(&self.address, &found);
+    }
+
+    fn a_kill_from_the_host_is_found(&self, namespace: &Namespace) {
+        let (id, pid) = namespace.process_of("pod/target");
+        let of_target = |name: &str| name == format!("{}/target/app", self.ns);
+        self.wait_archived(of_target, &["container_state", "state=2"]);
+        let killed = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("sh starts");
+        assert!(killed.success());
+        let found = listed(&self.address, "killed-from-outside", of_target);
+        assert_eq!(found["entity"]["container_id"], id, "{found}");
+        assert_eq!(found["death"]["sender"]["comm"], "sh", "{found}");
+        self.wait_archived(of_target, &["container_state", "state=3", "exit=137"]);
+    }
+
+    /// A crash loop, a failed liveness probe, and an eviction by kubelet.
+    fn failures_that_kubelet_sees_are_found(&self) {
+        // A container that dies at once is found before Kubernetes named it: its finding is published again.
+        let of_loop = |name: &str| name == format!("{}/looper/loop", self.ns);
+        let found = listed(&self.address, "crash-loop", of_loop);
+        assert_eq!(found["death"]["exit_code"], 3, "{found}");
+        self.wait_archived(of_loop, &["container_state", "reason=CrashLoopBackOff"]);
+
+        let of_probed = |name: &str| name == format!("{}/stuck/probed", self.ns);
+        self.wait_archived(|name| name == format!("{}/stuck", self.ns), &["kube_event", "Unhealthy"]);
+        self.wait_archived(of_probed, &["container_state", "state=3", "exit=137"]);
+        self.wait_archived(of_probed, &["signal", "signal=9"]);
+        let found = listed(&self.address, "liveness-probe-kill", of_probed);
+        assert_eq!(found["death"]["signal_name"], "SIGKILL", "{found}");
+
+        let found = listed(&self.address, "evicted", |name| name.starts_with(&format!("{}/hoarder", self.ns)));
+        let (of_namespace, of_pod, ..) = named(&found);
+        assert_eq!((&*of_namespace, &*of_pod), (&*self.ns, "hoarder"), "{found}");
+    }
+
+    /// It lived 300 ms: the kernel's events of it have its name, and so have kubelet's.
+    fn a_brief_pod_is_found(&self) {
+        let of_brief = |name: &str| name == format!("{}/brief/blink", self.ns);
+        self.wait_archived(of_brief, &["container_state", "state=3", "exit=7"]);
+        self.wait_archived(of_brief, &["exit", "status=0", "comm=busybox"]);
+        let found = listed(&self.address, "exited-with-error", of_brief);
+        assert_eq!(named(&found).2, "blink", "{found}");
+    }
+
+    fn an_eviction_through_the_api_is_archived(&self, namespace: &Namespace) {
+        namespace.wait_running("pod/evictee");
+        let path = format!("/api/v1/namespaces/{}/pods/evictee/eviction", self.ns);
+        let evict = |version: &str| {
+            let eviction = json!({"apiVersion": version, "kind": "Eviction", "metadata": {"name": "evictee", "namespace": self.ns}});
+            kubectl_reading(&["create", "--raw", &path, "-f", "-"], &eviction.to_string())
+        };
+        evict("policy/v1").or_else(|_| evict("policy/v1beta1")).expect("evicted");
+        let of_evictee = |name: &str| name == format!("{}/evictee", self.ns);
+        self.wait_archived(of_evictee, &["pod_state", "deleted=true"]);
+        self.wait_archived(of_evictee, &["pod_state", "gone=true"]);
+    }
+
+    fn a_bad_release_is_found(&self) {
+        let ns = &self.ns;
+        let of_front = |name: &str| name == format!("Deployment {ns}/front");
+        let (before, after) = (setting("TAPIO_TEST_IMAGE"), setting("TAPIO_TEST_IMAGE_NEXT"));
+        self.wait_archived(of_front, &["rollout", "kind=Deployment", &format!("images={after} before={before}")]);
+        let of_web = |name: &str| name.starts_with(&format!("{ns}/front-")) && name.ends_with("/web");
+        self.wait_archived(of_web, &["container_state", "exit=1", &format!("image={after}")]);
+        let found = listed(&self.address, "bad-release", |name| name.contains(&format!("{ns}/front")));
+        let (of_namespace, _, _, workload) = named(&found);
+        assert_eq!((&*of_namespace, &*workload), (&**ns, "Deployment/front"), "{found}");
+        assert!(found["title"].as_str().is_some_and(|title| title.contains(&after)), "{found}");
+        self.wait_archived(of_front, &["rollout", "kind=Deployment", "reason=ProgressDeadlineExceeded"]);
     }
 }
 
@@ -46,17 +131,8 @@ fn explain_a_system_oom(victim: &str) {
     kubectl_reading(&["create", "-f", "-"], &event.to_string()).expect("created");
 }
 
-#[test]
-fn failures_of_real_pods_are_reported_with_their_names() {
-    if !has_node("failures_of_real_pods_are_reported_with_their_names") {
-        return;
-    }
-    let tapio = Beside::start();
-    let address = tapio.server.address();
-    let lab = Lab { archive: tapio.server.archive_dir().to_owned() };
-
-    let namespace = Namespace::make("pods");
-    let ns = &namespace.0;
+/// The pods that fail, and those that are made to.
+fn failing(front: &Front) -> Vec<Value> {
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =
         json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
@@ -64,12 +140,7 @@ fn failures_of_real_pods_are_reported_with_their_names() {
     // Kubelet itself evicts what writes more than it may.
     let mut hoarder = container("hoard", "busybox dd if=/dev/zero of=/hoard bs=1M count=20; busybox sleep 600");
     hoarder["resources"] = json!({"limits": {"ephemeral-storage": "5Mi"}});
-    let mut front = deployment("front", sleeper("web"));
-    front["spec"]["replicas"] = json!(2);
-    // A pod that runs for a moment before it crashes has not made the release.
-    front["spec"]["minReadySeconds"] = json!(5);
-    front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
-    namespace.apply(vec![
+    vec![
         deployment("leak", eater("eater")),
         pod("looper", "Always", container("loop", "exit 3")),
         pod("stuck", "Always", probed),
@@ -77,98 +148,39 @@ fn failures_of_real_pods_are_reported_with_their_names() {
         pod("target", "Never", sleeper("app")),
         pod("brief", "Never", container("blink", "busybox sleep 0.3; exit 7")),
         pod("hoarder", "Never", hoarder),
-        front.clone(),
-    ]);
+        front.object(),
+    ]
+}
 
-    // Killed for its memory limit.
-    let of_leak = |name: &str| name.starts_with(&format!("{ns}/leak-")) && name.ends_with("/eater");
-    lab.wait_archived(of_leak, &["container_state", "reason=OOMKilled", "exit=137"]);
-    let found = listed(&address, "memory-limit-kill", of_leak);
-    assert!(found["title"].as_str().is_some_and(|title| title.contains("/eater")), "{found}");
-    let (of_namespace, _, of_container, workload) = named(&found);
-    assert_eq!((&*of_namespace, &*of_container, &*workload), (&**ns, "eater", "Deployment/leak"), "{found}");
-    await_that("the label beside the death", |seen| {
-        let found = listed(&address, "memory-limit-kill", of_leak);
-        *seen = found["death"].to_string();
-        let is_named = found["death"]["label"].as_str().is_some_and(|label| label.starts_with("OOMKilled"));
-        (is_named && found["death"]["label_agrees"] == true).then_some(())
-    });
-    print(&address, &found);
+#[test]
+fn failures_of_real_pods_are_reported_with_their_names() {
+    if !has_node("failures_of_real_pods_are_reported_with_their_names") {
+        return;
+    }
+    let tapio = Beside::start();
+    let namespace = Namespace::make("pods");
+    let lab = Lab {
+        archive: tapio.server.archive_dir().to_owned(),
+        address: tapio.server.address(),
+        ns: namespace.0.clone(),
+    };
+    // A pod that runs for a moment before it crashes has not made the release.
+    let front = Front::running("busybox sleep 600", 5, 2, 1);
+    namespace.apply(failing(&front));
 
-    // Killed by somebody on the host.
-    let (id, pid) = namespace.process_of("pod/target");
-    let of_target = |name: &str| name == format!("{ns}/target/app");
-    lab.wait_archived(of_target, &["container_state", "state=2"]);
-    let killed = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("sh starts");
-    assert!(killed.success());
-    let found = listed(&address, "killed-from-outside", of_target);
-    assert_eq!(found["entity"]["container_id"], id, "{found}");
-    assert_eq!(found["death"]["sender"]["comm"], "sh", "{found}");
-    lab.wait_archived(of_target, &["container_state", "state=3", "exit=137"]);
-
-    // Crashes again and again. A container that dies at once is found before Kubernetes named it: its finding is published again.
-    let found = listed(&address, "crash-loop", |name| name == format!("{ns}/looper/loop"));
-    assert_eq!(found["death"]["exit_code"], 3, "{found}");
-    lab.wait_archived(|name| name == format!("{ns}/looper/loop"), &["container_state", "reason=CrashLoopBackOff"]);
-
-    // Fails its liveness probe.
-    lab.wait_archived(|name| name == format!("{ns}/stuck"), &["kube_event", "Unhealthy"]);
-    lab.wait_archived(|name| name == format!("{ns}/stuck/probed"), &["container_state", "state=3", "exit=137"]);
-    lab.wait_archived(|name| name == format!("{ns}/stuck/probed"), &["signal", "signal=9"]);
-    let found = listed(&address, "liveness-probe-kill", |name| name == format!("{ns}/stuck/probed"));
-    assert_eq!(found["death"]["signal_name"], "SIGKILL", "{found}");
-
-    // Evicted by kubelet.
-    let found = listed(&address, "evicted", |name| name.starts_with(&format!("{ns}/hoarder")));
-    assert_eq!((named(&found).0, named(&found).1), (ns.clone(), "hoarder".to_owned()), "{found}");
-
+    lab.a_memory_limit_kill_is_found();
+    lab.a_kill_from_the_host_is_found(&namespace);
+    lab.failures_that_kubelet_sees_are_found();
     // At each start kubelet reports old kills again, as if the node had run out: nothing is concluded from that.
     let gone = format!("gone-{}", std::process::id());
     explain_a_system_oom(&gone);
     lab.wait_archived(|_| true, &["kube_event", "SystemOOM", &gone]);
+    lab.a_brief_pod_is_found();
+    lab.an_eviction_through_the_api_is_archived(&namespace);
+    front.replace(&namespace, "exit 1");
+    lab.a_bad_release_is_found();
 
-    // Lived 300 ms: the kernel's events of it have its name, and so have kubelet's.
-    let of_brief = |name: &str| name == format!("{ns}/brief/blink");
-    lab.wait_archived(of_brief, &["container_state", "state=3", "exit=7"]);
-    lab.wait_archived(of_brief, &["exit", "status=0", "comm=busybox"]);
-    let found = listed(&address, "exited-with-error", of_brief);
-    assert_eq!(named(&found).2, "blink", "{found}");
-
-    // Evicted through the API.
-    namespace.wait_running("pod/evictee");
-    let path = format!("/api/v1/namespaces/{ns}/pods/evictee/eviction");
-    let evict = |version: &str| {
-        let eviction =
-            json!({"apiVersion": version, "kind": "Eviction", "metadata": {"name": "evictee", "namespace": ns}});
-        kubectl_reading(&["create", "--raw", &path, "-f", "-"], &eviction.to_string())
-    };
-    evict("policy/v1").or_else(|_| evict("policy/v1beta1")).expect("evicted");
-    let of_evictee = |name: &str| name == format!("{ns}/evictee");
-    lab.wait_archived(of_evictee, &["pod_state", "deleted=true"]);
-    lab.wait_archived(of_evictee, &["pod_state", "gone=true"]);
-
-    // A rollout of what crashes.
-    let is_ready = |seen: &mut String| {
-        seen.clone_from(&namespace.get("deployment/front", "{.status.readyReplicas}"));
-        Ok((seen == "2").then_some(()))
-    };
-    wait_for("the first release", LIMIT, is_ready).unwrap_or_else(|error| panic!("{error}"));
-    let mut bad = container("web", "exit 1");
-    bad["image"] = json!(setting("TAPIO_TEST_IMAGE_NEXT"));
-    front["spec"]["template"]["spec"]["containers"] = json!([bad]);
-    namespace.apply(vec![front]);
-    let of_front = |name: &str| name == format!("Deployment {ns}/front");
-    let (before, after) = (setting("TAPIO_TEST_IMAGE"), setting("TAPIO_TEST_IMAGE_NEXT"));
-    lab.wait_archived(of_front, &["rollout", "kind=Deployment", &format!("images={after} before={before}")]);
-    let of_web = |name: &str| name.starts_with(&format!("{ns}/front-")) && name.ends_with("/web");
-    lab.wait_archived(of_web, &["container_state", "exit=1", &format!("image={after}")]);
-    let found = listed(&address, "bad-release", |name| name.contains(&format!("{ns}/front")));
-    let (of_namespace, _, _, workload) = named(&found);
-    assert_eq!((&*of_namespace, &*workload), (&**ns, "Deployment/front"), "{found}");
-    assert!(found["title"].as_str().is_some_and(|title| title.contains(&after)), "{found}");
-    lab.wait_archived(of_front, &["rollout", "kind=Deployment", "reason=ProgressDeadlineExceeded"]);
-
-    for finding in findings(&address) {
+    for finding in findings(&lab.address) {
         let text = finding.to_string();
         assert!(!text.contains(&gone) && !text.contains("SystemOOM"), "{text}");
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tapio_perf::processes::{bin_dir, binary};
 
 use crate::kube_node::installed::{COLLECTOR, NAMESPACE, NATS, Pod, SERVER, Tapio};
+use crate::kube_node::release::Front;
 use crate::kube_node::{Namespace, await_that, container, deployment, eater, has_node, kubectl, pod, setting};
 
 const SERVERS: usize = 2;
@@ -169,20 +170,9 @@ fn probe_kill(tapio: &Tapio, namespace: &Namespace) -> Value {
 
 /// A release whose pods crash. Their deaths go to one server, the rollout to the other.
 fn bad_release(tapio: &Tapio, namespace: &Namespace) -> Value {
-    let mut front = deployment("front", container("web", "busybox sleep 600"));
-    front["spec"]["replicas"] = json!(2);
-    // A pod that runs for a moment before it crashes has not made the release.
-    front["spec"]["minReadySeconds"] = json!(5);
-    front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 1}});
-    namespace.apply(vec![front.clone()]);
-    await_that("the first release", |seen| {
-        seen.clone_from(&namespace.get("deployment/front", "{.status.readyReplicas}"));
-        (seen == "2").then_some(())
-    });
-    let mut bad = container("web", "exit 1");
-    bad["image"] = json!(setting("TAPIO_TEST_IMAGE_NEXT"));
-    front["spec"]["template"]["spec"]["containers"] = json!([bad]);
-    namespace.apply(vec![front]);
+    let front = Front::running("busybox sleep 600", 5, 2, 1);
+    namespace.apply(vec![front.object()]);
+    front.replace(namespace, "exit 1");
     let name = format!("{}/front", namespace.0);
     tapio.finding("bad-release", |entity| entity.contains(&name));
     namespace.delete("deployment", "front");

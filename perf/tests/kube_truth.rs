@@ -11,8 +11,9 @@ use tapio_perf::processes::bin_dir;
 
 use crate::kube_node::beside::Beside;
 use crate::kube_node::findings::{findings, listed, print};
+use crate::kube_node::release::Front;
 use crate::kube_node::{
-    Namespace, await_that, container, deployment, eater, has_node, kubectl, kubectl_reading, pod, process_of, setting,
+    Namespace, await_that, container, eater, has_node, kubectl, kubectl_reading, pod, process_of, setting,
 };
 
 /// From here on a finding is a claim.
@@ -126,18 +127,9 @@ fn pods() -> Vec<Value> {
 /// A release whose first new pod crashes, while the others go on: the Deployment never lets two crash at a time.
 fn release(namespace: &Namespace) {
     let calm = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
-    let mut front = deployment("front", container("web", calm));
-    front["spec"]["replicas"] = json!(2);
-    front["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
-    namespace.apply(vec![front.clone()]);
-    await_that("the first release", |seen| {
-        seen.clone_from(&namespace.get("deployment/front", "{.status.readyReplicas}"));
-        (seen == "2").then_some(())
-    });
-    let mut bad = container("web", "busybox sleep 0.5; exit 1");
-    bad["image"] = json!(setting("TAPIO_TEST_IMAGE_NEXT"));
-    front["spec"]["template"]["spec"]["containers"] = json!([bad]);
-    namespace.apply(vec![front]);
+    let front = Front::running(calm, 0, 1, 0);
+    namespace.apply(vec![front.object()]);
+    front.replace(namespace, "busybox sleep 0.5; exit 1");
 }
 
 /// `kubectl debug` puts a container into a running pod; it is killed for its memory.
@@ -182,6 +174,22 @@ fn is_wrong(finding: &Value, namespace: &str) -> Option<String> {
     (!is_expected || is_pause).then(|| format!("{owner}: {pattern}: {}", finding["title"]))
 }
 
+/// Sets the pod's limit, as pod-level resources do: this Kubernetes has none, so it is written where kubelet would write it.
+fn limit_pod(namespace: &Namespace) {
+    let holder = process_in(namespace, "limited", "containerStatuses", "holder");
+    let victim = process_in(namespace, "limited", "containerStatuses", "victim");
+    let held = memory_cgroup(holder, 0);
+    await_that("that the holder holds", |seen| {
+        let used = ["memory.usage_in_bytes", "memory.current"]
+            .iter()
+            .find_map(|file| fs::read_to_string(held.join(file)).ok());
+        *seen = used.unwrap_or_default().trim().to_owned();
+        seen.parse().ok().filter(|&bytes: &u64| bytes > 20 << 20)
+    });
+    limit_memory(&memory_cgroup(victim, 1), 56 << 20);
+    go(victim);
+}
+
 #[test]
 fn deaths_that_are_easily_misjudged_are_explained_correctly() {
     if !has_node("deaths_that_are_easily_misjudged_are_explained_correctly") {
@@ -197,19 +205,7 @@ fn deaths_that_are_easily_misjudged_are_explained_correctly() {
     release(&namespace);
     debug(&namespace);
 
-    // The pod's limit, as pod-level resources set it: this Kubernetes has none, so it is written where kubelet would.
-    let holder = process_in(&namespace, "limited", "containerStatuses", "holder");
-    let victim = process_in(&namespace, "limited", "containerStatuses", "victim");
-    let held = memory_cgroup(holder, 0);
-    await_that("that the holder holds", |seen| {
-        let used = ["memory.usage_in_bytes", "memory.current"]
-            .iter()
-            .find_map(|file| fs::read_to_string(held.join(file)).ok());
-        *seen = used.unwrap_or_default().trim().to_owned();
-        seen.parse().ok().filter(|&bytes: &u64| bytes > 20 << 20)
-    });
-    limit_memory(&memory_cgroup(victim, 1), 56 << 20);
-    go(victim);
+    limit_pod(&namespace);
 
     // It was slowed down, or it would prove nothing.
     let throttled = fs::read_to_string(cgroup(burst, "cpu").join("cpu.stat")).expect("its CPU's figures");

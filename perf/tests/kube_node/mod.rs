@@ -7,6 +7,7 @@ pub mod beside;
 pub mod findings;
 pub mod frames;
 pub mod installed;
+pub mod release;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
