@@ -23,7 +23,7 @@ use crate::object::{HISTOGRAM_BYTES, SIDE};
 use crate::record::{HISTOGRAM_SLOTS, Header, Histogram, PacketDrop, Reclaim, RecordKind, SyscallError};
 use crate::unanswered::Unanswered;
 
-/// The root of version 2, as in `bpf/include/tapio.h`.
+/// The root of version 2, as in `bpf/include/record.h`.
 const CGROUP_ROOT: u64 = 1;
 
 /// The interval that a record is about.

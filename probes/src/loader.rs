@@ -4,40 +4,41 @@
 //! when none can work. The maps are made once and belong to [`Probes`]; the kernel detaches a program when its link's
 //! descriptor is closed, so dropping [`Probes`] leaves nothing behind.
 
+mod error;
 mod machine;
+mod rings;
 
-use std::error::Error as _;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
+use aya::maps::{Map, MapData, MapError};
 use aya::programs::Program;
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 
 use crate::aggregate::Aggregates;
-use crate::attach::{Failure, Link, ProgramState, Verdict, attach, detach, is_not_permitted};
+use crate::attach::{Failure, Link, ProgramState, Verdict, attach, detach};
 use crate::controls::{Controls, Tuning};
 use crate::cost::{self, RunTime};
 use crate::drop_reasons;
 use crate::object::{
-    AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, BULK_TEMPLATE_BYTES, CONTROL, COUNTERS, COUNTERS_PER_CPU,
+    AUDITED, AUDITED_PATH_BYTES_MAX, AUDITED_PATHS_MAX, BULK, CONTROL, COUNTERS, COUNTERS_PER_CPU,
     DEFAULT_AUDITED_PATHS, DEFAULT_CGROUP_RECORDS_PER_SECOND, DEFAULT_ERRNOS, DEFAULT_ERRNOS_OF_FORK,
     DEFAULT_SIGNAL_MASK, DEFAULT_SIGNAL_MASK_UNHANDLED, EXCLUDED, LETHAL, MAPS_OF_ONE_PROGRAM, PROGRAMS, ProgramInfo,
     SHARE_BURST_NS, SHARES, TUNING, errno_words, histogram_map_entries, object, off_by_default,
 };
 use crate::run_time::RunTimes;
 
+pub use self::error::Error;
+use self::error::object_error;
 pub use self::machine::possible_cpus;
 use self::machine::{lift_memory_lock_limit, read_btf, recursion_misses};
+use self::rings::{make_bulk_rings, ring_bytes};
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` shows its type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-/// Rings may not be larger: the kernel's own limit is near 2 GiB, and more would never be meant.
-const RING_BYTES_MAX: u32 = 1 << 30;
 
 /// What to load, and with which sizes.
 #[derive(Clone, Debug)]
@@ -99,67 +100,6 @@ fn memory_is_version_1() -> bool {
     let text = std::fs::read_to_string("/proc/cgroups").unwrap_or_default();
     let hierarchy = text.lines().find_map(|line| line.strip_prefix("memory")?.split_whitespace().next()?.parse().ok());
     hierarchy.is_some_and(|number: u32| number != 0)
-}
-
-/// Why no program can work.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The process lacks the capabilities.
-    #[error(
-        "not permitted to {action}: {source}. Run as root, or with CAP_BPF and CAP_PERFMON (and CAP_SYS_RESOURCE before \
-         Linux 5.11)"
-    )]
-    NotPermitted {
-        /// What was refused.
-        action: &'static str,
-        /// How.
-        source: io::Error,
-    },
-    /// The kernel's type information is missing or unreadable.
-    #[error(
-        "no kernel type information in {}: {reason}. The probes need Linux 5.8 or newer with CONFIG_DEBUG_INFO_BTF=y, and \
-         /sys mounted",
-        path.display()
-    )]
-    NoBtf {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The ring's size makes no sense.
-    #[error("a ring of {bytes} bytes is impossible: give 1 to {RING_BYTES_MAX} bytes")]
-    RingSize {
-        /// What was asked for.
-        bytes: u32,
-    },
-    /// [`LoadConfig::disabled`] names something that is no program.
-    #[error("there is no program {name:?} to disable; the programs are {}", program_names())]
-    UnknownProgram {
-        /// What was named.
-        name: String,
-    },
-    /// [`LoadConfig::audited_paths`] has too many, or one that is too long or empty.
-    #[error("cannot audit {path:?}: there may be {AUDITED_PATHS_MAX} paths of 1 to {AUDITED_PATH_BYTES_MAX} bytes")]
-    AuditedPath {
-        /// Which one.
-        path: String,
-    },
-    /// A map could not be made.
-    #[error("cannot create the map {name}: {source}. The probes need Linux 5.8 or newer, and memory for their rings")]
-    Map {
-        /// Which map.
-        name: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The object could not be fitted to this kernel.
-    #[error("the probes do not fit this kernel: {0}")]
-    Object(String),
-}
-
-fn program_names() -> String {
-    PROGRAMS.iter().map(|program| program.name).collect::<Vec<_>>().join(", ")
 }
 
 /// The attached programs and their maps.
@@ -437,33 +377,6 @@ fn fill_audited(object: &mut Ebpf, keys: &[PathKey]) -> Result<(), MapError> {
     keys.iter().try_for_each(|key| paths.insert(key, 1u8, 0))
 }
 
-/// Makes a ring for each CPU and puts it where the programs look for it. The outer map may go: the programs hold it.
-fn make_bulk_rings(object: &mut Ebpf, bytes: u32) -> Result<(Vec<MapData>, u32), Error> {
-    let outer = object.map_mut(BULK).unwrap_or_else(|| unreachable!("the object has no map {BULK}"));
-    let mut outer: ArrayOfMaps<_> = ArrayOfMaps::try_from(outer).map_err(|error| object_error(error.into()))?;
-    let mut rings = Vec::new();
-    let mut bytes = bytes;
-    for cpu in 0..outer.len() {
-        let mut ring = bulk_ring(bytes)?;
-        let mut put = outer.set(cpu, &ring, 0);
-        if put.is_err() && cpu == 0 && bytes != BULK_TEMPLATE_BYTES {
-            // Before 5.10 a map inside another must have the template's size.
-            bytes = BULK_TEMPLATE_BYTES;
-            ring = bulk_ring(bytes)?;
-            put = outer.set(cpu, &ring, 0);
-        }
-        put.map_err(|error| object_error(error.into()))?;
-        rings.push(ring);
-    }
-    Ok((rings, bytes))
-}
-
-fn bulk_ring(bytes: u32) -> Result<MapData, Error> {
-    let kind = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
-    let ring = aya_obj::Map::new_from_params(kind, 0, 0, bytes, 0);
-    MapData::create(ring, "bulk_ring", None).map_err(|error| object_error(error.into()))
-}
-
 /// Attaches what is not disabled. Only when nothing is attached and nothing was permitted, that is an error.
 fn attach_all(
     object: &mut Ebpf,
@@ -503,49 +416,9 @@ fn attach_all(
     }
 }
 
-/// A ring is a power of two of pages: the next one that holds `bytes`.
-fn ring_bytes(bytes: u32) -> Result<u32, Error> {
-    if bytes == 0 || bytes > RING_BYTES_MAX {
-        return Err(Error::RingSize { bytes });
-    }
-    let page = u32::try_from(rustix::param::page_size()).unwrap_or(RING_BYTES_MAX);
-    Ok(bytes.max(page).next_power_of_two())
-}
-
-fn object_error(error: EbpfError) -> Error {
-    match error {
-        EbpfError::MapError(MapError::CreateError { io_error, .. }) if is_not_permitted(&io_error) => {
-            Error::NotPermitted { action: "create BPF maps", source: io_error }
-        }
-        EbpfError::MapError(MapError::CreateError { name, io_error }) => Error::Map { name, source: io_error },
-        other => {
-            let mut text = other.to_string();
-            let mut cause = other.source();
-            while let Some(error) = cause {
-                let next = error.to_string();
-                if !text.ends_with(&next) {
-                    text.push_str(": ");
-                    text.push_str(&next);
-                }
-                cause = error.source();
-            }
-            Error::Object(text)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ring_sizes_are_rounded_up_to_powers_of_two() {
-        let page = u32::try_from(rustix::param::page_size()).unwrap();
-        assert_eq!(ring_bytes(1).unwrap(), page);
-        assert_eq!(ring_bytes(page + 1).unwrap(), page * 2);
-        assert!(matches!(ring_bytes(0), Err(Error::RingSize { bytes: 0 })));
-        assert!(ring_bytes(u32::MAX).is_err());
-    }
 
     #[test]
     fn a_kernel_without_type_information_is_named() {

@@ -1,4 +1,4 @@
-//! The records of `record.rs` are those of `tapio.h`: names, order, offsets and sizes of all members, by the type information
+//! The records of `record.rs` are those of `record.h`: names, order, offsets and sizes of all members, by the type information
 //! (BTF) in the compiled object. Needs no privileges.
 
 use std::collections::HashMap;
@@ -201,10 +201,10 @@ fn layouts_in_rust() -> HashMap<String, Layout> {
 fn records_have_the_same_layout_in_rust_and_c() {
     let (rust, c) = (layouts_in_rust(), layouts_in_c(is_record));
     for (name, layout) in &rust {
-        assert_eq!(c.get(name), Some(layout), "struct {name} of tapio.h");
+        assert_eq!(c.get(name), Some(layout), "struct {name} of record.h");
     }
     for name in c.keys() {
-        assert!(rust.contains_key(name), "this test does not know struct {name} of tapio.h");
+        assert!(rust.contains_key(name), "this test does not know struct {name} of record.h");
     }
 }
 
