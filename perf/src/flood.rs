@@ -89,6 +89,32 @@ impl Flood {
     }
 }
 
+/// One that sends signals, one that starts processes, one that makes cgroups.
+fn start_floods(stage: &mut Stage) -> Result<[Flood; 3], Error> {
+    Ok([
+        Flood::start(stage, |folder| {
+            format!(
+                "mkdir {folder}; sh -c 'trap \"\" HUP; echo $$ >{folder}/cgroup.procs; exec sleep 1000' & t=$!; \
+                 while ! grep -qx $t {folder}/cgroup.procs; do :; done; while :; do kill -HUP $t; done"
+            )
+        })?,
+        Flood::start(stage, |_| "while :; do /bin/true; done".into())?,
+        Flood::start(stage, |folder| format!("while :; do mkdir {folder}; rmdir {folder}; done"))?,
+    ])
+}
+
+/// Waits until no event is held or unexplained.
+fn await_closed_ledger(client: &mut Client) -> Result<i64, Error> {
+    wait_for("the ledger's closing", LIMIT, |seen| {
+        let status = client.status()?;
+        let sources = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
+        let unexplained: i64 = sources().map(|source| source.unexplained).sum();
+        let held: u64 = sources().map(|source| source.held).sum();
+        *seen = format!("{unexplained} unexplained, {held} held");
+        Ok((unexplained == 0 && held == 0).then_some(unexplained))
+    })
+}
+
 /// Runs it.
 pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     let program = binary("tapio-perf", &bin_dir(options.bin_dir.as_deref())?)?;
@@ -112,16 +138,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     let quiet = kill(&mut stage, &mut watch, options.before)?;
     drop(busy);
 
-    let floods = [
-        Flood::start(&mut stage, |folder| {
-            format!(
-                "mkdir {folder}; sh -c 'trap \"\" HUP; echo $$ >{folder}/cgroup.procs; exec sleep 1000' & t=$!; \
-                 while ! grep -qx $t {folder}/cgroup.procs; do :; done; while :; do kill -HUP $t; done"
-            )
-        })?,
-        Flood::start(&mut stage, |_| "while :; do /bin/true; done".into())?,
-        Flood::start(&mut stage, |folder| format!("while :; do mkdir {folder}; rmdir {folder}; done"))?,
-    ];
+    let floods = start_floods(&mut stage)?;
     let left_out = |collector: &Collector| -> Result<u64, Error> {
         let metrics = Metrics::read(collector.port())?;
         Ok(metrics.sum("tapio_collector_events_dropped_total", &["stage=\"ring\"", "reason=\"rate_limited\""]))
@@ -166,14 +183,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     drop(floods);
     report.lethal_ring_full = Metrics::read(collector.port())?.sum("tapio_collector_lethal_ring_full_total", &[]);
     collector.stop()?;
-    report.unexplained = wait_for("the ledger's closing", LIMIT, |seen| {
-        let status = client.status()?;
-        let sources = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
-        let unexplained: i64 = sources().map(|source| source.unexplained).sum();
-        let held: u64 = sources().map(|source| source.held).sum();
-        *seen = format!("{unexplained} unexplained, {held} held");
-        Ok((unexplained == 0 && held == 0).then_some(unexplained))
-    })?;
+    report.unexplained = await_closed_ledger(&mut client)?;
     server.stop()?;
     report.judge();
     Ok(report)

@@ -156,16 +156,21 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
         return Err(Error::Invalid(format!("one trouble is reported twice: {both}")));
     }
 
-    // More and more is held in it, and its first process is killed for that: the finding says so.
+    report_leak(&mut stage, &mut client, &mut report)?;
+    Ok(report)
+}
+
+/// A container holds ever more memory until its first process is killed for that: the finding has its curve.
+fn report_leak(stage: &mut Stage, client: &mut Client, report: &mut TroublesReport) -> Result<(), Error> {
     let eats = "echo 1000 >/proc/self/oom_score_adj; while :; do \
                 (echo 0 >/proc/self/oom_score_adj; x=$(head -c 500000 /dev/zero | tr '\\0' a); sleep 90; :) & sleep 1.6; done";
-    let leaking = start(&mut stage, Some(24), eats)?;
-    let killed = await_finding(&mut client, &leaking, "memory-limit-kill", |finding| {
+    let leaking = start(stage, Some(24), eats)?;
+    let killed = await_finding(client, &leaking, "memory-limit-kill", |finding| {
         finding.evidence.iter().any(|piece| piece.kind == "curve")
     })?;
     report.findings.push(TroubleFinding { pattern: killed.pattern, title: killed.summary, lasted_ns: 0 });
     report.curve_points = killed.evidence.iter().filter(|piece| piece.kind == "curve").count();
-    Ok(report)
+    Ok(())
 }
 
 fn start(stage: &mut Stage, limit_mib: Option<u64>, script: &str) -> Result<(ContainerCgroups, Actor), Error> {

@@ -36,6 +36,17 @@ fn prometheus_binary() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
+/// The same for a test, which is skipped without it unless nothing may be skipped.
+fn prometheus_for(test: &str) -> Option<PathBuf> {
+    let binary = prometheus_binary();
+    if binary.is_none() {
+        let text = format!("SKIP {test}: needs Prometheus: make check-deploy");
+        assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{text}");
+        eprintln!("{text}");
+    }
+    binary
+}
+
 struct Prometheus {
     // Before the folder: the process ends before its files go.
     process: Process,
@@ -77,6 +88,17 @@ impl Prometheus {
         let (status, body) = http::get(self.port, path).ok()?;
         let answer = (status == 200).then(|| serde_json::from_str::<Value>(&body).expect("JSON"))?;
         Some(answer["data"].clone())
+    }
+
+    /// Waits until it scrapes so many targets.
+    fn await_targets(&mut self, count: usize) {
+        wait_for("targets that are up", LIMIT, |seen| {
+            let targets = self.ask("/api/v1/targets").unwrap_or_default();
+            let targets = targets["activeTargets"].as_array().cloned().unwrap_or_default();
+            *seen = targets.iter().map(|target| format!("{} {} ", target["health"], target["lastError"])).collect();
+            Ok((targets.len() == count && targets.iter().all(|target| target["health"] == "up")).then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.process.output()));
     }
 
     fn names(&mut self) -> BTreeSet<String> {
@@ -164,12 +186,7 @@ fn certificates(folder: &Path) {
 fn prometheus_knows_all_metrics_of_rules_and_dashboard() {
     let _turn = crate::lab::alone();
     let test = "prometheus_knows_all_metrics_of_rules_and_dashboard";
-    let Some(binary) = prometheus_binary() else {
-        let text = format!("SKIP {test}: needs Prometheus: make check-deploy");
-        assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{text}");
-        eprintln!("{text}");
-        return;
-    };
+    let Some(binary) = prometheus_for(test) else { return };
     if !can_run(test, &[Root, Cgroups, Bpf]) {
         return;
     }
@@ -206,16 +223,9 @@ fn prometheus_knows_all_metrics_of_rules_and_dashboard() {
     ];
     let groups = rule_groups();
     let mut prometheus = Prometheus::start(&binary, &jobs, &groups);
-    wait_for("three targets that are up", LIMIT, |seen| {
-        let targets = prometheus.ask("/api/v1/targets").unwrap_or_default();
-        let targets = targets["activeTargets"].as_array().cloned().unwrap_or_default();
-        *seen = targets.iter().map(|target| format!("{} {} ", target["health"], target["lastError"])).collect();
-        Ok((targets.len() == jobs.len() && targets.iter().all(|target| target["health"] == "up")).then_some(()))
-    })
-    .unwrap_or_else(|error| panic!("{error}\n{}", prometheus.process.output()));
+    prometheus.await_targets(jobs.len());
 
     let dashboard: Value = serde_json::from_str(&text("deploy/monitoring/dashboard.json")).expect("JSON");
-    let adapter = text("deploy/monitoring/prometheus-adapter-values.yaml");
     let shown: Vec<String> = expressions(&dashboard).iter().map(|text| text.replace("$node", ".*")).collect();
     assert!(shown.len() > 30, "{} expressions", shown.len());
     let alerts = expressions(&groups);
@@ -239,17 +249,33 @@ fn prometheus_knows_all_metrics_of_rules_and_dashboard() {
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", server.output()));
 
+    all_are_documented(&mut prometheus, page.as_deref(), named.len());
+    let wrong: Vec<_> = shown.iter().filter_map(|text| prometheus.evaluate(text).err()).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    all_rules_are_sound(&mut prometheus, alerts.len());
+    // What the autoscaler's adapter asks for is what a rule records, once there are two scrapes to take a rate of.
+    let adapter = text("deploy/monitoring/prometheus-adapter-values.yaml");
+    let recorded = groups["groups"][0]["rules"][0]["record"].as_str().expect("a recording rule");
+    assert!(adapter.contains(recorded), "{recorded}");
+    wait_for(recorded, LIMIT, |_| Ok(prometheus.names().contains(recorded).then_some(())))
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Every metric that the programs expose is in docs/metrics.md.
+fn all_are_documented(prometheus: &mut Prometheus, page: Option<&[(String, bool)]>, named: usize) {
     let names = prometheus.names();
     let exposed: BTreeSet<&str> =
         names.iter().filter(|name| name.starts_with("tapio_")).map(|name| family(name)).collect();
-    println!("{} metrics exposed, {} named by rules and dashboard", exposed.len(), named.len());
-    if let Some(page) = &page {
+    println!("{} metrics exposed, {named} named by rules and dashboard", exposed.len());
+    if let Some(page) = page {
         let listed: BTreeSet<&str> = page.iter().map(|(name, _)| name.as_str()).collect();
         let missing: Vec<_> = exposed.difference(&listed).collect();
         assert!(missing.is_empty(), "not in docs/metrics.md: {missing:?}");
     }
-    let wrong: Vec<_> = shown.iter().filter_map(|text| prometheus.evaluate(text).err()).collect();
-    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// Prometheus evaluates so many rules without an error.
+fn all_rules_are_sound(prometheus: &mut Prometheus, count: usize) {
     wait_for("the rules' evaluation", LIMIT, |seen| {
         let rules = prometheus.ask("/api/v1/rules").unwrap_or_default();
         let groups = rules["groups"].as_array().cloned().unwrap_or_default();
@@ -260,14 +286,9 @@ fn prometheus_knows_all_metrics_of_rules_and_dashboard() {
             .filter(|rule| rule["health"] != "ok")
             .map(|rule| format!("{} {}; ", rule["name"], rule["lastError"]))
             .collect();
-        Ok((rules.len() == alerts.len() && seen.is_empty()).then_some(()))
+        Ok((rules.len() == count && seen.is_empty()).then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error}"));
-    // What the autoscaler's adapter asks for is what a rule records, once there are two scrapes to take a rate of.
-    let recorded = groups["groups"][0]["rules"][0]["record"].as_str().expect("a recording rule");
-    assert!(adapter.contains(recorded), "{recorded}");
-    wait_for(recorded, LIMIT, |_| Ok(prometheus.names().contains(recorded).then_some(())))
-        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

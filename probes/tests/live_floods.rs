@@ -34,6 +34,30 @@ fn look(shares: &mut Shares, now_ns: u64, reported: &mut HashMap<u64, u64>) -> u
     over
 }
 
+/// Kills processes in each of these in turn, and finds every death and signal. Returns the ids of their cgroups.
+fn every_kill_is_recorded<const N: usize>(session: &mut Session, calm: &[Container; N]) -> [u64; N] {
+    let mut killed = Vec::new();
+    for number in 0..KILLS {
+        // Each of them stays below what one cgroup may have.
+        let mut victim = calm[number % N].spawn("sleep");
+        let comm = format!("/proc/{}/comm", victim.0.id());
+        while std::fs::read_to_string(&comm).expect("it lives").trim() != "victim" {
+            session.drain();
+        }
+        victim.0.kill().expect("killed");
+        victim.0.wait().expect("reaped");
+        killed.push(victim.0.id());
+        session.drain();
+    }
+    let calm_ids = calm.each_ref().map(|container| inode(&container.unified()));
+    for (number, pid) in killed.iter().enumerate() {
+        let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == *pid);
+        assert_eq!((exit.status, exit.header.cgroup_id), (SIGKILL, calm_ids[number % N]));
+        session.wait_for(RecordKind::Signal, |signal: &Signal| signal.header.pid == *pid && signal.signal == SIGKILL);
+    }
+    calm_ids
+}
+
 #[test]
 fn floods_crowd_out_no_death_and_are_reported_by_cgroup() {
     if !can_run("floods_crowd_out_no_death_and_are_reported_by_cgroup") {
@@ -66,25 +90,7 @@ fn floods_crowd_out_no_death_and_are_reported_by_cgroup() {
         std::thread::sleep(Duration::from_millis(2));
     }
 
-    let mut killed = Vec::new();
-    for number in 0..KILLS {
-        // Each of them stays below what one cgroup may have.
-        let mut victim = calm[number % calm.len()].spawn("sleep");
-        let comm = format!("/proc/{}/comm", victim.0.id());
-        while std::fs::read_to_string(&comm).expect("it lives").trim() != "victim" {
-            session.drain();
-        }
-        victim.0.kill().expect("killed");
-        victim.0.wait().expect("reaped");
-        killed.push(victim.0.id());
-        session.drain();
-    }
-    let calm_ids = calm.each_ref().map(|container| inode(&container.unified()));
-    for (number, pid) in killed.iter().enumerate() {
-        let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == *pid);
-        assert_eq!((exit.status, exit.header.cgroup_id), (SIGKILL, calm_ids[number % calm.len()]));
-        session.wait_for(RecordKind::Signal, |signal: &Signal| signal.header.pid == *pid && signal.signal == SIGKILL);
-    }
+    let calm_ids = every_kill_is_recorded(&mut session, &calm);
 
     // A signal that a process sends itself and ignores is recorded once a second, with a count.
     let hanging_id = inode(&hanging_up.unified());
