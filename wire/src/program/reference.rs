@@ -3,7 +3,7 @@
 //! What enters: a type whose fields carry doc comments and defaults. What leaves: a Markdown table of its keys, and YAML with every
 //! key. What must hold: nothing here is written by hand, so the reference cannot name a key that is not read, or leave one out.
 
-use std::fmt::Write;
+use std::fmt::{Debug, Display, Write};
 use std::time::Duration;
 
 use schemars::{JsonSchema, schema_for};
@@ -86,6 +86,36 @@ pub fn yaml_of_defaults(keys: &[Key]) -> String {
 /// A file with every key set, to its example where it has one.
 pub fn yaml_of_examples(keys: &[Key]) -> String {
     yaml(keys, false, Key::sample)
+}
+
+/// Whether the reference of `T` is complete and true; for the tests of programs, which say what is wrong.
+///
+/// # Errors
+/// A key that has no meaning, or neither default nor example; a key of `live` that is none; defaults that are read as
+/// something else; an example that is refused.
+pub fn verify<T, E>(live: &[&str], read: impl Fn(&str) -> Result<T, E>) -> Result<(), String>
+where
+    T: JsonSchema + Default + Debug,
+    E: Display,
+{
+    let keys = keys::<T>();
+    for key in &keys {
+        if key.meaning.is_empty() {
+            return Err(format!("{}: say in a doc comment what it means", key.path));
+        }
+        if key.sample().is_none_or(|sample| sample == "[]") {
+            return Err(format!("{}: give it a #[schemars(example)]", key.path));
+        }
+    }
+    if let Some(unknown) = live.iter().find(|live| keys.iter().all(|key| key.path != **live)) {
+        return Err(format!("{unknown} is no key"));
+    }
+    let read = |text: String| read(&text).map_err(|error| format!("{error}\n{text}"));
+    let (defaults, expected) = (format!("{:?}", read(yaml_of_defaults(&keys))?), format!("{:?}", T::default()));
+    if defaults != expected {
+        return Err(format!("the defaults are read as {defaults}\nnot as {expected}"));
+    }
+    read(yaml_of_examples(&keys)).map(drop)
 }
 
 fn yaml(keys: &[Key], are_explained: bool, value: impl Fn(&Key) -> Option<&str>) -> String {
@@ -275,13 +305,13 @@ mod tests {
     use super::*;
     use serde::{Deserialize, Serialize};
 
-    #[derive(Default, Deserialize, JsonSchema)]
+    #[derive(Debug, Default, Deserialize, JsonSchema)]
     #[serde(default)]
     struct Sample {
         section: Section,
     }
 
-    #[derive(Deserialize, Serialize, JsonSchema)]
+    #[derive(Debug, Deserialize, Serialize, JsonSchema)]
     #[serde(rename_all = "lowercase")]
     enum Mode {
         Lz4,
@@ -289,7 +319,7 @@ mod tests {
         None,
     }
 
-    #[derive(Deserialize, JsonSchema)]
+    #[derive(Debug, Deserialize, JsonSchema)]
     #[serde(default)]
     struct Section {
         /// How long
@@ -335,5 +365,19 @@ mod tests {
         assert!(text.contains("  # name: \"*.service\"\n") && text.contains("  wait: 1500ms\n"), "{text}");
         let text = yaml_of_examples(&keys);
         assert!(text.contains("  name: \"*.service\"\n") && text.starts_with("section:\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reference_that_is_not_true_is_found() {
+        let default = |_: &str| Ok::<_, String>(Sample::default());
+        assert_eq!(verify(&["section.wait"], default), Ok(()));
+        assert!(verify(&["section.weight"], default).is_err_and(|problem| problem.contains("section.weight")));
+        let other = |_: &str| Ok::<_, String>(Sample { section: Section { room_bytes: 1, ..Section::default() } });
+        assert!(verify(&[], other).is_err_and(|problem| problem.contains("room_bytes: 1")));
+        let refused = |text: &str| match text.contains("# name") {
+            true => Ok(Sample::default()),
+            false => Err("no such name"),
+        };
+        assert!(verify(&[], refused).is_err_and(|problem| problem.contains("no such name")));
     }
 }
