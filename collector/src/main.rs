@@ -230,7 +230,7 @@ fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::E
     print(&text)
 }
 
-/// Prints to whoever reads it; who has seen enough may go.
+/// Prints to standard output. A reader that closes the pipe early is no error.
 fn print(text: &str) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),

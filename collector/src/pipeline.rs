@@ -190,7 +190,7 @@ impl Pipeline {
         })
     }
 
-    /// The names of threads and tasks that ended, though nobody asked them to.
+    /// The names of threads and tasks that ended by themselves.
     pub fn ended(&self) -> Vec<&'static str> {
         self.running.ended()
     }

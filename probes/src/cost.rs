@@ -104,7 +104,7 @@ impl Yardstick {
     }
 }
 
-/// Programs that do nothing, one in the place of each of some of ours: what nobody can save who wants to be called there.
+/// Programs that do nothing, attached in place of some of ours: they measure the cost of the hook itself.
 #[derive(Debug)]
 pub struct EmptyPrograms {
     programs: Vec<(Ebpf, ProgramInfo, Option<Link>)>,

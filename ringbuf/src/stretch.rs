@@ -83,7 +83,7 @@ impl Steps {
         Ok(Step::Whole { header, bytes: self.last_bytes })
     }
 
-    /// Whether so many records, these, had the same header as the one before for the most part.
+    /// True if at most a quarter of these records changed the header.
     #[inline]
     pub fn were_alike(&self, records: usize) -> bool {
         // The first is always a change.

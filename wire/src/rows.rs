@@ -53,9 +53,8 @@ const _: () = assert!(offset_of!(ArchivedEvent, body) == KIND_WORD * WORD_BYTES)
 
 /// The entities seen last, by slot: the low bits of their ids, which are hashes.
 ///
-/// An entity that stands in its slot is written as the slot's number. For a number below [`SLOTS`] that is an entity itself, what
-/// stands in its slot is written, which by itself would never be. So each of the two stands for the other, and nothing is
-/// ambiguous. A slot begins with its own number: its entity, then, and the number, are the same.
+/// A cached id is encoded as its slot number. An id below [`SLOTS`] is swapped with its slot's content, so decoding is
+/// unambiguous: that content by itself is never written. At first each slot holds its own number.
 struct Entities([u64; SLOTS]);
 
 const SLOTS: usize = 1024;

@@ -113,7 +113,7 @@ impl Controller {
         self.sampling
     }
 
-    /// Samples less, by the `part`th part of the factor and by one at least.
+    /// Lowers the sampling factor by 1/`part`, at least by 1.
     fn keep_more(&mut self, part: u32) {
         self.sampling = self.sampling.saturating_sub((self.sampling / part).max(1)).max(1);
     }
@@ -139,7 +139,7 @@ impl ClusterShare {
         self.window.iter().sum::<f64>() / self.window.len() as f64
     }
 
-    /// Whether it is over the budget for a whole window and nobody has said so yet.
+    /// Whether it is over the budget for a whole window, for the first time.
     fn is_news(&mut self, budget_milli: f64) -> bool {
         let is_over = self.window.len() == Self::SECONDS
             && budget_milli > 0.0

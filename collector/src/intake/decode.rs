@@ -27,7 +27,7 @@ pub struct Malformed;
 const FLOOD: &str = "flood";
 const FLOOD_IS_OVER: &str = "flood is over";
 
-/// Bytes of one text. What Kubernetes passes on was written by whoever may write an Event or a condition, and may be long.
+/// Bytes of one text. Anybody who may write an Event or a condition may write a long one.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
 /// A batch of one lane under construction: a frame's body and the index of its names.

@@ -65,7 +65,7 @@ pub struct Intake {
     now: Instant,
     /// Since when what this pass takes may have waited in a ring.
     since: Instant,
-    /// How long the source did not look before this pass.
+    /// How long the source napped before this pass: records may be this much older than now.
     unseen: Duration,
     filter_version: u64,
     /// The share of bulk events to keep: as configured, and by the CPU budget where the probes do not do that.
@@ -128,12 +128,13 @@ impl Intake {
         self.context.batch_events().saturating_sub(batch.body.events.len())
     }
 
-    /// Notes that the source will not look for so long, and nobody will wake it: what it takes then may have waited as long.
+    /// Notes that the source naps for so long and nothing wakes it: the records of its next pass may have waited as
+    /// long.
     pub fn napped(&mut self, nap: Duration) {
         self.unseen = nap;
     }
 
-    /// How many events more would make the batches worth their frames, at least 1.
+    /// Events still needed for an efficient frame, at least 1.
     pub fn missing(&self) -> usize {
         self.worth().saturating_sub(self.held()).max(1)
     }

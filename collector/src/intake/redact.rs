@@ -78,8 +78,8 @@ impl Redactor {
         line
     }
 
-    /// A line that a program wrote, without what is secret: from the first value of a secret's key on nothing is left, since nobody
-    /// knows how it is quoted.
+    /// A line that a program wrote, without secrets. It is cut at the first value of a secret's key, since the quoting
+    /// is unknown.
     pub fn text(&self, line: &str) -> String {
         let mut kept = line;
         let is_part = |at: char| at.is_alphanumeric() || matches!(at, '-' | '_' | '.');

@@ -1,8 +1,8 @@
 //! Requests for evidence that fades: what a cgroup and a signal's sender were like when something lethal arrived.
 //!
-//! In: lethal events of the kernel's source. Out: requests in a bounded channel, which `source/evidence.rs` answers. What must hold:
-//! whoever asks never waits, allocates or reads a file; a request that finds no room is dropped before it becomes an event, and counted
-//! in a metric.
+//! In: lethal events of the kernel's source. Out: requests in a bounded channel, which `source/evidence.rs` answers.
+//! What must hold: the sender never waits, allocates or reads a file. A request that finds no room is dropped before it
+//! becomes an event, and counted in a metric.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

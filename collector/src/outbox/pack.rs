@@ -25,8 +25,8 @@ use crate::outbox::queue::Queues;
 
 /// How often the counters are stated when nothing happens.
 const STATEMENT_INTERVAL: Duration = Duration::from_secs(1);
-/// Bodies that a source packs: those of its own two lanes. What waits beside them is of a source that brings much, and the
-/// thread's.
+/// Bodies that a source packs: those of its own two lanes. More than that come from a busy source, and the thread packs
+/// them.
 const BODIES_HERE_MAX: usize = 2;
 /// How often the node is described: well within the shortest window that a server replays.
 const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
@@ -89,7 +89,7 @@ pub struct PackState {
     encoder: Encoder,
     /// When the counters were stated last.
     stated: Instant,
-    /// Describes the node itself, on each new stream and from time to time, so that whoever replays the archive knows its
+    /// Describes the node itself, on each new stream and from time to time, so that a replay of the archive knows its
     /// name.
     node: NodeDescription,
 }
@@ -152,8 +152,8 @@ impl Packer {
         }
     }
 
-    /// Packs what waits, on the caller's thread, unless somebody is at it or there is more than one source brings. Whether all is
-    /// done; if not, the packer's thread must be woken.
+    /// Packs the queued bodies on the caller's thread, unless another thread packs or there are more than
+    /// [`BODIES_HERE_MAX`]. Returns false if the packer's thread must be woken.
     pub fn pack_here(&self) -> bool {
         let waiting = self.queues.depth(Lane::Lethal) + self.queues.depth(Lane::Bulk);
         if waiting > BODIES_HERE_MAX {

@@ -103,7 +103,7 @@ impl Spool {
     /// When the folder cannot be written to or read.
     pub fn open(dir: &Path, max_bytes: u64) -> Result<(Self, Vec<Left>), SpoolError> {
         let failed = |error| SpoolError { path: dir.into(), error };
-        // What processes are called and what they were given is nobody else's business.
+        // Names and arguments of processes are private.
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let lock = File::open(dir).map_err(failed)?;
         lock.try_lock().map_err(|error| match error {
@@ -146,7 +146,7 @@ impl Spool {
         for left in &mut left {
             let mut shifts = self.endings.iter().filter_map(|ending| ending.shift.as_ref());
             let begun = shifts.any(|shift| shift.epoch == left.epoch).then(Mark::default);
-            // Without either, whoever spooled it was of a version that did not say: nothing before it is missing.
+            // Without either, an older version spooled it, which wrote no mark: nothing before it is missing.
             if let Some(mark) = Mark::read(&self.dir, left.epoch).or(begun) {
                 left.first_seq = mark.seq.min(left.last_seq) + 1;
                 left.acked_events = mark.events;

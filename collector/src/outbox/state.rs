@@ -68,7 +68,7 @@ pub(super) struct OutboxState {
     pub(super) spooling: VecDeque<Sent>,
     /// The last `seq` that was ever written.
     pub(super) spooled_seq: u64,
-    /// The last `seq` that was taken to be written; what is stamped meanwhile is not among it.
+    /// The last `seq` that the spool's thread took to write; frames stamped since then come after it.
     pub(super) taken_seq: u64,
     /// The spool had no room, or the disk failed, a moment ago.
     pub(super) is_spool_full: bool,

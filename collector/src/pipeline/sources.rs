@@ -143,7 +143,7 @@ impl Sources {
             self.evidence = reading.counts();
             let identity = Identity::with_directory(Vec::new(), Arc::clone(directory));
             let intake = Intake::new(start.context.clone(), Source::Collector, identity);
-            // It ends when nobody can ask it any more.
+            // It ends when all its senders are gone.
             self.thread("evidence", Status::default(), move || reading.run(intake))?;
         }
         Ok(())

@@ -100,7 +100,7 @@ impl EvidenceReader {
         Arc::clone(&self.counts)
     }
 
-    /// Reads what is asked for, until nobody can ask any more and everything was handed on.
+    /// Answers requests until all senders are gone and every event was handed on.
     pub fn run(mut self, mut intake: Intake) {
         let mut pass = intake.begin();
         loop {

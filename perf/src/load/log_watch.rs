@@ -15,7 +15,8 @@ use crate::processes::usage::Usage;
 use crate::processes::{Server, ServerGroup};
 use crate::storm::Metrics;
 
-/// Looks before the load, to see what readers count besides the log's messages: those between which nobody wrote count.
+/// Samples before the load, to see what readers count besides the log's messages. Only samples between which nothing
+/// was written count.
 const FIRST_LOOKS: usize = 3;
 const FIRST_INTERVAL: Duration = Duration::from_millis(20);
 const FIRST_LIMIT: Duration = Duration::from_secs(20);

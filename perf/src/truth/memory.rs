@@ -250,7 +250,7 @@ fn session_oom(stage: &mut Stage) -> Result<Caused, Error> {
     Ok(cgroups.caused(&[&actor]))
 }
 
-/// One holds most of what a level may use; another, with a limit of nobody's, is chosen by its score.
+/// One container holds most of what a level may use; another one, without a limit, is chosen by its score.
 fn full_level(
     stage: &mut Stage,
     level: &str,

@@ -319,9 +319,9 @@ static __always_inline void nudge(void *ring)
 }
 
 /*
- * Whether the record, not yet submitted, has brought its ring past another quarter: a reader that naps because little came is
- * woken then. Records that were reserved meanwhile, by other CPUs or an interrupt, are counted as well; should each take the
- * other for the one that crossed, the next quarter is three fourths of a ring away from its end.
+ * Whether the record, not yet submitted, has filled another quarter of its ring: a reader that naps is woken then. Records
+ * that were reserved meanwhile, by other CPUs or an interrupt, are counted as well. So two racing CPUs may both miss a
+ * boundary; enough of the ring is free until the next one.
  */
 static __always_inline bool crosses_quarter(void *ring, struct header *header, u32 quarter)
 {

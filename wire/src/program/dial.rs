@@ -1,7 +1,7 @@
 //! From an address to a gRPC channel, with TLS where it is configured.
 //!
-//! tonic would resolve the name by itself and pick an address; whoever wants to choose among all addresses of a name, and keep
-//! TLS files that change, dials by hand.
+//! tonic resolves a name by itself and picks an address. A collector chooses among all addresses of a name, and its TLS
+//! files may change, so it dials by hand.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,7 +1,8 @@
 //! How far an epoch was acknowledged when a segment of it was deleted: `EPOCH.acked`.
 //!
-//! What must hold: without it a later run could not distinguish a first segment that was acknowledged from one that somebody deleted. It
-//! is written when an epoch comes to the disk and before a segment is deleted, and goes with the epoch's last segment.
+//! What must hold: a later run can distinguish an acknowledged first segment from one that somebody deleted. The mark
+//! is written when an epoch comes to the disk and before a segment is deleted. It is removed with the epoch's last
+//! segment.
 
 use std::io;
 use std::path::{Path, PathBuf};

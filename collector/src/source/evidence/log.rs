@@ -159,7 +159,7 @@ fn newest(folder: &Path, names: &Names) -> Vec<PathBuf> {
 
 /// The end of a file, from the first whole line on; [`None`] of what is no file of kubelet's or docker's.
 fn tail(folder: &Path, path: &Path) -> Option<Vec<u8>> {
-    // Docker's logs are links; what leads elsewhere is somebody else's.
+    // Docker's logs are links; a link to any other place is refused.
     let path = path.canonicalize().ok()?;
     let folder = folder.canonicalize().ok()?;
     if !path.starts_with(folder) && !path.starts_with(DOCKER_LOGS) {

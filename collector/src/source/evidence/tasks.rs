@@ -86,7 +86,7 @@ fn task(pid: u32, folder: &Path) -> Option<Task> {
     let stat = Stat::of(folder)?;
     let cgroups = read(&folder.join("cgroup"))?;
     let path = |start: &str| cgroups.lines().find_map(|line| line.split_once(start).map(|(_, path)| path.to_owned()));
-    // From a cgroup namespace of another the path leads up out of it: then it names nobody.
+    // A path from another cgroup namespace leads up out of ours: then it names no cgroup here.
     let names = |path: &String| path.len() > 1 && !path.split('/').any(|part| part == "..");
     let cgroup = path("::").filter(names).or_else(|| path(":memory:")).filter(names)?;
     let place = read(&folder.join("wchan")).map(|text| text.trim().to_owned()).filter(|text| text != "0");

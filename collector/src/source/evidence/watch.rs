@@ -38,7 +38,7 @@ const NETWORK_SAMPLES: u64 = 6;
 const REPEAT_INTERVAL_MAX: Duration = Duration::from_secs(120);
 /// Cgroups that are watched.
 const WATCHED_MAX: usize = 2048;
-/// Cgroups that are sampled at once, before somebody else may have a turn.
+/// Cgroups that are sampled at once, before requests are answered.
 const SLICE: usize = 16;
 
 /// Samples in a row that begin a trouble, or end it: a minute.
@@ -108,7 +108,7 @@ pub struct Watch {
     node: NodeWatch,
     /// The most connections that a network namespace may track, as of the last list.
     entries_max: u64,
-    /// Network namespaces by the container that stands for all of its pod; of the node's own, nobody.
+    /// Network namespaces, each with the path of the container that stands for its pod; the node's own has an empty one.
     networks: HashMap<u64, String, RandomState>,
 }
 

@@ -142,7 +142,7 @@ impl KubeSource {
             let mut watching = std::pin::pin!(watching);
             loop {
                 tokio::select! {
-                    // An error means that whoever would say so is gone.
+                    // An error means that the sender is gone.
                     _ = stop.wait_for(|stop| *stop) => break,
                     _ = pump(&mut heard, &mut scribe, &mut intake) => {
                         // What was reported before the first stream goes over it.

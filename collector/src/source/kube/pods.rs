@@ -410,7 +410,8 @@ fn see_conditions(pod: &Pod, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
     }
 }
 
-/// How often a condition that goes on is reported again: nobody says to a server that was not there that it is over.
+/// How often a condition that goes on is reported again: a server that was away when it ended would not learn of the
+/// end.
 const CONDITION_AGAIN: Duration = Duration::from_secs(120);
 
 fn report_conditions(now: Instant, seen: &mut Seen, reports: &mut Vec<WatchReport>) {

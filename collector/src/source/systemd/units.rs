@@ -252,7 +252,7 @@ impl Units {
             unit.restarts_at_exit = unit.now.restarts;
             unit.reported = unit.now;
             if unit.now.active == Words::FAILED {
-                // Reported as if it had just happened: nobody has heard of it.
+                // Reported as if it had just happened: it was not reported before.
                 unit.reported.active = Words::ACTIVE;
             }
         }
