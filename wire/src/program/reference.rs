@@ -91,8 +91,8 @@ pub fn yaml_of_examples(keys: &[Key]) -> String {
 /// Whether the reference of `T` is complete and true; for the tests of programs, which say what is wrong.
 ///
 /// # Errors
-/// A key that has no meaning, or neither default nor example; a key of `live` that is none; defaults that are read as
-/// something else; an example that is refused.
+/// A key has no meaning, or neither default nor example. A name in `live` is no key. The defaults are read as something
+/// else, or an example is refused.
 pub fn verify<T, E>(live: &[&str], read: impl Fn(&str) -> Result<T, E>) -> Result<(), String>
 where
     T: JsonSchema + Default + Debug,
