@@ -5,6 +5,7 @@ mod kube_api;
 use axum::body::Bytes;
 use kube_api::{Answer, Rig, ago, change, ended_pod, list, only_pods, pod};
 use tapio_collector::intake::identity::directory::{CONTAINERS_MAX, PODS_MAX};
+use tapio_wire::program::process;
 use tokio::sync::mpsc;
 
 const PODS: u64 = 50_000;
@@ -19,9 +20,9 @@ const WINDOW_GROWTH_BYTES_MAX: i64 = 1 << 20;
 const GROWTH_BYTES_MAX: i64 = 48 << 20;
 
 fn resident_bytes() -> i64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc is mounted");
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<i64>().ok()).expect("pages")
-        * rustix::param::page_size() as i64
+    let bytes = process::resident_bytes() as i64;
+    assert!(bytes > 0, "/proc is mounted");
+    bytes
 }
 
 #[test]
