@@ -46,16 +46,20 @@ static __always_inline struct page_counter *memory_counter(struct task_struct *t
 	return (void *)css - bpf_core_field_offset(struct mem_cgroup, css) + bpf_core_field_offset(struct mem_cgroup, memory);
 }
 
-static __always_inline bool is_charged_to(struct page_counter *counter, struct page_counter *above)
+/*
+ * The lowest counter that both are charged to, NULL when there is none. Each end goes up, then on from the start of the other: so
+ * both have come equally far when they meet. Lengths need not be counted, which would multiply the states of the verifier.
+ */
+static __always_inline struct page_counter *common_counter(struct page_counter *one, struct page_counter *other)
 {
-	u32 height;
+	struct page_counter *left = one, *right = other;
+	u32 step;
 
-	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
-		if (counter == above)
-			return true;
-		counter = BPF_CORE_READ(counter, parent);
+	for (step = 0; step < 2 * CGROUP_DEPTH_MAX + 2 && left != right; step++) {
+		left = left ? BPF_CORE_READ(left, parent) : other;
+		right = right ? BPF_CORE_READ(right, parent) : one;
 	}
-	return false;
+	return left == right ? left : NULL;
 }
 
 /* Room that a full limit may still have, in pages: the kernel charges in batches. tapio-server has the same rule. */
@@ -75,7 +79,7 @@ static __always_inline struct mem_cgroup *memcg_of(struct page_counter *counter)
 	return (void *)counter - bpf_core_field_offset(struct mem_cgroup, memory);
 }
 
-/* Whether the OOM killer works for the limit of this cgroup or of one above it. */
+/* Whether the OOM killer works for the limit of this cgroup or of one above it. Not on a kernel without cgroup v1's memory part. */
 static __always_inline bool is_locked(struct page_counter *counter)
 {
 	struct mem_cgroup *memcg = memcg_of(counter);
@@ -83,66 +87,86 @@ static __always_inline bool is_locked(struct page_counter *counter)
 	return bpf_core_field_exists(struct mem_cgroup, oom_lock) && BPF_CORE_READ(memcg, oom_lock);
 }
 
-struct limit {
-	struct page_counter *counter;
-	u64 limit;
-	s64 usage;
-	u32 height;
-	u8 inside;
-};
+#define for_each_counter(counter, height, own)                               \
+	for (counter = own, height = 0; height < CGROUP_DEPTH_MAX && counter; \
+	     counter = BPF_CORE_READ(counter, parent), height++)
+
+static __always_inline s64 room_below(struct page_counter *counter, u64 limit)
+{
+	return (s64)limit - (s64)BPF_CORE_READ(counter, usage.counter);
+}
+
+static __always_inline void put_limit(struct page_counter *counter, u32 height, u8 inside, struct oom_record *record)
+{
+	s64 usage = BPF_CORE_READ(counter, usage.counter);
+
+	record->limit_bytes = BPF_CORE_READ(counter, max) * page_bytes;
+	record->usage_bytes = usage > 0 ? usage * page_bytes : 0;
+	record->limit_height = height;
+	record->allocator_inside = inside;
+}
 
 /*
  * Of the victim's memory cgroups, up to the root, the one whose limit left no room: the allocation that failed is charged to
  * it as well, so the allocator is below it. Of several that are full it is the lowest: kubelet gives a pod the sum of its
  * containers' limits, and what the pod's sandbox holds lets that sum be reached a few pages before the container's own limit.
  * Where none is full any more, because others gave memory back while the victim was chosen, it is the highest above the
- * allocator that the kernel has locked for this. Else the one with the least room, and it was not that one's limit, unless it was lowered under its use.
+ * allocator that the kernel has locked for this. Else it is the one with the least room, and the kill was not for that
+ * one's limit, unless it was lowered under its use.
+ *
+ * Each question has a walk of its own, and answers go to the record at once. In one walk, each combination of what was found
+ * is a state of the verifier, and older kernels refused the program after a million instructions.
  */
 static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
 {
-	struct page_counter *counter = memory_counter(task), *charged = memory_counter(allocator);
-	struct limit found = {}, locked = {};
+	struct page_counter *own = memory_counter(task);
+	struct page_counter *common = common_counter(own, memory_counter(allocator));
+	struct page_counter *counter, *found = NULL;
+	bool is_common = false, is_full = false;
 	s64 least_room = 0;
-	bool is_full = false;
 	u32 height;
 
-	for (height = 0; height < CGROUP_DEPTH_MAX && counter; height++) {
-		struct limit at = {
-			.counter = counter,
-			.limit = BPF_CORE_READ(counter, max),
-			.usage = BPF_CORE_READ(counter, usage.counter),
-			.height = height,
-			.inside = OUTSIDE,
-		};
-		s64 room = (s64)at.limit - at.usage;
+	for_each_counter(counter, height, own) {
+		u64 limit = BPF_CORE_READ(counter, max);
+		s64 room = room_below(counter, limit);
 
-		if (at.limit < LIMIT_PAGES_MAX) {
-			if (is_charged_to(charged, counter)) {
-				at.inside = INSIDE;
-				if (is_locked(counter)) {
-					locked = at;
-					locked.inside = KILLS_FOR_IT;
-				}
-			}
-			if (!found.counter || at.inside < found.inside ||
-			    (at.inside == found.inside && !is_full && room < least_room)) {
-				found = at;
-				least_room = room;
-				is_full = at.inside == INSIDE && room <= room_of_a_full_limit(at.limit);
+		is_common |= counter == common;
+		if (is_common && limit < LIMIT_PAGES_MAX && (!found || room < least_room)) {
+			found = counter;
+			least_room = room;
+			put_limit(counter, height, INSIDE, record);
+			if (room <= room_of_a_full_limit(limit)) {
+				is_full = true;
+				break;
 			}
 		}
-		counter = BPF_CORE_READ(counter, parent);
 	}
-	if (!is_full && locked.counter)
-		found = locked;
-	if (found.counter) {
-		struct mem_cgroup *memcg = memcg_of(found.counter);
+	if (!is_full) {
+		is_common = false;
+		for_each_counter(counter, height, own) {
+			is_common |= counter == common;
+			if (is_common && BPF_CORE_READ(counter, max) < LIMIT_PAGES_MAX && is_locked(counter)) {
+				found = counter;
+				put_limit(counter, height, KILLS_FOR_IT, record);
+			}
+		}
+	}
+	if (!found) {
+		for_each_counter(counter, height, own) {
+			u64 limit = BPF_CORE_READ(counter, max);
+			s64 room = room_below(counter, limit);
+
+			if (limit < LIMIT_PAGES_MAX && (!found || room < least_room)) {
+				found = counter;
+				least_room = room;
+				put_limit(counter, height, OUTSIDE, record);
+			}
+		}
+	}
+	if (found) {
+		struct mem_cgroup *memcg = memcg_of(found);
 		struct cgroup *cgroup = BPF_CORE_READ(memcg, css.cgroup);
 
-		record->limit_bytes = found.limit * page_bytes;
-		record->usage_bytes = found.usage > 0 ? found.usage * page_bytes : 0;
-		record->limit_height = found.height;
-		record->allocator_inside = found.inside;
 		record->limit_cgroup_id = cgroup_id(cgroup);
 		bpf_probe_read_kernel_str(record->limit_name, LIMIT_NAME_BYTES, BPF_CORE_READ(cgroup, kn, name));
 	}

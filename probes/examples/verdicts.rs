@@ -11,6 +11,12 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
+/// How many instructions the verifier went through; kernels before 5.16 do not say.
+fn verified_instructions(name: &str) -> Option<u32> {
+    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+    loaded.find(|program| program.name_as_str() == Some(name))?.verified_instruction_count()
+}
+
 fn main() -> ExitCode {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let probes = match Probes::load(&LoadConfig::default()) {
@@ -35,7 +41,9 @@ fn main() -> ExitCode {
             ProgramState::Refused(_) => true,
         };
         missing += u32::from(is_missing);
-        println!("{:<20} {:<32} {}{said}", program.name, program.hook, if is_missing { "MISSING, " } else { "" });
+        let verified = verified_instructions(program.name).map_or_else(String::new, |count| count.to_string());
+        let missing_mark = if is_missing { "MISSING, " } else { "" };
+        println!("{:<20} {:<32} {verified:>7} {missing_mark}{said}", program.name, program.hook);
     }
     println!("{missing} of {} programs are missing on Linux {}", PROGRAMS.len(), release.trim());
     if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
