@@ -1,8 +1,8 @@
 //! The JSON API over HTTP: findings, and events out of the archive.
 //!
 //! What enters: requests of anyone who may connect and, where one is configured, brings the token. What leaves: JSON; errors are
-//! `{"error": …}` and say what to do. What must hold: pages, streams and readers are bounded, as in [`crate::query`]; without
-//! the token nothing is told, not even which paths there are.
+//! `{"error": …}` and say what to do. What must hold: pages, streams and readers are bounded, as in [`crate::query`]. Without the
+//! token nothing is returned, not even which paths exist.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

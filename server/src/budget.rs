@@ -1,8 +1,8 @@
 //! What `resources` comes to: how much of everything that grows there may be, and how many threads.
 //!
-//! What must hold: the parts add up to less than the whole, since allocator, stacks, code and connections want something too;
-//! what a part cannot foresee (frames larger than usual, windows full of unread bytes) shows in the resident memory, and from
-//! [`MemoryWatch::SHORT`] on collectors are to send no more than they must.
+//! What must hold: the parts add up to less than the whole, since allocator, stacks, code and connections need memory too. What a
+//! part cannot foresee (frames larger than usual, windows full of unread bytes) shows in the resident memory. From
+//! [`MemoryWatch::SHORT`] on, collectors are asked to send no more than they must.
 
 use std::thread;
 
@@ -84,7 +84,7 @@ impl Budget {
     }
 }
 
-/// Tells when resident memory comes close to its limit, and when it is away from it again.
+/// Reports when resident memory comes close to its limit, and when it is away from it again.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryWatch {
     limit_bytes: u64,

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_tells_the_defaults_and_every_example_is_accepted() {
+    fn the_reference_states_the_defaults_and_every_example_is_accepted() {
         let keys = reference::keys::<Config>();
         for key in &keys {
             assert!(!key.meaning.is_empty(), "{}: say in a doc comment what it means", key.path);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_are_not_told_in_the_clear_beside_a_guarded_port_unless_asked_for() {
+    fn a_guarded_port_forbids_findings_over_plain_http_unless_allowed() {
         for (text, serves) in [
             ("", true),
             ("metrics: {api: false}", false),

@@ -1,7 +1,7 @@
 //! Events out of the archive, chosen by the names that people use.
 //!
-//! What enters: a directory and a [`Choice`]. What leaves: events as the query service shows them. What must hold: an event
-//! that matches is not left out; what one request reads and keeps is bounded, and it is told when a bound cut it short.
+//! What enters: a directory and a [`Choice`]. What leaves: events as the query service shows them. What must hold: an event that
+//! matches is not left out. What one request reads and keeps is bounded, and the answer says when a bound cut it short.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;

@@ -62,7 +62,7 @@ fn dead(state: &HttpState) -> Option<String> {
         ended.push("correlate".to_owned());
     }
     let names = ended.join(", ");
-    (!ended.is_empty()).then(|| format!("ended before its time: {names}; restart the server, its log tells why\n"))
+    (!ended.is_empty()).then(|| format!("ended before its time: {names}; restart the server, its log says why\n"))
 }
 
 async fn alive(State(state): State<Arc<HttpState>>) -> (StatusCode, String) {

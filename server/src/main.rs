@@ -84,9 +84,9 @@ const BROKEN_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much free memory at the heap's end glibc keeps, and from what size on an allocation is a mapping of its own.
 ///
-/// By itself glibc raises both to what was once freed. A table that grows leaves half of itself behind each time, and frames of many
-/// sizes come and go between what stays: with a million entities a third of the heap was such gaps (`mallopt(3)`: either setting
-/// ends that). It reads them when a process starts.
+/// By default glibc raises both to the size of what was freed. A table that grows leaves half of itself behind each time, and
+/// frames of many sizes come and go between what stays. With a million entities a third of the heap was such gaps (`mallopt(3)`:
+/// either setting ends that). It reads them when a process starts.
 const HEAP: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "8388608"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
 
 fn main() -> ExitCode {
@@ -165,7 +165,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         pipeline.shutdown().await?;
         Ok(())
     });
-    // A recovery that was told to stop is not waited for: it changes nothing that the next one would not.
+    // A recovery that was asked to stop is not waited for: it changes nothing that the next one would not.
     runtime.shutdown_background();
     outcome
 }
@@ -176,7 +176,7 @@ fn is_coloured() -> bool {
 }
 
 fn start_logging(config: &Config) {
-    // Who asked what is told whatever the level.
+    // The audit log is written whatever the level.
     let audit = if config.logging.audit { ",audit=info" } else { ",audit=off" };
     let filter = EnvFilter::new(format!("{}{audit}", config.logging.level));
     let builder =

@@ -12,12 +12,14 @@
 //!  http: /healthz /readyz /metrics
 //! ```
 //!
-//! Start: ports and HTTP (alive, not ready), then the archive's lock, recovery and replay into the shards, then streams. Shutdown goes the way of an
-//! event: streams end once they were told what is durable, the archive syncs, the shards drain, the finder ends.
+//! Start: ports and HTTP (alive, not ready), then the archive's lock, recovery and replay into the shards, then streams. Shutdown
+//! goes the way of an event: streams end once what is durable was acknowledged, the archive syncs, the shards drain, the finder
+//! ends.
 //!
-//! A thread that ends before its time (a panic) is told by `/healthz` and `/readyz`, by name, and the server is to be started anew
-//! ([`crate::vitals`]): `archive`, `correlate` (any shard), `finder`, `journal`, `deliver-<sink>`, and the task `grpc`, which accepts. The threads `io`
-//! run tasks, of which a panic ends one stream or one request; blocking ones of tokio end with the request that asked for them.
+//! `/healthz` and `/readyz` name a thread that ends before its time (a panic), and the server is to be restarted
+//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `deliver-<sink>`, and the task
+//! `grpc`, which accepts. The threads `io` run tasks, of which a panic ends one stream or one request; blocking ones of tokio end
+//! with the request that asked for them.
 
 mod replay;
 
@@ -297,7 +299,7 @@ impl Pipeline {
         ));
 
         vitals.watch("journal", journal.sign());
-        // What the log says already is not told again.
+        // What is in the log already is not published again.
         let is_in_log = match &cluster {
             Some(cluster) => cluster.settle().await,
             None => false,

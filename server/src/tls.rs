@@ -1,8 +1,8 @@
 //! The border of the gRPC side: connections with TLS.
 //!
 //! What enters: TCP connections. What leaves: those whose handshake succeeded. What must hold: each handshake uses the files as
-//! they are by then, or the last good ones, and running connections keep theirs; a peer that is slow in its handshake holds
-//! up nobody else for longer than [`HANDSHAKE_PATIENCE`], and no more than [`HANDSHAKES_MAX`] are under way at a time.
+//! they are by then, or the last good ones, and running connections keep theirs. A peer that is slow in its handshake delays
+//! nobody else for longer than [`HANDSHAKE_PATIENCE`]. At most [`HANDSHAKES_MAX`] are under way at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,8 +31,8 @@ const HANDSHAKES_MAX: usize = 256;
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
 /// A pause after a failed accept, which is mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often failed accepts are told while they last.
-const ACCEPT_TOLD_INTERVAL: Duration = Duration::from_secs(10);
+/// How often failed accepts are logged while they last.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the handshakes move.
 pub struct TlsMetrics {
@@ -124,7 +124,7 @@ async fn accept_one(
     accepts: &AcceptMetrics,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.ok()?;
-    let mut told: Option<Instant> = None;
+    let mut last_logged: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -134,8 +134,8 @@ async fn accept_one(
             }
             Err(error) => {
                 accepts.failures.inc();
-                if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD_INTERVAL) {
-                    told = Some(Instant::now());
+                if last_logged.is_none_or(|last_logged| last_logged.elapsed() >= ACCEPT_LOG_INTERVAL) {
+                    last_logged = Some(Instant::now());
                     tracing::error!(%error, "a connection cannot be accepted and waits: when files are too many, raise the \
                         limit of open files (LimitNOFILE, ulimit -n) or lower server.max_concurrent_streams");
                 }

@@ -1,9 +1,9 @@
 //! Whether the server's threads live.
 //!
 //! What enters: each thread that is started and must not end before the server does. What leaves: the names of those that have
-//! ended: `/healthz` and `/readyz` tell them, and the server drains and ends, so that whoever started it does so anew, with the
-//! back-off that kubelet and systemd have for it. None is restarted here: its queue, its place in the books or its state of
-//! correlation went with it, and a start rebuilds all three from the archive.
+//! ended. `/healthz` and `/readyz` name them, and the server drains and ends. Then kubelet or systemd restarts it, with the
+//! back-off that they have. No thread is restarted here: its queue, its place in the books or its state of correlation went with
+//! it. A start rebuilds all three from the archive.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -18,7 +18,7 @@ impl Pulse {
     }
 }
 
-/// Tells whether a [`Pulse`] is still held.
+/// Says whether a [`Pulse`] is still held.
 #[derive(Clone, Debug)]
 pub struct Sign(Weak<()>);
 

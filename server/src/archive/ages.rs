@@ -55,8 +55,8 @@ pub struct Ages {
 }
 
 impl Ages {
-    /// Goes on from what is in `dir`, tells `segments` when they were closed, and saves that: a number may be used again after
-    /// segments were removed by hand, and must not be taken for the old one.
+    /// Goes on from what is in `dir`, sets when each of `segments` was closed, and saves that. After segments were removed by
+    /// hand, a number may be used again; the new segment must not be taken for the old one.
     pub fn load(dir: &Path, max_age: Duration, segments: &mut VecDeque<ClosedSegment>) -> Self {
         let (boot, origin) = (boot(), boottime());
         let saved = match fs::read(dir.join(FILE)).map(|bytes| serde_json::from_slice::<Saved>(&bytes)) {

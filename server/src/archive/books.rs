@@ -14,12 +14,12 @@
 //! | closed | its final frame is durable              | 0                           | the same + held of that frame   |
 //! | killed | a newer epoch began without final frame | 0                           | shipped − archived              |
 //!
-//! What a killed epoch held is counted as dropped{collector, killed}. Where the rings outlived the collector, the next epoch
-//! that reads them states what all earlier ones had consumed or dropped (`inherited`), and the loss is known exactly:
-//! inherited by the next − inherited by this one − shipped − dropped. Where that is below 0, a ring of the killed epoch has not
-//! come back, and what the epoch last held is all that is known.
+//! What a killed epoch held is counted as dropped{collector, killed}. Where the rings outlived the collector, the next epoch that
+//! reads them states what all earlier ones had consumed or dropped (`inherited`). Then the loss is known exactly: inherited by
+//! the next − inherited by this one − shipped − dropped. Where that is below 0, a ring of the killed epoch has not come back, and
+//! what the epoch last held is all that is known.
 //!
-//! Frames that another server acknowledged, or this one before it lost its disk, are known by the collector's word alone: their
+//! Frames that another server acknowledged, or this one before it lost its disk, are known by the collector's word alone. Their
 //! events are left out of `emitted` and `shipped` above, so that the equation holds for what this server answers for.
 //!
 //! The counters come from the network: sums are taken in `i128`, so that no peer can make one overflow.
@@ -315,7 +315,7 @@ impl Books {
         losses
     }
 
-    /// The status of every node, by name. `connected` tells whether a node has a stream.
+    /// The status of every node, by name. `connected` says whether a node has a stream.
     pub fn status(&self, connected: impl Fn(u64) -> bool) -> Vec<service::NodeStatus> {
         let mut nodes: Vec<_> = self
             .nodes

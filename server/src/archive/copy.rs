@@ -3,8 +3,8 @@
 //! What enters: an archive's directory. What leaves: another one, which a server starts from. What must hold:
 //!
 //! - Everything that was acknowledged before the copy began is in it, but for what retention deleted by then.
-//! - Closed segments are copied as they are. Of the open one goes what is whole from its beginning on: a copy by blocks may
-//!   miss one that is written at that moment and have its successors, and nobody could tell that from damage.
+//! - Closed segments are copied as they are. Of the open one the part that is whole from its beginning on is copied. A copy by
+//!   blocks may miss a block that is written at that moment and have later ones; nobody could distinguish that from damage.
 //! - The journal of findings is copied first: what its findings rest on is in the segments that are copied after it.
 //! - The copy appears under its name when it is whole and synced, or not at all. Nothing is locked, and nothing of the
 //!   archive is changed. Memory does not grow with it.
@@ -115,7 +115,7 @@ pub fn copy(from: &Path, to: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied,
         Ok(copied)
     });
     if outcome.is_err() {
-        // Best effort: the next copy tells of what is left.
+        // Best effort: the next copy reports what is left.
         let _ = fs::remove_dir_all(&partial);
     }
     outcome
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_whole_up_to_what_is_being_written_and_damage_is_told() {
+    fn an_open_segment_is_whole_to_its_end_and_damage_is_reported() {
         let (sound, offsets) = segment(5);
         let end = offsets[4] + RECORD_HEADER_BYTES;
         assert_eq!(whole_of(&sound), Prefix { end: end as u64, frames: 0, is_damaged: false });

@@ -8,8 +8,8 @@
 //! | `empty_archive`  | the archive had no frame when this server started, a moment ago, and the epoch was new to it |
 //! | `another_server` | the archive has a history of its own, or the epoch was here before                           |
 //!
-//! The first is an emptied or replaced disk, or a server that was just added: only a person can tell. The second is a node that
-//! moved; or this archive is a restored backup, which lacks what came after it.
+//! The first is an emptied or replaced disk, or a server that was just added: only a person can decide which. The second is a
+//! node that moved; or this archive is a restored backup, which lacks what came after it.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl ElsewhereKind {
     }
 }
 
-/// Tells the two apart.
+/// Distinguishes the two.
 #[derive(Clone, Copy, Debug)]
 pub struct FirstContact {
     /// `None` when the archive had a frame when it was opened.

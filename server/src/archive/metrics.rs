@@ -109,7 +109,7 @@ impl ArchiveMetrics {
         }
     }
 
-    /// Events that are elsewhere, told since the start.
+    /// Events that are elsewhere, reported since the start.
     pub fn elsewhere_counts(&self) -> Vec<ElsewhereCount> {
         elsewhere::counts(|kind, source| self.elsewhere[kind as usize][source as usize].get())
     }

@@ -1,11 +1,11 @@
 //! The archive: what was received, durably, and the books about it.
 //!
-//! What enters: checked frames with the stream that wants to hear of them. What leaves: word that they are durable, the books,
-//! and at start the frames of the last analysis window. What must hold: nothing is reported durable that is not synced, what
-//! was reported survives a crash, and no fault of the disk needs a person to recover from once the disk works again.
+//! What enters: checked frames with the stream that waits for them. What leaves: reports that they are durable, the books, and at
+//! start the frames of the last analysis window. What must hold: nothing is reported durable that is not synced, and what was
+//! reported survives a crash. No fault of the disk needs a person to recover from once the disk works again.
 //!
-//! One thread owns the files ([`writer`]); the queue to it is bounded in frames and bytes, so a slow disk shows as lack of
-//! room to the streams and as flat memory. A directory belongs to one server at a time ([`lock`]).
+//! One thread owns the files ([`writer`]). The queue to it is bounded in frames and bytes, so a slow disk shows as lack of room
+//! to the streams and as flat memory. A directory belongs to one server at a time ([`lock`]).
 //!
 //! ```text
 //!  streams ──reserve──► queue ──► writer thread: batch ──► segment ──► fdatasync ──► mark ──► books ──► streams
@@ -264,7 +264,7 @@ pub struct Archive {
     sign: Sign,
 }
 
-/// Tells `open` which disk the thread uses, or why it has none.
+/// Reports to `open` which disk the thread uses, or why it has none.
 type Started = std::sync::mpsc::SyncSender<Result<DiskKind, io::Error>>;
 
 impl Archive {
@@ -443,8 +443,8 @@ fn run_chosen(choice: DiskChoice, writer: Writer, started: &Started) {
         return run_plainly(PlainDisk, writer, started);
     }
     match uring::start_ring() {
-        Ok(ring) => ring.block_on(writer.run(uring::UringDisk, |kind| tell(started, Ok(kind)))),
-        Err(source) if choice == DiskChoice::Uring => tell(started, Err(source)),
+        Ok(ring) => ring.block_on(writer.run(uring::UringDisk, |kind| report_start(started, Ok(kind)))),
+        Err(source) if choice == DiskChoice::Uring => report_start(started, Err(source)),
         Err(error) => {
             warn!(%error, "io_uring cannot be used: the archive falls back to plain writes");
             run_plainly(PlainDisk, writer, started);
@@ -454,12 +454,12 @@ fn run_chosen(choice: DiskChoice, writer: Writer, started: &Started) {
 
 fn run_plainly<D: Disk>(disk: D, writer: Writer, started: &Started) {
     match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-        Ok(runtime) => runtime.block_on(writer.run(disk, |kind| tell(started, Ok(kind)))),
-        Err(error) => tell(started, Err(error)),
+        Ok(runtime) => runtime.block_on(writer.run(disk, |kind| report_start(started, Ok(kind)))),
+        Err(error) => report_start(started, Err(error)),
     }
 }
 
-fn tell(started: &Started, result: Result<DiskKind, io::Error>) {
+fn report_start(started: &Started, result: Result<DiskKind, io::Error>) {
     // `open` waits for exactly this message.
     let _ = started.send(result);
 }

@@ -4,15 +4,15 @@
 //! that exist, and, through [`Recovered::replay`], the frames of the last analysis window. What must hold:
 //!
 //! - Only the newest segment whose snapshot is sound, and those after it, are read for the books.
-//! - A frame counts as durable when it is on the disk: each of these segments is synced and dropped from the page cache
-//!   before it is read, since a killed server leaves written pages unsynced, and a failed sync leaves pages that look clean.
+//! - A frame counts as durable when it is on the disk: each of these segments is synced and dropped from the page cache before it
+//!   is read. A killed server leaves written pages unsynced, and a failed sync leaves pages that look clean.
 //! - Damage before a segment's last commit mark hits frames that were acknowledged: the rest is kept, and the gap counted.
 //!   From damage behind the last mark on, the segment is cut: that batch was never acknowledged, and a sequence with a hole
 //!   must not be reported as durable.
 //! - A segment that was cut, emptied or deleted is noticed without reading the others ([`damage::gaps`]). What the snapshots
 //!   count and no segment has is no longer archived: the books count it as lost, so the ledger does not close.
-//! - Nothing is appended to an old segment: the writer always starts a new one, so bytes whose state on the disk this process
-//!   did not establish are never mixed with its own, and the cost is one preallocation.
+//! - Nothing is appended to an old segment: the writer always starts a new one. So bytes whose state on the disk this process did
+//!   not establish are never mixed with its own; the cost is one preallocation.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
@@ -40,7 +40,7 @@ use super::snapshot::Note;
 const QUARANTINE_FILES_MAX: usize = 64;
 /// Bytes kept of each.
 const QUARANTINE_BYTES_MAX: u64 = 8 << 20;
-/// Damaged places of one segment that are told apart; the rest counts as one.
+/// Damaged places of one segment that are listed one by one; the rest counts as one.
 const DAMAGES_MAX: usize = 4096;
 
 /// What a recovery found.
@@ -60,7 +60,7 @@ pub struct Recovered {
     written_at: SystemTime,
 }
 
-/// What one look through a segment tells.
+/// What one scan of a segment finds.
 #[derive(Clone, Debug, Default)]
 struct Survey {
     frames: u64,
@@ -146,7 +146,7 @@ impl Recovered {
         if let Err(error) = file.sync_data() {
             warn!(segment = %segment.path.display(), %error, "sync failed: only what is on the disk counts");
         }
-        // Advice may be refused; the checksums still hold, and the sync above has told of failed pages.
+        // Advice may be refused; the checksums still hold, and the sync above has reported failed pages.
         let _ = fadvise(&file, 0, None, Advice::DontNeed);
         let survey = match survey(&file, segment.number) {
             Ok(survey) => survey,
@@ -313,12 +313,12 @@ fn gaps(segments: &VecDeque<ClosedSegment>) -> Vec<Damage> {
         |closed: &ClosedSegment| SegmentFile { number: closed.number, path: closed.path.clone(), bytes: closed.bytes };
     let files: Vec<_> = segments.iter().map(of_file).collect();
     damage::gaps(&files).unwrap_or_else(|error| {
-        warn!(%error, "whether segments were cut or deleted cannot be told: run `tapio-server archive verify`");
+        warn!(%error, "whether segments were cut or deleted is unknown: run `tapio-server archive verify`");
         Vec::new()
     })
 }
 
-/// Tells of a gap, and notes it in `quarantine/`. False when something of that segment was set aside before.
+/// Logs a gap, and notes it in `quarantine/`. False when something of that segment was set aside before.
 fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
     warn!(
         segment = gap.segment,

@@ -143,7 +143,7 @@ impl<'a> Scanner<'a> {
         Ok(Some(Item::Tail { from: at.min(self.file_bytes), tail }))
     }
 
-    /// Looks for the next record after `at`, and tells whether everything up to it, or to the end, is zero.
+    /// Looks for the next record after `at`, and returns whether everything up to it, or to the end, is zero.
     fn search(&mut self, at: u64) -> io::Result<(Option<u64>, bool)> {
         let mut all_zero = true;
         let mut here = at;

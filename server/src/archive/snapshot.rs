@@ -7,8 +7,8 @@
 //! └──────┴─────────────────┴───────────────┘
 //! ```
 //!
-//! A commit mark says that everything before it in its segment was synced. What comes after the last mark of a segment is a
-//! batch whose sync did not return, and nobody was told that it is durable: recovery may cut it.
+//! A commit mark says that everything before it in its segment was synced. What comes after the last mark of a segment is a batch
+//! whose sync did not return, and which was not reported durable: recovery may cut it.
 
 use std::sync::Arc;
 

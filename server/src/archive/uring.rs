@@ -1,5 +1,5 @@
-//! io_uring: writes and syncs go through the ring; the rare calls (create, rename, unlink, directory sync) are plain, since
-//! they happen once a segment on a thread that has nothing else to do meanwhile.
+//! io_uring: writes and syncs go through the ring. The rare calls (create, rename, unlink, directory sync) are plain: they happen
+//! once a segment, on a thread that has nothing else to do meanwhile.
 
 use std::fs::{self, File};
 use std::io;

@@ -169,7 +169,7 @@ fn look(segment: &SegmentFile, file: &File, read: &mut dyn FnMut(u64)) -> io::Re
     });
     report.index = match stored {
         None => IndexState::None,
-        // An index that lacks what a frame's receiver did not tell is compared no further.
+        // An index that lacks what a frame's receiver did not report is compared no further.
         Some(index) if !index.kinds_whole || !report.damages.is_empty() => IndexState::Sound,
         Some(index) => {
             let content = rebuilt.finish(segment.number, index.offset);

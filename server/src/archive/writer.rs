@@ -4,8 +4,8 @@
 //! and, after the sync, their place in the books and word to their streams. What must hold:
 //!
 //! - Nothing is reported durable before `fdatasync` returned without error for the bytes of its whole batch.
-//! - A segment whose write or sync failed is poisoned: closed, never written to or synced again. The batch is still in memory
-//!   and is written again to a new segment; the copies are told apart by their sequence.
+//! - A segment whose write or sync failed is poisoned: closed, never written to or synced again. The batch is still in memory and
+//!   is written again to a new segment; the copies are recognised by their sequence.
 //! - A segment gets its name after its header and snapshot were synced, so that a recovery never meets a half-made one.
 //! - A batch that cannot be written is kept, and the queue behind it is bounded: streams feel it as lack of room.
 
@@ -91,7 +91,7 @@ pub(super) struct Running<D: Disk> {
 }
 
 impl Writer {
-    /// Runs until it is told to stop and the queue is empty. `started` hears when the first segment was tried.
+    /// Runs until it is asked to stop and the queue is empty. `started` is called when the first segment was tried.
     pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
         let kind = disk.kind();
         self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
@@ -184,7 +184,7 @@ impl<D: Disk> Running<D> {
         true
     }
 
-    /// Commits the batch, however many attempts it takes. False when it was told to stop and still cannot.
+    /// Commits the batch, however many attempts it takes. False when it was asked to stop and still cannot.
     async fn write_until_done(&mut self, batch: &mut Vec<Queued>) -> bool {
         let started = Instant::now();
         let mut pauses = 0;
@@ -258,7 +258,7 @@ impl<D: Disk> Running<D> {
         Ok(())
     }
 
-    /// Enters a durable batch into the books, then tells the streams.
+    /// Enters a durable batch into the books, then notifies the streams.
     fn report(&mut self, batch: &mut Vec<Queued>) {
         let metrics = &self.writer.metrics;
         let mut bytes = 0;
@@ -449,7 +449,7 @@ impl<D: Disk> Running<D> {
     }
 }
 
-/// Adds the records of a batch, and of the names that the books do not have. Tells which frames of the batch go where.
+/// Adds the records of a batch, and of the names that the books do not have. Returns which frames of the batch go where.
 fn build(records: &mut Records, batch: &[Queued], books: &Mutex<Books>) -> Vec<(usize, u64)> {
     let mut placed = Vec::with_capacity(batch.len());
     let books = lock_books(books);

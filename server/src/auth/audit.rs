@@ -1,7 +1,7 @@
 //! The audit log: who asked what of this server, one line a call, target `audit`.
 //!
-//! What must hold: a caller that asks all the time neither floods the log nor hides others: lines are limited by what they are
-//! about, and what was left out is told with the next one and counted.
+//! What must hold: a caller that asks all the time neither floods the log nor hides others. Lines are limited by what they are
+//! about; what was left out is counted, and logged with the next line.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_of_call_does_not_hide_another_and_what_is_left_out_is_told() {
+    fn no_call_hides_another_kind_and_omissions_are_logged() {
         let audit = Audit::register(&Registry::new()).expect("metrics");
         let now = Instant::now();
         let denied = record(Purpose::Query, true);

@@ -89,7 +89,7 @@ where
             };
             request.extensions_mut().insert(Arc::clone(&caller));
             let response = inner.call(request).await?;
-            // Collectors' streams are told of by the ingest; health checks are nobody's business.
+            // The ingest logs collectors' streams; health checks are not audited.
             if purpose == Purpose::Query {
                 let code = response.headers().get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()));
                 let outcome = code.filter(|code| *code != Code::Ok).map(|code| format!("{code:?}"));

@@ -1,8 +1,8 @@
 //! Who may do what: tokens, certificates, and the nodes that a stream may speak for.
 //!
 //! What enters: requests, as they come off the connection. What leaves: a [`Caller`] with each request that may go on, or a
-//! [`Denied`] that says what to do. What must hold: where a token is configured nothing is told without one, and what could not
-//! be decided is refused; who was let in and who was not is counted, and told in the audit log.
+//! [`Denied`] that says what to do. What must hold: where a token is configured nothing is returned without one, and what could
+//! not be decided is refused. Who was let in and who was not is counted, and written to the audit log.
 //!
 //! ```text
 //!  gRPC ──► gate ──┬──► shared token? ──► TokenReview (remembered for a while) ──► may it ship, may it query?

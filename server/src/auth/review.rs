@@ -1,8 +1,8 @@
 //! Asking the API server whether a token is good (`authentication.k8s.io/v1`, TokenReview).
 //!
 //! What enters: tokens of anyone who may connect. What leaves: whose they are, as the API server says it now or said it a moment
-//! ago. What must hold: nobody is let in because the API server could not be asked; what is asked at a time is bounded, so
-//! that a flood of tokens does not become a flood of reviews.
+//! ago. What must hold: nobody is let in because the API server could not be asked. The questions at a time are bounded, so that
+//! a flood of tokens does not become a flood of reviews.
 //!
 //! Kubernetes before 1.30 does not say in a review where the token's pod runs: then the pod is looked at, which costs a second
 //! question for each new token of somebody who may ship.
@@ -70,7 +70,7 @@ struct ReviewMetrics {
     seconds: Histogram,
     hits: IntCounter,
     entries: IntGaugeVec,
-    nodes_untold: IntCounter,
+    nodes_unknown: IntCounter,
 }
 
 impl ReviewMetrics {
@@ -95,7 +95,7 @@ impl ReviewMetrics {
                 "Tokens whose review was remembered, so that nobody was asked.",
             )?,
             entries: IntGaugeVec::new(entries, &["result"])?,
-            nodes_untold: IntCounter::new(
+            nodes_unknown: IntCounter::new(
                 "tapio_server_token_nodes_untold_total",
                 "Accepted tokens of pods that this server may not get, so that they do not say for which node they ship.",
             )?,
@@ -107,7 +107,7 @@ impl ReviewMetrics {
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.hits.clone()))?;
         registry.register(Box::new(metrics.entries.clone()))?;
-        registry.register(Box::new(metrics.nodes_untold.clone()))?;
+        registry.register(Box::new(metrics.nodes_unknown.clone()))?;
         Ok(metrics)
     }
 }
@@ -119,8 +119,8 @@ pub(super) struct Reviewer {
     verdicts: Mutex<Verdicts>,
     turns: Semaphore,
     waiting: AtomicUsize,
-    /// Namespaces of which it was told that their pods may not be read.
-    told: Mutex<HashSet<String>>,
+    /// Namespaces for which it was logged that their pods may not be read.
+    logged: Mutex<HashSet<String>>,
     metrics: ReviewMetrics,
 }
 
@@ -133,7 +133,7 @@ impl Reviewer {
             verdicts: Mutex::new(Verdicts::new(section.ttl, section.refused_ttl)),
             turns: Semaphore::new(REVIEWS_MAX),
             waiting: AtomicUsize::new(0),
-            told: Mutex::default(),
+            logged: Mutex::default(),
             metrics: ReviewMetrics::register(registry)?,
             section,
         })
@@ -155,7 +155,7 @@ impl Reviewer {
         let answer = timeout(REVIEW_TIMEOUT, async {
             // Never closed.
             let _turn = self.turns.acquire().await.map_err(|_| Unreviewed::Busy)?;
-            // Somebody with the same token may have been told meanwhile.
+            // Another caller with the same token may have had the answer meanwhile.
             match self.remembered(&key) {
                 Some(verdict) => Ok((verdict, false)),
                 None => self.ask(token).await.map(|account| (account.map(Arc::new), true)),
@@ -215,14 +215,14 @@ impl Reviewer {
         if let Some(pod) = pod.filter(|_| account.node.is_none() && account.is_among(&self.section.may_ship)) {
             match self.node_of(&pod).await? {
                 PodNode::Known(node) => account.node = Some(node),
-                PodNode::Untold => self.metrics.nodes_untold.inc(),
+                PodNode::Unknown => self.metrics.nodes_unknown.inc(),
                 PodNode::Gone => return Ok(None),
             }
         }
         Ok(Some(account))
     }
 
-    /// The node that a pod runs on. Where this server may not get pods that is not told, as if the token were bound to none.
+    /// The node that a pod runs on. Where this server may not get pods it is unknown, as if the token were bound to none.
     async fn node_of(&self, pod: &PodRef) -> Result<PodNode, Unreviewed> {
         let client = self.client();
         match Api::<Pod>::namespaced(client, &pod.namespace).get(&pod.name).await {
@@ -236,8 +236,8 @@ impl Reviewer {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(PodNode::Gone),
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 // As many namespaces as there are accounts that may ship.
-                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-                if told.insert(pod.namespace.clone()) {
+                let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+                if logged.insert(pod.namespace.clone()) {
                     tracing::warn!(
                         reason = status.message,
                         "the nodes of tokens are not known: Kubernetes before 1.30 does not name them, and this server may \
@@ -245,7 +245,7 @@ impl Reviewer {
                         pod.namespace
                     );
                 }
-                Ok(PodNode::Untold)
+                Ok(PodNode::Unknown)
             }
             Err(error) => Err(Unreviewed::Failed(error.to_string())),
         }
@@ -268,14 +268,14 @@ impl Reviewer {
         }
         let user = status.user?;
         let mut extra = user.extra.unwrap_or_default();
-        let mut told = |key: &str| extra.remove(key).and_then(|mut names| names.pop());
+        let mut value_of = |key: &str| extra.remove(key).and_then(|mut names| names.pop());
         let username = user.username.filter(|name| !name.is_empty())?;
         let namespace = username.strip_prefix(ACCOUNT_PREFIX).and_then(|account| account.split_once(':'));
-        let pod = match (namespace, told(POD_NAME), told(POD_UID)) {
+        let pod = match (namespace, value_of(POD_NAME), value_of(POD_UID)) {
             (Some((namespace, _)), Some(name), Some(uid)) => Some(PodRef { namespace: namespace.into(), name, uid }),
             _ => None,
         };
-        Some((Account { node: told(NODE_NAME), groups: user.groups.unwrap_or_default(), username }, pod))
+        Some((Account { node: value_of(NODE_NAME), groups: user.groups.unwrap_or_default(), username }, pod))
     }
 }
 
@@ -290,7 +290,7 @@ struct PodRef {
 enum PodNode {
     Known(String),
     /// This server may not get pods there.
-    Untold,
+    Unknown,
     /// There is none by that name and uid, or it never ran.
     Gone,
 }

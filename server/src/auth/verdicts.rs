@@ -1,7 +1,7 @@
 //! What the API server said about tokens, for a while.
 //!
-//! What must hold: tokens themselves are not kept, only their SHA-256; both shelves are bounded, and each has its own bound, so
-//! that a flood of bad tokens never makes the server ask about good ones again.
+//! What must hold: tokens themselves are not kept, only their SHA-256. Both shelves are bounded, each by its own bound, so that a
+//! flood of bad tokens never makes the server ask about good ones again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -187,7 +187,7 @@ impl<S: FrameSink> IngestService<S> {
         IngestServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Tells whether memory is short: then collectors are to send no more than they must.
+    /// Sets whether memory is short: then collectors are to send no more than they must.
     pub fn set_memory_short(&self, is_short: bool) {
         self.context.is_memory_short.store(is_short, Ordering::Relaxed);
     }
@@ -197,7 +197,7 @@ impl<S: FrameSink> IngestService<S> {
         self.context.registry.is_connected(node)
     }
 
-    /// Adds what only streams tell: the nodes that have one and sent nothing yet, and what each collector does not watch.
+    /// Adds what only streams know: the nodes that have one and sent nothing yet, and what each collector does not watch.
     pub fn add_connected(&self, nodes: &mut Vec<NodeStatus>) {
         for (node_id, name, off) in self.context.registry.connected() {
             match nodes.iter_mut().find(|known| known.node_id == node_id) {
@@ -211,8 +211,8 @@ impl<S: FrameSink> IngestService<S> {
         nodes.sort_by(|a, b| (&a.node, a.node_id).cmp(&(&b.node, b.node_id)));
     }
 
-    /// Reads no more frames, refuses new streams, and returns when every stream has been told what became durable and has
-    /// ended. To be called before the archive is shut down, within a timeout.
+    /// Reads no more frames, refuses new streams, and returns when every stream has reported what became durable and has ended.
+    /// Call it before the archive is shut down, within a timeout.
     pub async fn drain(&self) {
         self.context.draining.send_replace(true);
         let mut open = self.context.open.subscribe();

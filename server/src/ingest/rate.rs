@@ -1,7 +1,7 @@
 //! How fast frames are taken: limits that are held by reading later and by less credit, never by dropping.
 //!
-//! What must hold: lethal frames are counted and never wait; whoever waits does so in turn, so that no stream starves; a limit
-//! is met on average over [`BURST`], with one frame more.
+//! What must hold: lethal frames are counted and never wait. Streams that wait do so in turn, so that none starves. A limit is
+//! met on average over [`BURST`], with one frame more.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

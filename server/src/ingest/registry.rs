@@ -1,8 +1,8 @@
 //! The nodes that are, or were, connected: whose stream is current, what was accepted, what is durable.
 //!
-//! What must hold: at most one stream of a node accepts frames; what is accepted is counted per node and epoch, not per
-//! stream, so that a stream that takes over neither repeats nor skips a frame; the order in which frames are accepted is the
-//! order in which they reach archive and correlator, since [`Progress`] is locked from the one to the other.
+//! What must hold: at most one stream of a node accepts frames. What is accepted is counted per node and epoch, not per stream,
+//! so that a stream that takes over neither repeats nor skips a frame. Frames reach archive and correlator in the order in which
+//! they are accepted, since [`Progress`] is locked from the one to the other.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ pub(super) struct Node {
 pub(super) struct Progress {
     pub epoch: u64,
     pub accepted: u64,
-    /// What the next frame is to tell the archive.
+    /// What the next frame reports to the archive.
     pub resumed: Option<Acknowledged>,
 }
 
@@ -89,7 +89,7 @@ pub(super) struct Registration {
     pub epoch: u64,
     /// The last frame that was durable when it was taken.
     pub durable_seq: u64,
-    /// Told when a later stream takes over.
+    /// Notified when a later stream takes over.
     pub taken_over: Arc<Notify>,
     /// It cancelled an earlier stream of its node.
     pub took_over: bool,

@@ -1,9 +1,9 @@
 //! One stream: a hello, then frames in, acknowledgements out.
 //!
-//! What must hold: a frame is accepted only after its bytes were checked down to the archive in it; once it is in the
-//! archive's queue it is delivered, whatever becomes of the stream; an acknowledgement only ever repeats what the archive
-//! reported durable. Reading and acknowledging share one task, and neither waits for the other, so that a peer that does not
-//! read its acknowledgements cannot hold its node's lock.
+//! What must hold: a frame is accepted only after its bytes were checked down to the archive in it. Once it is in the archive's
+//! queue it is delivered, whatever becomes of the stream. An acknowledgement only ever repeats what the archive reported durable.
+//! Reading and acknowledging share one task, and neither waits for the other: a peer that does not read its acknowledgements
+//! cannot hold its node's lock.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -245,7 +245,7 @@ async fn aged(age: Duration) {
     tokio::time::sleep(age.mul_f64(0.9) + backoff::up_to(age / 5)).await;
 }
 
-/// Reads frames until there are no more. Also tells the last accepted sequence.
+/// Reads frames until there are no more. Also returns the last accepted sequence.
 async fn read<S: FrameSink>(
     context: &IngestContext<S>,
     registration: &Registration,

@@ -59,7 +59,7 @@ pub(super) async fn open_archive(
 }
 
 /// How much of the archive is replayed. A pattern that looks back further than the configured window must find as much after a
-/// restart as before; and a minute more brings the descriptions of what was quiet at its beginning.
+/// restart as before. A minute more brings the descriptions of what was quiet at its beginning.
 pub(super) fn replay_window(config: &Config, patterns: &PatternSet) -> Duration {
     match config.correlation.enabled {
         true => config.correlation.analysis_window.max(patterns.window_max()) + Duration::from_secs(60),
@@ -78,7 +78,7 @@ pub(super) fn healer(config: &Config, correlate: &CorrelateConfig, window: Durat
         let correlator = match Correlator::start(&correlate, topology, losses, bus) {
             Ok(correlator) => Arc::new(correlator),
             Err(error) => {
-                tracing::error!(%error, "what the log lacks cannot be told again");
+                tracing::error!(%error, "what the log lacks cannot be published again");
                 return;
             }
         };
@@ -97,10 +97,10 @@ pub(super) fn healer(config: &Config, correlate: &CorrelateConfig, window: Durat
             if is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if let Err(error) = read {
-            tracing::error!(%error, "what the log lacks cannot be told again");
+            tracing::error!(%error, "what the log lacks cannot be published again");
         }
         if let Err(error) = replay.correlator.drained_blocking() {
-            tracing::error!(%error, "what the log lacks cannot be told again");
+            tracing::error!(%error, "what the log lacks cannot be published again");
         }
     })
 }

@@ -1,7 +1,7 @@
 //! Builds a segment's index while the segment is written.
 //!
-//! What must hold: the same records in the same order give the same bytes, so that a check can build it again and compare;
-//! memory is bounded by the index's own bound and one block's entities.
+//! What must hold: the same records in the same order give the same bytes, so that a check can build the index again and compare.
+//! Memory is bounded by the index's own bound and one block's entities.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -37,8 +37,8 @@ struct OpenBlock {
     is_open: bool,
 }
 
-/// Keys that the open block got a moment ago, by their low bits: frame after frame tells of the same entities, and a look here costs a
-/// tenth of one into the set.
+/// Keys that the open block got a moment ago, by their low bits. Frame after frame names the same entities, and a look here costs
+/// a tenth of one into the set.
 struct Recent(Box<[u64]>);
 
 /// A power of two.

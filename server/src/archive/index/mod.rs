@@ -1,8 +1,8 @@
 //! The index at the end of a closed segment: what is where, so that a query for one pod and ten minutes reads little.
 //!
-//! What enters: the frames of a segment, as they are written. What leaves: one record behind the last frame. What must hold:
-//! an index never hides a frame that matches; what it does not know it leaves open. A segment without a sound index (the
-//! active one, one of a killed server, a poisoned one) is scanned instead, so the index is not synced: a crash costs time only.
+//! What enters: the frames of a segment, as they are written. What leaves: one record behind the last frame. What must hold: an
+//! index never hides a frame that matches; what it does not know it leaves open. A segment without a sound index (the active one,
+//! one of a killed server, a poisoned one) is scanned instead. So the index is not synced: a crash costs time only.
 //!
 //! ```text
 //! 0       8         12     16       24        32       40      48      56         64           72

@@ -47,10 +47,10 @@ impl Described {
 }
 
 fn cut(text: &str) -> String {
-    told(text).to_owned()
+    bounded(text).to_owned()
 }
 
-fn told(text: &str) -> &str {
+fn bounded(text: &str) -> &str {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -58,8 +58,8 @@ fn told(text: &str) -> &str {
     &text[..end]
 }
 
-/// The descriptions of a frame as the directory has them on disk, one behind the other: a frame that introduces thousands waits
-/// for its commit, and one piece of memory for all of them is less than eight for each.
+/// The descriptions of a frame as the directory has them on disk, one behind the other. A frame that introduces thousands of
+/// entities waits for its commit, and one allocation for all takes less memory than eight for each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Descriptions {
     bytes: Vec<u8>,
@@ -83,7 +83,7 @@ impl Descriptions {
             &entity.container,
             &entity.workload,
         ] {
-            let text = told(text);
+            let text = bounded(text);
             self.bytes.extend_from_slice(&(text.len() as u16).to_le_bytes());
             self.bytes.extend_from_slice(text.as_bytes());
         }
