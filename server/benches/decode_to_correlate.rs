@@ -1,4 +1,4 @@
-//! What an event costs on one core from the bytes of a frame to the state of its entity, stage by stage: frames of the load
+//! What an event costs on one core from the bytes of a frame to the state of its entity, stage by stage. Frames are of the load
 //! generator's mixed profile, events of 100,000 entities by Zipf's law.
 //!
 //! `cargo bench -p tapio-server --bench decode_to_correlate`; the goal is 200 ns an event for `all`. Beside it, what the archive's

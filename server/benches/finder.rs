@@ -160,7 +160,7 @@ fn finder(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || deaths.batch(),
                 |(batch, at_ns)| {
-                    finder.tell(batch, at_ns).expect("the finder runs");
+                    finder.send(batch, at_ns).expect("the finder runs");
                     finder.bus().barrier().expect("the finder runs");
                 },
                 BatchSize::PerIteration,

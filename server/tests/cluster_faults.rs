@@ -416,7 +416,7 @@ fn a_finder_that_is_slow_is_no_log_that_is_away() {
                 let clock = NodeClock { node: NodeRef::named("n0"), epoch: 1, boottime_ns: 1, realtime_ns: now_ns };
                 let entries = (0..20_000).map(|_| Entry::Clock(clock.clone())).collect();
                 let batch = Batch { server: "a".into(), address: String::new(), entries };
-                a.finder.tell(batch, now_ns).expect("the finder runs");
+                a.finder.send(batch, now_ns).expect("the finder runs");
             }
         });
         (0..node.frames.len()).for_each(|frame| a.deliver_part(&node, frame..frame + 1));

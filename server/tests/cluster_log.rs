@@ -242,7 +242,7 @@ fn read_in_order<'a>(messages: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<Fin
         .expect("the finder starts");
     for (number, message) in messages.into_iter().enumerate() {
         let at_ns = 1_800_000_000 * SECOND + number as u64 * 10 * MS;
-        finder.tell(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
+        finder.send(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
     }
     finder.bus().barrier().expect("the finder runs");
     store.everything().0.iter().map(|finding| (**finding).clone()).collect()
@@ -272,7 +272,7 @@ fn all_that_was_lowered_while_a_server_was_silent_is_lifted_when_it_speaks() {
         let began_ns = 1_800_000_000 * SECOND;
         let b_speaks = |at_ns| {
             let nothing = Batch { server: "b".into(), address: String::new(), entries: Vec::new() };
-            finder.tell(nothing, at_ns).expect("the finder runs");
+            finder.send(nothing, at_ns).expect("the finder runs");
         };
         let found = || {
             finder.bus().barrier().expect("the finder runs");
@@ -281,7 +281,7 @@ fn all_that_was_lowered_while_a_server_was_silent_is_lifted_when_it_speaks() {
         b_speaks(began_ns);
         for (number, message) in messages.iter().enumerate() {
             let at_ns = began_ns + 20 * SECOND + number as u64 * MS;
-            finder.tell(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
+            finder.send(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
         }
         let lowered = found();
         b_speaks(began_ns + 20 * SECOND + messages.len() as u64 * MS);

@@ -4,8 +4,8 @@
 //! ago. What must hold: nobody is let in because the API server could not be asked. The questions at a time are bounded, so that
 //! a flood of tokens does not become a flood of reviews.
 //!
-//! Kubernetes before 1.30 does not say in a review where the token's pod runs: then the pod is looked at, which costs a second
-//! question for each new token of somebody who may ship.
+//! Kubernetes before 1.30 does not say in a review where the token's pod runs. Then this server gets the pod, which costs a
+//! second question for each new token of somebody who may ship.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};

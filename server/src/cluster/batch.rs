@@ -1,4 +1,4 @@
-//! What servers tell one another through the log.
+//! What servers send one another through the log.
 //!
 //! What enters: what the shards derive from frames. What leaves: bytes of one message, and the same again. What must hold: a
 //! message is checked as a whole before anything of it is used; one of another version is refused by its first byte and skipped.

@@ -24,8 +24,8 @@ pub struct ClusterSection {
     /// This server's name among the servers; default: the machine's name, which is the pod's.
     #[schemars(example = "tapio-server-0")]
     pub server: Option<String>,
-    /// Where other servers reach this one's gRPC, HOST:PORT; default: the address from which this machine reaches NATS, or, where
-    /// NATS has no address yet, other networks, and the port of gRPC.
+    /// Where other servers reach this one's gRPC, HOST:PORT. Default: the address from which this machine reaches NATS, or, where
+    /// NATS has no address yet, other networks; and the port of gRPC.
     #[schemars(example = "10.0.0.7:9090")]
     pub advertise: Option<String>,
     /// TLS to the other servers, where `server.tls_enabled` is set.

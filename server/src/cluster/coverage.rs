@@ -1,8 +1,8 @@
 //! Which frames the log speaks for.
 //!
-//! What enters: the stretches of frames that servers have worked through, in the order of the log. What leaves: whether a frame is
-//! among them, and where a node's frames are missing. What must hold: bounded; what one server lacks and another has is not missing,
-//! whichever of them tells first.
+//! What enters: the stretches of frames that servers have worked through, in the order of the log. What leaves: whether a frame
+//! is among them, and where a node's frames are missing. What must hold: memory is bounded; what one server lacks and another has
+//! is not missing, whichever of them reports first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ struct Stretch {
     from: Point,
     to: Point,
     is_final: bool,
-    /// Who told of its first and of its last frame.
+    /// Who reported its first and its last frame.
     from_server: String,
     to_server: String,
 }
@@ -63,15 +63,15 @@ impl Coverage {
     }
 
     /// Takes a stretch in. Returns the moments of the node between which more or less is missing than before.
-    pub fn take(&mut self, server: &str, told: &Covered) -> Option<(u64, u64)> {
-        let node = self.nodes.entry(told.node.id, Node::default);
-        node.name = Arc::clone(&told.node.name);
+    pub fn take(&mut self, server: &str, covered: &Covered) -> Option<(u64, u64)> {
+        let node = self.nodes.entry(covered.node.id, Node::default);
+        node.name = Arc::clone(&covered.node.name);
         let missing_before = node.missing();
         node.enter(Stretch {
-            epoch: told.epoch,
-            from: told.from,
-            to: told.to,
-            is_final: told.is_final,
+            epoch: covered.epoch,
+            from: covered.from,
+            to: covered.to,
+            is_final: covered.is_final,
             from_server: server.into(),
             to_server: server.into(),
         });
@@ -82,14 +82,14 @@ impl Coverage {
         Some((changed.iter().map(|gap| gap.0).min()?, changed.iter().map(|gap| gap.1).max()?))
     }
 
-    /// What was lost on a node between two moments of its `CLOCK_BOOTTIME`, as far as the log tells.
+    /// What was lost on a node between two moments of its `CLOCK_BOOTTIME`, as far as the log says.
     pub fn lost(&self, node: u64, from_ns: u64, to_ns: u64) -> Lost {
         let Some(node) = self.nodes.get(&node) else { return Lost::default() };
         let is_missing = node.missing().iter().any(|gap| gap.0 < to_ns && gap.1 > from_ns);
         node.counted.lost(from_ns, to_ns).and(Lost { open_interval: is_missing, ..Lost::default() })
     }
 
-    /// The nodes whose last frames this server told of, in the order of their names; [`NODES_NAMED_MAX`] at the most.
+    /// The nodes whose last frames this server reported, in the order of their names; [`NODES_NAMED_MAX`] at the most.
     pub fn nodes_of(&self, server: &str) -> Vec<String> {
         let is_its = |node: &&Node| node.stretches.back().is_some_and(|last| last.to_server == server);
         let mut names: Vec<String> = self.nodes.values().filter(is_its).map(|node| node.name.to_string()).collect();
@@ -185,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn what_one_server_lacks_is_missing_until_another_tells_it() {
+    fn what_one_server_lacks_is_missing_until_another_reports_it() {
         let mut coverage = Coverage::default();
         assert_eq!(coverage.take("b", &covered(7, point(11, 0), point(20, 0), false)), Some((0, 1100)), "a new gap");
         assert!(coverage.lost(node(), 500, 900).open_interval, "frames 1 to 10 went elsewhere");
         assert!(!coverage.has(node(), 7, 10) && coverage.has(node(), 7, 11));
-        // The other server is behind, and tells in two parts.
+        // The other server is behind, and reports in two parts.
         assert_eq!(coverage.take("a", &covered(7, point(1, 0), point(4, 0), false)), Some((0, 1100)));
         assert!(!coverage.lost(node(), 100, 300).open_interval);
         assert!(coverage.lost(node(), 500, 900).open_interval);
@@ -204,7 +204,7 @@ mod tests {
         coverage.take("a", &covered(7, point(1, 0), point(10, 3), false));
         coverage.take("b", &covered(7, point(11, 8), point(20, 8), false));
         assert_eq!(coverage.lost(node(), 1050, 1060).events, 5);
-        // The same server's own counts are told by themselves.
+        // The same server's own counts are reported separately.
         coverage.take("b", &covered(7, point(21, 9), point(30, 9), false));
         assert_eq!(coverage.lost(node(), 0, 5000).events, 5);
     }

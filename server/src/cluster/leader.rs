@@ -1,8 +1,8 @@
 //! Which of the servers leads, and so may deliver outwards.
 //!
-//! What enters: a lease in a key-value bucket of JetStream, which servers take and renew by compare-and-set. What leaves: a [`Term`]
-//! while this server leads. What must hold: at most one term is valid at a time, also when a server was stopped and goes on, NATS lost
-//! what it had, or somebody sets a clock.
+//! What enters: a lease in a key-value bucket of JetStream, which servers take and renew by compare-and-set. What leaves: a
+//! [`Term`] while this server leads. What must hold: at most one term is valid at a time. This holds also when a server was
+//! stopped and goes on, NATS lost what it had, or somebody sets a clock.
 //!
 //! ```text
 //! holder      sends a renewal ── it is taken ───────── its term ends, unless it was renewed
@@ -184,7 +184,7 @@ impl Leadership {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 struct Lease {
     server: String,
-    /// Tells a server's runs from one another.
+    /// Distinguishes a server's runs.
     run: String,
     term: u64,
     renewal: u64,
@@ -300,7 +300,7 @@ impl Election {
             tracing::warn!(error, "it is not known which server leads");
         }
         self.trouble = trouble;
-        // Not before there is an answer, or none in time: others may be told a moment later, and never too long.
+        // Not before there is an answer, or none in time: others may get their answer a moment later, and never too long.
         if self.held.as_ref().is_some_and(|held| !held.term.is_valid_now()) {
             self.give_up(TOO_LATE);
         }
@@ -340,7 +340,7 @@ impl Election {
         let (known, sent_ns) = (held.revision, now_ns());
         let revision = match write(bucket, &lease, known).await? {
             Written::At(revision) => {
-                // A term that lapsed during the write stays over: whoever uses it was told so.
+                // A term that lapsed during the write stays over: its users have seen that already.
                 if held.term.is_valid_now() {
                     held.term.extend(self.until_ns(sent_ns));
                 }

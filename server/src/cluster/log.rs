@@ -1,7 +1,7 @@
 //! The log in NATS JetStream.
 //!
 //! What enters: messages of this server. What leaves: those of all servers, in one order. What must hold: the streams are as they
-//! are wanted here, and are made where they are missing; who this server is, is read anew from its files when NATS refuses it.
+//! are wanted here, and are made where they are missing. Who this server is, is read anew from its files when NATS refuses it.
 //!
 //! ```text
 //! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window
@@ -31,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long NATS remembers which messages it had.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// A fact that nobody told for so long is forgotten.
+/// A fact that nobody sent for so long is forgotten.
 const FACTS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const FACTS_BYTES_MAX: i64 = 512 << 20;
 /// Who wrote a message, also one that cannot be read.
@@ -154,7 +154,7 @@ impl Log {
             num_replicas: self.config.replicas,
             max_message_size: MESSAGE_BYTES_MAX as i32,
             duplicate_window: DUPLICATE_WINDOW.min(self.keep),
-            description: Some("Tapio: what its servers tell one another".into()),
+            description: Some("Tapio: messages between its servers".into()),
             ..stream::Config::default()
         };
         let facts = stream::Config {

@@ -1,9 +1,9 @@
-//! What may be missing, as the log tells.
+//! What may be missing, as the log says.
 //!
-//! What enters: what servers say of the frames that they have worked through, and when each of them said anything last. What
-//! leaves: how much of a node's events is or may be missing between two moments, and which servers are silent. What must hold: the
-//! clock is the log's; a server that is silent makes absence unknown for every node, since what Kubernetes says of a node's pods may
-//! have gone to any server.
+//! What enters: what servers report of the frames that they have worked through, and when each of them reported last. What
+//! leaves: how much of a node's events is or may be missing between two moments, and which servers are silent. What must hold:
+//! the clock is the log's. A server that is silent makes absence unknown for every node, since what Kubernetes says of a node's
+//! pods may have gone to any server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

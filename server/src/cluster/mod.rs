@@ -1,8 +1,8 @@
 //! Several servers, one answer: the log that all of them read.
 //!
 //! What enters: what this server's shards derive. What leaves: what every server derives, in one order, to this server's finder.
-//! What must hold: the log never stands before an acknowledgement to a collector; without it this server goes on by itself; the
-//! same log gives the same findings on every server.
+//! What must hold: no acknowledgement to a collector waits for the log. Without the log this server goes on by itself. The same
+//! log gives the same findings on every server.
 //!
 //! ```text
 //! shards ──► Outgoing ──► publisher ──► JetStream ──► reader ──► finder

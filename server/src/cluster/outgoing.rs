@@ -1,9 +1,9 @@
 //! What this server has to say to the others.
 //!
 //! What enters: clues from the shards, frames as they go to the shards and as the shards are done with them. What leaves: entries
-//! in the order in which they hold. What must hold: nobody waits here. What finds no room is left out, and then the frames that it
-//! came from are not told as covered, so that they are worked through again from the archive; a stretch is told as covered after
-//! everything that its frames gave occasion to.
+//! in the order in which they hold. What must hold: nobody waits here. What finds no room is left out; then the frames that it
+//! came from are not published as covered, so that the archive sends them once more. A stretch is published as covered after
+//! everything that its frames led to.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use crate::correlate::{BusClosed, ClueBus, Dropped, FrameBegun, Generations, Nod
 
 /// Entities that clues named, as many as are remembered: their later descriptions are published too.
 const NAMED_MAX: usize = 65_536;
-/// How long a node's frames may wait until they are told as covered, where nothing else is told of it.
+/// How long a node's frames may wait until they are published as covered, where nothing else is published about it.
 const COVER_INTERVAL: Duration = Duration::from_secs(5);
 /// A node that sent nothing for so long is forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(600);
@@ -39,7 +39,7 @@ pub struct Outgoing {
 struct Inner {
     entries: VecDeque<Entry>,
     named: Generations<(u64, EntityId), ()>,
-    /// By node: its epochs that are not told of to their end, the latest last.
+    /// By node: its epochs that are not published to their end, the latest last.
     nodes: HashMap<u64, Vec<Epoch>, RandomState>,
     /// What is in the log already, while frames come out of the archive.
     known: Option<Coverage>,
@@ -58,7 +58,7 @@ struct Pending {
     is_final: bool,
     is_done: bool,
     /// It led to an entry, so other servers wait for its end.
-    is_telling: bool,
+    led_to_entry: bool,
     /// An entry that it led to was left out.
     is_incomplete: bool,
 }
@@ -70,14 +70,14 @@ struct Epoch {
     pending: VecDeque<Pending>,
     /// The first frame since, and the last one that is done.
     done: Option<(Point, Point, bool)>,
-    told: Instant,
+    published: Instant,
     /// One of its done frames led to an entry.
     is_urgent: bool,
 }
 
 impl Epoch {
     fn new(node: NodeRef, epoch: u64) -> Self {
-        Self { node, epoch, pending: VecDeque::new(), done: None, told: Instant::now(), is_urgent: false }
+        Self { node, epoch, pending: VecDeque::new(), done: None, published: Instant::now(), is_urgent: false }
     }
 
     /// Takes up what is done from the first pending frame on. Returns stretches that end before a frame that is incomplete.
@@ -85,7 +85,7 @@ impl Epoch {
         let mut cut = Vec::new();
         while let Some(frame) = self.pending.front().filter(|frame| frame.is_done) {
             let (point, is_final, is_incomplete) = (frame.point, frame.is_final, frame.is_incomplete);
-            let is_urgent = frame.is_telling || is_final;
+            let is_urgent = frame.led_to_entry || is_final;
             self.pending.pop_front();
             let follows = self.done.is_none_or(|(_, last, _)| last.seq.checked_add(1) == Some(point.seq));
             if is_incomplete || !follows {
@@ -102,7 +102,7 @@ impl Epoch {
 
     fn take(&mut self) -> Option<Covered> {
         let (from, to, is_final) = self.done.take()?;
-        self.told = Instant::now();
+        self.published = Instant::now();
         self.is_urgent = false;
         Some(Covered { node: self.node.clone(), epoch: self.epoch, from, to, is_final })
     }
@@ -132,7 +132,7 @@ impl Outgoing {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frames come out of the archive: what is in the log already is not told again, and whoever has something to say waits for
+    /// Frames come out of the archive: what is in the log already is not published again, and whoever has an entry waits for
     /// room.
     pub fn begin_replay(&self, known: Coverage) {
         let mut inner = self.lock();
@@ -157,12 +157,12 @@ impl Outgoing {
         inner
     }
 
-    /// Waits until there is something to tell.
+    /// Waits until there is something to publish.
     pub async fn filled(&self) {
         self.filled.notified().await;
     }
 
-    /// Everything that is to be told now, in order: first entries, then how far they reach.
+    /// Everything that is to be published now, in order: first entries, then how far they reach.
     pub fn take(&self) -> Vec<Entry> {
         let mut inner = self.lock();
         let mut entries: Vec<Entry> = inner.entries.drain(..).collect();
@@ -175,10 +175,10 @@ impl Outgoing {
             epochs.retain_mut(|epoch| {
                 let is_past = index < last;
                 index += 1;
-                if is_past || epoch.is_urgent || now.duration_since(epoch.told) >= COVER_INTERVAL {
+                if is_past || epoch.is_urgent || now.duration_since(epoch.published) >= COVER_INTERVAL {
                     covered.extend(epoch.take());
                 }
-                let is_idle = is_past || now.duration_since(epoch.told) >= IDLE_MAX;
+                let is_idle = is_past || now.duration_since(epoch.published) >= IDLE_MAX;
                 !epoch.pending.is_empty() || epoch.done.is_some() || !is_idle
             });
             !epochs.is_empty()
@@ -188,7 +188,7 @@ impl Outgoing {
         entries
     }
 
-    /// No frame comes any more: what is done is told as covered at once.
+    /// No frame comes any more: what is done is published as covered at once.
     pub fn flush(&self) {
         for epoch in self.lock().nodes.values_mut().flatten() {
             epoch.is_urgent = true;
@@ -269,9 +269,9 @@ impl Inner {
     }
 
     /// Other servers must learn at once when this frame is complete.
-    fn tells(&mut self, about: (u64, u64, u64)) {
+    fn mark_urgent(&mut self, about: (u64, u64, u64)) {
         if let Some(frame) = self.frame(about) {
-            frame.is_telling = true;
+            frame.led_to_entry = true;
         }
     }
 }
@@ -285,7 +285,7 @@ impl ClueBus for Outgoing {
         }
         let key = (if clue.entity.kind.is_some_and(is_global) { 0 } else { clue.entity.node.id }, clue.entity.id);
         inner.named.insert(key, ());
-        inner.tells((node, epoch, seq));
+        inner.mark_urgent((node, epoch, seq));
         inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Clue(Box::new(clue)));
         // Whoever takes them takes all that wait: one wakeup is enough for as many as a message has.
         let together = self.together();
@@ -329,28 +329,28 @@ impl ClueBus for Outgoing {
                 },
                 is_final: header.is_final,
                 is_done: false,
-                is_telling: false,
+                led_to_entry: false,
                 is_incomplete: false,
             });
         }
         let about = (header.node, header.epoch, header.seq);
-        let mut is_told = false;
+        let mut is_queued = false;
         for entity in &begun.described {
             let is_global = entity.kind.is_some_and(is_global);
             if is_global || inner.named.get(&(entity.node.id, entity.id)).is_some() {
-                is_told |= inner.push(self.entries_max, Some(about), Entry::Described(Arc::clone(entity)));
+                is_queued |= inner.push(self.entries_max, Some(about), Entry::Described(Arc::clone(entity)));
             }
         }
         if let Some(interval) = begun.lost.filter(|interval| interval.lost.events > 0) {
-            is_told |= inner.push(
+            is_queued |= inner.push(
                 self.entries_max,
                 Some(about),
                 Entry::Lost { node: header.node, epoch: header.epoch, seq: header.seq, interval },
             );
-            inner.tells(about);
+            inner.mark_urgent(about);
         }
         drop(inner);
-        if is_told {
+        if is_queued {
             self.filled.notify_one();
         }
     }

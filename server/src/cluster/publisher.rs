@@ -1,9 +1,9 @@
 //! Writes what this server has to say into the log.
 //!
-//! What enters: entries. What leaves: messages, each at least once; while the log takes none, the same entries to this server's own
-//! finder at once. What must hold: memory is bounded, and what found no room is asked for from the archive when the log is back; how
-//! far frames reach is sent when all that they gave occasion to was taken. Messages that are on their way together may come in
-//! another order, when a connection breaks or one of them is refused, and what comes after its frame's end counts as known.
+//! What enters: entries. What leaves: messages, each at least once; while the log takes none, the same entries to this server's
+//! own finder at once. What must hold: memory is bounded, and what found no room is requested from the archive when the log is
+//! back. How far frames reach is sent when all that they led to was taken. Messages that are on their way together may come in
+//! another order, when a connection breaks or one of them is refused. What comes after its frame's end counts as known.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -97,7 +97,7 @@ pub struct Publisher {
     names: Names,
     /// Where other servers reach this one.
     address: String,
-    /// Tells this run's messages from another's.
+    /// Distinguishes this run's messages from another's.
     run: u64,
     outgoing: Arc<Outgoing>,
     finder: InProcessBus,
@@ -335,11 +335,11 @@ impl Publisher {
             self.link.waiting_entries.fetch_add(entries, Ordering::Relaxed);
         }
         if self.link.is_alone() {
-            self.tell_finder(batch);
+            self.feed_finder(batch);
         }
     }
 
-    fn tell_finder(&self, batch: Batch) {
+    fn feed_finder(&self, batch: Batch) {
         // Without a finder the server ends.
         let _ = self.finder.send(Message::FromLog(LogUpdate::Batch(Box::new(batch), now_ns())));
     }
@@ -400,7 +400,7 @@ impl Publisher {
         link.messages_published.fetch_add(count as u64, Ordering::Relaxed);
         let before = link.published_seq.swap(landed.last, Ordering::AcqRel);
         if landed.first_new.is_some_and(|seq| seq <= before) {
-            tracing::warn!("the log of the servers has lost its end: what the archive has of it is told again");
+            tracing::warn!("the log of the servers has lost its end: what the archive has of it is published again");
             self.needs_healing = true;
         }
         if link.is_alone() {
@@ -463,7 +463,7 @@ impl Publisher {
         let unread = self.unread.iter().map(|(_, payload)| payload);
         for payload in unread.chain(self.waiting.iter().map(|waiting| &waiting.payload)) {
             if let Ok(batch) = Batch::decode(payload) {
-                self.tell_finder(batch);
+                self.feed_finder(batch);
             }
         }
     }
@@ -516,7 +516,7 @@ mod tests {
     fn how_far_frames_reach_goes_after_all_that_is_on_its_way_with_it() {
         let node = NodeRef::named("n");
         let point = |seq| Point { seq, boottime_ns: seq, realtime_ns: seq, dropped: Dropped { events: 0, bulk: 0 } };
-        let told = |seq| {
+        let entries_of = |seq| {
             let clock = NodeClock { node: node.clone(), epoch: 1, boottime_ns: seq, realtime_ns: seq };
             let covered = Covered { node: node.clone(), epoch: 1, from: point(seq), to: point(seq), is_final: false };
             vec![Entry::Clock(clock), Entry::Covered(covered)]
@@ -525,7 +525,7 @@ mod tests {
         let (outgoing, link) = (Arc::new(Outgoing::new(10)), Arc::default());
         let (config, keep) = (ClusterSection::default(), Duration::from_secs(60));
         let mut publisher = Publisher::new(&config, keep, String::new(), outgoing, finder, link);
-        (1..=3).for_each(|seq| publisher.say(told(seq)));
+        (1..=3).for_each(|seq| publisher.say(entries_of(seq)));
         drop(publisher.take_off(None));
         let kind = |waiting: &Waiting| match Batch::decode(&waiting.payload).expect("as it was written").entries[..] {
             [Entry::Covered(_)] => ("reach", waiting.closes),

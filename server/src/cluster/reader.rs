@@ -1,8 +1,8 @@
 //! Reads the log and drives the finder by it.
 //!
-//! What enters: messages of all servers. What leaves: batches to the finder, in the order of the log. What must hold: after a break
-//! it goes on where it was; where the log does not have that any more, or is another one, everything is read anew, and what the
-//! log lacks is asked for from the archive.
+//! What enters: messages of all servers. What leaves: batches to the finder, in the order of the log. What must hold: after a
+//! break it goes on where it was. Where the log does not have that any more, or is another one, everything is read anew, and what
+//! the log lacks is requested from the archive.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,7 +120,7 @@ impl Reader {
             self.link.set_caught_up(false);
             let is_lost = |at: Position| at.created_ns != created_ns || at.seq > info.state.last_sequence;
             if self.was.is_some_and(is_lost) {
-                tracing::warn!("the log of the servers was lost: what the archive has of it is told again");
+                tracing::warn!("the log of the servers was lost: what the archive has of it is published again");
                 self.link.ask_for_healing();
             } else if let Some(was) = self.was.filter(|was| info.state.first_sequence > was.seq + 1) {
                 self.fell_behind(info.state.first_sequence - was.seq - 1);
@@ -133,7 +133,7 @@ impl Reader {
             self.link.in_company().await;
             generation = self.link.generation.load(Ordering::Acquire);
             self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
-            self.tell(LogUpdate::Rebuild)?;
+            self.send(LogUpdate::Rebuild)?;
             self.read_facts(log).await?;
             let info = stream.get_info().await.map_err(|error| broken(&error))?;
             target = info.state.last_sequence;
@@ -172,8 +172,8 @@ impl Reader {
                 }
             };
             let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
-            let told = message.info().map_err(|error| broken(&error))?;
-            let (seq, at_ns) = (told.stream_sequence, told.published.unix_timestamp_nanos() as u64);
+            let info = message.info().map_err(|error| broken(&error))?;
+            let (seq, at_ns) = (info.stream_sequence, info.published.unix_timestamp_nanos() as u64);
             match position {
                 Some(at) if seq > at.seq + 1 => {
                     let info = stream.get_info().await.map_err(|error| broken(&error))?;
@@ -181,7 +181,7 @@ impl Reader {
                         // What was between was deleted before this server came to it.
                         return Ok(());
                     }
-                    // Reading anew would not bring it. Whose frames it told of is seen by the stretches that are missing.
+                    // Reading anew would not bring it. The stretches that are missing show whose frames it covered.
                     tracing::warn!(
                         missed = seq - at.seq - 1,
                         "messages in the middle of the servers' log were deleted"
@@ -191,11 +191,11 @@ impl Reader {
                 _ => {}
             }
             match Batch::decode(&message.payload) {
-                Ok(batch) => self.tell(LogUpdate::Batch(Box::new(batch), at_ns))?,
+                Ok(batch) => self.send(LogUpdate::Batch(Box::new(batch), at_ns))?,
                 Err(error) => {
                     let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
                     let server = server.map_or("a server of another version", |server| server.as_str());
-                    self.tell(LogUpdate::Unread(server.to_owned(), at_ns))?;
+                    self.send(LogUpdate::Unread(server.to_owned(), at_ns))?;
                     if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
                         tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
                     }
@@ -220,7 +220,7 @@ impl Reader {
     }
 
     /// Waits while the finder has no room.
-    fn tell(&self, update: LogUpdate) -> Result<(), BusClosed> {
+    fn send(&self, update: LogUpdate) -> Result<(), BusClosed> {
         self.held(|finder| finder.send(Message::FromLog(update)))
     }
 
@@ -235,9 +235,9 @@ impl Reader {
         // Where it is asked to begin anew, what it has read so far does not count.
         let is_asked = self.link.generation.load(Ordering::Acquire) != generation;
         if seq >= target && !self.link.is_caught_up() && !is_asked {
-            // What the archive has to tell again may confirm what was found alone.
+            // What the archive has to publish again may confirm what was found alone.
             let confirms = !self.link.is_healing();
-            self.tell(LogUpdate::CaughtUp { confirms })?;
+            self.send(LogUpdate::CaughtUp { confirms })?;
             // Whoever hears of it may rely on the finder's being there too.
             self.held(|finder| finder.barrier())?;
             self.link.set_caught_up(true);
@@ -263,7 +263,7 @@ impl Reader {
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             let seq = message.info().map_err(|error| broken(&error))?.stream_sequence;
             if let Ok(batch) = Batch::decode(&message.payload) {
-                self.tell(LogUpdate::Facts(Box::new(batch)))?;
+                self.send(LogUpdate::Facts(Box::new(batch)))?;
             }
             if seq >= info.state.last_sequence {
                 return Ok(());

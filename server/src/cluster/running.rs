@@ -29,7 +29,7 @@ use crate::vitals::{Pulse, Sign, Vitals};
 /// How long a start waits for the log before it goes on without.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
-/// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is told to stop.
+/// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is asked to stop.
 pub type Healer = Box<dyn Fn(Arc<dyn ClueBus>, &dyn Fn() -> bool) + Send>;
 
 /// Owns the threads that write and read the log.
@@ -46,7 +46,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts writing and reading. `finder` is one that is driven by the log, with `losses`; messages are kept for `keep`. Other
-    /// servers are told that this one answers at `address`.
+    /// servers learn that this one answers at `address`.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -155,17 +155,17 @@ impl Cluster {
     /// Waits until the log was read to its end, or cannot be had. True when it was read.
     pub async fn settle(&self) -> bool {
         if tokio::time::timeout(SETTLE_MAX, self.link.settled()).await.is_err() {
-            tracing::warn!("the log is read still: the archive's last minutes are told meanwhile");
+            tracing::warn!("the log is read still: the archive's last minutes are published meanwhile");
         }
         self.link.is_caught_up()
     }
 
-    /// Frames come out of the archive from now on: what the log has already is not told again.
+    /// Frames come out of the archive from now on: what the log has already is not published again.
     pub fn begin_replay(&self) {
         self.outgoing.begin_replay(self.losses.coverage());
     }
 
-    /// Waits until all of it is told, and takes frames from collectors from then on.
+    /// Waits until all of it is published, and takes frames from collectors from then on.
     pub fn end_replay(&self) {
         self.outgoing.wait_passed();
         self.outgoing.end_replay();
@@ -246,7 +246,7 @@ async fn heal(
         }
         // What was found alone and is not confirmed by now is not so. Without a finder the server ends.
         let _ = finder.send(Message::FromLog(LogUpdate::Confirmed));
-        tracing::info!("what the log lacked was told again from the archive");
+        tracing::info!("what the log lacked was published again from the archive");
     }
 }
 
@@ -329,7 +329,7 @@ impl ClusterMetrics {
             )?,
             left_out: IntCounter::new(
                 "tapio_server_log_left_out_entries_total",
-                "Entries and messages that found no room; they are told again from the archive when the log is back.",
+                "Entries and messages that found no room; they are published again from the archive when the log is back.",
             )?,
             rebuilds: IntCounter::new(
                 "tapio_server_log_rebuilds_total",

@@ -93,7 +93,7 @@ pub enum CommandError {
     Output(#[from] io::Error),
 }
 
-/// The process's exit code, after an error was told.
+/// The process's exit code, after an error was printed.
 pub fn exit_code(outcome: Result<Verdict, CommandError>) -> ExitCode {
     let code = match &outcome {
         Ok(Verdict::Done) => return ExitCode::SUCCESS,

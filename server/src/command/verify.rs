@@ -10,7 +10,7 @@ use crate::archive::reader::{ReadError, Reader};
 use crate::archive::verify::{IndexState, SegmentReport, verify_segment};
 use crate::findings::text;
 
-/// Nobody can tell the one from the other by the copy alone.
+/// The copy alone does not show which of the two it is.
 const OPEN_HINT: &str = "The newest segment was not closed. If a server wrote it while `cp` copied it, the copy has holes and the archive \
                          has none: copy it with `tapio-server archive copy DIR TO`\n";
 

@@ -27,21 +27,21 @@ pub trait ClueBus: Send + Sync {
     /// [`BusClosed`] when nobody takes clues any more.
     fn publish(&self, clue: Clue) -> Result<(), BusClosed>;
 
-    /// Tells that a node goes on. Does not wait: on a full bus the next one comes soon.
+    /// Reports that a node goes on. Does not wait: on a full bus the next one comes soon.
     fn clock(&self, _clock: NodeClock) {}
 
-    /// Tells that entities were described anew. Does not wait: on a full bus whoever takes clues looks anyway.
+    /// Reports that entities were described anew. Does not wait: on a full bus whoever takes clues looks anyway.
     fn renamed(&self) {}
 
-    /// Whether it wants to be told of frames by [`ClueBus::began`] and [`ClueBus::done`].
+    /// Whether it wants [`ClueBus::began`] and [`ClueBus::done`] to be called for frames.
     fn follows_frames(&self) -> bool {
         false
     }
 
-    /// Tells that a frame goes to the shards; frames of one node come in the order of their sequence.
+    /// Reports that a frame goes to the shards; frames of one node come in the order of their sequence.
     fn began(&self, _frame: &FrameBegun<'_>) {}
 
-    /// Tells that the shards have published everything that this frame gave occasion to.
+    /// Reports that the shards have published everything that this frame led to.
     fn done(&self, _node: u64, _epoch: u64, _seq: u64) {}
 }
 
@@ -79,7 +79,7 @@ pub(crate) enum Message {
     Stop,
 }
 
-/// What the reader of the log tells the finder.
+/// What the reader of the log sends the finder.
 pub(crate) enum LogUpdate {
     /// What a server wrote, and when the log took it, nanoseconds since 1970.
     Batch(Box<Batch>, u64),

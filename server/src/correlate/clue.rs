@@ -1,4 +1,4 @@
-//! Clues: what shards tell the finder.
+//! Clues: what shards send the finder.
 //!
 //! What enters: lethal events, and bursts of bulk events of one entity. What must hold: a clue stands for itself; every name
 //! is resolved and the entity described, so that the frame it came from can go.
@@ -200,12 +200,12 @@ impl ServiceEndpoints {
 pub type Address = [u8; 16];
 
 impl Fact {
-    /// A field; `None` when it is empty or not told.
+    /// A field; `None` when it is empty or was not reported.
     pub fn get(&self, name: &str) -> Option<&FactValue> {
         self.fields.iter().find(|(known, _)| **known == *name).map(|(_, value)| value)
     }
 
-    /// A text field, empty when it is not told.
+    /// A text field, empty when it was not reported.
     pub fn text(&self, name: &str) -> &str {
         match self.get(name) {
             Some(FactValue::Text(text)) => text,
@@ -213,7 +213,7 @@ impl Fact {
         }
     }
 
-    /// A number, 0 when it is not told.
+    /// A number, 0 when it was not reported.
     pub fn number(&self, name: &str) -> u64 {
         match self.get(name) {
             Some(FactValue::Number(number)) => *number,
@@ -267,8 +267,8 @@ impl Exit {
         Some(self.status & 0x7f).filter(|&signal| signal != 0)
     }
 
-    /// The signal that ended it, or that its exit code stands for: a process that handles a signal, or whose child died by one,
-    /// exits with 128 and the signal's number by convention.
+    /// The signal that ended it, or that its exit code stands for. By convention a process that handles a signal, or whose child
+    /// died by one, exits with 128 and the signal's number.
     pub fn died_by(&self) -> Option<u32> {
         match self.exit_code() {
             Some(code @ 129..=192) => Some(code - 128),
@@ -429,7 +429,7 @@ pub enum About {
 }
 
 impl About {
-    /// What tells bursts of one entity and kind apart.
+    /// What distinguishes bursts of one entity and kind.
     #[inline]
     pub fn discriminator(self) -> u64 {
         match self {

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leak_a_spike_page_cache_and_tmpfs_are_told_apart() {
+    fn a_leak_a_spike_page_cache_and_tmpfs_are_distinguished() {
         let leak: Vec<_> = (0..180).map(|at| (10 + at / 2 + at % 2, 5, 0)).collect();
         let found = of(100, &leak);
         assert_eq!(found.shape, Shape::Leak);

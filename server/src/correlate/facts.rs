@@ -1,7 +1,7 @@
 //! What Kubernetes, systemd and the collector said, as facts with fields by name.
 //!
-//! What enters: an event of these sources and its frame. What must hold: a field that was not told is not there, so that a
-//! pattern that asks for it does not match; lists are cut, so that a fact stays small whatever the cluster says.
+//! What enters: an event of these sources and its frame. What must hold: a field that was not reported is absent, so that a
+//! pattern that asks for it does not match. Lists are cut, so that a fact stays small whatever the cluster says.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub fn kind(detail: &ArchivedDetail) -> Option<ClueKind> {
     })
 }
 
-/// Collects the fields that were told.
+/// Collects the fields that were reported.
 struct Fields<'a> {
     frame: &'a Frame,
     list: Vec<(FieldName, FactValue)>,
@@ -69,15 +69,15 @@ impl Fields<'_> {
         self.list.push((name.into(), FactValue::Number(number)));
     }
 
-    /// A number that 0 or the largest stands for "not told" or "no limit" of.
+    /// A number; 0 and the largest stand for "not reported" or "no limit".
     fn known(&mut self, name: &'static str, number: u64) {
         if number != 0 && number != u64::MAX {
             self.number(name, number);
         }
     }
 
-    /// A number that only the largest stands for "not told" of.
-    fn told(&mut self, name: &'static str, number: u64) {
+    /// A number; only the largest stands for "not reported".
+    fn known_or_zero(&mut self, name: &'static str, number: u64) {
         if number != u64::MAX {
             self.number(name, number);
         }
@@ -175,24 +175,24 @@ pub fn fact(
             fields.word("change", ["unknown", "made", "changed", "gone"][usize::from(change.change.min(3))]);
             related.extend(change.used_by.iter().take(RELATED_MAX).map(|id| id.to_native()));
         }
-        ArchivedDetail::Endpoints(told) => {
+        ArchivedDetail::Endpoints(service) => {
             let name = |index| frame.body().name(index).unwrap_or("");
-            let (namespace, service) = (name(told.namespace.to_native()), name(told.service.to_native()));
+            let (namespace, service_name) = (name(service.namespace.to_native()), name(service.service.to_native()));
             fields.word("object_namespace", namespace);
-            fields.word("object_name", service);
-            let backends = told.backends.iter().take(RELATED_MAX);
+            fields.word("object_name", service_name);
+            let backends = service.backends.iter().take(RELATED_MAX);
             let backends: Vec<_> = backends
                 .map(|backend| (backend.address, backend.port.to_native(), backend.pod.to_native(), backend.is_ready))
                 .collect();
-            fields.number("backends", told.backends.len() as u64);
-            let ready = told.backends.iter().filter(|backend| backend.is_ready).count() as u64;
+            fields.number("backends", service.backends.len() as u64);
+            let ready = service.backends.iter().filter(|backend| backend.is_ready).count() as u64;
             fields.number("ready_backends", ready);
-            fields.number("unready_backends", told.backends.len() as u64 - ready);
+            fields.number("unready_backends", service.backends.len() as u64 - ready);
             related.extend(backends.iter().map(|backend| backend.2).filter(|&pod| pod != 0));
             endpoints = Some(Box::new(ServiceEndpoints {
-                name: format!("{namespace}/{service}").into(),
-                cluster_addresses: told.cluster_addresses.iter().take(RELATED_MAX).copied().collect(),
-                ports: told.ports.iter().take(RELATED_MAX).map(|port| port.to_native()).collect(),
+                name: format!("{namespace}/{service_name}").into(),
+                cluster_addresses: service.cluster_addresses.iter().take(RELATED_MAX).copied().collect(),
+                ports: service.ports.iter().take(RELATED_MAX).map(|port| port.to_native()).collect(),
                 backends,
             }));
         }
@@ -250,8 +250,8 @@ pub fn fact(
             if let Some(filled) = entries.saturating_mul(100).checked_div(entries_max) {
                 fields.number("filled", filled);
             }
-            fields.told("dropped", table.dropped.to_native());
-            fields.told("early_dropped", table.early_dropped.to_native());
+            fields.known_or_zero("dropped", table.dropped.to_native());
+            fields.known_or_zero("early_dropped", table.early_dropped.to_native());
             let looked_at = table.looked_at.to_native();
             if let Some(share) = table.top_entries.to_native().saturating_mul(100).checked_div(looked_at) {
                 fields.number("talker_share", share);

@@ -51,7 +51,7 @@ impl Lost {
     }
 }
 
-/// Tells what was lost.
+/// Says what was lost.
 pub trait LossView: Send + Sync {
     /// What was lost on a node between two moments of its `CLOCK_BOOTTIME`.
     fn lost(&self, node: u64, from_ns: u64, to_ns: u64) -> Lost;
@@ -71,7 +71,7 @@ impl Interval {
     }
 }
 
-/// Intervals of one node, the oldest first; beyond [`INTERVALS_MAX`] the oldest are told as one.
+/// Intervals of one node, the oldest first; beyond [`INTERVALS_MAX`] the oldest are merged into one.
 #[derive(Clone, Default)]
 pub struct Intervals(VecDeque<Interval>);
 
@@ -204,7 +204,7 @@ impl Dropped {
     pub fn of(ledger: &Ledger) -> Self {
         let mut sum = Self::default();
         for (stage, reason, count) in ledger.accounts.iter().flat_map(|account| account.losses()) {
-            // What the operator leaves out, and what one cgroup brought about beyond its share: the collector tells of which.
+            // What the operator leaves out, and what one cgroup caused beyond its share: the collector reports which one.
             if matches!((stage, reason), (Stage::Filter, Reason::Excluded) | (Stage::Ring, Reason::RateLimited)) {
                 continue;
             }

@@ -1,9 +1,9 @@
 //! Correlation, step one: hot, sharded, constant time an event.
 //!
-//! What enters: checked frames, in the order of each node's stream. What leaves: [`clue::Clue`]s on a [`ClueBus`]. What
-//! must hold: one thread a core and nothing shared between shards; at most `frames_in_flight` frames are anywhere between
-//! [`Correlator::deliver`] and the shards, and of these at most a quarter of one node; whoever delivers more waits, so that a
-//! node that floods holds back itself; memory is bounded by entities; no clue is dropped.
+//! What enters: checked frames, in the order of each node's stream. What leaves: [`clue::Clue`]s on a [`ClueBus`]. What must
+//! hold: one thread a core and nothing shared between shards. At most `frames_in_flight` frames are anywhere between
+//! [`Correlator::deliver`] and the shards, and of these at most a quarter of one node. Whoever delivers more waits, so that a
+//! node that floods holds back itself. Memory is bounded by entities; no clue is dropped.
 //!
 //! ```text
 //! deliver ── permit ── topology, losses ── route: entity → shard ──► queue ──► shard 0 ──► bus ──► finder

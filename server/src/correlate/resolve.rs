@@ -1,7 +1,7 @@
 //! From an event in a frame to a clue that stands for itself.
 //!
 //! What enters: one event, its frame, the topology. What must hold: an index past the name table is an unknown name, never a
-//! panic; the class of a sender depends only on what the kernel says of it and where it runs, since a comm is easily forged.
+//! panic. The class of a sender depends only on what the kernel says of it and where it runs, since a comm is easily forged.
 
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ pub struct RoutedFrame {
     routed: Instant,
     /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.
     _permit: Option<Permit>,
-    /// Is told when the last shard is done with it.
+    /// Notified when the last shard is done with it.
     bus: Option<Arc<dyn ClueBus>>,
 }
 
@@ -47,7 +47,7 @@ impl RoutedFrame {
         Self { node, frame, lists, routed: Instant::now(), _permit: permit, bus: None }
     }
 
-    /// Tells this bus when the last shard is done with the frame.
+    /// Notifies this bus when the last shard is done with the frame.
     #[must_use]
     pub fn reporting(mut self, bus: Arc<dyn ClueBus>) -> Self {
         self.bus = Some(bus);

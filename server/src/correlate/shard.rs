@@ -1,7 +1,7 @@
 //! One shard: a thread, its queue, and the state of its entities.
 //!
-//! What enters: routed frames. What leaves: clues. What must hold: a shard shares no state with another; it sleeps while
-//! its queue is empty and is woken once a frame at most, never once an event; it leaves only when its queue is drained.
+//! What enters: routed frames. What leaves: clues. What must hold: a shard shares no state with another. It sleeps while its
+//! queue is empty and is woken once a frame at most, never once an event. It leaves only when its queue is drained.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
@@ -41,16 +41,16 @@ pub struct Shard {
     wanted: ClueKinds,
     interest: Option<Interest>,
     started: Instant,
-    /// When it was told last that a node goes on, by the node's clock since boot.
+    /// When it was last reported that a node goes on, by the node's clock since boot.
     clocks: Generations<u64, u64>,
 }
 
-/// How often it is told that a node goes on.
+/// How often it is reported that a node goes on.
 const CLOCK_INTERVAL_NS: u64 = 30_000_000_000;
 /// Nodes whose clocks are remembered.
 const CLOCKS_MAX: usize = 16_384;
 
-/// Tells whether anyone can use a clue; one that nobody can use is not published.
+/// Says whether any pattern can use a clue; one that none can use is not published.
 pub type Interest = Arc<dyn Fn(&Clue) -> bool + Send + Sync>;
 
 impl Shard {
@@ -79,7 +79,7 @@ impl Shard {
         &self.table
     }
 
-    /// Works through this shard's events of a frame and tells how many they were.
+    /// Works through this shard's events of a frame and returns how many they were.
     ///
     /// # Errors
     /// [`BusClosed`] when a clue could not be published any more.
@@ -106,9 +106,9 @@ impl Shard {
             }
         });
         let header = frame.header();
-        let told_ns = self.clocks.entry(node.id, || 0);
-        if header.boottime_ns.abs_diff(*told_ns) >= CLOCK_INTERVAL_NS {
-            *told_ns = header.boottime_ns;
+        let reported_ns = self.clocks.entry(node.id, || 0);
+        if header.boottime_ns.abs_diff(*reported_ns) >= CLOCK_INTERVAL_NS {
+            *reported_ns = header.boottime_ns;
             let (epoch, boottime_ns, realtime_ns) = (header.epoch, header.boottime_ns, header.realtime_ns);
             bus.clock(NodeClock { node: node.clone(), epoch, boottime_ns, realtime_ns });
         }

@@ -1,10 +1,10 @@
 //! What a shard remembers of its entities.
 //!
 //! What enters: every event of an entity, by kind. What leaves: at most one burst a kind and refresh interval. What must hold:
-//! constant time an event, [`ENTITY_BYTES_MAX`] bytes an entity and [`BURSTS_BYTES_MAX`] more for one that was short of memory or
-//! CPU, never more than the configured number of entities, and every entity that had to make room is counted. Entities that were
-//! quiet for the window expire by a time wheel: each stands in the slot of the tick at which it has to be looked at again, and
-//! only there.
+//! constant time an event, and [`ENTITY_BYTES_MAX`] bytes an entity. One that was short of memory or CPU takes
+//! [`BURSTS_BYTES_MAX`] more. There are never more than the configured number of entities, and every entity that had to make room
+//! is counted. Entities that were quiet for the window expire by a time wheel. Each stands in the slot of the tick at which it
+//! has to be looked at again, and only there.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -30,7 +30,7 @@ const EVICTION_TRIES: usize = 8;
 /// Bursts by what their events have in common that one shard remembers: a hostile entity cannot make it more. Half of them fill a
 /// table of 32,768 places to the 7/8 at which it would grow.
 const KEYED_MAX: usize = 57_344;
-/// A burst that goes on is told again this often.
+/// A burst that goes on is reported again this often.
 const BURST_REFRESH_MS: u32 = 10_000;
 
 const _: () = assert!((WINDOW_TICKS as usize) < SLOTS - 1);
@@ -40,8 +40,8 @@ const _: () = assert!(size_of::<[BurstState; BURSTS]>() <= BURSTS_BYTES_MAX);
 /// An entity and its node.
 pub type Key = (u64, EntityId);
 
-/// What a table tells entities apart by: its seeded hash of their [`Key`]. Ids are hashes of 64 bits themselves; two of a million
-/// entities are taken for one in 3 of 100 million tables, and then their bursts are counted together.
+/// What distinguishes entities in a table: the seeded hash of their [`Key`]. Ids are hashes of 64 bits themselves; two of a
+/// million entities are taken for one in 3 of 100 million tables, and then their bursts are counted together.
 type Fingerprint = u64;
 
 /// When events of a kind are a burst: this many, or stalls of this length together, within its window.
@@ -63,13 +63,13 @@ const PLAIN: [Threshold; BURSTS] = [
     threshold(ClueKind::RunQueueBurst, 20, 500_000, 1000),
 ];
 
-// Those that are counted by what their events have in common too. Clients back off: a few refusals tell enough.
+// Those that are counted by what their events have in common too. Clients back off: a few refusals are enough.
 const REFUSED: Threshold = threshold(ClueKind::RefusedBurst, 3, u32::MAX, 10_000);
 const RETRANSMIT: Threshold = threshold(ClueKind::RetransmitBurst, 10, u32::MAX, 1000);
 /// The kernel asks again after 1, 2 and 4 seconds.
 const SYN_RETRANSMIT: Threshold = threshold(ClueKind::SynRetransmitBurst, 3, u32::MAX, 30_000);
 const SYSCALL_ERROR: Threshold = threshold(ClueKind::SyscallErrorBurst, 100, u32::MAX, 1000);
-/// An error that tells of something exhausted or broken counts the first time.
+/// An error that means that something is exhausted or broken counts the first time.
 const SYSCALL_EXHAUSTED: Threshold = threshold(ClueKind::SyscallErrorBurst, 1, u32::MAX, 1000);
 const SLOW_IO: Threshold = threshold(ClueKind::SlowIoBurst, 10, 1_000_000, 1000);
 const IO_ERROR: Threshold = threshold(ClueKind::IoErrorBurst, 1, u32::MAX, 1000);
@@ -82,7 +82,7 @@ const EXHAUSTED: [u32; 8] = [5, 11, 12, 23, 24, 28, 30, 122];
 /// Slots of a histogram from which on an operation is slow: about a second for I/O and DNS, 131 ms for a CPU.
 const SLOW_SLOT: usize = 20;
 const SLOW_RUN_QUEUE_SLOT: usize = 17;
-/// A share of slow operations is told from one in so many on.
+/// A share of slow operations is reported from one in so many on.
 const SLOW_SHARE_PARTS: u64 = 1000;
 
 /// Where a bulk event counts: by which rule, how many it stands for, its stall, what it has in common with others.
@@ -151,7 +151,7 @@ fn keyed(detail: &ArchivedDetail, body: &ArchivedBody) -> Option<Contribution> {
     }
 }
 
-/// Tells names apart that have another index in each frame.
+/// Distinguishes names that have another index in each frame.
 fn name_hash(name: &str) -> u32 {
     let hash = tapio_wire::fnv1a(&[name.as_bytes()]);
     (hash ^ (hash >> 32)) as u32
@@ -173,7 +173,7 @@ fn slow_share(histogram: &ArchivedHistogram) -> Option<Contribution> {
 #[derive(Clone, Copy, Default)]
 struct BurstState {
     window_start_ms: u32,
-    told_ms: u32,
+    reported_ms: u32,
     count: u32,
     stall_us: u32,
     is_on: bool,
@@ -203,11 +203,11 @@ impl BurstState {
         if self.count < rule.count && self.stall_us < rule.stall_us {
             return None;
         }
-        if self.is_on && now_ms.wrapping_sub(self.told_ms) < BURST_REFRESH_MS {
+        if self.is_on && now_ms.wrapping_sub(self.reported_ms) < BURST_REFRESH_MS {
             return None;
         }
         self.is_on = true;
-        self.told_ms = now_ms;
+        self.reported_ms = now_ms;
         Some(Burst {
             kind: rule.kind,
             about: About::Nothing,
@@ -321,7 +321,7 @@ impl EntityTable {
         }
     }
 
-    /// Counts an event of a frame, and tells of a burst when it makes one.
+    /// Counts an event of a frame, and returns a burst when it makes one.
     #[inline]
     pub fn count(&mut self, key: Key, time_ns: u64, detail: &ArchivedDetail, body: &ArchivedBody) -> Option<Burst> {
         let (key, tick) = (self.hasher.hash_one(key), self.tick);
@@ -407,26 +407,26 @@ mod tests {
     #[test]
     fn entities_of_many_nodes_have_fingerprints_of_their_own() {
         let table = EntityTable::new(1, Duration::from_secs(1));
-        // Small and regular numbers are the hardest to tell apart.
+        // Small and regular numbers are the hardest to distinguish.
         let keys = (0..1000u64).flat_map(|node| (0..1000u64).map(move |entity| (node, entity)));
         let prints: std::collections::HashSet<Fingerprint> = keys.map(|key| table.hasher.hash_one(key)).collect();
         assert_eq!(prints.len(), 1_000_000);
     }
 
     #[test]
-    fn a_burst_is_told_once_until_it_has_calmed_down() {
+    fn a_burst_is_reported_once_until_it_has_calmed_down() {
         let mut state = BurstState::default();
-        let told = (0..500).filter(|&step| add(&mut state, 5000 + step * 10)).count();
-        assert_eq!(told, 1, "5 s of one burst");
-        let told = (0..8).filter(|&step| add(&mut state, 60_000 + step)).count();
-        assert_eq!(told, 1, "a second burst after silence");
+        let bursts = (0..500).filter(|&step| add(&mut state, 5000 + step * 10)).count();
+        assert_eq!(bursts, 1, "5 s of one burst");
+        let bursts = (0..8).filter(|&step| add(&mut state, 60_000 + step)).count();
+        assert_eq!(bursts, 1, "a second burst after silence");
     }
 
     #[test]
-    fn a_burst_that_goes_on_is_told_again() {
+    fn a_burst_that_goes_on_is_reported_again() {
         let mut state = BurstState::default();
-        let told = (0..3000).filter(|&step| add(&mut state, step * 10)).count();
-        assert_eq!(told, 3, "30 s of one burst");
+        let bursts = (0..3000).filter(|&step| add(&mut state, step * 10)).count();
+        assert_eq!(bursts, 3, "30 s of one burst");
     }
 
     #[test]

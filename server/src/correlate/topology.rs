@@ -128,7 +128,7 @@ impl EntityInfo {
         }
     }
 
-    /// How much is known of it, to tell the fuller of two descriptions.
+    /// How much is known of it, to choose the fuller of two descriptions.
     fn fullness(&self) -> u32 {
         [!self.cgroup.is_empty(), !self.workload.is_empty(), self.parent != 0, !self.addresses.is_empty()]
             .map(u32::from)
@@ -296,8 +296,8 @@ fn cut(text: &str) -> &str {
 
 /// Every described entity, bounded.
 ///
-/// A pod or workload has the same id on every node, and whoever watches Kubernetes for all nodes describes it with fewer
-/// words than the node that runs it: the fuller description is kept for all.
+/// A pod or workload has the same id on every node. Whoever watches Kubernetes for all nodes describes it with fewer words than
+/// the node that runs it, so the fuller description is kept for all.
 pub struct Topology {
     described: RwLock<Described>,
     /// Taken while `described` is held, so that nothing outdated is entered.
@@ -347,13 +347,13 @@ impl Described {
     /// same on all nodes, another node's fuller description stays.
     fn says_less(&self, key: &(u64, EntityId), node: &NodeRef) -> bool {
         let Some(known) = self.get(key) else { return false };
-        let Some(told) = packed::unpack(&self.scratch, &self.phrases) else { return true };
-        let told = EntityInfo::of(node.clone(), key.1, told);
-        let loses_its_name = told.pod.is_empty() && !known.pod.is_empty();
+        let Some(offered) = packed::unpack(&self.scratch, &self.phrases) else { return true };
+        let offered = EntityInfo::of(node.clone(), key.1, offered);
+        let loses_its_name = offered.pod.is_empty() && !known.pod.is_empty();
         let is_anothers = key.0 == 0 && known.node.id != node.id;
         // Of two nodes that say the same it does not matter which one said it first.
-        let says_the_same = || EntityInfo { node: known.node.clone(), ..told.clone() } == known;
-        let says_no_more = || known.fullness() > told.fullness() || known.node.id < node.id && says_the_same();
+        let says_the_same = || EntityInfo { node: known.node.clone(), ..offered.clone() } == known;
+        let says_no_more = || known.fullness() > offered.fullness() || known.node.id < node.id && says_the_same();
         loses_its_name || is_anothers && says_no_more()
     }
 }

@@ -264,9 +264,9 @@ impl<M: Marks> Worker<M> {
 
     /// What was delivered and taken over by another finding meanwhile, as far as the store still says so.
     fn find_gone(&self, standing: &mut Standing) {
-        let told =
+        let announced =
             standing.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == MarkState::Intent);
-        let gone: Vec<Finding> = told
+        let gone: Vec<Finding> = announced
             .filter_map(|(id, _)| {
                 let successor = self.source.store.current(id).filter(|finding| finding.id != *id)?;
                 let superseded_by = successor.id.clone();

@@ -1,8 +1,9 @@
 //! Root causes and what they brought about.
 //!
 //! What enters: every finding that is to be published, with the histories its anchor belongs to. What leaves: what to publish and
-//! what to withdraw instead. What must hold: a finding that another explains is not listed by itself, it is told with its root;
-//! a root that falls gives its consequences back; a chain is no longer than `depth_max`; everything is bounded.
+//! what to withdraw instead. What must hold: a finding that another explains is not listed by itself, it is published with its
+//! root. When a root is withdrawn, its consequences stand by themselves again. A chain is no longer than `depth_max`; everything
+//! is bounded.
 
 use std::collections::VecDeque;
 
@@ -104,7 +105,7 @@ impl Absorber {
                 }
             }
         }
-        actions.extend(self.told(self.top(id)).map(Box::new).map(Action::Publish));
+        actions.extend(self.with_consequences(self.top(id)).map(Box::new).map(Action::Publish));
         actions
     }
 
@@ -119,7 +120,7 @@ impl Absorber {
             && let Some(known) = self.entries.get_mut(&parent)
         {
             known.children.retain(|child| *child != id);
-            actions.extend(self.told(self.top(parent)).map(Box::new).map(Action::Publish));
+            actions.extend(self.with_consequences(self.top(parent)).map(Box::new).map(Action::Publish));
         }
         let successor = successor.map(number_of).filter(|successor| self.entries.get(successor).is_some());
         for child in entry.children {
@@ -128,11 +129,11 @@ impl Absorber {
             }
             match successor {
                 Some(successor) if self.has_room(successor, child) => self.adopt(successor, child, &mut actions),
-                _ => actions.extend(self.told(child).map(Box::new).map(Action::Publish)),
+                _ => actions.extend(self.with_consequences(child).map(Box::new).map(Action::Publish)),
             }
         }
         if let Some(successor) = successor {
-            actions.extend(self.told(self.top(successor)).map(Box::new).map(Action::Publish));
+            actions.extend(self.with_consequences(self.top(successor)).map(Box::new).map(Action::Publish));
         }
         actions
     }
@@ -233,7 +234,7 @@ impl Absorber {
     }
 
     /// A finding with all that it brought about.
-    fn told(&self, id: Id) -> Option<Finding> {
+    fn with_consequences(&self, id: Id) -> Option<Finding> {
         let mut finding = self.entries.get(&id)?.finding.clone();
         let mut waiting = vec![id];
         while let Some(at) = waiting.pop() {

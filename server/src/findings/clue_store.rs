@@ -1,8 +1,8 @@
 //! The recent clues of every entity, pod and node.
 //!
 //! What enters: clues that some step may want. What leaves: the history in which a pattern looks for its evidence. What must
-//! hold: a history has at most [`HISTORY_MAX`] clues, and all histories together at most `clues_max`; of what there is most the
-//! oldest go first, and are counted; a node that says much pushes out its own, not what others said.
+//! hold: a history has at most [`HISTORY_MAX`] clues, and all histories together at most `clues_max`. Of the largest the oldest
+//! clues are evicted first, and counted; a node that says much evicts its own, not what others said.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

@@ -35,7 +35,7 @@ pub const LABEL_REACH_NS: u64 = 600_000_000_000;
 const OBSERVATIONS_MAX: usize = 3;
 /// What was read of a cgroup within it is of the same moment, whoever's death it was read for: the collector reads once then.
 const SAME_MOMENT_NS: u64 = 200_000_000;
-/// What was read later than this after a death tells of what came after it.
+/// What was read later than this after a death describes what came after it.
 const READ_LATE_NS: u64 = 2_000_000_000;
 /// Taken off the confidence for evidence that is required and presumed to be lost.
 const PRESUMED_MINUS: f64 = 0.3;
@@ -52,7 +52,7 @@ pub struct Context<'a> {
     /// The history of the anchor's entity, for the death certificate.
     pub entity_history: Option<&'a ClueHistory>,
     pub lost: Lost,
-    /// How the state that it tells of ended.
+    /// How the state that it reports ended.
     pub ended: Option<Ended>,
 }
 
@@ -112,7 +112,7 @@ pub fn end(finding: &mut Finding, clue: &Clue) {
     finding.evidence.push(piece(END, "", clue));
 }
 
-/// The state of an earlier run's finding is over: it is not told any more.
+/// The state of an earlier run's finding is over: it is not reported any more.
 pub fn end_quietly(finding: &mut Finding, at_ns: u64) {
     finding.ongoing = false;
     finding.resolved_ns = at_ns;

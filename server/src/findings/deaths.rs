@@ -1,8 +1,8 @@
 //! Which finding explains which death.
 //!
-//! What enters: for each death, the best explanation found by now. What leaves: what to publish and what to take back. What
-//! must hold: a death is explained by one finding; a better explanation takes the place of a weaker one; a pattern that takes
-//! several deaths together absorbs the weaker single ones and goes on with its finding as long as deaths keep joining it.
+//! What enters: for each death, the best explanation found by now. What leaves: what to publish and what to withdraw. What must
+//! hold: a death is explained by one finding; a better explanation replaces a weaker one. A pattern that takes several deaths
+//! together absorbs the weaker single ones, and goes on with its finding as long as deaths keep joining it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -201,7 +201,7 @@ impl Deaths {
             // Every one of them is explained better elsewhere.
             return (Decision::Keep, withdrawn);
         }
-        // The finding tells of its last death; an earlier one that is looked at again must not take it back there.
+        // The finding describes its last death; an earlier one that is looked at again must not move it back there.
         let is_last = group.last == DeathOrder::of(last);
         let is_earlier = |withdrawn: &Withdrawn| earlier.iter().any(|earlier| **earlier == *withdrawn.id);
         let renamed = withdrawn.iter().any(is_earlier);

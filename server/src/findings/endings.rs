@@ -56,7 +56,7 @@ impl Part {
 /// What a clue is about, and the clue.
 type End = (Part, Arc<Noted>);
 
-/// The finding that tells of a state.
+/// The finding that reports a state.
 #[derive(Clone)]
 pub struct Open {
     /// Its last clue, and the last one of each container of whom this is about.
@@ -75,10 +75,10 @@ pub struct Endings {
     ends: Generations<Key, Vec<End>>,
     /// The findings of a subject, one for each of its troubles.
     anchors: Generations<Key, Vec<Open>>,
-    /// States that are told again and again: when, by the clock of their node.
+    /// States that are reported again and again: when, by the clock of their node.
     heard: HashMap<u64, HashMap<(Key, Option<String>), u64>>,
     heard_count: usize,
-    /// When such a state was found not to be told any more.
+    /// When such a state was found not to be reported any more.
     quiet: Generations<(Key, Option<String>), Moment>,
 }
 
@@ -148,8 +148,8 @@ pub struct Ended {
     pub by: Vec<Arc<Noted>>,
 }
 
-/// The pods, or other entities, that a finding of a state tells of, and their containers where they are named; each with the
-/// last clue that told of it.
+/// The pods, or other entities, whose state a finding reports, and their containers where they are named; each with the last clue
+/// that reported it.
 pub fn members(pattern: &Pattern, found: &Match) -> Vec<Arc<Noted>> {
     let mut members: Vec<Arc<Noted>> = Vec::new();
     for noted in found.steps[pattern.anchor].iter().rev() {
@@ -248,7 +248,7 @@ impl Endings {
         }
     }
 
-    /// A node goes on, by its clock: states that it does not tell of any more, which are over by that. Each is handed out once.
+    /// A node goes on, by its clock: states that it does not report any more, which are over by that. Each is handed out once.
     pub fn quiet(&mut self, patterns: &PatternSet, clock: &NodeClock) -> Vec<Open> {
         let (node, now_ns) = (clock.node.id, clock.boottime_ns);
         let Some(of_node) = self.heard.get_mut(&node) else { return Vec::new() };
@@ -286,13 +286,13 @@ impl Endings {
         let (mut by, mut at_ns) = (Vec::with_capacity(members.len()), 0);
         for member in members {
             let (key, part) = (key_of(pattern, &member.clue), Part::of(&member.clue));
-            let told = Moment::of(&member.clue);
+            let reported = Moment::of(&member.clue);
             let of_it = self.ends.get(&key).into_iter().flatten();
-            let of_it = of_it.filter(|(of, end)| of.concerns(&part) && Moment::of(&end.clue).may_end(told));
+            let of_it = of_it.filter(|(of, end)| of.concerns(&part) && Moment::of(&end.clue).may_end(reported));
             match of_it.min_by_key(|(_, end)| end.clue.realtime_ns) {
                 Some((_, end)) => by.push(Arc::clone(end)),
                 None => {
-                    let quiet = self.quiet.get(&(key, part.trouble)).filter(|quiet| quiet.may_end(told))?;
+                    let quiet = self.quiet.get(&(key, part.trouble)).filter(|quiet| quiet.may_end(reported))?;
                     at_ns = at_ns.max(quiet.realtime_ns);
                 }
             }

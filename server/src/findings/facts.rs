@@ -1,6 +1,6 @@
 //! What a fact or a burst says, for people.
 //!
-//! What must hold: nothing is said that was not told; what is missing is left out of the sentence.
+//! What must hold: nothing is said that was not reported; what is missing is left out of the sentence.
 
 use tapio_wire::program::units::{human_bytes, human_duration};
 
@@ -8,8 +8,8 @@ use super::text;
 use crate::correlate::EntityInfo;
 use crate::correlate::clue::{About, Burst, ClueKind, Fact, FactValue};
 
-/// A trouble that lasts for less was told when it began.
-const TOLD_AT_ONCE_NS: u64 = 1_000_000;
+/// A trouble that lasts for less was reported when it began.
+const REPORTED_AT_ONCE_NS: u64 = 1_000_000;
 
 /// ` (message)`, or nothing.
 fn because(fact: &Fact, field: &str) -> String {
@@ -158,31 +158,31 @@ fn trouble(fact: &Fact) -> String {
         "stopped" => Some(format!("its first process {who} is stopped")),
         _ => None,
     };
-    if let Some(told) = of_pod {
-        return if is_over { format!("over after {lasted}: {told}") } else { format!("{told}, for {lasted}") };
+    if let Some(text) = of_pod {
+        return if is_over { format!("over after {lasted}: {text}") } else { format!("{text}, for {lasted}") };
     }
-    let mut told = fact.text("what").to_owned();
+    let mut text = fact.text("what").to_owned();
     let (value, limit) = (fact.number("value"), fact.number("limit"));
     match fact.text("what") {
         // How many there are is read after one was refused, and some may be gone by then.
         "pids-at-limit" if is_over => {}
-        "pids-at-limit" if limit > 0 => told += &format!(": one was refused; then {value} of {limit} were in use"),
-        "memory-high" if limit > 0 => told += &format!(": {} of {}", human_bytes(value), human_bytes(limit)),
-        "throttled" | "disk-full" | "inodes-full" if limit > 0 => told += &format!(": {value} %"),
-        _ if limit > 0 => told += &format!(": {value} of {limit}"),
-        _ if value > 0 => told += &format!(": {value}"),
+        "pids-at-limit" if limit > 0 => text += &format!(": one was refused; then {value} of {limit} were in use"),
+        "memory-high" if limit > 0 => text += &format!(": {} of {}", human_bytes(value), human_bytes(limit)),
+        "throttled" | "disk-full" | "inodes-full" if limit > 0 => text += &format!(": {value} %"),
+        _ if limit > 0 => text += &format!(": {value} of {limit}"),
+        _ if value > 0 => text += &format!(": {value}"),
         _ => {}
     }
     for (before, name) in [(" by ", "process_comm"), (" in ", "place")] {
         if !fact.text(name).is_empty() {
-            told += &format!("{before}{}", fact.text(name));
+            text += &format!("{before}{}", fact.text(name));
         }
     }
     match is_over {
-        true => format!("{told}, over after {lasted}"),
-        // It is told at once.
-        false if fact.number("lasted") < TOLD_AT_ONCE_NS => told,
-        false => format!("{told}, for {lasted}"),
+        true => format!("{text}, over after {lasted}"),
+        // It is reported at once.
+        false if fact.number("lasted") < REPORTED_AT_ONCE_NS => text,
+        false => format!("{text}, for {lasted}"),
     }
 }
 

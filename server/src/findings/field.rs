@@ -29,7 +29,7 @@ pub enum Value<'a> {
     Text(&'a str),
 }
 
-/// A text that was told.
+/// A text that was reported.
 fn known(text: &str) -> Option<Value<'_>> {
     (!text.is_empty()).then_some(Value::Text(text))
 }

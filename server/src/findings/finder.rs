@@ -1,7 +1,7 @@
 //! The finder: one thread that turns clues into findings.
 //!
-//! What enters: clues from the bus. What leaves: findings in the store. What must hold: nothing polls, a clue is dealt with
-//! when it comes; evidence that arrives after its anchor makes the anchor be looked at again, so order does not matter.
+//! What enters: clues from the bus. What leaves: findings in the store. What must hold: nothing polls, a clue is dealt with when
+//! it comes. Evidence that arrives after its anchor makes the anchor be looked at again, so order does not matter.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -89,8 +89,8 @@ impl Finder {
         Self::spawn(config, patterns, topology, losses, store, None)
     }
 
-    /// Starts a finder that is driven by the log of several servers alone ([`crate::cluster`]): it has its own descriptions, of at
-    /// most `entities_max` entities, and `losses` is what the log tells of them.
+    /// Starts a finder that is driven by the log of several servers alone ([`crate::cluster`]). It has its own descriptions, of
+    /// at most `entities_max` entities, and `losses` is what the log says of them.
     ///
     /// # Errors
     /// [`StartError`] when its thread cannot be started.
@@ -140,11 +140,11 @@ impl Finder {
         self.bus.clone()
     }
 
-    /// Tells a finder that is driven by the log what a server wrote into it, and when the log took it, nanoseconds since 1970.
+    /// Sends a finder that is driven by the log what a server wrote into it, and when the log took it, nanoseconds since 1970.
     ///
     /// # Errors
     /// [`BusClosed`] when the finder has stopped.
-    pub fn tell(&self, batch: Batch, at_ns: u64) -> Result<(), BusClosed> {
+    pub fn send(&self, batch: Batch, at_ns: u64) -> Result<(), BusClosed> {
         self.bus.send(Message::FromLog(LogUpdate::Batch(Box::new(batch), at_ns)))
     }
 
@@ -178,7 +178,7 @@ struct Clock {
     latest_ns: u64,
 }
 
-/// What it remembers of what it was told.
+/// What it remembers of the clues that it took.
 pub(super) struct Memory {
     pub topology: Arc<Topology>,
     pub clues: ClueStore,
@@ -327,7 +327,7 @@ impl Worker {
         }
     }
 
-    /// Gives clues whose entity was described anew its names, and tells their findings again.
+    /// Gives clues whose entity was described anew its names, and publishes their findings again.
     pub(super) fn rename(&mut self) {
         if !self.memory.topology.has_renamed() {
             return;
@@ -376,9 +376,10 @@ impl Worker {
         is_latest
     }
 
-    /// A node goes on: ends the states that it does not tell of any more.
+    /// A node goes on: ends the states that it does not report any more.
     pub(super) fn end_quiet(&mut self, clock: &NodeClock) {
-        // What is replayed, or waited in a spool, is the past: whether a state goes on is told afterwards. The log is in order.
+        // What is replayed, or waited in a spool, is the past: whether a state goes on is reported afterwards. The log is in
+        // order.
         if self.store.is_replaying() && self.log.is_none()
             || !self.watch_clock(clock.node.id, clock.epoch, clock.boottime_ns)
         {
@@ -395,7 +396,7 @@ impl Worker {
         if self.store.is_replaying() {
             return;
         }
-        // Of an earlier run's states it is not known when they were told last: they have as long, from this run's begin on.
+        // Of an earlier run's states it is not known when they were last reported: they have as long, from this run's begin on.
         let quiet = self.memory.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
         if clock.boottime_ns < quiet.0 {
             // It was started anew.
@@ -437,7 +438,7 @@ impl Worker {
                 let alike = self.memory.deaths.alike(pattern, workload, anchor);
                 match alike.last() {
                     Some(last) if alike.len() > 1 => {
-                        // What is told of all of them is told of the last one, also where that came before this one.
+                        // What holds for all of them is published with the last one, also where it came before this one.
                         if last.clue.evidence != anchor.clue.evidence
                             && let Some((_, of_last)) = self.explain(pattern, last, &mut Surroundings::default())
                         {

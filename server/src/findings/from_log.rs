@@ -1,8 +1,8 @@
 //! A finder that is driven by the log of several servers.
 //!
-//! What enters: batches in the order of the log. What leaves: the same findings on every server that reads the same log. What must
-//! hold: nothing but the log decides, its order and its times; what came twice counts once; when the log is read anew, what is
-//! known of findings stays until the log says otherwise.
+//! What enters: batches in the order of the log. What leaves: the same findings on every server that reads the same log. What
+//! must hold: nothing but the log decides, its order and its times; what came twice counts once. When the log is read anew, what
+//! is known of findings stays until the log says otherwise.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ impl FromLog {
 }
 
 impl Worker {
-    /// Takes in what the reader of the log tells.
+    /// Takes in what the reader of the log sends.
     pub fn take_from_log(&mut self, update: LogUpdate) {
         match update {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
@@ -176,13 +176,13 @@ impl Worker {
         }
         let Some(log) = &mut self.log else { return };
         match &log.entity {
-            Some((told, known)) if Arc::ptr_eq(told, &clue.entity) => clue.entity = Arc::clone(known),
+            Some((sent, known)) if Arc::ptr_eq(sent, &clue.entity) => clue.entity = Arc::clone(known),
             _ => {
                 let topology = &self.memory.topology;
                 topology.learn_info(&clue.entity);
-                let told = Arc::clone(&clue.entity);
-                clue.entity = topology.get(told.node.id, told.id).unwrap_or(clue.entity);
-                log.entity = Some((told, Arc::clone(&clue.entity)));
+                let sent = Arc::clone(&clue.entity);
+                clue.entity = topology.get(sent.node.id, sent.id).unwrap_or(clue.entity);
+                log.entity = Some((sent, Arc::clone(&clue.entity)));
             }
         }
         self.take(clue);

@@ -1,8 +1,8 @@
 //! Which histories a clue belongs to: what hangs together in the cluster.
 //!
-//! What enters: clues, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the
-//! keys of the histories in which a clue is noted. What must hold: bounded tables; a pod that left a Service still counts as
-//! its backend, since that is just when it matters; addresses are never guessed at, only looked up.
+//! What enters: clues, in the order of their arrival; the endpoints of Services are learned from them. What leaves: the keys of
+//! the histories in which a clue is noted. What must hold: bounded tables. A pod that left a Service still counts as its backend,
+//! since that is just when it matters. Addresses are never guessed at, only looked up.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -86,23 +86,23 @@ impl Joins {
         match &mut clue.detail {
             ClueDetail::Fact(fact) => {
                 if let Some(address) = fact.talker {
-                    let told = text::address(address);
+                    let address_text = text::address(address);
                     let talker = match self.topology.pod_at(&address).and_then(|pod| self.topology.get(0, pod)) {
-                        Some(pod) => format!("pod {pod} ({told})"),
-                        None => told.clone(),
+                        Some(pod) => format!("pod {pod} ({address_text})"),
+                        None => address_text.clone(),
                     };
-                    for (name, text) in [("talker_address", told), ("talker", talker)] {
+                    for (name, text) in [("talker_address", address_text), ("talker", talker)] {
                         fact.fields.push((name.into(), FactValue::Text(text.into())));
                     }
                 }
-                let Some(told) = fact.endpoints.as_deref() else { return };
-                let service = told.id();
-                let ready = told.backends.iter().filter(|backend| backend.3).count() as u32;
-                self.services.insert(service, (Arc::clone(&told.name), ready, told.backends.len() as u32));
-                for address in &told.cluster_addresses {
+                let Some(endpoints) = fact.endpoints.as_deref() else { return };
+                let service = endpoints.id();
+                let ready = endpoints.backends.iter().filter(|backend| backend.3).count() as u32;
+                self.services.insert(service, (Arc::clone(&endpoints.name), ready, endpoints.backends.len() as u32));
+                for address in &endpoints.cluster_addresses {
                     self.by_cluster_address.insert(*address, service);
                 }
-                for &(address, port, pod, _) in &told.backends {
+                for &(address, port, pod, _) in &endpoints.backends {
                     self.by_address.insert((address, port), service);
                     if pod != 0 {
                         let services = self.by_pod.entry(pod, Vec::new);
@@ -111,7 +111,7 @@ impl Joins {
                         }
                     }
                 }
-                let is_dns = told.ports.contains(&DNS_PORT);
+                let is_dns = endpoints.ports.contains(&DNS_PORT);
                 if is_dns && !self.dns.contains(&service) && self.dns.len() < DNS_SERVICES_MAX {
                     self.dns.push(service);
                 }
@@ -141,7 +141,7 @@ impl Joins {
         self.topology.get(0, entity.pod_id()).filter(|_| entity.pod_id() != 0)
     }
 
-    /// The workload of an entity, 0 while nobody told it.
+    /// The workload of an entity, 0 while none was reported.
     pub fn workload(&self, entity: &EntityInfo) -> EntityId {
         match entity.kind {
             Some(EntityKind::Workload) => entity.id,
@@ -201,7 +201,7 @@ impl Joins {
                 _ => keys(&[]),
             },
             ClueDetail::Fact(fact) if fact.endpoints.is_some() => {
-                keys(fact.endpoints.as_ref().map(|told| told.id()).as_slice())
+                keys(fact.endpoints.as_ref().map(|endpoints| endpoints.id()).as_slice())
             }
             _ => keys(self.by_pod.get(&clue.entity.pod_id()).map_or(&[], Vec::as_slice)),
         }

@@ -1,10 +1,10 @@
 //! The journal of findings: what was found outlives the server and the archive's retention.
 //!
 //! What enters: every publication and withdrawal of the store. What leaves: `findings.jsonl` beside the segments, one change a
-//! line, and at the next start the findings. What must hold: nobody waits for the disk (the finder hands over and goes on); at
-//! most two files of [`FILE_BYTES_MAX`]; a torn or foreign line costs itself; a change that the queue had no room for, or that
-//! could not be written, is made good by writing the store's findings anew, in the place of what was written before: what was
-//! withdrawn meanwhile must not come back.
+//! line, and at the next start the findings. What must hold: nobody waits for the disk (the finder hands over and goes on). There
+//! are at most two files of [`FILE_BYTES_MAX`]; a torn or foreign line costs itself. When the queue had no room for a change, or
+//! it could not be written, the store's findings are written anew. They replace what was written before: what was withdrawn
+//! meanwhile must not come back.
 //!
 //! ```text
 //! {"published":{…}}                         the finding as the query service has it; the last line of an id counts
@@ -62,7 +62,7 @@ pub fn paths(dir: &Path) -> [PathBuf; 2] {
     [dir.join("findings.jsonl"), dir.join("findings.jsonl.1")]
 }
 
-/// What a journal tells.
+/// What a journal says.
 #[derive(Debug, Default)]
 pub struct Recorded {
     /// By id.
@@ -75,7 +75,7 @@ pub struct Recorded {
     pub unreadable: u64,
 }
 
-/// Reads the journal of a directory; an absent one tells nothing.
+/// Reads the journal of a directory; an absent one says nothing.
 ///
 /// # Errors
 /// When a file is there and cannot be read.
@@ -149,7 +149,7 @@ pub struct Journal {
     sign: Sign,
 }
 
-/// A withdrawal of nothing tells the thread to end.
+/// A withdrawal of nothing asks the thread to end.
 fn stop() -> Change {
     Change::Withdrawn { id: String::new(), successor: None }
 }
@@ -261,16 +261,16 @@ impl Writer {
                     gathered = Gathered { is_ended: gathered.is_ended, ..Gathered::default() };
                 }
             }
-            // Changes that are queued from here on are told once more: that says nothing else.
+            // Changes that are queued from here on are written once more: that says nothing else.
             self.is_behind |= store.take_journal_missed();
             let is_ended = gathered.is_ended;
             if self.is_behind {
                 let result = self.write_anew(store);
-                self.told(&result);
+                self.note_result(&result);
                 self.pause_until = Instant::now() + ANEW_PAUSE;
             } else if !gathered.changes.is_empty() {
                 let result = self.append(&gathered.lines());
-                self.told(&result);
+                self.note_result(&result);
                 self.pause_until = Instant::now() + WRITE_PAUSE;
             }
             if is_ended {
@@ -279,7 +279,7 @@ impl Writer {
         }
     }
 
-    fn told(&mut self, result: &io::Result<()>) {
+    fn note_result(&mut self, result: &io::Result<()>) {
         match result {
             Ok(()) if self.is_failing => tracing::info!("the journal of findings is written again"),
             Ok(()) => {}

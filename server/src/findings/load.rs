@@ -328,11 +328,11 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     {
         return wrong(
             place,
-            "a pattern with `ends` tells of a state from its first clue on: its anchor is not counted".into(),
+            "a pattern with `ends` reports a state from its first clue on: its anchor is not counted".into(),
         );
     }
     if let Some(quiet) = file.quiet.as_ref().filter(|_| ends.is_empty()) {
-        return wrong(quiet.place(), "only a pattern with `ends` tells of a state that can be over".into());
+        return wrong(quiet.place(), "only a pattern with `ends` reports a state that can be over".into());
     }
     Ok(Pattern {
         one_of,

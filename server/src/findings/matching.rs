@@ -1,8 +1,8 @@
 //! Does a pattern explain this anchor?
 //!
 //! What enters: a pattern, an anchor, the history around it. What leaves: the evidence bound to each step. What must hold: the
-//! search goes from the anchor backwards, then forwards, the nearest clue first; it looks at no more than
-//! [`CANDIDATES_MAX`] clues, so a hostile entity costs bounded time.
+//! search goes from the anchor backwards, then forwards, the nearest clue first. It looks at no more than [`CANDIDATES_MAX`]
+//! clues, so a hostile entity costs bounded time.
 
 use std::sync::Arc;
 

@@ -9,8 +9,8 @@ use super::matching::Match;
 use crate::correlate::clue::{ClueDetail, ClueKind};
 use crate::correlate::{EntityInfo, Lost};
 
-/// Why a gap says that events of one entity were left out, and how far from the event that says so they may be: it is told every ten
-/// seconds.
+/// Why a gap says that events of one entity were left out, and how far from the event that says so they may be: it is reported
+/// every ten seconds.
 const FLOOD: &str = "flood";
 const FLOOD_REACH_NS: u64 = 11_000_000_000;
 

@@ -1,8 +1,8 @@
 //! Correlation, step two: cool. Patterns over clues, findings for people.
 //!
 //! What enters: clues, from any number of shards, in any order between entities. What leaves: findings in a [`FindingStore`].
-//! What must hold: the outcome does not depend on the order in which evidence arrives; one death has one explanation, the best;
-//! ids depend on the evidence alone, so a replay finds the same; everything is bounded.
+//! What must hold: the outcome does not depend on the order in which evidence arrives. One death has one explanation, the best.
+//! Ids depend on the evidence alone, so a replay finds the same; everything is bounded.
 
 mod absorb;
 mod clue_history;

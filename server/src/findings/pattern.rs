@@ -1,6 +1,6 @@
 //! Patterns, checked and ready to be matched.
 //!
-//! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists; steps of all patterns together are at
+//! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists. Steps of all patterns together are at
 //! most [`STEPS_MAX`], so that what a clue may be fits into a [`StepMask`].
 
 use std::cmp::Ordering;
@@ -173,9 +173,9 @@ pub struct Pattern {
     pub roots: StepMask,
     pub consequences: StepMask,
     pub fold: bool,
-    /// What ends the state that it tells of; none when it tells of a moment.
+    /// What ends the state that it reports; none when it reports a moment.
     pub ends: Vec<Step>,
-    /// It is over as well when it was not told for so long.
+    /// It is over as well when it was not reported for so long.
     pub quiet_ns: Option<u64>,
 }
 
@@ -214,7 +214,7 @@ impl Pattern {
         self.anchor_step().is_counted
     }
 
-    /// Whether it tells of a state, which has an end, and not of a moment.
+    /// Whether it reports a state, which has an end, and not a moment.
     pub fn is_state(&self) -> bool {
         !self.ends.is_empty()
     }
@@ -334,7 +334,7 @@ impl PatternSet {
         Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, anchors, by_scope, by_step })
     }
 
-    /// Tells each pattern which ones absorb it.
+    /// Sets for each pattern which ones absorb it.
     fn join(patterns: &mut [Pattern]) {
         let of = |pattern: &Pattern| (pattern.id.clone(), pattern.anchor_step().number, pattern.absorbs.clone());
         let all: Vec<_> = patterns.iter().map(of).collect();

@@ -36,7 +36,7 @@ pub(super) fn node_of(finding: &Finding) -> &str {
 }
 
 /// Whether a trouble is that of this disk or task, or of a whole entity; see `endings::trouble_of`.
-pub(super) fn tells_of(piece: &Evidence, part: &str) -> bool {
+pub(super) fn is_of_part(piece: &Evidence, part: &str) -> bool {
     match part.split_once(' ') {
         Some(("task", pid)) => piece.pid.to_string() == pid,
         Some((what @ ("disk-full" | "inodes-full"), place)) => {
@@ -46,7 +46,7 @@ pub(super) fn tells_of(piece: &Evidence, part: &str) -> bool {
     }
 }
 
-/// Whether what a finding tells is a pod's: troubles and floods are told of one container, unit or node.
+/// Whether what a finding reports is a pod's: troubles and floods are reported of one container, unit or node.
 pub(super) fn pattern_is_of_pods(finding: &Finding) -> bool {
     finding.evidence.iter().all(|piece| !matches!(piece.kind.as_str(), "trouble" | "gap"))
 }

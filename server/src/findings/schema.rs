@@ -52,9 +52,9 @@ pub struct PatternFile {
     /// Findings of several replicas of one workload become one.
     #[serde(default = "yes")]
     pub fold: bool,
-    /// What it tells of is a state: one of these ends it.
+    /// What it reports is a state: one of these ends it.
     pub ends: Option<Placed<Vec<EndFile>>>,
-    /// A state that is told again and again while it goes on: it is over when it was not told for so long.
+    /// A state that is reported again and again while it goes on: it is over when it was not reported for so long.
     pub quiet: Option<Placed<Time>>,
 }
 

@@ -1,9 +1,9 @@
 //! Findings, for whoever asks.
 //!
 //! What enters: findings, new and changed. What leaves: lists, single findings, and every change to those who watch. What must
-//! hold: at most `findings_max`; of the node that has most the ones that ended first go first, and what goes on goes last; a finding
-//! that was taken over by another is still found by its old id, and watchers are told of it; `published_ns` rises with every
-//! publication, so a watcher can tell what it has missed.
+//! hold: at most `findings_max`. Of the node that has most, the findings that ended first are evicted first, and what goes on
+//! last. A finding that was taken over by another is still found by its old id, and watchers are notified. `published_ns` rises
+//! with every publication, so a watcher knows what it has missed.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tapio_wire::service::Finding;
 use tokio::sync::broadcast;
 
-use super::restored::{DeathKey, death_key, node_of, says_less, subjects, tells_of};
+use super::restored::{DeathKey, death_key, is_of_part, node_of, says_less, subjects};
 use crate::correlate::Generations;
 
 /// Changes that a watcher may be behind before it has to catch up by listing.
@@ -36,7 +36,7 @@ pub enum LookupError {
     Ambiguous { prefix: String, count: usize },
 }
 
-/// What the store tells its journal.
+/// What the store sends its journal.
 pub enum Change {
     Published(Arc<Finding>),
     Withdrawn { id: String, successor: Option<String> },
@@ -207,7 +207,7 @@ impl FindingStore {
         }
     }
 
-    /// Tells every change from now on to a journal. It is never waited for: what it misses, it asks for.
+    /// Sends every change from now on to a journal. It is never waited for: what it misses, it asks for.
     pub fn set_journal(&self, journal: SyncSender<Change>) {
         // The first one stays.
         let _ = self.journal.set(journal);
@@ -218,7 +218,7 @@ impl FindingStore {
         self.journal_missed.swap(false, Ordering::AcqRel)
     }
 
-    fn tell_journal(&self, change: impl FnOnce() -> Change) {
+    fn send_to_journal(&self, change: impl FnOnce() -> Change) {
         if let Some(journal) = self.journal.get()
             && journal.try_send(change()).is_err()
         {
@@ -270,8 +270,8 @@ impl FindingStore {
         }
     }
 
-    /// The findings of an earlier run of this pattern that tell of a state of this entity, and of nobody else's any more, and that a
-    /// clue ends. A clue that names a container ends what was told of that container.
+    /// The findings of an earlier run of this pattern that report a state of this entity, and of nobody else's any more, and that
+    /// a clue ends. A clue that names a container ends what was reported of that container.
     pub fn end_restored(&self, pattern: &str, subject: u64, part: Option<&str>, at_ns: u64) -> Vec<Finding> {
         let key = (pattern.to_owned(), subject);
         if !self.read().restored_states.contains_key(&key) {
@@ -288,7 +288,7 @@ impl FindingStore {
             let is_other = part.is_some_and(|part| {
                 let mut of_troubles = finding.evidence.iter().filter(|piece| piece.kind == "trouble").peekable();
                 if of_troubles.peek().is_some() {
-                    return !of_troubles.any(|piece| tells_of(piece, part));
+                    return !of_troubles.any(|piece| is_of_part(piece, part));
                 }
                 let mut named =
                     pieces().map(|entity| entity.container.as_str()).filter(|name| !name.is_empty()).peekable();
@@ -307,7 +307,7 @@ impl FindingStore {
         ended
     }
 
-    /// The findings of an earlier run of this pattern that tell of a state on this node that goes on; each is handed out once.
+    /// The findings of an earlier run of this pattern that report a state on this node that goes on; each is handed out once.
     pub fn restored_on(&self, pattern: &str, node: &str) -> Vec<Finding> {
         let mut inner = self.write();
         let of_pattern: Vec<_> = inner.restored_states.keys().filter(|(of, _)| of == pattern).cloned().collect();
@@ -326,7 +326,7 @@ impl FindingStore {
         found
     }
 
-    /// The findings of an earlier run that tell of the same state as the finding `id` does now; each is handed out once.
+    /// The findings of an earlier run that report the same state as the finding `id` does now; each is handed out once.
     pub fn replace_restored(&self, pattern: &str, subject: u64, id: &str) -> Vec<Finding> {
         let key = (pattern.to_owned(), subject);
         if !self.read().restored_states.contains_key(&key) {
@@ -405,7 +405,7 @@ impl FindingStore {
         inner.aliases.remove(&finding.id);
         inner.insert(Arc::clone(&finding));
         inner.make_room(self.findings_max);
-        self.tell_journal(|| Change::Published(Arc::clone(&finding)));
+        self.send_to_journal(|| Change::Published(Arc::clone(&finding)));
         // Nobody has to watch.
         let _ = self.changes.send(Arc::clone(&finding));
         Some(finding)
@@ -419,7 +419,7 @@ impl FindingStore {
         if let Some(successor) = successor {
             inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
         }
-        self.tell_journal(|| Change::Withdrawn { id: id.to_owned(), successor: successor.map(str::to_owned) });
+        self.send_to_journal(|| Change::Withdrawn { id: id.to_owned(), successor: successor.map(str::to_owned) });
         let last = Arc::new(Finding {
             withdrawn: true,
             superseded_by: successor.unwrap_or_default().to_owned(),
@@ -506,8 +506,8 @@ impl FindingStore {
         let inner = self.read();
         let mut findings: Vec<_> = inner.findings.values().cloned().collect();
         findings.sort_by_key(|finding| finding.published_ns);
-        let told = inner.alias_order.iter().filter(|id| !inner.findings.contains_key(*id));
-        let aliases = told.filter_map(|id| Some((id.clone(), inner.aliases.get(id)?.clone()))).collect();
+        let replaced = inner.alias_order.iter().filter(|id| !inner.findings.contains_key(*id));
+        let aliases = replaced.filter_map(|id| Some((id.clone(), inner.aliases.get(id)?.clone()))).collect();
         (findings, aliases)
     }
 
@@ -570,7 +570,7 @@ mod tests {
         for number in 0..100 {
             store.publish(finding(&format!("loud{number}"), "loud", 100 + number, false));
         }
-        // One that is told again counts once.
+        // One that is published again counts once.
         store.publish(finding("calm0", "calm", 7, false));
         let inner = store.read();
         assert_eq!((inner.findings.len(), inner.order.len()), (20, 20));

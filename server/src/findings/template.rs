@@ -39,7 +39,7 @@ pub struct Subject<'a> {
     /// By step; `None` where it was not found.
     pub steps: &'a [Option<&'a Clue>],
     pub count: u32,
-    /// When the state that it tells of was over, nanoseconds since 1970.
+    /// When the state that it reports was over, nanoseconds since 1970.
     pub over_ns: Option<u64>,
 }
 
@@ -111,7 +111,7 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
     true
 }
 
-/// What a field says. Once a state is over, it lasted until then, and not until it was told of last.
+/// What a field says. Once a state is over, it lasted until then, and not until its last report.
 fn show(field: Field, clue: &Clue, subject: &Subject<'_>) -> Option<String> {
     match subject.over_ns {
         Some(over_ns) if field == Field::Lasted && clue.kind() == ClueKind::Trouble => {

@@ -9,7 +9,7 @@ use crate::findings::{FindingStore, Position};
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
-/// The least that tells one pod from others.
+/// The least that distinguishes one pod from others.
 const UID_PREFIX_MIN: usize = 8;
 /// The severities of findings, the lowest first.
 pub const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
@@ -89,15 +89,15 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
 }
 
-/// Whether a finding's entity is what a request asks for. Names of containers and pods are `namespace/pod/container`, as
-/// far as Kubernetes told them.
+/// Whether a finding's entity is what a request asks for. Names of containers and pods are `namespace/pod/container`, as far as
+/// Kubernetes reported them.
 fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
     let mut path = entity.name.split('/');
     let (path_namespace, path_pod) = match (path.next(), path.next()) {
         (Some(namespace), Some(pod)) if matches!(entity.kind.as_str(), "pod" | "container") => (namespace, pod),
         _ => ("", ""),
     };
-    // What Kubernetes told counts, however the entity was called at first.
+    // What Kubernetes reported counts, however the entity was called at first.
     let namespace = if entity.namespace.is_empty() { path_namespace } else { &entity.namespace };
     let pod = if entity.pod.is_empty() { path_pod } else { &entity.pod };
     let (wanted_namespace, wanted_pod) = match request.pod.split_once('/') {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_is_about_the_pod_that_kubernetes_told_however_its_entity_is_called() {
+    fn a_finding_is_about_the_pod_that_kubernetes_reported() {
         let uid = "3e85c211-bc0b-4842-8977-13a03203c69d";
         let entity = EntityRef {
             kind: "container".into(),

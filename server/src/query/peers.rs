@@ -1,8 +1,8 @@
 //! What the other servers have, for whoever asks this one.
 //!
-//! What enters: a request of an operator. What leaves: the parts of all servers as one answer, and whose part is missing. What must
-//! hold: a server that does not answer in time costs no more than that time, and is named; a peer is asked for its own part only,
-//! so nobody is asked twice; whoever asks is to the peers who he is to this server.
+//! What enters: a request of an operator. What leaves: the parts of all servers as one answer, and whose part is missing. What
+//! must hold: a server that does not answer in time costs no more than that time, and is named. A peer is asked for its own part
+//! only, so nobody is asked twice. The asker has the same identity at the peers as at this server.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -166,7 +166,7 @@ impl Peers {
         };
         if choice.limit > EVENTS_MAX {
             return Err(Status::invalid_argument(format!(
-                "with several servers at most {EVENTS_MAX} events are told at once: narrow what you ask for"
+                "with several servers at most {EVENTS_MAX} events are returned at once: narrow what you ask for"
             )));
         }
         let (limit, newest) = (choice.limit as usize, choice.newest);
@@ -339,14 +339,14 @@ fn standing(status: &StatusResponse) -> ServerStatus {
 
 /// Takes a peer's part in.
 fn add(own: &mut StatusResponse, other: &Other, part: StatusResponse) {
-    let told = part.servers.first().cloned().unwrap_or_default();
+    let peer = part.servers.first().cloned().unwrap_or_default();
     own.servers.push(ServerStatus {
         server: other.server.clone(),
         address: other.address.clone(),
-        alone: told.alone,
-        leads: told.leads,
-        healing_ns: told.healing_ns,
-        log_trouble: told.log_trouble,
+        alone: peer.alone,
+        leads: peer.leads,
+        healing_ns: peer.healing_ns,
+        log_trouble: peer.log_trouble,
         ..standing(&part)
     });
     own.nodes.extend(part.nodes.into_iter().map(|mut node| {
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_damaged_archive_lacks_is_told_of_its_server() {
+    fn what_a_damaged_archive_lacks_is_reported_of_its_server() {
         let missing = Unanswered { reason: "segment 1".into(), ..Unanswered::default() };
         let mut events = vec![event("a", 1), Event { incomplete: vec![missing], ..Event::default() }];
         let incomplete = damaged(&mut events, "b");

@@ -24,7 +24,7 @@ macro_rules! fields {
     }};
 }
 
-/// The fields of an event's kind, the telling ones first.
+/// The fields of an event's kind, the most informative first.
 pub type Fields = Vec<(&'static str, Value)>;
 
 struct NameOf(rkyv::rend::u32_le);
@@ -87,7 +87,7 @@ fn entity(id: rkyv::rend::u64_le) -> Value {
     }
 }
 
-/// A number that the largest stands for "not told" of.
+/// A number; the largest stands for "not reported".
 fn known(number: rkyv::rend::u64_le) -> Value {
     match number.to_native() {
         u64::MAX => Value::Null,
@@ -100,8 +100,8 @@ fn lasted(from_ns: u64, until_ns: u64) -> Value {
     Value::from(if from_ns == 0 { 0 } else { until_ns.saturating_sub(from_ns) })
 }
 
-/// Moments that are told by the node's clock since its boot, which says nothing to people: how long it lasted is told beside them.
-/// A moment since 1970 may have the same name.
+/// Moments by the node's clock since its boot, which says nothing to people: how long it lasted is shown beside them. A moment
+/// since 1970 may have the same name.
 const SINCE_BOOT: [&str; 3] = ["since_ns", "from_ns", "until_ns"];
 /// Nanoseconds: a moment since 1970 is later, a duration or a moment since boot is less.
 const MOMENT_MIN: u64 = 1_000_000_000_000_000_000;

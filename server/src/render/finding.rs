@@ -50,7 +50,7 @@ pub fn list_row(style: Style, finding: &Finding) -> String {
     )
 }
 
-/// `shop/web-0`, where Kubernetes told it.
+/// `shop/web-0`, where Kubernetes reported it.
 fn pod(entity: &EntityRef) -> Option<String> {
     (!entity.pod.is_empty()).then(|| format!("{}/{}", clean(&entity.namespace), clean(&entity.pod)))
 }
@@ -122,7 +122,7 @@ fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-/// Whether it tells of a state, which has an end, and not of a moment.
+/// Whether it reports a state, which has an end, and not a moment.
 fn is_state(finding: &Finding) -> bool {
     finding.ongoing || finding.resolved_ns > 0
 }

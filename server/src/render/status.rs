@@ -161,13 +161,13 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
         let name = clean(&server.server);
         if server.healing_ns > 0 {
             let lasted = server.healing_ns as f64 / 1e9;
-            let told =
+            let text =
                 format!("{name} has been sending what the servers' log had lost from its archive for {lasted:.1} s");
-            let _ = writeln!(out, "  {}", style.bad(&told));
+            let _ = writeln!(out, "  {}", style.bad(&text));
         }
         if !server.log_trouble.is_empty() {
-            let told = format!("{name} cannot use the servers' log: {}", clean(&server.log_trouble));
-            let _ = writeln!(out, "  {}", style.bad(&told));
+            let text = format!("{name} cannot use the servers' log: {}", clean(&server.log_trouble));
+            let _ = writeln!(out, "  {}", style.bad(&text));
         }
     }
     for missing in &status.incomplete {

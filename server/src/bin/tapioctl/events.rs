@@ -126,7 +126,7 @@ pub async fn each(
 ) -> Result<(), Failure> {
     let answer = client.list_events(request).await;
     let mut stream = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
-    // Whose part is missing is told last.
+    // Whose part is missing is printed last.
     let mut held = Vec::new();
     while let Some(event) = stream.message().await.map_err(|status| Failure::of(server, &status))? {
         if !event.incomplete.is_empty() {

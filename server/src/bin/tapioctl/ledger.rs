@@ -25,7 +25,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         if status.nodes.is_empty() {
             return Err(Failure::Other(format!("no node is called {node}; known are: {}", known.join(", "))));
         }
-        // It is told of all nodes together.
+        // It is a count of all nodes together.
         status.elsewhere.clear();
     }
     if printing.format.is_table() {

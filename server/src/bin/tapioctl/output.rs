@@ -51,7 +51,7 @@ pub async fn nobody_reads() -> Failure {
     let (gone, is_gone) = oneshot::channel();
     // A thread, since it may wait for good; it ends with the process.
     let waiting = thread::Builder::new().name("output".into()).spawn(move || {
-        // No event is asked for: an error or a hangup is told nevertheless.
+        // No event is requested: an error or a hangup is reported nevertheless.
         let output = io::stdout();
         let wait = || poll(&mut [PollFd::new(&output, PollFlags::empty())], None);
         if retry_on_intr(wait).is_ok() {

@@ -1,7 +1,8 @@
 //! `tapioctl why pod/NAME`: what is wrong with something, or why it died, and everything that is known about it.
 //!
-//! What enters: a pod, a workload, a container, a unit, a host group, a node or a namespace. What leaves: its state now, the finding that tells
-//! most, what changed before, the last events, other findings; also when nothing is wrong, and why nothing is known.
+//! What enters: a pod, a workload, a container, a unit, a host group, a node or a namespace. What leaves: its state now, the
+//! finding that explains most, what changed before, the last events, other findings. It answers also when nothing is wrong, and
+//! why nothing is known.
 
 mod subject;
 
@@ -32,13 +33,13 @@ const READ_MAX: u32 = 2_000;
 const FINDINGS_MAX: usize = 50;
 const PAGE: u32 = 500;
 const PAGES_MAX: usize = 20;
-/// Events that tell that a process ended, or why.
+/// Events that state that a process ended, or why.
 const ENDS: [&str; 4] = ["exit", "oom", "signal", "signal_delivered"];
-/// What tells of a state.
+/// Events that report a state.
 const STATE_KINDS: [&str; 5] = ["pod_state", "container_state", "rollout", "unit_state", "node_condition"];
 /// What may have changed.
 const CHANGE_KINDS: [&str; 3] = ["rollout", "config_change", "node_condition"];
-/// What tells about a death; the many bulk events do not.
+/// Events that say something about a death; the many bulk events do not.
 const KINDS: [&str; 14] = [
     "exec",
     "exit",
@@ -58,8 +59,9 @@ const KINDS: [&str; 14] = [
 
 #[derive(Args)]
 pub struct Arguments {
-    /// pod/NAME, pod/NAMESPACE/NAME, pod/UID or the beginning of a uid; deploy/NAME, statefulset/NAME, daemonset/NAME, job/NAME;
-    /// container/ID, unit/NAME, host/PATH (a host group, by its cgroup), node/NAME, ns/NAME; or a pod's NAME, a container's ID, a PATH
+    /// pod/NAME, pod/NAMESPACE/NAME, pod/UID or the beginning of a uid. Others: deploy/NAME, statefulset/NAME, daemonset/NAME,
+    /// job/NAME, container/ID, unit/NAME, host/PATH (a host group, by its cgroup), node/NAME, ns/NAME. Or a pod's NAME, a
+    /// container's ID, a PATH
     subject: String,
     /// The pod's or workload's namespace
     #[arg(long, short, default_value = "", hide_default_value = true)]
@@ -69,22 +71,23 @@ pub struct Arguments {
     events: u32,
 }
 
-/// How much a finding tells of what is wrong with something: what goes on before what is over, a death that must not happen before an
-/// end that may have been meant, whatever ended last; of equals the latest.
+/// How much a finding says about what is wrong with something. What goes on comes before what is over. A death that must not
+/// happen comes before an end that may have been meant. Of equals the latest comes first.
 fn weight(finding: &Finding) -> (bool, bool, u64) {
     let is_severe = !matches!(finding.severity.as_str(), "" | "info" | "low");
-    let tells = finding.death.is_some() || finding.ongoing;
-    (tells && is_severe, tells || is_severe, finding.ended_ns)
+    let explains = finding.death.is_some() || finding.ongoing;
+    (explains && is_severe, explains || is_severe, finding.ended_ns)
 }
 
-/// The findings of the time before the newest of them, the one that tells most first; then the older ones, the newest first.
+/// The findings of the time before the newest of them, the one that explains most first; then the older ones, the newest first.
 fn rank(findings: &mut [Finding]) {
     let newest_ns = findings.iter().map(|finding| finding.ended_ns).max().unwrap_or(0);
     let oldest_ns = newest_ns.saturating_sub(LOOK_BACK_NS);
     findings.sort_by_cached_key(|finding| {
         let is_recent = finding.ended_ns >= oldest_ns || finding.ongoing;
-        let (is_severe, tells, ended_ns) = if is_recent { weight(finding) } else { (false, false, finding.ended_ns) };
-        std::cmp::Reverse((is_recent, finding.ongoing && is_severe, is_severe, tells, ended_ns))
+        let (is_severe, explains, ended_ns) =
+            if is_recent { weight(finding) } else { (false, false, finding.ended_ns) };
+        std::cmp::Reverse((is_recent, finding.ongoing && is_severe, is_severe, explains, ended_ns))
     });
 }
 
@@ -221,7 +224,7 @@ fn events_of(subject: &Subject, kinds: &[&str]) -> ListEventsRequest {
 /// Why nothing is known of it, as far as that is known.
 async fn nothing_known(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<String, Failure> {
     let status = super::server::status(client, server).await?;
-    let nodes = told_nodes(&status.nodes);
+    let nodes = known_nodes(&status.nodes);
     let place =
         if subject.namespace.is_empty() || subject.called.contains('/') || subject.called.starts_with("namespace") {
             String::new()
@@ -240,7 +243,7 @@ async fn nothing_known(client: &mut Client, server: &ServerAt, subject: &Subject
 }
 
 /// Which nodes the server has heard of: those that sent events, and those that are only connected.
-fn told_nodes(nodes: &[NodeStatus]) -> String {
+fn known_nodes(nodes: &[NodeStatus]) -> String {
     let called = |has_sent: bool| {
         let nodes = nodes.iter().filter(|node| node.epochs.is_empty() != has_sent && (has_sent || node.connected));
         let mut nodes: Vec<_> = nodes.map(|node| node.node.as_str()).collect();
@@ -386,7 +389,7 @@ async fn read(
     }
 }
 
-/// What is told.
+/// What is printed.
 struct Answer<'a> {
     finding: Option<&'a Finding>,
     others: &'a [Finding],
@@ -416,7 +419,7 @@ fn text(printing: Printing, subject: &Subject, answer: &Answer<'_>, unread: Opti
             events.iter().for_each(|event| out.push_str(&render::event_row(style, event)));
         }
     };
-    rows(&mut out, "State now, as it was told last", answer.states);
+    rows(&mut out, "State now, as last reported", answer.states);
     rows(&mut out, "What changed before", answer.changes);
     out.push_str("\nLast events\n");
     for event in answer.last {
@@ -478,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_on_is_told_before_a_death_that_came_later() {
+    fn what_goes_on_is_listed_before_a_death_that_came_later() {
         let ongoing = Finding { ongoing: true, ..finding("unschedulable", "high", 10, false) };
         let mut findings = [finding("oom", "critical", 90_000, true), ongoing];
         rank(&mut findings);
@@ -514,16 +517,16 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_only_connected_is_told_as_connected() {
+    fn a_node_that_is_only_connected_is_named_as_connected() {
         let node = |name: &str, connected: bool, has_sent: bool| NodeStatus {
             node: name.into(),
             connected,
             epochs: if has_sent { vec![tapio_wire::service::EpochStatus::default()] } else { Vec::new() },
             ..NodeStatus::default()
         };
-        assert!(told_nodes(&[]).contains("no collector has connected"));
-        assert_eq!(told_nodes(&[node("n1", false, true)]), "events have come from n1");
-        let both = told_nodes(&[node("n1", true, true), node("n2", true, false)]);
+        assert!(known_nodes(&[]).contains("no collector has connected"));
+        assert_eq!(known_nodes(&[node("n1", false, true)]), "events have come from n1");
+        let both = known_nodes(&[node("n1", true, true), node("n2", true, false)]);
         assert!(both.contains("come from n1; connected, with 0 events sent so far: n2 ("), "{both}");
     }
 }

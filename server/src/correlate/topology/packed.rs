@@ -1,11 +1,11 @@
-//! A description in few bytes: a container of kubelet has some 300 bytes of names, of which 50 tell it from others.
+//! A description in few bytes: a container of kubelet has some 300 bytes of names, of which 50 distinguish it from others.
 //!
 //! What enters: a description as a frame has it. What leaves: bytes, and the description again. What must hold: what comes out is
-//! what went in, whatever text it is; the same description gives the same bytes, so that they can be compared; [`Phrases`] is
+//! what went in, whatever text it is. The same description gives the same bytes, so that they can be compared. [`Phrases`] is
 //! bounded, and a text that finds no place there is stored in place.
 //!
 //! ```text
-//! flags u8 · kind u8 · [node u64] · [parent u64] · [n u8 · n addresses of 16 bytes] · texts told u16 · texts
+//! flags u8 · kind u8 · [node u64] · [parent u64] · [n u8 · n addresses of 16 bytes] · texts present u16 · texts
 //! text = number of pieces u8 · pieces; piece = one of
 //!   LITERAL length u8, bytes        PHRASE u24                 HEX bytes u8, the digits' bytes
 //!   UUID 16 bytes (by separator)    OLD_UUID (by separator)    OLD_HEX which u8, digits u8
@@ -118,11 +118,11 @@ pub fn pack(description: &Description<&str>, phrases: &mut Phrases, out: &mut Ve
         out.push(addresses.len() as u8);
         out.extend(addresses.iter().flatten());
     }
-    let told = description.texts.iter().enumerate().filter(|(_, text)| !text.is_empty());
-    let mask = told.clone().fold(0u16, |mask, (index, _)| mask | 1 << index);
+    let present = description.texts.iter().enumerate().filter(|(_, text)| !text.is_empty());
+    let mask = present.clone().fold(0u16, |mask, (index, _)| mask | 1 << index);
     out.extend_from_slice(&mask.to_le_bytes());
     let mut said = Said::default();
-    for (index, text) in told {
+    for (index, text) in present {
         pack_text(text, is_own(index), phrases, &mut said, out);
     }
 }

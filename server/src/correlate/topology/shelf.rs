@@ -1,7 +1,7 @@
 //! Packed descriptions by key, bounded as [`super::Generations`] is: in two generations, each with its bytes side by side.
 //!
-//! What must hold: never more than `entries_max` entries, every one that had to go is counted; bytes that were replaced are given
-//! back when they are as many as those in use. The table has only the places of records, which have their keys with them: a table
+//! What must hold: never more than `entries_max` entries; every one that had to go is counted. Bytes that were replaced are freed
+//! when they are as many as those in use. The table has only the places of records, which have their keys with them. For a table
 //! that has just grown is more than half empty, and its free places are as large as the taken ones.
 //!
 //! ```text
@@ -21,7 +21,7 @@ pub type Key = (u64, EntityId);
 const CHUNK_BYTES: usize = 1 << 20;
 /// Below it nothing is tidied up.
 const WASTE_BYTES_MIN: usize = 1 << 20;
-/// As many as the places of a generation can tell apart.
+/// As many as the places of a generation can address.
 const CHUNKS_MAX: usize = (u32::MAX as usize + 1) / CHUNK_BYTES;
 const KEY_BYTES: usize = size_of::<Key>();
 const LENGTH_BYTES: usize = 2;
@@ -51,7 +51,7 @@ impl Records {
         Some(((u64::from_le_bytes(*node), u64::from_le_bytes(*entity)), record))
     }
 
-    /// Of a place that [`Records::push`] told.
+    /// Of a place that [`Records::push`] returned.
     fn key(&self, place: u32) -> Key {
         self.at(place).map_or_else(Key::default, |(key, _)| key)
     }

@@ -67,7 +67,7 @@ pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
             name,
         )) => (kind, name),
         Some((kind, name)) if workload(kind).is_some() => (kind, name),
-        // NAMESPACE/NAME cannot be told from KIND/NAME but by the kinds that there are.
+        // Only the kinds that exist distinguish KIND/NAME from NAMESPACE/NAME.
         Some((kind, _)) if OTHER_KINDS.contains(&kind) || argument.split('/').count() > 2 => {
             return Err(Failure::Usage(format!("\"{kind}/…\" is not understood: write {KNOWN}")));
         }
