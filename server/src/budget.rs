@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn milli_cpus_are_rounded_up_to_threads_and_never_beyond_the_cores() {
+    fn milli_cpus_round_up_to_threads_but_not_beyond_cores() {
         for (milli, shards, io) in [
             (None, 8, 4),
             (Some(0), 8, 4),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_short_until_it_is_well_below_the_limit_again() {
+    fn memory_is_short_until_it_is_well_below_the_limit() {
         let mut watch = MemoryWatch::new(100);
         let mib = |mib: u64| mib << 20;
         assert!(!watch.look(mib(89)));

@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_and_wrong_types_are_refused_with_key_and_line() {
+    fn unknown_keys_and_wrong_types_are_refused_with_their_line() {
         let error = parse("archive:\n  dri: /tmp\n").unwrap_err().to_string();
         assert!(error.contains("dri") && error.contains("line 2"), "{error}");
         let error = parse("server:\n  port: high\n").unwrap_err().to_string();

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_peer_that_does_not_begin_is_closed_and_one_that_has_begun_may_be_quiet() {
+    async fn a_peer_must_begin_in_time_may_then_be_quiet() {
         let places = Arc::new(Semaphore::new(2));
         let timeout = Duration::from_millis(50);
         let connection =

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_panics_is_named_and_one_that_runs_is_not() {
+    fn only_a_thread_that_panicked_is_named() {
         let vitals = Vitals::default();
         let (pulse, running) = (Pulse::default(), Pulse::default());
         vitals.watch("archive", pulse.sign());

@@ -110,7 +110,7 @@ fn findings_come_in_pages_newest_first_and_narrowed() {
 }
 
 #[test]
-fn nothing_is_told_without_the_token() {
+fn nothing_is_returned_without_the_token() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "open-sesame\n").unwrap();
     let server = serve_to(Some(file.path().into()));
@@ -157,7 +157,7 @@ fn errors_say_what_to_do() {
 }
 
 #[test]
-fn events_are_lines_and_the_last_one_tells_whether_there_are_more() {
+fn events_are_lines_and_the_last_says_if_more_follow() {
     let server = serve();
     let lines = |path: &str| -> Vec<Value> {
         let (status, body) = server.get(path);

@@ -154,7 +154,7 @@ impl Run {
 }
 
 #[test]
-fn whatever_the_disk_does_what_was_acknowledged_is_there_and_nothing_twice() {
+fn acknowledged_frames_survive_any_disk_fault_exactly_once() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 40,
         failure_persistence: None,

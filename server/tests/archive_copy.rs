@@ -17,7 +17,7 @@ const COPIES: usize = 100;
 /// Frames that may be on their way to the disk.
 const IN_FLIGHT: u64 = 64;
 
-/// Appends as fast as the disk takes it while `work` runs, which is told what is acknowledged.
+/// Appends as fast as the disk takes it while `work` runs, which is given what is acknowledged.
 fn under_load(config: ArchiveConfig, work: impl FnOnce(&dyn Fn() -> u64)) {
     let archive = open(config);
     let (receiver, stop, appended) = (Arc::new(Receiver::default()), AtomicBool::new(false), AtomicU64::new(0));
@@ -61,7 +61,7 @@ fn copied(from: &Path, to: &Path) -> Copied {
     copy(from, to, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What the test is there to tell from: `TAPIO_TEST_PLAIN_CP=1` shows how often a plain copy is damaged.
+/// What the test compares with: `TAPIO_TEST_PLAIN_CP=1` shows how often a plain copy is damaged.
 fn plain_cp(from: &Path, to: &Path) {
     std::fs::create_dir(to).expect("made");
     // Retention may delete a segment meanwhile, which cp says and goes on: what counts is what is wrong with the copy.
@@ -71,7 +71,7 @@ fn plain_cp(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_hundred_copies_under_load_are_whole_and_lack_nothing_acknowledged() {
+fn a_hundred_copies_under_load_have_everything_acknowledged() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let is_plain = std::env::var_os("TAPIO_TEST_PLAIN_CP").is_some();
     let mut wrong = Vec::new();
@@ -131,7 +131,7 @@ fn a_live_archive_is_verified_without_damage() {
 }
 
 #[test]
-fn the_command_refuses_what_is_not_empty_and_tells_what_it_copied() {
+fn a_copy_needs_an_empty_folder_and_reports_its_content() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(plain(dir.path()));
     append_each(&archive, &mut Frames::new("node-1", 1), 3);

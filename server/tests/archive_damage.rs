@@ -91,7 +91,7 @@ fn a_start_counts(dir: &Path, lost: u64) {
 }
 
 #[test]
-fn a_closed_segment_that_is_cut_is_damaged_and_everybody_says_how_much_is_missing() {
+fn a_cut_closed_segment_is_damaged_and_all_count_it() {
     let (dir, segments) = several();
     let length = fs::metadata(&segments[0]).unwrap().len();
     fs::File::options().write(true).open(&segments[0]).unwrap().set_len(length / 3 + 5).unwrap();
@@ -115,7 +115,7 @@ fn a_closed_segment_that_is_cut_is_damaged_and_everybody_says_how_much_is_missin
 }
 
 #[test]
-fn flipped_bytes_in_a_closed_segment_are_told_by_every_command() {
+fn flipped_bytes_in_a_closed_segment_show_in_every_command() {
     let (dir, segments) = several();
     let mut bytes = fs::read(&segments[0]).unwrap();
     let middle = bytes.len() / 3;
@@ -143,7 +143,7 @@ fn a_segment_that_is_absent_between_others_is_missed() {
 }
 
 #[test]
-fn an_emptied_newest_segment_is_damaged_and_stays_to_be_looked_at() {
+fn an_emptied_newest_segment_is_damaged_and_kept() {
     let (dir, segments) = several();
     let newest = segments.last().unwrap();
     fs::write(newest, b"").unwrap();
@@ -180,7 +180,7 @@ fn what_a_killed_server_and_retention_leave_is_sound() {
 }
 
 #[test]
-fn an_answer_of_a_server_says_what_damage_left_out_and_only_where_it_may_matter() {
+fn a_server_states_damage_only_where_it_may_matter() {
     let (dir, segments) = several();
     let length = fs::metadata(&segments[2]).unwrap().len();
     fs::File::options().write(true).open(&segments[2]).unwrap().set_len(length / 3).unwrap();

@@ -146,7 +146,7 @@ fn forbid_io_uring() {
 
 /// FAULTS 12.
 #[test]
-fn where_io_uring_is_forbidden_the_plain_twin_takes_over_and_says_so() {
+fn without_io_uring_plain_writes_take_over_and_say_so() {
     let forbidden = std::thread::spawn(|| {
         forbid_io_uring();
         let dir = tempfile::tempdir().unwrap();

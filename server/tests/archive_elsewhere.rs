@@ -1,4 +1,4 @@
-//! What a server tells of events that were acknowledged, though not out of its archive.
+//! What a server reports of events that were acknowledged, though not out of its archive.
 
 use std::path::Path;
 use std::process::Command;
@@ -39,7 +39,7 @@ async fn comes(server: &Pipeline, name: &str, acked: u64) -> Stream {
     stream
 }
 
-fn told(server: &Pipeline, kind: &str, source: &str) -> f64 {
+fn counted(server: &Pipeline, kind: &str, source: &str) -> f64 {
     let (_, text) = get(server.http_address, "/metrics", "");
     let labels = [format!("kind=\"{kind}\""), format!("source=\"{source}\"")];
     assert!(text.contains(METRIC), "{text}");
@@ -55,15 +55,15 @@ async fn tapioctl(server: &Pipeline, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_emptied_disk_took_is_told_apart_from_what_another_server_has() {
+async fn an_emptied_disk_is_distinguished_from_another_server() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = start(dir.path()).await;
-    assert_eq!(told(&server, "empty_archive", "ebpf"), 0.0, "the series are there from the start on");
+    assert_eq!(counted(&server, "empty_archive", "ebpf"), 0.0, "the series are there from the start on");
     let text = tapioctl(&server, &["ledger"]).await;
     assert!(!text.contains("ELSEWHERE"), "{text}");
     // Every node had frames acknowledged, and the archive has none.
     let streams = (comes(&server, "node-1", 7).await, comes(&server, "node-2", 3).await);
-    assert_eq!((told(&server, "empty_archive", "ebpf"), told(&server, "another_server", "ebpf")), (100.0, 0.0));
+    assert_eq!((counted(&server, "empty_archive", "ebpf"), counted(&server, "another_server", "ebpf")), (100.0, 0.0));
     let text = tapioctl(&server, &["ledger"]).await;
     assert!(text.contains("ELSEWHERE") && text.contains("100 events were acknowledged elsewhere"), "{text}");
     assert!(text.contains("100 since the start, empty_archive"), "{text}");
@@ -78,7 +78,7 @@ async fn what_an_emptied_disk_took_is_told_apart_from_what_another_server_has() 
     // The same archive has a history now: whoever comes was with another server.
     let server = start(dir.path()).await;
     let stream = comes(&server, "node-3", 2).await;
-    assert_eq!((told(&server, "empty_archive", "ebpf"), told(&server, "another_server", "ebpf")), (0.0, 20.0));
+    assert_eq!((counted(&server, "empty_archive", "ebpf"), counted(&server, "another_server", "ebpf")), (0.0, 20.0));
     let text = tapioctl(&server, &["ledger"]).await;
     assert!(text.contains("120 events were acknowledged elsewhere"), "{text}");
     assert!(text.contains("20 since the start, another_server") && !text.contains("empty_archive"), "{text}");
@@ -107,7 +107,7 @@ async fn what_nodes_claim_makes_no_count_go_round() {
         stream.acknowledged(6).await;
         streams.push(stream);
     }
-    assert!(told(&server, "empty_archive", "kube") >= u64::MAX as f64);
+    assert!(counted(&server, "empty_archive", "kube") >= u64::MAX as f64);
     let text = tapioctl(&server, &["ledger"]).await;
     assert!(text.contains(&format!("{} events were acknowledged elsewhere", u64::MAX)), "{text}");
     drop(streams);

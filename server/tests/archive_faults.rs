@@ -12,7 +12,7 @@ fn open_faulty(config: ArchiveConfig, disk: &FaultyDisk) -> Archive {
 }
 
 #[test]
-fn a_failed_sync_poisons_the_segment_and_nothing_is_acknowledged_before_the_rewrite() {
+fn a_failed_sync_poisons_its_segment_acks_follow_the_rewrite() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let archive = open_faulty(plain(dir.path()), &disk);
@@ -51,7 +51,7 @@ fn a_failed_sync_poisons_the_segment_and_nothing_is_acknowledged_before_the_rewr
 }
 
 #[test]
-fn frames_that_a_poisoned_segment_repeats_are_dropped_by_a_recovery_from_further_back() {
+fn a_recovery_drops_frames_that_a_poisoned_segment_repeats() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let archive = open_faulty(plain(dir.path()), &disk);
@@ -74,7 +74,7 @@ fn frames_that_a_poisoned_segment_repeats_are_dropped_by_a_recovery_from_further
 }
 
 #[test]
-fn a_frame_that_only_a_poisoned_segment_holds_is_replayed_once_it_counts() {
+fn a_counted_frame_of_a_poisoned_segment_is_replayed() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let archive = open_faulty(plain(dir.path()), &disk);
@@ -105,7 +105,7 @@ fn a_frame_that_only_a_poisoned_segment_holds_is_replayed_once_it_counts() {
 }
 
 #[test]
-fn a_disk_that_keeps_failing_shows_and_nothing_is_acknowledged_until_it_works() {
+fn a_failing_disk_shows_and_nothing_is_acknowledged_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let archive = open_faulty(plain(dir.path()), &disk);
@@ -184,7 +184,7 @@ fn short_writes_are_continued() {
 }
 
 #[test]
-fn a_failed_rename_or_directory_sync_leaves_a_directory_that_reopens() {
+fn a_failed_rename_or_directory_sync_leaves_a_usable_directory() {
     for dir_syncs in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let disk = FaultyDisk::default();
@@ -248,7 +248,7 @@ fn memory_stays_bounded_while_the_disk_stands_still() {
 }
 
 #[test]
-fn an_idle_archive_commits_at_once_and_a_busy_one_once_an_interval() {
+fn an_idle_archive_commits_at_once_a_busy_one_seldom() {
     let dir = tempfile::tempdir().unwrap();
     let config = ArchiveConfig { commit_interval: Duration::from_secs(1), ..plain(dir.path()) };
     let archive = open(config);
@@ -314,7 +314,7 @@ fn a_real_full_disk_stops_acknowledgements_and_loses_nothing() {
 
 /// FAULTS 10: the machine goes away after every single operation of rotations and deletions.
 #[test]
-fn a_crash_anywhere_in_rotation_and_deletion_loses_nothing_that_was_acknowledged() {
+fn no_crash_in_rotation_or_deletion_loses_acknowledged_frames() {
     let mut crashes = 0;
     for operations in 0..160 {
         let dir = tempfile::tempdir().unwrap();

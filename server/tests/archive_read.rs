@@ -35,7 +35,7 @@ fn only(entity: u64) -> Selection {
 }
 
 #[test]
-fn one_entity_is_read_through_the_index_without_reading_the_rest() {
+fn the_index_reads_one_entity_without_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     many_entities(dir.path(), 100);
     let reader = Reader::new(dir.path());
@@ -61,7 +61,7 @@ fn one_entity_is_read_through_the_index_without_reading_the_rest() {
 }
 
 #[test]
-fn a_segment_without_an_index_is_scanned_and_brings_the_same() {
+fn a_segment_without_index_is_scanned_with_equal_result() {
     let dir = tempfile::tempdir().unwrap();
     many_entities(dir.path(), 20);
     let read = |wanted: &Selection| {
@@ -150,7 +150,7 @@ fn the_time_range_is_kept_exactly() {
 }
 
 #[test]
-fn verify_tells_a_sound_archive_from_a_damaged_one() {
+fn verify_distinguishes_a_sound_archive_from_a_damaged_one() {
     let dir = tempfile::tempdir().unwrap();
     many_entities(dir.path(), 10);
     let path = dir.path().to_str().unwrap();

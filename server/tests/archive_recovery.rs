@@ -104,7 +104,7 @@ fn a_wall_clock_that_is_behind_does_not_replay_everything() {
 }
 
 #[test]
-fn a_torn_tail_is_cut_to_the_last_whole_record_wherever_it_is_torn() {
+fn a_torn_tail_is_cut_to_the_last_whole_record() {
     let prepared = prepare(3);
     let last = prepared.records[2];
     let whole = last + record_bytes(prepared.frames[2].len());
@@ -190,7 +190,7 @@ fn a_misdirected_block_is_not_taken_for_records() {
 }
 
 #[test]
-fn a_segment_of_another_number_is_not_taken_for_this_one() {
+fn a_segment_of_another_number_is_quarantined() {
     let prepared = prepare(5);
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(format!("{:020}.segment", 99)), &prepared.segment).unwrap();
@@ -200,7 +200,7 @@ fn a_segment_of_another_number_is_not_taken_for_this_one() {
 }
 
 #[test]
-fn a_hole_in_a_batch_that_was_never_acknowledged_ends_the_sequence() {
+fn a_hole_in_an_unacknowledged_batch_ends_the_sequence() {
     // Frames 2 to 4 are in one batch without a mark behind it, as a power cut leaves it.
     let prepared = prepare(1);
     let mut frames = Frames::new("node-1", 1);
@@ -331,7 +331,7 @@ fn io_uring_and_its_plain_twin_write_the_same_segments() {
 }
 
 #[test]
-fn any_flipped_bit_costs_at_most_the_record_it_is_in() {
+fn any_flipped_bit_costs_at_most_its_own_record() {
     let prepared = prepare(12);
     let bits = prepared.segment.len() * 8;
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {

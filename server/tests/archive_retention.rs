@@ -119,7 +119,7 @@ fn nothing_is_deleted_while_writes_fail() {
 }
 
 #[test]
-fn a_rest_that_cannot_be_given_back_at_once_is_given_back_later() {
+fn preallocated_space_that_cannot_be_freed_is_freed_later() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let archive = open_faulty(small(dir.path(), 1 << 20), &disk);
@@ -133,7 +133,7 @@ fn a_rest_that_cannot_be_given_back_at_once_is_given_back_later() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_deleted_is_counted_and_tried_again() {
+fn a_segment_that_cannot_be_deleted_counts_and_is_retried() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let archive = open_faulty(small(dir.path(), 512 << 10), &disk);

@@ -163,7 +163,7 @@ impl Guarded {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn accounts_may_do_what_they_are_listed_for_and_are_asked_about_once() {
+async fn accounts_may_do_what_is_listed_and_are_reviewed_once() {
     let guarded = Guarded::start(|_| {}).await;
     guarded.cluster.know("ship", "tapio-collector", "tapio", None);
     guarded.cluster.know("ask", "operator", "tapio", None);
@@ -207,7 +207,7 @@ async fn accounts_may_do_what_they_are_listed_for_and_are_asked_about_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_let_in_while_the_api_server_cannot_be_asked() {
+async fn nobody_is_let_in_while_the_api_server_is_unreachable() {
     let guarded = Guarded::start(|config| {
         if let Some(review) = &mut config.server.auth.token_review {
             review.ttl = Duration::ZERO;
@@ -236,7 +236,7 @@ async fn nobody_is_let_in_while_the_api_server_cannot_be_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http_asks_the_same_and_says_it_in_its_own_codes() {
+async fn http_authenticates_alike_with_its_own_codes() {
     let guarded = Guarded::start(|_| {}).await;
     guarded.cluster.know("ask", "operator", "tapio", None);
     guarded.cluster.know("ship", "tapio-collector", "tapio", None);
@@ -256,7 +256,7 @@ async fn http_asks_the_same_and_says_it_in_its_own_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pods_token_speaks_for_the_node_that_the_pod_runs_on() {
+async fn a_pods_token_speaks_for_the_pods_node() {
     let guarded = Guarded::start(|_| {}).await;
     guarded.cluster.know("bound", "tapio-collector", "tapio", Some("node-1"));
     guarded.cluster.know("unbound", "tapio-collector", "tapio", None);
@@ -278,7 +278,7 @@ async fn a_pods_token_speaks_for_the_node_that_the_pod_runs_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_reviews_name_no_node_the_pod_tells_it() {
+async fn where_reviews_name_no_node_the_pod_does() {
     let guarded = Guarded::start(|config| {
         if let Some(review) = &mut config.server.auth.token_review {
             (review.ttl, review.refused_ttl) = (Duration::ZERO, Duration::ZERO);
@@ -331,8 +331,8 @@ async fn where_reviews_name_no_node_the_pod_tells_it() {
     let status = strict.ship("bound", "node-2").await.expect_err("another's");
     assert!(status.message().contains("may not ship for node `node-2`"), "{status}");
     assert_eq!(strict.cluster.asked(), asked);
-    strict.cluster.know_of_pod("untold", "tapio-collector", "collector-1", "uid-1");
-    let status = strict.ship("untold", "node-1").await.expect_err("its pod may not be read");
+    strict.cluster.know_of_pod("unknown", "tapio-collector", "collector-1", "uid-1");
+    let status = strict.ship("unknown", "node-1").await.expect_err("its pod may not be read");
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     assert_eq!(strict.denied("no_node"), 1.0);
 }

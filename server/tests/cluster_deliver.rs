@@ -292,12 +292,12 @@ fn a_leader_is_lost_between_intent_and_confirmation(signal: i32) {
 }
 
 #[test]
-fn what_a_killed_leader_had_not_confirmed_is_delivered_again_by_its_id_and_nothing_is_skipped() {
+fn what_a_killed_leader_left_unconfirmed_is_delivered_again() {
     a_leader_is_lost_between_intent_and_confirmation(libc::SIGKILL);
 }
 
 #[test]
-fn a_leader_that_was_stopped_between_intent_and_confirmation_changes_nothing_when_it_goes_on() {
+fn a_leader_stopped_before_confirmation_changes_nothing_later() {
     a_leader_is_lost_between_intent_and_confirmation(libc::SIGSTOP);
 }
 
@@ -328,11 +328,11 @@ fn webhook(receiving: &Receiving) -> DeliverSection {
 async fn delivery_when(server: &Whole, so: impl Fn(&DeliveryStatus) -> bool) -> DeliveryStatus {
     let deadline = std::time::Instant::now() + LIMIT;
     loop {
-        let told = status(server).await.deliveries.remove(0);
-        if so(&told) {
-            return told;
+        let delivery = status(server).await.deliveries.remove(0);
+        if so(&delivery) {
+            return delivery;
         }
-        assert!(std::time::Instant::now() < deadline, "it did not come about: {told:#?}");
+        assert!(std::time::Instant::now() < deadline, "it did not come about: {delivery:#?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -346,7 +346,7 @@ fn at(dir: &Path, receiving: &Receiving) -> impl FnOnce(&mut tapio_server::confi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_single_server_that_is_started_anew_repeats_only_what_was_not_confirmed() {
+async fn a_restarted_single_server_repeats_only_unconfirmed_deliveries() {
     let receiving = Receiving::start(&[]);
     receiving.change(|answers| answers.silent_from = Some(2));
     let dir = tempfile::tempdir().expect("a directory");
@@ -364,8 +364,8 @@ async fn a_single_server_that_is_started_anew_repeats_only_what_was_not_confirme
 
     receiving.change(|answers| (answers.silent_from, answers.silenced) = (None, None));
     let again = Whole::start(at(dir.path(), &receiving)).await;
-    let told = delivery_when(&again, |told| told.delivered == 3 && told.waiting == 0).await;
-    assert_eq!((told.repeated, told.failed, told.trouble.as_str()), (1, 0, ""));
+    let status = delivery_when(&again, |status| status.delivered == 3 && status.waiting == 0).await;
+    assert_eq!((status.repeated, status.failed, status.trouble.as_str()), (1, 0, ""));
     let posted = receiving.posted();
     assert_eq!(posted.len(), 6, "{posted:#?}");
     assert_eq!(repeated(&posted), BTreeSet::from([held.id]));
@@ -376,7 +376,7 @@ async fn a_single_server_that_is_started_anew_repeats_only_what_was_not_confirme
     let last = Whole::start(at(dir.path(), &receiving)).await;
     findings_when(&last, |found| found.len() == 5).await;
     ship_more(&last).await;
-    delivery_when(&last, |told| told.delivered >= 1).await;
+    delivery_when(&last, |status| status.delivered >= 1).await;
     let known: BTreeSet<_> = posted.iter().map(|one| one.finding.clone()).collect();
     let later = receiving.posted().split_off(posted.len());
     assert!(later.iter().all(|one| !known.contains(&one.finding)), "{later:#?}");
@@ -391,14 +391,14 @@ async fn ship_more(server: &Whole) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sink_that_fails_for_a_while_gets_everything_afterwards_and_the_status_says_so_meanwhile() {
+async fn a_failing_sink_shows_in_status_and_gets_everything_afterwards() {
     let receiving = Receiving::start(&[503, 500, 429]);
     let server = Whole::start(|config| config.deliver = webhook(&receiving)).await;
     ship(&server, &deaths(5), 0).await;
-    let failing = delivery_when(&server, |told| told.failed > 0 && told.delivered == 0).await;
+    let failing = delivery_when(&server, |status| status.failed > 0 && status.delivered == 0).await;
     assert!(failing.trouble.contains("HTTP") && failing.waiting > 0, "{failing:#?}");
-    let told = delivery_when(&server, |told| told.delivered >= 5 && told.waiting == 0).await;
-    assert_eq!((told.failed, told.refused, told.lost, told.trouble.as_str()), (3, 0, 0, ""));
+    let status = delivery_when(&server, |status| status.delivered >= 5 && status.waiting == 0).await;
+    assert_eq!((status.failed, status.refused, status.lost, status.trouble.as_str()), (3, 0, 0, ""));
     let found = findings_when(&server, |found| found.len() == 5).await;
     tokio::task::block_in_place(|| until_delivered(&receiving, || found.clone()));
     assert_eq!(server.metric("tapio_server_delivery_failures_total", &["sink=\"webhook\""]), 3.0);
@@ -406,7 +406,7 @@ async fn a_sink_that_fails_for_a_while_gets_everything_afterwards_and_the_status
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_finding_that_its_receiver_cannot_take_does_not_hold_back_the_others() {
+async fn a_finding_that_is_refused_does_not_delay_others() {
     let receiving = Receiving::start(&[]);
     receiving.change(|answers| answers.stumbles = true);
     let server = Whole::start(|config| config.deliver = webhook(&receiving)).await;
@@ -419,7 +419,7 @@ async fn a_finding_that_its_receiver_cannot_take_does_not_hold_back_the_others()
 /// Takes what it is given when the test lets it.
 struct Held {
     name: &'static str,
-    told: Mutex<Sender<String>>,
+    started: Mutex<Sender<String>>,
     is_free: tokio::sync::watch::Receiver<bool>,
 }
 
@@ -436,20 +436,20 @@ impl Sink for Held {
         Box::pin(async move {
             let mut is_free = self.is_free.clone();
             is_free.wait_for(|is| *is).await.expect("the test goes on");
-            self.told.lock().expect("no panic").send(delivery.id.clone()).expect("the test goes on");
+            self.started.lock().expect("no panic").send(delivery.id.clone()).expect("the test goes on");
             Ok(())
         })
     }
 }
 
 #[test]
-fn a_sink_that_stands_still_holds_back_neither_another_one_nor_who_publishes_and_what_waits_is_bounded() {
+fn a_stuck_sink_delays_nobody_and_its_queue_is_bounded() {
     let store = Arc::new(FindingStore::new(50));
     let (free, is_free) = tokio::sync::watch::channel(false);
     let (_always, always) = tokio::sync::watch::channel(true);
     let (slow, of_slow) = channel();
     let (fast, of_fast) = channel();
-    let held = |name, told, is_free| Box::new(Held { name, told: Mutex::new(told), is_free }) as Box<dyn Sink>;
+    let held = |name, started, is_free| Box::new(Held { name, started: Mutex::new(started), is_free }) as Box<dyn Sink>;
     let sinks = vec![held("slow", slow, is_free), held("fast", fast, always)];
     let leadership = Arc::new(tapio_server::cluster::Leadership::sole("a"));
     let source = Source { store: Arc::clone(&store), leadership, link: None };

@@ -55,7 +55,7 @@ fn until_as(member: &Member, wanted: &[Finding]) {
 
 /// What a server says of itself.
 pub async fn own_status(server: &Whole) -> ServerStatus {
-    let is_own = |told: &ServerStatus| told.address.is_empty();
+    let is_own = |status: &ServerStatus| status.address.is_empty();
     status(server).await.servers.into_iter().find(is_own).expect("it is one of several")
 }
 
@@ -79,11 +79,11 @@ async fn a_slow_log_delays_no_acknowledgement_and_changes_no_finding() {
     let proxy = Proxy::start(nats.port());
     let a = Whole::start(|config| config.cluster = through(&proxy, "a")).await;
     let b = Whole::start(|config| config.cluster = through(&proxy, "b")).await;
-    // Each question to NATS takes a good tenth of a second, and what the deaths are told by a part of a second.
+    // Each question to NATS takes a good tenth of a second, and the messages about the deaths a part of a second.
     proxy.slow(Duration::from_millis(50), 32 << 10);
     let took = ship(&a, &first, 0).await.max(ship(&b, &second, 0).await);
     assert!(took < NOT_WAITED, "{took:?}");
-    // It is slow still when all is told.
+    // It is slow still when everything is published.
     until_undisturbed(&[&a, &b], &wanted).await;
     for server in [a, b] {
         server.pipeline.shutdown().await.expect("a good end");
@@ -91,7 +91,7 @@ async fn a_slow_log_delays_no_acknowledgement_and_changes_no_finding() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_is_full_delays_no_acknowledgement_and_takes_all_of_it_when_there_is_room() {
+async fn a_full_log_delays_no_ack_and_gets_everything_later() {
     let Some(mut nats) = Nats::start() else { return };
     let (first, second) = deaths();
     let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
@@ -109,8 +109,8 @@ async fn a_log_that_is_full_delays_no_acknowledgement_and_takes_all_of_it_when_t
     assert!(trouble.contains("resource"), "{trouble}");
     for server in [&a, &b] {
         server.until_metric("tapio_server_log_alone", &[], |value| value == 1.0).await;
-        let told = own_status(server).await.log_trouble;
-        assert!(told.contains("resource"), "{told}");
+        let trouble = own_status(server).await.log_trouble;
+        assert!(trouble.contains("resource"), "{trouble}");
     }
     drop(watcher);
     nats.set_jetstream("");
@@ -129,12 +129,12 @@ const ENTRIES: u64 = 1000;
 /// The most memory that a process has had, in bytes.
 fn peak_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it is reported");
     peak.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_whose_log_is_away_keeps_its_bounds_while_clues_flow_and_everything_lands_afterwards() {
+async fn without_its_log_a_server_stays_bounded_and_catches_up() {
     let Some(nats) = Nats::start() else { return };
     let b = Whole::start(|config| {
         config.cluster = section(&nats, "b");
@@ -218,7 +218,7 @@ fn what_waits_in_messages_counts_as_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_nats_refuses_says_why_until_it_is_let_in() {
+async fn a_server_that_nats_refuses_says_why() {
     let Some(nats) = Nats::with("authorization { user: tapio, password: right }") else { return };
     let dir = tempfile::tempdir().expect("a directory");
     let password = dir.path().join("password");
@@ -228,8 +228,8 @@ async fn a_server_that_nats_refuses_says_why_until_it_is_let_in() {
     let a = Whole::start(|config| config.cluster = section).await;
     let (code, text) = a.get("/readyz", "");
     assert!(code == 200 && text.starts_with("ready\n") && text.contains("authorization violation"), "{text}");
-    let told = own_status(&a).await;
-    assert!(told.alone && told.log_trouble.contains("authorization violation"), "{told:?}");
+    let own = own_status(&a).await;
+    assert!(own.alone && own.log_trouble.contains("authorization violation"), "{own:?}");
     let shown = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"))
         .args(["--server", &a.pipeline.grpc_address.to_string(), "status"])
         .output()
@@ -248,7 +248,7 @@ async fn a_server_that_nats_refuses_says_why_until_it_is_let_in() {
 }
 
 #[test]
-fn a_server_that_is_cut_off_from_the_log_goes_on_alone_and_the_others_name_it() {
+fn a_disconnected_server_goes_on_alone_others_name_it() {
     let Some(nats) = Nats::start() else { return };
     let (first, second) = deaths();
     let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
@@ -270,12 +270,12 @@ fn a_server_that_is_cut_off_from_the_log_goes_on_alone_and_the_others_name_it() 
 }
 
 #[test]
-fn a_connection_that_breaks_again_and_again_loses_nothing_of_what_was_on_its_way() {
+fn a_connection_that_breaks_repeatedly_loses_nothing() {
     let Some(nats) = Nats::start() else { return };
     let mut node = Node::new("n1");
     for round in 0..300 {
         let pod = format!("shop/web-{round}");
-        // Each by itself: how many deaths of one workload are taken together is bounded, and in which order shards tell is open.
+        // Each by itself: how many deaths of one workload are taken together is bounded, and shards publish in any order.
         let entity = node.kube_container(&format!("Deployment/web-{round}"), &pod, &pod);
         node.limit_kill(entity, 100 + round, (100 + 30 * u64::from(round)) * SECOND);
     }
@@ -303,7 +303,7 @@ fn a_connection_that_breaks_again_and_again_loses_nothing_of_what_was_on_its_way
 }
 
 #[test]
-fn a_server_that_fell_behind_the_log_says_so_and_finds_what_comes_after() {
+fn a_server_that_fell_behind_says_so_and_goes_on() {
     let Some(nats) = Nats::start() else { return };
     let small = |section: ClusterSection| ClusterSection { max_bytes: 32 << 10, ..section };
     let proxy = Proxy::start(nats.port());
@@ -344,7 +344,7 @@ fn a_server_that_fell_behind_the_log_says_so_and_finds_what_comes_after() {
 }
 
 #[test]
-fn a_message_that_is_missing_in_the_middle_of_the_log_does_not_keep_a_server_from_its_end() {
+fn a_message_missing_from_the_log_does_not_stop_reading() {
     let Some(nats) = Nats::start() else { return };
     let a = Member::start(&nats, "a");
     let (first, second) = deaths();
@@ -354,7 +354,7 @@ fn a_message_that_is_missing_in_the_middle_of_the_log_does_not_keep_a_server_fro
     runtime.block_on(async {
         let client = async_nats::connect(nats.url()).await.expect("it listens");
         let log = async_nats::jetstream::new(client).get_stream("TAPIO_default_LOG").await.expect("it is there");
-        let second = log.get_info().await.expect("told").state.first_sequence + 1;
+        let second = log.get_info().await.expect("it is reported").state.first_sequence + 1;
         assert!(log.delete_message(second).await.expect("answered"));
     });
     let b = Member::begin(section(&nats, "b"));
@@ -366,13 +366,13 @@ fn a_message_that_is_missing_in_the_middle_of_the_log_does_not_keep_a_server_fro
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_server_leads_the_status_names_it_and_without_a_log_the_only_one_does() {
+async fn one_server_leads_by_log_or_as_the_only_one() {
     let Some(nats) = Nats::start() else { return };
     let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
     let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
     let leaders = async |server: &Whole| {
-        let told = status(server).await;
-        told.servers.into_iter().filter(|server| server.leads).map(|server| server.server).collect::<Vec<_>>()
+        let answer = status(server).await;
+        answer.servers.into_iter().filter(|server| server.leads).map(|server| server.server).collect::<Vec<_>>()
     };
     let deadline = Instant::now() + LIMIT;
     let led = loop {
@@ -397,7 +397,7 @@ async fn one_server_leads_the_status_names_it_and_without_a_log_the_only_one_doe
 }
 
 #[test]
-fn a_finder_that_is_slow_is_no_log_that_is_away() {
+fn a_slow_finder_is_not_a_missing_log() {
     let Some(nats) = Nats::start() else { return };
     let mut node = Node::new("n1");
     let web = node.kube_container("Deployment/web", "shop/web-0", "c0");

@@ -64,7 +64,7 @@ impl Watch {
 }
 
 #[test]
-fn a_leader_that_ends_is_followed_at_once_and_one_that_is_killed_when_its_lease_is_over() {
+fn a_leader_is_succeeded_at_its_end_or_lapsed_lease() {
     let Some(nats) = Nats::start() else { return };
     let (a, b, c) = (member(&nats, "a"), member(&nats, "b"), member(&nats, "c"));
     let all = [&a, &b, &c];
@@ -94,7 +94,7 @@ fn a_leader_that_ends_is_followed_at_once_and_one_that_is_killed_when_its_lease_
 }
 
 #[test]
-fn a_server_that_saw_no_term_waits_for_a_lease_although_the_last_leader_released_it() {
+fn a_server_that_saw_no_term_waits_for_a_lease() {
     let Some(nats) = Nats::start() else { return };
     let a = member(&nats, "a");
     the_leader(&[&a]);
@@ -107,7 +107,7 @@ fn a_server_that_saw_no_term_waits_for_a_lease_although_the_last_leader_released
 }
 
 #[test]
-fn a_leader_without_nats_gives_up_and_there_is_one_again_when_nats_is_back_also_with_nothing() {
+fn leadership_ends_without_nats_and_resumes_with_even_empty_nats() {
     let Some(mut nats) = Nats::start() else { return };
     let (a, b) = (member(&nats, "a"), member(&nats, "b"));
     let watch = Watch::over(&[&a, &b]);
@@ -128,7 +128,7 @@ fn a_leader_without_nats_gives_up_and_there_is_one_again_when_nats_is_back_also_
 }
 
 #[test]
-fn a_leader_that_is_cut_off_has_given_up_when_another_takes_over() {
+fn a_cut_off_leader_gives_up_before_another_takes_over() {
     let Some(nats) = Nats::start() else { return };
     let proxy = Proxy::start(nats.port());
     let section = ClusterSection { url: proxy.url(), server: Some("a".into()), ..ClusterSection::default() };
@@ -148,7 +148,7 @@ fn a_leader_that_is_cut_off_has_given_up_when_another_takes_over() {
 }
 
 const NATS_VARIABLE: &str = "TAPIO_TEST_LEADER_NATS";
-const TOLD_VARIABLE: &str = "TAPIO_TEST_LEADER_TOLD";
+const PEER_VARIABLE: &str = "TAPIO_TEST_LEADER_PEER";
 
 /// A server's election in a process of its own: it says when it acts as the leader, waits for an answer, and says what the term
 /// is worth then.
@@ -156,42 +156,42 @@ const TOLD_VARIABLE: &str = "TAPIO_TEST_LEADER_TOLD";
 #[ignore = "the next test runs it"]
 fn a_leader_in_a_process_of_its_own() {
     let url = std::env::var(NATS_VARIABLE).expect("run by the next test");
-    let told = TcpStream::connect(std::env::var(TOLD_VARIABLE).expect("run by the next test")).expect("it listens");
+    let peer = TcpStream::connect(std::env::var(PEER_VARIABLE).expect("run by the next test")).expect("it listens");
     let section = ClusterSection { url, server: Some("child".into()), ..ClusterSection::default() };
     let member = Member::begin_with(section, timing());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let mut answers = BufReader::new(told.try_clone().expect("a descriptor")).lines();
-    let mut told = told;
+    let mut answers = BufReader::new(peer.try_clone().expect("a descriptor")).lines();
+    let mut peer = peer;
     loop {
         let term = runtime.block_on(member.cluster.leadership().led());
-        if writeln!(told, "acts {}", term.number()).is_err() || answers.next().is_none() {
+        if writeln!(peer, "acts {}", term.number()).is_err() || answers.next().is_none() {
             return;
         }
         let worth = if term.is_valid_now() { "valid" } else { "void" };
-        if writeln!(told, "{worth} {}", term.number()).is_err() {
+        if writeln!(peer, "{worth} {}", term.number()).is_err() {
             return;
         }
     }
 }
 
 #[test]
-fn a_leader_that_was_stopped_and_goes_on_past_its_term_does_not_act_as_the_leader() {
+fn a_leader_resumed_after_its_term_does_not_act() {
     let Some(nats) = Nats::start() else { return };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--ignored", "--exact", "--nocapture", "cluster_leader::a_leader_in_a_process_of_its_own"])
         .env(NATS_VARIABLE, nats.url())
-        .env(TOLD_VARIABLE, listener.local_addr().expect("it is bound").to_string())
+        .env(PEER_VARIABLE, listener.local_addr().expect("it is bound").to_string())
         .spawn()
         .expect("this program starts");
     let child = Process(child);
-    let (told, _) = listener.accept().expect("the child connects");
-    told.set_read_timeout(Some(LIMIT)).expect("set");
-    let mut lines = BufReader::new(told.try_clone().expect("a descriptor")).lines();
-    let mut told = told;
+    let (peer, _) = listener.accept().expect("the child connects");
+    peer.set_read_timeout(Some(LIMIT)).expect("set");
+    let mut lines = BufReader::new(peer.try_clone().expect("a descriptor")).lines();
+    let mut peer = peer;
     let mut next = || lines.next().expect("the child runs").expect("a line");
     assert_eq!(next(), "acts 1");
-    writeln!(told, "go on").expect("sent");
+    writeln!(peer, "go on").expect("sent");
     assert_eq!((next().as_str(), next().as_str()), ("valid 1", "acts 1"));
     let b = member(&nats, "b");
     until("b knows of it", || (b.cluster.leadership().leader().as_deref() == Some("child")).then_some(()));
@@ -201,7 +201,7 @@ fn a_leader_that_was_stopped_and_goes_on_past_its_term_does_not_act_as_the_leade
     the_leader(&[&b]);
     let led = leads(&b).expect("b leads");
     child.signal(libc::SIGCONT);
-    writeln!(told, "go on").expect("sent");
+    writeln!(peer, "go on").expect("sent");
     assert_eq!(next(), "void 1");
     // It renews nothing and acts again only when b has ended.
     until("b renews its lease twice", {

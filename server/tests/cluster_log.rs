@@ -30,7 +30,7 @@ fn probe_kill() -> (Node, Node) {
 }
 
 #[test]
-fn what_two_servers_see_one_half_each_of_is_told_alike_by_both() {
+fn two_servers_with_half_the_events_each_find_the_same() {
     let Some(nats) = Nats::start() else { return };
     let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
     let (node, elected) = probe_kill();
@@ -45,7 +45,7 @@ fn what_two_servers_see_one_half_each_of_is_told_alike_by_both() {
 }
 
 #[test]
-fn without_the_log_a_server_goes_on_says_whose_evidence_is_missing_and_finds_it_again() {
+fn without_the_log_a_server_names_missing_peers_and_recovers() {
     let Some(mut nats) = Nats::start() else { return };
     let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
     settle(&[&a, &b]);
@@ -67,7 +67,7 @@ fn without_the_log_a_server_goes_on_says_whose_evidence_is_missing_and_finds_it_
 }
 
 #[test]
-fn what_was_found_alone_and_the_log_does_not_say_is_taken_back() {
+fn a_finding_that_the_log_does_not_confirm_is_withdrawn() {
     let Some(mut nats) = Nats::start() else { return };
     let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
     settle(&[&a, &b]);
@@ -88,7 +88,7 @@ fn what_was_found_alone_and_the_log_does_not_say_is_taken_back() {
             (found.len() == 1 && found[0].count == 2).then_some(found)
         });
         assert!(alone.iter().all(|alone| alone[0].id != found[0].id));
-        // Whoever asks for what was told before is told what took its place.
+        // Whoever asks for what was published before gets what took its place.
         assert_eq!(member.findings(), found);
     }
     settle(&[&a, &b]);
@@ -96,7 +96,7 @@ fn what_was_found_alone_and_the_log_does_not_say_is_taken_back() {
 }
 
 #[test]
-fn a_server_that_joins_late_knows_what_happened_and_what_there_is() {
+fn a_server_that_joins_late_knows_events_and_facts() {
     let Some(nats) = Nats::start() else { return };
     let a = Member::start(&nats, "a");
     let (node, mut elected) = probe_kill();
@@ -106,7 +106,7 @@ fn a_server_that_joins_late_knows_what_happened_and_what_there_is() {
     settle(&[&a]);
     let c = Member::start(&nats, "c");
     assert_eq!(final_content(&c.findings()), final_content(&by_a));
-    // What is told to the newcomer is explained with what it was not told itself: the pod's workload.
+    // What is sent to the newcomer is explained with what it never received: the pod's workload.
     let entity = web(&mut elected);
     elected.limit_kill(entity, 300, 2000 * SECOND);
     c.deliver_part(&elected, 1..elected.frames.len());
@@ -116,7 +116,7 @@ fn a_server_that_joins_late_knows_what_happened_and_what_there_is() {
 }
 
 #[test]
-fn what_is_told_twice_counts_once() {
+fn what_is_sent_twice_counts_once() {
     let Some(nats) = Nats::start() else { return };
     let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
     let mut node = Node::new("n1");
@@ -135,7 +135,7 @@ fn what_is_told_twice_counts_once() {
 }
 
 #[test]
-fn a_server_that_ends_says_so_and_one_that_is_killed_leaves_a_doubt() {
+fn a_server_that_ends_says_so_a_killed_one_cannot() {
     let Some(nats) = Nats::start() else { return };
     let (a, b, c) = (Member::start(&nats, "a"), Member::start(&nats, "b"), Member::start(&nats, "c"));
     settle(&[&a, &b, &c]);
@@ -153,7 +153,7 @@ fn a_server_that_ends_says_so_and_one_that_is_killed_leaves_a_doubt() {
 }
 
 #[test]
-fn a_stream_that_moves_to_another_server_is_no_gap_with_the_log_and_one_without() {
+fn a_moved_stream_is_a_gap_only_without_the_log() {
     let Some(nats) = Nats::start() else { return };
     let (a, b) = (Member::start(&nats, "a"), Member::start(&nats, "b"));
     // The OOM record goes to one server, the exit to the other.
@@ -183,7 +183,7 @@ fn a_stream_that_moves_to_another_server_is_no_gap_with_the_log_and_one_without(
 }
 
 #[test]
-fn a_message_that_cannot_be_read_is_counted_and_the_next_ones_are_read() {
+fn an_unreadable_message_is_counted_and_the_next_are_read() {
     let Some(nats) = Nats::start() else { return };
     let a = Member::start(&nats, "a");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -258,7 +258,7 @@ fn finder() -> (Finder, Arc<FindingStore>) {
 
 /// More deaths than are looked at again for their time alone, while server b is silent and once it has spoken again.
 #[test]
-fn all_that_was_lowered_while_a_server_was_silent_is_lifted_when_it_speaks() {
+fn confidence_lowered_by_a_servers_silence_rises_when_it_speaks() {
     const DEATHS: u32 = 1500;
     let mut node = Node::new("n1");
     for number in 0..DEATHS {
@@ -323,7 +323,7 @@ fn the_same_log_gives_the_same_findings_to_the_byte() {
 }
 
 #[test]
-fn however_the_messages_of_servers_come_between_one_another_the_last_word_is_the_same() {
+fn any_interleaving_of_servers_messages_gives_the_same_findings() {
     let messages = spread();
     let last_word = |found: Vec<Finding>| {
         let mut found = final_content(&found);
@@ -384,7 +384,7 @@ fn a_gap_that_shows_after_a_finding_makes_it_doubtful() {
 }
 
 #[test]
-fn a_server_that_starts_without_the_log_says_that_it_knows_of_nobody() {
+fn a_server_started_without_the_log_says_it_knows_nobody() {
     let Some(mut nats) = Nats::start() else { return };
     let b = Member::start(&nats, "b");
     settle(&[&b]);
@@ -429,7 +429,7 @@ fn a_password_that_changes_is_read_anew() {
 }
 
 #[test]
-fn a_server_that_may_write_and_not_read_goes_on_alone() {
+fn a_server_that_may_write_only_goes_on_alone() {
     let may = "authorization { users: [{ user: tapio, password: x, permissions: { \
                publish: { deny: [\"$JS.API.CONSUMER.>\"] } } }] }";
     let Some(nats) = Nats::with(may) else { return };
@@ -446,7 +446,7 @@ fn a_server_that_may_write_and_not_read_goes_on_alone() {
 }
 
 #[test]
-fn a_server_that_ends_while_the_archive_is_gone_through_does_not_wait_for_it() {
+fn a_server_that_ends_does_not_wait_for_the_archive() {
     let Some(nats) = Nats::start() else { return };
     let a = Member::start(&nats, "a");
     // More than there is room for comes out of the archive, and nobody takes it any more.

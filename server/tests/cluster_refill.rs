@@ -22,7 +22,7 @@ fn many_deaths() -> (Node, Node) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_log_of_many_frames_is_filled_again_by_all_servers() {
+async fn a_lost_log_of_many_frames_is_refilled_by_all() {
     let Some(mut nats) = Nats::start() else { return };
     let (first, second) = many_deaths();
     let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
@@ -45,7 +45,7 @@ async fn a_lost_log_of_many_frames_is_filled_again_by_all_servers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_filling_the_log_again_ends_when_it_is_asked_to() {
+async fn a_server_that_refills_the_log_ends_on_request() {
     let Some(mut nats) = Nats::start() else { return };
     let (first, _) = many_deaths();
     let proxy = Proxy::start(nats.port());
@@ -61,8 +61,8 @@ async fn a_server_that_is_filling_the_log_again_ends_when_it_is_asked_to() {
     nats.restart_empty();
     a.until_metric("tapio_server_log_healing_seconds", &[], |value| value > 0.0).await;
     proxy.hold(true);
-    let told = own_status(&a).await;
-    assert!(told.healing_ns > 0, "{told:?}");
+    let own = own_status(&a).await;
+    assert!(own.healing_ns > 0, "{own:?}");
     let ended = tokio::time::timeout(Duration::from_secs(20), a.pipeline.shutdown()).await;
     ended.expect("it ends within seconds").expect("a good end");
 }

@@ -95,7 +95,7 @@ async fn events(server: &Whole) -> Vec<Event> {
 const ONE_LIMIT_KILL: fn(&[Finding]) -> bool = |found| found.len() == 1 && found[0].pattern == "memory-limit-kill";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acknowledgements_do_not_wait_for_a_log_that_does_not_answer() {
+async fn acknowledgements_do_not_wait_for_a_hanging_log() {
     let Some(nats) = Nats::start() else { return };
     let a = Whole::start(member(&nats, "a")).await;
     nats.pause(true);
@@ -116,7 +116,7 @@ async fn acknowledgements_do_not_wait_for_a_log_that_does_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_started_anew_tells_nothing_twice_and_what_it_had_not_told() {
+async fn a_restarted_server_publishes_the_rest_and_nothing_twice() {
     let Some(mut nats) = Nats::start() else { return };
     let a = Whole::start(member(&nats, "a")).await;
     let b = Whole::start(member(&nats, "b")).await;
@@ -141,7 +141,7 @@ async fn a_server_that_was_started_anew_tells_nothing_twice_and_what_it_had_not_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_lost_log_had_is_told_again_from_the_archives() {
+async fn what_a_lost_log_had_is_republished_from_the_archives() {
     let Some(mut nats) = Nats::start() else { return };
     let a = Whole::start(member(&nats, "a")).await;
     let b = Whole::start(member(&nats, "b")).await;
@@ -173,7 +173,7 @@ async fn what_a_lost_log_had_is_told_again_from_the_archives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_server_answers_for_all_and_says_whose_part_is_missing() {
+async fn any_server_answers_for_all_and_names_missing_parts() {
     let Some(nats) = Nats::start() else { return };
     let a = Whole::start(member(&nats, "a")).await;
     let b = Whole::start(member(&nats, "b")).await;
@@ -204,7 +204,7 @@ async fn any_server_answers_for_all_and_says_whose_part_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_hangs_is_waited_for_once_and_what_nobody_knows_is_told_as_incomplete() {
+async fn a_hanging_peer_costs_one_wait_and_answers_are_incomplete() {
     let Some(nats) = Nats::start() else { return };
     // Connections to it are made, and nothing is ever said.
     let hangs = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -234,7 +234,7 @@ async fn a_peer_that_hangs_is_waited_for_once_and_what_nobody_knows_is_told_as_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_finding_and_those_to_come_are_told_with_what_they_may_lack() {
+async fn single_and_watched_findings_say_what_they_may_lack() {
     let Some(mut nats) = Nats::start() else { return };
     let a = Whole::start(member(&nats, "a")).await;
     let mut node = Node::new("n1");
@@ -247,20 +247,23 @@ async fn one_finding_and_those_to_come_are_told_with_what_they_may_lack() {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
-    let (code, told, lacking) = tapioctl(&["finding", &id]);
-    assert!(code == Some(0) && told.contains(&id) && lacking.is_empty(), "{code:?} {told} {lacking}");
+    let (code, printed, lacking) = tapioctl(&["finding", &id]);
+    assert!(code == Some(0) && printed.contains(&id) && lacking.is_empty(), "{code:?} {printed} {lacking}");
     nats.kill();
     a.until_metric("tapio_server_log_alone", &[], |alone| alone == 1.0).await;
-    let (code, told, lacking) = tapioctl(&["finding", &id]);
+    let (code, printed, lacking) = tapioctl(&["finding", &id]);
     assert!(
-        code == Some(4) && told.contains(&id) && lacking.contains("the servers' log is away"),
+        code == Some(4) && printed.contains(&id) && lacking.contains("the servers' log is away"),
         "{code:?} {lacking}"
     );
-    let (code, told, lacking) = tapioctl(&["finding", "unheard-of"]);
-    assert!(code == Some(4) && told.is_empty() && lacking.contains("the servers' log is away"), "{code:?} {lacking}");
+    let (code, printed, lacking) = tapioctl(&["finding", "unheard-of"]);
+    assert!(
+        code == Some(4) && printed.is_empty() && lacking.contains("the servers' log is away"),
+        "{code:?} {lacking}"
+    );
     for whole in [["finding", &id], ["findings", "--watch"]] {
-        let (code, told, _) = tapioctl(&["--require-complete", whole[0], whole[1]]);
-        assert!(code == Some(4) && told.is_empty(), "{whole:?}: {code:?} {told}");
+        let (code, printed, _) = tapioctl(&["--require-complete", whole[0], whole[1]]);
+        assert!(code == Some(4) && printed.is_empty(), "{whole:?}: {code:?} {printed}");
     }
     a.pipeline.shutdown().await.expect("a good end");
 }

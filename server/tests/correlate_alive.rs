@@ -49,7 +49,7 @@ fn troubles_of_what_lives_have_a_beginning_and_an_end() {
 }
 
 #[test]
-fn a_trouble_that_its_node_tells_of_no_more_is_over() {
+fn a_trouble_that_its_node_reports_no_more_is_over() {
     let mut node = Node::new("n1");
     let (container, other) = (web(&mut node), node.container("c9", "other"));
     for minute in 0..3 {
@@ -73,7 +73,7 @@ fn a_trouble_that_its_node_tells_of_no_more_is_over() {
     let later = only_state(&node, "pids-at-limit");
     assert_eq!((later.revision, later.resolved_ns), (over.revision, over.resolved_ns));
 
-    // What an earlier run found is over as well, when this one is not told of it.
+    // What an earlier run found is over as well, when this one has no report of it.
     let earlier = {
         let mut node = Node::new("n1");
         let container = web(&mut node);
@@ -95,7 +95,7 @@ fn a_trouble_that_its_node_tells_of_no_more_is_over() {
 }
 
 #[test]
-fn frames_that_waited_in_a_spool_end_no_state_that_goes_on() {
+fn frames_from_a_spool_end_no_ongoing_state() {
     let mut node = Node::new("n1");
     let container = web(&mut node);
     node.trouble(2_000 * SECOND, container, "pids-at-limit", "", false);
@@ -107,7 +107,7 @@ fn frames_that_waited_in_a_spool_end_no_state_that_goes_on() {
     node.exit(2_040 * SECOND, Process::child(other, 8, "sh"), 0);
     node.lethal(2_040 * SECOND);
     let found = only_state(&node, "pids-at-limit");
-    assert!(found.ongoing, "it was told forty seconds ago: {found:#?}");
+    assert!(found.ongoing, "it was reported forty seconds ago: {found:#?}");
 }
 
 #[test]
@@ -122,12 +122,12 @@ fn two_full_disks_are_findings_of_their_own() {
     node.lethal(180 * SECOND);
     let mut found = findings_of(&node);
     found.sort_by(|a, b| a.title.cmp(&b.title));
-    let told: Vec<_> = found.iter().map(|one| (one.title.contains("/var/log"), one.ongoing)).collect();
-    assert_eq!(told, [(false, false), (true, true)], "{found:#?}");
+    let states: Vec<_> = found.iter().map(|one| (one.title.contains("/var/log"), one.ongoing)).collect();
+    assert_eq!(states, [(false, false), (true, true)], "{found:#?}");
 }
 
 #[test]
-fn a_pod_that_is_stuck_is_told_with_what_kubernetes_says_until_it_is_not() {
+fn a_stuck_pod_is_reported_with_kubernetes_message_until_freed() {
     const UNREADY: &str = "containers with unready status: [web]";
     for (texts, expected, says) in [
         (["not-ready", UNREADY, "web"], "never-ready", "HTTP 503"),
@@ -155,8 +155,8 @@ fn a_pod_that_is_stuck_is_told_with_what_kubernetes_says_until_it_is_not() {
 }
 
 #[test]
-fn a_pod_that_is_not_ready_is_told_with_the_cpu_that_it_used_lately() {
-    for (cpu_milli, at, told) in [(0, 100, true), (200, 100, true), (200, 10, false)] {
+fn an_unready_pod_is_reported_with_its_recent_cpu() {
+    for (cpu_milli, at, expected) in [(0, 100, true), (200, 100, true), (200, 10, false)] {
         let at = at * SECOND;
         let mut node = Node::new("n1");
         let (pod, web) = (pod(&mut node), web(&mut node));
@@ -166,12 +166,12 @@ fn a_pod_that_is_not_ready_is_told_with_the_cpu_that_it_used_lately() {
         node.lethal(700 * SECOND);
         let found = only_state(&node, "never-ready");
         let says = found.summary.contains(&format!("used {cpu_milli} thousandths of a core"));
-        assert_eq!(says, told, "what was long ago is no news: {}", found.summary);
+        assert_eq!(says, expected, "what was long ago is no news: {}", found.summary);
     }
 }
 
 #[test]
-fn a_first_process_that_survives_its_own_abort_again_and_again_is_told_until_it_ends() {
+fn a_first_process_that_survives_aborts_is_reported_until_ended() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
     let init = Process { role: tapio_wire::event::Role::First, ..Process::init(web, 100, "app") };
@@ -191,7 +191,7 @@ fn a_first_process_that_survives_its_own_abort_again_and_again_is_told_until_it_
 }
 
 #[test]
-fn signals_that_come_from_others_or_to_a_child_are_none_of_its_own() {
+fn signals_from_others_or_to_a_child_do_not_count() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
     let (init, child) = (Process::init(web, 100, "app"), Process::child(web, 110, "worker"));
@@ -205,7 +205,7 @@ fn signals_that_come_from_others_or_to_a_child_are_none_of_its_own() {
 }
 
 #[test]
-fn a_runtime_that_does_not_answer_is_told_with_its_state_until_the_node_is_ready() {
+fn a_hanging_runtime_is_reported_until_the_node_is_ready() {
     const PLEG: &str = "[container runtime is down, PLEG is not healthy: pleg was last seen active 3m4s ago]";
     let mut node = Node::new("n1");
     let runtime = node.unit("containerd.service");
@@ -214,7 +214,7 @@ fn a_runtime_that_does_not_answer_is_told_with_its_state_until_the_node_is_ready
     node.lethal(100 * SECOND);
     let of_it = |node: &Node| {
         let found = findings_of(node).into_iter().find(|one| one.pattern == "runtime-hangs");
-        found.expect("it is told")
+        found.expect("it is reported")
     };
     let found = of_it(&node);
     assert!(found.ongoing && found.summary.contains("containerd (pid 4711)"), "{found:#?}");
@@ -229,7 +229,7 @@ fn a_runtime_that_does_not_answer_is_told_with_its_state_until_the_node_is_ready
 }
 
 #[test]
-fn a_resize_that_is_refused_is_told_until_it_is_done_or_given_up() {
+fn a_refused_resize_is_reported_until_done_or_given_up() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node);
     node.resize(100 * SECOND, pod, "Infeasible", "Node didn't have enough capacity: cpu, requested: 64000", false);
@@ -242,7 +242,7 @@ fn a_resize_that_is_refused_is_told_until_it_is_done_or_given_up() {
 }
 
 #[test]
-fn an_end_that_names_no_condition_ends_what_was_told_of_any() {
+fn an_end_without_a_condition_ends_all_conditions() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node);
     node.resize(100 * SECOND, pod, "Infeasible", "no room", false);
@@ -253,14 +253,14 @@ fn an_end_that_names_no_condition_ends_what_was_told_of_any() {
     let mut node = Node::new("n1");
     let pod = node.kube_pod(WEB[0], WEB[1]);
     node.waits_for_a_node(100 * SECOND, pod, "Unschedulable", "0/1 nodes are available", false);
-    // Its node's collector was told before the elected one.
+    // Its node's collector reported it before the elected one.
     node.runs(200 * SECOND, pod, "web");
     node.lethal(200 * SECOND);
     assert!(!only_state(&node, "unschedulable").ongoing);
 }
 
 #[test]
-fn a_restart_that_a_resize_asks_for_is_no_ignored_sigterm_and_no_probe_kill() {
+fn a_restart_for_a_resize_is_no_failure() {
     let mut node = Node::new("n1");
     let (web, runtime) = (web(&mut node), node.unit("containerd.service"));
     let (init, runc) = (Process::init(web, 100, "app"), Process::child(runtime, 90, "runc"));
@@ -285,14 +285,14 @@ fn containers_that_are_started_anew_with_another_one_only_follow() {
     node.exit(101 * SECOND + MS, follows, SIGKILL);
     node.all_restart(103 * SECOND, pod);
     node.lethal(103 * SECOND);
-    let mut told: Vec<_> = findings_of(&node).into_iter().map(|one| (one.pattern, one.severity)).collect();
-    told.sort();
+    let mut found: Vec<_> = findings_of(&node).into_iter().map(|one| (one.pattern, one.severity)).collect();
+    found.sort();
     let expected = [("exited-with-error", "low"), ("restarted-with-all", "info")];
-    assert_eq!(told, expected.map(|(pattern, severity)| (pattern.to_owned(), severity.to_owned())));
+    assert_eq!(found, expected.map(|(pattern, severity)| (pattern.to_owned(), severity.to_owned())));
 }
 
 #[test]
-fn a_liveness_kill_tells_whether_the_container_was_busy_before() {
+fn a_liveness_kill_says_whether_the_container_was_busy() {
     for (cpu_milli, throttled, says) in [(1, 0, "or hung"), (100, 80, "80 % of its periods"), (400, 0, "")] {
         let mut node = Node::new("n1");
         let (web, runtime) = (web(&mut node), node.unit("containerd.service"));
@@ -318,12 +318,12 @@ fn the_last_lines_of_a_container_stand_with_its_death() {
     node.log_lines(100 * SECOND + 600 * MS, init, &["no such table: carts", "giving up"]);
     node.lethal(101 * SECOND);
     let found = only_state(&node, "exited-with-error");
-    let told = found.evidence.iter().find(|piece| piece.kind == "log_lines").expect("it is evidence");
-    assert!(told.text.contains("no such table: carts | giving up"), "{}", told.text);
+    let lines = found.evidence.iter().find(|piece| piece.kind == "log_lines").expect("it is evidence");
+    assert!(lines.text.contains("no such table: carts | giving up"), "{}", lines.text);
 }
 
 #[test]
-fn the_pods_curve_tells_of_the_pods_limit_and_the_containers_of_its_own() {
+fn the_pods_curve_uses_the_pods_limit_containers_their_own() {
     const POD: &str = "/kubepods/burstable/pod8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
     let leak = |mib: std::ops::Range<u32>| {
         mib.map(|mib| Point { memory_kib: mib << 10, cpu_milli: 9, ..Point::default() }).collect::<Vec<_>>()
@@ -350,11 +350,12 @@ fn what_is_wrong_with_a_container_ends_with_its_death() {
         node.trouble(100 * SECOND, container, what, "", false);
         node.lethal(100 * SECOND);
         let going = findings_of(&node).into_iter().find(|finding| finding.ongoing).expect("it goes on");
-        assert_eq!(going.started_ns, BOOTED + 40 * SECOND, "{what}: a minute before it was told");
+        assert_eq!(going.started_ns, BOOTED + 40 * SECOND, "{what}: a minute before it was reported");
         let first = Process::init(container, 4711, "dd");
         node.exit(130 * SECOND, first, SIGKILL);
         node.lethal(130 * SECOND);
-        let over = findings_of(&node).into_iter().find(|finding| finding.pattern == going.pattern).expect("it is told");
+        let over =
+            findings_of(&node).into_iter().find(|finding| finding.pattern == going.pattern).expect("it is reported");
         let lasted_ns = over.resolved_ns - over.started_ns;
         assert_eq!((over.ongoing, lasted_ns), (false, 90 * SECOND), "{what}");
         assert!(what == "pids-at-limit" || over.summary.contains("for 90.0 s"), "{what}: {}", over.summary);

@@ -1,5 +1,5 @@
-//! What somebody tried who wanted a false cause to be told: names that come back, steps of the clock, states that follow each other,
-//! debugging containers.
+//! Attempts to provoke a false cause: names that come back, steps of the clock, states that follow each other, debugging
+//! containers.
 
 use tapio_wire::event::EntityId;
 use tapio_wire::service::Finding;
@@ -22,7 +22,7 @@ fn ongoing(found: &[Finding]) -> Vec<&str> {
 }
 
 #[test]
-fn a_pod_that_comes_back_with_its_name_may_lack_the_volume_that_the_one_before_had() {
+fn a_successor_by_name_may_lack_its_predecessors_volume() {
     for uid in ["first", "second"] {
         let mut node = Node::new("n1");
         let first = node.kube_pod_of("StatefulSet/db", "shop/db-0", "first");
@@ -32,13 +32,13 @@ fn a_pod_that_comes_back_with_its_name_may_lack_the_volume_that_the_one_before_h
         let now = node.kube_pod_of("StatefulSet/db", "shop/db-0", uid);
         node.said(210 * SECOND, now, "Pod", "FailedAttachVolume", MULTI_ATTACH);
         node.lethal(211 * SECOND);
-        let told = patterns_of(&node).contains(&"volume-not-mounted".to_owned());
-        assert_eq!(told, uid == "second", "one that ran had its volumes: {uid}");
+        let is_found = patterns_of(&node).contains(&"volume-not-mounted".to_owned());
+        assert_eq!(is_found, uid == "second", "one that ran had its volumes: {uid}");
     }
 }
 
 #[test]
-fn a_pod_that_comes_back_with_its_name_was_not_evicted_with_the_one_before() {
+fn a_successor_by_name_was_not_evicted_with_its_predecessor() {
     let mut node = Node::new("n1");
     let first = node.kube_pod_of("StatefulSet/db", "shop/db-0", "first");
     node.pod_state(100 * SECOND, first, "Evicted", false);
@@ -53,7 +53,7 @@ fn a_pod_that_comes_back_with_its_name_was_not_evicted_with_the_one_before() {
 }
 
 #[test]
-fn of_states_that_follow_each_other_only_the_present_one_goes_on() {
+fn of_successive_states_only_the_present_one_goes_on() {
     let cases: [(&[[&str; 3]], &str); 5] = [
         (&[PULL, CONFIG], "configuration-missing"),
         (&[PULL, CREATE], "container-not-created"),
@@ -73,7 +73,7 @@ fn of_states_that_follow_each_other_only_the_present_one_goes_on() {
         // Kubelet is asked again, and the first comes back.
         node.waits(300 * SECOND, pod, said[0]);
         node.lethal(300 * SECOND);
-        assert!(ongoing(&findings_of(&node)).len() >= 2, "{said:?}: what is told again goes on");
+        assert!(ongoing(&findings_of(&node)).len() >= 2, "{said:?}: what is reported again goes on");
     }
     for (reason, message) in [("FailedAttachVolume", MULTI_ATTACH), ("FailedCreatePodSandBox", "no network")] {
         let mut node = Node::new("n1");
@@ -88,7 +88,7 @@ fn of_states_that_follow_each_other_only_the_present_one_goes_on() {
 }
 
 #[test]
-fn a_debugging_container_that_cannot_start_is_no_trouble_of_its_pod() {
+fn a_debugging_container_that_cannot_start_is_no_pod_trouble() {
     for said in [PULL, CONFIG, USER, CREATE] {
         let mut node = Node::new("n1");
         let pod = pod(&mut node);
@@ -100,7 +100,7 @@ fn a_debugging_container_that_cannot_start_is_no_trouble_of_its_pod() {
 }
 
 #[test]
-fn one_that_ran_for_days_and_cannot_be_started_again_did_not_never_start() {
+fn a_container_that_ran_for_days_did_once_start() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node);
     node.runs(10 * SECOND, pod, "web");
@@ -112,10 +112,10 @@ fn one_that_ran_for_days_and_cannot_be_started_again_did_not_never_start() {
 }
 
 #[test]
-fn what_the_registry_answered_is_told_and_not_that_there_was_an_error() {
+fn the_registrys_answer_is_reported_instead_of_a_bare_error() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node);
-    // As kubelet tells it.
+    // As kubelet reports it.
     for (at, message) in [
         (90, "Failed to pull image \"shop/web:2\": 401 Unauthorized"),
         (91, "Error: ErrImagePull"),
@@ -130,7 +130,7 @@ fn what_the_registry_answered_is_told_and_not_that_there_was_an_error() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_or_forth_neither_ends_a_state_nor_keeps_it() {
+fn setting_a_clock_neither_ends_nor_keeps_a_state() {
     for step in [-(HOUR as i64), HOUR as i64] {
         let mut node = Node::new("n1");
         let pod = pod(&mut node);
@@ -147,7 +147,7 @@ fn a_clock_that_is_set_back_or_forth_neither_ends_a_state_nor_keeps_it() {
 }
 
 #[test]
-fn a_trouble_that_is_told_no_more_is_over_whatever_its_clock_is_set_to_and_may_come_back() {
+fn an_unreported_trouble_ends_at_any_clock_may_return() {
     for step in [-(HOUR as i64), HOUR as i64] {
         let mut node = Node::new("n1");
         let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
@@ -171,7 +171,7 @@ fn a_trouble_that_is_told_no_more_is_over_whatever_its_clock_is_set_to_and_may_c
 }
 
 #[test]
-fn a_job_that_is_retried_and_succeeds_has_not_failed_and_its_pods_are_no_crash_loop() {
+fn a_retried_job_that_succeeds_is_no_failure_or_loop() {
     let mut node = Node::new("n1");
     for turn in 0..4u32 {
         let name = format!("shop/import-{turn}");
@@ -185,7 +185,7 @@ fn a_job_that_is_retried_and_succeeds_has_not_failed_and_its_pods_are_no_crash_l
 }
 
 #[test]
-fn two_containers_of_a_pod_with_the_same_trouble_end_each_by_itself() {
+fn equal_troubles_of_two_containers_end_separately() {
     let mut node = Node::new("n1");
     let [web, proxy] = ["web", "proxy"]
         .map(|name| node.kube_container_named("Deployment/web", "shop/web-1", &format!("c-{name}"), name));
@@ -205,11 +205,11 @@ fn two_containers_of_a_pod_with_the_same_trouble_end_each_by_itself() {
 }
 
 #[test]
-fn a_probe_that_failed_before_the_window_or_of_the_pod_before_killed_nobody() {
+fn an_old_probe_failure_or_a_predecessors_killed_nobody() {
     for (uid, at) in [("first", 98), ("second", 98 - 90)] {
         let mut node = Node::new("n1");
-        let told = node.kube_pod_of("StatefulSet/db", "shop/db-0", uid);
-        node.kube_event(at * SECOND, told, "Unhealthy", "Liveness probe failed: timeout");
+        let pod = node.kube_pod_of("StatefulSet/db", "shop/db-0", uid);
+        node.kube_event(at * SECOND, pod, "Unhealthy", "Liveness probe failed: timeout");
         let second = node.kube_pod_of("StatefulSet/db", "shop/db-0", "second");
         let container = node.container_of_pod(second, "db", "c2");
         let unit = node.unit("containerd.service");

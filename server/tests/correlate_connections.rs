@@ -39,7 +39,7 @@ fn patterns(found: &[Finding]) -> Vec<&str> {
 }
 
 #[test]
-fn workloads_without_answers_while_the_table_drops_packets_are_its_consequences() {
+fn workloads_without_answers_are_consequences_of_a_dropping_table() {
     let mut node = Node::new("n1");
     let (web, shop) = (web(&mut node), shop(&mut node));
     node.connects(60 * SECOND, web, 7, SYN_RETRANSMITTED);
@@ -56,7 +56,7 @@ fn workloads_without_answers_while_the_table_drops_packets_are_its_consequences(
 }
 
 #[test]
-fn who_had_no_answer_long_before_the_table_was_full_is_no_consequence_of_it_and_never_certain() {
+fn no_answer_long_before_a_full_table_is_no_consequence() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
     for at in (60..180).step_by(12) {
@@ -71,7 +71,7 @@ fn who_had_no_answer_long_before_the_table_was_full_is_no_consequence_of_it_and_
 }
 
 #[test]
-fn failing_lookups_are_their_workloads_until_none_fails_for_three_minutes() {
+fn failing_lookups_are_their_workloads_until_three_quiet_minutes() {
     for (rcode, says) in [(UNANSWERED, "unanswered"), (SERVFAIL, "SERVFAIL")] {
         let mut node = Node::new("n1");
         let web = web(&mut node);
@@ -88,7 +88,7 @@ fn failing_lookups_are_their_workloads_until_none_fails_for_three_minutes() {
 }
 
 #[test]
-fn names_that_do_not_exist_and_lookups_of_the_node_itself_are_no_workloads_trouble() {
+fn unknown_names_and_the_nodes_lookups_trouble_no_workload() {
     const NXDOMAIN: u8 = 3;
     let mut node = Node::new("n1");
     let (web, host) = (web(&mut node), node.host("/user.slice"));

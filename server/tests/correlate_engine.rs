@@ -88,7 +88,7 @@ fn shards_do_not_change_what_is_found() {
 }
 
 #[test]
-fn a_replay_finds_the_same_by_the_same_ids_and_nothing_twice() {
+fn a_replay_finds_the_same_ids_and_nothing_twice() {
     let node = mixed();
     let machine = Machine::start(2);
     machine.deliver(&node.node, &node.frames);
@@ -212,7 +212,7 @@ advice: []
 ";
 
 #[test]
-fn what_is_wrong_with_a_pattern_is_told_with_file_and_line() {
+fn a_wrong_pattern_is_reported_with_file_and_line() {
     PatternSet::from_texts(&[("own.yaml", VALID)]).expect("the base is valid");
     for (from, to, line, reason) in [
         ("severity: low", "severity: awful", 4, "awful"),
@@ -310,16 +310,16 @@ fn a_node_that_floods_holds_back_itself_and_not_others() {
 }
 
 #[test]
-fn a_thread_of_a_runtime_delivers_far_more_frames_than_tokio_lets_a_task_poll_for_at_once() {
+fn a_runtime_thread_delivers_beyond_tokios_cooperative_budget() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     (0..500).for_each(|turn| node.limit_kill(web, 100 + turn, (100 + u64::from(turn)) * SECOND));
-    let (tell, told) = std::sync::mpsc::channel();
+    let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let machine = Machine::with(1, PatternSet::embedded().unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async { machine.deliver(&node.node, &node.frames) });
-        tell.send(()).unwrap();
+        done.send(()).unwrap();
     });
-    told.recv_timeout(Duration::from_secs(30)).expect("it waits for a wake that does not come");
+    is_done.recv_timeout(Duration::from_secs(30)).expect("it waits for a wake that does not come");
 }

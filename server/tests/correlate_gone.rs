@@ -27,8 +27,8 @@ fn web() -> Gone {
 }
 
 impl Gone {
-    /// What is told after its deletion: one finding, with its stop as a consequence.
-    fn told(mut self) -> (String, String) {
+    /// What is found after its deletion: one finding, with its stop as a consequence.
+    fn found(mut self) -> (String, String) {
         delete(&mut self.node, self.pod, self.container, 100, 100 * SECOND);
         let found = findings_of(&self.node);
         assert_eq!(found.len(), 1, "{found:#?}");
@@ -43,12 +43,12 @@ fn pair(pattern: &str, severity: &str) -> (String, String) {
 }
 
 #[test]
-fn a_deletion_that_nobody_explains_is_told_as_one() {
-    assert_eq!(web().told(), pair("pod-deleted", "info"));
+fn an_unexplained_deletion_is_reported_as_a_deletion() {
+    assert_eq!(web().found(), pair("pod-deleted", "info"));
 }
 
 #[test]
-fn a_deletion_is_never_certain_since_its_controller_may_speak_later() {
+fn a_deletion_is_never_certain_as_controllers_may_speak_later() {
     let mut gone = web();
     delete(&mut gone.node, gone.pod, gone.container, 100, 100 * SECOND);
     let found = findings_of(&gone.node);
@@ -63,7 +63,7 @@ fn a_deletion_is_never_certain_since_its_controller_may_speak_later() {
 }
 
 #[test]
-fn who_asked_is_told_by_what_kubernetes_says_of_the_pod() {
+fn the_pods_conditions_state_who_asked_for_its_deletion() {
     let cases = [
         ("PreemptionByScheduler", "preempted", "medium"),
         ("DeletionByTaintManager", "evicted-by-taint", "high"),
@@ -74,23 +74,23 @@ fn who_asked_is_told_by_what_kubernetes_says_of_the_pod() {
     for (reason, pattern, severity) in cases {
         let mut gone = web();
         gone.node.pod_state(99 * SECOND, gone.pod, reason, true);
-        assert_eq!(gone.told(), pair(pattern, severity), "{reason}");
+        assert_eq!(gone.found(), pair(pattern, severity), "{reason}");
     }
 }
 
 #[test]
-fn events_tell_it_where_the_pod_does_not() {
+fn events_say_it_where_the_pod_does_not() {
     for (reason, message, pattern, severity) in [
         ("Preempted", "Preempted by shop/urgent on node n1", "preempted", "medium"),
         ("TaintManagerEviction", "Marking for deletion Pod shop/web-1", "evicted-by-taint", "high"),
     ] {
         let mut gone = web();
         gone.node.said(99 * SECOND, gone.pod, "Pod", reason, message);
-        assert_eq!(gone.told(), pair(pattern, severity), "{reason}");
+        assert_eq!(gone.found(), pair(pattern, severity), "{reason}");
     }
     let mut gone = web();
     gone.node.said(99 * SECOND, gone.pod, "Pod", "TaintManagerEviction", "Cancelling deletion of Pod shop/web-1");
-    assert_eq!(gone.told(), pair("pod-deleted", "info"), "it was not evicted for its taint");
+    assert_eq!(gone.found(), pair("pod-deleted", "info"), "it was not evicted for its taint");
 }
 
 #[test]
@@ -98,16 +98,16 @@ fn what_its_controller_ends_was_meant() {
     let mut gone = web();
     let workload = gone.node.kube_workload("Deployment/web", "shop");
     gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
-    assert_eq!(gone.told(), pair("ended-by-controller", "info"));
+    assert_eq!(gone.found(), pair("ended-by-controller", "info"));
     // Scaling up explains no end.
     let mut gone = web();
     let workload = gone.node.kube_workload("Deployment/web", "shop");
     gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled up replica set web-a to 3");
-    assert_eq!(gone.told(), pair("pod-deleted", "info"));
+    assert_eq!(gone.found(), pair("pod-deleted", "info"));
 }
 
 #[test]
-fn pods_that_go_from_a_cordoned_node_are_probably_drained_and_one_finding() {
+fn pods_leaving_a_cordoned_node_are_one_probable_drain() {
     let mut node = Node::new("n1");
     node.node_condition(90 * SECOND, "Schedulable", 0);
     for number in 1..=3 {

@@ -190,7 +190,7 @@ fn term_then_kill(grace_ns: u64) -> Node {
 }
 
 #[test]
-fn sigterm_ignored_for_the_grace_period_is_told() {
+fn sigterm_ignored_for_the_grace_period_is_reported() {
     let found = findings_of(&term_then_kill(30 * SECOND));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].pattern, "ignored-sigterm");
@@ -198,7 +198,7 @@ fn sigterm_ignored_for_the_grace_period_is_told() {
 }
 
 #[test]
-fn a_shell_loop_that_ignores_sigterm_is_found_behind_the_healthy_ends_of_its_children() {
+fn an_ignored_sigterm_is_found_behind_healthy_ends_of_children() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let unit = node.unit("containerd.service");
@@ -215,7 +215,7 @@ fn a_shell_loop_that_ignores_sigterm_is_found_behind_the_healthy_ends_of_its_chi
 }
 
 #[test]
-fn an_abort_that_the_service_manager_sent_is_no_fault_of_the_programs_own() {
+fn an_abort_by_the_service_manager_is_no_program_fault() {
     let mut node = Node::new("n1");
     let unit = node.unit("db.service");
     let init = node.unit("init.scope");
@@ -296,7 +296,7 @@ fn a_crash_loop_absorbs_its_deaths() {
 }
 
 #[test]
-fn a_death_absorbed_by_a_loop_is_found_by_its_old_id() {
+fn a_death_that_a_loop_absorbed_keeps_its_id() {
     let node = crashes(3);
     let machine = correlate_node::Machine::start(1);
     machine.deliver(&node.node, &node.frames[..1]);
@@ -388,7 +388,7 @@ fn a_collector_that_died_leaves_an_open_interval() {
 }
 
 #[test]
-fn what_was_read_for_another_process_later_is_no_evidence_of_a_death() {
+fn readings_for_another_later_process_are_no_evidence() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let (first, other) = (Process::init(web, 100, "app"), Process::child(web, 200, "helper"));
@@ -426,7 +426,7 @@ fn what_the_kernel_sent_has_one_sender_everywhere() {
 }
 
 #[test]
-fn a_container_that_ended_by_itself_after_a_kill_for_memory_did_not_end_because_of_it() {
+fn a_memory_kill_does_not_explain_a_later_own_end() {
     for (status, is_because) in [(0, false), (1 << 8, false), (137 << 8, true)] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");

@@ -67,7 +67,7 @@ fn a_name_that_comes_late_is_published_again() {
 }
 
 #[test]
-fn one_death_each_of_three_containers_of_a_pod_is_no_loop() {
+fn single_deaths_of_three_containers_are_no_loop() {
     let mut node = Node::new("n1");
     for (key, name) in [("c0", "web"), ("c1", "log"), ("c2", "proxy")] {
         let container = node.kube_container_named("Deployment/web", "shop/web-0", key, name);
@@ -102,7 +102,7 @@ fn a_failed_liveness_probe_is_why_it_was_killed() {
 }
 
 #[test]
-fn a_readiness_probe_or_a_deleted_pod_is_no_liveness_kill() {
+fn readiness_probes_and_deletions_are_no_liveness_kill() {
     for (message, is_deleting, expected) in
         [("Readiness probe failed: x", false, "stopped"), (LIVENESS, true, "pod-deleted")]
     {
@@ -117,7 +117,7 @@ fn a_readiness_probe_or_a_deleted_pod_is_no_liveness_kill() {
 }
 
 #[test]
-fn throttling_behind_a_failed_probe_is_told_and_a_little_of_it_is_not() {
+fn only_strong_throttling_explains_a_failed_probe() {
     for (throttled, expected) in [(400, "throttled-into-probe-failure"), (30, "liveness-probe-kill")] {
         let mut node = Node::new("n1");
         let web = web(&mut node);
@@ -132,7 +132,7 @@ fn throttling_behind_a_failed_probe_is_told_and_a_little_of_it_is_not() {
 }
 
 #[test]
-fn a_reclaim_stall_behind_a_failed_probe_is_told_and_one_of_another_container_is_not() {
+fn only_a_containers_own_reclaim_stall_explains_its_probe() {
     for (is_own, expected) in [(true, "reclaim-stall-probe-failure"), (false, "liveness-probe-kill")] {
         let mut node = Node::new("n1");
         let web = web(&mut node);
@@ -196,7 +196,7 @@ fn an_eviction_absorbs_the_deaths_that_it_causes() {
 }
 
 #[test]
-fn a_full_disk_behind_an_eviction_is_told_and_another_nodes_is_not() {
+fn only_the_same_nodes_full_disk_explains_an_eviction() {
     for (is_own, expected) in [(true, "disk-full-eviction"), (false, "evicted")] {
         let mut node = Node::new("n1");
         let writer = node.kube_container("Deployment/log", "shop/log-0", "log");
@@ -227,7 +227,7 @@ fn dying(node: &mut Node, after_s: u64) {
 }
 
 #[test]
-fn a_release_that_crashes_on_its_replicas_is_bad_and_a_scaling_is_not() {
+fn a_release_that_crashes_is_bad_a_scaling_is_not() {
     for (before, expected) in [(Some("shop/web:1"), "bad-release"), (None, "exited-with-error")] {
         let mut node = Node::new("n1");
         node.rollout(90 * SECOND, "Deployment/web", "shop", before);
@@ -247,7 +247,7 @@ fn a_release_of_another_workload_explains_nothing() {
 }
 
 #[test]
-fn a_configuration_that_breaks_the_start_is_bad_and_one_of_others_or_long_before_is_not() {
+fn only_an_own_recent_configuration_change_breaks_the_start() {
     for (user, after_s, expected) in [
         ("Deployment/web", 5, "bad-config"),
         ("Deployment/db", 5, "exited-with-error"),
@@ -303,7 +303,7 @@ fn refusals_by_a_service_without_backends_come_from_upstream() {
 }
 
 #[test]
-fn refusals_by_a_healthy_service_or_by_another_one_are_no_upstreams() {
+fn refusals_by_healthy_or_other_services_are_no_cause() {
     for (is_ready, last) in [(true, 7), (false, 9)] {
         let mut node = Node::new("n1");
         database(&mut node, is_ready);
@@ -321,7 +321,7 @@ fn database_dies_and_web_is_refused() -> Node {
 }
 
 #[test]
-fn a_memory_kill_absorbs_the_refusals_of_its_clients_and_watchers_are_told() {
+fn a_memory_kill_absorbs_clients_refusals_and_notifies_watchers() {
     let mut node = database_dies_and_web_is_refused();
     let refusals = node.frames.pop().expect("the refusals");
     let machine = Machine::start(1);
@@ -346,7 +346,7 @@ fn a_memory_kill_absorbs_the_refusals_of_its_clients_and_watchers_are_told() {
             last_of_refusal = Some(change);
         }
     }
-    let last = last_of_refusal.expect("the refusals were told at first");
+    let last = last_of_refusal.expect("the refusals were published at first");
     assert!(last.withdrawn && last.superseded_by == found[0].id, "{last:#?}");
     assert_eq!(machine.store.get(&last.id).expect("an alias").id, found[0].id);
 }
@@ -408,8 +408,8 @@ advice: []
 ";
 
 #[test]
-fn evidence_that_may_be_lost_makes_a_finding_possible_and_says_so() {
-    for (is_told, lost, expected) in [
+fn possibly_lost_evidence_makes_a_finding_possible() {
+    for (is_reported, lost, expected) in [
         (false, 0, None),
         (false, 9, Some((true, "Possibly: shop/web-0/web ended"))),
         (true, 9, Some((false, "shop/web-0/web ended"))),
@@ -419,7 +419,7 @@ fn evidence_that_may_be_lost_makes_a_finding_possible_and_says_so() {
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
         node.lethal(90 * SECOND);
         node.lose(lost);
-        if is_told {
+        if is_reported {
             node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
         }
         node.exit(100 * SECOND, Process::init(web, 100, "app"), 1 << 8);
@@ -427,8 +427,8 @@ fn evidence_that_may_be_lost_makes_a_finding_possible_and_says_so() {
         let machine = Machine::with(1, PatternSet::from_texts(&[("own.yaml", NEEDS_A_NOTICE)]).expect("valid"));
         machine.deliver(&node.node, &node.frames);
         let found = machine.findings();
-        let told = found.first().map(|finding| (finding.possible, finding.title.as_str()));
-        assert_eq!(told, expected, "{is_told} {lost}");
+        let first = found.first().map(|finding| (finding.possible, finding.title.as_str()));
+        assert_eq!(first, expected, "{is_reported} {lost}");
         if lost > 0 {
             assert_eq!(found[0].loss.map(|loss| loss.events), Some(9));
             assert_eq!(found[0].confidence < 0.5, found[0].possible, "{}", found[0].confidence);
@@ -465,7 +465,7 @@ fn dns_is_down_when_it_died_and_three_namespaces_notice() {
 }
 
 #[test]
-fn failing_lookups_of_one_namespace_or_with_dns_alive_are_not_dns_down() {
+fn lookups_failing_in_one_namespace_are_not_dns_down() {
     for (namespaces, dies) in [(2, true), (3, false)] {
         let found = patterns_of(&lookups_fail(namespaces, dies));
         assert!(!found.contains(&"dns-is-down".to_owned()), "{found:?}");

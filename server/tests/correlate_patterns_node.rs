@@ -4,7 +4,7 @@ use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, address, fi
 use tapio_wire::event::{Detail, HISTOGRAM_SLOTS, Histogram, Lane, Measure, Tcp};
 
 #[test]
-fn a_container_runtime_that_fails_takes_the_node_and_another_unit_does_not() {
+fn only_a_failed_runtime_takes_the_node_down() {
     for (unit, expected) in [("containerd.service", Some("runtime-died")), ("db.service", None)] {
         let mut node = Node::new("n1");
         let entity = node.unit(unit);
@@ -19,7 +19,7 @@ fn a_container_runtime_that_fails_takes_the_node_and_another_unit_does_not() {
 }
 
 #[test]
-fn a_runtime_killed_for_memory_says_so_and_one_that_was_stopped_is_no_finding() {
+fn a_runtime_killed_for_memory_is_found_a_stopped_not() {
     let mut node = Node::new("n1");
     let entity = node.unit("kubelet.service");
     let process = Process::of_node(entity, 50, "kubelet");
@@ -53,7 +53,7 @@ fn failing_unit(times: u64) -> Node {
 }
 
 #[test]
-fn a_unit_that_fails_three_times_is_in_a_loop_and_absorbs_its_crashes() {
+fn three_failures_of_a_unit_are_a_loop_absorbing_crashes() {
     let found = findings_of(&failing_unit(4));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!((&*found[0].pattern, found[0].count), ("unit-restart-loop", 4));
@@ -92,7 +92,7 @@ fn histogram(slot: usize) -> Detail {
 }
 
 #[test]
-fn a_node_that_is_lost_while_its_storage_stalls_is_the_storages() {
+fn a_node_lost_to_stalled_storage_is_the_storages() {
     for (slot, status, expected) in [(21, 2, Some("storage-stall")), (12, 2, None), (21, 1, None)] {
         let mut node = Node::new("n1");
         let itself = node.itself();
@@ -105,7 +105,7 @@ fn a_node_that_is_lost_while_its_storage_stalls_is_the_storages() {
 }
 
 #[test]
-fn failed_block_ios_are_a_failing_disk_and_slow_ones_are_not() {
+fn failed_block_ios_mean_a_failing_disk_slow_do_not() {
     for (error, expected) in [(-5, Some("disk-failing")), (0, None)] {
         let mut node = Node::new("n1");
         let itself = node.itself();
@@ -145,7 +145,7 @@ fn losing_packets(entries: u64, dropped: u64) -> Node {
 }
 
 #[test]
-fn a_table_of_connections_that_dropped_packets_is_full_and_a_half_full_one_beside_retransmits_is_not() {
+fn a_connection_table_that_drops_is_full_half_full_not() {
     for (entries, dropped, expected) in [
         (1000, 42, Some("conntrack-full")),
         (960, 0, Some("conntrack-nearly-full")),
@@ -171,7 +171,7 @@ fn a_full_table_without_a_lost_packet_is_no_finding() {
 }
 
 #[test]
-fn a_full_table_names_its_top_talker_and_is_one_finding_however_often_it_is_told() {
+fn a_full_table_is_one_finding_with_its_top_talker() {
     let mut node = losing_packets(960, 0);
     let netfilter = node.host("softirq");
     node.packet_drop(102 * SECOND, netfilter, "SOCKET_FILTER", 500);

@@ -12,7 +12,7 @@ fn pod(node: &mut Node, number: u32) -> EntityId {
 }
 
 #[test]
-fn an_image_that_cannot_be_had_is_one_finding_of_its_workload_until_every_pod_has_started() {
+fn an_unavailable_image_is_one_finding_until_all_pods_start() {
     let mut node = Node::new("n1");
     let [first, second] = [1, 2].map(|number| pod(&mut node, number));
     node.kube_event(99 * SECOND, first, "Failed", "Failed to pull image \"shop/web:2\": 401 Unauthorized");
@@ -82,7 +82,7 @@ fn a_state_that_an_earlier_run_found_ends_as_well() {
 }
 
 #[test]
-fn what_kubelet_says_of_a_waiting_container_is_told_by_its_reason() {
+fn a_waiting_container_is_reported_by_its_reason() {
     let cases = [
         (["web", "InvalidImageName", "couldn't parse image name"], "image-pull-failed"),
         (["web", "CreateContainerConfigError", "configmap \"settings\" not found"], "configuration-missing"),
@@ -111,7 +111,7 @@ fn what_kubelet_says_of_a_waiting_container_is_told_by_its_reason() {
 }
 
 #[test]
-fn events_tell_why_a_pod_waits_and_any_of_its_containers_that_runs_ends_that() {
+fn events_explain_a_waiting_pod_until_a_container_runs() {
     let cases = [
         (
             "FailedMount",
@@ -135,7 +135,7 @@ fn events_tell_why_a_pod_waits_and_any_of_its_containers_that_runs_ends_that() {
 }
 
 #[test]
-fn a_controller_that_may_not_make_pods_is_told_until_it_may() {
+fn a_controller_that_may_not_make_pods_is_reported() {
     let mut node = Node::new("n1");
     pod(&mut node, 1);
     let workload = workload_of("Deployment/web", "shop");
@@ -150,7 +150,7 @@ fn a_controller_that_may_not_make_pods_is_told_until_it_may() {
 }
 
 #[test]
-fn a_pod_that_no_node_takes_is_told_with_the_schedulers_words_until_one_does() {
+fn an_unschedulable_pod_is_reported_with_the_schedulers_message() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node, 1);
     let message = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {a: b}";
@@ -170,7 +170,7 @@ fn a_pod_that_no_node_takes_is_told_with_the_schedulers_words_until_one_does() {
 }
 
 #[test]
-fn a_program_that_ends_well_and_is_started_again_for_ever_is_the_wrong_kind_of_workload() {
+fn a_program_that_ends_well_and_restarts_is_no_service() {
     let loops = |failure: Option<&str>| {
         let mut node = Node::new("n1");
         let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
@@ -187,7 +187,7 @@ fn a_program_that_ends_well_and_is_started_again_for_ever_is_the_wrong_kind_of_w
 }
 
 #[test]
-fn hooks_and_startup_probes_are_told_apart_from_stops_and_liveness() {
+fn hooks_and_startup_probes_differ_from_stops_and_liveness() {
     let killed = |reason: &str, message: &str| {
         let mut node = Node::new("n1");
         let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
@@ -208,7 +208,7 @@ fn hooks_and_startup_probes_are_told_apart_from_stops_and_liveness() {
 }
 
 #[test]
-fn a_flood_is_told_of_who_floods_and_casts_doubt_on_its_own_deaths_alone() {
+fn a_flood_is_reported_and_doubts_only_its_own_deaths() {
     let mut node = Node::new("n1");
     let [loud, calm] = ["loud", "calm"]
         .map(|name| node.kube_container(&format!("Deployment/{name}"), &format!("shop/{name}-1"), name));
@@ -238,7 +238,7 @@ fn a_flood_is_told_of_who_floods_and_casts_doubt_on_its_own_deaths_alone() {
 }
 
 #[test]
-fn a_state_whose_beginning_is_forgotten_goes_on_as_one_finding_and_ends() {
+fn a_state_with_a_forgotten_beginning_stays_one_finding() {
     let mut node = Node::new("n1");
     let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
     node.trouble(100 * SECOND, web, "pids-at-limit", "", false);
@@ -271,7 +271,7 @@ fn a_state_whose_beginning_is_forgotten_goes_on_as_one_finding_and_ends() {
 }
 
 #[test]
-fn a_pod_whose_workload_is_told_late_has_one_finding_and_keeps_it() {
+fn a_pod_whose_workload_comes_late_keeps_one_finding() {
     let mut node = Node::new("n1");
     let bare = node.pod_without_workload("shop/web-1");
     node.waits(100 * SECOND, bare, ["web", "CreateContainerConfigError", "configmap \"settings\" not found"]);
@@ -292,7 +292,7 @@ fn a_pod_whose_workload_is_told_late_has_one_finding_and_keeps_it() {
 }
 
 #[test]
-fn two_containers_of_a_pod_that_wait_alike_are_one_finding_until_both_run() {
+fn two_containers_waiting_alike_are_one_finding_until_both_run() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node, 1);
     node.waits(100 * SECOND, pod, PULL);

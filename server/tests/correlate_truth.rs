@@ -1,4 +1,4 @@
-//! Deaths that are easily told wrong: each with what it must not be taken for.
+//! Deaths that are easily explained wrongly: each with what it must not be taken for.
 
 use tapio_wire::event::Role;
 use tapio_wire::service::Finding;
@@ -34,7 +34,7 @@ fn only(node: &Node) -> Finding {
 }
 
 #[test]
-fn a_container_that_ends_after_its_childs_oom_kill_ended_of_it_whatever_its_code() {
+fn an_end_after_a_childs_oom_kill_is_its_consequence() {
     for status in [0, 1 << 8, 137 << 8, SIGTERM] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
@@ -52,7 +52,7 @@ fn a_container_that_ends_after_its_childs_oom_kill_ended_of_it_whatever_its_code
 }
 
 #[test]
-fn a_container_that_is_stopped_after_a_childs_oom_kill_or_ends_much_later_did_not_end_of_it() {
+fn a_stop_or_late_end_is_no_oom_consequence() {
     for (after_s, is_stopped, expected) in
         [(2, true, "stopped"), (4, false, "child-oom-before-exit"), (20, false, "exited-with-error")]
     {
@@ -75,7 +75,7 @@ fn a_container_that_is_stopped_after_a_childs_oom_kill_or_ends_much_later_did_no
 }
 
 #[test]
-fn a_session_that_is_killed_for_memory_is_no_cause_of_the_containers_end() {
+fn a_sessions_memory_kill_does_not_explain_its_containers_end() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let shell = Process { role: Role::Session, ..Process::child(web, 300, "bash") };
@@ -84,12 +84,12 @@ fn a_session_that_is_killed_for_memory_is_no_cause_of_the_containers_end() {
     node.exit(103 * SECOND, first(web, 100, "app"), 3 << 8);
     node.lethal(104 * SECOND);
     let found = findings_of(&node);
-    let told: Vec<_> = found.iter().map(|finding| (finding.pattern.as_str(), finding.count)).collect();
-    assert_eq!(told, [("session-oom", 1), ("exited-with-error", 1)], "{found:#?}");
+    let patterns: Vec<_> = found.iter().map(|finding| (finding.pattern.as_str(), finding.count)).collect();
+    assert_eq!(patterns, [("session-oom", 1), ("exited-with-error", 1)], "{found:#?}");
 }
 
 #[test]
-fn the_first_process_is_the_one_that_the_runtime_started_in_any_pid_namespace() {
+fn the_runtime_starts_the_first_process_in_any_pid_namespace() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let app = first(web, 100, "app");
@@ -105,7 +105,7 @@ fn the_first_process_is_the_one_that_the_runtime_started_in_any_pid_namespace() 
 }
 
 #[test]
-fn a_sandbox_and_what_the_runtime_does_in_a_container_are_no_deaths_of_it() {
+fn sandboxes_and_runtime_processes_are_no_deaths_of_a_container() {
     let mut node = Node::new("n1");
     let runc = runc(&mut node);
     let pause = node.container_of("pod1", "pause", "pause");
@@ -120,7 +120,7 @@ fn a_sandbox_and_what_the_runtime_does_in_a_container_are_no_deaths_of_it() {
 }
 
 #[test]
-fn whose_limit_was_full_is_told_and_it_is_not_the_victims() {
+fn a_full_limit_other_than_the_victims_is_named() {
     const POD: &str = "/kubepods/burstable/pod8f1c2d3e-4a5b-6c7d-8e9f-0a1b2c3d4e5f";
     for (cgroup, height, pattern, words) in [
         ("/web", 0, "memory-limit-kill", "its memory limit"),
@@ -144,7 +144,7 @@ fn whose_limit_was_full_is_told_and_it_is_not_the_victims() {
 }
 
 #[test]
-fn a_limit_that_is_merely_near_does_not_explain_a_shortage_elsewhere() {
+fn a_near_limit_does_not_explain_a_shortage_elsewhere() {
     // The allocator is outside: a shortage of the node, or a limit that was lowered under its use. Below it, with room: the same,
     // unless the kernel said that it kills for this limit.
     for (allocator_inside, usage_bytes, expected) in [
@@ -185,7 +185,7 @@ fn what_filled_a_limit_decides_the_advice() {
 }
 
 #[test]
-fn abort_in_the_first_process_is_told_as_such_and_a_fault_as_a_fault() {
+fn an_abort_and_a_fault_in_the_first_process_differ() {
     for (aborts, expected) in [(true, "aborted-as-init"), (false, "crashed")] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
@@ -217,7 +217,7 @@ fn a_bus_error_names_the_mount_that_is_full() {
 }
 
 #[test]
-fn a_daemon_that_does_its_duty_is_no_intruder_and_one_that_bears_its_name_elsewhere_is() {
+fn a_daemon_is_recognised_by_place_not_by_name() {
     for (unit, expected) in [("systemd-oomd.service", "oom-daemon-kill"), ("backup.service", "killed-from-outside")] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
@@ -231,7 +231,7 @@ fn a_daemon_that_does_its_duty_is_no_intruder_and_one_that_bears_its_name_elsewh
 }
 
 #[test]
-fn a_master_that_kills_its_worker_is_told_and_the_worker_raised_nothing_itself() {
+fn a_master_that_kills_its_worker_is_named_as_killer() {
     for signal in [SIGABRT, SIGKILL] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
@@ -246,7 +246,7 @@ fn a_master_that_kills_its_worker_is_told_and_the_worker_raised_nothing_itself()
 }
 
 #[test]
-fn a_childs_crash_that_its_parent_passes_on_is_the_cause() {
+fn a_childs_crash_passed_on_by_its_parent_is_blamed() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let (init, worker) = (first(web, 100, "sh"), member(web, 107, "app"));
@@ -260,7 +260,7 @@ fn a_childs_crash_that_its_parent_passes_on_is_the_cause() {
 }
 
 #[test]
-fn any_signal_of_the_runtime_that_ends_a_container_stopped_it() {
+fn any_ending_signal_of_the_runtime_is_a_stop() {
     for (signal, status, expected) in [
         (SIGHUP, 129 << 8, "stopped-by-signal"),
         (36, 36, "stopped-by-signal"),
@@ -279,7 +279,7 @@ fn any_signal_of_the_runtime_that_ends_a_container_stopped_it() {
 }
 
 #[test]
-fn a_stop_signal_of_the_image_that_is_ignored_is_told() {
+fn an_ignored_stop_signal_of_the_image_is_reported() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let app = first(web, 100, "app");
@@ -294,7 +294,7 @@ fn a_stop_signal_of_the_image_that_is_ignored_is_told() {
 }
 
 #[test]
-fn a_stop_from_outside_that_is_obeyed_is_told() {
+fn a_stop_from_outside_that_is_obeyed_is_reported() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let session = node.unit("session-3.scope");
@@ -306,7 +306,7 @@ fn a_stop_from_outside_that_is_obeyed_is_told() {
 }
 
 #[test]
-fn the_kernels_own_kill_is_told_by_its_mechanism_or_as_possible() {
+fn the_kernels_own_kill_is_named_or_possible() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let app = first(web, 100, "app");
@@ -327,7 +327,7 @@ fn the_kernels_own_kill_is_told_by_its_mechanism_or_as_possible() {
 }
 
 #[test]
-fn what_a_shell_could_not_find_is_told_as_such() {
+fn what_a_shell_could_not_find_is_reported() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     node.exit(2 * SECOND, first(web, 100, "sh"), 127 << 8);
@@ -337,7 +337,7 @@ fn what_a_shell_could_not_find_is_told_as_such() {
 }
 
 #[test]
-fn a_namespace_whose_init_ended_takes_what_was_in_it_along() {
+fn an_ended_init_takes_its_namespace_along() {
     let mut node = Node::new("n1");
     let pause = node.container_of("pod1", "pause", "pause");
     let web = node.container_of("pod1", "web", "web");
@@ -352,7 +352,7 @@ fn a_namespace_whose_init_ended_takes_what_was_in_it_along() {
 }
 
 #[test]
-fn the_deaths_of_a_pod_without_a_workload_are_one_finding_with_a_count() {
+fn deaths_of_a_pod_without_workload_are_one_counted_finding() {
     let mut node = Node::new("n1");
     for restart in 0..4u32 {
         let web = node.container_of("pod1", ["c1", "c2", "c3", "c4"][restart as usize], "web");
@@ -367,7 +367,7 @@ fn the_deaths_of_a_pod_without_a_workload_are_one_finding_with_a_count() {
 }
 
 #[test]
-fn the_second_victim_of_one_shortage_died_of_the_same_limit_though_it_had_room_again() {
+fn a_shortages_second_victim_died_of_the_same_limit() {
     let killed = |first_at: u64| {
         let mut node = Node::new("n1");
         let web = node.container("c1", "0123456789ab");
@@ -380,15 +380,15 @@ fn the_second_victim_of_one_shortage_died_of_the_same_limit_though_it_had_room_a
         node.lethal(101 * SECOND);
         let found = findings_of(&node);
         let of_init = found.into_iter().find(|one| one.death.as_ref().is_some_and(|death| death.pid == 509));
-        of_init.expect("it is told of").pattern
+        of_init.expect("it is found").pattern
     };
     assert_eq!(killed(100 * SECOND - 40 * MS), "second-limit-kill");
     assert_eq!(killed(40 * SECOND), "node-memory-exhausted", "the first one's memory was given back long ago");
 }
 
 #[test]
-fn the_curve_before_a_memory_kill_tells_a_leak_from_a_spike() {
-    let told = |mib: Vec<u32>| {
+fn the_curve_before_a_memory_kill_shows_leak_or_spike() {
+    let explained = |mib: Vec<u32>| {
         let mut node = Node::new("n1");
         let web = node.container("c1", "0123456789ab");
         let process = Process::init(web, 100, "java");
@@ -402,16 +402,16 @@ fn the_curve_before_a_memory_kill_tells_a_leak_from_a_spike() {
         assert_eq!(found[0].pattern, "memory-limit-kill");
         (found[0].summary.clone(), found[0].advice.join(" "))
     };
-    let (summary, advice) = told((0..90).map(|at| 10 + at).collect());
+    let (summary, advice) = explained((0..90).map(|at| 10 + at).collect());
     assert!(summary.contains("a leak") && advice.contains("Find the leak"), "{summary} {advice}");
-    let (summary, advice) = told([vec![20; 60], vec![99]].concat());
+    let (summary, advice) = explained([vec![20; 60], vec![99]].concat());
     assert!(summary.contains("a spike") && advice.contains("at once"), "{summary} {advice}");
-    let (summary, _) = told(vec![99; 3]);
+    let (summary, _) = explained(vec![99; 3]);
     assert!(!summary.contains("leak") && !summary.contains("spike"), "{summary}");
 }
 
 #[test]
-fn hundreds_of_children_that_end_with_their_namespace_do_not_hide_what_its_init_died_of() {
+fn hundreds_of_ending_children_do_not_hide_their_inits_cause() {
     let mut node = Node::new("n1");
     let web = node.container("c1", "0123456789ab");
     let init = Process::init(web, 100, "postgres");

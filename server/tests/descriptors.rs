@@ -85,7 +85,7 @@ impl Started {
 }
 
 #[tokio::test]
-async fn a_server_with_a_soft_limit_of_256_takes_400_streams_and_tells_its_limit() {
+async fn a_soft_limit_of_256_is_raised_for_400_streams() {
     tapio_wire::program::descriptors::raise_limit().expect("raised: this process has the other ends");
     let server = start(SOFT, 4096);
     let mut streams = Vec::new();
@@ -99,7 +99,7 @@ async fn a_server_with_a_soft_limit_of_256_takes_400_streams_and_tells_its_limit
 }
 
 #[tokio::test]
-async fn a_server_that_has_no_descriptor_left_says_so_and_goes_on() {
+async fn a_server_without_free_descriptors_says_so_and_goes_on() {
     tapio_wire::program::descriptors::raise_limit().expect("raised: this process has the other ends");
     let server = start(120, 120);
     let mut connections = Vec::new();

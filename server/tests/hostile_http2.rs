@@ -69,7 +69,7 @@ impl Hostile {
         stream.write_all(&frame(SETTINGS, 0, 0, &[])).expect("sent");
         stream.write_all(&frame(SETTINGS, 1, 0, &[])).expect("sent");
         let reading = stream.try_clone().expect("a second descriptor");
-        Self { stream, reader: std::thread::spawn(move || is_told_to_go(reading)) }
+        Self { stream, reader: std::thread::spawn(move || is_asked_to_go(reading)) }
     }
 
     /// Sends until all is sent or the server has had enough; how often it could.
@@ -95,17 +95,17 @@ impl Hostile {
 }
 
 /// Reads frames to the end of a connection; whether GOAWAY was among them.
-fn is_told_to_go(stream: TcpStream) -> bool {
+fn is_asked_to_go(stream: TcpStream) -> bool {
     let mut stream = BufReader::new(stream);
-    let (mut head, mut told) = ([0; 9], false);
+    let (mut head, mut asked) = ([0; 9], false);
     while stream.read_exact(&mut head).is_ok() {
-        told |= head[3] == GOAWAY;
+        asked |= head[3] == GOAWAY;
         let length = u64::from(head[0]) << 16 | u64::from(head[1]) << 8 | u64::from(head[2]);
         if std::io::copy(&mut stream.by_ref().take(length), &mut std::io::sink()).is_err() {
             break;
         }
     }
-    told
+    asked
 }
 
 fn resident() -> u64 {
@@ -143,9 +143,9 @@ async fn floods_of_http2_frames_are_cut_and_others_are_served() {
         (sent, hostile.end())
     });
     others_are_served(&server, &mut stream, &mut frames).await;
-    let (sent, told) = resets.await.unwrap();
-    eprintln!("resets: {sent} of 50,000 sent, told to go: {told}");
-    assert!(told || sent == 50_000, "after {sent} resets it was neither told to go nor served");
+    let (sent, asked) = resets.await.unwrap();
+    eprintln!("resets: {sent} of 50,000 sent, asked to go: {asked}");
+    assert!(asked || sent == 50_000, "after {sent} resets it was neither asked to go nor served");
     server.until_metric("tapio_server_ingest_streams", &[], |streams| streams <= 3.0).await;
 
     // A header block that does not end.
@@ -157,8 +157,8 @@ async fn floods_of_http2_frames_are_cut_and_others_are_served() {
         (sent, hostile.end())
     });
     others_are_served(&server, &mut stream, &mut frames).await;
-    let (sent, told) = block.await.unwrap();
-    eprintln!("continuations of 15 kB: {sent} sent, told to go: {told}");
+    let (sent, asked) = block.await.unwrap();
+    eprintln!("continuations of 15 kB: {sent} sent, asked to go: {asked}");
     assert!(sent < 20_000, "300 MB of one header block were taken");
 
     // Frames of data without data.
@@ -170,9 +170,9 @@ async fn floods_of_http2_frames_are_cut_and_others_are_served() {
         (sent, hostile.end())
     });
     others_are_served(&server, &mut stream, &mut frames).await;
-    let (sent, told) = empty.await.unwrap();
-    eprintln!("empty data: {sent},000 of 2,000,000 sent, told to go: {told}");
-    assert!(told || sent == 2_000, "after {sent} thousand it was neither told to go nor served");
+    let (sent, asked) = empty.await.unwrap();
+    eprintln!("empty data: {sent},000 of 2,000,000 sent, asked to go: {asked}");
+    assert!(asked || sent == 2_000, "after {sent} thousand it was neither asked to go nor served");
 
     others_are_served(&server, &mut stream, &mut frames).await;
     let grown = resident().saturating_sub(before);

@@ -61,7 +61,7 @@ fn frames(node: &str, events: usize, count: usize) -> Vec<Bytes> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_come_at_the_configured_rate_none_is_dropped_and_lethal_ones_pass() {
+async fn the_event_rate_delays_without_drops_and_lethal_events_pass() {
     let server = Whole::start(|config| config.server.max_events_per_sec = 2000).await;
     let mut stream = Stream::open(server.channel().await, "", hello("busy", 1)).await.unwrap();
     stream.welcome().await.unwrap();
@@ -100,7 +100,7 @@ async fn events_come_at_the_configured_rate_none_is_dropped_and_lethal_ones_pass
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_is_held_to_its_bytes_however_often_it_reconnects() {
+async fn a_nodes_byte_rate_holds_across_reconnects() {
     let frames = frames("node-1", 100, 40);
     let (sum, longest) = (frames.iter().map(Bytes::len).sum::<usize>(), frames.iter().map(Bytes::len).max().unwrap());
     // Two seconds for all of them.
@@ -122,7 +122,7 @@ async fn a_node_is_held_to_its_bytes_however_often_it_reconnects() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_old_stream_is_asked_to_move_on_and_cut_only_when_it_does_not() {
+async fn an_old_stream_is_asked_to_move_then_cut() {
     let config = IngestConfig {
         connection_age: Duration::from_millis(300),
         move_on_grace: Duration::from_millis(500),
@@ -164,7 +164,7 @@ async fn an_old_stream_is_asked_to_move_on_and_cut_only_when_it_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn there_are_no_more_streams_than_configured_and_a_node_may_always_come_back() {
+async fn streams_are_limited_and_a_node_may_always_return() {
     let server = Whole::start(|config| {
         config.server.max_concurrent_streams = 2;
         config.server.max_batch_size = 1000;
@@ -172,7 +172,7 @@ async fn there_are_no_more_streams_than_configured_and_a_node_may_always_come_ba
     .await;
     let open = async |node: &str| Stream::open(server.channel().await, "", hello(node, 1)).await;
     let mut one = open("one").await.unwrap();
-    assert_eq!(one.welcome().await.unwrap().frame_events, 1000, "max_batch_size is told");
+    assert_eq!(one.welcome().await.unwrap().frame_events, 1000, "max_batch_size is announced");
     let mut two = open("two").await.unwrap();
     two.welcome().await.unwrap();
     let mut three = open("three").await.unwrap();
@@ -190,7 +190,7 @@ async fn there_are_no_more_streams_than_configured_and_a_node_may_always_come_ba
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_metric_says_what_it_is_and_those_that_operators_need_are_there() {
+async fn every_metric_has_help_and_the_needed_ones_exist() {
     let server = Whole::start(|_| {}).await;
     let mut stream = Stream::open(server.channel().await, "", hello("node-1", 1)).await.unwrap();
     stream.welcome().await.unwrap();

@@ -166,13 +166,13 @@ async fn frames_are_archived_delivered_and_then_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_acknowledged_before_it_is_durable_and_credit_shrinks_meanwhile() {
+async fn acks_wait_for_durability_and_credit_shrinks_meanwhile() {
     let server = start().await;
     let mut frames = Frames::new("node-1", 1);
     let (mut client, _) = server.stream("node-1", 1).await;
     server.disk.set(|faults| faults.full = true);
     client.frame(frames.next()).await;
-    // The acknowledgement that tells of less credit.
+    // The acknowledgement that announces less credit.
     let Ok(ship_response::Kind::Ack(ack)) = client.response().await else {
         panic!("no acknowledgement");
     };
@@ -184,7 +184,7 @@ async fn nothing_is_acknowledged_before_it_is_durable_and_credit_shrinks_meanwhi
 
 /// FAULTS 9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_disk_shrinks_the_credit_and_what_waits_for_it_is_bounded() {
+async fn a_slow_disk_shrinks_credit_and_its_queue_is_bounded() {
     let server = start().await;
     let mut frames = Frames::new("node-1", 1);
     frames.events = 60_000;
@@ -254,7 +254,7 @@ async fn a_duplicate_is_dropped_and_acknowledged_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_later_stream_of_a_node_takes_over_where_the_earlier_one_was() {
+async fn a_nodes_later_stream_continues_where_the_earlier_was() {
     let server = start().await;
     let mut frames = Frames::new("node-1", 1);
     let (first, _) = server.stream("node-1", 1).await;
@@ -323,7 +323,7 @@ async fn hellos_that_do_not_hold_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_epoch_is_refused_and_a_newer_one_starts_anew() {
+async fn an_older_epoch_is_refused_a_newer_starts_anew() {
     let server = start().await;
     let mut newer = Frames::new("node-1", 9);
     let (mut client, _) = server.stream("node-1", 9).await;
@@ -341,7 +341,7 @@ async fn an_older_epoch_is_refused_and_a_newer_one_starts_anew() {
     client.acknowledged(1).await;
 }
 
-/// Sends one good frame, then `bytes`; tells how the stream ended.
+/// Sends one good frame, then `bytes`; returns how the stream ended.
 async fn ended_by(server: &Running, name: &str, bytes: impl FnOnce(&mut Frames) -> Bytes) -> Status {
     let mut frames = Frames::new(name, 1);
     let (mut client, _) = server.stream(name, 1).await;
@@ -579,7 +579,7 @@ async fn a_claim_of_the_highest_sequence_harms_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_has_sent_no_frame_yet_is_listed_by_its_hello() {
+async fn a_node_without_frames_is_listed_by_its_hello() {
     let server = start().await;
     let (client, _) = server.stream("silent", 5).await;
     let silent = || {

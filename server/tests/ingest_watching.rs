@@ -26,7 +26,7 @@ async fn send(stream: &Stream, reason: &str, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_collector_does_not_watch_is_known_until_its_stream_ends() {
+async fn unwatched_sources_are_known_until_the_collectors_stream_ends() {
     let server = Whole::start(|_| {}).await;
     let channel = server.channel().await;
     let mut query = QueryClient::new(channel.clone());
@@ -42,7 +42,7 @@ async fn what_a_collector_does_not_watch_is_known_until_its_stream_ends() {
     until_off(&mut query, |off| off.is_empty()).await;
     send(&stream, "no cluster", 1).await;
     until_off(&mut query, |off| off.len() == 1).await;
-    // A later stream, perhaps of an older collector, has not told anything.
+    // A later stream, perhaps of an older collector, has not reported anything.
     let later = Stream::open(channel, "", hello("node-1", 2)).await.expect("it is taken");
     until_off(&mut query, |off| off.is_empty()).await;
     drop((later, stream, query));

@@ -83,8 +83,8 @@ fn the_configurations_fit_ports_volumes_and_limits() {
     }
     let [(_, plain, _), (_, production, _)] = workloads();
     assert!(plain.cluster.token_without_tls && !production.cluster.token_without_tls);
-    assert!(!plain.server.tls_enabled && !plain.serves_api(), "nothing is told without a token");
-    assert!(production.server.tls_enabled && !production.serves_api(), "nothing is told in the clear beside TLS");
+    assert!(!plain.server.tls_enabled && !plain.serves_api(), "no findings without a token");
+    assert!(production.server.tls_enabled && !production.serves_api(), "no findings over plain HTTP beside TLS");
     assert!(production.server.tls.client_ca.is_some(), "only collectors with a certificate may ship");
 }
 
@@ -116,7 +116,7 @@ fn the_servers_pod_is_one_that_the_restricted_level_admits() {
 }
 
 #[test]
-fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes() {
+fn deployment_and_stateful_set_differ_only_by_production_changes() {
     let template = |mut workload: Value, without: &[&str]| {
         let spec = &mut workload["spec"]["template"]["spec"];
         spec["volumes"]
@@ -140,7 +140,7 @@ fn deployment_and_stateful_set_run_the_same_pod_but_for_what_production_changes(
 }
 
 #[test]
-fn the_set_of_servers_is_the_autoscalers_business_and_its_data_is_kept() {
+fn the_autoscaler_sizes_the_servers_and_data_is_kept() {
     let (deployment, set) = (deployment(), stateful_set());
     for workload in [&deployment, &set] {
         assert_eq!(workload["metadata"]["name"], "tapio-server");
@@ -164,7 +164,7 @@ fn the_set_of_servers_is_the_autoscalers_business_and_its_data_is_kept() {
 }
 
 #[test]
-fn the_seccomp_profile_admits_io_uring_and_nothing_that_leaves_the_container() {
+fn the_seccomp_profile_admits_io_uring_and_no_escape() {
     let profile: Value = serde_json::from_str(&text("seccomp/tapio-server.json")).expect("JSON");
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
     let mut names = Vec::new();
@@ -192,7 +192,7 @@ fn the_seccomp_profile_admits_io_uring_and_nothing_that_leaves_the_container() {
 }
 
 #[test]
-fn the_servers_reach_nats_with_the_password_that_it_asks_for() {
+fn the_servers_reach_nats_with_its_password() {
     let nats = objects("server-deployment.yaml", "StatefulSet").remove(0);
     let container = &nats["spec"]["template"]["spec"]["containers"][0];
     let password = &container["env"][0];
@@ -221,5 +221,5 @@ fn the_servers_reach_nats_with_the_password_that_it_asks_for() {
         assert!(conf.contains("max_file_store: 1800MB") && Config::default().cluster.max_bytes < 1_800_000_000);
     }
     let command = "#   kubectl -n tapio-system create secret generic tapio-nats --from-literal=password=";
-    assert!(text("server-deployment.yaml").contains(command), "the manifest tells how the Secret is made");
+    assert!(text("server-deployment.yaml").contains(command), "the manifest says how the Secret is made");
 }

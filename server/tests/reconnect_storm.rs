@@ -120,7 +120,7 @@ async fn storm(server: SocketAddr, frames: Vec<(String, u64, Bytes)>) -> (Vec<St
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_collectors_come_at_once_and_come_back_at_once() {
+async fn a_thousand_collectors_connect_and_reconnect_at_once() {
     let limit = getrlimit(Resource::Nofile);
     if limit.maximum.is_some_and(|most| most < 2 * NODES) {
         let text = format!("SKIP a thousand collectors: needs {} open files, the hard limit is {limit:?}", 2 * NODES);

@@ -28,7 +28,7 @@ async fn health_reflection_and_events_are_served() {
 
     let mut health = HealthClient::new(channel.clone());
     for service in ["", "tapio.v1.Ingest", "tapio.v1.Query"] {
-        // The states are told by a task of their own, so the answer may take a moment: watch, do not ask once.
+        // A task of its own reports the states, so the answer may take a moment: watch, do not ask once.
         let watched = health.watch(HealthCheckRequest { service: service.into() }).await.expect("it is watched");
         let mut states = watched.into_inner();
         loop {

@@ -253,7 +253,7 @@ fn wrong_servers() -> (std::net::TcpListener, String, String) {
 }
 
 #[test]
-fn a_server_that_never_answers_or_is_none_is_passed_over() {
+fn a_server_that_never_answers_is_passed_over() {
     let server = serve();
     let (_silent, silent, http) = wrong_servers();
     for first in [&silent, &http] {
@@ -270,7 +270,7 @@ fn a_server_that_never_answers_or_is_none_is_passed_over() {
 }
 
 #[test]
-fn a_port_that_there_is_not_is_told() {
+fn a_port_that_does_not_exist_is_reported() {
     for (server, says) in [
         ("127.0.0.1:99999", "port `99999` is out of range: 1 to 65535"),
         ("[::1]:70000", "port `70000` is out of range"),
@@ -299,7 +299,7 @@ fn pid_of(line: Option<std::io::Result<String>>) -> Value {
 }
 
 #[test]
-fn a_watch_goes_on_at_the_next_server_without_telling_a_finding_twice() {
+fn a_watch_continues_at_the_next_server_without_repeats() {
     let (first, mut second) = (serve(), serve());
     let servers = format!("{},{}", first.address, second.address);
     let (mut child, mut lines) = watching(&servers);
@@ -308,13 +308,13 @@ fn a_watch_goes_on_at_the_next_server_without_telling_a_finding_twice() {
     drop(first);
     killed(&mut second.node, 200 * SECOND, 200, "nginx");
     second.machine.deliver(&second.node.node, &second.node.frames[1..]);
-    assert_eq!(pid(), 200, "the second server has the first finding too: it is not told again");
+    assert_eq!(pid(), 200, "the second server has the first finding too: it is not printed again");
     drop(lines);
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
 #[test]
-fn a_watcher_is_told_what_was_what_is_and_may_leave() {
+fn a_watcher_gets_old_and_new_findings_and_may_leave() {
     let mut server = serve();
     let (mut child, mut lines) = watching(&server.address);
     let mut pid = || pid_of(lines.next());
@@ -356,7 +356,7 @@ fn the_ledger_is_a_row_for_each_source() {
 }
 
 #[test]
-fn why_tells_the_last_death_of_a_pod() {
+fn why_explains_the_last_death_of_a_pod() {
     let mut server = serve();
     let web = server.node.container_of("shop/web-1", "key", "shop/web-1/nginx");
     let process = Process::init(web, 300, "nginx");
@@ -404,20 +404,20 @@ fn top_measures_once_and_completions_are_scripts() {
 }
 
 /// Keys of a value with their paths, `[]` for what is in a list; an entity's once, as `entity.…`.
-fn paths(prefix: &str, value: &Value, told: &mut std::collections::BTreeSet<String>) {
+fn paths(prefix: &str, value: &Value, seen: &mut std::collections::BTreeSet<String>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
                 let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                told.insert(path.clone());
-                paths(if key == "entity" { "entity" } else { &path }, value, told);
+                seen.insert(path.clone());
+                paths(if key == "entity" { "entity" } else { &path }, value, seen);
             }
         }
         Value::Array(values) => {
             let path = format!("{prefix}[]");
-            told.remove(prefix);
-            told.insert(path.clone());
-            values.iter().for_each(|value| paths(&path, value, told));
+            seen.remove(prefix);
+            seen.insert(path.clone());
+            values.iter().for_each(|value| paths(&path, value, seen));
         }
         _ => {}
     }
@@ -446,7 +446,7 @@ fn the_reference_of_findings_has_every_key_and_no_other() {
 }
 
 #[test]
-fn an_http_port_is_told_from_a_server_that_is_not_there() {
+fn an_http_port_is_distinguished_from_an_absent_server() {
     let server = serve();
     let listener = server._runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
@@ -460,7 +460,7 @@ fn an_http_port_is_told_from_a_server_that_is_not_there() {
 }
 
 #[test]
-fn names_that_cannot_be_are_wrong_usage_and_names_that_nobody_knows_are_told() {
+fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
     let server = serve();
     for wrong in [
         &["findings", "--severity", "huge"][..],

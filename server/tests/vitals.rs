@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz` tell of a thread that has ended before its time, by its name.
+//! `/healthz` and `/readyz` name a thread that has ended before its time.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use tapio_server::vitals::{Pulse, Vitals};
 use tokio::sync::watch;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_whole_server_is_well_and_a_thread_that_panics_makes_it_unwell() {
+async fn a_panicking_thread_makes_a_healthy_server_unhealthy() {
     let whole = Whole::start(|_| {}).await;
     whole.until_metric("tapio_server_archive_ready", &[], |ready| ready == 1.0).await;
     assert_eq!(whole.get("/healthz", ""), (200, "ok\n".into()));
@@ -56,10 +56,10 @@ async fn a_whole_server_is_well_and_a_thread_that_panics_makes_it_unwell() {
         let (status, body) = get(address, path, "");
         assert!(status == 503 && body.contains("ended before its time: archive"), "{path}: {status} {body}");
     }
-    // Shards that take nothing any more are told as well.
+    // Shards that take nothing any more are named as well.
     correlator.stop();
     let deadline = Instant::now() + LIMIT;
     while !get(address, "/healthz", "").1.contains("archive, correlate") {
-        assert!(Instant::now() < deadline, "correlate is not told");
+        assert!(Instant::now() < deadline, "correlate is not named");
     }
 }

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_segment_is_whole_to_its_end_and_damage_is_reported() {
+    fn an_open_segment_is_copied_whole_and_damage_is_reported() {
         let (sound, offsets) = segment(5);
         let end = offsets[4] + RECORD_HEADER_BYTES;
         assert_eq!(whole_of(&sound), Prefix { end: end as u64, frames: 0, is_damaged: false });

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_pieces_than_one_write_takes_are_written_in_their_order() {
+    fn more_pieces_than_one_write_takes_keep_their_order() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         let pieces: Vec<_> = (0..PIECES_MAX * 2 + 10).map(|index| Bytes::from(format!("{index}\n"))).collect();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_skipped_up_to_the_middle_of_a_piece() {
+    fn a_partial_write_is_continued_from_within_a_piece() {
         let pieces = || [&b"abc"[..], b"d", b"efg"].map(Bytes::from_static).to_vec();
         for (written, left) in [(0, "abcdefg"), (1, "bcdefg"), (3, "defg"), (4, "efg"), (6, "g"), (7, "")] {
             let mut pieces = pieces();

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_new_epoch_soon_after_the_start_of_an_empty_archive_is_its_first_contact() {
+    fn first_contact_needs_a_new_epoch_soon_after_empty_start() {
         let kind = |frames, within, has_epoch| FirstContact::new(frames, within).kind(has_epoch);
         assert_eq!(kind(0, FIRST_CONTACT, false), ElsewhereKind::EmptyArchive);
         assert_eq!(kind(0, FIRST_CONTACT, true), ElsewhereKind::AnotherServer);

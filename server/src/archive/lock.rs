@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_descriptor_in_a_child_does_not_outlive_the_holder() {
+    fn a_childs_descriptor_copy_does_not_outlive_the_holder() {
         let dir = tempfile::tempdir().unwrap();
         let held = DirectoryLock::take(dir.path()).unwrap();
         // What fork(2) gives a child: another descriptor of the same open file description.

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_that_is_cut_while_it_is_read_ends_there() {
+    fn a_segment_that_is_cut_while_read_ends_there() {
         let mut bytes = segment_header(7).to_vec();
         let mut content = Vec::new();
         snapshot::encode_name(1, "node-1", &mut content);

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_and_no_certificate_at_all_are_no_names() {
+    fn overlong_names_and_missing_certificates_give_no_name() {
         assert_eq!(CertificateNames::of(&certificate(&"n".repeat(200), &[])).nodes(), ["n".repeat(200)]);
         assert_eq!(CertificateNames::of(&CertificateDer::from(vec![0x30; 300])), CertificateNames::default());
         let subject = [0x31, 0x0b, 0x30, 0x09, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x02, b'n', b'1'];

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_expire_each_in_its_time_and_a_later_one_holds_longer() {
+    fn each_verdict_expires_in_its_time_a_later_one_later() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut verdicts = Verdicts::new(Duration::from_secs(60), Duration::from_secs(10));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_bad_tokens_is_bounded_and_costs_no_good_one() {
+    fn a_bounded_flood_of_bad_tokens_evicts_no_good_one() {
         let now = Instant::now();
         let mut verdicts = Verdicts::new(Duration::from_secs(60), Duration::from_secs(60));
         let good = key("good");

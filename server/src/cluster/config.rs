@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_nobody_can_reach_is_refused_with_its_key() {
+    fn an_unreachable_address_is_refused_with_its_key() {
         let section = |address: &str| ClusterSection { advertise: Some(address.into()), ..ClusterSection::default() };
         for good in ["10.0.0.7:9090", "[2001:db8::7]:9090", "tapio-0.tapio.svc:9090", "node_1:1", "localhost:9090"] {
             assert_eq!(section(good).validate(), Ok(()), "{good}");
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_starts_before_nats_says_where_it_is_reached() {
+    fn a_server_that_starts_before_nats_has_an_address() {
         let section = |url: &str| ClusterSection { url: url.into(), ..ClusterSection::default() };
         let listens: SocketAddr = "0.0.0.0:9090".parse().expect("an address");
         assert_eq!(section("nats://127.0.0.1:4222").address(listens), "127.0.0.1:9090");

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_that_comes_and_goes_is_logged_once_for_each_change_and_at_a_limited_rate() {
+    fn each_change_of_a_connection_is_logged_once_rate_limited() {
         let (connections, start) = (Connections::default(), Instant::now());
         assert_eq!(connections.changed("connected", start), Some(0));
         for second in 0..3600 {

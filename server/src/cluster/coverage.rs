@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_server_lacks_is_missing_until_another_reports_it() {
+    fn what_one_server_lacks_is_missing_until_another_has_it() {
         let mut coverage = Coverage::default();
         assert_eq!(coverage.take("b", &covered(7, point(11, 0), point(20, 0), false)), Some((0, 1100)), "a new gap");
         assert!(coverage.lost(node(), 500, 900).open_interval, "frames 1 to 10 went elsewhere");
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_between_the_frames_of_two_servers_is_counted() {
+    fn losses_between_the_frames_of_two_servers_are_counted() {
         let mut coverage = Coverage::default();
         coverage.take("a", &covered(7, point(1, 0), point(10, 3), false));
         coverage.take("b", &covered(7, point(11, 8), point(20, 8), false));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_ended_without_its_last_frame_leaves_a_gap() {
+    fn a_run_without_its_last_frame_leaves_a_gap() {
         let mut coverage = Coverage::default();
         coverage.take("a", &covered(7, point(1, 0), point(10, 0), false));
         coverage.take(

@@ -447,7 +447,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_term_is_over_for_everybody_who_holds_it_when_its_time_is_or_when_it_is_given_up() {
+    fn a_term_ends_for_all_holders_by_time_or_release() {
         let term = Term::new(3, now_ns() + nanos(Duration::from_secs(3600)));
         let other = term.clone();
         assert!(term.is_valid_now() && other.left() > Duration::from_secs(3500));

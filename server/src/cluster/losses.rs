@@ -182,7 +182,7 @@ mod tests {
     const S: u64 = 1_000_000_000;
 
     #[test]
-    fn a_server_that_is_silent_makes_absence_unknown_until_it_speaks_or_is_given_up() {
+    fn a_silent_server_makes_absence_unknown_until_heard_again() {
         let losses = ClusterLosses::default();
         assert!(!losses.heard("a", "", 100 * S) && !losses.heard("b", "", 101 * S));
         assert!(!losses.lost(7, 0, 10).any());

@@ -513,7 +513,7 @@ mod tests {
     use crate::correlate::{Dropped, NodeClock, NodeRef};
 
     #[test]
-    fn how_far_frames_reach_goes_after_all_that_is_on_its_way_with_it() {
+    fn the_reach_of_frames_is_sent_after_their_entries() {
         let node = NodeRef::named("n");
         let point = |seq| Point { seq, boottime_ns: seq, realtime_ns: seq, dropped: Dropped { events: 0, bulk: 0 } };
         let entries_of = |seq| {

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_out_of_a_message_is_the_same_as_the_programs_own() {
+    fn a_name_from_a_message_equals_the_programs_own() {
         assert_eq!(FieldName::from_message("reason"), FieldName::from("reason"));
         assert_eq!(FieldName::from_message(&"x".repeat(NAME_BYTES_MAX + 1)), FieldName::from(""));
     }

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_is_known_by_its_place_and_not_by_its_name_alone() {
+    fn a_sender_is_known_by_place_not_by_name_alone() {
         let target = entity(EntityKind::Container, 1, "web", "/kubepods/pod1/c1");
         let class = |kind, name: &str, cgroup: &str, comm: &str| {
             classify(&target, 50, &entity(kind, 2, name, cgroup), 60, comm).name()

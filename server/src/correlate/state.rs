@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_free_again_is_used_again_and_empty() {
+    fn a_freed_place_is_used_again_and_empty() {
         let mut plain = Plain::default();
         let mut states = [EntityState { seen_tick: 0, place: NOWHERE }; 3];
         for state in &mut states {

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_that_cannot_work_is_refused_with_what_is_possible() {
+    fn an_impossible_webhook_is_refused_with_what_is_possible() {
         for (text, key, problem) in [
             ("webhook: {}", "deliver.webhook.url", "is no address"),
             ("webhook: {url: 'ftp://a/b'}", "deliver.webhook.url", "begins with neither"),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_may_be_anywhere_and_over_tls_it_may_want_a_token() {
+    fn a_webhook_may_be_anywhere_and_use_tls_and_token() {
         parse("{}").expect("no sink");
         for (url, host, port, path) in [
             ("http://[::1]:8080", "::1", 8080, "/"),

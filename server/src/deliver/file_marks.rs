@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn marks_survive_a_restart_and_a_torn_line_and_are_compared_before_they_are_set() {
+    async fn marks_survive_restarts_and_torn_lines_and_are_compared_first() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut marks = FileMarks::new(folder.path(), "webhook");
         assert!(marks.load().await.expect("there is none").is_empty());

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_content_of_a_finding_does_not_depend_on_when_and_how_often_a_server_said_it() {
+    fn a_findings_content_depends_neither_on_time_nor_on_repetition() {
         let finding = Finding { id: "a".into(), count: 1, ..Finding::default() };
         let again = Finding { revision: 7, published_ns: 9, ..finding.clone() };
         assert_eq!(content(&finding), content(&again));

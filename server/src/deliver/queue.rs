@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn each_finding_waits_once_and_what_has_no_room_is_returned() {
+    fn each_finding_waits_once_one_without_room_is_returned() {
         let mut queue = Queue::new(2);
         assert!(queue.put(version("a", 1), String::new()).is_none());
         assert!(queue.put(version("b", 2), String::new()).is_none());

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_a_step_is_found_as_if_every_clue_were_looked_at() {
+    fn the_index_finds_the_same_steps_as_a_full_scan() {
         let (mut history, mut all, mut random) = (ClueHistory::default(), Vec::<Arc<Noted>>::new(), 1_u64);
         for serial in 1..4_000_u64 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

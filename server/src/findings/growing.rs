@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_is_published_seldom_and_at_last_with_all_joined() {
+    fn what_grows_is_published_seldom_and_finally_complete() {
         let mut growing = Growing::default();
         let mut published = Vec::new();
         let mut last = 0;
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_finding_of_as_many_deaths_is_published_at_once() {
+    fn a_changed_finding_of_equal_count_is_published_at_once() {
         let mut growing = Growing::default();
         assert!(growing.is_published("f", 100, &death(1), 5_000_000_000));
         assert!(!growing.is_published("f", 101, &death(2), 5_000_000_001));

@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_and_where_they_went_survive_a_restart_and_a_torn_line() {
+    fn findings_and_their_successors_survive_restarts_and_torn_lines() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Arc::new(FindingStore::new(100));
         let running = journal(dir.path(), &store);
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_withdrawn_while_writes_failed_or_were_missed_does_not_come_back() {
+    fn a_withdrawal_during_failed_or_missed_writes_is_final() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Arc::new(FindingStore::new(10_000));
         let running = journal(dir.path(), &store);
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_is_written_anew_counts_alone_whichever_of_its_files_came_first() {
+    fn a_rewritten_journal_counts_alone_in_any_file_order() {
         let dir = tempfile::tempdir().expect("a directory");
         let [new, old] = paths(dir.path());
         let published = |id: &str| encode(&Line::Published(Box::new(finding(id, 1, 1))));
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn both_files_keep_their_bound_when_the_store_is_written_anew_and_the_newest_stay() {
+    fn a_rewrite_keeps_both_files_bounded_and_the_newest_findings() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Arc::new(FindingStore::new(10_000));
         let large = |number: u64| Finding { title: "x".repeat(1 << 20), ..finding(&format!("f{number}"), number, 1) };
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_bounded_and_what_the_queue_missed_is_made_good() {
+    fn the_journal_is_bounded_and_missed_changes_are_rewritten() {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(&paths(dir.path())[0], vec![b'\n'; FILE_BYTES_MAX as usize - 10]).expect("written");
         let store = Arc::new(FindingStore::new(10_000));

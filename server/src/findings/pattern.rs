@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn the_patterns_of_steps_are_those_that_have_one_each_once_and_in_order() {
+    fn steps_give_their_patterns_each_once_and_in_order() {
         let patterns = PatternSet::embedded().expect("embedded patterns are valid");
         let mut mask = StepMask::default();
         assert_eq!(patterns.of_steps(&mask).count(), 0);

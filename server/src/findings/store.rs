@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn one_nodes_many_findings_push_out_its_own_and_what_goes_on_goes_last() {
+    fn a_node_evicts_its_own_findings_ongoing_ones_last() {
         let store = FindingStore::new(20);
         for number in 0..5 {
             store.publish(finding(&format!("calm{number}"), "calm", number, false));

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_no_limit_and_a_byte_rate_bounds_the_credit() {
+    fn zero_is_unlimited_and_a_byte_rate_bounds_credit() {
         assert!(Rate::new(0, &counter()).is_none());
         let mut pace = Pace { stream: None, node: None, events: None };
         assert_eq!(pace.credit_bytes(), None);

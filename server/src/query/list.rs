@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uid_is_meant_by_its_beginning_with_or_without_dashes_and_a_name_is_not() {
+    fn a_uid_prefix_matches_with_or_without_dashes_names_exactly() {
         let uid = "3e85c211-bc0b-4842-8977-13a03203c69d";
         for wanted in [uid, "3e85c211", "3e85c211-bc0b", "3e85c211bc0b4842897713a03203c69d"] {
             assert!(is_uid_of(wanted, uid), "{wanted}");

@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_did_not_answer_rests_for_a_while_and_no_other_does() {
+    fn only_a_peer_that_did_not_answer_rests() {
         let (silences, now) = (Silences::default(), Instant::now());
         silences.begin("b:9090", now);
         assert!(silences.holds("b:9090", now + REST_AFTER_SILENCE / 2) && !silences.holds("c:9090", now));

@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_since_boot_is_left_to_programs_and_one_since_1970_is_written_as_a_moment() {
+    fn moments_since_1970_are_shown_those_since_boot_are_not() {
         let fields: Fields = vec![
             ("what", Value::from("stopped")),
             ("since_ns", Value::from(54_540_000_000_000_u64)),

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_counted_from_the_first_cause_and_what_is_stamped_before_it_has_a_minus() {
+    fn times_count_from_the_first_cause_earlier_ones_negative() {
         let mut out = String::new();
         chain(Style { colour: false }, &mut out, &[piece("oom", "", 1_063), piece("kill", "oom", 1_000)]);
         let heads: Vec<_> =
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_that_is_taken_back_says_what_stands_in_its_place() {
+    fn a_withdrawn_finding_names_its_successor() {
         let row = |superseded_by: &str| {
             let finding = Finding { withdrawn: true, superseded_by: superseded_by.into(), ..Finding::default() };
             list_row(Style { colour: false }, &finding)
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_certificate_calls_a_host_group_and_the_kernel_as_the_rest_of_the_finding_does() {
+    fn the_certificate_names_host_groups_and_the_kernel_alike() {
         let sender = |kernel: bool, pid: u32| {
             let entity = EntityRef { kind: "host".into(), name: "/tapio".into(), ..EntityRef::default() };
             let sender = tapio_wire::service::Sender { pid, comm: "sh".into(), entity: Some(entity), kernel };

@@ -183,7 +183,7 @@ pub fn open(config: ArchiveConfig) -> Archive {
     Archive::open(config, Duration::ZERO, &mut |_, _| {}).expect("the archive opens")
 }
 
-/// Opens, and tells the frames that were replayed.
+/// Opens, and returns the frames that were replayed.
 pub fn open_and_replay(config: ArchiveConfig, window: Duration) -> (Archive, Vec<Vec<u8>>) {
     let mut frames = Vec::new();
     let archive =
@@ -243,7 +243,7 @@ pub fn find(haystack: &[u8], needle: &[u8]) -> usize {
     haystack.windows(needle.len()).position(|window| window == needle).expect("the frame is in the segment")
 }
 
-/// Tells that a test cannot run here; fails instead where everything must run.
+/// Says that a test cannot run here; fails instead where everything must run.
 pub fn skip(test: &str, needs: &str) {
     assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{test} needs {needs}");
     eprintln!("SKIP {test}: needs {needs}");

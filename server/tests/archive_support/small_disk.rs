@@ -39,7 +39,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // A mount that stays is seen in the next run; there is nobody to tell here.
+        // A mount that stays is seen in the next run; there is nobody to report it to here.
         let _ = Command::new("umount").arg("-l").arg(self.path()).output();
     }
 }

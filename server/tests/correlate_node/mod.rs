@@ -533,7 +533,7 @@ impl Node {
     }
 
     /// The table of connections at `entries` of 1000, most of them begun by 10.96.0.`talker`. `dropped` is `u64::MAX` where the
-    /// kernel does not tell.
+    /// kernel does not report it.
     pub fn conntrack(&mut self, at: u64, entries: u64, dropped: u64, talker: u8) {
         let table = Conntrack {
             entries,

@@ -158,7 +158,7 @@ impl Node {
         self.push(at, process.entity, process.pid, Detail::LogLines(Box::new(LogLines { lines })));
     }
 
-    /// A pod of which nobody has told the workload yet.
+    /// A pod whose workload nobody has reported yet.
     pub fn pod_without_workload(&mut self, pod: &str) -> EntityId {
         let id = tapio_wire::entity_id(EntityKind::Pod, pod);
         self.body.entities.push(Entity { pod_uid: format!("uid-{pod}"), ..Entity::named(EntityKind::Pod, id, pod) });

@@ -122,7 +122,7 @@ fn what_a_killed_epoch_held_is_dropped() {
 }
 
 #[test]
-fn the_loss_of_a_killed_epoch_is_exact_where_the_rings_outlived_it() {
+fn a_killed_epochs_loss_is_exact_if_its_rings_survived() {
     let mut books = Books::default();
     // 100 were consumed before; this epoch shipped 10, dropped 1 and held 4 when its last frame left. Its successor
     // finds 118 consumed: 7 were lost.
@@ -135,7 +135,7 @@ fn the_loss_of_a_killed_epoch_is_exact_where_the_rings_outlived_it() {
 }
 
 #[test]
-fn a_killed_epoch_one_of_whose_rings_is_gone_lost_what_it_held() {
+fn a_killed_epoch_whose_ring_is_gone_lost_all_held() {
     let mut books = Books::default();
     record(&mut books, 1, 1, 10, false, &ledger(15, 10, 100, 1));
     record(&mut books, 2, 1, 1, false, &ledger(1, 1, 105, 0));

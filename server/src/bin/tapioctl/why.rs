@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_death_goes_before_an_end_that_came_later_and_the_last_hour_before_what_is_older() {
+    fn real_deaths_precede_later_ends_recent_findings_older_ones() {
         let mut findings = [
             finding("stopped", "info", 90_007, true),
             finding("oom", "high", 90_000, true),
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_on_is_listed_before_a_death_that_came_later() {
+    fn what_goes_on_is_listed_before_a_later_death() {
         let ongoing = Finding { ongoing: true, ..finding("unschedulable", "high", 10, false) };
         let mut findings = [finding("oom", "critical", 90_000, true), ongoing];
         rank(&mut findings);
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_the_latest_word_on_each_part_and_of_what_is_gone_only_where_nothing_is_left() {
+    fn the_state_is_the_latest_of_each_part_that_lives() {
         let event = |kind: &str, id: u64, uid: &str, detail: Value, time_ns: u64| Event {
             kind: kind.into(),
             time_ns,

@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_of_phrases_takes_no_more_and_nothing_is_lost() {
+    fn a_full_table_of_phrases_takes_no_more_loses_nothing() {
         let mut phrases = Phrases::default();
         for number in 0..PHRASES_MAX + 10 {
             let mut description = container(&"0123456789abcdef".repeat(4));

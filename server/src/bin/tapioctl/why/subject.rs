@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_containers_units_and_nodes_are_understood_and_other_kinds_are_refused() {
+    fn pods_containers_units_and_nodes_are_understood_other_kinds_refused() {
         let of = |text: &str| subject(text, "").expect("understood");
         for (text, pod) in [
             ("web-0", "web-0"),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_meant_by_the_beginning_of_its_id_and_a_unit_by_its_name() {
+    fn containers_are_named_by_id_prefix_and_units_by_name() {
         let entity = |name: &str, container_id: &str| Finding {
             entity: Some(EntityRef { name: name.into(), container_id: container_id.into(), ..EntityRef::default() }),
             ..Finding::default()
