@@ -256,35 +256,7 @@ fn select_named(
     let from_ns = choice.since_ns.saturating_sub(DESCRIBED_MARGIN_NS);
     reader
         .described(from_ns, until_ns.saturating_add(DESCRIBED_MARGIN_NS), &mut |described| catalog.learn(described))?;
-    let mut wanted = Selection { since_ns: choice.since_ns, until_ns, ..Selection::default() };
-    if !choice.kinds.is_empty() {
-        wanted.kinds = kind_mask(choice.kinds.iter().copied());
-    }
-    if !choice.node.is_empty() {
-        wanted.nodes = Some(HashSet::from_iter([node_named(&catalog, &choice.node)?]));
-    }
-    let names = [&choice.pod, &choice.namespace, &choice.entity, &choice.workload];
-    let by_name = names.iter().any(|name| !name.is_empty());
-    if by_name {
-        let mut entities = catalog.matching(choice);
-        let only_entity = [&choice.pod, &choice.namespace, &choice.workload].iter().all(|name| name.is_empty());
-        if let Some(id) = id_of(&choice.entity).filter(|_| only_entity) {
-            // An id needs no description.
-            entities.extend(catalog.nodes.keys().map(|&node| (node, id)));
-        }
-        if entities.is_empty() {
-            let parts = [
-                ("namespace", &choice.namespace),
-                ("pod", &choice.pod),
-                ("workload", &choice.workload),
-                ("entity", &choice.entity),
-            ];
-            let parts = parts.iter().filter(|(_, value)| !value.is_empty());
-            let wanted: Vec<_> = parts.map(|(what, value)| format!("{what} {value}")).collect();
-            return Err(EventsError::Nothing { wanted: wanted.join(", ") });
-        }
-        wanted.entities = Some(entities);
-    }
+    let mut wanted = selection(&catalog, choice, until_ns)?;
     let mut outcome = Outcome::default();
     if choice.newest && choice.read_bytes_max > 0 {
         // The bound must cut off the oldest, not the newest.
@@ -332,6 +304,40 @@ fn select_named(
         }
     }
     Ok(outcome)
+}
+
+/// What a choice by names selects, by the ids that the archive has for them.
+fn selection(catalog: &Catalog, choice: &Choice, until_ns: u64) -> Result<Selection, EventsError> {
+    let mut wanted = Selection { since_ns: choice.since_ns, until_ns, ..Selection::default() };
+    if !choice.kinds.is_empty() {
+        wanted.kinds = kind_mask(choice.kinds.iter().copied());
+    }
+    if !choice.node.is_empty() {
+        wanted.nodes = Some(HashSet::from_iter([node_named(catalog, &choice.node)?]));
+    }
+    let names = [&choice.pod, &choice.namespace, &choice.entity, &choice.workload];
+    let by_name = names.iter().any(|name| !name.is_empty());
+    if by_name {
+        let mut entities = catalog.matching(choice);
+        let only_entity = [&choice.pod, &choice.namespace, &choice.workload].iter().all(|name| name.is_empty());
+        if let Some(id) = id_of(&choice.entity).filter(|_| only_entity) {
+            // An id needs no description.
+            entities.extend(catalog.nodes.keys().map(|&node| (node, id)));
+        }
+        if entities.is_empty() {
+            let parts = [
+                ("namespace", &choice.namespace),
+                ("pod", &choice.pod),
+                ("workload", &choice.workload),
+                ("entity", &choice.entity),
+            ];
+            let parts = parts.iter().filter(|(_, value)| !value.is_empty());
+            let wanted: Vec<_> = parts.map(|(what, value)| format!("{what} {value}")).collect();
+            return Err(EventsError::Nothing { wanted: wanted.join(", ") });
+        }
+        wanted.entities = Some(entities);
+    }
+    Ok(wanted)
 }
 
 fn node_named(catalog: &Catalog, name: &str) -> Result<u64, EventsError> {

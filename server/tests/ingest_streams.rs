@@ -1,144 +1,20 @@
 //! Streams over a real gRPC server on the loopback: what is accepted, what is refused, and what is acknowledged when.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::archive_support::*;
+use crate::ingest_support::{Client, Recorder, Running, blamed_for, start};
 use crate::whole_server::hello;
-use bytes::Bytes;
 use prometheus::Registry;
-use tapio_server::archive::{Archive, QUEUE_BYTES_MAX, lock_books};
-use tapio_server::ingest::{CREDIT_BYTES, CREDIT_BYTES_MIN, FrameSink, IngestMetrics, IngestService, settings};
+use tapio_server::archive::{QUEUE_BYTES_MAX, lock_books};
+use tapio_server::ingest::{CREDIT_BYTES, CREDIT_BYTES_MIN, IngestMetrics, IngestService};
 use tapio_wire::event::{Lane, Source};
-use tapio_wire::frame::{Frame, HEADER_BYTES, VERSION};
-use tapio_wire::limits::REFUSED_FRAME_KEY;
-use tapio_wire::service::ingest_client::IngestClient;
-use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tapio_wire::frame::VERSION;
+use tapio_wire::service::{Hello, ship_response};
+use tonic::Code;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Code, Status, Streaming};
-
-#[derive(Default)]
-struct Recorder {
-    frames: Mutex<Vec<(Arc<str>, Arc<Frame>)>>,
-}
-
-impl Recorder {
-    fn seqs(&self) -> Vec<u64> {
-        let frames = self.frames.lock().unwrap();
-        frames.iter().map(|(_, frame)| frame.header().seq).collect()
-    }
-}
-
-impl FrameSink for Recorder {
-    async fn deliver(&self, node: &Arc<str>, frame: Arc<Frame>) {
-        self.frames.lock().unwrap().push((Arc::clone(node), frame));
-    }
-}
-
-struct Running {
-    disk: FaultyDisk,
-    archive: Archive,
-    service: IngestService<Arc<Recorder>>,
-    recorder: Arc<Recorder>,
-    metrics: Arc<IngestMetrics>,
-    address: std::net::SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-async fn start() -> Running {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::default();
-    let archive = Archive::open_on(plain(dir.path()), disk.clone(), Duration::ZERO, &mut |_, _| {}).unwrap();
-    let metrics = Arc::new(IngestMetrics::register(&Registry::new()).unwrap());
-    let recorder = Arc::new(Recorder::default());
-    let service = IngestService::new(&archive, Arc::clone(&recorder), Arc::clone(&metrics));
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = incoming.local_addr().unwrap();
-    let server = settings(Server::builder(), 1000).add_service(service.server());
-    tokio::spawn(server.serve_with_incoming(incoming));
-    Running { disk, archive, service, recorder, metrics, address, _dir: dir }
-}
-
-struct Client {
-    requests: mpsc::Sender<ShipRequest>,
-    responses: Streaming<ShipResponse>,
-}
-
-impl Running {
-    async fn connect(&self) -> Client {
-        let endpoint = format!("http://{}", self.address);
-        let mut client = IngestClient::connect(endpoint).await.unwrap();
-        let (requests, receiver) = mpsc::channel(64);
-        let responses = client.ship(ReceiverStream::new(receiver)).await.unwrap();
-        Client { requests, responses: responses.into_inner() }
-    }
-
-    /// A stream that has been welcomed.
-    async fn stream(&self, name: &str, epoch: u64) -> (Client, Welcome) {
-        let mut client = self.connect().await;
-        client.hello(hello(name, epoch)).await;
-        let welcome = client.welcome().await;
-        (client, welcome)
-    }
-
-    fn durable(&self, frames: &Frames) -> u64 {
-        lock_books(self.archive.books()).durable_seq(frames.node(), frames.epoch)
-    }
-}
-
-impl Client {
-    async fn hello(&self, hello: Hello) {
-        self.send(ship_request::Kind::Hello(hello)).await;
-    }
-
-    async fn frame(&self, bytes: impl Into<Bytes>) {
-        self.send(ship_request::Kind::Frame(bytes.into())).await;
-    }
-
-    async fn send(&self, kind: ship_request::Kind) {
-        // A stream that was refused meanwhile shows in its responses.
-        let _ = self.requests.send(ShipRequest { kind: Some(kind) }).await;
-    }
-
-    async fn response(&mut self) -> Result<ship_response::Kind, Status> {
-        match tokio::time::timeout(PATIENCE, self.responses.message()).await {
-            Ok(Ok(Some(response))) => Ok(response.kind.expect("a kind")),
-            Ok(Ok(None)) => Err(Status::ok("the stream ended")),
-            Ok(Err(status)) => Err(status),
-            Err(_) => panic!("no response within {PATIENCE:?}"),
-        }
-    }
-
-    async fn welcome(&mut self) -> Welcome {
-        match self.response().await {
-            Ok(ship_response::Kind::Welcome(welcome)) => welcome,
-            other => panic!("no welcome but {other:?}"),
-        }
-    }
-
-    /// Reads acknowledgements until one reaches `seq`.
-    async fn acknowledged(&mut self, seq: u64) -> Ack {
-        loop {
-            match self.response().await {
-                Ok(ship_response::Kind::Ack(ack)) if ack.durable_seq >= seq => return ack,
-                Ok(_) => {}
-                Err(status) => panic!("no acknowledgement but {status}"),
-            }
-        }
-    }
-
-    /// Reads until the server ends the stream.
-    async fn end(mut self) -> Status {
-        loop {
-            if let Err(status) = self.response().await {
-                return status;
-            }
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_are_archived_delivered_and_then_acknowledged() {
@@ -341,149 +217,6 @@ async fn an_older_epoch_is_refused_a_newer_starts_anew() {
     client.acknowledged(1).await;
 }
 
-/// Sends one good frame, then `bytes`; returns how the stream ended.
-async fn ended_by(server: &Running, name: &str, bytes: impl FnOnce(&mut Frames) -> Bytes) -> Status {
-    let mut frames = Frames::new(name, 1);
-    let (mut client, _) = server.stream(name, 1).await;
-    client.frame(frames.next()).await;
-    client.acknowledged(1).await;
-    client.frame(bytes(&mut frames)).await;
-    client.end().await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_out_of_place_are_refused_and_counted() {
-    type Bad = fn(&mut Frames) -> Bytes;
-    let cases: [(&str, Code, &str, Bad); 6] = [
-        ("a", Code::PermissionDenied, "foreign_node", |_| Frames::new("other", 1).next()),
-        ("b", Code::PermissionDenied, "foreign_epoch", |_| Frames::new("b", 2).next()),
-        ("c", Code::InvalidArgument, "sequence_gap", |frames| {
-            frames.seq += 1;
-            frames.next()
-        }),
-        ("d", Code::InvalidArgument, "sequence_gap", |frames| {
-            frames.seq = u64::MAX - 1;
-            frames.next()
-        }),
-        ("e", Code::InvalidArgument, "sequence_zero", |frames| {
-            let mut bytes = frames.next().to_vec();
-            bytes[24..32].fill(0);
-            fix_header(bytes)
-        }),
-        ("f", Code::InvalidArgument, "contradiction", |frames| {
-            let mut bytes = frames.next().to_vec();
-            bytes[52] += 1;
-            bytes[80] += 1;
-            fix_header(bytes)
-        }),
-    ];
-    let server = start().await;
-    for (name, code, reason, bad) in cases {
-        let before = server.metrics.refused(reason);
-        let status = ended_by(&server, name, bad).await;
-        assert_eq!(status.code(), code, "{reason}: {status}");
-        assert_eq!(server.metrics.refused(reason), before + 1, "{reason}");
-        // A frame of another node or epoch is on the wrong stream: it is sound by itself.
-        let blamed = (code == Code::InvalidArgument).then_some(reason);
-        assert_eq!(blamed_for(&status), blamed, "{status}");
-    }
-    assert_eq!(lock_books(server.archive.books()).totals().frames, 6, "the good ones alone");
-}
-
-/// What a status says is wrong with the frame itself.
-fn blamed_for(status: &Status) -> Option<&str> {
-    status.metadata().get(REFUSED_FRAME_KEY).and_then(|reason| reason.to_str().ok())
-}
-
-/// Makes a changed header match its checksum again.
-fn fix_header(mut bytes: Vec<u8>) -> Bytes {
-    let payload = u32::from_le_bytes(bytes[60..64].try_into().unwrap()) as usize;
-    let crc = crc32c::crc32c(&bytes[HEADER_BYTES..HEADER_BYTES + payload]);
-    bytes[64..68].copy_from_slice(&crc.to_le_bytes());
-    bytes[68..72].fill(0);
-    let crc = crc32c::crc32c(&bytes[..HEADER_BYTES]);
-    let crc = crc32c::crc32c_append(crc, &bytes[HEADER_BYTES + payload..]);
-    bytes[68..72].copy_from_slice(&crc.to_le_bytes());
-    bytes.into()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_bytes_are_refused_before_they_are_archived() {
-    type Bad = fn(&mut Frames) -> Bytes;
-    let cases: [(&str, &str, Bad); 7] = [
-        ("a", "magic", |_| vec![0x5a; 4096].into()),
-        ("b", "truncated", |_| Bytes::new()),
-        ("c", "truncated", |frames| frames.next().slice(..HEADER_BYTES)),
-        ("d", "header_checksum", |frames| {
-            let mut bytes = frames.next().to_vec();
-            bytes[32] ^= 1;
-            bytes.into()
-        }),
-        ("e", "payload_checksum", |frames| {
-            let mut bytes = frames.next().to_vec();
-            bytes[HEADER_BYTES] ^= 1;
-            bytes.into()
-        }),
-        // It declares a body of 4 GiB.
-        ("f", "declared_size", |frames| {
-            let mut bytes = frames.next().to_vec();
-            bytes[56..60].fill(0xff);
-            fix_header(bytes)
-        }),
-        // A payload that is none of its compression, with checksums that are right.
-        ("g", "compression", |frames| {
-            let mut bytes = frames.next().to_vec();
-            bytes[HEADER_BYTES..HEADER_BYTES + 8].fill(0xff);
-            fix_header(bytes)
-        }),
-    ];
-    let server = start().await;
-    for (name, reason, bad) in cases {
-        let before = server.metrics.refused(reason);
-        let status = ended_by(&server, name, bad).await;
-        assert_eq!(status.code(), Code::InvalidArgument, "{reason}: {status}");
-        assert_eq!(server.metrics.refused(reason), before + 1, "{reason}: {status}");
-        assert_eq!(blamed_for(&status), Some(reason), "{status}");
-    }
-    assert_eq!(lock_books(server.archive.books()).totals().frames, 7, "the good ones alone");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frame_with_any_byte_changed_never_harms_the_server() {
-    let server = start().await;
-    let mut frames = Frames::new("node-1", 1);
-    frames.events = 3;
-    let good = frames.next();
-    for at in (0..good.len()).step_by(3) {
-        let mut bytes = good.to_vec();
-        bytes[at] ^= 0x41;
-        // With right checksums the change reaches the deeper checks.
-        let bytes = if at < 60 || (64..72).contains(&at) { bytes.into() } else { fix_header_if(bytes) };
-        let name = format!("node-{at}");
-        let (client, _) = server.stream(&name, 1).await;
-        client.frame(bytes).await;
-        let status = client.end().await;
-        assert_ne!(status.code(), Code::Ok, "byte {at}");
-    }
-    let (mut client, _) = server.stream("node-1", 1).await;
-    client.frame(good).await;
-    client.acknowledged(1).await;
-}
-
-fn fix_header_if(bytes: Vec<u8>) -> Bytes {
-    let payload = u32::from_le_bytes(bytes[60..64].try_into().unwrap()) as usize;
-    if HEADER_BYTES + payload <= bytes.len() { fix_header(bytes) } else { bytes.into() }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_beyond_the_limit_is_refused() {
-    let server = start().await;
-    let (client, _) = server.stream("node-1", 1).await;
-    client.frame(vec![0; 5 << 20]).await;
-    assert_eq!(client.end().await.code(), Code::OutOfRange);
-    assert_eq!(server.metrics.refused("message"), 1);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_server_resumes_after_the_last_durable_frame() {
     let server = start().await;
@@ -493,7 +226,7 @@ async fn a_restarted_server_resumes_after_the_last_durable_frame() {
         client.frame(frames.next()).await;
     }
     client.acknowledged(5).await;
-    let Running { archive, _dir: dir, .. } = server;
+    let Running { archive, dir, .. } = server;
     archive.shutdown();
     let archive = open(plain(dir.path()));
     let metrics = Arc::new(IngestMetrics::register(&Registry::new()).unwrap());
@@ -502,7 +235,7 @@ async fn a_restarted_server_resumes_after_the_last_durable_frame() {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = incoming.local_addr().unwrap();
     tokio::spawn(Server::builder().add_service(service.server()).serve_with_incoming(incoming));
-    let server = Running { disk: FaultyDisk::default(), archive, service, recorder, metrics, address, _dir: dir };
+    let server = Running { disk: FaultyDisk::default(), archive, service, recorder, metrics, address, dir };
     let (mut client, welcome) = server.stream("node-1", 1).await;
     assert_eq!(welcome.durable_seq, 5);
     client.frame(frames.next()).await;
@@ -554,7 +287,7 @@ async fn an_epoch_goes_on_behind_what_another_server_acknowledged() {
     let epoch = before.epoch(frames.node(), 1).unwrap();
     assert_eq!((epoch.missing_frames, epoch.elsewhere[0]), (0, 70));
     // A recovery that has only frames and notes to go by comes to the same.
-    let Running { archive, _dir: dir, .. } = server;
+    let Running { archive, dir, .. } = server;
     archive.shutdown();
     let segment = segments(dir.path()).pop().unwrap();
     let file = std::fs::File::options().write(true).open(segment).unwrap();

@@ -70,7 +70,7 @@ pub enum CopyError {
     Place { to: PathBuf, source: io::Error },
 }
 
-/// Copies the archive in `from` to `to`; `read` hears how many bytes were copied since it heard last.
+/// Copies the archive in `from` to `to`; `read` is called with how many bytes were copied since its last call.
 ///
 /// # Errors
 /// [`CopyError`]; nothing of the copy is left then.
@@ -191,7 +191,7 @@ fn copy_segment(
         // In parts, so that progress shows. The kernel copies.
         let part = io::copy(&mut source.take(left.min(16 << 20)), &mut out).map_err(failed)?;
         if part == 0 {
-            // Of a closed segment the reserved rest was given back meanwhile.
+            // The preallocated rest of a closed segment was truncated meanwhile.
             break;
         }
         left -= part;

@@ -193,7 +193,7 @@ fn indexed_frames(segment: &SegmentFile) -> io::Result<Option<u64>> {
 
 /// Finds segments that were cut, emptied or deleted. `segments` are all of a directory, oldest first.
 ///
-/// Of a segment with an index nothing but that is read: damage within it is for whoever reads its records.
+/// Of a segment with an index only that is read: damage within it is found by the reader of its records.
 pub fn gaps(segments: &[SegmentFile]) -> io::Result<Vec<Damage>> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -390,8 +390,8 @@ impl Count<'_> {
     }
 }
 
-/// Checks the checksums of every record of a segment that is not written to any more; `read` hears how many bytes were read
-/// since it heard last.
+/// Checks the checksums of every record of a segment that is not written to any more; `read` is called with how many bytes were
+/// read since its last call.
 pub fn of_closed(file: &File, number: u64, read: &mut dyn FnMut(u64)) -> io::Result<Option<Damage>> {
     let index = Index::read(file, number)?;
     let mut ranges = Vec::new();

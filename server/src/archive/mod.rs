@@ -259,7 +259,7 @@ pub struct Archive {
     metrics: Arc<ArchiveMetrics>,
     disk: DiskKind,
     stop: watch::Sender<bool>,
-    /// The lock is given back after the thread has ended: until then it may still write.
+    /// The lock is released after the thread has ended: until then it may still write.
     thread: Mutex<Option<(JoinHandle<()>, lock::DirectoryLock)>>,
     sign: Sign,
 }

@@ -66,7 +66,7 @@ pub(super) fn create_reserved(path: &Path, bytes: u64) -> io::Result<File> {
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(bytes)?,
         Err(error) => {
             drop(file);
-            // Best effort: the caller hears of the error that made the file useless.
+            // Best effort: the caller gets the error that made the file useless.
             let _ = fs::remove_file(path);
             return Err(error.into());
         }

@@ -79,7 +79,7 @@ impl SegmentReport {
     }
 }
 
-/// Looks through a segment; `read` hears how many bytes were read since it heard last.
+/// Looks through a segment; `read` is called with how many bytes were read since its last call.
 ///
 /// A server may be writing it: what was read too early and has successors that were read later looks like damage. It is
 /// looked at once more then.
@@ -89,7 +89,7 @@ pub fn verify_segment(segment: &SegmentFile, read: &mut dyn FnMut(u64)) -> io::R
         match look(segment, &file, read) {
             Ok(report) if !was_written_meanwhile(&file, &report)? => return Ok(report),
             Ok(_) => {}
-            // It was closed, and its reserved rest given back.
+            // It was closed, and its preallocated rest truncated.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(error) => return Err(error),
         }

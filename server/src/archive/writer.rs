@@ -81,7 +81,7 @@ pub(super) struct Running<D: Disk> {
     pub disk: D,
     pub writer: Writer,
     pub active: Option<Active<D::File>>,
-    /// Poisoned segments whose rest is still to be given back.
+    /// Poisoned segments whose rest is still to be truncated.
     pub untrimmed: VecDeque<Untrimmed<D::File>>,
     /// When ages are looked at next, whatever arrives.
     pub housekeeping: Instant,
@@ -377,7 +377,7 @@ impl<D: Disk> Running<D> {
             return;
         };
         self.write_index(&mut active).await;
-        // The reserved rest is given back; should this not reach the disk, the zeros are no records.
+        // The preallocated rest is truncated; should this not reach the disk, the zeros are no records.
         if let Err(error) = self.disk.truncate(&active.file, active.offset).await {
             warn!(segment = active.number, %error, "the rest of a closed segment was not freed");
         }

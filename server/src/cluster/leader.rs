@@ -35,7 +35,7 @@ const VALUE_BYTES_MAX: i32 = 4096;
 const BUCKET_BYTES_MAX: i64 = 1 << 20;
 /// Why a leader gives up whose renewal came too late, or not at all.
 const TOO_LATE: &str = "it could not renew its lease in time";
-/// How long the last word of a leader that ends may take.
+/// How long a leader that ends waits for its release.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a lease lasts, and how it is kept.

@@ -112,7 +112,7 @@ impl ClusterLosses {
         inner.look(at_ns)
     }
 
-    /// This server feeds itself from now on, and hears nobody.
+    /// This server feeds itself from now on, and receives nothing from others.
     pub fn alone(&self, server: &str) {
         let mut inner = self.lock();
         inner.alone = Some(server.to_owned());

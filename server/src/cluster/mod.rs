@@ -13,6 +13,7 @@ mod batch;
 mod config;
 mod connections;
 mod coverage;
+mod flight;
 mod leader;
 mod link;
 mod log;

@@ -6,20 +6,18 @@
 //! another order, when a connection breaks or one of them is refused. What comes after its frame's end counts as known.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::batch::{Batch, Entry};
 use super::config::ClusterSection;
-use super::connections::Connections;
+use super::flight::{self, Flight, Landed, Sent};
 use super::link::Link;
-use super::log::{Log, LogError, MESSAGE_BYTES_MAX, Names, SERVER_HEADER};
+use super::log::{Log, MESSAGE_BYTES_MAX, Names};
 use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
 use crate::correlate::clue::ClueDetail;
 use crate::correlate::{InProcessBus, LogUpdate, Message, is_global};
@@ -45,8 +43,8 @@ const HEADER_BYTES: usize = 1024;
 /// Entries of one message, at first; one that comes out too large is parted.
 const ENTRIES_MAX: usize = ENTRIES_TOGETHER;
 const RETRY_MAX: Duration = Duration::from_secs(1);
-/// How long the last words of a server that ends may take.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a server that ends waits for its last messages.
+const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_secs(2);
 
 struct Waiting {
     number: u64,
@@ -55,21 +53,6 @@ struct Waiting {
     payload: Bytes,
     /// It says how far frames reach, or that the server ends: nothing may come after it that belongs before it.
     closes: bool,
-}
-
-/// A message on its way.
-struct Sent {
-    subject: String,
-    /// By which NATS knows it when it comes again.
-    id: String,
-    payload: Bytes,
-    closes: bool,
-}
-
-/// What came of sending: the place in the log of the last message, and of the first one that was new to it.
-struct Landed {
-    last: u64,
-    first_new: Option<u64>,
 }
 
 /// Nobody is left waiting when the publisher ends, also by a panic.
@@ -85,10 +68,6 @@ impl Drop for Closing {
         }
     }
 }
-
-/// The connection, what the first so many messages came to, and why the next one was not taken.
-type Flown = (Option<Log>, Option<(usize, Landed)>, Result<(), String>);
-type Flight = Pin<Box<dyn Future<Output = Flown> + Send>>;
 
 /// Writes this server's entries into the log.
 pub struct Publisher {
@@ -187,7 +166,7 @@ impl Publisher {
                 self.gather();
             }
             if ends_at.is_none() && *ended.borrow() {
-                ends_at = Some(Instant::now() + LAST_WORDS);
+                ends_at = Some(Instant::now() + LAST_MESSAGES_TIMEOUT);
                 self.outgoing.flush();
                 self.gather();
                 self.say(vec![Entry::Leaving]);
@@ -262,7 +241,7 @@ impl Publisher {
         }
     }
 
-    /// Facts go by themselves, so that the last word on each can be kept; all else goes together.
+    /// Facts go in messages of their own, so that the last message of each can be kept; all else goes together.
     fn say(&mut self, entries: Vec<Entry>) {
         self.said = Instant::now();
         let mut others = Vec::with_capacity(entries.len().min(ENTRIES_MAX));
@@ -364,20 +343,7 @@ impl Publisher {
         };
         let messages: Vec<Sent> = self.waiting.iter().take(count).map(sent).collect();
         let (config, keep, connections) = (self.config.clone(), self.keep, Arc::clone(&self.link.connections));
-        Box::pin(async move {
-            let log = match log {
-                Some(log) => log,
-                None => match connect(&config, keep, &connections).await {
-                    Ok(log) => log,
-                    Err(error) => return (None, None, Err(error.to_string())),
-                },
-            };
-            match send(&log, messages).await {
-                (landed, Ok(())) => (Some(log), landed, Ok(())),
-                // What it was connected to may not be what it is now.
-                (landed, Err(error)) => (None, landed, Err(error)),
-            }
-        })
+        flight::take_off(config, keep, connections, log, messages)
     }
 
     fn landed(&mut self, count: usize, landed: &Landed) {
@@ -467,43 +433,6 @@ impl Publisher {
             }
         }
     }
-}
-
-async fn connect(config: &ClusterSection, keep: Duration, connections: &Arc<Connections>) -> Result<Log, LogError> {
-    let log = Log::connect(config, keep, connections).await?;
-    log.ensure().await?;
-    Ok(log)
-}
-
-/// Sends messages off, those that close when all others were taken. Returns how many of the first ones were taken, and where; also
-/// when a later one was not.
-async fn send(log: &Log, messages: Vec<Sent>) -> (Option<(usize, Landed)>, Result<(), String>) {
-    let (closing, others): (Vec<Sent>, Vec<Sent>) = messages.into_iter().partition(|message| message.closes);
-    let mut landed: Option<(usize, Landed)> = None;
-    for part in [others, closing] {
-        let mut acks = Vec::with_capacity(part.len());
-        for Sent { subject, id, payload, .. } in part {
-            let message = PublishMessage::build().payload(payload).message_id(id);
-            let message = message.header(SERVER_HEADER, log.names.server());
-            match log.context.send_publish(subject, message).await {
-                Ok(ack) => acks.push(ack),
-                Err(error) => return (landed, Err(error.to_string())),
-            }
-        }
-        for ack in acks {
-            let ack = match ack.await {
-                Ok(ack) => ack,
-                Err(error) => return (landed, Err(error.to_string())),
-            };
-            let (count, so_far) = landed.get_or_insert((0, Landed { last: 0, first_new: None }));
-            *count += 1;
-            so_far.last = so_far.last.max(ack.sequence);
-            if !ack.duplicate {
-                so_far.first_new.get_or_insert(ack.sequence);
-            }
-        }
-    }
-    (landed, Ok(()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{Info, Stream};
 use futures::StreamExt;
 use tokio::sync::watch;
 
@@ -44,6 +44,13 @@ struct Position {
     /// When the log was made.
     created_ns: i128,
     seq: u64,
+}
+
+/// Where reading begins, and up to which message the log was written by then.
+struct Start {
+    generation: u64,
+    target: u64,
+    position: Option<Position>,
 }
 
 /// Reads the log and drives the finder by it.
@@ -111,36 +118,15 @@ impl Reader {
         let goes_on = self.position.filter(|at| {
             at.created_ns == created_ns && info.state.first_sequence <= at.seq + 1 && at.seq <= info.state.last_sequence
         });
-        let mut generation = self.link.generation.load(Ordering::Acquire);
-        let mut target = info.state.last_sequence;
         // Without a place to go on at, the first message is the one that is there first.
-        let mut position = goes_on;
-        if goes_on.is_none() {
-            // Before anything is asked for: what is known is of the log that was.
-            self.link.set_caught_up(false);
-            let is_lost = |at: Position| at.created_ns != created_ns || at.seq > info.state.last_sequence;
-            if self.was.is_some_and(is_lost) {
-                tracing::warn!("the log of the servers was lost: what the archive has of it is published again");
-                self.link.ask_for_healing();
-            } else if let Some(was) = self.was.filter(|was| info.state.first_sequence > was.seq + 1) {
-                self.fell_behind(info.state.first_sequence - was.seq - 1);
-            }
-            self.was = None;
-            // Whoever may not read must not forget for it what it knows.
-            drop(log::read_from(stream, 0).await.map_err(|error| broken(&error))?);
-            // What a server finds alone it finds until its own words are in the log.
-            self.link.is_reading.store(true, Ordering::Release);
-            self.link.in_company().await;
-            generation = self.link.generation.load(Ordering::Acquire);
-            self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
-            self.send(LogUpdate::Rebuild)?;
-            self.read_facts(log).await?;
-            let info = stream.get_info().await.map_err(|error| broken(&error))?;
-            target = info.state.last_sequence;
-            if info.state.messages == 0 {
-                position = Some(Position { created_ns, seq: target });
-            }
-        }
+        let Start { generation, target, mut position } = match goes_on {
+            Some(_) => Start {
+                generation: self.link.generation.load(Ordering::Acquire),
+                target: info.state.last_sequence,
+                position: goes_on,
+            },
+            None => self.begin_anew(log, stream, &info).await?,
+        };
         let from_seq = position.map_or(0, |at| at.seq + 1);
         let mut messages = log::read_from(stream, from_seq).await.map_err(|error| broken(&error))?;
         self.link.is_reading.store(true, Ordering::Release);
@@ -190,17 +176,7 @@ impl Reader {
                 Some(at) if seq <= at.seq => continue,
                 _ => {}
             }
-            match Batch::decode(&message.payload) {
-                Ok(batch) => self.send(LogUpdate::Batch(Box::new(batch), at_ns))?,
-                Err(error) => {
-                    let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
-                    let server = server.map_or("a server of another version", |server| server.as_str());
-                    self.send(LogUpdate::Unread(server.to_owned(), at_ns))?;
-                    if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
-                        tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
-                    }
-                }
-            }
+            self.pass_on(&message, seq, at_ns)?;
             position = Some(Position { created_ns, seq });
             has_moved = true;
             self.position = position;
@@ -210,6 +186,36 @@ impl Reader {
         }
     }
 
+    /// Forgets what is known of the log that was, and reads the facts of this one.
+    async fn begin_anew(&mut self, log: &Log, stream: &Stream, info: &Info) -> Result<Start, End> {
+        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
+        let created_ns = info.created.unix_timestamp_nanos();
+        let (first_seq, last_seq) = (info.state.first_sequence, info.state.last_sequence);
+        // Before anything is asked for: what is known is of the log that was.
+        self.link.set_caught_up(false);
+        let is_lost = |at: Position| at.created_ns != created_ns || at.seq > last_seq;
+        if self.was.is_some_and(is_lost) {
+            tracing::warn!("the log of the servers was lost: what the archive has of it is published again");
+            self.link.ask_for_healing();
+        } else if let Some(was) = self.was.filter(|was| first_seq > was.seq + 1) {
+            self.fell_behind(first_seq - was.seq - 1);
+        }
+        self.was = None;
+        // A server that may not read must not forget for it what it knows.
+        drop(log::read_from(stream, 0).await.map_err(|error| broken(&error))?);
+        // What a server finds alone it finds until its own messages are in the log.
+        self.link.is_reading.store(true, Ordering::Release);
+        self.link.in_company().await;
+        let generation = self.link.generation.load(Ordering::Acquire);
+        self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
+        self.send(LogUpdate::Rebuild)?;
+        self.read_facts(log).await?;
+        let info = stream.get_info().await.map_err(|error| broken(&error))?;
+        let target = info.state.last_sequence;
+        let position = (info.state.messages == 0).then_some(Position { created_ns, seq: target });
+        Ok(Start { generation, target, position })
+    }
+
     /// Messages were deleted before this server came to them: what there is is known by the facts, and the rest is missing.
     fn fell_behind(&self, missed: u64) {
         tracing::warn!(
@@ -217,6 +223,22 @@ impl Reader {
             "this server fell behind the log, and reads anew what is left of it: raise cluster.max_bytes"
         );
         self.link.fell_behind.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sends the finder what a message says, or that it cannot be read.
+    fn pass_on(&self, message: &async_nats::jetstream::Message, seq: u64, at_ns: u64) -> Result<(), BusClosed> {
+        match Batch::decode(&message.payload) {
+            Ok(batch) => self.send(LogUpdate::Batch(Box::new(batch), at_ns)),
+            Err(error) => {
+                let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
+                let server = server.map_or("a server of another version", |server| server.as_str());
+                self.send(LogUpdate::Unread(server.to_owned(), at_ns))?;
+                if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Waits while the finder has no room.
@@ -238,7 +260,7 @@ impl Reader {
             // What the archive has to publish again may confirm what was found alone.
             let confirms = !self.link.is_healing();
             self.send(LogUpdate::CaughtUp { confirms })?;
-            // Whoever hears of it may rely on the finder's being there too.
+            // Whoever sees the flag below may rely on the finder's being there too.
             self.held(|finder| finder.barrier())?;
             self.link.set_caught_up(true);
         }
@@ -247,7 +269,7 @@ impl Reader {
         Ok(())
     }
 
-    /// What there is, by the last word on each.
+    /// Reads the facts: the last message of each.
     async fn read_facts(&self, log: &Log) -> Result<(), End> {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let facts = log.facts().await.map_err(|error| broken(&error))?;

@@ -218,7 +218,7 @@ async fn heal(
             () = link.heal.notified() => {}
             _ = ended.wait_for(|is| *is) => return,
         }
-        // Before the log is read: whoever asks later speaks of a log that may be another one than is known here.
+        // Before the log is read: a later request may be about another log than the one that is known here.
         if !link.take_healing() {
             continue;
         }

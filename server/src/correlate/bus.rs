@@ -19,7 +19,7 @@ use crate::cluster::Batch;
 #[error("the finder has stopped: no clue can be published any more")]
 pub struct BusClosed;
 
-/// Carries clues to whoever joins them.
+/// Carries clues to the finder, or to other servers.
 pub trait ClueBus: Send + Sync {
     /// Hands a clue over; waits while there is no room.
     ///

@@ -3,6 +3,8 @@
 //! What enters: lethal events, and bursts of bulk events of one entity. What must hold: a clue stands for itself; every name
 //! is resolved and the entity described, so that the frame it came from can go.
 
+mod process;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use tapio_wire::event::{EntityId, EntityKind, Measure, Role};
 use super::field_name::FieldName;
 pub use super::limit_level::{LimitLevel, is_pod_cgroup};
 use super::topology::EntityInfo;
+pub use process::{Exec, Exit, Kill, NsPid, Oom, SenderClass};
 
 macro_rules! clue_kinds {
     ($($(#[$meta:meta])* $name:ident => $text:literal,)*) => {
@@ -224,155 +227,6 @@ impl Fact {
     /// Whether it is said and true.
     pub fn is(&self, name: &str) -> bool {
         self.get(name) == Some(&FactValue::Flag(true))
-    }
-}
-
-/// A place in pid namespaces.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NsPid {
-    pub pid: u32,
-    pub level: u32,
-}
-
-/// A process image was replaced.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub struct Exec {
-    pub comm: Arc<str>,
-    pub parent_pid: u32,
-    pub ns: NsPid,
-    pub role: Role,
-}
-
-/// A process died.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub struct Exit {
-    pub comm: Arc<str>,
-    pub parent_pid: u32,
-    pub ns: NsPid,
-    /// As `wait(2)` reports it.
-    pub status: u32,
-    pub start_time_ns: u64,
-    pub oom_score_adj: i16,
-    pub role: Role,
-}
-
-impl Exit {
-    /// The exit code, when it exited by itself.
-    pub fn exit_code(&self) -> Option<u32> {
-        (self.status & 0x7f == 0).then_some((self.status >> 8) & 0xff)
-    }
-
-    /// The signal that ended it.
-    pub fn signal(&self) -> Option<u32> {
-        Some(self.status & 0x7f).filter(|&signal| signal != 0)
-    }
-
-    /// The signal that ended it, or that its exit code stands for. By convention a process that handles a signal, or whose child
-    /// died by one, exits with 128 and the signal's number.
-    pub fn died_by(&self) -> Option<u32> {
-        match self.exit_code() {
-            Some(code @ 129..=192) => Some(code - 128),
-            Some(_) => None,
-            None => self.signal(),
-        }
-    }
-}
-
-/// The OOM killer chose a process.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub struct Oom {
-    pub comm: Arc<str>,
-    pub ns: NsPid,
-    pub allocator_pid: u32,
-    pub allocator_comm: Arc<str>,
-    pub rss_bytes: u64,
-    pub limit_cgroup: Arc<str>,
-    pub limit_bytes: u64,
-    pub usage_bytes: u64,
-    pub oom_score_adj: i16,
-    pub role: Role,
-    /// Levels above the victim's own memory cgroup.
-    pub limit_height: u32,
-    /// What has the limit, and whose it is.
-    pub limit_level: LimitLevel,
-    /// Whether the allocator is below the limit; `None` where it is not known.
-    pub allocator_inside: Option<bool>,
-    /// The kernel said that it kills for this limit.
-    pub kills_for_limit: bool,
-}
-
-impl Oom {
-    /// Whether the limit was reached, by the kernel's own word or by what was in use: the kernel charges in batches, so a little
-    /// room may be left. Where the allocator is not below it, only a limit that was lowered under its use was.
-    pub fn limit_hit(&self) -> bool {
-        let room = self.limit_bytes.saturating_sub(self.usage_bytes);
-        match self.allocator_inside {
-            _ if self.limit_bytes == 0 => false,
-            _ if self.kills_for_limit => true,
-            Some(false) => self.usage_bytes > self.limit_bytes,
-            _ => room <= self.batch_bytes(),
-        }
-    }
-
-    /// What is in use beyond the limit, when that is more than the kernel's batches explain: the limit was lowered under it.
-    pub fn over_bytes(&self) -> Option<u64> {
-        let over = self.usage_bytes.saturating_sub(self.limit_bytes);
-        (self.limit_bytes > 0 && over > self.batch_bytes()).then_some(over)
-    }
-
-    fn batch_bytes(&self) -> u64 {
-        (self.limit_bytes / 64).clamp(1 << 20, 16 << 20)
-    }
-}
-
-/// A signal was sent.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
-pub struct Kill {
-    pub signal: u32,
-    pub code: i32,
-    pub comm: Arc<str>,
-    pub ns: NsPid,
-    pub sender_pid: u32,
-    pub sender_comm: Arc<str>,
-    pub sender: Arc<EntityInfo>,
-    pub sender_class: SenderClass,
-    /// The target ignores it.
-    pub ignored: bool,
-    pub role: Role,
-    /// The kernel sent it to a process that had used up its CPU time.
-    pub over_cpu_limit: bool,
-    /// So many more of the same since the one before.
-    pub repeats: u32,
-}
-
-/// Who sent a signal, seen from its target.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SenderClass {
-    /// The kernel itself: a fault, the OOM killer.
-    Kernel,
-    /// The process itself.
-    Itself,
-    /// Another process of the same entity or pod.
-    Same,
-    /// A container runtime, kubelet or the service manager.
-    Runtime,
-    /// A daemon whose duty is to kill before the kernel runs out of memory.
-    OomDaemon,
-    /// Anyone else.
-    Outside,
-}
-
-impl SenderClass {
-    /// The name that patterns use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel",
-            Self::Itself => "self",
-            Self::Same => "same",
-            Self::Runtime => "runtime",
-            Self::OomDaemon => "oom_daemon",
-            Self::Outside => "outside",
-        }
     }
 }
 

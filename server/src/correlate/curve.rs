@@ -1,7 +1,7 @@
 //! What a container's use over the last minutes looks like: a leak, a spike, or page cache.
 //!
-//! In: the points of a curve. Out: a [`Shape`]. What must hold: memory that the kernel gives back by itself (page cache) is no leak;
-//! a name is given only to what is clear, anything else is `unclear`.
+//! In: the points of a curve. Out: a [`Shape`]. What must hold: memory that the kernel frees by itself (page cache) is no leak; a
+//! name is given only to what is clear, anything else is `unclear`.
 
 use tapio_wire::event::ArchivedCurve;
 
@@ -26,7 +26,7 @@ pub enum Shape {
     Leak,
     /// Grew at once at the end.
     Spike,
-    /// Mostly page cache, which the kernel gives back.
+    /// Mostly page cache, which the kernel frees by itself.
     Cache,
     /// Mostly tmpfs or shared memory.
     Tmpfs,

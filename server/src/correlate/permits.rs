@@ -1,7 +1,7 @@
 //! How many frames may be between delivery and the shards: of all nodes together, and of each.
 //!
-//! What must hold: a node that floods the shards holds back its own stream, and the frames of other nodes find room; whoever
-//! waits is let go when correlation stops.
+//! What must hold: a node that floods the shards holds back its own stream, and the frames of other nodes find room. Waiting
+//! callers are released when correlation stops.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

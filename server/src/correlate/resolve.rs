@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tapio_wire::event::{ArchivedDetail, ArchivedEvent, EntityKind, Role};
+use tapio_wire::event::{ArchivedDetail, ArchivedEvent, ArchivedOom, EntityKind, Role};
 use tapio_wire::frame::Frame;
 use tapio_wire::program::glob;
 
@@ -108,38 +108,7 @@ pub fn lethal(
             oom_score_adj: exit.oom_score_adj.to_native(),
             role: Role::from_u8(exit.role),
         }),
-        ArchivedDetail::Oom(oom) => ClueDetail::Oom(Oom {
-            comm: name(oom.comm.to_native()),
-            ns: ns(oom.ns_pid.to_native(), oom.ns_level.to_native()),
-            allocator_pid: oom.allocator_pid.to_native(),
-            allocator_comm: name(oom.allocator_comm.to_native()),
-            rss_bytes: oom
-                .anon_rss_bytes
-                .to_native()
-                .saturating_add(oom.file_rss_bytes.to_native())
-                .saturating_add(oom.shmem_rss_bytes.to_native()),
-            limit_cgroup: name(oom.limit_cgroup.to_native()),
-            limit_bytes: oom.limit_bytes.to_native(),
-            // The kernel saw the limit full. What others freed before the record was read still counts as used.
-            usage_bytes: match oom.allocator_inside {
-                3 => oom.usage_bytes.to_native().max(oom.limit_bytes.to_native()),
-                _ => oom.usage_bytes.to_native(),
-            },
-            oom_score_adj: oom.oom_score_adj.to_native(),
-            role: Role::from_u8(oom.role),
-            limit_height: oom.limit_height.to_native(),
-            limit_level: LimitLevel::of(
-                frame.body().name(oom.limit_cgroup.to_native()).unwrap_or_default(),
-                &entity,
-                oom.limit_height.to_native(),
-            ),
-            allocator_inside: match oom.allocator_inside {
-                1 | 3 => Some(true),
-                2 => Some(false),
-                _ => None,
-            },
-            kills_for_limit: oom.allocator_inside == 3,
-        }),
+        ArchivedDetail::Oom(event) => ClueDetail::Oom(oom(frame, event, &entity)),
         ArchivedDetail::Signal(signal) => {
             let sender = topology.describe(node, signal.sender_entity.to_native());
             let sender_pid = signal.sender_pid.to_native();
@@ -173,6 +142,43 @@ pub fn lethal(
         }
     };
     Some(clue(node, frame, index, event, entity, detail))
+}
+
+/// A kill for memory, with its texts resolved.
+fn oom(frame: &Frame, oom: &ArchivedOom, entity: &EntityInfo) -> Oom {
+    let name = |index: u32| -> Arc<str> { frame.body().name(index).unwrap_or("").into() };
+    Oom {
+        comm: name(oom.comm.to_native()),
+        ns: NsPid { pid: oom.ns_pid.to_native(), level: oom.ns_level.to_native() },
+        allocator_pid: oom.allocator_pid.to_native(),
+        allocator_comm: name(oom.allocator_comm.to_native()),
+        rss_bytes: oom
+            .anon_rss_bytes
+            .to_native()
+            .saturating_add(oom.file_rss_bytes.to_native())
+            .saturating_add(oom.shmem_rss_bytes.to_native()),
+        limit_cgroup: name(oom.limit_cgroup.to_native()),
+        limit_bytes: oom.limit_bytes.to_native(),
+        // The kernel saw the limit full. What others freed before the record was read still counts as used.
+        usage_bytes: match oom.allocator_inside {
+            3 => oom.usage_bytes.to_native().max(oom.limit_bytes.to_native()),
+            _ => oom.usage_bytes.to_native(),
+        },
+        oom_score_adj: oom.oom_score_adj.to_native(),
+        role: Role::from_u8(oom.role),
+        limit_height: oom.limit_height.to_native(),
+        limit_level: LimitLevel::of(
+            frame.body().name(oom.limit_cgroup.to_native()).unwrap_or_default(),
+            entity,
+            oom.limit_height.to_native(),
+        ),
+        allocator_inside: match oom.allocator_inside {
+            1 | 3 => Some(true),
+            2 => Some(false),
+            _ => None,
+        },
+        kills_for_limit: oom.allocator_inside == 3,
+    }
 }
 
 /// The clue that a burst stands for; its evidence is the event that made it one.

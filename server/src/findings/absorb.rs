@@ -1,4 +1,4 @@
-//! Root causes and what they brought about.
+//! Root causes and their consequences.
 //!
 //! What enters: every finding that is to be published, with the histories its anchor belongs to. What leaves: what to publish and
 //! what to withdraw instead. What must hold: a finding that another explains is not listed by itself, it is published with its
@@ -109,7 +109,7 @@ impl Absorber {
         actions
     }
 
-    /// A finding is taken back: what it had absorbed stands by itself again, or goes to its successor.
+    /// A finding is withdrawn: what it had absorbed stands by itself again, or goes to its successor.
     pub fn remove(&mut self, id: &str, successor: Option<&str>) -> Vec<Action> {
         let mut actions = Vec::new();
         let id = number_of(id);
@@ -233,7 +233,7 @@ impl Absorber {
         }
     }
 
-    /// A finding with all that it brought about.
+    /// A finding with all its consequences.
     fn with_consequences(&self, id: Id) -> Option<Finding> {
         let mut finding = self.entries.get(&id)?.finding.clone();
         let mut waiting = vec![id];

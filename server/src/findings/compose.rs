@@ -33,7 +33,8 @@ const CONSEQUENCE_REACH_NS: u64 = 10_000_000_000;
 pub const LABEL_REACH_NS: u64 = 600_000_000_000;
 /// Observations that a finding lists.
 const OBSERVATIONS_MAX: usize = 3;
-/// What was read of a cgroup within it is of the same moment, whoever's death it was read for: the collector reads once then.
+/// Readings of a cgroup within this time are of the same moment, for whichever death they were taken: the collector reads once
+/// then.
 const SAME_MOMENT_NS: u64 = 200_000_000;
 /// What was read later than this after a death describes what came after it.
 const READ_LATE_NS: u64 = 2_000_000_000;

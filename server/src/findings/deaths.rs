@@ -95,7 +95,7 @@ pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
 }
 
 impl Deaths {
-    /// Nothing explains a death any more: its finding is to be taken back, unless it stands for others too.
+    /// Nothing explains a death any more: its finding is to be withdrawn, unless it stands for others too.
     pub fn unexplained(&mut self, death: &Noted) -> Option<Withdrawn> {
         let evidence = death.clue.evidence;
         if self.explained.get(&evidence)?.in_group {

@@ -34,16 +34,7 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
         ClueKind::Delivered => {
             format!("{} reached {}", text::signal_name(fact.number("signal") as u32), fact.text("comm"))
         }
-        ClueKind::PodState => {
-            let state = if fact.is("gone") {
-                "is gone".to_owned()
-            } else if fact.is("deleting") {
-                "is being deleted".to_owned()
-            } else {
-                format!("is {}, {}", fact.text("phase"), if fact.is("ready") { "ready" } else { "not ready" })
-            };
-            format!("{entity} {state}{reason}{message}")
-        }
+        ClueKind::PodState => format!("{entity} {}{reason}{message}", pod_state(fact)),
         ClueKind::ContainerState => {
             let code = if fact.text("state") == "terminated" {
                 format!(" with code {}", fact.number("exit_code"))
@@ -111,6 +102,16 @@ pub fn sentence(fact: &Fact, entity: &EntityInfo) -> String {
             format!("{} events were lost on their way here: {}", fact.number("found_gone"), fact.text("reason"))
         }
         _ => format!("{} were not watched{reason} for {}", fact.text("what"), human_duration(fact.number("lasted"))),
+    }
+}
+
+fn pod_state(fact: &Fact) -> String {
+    if fact.is("gone") {
+        "is gone".to_owned()
+    } else if fact.is("deleting") {
+        "is being deleted".to_owned()
+    } else {
+        format!("is {}, {}", fact.text("phase"), if fact.is("ready") { "ready" } else { "not ready" })
     }
 }
 

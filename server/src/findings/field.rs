@@ -7,7 +7,7 @@ use tapio_wire::event::{EntityKind, Role};
 use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
-use crate::correlate::clue::{About, Clue, ClueDetail, ClueKind, ClueKinds, FactValue};
+use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds, FactValue};
 
 /// How a field is compared and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,8 +372,18 @@ impl Field {
             },
             (Self::Comm, _) => Value::Text(clue.comm()?),
             (Self::Lead, _) => Value::Flag(clue.is_lead()),
+            (Self::NamespaceInit, _) => Value::Flag(clue.is_namespace_init()),
+            (Self::ProcessRole, _) => Value::Text(role_name(clue.role())),
+            (field, ClueDetail::Burst(burst)) => field.of_burst(burst)?,
+            (field, _) => field.of_process(clue)?,
+        })
+    }
+
+    /// Its value in what the kernel said of a process.
+    fn of_process(self, clue: &Clue) -> Option<Value<'_>> {
+        Some(match (self, &clue.detail) {
             (Self::Main, ClueDetail::Exit(exit)) => {
-                Value::Flag(clue.is_lead() && (entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1))
+                Value::Flag(clue.is_lead() && (clue.entity.kind != Some(EntityKind::Unit) || exit.parent_pid <= 1))
             }
             (Self::ExitCode, ClueDetail::Exit(exit)) => Value::Number(exit.exit_code()?.into()),
             (Self::Signal, ClueDetail::Exit(exit)) => Value::Number(exit.signal()?.into()),
@@ -395,8 +405,6 @@ impl Field {
             (Self::ParentPid, ClueDetail::Exec(exec)) => Value::Number(exec.parent_pid.into()),
             (Self::ParentPid, ClueDetail::Exit(exit)) => Value::Number(exit.parent_pid.into()),
             (Self::OverCpuLimit, ClueDetail::Kill(kill)) => Value::Flag(kill.over_cpu_limit),
-            (Self::NamespaceInit, _) => Value::Flag(clue.is_namespace_init()),
-            (Self::ProcessRole, _) => Value::Text(role_name(clue.role())),
             (Self::AllocatorComm, ClueDetail::Oom(oom)) => Value::Text(&oom.allocator_comm),
             (Self::AllocatorPid, ClueDetail::Oom(oom)) => Value::Number(oom.allocator_pid.into()),
             (Self::Signal, ClueDetail::Kill(kill)) => Value::Number(kill.signal.into()),
@@ -408,23 +416,29 @@ impl Field {
             (Self::SenderKind, ClueDetail::Kill(kill)) => Value::Text(kill.sender.kind_name()),
             (Self::Ignored, ClueDetail::Kill(kill)) => Value::Flag(kill.ignored),
             (Self::Repeats, ClueDetail::Kill(kill)) if kill.repeats > 0 => Value::Number(kill.repeats.into()),
-            (Self::Count, ClueDetail::Burst(burst)) => Value::Number(burst.count.into()),
-            (Self::Stall, ClueDetail::Burst(burst)) => Value::Number(u64::from(burst.stall_us) * 1_000),
-            (Self::Span, ClueDetail::Burst(burst)) => Value::Number(u64::from(burst.span_ms) * 1_000_000),
-            (Self::Peer, ClueDetail::Burst(burst)) => Value::Text(burst.peer.as_deref()?),
-            (Self::DropReason, ClueDetail::Burst(burst)) => Value::Text(burst.drop_reason.as_deref()?),
-            (Self::Backends, ClueDetail::Burst(burst)) => Value::Number(burst.peer_backends?.1.into()),
-            (Self::ReadyBackends, ClueDetail::Burst(burst)) => Value::Number(burst.peer_backends?.0.into()),
-            (Self::UnreadyBackends, ClueDetail::Burst(burst)) => {
-                let (ready, all) = burst.peer_backends?;
-                Value::Number(u64::from(all.saturating_sub(ready)))
-            }
-            (field, ClueDetail::Burst(burst)) => field.of_burst(burst.about)?,
             _ => return None,
         })
     }
 
-    fn of_burst(self, about: About) -> Option<Value<'static>> {
+    fn of_burst(self, burst: &Burst) -> Option<Value<'_>> {
+        Some(match self {
+            Self::Count => Value::Number(burst.count.into()),
+            Self::Stall => Value::Number(u64::from(burst.stall_us) * 1_000),
+            Self::Span => Value::Number(u64::from(burst.span_ms) * 1_000_000),
+            Self::Peer => Value::Text(burst.peer.as_deref()?),
+            Self::DropReason => Value::Text(burst.drop_reason.as_deref()?),
+            Self::Backends => Value::Number(burst.peer_backends?.1.into()),
+            Self::ReadyBackends => Value::Number(burst.peer_backends?.0.into()),
+            Self::UnreadyBackends => {
+                let (ready, all) = burst.peer_backends?;
+                Value::Number(u64::from(all.saturating_sub(ready)))
+            }
+            field => field.of_cause(burst.about)?,
+        })
+    }
+
+    /// Its value in what the events of a burst have in common.
+    fn of_cause(self, about: About) -> Option<Value<'static>> {
         Some(match (self, about) {
             (Self::PeerPort, About::Peer { port, .. }) => Value::Number(port.into()),
             (Self::Errno, About::Errno { errno, .. } | About::Device { errno, .. }) if errno != 0 => {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::clue_store::Noted;
 use super::doubts::{self, Doubts};
-use super::finder::{Memory, Worker};
 use super::growing::PAUSE_NS;
 use super::pattern::PatternSet;
+use super::worker::{Memory, Worker};
 use crate::cluster::{Batch, ClusterLosses, Entry};
 use crate::correlate::clue::{Clue, ClueDetail, EvidenceId};
 use crate::correlate::{EntityInfo, Generations, LogUpdate, Topology};

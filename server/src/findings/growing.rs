@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::clue_store::Noted;
-use super::finder::Worker;
 use super::matching::Match;
 use super::pattern::Pattern;
+use super::worker::Worker;
 use crate::correlate::Generations;
 
 /// A finding of fewer deaths is published with each of them.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tapio_wire::program::yaml::{self, Place, Placed};
 
+use super::embedded::EMBEDDED;
 use super::field::{Field, FieldType};
 use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, Step, StepMask};
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
@@ -19,104 +20,6 @@ use crate::correlate::clue::ClueKind;
 const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
-
-const EMBEDDED: [(&str, &str); 95] = [
-    ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
-    ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
-    ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
-    ("bus-error-full.yaml", include_str!("../../patterns/bus-error-full.yaml")),
-    ("bus-error.yaml", include_str!("../../patterns/bus-error.yaml")),
-    ("child-crash-exit.yaml", include_str!("../../patterns/child-crash-exit.yaml")),
-    ("child-killed-exit.yaml", include_str!("../../patterns/child-killed-exit.yaml")),
-    ("child-oom-before-exit.yaml", include_str!("../../patterns/child-oom-before-exit.yaml")),
-    ("child-oom-exit.yaml", include_str!("../../patterns/child-oom-exit.yaml")),
-    ("command-not-found.yaml", include_str!("../../patterns/command-not-found.yaml")),
-    ("configuration-missing.yaml", include_str!("../../patterns/configuration-missing.yaml")),
-    ("connections-dropped.yaml", include_str!("../../patterns/connections-dropped.yaml")),
-    ("connections-lost.yaml", include_str!("../../patterns/connections-lost.yaml")),
-    ("conntrack-full.yaml", include_str!("../../patterns/conntrack-full.yaml")),
-    ("conntrack-nearly-full.yaml", include_str!("../../patterns/conntrack-nearly-full.yaml")),
-    ("container-not-created.yaml", include_str!("../../patterns/container-not-created.yaml")),
-    ("cpu-limit-kill.yaml", include_str!("../../patterns/cpu-limit-kill.yaml")),
-    ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
-    ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
-    ("deadline-exceeded.yaml", include_str!("../../patterns/deadline-exceeded.yaml")),
-    ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
-    ("descriptors-at-limit.yaml", include_str!("../../patterns/descriptors-at-limit.yaml")),
-    ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
-    ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
-    ("disk-nearly-full.yaml", include_str!("../../patterns/disk-nearly-full.yaml")),
-    ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),
-    ("dns-lookups-fail.yaml", include_str!("../../patterns/dns-lookups-fail.yaml")),
-    ("drained.yaml", include_str!("../../patterns/drained.yaml")),
-    ("ended-by-controller.yaml", include_str!("../../patterns/ended-by-controller.yaml")),
-    ("ends-and-restarts.yaml", include_str!("../../patterns/ends-and-restarts.yaml")),
-    ("evicted-by-api.yaml", include_str!("../../patterns/evicted-by-api.yaml")),
-    ("evicted-by-taint.yaml", include_str!("../../patterns/evicted-by-taint.yaml")),
-    ("evicted.yaml", include_str!("../../patterns/evicted.yaml")),
-    ("exited-with-error.yaml", include_str!("../../patterns/exited-with-error.yaml")),
-    ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
-    ("fatal-signal-survived.yaml", include_str!("../../patterns/fatal-signal-survived.yaml")),
-    ("flood.yaml", include_str!("../../patterns/flood.yaml")),
-    ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
-    ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
-    ("image-pull-failed.yaml", include_str!("../../patterns/image-pull-failed.yaml")),
-    ("init-container-runs.yaml", include_str!("../../patterns/init-container-runs.yaml")),
-    ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),
-    ("interrupted-from-outside.yaml", include_str!("../../patterns/interrupted-from-outside.yaml")),
-    ("job-failed.yaml", include_str!("../../patterns/job-failed.yaml")),
-    ("killed-by-kernel.yaml", include_str!("../../patterns/killed-by-kernel.yaml")),
-    ("killed-by-own-process.yaml", include_str!("../../patterns/killed-by-own-process.yaml")),
-    ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
-    ("liveness-probe-kill.yaml", include_str!("../../patterns/liveness-probe-kill.yaml")),
-    ("memory-high-stall.yaml", include_str!("../../patterns/memory-high-stall.yaml")),
-    ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
-    ("never-goes.yaml", include_str!("../../patterns/never-goes.yaml")),
-    ("never-ready.yaml", include_str!("../../patterns/never-ready.yaml")),
-    ("node-allocatable-kill.yaml", include_str!("../../patterns/node-allocatable-kill.yaml")),
-    ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
-    ("node-shutdown.yaml", include_str!("../../patterns/node-shutdown.yaml")),
-    ("oom-daemon-kill.yaml", include_str!("../../patterns/oom-daemon-kill.yaml")),
-    ("packets-vanish.yaml", include_str!("../../patterns/packets-vanish.yaml")),
-    ("pid-limit.yaml", include_str!("../../patterns/pid-limit.yaml")),
-    ("pid-namespace-ended.yaml", include_str!("../../patterns/pid-namespace-ended.yaml")),
-    ("pids-at-limit.yaml", include_str!("../../patterns/pids-at-limit.yaml")),
-    ("pod-deleted.yaml", include_str!("../../patterns/pod-deleted.yaml")),
-    ("pod-limit-kill.yaml", include_str!("../../patterns/pod-limit-kill.yaml")),
-    ("pods-refused.yaml", include_str!("../../patterns/pods-refused.yaml")),
-    ("post-start-failed.yaml", include_str!("../../patterns/post-start-failed.yaml")),
-    ("pre-stop-failed.yaml", include_str!("../../patterns/pre-stop-failed.yaml")),
-    ("preempted.yaml", include_str!("../../patterns/preempted.yaml")),
-    ("process-stopped.yaml", include_str!("../../patterns/process-stopped.yaml")),
-    ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
-    ("resize-refused.yaml", include_str!("../../patterns/resize-refused.yaml")),
-    ("restarted-for-resize.yaml", include_str!("../../patterns/restarted-for-resize.yaml")),
-    ("restarted-with-all.yaml", include_str!("../../patterns/restarted-with-all.yaml")),
-    ("runtime-died.yaml", include_str!("../../patterns/runtime-died.yaml")),
-    ("runtime-hangs.yaml", include_str!("../../patterns/runtime-hangs.yaml")),
-    ("sandbox-failed.yaml", include_str!("../../patterns/sandbox-failed.yaml")),
-    ("scheduling-gated.yaml", include_str!("../../patterns/scheduling-gated.yaml")),
-    ("second-limit-kill.yaml", include_str!("../../patterns/second-limit-kill.yaml")),
-    ("session-oom.yaml", include_str!("../../patterns/session-oom.yaml")),
-    ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
-    ("slice-limit-kill.yaml", include_str!("../../patterns/slice-limit-kill.yaml")),
-    ("start-failed.yaml", include_str!("../../patterns/start-failed.yaml")),
-    ("startup-probe-kill.yaml", include_str!("../../patterns/startup-probe-kill.yaml")),
-    ("stopped-by-signal.yaml", include_str!("../../patterns/stopped-by-signal.yaml")),
-    ("stopped-from-inside.yaml", include_str!("../../patterns/stopped-from-inside.yaml")),
-    ("stopped-from-outside.yaml", include_str!("../../patterns/stopped-from-outside.yaml")),
-    ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
-    ("storage-stall.yaml", include_str!("../../patterns/storage-stall.yaml")),
-    ("task-blocked.yaml", include_str!("../../patterns/task-blocked.yaml")),
-    ("throttled-into-probe-failure.yaml", include_str!("../../patterns/throttled-into-probe-failure.yaml")),
-    ("throttled-now.yaml", include_str!("../../patterns/throttled-now.yaml")),
-    ("unit-restart-loop.yaml", include_str!("../../patterns/unit-restart-loop.yaml")),
-    ("unit-start-limit.yaml", include_str!("../../patterns/unit-start-limit.yaml")),
-    ("unschedulable.yaml", include_str!("../../patterns/unschedulable.yaml")),
-    ("upstream-refused.yaml", include_str!("../../patterns/upstream-refused.yaml")),
-    ("user-refused.yaml", include_str!("../../patterns/user-refused.yaml")),
-    ("volume-not-mounted.yaml", include_str!("../../patterns/volume-not-mounted.yaml")),
-];
 
 /// Why a pattern file was refused.
 #[derive(Debug, thiserror::Error)]
@@ -224,23 +127,85 @@ type Wrong = (Place, String);
 /// Finds a step's field by name, or says why there is none.
 type Resolve<'a> = dyn Fn(&str, &str) -> Result<Resolved, String> + 'a;
 
-fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
-    let wrong = |place: Place, reason: String| Err((place, reason));
-    let is_id = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_')
-    };
+fn is_id(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
+    !text.is_empty() && text.bytes().all(is_allowed)
+}
+
+fn wrong<T>(place: Place, reason: impl Into<String>) -> Result<T, Wrong> {
+    Err((place, reason.into()))
+}
+
+/// Checks what does not depend on the clues that steps look for.
+fn check(file: &PatternFile) -> Result<(), Wrong> {
     if !is_id(&file.id) {
-        return wrong(file.id.place(), "`id` takes lower case letters, digits and dashes".into());
+        return wrong(file.id.place(), "`id` takes lower case letters, digits and dashes");
     }
     if file.steps.is_empty() || file.steps.len() > PATTERN_STEPS_MAX {
         return wrong(file.steps.place(), format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"));
     }
     if file.window.0.is_zero() || file.window.0 > WINDOW_MAX {
-        return wrong(file.window.place(), "`window` is longer than 0 and at most 24h".into());
+        return wrong(file.window.place(), "`window` is longer than 0 and at most 24h");
     }
+    let in_unit = |value: f64| (0.0..=1.0).contains(&value);
+    if !in_unit(file.confidence.base)
+        || !in_unit(file.confidence.loss)
+        || !file.confidence.minus.values().all(|minus| in_unit(**minus))
+    {
+        return wrong(file.confidence.place(), "confidences lie between 0 and 1");
+    }
+    for (name, minus) in &file.confidence.minus {
+        if !file.steps.iter().any(|step| *step.name == *name && step.optional) {
+            return wrong(minus.place(), format!("`minus` names {name}, which is no optional step"));
+        }
+    }
+    for (id, scope) in &file.absorbs {
+        if !is_id(id) || *id == *file.id {
+            return wrong(scope.place(), format!("`absorbs` names {id}: write the id of another pattern"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks what a step says of itself.
+fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wrong> {
+    let step = &file.steps[index];
+    let refuse = |reason: &str| wrong(step.name.place(), format!("step {}: {reason}", *step.name));
+    if !is_id(&step.name) {
+        return refuse("a name takes lower case letters, digits, dashes and underscores");
+    }
+    if file.steps[..index].iter().any(|other| *other.name == *step.name) {
+        return refuse("another step has this name");
+    }
+    if step.optional && step.absent {
+        return refuse("it cannot be both optional and absent");
+    }
+    if index == anchor && (step.optional || step.absent || step.count.is_none() && !step.same.is_empty()) {
+        return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
+    }
+    if step.may_be_lost && (step.optional || step.absent || index == anchor) {
+        return refuse("only a step that is required, and not the anchor, may be lost");
+    }
+    if step.absent && step.count.is_some() {
+        return refuse("what is absent has no count");
+    }
+    Ok(())
+}
+
+/// The optional steps of which one must be found.
+fn one_of(file: &PatternFile) -> Result<Vec<usize>, Wrong> {
+    let mut one_of = Vec::new();
+    for name in &file.one_of {
+        match file.steps.iter().position(|step| *step.name == **name && step.optional) {
+            Some(index) => one_of.push(index),
+            None => return wrong(name.place(), format!("`one_of` names {}, which is no optional step", **name)),
+        }
+    }
+    Ok(one_of)
+}
+
+fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
+    check(&file)?;
     let kinds = file.steps.iter().map(|step| kind_of(&step.clue)).collect::<Result<Vec<_>, Wrong>>()?;
     let resolve = |name: &str, field: &str| -> Result<(usize, Field), String> {
         let index = file
@@ -268,39 +233,9 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
             None => Ok(template),
         }
     };
-    let in_unit = |value: f64| (0.0..=1.0).contains(&value);
-    if !in_unit(file.confidence.base)
-        || !in_unit(file.confidence.loss)
-        || !file.confidence.minus.values().all(|minus| in_unit(**minus))
-    {
-        return wrong(file.confidence.place(), "confidences lie between 0 and 1".into());
-    }
-    for (name, minus) in &file.confidence.minus {
-        if !file.steps.iter().any(|step| *step.name == *name && step.optional) {
-            return wrong(minus.place(), format!("`minus` names {name}, which is no optional step"));
-        }
-    }
     let mut steps = Vec::with_capacity(file.steps.len());
     for (index, step) in file.steps.iter().enumerate() {
-        let refuse = |reason: &str| Err((step.name.place(), format!("step {}: {reason}", *step.name)));
-        if !is_id(&step.name) {
-            return refuse("a name takes lower case letters, digits, dashes and underscores");
-        }
-        if file.steps[..index].iter().any(|other| *other.name == *step.name) {
-            return refuse("another step has this name");
-        }
-        if step.optional && step.absent {
-            return refuse("it cannot be both optional and absent");
-        }
-        if index == anchor && (step.optional || step.absent || step.count.is_none() && !step.same.is_empty()) {
-            return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
-        }
-        if step.may_be_lost && (step.optional || step.absent || index == anchor) {
-            return refuse("only a step that is required, and not the anchor, may be lost");
-        }
-        if step.absent && step.count.is_some() {
-            return refuse("what is absent has no count");
-        }
+        check_step(&file, index, anchor)?;
         steps.push(compile_step(
             step,
             kinds[index],
@@ -310,29 +245,15 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
             file.confidence.minus.get(&*step.name).map(|minus| **minus),
         )?);
     }
-    let mut one_of = Vec::new();
-    for name in &file.one_of {
-        match file.steps.iter().position(|step| *step.name == **name && step.optional) {
-            Some(index) => one_of.push(index),
-            None => return wrong(name.place(), format!("`one_of` names {}, which is no optional step", **name)),
-        }
-    }
-    for (id, scope) in &file.absorbs {
-        if !is_id(id) || *id == *file.id {
-            return wrong(scope.place(), format!("`absorbs` names {id}: write the id of another pattern"));
-        }
-    }
+    let one_of = one_of(&file)?;
     let ends = file.ends.iter().flat_map(|ends| ends.iter()).map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
     if let Some(place) = file.ends.as_ref().filter(|ends| !ends.is_empty()).map(Placed::place)
         && steps[anchor].count_min > 1
     {
-        return wrong(
-            place,
-            "a pattern with `ends` reports a state from its first clue on: its anchor is not counted".into(),
-        );
+        return wrong(place, "a pattern with `ends` reports a state from its first clue on: its anchor is not counted");
     }
     if let Some(quiet) = file.quiet.as_ref().filter(|_| ends.is_empty()) {
-        return wrong(quiet.place(), "only a pattern with `ends` reports a state that can be over".into());
+        return wrong(quiet.place(), "only a pattern with `ends` reports a state that can be over");
     }
     Ok(Pattern {
         one_of,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::compose;
-use super::finder::Worker;
 use super::joins::Joins;
 use super::matching::Match;
+use super::worker::Worker;
 use crate::correlate::clue::{ClueDetail, ClueKind};
 use crate::correlate::{EntityInfo, Lost};
 

@@ -10,6 +10,7 @@ mod clue_store;
 mod compose;
 mod deaths;
 mod doubts;
+mod embedded;
 mod endings;
 mod facts;
 mod field;
@@ -32,6 +33,7 @@ mod store;
 mod template;
 pub mod text;
 mod touched;
+mod worker;
 
 pub use finder::{Finder, FinderConfig, StartError};
 pub use finder_metrics::FinderMetrics;

@@ -1,21 +1,21 @@
-//! Findings, for whoever asks.
+//! Findings, for readers and watchers.
 //!
 //! What enters: findings, new and changed. What leaves: lists, single findings, and every change to those who watch. What must
 //! hold: at most `findings_max`. Of the node that has most, the findings that ended first are evicted first, and what goes on
 //! last. A finding that was taken over by another is still found by its old id, and watchers are notified. `published_ns` rises
 //! with every publication, so a watcher knows what it has missed.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod table;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tapio_wire::service::Finding;
 use tokio::sync::broadcast;
 
-use super::restored::{DeathKey, death_key, is_of_part, node_of, says_less, subjects};
-use crate::correlate::Generations;
+use super::restored::{death_key, is_of_part, says_less};
+use table::Table;
 
 /// Changes that a watcher may be behind before it has to catch up by listing.
 pub(super) const WATCH_BACKLOG: usize = 1024;
@@ -42,134 +42,9 @@ pub enum Change {
     Withdrawn { id: String, successor: Option<String> },
 }
 
-struct Inner {
-    /// Findings out of the journal that this run has not found again, and the deaths that they explain.
-    restored: HashSet<String>,
-    restored_deaths: HashSet<DeathKey>,
-    /// States of an earlier run that go on: the pattern and the pod, or another entity, and the findings.
-    restored_states: HashMap<(String, u64), Vec<String>>,
-    findings: HashMap<String, Arc<Finding>>,
-    order: BTreeSet<Position>,
-    /// How many findings are about what is on which node.
-    of_node: HashMap<String, usize>,
-    /// Ids of findings that another took over, and in which order.
-    aliases: Generations<String, String>,
-    alias_order: VecDeque<String>,
-    /// The latest findings that were withdrawn, for watchers that are behind.
-    withdrawn: VecDeque<Arc<Finding>>,
-    published_ns: u64,
-    evicted: u64,
-    /// What the log says the time is, nanoseconds since 1970; this machine's clock where there is no log.
-    now_ns: Option<u64>,
-    /// This server feeds itself: what is found now the log has not confirmed.
-    is_alone: bool,
-    /// Findings that the log has not confirmed, and whether they were new.
-    unconfirmed: HashMap<String, bool>,
-}
-
-impl Inner {
-    fn current<'a>(&'a self, mut id: &'a str) -> Option<&'a Arc<Finding>> {
-        // A finding was taken over at most a few times; the bound ends a circle.
-        for _ in 0..8 {
-            if let Some(finding) = self.findings.get(id) {
-                return Some(finding);
-            }
-            id = self.aliases.get(&id.to_owned())?;
-        }
-        None
-    }
-
-    fn restored(&mut self, finding: &Finding) {
-        self.restored.insert(finding.id.clone());
-        self.restored_deaths.extend(death_key(finding));
-        if finding.ongoing {
-            for subject in subjects(finding) {
-                let ids = self.restored_states.entry((finding.pattern.clone(), subject)).or_default();
-                if !ids.contains(&finding.id) {
-                    ids.push(finding.id.clone());
-                }
-            }
-        }
-    }
-
-    /// Forgets findings beyond the bound: the oldest of the node that has most, so that one node's many do not push out what is
-    /// known of others.
-    fn make_room(&mut self, findings_max: usize) {
-        while self.findings.len() > findings_max
-            && let Some(oldest) = self.oldest_of_the_most()
-        {
-            if let Some(finding) = self.remove(&oldest.id) {
-                self.restored.remove(&finding.id);
-                if let Some(death) = death_key(&finding) {
-                    self.restored_deaths.remove(&death);
-                }
-            }
-            self.evicted += 1;
-        }
-    }
-
-    fn oldest_of_the_most(&self) -> Option<Position> {
-        let (node, _) = self.of_node.iter().max_by_key(|&(node, count)| (*count, node))?;
-        let of_it = || {
-            self.order.iter().filter_map(|position| {
-                let finding = self.findings.get(&position.id)?;
-                (node_of(finding) == node).then_some((position, finding))
-            })
-        };
-        // What goes on is true still.
-        let is_over = of_it().find(|(_, finding)| !finding.ongoing);
-        is_over.or_else(|| of_it().next()).map(|(position, _)| position.clone())
-    }
-
-    fn insert(&mut self, finding: Arc<Finding>) {
-        self.order.insert(position(&finding));
-        *self.of_node.entry(node_of(&finding).to_owned()).or_default() += 1;
-        if let Some(known) = self.findings.insert(finding.id.clone(), finding) {
-            self.displaced(&known);
-        }
-    }
-
-    fn remove(&mut self, id: &str) -> Option<Arc<Finding>> {
-        let finding = self.findings.remove(id)?;
-        self.displaced(&finding);
-        Some(finding)
-    }
-
-    /// One is not in the store any more, or another of its id is in its place.
-    fn displaced(&mut self, finding: &Finding) {
-        let place = position(finding);
-        if self.findings.get(&finding.id).is_none_or(|known| position(known) != place) {
-            self.order.remove(&place);
-        }
-        if let Some(count) = self.of_node.get_mut(node_of(finding)) {
-            *count -= 1;
-            if *count == 0 {
-                self.of_node.remove(node_of(finding));
-            }
-        }
-    }
-
-    fn alias(&mut self, id: String, successor: String, aliases_max: usize) {
-        if self.aliases.get(&id).is_none() {
-            self.alias_order.push_back(id.clone());
-        }
-        self.aliases.insert(id, successor);
-        if self.alias_order.len() > aliases_max {
-            self.alias_order.pop_front();
-        }
-    }
-
-    fn next_published_ns(&mut self) -> u64 {
-        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
-        let now_ns = self.now_ns.unwrap_or_else(clock);
-        self.published_ns = now_ns.max(self.published_ns + 1);
-        self.published_ns
-    }
-}
-
 /// Keeps findings for lists, look-ups and watchers.
 pub struct FindingStore {
-    inner: RwLock<Inner>,
+    inner: RwLock<Table>,
     findings_max: usize,
     changes: broadcast::Sender<Arc<Finding>>,
     journal: OnceLock<SyncSender<Change>>,
@@ -183,22 +58,7 @@ impl FindingStore {
     pub fn new(findings_max: usize) -> Self {
         let findings_max = findings_max.max(1);
         Self {
-            inner: RwLock::new(Inner {
-                restored: HashSet::new(),
-                restored_deaths: HashSet::new(),
-                restored_states: HashMap::new(),
-                findings: HashMap::new(),
-                order: BTreeSet::new(),
-                of_node: HashMap::new(),
-                aliases: Generations::new(findings_max),
-                alias_order: VecDeque::new(),
-                withdrawn: VecDeque::new(),
-                published_ns: 0,
-                evicted: 0,
-                now_ns: None,
-                is_alone: false,
-                unconfirmed: HashMap::new(),
-            }),
+            inner: RwLock::new(Table::new(findings_max)),
             findings_max,
             changes: broadcast::Sender::new(WATCH_BACKLOG),
             journal: OnceLock::new(),
@@ -260,7 +120,7 @@ impl FindingStore {
         }
     }
 
-    /// The log was read to its end: takes back what was found alone and the log does not say.
+    /// The log was read to its end: withdraws what was found alone and the log does not confirm.
     pub fn withdraw_unconfirmed(&self) {
         let unconfirmed = std::mem::take(&mut self.write().unconfirmed);
         let mut new: Vec<String> = unconfirmed.into_iter().filter(|(_, is_new)| *is_new).map(|(id, _)| id).collect();
@@ -364,11 +224,11 @@ impl FindingStore {
         self.is_replaying.load(Ordering::Acquire)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -543,10 +403,6 @@ impl FindingStore {
     pub fn evicted(&self) -> u64 {
         self.read().evicted
     }
-}
-
-fn position(finding: &Finding) -> Position {
-    Position { ended_ns: finding.ended_ns, id: finding.id.clone() }
 }
 
 #[cfg(test)]

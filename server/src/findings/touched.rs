@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use super::clue_store::Noted;
 use super::compose;
-use super::finder::Worker;
 use super::joins::Joins;
 use super::matching;
 use super::pattern::PatternSet;
 use super::plan::{Plan, Touch, Touches};
+use super::worker::Worker;
 use crate::correlate::clue::ClueKind;
 
 /// Anchors that one late clue makes be looked at again.

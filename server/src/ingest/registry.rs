@@ -132,7 +132,7 @@ impl Registry {
             current.off.clear();
             current.stream.replace((stream, Arc::clone(&taken_over)))
         };
-        // The earlier stream may be waiting for room with the progress locked: it must hear of its end first.
+        // The earlier stream may be waiting for room with the progress locked: it must be notified of its end first.
         if let Some((_, earlier)) = &earlier {
             earlier.notify_one();
         }
@@ -158,7 +158,7 @@ impl Registry {
                 Progress { epoch, accepted: seq, resumed: None }
             }
         };
-        // What was acknowledged is no longer with the collector: whoever did so, this server goes on from there.
+        // What was acknowledged is no longer with the collector: whichever server did so, this one goes on from there.
         if acknowledged.seq > known.accepted {
             known.accepted = acknowledged.seq;
             known.resumed = Some(acknowledged);

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::rate::{Pace, Rate};
 use super::refusal::Refusal;
-use super::registry::{Progress, Registration};
+use super::registry::{DurableTo, Progress, Registration};
 use super::{FrameSink, IngestContext};
 use crate::archive::index::Summary;
 use crate::archive::{Acknowledged, Append, Durable};
@@ -167,7 +167,7 @@ async fn exchange<S: FrameSink>(
     let mut age = pin!(aged(context.config.connection_age));
     let (mut move_on, mut has_left) = (false, false);
     let mut ended: Option<(End, u64)> = None;
-    let mut next = Some(ship_response::Kind::Welcome(Welcome {
+    let mut welcome = Some(ship_response::Kind::Welcome(Welcome {
         version,
         durable_seq: registration.durable_seq,
         credit_bytes: context.credit_bytes(&pace),
@@ -191,21 +191,8 @@ async fn exchange<S: FrameSink>(
             permit = responses.reserve(), if due => {
                 let Ok(permit) = permit else { break };
                 due = false;
-                let kind = match next.take() {
-                    Some(welcome) => welcome,
-                    None => {
-                        let latest = *durable.borrow_and_update();
-                        if latest.epoch != registration.epoch {
-                            continue;
-                        }
-                        context.metrics.acks.inc();
-                        ship_response::Kind::Ack(Ack {
-                            durable_seq: latest.seq,
-                            credit_bytes: context.credit_bytes(&pace),
-                            move_on,
-                        })
-                    }
-                };
+                let ack = || ack(context, registration, &pace, *durable.borrow_and_update(), move_on);
+                let Some(kind) = welcome.take().or_else(ack) else { continue };
                 permit.send(Ok(ShipResponse { kind: Some(kind) }));
             }
             () = responses.closed() => break,
@@ -235,6 +222,22 @@ async fn exchange<S: FrameSink>(
             read.await.0
         }
     }
+}
+
+/// What became durable; `None` when that is of a later epoch, whose stream reports it.
+fn ack<S: FrameSink>(
+    context: &IngestContext<S>,
+    registration: &Registration,
+    pace: &Pace,
+    latest: DurableTo,
+    move_on: bool,
+) -> Option<ship_response::Kind> {
+    if latest.epoch != registration.epoch {
+        return None;
+    }
+    context.metrics.acks.inc();
+    let credit_bytes = context.credit_bytes(pace);
+    Some(ship_response::Kind::Ack(Ack { durable_seq: latest.seq, credit_bytes, move_on }))
 }
 
 /// Returns when a stream has reached an age, which is a little different for each; never for 0.

@@ -1,4 +1,4 @@
-//! What the other servers have, for whoever asks this one.
+//! What the other servers have, for clients that ask this one.
 //!
 //! What enters: a request of an operator. What leaves: the parts of all servers as one answer, and whose part is missing. What
 //! must hold: a server that does not answer in time costs no more than that time, and is named. A peer is asked for its own part

@@ -225,15 +225,8 @@ pub fn ledger_text(style: Style, status: &StatusResponse) -> String {
     out.trim_start().to_owned()
 }
 
-fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
-    let _ = writeln!(
-        out,
-        "\n{}  {}",
-        style.bold("Ledger"),
-        style.dim("emitted = archived + dropped + held, for every source")
-    );
-    let all = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
-    let elsewhere = all().fold(0_u64, |sum, source| sum.saturating_add(source.elsewhere));
+/// A row for each source of each epoch.
+fn ledger_rows(status: &StatusResponse, shows_elsewhere: bool) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for node in &status.nodes {
         for epoch in &node.epochs {
@@ -258,13 +251,26 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
                     source.unexplained.to_string(),
                     why.join(", "),
                 ];
-                if elsewhere > 0 {
+                if shows_elsewhere {
                     row.insert(ELSEWHERE_AT, source.elsewhere.to_string());
                 }
                 rows.push(row);
             }
         }
     }
+    rows
+}
+
+fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
+    let _ = writeln!(
+        out,
+        "\n{}  {}",
+        style.bold("Ledger"),
+        style.dim("emitted = archived + dropped + held, for every source")
+    );
+    let all = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
+    let elsewhere = all().fold(0_u64, |sum, source| sum.saturating_add(source.elsewhere));
+    let rows = ledger_rows(status, elsewhere > 0);
     if rows.is_empty() {
         out.push_str("  nothing was emitted yet\n");
     } else {

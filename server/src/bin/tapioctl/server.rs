@@ -307,7 +307,7 @@ async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result
     let mut endpoint = dial::endpoint(host, port, tls.is_some())
         .map_err(|error| wrong(error.to_string()))?
         .connect_timeout(CONNECT_TIMEOUT)
-        // A watcher must notice that the server is gone, also when it went without a word.
+        // A watcher must notice that the server is gone, also when it closed no connection.
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(REQUEST_TIMEOUT)
         .keep_alive_while_idle(true);

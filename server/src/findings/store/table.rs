@@ -1,0 +1,164 @@
+//! What a store holds, bounded.
+//!
+//! What must hold: every finding has one place in the order, and counts for its node; beyond the bound the oldest of the node that
+//! has most is evicted first.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tapio_wire::service::Finding;
+
+use super::Position;
+use crate::correlate::Generations;
+use crate::findings::restored::{DeathKey, death_key, node_of, subjects};
+
+/// Findings by id and in order, with what led to them.
+pub(super) struct Table {
+    /// Findings out of the journal that this run has not found again, and the deaths that they explain.
+    pub restored: HashSet<String>,
+    pub restored_deaths: HashSet<DeathKey>,
+    /// States of an earlier run that go on: the pattern and the pod, or another entity, and the findings.
+    pub restored_states: HashMap<(String, u64), Vec<String>>,
+    pub findings: HashMap<String, Arc<Finding>>,
+    pub order: BTreeSet<Position>,
+    /// How many findings are about what is on which node.
+    pub of_node: HashMap<String, usize>,
+    /// Ids of findings that another took over, and in which order.
+    pub aliases: Generations<String, String>,
+    pub alias_order: VecDeque<String>,
+    /// The latest findings that were withdrawn, for watchers that are behind.
+    pub withdrawn: VecDeque<Arc<Finding>>,
+    pub published_ns: u64,
+    pub evicted: u64,
+    /// What the log says the time is, nanoseconds since 1970; this machine's clock where there is no log.
+    pub now_ns: Option<u64>,
+    /// This server feeds itself: what is found now the log has not confirmed.
+    pub is_alone: bool,
+    /// Findings that the log has not confirmed, and whether they were new.
+    pub unconfirmed: HashMap<String, bool>,
+}
+
+impl Table {
+    /// An empty one of at most `findings_max` findings.
+    pub fn new(findings_max: usize) -> Self {
+        Self {
+            restored: HashSet::new(),
+            restored_deaths: HashSet::new(),
+            restored_states: HashMap::new(),
+            findings: HashMap::new(),
+            order: BTreeSet::new(),
+            of_node: HashMap::new(),
+            aliases: Generations::new(findings_max),
+            alias_order: VecDeque::new(),
+            withdrawn: VecDeque::new(),
+            published_ns: 0,
+            evicted: 0,
+            now_ns: None,
+            is_alone: false,
+            unconfirmed: HashMap::new(),
+        }
+    }
+
+    pub fn current<'a>(&'a self, mut id: &'a str) -> Option<&'a Arc<Finding>> {
+        // A finding was taken over at most a few times; the bound ends a circle.
+        for _ in 0..8 {
+            if let Some(finding) = self.findings.get(id) {
+                return Some(finding);
+            }
+            id = self.aliases.get(&id.to_owned())?;
+        }
+        None
+    }
+
+    pub fn restored(&mut self, finding: &Finding) {
+        self.restored.insert(finding.id.clone());
+        self.restored_deaths.extend(death_key(finding));
+        if finding.ongoing {
+            for subject in subjects(finding) {
+                let ids = self.restored_states.entry((finding.pattern.clone(), subject)).or_default();
+                if !ids.contains(&finding.id) {
+                    ids.push(finding.id.clone());
+                }
+            }
+        }
+    }
+
+    /// Forgets findings beyond the bound: the oldest of the node that has most, so that one node's many do not push out what is
+    /// known of others.
+    pub fn make_room(&mut self, findings_max: usize) {
+        while self.findings.len() > findings_max
+            && let Some(oldest) = self.oldest_of_the_most()
+        {
+            if let Some(finding) = self.remove(&oldest.id) {
+                self.restored.remove(&finding.id);
+                if let Some(death) = death_key(&finding) {
+                    self.restored_deaths.remove(&death);
+                }
+            }
+            self.evicted += 1;
+        }
+    }
+
+    fn oldest_of_the_most(&self) -> Option<Position> {
+        let (node, _) = self.of_node.iter().max_by_key(|&(node, count)| (*count, node))?;
+        let of_it = || {
+            self.order.iter().filter_map(|position| {
+                let finding = self.findings.get(&position.id)?;
+                (node_of(finding) == node).then_some((position, finding))
+            })
+        };
+        // What goes on is true still.
+        let is_over = of_it().find(|(_, finding)| !finding.ongoing);
+        is_over.or_else(|| of_it().next()).map(|(position, _)| position.clone())
+    }
+
+    pub fn insert(&mut self, finding: Arc<Finding>) {
+        self.order.insert(position(&finding));
+        *self.of_node.entry(node_of(&finding).to_owned()).or_default() += 1;
+        if let Some(known) = self.findings.insert(finding.id.clone(), finding) {
+            self.displaced(&known);
+        }
+    }
+
+    pub fn remove(&mut self, id: &str) -> Option<Arc<Finding>> {
+        let finding = self.findings.remove(id)?;
+        self.displaced(&finding);
+        Some(finding)
+    }
+
+    /// One is not in the store any more, or another of its id is in its place.
+    fn displaced(&mut self, finding: &Finding) {
+        let place = position(finding);
+        if self.findings.get(&finding.id).is_none_or(|known| position(known) != place) {
+            self.order.remove(&place);
+        }
+        if let Some(count) = self.of_node.get_mut(node_of(finding)) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_node.remove(node_of(finding));
+            }
+        }
+    }
+
+    pub fn alias(&mut self, id: String, successor: String, aliases_max: usize) {
+        if self.aliases.get(&id).is_none() {
+            self.alias_order.push_back(id.clone());
+        }
+        self.aliases.insert(id, successor);
+        if self.alias_order.len() > aliases_max {
+            self.alias_order.pop_front();
+        }
+    }
+
+    pub fn next_published_ns(&mut self) -> u64 {
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+        let now_ns = self.now_ns.unwrap_or_else(clock);
+        self.published_ns = now_ns.max(self.published_ns + 1);
+        self.published_ns
+    }
+}
+
+fn position(finding: &Finding) -> Position {
+    Position { ended_ns: finding.ended_ns, id: finding.id.clone() }
+}
