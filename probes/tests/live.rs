@@ -21,7 +21,7 @@ const SIGTERM: u32 = 15;
 const SI_USER: i32 = 0;
 const SEGV_MAPERR: i32 = 1;
 const MIB: u64 = 1 << 20;
-/// The limit is a million. Older kernels, which tell fewer states apart, come to more than ten times as many as newer ones.
+/// The limit is a million. Older kernels, which merge fewer states, count more than ten times as many as newer ones.
 const VERIFIED_MAX: u32 = 64_000;
 
 fn resident_bytes(pid: u32) -> u64 {
