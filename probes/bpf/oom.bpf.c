@@ -91,11 +91,6 @@ static __always_inline bool is_locked(struct page_counter *counter)
 	for (counter = own, height = 0; height < CGROUP_DEPTH_MAX && counter; \
 	     counter = BPF_CORE_READ(counter, parent), height++)
 
-static __always_inline s64 room_below(struct page_counter *counter, u64 limit)
-{
-	return (s64)limit - (s64)BPF_CORE_READ(counter, usage.counter);
-}
-
 static __always_inline void put_limit(struct page_counter *counter, u32 height, u8 inside, struct oom_record *record)
 {
 	s64 usage = BPF_CORE_READ(counter, usage.counter);
@@ -104,6 +99,15 @@ static __always_inline void put_limit(struct page_counter *counter, u32 height, 
 	record->usage_bytes = usage > 0 ? usage * page_bytes : 0;
 	record->limit_height = height;
 	record->allocator_inside = inside;
+	/* The cgroup itself is looked up when the counter is sure. */
+	record->limit_cgroup_id = (u64)counter;
+}
+
+static __always_inline bool is_tightest(u64 limit, s64 usage, struct oom_record *record)
+{
+	s64 least_room = record->limit_bytes - record->usage_bytes;
+
+	return !record->allocator_inside || ((s64)limit - usage) * (s64)page_bytes < least_room;
 }
 
 /*
@@ -114,57 +118,45 @@ static __always_inline void put_limit(struct page_counter *counter, u32 height, 
  * allocator that the kernel has locked for this. Else it is the one with the least room, and the kill was not for that
  * one's limit, unless it was lowered under its use.
  *
- * Each question has a walk of its own, and answers go to the record at once. In one walk, each combination of what was found
- * is a state of the verifier, and older kernels refused the program after a million instructions.
+ * What was found so far is kept in the record, whose content the verifier does not follow. In variables, each combination of
+ * them is a state of its own, and older kernels refused the program after a million instructions.
  */
 static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
 {
 	struct page_counter *own = memory_counter(task);
 	struct page_counter *common = common_counter(own, memory_counter(allocator));
-	struct page_counter *counter, *found = NULL;
-	bool is_common = false, is_full = false;
-	s64 least_room = 0;
+	struct page_counter *counter;
+	bool is_common = false;
 	u32 height;
 
 	for_each_counter(counter, height, own) {
 		u64 limit = BPF_CORE_READ(counter, max);
-		s64 room = room_below(counter, limit);
+		s64 usage = BPF_CORE_READ(counter, usage.counter);
 
 		is_common |= counter == common;
-		if (is_common && limit < LIMIT_PAGES_MAX && (!found || room < least_room)) {
-			found = counter;
-			least_room = room;
+		if (is_common && limit < LIMIT_PAGES_MAX && is_tightest(limit, usage, record)) {
 			put_limit(counter, height, INSIDE, record);
-			if (room <= room_of_a_full_limit(limit)) {
-				is_full = true;
-				break;
-			}
+			if ((s64)limit - usage <= room_of_a_full_limit(limit))
+				goto found;
 		}
 	}
-	if (!is_full) {
-		is_common = false;
-		for_each_counter(counter, height, own) {
-			is_common |= counter == common;
-			if (is_common && BPF_CORE_READ(counter, max) < LIMIT_PAGES_MAX && is_locked(counter)) {
-				found = counter;
-				put_limit(counter, height, KILLS_FOR_IT, record);
-			}
-		}
+	is_common = false;
+	for_each_counter(counter, height, own) {
+		is_common |= counter == common;
+		if (is_common && BPF_CORE_READ(counter, max) < LIMIT_PAGES_MAX && is_locked(counter))
+			put_limit(counter, height, KILLS_FOR_IT, record);
 	}
-	if (!found) {
-		for_each_counter(counter, height, own) {
-			u64 limit = BPF_CORE_READ(counter, max);
-			s64 room = room_below(counter, limit);
+	if (record->allocator_inside)
+		goto found;
+	for_each_counter(counter, height, own) {
+		u64 limit = BPF_CORE_READ(counter, max);
 
-			if (limit < LIMIT_PAGES_MAX && (!found || room < least_room)) {
-				found = counter;
-				least_room = room;
-				put_limit(counter, height, OUTSIDE, record);
-			}
-		}
+		if (limit < LIMIT_PAGES_MAX && is_tightest(limit, BPF_CORE_READ(counter, usage.counter), record))
+			put_limit(counter, height, OUTSIDE, record);
 	}
-	if (found) {
-		struct mem_cgroup *memcg = memcg_of(found);
+found:
+	if (record->allocator_inside) {
+		struct mem_cgroup *memcg = memcg_of((struct page_counter *)record->limit_cgroup_id);
 		struct cgroup *cgroup = BPF_CORE_READ(memcg, css.cgroup);
 
 		record->limit_cgroup_id = cgroup_id(cgroup);

@@ -13,8 +13,9 @@ fn version(text: &str) -> Option<(u32, u32)> {
 
 /// How many instructions the verifier went through; kernels before 5.16 do not say.
 fn verified_instructions(name: &str) -> Option<u32> {
-    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
-    loaded.find(|program| program.name_as_str() == Some(name))?.verified_instruction_count()
+    // The newest is this program's own: other collectors may run here.
+    let loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+    loaded.filter(|program| program.name_as_str() == Some(name)).last()?.verified_instruction_count()
 }
 
 fn main() -> ExitCode {
