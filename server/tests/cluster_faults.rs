@@ -226,8 +226,9 @@ async fn a_server_that_nats_refuses_says_why() {
     let (user, file) = (Some("tapio".to_owned()), Some(password.clone()));
     let section = ClusterSection { user, password_file: file, ..section(&nats, "a") };
     let a = Whole::start(|config| config.cluster = section).await;
-    let (code, text) = a.get("/readyz", "");
-    assert!(code == 200 && text.starts_with("ready\n") && text.contains("authorization violation"), "{text}");
+    // A task of its own reports readiness, a moment after the start.
+    let text = until("ready", || Some(a.get("/readyz", "")).filter(|(code, _)| *code == 200)).1;
+    assert!(text.starts_with("ready\n") && text.contains("authorization violation"), "{text}");
     let own = own_status(&a).await;
     assert!(own.alone && own.log_trouble.contains("authorization violation"), "{own:?}");
     let shown = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"))
