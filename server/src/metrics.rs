@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use tapio_wire::program::process;
 
 use crate::archive::{Books, lock_books};
 use crate::correlate::Topology;
@@ -90,20 +91,12 @@ impl Metrics {
         self.findings.set(self.sizes.store.len() as i64);
         self.described.set(self.sizes.topology.counts().0 as i64);
         self.uptime.set(self.started.elapsed().as_secs() as i64);
-        self.resident_bytes.set(resident_bytes() as i64);
-        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        self.cpu_ms.set(cpu.tv_sec * 1000 + cpu.tv_nsec / 1_000_000);
+        self.resident_bytes.set(process::resident_bytes() as i64);
+        self.cpu_ms.set(process::cpu_ms() as i64);
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be encoded");
         }
         text
     }
-}
-
-/// Resident memory of this process: the second field of `/proc/self/statm`, in pages (proc(5)).
-pub(crate) fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
 }

@@ -50,7 +50,7 @@ use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternError, PatternSet};
 use crate::http;
 use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
-use crate::metrics::{Metrics, Sizes, resident_bytes};
+use crate::metrics::{Metrics, Sizes};
 use crate::query::{self, EventSource, Peers, StatusSource};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
 use replay::{healer, open_archive, replay_window};
@@ -580,7 +580,7 @@ fn watch_memory(
                 _ = ended.wait_for(|end| *end) => return,
                 _ = interval.tick() => {}
             }
-            let resident = resident_bytes();
+            let resident = tapio_wire::program::process::resident_bytes();
             let is_short = memory.look(resident);
             if is_short != (short.get() == 1) {
                 tracing::warn!(is_short, resident, max_memory_mb, "memory is short, or is not any more");

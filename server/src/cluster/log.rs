@@ -21,6 +21,7 @@ use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions};
 use tapio_wire::event::EntityId;
+use tapio_wire::program::backoff;
 
 use super::config::ClusterSection;
 use super::connections::Connections;
@@ -28,6 +29,7 @@ use super::connections::Connections;
 /// How long JetStream may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long NATS remembers which messages it had.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
@@ -266,7 +268,9 @@ async fn options(config: &ClusterSection, connections: &Arc<Connections>) -> Res
         .ping_interval(Duration::from_secs(5))
         .request_timeout(Some(ANSWER_TIMEOUT))
         .max_reconnects(None)
-        .reconnect_delay_callback(|attempt| RECONNECT_MAX.min(Duration::from_millis(50 * (1 << attempt.min(6)))))
+        .reconnect_delay_callback(|attempt| {
+            backoff::doubled(RECONNECT_MIN, u32::try_from(attempt).unwrap_or(u32::MAX), RECONNECT_MAX)
+        })
         .event_callback(move |event| {
             let connections = Arc::clone(&connections);
             async move { connections.note(&event) }

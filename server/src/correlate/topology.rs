@@ -287,11 +287,7 @@ impl<'a> ReportedEntity<'a> {
 }
 
 fn cut(text: &str) -> &str {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
 
 /// Every described entity, bounded.

@@ -88,10 +88,8 @@ impl Default for Deaths {
 pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
     let text = format!("{group}\0{entity:x}\0{evidence}");
     let fnv = tapio_wire::fnv1a(&[text.as_bytes()]);
-    // FNV's upper bits differ little for texts that differ at the end; people type prefixes, so they are mixed (splitmix64).
-    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    format!("{:016x}", mixed ^ (mixed >> 31))
+    // FNV's upper bits differ little for texts that differ at the end; people type prefixes, so they are mixed.
+    format!("{:016x}", tapio_wire::mix(fnv))
 }
 
 impl Deaths {

@@ -51,11 +51,7 @@ fn cut(text: &str) -> String {
 }
 
 fn bounded(text: &str) -> &str {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
 
 /// The descriptions of a frame as the directory has them on disk, one behind the other. A frame that introduces thousands of
