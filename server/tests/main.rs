@@ -32,6 +32,7 @@ mod correlate_patterns_node;
 mod correlate_states;
 mod correlate_truth;
 mod descriptors;
+mod event_fields;
 mod ingest_hostile;
 mod ingest_limits;
 mod ingest_streams;
