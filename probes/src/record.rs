@@ -16,6 +16,8 @@
 
 mod kind;
 
+use std::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use self::kind::RecordKind;
@@ -30,12 +32,20 @@ pub const CGROUP_PATH_BYTES: usize = 256;
 /// The largest record, in bytes.
 pub const RECORD_BYTES_MAX: usize = 512;
 
+/// A member of a record: its name, offset and bytes.
+pub type Member = (&'static str, usize, usize);
+
 macro_rules! record {
     ($(#[$meta:meta])* $name:ident, $bytes:literal { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
         pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+        impl $name {
+            /// The members in their order. `tests/layout.rs` compares them with those of the struct in C.
+            pub const MEMBERS: &'static [Member] =
+                &[$((stringify!($field), offset_of!($name, $field), size_of::<$type>())),*];
+        }
         const _: () = assert!(size_of::<$name>() == $bytes && $bytes % 8 == 0 && $bytes <= RECORD_BYTES_MAX);
     };
 }

@@ -2,12 +2,8 @@
 //! (BTF) in the compiled object. Needs no privileges.
 
 use std::collections::HashMap;
-use std::mem::offset_of;
 
-use tapio_probes::record::{
-    BlockIo, Cgroup, Dns, Exec, ExecCommand, Exit, FileOpen, Fork, Header, LeftOut, Oom, PacketDrop, Reclaim, RunQueue,
-    Signal, SignalDelivered, SyscallError, Tcp,
-};
+use tapio_probes::record::{self, RecordKind};
 
 fn u16_at(bytes: &[u8], offset: usize) -> usize {
     usize::from(u16::from_ne_bytes(bytes[offset..offset + 2].try_into().unwrap()))
@@ -131,70 +127,34 @@ fn layouts_in_c(wanted: fn(&str) -> bool) -> HashMap<String, Layout> {
     layouts
 }
 
-macro_rules! layout {
-    ($record:ty { $($field:ident)* }) => {{
-        fn bytes_of_field<R, F>(_: fn(&R) -> &F) -> usize {
-            size_of::<F>()
+/// The struct's name in C: `block_io_record` of `BlockIo`.
+fn name_in_c(record: &str) -> String {
+    let mut name = String::new();
+    for letter in record.chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
         }
-        let members = vec![$((
-            stringify!($field).to_owned(),
-            offset_of!($record, $field),
-            bytes_of_field(|record: &$record| &record.$field),
-        )),*];
-        Layout { bytes: size_of::<$record>(), members }
-    }};
+        name.extend(letter.to_lowercase());
+    }
+    if record == "Header" { name } else { name + "_record" }
 }
 
+macro_rules! layouts {
+    ($($record:ident)*) => {
+        HashMap::from([$({
+            let members = record::$record::MEMBERS.iter();
+            let members = members.map(|&(member, offset, bytes)| (member.to_owned(), offset, bytes)).collect();
+            (name_in_c(stringify!($record)), Layout { bytes: size_of::<record::$record>(), members })
+        }),*])
+    };
+}
+
+/// Of every record but `Histogram`, which only user space makes.
 fn layouts_in_rust() -> HashMap<String, Layout> {
-    let layouts = [
-        ("header", layout!(Header { kind size cpu time_ns cgroup_id pid tid })),
-        ("exec_record", layout!(Exec { header parent_pid ns_pid ns_level pad start_time_ns parent_cgroup_id comm })),
-        (
-            "exit_record",
-            layout!(Exit { header parent_pid ns_pid ns_level status start_time_ns oom_score_adj pad comm }),
-        ),
-        (
-            "oom_record",
-            layout!(Oom {
-                header ns_pid ns_level allocator_pid allocator_tid allocator_cgroup_id anon_rss_bytes file_rss_bytes
-                shmem_rss_bytes total_vm_bytes limit_cgroup_id limit_bytes usage_bytes limit_height oom_score_adj
-                allocator_inside pad start_time_ns parent_pid pad2 comm allocator_comm
-                limit_name
-            }),
-        ),
-        (
-            "signal_record",
-            layout!(Signal {
-                header signal code sender_pid sender_tid sender_cgroup_id ns_pid ns_level from_kernel result
-                over_cpu_limit pad repeats sender_start_time_ns comm sender_comm
-            }),
-        ),
-        ("cgroup_record", layout!(Cgroup { header hierarchy level path_bytes pad creator_cgroup_id path })),
-        (
-            "tcp_record",
-            layout!(Tcp {
-                header duration_ns source destination source_port destination_port change active pad bytes_sent
-                bytes_received
-            }),
-        ),
-        ("reclaim_record", layout!(Reclaim { header stall_ns pages_reclaimed memcg pad })),
-        ("block_io_record", layout!(BlockIo { header latency_ns bytes device error operation pad })),
-        ("run_queue_record", layout!(RunQueue { header wait_ns })),
-        ("signal_delivered_record", layout!(SignalDelivered { header signal code ns_pid ns_level comm })),
-        (
-            "exec_command_record",
-            layout!(ExecCommand {
-                header parent_pid ns_pid ns_level argument_bytes start_time_ns parent_cgroup_id comm path arguments
-            }),
-        ),
-        ("fork_record", layout!(Fork { header parent_pid ns_pid ns_level pad comm })),
-        ("file_open_record", layout!(FileOpen { header flags pad comm path })),
-        ("syscall_error_record", layout!(SyscallError { header syscall errno count })),
-        ("dns_record", layout!(Dns { header latency_ns rcode pad query_type pad2 name })),
-        ("left_out_record", layout!(LeftOut { header count interval_ns records_per_second is_over })),
-        ("packet_drop_record", layout!(PacketDrop { header reason interface count })),
-    ];
-    layouts.into_iter().map(|(name, layout)| (name.to_owned(), layout)).collect()
+    layouts!(
+        Header Exec Exit Oom Signal Cgroup Tcp Reclaim BlockIo RunQueue SignalDelivered ExecCommand Fork FileOpen
+        SyscallError Dns LeftOut PacketDrop
+    )
 }
 
 #[test]
@@ -206,6 +166,14 @@ fn records_have_the_same_layout_in_rust_and_c() {
     for name in c.keys() {
         assert!(rust.contains_key(name), "this test does not know struct {name} of record.h");
     }
+}
+
+#[test]
+fn kinds_have_the_same_numbers_in_rust_and_c() {
+    let header = include_str!("../bpf/include/record.h");
+    let in_c: Vec<_> = header.lines().filter_map(|line| line.trim().strip_prefix("KIND_")).collect();
+    let in_rust = RecordKind::ALL.map(|kind| format!("{} = {},", kind.name().to_uppercase(), kind as u16));
+    assert_eq!(in_c, in_rust);
 }
 
 #[test]
