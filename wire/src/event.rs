@@ -4,6 +4,9 @@
 //! per frame. What must hold: an event carries no string of its own: names are indices into the frame's table. An
 //! archived event takes at most [`ARCHIVED_EVENT_BYTES_MAX`], since millions of them pass each second.
 
+#[macro_use]
+mod declare;
+
 mod cluster;
 mod kind;
 mod node;
@@ -15,7 +18,9 @@ pub use cluster::{
     ArchivedNodeCondition, ArchivedObjectState, ArchivedPodState, ArchivedRollout, Backend, ConfigChange,
     ContainerState, Endpoints, KubeEvent, NodeCondition, ObjectState, PodState, Rollout,
 };
-pub use kind::{KINDS, Kind, PerKind};
+use declare::ArchivedFields;
+pub use declare::FieldValue;
+pub use kind::{ArchivedDetail, Detail, KINDS, Kind, PerKind};
 pub use node::{
     ArchivedCgroupUse, ArchivedConntrack, ArchivedCurve, ArchivedGap, ArchivedHistogram, ArchivedLogLines,
     ArchivedMeasure, ArchivedMember, ArchivedObservation, ArchivedPoint, ArchivedTrouble, ArchivedUnitJob,
@@ -123,80 +128,6 @@ pub struct Event {
     pub body: Detail,
 }
 
-/// What happened, by kind. Rare kinds with many fields are boxed so that the hot ones stay small.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub enum Detail {
-    /// A process image was replaced.
-    Exec(Exec),
-    /// The last thread of a process died.
-    Exit(Exit),
-    /// The OOM killer chose this process.
-    Oom(Box<Oom>),
-    /// A signal that can end a process was sent to this one.
-    Signal(Box<Signal>),
-    /// A cgroup appeared.
-    CgroupMade { path: Name },
-    /// A cgroup went away.
-    CgroupRemoved { path: Name },
-    /// A TCP connection changed.
-    Tcp(Tcp),
-    /// A burst of memory reclaim ended.
-    Reclaim { stall_ns: u64, pages: u64, memcg: bool },
-    /// A block I/O was slow or failed.
-    BlockIo { latency_ns: u64, bytes: u64, device: u32, error: i32, operation: u8 },
-    /// System calls failed alike.
-    SyscallError { count: u64, syscall: u32, errno: u32 },
-    /// A DNS lookup failed or was slow.
-    Dns { latency_ns: u64, name: Name, query_type: u16, rcode: u8 },
-    /// A task waited long for a CPU.
-    RunQueue { wait_ns: u64 },
-    /// Packets were dropped for one reason, named as the kernel names it; unset where it gives none. The interface's number is
-    /// that of its own network namespace, 0 where it is not known.
-    PacketDrop { count: u64, reason: Name, interface: u32 },
-    /// A process was made.
-    Fork { parent_pid: u32, ns_pid: u32, ns_level: u32, comm: Name },
-    /// A signal that ends the process reached it.
-    SignalDelivered { signal: u32, code: i32, ns_pid: u32, ns_level: u32, comm: Name },
-    /// A file that is audited was opened.
-    FileOpen { path: Name, comm: Name, flags: u32 },
-    /// Durations of many operations.
-    Histogram(Box<Histogram>),
-    /// A pod changed.
-    PodState(Box<PodState>),
-    /// A container changed, as kubelet says.
-    ContainerState(Box<ContainerState>),
-    /// A Kubernetes Event.
-    KubeEvent(Box<KubeEvent>),
-    /// A node's condition changed.
-    NodeCondition(Box<NodeCondition>),
-    /// A workload rolls out.
-    Rollout(Box<Rollout>),
-    /// A ConfigMap or Secret changed.
-    ConfigChange(Box<ConfigChange>),
-    /// A Service's endpoints changed.
-    Endpoints(Box<Endpoints>),
-    /// Another Kubernetes object changed.
-    ObjectState(Box<ObjectState>),
-    /// A systemd unit changed.
-    UnitState(Box<UnitState>),
-    /// A job of systemd ended.
-    UnitJob(Box<UnitJob>),
-    /// Evidence that fades, read in time.
-    Observation(Box<Observation>),
-    /// Something was missed.
-    Gap(Box<Gap>),
-    /// The table of connections is full, or has room again.
-    Conntrack(Box<Conntrack>),
-    /// What fills a cgroup, and how its counters moved. Since version 2 of the frame.
-    CgroupUse(Box<CgroupUse>),
-    /// Something is wrong with what lives. Since version 3 of the frame.
-    Trouble(Box<Trouble>),
-    /// How a container's use went. Since version 3 of the frame.
-    Curve(Box<Curve>),
-    /// The last lines that a dead container wrote. Since version 3 of the frame.
-    LogLines(Box<LogLines>),
-}
-
 /// Which part a process has in its container, as the collector knows it.
 ///
 /// Events carry it as one byte, 0 in frames of version 1, where it stands in what was padding.
@@ -232,110 +163,115 @@ impl Role {
     }
 }
 
-/// See [`Detail::Exec`].
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Exec {
-    pub parent_pid: u32,
-    /// The process id in its own pid namespace.
-    pub ns_pid: u32,
-    /// How deep that namespace is nested; 0 is the node's.
-    pub ns_level: u32,
-    pub comm: Name,
-    /// The file that runs, and its first arguments, space separated; unset unless they are asked for.
-    pub path: Name,
-    pub arguments: Name,
-    /// A [`Role`].
-    pub role: u8,
+fields! {
+    /// See [`Detail::Exec`].
+    Exec {
+        parent_pid: u32,
+        /// The process id in its own pid namespace.
+        ns_pid: u32,
+        /// How deep that namespace is nested; 0 is the node's.
+        ns_level: u32,
+        comm: Name,
+        /// The file that runs, and its first arguments, space separated; unset unless they are asked for.
+        path: Name,
+        arguments: Name,
+        /// A [`Role`].
+        role: u8,
+    }
 }
 
-/// See [`Detail::Exit`].
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Exit {
-    /// `CLOCK_BOOTTIME` when the process started, nanoseconds.
-    pub start_time_ns: u64,
-    pub parent_pid: u32,
-    pub ns_pid: u32,
-    pub ns_level: u32,
-    /// As `wait(2)` reports it.
-    pub status: u32,
-    pub comm: Name,
-    pub oom_score_adj: i16,
-    /// A [`Role`].
-    pub role: u8,
+fields! {
+    /// See [`Detail::Exit`].
+    Exit {
+        /// `CLOCK_BOOTTIME` when the process started, nanoseconds.
+        start_time_ns: u64,
+        parent_pid: u32,
+        ns_pid: u32,
+        ns_level: u32,
+        /// As `wait(2)` reports it.
+        status: u32,
+        comm: Name,
+        oom_score_adj: i16,
+        /// A [`Role`].
+        role: u8,
+    }
 }
 
-/// See [`Detail::Oom`]. Sizes in bytes.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Oom {
-    pub comm: Name,
-    pub ns_pid: u32,
-    pub ns_level: u32,
-    /// Who allocated when memory ran out.
-    pub allocator_pid: u32,
-    pub allocator_comm: Name,
-    pub allocator_entity: EntityId,
-    /// The victim's address space.
-    pub total_vm_bytes: u64,
-    pub anon_rss_bytes: u64,
-    pub file_rss_bytes: u64,
-    pub shmem_rss_bytes: u64,
-    /// The cgroup whose limit was full: its path where known, else its last component. In frames of version 1, and where
-    /// `allocator_inside` is 2, the one of the victim's chain with the least room under its limit.
-    pub limit_cgroup: Name,
-    /// 0 when no cgroup of the victim's chain has a limit.
-    pub limit_bytes: u64,
-    pub usage_bytes: u64,
-    /// Levels above the victim's own memory cgroup.
-    pub limit_height: u32,
-    pub oom_score_adj: i16,
-    /// A [`Role`].
-    pub role: u8,
-    /// Whether the allocator is below that cgroup, so that its limit is the one that was hit: 0 unknown, 1 yes, 2 no. 3: the
-    /// kernel said that it kills for this very limit, whatever was given back since.
-    pub allocator_inside: u8,
+fields! {
+    /// See [`Detail::Oom`]. Sizes in bytes.
+    Oom {
+        comm: Name,
+        ns_pid: u32,
+        ns_level: u32,
+        /// Who allocated when memory ran out.
+        allocator_pid: u32,
+        allocator_comm: Name,
+        allocator_entity: EntityId,
+        /// The victim's address space.
+        total_vm_bytes: u64,
+        anon_rss_bytes: u64,
+        file_rss_bytes: u64,
+        shmem_rss_bytes: u64,
+        /// The cgroup whose limit was full: its path where known, else its last component. In frames of version 1, and where
+        /// `allocator_inside` is 2, the one of the victim's chain with the least room under its limit.
+        limit_cgroup: Name,
+        /// 0 when no cgroup of the victim's chain has a limit.
+        limit_bytes: u64,
+        usage_bytes: u64,
+        /// Levels above the victim's own memory cgroup.
+        limit_height: u32,
+        oom_score_adj: i16,
+        /// A [`Role`].
+        role: u8,
+        /// Whether the allocator is below that cgroup, so that its limit is the one that was hit: 0 unknown, 1 yes, 2 no. 3: the
+        /// kernel said that it kills for this very limit, whatever was given back since.
+        allocator_inside: u8,
+    }
 }
 
-/// See [`Detail::Signal`].
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Signal {
-    pub signal: u32,
-    /// `si_code`.
-    pub code: i32,
-    pub ns_pid: u32,
-    pub ns_level: u32,
-    pub comm: Name,
-    pub sender_pid: u32,
-    pub sender_comm: Name,
-    pub sender_entity: EntityId,
-    /// The kernel itself sent it.
-    pub from_kernel: bool,
-    /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending.
-    pub result: u8,
-    /// A [`Role`], of the target.
-    pub role: u8,
-    /// 1 when the kernel sent it to a process that had used up its CPU time (RLIMIT_CPU).
-    pub over_cpu_limit: u8,
-    /// Of the same signal to the same process, which handles or ignores it: so many more since the event before this one.
-    pub repeats: u32,
+fields! {
+    /// See [`Detail::Signal`].
+    Signal {
+        signal: u32,
+        /// `si_code`.
+        code: i32,
+        ns_pid: u32,
+        ns_level: u32,
+        comm: Name,
+        sender_pid: u32,
+        sender_comm: Name,
+        sender_entity: EntityId,
+        /// The kernel itself sent it.
+        from_kernel: bool,
+        /// `TRACE_SIGNAL_*`: 0 delivered, 1 ignored, 2 already pending.
+        result: u8,
+        /// A [`Role`], of the target.
+        role: u8,
+        /// 1 when the kernel sent it to a process that had used up its CPU time (RLIMIT_CPU).
+        over_cpu_limit: u8,
+        /// Of the same signal to the same process, which handles or ignores it: so many more since the event before this one.
+        repeats: u32,
+    }
 }
 
-/// See [`Detail::Tcp`].
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Tcp {
-    /// IPv6, or IPv4 mapped into it; network byte order.
-    pub source: [u8; 16],
-    pub destination: [u8; 16],
-    pub duration_us: u32,
-    /// Sent and received, KiB rounded up, saturating.
-    pub kib_sent: u32,
-    pub kib_received: u32,
-    pub source_port: u16,
-    pub destination_port: u16,
-    /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent, 8 reset received,
-    /// 9 refused by a full listen queue.
-    pub change: u8,
-    /// This side connected.
-    pub active: bool,
+fields! {
+    /// See [`Detail::Tcp`].
+    Tcp {
+        /// IPv6, or IPv4 mapped into it; network byte order.
+        source: [u8; 16],
+        destination: [u8; 16],
+        duration_us: u32,
+        /// Sent and received, KiB rounded up, saturating.
+        kib_sent: u32,
+        kib_received: u32,
+        source_port: u16,
+        destination_port: u16,
+        /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent, 8 reset received,
+        /// 9 refused by a full listen queue.
+        change: u8,
+        /// This side connected.
+        active: bool,
+    }
 }
 
 const _: () = assert!(size_of::<ArchivedEvent>() <= ARCHIVED_EVENT_BYTES_MAX);

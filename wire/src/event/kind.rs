@@ -1,54 +1,90 @@
-//! Kinds of event: what metrics, filters and indices go by, where the event itself does not matter.
+//! The kinds of event: what each is, its lane, its name, and its fields or the type that has them.
 //!
-//! In: an event, or its archived form. Out: its kind, and by that its lane and its name. What must hold: the kinds are in the
-//! order of [`Detail`]'s variants, since an archive's index keeps them by number.
+//! In: the one declaration below. Out: [`Detail`], which travels, and [`Kind`], which metrics, filters and indices go by. What must
+//! hold: a new kind comes last and is a new version of the frame, since archives keep kinds by number.
 
 use std::ops::{Deref, DerefMut};
 
-use super::{ArchivedDetail, ArchivedEvent, Detail, Event, Lane};
+use super::{
+    ArchivedEvent, ArchivedFields, CgroupUse, ConfigChange, Conntrack, ContainerState, Curve, Endpoints, Event, Exec,
+    Exit, FieldValue, Gap, Histogram, KubeEvent, Lane, LogLines, Name, NodeCondition, ObjectState, Observation, Oom,
+    PodState, Rollout, Signal, Tcp, Trouble, UnitJob, UnitState,
+};
+
+kinds! {
+    /// A process image was replaced.
+    Exec(Exec) => Lethal, "exec";
+    /// The last thread of a process died.
+    Exit(Exit) => Lethal, "exit";
+    /// The OOM killer chose this process.
+    Oom(Box<Oom>) => Lethal, "oom";
+    /// A signal that can end a process was sent to this one.
+    Signal(Box<Signal>) => Lethal, "signal";
+    /// A cgroup appeared.
+    CgroupMade { path: Name } => Lethal, "cgroup_made";
+    /// A cgroup went away.
+    CgroupRemoved { path: Name } => Lethal, "cgroup_removed";
+    /// A TCP connection changed.
+    Tcp(Tcp) => Bulk, "tcp";
+    /// A burst of memory reclaim ended.
+    Reclaim { stall_ns: u64, pages: u64, memcg: bool } => Bulk, "reclaim";
+    /// A block I/O was slow or failed.
+    BlockIo { latency_ns: u64, bytes: u64, device: u32, error: i32, operation: u8 } => Bulk, "block_io";
+    /// System calls failed alike.
+    SyscallError { count: u64, syscall: u32, errno: u32 } => Bulk, "syscall_error";
+    /// A DNS lookup failed or was slow.
+    Dns { latency_ns: u64, name: Name, query_type: u16, rcode: u8 } => Bulk, "dns";
+    /// A task waited long for a CPU.
+    RunQueue { wait_ns: u64 } => Bulk, "run_queue";
+    /// Packets were dropped for one reason, named as the kernel names it; unset where it gives none. The interface's number is
+    /// that of its own network namespace, 0 where it is not known.
+    PacketDrop { count: u64, reason: Name, interface: u32 } => Bulk, "packet_drop";
+    /// A process was made.
+    Fork { parent_pid: u32, ns_pid: u32, ns_level: u32, comm: Name } => Bulk, "fork";
+    /// A signal that ends the process reached it.
+    SignalDelivered { signal: u32, code: i32, ns_pid: u32, ns_level: u32, comm: Name } => Lethal, "signal_delivered";
+    /// A file that is audited was opened.
+    FileOpen { path: Name, comm: Name, flags: u32 } => Bulk, "file_open";
+    /// Durations of many operations.
+    Histogram(Box<Histogram>) => Bulk, "histogram";
+    /// A pod changed.
+    PodState(Box<PodState>) => Lethal, "pod_state";
+    /// A container changed, as kubelet says.
+    ContainerState(Box<ContainerState>) => Lethal, "container_state";
+    /// A Kubernetes Event.
+    KubeEvent(Box<KubeEvent>) => Lethal, "kube_event";
+    /// A node's condition changed.
+    NodeCondition(Box<NodeCondition>) => Lethal, "node_condition";
+    /// A workload rolls out.
+    Rollout(Box<Rollout>) => Lethal, "rollout";
+    /// A ConfigMap or Secret changed.
+    ConfigChange(Box<ConfigChange>) => Lethal, "config_change";
+    /// A Service's endpoints changed.
+    Endpoints(Box<Endpoints>) => Lethal, "endpoints";
+    /// Another Kubernetes object changed.
+    ObjectState(Box<ObjectState>) => Lethal, "object_state";
+    /// A systemd unit changed.
+    UnitState(Box<UnitState>) => Lethal, "unit_state";
+    /// A job of systemd ended.
+    UnitJob(Box<UnitJob>) => Lethal, "unit_job";
+    /// Evidence that fades, read in time.
+    Observation(Box<Observation>) => Lethal, "observation";
+    /// Something was missed.
+    Gap(Box<Gap>) => Lethal, "gap";
+    /// The table of connections is full, or has room again.
+    Conntrack(Box<Conntrack>) => Lethal, "conntrack";
+    /// What fills a cgroup, and how its counters moved. Since version 2 of the frame.
+    CgroupUse(Box<CgroupUse>) => Lethal, "cgroup_use";
+    /// Something is wrong with what lives. Since version 3 of the frame.
+    Trouble(Box<Trouble>) => Lethal, "trouble";
+    /// How a container's use went. Since version 3 of the frame.
+    Curve(Box<Curve>) => Lethal, "curve";
+    /// The last lines that a dead container wrote. Since version 3 of the frame.
+    LogLines(Box<LogLines>) => Lethal, "log_lines";
+}
 
 /// How many kinds there are.
-pub const KINDS: usize = 34;
-
-/// Kinds of event, in the order of [`Detail`]'s variants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    Exec,
-    Exit,
-    Oom,
-    Signal,
-    CgroupMade,
-    CgroupRemoved,
-    Tcp,
-    Reclaim,
-    BlockIo,
-    SyscallError,
-    Dns,
-    RunQueue,
-    PacketDrop,
-    Fork,
-    SignalDelivered,
-    FileOpen,
-    Histogram,
-    PodState,
-    ContainerState,
-    KubeEvent,
-    NodeCondition,
-    Rollout,
-    ConfigChange,
-    Endpoints,
-    ObjectState,
-    UnitState,
-    UnitJob,
-    Observation,
-    Gap,
-    Conntrack,
-    CgroupUse,
-    Trouble,
-    Curve,
-    LogLines,
-}
+pub const KINDS: usize = Kind::ALL.len();
 
 /// A count for each kind.
 #[derive(Clone, Debug)]
@@ -71,209 +107,5 @@ impl Deref for PerKind {
 impl DerefMut for PerKind {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.0
-    }
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; KINDS] = [
-        Self::Exec,
-        Self::Exit,
-        Self::Oom,
-        Self::Signal,
-        Self::CgroupMade,
-        Self::CgroupRemoved,
-        Self::Tcp,
-        Self::Reclaim,
-        Self::BlockIo,
-        Self::SyscallError,
-        Self::Dns,
-        Self::RunQueue,
-        Self::PacketDrop,
-        Self::Fork,
-        Self::SignalDelivered,
-        Self::FileOpen,
-        Self::Histogram,
-        Self::PodState,
-        Self::ContainerState,
-        Self::KubeEvent,
-        Self::NodeCondition,
-        Self::Rollout,
-        Self::ConfigChange,
-        Self::Endpoints,
-        Self::ObjectState,
-        Self::UnitState,
-        Self::UnitJob,
-        Self::Observation,
-        Self::Gap,
-        Self::Conntrack,
-        Self::CgroupUse,
-        Self::Trouble,
-        Self::Curve,
-        Self::LogLines,
-    ];
-
-    /// The one place that decides an event's lane.
-    pub fn lane(self) -> Lane {
-        match self {
-            Self::Exec
-            | Self::Exit
-            | Self::Oom
-            | Self::Signal
-            | Self::CgroupMade
-            | Self::CgroupRemoved
-            | Self::SignalDelivered
-            | Self::PodState
-            | Self::ContainerState
-            | Self::KubeEvent
-            | Self::NodeCondition
-            | Self::Rollout
-            | Self::ConfigChange
-            | Self::Endpoints
-            | Self::ObjectState
-            | Self::UnitState
-            | Self::UnitJob
-            | Self::Observation
-            | Self::Gap
-            | Self::Conntrack
-            | Self::CgroupUse
-            | Self::Trouble
-            | Self::Curve
-            | Self::LogLines => Lane::Lethal,
-            Self::Tcp
-            | Self::Reclaim
-            | Self::BlockIo
-            | Self::SyscallError
-            | Self::Dns
-            | Self::RunQueue
-            | Self::PacketDrop
-            | Self::Fork
-            | Self::FileOpen
-            | Self::Histogram => Lane::Bulk,
-        }
-    }
-
-    /// The name that metrics and people use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Exec => "exec",
-            Self::Exit => "exit",
-            Self::Oom => "oom",
-            Self::Signal => "signal",
-            Self::CgroupMade => "cgroup_made",
-            Self::CgroupRemoved => "cgroup_removed",
-            Self::Tcp => "tcp",
-            Self::Reclaim => "reclaim",
-            Self::BlockIo => "block_io",
-            Self::SyscallError => "syscall_error",
-            Self::Dns => "dns",
-            Self::RunQueue => "run_queue",
-            Self::PacketDrop => "packet_drop",
-            Self::Fork => "fork",
-            Self::SignalDelivered => "signal_delivered",
-            Self::FileOpen => "file_open",
-            Self::Histogram => "histogram",
-            Self::PodState => "pod_state",
-            Self::ContainerState => "container_state",
-            Self::KubeEvent => "kube_event",
-            Self::NodeCondition => "node_condition",
-            Self::Rollout => "rollout",
-            Self::ConfigChange => "config_change",
-            Self::Endpoints => "endpoints",
-            Self::ObjectState => "object_state",
-            Self::UnitState => "unit_state",
-            Self::UnitJob => "unit_job",
-            Self::Observation => "observation",
-            Self::Gap => "gap",
-            Self::Conntrack => "conntrack",
-            Self::CgroupUse => "cgroup_use",
-            Self::Trouble => "trouble",
-            Self::Curve => "curve",
-            Self::LogLines => "log_lines",
-        }
-    }
-}
-
-impl Event {
-    /// The event's kind.
-    pub fn kind(&self) -> Kind {
-        match &self.body {
-            Detail::Exec(_) => Kind::Exec,
-            Detail::Exit(_) => Kind::Exit,
-            Detail::Oom(_) => Kind::Oom,
-            Detail::Signal(_) => Kind::Signal,
-            Detail::CgroupMade { .. } => Kind::CgroupMade,
-            Detail::CgroupRemoved { .. } => Kind::CgroupRemoved,
-            Detail::Tcp(_) => Kind::Tcp,
-            Detail::Reclaim { .. } => Kind::Reclaim,
-            Detail::BlockIo { .. } => Kind::BlockIo,
-            Detail::SyscallError { .. } => Kind::SyscallError,
-            Detail::Dns { .. } => Kind::Dns,
-            Detail::RunQueue { .. } => Kind::RunQueue,
-            Detail::PacketDrop { .. } => Kind::PacketDrop,
-            Detail::Fork { .. } => Kind::Fork,
-            Detail::SignalDelivered { .. } => Kind::SignalDelivered,
-            Detail::FileOpen { .. } => Kind::FileOpen,
-            Detail::Histogram(_) => Kind::Histogram,
-            Detail::PodState(_) => Kind::PodState,
-            Detail::ContainerState(_) => Kind::ContainerState,
-            Detail::KubeEvent(_) => Kind::KubeEvent,
-            Detail::NodeCondition(_) => Kind::NodeCondition,
-            Detail::Rollout(_) => Kind::Rollout,
-            Detail::ConfigChange(_) => Kind::ConfigChange,
-            Detail::Endpoints(_) => Kind::Endpoints,
-            Detail::ObjectState(_) => Kind::ObjectState,
-            Detail::UnitState(_) => Kind::UnitState,
-            Detail::UnitJob(_) => Kind::UnitJob,
-            Detail::Observation(_) => Kind::Observation,
-            Detail::Gap(_) => Kind::Gap,
-            Detail::Conntrack(_) => Kind::Conntrack,
-            Detail::CgroupUse(_) => Kind::CgroupUse,
-            Detail::Trouble(_) => Kind::Trouble,
-            Detail::Curve(_) => Kind::Curve,
-            Detail::LogLines(_) => Kind::LogLines,
-        }
-    }
-}
-
-impl ArchivedEvent {
-    /// The event's kind.
-    pub fn kind(&self) -> Kind {
-        match &self.body {
-            ArchivedDetail::Exec(_) => Kind::Exec,
-            ArchivedDetail::Exit(_) => Kind::Exit,
-            ArchivedDetail::Oom(_) => Kind::Oom,
-            ArchivedDetail::Signal(_) => Kind::Signal,
-            ArchivedDetail::CgroupMade { .. } => Kind::CgroupMade,
-            ArchivedDetail::CgroupRemoved { .. } => Kind::CgroupRemoved,
-            ArchivedDetail::Tcp(_) => Kind::Tcp,
-            ArchivedDetail::Reclaim { .. } => Kind::Reclaim,
-            ArchivedDetail::BlockIo { .. } => Kind::BlockIo,
-            ArchivedDetail::SyscallError { .. } => Kind::SyscallError,
-            ArchivedDetail::Dns { .. } => Kind::Dns,
-            ArchivedDetail::RunQueue { .. } => Kind::RunQueue,
-            ArchivedDetail::PacketDrop { .. } => Kind::PacketDrop,
-            ArchivedDetail::Fork { .. } => Kind::Fork,
-            ArchivedDetail::SignalDelivered { .. } => Kind::SignalDelivered,
-            ArchivedDetail::FileOpen { .. } => Kind::FileOpen,
-            ArchivedDetail::Histogram(_) => Kind::Histogram,
-            ArchivedDetail::PodState(_) => Kind::PodState,
-            ArchivedDetail::ContainerState(_) => Kind::ContainerState,
-            ArchivedDetail::KubeEvent(_) => Kind::KubeEvent,
-            ArchivedDetail::NodeCondition(_) => Kind::NodeCondition,
-            ArchivedDetail::Rollout(_) => Kind::Rollout,
-            ArchivedDetail::ConfigChange(_) => Kind::ConfigChange,
-            ArchivedDetail::Endpoints(_) => Kind::Endpoints,
-            ArchivedDetail::ObjectState(_) => Kind::ObjectState,
-            ArchivedDetail::UnitState(_) => Kind::UnitState,
-            ArchivedDetail::UnitJob(_) => Kind::UnitJob,
-            ArchivedDetail::Observation(_) => Kind::Observation,
-            ArchivedDetail::Gap(_) => Kind::Gap,
-            ArchivedDetail::Conntrack(_) => Kind::Conntrack,
-            ArchivedDetail::CgroupUse(_) => Kind::CgroupUse,
-            ArchivedDetail::Trouble(_) => Kind::Trouble,
-            ArchivedDetail::Curve(_) => Kind::Curve,
-            ArchivedDetail::LogLines(_) => Kind::LogLines,
-        }
     }
 }

@@ -2,34 +2,36 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{EntityId, Name};
+use super::{ArchivedFields, EntityId, FieldValue, Name};
 
-/// A systemd unit changed its state.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct UnitState {
-    pub unit: Name,
-    /// `active`, `failed`, `activating`, … (`ActiveState`).
-    pub active_state: Name,
-    /// `running`, `auto-restart`, … (`SubState`).
-    pub sub_state: Name,
-    /// `success`, `exit-code`, `signal`, `oom-kill`, `start-limit-hit`, … (`Result`).
-    pub result: Name,
-    /// Of the main process's last end: `CLD_*` of `waitid(2)`, and its exit code or signal.
-    pub main_code: i32,
-    pub main_status: i32,
-    /// 0 while there is none.
-    pub main_pid: u32,
-    pub restarts: u32,
-    /// 0 when it was not seen to run.
-    pub main_exited_ns: u64,
+fields! {
+    /// A systemd unit changed its state.
+    UnitState {
+        unit: Name,
+        /// `active`, `failed`, `activating`, … (`ActiveState`).
+        active_state: Name,
+        /// `running`, `auto-restart`, … (`SubState`).
+        sub_state: Name,
+        /// `success`, `exit-code`, `signal`, `oom-kill`, `start-limit-hit`, … (`Result`).
+        result: Name,
+        /// Of the main process's last end: `CLD_*` of `waitid(2)`, and its exit code or signal.
+        main_code: i32,
+        main_status: i32,
+        /// 0 while there is none.
+        main_pid: u32,
+        restarts: u32,
+        /// 0 when it was not seen to run.
+        main_exited_ns: u64,
+    }
 }
 
-/// A job of systemd ended.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct UnitJob {
-    pub unit: Name,
-    /// `done`, `failed`, `canceled`, `timeout`, `dependency`, `skipped`, …
-    pub result: Name,
+fields! {
+    /// A job of systemd ended.
+    UnitJob {
+        unit: Name,
+        /// `done`, `failed`, `canceled`, `timeout`, `dependency`, `skipped`, …
+        result: Name,
+    }
 }
 
 /// What a [`Histogram`] counts.
@@ -75,85 +77,90 @@ impl ArchivedMeasure {
 /// Slots of a [`Histogram`].
 pub const HISTOGRAM_SLOTS: usize = 32;
 
-/// Durations of many alike operations, summed up in the kernel since the histogram before this one.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Histogram {
-    pub measure: Measure,
-    /// As in `Detail::BlockIo`; 0 where it does not apply.
-    pub operation: u8,
-    pub device: u32,
-    /// The time that it covers.
-    pub interval_ns: u64,
-    pub total_ns: u64,
-    pub max_ns: u64,
-    /// Slot `i` counts durations from 2^i up to 2^(i+1) microseconds; the first also what is shorter, the last what is longer.
-    pub counts: [u32; HISTOGRAM_SLOTS],
+fields! {
+    /// Durations of many alike operations, summed up in the kernel since the histogram before this one.
+    Histogram {
+        measure: Measure,
+        /// As in `Detail::BlockIo`; 0 where it does not apply.
+        operation: u8,
+        device: u32,
+        /// The time that it covers.
+        interval_ns: u64,
+        total_ns: u64,
+        max_ns: u64,
+        /// Slot `i` counts durations from 2^i up to 2^(i+1) microseconds; the first also what is shorter, the last what is longer.
+        counts: [u32; HISTOGRAM_SLOTS],
+    }
 }
 
-/// What the collector read when something lethal arrived, before it was gone. The subject is the event's entity.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Observation {
-    /// The cgroup that was read.
-    pub cgroup: Name,
-    /// Memory: 0 where it could not be read, `u64::MAX` for no limit.
-    pub memory_limit_bytes: u64,
-    pub memory_usage_bytes: u64,
-    pub memory_peak_bytes: u64,
-    /// `oom_kill` of `memory.events`, and how often the limit was hit (`max`, or `failcnt`).
-    pub oom_kills: u64,
-    pub limit_hits: u64,
-    pub pids: u64,
-    pub pids_limit: u64,
-    /// `nr_throttled` and the time of `cpu.stat`.
-    pub throttled: u64,
-    pub throttled_us: u64,
-    /// Of `memory.pressure`: full, avg10, hundredths of a percent.
-    pub memory_pressure: u32,
-    /// The process that was read, where the cause was a signal: its sender.
-    pub process: u32,
-    pub process_comm: Name,
-    pub process_command: Name,
-    pub process_entity: EntityId,
-    pub process_uid: u32,
+fields! {
+    /// What the collector read when something lethal arrived, before it was gone. The subject is the event's entity.
+    Observation {
+        /// The cgroup that was read.
+        cgroup: Name,
+        /// Memory: 0 where it could not be read, `u64::MAX` for no limit.
+        memory_limit_bytes: u64,
+        memory_usage_bytes: u64,
+        memory_peak_bytes: u64,
+        /// `oom_kill` of `memory.events`, and how often the limit was hit (`max`, or `failcnt`).
+        oom_kills: u64,
+        limit_hits: u64,
+        pids: u64,
+        pids_limit: u64,
+        /// `nr_throttled` and the time of `cpu.stat`.
+        throttled: u64,
+        throttled_us: u64,
+        /// Of `memory.pressure`: full, avg10, hundredths of a percent.
+        memory_pressure: u32,
+        /// The process that was read, where the cause was a signal: its sender.
+        process: u32,
+        process_comm: Name,
+        process_command: Name,
+        process_entity: EntityId,
+        process_uid: u32,
+    }
 }
 
-/// Something is wrong with a subject that lives, begins to be, goes on, or is over. Seen by the collector in its cgroup or its
-/// processes, without an event of the kernel.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Trouble {
-    /// `throttled`, `pids-at-limit`, `memory-high`, `blocked`, `disk-full`, …
-    pub what: Name,
-    /// Where: a mount point, or the kernel's function that a task waits in; unset where there is none.
-    pub place: Name,
-    /// The process that it is about, if one is.
-    pub comm: Name,
-    /// `CLOCK_BOOTTIME` when it was first seen, nanoseconds.
-    pub since_ns: u64,
-    /// How bad: percent of the periods, tasks, bytes, …, and the limit that it is compared with; 0 where there is none.
-    pub value: u64,
-    pub limit: u64,
-    /// It is over.
-    pub is_over: bool,
+fields! {
+    /// Something is wrong with a subject that lives, begins to be, goes on, or is over. Seen by the collector in its cgroup or its
+    /// processes, without an event of the kernel.
+    Trouble {
+        /// `throttled`, `pids-at-limit`, `memory-high`, `blocked`, `disk-full`, …
+        what: Name,
+        /// Where: a mount point, or the kernel's function that a task waits in; unset where there is none.
+        place: Name,
+        /// The process that it is about, if one is.
+        comm: Name,
+        /// `CLOCK_BOOTTIME` when it was first seen, nanoseconds.
+        since_ns: u64,
+        /// How bad: percent of the periods, tasks, bytes, …, and the limit that it is compared with; 0 where there is none.
+        value: u64,
+        limit: u64,
+        /// It is over.
+        is_over: bool,
+    }
 }
 
-/// How a container's use went over the last minutes. The subject is the event's entity.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Curve {
-    /// The cgroup that was read.
-    pub cgroup: Name,
-    /// Its memory limit, bytes; `u64::MAX` for none.
-    pub limit_bytes: u64,
-    /// Between two points.
-    pub interval_ns: u64,
-    /// The oldest first; the last was taken at the event's time.
-    pub points: Vec<Point>,
+fields! {
+    /// How a container's use went over the last minutes. The subject is the event's entity.
+    Curve {
+        /// The cgroup that was read.
+        cgroup: Name,
+        /// Its memory limit, bytes; `u64::MAX` for none.
+        limit_bytes: u64,
+        /// Between two points.
+        interval_ns: u64,
+        /// The oldest first; the last was taken at the event's time.
+        points: Vec<Point>,
+    }
 }
 
-/// The last lines that a container wrote before it died, without what is recognised as secret. The subject is the container.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct LogLines {
-    /// The oldest first.
-    pub lines: Vec<Name>,
+fields! {
+    /// The last lines that a container wrote before it died, without what is recognised as secret. The subject is the container.
+    LogLines {
+        /// The oldest first.
+        lines: Vec<Name>,
+    }
 }
 
 /// One sample of a [`Curve`].
@@ -170,36 +177,38 @@ pub struct Point {
     pub throttled: u8,
 }
 
-/// What fills a cgroup, and how its counters moved, read when something lethal arrived. The subject is the event's entity; the
-/// cgroup is its own, or the one above it whose limit was full.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct CgroupUse {
-    /// The cgroup that was read.
-    pub cgroup: Name,
-    /// Levels above the subject's own.
-    pub height: u32,
-    /// Bytes in use and the limit, `u64::MAX` for none; 0 where they could not be read.
-    pub usage_bytes: u64,
-    pub limit_bytes: u64,
-    /// Of `memory.stat`, bytes: what the use consists of. Kernel memory is 0 where version 1 does not say.
-    pub anon_bytes: u64,
-    pub file_bytes: u64,
-    pub shmem_bytes: u64,
-    pub kernel_bytes: u64,
-    /// The time over which the differences below were taken; 0 where there is no earlier sample, and then no difference.
-    pub window_ns: u64,
-    /// Differences of `cpu.stat`: periods, throttled ones, and how long tasks were throttled.
-    pub periods: u64,
-    pub throttled: u64,
-    pub throttled_us: u64,
-    /// Differences of `memory.events`: how often the limit was hit, and OOM kills.
-    pub limit_hits: u64,
-    pub oom_kills: u64,
-    /// The biggest cgroups below it, the biggest first; empty unless it is above the subject's own.
-    pub members: Vec<Member>,
-    /// A file system that the subject writes to and that has no room left, and its size; unset where none was found.
-    pub full_mount: Name,
-    pub full_mount_bytes: u64,
+fields! {
+    /// What fills a cgroup, and how its counters moved, read when something lethal arrived. The subject is the event's entity; the
+    /// cgroup is its own, or the one above it whose limit was full.
+    #[derive(Default)]
+    CgroupUse {
+        /// The cgroup that was read.
+        cgroup: Name,
+        /// Levels above the subject's own.
+        height: u32,
+        /// Bytes in use and the limit, `u64::MAX` for none; 0 where they could not be read.
+        usage_bytes: u64,
+        limit_bytes: u64,
+        /// Of `memory.stat`, bytes: what the use consists of. Kernel memory is 0 where version 1 does not say.
+        anon_bytes: u64,
+        file_bytes: u64,
+        shmem_bytes: u64,
+        kernel_bytes: u64,
+        /// The time over which the differences below were taken; 0 where there is no earlier sample, and then no difference.
+        window_ns: u64,
+        /// Differences of `cpu.stat`: periods, throttled ones, and how long tasks were throttled.
+        periods: u64,
+        throttled: u64,
+        throttled_us: u64,
+        /// Differences of `memory.events`: how often the limit was hit, and OOM kills.
+        limit_hits: u64,
+        oom_kills: u64,
+        /// The biggest cgroups below it, the biggest first; empty unless it is above the subject's own.
+        members: Vec<Member>,
+        /// A file system that the subject writes to and that has no room left, and its size; unset where none was found.
+        full_mount: Name,
+        full_mount_bytes: u64,
+    }
 }
 
 /// One of the biggest below a cgroup.
@@ -215,34 +224,36 @@ pub struct Member {
     pub oom_score_adj: i16,
 }
 
-/// The kernel's table of connections (nf_conntrack) is full, or has room again. The subject is the node.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Conntrack {
-    pub entries: u64,
-    pub entries_max: u64,
-    /// Packets dropped because there was no room, and connections forgotten early to make some, since the event before this
-    /// one; `u64::MAX` where the kernel does not report it.
-    pub dropped: u64,
-    pub early_dropped: u64,
-    /// Who has most connections, by the address that began them: IPv6, or IPv4 mapped into it; 0 where it was not looked for.
-    pub top_address: [u8; 16],
-    /// How many of the connections that were looked at are its.
-    pub top_entries: u64,
-    pub looked_at: u64,
-    /// Whether it is full: above the one threshold, and not yet below the other.
-    pub is_full: bool,
+fields! {
+    /// The kernel's table of connections (nf_conntrack) is full, or has room again. The subject is the node.
+    Conntrack {
+        entries: u64,
+        entries_max: u64,
+        /// Packets dropped because there was no room, and connections forgotten early to make some, since the event before this
+        /// one; `u64::MAX` where the kernel does not report it.
+        dropped: u64,
+        early_dropped: u64,
+        /// Who has most connections, by the address that began them: IPv6, or IPv4 mapped into it; 0 where it was not looked for.
+        top_address: [u8; 16],
+        /// How many of the connections that were looked at are its.
+        top_entries: u64,
+        looked_at: u64,
+        /// Whether it is full: above the one threshold, and not yet below the other.
+        is_full: bool,
+    }
 }
 
-/// Something was missed, and when.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Gap {
-    /// What was watched: `pods`, `units`, …
-    pub what: Name,
-    /// Why: `expired`, `bus restarted`, …
-    pub reason: Name,
-    /// The interval in which changes may have been missed, `CLOCK_BOOTTIME` of the node, nanoseconds.
-    pub from_ns: u64,
-    pub until_ns: u64,
-    /// Objects that were found to be gone afterwards.
-    pub found_gone: u32,
+fields! {
+    /// Something was missed, and when.
+    Gap {
+        /// What was watched: `pods`, `units`, …
+        what: Name,
+        /// Why: `expired`, `bus restarted`, …
+        reason: Name,
+        /// The interval in which changes may have been missed, `CLOCK_BOOTTIME` of the node, nanoseconds.
+        from_ns: u64,
+        until_ns: u64,
+        /// Objects that were found to be gone afterwards.
+        found_gone: u32,
+    }
 }
