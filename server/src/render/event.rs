@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::net::Ipv6Addr;
 
 use serde_json::Value;
-use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedEvent};
+use tapio_wire::event::{ArchivedBody, ArchivedCurve, ArchivedDetail, ArchivedEvent, FieldValue, Kind};
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::Event;
 
@@ -15,83 +15,24 @@ use super::layout::{Style, clean};
 use super::time::for_people;
 use crate::findings::text;
 
-/// The fields of a kind, in their order. Names that are not set are left out.
-macro_rules! fields {
-    ($body:expr; $($key:literal: $value:expr),* $(,)?) => {{
-        let mut map = Fields::new();
-        $(put(&mut map, $key, $value.into_value($body));)*
-        map
-    }};
-}
-
 /// The fields of an event's kind, the most informative first.
 pub type Fields = Vec<(&'static str, Value)>;
 
-struct NameOf(rkyv::rend::u32_le);
-struct Address([u8; 16]);
-
-trait IntoValue {
-    fn into_value(self, body: &ArchivedBody) -> Value;
+fn address(address: [u8; 16]) -> Value {
+    let address = Ipv6Addr::from(address);
+    Value::from(address.to_ipv4_mapped().map_or_else(|| address.to_string(), |v4| v4.to_string()))
 }
 
-impl IntoValue for NameOf {
-    fn into_value(self, body: &ArchivedBody) -> Value {
-        body.name(self.0.to_native()).map_or(Value::Null, Value::from)
-    }
-}
-
-impl IntoValue for Address {
-    fn into_value(self, _: &ArchivedBody) -> Value {
-        let address = Ipv6Addr::from(self.0);
-        Value::from(address.to_ipv4_mapped().map_or_else(|| address.to_string(), |v4| v4.to_string()))
-    }
-}
-
-macro_rules! numbers {
-    ($($type:ty),*) => {$(impl IntoValue for $type {
-        fn into_value(self, _: &ArchivedBody) -> Value {
-            Value::from(self.to_native())
-        }
-    })*};
-}
-numbers!(rkyv::rend::u16_le, rkyv::rend::u32_le, rkyv::rend::u64_le, rkyv::rend::i16_le, rkyv::rend::i32_le);
-
-impl IntoValue for u8 {
-    fn into_value(self, _: &ArchivedBody) -> Value {
-        Value::from(self)
-    }
-}
-
-impl IntoValue for bool {
-    fn into_value(self, _: &ArchivedBody) -> Value {
-        Value::from(self)
-    }
-}
-
-impl IntoValue for Value {
-    fn into_value(self, _: &ArchivedBody) -> Value {
-        self
-    }
-}
-
-fn put(fields: &mut Fields, key: &'static str, value: Value) {
-    if !value.is_null() {
-        fields.push((key, value));
-    }
-}
-
-fn entity(id: rkyv::rend::u64_le) -> Value {
-    match id.to_native() {
-        0 => Value::Null,
-        id => Value::from(format!("{id:016x}")),
-    }
-}
-
-/// A number; the largest stands for "not reported".
-fn known(number: rkyv::rend::u64_le) -> Value {
-    match number.to_native() {
-        u64::MAX => Value::Null,
-        number => Value::from(number),
+/// A field as it is declared. Names and entities that are not set are left out.
+fn plain(body: &ArchivedBody, value: FieldValue) -> Value {
+    match value {
+        FieldValue::Unsigned(number) => Value::from(number),
+        FieldValue::Signed(number) => Value::from(number),
+        FieldValue::Flag(flag) => Value::from(flag),
+        FieldValue::Name(name) => body.name(name).map_or(Value::Null, Value::from),
+        FieldValue::Entity(0) | FieldValue::Parts => Value::Null,
+        FieldValue::Entity(id) => Value::from(format!("{id:016x}")),
+        FieldValue::Address(bytes) => address(bytes),
     }
 }
 
@@ -122,153 +63,196 @@ fn tcp_change(change: u8) -> Value {
     name.map_or_else(|| Value::from(change), |&name| Value::from(name))
 }
 
+/// What a number stands for.
+fn word(words: &[&'static str], number: u8) -> Value {
+    Value::from(words.get(usize::from(number)).copied().unwrap_or("unknown"))
+}
+
+fn signal(number: u32) -> Fields {
+    vec![("signal_name", Value::from(text::signal_name(number))), ("signal", Value::from(number))]
+}
+
 fn status(status: u32) -> Fields {
     match (status & 0x7f, status >> 8 & 0xff) {
         (0, code) => vec![("exit_code", Value::from(code))],
-        (signal, _) => {
-            vec![("signal_name", Value::from(text::signal_name(signal))), ("signal", Value::from(signal))]
-        }
+        (number, _) => signal(number),
     }
 }
 
-/// The fields of an event's kind.
+fn curve(curve: &ArchivedCurve) -> Fields {
+    let memory: Vec<u64> = curve.points.iter().map(|point| u64::from(point.memory_kib.to_native()) << 10).collect();
+    let cpu: Vec<u16> = curve.points.iter().map(|point| point.cpu_milli.to_native()).collect();
+    let throttled: Vec<u8> = curve.points.iter().map(|point| point.throttled).collect();
+    let seen = crate::correlate::curve_summary(curve);
+    let of = |get: fn(&crate::correlate::CurveSummary) -> Value| seen.as_ref().map_or(Value::Null, get);
+    vec![
+        ("shape", of(|seen| Value::from(seen.shape.name()))),
+        ("growth_per_hour_bytes", of(|seen| Value::from(seen.growth_per_hour))),
+        ("first_bytes", of(|seen| Value::from(seen.first_bytes))),
+        ("last_bytes", of(|seen| Value::from(seen.last_bytes))),
+        ("peak_bytes", of(|seen| Value::from(seen.peak_bytes))),
+        ("memory_bytes", Value::from(memory)),
+        ("cpu_milli", Value::from(cpu)),
+        ("throttled_percent", Value::from(throttled)),
+    ]
+}
+
+/// Enough for the fields of most kinds.
+const FIELDS: usize = 20;
+
+/// In which order the fields of a kind are shown: these first, then the others as they are declared, but not the hidden ones.
+struct Order {
+    first: &'static [&'static str],
+    hidden: &'static [&'static str],
+}
+
+fn order(kind: Kind) -> Order {
+    let (first, hidden): (&[_], &[_]) = match kind {
+        Kind::Exec => (&["comm", "path", "arguments"], &["role"]),
+        Kind::Exit => (&["comm", "status", "parent_pid", "ns_pid", "ns_level", "start_time_ns"], &["role"]),
+        Kind::Oom => (
+            &[
+                "comm",
+                "limit_cgroup",
+                "limit_bytes",
+                "usage_bytes",
+                "anon_rss_bytes",
+                "file_rss_bytes",
+                "shmem_rss_bytes",
+                "total_vm_bytes",
+                "limit_height",
+                "oom_score_adj",
+                "allocator_comm",
+                "allocator_pid",
+                "allocator_entity",
+            ],
+            &["ns_level", "role", "allocator_inside"],
+        ),
+        Kind::Signal => (
+            &["signal", "comm", "from_kernel", "sender_comm", "sender_pid", "sender_entity", "code", "result"],
+            &["role", "over_cpu_limit", "repeats"],
+        ),
+        Kind::Tcp => (&["change", "source", "source_port", "destination", "destination_port", "active"], &[]),
+        Kind::SyscallError => (&["syscall", "errno"], &[]),
+        Kind::Dns => (&["name"], &[]),
+        Kind::Fork => (&["comm"], &[]),
+        Kind::SignalDelivered => (&["signal", "comm"], &[]),
+        Kind::Histogram => (&["measure", "operation", "device", "max_ns", "total_ns"], &[]),
+        Kind::PodState => (&["phase", "reason", "message", "is_ready", "is_scheduled", "is_gone"], &[]),
+        Kind::ContainerState => (
+            &[
+                "container",
+                "state",
+                "reason",
+                "message",
+                "exit_code",
+                "signal",
+                "restart_count",
+                "image",
+                "is_last",
+                "is_ready",
+                "memory_limit_bytes",
+                "cpu_limit_milli",
+                "role",
+            ],
+            &[],
+        ),
+        Kind::KubeEvent => {
+            (&["reason", "message", "kind", "namespace", "name", "field_path", "component", "count", "is_warning"], &[])
+        }
+        Kind::NodeCondition => (&["condition", "status"], &[]),
+        Kind::Rollout => (&[], &["observed_generation"]),
+        Kind::ConfigChange => (&[], &["used_by"]),
+        Kind::Endpoints => (&[], &["cluster_addresses", "ports"]),
+        Kind::UnitState => (&[], &["main_exited_ns"]),
+        // Shown behind the user's id.
+        Kind::Observation => (&[], &["process_entity"]),
+        Kind::Conntrack => (&["is_full"], &[]),
+        Kind::Trouble => (&["what", "place", "comm", "value", "limit", "is_over"], &[]),
+        _ => (&[], &[]),
+    };
+    Order { first, hidden }
+}
+
+/// The fields of an event's kind, as its declaration in [`tapio_wire::event`] names them. `order` and `instead` say what differs.
 pub fn event_fields(body: &ArchivedBody, event: &ArchivedEvent) -> Fields {
-    use ArchivedDetail as Detail;
-    match &event.body {
-        Detail::Exec(e) => fields!(body; "comm": NameOf(e.comm), "path": NameOf(e.path),
-            "arguments": NameOf(e.arguments), "parent_pid": e.parent_pid, "ns_pid": e.ns_pid, "ns_level": e.ns_level),
-        Detail::Exit(e) => {
-            let mut map = fields!(body; "comm": NameOf(e.comm));
-            map.extend(status(e.status.to_native()));
-            map.extend(fields!(body; "parent_pid": e.parent_pid, "ns_pid": e.ns_pid, "ns_level": e.ns_level,
-                // Of some it is not known when they began.
-                "lived_ns": lasted(e.start_time_ns.to_native(), event.time_ns.to_native()),
-                "oom_score_adj": e.oom_score_adj));
-            map
+    let Order { first, hidden } = order(event.kind());
+    let mut declared = Vec::with_capacity(FIELDS);
+    event.each_field(&mut |name, value| {
+        if !hidden.contains(&name) {
+            let place = first.iter().position(|known| *known == name).unwrap_or(first.len());
+            declared.push((place, name, value));
         }
-        Detail::Oom(e) => fields!(body; "comm": NameOf(e.comm), "limit_cgroup": NameOf(e.limit_cgroup),
-            "limit_bytes": e.limit_bytes, "usage_bytes": e.usage_bytes, "anon_rss_bytes": e.anon_rss_bytes,
-            "file_rss_bytes": e.file_rss_bytes, "shmem_rss_bytes": e.shmem_rss_bytes, "total_vm_bytes": e.total_vm_bytes,
-            "limit_height": e.limit_height, "oom_score_adj": e.oom_score_adj, "allocator_comm": NameOf(e.allocator_comm),
-            "allocator_pid": e.allocator_pid, "allocator_entity": entity(e.allocator_entity), "ns_pid": e.ns_pid),
-        Detail::Signal(e) => fields!(body; "signal_name": Value::from(text::signal_name(e.signal.to_native())),
-            "signal": e.signal, "comm": NameOf(e.comm), "from_kernel": e.from_kernel,
-            "sender_comm": NameOf(e.sender_comm), "sender_pid": e.sender_pid, "sender_entity": entity(e.sender_entity),
-            "code": e.code, "result": e.result, "ns_pid": e.ns_pid, "ns_level": e.ns_level),
-        Detail::CgroupMade { path } | Detail::CgroupRemoved { path } => fields!(body; "path": NameOf(*path)),
-        Detail::Tcp(e) => fields!(body; "change": tcp_change(e.change), "source": Address(e.source),
-            "source_port": e.source_port, "destination": Address(e.destination),
-            "destination_port": e.destination_port, "active": e.active, "duration_us": e.duration_us,
-            "kib_sent": e.kib_sent, "kib_received": e.kib_received),
-        Detail::Reclaim { stall_ns, pages, memcg } => {
-            fields!(body; "stall_ns": *stall_ns, "pages": *pages, "memcg": *memcg)
-        }
-        Detail::BlockIo { latency_ns, bytes, device, error, operation } => fields!(body; "latency_ns": *latency_ns,
-            "bytes": *bytes, "device": *device, "error": *error, "operation": *operation),
-        Detail::SyscallError { count, syscall, errno } => {
-            fields!(body; "syscall": *syscall, "errno": *errno, "count": *count)
-        }
-        Detail::Dns { latency_ns, name, query_type, rcode } => fields!(body; "name": NameOf(*name),
-            "latency_ns": *latency_ns, "query_type": *query_type, "rcode": *rcode),
-        Detail::RunQueue { wait_ns } => fields!(body; "wait_ns": *wait_ns),
-        Detail::PacketDrop { count, reason, interface } => {
-            fields!(body; "count": *count, "reason": NameOf(*reason), "interface": *interface)
-        }
-        Detail::Fork { parent_pid, ns_pid, ns_level, comm } => fields!(body; "comm": NameOf(*comm),
-            "parent_pid": *parent_pid, "ns_pid": *ns_pid, "ns_level": *ns_level),
-        Detail::SignalDelivered { signal, code, ns_pid, ns_level, comm } => fields!(body;
-            "signal_name": Value::from(text::signal_name(signal.to_native())), "signal": *signal,
-            "comm": NameOf(*comm), "code": *code, "ns_pid": *ns_pid, "ns_level": *ns_level),
-        Detail::FileOpen { path, comm, flags } => {
-            fields!(body; "path": NameOf(*path), "comm": NameOf(*comm), "flags": *flags)
-        }
-        Detail::Histogram(e) => {
-            let counts: Vec<u32> = e.counts.iter().map(|count| count.to_native()).collect();
-            fields!(body; "measure": Value::from(e.measure.get().name()), "operation": e.operation, "device": e.device,
-                "max_ns": e.max_ns, "total_ns": e.total_ns, "interval_ns": e.interval_ns, "counts": Value::from(counts))
-        }
-        Detail::PodState(e) => fields!(body; "phase": NameOf(e.phase), "reason": NameOf(e.reason),
-            "message": NameOf(e.message), "is_ready": e.is_ready, "is_scheduled": e.is_scheduled, "is_gone": e.is_gone,
-            "deletion_ns": e.deletion_ns, "deletion_grace_s": e.deletion_grace_s, "qos": e.qos),
-        Detail::ContainerState(e) => fields!(body; "container": NameOf(e.container),
-            "state": Value::from(match e.state { 1 => "waiting", 2 => "running", 3 => "terminated", _ => "unknown" }),
-            "reason": NameOf(e.reason), "message": NameOf(e.message), "exit_code": e.exit_code, "signal": e.signal,
-            "restart_count": e.restart_count, "image": NameOf(e.image), "is_last": e.is_last, "is_ready": e.is_ready,
-            "memory_limit_bytes": e.memory_limit_bytes, "cpu_limit_milli": e.cpu_limit_milli, "role": e.role,
-            "started_ns": e.started_ns, "finished_ns": e.finished_ns),
-        Detail::KubeEvent(e) => fields!(body; "reason": NameOf(e.reason), "message": NameOf(e.message),
-            "object": NameOf(e.kind), "namespace": NameOf(e.namespace), "name": NameOf(e.name),
-            "field_path": NameOf(e.field_path), "component": NameOf(e.component), "count": e.count,
-            "is_warning": e.is_warning, "first_ns": e.first_ns, "last_ns": e.last_ns),
-        Detail::NodeCondition(e) => fields!(body; "condition": NameOf(e.condition),
-            "status": Value::from(match e.status { 0 => "false", 1 => "true", _ => "unknown" }),
-            "reason": NameOf(e.reason), "message": NameOf(e.message), "since_ns": e.since_ns),
-        Detail::Rollout(e) => fields!(body; "object": NameOf(e.kind), "namespace": NameOf(e.namespace),
-            "name": NameOf(e.name), "images": NameOf(e.images), "images_before": NameOf(e.images_before),
-            "reason": NameOf(e.reason), "message": NameOf(e.message), "generation": e.generation,
-            "desired": e.desired, "updated": e.updated, "ready": e.ready, "unavailable": e.unavailable,
-            "is_gone": e.is_gone),
-        Detail::ConfigChange(e) => fields!(body; "object": NameOf(e.kind), "namespace": NameOf(e.namespace),
-            "name": NameOf(e.name), "resource_version": NameOf(e.resource_version),
-            "change": Value::from(match e.change { 1 => "made", 2 => "changed", 3 => "gone", _ => "unknown" })),
-        Detail::Endpoints(e) => fields!(body; "namespace": NameOf(e.namespace), "service": NameOf(e.service),
-            "backends": Value::from(e.backends.len()),
-            "ready": Value::from(e.backends.iter().filter(|backend| backend.is_ready).count())),
-        Detail::ObjectState(e) => fields!(body; "object": NameOf(e.kind), "namespace": NameOf(e.namespace),
-            "name": NameOf(e.name), "state": NameOf(e.state), "reason": NameOf(e.reason), "message": NameOf(e.message),
-            "current": e.current, "desired": e.desired, "is_gone": e.is_gone),
-        Detail::UnitState(e) => fields!(body; "unit": NameOf(e.unit), "active_state": NameOf(e.active_state),
-            "sub_state": NameOf(e.sub_state), "result": NameOf(e.result), "main_code": e.main_code,
-            "main_status": e.main_status, "main_pid": e.main_pid, "restarts": e.restarts),
-        Detail::UnitJob(e) => fields!(body; "unit": NameOf(e.unit), "result": NameOf(e.result)),
-        Detail::Observation(e) => fields!(body; "cgroup": NameOf(e.cgroup), "memory_limit_bytes": e.memory_limit_bytes,
-            "memory_usage_bytes": e.memory_usage_bytes, "memory_peak_bytes": e.memory_peak_bytes,
-            "oom_kills": e.oom_kills, "limit_hits": e.limit_hits, "pids": e.pids, "pids_limit": e.pids_limit,
-            "throttled": e.throttled, "throttled_us": e.throttled_us, "memory_pressure": e.memory_pressure,
-            "process": e.process, "process_comm": NameOf(e.process_comm), "process_command": NameOf(e.process_command),
-            "process_uid": e.process_uid, "process_entity": entity(e.process_entity)),
-        Detail::Gap(e) => fields!(body; "what": NameOf(e.what), "reason": NameOf(e.reason),
-            "lasted_ns": lasted(e.from_ns.to_native(), e.until_ns.to_native()), "from_ns": e.from_ns,
-            "until_ns": e.until_ns, "found_gone": e.found_gone),
-        Detail::Conntrack(e) => fields!(body; "is_full": e.is_full, "entries": e.entries, "entries_max": e.entries_max,
-            "dropped": known(e.dropped), "early_dropped": known(e.early_dropped),
-            "top_address": if e.looked_at.to_native() == 0 { Value::Null } else { Address(e.top_address).into_value(body) },
-            "top_entries": e.top_entries, "looked_at": e.looked_at),
-        Detail::Trouble(e) => fields!(body; "what": NameOf(e.what), "place": NameOf(e.place), "comm": NameOf(e.comm),
-            "value": e.value, "limit": e.limit, "is_over": e.is_over, "since_ns": e.since_ns,
-            "lasted_ns": lasted(e.since_ns.to_native(), event.time_ns.to_native())),
-        Detail::LogLines(e) => {
-            let lines = e.lines.iter().filter_map(|line| body.name(line.to_native()));
-            fields!(body; "lines": Value::from(lines.collect::<Vec<_>>()))
-        }
-        Detail::Curve(e) => {
-            let memory: Vec<u64> = e.points.iter().map(|point| u64::from(point.memory_kib.to_native()) << 10).collect();
-            let cpu: Vec<u16> = e.points.iter().map(|point| point.cpu_milli.to_native()).collect();
-            let throttled: Vec<u8> = e.points.iter().map(|point| point.throttled).collect();
-            let seen = crate::correlate::curve_summary(e);
-            let of = |get: fn(&crate::correlate::CurveSummary) -> Value| seen.as_ref().map_or(Value::Null, get);
-            fields!(body; "cgroup": NameOf(e.cgroup), "limit_bytes": e.limit_bytes, "interval_ns": e.interval_ns,
-                "shape": of(|seen| Value::from(seen.shape.name())),
-                "growth_per_hour_bytes": of(|seen| Value::from(seen.growth_per_hour)),
-                "first_bytes": of(|seen| Value::from(seen.first_bytes)),
-                "last_bytes": of(|seen| Value::from(seen.last_bytes)),
-                "peak_bytes": of(|seen| Value::from(seen.peak_bytes)),
-                "memory_bytes": Value::from(memory), "cpu_milli": Value::from(cpu),
-                "throttled_percent": Value::from(throttled))
-        }
-        Detail::CgroupUse(e) => {
-            let members = e.members.iter().map(|member| {
-                let path = body.name(member.cgroup.to_native()).unwrap_or_default();
-                Value::from(format!("{path} {}", human_bytes(member.usage_bytes.to_native())))
-            });
-            fields!(body; "cgroup": NameOf(e.cgroup), "height": e.height, "usage_bytes": e.usage_bytes,
-                "limit_bytes": e.limit_bytes, "anon_bytes": e.anon_bytes, "file_bytes": e.file_bytes,
-                "shmem_bytes": e.shmem_bytes, "kernel_bytes": e.kernel_bytes, "window_ns": e.window_ns,
-                "periods": e.periods, "throttled": e.throttled, "throttled_us": e.throttled_us,
-                "limit_hits": e.limit_hits, "oom_kills": e.oom_kills, "members": Value::from(members.collect::<Vec<_>>()),
-                "full_mount": NameOf(e.full_mount), "full_mount_bytes": e.full_mount_bytes)
+    });
+    declared.sort_by_key(|(place, ..)| *place);
+    let mut fields = Fields::with_capacity(FIELDS);
+    for (_, name, value) in declared {
+        match instead(body, event, name, value) {
+            Some(instead) => fields.extend(instead),
+            None => fields.push((name, plain(body, value))),
         }
     }
+    fields.retain(|(_, value)| !value.is_null());
+    fields
+}
+
+/// What is shown instead of a field, where that is not its own name and value.
+fn instead(body: &ArchivedBody, event: &ArchivedEvent, name: &str, value: FieldValue) -> Option<Fields> {
+    use ArchivedDetail as Detail;
+    let lasted_since = |from_ns: u64| lasted(from_ns, event.time_ns.to_native());
+    Some(match (&event.body, name) {
+        // Of some it is not known when they began.
+        (Detail::Exit(e), "start_time_ns") => vec![("lived_ns", lasted_since(e.start_time_ns.to_native()))],
+        (Detail::Exit(e), "status") => status(e.status.to_native()),
+        (Detail::Signal(e), "signal") => signal(e.signal.to_native()),
+        (Detail::SignalDelivered { signal: number, .. }, "signal") => signal(number.to_native()),
+        (Detail::Tcp(e), "change") => vec![("change", tcp_change(e.change))],
+        (Detail::Histogram(e), "measure") => vec![("measure", Value::from(e.measure.get().name()))],
+        (Detail::Histogram(e), "counts") => {
+            vec![("counts", e.counts.iter().map(|count| count.to_native()).collect())]
+        }
+        (Detail::ContainerState(e), "state") => {
+            vec![("state", word(&["unknown", "waiting", "running", "terminated"], e.state))]
+        }
+        (Detail::NodeCondition(e), "status") => vec![("status", word(&["false", "true"], e.status))],
+        (Detail::ConfigChange(e), "change") => {
+            vec![("change", word(&["unknown", "made", "changed", "gone"], e.change))]
+        }
+        // An event has a kind of its own.
+        (Detail::KubeEvent(_) | Detail::Rollout(_) | Detail::ConfigChange(_) | Detail::ObjectState(_), "kind") => {
+            vec![("object", plain(body, value))]
+        }
+        (Detail::Endpoints(e), "backends") => {
+            let ready = e.backends.iter().filter(|backend| backend.is_ready).count();
+            vec![("backends", Value::from(e.backends.len())), ("ready", Value::from(ready))]
+        }
+        (Detail::Observation(e), "process_uid") => vec![
+            ("process_uid", plain(body, value)),
+            ("process_entity", plain(body, FieldValue::Entity(e.process_entity.to_native()))),
+        ],
+        (Detail::Gap(e), "from_ns") => {
+            let lasted = lasted(e.from_ns.to_native(), e.until_ns.to_native());
+            vec![("lasted_ns", lasted), ("from_ns", plain(body, value))]
+        }
+        // The kernel does not report it.
+        (Detail::Conntrack(_), "dropped" | "early_dropped") if value == FieldValue::Unsigned(u64::MAX) => vec![],
+        (Detail::Conntrack(e), "top_address") if e.looked_at.to_native() == 0 => vec![],
+        (Detail::Trouble(e), "since_ns") => {
+            vec![("since_ns", plain(body, value)), ("lasted_ns", lasted_since(e.since_ns.to_native()))]
+        }
+        (Detail::LogLines(e), "lines") => {
+            vec![("lines", e.lines.iter().filter_map(|line| body.name(line.to_native())).collect())]
+        }
+        (Detail::Curve(e), "points") => curve(e),
+        (Detail::CgroupUse(e), "members") => {
+            let members = e.members.iter().map(|member| {
+                let path = body.name(member.cgroup.to_native()).unwrap_or_default();
+                format!("{path} {}", human_bytes(member.usage_bytes.to_native()))
+            });
+            vec![("members", members.collect())]
+        }
+        _ => return None,
+    })
 }
 
 /// Values of a list that a line shows.
@@ -327,7 +311,23 @@ pub fn event_row(style: Style, event: &Event) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tapio_wire::frame::Frame;
+
     use super::*;
+
+    #[test]
+    fn the_order_names_no_field_that_is_not_declared() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../wire/tests/golden/fields-v3.bin");
+        let frame = Frame::decode(&std::fs::read(path).expect("an event of every kind")).expect("sound");
+        for event in frame.body().events.iter() {
+            let mut declared = Vec::new();
+            event.each_field(&mut |name, _| declared.push(name));
+            let Order { first, hidden } = order(event.kind());
+            for name in first.iter().chain(hidden) {
+                assert!(declared.contains(name), "{} has no field {name}", event.kind().name());
+            }
+        }
+    }
 
     #[test]
     fn moments_since_1970_are_shown_those_since_boot_are_not() {
