@@ -231,8 +231,19 @@ pub fn select(
     choice: &Choice,
     each: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Outcome, EventsError> {
-    let reader = Reader::new(dir);
-    match select_named(&reader, choice, each) {
+    select_from(&Reader::new(dir), choice, each)
+}
+
+/// Like [`select`], from a reader.
+///
+/// # Errors
+/// As [`select`].
+pub fn select_from(
+    reader: &Reader,
+    choice: &Choice,
+    each: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Outcome, EventsError> {
+    match select_named(reader, choice, each) {
         // What has the name may have been described in what is lost only.
         Err(unknown @ (EventsError::Node { .. } | EventsError::Nothing { .. })) => {
             let until_ns = choice.until_ns.unwrap_or(u64::MAX);

@@ -19,6 +19,7 @@ pub mod disk;
 pub mod elsewhere;
 pub mod index;
 mod lock;
+mod merge;
 mod metrics;
 pub mod plain;
 pub mod reader;

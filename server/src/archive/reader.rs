@@ -18,6 +18,7 @@ use tapio_wire::segment::{SEGMENT_HEADER_BYTES, parse_segment_header};
 use super::books::Books;
 use super::damage::{self, Damage, DamagePlace, Missing};
 use super::index::{Described, Index, key, times_ns};
+use super::merge;
 use super::scan::{Item, Scanner};
 use super::segments;
 use super::snapshot::Note;
@@ -100,20 +101,100 @@ pub struct SegmentFile {
     pub bytes: u64,
 }
 
-/// Reads an archive without locking or changing it.
+/// Reads an archive without locking or changing it; or several of different servers as one ([`super::merge`]).
 #[derive(Clone, Debug)]
 pub struct Reader {
+    pub(super) parts: Vec<Part>,
+}
+
+/// One archive's directory.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
     dir: PathBuf,
 }
 
 impl Reader {
     /// Of a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self::over([dir.into()])
     }
 
-    /// Its segments, oldest first.
+    /// Of several directories: a frame that is in more than one of them counts once.
+    pub fn over(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { parts: dirs.into_iter().map(|dir| Part { dir }).collect() }
+    }
+
+    /// Its segments, oldest first; of several archives, one archive after the other.
     pub fn segments(&self) -> Result<Vec<SegmentFile>, ReadError> {
+        let mut found = Vec::new();
+        for part in &self.parts {
+            found.extend(part.segments()?);
+        }
+        Ok(found)
+    }
+
+    /// The books: from the newest sound snapshot, and what came after it. Of several archives, the last one's.
+    pub fn books(&self) -> Result<Books, ReadError> {
+        self.parts.last().map_or_else(|| Ok(Books::default()), Part::books)
+    }
+
+    /// What nodes are called.
+    pub fn node_names(&self) -> Result<HashMap<u64, Arc<str>, RandomState>, ReadError> {
+        let mut names = HashMap::default();
+        for part in &self.parts {
+            names.extend(part.books()?.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))));
+        }
+        Ok(names)
+    }
+
+    /// Calls `each` with every frame that may have what is wanted, until it breaks.
+    pub fn frames(
+        &self,
+        wanted: &Selection,
+        each: &mut dyn FnMut(&Frame) -> ControlFlow<()>,
+    ) -> Result<Effort, ReadError> {
+        let mut undecodable = 0;
+        let effort = self.whole_frames(wanted, &mut |_, bytes| match Frame::decode(bytes) {
+            Ok(frame) => each(&frame),
+            // Its checksums are right, so a collector packed it so; `verify` names it.
+            Err(_) => {
+                undecodable += 1;
+                ControlFlow::Continue(())
+            }
+        })?;
+        Ok(Effort { undecodable, ..effort })
+    }
+
+    /// Like [`Reader::frames`], with the frame's bytes, of which only the checksums were checked.
+    pub fn whole_frames(
+        &self,
+        wanted: &Selection,
+        each: &mut dyn FnMut(&Header, &[u8]) -> ControlFlow<()>,
+    ) -> Result<Effort, ReadError> {
+        match self.parts.as_slice() {
+            [only] => only.whole_frames(wanted, each),
+            parts => merge::whole_frames(parts, wanted, each),
+        }
+    }
+
+    /// Segments that were cut or deleted and may have held something of this selection.
+    pub fn gaps(&self, wanted: &Selection) -> Result<Vec<Damage>, ReadError> {
+        let mut gaps = Vec::new();
+        for part in &self.parts {
+            gaps.extend(part.gaps_of(&part.segments()?, wanted)?);
+        }
+        Ok(gaps)
+    }
+
+    /// What the entities are called that were described between two moments; a description that is cut off by an index's
+    /// bound is left out.
+    pub fn described(&self, since_ns: u64, until_ns: u64, each: &mut dyn FnMut(Described)) -> Result<(), ReadError> {
+        self.parts.iter().try_for_each(|part| part.described(since_ns, until_ns, each))
+    }
+}
+
+impl Part {
+    fn segments(&self) -> Result<Vec<SegmentFile>, ReadError> {
         let failed = |source| ReadError::Directory { dir: self.dir.clone(), source };
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
@@ -137,8 +218,7 @@ impl Reader {
         Ok(found)
     }
 
-    /// The books: from the newest sound snapshot, and what came after it.
-    pub fn books(&self) -> Result<Books, ReadError> {
+    fn books(&self) -> Result<Books, ReadError> {
         let segments = self.segments()?;
         let mut base = Books::default();
         let mut first = segments.len();
@@ -172,32 +252,7 @@ impl Reader {
         Ok(base)
     }
 
-    /// What nodes are called.
-    pub fn node_names(&self) -> Result<HashMap<u64, Arc<str>, RandomState>, ReadError> {
-        let books = self.books()?;
-        Ok(books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))).collect())
-    }
-
-    /// Calls `each` with every frame that may have what is wanted, until it breaks.
-    pub fn frames(
-        &self,
-        wanted: &Selection,
-        each: &mut dyn FnMut(&Frame) -> ControlFlow<()>,
-    ) -> Result<Effort, ReadError> {
-        let mut undecodable = 0;
-        let effort = self.whole_frames(wanted, &mut |_, bytes| match Frame::decode(bytes) {
-            Ok(frame) => each(&frame),
-            // Its checksums are right, so a collector packed it so; `verify` names it.
-            Err(_) => {
-                undecodable += 1;
-                ControlFlow::Continue(())
-            }
-        })?;
-        Ok(Effort { undecodable, ..effort })
-    }
-
-    /// Like [`Reader::frames`], with the frame's bytes, of which only the checksums were checked.
-    pub fn whole_frames(
+    pub(super) fn whole_frames(
         &self,
         wanted: &Selection,
         each: &mut dyn FnMut(&Header, &[u8]) -> ControlFlow<()>,
@@ -224,11 +279,6 @@ impl Reader {
         Ok(pass.effort)
     }
 
-    /// Segments that were cut or deleted and may have held something of this selection.
-    pub fn gaps(&self, wanted: &Selection) -> Result<Vec<Damage>, ReadError> {
-        self.gaps_of(&self.segments()?, wanted)
-    }
-
     fn gaps_of(&self, segments: &[SegmentFile], wanted: &Selection) -> Result<Vec<Damage>, ReadError> {
         let mut gaps =
             damage::gaps(segments).map_err(|source| ReadError::Directory { dir: self.dir.clone(), source })?;
@@ -236,9 +286,7 @@ impl Reader {
         Ok(gaps)
     }
 
-    /// What the entities are called that were described between two moments; a description that is cut off by an index's
-    /// bound is left out.
-    pub fn described(&self, since_ns: u64, until_ns: u64, each: &mut dyn FnMut(Described)) -> Result<(), ReadError> {
+    fn described(&self, since_ns: u64, until_ns: u64, each: &mut dyn FnMut(Described)) -> Result<(), ReadError> {
         let wanted = Selection { since_ns, until_ns, ..Selection::default() };
         for segment in self.segments()? {
             let Some(file) = open(&segment.path)? else { continue };
