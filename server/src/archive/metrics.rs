@@ -28,6 +28,8 @@ pub struct ArchiveMetrics {
     pub(super) poisoned: IntCounter,
     pub(super) failures: IntCounter,
     pub(super) deleted: IntCounter,
+    pub(super) unuploaded_segments: IntCounter,
+    pub(super) unuploaded_events: IntCounter,
     pub(super) segments: IntGauge,
     pub(super) bytes: IntGauge,
     pub(super) backlog_bytes: IntGauge,
@@ -85,6 +87,14 @@ impl ArchiveMetrics {
             poisoned: counter("poisoned_segments_total", "Segments given up because a write or sync failed.")?,
             failures: counter("failures_total", "Failed attempts to create, write or sync a segment.")?,
             deleted: counter("deleted_segments_total", "Segments deleted by size or age.")?,
+            unuploaded_segments: counter(
+                "unuploaded_segments_total",
+                "Segments deleted by size before they were uploaded to archive.remote.",
+            )?,
+            unuploaded_events: counter(
+                "unuploaded_events_total",
+                "Events in segments that were deleted by size before they were uploaded, where that is known.",
+            )?,
             segments: gauge("segments", "Segments on disk.")?,
             bytes: gauge("bytes", "Bytes of all segments on disk.")?,
             backlog_bytes: gauge("backlog_bytes", "Bytes of frames that wait for a commit.")?,
@@ -130,6 +140,8 @@ impl ArchiveMetrics {
             &self.poisoned,
             &self.failures,
             &self.deleted,
+            &self.unuploaded_segments,
+            &self.unuploaded_events,
         ] {
             registry.register(Box::new(counter.clone()))?;
         }

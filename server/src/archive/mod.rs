@@ -21,14 +21,15 @@ pub mod index;
 mod lock;
 mod merge;
 mod metrics;
+pub mod offsite;
 pub mod plain;
 pub mod reader;
 mod records;
 mod recover;
 mod retention;
-mod scan;
-mod segments;
-mod snapshot;
+pub(crate) mod scan;
+pub(crate) mod segments;
+pub(crate) mod snapshot;
 mod uring;
 pub mod verify;
 mod writer;
@@ -79,7 +80,7 @@ pub enum DiskChoice {
 }
 
 /// Where and how to archive.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ArchiveConfig {
     pub dir: PathBuf,
     pub max_bytes: u64,
@@ -91,6 +92,8 @@ pub struct ArchiveConfig {
     pub segment_bytes: u64,
     /// Frames that wait for the writer; [`QUEUE_BYTES_MAX`] at the most, and room for one frame at least.
     pub queue_bytes: usize,
+    /// Set where closed segments are uploaded: retention waits for that.
+    pub offsite: Option<Arc<offsite::Offsite>>,
 }
 
 impl ArchiveConfig {
@@ -105,6 +108,7 @@ impl ArchiveConfig {
             disk: DiskChoice::Auto,
             segment_bytes: 64 << 20,
             queue_bytes: QUEUE_BYTES_MAX,
+            offsite: None,
         }
     }
 }
@@ -334,6 +338,7 @@ impl Archive {
             ages,
             first_contact: elsewhere::FirstContact::new(totals.frames, elsewhere::FIRST_CONTACT),
             next_number: recovered.next_number,
+            offsite: config.offsite.clone(),
             superfluous: recovered.empty_newest,
         };
         let (started_sender, started) = std::sync::mpsc::sync_channel(1);

@@ -6,6 +6,7 @@
 //!   housekeeping between commits. So while a new segment has no commit yet, the archive may exceed `max_bytes` by a segment.
 //! - Only a start deletes before it writes, and only what exceeds `max_bytes` by itself: somebody lowered that.
 //! - A poisoned segment counts with what is durable in it, and the rest of its file is given back, later where not at once.
+//! - A segment that is to be uploaded waits for that beyond its age. For its size it is deleted all the same, and counted.
 //! - A segment that holds nothing but a snapshot goes as soon as the next segment has that snapshot.
 
 use std::io;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::disk::Disk;
+use super::index::Index;
 use super::segments::{ClosedSegment, segment_path};
 use super::writer::{Active, Running};
 
@@ -50,7 +52,8 @@ impl<D: Disk> Running<D> {
         }
         // What is cut off was never acknowledged, and is in memory still.
         let trimmed = self.disk.truncate(&active.file, durable_bytes).await;
-        let file = self.retire(active).await;
+        let events = active.index.events();
+        let file = self.retire(active, events).await;
         match trimmed {
             Ok(()) => self.close(number, file).await,
             Err(error) => {
@@ -66,8 +69,9 @@ impl<D: Disk> Running<D> {
     }
 
     /// Lists the segment among the closed ones. Its file is still open.
-    pub(super) async fn retire(&mut self, active: Active<D::File>) -> D::File {
+    pub(super) async fn retire(&mut self, active: Active<D::File>, events: u64) -> D::File {
         self.writer.closed.push_back(ClosedSegment {
+            events: Some(events),
             number: active.number,
             path: segment_path(&self.writer.dir, active.number),
             bytes: active.offset,
@@ -80,6 +84,11 @@ impl<D: Disk> Running<D> {
     pub(super) async fn close(&self, number: u64, file: D::File) {
         if let Err(error) = self.disk.close(file).await {
             warn!(segment = number, %error, "closing a segment failed");
+        }
+        // Nothing is written to it from here on.
+        let closed = self.writer.closed.iter().find(|segment| segment.number == number);
+        if let (Some(offsite), Some(segment)) = (&self.writer.offsite, closed) {
+            offsite.closed(segment, false);
         }
     }
 
@@ -111,10 +120,11 @@ impl<D: Disk> Running<D> {
         if self.housekeeping > Instant::now() {
             return;
         }
-        self.housekeeping = Instant::now() + housekeeping_interval(self.writer.max_age);
+        let close_after = self.writer.close_after();
+        self.housekeeping = Instant::now() + housekeeping_interval(close_after);
         let now = self.writer.ages.now();
         let is_old = |active: &Active<D::File>| {
-            active.offset > active.first_offset && now.saturating_sub(active.opened) > self.writer.max_age
+            active.offset > active.first_offset && now.saturating_sub(active.opened) > close_after
         };
         if self.active.as_ref().is_some_and(is_old) {
             self.close_active().await;
@@ -143,7 +153,8 @@ impl<D: Disk> Running<D> {
             && let Some(oldest) = self.writer.closed.front()
         {
             let is_young = now.saturating_sub(oldest.closed_at) <= max_age;
-            if is_young && !self.is_too_large(reserved) {
+            let is_kept = is_young || self.is_waiting(oldest.number);
+            if is_kept && !self.is_too_large(reserved) {
                 break;
             }
             let oldest = oldest.clone();
@@ -161,6 +172,23 @@ impl<D: Disk> Running<D> {
         }
     }
 
+    /// Whether a segment is to be uploaded and is not yet.
+    fn is_waiting(&self, number: u64) -> bool {
+        self.writer.offsite.as_ref().is_some_and(|offsite| offsite.is_waiting(number))
+    }
+
+    /// Counts what is deleted though it was not uploaded. `events` were in it, where that is known.
+    fn count_unuploaded(&self, segment: u64, events: Option<u64>) {
+        if self.writer.offsite.as_ref().is_some_and(|offsite| offsite.deleted(segment)) && events != Some(0) {
+            self.writer.metrics.unuploaded_segments.inc();
+            self.writer.metrics.unuploaded_events.inc_by(events.unwrap_or(0));
+            error!(
+                segment,
+                events, "a segment was deleted before it was uploaded: archive.max_bytes has no room for it"
+            );
+        }
+    }
+
     /// Whether `reserved` bytes more do not fit.
     pub(super) fn is_too_large(&self, reserved: u64) -> bool {
         let closed: u64 = self.writer.closed.iter().map(|segment| segment.bytes).sum();
@@ -171,7 +199,7 @@ impl<D: Disk> Running<D> {
     pub(super) async fn delete_superfluous(&mut self) {
         let Some(number) = self.writer.superfluous.take() else { return };
         let Some(index) = self.writer.closed.iter().position(|segment| segment.number == number) else { return };
-        let segment = self.writer.closed[index].clone();
+        let segment = ClosedSegment { events: Some(0), ..self.writer.closed[index].clone() };
         if self.delete(&segment).await {
             self.writer.closed.remove(index);
         }
@@ -179,6 +207,10 @@ impl<D: Disk> Running<D> {
 
     /// Deletes a segment. False when it is still there.
     async fn delete(&mut self, segment: &ClosedSegment) -> bool {
+        let events = match self.is_waiting(segment.number) {
+            true => segment.events.or_else(|| indexed_events(segment)),
+            false => None,
+        };
         match self.disk.unlink(&segment.path).await {
             Ok(()) => {
                 self.writer.metrics.deleted.inc();
@@ -192,6 +224,7 @@ impl<D: Disk> Running<D> {
                 return false;
             }
         }
+        self.count_unuploaded(segment.number, events);
         // An open descriptor would keep its bytes.
         if let Some(index) = self.untrimmed.iter().position(|untrimmed| untrimmed.number == segment.number)
             && let Some(untrimmed) = self.untrimmed.remove(index)
@@ -200,4 +233,10 @@ impl<D: Disk> Running<D> {
         }
         true
     }
+}
+
+/// Events of a segment that an earlier run closed, by its index.
+fn indexed_events(segment: &ClosedSegment) -> Option<u64> {
+    let file = std::fs::File::open(&segment.path).ok()?;
+    Index::read(&file, segment.number).ok()?.map(|index| index.events)
 }

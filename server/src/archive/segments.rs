@@ -19,6 +19,8 @@ pub struct ClosedSegment {
     pub bytes: u64,
     /// In the archive's own time, see [`super::ages`].
     pub closed_at: Duration,
+    /// In it; `None` when an earlier run closed it.
+    pub events: Option<u64>,
 }
 
 /// Where segment `number` lies.
@@ -55,7 +57,13 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<ClosedSegment>> {
         if !metadata.is_file() {
             continue;
         }
-        segments.push(ClosedSegment { number, path: entry.path(), bytes: metadata.len(), closed_at: Duration::ZERO });
+        segments.push(ClosedSegment {
+            number,
+            path: entry.path(),
+            bytes: metadata.len(),
+            closed_at: Duration::ZERO,
+            events: None,
+        });
     }
     segments.sort_by_key(|segment| segment.number);
     Ok(segments.into())

@@ -26,6 +26,7 @@ use super::disk::{Disk, DiskKind, write_all};
 use super::elsewhere::FirstContact;
 use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
+use super::offsite::Offsite;
 use super::records::Records;
 use super::retention::{Untrimmed, housekeeping_interval};
 use super::segments::{ClosedSegment, new_segment_path, segment_path};
@@ -54,6 +55,8 @@ pub(super) struct Writer {
     pub ages: Ages,
     pub first_contact: FirstContact,
     pub next_number: u64,
+    /// Set where closed segments are uploaded.
+    pub offsite: Option<Arc<Offsite>>,
     /// A closed segment that the first new snapshot makes superfluous.
     pub superfluous: Option<u64>,
 }
@@ -73,7 +76,7 @@ pub(super) struct Active<F> {
     /// It has no commit yet.
     pub is_new: bool,
     /// Of what is durable in it.
-    index: IndexBuilder,
+    pub index: IndexBuilder,
 }
 
 /// The writer at work.
@@ -91,19 +94,27 @@ pub(super) struct Running<D: Disk> {
 }
 
 impl Writer {
+    /// After how long an open segment is closed.
+    pub fn close_after(&self) -> Duration {
+        self.offsite.as_ref().map_or(self.max_age, |offsite| self.max_age.min(offsite.every()))
+    }
+
     /// Runs until it is asked to stop and the queue is empty. `started` is called when the first segment was tried.
     pub async fn run<D: Disk>(self, disk: D, started: impl FnOnce(DiskKind)) {
         let kind = disk.kind();
         self.metrics.uring.set(i64::from(kind == DiskKind::Uring));
         let mut running = Running {
             disk,
-            housekeeping: Instant::now() + housekeeping_interval(self.max_age),
+            housekeeping: Instant::now() + housekeeping_interval(self.close_after()),
             writer: self,
             active: None,
             untrimmed: VecDeque::new(),
             records: Records::default(),
             committed: None,
         };
+        if let Some(offsite) = &running.writer.offsite {
+            running.writer.closed.iter().for_each(|segment| offsite.closed(segment, true));
+        }
         running.keep_to_size().await;
         let first = running.open_segment(0).await;
         match first {
@@ -376,13 +387,14 @@ impl<D: Disk> Running<D> {
         let Some(mut active) = self.active.take() else {
             return;
         };
+        let events = active.index.events();
         self.write_index(&mut active).await;
         // The preallocated rest is truncated; should this not reach the disk, the zeros are no records.
         if let Err(error) = self.disk.truncate(&active.file, active.offset).await {
             warn!(segment = active.number, %error, "the rest of a closed segment was not freed");
         }
         let number = active.number;
-        let file = self.retire(active).await;
+        let file = self.retire(active, events).await;
         self.close(number, file).await;
     }
 

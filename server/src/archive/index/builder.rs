@@ -98,6 +98,11 @@ impl IndexBuilder {
         self.frames == 0
     }
 
+    /// Events of the frames that were added.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
     /// Takes in a frame whose record stands at `offset`. Offsets rise.
     pub fn add(&mut self, offset: u64, frame_bytes: usize, header: &Header, summary: Option<&Summary>) {
         if self.block.frames > 0
