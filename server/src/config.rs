@@ -20,6 +20,7 @@ use crate::auth::AuthSection;
 use crate::budget::MEMORY_MB_MIN;
 use crate::cluster::ClusterSection;
 use crate::deliver::DeliverSection;
+use crate::remote::RemoteSection;
 
 /// Keys that take effect while the server runs. Files that keys name (TLS, token) are read again by themselves.
 const LIVE: [&str; 0] = [];
@@ -221,6 +222,8 @@ pub struct ArchiveSection {
     /// The size of a segment, which is reserved when it is begun.
     #[serde(deserialize_with = "units::bytes")]
     pub segment_bytes: u64,
+    /// Where closed segments are uploaded too; default: nowhere. Retention then waits for that, up to `max_bytes`.
+    pub remote: Option<RemoteSection>,
 }
 
 impl Default for ArchiveSection {
@@ -233,6 +236,7 @@ impl Default for ArchiveSection {
             commit_bytes: crate::archive::COMMIT_BYTES_DEFAULT as u64,
             disk: DiskChoice::Auto,
             segment_bytes: 64 << 20,
+            remote: None,
         }
     }
 }
@@ -308,6 +312,11 @@ impl Config {
                 "archive.commit_bytes",
                 format!("{} is not from 64KiB to 32MiB", self.archive.commit_bytes),
             );
+        }
+        if let Some(Err((key, problem))) =
+            self.archive.remote.as_ref().map(|remote| remote.validate(&self.cluster.server_name()))
+        {
+            return invalid(key, problem);
         }
         if let Err((key, problem)) = self.cluster.validate() {
             return invalid(key, problem);
@@ -464,6 +473,7 @@ mod tests {
             ("archive: {max_age: 0s}", "max_age"),
             ("archive: {commit_interval: 1m}", "commit_interval"),
             ("archive: {commit_bytes: 1}", "commit_bytes"),
+            ("archive: {remote: {url: 'ftp://a'}}", "archive.remote.url"),
             ("logging: {level: loud}", "logging.level"),
             ("cluster: {name: 'a b'}", "cluster.name"),
             ("cluster: {url: 'not an address'}", "cluster.url"),

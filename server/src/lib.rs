@@ -21,6 +21,7 @@ pub mod ingest;
 pub mod metrics;
 pub mod pipeline;
 pub mod query;
+pub mod remote;
 pub mod render;
 pub mod tls;
 pub mod vitals;

@@ -7,7 +7,7 @@
 //!       └──► Arc<Frame>, permits bound them ──► threads correlate-0..n, pinned ──► bounded bus ──► thread finder
 //!                                                                                                  │
 //!  query service ◄──────────────────────────── FindingStore ◄──────────────────────────────────────┘
-//!                                                   ├──► thread journal: findings.jsonl
+//!  segments ──► thread upload: archive.remote        ├──► thread journal: findings.jsonl
 //!                                                   └──► threads deliver-<sink>, while this server leads
 //!  http: /healthz /readyz /metrics
 //! ```
@@ -17,7 +17,7 @@
 //! ends.
 //!
 //! `/healthz` and `/readyz` name a thread that ends before its time (a panic), and the server is to be restarted
-//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `deliver-<sink>`, and the task
+//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `upload`, `deliver-<sink>`, and the task
 //! `grpc`, which accepts. The threads `io` run tasks, of which a panic ends one stream or one request; blocking ones of tokio end
 //! with the request that asked for them.
 
@@ -39,6 +39,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use crate::api;
+use crate::archive::offsite::Offsite;
 use crate::archive::{Archive, ArchiveError, ArchiveState, lock_books};
 use crate::auth::{Auth, AuthError, GateLayer};
 use crate::budget::{Budget, MemoryWatch};
@@ -52,6 +53,7 @@ use crate::http;
 use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
 use crate::metrics::{Metrics, Sizes};
 use crate::query::{self, EventSource, Peers, StatusSource};
+use crate::remote::{RemoteError, RemoteMetrics, Uploader};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
 use replay::{healer, open_archive, replay_window};
 
@@ -67,6 +69,8 @@ const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 const FINDER_INTERVAL: Duration = Duration::from_secs(5);
 /// How long streams may take to hear what is durable before they are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what is closed may take to be uploaded at the end; with the drain it fits in a pod's grace of 30 s.
+const UPLOAD_GRACE: Duration = Duration::from_secs(15);
 
 /// Why the server cannot start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +99,8 @@ pub enum PipelineError {
     Webhook(#[from] WebhookError),
     #[error("a thread that delivers findings cannot be started: {0}")]
     Deliver(std::io::Error),
+    #[error("archive.remote: {0}")]
+    Remote(#[from] RemoteError),
     #[error("a thread for the servers' log cannot be started: {0}")]
     Log(std::io::Error),
     #[error("gRPC reflection: {0}")]
@@ -179,6 +185,7 @@ pub struct Pipeline {
     cluster: Option<Arc<Cluster>>,
     journal: Journal,
     deliverer: Arc<Deliverer>,
+    uploader: Option<Uploader>,
     vitals: Arc<Vitals>,
     /// Where gRPC and HTTP listen.
     pub grpc_address: SocketAddr,
@@ -309,8 +316,21 @@ impl Pipeline {
         store.set_replaying(is_fed || !is_in_log);
         losses.set_replaying(true);
         let window = replay_window(config, &patterns);
-        let archive =
-            open_archive(config, &budget, window, Arc::clone(&correlator), finder.bus(), cluster.clone()).await?;
+        let offsite = config.archive.remote.as_ref().map(|remote| Arc::new(Offsite::new(remote.every)));
+        let archive = open_archive(
+            config,
+            &budget,
+            window,
+            Arc::clone(&correlator),
+            finder.bus(),
+            cluster.clone(),
+            offsite.clone(),
+        )
+        .await?;
+        let uploader = start_uploader(config, offsite, &registry)?;
+        if let Some(uploader) = &uploader {
+            vitals.watch("upload", uploader.sign());
+        }
         losses.set_replaying(false);
         if is_fed {
             store.set_replaying(false);
@@ -401,6 +421,7 @@ impl Pipeline {
             cluster,
             journal,
             deliverer,
+            uploader,
             vitals,
             grpc_address,
             http_address,
@@ -438,9 +459,11 @@ impl Pipeline {
         }
         self.http.abort();
         let (archive, correlator, mut finder, journal) = (self.archive, self.correlator, self.finder, self.journal);
-        let (cluster, deliverer) = (self.cluster, self.deliverer);
+        let (cluster, deliverer, uploader) = (self.cluster, self.deliverer, self.uploader);
         tokio::task::spawn_blocking(move || {
             archive.shutdown();
+            // The last segment is closed: it is uploaded while the rest ends.
+            let uploads = uploader.map(|uploader| std::thread::spawn(move || uploader.stop(UPLOAD_GRACE)));
             if let Err(error) = correlator.drained_blocking() {
                 tracing::debug!(%error, "the shards had stopped before");
             }
@@ -452,6 +475,9 @@ impl Pipeline {
             }
             finder.stop();
             drop(journal);
+            if let Some(uploads) = uploads {
+                let _ = uploads.join();
+            }
         })
         .await?;
         Ok(())
@@ -513,6 +539,18 @@ fn start_journal(
         Err(error) => tracing::warn!(%error, "the findings of earlier runs cannot be read"),
     }
     Journal::start(&config.archive.dir, store, metrics).map_err(PipelineError::Journal)
+}
+
+/// Uploads closed segments, where that is configured.
+fn start_uploader(
+    config: &Config,
+    offsite: Option<Arc<Offsite>>,
+    registry: &Registry,
+) -> Result<Option<Uploader>, PipelineError> {
+    let metrics = RemoteMetrics::register(registry)?;
+    let (Some(remote), Some(offsite)) = (&config.archive.remote, offsite) else { return Ok(None) };
+    let (cluster, server) = (&config.cluster.name, config.cluster.server_name());
+    Ok(Some(Uploader::start(remote, (cluster, &server), &config.archive.dir, offsite, metrics)?))
 }
 
 /// Delivers findings to the sinks that are configured. The archive's lock is held, and what it says was found again.

@@ -6,6 +6,7 @@ use tapio_wire::limits::FRAME_EVENTS_MAX;
 use tapio_wire::program::config_file::{Times, numbers_within, times_within};
 
 use super::Config;
+use crate::remote::RemoteSection;
 
 const DAY_S: u64 = 86_400;
 
@@ -13,6 +14,7 @@ impl Config {
     /// Numbers and times: what they size is allocated, multiplied and waited for.
     pub(super) fn bounded(&self) -> Result<(), (&'static str, String)> {
         let (server, correlation) = (&self.server, &self.correlation);
+        let every = self.archive.remote.as_ref().map_or(RemoteSection::default().every, |remote| remote.every);
         numbers_within(&[
             ("server.max_concurrent_streams", server.max_concurrent_streams.into(), 1..=100_000),
             ("server.max_events_per_sec", server.max_events_per_sec, 0..=1_000_000_000),
@@ -36,6 +38,8 @@ impl Config {
             ("archive.max_age", self.archive.max_age, times(60_000, 36_500 * DAY_S, false)),
             // More would hold back acknowledgements.
             ("archive.commit_interval", self.archive.commit_interval, times(0, 1, false)),
+            // Less would make nothing but segments.
+            ("archive.remote.every", every, times(1000, DAY_S, false)),
         ])
     }
 }

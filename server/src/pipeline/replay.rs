@@ -10,6 +10,7 @@ use tapio_wire::event::EntityKind;
 use tapio_wire::frame::{Frame, Header};
 
 use super::PipelineError;
+use crate::archive::offsite::Offsite;
 use crate::archive::reader::{Reader, Selection};
 use crate::archive::{Archive, ArchiveConfig, ArchiveError};
 use crate::budget::Budget;
@@ -26,6 +27,7 @@ pub(super) async fn open_archive(
     correlator: Arc<Correlator>,
     finder: InProcessBus,
     cluster: Option<Arc<Cluster>>,
+    offsite: Option<Arc<Offsite>>,
 ) -> Result<Arc<Archive>, PipelineError> {
     let archive_config = ArchiveConfig {
         dir: config.archive.dir.clone(),
@@ -36,6 +38,7 @@ pub(super) async fn open_archive(
         disk: config.archive.disk,
         segment_bytes: config.archive.segment_bytes,
         queue_bytes: budget.queue_bytes,
+        offsite,
     };
     let opened = tokio::task::spawn_blocking(move || {
         if let Some(cluster) = &cluster {

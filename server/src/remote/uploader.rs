@@ -1,0 +1,362 @@
+//! Uploads closed segments, oldest first, on a thread of its own.
+//!
+//! What enters: what [`Offsite`] says is closed. What leaves: objects and manifests, and word that a segment is safe. What must
+//! hold: a segment is safe when its manifest is there; what failed is tried again, later each time, for as long as it takes; at
+//! the end it is tried until the grace is over, and what is then on this disk alone is said.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tapio_wire::program::backoff::Backoff;
+use tapio_wire::program::units::{human_bytes, human_duration};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{error, info, warn};
+
+use super::config::RemoteSection;
+use super::listing::{self, Label};
+use super::manifest::Manifest;
+use super::metrics::RemoteMetrics;
+use super::store::Store;
+use super::{RemoteError, life, names};
+use crate::archive::offsite::{Offsite, Waiting};
+use crate::vitals::{Pulse, Sign};
+
+/// A segment up to this size is one request, and of a larger one each part.
+const PART_BYTES: u64 = 8 << 20;
+/// What a body is handed on in: the pace is kept between such pieces.
+const PIECE_BYTES: u64 = 128 << 10;
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Between attempts while the server ends.
+const PAUSE_ENDING: Duration = Duration::from_millis(500);
+/// How often the gauges are set while nothing happens.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Uploads closed segments until it is stopped.
+pub struct Uploader {
+    thread: Option<JoinHandle<()>>,
+    stop: watch::Sender<Option<Instant>>,
+    sign: Sign,
+}
+
+impl Uploader {
+    /// Starts the thread. `names` are the cluster's and this server's, where the section does not say them.
+    ///
+    /// # Errors
+    /// When the section cannot be used. Whether the store can be reached shows later.
+    pub fn start(
+        section: &RemoteSection,
+        names: (&str, &str),
+        dir: impl Into<PathBuf>,
+        offsite: Arc<Offsite>,
+        metrics: RemoteMetrics,
+    ) -> Result<Self, RemoteError> {
+        let store = Store::open(section)?;
+        let (stop, stopped) = watch::channel(None);
+        let pulse = Pulse::default();
+        let sign = pulse.sign();
+        let work = Work {
+            store,
+            dir: dir.into(),
+            cluster: section.cluster.clone().unwrap_or_else(|| names.0.to_owned()),
+            server: section.server.clone().unwrap_or_else(|| names.1.to_owned()),
+            offsite,
+            metrics,
+            stop: stopped,
+            life: None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+        let runtime = runtime.map_err(RemoteError::Thread)?;
+        let thread = std::thread::Builder::new().name("upload".to_owned()).spawn(move || {
+            let _pulse = pulse;
+            runtime.block_on(work.run());
+            runtime.shutdown_background();
+        });
+        Ok(Self { thread: Some(thread.map_err(RemoteError::Thread)?), stop, sign })
+    }
+
+    /// Whether its thread lives.
+    pub fn sign(&self) -> Sign {
+        self.sign.clone()
+    }
+
+    /// Uploads what is closed by now within `grace`, and ends. Blocking.
+    pub fn stop(mut self, grace: Duration) {
+        self.end(grace);
+    }
+
+    fn end(&mut self, grace: Duration) {
+        self.stop.send_replace(Some(Instant::now() + grace));
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            warn!("the thread that uploads had panicked");
+        }
+    }
+}
+
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        self.end(Duration::ZERO);
+    }
+}
+
+/// An archive directory's name in the store, and what is there of it.
+struct Life {
+    name: String,
+    folder: Path,
+    /// By number, the last part of the object's path and its size.
+    known: BTreeMap<u64, (String, u64)>,
+}
+
+struct Work {
+    store: Store,
+    dir: PathBuf,
+    cluster: String,
+    server: String,
+    offsite: Arc<Offsite>,
+    metrics: RemoteMetrics,
+    stop: watch::Receiver<Option<Instant>>,
+    life: Option<Life>,
+}
+
+impl Work {
+    async fn run(mut self) {
+        let mut stop = self.stop.clone();
+        let over = async move {
+            let deadline = match stop.wait_for(Option::is_some).await {
+                Ok(deadline) => deadline.unwrap_or_else(Instant::now),
+                Err(_) => Instant::now(),
+            };
+            sleep_until(deadline).await;
+        };
+        let (offsite, metrics) = (Arc::clone(&self.offsite), self.metrics.clone());
+        tokio::select! {
+            () = self.upload_all() => {}
+            () = over => {}
+            () = show(&offsite, &metrics) => {}
+        }
+        let left = offsite.backlog();
+        if left.segments > 0 {
+            let bytes = human_bytes(left.bytes);
+            warn!(segments = left.segments, bytes, "not uploaded: this disk alone has them until the next start");
+        }
+    }
+
+    /// Uploads what waits and what will, until it is told to stop and nothing waits.
+    async fn upload_all(&mut self) {
+        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
+        let mut changes = self.offsite.changes();
+        loop {
+            let pause = match self.pass().await {
+                Ok(()) => {
+                    if backoff.failures() > 0 {
+                        info!(url = self.store.url, "uploads work again");
+                    }
+                    backoff.reset();
+                    None
+                }
+                Err(error) => {
+                    self.metrics.failures.inc();
+                    let pause = backoff.pause();
+                    let again = human_duration(pause.as_nanos() as u64);
+                    warn!(%error, again, "nothing is uploaded: segments stay on this disk, up to archive.max_bytes");
+                    Some(pause)
+                }
+            };
+            let is_ending = self.stop.borrow().is_some();
+            match pause {
+                None if is_ending && self.offsite.backlog().segments == 0 => return,
+                Some(_) if is_ending => sleep(PAUSE_ENDING).await,
+                Some(pause) => tokio::select! {
+                    () = sleep(pause) => {}
+                    _ = self.stop.wait_for(Option::is_some) => {}
+                },
+                None => tokio::select! {
+                    _ = changes.changed() => {}
+                    _ = self.stop.wait_for(Option::is_some) => {}
+                },
+            }
+        }
+    }
+
+    async fn pass(&mut self) -> Result<(), RemoteError> {
+        self.store.check_folder()?;
+        let mut life = match self.life.take() {
+            Some(life) => life,
+            None => self.look().await?,
+        };
+        let outcome = self.upload_waiting(&mut life).await;
+        self.life = Some(life);
+        outcome
+    }
+
+    async fn upload_waiting(&self, life: &mut Life) -> Result<(), RemoteError> {
+        while let Some(waiting) = self.offsite.oldest() {
+            if !self.upload(life, &waiting).await? {
+                continue;
+            }
+            self.offsite.uploaded(waiting.number);
+        }
+        Ok(())
+    }
+
+    /// What the store has of this directory.
+    async fn look(&self) -> Result<Life, RemoteError> {
+        let local = |source| RemoteError::Local { path: self.dir.clone(), source };
+        let name = life::of(&self.dir).map_err(local)?;
+        let folder = names::folder(&self.store.root, &self.cluster, &self.server, &name);
+        let listed = listing::list(&self.store, &folder).await?;
+        let label = Label { cluster: self.cluster.clone(), server: self.server.clone(), life: name.clone() };
+        let segments = listed.get(&label).into_iter().flatten();
+        let known: BTreeMap<_, _> =
+            segments.map(|(&number, listed)| (number, (listed.name.file(), listed.bytes))).collect();
+        info!(url = self.store.url, life = name, segments = known.len(), "the remote archive is reached");
+        Ok(Life { name, folder, known })
+    }
+
+    /// Uploads one. False when it is to be tried again under the name of another life.
+    async fn upload(&self, life: &mut Life, waiting: &Waiting) -> Result<bool, RemoteError> {
+        let local = |source| RemoteError::Local { path: waiting.path.clone(), source };
+        let file = match File::open(&waiting.path) {
+            Ok(file) => file,
+            // Retention was faster, and has counted it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(local(error)),
+        };
+        let known = life.known.get(&waiting.number);
+        let bytes = file.metadata().map_err(local)?.len();
+        if waiting.is_old && known.is_some_and(|(_, known)| *known == bytes) {
+            return Ok(true);
+        }
+        // What is uploaded must not be gone after a power cut.
+        file.sync_all().map_err(local)?;
+        let manifest = Manifest::of(&file, waiting.number, &self.cluster, &self.server, &life.name).map_err(local)?;
+        let Some(manifest) = manifest else { return Ok(true) };
+        let found = match known {
+            Some((object, _)) if *object == manifest.object => return Ok(true),
+            Some((object, _)) => Some(object.clone()),
+            None => self.put(life, &file, &manifest).await?,
+        };
+        if let Some(found) = found {
+            let name = names::manifest_file(waiting.number);
+            let server = format!("{}/{}", self.server, life.name);
+            let error = RemoteError::Collision { server, name, found };
+            self.metrics.collisions.inc();
+            error!(%error, "nothing was overwritten: this archive goes on under a new name");
+            life.name = life::renew(&self.dir).map_err(local)?;
+            life.folder = names::folder(&self.store.root, &self.cluster, &self.server, &life.name);
+            life.known.clear();
+            return Ok(false);
+        }
+        life.known.insert(waiting.number, (manifest.object, manifest.bytes));
+        self.metrics.segments.inc();
+        self.metrics.bytes.inc_by(manifest.bytes);
+        Ok(true)
+    }
+
+    /// Puts the segment, then its manifest. Returns what stands in the way, if something else does.
+    async fn put(&self, life: &Life, file: &File, manifest: &Manifest) -> Result<Option<String>, RemoteError> {
+        let object = life.folder.clone().join(manifest.object.as_str());
+        self.put_segment(&object, file, manifest.bytes).await?;
+        let path = life.folder.clone().join(names::manifest_file(manifest.segment));
+        match self.create(&path, PutPayload::from(manifest.to_json())).await? {
+            true => Ok(None),
+            false => {
+                let there = listing::manifest(&self.store, &object, manifest.segment).await?;
+                Ok((there.sha256 != manifest.sha256).then_some(there.object))
+            }
+        }
+    }
+
+    /// Puts an object where none is. False when one is.
+    async fn create(&self, path: &Path, payload: PutPayload) -> Result<bool, RemoteError> {
+        let options = PutOptions::from(PutMode::Create);
+        match self.store.objects.put_opts(path, payload, options).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(source) => Err(RemoteError::Object { name: path.to_string(), source }),
+        }
+    }
+
+    /// Puts the bytes. The name has their checksum: an object of that name and size has just these.
+    async fn put_segment(&self, path: &Path, file: &File, bytes: u64) -> Result<(), RemoteError> {
+        let failed = |source| RemoteError::Object { name: path.to_string(), source };
+        if bytes <= PART_BYTES {
+            let payload = self.read(file, 0, bytes).await?;
+            self.create(path, payload).await?;
+        } else {
+            let mut upload = self.store.objects.put_multipart(path).await.map_err(failed)?;
+            if let Err(error) = self.put_parts(upload.as_mut(), path, file, bytes).await {
+                // Best effort: buckets have rules for uploads that were never completed.
+                let _ = upload.abort().await;
+                return Err(error);
+            }
+        }
+        let there = self.store.objects.get_opts(path, GetOptions::new().with_head(true)).await.map_err(failed)?;
+        match there.meta.size {
+            size if size == bytes => Ok(()),
+            size => {
+                // A half object, of a store that takes such: the next attempt puts it again.
+                let _ = self.store.objects.delete(path).await;
+                let problem = format!("it has {size} bytes of {bytes}");
+                Err(RemoteError::Damaged { name: path.to_string(), problem })
+            }
+        }
+    }
+
+    async fn put_parts(
+        &self,
+        upload: &mut dyn MultipartUpload,
+        path: &Path,
+        file: &File,
+        bytes: u64,
+    ) -> Result<(), RemoteError> {
+        let failed = |source| RemoteError::Object { name: path.to_string(), source };
+        let mut at = 0;
+        while at < bytes {
+            let length = (bytes - at).min(PART_BYTES);
+            let payload = self.read(file, at, length).await?;
+            upload.put_part(payload).await.map_err(failed)?;
+            at += length;
+        }
+        upload.complete().await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Reads a part of a segment.
+    async fn read(&self, file: &File, from: u64, length: u64) -> Result<PutPayload, RemoteError> {
+        let mut pieces: Vec<Bytes> = Vec::new();
+        let mut at = from;
+        while at < from + length {
+            let mut piece = vec![0; (from + length - at).min(PIECE_BYTES) as usize];
+            if self.store.is_folder() {
+                self.store.pace.wait(piece.len() as u64).await;
+            }
+            let read = file.read_exact_at(&mut piece, at);
+            read.map_err(|source| RemoteError::Local { path: self.dir.clone(), source })?;
+            at += piece.len() as u64;
+            pieces.push(piece.into());
+        }
+        Ok(PutPayload::from_iter(pieces))
+    }
+}
+
+/// Sets the gauges, for ever.
+async fn show(offsite: &Offsite, metrics: &RemoteMetrics) {
+    loop {
+        let backlog = offsite.backlog();
+        metrics.waiting.set(backlog.segments as i64);
+        metrics.waiting_bytes.set(backlog.bytes as i64);
+        metrics.oldest_seconds.set(backlog.oldest.as_secs() as i64);
+        sleep(LOOK_INTERVAL).await;
+    }
+}
