@@ -2,19 +2,18 @@
 
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CommandError, Verdict, moment, style, verdict_on};
+use super::{CommandError, Source, Verdict, moment, style, verdict_on};
 use crate::events::{self, Choice};
 use crate::render;
 
 /// `tapio-server archive cat …`
 #[derive(Args)]
 pub struct CatArguments {
-    /// The archive's directory: archive.dir of the configuration
-    dir: PathBuf,
+    #[command(flatten)]
+    source: Source,
     /// Events from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
@@ -57,10 +56,11 @@ pub(super) fn run(arguments: &CatArguments) -> Result<Verdict, CommandError> {
         limit: arguments.limit,
         ..Choice::default()
     };
+    let folders = arguments.source.folders(choice.since_ns, choice.until_ns.unwrap_or(u64::MAX))?;
     let style = style();
     let mut out = BufWriter::new(io::stdout().lock());
     let mut failed = None;
-    let outcome = events::select(&arguments.dir, &choice, &mut |event| {
+    let outcome = events::select_from(&Source::reader(&folders), &choice, &mut |event| {
         let written = match arguments.json {
             true => writeln!(out, "{}", render::event_value(&event)),
             false => out.write_all(render::event_row(style, &event).as_bytes()),

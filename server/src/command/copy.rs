@@ -1,13 +1,13 @@
 //! `tapio-server archive copy`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
 
 use tapio_wire::program::units::human_bytes;
 
-use super::{CommandError, Directory, Verdict, print, progress, verdict_on};
+use super::{CommandError, Directory, Source, Verdict, print, progress, verdict_on};
 use crate::archive::copy::copy;
 use crate::archive::reader::Reader;
 use crate::findings::text;
@@ -22,11 +22,41 @@ pub struct CopyArguments {
 }
 
 pub(super) fn run(arguments: &CopyArguments) -> Result<Verdict, CommandError> {
-    let (from, to) = (&arguments.directory.dir, &arguments.to);
+    let (source, to, is_json) = (&arguments.directory.source, &arguments.to, arguments.directory.json);
+    match source.directory() {
+        Some(from) => copy_folder(from, to, is_json),
+        None => copy_remote(source, to, is_json),
+    }
+}
+
+/// Fetches beside `to`, so that it can be resumed.
+fn copy_remote(source: &Source, to: &Path, is_json: bool) -> Result<Verdict, CommandError> {
+    let mut beside = to.as_os_str().to_owned();
+    beside.push(".fetched");
+    let beside = PathBuf::from(beside);
+    let views = source.fetch_to(&beside)?;
+    let (mut verdict, is_only) = (Verdict::Done, views.len() == 1);
+    for view in &views {
+        let label = &view.label;
+        let to =
+            if is_only { to.to_owned() } else { to.join(format!("{}-{}-{}", label.cluster, label.server, label.life)) };
+        if let Some(parent) = to.parent().filter(|_| !is_only) {
+            std::fs::create_dir_all(parent)?;
+        }
+        if copy_folder(&view.dir, &to, is_json)? == Verdict::Found {
+            verdict = Verdict::Found;
+        }
+    }
+    drop(views);
+    std::fs::remove_dir_all(&beside)?;
+    Ok(verdict)
+}
+
+fn copy_folder(from: &Path, to: &Path, is_json: bool) -> Result<Verdict, CommandError> {
     let bar = progress(Reader::new(from).segments()?.iter().map(|segment| segment.bytes).sum());
     let copied = copy(from, to, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    if arguments.directory.json {
+    if is_json {
         let value = json!({
             "to": to.display().to_string(),
             "segments": copied.segments,

@@ -1,17 +1,18 @@
 //! What `tapio-server archive …` and `tapio-server replay` do: for people at a machine that has the archive.
 //!
 //! What enters: arguments. What leaves: text or JSON lines on standard output, progress and errors on standard error, an exit
-//! code. What must hold: nothing of the archive is changed or locked, so all of it is safe beside a running server.
+//! code. What must hold: nothing of the archive is changed or locked, so all of it is safe beside a running server. A remote
+//! archive is fetched first ([`source`]), and what was fetched is kept for the next time.
 
 mod cat;
 mod check;
 mod copy;
 mod replay;
+mod source;
 mod stat;
 mod verify;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,18 +23,20 @@ use crate::archive::copy::CopyError;
 use crate::archive::damage::Damage;
 use crate::archive::reader::ReadError;
 use crate::events::EventsError;
+use crate::remote::RemoteError;
 use crate::render::{self, Style};
 
 pub use cat::CatArguments;
 pub use check::{check, print_config};
 pub use copy::CopyArguments;
 pub use replay::ReplayArguments;
+pub use source::Source;
 
 /// An archive, and how to print.
 #[derive(Args)]
 pub struct Directory {
-    /// The archive's directory: archive.dir of the configuration
-    dir: PathBuf,
+    #[command(flatten)]
+    source: Source,
     /// JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -85,6 +88,8 @@ pub enum CommandError {
     Events(#[from] EventsError),
     #[error(transparent)]
     Copy(#[from] CopyError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]

@@ -12,7 +12,7 @@ use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_duration;
 use tapio_wire::service::Finding;
 
-use super::{CommandError, Verdict, moment, print, progress, style, verdict_on};
+use super::{CommandError, Source, Verdict, moment, print, progress, style, verdict_on};
 use crate::archive::damage::Damage;
 use crate::archive::reader::{Reader, Selection};
 use crate::correlate::{CorrelateConfig, Correlator, LossBook, LossView, NodeRef, Topology};
@@ -25,8 +25,8 @@ const FINDINGS_MAX: usize = 100_000;
 /// `tapio-server replay …`
 #[derive(Args)]
 pub struct ReplayArguments {
-    /// The archive's directory: archive.dir of the configuration
-    dir: PathBuf,
+    #[command(flatten)]
+    source: Source,
     /// Frames from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
@@ -60,11 +60,19 @@ impl ReplayArguments {
         };
         let patterns =
             PatternSet::load(self.patterns.as_deref()).map_err(|error| CommandError::Usage(error.to_string()))?;
+        let directory = self.source.directory();
+        if self.diff && directory.is_none() {
+            let problem = "--diff compares with a server's stored findings, which are in its directory alone";
+            return Err(CommandError::Usage(problem.into()));
+        }
+        // What is found rests on what happened before, too.
+        let window = self.window.as_nanos() as u64;
+        let folders = self.source.folders(wanted.since_ns.saturating_sub(window), wanted.until_ns)?;
         let started = Instant::now();
-        let mut ran = run_again(&Reader::new(&self.dir), &wanted, patterns, self.window)?;
+        let mut ran = run_again(&Source::reader(&folders), &wanted, patterns, self.window)?;
         let elapsed = started.elapsed();
-        let verdict = if self.diff {
-            let stored = journal::read(&self.dir)
+        let verdict = if let Some(directory) = directory.filter(|_| self.diff) {
+            let stored = journal::read(directory)
                 .map_err(|error| CommandError::Other(format!("the stored findings cannot be read: {error}")))?;
             let mut stored: Vec<_> = stored.findings.into_values().collect();
             stored.retain(|finding| finding.ended_ns >= wanted.since_ns && finding.ended_ns <= wanted.until_ns);

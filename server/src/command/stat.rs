@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tapio_wire::event::{Kind, PerKind};
 use tapio_wire::program::units::{human_bytes, human_duration};
 
+use super::source::Folder;
 use super::{CommandError, Directory, Verdict, print, progress, style, verdict_on};
 use crate::archive::damage;
 use crate::archive::index::Index;
@@ -40,11 +41,22 @@ impl Sums {
 }
 
 pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
-    let reader = Reader::new(&arguments.dir);
+    let mut verdict = Verdict::Done;
+    for folder in arguments.source.folders(0, u64::MAX)? {
+        print(&folder.headline(arguments.json))?;
+        if sum_up(&folder, arguments.json)? == Verdict::Found {
+            verdict = Verdict::Found;
+        }
+    }
+    Ok(verdict)
+}
+
+fn sum_up(folder: &Folder, is_json: bool) -> Result<Verdict, CommandError> {
+    let reader = Reader::new(&folder.dir);
     let segments = reader.segments()?;
     let bar = progress(segments.iter().map(|segment| segment.bytes).sum());
     let mut sums = Sums::default();
-    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: arguments.dir.clone(), source })?;
+    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: folder.dir.clone(), source })?;
     let (mut places, mut undecodable) = (Vec::new(), 0);
     for segment in &segments {
         let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
@@ -98,15 +110,15 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         let last_ns = node.epochs.iter().map(|epoch| epoch.realtime_ns).max().unwrap_or(0);
         nodes.insert((name, id), (node.epochs.len(), archived, last_ns));
     }
-    print(&if arguments.json { json_text(&sums, &nodes) } else { people_text(style(), &sums, &nodes) })?;
+    print(&if is_json { folder.json(json_value(&sums, &nodes)) } else { people_text(style(), &sums, &nodes) })?;
     Ok(verdict_on(&damage::joined(gaps, places), undecodable))
 }
 
 type Nodes = BTreeMap<(String, u64), (usize, u64, u64)>;
 
-fn json_text(sums: &Sums, nodes: &Nodes) -> String {
+fn json_value(sums: &Sums, nodes: &Nodes) -> Value {
     let kinds: BTreeMap<_, _> = Kind::ALL.iter().map(|kind| (kind.name(), sums.kinds[*kind as usize])).collect();
-    let value = json!({
+    json!({
         "segments": sums.segments,
         "indexed_segments": sums.indexed,
         "bytes": sums.bytes,
@@ -122,8 +134,7 @@ fn json_text(sums: &Sums, nodes: &Nodes) -> String {
             "node": name, "node_id": format!("{id:016x}"), "epochs": epochs, "archived_events": archived,
             "last_frame_at": render::rfc3339(*last_ns),
         })).collect::<Vec<_>>(),
-    });
-    format!("{value}\n")
+    })
 }
 
 fn people_text(style: Style, sums: &Sums, nodes: &Nodes) -> String {

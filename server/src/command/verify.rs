@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use tapio_wire::program::units::human_bytes;
 
+use super::source::Folder;
 use super::{CommandError, Directory, Verdict, print, progress};
 use crate::archive::damage::{self, Damage, DamagePlace};
 use crate::archive::reader::{ReadError, Reader};
@@ -15,9 +16,20 @@ const OPEN_HINT: &str = "The newest segment was not closed. If a server wrote it
                          has none: copy it with `tapio-server archive copy DIR TO`\n";
 
 pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
-    let segments = Reader::new(&arguments.dir).segments()?;
+    let mut verdict = Verdict::Done;
+    for folder in arguments.source.folders(0, u64::MAX)? {
+        print(&folder.headline(arguments.json))?;
+        if verify(&folder, arguments.json)? == Verdict::Found {
+            verdict = Verdict::Found;
+        }
+    }
+    Ok(verdict)
+}
+
+fn verify(folder: &Folder, is_json: bool) -> Result<Verdict, CommandError> {
+    let segments = Reader::new(&folder.dir).segments()?;
     let bar = progress(segments.iter().map(|segment| segment.bytes).sum());
-    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: arguments.dir.clone(), source })?;
+    let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: folder.dir.clone(), source })?;
     let mut is_sound = gaps.is_empty();
     let mut sums = SegmentReport::default();
     let (mut checked, mut indexed) = (0, 0);
@@ -39,15 +51,15 @@ pub(super) fn run(arguments: &Directory) -> Result<Verdict, CommandError> {
         sums.frames += report.frames;
         sums.events += report.events;
         sums.bytes += report.bytes;
-        let line = if arguments.json { json_line(&report) } else { text_line(&report) };
+        let line = if is_json { folder.json(json_value(&report)) } else { text_line(&report) };
         bar.suspend(|| print(&line))?;
         for gap in of_this.filter(|gap| matches!(gap.place, DamagePlace::Absent(_))) {
-            let line = if arguments.json { format!("{}\n", gap_value(gap)) } else { format!("DAMAGED: {gap}\n") };
+            let line = if is_json { folder.json(gap_value(gap)) } else { format!("DAMAGED: {gap}\n") };
             bar.suspend(|| print(&line))?;
         }
     }
     bar.finish_and_clear();
-    if !arguments.json {
+    if !is_json {
         let verdict = if is_sound { "sound" } else { "DAMAGED: what is damaged was acknowledged and is lost here" };
         print(&format!(
             "{}, {indexed} of them indexed, {}, {}, {}: {verdict}\n",
@@ -87,8 +99,8 @@ fn gap_value(gap: &Damage) -> Value {
     })
 }
 
-fn json_line(report: &SegmentReport) -> String {
-    let value = json!({
+fn json_value(report: &SegmentReport) -> Value {
+    json!({
         "segment": report.number,
         "bytes": report.bytes,
         "frames": report.frames,
@@ -100,8 +112,7 @@ fn json_line(report: &SegmentReport) -> String {
         "uncommitted_bytes": report.uncommitted_bytes,
         "foreign": report.is_foreign,
         "gap": report.gap.as_ref().map(gap_value),
-    });
-    format!("{value}\n")
+    })
 }
 
 fn text_line(report: &SegmentReport) -> String {
