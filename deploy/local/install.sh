@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
 # headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
-# perf/lab/kernels.sh needs, with "nats" also a NATS server. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
+# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "s3" an S3 server (moto) under target/tools. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
 # install.
 set -euo pipefail
 missing=()
@@ -35,7 +35,27 @@ if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
   exit 1
 fi
-[ ${#missing[@]} -eq 0 ] && exit 0
+# The object store of the tests: a real S3 protocol, in a virtual environment that is made anew when the pins change.
+install_s3() {
+  local top tools pins
+  top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+  tools=${CARGO_TARGET_DIR:-$top/target}/tools/moto
+  pins="moto[s3]==5.2.5 flask==3.1.3 flask-cors==6.0.5"
+  [ "$(cat "$tools/installed.txt" 2>/dev/null)" = "$pins" ] && return
+  rm -rf "$tools"
+  python3 -m venv "$tools"
+  # shellcheck disable=SC2086 # Several words.
+  "$tools/bin/pip" install -q --disable-pip-version-check $pins
+  echo "$pins" > "$tools/installed.txt"
+}
+if [ "${1:-}" = s3 ]; then
+  # Debian's python3 comes without.
+  python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+fi
+if [ ${#missing[@]} -eq 0 ]; then
+  if [ "${1:-}" = s3 ]; then install_s3; fi
+  exit 0
+fi
 echo "Installing ${missing[*]}"
 if ! command -v apt-get >/dev/null; then
   echo "No apt-get here. Install what corresponds to: ${missing[*]}" >&2
@@ -52,3 +72,4 @@ fi
 if [[ " ${missing[*]} " = *" nats-server "* ]] && [ -d /run/systemd/system ]; then
   "${run[@]}" systemctl disable --now --quiet nats-server.service || true
 fi
+if [ "${1:-}" = s3 ]; then install_s3; fi
