@@ -126,7 +126,7 @@ fn a_restart_goes_on_where_it_was_and_uploads_nothing_twice() {
     let uploaded = Uploaded::open(small(dir.path()), &section);
     fill(&uploaded, &mut frames, 2);
     uploaded.wait_uploaded();
-    uploaded.end(Duration::ZERO);
+    uploaded.end(GRACE);
     let names = objects(remote.path());
     // An upload that was interrupted before its manifest.
     let manifest = names.iter().rfind(|name| name.ends_with(".json")).expect("one");

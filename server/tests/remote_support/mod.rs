@@ -84,7 +84,7 @@ pub fn objects(dir: &Path) -> Vec<String> {
         for entry in std::fs::read_dir(&at).expect("a folder").map(|entry| entry.expect("an entry").path()) {
             if entry.is_dir() {
                 open.push(entry);
-            } else {
+            } else if !entry.to_string_lossy().contains('#') {
                 found.push(entry.strip_prefix(dir).expect("below").to_string_lossy().into_owned());
             }
         }
