@@ -1,7 +1,7 @@
 //! Several archives read as one: those of servers that watched one cluster, or of one server before and after it lost its disk.
 //!
 //! What enters: directories. What leaves: frames in the order in which they were sent, by their nodes' clocks, each once. What
-//! must hold: a node's frames keep the order of each archive; memory does not grow with the archives, but for a range of
+//! must hold: a node's frames keep the order of each archive. Memory does not grow with the archives, but for a range of
 //! sequence numbers for each stay of a node at a server.
 
 use std::collections::HashMap;

@@ -1,8 +1,8 @@
 //! Segments of a remote archive, brought to this disk for a reader.
 //!
 //! What enters: a URL and what time is wanted. What leaves: for each archive in it a folder with the segments of that time.
-//! What must hold: each segment has the checksum that its manifest names; what was fetched is not fetched again, and a fetch
-//! that was interrupted goes on where it stopped; the cache keeps within its bound.
+//! What must hold: each segment has the checksum that its manifest names. What was fetched is not fetched again, and an
+//! interrupted fetch goes on where it stopped. The cache keeps within its bound.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -1,8 +1,8 @@
 //! Uploads closed segments, oldest first, on a thread of its own.
 //!
 //! What enters: what [`Offsite`] says is closed. What leaves: objects and manifests, and word that a segment is safe. What must
-//! hold: a segment is safe when its manifest is there; what failed is tried again, later each time, for as long as it takes; at
-//! the end it is tried until the grace is over, and what is then on this disk alone is said.
+//! hold: a segment is safe when its manifest is there. What failed is tried again, later each time, for as long as it takes. At
+//! the end it is tried until the grace is over, and what is then on this disk alone is logged.
 
 use std::collections::BTreeMap;
 use std::fs::File;
