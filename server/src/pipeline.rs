@@ -53,7 +53,7 @@ use crate::http;
 use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
 use crate::metrics::{Metrics, Sizes};
 use crate::query::{self, EventSource, Peers, StatusSource};
-use crate::remote::{RemoteError, RemoteMetrics, Uploader};
+use crate::remote::{Names, RemoteError, RemoteMetrics, Uploader};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
 use replay::{healer, open_archive, replay_window};
 
@@ -133,6 +133,7 @@ struct Status {
     store: Arc<FindingStore>,
     ingest: IngestService<ToShards>,
     deliverer: Arc<Deliverer>,
+    remote: RemoteMetrics,
     started: Instant,
 }
 
@@ -162,7 +163,7 @@ impl StatusSource for Status {
             kinds: self.archive.metrics().kind_counts(),
             servers: Vec::new(),
             incomplete: Vec::new(),
-            elsewhere: self.archive.metrics().elsewhere_counts(),
+            elsewhere: [self.archive.metrics().elsewhere_counts(), self.remote.elsewhere_counts()].concat(),
             deliveries: self.deliverer.status(),
         }
     }
@@ -327,7 +328,8 @@ impl Pipeline {
             offsite.clone(),
         )
         .await?;
-        let uploader = start_uploader(config, offsite, &registry)?;
+        let remote = RemoteMetrics::register(&registry)?;
+        let uploader = start_uploader(config, &archive, offsite, &remote)?;
         if let Some(uploader) = &uploader {
             vitals.watch("upload", uploader.sign());
         }
@@ -351,6 +353,7 @@ impl Pipeline {
             store: Arc::clone(&store),
             ingest: ingest.clone(),
             deliverer: Arc::clone(&deliverer),
+            remote,
             started,
         });
 
@@ -544,13 +547,13 @@ fn start_journal(
 /// Uploads closed segments, where that is configured.
 fn start_uploader(
     config: &Config,
+    archive: &Archive,
     offsite: Option<Arc<Offsite>>,
-    registry: &Registry,
+    metrics: &RemoteMetrics,
 ) -> Result<Option<Uploader>, PipelineError> {
-    let metrics = RemoteMetrics::register(registry)?;
     let (Some(remote), Some(offsite)) = (&config.archive.remote, offsite) else { return Ok(None) };
-    let (cluster, server) = (&config.cluster.name, config.cluster.server_name());
-    Ok(Some(Uploader::start(remote, (cluster, &server), &config.archive.dir, offsite, metrics)?))
+    let names = Names { cluster: config.cluster.name.clone(), server: config.cluster.server_name() };
+    Ok(Some(Uploader::start(remote, &names, archive, offsite, metrics.clone())?))
 }
 
 /// Delivers findings to the sinks that are configured. The archive's lock is held, and what it says was found again.

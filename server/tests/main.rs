@@ -43,6 +43,7 @@ mod reconnect_storm;
 mod remote;
 mod remote_faults;
 mod remote_support;
+mod remote_whole;
 mod server_services;
 mod tapioctl_output;
 mod vitals;

@@ -35,7 +35,7 @@ pub mod verify;
 mod writer;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -262,6 +262,7 @@ pub struct Archive {
     books: Arc<Mutex<Books>>,
     state: watch::Receiver<ArchiveState>,
     metrics: Arc<ArchiveMetrics>,
+    dir: PathBuf,
     disk: DiskKind,
     stop: watch::Sender<bool>,
     /// The lock is released after the thread has ended: until then it may still write.
@@ -369,6 +370,7 @@ impl Archive {
             books,
             state,
             metrics,
+            dir: config.dir.clone(),
             disk,
             stop,
             thread: Mutex::new(Some((thread, lock))),
@@ -379,6 +381,11 @@ impl Archive {
     /// A way to append.
     pub fn appender(&self) -> Appender {
         self.appender.clone()
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The books. Lock them with [`lock_books`], shortly: each commit needs them.

@@ -1,6 +1,12 @@
 //! The uploads' metrics.
 
 use prometheus::{IntCounter, IntGauge, Registry};
+use tapio_wire::service::ElsewhereCount;
+
+/// In status, beside the kinds of `archive/elsewhere.rs`: of all that is elsewhere now, what the remote archive has.
+pub const IN_REMOTE: &str = "in_remote";
+/// And what it has not.
+pub const NOT_IN_REMOTE: &str = "not_in_remote";
 
 /// Counters and gauges of uploads.
 #[derive(Clone, Debug)]
@@ -12,6 +18,8 @@ pub struct RemoteMetrics {
     pub(super) waiting: IntGauge,
     pub(super) waiting_bytes: IntGauge,
     pub(super) oldest_seconds: IntGauge,
+    elsewhere_uploaded: IntGauge,
+    elsewhere_missing: IntGauge,
 }
 
 impl RemoteMetrics {
@@ -37,13 +45,42 @@ impl RemoteMetrics {
                 "oldest_waiting_seconds",
                 "How long the oldest closed segment has been waiting for its upload.",
             )?,
+            elsewhere_uploaded: gauge(
+                "elsewhere_uploaded_events",
+                "Of the events that nodes say were acknowledged elsewhere: how many archive.remote has.",
+            )?,
+            elsewhere_missing: gauge(
+                "elsewhere_missing_events",
+                "Of the events that nodes say were acknowledged elsewhere: how many archive.remote lacks. One disk alone has, or \
+                 had, them.",
+            )?,
         };
         for counter in [&metrics.segments, &metrics.bytes, &metrics.failures, &metrics.collisions] {
             registry.register(Box::new(counter.clone()))?;
         }
-        for gauge in [&metrics.waiting, &metrics.waiting_bytes, &metrics.oldest_seconds] {
+        for gauge in [
+            &metrics.waiting,
+            &metrics.waiting_bytes,
+            &metrics.oldest_seconds,
+            &metrics.elsewhere_uploaded,
+            &metrics.elsewhere_missing,
+        ] {
             registry.register(Box::new(gauge.clone()))?;
         }
         Ok(metrics)
+    }
+
+    pub(super) fn set_elsewhere(&self, uploaded: u64, missing: u64) {
+        let gauge = |events: u64| i64::try_from(events).unwrap_or(i64::MAX);
+        self.elsewhere_uploaded.set(gauge(uploaded));
+        self.elsewhere_missing.set(gauge(missing));
+    }
+
+    /// What is known of events that are elsewhere, for status.
+    pub fn elsewhere_counts(&self) -> Vec<ElsewhereCount> {
+        let counts = [(IN_REMOTE, &self.elsewhere_uploaded), (NOT_IN_REMOTE, &self.elsewhere_missing)];
+        let counts = counts.map(|(kind, gauge)| (kind, u64::try_from(gauge.get()).unwrap_or_default()));
+        let known = counts.into_iter().filter(|(_, events)| *events > 0);
+        known.map(|(kind, events)| ElsewhereCount { kind: kind.to_owned(), source: String::new(), events }).collect()
     }
 }

@@ -15,6 +15,7 @@
 //! A life is one archive directory: its name has the moment when it was first uploaded, and a random part. So a server whose
 //! disk was replaced begins a new one, and so does one that finds other contents under its numbers.
 
+mod accounting;
 mod config;
 mod connect;
 mod fetch;
@@ -33,8 +34,8 @@ pub use config::{RemoteSection, is_url};
 pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched, View};
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
-pub use metrics::RemoteMetrics;
-pub use uploader::Uploader;
+pub use metrics::{IN_REMOTE, NOT_IN_REMOTE, RemoteMetrics};
+pub use uploader::{Names, Uploader};
 
 /// Why the remote archive cannot be used.
 #[derive(Debug, thiserror::Error)]

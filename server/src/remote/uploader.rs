@@ -4,7 +4,7 @@
 //! hold: a segment is safe when its manifest is there. What failed is tried again, later each time, for as long as it takes. At
 //! the end it is tried until the grace is over, and what is then on this disk alone is logged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -22,12 +22,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+use super::accounting::Accounting;
 use super::config::RemoteSection;
 use super::listing::{self, Label};
 use super::manifest::Manifest;
 use super::metrics::RemoteMetrics;
 use super::store::Store;
 use super::{RemoteError, life, names};
+use crate::archive::Archive;
 use crate::archive::offsite::{Offsite, Waiting};
 use crate::vitals::{Pulse, Sign};
 
@@ -42,6 +44,13 @@ const PAUSE_ENDING: Duration = Duration::from_millis(500);
 /// How often the gauges are set while nothing happens.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What the cluster and this server are called where the section does not say it.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub cluster: String,
+    pub server: String,
+}
+
 /// Uploads closed segments until it is stopped.
 pub struct Uploader {
     thread: Option<JoinHandle<()>>,
@@ -50,14 +59,14 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Starts the thread. `names` are the cluster's and this server's, where the section does not say them.
+    /// Starts the thread.
     ///
     /// # Errors
     /// When the section cannot be used. Whether the store can be reached shows later.
     pub fn start(
         section: &RemoteSection,
-        names: (&str, &str),
-        dir: impl Into<PathBuf>,
+        names: &Names,
+        archive: &Archive,
         offsite: Arc<Offsite>,
         metrics: RemoteMetrics,
     ) -> Result<Self, RemoteError> {
@@ -65,11 +74,20 @@ impl Uploader {
         let (stop, stopped) = watch::channel(None);
         let pulse = Pulse::default();
         let sign = pulse.sign();
+        let cluster = section.cluster.clone().unwrap_or_else(|| names.cluster.clone());
+        let accounting = Accounting {
+            store: store.clone(),
+            books: Arc::clone(archive.books()),
+            dir: archive.dir().to_owned(),
+            cluster: cluster.clone(),
+            metrics: metrics.clone(),
+            read: HashMap::new(),
+        };
         let work = Work {
             store,
-            dir: dir.into(),
-            cluster: section.cluster.clone().unwrap_or_else(|| names.0.to_owned()),
-            server: section.server.clone().unwrap_or_else(|| names.1.to_owned()),
+            dir: archive.dir().to_owned(),
+            cluster,
+            server: section.server.clone().unwrap_or_else(|| names.server.clone()),
             offsite,
             metrics,
             stop: stopped,
@@ -79,7 +97,7 @@ impl Uploader {
         let runtime = runtime.map_err(RemoteError::Thread)?;
         let thread = std::thread::Builder::new().name("upload".to_owned()).spawn(move || {
             let _pulse = pulse;
-            runtime.block_on(work.run());
+            runtime.block_on(work.run(accounting));
             runtime.shutdown_background();
         });
         Ok(Self { thread: Some(thread.map_err(RemoteError::Thread)?), stop, sign })
@@ -129,7 +147,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(mut self) {
+    async fn run(mut self, accounting: Accounting) {
         let mut stop = self.stop.clone();
         let over = async move {
             let deadline = match stop.wait_for(Option::is_some).await {
@@ -143,6 +161,7 @@ impl Work {
             () = self.upload_all() => {}
             () = over => {}
             () = show(&offsite, &metrics) => {}
+            () = accounting.run() => {}
         }
         let left = offsite.backlog();
         if left.segments > 0 {

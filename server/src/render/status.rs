@@ -10,6 +10,7 @@ use super::layout::{Style, clean, table};
 use super::time::for_people;
 use crate::archive::elsewhere::ElsewhereKind;
 use crate::findings::text;
+use crate::remote::{IN_REMOTE, NOT_IN_REMOTE};
 
 /// The status.
 pub fn status(style: Style, status: &StatusResponse) -> String {
@@ -311,6 +312,14 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
         let events = events.fold(0_u64, |sum, count| sum.saturating_add(count.events));
         if events > 0 {
             let _ = writeln!(out, "    {events} since the start, {text}");
+        }
+    }
+    for (kind, text) in
+        [(IN_REMOTE, "archive.remote has"), (NOT_IN_REMOTE, "archive.remote lacks: one disk alone has, or had, them")]
+    {
+        let events: u64 = status.elsewhere.iter().filter(|count| count.kind == kind).map(|count| count.events).sum();
+        if events > 0 {
+            let _ = writeln!(out, "    {events} of them {text}");
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use gate::{Fault, Gate};
 use tapio_server::archive::offsite::Offsite;
 use tapio_server::archive::{Archive, ArchiveConfig};
-use tapio_server::remote::{RemoteMetrics, RemoteSection, Uploader};
+use tapio_server::remote::{Names, RemoteMetrics, RemoteSection, Uploader};
 
 use crate::archive_support::{PATIENCE, append_each, open, plain, wait_until};
 use crate::whole_server::sum;
@@ -39,12 +39,12 @@ impl Uploaded {
 
     pub fn of(server: &str, config: ArchiveConfig, section: &RemoteSection) -> Self {
         let offsite = Arc::new(Offsite::new(section.every));
-        let dir = config.dir.clone();
         let archive = open(ArchiveConfig { offsite: Some(Arc::clone(&offsite)), ..config });
         let registry = prometheus::Registry::new();
         archive.metrics().register(&registry).expect("registered");
         let metrics = RemoteMetrics::register(&registry).expect("registered");
-        let uploader = Uploader::start(section, ("test", server), dir, Arc::clone(&offsite), metrics);
+        let names = Names { cluster: "test".into(), server: server.into() };
+        let uploader = Uploader::start(section, &names, &archive, Arc::clone(&offsite), metrics);
         let uploader = Some(uploader.unwrap_or_else(|error| panic!("{error}")));
         Self { archive, offsite, uploader, registry }
     }
