@@ -52,6 +52,8 @@ pub struct Choice {
     pub newest: bool,
     /// 0 for no limit.
     pub read_bytes_max: u64,
+    /// Whether a remote archive is read for what this disk does not have.
+    pub reads_remote: bool,
 }
 
 /// Why there are no events.
@@ -269,7 +271,7 @@ fn select_named(
         .described(from_ns, until_ns.saturating_add(DESCRIBED_MARGIN_NS), &mut |described| catalog.learn(described))?;
     let mut wanted = selection(&catalog, choice, until_ns)?;
     let mut outcome = Outcome::default();
-    if choice.newest && choice.read_bytes_max > 0 {
+    if choice.newest && choice.read_bytes_max > 0 && reader.is_one() {
         // The bound must cut off the oldest, not the newest.
         let mut bytes = 0;
         for segment in reader.segments()?.iter().rev() {

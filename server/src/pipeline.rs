@@ -53,7 +53,7 @@ use crate::http;
 use crate::ingest::{self, FrameSink, IngestConfig, IngestMetrics, IngestService, Limits, MOVE_ON_GRACE};
 use crate::metrics::{Metrics, Sizes};
 use crate::query::{self, EventSource, Peers, StatusSource};
-use crate::remote::{Names, RemoteError, RemoteMetrics, Uploader};
+use crate::remote::{History, Names, RemoteError, RemoteMetrics, Uploader};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
 use replay::{healer, open_archive, replay_window};
 
@@ -290,7 +290,8 @@ impl Pipeline {
             }
             None => None,
         };
-        let events = EventSource::new(&config.archive.dir);
+        let remote = RemoteMetrics::register(&registry)?;
+        let events = EventSource::new(&config.archive.dir).with_history(history(config, &remote));
         let http = tokio::spawn(http::serve(
             http_listener,
             Arc::clone(&metrics),
@@ -328,7 +329,6 @@ impl Pipeline {
             offsite.clone(),
         )
         .await?;
-        let remote = RemoteMetrics::register(&registry)?;
         let uploader = start_uploader(config, &archive, offsite, &remote)?;
         if let Some(uploader) = &uploader {
             vitals.watch("upload", uploader.sign());
@@ -552,8 +552,17 @@ fn start_uploader(
     metrics: &RemoteMetrics,
 ) -> Result<Option<Uploader>, PipelineError> {
     let (Some(remote), Some(offsite)) = (&config.archive.remote, offsite) else { return Ok(None) };
-    let names = Names { cluster: config.cluster.name.clone(), server: config.cluster.server_name() };
-    Ok(Some(Uploader::start(remote, &names, archive, offsite, metrics.clone())?))
+    Ok(Some(Uploader::start(remote, &names(config), archive, offsite, metrics.clone())?))
+}
+
+/// Reads segments that this disk does not have, where there is a remote archive.
+fn history(config: &Config, metrics: &RemoteMetrics) -> Option<History> {
+    let remote = config.archive.remote.as_ref()?;
+    History::new(remote, &names(config), &config.archive.dir, metrics)
+}
+
+fn names(config: &Config) -> Names {
+    Names { cluster: config.cluster.name.clone(), server: config.cluster.server_name() }
 }
 
 /// Delivers findings to the sinks that are configured. The archive's lock is held, and what it says was found again.

@@ -79,11 +79,17 @@ impl Process {
         assert!(self.child.wait().expect("waited for").success());
     }
 
-    fn ledger(&self) -> String {
+    fn tapioctl(&self, arguments: &[&str]) -> String {
         let server = format!("127.0.0.1:{}", self.grpc);
-        let output = Command::new(env!("CARGO_BIN_EXE_tapioctl")).args(["--server", &server, "ledger"]).output();
-        String::from_utf8(output.expect("tapioctl runs").stdout).expect("UTF-8")
+        let output = Command::new(env!("CARGO_BIN_EXE_tapioctl")).args(["--server", &server]).args(arguments).output();
+        let output = output.expect("tapioctl runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
     }
+}
+
+fn rfc3339(seconds: u64) -> String {
+    tapio_server::render::rfc3339(seconds * 1_000_000_000)
 }
 
 /// The sequences of the node's frames that a remote archive has.
@@ -148,9 +154,22 @@ async fn a_server_is_replaced(remote: &str, url: &str, environment: &[(&str, Str
         second.metric("remote_elsewhere_uploaded_events") == in_remote as f64
             && second.metric("remote_elsewhere_missing_events") == lost as f64
     });
-    let text = second.ledger();
+    let text = second.tapioctl(&["ledger"]);
     assert!(text.contains(&format!("{in_remote} of them archive.remote has")), "{text}");
     assert!(text.contains(&format!("{lost} of them archive.remote lacks")), "{text}");
+    // It answers for what its predecessor uploaded, and reads that once. What is on its own disk costs the store nothing.
+    let events = |since: &str| {
+        let arguments = ["events", "--since", since, "--limit", "1000000", "-o", "json"];
+        second.tapioctl(&arguments).lines().count() as u64
+    };
+    let newest = 1_700_000_000 + begun + 2;
+    assert_eq!(events(&rfc3339(newest)), 7 * EVENTS_A_FRAME);
+    assert_eq!(second.metric("remote_read_bytes_total"), 0.0);
+    for _ in 0..2 {
+        assert_eq!(events(&rfc3339(1_700_000_000)), (uploaded + 8) * EVENTS_A_FRAME);
+    }
+    let read = second.metric("remote_read_bytes_total");
+    assert!(read > 0.0 && read <= 2.0 * (8 << 20) as f64, "{read}");
     drop(stream);
     second.terminate();
     // Everything that was acknowledged and is not stated as lost is there, once, in two lives of one server.

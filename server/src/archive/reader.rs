@@ -133,6 +133,11 @@ impl Reader {
         Ok(found)
     }
 
+    /// Whether it is one archive: numbers of segments mean something.
+    pub fn is_one(&self) -> bool {
+        self.parts.len() == 1
+    }
+
     /// The books: from the newest sound snapshot, and what came after it. Of several archives, the last one's.
     pub fn books(&self) -> Result<Books, ReadError> {
         self.parts.last().map_or_else(|| Ok(Books::default()), Part::books)

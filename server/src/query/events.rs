@@ -4,10 +4,12 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tapio_wire::service::{Event, ListEventsRequest};
+use tapio_wire::service::{Event, ListEventsRequest, Unanswered};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::archive::reader::Reader;
 use crate::events::{self, Choice, EventsError, Outcome};
+use crate::remote::{Fetched, History};
 
 /// Requests that read the archive at a time.
 const READERS_MAX: usize = 4;
@@ -37,6 +39,7 @@ impl Refused {
 #[derive(Clone)]
 pub struct EventSource {
     dir: PathBuf,
+    history: Option<Arc<History>>,
     readers: Arc<Semaphore>,
 }
 
@@ -46,7 +49,12 @@ pub type Ended = Arc<Mutex<Option<Outcome>>>;
 impl EventSource {
     /// Of an archive's directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), readers: Arc::new(Semaphore::new(READERS_MAX)) }
+        Self { dir: dir.into(), history: None, readers: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+
+    /// The same, with a remote archive for what is not in the directory.
+    pub fn with_history(self, history: Option<History>) -> Self {
+        Self { history: history.map(Arc::new), ..self }
     }
 
     /// Starts to read. Where damage left something out, a last event that is none says what.
@@ -56,18 +64,21 @@ impl EventSource {
     pub fn stream(&self, choice: Choice) -> Result<(mpsc::Receiver<Result<Event, Refused>>, Ended), Refused> {
         let permit = Arc::clone(&self.readers).try_acquire_owned().map_err(|_| Refused::Busy)?;
         let (sender, receiver) = mpsc::channel(QUEUE_EVENTS);
-        let dir = self.dir.clone();
+        let source = self.clone();
         let ended = Ended::default();
         let outcome = Arc::clone(&ended);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let selected = events::select(dir, &choice, &mut |event| match sender.blocking_send(Ok(event)) {
+            let (fetched, failed) = source.fetched(&choice);
+            let views = fetched.iter().flat_map(|fetched| &fetched.views).map(|view| view.dir.clone());
+            let reader = Reader::over(views.chain([source.dir]));
+            let selected = events::select_from(&reader, &choice, &mut |event| match sender.blocking_send(Ok(event)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             });
             match selected {
                 Ok(done) => {
-                    let incomplete = Vec::from_iter(done.incomplete());
+                    let incomplete: Vec<_> = done.incomplete().into_iter().chain(failed).collect();
                     *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
                     if !incomplete.is_empty() {
                         let _ = sender.blocking_send(Ok(Event { incomplete, ..Event::default() }));
@@ -80,6 +91,21 @@ impl EventSource {
             }
         });
         Ok((receiver, ended))
+    }
+}
+
+impl EventSource {
+    /// What the remote archive has for a request, or why it was not read.
+    fn fetched(&self, choice: &Choice) -> (Option<Fetched>, Option<Unanswered>) {
+        let Some(history) = self.history.as_ref().filter(|_| choice.reads_remote) else { return (None, None) };
+        match history.before(choice.since_ns, choice.until_ns.unwrap_or(u64::MAX)) {
+            Ok(fetched) => (fetched, None),
+            Err(error) => {
+                tracing::warn!(%error, "archive.remote cannot be read: events come from this disk alone");
+                let reason = format!("archive.remote was not read: {error}");
+                (None, Some(Unanswered { reason, ..Unanswered::default() }))
+            }
+        }
     }
 }
 
@@ -101,5 +127,7 @@ pub fn choice_of(request: &ListEventsRequest) -> Result<Choice, String> {
         limit: u64::from(limit),
         newest: request.newest,
         read_bytes_max: events::READ_BYTES_MAX,
+        // The server that was asked reads it for all of them.
+        reads_remote: !request.local,
     })
 }

@@ -27,6 +27,10 @@ pub struct RemoteSection {
     /// Bytes a second that uploads may take; 0 for no limit.
     #[serde(deserialize_with = "units::bytes")]
     pub max_bandwidth: u64,
+    /// What this server may keep, in `archive.dir`, of segments that it fetches for requests about the past; 0 to answer from
+    /// its own disk alone.
+    #[serde(deserialize_with = "units::bytes")]
+    pub cache_bytes: u64,
     /// The service's address, where it is not the provider's own: of MinIO, Ceph and the like.
     #[schemars(example = "https://minio.example.com:9000")]
     pub endpoint: Option<String>,
@@ -53,6 +57,7 @@ impl Default for RemoteSection {
             server: None,
             every: Duration::from_secs(300),
             max_bandwidth: 0,
+            cache_bytes: 512 << 20,
             endpoint: None,
             region: None,
             allow_http: false,

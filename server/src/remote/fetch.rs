@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use futures::TryStreamExt;
@@ -23,6 +24,8 @@ use crate::archive::segments::segment_path;
 pub const CACHE_BYTES_DEFAULT: u64 = 8 << 30;
 /// Clocks differ, and descriptions and losses count from before the wanted time.
 const MARGIN_NS: u64 = 660_000_000_000;
+/// Views that this process has made, for names.
+static VIEWS: AtomicU64 = AtomicU64::new(0);
 
 /// What to fetch, and where to.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Fetch {
     /// The folder that fetched segments are kept in.
     pub cache: PathBuf,
     pub cache_bytes: u64,
+    /// Left out: of this life the segments from this number on.
+    pub besides: Option<(String, u64)>,
 }
 
 /// A folder with just the wanted segments of one archive; it goes with this value.
@@ -90,7 +95,7 @@ impl Fetch {
             return Err(RemoteError::Empty { url: store.url });
         }
         let wanted: Vec<(Label, Segments)> =
-            listed.into_iter().map(|(label, segments)| (label, self.wanted(segments))).collect();
+            listed.into_iter().map(|(label, segments)| self.wanted(label, segments)).collect();
         let needed = wanted.iter().flat_map(|(_, segments)| segments.values()).map(|listed| listed.bytes).sum();
         if needed > self.cache_bytes {
             return Err(RemoteError::Cache { needed, allowed: self.cache_bytes });
@@ -100,7 +105,8 @@ impl Fetch {
         let mut fetched = Fetched { bytes: needed, ..Fetched::default() };
         for (label, segments) in wanted.into_iter().filter(|(_, segments)| !segments.is_empty()) {
             let folder = self.cache.join(&label.cluster).join(&label.server).join(&label.life);
-            let dir = self.cache.join("views").join(format!("{}-{}", std::process::id(), label.life));
+            let turn = VIEWS.fetch_add(1, Ordering::Relaxed);
+            let dir = self.cache.join("views").join(format!("{}-{turn}-{}", std::process::id(), label.life));
             let local = |path: &FilePath| {
                 let path = path.to_owned();
                 move |source| RemoteError::Local { path, source }
@@ -122,13 +128,18 @@ impl Fetch {
     }
 
     /// The segments of the wanted time: a run without holes, so that what its snapshots count is in it.
-    fn wanted(&self, segments: Segments) -> Segments {
+    fn wanted(&self, label: Label, mut segments: Segments) -> (Label, Segments) {
+        if let Some((life, number)) = &self.besides
+            && label.life == *life
+        {
+            segments.split_off(number);
+        }
         let (since, until) = (self.since_ns.saturating_sub(MARGIN_NS), self.until_ns.saturating_add(MARGIN_NS));
         let is_of_time = |listed: &Listed| listed.name.first_ns <= until && listed.name.last_ns >= since;
         let mut numbers = segments.iter().filter(|(_, listed)| is_of_time(listed)).map(|(&number, _)| number);
-        let Some(first) = numbers.next() else { return Segments::new() };
+        let Some(first) = numbers.next() else { return (label, Segments::new()) };
         let last = numbers.next_back().unwrap_or(first);
-        segments.into_iter().filter(|(number, _)| (first..=last).contains(number)).collect()
+        (label, segments.into_iter().filter(|(number, _)| (first..=last).contains(number)).collect())
     }
 
     /// Removes what was used longest ago, and is not wanted now, until the wanted fits.

@@ -20,6 +20,7 @@ pub struct RemoteMetrics {
     pub(super) oldest_seconds: IntGauge,
     elsewhere_uploaded: IntGauge,
     elsewhere_missing: IntGauge,
+    pub(super) read_bytes: IntCounter,
 }
 
 impl RemoteMetrics {
@@ -54,8 +55,10 @@ impl RemoteMetrics {
                 "Of the events that nodes say were acknowledged elsewhere: how many archive.remote lacks. One disk alone has, or \
                  had, them.",
             )?,
+            read_bytes: counter("read_bytes_total", "Bytes fetched from archive.remote for requests about the past.")?,
         };
-        for counter in [&metrics.segments, &metrics.bytes, &metrics.failures, &metrics.collisions] {
+        for counter in [&metrics.segments, &metrics.bytes, &metrics.failures, &metrics.collisions, &metrics.read_bytes]
+        {
             registry.register(Box::new(counter.clone()))?;
         }
         for gauge in [

@@ -19,6 +19,7 @@ mod accounting;
 mod config;
 mod connect;
 mod fetch;
+mod history;
 mod life;
 mod listing;
 mod manifest;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 
 pub use config::{RemoteSection, is_url};
 pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched, View};
+pub use history::History;
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
 pub use metrics::{IN_REMOTE, NOT_IN_REMOTE, RemoteMetrics};
