@@ -86,7 +86,7 @@ fn what_is_closed_is_uploaded_to_s3_and_comes_back_byte_for_byte() {
 fn a_large_segment_goes_in_parts_and_no_faster_than_it_may() {
     let Some(server) = S3::start() else { return };
     let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let section = RemoteSection { max_bandwidth: 16 << 20, ..s3(server.port(), cache.path()) };
+    let section = RemoteSection { max_bytes_per_sec: 16 << 20, ..s3(server.port(), cache.path()) };
     let config = ArchiveConfig { segment_bytes: 24 << 20, ..plain(dir.path()) };
     let uploaded = Uploaded::open(config, &section);
     let mut frames = Frames::new("node-1", 1);

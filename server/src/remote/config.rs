@@ -26,7 +26,7 @@ pub struct RemoteSection {
     pub every: Duration,
     /// Bytes a second that uploads may take; 0 for no limit.
     #[serde(deserialize_with = "units::bytes")]
-    pub max_bandwidth: u64,
+    pub max_bytes_per_sec: u64,
     /// What this server may keep, in `archive.dir`, of segments that it fetches for requests about the past; 0 to answer from
     /// its own disk alone.
     #[serde(deserialize_with = "units::bytes")]
@@ -56,7 +56,7 @@ impl Default for RemoteSection {
             cluster: None,
             server: None,
             every: Duration::from_secs(300),
-            max_bandwidth: 0,
+            max_bytes_per_sec: 0,
             cache_bytes: 512 << 20,
             endpoint: None,
             region: None,
@@ -149,10 +149,13 @@ impl RemoteSection {
             let problem = format!("`{server_name}` is no name for it: set one of letters, digits, -, _ and .");
             return Err(("archive.remote.server", problem));
         }
-        if self.max_bandwidth != 0 && self.max_bandwidth < 64 << 10 {
+        if self.max_bytes_per_sec != 0 && self.max_bytes_per_sec < 64 << 10 {
             return Err((
-                "archive.remote.max_bandwidth",
-                format!("{} would take hours for one segment; 0 for no limit, or 64KiB and more", self.max_bandwidth),
+                "archive.remote.max_bytes_per_sec",
+                format!(
+                    "{} would take hours for one segment; 0 for no limit, or 64KiB and more",
+                    self.max_bytes_per_sec
+                ),
             ));
         }
         let (is_folder, is_s3) = (place.service == Service::Folder, place.service == Service::S3);
@@ -202,7 +205,7 @@ mod tests {
             ("url: s3://bucket/a//b", "url", "object's name"),
             ("{url: s3://bucket, cluster: a/b}", "cluster", "letters, digits"),
             ("{url: s3://bucket, server: ''}", "server", "letters, digits"),
-            ("{url: s3://bucket, max_bandwidth: 1KiB}", "max_bandwidth", "64KiB"),
+            ("{url: s3://bucket, max_bytes_per_sec: 1KiB}", "max_bytes_per_sec", "64KiB"),
             ("{url: s3://bucket, endpoint: 'http://minio:9000'}", "endpoint", "allow_http"),
             ("{url: s3://bucket, endpoint: minio}", "endpoint", "is no address"),
             ("{url: 'file:///folder', endpoint: 'https://a'}", "endpoint", "no effect"),

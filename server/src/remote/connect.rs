@@ -1,7 +1,7 @@
 //! HTTP for object stores over the hyper and rustls that the server has anyway.
 //!
 //! What enters: requests, signed and whole. What leaves: answers, as they come. What must hold: no request waits for ever,
-//! whatever the other side does; bodies leave no faster than `archive.remote.max_bandwidth`, repeated ones too; without
+//! whatever the other side does; bodies leave no faster than `archive.remote.max_bytes_per_sec`, repeated ones too; without
 //! `allow_http` nothing travels in the clear.
 
 use std::io;

@@ -39,7 +39,7 @@ impl Store {
     /// Nobody is connected to.
     pub fn open(section: &RemoteSection) -> Result<Self, RemoteError> {
         let place = Place::parse(&section.url).map_err(RemoteError::Url)?;
-        let pace = Arc::new(Pace::new(section.max_bandwidth));
+        let pace = Arc::new(Pace::new(section.max_bytes_per_sec));
         let connector = Connector { ca: section.ca.clone(), pace: Arc::clone(&pace) };
         let failed = |source| RemoteError::Store { url: section.url.clone(), source };
         let retry = RetryConfig {
