@@ -277,6 +277,7 @@ async fn list_events(
         limit: u64::from(limit),
         newest: wanted.newest,
         read_bytes_max: events::READ_BYTES_MAX,
+        reads_remote: true,
     };
     if let Some(peers) = &api.peers {
         let metadata = tonic::metadata::MetadataMap::from_headers(headers);

@@ -74,14 +74,22 @@ pub struct Outcome {
     pub events: u64,
     /// More matches, or may match: a bound was reached.
     pub is_cut: bool,
+    /// Why the remote archive was not read, where it was wanted.
+    pub unread: Option<String>,
 }
 
 /// Damaged stretches that an answer names.
 const DAMAGES_NAMED_MAX: usize = 5;
 
 impl Outcome {
-    /// Says what damage left out.
+    /// Says what was left out: by damage, or with the remote archive.
     pub fn incomplete(&self) -> Option<Unanswered> {
+        let unread = self.unread.as_ref().map(|error| format!("archive.remote was not read: {error}"));
+        let reasons: Vec<_> = self.damaged().into_iter().chain(unread).collect();
+        (!reasons.is_empty()).then(|| Unanswered { reason: reasons.join("; "), ..Unanswered::default() })
+    }
+
+    fn damaged(&self) -> Option<String> {
         let (damages, undecodable) = (&self.effort.damages, self.effort.undecodable);
         if damages.is_empty() && undecodable == 0 {
             return None;
@@ -93,8 +101,7 @@ impl Outcome {
         if undecodable > 0 {
             parts.push(format!("{undecodable} frames cannot be decoded"));
         }
-        let reason = format!("the archive is damaged, the rest of it was read: {}", parts.join("; "));
-        Some(Unanswered { reason, ..Unanswered::default() })
+        Some(format!("the archive is damaged, the rest of it was read: {}", parts.join("; ")))
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tapio_wire::service::{Event, ListEventsRequest, Unanswered};
+use tapio_wire::service::{Event, ListEventsRequest};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::archive::reader::Reader;
@@ -69,7 +69,7 @@ impl EventSource {
         let outcome = Arc::clone(&ended);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let (fetched, failed) = source.fetched(&choice);
+            let (fetched, unread) = source.fetched(&choice);
             let views = fetched.iter().flat_map(|fetched| &fetched.views).map(|view| view.dir.clone());
             let reader = Reader::over(views.chain([source.dir]));
             let selected = events::select_from(&reader, &choice, &mut |event| match sender.blocking_send(Ok(event)) {
@@ -78,7 +78,8 @@ impl EventSource {
             });
             match selected {
                 Ok(done) => {
-                    let incomplete: Vec<_> = done.incomplete().into_iter().chain(failed).collect();
+                    let done = Outcome { unread, ..done };
+                    let incomplete = Vec::from_iter(done.incomplete());
                     *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
                     if !incomplete.is_empty() {
                         let _ = sender.blocking_send(Ok(Event { incomplete, ..Event::default() }));
@@ -96,14 +97,13 @@ impl EventSource {
 
 impl EventSource {
     /// What the remote archive has for a request, or why it was not read.
-    fn fetched(&self, choice: &Choice) -> (Option<Fetched>, Option<Unanswered>) {
+    fn fetched(&self, choice: &Choice) -> (Option<Fetched>, Option<String>) {
         let Some(history) = self.history.as_ref().filter(|_| choice.reads_remote) else { return (None, None) };
         match history.before(choice.since_ns, choice.until_ns.unwrap_or(u64::MAX)) {
             Ok(fetched) => (fetched, None),
             Err(error) => {
                 tracing::warn!(%error, "archive.remote cannot be read: events come from this disk alone");
-                let reason = format!("archive.remote was not read: {error}");
-                (None, Some(Unanswered { reason, ..Unanswered::default() }))
+                (None, Some(error.to_string()))
             }
         }
     }
