@@ -441,6 +441,7 @@ mod tests {
             ("server: {auth: {token_file: /token}}\nmetrics: {api: true}", true),
             ("server: {tls_enabled: true, tls: {cert: /cert.pem, key: /key.pem}}", false),
             ("server: {auth: {token_review: {}}}", false),
+            ("server: {auth: {token_review: }}", false),
             ("server: {auth: {token_review: {}}}\ncluster: {token_without_tls: true}", false),
         ] {
             assert_eq!(parse(text).expect("accepted").serves_api(), serves, "{text}");

@@ -429,3 +429,46 @@ fn hundreds_of_ending_children_do_not_hide_their_inits_cause() {
     assert_eq!(of_init.len(), 1, "{of_init:#?}");
     assert_eq!(of_init[0].pattern, "memory-limit-kill");
 }
+
+#[test]
+fn an_oom_kill_does_not_explain_another_signals_exit_code() {
+    for (signal, from_outside, expected) in [
+        (SIGTERM, true, "child-killed-exit"),
+        (SIGKILL, true, "child-killed-exit"),
+        (SIGSEGV, false, "child-crash-exit"),
+    ] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let session = node.unit("session-3.scope");
+        let (init, eater, other) = (first(web, 100, "sh"), member(web, 107, "eater"), member(web, 108, "sleep"));
+        node.oom(100 * SECOND, eater, LIMIT, LIMIT);
+        node.signal(100 * SECOND, eater, SIGKILL, None);
+        node.exit(100 * SECOND + MS, eater, SIGKILL);
+        let sender = from_outside.then(|| Process::of_node(session, 55, "bash"));
+        node.signal(101 * SECOND, other, signal, sender);
+        node.exit(101 * SECOND + MS, other, signal);
+        node.exit(101 * SECOND + 2 * MS, init, (128 + signal) << 8);
+        node.lethal(102 * SECOND);
+        let found = findings_of(&node);
+        let of_init = found.iter().find(|finding| finding.death.as_ref().is_some_and(|death| death.pid == 100));
+        assert_eq!(of_init.expect("the container's death").pattern, expected, "{signal}");
+    }
+}
+
+#[test]
+fn a_handled_signal_explains_an_end_only_perhaps() {
+    for (times, expected) in [(1, "interrupted-from-outside"), (5, "exited-with-error")] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let session = node.unit("session-3.scope");
+        let app = first(web, 100, "app");
+        for time in 0..times {
+            node.signal((90 + 2 * time) * SECOND, app, SIGHUP, Some(Process::of_node(session, 55, "reloader")));
+        }
+        node.exit((90 + 2 * (times - 1)) * SECOND + SECOND, app, 1 << 8);
+        node.lethal(110 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, expected, "{times}");
+        assert!(found.confidence <= 0.8 && !found.summary.contains("obeyed"), "{found:#?}");
+    }
+}

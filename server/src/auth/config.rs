@@ -19,10 +19,16 @@ pub struct AuthSection {
     /// file may change at any time.
     #[schemars(example = "/etc/tapio/token")]
     pub token_file: Option<PathBuf>,
-    /// Tokens of Kubernetes, about which the API server is asked.
+    /// Tokens of Kubernetes, about which the API server is asked. A section whose keys are all comments asks by its defaults.
+    #[serde(deserialize_with = "named")]
     pub token_review: Option<TokenReviewSection>,
     /// What says for which node a stream may ship.
     pub node_identity: NodeIdentity,
+}
+
+/// A section that is named and empty must not leave a server open: it has its defaults.
+fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TokenReviewSection>, D::Error> {
+    Ok(Some(Option::deserialize(deserializer)?.unwrap_or_default()))
 }
 
 /// `server.auth.token_review:`
