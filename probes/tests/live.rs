@@ -21,8 +21,9 @@ const SIGTERM: u32 = 15;
 const SI_USER: i32 = 0;
 const SEGV_MAPERR: i32 = 1;
 const MIB: u64 = 1 << 20;
-/// The limit is a million. Older kernels, which merge fewer states, count more than ten times as many as newer ones.
+/// The limit is a million. Linux 5.10 to 6.1 merge fewer states: a program of 87,000 on 6.18 was refused there.
 const VERIFIED_MAX: u32 = 64_000;
+const VERIFIED_BY_OLD_KERNELS_MAX: u32 = 200_000;
 
 fn resident_bytes(pid: u32) -> u64 {
     let pages = fs::read_to_string(format!("/proc/{pid}/statm")).expect("it lives");
@@ -51,6 +52,9 @@ fn the_verifier_is_far_from_its_limit_with_each_program() {
     let others: HashSet<u32> =
         aya::programs::loaded_programs().filter_map(|program| Some(program.ok()?.id())).collect();
     let session = Session::start();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+    let is_old = release.starts_with("5.") || release.starts_with("6.1.");
+    let max = if is_old { VERIFIED_BY_OLD_KERNELS_MAX } else { VERIFIED_MAX };
     let mut counted = 0;
     for program in aya::programs::loaded_programs().filter_map(Result::ok) {
         if others.contains(&program.id()) {
@@ -60,12 +64,8 @@ fn the_verifier_is_far_from_its_limit_with_each_program() {
         // Kernels before 5.16 do not count.
         let Some(instructions) = program.verified_instruction_count().filter(|_| is_ours(name)) else { continue };
         counted += 1;
-        assert!(
-            instructions < VERIFIED_MAX,
-            "the verifier of this kernel went through {instructions} instructions of {name}"
-        );
+        assert!(instructions < max, "the verifier of this kernel went through {instructions} instructions of {name}");
     }
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
     assert!(counted > 10 || release.starts_with("5.10."), "{counted} programs were counted on Linux {release}");
     drop(session);
 }
