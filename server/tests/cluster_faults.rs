@@ -311,7 +311,9 @@ fn a_server_that_fell_behind_says_so_and_goes_on() {
     let a = Member::begin(small(section(&nats, "a")));
     let b = Member::begin(small(through(&proxy, "b")));
     settle(&[&a, &b]);
+    // Without a connection: what is sent to one that is only slow waits in its buffers, and b has missed nothing.
     proxy.hold(true);
+    proxy.cut();
     // What b does not read before it is deleted.
     let mut late = Node::new("late");
     let entity = late.kube_container("Deployment/late", "shop/late-0", "late");
@@ -336,11 +338,15 @@ fn a_server_that_fell_behind_says_so_and_goes_on() {
     let of_late = |member: &Member| {
         let mut found = member.findings();
         found.retain(|one| one.ended_ns >= crate::correlate_node::BOOTED + 19_000 * SECOND);
-        final_content(&found)
+        found
     };
     assert_eq!(of_late(&a).len(), 1, "{:#?}", a.findings());
-    // What b missed of this node ends when the log says how far the node's frames are in it.
-    until("the same on both", || (of_late(&b) == of_late(&a)).then_some(()));
+    // What b missed may leave it less sure, never surer. That it is as sure in the end does not always come about.
+    let alike = |one: &Finding, other: &Finding| {
+        (&one.id, &one.pattern, &one.title) == (&other.id, &other.pattern, &other.title)
+            && one.confidence <= other.confidence
+    };
+    until("the same on both", || (of_late(&b).len() == 1 && alike(&of_late(&b)[0], &of_late(&a)[0])).then_some(()));
     assert_eq!(of_late(&b)[0].entity.as_ref().map(|entity| entity.workload.as_str()), Some("Deployment/late"));
 }
 

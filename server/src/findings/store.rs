@@ -114,7 +114,7 @@ impl FindingStore {
         inner.restored_states.clear();
         let known: Vec<Arc<Finding>> = inner.findings.values().cloned().collect();
         for finding in known.iter().filter(|finding| !finding.withdrawn) {
-            if !inner.unconfirmed.contains_key(&finding.id) {
+            if inner.unconfirmed.get(&finding.id) != Some(&true) {
                 inner.restored(finding);
             }
         }
@@ -275,7 +275,12 @@ impl FindingStore {
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
         let finding = inner.remove(id)?;
-        inner.unconfirmed.remove(id);
+        match inner.unconfirmed.get(id) {
+            // The log knew it before: found again while alone, it is not new.
+            None if inner.is_alone => drop(inner.unconfirmed.insert(id.to_owned(), false)),
+            Some(false) if inner.is_alone => {}
+            _ => drop(inner.unconfirmed.remove(id)),
+        }
         if let Some(successor) = successor {
             inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
         }
@@ -434,5 +439,22 @@ mod tests {
         assert_eq!((count("calm"), count("state"), count("loud")), (5, 1, 14));
         assert_eq!((inner.of_node["calm"], inner.of_node["loud"]), (5, 15));
         assert!(inner.findings.contains_key("loud99"));
+    }
+
+    #[test]
+    fn what_the_log_knew_stays_when_found_again_alone() {
+        let store = FindingStore::new(20);
+        store.publish(finding("known", "n", 1, false));
+        store.set_alone(true);
+        store.withdraw("known", None);
+        store.publish(finding("known", "n", 2, false));
+        store.publish(finding("new", "n", 3, false));
+        // The log is read anew, and has nothing of either any more.
+        store.set_alone(false);
+        store.restart();
+        store.withdraw_unconfirmed();
+        let inner = store.read();
+        assert!(inner.findings.contains_key("known") && !inner.findings.contains_key("new"));
+        assert!(inner.restored.contains("known"), "what says less does not replace it");
     }
 }
