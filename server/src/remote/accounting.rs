@@ -54,7 +54,7 @@ impl Accounting {
                         self.metrics.set_elsewhere(in_remote, missing);
                         (known, age) = (claimed, Duration::ZERO);
                     }
-                    Err(error) => warn!(%error, "whether archive.remote has what is elsewhere cannot be told yet"),
+                    Err(error) => warn!(%error, "whether archive.remote has what is elsewhere is not known yet"),
                 }
             }
             sleep(LOOK_INTERVAL).await;

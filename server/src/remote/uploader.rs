@@ -170,7 +170,7 @@ impl Work {
         }
     }
 
-    /// Uploads what waits and what will, until it is told to stop and nothing waits.
+    /// Uploads segments as they close. Ends when a stop is asked for and no segment waits.
     async fn upload_all(&mut self) {
         let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
         let mut changes = self.offsite.changes();

@@ -114,11 +114,7 @@ fn run_probes(arguments: ProbesArguments) -> Result<u8, Error> {
         directory: arguments.directory,
         only: arguments.only,
     })?;
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        println!("{report}");
-    }
+    print(arguments.json, &report)?;
     Ok(if arguments.check && !report.are_goals_met { CHECK_FAILED } else { 0 })
 }
 
@@ -155,11 +151,7 @@ fn run_storm(arguments: StormArguments) -> Result<u8, Error> {
         bin_dir: arguments.bin_dir,
         is_quiet: arguments.json,
     })?;
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        println!("{report}");
-    }
+    print(arguments.json, &report)?;
     Ok(if report.is_accounted_for { 0 } else { CHECK_FAILED })
 }
 
@@ -169,11 +161,7 @@ fn run_flood(arguments: FloodArguments) -> Result<u8, Error> {
         kills: arguments.kills.into(),
         bin_dir: arguments.bin_dir,
     })?;
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        println!("{report}");
-    }
+    print(arguments.json, &report)?;
     Ok(if report.complaints.is_empty() { 0 } else { CHECK_FAILED })
 }
 
@@ -196,11 +184,7 @@ fn run_truth(arguments: TruthArguments) -> Result<u8, Error> {
         update: std::env::var_os("TAPIO_UPDATE_DOCS").is_some_and(|value| value == "1"),
         is_quiet: arguments.json,
     })?;
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        println!("{report}");
-    }
+    print(arguments.json, &report)?;
     Ok(if report.is_true() { 0 } else { CHECK_FAILED })
 }
 
