@@ -222,6 +222,10 @@ impl Tapio {
                     |one: &&Value| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name);
                 let meant: Vec<Value> = all.iter().filter(is_meant).cloned().collect();
                 seen.extend(meant.iter().map(|one| format!("\n{}: {one}", pod.name)));
+                if meant.is_empty() {
+                    let others = all.iter().map(|one| format!("{} of {} {}", one["pattern"], one["entity"]["name"], one["id"]));
+                    *seen += &format!("\n{} has only: {}", pod.name, others.collect::<Vec<_>>().join(", "));
+                }
                 answers.push(meant);
             }
             let alike =

@@ -152,7 +152,7 @@ impl Node {
         first.is_final |= next.is_final;
     }
 
-    /// Between which moments frames are missing.
+    /// Between which moments frames are missing. A gap reaches to the end of the frame after it: nobody knows when that was begun.
     fn missing(&self) -> Vec<(u64, u64)> {
         let mut missing = Vec::new();
         if let Some(first) = self.stretches.front().filter(|first| first.from.seq != 1) {
