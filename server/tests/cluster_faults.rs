@@ -344,7 +344,8 @@ fn a_server_that_fell_behind_says_so_and_goes_on() {
     };
     assert_eq!(of_late(&a).len(), 1, "{:#?}", a.findings());
     let alike = |one: &Finding, other: &Finding| {
-        (&one.id, &one.pattern, &one.title, one.confidence) == (&other.id, &other.pattern, &other.title, other.confidence)
+        (&one.id, &one.pattern, &one.title, one.confidence)
+            == (&other.id, &other.pattern, &other.title, other.confidence)
     };
     until("the same on both", || (of_late(&b).len() == 1 && alike(&of_late(&b)[0], &of_late(&a)[0])).then_some(()));
     assert!(!of_late(&b)[0].possible, "{:#?}", of_late(&b));

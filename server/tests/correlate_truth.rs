@@ -260,6 +260,23 @@ fn a_childs_crash_passed_on_by_its_parent_is_blamed() {
 }
 
 #[test]
+fn another_exit_code_than_the_childs_crash_is_perhaps_its_consequence() {
+    let mut node = Node::new("n1");
+    let web = node.container("web", "web");
+    let (init, worker) = (first(web, 100, "sh"), member(web, 107, "app"));
+    node.signal(100 * SECOND, worker, SIGSEGV, None);
+    node.exit(100 * SECOND + MS, worker, SIGSEGV);
+    node.exit(101 * SECOND, init, 1 << 8);
+    node.lethal(102 * SECOND);
+    let found = findings_of(&node);
+    let of_init = found.iter().find(|finding| finding.death.as_ref().is_some_and(|death| death.pid == 100));
+    let of_init = of_init.expect("the container's death");
+    assert_eq!(of_init.pattern, "child-crash-before-exit");
+    assert!(of_init.confidence < 0.8, "{of_init:#?}");
+    assert!(found.iter().any(|finding| finding.pattern == "crashed"), "the crash stands for itself: {found:#?}");
+}
+
+#[test]
 fn any_ending_signal_of_the_runtime_is_a_stop() {
     for (signal, status, expected) in [
         (SIGHUP, 129 << 8, "stopped-by-signal"),
@@ -452,6 +469,56 @@ fn an_oom_kill_does_not_explain_another_signals_exit_code() {
         let found = findings_of(&node);
         let of_init = found.iter().find(|finding| finding.death.as_ref().is_some_and(|death| death.pid == 100));
         assert_eq!(of_init.expect("the container's death").pattern, expected, "{signal}");
+    }
+}
+
+#[test]
+fn a_signal_that_was_survived_before_explains_an_end_only_perhaps() {
+    // When each is sent, in milliseconds, and what is found of the exit a second after the last one.
+    let cases: [(&[u64], &str); 4] = [
+        (&[0], "stopped-from"),
+        // As timeout(1) sends it.
+        (&[0, 1], "stopped-from"),
+        (&[0, 5000], "signalled-again-before-end"),
+        (&[0, 30_000, 60_000], "signalled-again-before-end"),
+    ];
+    for (is_inside, (times, expected)) in [false, true].into_iter().flat_map(|is| cases.map(|case| (is, case))) {
+        let mut node = Node::new("n1");
+        let (web, session) = (node.container("web", "web"), node.unit("session-3.scope"));
+        let app = first(web, 100, "app");
+        let sender = if is_inside { member(web, 120, "sh") } else { Process::of_node(session, 55, "bash") };
+        for time in times {
+            node.signal(100 * SECOND + time * MS, app, SIGTERM, Some(sender));
+        }
+        node.exit(101 * SECOND + times.last().expect("one") * MS, app, 3 << 8);
+        node.lethal(200 * SECOND);
+        let found = only(&node);
+        assert!(found.pattern.starts_with(expected), "{times:?} {is_inside}: {found:#?}");
+        assert_eq!(found.confidence >= 0.8, expected == "stopped-from", "{found:#?}");
+    }
+}
+
+#[test]
+fn what_a_write_or_a_timer_brought_about_names_no_process() {
+    const SIGPIPE: u32 = 13;
+    const SIGALRM: u32 = 14;
+    for (signal, is_of_kernel, because) in
+        [(SIGPIPE, false, "a pipe or socket that nobody reads"), (SIGALRM, true, "a timer that it had set ran out")]
+    {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        node.signal(100 * SECOND, app, signal, (!is_of_kernel).then_some(app));
+        if is_of_kernel {
+            node.sent_while_running(77);
+        }
+        node.exit(100 * SECOND + MS, app, signal);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        let death = found.death.as_ref().expect("somebody died");
+        assert!(death.verdict.contains(because) && !death.verdict.contains("77"), "{death:#?}");
+        assert!(death.sender.as_ref().is_some_and(|sender| sender.kernel), "{death:#?}");
+        assert!(found.summary.contains(because), "{}", found.summary);
     }
 }
 

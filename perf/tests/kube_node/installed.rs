@@ -208,9 +208,9 @@ impl Tapio {
         items.iter().filter(|item| item["metadata"]["deletionTimestamp"].is_null()).map(Pod::of).collect()
     }
 
-    /// The only finding of `pattern` on a matching entity, which each of `servers` servers must have. Its id must be
+    /// The only matching finding of `pattern`, which each of `servers` servers must have. Its id must be
     /// the same on all, and so must what `content` takes of it. The order in which servers published does not count.
-    pub fn found_alike(&self, servers: usize, pattern: &str, name: impl Fn(&str) -> bool) -> Value {
+    pub fn found_alike(&self, servers: usize, pattern: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         await_that(&format!("{pattern}, alike from {servers} servers"), |seen| {
             let pods = self.pods("server");
             let mut answers = Vec::new();
@@ -218,12 +218,11 @@ impl Tapio {
             for pod in &pods {
                 let all =
                     pod.tapioctl_json(&["findings", "--limit", "500"]).map_err(|error| seen.push_str(&error)).ok()?;
-                let is_meant =
-                    |one: &&Value| one["pattern"] == pattern && one["entity"]["name"].as_str().is_some_and(&name);
-                let meant: Vec<Value> = all.iter().filter(is_meant).cloned().collect();
+                let meant: Vec<Value> =
+                    all.iter().filter(|one| one["pattern"] == pattern && is_it(one)).cloned().collect();
                 seen.extend(meant.iter().map(|one| format!("\n{}: {one}", pod.name)));
                 if meant.is_empty() {
-                    let others = all.iter().map(|one| format!("{} of {} {}", one["pattern"], one["entity"]["name"], one["id"]));
+                    let others = all.iter().map(|one| format!("{} {} of {}", one["id"], one["pattern"], one["entity"]));
                     *seen += &format!("\n{} has only: {}", pod.name, others.collect::<Vec<_>>().join(", "));
                 }
                 answers.push(meant);

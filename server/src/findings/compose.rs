@@ -401,7 +401,7 @@ fn death(anchor: &Clue, history: Option<&ClueHistory>, verdict: String) -> Optio
             pid: kill.sender_pid,
             comm: kill.sender_comm.to_string(),
             entity: (kill.sender.id != 0).then(|| kill.sender.to_ref()),
-            kernel: kill.sender_class == SenderClass::Kernel,
+            kernel: text::is_by_kernel(kill),
         }),
         limit: oom.filter(|(_, oom)| oom.limit_bytes > 0).map(|(_, oom)| Limit {
             cgroup: oom.limit_cgroup.to_string(),

@@ -1,11 +1,12 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 95] = [
+pub(super) const EMBEDDED: [(&str, &str); 97] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
     ("bus-error-full.yaml", include_str!("../../patterns/bus-error-full.yaml")),
     ("bus-error.yaml", include_str!("../../patterns/bus-error.yaml")),
+    ("child-crash-before-exit.yaml", include_str!("../../patterns/child-crash-before-exit.yaml")),
     ("child-crash-exit.yaml", include_str!("../../patterns/child-crash-exit.yaml")),
     ("child-killed-exit.yaml", include_str!("../../patterns/child-killed-exit.yaml")),
     ("child-oom-before-exit.yaml", include_str!("../../patterns/child-oom-before-exit.yaml")),
@@ -78,6 +79,7 @@ pub(super) const EMBEDDED: [(&str, &str); 95] = [
     ("scheduling-gated.yaml", include_str!("../../patterns/scheduling-gated.yaml")),
     ("second-limit-kill.yaml", include_str!("../../patterns/second-limit-kill.yaml")),
     ("session-oom.yaml", include_str!("../../patterns/session-oom.yaml")),
+    ("signalled-again-before-end.yaml", include_str!("../../patterns/signalled-again-before-end.yaml")),
     ("silent-child-oom.yaml", include_str!("../../patterns/silent-child-oom.yaml")),
     ("slice-limit-kill.yaml", include_str!("../../patterns/slice-limit-kill.yaml")),
     ("start-failed.yaml", include_str!("../../patterns/start-failed.yaml")),

@@ -189,6 +189,9 @@ fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wro
     if step.absent && step.count.is_some() {
         return refuse("what is absent has no count");
     }
+    if step.apart.is_some() && !(step.absent && index < anchor) {
+        return refuse("`apart` is for a step that must be absent before the anchor");
+    }
     Ok(())
 }
 
@@ -311,6 +314,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
         same: Vec::new(),
         within_ns: None,
         after_at_least_ns: 0,
+        apart_ns: 0,
         slack_ns: 0,
         count_min: 1,
         is_counted: false,
@@ -374,6 +378,7 @@ fn compile_step(
         same,
         within_ns: step.within.map(|time| nanoseconds(time.0)),
         after_at_least_ns: step.after_at_least.map_or(0, |time| nanoseconds(time.0)),
+        apart_ns: step.apart.map_or(0, |time| nanoseconds(time.0)),
         slack_ns: step.slack.map_or(0, |time| nanoseconds(time.0)),
         count_min: step.count.as_ref().map_or(1, |count| count.min.max(1)),
         optional: step.optional,

@@ -208,8 +208,11 @@ impl<'a> Search<'a> {
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };
+            let next = (step.apart_ns > 0).then(|| self.bound[index + 1..].iter().flatten().next()).flatten();
+            let is_apart = |at: u64| next.is_none_or(|next| at.abs_diff(self.time(next)) >= step.apart_ns);
             self.history.may_be(step.number, HISTORY_MAX).any(|noted| {
-                (from..=to).contains(&self.time(noted)) && !self.is_bound(noted) && self.agrees(step, noted)
+                let at = self.time(noted);
+                (from..=to).contains(&at) && is_apart(at) && !self.is_bound(noted) && self.agrees(step, noted)
             })
         })
     }

@@ -132,6 +132,7 @@ pub struct Step {
     pub same: Vec<Same>,
     pub within_ns: Option<u64>,
     pub after_at_least_ns: u64,
+    pub apart_ns: u64,
     pub slack_ns: u64,
     pub count_min: u32,
     /// All of its clues are gathered, not only the nearest.

@@ -14,18 +14,35 @@ pub fn process(comm: &str, pid: u32) -> String {
     format!("{} (pid {pid})", if comm.is_empty() { "?" } else { comm })
 }
 
-/// `the kernel, while nginx (pid 7) was running`: the kernel sends on nobody's behalf, whoever was running.
-pub fn kernel_while(comm: &str, pid: u32) -> String {
-    match pid {
-        0 => "the kernel".to_owned(),
-        pid => format!("the kernel, while {} was running", process(comm, pid)),
+const SIGPIPE: u32 = 13;
+const SIGALRM: u32 = 14;
+const SIGXFSZ: u32 = 25;
+const SIGVTALRM: u32 = 26;
+const SIGPROF: u32 = 27;
+const SIGIO: u32 = 29;
+
+/// How the kernel came to send a signal: `the kernel, while nginx (pid 7) was running`. It sends on nobody's behalf, whoever was
+/// running; who runs when a timer runs out says nothing.
+pub fn by_kernel(signal: u32, comm: &str, pid: u32) -> String {
+    match (signal, pid) {
+        (SIGPIPE, _) => "the kernel, because it wrote to a pipe or socket that nobody reads".to_owned(),
+        (SIGXFSZ, _) => "the kernel, because it wrote beyond its limit for files (RLIMIT_FSIZE)".to_owned(),
+        (SIGALRM | SIGVTALRM | SIGPROF, _) => "the kernel, because a timer that it had set ran out".to_owned(),
+        (SIGIO, _) | (_, 0) => "the kernel".to_owned(),
+        (_, pid) => format!("the kernel, while {} was running", process(comm, pid)),
     }
+}
+
+/// Whether the kernel sent it. What a write brings about is stamped as if the writer had sent it to itself.
+pub fn is_by_kernel(kill: &Kill) -> bool {
+    let is_of_write = kill.code == 0 && matches!(kill.signal, SIGPIPE | SIGXFSZ);
+    kill.sender_class == SenderClass::Kernel || kill.sender_class == SenderClass::Itself && is_of_write
 }
 
 /// Who sent a signal.
 pub fn sent_by(kill: &Kill) -> String {
     match kill.sender_class {
-        SenderClass::Kernel => kernel_while(&kill.sender_comm, kill.sender_pid),
+        _ if is_by_kernel(kill) => by_kernel(kill.signal, &kill.sender_comm, kill.sender_pid),
         SenderClass::Itself => "itself".to_owned(),
         _ => process(&kill.sender_comm, kill.sender_pid),
     }

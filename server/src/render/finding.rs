@@ -234,7 +234,7 @@ fn certificate(style: Style, out: &mut String, death: &Death) {
         });
         let by = process(&sender.comm, sender.pid);
         if sender.kernel {
-            row("sent by", &clean(&text::kernel_while(&sender.comm, sender.pid)));
+            row("sent by", &clean(&text::by_kernel(death.signal.unwrap_or(0), &sender.comm, sender.pid)));
         } else {
             row("sent by", &format!("{by}{place}"));
         }
