@@ -15,7 +15,7 @@ use crate::correlate_node::{Node, SECOND};
 use crate::whole_server::Whole;
 use prometheus::Registry;
 use serde_json::Value;
-use tapio_server::cluster::{ClusterSection, Timing};
+use tapio_server::cluster::ClusterSection;
 use tapio_server::deliver::{
     DeliverMetrics, DeliverSection, Deliverer, Delivering, Delivery, MarksAt, Sink, Source, Webhook, WebhookSection,
 };
@@ -23,11 +23,6 @@ use tapio_server::findings::FindingStore;
 use tapio_wire::service::{DeliveryStatus, Finding};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn timing() -> Timing {
-    let ms = Duration::from_millis;
-    Timing { lease: ms(4000), margin: ms(800), interval: ms(300) }
-}
 
 /// One request to a receiver.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ pub fn through(proxy: &Proxy, server: &str) -> ClusterSection {
 }
 
 /// Deaths of one workload's replicas on two nodes, and of another's on the second.
-fn deaths() -> (Node, Node) {
+pub fn deaths() -> (Node, Node) {
     let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
     for round in 0..20 {
         limit_kill(&mut first, 100 + round, (100 + u64::from(round)) * SECOND);
@@ -31,14 +31,14 @@ fn deaths() -> (Node, Node) {
     (first, second)
 }
 
-fn by_id(findings: &[Finding]) -> Vec<Finding> {
+pub fn by_id(findings: &[Finding]) -> Vec<Finding> {
     let mut found = final_content(findings);
     found.sort_by(|a, b| a.id.cmp(&b.id));
     found
 }
 
 /// Waits until a server says what undisturbed ones say.
-fn until_as(member: &Member, wanted: &[Finding]) {
+pub fn until_as(member: &Member, wanted: &[Finding]) {
     let deadline = Instant::now() + LIMIT;
     loop {
         let found = by_id(&member.findings());

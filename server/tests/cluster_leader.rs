@@ -9,14 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::cluster_support::*;
-use tapio_server::cluster::{ClusterSection, Leadership, Timing};
+use tapio_server::cluster::{ClusterSection, Leadership};
 
 /// Short, and long enough that a busy machine does not miss a renewal.
-fn timing() -> Timing {
-    let ms = Duration::from_millis;
-    Timing { lease: ms(4000), margin: ms(800), interval: ms(300) }
-}
-
 fn member(nats: &Nats, server: &str) -> Member {
     Member::begin_with(section(nats, server), timing())
 }

@@ -8,26 +8,26 @@ use crate::correlate_node::{
 };
 
 const LIMIT: u64 = 64 * MIB;
-const SIGABRT: u32 = 6;
+pub const SIGABRT: u32 = 6;
 const SIGBUS: u32 = 7;
-const SIGHUP: u32 = 1;
-const SIGUSR1: u32 = 10;
+pub const SIGHUP: u32 = 1;
+pub const SIGUSR1: u32 = 10;
 
-fn first(entity: u64, pid: u32, comm: &'static str) -> Process {
+pub fn first(entity: u64, pid: u32, comm: &'static str) -> Process {
     // Its pid namespace is the node's, or its pod's.
     Process { role: Role::First, ..Process::of_node(entity, pid, comm) }
 }
 
-fn member(entity: u64, pid: u32, comm: &'static str) -> Process {
+pub fn member(entity: u64, pid: u32, comm: &'static str) -> Process {
     Process { role: Role::Member, parent_pid: 100, ..Process::child(entity, pid, comm) }
 }
 
-fn runc(node: &mut Node) -> Process {
+pub fn runc(node: &mut Node) -> Process {
     let host = node.host("/");
     Process::of_node(host, 50, "runc")
 }
 
-fn only(node: &Node) -> Finding {
+pub fn only(node: &Node) -> Finding {
     let mut found = findings_of(node);
     assert_eq!(found.len(), 1, "{found:#?}");
     found.remove(0)
@@ -231,21 +231,6 @@ fn a_daemon_is_recognised_by_place_not_by_name() {
 }
 
 #[test]
-fn a_master_that_kills_its_worker_is_named_as_killer() {
-    for signal in [SIGABRT, SIGKILL] {
-        let mut node = Node::new("n1");
-        let web = node.container("web", "web");
-        let (master, worker) = (first(web, 100, "gunicorn"), member(web, 107, "worker"));
-        node.signal(100 * SECOND, worker, signal, Some(master));
-        node.exit(100 * SECOND + MS, worker, signal);
-        node.lethal(101 * SECOND);
-        let found = only(&node);
-        assert_eq!(found.pattern, "killed-by-own-process");
-        assert!(found.summary.contains("gunicorn"), "{}", found.summary);
-    }
-}
-
-#[test]
 fn a_childs_crash_passed_on_by_its_parent_is_blamed() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
@@ -274,52 +259,6 @@ fn another_exit_code_than_the_childs_crash_is_perhaps_its_consequence() {
     assert_eq!(of_init.pattern, "child-crash-before-exit");
     assert!(of_init.confidence < 0.8, "{of_init:#?}");
     assert!(found.iter().any(|finding| finding.pattern == "crashed"), "the crash stands for itself: {found:#?}");
-}
-
-#[test]
-fn any_ending_signal_of_the_runtime_is_a_stop() {
-    for (signal, status, expected) in [
-        (SIGHUP, 129 << 8, "stopped-by-signal"),
-        (36, 36, "stopped-by-signal"),
-        (SIGTERM, 0, "stopped"),
-        (SIGHUP, 5 << 8, "exited-with-error"),
-    ] {
-        let mut node = Node::new("n1");
-        let web = node.container("web", "web");
-        let app = first(web, 100, "app");
-        let runc = runc(&mut node);
-        node.signal(100 * SECOND, app, signal, Some(runc));
-        node.exit(100 * SECOND + MS, app, status);
-        node.lethal(101 * SECOND);
-        assert_eq!(only(&node).pattern, expected, "{signal}");
-    }
-}
-
-#[test]
-fn an_ignored_stop_signal_of_the_image_is_reported() {
-    let mut node = Node::new("n1");
-    let web = node.container("web", "web");
-    let app = first(web, 100, "app");
-    let runc = runc(&mut node);
-    node.ignored(100 * SECOND, app, SIGUSR1, runc);
-    node.signal(110 * SECOND, app, SIGKILL, Some(runc));
-    node.exit(110 * SECOND + MS, app, SIGKILL);
-    node.lethal(111 * SECOND);
-    let found = only(&node);
-    assert_eq!(found.pattern, "ignored-stopsignal");
-    assert!(found.title.contains("SIGUSR1"), "{}", found.title);
-}
-
-#[test]
-fn a_stop_from_outside_that_is_obeyed_is_reported() {
-    let mut node = Node::new("n1");
-    let web = node.container("web", "web");
-    let session = node.unit("session-3.scope");
-    let app = first(web, 100, "app");
-    node.signal(100 * SECOND, app, SIGTERM, Some(Process::of_node(session, 55, "bash")));
-    node.exit(101 * SECOND, app, 0);
-    node.lethal(102 * SECOND);
-    assert_eq!(only(&node).pattern, "stopped-from-outside");
 }
 
 #[test]
@@ -469,73 +408,5 @@ fn an_oom_kill_does_not_explain_another_signals_exit_code() {
         let found = findings_of(&node);
         let of_init = found.iter().find(|finding| finding.death.as_ref().is_some_and(|death| death.pid == 100));
         assert_eq!(of_init.expect("the container's death").pattern, expected, "{signal}");
-    }
-}
-
-#[test]
-fn a_signal_that_was_survived_before_explains_an_end_only_perhaps() {
-    // When each is sent, in milliseconds, and what is found of the exit a second after the last one.
-    let cases: [(&[u64], &str); 4] = [
-        (&[0], "stopped-from"),
-        // As timeout(1) sends it.
-        (&[0, 1], "stopped-from"),
-        (&[0, 5000], "signalled-again-before-end"),
-        (&[0, 30_000, 60_000], "signalled-again-before-end"),
-    ];
-    for (is_inside, (times, expected)) in [false, true].into_iter().flat_map(|is| cases.map(|case| (is, case))) {
-        let mut node = Node::new("n1");
-        let (web, session) = (node.container("web", "web"), node.unit("session-3.scope"));
-        let app = first(web, 100, "app");
-        let sender = if is_inside { member(web, 120, "sh") } else { Process::of_node(session, 55, "bash") };
-        for time in times {
-            node.signal(100 * SECOND + time * MS, app, SIGTERM, Some(sender));
-        }
-        node.exit(101 * SECOND + times.last().expect("one") * MS, app, 3 << 8);
-        node.lethal(200 * SECOND);
-        let found = only(&node);
-        assert!(found.pattern.starts_with(expected), "{times:?} {is_inside}: {found:#?}");
-        assert_eq!(found.confidence >= 0.8, expected == "stopped-from", "{found:#?}");
-    }
-}
-
-#[test]
-fn what_a_write_or_a_timer_brought_about_names_no_process() {
-    const SIGPIPE: u32 = 13;
-    const SIGALRM: u32 = 14;
-    for (signal, is_of_kernel, because) in
-        [(SIGPIPE, false, "a pipe or socket that nobody reads"), (SIGALRM, true, "a timer that it had set ran out")]
-    {
-        let mut node = Node::new("n1");
-        let web = node.container("web", "web");
-        let app = first(web, 100, "app");
-        node.signal(100 * SECOND, app, signal, (!is_of_kernel).then_some(app));
-        if is_of_kernel {
-            node.sent_while_running(77);
-        }
-        node.exit(100 * SECOND + MS, app, signal);
-        node.lethal(101 * SECOND);
-        let found = only(&node);
-        let death = found.death.as_ref().expect("somebody died");
-        assert!(death.verdict.contains(because) && !death.verdict.contains("77"), "{death:#?}");
-        assert!(death.sender.as_ref().is_some_and(|sender| sender.kernel), "{death:#?}");
-        assert!(found.summary.contains(because), "{}", found.summary);
-    }
-}
-
-#[test]
-fn a_handled_signal_explains_an_end_only_perhaps() {
-    for (times, expected) in [(1, "interrupted-from-outside"), (5, "exited-with-error")] {
-        let mut node = Node::new("n1");
-        let web = node.container("web", "web");
-        let session = node.unit("session-3.scope");
-        let app = first(web, 100, "app");
-        for time in 0..times {
-            node.signal((90 + 2 * time) * SECOND, app, SIGHUP, Some(Process::of_node(session, 55, "reloader")));
-        }
-        node.exit((90 + 2 * (times - 1)) * SECOND + SECOND, app, 1 << 8);
-        node.lethal(110 * SECOND);
-        let found = only(&node);
-        assert_eq!(found.pattern, expected, "{times}");
-        assert!(found.confidence <= 0.8 && !found.summary.contains("obeyed"), "{found:#?}");
     }
 }

@@ -24,8 +24,23 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         beside: &["crashed"],
-        ..Scenario::new("child-segv-init-exits-139", "a child's crash", child_segv, &["child-crash-exit"])
+        ..Scenario::new(
+            "child-segv-init-exits-139",
+            "a child's crash",
+            |stage| child_segv(stage, "$?"),
+            &["child-crash-exit"],
+        )
     },
+    Scenario {
+        beside: &["crashed"],
+        ..Scenario::new(
+            "child-segv-init-exits-1",
+            "a child's crash",
+            |stage| child_segv(stage, "1"),
+            &["child-crash-before-exit"],
+        )
+    },
+    Scenario { says: &["nobody reads"], ..Scenario::new("writes-into-a-closed-pipe", "exit", closed_pipe, ERROR) },
     full_mount("sigbus-full-tmpfs", |stage| bus_error(stage, "sleep 0.4 & exec", "")),
     full_mount("sigbus-of-a-child-full-tmpfs", |stage| bus_error(stage, "", "; sleep 0.4; exit 0")),
     Scenario::new("exits-3-four-times", "crash loop", |stage| stage.inject(Fault::Exit), LOOP),
@@ -107,9 +122,16 @@ fn child_abort(stage: &mut Stage) -> Result<Caused, Error> {
     script(stage, &play)
 }
 
-fn child_segv(stage: &mut Stage) -> Result<Caused, Error> {
+fn child_segv(stage: &mut Stage, code: &str) -> Result<Caused, Error> {
     let program = stage.program("segv", crash::program())?;
-    script(stage, &format!("sleep 0.2; {program}; exit $?"))
+    script(stage, &format!("sleep 0.2; {program}; exit {code}"))
+}
+
+/// Its reader ends after a byte.
+fn closed_pipe(stage: &mut Stage) -> Result<Caused, Error> {
+    let cgroups = stage.cgroups(None)?;
+    let script = "F=$(mktemp -u); mkfifo $F; (head -c 1 $F >/dev/null; rm $F) & sleep 0.2; exec yes >$F";
+    stage.play_out(&cgroups, Pids::Shared, script)
 }
 
 /// A process maps a file of a full tmpfs and writes to it.

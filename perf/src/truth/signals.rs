@@ -34,6 +34,12 @@ pub const ALL: &[Scenario] = &[
         &["exited-with-error"],
     ),
     Scenario::new(
+        "third-sigterm-then-own-exit",
+        "no cause by its time alone",
+        |stage| inside(stage, "(for i in 1 2 3; do sleep 1.1; kill 1; done) & trap : TERM; wait; wait; wait; exit 3"),
+        &["signalled-again-before-end"],
+    ),
+    Scenario::new(
         "interrupted-by-a-host-process",
         "from outside",
         |stage| by_host(stage, "trap 'exit 3' INT; while :; do sleep 0.05; done", "INT"),

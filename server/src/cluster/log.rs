@@ -7,6 +7,7 @@
 //! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window
 //!                     tapio.<name>.fact.<node>.<id>   what there is: pods, workloads, Services
 //! TAPIO_<name>_FACTS  the last message of each fact, out of the log
+//! TAPIO_<name>_FINDINGS tapio.<name>.finding.<id>  the last version of each finding, for servers that join later (`kept.rs`)
 //! TAPIO_<name>_LEADER a key-value bucket: who delivers outwards (`leader.rs`)
 //! TAPIO_<name>_DELIVERED another one: what was delivered (`deliver/log_marks.rs`)
 //! ```
@@ -20,6 +21,7 @@ use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions};
+use futures::StreamExt as _;
 use tapio_wire::event::EntityId;
 use tapio_wire::program::backoff;
 
@@ -36,6 +38,9 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// A fact that nobody sent for so long is forgotten.
 const FACTS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const FACTS_BYTES_MAX: i64 = 512 << 20;
+/// Findings are kept for so long, the latest up to so many bytes.
+const FINDINGS_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+const FINDINGS_BYTES_MAX: i64 = 128 << 20;
 /// Who wrote a message, also one that cannot be read.
 pub const SERVER_HEADER: &str = "Tapio-Server";
 /// The largest message.
@@ -49,7 +54,7 @@ pub enum LogError {
     #[error("{path}: {error}")]
     File { path: String, error: std::io::Error },
     #[error(
-        "JetStream: {what}: {error}; is JetStream on, has it room for cluster.max_bytes and 512 MiB, may this user use it?"
+        "JetStream: {what}: {error}; is JetStream on, has it room for cluster.max_bytes and 768 MiB, may this user use it?"
     )]
     JetStream { what: &'static str, error: String },
 }
@@ -88,6 +93,11 @@ impl Names {
     /// The subject of a fact, as this node has it: another one may say less.
     pub fn fact(&self, node: u64, id: EntityId) -> String {
         format!("tapio.{}.fact.{node:016x}.{id:016x}", self.cluster)
+    }
+
+    /// The subject of a finding.
+    pub fn finding(&self, id: &str) -> String {
+        format!("tapio.{}.finding.{id}", self.cluster)
     }
 
     fn every(&self, what: &str) -> String {
@@ -209,6 +219,30 @@ impl Log {
         self.context.get_key_value(name).await.map_err(|error| jetstream("a bucket")(error.into()))
     }
 
+    /// Makes the stream of findings what it is to be.
+    ///
+    /// # Errors
+    /// [`LogError::JetStream`] when NATS refuses.
+    pub async fn ensure_findings(&self) -> Result<Stream, LogError> {
+        let config = stream::Config {
+            name: self.names.stream("FINDINGS"),
+            subjects: vec![self.names.every("finding")],
+            max_messages_per_subject: 1,
+            max_age: FINDINGS_AGE,
+            max_bytes: FINDINGS_BYTES_MAX,
+            max_message_size: MESSAGE_BYTES_MAX as i32,
+            discard: DiscardPolicy::Old,
+            storage: StorageType::File,
+            num_replicas: self.config.replicas,
+            description: Some("Tapio: the last version of each finding".into()),
+            ..stream::Config::default()
+        };
+        let made = self.context.create_or_update_stream(config).await;
+        made.map_err(|error| jetstream("the findings")(error.into()))?;
+        let found = self.context.get_stream(self.names.stream("FINDINGS")).await;
+        found.map_err(|error| jetstream("the findings")(error.into()))
+    }
+
     /// The stream of facts.
     ///
     /// # Errors
@@ -216,6 +250,21 @@ impl Log {
     pub async fn facts(&self) -> Result<Stream, LogError> {
         let found = self.context.get_stream(self.names.stream("FACTS")).await;
         found.map_err(|error| jetstream("the facts")(error.into()))
+    }
+}
+
+/// The next message of a stream that has one.
+///
+/// # Errors
+/// Why there is none.
+pub async fn next_within(
+    messages: &mut Ordered,
+    limit: Duration,
+) -> Result<async_nats::jetstream::Message, Box<dyn std::error::Error + Send + Sync>> {
+    match tokio::time::timeout(limit, messages.next()).await {
+        Ok(Some(message)) => Ok(message?),
+        Ok(None) => Err("the consumer ended".into()),
+        Err(_) => Err("no message came in time".into()),
     }
 }
 

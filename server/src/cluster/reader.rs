@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::batch::Batch;
 use super::config::ClusterSection;
+use super::kept;
 use super::link::Link;
 use super::log::{self, Log};
 use crate::correlate::{BusClosed, InProcessBus, LogUpdate, Message};
@@ -208,6 +209,7 @@ impl Reader {
         self.link.in_company().await;
         let generation = self.link.generation.load(Ordering::Acquire);
         self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
+        self.read_kept(log, &info).await?;
         self.send(LogUpdate::Rebuild)?;
         self.read_facts(log).await?;
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
@@ -269,6 +271,32 @@ impl Reader {
         Ok(())
     }
 
+    /// Takes in findings that are older than what the log says. Without them it is only less that is known.
+    async fn read_kept(&self, log: &Log, info: &Info) -> Result<(), End> {
+        let begins_ns = match info.state.messages {
+            0 => u64::MAX,
+            _ => info.state.first_timestamp.unix_timestamp_nanos() as u64,
+        };
+        let mut found = Vec::new();
+        let reading = async {
+            let stream = log.ensure_findings().await?;
+            kept::read_all(&stream, |finding| {
+                // A state goes on, whenever it began.
+                if finding.ongoing || finding.ended_ns < begins_ns {
+                    found.push(finding);
+                }
+            })
+            .await
+        };
+        if let Err(error) = reading.await {
+            tracing::warn!(%error, "findings that are older than the servers' log are not known");
+        }
+        for finding in found {
+            self.send(LogUpdate::Kept(Box::new(finding)))?;
+        }
+        Ok(())
+    }
+
     /// Reads the facts: the last message of each.
     async fn read_facts(&self, log: &Log) -> Result<(), End> {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
@@ -279,9 +307,7 @@ impl Reader {
         }
         let mut messages = log::read_from(&facts, 0).await.map_err(|error| broken(&error))?;
         loop {
-            let message = tokio::time::timeout(FACTS_TIMEOUT, messages.next()).await;
-            let message = message.map_err(|_| broken(&"no fact came in time"))?;
-            let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
+            let message = log::next_within(&mut messages, FACTS_TIMEOUT).await.map_err(|error| broken(&error))?;
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             let seq = message.info().map_err(|error| broken(&error))?.stream_sequence;
             if let Ok(batch) = Batch::decode(&message.payload) {

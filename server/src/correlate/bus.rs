@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, SendError, Sender, bounded};
 use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::frame::Frame;
+use tapio_wire::service::Finding;
 
 use super::clue::Clue;
 use super::loss::Interval;
@@ -85,6 +86,8 @@ pub(crate) enum LogUpdate {
     Batch(Box<Batch>, u64),
     /// What a server wrote and is kept for those who come later: what there is, and nothing that happened.
     Facts(Box<Batch>),
+    /// The last word of other servers on what was found before the log begins.
+    Kept(Box<Finding>),
     /// The log is read anew from its beginning.
     Rebuild,
     /// The end of the log was reached for the first time since; whether all that there is to say was in it.

@@ -15,6 +15,7 @@
 mod config;
 mod figures;
 mod file_marks;
+mod keeper;
 mod log_marks;
 mod marks;
 mod queue;
@@ -36,6 +37,7 @@ pub use config::{DeliverSection, WebhookSection};
 pub use figures::DeliverMetrics;
 use figures::Figures;
 use file_marks::FileMarks;
+pub use keeper::Keeper;
 use log_marks::LogMarks;
 pub use webhook::{Webhook, WebhookError};
 use worker::Worker;
@@ -107,6 +109,7 @@ pub struct Deliverer {
     threads: Mutex<Vec<JoinHandle<()>>>,
     signs: Vec<(String, Sign)>,
     figures: Vec<Arc<Figures>>,
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl Deliverer {
@@ -121,7 +124,8 @@ impl Deliverer {
         metrics: &DeliverMetrics,
     ) -> io::Result<Self> {
         let (end, ended) = watch::channel(false);
-        let mut started = Self { end, threads: Mutex::default(), signs: Vec::new(), figures: Vec::new() };
+        let mut started =
+            Self { end, threads: Mutex::default(), signs: Vec::new(), figures: Vec::new(), keeper: Mutex::default() };
         for sink in sinks {
             let name = format!("deliver-{}", sink.name());
             let figures = Arc::new(metrics.of(sink.name()));
@@ -150,6 +154,13 @@ impl Deliverer {
         Ok(started)
     }
 
+    /// Keeps findings in the servers' NATS as well, as long as this delivers.
+    pub fn with_keeper(mut self, keeper: Keeper) -> Self {
+        self.signs.push(("log-findings".into(), keeper.sign()));
+        self.keeper = Mutex::new(Some(keeper));
+        self
+    }
+
     /// How each sink stands.
     pub fn status(&self) -> Vec<DeliveryStatus> {
         self.figures.iter().map(|figures| figures.status()).collect()
@@ -158,6 +169,7 @@ impl Deliverer {
     /// Ends the threads. A delivery that is under way is repeated by whoever delivers next.
     pub fn stop(&self) {
         self.end.send_replace(true);
+        drop(self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take());
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread that delivers findings has failed");

@@ -52,6 +52,7 @@ impl Worker {
         match update {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             LogUpdate::Facts(batch) => self.take_facts(*batch),
+            LogUpdate::Kept(finding) => self.store.take_in(*finding),
             LogUpdate::Rebuild => self.rebuild(),
             LogUpdate::CaughtUp { confirms } => {
                 self.store.set_replaying(false);

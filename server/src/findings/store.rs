@@ -96,6 +96,33 @@ impl FindingStore {
         inner.make_room(self.findings_max);
     }
 
+    /// Takes in the last word of other servers on what was found before the log begins. What this run has found itself stands.
+    pub fn take_in(&self, finding: Finding) {
+        let mut inner = self.write();
+        let is_later = match inner.findings.get(&finding.id) {
+            Some(known) => inner.restored.contains(&finding.id) && known.published_ns < finding.published_ns,
+            None => {
+                !finding.withdrawn
+                    && inner.aliases.get(&finding.id).is_none()
+                    && !inner.withdrawn.iter().any(|known| known.id == finding.id)
+            }
+        };
+        if !is_later {
+            return;
+        }
+        if finding.withdrawn {
+            drop(inner);
+            let successor = Some(finding.superseded_by.as_str()).filter(|id| !id.is_empty());
+            self.withdraw(&finding.id, successor);
+            return;
+        }
+        inner.restored(&finding);
+        let finding = Arc::new(finding);
+        inner.insert(Arc::clone(&finding));
+        inner.make_room(self.findings_max);
+        self.send_to_journal(|| Change::Published(finding));
+    }
+
     /// What the log says the time is, nanoseconds since 1970: findings are published at it.
     pub fn set_now(&self, now_ns: u64) {
         self.write().now_ns = Some(now_ns);
@@ -411,50 +438,4 @@ impl FindingStore {
 }
 
 #[cfg(test)]
-mod tests {
-    use tapio_wire::service::EntityRef;
-
-    use super::*;
-
-    fn finding(id: &str, node: &str, ended_ns: u64, ongoing: bool) -> Finding {
-        let entity = Some(EntityRef { node: node.into(), ..EntityRef::default() });
-        Finding { id: id.into(), entity, ended_ns, ongoing, ..Finding::default() }
-    }
-
-    #[test]
-    fn a_node_evicts_its_own_findings_ongoing_ones_last() {
-        let store = FindingStore::new(20);
-        for number in 0..5 {
-            store.publish(finding(&format!("calm{number}"), "calm", number, false));
-        }
-        store.publish(finding("state", "loud", 1, true));
-        for number in 0..100 {
-            store.publish(finding(&format!("loud{number}"), "loud", 100 + number, false));
-        }
-        // One that is published again counts once.
-        store.publish(finding("calm0", "calm", 7, false));
-        let inner = store.read();
-        assert_eq!((inner.findings.len(), inner.order.len()), (20, 20));
-        let count = |start: &str| inner.findings.keys().filter(|id| id.starts_with(start)).count();
-        assert_eq!((count("calm"), count("state"), count("loud")), (5, 1, 14));
-        assert_eq!((inner.of_node["calm"], inner.of_node["loud"]), (5, 15));
-        assert!(inner.findings.contains_key("loud99"));
-    }
-
-    #[test]
-    fn what_the_log_knew_stays_when_found_again_alone() {
-        let store = FindingStore::new(20);
-        store.publish(finding("known", "n", 1, false));
-        store.set_alone(true);
-        store.withdraw("known", None);
-        store.publish(finding("known", "n", 2, false));
-        store.publish(finding("new", "n", 3, false));
-        // The log is read anew, and has nothing of either any more.
-        store.set_alone(false);
-        store.restart();
-        store.withdraw_unconfirmed();
-        let inner = store.read();
-        assert!(inner.findings.contains_key("known") && !inner.findings.contains_key("new"));
-        assert!(inner.restored.contains("known"), "what says less does not replace it");
-    }
-}
+mod tests;

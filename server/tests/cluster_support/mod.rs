@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 pub use proxy::Proxy;
 use tapio_server::cluster::{Cluster, ClusterLosses, ClusterSection, Timing};
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, Topology};
+use tapio_server::deliver::Keeper;
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_wire::service::Finding;
 
@@ -177,6 +178,12 @@ impl Drop for Process {
     }
 }
 
+/// Leases that are over soon.
+pub fn timing() -> Timing {
+    let ms = Duration::from_millis;
+    Timing { lease: ms(4000), margin: ms(800), interval: ms(300) }
+}
+
 pub fn section(nats: &Nats, server: &str) -> ClusterSection {
     ClusterSection { url: nats.url(), server: Some(server.into()), ..ClusterSection::default() }
 }
@@ -187,6 +194,7 @@ pub struct Member {
     pub cluster: Cluster,
     pub finder: Finder,
     pub store: Arc<FindingStore>,
+    _keeper: Keeper,
 }
 
 impl Member {
@@ -217,7 +225,8 @@ impl Member {
         let topology = Arc::new(Topology::new(100_000));
         let correlator = Correlator::start(&config, topology, Arc::new(LossBook::default()), cluster.bus())
             .expect("the correlator starts");
-        Self { correlator, cluster, finder, store }
+        let keeper = Keeper::start(&section, &store, cluster.leadership(), cluster.link()).expect("it starts");
+        Self { correlator, cluster, finder, store, _keeper: keeper }
     }
 
     /// Delivers a node's frames, and waits until the shards are through with them.

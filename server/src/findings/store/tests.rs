@@ -1,0 +1,72 @@
+use tapio_wire::service::EntityRef;
+
+use super::*;
+
+fn finding(id: &str, node: &str, ended_ns: u64, ongoing: bool) -> Finding {
+    let entity = Some(EntityRef { node: node.into(), ..EntityRef::default() });
+    Finding { id: id.into(), entity, ended_ns, ongoing, ..Finding::default() }
+}
+
+#[test]
+fn a_node_evicts_its_own_findings_ongoing_ones_last() {
+    let store = FindingStore::new(20);
+    for number in 0..5 {
+        store.publish(finding(&format!("calm{number}"), "calm", number, false));
+    }
+    store.publish(finding("state", "loud", 1, true));
+    for number in 0..100 {
+        store.publish(finding(&format!("loud{number}"), "loud", 100 + number, false));
+    }
+    // One that is published again counts once.
+    store.publish(finding("calm0", "calm", 7, false));
+    let inner = store.read();
+    assert_eq!((inner.findings.len(), inner.order.len()), (20, 20));
+    let count = |start: &str| inner.findings.keys().filter(|id| id.starts_with(start)).count();
+    assert_eq!((count("calm"), count("state"), count("loud")), (5, 1, 14));
+    assert_eq!((inner.of_node["calm"], inner.of_node["loud"]), (5, 15));
+    assert!(inner.findings.contains_key("loud99"));
+}
+
+#[test]
+fn the_last_word_of_others_replaces_what_an_earlier_run_knew() {
+    let store = FindingStore::new(20);
+    let said = |id: &str, published_ns: u64, withdrawn: bool| Finding {
+        published_ns,
+        withdrawn,
+        title: format!("said at {published_ns}"),
+        ..finding(id, "n", 1, false)
+    };
+    for id in ["older", "newer", "gone"] {
+        store.restore(said(id, 50, false));
+    }
+    store.publish(finding("own", "n", 2, false));
+    for (id, published_ns) in [("older", 40), ("newer", 60), ("own", u64::MAX), ("unknown", 1)] {
+        store.take_in(said(id, published_ns, false));
+    }
+    for id in ["gone", "never-known"] {
+        store.take_in(said(id, 60, true));
+    }
+    // What was withdrawn here does not come back.
+    store.take_in(said("gone", 70, false));
+    let title = |id: &str| store.get(id).map(|found| found.title.clone()).unwrap_or_default();
+    let titles = ["older", "newer", "own", "unknown"].map(title);
+    assert_eq!(titles, ["said at 50", "said at 60", "", "said at 1"]);
+    assert_eq!(store.len(), 4);
+}
+
+#[test]
+fn what_the_log_knew_stays_when_found_again_alone() {
+    let store = FindingStore::new(20);
+    store.publish(finding("known", "n", 1, false));
+    store.set_alone(true);
+    store.withdraw("known", None);
+    store.publish(finding("known", "n", 2, false));
+    store.publish(finding("new", "n", 3, false));
+    // The log is read anew, and has nothing of either any more.
+    store.set_alone(false);
+    store.restart();
+    store.withdraw_unconfirmed();
+    let inner = store.read();
+    assert!(inner.findings.contains_key("known") && !inner.findings.contains_key("new"));
+    assert!(inner.restored.contains("known"), "what says less does not replace it");
+}

@@ -1,0 +1,64 @@
+//! What servers know that is older than their log. The log is a real NATS.
+
+use std::sync::atomic::Ordering;
+
+use async_nats::jetstream::stream::Stream;
+
+use crate::cluster_faults::{by_id, deaths, until_as};
+use crate::cluster_support::*;
+use crate::correlate_node::{Node, SECOND};
+
+/// The streams of a cluster, asked on a connection of its own.
+fn with_stream<T>(nats: &Nats, name: &str, ask: impl AsyncFnOnce(Stream) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = async_nats::connect(nats.url()).await.expect("it listens");
+        let stream = async_nats::jetstream::new(client).get_stream(name).await.expect("it is there");
+        ask(stream).await
+    })
+}
+
+#[test]
+fn a_server_that_joins_knows_what_the_log_has_forgotten() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    let (first, _) = deaths();
+    a.deliver(&first);
+    settle(&[&a]);
+    let mut second = Node::new("n2");
+    let entity = second.kube_container("Deployment/db", "shop/db-0", "c9");
+    second.limit_kill(entity, 400, 4000 * SECOND);
+    let kept = |at_least: u64| {
+        until("it is kept", || {
+            let ask = async |stream: Stream| stream.get_info().await.expect("reported").state.messages;
+            (with_stream(&nats, "TAPIO_default_FINDINGS", ask) >= at_least).then_some(())
+        });
+    };
+    until("a leads", || a.cluster.leadership().term());
+    kept(a.findings().len() as u64);
+    with_stream(&nats, "TAPIO_default_LOG", async |stream: Stream| stream.purge().await.expect("purged"));
+    a.deliver(&second);
+    settle(&[&a]);
+    let of_a = by_id(&a.findings());
+    assert_eq!(of_a.len(), 2, "{of_a:#?}");
+
+    let b = Member::begin_with(section(&nats, "b"), timing());
+    until_as(&b, &of_a);
+    assert_eq!(b.cluster.link().rebuilds.load(Ordering::Relaxed), 1);
+    // It leads, and keeps the same once: what it has taken in is not written again.
+    let before = with_stream(&nats, "TAPIO_default_FINDINGS", async |stream: Stream| {
+        stream.get_info().await.expect("reported").state.last_sequence
+    });
+    drop(a);
+    until("b leads", || b.cluster.leadership().term());
+    let mut late = Node::new("late");
+    let entity = late.kube_container("Deployment/late", "shop/late-0", "late");
+    late.limit_kill(entity, 100, 8000 * SECOND);
+    b.deliver(&late);
+    settle(&[&b]);
+    kept(of_a.len() as u64 + 1);
+    let after = with_stream(&nats, "TAPIO_default_FINDINGS", async |stream: Stream| {
+        stream.get_info().await.expect("reported").state.last_sequence
+    });
+    assert!(after > before && after - before <= 3, "{before} {after}");
+}
