@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
 # headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
-# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "s3" an S3 server (moto) under target/tools. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
+# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "alerts" an Alertmanager, with "s3" an S3 server (moto) under target/tools. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
 # install.
 set -euo pipefail
 missing=()
@@ -24,6 +24,9 @@ command -v python3 >/dev/null || missing+=(python3)
 # The log that several servers share, for the tests of it.
 if [ "${1:-}" = nats ]; then
   command -v nats-server >/dev/null || missing+=(nats-server)
+fi
+if [ "${1:-}" = alerts ]; then
+  command -v prometheus-alertmanager >/dev/null || missing+=(prometheus-alertmanager)
 fi
 if [ "${1:-}" = kernels ]; then
   command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
@@ -69,7 +72,9 @@ fi
 "${run[@]}" apt-get update -qq
 "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 # Debian's package starts one for everybody on this machine; the tests start their own.
-if [[ " ${missing[*]} " = *" nats-server "* ]] && [ -d /run/systemd/system ]; then
-  "${run[@]}" systemctl disable --now --quiet nats-server.service || true
-fi
+for service in nats-server prometheus-alertmanager; do
+  if [[ " ${missing[*]} " = *" $service "* ]] && [ -d /run/systemd/system ]; then
+    "${run[@]}" systemctl disable --now --quiet "$service.service" || true
+  fi
+done
 if [ "${1:-}" = s3 ]; then install_s3; fi

@@ -44,7 +44,7 @@ use crate::auth::{Auth, AuthError};
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::correlate::{Correlator, NodeRef};
-use crate::deliver::{Deliverer, WebhookError};
+use crate::deliver::{Deliverer, SinkConfigError};
 use crate::findings::PatternError;
 use crate::http;
 use crate::ingest::{FrameSink, IngestMetrics, IngestService};
@@ -87,7 +87,7 @@ pub enum PipelineError {
     #[error("the journal of findings cannot be started: {0}")]
     Journal(std::io::Error),
     #[error(transparent)]
-    Webhook(#[from] WebhookError),
+    Sink(#[from] SinkConfigError),
     #[error("a thread that delivers findings cannot be started: {0}")]
     Deliver(std::io::Error),
     #[error("archive.remote: {0}")]

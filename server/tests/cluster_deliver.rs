@@ -317,7 +317,7 @@ fn marks_that_nats_has_lost_cost_repeats_and_no_finding() {
 }
 
 fn webhook(receiving: &Receiving) -> DeliverSection {
-    DeliverSection { webhook: Some(receiving.section()) }
+    DeliverSection { webhook: Some(receiving.section()), ..DeliverSection::default() }
 }
 
 async fn delivery_when(server: &Whole, so: impl Fn(&DeliveryStatus) -> bool) -> DeliveryStatus {

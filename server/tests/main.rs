@@ -33,6 +33,7 @@ mod correlate_patterns_node;
 mod correlate_states;
 mod correlate_truth;
 mod correlate_truth_signals;
+mod deliver_alertmanager;
 mod descriptors;
 mod event_fields;
 mod ingest_hostile;

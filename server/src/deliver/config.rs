@@ -1,5 +1,6 @@
 //! `deliver:` of the server's configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,61 @@ use tapio_wire::program::units;
 pub struct DeliverSection {
     /// Where findings are sent, each version of each finding at least once, by the server that leads.
     pub webhook: Option<WebhookSection>,
+    /// Alertmanagers that get each finding as an alert.
+    pub alertmanager: Option<AlertmanagerSection>,
+}
+
+/// `deliver.alertmanager:`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlertmanagerSection {
+    /// Every instance of one Alertmanager, `http://` or `https://`; each gets all alerts.
+    #[schemars(example = ["http://alertmanager.monitoring:9093"])]
+    pub urls: Vec<String>,
+    /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read anew for each alert.
+    #[schemars(example = "/etc/tapio/alertmanager/token")]
+    pub token_file: Option<PathBuf>,
+    /// TLS to `https://` addresses.
+    pub tls: Option<ClientFiles>,
+    /// How long an instance may take to answer.
+    #[serde(deserialize_with = "units::duration")]
+    pub timeout: Duration,
+    /// How often an alert that stands is sent again, so that an Alertmanager that lost it has it again.
+    #[serde(deserialize_with = "units::duration")]
+    pub repeat: Duration,
+    /// How long a finding of an event, such as a death, fires. One of a state fires until the state is over.
+    #[serde(deserialize_with = "units::duration")]
+    pub fires_for: Duration,
+    /// Labels that each alert has besides.
+    #[schemars(example = [("team", "platform")])]
+    pub labels: BTreeMap<String, String>,
+    /// Where people reach this server's HTTP port: the address that an alert links to.
+    #[schemars(example = "https://tapio.example.com")]
+    pub page_url: Option<String>,
+}
+
+impl Default for AlertmanagerSection {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            token_file: None,
+            tls: None,
+            timeout: Duration::from_secs(10),
+            repeat: Duration::from_secs(60),
+            fires_for: Duration::from_secs(15 * 60),
+            labels: BTreeMap::new(),
+            page_url: None,
+        }
+    }
+}
+
+impl AlertmanagerSection {
+    pub(super) fn addresses(&self) -> Result<Vec<Address>, String> {
+        if self.urls.is_empty() {
+            return Err("names no address: as [\"http://alertmanager.monitoring:9093\"]".into());
+        }
+        self.urls.iter().map(|url| address(url, "deliver.alertmanager.token_file")).collect()
+    }
 }
 
 /// `deliver.webhook:`
@@ -53,25 +109,66 @@ pub(super) struct Address {
 
 impl WebhookSection {
     pub(super) fn address(&self) -> Result<Address, String> {
-        let wrong = |why: &str| format!("`{}` {why}: as https://host/path", self.url);
-        let uri: Uri = self.url.parse().map_err(|_| wrong("is no address"))?;
-        let has_tls = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(wrong("begins with neither http:// nor https://")),
-        };
-        let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(wrong("must not hold a password; use deliver.webhook.token_file"));
-        }
-        Ok(Address {
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(if has_tls { 443 } else { 80 }),
-            has_tls,
-            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
-            authority: authority.as_str().to_owned(),
-        })
+        address(&self.url, "deliver.webhook.token_file")
     }
+}
+
+fn address(url: &str, token_key: &str) -> Result<Address, String> {
+    let wrong = |why: &str| format!("`{url}` {why}: as https://host/path");
+    let uri: Uri = url.parse().map_err(|_| wrong("is no address"))?;
+    let has_tls = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(wrong("begins with neither http:// nor https://")),
+    };
+    let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
+    if authority.as_str().contains('@') {
+        return Err(wrong(&format!("must not hold a password; use {token_key}")));
+    }
+    Ok(Address {
+        host: authority.host().trim_matches(['[', ']']).to_owned(),
+        port: uri.port_u16().unwrap_or(if has_tls { 443 } else { 80 }),
+        has_tls,
+        path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+        authority: authority.as_str().to_owned(),
+    })
+}
+
+/// A key and what is wrong with it.
+type Wrong = (&'static str, String);
+
+/// The keys of one sink, for messages.
+struct Keys {
+    tls: &'static str,
+    token_file: &'static str,
+    timeout: &'static str,
+}
+
+/// Checks how a receiver is reached.
+fn check(
+    keys: &Keys,
+    addresses: &[Address],
+    tls: Option<&ClientFiles>,
+    token_file: Option<&PathBuf>,
+    timeout: Duration,
+) -> Result<(), Wrong> {
+    let has_ca = tls.is_some_and(|tls| !tls.ca.as_os_str().is_empty());
+    if addresses.iter().any(|address| address.has_tls) && !has_ca {
+        return Err((keys.tls, "https:// needs ca, the certificates of the receiver's CA".into()));
+    }
+    if addresses.iter().all(|address| !address.has_tls) && tls.is_some() {
+        return Err((keys.tls, "without an https:// address it would have no effect".into()));
+    }
+    if tls.is_some_and(|tls| tls.cert.is_some() != tls.key.is_some()) {
+        return Err((keys.tls, "name both cert and key, or neither".into()));
+    }
+    if addresses.iter().any(|address| !address.has_tls) && token_file.is_some() {
+        return Err((keys.token_file, "a token is not sent in the clear: use https://".into()));
+    }
+    if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&timeout) {
+        return Err((keys.timeout, "from 100ms to 1m".into()));
+    }
+    Ok(())
 }
 
 impl DeliverSection {
@@ -79,30 +176,45 @@ impl DeliverSection {
     ///
     /// # Errors
     /// The key that is wrong, and why.
-    pub fn validate(&self) -> Result<(), (&'static str, String)> {
-        let Some(webhook) = &self.webhook else { return Ok(()) };
-        let address = webhook.address().map_err(|problem| ("deliver.webhook.url", problem))?;
-        let has_ca = webhook.tls.as_ref().is_some_and(|tls| !tls.ca.as_os_str().is_empty());
-        if address.has_tls && !has_ca {
-            return Err(("deliver.webhook.tls", "https:// needs ca, the certificates of the receiver's CA".into()));
+    pub fn validate(&self) -> Result<(), Wrong> {
+        if let Some(webhook) = &self.webhook {
+            let address = webhook.address().map_err(|problem| ("deliver.webhook.url", problem))?;
+            let keys = Keys {
+                tls: "deliver.webhook.tls",
+                token_file: "deliver.webhook.token_file",
+                timeout: "deliver.webhook.timeout",
+            };
+            check(&keys, &[address], webhook.tls.as_ref(), webhook.token_file.as_ref(), webhook.timeout)?;
         }
-        if !address.has_tls && webhook.tls.is_some() {
-            return Err((
-                "deliver.webhook.tls",
-                "without https:// in deliver.webhook.url it would have no effect".into(),
-            ));
+        let Some(alerts) = &self.alertmanager else { return Ok(()) };
+        let addresses = alerts.addresses().map_err(|problem| ("deliver.alertmanager.urls", problem))?;
+        let keys = Keys {
+            tls: "deliver.alertmanager.tls",
+            token_file: "deliver.alertmanager.token_file",
+            timeout: "deliver.alertmanager.timeout",
+        };
+        check(&keys, &addresses, alerts.tls.as_ref(), alerts.token_file.as_ref(), alerts.timeout)?;
+        if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&alerts.repeat) {
+            return Err(("deliver.alertmanager.repeat", "from 1s to 1h".into()));
         }
-        if webhook.tls.as_ref().is_some_and(|tls| tls.cert.is_some() != tls.key.is_some()) {
-            return Err(("deliver.webhook.tls", "name both cert and key, or neither".into()));
+        if !(Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600)).contains(&alerts.fires_for) {
+            return Err(("deliver.alertmanager.fires_for", "from 1s to 7d".into()));
         }
-        if !address.has_tls && webhook.token_file.is_some() {
-            return Err(("deliver.webhook.token_file", "a token is not sent in the clear: use https://".into()));
+        if let Some(page) = &alerts.page_url {
+            address(page, "nothing").map_err(|problem| ("deliver.alertmanager.page_url", problem))?;
         }
-        if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&webhook.timeout) {
-            return Err(("deliver.webhook.timeout", "from 100ms to 1m".into()));
+        match alerts.labels.keys().find(|name| !is_label(name)) {
+            Some(name) => {
+                Err(("deliver.alertmanager.labels", format!("`{name}`: letters, digits and _, no digit first")))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn is_label(name: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    name.bytes().next().is_some_and(is_letter) && name.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -129,6 +241,11 @@ mod tests {
             ),
             ("webhook: {url: 'http://a/b', token_file: /token}", "deliver.webhook.token_file", "in the clear"),
             ("webhook: {url: 'http://a/b', timeout: 0s}", "deliver.webhook.timeout", "from 100ms"),
+            ("alertmanager: {}", "deliver.alertmanager.urls", "names no address"),
+            ("alertmanager: {urls: ['http://a', 'ftp://b']}", "deliver.alertmanager.urls", "begins with neither"),
+            ("alertmanager: {urls: ['http://a'], repeat: 0s}", "deliver.alertmanager.repeat", "from 1s"),
+            ("alertmanager: {urls: ['http://a'], labels: {9a: b}}", "deliver.alertmanager.labels", "no digit first"),
+            ("alertmanager: {urls: ['http://a'], page_url: 'x'}", "deliver.alertmanager.page_url", "begins with"),
         ] {
             let (wrong, said) = parse(text).expect_err(text);
             assert!(wrong == key && said.contains(problem), "{text}: {wrong}: {said}");

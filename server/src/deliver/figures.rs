@@ -8,7 +8,7 @@ use tapio_wire::service::DeliveryStatus;
 use super::marks::now_seconds;
 
 /// The sinks that there are: their series are there before anything is delivered.
-const SINKS: [&str; 1] = ["webhook"];
+const SINKS: [&str; 2] = ["webhook", "alertmanager"];
 
 /// What deliveries move, by sink.
 #[derive(Clone)]

@@ -12,6 +12,7 @@
 //! A sink's worker runs while this server leads. It reads the marks, walks the store, and delivers what has no confirmed mark of the
 //! same content. Whoever stops between the two marks leaves an intent behind: the next leader delivers the same again, by its id.
 
+mod alertmanager;
 mod config;
 mod figures;
 mod file_marks;
@@ -19,6 +20,7 @@ mod keeper;
 mod log_marks;
 mod marks;
 mod queue;
+mod receiver;
 mod webhook;
 mod worker;
 
@@ -33,13 +35,14 @@ use tapio_wire::service::{DeliveryStatus, Finding};
 use tokio::runtime;
 use tokio::sync::watch;
 
-pub use config::{DeliverSection, WebhookSection};
+pub use alertmanager::Alertmanager;
+pub use config::{AlertmanagerSection, DeliverSection, WebhookSection};
 pub use figures::DeliverMetrics;
 use figures::Figures;
 use file_marks::FileMarks;
 pub use keeper::Keeper;
 use log_marks::LogMarks;
-pub use webhook::{Webhook, WebhookError};
+pub use webhook::{SinkConfigError, Webhook};
 use worker::Worker;
 
 use crate::cluster::{ClusterSection, Leadership, Link};
@@ -83,6 +86,16 @@ pub trait Sink: Send + Sync {
 
     /// Delivers once. [`Ok`] means that the receiver has it.
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a>;
+
+    /// How often its receiver is sent again what stands, since it may forget it; [`None`]: never.
+    fn repeats(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the receiver must still know of a finding that it was given.
+    fn stands(&self, _finding: &Finding) -> bool {
+        false
+    }
 }
 
 /// Where findings come from, and whether this server may deliver them.

@@ -32,6 +32,8 @@ const GONE_SECONDS: u64 = 2 * NEWS_SECONDS;
 /// Marks of findings that are gone, and how often it is looked for old ones.
 const GONE_MAX: usize = 50_000;
 const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Of a sink whose receiver forgets nothing.
+const REPEAT_NEVER: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct Worker<M> {
     source: Source,
@@ -51,6 +53,7 @@ struct Standing {
     /// Something was missed: the store is asked, which costs it a walk over all that it has.
     is_behind: bool,
     purge_at: Instant,
+    repeat_at: Instant,
 }
 
 impl Standing {
@@ -147,6 +150,8 @@ impl<M: Marks> Worker<M> {
             // What was there before this term.
             is_behind: true,
             purge_at: Instant::now(),
+            // Another leader's receiver may have forgotten.
+            repeat_at: Instant::now(),
         };
         self.find_gone(&mut standing);
         let (mut failures, mut next) = (0, Instant::now());
@@ -158,6 +163,10 @@ impl<M: Marks> Worker<M> {
             let now = Instant::now();
             let taken = if now >= next { standing.queue.take(now) } else { None };
             let Some(waiting) = taken else {
+                if now >= standing.repeat_at.max(next) {
+                    self.repeat(term, &mut standing).await;
+                    continue;
+                }
                 let due = standing.queue.next_due().map(|due| due.max(next));
                 self.rest(&mut changes, &mut standing, due).await;
                 continue;
@@ -350,6 +359,29 @@ impl<M: Marks> Worker<M> {
         let confirmed = Mark { state: MarkState::Confirmed, ..intent };
         self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
         Ok(Outcome::Settled)
+    }
+
+    /// Sends again what the receiver was given and may have forgotten, until one attempt fails. No mark is moved by it.
+    async fn repeat(&self, term: &Term, standing: &mut Standing) {
+        let pause = self.sink.repeats().unwrap_or(REPEAT_NEVER);
+        standing.repeat_at = Instant::now() + pause;
+        if self.sink.repeats().is_none() {
+            return;
+        }
+        let (findings, _) = self.source.store.everything();
+        for finding in findings.into_iter().filter(|finding| self.sink.stands(finding)) {
+            let Some(mark) = standing.known.get(&finding.id).map(|known| &known.mark) else { continue };
+            let content = content(&finding);
+            if mark.state != MarkState::Confirmed || mark.content != content {
+                continue;
+            }
+            let id = format!("{}.{}.{}", finding.id, mark.revision, &content[..8]);
+            let delivery = Delivery { id, revision: mark.revision, term: term.number(), finding };
+            let allowed = self.sink.timeout().min(term.left());
+            if allowed.is_zero() || !matches!(timeout(allowed, self.sink.deliver(&delivery)).await, Ok(Ok(()))) {
+                return;
+            }
+        }
     }
 
     /// Its receiver does not take it: it counts as done, and is logged.

@@ -16,7 +16,7 @@ use crate::budget::{Budget, MemoryWatch};
 use crate::cluster::{Cluster, Leadership};
 use crate::config::Config;
 use crate::correlate::Correlator;
-use crate::deliver::{DeliverMetrics, Deliverer, Keeper, MarksAt, Sink, Source, Webhook};
+use crate::deliver::{Alertmanager, DeliverMetrics, Deliverer, Keeper, MarksAt, Sink, Source, Webhook};
 use crate::findings::FindingStore;
 use crate::http;
 use crate::ingest::{IngestConfig, IngestService, Limits, MOVE_ON_GRACE};
@@ -120,6 +120,9 @@ pub(super) fn start_deliverer(
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(webhook) = &config.deliver.webhook {
         sinks.push(Box::new(Webhook::new(webhook, &config.cluster.name, &server)?));
+    }
+    if let Some(alertmanager) = &config.deliver.alertmanager {
+        sinks.push(Box::new(Alertmanager::new(alertmanager, &config.cluster.name)?));
     }
     let source = Source { store: Arc::clone(store), leadership, link };
     let deliverer = Deliverer::start(&source, sinks, &marks, &metrics).map_err(PipelineError::Deliver)?;

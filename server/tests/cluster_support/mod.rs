@@ -44,10 +44,18 @@ pub struct Nats {
     child: Option<Child>,
 }
 
-fn program() -> Option<PathBuf> {
+/// The first of these programs that is installed. `None` where there is none and it is not required.
+pub fn installed(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/bin".into()]);
-    places.map(|place| place.join("nats-server")).find(|program| program.is_file())
+    let mut programs = places.flat_map(|place| names.iter().map(move |name| place.join(name)));
+    let found = programs.find(|program| program.is_file());
+    if found.is_none() {
+        let is_required = std::env::var("TAPIO_REQUIRE").as_deref() == Ok("all");
+        assert!(!is_required, "no {}: `make test` installs it", names[0]);
+        eprintln!("SKIP: no {}", names[0]);
+    }
+    found
 }
 
 impl Nats {
@@ -58,14 +66,7 @@ impl Nats {
 
     /// With more lines in its configuration.
     pub fn with(extra: &str) -> Option<Self> {
-        if program().is_none() {
-            assert!(
-                std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"),
-                "no nats-server: deploy/local/install.sh installs it"
-            );
-            eprintln!("SKIP: no nats-server");
-            return None;
-        }
+        installed(&["nats-server"])?;
         // Taken again right after it is given back.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
         let dir = tempfile::tempdir().expect("a directory");
@@ -89,7 +90,7 @@ impl Nats {
         // It ends with the thread that started it, however that ends.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
-            .arg(program().expect("it was there"))
+            .arg(installed(&["nats-server"]).expect("it was there"))
             .arg("-c")
             .arg(&file)
             .stdout(Stdio::null())

@@ -1,0 +1,191 @@
+//! Findings as alerts of Alertmanager.
+//!
+//! What enters: versions of findings. What leaves: one alert for each, by the API that Prometheus uses. What must hold: an alert
+//! fires while its finding stands, also after Alertmanager has forgotten it, and is resolved when the finding is withdrawn or over.
+//!
+//! ```text
+//! POST <url>/api/v2/alerts   [{"labels", "annotations", "startsAt", "endsAt", "generatorURL"}]
+//! ```
+//!
+//! Source: <https://github.com/prometheus/alertmanager/blob/v0.25.0/api/v2/openapi.yaml>. Labels tell alerts apart, so no id is among them:
+//! the pattern and what it is about are.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+use tapio_wire::service::Finding;
+
+use super::config::AlertmanagerSection;
+use super::marks::now_seconds;
+use super::receiver::Receiver;
+use super::webhook::SinkConfigError;
+use super::{Delivering, Delivery, Sink, SinkError};
+use crate::render::rfc3339;
+
+const NS: u64 = 1_000_000_000;
+/// An alert that comes late fires for so long all the same: a group waits before it notifies.
+const FIRES_AT_LEAST: Duration = Duration::from_secs(300);
+/// An alert that stands is given so many pauses to be sent again.
+const PAUSES: u32 = 4;
+
+/// Posts to each of the configured instances.
+pub struct Alertmanager {
+    receivers: Vec<Receiver>,
+    section: AlertmanagerSection,
+    cluster: String,
+}
+
+impl Alertmanager {
+    /// Reads the TLS files; nobody is connected to.
+    ///
+    /// # Errors
+    /// When an address or the TLS files cannot be used.
+    pub fn new(section: &AlertmanagerSection, cluster: &str) -> Result<Self, SinkConfigError> {
+        let url = |problem| SinkConfigError::Url { key: "deliver.alertmanager.urls", problem };
+        let tls = |source| SinkConfigError::Tls { key: "deliver.alertmanager.tls", source };
+        let mut receivers = Vec::new();
+        for address in section.addresses().map_err(url)? {
+            let (token_file, files) = (section.token_file.clone(), section.tls.clone().filter(|_| address.has_tls));
+            receivers.push(Receiver::new("deliver.alertmanager", address, token_file, files).map_err(tls)?);
+        }
+        Ok(Self { receivers, section: section.clone(), cluster: cluster.into() })
+    }
+
+    fn labels(&self, finding: &Finding) -> BTreeMap<String, String> {
+        let entity = finding.entity.clone().unwrap_or_default();
+        let mut labels = BTreeMap::from([
+            ("alertname".to_owned(), alert_name(&finding.pattern)),
+            ("pattern".to_owned(), finding.pattern.clone()),
+            ("severity".to_owned(), finding.severity.clone()),
+            ("cluster".to_owned(), self.cluster.clone()),
+            ("namespace".to_owned(), entity.namespace),
+            ("workload".to_owned(), entity.workload),
+            ("pod".to_owned(), entity.pod),
+            ("container".to_owned(), entity.container),
+            ("node".to_owned(), entity.node),
+        ]);
+        // Outside of Kubernetes nothing else says what it is about.
+        if labels["pod"].is_empty() {
+            labels.insert("entity".into(), entity.name);
+        }
+        labels.extend(self.section.labels.clone());
+        labels.retain(|_, value| !value.is_empty());
+        labels
+    }
+
+    fn alert(&self, finding: &Finding, now_ns: u64) -> Value {
+        let mut annotations = json!({
+            "title": finding.title,
+            "summary": finding.summary,
+            "verdict": finding.death.as_ref().map_or("", |death| death.verdict.as_str()),
+            "advice": finding.advice.first().map_or("", String::as_str),
+            "certainty": format!("{:.0} %{}", finding.confidence * 100.0, if finding.possible { ", possible" } else { "" }),
+            "finding": finding.id,
+            "count": finding.count.to_string(),
+        });
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.retain(|_, value| value != "");
+        }
+        json!({
+            "labels": self.labels(finding),
+            "annotations": annotations,
+            "startsAt": rfc3339(finding.started_ns.min(now_ns)),
+            "endsAt": rfc3339(self.ends_ns(finding, now_ns)),
+            "generatorURL": self.section.page_url.as_ref().map_or_else(String::new, |page| {
+                format!("{}/f/{}", page.trim_end_matches('/'), finding.id)
+            }),
+        })
+    }
+
+    /// Until when it fires. A state fires until it is over; an event for a while.
+    fn ends_ns(&self, finding: &Finding, now_ns: u64) -> u64 {
+        if finding.withdrawn || finding.resolved_ns > 0 {
+            return now_ns;
+        }
+        let sent_again = now_ns.saturating_add((self.section.repeat * PAUSES).as_nanos() as u64);
+        if finding.ongoing {
+            return sent_again;
+        }
+        let fires = self.section.fires_for.as_nanos() as u64;
+        let at_least = now_ns.saturating_add(FIRES_AT_LEAST.min(self.section.fires_for).as_nanos() as u64);
+        finding.published_ns.saturating_add(fires).max(at_least)
+    }
+}
+
+/// `TapioMemoryLimitKill` for `memory-limit-kill`.
+fn alert_name(pattern: &str) -> String {
+    let words = pattern.split(['-', '_']).map(|word| {
+        let mut letters = word.chars();
+        letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+    });
+    std::iter::once("Tapio".to_owned()).chain(words).collect()
+}
+
+impl Sink for Alertmanager {
+    fn name(&self) -> &'static str {
+        "alertmanager"
+    }
+
+    fn timeout(&self) -> Duration {
+        self.section.timeout
+    }
+
+    fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {
+        let body = json!([self.alert(&delivery.finding, now_seconds() * NS)]).to_string();
+        Box::pin(async move {
+            let posts = self.receivers.iter().map(|receiver| receiver.post("/api/v2/alerts", body.clone(), &[]));
+            let mut answers = join_all(posts).await;
+            // Instances tell one another what they notify, and each gets what stands again.
+            if answers.iter().any(Result::is_ok) {
+                return Ok(());
+            }
+            answers.pop().unwrap_or_else(|| Err(SinkError::Away("there is no address".into())))
+        })
+    }
+
+    fn repeats(&self) -> Option<Duration> {
+        Some(self.section.repeat)
+    }
+
+    fn stands(&self, finding: &Finding) -> bool {
+        let fires_ns = self.section.fires_for.as_nanos() as u64;
+        finding.ongoing
+            || finding.resolved_ns == 0 && finding.published_ns.saturating_add(fires_ns) > now_seconds() * NS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapio_wire::service::EntityRef;
+
+    #[test]
+    fn an_alert_fires_while_its_finding_stands() {
+        let section = AlertmanagerSection { urls: vec!["http://a:9093".into()], ..AlertmanagerSection::default() };
+        let sink = Alertmanager::new(&section, "prod").expect("a good address");
+        let entity =
+            EntityRef { namespace: "shop".into(), pod: "web-0".into(), node: "n1".into(), ..EntityRef::default() };
+        let now_ns = 1_000_000 * NS;
+        let death = Finding {
+            pattern: "memory-limit-kill".into(),
+            severity: "high".into(),
+            entity: Some(entity),
+            published_ns: now_ns - 60 * NS,
+            ..Finding::default()
+        };
+        let labels = sink.labels(&death);
+        assert_eq!(labels["alertname"], "TapioMemoryLimitKill");
+        assert_eq!((labels["pod"].as_str(), labels.get("workload"), labels.get("entity")), ("web-0", None, None));
+        assert_eq!(sink.ends_ns(&death, now_ns), death.published_ns + 900 * NS);
+        // Alertmanager was away for an hour: nobody would hear of one that is over when it comes.
+        let late = Finding { published_ns: now_ns - 3600 * NS, ..death.clone() };
+        assert_eq!(sink.ends_ns(&late, now_ns), now_ns + 300 * NS);
+        let state = Finding { ongoing: true, ..death.clone() };
+        assert_eq!(sink.ends_ns(&state, now_ns), now_ns + 240 * NS);
+        for over in [Finding { resolved_ns: 1, ..death.clone() }, Finding { withdrawn: true, ..death }] {
+            assert_eq!(sink.ends_ns(&over, now_ns), now_ns);
+        }
+    }
+}
