@@ -300,11 +300,15 @@ fn the_elected_collector_reports_what_concerns_the_cluster() {
 #[test]
 fn a_new_stream_gets_the_present_states_again() {
     let ended = ago(1);
+    // What a server of Tapio said of the pod.
+    let mut own = kube_event(7, &ago(0), 6);
+    own["metadata"]["uid"] = "e2".into();
+    own["source"]["component"] = "tapio".into();
     // Made once: a run that began at another time is another run.
     let lists: HashMap<&str, Vec<Value>> = HashMap::from([
         ("pods", vec![ended_pod(1, 5, "OOMKilled", 137, &ended), pod(2, 5)]),
         ("deployments", vec![deployment(5, "cart:1", 2)]),
-        ("events", vec![kube_event(3, &ago(0), 5)]),
+        ("events", vec![own, kube_event(3, &ago(0), 5)]),
         ("nodes", vec![node(5, "True")]),
         ("services", vec![service()]),
         (
@@ -340,6 +344,7 @@ fn a_new_stream_gets_the_present_states_again() {
         rig.until_event(parts);
     }
     assert!(states.iter().all(|parts| rig.count(parts) == 1), "{:#?}", rig.event_texts);
+    assert_eq!(rig.count(&["BackOff x7"]), 0, "{:#?}", rig.event_texts);
     rig.stream();
     for parts in states {
         rig.until(&format!("{parts:?} again"), |rig| rig.count(parts) == 2);

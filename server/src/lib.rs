@@ -18,6 +18,7 @@ pub mod events;
 pub mod findings;
 pub mod http;
 pub mod ingest;
+pub mod kube_client;
 pub mod metrics;
 pub mod pipeline;
 pub mod query;

@@ -34,6 +34,7 @@ mod correlate_states;
 mod correlate_truth;
 mod correlate_truth_signals;
 mod deliver_alertmanager;
+mod deliver_kubernetes_events;
 mod descriptors;
 mod event_fields;
 mod ingest_hostile;

@@ -26,11 +26,12 @@ use rustls::pki_types::CertificateDer;
 use tapio_wire::program::token::{TokenError, TokenFile};
 use tonic::Status;
 
+pub use crate::kube_client::KubeClientError;
 pub use audit::{Audit, Record};
 pub use certificate::CertificateNames;
 pub use config::{AuthSection, NodeIdentity, Subject, TokenReviewSection};
 pub use gate::GateLayer;
-pub use review::{ReviewError, Unreviewed};
+use review::Unreviewed;
 
 use review::Reviewer;
 
@@ -43,7 +44,7 @@ pub enum AuthError {
     #[error("server.auth.token_file: {0}")]
     Token(#[from] TokenError),
     #[error("server.auth.token_review: {0}")]
-    Review(#[from] ReviewError),
+    Review(#[from] KubeClientError),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }

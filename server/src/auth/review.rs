@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use tokio::sync::Semaphore;
@@ -24,6 +23,7 @@ use tokio::time::timeout;
 use super::Account;
 use super::config::{ACCOUNT_PREFIX, TokenReviewSection};
 use super::verdicts::{self, Verdicts};
+use crate::kube_client::{self, KubeClientError};
 
 /// Reviews under way at a time.
 const REVIEWS_MAX: usize = 32;
@@ -36,17 +36,6 @@ const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 /// Where it says which pod that is, in older versions too.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
-
-/// Why there is no way to the API server.
-#[derive(Debug, thiserror::Error)]
-pub enum ReviewError {
-    #[error("not in a cluster: {0}; outside of one set server.auth.token_review.kubeconfig")]
-    NotInCluster(#[from] kube::config::InClusterError),
-    #[error("no usable kubeconfig: {0}; see server.auth.token_review.kubeconfig")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
-    #[error("cannot make a client for the API server: {0}")]
-    Client(#[from] kube::Error),
-}
 
 /// Why a token was not reviewed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -312,15 +301,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn connect(section: &TokenReviewSection) -> Result<Client, ReviewError> {
-    let mut config = match &section.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
-        }
-        None => kube::Config::incluster()?,
-    };
-    config.default_retry = false;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    Ok(Client::try_from(config)?)
+async fn connect(section: &TokenReviewSection) -> Result<Client, KubeClientError> {
+    kube_client::connect(section.kubeconfig.as_deref(), "server.auth.token_review.kubeconfig").await
 }

@@ -115,7 +115,7 @@ impl Alertmanager {
 }
 
 /// `TapioMemoryLimitKill` for `memory-limit-kill`.
-fn alert_name(pattern: &str) -> String {
+pub(super) fn alert_name(pattern: &str) -> String {
     let words = pattern.split(['-', '_']).map(|word| {
         let mut letters = word.chars();
         letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()

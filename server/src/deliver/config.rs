@@ -10,6 +10,8 @@ use serde::Deserialize;
 use tapio_wire::program::tls::ClientFiles;
 use tapio_wire::program::units;
 
+use crate::findings::Severity;
+
 /// `deliver:`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +20,25 @@ pub struct DeliverSection {
     pub webhook: Option<WebhookSection>,
     /// Alertmanagers that get each finding as an alert.
     pub alertmanager: Option<AlertmanagerSection>,
+    /// Events on the pods and workloads that findings are about, for `kubectl describe` and `kubectl get events`.
+    pub kubernetes_events: Option<KubernetesEventsSection>,
+}
+
+/// `deliver.kubernetes_events:`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KubernetesEventsSection {
+    /// Findings below it make no event: `info`, `low`, `medium`, `high` or `critical`.
+    pub severity: Severity,
+    /// Outside of a cluster: how to reach the API server.
+    #[schemars(example = "/etc/tapio/kubeconfig")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl Default for KubernetesEventsSection {
+    fn default() -> Self {
+        Self { severity: Severity::Low, kubeconfig: None }
+    }
 }
 
 /// `deliver.alertmanager:`

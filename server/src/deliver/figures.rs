@@ -8,7 +8,7 @@ use tapio_wire::service::DeliveryStatus;
 use super::marks::now_seconds;
 
 /// The sinks that there are: their series are there before anything is delivered.
-const SINKS: [&str; 2] = ["webhook", "alertmanager"];
+const SINKS: [&str; 3] = ["webhook", "alertmanager", "kubernetes-events"];
 
 /// What deliveries move, by sink.
 #[derive(Clone)]

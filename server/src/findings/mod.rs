@@ -39,4 +39,5 @@ pub use finder::{Finder, FinderConfig, StartError};
 pub use finder_metrics::FinderMetrics;
 pub use load::PatternError;
 pub use pattern::PatternSet;
+pub use schema::Severity;
 pub use store::{Change, FindingStore, LookupError, Position};

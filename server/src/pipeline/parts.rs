@@ -16,7 +16,9 @@ use crate::budget::{Budget, MemoryWatch};
 use crate::cluster::{Cluster, Leadership};
 use crate::config::Config;
 use crate::correlate::Correlator;
-use crate::deliver::{Alertmanager, DeliverMetrics, Deliverer, Keeper, MarksAt, Sink, Source, Webhook};
+use crate::deliver::{
+    Alertmanager, DeliverMetrics, Deliverer, Keeper, KubernetesEvents, MarksAt, Sink, Source, Webhook,
+};
 use crate::findings::FindingStore;
 use crate::http;
 use crate::ingest::{IngestConfig, IngestService, Limits, MOVE_ON_GRACE};
@@ -123,6 +125,9 @@ pub(super) fn start_deliverer(
     }
     if let Some(alertmanager) = &config.deliver.alertmanager {
         sinks.push(Box::new(Alertmanager::new(alertmanager, &config.cluster.name)?));
+    }
+    if let Some(section) = &config.deliver.kubernetes_events {
+        sinks.push(Box::new(KubernetesEvents::new(section, &server)));
     }
     let source = Source { store: Arc::clone(store), leadership, link };
     let deliverer = Deliverer::start(&source, sinks, &marks, &metrics).map_err(PipelineError::Deliver)?;

@@ -19,3 +19,6 @@ pub mod token;
 pub mod token_bucket;
 pub mod units;
 pub mod yaml;
+
+/// The component of the Kubernetes Events that a server writes; collectors leave them out by it.
+pub const EVENTS_COMPONENT: &str = "tapio";

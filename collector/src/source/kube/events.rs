@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tapio_wire::event::{Detail, KubeEvent, NodeCondition};
+use tapio_wire::program::EVENTS_COMPONENT;
 
 use super::objects::{self, Condition, unix_ns};
 use super::pods::is_system;
@@ -67,7 +68,14 @@ impl Follower for Events {
         let count = series.map_or(event.count, |series| series.count).max(1);
         let print = digest(&(count, last_ns));
         let about = &event.involved_object;
-        if state == Some(print) || last_ns < self.since_ns || self.excludes_system && is_system(&about.namespace) {
+        let component = match event.source.component.is_empty() {
+            true => &event.reporting_component,
+            false => &event.source.component,
+        };
+        // Tapio's own words about a pod are no evidence.
+        let is_own = component == EVENTS_COMPONENT;
+        let is_excluded = is_own || self.excludes_system && is_system(&about.namespace);
+        if state == Some(print) || last_ns < self.since_ns || is_excluded {
             return Some(print);
         }
         let owner = match &*about.kind {
@@ -76,10 +84,6 @@ impl Follower for Events {
         };
         let subject = owner.or_else(|| Subject::of(&about.kind, &about.namespace, &about.name, &about.uid));
         let subject = subject.unwrap_or_else(|| Subject::Node(self.node.to_string()));
-        let component = match event.source.component.is_empty() {
-            true => &event.reporting_component,
-            false => &event.source.component,
-        };
         let texts =
             [&event.reason, &event.message, &about.kind, &about.namespace, &about.name, &about.field_path, component];
         let texts = texts.map(Clone::clone);
