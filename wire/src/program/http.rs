@@ -1,25 +1,27 @@
 //! An HTTP/1 port that a stranger cannot keep busy.
 //!
 //! What enters: a listener, and what answers a request. What leaves: answers, until the end is set. What must hold: a connection
-//! that sends no whole request head in time is closed. Connections are bounded, in all and for each peer. A peer that does not
-//! read its answer is dropped.
+//! that sends no whole request head in time is closed. Connections are bounded, in all and for each peer. Where there is no room,
+//! a new one takes the place of the one that has made the server wait longest for a request. So half-sent requests keep nobody
+//! else out, not even who shares their address. A peer that does not read its answer is dropped.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::Response;
-use hyper::body::Body;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// A request whose body is still to come.
@@ -40,9 +42,9 @@ pub struct Bounds {
     pub crowded_head_timeout: Duration,
     /// Time that sent bytes may stay without the peer's acknowledgement.
     pub write_timeout: Duration,
-    /// Connections at a time; others wait in the listener's backlog.
+    /// Connections at a time. While all of them are being answered, others wait in the listener's backlog.
     pub connections_max: usize,
-    /// Connections of one address; others are closed at once.
+    /// Connections of one address. While all of them are being answered, others are closed at once.
     pub connections_max_of_peer: usize,
 }
 
@@ -63,55 +65,56 @@ pub async fn serve<A, F, B>(listener: TcpListener, bounds: Bounds, answer: A, en
 where
     A: Fn(Incoming, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
-    B: Body + Send + 'static,
+    B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let room = Arc::new(Semaphore::new(bounds.connections_max));
-    let peers = Peers::default();
+    let places = Places::default();
     let mut connections = JoinSet::new();
     let mut ending = end.clone();
     let mut ending = pin!(ended(&mut ending));
     loop {
         while connections.try_join_next().is_some() {}
-        let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, listener.accept().await)
+        let next = async {
+            let (stream, peer) = listener.accept().await?;
+            Ok::<_, std::io::Error>((stream, peer, places.enter(peer.ip(), &bounds).await))
         };
-        let (permit, accepted) = tokio::select! {
-            accepted = accepted => accepted,
+        let next = tokio::select! {
+            next = next => next,
             () = &mut ending => break,
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+        let (stream, peer, place) = match next {
+            Ok(next) => next,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Some(counted) = peers.enter(peer.ip(), bounds.connections_max_of_peer) else {
+        let Some(place) = place else {
             tracing::debug!(%peer, "too many HTTP connections of one address");
             continue;
         };
-        let (answer, end) = (answer.clone(), end.clone());
-        let is_crowded = room.available_permits() < bounds.connections_max / 2;
+        let is_crowded = places.lock().open.len() > bounds.connections_max / 2;
         let head_timeout = if is_crowded { bounds.crowded_head_timeout } else { bounds.head_timeout };
         let bounds = Bounds { head_timeout, ..bounds };
-        connections.spawn(async move {
-            let _held = (permit, counted);
-            attend(stream, peer, bounds, answer, end).await;
-        });
+        connections.spawn(attend(stream, peer, place, bounds, answer.clone(), end.clone()));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-async fn attend<A, F, B>(stream: TcpStream, peer: SocketAddr, bounds: Bounds, answer: A, mut end: watch::Receiver<bool>)
-where
+async fn attend<A, F, B>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    bounds: Bounds,
+    answer: A,
+    mut end: watch::Receiver<bool>,
+) where
     A: Fn(Incoming, SocketAddr) -> F,
     F: Future<Output = Result<Response<B>, Infallible>>,
-    B: Body + 'static,
+    B: Body + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let timeout_ms = u32::try_from(bounds.write_timeout.as_millis()).unwrap_or(u32::MAX);
@@ -119,7 +122,10 @@ where
         tracing::debug!(%peer, %error, "an HTTP connection has gone already");
         return;
     }
-    let service = service_fn(|request| answer(request, peer));
+    let service = service_fn(|request| {
+        let (answering, response) = (place.begin_answer(), answer(request, peer));
+        async move { Ok::<_, Infallible>(response.await?.map(|body| Answer { body, _answering: answering })) }
+    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -129,6 +135,10 @@ where
     );
     let mut outcome = tokio::select! {
         outcome = connection.as_mut() => Some(outcome),
+        () = place.evicted.notified() => {
+            tracing::debug!(%peer, "an HTTP connection without a request makes room for another");
+            return;
+        }
         () = ended(&mut end) => None,
     };
     if outcome.is_none() {
@@ -145,35 +155,135 @@ async fn ended(end: &mut watch::Receiver<bool>) {
     let _ = end.wait_for(|end| *end).await;
 }
 
-/// Connections by address; bounded by the connections that there are.
+/// Who has a place among the connections of a port.
 #[derive(Clone, Default)]
-struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+struct Places {
+    table: Arc<Mutex<Table>>,
+    /// Told when a place may have become free. Only the accepting loop waits for it.
+    freed: Arc<Notify>,
+}
 
-/// A connection that counts for its address.
-struct CountedConnection(Peers, IpAddr);
+#[derive(Default)]
+struct Table {
+    /// A clock that ticks once with each connection and once with each answer that ends.
+    now: u64,
+    /// By the tick of their arrival.
+    open: BTreeMap<u64, Open>,
+}
 
-impl Peers {
-    fn enter(&self, peer: IpAddr, most: usize) -> Option<CountedConnection> {
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = peers.entry(peer).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        drop(peers);
-        Some(CountedConnection(self.clone(), peer))
+struct Open {
+    peer: IpAddr,
+    /// Since when it owes the server a request; `None` while it is being answered.
+    owes_since: Option<u64>,
+    evicted: Arc<Notify>,
+}
+
+impl Table {
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// Takes the place of the connection that has owed a request for longest. False where each is being answered.
+    fn evict(&mut self, peer: Option<IpAddr>) -> bool {
+        let of_peer = self.open.iter().filter(|(_, open)| peer.is_none_or(|peer| peer == open.peer));
+        let oldest = of_peer.filter_map(|(&id, open)| Some((open.owes_since?, id))).min();
+        let Some(evicted) = oldest.and_then(|(_, id)| self.open.remove(&id)) else {
+            return false;
+        };
+        evicted.evicted.notify_one();
+        true
     }
 }
 
-impl Drop for CountedConnection {
-    fn drop(&mut self) {
-        let mut peers = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = peers.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                peers.remove(&self.1);
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a new connection, or `None` where its address has too many that are being answered.
+    async fn enter(&self, peer: IpAddr, bounds: &Bounds) -> Option<Place> {
+        loop {
+            {
+                let mut table = self.lock();
+                let of_peer = table.open.values().filter(|open| open.peer == peer).count();
+                if of_peer >= bounds.connections_max_of_peer && !table.evict(Some(peer)) {
+                    return None;
+                }
+                if table.open.len() < bounds.connections_max || table.evict(None) {
+                    let (id, evicted) = (table.tick(), Arc::new(Notify::new()));
+                    table.open.insert(id, Open { peer, owes_since: Some(id), evicted: Arc::clone(&evicted) });
+                    return Some(Place { places: self.clone(), id, evicted });
+                }
             }
+            self.freed.notified().await;
         }
+    }
+}
+
+/// The place of one connection, free again when this is dropped.
+struct Place {
+    places: Places,
+    id: u64,
+    evicted: Arc<Notify>,
+}
+
+impl Place {
+    fn begin_answer(&self) -> Answering {
+        if let Some(open) = self.places.lock().open.get_mut(&self.id) {
+            open.owes_since = None;
+        }
+        Answering { places: self.places.clone(), id: self.id }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().open.remove(&self.id);
+        self.places.freed.notify_one();
+    }
+}
+
+/// While it lives, its connection is being answered and keeps its place.
+struct Answering {
+    places: Places,
+    id: u64,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut table = self.places.lock();
+        let now = table.tick();
+        if let Some(open) = table.open.get_mut(&self.id) {
+            open.owes_since = Some(now);
+        }
+        self.places.freed.notify_one();
+    }
+}
+
+/// A body that says when it has been handed over.
+struct Answer<B> {
+    body: B,
+    _answering: Answering,
+}
+
+impl<B: Body + Unpin> Body for Answer<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -238,23 +348,58 @@ mod tests {
         assert!(rest(&mut opened(address, &fits).await).await.contains("well"));
     }
 
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn half_sent_requests_keep_nobody_out() {
+        let patient = Bounds { head_timeout: Duration::from_secs(3600), ..Bounds::default() };
+        let patient = Bounds { crowded_head_timeout: patient.head_timeout, ..patient };
+        // All places of one address, then all places of the port.
+        for bounds in [Bounds { connections_max_of_peer: 4, ..patient }, Bounds { connections_max: 4, ..patient }] {
+            let (address, _end) = begin(bounds).await;
+            let mut held = Vec::new();
+            for sent in ["GET /", "", "GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /", "GET /"] {
+                held.push(opened(address, sent).await);
+            }
+            // So that the third has its answer, and is half-sent again.
+            let mut answer = [0; 15];
+            held[2].read_exact(&mut answer).await.expect("an answer");
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            for nth in 1..=3 {
+                let said = rest(&mut opened(address, REQUEST).await).await;
+                assert!(said.contains("well"), "request {nth}: {said}");
+            }
+            assert_eq!(rest(&mut held[0]).await, "", "the one that owed a request for longest made room");
+        }
+    }
+
     #[tokio::test]
     async fn one_address_cannot_take_all_connections() {
-        let bounds = Bounds { connections_max_of_peer: 2, connections_max: 3, ..Bounds::default() };
-        let (address, end) = begin(bounds).await;
-        let held = [opened(address, "").await, opened(address, "").await];
-        assert_eq!(rest(&mut opened(address, "").await).await, "", "the third is closed at once");
-        drop(held);
-        // Once the first are gone there is room again.
-        let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-        let mut said = String::new();
-        for _ in 0..1000 {
-            said = rest(&mut opened(address, request).await).await;
-            if said.contains("well") {
-                break;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (end, ended) = watch::channel(false);
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (release, released) = watch::channel(false);
+        let answer = move |_, _| {
+            let (begun, mut released) = (begun.clone(), released.clone());
+            async move {
+                begun.send(()).expect("the test waits");
+                let _ = released.wait_for(|released| *released).await;
+                Ok(Response::new("well\n".to_owned()))
             }
+        };
+        let bounds = Bounds { connections_max_of_peer: 2, connections_max: 3, ..Bounds::default() };
+        tokio::spawn(serve(listener, bounds, answer, ended));
+        let mut held = [opened(address, REQUEST).await, opened(address, REQUEST).await];
+        for _ in &held {
+            begins.recv().await.expect("a request is being answered");
         }
-        assert!(said.contains("well"), "{said}");
+        assert_eq!(rest(&mut opened(address, REQUEST).await).await, "", "the third is closed at once");
+        // None of the first lost its place.
+        release.send_replace(true);
+        for stream in &mut held {
+            assert!(rest(stream).await.contains("well"));
+        }
         // The end closes what is idle.
         let mut idle = opened(address, "").await;
         end.send_replace(true);
