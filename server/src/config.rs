@@ -223,6 +223,7 @@ pub struct ArchiveSection {
     #[serde(deserialize_with = "units::bytes")]
     pub segment_bytes: u64,
     /// Where closed segments are uploaded too; default: nowhere. Retention then waits for that, up to `max_bytes`.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub remote: Option<RemoteSection>,
 }
 
@@ -269,7 +270,7 @@ impl Config {
         if let Err((key, problem)) = self.server.auth.validate(tls.client_ca.is_some()) {
             return invalid(key, problem);
         }
-        if let Err((key, problem)) = self.bounded() {
+        if let Err((key, problem)) = self.bounded().and_then(|()| self.pointed()) {
             return invalid(key, problem);
         }
         let floor = 64 << 10;
@@ -352,13 +353,10 @@ impl Config {
                     .into(),
             );
         }
-        if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
-            return invalid(
-                "logging.level",
-                format!("`{}` is none of error, warn, info, debug, trace, off", self.logging.level),
-            );
+        match config_file::known_log_level(&self.logging.level) {
+            Err((key, problem)) => invalid(key, problem),
+            Ok(()) => Ok(()),
         }
-        Ok(())
     }
 
     /// Every key, as Markdown.

@@ -154,7 +154,7 @@ impl Pipeline {
         };
         let registry = Registry::new();
         let auth = Arc::new(Auth::open(&config.server.auth, &registry).await?);
-        warn_of_clear_text(config, &auth, http_address);
+        warn_of_access(config, &auth, grpc_address, http_address);
         let budget = Budget::of(&config.resources);
         let (end, ended) = watch::channel(false);
         let vitals = Arc::new(Vitals::default());
@@ -302,13 +302,19 @@ async fn recover(
     Ok((archive, uploader))
 }
 
-fn warn_of_clear_text(config: &Config, auth: &Auth, http_address: SocketAddr) {
+fn warn_of_access(config: &Config, auth: &Auth, grpc_address: SocketAddr, http_address: SocketAddr) {
     let has_tls = config.server.tls_enabled;
     if auth.wants_token() && !has_tls {
         tracing::warn!("server.auth without server.tls_enabled: tokens travel in the clear");
     }
     if config.metrics.api == Some(true) && (auth.wants_token() || has_tls) && !http_address.ip().is_loopback() {
         tracing::warn!("metrics.api beside a guarded gRPC port: findings and the token travel in the clear");
+    }
+    if !auth.wants_token() && config.server.tls.client_ca.is_none() && !grpc_address.ip().is_loopback() {
+        tracing::warn!(
+            "server.auth asks for no token: whoever reaches {grpc_address} may read findings and ship events; set \
+             server.auth.token_review or server.auth.token_file"
+        );
     }
 }
 

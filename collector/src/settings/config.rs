@@ -148,6 +148,7 @@ pub struct GrpcSection {
     /// Whether a stream that broke is opened again.
     pub reconnect_enabled: bool,
     /// Where frames go that memory has no room for; without it they wait in the rings.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub spool: Option<SpoolSection>,
     /// How frames are compressed.
     pub compression: Compression,
@@ -361,6 +362,16 @@ mod tests {
         for (text, key) in [
             ("collector: {sampling_rate: 0}", "sampling_rate"),
             ("collector: {enabled_collectors: [ebfp]}", "enabled_collectors"),
+            ("collector: {enabled_collectors: []}", "collector.enabled_collectors: nothing would be watched"),
+            ("collector:\n  enabled_collectors:\n", "nothing would be watched"),
+            (
+                "collector: {enabled_collectors: [ebpf]}\ncollectors: {ebpf: {enabled: false}}",
+                "nothing would be watched",
+            ),
+            ("grpc:\n  spool:\n", "grpc.spool: it has no keys"),
+            ("grpc: {server_endpoints: [\"server:0\"]}", "server_endpoints"),
+            ("collector: {log_dir: 5}", "`5` is no text"),
+            ("collector: {log_dir: ''}", "collector.log_dir"),
             ("grpc: {server_endpoints: [nowhere]}", "server_endpoints"),
             ("grpc: {max_batch_size: 0}", "max_batch_size"),
             ("collector: {node_name: \"a\\nb\"}", "collector.node_name"),

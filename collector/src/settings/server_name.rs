@@ -26,7 +26,7 @@ impl FromStr for ServerName {
         let with_scheme = if endpoint.contains("://") { endpoint.to_string() } else { format!("http://{endpoint}") };
         let uri: tonic::transport::Uri = with_scheme.parse().map_err(|_| problem())?;
         match (uri.host(), uri.port_u16()) {
-            (Some(host), Some(port)) if !host.is_empty() => {
+            (Some(host), Some(port)) if !host.is_empty() && port != 0 => {
                 Ok(Self { host: host.trim_matches(['[', ']']).to_owned(), port })
             }
             _ => Err(problem()),

@@ -29,6 +29,7 @@ pub struct ClusterSection {
     #[schemars(example = "10.0.0.7:9090")]
     pub advertise: Option<String>,
     /// TLS to the other servers, where `server.tls_enabled` is set.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub peer_tls: Option<ClientFiles>,
     /// Whether a server passes the asker's token on to the others in the clear, where `server.tls_enabled` is not set. It goes to
     /// the addresses that are in the log. Only with `server.auth.token_review` and without `server.auth.token_file`.
@@ -148,10 +149,12 @@ impl ClusterSection {
         if !is_name(&self.name) {
             return Err(("cluster.name", format!("`{}`: letters, digits and - only, 63 at the most", self.name)));
         }
+        if self.is_on() && self.urls().is_empty() {
+            return Err(("cluster.url", format!("`{}` names no host: as nats://host:4222, or leave it out", self.url)));
+        }
         for url in self.urls() {
-            let address: Result<async_nats::ServerAddr, _> = url.parse();
-            if let Err(error) = address {
-                return Err(("cluster.url", format!("`{url}` is no address of NATS ({error}): as nats://host:4222")));
+            if let Err(problem) = nats_address(url) {
+                return Err(("cluster.url", format!("`{url}` {problem}: as nats://host:4222")));
             }
         }
         if let Some(address) = self.advertise.as_deref().filter(|address| !is_host_and_port(address)) {
@@ -182,6 +185,20 @@ impl ClusterSection {
             return Err(("cluster.max_bytes", format!("{} is less than 16MiB", self.max_bytes)));
         }
         Ok(())
+    }
+}
+
+/// What is wrong with an address of NATS.
+fn nats_address(url: &str) -> Result<(), String> {
+    let address: async_nats::ServerAddr = url.parse().map_err(|error| format!("is no address of NATS ({error})"))?;
+    match url.split_once("://").map_or("nats", |(scheme, _)| scheme) {
+        "nats" | "tls" => {}
+        _ => return Err("begins with neither nats:// nor tls://".into()),
+    }
+    match (address.host(), address.port()) {
+        ("", _) => Err("names no host".into()),
+        (_, 0) => Err("has port 0".into()),
+        _ => Ok(()),
     }
 }
 

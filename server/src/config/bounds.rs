@@ -1,5 +1,6 @@
-//! What numbers and times of a configuration may be.
+//! What numbers, times and paths of a configuration may be.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tapio_wire::limits::FRAME_EVENTS_MAX;
@@ -44,9 +45,51 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Paths that must point somewhere.
+    pub(super) fn pointed(&self) -> Result<(), (&'static str, String)> {
+        let is_empty = |path: &Path| path.as_os_str().is_empty();
+        let problem = |what: &str| format!("it is empty: name {what}, or leave it out");
+        if is_empty(&self.archive.dir) {
+            return Err(("archive.dir", problem("a directory")));
+        }
+        if self.correlation.patterns.as_deref().is_some_and(is_empty) {
+            return Err(("correlation.patterns", problem("a directory")));
+        }
+        if self.cluster.peer_tls.as_ref().is_some_and(|tls| is_empty(&tls.ca)) {
+            return Err(("cluster.peer_tls.ca", "name the CA of the servers' certificates".into()));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::parse;
+
+    #[test]
+    fn what_would_be_off_or_elsewhere_without_a_word_is_refused() {
+        for (text, key, says) in [
+            ("archive: {dir: 5}", "archive.dir", "`5` is no text"),
+            ("archive: {dir: ''}", "archive.dir", "name a directory"),
+            ("correlation: {patterns: ''}", "correlation.patterns", "name a directory"),
+            ("archive:\n  remote:\n", "archive.remote", "leave it out"),
+            ("deliver:\n  webhook:\n", "deliver.webhook", "leave it out"),
+            ("deliver: {webhook: {url: 'http://:80/a'}}", "deliver.webhook.url", "as https://host"),
+            ("deliver: {webhook: {url: 'http://a:0/b'}}", "deliver.webhook.url", "port 0"),
+            ("cluster:\n  peer_tls:\n", "cluster.peer_tls", "leave it out"),
+            ("cluster: {peer_tls: {}}", "cluster.peer_tls.ca", "name the CA"),
+            ("cluster: {url: 'nats://'}", "cluster.url", "names no host"),
+            ("cluster: {url: 'nats://a:4222, nats://:4222'}", "cluster.url", "`nats://:4222`"),
+            ("cluster: {url: 'nats://a:0'}", "cluster.url", "port 0"),
+            ("cluster: {url: ' , '}", "cluster.url", "names no host"),
+            ("cluster: {url: 'ws://a:4222'}", "cluster.url", "nats:// nor tls://"),
+            ("logging: {level: ''}", "logging.level", "none of trace, debug, info, warn, error, off"),
+        ] {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(&format!("{key}: ")) && error.contains(says) && error.contains("line"), "{error}");
+        }
+    }
 
     /// The last value that is accepted, and the next one, which is not.
     #[test]

@@ -17,10 +17,13 @@ use crate::findings::Severity;
 #[serde(deny_unknown_fields, default)]
 pub struct DeliverSection {
     /// Where findings are sent, each version of each finding at least once, by the server that leads.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub webhook: Option<WebhookSection>,
     /// Alertmanagers that get each finding as an alert.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub alertmanager: Option<AlertmanagerSection>,
     /// Events on the pods and workloads that findings are about, for `kubectl describe` and `kubectl get events`.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub kubernetes_events: Option<KubernetesEventsSection>,
 }
 
@@ -105,6 +108,7 @@ pub struct WebhookSection {
     #[schemars(example = "/etc/tapio/webhook/token")]
     pub token_file: Option<PathBuf>,
     /// TLS to an `https://` address.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub tls: Option<ClientFiles>,
     /// How long the receiver may take to answer.
     #[serde(deserialize_with = "units::duration")]
@@ -142,7 +146,11 @@ fn address(url: &str, token_key: &str) -> Result<Address, String> {
         Some("http") => false,
         _ => return Err(wrong("begins with neither http:// nor https://")),
     };
-    let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
+    let authority = uri.authority().filter(|authority| !authority.host().is_empty());
+    let authority = authority.ok_or_else(|| wrong("names no host"))?;
+    if uri.port_u16() == Some(0) {
+        return Err(wrong("has port 0"));
+    }
     if authority.as_str().contains('@') {
         return Err(wrong(&format!("must not hold a password; use {token_key}")));
     }

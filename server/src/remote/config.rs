@@ -173,8 +173,11 @@ impl RemoteSection {
         }
         match self.endpoint.as_deref().map(|endpoint| endpoint.split_once("://")) {
             None => Ok(()),
-            Some(Some(("https", host))) if !host.is_empty() => Ok(()),
-            Some(Some(("http", host))) if !host.is_empty() && self.allow_http => Ok(()),
+            Some(Some((_, host))) if host.is_empty() || host.starts_with(['/', ':']) => {
+                Err(("archive.remote.endpoint", "it names no host: as https://host:9000".to_owned()))
+            }
+            Some(Some(("https", _))) => Ok(()),
+            Some(Some(("http", _))) if self.allow_http => Ok(()),
             Some(Some(("http", _))) => {
                 Err(("archive.remote.endpoint", "http:// needs archive.remote.allow_http: true".to_owned()))
             }

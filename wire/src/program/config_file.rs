@@ -40,6 +40,20 @@ pub fn numbers_within(numbers: &[(&'static str, u64, RangeInclusive<u64>)]) -> R
     }
 }
 
+/// The levels of a log, the quietest last.
+pub const LOG_LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
+
+/// Whether `logging.level` is one.
+///
+/// # Errors
+/// Its key, and what it may be.
+pub fn known_log_level(level: &str) -> Result<(), (&'static str, String)> {
+    match LOG_LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
+        true => Ok(()),
+        false => Err(("logging.level", format!("`{level}` is none of {}", LOG_LEVELS.join(", ")))),
+    }
+}
+
 /// Bounds of a time: `0s` turns off what it paces, where it may.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
 
@@ -144,6 +144,9 @@ impl YamlError {
             (serde_saphyr::Error::InvalidScalar { ty, .. }, Some(written)) => {
                 format!("invalid value `{written}`, expected {ty}")
             }
+            (serde_saphyr::Error::QuotingRequired { .. }, Some(written)) => {
+                format!("`{written}` is no text: write one, or \"{written}\" in quotes where this is what it says")
+            }
             _ => UserMessageFormatter.format_message(error).into_owned(),
         };
         // What is quoted from the file reaches terminals and logs.
@@ -187,6 +190,8 @@ fn options() -> Options {
         // As YAML 1.2 has them: `0755` and `1_000` are text where a type does not ask for a number.
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
+        // A number or a truth value where a text belongs is a slip more often than a name.
+        no_schema: true,
         with_snippet: false,
     }
 }
@@ -218,6 +223,18 @@ pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(dese
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
+/// For `deserialize_with`: a section that may be left out. Named without its keys it would be as good as left out, and what it
+/// turns on would be off without a word.
+///
+/// # Errors
+/// When it has no keys, and those of `T`.
+pub fn named<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    match Option::deserialize(deserializer)? {
+        Some(section) => Ok(Some(section)),
+        None => Err(D::Error::custom("it has no keys: write those that it needs, or leave it out")),
+    }
+}
+
 /// Writes a value as one document, without `---`.
 ///
 /// # Errors
@@ -240,6 +257,8 @@ mod tests {
         #[serde(deserialize_with = "or_default")]
         names: Vec<String>,
         needed: Section,
+        #[serde(deserialize_with = "named")]
+        spool: Option<Section>,
     }
 
     #[derive(Debug, Default, Deserialize)]
@@ -279,6 +298,10 @@ mod tests {
             ("server:\n  port: 1\n  port: 2\n", &["server: duplicate", "port", "line 3 column 3"]),
             ("server: {}\nnames: []\nserver: {}\n", &["duplicate", "`server`", "line 3 column 1"]),
             ("needed:\n", &["needed: ", "line 1"]),
+            ("spool:\n  # name: a\n", &["spool: ", "it has no keys", "leave it out", "line 1"]),
+            ("server:\n  name: 5\n", &["server.name: ", "`5` is no text", "\"5\" in quotes", "line 2 column 9"]),
+            ("server: {name: true}\n", &["server.name: ", "`true` is no text", "line 1 column 16"]),
+            ("names: [a, 0755]\n", &["names[1]: ", "`0755`", "line 1 column 12"]),
             ("names: [\n", &["names", "line"]),
             ("server: *unknown\n", &["line 1 column"]),
         ] {
@@ -293,7 +316,7 @@ mod tests {
     #[test]
     fn values_are_those_of_yaml_1_2() {
         let text =
-            "server: {port: 1, is_on: true, room: 64MiB, wait: 5m, mode: off, name: off}\nnames: [no, '1', 0755]\n";
+            "server: {port: 1, is_on: true, room: 64MiB, wait: 5m, mode: off, name: off}\nnames: [no, '1', '0755']\n";
         let file: File = from_str(text).expect("accepted");
         assert_eq!((file.server.port, file.server.is_on, file.server.room), (1, true, 64 << 20));
         assert_eq!((file.server.mode, file.server.name.as_deref()), (Mode::Off, Some("off")));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tapio_wire::limits::is_node_name;
-use tapio_wire::program::config_file::{Times, numbers_within, times_within};
+use tapio_wire::program::config_file::{Times, known_log_level, numbers_within, times_within};
 use tapio_wire::program::tls::ClientFiles;
 
 use super::{Config, ConfigError};
@@ -35,6 +35,18 @@ impl Config {
                 );
             }
         }
+        if !SOURCE_NAMES.iter().any(|source| self.runs(source)) {
+            return invalid(
+                "collector.enabled_collectors",
+                format!(
+                    "nothing would be watched: list some of {} that `collectors` leaves on",
+                    SOURCE_NAMES.join(", ")
+                ),
+            );
+        }
+        if self.collector.log_dir.as_os_str().is_empty() {
+            return invalid("collector.log_dir", "it is empty: name a directory, or leave it out".into());
+        }
         let rate = self.collector.sampling_rate;
         if !(rate > 0.0 && rate <= 1.0) {
             return invalid("collector.sampling_rate", format!("{rate} is not above 0 and up to 1"));
@@ -54,13 +66,10 @@ impl Config {
                     .into(),
             );
         }
-        if self.logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
-            return invalid(
-                "logging.level",
-                format!("`{}` is none of error, warn, info, debug, trace, off", self.logging.level),
-            );
+        match known_log_level(&self.logging.level) {
+            Err((key, problem)) => invalid(key, problem),
+            Ok(()) => Ok(()),
         }
-        Ok(())
     }
 
     /// Servers, TLS, the token, the spool.
