@@ -131,7 +131,7 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
     let mut client = Client::connect(&server.address())?;
     let mut watch = FindingWatch::start(&server.address())?;
     let kill = |stage: &mut Stage, watch: &mut FindingWatch, times: usize| {
-        measure::run(&mut stage.injector, Fault::Kill, (times, Duration::ZERO), std::slice::from_mut(watch), |_| {})
+        measure::run(&mut stage.injector, Fault::Kill, (times, Duration::ZERO), std::slice::from_mut(watch), |_| Ok(()))
     };
     // As busy as the floods make the machine, but without a flood.
     let busy = [SPIN; 3].map(|script| Flood::start(&mut stage, |_| script.into()));

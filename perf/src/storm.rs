@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tapio_wire::complain;
 use tapio_wire::service::StatusResponse;
 
 use crate::client::Client;
@@ -172,7 +173,7 @@ pub fn run(options: &StormOptions) -> Result<StormReport, Error> {
         if !options.is_quiet && reported_at.elapsed() >= PROGRESS_INTERVAL {
             reported_at = Instant::now();
             let processes = storm.made.processes.load(Ordering::Relaxed);
-            eprintln!("{:>5} s: {processes} processes made", start.elapsed().as_secs());
+            complain!("{:>5} s: {processes} processes made", start.elapsed().as_secs());
         }
     }
     storm.stop()?;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tapio_probes::mountinfo;
+use tapio_wire::complain;
 
 use crate::error::{Context, Error};
 
@@ -179,7 +180,7 @@ fn remove(path: &Path) {
         }
         let has_children = fs::read_dir(path).is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()));
         if has_children || Instant::now() >= end {
-            eprintln!("tapio-perf: the cgroup {} is in use and stays", path.display());
+            complain!("tapio-perf: the cgroup {} is in use and stays", path.display());
             return;
         }
         let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();

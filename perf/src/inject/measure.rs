@@ -49,7 +49,7 @@ pub fn run(
     fault: Fault,
     (repeat, interval): (usize, Duration),
     watches: &mut [FindingWatch],
-    mut each: impl FnMut(&Measured),
+    mut each: impl FnMut(&Measured) -> Result<(), Error>,
 ) -> Result<Series, Error> {
     let mut series = Series {
         fault: fault.name().into(),
@@ -81,7 +81,7 @@ pub fn run(
         series.missing += usize::from(is_missing);
         measured.latency_us.into_iter().for_each(|us| latencies.record(us, 1));
         measured.elsewhere_latency_us.into_iter().for_each(|us| elsewhere.record(us, 1));
-        each(&measured);
+        each(&measured)?;
         series.injections.push(measured);
     }
     series.latency_us = latencies.summary();

@@ -109,7 +109,7 @@ pub fn compare(
     how_often: (usize, Duration),
     turns: u16,
     servers: usize,
-    mut each: impl FnMut(bool, &Measured),
+    mut each: impl FnMut(bool, &Measured) -> Result<(), Error>,
 ) -> Result<Comparison, Error> {
     if servers < 2 {
         return Err(Error::Invalid("one server has no log to compare: --servers must be at least 2".into()));

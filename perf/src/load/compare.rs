@@ -42,7 +42,7 @@ pub struct Percentiles {
 pub fn compare(
     options: &LoadOptions,
     rounds: u16,
-    mut each: impl FnMut(bool, &LoadReport),
+    mut each: impl FnMut(bool, &LoadReport) -> Result<(), Error>,
 ) -> Result<Comparison, Error> {
     let Some(several) = options.servers.filter(|several| several.count > 1) else {
         return Err(Error::Invalid("one server has no log to compare: --servers must be at least 2".into()));
@@ -52,7 +52,7 @@ pub fn compare(
         for with_log in [false, true] {
             let servers = Some(SeveralServers { with_log, ..several });
             let report = run(&LoadOptions { servers, ..options.clone() })?;
-            each(with_log, &report);
+            each(with_log, &report)?;
             comparison.is_sound &= report.is_sound();
             if with_log { &mut comparison.with_log } else { &mut comparison.without_log }.push(report);
         }

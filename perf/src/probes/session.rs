@@ -14,6 +14,7 @@ use tapio_probes::{
     Counter, LoadConfig, PROGRAMS, Probes, ProgramInfo, ProgramState, RunTime, Tuning, Yardstick, counter_index,
 };
 use tapio_ringbuf::{CounterArray, Poller, Reader};
+use tapio_wire::complain;
 
 use crate::error::Error;
 
@@ -163,7 +164,7 @@ impl Drop for Reading {
         if let Some(reader) = self.reader.take()
             && !matches!(reader.join(), Ok(Ok(_)))
         {
-            eprintln!("tapio-perf: the thread that reads the rings failed; records per second are too low");
+            complain!("tapio-perf: the thread that reads the rings failed; records per second are too low");
         }
     }
 }

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use tapio_wire::complain;
 
 use self::scenario::{Caused, Judged, Outcome, Scenario};
 use self::stage::Stage;
@@ -108,7 +109,7 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
         }
         interrupt::check()?;
         if !options.is_quiet {
-            eprintln!("causing {}", scenario.name);
+            complain!("causing {}", scenario.name);
         }
         match (scenario.cause)(&mut stage) {
             Ok(done) => caused.push((scenario, done)),

@@ -12,12 +12,14 @@ mod source;
 mod stat;
 mod verify;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use tapio_wire::complain;
+use tapio_wire::program::output;
 
 use crate::archive::copy::CopyError;
 use crate::archive::damage::Damage;
@@ -109,15 +111,13 @@ pub fn exit_code(outcome: Result<Verdict, CommandError>) -> ExitCode {
         Err(_) => 1,
     };
     if let Err(error) = outcome {
-        eprintln!("tapio-server: {error}");
+        complain!("tapio-server: {error}");
     }
     ExitCode::from(code)
 }
 
 fn print(text: &str) -> Result<(), CommandError> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    Ok(output::print(text)?)
 }
 
 /// Damaged stretches that are named on standard error.
@@ -129,18 +129,18 @@ fn verdict_on(damages: &[Damage], undecodable: u64) -> Verdict {
         return Verdict::Done;
     }
     for damage in damages.iter().take(DAMAGES_NAMED_MAX) {
-        eprintln!("tapio-server: {damage}");
+        complain!("tapio-server: {damage}");
     }
     if damages.len() > DAMAGES_NAMED_MAX {
-        eprintln!("tapio-server: and {} more damaged stretches", damages.len() - DAMAGES_NAMED_MAX);
+        complain!("tapio-server: and {} more damaged stretches", damages.len() - DAMAGES_NAMED_MAX);
     }
     if undecodable > 0 {
-        eprintln!("tapio-server: {undecodable} frames cannot be decoded: their events are missing");
+        complain!("tapio-server: {undecodable} frames cannot be decoded: their events are missing");
     }
     let missing: u64 = damages.iter().filter_map(|damage| damage.missing).map(|missing| missing.events).sum();
     let is_more = undecodable > 0 || damages.iter().any(|damage| damage.missing.is_none());
     let at_least = if is_more { "at least " } else { "" };
-    eprintln!(
+    complain!(
         "tapio-server: DAMAGED: {at_least}{missing} acknowledged events are missing; `tapio-server archive verify` checks every record"
     );
     Verdict::Found

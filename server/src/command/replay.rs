@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
+use tapio_wire::complain;
 use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_duration;
 use tapio_wire::service::Finding;
@@ -95,7 +96,7 @@ impl ReplayArguments {
             Verdict::Done
         };
         let happened = Duration::from_nanos(ran.last_ns.saturating_sub(ran.first_ns.unwrap_or(ran.last_ns)));
-        eprintln!(
+        complain!(
             "{}, {} over {} replayed in {}: {:.0} times faster than they happened",
             text::count(ran.frames, "frame"),
             text::count(ran.events, "event"),

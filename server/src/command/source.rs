@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tapio_wire::complain;
 use tapio_wire::program::units::{human_bytes, parse_bytes};
 
 use super::{CommandError, progress};
@@ -86,7 +87,7 @@ impl Source {
         let bar = progress(0);
         let fetched = fetch.run(&mut |total| bar.set_length(total), &mut |bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
-        eprintln!(
+        complain!(
             "{} of {}, {}: {} of it fetched now",
             text::count(fetched.segments, "segment"),
             text::count(fetched.views.len() as u64, "archive"),

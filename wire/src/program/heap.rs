@@ -31,7 +31,7 @@ pub fn start_with(settings: &[(&str, &str)]) {
         }
         Err(error) => error,
     };
-    eprintln!("the heap's settings are not made, which costs memory and nothing else: {error}");
+    crate::complain!("the heap's settings are not made, which costs memory and nothing else: {error}");
 }
 
 /// As the runtime had it: an exec that fails leaves the signal at what a new program would start with, and then a peer that goes

@@ -12,6 +12,7 @@ pub mod dial;
 pub mod glob;
 pub mod heap;
 pub mod http;
+pub mod output;
 pub mod process;
 pub mod reference;
 pub mod tls;

@@ -4,7 +4,6 @@
 
 mod arguments;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use arguments::{
@@ -25,13 +24,15 @@ use tapio_perf::probes::{self, ProbesOptions};
 use tapio_perf::processes::collector::Resources;
 use tapio_perf::storm::{self, StormOptions};
 use tapio_perf::truth::{self, TruthOptions};
+use tapio_wire::complain;
+use tapio_wire::program::output;
 
 const CHECK_FAILED: u8 = 1;
 const NOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     if let Err(error) = tapio_wire::program::descriptors::raise_limit() {
-        eprintln!("tapio-perf: the limit of open files stays as it is: {error}");
+        complain!("tapio-perf: the limit of open files stays as it is: {error}");
     }
     let result = match Arguments::parse().command {
         // These must not start threads: a process that has left its pid namespace cannot.
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("tapio-perf: {error}");
+            complain!("tapio-perf: {error}");
             ExitCode::from(NOT_RUN)
         }
     }
@@ -55,8 +56,12 @@ fn main() -> ExitCode {
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::Invalid(error.to_string()))?;
-    println!("{text}");
-    Ok(())
+    say(&format!("{text}\n"))
+}
+
+/// Prints to standard output. A reader that has gone has seen enough; what was asked for is done all the same.
+fn say(text: &str) -> Result<(), Error> {
+    output::print_while_read(text).context(|| "write to standard output".into())
 }
 
 fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
@@ -82,10 +87,9 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
     };
     let is_sound = match arguments.compare_log {
         Some(rounds) => {
-            let comparison = compare::compare(&options, rounds, |with_log, report| {
-                if !is_json {
-                    println!("{} THE LOG\n{report}\n", if with_log { "WITH" } else { "WITHOUT" });
-                }
+            let comparison = compare::compare(&options, rounds, |with_log, report| match is_json {
+                true => Ok(()),
+                false => say(&format!("{} THE LOG\n{report}\n\n", if with_log { "WITH" } else { "WITHOUT" })),
             })?;
             print(is_json, &comparison)?;
             comparison.is_sound
@@ -103,8 +107,7 @@ fn print(as_json: bool, report: &(impl serde::Serialize + std::fmt::Display)) ->
     if as_json {
         return print_json(report);
     }
-    println!("{report}");
-    Ok(())
+    say(&format!("{report}\n"))
 }
 
 fn run_probes(arguments: ProbesArguments) -> Result<u8, Error> {
@@ -139,7 +142,7 @@ fn run_capacity(arguments: CapacityArguments) -> Result<u8, Error> {
     if arguments.json {
         print_json(&plan)?;
     } else {
-        print!("{plan}");
+        say(&plan.to_string())?;
     }
     Ok(0)
 }
@@ -168,11 +171,7 @@ fn run_flood(arguments: FloodArguments) -> Result<u8, Error> {
 fn run_truth(arguments: TruthArguments) -> Result<u8, Error> {
     if arguments.list {
         for scenario in truth::scenarios(&arguments.only) {
-            let line = format!("{:40}  {:30}  {}", scenario.name, scenario.kind, scenario.expected());
-            // Who has seen enough may go.
-            if writeln!(std::io::stdout(), "{line}").is_err() {
-                break;
-            }
+            say(&format!("{:40}  {:30}  {}\n", scenario.name, scenario.kind, scenario.expected()))?;
         }
         return Ok(0);
     }
@@ -205,8 +204,9 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
     if let (Some(turns), Some(several)) = (arguments.compare_log, several) {
         let comparison =
             own_servers::compare(&mut injector, arguments.fault, how_often, turns, several.count, |with_log, one| {
-                if !arguments.json {
-                    println!("{} the log: {one}", if with_log { "with" } else { "without" });
+                match arguments.json {
+                    true => Ok(()),
+                    false => say(&format!("{} the log: {one}\n", if with_log { "with" } else { "without" })),
                 }
             })?;
         print(arguments.json, &comparison)?;
@@ -222,10 +222,9 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
         Some(own) => own.watches(),
         None => watches.as_mut_slice(),
     };
-    let series = measure::run(&mut injector, arguments.fault, how_often, watched, |measured| {
-        if !arguments.json {
-            println!("{measured}");
-        }
+    let series = measure::run(&mut injector, arguments.fault, how_often, watched, |measured| match arguments.json {
+        true => Ok(()),
+        false => say(&format!("{measured}\n")),
     })?;
     own.map_or(Ok(()), OwnServers::stop)?;
     if arguments.json {
@@ -235,13 +234,13 @@ fn run_inject(arguments: &InjectArguments) -> Result<u8, Error> {
         }
     } else if arguments.measure {
         let found = series.injections.len() - series.missing;
-        println!("{found} of {} found: {}", series.injections.len(), series.latency_us);
+        say(&format!("{found} of {} found: {}\n", series.injections.len(), series.latency_us))?;
         if let Some(elsewhere) = &series.elsewhere_latency_us {
-            println!("by all servers: {elsewhere}");
+            say(&format!("by all servers: {elsewhere}\n"))?;
         }
     }
     if series.missing > 0 {
-        eprintln!(
+        complain!(
             "tapio-perf: {} of {} injections led to no finding within {} s",
             series.missing,
             series.injections.len(),

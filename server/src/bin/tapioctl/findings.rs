@@ -9,6 +9,7 @@ use tapio_server::findings::PatternSet;
 use tapio_server::query::SEVERITIES;
 use tapio_server::render;
 use tapio_wire::service::{Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, WatchFindingsRequest};
+use tapio_wire::complain;
 use tonic::Code;
 
 use super::output::{Format, nobody_reads, print};
@@ -123,7 +124,7 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
     }
     if count == 0 {
         for hint in unknown_names(&mut client, server, arguments).await? {
-            eprintln!("tapioctl: {}", render::clean(&hint));
+            complain!("tapioctl: {}", render::clean(&hint));
         }
     }
     Ok(())
@@ -236,7 +237,7 @@ async fn watch(server: &ServerAt, printing: Printing, since_ns: u64) -> Result<(
         match follow(&mut client, server, printing, from_ns, &mut shown).await {
             Err(failure) if server.may_go_on_after(&failure) => {
                 if let Failure::Unreachable(reason) | Failure::Broken(reason) = failure {
-                    eprintln!("tapioctl: {reason}; going on at the first server that answers");
+                    complain!("tapioctl: {reason}; going on at the first server that answers");
                 }
             }
             outcome => return outcome,
@@ -258,7 +259,7 @@ async fn follow(
 ) -> Result<(), Failure> {
     learn_who_is_missing(client, server).await?;
     // It goes on until it is interrupted: what is missing at its start is said there, and later in each finding.
-    eprint!("{}", server.missing());
+    server.complain();
     server.ask_anew();
     let mut stream = client
         .watch_findings(WatchFindingsRequest { since_ns })

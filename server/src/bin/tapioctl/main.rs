@@ -21,6 +21,7 @@ use output::{Format, print};
 use server::{Failure, ServerAt};
 use tapio_server::render::{self, Style};
 
+use tapio_wire::complain;
 /// Ask a tapio-server what died, why, and what to do about it.
 #[derive(Parser)]
 #[command(
@@ -92,14 +93,14 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("tapioctl: cannot start: {error}");
+            complain!("tapioctl: cannot start: {error}");
             return ExitCode::from(1);
         }
     };
     let server = std::mem::take(&mut arguments.server);
     let outcome = runtime.block_on(run(arguments, &server));
     if !server.is_complete() {
-        eprint!("{}", server.missing());
+        server.complain();
     }
     let (message, code) = match outcome {
         Ok(()) if server.is_complete() => return ExitCode::SUCCESS,
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
             3,
         ),
     };
-    eprintln!("tapioctl: {message}");
+    complain!("tapioctl: {message}");
     ExitCode::from(code)
 }
 

@@ -1,13 +1,13 @@
 //! Formats that kubectl's users expect.
 
-use std::io::{self, Write};
+use std::io;
 use std::thread;
 
 use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use serde_json::Value;
-use tapio_wire::program::yaml;
+use tapio_wire::program::{output, yaml};
 use tokio::sync::oneshot;
 
 use super::server::Failure;
@@ -40,9 +40,7 @@ impl Format {
 
 /// Writes to standard output, at once.
 pub fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    Ok(output::print(text)?)
 }
 
 /// Ends when nobody reads standard output any more: a watcher need not wait for the next finding to notice. Never ends where that

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tapio_server::render;
+use tapio_wire::complain;
 use tapio_wire::program::dial;
 use tapio_wire::program::tls::{ClientFiles, Watched};
 use tapio_wire::program::token::{Bearer, TokenFile};
@@ -159,13 +160,13 @@ impl ServerAt {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Whose parts were missing, for people.
-    pub fn missing(&self) -> String {
+    /// Says on standard error whose parts were missing.
+    pub fn complain(&self) {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let line = |missing: &Unanswered| {
             if missing.server.is_empty() {
                 // The only server there is answered, though not with all of it.
-                return format!("incomplete: {}\n", render::clean(&missing.reason));
+                return complain!("incomplete: {}", render::clean(&missing.reason));
             }
             let server = render::clean(&missing.server);
             let nodes = match missing.nodes.len() {
@@ -173,9 +174,9 @@ impl ServerAt {
                 count if count > NODES_NAMED_MAX => format!(" ({count} nodes shipped to it last)"),
                 _ => format!(" (nodes that shipped to it last: {})", render::clean(&missing.nodes.join(", "))),
             };
-            format!("incomplete: the part of server {server} is missing{nodes}: {}\n", render::clean(&missing.reason))
+            complain!("incomplete: the part of server {server} is missing{nodes}: {}", render::clean(&missing.reason));
         };
-        missing.values().map(line).collect()
+        missing.values().for_each(line);
     }
 }
 
