@@ -5,11 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use tapio_collector::budget::memory::load_config;
 use tapio_collector::pipeline::Pipeline;
@@ -17,6 +18,9 @@ use tapio_collector::settings::config::{Config, LogFormat};
 use tapio_collector::settings::log_limit::LogLimit;
 use tapio_collector::settings::reload::{LOOK_INTERVAL, Reload};
 use tapio_probes::{Probes, ProgramState};
+use tapio_wire::complain;
+use tapio_wire::program::config_file::LOG_LEVELS;
+use tapio_wire::program::output;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -32,8 +36,8 @@ struct Arguments {
     /// A server's host:port, instead of grpc.server_endpoints; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     server: Vec<String>,
-    /// error, warn, info, debug or trace, instead of logging.level.
-    #[arg(long, value_name = "LEVEL")]
+    /// The least that is logged, instead of logging.level.
+    #[arg(long, value_name = "LEVEL", ignore_case = true, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
     /// The kernel's type information, instead of /sys/kernel/btf/vmlinux.
     #[arg(long, value_name = "FILE", env = "TAPIO_BTF", global = true)]
@@ -76,7 +80,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("tapio-collector: {error}");
+            complain!("tapio-collector: {error}");
             ExitCode::FAILURE
         }
     }
@@ -84,7 +88,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match arguments.command {
-        Some(Command::Check) => return Ok(check(arguments.config.as_deref())),
+        Some(Command::Check) => return check(arguments.config.as_deref()),
         Some(Command::Config { reference }) => {
             return print(&if reference { Config::reference() } else { Config::commented_defaults() });
         }
@@ -100,7 +104,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if arguments.btf.is_some() {
         config.collectors.ebpf.btf = arguments.btf;
     }
-    config.validate("command line")?;
+    if let Err(error) = config.validate("command line") {
+        complain!("tapio-collector: {error}");
+        return Ok(ExitCode::from(2));
+    }
     if let Some(Command::Probes { json }) = arguments.command {
         return probes(&config, json);
     }
@@ -147,19 +154,16 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     outcome
 }
 
-fn check(path: Option<&Path>) -> ExitCode {
+fn check(path: Option<&Path>) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let Some(path) = path else {
-        eprintln!("tapio-collector: name the file to check with --config");
-        return ExitCode::from(2);
+        complain!("tapio-collector: name the file to check with --config");
+        return Ok(ExitCode::from(2));
     };
     match Config::load(Some(path)) {
-        Ok(_) => {
-            println!("{}: accepted", path.display());
-            ExitCode::SUCCESS
-        }
+        Ok(_) => print(&format!("{}: accepted\n", path.display())),
         Err(error) => {
-            eprintln!("tapio-collector: {error}");
-            ExitCode::from(2)
+            complain!("tapio-collector: {error}");
+            Ok(ExitCode::from(2))
         }
     }
 }
@@ -172,8 +176,12 @@ fn is_coloured() -> bool {
 /// Starts logging; what it returns changes the level.
 fn start_logging(config: &Config, limit: LogLimit) -> Box<dyn Fn(&str) + Send> {
     let filter = EnvFilter::new(&config.logging.level);
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_coloured()).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(is_coloured())
+        .with_writer(std::io::stderr)
+        // It would be printed to the same pipe that nobody reads, and end the thread with a panic.
+        .log_internal_errors(false);
     match config.logging.format {
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_filter_reloading();
@@ -232,8 +240,6 @@ fn probes(config: &Config, json: bool) -> Result<ExitCode, Box<dyn std::error::E
 
 /// Prints to standard output. A reader that closes the pipe early is no error.
 fn print(text: &str) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    output::print_while_read(text)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -162,6 +162,60 @@ fn probes_without_privileges_are_refused() {
     assert!(lower.contains("root") || lower.contains("cap_bpf"), "it does not say which rights it needs:\n{said}");
 }
 
+/// A load run, as far as `tapio-perf capacity` needs one.
+const LOAD_RUN: &str = r#"{"nodes": 1, "events_archived": 10, "events_per_second": 1.0, "bytes_wire": 100, "ledger_closes": true,
+    "collector": {"cpu_ns_per_event": 1.0, "rss_bytes": 1}, "server": {"cpu_ns_per_event": 1.0, "rss_bytes": 1}}"#;
+
+#[test]
+fn a_reader_that_leaves_ends_no_program_with_a_panic() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = folder.path().join("run.json");
+    fs::write(&run, LOAD_RUN).expect("written");
+    let run = run.to_str().expect("a path");
+    let defaults = folder.path().join("config.yaml");
+    fs::write(&defaults, "logging: {level: info}\n").expect("written");
+    let defaults = defaults.to_str().expect("a path");
+    for (name, arguments, code) in [
+        ("tapio-perf", &["capacity", "--nodes", "3", "--measured", run][..], 0),
+        ("tapio-perf", &["capacity", "--nodes", "3", "--measured", run, "--json"], 0),
+        ("tapio-perf", &["truth", "--list"], 0),
+        ("tapio-collector", &["config"], 0),
+        ("tapio-collector", &["check", "--config", defaults], 0),
+        ("tapio-server", &["config"], 0),
+        ("tapio-server", &["check", "--config", defaults], 0),
+        ("tapioctl", &["completions", "bash"], 0),
+        // Their errors go to a pipe that nobody reads, too.
+        ("tapio-perf", &["load", "--nodes", "0"], 2),
+        ("tapio-collector", &["check"], 2),
+        ("tapio-server", &["check"], 2),
+        ("tapioctl", &["--server", "127.0.0.1:1", "status"], 3),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(program(name));
+        command.args(arguments).stdout(writer.try_clone().expect("the same")).stderr(writer);
+        let status = command.status().expect("it starts");
+        assert_eq!(status.code(), Some(code), "{name} {arguments:?}: {status}");
+    }
+}
+
+#[test]
+fn wrong_flags_are_wrong_usage_and_name_what_is_right() {
+    for (name, arguments, words) in [
+        ("tapio-server", &["--log-level", "loud"][..], &["loud", "trace, debug, info, warn, error, off"][..]),
+        ("tapio-collector", &["--log-level", "loud"], &["loud", "trace, debug, info, warn, error, off"]),
+        ("tapio-server", &["--cluster-url", "nats://"], &["cluster.url", "names no host", "nats://host:4222"]),
+        ("tapio-collector", &["--server", "nowhere"], &["server_endpoints", "nowhere", "host:port"]),
+        ("tapioctl", &["findings", "--severity", "loud"], &["loud", "info, low, medium, high, critical"]),
+        ("tapio-perf", &["load", "--profile", "loud"], &["loud", "mixed"]),
+    ] {
+        let output = Command::new(program(name)).args(arguments).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {said}");
+        assert_says(&said, words);
+    }
+}
+
 #[test]
 fn tapio_perf_refuses_what_makes_no_sense() {
     let perf = |arguments: &[&str]| {

@@ -10,11 +10,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use tapio_server::budget::Budget;
 use tapio_server::command::{self, ArchiveCommand, ReplayArguments};
-use tapio_server::config::{Config, LogFormat};
+use tapio_server::config::{Config, ConfigError, LogFormat};
 use tapio_server::pipeline::Pipeline;
+use tapio_wire::complain;
+use tapio_wire::program::config_file::LOG_LEVELS;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -46,8 +49,8 @@ struct Arguments {
     /// The file with the user's password, instead of cluster.password_file.
     #[arg(long, value_name = "FILE", env = "TAPIO_CLUSTER_PASSWORD_FILE")]
     cluster_password_file: Option<PathBuf>,
-    /// error, warn, info, debug or trace, instead of logging.level.
-    #[arg(long, value_name = "LEVEL")]
+    /// The least that is logged, instead of logging.level.
+    #[arg(long, value_name = "LEVEL", ignore_case = true, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -100,17 +103,25 @@ fn main() -> ExitCode {
             Command::Config { reference } => command::print_config(reference),
         });
     }
-    match run(arguments) {
+    let config = match configured(arguments) {
+        Ok(config) => config,
+        Err((error, code)) => {
+            complain!("tapio-server: {error}");
+            return code;
+        }
+    };
+    match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tapio-server: {error}");
+            complain!("tapio-server: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    let mut config = Config::load(arguments.config.as_deref())?;
+/// The configuration as flags change it, or why not and the exit code: a wrong flag is wrong usage.
+fn configured(arguments: Arguments) -> Result<Config, (ConfigError, ExitCode)> {
+    let mut config = Config::load(arguments.config.as_deref()).map_err(|error| (error, ExitCode::FAILURE))?;
     if let Some(address) = arguments.address {
         config.server.address = address;
     }
@@ -129,8 +140,12 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(level) = arguments.log_level {
         config.logging.level = level;
     }
-    config.validate("command line")?;
-    start_logging(&config);
+    config.validate("command line").map_err(|error| (error, ExitCode::from(2)))?;
+    Ok(config)
+}
+
+fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    start_logging(config);
     // Each collector is a connection.
     tapio_wire::program::descriptors::raise_limit_and_log();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -142,7 +157,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let pipeline = tokio::select! {
-            started = Pipeline::start(&config) => started?,
+            started = Pipeline::start(config) => started?,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };
@@ -179,8 +194,12 @@ fn start_logging(config: &Config) {
     // The audit log is written whatever the level.
     let audit = if config.logging.audit { ",audit=info" } else { ",audit=off" };
     let filter = EnvFilter::new(format!("{}{audit}", config.logging.level));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_coloured()).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(is_coloured())
+        .with_writer(std::io::stderr)
+        // It would be printed to the same pipe that nobody reads, and end the thread with a panic.
+        .log_internal_errors(false);
     match config.logging.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.init(),
