@@ -258,7 +258,18 @@ fn the_pattern_that_is_taught_is_accepted() {
     }
     let directory = folder.path().to_str().expect("a path");
     let said = pages::printed("tapio-server", &["check", "--patterns", directory]);
-    assert!(said.contains("accepted"), "{said}");
+    assert!(said.contains("accepted") && !said.contains("replaces"), "{said}");
+    // One that takes the place of a built-in pattern is named.
+    let own = folder.path().join("own.yaml");
+    fs::copy(pages::root().join("server/patterns/crashed.yaml"), &own).expect("copied");
+    let said = pages::printed("tapio-server", &["check", "--patterns", directory]);
+    assert!(said.contains("own.yaml: replaces the built-in pattern crashed"), "{said}");
+    fs::remove_file(&own).expect("removed");
+    // And a folder without any is no folder of patterns.
+    let empty = tempfile::tempdir().expect("a folder");
+    let output = pages::program("tapio-server", &["check", "--patterns", empty.path().to_str().expect("a path")]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("no pattern in it"), "{said}");
     // And one that is not understood is refused with its line.
     fs::write(folder.path().join("0.yaml"), blocks[0].replace("clue: exit", "clue: exti")).expect("written");
     let output = pages::program("tapio-server", &["check", "--patterns", directory]);

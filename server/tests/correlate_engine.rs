@@ -237,6 +237,10 @@ fn a_wrong_pattern_is_reported_with_file_and_line() {
         ("clue: exit", "clue: exit\n    count: {min: 2, distinct: colour}", 17, "has no colour"),
         ("clue: exit", "clue: exit\n    may_be_lost: true", 15, "may be lost"),
         ("{base: 0.5}", "{base: 1.5}", 9, "between 0 and 1"),
+        ("exit_code: {min: 3}", "entity_kind: contaner", 17, "never contaner: it is one of container, host"),
+        ("exit_code: {min: 3}", "process_role: {not: [first, secnd]}", 17, "never secnd"),
+        ("exit_code: {min: 3}", "entity_kind: {starts: 5}", 17, "starts with 5"),
+        ("summary: s", "summary: 5", 3, "`5` is no text"),
         ("{base: 0.5}", "{base: 0.5, minus: {exit: 0.1}}", 9, "no optional step"),
     ] {
         let text = VALID.replace(from, to);
@@ -255,6 +259,8 @@ fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     std::fs::write(&file, &text).expect("it can be written");
     let patterns = PatternSet::load(Some(directory.path())).expect("it is valid");
     assert_eq!(patterns.patterns()[0].id, "exited-with-error");
+    let own: Vec<_> = patterns.own().iter().map(|own| (own.id.as_str(), own.is_built_in)).collect();
+    assert_eq!(own, [("exited-with-error", true)]);
     let mut node = Node::new("n1");
     let host = node.host("/");
     node.exit(SECOND, Process::of_node(host, 9, "x"), 2 << 8);
@@ -268,6 +274,10 @@ fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     std::fs::write(directory.path().join("zz.yaml"), &text).expect("it can be written");
     let error = PatternSet::load(Some(directory.path())).expect_err("two files, one id");
     assert!(error.file.ends_with("zz.yaml") && error.place == Place { line: 1, column: 5 }, "{error}");
+    let absorbing = VALID.replace("advice: []", "absorbs: {crash-lop: pod}\nadvice: []");
+    std::fs::write(directory.path().join("zz.yaml"), absorbing).expect("it can be written");
+    let error = PatternSet::load(Some(directory.path())).expect_err("no such pattern").to_string();
+    assert!(error.contains("zz.yaml") && error.contains("crash-lop"), "{error}");
 }
 
 /// Lets nothing through until it is opened.

@@ -316,6 +316,9 @@ pub enum EntityKind {
 }
 
 impl EntityKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [Self::Host, Self::Container, Self::Pod, Self::Unit, Self::Node, Self::Workload];
+
     /// The name that people see.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
 //! `tapio-server check` and `tapio-server config`: what may be configured, and whether a file does it right.
 
+use std::fmt;
 use std::path::Path;
 
 use super::{CommandError, Verdict, print};
@@ -14,20 +15,41 @@ pub fn check(config: Option<&Path>, patterns: Option<&Path>) -> Result<Verdict, 
     if config.is_none() && patterns.is_none() {
         return Err(CommandError::Usage("name the file to check with --config, or patterns with --patterns".into()));
     }
-    let refused = |error: &dyn std::fmt::Display| CommandError::Usage(error.to_string());
+    let refused = |error: &dyn fmt::Display| CommandError::Usage(error.to_string());
     let loaded = Config::load(config).map_err(|error| refused(&error))?;
     let directory = patterns.or(loaded.correlation.patterns.as_deref());
     let built_in = PatternSet::load(None).map_err(|error| refused(&error))?.patterns().len();
     let set = PatternSet::load(directory).map_err(|error| refused(&error))?;
+    let has_none = directory.filter(|_| set.own().is_empty()).map(NoPattern);
+    if let Some(none) = has_none.filter(|_| patterns.is_some()) {
+        return Err(refused(&none));
+    }
     if let Some(config) = config {
         print(&format!("{}: accepted\n", config.display()))?;
     }
-    if let Some(directory) = directory {
-        let all = set.patterns().len();
-        let directory = directory.display();
-        print(&format!("{directory}: accepted; with it there are {all} patterns, {built_in} are built in\n"))?;
+    match (directory, has_none) {
+        (_, Some(none)) => print(&format!("{none}\n"))?,
+        (Some(directory), None) => {
+            let all = set.patterns().len();
+            let directory = directory.display();
+            print(&format!("{directory}: accepted; with it there are {all} patterns, {built_in} are built in\n"))?;
+        }
+        (None, None) => {}
+    }
+    for own in set.own().iter().filter(|own| own.is_built_in) {
+        print(&format!("{}: replaces the built-in pattern {}\n", own.file, own.id))?;
     }
     Ok(Verdict::Done)
+}
+
+/// Says that a directory holds no pattern.
+#[derive(Clone, Copy)]
+pub(super) struct NoPattern<'a>(pub &'a Path);
+
+impl fmt::Display for NoPattern<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: no pattern in it: one is a file that ends in .yaml or .yml", self.0.display())
+    }
 }
 
 /// Prints every key: as YAML with defaults, or as tables.

@@ -13,6 +13,7 @@ use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_duration;
 use tapio_wire::service::Finding;
 
+use super::check::NoPattern;
 use super::{CommandError, Source, Verdict, moment, print, progress, style, verdict_on};
 use crate::archive::damage::Damage;
 use crate::archive::reader::{Reader, Selection};
@@ -61,6 +62,9 @@ impl ReplayArguments {
         };
         let patterns =
             PatternSet::load(self.patterns.as_deref()).map_err(|error| CommandError::Usage(error.to_string()))?;
+        if let Some(directory) = self.patterns.as_deref().filter(|_| patterns.own().is_empty()) {
+            return Err(CommandError::Usage(NoPattern(directory).to_string()));
+        }
         let directory = self.source.directory();
         if self.diff && directory.is_none() {
             let problem = "--diff compares with a server's stored findings, which are in its directory alone";

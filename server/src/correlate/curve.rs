@@ -37,6 +37,9 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// Every shape.
+    pub const ALL: [Self; 6] = [Self::Leak, Self::Spike, Self::Cache, Self::Tmpfs, Self::Steady, Self::Unclear];
+
     /// As patterns name it.
     pub fn name(self) -> &'static str {
         match self {

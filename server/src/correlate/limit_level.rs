@@ -37,6 +37,10 @@ pub fn is_pod_cgroup(path: &str) -> bool {
 }
 
 impl LimitLevel {
+    /// Every level.
+    pub const ALL: [Self; 8] =
+        [Self::Own, Self::Inner, Self::Pod, Self::Qos, Self::Allocatable, Self::Slice, Self::Unit, Self::Other];
+
     /// The level of a cgroup with a limit, by its path, and whether it is the victim's own entity.
     pub fn of(limit: &str, victim: &EntityInfo, height: u32) -> Self {
         let last = limit.trim_end_matches('/').rsplit('/').next().unwrap_or_default();

@@ -41,7 +41,7 @@ use tapio_wire::service::ShardStatus;
 
 pub use bus::{BusClosed, ClueBus, FrameBegun, InProcessBus, NodeClock};
 pub(crate) use bus::{LogUpdate, Message};
-pub use curve::{Summary as CurveSummary, summary as curve_summary};
+pub use curve::{Shape as CurveShape, Summary as CurveSummary, summary as curve_summary};
 pub use field_name::FieldName;
 pub use generations::Generations;
 pub use loss::{Dropped, Interval, Intervals, LossBook, LossView, Lost};

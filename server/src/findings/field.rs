@@ -303,7 +303,7 @@ fields! {
     TalkerShare => "talker_share", Number, CONNTRACK;
 }
 
-fn role_name(role: Role) -> &'static str {
+pub(super) fn role_name(role: Role) -> &'static str {
     match role {
         Role::Unknown => "unknown",
         Role::First => "first",

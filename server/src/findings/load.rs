@@ -15,6 +15,7 @@ use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, St
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
+use super::words;
 use crate::correlate::clue::ClueKind;
 
 const FILES_MAX: usize = 256;
@@ -28,6 +29,15 @@ pub struct PatternError {
     pub file: String,
     pub place: Place,
     pub reason: String,
+}
+
+/// A pattern out of the operator's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPattern {
+    pub file: String,
+    pub id: String,
+    /// Its id is that of a built-in pattern, which it replaces.
+    pub is_built_in: bool,
 }
 
 /// `:4:11`; nothing for the file as a whole.
@@ -55,20 +65,37 @@ impl PatternSet {
         if let Some(directory) = directory {
             read_directory(directory, &mut files)?;
         }
-        let mut patterns = BTreeMap::new();
+        let (mut patterns, mut own) = (BTreeMap::<String, Pattern>::new(), Vec::<OwnPattern>::new());
         for (index, (file, text)) in files.iter().enumerate() {
             let (pattern, place) = parse(file, text)?;
-            let is_own = index >= embedded;
-            if let Some((_, true)) = patterns.get(&pattern.id) {
+            let id = pattern.id.clone();
+            if own.iter().any(|known| known.id == id) {
                 return Err(PatternError {
                     file: file.clone(),
                     place,
-                    reason: format!("another file of the directory has the id {}", pattern.id),
+                    reason: format!("another file of the directory has the id {id}"),
                 });
             }
-            patterns.insert(pattern.id.clone(), (pattern, is_own));
+            let is_built_in = patterns.insert(id.clone(), pattern).is_some();
+            if index >= embedded {
+                own.push(OwnPattern { file: file.clone(), id, is_built_in });
+            }
         }
-        Self::assemble(patterns.into_values().map(|(pattern, _)| pattern).collect())
+        for OwnPattern { file, id, .. } in &own {
+            let absorbs = patterns.get(id).into_iter().flat_map(|pattern| &pattern.absorbs);
+            if let Some((unknown, _)) = absorbs.into_iter().find(|(absorbed, _)| !patterns.contains_key(absorbed)) {
+                let reason = format!("`absorbs` names {unknown}, and no pattern has that id");
+                return Err(PatternError { file: file.clone(), place: Place::default(), reason });
+            }
+        }
+        let mut set = Self::assemble(patterns.into_values().collect())?;
+        set.own = own;
+        Ok(set)
+    }
+
+    /// The operator's patterns, in the order of their files.
+    pub fn own(&self) -> &[OwnPattern] {
+        &self.own
     }
 
     /// A set of the patterns in these texts alone; each comes with the name of its file.
@@ -304,7 +331,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
     for (name, condition) in &end.conditions {
         let located = |reason: String| (condition.place(), format!("ends: {reason}"));
         let field = Field::of_kind(name, kind).ok_or_else(|| located(no_field(&end.clue, name, kind)))?;
-        conditions.push(compile_condition(field, condition).map_err(located)?);
+        conditions.push(compile_condition(field, kind, condition).map_err(located)?);
     }
     Ok(Step {
         name: "end".into(),
@@ -338,7 +365,7 @@ fn compile_step(
     for (name, condition) in &step.conditions {
         let located = |reason: String| (condition.place(), format!("step {}: {reason}", *step.name));
         let (_, field) = resolve(&step.name, name).map_err(located)?;
-        conditions.push(compile_condition(field, condition).map_err(located)?);
+        conditions.push(compile_condition(field, kind, condition).map_err(located)?);
     }
     let mut same = Vec::new();
     for (name, reference) in &step.same {
@@ -387,9 +414,10 @@ fn compile_step(
     })
 }
 
-fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Condition, String> {
+fn compile_condition(field: Field, kind: ClueKind, condition: &ConditionFile) -> Result<Condition, String> {
     let value = |scalar: &Scalar| match (field.field_type(), scalar) {
-        (FieldType::Flag, Scalar::Flag(_)) | (FieldType::Text, Scalar::Text(_)) => Ok(scalar.clone()),
+        (FieldType::Flag, Scalar::Flag(_)) => Ok(scalar.clone()),
+        (FieldType::Text, Scalar::Text(word)) => words::check(field, kind, word).map(|()| scalar.clone()),
         (FieldType::Signal, Scalar::Text(name)) => {
             signal_number(name).map(Scalar::Number).ok_or_else(|| format!("no signal is called {name}"))
         }
@@ -429,7 +457,12 @@ fn compile_condition(field: Field, condition: &ConditionFile) -> Result<Conditio
             if !(starts.is_empty() && contains.is_empty()) && field.field_type() != FieldType::Text {
                 return Err(format!("{} is no text: it neither starts with anything nor contains it", field.name()));
             }
-            let texts = |scalars: &[Scalar]| Ok::<_, String>(values(scalars)?.iter().map(Scalar::to_string).collect());
+            // Parts of words.
+            let text = |scalar: &Scalar| match scalar {
+                Scalar::Text(text) => Ok(text.clone()),
+                other => Err(format!("{} neither starts with {other} nor contains it: it is a text", field.name())),
+            };
+            let texts = |scalars: &[Scalar]| scalars.iter().map(text).collect::<Result<Vec<_>, _>>();
             Condition {
                 field,
                 one_of: Vec::new(),

@@ -33,11 +33,12 @@ mod store;
 mod template;
 pub mod text;
 mod touched;
+mod words;
 mod worker;
 
 pub use finder::{Finder, FinderConfig, StartError};
 pub use finder_metrics::FinderMetrics;
-pub use load::PatternError;
+pub use load::{OwnPattern, PatternError};
 pub use pattern::PatternSet;
 pub use schema::Severity;
 pub use store::{Change, FindingStore, LookupError, Position};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::field::{Field, Value};
 use tapio_wire::program::yaml::Place;
 
-use super::load::PatternError;
+use super::load::{OwnPattern, PatternError};
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
 use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds};
@@ -277,6 +277,7 @@ impl Rules {
 /// All patterns, the highest priority first.
 #[derive(Debug)]
 pub struct PatternSet {
+    pub(super) own: Vec<OwnPattern>,
     patterns: Vec<Pattern>,
     kinds: ClueKinds,
     by_kind: Vec<Rules>,
@@ -332,7 +333,8 @@ impl PatternSet {
         Self::join(&mut patterns);
         // Death certificates, and who hangs together with whom, need these, whether a pattern asks for them or not.
         kinds.extend(ALWAYS);
-        Ok(Self { patterns, kinds: kinds.into_iter().collect(), by_kind, anchors, by_scope, by_step })
+        let kinds = kinds.into_iter().collect();
+        Ok(Self { own: Vec::new(), patterns, kinds, by_kind, anchors, by_scope, by_step })
     }
 
     /// Sets for each pattern which ones absorb it.

@@ -39,7 +39,7 @@ impl Correlation {
         address: SocketAddr,
         registry: &Registry,
     ) -> Result<Self, PipelineError> {
-        let patterns = Arc::new(PatternSet::load(config.correlation.patterns.as_deref())?);
+        let patterns = load_patterns(config)?;
         let losses = Arc::new(LossBook::default());
         let entities_max = config.correlation.max_entities.min(budget.entities_max);
         if entities_max < config.correlation.max_entities {
@@ -101,6 +101,17 @@ impl Correlation {
             cluster.watch(vitals);
         }
     }
+}
+
+fn load_patterns(config: &Config) -> Result<Arc<PatternSet>, PipelineError> {
+    let patterns = Arc::new(PatternSet::load(config.correlation.patterns.as_deref())?);
+    if let Some(directory) = config.correlation.patterns.as_ref().filter(|_| patterns.own().is_empty()) {
+        tracing::warn!(?directory, "correlation.patterns has no pattern: a file that ends in .yaml or .yml");
+    }
+    for own in patterns.own().iter().filter(|own| own.is_built_in) {
+        tracing::info!(file = own.file, pattern = own.id, "replaces the built-in pattern");
+    }
+    Ok(patterns)
 }
 
 /// Asks the finder from time to time whether it is there: it answers when it has dealt with what it was given before. Without a

@@ -48,9 +48,12 @@ pub enum Measure {
 }
 
 impl Measure {
+    /// Every measure.
+    pub const ALL: [Self; 3] = [Self::BlockLatency, Self::RunQueueLatency, Self::DnsLatency];
+
     /// The measure that a record's number names.
     pub fn from_u8(value: u8) -> Option<Self> {
-        [Self::BlockLatency, Self::RunQueueLatency, Self::DnsLatency].into_iter().find(|known| *known as u8 == value)
+        Self::ALL.into_iter().find(|known| *known as u8 == value)
     }
 
     /// The name that metrics and people use.

@@ -144,6 +144,9 @@ pub enum SenderClass {
 }
 
 impl SenderClass {
+    /// Every class.
+    pub const ALL: [Self; 6] = [Self::Kernel, Self::Itself, Self::Same, Self::Runtime, Self::OomDaemon, Self::Outside];
+
     /// The name that patterns use.
     pub fn name(self) -> &'static str {
         match self {
