@@ -127,6 +127,7 @@ impl Failure {
         let code = match status.code() {
             tonic::Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             tonic::Code::NotFound => StatusCode::NOT_FOUND,
+            tonic::Code::InvalidArgument => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status: code, message: status.message().to_owned() }
@@ -161,19 +162,29 @@ fn moment(text: Option<&str>) -> Result<Option<u64>, Failure> {
     text.map(|text| render::parse_since(text, now)).transpose().map_err(Failure::usage)
 }
 
+/// A filter's text. One that is there must say something: empty, it would choose everything.
+fn filter(name: &str, given: Option<String>) -> Result<String, Failure> {
+    match given {
+        Some(text) if text.is_empty() => {
+            Err(Failure::usage(format!("{name} is empty: give it a value, or leave it out")))
+        }
+        given => Ok(given.unwrap_or_default()),
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
 struct FindingsQuery {
     since: Option<String>,
-    limit: u32,
+    limit: Option<u32>,
     page_token: String,
-    severity: String,
-    pattern: String,
-    pod: String,
-    namespace: String,
-    node: String,
-    workload: String,
+    severity: Option<String>,
+    pattern: Option<String>,
+    pod: Option<String>,
+    namespace: Option<String>,
+    node: Option<String>,
+    workload: Option<String>,
 }
 
 async fn findings(
@@ -183,14 +194,17 @@ async fn findings(
     let Query(wanted) = wanted?;
     let request = ListFindingsRequest {
         since_ns: moment(wanted.since.as_deref())?.unwrap_or(0),
-        limit: wanted.limit,
+        limit: match wanted.limit {
+            Some(0) => return Err(Failure::usage("limit 0 asks for nothing: it is from 1 to 1000")),
+            limit => limit.unwrap_or(0),
+        },
         page_token: wanted.page_token,
-        severity: wanted.severity,
-        pattern: wanted.pattern,
-        pod: wanted.pod,
-        namespace: wanted.namespace,
-        node: wanted.node,
-        workload: wanted.workload,
+        severity: filter("severity", wanted.severity)?,
+        pattern: filter("pattern", wanted.pattern)?,
+        pod: filter("pod", wanted.pod)?,
+        namespace: filter("namespace", wanted.namespace)?,
+        node: filter("node", wanted.node)?,
+        workload: filter("workload", wanted.workload)?,
     };
     let page = query::list(&api.store, &request).map_err(Failure::usage)?;
     Ok(Json(json!({
@@ -247,13 +261,13 @@ async fn watch(
 struct EventsQuery {
     since: Option<String>,
     until: Option<String>,
-    node: String,
-    namespace: String,
-    pod: String,
-    workload: String,
-    entity: String,
-    kind: String,
-    limit: u32,
+    node: Option<String>,
+    namespace: Option<String>,
+    pod: Option<String>,
+    workload: Option<String>,
+    entity: Option<String>,
+    kind: Option<String>,
+    limit: Option<u32>,
     newest: bool,
 }
 
@@ -264,17 +278,18 @@ async fn list_events(
     wanted: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Response, Failure> {
     let Query(wanted) = wanted?;
-    let limit = if wanted.limit == 0 { events::EVENTS_DEFAULT } else { wanted.limit.min(events::EVENTS_MAX) };
+    let limit = wanted.limit.unwrap_or(events::EVENTS_DEFAULT);
+    let limit = events::within_limit(limit, wanted.newest).map_err(Failure::usage)?;
     let choice = Choice {
         since_ns: moment(wanted.since.as_deref())?.unwrap_or(0),
         until_ns: moment(wanted.until.as_deref())?,
-        node: wanted.node,
-        namespace: wanted.namespace,
-        pod: wanted.pod,
-        workload: wanted.workload,
-        entity: wanted.entity,
-        kinds: events::kinds_named([wanted.kind.as_str()]).map_err(Failure::usage)?,
-        limit: u64::from(limit),
+        node: filter("node", wanted.node)?,
+        namespace: filter("namespace", wanted.namespace)?,
+        pod: filter("pod", wanted.pod)?,
+        workload: filter("workload", wanted.workload)?,
+        entity: filter("entity", wanted.entity)?,
+        kinds: events::kinds_named(wanted.kind.as_deref()).map_err(Failure::usage)?,
+        limit,
         newest: wanted.newest,
         read_bytes_max: events::READ_BYTES_MAX,
         reads_remote: true,
@@ -289,7 +304,7 @@ async fn list_events(
         events.truncate(events.len() - usize::from(!incomplete.is_empty()));
         let end = json!({ "end": {
             "events": events.len(),
-            "cut": events.len() as u64 >= u64::from(limit),
+            "cut": events.len() as u64 >= limit,
             "incomplete": render::incomplete_value(&incomplete),
         } });
         let lines = events.iter().map(render::event_value).chain([end]).map(|line| format!("{line}\n"));

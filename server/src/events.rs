@@ -110,9 +110,21 @@ pub fn kind_named(name: &str) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| kind.name() == name)
 }
 
+/// How many events a client is sent that asks for so many; nothing may be asked for in vain.
+///
+/// # Errors
+/// How many there may be.
+pub fn within_limit(limit: u32, is_newest: bool) -> Result<u64, String> {
+    let (most, whose) = if is_newest { (NEWEST_MAX, "of the newest events") } else { (EVENTS_MAX, "of events") };
+    match limit {
+        limit if (1..=most).contains(&limit) => Ok(limit.into()),
+        limit => Err(format!("limit {limit} {whose} is not from 1 to {most}: narrow what you ask for")),
+    }
+}
+
 /// The kinds that names mean, separated by commas or not.
 pub fn kinds_named<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Kind>, String> {
-    let names = names.into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty());
+    let names = names.into_iter().flat_map(|names| names.split(','));
     names
         .map(|name| {
             kind_named(name).ok_or_else(|| {

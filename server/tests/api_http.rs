@@ -100,6 +100,7 @@ fn findings_come_in_pages_newest_first_and_narrowed() {
     assert_eq!(second["next_page_token"], "");
     let (_, narrow) = server.json("/api/v1/findings?severity=high&pattern=even");
     assert_eq!(ids(&narrow), ["0020", "0018", "0016"]);
+    assert_eq!(ids(&server.json("/api/v1/findings?limit=1000&page_token=").1).len(), 20);
     let (_, paged) = server.json("/api/v1/findings?pattern=even&limit=2");
     let token = paged["next_page_token"].as_str().unwrap();
     assert_eq!(ids(&server.json(&format!("/api/v1/findings?pattern=even&limit=1&page_token={token}")).1), ["0016"]);
@@ -148,6 +149,18 @@ fn errors_say_what_to_do() {
         ("/api/v1/events?kind=nonsense", 400, "the kinds are"),
         ("/api/v1/events?pod=nobody", 404, "nothing is called pod nobody"),
         ("/api/v1/events?node=n2", 404, "known are: n1"),
+        ("/api/v1/findings?limit=0", 400, "from 1 to 1000"),
+        ("/api/v1/findings?limit=1001", 400, "from 1 to 1000"),
+        ("/api/v1/findings?limit=-1", 400, "limit"),
+        ("/api/v1/events?limit=0", 400, "from 1 to 1000000"),
+        ("/api/v1/events?limit=1000001", 400, "from 1 to 1000000"),
+        ("/api/v1/events?limit=50001&newest=true", 400, "from 1 to 50000"),
+        ("/api/v1/findings?pod=", 400, "pod is empty"),
+        ("/api/v1/findings?severity=", 400, "severity is empty"),
+        ("/api/v1/events?pod=", 400, "pod is empty"),
+        ("/api/v1/events?node=", 400, "node is empty"),
+        ("/api/v1/events?kind=", 400, "the kinds are"),
+        ("/api/v1/events?since=", 400, "how long ago"),
         ("/api/v2", 404, "/api/v1/events"),
     ] {
         let (got, value) = server.json(path);

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
 use super::{CommandError, Source, Verdict, moment, style, verdict_on};
 use crate::events::{self, Choice};
@@ -21,16 +22,16 @@ pub struct CatArguments {
     #[arg(long, value_name = "WHEN")]
     until: Option<String>,
     /// Of this node
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
     /// Of pods in this namespace
-    #[arg(long, short, value_name = "NAMESPACE")]
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = NonEmptyStringValueParser::new())]
     namespace: Option<String>,
     /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
-    #[arg(long, value_name = "POD")]
+    #[arg(long, value_name = "POD", value_parser = NonEmptyStringValueParser::new())]
     pod: Option<String>,
     /// Of entities with this in their name, of this id, or of the container whose id begins so
-    #[arg(long, value_name = "ENTITY")]
+    #[arg(long, value_name = "ENTITY", value_parser = NonEmptyStringValueParser::new())]
     entity: Option<String>,
     /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]

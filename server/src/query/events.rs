@@ -112,8 +112,10 @@ impl EventSource {
 /// What a request asks for, within the bounds.
 pub fn choice_of(request: &ListEventsRequest) -> Result<Choice, String> {
     let limit = match request.limit {
-        0 => events::EVENTS_DEFAULT,
-        limit => limit.min(events::EVENTS_MAX),
+        0 => events::EVENTS_DEFAULT.into(),
+        // A server of another version may ask for its client.
+        limit if request.local => limit.min(events::EVENTS_MAX).into(),
+        limit => events::within_limit(limit, request.newest)?,
     };
     Ok(Choice {
         since_ns: request.since_ns,
@@ -124,7 +126,7 @@ pub fn choice_of(request: &ListEventsRequest) -> Result<Choice, String> {
         workload: request.workload.clone(),
         entity: request.entity.clone(),
         kinds: events::kinds_named(request.kinds.iter().map(String::as_str))?,
-        limit: u64::from(limit),
+        limit,
         newest: request.newest,
         read_bytes_max: events::READ_BYTES_MAX,
         // The server that was asked reads it for all of them.

@@ -18,7 +18,10 @@ pub const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
 pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListFindingsResponse, String> {
     let limit = match request.limit as usize {
         0 => PAGE_DEFAULT,
-        limit => limit.min(PAGE_MAX),
+        limit if limit > PAGE_MAX => {
+            return Err(format!("limit {limit} is not from 1 to {PAGE_MAX}: more come by next_page_token"));
+        }
+        limit => limit,
     };
     if request.page_token.len() > TOKEN_BYTES_MAX {
         return Err(format!("a page token has at most {TOKEN_BYTES_MAX} bytes"));

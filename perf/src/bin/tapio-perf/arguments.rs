@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapio_perf::inject::Fault;
 use tapio_perf::inject::own_servers::TURNS_MAX;
@@ -101,7 +102,7 @@ pub struct LoadArguments {
     #[arg(long, value_parser = ["ebpf", "systemd", "k8s"])]
     pub also: Vec<String>,
     /// Name of the only node, where it is to be that of a real one, whose pods are then watched; default: one of this run
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub node_name: Option<String>,
     /// A further line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
     #[arg(long, value_name = "YAML", conflicts_with = "server")]
@@ -194,7 +195,7 @@ pub struct ProbesArguments {
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     pub directory: PathBuf,
     /// Only programs whose names contain this; may be repeated
-    #[arg(long)]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub only: Vec<String>,
     /// End with exit code 1 when a goal is missed
     #[arg(long)]
@@ -300,7 +301,7 @@ pub struct FloodArguments {
 #[derive(Args)]
 pub struct TruthArguments {
     /// Only scenarios whose names contain this; may be repeated
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub only: Vec<String>,
     /// Only say which scenarios there are
     #[arg(long)]

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use clap::Args;
-use tapio_server::events::kinds_named;
+use clap::builder::NonEmptyStringValueParser;
+use tapio_server::events::{EVENTS_MAX, kinds_named};
 use tapio_server::render;
 use tapio_wire::service::{Event, ListEventsRequest};
 
 use super::output::{Format, nobody_reads, print};
 use super::server::{Client, Failure, ServerAt, connect};
-use super::{Printing, moment, now_ns};
+use super::{Printing, filter, moment, now_ns};
 
 /// How often a follower asks for what is new.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,25 +28,25 @@ pub struct Arguments {
     #[arg(long, value_name = "WHEN", conflicts_with = "watch")]
     until: Option<String>,
     /// Of this node
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    node: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    node: Option<String>,
     /// Of pods in this namespace
-    #[arg(long, short, default_value = "", hide_default_value = true)]
-    namespace: String,
+    #[arg(long, short, value_parser = NonEmptyStringValueParser::new())]
+    namespace: Option<String>,
     /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
-    #[arg(long, value_name = "POD", default_value = "", hide_default_value = true)]
-    pod: String,
+    #[arg(long, value_name = "POD", value_parser = NonEmptyStringValueParser::new())]
+    pod: Option<String>,
     /// Of this workload, its pods and their containers, as Deployment/web
-    #[arg(long, value_name = "KIND/NAME", default_value = "", hide_default_value = true)]
-    workload: String,
+    #[arg(long, value_name = "KIND/NAME", value_parser = NonEmptyStringValueParser::new())]
+    workload: Option<String>,
     /// Of entities with this in their name, of this id, or of the container whose id begins so
-    #[arg(long, value_name = "ENTITY", default_value = "", hide_default_value = true)]
-    entity: String,
+    #[arg(long, value_name = "ENTITY", value_parser = NonEmptyStringValueParser::new())]
+    entity: Option<String>,
     /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = kind)]
     kind: Vec<String>,
     /// At most so many
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(EVENTS_MAX)))]
     limit: u32,
     /// The last ones that match instead of the first ones
     #[arg(long, conflicts_with = "watch")]
@@ -64,11 +65,11 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     let mut request = ListEventsRequest {
         since_ns: moment(arguments.since.as_deref())?,
         until_ns: moment(arguments.until.as_deref())?,
-        node: arguments.node.clone(),
-        namespace: arguments.namespace.clone(),
-        pod: arguments.pod.clone(),
-        workload: arguments.workload.clone(),
-        entity: arguments.entity.clone(),
+        node: filter(&arguments.node),
+        namespace: filter(&arguments.namespace),
+        pod: filter(&arguments.pod),
+        workload: filter(&arguments.workload),
+        entity: filter(&arguments.entity),
         kinds: arguments.kind.clone(),
         limit: arguments.limit,
         newest: arguments.newest,

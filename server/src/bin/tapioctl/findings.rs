@@ -5,16 +5,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use tapio_server::findings::PatternSet;
 use tapio_server::query::SEVERITIES;
 use tapio_server::render;
-use tapio_wire::service::{Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, WatchFindingsRequest};
 use tapio_wire::complain;
+use tapio_wire::service::{Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, WatchFindingsRequest};
 use tonic::Code;
 
 use super::output::{Format, nobody_reads, print};
 use super::server::{Client, Failure, ServerAt, connect};
-use super::{Printing, moment, now_ns};
+use super::{Printing, filter, moment, now_ns};
 
 /// Findings asked for at once.
 const PAGE: u32 = 500;
@@ -39,27 +40,27 @@ pub struct ListArguments {
     #[arg(long, default_value_t = 100, conflicts_with = "watch", value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// This severity or a higher one: info, low, medium, high, critical
-    #[arg(long, value_name = "SEVERITY", default_value = "", hide_default_value = true, conflicts_with = "watch", value_parser = severity)]
-    severity: String,
+    #[arg(long, value_name = "SEVERITY", conflicts_with = "watch", value_parser = severity)]
+    severity: Option<String>,
     /// Of this pattern
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true, conflicts_with = "watch")]
-    pattern: String,
+    #[arg(long, value_name = "ID", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
+    pattern: Option<String>,
     /// About this pod, by name, NAMESPACE/NAME or uid
-    #[arg(long, value_name = "POD", default_value = "", hide_default_value = true, conflicts_with = "watch")]
-    pod: String,
+    #[arg(long, value_name = "POD", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
+    pod: Option<String>,
     /// About pods in this namespace
-    #[arg(long, short, default_value = "", hide_default_value = true, conflicts_with = "watch")]
-    namespace: String,
+    #[arg(long, short, conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
+    namespace: Option<String>,
     /// On this node
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, conflicts_with = "watch")]
-    node: String,
+    #[arg(long, value_name = "NAME", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
+    node: Option<String>,
     /// About this workload and its pods, as Deployment/web
-    #[arg(long, value_name = "KIND/NAME", default_value = "", hide_default_value = true, conflicts_with = "watch")]
-    workload: String,
+    #[arg(long, value_name = "KIND/NAME", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
+    workload: Option<String>,
 }
 
 fn severity(name: &str) -> Result<String, String> {
-    match name.is_empty() || SEVERITIES.contains(&name) {
+    match SEVERITIES.contains(&name) {
         true => Ok(name.to_owned()),
         false => Err(format!("it is one of {}", SEVERITIES.join(", "))),
     }
@@ -97,12 +98,12 @@ pub async fn list(server: &ServerAt, printing: Printing, arguments: &ListArgumen
             since_ns,
             limit: left.min(PAGE),
             page_token,
-            severity: arguments.severity.clone(),
-            pattern: arguments.pattern.clone(),
-            pod: arguments.pod.clone(),
-            namespace: arguments.namespace.clone(),
-            node: arguments.node.clone(),
-            workload: arguments.workload.clone(),
+            severity: filter(&arguments.severity),
+            pattern: filter(&arguments.pattern),
+            pod: filter(&arguments.pod),
+            namespace: filter(&arguments.namespace),
+            node: filter(&arguments.node),
+            workload: filter(&arguments.workload),
         };
         let response = client.list_findings(request).await.map_err(|status| Failure::of(server, &status))?.into_inner();
         server.lacks(&response.incomplete)?;
@@ -137,37 +138,55 @@ async fn unknown_names(
     arguments: &ListArguments,
 ) -> Result<Vec<String>, Failure> {
     let mut hints = Vec::new();
-    let pattern = &arguments.pattern;
-    let is_built_in = || PatternSet::embedded().is_ok_and(|set| set.patterns().iter().any(|one| one.id == *pattern));
-    if !pattern.is_empty() && !is_built_in() {
+    if let Some(pattern) = &arguments.pattern
+        && !PatternSet::embedded().is_ok_and(|set| set.patterns().iter().any(|one| one.id == *pattern))
+    {
         hints.push(format!("no built-in pattern is called {pattern}: docs/patterns.md lists them"));
     }
-    if !arguments.node.is_empty() {
+    if let Some(node) = &arguments.node {
         let status = super::server::status(client, server).await?;
         let known: Vec<_> = status.nodes.iter().map(|node| node.node.as_str()).collect();
-        if !known.contains(&arguments.node.as_str()) {
-            hints.push(format!("no node is called {}; known are: {}", arguments.node, known.join(", ")));
+        if !known.contains(&node.as_str()) {
+            hints.push(format!("no node is called {node}; known are: {}", known.join(", ")));
         }
     }
-    let request = ListEventsRequest {
-        namespace: arguments.namespace.clone(),
-        pod: arguments.pod.clone(),
-        workload: arguments.workload.clone(),
-        limit: 1,
-        ..ListEventsRequest::default()
-    };
-    let is_named = ![&request.namespace, &request.pod, &request.workload].iter().all(|name| name.is_empty());
-    if is_named {
-        let refused = match client.list_events(request).await {
-            Ok(events) => events.into_inner().message().await.err(),
-            Err(refused) => Some(refused),
+    let names = [("namespace", &arguments.namespace), ("pod", &arguments.pod), ("workload", &arguments.workload)];
+    let names = names.into_iter().filter_map(|(what, name)| Some(format!("{what} {}", name.as_deref()?)));
+    let names = names.collect::<Vec<_>>().join(", ");
+    if !names.is_empty() {
+        let request = ListEventsRequest {
+            namespace: filter(&arguments.namespace),
+            pod: filter(&arguments.pod),
+            workload: filter(&arguments.workload),
+            limit: 1,
+            ..ListEventsRequest::default()
         };
-        // Without an archive, or when others are reading it, nobody knows.
-        if let Some(refused) = refused.filter(|refused| refused.code() == Code::NotFound) {
-            hints.push(refused.message().to_owned());
+        match first_event(client, request).await {
+            Ok(true) => {}
+            Ok(false) => hints.push(format!(
+                "no finding and no event in the archive names {names}: `tapioctl findings -o wide` lists what was found, with names"
+            )),
+            Err(reason) => hints.push(format!("no finding names {names}; whether an event does is not known: {reason}")),
         }
     }
     Ok(hints)
+}
+
+/// Whether there is any event of this kind, or why nobody knows.
+async fn first_event(client: &mut Client, request: ListEventsRequest) -> Result<bool, String> {
+    let answered = async {
+        let mut events = client.list_events(request).await?.into_inner();
+        events.message().await
+    };
+    match answered.await {
+        Ok(Some(event)) => match event.incomplete.first() {
+            Some(missing) => Err(missing.reason.clone()),
+            None => Ok(true),
+        },
+        Ok(None) => Ok(false),
+        Err(status) if status.code() == Code::NotFound => Ok(false),
+        Err(status) => Err(status.message().to_owned()),
+    }
 }
 
 fn header(printing: Printing) -> String {

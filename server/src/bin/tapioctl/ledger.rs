@@ -1,6 +1,7 @@
 //! `tapioctl ledger`: where every event went, by node, epoch and source.
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::Value;
 use tapio_server::render;
 
@@ -11,7 +12,7 @@ use super::server::{self as at, Failure, ServerAt, connect};
 #[derive(Args)]
 pub struct Arguments {
     /// Only this node
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
 }
 

@@ -16,12 +16,13 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use output::{Format, print};
 use server::{Failure, ServerAt};
 use tapio_server::render::{self, Style};
-
 use tapio_wire::complain;
+
 /// Ask a tapio-server what died, why, and what to do about it.
 #[derive(Parser)]
 #[command(
@@ -61,6 +62,7 @@ enum Command {
     /// Show one finding with its evidence, death certificate and advice
     Finding {
         /// Its id, or the beginning of it
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
     /// Why a pod, a container or a unit died, and everything that is known about it
@@ -160,6 +162,11 @@ async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
 fn now_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+/// What a request asks for where nothing is asked for: the empty text.
+fn filter(given: &Option<String>) -> String {
+    given.clone().unwrap_or_default()
 }
 
 fn moment(text: Option<&str>) -> Result<u64, Failure> {

@@ -7,6 +7,7 @@
 mod subject;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
 use tapio_server::render;
 use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest, NodeStatus};
@@ -15,7 +16,7 @@ use subject::{KNOWN, Subject, as_container, is_about, subject};
 
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
-use super::{Printing, events, now_ns};
+use super::{Printing, events, filter, now_ns};
 
 /// Events are looked for so much before a finding began and after it ended.
 const BEFORE_NS: u64 = 5 * 60 * 1_000_000_000;
@@ -62,10 +63,11 @@ pub struct Arguments {
     /// pod/NAME, pod/NAMESPACE/NAME, pod/UID or the beginning of a uid. Others: deploy/NAME, statefulset/NAME, daemonset/NAME,
     /// job/NAME, container/ID, unit/NAME, host/PATH (a host group, by its cgroup), node/NAME, ns/NAME. Or a pod's NAME, a
     /// container's ID, a PATH
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     subject: String,
     /// The pod's or workload's namespace
-    #[arg(long, short, default_value = "", hide_default_value = true)]
-    namespace: String,
+    #[arg(long, short, value_parser = NonEmptyStringValueParser::new())]
+    namespace: Option<String>,
     /// Last events to show
     #[arg(long, default_value_t = 20)]
     events: u32,
@@ -93,11 +95,12 @@ fn rank(findings: &mut [Finding]) {
 
 /// Runs `tapioctl why`.
 pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -> Result<(), Failure> {
-    let mut subject = subject(&arguments.subject, &arguments.namespace)?;
+    let namespace = filter(&arguments.namespace);
+    let mut subject = subject(&arguments.subject, &namespace)?;
     let mut client = connect(server, false).await?;
     let mut gathered = gather(&mut client, server, &subject, arguments.events).await?;
     if gathered.is_empty()
-        && let Some(container) = as_container(&arguments.subject, &arguments.namespace)
+        && let Some(container) = as_container(&arguments.subject, &namespace)
     {
         let of_container = gather(&mut client, server, &container, arguments.events).await?;
         if !of_container.is_empty() {
