@@ -50,5 +50,6 @@ mod remote_support;
 mod remote_whole;
 mod server_services;
 mod tapioctl_output;
+mod tapioctl_refusals;
 mod vitals;
 mod whole_server;

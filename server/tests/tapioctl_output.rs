@@ -3,19 +3,17 @@
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
 use serde_json::Value;
 use tapio_server::query::{self, StatusSource};
-use tapio_wire::program::http::{Bounds, serve as serve_http};
 use tapio_wire::service::{
     ArchiveStatus, EpochStatus, LossCount, NodeStatus, ShardStatus, SourceLedger, SourceOff, StatusResponse,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
-struct Fixed;
+pub(crate) struct Fixed;
 impl StatusSource for Fixed {
     fn status(&self) -> StatusResponse {
         StatusResponse {
@@ -53,11 +51,11 @@ impl StatusSource for Fixed {
     }
 }
 
-struct Server {
-    address: String,
-    machine: Machine,
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) machine: Machine,
     node: Node,
-    _runtime: tokio::runtime::Runtime,
+    pub(crate) runtime: tokio::runtime::Runtime,
 }
 
 fn killed(node: &mut Node, at: u64, pid: u32, comm: &'static str) {
@@ -69,7 +67,7 @@ fn killed(node: &mut Node, at: u64, pid: u32, comm: &'static str) {
     node.lethal(at + 2 * MS);
 }
 
-fn serve() -> Server {
+pub(crate) fn serve() -> Server {
     let machine = Machine::start(1);
     let mut node = Node::new("n1");
     killed(&mut node, 100 * SECOND, 100, "nginx");
@@ -82,16 +80,16 @@ fn serve() -> Server {
     runtime.spawn(
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
     );
-    Server { address, machine, node, _runtime: runtime }
+    Server { address, machine, node, runtime }
 }
 
-fn tapioctl(server: &str, arguments: &[&str]) -> Command {
+pub(crate) fn tapioctl(server: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tapioctl"));
     command.args(["--server", server]).args(arguments).env_remove("NO_COLOR");
     command
 }
 
-fn output(server: &str, arguments: &[&str]) -> (Output, String) {
+pub(crate) fn output(server: &str, arguments: &[&str]) -> (Output, String) {
     let output = tapioctl(server, arguments).output().expect("tapioctl runs");
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     (output, text)
@@ -234,52 +232,6 @@ fn exit_codes_are_as_documented() {
     assert_eq!(code(&server.address, &["findings", "--since", "whenever"]), Some(2));
     assert_eq!(code(&server.address, &["frobnicate"]), Some(2));
     assert_eq!(code("127.0.0.1:1", &["status"]), Some(3));
-}
-
-/// A port where connections are made and nothing is ever said; and one that answers in HTTP/1.
-fn wrong_servers() -> (std::net::TcpListener, String, String) {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = silent.local_addr().expect("an address").to_string();
-    let http = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let http_address = http.local_addr().expect("an address").to_string();
-    std::thread::spawn(move || {
-        for stream in http.incoming() {
-            let mut stream = stream.expect("a connection");
-            // The other side may have left.
-            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
-        }
-    });
-    (silent, address, http_address)
-}
-
-#[test]
-fn a_server_that_never_answers_is_passed_over() {
-    let server = serve();
-    let (_silent, silent, http) = wrong_servers();
-    for first in [&silent, &http] {
-        let began = std::time::Instant::now();
-        let (output, text) = output(&format!("{first},{}", server.address), &["findings", "--json"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && text.contains("\"pattern\""), "{first}: {text} {said}");
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-    }
-    let (output, _) = output(&format!("{silent},{http}"), &["findings"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains(&format!("{silent}: it did not answer within 3 s")) && said.contains(&http), "{said}");
-}
-
-#[test]
-fn a_port_that_does_not_exist_is_reported() {
-    for (server, says) in [
-        ("127.0.0.1:99999", "port `99999` is out of range: 1 to 65535"),
-        ("[::1]:70000", "port `70000` is out of range"),
-        ("127.0.0.1:0", "port 0 is out of range"),
-    ] {
-        let (output, _) = output(server, &["status"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(2) && said.contains(says), "{server}: {said}");
-    }
 }
 
 /// A tapioctl that watches findings, and its lines.
@@ -443,46 +395,6 @@ fn the_reference_of_findings_has_every_key_and_no_other() {
     let first_cells = lines.filter_map(|line| line.strip_prefix("| `")?.split_once(" |")).map(|(cell, _)| cell);
     let keys = first_cells.flat_map(|cell| cell.split(", ")).map(|key| key.trim_matches('`').to_owned());
     assert_eq!(keys.collect::<std::collections::BTreeSet<String>>(), written);
-}
-
-#[test]
-fn an_http_port_is_distinguished_from_an_absent_server() {
-    let server = serve();
-    let listener = server._runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
-    let ((_end, ended), answer) =
-        (tokio::sync::watch::channel(false), |_, _| async { Ok(hyper::Response::new(String::new())) });
-    server._runtime.spawn(serve_http(listener, Bounds::default(), answer, ended));
-    let (output, _) = output(&address, &["status"]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    let is_named = said.contains("is it the gRPC port, 9090 by default");
-    assert_eq!((output.status.code(), is_named), (Some(3), true), "{said}");
-}
-
-#[test]
-fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
-    let server = serve();
-    for wrong in [
-        &["findings", "--severity", "huge"][..],
-        &["events", "--kind", "exit,nonsense"],
-        &["events", "--since", "1m", "--until", "2m"],
-    ] {
-        let (output, _) = output(&server.address, wrong);
-        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
-    }
-    for (unknown, expected) in [
-        (["findings", "--pattern", "nope"], "no built-in pattern is called nope"),
-        (["findings", "--node", "n9"], "no node is called n9; known are: n1"),
-    ] {
-        let (output, text) = output(&server.address, &unknown);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), text.as_str()), (Some(0), "No findings.\n"), "{said}");
-        assert!(said.contains(expected), "{said}");
-    }
-    let (output, _) = output(&server.address, &["findings", "--pattern", "crashed"]);
-    assert!(output.stderr.is_empty(), "a pattern that there is, and found nothing: {output:?}");
-    let (_, status) = self::output(&server.address, &["status"]);
-    assert!(status.contains("0 events correlated") && status.contains("2 segments"), "{status}");
 }
 
 #[test]

@@ -27,8 +27,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// A status speaks of every node.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long one of several servers may take to answer at all before the next one is asked.
-const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the only server may take to answer at all. A machine may take connections for a server that is stopped.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of one of several, before the next one is asked; and how long connecting to it may take.
+const NEXT_SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A query client.
 pub type Client = QueryClient<InterceptedService<Channel, Bearer>>;
@@ -222,17 +224,15 @@ pub async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResp
     Ok(status)
 }
 
-/// Connects to the first of the servers that answers. Where there is only one, the request itself shows whether it does.
+/// Connects to the first of the servers that answers.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
     let mut failures: Vec<String> = Vec::new();
     let addresses = server.addresses();
     for address in &addresses {
         let answered = async {
-            let reached = connect_to(address, &server.access, with_timeout).await?;
-            match addresses.len() {
-                1 => Ok(reached.client),
-                _ => first_answer(address, reached).await,
-            }
+            let connect_timeout = if addresses.len() == 1 { CONNECT_TIMEOUT } else { NEXT_SERVER_TIMEOUT };
+            let reached = connect_to(address, &server.access, with_timeout, connect_timeout).await?;
+            first_answer(address, reached, server).await
         };
         match answered.await {
             Ok(client) => return Ok(client),
@@ -253,13 +253,19 @@ struct Reached {
 }
 
 /// Asks for the server's health. Every answer of a gRPC server will do, also that it has no such service or wants a token.
-async fn first_answer(address: &str, mut reached: Reached) -> Result<Client, Failure> {
+async fn first_answer(address: &str, mut reached: Reached, server: &ServerAt) -> Result<Client, Failure> {
+    let is_only = server.addresses().len() == 1;
+    let patience = if is_only { FIRST_ANSWER_TIMEOUT } else { NEXT_SERVER_TIMEOUT };
     let asked = reached.health.check(HealthCheckRequest::default());
-    let reason = match tokio::time::timeout(FIRST_ANSWER_TIMEOUT, asked).await {
+    let reason = match tokio::time::timeout(patience, asked).await {
         Ok(Ok(_)) => return Ok(reached.client),
         Ok(Err(status)) if is_of_server(&status) => return Ok(reached.client),
+        Ok(Err(status)) if is_only => return Err(Failure::of(server, &status)),
         Ok(Err(status)) => format!("it does not speak gRPC, or went away ({})", innermost(&status)),
-        Err(_) => format!("it did not answer within {} s", FIRST_ANSWER_TIMEOUT.as_secs()),
+        Err(_) => format!(
+            "it did not answer within {} s, though the connection was made: it is stopped or overloaded",
+            patience.as_secs()
+        ),
     };
     Err(Failure::Unreachable(format!("{address}: {reason}")))
 }
@@ -282,7 +288,12 @@ fn port_of(uri: &tonic::transport::Uri) -> Result<u16, String> {
     }
 }
 
-async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result<Reached, Failure> {
+async fn connect_to(
+    server: &str,
+    access: &Access,
+    with_timeout: bool,
+    connect_timeout: Duration,
+) -> Result<Reached, Failure> {
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
     let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
@@ -307,7 +318,7 @@ async fn connect_to(server: &str, access: &Access, with_timeout: bool) -> Result
     let token = access.token_file.clone().map(TokenFile::load).transpose().map_err(|error| usage(&error))?;
     let mut endpoint = dial::endpoint(host, port, tls.is_some())
         .map_err(|error| wrong(error.to_string()))?
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(connect_timeout)
         // A watcher must notice that the server is gone, also when it closed no connection.
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(REQUEST_TIMEOUT)

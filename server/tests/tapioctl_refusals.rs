@@ -1,0 +1,147 @@
+//! What `tapioctl` refuses, and what it says of servers and names that are not there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapio_server::query;
+use tapio_wire::program::http::{Bounds, serve as serve_http};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::tapioctl_output::{Fixed, Server, output as run, serve};
+
+/// The same store at another address, with an archive.
+fn serve_archive(server: &Server) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("LOCK"), "").expect("an archive without a segment");
+    let listener = server.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let events = query::EventSource::new(folder.path());
+    let service = query::service_with_events(Arc::clone(&server.machine.store), Arc::new(Fixed), events, None);
+    let router = tonic::transport::Server::builder().add_service(service);
+    server.runtime.spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    (folder, address)
+}
+
+/// A port where connections are made and nothing is ever said; and one that answers in HTTP/1.
+fn wrong_servers() -> (std::net::TcpListener, String, String) {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address").to_string();
+    let http = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let http_address = http.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        for stream in http.incoming() {
+            let mut stream = stream.expect("a connection");
+            // The other side may have left.
+            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    (silent, address, http_address)
+}
+
+#[test]
+fn a_server_that_never_answers_is_passed_over() {
+    let server = serve();
+    let (_silent, silent, http) = wrong_servers();
+    for first in [&silent, &http] {
+        let began = std::time::Instant::now();
+        let (output, text) = run(&format!("{first},{}", server.address), &["findings", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && text.contains("\"pattern\""), "{first}: {text} {said}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
+    let (output, _) = run(&format!("{silent},{http}"), &["findings"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(&format!("{silent}: it did not answer within 2 s")) && said.contains(&http), "{said}");
+    // The only one is given more time, and not as long as a request may take.
+    for command in [&["findings"][..], &["events"], &["status"]] {
+        let began = std::time::Instant::now();
+        let (output, _) = run(&silent, command);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(&format!("{silent}: it did not answer within 5 s")), "{said}");
+        assert!(began.elapsed() < Duration::from_secs(15), "{command:?}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_port_that_does_not_exist_is_reported() {
+    for (server, says) in [
+        ("127.0.0.1:99999", "port `99999` is out of range: 1 to 65535"),
+        ("[::1]:70000", "port `70000` is out of range"),
+        ("127.0.0.1:0", "port 0 is out of range"),
+    ] {
+        let (output, _) = run(server, &["status"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(says), "{server}: {said}");
+    }
+}
+
+#[test]
+fn an_http_port_is_distinguished_from_an_absent_server() {
+    let server = serve();
+    let listener = server.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let ((_end, ended), answer) =
+        (tokio::sync::watch::channel(false), |_, _| async { Ok(hyper::Response::new(String::new())) });
+    server.runtime.spawn(serve_http(listener, Bounds::default(), answer, ended));
+    let (output, _) = run(&address, &["status"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let is_named = said.contains("is it the gRPC port, 9090 by default");
+    assert_eq!((output.status.code(), is_named), (Some(3), true), "{said}");
+}
+
+#[test]
+fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
+    let server = serve();
+    for wrong in [
+        &["findings", "--severity", "huge"][..],
+        &["events", "--kind", "exit,nonsense"],
+        &["events", "--since", "1m", "--until", "2m"],
+        // What is empty would choose everything.
+        &["findings", "--pod", ""],
+        &["findings", "--severity", ""],
+        &["findings", "-n", ""],
+        &["findings", "--workload", ""],
+        &["findings", "--pattern", ""],
+        &["findings", "--node", ""],
+        &["finding", ""],
+        &["events", "--pod", ""],
+        &["events", "--node", ""],
+        &["events", "--entity", ""],
+        &["events", "--kind", ""],
+        &["events", "-n", ""],
+        &["events", "--workload", ""],
+        &["events", "--limit", "1000001"],
+        &["why", ""],
+        &["why", "pod/web", "-n", ""],
+        &["ledger", "--node", ""],
+    ] {
+        let (output, _) = run(&server.address, wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
+    for (unknown, expected) in [
+        (["findings", "--pattern", "nope"], "no built-in pattern is called nope"),
+        (["findings", "--node", "n9"], "no node is called n9; known are: n1"),
+    ] {
+        let (output, text) = run(&server.address, &unknown);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.as_str()), (Some(0), "No findings.\n"), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    let nobody = ["findings", "--pod", "nobody", "-n", "shop"];
+    let (answer, text) = run(&server.address, &nobody);
+    let said = String::from_utf8_lossy(&answer.stderr);
+    assert_eq!((answer.status.code(), text.as_str()), (Some(0), "No findings.\n"), "{said}");
+    assert!(said.contains("no finding names namespace shop, pod nobody") && said.contains("not known"), "{said}");
+    let (_folder, address) = serve_archive(&server);
+    let (answer, text) = run(&address, &nobody);
+    let said = String::from_utf8_lossy(&answer.stderr);
+    assert_eq!((answer.status.code(), text.as_str()), (Some(0), "No findings.\n"), "{said}");
+    assert!(said.contains("no finding and no event in the archive names namespace shop, pod nobody"), "{said}");
+    let (output, _) = run(&server.address, &["findings", "--pattern", "crashed"]);
+    assert!(output.stderr.is_empty(), "a pattern that there is, and found nothing: {output:?}");
+    let (_, status) = run(&server.address, &["status"]);
+    assert!(status.contains("0 events correlated") && status.contains("2 segments"), "{status}");
+}
