@@ -36,6 +36,7 @@ fn two_servers(with_log: bool) -> (LoadReport, ClusterReport) {
         assert!(share.events_per_second > 0.0 && share.cpu_percent_of_core > 0.0 && share.rss_bytes > 0, "{report}");
     }
     assert!(report.latency_us.p99 > 0, "{report}");
+    assert!((10_000..16 << 20).contains(&report.archive_bytes), "what was written, not what is reserved: {report}");
     (report, cluster)
 }
 

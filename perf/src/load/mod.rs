@@ -311,7 +311,7 @@ fn add_latencies(report: &mut LoadReport, stations: &[Station]) -> Result<(), Er
 }
 
 fn add_books(report: &mut LoadReport, before: &StatusResponse, after: &StatusResponse) {
-    let bytes = |status: &StatusResponse| status.archive.as_ref().map_or(0, |archive| archive.bytes);
+    let bytes = |status: &StatusResponse| status.archive.as_ref().map_or(0, |archive| archive.written_bytes);
     report.events_archived = report.ledger.iter().map(|account| account.archived).sum();
     report.events_dropped = report.ledger.iter().map(|account| account.dropped).sum();
     report.events_unexplained =

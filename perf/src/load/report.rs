@@ -69,6 +69,7 @@ pub struct LoadReport {
     pub frames: u64,
     pub bytes_raw: u64,
     pub bytes_wire: u64,
+    /// Bytes written to segments; 0 where the server does not say.
     pub archive_bytes: u64,
     pub host: Host,
     /// The server's build.
@@ -159,6 +160,25 @@ impl fmt::Display for Agreement {
     }
 }
 
+impl fmt::Display for ServerCost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A process that runs has memory.
+        if self.rss_bytes == 0 {
+            write!(f, "not measured: it was started elsewhere (--server)")?;
+        } else {
+            write!(
+                f,
+                "{:.0} ns CPU per event, {:.0} % of a core, {:.0} MiB at the most, {:.0} MiB at the end",
+                self.cpu_ns_per_event,
+                self.cpu_percent_of_core,
+                mib(self.rss_bytes),
+                mib(self.rss_end_bytes)
+            )?;
+        }
+        write!(f, ", {} entities, {} evicted", self.entities, self.entities_evicted)
+    }
+}
+
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ratio = |over: u64, under: u64| over as f64 / under.max(1) as f64;
@@ -197,16 +217,7 @@ impl fmt::Display for LoadReport {
                 .map_or_else(String::new, |percent| format!(", {percent:.2} % once it runs")),
             mib(self.collector.rss_bytes)
         )?;
-        writeln!(
-            f,
-            "server     {:.0} ns CPU per event, {:.0} % of a core, {:.0} MiB at the most, {:.0} MiB at the end, {} entities, {} evicted",
-            self.server.cpu_ns_per_event,
-            self.server.cpu_percent_of_core,
-            mib(self.server.rss_bytes),
-            mib(self.server.rss_end_bytes),
-            self.server.entities,
-            self.server.entities_evicted
-        )?;
+        writeln!(f, "server     {}", self.server)?;
         writeln!(
             f,
             "frames     {}, {:.0} events each, {:.1} bytes an event on the wire, compressed {:.2} times",
@@ -215,12 +226,13 @@ impl fmt::Display for LoadReport {
             ratio(self.bytes_wire, self.events_archived),
             ratio(self.bytes_raw, self.bytes_wire)
         )?;
-        writeln!(
-            f,
-            "archive    {:.1} MiB, {:.1} bytes an event",
-            mib(self.archive_bytes),
-            ratio(self.archive_bytes, self.events_archived)
-        )?;
+        match self.archive_bytes {
+            0 => writeln!(f, "archive    not measured: this server does not say what it wrote")?,
+            bytes => {
+                let of_event = ratio(bytes, self.events_archived);
+                writeln!(f, "archive    {:.1} MiB, {of_event:.1} bytes an event", mib(bytes))?;
+            }
+        }
         if let Some(cluster) = &self.cluster {
             write!(f, "{cluster}")?;
         }
@@ -325,6 +337,25 @@ mod tests {
         for part in ["and 5 clues", "server-1", "NATS", "NOT THE SAME"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_no_zero() {
+        let line = |report: &LoadReport, begin: &str| {
+            let text = report.to_string();
+            let line = text.lines().find(|line| line.starts_with(begin)).map(str::to_owned);
+            line.unwrap_or_else(|| panic!("{begin}: {text}"))
+        };
+        let mut report = LoadReport { events_archived: 10, ..LoadReport::default() };
+        report.server.entities = 7;
+        for (begin, says) in [("server", "not measured"), ("server", "7 entities"), ("archive", "not measured")] {
+            let line = line(&report, begin);
+            assert!(line.contains(says) && !line.contains(" 0 ns") && !line.contains("0.0 MiB"), "{line}");
+        }
+        report.archive_bytes = 1 << 20;
+        (report.server.rss_bytes, report.server.cpu_ns_per_event) = (3 << 20, 400.0);
+        assert!(line(&report, "archive").contains("1.0 MiB, 104857.6 bytes an event"));
+        assert!(line(&report, "server").contains("400 ns CPU per event, 0 % of a core, 3 MiB at the most"));
     }
 
     #[test]

@@ -238,7 +238,7 @@ fn merged(parts: &[StatusResponse]) -> StatusResponse {
         all.events_correlated += part.events_correlated;
         all.unexplained_events += part.unexplained_events;
         if let (Some(archive), Some(more)) = (&mut all.archive, &part.archive) {
-            archive.bytes += more.bytes;
+            archive.written_bytes += more.written_bytes;
             archive.lethal_events += more.lethal_events;
         }
     }
@@ -302,13 +302,13 @@ mod tests {
     fn what_servers_have_is_added_up() {
         let part = |node: &str, bytes, unexplained_events| StatusResponse {
             nodes: vec![NodeStatus { node: node.into(), ..NodeStatus::default() }],
-            archive: Some(ArchiveStatus { bytes, ..ArchiveStatus::default() }),
+            archive: Some(ArchiveStatus { written_bytes: bytes, ..ArchiveStatus::default() }),
             unexplained_events,
             events_correlated: 5,
             ..StatusResponse::default()
         };
         let all = merged(&[part("a", 3, 0), part("b", 4, -1)]);
         assert_eq!((all.nodes.len(), all.events_correlated, all.unexplained_events), (2, 10, -1));
-        assert_eq!(all.archive.expect("an archive").bytes, 7);
+        assert_eq!(all.archive.expect("an archive").written_bytes, 7);
     }
 }

@@ -239,6 +239,7 @@ pub struct ArchiveStats {
     pub commits: u64,
     pub poisoned: u64,
     pub backlog_bytes: u64,
+    pub written_bytes: u64,
 }
 
 impl From<ArchiveStats> for service::ArchiveStatus {
@@ -252,6 +253,7 @@ impl From<ArchiveStats> for service::ArchiveStatus {
             duplicates: stats.totals.duplicates,
             quarantined: stats.totals.quarantined,
             lethal_events: stats.totals.lethal_events,
+            written_bytes: stats.written_bytes,
         }
     }
 }
@@ -419,6 +421,7 @@ impl Archive {
             commits: self.metrics.commit_seconds.get_sample_count(),
             poisoned: self.metrics.poisoned.get(),
             backlog_bytes: self.appender.backlog_bytes(),
+            written_bytes: self.metrics.written_bytes.get(),
         }
     }
 
