@@ -88,7 +88,7 @@ impl Operator {
     /// The kustomization of the page, and over it what the lab has otherwise.
     pub fn render(&self) -> String {
         let root = self.folder.path();
-        self.run(root, &self.shown("sh", "mkdir own"));
+        self.run_shown("mkdir own");
         let own = root.join("own");
         fs::write(own.join("kustomization.yaml"), self.shown("yaml", "# own/kustomization.yaml")).expect("written");
         edit(&own.join("server.yaml"), "max_bytes: 40GiB", &format!("max_bytes: {ARCHIVE_MAX}"));
