@@ -29,8 +29,12 @@ use crate::vitals::{Pulse, Sign, Vitals};
 /// How long a start waits for the log before it goes on without.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
-/// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is asked to stop.
-pub type Healer = Box<dyn Fn(Arc<dyn ClueBus>, &dyn Fn() -> bool) + Send>;
+/// Between two attempts to go through an archive that could not be read.
+const HEAL_RETRY: Duration = Duration::from_secs(10);
+
+/// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is asked to stop. Otherwise it
+/// says why it could not.
+pub type Healer = Box<dyn Fn(Arc<dyn ClueBus>, &dyn Fn() -> bool) -> Result<(), String> + Send>;
 
 /// Owns the threads that write and read the log.
 pub struct Cluster {
@@ -97,7 +101,7 @@ impl Cluster {
         started.spawn("log-reader", reader.run(ended.clone()))?;
         let election = Election::new(config, keep, timing, leadership, Arc::clone(&link));
         started.spawn("log-leader", election.run(ended.clone()))?;
-        started.spawn("log-healer", heal(link, losses, finder.clone(), entries_max, healer, ended))?;
+        started.spawn("log-healer", heal(link, losses, finder.clone(), entries_max, (healer, HEAL_RETRY), ended))?;
         Ok(started)
     }
 
@@ -210,7 +214,7 @@ async fn heal(
     losses: Arc<ClusterLosses>,
     finder: InProcessBus,
     entries_max: usize,
-    healer: Healer,
+    (healer, retry): (Healer, Duration),
     mut ended: watch::Receiver<bool>,
 ) {
     loop {
@@ -232,7 +236,7 @@ async fn heal(
         if link.is_closed.load(Ordering::SeqCst) {
             return;
         }
-        healer(Arc::<Outgoing>::clone(&healing), &|| *ended.borrow());
+        let healed = healer(Arc::<Outgoing>::clone(&healing), &|| *ended.borrow());
         healing.flush();
         // Returns also where nobody takes anything any more.
         healing.wait_passed();
@@ -240,6 +244,20 @@ async fn heal(
         // Cut short it confirms nothing.
         if *ended.borrow() || !link.read_what_was_written(&mut ended).await {
             return;
+        }
+        // What was not read is no doubt about what was found alone.
+        if let Err(error) = healed {
+            tracing::error!(
+                error,
+                ?retry,
+                "what the log lacks cannot be published again yet: the archive cannot be read"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(retry) => {}
+                _ = ended.wait_for(|is| *is) => return,
+            }
+            link.ask_for_healing();
+            continue;
         }
         if !link.end_healing() {
             continue;
@@ -395,5 +413,40 @@ impl Collector for ClusterMetrics {
             counter.inc_by(now.saturating_sub(counter.get()));
         }
         self.all().into_iter().flat_map(Collector::collect).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_archive_that_cannot_be_read_confirms_nothing_and_is_tried_again() {
+        let link = Arc::new(Link::default());
+        link.set_caught_up(true);
+        link.ask_for_healing();
+        let (finder, messages) = InProcessBus::bounded(10);
+        let (_end, ended) = watch::channel(false);
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let healer: Healer = {
+            let (attempts, link, messages) = (Arc::clone(&attempts), Arc::clone(&link), messages.clone());
+            Box::new(move |_, _| match attempts.fetch_add(1, Ordering::SeqCst) {
+                0 => Err("permission denied".into()),
+                _ => {
+                    assert!(link.is_healing() && messages.is_empty(), "the first attempt confirmed something");
+                    Ok(())
+                }
+            })
+        };
+        let retry = Duration::from_millis(20);
+        let healing = heal(Arc::clone(&link), Arc::default(), finder, 10, (healer, retry), ended);
+        let healing = tokio::spawn(healing);
+        tokio::time::timeout(Duration::from_secs(20), link.healed()).await.expect("the second attempt is good");
+        assert_eq!(attempts.load(Ordering::SeqCst), 2);
+        let confirmed = messages.recv_timeout(Duration::from_secs(20)).expect("a message");
+        assert!(matches!(confirmed, Message::FromLog(LogUpdate::Confirmed)));
+        healing.abort();
     }
 }

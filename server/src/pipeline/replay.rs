@@ -78,16 +78,12 @@ pub(super) fn healer(config: &Config, correlate: &CorrelateConfig, window: Durat
         let losses = Arc::new(LossBook::default());
         losses.set_replaying(true);
         let topology = Arc::new(Topology::new(correlate.entities_max));
-        let correlator = match Correlator::start(&correlate, topology, losses, bus) {
-            Ok(correlator) => Arc::new(correlator),
-            Err(error) => {
-                tracing::error!(%error, "what the log lacks cannot be published again");
-                return;
-            }
-        };
+        let said = |error: &dyn std::error::Error| error.to_string();
+        let correlator = Correlator::start(&correlate, topology, losses, bus).map_err(|error| said(&error))?;
+        let correlator = Arc::new(correlator);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_nanos() as u64);
         let reader = Reader::new(&dir);
-        let books = reader.books().unwrap_or_default();
+        let books = reader.books().map_err(|error| said(&error))?;
         let names = books.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))).collect();
         let epochs = books.status(|_| false).into_iter().flat_map(|node| node.epochs);
         // A node whose clock is ahead must not push the others out of the window.
@@ -99,12 +95,14 @@ pub(super) fn healer(config: &Config, correlate: &CorrelateConfig, window: Durat
             replay.frame(header, bytes);
             if is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        if let Err(error) = read {
-            tracing::error!(%error, "what the log lacks cannot be published again");
+        let drained = replay.correlator.drained_blocking();
+        let effort = read.map_err(|error| said(&error))?;
+        drained.map_err(|error| said(&error))?;
+        if !effort.damages.is_empty() || effort.undecodable > 0 {
+            let (damages, undecodable) = (effort.damages.len(), effort.undecodable);
+            tracing::warn!(damages, undecodable, "the archive is damaged: what is lost there is not published again");
         }
-        if let Err(error) = replay.correlator.drained_blocking() {
-            tracing::error!(%error, "what the log lacks cannot be published again");
-        }
+        Ok(())
     })
 }
 
@@ -134,5 +132,27 @@ impl Replay {
         if self.correlator.deliver_blocking(NodeRef { id: header.node, name }, frame).is_ok() {
             self.frames.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreadable_archive_is_no_healed_log() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "in the way").expect("written");
+        std::fs::write(folder.path().join("LOCK"), "").expect("written");
+        let healed = |dir: &std::path::Path| {
+            let mut config = Config::default();
+            config.archive.dir = dir.into();
+            let (bus, _clues) = InProcessBus::bounded(10);
+            healer(&config, &CorrelateConfig::default(), Duration::from_secs(60))(Arc::new(bus), &|| false)
+        };
+        assert_eq!(healed(folder.path()), Ok(()), "an archive without a segment");
+        let error = healed(&file.join("archive")).expect_err("no folder");
+        assert!(error.contains("archive"), "{error}");
     }
 }

@@ -220,7 +220,7 @@ impl Member {
             .expect("the finder starts");
         let keep = Duration::from_secs(3600);
         // There is no archive.
-        let healer = Box::new(|_, _: &dyn Fn() -> bool| {});
+        let healer = Box::new(|_, _: &dyn Fn() -> bool| Ok(()));
         let cluster = Cluster::start_with(&section, keep, timing, "", 100_000, &finder.bus(), losses, healer);
         let cluster = cluster.expect("it starts");
         let topology = Arc::new(Topology::new(100_000));
