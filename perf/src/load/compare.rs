@@ -120,7 +120,7 @@ mod tests {
     fn one_server_has_nothing_to_compare() {
         for servers in [None, Some(SeveralServers { count: 1, with_log: true })] {
             let options = LoadOptions { nodes: 1, servers, ..LoadOptions::default() };
-            let error = compare(&options, 1, |_, _| {}).expect_err("refused");
+            let error = compare(&options, 1, |_, _| Ok(())).expect_err("refused");
             assert!(error.to_string().contains("--servers"), "{error}");
         }
     }

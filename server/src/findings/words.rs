@@ -1,7 +1,7 @@
 //! Fields of clues that are always one of a few words.
 //!
-//! What must hold: every word that Tapio itself may say of such a field is listed, so that a pattern that asks for another one is
-//! refused: it could never match. Words of Kubernetes, systemd and the kernel are theirs, and not listed.
+//! What must hold: every word that Tapio itself may say of such a field is listed. So a pattern that asks for another one is refused:
+//! it could never match. Words of Kubernetes, systemd and the kernel are theirs, and not listed.
 
 use tapio_wire::event::{EntityKind, Measure, Role};
 
