@@ -8,7 +8,9 @@ use crate::kube_archive::Archive;
 use crate::kube_node::beside::Beside;
 use crate::kube_node::findings::{findings, listed, named, print};
 use crate::kube_node::release::Front;
-use crate::kube_node::{Namespace, await_that, container, deployment, eater, has_node, kubectl_reading, pod, setting};
+use crate::kube_node::{
+    Namespace, await_that, container, deployment, eater, has_node, kubectl, kubectl_reading, pod, setting,
+};
 use serde_json::{Value, json};
 use tapio_perf::processes::http;
 
@@ -46,6 +48,26 @@ impl Lab {
             (is_named && found["death"]["label_agrees"] == true).then_some(())
         });
         print(&self.address, &found);
+        self.kubectl_shows_it(&found);
+    }
+
+    /// On the pod and on its workload; collectors do not report Tapio's own Events.
+    fn kubectl_shows_it(&self, found: &Value) {
+        let (pod, id) = (found["entity"]["pod"].as_str().expect("a pod"), found["id"].as_str().expect("an id"));
+        let described = await_that("the Event that kubectl describe shows", |seen| {
+            *seen = kubectl(&["-n", &self.ns, "describe", "pod", pod]).ok()?;
+            let line = seen.lines().find(|line| line.contains("TapioMemoryLimitKill") && line.contains(id));
+            line.map(str::to_owned)
+        });
+        println!("{described}");
+        assert!(described.trim_start().starts_with("Warning"), "{described}");
+        let of_workload = "involvedObject.kind=Deployment,involvedObject.name=leak";
+        await_that("the workload's Event", |seen| {
+            *seen = kubectl(&["-n", &self.ns, "get", "events", "--field-selector", of_workload]).ok()?;
+            seen.contains("TapioMemoryLimitKill").then_some(())
+        });
+        let archive = Archive::read(&self.archive);
+        assert!(archive.find(|_| true, &["kube_event", "TapioMemoryLimitKill"]).is_none());
     }
 
     fn a_kill_from_the_host_is_found(&self, namespace: &Namespace) {

@@ -21,7 +21,11 @@ impl Beside {
     /// The same, with more in the collector's `collectors.k8s`, with a comma before.
     pub fn start_with(extra_k8s: &str) -> Self {
         let node = setting("TAPIO_TEST_NODE");
-        let server = Server::start(&ServerOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+        // What it finds, `kubectl describe pod` shows.
+        let kubeconfig = setting("KUBECONFIG");
+        let extra_config = format!("deliver: {{kubernetes_events: {{kubeconfig: \"{kubeconfig}\"}}}}\n");
+        let options = ServerOptions { extra_config, ..ServerOptions::default() };
+        let server = Server::start(&options).unwrap_or_else(|error| panic!("{error}"));
         let (address, feed) = (server.address(), Feed::Kube);
         let extra_k8s = extra_k8s.to_owned();
         let options = CollectorOptions { node, server: address, feed, extra_k8s, ..CollectorOptions::default() };
