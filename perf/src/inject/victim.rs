@@ -33,8 +33,9 @@ pub const CRASH_CODE: i32 = 3;
 const SURVIVED_CODE: i32 = 99;
 /// How long a container works before its fault.
 const LEAD: Duration = Duration::from_millis(150);
-/// How long the init of a silent child's container lives on.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How long the init of a silent child's container lives on: longer than an end that patterns take for the child's consequence
+/// (`server/patterns/child-oom-exit.yaml`, within 2 s).
+const SILENCE: Duration = Duration::from_millis(2500);
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// What a container does.
