@@ -20,6 +20,7 @@ pub mod http;
 pub mod ingest;
 pub mod kube_client;
 pub mod metrics;
+pub mod parquet;
 pub mod pipeline;
 pub mod query;
 pub mod remote;

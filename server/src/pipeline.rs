@@ -8,6 +8,7 @@
 //!                                                                                                  │
 //!  query service ◄──────────────────────────── FindingStore ◄──────────────────────────────────────┘
 //!  segments ──► thread upload: archive.remote        ├──► thread journal: findings.jsonl
+//!           └─► thread parquet: its tables ◄─────────┤
 //!                                                   └──► threads deliver-<sink>, while this server leads
 //!  http: /healthz /readyz /metrics
 //! ```
@@ -17,8 +18,8 @@
 //! ends.
 //!
 //! `/healthz` and `/readyz` name a thread that ends before its time (a panic), and the server is to be restarted
-//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `upload`, `deliver-<sink>`, `log-findings`, and the task
-//! `grpc`, which accepts. The threads `io` run tasks, of which a panic ends one stream or one request; blocking ones of tokio end
+//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `upload`, `parquet`, `deliver-<sink>`,
+//! `log-findings`, and the task `grpc`, which accepts. The threads `io` run tasks, of which a panic ends one stream or one request; blocking ones of tokio end
 //! with the request that asked for them.
 
 mod correlation;
@@ -50,12 +51,14 @@ use crate::http;
 use crate::ingest::{FrameSink, IngestMetrics, IngestService};
 use crate::metrics::{Metrics, Sizes};
 use crate::query::{self, EventSource};
-use crate::remote::{RemoteError, RemoteMetrics, Uploader};
+use crate::remote::{RemoteError, RemoteMetrics, TableWriter, Uploader};
 use crate::tls::{AcceptMetrics, TlsMetrics};
 use crate::vitals::Vitals;
 use correlation::Correlation;
 use grpc::Grpc;
-use parts::{Status, history, ingest_config, start_deliverer, start_peers, start_uploader, watch_memory};
+use parts::{
+    Status, history, ingest_config, start_deliverer, start_peers, start_table_writer, start_uploader, watch_memory,
+};
 use replay::{open_archive, replay_window};
 
 /// How long streams may take to hear what is durable before they are cut.
@@ -132,7 +135,7 @@ pub struct Pipeline {
     archive: Arc<Archive>,
     core: Correlation,
     deliverer: Arc<Deliverer>,
-    uploader: Option<Uploader>,
+    uploads: Uploads,
     vitals: Arc<Vitals>,
     /// Where gRPC and HTTP listen.
     pub grpc_address: SocketAddr,
@@ -179,7 +182,7 @@ impl Pipeline {
             ended.clone(),
         ));
 
-        let (archive, uploader) = recover(config, &budget, &core, &remote, &vitals).await?;
+        let (archive, uploads) = recover(config, &budget, &core, &remote, &vitals).await?;
         archive.metrics().register(&registry)?;
         let ingest_metrics = Arc::new(IngestMetrics::register(&registry)?);
         let sink = ToShards { correlator: Arc::clone(&core.correlator), is_enabled: config.correlation.enabled };
@@ -210,7 +213,7 @@ impl Pipeline {
         let query = query::service_with_events(Arc::clone(&core.store), status, events, peers);
         let grpc = grpc.serve(&ingest, query, archive.state(), readiness, &vitals, ended)?;
         tracing::info!(%grpc_address, %http_address, patterns = core.patterns.patterns().len(), "serving");
-        Ok(Self { ingest, grpc, http, end, archive, core, deliverer, uploader, vitals, grpc_address, http_address })
+        Ok(Self { ingest, grpc, http, end, archive, core, deliverer, uploads, vitals, grpc_address, http_address })
     }
 
     /// The names of threads and tasks that ended, though nobody asked them to.
@@ -243,7 +246,7 @@ impl Pipeline {
             Err(_) => grpc.abort(),
         }
         self.http.abort();
-        let (archive, deliverer, uploader) = (self.archive, self.deliverer, self.uploader);
+        let (archive, deliverer, (uploader, table_writer)) = (self.archive, self.deliverer, self.uploads);
         let Correlation { correlator, mut finder, journal, cluster, .. } = self.core;
         tokio::task::spawn_blocking(move || {
             archive.shutdown();
@@ -260,6 +263,10 @@ impl Pipeline {
             }
             finder.stop();
             drop(journal);
+            // The last findings are in the store by now.
+            if let Some(writer) = table_writer {
+                writer.stop(UPLOAD_GRACE);
+            }
             if let Some(uploads) = uploads {
                 let _ = uploads.join();
             }
@@ -269,6 +276,9 @@ impl Pipeline {
     }
 }
 
+/// What writes to the remote archive: segments, and their tables.
+type Uploads = (Option<Uploader>, Option<TableWriter>);
+
 /// Opens the archive and replays its last minutes. Uploads closed segments, where that is configured.
 async fn recover(
     config: &Config,
@@ -276,7 +286,7 @@ async fn recover(
     core: &Correlation,
     remote: &RemoteMetrics,
     vitals: &Vitals,
-) -> Result<(Arc<Archive>, Option<Uploader>), PipelineError> {
+) -> Result<(Arc<Archive>, Uploads), PipelineError> {
     // What is in the log already is not published again.
     let is_in_log = match &core.cluster {
         Some(cluster) => cluster.settle().await,
@@ -294,12 +304,16 @@ async fn recover(
     if let Some(uploader) = &uploader {
         vitals.watch("upload", uploader.sign());
     }
+    let table_writer = start_table_writer(config, &core.store, remote)?;
+    if let Some(writer) = &table_writer {
+        vitals.watch("parquet", writer.sign());
+    }
     core.losses.set_replaying(false);
     if is_fed {
         core.store.set_replaying(false);
     }
     vitals.watch("archive", archive.sign());
-    Ok((archive, uploader))
+    Ok((archive, (uploader, table_writer)))
 }
 
 fn warn_of_access(config: &Config, auth: &Auth, grpc_address: SocketAddr, http_address: SocketAddr) {

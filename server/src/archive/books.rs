@@ -256,13 +256,17 @@ impl Books {
 
     /// What is known of an epoch.
     pub fn epoch(&self, node: u64, epoch: u64) -> Option<&EpochBooks> {
-        let epochs = &self.nodes.get(&node)?.epochs;
-        epochs.iter().find(|known| known.epoch == epoch)
+        self.node(node)?.epochs.iter().find(|known| known.epoch == epoch)
     }
 
     /// The newest epoch of a node.
     pub fn newest_epoch(&self, node: u64) -> Option<u64> {
         self.nodes.get(&node)?.epochs.last().map(|epoch| epoch.epoch)
+    }
+
+    /// What is known of a node.
+    pub fn node(&self, id: u64) -> Option<&NodeBooks> {
+        self.nodes.get(&id)
     }
 
     /// What is known of each node.
@@ -363,9 +367,7 @@ impl Books {
         let mut by_age: Vec<(u64, u64)> = self.nodes.iter().map(|(&id, node)| (node.newest_ns(), id)).collect();
         by_age.select_nth_unstable(NODES_EVICTED);
         for (_, id) in by_age.into_iter().take(NODES_EVICTED) {
-            let Some(mut node) = self.nodes.remove(&id) else {
-                continue;
-            };
+            let Some(mut node) = self.nodes.remove(&id) else { continue };
             for epoch in &mut node.epochs {
                 self.retired_lost += std::mem::take(&mut epoch.lost).iter().sum::<u64>();
             }

@@ -485,7 +485,7 @@ fn open(path: &Path) -> Result<Option<File>, ReadError> {
 }
 
 /// Whether a file begins as this segment.
-pub(super) fn is_segment(file: &File, number: u64) -> io::Result<bool> {
+pub(crate) fn is_segment(file: &File, number: u64) -> io::Result<bool> {
     use std::os::unix::fs::FileExt;
     let mut header = [0; SEGMENT_HEADER_BYTES];
     match file.read_exact_at(&mut header, 0) {

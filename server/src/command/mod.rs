@@ -7,6 +7,7 @@
 mod cat;
 mod check;
 mod copy;
+mod export;
 mod replay;
 mod source;
 mod stat;
@@ -25,12 +26,14 @@ use crate::archive::copy::CopyError;
 use crate::archive::damage::Damage;
 use crate::archive::reader::ReadError;
 use crate::events::EventsError;
+use crate::parquet::ExportError;
 use crate::remote::RemoteError;
 use crate::render::{self, Style};
 
 pub use cat::CatArguments;
 pub use check::{check, print_config};
 pub use copy::CopyArguments;
+pub use export::ExportArguments;
 pub use replay::ReplayArguments;
 pub use source::Source;
 
@@ -56,6 +59,8 @@ pub enum ArchiveCommand {
     /// Copy an archive, also one that a server is writing, to a directory that is new or empty; exit code 3 when what was
     /// acknowledged is damaged in it
     Copy(CopyArguments),
+    /// Write an archive as Parquet, for SQL (docs/sql.md); exit code 3 when what was acknowledged is damaged in it
+    Export(ExportArguments),
 }
 
 impl ArchiveCommand {
@@ -69,6 +74,7 @@ impl ArchiveCommand {
             Self::Stat(directory) => stat::run(&directory),
             Self::Cat(arguments) => cat::run(&arguments),
             Self::Copy(arguments) => copy::run(&arguments),
+            Self::Export(arguments) => export::run(&arguments),
         }
     }
 }
@@ -92,6 +98,8 @@ pub enum CommandError {
     Copy(#[from] CopyError),
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]

@@ -118,9 +118,9 @@ impl ReplayArguments {
 /// Entities whose state is kept.
 const ENTITIES_MAX: usize = 1_000_000;
 
-struct Ran {
+pub(super) struct Ran {
     /// Oldest first.
-    findings: Vec<Arc<Finding>>,
+    pub findings: Vec<Arc<Finding>>,
     frames: u64,
     events: u64,
     first_ns: Option<u64>,
@@ -129,7 +129,12 @@ struct Ran {
     undecodable: u64,
 }
 
-fn run_again(reader: &Reader, wanted: &Selection, patterns: PatternSet, window: Duration) -> Result<Ran, CommandError> {
+pub(super) fn run_again(
+    reader: &Reader,
+    wanted: &Selection,
+    patterns: PatternSet,
+    window: Duration,
+) -> Result<Ran, CommandError> {
     let other = |error: &dyn std::error::Error| CommandError::Other(error.to_string());
     let bytes = reader.segments()?.iter().map(|segment| segment.bytes).sum();
     let names: HashMap<_, _> = reader.node_names()?.into_iter().collect();

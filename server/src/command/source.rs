@@ -62,6 +62,12 @@ impl Source {
         self.fetch(0, u64::MAX, dir, u64::MAX)
     }
 
+    /// The configuration, where one is named.
+    pub(super) fn config(&self) -> Result<Option<Config>, CommandError> {
+        let load = |path| Config::load(Some(path)).map_err(|error| CommandError::Usage(error.to_string()));
+        self.config.as_deref().map(load).transpose()
+    }
+
     /// All that is there, as one archive.
     pub(super) fn reader(folders: &[Folder]) -> Reader {
         Reader::over(folders.iter().map(|folder| folder.dir.clone()))
@@ -69,13 +75,7 @@ impl Source {
 
     fn fetch(&self, since_ns: u64, until_ns: u64, cache: &Path, cache_bytes: u64) -> Result<Vec<View>, CommandError> {
         let url = self.dir.to_string_lossy().into_owned();
-        let section = match &self.config {
-            Some(path) => {
-                let config = Config::load(Some(path)).map_err(|error| CommandError::Usage(error.to_string()))?;
-                config.archive.remote.unwrap_or_default()
-            }
-            None => RemoteSection::default(),
-        };
+        let section = self.config()?.and_then(|config| config.archive.remote).unwrap_or_default();
         let fetch = Fetch {
             section: RemoteSection { url, ..section },
             since_ns,

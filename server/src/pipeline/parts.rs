@@ -23,7 +23,7 @@ use crate::findings::FindingStore;
 use crate::http;
 use crate::ingest::{IngestConfig, IngestService, Limits, MOVE_ON_GRACE};
 use crate::query::{Peers, StatusSource};
-use crate::remote::{History, Names, RemoteMetrics, Uploader};
+use crate::remote::{History, Names, RemoteMetrics, TableWriter, Uploader};
 
 /// How often the resident memory is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
@@ -91,6 +91,17 @@ pub(super) fn start_uploader(
 ) -> Result<Option<Uploader>, PipelineError> {
     let (Some(remote), Some(offsite)) = (&config.archive.remote, offsite) else { return Ok(None) };
     Ok(Some(Uploader::start(remote, &names(config), archive, offsite, metrics.clone())?))
+}
+
+/// Writes tables of closed segments and of findings, where that is configured.
+pub(super) fn start_table_writer(
+    config: &Config,
+    store: &Arc<FindingStore>,
+    metrics: &RemoteMetrics,
+) -> Result<Option<TableWriter>, PipelineError> {
+    let Some(remote) = config.archive.remote.as_ref().filter(|remote| remote.parquet) else { return Ok(None) };
+    let (names, store) = (names(config), Arc::clone(store));
+    Ok(Some(TableWriter::start(remote, &names, &config.archive.dir, store, metrics.clone())?))
 }
 
 /// Reads segments that this disk does not have, where there is a remote archive.

@@ -24,6 +24,8 @@ pub struct RemoteSection {
     /// The open segment is closed after this when it has events, so that no older ones are on this disk alone.
     #[serde(deserialize_with = "units::duration")]
     pub every: Duration,
+    /// Whether tables in Parquet are written there too, for SQL (docs/sql.md): events, deaths, curves, the ledger, findings.
+    pub parquet: bool,
     /// Bytes a second that uploads may take; 0 for no limit.
     #[serde(deserialize_with = "units::bytes")]
     pub max_bytes_per_sec: u64,
@@ -56,6 +58,7 @@ impl Default for RemoteSection {
             cluster: None,
             server: None,
             every: Duration::from_secs(300),
+            parquet: false,
             max_bytes_per_sec: 0,
             cache_bytes: 512 << 20,
             endpoint: None,

@@ -1,6 +1,6 @@
 //! The uploads' metrics.
 
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{Counter, IntCounter, IntGauge, Registry};
 use tapio_wire::service::ElsewhereCount;
 
 /// In status, beside the kinds of `archive/elsewhere.rs`: of all that is elsewhere now, what the remote archive has.
@@ -21,6 +21,12 @@ pub struct RemoteMetrics {
     elsewhere_uploaded: IntGauge,
     elsewhere_missing: IntGauge,
     pub(super) read_bytes: IntCounter,
+    pub(super) parquet_segments: IntCounter,
+    pub(super) parquet_events: IntCounter,
+    pub(super) parquet_bytes: IntCounter,
+    pub(super) parquet_seconds: Counter,
+    pub(super) parquet_failures: IntCounter,
+    pub(super) parquet_missed: IntCounter,
 }
 
 impl RemoteMetrics {
@@ -56,11 +62,37 @@ impl RemoteMetrics {
                  had, them.",
             )?,
             read_bytes: counter("read_bytes_total", "Bytes fetched from archive.remote for requests about the past.")?,
+            parquet_segments: counter(
+                "parquet_segments_total",
+                "Segments whose tables were written to archive.remote.",
+            )?,
+            parquet_events: counter("parquet_events_total", "Events in tables written to archive.remote.")?,
+            parquet_bytes: counter("parquet_bytes_total", "Bytes of tables written to archive.remote.")?,
+            parquet_seconds: Counter::new(
+                "tapio_server_remote_parquet_seconds_total",
+                "Time that making tables took, without their uploads.",
+            )?,
+            parquet_failures: counter("parquet_failures_total", "Failed attempts to write tables to archive.remote.")?,
+            parquet_missed: counter(
+                "parquet_missed_segments_total",
+                "Segments that retention deleted before their tables were written: tapio-server archive export makes them.",
+            )?,
         };
-        for counter in [&metrics.segments, &metrics.bytes, &metrics.failures, &metrics.collisions, &metrics.read_bytes]
-        {
+        for counter in [
+            &metrics.segments,
+            &metrics.bytes,
+            &metrics.failures,
+            &metrics.collisions,
+            &metrics.read_bytes,
+            &metrics.parquet_segments,
+            &metrics.parquet_events,
+            &metrics.parquet_bytes,
+            &metrics.parquet_failures,
+            &metrics.parquet_missed,
+        ] {
             registry.register(Box::new(counter.clone()))?;
         }
+        registry.register(Box::new(metrics.parquet_seconds.clone()))?;
         for gauge in [
             &metrics.waiting,
             &metrics.waiting_bytes,

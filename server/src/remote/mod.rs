@@ -26,17 +26,23 @@ mod manifest;
 mod metrics;
 mod names;
 mod store;
+mod table_writer;
+mod tables;
 mod uploader;
 
 use std::io;
 use std::path::PathBuf;
 
-pub use config::{RemoteSection, is_url};
+use crate::parquet::ExportError;
+
+pub use config::{RemoteSection, is_name, is_url};
 pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched, View};
 pub use history::History;
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
 pub use metrics::{IN_REMOTE, NOT_IN_REMOTE, RemoteMetrics};
+pub use table_writer::TableWriter;
+pub use tables::{Mark, TableStore};
 pub use uploader::{Names, Uploader};
 
 /// Why the remote archive cannot be used.
@@ -69,6 +75,8 @@ pub enum RemoteError {
     Collision { server: String, name: String, found: String },
     #[error("the thread that uploads cannot be started: {0}")]
     Thread(io::Error),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error("the remote archive's metrics cannot be created: {0}")]
     Metrics(#[from] prometheus::Error),
 }

@@ -1,0 +1,110 @@
+//! The table of findings.
+//!
+//! What enters: findings as the store or a replay has them. What leaves: a row for each, in the hour in which it ended. What must
+//! hold: a finding that changed is a new row with a higher revision; readers take the latest.
+
+use std::sync::Arc;
+
+use tapio_wire::service::{EntityRef, Finding};
+
+use super::schema::FINDINGS;
+use super::table::{Partitions, Written};
+use super::{ExportError, Shared};
+
+const fn at(name: &str) -> usize {
+    FINDINGS.column(name)
+}
+
+/// Writes findings to files.
+pub(super) fn write(shared: &mut Shared, found: &[Arc<Finding>]) -> Result<Vec<Written>, ExportError> {
+    let mut partitions = Partitions::new(&FINDINGS)?;
+    for finding in found {
+        let hour = partitions.hour(finding.ended_ns);
+        row(&mut partitions, shared, hour, finding)?;
+        if partitions.batch(&shared.place, hour)?.is_full() {
+            partitions.flush(hour, &shared.texts, &mut shared.encoder)?;
+        }
+    }
+    partitions.finish(&shared.place, &shared.texts, &mut shared.encoder)
+}
+
+fn row(partitions: &mut Partitions, shared: &mut Shared, hour: u64, finding: &Finding) -> Result<(), ExportError> {
+    let nothing = EntityRef::default();
+    let entity = finding.entity.as_ref().unwrap_or(&nothing);
+    let death = finding.death.as_ref();
+    let limit = death.and_then(|death| death.limit.as_ref());
+    let sender = death.and_then(|death| death.sender.as_ref());
+    let sender_name = sender.map(|sender| match &sender.entity {
+        _ if sender.kernel => "the kernel",
+        Some(entity) if !entity.name.is_empty() => entity.name.as_str(),
+        _ => sender.comm.as_str(),
+    });
+    let end = finding.evidence.iter().find(|piece| piece.kind == "exit");
+    let evidence: Vec<_> = finding
+        .evidence
+        .iter()
+        .map(|piece| serde_json::json!({ "id": piece.id, "step": piece.step, "kind": piece.kind, "text": piece.text }))
+        .collect();
+    let texts: Vec<(usize, u32)> = [
+        (at("id"), finding.id.as_str()),
+        (at("pattern"), &finding.pattern),
+        (at("title"), &finding.title),
+        (at("severity"), &finding.severity),
+        (at("node"), &entity.node),
+        (at("namespace"), &entity.namespace),
+        (at("workload"), &entity.workload),
+        (at("pod"), &entity.pod),
+        (at("container"), &entity.container),
+        (at("entity"), &entity.name),
+        (at("entity_kind"), &entity.kind),
+        (at("pod_uid"), &entity.pod_uid),
+        (at("image"), &entity.image),
+        (at("missing_servers"), &finding.missing_servers.join(", ")),
+        (at("verdict"), death.map_or("", |death| &death.verdict)),
+        (at("label"), death.map_or("", |death| &death.label)),
+        (at("sender"), sender_name.unwrap_or_default()),
+        (at("limit_cgroup"), limit.map_or("", |limit| &limit.cgroup)),
+        (at("summary"), &finding.summary),
+        (at("advice"), &finding.advice.join("\n")),
+        (at("death_id"), end.map_or("", |piece| &piece.id)),
+        (at("evidence"), &serde_json::Value::Array(evidence).to_string()),
+        (at("superseded_by"), &finding.superseded_by),
+    ]
+    .into_iter()
+    .map(|(column, text)| (column, shared.texts.number(text)))
+    .collect();
+    let batch = partitions.batch(&shared.place, hour)?;
+    batch.row();
+    texts.into_iter().for_each(|(column, text)| batch.text(column, text));
+    let loss = finding.loss.as_ref();
+    for (column, value) in [
+        (at("time"), Some(finding.ended_ns)),
+        (at("started_at"), Some(finding.started_ns)),
+        (at("published_at"), Some(finding.published_ns)),
+        (at("revision"), Some(finding.revision.into())),
+        (at("count"), Some(finding.count.into())),
+        (at("lost_events"), Some(loss.map_or(0, |loss| loss.events))),
+        (at("resolved_at"), Some(finding.resolved_ns).filter(|&ns| ns != 0)),
+        (at("exit_code"), death.and_then(|death| death.exit_code).map(u64::from)),
+        (at("signal"), death.and_then(|death| death.signal).map(u64::from)),
+        (at("limit_bytes"), limit.map(|limit| limit.limit_bytes)),
+        (at("consequences"), Some(finding.consequences.len() as u64)),
+    ] {
+        if let Some(value) = value {
+            batch.unsigned(column, value);
+        }
+    }
+    batch.number(at("confidence"), finding.confidence);
+    for (column, flag) in [
+        (at("possible"), Some(finding.possible)),
+        (at("loss_is_open"), Some(loss.is_some_and(|loss| loss.open_interval))),
+        (at("ongoing"), Some(finding.ongoing)),
+        (at("label_agrees"), death.and_then(|death| death.label_agrees)),
+        (at("withdrawn"), Some(finding.withdrawn)),
+    ] {
+        if let Some(flag) = flag {
+            batch.flag(column, flag);
+        }
+    }
+    Ok(())
+}
