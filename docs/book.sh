@@ -26,6 +26,7 @@ mkdir -p "$book/src/docs" "$book/src/deploy"
 cp docs/book.toml "$book/"
 cp README.md LICENSE "$book/src/"
 cp docs/*.md "$book/src/docs/"
+cp -r docs/sql "$book/src/docs/"
 cp deploy/README.md "$book/src/deploy/"
 
 # Each heading of docs/README.md is a part, each first link of a row a chapter, under the title that its page has.
