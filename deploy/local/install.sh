@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
 # headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
-# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "alerts" an Alertmanager, with "s3" an S3 server (moto) under target/tools. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to
-# install.
+# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "alerts" an Alertmanager, with "s3" an S3 server (moto) and with
+# "sql" two SQL engines (DuckDB, DataFusion) under target/tools. On Debian and Ubuntu by apt-get (with sudo where this is not
+# root); elsewhere it says what to install.
 set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
@@ -38,25 +39,32 @@ if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
   exit 1
 fi
-# The object store of the tests: a real S3 protocol, in a virtual environment that is made anew when the pins change.
-install_s3() {
-  local top tools pins
+# What tests need of PyPI, in virtual environments that are made anew when the pins change: the object store, a real S3 protocol;
+# and real SQL engines, with what DuckDB needs for S3.
+declare -A pins=(
+  [s3]="moto[s3]==5.2.5 flask==3.1.3 flask-cors==6.0.5"
+  [sql]="duckdb==1.5.5 duckdb-extension-httpfs==1.5.5 datafusion==55.0.0 pyarrow==26.0.1 pytz==2026.6"
+)
+declare -A folder=([s3]=moto [sql]=sql)
+wanted=${1:-}
+install_tools() {
+  local top tools
+  [ -n "$wanted" ] && [ -n "${pins[$wanted]:-}" ] || return 0
   top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-  tools=${CARGO_TARGET_DIR:-$top/target}/tools/moto
-  pins="moto[s3]==5.2.5 flask==3.1.3 flask-cors==6.0.5"
-  [ "$(cat "$tools/installed.txt" 2>/dev/null)" = "$pins" ] && return
+  tools=${CARGO_TARGET_DIR:-$top/target}/tools/${folder[$wanted]}
+  [ "$(cat "$tools/installed.txt" 2>/dev/null)" = "${pins[$wanted]}" ] && return
   rm -rf "$tools"
   python3 -m venv "$tools"
   # shellcheck disable=SC2086 # Several words.
-  "$tools/bin/pip" install -q --disable-pip-version-check $pins
-  echo "$pins" > "$tools/installed.txt"
+  "$tools/bin/pip" install -q --disable-pip-version-check ${pins[$wanted]}
+  echo "${pins[$wanted]}" > "$tools/installed.txt"
 }
-if [ "${1:-}" = s3 ]; then
+if [ -n "$wanted" ] && [ -n "${pins[$wanted]:-}" ]; then
   # Debian's python3 comes without.
   python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 fi
 if [ ${#missing[@]} -eq 0 ]; then
-  if [ "${1:-}" = s3 ]; then install_s3; fi
+  install_tools
   exit 0
 fi
 echo "Installing ${missing[*]}"
@@ -77,4 +85,4 @@ for service in nats-server prometheus-alertmanager; do
     "${run[@]}" systemctl disable --now --quiet "$service.service" || true
   fi
 done
-if [ "${1:-}" = s3 ]; then install_s3; fi
+install_tools

@@ -1,0 +1,208 @@
+//! The ledger among the exported tables: it adds up to what the archive's books count, whatever was lost, moved or damaged.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tapio_server::archive::lock_books;
+use tapio_server::findings::FindingStore;
+use tapio_server::remote::{Names, RemoteMetrics, RemoteSection, TableWriter};
+use tapio_wire::event::Source;
+use tapio_wire::ledger::{Reason, Stage};
+
+use crate::archive_support::*;
+use crate::parquet_support::*;
+use crate::remote_support::{GRACE, folder, objects, small};
+use crate::whole_server::sum;
+
+const ADDED_UP: &str =
+    "SELECT account, coalesce(reason, '') AS reason, sum(events) AS events FROM ledger GROUP BY 1, 2 ORDER BY 1, 2";
+
+fn export(arguments: &[&str]) -> (i32, Value) {
+    let all: Vec<&str> = ["archive", "export", "--json"].iter().chain(arguments).copied().collect();
+    let (output, text) = server(&all);
+    (output.status.code().expect("a code"), serde_json::from_str(&text).expect("JSON"))
+}
+
+/// Frames of two epochs with losses between them; the first epoch is killed while it holds 5 events.
+fn two_epochs(archive: &tapio_server::archive::Archive, start: u64) -> [u64; 2] {
+    let mut archived = [0; 2];
+    for (epoch, archived) in archived.iter_mut().enumerate() {
+        let mut node = Node::new("node-1", 100 + epoch as u64);
+        for step in 0..40 {
+            let at = start + (epoch as u64 * 40 + step) * MINUTE_NS / 2;
+            let mut bodies = Bodies::described();
+            bodies.waits(at, 1000);
+            *archived += 1000;
+            node.lose(Stage::Ring, Reason::Full, step % 3);
+            node.lose(Stage::Filter, Reason::Sampled, 1);
+            if epoch == 0 && step == 39 {
+                node.ledger.account_mut(Source::Ebpf).emitted += 5;
+            }
+            node.send(archive, at + 1_000_000, &bodies.body);
+        }
+    }
+    archived
+}
+
+#[test]
+fn the_ledger_adds_up_to_the_books_over_segments_and_epochs_and_by_the_minute() {
+    let Some(python) = python() else { return };
+    let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = open(small(dir.path()));
+    let start = now_ns() - 50 * MINUTE_NS;
+    let archived: u64 = two_epochs(&archive, start).iter().sum();
+    let losses = lock_books(archive.books()).losses();
+    archive.shutdown();
+    let place = to.path().to_str().expect("UTF-8");
+    let (code, said) = export(&["--to", place, dir.path().to_str().expect("UTF-8")]);
+    assert_eq!(code, 0);
+    assert!(said["segments"].as_u64().expect("a number") >= 3, "several segments: {said}");
+    let of = |reason: Reason| {
+        let found = losses.iter().filter(|(_, _, of, _)| *of == reason);
+        found.map(|(.., events)| events).sum::<u64>()
+    };
+    let (full, sampled, killed) = (of(Reason::Full), of(Reason::Sampled), of(Reason::Killed));
+    assert_eq!((full, sampled, killed), (78, 80, 5));
+    let wanted = [
+        [json!("archived"), json!(""), json!(archived)],
+        [json!("dropped"), json!("full"), json!(full)],
+        [json!("dropped"), json!("killed"), json!(killed)],
+        [json!("dropped"), json!("sampled"), json!(sampled)],
+        [json!("emitted"), json!(""), json!(archived + full + sampled + killed)],
+        [json!("shipped"), json!(""), json!(archived)],
+    ];
+    // A window has its own losses: 5 frames in 2.5 minutes, and what the minutes at its ends overlap.
+    let window = format!(
+        "SELECT sum(events) AS events FROM losses WHERE is_wanted AND \"time\" >= to_timestamp({}) AND \"until\" < to_timestamp({})",
+        (start + 10 * MINUTE_NS) / 1_000_000_000,
+        (start + 13 * MINUTE_NS) / 1_000_000_000
+    );
+    let answers = ask_both(&python, &[], place, &[ADDED_UP, "SELECT count(*) AS n FROM events", &window]);
+    assert_eq!(answers[0].rows, wanted);
+    assert_eq!(answers[1].rows, [[json!(archived)]]);
+    let in_window = answers[2].rows[0][0].as_u64().expect("a number");
+    assert!((2..=6).contains(&in_window), "{in_window} of about one each half minute");
+}
+
+#[test]
+fn what_a_node_sent_to_two_servers_counts_once_and_its_losses_too() {
+    let Some(python) = python() else { return };
+    let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = to.path().to_str().expect("UTF-8");
+    let dirs = ["a", "b"].map(|name| dir.path().join(name));
+    let archives = dirs.each_ref().map(|dir| {
+        fs::create_dir(dir).expect("made");
+        open(plain(dir))
+    });
+    let start = now_ns() - 30 * MINUTE_NS;
+    let mut node = Node::new("node-1", 100);
+    for step in 0..20_u64 {
+        let mut bodies = Bodies::described();
+        bodies.waits(start + step * MINUTE_NS, 10);
+        bodies.exit(start + step * MINUTE_NS, 100 + step as u32, 9, 1);
+        node.lose(Stage::Ring, Reason::Full, 3);
+        bodies.body.events.retain(|event| (step % 2 == 0) == (event.kind().lane() == tapio_wire::event::Lane::Bulk));
+        let frame = node.frame(start + step * MINUTE_NS + 1_000_000, &bodies.body, false);
+        // The first half to one, the second to the other, and three of them to both: their acknowledgement was lost.
+        if step < 10 {
+            node.append(&archives[0], &frame);
+        }
+        if step >= 7 {
+            node.append(&archives[1], &frame);
+        }
+    }
+    for archive in &archives {
+        archive.shutdown();
+    }
+    for (dir, server) in dirs.iter().zip(["server-a", "server-b"]) {
+        assert_eq!(export(&["--to", place, "--server", server, dir.to_str().expect("UTF-8")]).0, 0);
+    }
+    let queries = [
+        "SELECT count(*) AS n, count(DISTINCT id) AS ids FROM events",
+        "SELECT count(*) AS n FROM events_files",
+        "SELECT count(*) AS n FROM deaths",
+        "SELECT sum(events) AS n FROM ledger WHERE account = 'dropped'",
+        "SELECT sum(events) AS n FROM ledger WHERE account = 'shipped'",
+    ];
+    let answers = ask_both(&python, &[], place, &queries);
+    let numbers: Vec<_> = answers.iter().map(|answer| answer.rows[0][0].clone()).collect();
+    // Frames 8 to 10 are there twice: an end, ten waits, an end.
+    assert_eq!(numbers, [json!(110), json!(122), json!(10), json!(60), json!(110)]);
+    assert_eq!(answers[0].rows[0][1], json!(110));
+}
+
+#[test]
+fn what_cannot_be_read_any_more_is_counted_as_damaged() {
+    let Some(python) = python() else { return };
+    let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = open(plain(dir.path()));
+    let mut node = Node::new("node-1", 100);
+    let mut frames = Vec::new();
+    for step in 0..3 {
+        let mut bodies = Bodies::described();
+        bodies.waits(now_ns() - MINUTE_NS, 100 + step);
+        frames.push(node.send(&archive, now_ns(), &bodies.body));
+    }
+    archive.shutdown();
+    let segment = segments(dir.path()).remove(0);
+    let mut bytes = fs::read(&segment).expect("readable");
+    let at = find(&bytes, &frames[1]) + frames[1].len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&segment, bytes).expect("written");
+    let place = to.path().to_str().expect("UTF-8");
+    let (code, said) = export(&["--to", place, dir.path().to_str().expect("UTF-8")]);
+    assert_eq!((code, &said["damaged_events"]), (3, &json!(101)));
+    let query = "SELECT account, sum(events) AS events FROM losses GROUP BY 1";
+    let answers = ask_both(&python, &[], place, &[query, "SELECT count(*) AS n FROM events"]);
+    assert_eq!(answers[0].rows, [[json!("damaged"), json!(101)]], "and they are no riddle besides");
+    assert_eq!(answers[1].rows, [[json!(202)]]);
+}
+
+#[test]
+fn a_server_writes_tables_of_what_closes_in_the_background_and_the_rest_at_its_end() {
+    let Some(python) = python() else { return };
+    let (dir, remote) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let section = RemoteSection { parquet: true, every: Duration::from_secs(3600), ..folder(remote.path()) };
+    let archive = open(small(dir.path()));
+    let registry = prometheus::Registry::new();
+    let metrics = RemoteMetrics::register(&registry).expect("registered");
+    let metric = |name: &str| {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        sum(&text, &format!("tapio_server_remote_parquet_{name}"), &[])
+    };
+    let store = std::sync::Arc::new(FindingStore::new(100));
+    let names = Names { cluster: "test".into(), server: "server-0".into() };
+    let start = || TableWriter::start(&section, &names, dir.path(), store.clone(), metrics.clone()).expect("started");
+    let writer = start();
+    let archived: u64 = two_epochs(&archive, now_ns() - 50 * MINUTE_NS).iter().sum();
+    wait_until("what is closed is written", || metric("segments_total") >= 2.0);
+    let finding = tapio_wire::service::Finding {
+        id: "0123456789abcdef".into(),
+        pattern: "memory-limit-kill".into(),
+        ended_ns: now_ns(),
+        ..Default::default()
+    };
+    store.publish(finding).expect("published");
+    archive.shutdown();
+    writer.stop(GRACE);
+    assert_eq!((metric("events_total"), metric("missed_segments_total")), (archived as f64, 0.0));
+    assert!(metric("bytes_total") > 0.0 && metric("seconds_total") > 0.0);
+    assert!(
+        !dir.path().join("parquet-work").join("events").is_dir()
+            || objects(&dir.path().join("parquet-work")).is_empty()
+    );
+    let place = remote.path().to_str().expect("UTF-8");
+    let queries =
+        ["SELECT count(*) AS n FROM events", "SELECT id, pattern FROM findings", "SELECT DISTINCT cluster FROM events"];
+    let answers = ask_both(&python, &[], place, &queries);
+    assert_eq!(answers[0].rows, [[json!(archived)]]);
+    assert_eq!(answers[1].rows, [[json!("0123456789abcdef"), json!("memory-limit-kill")]]);
+    assert_eq!(answers[2].rows, [[json!("test")]]);
+    // The next start does nothing again.
+    let written = metric("segments_total");
+    let files = objects(remote.path()).len();
+    start().stop(GRACE);
+    assert_eq!(metric("segments_total"), written);
+    assert!(objects(remote.path()).len() <= files + 1, "its findings alone");
+}
