@@ -209,7 +209,7 @@ impl Reader {
         self.link.in_company().await;
         let generation = self.link.generation.load(Ordering::Acquire);
         self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
-        self.read_kept(log, &info).await?;
+        self.read_kept(log, info).await?;
         self.send(LogUpdate::Rebuild)?;
         self.read_facts(log).await?;
         let info = stream.get_info().await.map_err(|error| broken(&error))?;

@@ -208,7 +208,7 @@ fn levels(out: &mut Vec<u8>, rows: usize, present: &[u32]) {
 
 fn encode(out: &mut Vec<u8>, values: &Values<'_>) -> Encoding {
     match values {
-        Values::Texts { distinct, .. } if distinct.is_empty() => Encoding::PLAIN,
+        Values::Texts { distinct: [], .. } => Encoding::PLAIN,
         Values::Texts { indexes, distinct } => {
             let width = (u32::BITS - (distinct.len() as u32 - 1).leading_zeros()).max(1);
             out.push(width as u8);
