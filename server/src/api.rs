@@ -55,16 +55,25 @@ pub fn router_off() -> Router {
     Router::new().route("/api/{*rest}", any(off))
 }
 
+/// Why nothing is served when it is off.
+pub(crate) const OFF: &str = "this server asks for TLS or a token and HTTP is in the clear: use tapioctl on the gRPC \
+                              port, or set metrics.api: true";
+
 async fn off() -> Failure {
-    Failure {
-        status: StatusCode::FORBIDDEN,
-        message: "this server asks for TLS or a token and HTTP is in the clear: use tapioctl on the gRPC port, or set \
-                  metrics.api: true"
-            .into(),
-    }
+    Failure { status: StatusCode::FORBIDDEN, message: OFF.into() }
 }
 
 async fn admit(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> Response {
+    guarded(&auth, request, next, refusal).await
+}
+
+/// Lets a request go on if its token may query, and writes it to the audit log.
+pub(crate) async fn guarded(
+    auth: &Auth,
+    request: Request,
+    next: Next,
+    refuse: impl FnOnce(&Denied) -> Response,
+) -> Response {
     let began = Instant::now();
     let call = format!("{} {}", request.method(), request.uri());
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
@@ -74,7 +83,7 @@ async fn admit(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> R
     let is_denied = admitted.is_err();
     let (identity, response) = match admitted {
         Ok(caller) => (caller.identity, next.run(request).await),
-        Err(denied) => (String::new(), refusal(&denied)),
+        Err(denied) => (String::new(), refuse(&denied)),
     };
     let status = response.status();
     auth.audit().record(&Record {
@@ -89,7 +98,8 @@ async fn admit(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> R
     response
 }
 
-fn refusal(denied: &Denied) -> Response {
+/// What a request is answered with that was not let in.
+pub(crate) fn denial(denied: &Denied) -> (StatusCode, String) {
     let message = match denied {
         Denied::WrongToken => "the token is missing or wrong: send authorization: Bearer and the content of \
                                server.auth.token_file"
@@ -104,6 +114,11 @@ fn refusal(denied: &Denied) -> Response {
         Denied::NotAllowed { .. } | Denied::NoNode(_) => StatusCode::FORBIDDEN,
         Denied::Unreviewed(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
+    (status, message)
+}
+
+fn refusal(denied: &Denied) -> Response {
+    let (status, message) = denial(denied);
     let failure = Failure { status, message };
     match status {
         StatusCode::UNAUTHORIZED => ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response(),
@@ -294,14 +309,10 @@ async fn list_events(
         read_bytes_max: events::READ_BYTES_MAX,
         reads_remote: true,
     };
-    if let Some(peers) = &api.peers {
+    if api.peers.is_some() {
         let metadata = tonic::metadata::MetadataMap::from_headers(headers);
-        let mut events = peers.all_events(&api.events, choice, &metadata).await.map_err(Failure::of_status)?;
-        let incomplete = match events.last_mut() {
-            Some(last) if !last.incomplete.is_empty() => std::mem::take(&mut last.incomplete),
-            _ => Vec::new(),
-        };
-        events.truncate(events.len() - usize::from(!incomplete.is_empty()));
+        let asked = query::events_of_all(&api.events, api.peers.as_deref(), choice, &metadata);
+        let (events, incomplete) = asked.await.map_err(Failure::of_status)?;
         let end = json!({ "end": {
             "events": events.len(),
             "cut": events.len() as u64 >= limit,

@@ -14,6 +14,13 @@ const UID_PREFIX_MIN: usize = 8;
 /// The severities of findings, the lowest first.
 pub const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
 
+/// Findings of one page, and where the next one begins: empty on the last.
+#[derive(Debug, Default)]
+pub struct Page {
+    pub findings: Vec<Arc<Finding>>,
+    pub next_page_token: String,
+}
+
 /// One page. Says what to do when the request makes no sense.
 pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListFindingsResponse, String> {
     let limit = match request.limit as usize {
@@ -23,6 +30,19 @@ pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListF
         }
         limit => limit,
     };
+    let page = page(store, request, limit)?;
+    Ok(ListFindingsResponse {
+        findings: page.findings.iter().map(|finding| (**finding).clone()).collect(),
+        next_page_token: page.next_page_token,
+        incomplete: Vec::new(),
+    })
+}
+
+/// The same with any limit, without a copy of each finding.
+///
+/// # Errors
+/// As [`list`].
+pub fn page(store: &FindingStore, request: &ListFindingsRequest, limit: usize) -> Result<Page, String> {
     if request.page_token.len() > TOKEN_BYTES_MAX {
         return Err(format!("a page token has at most {TOKEN_BYTES_MAX} bytes"));
     }
@@ -47,31 +67,24 @@ pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListF
                 |entity| is_about(entity, request),
             )
     };
-    let mut page: Vec<Arc<Finding>> = Vec::new();
+    let mut findings: Vec<Arc<Finding>> = Vec::new();
     loop {
         // The store is bounded, and so are these rounds.
         let (found, next) = store.list(request.since_ns, after.as_ref(), PAGE_MAX);
         for finding in found {
-            if page.len() == limit {
-                let last = page.last().map(|last| Position { ended_ns: last.ended_ns, id: last.id.clone() });
-                return Ok(response(&page, last.as_ref()));
+            if findings.len() == limit {
+                let last = findings.last().map(|last| Position { ended_ns: last.ended_ns, id: last.id.clone() });
+                let next_page_token = last.as_ref().map(Position::to_token).unwrap_or_default();
+                return Ok(Page { findings, next_page_token });
             }
             if is_wanted(&finding) {
-                page.push(finding);
+                findings.push(finding);
             }
         }
         match next {
             Some(next) => after = Some(next),
-            None => return Ok(response(&page, None)),
+            None => return Ok(Page { findings, next_page_token: String::new() }),
         }
-    }
-}
-
-fn response(page: &[Arc<Finding>], next: Option<&Position>) -> ListFindingsResponse {
-    ListFindingsResponse {
-        findings: page.iter().map(|finding| (**finding).clone()).collect(),
-        next_page_token: next.map(Position::to_token).unwrap_or_default(),
-        incomplete: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@
 mod events;
 mod list;
 mod peers;
+pub mod why;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,19 +14,21 @@ use std::sync::Arc;
 use tapio_wire::service::query_server::{Query, QueryServer};
 use tapio_wire::service::{
     Event, Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, ListFindingsResponse, StatusRequest,
-    StatusResponse, WatchFindingsRequest,
+    StatusResponse, Unanswered, WatchFindingsRequest,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response};
 
+use crate::events::Choice;
 use crate::findings::{FindingStore, LookupError, Position};
 
 pub use events::{EventSource, Refused};
 pub(crate) use list::is_uid_of;
-pub use list::{SEVERITIES, list};
+pub use list::{Page, SEVERITIES, list, page};
 pub use peers::Peers;
 
 /// Bytes of an id or a page token.
@@ -71,6 +74,28 @@ impl Position {
         let (ended_ns, id) = token.split_once('-')?;
         Some(Self { ended_ns: u64::from_str_radix(ended_ns, 16).ok()?, id: id.to_owned() })
     }
+}
+
+/// Events of all servers, and what is missing of them.
+///
+/// # Errors
+/// When this server's archive cannot be read, too many read it, or no server knows what was asked for.
+pub(crate) async fn events_of_all(
+    source: &EventSource,
+    peers: Option<&Peers>,
+    choice: Choice,
+    metadata: &MetadataMap,
+) -> Result<(Vec<Event>, Vec<Unanswered>), tonic::Status> {
+    let mut events = match peers {
+        Some(peers) => peers.all_events(source, choice, metadata).await?,
+        None => peers::own_events(source, choice).await?,
+    };
+    let mut incomplete = Vec::new();
+    events.retain_mut(|event| {
+        incomplete.append(&mut event.incomplete);
+        !event.id.is_empty()
+    });
+    Ok((events, incomplete))
 }
 
 fn bounded(token: &str) -> Result<&str, tonic::Status> {

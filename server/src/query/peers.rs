@@ -283,7 +283,7 @@ fn request_of(choice: &Choice) -> ListEventsRequest {
     }
 }
 
-async fn own_events(source: &EventSource, choice: Choice) -> Result<Vec<Event>, Status> {
+pub(super) async fn own_events(source: &EventSource, choice: Choice) -> Result<Vec<Event>, Status> {
     let (mut receiver, _) = source.stream(choice).map_err(|refused| refused.to_status())?;
     let mut events = Vec::new();
     while let Some(event) = receiver.recv().await {

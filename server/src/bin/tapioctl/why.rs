@@ -8,27 +8,22 @@ mod subject;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use serde_json::{Value, json};
+use serde_json::json;
+use tapio_server::query::why::{
+    AFTER_NS, CHANGE_KINDS, CHANGES_BEFORE_NS, CHANGES_MAX, LOOK_BACK_NS, STATE_BACK_NS, STATE_KINDS, STATES_MAX,
+    Subject, is_about, is_change, latest, rank,
+};
 use tapio_server::render;
 use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest, NodeStatus};
 
-use subject::{KNOWN, Subject, as_container, is_about, subject};
+use subject::{KNOWN, as_container, subject};
 
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
 use super::{Printing, events, filter, now_ns};
 
-/// Events are looked for so much before a finding began and after it ended.
+/// Events are looked for so much before a finding began.
 const BEFORE_NS: u64 = 5 * 60 * 1_000_000_000;
-const AFTER_NS: u64 = 60 * 1_000_000_000;
-/// Without a finding: how far back.
-const LOOK_BACK_NS: u64 = 3600 * 1_000_000_000;
-/// How far back its state is looked for, and what changed before a finding, or before now.
-const STATE_BACK_NS: u64 = 24 * 3600 * 1_000_000_000;
-const CHANGES_BEFORE_NS: u64 = 30 * 60 * 1_000_000_000;
-/// Lines of each.
-const STATES_MAX: usize = 20;
-const CHANGES_MAX: usize = 10;
 const READ_MAX: u32 = 2_000;
 /// Findings that are looked at and shown at most, how many are asked for at once, and how often.
 const FINDINGS_MAX: usize = 50;
@@ -36,10 +31,6 @@ const PAGE: u32 = 500;
 const PAGES_MAX: usize = 20;
 /// Events that state that a process ended, or why.
 const ENDS: [&str; 4] = ["exit", "oom", "signal", "signal_delivered"];
-/// Events that report a state.
-const STATE_KINDS: [&str; 5] = ["pod_state", "container_state", "rollout", "unit_state", "node_condition"];
-/// What may have changed.
-const CHANGE_KINDS: [&str; 3] = ["rollout", "config_change", "node_condition"];
 /// Events that say something about a death; the many bulk events do not.
 const KINDS: [&str; 14] = [
     "exec",
@@ -71,26 +62,6 @@ pub struct Arguments {
     /// Last events to show
     #[arg(long, default_value_t = 20)]
     events: u32,
-}
-
-/// How much a finding says about what is wrong with something. What goes on comes before what is over. A death that must not
-/// happen comes before an end that may have been meant. Of equals the latest comes first.
-fn weight(finding: &Finding) -> (bool, bool, u64) {
-    let is_severe = !matches!(finding.severity.as_str(), "" | "info" | "low");
-    let explains = finding.death.is_some() || finding.ongoing;
-    (explains && is_severe, explains || is_severe, finding.ended_ns)
-}
-
-/// The findings of the time before the newest of them, the one that explains most first; then the older ones, the newest first.
-fn rank(findings: &mut [Finding]) {
-    let newest_ns = findings.iter().map(|finding| finding.ended_ns).max().unwrap_or(0);
-    let oldest_ns = newest_ns.saturating_sub(LOOK_BACK_NS);
-    findings.sort_by_cached_key(|finding| {
-        let is_recent = finding.ended_ns >= oldest_ns || finding.ongoing;
-        let (is_severe, explains, ended_ns) =
-            if is_recent { weight(finding) } else { (false, false, finding.ended_ns) };
-        std::cmp::Reverse((is_recent, finding.ongoing && is_severe, is_severe, explains, ended_ns))
-    });
 }
 
 /// Runs `tapioctl why`.
@@ -270,56 +241,6 @@ fn known_nodes(nodes: &[NodeStatus]) -> String {
     }
 }
 
-/// A field of an event.
-fn field<'a>(detail: &'a Value, name: &str) -> &'a str {
-    detail.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn detail(event: &Event) -> Value {
-    serde_json::from_str(&event.detail_json).unwrap_or_default()
-}
-
-/// The latest word on each part of the subject; what is gone is left out where other parts are there.
-fn latest(subject: &Subject, events: Vec<Event>) -> Vec<Event> {
-    let mut latest: Vec<(String, bool, Event)> = Vec::new();
-    for event in events.into_iter().rev() {
-        let detail = detail(&event);
-        let is_own = match event.kind.as_str() {
-            "node_condition" => !subject.node.is_empty(),
-            _ => subject.node.is_empty(),
-        };
-        let entity = event.entity.as_ref().map_or(0, |entity| entity.id);
-        let pod = event.entity.as_ref().map_or("", |entity| entity.pod_uid.as_str());
-        let part = match event.kind.as_str() {
-            // A container's run before the present one is no state; a new run of it is another entity.
-            "container_state" if detail["is_last"] == true => continue,
-            "container_state" => format!("{pod} {}", field(&detail, "container")),
-            "node_condition" => format!("{entity} {}", field(&detail, "condition")),
-            kind => format!("{entity} {kind}"),
-        };
-        if is_own && !latest.iter().any(|(known, ..)| *known == part) {
-            latest.push((part, detail["is_gone"] == true, event));
-        }
-    }
-    if latest.iter().any(|(_, is_gone, _)| !is_gone) {
-        let gone: Vec<String> = latest
-            .iter()
-            .filter(|(_, is_gone, _)| *is_gone)
-            .filter_map(|(.., event)| event.entity.as_ref().map(|entity| entity.pod_uid.clone()))
-            .collect();
-        latest.retain(|(_, is_gone, event)| {
-            let pod = event.entity.as_ref().map_or("", |entity| entity.pod_uid.as_str());
-            !is_gone && (pod.is_empty() || !gone.iter().any(|gone| gone == pod))
-        });
-    }
-    let mut latest: Vec<Event> = latest.into_iter().map(|(.., event)| event).take(STATES_MAX).collect();
-    // The whole before its parts.
-    let rank =
-        |event: &Event| STATE_KINDS.iter().position(|kind| *kind == event.kind).map_or(9, |at| [1, 2, 0, 3, 4][at]);
-    latest.sort_by_key(|event| (rank(event), event.entity.as_ref().map(|entity| entity.name.clone())));
-    latest
-}
-
 async fn states(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<Vec<Event>, Failure> {
     let request =
         ListEventsRequest { since_ns: now_ns().saturating_sub(STATE_BACK_NS), ..events_of(subject, &STATE_KINDS) };
@@ -351,26 +272,6 @@ async fn changes(
     changes.retain(|event| is_change(subject, &whose, event));
     changes.drain(..changes.len().saturating_sub(CHANGES_MAX));
     Ok(changes)
-}
-
-/// Whether an event is a change that concerns the subject, or what the finding about it names.
-fn is_change(subject: &Subject, whose: &EntityRef, event: &Event) -> bool {
-    let detail = detail(event);
-    let namespace = if whose.namespace.is_empty() { &subject.namespace } else { &whose.namespace };
-    let workload = if whose.workload.is_empty() { &subject.workload } else { &whose.workload };
-    let is_here = !namespace.is_empty() && field(&detail, "namespace") == namespace;
-    match event.kind.as_str() {
-        "rollout" => {
-            let of_workload = event.entity.as_ref().is_some_and(|entity| entity.workload == *workload);
-            let is_release = !field(&detail, "images_before").is_empty();
-            is_here && is_release && (of_workload || workload.is_empty())
-        }
-        "config_change" => is_here && field(&detail, "change") != "made",
-        _ => {
-            let node = if subject.node.is_empty() { &whose.node } else { &subject.node };
-            event.entity.as_ref().is_some_and(|entity| entity.name == *node || entity.node == *node)
-        }
-    }
 }
 
 /// Events, and why there are none.

@@ -3,7 +3,7 @@
 //! In: an argument as people write it, and a namespace. Out: what to ask the server for, or what is wrong with the argument. What must
 //! hold: every kind that is understood stands in [`KNOWN`].
 
-use tapio_wire::service::Finding;
+use tapio_server::query::why::{CONTAINER_ID_MIN, Subject};
 
 use super::super::server::Failure;
 
@@ -28,27 +28,6 @@ const OTHER_KINDS: [&str; 5] = ["cronjob", "cj", "service", "svc", "ingress"];
 /// The kinds, for people.
 pub const KNOWN: &str = "pod/NAME, deploy/NAME (or statefulset, daemonset, job), container/ID, unit/NAME, host/PATH, node/NAME or \
                      ns/NAME; pod and workload also as KIND/NAMESPACE/NAME";
-/// Hexadecimal digits that may be a container's id.
-const CONTAINER_ID_MIN: usize = 6;
-
-/// What is asked about.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Subject {
-    /// How it is called in a message: `pod web-0`.
-    pub called: String,
-    /// A pod: its name, NAMESPACE/NAME, its uid or the beginning of one.
-    pub pod: String,
-    /// `Deployment/web`
-    pub workload: String,
-    pub namespace: String,
-    pub node: String,
-    /// A container's id or the beginning of it, a unit's name, or the path of a host group.
-    pub entity: String,
-    /// The entity is called so, and not only like that.
-    pub is_exact: bool,
-    /// It was written without a kind that is known.
-    pub is_guessed: bool,
-}
 
 /// What an argument and a namespace mean.
 pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
@@ -119,20 +98,10 @@ pub fn as_container(argument: &str, namespace: &str) -> Option<Subject> {
     })
 }
 
-/// Whether a finding is about what is asked; the server has narrowed pods and nodes already.
-pub fn is_about(subject: &Subject, finding: &Finding) -> bool {
-    let Some(entity) = &finding.entity else { return subject.entity.is_empty() };
-    subject.entity.is_empty()
-        || entity.name == subject.entity
-        || (subject.is_exact && entity.kind != "container" && entity.cgroup == subject.entity)
-        || (!subject.is_exact
-            && subject.entity.len() >= CONTAINER_ID_MIN
-            && entity.container_id.starts_with(&subject.entity))
-}
-
 #[cfg(test)]
 mod tests {
-    use tapio_wire::service::EntityRef;
+    use tapio_server::query::why::is_about;
+    use tapio_wire::service::{EntityRef, Finding};
 
     use super::*;
 
