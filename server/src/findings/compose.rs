@@ -11,6 +11,7 @@ use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Limit, Loss, Send
 
 use super::clue_history::ClueHistory;
 use super::clue_store::Noted;
+use super::confidence::confidence;
 use super::endings::{Ended, began_ns, container_of};
 use super::facts;
 use super::matching::Match;
@@ -38,8 +39,6 @@ const OBSERVATIONS_MAX: usize = 3;
 const SAME_MOMENT_NS: u64 = 200_000_000;
 /// What was read later than this after a death describes what came after it.
 const READ_LATE_NS: u64 = 2_000_000_000;
-/// Taken off the confidence for evidence that is required and presumed to be lost.
-const PRESUMED_MINUS: f64 = 0.3;
 /// How much later than the death they may be stamped.
 const DEATH_SLACK_NS: u64 = 10_000_000;
 
@@ -193,29 +192,6 @@ pub fn loss_window(found: &Match, node: u64) -> (u64, u64) {
     };
     let first = times().min().unwrap_or(0);
     (first.saturating_sub(BEFORE_NS), times().max().unwrap_or(0))
-}
-
-fn confidence(pattern: &Pattern, found: &Match, lost: Lost) -> f64 {
-    let mut confidence = pattern.confidence;
-    for (step, bound) in pattern.steps.iter().zip(&found.steps) {
-        if step.optional && bound.is_empty() {
-            confidence -= step.minus;
-        }
-        if step.may_be_lost && bound.is_empty() {
-            confidence -= PRESUMED_MINUS;
-        }
-    }
-    if lost.any() {
-        confidence -= pattern.confidence_loss;
-        // What was lost may be the very thing that must be absent.
-        if pattern.steps.iter().any(|step| step.absent) {
-            confidence -= pattern.confidence_loss;
-        }
-    }
-    if lost.open_interval {
-        confidence -= pattern.confidence_loss;
-    }
-    (confidence.clamp(0.05, 1.0) * 1000.0).round() / 1000.0
 }
 
 fn evidence(pattern: &Pattern, found: &Match) -> Vec<Evidence> {

@@ -8,6 +8,7 @@ mod absorb;
 mod clue_history;
 mod clue_store;
 mod compose;
+mod confidence;
 mod deaths;
 mod doubts;
 mod embedded;
@@ -36,6 +37,7 @@ mod touched;
 mod words;
 mod worker;
 
+pub use confidence::Certainty;
 pub use finder::{Finder, FinderConfig, StartError};
 pub use finder_metrics::FinderMetrics;
 pub use load::{OwnPattern, PatternError};

@@ -51,11 +51,12 @@ pub fn list_row(style: Style, finding: &Finding) -> String {
 }
 
 /// `shop/web-0`, where Kubernetes reported it.
-fn pod(entity: &EntityRef) -> Option<String> {
+pub fn pod(entity: &EntityRef) -> Option<String> {
     (!entity.pod.is_empty()).then(|| format!("{}/{}", clean(&entity.namespace), clean(&entity.pod)))
 }
 
-fn withdrawal(finding: &Finding) -> String {
+/// Why a finding does not stand any more.
+pub fn withdrawal(finding: &Finding) -> String {
     match finding.superseded_by.chars().take(SHORT_ID).collect::<String>() {
         by if by.is_empty() => " (withdrawn: what came later speaks against it)".to_owned(),
         by => format!(" (withdrawn: {} explains it)", clean(&by)),
@@ -118,12 +119,13 @@ fn section(style: Style, out: &mut String, title: &str) {
     let _ = writeln!(out, "\n{}", style.bold(title));
 }
 
-fn percent(share: f64) -> String {
+/// `95 %`
+pub fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
 /// Whether it reports a state, which has an end, and not a moment.
-fn is_state(finding: &Finding) -> bool {
+pub fn is_state(finding: &Finding) -> bool {
     finding.ongoing || finding.resolved_ns > 0
 }
 
@@ -131,7 +133,8 @@ fn lasted(finding: &Finding) -> String {
     human_duration(finding.resolved_ns.saturating_sub(finding.started_ns))
 }
 
-fn span(finding: &Finding) -> String {
+/// When it was, by the node's clock.
+pub fn span(finding: &Finding) -> String {
     if finding.ongoing {
         return format!("goes on since {}, by the node's clock", for_people(finding.started_ns));
     }
@@ -180,15 +183,26 @@ fn place(entity: &EntityRef) -> String {
     parts.join("\n")
 }
 
-/// The evidence as a tree: each piece below the step that brought it about.
-fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
-    let started = evidence.first().map_or(0, |piece| piece.time_ns);
-    let parent = |index: usize| {
+/// Which piece brought each piece about.
+pub fn causes(evidence: &[Evidence]) -> Vec<Option<usize>> {
+    let cause_of = |index: usize| {
         let cause = &evidence[index].caused_by;
         // A cause stands before its effect, so this cannot go in a circle.
         (0..index).rev().find(|&at| !cause.is_empty() && evidence[at].step == *cause)
     };
-    let parents: Vec<_> = (0..evidence.len()).map(parent).collect();
+    (0..evidence.len()).map(cause_of).collect()
+}
+
+/// `+4.9 ms`: how long after the first piece of evidence something was.
+pub fn offset(time_ns: u64, first_ns: u64) -> String {
+    let sign = if time_ns < first_ns { "-" } else { "+" };
+    format!("{sign}{}", human_duration(time_ns.abs_diff(first_ns)))
+}
+
+/// The evidence as a tree: each piece below the step that brought it about.
+fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
+    let started = evidence.first().map_or(0, |piece| piece.time_ns);
+    let parents = causes(evidence);
     let mut waiting: Vec<(usize, String, bool)> = Vec::new();
     let push_children = |waiting: &mut Vec<(usize, String, bool)>, of: Option<usize>, indent: &str| {
         let children: Vec<_> = (0..evidence.len()).filter(|&at| parents[at] == of).collect();
@@ -200,8 +214,7 @@ fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
     while let Some((index, indent, is_last)) = waiting.pop() {
         let piece = &evidence[index];
         let (branch, below) = if is_last { ("└─", "   ") } else { ("├─", "│  ") };
-        let sign = if piece.time_ns < started { "-" } else { "+" };
-        let after = format!("{sign}{}", human_duration(piece.time_ns.abs_diff(started)));
+        let after = offset(piece.time_ns, started);
         let inner = format!("{indent}{below}");
         let head = format!("{indent}{branch} {after:<10} {}", clean(&piece.step));
         let _ = writeln!(out, "{}  {}", style.bold(&head), style.dim(&clean(&piece.id)));
@@ -215,13 +228,19 @@ fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
 }
 
 fn certificate(style: Style, out: &mut String, death: &Death) {
-    let process = |comm: &str, pid: u32| format!("{} (pid {pid})", clean(comm));
-    let mut row = |what: &str, value: &str| {
+    for (what, value) in certificate_rows(death) {
         let head = format!("  {what:<12}");
-        let line = wrap(&head, value);
+        let line = wrap(&head, &value);
         out.push_str(&style.dim(&head));
         out.push_str(line.strip_prefix(&head).unwrap_or(&line));
-    };
+    }
+}
+
+/// What a death certificate says, line by line.
+pub fn certificate_rows(death: &Death) -> Vec<(&'static str, String)> {
+    let process = |comm: &str, pid: u32| format!("{} (pid {pid})", clean(comm));
+    let mut rows = Vec::new();
+    let mut row = |what: &'static str, value: &str| rows.push((what, value.to_owned()));
     row("process", &process(&death.comm, death.pid));
     match (death.signal, death.exit_code) {
         (Some(signal), _) => row("ended by", &format!("{} (signal {signal})", clean(&death.signal_name))),
@@ -262,9 +281,11 @@ fn certificate(style: Style, out: &mut String, death: &Death) {
         row("label", &format!("Kubernetes says {}{verdict}", clean(&death.label)));
     }
     row("verdict", &clean(&death.verdict));
+    rows
 }
 
-fn loss(loss: Option<&Loss>) -> String {
+/// What was lost in its window.
+pub fn loss(loss: Option<&Loss>) -> String {
     let loss = loss.copied().unwrap_or_default();
     let mut text = match loss.events {
         0 => "No event was lost on this node in the window.".to_owned(),

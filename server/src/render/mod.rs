@@ -11,8 +11,10 @@ mod status;
 mod time;
 
 pub use event::{Fields, event_fields, event_row, event_text};
-pub use finding::{finding, list_header, list_row};
+pub use finding::{
+    causes, certificate_rows, finding, is_state, list_header, list_row, loss, offset, percent, pod, span, withdrawal,
+};
 pub use json::{event_value, finding_json, finding_value, incomplete_value, status_json, status_value};
 pub use layout::{Style, clean, table};
-pub use status::{ledger_text as ledger, status};
-pub use time::{parse_since, rfc3339};
+pub use status::{Ledger, ledger_of, ledger_text as ledger, status, unwatched, where_of};
+pub use time::{for_people, parse_since, rfc3339};

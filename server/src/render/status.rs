@@ -108,27 +108,33 @@ fn nodes(style: Style, out: &mut String, status: &StatusResponse) {
 /// Names of nodes in one line.
 const NAMES_MAX: usize = 8;
 
-/// What collectors do not watch: those that lack the same for the same reason on one line.
-fn not_watched(style: Style, out: &mut String, status: &StatusResponse) {
+/// What collectors do not watch, and why: those that lack the same for the same reason together.
+pub fn unwatched(status: &StatusResponse) -> Vec<(String, String)> {
     let mut lacking: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for node in status.nodes.iter().filter(|node| node.connected) {
         for off in &node.off {
             lacking.entry((&off.source, &off.reason)).or_default().push(clean(&where_of(node)));
         }
     }
-    for ((source, reason), nodes) in lacking {
+    let of_all = lacking.into_iter().map(|((source, reason), nodes)| {
         let more = match nodes.len().saturating_sub(NAMES_MAX) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         let named: Vec<_> = nodes.into_iter().take(NAMES_MAX).collect();
-        let what = format!("{} on {}{more}", clean(source), named.join(", "));
-        let _ = writeln!(out, "  {}: {}", style.bad(&format!("not watched: {what}")), clean(reason));
+        (format!("{} on {}{more}", clean(source), named.join(", ")), clean(reason))
+    });
+    of_all.collect()
+}
+
+fn not_watched(style: Style, out: &mut String, status: &StatusResponse) {
+    for (what, reason) in unwatched(status) {
+        let _ = writeln!(out, "  {}: {reason}", style.bad(&format!("not watched: {what}")));
     }
 }
 
 /// A node, and the server that has this part of it where there are several.
-fn where_of(node: &NodeStatus) -> String {
+pub fn where_of(node: &NodeStatus) -> String {
     if node.server.is_empty() { node.node.clone() } else { format!("{} at {}", node.node, node.server) }
 }
 
@@ -262,56 +268,55 @@ fn ledger_rows(status: &StatusResponse, shows_elsewhere: bool) -> Vec<Vec<String
     rows
 }
 
-fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
-    let _ = writeln!(
-        out,
-        "\n{}  {}",
-        style.bold("Ledger"),
-        style.dim("emitted = archived + dropped + held, for every source")
-    );
+/// The ledger of all nodes.
+pub struct Ledger {
+    /// Headings, and whether what is below them is a number.
+    pub headings: Vec<(&'static str, bool)>,
+    /// A row for each source of each epoch.
+    pub rows: Vec<Vec<String>>,
+    /// Whether it closes, in a sentence.
+    pub sum: String,
+    pub closes: bool,
+    pub remarks: Vec<String>,
+}
+
+/// What the ledger of a status says.
+pub fn ledger_of(status: &StatusResponse) -> Ledger {
     let all = || status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
     let elsewhere = all().fold(0_u64, |sum, source| sum.saturating_add(source.elsewhere));
-    let rows = ledger_rows(status, elsewhere > 0);
-    if rows.is_empty() {
-        out.push_str("  nothing was emitted yet\n");
-    } else {
-        let mut headings = vec![
-            ("NODE", false),
-            ("EPOCH", false),
-            ("SOURCE", false),
-            ("EMITTED", true),
-            ("", false),
-            ("ARCHIVED", true),
-            ("", false),
-            ("DROPPED", true),
-            ("", false),
-            ("HELD", true),
-            ("UNEXPLAINED", true),
-            ("DROPPED AT", false),
-        ];
-        if elsewhere > 0 {
-            headings.insert(ELSEWHERE_AT, ("ELSEWHERE", true));
-        }
-        let (names, is_number): (Vec<_>, Vec<_>) = headings.into_iter().unzip();
-        out.push_str(&table(style, &names, &is_number, &rows));
+    let mut headings = vec![
+        ("NODE", false),
+        ("EPOCH", false),
+        ("SOURCE", false),
+        ("EMITTED", true),
+        ("", false),
+        ("ARCHIVED", true),
+        ("", false),
+        ("DROPPED", true),
+        ("", false),
+        ("HELD", true),
+        ("UNEXPLAINED", true),
+        ("DROPPED AT", false),
+    ];
+    if elsewhere > 0 {
+        headings.insert(ELSEWHERE_AT, ("ELSEWHERE", true));
     }
     let sum = match status.unexplained_events {
-        0 => style.good("The ledger closes: no event is unexplained."),
-        1 => style.bad("The ledger does not close: 1 event is unexplained."),
-        events => style.bad(&format!("The ledger does not close: {events} events are unexplained.")),
+        0 => "The ledger closes: no event is unexplained.".to_owned(),
+        1 => "The ledger does not close: 1 event is unexplained.".to_owned(),
+        events => format!("The ledger does not close: {events} events are unexplained."),
     };
-    let _ = writeln!(out, "  {sum}");
+    let mut remarks = Vec::new();
     if elsewhere > 0 {
-        let _ = writeln!(
-            out,
-            "  {elsewhere} events were acknowledged elsewhere: they are not in this archive, nor in EMITTED."
-        );
+        remarks.push(format!(
+            "{elsewhere} events were acknowledged elsewhere: they are not in this archive, nor in EMITTED."
+        ));
     }
     for (kind, text) in ELSEWHERE {
         let events = status.elsewhere.iter().filter(|count| count.kind == kind.name());
         let events = events.fold(0_u64, |sum, count| sum.saturating_add(count.events));
         if events > 0 {
-            let _ = writeln!(out, "    {events} since the start, {text}");
+            remarks.push(format!("  {events} since the start, {text}"));
         }
     }
     for (kind, text) in
@@ -319,7 +324,29 @@ fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
     {
         let events: u64 = status.elsewhere.iter().filter(|count| count.kind == kind).map(|count| count.events).sum();
         if events > 0 {
-            let _ = writeln!(out, "    {events} of them {text}");
+            remarks.push(format!("  {events} of them {text}"));
         }
+    }
+    let rows = ledger_rows(status, elsewhere > 0);
+    Ledger { headings, rows, sum, closes: status.unexplained_events == 0, remarks }
+}
+
+fn ledger(style: Style, out: &mut String, status: &StatusResponse) {
+    let _ = writeln!(
+        out,
+        "\n{}  {}",
+        style.bold("Ledger"),
+        style.dim("emitted = archived + dropped + held, for every source")
+    );
+    let Ledger { headings, rows, sum, closes, remarks } = ledger_of(status);
+    if rows.is_empty() {
+        out.push_str("  nothing was emitted yet\n");
+    } else {
+        let (names, is_number): (Vec<_>, Vec<_>) = headings.into_iter().unzip();
+        out.push_str(&table(style, &names, &is_number, &rows));
+    }
+    let _ = writeln!(out, "  {}", if closes { style.good(&sum) } else { style.bad(&sum) });
+    for remark in remarks {
+        let _ = writeln!(out, "  {remark}");
     }
 }
