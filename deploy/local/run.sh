@@ -87,6 +87,7 @@ await server "$server" "$http" /readyz
   kill "$listener" 2>/dev/null
   exit "$code"' sh "$bin/tapio-collector" --config "$state/collector.yaml" --allow-missing-sources <"$stop" & collector=$!
 await collector "$collector" "$health" /healthz
+echo "Open http://127.0.0.1:$http/ in a browser: what is found appears there, and here below."
 echo "Tapio watches this machine. Archive: $state/archive. Try in another terminal, as root: $bin/tapio-perf inject oom"
 echo "Explain a finding: $bin/tapioctl --server 127.0.0.1:$port finding ID. Stop with Ctrl-C."
 "$bin/tapioctl" --server "127.0.0.1:$port" findings --watch & watch=$!

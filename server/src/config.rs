@@ -143,7 +143,7 @@ pub struct MetricsSection {
     pub prometheus_enabled: bool,
     /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`, and the API.
     pub prometheus_port: u16,
-    /// Whether `/api/v1` is served there; default: only where neither TLS nor a token guards gRPC, since HTTP is in the clear.
+    /// Whether `/api/v1` and the page are served there; default: only where neither TLS nor a token guards gRPC, since HTTP is in the clear.
     #[schemars(example = true)]
     pub api: Option<bool>,
 }
@@ -374,7 +374,7 @@ impl Config {
         SocketAddr::new(self.server.address, self.server.port)
     }
 
-    /// Whether findings and events are served over HTTP.
+    /// Whether findings and events are served over HTTP, to programs and as a page.
     pub fn serves_api(&self) -> bool {
         self.metrics.api.unwrap_or(!self.server.tls_enabled && !self.server.auth.wants_token())
     }

@@ -1,4 +1,4 @@
-//! The HTTP side: `/healthz`, `/readyz`, `/metrics`, and what [`crate::api`] adds.
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics`, and what [`crate::api`] and [`crate::web`] add.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};

@@ -27,3 +27,4 @@ pub mod remote;
 pub mod render;
 pub mod tls;
 pub mod vitals;
+pub mod web;

@@ -10,7 +10,7 @@
 //!  segments ──► thread upload: archive.remote        ├──► thread journal: findings.jsonl
 //!           └─► thread parquet: its tables ◄─────────┤
 //!                                                   └──► threads deliver-<sink>, while this server leads
-//!  http: /healthz /readyz /metrics
+//!  http: /healthz /readyz /metrics, the API, the page
 //! ```
 //!
 //! Start: ports and HTTP (alive, not ready), then the archive's lock, recovery and replay into the shards, then streams. Shutdown
@@ -38,7 +38,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::api;
 use crate::archive::offsite::Offsite;
 use crate::archive::{Archive, ArchiveError, ArchiveState};
 use crate::auth::{Auth, AuthError};
@@ -50,14 +49,16 @@ use crate::findings::PatternError;
 use crate::http;
 use crate::ingest::{FrameSink, IngestMetrics, IngestService};
 use crate::metrics::{Metrics, Sizes};
-use crate::query::{self, EventSource};
+use crate::query::{self, EventSource, StatusSource};
 use crate::remote::{RemoteError, RemoteMetrics, TableWriter, Uploader};
 use crate::tls::{AcceptMetrics, TlsMetrics};
 use crate::vitals::Vitals;
+use crate::web::LateStatus;
 use correlation::Correlation;
 use grpc::Grpc;
 use parts::{
-    Status, history, ingest_config, start_deliverer, start_peers, start_table_writer, start_uploader, watch_memory,
+    Status, history, ingest_config, routes, start_deliverer, start_peers, start_table_writer, start_uploader,
+    watch_memory,
 };
 use replay::{open_archive, replay_window};
 
@@ -168,6 +169,7 @@ impl Pipeline {
         let peers = start_peers(config, core.cluster.as_ref())?;
         let remote = RemoteMetrics::register(&registry)?;
         let events = EventSource::new(&config.archive.dir).with_history(history(config, &remote));
+        let late_status = LateStatus::default();
         let http = tokio::spawn(http::serve(
             http_listener,
             Arc::clone(&metrics),
@@ -175,10 +177,7 @@ impl Pipeline {
             Arc::clone(&core.correlator),
             Arc::clone(&vitals),
             config.metrics.prometheus_enabled,
-            match config.serves_api() {
-                true => api::router(Arc::clone(&core.store), events.clone(), peers.clone(), Arc::clone(&auth)),
-                false => api::router_off(),
-            },
+            routes(config, &core, &events, peers.as_ref(), &auth, &late_status),
             ended.clone(),
         ));
 
@@ -190,7 +189,7 @@ impl Pipeline {
         watch_memory(config.resources.max_memory_mb, ingest.clone(), &registry, ended.clone())?;
         let deliverer = Arc::new(start_deliverer(config, &core.store, core.cluster.as_deref(), &registry)?);
         deliverer.watch(&vitals);
-        let status = Arc::new(Status {
+        let status: Arc<dyn StatusSource> = Arc::new(Status {
             archive: Arc::clone(&archive),
             correlator: Arc::clone(&core.correlator),
             store: Arc::clone(&core.store),
@@ -199,6 +198,9 @@ impl Pipeline {
             remote,
             started,
         });
+        if late_status.set(Arc::clone(&status)).is_err() {
+            unreachable!("the status is set here and nowhere else");
+        }
         let grpc = Grpc {
             listener: grpc_listener,
             tls,

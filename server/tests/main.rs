@@ -55,4 +55,5 @@ mod server_services;
 mod tapioctl_output;
 mod tapioctl_refusals;
 mod vitals;
+mod web;
 mod whole_server;

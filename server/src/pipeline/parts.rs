@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use prometheus::{IntGauge, Registry};
 use tapio_wire::limits::FRAME_EVENTS_MAX;
 use tapio_wire::program::tls::Watched;
 use tapio_wire::service::StatusResponse;
 use tokio::sync::watch;
 
+use super::correlation::Correlation;
 use super::{PipelineError, ToShards, revision};
+use crate::api;
 use crate::archive::offsite::Offsite;
 use crate::archive::{Archive, ArchiveState, lock_books};
+use crate::auth::Auth;
 use crate::budget::{Budget, MemoryWatch};
 use crate::cluster::{Cluster, Leadership};
 use crate::config::Config;
@@ -22,8 +26,9 @@ use crate::deliver::{
 use crate::findings::FindingStore;
 use crate::http;
 use crate::ingest::{IngestConfig, IngestService, Limits, MOVE_ON_GRACE};
-use crate::query::{Peers, StatusSource};
+use crate::query::{EventSource, Peers, StatusSource};
 use crate::remote::{History, Names, RemoteMetrics, TableWriter, Uploader};
+use crate::web::{self, LateStatus, Pages};
 
 /// How often the resident memory is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,6 +42,24 @@ pub(super) struct Status {
     pub deliverer: Arc<Deliverer>,
     pub remote: RemoteMetrics,
     pub started: Instant,
+}
+
+/// What HTTP serves besides its own: the API and the page, or that both are off.
+pub(super) fn routes(
+    config: &Config,
+    core: &Correlation,
+    events: &EventSource,
+    peers: Option<&Arc<Peers>>,
+    auth: &Arc<Auth>,
+    status: &LateStatus,
+) -> Router {
+    if !config.serves_api() {
+        return api::router_off().merge(web::router_off());
+    }
+    let (store, peers) = (Arc::clone(&core.store), peers.cloned());
+    let api = api::router(Arc::clone(&store), events.clone(), peers.clone(), Arc::clone(auth));
+    let (patterns, status) = (Arc::clone(&core.patterns), Arc::clone(status));
+    api.merge(web::router(Pages { store, events: events.clone(), peers, patterns, status }, Arc::clone(auth)))
 }
 
 impl StatusSource for Status {

@@ -122,10 +122,10 @@ impl Node {
     pub fn rollout(&mut self, at: u64, workload: &str, namespace: &str, images_before: Option<&str>) {
         let entity = workload_of(workload, namespace);
         let images_before = images_before.map_or(NO_NAME, |images| self.name(images));
-        let images = self.name("shop/web:2");
+        let [images, in_namespace] = ["shop/web:2", namespace].map(|text| self.name(text));
         let rollout = Rollout {
             kind: NO_NAME,
-            namespace: NO_NAME,
+            namespace: in_namespace,
             name: NO_NAME,
             images,
             images_before,
