@@ -3,7 +3,7 @@
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-.PHONY: run test quick tidy truth truth-docs test-kernels test-kube build install check lint deny check-deploy docs book bench clean help
+.PHONY: run test quick tidy truth truth-docs test-kernels test-kube screenshots build install check lint deny check-deploy docs book bench clean help
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -39,6 +39,7 @@ test: lint check-deploy tidy ## install what is missing, lint, run every test
 	@deploy/local/install.sh alerts || echo "The tests of alerts need Alertmanager: they skip, or fail with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh s3 || echo "The tests of the remote archive on S3 need moto: they skip, or fail with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh sql || echo "The tests of SQL need DuckDB and DataFusion: they skip, or fail with TAPIO_REQUIRE=all."
+	@deploy/local/install.sh chromium || echo "The test of the page in a browser needs Chromium: it skips, or fails with TAPIO_REQUIRE=all."
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --target-dir $(TARGET)/loom
 	cargo test --locked --workspace
 
@@ -52,6 +53,11 @@ test-kernels: install ## the probes' live tests on Linux 5.10, 6.1, 6.12 and the
 
 test-kube: install ## tests on a real Kubernetes node: that of KUBECONFIG, or one that is built and started here
 	perf/lab/kube/test.sh
+
+screenshots: install ## the page with real findings, driven in Chromium; screenshots are left in target/screenshots
+	@deploy/local/install.sh chromium
+	TAPIO_REQUIRE=all TAPIO_SHOTS=screenshots cargo test --locked -p tapio-server --test server -- web_browser
+	@ls $(TARGET)/screenshots/*.png
 
 # The same test compares them in `make test`.
 docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs

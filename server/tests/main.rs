@@ -56,4 +56,5 @@ mod tapioctl_output;
 mod tapioctl_refusals;
 mod vitals;
 mod web;
+mod web_browser;
 mod whole_server;
