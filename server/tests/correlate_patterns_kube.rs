@@ -278,7 +278,7 @@ fn replicas_killed_alike_are_one_finding_with_a_count() {
 }
 
 /// A backend of shop/db, and a client that is refused.
-fn refused_client(node: &mut Node, at: u64, last: u8) -> EntityId {
+pub fn refused_client(node: &mut Node, at: u64, last: u8) -> EntityId {
     let client = node.kube_container("Deployment/web", "shop/web-0", "c0");
     node.connects(at, client, last, REFUSED);
     client
