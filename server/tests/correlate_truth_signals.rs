@@ -51,15 +51,17 @@ fn a_stop_from_outside_that_is_obeyed_is_reported() {
 
 #[test]
 fn a_signal_that_was_survived_before_explains_an_end_only_perhaps() {
-    // When each is sent, in milliseconds, and what is found of the exit a second after the last one.
-    let cases: [(&[u64], &str); 4] = [
-        (&[0], "stopped-from"),
+    // When each is sent and how much later it ends, in milliseconds, and what is found.
+    let cases: [(&[u64], u64, &str); 5] = [
+        (&[0], 1000, "stopped-from"),
         // As timeout(1) sends it.
-        (&[0, 1], "stopped-from"),
-        (&[0, 5000], "signalled-again-before-end"),
-        (&[0, 30_000, 60_000], "signalled-again-before-end"),
+        (&[0, 1], 1000, "stopped-from"),
+        (&[0, 5000], 1000, "signalled-again-before-end"),
+        // Somebody is impatient, and it ends in its own time.
+        (&[0, 5000], 10_000, "signalled-again-before-end"),
+        (&[0, 30_000, 60_000], 1000, "signalled-again-before-end"),
     ];
-    for (is_inside, (times, expected)) in [false, true].into_iter().flat_map(|is| cases.map(|case| (is, case))) {
+    for (is_inside, (times, after, expected)) in [false, true].into_iter().flat_map(|is| cases.map(|case| (is, case))) {
         let mut node = Node::new("n1");
         let (web, session) = (node.container("web", "web"), node.unit("session-3.scope"));
         let app = first(web, 100, "app");
@@ -67,7 +69,7 @@ fn a_signal_that_was_survived_before_explains_an_end_only_perhaps() {
         for time in times {
             node.signal(100 * SECOND + time * MS, app, SIGTERM, Some(sender));
         }
-        node.exit(101 * SECOND + times.last().expect("one") * MS, app, 3 << 8);
+        node.exit(100 * SECOND + (times.last().expect("one") + after) * MS, app, 3 << 8);
         node.lethal(200 * SECOND);
         let found = only(&node);
         assert!(found.pattern.starts_with(expected), "{times:?} {is_inside}: {found:#?}");

@@ -85,7 +85,7 @@ impl Alerts {
         wanted.sort_unstable();
         until("just these fire", || {
             let firing = self.firing();
-            let mut ids: Vec<&str> = firing.iter().filter_map(|one| one["annotations"]["finding"].as_str()).collect();
+            let mut ids: Vec<&str> = firing.iter().filter_map(|one| one["labels"]["finding"].as_str()).collect();
             ids.sort_unstable();
             (ids == wanted).then(|| firing.clone())
         })
@@ -128,7 +128,7 @@ fn alerts_fire_while_findings_stand_also_after_a_loss() {
         store.publish(finding(id, pod, ongoing)).expect("it is new");
     }
     let firing = alerts.until_firing(&["state", "death", "wrong"]);
-    let state = firing.iter().find(|one| one["annotations"]["finding"] == "state").expect("it fires");
+    let state = firing.iter().find(|one| one["labels"]["finding"] == "state").expect("it fires");
     assert_eq!(state["labels"]["alertname"], "TapioDiskNearlyFull");
     assert_eq!(state["labels"]["team"], "platform");
     assert_eq!(state["labels"]["cluster"], "prod");

@@ -314,6 +314,11 @@ impl Election {
         if self.held.as_ref().is_some_and(|held| !held.term.is_valid_now()) {
             self.give_up(TOO_LATE);
         }
+        if self.link.cannot_heal.load(Ordering::Acquire) {
+            // It delivers nothing until then: another may.
+            self.give_up("its archive cannot be read");
+            return Ok(());
+        }
         match self.held {
             Some(_) => self.renew(bucket).await,
             None => self.stand(bucket).await,

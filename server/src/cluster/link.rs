@@ -47,6 +47,8 @@ pub struct Link {
     /// The log lacks nothing that the archive has.
     is_whole: watch::Sender<bool>,
     pub heal: Notify,
+    /// The archive could not be read when it was gone through last.
+    pub cannot_heal: AtomicBool,
     troubles: Mutex<Troubles>,
     /// What is logged of this server's connections to NATS.
     pub(super) connections: Arc<Connections>,
@@ -95,6 +97,7 @@ impl Default for Link {
             healing: Mutex::default(),
             is_whole: watch::Sender::new(true),
             heal: Notify::new(),
+            cannot_heal: AtomicBool::new(false),
             troubles: Mutex::default(),
             connections: Arc::default(),
         }

@@ -277,13 +277,13 @@ impl Reader {
             0 => u64::MAX,
             _ => info.state.first_timestamp.unix_timestamp_nanos() as u64,
         };
-        let mut found = Vec::new();
+        let mut passed_on = Ok(());
         let reading = async {
             let stream = log.ensure_findings().await?;
             kept::read_all(&stream, |finding| {
                 // A state goes on, whenever it began.
-                if finding.ongoing || finding.ended_ns < begins_ns {
-                    found.push(finding);
+                if passed_on.is_ok() && (finding.ongoing || finding.ended_ns < begins_ns) {
+                    passed_on = self.send(LogUpdate::Kept(Box::new(finding)));
                 }
             })
             .await
@@ -291,10 +291,7 @@ impl Reader {
         if let Err(error) = reading.await {
             tracing::warn!(%error, "findings that are older than the servers' log are not known");
         }
-        for finding in found {
-            self.send(LogUpdate::Kept(Box::new(finding)))?;
-        }
-        Ok(())
+        Ok(passed_on?)
     }
 
     /// Reads the facts: the last message of each.

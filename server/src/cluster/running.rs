@@ -245,6 +245,7 @@ async fn heal(
         if *ended.borrow() || !link.read_what_was_written(&mut ended).await {
             return;
         }
+        link.cannot_heal.store(healed.is_err(), Ordering::Release);
         // What was not read is no doubt about what was found alone.
         if let Err(error) = healed {
             tracing::error!(

@@ -7,13 +7,15 @@
 //! POST <url>/api/v2/alerts   [{"labels", "annotations", "startsAt", "endsAt", "generatorURL"}]
 //! ```
 //!
-//! Source: <https://github.com/prometheus/alertmanager/blob/v0.25.0/api/v2/openapi.yaml>. Labels tell alerts apart, so no id is among them:
-//! the pattern and what it is about are.
+//! Source: <https://github.com/prometheus/alertmanager/blob/v0.25.0/api/v2/openapi.yaml>. Labels tell alerts apart, so the finding's id is
+//! among them. When a better cause is found for the same death, the labels change: then the former alert is resolved by the same request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use tapio_wire::service::Finding;
 
@@ -27,6 +29,10 @@ use crate::render::rfc3339;
 const NS: u64 = 1_000_000_000;
 /// An alert that comes late fires for so long all the same: a group waits before it notifies.
 const FIRES_AT_LEAST: Duration = Duration::from_secs(300);
+/// How long the others may take once an instance has an alert.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Alerts whose labels are remembered.
+const POSTED_MAX: usize = 20_000;
 /// An alert that stands is given so many pauses to be sent again.
 const PAUSES: u32 = 4;
 
@@ -35,7 +41,11 @@ pub struct Alertmanager {
     receivers: Vec<Receiver>,
     section: AlertmanagerSection,
     cluster: String,
+    /// The labels that each finding was posted with last.
+    posted: Mutex<HashMap<String, Labels>>,
 }
+
+type Labels = BTreeMap<String, String>;
 
 impl Alertmanager {
     /// Reads the TLS files; nobody is connected to.
@@ -50,14 +60,15 @@ impl Alertmanager {
             let (token_file, files) = (section.token_file.clone(), section.tls.clone().filter(|_| address.has_tls));
             receivers.push(Receiver::new("deliver.alertmanager", address, token_file, files).map_err(tls)?);
         }
-        Ok(Self { receivers, section: section.clone(), cluster: cluster.into() })
+        Ok(Self { receivers, section: section.clone(), cluster: cluster.into(), posted: Mutex::default() })
     }
 
-    fn labels(&self, finding: &Finding) -> BTreeMap<String, String> {
+    fn labels(&self, finding: &Finding) -> Labels {
         let entity = finding.entity.clone().unwrap_or_default();
         let mut labels = BTreeMap::from([
             ("alertname".to_owned(), alert_name(&finding.pattern)),
             ("pattern".to_owned(), finding.pattern.clone()),
+            ("finding".to_owned(), finding.id.clone()),
             ("severity".to_owned(), finding.severity.clone()),
             ("cluster".to_owned(), self.cluster.clone()),
             ("namespace".to_owned(), entity.namespace),
@@ -75,24 +86,23 @@ impl Alertmanager {
         labels
     }
 
-    fn alert(&self, finding: &Finding, now_ns: u64) -> Value {
+    fn alert(&self, finding: &Finding, labels: &Labels, now_ns: u64, is_repeat: bool) -> Value {
         let mut annotations = json!({
             "title": finding.title,
             "summary": finding.summary,
             "verdict": finding.death.as_ref().map_or("", |death| death.verdict.as_str()),
             "advice": finding.advice.first().map_or("", String::as_str),
             "certainty": format!("{:.0} %{}", finding.confidence * 100.0, if finding.possible { ", possible" } else { "" }),
-            "finding": finding.id,
             "count": finding.count.to_string(),
         });
         if let Some(annotations) = annotations.as_object_mut() {
             annotations.retain(|_, value| value != "");
         }
         json!({
-            "labels": self.labels(finding),
+            "labels": labels,
             "annotations": annotations,
             "startsAt": rfc3339(finding.started_ns.min(now_ns)),
-            "endsAt": rfc3339(self.ends_ns(finding, now_ns)),
+            "endsAt": rfc3339(self.ends_ns(finding, now_ns, is_repeat)),
             "generatorURL": self.section.page_url.as_ref().map_or_else(String::new, |page| {
                 format!("{}/f/{}", page.trim_end_matches('/'), finding.id)
             }),
@@ -100,7 +110,7 @@ impl Alertmanager {
     }
 
     /// Until when it fires. A state fires until it is over; an event for a while.
-    fn ends_ns(&self, finding: &Finding, now_ns: u64) -> u64 {
+    fn ends_ns(&self, finding: &Finding, now_ns: u64, is_repeat: bool) -> u64 {
         if finding.withdrawn || finding.resolved_ns > 0 {
             return now_ns;
         }
@@ -109,8 +119,62 @@ impl Alertmanager {
             return sent_again;
         }
         let fires = self.section.fires_for.as_nanos() as u64;
+        let ends_ns = finding.published_ns.saturating_add(fires);
         let at_least = now_ns.saturating_add(FIRES_AT_LEAST.min(self.section.fires_for).as_nanos() as u64);
-        finding.published_ns.saturating_add(fires).max(at_least)
+        if is_repeat { ends_ns.max(now_ns) } else { ends_ns.max(at_least) }
+    }
+
+    /// The alerts of one request: the finding's, and the end of what it was before.
+    fn alerts(&self, finding: &Finding, now_ns: u64) -> (Labels, Value) {
+        let labels = self.labels(finding);
+        let posted = self.posted.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = posted.get(&finding.id);
+        let mut alerts = vec![self.alert(finding, &labels, now_ns, before == Some(&labels))];
+        if let Some(before) = before.filter(|before| **before != labels) {
+            let over = Finding { withdrawn: true, ..finding.clone() };
+            alerts.push(self.alert(&over, before, now_ns, true));
+        }
+        (labels, Value::Array(alerts))
+    }
+
+    fn note(&self, finding: &Finding, labels: Labels) {
+        let mut posted = self.posted.lock().unwrap_or_else(PoisonError::into_inner);
+        if finding.withdrawn || finding.resolved_ns > 0 {
+            posted.remove(&finding.id);
+            return;
+        }
+        if posted.len() >= POSTED_MAX {
+            posted.clear();
+        }
+        posted.insert(finding.id.clone(), labels);
+    }
+
+    /// Posts to every instance. They tell one another what they notify, and each gets what stands again: one that has it is enough.
+    async fn post(&self, body: &str) -> Result<(), SinkError> {
+        // Before the whole delivery is given up for one that does not answer.
+        let limit = self.section.timeout / 2;
+        let late = |_| Err(SinkError::Away(format!("no answer within {limit:?}")));
+        let mut answers: FuturesUnordered<_> = self
+            .receivers
+            .iter()
+            .map(|receiver| async move {
+                let post = receiver.post("/api/v2/alerts", body.to_owned(), &[]);
+                tokio::time::timeout(limit, post).await.unwrap_or_else(late)
+            })
+            .collect();
+        let mut failed = SinkError::Away("there is no address".into());
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(()) => {
+                    let others = async { while answers.next().await.is_some() {} };
+                    // Whoever is late gets it with the next repeat.
+                    let _ = tokio::time::timeout(OTHERS_TIMEOUT, others).await;
+                    return Ok(());
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 }
 
@@ -133,20 +197,16 @@ impl Sink for Alertmanager {
     }
 
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {
-        let body = json!([self.alert(&delivery.finding, now_seconds() * NS)]).to_string();
+        let finding = &delivery.finding;
         // Of what was taken over while nobody led, the id alone is known. Its alert runs out by itself.
-        let is_nameless = delivery.finding.pattern.is_empty();
+        if finding.pattern.is_empty() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
         Box::pin(async move {
-            if is_nameless {
-                return Ok(());
-            }
-            let posts = self.receivers.iter().map(|receiver| receiver.post("/api/v2/alerts", body.clone(), &[]));
-            let mut answers = join_all(posts).await;
-            // Instances tell one another what they notify, and each gets what stands again.
-            if answers.iter().any(Result::is_ok) {
-                return Ok(());
-            }
-            answers.pop().unwrap_or_else(|| Err(SinkError::Away("there is no address".into())))
+            let (labels, alerts) = self.alerts(finding, now_seconds() * NS);
+            self.post(&alerts.to_string()).await?;
+            self.note(finding, labels);
+            Ok(())
         })
     }
 
@@ -197,14 +257,22 @@ mod tests {
         let labels = sink.labels(&death);
         assert_eq!(labels["alertname"], "TapioMemoryLimitKill");
         assert_eq!((labels["pod"].as_str(), labels.get("workload"), labels.get("entity")), ("web-0", None, None));
-        assert_eq!(sink.ends_ns(&death, now_ns), death.published_ns + 900 * NS);
+        assert_eq!(sink.ends_ns(&death, now_ns, false), death.published_ns + 900 * NS);
         // Alertmanager was away for an hour: nobody would hear of one that is over when it comes.
         let late = Finding { published_ns: now_ns - 3600 * NS, ..death.clone() };
-        assert_eq!(sink.ends_ns(&late, now_ns), now_ns + 300 * NS);
+        assert_eq!(sink.ends_ns(&late, now_ns, false), now_ns + 300 * NS);
+        assert_eq!(sink.ends_ns(&late, now_ns, true), now_ns);
         let state = Finding { ongoing: true, ..death.clone() };
-        assert_eq!(sink.ends_ns(&state, now_ns), now_ns + 240 * NS);
-        for over in [Finding { resolved_ns: 1, ..death.clone() }, Finding { withdrawn: true, ..death }] {
-            assert_eq!(sink.ends_ns(&over, now_ns), now_ns);
+        assert_eq!(sink.ends_ns(&state, now_ns, true), now_ns + 240 * NS);
+        for over in [Finding { resolved_ns: 1, ..death.clone() }, Finding { withdrawn: true, ..death.clone() }] {
+            assert_eq!(sink.ends_ns(&over, now_ns, false), now_ns);
         }
+        // A better cause of the same death takes the place of the former one.
+        sink.note(&death, sink.labels(&death));
+        let (_, alerts) = sink.alerts(&Finding { pattern: "pod-limit-kill".into(), ..death }, now_ns);
+        let of = |at: usize, part: &str, key: &str| alerts[at][part][key].as_str().map(str::to_owned);
+        assert_eq!(of(0, "labels", "alertname").as_deref(), Some("TapioPodLimitKill"));
+        assert_eq!(of(1, "labels", "alertname").as_deref(), Some("TapioMemoryLimitKill"));
+        assert_eq!(alerts[1]["endsAt"], rfc3339(now_ns));
     }
 }

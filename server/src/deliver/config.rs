@@ -32,6 +32,7 @@ pub struct DeliverSection {
 #[serde(deny_unknown_fields, default)]
 pub struct KubernetesEventsSection {
     /// Findings below it make no event: `info`, `low`, `medium`, `high` or `critical`.
+    #[schemars(example = Severity::Medium)]
     pub severity: Severity,
     /// Outside of a cluster: how to reach the API server.
     #[schemars(example = "/etc/tapio/kubeconfig")]
@@ -66,7 +67,7 @@ pub struct AlertmanagerSection {
     #[serde(deserialize_with = "units::duration")]
     pub fires_for: Duration,
     /// Labels that each alert has besides.
-    #[schemars(example = [("team", "platform")])]
+    #[schemars(example = BTreeMap::from([("team", "platform")]))]
     pub labels: BTreeMap<String, String>,
     /// Where people reach this server's HTTP port: the address that an alert links to.
     #[schemars(example = "https://tapio.example.com")]

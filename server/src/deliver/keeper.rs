@@ -33,6 +33,8 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether this server leads still, while nothing is found.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Findings whose content is remembered; beyond that the stream is read anew.
+const CONTENTS_MAX: usize = 100_000;
 /// Messages on their way at once.
 const FLIGHT_MAX: usize = 64;
 /// Owns the thread that keeps findings.
@@ -162,6 +164,7 @@ impl Writer {
         term.is_valid_now()
             && self.link.is_caught_up()
             && !self.link.is_alone()
+            && !self.link.is_healing()
             && !self.link.frozen.load(Ordering::Acquire)
     }
 
@@ -193,7 +196,18 @@ impl Writer {
                 },
             };
             for together in news.chunks(FLIGHT_MAX) {
+                if !self.may_write(term) {
+                    is_behind = true;
+                    break;
+                }
                 self.write(&log, together, &mut written).await?;
+            }
+            if is_behind {
+                continue;
+            }
+            if written.contents.len() > CONTENTS_MAX {
+                // What the stream has forgotten meanwhile is forgotten here too.
+                return Ok(());
             }
             seen_ns = news.last().map_or(seen_ns, |last| last.published_ns.max(seen_ns));
         }

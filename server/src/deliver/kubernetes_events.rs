@@ -50,7 +50,7 @@ impl KubernetesEvents {
     async fn write(&self, delivery: &Delivery) -> Result<(), SinkError> {
         let finding = &delivery.finding;
         let severity = Severity::ALL.into_iter().find(|known| known.name() == finding.severity);
-        let is_meant = finding.withdrawn || severity.is_some_and(|severity| severity >= self.section.severity);
+        let is_meant = severity.is_some_and(|severity| severity >= self.section.severity);
         let Some(entity) = finding.entity.as_ref().filter(|entity| is_meant && !entity.namespace.is_empty()) else {
             return Ok(());
         };
@@ -60,21 +60,23 @@ impl KubernetesEvents {
         let client = self.client.get_or_try_init(connect).await.map_err(|error| away(&error))?;
         let events: Api<Event> = Api::namespaced(client.clone(), &entity.namespace);
         for (part, object) in [("pod", pod(entity)), ("workload", workload(entity))] {
-            let Some(object) = object.filter(|object| self.may_write(object)) else { continue };
+            let Some(object) = object.filter(|object| finding.withdrawn || self.may_write(object)) else { continue };
             let event = self.event(part, finding, &object, &entity.namespace);
             let name = format!("tapio-{}-{part}", finding.id);
             let written = events.patch(&name, &PatchParams::apply(COMPONENT).force(), &Patch::Apply(&event)).await;
             match written.map(drop) {
-                Ok(()) => {}
+                Ok(()) => self.count(&object),
                 // The namespace is gone, or about to go, and with it who would read the Event.
                 Err(kube::Error::Api(status)) if status.code == 404 || status.message.contains("being terminated") => {}
-                Err(kube::Error::Api(status)) if status.code == 403 => {
+                Err(kube::Error::Api(status))
+                    if status.code == 403 && status.message.contains("events is forbidden") =>
+                {
                     return Err(away(&format_args!(
                         "{}; see deploy/components/kubernetes-events for the Role",
                         status.message
                     )));
                 }
-                Err(kube::Error::Api(status)) if matches!(status.code, 400 | 413 | 422) => {
+                Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 413 | 422) => {
                     return Err(SinkError::Refused(status.message.clone()));
                 }
                 Err(error) => return Err(away(&error)),
@@ -85,13 +87,20 @@ impl KubernetesEvents {
 
     /// Whether the object has had fewer Events than would be a flood. What is left out is not delivered later.
     fn may_write(&self, object: &Value) -> bool {
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.get(&object.to_string()).is_none_or(|bucket| !bucket.is_empty(Instant::now()))
+    }
+
+    /// It has one more. An attempt that failed counts for nothing.
+    fn count(&self, object: &Value) {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= OBJECTS_MAX {
             buckets.clear();
         }
         let bucket = buckets.entry(object.to_string()).or_insert_with(|| TokenBucket::new(BURST, PER_SECOND, now));
-        bucket.take(1, now).is_ok()
+        // Also a withdrawal that is written in spite of it.
+        let _ = bucket.take(1, now);
     }
 
     fn event(&self, part: &str, finding: &Finding, object: &Value, namespace: &str) -> Value {
@@ -121,6 +130,9 @@ fn seconds(ns: u64) -> String {
 }
 
 fn message(finding: &Finding) -> String {
+    if finding.withdrawn && !finding.superseded_by.is_empty() {
+        return format!("Part of another finding now: tapioctl finding {}", finding.superseded_by);
+    }
     if finding.withdrawn {
         return format!("Withdrawn: what came later speaks against it. tapioctl finding {}", finding.id);
     }
@@ -198,7 +210,9 @@ mod tests {
     fn an_object_gets_no_flood_of_events() {
         let sink = KubernetesEvents::new(&KubernetesEventsSection::default(), "a");
         let object = json!({"kind": "Pod", "name": "loud"});
-        assert_eq!((0..100).filter(|_| sink.may_write(&object)).count(), 25);
+        let writes = |_: &i32| sink.may_write(&object).then(|| sink.count(&object)).is_some();
+        assert_eq!((0..100).filter(writes).count(), 25);
+        assert!(!sink.may_write(&object), "what is only asked costs nothing, and what is used up is");
         assert!(sink.may_write(&json!({"kind": "Pod", "name": "calm"})));
     }
 }

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use tapio_wire::service::Finding;
 use tokio::time::Instant;
 
+/// A delivery that nobody answered so often lets others go first.
+pub const UNANSWERED_MAX: u32 = 5;
+
 /// A version of a finding that waits.
 #[derive(Clone, Debug)]
 pub struct Waiting {
@@ -52,9 +55,11 @@ impl Queue {
         }
     }
 
-    /// Takes out the first one that is due.
+    /// Takes out the first one that is due, of those that nobody answered so far before others.
     pub fn take(&mut self, now: Instant) -> Option<Waiting> {
-        let key = self.waiting.iter().find(|(_, waiting)| waiting.due <= now)?.0.clone();
+        let due = || self.waiting.iter().filter(|(_, waiting)| waiting.due <= now);
+        let fresh = due().find(|(_, waiting)| waiting.unanswered < UNANSWERED_MAX);
+        let key = fresh.or_else(|| due().next())?.0.clone();
         self.published.remove(&key.1);
         self.waiting.remove(&key)
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::figures::Figures;
 use super::marks::{Known, Mark, MarkState, Marks, MarksError, content, now_seconds};
-use super::queue::{Queue, Waiting};
+use super::queue::{Queue, UNANSWERED_MAX, Waiting};
 use super::{Delivery, Sink, SinkError, Source};
 use crate::cluster::Term;
 
@@ -23,8 +23,6 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a delivery that its receiver refuses is sent before it is given up.
 const REFUSALS_MAX: u32 = 5;
-/// A delivery that nobody answered so often lets others go first.
-const UNANSWERED_MAX: u32 = 5;
 /// A finding that was published longer ago, is over and has no mark is not news: it is not delivered.
 const NEWS_SECONDS: u64 = 7 * 24 * 3600;
 /// Marks of findings that are gone are kept for so long. It is longer: what has no mark any more is not news.

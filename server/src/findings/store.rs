@@ -107,9 +107,15 @@ impl FindingStore {
                     && !inner.withdrawn.iter().any(|known| known.id == finding.id)
             }
         };
+        if finding.withdrawn && !finding.superseded_by.is_empty() && !inner.findings.contains_key(&finding.id) {
+            // Whoever was given it is to hear of its successor.
+            inner.alias(finding.id, finding.superseded_by, self.findings_max);
+            return;
+        }
         if !is_later {
             return;
         }
+        inner.published_ns = inner.published_ns.max(finding.published_ns);
         if finding.withdrawn {
             drop(inner);
             let successor = Some(finding.superseded_by.as_str()).filter(|id| !id.is_empty());

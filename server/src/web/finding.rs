@@ -151,7 +151,6 @@ fn head(pages: &Pages, finding: &Finding) -> Markup {
             (or_nothing(finding.entity.as_ref(), place))
             p.actions {
                 a href={ "/f/" (parts::encoded(&finding.id)) ".md" } { "Markdown for a postmortem" }
-                " · " a href={ "/api/v1/findings/" (parts::encoded(&finding.id)) } { "JSON" }
                 " · id " code { (finding.id) }
             }
         }

@@ -37,7 +37,12 @@ pub fn bear(auth: &Auth, headers: &mut HeaderMap) -> bool {
         return false;
     };
     bearer.set_sensitive(true);
-    headers.entry(header::AUTHORIZATION).or_insert(bearer);
+    // A proxy's own credentials are not for this server.
+    let has_bearer =
+        |value: &HeaderValue| value.as_bytes().get(..7).is_some_and(|word| word.eq_ignore_ascii_case(b"bearer "));
+    if !headers.get(header::AUTHORIZATION).is_some_and(has_bearer) {
+        headers.insert(header::AUTHORIZATION, bearer);
+    }
     true
 }
 

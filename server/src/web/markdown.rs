@@ -106,6 +106,10 @@ pub fn text(finding: &Finding, around: &Around, certainty: Option<&Certainty>) -
         }
     }
     line(format!("\n## Loss\n\n{}", plain(&render::loss(finding.loss.as_ref()))));
+    if !finding.missing_servers.is_empty() {
+        let servers = finding.missing_servers.join(", ");
+        line(format!("\nNothing was heard of {} when this was found.", plain(&servers)));
+    }
     for missing in &around.missing {
         line(format!("\n{}", plain(missing)));
     }

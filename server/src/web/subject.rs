@@ -170,7 +170,7 @@ pub async fn node(State(pages): State<Pages>, Path(name): Path<String>, headers:
 fn of_node(mut status: StatusResponse, name: &str) -> StatusResponse {
     status.nodes.retain(|node| node.node == name);
     let sources = status.nodes.iter().flat_map(|node| &node.epochs).flat_map(|epoch| &epoch.sources);
-    status.unexplained_events = sources.map(|source| source.unexplained).sum();
+    status.unexplained_events = sources.map(|source| source.unexplained.saturating_abs()).sum();
     status.elsewhere.clear();
     status
 }

@@ -34,6 +34,21 @@ fn lost_on(node: &NodeStatus) -> Option<String> {
     (sum > 0).then(|| format!("{} lost on {}: {}", text::count(sum, "event"), render::where_of(node), why.join(", ")))
 }
 
+/// A node has a part on each server that it shipped to.
+fn collectors(status: &StatusResponse) -> u64 {
+    status.nodes.iter().map(|node| &node.node).collect::<std::collections::HashSet<_>>().len() as u64
+}
+
+fn last_frame_ns(node: &NodeStatus) -> u64 {
+    node.epochs.iter().map(|epoch| epoch.last_frame_ns).max().unwrap_or(0)
+}
+
+/// Whether a collector that was here ships to another server now: each server has its own part of a node's status.
+fn is_known_later(nodes: &[NodeStatus], node: &NodeStatus) -> bool {
+    let others = nodes.iter().filter(|other| other.node == node.node && other.server != node.server);
+    others.into_iter().any(|other| other.connected || last_frame_ns(other) > last_frame_ns(node))
+}
+
 fn gone(node: &NodeStatus, now_ns: u64) -> Option<String> {
     if node.connected || node.epochs.is_empty() {
         return None;
@@ -64,7 +79,7 @@ fn gaps(status: Option<&StatusResponse>, unheard: &[Unanswered], now_ns: u64) ->
         gaps.push(grave("No collector has connected to this server yet.".into()));
     }
     let path = |node: &NodeStatus| Some(format!("/n/{}", parts::encoded(&node.node)));
-    for node in &status.nodes {
+    for node in status.nodes.iter().filter(|node| !is_known_later(&status.nodes, node)) {
         gaps.extend(gone(node, now_ns).map(|text| Gap { is_grave: true, text, path: path(node) }));
     }
     if status.unexplained_events != 0 {
@@ -100,7 +115,7 @@ pub fn notice(status: Option<&StatusResponse>, unheard: &[Unanswered], now_ns: u
         @if grave.is_empty() && light.is_empty() {
             p.notice.good {
                 "Nothing is missing: "
-                (text::count(status.map_or(0, |status| status.nodes.len() as u64), "collector")) " watched, no event lost."
+                (text::count(status.map_or(0, collectors), "collector")) " watched, no event lost."
             }
         }
         @if !grave.is_empty() {
@@ -128,6 +143,14 @@ mod tests {
     fn shown(nodes: Vec<NodeStatus>, unheard: &[Unanswered]) -> String {
         let status = StatusResponse { ready: true, nodes, ..StatusResponse::default() };
         notice(Some(&status), unheard, 9).into_string()
+    }
+
+    #[test]
+    fn a_collector_that_ships_to_another_server_is_not_gone() {
+        let of = |server: &str, connected: bool| NodeStatus { server: server.into(), ..node("n1", connected, 0) };
+        let moved = shown(vec![of("a", false), of("b", true)], &[]);
+        assert!(moved.contains("1 collector watched") && !moved.contains("gone"), "{moved}");
+        assert!(shown(vec![of("a", false), of("b", false)], &[]).contains("gone"));
     }
 
     #[test]
