@@ -50,7 +50,7 @@ impl Default for KubernetesEventsSection {
 #[serde(deny_unknown_fields, default)]
 pub struct AlertmanagerSection {
     /// Every instance of one Alertmanager, `http://` or `https://`; each gets all alerts.
-    #[schemars(example = ["http://alertmanager.monitoring:9093"])]
+    #[schemars(example = ["https://alertmanager.monitoring:9093"])]
     pub urls: Vec<String>,
     /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read anew for each alert.
     #[schemars(example = "/etc/tapio/alertmanager/token")]
@@ -92,7 +92,7 @@ impl Default for AlertmanagerSection {
 impl AlertmanagerSection {
     pub(super) fn addresses(&self) -> Result<Vec<Address>, String> {
         if self.urls.is_empty() {
-            return Err("names no address: as [\"http://alertmanager.monitoring:9093\"]".into());
+            return Err("names no address: as [\"https://alertmanager.monitoring:9093\"]".into());
         }
         self.urls.iter().map(|url| address(url, "deliver.alertmanager.token_file")).collect()
     }
