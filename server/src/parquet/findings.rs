@@ -8,24 +8,31 @@ use std::sync::Arc;
 use tapio_wire::service::{EntityRef, Finding};
 
 use super::schema::FINDINGS;
-use super::table::{Partitions, Written};
+use super::table::{HOUR_NS, Partitions, Written};
 use super::{ExportError, Shared};
 
 const fn at(name: &str) -> usize {
     FINDINGS.column(name)
 }
 
-/// Writes findings to files.
+/// Writes findings to files. Those of an hour are ended before the next: a store may have findings of any number of hours, and
+/// open files are bounded.
 pub(super) fn write(shared: &mut Shared, found: &[Arc<Finding>]) -> Result<Vec<Written>, ExportError> {
-    let mut partitions = Partitions::new(&FINDINGS)?;
-    for finding in found {
-        let hour = partitions.hour(finding.ended_ns);
-        row(&mut partitions, shared, hour, finding)?;
-        if partitions.batch(&shared.place, hour)?.is_full() {
-            partitions.flush(hour, &shared.texts, &mut shared.encoder)?;
+    let mut sorted: Vec<&Finding> = found.iter().map(Arc::as_ref).collect();
+    sorted.sort_by_key(|finding| finding.ended_ns / HOUR_NS);
+    let mut files = Vec::new();
+    for of_hour in sorted.chunk_by(|a, b| a.ended_ns / HOUR_NS == b.ended_ns / HOUR_NS) {
+        let mut partitions = Partitions::new(&FINDINGS)?;
+        for finding in of_hour {
+            let hour = partitions.hour(finding.ended_ns);
+            row(&mut partitions, shared, hour, finding)?;
+            if partitions.batch(&shared.place, hour)?.is_full() {
+                partitions.flush(hour, &shared.texts, &mut shared.encoder)?;
+            }
         }
+        files.extend(partitions.finish(&shared.place, &shared.texts, &mut shared.encoder)?);
     }
-    partitions.finish(&shared.place, &shared.texts, &mut shared.encoder)
+    Ok(files)
 }
 
 fn row(partitions: &mut Partitions, shared: &mut Shared, hour: u64, finding: &Finding) -> Result<(), ExportError> {
@@ -107,4 +114,25 @@ fn row(partitions: &mut Partitions, shared: &mut Shared, hour: u64, finding: &Fi
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::parquet::Exporter;
+
+    #[test]
+    fn each_of_many_hours_has_its_own_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hours: Vec<u64> = (0..120).collect();
+        let ended = |hour| (500_000 + hour) * HOUR_NS;
+        let found = hours.iter().map(|&hour| Arc::new(Finding { ended_ns: ended(hour), ..Finding::default() }));
+        let found: Vec<_> = found.collect();
+        let files = Exporter::new("c", "s").findings(&found, "n", dir.path()).expect("written");
+        let paths: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!((files.len(), paths.len()), (120, 120));
+        assert!(files.iter().all(|file| file.rows == 1));
+    }
 }

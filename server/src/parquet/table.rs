@@ -20,7 +20,7 @@ use parquet::schema::types::{Type, TypePtr};
 use super::pages::{ChunkEncoder, ROWS_MAX, Values};
 use super::{ExportError, SCHEMA_VERSION};
 
-const HOUR_NS: u64 = 3_600_000_000_000;
+pub(super) const HOUR_NS: u64 = 3_600_000_000_000;
 /// Hours that one segment fills files for. Clocks that jump could make any number of them.
 const HOURS_MAX: usize = 96;
 /// No text.
