@@ -44,15 +44,29 @@ SELECT * FROM (
 WHERE nth = 1 AND NOT withdrawn;
 
 -- What the collectors count goes on when a node moves to another server: `events` is what came since the statement before, by
--- whichever server.
+-- whichever server. Of archived frames that an earlier stretch covers too, in another server's file, only those behind it count:
+-- what was shipped by the end of this stretch less what was shipped by the end of those before it.
 CREATE OR REPLACE VIEW ledger AS
 SELECT cluster, "time", "until", node, source, account, stage, reason,
        CASE WHEN account IN ('emitted', 'shipped', 'dropped')
             THEN total - coalesce(lag(total) OVER (PARTITION BY cluster, node_id, epoch, source, account, stage, reason
                                                    ORDER BY seq, "until"), total - events)
+            WHEN account = 'archived' AND covered >= first_seq
+            THEN least(events, greatest(0, coalesce(shipped - shipped_before, events)))
             ELSE events END AS events,
        node_id, epoch, first_seq, seq, server, segment
-FROM ledger_files;
+FROM (
+  SELECT s.*,
+         max(seq) OVER (PARTITION BY cluster, node_id, epoch, source, account ORDER BY first_seq, seq, segment
+                        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS covered,
+         max(shipped) OVER (PARTITION BY cluster, node_id, epoch, source, account ORDER BY first_seq, seq, segment
+                            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS shipped_before
+  FROM (
+    SELECT f.*, max(CASE WHEN account = 'shipped' THEN total END)
+                  OVER (PARTITION BY cluster, node_id, epoch, source, segment, seq) AS shipped
+    FROM ledger_files AS f
+  ) AS s
+) AS stretches;
 
 -- What is missing. `is_wanted` marks what the configuration leaves out of the bulk lane: no death, and nothing that explains one.
 CREATE OR REPLACE VIEW losses AS

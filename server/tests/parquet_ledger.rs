@@ -124,11 +124,12 @@ fn what_a_node_sent_to_two_servers_counts_once_and_its_losses_too() {
         "SELECT count(*) AS n FROM deaths",
         "SELECT sum(events) AS n FROM ledger WHERE account = 'dropped'",
         "SELECT sum(events) AS n FROM ledger WHERE account = 'shipped'",
+        "SELECT sum(events) AS n FROM ledger WHERE account = 'archived'",
     ];
     let answers = ask_both(&python, &[], place, &queries);
     let numbers: Vec<_> = answers.iter().map(|answer| answer.rows[0][0].clone()).collect();
     // Frames 8 to 10 are there twice: an end, ten waits, an end.
-    assert_eq!(numbers, [json!(110), json!(122), json!(10), json!(60), json!(110)]);
+    assert_eq!(numbers, [json!(110), json!(122), json!(10), json!(60), json!(110), json!(110)]);
     assert_eq!(answers[0].rows[0][1], json!(110));
 }
 
