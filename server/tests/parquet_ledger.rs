@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use parquet::record::Field;
 use serde_json::{Value, json};
 use tapio_server::archive::lock_books;
 use tapio_server::findings::FindingStore;
@@ -131,6 +132,59 @@ fn what_a_node_sent_to_two_servers_counts_once_and_its_losses_too() {
     // Frames 8 to 10 are there twice: an end, ten waits, an end.
     assert_eq!(numbers, [json!(110), json!(122), json!(10), json!(60), json!(110), json!(110)]);
     assert_eq!(answers[0].rows[0][1], json!(110));
+}
+
+const SECONDS_10_NS: u64 = MINUTE_NS / 6;
+
+#[test]
+fn a_node_that_went_to_another_server_and_came_back_leaves_nothing_unexplained() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = ["a", "b", "to"].map(|name| dir.path().join(name));
+    dirs.iter().for_each(|dir| fs::create_dir(dir).expect("made"));
+    let archives = [&dirs[0], &dirs[1]].map(|dir| open(plain(dir)));
+    let start = now_ns() - 30 * MINUTE_NS;
+    let mut node = Node::new("node-1", 100);
+    for seq in 1..=14_u64 {
+        let mut bodies = Bodies::described();
+        bodies.waits(start + seq * SECONDS_10_NS, 10);
+        node.lose(Stage::Ring, Reason::Full, 1);
+        let frame = node.frame(start + seq * SECONDS_10_NS + 1_000_000, &bodies.body, false);
+        // 1 to 4 and 8 to 14 to the first, 3 to 9 to the second: at both moves the acknowledgement of two frames was lost.
+        match seq {
+            8 => node.append_resumed(&archives[0], &frame, 7, 70),
+            1..=4 | 9.. => node.append(&archives[0], &frame),
+            _ => {}
+        }
+        match seq {
+            3 => node.append_resumed(&archives[1], &frame, 2, 20),
+            4..=9 => node.append(&archives[1], &frame),
+            _ => {}
+        }
+    }
+    for archive in &archives {
+        archive.shutdown();
+    }
+    let place = dirs[2].to_str().expect("UTF-8");
+    for (dir, server) in dirs.iter().zip(["server-a", "server-b"]) {
+        assert_eq!(export(&["--to", place, "--server", server, dir.to_str().expect("UTF-8")]).0, 0);
+    }
+    let rows = rows_of(&dirs[2], "ledger");
+    let text = |text: &str| Field::Str(text.to_owned());
+    assert_eq!(rows.iter().filter(|row| row["account"] == text("unexplained")).count(), 0, "{rows:?}");
+    let (ours, theirs): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row["server"] == text("server-a"));
+    let sums = |rows: &[_]| ["emitted", "shipped", "archived", "dropped"].map(|name| account(rows, None, name));
+    assert_eq!((sums(&ours), sums(&theirs)), ([154, 140, 110, 14], [99, 90, 70, 9]));
+    let has_hole = |row: &std::collections::HashMap<String, Field>| matches!((&row["first_seq"], &row["seq"]), (Field::Long(first), Field::Long(last)) if *first < 8 && *last > 4);
+    assert!(!ours.iter().any(has_hole), "{ours:?}");
+    let Some(python) = python() else { return };
+    let answers = ask_both(&python, &[], place, &[ADDED_UP]);
+    let wanted = [
+        [json!("archived"), json!(""), json!(140)],
+        [json!("dropped"), json!("full"), json!(14)],
+        [json!("emitted"), json!(""), json!(154)],
+        [json!("shipped"), json!(""), json!(140)],
+    ];
+    assert_eq!(answers[0].rows, wanted, "each frame once");
 }
 
 #[test]

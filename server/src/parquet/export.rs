@@ -222,7 +222,7 @@ impl Pass {
             }
             Item::Note(Note::Name { node, name }) => self.ledger.books_mut().learn_name(node, &name),
             Item::Note(Note::Resumed { node, epoch, acknowledged }) => {
-                self.ledger.books_mut().resume(node, epoch, &acknowledged);
+                self.ledger.resume(&mut self.shared, node, epoch, &acknowledged)?;
             }
             Item::Damaged(_) if self.counted.is_some() => self.ledger.note_damage(),
             Item::Note(_) | Item::Damaged(_) | Item::Tail { .. } => {}

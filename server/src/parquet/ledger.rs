@@ -23,8 +23,8 @@ use tapio_wire::ledger::{Reason, Stage};
 use super::schema::LEDGER;
 use super::table::{NONE, Partitions, Written};
 use super::{ExportError, Shared};
-use crate::archive::Books;
 use crate::archive::index::times_ns;
+use crate::archive::{Acknowledged, Books};
 
 /// How often a node's account is looked at, by the times of its frames.
 const LOOK_NS: u64 = 60_000_000_000;
@@ -48,6 +48,8 @@ struct Look {
     /// archive lies in it.
     ranges: BTreeMap<u64, (u64, u64)>,
     is_changed: bool,
+    /// Whether this segment has had a frame of the node.
+    has_frame: bool,
     latest_ns: u64,
 }
 
@@ -100,15 +102,46 @@ impl Ledger {
         &mut self.books
     }
 
+    /// Lets an epoch go on behind frames that another server acknowledged.
+    ///
+    /// The books leave those events out at once, and only the next frame states that they were shipped. A look taken between the
+    /// two would see them as `unexplained`. So the look is taken before, and the next one follows a frame.
+    pub fn resume(
+        &mut self,
+        shared: &mut Shared,
+        node: u64,
+        epoch: u64,
+        acknowledged: &Acknowledged,
+    ) -> Result<(), ExportError> {
+        if acknowledged.seq <= self.books.durable_seq(node, epoch) {
+            return Ok(());
+        }
+        if self.looks.get(&node).is_some_and(|look| look.is_changed) {
+            self.write(shared, node)?;
+        }
+        self.begin_look(node);
+        self.books.resume(node, epoch, acknowledged);
+        Ok(())
+    }
+
+    /// Takes a node's first look, as of the last frame that the books count. Its time is 0 when they count none.
+    fn begin_look(&mut self, node: u64) {
+        if !self.looks.contains_key(&node) {
+            let known = self.books.node(node);
+            let at_ns = known.and_then(|known| known.epochs.iter().map(|epoch| epoch.realtime_ns).max()).unwrap_or(0);
+            let look = self.look(node);
+            self.looks.insert(node, Look { at_ns, latest_ns: at_ns, ..look });
+        }
+    }
+
     /// Counts a frame. False when it was in this archive before.
     pub fn frame(&mut self, shared: &mut Shared, header: &Header, bytes: &[u8]) -> Result<bool, ExportError> {
         let (first_ns, last_ns) = times_ns(header);
-        if !self.looks.contains_key(&header.node) {
-            let look = self.look(header.node);
-            let known = self.books.node(header.node);
-            let before = known.and_then(|node| node.epochs.iter().map(|epoch| epoch.realtime_ns).max());
-            let at_ns = before.filter(|&ns| ns != 0).unwrap_or(first_ns).min(header.realtime_ns);
-            self.looks.insert(header.node, Look { at_ns, latest_ns: at_ns, ..look });
+        self.begin_look(header.node);
+        let look = self.looks.entry(header.node).or_default();
+        if !look.has_frame {
+            let at_ns = if look.at_ns == 0 { first_ns } else { look.at_ns }.min(header.realtime_ns);
+            (look.at_ns, look.latest_ns, look.has_frame) = (at_ns, at_ns, true);
         }
         if header.seq <= self.books.durable_seq(header.node, header.epoch) {
             return Ok(false);
@@ -184,7 +217,7 @@ impl Ledger {
                 self.row(shared, hour, (before.at_ns, until_ns), events, Some(of))?;
             }
         }
-        self.looks.insert(node, Look { at_ns: until_ns, latest_ns: until_ns, ..now });
+        self.looks.insert(node, Look { at_ns: until_ns, latest_ns: until_ns, has_frame: true, ..now });
         Ok(())
     }
 

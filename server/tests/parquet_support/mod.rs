@@ -2,14 +2,17 @@
 
 #![allow(dead_code, reason = "every test uses its part of this module")]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use serde_json::Value;
-use tapio_server::archive::Archive;
+use tapio_server::archive::{Acknowledged, Append, Archive};
 use tapio_wire::compress::Compression;
 use tapio_wire::event::{
     Body, ContainerState, Curve, Detail, Entity, EntityKind, Event, Exec, Exit, Lane, NO_NAME, Name, Oom, Point,
@@ -19,6 +22,7 @@ use tapio_wire::frame::{Encoder, SealedFrame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
 
 use crate::archive_support::{Receiver, append, append_of};
+use crate::remote_support::objects;
 
 pub const ENGINES: [&str; 2] = ["duckdb", "datafusion"];
 pub const MINUTE_NS: u64 = 60_000_000_000;
@@ -81,6 +85,13 @@ impl Node {
 
     pub fn append(&self, archive: &Archive, frame: &Bytes) {
         append(archive, append_of(frame, &self.name, &self.receiver));
+    }
+
+    /// Appends the first frame after others that another archive has: all frames before it, with their events.
+    pub fn append_resumed(&self, archive: &Archive, frame: &Bytes, seq: u64, events: u64) {
+        let mut acknowledged = Acknowledged { seq, ..Acknowledged::default() };
+        acknowledged.events[Source::Ebpf as usize] = events;
+        append(archive, Append { resumed: Some(acknowledged), ..append_of(frame, &self.name, &self.receiver) });
     }
 
     /// Frames and appends, and waits until it is durable.
@@ -292,6 +303,30 @@ fn three_deaths([first_ns, second_ns, third_ns]: [u64; 3]) -> Body {
     // Of no interest: a helper that ended well.
     bodies.exit(third_ns + 1, 301, 0, 2);
     bodies.body
+}
+
+/// The rows of a table below a folder, read without an engine.
+pub fn rows_of(place: &Path, table: &str) -> Vec<HashMap<String, Field>> {
+    let files = objects(place).into_iter().filter(|path| path.starts_with(&format!("{table}/")));
+    let mut rows = Vec::new();
+    for path in files {
+        let file = std::fs::File::open(place.join(path)).expect("a file");
+        let reader = SerializedFileReader::new(file).expect("Parquet");
+        for row in reader.get_row_iter(None).expect("rows") {
+            let row = row.expect("a row");
+            rows.push(row.get_column_iter().map(|(name, field)| (name.clone(), field.clone())).collect());
+        }
+    }
+    rows
+}
+
+/// The sum of an account in rows of the ledger, of one node or of all.
+pub fn account(rows: &[HashMap<String, Field>], node: Option<&str>, account: &str) -> i64 {
+    let is_text = |row: &HashMap<String, Field>, column: &str, text: &str| row[column] == Field::Str(text.to_owned());
+    let wanted = rows
+        .iter()
+        .filter(|row| is_text(row, "account", account) && node.is_none_or(|node| is_text(row, "node", node)));
+    wanted.map(|row| if let Field::Long(events) = row["events"] { events } else { 0 }).sum()
 }
 
 /// The interpreter that has the engines. `None` where there is none and it is not required.
