@@ -188,6 +188,25 @@ fn a_node_that_went_to_another_server_and_came_back_leaves_nothing_unexplained()
 }
 
 #[test]
+fn an_export_of_a_directory_has_the_names_of_the_remote_archive() {
+    let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = open(plain(dir.path()));
+    let mut bodies = Bodies::described();
+    bodies.waits(now_ns() - MINUTE_NS, 10);
+    Node::new("node-1", 100).send(&archive, now_ns(), &bodies.body);
+    archive.shutdown();
+    let config = to.path().join("server.yaml");
+    let text = "cluster: {name: plain}\narchive:\n  remote: {url: file:///tables, cluster: remote, server: server-7}\n";
+    fs::write(&config, text).expect("written");
+    let tables = to.path().join("tables");
+    let [config, place] = [&config, &tables].map(|path| path.to_str().expect("UTF-8"));
+    assert_eq!(export(&["--to", place, "--config", config, dir.path().to_str().expect("UTF-8")]).0, 0);
+    assert!(objects(&tables).iter().all(|path| path.contains("/cluster=remote/")), "{:?}", objects(&tables));
+    let rows = rows_of(&tables, "ledger");
+    assert!(!rows.is_empty() && rows.iter().all(|row| row["server"] == Field::Str("server-7".into())), "{rows:?}");
+}
+
+#[test]
 fn what_cannot_be_read_any_more_is_counted_as_damaged() {
     let Some(python) = python() else { return };
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -136,12 +136,16 @@ fn whose(
         return Ok((label.cluster.clone(), label.server.clone()));
     }
     let default = Config::default();
-    let cluster = &config.as_ref().unwrap_or(&default).cluster;
-    let name = arguments.cluster.clone().unwrap_or_else(|| cluster.name.clone());
+    let config = config.as_ref().unwrap_or(&default);
+    let (cluster, remote) = (&config.cluster, config.archive.remote.as_ref());
+    // As the server names what it uploads, so that both write the same files.
+    let of_remote = remote.and_then(|remote| remote.cluster.clone());
+    let name = arguments.cluster.clone().or(of_remote).unwrap_or_else(|| cluster.name.clone());
     if !remote::is_name(&name) {
         return Err(CommandError::Usage(format!("--cluster {name}: letters, digits, -, _ and . only")));
     }
-    Ok((name, arguments.server.clone().unwrap_or_else(|| cluster.server_name())))
+    let of_remote = remote.and_then(|remote| remote.server.clone());
+    Ok((name, arguments.server.clone().or(of_remote).unwrap_or_else(|| cluster.server_name())))
 }
 
 fn export_folder(
