@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use parquet::record::Field;
 use serde_json::{Value, json};
+use tapio_server::archive::index::Index;
 use tapio_server::archive::lock_books;
 use tapio_server::findings::FindingStore;
 use tapio_server::remote::{Names, RemoteMetrics, RemoteSection, TableWriter};
 use tapio_wire::event::Source;
 use tapio_wire::ledger::{Reason, Stage};
+use tapio_wire::segment::SEGMENT_HEADER_BYTES;
 
 use crate::archive_support::*;
 use crate::parquet_support::*;
@@ -188,6 +190,91 @@ fn a_node_that_went_to_another_server_and_came_back_leaves_nothing_unexplained()
 }
 
 #[test]
+fn a_segment_whose_header_or_frames_are_damaged_does_not_hold_up_the_others() {
+    let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = open(small(dir.path()));
+    let archived: u64 = two_epochs(&archive, now_ns() - 50 * MINUTE_NS).iter().sum();
+    archive.shutdown();
+    let paths = segments(dir.path());
+    assert!(paths.len() >= 3, "several segments: {paths:?}");
+    let mut bytes = fs::read(&paths[0]).expect("readable");
+    bytes[0] ^= 1;
+    fs::write(&paths[0], bytes).expect("written");
+    let number = paths[1].file_stem().and_then(|stem| stem.to_str()?.parse().ok()).expect("a number");
+    let index = Index::read(&fs::File::open(&paths[1]).expect("a file"), number).expect("readable").expect("an index");
+    let mut bytes = fs::read(&paths[1]).expect("readable");
+    bytes[SEGMENT_HEADER_BYTES..index.offset as usize].fill(0xff);
+    fs::write(&paths[1], bytes).expect("written");
+    let place = to.path().to_str().expect("UTF-8");
+    let (code, said) = export(&["--to", place, dir.path().to_str().expect("UTF-8")]);
+    assert_eq!((code, &said["damaged_events"]), (3, &json!(index.events)));
+    assert_eq!(said["events"], json!(archived - index.events));
+    let rows = rows_of(to.path(), "ledger");
+    assert_eq!(account(&rows, None, "damaged"), index.events as i64);
+    let damaged = rows.iter().find(|row| row["account"] == Field::Str("damaged".into())).expect("a row");
+    assert_eq!(damaged["until"], Field::Long(index.last_ns as i64), "when it happened");
+
+    // A server does the same, and writes its findings.
+    let remote = tempfile::tempdir().unwrap();
+    let tables = Tables::start(dir.path(), remote.path());
+    tables.store.publish(finding()).expect("published");
+    wait_until("all are written", || Some(tables.metric("segments_total")) == said["segments"].as_f64());
+    assert_eq!((tables.metric("failures_total"), tables.metric("missed_segments_total")), (0.0, 0.0));
+    tables.writer.stop(GRACE);
+    assert!(objects(remote.path()).iter().any(|path| path.contains("/findings-server-0-")));
+}
+
+#[test]
+fn what_retention_deletes_while_the_destination_fails_is_counted_and_its_files_removed() {
+    let (dir, remote) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = open(small(dir.path()));
+    let start = now_ns() - 50 * MINUTE_NS;
+    two_epochs(&archive, start);
+    archive.shutdown();
+    let paths = segments(dir.path());
+    let other = tempfile::tempdir().unwrap();
+    let (_, said) = export(&["--to", other.path().to_str().expect("UTF-8"), dir.path().to_str().expect("UTF-8")]);
+    let written = said["segments"].as_f64().expect("a number");
+    // Files stand where the tables' folders would be.
+    let days = [start, now_ns()].map(|ns| {
+        let day = jiff::Timestamp::from_nanosecond(i128::from(ns)).expect("a moment").strftime("date=%Y-%m-%d");
+        remote.path().join(format!("events/cluster=test/{day}"))
+    });
+    fs::create_dir_all(remote.path().join("events/cluster=test")).expect("made");
+    days.iter().for_each(|day| fs::write(day, "").expect("written"));
+    let tables = Tables::start(dir.path(), remote.path());
+    wait_until("a pass failed", || tables.metric("failures_total") >= 1.0);
+    paths[..2].iter().for_each(|path| fs::remove_file(path).expect("removed"));
+    for day in &days {
+        // Both may be of the same day.
+        let _ = fs::remove_file(day);
+    }
+    wait_until("the rest is written", || tables.metric("segments_total") == written - 2.0);
+    assert_eq!(tables.metric("missed_segments_total"), 2.0);
+    tables.writer.stop(GRACE);
+    let work = dir.path().join("parquet-work");
+    assert!(!work.is_dir() || objects(&work).is_empty(), "{:?}", objects(&work));
+}
+
+#[test]
+fn an_open_segment_that_is_exported_again_an_hour_later_leaves_no_old_rows() {
+    let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = open(plain(dir.path()));
+    let hour = 60 * MINUTE_NS;
+    let boundary = now_ns() / hour * hour;
+    let mut node = Node::new("node-1", 100);
+    for at in [boundary - SECONDS_10_NS, boundary + SECONDS_10_NS] {
+        let mut bodies = Bodies::described();
+        bodies.waits(at, 10);
+        node.send(&archive, at, &bodies.body);
+        assert_eq!(export(&["--to", to.path().to_str().expect("UTF-8"), dir.path().to_str().expect("UTF-8")]).0, 0);
+    }
+    archive.shutdown();
+    let rows = rows_of(to.path(), "ledger");
+    assert_eq!((account(&rows, None, "archived"), rows_of(to.path(), "events").len()), (20, 20));
+}
+
+#[test]
 fn an_export_of_a_directory_has_the_names_of_the_remote_archive() {
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(plain(dir.path()));
@@ -204,6 +291,39 @@ fn an_export_of_a_directory_has_the_names_of_the_remote_archive() {
     assert!(objects(&tables).iter().all(|path| path.contains("/cluster=remote/")), "{:?}", objects(&tables));
     let rows = rows_of(&tables, "ledger");
     assert!(!rows.is_empty() && rows.iter().all(|row| row["server"] == Field::Str("server-7".into())), "{rows:?}");
+}
+
+/// A writer of tables whose metrics can be read.
+struct Tables {
+    writer: TableWriter,
+    store: std::sync::Arc<FindingStore>,
+    registry: prometheus::Registry,
+}
+
+impl Tables {
+    fn start(dir: &std::path::Path, remote: &std::path::Path) -> Self {
+        let section = RemoteSection { parquet: true, every: Duration::from_secs(3600), ..folder(remote) };
+        let registry = prometheus::Registry::new();
+        let metrics = RemoteMetrics::register(&registry).expect("registered");
+        let store = std::sync::Arc::new(FindingStore::new(100));
+        let names = Names { cluster: "test".into(), server: "server-0".into() };
+        let writer = TableWriter::start(&section, &names, dir, store.clone(), metrics).expect("started");
+        Self { writer, store, registry }
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let text = prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).expect("text");
+        sum(&text, &format!("tapio_server_remote_parquet_{name}"), &[])
+    }
+}
+
+fn finding() -> tapio_wire::service::Finding {
+    tapio_wire::service::Finding {
+        id: "0123456789abcdef".into(),
+        pattern: "memory-limit-kill".into(),
+        ended_ns: now_ns(),
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -251,13 +371,7 @@ fn a_server_writes_tables_of_what_closes_in_the_background_and_the_rest_at_its_e
     let writer = start();
     let archived: u64 = two_epochs(&archive, now_ns() - 50 * MINUTE_NS).iter().sum();
     wait_until("what is closed is written", || metric("segments_total") >= 2.0);
-    let finding = tapio_wire::service::Finding {
-        id: "0123456789abcdef".into(),
-        pattern: "memory-limit-kill".into(),
-        ended_ns: now_ns(),
-        ..Default::default()
-    };
-    store.publish(finding).expect("published");
+    store.publish(finding()).expect("published");
     archive.shutdown();
     writer.stop(GRACE);
     assert_eq!((metric("events_total"), metric("missed_segments_total")), (archived as f64, 0.0));

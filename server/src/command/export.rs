@@ -18,7 +18,7 @@ use crate::archive::index::Index;
 use crate::archive::reader::{Reader, SegmentFile, Selection};
 use crate::config::Config;
 use crate::findings::{PatternSet, journal, text};
-use crate::parquet::{Exported, Exporter, SegmentId, Written};
+use crate::parquet::{ExportError, Exported, Exporter, SegmentId, Written};
 use crate::remote::{self, Mark, RemoteSection, TableStore};
 
 /// What to export, and where to.
@@ -54,6 +54,8 @@ struct Sums {
     segments: u64,
     skipped: u64,
     segment_bytes: u64,
+    /// Segments that could not be read to their ends.
+    unread: u64,
     exported: Exported,
     findings: u64,
 }
@@ -87,8 +89,11 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<Verdict, CommandError> 
         }
     }
     report(arguments, &sums)?;
+    if sums.unread > 0 {
+        complain!("tapio-server: {} could not be read, and have no tables", text::count(sums.unread, "segment"));
+    }
     if sums.exported.damaged == 0 {
-        return Ok(Verdict::Done);
+        return Ok(if sums.unread == 0 { Verdict::Done } else { Verdict::Found });
     }
     complain!(
         "tapio-server: DAMAGED: {} acknowledged events are missing; the table ledger counts them as damaged",
@@ -168,23 +173,40 @@ fn export_folder(
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(unread(error).into()),
         };
-        let index = Index::read(&file, segment.number).map_err(unread)?;
+        let opened = SegmentId::of(&file, segment.number)
+            .and_then(|id| Index::read(&file, segment.number).map(|index| (id, index)));
+        let (id, index) = match opened {
+            Ok(opened) => opened,
+            // The others may be sound.
+            Err(source) => {
+                complain!("tapio-server: {}", unread(source));
+                sums.unread += 1;
+                continue;
+            }
+        };
         let is_of_time =
             index.as_ref().is_none_or(|index| index.first_ns <= wanted.until_ns && index.last_ns >= wanted.since_ns);
-        let id = SegmentId::of(&file, segment.number).map_err(unread)?;
         let Some(id) = id.filter(|_| is_of_time) else {
             bar.inc(segment.bytes);
             continue;
         };
         let bytes = file.metadata()?.len();
         let is_there = |mark: &Mark| mark.is_closed && mark.segment_bytes == bytes && index.is_some();
-        if !arguments.again && to.mark(cluster, &id)?.is_some_and(|mark| is_there(&mark)) {
+        let before = to.mark(cluster, &id)?;
+        if !arguments.again && before.as_ref().is_some_and(is_there) {
             sums.skipped += 1;
             bar.inc(segment.bytes);
             continue;
         }
-        let exported = one(&mut exporter, segment, &id, (to, work), &mut |bytes| bar.inc(bytes))?;
-        to.put_mark(cluster, &Mark::of(&id, server, bytes, index.is_some(), &exported))?;
+        let exported = match one(&mut exporter, segment, &id, (to, work), &mut |bytes| bar.inc(bytes)) {
+            Err(CommandError::Export(error @ ExportError::Read { .. })) => {
+                complain!("tapio-server: {error}");
+                sums.unread += 1;
+                continue;
+            }
+            exported => exported?,
+        };
+        to.put_mark(cluster, &Mark::of(&id, server, bytes, index.is_some(), &exported), before.as_ref())?;
         sums.segments += 1;
         sums.segment_bytes += bytes;
         sums.exported.add(exported);
@@ -258,6 +280,7 @@ fn report(arguments: &ExportArguments, sums: &Sums) -> Result<(), CommandError> 
             "to": arguments.to,
             "segments": sums.segments,
             "segments_there": sums.skipped,
+            "segments_unread": sums.unread,
             "segment_bytes": sums.segment_bytes,
             "frames": exported.frames,
             "events": exported.events,

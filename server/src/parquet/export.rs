@@ -25,7 +25,7 @@ use super::schema::{SCHEMA_VERSION, TABLES};
 use super::table::{Partitions, Place, Texts, Written};
 use super::{ExportError, Shared, findings};
 use crate::archive::index::Index;
-use crate::archive::reader::{SegmentFile, is_segment};
+use crate::archive::reader::SegmentFile;
 use crate::archive::scan::{Item, Scanner};
 use crate::archive::snapshot::Note;
 
@@ -34,7 +34,8 @@ use crate::archive::snapshot::Note;
 pub struct SegmentId(String);
 
 impl SegmentId {
-    /// Of a segment; `None` when it has no frame.
+    /// Of a segment; `None` when it has no frame. One whose frames are all damaged is named by what its index counts. The
+    /// segment's header does not matter: every record says of which segment it is.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -44,12 +45,19 @@ impl SegmentId {
             if matches!(item, Item::Frame { .. }) {
                 let mut begin = vec![0; (scanner.position() - SEGMENT_HEADER_BYTES as u64) as usize];
                 file.read_exact_at(&mut begin, SEGMENT_HEADER_BYTES as u64)?;
-                let sum = digest(&SHA256, &begin);
-                let sum: String = sum.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-                return Ok(Some(Self(format!("{number:020}-{sum}"))));
+                return Ok(Some(Self::new(number, &begin)));
             }
         }
-        Ok(None)
+        let index = Index::read(file, number)?.filter(|index| index.events > 0);
+        Ok(index.map(|Index { offset, events, first_ns, last_ns, .. }| {
+            Self::new(number, format!("{offset} {events} {first_ns} {last_ns}").as_bytes())
+        }))
+    }
+
+    fn new(number: u64, content: &[u8]) -> Self {
+        let sum = digest(&SHA256, content);
+        let sum: String = sum.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("{number:020}-{sum}"))
     }
 
     pub fn as_str(&self) -> &str {
@@ -109,14 +117,12 @@ impl Exporter {
         let started = Instant::now();
         let failed = |source| ExportError::Read { path: segment.path.clone(), source };
         let file = File::open(&segment.path).map_err(failed)?;
-        if !is_segment(&file, segment.number).map_err(failed)? {
-            return Err(ExportError::Foreign { path: segment.path.clone() });
-        }
         let index = Index::read(&file, segment.number).map_err(failed)?;
         self.catalog.begin_segment();
-        let counted = index.as_ref().map(|index| index.events);
+        let indexed =
+            index.as_ref().map(|index| Indexed { events: index.events, times_ns: (index.first_ns, index.last_ns) });
         index.into_iter().flat_map(|index| index.directory).for_each(|described| self.catalog.learn(described));
-        let mut pass = Pass::new(self, id, dir, counted)?;
+        let mut pass = Pass::new(self, id, dir, indexed)?;
         let mut scanner = Scanner::new(&file, segment.number).map_err(failed)?;
         let mut position = scanner.position();
         while let Some(item) = scanner.next_item().map_err(failed)? {
@@ -168,6 +174,13 @@ impl Exporter {
     }
 }
 
+/// What a segment's index states of it.
+struct Indexed {
+    events: u64,
+    /// Of the first event and the last.
+    times_ns: (u64, u64),
+}
+
 /// One segment on its way through.
 struct Pass {
     shared: Shared,
@@ -177,14 +190,13 @@ struct Pass {
     ledger: Ledger,
     exported: Exported,
     undecodable: u64,
-    /// Events that the index counts, where there is one.
-    counted: Option<u64>,
+    indexed: Option<Indexed>,
     /// A frame of a node whose name is not known yet.
     held: Option<(Header, Vec<u8>)>,
 }
 
 impl Pass {
-    fn new(exporter: &mut Exporter, id: &SegmentId, dir: &Path, counted: Option<u64>) -> Result<Self, ExportError> {
+    fn new(exporter: &mut Exporter, id: &SegmentId, dir: &Path, indexed: Option<Indexed>) -> Result<Self, ExportError> {
         let catalog = std::mem::take(&mut exporter.catalog);
         Ok(Self {
             shared: exporter.shared(id.as_str(), dir, catalog)?,
@@ -194,7 +206,7 @@ impl Pass {
             ledger: Ledger::new(&exporter.server)?,
             exported: Exported::default(),
             undecodable: 0,
-            counted,
+            indexed,
             held: None,
         })
     }
@@ -224,7 +236,7 @@ impl Pass {
             Item::Note(Note::Resumed { node, epoch, acknowledged }) => {
                 self.ledger.resume(&mut self.shared, node, epoch, &acknowledged)?;
             }
-            Item::Damaged(_) if self.counted.is_some() => self.ledger.note_damage(),
+            Item::Damaged(_) if self.indexed.is_some() => self.ledger.note_damage(),
             Item::Note(_) | Item::Damaged(_) | Item::Tail { .. } => {}
         }
         Ok(())
@@ -254,14 +266,15 @@ impl Pass {
         if let Some((header, bytes)) = self.held.take() {
             self.frame(&header, &bytes)?;
         }
-        let missing = self.counted.map_or(self.undecodable, |counted| counted.saturating_sub(self.exported.events));
+        let readable = self.exported.events;
+        let missing = self.indexed.as_ref().map_or(self.undecodable, |indexed| indexed.events.saturating_sub(readable));
         let shared = &mut self.shared;
         self.exported.damaged = missing;
         self.exported.events = self.events.events;
         let mut files = self.events.finish(shared)?;
         files.extend(self.deaths.finish(shared)?);
         files.extend(self.curves.finish(shared)?);
-        files.extend(self.ledger.finish(shared, missing)?);
+        files.extend(self.ledger.finish(shared, missing, self.indexed.map(|indexed| indexed.times_ns))?);
         self.exported.files = files;
         Ok((self.exported, self.shared.catalog))
     }

@@ -271,8 +271,14 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes what moved since the last looks and how many events could not be read, and ends the files.
-    pub fn finish(mut self, shared: &mut Shared, damaged: u64) -> Result<Vec<Written>, ExportError> {
+    /// Writes what moved since the last looks and how many events could not be read, and ends the files. `indexed` are the times
+    /// that the segment's index states.
+    pub fn finish(
+        mut self,
+        shared: &mut Shared,
+        damaged: u64,
+        indexed: Option<(u64, u64)>,
+    ) -> Result<Vec<Written>, ExportError> {
         let mut nodes: Vec<u64> =
             self.looks.iter().filter(|(_, look)| look.is_changed).map(|(&node, _)| node).collect();
         nodes.sort_unstable();
@@ -281,9 +287,9 @@ impl Ledger {
         }
         if damaged > 0 {
             let events = i64::try_from(damaged).unwrap_or(i64::MAX);
-            let hour = self.partitions.hour(self.last_ns);
-            let times = (self.first_ns.min(self.last_ns), self.last_ns);
-            self.row(shared, hour, times, events, None)?;
+            let (first_ns, last_ns) = indexed.unwrap_or((self.first_ns, self.last_ns));
+            let hour = self.partitions.hour(last_ns);
+            self.row(shared, hour, (first_ns.min(last_ns), last_ns), events, None)?;
         }
         self.partitions.finish(&shared.place, &shared.texts, &mut shared.encoder)
     }

@@ -38,8 +38,6 @@ use table::{Place, Texts};
 pub enum ExportError {
     #[error("{} cannot be read: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is no segment of the number that its name says", path.display())]
-    Foreign { path: PathBuf },
     #[error("{} cannot be written: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("Parquet: {0}")]

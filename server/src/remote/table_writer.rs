@@ -1,8 +1,9 @@
 //! Writes the tables of closed segments beside them, while the server runs: `archive.remote.parquet`.
 //!
 //! What enters: segments of this disk as they close, and the store of findings. What leaves: files of tables in the remote
-//! archive. What must hold: it has a thread of its own, and neither the archive nor the uploads wait for it. A segment that
-//! retention deletes first is counted: its events are in the remote archive, and `tapio-server archive export` makes its tables.
+//! archive. What must hold: it has a thread of its own, and neither the archive nor the uploads wait for it. A segment that cannot
+//! be exported holds up neither the others nor the findings. A segment that retention deletes first is counted: its events are in
+//! the remote archive, and `tapio-server archive export` makes its tables.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -116,8 +117,6 @@ struct Work {
 
 impl Work {
     fn run(mut self, stopped: &Receiver<()>) {
-        // What a run left that was killed.
-        let _ = fs::remove_dir_all(self.dir.join(WORK));
         let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
         loop {
             let pause = match self.pass(false) {
@@ -144,6 +143,8 @@ impl Work {
     }
 
     fn pass(&mut self, is_last: bool) -> Result<(), RemoteError> {
+        // What a pass left that failed, or a run that was killed.
+        let _ = fs::remove_dir_all(self.dir.join(WORK));
         let to = match self.to.take() {
             Some(to) => to,
             None => self.open()?,
@@ -168,48 +169,85 @@ impl Work {
         let newest = segments.last().map(|segment| segment.number);
         let numbers: BTreeSet<u64> = segments.iter().map(|segment| segment.number).collect();
         let missed = self.seen.difference(&numbers).filter(|number| !self.done.contains(number)).count();
-        if missed > 0 {
-            self.metrics.parquet_missed.inc_by(missed as u64);
-            warn!(
-                segments = missed,
-                "deleted before their tables were written: `tapio-server archive export` makes them"
-            );
-        }
+        self.missed(missed as u64);
         self.done.retain(|number| numbers.contains(number));
-        self.seen.clear();
+        let mut closed = Vec::new();
         for segment in segments {
             let is_open = Some(segment.number) == newest && !is_closed(&segment).map_err(local)?;
-            if is_open || self.done.contains(&segment.number) {
-                continue;
+            if !is_open && !self.done.contains(&segment.number) {
+                closed.push(segment);
             }
-            self.seen.insert(segment.number);
-            self.segment(to, &segment, &work)?;
-            self.done.insert(segment.number);
         }
-        if is_last || self.findings_at.elapsed() >= self.section.every {
-            self.findings(to, &work)?;
+        self.seen = closed.iter().map(|segment| segment.number).collect();
+        let mut outcome = Ok(());
+        for segment in closed {
+            let Err(error) = self.segment(to, &segment, &work) else {
+                self.done.insert(segment.number);
+                continue;
+            };
+            // They would take room on a disk that may be full.
+            let _ = fs::remove_dir_all(&work);
+            // The others would fail at the destination, too.
+            let is_destination = matches!(error, RemoteError::Object { .. });
+            self.failed(&mut outcome, error);
+            if is_destination {
+                break;
+            }
         }
-        Ok(())
+        if (is_last || self.findings_at.elapsed() >= self.section.every)
+            && let Err(error) = self.findings(to, &work)
+        {
+            self.failed(&mut outcome, error);
+        }
+        outcome
+    }
+
+    /// Keeps the first error of a pass for [`Work::run`], which counts it, and counts the others here.
+    fn failed(&self, outcome: &mut Result<(), RemoteError>, error: RemoteError) {
+        if outcome.is_ok() {
+            *outcome = Err(error);
+        } else {
+            self.metrics.parquet_failures.inc();
+            warn!(%error, "no tables of this segment or of findings are written");
+        }
+    }
+
+    fn missed(&self, segments: u64) {
+        if segments > 0 {
+            self.metrics.parquet_missed.inc_by(segments);
+            warn!(segments, "deleted before their tables were written: `tapio-server archive export` makes them");
+        }
     }
 
     fn segment(&mut self, to: &TableStore, segment: &SegmentFile, work: &Path) -> Result<(), RemoteError> {
         let local = |source| RemoteError::Local { path: segment.path.clone(), source };
         let file = match File::open(&segment.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.missed(1);
+                return Ok(());
+            }
             Err(error) => return Err(local(error)),
         };
         let Some(id) = SegmentId::of(&file, segment.number).map_err(local)? else { return Ok(()) };
         let bytes = file.metadata().map_err(local)?.len();
-        let is_there = |mark: Mark| mark.is_closed && mark.segment_bytes == bytes;
-        if to.mark(&self.cluster, &id)?.is_some_and(is_there) {
+        let before = to.mark(&self.cluster, &id)?;
+        if before.as_ref().is_some_and(|mark| mark.is_closed && mark.segment_bytes == bytes) {
             return Ok(());
         }
         let exported = self.exporter.segment(segment, &id, work, &mut |_| {})?;
         to.put(work, &exported.files)?;
         remove(work, &exported.files)?;
-        to.put_mark(&self.cluster, &Mark::of(&id, &self.server, bytes, true, &exported))?;
-        let Exported { files, events, took, .. } = exported;
+        to.put_mark(&self.cluster, &Mark::of(&id, &self.server, bytes, true, &exported), before.as_ref())?;
+        let Exported { files, events, damaged, took, .. } = exported;
+        if damaged > 0 {
+            let segment = segment.number;
+            warn!(
+                segment,
+                events = damaged,
+                "acknowledged events are missing: the table ledger counts them as damaged"
+            );
+        }
         self.metrics.parquet_segments.inc();
         self.metrics.parquet_events.inc_by(events);
         self.metrics.parquet_bytes.inc_by(files.iter().map(|file| file.bytes).sum());

@@ -129,15 +129,34 @@ impl TableStore {
         })
     }
 
-    /// Puts a mark.
+    /// Puts a mark. Files that the mark `before` lists and this one lacks are deleted first: an open segment that grew may have
+    /// put its last rows into another hour.
     ///
     /// # Errors
     /// [`RemoteError`].
-    pub fn put_mark(&self, cluster: &str, mark: &Mark) -> Result<(), RemoteError> {
+    pub fn put_mark(&self, cluster: &str, mark: &Mark, before: Option<&Mark>) -> Result<(), RemoteError> {
         let path = self.folder(cluster).join(format!("{}.json", mark.segment));
         let payload = PutPayload::from(serde_json::to_vec_pretty(mark).unwrap_or_default());
-        let put = self.runtime.block_on(self.store.objects.put(&path, payload));
-        put.map(drop).map_err(|source| RemoteError::Object { name: path.to_string(), source })
+        let file = format!("/{}.parquet", mark.segment);
+        let is_listed = |path: &str| mark.files.iter().any(|written| written.path == path);
+        let listed_before = before.map_or(&[][..], |mark| mark.files.as_slice());
+        // A mark comes from outside: it can name files of its own segment alone.
+        let stale = listed_before.iter().filter(|written| written.path.ends_with(&file) && !is_listed(&written.path));
+        self.runtime.block_on(async {
+            for written in stale {
+                let path = self.path(written);
+                match self.store.objects.delete(&path).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(source) => return Err(RemoteError::Object { name: path.to_string(), source }),
+                }
+            }
+            let put = self.store.objects.put(&path, payload).await;
+            put.map(drop).map_err(|source| RemoteError::Object { name: path.to_string(), source })
+        })
+    }
+
+    fn path(&self, written: &Written) -> Path {
+        written.path.split('/').fold(self.store.root.clone(), |path, part| path.join(part))
     }
 
     fn folder(&self, cluster: &str) -> Path {
@@ -145,7 +164,7 @@ impl TableStore {
     }
 
     async fn put_file(&self, from: &FilePath, written: &Written) -> Result<(), RemoteError> {
-        let path = written.path.split('/').fold(self.store.root.clone(), |path, part| path.join(part));
+        let path = self.path(written);
         let failed = |source| RemoteError::Object { name: path.to_string(), source };
         let local = |source| RemoteError::Local { path: from.to_owned(), source };
         let file = File::open(from).map_err(local)?;
@@ -158,13 +177,20 @@ impl TableStore {
             return Ok(());
         }
         let mut upload = self.store.objects.put_multipart(&path).await.map_err(failed)?;
-        let mut at = 0;
-        while at < written.bytes {
-            let length = (written.bytes - at).min(PART_BYTES);
-            upload.put_part(read(at, length)?.into()).await.map_err(failed)?;
-            at += length;
+        let parts = async {
+            let mut at = 0;
+            while at < written.bytes {
+                let length = (written.bytes - at).min(PART_BYTES);
+                upload.put_part(read(at, length)?.into()).await.map_err(failed)?;
+                at += length;
+            }
+            upload.complete().await.map(drop).map_err(failed)
+        };
+        let outcome = parts.await;
+        if outcome.is_err() {
+            // Parts of an upload that is not ended cost money and are listed nowhere. Best effort: the store may be gone.
+            let _ = upload.abort().await;
         }
-        upload.complete().await.map_err(failed)?;
-        Ok(())
+        outcome
     }
 }
