@@ -14,6 +14,8 @@ fn found_by_all(nodes: &[&Node], has_all: impl Fn(&[Finding]) -> bool) -> Option
     settle(&members.iter().collect::<Vec<_>>());
     for (member, node) in members.iter().cycle().zip(nodes) {
         member.deliver(node);
+        // In the order in which it happened. When a Service is heard of after its clients' refusals, they are not always joined yet.
+        settle(&members.iter().collect::<Vec<_>>());
     }
     for member in &members {
         member.findings_when(&has_all);
