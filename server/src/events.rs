@@ -110,7 +110,7 @@ pub fn kind_named(name: &str) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| kind.name() == name)
 }
 
-/// How many events a client is sent that asks for so many; nothing may be asked for in vain.
+/// How many events are sent to a client that asks for `limit`. Zero, and more than the bound, are refused.
 ///
 /// # Errors
 /// How many there may be.

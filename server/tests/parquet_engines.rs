@@ -68,7 +68,7 @@ fn every_query_of_the_page_runs_in_two_engines_on_files_and_says_what_happened()
     let answers = ask_both(&python, &[], place, &[]);
     assert!(answers.len() >= 12, "a dozen queries, not {}", answers.len());
     check_page(&answers);
-    // Again it has nothing to do, and if it is told to do it again it writes the same files.
+    // A second export finds all files there. With `--again` it writes the same files once more.
     let files = objects(to.path());
     assert_eq!(export(&[], &["--to", place, from])["segments_there"], json!(1));
     export(&[], &["--to", place, "--again", from]);

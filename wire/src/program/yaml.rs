@@ -223,8 +223,8 @@ pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(dese
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// For `deserialize_with`: a section that may be left out. Named without its keys it would be as good as left out, and what it
-/// turns on would be off without a word.
+/// For `deserialize_with`: a section that may be left out. A section without keys is refused, since it would turn nothing on and
+/// nobody would notice.
 ///
 /// # Errors
 /// When it has no keys, and those of `T`.
