@@ -1,9 +1,9 @@
 //! What breaks across servers: a backend dies on one server's node, its clients suffer on another's, and a third hears of the Service.
 
 use crate::cluster_support::*;
-use crate::correlate_node::{MS, Node, Process, SECOND};
-use crate::correlate_patterns_kube::refused_client;
-use tapio_wire::event::{Detail, Lane};
+use crate::correlate_node::{Node, Process, SECOND};
+use crate::correlate_patterns_kube::{lookups_of, refused_client};
+use tapio_wire::event::Lane;
 use tapio_wire::service::Finding;
 
 /// Delivers each of these to a server of its own, and returns what all of them found alike.
@@ -67,11 +67,7 @@ fn dns_is_down_though_no_server_sees_three_namespaces() {
     let clients: Vec<Node> = (0..3)
         .map(|space| {
             let mut node = Node::new(&format!("client{space}"));
-            let client = node.kube_container("Deployment/web", &format!("space{space}/web-0"), &format!("s{space}"));
-            for step in 0..4 {
-                let lookup = Detail::Dns { latency_ns: 0, name: u32::MAX, query_type: 1, rcode: 255 };
-                node.push(65 * SECOND + step * MS, client, 0, lookup);
-            }
+            lookups_of(&mut node, space);
             node.frame(Lane::Bulk, 66 * SECOND);
             node
         })

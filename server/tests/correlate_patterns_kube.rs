@@ -436,6 +436,15 @@ fn possibly_lost_evidence_makes_a_finding_possible() {
     }
 }
 
+/// Lookups of a client in one of several namespaces get no answer, 65 s after the boot.
+pub fn lookups_of(node: &mut Node, space: u32) {
+    let client = node.kube_container("Deployment/web", &format!("space{space}/web-0"), &format!("s{space}"));
+    for step in 0..4 {
+        let lookup = Detail::Dns { latency_ns: 0, name: u32::MAX, query_type: 1, rcode: 255 };
+        node.push(65 * SECOND + step * MS, client, 0, lookup);
+    }
+}
+
 /// Lookups of clients in `namespaces` namespaces fail; CoreDNS was killed before when `dies`.
 fn lookups_fail(namespaces: u32, dies: bool) -> Node {
     let mut node = Node::new("n1");
@@ -448,11 +457,7 @@ fn lookups_fail(namespaces: u32, dies: bool) -> Node {
         node.lethal(61 * SECOND);
     }
     for space in 0..namespaces {
-        let client = node.kube_container("Deployment/web", &format!("space{space}/web-0"), &format!("s{space}"));
-        for step in 0..4 {
-            let lookup = Detail::Dns { latency_ns: 0, name: u32::MAX, query_type: 1, rcode: 255 };
-            node.push(65 * SECOND + step * MS, client, 0, lookup);
-        }
+        lookups_of(&mut node, space);
     }
     node.frame(Lane::Bulk, 66 * SECOND);
     node

@@ -17,6 +17,7 @@ use tapio_server::findings::FindingStore;
 use tapio_wire::service::{Death, EntityRef, Finding};
 
 use crate::cluster_support::until;
+use crate::whole_server::write_kubeconfig;
 
 /// What was applied, by namespace and name; and what it answers instead.
 #[derive(Default)]
@@ -51,13 +52,7 @@ impl Api {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(async move { axum::serve(listener, router).await });
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{address}")}}],
-            "users": [{"name": "test", "user": {"token": "the-servers-own"}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        std::fs::write(dir.join("kubeconfig"), kubeconfig.to_string()).expect("written");
+        write_kubeconfig(dir, address);
         api
     }
 

@@ -172,6 +172,18 @@ impl Link {
         let _ = self.is_whole.subscribe().wait_for(|is| *is).await;
     }
 
+    /// Whether what this server found stands: it is confirmed by a log that was read to its end and lacks nothing.
+    pub fn is_confirmed(&self) -> bool {
+        !self.is_alone() && self.is_caught_up() && !self.is_healing()
+    }
+
+    /// Waits until what this server found stands; it may be in doubt again by then.
+    pub async fn confirmed(&self) {
+        self.in_company().await;
+        self.read_through().await;
+        self.healed().await;
+    }
+
     /// Waits until this server goes on alone no more.
     pub async fn in_company(&self) {
         // The sender is in `self`.

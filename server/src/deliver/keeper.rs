@@ -161,11 +161,7 @@ impl Writer {
 
     /// What a server alone finds, or one that is behind, may not stand.
     fn may_write(&self, term: &Term) -> bool {
-        term.is_valid_now()
-            && self.link.is_caught_up()
-            && !self.link.is_alone()
-            && !self.link.is_healing()
-            && !self.link.frozen.load(Ordering::Acquire)
+        term.is_valid_now() && self.link.is_confirmed() && !self.link.frozen.load(Ordering::Acquire)
     }
 
     async fn lead(&self, term: &Term) -> Result<(), LogError> {
@@ -181,7 +177,12 @@ impl Writer {
         let (mut seen_ns, mut is_behind) = (0, true);
         while term.is_valid_now() {
             if !self.may_write(term) {
-                tokio::time::sleep(LOOK_INTERVAL).await;
+                if self.link.frozen.load(Ordering::Acquire) {
+                    // It says nothing more, as if it were killed.
+                    return std::future::pending().await;
+                }
+                // Whether the term is valid still is to be looked at.
+                let _ = timeout(LOOK_INTERVAL, self.link.confirmed()).await;
                 is_behind = true;
                 continue;
             }

@@ -212,20 +212,14 @@ impl<M: Marks> Worker<M> {
     async fn can_deliver(&self, term: &Term) -> bool {
         let Some(link) = &self.source.link else { return term.is_valid_now() };
         // What was found alone may be withdrawn when the archive was gone through.
-        let is_unsettled = || link.is_alone() || !link.is_caught_up() || link.is_healing();
         let waits_for_healing = link.is_healing();
         if waits_for_healing {
             self.figures
                 .set_trouble(Some("the servers' log lacks what the archive has: deliveries wait for it".into()));
         }
-        while term.is_valid_now() && is_unsettled() {
-            let settled = async {
-                link.in_company().await;
-                link.read_through().await;
-                link.healed().await;
-            };
+        while term.is_valid_now() && !link.is_confirmed() {
             // Whether the term is valid still is to be looked at.
-            let _ = timeout(LOOK_INTERVAL, settled).await;
+            let _ = timeout(LOOK_INTERVAL, link.confirmed()).await;
         }
         if waits_for_healing {
             self.figures.set_trouble(None);

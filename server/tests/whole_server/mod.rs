@@ -70,6 +70,17 @@ impl Whole {
     }
 }
 
+/// Writes a kubeconfig that leads to an API server of the test.
+pub fn write_kubeconfig(dir: &std::path::Path, address: SocketAddr) {
+    let kubeconfig = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "test", "user": {"token": "the-servers-own"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    });
+    std::fs::write(dir.join("kubeconfig"), kubeconfig.to_string()).expect("written");
+}
+
 pub fn get(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(LIMIT)).expect("set");
