@@ -31,6 +31,7 @@ mod correlate_node;
 mod correlate_patterns;
 mod correlate_patterns_kube;
 mod correlate_patterns_node;
+mod correlate_service_order;
 mod correlate_states;
 mod correlate_truth;
 mod correlate_truth_signals;

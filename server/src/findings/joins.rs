@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use tapio_wire::event::{EntityId, EntityKind};
 
+use super::matching::SKEW_NS;
+use super::pattern::{PatternSet, StepMask};
 use super::schema::Scope;
 use super::text;
-use crate::correlate::clue::{About, Address, Burst, Clue, ClueDetail, ClueKind, FactValue};
+use super::unjoined::{Holder, Lack, Unjoined};
+use crate::correlate::clue::{About, Address, Burst, Clue, ClueDetail, ClueKind, FactValue, ServiceEndpoints};
 use crate::correlate::{EntityInfo, Generations, Topology};
 
 /// Services remembered, and addresses and pods of them.
@@ -57,15 +60,24 @@ impl Deref for Keys {
 
 const _: () = assert!(SERVICES_OF_POD_MAX <= KEYS_MAX && DNS_SERVICES_MAX <= KEYS_MAX);
 
+/// What a Service was reported to be.
+struct Service {
+    name: Arc<str>,
+    /// Ready backends, and all.
+    backends: (u32, u32),
+    /// Since when it has as many, nanoseconds since 1970.
+    since_ns: u64,
+}
+
 /// Computes the histories in which a clue is noted.
 pub struct Joins {
     topology: Arc<Topology>,
-    /// A Service's name, its ready backends, and all.
-    services: Generations<u64, (Arc<str>, u32, u32)>,
+    services: Generations<u64, Service>,
     by_address: Generations<(Address, u16), u64>,
     by_cluster_address: Generations<Address, u64>,
     by_pod: Generations<EntityId, Vec<u64>>,
     dns: Vec<u64>,
+    unjoined: Unjoined,
 }
 
 impl Joins {
@@ -78,6 +90,7 @@ impl Joins {
             by_cluster_address: Generations::new(SERVICES_MAX),
             by_pod: Generations::new(BACKENDS_MAX),
             dns: Vec::new(),
+            unjoined: Unjoined::default(),
         }
     }
 
@@ -95,34 +108,101 @@ impl Joins {
                         fact.fields.push((name.into(), FactValue::Text(text.into())));
                     }
                 }
-                let Some(endpoints) = fact.endpoints.as_deref() else { return };
-                let service = endpoints.id();
-                let ready = endpoints.backends.iter().filter(|backend| backend.3).count() as u32;
-                self.services.insert(service, (Arc::clone(&endpoints.name), ready, endpoints.backends.len() as u32));
-                for address in &endpoints.cluster_addresses {
-                    self.by_cluster_address.insert(*address, service);
-                }
-                for &(address, port, pod, _) in &endpoints.backends {
-                    self.by_address.insert((address, port), service);
-                    if pod != 0 {
-                        let services = self.by_pod.entry(pod, Vec::new);
-                        if !services.contains(&service) && services.len() < SERVICES_OF_POD_MAX {
-                            services.push(service);
-                        }
-                    }
-                }
-                let is_dns = endpoints.ports.contains(&DNS_PORT);
-                if is_dns && !self.dns.contains(&service) && self.dns.len() < DNS_SERVICES_MAX {
-                    self.dns.push(service);
+                if let Some(endpoints) = &fact.endpoints {
+                    self.learn(endpoints, clue.realtime_ns);
                 }
             }
-            ClueDetail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) => {
-                *peer = self.peer(address, *port);
-                let service = self.service_at(address, *port).and_then(|service| self.services.get(&service));
-                *peer_backends = service.map(|&(_, ready, all)| (ready, all));
-            }
-            _ => {}
+            _ => self.complete(clue),
         }
+    }
+
+    /// Completes a clue about an address by what is known of the Service there.
+    pub fn complete(&self, clue: &mut Clue) {
+        let at_ns = clue.realtime_ns;
+        if let ClueDetail::Burst(Burst { about: About::Peer { address, port }, peer, peer_backends, .. }) =
+            &mut clue.detail
+        {
+            *peer = self.peer(address, *port);
+            // What was reported of it later need not have been so already, and what was so before need not be any more.
+            if peer_backends.is_some() {
+                return;
+            }
+            let service = self.service_at(address, *port).and_then(|service| self.services.get(&service));
+            let service = service.filter(|service| service.since_ns <= at_ns.saturating_add(SKEW_NS));
+            *peer_backends = service.map(|service| service.backends);
+        }
+    }
+
+    fn learn(&mut self, endpoints: &ServiceEndpoints, at_ns: u64) {
+        let id = endpoints.id();
+        let ready = endpoints.backends.iter().filter(|backend| backend.3).count() as u32;
+        let backends = (ready, endpoints.backends.len() as u32);
+        let known = self.services.get(&id).filter(|known| known.backends == backends);
+        let since_ns = known.map_or(at_ns, |known| known.since_ns.min(at_ns));
+        self.services.insert(id, Service { name: Arc::clone(&endpoints.name), backends, since_ns });
+        for address in &endpoints.cluster_addresses {
+            self.by_cluster_address.insert(*address, id);
+            self.unjoined.resolve(Lack::At(*address));
+        }
+        for &(address, port, pod, _) in &endpoints.backends {
+            self.by_address.insert((address, port), id);
+            self.unjoined.resolve(Lack::At(address));
+            if pod != 0 {
+                let services = self.by_pod.entry(pod, Vec::new);
+                if !services.contains(&id) && services.len() < SERVICES_OF_POD_MAX {
+                    services.push(id);
+                    self.unjoined.resolve(Lack::OfPod(pod));
+                }
+            }
+        }
+        let is_dns = endpoints.ports.contains(&DNS_PORT);
+        if is_dns && !self.dns.contains(&id) && self.dns.len() < DNS_SERVICES_MAX {
+            self.dns.push(id);
+            self.unjoined.resolve(Lack::Dns);
+        }
+    }
+
+    /// An entity was described. Where it is a pod, its addresses may be known now.
+    pub fn described(&mut self, node: u64, id: EntityId) {
+        // Pods have the same history on every node.
+        if node != 0 || self.unjoined.is_empty() {
+            return;
+        }
+        for address in self.topology.get(node, id).iter().flat_map(|entity| &entity.addresses) {
+            self.unjoined.resolve(Lack::At(*address));
+        }
+    }
+
+    /// Remembers by what a clue may be joined to a Service that is not known yet.
+    pub fn note_lacks(&mut self, patterns: &PatternSet, clue: &Clue, mask: &StepMask) {
+        if !patterns.is_in(mask, Scope::Service) {
+            return;
+        }
+        let (node, _, id) = Self::entity_key(&clue.entity);
+        let lack = match &clue.detail {
+            ClueDetail::Burst(burst) => match burst.about {
+                About::Peer { address, port } if self.service_at(&address, port).is_none() => {
+                    if let Some(pod) = self.topology.pod_at(&address) {
+                        self.unjoined.note(Lack::OfPod(pod), (node, id));
+                    }
+                    Lack::At(address)
+                }
+                About::Dns { .. } if self.dns.len() < DNS_SERVICES_MAX => Lack::Dns,
+                _ => return,
+            },
+            ClueDetail::Fact(fact) if fact.endpoints.is_some() => return,
+            // A pod may come to stand behind one more.
+            _ => match clue.entity.pod_id() {
+                0 => return,
+                pod => Lack::OfPod(pod),
+            },
+        };
+        self.unjoined.note(lack, (node, id));
+    }
+
+    /// The entities, each with the node of its history, whose clues may be joined to more than before.
+    pub fn take_ready(&mut self) -> Vec<Holder> {
+        self.unjoined.take_ready()
     }
 
     fn service_at(&self, address: &Address, port: u16) -> Option<u64> {
@@ -130,8 +210,8 @@ impl Joins {
     }
 
     fn peer(&self, address: &Address, port: u16) -> Option<Arc<str>> {
-        if let Some((name, _, _)) = self.service_at(address, port).and_then(|service| self.services.get(&service)) {
-            return Some(format!("service {name}").into());
+        if let Some(service) = self.service_at(address, port).and_then(|service| self.services.get(&service)) {
+            return Some(format!("service {}", service.name).into());
         }
         let pod = self.topology.get(0, self.topology.pod_at(address)?)?;
         Some(format!("pod {pod}").into())

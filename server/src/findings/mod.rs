@@ -28,12 +28,14 @@ mod missing;
 mod moment;
 mod pattern;
 mod plan;
+mod rejoin;
 mod restored;
 mod schema;
 mod store;
 mod template;
 pub mod text;
 mod touched;
+mod unjoined;
 mod words;
 mod worker;
 

@@ -413,9 +413,12 @@ impl PatternSet {
     /// The scopes in which a clue that may be these steps is noted; its entity's own always.
     pub fn scopes(&self, mask: &StepMask) -> impl Iterator<Item = Scope> + '_ {
         let mask = *mask;
-        Scope::ALL
-            .into_iter()
-            .filter(move |&scope| scope == Scope::Entity || mask.intersects(&self.by_scope[scope as usize]))
+        Scope::ALL.into_iter().filter(move |&scope| scope == Scope::Entity || self.is_in(&mask, scope))
+    }
+
+    /// Whether a clue that may be these steps may be evidence in a pattern of this scope.
+    pub fn is_in(&self, mask: &StepMask, scope: Scope) -> bool {
+        mask.intersects(&self.by_scope[scope as usize])
     }
 }
 

@@ -190,6 +190,7 @@ impl Worker {
         let plan = self.plans.of(&patterns, &mask);
         let mut keys = std::mem::take(&mut self.keys);
         self.keys_into(&patterns, &clue, &mask, &mut keys);
+        self.memory.joins.note_lacks(&patterns, &clue, &mask);
         let noted = self.memory.clues.note(clue, mask, &keys);
         self.keys = keys;
         for anchor in self.anchors_touched(&patterns, &noted, &plan) {
@@ -201,11 +202,12 @@ impl Worker {
             }
             self.end_restored(&patterns, &noted);
         }
+        self.rejoin();
         let evicted = self.memory.clues.evicted();
         self.metrics.forgotten.inc_by(evicted.saturating_sub(self.metrics.forgotten.get()));
     }
 
-    fn keys(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask) -> Vec<HistoryKey> {
+    pub(super) fn keys(&self, patterns: &PatternSet, clue: &Clue, mask: &StepMask) -> Vec<HistoryKey> {
         let mut keys = Vec::new();
         self.keys_into(patterns, clue, mask, &mut keys);
         keys
@@ -215,39 +217,6 @@ impl Worker {
         keys.clear();
         for scope in patterns.scopes(mask) {
             keys.extend_from_slice(&self.memory.joins.keys(clue, scope));
-        }
-    }
-
-    /// Gives clues whose entity was described anew its names, and publishes their findings again.
-    pub(super) fn rename(&mut self) {
-        if !self.memory.topology.has_renamed() {
-            return;
-        }
-        let patterns = Arc::clone(&self.patterns);
-        let mut anchors: Vec<Arc<Noted>> = Vec::new();
-        let mut renamed = match self.memory.topology.take_renamed() {
-            Some(renamed) => renamed.into_iter().collect(),
-            None => self.memory.clues.entities(),
-        };
-        // The order decides what makes room for what.
-        renamed.sort_unstable();
-        for (node, id) in renamed {
-            let Some(history) = self.memory.clues.history(&(node, Scope::Entity, id)) else { continue };
-            let Some(entity) = self.memory.topology.get(node, id) else { continue };
-            let old: Vec<Arc<Noted>> = history.iter().filter(|noted| noted.clue.entity != entity).cloned().collect();
-            for old in old {
-                let clue = Clue { entity: Arc::clone(&entity), ..old.clue.clone() };
-                let mask = patterns.mask(&clue);
-                let old_keys = self.keys(&patterns, &old.clue, &old.mask);
-                let keys = self.keys(&patterns, &clue, &mask);
-                anchors.push(self.memory.clues.replace(&old, &old_keys, clue, mask, &keys));
-            }
-        }
-        anchors.sort_by_key(|noted| (noted.clue.realtime_ns, noted.clue.evidence));
-        for anchor in anchors {
-            if patterns.has_anchor(&anchor.mask) {
-                self.conclude(&patterns, &anchor);
-            }
         }
     }
 
