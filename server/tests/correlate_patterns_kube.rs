@@ -12,6 +12,7 @@ use tapio_wire::event::{Detail, EntityId, Lane};
 const REFUSED: u8 = 2;
 const SYN_RETRANSMITTED: u8 = 6;
 const LIVENESS: &str = "Liveness probe failed: HTTP probe failed with statuscode: 503";
+const TIMED_OUT: &str = "Liveness probe failed: command timed out: \"/bin/ready\" timed out after 1s";
 
 fn web(node: &mut Node) -> EntityId {
     node.kube_container("Deployment/web", "shop/web-0", "c0")
@@ -122,7 +123,7 @@ fn only_strong_throttling_explains_a_failed_probe() {
         let mut node = Node::new("n1");
         let web = web(&mut node);
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
-        node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+        node.kube_event(98 * SECOND, pod, "Unhealthy", TIMED_OUT);
         // Long ago it was throttled for hours: a lifetime is no evidence.
         node.observation(100 * SECOND + MS, web, 1_000_000, 3);
         node.throttling(100 * SECOND + MS, web, throttled);
@@ -139,7 +140,7 @@ fn only_a_containers_own_reclaim_stall_explains_its_probe() {
         let other = node.kube_container("Deployment/db", "shop/db-0", "db");
         let pod = node.kube_pod("Deployment/web", "shop/web-0");
         node.reclaim(90 * SECOND, if is_own { web } else { other });
-        node.kube_event(98 * SECOND, pod, "Unhealthy", LIVENESS);
+        node.kube_event(98 * SECOND, pod, "Unhealthy", TIMED_OUT);
         node.stop(web, 100 * SECOND);
         assert_eq!(patterns_of(&node), [expected]);
     }

@@ -24,6 +24,7 @@ mod cluster_support;
 mod cluster_whole;
 mod correlate_alive;
 mod correlate_breaker;
+mod correlate_causes;
 mod correlate_connections;
 mod correlate_engine;
 mod correlate_gone;

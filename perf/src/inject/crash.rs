@@ -54,6 +54,28 @@ pub fn bus_error_program() -> Option<Vec<u8>> {
     cfg!(target_arch = "x86_64").then(|| elf(62, code))
 }
 
+/// A program that forbids itself sync(2) by a seccomp filter, and calls it: the kernel sends it SIGSYS. Only for x86-64. See seccomp(2).
+pub fn forbidden_call_program() -> Option<Vec<u8>> {
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0xb8, 0x9d, 0, 0, 0, 0xbf, 38, 0, 0, 0,         // mov eax, prctl; mov edi, PR_SET_NO_NEW_PRIVS
+        0xbe, 1, 0, 0, 0, 0x31, 0xd2,                   // mov esi, 1; xor edx, edx
+        0x45, 0x31, 0xd2, 0x45, 0x31, 0xc0, 0x0f, 0x05, // xor r10d, r10d; xor r8d, r8d; prctl
+        0x48, 0x8d, 0x05, 42, 0, 0, 0, 0x50, 0x6a, 4,   // lea rax, [the filter]; push rax; push 4: its instructions
+        0x48, 0x89, 0xe2,                               // mov rdx, rsp
+        0xb8, 0x9d, 0, 0, 0, 0xbf, 22, 0, 0, 0,         // mov eax, prctl; mov edi, PR_SET_SECCOMP
+        0xbe, 2, 0, 0, 0, 0x0f, 0x05,                   // mov esi, SECCOMP_MODE_FILTER; prctl
+        0xb8, 162, 0, 0, 0, 0x0f, 0x05,                 // sync
+        0xb8, 60, 0, 0, 0, 0xbf, 99, 0, 0, 0,           // mov eax, exit; mov edi, 99
+        0x0f, 0x05,                                     // exit
+        0x20, 0, 0, 0, 0, 0, 0, 0,                      // the filter: load the number of the call
+        0x15, 0, 1, 0, 162, 0, 0, 0,                    // skip one where it is sync
+        0x06, 0, 0, 0, 0, 0, 0xff, 0x7f,                // return SECCOMP_RET_ALLOW
+        0x06, 0, 0, 0, 0, 0, 0, 0x80,                   // return SECCOMP_RET_KILL_PROCESS
+    ];
+    cfg!(target_arch = "x86_64").then(|| elf(62, code))
+}
+
 const BASE: u64 = 0x40_0000;
 const FILE_HEADER_BYTES: u16 = 64;
 const PROGRAM_HEADER_BYTES: u16 = 56;
@@ -90,20 +112,27 @@ fn elf(machine: u16, code: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CODE_AT, program};
+    use super::{CODE_AT, forbidden_call_program, program};
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
     #[test]
-    fn it_dies_by_a_real_segmentation_fault() {
-        let Some(bytes) = program() else { return };
-        assert!(bytes.len() as u64 > CODE_AT && bytes.len() < 256);
+    fn they_die_by_a_real_fault_and_a_real_filter() {
+        for (bytes, signal) in [(program(), 11), (forbidden_call_program(), 31)] {
+            let Some(bytes) = bytes else { continue };
+            assert!(bytes.len() as u64 > CODE_AT && bytes.len() < 256);
+            assert_eq!(signal_of(&bytes), Some(signal));
+        }
+    }
+
+    /// The signal that ends a program.
+    fn signal_of(bytes: &[u8]) -> Option<i32> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("crash");
         let mut file = std::fs::File::create(&path).expect("a file");
-        file.write_all(&bytes).expect("written");
+        file.write_all(bytes).expect("written");
         file.set_permissions(PermissionsExt::from_mode(0o755)).expect("executable");
         drop(file);
         // A child forked by another test at this moment may still hold the file open for writing.
@@ -113,6 +142,6 @@ mod tests {
                 other => break other.expect("it runs"),
             }
         };
-        assert_eq!(status.signal(), Some(11));
+        status.signal()
     }
 }

@@ -107,18 +107,27 @@ fn tries(tried: &[Tried]) -> String {
 fn worse(table: &str, judged: &[Judged]) -> Vec<String> {
     let right: HashSet<&str> =
         table.lines().filter_map(|line| line.strip_prefix("| right | ")?.split(" |").next()).collect();
-    let is_worse = |one: &&Judged| one.outcome != Outcome::Right && right.contains(one.scenario);
+    let rows: HashSet<&str> = table.lines().collect();
+    let is_otherwise = |one: &Judged| {
+        let row = row(one);
+        one.outcome == Outcome::Possible && table.contains(&format!("| {} |", one.scenario)) && !rows.contains(&*row)
+    };
+    let is_worse = |one: &&Judged| one.outcome != Outcome::Right && right.contains(one.scenario) || is_otherwise(one);
     judged.iter().filter(is_worse).map(|one| one.scenario.to_owned()).collect()
 }
 
 fn table(judged: &[Judged]) -> String {
     let mut text = String::from("| outcome | scenario | kind | expected | found |\n|---|---|---|---|---|\n");
     for one in judged {
-        let found = one.pattern.as_deref().unwrap_or("nothing");
-        let (outcome, name) = (one.outcome.name(), one.scenario);
-        let _ = writeln!(text, "| {outcome} | {name} | {} | {} | {found} |", one.kind, one.expected);
+        let _ = writeln!(text, "{}", row(one));
     }
     text
+}
+
+fn row(one: &Judged) -> String {
+    let found = one.pattern.as_deref().unwrap_or("nothing");
+    let (outcome, name) = (one.outcome.name(), one.scenario);
+    format!("| {outcome} | {name} | {} | {} | {found} |", one.kind, one.expected)
 }
 
 #[cfg(test)]

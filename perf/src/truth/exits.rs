@@ -40,6 +40,10 @@ pub const ALL: &[Scenario] = &[
             &["child-crash-before-exit"],
         )
     },
+    Scenario {
+        says: &["seccomp"],
+        ..Scenario::new("system-call-forbidden", "crash", forbidden_call, &["forbidden-system-call"])
+    },
     Scenario { says: &["nobody reads"], ..Scenario::new("writes-into-a-closed-pipe", "exit", closed_pipe, ERROR) },
     full_mount("sigbus-full-tmpfs", |stage| bus_error(stage, "sleep 0.4 & exec", "")),
     full_mount("sigbus-of-a-child-full-tmpfs", |stage| bus_error(stage, "", "; sleep 0.4; exit 0")),
@@ -64,7 +68,10 @@ pub const ALL: &[Scenario] = &[
             &["cpu-limit-kill"],
         )
     },
-    Scenario::new("docker-in-docker", "docker in docker", docker_in_docker, &["exited-with-error"]),
+    Scenario {
+        names_pod: true,
+        ..Scenario::new("docker-in-docker", "docker in docker", docker_in_docker, &["exited-with-error"])
+    },
     silent("pid-namespace-torn-down", |stage| script(stage, "sleep 30 & sleep 0.2; exit 0")),
     silent("inner-pid-namespace-fails-four-times", |stage| {
         script(stage, "for i in 1 2 3 4; do unshare -fp sh -c 'sleep 0.1; exit 1'; done; sleep 0.5; exit 0")
@@ -115,6 +122,11 @@ fn script(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
 fn abort(stage: &mut Stage) -> Result<Caused, Error> {
     let play = format!("exec {}", stage.play("abort"));
     script(stage, &play)
+}
+
+fn forbidden_call(stage: &mut Stage) -> Result<Caused, Error> {
+    let program = stage.program("forbidden-call", crash::forbidden_call_program())?;
+    script(stage, &format!("sleep 0.2; exec {program}"))
 }
 
 fn child_abort(stage: &mut Stage) -> Result<Caused, Error> {

@@ -45,6 +45,8 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario::new("oom-shared-pid-namespace", "first process is not pid 1", shared_oom, &["memory-limit-kill"]),
     Scenario { says: &["pod"], ..Scenario::new("pod-limit-full", ABOVE, pod_limit, &["pod-limit-kill"]) },
+    child_of_level("pod-limit-full-child-dies", &["raise it (spec.resources.limits.memory)"], pod_limit_child),
+    child_of_level("allocatable-limit-full-child-dies", &["helps nothing"], allocatable_limit_child),
     Scenario::new("own-limit-and-the-pods-are-the-same", ABOVE, same_limit, &["memory-limit-kill"]),
     Scenario { says: &["burstable"], ..Scenario::new("qos-limit-full", ABOVE, qos_limit, &["node-allocatable-kill"]) },
     Scenario {
@@ -105,6 +107,11 @@ const fn child_oom(name: &'static str, cause: super::scenario::Cause) -> Scenari
         never: &["keeps running", "nothing else explains"],
         ..Scenario::new(name, CHILD, cause, &["child-oom-exit"])
     }
+}
+
+/// The limit of a level above the container is full, and a child of the container dies for it.
+const fn child_of_level(name: &'static str, says: &'static [&'static str], cause: super::scenario::Cause) -> Scenario {
+    Scenario { says, never: &["raise the limit of"], ..Scenario::new(name, ABOVE, cause, SILENT) }
 }
 
 fn child_exits(stage: &mut Stage, end: &str) -> Result<Caused, Error> {
@@ -189,7 +196,13 @@ fn tmpfs(stage: &mut Stage) -> Result<Caused, Error> {
 fn pod_limit(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
     let level = name.pod_path();
-    full_level(stage, &level, &name, ContainerName::path)
+    full_level(stage, &level, &name, ContainerName::path, FIRST)
+}
+
+fn pod_limit_child(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let level = name.pod_path();
+    full_level(stage, &level, &name, ContainerName::path, CHILD_OF_FIRST)
 }
 
 /// Kubelet gives a pod the sum of its containers' limits, and its sandbox needs a little of it.
@@ -211,17 +224,23 @@ fn same_limit(stage: &mut Stage) -> Result<Caused, Error> {
 fn qos_limit(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
     let path = |name: &ContainerName| format!("kubepods/burstable/pod{}/{}", name.pod_uid, name.container_id);
-    full_level(stage, "kubepods/burstable", &name, path)
+    full_level(stage, "kubepods/burstable", &name, path, FIRST)
 }
 
 fn allocatable_limit(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
-    full_level(stage, "kubepods.slice", &name, ContainerName::path)
+    full_level(stage, "kubepods.slice", &name, ContainerName::path, FIRST)
+}
+
+fn allocatable_limit_child(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    full_level(stage, "kubepods.slice", &name, ContainerName::path, CHILD_OF_FIRST)
 }
 
 fn slice_limit(stage: &mut Stage) -> Result<Caused, Error> {
     let name = stage.name();
-    full_level(stage, "tenant.slice", &name, |name| format!("tenant.slice/docker-{}.scope", name.container_id))
+    let path = |name: &ContainerName| format!("tenant.slice/docker-{}.scope", name.container_id);
+    full_level(stage, "tenant.slice", &name, path, FIRST)
 }
 
 /// Children hold what fills the limit, and the first process is killed for it: it has the highest score.
@@ -250,12 +269,19 @@ fn session_oom(stage: &mut Stage) -> Result<Caused, Error> {
     Ok(cgroups.caused(&[&actor]))
 }
 
+/// What the victim runs: the first process takes the memory.
+const FIRST: fn(&str) -> String = |eat| format!("echo 1000 >/proc/self/oom_score_adj; sleep 0.5; exec {eat}");
+/// What the victim runs: a child takes the memory, and the first process lives on for longer than a consequence takes.
+const CHILD_OF_FIRST: fn(&str) -> String =
+    |eat| format!("sleep 0.5; sh -c 'echo 1000 >/proc/self/oom_score_adj; exec {eat}'; sleep 4; exit 0");
+
 /// One container holds most of what a level may use; another one, without a limit, is chosen by its score.
 fn full_level(
     stage: &mut Stage,
     level: &str,
     name: &ContainerName,
     path: fn(&ContainerName) -> String,
+    runs: fn(&str) -> String,
 ) -> Result<Caused, Error> {
     let _level = stage.limited_level(level, 2 * LIMIT_MIB)?;
     let other = stage.sibling(name);
@@ -264,7 +290,7 @@ fn full_level(
     // It holds what it took: 16 MiB of a level's 64, and the victim wants twice that.
     let hold = "echo -900 >/proc/self/oom_score_adj; x=$(head -c 24000000 /dev/zero | tr '\\0' a); sleep 30";
     let holds = stage.start(&holder, Pids::Own, hold)?;
-    let script = format!("echo 1000 >/proc/self/oom_score_adj; sleep 0.5; exec {}", stage.eat(2 * LIMIT_MIB));
+    let script = runs(&stage.eat(2 * LIMIT_MIB));
     let mut dies = stage.start(&victim, Pids::Own, &script)?;
     dies.wait_end()?;
     drop(holds);

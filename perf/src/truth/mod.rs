@@ -58,7 +58,7 @@ pub struct Report {
     pub scenarios: Vec<Judged>,
     /// Scenarios that could not be caused here, and why.
     pub not_caused: Vec<String>,
-    /// Scenarios that the page calls right and that are not any more.
+    /// Scenarios that the page calls right and that are not any more, and those that are possibly something else now.
     pub worse: Vec<String>,
 }
 
@@ -67,9 +67,12 @@ impl Report {
         self.scenarios.iter().filter(|judged| judged.outcome == outcome).count()
     }
 
-    /// Nothing is explained wrong with certainty, everything could be caused, and nothing got worse.
+    /// Nothing is explained wrong with certainty, nothing is passed over in silence, everything could be caused, and nothing got worse.
     pub fn is_true(&self) -> bool {
-        self.count(Outcome::Wrong) == 0 && self.worse.is_empty() && self.not_caused.is_empty()
+        self.count(Outcome::Wrong) == 0
+            && self.count(Outcome::Silent) == 0
+            && self.worse.is_empty()
+            && self.not_caused.is_empty()
     }
 }
 
@@ -172,7 +175,7 @@ impl fmt::Display for Report {
             writeln!(f, "failed    {line}")?;
         }
         for name in &self.worse {
-            writeln!(f, "worse     {name}: the page calls it right")?;
+            writeln!(f, "worse     {name}: docs/truth.md has it better, or otherwise")?;
         }
         let count = |outcome| self.count(outcome);
         write!(

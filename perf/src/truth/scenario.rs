@@ -39,6 +39,8 @@ pub struct Scenario {
     pub only_where: Option<MemoryControl>,
     /// Nothing died, so nothing need be said.
     pub may_be_silent: bool,
+    /// The pod must be named as well as the container.
+    pub names_pod: bool,
     /// One of these words must be said; none for any.
     pub says: &'static [&'static str],
     /// None of these may be said.
@@ -48,7 +50,19 @@ pub struct Scenario {
 impl Scenario {
     /// One that `right` accepts, in whatever words.
     pub const fn new(name: &'static str, kind: &'static str, cause: Cause, right: &'static [&'static str]) -> Self {
-        Self { name, kind, cause, right, beside: &[], only_where: None, may_be_silent: false, says: &[], never: &[] }
+        let (may_be_silent, names_pod) = (false, false);
+        Self {
+            name,
+            kind,
+            cause,
+            right,
+            beside: &[],
+            only_where: None,
+            may_be_silent,
+            names_pod,
+            says: &[],
+            never: &[],
+        }
     }
 
     /// Whether a finding explains it.
@@ -56,6 +70,7 @@ impl Scenario {
         let text = words(finding);
         self.right.contains(&finding.pattern.as_str())
             && names_it(finding, caused)
+            && (!self.names_pod || names_its_pod(finding, caused))
             && (self.says.is_empty() || self.says.iter().any(|word| text.contains(&word.to_lowercase())))
             && !self.never.iter().any(|word| text.contains(&word.to_lowercase()))
     }
@@ -111,6 +126,10 @@ fn names_it(finding: &Finding, caused: &Caused) -> bool {
     finding.entity.as_ref().is_some_and(|entity| {
         caused.container_ids.contains(&entity.container_id) || caused.pod_uids.contains(&entity.pod_uid)
     })
+}
+
+fn names_its_pod(finding: &Finding, caused: &Caused) -> bool {
+    finding.entity.as_ref().is_some_and(|entity| caused.pod_uids.contains(&entity.pod_uid))
 }
 
 fn is_about(finding: &Finding, caused: &Caused) -> bool {

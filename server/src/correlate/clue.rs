@@ -354,12 +354,17 @@ impl Clue {
 
     /// The part that the process has in its container.
     pub fn role(&self) -> Role {
-        match &self.detail {
+        let role = match &self.detail {
             ClueDetail::Exec(exec) => exec.role,
             ClueDetail::Exit(exit) => exit.role,
             ClueDetail::Oom(oom) => oom.role,
             ClueDetail::Kill(kill) => kill.role,
             ClueDetail::Fact(_) | ClueDetail::Burst(_) => Role::Unknown,
+        };
+        // The collector knows a sandbox by its program's name. Kubernetes lists no sandbox among a pod's containers.
+        match role {
+            Role::Sandbox if !self.entity.container.is_empty() => Role::First,
+            role => role,
         }
     }
 

@@ -93,6 +93,12 @@ impl ClueHistory {
         self.slots.iter().filter(move |slot| slot.kind == kind).map(|slot| &slot.noted)
     }
 
+    /// The clue of a serial number.
+    pub fn of_serial(&self, serial: u64) -> Option<&Arc<Noted>> {
+        let place = self.slots.binary_search_by_key(&serial, |slot| slot.serial).ok()?;
+        Some(&self.slots[place].noted)
+    }
+
     /// Puts a clue where its serial number belongs: at the end, as a rule. There must be room.
     pub fn insert(&mut self, noted: Arc<Noted>) {
         let is_last = self.slots.back().is_none_or(|last| last.serial < noted.serial);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::clue_history::{ClueHistory, HISTORY_MAX};
-use super::joins::HistoryKey;
+use super::joins::{HistoryKey, Joins};
 use super::pattern::StepMask;
 use super::schema::Scope;
 use crate::correlate::clue::Clue;
@@ -138,6 +138,11 @@ impl ClueStore {
     /// A history, if anything is in it.
     pub fn history(&self, key: &HistoryKey) -> Option<&ClueHistory> {
         self.histories.get(key)
+    }
+
+    /// What is noted of the same clue now: its entity may have been described since. `None` when it was forgotten.
+    pub fn current(&self, noted: &Arc<Noted>) -> Option<Arc<Noted>> {
+        self.histories.get(&Joins::entity_key(&noted.clue.entity))?.of_serial(noted.serial).cloned()
     }
 
     /// Every clue that is remembered, in no order: each is in the history of its own entity.

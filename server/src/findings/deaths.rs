@@ -1,85 +1,117 @@
 //! Which finding explains which death.
 //!
-//! What enters: for each death, the best explanation found by now. What leaves: what to publish and what to withdraw. What must
-//! hold: a death is explained by one finding; a better explanation replaces a weaker one. A pattern that takes several deaths
-//! together absorbs the weaker single ones, and goes on with its finding as long as deaths keep joining it.
+//! What enters: for each death, the pattern that explains it best by now, or none. What leaves: findings to publish and to
+//! withdraw, and deaths to look at again. What must hold: a death belongs to one finding, and what is published follows from the
+//! explanations alone, not from the order in which they came. Deaths that follow each other within a pattern's window are one
+//! finding. A series keeps its first death, however long it goes on.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::clue_store::Noted;
 use super::moment::Moment;
 use super::pattern::Pattern;
+use super::series::{Anchor, Group, Series};
 use crate::correlate::Generations;
-use crate::correlate::clue::{Clue, EvidenceId};
+use crate::correlate::clue::EvidenceId;
 
 /// Deaths remembered.
 const DEATHS_MAX: usize = 65_536;
-/// Findings remembered that take several deaths together.
-const GROUPS_MAX: usize = 8_192;
+/// Series remembered.
+const SERIES_MAX: usize = 32_768;
+/// Deaths that are looked at again when the explanation of one death changes.
+const REFUSED_MAX: usize = 16;
 
-/// Orders deaths: by time, then by evidence.
+/// The deaths that one pattern explains in one scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SeriesKey {
+    /// The pattern's place in its set.
+    pub pattern: usize,
+    scope: u64,
+}
+
+/// What a pattern's explanation of a death is part of.
+pub enum Explanation {
+    /// It stands by itself.
+    Alone,
+    /// Deaths of one workload that the pattern explains alike are one finding.
+    Alike { workload: u64 },
+    /// The pattern counts several deaths of a scope, of which this is the last.
+    Counted { scope: u64, deaths: Vec<Arc<Noted>> },
+}
+
+impl Explanation {
+    fn scope(&self, death: &Noted) -> u64 {
+        match self {
+            Self::Alone => tapio_wire::mix(tapio_wire::fnv1a(&[death.clue.evidence.to_string().as_bytes()])),
+            Self::Alike { workload } => *workload,
+            Self::Counted { scope, .. } => *scope,
+        }
+    }
+}
+
+/// The best explanation of a death.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct DeathOrder {
-    at: Moment,
-    evidence: EvidenceId,
-}
-
-impl DeathOrder {
-    fn of(noted: &Noted) -> Self {
-        Self { at: Moment::of(&noted.clue), evidence: noted.clue.evidence }
-    }
-
-    fn is_before(&self, other: &Self) -> bool {
-        self.at.is_before(other.at) || !other.at.is_before(self.at) && self.evidence < other.evidence
-    }
-}
-
-#[derive(Clone)]
-struct Explained {
-    id: Arc<str>,
+struct Best {
+    series: SeriesKey,
     priority: u32,
-    in_group: bool,
 }
 
-struct Group {
-    first: DeathOrder,
-    first_realtime_ns: u64,
-    last: DeathOrder,
-    absorbed: u32,
+/// Series that count a death.
+#[derive(Clone, Copy)]
+struct Counter {
+    series: SeriesKey,
+    priority: u32,
+    /// Anchors of the series that count it.
+    anchors: u32,
 }
 
-/// What a death's explanation leads to.
-pub enum Decision {
-    /// Publish it under this id.
-    Publish { id: String, count: u32, started_realtime_ns: Option<u64> },
-    /// A better or later one stands already.
-    Keep,
+/// A finding to publish.
+pub struct Publication {
+    pub id: String,
+    /// The pattern's place in its set.
+    pub pattern: usize,
+    /// The death that the finding describes.
+    pub last: Arc<Noted>,
+    pub count: u32,
+    /// When the first of them was, nanoseconds since 1970.
+    pub started_realtime_ns: Option<u64>,
 }
 
 /// A finding that no longer stands, and the one that took its place.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Withdrawn {
     pub id: String,
     pub successor: Option<String>,
 }
 
-/// Deaths of one workload that are remembered to be taken together.
-const FOLD_MAX: usize = 32;
+/// What follows from a death's explanation.
+#[derive(Default)]
+pub struct Settled {
+    pub publish: Vec<Publication>,
+    pub withdrawn: Vec<Withdrawn>,
+    /// Deaths whose explanation rests on this one's.
+    pub revisit: Vec<Arc<Noted>>,
+}
 
 /// Remembers which finding explains which death.
 pub struct Deaths {
-    /// By the number of a pattern's anchor, and the workload.
-    folds: Generations<(usize, u64), VecDeque<Arc<Noted>>>,
-    explained: Generations<EvidenceId, Explained>,
-    groups: Generations<String, Group>,
+    best: Generations<EvidenceId, Best>,
+    counters: Generations<EvidenceId, Vec<Counter>>,
+    series: Generations<SeriesKey, Series>,
+    /// The finding that a death belongs to.
+    shown: Generations<EvidenceId, Arc<str>>,
+    /// Deaths that a pattern would explain if this one were not explained better.
+    refused: Generations<EvidenceId, Vec<Arc<Noted>>>,
 }
 
 impl Default for Deaths {
     fn default() -> Self {
         Self {
-            folds: Generations::new(GROUPS_MAX),
-            explained: Generations::new(DEATHS_MAX),
-            groups: Generations::new(GROUPS_MAX),
+            best: Generations::new(DEATHS_MAX),
+            counters: Generations::new(DEATHS_MAX),
+            series: Generations::new(SERIES_MAX),
+            shown: Generations::new(DEATHS_MAX),
+            refused: Generations::new(DEATHS_MAX),
         }
     }
 }
@@ -93,126 +125,207 @@ pub fn finding_id(group: &str, entity: u64, evidence: EvidenceId) -> String {
 }
 
 impl Deaths {
-    /// Nothing explains a death any more: its finding is to be withdrawn, unless it stands for others too.
-    pub fn unexplained(&mut self, death: &Noted) -> Option<Withdrawn> {
-        let evidence = death.clue.evidence;
-        if self.explained.get(&evidence)?.in_group {
-            return None;
+    /// Whether enough of the deaths that a pattern counts are not explained better elsewhere. Where they are not, `anchor` is looked
+    /// at again when that changes.
+    pub fn are_enough(&mut self, pattern: &Pattern, anchor: &Arc<Noted>, deaths: &[Arc<Noted>]) -> bool {
+        let evidence = anchor.clue.evidence;
+        // Of the anchor itself it is known by now that nothing better explains it.
+        let is_better = |death: &&Arc<Noted>| {
+            death.clue.evidence != evidence && self.is_explained_above(death.clue.evidence, pattern.priority)
+        };
+        let better: Vec<EvidenceId> = deaths.iter().filter(is_better).map(|death| death.clue.evidence).collect();
+        if deaths.len() - better.len() >= pattern.anchors_min() {
+            return true;
         }
-        let explained = self.explained.remove(&evidence)?;
-        Some(Withdrawn { id: explained.id.to_string(), successor: None })
+        for death in better {
+            let refused = self.refused.entry(death, Vec::new);
+            refused.retain(|other| other.clue.evidence != evidence);
+            if refused.len() == REFUSED_MAX {
+                refused.remove(0);
+            }
+            refused.push(Arc::clone(anchor));
+        }
+        false
     }
 
-    /// A pattern explains one death by itself.
-    pub fn single(&mut self, pattern: &Pattern, death: &Noted) -> Decision {
-        let evidence = death.clue.evidence;
-        if let Some(known) = self.explained.get(&evidence)
-            && known.in_group
-            && known.priority > pattern.priority
-        {
-            return Decision::Keep;
-        }
-        let id = finding_id("death", death.clue.entity.id, evidence);
-        let explained = Explained { id: id.as_str().into(), priority: pattern.priority, in_group: false };
-        self.explained.insert(evidence, explained);
-        Decision::Publish { id, count: 1, started_realtime_ns: None }
+    fn is_explained_above(&self, death: EvidenceId, priority: u32) -> bool {
+        self.best.get(&death).is_some_and(|best| best.priority > priority)
     }
 
-    /// The deaths of a workload's replicas that a pattern explains alike, the latest last; this one is among them.
-    pub fn alike(&mut self, pattern: &Pattern, workload: u64, death: &Arc<Noted>) -> Vec<Arc<Noted>> {
-        let alike = self.folds.entry((pattern.anchor_step().number, workload), VecDeque::new);
-        alike.retain(|other| {
-            other.clue.evidence != death.clue.evidence
-                && other.clue.realtime_ns.abs_diff(death.clue.realtime_ns) <= pattern.window_ns
+    /// Takes in what explains a death best: a pattern with its place, or nothing.
+    pub fn settle(&mut self, death: &Arc<Noted>, best: Option<(usize, &Pattern, Explanation)>) -> Settled {
+        let evidence = death.clue.evidence;
+        let mut settled = Settled::default();
+        let mut changed: Vec<SeriesKey> = Vec::new();
+        let new = best.as_ref().map(|(place, pattern, explanation)| Best {
+            series: SeriesKey { pattern: *place, scope: explanation.scope(death) },
+            priority: pattern.priority,
         });
-        if alike.len() == FOLD_MAX {
-            alike.pop_front();
+        let old = self.best.get(&evidence).copied();
+        if let Some(old) = old
+            && new.is_none_or(|new| new.series != old.series)
+        {
+            self.leave(old.series, evidence, &mut changed);
         }
-        alike.push_back(Arc::clone(death));
-        let mut alike: Vec<_> = alike.iter().cloned().collect();
-        // Within one run of a collector the clock of day may be set.
-        let run = |noted: &Arc<Noted>| (noted.clue.evidence.node, noted.clue.evidence.epoch);
-        let is_one_run = alike.iter().all(|noted| run(noted) == run(death));
-        let at = |clue: &Clue| if is_one_run { clue.boottime_ns } else { clue.realtime_ns };
-        alike.sort_by_key(|noted| (at(&noted.clue), noted.clue.evidence));
-        alike
+        if let Some((new, (_, pattern, explanation))) = new.zip(best) {
+            self.join(new, pattern, death, explanation, &mut changed);
+        } else {
+            self.best.remove(&evidence);
+        }
+        if old.map(|old| old.priority) != new.map(|new| new.priority) {
+            settled.revisit = self.dependent(evidence);
+            // Whether it counts for them, and whether they hide it, may be otherwise now.
+            changed.extend(self.counters.get(&evidence).into_iter().flatten().map(|counter| counter.series));
+        }
+        changed.sort_unstable();
+        changed.dedup();
+        let is_elsewhere = |counter: &Counter| new.is_none_or(|new| counter.priority > new.priority);
+        if !self.counters.get(&evidence).into_iter().flatten().any(is_elsewhere) {
+            self.shown.remove(&evidence);
+        }
+        let own = new.map(|new| new.series);
+        let mut gone: Vec<(String, EvidenceId, EvidenceId)> = Vec::new();
+        for key in changed {
+            self.regroup(key, (Some(key) == own).then_some(evidence), &mut settled.publish, &mut gone);
+        }
+        let stands = |id: &str| settled.publish.iter().any(|publication| publication.id == id);
+        for (id, first, last) in gone {
+            // A death may have gone to a finding that took the name over.
+            if stands(&id) {
+                continue;
+            }
+            let of_death = |evidence| self.shown.get(&evidence).filter(|other| ***other != *id);
+            let successor = of_death(last).or_else(|| of_death(first)).map(|id| id.to_string());
+            settled.withdrawn.push(Withdrawn { id, successor });
+        }
+        settled
     }
 
-    /// A pattern takes several deaths together; the last is its anchor.
-    pub fn together(&mut self, pattern: &Pattern, scope: u64, deaths: &[Arc<Noted>]) -> (Decision, Vec<Withdrawn>) {
-        let (Some(first), Some(last)) = (deaths.first(), deaths.last()) else {
-            return (Decision::Keep, Vec::new());
+    /// The deaths whose explanation may be another now that this one's is.
+    fn dependent(&mut self, evidence: EvidenceId) -> Vec<Arc<Noted>> {
+        let mut dependent = self.refused.remove(&evidence).unwrap_or_default();
+        for counter in self.counters.get(&evidence).into_iter().flatten() {
+            let anchors = self.series.get(&counter.series).into_iter().flat_map(Series::anchors);
+            let counting = anchors.filter(|anchor| anchor.counts(evidence));
+            dependent.extend(counting.map(|anchor| Arc::clone(&anchor.noted)));
+        }
+        dependent.retain(|other| other.clue.evidence != evidence);
+        dependent.sort_by_key(|other| (other.clue.realtime_ns, other.clue.evidence));
+        dependent.dedup_by_key(|other| other.clue.evidence);
+        dependent
+    }
+
+    fn join(
+        &mut self,
+        best: Best,
+        pattern: &Pattern,
+        death: &Arc<Noted>,
+        explanation: Explanation,
+        changed: &mut Vec<SeriesKey>,
+    ) {
+        let evidence = death.clue.evidence;
+        *self.best.entry(evidence, || best) = best;
+        changed.push(best.series);
+        let deaths = match explanation {
+            Explanation::Counted { deaths, .. } => deaths,
+            Explanation::Alone | Explanation::Alike { .. } => Vec::new(),
         };
-        let mut group = Group {
-            first: DeathOrder::of(first),
-            first_realtime_ns: first.clue.realtime_ns,
-            last: DeathOrder::of(last),
-            absorbed: 0,
+        let series = self.series.entry(best.series, || Series::new(pattern));
+        let (before, after) = series.put(Anchor { noted: Arc::clone(death), deaths });
+        for other in before {
+            self.uncount(best.series, other, changed);
+        }
+        for other in after {
+            let counters = self.counters.entry(other, Vec::new);
+            match counters.iter_mut().find(|counter| counter.series == best.series) {
+                Some(counter) => counter.anchors += 1,
+                None => counters.push(Counter { series: best.series, priority: best.priority, anchors: 1 }),
+            }
+            changed.extend(self.best.get(&other).map(|best| best.series));
+        }
+    }
+
+    fn leave(&mut self, key: SeriesKey, evidence: EvidenceId, changed: &mut Vec<SeriesKey>) {
+        let Some(series) = self.series.get_mut(&key) else { return };
+        changed.push(key);
+        for other in series.take_out(evidence) {
+            self.uncount(key, other, changed);
+        }
+    }
+
+    /// An anchor of the series counts this death no longer.
+    fn uncount(&mut self, key: SeriesKey, death: EvidenceId, changed: &mut Vec<SeriesKey>) {
+        if let Some(counters) = self.counters.get_mut(&death) {
+            if let Some(counter) = counters.iter_mut().find(|counter| counter.series == key) {
+                counter.anchors -= 1;
+            }
+            counters.retain(|counter| counter.anchors > 0);
+            if counters.is_empty() {
+                self.counters.remove(&death);
+            }
+        }
+        changed.extend(self.best.get(&death).map(|best| best.series));
+    }
+
+    /// Works out the findings of a series again, and what became of those before. The finding of `touched` is published anyway.
+    fn regroup(
+        &mut self,
+        key: SeriesKey,
+        touched: Option<EvidenceId>,
+        publish: &mut Vec<Publication>,
+        gone: &mut Vec<(String, EvidenceId, EvidenceId)>,
+    ) {
+        let Some(mut series) = self.series.remove(&key) else { return };
+        let priority = series.priority;
+        let is_hidden = |death: EvidenceId| {
+            let mut counters = self.counters.get(&death).into_iter().flatten();
+            counters.any(|counter| counter.priority > priority)
         };
-        let mut earlier: Vec<Arc<str>> = Vec::new();
-        let known: Vec<Option<Explained>> =
-            deaths.iter().map(|death| self.explained.get(&death.clue.evidence).cloned()).collect();
-        for known in known.iter().flatten() {
-            if known.in_group && known.priority == pattern.priority && !earlier.contains(&known.id) {
-                earlier.push(Arc::clone(&known.id));
+        let groups = series.groups(is_hidden, |death| self.is_explained_above(death, priority));
+        let before = std::mem::take(&mut series.published);
+        for group in &groups {
+            let id: Arc<str> = match before.iter().find(|known| known.has_the_name_of(group)) {
+                Some(known) => Arc::clone(&known.id),
+                None => series.name(key.scope, group).into(),
+            };
+            for death in &group.members {
+                let shown = self.shown.entry(*death, || Arc::clone(&id));
+                *shown = Arc::clone(&id);
+            }
+            let is_new = !before.iter().any(|known| *known.id == *id && known.says(group));
+            if is_new || touched.is_some_and(|touched| group.members.contains(&touched)) {
+                publish.push(Publication {
+                    id: id.to_string(),
+                    pattern: key.pattern,
+                    last: Arc::clone(&group.last),
+                    count: group.count,
+                    started_realtime_ns: group.is_several.then_some(group.first_realtime_ns),
+                });
+            }
+            series.published.push(Group::published(group, id));
+        }
+        for known in before {
+            if !series.published.iter().any(|group| group.id == known.id) {
+                let ends = [known.first, known.last];
+                for end in ends {
+                    if self.shown.get(&end).is_some_and(|id| *id == known.id) {
+                        self.shown.remove(&end);
+                    }
+                }
+                gone.push((known.id.to_string(), known.first, known.last));
             }
         }
-        for id in &earlier {
-            if let Some(known) = self.groups.remove(&id.to_string()) {
-                if known.first.is_before(&group.first) {
-                    group.first = known.first;
-                    group.first_realtime_ns = known.first_realtime_ns;
-                }
-                if group.last.is_before(&known.last) {
-                    group.last = known.last;
-                }
-                group.absorbed += known.absorbed;
-            }
+        if !series.is_empty() {
+            self.series.insert(key, series);
         }
-        let id = finding_id(&pattern.id, scope, group.first.evidence);
-        let shared: Arc<str> = id.as_str().into();
-        let mut withdrawn: Vec<_> = earlier
-            .iter()
-            .filter(|&earlier| **earlier != *id)
-            .map(|earlier| Withdrawn { id: earlier.to_string(), successor: Some(id.clone()) })
-            .collect();
-        let mut cited = 0;
-        for (death, known) in deaths.iter().zip(known) {
-            let evidence = death.clue.evidence;
-            match known {
-                Some(known) if known.in_group && known.priority == pattern.priority => {}
-                Some(known) if known.priority > pattern.priority => {
-                    cited += 1;
-                    continue;
-                }
-                known => {
-                    group.absorbed += 1;
-                    withdrawn
-                        .extend(known.map(|known| Withdrawn { id: known.id.to_string(), successor: Some(id.clone()) }));
-                }
-            }
-            let explained = Explained { id: Arc::clone(&shared), priority: pattern.priority, in_group: true };
-            let known = self.explained.entry(evidence, || explained.clone());
-            *known = explained;
-        }
-        if group.absorbed == 0 {
-            // Every one of them is explained better elsewhere.
-            return (Decision::Keep, withdrawn);
-        }
-        // The finding describes its last death; an earlier one that is looked at again must not move it back there.
-        let is_last = group.last == DeathOrder::of(last);
-        let is_earlier = |withdrawn: &Withdrawn| earlier.iter().any(|earlier| **earlier == *withdrawn.id);
-        let renamed = withdrawn.iter().any(is_earlier);
-        let decision = if is_last || renamed {
-            Decision::Publish {
-                id: id.clone(),
-                count: group.absorbed + cited,
-                started_realtime_ns: Some(group.first_realtime_ns),
-            }
-        } else {
-            Decision::Keep
-        };
-        self.groups.insert(id, group);
-        (decision, withdrawn)
     }
 }
+
+/// Orders deaths of different nodes: by time, then by evidence.
+pub(super) fn is_before(one: &Noted, other: &Noted) -> bool {
+    let (at, others) = (Moment::of(&one.clue), Moment::of(&other.clue));
+    at.is_before(others) || !others.is_before(at) && one.clue.evidence < other.clue.evidence
+}
+
+#[cfg(test)]
+mod tests;

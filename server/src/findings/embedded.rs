@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 97] = [
+pub(super) const EMBEDDED: [(&str, &str); 98] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -41,6 +41,7 @@ pub(super) const EMBEDDED: [(&str, &str); 97] = [
     ("flood.yaml", include_str!("../../patterns/flood.yaml")),
     ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
     ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
+    ("forbidden-system-call.yaml", include_str!("../../patterns/forbidden-system-call.yaml")),
     ("image-pull-failed.yaml", include_str!("../../patterns/image-pull-failed.yaml")),
     ("init-container-runs.yaml", include_str!("../../patterns/init-container-runs.yaml")),
     ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),

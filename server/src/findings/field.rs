@@ -7,7 +7,7 @@ use tapio_wire::event::{EntityKind, Role};
 use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
-use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds, FactValue};
+use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds, FactValue, LimitLevel};
 
 /// How a field is compared and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,12 @@ fields! {
     LimitLevel => "limit_level", Text, OOM;
     /// The same for people.
     LimitOwner => "limit_owner", Text, OOM;
+    /// The limit, where it is the victim's own.
+    OwnLimit => "own_limit", Bytes, OOM;
+    /// The limit, where it is the whole pod's.
+    PodLimit => "pod_limit", Bytes, OOM;
+    /// The limit, where it is neither the victim's own nor its pod's.
+    SharedLimit => "shared_limit", Bytes, OOM;
     LimitHeight => "limit_height", Number, OOM;
     /// Of 1000 the kernel kills it first, of -1000 never; the clue has 1000 added, so that it is no negative number.
     OomScore => "oom_score", Number, &[ClueKind::Oom, ClueKind::Exit];
@@ -399,6 +405,14 @@ impl Field {
             (Self::RssBytes, ClueDetail::Oom(oom)) => Value::Number(oom.rss_bytes),
             (Self::LimitCgroup, ClueDetail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
             (Self::LimitLevel, ClueDetail::Oom(oom)) => Value::Text(oom.limit_level.name()),
+            (Self::OwnLimit | Self::PodLimit | Self::SharedLimit, ClueDetail::Oom(oom)) => {
+                let field = match oom.limit_level {
+                    LimitLevel::Own => Self::OwnLimit,
+                    LimitLevel::Pod => Self::PodLimit,
+                    _ => Self::SharedLimit,
+                };
+                (oom.limit_hit() && self == field).then_some(Value::Number(oom.limit_bytes))?
+            }
             (Self::LimitHeight, ClueDetail::Oom(oom)) => Value::Number(oom.limit_height.into()),
             (Self::OomScore, ClueDetail::Oom(oom)) => Value::Number((i64::from(oom.oom_score_adj) + 1000) as u64),
             (Self::OomScore, ClueDetail::Exit(exit)) => Value::Number((i64::from(exit.oom_score_adj) + 1000) as u64),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::clue_history::{ClueHistory, HISTORY_MAX};
 use super::clue_store::Noted;
+use super::field::{Field, Value};
 use super::pattern::{PATTERN_STEPS_MAX, Pattern, Same, Step};
 use super::plan::Touch;
 use crate::correlate::clue::Clue;
@@ -65,6 +66,12 @@ pub fn may_touch(pattern: &Pattern, touch: &Touch, clue: &Clue, anchor: &Clue) -
 /// Whether a field is the same as another step's.
 fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
     match (same.field.get(clue), same.other_field.get(other)) {
+        // A container's image, and those of its workload.
+        (Some(Value::Text(images)), Some(Value::Text(image)))
+            if (same.field, same.other_field) == (Field::Images, Field::Image) =>
+        {
+            images.split(',').any(|one| one == image)
+        }
         (Some(value), Some(other)) => value == other,
         // A name that one of them has not, or not yet, is no difference among those that are counted; between two steps it ties
         // nothing together.
@@ -194,12 +201,31 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Whether something is there that must not be.
+    /// The same, with another clue in the place of the anchor.
+    fn agrees_beside(&self, step: &Step, noted: &Noted, anchor: &Noted) -> bool {
+        step.same.iter().all(|same| match self.bound[same.other] {
+            _ if same.other == self.pattern.anchor => is_same(same, &noted.clue, &anchor.clue),
+            Some(other) => is_same(same, &noted.clue, &other.clue),
+            None => true,
+        })
+    }
+
+    /// Whether what holds for the anchor holds for another clue that is counted with it.
+    fn is_like_anchor(&self, noted: &Noted) -> bool {
+        let bound = self.pattern.steps.iter().zip(&self.bound);
+        let mut others = bound.enumerate().filter(|(index, _)| *index != self.pattern.anchor);
+        others.all(|(_, (step, bound))| bound.is_none_or(|bound| self.agrees_beside(step, bound, noted)))
+            && !self.is_contradicted_for(noted)
+    }
+
     fn is_contradicted(&self) -> bool {
+        self.bound[self.pattern.anchor].is_none_or(|anchor| self.is_contradicted_for(anchor))
+    }
+
+    /// Whether something is there that must not be beside an anchor.
+    fn is_contradicted_for(&self, for_anchor: &Noted) -> bool {
         let anchor = self.pattern.anchor;
-        let Some(anchor_at) = self.bound[anchor].map(|noted| self.time(noted)) else {
-            return true;
-        };
+        let anchor_at = self.time(for_anchor);
         let steps = self.pattern.steps.iter().enumerate();
         steps.filter(|(_, step)| step.absent && self.history.present().contains(step.number)).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
@@ -212,7 +238,10 @@ impl<'a> Search<'a> {
             let is_apart = |at: u64| next.is_none_or(|next| at.abs_diff(self.time(next)) >= step.apart_ns);
             self.history.may_be(step.number, HISTORY_MAX).any(|noted| {
                 let at = self.time(noted);
-                (from..=to).contains(&at) && is_apart(at) && !self.is_bound(noted) && self.agrees(step, noted)
+                (from..=to).contains(&at)
+                    && is_apart(at)
+                    && !self.is_bound(noted)
+                    && self.agrees_beside(step, noted, for_anchor)
             })
         })
     }
@@ -220,7 +249,7 @@ impl<'a> Search<'a> {
     /// All clues of the steps that are counted, and the bound one of each other; `None` when one was found too rarely.
     fn gather(&self) -> Option<Vec<Vec<Arc<Noted>>>> {
         let mut all = Vec::with_capacity(self.pattern.steps.len());
-        for (step, bound) in self.pattern.steps.iter().zip(&self.bound) {
+        for (index, (step, bound)) in self.pattern.steps.iter().zip(&self.bound).enumerate() {
             let mut of_step: Vec<_> = bound.iter().map(|&noted| Arc::clone(noted)).collect();
             if let Some(last) = bound
                 && step.is_counted
@@ -231,6 +260,7 @@ impl<'a> Search<'a> {
                         && self.time(noted) >= earliest
                         && (self.time(noted), noted.clue.evidence) < (self.time(last), last.clue.evidence)
                         && self.agrees(step, noted)
+                        && (index != self.pattern.anchor || self.is_like_anchor(noted))
                 });
                 of_step.extend(others.cloned());
                 of_step.sort_by_key(|noted| (self.time(noted), noted.clue.evidence));

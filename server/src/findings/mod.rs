@@ -31,6 +31,7 @@ mod plan;
 mod rejoin;
 mod restored;
 mod schema;
+mod series;
 mod store;
 mod template;
 pub mod text;

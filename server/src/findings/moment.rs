@@ -38,6 +38,12 @@ impl Moment {
         }
     }
 
+    /// How far the two are apart, nanoseconds.
+    pub fn apart(self, other: Self) -> u64 {
+        let (own, others) = self.times(other);
+        own.abs_diff(others)
+    }
+
     /// Whether it was before the other.
     pub fn is_before(self, other: Self) -> bool {
         let (own, others) = self.times(other);

@@ -215,6 +215,12 @@ impl Pattern {
         self.anchor_step().is_counted
     }
 
+    /// How many anchors it takes at least; where it counts different values of a field, one may have them all.
+    pub fn anchors_min(&self) -> usize {
+        let step = self.anchor_step();
+        if step.distinct.is_some() { 1 } else { step.count_min.max(1) as usize }
+    }
+
     /// Whether it reports a state, which has an end, and not a moment.
     pub fn is_state(&self) -> bool {
         !self.ends.is_empty()

@@ -3,6 +3,7 @@
 //! What enters: clues from the bus. What leaves: findings in the store. What must hold: nothing polls, a clue is dealt with when
 //! it comes. Evidence that arrives after its anchor makes the anchor be looked at again, so order does not matter.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tapio_wire::service::Finding;
 use super::absorb::{Absorber, Action};
 use super::clue_store::{ClueStore, Noted};
 use super::compose::{self, Context};
-use super::deaths::{Deaths, Decision, Withdrawn};
+use super::deaths::{Deaths, Explanation, Publication, Withdrawn};
 use super::endings::{self, Endings};
 use super::finder::FinderConfig;
 use super::finder_metrics::FinderMetrics;
@@ -33,6 +34,9 @@ use crate::correlate::{Generations, LossView, Message, NodeClock, Topology};
 const NODES_MAX: usize = 20_000;
 /// A clock that goes back by more than this, with a new epoch, was started anew.
 const REBOOT_NS: u64 = 60_000_000_000;
+
+/// Anchors that one conclusion makes be looked at again.
+const REVISITED_MAX: usize = 64;
 
 /// How often it is looked whether a finding that waits is due.
 const DUE_INTERVAL: Duration = Duration::from_millis(100);
@@ -279,48 +283,79 @@ impl Worker {
         self.store.publish(finding);
     }
 
-    /// Finds the best explanation of an anchor: of its patterns the one with the highest priority.
+    /// Finds the best explanation of an anchor, and of those whose explanation rests on it.
     pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
+        let mut waiting = VecDeque::from([Arc::clone(anchor)]);
+        let mut looked_at = 0;
+        while let Some(anchor) = waiting.pop_front() {
+            for other in self.explain_best(patterns, &anchor) {
+                let is_waiting = |known: &Arc<Noted>| known.clue.evidence == other.clue.evidence;
+                if looked_at < REVISITED_MAX && !waiting.iter().any(is_waiting) {
+                    looked_at += 1;
+                    waiting.extend(self.memory.clues.current(&other));
+                }
+            }
+        }
+    }
+
+    /// Explains an anchor: of its patterns by the one with the highest priority. Returns the anchors to look at again.
+    fn explain_best(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) -> Vec<Arc<Noted>> {
         let mut around = Surroundings::default();
         let plan = self.plans.of(patterns, &anchor.mask);
-        for pattern in plan.anchors.iter().map(|&place| &patterns.patterns()[place]) {
-            let Some((scope, mut found)) = self.explain(pattern, anchor, &mut around) else {
-                continue;
-            };
+        let mut best = None;
+        for &place in &plan.anchors {
+            let pattern = &patterns.patterns()[place];
+            let Some((scope, found)) = self.explain(pattern, anchor, &mut around) else { continue };
             // Deaths of a pod without a workload are taken together as well: its containers' restarts are new containers.
             let workload = match (self.memory.joins.workload(&anchor.clue.entity), anchor.clue.entity.kind) {
                 (0, Some(EntityKind::Container)) => anchor.clue.entity.pod_id(),
                 (workload, _) => workload,
             };
-            let (decision, withdrawn) = if pattern.gathers() {
-                self.memory.deaths.together(pattern, scope, &found.steps[pattern.anchor])
-            } else if pattern.fold && workload != 0 {
-                let alike = self.memory.deaths.alike(pattern, workload, anchor);
-                match alike.last() {
-                    Some(last) if alike.len() > 1 => {
-                        // What holds for all of them is published with the last one, also where it came before this one.
-                        if last.clue.evidence != anchor.clue.evidence
-                            && let Some((_, of_last)) = self.explain(pattern, last, &mut Surroundings::default())
-                        {
-                            found = of_last;
-                        }
-                        self.memory.deaths.together(pattern, workload, &alike)
-                    }
-                    _ => (self.memory.deaths.single(pattern, anchor), Vec::new()),
-                }
-            } else {
-                (self.memory.deaths.single(pattern, anchor), Vec::new())
+            let explanation = match (pattern.gathers(), pattern.fold && workload != 0) {
+                (true, _) => Explanation::Counted { scope, deaths: found.steps[pattern.anchor].clone() },
+                (false, true) => Explanation::Alike { workload },
+                (false, false) => Explanation::Alone,
             };
-            if let Decision::Publish { id, count, started_realtime_ns } = decision
-                && self.is_published(pattern, &found, &id, count)
+            if let Explanation::Counted { deaths, .. } = &explanation
+                && !self.memory.deaths.are_enough(pattern, anchor, deaths)
             {
-                self.publish(patterns, pattern, &found, id, count, started_realtime_ns);
+                continue;
             }
-            self.withdraw(withdrawn);
-            return;
+            best = Some((place, pattern, explanation, found));
+            break;
         }
-        let withdrawn = self.memory.deaths.unexplained(anchor);
-        self.withdraw(withdrawn);
+        let (best, found) = match best {
+            Some((place, pattern, explanation, found)) => (Some((place, pattern, explanation)), Some((place, found))),
+            None => (None, None),
+        };
+        let settled = self.memory.deaths.settle(anchor, best);
+        for publication in settled.publish {
+            let pattern = &patterns.patterns()[publication.pattern];
+            let is_of_anchor = publication.last.clue.evidence == anchor.clue.evidence;
+            // What holds for all of them is published with the last one.
+            let found_of_last = match &found {
+                Some((place, found)) if is_of_anchor && *place == publication.pattern => Some(found),
+                _ => None,
+            };
+            let explained;
+            let found = match found_of_last {
+                Some(found) => found,
+                None => {
+                    let last = self.memory.clues.current(&publication.last);
+                    let found = last.and_then(|last| self.explain(pattern, &last, &mut Surroundings::default()));
+                    let Some((_, found)) = found else { continue };
+                    explained = found;
+                    &explained
+                }
+            };
+            let Publication { id, count, started_realtime_ns, .. } = publication;
+            if self.is_published(pattern, found, &id, count) {
+                self.publish(patterns, pattern, found, id, count, started_realtime_ns);
+            }
+        }
+        // Only now there is what takes their place.
+        self.withdraw(settled.withdrawn);
+        settled.revisit
     }
 
     /// `around` holds what was looked up of the anchor's histories before.

@@ -120,9 +120,14 @@ impl Node {
     }
 
     pub fn rollout(&mut self, at: u64, workload: &str, namespace: &str, images_before: Option<&str>) {
+        self.rollout_of(at, workload, namespace, images_before, "shop/web:2");
+    }
+
+    /// A workload goes to these images.
+    pub fn rollout_of(&mut self, at: u64, workload: &str, namespace: &str, images_before: Option<&str>, images: &str) {
         let entity = workload_of(workload, namespace);
         let images_before = images_before.map_or(NO_NAME, |images| self.name(images));
-        let [images, in_namespace] = ["shop/web:2", namespace].map(|text| self.name(text));
+        let [images, in_namespace] = [images, namespace].map(|text| self.name(text));
         let rollout = Rollout {
             kind: NO_NAME,
             namespace: in_namespace,

@@ -1,0 +1,163 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tapio_wire::event::Role;
+
+use super::{Deaths, Explanation, finding_id};
+use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
+use crate::correlate::{EntityInfo, NodeRef};
+use crate::findings::PatternSet;
+use crate::findings::clue_store::{ClueStore, Noted};
+use crate::findings::pattern::{Pattern, StepMask};
+
+const MINUTE: u64 = 60_000_000_000;
+
+fn patterns() -> PatternSet {
+    let text = |id: &str, priority: u32, count: &str| {
+        format!(
+            "id: {id}\ntitle: t\nsummary: s\nseverity: low\npriority: {priority}\nwindow: 10m\nscope: pod\nanchor: exit\n\
+             confidence: {{base: 0.9}}\nsteps:\n  - name: exit\n    clue: exit\n{count}advice: []\n"
+        )
+    };
+    let texts = [text("alone", 100, ""), text("alike", 500, ""), text("counted", 300, "    count: {min: 3}\n")];
+    let files: Vec<(&str, &str)> = ["a.yaml", "b.yaml", "c.yaml"].into_iter().zip(texts.iter().map(|t| &**t)).collect();
+    PatternSet::from_texts(&files).expect("valid")
+}
+
+fn place_of(patterns: &PatternSet, id: &str) -> usize {
+    patterns.patterns().iter().position(|pattern| pattern.id == id).expect("a pattern")
+}
+
+fn death(seq: u64, at_ns: u64) -> Arc<Noted> {
+    let node = NodeRef::named("n");
+    let clue = Clue {
+        entity: Arc::new(EntityInfo::unknown(&node, 7)),
+        pid: 1,
+        boottime_ns: at_ns,
+        realtime_ns: at_ns,
+        evidence: EvidenceId { node: node.id, epoch: 1, seq, index: 0 },
+        detail: ClueDetail::Exec(Exec {
+            comm: "x".into(),
+            parent_pid: 0,
+            ns: NsPid { pid: 1, level: 0 },
+            role: Role::Unknown,
+        }),
+    };
+    ClueStore::new(1).note(clue, StepMask::default(), &[])
+}
+
+/// What stands: by id the count, the last death, and when the first was.
+type Standing = BTreeMap<String, (u32, u64, Option<u64>)>;
+
+/// Deaths, with what somebody who watches has seen published and withdrawn.
+struct Watched {
+    patterns: PatternSet,
+    deaths: Deaths,
+    standing: Standing,
+}
+
+impl Watched {
+    fn new() -> Self {
+        Self { patterns: patterns(), deaths: Deaths::default(), standing: Standing::new() }
+    }
+
+    /// `kind`: nothing, alone, alike, or counted with the deaths of the ten minutes before.
+    fn settle(&mut self, death: &Arc<Noted>, kind: u32, all: &[Arc<Noted>]) {
+        let in_window = |other: &&Arc<Noted>| {
+            other.clue.boottime_ns <= death.clue.boottime_ns
+                && death.clue.boottime_ns - other.clue.boottime_ns <= 10 * MINUTE
+        };
+        let counted = || all.iter().filter(in_window).cloned().collect();
+        let best = match kind {
+            0 => None,
+            1 => Some(("alone", Explanation::Alone)),
+            2 => Some(("alike", Explanation::Alike { workload: 9 })),
+            _ => Some(("counted", Explanation::Counted { scope: 5, deaths: counted() })),
+        };
+        let settled = match best {
+            None => self.deaths.settle(death, None),
+            Some((id, explanation)) => {
+                let place = place_of(&self.patterns, id);
+                let pattern: &Pattern = &self.patterns.patterns()[place];
+                self.deaths.settle(death, Some((place, pattern, explanation)))
+            }
+        };
+        for of in settled.publish {
+            self.standing.insert(of.id, (of.count, of.last.clue.evidence.seq, of.started_realtime_ns));
+        }
+        for withdrawn in settled.withdrawn {
+            self.standing.remove(&withdrawn.id).expect("only what stands is withdrawn");
+            let successor = withdrawn.successor.as_ref();
+            assert!(successor.is_none_or(|successor| self.standing.contains_key(successor)), "{withdrawn:?}");
+        }
+    }
+}
+
+#[test]
+fn what_stands_does_not_depend_on_the_order() {
+    for seed in 0..400 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut all: Vec<Arc<Noted>> = (0..10).map(|seq| death(seq, random.u64(0..60) * MINUTE)).collect();
+        let kinds: Vec<u32> = all.iter().map(|_| random.u32(0..4)).collect();
+        all.sort_by_key(|death| (death.clue.boottime_ns, death.clue.evidence));
+        let kind_of = |death: &Arc<Noted>| kinds[death.clue.evidence.seq as usize];
+        let mut in_order = Watched::new();
+        for death in &all {
+            in_order.settle(death, kind_of(death), &all);
+        }
+        let mut shuffled = Watched::new();
+        // What was believed of them meanwhile does not matter.
+        for _ in 0..random.usize(0..30) {
+            let death = &all[random.usize(0..all.len())];
+            shuffled.settle(death, random.u32(0..4), &all);
+        }
+        let mut order = all.clone();
+        random.shuffle(&mut order);
+        for death in &order {
+            shuffled.settle(death, kind_of(death), &all);
+        }
+        assert_eq!(shuffled.standing, in_order.standing, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_death_that_is_explained_otherwise_leaves_its_group() {
+    let mut watched = Watched::new();
+    let all = [death(1, MINUTE), death(2, 2 * MINUTE)];
+    watched.settle(&all[0], 2, &all);
+    let alone = watched.standing.keys().next().cloned().expect("one");
+    watched.settle(&all[1], 2, &all);
+    let counts: Vec<u32> = watched.standing.values().map(|of| of.0).collect();
+    assert_eq!(counts, [2]);
+    watched.settle(&all[1], 1, &all);
+    let node = all[1].clue.evidence.node;
+    let other = finding_id("death", 7, EvidenceId { node, epoch: 1, seq: 2, index: 0 });
+    let expected = [(alone, (1, 1, None)), (other, (1, 2, None))];
+    assert_eq!(watched.standing, expected.into_iter().collect());
+}
+
+#[test]
+fn a_long_loop_looked_at_again_stays_one_finding() {
+    let mut watched = Watched::new();
+    let all: Vec<_> = (0..100).map(|seq| death(seq, seq * 2 * MINUTE)).collect();
+    for death in &all {
+        watched.settle(death, 2, &all);
+    }
+    let before = watched.standing.clone();
+    assert_eq!(before.values().map(|of| of.0).collect::<Vec<_>>(), [100]);
+    for death in all.iter().rev() {
+        watched.settle(death, 2, &all);
+    }
+    assert_eq!(watched.standing, before);
+}
+
+#[test]
+fn a_long_count_of_deaths_goes_on_with_its_first() {
+    let mut watched = Watched::new();
+    let all: Vec<_> = (0..100).map(|seq| death(seq, seq * 2 * MINUTE)).collect();
+    for (place, death) in all.iter().enumerate() {
+        watched.settle(death, if place < 2 { 1 } else { 3 }, &all[..=place]);
+    }
+    let expected = finding_id("counted", 5, all[0].clue.evidence);
+    assert_eq!(watched.standing, [(expected, (100, 99, Some(0)))].into_iter().collect());
+}
