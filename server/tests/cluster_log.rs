@@ -7,9 +7,12 @@ use async_nats::jetstream::message::PublishMessage;
 use crate::cluster_support::*;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
 use tapio_server::cluster::{Batch, ClusterLosses, Entry, Outgoing};
-use tapio_server::correlate::{ClueBus, CorrelateConfig, Correlator, LossBook, NodeClock, Topology};
+use tapio_server::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
+use tapio_server::correlate::{
+    ClueBus, CorrelateConfig, Correlator, EntityInfo, FrameBegun, LossBook, NodeClock, Topology,
+};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
-use tapio_wire::event::EntityId;
+use tapio_wire::event::{EntityId, Role};
 use tapio_wire::service::Finding;
 
 const LIVENESS: &str = "Liveness probe failed: HTTP probe failed with statuscode: 503";
@@ -232,6 +235,43 @@ fn messages_of(server: &str, nodes: &[Node]) -> Vec<Vec<u8>> {
         }
     }
     messages
+}
+
+/// The frame after may describe an entity before the shard has come to the clue that names it.
+#[test]
+fn a_description_that_overtakes_its_clue_is_published() {
+    let outgoing = Outgoing::new(1000);
+    let mut node = Node::new("n1");
+    let entity = web(&mut node);
+    node.exit(100 * SECOND, Process::init(entity, 100, "app"), 1 << 8);
+    let frame = node.frame(tapio_wire::event::Lane::Lethal, 101 * SECOND);
+    let named = EntityInfo { container: "web".into(), ..EntityInfo::unknown(&node.node, entity) };
+    let described = vec![Arc::new(named)];
+    outgoing.began(&FrameBegun { node: &node.node, frame: &frame, described, lost: None });
+    let clue = Clue {
+        entity: Arc::new(EntityInfo::unknown(&node.node, entity)),
+        pid: 100,
+        boottime_ns: 100 * SECOND,
+        realtime_ns: 100 * SECOND,
+        evidence: EvidenceId { node: node.node.id, epoch: 1, seq: 0, index: 0 },
+        detail: ClueDetail::Exec(Exec {
+            comm: "app".into(),
+            parent_pid: 1,
+            ns: NsPid { pid: 1, level: 1 },
+            role: Role::First,
+        }),
+    };
+    outgoing.publish(clue).expect("open");
+    let names: Vec<String> = outgoing
+        .take()
+        .into_iter()
+        .filter_map(|entry| match entry {
+            Entry::Clue(clue) => Some(clue.entity.container.clone()),
+            Entry::Described(entity) => Some(entity.container.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["", "web"]);
 }
 
 /// What a finder makes of messages in this order; the log takes one each 10 ms.

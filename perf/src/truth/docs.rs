@@ -1,7 +1,7 @@
 //! The page that lists how each scenario was judged, and which scenarios and tests try each pattern. A run writes it or is compared
 //! with it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -11,6 +11,7 @@ use crate::error::{Context, Error};
 
 /// The page's parts that are written here, by name.
 const TRUTH: &str = "truth";
+const MATRIX: &str = "matrix";
 const PATTERNS: &str = "patterns";
 
 /// The scenarios that the page calls right and that are not, and the patterns that nothing tries; with `update`, the page follows
@@ -23,6 +24,7 @@ pub fn check(page: &Path, judged: &[Judged], update: bool) -> Result<Vec<String>
     worse.extend(tried.iter().filter(|one| one.is_untried()).map(|one| format!("{} is tried by nothing", one.pattern)));
     if update {
         let text = replaced(&text, TRUTH, &table(judged))?;
+        let text = replaced(&text, MATRIX, &matrix(judged))?;
         let text = replaced(&text, PATTERNS, &tries(&tried))?;
         fs::write(page, text).context(|| format!("write {}", page.display()))?;
         worse.clear();
@@ -116,6 +118,27 @@ fn worse(table: &str, judged: &[Judged]) -> Vec<String> {
     judged.iter().filter(is_worse).map(|one| one.scenario.to_owned()).collect()
 }
 
+/// How each kind of death was explained: a row a kind, with how often each pattern was found.
+pub fn matrix(judged: &[Judged]) -> String {
+    let mut text = String::from("| kind | right | possible | silent | wrong | found |\n|---|---|---|---|---|---|\n");
+    let mut kinds: Vec<&str> = judged.iter().map(|one| one.kind).collect();
+    let mut seen = HashSet::new();
+    kinds.retain(|kind| seen.insert(*kind));
+    for kind in kinds {
+        let of_kind = || judged.iter().filter(|one| one.kind == kind);
+        let count = |outcome| of_kind().filter(|one| one.outcome == outcome).count();
+        let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+        for one in of_kind() {
+            *found.entry(one.pattern.as_deref().unwrap_or("nothing")).or_default() += 1;
+        }
+        let found: Vec<String> = found.into_iter().map(|(pattern, times)| format!("{pattern} {times}")).collect();
+        let counts = [Outcome::Right, Outcome::Possible, Outcome::Silent, Outcome::Wrong].map(count);
+        let [right, possible, silent, wrong] = counts;
+        let _ = writeln!(text, "| {kind} | {right} | {possible} | {silent} | {wrong} | {} |", found.join(", "));
+    }
+    text
+}
+
 fn table(judged: &[Judged]) -> String {
     let mut text = String::from("| outcome | scenario | kind | expected | found |\n|---|---|---|---|---|\n");
     for one in judged {
@@ -134,7 +157,7 @@ fn row(one: &Judged) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::{patterns, replaced, split, table, worse};
+    use super::{matrix, patterns, replaced, split, table, worse};
     use crate::truth::scenario::{Judged, Outcome};
 
     #[test]
@@ -151,6 +174,14 @@ mod tests {
         let text = replaced(page, "x", "new").expect("a part");
         assert_eq!(text, "a <!-- begin: x -->\n\nnew\n<!-- end: x --> b");
         assert!(split(page, "y").is_err());
+    }
+
+    #[test]
+    fn the_matrix_counts_each_kind_and_what_was_found() {
+        let one = |pattern: Option<&str>, outcome| Judged { pattern: pattern.map(str::to_owned), ..judged(outcome) };
+        let all = [one(Some("b"), Outcome::Wrong), one(Some("a"), Outcome::Right), one(None, Outcome::Silent)];
+        let text = matrix(&all);
+        assert!(text.ends_with("| 1 | 0 | 1 | 1 | a 1, b 1, nothing 1 |\n"), "{text}");
     }
 
     #[test]

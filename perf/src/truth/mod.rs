@@ -171,6 +171,7 @@ impl fmt::Display for Report {
             };
             writeln!(f, "{:8}  {:40}  {:36}  {got}", one.outcome.name(), one.scenario, one.expected)?;
         }
+        write!(f, "\n{}\n", docs::matrix(&self.scenarios))?;
         for line in &self.not_caused {
             writeln!(f, "failed    {line}")?;
         }

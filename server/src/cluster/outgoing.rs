@@ -16,10 +16,14 @@ use tokio::sync::Notify;
 use super::batch::{Covered, Entry, Point};
 use super::coverage::Coverage;
 use crate::correlate::clue::{Clue, EvidenceId};
-use crate::correlate::{BusClosed, ClueBus, Dropped, FrameBegun, Generations, NodeClock, NodeRef, is_global};
+use crate::correlate::{
+    BusClosed, ClueBus, Dropped, EntityInfo, FrameBegun, Generations, NodeClock, NodeRef, is_global,
+};
 
 /// Entities that clues named, as many as are remembered: their later descriptions are published too.
 const NAMED_MAX: usize = 65_536;
+/// Entities described lately that no clue has named.
+const DESCRIBED_MAX: usize = 4096;
 /// How long a node's frames may wait until they are published as covered, where nothing else is published about it.
 const COVER_INTERVAL: Duration = Duration::from_secs(5);
 /// A node that sent nothing for so long is forgotten.
@@ -39,6 +43,8 @@ pub struct Outgoing {
 struct Inner {
     entries: VecDeque<Entry>,
     named: Generations<(u64, EntityId), ()>,
+    /// What was described lately and no clue named: a clue of an earlier frame may still be on its way.
+    described: Generations<(u64, EntityId), Arc<EntityInfo>>,
     /// By node: its epochs that are not published to their end, the latest last.
     nodes: HashMap<u64, Vec<Epoch>, RandomState>,
     /// What is in the log already, while frames come out of the archive.
@@ -115,6 +121,7 @@ impl Outgoing {
             inner: Mutex::new(Inner {
                 entries: VecDeque::new(),
                 named: Generations::new(NAMED_MAX),
+                described: Generations::new(DESCRIBED_MAX),
                 nodes: HashMap::default(),
                 known: None,
                 left_out: 0,
@@ -286,7 +293,11 @@ impl ClueBus for Outgoing {
         let key = (if clue.entity.kind.is_some_and(is_global) { 0 } else { clue.entity.node.id }, clue.entity.id);
         inner.named.insert(key, ());
         inner.mark_urgent((node, epoch, seq));
+        let described = inner.described.remove(&key).filter(|described| *described != clue.entity);
         inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Clue(Box::new(clue)));
+        if let Some(described) = described {
+            inner.push(self.entries_max, Some((node, epoch, seq)), Entry::Described(described));
+        }
         // Whoever takes them takes all that wait: one wakeup is enough for as many as a message has.
         let together = self.together();
         let is_news = inner.entries.len() % together == 1 % together;
@@ -339,6 +350,8 @@ impl ClueBus for Outgoing {
             let is_global = entity.kind.is_some_and(is_global);
             if is_global || inner.named.get(&(entity.node.id, entity.id)).is_some() {
                 is_queued |= inner.push(self.entries_max, Some(about), Entry::Described(Arc::clone(entity)));
+            } else {
+                inner.described.insert((entity.node.id, entity.id), Arc::clone(entity));
             }
         }
         if let Some(interval) = begun.lost.filter(|interval| interval.lost.events > 0) {

@@ -54,6 +54,14 @@ struct Start {
     position: Option<Position>,
 }
 
+/// When the first message of a log was written, nanoseconds since 1970; never for an empty one.
+fn begins_ns(info: &Info) -> u64 {
+    match info.state.messages {
+        0 => u64::MAX,
+        _ => info.state.first_timestamp.unix_timestamp_nanos() as u64,
+    }
+}
+
 /// Reads the log and drives the finder by it.
 pub struct Reader {
     config: ClusterSection,
@@ -210,7 +218,16 @@ impl Reader {
         let generation = self.link.generation.load(Ordering::Acquire);
         self.link.rebuilds.fetch_add(1, Ordering::Relaxed);
         self.read_kept(log, info).await?;
-        self.send(LogUpdate::Rebuild)?;
+        // That may have taken so long that this server gave the log up. It must not take what it finds now for what all find.
+        let gave_up = || End::Broken("this server went on alone before the log was read".into());
+        if self.link.is_alone() {
+            return Err(gave_up());
+        }
+        self.send(LogUpdate::Rebuild { begins_ns: begins_ns(info) })?;
+        if self.link.is_alone() {
+            self.send(LogUpdate::Alone(log.names.server().to_owned()))?;
+            return Err(gave_up());
+        }
         self.read_facts(log).await?;
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         let target = info.state.last_sequence;
@@ -273,15 +290,13 @@ impl Reader {
 
     /// Takes in findings that are older than what the log says. Without them it is only less that is known.
     async fn read_kept(&self, log: &Log, info: &Info) -> Result<(), End> {
-        let begins_ns = match info.state.messages {
-            0 => u64::MAX,
-            _ => info.state.first_timestamp.unix_timestamp_nanos() as u64,
-        };
+        let begins_ns = begins_ns(info);
         let mut passed_on = Ok(());
         let reading = async {
             let stream = log.ensure_findings().await?;
             kept::read_all(&stream, |finding| {
                 // A state goes on, whenever it began.
+                self.link.messages_read.fetch_add(1, Ordering::Relaxed);
                 if passed_on.is_ok() && (finding.ongoing || finding.ended_ns < begins_ns) {
                     passed_on = self.send(LogUpdate::Kept(Box::new(finding)));
                 }

@@ -89,7 +89,10 @@ pub(crate) enum LogUpdate {
     /// The last word of other servers on what was found before the log begins.
     Kept(Box<Finding>),
     /// The log is read anew from its beginning.
-    Rebuild,
+    Rebuild {
+        /// When the first message of the log was written, nanoseconds since 1970.
+        begins_ns: u64,
+    },
     /// The end of the log was reached for the first time since; whether all that there is to say was in it.
     CaughtUp { confirms: bool },
     /// What the log had lacked is in it now.

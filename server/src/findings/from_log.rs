@@ -53,7 +53,7 @@ impl Worker {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             LogUpdate::Facts(batch) => self.take_facts(*batch),
             LogUpdate::Kept(finding) => self.store.take_in(*finding),
-            LogUpdate::Rebuild => self.rebuild(),
+            LogUpdate::Rebuild { begins_ns } => self.rebuild(begins_ns),
             LogUpdate::CaughtUp { confirms } => {
                 self.store.set_replaying(false);
                 if confirms {
@@ -77,7 +77,7 @@ impl Worker {
         }
     }
 
-    fn rebuild(&mut self) {
+    fn rebuild(&mut self, begins_ns: u64) {
         let Some(log) = &mut self.log else { return };
         log.losses.clear();
         log.seen = Generations::new(SEEN_MAX);
@@ -86,7 +86,8 @@ impl Worker {
         log.doubts = Doubts::new(self.config.history_clues);
         self.memory = Memory::new(&self.config, Arc::new(Topology::new(log.entities_max)));
         self.store.set_alone(false);
-        self.store.restart();
+        // What a pattern looks at may lie as long before the death.
+        self.store.restart(begins_ns.saturating_add(self.patterns.window_max().as_nanos() as u64));
         self.store.set_replaying(true);
     }
 

@@ -139,9 +139,11 @@ impl FindingStore {
         self.write().is_alone = is_alone;
     }
 
-    /// Everything is found anew: what is known is treated as an earlier run's, except what the log has not confirmed.
-    pub fn restart(&self) {
+    /// Everything is found anew: what is known is treated as an earlier run's, except what the log has not confirmed. From
+    /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything.
+    pub fn restart(&self, replayed_from_ns: u64) {
         let mut inner = self.write();
+        inner.replayed_from_ns = Some(replayed_from_ns);
         inner.restored.clear();
         inner.restored_deaths.clear();
         inner.restored_states.clear();
@@ -153,9 +155,17 @@ impl FindingStore {
         }
     }
 
-    /// The log was read to its end: withdraws what was found alone and the log does not confirm.
+    /// The log was read to its end: withdraws what was found alone and the log does not confirm, and what an earlier run made of
+    /// the same log and this one did not.
     pub fn withdraw_unconfirmed(&self) {
-        let unconfirmed = std::mem::take(&mut self.write().unconfirmed);
+        let mut inner = self.write();
+        let unconfirmed = std::mem::take(&mut inner.unconfirmed);
+        let not_found_again = inner.not_found_again();
+        inner.replayed_from_ns = None;
+        drop(inner);
+        for (id, successor) in not_found_again {
+            self.withdraw(&id, successor.as_deref());
+        }
         let mut new: Vec<String> = unconfirmed.into_iter().filter(|(_, is_new)| *is_new).map(|(id, _)| id).collect();
         new.sort();
         for id in new {
@@ -276,7 +286,8 @@ impl FindingStore {
             inner.unconfirmed.insert(finding.id.clone(), is_new);
         }
         if let Some(known) = inner.findings.get(&finding.id) {
-            if inner.restored.contains(&finding.id) && says_less(&finding, known) {
+            let is_earlier_runs = inner.restored.contains(&finding.id) && !inner.is_replayed(known);
+            if is_earlier_runs && says_less(&finding, known) {
                 return None;
             }
             finding.revision = known.revision;
@@ -288,6 +299,7 @@ impl FindingStore {
             }
             finding.revision += 1;
         } else if self.is_replaying.load(Ordering::Acquire)
+            && !inner.is_replayed(&finding)
             && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains(&death))
         {
             return None;

@@ -18,6 +18,8 @@ pub(super) struct Table {
     /// Findings out of the journal that this run has not found again, and the deaths that they explain.
     pub restored: HashSet<String>,
     pub restored_deaths: HashSet<DeathKey>,
+    /// What is replayed has everything from this time on, nanoseconds since 1970: what it does not find again does not stand.
+    pub replayed_from_ns: Option<u64>,
     /// States of an earlier run that go on: the pattern and the pod, or another entity, and the findings.
     pub restored_states: HashMap<(String, u64), Vec<String>>,
     pub findings: HashMap<String, Arc<Finding>>,
@@ -45,6 +47,7 @@ impl Table {
         Self {
             restored: HashSet::new(),
             restored_deaths: HashSet::new(),
+            replayed_from_ns: None,
             restored_states: HashMap::new(),
             findings: HashMap::new(),
             order: BTreeSet::new(),
@@ -69,6 +72,32 @@ impl Table {
             id = self.aliases.get(&id.to_owned())?;
         }
         None
+    }
+
+    /// Whether the replay has all that a finding can rest on.
+    pub fn is_replayed(&self, finding: &Finding) -> bool {
+        self.replayed_from_ns.is_some_and(|from_ns| finding.started_ns >= from_ns)
+    }
+
+    /// The findings of an earlier run that the replay would have found again if they stood, with the findings that explain the
+    /// same deaths now.
+    pub fn not_found_again(&self) -> Vec<(String, Option<String>)> {
+        let known = |id: &String| self.findings.get(id);
+        let mut gone: Vec<&Arc<Finding>> = self
+            .restored
+            .iter()
+            .filter_map(known)
+            .filter(|finding| !finding.ongoing && !finding.withdrawn && self.is_replayed(finding))
+            .collect();
+        gone.sort_by(|a, b| a.id.cmp(&b.id));
+        if gone.is_empty() {
+            return Vec::new();
+        }
+        let found = self.findings.values().filter(|finding| !self.restored.contains(&finding.id));
+        let by_death: HashMap<DeathKey, &String> =
+            found.filter_map(|finding| Some((death_key(finding)?, &finding.id))).collect();
+        let successor = |finding: &Finding| Some((*by_death.get(&death_key(finding)?)?).clone());
+        gone.into_iter().map(|finding| (finding.id.clone(), successor(finding))).collect()
     }
 
     pub fn restored(&mut self, finding: &Finding) {

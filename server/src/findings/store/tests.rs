@@ -1,4 +1,4 @@
-use tapio_wire::service::EntityRef;
+use tapio_wire::service::{Death, EntityRef};
 
 use super::*;
 
@@ -64,9 +64,35 @@ fn what_the_log_knew_stays_when_found_again_alone() {
     store.publish(finding("new", "n", 3, false));
     // The log is read anew, and has nothing of either any more.
     store.set_alone(false);
-    store.restart();
+    store.restart(u64::MAX);
     store.withdraw_unconfirmed();
     let inner = store.read();
     assert!(inner.findings.contains_key("known") && !inner.findings.contains_key("new"));
     assert!(inner.restored.contains("known"), "what says less does not replace it");
+}
+
+/// What an earlier run made of a log that this one reads again, from a second after 1970 on.
+#[test]
+fn what_a_whole_replay_does_not_find_again_is_withdrawn() {
+    const SECOND: u64 = 1_000_000_000;
+    let death_of = |id: &str, pid: u32, started_ns: u64, count: u32| {
+        let death = Death { pid, ..Death::default() };
+        Finding { started_ns, count, death: Some(death), ..finding(id, "n", started_ns, false) }
+    };
+    let store = FindingStore::new(20);
+    // A group of two that was none, and a death whose story began before the log.
+    store.restore(death_of("group", 2, 3 * SECOND, 2));
+    store.restore(death_of("old", 9, SECOND / 2, 1));
+    store.restart(SECOND);
+    store.set_replaying(true);
+    for found in [death_of("first", 1, 2 * SECOND, 1), death_of("second", 2, 3 * SECOND, 1)] {
+        assert!(store.publish(found).is_some(), "the log has all of it");
+    }
+    assert!(store.publish(death_of("old-otherwise", 9, SECOND / 2, 1)).is_none(), "its beginning is not in the log");
+    store.set_replaying(false);
+    store.withdraw_unconfirmed();
+    let mut left: Vec<String> = store.everything().0.iter().map(|finding| finding.id.clone()).collect();
+    left.sort();
+    assert_eq!(left, ["first", "old", "second"]);
+    assert_eq!(store.get("group").map(|found| found.id.clone()).ok().as_deref(), Some("second"));
 }
