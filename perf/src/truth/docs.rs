@@ -176,6 +176,11 @@ mod tests {
         assert!(split(page, "y").is_err());
     }
 
+    fn judged(outcome: Outcome) -> Judged {
+        let (pattern, confidence, title) = (None, None, None);
+        Judged { scenario: "a", kind: "k", outcome, expected: "x".into(), pattern, confidence, title }
+    }
+
     #[test]
     fn the_matrix_counts_each_kind_and_what_was_found() {
         let one = |pattern: Option<&str>, outcome| Judged { pattern: pattern.map(str::to_owned), ..judged(outcome) };
@@ -186,18 +191,14 @@ mod tests {
 
     #[test]
     fn what_was_right_and_is_not_is_worse() {
-        let judged = |outcome| Judged {
-            scenario: "a",
-            kind: "k",
-            outcome,
-            expected: "x".into(),
-            pattern: None,
-            confidence: None,
-            title: None,
-        };
         let page = table(&[judged(Outcome::Right)]);
         assert!(worse(&page, &[judged(Outcome::Right)]).is_empty());
         assert_eq!(worse(&page, &[judged(Outcome::Silent)]), ["a"]);
         assert!(worse(&table(&[judged(Outcome::Wrong)]), &[judged(Outcome::Silent)]).is_empty());
+        // What is possibly something else than before is worse too.
+        let possible = |pattern: &str| Judged { pattern: Some(pattern.into()), ..judged(Outcome::Possible) };
+        let page = table(&[possible("x")]);
+        assert!(worse(&page, &[possible("x")]).is_empty());
+        assert_eq!(worse(&page, &[possible("y")]), ["a"]);
     }
 }
