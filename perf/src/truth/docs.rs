@@ -73,14 +73,21 @@ fn patterns(root: &Path, scenarios: &[&'static Scenario]) -> Result<Vec<Tried>, 
         names.sort();
         Ok(names)
     };
+    let read = |path: &Path| fs::read_to_string(path).context(|| format!("read {}", path.display()));
     let texts = |folder: &Path, start: &str| -> Result<Vec<(String, String)>, Error> {
         let files = names(folder, ".rs")?.into_iter().filter(|name| name.starts_with(start));
-        let read = |name: String| {
-            let path = folder.join(&name).with_extension("rs");
-            let text = fs::read_to_string(&path).context(|| format!("read {}", path.display()))?;
+        let text_of = |name: String| {
+            let path = folder.join(&name);
+            let mut text = read(&path.with_extension("rs"))?;
+            // Its modules are in the folder of its name.
+            if path.is_dir() {
+                for module in names(&path, ".rs")? {
+                    text += &read(&path.join(module).with_extension("rs"))?;
+                }
+            }
             Ok((name, text))
         };
-        files.map(read).collect()
+        files.map(text_of).collect()
     };
     let (by_events, on_a_node) =
         (texts(&root.join("server/tests"), "correlate_")?, texts(&root.join("perf/tests"), "kube")?);
