@@ -4,13 +4,14 @@
 //! Runs only by `make test-kube`.
 
 mod elsewhere;
+mod services;
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
 use elsewhere::{Elsewhere, NODE, await_leader};
 use serde_json::{Value, json};
-use tapio_perf::processes::{bin_dir, binary};
+use tapio_perf::processes::{Collector, bin_dir, binary};
 
 use crate::kube_node::installed::{COLLECTOR, NAMESPACE, NATS, Pod, SERVER, Tapio};
 use crate::kube_node::release::Front;
@@ -35,20 +36,8 @@ fn two_servers_with_a_part_each_find_the_same() {
     only_tokens_are_let_in(&tapio);
 
     // The node's deaths go to one server, what the Kubernetes API says to the other.
-    let node = setting("TAPIO_TEST_NODE");
-    // It may have begun when there was one server, and chooses anew among both.
-    tapio.restart(COLLECTOR);
-    let of_node = await_that("a server of the node", |seen| shipped_to(&tapio, seen).remove(&node));
-    let servers = tapio.pods("server");
-    let other = servers.iter().find(|pod| pod.name != of_node).expect("another server");
     let elsewhere = Elsewhere::make();
-    let mut collector = elsewhere.collector(other);
-    tapio.without_collectors(|| await_leader(&collector));
-    let parts = await_that("a server for each node", |seen| {
-        let parts = shipped_to(&tapio, seen);
-        (parts.get(&node) == Some(&of_node) && parts.get(NODE) == Some(&other.name)).then_some(parts)
-    });
-    println!("shipped to: {parts:?}");
+    let (of_node, mut collector) = a_server_each(&tapio, |server| elsewhere.collector(server));
 
     let namespace = Namespace::make("cluster");
     let mut found = vec![probe_kill(&tapio, &namespace), bad_release(&tapio, &namespace)];
@@ -90,6 +79,25 @@ fn two_servers_with_a_part_each_find_the_same() {
     assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", collector.output());
     drop((namespace, elsewhere));
     tapio.uninstall();
+}
+
+/// Makes the node ship to one server, and starts the second node's collector for the other; it is the one that is elected.
+/// Gives the first server's name.
+fn a_server_each(tapio: &Tapio, start: impl FnOnce(&Pod) -> Collector) -> (String, Collector) {
+    let node = setting("TAPIO_TEST_NODE");
+    // It may have begun when there was one server, and chooses anew among both.
+    tapio.restart(COLLECTOR);
+    let of_node = await_that("a server of the node", |seen| shipped_to(tapio, seen).remove(&node));
+    let servers = tapio.pods("server");
+    let other = servers.iter().find(|pod| pod.name != of_node).expect("another server");
+    let collector = start(other);
+    tapio.without_collectors(|| await_leader(&collector));
+    let parts = await_that("a server for each node", |seen| {
+        let parts = shipped_to(tapio, seen);
+        (parts.get(&node) == Some(&of_node) && parts.get(NODE) == Some(&other.name)).then_some(parts)
+    });
+    println!("shipped to: {parts:?}");
+    (of_node, collector)
 }
 
 fn servers_are(tapio: &Tapio, count: usize) {

@@ -1,13 +1,17 @@
 //! A second node where there is one kubelet: a Node that nobody runs, and its collector, which is a process of this machine.
+//! So are the containers of its pods, in cgroups as kubelet and containerd would name them.
 
 use std::path::PathBuf;
+use std::process::{Child, Command};
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tapio_perf::inject::cgroup::{Cgroup, Hierarchies};
+use tapio_perf::kubelet::ContainerName;
 use tapio_perf::processes::collector::Feed;
 use tapio_perf::processes::{Collector, CollectorOptions, http};
 
 use crate::kube_node::installed::{NAMESPACE, Pod};
-use crate::kube_node::{await_that, container, kubectl, kubectl_reading, pod};
+use crate::kube_node::{Namespace, await_that, container, kubectl, kubectl_reading, pod, setting};
 
 pub const NODE: &str = "tapio-test-node2";
 const POD: &str = "tapio-test-collector";
@@ -34,11 +38,21 @@ impl Elsewhere {
 
     /// Starts its collector, which ships what the Kubernetes API says to `server`.
     pub fn collector(&self, server: &Pod) -> Collector {
+        self.collector_of(server, Feed::Shm)
+    }
+
+    /// The same, with what goes through the network of this machine. Both nodes have one kernel, so no process dies here.
+    pub fn network_collector(&self, server: &Pod) -> Collector {
+        self.collector_of(server, Feed::Ebpf)
+    }
+
+    fn collector_of(&self, server: &Pod, feed: Feed) -> Collector {
         let options = CollectorOptions {
             node: NODE.into(),
             server: format!("{}:9090", server.address),
-            feed: Feed::Shm,
+            feed,
             also: vec!["k8s".into()],
+            extra_ebpf: ", enable_process: false, enable_memory: false".into(),
             extra_grpc: format!(", token_file: {}, token_without_tls: true", self.token().display()),
             ..CollectorOptions::default()
         };
@@ -48,6 +62,42 @@ impl Elsewhere {
         collector.spawn().unwrap_or_else(|error| panic!("{error}"));
         collector.wait_ready().unwrap_or_else(|error| panic!("{error}\n{}", collector.output()));
         collector
+    }
+
+    /// Runs a pod whose container repeats `commands`, in the node's network.
+    pub fn run(&self, namespace: &Namespace, name: &str, commands: &str) -> Running {
+        let mut object = pod(name, "Always", container("app", commands));
+        object["spec"]["nodeName"] = json!(NODE);
+        object["spec"]["hostNetwork"] = json!(true);
+        object["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+        namespace.apply(vec![object]);
+        let text = kubectl(&["-n", &namespace.0, "get", "pod", name, "-o", "json"]).expect("the pod");
+        let mut object: Value = serde_json::from_str(&text).expect("JSON");
+        let pod_uid = object["metadata"]["uid"].as_str().expect("a uid").to_owned();
+        let container_id = pod_uid.replace('-', "").repeat(2);
+
+        let hierarchies = Hierarchies::find().unwrap_or_else(|error| panic!("{error}"));
+        let path = ContainerName { pod_uid, container_id: container_id.clone() }.path();
+        let cgroup = Cgroup::create(&hierarchies.v2, &path, false).unwrap_or_else(|error| panic!("{error}"));
+        let file = self.folder.path().join(&container_id);
+        std::fs::write(&file, "").expect("written");
+        let script = format!("while [ -e {} ]; do {commands}; done", file.display());
+        let enter = r#"echo 0 >"$0/cgroup.procs"; exec busybox sh -c "$1""#;
+        let process = Command::new("sh").args(["-ec", enter]).arg(cgroup.path()).arg(script).spawn();
+        let process = process.expect("it starts");
+        let running = Running { namespace: namespace.0.clone(), name: name.to_owned(), file, process, _cgroup: cgroup };
+
+        // What kubelet would say of it.
+        let started = object["metadata"]["creationTimestamp"].clone();
+        object["status"]["phase"] = json!("Running");
+        object["status"]["containerStatuses"] = json!([{
+            "name": "app", "image": setting("TAPIO_TEST_IMAGE"), "imageID": "", "ready": true, "started": true,
+            "restartCount": 0, "containerID": format!("containerd://{container_id}"),
+            "state": {"running": {"startedAt": started}},
+        }]);
+        let path = format!("/api/v1/namespaces/{}/pods/{name}/status", namespace.0);
+        kubectl_reading(&["replace", "--raw", &path, "-f", "-"], &object.to_string()).expect("its status is written");
+        running
     }
 
     /// A token as kubelet would give it to the pod.
@@ -70,6 +120,30 @@ impl Drop for Elsewhere {
             if let Err(error) = kubectl(command) {
                 eprintln!("{NODE} is left behind: {error}");
             }
+        }
+    }
+}
+
+/// A pod of the second node. It ends by itself, with code 0, when this is dropped.
+pub struct Running {
+    namespace: String,
+    name: String,
+    /// It goes on as long as this is there.
+    file: PathBuf,
+    process: Child,
+    // Removed when its process has ended.
+    _cgroup: Cgroup,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+        let _ = self.process.wait();
+        // No kubelet confirms that it is gone.
+        if let Err(error) =
+            kubectl(&["-n", &self.namespace, "delete", "pod", &self.name, "--grace-period=0", "--force"])
+        {
+            eprintln!("{}/{} is left behind: {error}", self.namespace, self.name);
         }
     }
 }

@@ -39,10 +39,19 @@ impl Tapio {
 
     /// Applies what `kubectl apply -k deploy` does.
     pub fn install_all() -> Self {
+        Self::install_all_with(&[])
+    }
+
+    /// The same, with other settings: each pair is what the manifests have, and what comes in its place.
+    pub fn install_all_with(settings: &[(&str, &str)]) -> Self {
         let mut tapio = Self::prepare();
         let folder = deploy("");
         let rendered = kubectl(&["kustomize", folder.to_str().expect("a path")]);
         let mut text = with_images(&rendered.unwrap_or_else(|error| panic!("{error}")));
+        for (setting, other) in settings {
+            assert!(text.contains(setting), "{setting} is not in the manifests");
+            text = text.replace(setting, other);
+        }
         let versions = kubectl(&["api-versions"]).unwrap_or_else(|error| panic!("{error}"));
         for (version, older) in OLDER {
             if !versions.lines().any(|line| line == version) {
