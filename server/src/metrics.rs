@@ -41,24 +41,27 @@ impl Metrics {
         let metrics = Self {
             unexplained: IntGauge::new(
                 "tapio_ledger_unexplained_events",
-                "Events that no counter accounts for, over all nodes: must be 0.",
+                "Events of all nodes that no counter accounts for: must be 0.",
             )?,
             dropped: IntCounterVec::new(
-                Opts::new("tapio_ledger_dropped_events_total", "Events lost on all nodes, by where and why."),
+                Opts::new(
+                    "tapio_ledger_dropped_events_total",
+                    "Events lost on all nodes, by stage (where) and reason (why).",
+                ),
                 &["source", "stage", "reason"],
             )?,
             resident_bytes: IntGauge::new("tapio_server_resident_bytes", "Resident memory of this process.")?,
-            cpu_ms: IntGauge::new("tapio_server_cpu_milliseconds", "CPU time of this process so far.")?,
+            cpu_ms: IntGauge::new("tapio_server_cpu_milliseconds", "CPU time that this process has used.")?,
             build: IntGaugeVec::new(
-                Opts::new("tapio_server_build_info", "Always 1, with the version of this build."),
+                Opts::new("tapio_server_build_info", "Always 1; the label has the version of this build."),
                 &["version"],
             )?,
-            findings: IntGauge::new("tapio_server_findings", "Findings that are kept and can be asked for.")?,
+            findings: IntGauge::new("tapio_server_findings", "Findings that the server keeps and serves.")?,
             described: IntGauge::new(
                 "tapio_server_described_entities",
-                "Entities whose description (name, pod, workload, addresses) is kept.",
+                "Entities whose description (name, pod, workload, addresses) the server keeps.",
             )?,
-            uptime: IntGauge::new("tapio_server_uptime_seconds", "Time since the archive was opened.")?,
+            uptime: IntGauge::new("tapio_server_uptime_seconds", "Time since the server opened its archive.")?,
             started: Instant::now(),
             sizes,
             registry,

@@ -49,14 +49,17 @@ impl TlsMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let handshakes = Opts::new(
             "tapio_server_tls_handshakes_total",
-            "TLS handshakes, by how they ended; given_up: for another, while all places were taken by slow ones.",
+            "TLS handshakes, by result; given_up: closed because slow handshakes took all slots.",
         );
         let metrics = Self {
             handshakes: IntCounterVec::new(handshakes, &["result"])?,
-            stale: IntGauge::new("tapio_server_tls_stale", "1 while the TLS files cannot be used and older ones are.")?,
+            stale: IntGauge::new(
+                "tapio_server_tls_stale",
+                "1 while the TLS files are unusable and the server keeps using older ones.",
+            )?,
             expires: IntGauge::new(
                 "tapio_server_tls_expires_timestamp_seconds",
-                "When the certificate in use expires, seconds since 1970.",
+                "Unix time at which the certificate in use expires.",
             )?,
         };
         registry.register(Box::new(metrics.handshakes.clone()))?;
@@ -85,7 +88,7 @@ impl AcceptMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let failures = IntCounter::new(
             "tapio_server_accept_failures_total",
-            "Attempts to accept a connection that failed, mostly for want of file descriptors: the connection waits.",
+            "Failed attempts to accept a connection, mostly because file descriptors ran out: the connection waits.",
         )?;
         registry.register(Box::new(failures.clone()))?;
         Ok(Self { failures })

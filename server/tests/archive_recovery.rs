@@ -302,7 +302,7 @@ fn retention_deletes_the_oldest_segments() {
 }
 
 #[test]
-fn io_uring_and_its_plain_twin_write_the_same_segments() {
+fn io_uring_and_plain_writes_make_the_same_segments() {
     let write = |disk: DiskChoice, dir: &Path| {
         let config = ArchiveConfig { disk, ..plain(dir) };
         let archive = Archive::open(config, Duration::ZERO, &mut |_, _| {})?;
@@ -319,12 +319,12 @@ fn io_uring_and_its_plain_twin_write_the_same_segments() {
         Ok((kind, segments)) => {
             assert_eq!(kind, DiskKind::Uring);
             assert!(segments.len() > 1, "more than one segment is compared");
-            let (kind, twins) = write(DiskChoice::Plain, by_plain.path()).unwrap();
+            let (kind, plain_segments) = write(DiskChoice::Plain, by_plain.path()).unwrap();
             assert_eq!(kind, DiskKind::Plain);
-            assert!(segments == twins);
+            assert!(segments == plain_segments);
         }
         Err(ArchiveError::Uring { .. }) => {
-            skip("io_uring_and_its_plain_twin_write_the_same_segments", "a kernel that allows io_uring")
+            skip("io_uring_and_plain_writes_make_the_same_segments", "a kernel that allows io_uring")
         }
         Err(error) => panic!("{error}"),
     }

@@ -54,25 +54,25 @@ impl Governed {
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         let milli = metrics.gauges(
             "tapio_collector_governor_cpu_millicores",
-            "CPU in thousandths of a core: the budget (0 for none), what is used, the probes' part of that, and the work for the cluster, which is not part of it",
+            "CPU in thousandths of a core: budget (0 for none), used, probes (part of used) and cluster (not part of used)",
             &["what"],
         )?;
         let keep_one_in = metrics.gauge(
             "tapio_collector_governor_keep_one_in",
-            "Of so many bulk events one is kept, to stay within the CPU budget",
+            "One of this many bulk events is kept, to stay within the CPU budget",
         )?;
         let decisions = metrics.counters(
             "tapio_collector_governor_decisions_total",
-            "Decisions to keep less or more of the bulk lane",
+            "Decisions of the governor to keep less or more of the bulk lane",
             &["keep"],
         )?;
         let start_cpu_ms = metrics.gauge(
             "tapio_collector_start_cpu_milliseconds",
-            "CPU time of this process's start, which is not held against the CPU budget",
+            "CPU time of this process's start, which does not count towards the CPU budget",
         )?;
         let cluster_cpu_ms = metrics.counter(
             "tapio_collector_cluster_cpu_milliseconds_total",
-            "CPU time of the elected collector's watches of the cluster, which is not held against the CPU budget",
+            "CPU time of the elected collector's cluster watches, which does not count towards the CPU budget",
         )?;
         let name = "tapio_collector_probe_run_seconds_total";
         let probe_run = Opts::new(name, "Run time of a probe, measured in one second of 8");

@@ -62,8 +62,11 @@ impl KindCounts {
     /// # Errors
     /// When two metrics have the same name.
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
-        let decoded =
-            metrics.counters("tapio_collector_events_decoded_total", "Events taken in", &["source", "lane", "kind"])?;
+        let decoded = metrics.counters(
+            "tapio_collector_events_decoded_total",
+            "Events that sources decoded",
+            &["source", "lane", "kind"],
+        )?;
         let counts = Arc::clone(self);
         metrics.on_scrape(move || {
             for (source, kind) in Source::ALL.into_iter().flat_map(|source| Kind::ALL.map(|kind| (source, kind))) {

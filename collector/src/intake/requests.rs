@@ -43,19 +43,19 @@ impl EvidenceCounts {
     /// # Errors
     /// When two metrics have the same name.
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
-        let readings = metrics.counter(
-            "tapio_collector_evidence_readings_total",
-            "Cgroups and senders read because something lethal arrived",
+        let readings = metrics
+            .counter("tapio_collector_evidence_readings_total", "Cgroups and senders read because of a lethal event")?;
+        let reading_us = metrics.counter(
+            "tapio_collector_evidence_reading_microseconds_total",
+            "Time spent on reading evidence from cgroups and senders",
         )?;
-        let reading_us =
-            metrics.counter("tapio_collector_evidence_reading_microseconds_total", "Time spent on reading them")?;
         let coalesced = metrics.counter(
             "tapio_collector_evidence_coalesced_total",
-            "Requests that a reading of the same cgroup just before has answered",
+            "Requests answered by a recent reading of the same cgroup",
         )?;
         let dropped = metrics.counters(
             "tapio_collector_evidence_dropped_total",
-            "Requests for evidence that were dropped before they became events",
+            "Requests for evidence dropped before they became events, by reason",
             &["reason"],
         )?;
         let counts = Arc::clone(self);

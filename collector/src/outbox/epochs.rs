@@ -108,7 +108,7 @@ impl EndedEpochs {
     /// # Errors
     /// When two metrics have the same name.
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
-        let help = "Epochs that ended before the process did, since frames could not be delivered, by why";
+        let help = "Epochs ended early because frames could not be delivered, by reason";
         let ended = metrics.counters("tapio_collector_epochs_ended_total", help, &["reason"])?;
         // A first increase is only seen of what was 0 before.
         for (reason, _) in self.get() {

@@ -14,19 +14,19 @@ use crate::outbox::Outbox;
 pub fn register(outbox: &Arc<Outbox>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
     let emitted = metrics.counters(
         "tapio_collector_events_emitted_total",
-        "Events a source brought forth, those it could not deliver included",
+        "Events that sources produced, including undelivered ones",
         &["source"],
     )?;
-    let shipped =
-        metrics.counters("tapio_collector_events_shipped_total", "Events put into frames and sent", &["source"])?;
+    let shipped = metrics.counters("tapio_collector_events_shipped_total", "Events sent in frames", &["source"])?;
     let dropped = metrics.counters(
         "tapio_collector_events_dropped_total",
-        "Events lost, by where and why",
+        "Events lost, by stage (where) and reason (why)",
         &["source", "stage", "reason"],
     )?;
-    let held = metrics.gauges("tapio_collector_events_held", "Events in rings, queues and outbox", &["source"])?;
-    let outbox_bytes = metrics.gauge("tapio_collector_outbox_bytes", "Bytes of frames not acknowledged")?;
-    let outbox_frames = metrics.gauge("tapio_collector_outbox_frames", "Frames not acknowledged")?;
+    let held = metrics.gauges("tapio_collector_events_held", "Events held in rings, queues and outbox", &["source"])?;
+    let outbox_bytes =
+        metrics.gauge("tapio_collector_outbox_bytes", "Bytes of frames in the outbox, not yet acknowledged")?;
+    let outbox_frames = metrics.gauge("tapio_collector_outbox_frames", "Frames in the outbox, not yet acknowledged")?;
     let outbox = Arc::clone(outbox);
     metrics.on_scrape(move || {
         let ledger = outbox.ledger();

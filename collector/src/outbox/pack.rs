@@ -31,12 +31,12 @@ const BODIES_HERE_MAX: usize = 2;
 /// How often the node is described: well within the shortest window that a server replays.
 const DESCRIPTION_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Bytes of frames as they are sent.
+/// Bytes of frames as sent.
 pub struct FrameSizes(pub prometheus::Histogram);
 
 impl Default for FrameSizes {
     fn default() -> Self {
-        Self(doubling("tapio_collector_frame_bytes", "Bytes of a frame as it is sent", 256.0, 15))
+        Self(doubling("tapio_collector_frame_bytes", "Size of a frame as sent, in bytes", 256.0, 15))
     }
 }
 
@@ -56,11 +56,10 @@ impl PackCounts {
     /// When two metrics have the same name.
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         metrics.register(self.sizes.0.clone())?;
-        let frames = metrics.counter("tapio_collector_frames_total", "Frames packed")?;
+        let frames = metrics.counter("tapio_collector_frames_total", "Frames that the packer has sealed")?;
         let raw_bytes =
             metrics.counter("tapio_collector_frame_raw_bytes_total", "Bytes of frame bodies before compression")?;
-        let wire_bytes =
-            metrics.counter("tapio_collector_frame_wire_bytes_total", "Bytes of frames as they are sent")?;
+        let wire_bytes = metrics.counter("tapio_collector_frame_wire_bytes_total", "Bytes of frames as sent")?;
         let counts = Arc::clone(self);
         metrics.on_scrape(move || {
             raise(&frames, counts.frames.load(Ordering::Relaxed));

@@ -49,7 +49,7 @@ pub fn run(mut spool: Spool, outboxes: Vec<Arc<Outbox>>, parker: &Parker, bytes:
 /// # Errors
 /// When two metrics have the same name.
 pub fn register(bytes: &Arc<AtomicU64>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
-    let gauge = metrics.gauge("tapio_collector_spool_bytes", "Bytes of the spool's files")?;
+    let gauge = metrics.gauge("tapio_collector_spool_bytes", "Bytes of the spool's files on disk")?;
     let bytes = Arc::clone(bytes);
     metrics.on_scrape(move || gauge.set(bytes.load(Ordering::Relaxed) as i64));
     Ok(())

@@ -79,10 +79,10 @@ impl Live {
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         let stale = metrics.gauge(
             "tapio_collector_config_stale",
-            "1 while the configuration file is refused and what it said before holds",
+            "1 while the collector refuses the configuration file and keeps the previous configuration",
         )?;
-        let reloads =
-            metrics.counter("tapio_collector_config_reloads_total", "Changed configurations that were taken")?;
+        let reloads = metrics
+            .counter("tapio_collector_config_reloads_total", "Changed configurations that the collector has applied")?;
         let live = Arc::clone(self);
         metrics.on_scrape(move || {
             stale.set(i64::from(live.is_stale.load(Ordering::Relaxed)));

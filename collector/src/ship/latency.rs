@@ -49,13 +49,13 @@ impl Default for Latencies {
             }),
             ack_seconds: doubling(
                 "tapio_collector_frame_to_ack_seconds",
-                "From a frame's first sending to its durable acknowledgement",
+                "Time from a frame's first send to its durable acknowledgement",
                 0.001,
                 18,
             ),
             send_seconds: doubling(
                 "tapio_collector_event_to_send_seconds",
-                "From an early event of a frame, none of the API server's, to the frame's first sending",
+                "Time from a frame's first sampled event, except Kubernetes API events, to the frame's first send",
                 0.000_25,
                 20,
             ),
@@ -85,7 +85,7 @@ impl Latencies {
         metrics.register(self.send_seconds.clone())?;
         let ack = metrics.gauges(
             "tapio_collector_event_to_ack_latency_microseconds",
-            "From an event to its durable acknowledgement, by quantile, since the start",
+            "Time from an event to its durable acknowledgement since the start, by quantile",
             &["quantile"],
         )?;
         let latencies = Arc::clone(self);

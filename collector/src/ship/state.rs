@@ -73,14 +73,17 @@ impl ShipState {
     /// # Errors
     /// When two metrics have the same name.
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
-        let connected = metrics.gauge("tapio_collector_connected", "1 while there is a stream to a server")?;
-        let streams = metrics.counter("tapio_collector_streams_total", "Streams opened")?;
+        let connected = metrics.gauge("tapio_collector_connected", "1 while the collector has a stream to a server")?;
+        let streams = metrics.counter("tapio_collector_streams_total", "Streams that the collector has opened")?;
         let failures = metrics.counters(
             "tapio_collector_stream_failures_total",
-            "Streams that broke or could not be opened, by what to look at",
+            "Streams that broke or could not be opened, by reason",
             &["reason"],
         )?;
-        let moves = metrics.counter("tapio_collector_stream_moves_total", "Streams moved to the preferred server")?;
+        let moves = metrics.counter(
+            "tapio_collector_stream_moves_total",
+            "Streams that the collector moved back to its preferred server",
+        )?;
         let state = Arc::clone(self);
         metrics.on_scrape(move || {
             connected.set(i64::from(state.is_connected.load(Ordering::Relaxed)));
@@ -99,13 +102,16 @@ impl ShipState {
 /// # Errors
 /// When two metrics have the same name.
 pub fn register_tls(tls: Option<Arc<Watched<ClientFiles>>>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
-    let stale =
-        metrics.gauge("tapio_collector_tls_stale", "1 while the TLS files cannot be used and older ones are")?;
+    let stale = metrics.gauge(
+        "tapio_collector_tls_stale",
+        "1 while the TLS files are unusable and the collector keeps using older ones",
+    )?;
     let expires = metrics.gauge(
         "tapio_collector_tls_expires_timestamp_seconds",
-        "When the own certificate in use expires; 0 without one",
+        "Unix time at which the client certificate in use expires; 0 without one",
     )?;
-    let changes = metrics.counter("tapio_collector_tls_changes_total", "New TLS files that were taken")?;
+    let changes =
+        metrics.counter("tapio_collector_tls_changes_total", "Changed TLS files that the collector has loaded")?;
     metrics.on_scrape(move || {
         if let Some(tls) = &tls {
             stale.set(i64::from(tls.is_stale()));

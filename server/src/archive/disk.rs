@@ -1,4 +1,4 @@
-//! What the archive's writer needs from a file system, so that io_uring, its plain twin and a faulty disk are the same to it.
+//! What the archive's writer needs from a file system, so that io_uring, plain writes and a faulty disk are the same to it.
 //!
 //! What must hold for an implementation: pieces come back whatever happened; nothing is synced but what
 //! [`Disk::sync_data`] was asked for; an error of `sync_data` is reported, never retried inside. All futures are awaited on

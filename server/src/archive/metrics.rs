@@ -41,17 +41,18 @@ impl ArchiveMetrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
         let counter = |name: &str, help: &str| IntCounter::new(format!("tapio_server_archive_{name}"), help);
         let gauge = |name: &str, help: &str| IntGauge::new(format!("tapio_server_archive_{name}"), help);
-        let events =
-            IntCounterVec::new(Opts::new("tapio_server_archive_events_total", "Events made durable."), &["lane"])?;
+        let events = IntCounterVec::new(
+            Opts::new("tapio_server_archive_events_total", "Events that the archive made durable."),
+            &["lane"],
+        )?;
         let kind_events = IntCounterVec::new(
-            Opts::new("tapio_server_archive_kind_events_total", "Events made durable, by kind."),
+            Opts::new("tapio_server_archive_kind_events_total", "Events that the archive made durable, by kind."),
             &["kind"],
         )?;
         let elsewhere_events = IntCounterVec::new(
             Opts::new(
                 "tapio_server_archive_elsewhere_events_total",
-                "Events that nodes say were acknowledged, though not out of this archive. empty_archive: it had no frame when \
-                 this server started, shortly before; the server is new or its disk was emptied.",
+                "Events that nodes report as acknowledged and that this archive lacks. empty_archive: the archive was empty shortly before, because the server is new or lost its disk.",
             ),
             &["source", "kind"],
         )?;
@@ -70,43 +71,40 @@ impl ArchiveMetrics {
                 .buckets(prometheus::exponential_buckets(0.000_125, 2.0, 16)?),
             )?,
             index_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "tapio_server_archive_index_seconds",
-                    "Time that a segment's index took to be built and written.",
-                )
-                .buckets(prometheus::exponential_buckets(0.000_25, 4.0, 8)?),
+                HistogramOpts::new("tapio_server_archive_index_seconds", "Time to build and write a segment's index.")
+                    .buckets(prometheus::exponential_buckets(0.000_25, 4.0, 8)?),
             )?,
             index_bytes: counter("index_bytes_total", "Bytes of indexes written to segments.")?,
             written_bytes: counter("written_bytes_total", "Bytes written to segments.")?,
-            frames: counter("frames_total", "Frames made durable.")?,
+            frames: counter("frames_total", "Frames that the archive made durable.")?,
             lethal_events: events.with_label_values(&["lethal"]),
             bulk_events: events.with_label_values(&["bulk"]),
             events,
-            duplicates: counter("duplicates_total", "Frames dropped because they were here already.")?,
-            quarantined: counter("quarantined_total", "Damaged places set aside by recoveries.")?,
-            poisoned: counter("poisoned_segments_total", "Segments given up because a write or sync failed.")?,
+            duplicates: counter("duplicates_total", "Frames dropped because the archive already had them.")?,
+            quarantined: counter("quarantined_total", "Damaged byte ranges that recovery copied into quarantine.")?,
+            poisoned: counter("poisoned_segments_total", "Segments abandoned because a write or sync failed.")?,
             failures: counter("failures_total", "Failed attempts to create, write or sync a segment.")?,
             deleted: counter("deleted_segments_total", "Segments deleted by size or age.")?,
             unuploaded_segments: counter(
                 "unuploaded_segments_total",
-                "Segments deleted by size before they were uploaded to archive.remote.",
+                "Segments that retention deleted by size before their upload to archive.remote.",
             )?,
             unuploaded_events: counter(
                 "unuploaded_events_total",
-                "Events in segments that were deleted by size before they were uploaded, where that is known.",
+                "Events in segments that retention deleted by size before their upload, where their number is known.",
             )?,
             segments: gauge("segments", "Segments on disk.")?,
             bytes: gauge("bytes", "Bytes of all segments on disk.")?,
-            backlog_bytes: gauge("backlog_bytes", "Bytes of frames that wait for a commit.")?,
+            backlog_bytes: gauge("backlog_bytes", "Bytes of frames that wait for a group commit.")?,
             uring: IntGauge::new(
                 "tapio_archive_uring",
-                "1 when the archive uses io_uring, 0 when it uses its plain twin.",
+                "1 when the archive uses io_uring, 0 when it uses plain writes.",
             )?,
-            ready: gauge("ready", "1 while frames can be made durable.")?,
+            ready: gauge("ready", "1 while the archive can make frames durable.")?,
         })
     }
 
-    /// Events made durable since the start, by kind.
+    /// Events that the archive made durable since the start, by kind.
     pub fn kind_counts(&self) -> Vec<KindCount> {
         let counted = Kind::ALL.iter().zip(&self.kinds).filter(|(_, counter)| counter.get() > 0);
         counted.map(|(kind, counter)| KindCount { kind: kind.name().to_owned(), events: counter.get() }).collect()

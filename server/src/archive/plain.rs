@@ -1,4 +1,4 @@
-//! The plain twin: blocking calls on the archive's own thread. Its futures are ready at once.
+//! Plain writes: blocking calls on the archive's own thread. Its futures are ready at once.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice};

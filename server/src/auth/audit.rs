@@ -48,11 +48,9 @@ pub struct Audit {
 impl Audit {
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let calls =
-            Opts::new("tapio_server_audit_calls_total", "Calls that the audit log is about, by purpose and outcome.");
-        let left_out = Opts::new(
-            "tapio_server_audit_suppressed_lines_total",
-            "Lines that the audit log left out because there were too many of them.",
-        );
+            Opts::new("tapio_server_audit_calls_total", "Calls that the audit log records, by purpose and outcome.");
+        let left_out =
+            Opts::new("tapio_server_audit_suppressed_lines_total", "Audit log lines suppressed by the rate limit.");
         let now = Instant::now();
         let audit = Self {
             buckets: Mutex::new(std::array::from_fn(|_| Bucket {

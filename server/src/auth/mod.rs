@@ -203,10 +203,8 @@ impl Auth {
             Some(section) => Some(Reviewer::open(section.clone(), registry).await?),
             None => None,
         };
-        let denied = Opts::new(
-            "tapio_server_denied_requests_total",
-            "Requests that were not let in, by what they wanted and why.",
-        );
+        let denied =
+            Opts::new("tapio_server_denied_requests_total", "Requests that the server denied, by purpose and reason.");
         let denied = IntCounterVec::new(denied, &["purpose", "reason"])?;
         registry.register(Box::new(denied.clone()))?;
         Ok(Self {

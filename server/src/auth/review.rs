@@ -66,27 +66,24 @@ impl ReviewMetrics {
     fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let reviews = Opts::new(
             "tapio_server_token_reviews_total",
-            "Tokens that the Kubernetes API server was asked about, by its answer, or error when it gave none.",
+            "Token reviews that the server requested from the Kubernetes API, by result; error: it gave no answer.",
         );
         let seconds = HistogramOpts::new(
             "tapio_server_token_review_seconds",
-            "Time that a review of a token took, its wait for its turn included.",
+            "Time of a token review, including its wait for a free slot.",
         );
-        let entries = Opts::new(
-            "tapio_server_token_review_cache_entries",
-            "Answers about tokens that are remembered, by answer.",
-        );
+        let entries = Opts::new("tapio_server_token_review_cache_entries", "Token reviews in the cache, by result.");
         let metrics = Self {
             reviews: IntCounterVec::new(reviews, &["result"])?,
             seconds: Histogram::with_opts(seconds.buckets(prometheus::exponential_buckets(0.001, 2.0, 14)?))?,
             hits: IntCounter::new(
                 "tapio_server_token_review_cache_hits_total",
-                "Tokens whose review was remembered, so that nobody was asked.",
+                "Tokens whose review was in the cache.",
             )?,
             entries: IntGaugeVec::new(entries, &["result"])?,
             nodes_unknown: IntCounter::new(
                 "tapio_server_token_nodes_untold_total",
-                "Accepted tokens of pods that this server may not get, so that they do not say for which node they ship.",
+                "Accepted tokens whose node is unknown because RBAC denies reading their pod.",
             )?,
         };
         for result in ["accepted", "refused", "error"] {

@@ -316,55 +316,55 @@ impl ClusterMetrics {
             losses,
             alone: IntGauge::new(
                 "tapio_server_log_alone",
-                "1 while the servers' log is away and this server goes on with its own collectors' evidence alone.",
+                "1 while the servers' log is unreachable and this server uses its own collectors' evidence only.",
             )?,
             behind: IntGauge::new(
                 "tapio_server_log_behind",
-                "1 until the finder has read the servers' log to its end, after a start and after a break.",
+                "1 after a start or an outage, until the finder has read the servers' log to its end.",
             )?,
             silent: IntGauge::new(
                 "tapio_server_log_silent_servers",
-                "Servers that said nothing for 15 s and did not say that they end: their evidence may be missing.",
+                "Servers that were silent for 15 s without announcing their end: their evidence may be missing.",
             )?,
             healing: Gauge::new(
                 "tapio_server_log_healing_seconds",
-                "For how long what the servers' log lacks has been sent again from the archive; 0 when it lacks nothing.",
+                "Seconds since this server began to republish from the archive what the servers' log lacks; 0 when it lacks nothing.",
             )?,
             waiting: IntGauge::new(
                 "tapio_server_log_waiting_entries",
-                "Entries that wait to be written into the servers' log, those in messages that are ready or on their way included.",
+                "Entries that wait to be written to the servers' log, including those in messages that are ready or in flight.",
             )?,
             published: IntCounter::new(
                 "tapio_server_log_published_messages_total",
-                "Messages that this server has written into the servers' log.",
+                "Messages that this server has written to the servers' log.",
             )?,
             read: IntCounter::new(
                 "tapio_server_log_read_messages_total",
-                "Messages that this server has read out of the servers' log.",
+                "Messages that this server has read from the servers' log.",
             )?,
             unreadable: IntCounter::new(
                 "tapio_server_log_unreadable_messages_total",
-                "Messages of other servers that could not be read: of another version, or damaged.",
+                "Messages of other servers that this server could not decode: another version, or damaged.",
             )?,
             left_out: IntCounter::new(
                 "tapio_server_log_left_out_entries_total",
-                "Entries and messages that found no room; they are published again from the archive when the log is back.",
+                "Entries and messages dropped because the queue was full; the server republishes them from the archive later.",
             )?,
             rebuilds: IntCounter::new(
                 "tapio_server_log_rebuilds_total",
-                "How often the servers' log was read from its beginning.",
+                "Times that this server read the servers' log from its beginning.",
             )?,
             fell_behind: IntCounter::new(
                 "tapio_server_log_fell_behind_total",
-                "How often messages were deleted from the servers' log before this server had read them.",
+                "Times that the servers' log deleted messages before this server had read them.",
             )?,
             leads: IntGauge::new(
                 "tapio_server_log_leader",
-                "1 while this server leads the others; over all servers at most 1.",
+                "1 while this server is the leader; at most one server is.",
             )?,
             leader_changes: IntCounter::new(
                 "tapio_server_log_leader_changes_total",
-                "How often the term of another leader began, as this server saw it.",
+                "Changes of the leader that this server has seen.",
             )?,
         })
     }

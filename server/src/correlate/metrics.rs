@@ -19,24 +19,21 @@ impl Metrics {
         let counter = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["shard"]);
         let gauge = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["shard"]);
         Ok(Self {
-            events: counter(
-                "tapio_server_correlate_events_total",
-                "Events that a correlation shard has worked through.",
-            )?,
+            events: counter("tapio_server_correlate_events_total", "Events that a correlation shard has processed.")?,
             evicted: counter(
                 "tapio_server_correlate_evicted_entities_total",
-                "Entities that were forgotten before their time because a shard's table was full.",
+                "Entities evicted early because a shard's table was full.",
             )?,
-            entities: gauge("tapio_server_correlate_entities", "Entities that a correlation shard remembers.")?,
+            entities: gauge("tapio_server_correlate_entities", "Entities in a correlation shard's table.")?,
             queue_frames: gauge("tapio_server_correlate_queue_frames", "Frames that wait for a correlation shard.")?,
             core: gauge(
                 "tapio_server_correlate_core",
-                "The core that a correlation shard is pinned to, -1 when it is not.",
+                "Number of the core that a correlation shard is pinned to, -1 when it is not pinned.",
             )?,
             frame_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "tapio_server_correlate_frame_seconds",
-                    "Time from a frame's delivery to correlation until a shard has worked through its part of it.",
+                    "Time from a frame's delivery to correlation until a shard has processed its part.",
                 )
                 .buckets(prometheus::exponential_buckets(0.000_031_25, 2.0, 16)?),
             )?,

@@ -41,23 +41,23 @@ impl DeliverMetrics {
         let metrics = Self {
             delivered: counter(
                 "tapio_server_deliveries_total",
-                "Versions of findings that a receiver has taken, repeated ones included.",
+                "Versions of findings that a receiver has accepted, repeated ones included.",
             )?,
             repeated: counter(
                 "tapio_server_deliveries_repeated_total",
-                "Deliveries whose id had been sent before, so that the receiver may have had them.",
+                "Deliveries sent again under the same id; the receiver may have them twice.",
             )?,
             failed: counter(
                 "tapio_server_delivery_failures_total",
-                "Attempts to deliver that failed, or whose outcome is not known; they are made again.",
+                "Attempts to deliver that failed or whose outcome is unknown; the server retries them.",
             )?,
             refused: counter(
                 "tapio_server_deliveries_refused_total",
-                "Deliveries that were given up, since the receiver refused them again and again.",
+                "Deliveries abandoned after the receiver refused them repeatedly.",
             )?,
             lost: counter(
                 "tapio_server_deliveries_lost_total",
-                "Deliveries that found no room while the receiver was away: older findings made room for newer ones.",
+                "Deliveries dropped because the queue was full while the receiver was unreachable; the oldest are dropped first.",
             )?,
             waiting,
         };

@@ -18,32 +18,29 @@ pub struct FinderMetrics {
 impl FinderMetrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
         Ok(Self {
-            clues: IntCounter::new("tapio_server_finder_clues_total", "Clues that the finder has dealt with.")?,
+            clues: IntCounter::new("tapio_server_finder_clues_total", "Clues that the finder has processed.")?,
             findings: IntCounterVec::new(
-                Opts::new(
-                    "tapio_server_findings_published_total",
-                    "Findings published, changed ones again, by pattern.",
-                ),
+                Opts::new("tapio_server_findings_published_total", "Versions of findings published, by pattern."),
                 &["pattern"],
             )?,
             forgotten: IntCounter::new(
                 "tapio_server_finder_forgotten_clues_total",
-                "Clues that were forgotten because newer ones needed their place.",
+                "Clues evicted early because newer ones needed their space.",
             )?,
             exhausted: IntCounter::new(
                 "tapio_server_finder_exhausted_searches_total",
-                "Searches for evidence given up because there was too much to look at.",
+                "Searches for evidence that the finder abandoned because they exceeded their limit.",
             )?,
             unresolved: IntCounter::new(
                 "tapio_server_finder_unresolved_doubts_total",
-                "Deaths and states whose findings stay possible: before it was known what was missing, their clues were forgotten.",
+                "Deaths and states whose findings stay possible: their clues were evicted before the missing evidence was known.",
             )?,
-            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose clues the finder has dealt with lately.")?,
+            nodes: IntGauge::new("tapio_server_finder_nodes", "Nodes whose clues the finder has processed recently.")?,
             queue_clues: IntGauge::new("tapio_server_finder_queue_clues", "Clues that wait for the finder.")?,
             clue_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "tapio_server_finder_clue_seconds",
-                    "Time that the finder took for a clue: remembering it, and looking at the findings that it touches.",
+                    "Time that the finder spends on a clue: storing it and evaluating the findings that it affects.",
                 )
                 .buckets(prometheus::exponential_buckets(0.000_001, 4.0, 12)?),
             )?,

@@ -19,13 +19,13 @@ impl JournalMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             published: IntCounterVec::new(
-                Opts::new("tapio_server_findings_total", "Findings, each once, by pattern and severity."),
+                Opts::new("tapio_server_findings_total", "Findings, each counted once, by pattern and severity."),
                 &["pattern", "severity"],
             )?,
             latency_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "tapio_server_kernel_to_finding_seconds",
-                    "From the last event of a new finding, by the node's clock, to its publication, by the server's.",
+                    "Time from a new finding's last event (node's clock) to its publication (server's clock).",
                 )
                 .buckets(prometheus::exponential_buckets(0.000_5, 2.0, 16)?),
             )?,

@@ -38,12 +38,12 @@ impl IngestMetrics {
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
         };
-        let streams = IntGauge::new("tapio_server_ingest_streams", "Streams of collectors that are open.")?;
+        let streams = IntGauge::new("tapio_server_ingest_streams", "Open streams of collectors.")?;
         registry.register(Box::new(streams.clone()))?;
         let accept_seconds = Histogram::with_opts(
             HistogramOpts::new(
                 "tapio_server_ingest_accept_seconds",
-                "Time from a frame's arrival to its place in the archive's queue: checks, decoding, waiting for room.",
+                "Time from a frame's arrival until it is in the archive's queue: checks, decoding, waiting for space.",
             )
             .buckets(prometheus::exponential_buckets(0.000_031_25, 2.0, 16)?),
         )?;
@@ -53,12 +53,12 @@ impl IngestMetrics {
         Ok(Self {
             frames: counter("frames_total", "Frames accepted.")?,
             bytes: counter("bytes_total", "Bytes of accepted frames.")?,
-            duplicates: counter("duplicates_total", "Frames that had been accepted before.")?,
-            takeovers: counter("takeovers_total", "Streams that were cancelled because their node opened another.")?,
-            moved_on: counter("moved_on_total", "Streams that were asked to move on because of their age.")?,
+            duplicates: counter("duplicates_total", "Frames that the server had already accepted.")?,
+            takeovers: counter("takeovers_total", "Streams cancelled because their node opened another.")?,
+            moved_on: counter("moved_on_total", "Streams that the server asked to reconnect because of their age.")?,
             waited: Waited::register(registry)?,
             acks: counter("acks_total", "Acknowledgements sent.")?,
-            refused: counters("refused_total", "Streams refused, by what was wrong with them.", &["reason"])?,
+            refused: counters("refused_total", "Streams that the server refused, by reason.", &["reason"])?,
             lethal_events: of_lane(Lane::Lethal),
             bulk_events: of_lane(Lane::Bulk),
             events,
@@ -67,7 +67,7 @@ impl IngestMetrics {
         })
     }
 
-    /// Frames that had been accepted before.
+    /// Frames that the server had already accepted.
     pub fn duplicates(&self) -> u64 {
         self.duplicates.get()
     }

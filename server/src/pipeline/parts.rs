@@ -200,7 +200,7 @@ pub(super) fn watch_memory(
 ) -> Result<(), prometheus::Error> {
     let short = IntGauge::new(
         "tapio_server_memory_short",
-        "1 while resident memory is close to resources.max_memory_mb and collectors are given little credit.",
+        "1 while resident memory is close to resources.max_memory_mb and the server reduces collectors' credit.",
     )?;
     registry.register(Box::new(short.clone()))?;
     let mut memory = MemoryWatch::new(max_memory_mb);

@@ -43,23 +43,21 @@ impl RemoteMetrics {
             failures: counter("failures_total", "Failed attempts to list archive.remote or to upload a segment.")?,
             collisions: counter(
                 "collisions_total",
-                "Segments whose number had other contents in archive.remote: another server has this one's name, or the \
-                 disk was set back. Nothing was overwritten; uploads went on beside it.",
+                "Segments whose number has other contents in archive.remote: another server has this name, or the disk was restored. Nothing is overwritten; uploads continue under a new name.",
             )?,
             waiting: gauge("waiting_segments", "Closed segments that are not uploaded yet.")?,
             waiting_bytes: gauge("waiting_bytes", "Bytes of closed segments that are not uploaded yet.")?,
             oldest_seconds: gauge(
                 "oldest_waiting_seconds",
-                "How long the oldest closed segment has been waiting for its upload.",
+                "Seconds that the oldest closed segment has waited for its upload.",
             )?,
             elsewhere_uploaded: gauge(
                 "elsewhere_uploaded_events",
-                "Of the events that nodes say were acknowledged elsewhere: how many archive.remote has.",
+                "Events acknowledged elsewhere that archive.remote has.",
             )?,
             elsewhere_missing: gauge(
                 "elsewhere_missing_events",
-                "Of the events that nodes say were acknowledged elsewhere: how many archive.remote lacks. One disk alone has, or \
-                 had, them.",
+                "Events acknowledged elsewhere that archive.remote lacks: only another server's disk has, or had, them.",
             )?,
             read_bytes: counter("read_bytes_total", "Bytes fetched from archive.remote for requests about the past.")?,
             parquet_segments: counter(
@@ -70,12 +68,12 @@ impl RemoteMetrics {
             parquet_bytes: counter("parquet_bytes_total", "Bytes of tables written to archive.remote.")?,
             parquet_seconds: Counter::new(
                 "tapio_server_remote_parquet_seconds_total",
-                "Time that making tables took, without their uploads.",
+                "Time spent on making tables, excluding their uploads.",
             )?,
             parquet_failures: counter("parquet_failures_total", "Failed attempts to write tables to archive.remote.")?,
             parquet_missed: counter(
                 "parquet_missed_segments_total",
-                "Segments that retention deleted before their tables were written: tapio-server archive export makes them.",
+                "Segments that retention deleted before their tables were written; tapio-server archive export writes them.",
             )?,
         };
         for counter in [

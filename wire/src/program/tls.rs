@@ -213,7 +213,7 @@ impl<F: FromFiles> Watched<F> {
         self.lock().problem.is_some()
     }
 
-    /// When the certificate in use expires, seconds since 1970, where there is one.
+    /// Unix time at which the certificate in use expires, where there is one.
     pub fn expires(&self) -> Option<u64> {
         self.lock().expires
     }

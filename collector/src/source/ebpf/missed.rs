@@ -44,12 +44,12 @@ impl MissedRuns {
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         let missed = metrics.counters(
             "tapio_collector_probe_missed_runs_total",
-            "Runs of a probe that the kernel skipped because it was running on that CPU already",
+            "Runs of a probe that the kernel skipped because the probe was already running on that CPU",
             &["program"],
         )?;
         let lethal_dropped = metrics.counter(
             "tapio_collector_lethal_ring_full_total",
-            "Records of the lethal lane that found their ring full; part of what is dropped at the ring",
+            "Records of the lethal lane lost because their ring was full; included in the events dropped at stage ring",
         )?;
         let runs = Arc::clone(self);
         metrics.on_scrape(move || {

@@ -64,7 +64,7 @@ impl KubeState {
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         let watches = metrics.counters(
             "tapio_collector_kube_watches_total",
-            "Lists read and watches ended, by how",
+            "Lists read and watches ended, by outcome",
             &["outcome"],
         )?;
         let leader =

@@ -35,16 +35,16 @@ impl SystemdCounts {
     pub fn register(self: &Arc<Self>, metrics: &mut Metrics) -> Result<(), prometheus::Error> {
         let skipped = metrics.counters(
             "tapio_collector_systemd_skipped_total",
-            "Changes of units that the configuration leaves out; they never become events",
+            "Changes of units that the configuration excludes; they never become events",
             &["reason"],
         )?;
         let coalesced = metrics.counter(
             "tapio_collector_systemd_coalesced_total",
-            "Changes that were merged into a later event of the same unit, and jobs beyond their rate",
+            "Changes merged into a later event of the same unit, and jobs beyond their rate limit",
         )?;
         let reconnects =
-            metrics.counter("tapio_collector_systemd_reconnects_total", "Attempts to reach the bus again")?;
-        let units = metrics.gauge("tapio_collector_systemd_units", "Units that are remembered")?;
+            metrics.counter("tapio_collector_systemd_reconnects_total", "Attempts to reconnect to the bus")?;
+        let units = metrics.gauge("tapio_collector_systemd_units", "Units in the collector's table")?;
         let counts = Arc::clone(self);
         metrics.on_scrape(move || {
             for (reason, count) in counts.skipped_by_reason() {
@@ -57,7 +57,7 @@ impl SystemdCounts {
         Ok(())
     }
 
-    /// Changes that were merged into a later event of the same unit, and jobs beyond their rate.
+    /// Changes merged into a later event of the same unit, and jobs beyond their rate limit.
     pub fn coalesced(&self) -> u64 {
         self.coalesced.load(Ordering::Relaxed)
     }
