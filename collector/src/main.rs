@@ -138,7 +138,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
             if !ended.is_empty() {
                 tracing::error!(
                     parts = ended.join(", "),
-                    "ended by itself: draining, so that all of it is started anew"
+                    "a part ended by itself: draining, so that the program is restarted"
                 );
                 break false;
             }

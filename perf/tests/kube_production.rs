@@ -238,7 +238,7 @@ fn who_ships_is_looked_at(operator: &Operator, tapio: &Tapio, server: &Pod) {
         stranger.spawn().expect("spawned");
         await_that(&format!("the refusal of {what}"), |seen| {
             *seen = stranger.output();
-            (seen.contains("no stream") && seen.contains(says)).then_some(())
+            (seen.contains("cannot stream to the server") && seen.contains(says)).then_some(())
         });
         let output = stranger.output();
         println!("a collector with {what}: {}", output.lines().find(|line| line.contains(says)).unwrap_or_default());

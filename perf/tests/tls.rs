@@ -143,7 +143,7 @@ fn certificates_change_under_a_stream() {
         stranger.spawn().expect("spawned");
         wait_for("the refusal", LIMIT, |seen| {
             *seen = stranger.output();
-            Ok(seen.contains("no stream").then_some(()))
+            Ok(seen.contains("cannot stream to the server").then_some(()))
         })
         .unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(metric(stranger.port(), "tapio_collector_connected"), 0.0, "{what}: {}", stranger.output());
@@ -209,7 +209,7 @@ fn a_collector_without_a_server_is_unready_and_healthy() {
     drop(server);
     wait_for("the shipper to end", LIMIT, |seen| {
         *seen = collector.output();
-        Ok(seen.contains("grpc.reconnect_enabled is false: nothing more will be sent").then_some(()))
+        Ok(seen.contains("grpc.reconnect_enabled is false: nothing more is sent").then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error}"));
     let (status, ready) = http::get(collector.port(), "/readyz").expect("it answers");

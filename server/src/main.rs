@@ -171,7 +171,7 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
             let ended = pipeline.ended();
             if !ended.is_empty() {
                 let parts = ended.join(", ");
-                tracing::error!(parts, "ended by itself: draining, so that all of it is started anew");
+                tracing::error!(parts, "a part ended by itself: draining, so that the program is restarted");
                 // What the others wait for may have gone with it.
                 let _ = tokio::time::timeout(BROKEN_DRAIN_TIMEOUT, pipeline.shutdown()).await;
                 return Err(format!("{parts} ended by itself; the log says why").into());

@@ -117,7 +117,7 @@ impl FrameSink for ToShards {
         }
         let node = NodeRef { id: frame.header().node, name: Arc::clone(node) };
         if let Err(error) = self.correlator.deliver(node, frame).await {
-            tracing::debug!(%error, "a frame is archived and not correlated");
+            tracing::debug!(%error, "frame archived but not correlated");
         }
     }
 }
@@ -238,7 +238,7 @@ impl Pipeline {
     /// When a part had failed before.
     pub async fn shutdown(self) -> Result<(), PipelineError> {
         if tokio::time::timeout(DRAIN_TIMEOUT, self.ingest.drain()).await.is_err() {
-            tracing::warn!("some streams did not end in time and are cut");
+            tracing::warn!("cutting streams that did not end in time");
         }
         self.end.send_replace(true);
         let mut grpc = self.grpc;
@@ -255,7 +255,7 @@ impl Pipeline {
             // The last segment is closed: it is uploaded while the rest ends.
             let uploads = uploader.map(|uploader| std::thread::spawn(move || uploader.stop(UPLOAD_GRACE)));
             if let Err(error) = correlator.drained_blocking() {
-                tracing::debug!(%error, "the shards had stopped before");
+                tracing::debug!(%error, "the shards had already stopped");
             }
             correlator.stop();
             // Before another server may lead.

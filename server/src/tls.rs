@@ -139,7 +139,7 @@ async fn accept_one(
                 accepts.failures.inc();
                 if last_logged.is_none_or(|last_logged| last_logged.elapsed() >= ACCEPT_LOG_INTERVAL) {
                     last_logged = Some(Instant::now());
-                    tracing::error!(%error, "a connection cannot be accepted and waits: when files are too many, raise the \
+                    tracing::error!(%error, "cannot accept a connection, it waits: with too many open files, raise the \
                         limit of open files (LimitNOFILE, ulimit -n) or lower server.max_concurrent_streams");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -217,7 +217,7 @@ impl Governor {
                 tracing::info!(
                     cluster_milli = cluster_milli.round() as u64,
                     budget_milli = governed.budget_milli,
-                    "the elected collector's work for the cluster uses more than the CPU budget; nothing is sampled for it"
+                    "cluster watches use more than the CPU budget; the governor does not sample for them"
                 );
             }
             (at, cpu_ns) = (now, cpu_now_ns);
@@ -245,7 +245,7 @@ impl Governor {
                 if controller.start.is_none() && governed.budget_milli > 0 {
                     tracing::info!(
                         cpu_ms = cpu_now_ns / 1_000_000,
-                        "the start is over: from now on the CPU budget holds"
+                        "start finished: the CPU budget applies from now on"
                     );
                 }
             }
@@ -287,7 +287,7 @@ impl Governor {
         if let Some(controls) = &self.controls
             && let Err(error) = controls.update(|tuning| tuning.bulk_sampling = sampling)
         {
-            tracing::warn!(%error, "the probes' sampling cannot be changed");
+            tracing::warn!(%error, "cannot change the probes' sampling");
         }
     }
 }

@@ -258,7 +258,7 @@ impl Outbox {
         if let Some(spool) = spool {
             // Before the next epoch's first frame is sent: a server that knows it takes the ended one no more.
             if let Err(error) = spool.end_epoch(epoch, goes_on.then_some(shift), closing, self.node) {
-                tracing::warn!(%error, epoch, "after a restart what was spooled of this epoch will not be delivered");
+                tracing::warn!(%error, epoch, "cannot note the end of the epoch: its spooled frames are not delivered after a restart");
             }
         }
         self.ended.record(ended);

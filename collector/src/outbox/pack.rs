@@ -190,7 +190,7 @@ impl Packer {
             }
             Err(error) if body.events.len() > 1 || body.entities.len() > 1 => {
                 // Only a batch with an uncommon amount of descriptions gets here.
-                tracing::debug!(%error, events = body.events.len(), "a batch is split to fit a frame");
+                tracing::debug!(%error, events = body.events.len(), "batch split to fit a frame");
                 let events = body.events.split_off(body.events.len() / 2);
                 let entities = body.entities.split_off(body.entities.len() / 2);
                 let second = Body { names: body.names.clone(), entities, events };
@@ -200,7 +200,7 @@ impl Packer {
             Err(error) => {
                 // The bounds of records and texts leave no room for this; whatever gets past them costs itself alone.
                 let kind = body.events.first().map_or("none", |event| event.kind().name());
-                tracing::error!(%error, kind, names = body.names.len(), "an event that fits no frame is dropped");
+                tracing::error!(%error, kind, names = body.names.len(), "event dropped: it fits no frame");
                 for event in &body.events {
                     self.books.source(event.source).drop_events(Stage::Queue, Reason::Malformed, 1);
                 }

@@ -205,7 +205,7 @@ impl Spool {
                 Some(segment) if self.follows(&segment) => {
                     let file = OpenOptions::new().write(true).open(self.path(number))?;
                     if file.metadata()?.len() > segment.bytes {
-                        tracing::warn!(number, bytes = segment.bytes, "a torn tail of the spool is cut");
+                        tracing::warn!(number, bytes = segment.bytes, "cut a torn tail of the spool");
                         file.set_len(segment.bytes)?;
                         file.sync_data()?;
                     }
@@ -213,7 +213,7 @@ impl Spool {
                 }
                 found => {
                     let epoch = found.map(|segment| segment.epoch);
-                    tracing::warn!(number, epoch, "a segment of the spool has no frame, or only older ones: deleted");
+                    tracing::warn!(number, epoch, "deleted a spool segment without new frames");
                     fs::remove_file(self.path(number))?;
                 }
             }
@@ -284,7 +284,7 @@ impl Spool {
         if let Some(file) = &self.open
             && file.metadata()?.nlink() == 0
         {
-            tracing::warn!("somebody has deleted the segment of the spool that was written to");
+            tracing::warn!("the active spool segment was deleted by another process");
             self.open = None;
         }
         for frame in frames {
@@ -292,7 +292,7 @@ impl Spool {
                 Ok(checked) => checked,
                 Err(error) => {
                     // It leaves a hole, which costs this frame when it is read; refusing it would keep all others from the disk.
-                    tracing::error!(%error, "a frame was damaged in memory and is not written to the spool");
+                    tracing::error!(%error, "frame not spooled: it was damaged in memory");
                     continue;
                 }
             };
@@ -392,7 +392,7 @@ impl Spool {
         };
         let goes_on = self.segments.iter().any(|s| s.epoch == epoch && s.last_seq > seq);
         if goes_on && let Err(error) = (Mark { seq, events }).write(&self.dir, node, epoch) {
-            tracing::warn!(%error, epoch, "the spool cannot note what was acknowledged");
+            tracing::warn!(%error, epoch, "cannot note acknowledgements in the spool");
         }
         let last = self.segments.back().map(|last| last.number);
         let dir = &self.dir;

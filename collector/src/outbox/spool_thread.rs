@@ -65,7 +65,7 @@ fn write(spool: &mut Spool, outbox: &Outbox) -> bool {
     if let Err(error) = &written
         && error.kind() != io::ErrorKind::StorageFull
     {
-        tracing::error!(%error, "the spool cannot be written");
+        tracing::error!(%error, "cannot write the spool");
     }
     outbox.spooled(written.is_ok());
     written.is_ok()
@@ -85,7 +85,7 @@ fn load(spool: &mut Spool, outbox: &Outbox, from_seq: u64, failing_since: &mut O
                 && failing_since.is_none_or(|since| since.elapsed() < READ_FAILURE_MAX) =>
         {
             if failing_since.is_none() {
-                tracing::warn!(%error, "the spool cannot be read; it is tried again");
+                tracing::warn!(%error, "cannot read the spool: retrying");
             }
             failing_since.get_or_insert_with(Instant::now);
             false

@@ -72,7 +72,7 @@ impl Outboxes {
 fn open_spool(section: &SpoolSection, node: &Node) -> Result<(Spool, Vec<Left>), StartError> {
     let (mut spool, left) = Spool::open(&section.dir, section.max_bytes)?;
     for foreign in left.iter().filter(|left| left.node != node.id) {
-        tracing::warn!(epoch = foreign.epoch, "the spool holds frames of another node: deleted");
+        tracing::warn!(epoch = foreign.epoch, "deleted the spool: its frames are of another node");
         spool.acknowledged(foreign.epoch, u64::MAX, foreign.acked_events);
     }
     Ok((spool, left))

@@ -65,12 +65,12 @@ impl Pipeline {
             }
             is_clean = self.outbox.is_spooled();
             if is_clean {
-                tracing::info!("what no server has acknowledged is in the spool, and is sent after the next start");
+                tracing::info!("unacknowledged frames are in the spool; the next start sends them");
             }
         }
         if !is_clean {
             let (bytes, frames) = self.outbox.usage();
-            tracing::warn!(bytes, frames, "not everything could be handed to a server before the end");
+            tracing::warn!(bytes, frames, "stopped before a server had acknowledged every frame");
             self.give_up.send_replace(true);
         }
         if let Some((serving, end)) = self.health {

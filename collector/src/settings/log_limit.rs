@@ -38,7 +38,7 @@ impl LogLimit {
         }
         for (place, lines) in suppressed {
             let (file, line) = (place.file().unwrap_or_default(), place.line().unwrap_or_default());
-            tracing::warn!(target: REPORT, lines, file, line, "log lines of this place were left out");
+            tracing::warn!(target: REPORT, lines, file, line, "log lines of this place suppressed");
         }
     }
 

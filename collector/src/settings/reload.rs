@@ -63,7 +63,7 @@ impl Reload {
         let config = match loaded {
             Ok(config) => config,
             Err(error) => {
-                tracing::error!(error, "the changed configuration is refused; what was configured before still holds");
+                tracing::error!(error, "changed configuration refused; the previous configuration stays in force");
                 return;
             }
         };
@@ -75,16 +75,16 @@ impl Reload {
         if let Some(controls) = &self.controls
             && let Err(error) = controls.update(|tuning| thresholds::apply(&config, tuning))
         {
-            tracing::error!(%error, "the probes do not take the changed thresholds");
+            tracing::error!(%error, "cannot set the changed thresholds in the probes");
         }
         self.live.set(&config);
         self.live.reloads.fetch_add(1, Ordering::Relaxed);
         let is_live = |key: &&String| LIVE.contains(&key.as_str());
         let live: Vec<&String> = changed.iter().filter(is_live).collect();
         let waiting: Vec<&String> = changed.iter().filter(|key| !is_live(key)).collect();
-        tracing::info!(changed = ?live, "the configuration has changed");
+        tracing::info!(changed = ?live, "configuration reloaded");
         if !waiting.is_empty() {
-            tracing::warn!(keys = ?waiting, "these changes of the configuration need a restart");
+            tracing::warn!(keys = ?waiting, "changes of these keys need a restart");
         }
     }
 }

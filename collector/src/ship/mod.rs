@@ -97,7 +97,7 @@ impl Shipper {
     /// Ships until the epoch's last frame is acknowledged, or `give_up` says to stop.
     pub async fn run(self, mut give_up: watch::Receiver<bool>) {
         for replay in &self.replays {
-            tracing::info!(epoch = replay.epoch(), "an earlier epoch's frames are sent first");
+            tracing::info!(epoch = replay.epoch(), "sending an earlier epoch's frames first");
             self.ship(replay, &mut give_up).await;
         }
         self.ship(&self.outbox, &mut give_up).await;
@@ -182,10 +182,10 @@ impl Shipper {
             // A refusal stays as it is until somebody acts: said once.
             if is_news || !error.is_refusal() && (attempt <= 1 || attempt.is_power_of_two()) {
                 let server = candidate.map_or_else(String::new, |candidate| candidate.address.to_string());
-                tracing::warn!(server, %error, attempt, retry_in_ms = pause.as_millis() as u64, "no stream");
+                tracing::warn!(server, %error, attempt, retry_in_ms = pause.as_millis() as u64, "cannot stream to the server");
             }
             if !self.reconnect {
-                tracing::error!("grpc.reconnect_enabled is false: nothing more will be sent");
+                tracing::error!("grpc.reconnect_enabled is false: nothing more is sent");
                 return;
             }
             // A back-off, not a wait for a condition; giving up ends it.
@@ -310,7 +310,7 @@ impl Shipper {
                     self.state.credit_bytes.store(credit_bytes, Ordering::Relaxed);
                     self.acknowledge(outbox, epoch, ack.durable_seq);
                     if ack.move_on && move_until.is_none() {
-                        tracing::info!(server = %candidate.address, "the server asks for a new stream");
+                        tracing::info!(server = %candidate.address, "the server asked for a new stream");
                         move_until = Some(Instant::now() + MOVE_TIMEOUT);
                     }
                     may_send = true;
@@ -379,7 +379,7 @@ impl Shipper {
                     return;
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(server = %preferred.address, %error, "the preferred server is not back")
+                    tracing::debug!(server = %preferred.address, %error, "the preferred server is not ready")
                 }
                 Err(_) => tracing::debug!(server = %preferred.address, "the preferred server does not answer"),
             }
@@ -427,7 +427,7 @@ fn is_over(outbox: &Outbox, newest: u64) -> bool {
     }
     let is_deleted = outbox.give_up_replay();
     if is_deleted {
-        tracing::error!(newest, epoch = outbox.epoch(), "the server takes this epoch no more: its spool is deleted");
+        tracing::error!(newest, epoch = outbox.epoch(), "the server refuses this epoch: deleted its spool");
     }
     is_deleted
 }

@@ -234,8 +234,8 @@ impl ConntrackPoll {
                 }
                 if was_absent.as_ref() != Some(&absent) {
                     match &absent {
-                        Some(reason) => tracing::info!(reason, "the table of connections is not watched"),
-                        None => tracing::info!(interval = ?self.interval, "the table of connections is watched"),
+                        Some(reason) => tracing::info!(reason, "conntrack table not watched"),
+                        None => tracing::info!(interval = ?self.interval, "watching the conntrack table"),
                     }
                     was_absent = Some(absent);
                 }

@@ -276,7 +276,7 @@ impl EbpfSource {
             Ok(false) => {}
             Ok(true) => self.rest = None,
             Err(error) => {
-                tracing::warn!(%error, "the kernel does not hand out what it has summed up");
+                tracing::warn!(%error, "cannot read the probes' sums");
                 self.flush_interval = Duration::MAX;
                 self.rest = None;
             }

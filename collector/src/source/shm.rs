@@ -171,7 +171,7 @@ impl ShmSource {
             self.poller.wait(Some(LINGER)).map(|_| ())?;
         }
         if let Err(error) = std::fs::remove_file(&self.socket) {
-            tracing::debug!(%error, "the socket was already gone");
+            tracing::debug!(%error, "the socket was already removed");
         }
         Ok(())
     }
@@ -194,7 +194,7 @@ impl ShmSource {
                     peer.is_stalled = done.stalled;
                 }
                 Err(error) => {
-                    tracing::warn!(peer = peer.name, %error, "a ring broke its layout and is let go");
+                    tracing::warn!(peer = peer.name, %error, "ring detached: its layout is broken");
                     peer.has_left = true;
                 }
             }
@@ -214,7 +214,7 @@ impl ShmSource {
     fn add(&mut self, arrival: Arrival, intake: &Intake) {
         let Arrival { name, ring, reader, eventfd, stream } = arrival;
         if self.peers.iter().any(|peer| peer.ring == ring) {
-            tracing::warn!(peer = name, "a ring that is attached already was handed over again and is let go");
+            tracing::warn!(peer = name, "ring refused: it is already attached");
             self.peer_count.fetch_sub(1, Ordering::AcqRel);
             return;
         }
@@ -225,7 +225,7 @@ impl ShmSource {
         let added =
             self.poller.add_edge(eventfd.as_fd(), token).and_then(|()| self.poller.add(stream.as_fd(), token + 1));
         if let Err(error) = added {
-            tracing::warn!(peer = name, %error, "a ring cannot be polled and is let go");
+            tracing::warn!(peer = name, %error, "ring detached: it cannot be polled");
             self.peer_count.fetch_sub(1, Ordering::AcqRel);
             return;
         }
@@ -287,7 +287,7 @@ impl ShmSource {
             let peer = self.peers.swap_remove(index);
             for polled in [peer.eventfd.as_fd(), peer.stream.as_fd()] {
                 if let Err(error) = self.poller.remove(polled) {
-                    tracing::debug!(%error, "a descriptor was not polled any more");
+                    tracing::debug!(%error, "the descriptor was no longer polled");
                 }
             }
             self.peer_count.fetch_sub(1, Ordering::AcqRel);
@@ -397,10 +397,10 @@ impl Acceptor {
                         return;
                     }
                     if let Err(error) = self.arrived.notify() {
-                        tracing::debug!(%error, "the new ring is noticed at the next look");
+                        tracing::debug!(%error, "cannot wake the reader: it finds the new ring at its next pass");
                     }
                 }
-                Err(reason) => tracing::warn!(reason, "a ring was refused"),
+                Err(reason) => tracing::warn!(reason, "ring refused"),
             }
         }
     }

@@ -23,7 +23,7 @@ impl Stop {
     pub fn set(&self) {
         self.is_set.store(true, Ordering::Release);
         if let Err(error) = self.eventfd.notify() {
-            tracing::warn!(%error, "a source will notice its end only after its nap");
+            tracing::warn!(%error, "cannot wake a source: it ends after its nap");
         }
     }
 

@@ -64,7 +64,7 @@ pub(super) fn lift_memory_lock_limit() {
         let unlimited = Rlimit { current: None, maximum: None };
         let highest = Rlimit { current: limit.maximum, maximum: limit.maximum };
         if setrlimit(Resource::Memlock, unlimited).is_err() && setrlimit(Resource::Memlock, highest).is_err() {
-            tracing::debug!("the limit of locked memory stays as it is");
+            tracing::debug!("cannot raise the limit of locked memory");
         }
     }
 }

@@ -62,12 +62,12 @@ impl Ages {
         let saved = match fs::read(dir.join(FILE)).map(|bytes| serde_json::from_slice::<Saved>(&bytes)) {
             Ok(Ok(saved)) => saved,
             Ok(Err(error)) => {
-                warn!(%error, "{FILE} is unreadable: what is there counts as closed now");
+                warn!(%error, "{FILE} is unreadable: existing segments count as closed now");
                 Saved::default()
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    warn!(%error, "{FILE} cannot be read: what is there counts as closed now");
+                    warn!(%error, "{FILE} cannot be read: existing segments count as closed now");
                 }
                 Saved::default()
             }

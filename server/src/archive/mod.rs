@@ -462,7 +462,7 @@ fn run_chosen(choice: DiskChoice, writer: Writer, started: &Started) {
         Ok(ring) => ring.block_on(writer.run(uring::UringDisk, |kind| report_start(started, Ok(kind)))),
         Err(source) if choice == DiskChoice::Uring => report_start(started, Err(source)),
         Err(error) => {
-            warn!(%error, "io_uring cannot be used: the archive falls back to plain writes");
+            warn!(%error, "io_uring is unavailable: the archive uses plain writes");
             run_plainly(PlainDisk, writer, started);
         }
     }

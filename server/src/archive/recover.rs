@@ -104,7 +104,7 @@ pub fn recover(dir: &Path) -> Result<Recovered, ArchiveError> {
         }
         warn!(
             segment = %recovered.segments[first].path.display(),
-            "no sound snapshot: going one segment further back"
+            "no valid snapshot: going one segment further back"
         );
     }
     for index in first..recovered.segments.len() {
@@ -151,7 +151,7 @@ impl Recovered {
         let survey = match survey(&file, segment.number) {
             Ok(survey) => survey,
             Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
-                warn!(segment = %segment.path.display(), %error, "unreadable segment left out");
+                warn!(segment = %segment.path.display(), %error, "unreadable segment skipped");
                 self.damaged += 1;
                 return Ok(Survey::default());
             }
@@ -335,7 +335,7 @@ fn set_gap_aside(dir: &Path, gap: &Damage) -> bool {
     let note = place.join(format!("{prefix}missing"));
     // A note is a line, and there are no more than gaps: without it each start would count the gap again.
     if let Err(error) = fs::create_dir_all(&place).and_then(|()| fs::write(note, format!("{gap}\n"))) {
-        warn!(segment = gap.segment, %error, "no note was left in quarantine: the next start counts the gap again");
+        warn!(segment = gap.segment, %error, "cannot write a note to quarantine: the next start counts the gap again");
     }
     true
 }
@@ -362,7 +362,7 @@ fn quarantine(dir: &Path, file: &File, number: u64, range: &Range<u64>) -> bool 
     match copy() {
         Ok(kept) => warn!(segment = number, from = range.start, to = range.end, kept, "damage quarantined"),
         Err(error) => {
-            warn!(segment = number, from = range.start, to = range.end, %error, "damage found, and no copy kept");
+            warn!(segment = number, from = range.start, to = range.end, %error, "damage found; no copy kept");
         }
     }
     true

@@ -57,7 +57,7 @@ impl<D: Disk> Running<D> {
         match trimmed {
             Ok(()) => self.close(number, file).await,
             Err(error) => {
-                warn!(segment = number, %error, "the rest of a poisoned segment was not freed: it is tried again");
+                warn!(segment = number, %error, "cannot truncate a poisoned segment: retrying");
                 self.untrimmed.push_back(Untrimmed { file, number, durable_bytes });
                 if self.untrimmed.len() > UNTRIMMED_MAX
                     && let Some(oldest) = self.untrimmed.pop_front()
@@ -83,7 +83,7 @@ impl<D: Disk> Running<D> {
 
     pub(super) async fn close(&self, number: u64, file: D::File) {
         if let Err(error) = self.disk.close(file).await {
-            warn!(segment = number, %error, "closing a segment failed");
+            warn!(segment = number, %error, "cannot close a segment");
         }
         // Nothing is written to it from here on.
         let closed = self.writer.closed.iter().find(|segment| segment.number == number);
@@ -110,7 +110,7 @@ impl<D: Disk> Running<D> {
                 self.untrimmed.push_front(Untrimmed { file, number, durable_bytes });
                 return;
             }
-            info!(segment = number, "the rest of a poisoned segment was freed");
+            info!(segment = number, "truncated a poisoned segment");
             self.close(number, file).await;
         }
     }
@@ -166,7 +166,7 @@ impl<D: Disk> Running<D> {
         }
         if has_deleted {
             if let Err(error) = self.disk.sync_dir(&self.writer.dir).await {
-                warn!(%error, "deletions may not be durable: they are repeated after a crash");
+                warn!(%error, "deletions may not be durable: a start after a crash repeats them");
             }
             self.update_gauges();
         }
@@ -182,10 +182,7 @@ impl<D: Disk> Running<D> {
         if self.writer.offsite.as_ref().is_some_and(|offsite| offsite.deleted(segment)) && events != Some(0) {
             self.writer.metrics.unuploaded_segments.inc();
             self.writer.metrics.unuploaded_events.inc_by(events.unwrap_or(0));
-            error!(
-                segment,
-                events, "a segment was deleted before it was uploaded: archive.max_bytes has no room for it"
-            );
+            error!(segment, events, "segment deleted before its upload: archive.max_bytes is reached");
         }
     }
 
@@ -217,10 +214,10 @@ impl<D: Disk> Running<D> {
                 info!(segment = segment.number, "segment deleted");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                warn!(segment = segment.number, "segment was gone already");
+                warn!(segment = segment.number, "segment was already deleted");
             }
             Err(error) => {
-                warn!(segment = segment.number, %error, "segment not deleted: it is tried again");
+                warn!(segment = segment.number, %error, "cannot delete a segment: retrying");
                 return false;
             }
         }

@@ -152,10 +152,7 @@ impl<D: Disk> Running<D> {
             }
             self.committed = Some(Instant::now());
             if !self.write_until_done(&mut batch).await {
-                warn!(
-                    frames = batch.len(),
-                    "stopped with frames that could not be written: their collectors keep them"
-                );
+                warn!(frames = batch.len(), "stopped with unwritten frames: their collectors keep them");
                 return;
             }
         }
@@ -391,7 +388,7 @@ impl<D: Disk> Running<D> {
         self.write_index(&mut active).await;
         // The preallocated rest is truncated; should this not reach the disk, the zeros are no records.
         if let Err(error) = self.disk.truncate(&active.file, active.offset).await {
-            warn!(segment = active.number, %error, "the rest of a closed segment was not freed");
+            warn!(segment = active.number, %error, "cannot truncate a closed segment");
         }
         let number = active.number;
         let file = self.retire(active, events).await;
@@ -417,7 +414,9 @@ impl<D: Disk> Running<D> {
                 self.writer.metrics.index_seconds.observe(started.elapsed().as_secs_f64());
                 self.writer.metrics.index_bytes.inc_by(length);
             }
-            Err(error) => warn!(segment = active.number, %error, "no index was written: the segment will be scanned"),
+            Err(error) => {
+                warn!(segment = active.number, %error, "cannot write a segment's index: queries scan the segment")
+            }
         }
     }
 
@@ -456,7 +455,7 @@ impl<D: Disk> Running<D> {
             changed
         });
         if changed && let ArchiveState::NotReady(reason) = state {
-            error!(reason, "archive not ready: nothing is acknowledged until it is");
+            error!(reason, "archive not ready: no frame is acknowledged until it is");
         }
     }
 }

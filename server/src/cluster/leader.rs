@@ -175,7 +175,7 @@ impl Leadership {
             && self.term_seen.swap(number, Ordering::Relaxed) != number
         {
             self.changes.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(leader = server, term = number, "another term of a leader began");
+            tracing::info!(leader = server, term = number, "new leader");
         }
     }
 }
@@ -297,7 +297,7 @@ impl Election {
             }
         }
         if let Some(error) = trouble.as_ref().filter(|_| self.trouble != trouble) {
-            tracing::warn!(error, "it is not known which server leads");
+            tracing::warn!(error, "cannot read which server leads");
         }
         self.trouble = trouble;
         // Not before there is an answer, or none in time: others may get their answer a moment later, and never too long.
@@ -418,7 +418,7 @@ impl Election {
         held.term.end();
         self.seen = None;
         self.leadership.set(None, None);
-        tracing::info!(term = held.term.number, reason, "this server does not lead any more");
+        tracing::info!(term = held.term.number, reason, "this server is no longer the leader");
         Some(held)
     }
 }

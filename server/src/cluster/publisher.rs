@@ -191,14 +191,14 @@ impl Publisher {
                         Ok(()) => {
                             failures = 0;
                             if self.link.set_trouble(None) {
-                                tracing::info!("the log of the servers takes messages");
+                                tracing::info!("publishing to the servers' log");
                             }
                         }
                         Err(error) => {
                             failures += 1;
                             retry_at = Instant::now() + RETRY_MAX.min(Duration::from_millis(50 << failures.min(5)));
                             if self.link.set_trouble(Some(error.clone())) {
-                                tracing::warn!(error, "the log of the servers takes no message");
+                                tracing::warn!(error, "cannot publish to the servers' log");
                             }
                         }
                     }
@@ -282,7 +282,7 @@ impl Publisher {
         let payload = match batch.encode() {
             Ok(payload) => payload,
             Err(error) => {
-                tracing::error!(%error, "a message to the other servers cannot be written");
+                tracing::error!(%error, "cannot encode a message to the other servers");
                 return;
             }
         };
@@ -294,10 +294,7 @@ impl Publisher {
             return;
         }
         if payload.len() > self.message_bytes_max {
-            tracing::error!(
-                bytes = payload.len(),
-                "an entry is larger than NATS takes, and is left out: raise max_payload"
-            );
+            tracing::error!(bytes = payload.len(), "entry dropped: larger than NATS accepts; raise max_payload");
             self.link.overflowed.fetch_add(1, Ordering::Relaxed);
         } else if self.waiting_bytes + payload.len() > self.waiting_bytes_max || self.has_overflowed {
             self.has_overflowed = true;
@@ -366,7 +363,7 @@ impl Publisher {
         link.messages_published.fetch_add(count as u64, Ordering::Relaxed);
         let before = link.published_seq.swap(landed.last, Ordering::AcqRel);
         if landed.first_new.is_some_and(|seq| seq <= before) {
-            tracing::warn!("the log of the servers has lost its end: what the archive has of it is published again");
+            tracing::warn!("the servers' log lost its end: republishing it from the archive");
             self.needs_healing = true;
         }
         if link.is_alone() {
@@ -380,7 +377,7 @@ impl Publisher {
                 link.set_caught_up(false);
                 link.set_alone(false);
                 link.rebuild.notify_one();
-                tracing::info!("the log is back: what was found alone is found again by what all servers say");
+                tracing::info!("the servers' log is back: findings are computed again from all servers' evidence");
             }
         }
         self.link.moved.notify_one();
@@ -421,7 +418,11 @@ impl Publisher {
         if !is_stuck && !is_unread {
             return;
         }
-        tracing::warn!(is_stuck, is_unread, "the log is away: this server goes on with what its own collectors say");
+        tracing::warn!(
+            is_stuck,
+            is_unread,
+            "the servers' log is unreachable: continuing with this server's own collectors"
+        );
         self.alone_until = None;
         self.link.set_alone(true);
         let alone = LogUpdate::Alone(self.names.server().to_owned());

@@ -95,7 +95,7 @@ impl Reader {
                         retry = RETRY_MIN;
                     }
                     if self.link.set_read_trouble(Some(error.clone())) {
-                        tracing::warn!(error, "the log of the servers cannot be read");
+                        tracing::warn!(error, "cannot read the servers' log");
                     }
                 }
                 Ok(()) | Err(End::Ended) => return,
@@ -204,7 +204,7 @@ impl Reader {
         self.link.set_caught_up(false);
         let is_lost = |at: Position| at.created_ns != created_ns || at.seq > last_seq;
         if self.was.is_some_and(is_lost) {
-            tracing::warn!("the log of the servers was lost: what the archive has of it is published again");
+            tracing::warn!("the servers' log was lost: republishing it from the archive");
             self.link.ask_for_healing();
         } else if let Some(was) = self.was.filter(|was| first_seq > was.seq + 1) {
             self.fell_behind(first_seq - was.seq - 1);
@@ -239,7 +239,7 @@ impl Reader {
     fn fell_behind(&self, missed: u64) {
         tracing::warn!(
             missed,
-            "this server fell behind the log, and reads anew what is left of it: raise cluster.max_bytes"
+            "this server fell behind the servers' log and reads the rest of it from the beginning: raise cluster.max_bytes"
         );
         self.link.fell_behind.fetch_add(1, Ordering::Relaxed);
     }
@@ -253,7 +253,7 @@ impl Reader {
                 let server = server.map_or("a server of another version", |server| server.as_str());
                 self.send(LogUpdate::Unread(server.to_owned(), at_ns))?;
                 if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::error!(%error, seq, "a message of another server cannot be read, and is left out");
+                    tracing::error!(%error, seq, "cannot decode a message of another server: skipped");
                 }
                 Ok(())
             }
@@ -304,7 +304,7 @@ impl Reader {
             .await
         };
         if let Err(error) = reading.await {
-            tracing::warn!(%error, "findings that are older than the servers' log are not known");
+            tracing::warn!(%error, "cannot read findings that are older than the servers' log");
         }
         Ok(passed_on?)
     }

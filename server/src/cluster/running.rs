@@ -159,7 +159,7 @@ impl Cluster {
     /// Waits until the log was read to its end, or cannot be had. True when it was read.
     pub async fn settle(&self) -> bool {
         if tokio::time::timeout(SETTLE_MAX, self.link.settled()).await.is_err() {
-            tracing::warn!("the log is read still: the archive's last minutes are published meanwhile");
+            tracing::warn!("still reading the servers' log: publishing the archive's last minutes meanwhile");
         }
         self.link.is_caught_up()
     }
@@ -248,11 +248,7 @@ async fn heal(
         link.cannot_heal.store(healed.is_err(), Ordering::Release);
         // What was not read is no doubt about what was found alone.
         if let Err(error) = healed {
-            tracing::error!(
-                error,
-                ?retry,
-                "what the log lacks cannot be published again yet: the archive cannot be read"
-            );
+            tracing::error!(error, ?retry, "cannot republish what the servers' log lacks: the archive is unreadable");
             tokio::select! {
                 () = tokio::time::sleep(retry) => {}
                 _ = ended.wait_for(|is| *is) => return,
@@ -265,7 +261,7 @@ async fn heal(
         }
         // What was found alone and is not confirmed by now is not so. Without a finder the server ends.
         let _ = finder.send(Message::FromLog(LogUpdate::Confirmed));
-        tracing::info!("what the log lacked was published again from the archive");
+        tracing::info!("republished from the archive what the servers' log lacked");
     }
 }
 

@@ -116,8 +116,8 @@ impl Figures {
             return;
         }
         match &trouble {
-            Some(error) => tracing::warn!(sink = self.sink, error, "findings are not delivered: it is tried again"),
-            None => tracing::info!(sink = self.sink, "findings are delivered again"),
+            Some(error) => tracing::warn!(sink = self.sink, error, "cannot deliver findings: retrying"),
+            None => tracing::info!(sink = self.sink, "delivering findings again"),
         }
         standing.trouble = trouble;
     }

@@ -151,7 +151,7 @@ impl Writer {
                 Err(error) => {
                     failures += 1;
                     if failures == 1 {
-                        tracing::warn!(%error, "findings are not kept beyond the servers' log");
+                        tracing::warn!(%error, "cannot keep findings beyond the servers' log");
                     }
                     tokio::time::sleep(doubled(BACK_OFF_MIN, failures - 1, BACK_OFF_MAX)).await;
                 }
@@ -220,11 +220,7 @@ impl Writer {
         for finding in findings {
             let Some(message) = written.message(finding) else { continue };
             if message.len() > log.max_payload().min(MESSAGE_BYTES_MAX) {
-                tracing::warn!(
-                    id = finding.id,
-                    bytes = message.len(),
-                    "a finding is too large to be kept in the servers' log"
-                );
+                tracing::warn!(id = finding.id, bytes = message.len(), "finding too large to keep in the servers' log");
                 continue;
             }
             let sent = log.context.publish(log.names.finding(&finding.id), Bytes::from(message)).await;

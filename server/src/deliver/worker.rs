@@ -259,7 +259,7 @@ impl<M: Marks> Worker<M> {
     fn put(&self, standing: &mut Standing, finding: Arc<Finding>, content: String) {
         if let Some(lost) = standing.queue.put(finding, content) {
             self.figures.lost.inc();
-            tracing::error!(finding = lost.finding.id, "there was no room for it before it could be delivered");
+            tracing::error!(finding = lost.finding.id, "delivery dropped: queue full");
         }
     }
 
@@ -385,7 +385,7 @@ impl<M: Marks> Worker<M> {
         known: &mut HashMap<String, Known>,
     ) -> Result<(), MarksError> {
         let id = &waiting.finding.id;
-        tracing::error!(finding = id, sink = self.sink.name(), %error, "it is not delivered: it was refused too often");
+        tracing::error!(finding = id, sink = self.sink.name(), %error, "delivery abandoned after repeated refusals");
         self.figures.refused.inc();
         let Some(mark) = known.get(id).map(|known| Mark { state: MarkState::Refused, ..known.mark.clone() }) else {
             return Ok(());

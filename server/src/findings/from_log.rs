@@ -219,7 +219,7 @@ impl Worker {
         let unresolved = log.doubts.keep(self.memory.clues.every_one().map(|noted| doubts::key(&noted.clue)));
         if unresolved > 0 {
             self.metrics.unresolved.inc_by(unresolved as u64);
-            tracing::warn!(unresolved, "what some findings lacked is not known, and never will be: they stay possible");
+            tracing::warn!(unresolved, "some findings stay possible: their missing evidence expired unread");
         }
     }
 

@@ -281,14 +281,13 @@ impl Writer {
 
     fn note_result(&mut self, result: &io::Result<()>) {
         match result {
-            Ok(()) if self.is_failing => tracing::info!("the journal of findings is written again"),
+            Ok(()) if self.is_failing => tracing::info!("writing the journal of findings again"),
             Ok(()) => {}
             Err(error) => {
                 self.file = None;
                 self.metrics.failures.inc();
                 if !self.is_failing {
-                    tracing::warn!(path = %self.paths[0].display(), %error, "the journal of findings cannot be written: \
-                        a restart forgets what is found meanwhile");
+                    tracing::warn!(path = %self.paths[0].display(), %error, "cannot write the journal of findings: a restart loses the findings made meanwhile");
                 }
             }
         }

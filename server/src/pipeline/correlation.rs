@@ -128,7 +128,7 @@ fn watch_finder(finder: InProcessBus, mut ended: watch::Receiver<bool>) -> Sign 
                 answer = answer => answer.unwrap_or(true),
             };
             if !is_there {
-                tracing::error!("the finder has ended: nothing is found until the server is started anew");
+                tracing::error!("the finder has ended: no findings until the server restarts");
                 drop(pulse);
                 return;
             }
@@ -156,7 +156,7 @@ fn start_journal(
             tracing::info!(findings = recorded.findings.len(), unreadable = recorded.unreadable, "findings restored");
             recorded.restore(store);
         }
-        Err(error) => tracing::warn!(%error, "the findings of earlier runs cannot be read"),
+        Err(error) => tracing::warn!(%error, "cannot read the findings of earlier runs"),
     }
     Journal::start(&config.archive.dir, store, metrics).map_err(PipelineError::Journal)
 }

@@ -214,7 +214,7 @@ pub(super) fn watch_memory(
             let resident = tapio_wire::program::process::resident_bytes();
             let is_short = memory.look(resident);
             if is_short != (short.get() == 1) {
-                tracing::warn!(is_short, resident, max_memory_mb, "memory is short, or is not any more");
+                tracing::warn!(is_short, resident, max_memory_mb, "memory pressure changed");
             }
             short.set(i64::from(is_short));
             ingest.set_memory_short(is_short);

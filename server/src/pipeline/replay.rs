@@ -47,15 +47,15 @@ pub(super) async fn open_archive(
         let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
         let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
         if let Err(error) = replay.correlator.drained_blocking() {
-            tracing::error!(%error, "the replay was not finished");
+            tracing::error!(%error, "replay not finished");
         }
         if let Some(cluster) = &cluster {
             cluster.end_replay();
         }
         if let Err(error) = finder.barrier() {
-            tracing::error!(%error, "the replay was not finished");
+            tracing::error!(%error, "replay not finished");
         }
-        tracing::info!(frames = replay.frames.load(Ordering::Relaxed), "the archive's last minutes were replayed");
+        tracing::info!(frames = replay.frames.load(Ordering::Relaxed), "replayed the archive's last minutes");
         Ok::<_, ArchiveError>(Arc::new(archive))
     });
     Ok(opened.await??)
@@ -100,7 +100,7 @@ pub(super) fn healer(config: &Config, correlate: &CorrelateConfig, window: Durat
         drained.map_err(|error| said(&error))?;
         if !effort.damages.is_empty() || effort.undecodable > 0 {
             let (damages, undecodable) = (effort.damages.len(), effort.undecodable);
-            tracing::warn!(damages, undecodable, "the archive is damaged: what is lost there is not published again");
+            tracing::warn!(damages, undecodable, "the archive is damaged: its lost frames are not republished");
         }
         Ok(())
     })
@@ -118,7 +118,7 @@ impl Replay {
         let frame = match Frame::decode(bytes) {
             Ok(frame) => Arc::new(frame),
             Err(error) => {
-                tracing::warn!(%error, seq = header.seq, "an archived frame cannot be replayed");
+                tracing::warn!(%error, seq = header.seq, "cannot replay an archived frame");
                 return;
             }
         };

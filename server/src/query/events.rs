@@ -102,7 +102,7 @@ impl EventSource {
         match history.before(choice.since_ns, choice.until_ns.unwrap_or(u64::MAX)) {
             Ok(fetched) => (fetched, None),
             Err(error) => {
-                tracing::warn!(%error, "archive.remote cannot be read: events come from this disk alone");
+                tracing::warn!(%error, "cannot read archive.remote: events come from this disk only");
                 (None, Some(error.to_string()))
             }
         }

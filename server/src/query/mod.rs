@@ -201,7 +201,7 @@ pub(crate) async fn watch(store: Arc<FindingStore>, since_ns: u64, had_ns: Optio
         let findings = match change {
             Ok(finding) => vec![finding],
             Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "a watcher is slow; it is sent the latest versions");
+                tracing::warn!(missed, "slow watcher: it gets the latest versions only");
                 store.changed_after(sent_ns)
             }
             Err(RecvError::Closed) => return,

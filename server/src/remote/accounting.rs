@@ -54,7 +54,9 @@ impl Accounting {
                         self.metrics.set_elsewhere(in_remote, missing);
                         (known, age) = (claimed, Duration::ZERO);
                     }
-                    Err(error) => warn!(%error, "whether archive.remote has what is elsewhere is not known yet"),
+                    Err(error) => {
+                        warn!(%error, "cannot check whether archive.remote has the events acknowledged elsewhere")
+                    }
                 }
             }
             sleep(LOOK_INTERVAL).await;

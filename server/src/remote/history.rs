@@ -79,7 +79,7 @@ impl History {
         };
         self.read_bytes.inc_by(fetched.fetched_bytes);
         let (segments, bytes, read_bytes) = (fetched.segments, fetched.bytes, fetched.fetched_bytes);
-        info!(segments, bytes, read_bytes, "a request about the past reads archive.remote");
+        info!(segments, bytes, read_bytes, "reading archive.remote for a request about the past");
         Ok(Some(fetched))
     }
 }

@@ -94,7 +94,7 @@ impl TableWriter {
     pub fn stop(self, grace: Duration) {
         let _ = self.stop.try_send(());
         if self.ended.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
-            warn!("the last tables were not written in time: `tapio-server archive export` makes them");
+            warn!("last tables not written in time: `tapio-server archive export` makes them");
         }
     }
 }
@@ -128,7 +128,7 @@ impl Work {
                     self.metrics.parquet_failures.inc();
                     let pause = backoff.pause();
                     let again = human_duration(pause.as_nanos() as u64);
-                    warn!(%error, again, "no tables are written; segments are uploaded all the same");
+                    warn!(%error, again, "cannot write tables; segments are still uploaded");
                     pause
                 }
             };
@@ -138,7 +138,7 @@ impl Work {
             }
         }
         if let Err(error) = self.pass(true) {
-            warn!(%error, "the last tables were not written: `tapio-server archive export` makes them");
+            warn!(%error, "last tables not written: `tapio-server archive export` makes them");
         }
     }
 
@@ -208,7 +208,7 @@ impl Work {
             *outcome = Err(error);
         } else {
             self.metrics.parquet_failures.inc();
-            warn!(%error, "no tables of this segment or of findings are written");
+            warn!(%error, "cannot write tables of this segment or of findings");
         }
     }
 

@@ -166,7 +166,10 @@ impl Work {
         let left = offsite.backlog();
         if left.segments > 0 {
             let bytes = human_bytes(left.bytes);
-            warn!(segments = left.segments, bytes, "not uploaded: this disk alone has them until the next start");
+            warn!(
+                segments = left.segments,
+                bytes, "segments not uploaded: only this disk has them until the next start"
+            );
         }
     }
 
@@ -187,7 +190,7 @@ impl Work {
                     self.metrics.failures.inc();
                     let pause = backoff.pause();
                     let again = human_duration(pause.as_nanos() as u64);
-                    warn!(%error, again, "nothing is uploaded: segments stay on this disk, up to archive.max_bytes");
+                    warn!(%error, again, "cannot upload segments: they stay on this disk, up to archive.max_bytes");
                     Some(pause)
                 }
             };
@@ -238,7 +241,7 @@ impl Work {
         let segments = listed.get(&label).into_iter().flatten();
         let known: BTreeMap<_, _> =
             segments.map(|(&number, listed)| (number, (listed.name.file(), listed.bytes))).collect();
-        info!(url = self.store.url, life = name, segments = known.len(), "the remote archive is reached");
+        info!(url = self.store.url, life = name, segments = known.len(), "connected to the remote archive");
         Ok(Life { name, folder, known })
     }
 
@@ -270,7 +273,7 @@ impl Work {
             let server = format!("{}/{}", self.server, life.name);
             let error = RemoteError::Collision { server, name, found };
             self.metrics.collisions.inc();
-            error!(%error, "nothing was overwritten: this archive goes on under a new name");
+            error!(%error, "the remote archive has other contents under this name: continuing under a new name, nothing overwritten");
             life.name = life::renew(&self.dir).map_err(local)?;
             life.folder = names::folder(&self.store.root, &self.cluster, &self.server, &life.name);
             life.known.clear();

@@ -24,7 +24,7 @@ pub fn raise_limit() -> Result<Raised, Errno> {
 pub fn raise_limit_and_log() {
     match raise_limit() {
         Ok(Raised { before, now }) => tracing::info!(before, now, "the limit of open files"),
-        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 

@@ -119,7 +119,7 @@ async fn attend<A, F, B>(
 {
     let timeout_ms = u32::try_from(bounds.write_timeout.as_millis()).unwrap_or(u32::MAX);
     if let Err(error) = stream.set_nodelay(true).and_then(|()| Ok(set_tcp_user_timeout(&stream, timeout_ms)?)) {
-        tracing::debug!(%peer, %error, "an HTTP connection has gone already");
+        tracing::debug!(%peer, %error, "the HTTP connection has already closed");
         return;
     }
     let service = service_fn(|request| {
@@ -136,7 +136,7 @@ async fn attend<A, F, B>(
     let mut outcome = tokio::select! {
         outcome = connection.as_mut() => Some(outcome),
         () = place.evicted.notified() => {
-            tracing::debug!(%peer, "an HTTP connection without a request makes room for another");
+            tracing::debug!(%peer, "closed an idle HTTP connection to accept another");
             return;
         }
         () = ended(&mut end) => None,

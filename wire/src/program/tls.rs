@@ -196,12 +196,12 @@ impl<F: FromFiles> Watched<F> {
                 state.expires = expires;
                 state.problem = None;
                 state.changes += 1;
-                tracing::info!(expires_unix = expires, "TLS files have changed: the next handshakes use the new ones");
+                tracing::info!(expires_unix = expires, "TLS files reloaded: the next handshakes use them");
             }
             Err(error) => {
                 let problem = error.to_string();
                 if state.problem.as_ref() != Some(&problem) {
-                    tracing::error!(error = problem, "TLS files cannot be used; the last good ones are kept");
+                    tracing::error!(error = problem, "TLS files are unusable: keeping the previous ones");
                 }
                 state.problem = Some(problem);
             }

@@ -48,7 +48,7 @@ impl TokenFile {
             Ok(header) => *last = Last { header, is_stale: false },
             Err(error) => {
                 if !last.is_stale {
-                    tracing::error!(%error, "the last good token is used");
+                    tracing::error!(%error, "cannot read the token file: using the last good token");
                 }
                 last.is_stale = true;
             }

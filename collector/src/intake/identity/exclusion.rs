@@ -40,7 +40,7 @@ impl Exclusion {
             (Ok(()), true) => drop(self.excluded.insert(id)),
             (Ok(()), false) => drop(self.excluded.remove(&id)),
             (Err(error), _) => {
-                tracing::warn!(%error, cgroup = id, is_excluded, "the probes take no more excluded cgroups")
+                tracing::warn!(%error, cgroup = id, is_excluded, "the probes' table of excluded cgroups is full")
             }
         }
     }

@@ -67,6 +67,6 @@ pub(super) fn delete(path: &Path) {
     if let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(%error, path = %path.display(), "a file of the spool cannot be deleted");
+        tracing::warn!(%error, path = %path.display(), "cannot delete a file of the spool");
     }
 }

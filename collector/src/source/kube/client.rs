@@ -202,7 +202,7 @@ impl Access {
     pub async fn renew(&self) {
         match connect(&self.section).await {
             Ok(client) => *self.client.write().unwrap_or_else(PoisonError::into_inner) = client,
-            Err(error) => tracing::warn!(%error, "the credentials for the API server cannot be read again"),
+            Err(error) => tracing::warn!(%error, "cannot reload the credentials for the API server"),
         }
     }
 

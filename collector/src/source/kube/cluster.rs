@@ -77,7 +77,7 @@ async fn always<F: Follower>(context: &Context, resource: Resource, mut follower
             tracing::warn!(
                 what = resource.what,
                 path = resource.path,
-                "this API server has none; the others are watched"
+                "resource not served by this API server; the other watches continue"
             );
         }
         tokio::time::sleep(ABSENT_PAUSE).await;
@@ -89,7 +89,7 @@ async fn endpoints(context: &Context, services: &Arc<Mutex<ServiceTable>>, exclu
     let slices = Resource::new("endpointslices", "/apis/discovery.k8s.io/v1/endpointslices");
     let node = &context.node;
     follow(context, &slices, &mut Slices::new(Arc::clone(node), Arc::clone(services), excludes_system)).await;
-    tracing::info!("this API server has no EndpointSlices of version 1; Endpoints are watched instead");
+    tracing::info!("this API server has no EndpointSlices of version 1: watching Endpoints instead");
     always(context, Resource::new("endpoints", "/api/v1/endpoints"), || {
         CoreEndpointsOf::new(Arc::clone(node), Arc::clone(services), excludes_system)
     })

@@ -117,7 +117,10 @@ impl Election {
                     term.send_if_modified(|term| {
                         let is_new = term.is_none();
                         if is_new {
-                            tracing::info!(identity = self.identity, "this collector watches the cluster's objects");
+                            tracing::info!(
+                                identity = self.identity,
+                                "acquired the Lease: watching the cluster's objects"
+                            );
                             *term = Some(Term { since_ns });
                         }
                         is_new
@@ -125,7 +128,7 @@ impl Election {
                 }
                 Ok(None) => self.lose(&term, "another holds the Lease"),
                 Err(trouble) => {
-                    tracing::debug!(%trouble, "the Lease cannot be had");
+                    tracing::debug!(%trouble, "cannot acquire the Lease");
                     if matches!(trouble, Trouble::Unauthorized) {
                         self.access.renew().await;
                     }
@@ -151,7 +154,11 @@ impl Election {
     fn lose(&mut self, term: &watch::Sender<Option<Term>>, reason: &str) {
         self.renewed = None;
         if term.send_replace(None).is_some() {
-            tracing::info!(identity = self.identity, reason, "this collector no longer watches the cluster's objects");
+            tracing::info!(
+                identity = self.identity,
+                reason,
+                "lost the Lease: no longer watching the cluster's objects"
+            );
         }
     }
 
@@ -279,6 +286,6 @@ pub async fn release(access: &Access, namespace: &str, identity: &str) {
     spec.holder_identity = None;
     spec.renew_time = Some(MicroTime(Timestamp::now()));
     if let Err(error) = leases.replace(LEASE, &PostParams::default(), &lease).await {
-        tracing::debug!(%error, "the Lease is left to run out");
+        tracing::debug!(%error, "cannot release the Lease: it expires by itself");
     }
 }

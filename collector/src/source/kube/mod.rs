@@ -157,7 +157,7 @@ impl KubeSource {
         if self.state.is_leader.swap(false, Ordering::Relaxed) {
             let released = lease::release(&self.access, &namespace, &identity);
             if tokio::time::timeout(RELEASE_TIMEOUT, released).await.is_err() {
-                tracing::debug!("the Lease is left to run out");
+                tracing::debug!("cannot release the Lease: it expires by itself");
             }
         }
         heard.close();
@@ -191,7 +191,7 @@ impl KubeSource {
                 self.section.stuck_after,
             );
             watch::follow(context, &resource, &mut follower).await;
-            tracing::warn!("what answers as the API server has no pods");
+            tracing::warn!("this endpoint does not serve pods: it is not a Kubernetes API server");
             tokio::time::sleep(cluster::ABSENT_PAUSE).await;
         }
     }

@@ -205,7 +205,7 @@ pub async fn follow<F: Follower>(context: &Context, resource: &Resource, followe
                 None => backoff.pause(),
             };
             if backoff.failures() == REPORTED_FAILURES {
-                tracing::warn!(what = resource.what, "cannot be watched for a while; it is tried again and again");
+                tracing::warn!(what = resource.what, "watch keeps failing: retrying");
             }
             tokio::time::sleep(pause).await;
         }
@@ -263,7 +263,7 @@ impl<F: Follower> Watch<'_, F> {
         if self.resource.is_small && !matches!(trouble, Trouble::Expired) {
             context.status.waits_for(format!("waiting for the API server ({what}): {trouble}"));
         }
-        tracing::debug!(what, %trouble, "a watch is interrupted");
+        tracing::debug!(what, %trouble, "watch interrupted");
         let mut asked = None;
         match trouble {
             Trouble::Expired if self.has_listed => {
@@ -279,7 +279,7 @@ impl<F: Follower> Watch<'_, F> {
             Trouble::Absent => self.version = None,
             Trouble::Forbidden(reason) => {
                 if failures == 0 {
-                    tracing::warn!(what, reason, "may not be read; see docs/kubernetes.md");
+                    tracing::warn!(what, reason, "RBAC denies reading this resource; see docs/kubernetes.md");
                 }
                 asked = Some(FORBIDDEN_PAUSE);
             }
@@ -356,7 +356,7 @@ impl<F: Follower> Watch<'_, F> {
                     let forgotten: usize =
                         self.states.values_mut().map(|state| usize::from(follower.forget(state))).sum();
                     if forgotten > 0 {
-                        tracing::debug!(what = self.resource.what, forgotten, "a new stream: listed and reported again");
+                        tracing::debug!(what = self.resource.what, forgotten, "new stream: relisting resources");
                         self.version = None;
                         return Ok("closed");
                     }

@@ -139,7 +139,7 @@ impl SystemdSource {
                 backoff.reset();
             }
             if reporter.lost(&reason) {
-                tracing::warn!(reason, "systemd's changes are not heard");
+                tracing::warn!(reason, "lost the connection to systemd");
             }
             self.status.waits_for(format!("waiting for the system bus: {reason}"));
             let wait = backoff.pause();
@@ -213,7 +213,7 @@ impl Reporter {
     /// Changes are heard again, and a list has shown what is there now.
     fn resumed(&mut self, found_gone: usize) {
         if let Some((from_ns, reason)) = self.lost.take() {
-            tracing::info!(reason, found_gone, "systemd's changes are heard again");
+            tracing::info!(reason, found_gone, "connected to systemd again");
             let found_gone = u32::try_from(found_gone).unwrap_or(u32::MAX);
             self.pending.push_back(Pending::Gap { reason, from_ns, until_ns: boottime_ns(), found_gone });
         }

@@ -212,7 +212,7 @@ impl<'a> Session<'a> {
                     }
                     // The unit is gone again, or has none.
                     Err(error) => {
-                        tracing::debug!(unit, %error, "no properties");
+                        tracing::debug!(unit, %error, "cannot read unit properties");
                         self.units.answer(&unit, None, now);
                     }
                 }
