@@ -30,19 +30,19 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Parser)]
 #[command(name = "tapio-collector", version)]
 struct Arguments {
-    /// The configuration, YAML; without it, the defaults.
+    /// Configuration file (YAML); default: every key at its default.
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// A server's host:port, instead of grpc.server_endpoints; may be repeated.
+    /// Server address (host:port), instead of grpc.server_endpoints; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     server: Vec<String>,
-    /// The least that is logged, instead of logging.level.
+    /// Minimum log level, instead of logging.level.
     #[arg(long, value_name = "LEVEL", ignore_case = true, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
-    /// The kernel's type information, instead of /sys/kernel/btf/vmlinux.
+    /// Kernel type information (BTF) file, instead of /sys/kernel/btf/vmlinux.
     #[arg(long, value_name = "FILE", env = "TAPIO_BTF", global = true)]
     btf: Option<PathBuf>,
-    /// Run with the sources that work here, and say which do not and why, instead of failing.
+    /// Run with the sources that work here and report the others, instead of failing.
     #[arg(long)]
     allow_missing_sources: bool,
     #[command(subcommand)]
@@ -51,17 +51,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Load every probe and say what became of it on this kernel.
+    /// Load every probe and report whether it works on this kernel.
     Probes {
-        /// One JSON object a line.
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// Check a configuration (--config FILE) and start nothing; exit code 2 when it is refused
+    /// Check a configuration (--config FILE) without starting anything; exit code 2 if it is invalid
     Check,
-    /// Print a configuration with every key at its default and what it means
+    /// Print a configuration with every key, its default and its meaning
     Config {
-        /// The keys as Markdown tables instead
+        /// Print Markdown tables of the keys instead
         #[arg(long)]
         reference: bool,
     },

@@ -79,7 +79,7 @@ fn the_roles_grant_what_the_code_uses_except_secrets() {
     assert_eq!(rights(&object("Role")), own);
     assert!(
         asked.iter().any(|right| is_secret(&right)),
-        "secrets are not asked for any more: mend the manifests' comments"
+        "secrets are not asked for any more: fix the manifests' comments"
     );
     for rule in object("Role")["rules"].as_array().expect("rules") {
         let named = strings(&rule["resourceNames"]);

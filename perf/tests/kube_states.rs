@@ -137,7 +137,7 @@ fn pods_that_do_not_start_are_explained_until_they_do() {
         assert!(answer.contains("State now"), "{subject}: {answer}");
     }
 
-    // What was missing is made; what cannot be mended is taken away.
+    // What was missing is created; what cannot be fixed is deleted.
     namespace.apply(vec![
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}}),
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}, "stringData": {"a": "b"}}),

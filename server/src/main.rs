@@ -31,25 +31,25 @@ use tracing_subscriber::EnvFilter;
                   Of archive and replay: 3 when damage or differences were found."
 )]
 struct Arguments {
-    /// The configuration, YAML; without it, the defaults.
+    /// Configuration file (YAML); default: every key at its default.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to listen, instead of server.address.
+    /// Address to listen on, instead of server.address.
     #[arg(long, value_name = "IP")]
     address: Option<IpAddr>,
-    /// The gRPC port, instead of server.port.
+    /// gRPC port, instead of server.port.
     #[arg(long)]
     port: Option<u16>,
-    /// NATS with JetStream that all servers share, instead of cluster.url.
+    /// URL of the NATS with JetStream that all servers share, instead of cluster.url.
     #[arg(long, value_name = "URL", env = "TAPIO_CLUSTER_URL")]
     cluster_url: Option<String>,
-    /// The user at NATS, instead of cluster.user.
+    /// NATS user, instead of cluster.user.
     #[arg(long, value_name = "NAME", env = "TAPIO_CLUSTER_USER", requires = "cluster_password_file")]
     cluster_user: Option<String>,
-    /// The file with the user's password, instead of cluster.password_file.
+    /// File with the NATS user's password, instead of cluster.password_file.
     #[arg(long, value_name = "FILE", env = "TAPIO_CLUSTER_PASSWORD_FILE")]
     cluster_password_file: Option<PathBuf>,
-    /// The least that is logged, instead of logging.level.
+    /// Minimum log level, instead of logging.level.
     #[arg(long, value_name = "LEVEL", ignore_case = true, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
     #[command(subcommand)]
@@ -58,23 +58,23 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check, sum up or print an archive; also beside the server that writes it
+    /// Check, summarize, copy, export or print an archive, even while a server writes it
     #[command(subcommand)]
     Archive(ArchiveCommand),
-    /// Run an archive through the patterns again, faster than it happened, and print what is found
+    /// Run an archive through the patterns again, faster than real time, and print the findings
     Replay(ReplayArguments),
     /// Check a configuration and the patterns that it names, and start nothing; exit code 2 when they are refused
     Check {
-        /// The configuration, YAML
+        /// Configuration file (YAML)
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// A directory of patterns, instead of correlation.patterns
+        /// Directory of patterns, instead of correlation.patterns
         #[arg(long, value_name = "DIR")]
         patterns: Option<PathBuf>,
     },
-    /// Print a configuration with every key at its default and what it means
+    /// Print a configuration with every key, its default and its meaning
     Config {
-        /// The keys as Markdown tables instead
+        /// Print Markdown tables of the keys instead
         #[arg(long)]
         reference: bool,
     },

@@ -62,7 +62,7 @@ pub struct ClusterTls {
     /// This server's certificate chain, where NATS wants to see one.
     #[schemars(example = "/etc/tapio/nats/server.pem")]
     pub cert: Option<PathBuf>,
-    /// Its key.
+    /// Private key of the client certificate.
     #[schemars(example = "/etc/tapio/nats/server.key")]
     pub key: Option<PathBuf>,
 }

@@ -15,31 +15,31 @@ use crate::render;
 pub struct CatArguments {
     #[command(flatten)]
     source: Source,
-    /// Events from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    /// Only events since: an age (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// Events up to then
+    /// Only events until: an age or a date, as in --since
     #[arg(long, value_name = "WHEN")]
     until: Option<String>,
-    /// Of this node
+    /// Only events of this node
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
-    /// Of pods in this namespace
+    /// Only events of pods in this namespace
     #[arg(long, short, value_name = "NAMESPACE", value_parser = NonEmptyStringValueParser::new())]
     namespace: Option<String>,
-    /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
+    /// Only events of this pod (name, NAMESPACE/NAME or uid) and its containers
     #[arg(long, value_name = "POD", value_parser = NonEmptyStringValueParser::new())]
     pod: Option<String>,
-    /// Of entities with this in their name, of this id, or of the container whose id begins so
+    /// Only events of entities whose name contains this, whose id is this, or whose container id begins with this
     #[arg(long, value_name = "ENTITY", value_parser = NonEmptyStringValueParser::new())]
     entity: Option<String>,
-    /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
+    /// Only these event kinds, separated by commas: oom, exit, signal, kube_event, …
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     kind: Vec<String>,
-    /// At most so many; 0 for all
+    /// Maximum number of rows; 0 for all
     #[arg(long, default_value_t = 0)]
     limit: u64,
-    /// JSON, one object a line
+    /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
 }

@@ -26,25 +26,25 @@ use crate::remote::{self, Mark, RemoteSection, TableStore};
 pub struct ExportArguments {
     #[command(flatten)]
     directory: Directory,
-    /// Where the tables go: a folder, or a URL as archive.remote.url. What is there already is not made again
+    /// Target of the tables: a directory, or a URL as archive.remote.url. Existing tables are not written again
     #[arg(long, value_name = "DIR|URL")]
     to: String,
-    /// Segments with events from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    /// Only segments with events since: an age (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// Segments with events up to then
+    /// Only segments with events until: an age or a date, as in --since
     #[arg(long, value_name = "WHEN")]
     until: Option<String>,
-    /// Of a directory: the cluster's name in the paths of files; default: that of --config, or `default`
+    /// With a directory: the cluster's name in the paths of files; default: that of --config, or `default`
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
-    /// Of a directory: the server's name in the ledger; default: that of --config, or this machine's
+    /// With a directory: the server's name in the ledger; default: that of --config, or this machine's
     #[arg(long, value_name = "NAME")]
     server: Option<String>,
-    /// Export again what is there already
+    /// Write existing tables again
     #[arg(long)]
     again: bool,
-    /// Leave the table of findings out. It is made of the stored findings of a directory; of a remote archive by a replay
+    /// Omit the table of findings. It has a directory's stored findings, or the findings of a replay of a remote archive
     #[arg(long)]
     no_findings: bool,
 }
@@ -245,7 +245,7 @@ fn findings(source: &Source, folders: &[Folder], wanted: &Selection) -> Result<V
     Ok(found)
 }
 
-/// As correlation.analysis_window.
+/// Analysis window, as correlation.analysis_window.
 const REPLAY_WINDOW: Duration = Duration::from_secs(300);
 
 /// The same findings have the same name, so that an export that is repeated replaces its files.

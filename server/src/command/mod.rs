@@ -42,7 +42,7 @@ pub use source::Source;
 pub struct Directory {
     #[command(flatten)]
     source: Source,
-    /// JSON, one object a line
+    /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
 }
@@ -50,16 +50,16 @@ pub struct Directory {
 /// `tapio-server archive …`
 #[derive(Subcommand)]
 pub enum ArchiveCommand {
-    /// Check every record of every segment and index; exit code 3 when acknowledged bytes are damaged
+    /// Check every record of every segment and index; exit code 3 if acknowledged bytes are damaged
     Verify(Directory),
-    /// Sum up: time range, nodes, epochs, events by kind, compression
+    /// Summarize: time range, nodes, epochs, events by kind, compression
     Stat(Directory),
     /// Print events
     Cat(CatArguments),
-    /// Copy an archive, also one that a server is writing, to a directory that is new or empty; exit code 3 when what was
-    /// acknowledged is damaged in it
+    /// Copy an archive (a server may be writing it) to a new or empty directory; exit code 3 if acknowledged events in it are
+    /// damaged
     Copy(CopyArguments),
-    /// Write an archive as Parquet, for SQL (docs/sql.md); exit code 3 when what was acknowledged is damaged in it
+    /// Write an archive as Parquet, for SQL (docs/sql.md); exit code 3 if acknowledged events are damaged
     Export(ExportArguments),
 }
 

@@ -29,22 +29,22 @@ const FINDINGS_MAX: usize = 100_000;
 pub struct ReplayArguments {
     #[command(flatten)]
     source: Source,
-    /// Frames from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    /// Only frames since: an age (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// Frames up to then
+    /// Only frames until: an age or a date, as in --since
     #[arg(long, value_name = "WHEN")]
     until: Option<String>,
-    /// A directory with patterns beside the built-in ones, as correlation.patterns
+    /// Directory with patterns besides the built-in ones, as correlation.patterns
     #[arg(long, value_name = "DIR")]
     patterns: Option<PathBuf>,
-    /// Compare with the findings that the server has stored; exit code 3 when they differ
+    /// Compare with the findings that the server has stored; exit code 3 if they differ
     #[arg(long)]
     diff: bool,
-    /// As correlation.analysis_window
+    /// Analysis window, as correlation.analysis_window
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = tapio_wire::program::units::parse_duration)]
     window: Duration,
-    /// JSON, one object a line
+    /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
 }

@@ -15,17 +15,17 @@ use crate::remote::{self, CACHE_BYTES_DEFAULT, Fetch, Label, RemoteSection, View
 /// What to read.
 #[derive(Args)]
 pub struct Source {
-    /// The archive's directory: archive.dir of the configuration. Or a remote archive: archive.remote.url, or one below it
+    /// Directory of the archive (archive.dir), or URL of a remote archive (archive.remote.url, or one below it)
     #[arg(value_name = "DIR|URL")]
     dir: PathBuf,
-    /// Of a remote archive: the server's configuration, whose archive.remote says how to reach it. Credentials may be in the
-    /// environment instead
+    /// With a remote archive: the server's configuration, whose archive.remote says how to reach it. Credentials may be in
+    /// the environment instead
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Of a remote archive: where fetched segments are kept, so that they are not fetched again
+    /// With a remote archive: the cache of fetched segments
     #[arg(long, value_name = "DIR", default_value = "/var/tmp/tapio-cache")]
     cache: PathBuf,
-    /// Of a remote archive: what the cache may hold
+    /// With a remote archive: the maximum size of the cache
     #[arg(long, value_name = "BYTES", default_value_t = CACHE_BYTES_DEFAULT, value_parser = parse_bytes)]
     cache_bytes: u64,
 }

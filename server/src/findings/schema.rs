@@ -121,7 +121,7 @@ pub struct StepFile {
     pub within: Option<Time>,
     /// At least so long after the step before it that was found.
     pub after_at_least: Option<Time>,
-    /// Of an absent step before the anchor: what came within so long of the next step that was found, before or after, does not count.
+    /// With an absent step before the anchor: an event this close to the next step that was found, before or after it, does not count.
     pub apart: Option<Time>,
     /// May be stamped so much earlier than the step before it.
     pub slack: Option<Time>,

@@ -39,10 +39,10 @@ pub struct ClientFiles {
     /// The certificates of the CA that signs the servers'.
     #[schemars(example = "/etc/tapio/tls/ca.pem")]
     pub ca: PathBuf,
-    /// The own certificate chain, for a server that wants to see one.
+    /// Client certificate chain, for a server that asks for one (PEM).
     #[schemars(example = "/etc/tapio/tls/collector.pem")]
     pub cert: Option<PathBuf>,
-    /// Its key.
+    /// Private key of the client certificate (PEM).
     #[schemars(example = "/etc/tapio/tls/collector.key")]
     pub key: Option<PathBuf>,
     /// The name in the server's certificate; default: the endpoint's host.
@@ -57,7 +57,7 @@ pub struct ServerFiles {
     /// The certificate chain.
     #[schemars(example = "/etc/tapio/tls/server.pem")]
     pub cert: PathBuf,
-    /// Its key.
+    /// Private key of the client certificate (PEM).
     #[schemars(example = "/etc/tapio/tls/server.key")]
     pub key: PathBuf,
     /// The certificates of the CA that signs the clients'; with it, a client without a certificate is refused.

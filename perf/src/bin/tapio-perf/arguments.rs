@@ -14,7 +14,7 @@ use tapio_perf::load::generator::Pace;
 use tapio_perf::processes::collector::Resources;
 use tapio_wire::program::units::{parse_bytes, parse_duration};
 
-/// Loads Tapio, measures it, and makes faults for it to find.
+/// Loads Tapio, measures it, and causes faults for it to find.
 #[derive(Parser)]
 #[command(version)]
 pub struct Arguments {
@@ -26,17 +26,17 @@ pub struct Arguments {
 pub enum Command {
     /// Simulate nodes: real collectors fed through rings, a real server, and a check that every event is accounted for
     Load(LoadArguments),
-    /// Make a fault for real, in throw-away cgroups of this host (needs root)
+    /// Cause a real fault, in throw-away cgroups of this host (needs root)
     Inject(InjectArguments),
     /// Measure what the probes cost on this kernel: each on a loop that fires it, and all together (needs root)
     Probes(ProbesArguments),
-    /// Say how many servers, how much CPU, memory, disk and network a cluster asks for, from what events cost on this machine
+    /// Estimate servers, CPU, memory, disk and network of a cluster from what events cost on this machine
     Capacity(CapacityArguments),
     /// Fork, exec and connect at this machine's limit under real probes, and check that every event is accounted for (needs root)
     Storm(StormArguments),
     /// Let containers flood this node with process events, and check that deaths of others are still found (needs root)
     Flood(FloodArguments),
-    /// Cause deaths of every kind and check what is said of them: nothing may be explained wrongly with certainty (needs root)
+    /// Cause deaths of every kind and check their findings: none may be wrong and certain (needs root)
     Truth(TruthArguments),
     #[command(name = victim::COMMAND, hide = true, subcommand)]
     Victim(Victim),
@@ -61,7 +61,7 @@ pub struct LoadArguments {
     pub duration: Duration,
     #[arg(long, value_enum, default_value_t = ProfileName::Mixed)]
     pub profile: ProfileName,
-    /// Beside these, so many clues a second over all nodes: processes of the containers are killed, crash, run out of memory
+    /// Additional clues a second over all nodes: processes of the containers are killed, crash, run out of memory
     #[arg(long, value_name = "RATE", value_parser = clue_rate)]
     pub clues: Option<f64>,
     /// host:port of a running server; without it, one is started and stopped
@@ -69,7 +69,7 @@ pub struct LoadArguments {
     pub server: Option<String>,
     #[command(flatten)]
     pub several: SeveralArguments,
-    /// Run without the servers' log and with it in turn, so many times each, and say what it costs acknowledgements
+    /// Run this many times without the servers' log and with it, in turn, and report what it costs acknowledgements
     #[arg(
         long,
         value_name = "ROUNDS",
@@ -86,28 +86,28 @@ pub struct LoadArguments {
     /// Size of each node's ring: a power of two
     #[arg(long, default_value = "8MiB", value_parser = parse_bytes)]
     pub ring: u64,
-    /// The same seed makes the same events
+    /// Seed of the events: the same seed makes the same events
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// grpc.batch_timeout of the collectors, like 100ms; default: theirs
     #[arg(long, value_parser = checked_duration)]
     pub batch_timeout: Option<String>,
-    /// The CPU budget that each collector's governor holds, thousandths of a core; 0 for none
+    /// CPU budget of each collector's governor, thousandths of a core; 0 for none
     #[arg(long, default_value_t = Resources::default().max_cpu_milli)]
     pub max_cpu_milli: u64,
-    /// The memory budget of each collector
+    /// Memory budget of each collector
     #[arg(long, default_value_t = Resources::default().max_memory_mb)]
     pub max_memory_mb: u64,
-    /// A source that each collector runs beside its ring; may be repeated (ebpf needs root; k8s goes by KUBECONFIG)
+    /// Source that each collector runs beside its ring; may be repeated (ebpf needs root; k8s uses KUBECONFIG)
     #[arg(long, value_parser = ["ebpf", "systemd", "k8s"])]
     pub also: Vec<String>,
-    /// Name of the only node, where it is to be that of a real one, whose pods are then watched; default: one of this run
+    /// Name of the only node, to watch the pods of a real node; default: a name of this run
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub node_name: Option<String>,
-    /// A further line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
+    /// Additional line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
     #[arg(long, value_name = "YAML", conflicts_with = "server")]
     pub server_config: Vec<String>,
-    /// Where tapio-collector and tapio-server are; default: beside this program
+    /// Directory of tapio-collector and tapio-server; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Report as JSON
@@ -118,10 +118,10 @@ pub struct LoadArguments {
 /// How many servers are started.
 #[derive(Args, Clone, Copy)]
 pub struct SeveralArguments {
-    /// Start so many servers, which share a log in a nats-server of their own; nodes ship to them round robin
+    /// Number of servers to start; they share a log in their own nats-server, and nodes ship to them round robin
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=10))]
     pub servers: Option<u8>,
-    /// Let them share no log
+    /// Start the servers without a shared log
     #[arg(long, requires = "servers")]
     pub without_log: bool,
 }
@@ -148,15 +148,15 @@ pub fn checked_duration(text: &str) -> Result<String, String> {
 #[derive(Args)]
 pub struct InjectArguments {
     pub fault: Fault,
-    /// The limit of a container that runs out of memory
+    /// Memory limit of a container that runs out of memory
     #[arg(long, default_value = "64MiB", value_parser = parse_bytes)]
     pub memory: u64,
-    /// How long cgroups outlive the victim, for those who look at them
+    /// Time that cgroups outlive the victim
     #[arg(long, default_value = "200ms", value_parser = parse_duration)]
     pub keep_time: Duration,
     #[arg(long, default_value_t = 1)]
     pub repeat: usize,
-    /// Between two injections
+    /// Time between two injections
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     pub interval: Duration,
     /// host:port of the server whose findings are measured
@@ -167,7 +167,7 @@ pub struct InjectArguments {
     pub measure: bool,
     #[command(flatten)]
     pub several: SeveralArguments,
-    /// Measure without the servers' log and with it in turn, so many turns each of --repeat injections
+    /// Measure without the servers' log and with it in turn: this many turns, each of --repeat injections
     #[arg(
         long,
         value_name = "TURNS",
@@ -185,19 +185,19 @@ pub struct InjectArguments {
 
 #[derive(Args)]
 pub struct ProbesArguments {
-    /// All measurements together; each has at least three rounds, however long they take
+    /// Duration of all measurements together; each has at least three rounds, however long they take
     #[arg(long, default_value = "2m", value_parser = parse_duration)]
     pub duration: Duration,
-    /// An uninterrupted stretch of operations
+    /// Duration of an uninterrupted run of operations
     #[arg(long, default_value = "50ms", value_parser = parse_duration)]
     pub slice: Duration,
-    /// Where files for block I/O and reclaim are made: on a disk
+    /// Directory on a disk for the files of block I/O and reclaim
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     pub directory: PathBuf,
-    /// Only programs whose names contain this; may be repeated
+    /// Measure only programs whose names contain this; may be repeated
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub only: Vec<String>,
-    /// End with exit code 1 when a goal is missed
+    /// Exit with code 1 if a goal is missed
     #[arg(long)]
     pub check: bool,
     /// Report as JSON
@@ -238,28 +238,28 @@ pub struct CapacityArguments {
     /// Events a second of a node, instead of a profile's
     #[arg(long, value_name = "RATE")]
     pub events_per_node: Option<f64>,
-    /// How many times more there may be at the peak
+    /// Factor of the peak over the average
     #[arg(long, default_value_t = 4.0, value_name = "FACTOR")]
     pub peak: f64,
-    /// How long events are kept
+    /// Time that events are kept
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub retention: Duration,
     /// Cores that one server may use: its CPU limit
     #[arg(long, default_value_t = 1.0, value_name = "CORES")]
     pub server_cores: f64,
-    /// What of these may be used at the peak, up to 1
+    /// Share of these cores that may be used at the peak, up to 1
     #[arg(long, default_value_t = 0.6, value_name = "SHARE")]
     pub utilisation: f64,
-    /// What the probes take in the kernel for an event: tapio-perf probes measures it
+    /// Nanoseconds that the probes take in the kernel for an event, as tapio-perf probes measures
     #[arg(long, default_value_t = 400.0, value_name = "NS")]
     pub probe_ns: f64,
     /// A report of tapio-perf load --json, instead of measuring; may be repeated, best with different rates and numbers of nodes
     #[arg(long, value_name = "FILE")]
     pub measured: Vec<PathBuf>,
-    /// Of each of the four runs that measure
+    /// Duration of each of the four measuring runs
     #[arg(long, default_value = "8s", value_parser = parse_duration)]
     pub duration: Duration,
-    /// Where tapio-collector and tapio-server are; default: beside this program
+    /// Directory of tapio-collector and tapio-server; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Report as JSON
@@ -271,10 +271,10 @@ pub struct CapacityArguments {
 pub struct StormArguments {
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     pub duration: Duration,
-    /// Threads that make it; default: two for each core
+    /// Threads that make the storm; default: two for each core
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Where tapio-collector and tapio-server are; default: beside this program
+    /// Directory of tapio-collector and tapio-server; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Report as JSON
@@ -290,7 +290,7 @@ pub struct FloodArguments {
     /// Deaths beside the floods
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub kills: u16,
-    /// Where tapio-collector and tapio-server are; default: beside this program
+    /// Directory of tapio-collector and tapio-server; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Report as JSON
@@ -300,20 +300,19 @@ pub struct FloodArguments {
 
 #[derive(Args)]
 pub struct TruthArguments {
-    /// Only scenarios whose names contain this; may be repeated
+    /// Run only scenarios whose names contain this; may be repeated
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub only: Vec<String>,
-    /// Only say which scenarios there are
+    /// List the scenarios and exit
     #[arg(long)]
     pub list: bool,
     /// Run the collector in a pid namespace of its own, as on a node that is a container itself (kind, k3d, minikube)
     #[arg(long)]
     pub pid_namespace: bool,
-    /// The page whose table is compared, as docs/truth.md: what it calls right must be right. With TAPIO_UPDATE_DOCS=1 it is
-    /// rewritten
+    /// Page whose table is compared, as docs/truth.md: what it calls right must be right. TAPIO_UPDATE_DOCS=1 rewrites it
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     pub page: Option<PathBuf>,
-    /// Where tapio-collector and tapio-server are; default: beside this program
+    /// Directory of tapio-collector and tapio-server; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Report as JSON

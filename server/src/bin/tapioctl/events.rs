@@ -21,37 +21,37 @@ const FOLLOW_LIMIT: u32 = 100_000;
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Events from then on: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    /// Only events since: an age (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// Events up to then
+    /// Only events until: an age or a date, as in --since
     #[arg(long, value_name = "WHEN", conflicts_with = "watch")]
     until: Option<String>,
-    /// Of this node
+    /// Only events of this node
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
-    /// Of pods in this namespace
+    /// Only events of pods in this namespace
     #[arg(long, short, value_parser = NonEmptyStringValueParser::new())]
     namespace: Option<String>,
-    /// Of this pod, by name, NAMESPACE/NAME or uid, and its containers
+    /// Only events of this pod (name, NAMESPACE/NAME or uid) and its containers
     #[arg(long, value_name = "POD", value_parser = NonEmptyStringValueParser::new())]
     pod: Option<String>,
-    /// Of this workload, its pods and their containers, as Deployment/web
+    /// Only events of this workload (as Deployment/web), its pods and their containers
     #[arg(long, value_name = "KIND/NAME", value_parser = NonEmptyStringValueParser::new())]
     workload: Option<String>,
-    /// Of entities with this in their name, of this id, or of the container whose id begins so
+    /// Only events of entities whose name contains this, whose id is this, or whose container id begins with this
     #[arg(long, value_name = "ENTITY", value_parser = NonEmptyStringValueParser::new())]
     entity: Option<String>,
-    /// Of these kinds, separated by commas: oom, exit, signal, kube_event, …
+    /// Only these event kinds, separated by commas: oom, exit, signal, kube_event, …
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = kind)]
     kind: Vec<String>,
-    /// At most so many
+    /// Maximum number of rows
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(EVENTS_MAX)))]
     limit: u32,
-    /// The last ones that match instead of the first ones
+    /// Print the last matching events instead of the first
     #[arg(long, conflicts_with = "watch")]
     newest: bool,
-    /// Go on with what is archived from now on, until interrupted
+    /// Continue with events as they are archived, until interrupted
     #[arg(long, short)]
     watch: bool,
 }

@@ -30,31 +30,31 @@ const MOVE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub struct ListArguments {
-    /// Go on with every finding that is published or changes, until interrupted
+    /// Continue with every new or changed finding, until interrupted
     #[arg(long, short)]
     watch: bool,
-    /// Only findings that ended since: how long ago (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
+    /// Only findings that ended since: an age (90s, 10m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// At most so many
+    /// Maximum number of rows
     #[arg(long, default_value_t = 100, conflicts_with = "watch", value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// This severity or a higher one: info, low, medium, high, critical
+    /// Only findings of this severity or a higher one: info, low, medium, high, critical
     #[arg(long, value_name = "SEVERITY", conflicts_with = "watch", value_parser = severity)]
     severity: Option<String>,
-    /// Of this pattern
+    /// Only findings of this pattern
     #[arg(long, value_name = "ID", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
     pattern: Option<String>,
-    /// About this pod, by name, NAMESPACE/NAME or uid
+    /// Only findings about this pod (name, NAMESPACE/NAME or uid)
     #[arg(long, value_name = "POD", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
     pod: Option<String>,
-    /// About pods in this namespace
+    /// Only findings about pods in this namespace
     #[arg(long, short, conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
     namespace: Option<String>,
-    /// On this node
+    /// Only findings on this node
     #[arg(long, value_name = "NAME", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
-    /// About this workload and its pods, as Deployment/web
+    /// Only findings about this workload (as Deployment/web) and its pods
     #[arg(long, value_name = "KIND/NAME", conflicts_with = "watch", value_parser = NonEmptyStringValueParser::new())]
     workload: Option<String>,
 }

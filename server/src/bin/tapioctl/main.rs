@@ -37,7 +37,7 @@ struct Arguments {
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
     color: Colour,
-    /// How to print: a table, a wide one with more columns, JSON (one object a line) or YAML (one document each)
+    /// Output format: a table, a wide table, JSON (one object a line) or YAML (one document each)
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
     /// The same as --output json
@@ -49,7 +49,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Colour {
-    /// On a terminal, unless NO_COLOR is set
+    /// Colours on a terminal, unless NO_COLOR is set
     Auto,
     Always,
     Never,
@@ -61,23 +61,23 @@ enum Command {
     Findings(findings::ListArguments),
     /// Show one finding with its evidence, death certificate and advice
     Finding {
-        /// Its id, or the beginning of it
+        /// Id of the finding, or the beginning of the id
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
-    /// Why a pod, a container or a unit died, and everything that is known about it
+    /// Explain why a pod, a container or a unit died, with all its evidence
     Why(why::Arguments),
-    /// Print events out of the server's archive
+    /// Print events from the server's archive
     Events(events::Arguments),
-    /// Live rates by node, kind and entity
+    /// Show live rates by node, kind and entity
     Top(top::Arguments),
-    /// The ledger of every node, epoch and source: emitted = archived + dropped + held
+    /// Show the ledger of every node, epoch and source: emitted = archived + dropped + held
     Ledger(ledger::Arguments),
     /// Show the server, its nodes and whether the ledger closes
     Status,
     /// Print a script that completes this command's arguments in a shell
     Completions {
-        /// The shell that will read it
+        /// Shell of the completion script
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },

@@ -89,10 +89,10 @@ fn innermost(status: &tonic::Status) -> String {
 /// Where the server is, and what it asks for
 #[derive(Default, clap::Args)]
 pub struct ServerAt {
-    /// The server's gRPC address, HOST:PORT or a URL; several with commas between, of which the first that answers is asked
+    /// gRPC address of the server (HOST:PORT or a URL). Of several, separated by commas, the first that answers is used
     #[arg(long, global = true, env = "TAPIO_SERVER", default_value = "http://127.0.0.1:9090")]
     server: String,
-    /// Print nothing that lacks a server's part: exit with 4 instead
+    /// Print nothing and exit with code 4 if a server's part is missing
     #[arg(long, global = true)]
     require_complete: bool,
     #[command(flatten)]
@@ -188,19 +188,19 @@ const NODES_NAMED_MAX: usize = 8;
 /// What a server with TLS or tokens asks for
 #[derive(Default, clap::Args)]
 struct Access {
-    /// Speak TLS: the certificates of the CA that signs the server's, PEM
+    /// Use TLS, with the certificate of the CA that signed the server's (PEM)
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CA")]
     tls_ca: Option<PathBuf>,
-    /// The own certificate chain, for a server that wants to see one
+    /// Client certificate chain, for a server that asks for one (PEM)
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_CERT")]
     tls_cert: Option<PathBuf>,
-    /// Its key
+    /// Private key of the client certificate (PEM)
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TLS_KEY")]
     tls_key: Option<PathBuf>,
-    /// The name in the server's certificate, instead of the host in --server
+    /// Name in the server's certificate, instead of the host in --server
     #[arg(long, global = true, value_name = "NAME", env = "TAPIO_TLS_SERVER_NAME")]
     tls_server_name: Option<String>,
-    /// A file with the token of server.auth.token_file, or one that server.auth.token_review lets query
+    /// File with a token: that of server.auth.token_file, or one that server.auth.token_review accepts for queries
     #[arg(long, global = true, value_name = "FILE", env = "TAPIO_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 }

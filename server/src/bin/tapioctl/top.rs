@@ -24,7 +24,7 @@ const HOME_AND_CLEAR: &str = "\x1b[H\x1b[2J";
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Measure once and end, for scripts
+    /// Measure once and exit, for scripts
     #[arg(long)]
     once: bool,
     /// Time between two measurements

@@ -52,14 +52,14 @@ const KINDS: [&str; 14] = [
 #[derive(Args)]
 pub struct Arguments {
     /// pod/NAME, pod/NAMESPACE/NAME, pod/UID or the beginning of a uid. Others: deploy/NAME, statefulset/NAME, daemonset/NAME,
-    /// job/NAME, container/ID, unit/NAME, host/PATH (a host group, by its cgroup), node/NAME, ns/NAME. Or a pod's NAME, a
-    /// container's ID, a PATH
+    /// job/NAME, container/ID, unit/NAME, host/PATH (a host group's cgroup), node/NAME, ns/NAME. Without a prefix: a pod's NAME,
+    /// a container's ID, a PATH
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     subject: String,
-    /// The pod's or workload's namespace
+    /// Namespace of the pod or workload
     #[arg(long, short, value_parser = NonEmptyStringValueParser::new())]
     namespace: Option<String>,
-    /// Last events to show
+    /// Number of last events to show
     #[arg(long, default_value_t = 20)]
     events: u32,
 }
