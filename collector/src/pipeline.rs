@@ -107,7 +107,7 @@ pub struct Pipeline {
     spool_bytes: Arc<AtomicU64>,
     /// What may change while it runs.
     pub live: Arc<Live>,
-    /// The same of the probes, where they run.
+    /// Controls of the probes, where they run.
     pub controls: Option<Arc<Controls>>,
     health: Option<(TaskHandle<()>, watch::Sender<bool>)>,
     running: Running,

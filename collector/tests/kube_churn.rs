@@ -15,7 +15,8 @@ const FULL: u64 = 36_000;
 const LIVE: u64 = 100;
 /// Pods between two looks at the memory after that.
 const WINDOW: u64 = 2_000;
-/// In most windows. A leak grows in each; a hash table that makes room for its removed keys grows once, at a random moment.
+/// Maximum growth in most windows. A leak grows in each; a hash table that makes room for its removed keys grows once,
+/// at a random moment.
 const WINDOW_GROWTH_BYTES_MAX: i64 = 1 << 20;
 const GROWTH_BYTES_MAX: i64 = 48 << 20;
 

@@ -20,7 +20,7 @@ use crate::interrupt;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A status speaks of every node.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
-/// As many as the server gives at once.
+/// Maximum number of findings that the server returns at once.
 const FINDINGS_MAX: u32 = 1000;
 /// More pages than a server keeps findings for.
 const PAGES_MAX: usize = 100;

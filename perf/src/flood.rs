@@ -54,14 +54,14 @@ pub struct FloodReport {
     /// Deaths without a finding within 5 s.
     pub quiet_missing: usize,
     pub missing: usize,
-    /// From the last event of a finding's evidence to its arrival here.
+    /// Latency from the last event of a finding's evidence to its arrival here.
     pub quiet_latency_us: Summary,
     pub latency_us: Summary,
     /// While the floods went on.
     pub seconds: f64,
     pub left_out_per_second: f64,
     pub archived_bytes_per_second: f64,
-    /// Of one core.
+    /// CPU of the collector, as a share of one core.
     pub collector_cpu_share: f64,
     /// Floods that have a finding.
     #[serde(rename = "floods_told")]

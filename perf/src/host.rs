@@ -14,7 +14,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// This machine.
+    /// Reads the properties of this machine.
     pub fn read() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, key: &str| {

@@ -54,11 +54,11 @@ pub struct StormReport {
     /// Made here.
     pub processes: u64,
     pub connections: u64,
-    /// By the kernel's count.
+    /// Events emitted, by the kernel's count.
     pub emitted: u64,
     pub archived: u64,
     pub dropped: u64,
-    /// By `stage/reason`.
+    /// Losses by `stage/reason`.
     pub losses: BTreeMap<String, u64>,
     pub held: u64,
     /// Over all sources of the node, and what `emitted = archived + dropped + held` leaves open.

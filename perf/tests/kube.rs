@@ -51,7 +51,7 @@ impl Lab {
         self.kubectl_shows_it(&found);
     }
 
-    /// On the pod and on its workload; collectors do not report Tapio's own Events.
+    /// Looks at the pod and its workload; collectors do not report Tapio's own Events.
     fn kubectl_shows_it(&self, found: &Value) {
         let (pod, id) = (found["entity"]["pod"].as_str().expect("a pod"), found["id"].as_str().expect("an id"));
         let described = await_that("the Event that kubectl describe shows", |seen| {

@@ -9,7 +9,8 @@ use crate::kube_node::installed::{COLLECTOR, SERVER, Tapio};
 use crate::kube_node::{Namespace, await_that, container, has_node, pod};
 use serde_json::{Value, json};
 
-/// Those of the manifest that the lab's host has itself: SYS_RESOURCE is for kernels before 5.11, and cannot be granted here.
+/// Capabilities of the manifest that the lab's host has itself: SYS_RESOURCE is for kernels before 5.11, and cannot be
+/// granted here.
 const ALL: [&str; 5] = ["BPF", "PERFMON", "NET_ADMIN", "DAC_READ_SEARCH", "SYS_PTRACE"];
 const USER: u32 = 1000;
 

@@ -16,7 +16,7 @@ use crate::kube_node::{
     Namespace, await_that, container, eater, has_node, kubectl, kubectl_reading, pod, process_of, setting,
 };
 
-/// From here on a finding is a claim.
+/// Minimum confidence of a finding that counts as a claim.
 const CERTAIN: f64 = 0.8;
 /// Waits for a file that the test makes, then takes memory until it is killed.
 const EATS_ON_DEMAND: &str = "until [ -e /go ]; do busybox sleep 0.2; done; busybox tail /dev/zero";

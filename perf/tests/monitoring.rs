@@ -36,7 +36,7 @@ fn prometheus_binary() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The same for a test, which is skipped without it unless nothing may be skipped.
+/// Returns Prometheus for a test, which is skipped without it unless nothing may be skipped.
 fn prometheus_for(test: &str) -> Option<PathBuf> {
     let binary = prometheus_binary();
     if binary.is_none() {

@@ -14,7 +14,7 @@ use tapio_wire::event::{ArchivedDetail, Source};
 use tapio_wire::frame::Header;
 use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, find_record, parse_segment_header};
 
-/// Its segments are of a quarter.
+/// Size of the spool; its segments are a quarter of it.
 const SPOOL_BYTES: u64 = 48 * MIB;
 const EVENTS_PER_SECOND: f64 = 60_000.0;
 

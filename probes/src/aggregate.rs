@@ -210,7 +210,7 @@ impl Aggregates {
         })
     }
 
-    /// From now on a DNS query counts as unanswered after this long.
+    /// Sets how long a DNS query may take before it counts as unanswered.
     pub fn set_dns_timeout(&mut self, timeout: Duration) {
         self.unanswered.timeout = timeout;
     }
@@ -342,12 +342,12 @@ impl<const KEY: usize, const VALUE: usize> Side for OfAllCpus<KEY, VALUE> {
     }
 }
 
-/// For `BPF_MAP_TYPE_PERCPU_HASH`.
+/// Opens a `BPF_MAP_TYPE_PERCPU_HASH`.
 fn per_cpu<const KEY: usize, const VALUE: usize>(map: Map) -> Result<Box<dyn Side>, MapError> {
     Ok(Box::new(OfEachCpu::<KEY, VALUE>(PerCpuHashMap::try_from(map)?)))
 }
 
-/// For `BPF_MAP_TYPE_HASH`.
+/// Opens a `BPF_MAP_TYPE_HASH`.
 fn shared<const KEY: usize, const VALUE: usize>(map: Map) -> Result<Box<dyn Side>, MapError> {
     Ok(Box::new(OfAllCpus::<KEY, VALUE>(HashMap::try_from(map)?)))
 }

@@ -21,7 +21,7 @@ use crate::record::RecordKind;
 /// How a program fared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProgramState {
-    /// It runs.
+    /// The program runs.
     Attached,
     /// The kernel has no such tracepoint, or lacks what the program reads.
     NotOnThisKernel(String),
@@ -56,7 +56,7 @@ impl Verdict {
 pub(crate) enum Failure {
     /// The process may not; no other program will fare better.
     NotPermitted(io::Error),
-    /// This program cannot run.
+    /// The program cannot run.
     Program(ProgramState),
 }
 
@@ -164,7 +164,7 @@ fn too_few_arguments(info: &ProgramInfo) -> Failure {
     Failure::Program(ProgramState::NotOnThisKernel(why))
 }
 
-/// To the root of the version 2 hierarchy, so that no cgroup is left out.
+/// Attaches to the root of the version 2 hierarchy, so that no cgroup is left out.
 fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> Result<Link, Failure> {
     let root = cgroup_root().map_err(|reason| Failure::Program(ProgramState::Refused(reason)))?;
     let program: &mut CgroupSkb = program.try_into().map_err(failure)?;
@@ -181,7 +181,7 @@ fn attach_to_packets(program: &mut Program, direction: CgroupSkbAttachType) -> R
 
 /// The root of the version 2 hierarchy itself: a container may see a part of it mounted, or the root below another place.
 fn cgroup_root() -> Result<File, String> {
-    /// Of a hierarchy's root.
+    /// Inode of a hierarchy's root.
     const ROOT_INODE: u64 = 1;
     let path = mountinfo::OF_THIS_PROCESS;
     let mounts = mountinfo::read(path).map_err(|error| format!("cannot read {path}: {error}"))?;

@@ -16,7 +16,8 @@ use crate::record::RecordKind;
 /// Thresholds and sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// Of the bulk lane's records one in so many is kept, by lot: 1 keeps all, 0 none. What is left out is counted.
+    /// Sampling of the bulk lane: one record in this many is kept, at random; 1 keeps all, 0 none. What is left out is
+    /// counted.
     pub bulk_sampling: u32,
     /// A block I/O that took longer is recorded; a failed one always is.
     pub block_io_slow_ns: u64,
@@ -39,9 +40,9 @@ pub enum ExecCommand {
     /// Nothing but its name: [`crate::record::Exec`].
     #[default]
     Off = 0,
-    /// Its path: [`crate::record::ExecCommand`].
+    /// The program's path: [`crate::record::ExecCommand`].
     Path = 1,
-    /// Its path and its first arguments, which may hold secrets.
+    /// The program's path and its first arguments, which may hold secrets.
     Full = 2,
 }
 
@@ -134,7 +135,8 @@ impl Controls {
         maps.store().map_err(io::Error::other)
     }
 
-    /// From the next event on the bulk lane has no records of a cgroup; the lethal lane has. Ids are those of records.
+    /// Stops the bulk lane's records of a cgroup, from the next event on; the lethal lane keeps its records. Ids are
+    /// those of records.
     ///
     /// # Errors
     /// When there is no room: 8,192 cgroups can be excluded.

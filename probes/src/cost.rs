@@ -49,7 +49,7 @@ pub(crate) fn run_time(program: &Program) -> Option<RunTime> {
     run_time_of(program.fd().ok()?.as_fd())
 }
 
-/// The same by the program's descriptor: from its `/proc/PID/fdinfo`.
+/// Reads the run time by the program's descriptor, from its `/proc/PID/fdinfo`.
 pub(crate) fn run_time_of(program: BorrowedFd<'_>) -> Option<RunTime> {
     parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok()?)
 }

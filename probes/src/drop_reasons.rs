@@ -51,7 +51,7 @@ fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..offset.checked_add(4)?)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
-/// By number; empty where there is none.
+/// Reads the names by number; empty where there is none.
 fn names(btf: &[u8]) -> Option<Vec<String>> {
     let header_bytes = u32_at(btf, 4)? as usize;
     let section = |at| Some((header_bytes.checked_add(u32_at(btf, at)? as usize)?, u32_at(btf, at + 4)? as usize));

@@ -111,7 +111,7 @@ pub struct Probes {
     controls: Arc<Controls>,
     aggregates: Aggregates,
     verdicts: Vec<Verdict>,
-    /// By program, as the verdicts: what holds it to its hook.
+    /// Links that hold each program to its hook, in the order of the verdicts.
     links: Vec<Option<Link>>,
     lethal_ring_bytes: usize,
     cgroup_records_per_second: u32,

@@ -17,11 +17,11 @@ pub struct Mount<'a> {
     pub root: &'a str,
     /// Where the process sees it.
     pub point: Cow<'a, str>,
-    /// Of the mount, like `rw,nosuid`.
+    /// Options of the mount, like `rw,nosuid`.
     pub options: &'a str,
     /// The file system's type.
     pub kind: &'a str,
-    /// Of the file system: for cgroup version 1 its controllers.
+    /// Options of the file system: for cgroup version 1 its controllers.
     pub super_options: &'a str,
 }
 

@@ -84,20 +84,21 @@ impl RecordLane {
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
-    /// To the raw tracepoint that its hook names.
+    /// Attaches to the raw tracepoint that its hook names.
     RawTracepoint,
-    /// The same, with arguments whose types the verifier knows: what they point to is read by plain loads.
+    /// Attaches to a raw tracepoint whose arguments the verifier knows by type: what they point to is read by plain
+    /// loads.
     TypedTracepoint,
-    /// To what the sockets of all cgroups send: to the root of version 2.
+    /// Attaches to what the sockets of all cgroups send: to the root of version 2.
     CgroupEgress,
-    /// To what they receive.
+    /// Attaches to what the sockets of all cgroups receive.
     CgroupIngress,
 }
 
 /// One program of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProgramInfo {
-    /// Its name, in the object, in the kernel and in [`crate::LoadConfig::disabled`].
+    /// Name in the object, in the kernel and in [`crate::LoadConfig::disabled`].
     pub name: &'static str,
     /// The raw tracepoint, or what else it belongs to.
     pub hook: &'static str,

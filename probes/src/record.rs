@@ -83,7 +83,7 @@ record! {
         pad: u32,
         /// When the process started, `CLOCK_BOOTTIME`, nanoseconds; 0 where it is not known.
         start_time_ns: u64,
-        /// Its parent's cgroup, as in the header; 0 where it is not known. Who started a container is outside of it.
+        /// Cgroup of the parent, as in the header; 0 where it is not known. Who started a container is outside of it.
         parent_cgroup_id: u64,
         comm: [u8; COMM_BYTES],
     }
@@ -96,7 +96,7 @@ record! {
         parent_pid: u32,
         ns_pid: u32,
         ns_level: u32,
-        /// As `wait(2)` reports it: exit code in bits 8–15, signal in bits 0–6, core dump in bit 7.
+        /// Status as `wait(2)` reports it: exit code in bits 8–15, signal in bits 0–6, core dump in bit 7.
         status: u32,
         /// When the process started, `CLOCK_BOOTTIME`, nanoseconds.
         start_time_ns: u64,
@@ -125,7 +125,7 @@ record! {
         /// The cgroup in the victim's chain whose limit left no room (version 1 ids are marked), 0 when no cgroup of the
         /// chain has a limit.
         limit_cgroup_id: u64,
-        /// Its limit, bytes.
+        /// Memory limit, bytes.
         limit_bytes: u64,
         /// What it used when the victim was chosen, bytes.
         usage_bytes: u64,
@@ -170,7 +170,8 @@ record! {
         /// 1 when the kernel killed a process that had used up its CPU time (RLIMIT_CPU).
         over_cpu_limit: u8,
         pad: u8,
-        /// Of the same signal to the same process, which handles or ignores it: so many more since the record before this one.
+        /// Signals of the same number to the same process, which handles or ignores it, since the record before this
+        /// one.
         repeats: u32,
         /// When the sender started, `CLOCK_BOOTTIME`, nanoseconds; 0 where it is not known.
         sender_start_time_ns: u64,
@@ -319,7 +320,7 @@ record! {
         header: Header,
         /// 1 block I/O from issue to completion, 2 waiting for a CPU, 3 DNS lookups.
         measure: u8,
-        /// As in [`BlockIo`].
+        /// Operation as in [`BlockIo`].
         operation: u8,
         pad: [u8; 2],
         device: u32,
@@ -362,11 +363,11 @@ record! {
         ns_level: u32,
         /// How many bytes of `arguments` were written: all of them when there may be more.
         argument_bytes: u32,
-        /// As in [`Exec`].
+        /// Start of the process as in [`Exec`].
         start_time_ns: u64,
         parent_cgroup_id: u64,
         comm: [u8; COMM_BYTES],
-        /// As it was named to the kernel, which may be relative; cut when longer.
+        /// Path as it was named to the kernel, which may be relative; cut when longer.
         path: [u8; EXEC_PATH_BYTES],
         /// Each ends with a NUL, but for the last when it was cut. Nothing of them unless they are asked for.
         arguments: [u8; EXEC_ARGUMENT_BYTES],
@@ -389,11 +390,11 @@ record! {
     /// A file that is audited was opened.
     FileOpen, 184 {
         header: Header,
-        /// As open(2) takes them.
+        /// Flags of open(2).
         flags: u32,
         pad: u32,
         comm: [u8; COMM_BYTES],
-        /// As the process named it, which may be relative; cut when longer.
+        /// Path as the process named it, which may be relative; cut when longer.
         path: [u8; OPEN_PATH_BYTES],
     }
 }

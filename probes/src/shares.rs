@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use crate::loader::Probes;
 use crate::record::{Header, LeftOut, RecordKind};
 
-/// As in `bpf/include/tapio.h`.
+/// Number of shares, as in `bpf/include/tapio.h`.
 const SHARES: usize = 1 << 12;
 /// A `struct share`: cgroup, when it is due, when its reserve is, records left out.
 const WORDS: usize = 4;
@@ -38,7 +38,7 @@ struct Flood {
 pub struct Shares {
     map: CounterArray,
     records_per_second: u32,
-    /// By place: the cgroup that was there, and how many of its records had been left out.
+    /// Cgroup in each place, and how many of its records had been left out.
     places: HashMap<usize, (u64, u64)>,
     floods: HashMap<u64, Flood>,
 }

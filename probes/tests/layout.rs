@@ -149,7 +149,7 @@ macro_rules! layouts {
     };
 }
 
-/// Of every record but `Histogram`, which only user space makes.
+/// Returns the layout of every record but `Histogram`, which only user space makes.
 fn layouts_in_rust() -> HashMap<String, Layout> {
     layouts!(
         Header Exec Exit Oom Signal Cgroup Tcp Reclaim BlockIo RunQueue SignalDelivered ExecCommand Fork FileOpen

@@ -33,7 +33,7 @@ fn nobody(own: SocketAddr) -> (OwnedFd, SocketAddr) {
     (socket, address)
 }
 
-/// As records have addresses.
+/// Maps an address as records have it.
 fn mapped(address: SocketAddr) -> [u8; 16] {
     match address {
         SocketAddr::V4(address) => address.ip().to_ipv6_mapped().octets(),

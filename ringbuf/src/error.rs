@@ -43,13 +43,13 @@ pub enum Error {
 /// Why a peer's descriptor was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It has no seals: not a memfd.
+    /// The descriptor has no seals: it is not a memfd.
     #[error("it is not a memfd; create it with memfd_create and MFD_ALLOW_SEALING")]
     NotMemfd,
-    /// It could still shrink under the reader.
+    /// The memfd could still shrink under the reader.
     #[error("it lacks seals; add F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_SEAL before handing it over")]
     Unsealed,
-    /// Its size is not that of a ring, or outside of the limits.
+    /// The size is not that of a ring, or outside of the limits.
     #[error(
         "its {file_bytes} bytes are not two pages and a power of two from {data_bytes_min} to {data_bytes_max} bytes of data"
     )]
@@ -61,10 +61,10 @@ pub enum Refusal {
         /// The largest data area accepted.
         data_bytes_max: usize,
     },
-    /// Its producer page does not say that it is a ring of this layout.
+    /// The producer page does not say that it is a ring of this layout.
     #[error("its magic, version or data size is not that of this ring layout; use the same version on both sides")]
     Identity,
-    /// It is not an eventfd.
+    /// The descriptor is not an eventfd.
     #[error("it is not an eventfd; create it with eventfd and EFD_NONBLOCK")]
     NotEventFd,
 }
@@ -90,7 +90,7 @@ pub enum Corruption {
 }
 
 impl Error {
-    /// For `map_err` on system calls.
+    /// Makes a function for `map_err` on system calls.
     pub(crate) fn system(action: &'static str, advice: &'static str) -> impl FnOnce(Errno) -> Self {
         move |cause| Self::System { action, advice, cause }
     }

@@ -147,7 +147,7 @@ pub fn receive(stream: &UnixStream) -> Result<Received, HandoverError> {
     Ok(Received { name: name.to_string(), memfd, eventfd })
 }
 
-/// Says to the peer whether its ring was taken.
+/// Tells the peer whether its ring was accepted.
 ///
 /// # Errors
 /// When the peer is gone.

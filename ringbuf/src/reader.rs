@@ -38,9 +38,9 @@ pub struct Drained {
     pub discarded: usize,
     /// Bytes of the records handed out, headers not counted.
     pub bytes: usize,
-    /// It stopped at a record that is reserved and not yet committed.
+    /// True if the drain stopped at a record that is reserved and not yet committed.
     pub stalled: bool,
-    /// It stopped before the end for another reason: the bound, or the callback.
+    /// True if the drain stopped before the end for another reason: the bound, or the callback.
     pub more: bool,
 }
 
@@ -118,8 +118,8 @@ impl Reader {
         })
     }
 
-    /// As [`Self::drain`], but `ahead` sees each record some time before `each` does, in the same order, so that it can
-    /// prefetch memory. Records of BPF rings are not shown ahead: nothing has read their headers yet.
+    /// Drains as [`Self::drain`]; `ahead` sees each record some time before `each` does, in the same order, so that it
+    /// can prefetch memory. Records of BPF rings are not shown ahead: nothing has read their headers yet.
     #[inline]
     pub fn drain_ahead<T>(
         &mut self,
@@ -137,7 +137,7 @@ impl Reader {
         })
     }
 
-    /// As [`Self::drain`], and stops after the record for which `each` returns `Break`.
+    /// Drains as [`Self::drain`], and stops after the record for which `each` returns `Break`.
     #[inline]
     pub fn drain_while(
         &mut self,
@@ -272,9 +272,9 @@ impl Reader {
 
 /// Why a record is shown.
 enum Turn {
-    /// It will be handed out soon.
+    /// The record will be handed out soon.
     Ahead,
-    /// It is handed out.
+    /// The record is handed out.
     Own,
 }
 

@@ -63,7 +63,7 @@ impl SharedWriter {
         reservation
     }
 
-    /// As [`Self::reserve`], counting nothing: for callers that will try again.
+    /// Reserves as [`Self::reserve`] without counting a failure: for callers that retry.
     #[inline]
     pub fn try_reserve(&self, bytes: usize) -> Option<SharedReservation<'_>> {
         if bytes > MEMFD_RECORD_BYTES_MAX {
@@ -96,7 +96,7 @@ impl SharedWriter {
         written
     }
 
-    /// As [`Self::write`], counting nothing when it does not fit: for callers that will try again.
+    /// Writes as [`Self::write`] without counting a failure: for callers that retry.
     #[inline]
     pub fn try_write(&self, record: &[u8]) -> bool {
         let Some(mut reservation) = self.try_reserve(record.len()) else {

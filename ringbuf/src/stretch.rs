@@ -36,7 +36,7 @@ const SKEW_MAX: usize = 7;
 pub(crate) enum Step {
     /// A record, committed or given up, of so many bytes with its header.
     Whole { header: u32, bytes: u64 },
-    /// It is reserved and not yet committed.
+    /// A record is reserved and not yet committed.
     Busy,
 }
 

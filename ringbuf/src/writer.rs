@@ -59,7 +59,7 @@ impl Writer {
         self.try_reserve(bytes)
     }
 
-    /// As [`Self::reserve`], counting nothing: for callers that will try again.
+    /// Reserves as [`Self::reserve`] without counting a failure: for callers that retry.
     #[inline]
     pub fn try_reserve(&mut self, bytes: usize) -> Option<Reservation<'_>> {
         let mut batch = self.batch();
@@ -84,7 +84,7 @@ impl Writer {
         written
     }
 
-    /// As [`Self::write`], counting nothing when it does not fit: for callers that will try again.
+    /// Writes as [`Self::write`] without counting a failure: for callers that retry.
     #[inline]
     pub fn try_write(&mut self, record: &[u8]) -> bool {
         let mut batch = self.batch();
@@ -193,7 +193,7 @@ pub struct Batch<'a> {
     writer: &'a mut Writer,
     /// Behind the batch.
     position: u64,
-    /// As the writer's, behind the batch.
+    /// Free bytes behind the batch, as the writer has it.
     room: u64,
     records: usize,
 }

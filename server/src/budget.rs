@@ -46,7 +46,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Of this process; 0 is no limit.
+    /// Sets the limit of this process; 0 is no limit.
     pub fn of(resources: &ResourcesSection) -> Self {
         Self::with(resources, thread::available_parallelism().map_or(1, usize::from))
     }
@@ -96,7 +96,7 @@ impl MemoryWatch {
     pub const SHORT: u64 = 90;
     const ENOUGH: u64 = 80;
 
-    /// For a limit; 0 is none.
+    /// Makes a budget for a limit; 0 is none.
     pub fn new(max_memory_mb: u64) -> Self {
         Self { limit_bytes: max_memory_mb << 20, is_short: false }
     }

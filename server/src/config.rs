@@ -69,10 +69,10 @@ pub struct ServerSection {
     pub max_events_per_sec: u64,
     /// Events in a frame that collectors are asked for; larger frames are taken all the same.
     pub max_batch_size: usize,
-    /// As `max_events_per_sec`, in bytes of frames, for each stream.
+    /// Limit of each stream in bytes of frames a second, as `max_events_per_sec`.
     #[serde(deserialize_with = "units::bytes")]
     pub max_stream_bytes_per_sec: u64,
-    /// The same, for each node.
+    /// Limit of each node in bytes of frames a second, as `max_events_per_sec`.
     #[serde(deserialize_with = "units::bytes")]
     pub max_node_bytes_per_sec: u64,
     /// A collector's stream is asked to move on after this, give or take a tenth; 0s for never.
@@ -195,7 +195,7 @@ impl Default for LoggingSection {
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 

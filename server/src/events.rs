@@ -41,7 +41,7 @@ pub struct Choice {
     pub namespace: String,
     /// A pod's name, `NAMESPACE/NAME`, uid or the beginning of it.
     pub pod: String,
-    /// As `Deployment/web`: the workload, its pods and their containers.
+    /// Workload, its pods and their containers, as `Deployment/web`.
     pub workload: String,
     /// A name or a part of it, an id, or the beginning of a container's id.
     pub entity: String,
@@ -82,7 +82,7 @@ pub struct Outcome {
 const DAMAGES_NAMED_MAX: usize = 5;
 
 impl Outcome {
-    /// Says what was left out: by damage, or with the remote archive.
+    /// Returns what was left out: by damage, or with the remote archive.
     pub fn incomplete(&self) -> Option<Unanswered> {
         let unread = self.unread.as_ref().map(|error| format!("archive.remote was not read: {error}"));
         let reasons: Vec<_> = self.damaged().into_iter().chain(unread).collect();

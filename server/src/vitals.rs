@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub struct Pulse(Arc<()>);
 
 impl Pulse {
-    /// To be looked at from elsewhere.
+    /// Makes a sign that can be checked from elsewhere.
     pub fn sign(&self) -> Sign {
         Sign(Arc::downgrade(&self.0))
     }
 }
 
-/// Says whether a [`Pulse`] is still held.
+/// A check of whether a [`Pulse`] is still held.
 #[derive(Clone, Debug)]
 pub struct Sign(Weak<()>);
 

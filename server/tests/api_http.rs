@@ -64,7 +64,7 @@ impl Server {
         self.ask_with(path, "")
     }
 
-    /// With lines of headers.
+    /// Asks with lines of headers.
     fn ask_with(&self, path: &str, headers: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -11,7 +11,7 @@ use tapio_wire::frame::Header;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many frames of so many events, and whether their acknowledgement is waited for.
+    /// Appends frames of events, and says whether the acknowledgement is awaited.
     Append {
         frames: u8,
         events: u16,

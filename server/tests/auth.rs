@@ -33,7 +33,7 @@ struct Cluster {
     asked: Mutex<Vec<Value>>,
     /// What it answers instead, when it is set.
     failure: Mutex<Option<StatusCode>>,
-    /// The same for pods.
+    /// Failure that requests for pods get.
     pods_failure: Mutex<Option<StatusCode>>,
 }
 
@@ -57,7 +57,7 @@ impl Cluster {
         self.know_with(token, account, audience, &extra);
     }
 
-    /// The same, bound to a pod without its node, as Kubernetes before 1.30 says it.
+    /// Knows a token that is bound to a pod without its node, as Kubernetes before 1.30 reports it.
     fn know_of_pod(&self, token: &str, account: &str, pod: &str, uid: &str) {
         let extra = json!({
             "authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [uid],

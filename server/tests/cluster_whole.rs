@@ -18,7 +18,7 @@ fn member(nats: &Nats, server: &str) -> impl FnOnce(&mut Config) {
     move |config| config.cluster = section
 }
 
-/// With an archive that was there before.
+/// Starts a member with an existing archive.
 fn member_at(nats: &Nats, server: &str, dir: &Path) -> impl FnOnce(&mut Config) {
     let (section, dir) = (section(nats, server), dir.to_owned());
     move |config| {

@@ -41,7 +41,7 @@ impl Alerts {
         Some(alerts)
     }
 
-    /// With nothing of what was before: it keeps no alerts on its disk.
+    /// Starts with nothing of what was before: it keeps no alerts on its disk.
     fn begin(&mut self) {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
         let child = Command::new("setpriv")

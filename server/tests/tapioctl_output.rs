@@ -244,7 +244,7 @@ fn watching(servers: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
     (child, lines)
 }
 
-/// Whose death a line of it is about.
+/// Reads the pid whose death a line is about.
 fn pid_of(line: Option<std::io::Result<String>>) -> Value {
     let line = line.expect("a line").expect("readable");
     serde_json::from_str::<Value>(&line).expect("an object")["death"]["pid"].clone()

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::tapioctl_output::{Fixed, Server, output as run, serve};
 
-/// The same store at another address, with an archive.
+/// Serves the same store at another address, with an archive.
 fn serve_archive(server: &Server) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("LOCK"), "").expect("an archive without a segment");

@@ -13,7 +13,7 @@ pub enum Compression {
     Rows,
     /// lz4 block format, no size prefix.
     Lz4,
-    /// As it is.
+    /// Body as it is.
     None,
 }
 

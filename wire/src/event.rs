@@ -188,7 +188,7 @@ fields! {
         parent_pid: u32,
         ns_pid: u32,
         ns_level: u32,
-        /// As `wait(2)` reports it.
+        /// Status as `wait(2)` reports it.
         status: u32,
         comm: Name,
         oom_score_adj: i16,
@@ -249,7 +249,8 @@ fields! {
         role: u8,
         /// 1 when the kernel sent it to a process that had used up its CPU time (RLIMIT_CPU).
         over_cpu_limit: u8,
-        /// Of the same signal to the same process, which handles or ignores it: so many more since the event before this one.
+        /// Signals of the same number to the same process, which handles or ignores it, since the event before this
+        /// one.
         repeats: u32,
     }
 }
@@ -269,7 +270,7 @@ fields! {
         /// 1 established, 2 refused, 3 timed out, 4 closed, 5 retransmitted, 6 SYN retransmitted, 7 reset sent, 8 reset received,
         /// 9 refused by a full listen queue.
         change: u8,
-        /// This side connected.
+        /// True if this side connected.
         active: bool,
     }
 }
@@ -353,14 +354,14 @@ pub struct Entity {
     pub kind: EntityKind,
     /// The entity that holds this one: a container's pod, a pod's workload; otherwise 0.
     pub parent: EntityId,
-    /// For people: `shop/nginx-7d4…/web`, `shop/nginx-7d4…`, `Deployment shop/nginx`, `sshd.service`; a container's short id, a
-    /// pod's uid or a cgroup's path while no name is known.
+    /// Name for people: `shop/nginx-7d4…/web`, `shop/nginx-7d4…`, `Deployment shop/nginx`, `sshd.service`; a
+    /// container's short id, a pod's uid or a cgroup's path while no name is known.
     pub name: String,
     /// 64 hexadecimal digits, empty when it is no container.
     pub container_id: String,
     /// Empty when it belongs to no pod.
     pub pod_uid: String,
-    /// Its cgroup's path below the hierarchy's root.
+    /// Path of its cgroup below the hierarchy's root.
     pub cgroup: String,
     /// What follows is what Kubernetes reported, empty or 0 until then.
     pub namespace: String,

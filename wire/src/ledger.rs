@@ -69,7 +69,8 @@ numbered! {
     Reason, REASONS {
         /// There was no room.
         Full = 0 => "full",
-        /// It broke the record layout; of stage `outbox`: its frame was damaged, refused for good, or lost by the spool.
+        /// The record broke the layout; at stage `outbox`: its frame was damaged, refused for good, or lost by the
+        /// spool.
         Malformed = 1 => "malformed",
         /// Sampling.
         Sampled = 2 => "sampled",

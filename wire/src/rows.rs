@@ -103,7 +103,7 @@ const SLOTS_END: u64 = SLOTS as u64;
 struct Before {
     time_ns: u64,
     entities: Entities,
-    /// By the low bits of the kind's word.
+    /// Slots by the low bits of the kind's word.
     of_kind: [[u32; WORDS]; KINDS],
 }
 

@@ -411,7 +411,7 @@ fn every_kind_of_version_2() -> Body {
     body
 }
 
-/// Of version 3: what goes wrong with what lives, and how a container's use went.
+/// Makes a body of version 3: what goes wrong with what lives, and how a container's use went.
 fn every_kind_of_version_3() -> Body {
     let mut body = every_kind_of_version_2();
     for event in &mut body.events {

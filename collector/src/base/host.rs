@@ -13,7 +13,7 @@ pub fn process(pid: u32) -> Option<PathBuf> {
     is_of_the_kernel().then(|| proc_root().join(pid.to_string()))
 }
 
-/// This process's id as the kernel's events have it; [`None`] where only another pid namespace is seen.
+/// Returns this process's id as the kernel's events have it; [`None`] where only another pid namespace is seen.
 pub fn own_pid() -> Option<u32> {
     let own = std::process::id();
     if is_initial("/proc/self/ns/pid".as_ref()) {

@@ -23,12 +23,12 @@ pub struct SourceState {
 pub struct Status(Arc<Mutex<Option<String>>>);
 
 impl Status {
-    /// It has what it needs.
+    /// Marks the part as running: it has what it needs.
     pub fn runs(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// It has not.
+    /// Marks the part as waiting for `what`.
     pub fn waits_for(&self, what: String) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
     }
@@ -51,7 +51,7 @@ pub struct AliveGuard {
 }
 
 impl Alive {
-    /// It runs until the guard is dropped.
+    /// Marks the part as alive until the guard is dropped.
     pub fn begin(&self) -> AliveGuard {
         self.0.store(true, Ordering::Release);
         AliveGuard { alive: Arc::clone(&self.0), is_finished: false }

@@ -17,9 +17,9 @@ pub struct Governed {
     pub budget_milli: u64,
     /// One bulk event in so many is kept; 0 counts as 1.
     pub(super) sampling: AtomicU32,
-    /// Of the window, thousandths of a core.
+    /// CPU used in the window, thousandths of a core.
     pub used_milli: AtomicU64,
-    /// Of that, the probes inside the kernel.
+    /// CPU used by the probes in the kernel, part of `used_milli`.
     pub kernel_milli: AtomicU64,
     /// CPU time of this process until its start was over, nanoseconds, and whether it is.
     pub start_cpu_ns: AtomicU64,

@@ -182,7 +182,7 @@ pub struct Governor {
 }
 
 impl Governor {
-    /// For the probes, where they run.
+    /// Makes a governor; `controls` are the probes' controls, where they run.
     pub fn new(governed: Arc<Governed>, controls: Option<Arc<Controls>>, run_times: Option<RunTimes>) -> Self {
         Self { governed, controls, run_times, is_reported: false }
     }

@@ -11,7 +11,7 @@ const BULK_RING_BYTES_MIN: usize = 64 << 10;
 /// Sizes derived from the memory budget.
 pub(crate) struct Budget {
     lethal_ring_bytes: u32,
-    /// Of each CPU.
+    /// Size of each CPU's bulk ring.
     bulk_ring_bytes: u32,
     pub(crate) queue_batches: usize,
     pub(crate) outbox_bytes: usize,

@@ -20,19 +20,19 @@ const BURST_BYTES_PER_SECOND: f64 = 64.0 * 1_048_576.0;
 /// How full such a burst may make it: the reader is many times as fast as that once it looks, and may first have to pack.
 const BURST_FILL: f64 = 0.8;
 const BURST_FILL_SMALL: f64 = 0.5;
-/// From here on the rest of a ring is time enough to pack a frame.
+/// Rings from this size on leave enough time to pack a frame while their rest fills.
 const LARGE_RING_BYTES: usize = 1 << 20;
-/// With fewer records in a batch's time it is cheaper to be woken by each.
+/// Below this many records in a batch's time, a wakeup for each is cheaper.
 const RECORDS_MIN: f64 = 4.0;
 
-/// Says how long a source may sleep before it reads its rings again.
+/// Calculates how long a source may sleep before it reads its rings again.
 pub struct Nap {
     shortest: Duration,
     looked: Instant,
     records_per_second: f64,
-    /// Of the records, those that were kept.
+    /// Records kept, a second.
     events_per_second: f64,
-    /// Of the ring that fills fastest: shares of its capacity.
+    /// Fill rate of the ring that fills fastest, as a share of its capacity.
     fill_per_second: f64,
 }
 

@@ -35,7 +35,7 @@ use roles::{Roles, Started};
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
-/// Of those, in a table that only knows paths.
+/// Maximum number of entities in a table that only knows paths.
 const PATHS_MAX: usize = 4096;
 /// How long a removed cgroup is remembered: its container's last events may still be on their way.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -56,7 +56,7 @@ pub struct Identity {
     scanned: Option<Instant>,
     /// Taken once for each drained batch: the clock is not read for each event.
     now: Instant,
-    /// The same in seconds since it began.
+    /// `now` in whole seconds since `began`.
     second: u32,
     began: Instant,
     unknown: u64,
@@ -87,7 +87,7 @@ impl Identity {
         Self::with_directory(roots, Arc::default())
     }
 
-    /// The same, with names from Kubernetes.
+    /// Creates an identity with names from Kubernetes.
     pub fn with_directory(roots: Vec<(PathBuf, u64)>, directory: Arc<Directory>) -> Self {
         let now = Instant::now();
         Self {
@@ -330,7 +330,7 @@ impl Identity {
         self.recent.fetch(id);
     }
 
-    /// As [`Self::resolve`], for others that an event names: they do not count as subjects.
+    /// Resolves another entity that an event names, as [`Self::resolve`]; it does not count as a subject.
     #[inline]
     pub fn resolve_other(&mut self, id: u64, lane: Lane, described: &mut Vec<Entity>) -> EntityId {
         self.resolve_with_outcome(id, lane, described).0

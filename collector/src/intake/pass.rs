@@ -121,7 +121,7 @@ impl<'a> Pass<'a> {
         self.intake.flush(false);
     }
 
-    /// As [`Pass::finish`], with every batch that is not empty.
+    /// Finishes the pass as [`Pass::finish`], and flushes every batch that is not empty.
     pub fn finish_all(mut self) {
         self.is_finished = true;
         self.intake.flush(true);

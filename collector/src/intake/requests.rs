@@ -94,11 +94,11 @@ pub struct Request {
     pub(crate) sender_entity: EntityId,
     /// Levels above the subject's memory cgroup of the one whose limit was full; [`None`] where none was.
     pub(crate) full_height: Option<u32>,
-    /// It is a container's first process, and did not end with code 0.
+    /// True for a container's first process that did not end with code 0.
     pub(crate) is_end: bool,
     /// Nothing but the log is to be read: it ended by itself.
     pub(crate) is_log_only: bool,
-    /// It met a bus error, as of memory that a file system had no room for.
+    /// True after a bus error, as of memory that a file system had no room for.
     pub(crate) is_bus_error: bool,
     path_bytes: u16,
     path: [u8; PATH_BYTES_MAX],

@@ -58,7 +58,7 @@ impl SourceContext {
         }
     }
 
-    /// As configured, with counters at 0.
+    /// Makes the context as configured, with counters at 0.
     pub fn for_config(config: &Config, queues: Queues) -> Self {
         let directory = Directory::default();
         directory.exclude_namespaces(config.collectors.k8s.excluded_namespaces());

@@ -39,7 +39,7 @@ impl Cause {
         }
     }
 
-    /// As a `Gap` says it.
+    /// Text of the reason in a `Gap`.
     pub fn text(self) -> &'static str {
         match self {
             Self::Damaged => "a frame was damaged in memory",

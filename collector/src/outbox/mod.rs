@@ -74,9 +74,9 @@ pub struct Outbox {
     limit_bytes: usize,
     /// Wakes the spool's thread, where there is one.
     spool: Option<Unparker>,
-    /// It holds an earlier epoch's frames.
+    /// True if it holds an earlier epoch's frames.
     is_replay: bool,
-    /// It holds nothing but the closing frame of an epoch that has ended.
+    /// True if it holds only the closing frame of an epoch that has ended.
     is_closing: bool,
     /// The next epoch that there is already: one that follows on this one must be older.
     epoch_limit: u64,
@@ -140,7 +140,7 @@ impl Outbox {
         self.node
     }
 
-    /// This run of the collector.
+    /// Epoch: this run of the collector.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
     }
@@ -369,7 +369,7 @@ impl Outbox {
         (seq, events)
     }
 
-    /// The same and the epoch, at one moment.
+    /// Epoch, last acknowledged frame, and acknowledged events by source, read at one moment.
     pub fn standing(&self) -> (u64, u64, [u64; SOURCES]) {
         let state = self.state();
         (self.epoch(), state.acked_seq, state.acked_events)

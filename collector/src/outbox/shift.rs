@@ -67,7 +67,7 @@ impl Shift {
         restamp(frame, self.epoch, header.seq.saturating_sub(self.seq), |ledger| relative(ledger, &self.base))
     }
 
-    /// This shift, and then another one.
+    /// Combines this shift with a later one.
     pub fn then(&self, next: &Self) -> Self {
         Self { epoch: next.epoch, seq: self.seq + next.seq, base: sum(&self.base, &next.base) }
     }

@@ -100,7 +100,7 @@ pub(super) struct OutboxState {
     pub(super) is_ending: bool,
     /// The last frames of ended epochs, which go before everything else; oldest first.
     pub(super) closings: VecDeque<Closing>,
-    /// Of an earlier run's epoch: header and counters of its last frame.
+    /// Header and counters of the last frame of an earlier run's epoch.
     pub(super) end: Option<Box<(Header, Ledger)>>,
     pub(super) is_finished: bool,
     /// The packer was refused room, and wants to know when there is some.

@@ -17,7 +17,7 @@ use crate::settings::config::{Config, SpoolSection};
 /// Where frames wait until a server has them.
 pub(super) struct Outboxes {
     pub(super) present: Arc<Outbox>,
-    /// Of earlier epochs, oldest first.
+    /// Outboxes of earlier epochs, oldest first.
     pub(super) replays: Vec<Arc<Outbox>>,
     /// The epoch that the present one begins with.
     pub(super) epoch: u64,

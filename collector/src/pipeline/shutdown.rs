@@ -8,9 +8,9 @@ use super::Pipeline;
 
 /// How long a shutdown may take before what is left is given up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// The same where the server refuses this collector, so that no frame will be acknowledged however long it waits.
+/// Drain timeout if the server refuses this collector: no frame will be acknowledged, however long it waits.
 const DRAIN_TIMEOUT_REFUSED: Duration = Duration::from_secs(1);
-/// The same where a spool takes what is left, and how long that may take: together within 25 s.
+/// Drain timeout if a spool takes what is left, and the limit of that spooling: together within 25 s.
 const DRAIN_TIMEOUT_SPOOL: Duration = Duration::from_secs(10);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(8);
 

@@ -55,7 +55,7 @@ pub(super) struct Sources {
     /// Sources that wait for others' answers rather than for rings.
     pub(super) tasks: Vec<TaskHandle<()>>,
     pub(super) states: Vec<SourceState>,
-    /// Of the probes, where they run.
+    /// Controls of the probes, where they run.
     pub(super) controls: Option<Arc<Controls>>,
     pub(super) run_times: Option<RunTimes>,
     missed: Arc<MissedRuns>,

@@ -68,7 +68,7 @@ struct Budget {
 struct Latency {
     /// `[value, count]` pairs of an HDR histogram: from an event's time to its durable acknowledgement.
     event_to_ack_us: Counts,
-    /// From a frame's first sending to its acknowledgement.
+    /// Latencies from a frame's first sending to its acknowledgement.
     frame_to_ack_us: Counts,
     frames: u64,
     bytes_raw: u64,

@@ -267,7 +267,7 @@ impl Default for LoggingSection {
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 

@@ -22,7 +22,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// As configured.
+    /// Takes the settings from the configuration.
     pub fn of(config: &Config) -> Self {
         let filter = &config.pipeline.filter_config;
         Self {
@@ -51,7 +51,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// As configured at the start.
+    /// Starts with the configuration of the start.
     pub fn new(config: &Config) -> Self {
         Self {
             filter: Mutex::new(Filter::of(config)),

@@ -109,7 +109,7 @@ impl Endpoints {
         self.failed.insert(candidate.address, Instant::now());
     }
 
-    /// It has shown that it is well.
+    /// Marks a server as healthy after it has proved so.
     pub fn recovered(&mut self, candidate: &Candidate) {
         self.failed.remove(&candidate.address);
     }

@@ -32,8 +32,9 @@ struct Histograms {
 /// Measures the time from an event to its durable acknowledgement.
 pub struct Latencies {
     histograms: Mutex<Histograms>,
-    /// The same for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event to its
-    /// first sending. Up to date after [`Self::counts`] or [`Self::event_quantile_us`]: call one of them before a scrape.
+    /// Latencies for scrapes, by frame: seconds from its first sending to its acknowledgement, and from its first event
+    /// to its first sending. Up to date after [`Self::counts`] or [`Self::event_quantile_us`]: call one of them before
+    /// a scrape.
     pub ack_seconds: prometheus::Histogram,
     pub send_seconds: prometheus::Histogram,
 }

@@ -54,7 +54,7 @@ impl Fill {
         self.entries_max > 0 && self.entries.saturating_mul(100) >= self.entries_max.saturating_mul(percent)
     }
 
-    /// The same of a table that may have so many entries.
+    /// Sets the maximum number of entries of the table.
     pub fn of_at_most(self, entries_max: u64) -> Self {
         Self { entries_max, ..self }
     }
@@ -76,7 +76,7 @@ struct Files {
 }
 
 impl Files {
-    /// Those of the node whose `/proc` is at `root`.
+    /// Paths of the node whose `/proc` is at `root`.
     fn below(root: &Path) -> Self {
         let sysctl = root.join("sys/net/netfilter");
         let net = root.join("1/net");

@@ -47,9 +47,9 @@ pub enum EbpfError {
 pub struct EbpfSource {
     probes: Option<Probes>,
     lethal: Reader,
-    /// By CPU.
+    /// Readers of the bulk rings, by CPU.
     bulk: Vec<Reader>,
-    /// Whose ring comes first in the next pass.
+    /// Index of the CPU whose ring comes first in the next pass.
     bulk_next: usize,
     wakeup: WakeupFlag,
     counters: CounterArray,
@@ -313,7 +313,7 @@ impl EbpfSource {
         books.set_emitted(self.emitted + self.aggregated);
     }
 
-    /// The same, and what the kernel lost and left out.
+    /// Publishes what was emitted, and what the kernel lost and left out.
     fn state_counters(&mut self, books: &SourceBooks) {
         self.counters_read = Instant::now();
         let (mut emitted, mut dropped, mut sampled, mut excluded, mut lethal_dropped) = (0, 0, 0, 0, 0);

@@ -57,7 +57,7 @@ pub struct EvidenceReader {
     with_arguments: bool,
     node: EntityId,
     logs: Logs,
-    /// By cgroup and sender.
+    /// Time of the last reading, by cgroup and sender.
     recent: HashMap<(u64, u32), Instant, foldhash::fast::RandomState>,
     watch: Watch,
     allowance: TokenBucket,
@@ -95,7 +95,7 @@ pub fn channel(options: Options) -> (Evidence, EvidenceReader) {
 }
 
 impl EvidenceReader {
-    /// Its counters.
+    /// Counters of the requests and readings.
     pub fn counts(&self) -> Arc<EvidenceCounts> {
         Arc::clone(&self.counts)
     }
@@ -224,7 +224,7 @@ impl EvidenceReader {
     }
 }
 
-/// Whose mounts may hold what a process wrote to: its own, and, when it is gone, those of the others in its cgroup.
+/// Returns processes whose mounts may hold what a process wrote to: its own, or the others of its cgroup if it is gone.
 fn mounted_for(pid: u32, readings: &[Reading]) -> impl Iterator<Item = u32> {
     let folder = readings.first().map(|reading| reading.folder.join("cgroup.procs"));
     let parent = crate::base::host::process(pid).and_then(|folder| crate::intake::identity::scan::Stat::of(&folder));

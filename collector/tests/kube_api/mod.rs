@@ -399,7 +399,7 @@ pub fn pod(number: u64, version: u64) -> Value {
     })
 }
 
-/// The same after its container ended.
+/// Builds the pod after its container ended.
 pub fn ended_pod(number: u64, version: u64, reason: &str, exit_code: i32, finished: &str) -> Value {
     let mut pod = pod(number, version);
     let status = &mut pod["status"]["containerStatuses"][0];

@@ -48,7 +48,7 @@ pub const SYSTEMD: [&str; 3] = ["/lib/systemd/systemd", "/usr/bin/dbus-daemon", 
 pub struct Systemd {
     pub pid: u32,
     pub bus: String,
-    /// Its cgroup, in the file system.
+    /// Path of its cgroup in the file system.
     pub cgroup: PathBuf,
     _state: tempfile::TempDir,
 }
@@ -137,7 +137,7 @@ impl Lab {
         Self::with(Config::default())
     }
 
-    /// As configured, but for the rate of events, which has no limit.
+    /// Starts with this configuration, without a limit of events a second.
     pub fn with(mut config: Config) -> Self {
         config.collector.max_events_per_sec = 0;
         let (queues, _parker) = Queues::new(4096);

@@ -71,7 +71,7 @@ pub struct ServerLine {
 }
 
 impl ServerLine {
-    /// Of runs, each as nodes, events a second and CPU nanoseconds a second; never below 0.
+    /// Fits the line to runs, each as nodes, events a second and CPU nanoseconds a second; never below 0.
     fn through(runs: &[[f64; 3]]) -> Self {
         if let Some([idle, node, event]) = least_squares(runs)
             && idle >= 0.0
@@ -127,7 +127,7 @@ fn least_squares(rows: &[[f64; 3]]) -> Option<[f64; 3]> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Costs {
     pub runs: usize,
-    /// Of one collector, without the probes.
+    /// Cost of one collector, without the probes.
     pub collector: Line,
     pub server: ServerLine,
     /// The most that was seen.

@@ -25,7 +25,7 @@ const RUNS: [(usize, f64); 4] = [(1, 2_000.0), (1, 20_000.0), (1, 100_000.0), (4
 /// Containers of a simulated node for each pod. A short run describes each container as often as a minute of a real
 /// node's life. So a run with many more containers than a node has would make frames look too large.
 const CONTAINERS_PER_POD: u64 = 2;
-/// As `tapio-perf load` has it.
+/// Ring size of `tapio-perf load`.
 const RING_BYTES: usize = 8 << 20;
 /// More than any node has.
 const CONTAINERS_MAX: u64 = 10_000;

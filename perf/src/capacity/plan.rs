@@ -27,7 +27,7 @@ pub struct Cluster {
     pub retention_s: u64,
     /// Cores that one server may use.
     pub server_cores: f64,
-    /// Of those, what may be used at the peak.
+    /// Share of these cores that may be used at the peak.
     pub utilisation: f64,
     /// What the probes take in the kernel for an event: `tapio-perf probes`.
     pub probe_ns_per_event: f64,
@@ -61,9 +61,9 @@ impl Cluster {
 /// What a program is to be given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Needs {
-    /// On average.
+    /// CPU on average.
     pub cpu_milli: u64,
-    /// At the peak; of a server, with one replica missing.
+    /// CPU at the peak; for a server, with one replica missing.
     pub cpu_milli_peak: u64,
     pub memory_request_mib: u64,
     pub memory_limit_mib: u64,
@@ -83,7 +83,7 @@ pub struct Plan {
     pub server_replicas: u64,
     pub server: Needs,
     pub collector: Needs,
-    /// Of one server, for the retention that is asked for, in whole segments and with one replica missing.
+    /// Archive size of one server for the wanted retention, in whole segments and with one replica missing.
     pub archive_max_bytes: u64,
     pub archive_bytes_per_day: u64,
     /// What a node sends, and what all servers together receive.

@@ -37,14 +37,14 @@ pub enum MemoryControl {
 }
 
 impl Hierarchies {
-    /// Those of this process's mount namespace.
+    /// Finds the hierarchies of this process's mount namespace.
     pub fn find() -> Result<Self, Error> {
         let path = mountinfo::OF_THIS_PROCESS;
         let mounts = mountinfo::read(path).context(|| format!("read {path}"))?;
         Self::parse(&mounts).ok_or(Error::NoCgroupV2)
     }
 
-    /// From the text of a mountinfo.
+    /// Parses a mountinfo.
     fn parse(mounts: &str) -> Option<Self> {
         let (mut v2, mut v1_memory) = (None, None);
         for mount in mountinfo::parse(mounts) {
@@ -85,7 +85,7 @@ fn made() -> MutexGuard<'static, BTreeMap<PathBuf, usize>> {
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
-    /// From the top down.
+    /// Folders made, from the top down.
     made: Vec<PathBuf>,
 }
 
@@ -121,13 +121,13 @@ impl Cgroup {
         cgroup
     }
 
-    /// Its folder was made here, and is used by this guard.
+    /// Notes that this guard made the folder and uses it.
     fn hold(&mut self) {
         *made().entry(self.path.clone()).or_default() += 1;
         self.made.push(self.path.clone());
     }
 
-    /// Its folder.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }

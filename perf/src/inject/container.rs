@@ -98,7 +98,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Its names.
+    /// Names of the container.
     pub fn name(&self) -> &ContainerName {
         &self.name
     }
@@ -278,7 +278,7 @@ impl Sender {
         Ok(sender)
     }
 
-    /// Its process id.
+    /// Process id of the container.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -24,7 +24,7 @@ pub struct Measured {
     pub pattern: Option<String>,
     pub finding_id: Option<String>,
     pub latency_us: Option<u64>,
-    /// At the last of further servers that are watched.
+    /// Latency at the last of further servers that are watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elsewhere_latency_us: Option<u64>,
 }
@@ -36,9 +36,9 @@ pub struct Series {
     pub injections: Vec<Measured>,
     /// Injections whose finding did not come in time; 0 when findings were not waited for.
     pub missing: usize,
-    /// From the last event of a finding's evidence to its arrival here.
+    /// Latency from the last event of a finding's evidence to its arrival here.
     pub latency_us: Summary,
-    /// The same from the last of further servers that are watched.
+    /// Latency at the last of further servers that are watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elsewhere_latency_us: Option<Summary>,
 }

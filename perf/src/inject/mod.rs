@@ -58,7 +58,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Oom => "oom",
@@ -91,7 +91,7 @@ pub struct Injection {
     pub fault: String,
     pub pod_uid: String,
     pub container_id: String,
-    /// Its path in the unified hierarchy.
+    /// Path of the cgroup in the unified hierarchy.
     pub cgroup: String,
     /// The victim.
     pub pid: u32,

@@ -66,9 +66,9 @@ impl OwnServers {
 pub struct Side {
     pub injections: usize,
     pub missing: usize,
-    /// At the server that the collector ships to.
+    /// Latency at the server that the collector ships to.
     pub latency_us: Summary,
-    /// At the server that had the finding last; without a log there is none.
+    /// Latency at the server that had the finding last; without a log there is none.
     pub elsewhere_latency_us: Option<Summary>,
 }
 
@@ -79,7 +79,7 @@ pub struct Comparison {
     pub servers: usize,
     pub without_log: Side,
     pub with_log: Side,
-    /// At the collector's server, with the log by without it.
+    /// Ratio of the medians at the collector's server: with the log by without it.
     pub p50_ratio: f64,
     pub p99_ratio: f64,
 }

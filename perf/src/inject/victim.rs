@@ -142,7 +142,7 @@ fn new_pid_namespace() -> Result<(), Error> {
     rustix::thread::unshare(UnshareFlags::NEWPID).context(|| "make a pid namespace".into())
 }
 
-/// This program again.
+/// Builds a command that runs this program again.
 fn own_command(step: &str, act: &Act) -> Result<Command, Error> {
     let program = std::env::current_exe().context(|| "find this executable".into())?;
     let mut command = Command::new(program);
@@ -208,7 +208,7 @@ fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// This process's id on the host: procfs was mounted there.
+/// Reads this process's id on the host: procfs was mounted there.
 fn host_pid() -> Result<u32, Error> {
     let link = fs::read_link("/proc/self").context(|| "read /proc/self".into())?;
     let text = link.to_string_lossy();

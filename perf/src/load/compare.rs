@@ -19,10 +19,10 @@ pub const ROUNDS_MAX: u16 = 100;
 /// What was measured. Keys are read by other programs: they stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Comparison {
-    /// From an event's intended time to its durable acknowledgement: medians over the runs.
+    /// Latency from an event's intended time to its durable acknowledgement: medians over the runs.
     pub without_log_us: Percentiles,
     pub with_log_us: Percentiles,
-    /// With the log by without it; below 1 where it was faster.
+    /// Ratio of the medians: with the log by without it; below 1 where it was faster.
     pub p50_ratio: f64,
     pub p99_ratio: f64,
     /// Every run closed its ledger, and with the log all servers found the same.
@@ -31,7 +31,7 @@ pub struct Comparison {
     pub with_log: Vec<LoadReport>,
 }
 
-/// Of a latency.
+/// Percentiles of a latency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Percentiles {
     pub p50: u64,

@@ -25,7 +25,7 @@ const SIGKILL: u32 = 9;
 const SIGSEGV: u32 = 11;
 const SIGTERM: u32 = 15;
 const SI_KERNEL: i32 = 0x80;
-/// Of a status: a core was dumped.
+/// Bit of a wait status: a core was dumped.
 const CORE: u32 = 0x80;
 const LIMIT_BYTES: u64 = 256 << 20;
 

@@ -61,7 +61,7 @@ impl Node {
         Self::with_clues(name, seed, entities, ring_bytes, 0.0)
     }
 
-    /// The same; of its events, `clues` are of deaths, from 0 up to 1.
+    /// Makes a generator in whose events the share `clues`, from 0 up to 1, are deaths.
     pub fn with_clues(
         name: &str,
         seed: u64,
@@ -135,10 +135,10 @@ impl Node {
 /// When events are due.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Pace {
-    /// As soon as there is room.
+    /// Writes as soon as there is room.
     #[default]
     Max,
-    /// So many events a second, all nodes together.
+    /// Events a second, all nodes together.
     PerSecond(f64),
 }
 
@@ -164,7 +164,8 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// That of node `index` of `nodes` that share `rate`; nodes take turns, they do not write at the same moment.
+    /// Makes the pace of node `index` of `nodes` that share `rate`; nodes take turns, they do not write at the same
+    /// moment.
     fn new(rate: f64, index: usize, nodes: usize) -> Self {
         let step = (nodes as f64 * 1e9 / rate * (1u64 << 32) as f64) as u128;
         let step = step.max(1);

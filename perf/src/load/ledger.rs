@@ -15,7 +15,7 @@ pub const SOURCE: &str = "shm";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NodeLedger {
     pub node: String,
-    /// By the generator's count.
+    /// Events emitted, by the generator's count.
     pub emitted: u64,
     pub archived: u64,
     pub dropped: u64,

@@ -63,7 +63,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// In the first of these looks it may not have read all yet.
+    /// Starts from the first of these looks, when the reader may not have read everything yet.
     fn new(looks: &[Reading], last_seqs: &[u64]) -> Self {
         let last = looks.last().copied().unwrap_or_default();
         let offsets = looks.iter().zip(last_seqs).map(|(look, seq)| *seq as i64 - look.read as i64);

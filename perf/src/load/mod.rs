@@ -352,7 +352,7 @@ fn cpu_ns(before: &[Usage], after: &[Usage]) -> u64 {
     before.iter().zip(after).map(|(before, after)| after.cpu_ns.saturating_sub(before.cpu_ns)).sum()
 }
 
-/// Of each of so many processes, on average; 100 is one core all the time.
+/// CPU of each of `processes` processes, on average; 100 is one core all the time.
 fn percent_of_core(cpu_ns: u64, processes: usize, seconds: f64) -> f64 {
     cpu_ns as f64 / processes.max(1) as f64 / (seconds.max(1e-9) * 1e9) * 100.0
 }

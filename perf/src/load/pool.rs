@@ -17,7 +17,7 @@ pub struct Pool {
     bytes: Vec<u8>,
     /// Where each record starts, and where the last one ends.
     starts: Vec<u32>,
-    /// Those that must not wait in a ring.
+    /// Whether each record is urgent: it must not wait in a ring.
     urgent: Vec<bool>,
     /// Where the records of processes that die start, and how many pids these have.
     mortals: Vec<u32>,

@@ -141,7 +141,8 @@ impl Profile {
         pool
     }
 
-    /// At least `records` records: `clues` of them, from 0 up to 1, are of deaths, the others in the proportions of the profile.
+    /// Makes at least `records` records: the share `clues`, from 0 up to 1, are deaths, the others are in the
+    /// proportions of the profile.
     pub fn pool(&mut self, records: usize, clues: f64) -> Pool {
         let mut pool = Pool::default();
         let mut later: Vec<Later> = Vec::new();

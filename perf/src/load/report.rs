@@ -15,11 +15,12 @@ use crate::latency::Summary;
 pub struct CollectorCost {
     /// CPU time of all collectors by events archived.
     pub cpu_ns_per_event: f64,
-    /// Of one collector, on average; 100 is one core for the whole run.
+    /// CPU of one collector, on average; 100 is one core for the whole run.
     pub cpu_percent_of_core: f64,
-    /// The same without the start: from [`crate::load::WARM_UP`] to the generator's end, seen within 250 ms. [`None`] in a run too short for it.
+    /// CPU of one collector without the start: from [`crate::load::WARM_UP`] to the generator's end, seen within 250
+    /// ms. [`None`] in a run too short for it.
     pub steady_cpu_percent_of_core: Option<f64>,
-    /// Of the collector that had most; its peak.
+    /// Peak memory of the collector that had most.
     pub rss_bytes: u64,
 }
 
@@ -29,9 +30,9 @@ pub struct ServerCost {
     pub cpu_ns_per_event: f64,
     /// 100 is one core for the whole run.
     pub cpu_percent_of_core: f64,
-    /// Its peak; of several, the largest one's.
+    /// Peak memory; with several servers, the largest one's.
     pub rss_bytes: u64,
-    /// At the end of the run.
+    /// Memory at the end of the run.
     pub rss_end_bytes: u64,
     /// Entities that its shards remember, and those that had to make room.
     pub entities: u64,
@@ -58,11 +59,11 @@ pub struct LoadReport {
     pub ledger_closes: bool,
     /// Archived events by the time until the pipeline was empty.
     pub events_per_second: f64,
-    /// From the first event until the pipeline was empty.
+    /// Time from the first event until the pipeline was empty.
     pub duration_s: f64,
-    /// From an event's intended time to its durable acknowledgement.
+    /// Latency from an event's intended time to its durable acknowledgement.
     pub latency_us: Summary,
-    /// From the sending of a frame to its acknowledgement.
+    /// Latency from the sending of a frame to its acknowledgement.
     pub ack_latency_us: Summary,
     pub collector: CollectorCost,
     pub server: ServerCost,

@@ -47,7 +47,7 @@ pub struct ServerShare {
     pub ledger_closes: bool,
     /// 100 is one core for the whole run.
     pub cpu_percent_of_core: f64,
-    /// Its peak.
+    /// Peak memory.
     pub rss_bytes: u64,
     /// Findings that it has at the end.
     pub findings: u64,
@@ -72,7 +72,7 @@ pub struct ReaderShare {
     pub entries_left_out: u64,
     /// How often it began anew to read; then [`Self::behind_messages_max`] is of the time before.
     pub rebuilds: u64,
-    /// It was seen to go on without the log.
+    /// True if the server was seen to continue without the log.
     pub was_alone: bool,
     /// How often its metrics did not come in time.
     pub unanswered: u64,
@@ -81,14 +81,14 @@ pub struct ReaderShare {
 /// What went through the log, and what NATS cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LogCost {
-    /// In the log, of all servers, from before the collectors' start to their end.
+    /// Messages of all servers in the log, from before the collectors' start to their end.
     pub messages: u64,
     /// Bytes of messages to NATS, and from it to all servers.
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// 100 is one core for the whole run.
     pub nats_cpu_percent_of_core: f64,
-    /// Its peak.
+    /// Peak memory of the NATS server.
     pub nats_rss_bytes: u64,
 }
 
@@ -100,7 +100,7 @@ pub struct Agreement {
     pub equal: bool,
     /// Findings that all have.
     pub count: u64,
-    /// From the end of the collectors until it was so.
+    /// Time from the end of the collectors until all servers agreed.
     pub after_ms: u64,
     /// What differs, for people; at most 20.
     pub differences: Vec<String>,
@@ -139,7 +139,7 @@ impl Servers {
         &self.addresses[index % self.addresses.len()]
     }
 
-    /// Those that were started here.
+    /// Returns the servers that were started here.
     pub fn group(&self) -> Option<&ServerGroup> {
         self.group.as_ref()
     }

@@ -94,7 +94,8 @@ fn time(operations: &mut dyn Loop, count: u64) -> Result<f64, Error> {
     Ok(start.elapsed().as_nanos() as f64 / count as f64)
 }
 
-/// The same, after operations that are not counted: loading and unloading programs leaves caches cold and work undone behind.
+/// Measures as [`time`], after uncounted operations: loading and unloading programs leaves caches cold and work undone
+/// behind.
 fn settled_time(operations: &mut dyn Loop, count: u64) -> Result<f64, Error> {
     operations.run(count / 4 + 1)?;
     time(operations, count)

@@ -20,7 +20,7 @@ pub(super) struct TcpLoop {
 }
 
 impl TcpLoop {
-    /// With `reset`, the side that connected ends it by a reset.
+    /// Makes the loop; with `reset`, the side that connected ends it by a reset.
     pub fn new(reset: bool) -> Result<Self, Error> {
         let mut listeners = Vec::new();
         for number in 0..LISTENERS {

@@ -20,7 +20,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of nothing: zeros.
+    /// Sums up values; zeros for none.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |part: f64| values.get(((values.len().max(1) - 1) as f64 * part).round() as usize).copied();
@@ -42,7 +42,7 @@ pub struct ProgramCost {
     pub without_ns: Option<Spread>,
     /// An operation, this program attached.
     pub with_ns: Option<Spread>,
-    /// Their difference, round by round.
+    /// Difference of the two, round by round.
     pub cost_ns: Option<Spread>,
     pub runs_per_operation: Option<f64>,
     pub records_per_operation: Option<f64>,
@@ -54,7 +54,8 @@ pub struct ProgramCost {
     pub empty_run_ns: Option<Spread>,
     /// What a record costs over the empty program, runs that led to none included.
     pub record_ns: Option<Spread>,
-    /// The same of a program that only reserves, zeroes, stamps and submits 96 bytes at that hook: what of it is the ring's.
+    /// Cost of a program that only reserves, zeroes, stamps and submits 96 bytes at that hook: the ring's part of the
+    /// cost.
     pub bare_record_ns: Option<Spread>,
     pub why: Option<String>,
 }
@@ -68,7 +69,7 @@ pub struct Loss {
     pub without_ns: Spread,
     pub with_ns: Spread,
     pub loss_percent: Spread,
-    /// The same with a program that does nothing at each hook: what being called costs by itself.
+    /// Loss with a program that does nothing at each hook: the cost of being called.
     pub empty_loss_percent: Spread,
     pub goal_percent: f64,
     pub is_met: bool,

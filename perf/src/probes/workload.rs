@@ -72,7 +72,7 @@ impl Workload {
         })
     }
 
-    /// Its name in reports.
+    /// Name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Process => "process",

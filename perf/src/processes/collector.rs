@@ -47,7 +47,8 @@ pub struct CollectorOptions {
     pub extra_k8s: String,
     /// Further keys of `collector:`, each after a comma.
     pub extra_collector: String,
-    /// In a pid namespace and with a procfs of its own, as on a node that is a container itself. It ends by SIGKILL only.
+    /// Runs it in a pid namespace and with its own procfs, as on a node that is a container itself. It ends by SIGKILL
+    /// only.
     pub own_pid_namespace: bool,
     /// Where it sees the node's `/proc`, when not at its place.
     pub host_proc: Option<PathBuf>,
@@ -70,14 +71,14 @@ impl Default for Resources {
 /// What `GET /latency` says.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct LatencyReport {
-    /// From an event's time to the durable acknowledgement: pairs of microseconds and how many events.
+    /// Latencies from an event's time to the durable acknowledgement: pairs of microseconds and number of events.
     pub event_to_ack_us: Vec<(u64, u64)>,
-    /// From the sending of a frame to its acknowledgement: pairs of microseconds and how many frames.
+    /// Latencies from the sending of a frame to its acknowledgement: pairs of microseconds and number of frames.
     pub frame_to_ack_us: Vec<(u64, u64)>,
     pub frames: u64,
     /// Before compression.
     pub bytes_raw: u64,
-    /// As they travelled.
+    /// Bytes as they travelled.
     pub bytes_wire: u64,
 }
 

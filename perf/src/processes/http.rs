@@ -15,7 +15,7 @@ pub fn get(port: u16, path: &str) -> Result<(u16, String), Error> {
     get_from(SocketAddr::from(([127, 0, 0, 1], port)), path)
 }
 
-/// The same of any address, as of a pod's.
+/// Gets a path from any address, as of a pod's.
 pub fn get_from(address: SocketAddr, path: &str) -> Result<(u16, String), Error> {
     fetch(address, path).map_err(|message| Error::Http { port: address.port(), path: path.to_owned(), message })
 }

@@ -77,7 +77,7 @@ pub fn free_port() -> Result<u16, Error> {
     Err(Error::Invalid("no free TCP port was found on 127.0.0.1".into()))
 }
 
-/// Of util-linux.
+/// The program of util-linux.
 const SETPRIV: &str = "/usr/bin/setpriv";
 
 /// A running program. Its output goes to a file.
@@ -105,7 +105,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log, ended: None })
     }
 
-    /// Its process id.
+    /// Process id of the program.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -219,8 +219,8 @@ impl Drop for Process {
     }
 }
 
-/// The same command, of which the kernel makes an end when the thread that starts it has ended, where there is `setpriv` to ask
-/// it for that. A user or group that was set on the command is not taken over: it cannot be asked for.
+/// Wraps the command so that the kernel ends it when the thread that started it has ended, if `setpriv` exists to ask
+/// for that. A user or group that was set on the command is lost: it cannot be asked for.
 fn ending_with_us(command: Command) -> Command {
     let program = Path::new(command.get_program());
     if !Path::new(SETPRIV).exists() || !program.is_file() {

@@ -75,7 +75,7 @@ impl Nats {
         Ok(Self { process, port, http_port, _folder: folder })
     }
 
-    /// For `cluster.url`.
+    /// URL for `cluster.url`.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }

@@ -139,7 +139,7 @@ fn child_segv(stage: &mut Stage, code: &str) -> Result<Caused, Error> {
     script(stage, &format!("sleep 0.2; {program}; exit {code}"))
 }
 
-/// Its reader ends after a byte.
+/// Writes to a pipe whose reader ends after a byte.
 fn closed_pipe(stage: &mut Stage) -> Result<Caused, Error> {
     let cgroups = stage.cgroups(None)?;
     let script = "F=$(mktemp -u); mkfifo $F; (head -c 1 $F >/dev/null; rm $F) & sleep 0.2; exec yes >$F";

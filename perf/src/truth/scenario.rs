@@ -7,17 +7,17 @@ use super::stage::Stage;
 use crate::error::Error;
 use crate::inject::cgroup::MemoryControl;
 
-/// From here on a finding is a claim.
+/// Minimum confidence of a finding that counts as a claim.
 const CERTAIN: f64 = 0.8;
 
 /// Whom a scenario was done to.
 #[derive(Clone, Debug, Default)]
 pub struct Caused {
-    /// Its containers; a finding that speaks of one of their processes must name one of them.
+    /// Ids of its containers; a finding that speaks of one of their processes must name one of them.
     pub container_ids: Vec<String>,
-    /// Its pods.
+    /// Uids of its pods.
     pub pod_uids: Vec<String>,
-    /// Its processes, where they are known.
+    /// Ids of its processes, where they are known.
     pub pids: Vec<u32>,
 }
 
@@ -141,18 +141,18 @@ fn is_about(finding: &Finding, caused: &Caused) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// As it was.
+    /// Explained as it was.
     Right,
     /// Something, and not as certain.
     Possible,
     /// Not at all.
     Silent,
-    /// With certainty, as something else.
+    /// Explained with certainty as something else.
     Wrong,
 }
 
 impl Outcome {
-    /// Its name.
+    /// Name of the verdict.
     pub fn name(self) -> &'static str {
         match self {
             Self::Right => "right",

@@ -149,7 +149,7 @@ fn inside(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
     stage.play_out(&cgroups, Pids::Own, script)
 }
 
-/// It sends itself a SIGTERM, which it handles as a reload. The later kill is unrelated.
+/// Sends itself a SIGTERM, which it handles as a reload. The later kill is unrelated.
 fn own_term(stage: &mut Stage) -> Result<Caused, Error> {
     let script = "trap : TERM; (sleep 0.2; kill -TERM 1) & while :; do sleep 0.05; done";
     signalled(stage, Pids::Own, script, "bash", None, |pid| format!("sleep 2; kill -KILL {pid}"))

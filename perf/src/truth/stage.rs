@@ -37,7 +37,7 @@ fn ignores_interrupts() -> bool {
 /// Makes containers and runs their scripts; senders of signals are processes of the host.
 pub struct Stage {
     pub injector: Injector,
-    /// This program, which plays roles.
+    /// Path of this program, which plays roles.
     program: PathBuf,
     hierarchies: Hierarchies,
     random: Random,
@@ -47,7 +47,7 @@ pub struct Stage {
 /// Whether the first process of a container is pid 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pids {
-    /// Of a namespace of its own.
+    /// A namespace of its own.
     Own,
     /// No: as in a pod that shares its process namespace.
     Shared,
@@ -64,7 +64,7 @@ pub struct ContainerCgroups {
 /// A container that runs.
 pub struct Actor {
     process: Process,
-    /// Its first process on the host; 0 when it had ended before it was seen.
+    /// Host pid of its first process; 0 when it had ended before it was seen.
     pub pid: u32,
 }
 
@@ -280,8 +280,8 @@ impl ContainerCgroups {
         }
     }
 
-    /// Its cgroup of another controller, with this process in it, where that controller is of version 1; otherwise its unified one,
-    /// with the controller switched on.
+    /// Makes the cgroup of another controller with process `pid` in it, where that controller is of version 1.
+    /// Otherwise returns the unified cgroup, with the controller switched on.
     pub fn controller(&self, name: &str, pid: u32) -> Result<Controlled, Error> {
         let relative = self.name.path();
         let root = Path::new("/sys/fs/cgroup").join(name);

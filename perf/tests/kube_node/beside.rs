@@ -18,7 +18,7 @@ impl Beside {
         Self::start_with("")
     }
 
-    /// The same, with more in the collector's `collectors.k8s`, with a comma before.
+    /// Starts with more in the collector's `collectors.k8s`, with a comma before.
     pub fn start_with(extra_k8s: &str) -> Self {
         let node = setting("TAPIO_TEST_NODE");
         // What it finds, `kubectl describe pod` shows.

@@ -22,7 +22,7 @@ pub struct Epoch {
     /// Events in them.
     pub events: [u64; SOURCES],
     pub is_final: bool,
-    /// As the last frame states it.
+    /// Ledger as the last frame states it.
     ledger: Ledger,
 }
 

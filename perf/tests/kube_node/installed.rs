@@ -140,7 +140,7 @@ impl Tapio {
         self.pods("server").first().ok_or("no server is ready")?.tapioctl(arguments)
     }
 
-    /// The same, its lines of JSON.
+    /// Runs `tapioctl` and parses its lines of JSON.
     pub fn tapioctl_json(&self, arguments: &[&str]) -> Result<Vec<Value>, String> {
         json_lines(&self.tapioctl(&[arguments, &["-o", "json"]].concat())?)
     }
@@ -277,7 +277,7 @@ pub struct Pod {
     pub name: String,
     pub uid: String,
     pub is_ready: bool,
-    /// Its IP address.
+    /// IP address of the pod.
     pub address: String,
     container_id: String,
 }
@@ -300,7 +300,7 @@ impl Pod {
         kubectl(&[&["-n", NAMESPACE, "exec", &self.name, "--", "/usr/bin/tapioctl"][..], arguments].concat())
     }
 
-    /// The same, its lines of JSON.
+    /// Runs `tapioctl` and parses its lines of JSON.
     pub fn tapioctl_json(&self, arguments: &[&str]) -> Result<Vec<Value>, String> {
         json_lines(&self.tapioctl(&[arguments, &["-o", "json"]].concat())?)
     }
@@ -326,7 +326,7 @@ impl Pod {
         self.get_from(8081, path)
     }
 
-    /// The same of any port.
+    /// Gets a path from any port.
     pub fn get_from(&self, port: u16, path: &str) -> Result<String, String> {
         self.answer_from(port, path).map(|(_, body)| body)
     }
@@ -337,13 +337,13 @@ impl Pod {
         http::get_from(address, path).map_err(|error| error.to_string())
     }
 
-    /// Its log, a JSON object a line.
+    /// Log of the pod, a JSON object a line.
     pub fn log(&self) -> Vec<Value> {
         let text = kubectl(&["-n", NAMESPACE, "logs", &self.name]).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Its process on this machine.
+    /// Process of the pod on this machine.
     pub fn pid(&self) -> Option<u32> {
         super::process_of(&self.container_id)
     }

@@ -40,7 +40,7 @@ pub fn kubectl(arguments: &[&str]) -> Result<String, String> {
     kubectl_reading(arguments, "")
 }
 
-/// The same, with something to read.
+/// Runs kubectl with something to read.
 pub fn kubectl_reading(arguments: &[&str], input: &str) -> Result<String, String> {
     let mut command = Command::new("kubectl");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -8,8 +8,8 @@ use super::{Namespace, await_that, container, deployment, setting};
 pub struct Front(Value);
 
 impl Front {
-    /// Its pods run `script`. `surge` and `unavailable` are the bounds of a rolling update, and a new pod counts as ready
-    /// after `min_ready_seconds`: one that crashes before has not made the release.
+    /// Runs `script` in its pods. `surge` and `unavailable` are the bounds of a rolling update, and a new pod counts as
+    /// ready after `min_ready_seconds`: one that crashes before has not made the release.
     pub fn running(script: &str, min_ready_seconds: u32, surge: u32, unavailable: u32) -> Self {
         let mut front = deployment("front", container("web", script));
         front["spec"]["replicas"] = json!(2);

@@ -21,7 +21,7 @@ pub const PERF: &str = env!("CARGO_BIN_EXE_tapio-perf");
 const RING_BYTES: usize = 8 << 20;
 const ENTITIES: usize = 200;
 
-/// Whose turn it is.
+/// Lock that decides whose turn it is.
 static TURN: RwLock<()> = RwLock::new(());
 pub type Alone = RwLockWriteGuard<'static, ()>;
 pub type Beside = RwLockReadGuard<'static, ()>;
@@ -98,7 +98,7 @@ impl FedNode {
         Self::feed_by(collector, rate, RING_BYTES)
     }
 
-    /// The same through a ring of `ring_bytes`.
+    /// Feeds the collector through a ring of `ring_bytes`.
     pub fn feed_by(collector: Collector, rate: f64, ring_bytes: usize) -> Self {
         let name = &collector.node().to_owned();
         let (node, ring) = Node::new(name, 1, ENTITIES, ring_bytes).expect("a ring");

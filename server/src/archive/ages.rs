@@ -33,12 +33,12 @@ const SAVE_INTERVAL_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Default, PartialEq, Deserialize, Serialize)]
 struct Saved {
-    /// Of which boot `boottime_ms` is.
+    /// Boot to which `boottime_ms` belongs.
     boot: String,
     boottime_ms: u64,
     /// The archive's time at that moment.
     lived_ms: u64,
-    /// In the archive's time, by the segment's number.
+    /// When each segment was closed, in the archive's time, by the segment's number.
     closed_ms: BTreeMap<u64, u64>,
 }
 

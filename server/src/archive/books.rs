@@ -74,9 +74,9 @@ pub struct Acknowledged {
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// It counts; so many frames before it are missing.
+    /// The frame counts; this many frames before it are missing.
     New { missing: u64 },
-    /// It is already here.
+    /// The frame is already here.
     Duplicate,
 }
 
@@ -96,7 +96,8 @@ pub struct EpochBooks {
     /// Clocks of the last frame.
     pub boottime_ns: u64,
     pub realtime_ns: u64,
-    /// Of `archived`, what a start found missing on the disk. It is found again at each start, so no snapshot has it.
+    /// Events in `archived` that a start found missing on the disk. Each start finds them again, so no snapshot has
+    /// them.
     pub(super) lost: [u64; SOURCES],
     /// The last frame's ledger, as it was on the wire: a tenth of its decoded size.
     pub(super) ledger: Vec<u8>,
@@ -113,7 +114,7 @@ impl EpochBooks {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeBooks {
     pub name: Option<Arc<str>>,
-    /// By epoch, oldest first; never empty.
+    /// Books of each epoch, oldest first; never empty.
     pub epochs: Vec<EpochBooks>,
 }
 

@@ -81,7 +81,7 @@ pub struct Damage {
 }
 
 impl Damage {
-    /// Of these places of a segment.
+    /// Describes damage in these byte ranges of a segment.
     pub(super) fn of_bytes(segment: u64, ranges: Vec<Range<u64>>, missing: Option<Missing>) -> Self {
         Self {
             segment,

@@ -48,12 +48,12 @@ pub struct FirstContact {
 }
 
 impl FirstContact {
-    /// Of an archive that is opened now and had so many frames in its life.
+    /// Starts with an archive that is opened now and has had `frames` frames in its life.
     pub fn new(frames: u64, within: Duration) -> Self {
         Self { until: (frames == 0).then(|| Instant::now() + within) }
     }
 
-    /// Of events of an epoch, which the books have or not.
+    /// Returns the kind of events of an epoch; `has_epoch` tells whether the books have the epoch.
     pub fn kind(&self, has_epoch: bool) -> ElsewhereKind {
         match self.until {
             Some(until) if !has_epoch && Instant::now() < until => ElsewhereKind::EmptyArchive,

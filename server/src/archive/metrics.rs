@@ -17,10 +17,10 @@ pub struct ArchiveMetrics {
     pub(super) lethal_events: IntCounter,
     pub(super) bulk_events: IntCounter,
     events: IntCounterVec,
-    /// In the order of the kinds' numbers.
+    /// Counters in the order of the kinds' numbers.
     pub(super) kinds: Vec<IntCounter>,
     kind_events: IntCounterVec,
-    /// In the order of the kinds of elsewhere, and of the sources.
+    /// Counters in the order of the kinds of elsewhere, and of the sources.
     elsewhere: [[IntCounter; SOURCES]; 2],
     elsewhere_events: IntCounterVec,
     pub(super) duplicates: IntCounter,

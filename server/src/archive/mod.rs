@@ -230,7 +230,7 @@ impl Reservation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArchiveStats {
     pub disk: DiskKind,
-    /// On disk now.
+    /// Segments on disk now.
     pub segments: u64,
     pub bytes: u64,
     /// Over the archive's whole life.
@@ -385,7 +385,7 @@ impl Archive {
         self.appender.clone()
     }
 
-    /// Its directory.
+    /// Directory of the archive.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

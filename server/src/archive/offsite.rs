@@ -29,14 +29,14 @@ pub struct Waiting {
 pub struct Backlog {
     pub segments: u64,
     pub bytes: u64,
-    /// For how long the oldest has been waiting.
+    /// Time that the oldest has been waiting.
     pub oldest: Duration,
 }
 
 #[derive(Default)]
 struct State {
     waiting: BTreeMap<u64, Waiting>,
-    /// It is open at the uploader, which no deletion disturbs.
+    /// Segment that the uploader has open; no deletion disturbs it.
     uploading: Option<u64>,
 }
 

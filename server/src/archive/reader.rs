@@ -23,7 +23,7 @@ use super::scan::{Item, Scanner};
 use super::segments;
 use super::snapshot::Note;
 
-/// With more entities than this wanted, asking every block's filter costs more than it saves.
+/// Above this many wanted entities, asking every block's filter costs more than it saves.
 const FILTER_KEYS_MAX: usize = 4096;
 /// A node table that long may have been cut.
 const NODES_TRUSTED_MAX: usize = 10_000;
@@ -114,17 +114,17 @@ pub(super) struct Part {
 }
 
 impl Reader {
-    /// Of a directory.
+    /// Opens a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self::over([dir.into()])
     }
 
-    /// Of several directories: a frame that is in more than one of them counts once.
+    /// Opens several directories: a frame that is in more than one of them counts once.
     pub fn over(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
         Self { parts: dirs.into_iter().map(|dir| Part { dir }).collect() }
     }
 
-    /// Its segments, oldest first; of several archives, one archive after the other.
+    /// Lists the segments, oldest first; with several archives, one archive after the other.
     pub fn segments(&self) -> Result<Vec<SegmentFile>, ReadError> {
         let mut found = Vec::new();
         for part in &self.parts {

@@ -6,7 +6,7 @@ use tapio_wire::segment::{RECORD_HEADER_BYTES, RecordKind, record_bytes, record_
 /// Collects records for one vectored write without copying frames.
 #[derive(Default)]
 pub(super) struct Records {
-    /// Of which segment.
+    /// Number of the segment.
     number: u64,
     /// Where the first byte goes.
     start: u64,

@@ -43,9 +43,9 @@ pub enum Item<'a> {
 pub enum Tail {
     /// Where its file ends, or in zeros.
     Clean,
-    /// In a record that the file cuts off.
+    /// The end is in a record that the file cuts off.
     Torn,
-    /// In something else.
+    /// The end is in something else.
     Damaged,
 }
 

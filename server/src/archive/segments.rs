@@ -17,9 +17,9 @@ pub struct ClosedSegment {
     pub number: u64,
     pub path: PathBuf,
     pub bytes: u64,
-    /// In the archive's own time, see [`super::ages`].
+    /// When it was closed, in the archive's own time; see [`super::ages`].
     pub closed_at: Duration,
-    /// In it; `None` when an earlier run closed it.
+    /// Events in the segment; `None` when an earlier run closed it.
     pub events: Option<u64>,
 }
 

@@ -23,12 +23,12 @@ const LOOKS_MAX: u32 = 5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexState {
-    /// It says what the frames say.
+    /// The index says what the frames say.
     Sound,
     /// There is none: the segment is being written, or its writer was killed.
     #[default]
     None,
-    /// It is sound in itself and says something else than the frames.
+    /// The index is sound in itself but says something else than the frames.
     Differs,
 }
 
@@ -54,7 +54,7 @@ pub struct SegmentReport {
     pub undecodable: u64,
     /// Bytes behind the last commit that are no whole records: never acknowledged, cut off by the next start.
     pub uncommitted_bytes: u64,
-    /// It is no segment of its name's number.
+    /// True if the file is no segment of its name's number.
     pub is_foreign: bool,
     /// What its index counts and it lacks; `None` without an index.
     pub unindexed: Option<Missing>,

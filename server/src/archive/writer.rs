@@ -71,11 +71,11 @@ pub(super) struct Active<F> {
     pub capacity: u64,
     /// Where the first batch goes.
     pub first_offset: u64,
-    /// In the archive's own time.
+    /// When it was opened, in the archive's own time.
     pub opened: Duration,
-    /// It has no commit yet.
+    /// True until its first commit.
     pub is_new: bool,
-    /// Of what is durable in it.
+    /// Index of what is durable in the segment.
     pub index: IndexBuilder,
 }
 

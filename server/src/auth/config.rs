@@ -46,7 +46,7 @@ pub struct TokenReviewSection {
     /// How long a good token is not asked about again.
     #[serde(deserialize_with = "units::duration")]
     pub ttl: Duration,
-    /// The same for a bad one.
+    /// How long a refused token is not reviewed again.
     #[serde(deserialize_with = "units::duration")]
     pub refused_ttl: Duration,
     /// Outside of a cluster: how to reach the API server.
@@ -106,7 +106,7 @@ impl Subject {
     }
 }
 
-/// As it is written in a list; a service account by its user's name.
+/// Serializes a subject as it is written in a list; a service account by its user's name.
 impl Serialize for Subject {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = match self {

@@ -69,7 +69,7 @@ impl Purpose {
         }
     }
 
-    /// Its name in metrics and the audit log.
+    /// Name in metrics and the audit log.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ship => "ship",
@@ -79,7 +79,7 @@ impl Purpose {
     }
 }
 
-/// Whose a token is, as the API server says.
+/// Account to which the API server says a token belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Account {
     pub username: String,
@@ -157,7 +157,7 @@ impl Denied {
         }
     }
 
-    /// As gRPC says it.
+    /// Status for gRPC.
     pub fn status(&self) -> Status {
         let text = self.to_string();
         match self {
@@ -194,7 +194,7 @@ impl fmt::Debug for Auth {
 }
 
 impl Auth {
-    /// As it is configured. The API server is not asked for anything yet.
+    /// Opens the guard as configured. It does not ask the API server for anything yet.
     ///
     /// # Errors
     /// See [`AuthError`].

@@ -130,7 +130,7 @@ impl Reviewer {
         &self.section
     }
 
-    /// Whose token it is; `None` when it is nobody's, or not for this audience.
+    /// Reviews a token and returns its account; `None` if it belongs to no account, or not to this audience.
     pub async fn review(&self, token: &str) -> Result<Option<Arc<Account>>, Unreviewed> {
         let key = verdicts::key(token);
         if let Some(verdict) = self.remembered(&key) {
@@ -245,7 +245,7 @@ impl Reviewer {
         Api::<TokenReview>::all(self.client()).create(&PostParams::default(), review).await
     }
 
-    /// Whose token it is, and the pod that it is bound to.
+    /// Returns the token's account, and the pod that it is bound to.
     fn account_of(&self, review: TokenReview) -> Option<(Account, Option<PodRef>)> {
         let status = review.status.filter(|status| status.authenticated == Some(true))?;
         // An authenticator that knows no audiences answers without: its tokens are for the API server, not for us.
@@ -275,7 +275,7 @@ struct PodRef {
 /// What there is to know of such a pod.
 enum PodNode {
     Known(String),
-    /// This server may not get pods there.
+    /// The server may not get pods there.
     Unknown,
     /// There is none by that name and uid, or it never ran.
     Gone,

@@ -78,7 +78,7 @@ impl Verdicts {
         Self { good: Shelf::new(good), bad: Shelf::new(bad) }
     }
 
-    /// Whose token it is; an inner `None` when it is nobody's.
+    /// Returns the account of a token; an inner `None` if it belongs to no account.
     pub fn get(&mut self, key: &Key, now: Instant) -> Option<Option<Arc<Account>>> {
         match self.good.get(key, now) {
             Some(account) => Some(Some(account)),

@@ -59,7 +59,7 @@ pub struct ClusterTls {
     /// The certificates of the CA that signs NATS' certificate; default: those of the machine.
     #[schemars(example = "/etc/tapio/nats/ca.pem")]
     pub ca: Option<PathBuf>,
-    /// This server's certificate chain, where NATS wants to see one.
+    /// Client certificate chain, for a NATS that asks for one.
     #[schemars(example = "/etc/tapio/nats/server.pem")]
     pub cert: Option<PathBuf>,
     /// Private key of the client certificate.
@@ -97,7 +97,7 @@ impl ClusterSection {
         self.url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect()
     }
 
-    /// Those, without the passwords that may be in them.
+    /// Returns the URLs without the passwords that may be in them.
     pub fn urls_to_show(&self) -> String {
         let shown = |url: &str| {
             let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
@@ -128,7 +128,7 @@ impl ClusterSection {
         local.map_or_else(String::new, |local| SocketAddr::new(local.ip(), listens.port()).to_string())
     }
 
-    /// This server's name.
+    /// Returns this server's name.
     pub fn server_name(&self) -> String {
         match &self.server {
             Some(name) => name.clone(),

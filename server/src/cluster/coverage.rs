@@ -31,7 +31,7 @@ struct Stretch {
 #[derive(Clone)]
 struct Node {
     name: Arc<str>,
-    /// By epoch and sequence; no two touch.
+    /// Stretches by epoch and sequence; no two touch.
     stretches: VecDeque<Stretch>,
     counted: Intervals,
 }

@@ -17,7 +17,7 @@ use super::log::{Log, LogError, SERVER_HEADER};
 /// A message on its way.
 pub(super) struct Sent {
     pub subject: String,
-    /// By which NATS knows it when it comes again.
+    /// Id by which NATS recognises a repeated message.
     pub id: String,
     pub payload: Bytes,
     pub closes: bool,

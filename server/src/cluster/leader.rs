@@ -65,11 +65,12 @@ fn nanos(duration: Duration) -> u64 {
     duration.as_nanos() as u64
 }
 
-/// This server leads, as long as it is valid. Look at it before and after everything that only the leader may do.
+/// Proof that this server leads, as long as it is valid. Check it before and after everything that only the leader may
+/// do.
 #[derive(Clone, Debug)]
 pub struct Term {
     number: u64,
-    /// By [`now_ns`]; later renewals move it.
+    /// End of the term by [`now_ns`]; renewals move it.
     until_ns: Arc<AtomicU64>,
 }
 
@@ -120,7 +121,7 @@ struct Standing {
 }
 
 impl Leadership {
-    /// Of a server that shares a log with others: nobody leads until the lease is taken.
+    /// Makes the state of a server that shares a log with others: there is no leader until the lease is taken.
     pub fn shared(server: &str) -> Self {
         Self {
             server: server.into(),
@@ -130,7 +131,7 @@ impl Leadership {
         }
     }
 
-    /// Of a server that is the only one: it leads always.
+    /// Makes the state of the only server: it always leads.
     pub fn sole(server: &str) -> Self {
         let leadership = Self::shared(server);
         let (term, leader) = (Some(Term::new(1, u64::MAX)), Some((server.to_owned(), 1)));
@@ -138,7 +139,7 @@ impl Leadership {
         leadership
     }
 
-    /// This server's term; [`None`] while it does not lead.
+    /// Returns this server's term; [`None`] while it does not lead.
     pub fn term(&self) -> Option<Term> {
         self.standing.borrow().term.clone().filter(Term::is_valid_now)
     }
@@ -188,7 +189,7 @@ struct Lease {
     run: String,
     term: u64,
     renewal: u64,
-    /// Its holder has ended: it may be taken at once.
+    /// True if its holder has ended: it may be taken at once.
     is_released: bool,
 }
 
@@ -202,7 +203,7 @@ impl Lease {
 /// A lease of this run.
 struct Held {
     lease: Lease,
-    /// Its place in the bucket.
+    /// Revision of the lease in the bucket.
     revision: u64,
     term: Term,
 }

@@ -11,7 +11,7 @@ use super::outgoing::Outgoing;
 
 /// State that the publisher, the reader and the server share.
 pub struct Link {
-    /// This server feeds its finder itself: the log is away.
+    /// True while this server feeds its finder itself, because the log is unreachable.
     alone: watch::Sender<bool>,
     /// The reader has come to the log's end since it began.
     caught_up: watch::Sender<bool>,
@@ -57,9 +57,9 @@ pub struct Link {
 /// The log lacks what the archive has.
 #[derive(Default)]
 struct Healing {
-    /// It was asked for, and has not begun.
+    /// True if healing was requested and has not begun.
     is_wanted: bool,
-    /// From the first request until all of it was read.
+    /// Start: from the first request until all of it was read.
     since: Option<Instant>,
     /// Entries out of the archive, while it is gone through.
     entries: Option<Arc<Outgoing>>,
@@ -199,7 +199,7 @@ impl Link {
         self.lock_healing().since.is_some()
     }
 
-    /// For how long; [`None`] while the log lacks nothing.
+    /// Returns how long healing has been running; [`None`] while the log lacks nothing.
     pub fn healing_for(&self) -> Option<Duration> {
         self.lock_healing().since.map(|since| since.elapsed())
     }
@@ -246,7 +246,7 @@ impl Link {
         troubles.writing.clone().or_else(|| troubles.reading.clone())
     }
 
-    /// Of writing. True when it is another trouble than before.
+    /// Sets the trouble of writing. Returns true if it changed.
     pub(super) fn set_trouble(&self, trouble: Option<String>) -> bool {
         let mut troubles = self.lock_troubles();
         let is_new = troubles.writing != trouble;
@@ -254,7 +254,7 @@ impl Link {
         is_new
     }
 
-    /// Of reading. True when it is another trouble than before.
+    /// Sets the trouble of reading. Returns true if it changed.
     pub(super) fn set_read_trouble(&self, trouble: Option<String>) -> bool {
         let mut troubles = self.lock_troubles();
         let is_new = troubles.reading != trouble;

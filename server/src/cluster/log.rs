@@ -71,12 +71,12 @@ pub struct Names {
 }
 
 impl Names {
-    /// Of these servers, and of this one.
+    /// Names the log of these servers, for this one.
     pub fn new(config: &ClusterSection) -> Self {
         Self { cluster: config.name.clone(), server: config.server_name() }
     }
 
-    /// This server.
+    /// Returns the name of this server.
     pub fn server(&self) -> &str {
         &self.server
     }

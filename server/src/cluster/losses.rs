@@ -17,7 +17,7 @@ use crate::correlate::{Interval, LossView, Lost};
 pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 /// A silent server is given up after this where all its nodes ship to others by now: what is missing of them is known by their frames.
 const GONE_AFTER: Duration = Duration::from_secs(180);
-/// And after this in any case: nothing of it is in the log any more.
+/// A silent server is given up after this in any case: nothing of it is in the log any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 /// A server whose messages could not be read counts as silent for so long.
 const UNREAD_FOR: Duration = Duration::from_secs(60);
@@ -112,7 +112,7 @@ impl ClusterLosses {
         inner.look(at_ns)
     }
 
-    /// This server feeds itself from now on, and receives nothing from others.
+    /// Notes that this server feeds itself from now on and receives nothing from others.
     pub fn alone(&self, server: &str) {
         let mut inner = self.lock();
         inner.alone = Some(server.to_owned());

@@ -51,7 +51,8 @@ struct Waiting {
     entries: u64,
     subject: String,
     payload: Bytes,
-    /// It says how far frames reach, or that the server ends: nothing may come after it that belongs before it.
+    /// True if the entry says how far frames reach, or that the server ends: what belongs before it must not come after
+    /// it.
     closes: bool,
 }
 

@@ -67,7 +67,7 @@ impl Cluster {
     }
 
     #[allow(clippy::too_many_arguments, reason = "each is a part of the server")]
-    /// With leases of another length: see [`Self::start`].
+    /// Starts with leases of another length: see [`Self::start`].
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -132,7 +132,7 @@ impl Cluster {
         &self.leadership
     }
 
-    /// This server's name.
+    /// Returns this server's name.
     pub fn server(&self) -> &str {
         &self.server
     }
@@ -175,7 +175,8 @@ impl Cluster {
         self.outgoing.end_replay();
     }
 
-    /// Says what is left and that this server ends, and ends the threads. What goes through the archive ends with the publisher.
+    /// Publishes what is left and that this server ends, and ends the threads. Reading the archive ends with the
+    /// publisher.
     pub fn stop(&self) {
         self.end.send_replace(true);
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -185,7 +186,7 @@ impl Cluster {
         }
     }
 
-    /// Says nothing more, as if it were killed: for tests.
+    /// Stops publishing, as if the server were killed: for tests.
     #[doc(hidden)]
     pub fn freeze(&self) {
         self.link.frozen.store(true, Ordering::Release);

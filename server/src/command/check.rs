@@ -42,7 +42,7 @@ pub fn check(config: Option<&Path>, patterns: Option<&Path>) -> Result<Verdict, 
     Ok(Verdict::Done)
 }
 
-/// Says that a directory holds no pattern.
+/// Error: a directory holds no pattern.
 #[derive(Clone, Copy)]
 pub(super) struct NoPattern<'a>(pub &'a Path);
 

@@ -248,7 +248,7 @@ fn findings(source: &Source, folders: &[Folder], wanted: &Selection) -> Result<V
 /// Analysis window, as correlation.analysis_window.
 const REPLAY_WINDOW: Duration = Duration::from_secs(300);
 
-/// The same findings have the same name, so that an export that is repeated replaces its files.
+/// Names a file after its findings: equal findings give the same name, so that a repeated export replaces its files.
 fn findings_name(found: &[Arc<Finding>]) -> String {
     let ids: Vec<String> = found.iter().map(|finding| format!("{} {}", finding.id, finding.revision)).collect();
     let sum: String =

@@ -131,7 +131,7 @@ fn print(text: &str) -> Result<(), CommandError> {
 /// Damaged stretches that are named on standard error.
 const DAMAGES_NAMED_MAX: usize = 20;
 
-/// Says on standard error what could not be read, and how much is missing.
+/// Reports on standard error what could not be read, and how much is missing.
 fn verdict_on(damages: &[Damage], undecodable: u64) -> Verdict {
     if damages.is_empty() && undecodable == 0 {
         return Verdict::Done;

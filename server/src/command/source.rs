@@ -33,7 +33,7 @@ pub struct Source {
 /// One archive that is on this disk now.
 pub(super) struct Folder {
     pub dir: PathBuf,
-    /// Of a remote one: whose it is.
+    /// Owner of a remote archive.
     pub label: Option<Label>,
     _view: Option<View>,
 }
@@ -99,7 +99,7 @@ impl Source {
 }
 
 impl Folder {
-    /// Says whose the following is, where there are several.
+    /// Names the archive of what follows, where there are several.
     pub fn headline(&self, is_json: bool) -> String {
         match &self.label {
             Some(label) if !is_json => format!("archive {label}\n"),

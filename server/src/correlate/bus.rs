@@ -60,7 +60,7 @@ pub struct FrameBegun<'a> {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct NodeClock {
     pub node: NodeRef,
-    /// Of the frame: the run of the node's collector.
+    /// Epoch of the frame: the run of the node's collector.
     pub epoch: u64,
     /// `CLOCK_BOOTTIME` of the node, and the same moment since 1970.
     pub boottime_ns: u64,
@@ -73,7 +73,7 @@ pub(crate) enum Message {
     Clock(Box<NodeClock>),
     /// Entities were described anew.
     Renamed,
-    /// Of a finder that is driven by the log.
+    /// An update for a finder that follows the log.
     FromLog(LogUpdate),
     /// Answered when everything before it was dealt with.
     Barrier(Sender<()>),
@@ -99,7 +99,7 @@ pub(crate) enum LogUpdate {
     Confirmed,
     /// A message of this server could not be read.
     Unread(String, u64),
-    /// From now on batches come from this server itself, whose name this is, and not out of the log.
+    /// From now on batches come from this server itself, which has this name, and not from the log.
     Alone(String),
 }
 

@@ -78,7 +78,7 @@ clue_kinds! {
     PacketDropBurst => "packet_drop_burst",
     DnsFailureBurst => "dns_failure_burst",
     RunQueueBurst => "run_queue_burst",
-    /// Of the operations that the kernel summed up, a share was slow.
+    /// A share of the operations that the kernel summed up was slow.
     SlowShare => "slow_share",
 }
 
@@ -167,9 +167,9 @@ pub struct Fact {
     pub fields: Vec<(FieldName, FactValue)>,
     /// Others that it is about: the workloads that use a ConfigMap, the backends of a Service.
     pub related: Vec<EntityId>,
-    /// Of a Service: where it and its backends are reached.
+    /// Addresses of a Service and of its backends.
     pub endpoints: Option<Box<ServiceEndpoints>>,
-    /// Of a table of connections: who has most of them.
+    /// Address that has most connections of a table.
     pub talker: Option<Address>,
 }
 
@@ -238,15 +238,15 @@ pub struct Burst {
     pub about: About,
     /// Who is at the other end, when the finder knows: `service shop/db`.
     pub peer: Option<Arc<str>>,
-    /// Of a Service at the other end: its backends that are ready, and all.
+    /// Backends of a Service at the other end: ready ones, and all.
     pub peer_backends: Option<(u32, u32)>,
-    /// Of dropped packets: why, as the kernel calls it.
+    /// Kernel's reason for dropped packets.
     pub drop_reason: Option<Arc<str>>,
     /// Events in the burst's window so far.
     pub count: u32,
-    /// Their stalls, waits or latencies together; 0 where the kind has none.
+    /// Sum of the stalls, waits or latencies; 0 where the kind has none.
     pub stall_us: u32,
-    /// From the window's start to this clue.
+    /// Time from the window's start to this clue.
     pub span_ms: u32,
 }
 
@@ -274,7 +274,7 @@ pub enum About {
     Dns {
         rcode: u8,
     },
-    /// Of so many operations, the count of the burst was slow.
+    /// The count of the burst was slow, of `total` operations.
     Share {
         measure: Measure,
         device: u32,
@@ -303,7 +303,7 @@ impl About {
 }
 
 impl Clue {
-    /// Its kind.
+    /// Kind of the clue.
     pub fn kind(&self) -> ClueKind {
         match &self.detail {
             ClueDetail::Exec(_) => ClueKind::Exec,

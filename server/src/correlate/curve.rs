@@ -40,7 +40,7 @@ impl Shape {
     /// Every shape.
     pub const ALL: [Self; 6] = [Self::Leak, Self::Spike, Self::Cache, Self::Tmpfs, Self::Steady, Self::Unclear];
 
-    /// As patterns name it.
+    /// Name in patterns.
     pub fn name(self) -> &'static str {
         match self {
             Self::Leak => "leak",
@@ -63,8 +63,9 @@ pub struct Summary {
     /// Bytes an hour of what is not page cache, by the method of least squares; 0 where it shrinks.
     pub growth_per_hour: u64,
     pub lasted_ns: u64,
-    /// Of the last minute, thousandths of a core and percent of its periods.
+    /// CPU use of the last minute, thousandths of a core.
     pub cpu_milli: u64,
+    /// Share of the last minute's periods in which it was throttled, percent.
     pub throttled: u64,
 }
 
@@ -72,7 +73,7 @@ const KIB: f64 = 1024.0;
 const HOUR_NS: f64 = 3.6e12;
 const LAST_MINUTE: usize = 6;
 
-/// Says what it looks like; [`None`] of an empty one.
+/// Describes the curve; [`None`] if it is empty.
 pub fn summary(curve: &ArchivedCurve) -> Option<Summary> {
     let points = curve.points.as_slice();
     let (first, last) = (points.first()?, points.last()?);

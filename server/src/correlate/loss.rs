@@ -23,7 +23,7 @@ const INTERVALS_MAX: usize = 128;
 pub struct Lost {
     /// Events that the ledger counts as lost.
     pub events: u64,
-    /// Of those, the ones that were certainly bulk: sampled, limited, or shed for what is lethal.
+    /// Events that were certainly bulk, part of `events`: sampled, limited, or shed for what is lethal.
     pub bulk: u64,
     /// More may be missing than was counted: a collector died, or frames are missing.
     pub open_interval: bool,
@@ -51,7 +51,7 @@ impl Lost {
     }
 }
 
-/// Says what was lost.
+/// A view of what was lost.
 pub trait LossView: Send + Sync {
     /// What was lost on a node between two moments of its `CLOCK_BOOTTIME`.
     fn lost(&self, node: u64, from_ns: u64, to_ns: u64) -> Lost;
@@ -195,7 +195,7 @@ impl LossView for LossBook {
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     pub events: u64,
-    /// Of those, the ones that were certainly bulk.
+    /// Events that were certainly bulk, part of the lost ones.
     pub bulk: u64,
 }
 

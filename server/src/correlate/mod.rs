@@ -68,7 +68,7 @@ pub struct CorrelateConfig {
     pub frames_in_flight: usize,
     /// The clues that are wanted; others are not made.
     pub wanted: ClueKinds,
-    /// Of those, the ones that are published; `None` for all.
+    /// Clues that are published; `None` for all.
     pub interest: Option<Interest>,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Permits {
 }
 
 impl Permits {
-    /// So many frames at once.
+    /// Allows `frames` frames at once.
     pub fn new(frames: usize) -> Self {
         let frames = frames.clamp(1, 1 << 16);
         let shares = Mutex::new(Generations::new(SHARES_MAX));

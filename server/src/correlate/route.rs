@@ -15,7 +15,7 @@ use super::topology::NodeRef;
 pub struct RoutedFrame {
     node: NodeRef,
     frame: Arc<Frame>,
-    /// By shard; empty when there is only one, which then takes all.
+    /// Events by shard; empty when there is only one, which then takes all.
     lists: Vec<Vec<u32>>,
     routed: Instant,
     /// Held until the last shard is done with the frame: the number of permits bounds every shard's queue.

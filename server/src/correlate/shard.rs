@@ -50,7 +50,7 @@ const CLOCK_INTERVAL_NS: u64 = 30_000_000_000;
 /// Nodes whose clocks are remembered.
 const CLOCKS_MAX: usize = 16_384;
 
-/// Says whether any pattern can use a clue; one that none can use is not published.
+/// Returns whether any pattern can use a clue; one that none can use is not published.
 pub type Interest = Arc<dyn Fn(&Clue) -> bool + Send + Sync>;
 
 impl Shard {
@@ -133,9 +133,9 @@ pub(super) struct ShardInbox {
     pub depth: AtomicU8,
 }
 
-/// It will look at its queue before it rests.
+/// State of a shard that will look at its queue before it rests.
 pub(super) const AWAKE: u8 = 0;
-/// It will look again within [`NAP`]; only what is urgent wakes it.
+/// State of a shard that will look again within [`NAP`]; only what is urgent wakes it.
 const NAPPING: u8 = 1;
 /// Every frame must wake it.
 const ASLEEP: u8 = 2;

@@ -226,7 +226,7 @@ impl BurstState {
 #[derive(Clone, Copy)]
 struct EntityState {
     seen_tick: u32,
-    /// Its place in [`Plain`], or [`NOWHERE`].
+    /// Position in [`Plain`], or [`NOWHERE`].
     place: u32,
 }
 

@@ -36,9 +36,9 @@ const RENAMED_MAX: usize = 65_536;
 /// A node, shared by everything that was seen on it.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq)]
 pub struct NodeRef {
-    /// As in its frames.
+    /// Id as in the node's frames.
     pub id: u64,
-    /// As its collector announced it.
+    /// Name as the collector announced it.
     pub name: Arc<str>,
 }
 
@@ -163,7 +163,7 @@ impl EntityInfo {
         Some(path)
     }
 
-    /// As the query service shows it.
+    /// Makes the reference that the query service shows.
     pub fn to_ref(&self) -> EntityRef {
         EntityRef {
             id: self.id,
@@ -190,7 +190,8 @@ fn workload_id(namespace: &str, workload: &str) -> EntityId {
     }
 }
 
-/// For people: `shop/web-0/web`, `web (container 3f2a9c01d4e7)`, `sshd.service`, `container 3f2a9c01d4e7`.
+/// Shows an entity to people: `shop/web-0/web`, `web (container 3f2a9c01d4e7)`, `sshd.service`, `container
+/// 3f2a9c01d4e7`.
 impl fmt::Display for EntityInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {

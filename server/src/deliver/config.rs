@@ -129,7 +129,7 @@ pub(super) struct Address {
     pub has_tls: bool,
     /// The path, and what follows it.
     pub path: String,
-    /// For the header `host`.
+    /// Value of the header `host`.
     pub authority: String,
 }
 

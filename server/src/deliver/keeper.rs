@@ -72,7 +72,7 @@ impl Written {
     }
 }
 
-/// Of what was withdrawn only that it was.
+/// Returns what is kept of a finding; of a withdrawn one only that it was withdrawn.
 fn last_word(finding: &Finding) -> Finding {
     match finding.withdrawn {
         true => Finding {

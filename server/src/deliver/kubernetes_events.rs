@@ -26,7 +26,7 @@ use crate::render::{clean, rfc3339};
 
 /// What the API server takes at the most.
 const MESSAGE_BYTES_MAX: usize = 1024;
-/// As client-go's EventSourceObjectSpamFilter has them.
+/// Burst of client-go's EventSourceObjectSpamFilter.
 const BURST: u32 = 25;
 const PER_SECOND: f64 = 1.0 / 300.0;
 /// Objects whose Events are counted.
@@ -91,7 +91,7 @@ impl KubernetesEvents {
         buckets.get(&object.to_string()).is_none_or(|bucket| !bucket.is_empty(Instant::now()))
     }
 
-    /// It has one more. An attempt that failed counts for nothing.
+    /// Counts one more. An attempt that failed does not count.
     fn count(&self, object: &Value) {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);

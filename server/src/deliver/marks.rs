@@ -17,7 +17,7 @@ use crate::cluster::LogError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MarkState {
-    /// It is being made, or may have been made.
+    /// The delivery is being made, or may have been made.
     Intent,
     /// The receiver has it.
     Confirmed,
@@ -30,12 +30,12 @@ pub enum MarkState {
 pub struct Mark {
     /// Rises with each version that is sent.
     pub revision: u32,
-    /// Of what was sent: see [`content`].
+    /// Digest of what was sent: see [`content`].
     pub content: String,
     /// The leader's that wrote this.
     pub term: u64,
     pub state: MarkState,
-    /// It was sent that the finding does not stand any more.
+    /// True if the withdrawal of the finding was sent.
     pub withdrawn: bool,
     /// When it was written, seconds since 1970.
     pub at: u64,

@@ -54,7 +54,7 @@ use crate::vitals::{Pulse, Sign, Vitals};
 /// One version of a finding on its way outwards.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The same whenever the same version is delivered again: finding, outward revision and content.
+    /// Id of the delivery: equal whenever the same version (finding, outward revision, content) is delivered again.
     pub id: String,
     /// Rises with each version of this finding: a receiver keeps the highest.
     pub revision: u32,
@@ -80,7 +80,7 @@ pub type Delivering<'a> = Pin<Box<dyn Future<Output = Result<(), SinkError>> + S
 
 /// Takes findings to where people or programs read them.
 pub trait Sink: Send + Sync {
-    /// Its name in marks, metrics and the status: letters and digits.
+    /// Name in marks, metrics and the status: letters and digits.
     fn name(&self) -> &'static str;
 
     /// How long one delivery may take.
@@ -112,9 +112,9 @@ pub struct Source {
 /// Where marks are kept.
 #[derive(Clone)]
 pub enum MarksAt {
-    /// In the servers' NATS, in a bucket without a time to live.
+    /// Marks are in the servers' NATS, in a bucket without a time to live.
     Log(Box<ClusterSection>),
-    /// In a file in this folder.
+    /// Marks are in a file in this folder.
     Folder(PathBuf),
 }
 

@@ -23,7 +23,7 @@ pub struct Waiting {
 
 /// Holds each finding once, and `max` of them at the most.
 pub struct Queue {
-    /// By publication.
+    /// Waiting deliveries, by publication.
     waiting: BTreeMap<(u64, String), Waiting>,
     /// When each finding that waits was published.
     published: HashMap<String, u64>,

@@ -30,7 +30,7 @@ const GONE_SECONDS: u64 = 2 * NEWS_SECONDS;
 /// Marks of findings that are gone, and how often it is looked for old ones.
 const GONE_MAX: usize = 50_000;
 const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
-/// Of a sink whose receiver forgets nothing.
+/// Pause of a sink whose receiver forgets nothing.
 const REPEAT_NEVER: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct Worker<M> {
@@ -87,7 +87,7 @@ type Changes = broadcast::Receiver<Arc<Finding>>;
 /// What came of one attempt.
 enum Outcome {
     Settled,
-    /// It is to be made again, or another leader has it.
+    /// The delivery must be repeated, or another leader has it.
     Open,
     Failed(SinkError),
 }
@@ -376,7 +376,7 @@ impl<M: Marks> Worker<M> {
         }
     }
 
-    /// Its receiver does not take it: it counts as done, and is logged.
+    /// Abandons a delivery that the receiver refuses: it counts as done, and is logged.
     async fn give_up(
         &mut self,
         term: &Term,

@@ -23,7 +23,7 @@ pub struct Slot {
     /// The place of its steps among [`ClueHistory::masks`].
     mask: u8,
     kind: ClueKind,
-    /// It is about the process that leads its entity.
+    /// True if the clue is about the process that leads its entity.
     is_led: bool,
 }
 

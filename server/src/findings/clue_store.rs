@@ -19,7 +19,7 @@ use crate::correlate::clue::Clue;
 pub struct Noted {
     pub clue: Clue,
     pub mask: StepMask,
-    /// In the order of arrival.
+    /// Number in the order of arrival.
     pub serial: u64,
 }
 

@@ -85,7 +85,7 @@ pub struct Certainty {
 }
 
 impl Certainty {
-    /// Of a finding; [`None`] where its pattern is not known here any more.
+    /// Rates a finding; [`None`] if its pattern is no longer known here.
     pub fn of(patterns: &PatternSet, finding: &Finding) -> Option<Self> {
         let pattern = patterns.patterns().iter().find(|pattern| pattern.id == finding.pattern)?;
         let loss = finding.loss.unwrap_or_default();

@@ -23,7 +23,7 @@ pub struct Doubts {
 }
 
 impl Doubts {
-    /// Of at most so many anchors.
+    /// Makes a table of at most `anchors_max` anchors.
     pub fn new(anchors_max: usize) -> Self {
         Self { anchors: BTreeSet::new(), anchors_max: anchors_max.max(1) }
     }

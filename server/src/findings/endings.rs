@@ -59,7 +59,7 @@ type End = (Part, Arc<Noted>);
 /// The finding that reports a state.
 #[derive(Clone)]
 pub struct Open {
-    /// Its last clue, and the last one of each container of whom this is about.
+    /// Last clue, and the last one of each container of whom this is about.
     pub anchor: Arc<Noted>,
     /// Which trouble of the subject it is.
     trouble: Option<String>,
@@ -94,7 +94,8 @@ impl Default for Endings {
     }
 }
 
-/// Whose state it is: the entity's where a pattern looks at one entity only, otherwise the pod's if there is one.
+/// Returns the subject of a state: the entity where a pattern looks at one entity only, otherwise the pod if there is
+/// one.
 pub fn subject_of(pattern: &Pattern, clue: &Clue) -> EntityId {
     match clue.entity.pod_id() {
         pod if pod != 0 && pattern.scope != Scope::Entity => pod,

@@ -59,7 +59,7 @@ const COUNTED: &[ClueKind] = &[
 const BURST: &[ClueKind] = COUNTED.split_at(COUNTED.len() - 1).0;
 const _: () = assert!(matches!(COUNTED[COUNTED.len() - 1], ClueKind::KubeEvent));
 const PEER: &[ClueKind] = &[ClueKind::RefusedBurst, ClueKind::RetransmitBurst, ClueKind::SynRetransmitBurst];
-/// Of a Service, or of the one at the other end.
+/// Kinds of clues about a Service, or about the Service at the other end.
 const BACKENDS: &[ClueKind] =
     &[ClueKind::Endpoints, ClueKind::RefusedBurst, ClueKind::RetransmitBurst, ClueKind::SynRetransmitBurst];
 const DEVICE: &[ClueKind] = &[ClueKind::SlowIoBurst, ClueKind::IoErrorBurst, ClueKind::SlowShare];
@@ -120,7 +120,7 @@ fields! {
     Pid => "pid", Number, ClueKind::ALL;
     Namespace => "namespace", Text, ClueKind::ALL;
     Pod => "pod", Text, ClueKind::ALL;
-    /// Of the pod's uid: a pod that comes back with its name is another one.
+    /// Number of the pod's uid: a pod that comes back with its name is another one.
     PodId => "pod_id", Number, ClueKind::ALL;
     Container => "container", Text, ClueKind::ALL;
     Workload => "workload", Text, ClueKind::ALL;
@@ -149,7 +149,7 @@ fields! {
     LimitCgroup => "limit_cgroup", Text, &[ClueKind::Oom, ClueKind::CgroupUse];
     /// own, pod, qos, allocatable, slice, unit or other: whose limit it is.
     LimitLevel => "limit_level", Text, OOM;
-    /// The same for people.
+    /// Owner of the limit, for people.
     LimitOwner => "limit_owner", Text, OOM;
     /// The limit, where it is the victim's own.
     OwnLimit => "own_limit", Bytes, OOM;
@@ -158,7 +158,7 @@ fields! {
     /// The limit, where it is neither the victim's own nor its pod's.
     SharedLimit => "shared_limit", Bytes, OOM;
     LimitHeight => "limit_height", Number, OOM;
-    /// Of 1000 the kernel kills it first, of -1000 never; the clue has 1000 added, so that it is no negative number.
+    /// OOM score: the kernel kills 1000 first and -1000 never. The clue has 1000 added, so that it is not negative.
     OomScore => "oom_score", Number, &[ClueKind::Oom, ClueKind::Exit];
     ParentPid => "parent_pid", Number, &[ClueKind::Exec, ClueKind::Exit];
     /// The process had used up its CPU time (RLIMIT_CPU).
@@ -194,7 +194,7 @@ fields! {
     SenderEntity => "sender_entity", Number, KILL;
     SenderKind => "sender_kind", Text, KILL;
     Ignored => "ignored", Flag, KILL;
-    /// So many more of the same since the signal before.
+    /// Repeats of the same signal since the one before.
     Repeats => "repeats", Number, KILL;
     Count => "count", Number, COUNTED;
     Stall => "stall", Nanoseconds, BURST;
@@ -203,12 +203,12 @@ fields! {
     Peer => "peer", Text, PEER;
     PeerAddress => "peer_address", Text, PEER;
     PeerPort => "peer_port", Number, PEER;
-    /// By its name: `EMFILE`.
+    /// Name of the error: `EMFILE`.
     Errno => "errno", Text, ERRNO;
     Syscall => "syscall", Number, &[ClueKind::SyscallErrorBurst];
     /// `8:16`
     Device => "device", Number, DEVICE;
-    /// As the kernel calls it: `NETFILTER_DROP`.
+    /// Kernel's reason of the drop: `NETFILTER_DROP`.
     DropReason => "drop_reason", Text, &[ClueKind::PacketDropBurst];
     Interface => "interface", Number, &[ClueKind::PacketDropBurst];
     /// `SERVFAIL`, `unanswered`.
@@ -265,7 +265,7 @@ fields! {
     LimitHits => "limit_hits", Number, COUNTERS;
     Pids => "pids", Number, OBSERVATION;
     PidsLimit => "pids_limit", Number, OBSERVATION;
-    /// At least 98 % of `pids.max` are in use.
+    /// True if at least 98 % of `pids.max` are in use.
     PidsFull => "pids_full", Flag, OBSERVATION;
     Throttled => "throttled", Number, COUNTERS;
     ThrottledTime => "throttled_time", Nanoseconds, COUNTERS;
@@ -281,7 +281,7 @@ fields! {
     Limit => "limit", Number, TROUBLE;
     /// The trouble is over.
     Ended => "ended", Flag, TROUBLE;
-    /// It is the whole pod's, and not a container's.
+    /// True for the whole pod's curve, false for a container's.
     OfPod => "of_pod", Flag, CURVE;
     /// leak, spike, cache, tmpfs, steady or unclear.
     Shape => "shape", Text, CURVE;
@@ -336,7 +336,7 @@ impl Field {
         names.join(", ")
     }
 
-    /// Its value, if the clue has one.
+    /// Returns the clue's value of the field, if it has one.
     pub fn get(self, clue: &Clue) -> Option<Value<'_>> {
         let entity = &clue.entity;
         Some(match (self, &clue.detail) {
@@ -385,7 +385,7 @@ impl Field {
         })
     }
 
-    /// Its value in what the kernel said of a process.
+    /// Returns the value from what the kernel said of a process.
     fn of_process(self, clue: &Clue) -> Option<Value<'_>> {
         Some(match (self, &clue.detail) {
             (Self::Main, ClueDetail::Exit(exit)) => {
@@ -451,7 +451,7 @@ impl Field {
         })
     }
 
-    /// Its value in what the events of a burst have in common.
+    /// Returns the value from what the events of a burst have in common.
     fn of_cause(self, about: About) -> Option<Value<'static>> {
         Some(match (self, about) {
             (Self::PeerPort, About::Peer { port, .. }) => Value::Number(port.into()),
@@ -469,7 +469,7 @@ impl Field {
         })
     }
 
-    /// Its value for people.
+    /// Formats the value for people.
     pub fn show(self, clue: &Clue) -> Option<String> {
         match (self, &clue.detail) {
             (Self::Entity, _) => return Some(clue.entity.to_string()),

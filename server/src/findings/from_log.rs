@@ -21,7 +21,7 @@ const SEEN_MAX: usize = 262_144;
 const LOST: u8 = u8::MAX;
 /// Nodes remembered.
 const NODES_MAX: usize = 20_000;
-/// Of the anchors whose findings are not in doubt, the latest ones: they are looked at again when more may be missing.
+/// Maximum number of the latest anchors without doubt: they are looked at again when more may be missing.
 const REVISITED_MAX: usize = 1024;
 
 /// What a finder that reads the log has besides its memory.
@@ -33,7 +33,7 @@ pub struct FromLog {
     entity: Option<(Arc<EntityInfo>, Arc<EntityInfo>)>,
     /// When each node booted, nanoseconds since 1970 by its clock.
     booted: Generations<u64, u64>,
-    /// Whose findings are to be looked at again when it is known what was missing.
+    /// Anchors whose findings must be looked at again when it is known what was missing.
     pub doubts: Doubts,
     entities_max: usize,
 }

@@ -30,7 +30,7 @@ struct Published {
 /// Remembers how many deaths the published revisions had.
 pub struct Growing {
     published: Generations<String, Published>,
-    /// By when they are due, with the last death of each.
+    /// Findings by when they are due, with the last death of each.
     waiting: BTreeMap<(u64, String), Arc<Noted>>,
 }
 

@@ -28,7 +28,7 @@ const KEYS_MAX: usize = 8;
 const DNS_SERVICES_MAX: usize = 4;
 const DNS_PORT: u16 = 53;
 
-/// Whose history: the node (0 for what is known to the whole cluster), the scope, the entity, pod, workload or Service.
+/// Key of a history: the node (0 for what the whole cluster knows), the scope, the entity, pod, workload or Service.
 pub type HistoryKey = (u64, Scope, u64);
 
 /// The histories of one scope in which a clue is noted.

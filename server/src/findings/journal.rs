@@ -39,7 +39,7 @@ const MISSED_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes within it after a write are written together. A finding that grows changes often, and every write syncs the disk that
 /// the archive writes to.
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
-/// The same after the store was written anew.
+/// Pause after the store was rewritten.
 const ANEW_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
@@ -65,7 +65,7 @@ pub fn paths(dir: &Path) -> [PathBuf; 2] {
 /// What a journal says.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// By id.
+    /// Findings by id.
     pub findings: HashMap<String, Finding>,
     /// Ids that lead to others.
     pub successors: HashMap<String, String>,

@@ -36,7 +36,7 @@ pub struct PatternError {
 pub struct OwnPattern {
     pub file: String,
     pub id: String,
-    /// Its id is that of a built-in pattern, which it replaces.
+    /// True if its id is that of a built-in pattern, which it replaces.
     pub is_built_in: bool,
 }
 

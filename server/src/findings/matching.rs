@@ -18,7 +18,7 @@ pub const CANDIDATES_MAX: u32 = 8192;
 
 /// What a pattern found.
 pub struct Match {
-    /// By step, the earliest first; empty where an optional step was not found.
+    /// Clues by step, the earliest first; empty where an optional step was not found.
     pub steps: Vec<Vec<Arc<Noted>>>,
     /// Evidence that is required was not found where events were lost.
     pub is_presumed: bool,

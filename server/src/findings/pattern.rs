@@ -35,7 +35,7 @@ impl StepMask {
         self.0[step / 64] & (1 << (step % 64)) != 0
     }
 
-    /// Those that are in, the lowest number first.
+    /// Returns the numbers in the set, the lowest first.
     pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
         self.0.into_iter().enumerate().flat_map(|(place, word)| {
             let rest = |word: &u64| Some(word & (word - 1)).filter(|rest| *rest != 0);
@@ -126,7 +126,7 @@ pub struct Same {
 pub struct Step {
     pub name: String,
     pub kind: ClueKind,
-    /// Its number among the steps of all patterns.
+    /// Number among the steps of all patterns.
     pub number: usize,
     pub conditions: Vec<Condition>,
     pub same: Vec<Same>,
@@ -176,7 +176,7 @@ pub struct Pattern {
     pub fold: bool,
     /// What ends the state that it reports; none when it reports a moment.
     pub ends: Vec<Step>,
-    /// It is over as well when it was not reported for so long.
+    /// A finding is also over when it was not reported for this long.
     pub quiet_ns: Option<u64>,
 }
 
@@ -188,7 +188,7 @@ pub struct Reach {
 }
 
 impl Pattern {
-    /// Its anchor.
+    /// Returns the anchor.
     pub fn anchor_step(&self) -> &Step {
         &self.steps[self.anchor]
     }

@@ -51,7 +51,7 @@ pub struct Plan {
     /// The patterns of which it is the anchor, by their places in the set: the highest priority first.
     pub anchors: Vec<usize>,
     pub around: Vec<Around>,
-    /// It ends the states of a pattern.
+    /// True if the clue ends the states of a pattern.
     pub ends: bool,
 }
 
@@ -87,8 +87,8 @@ impl Plan {
     }
 }
 
-/// By how much a step and the anchor may come in the wrong order. It is the slack of each step between them, and how far the clocks
-/// of nodes may be apart. `is_on_node`: the clue is of the anchor's node.
+/// Computes by how much a step and the anchor may come in the wrong order. It is the slack of each step between them,
+/// and how far the clocks of nodes may be apart. `is_on_node`: the clue is of the anchor's node.
 fn disorder_ns(pattern: &Pattern, index: usize, is_on_node: bool) -> u64 {
     let (steps, anchor) = (&pattern.steps, pattern.anchor);
     if steps[index].absent {

@@ -16,7 +16,7 @@ use crate::correlate::clue::Clue;
 #[derive(Default)]
 struct Renoted {
     all: Vec<Arc<Noted>>,
-    /// Those that are in histories where they were not before: they may be evidence for others there.
+    /// Clues that are in histories where they were not before: they may be evidence for others there.
     moved: Vec<Arc<Noted>>,
 }
 

@@ -35,16 +35,16 @@ pub struct PatternFile {
     pub priority: u32,
     /// All evidence lies within this time before or after the anchor.
     pub window: Placed<Time>,
-    /// Whose clues are joined.
+    /// Scope whose clues are joined.
     pub scope: Scope,
     /// The step that brings the finding about, usually the death itself.
     pub anchor: Placed<String>,
     pub confidence: Placed<ConfidenceRules>,
-    /// In the order of cause and effect.
+    /// Steps in the order of cause and effect.
     pub steps: Placed<Vec<StepFile>>,
     /// What to do next.
     pub advice: Vec<Placed<String>>,
-    /// Of these optional steps one at least must be found.
+    /// Optional steps of which at least one must be found.
     #[serde(default)]
     pub one_of: Vec<Placed<String>>,
     /// Patterns whose findings are consequences of this one's, and by what they must hang together.
@@ -87,7 +87,7 @@ fn yes() -> bool {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfidenceRules {
-    /// With all evidence at hand, 0 to 1.
+    /// Confidence with all evidence at hand, 0 to 1.
     pub base: f64,
     /// Taken off for each optional step that was not found.
     #[serde(default)]
@@ -117,9 +117,9 @@ pub struct StepFile {
     /// Fields that must equal a field of another step, written `step.field`.
     #[serde(default)]
     pub same: BTreeMap<String, Placed<String>>,
-    /// At most so long after the step before it that was found.
+    /// Maximum time after the previous found step.
     pub within: Option<Time>,
-    /// At least so long after the step before it that was found.
+    /// Minimum time after the previous found step.
     pub after_at_least: Option<Time>,
     /// With an absent step before the anchor: an event this close to the next step that was found, before or after it, does not count.
     pub apart: Option<Time>,
@@ -129,10 +129,11 @@ pub struct StepFile {
     /// The pattern matches without it, with less confidence.
     #[serde(default)]
     pub optional: bool,
-    /// It is required, but where events were lost the pattern matches without it and says that it is only possible.
+    /// The step is required, but where events were lost the pattern matches without it and says that it is only
+    /// possible.
     #[serde(default)]
     pub may_be_lost: bool,
-    /// It must not exist: before the anchor when it is listed before it, after the anchor when listed after.
+    /// The step must not exist: before the anchor when it is listed before it, after the anchor when listed after.
     #[serde(default)]
     pub absent: bool,
 }
@@ -161,7 +162,7 @@ impl Severity {
     /// All of them, rising.
     pub const ALL: [Self; 5] = [Self::Info, Self::Low, Self::Medium, Self::High, Self::Critical];
 
-    /// As findings carry it.
+    /// Name in findings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Info => "info",
@@ -173,7 +174,7 @@ impl Severity {
     }
 }
 
-/// Whose clues a pattern joins.
+/// Scope whose clues a pattern joins.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -223,7 +224,7 @@ pub enum ConditionFile {
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     pub number: u64,
-    /// It was written as a duration.
+    /// True if it was written as a duration.
     pub is_duration: bool,
 }
 

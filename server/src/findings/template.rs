@@ -36,7 +36,7 @@ pub struct Template {
 /// What a sentence speaks of.
 pub struct Subject<'a> {
     pub anchor: &'a Clue,
-    /// By step; `None` where it was not found.
+    /// Clues by step; `None` where it was not found.
     pub steps: &'a [Option<&'a Clue>],
     pub count: u32,
     /// When the state that it reports was over, nanoseconds since 1970.

@@ -52,7 +52,7 @@ impl Unjoined {
         holders.push(holder);
     }
 
-    /// It is known by now.
+    /// Marks what was lacking as known.
     pub fn resolve(&mut self, lack: Lack) {
         if !self.waiting.is_empty() {
             self.ready.extend(self.waiting.remove(&lack).into_iter().flatten());

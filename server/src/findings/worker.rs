@@ -58,7 +58,7 @@ pub(super) struct Memory {
     absorber: Absorber,
     pub growing: Growing,
     clocks: Generations<u64, Clock>,
-    /// By node: when its first report came, by its clock, and how long it had gone on at its last report.
+    /// Report times by node: its first report, by its clock, and how long it had gone on at its last report.
     quiet_nodes: Generations<u64, (u64, u64)>,
 }
 

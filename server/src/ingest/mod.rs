@@ -182,7 +182,7 @@ impl<S: FrameSink> IngestService<S> {
         }
     }
 
-    /// For the gRPC server; see also [`settings`].
+    /// Makes the service for the gRPC server; see also [`settings`].
     pub fn server(&self) -> IngestServer<Self> {
         IngestServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }

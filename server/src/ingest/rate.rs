@@ -15,7 +15,7 @@ const BURST: Duration = Duration::from_millis(250);
 /// How long lethal frames may make bulk ones wait.
 const LETHAL_DEBT_MAX: Duration = Duration::from_secs(2);
 
-/// By tokio's clock.
+/// Reads tokio's clock.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
 }

@@ -86,7 +86,7 @@ impl Refusal {
         }
     }
 
-    /// As gRPC says it.
+    /// Status for gRPC.
     pub fn status(&self) -> Status {
         let text = self.to_string();
         match self {

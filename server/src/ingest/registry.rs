@@ -51,7 +51,7 @@ pub(super) struct DurableTo {
     pub seq: u64,
 }
 
-/// Whose turn it is.
+/// State of the current stream of a node.
 #[derive(Default)]
 struct Current {
     newest_epoch: u64,
@@ -91,7 +91,7 @@ pub(super) struct Registration {
     pub durable_seq: u64,
     /// Notified when a later stream takes over.
     pub taken_over: Arc<Notify>,
-    /// It cancelled an earlier stream of its node.
+    /// True if it cancelled an earlier stream of its node.
     pub took_over: bool,
     pub stream: u64,
     connected: Arc<AtomicUsize>,

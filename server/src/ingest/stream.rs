@@ -43,7 +43,7 @@ enum End {
     Finished,
     /// The server shuts down.
     Draining,
-    /// It was asked to move on, and did not.
+    /// The stream was asked to reconnect and did not.
     Aged,
     TakenOver,
     Refused(Refusal),
@@ -314,7 +314,7 @@ async fn read<S: FrameSink>(
 }
 
 enum Rejected {
-    /// It was accepted before; this is the last that was.
+    /// The frame was accepted before; the number is the last accepted one.
     Duplicate(u64),
     End(End),
 }

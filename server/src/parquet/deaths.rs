@@ -74,7 +74,7 @@ struct Death {
 /// Collects deaths.
 pub(super) struct Deaths {
     partitions: Partitions,
-    /// By node and process.
+    /// Causes by node and process.
     causes: HashMap<(u64, u32), Cause, RandomState>,
     waiting: Vec<Death>,
 }

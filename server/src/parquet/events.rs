@@ -60,20 +60,20 @@ pub(super) fn role(number: u8) -> &'static str {
 /// How a field becomes cells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Put {
-    /// It is in `detail`, in another table, or says nothing without the node at hand.
+    /// The field is in `detail`, in another table, or says nothing without the node at hand.
     Nowhere,
     Plain(usize),
     /// 0 stands for "none".
     NotZero(usize),
     /// A moment by the node's clock since its boot.
     SinceBoot(usize),
-    /// From that moment since boot to the event.
+    /// A duration from that moment since boot to the event.
     Lasted(usize),
     Word(usize, &'static [&'static str]),
     Role(usize),
-    /// As `wait(2)` reports it.
+    /// A status as `wait(2)` reports it.
     Status,
-    /// Of a container that has ended.
+    /// A value of a container that has ended.
     IfEnded(usize),
 }
 
@@ -142,12 +142,12 @@ fn has_detail(kind: Kind) -> bool {
 
 struct Row {
     time_ns: u64,
-    /// Of its frame.
+    /// Number of the event's frame.
     frame: u32,
     idx: u32,
     slot: u32,
     pid: u32,
-    /// Its cells: from here on, so many.
+    /// Index of the first of its `cells_count` cells.
     cells: u32,
     cells_count: u8,
     kind: u8,

@@ -34,8 +34,8 @@ use crate::archive::snapshot::Note;
 pub struct SegmentId(String);
 
 impl SegmentId {
-    /// Of a segment; `None` when it has no frame. One whose frames are all damaged is named by what its index counts. The
-    /// segment's header does not matter: every record says of which segment it is.
+    /// Reads what identifies a segment; `None` when it has no frame. One whose frames are all damaged is named by what
+    /// its index counts. The segment's header does not matter: every record says of which segment it is.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -98,7 +98,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// For an archive of this cluster and server.
+    /// Makes an exporter for an archive of this cluster and server.
     pub fn new(cluster: &str, server: &str) -> Self {
         Self { cluster: cluster.to_owned(), server: server.to_owned(), catalog: Catalog::default() }
     }
@@ -177,7 +177,7 @@ impl Exporter {
 /// What a segment's index states of it.
 struct Indexed {
     events: u64,
-    /// Of the first event and the last.
+    /// Times of the first event and the last.
     times_ns: (u64, u64),
 }
 

@@ -40,12 +40,12 @@ type Account = (u64, u8, &'static str, &'static str, &'static str);
 #[derive(Default)]
 struct Look {
     at_ns: u64,
-    /// By epoch, source and account.
+    /// Totals by epoch, source and account.
     totals: BTreeMap<Account, i64>,
-    /// Of each epoch the last frame that the books count.
+    /// Last frame of each epoch that the books count.
     seqs: BTreeMap<u64, u64>,
-    /// Of each epoch the first and the last frame since that look: a stretch without holes, so that no frame of another
-    /// archive lies in it.
+    /// First and last frame of each epoch since that look: a stretch without holes, so that no frame of another archive
+    /// lies in it.
     ranges: BTreeMap<u64, (u64, u64)>,
     is_changed: bool,
     /// Whether this segment has had a frame of the node.
@@ -53,7 +53,7 @@ struct Look {
     latest_ns: u64,
 }
 
-/// Whose row it is.
+/// Key of a row.
 struct Of {
     node: u64,
     account: Account,

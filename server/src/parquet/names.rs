@@ -29,7 +29,7 @@ pub(super) struct Known {
 struct Entry {
     id: u64,
     described: Option<Arc<Described>>,
-    /// As of this segment; made when it is asked for.
+    /// Names as of this segment; read when first asked for.
     known: Option<Known>,
 }
 

@@ -40,7 +40,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As SQL calls it.
+    /// Name in SQL.
     pub fn name(self) -> &'static str {
         match self {
             Self::Text | Self::Key => "VARCHAR",
@@ -230,7 +230,7 @@ pub struct Partitions {
     table: &'static Table,
     schema: TypePtr,
     open: BTreeMap<u64, Open>,
-    /// For each text its place in the dictionary of the chunk that is encoded, as of that turn.
+    /// Place of each text in the dictionary of the chunk that is encoded, and the turn of that place.
     places: Vec<(u32, u32)>,
     turn: u32,
 }

@@ -47,12 +47,12 @@ pub struct EventSource {
 pub type Ended = Arc<Mutex<Option<Outcome>>>;
 
 impl EventSource {
-    /// Of an archive's directory.
+    /// Reads an archive's directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), history: None, readers: Arc::new(Semaphore::new(READERS_MAX)) }
     }
 
-    /// The same, with a remote archive for what is not in the directory.
+    /// Adds a remote archive for what is not in the directory.
     pub fn with_history(self, history: Option<History>) -> Self {
         Self { history: history.map(Arc::new), ..self }
     }

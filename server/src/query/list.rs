@@ -38,7 +38,7 @@ pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListF
     })
 }
 
-/// The same with any limit, without a copy of each finding.
+/// Lists with any limit, without a copy of each finding.
 ///
 /// # Errors
 /// As [`list`].

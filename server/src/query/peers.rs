@@ -24,14 +24,14 @@ use crate::events::Choice;
 
 /// How long a peer may take for an answer, or between two events.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same of a peer that says nothing in the servers' log either.
+/// Timeout of a peer that is silent in the servers' log too.
 const ANSWER_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(2);
 const LATE: &str = "it did not answer in time";
 /// A peer that did not answer in time is not asked again for so long: one request of an operator is several of these.
 const REST_AFTER_SILENCE: Duration = Duration::from_secs(10);
 /// Events of one answer where several servers are asked: they are held until all are there.
 const EVENTS_MAX: u64 = 100_000;
-/// Such answers that are made at a time.
+/// Maximum number of such answers that are made at a time.
 const ANSWERS_MAX: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A status speaks of every node.
@@ -92,7 +92,7 @@ impl Peers {
         Some(Unanswered { server: self.cluster.server().to_owned(), reason, ..Unanswered::default() })
     }
 
-    /// Says whose status it is.
+    /// Names the server whose status it is.
     pub fn introduce(&self, own: &mut StatusResponse) {
         let name = self.cluster.server().to_owned();
         own.nodes.iter_mut().for_each(|node| node.server.clone_from(&name));

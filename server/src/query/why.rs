@@ -38,7 +38,7 @@ pub struct Subject {
     pub entity: String,
     /// The entity is called so, and not only like that.
     pub is_exact: bool,
-    /// It was written without a kind that is known.
+    /// True if it was written without a known kind.
     pub is_guessed: bool,
 }
 

@@ -25,7 +25,7 @@ const ASK_INTERVAL: Duration = Duration::from_secs(300);
 /// Manifests that are read at a time.
 const AT_A_TIME: usize = 16;
 
-/// By node and epoch.
+/// Values by node and epoch.
 type ByEpoch<T> = BTreeMap<(u64, u64), T>;
 
 /// Frames of one segment: first and last sequence, and the events in them.

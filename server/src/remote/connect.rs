@@ -45,7 +45,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// So many bytes a second; 0 for any.
+    /// Limits the bytes a second; 0 for any.
     pub fn new(per_second: u64) -> Self {
         let bucket = |rate: u64| Mutex::new(TokenBucket::with_debt(rate as f64, BURST, std::time::Instant::now()));
         Self { bucket: (per_second > 0).then(|| bucket(per_second)), per_second }

@@ -69,10 +69,10 @@ impl Drop for View {
 #[derive(Debug, Default)]
 pub struct Fetched {
     pub views: Vec<View>,
-    /// In the views together.
+    /// Segments in all views together.
     pub segments: u64,
     pub bytes: u64,
-    /// Of which so much came from the store.
+    /// Bytes that came from the store, part of `bytes`.
     pub fetched_bytes: u64,
 }
 

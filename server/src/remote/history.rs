@@ -21,7 +21,7 @@ use crate::archive::index::{Index, times_ns};
 use crate::archive::reader::Reader;
 use crate::archive::scan::{Item, Scanner};
 
-/// In the archive's directory.
+/// Directory of the cache in the archive's directory.
 const CACHE: &str = "remote-cache";
 
 /// Reads segments that this disk does not have.

@@ -10,7 +10,7 @@ use super::RemoteError;
 use super::names::{self, SegmentName};
 use super::store::Store;
 
-/// Whose segments they are.
+/// Label of the server that owns segments.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Label {
     pub cluster: String,
@@ -79,7 +79,8 @@ pub async fn list(store: &Store, below: &Path) -> Result<BTreeMap<Label, Segment
     Ok(whole)
 }
 
-/// Of several objects of one number the one that the manifest names: the others' uploads were never completed.
+/// Chooses among several objects of one number the one that the manifest names: the others' uploads were never
+/// completed.
 async fn chosen(
     store: &Store,
     label: &Label,

@@ -40,7 +40,7 @@ pub struct Manifest {
     pub lethal_events: u64,
     /// Whether an index ends it; without one it is scanned.
     pub indexed: bool,
-    /// By node and epoch; empty when there are too many.
+    /// Event counts by node and epoch; empty when there are too many.
     pub nodes: Vec<NodeCount>,
 }
 
@@ -139,7 +139,7 @@ impl Manifest {
         }
     }
 
-    /// As an object's content.
+    /// Encodes the manifest as an object's content.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(self).unwrap_or_default()
     }

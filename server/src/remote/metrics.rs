@@ -3,9 +3,9 @@
 use prometheus::{Counter, IntCounter, IntGauge, Registry};
 use tapio_wire::service::ElsewhereCount;
 
-/// In status, beside the kinds of `archive/elsewhere.rs`: of all that is elsewhere now, what the remote archive has.
+/// Name in status of the events elsewhere that the remote archive has, beside the kinds of `archive/elsewhere.rs`.
 pub const IN_REMOTE: &str = "in_remote";
-/// And what it has not.
+/// Name in status of the events elsewhere that the remote archive lacks.
 pub const NOT_IN_REMOTE: &str = "not_in_remote";
 
 /// Counters and gauges of uploads.

@@ -32,19 +32,19 @@ pub struct SegmentName {
 }
 
 impl SegmentName {
-    /// Of a segment with these events.
+    /// Names a segment with these events.
     pub fn new(number: u64, first_ns: u64, last_ns: u64, sha256: &str) -> Self {
         let sum = sha256.get(..SUM_DIGITS).unwrap_or(sha256).to_owned();
         Self { number, first_ns, last_ns, sum }
     }
 
-    /// As the last part of a path.
+    /// Formats the name as the last part of a path.
     pub fn file(&self) -> String {
         let (first, last) = (moment(self.first_ns), moment(self.last_ns));
         format!("{:0DIGITS$}-{first}-{last}-{}.segment", self.number, self.sum)
     }
 
-    /// Of a path's last part.
+    /// Parses a path's last part.
     pub fn parse(file: &str) -> Option<Self> {
         let mut parts = file.strip_suffix(".segment")?.split('-');
         let (number, first, last) = (number(parts.next()?)?, moment_ns(parts.next()?)?, moment_ns(parts.next()?)?);

@@ -28,7 +28,7 @@ use crate::findings::FindingStore;
 use crate::parquet::{Exported, Exporter, SegmentId, Written, below};
 use crate::vitals::{Pulse, Sign};
 
-/// In the archive's directory: files until they are uploaded.
+/// Directory in the archive's directory, for files until they are uploaded.
 const WORK: &str = "parquet-work";
 /// How often segments are looked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Writes tables until it is stopped.
 pub struct TableWriter {
     stop: SyncSender<()>,
-    /// Says nothing; the thread holds its other end.
+    /// Closed when the thread ends; nothing is ever sent. The thread holds the other end.
     ended: Receiver<()>,
     sign: Sign,
 }

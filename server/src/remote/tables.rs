@@ -35,7 +35,7 @@ pub struct Mark {
     pub schema: u32,
     pub segment: String,
     pub server: String,
-    /// Of the segment's file, as it was.
+    /// Size of the segment's file at the export.
     pub segment_bytes: u64,
     /// Whether an index ended it: an open segment grows, and is exported again.
     pub is_closed: bool,
@@ -45,7 +45,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Of an export.
+    /// Makes the mark of an export.
     pub fn of(id: &SegmentId, server: &str, segment_bytes: u64, is_closed: bool, exported: &Exported) -> Self {
         Self {
             format: FORMAT,

@@ -131,7 +131,7 @@ impl Drop for Uploader {
 struct Life {
     name: String,
     folder: Path,
-    /// By number, the last part of the object's path and its size.
+    /// Objects by number: the last part of the path, and the size.
     known: BTreeMap<u64, (String, u64)>,
 }
 

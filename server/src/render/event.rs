@@ -100,7 +100,7 @@ fn curve(curve: &ArchivedCurve) -> Fields {
 /// Enough for the fields of most kinds.
 const FIELDS: usize = 20;
 
-/// In which order the fields of a kind are shown: these first, then the others as they are declared, but not the hidden ones.
+/// Order of a kind's fields: these first, then the others as they are declared, but not the hidden ones.
 struct Order {
     first: &'static [&'static str],
     hidden: &'static [&'static str],

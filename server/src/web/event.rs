@@ -18,7 +18,7 @@ const AROUND_NS: u64 = 1_000_000;
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub struct At {
-    /// Its moment, nanoseconds since 1970.
+    /// Moment of the event, nanoseconds since 1970.
     at: Option<u64>,
 }
 

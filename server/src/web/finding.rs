@@ -225,7 +225,7 @@ fn certificate(death: &Death) -> Markup {
     }
 }
 
-/// Whose limit, and how full it was, as a bar.
+/// Shows whose limit it is and how full it was, as a bar.
 fn limit(limit: &Limit) -> Markup {
     const WIDTH: u64 = 600;
     if limit.limit_bytes == 0 {

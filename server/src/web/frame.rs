@@ -48,7 +48,7 @@ pub fn message(status: StatusCode, title: &str, text: &str) -> Html {
     with_status(status, Place { title, at: "", follows: "" }, &main)
 }
 
-/// The same, with another code than 200.
+/// Renders a page with another code than 200.
 pub fn with_status(status: StatusCode, place: Place<'_>, main: &Markup) -> Html {
     let link = |path: &str, text: &str| {
         html! { a href=(path) aria-current=[(place.at == path).then_some("page")] { (text) } }

@@ -11,7 +11,7 @@ use super::parts;
 /// The findings of one workload, pod, unit or container.
 pub struct Group {
     pub called: String,
-    /// Its own page, where it has one.
+    /// Path of the group's own page, if it has one.
     pub path: Option<String>,
     /// The newest first.
     pub findings: Vec<Arc<Finding>>,

@@ -40,9 +40,9 @@ pub struct Asked {
     pod: String,
     /// `list`: without groups.
     view: String,
-    /// Of groups, from 1.
+    /// Page of groups, from 1.
     page: usize,
-    /// Of findings.
+    /// Token of the page of findings.
     page_token: String,
 }
 

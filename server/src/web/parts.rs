@@ -58,7 +58,7 @@ pub fn called(entity: &EntityRef) -> String {
     }
 }
 
-/// At most so much of a text as a row has room for.
+/// Cuts a text to what a row has space for.
 pub fn cut(text: &str) -> String {
     match text.char_indices().nth(TEXT_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -160,7 +160,7 @@ pub fn event_table(caption: &str, events: &[Event]) -> Markup {
     }
 }
 
-/// Whose part is missing, in a sentence.
+/// Says in a sentence whose part is missing.
 pub fn unanswered(missing: &Unanswered) -> String {
     let who = match missing.server.as_str() {
         "" => String::new(),

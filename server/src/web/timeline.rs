@@ -43,7 +43,7 @@ pub struct Mark {
     pub path: String,
     /// The mark that brought it about, by its place among the marks.
     pub cause: Option<usize>,
-    /// It is a consequence, or the change that came before; not evidence.
+    /// True for a consequence, or the change that came before; false for evidence.
     pub is_aside: bool,
     /// The place of its lane in [`LANES`].
     pub lane: usize,

@@ -12,7 +12,7 @@ const LINES_MAX: usize = 10;
 
 /// Something that is not known.
 struct Gap {
-    /// It may hide a death: a page's reader should know it first.
+    /// True if it may hide a death: the page shows it first.
     is_grave: bool,
     text: String,
     path: Option<String>,

@@ -24,15 +24,15 @@ pub enum Operation {
 /// What goes wrong from now on.
 #[derive(Default)]
 pub struct Faults {
-    /// So many syncs fail with EIO.
+    /// Number of syncs that fail with EIO.
     pub failing_syncs: u32,
-    /// So many syncs of batches fail with EIO: those of a file that was synced before.
+    /// Number of syncs of batches that fail with EIO: those of a file that was synced before.
     pub failing_batch_syncs: u32,
-    /// So many truncations fail with EIO.
+    /// Number of truncations that fail with EIO.
     pub failing_truncates: u32,
-    /// So many removals fail with EIO.
+    /// Number of removals that fail with EIO.
     pub failing_unlinks: u32,
-    /// So many directory syncs fail with EIO.
+    /// Number of directory syncs that fail with EIO.
     pub failing_dir_syncs: u32,
     pub failing_renames: u32,
     /// Creations and writes fail with ENOSPC.

@@ -243,7 +243,7 @@ pub fn find(haystack: &[u8], needle: &[u8]) -> usize {
     haystack.windows(needle.len()).position(|window| window == needle).expect("the frame is in the segment")
 }
 
-/// Says that a test cannot run here; fails instead where everything must run.
+/// Reports that a test cannot run here; fails instead where everything must run.
 pub fn skip(test: &str, needs: &str) {
     assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{test} needs {needs}");
     eprintln!("SKIP {test}: needs {needs}");

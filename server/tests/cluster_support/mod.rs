@@ -64,7 +64,7 @@ impl Nats {
         Self::with("")
     }
 
-    /// With more lines in its configuration.
+    /// Starts with additional lines of configuration.
     pub fn with(extra: &str) -> Option<Self> {
         installed(&["nats-server"])?;
         // Taken again right after it is given back.
@@ -127,13 +127,13 @@ impl Nats {
         }
     }
 
-    /// At the same address with what it had.
+    /// Restarts at the same address with its data.
     pub fn restart(&mut self) {
         self.kill();
         self.begin();
     }
 
-    /// At the same address with nothing.
+    /// Restarts at the same address without its data.
     pub fn restart_empty(&mut self) {
         self.kill();
         std::fs::remove_dir_all(self.dir.path().join("store")).expect("removed");
@@ -209,7 +209,7 @@ impl Member {
         Self::begin_with(section, Timing::default())
     }
 
-    /// With leases of another length.
+    /// Starts with leases of another length.
     pub fn begin_with(section: ClusterSection, timing: Timing) -> Self {
         let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
         let config = CorrelateConfig { shards: Some(2), wanted: patterns.kinds(), ..CorrelateConfig::default() };

@@ -38,7 +38,7 @@ pub struct Node {
     ledger: Ledger,
     encoder: Encoder,
     pub frames: Vec<Arc<Frame>>,
-    /// The same, as a collector sends them.
+    /// Frames as a collector sends them.
     pub bytes: Vec<Bytes>,
 }
 
@@ -129,7 +129,7 @@ impl Node {
         }
     }
 
-    /// Of the signal pushed last: who was running when the kernel sent it.
+    /// Sets who was running when the kernel sent the signal that was pushed last.
     pub fn sent_while_running(&mut self, pid: u32) {
         if let Some(Event { body: Detail::Signal(signal), .. }) = self.body.events.last_mut() {
             signal.sender_pid = pid;

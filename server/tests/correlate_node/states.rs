@@ -36,7 +36,7 @@ impl Node {
         self.container_state(at, entity, 1, said);
     }
 
-    /// The same of an ephemeral container, as `kubectl debug` starts.
+    /// Reports a waiting ephemeral container, as `kubectl debug` starts it.
     pub fn ephemeral_waits(&mut self, at: u64, entity: EntityId, said: [&str; 3]) {
         self.waits(at, entity, said);
         if let Some(Event { body: Detail::ContainerState(state), .. }) = self.body.events.last_mut() {
@@ -48,7 +48,7 @@ impl Node {
         self.container_state(at, entity, 2, [container, "", ""]);
     }
 
-    /// It ended with code 0.
+    /// Reports that the container ended with code 0.
     pub fn completes(&mut self, at: u64, entity: EntityId, container: &str) {
         self.container_state(at, entity, 3, [container, "Completed", ""]);
     }
@@ -79,7 +79,7 @@ impl Node {
         self.said_of(at, entity, [kind, "web", reason, message]);
     }
 
-    /// The same about the object of this kind and name.
+    /// Reports an Event about the object of this kind and name.
     pub fn said_of(&mut self, at: u64, entity: EntityId, texts: [&str; 4]) {
         let [kind, name, reason, message] = texts.map(|text| self.name(text));
         let [namespace, component] = ["shop", "kubelet"].map(|text| self.name(text));
@@ -112,7 +112,7 @@ impl Node {
         self.trouble_of(at, entity, [what, place, "dd"], is_over);
     }
 
-    /// The same of a process, or of a container that Kubernetes names: what, where and whose it is.
+    /// Reports the trouble of a process, or of a container that Kubernetes names: what, where and whose it is.
     pub fn trouble_of(&mut self, at: u64, entity: EntityId, texts: [&str; 3], is_over: bool) {
         let [what, place, comm] = texts.map(|text| self.name(text));
         let since_ns = at.saturating_sub(60 * super::SECOND);

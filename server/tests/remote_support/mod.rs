@@ -59,7 +59,7 @@ impl Uploaded {
         wait_until("everything is uploaded", || self.offsite.backlog().segments == 0);
     }
 
-    /// As at SIGTERM.
+    /// Ends the server as SIGTERM does.
     pub fn end(mut self, grace: Duration) {
         self.archive.shutdown();
         self.uploader.take().expect("it runs").stop(grace);
@@ -177,7 +177,7 @@ pub fn s3(port: u16, keys: &Path) -> RemoteSection {
     }
 }
 
-/// The same for the command line.
+/// Returns the S3 settings for the command line.
 pub fn s3_environment(port: u16) -> Vec<(&'static str, String)> {
     vec![
         ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),

@@ -38,16 +38,16 @@ fields! {
         /// Why it waits or ended: `CrashLoopBackOff`, `OOMKilled`, `Error`, `Completed`, …
         reason: Name,
         message: Name,
-        /// Of a run that ended.
+        /// Exit code of a run that ended.
         exit_code: i32,
-        /// Of a run that ended, 0 when kubelet names none.
+        /// Signal of a run that ended, 0 when kubelet names none.
         signal: i32,
         restart_count: u32,
         started_ns: u64,
         finished_ns: u64,
         /// 1 waiting, 2 running, 3 terminated.
         state: u8,
-        /// This is the run before the present one (`lastState`).
+        /// True for the run before the present one (`lastState`).
         is_last: bool,
         is_ready: bool,
         /// 0 an ordinary container, 1 an init container, 2 an ephemeral one.
@@ -103,7 +103,7 @@ fields! {
         /// All images of the pod template, comma separated, and those before this change; unset where nothing changed.
         images: Name,
         images_before: Name,
-        /// Of the condition that is worst: `ProgressDeadlineExceeded`, `BackoffLimitExceeded`, …
+        /// Reason of the worst condition: `ProgressDeadlineExceeded`, `BackoffLimitExceeded`, …
         reason: Name,
         message: Name,
         generation: u64,

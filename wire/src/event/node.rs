@@ -14,7 +14,7 @@ fields! {
         sub_state: Name,
         /// `success`, `exit-code`, `signal`, `oom-kill`, `start-limit-hit`, … (`Result`).
         result: Name,
-        /// Of the main process's last end: `CLD_*` of `waitid(2)`, and its exit code or signal.
+        /// How the main process ended last: `CLD_*` of `waitid(2)`, and its exit code or signal.
         main_code: i32,
         main_status: i32,
         /// 0 while there is none.
@@ -84,7 +84,7 @@ fields! {
     /// Durations of many alike operations, summed up in the kernel since the histogram before this one.
     Histogram {
         measure: Measure,
-        /// As in `Detail::BlockIo`; 0 where it does not apply.
+        /// Operation as in `Detail::BlockIo`; 0 where it does not apply.
         operation: u8,
         device: u32,
         /// The time that it covers.
@@ -113,7 +113,7 @@ fields! {
         /// `nr_throttled` and the time of `cpu.stat`.
         throttled: u64,
         throttled_us: u64,
-        /// Of `memory.pressure`: full, avg10, hundredths of a percent.
+        /// Memory pressure of `memory.pressure`: full, avg10, hundredths of a percent.
         memory_pressure: u32,
         /// The process that was read, where the cause was a signal: its sender.
         process: u32,
@@ -139,7 +139,7 @@ fields! {
         /// How bad: percent of the periods, tasks, bytes, …, and the limit that it is compared with; 0 where there is none.
         value: u64,
         limit: u64,
-        /// It is over.
+        /// True if the trouble is over.
         is_over: bool,
     }
 }
@@ -149,7 +149,7 @@ fields! {
     Curve {
         /// The cgroup that was read.
         cgroup: Name,
-        /// Its memory limit, bytes; `u64::MAX` for none.
+        /// Memory limit, bytes; `u64::MAX` for none.
         limit_bytes: u64,
         /// Between two points.
         interval_ns: u64,
@@ -171,12 +171,12 @@ fields! {
 pub struct Point {
     /// Memory in use, KiB.
     pub memory_kib: u32,
-    /// Of it page cache, and shared memory with tmpfs, in 255ths; what is left is anonymous memory and the kernel's.
+    /// Share of page cache, and shared memory with tmpfs, in 255ths; what is left is anonymous memory and the kernel's.
     pub file_share: u8,
     pub shmem_share: u8,
     /// CPU time since the point before, thousandths of one core.
     pub cpu_milli: u16,
-    /// Of its periods since the point before, how many it was throttled in, percent.
+    /// Share of its periods since the point before in which it was throttled, percent.
     pub throttled: u8,
 }
 
@@ -192,7 +192,7 @@ fields! {
         /// Bytes in use and the limit, `u64::MAX` for none; 0 where they could not be read.
         usage_bytes: u64,
         limit_bytes: u64,
-        /// Of `memory.stat`, bytes: what the use consists of. Kernel memory is 0 where version 1 does not say.
+        /// What the memory use consists of, by `memory.stat`, bytes. Kernel memory is 0 where version 1 does not say.
         anon_bytes: u64,
         file_bytes: u64,
         shmem_bytes: u64,
@@ -218,12 +218,12 @@ fields! {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Member {
     pub entity: EntityId,
-    /// Its cgroup's path.
+    /// Path of the cgroup.
     pub cgroup: Name,
     pub usage_bytes: u64,
     /// 0 for no limit of its own.
     pub limit_bytes: u64,
-    /// Of one of its processes.
+    /// `oom_score_adj` of one of its processes.
     pub oom_score_adj: i16,
 }
 

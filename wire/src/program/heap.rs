@@ -34,8 +34,8 @@ pub fn start_with(settings: &[(&str, &str)]) {
     crate::complain!("the heap's settings are not made, which costs memory and nothing else: {error}");
 }
 
-/// As the runtime had it: an exec that fails leaves the signal at what a new program would start with, and then a peer that goes
-/// away ends this one.
+/// Ignores SIGPIPE as the runtime does. An exec that fails leaves the signal at what a new program would start with,
+/// and then a peer that goes away ends this one.
 fn ignore_broken_pipes() {
     // A runtime's handler replaces the default for good; the receiver may go.
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() {

@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Bounds {
     /// Time for a request's head, from the connection's beginning or the end of the last answer.
     pub head_timeout: Duration,
-    /// The same while more than half of all connections are in use.
+    /// Head timeout while more than half of all connections are in use.
     pub crowded_head_timeout: Duration,
     /// Time that sent bytes may stay without the peer's acknowledgement.
     pub write_timeout: Duration,
@@ -167,7 +167,7 @@ struct Places {
 struct Table {
     /// A clock that ticks once with each connection and once with each answer that ends.
     now: u64,
-    /// By the tick of their arrival.
+    /// Open connections by the tick of their arrival.
     open: BTreeMap<u64, Open>,
 }
 

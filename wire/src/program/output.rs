@@ -33,7 +33,7 @@ pub fn complain(text: fmt::Arguments<'_>) {
     let _ = err.write_fmt(text).and_then(|()| err.write_all(b"\n"));
 }
 
-/// As `eprintln!`, and without its panic where standard error is a pipe that nobody reads.
+/// Prints as `eprintln!`, without its panic where standard error is a pipe that nobody reads.
 #[macro_export]
 macro_rules! complain {
     ($($part:tt)*) => {

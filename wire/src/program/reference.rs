@@ -19,16 +19,16 @@ const COMMENT_WIDTH: usize = 110;
 /// One key of a configuration file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Key {
-    /// With dots, as messages name it.
+    /// Path with dots, as messages name it.
     pub path: String,
     /// What its value is, for people.
     pub kind: String,
     pub meaning: String,
-    /// As YAML; none where nothing is the default.
+    /// Default as YAML; none where nothing is the default.
     pub default: Option<String>,
-    /// As YAML.
+    /// Example as YAML.
     pub example: Option<String>,
-    /// In a section that need not be there at all: the default holds once it is.
+    /// True in a section that may be missing: the default holds once it is there.
     pub is_optional: bool,
 }
 
@@ -315,7 +315,7 @@ mod tests {
     #[serde(rename_all = "lowercase")]
     enum Mode {
         Lz4,
-        /// As it is.
+        /// Content as it is.
         None,
     }
 
@@ -355,7 +355,7 @@ mod tests {
             ]
         );
         assert_eq!(keys[3].meaning, "How long it may take.");
-        assert!(keys[0].meaning.contains("`none`: As it is."), "{}", keys[0].meaning);
+        assert!(keys[0].meaning.contains("`none`: Content as it is."), "{}", keys[0].meaning);
     }
 
     #[test]

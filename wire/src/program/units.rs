@@ -158,7 +158,7 @@ impl<T> Visitor<'_> for Unit<T> {
     }
 }
 
-/// For `#[serde(deserialize_with)]` on a [`Duration`].
+/// Deserializes a [`Duration`], for `#[serde(deserialize_with)]`.
 ///
 /// # Errors
 /// As [`parse_duration`].
@@ -167,7 +167,7 @@ pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, 
     deserializer.deserialize_any(Unit { expected, parse: parse_duration, number: None })
 }
 
-/// For `#[serde(deserialize_with)]` on bytes: a number, or text with a unit.
+/// Deserializes bytes (a number, or text with a unit), for `#[serde(deserialize_with)]`.
 ///
 /// # Errors
 /// As [`parse_bytes`].

@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for PlacesVisitor {
 /// Why a text was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct YamlError {
-    /// With dots; empty at the root.
+    /// Path with dots; empty at the root.
     path: String,
     reason: String,
     place: Place,
@@ -215,7 +215,8 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     })
 }
 
-/// For `deserialize_with`: the default where a key has no value, as a section has whose keys are all comments.
+/// Deserializes with a default where a key has no value, as a section has whose keys are all comments. For
+/// `deserialize_with`.
 ///
 /// # Errors
 /// Those of `T`.
@@ -223,8 +224,8 @@ pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(dese
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// For `deserialize_with`: a section that may be left out. A section without keys is refused, since it would turn nothing on and
-/// nobody would notice.
+/// Deserializes a section that may be left out, for `deserialize_with`. A section without keys is refused: it would
+/// silently turn nothing on.
 ///
 /// # Errors
 /// When it has no keys, and those of `T`.

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 use super::{CONTROL_BYTES, ROOM_BYTES, WORDS, pack_rows_by, unpack_rows_by, word_bytes};
 
 const FOUR_BYTES: usize = 16;
-/// Of a shuffle: a byte that becomes 0.
+/// Index in a shuffle of a byte that becomes 0.
 const NONE: u8 = 0x80;
 
 /// What a byte of control, which is of four words, stands for.

@@ -34,7 +34,7 @@ pub struct Owner {
 /// What Kubernetes calls a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodNames {
-    /// As in the pod's cgroup: of a static pod the hash of its file.
+    /// Uid as in the pod's cgroup; for a static pod, the hash of its file.
     pub uid: Arc<str>,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -93,7 +93,7 @@ struct Tables {
     pods: HashMap<EntityId, Pod, foldhash::fast::RandomState>,
     containers: HashMap<EntityId, Container, foldhash::fast::RandomState>,
     cgroups: HashMap<EntityId, Arc<str>, foldhash::fast::RandomState>,
-    /// In the order in which they went: pods, containers.
+    /// Pods and containers that have gone, in the order in which they went.
     gone: VecDeque<(Instant, EntityId)>,
 }
 

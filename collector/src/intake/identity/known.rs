@@ -24,7 +24,7 @@ pub(super) struct Known {
     pub(super) entity: EntityId,
     pub(super) named: Named,
     pub(super) path: String,
-    /// By lane: what one lane's batch carries may arrive after the other's.
+    /// When each lane last described the entity. One lane's batch may arrive after the other's.
     pub(super) described: [Option<Description>; 2],
     pub(super) removed: Option<Instant>,
     /// One of [`OUTCOMES`].

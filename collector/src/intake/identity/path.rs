@@ -8,7 +8,7 @@ pub struct Named {
     pub kind: EntityKind,
     /// What the entity's id is made of.
     pub key: String,
-    /// For people.
+    /// Name for people.
     pub name: String,
     pub container_id: String,
     pub pod_uid: String,

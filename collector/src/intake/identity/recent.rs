@@ -18,7 +18,7 @@ const CACHED_CGROUPS: usize = 2048;
 struct CachedCgroup {
     id: u64,
     entity: EntityId,
-    /// By lane: from this second on the description is due again, at first from 0.
+    /// Second from which each lane's description is due again, at first 0.
     due: [u32; 2],
     outcome: u32,
 }

@@ -24,12 +24,12 @@ pub struct Started<'a> {
     pub pid: u32,
     pub start_time_ns: u64,
     pub parent_pid: u32,
-    /// Its parent belongs to the same container.
+    /// True if its parent belongs to the same container.
     pub parent_inside: bool,
     pub comm: &'a str,
     pub ns_pid: u32,
     pub ns_level: u32,
-    /// It belongs to a pod.
+    /// True if the container belongs to a pod.
     pub in_pod: bool,
 }
 
@@ -39,7 +39,7 @@ struct First {
     start_time_ns: u64,
     ns_level: u32,
     role: Role,
-    /// It only sets up namespaces, starts one process in them and waits for it: unshare(1).
+    /// True if it only sets up namespaces, starts one process in them and waits for it: unshare(1).
     is_launcher: bool,
     has_ended: bool,
 }
@@ -48,7 +48,7 @@ struct First {
 struct Container {
     first: Option<First>,
     sessions: Vec<u32>,
-    /// Its beginning was seen, so that the first process that comes is its first.
+    /// True if its beginning was seen: the first process that comes is its first.
     is_new: bool,
 }
 

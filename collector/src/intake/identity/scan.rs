@@ -26,7 +26,7 @@ pub struct Stat {
     pub parent_pid: u32,
     /// `CLOCK_BOOTTIME`, to the hundredth of a second.
     pub start_time_ns: u64,
-    /// By SIGSTOP and its like, or by a debugger.
+    /// True if stopped by SIGSTOP or a similar signal, or by a debugger.
     pub is_stopped: bool,
 }
 

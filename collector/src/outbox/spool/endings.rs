@@ -23,13 +23,13 @@ const SUFFIX: &str = "ended";
 /// One ended epoch and what of it is still in the spool.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
-    /// Its place among the segments: those with smaller numbers were written before the end.
+    /// Number of the segment among all segments: those with smaller numbers were written before the end.
     pub number: u64,
     pub epoch: u64,
     pub node: u64,
     pub shift: Option<Shift>,
     pub closing: Option<Bytes>,
-    /// Of the file.
+    /// Size of the file.
     pub bytes: u64,
 }
 

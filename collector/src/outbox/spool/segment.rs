@@ -31,7 +31,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Its first frame is this one.
+    /// Makes the entry of a segment whose first frame is this one.
     pub fn beginning_with(number: u64, header: &Header, ledger: &Ledger) -> Self {
         Self {
             number,
@@ -69,7 +69,7 @@ impl Segment {
         }
     }
 
-    /// Its frames behind the start of the next epoch are of that one. False when none is.
+    /// Counts the frames behind the start of the next epoch to that epoch. Returns false if there are none.
     pub fn shift(&mut self, shift: &Shift) -> bool {
         if self.last_seq <= shift.seq {
             return false;

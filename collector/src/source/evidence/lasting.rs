@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum What {
-    /// It is slowed down by its CPU limit, now.
+    /// The CPU limit slows it down now.
     Throttled,
-    /// It wants more processes than it may have.
+    /// The cgroup needs more processes than it may have.
     PidsAtLimit,
-    /// It is above memory.high, and waits for memory.
+    /// Memory is above memory.high, and the cgroup waits for memory.
     MemoryHigh,
     /// A process has nearly all the descriptors open that it may have.
     DescriptorsAtLimit,
     /// The table of connections of its own network namespace is full, and packets are dropped.
     ConnectionsDropped,
-    /// Its first process is stopped.
+    /// The first process is stopped.
     Stopped,
     /// A process waits in the kernel and cannot be interrupted.
     Blocked,
-    /// The same, though it was sent SIGKILL.
+    /// A process was sent SIGKILL and still waits in the kernel, uninterruptibly.
     Unkillable,
     /// A file system of the node has no room.
     DiskFull,
-    /// It has no inodes.
+    /// The file system has no free inodes.
     InodesFull,
 }
 
 impl What {
-    /// As events and patterns name it.
+    /// Name in events and patterns.
     pub fn name(self) -> &'static str {
         match self {
             Self::Throttled => "throttled",
@@ -49,7 +49,7 @@ impl What {
     }
 }
 
-/// Whose trouble it is.
+/// Entity that has the trouble.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whose {
     /// A cgroup's, by its path.

@@ -27,7 +27,7 @@ const DOCKER_LOGS: &str = "/var/lib/docker/containers";
 
 /// The last lines are in their file a moment after the death.
 const DELAY: Duration = Duration::from_millis(500);
-/// For so long a container may have no name yet; and the pause until it is looked up again.
+/// Time that a container may have no name yet, and the pause until the next lookup.
 pub const NAMED_MAX: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Containers whose log waits to be read.
@@ -44,7 +44,7 @@ pub struct Said {
 #[derive(Clone, Copy)]
 struct Ended {
     due: Instant,
-    /// It is given up then.
+    /// Time at which the request is given up.
     until: Instant,
     /// Nanoseconds since 1970.
     ended_ns: u64,
@@ -103,7 +103,7 @@ impl Logs {
     }
 }
 
-/// Whose log it is, as kubelet names its folder.
+/// Names of a container's log, as kubelet names its folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Names {
     namespace: String,
@@ -112,8 +112,9 @@ struct Names {
     container: String,
 }
 
-/// At most `lines_max` lines of a container that ended at `ended_ns`, nanoseconds since 1970. They come from its newest
-/// log file below kubelet's folder of logs; none where there is no such file. Later lines belong to the next run.
+/// Reads at most `lines_max` lines of a container that ended at `ended_ns`, nanoseconds since 1970. They come from its
+/// newest log file below kubelet's folder of logs; none where there is no such file. Later lines belong to the next
+/// run.
 fn last_lines(folder: &Path, names: &Names, lines_max: usize, ended_ns: u64) -> Vec<String> {
     for path in newest(folder, names) {
         let Some(bytes) = tail(folder, &path) else { continue };

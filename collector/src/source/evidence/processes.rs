@@ -91,7 +91,7 @@ fn open_files(folder: &Path) -> Option<u64> {
     u64::try_from(stat.st_size).ok().filter(|open| *open > 0)
 }
 
-/// The same by a list of them, where the process may be near its limit, and `listable` allows for that many.
+/// Counts open files by listing them, if the process may be near its limit and `listable` allows that many.
 fn listed_files(folder: &Path, limit: u64, listable: &mut u64) -> Option<u64> {
     // The table of files, which only grows, has room for so many.
     let status = std::fs::read_to_string(folder.join("status")).ok()?;

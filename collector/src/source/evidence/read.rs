@@ -43,7 +43,7 @@ pub struct Reading {
     pub throttled_us: u64,
     /// Hundredths of a percent.
     pub memory_pressure: u32,
-    /// Of `memory.stat`: what the use consists of.
+    /// What the memory use consists of, from `memory.stat`.
     pub memory: Breakdown,
     /// `nr_periods` of `cpu.stat`.
     pub periods: u64,
@@ -64,8 +64,8 @@ pub struct Breakdown {
 }
 
 impl Breakdown {
-    /// From `memory.stat`. Version 2 counts shared memory in `file`; version 1 has totals of all that is below, and counts it
-    /// in `cache`.
+    /// Parses `memory.stat`. Version 2 counts shared memory in `file`; version 1 has totals of all that is below, and
+    /// counts it in `cache`.
     pub(super) fn of(stat: &str) -> Self {
         let has = |name: &str| field(stat, name);
         let (cache, shmem) = (has("file").max(has("total_cache")), has("shmem").max(has("total_shmem")));
@@ -89,7 +89,7 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// Those of this mount namespace.
+    /// Returns the mounts of this mount namespace.
     pub fn of_this_machine() -> Self {
         Self::parse(&mountinfo::read(mountinfo::OF_THIS_PROCESS).unwrap_or_default())
     }
@@ -204,7 +204,7 @@ fn containers_below(root: &Path, folder: &Path, found: &mut Vec<String>) {
 pub struct Paths {
     pub containers: Vec<String>,
     pub pods: Vec<String>,
-    /// Of the units of container runtimes and kubelet.
+    /// Units of container runtimes and kubelet.
     pub runtimes: Vec<String>,
 }
 
@@ -218,7 +218,7 @@ struct ProcessPaths {
 }
 
 impl ProcessPaths {
-    /// From the text of `/proc/PID/cgroup`; where that says nothing, every hierarchy names the cgroup alike.
+    /// Parses `/proc/PID/cgroup`; where that says nothing, every hierarchy names the cgroup alike.
     fn of(text: &str, path: &str, path_is_version_1: bool) -> Self {
         let mut paths = Self::default();
         for line in text.lines() {
@@ -389,7 +389,7 @@ pub(super) fn field(text: &str, name: &str) -> u64 {
     values.filter(|(field, _)| *field == name).find_map(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Of `cpu.stat`, either version's.
+/// Reads the throttled time from `cpu.stat`, either version's.
 pub(super) fn throttled_us(stat: &str) -> u64 {
     field(stat, "throttled_usec").max(field(stat, "throttled_time") / 1000)
 }

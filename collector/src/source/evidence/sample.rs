@@ -17,13 +17,13 @@ pub struct Limits {
     pub memory_bytes: u64,
     pub high_bytes: u64,
     pub pids: u64,
-    /// Whose limit of processes that is.
+    /// Cgroup whose limit of processes that is.
     pub pids_of: PidsOf,
     pub file_share: u8,
     pub shmem_share: u8,
 }
 
-/// Whose limit of processes is the one that counts.
+/// Cgroup whose limit of processes is the one that counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PidsOf {
     #[default]
@@ -60,7 +60,7 @@ pub struct Sample {
 #[derive(Debug, Default)]
 pub struct Files {
     memory: Option<File>,
-    /// Of version 2; of version 1 what counts the same.
+    /// Version 2's `memory.events`; for version 1, the file that counts the same.
     memory_events: Option<File>,
     limit_hits: [Option<File>; 2],
     oom_control: Option<File>,

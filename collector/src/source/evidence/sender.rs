@@ -18,7 +18,7 @@ const COMMAND_READ_MAX: u64 = 4096;
 pub struct Sender {
     pub pid: u32,
     pub comm: String,
-    /// Its program, and how many arguments it has.
+    /// Program, and the number of its arguments.
     pub command: String,
     /// The command line as the process has it, secrets included; empty unless it was asked for.
     pub command_line: Vec<u8>,

@@ -11,7 +11,7 @@ use crate::intake::identity::scan::Stat;
 
 /// Tasks reported at once.
 const TASKS_MAX: usize = 16;
-/// Of a task's flags (proc(5), include/linux/sched.h).
+/// Flag of kernel threads among a task's flags (proc(5), include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 /// Processes looked at in one round.
 const PROCESSES_MAX: usize = 4_096;

@@ -59,7 +59,7 @@ const LIST_ROUNDS: u64 = 2 * ROUNDS;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LiveReport {
     Trouble(Trouble),
-    /// Of a container that lives.
+    /// A curve of a container that lives.
     Curve {
         path: String,
     },
@@ -86,13 +86,13 @@ struct Watched {
     descriptors: Lasting,
     stopped: Lasting,
     connections: Lasting,
-    /// Its network namespace's table of connections at the last look.
+    /// Table of connections of its network namespace at the last look.
     fill: Option<Fill>,
     processes: Looked,
     known_limits: KnownLimits,
     counters: History,
     seen: bool,
-    /// It was not there when the cgroups were listed before: its counters began with 0 since then.
+    /// True if the last listing of cgroups lacked it: its counters began with 0 since then.
     is_new: bool,
 }
 
@@ -101,7 +101,7 @@ pub struct Watch {
     interval: Duration,
     rounds: u64,
     watched: HashMap<String, Watched, RandomState>,
-    /// Those of this round that were not sampled yet.
+    /// Cgroups of this round that are not sampled yet.
     left: Vec<String>,
     round: Option<Instant>,
     listed: Option<Instant>,
@@ -133,7 +133,7 @@ impl Watch {
         (self.interval * SAMPLES).min(REPEAT_INTERVAL_MAX)
     }
 
-    /// These containers and pods are there, by their cgroups' paths. Of those that are gone troubles are over.
+    /// Updates the containers and pods that exist, by their cgroups' paths. Troubles of those that are gone are over.
     pub fn cgroups(&mut self, now: Instant, paths: &Paths, reports: &mut Vec<LiveReport>) {
         let is_new = self.listed.is_some();
         for watched in self.watched.values_mut() {
@@ -258,7 +258,7 @@ fn with_network(path: &str) -> &str {
 
 /// How the use of a cgroup went.
 pub struct Samples {
-    /// Of its memory, bytes; `u64::MAX` for none.
+    /// Memory limit, bytes; `u64::MAX` for none.
     pub limit_bytes: u64,
     pub interval: Duration,
     /// The oldest first.
@@ -387,7 +387,7 @@ impl Watched {
         }
     }
 
-    /// It is gone, and what was wrong with it is over.
+    /// Ends what was wrong with a cgroup that is gone.
     fn end(&self, path: &str, reports: &mut Vec<LiveReport>) {
         if let Some(since) = self.connections.reported_since() {
             let whose = Whose::Cgroup(with_network(path).to_owned());

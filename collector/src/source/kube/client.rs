@@ -74,7 +74,7 @@ pub enum Trouble {
     Unauthorized,
     #[error("403: {0}")]
     Forbidden(String),
-    /// This API server has no such resource.
+    /// The API server has no such resource.
     #[error("404: there is no such resource")]
     Absent,
     /// Somebody else wrote the object in between.

@@ -95,7 +95,7 @@ pub struct SeenConfig {
 }
 
 impl Configs {
-    /// Of a kind: `ConfigMap` or `Secret`. What was made before `since_ns` counts as reported.
+    /// Makes a follower of one kind: `ConfigMap` or `Secret`. What was made before `since_ns` counts as reported.
     pub fn new(
         kind: &'static str,
         node: Arc<str>,

@@ -126,7 +126,7 @@ pub struct Nodes {
 /// What was reported of a node.
 pub struct SeenNode {
     name: String,
-    /// By condition: its name's number, and what was reported.
+    /// Reported conditions: the number of the name, and what was reported.
     conditions: Vec<(u64, u64)>,
 }
 

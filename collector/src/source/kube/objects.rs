@@ -103,7 +103,7 @@ object! {
         #[serde(rename = "containerID")]
         container_id: String,
         ready: bool,
-        /// Its startup probe has passed; absent where it has none, or is not known.
+        /// True if its startup probe has passed; absent where it has none, or is not known.
         started: Option<bool>,
         restart_count: u32,
         state: ContainerStates,
@@ -166,7 +166,7 @@ object! {
         conditions: Vec<Condition>,
     }
 
-    /// Of an object whose contents are not read: a ConfigMap, a Secret.
+    /// Metadata of an object whose contents are not read: a ConfigMap, a Secret.
     Metadata { metadata: Meta, }
 
     Service { metadata: Meta, spec: ServiceSpec, }
@@ -212,10 +212,10 @@ pub struct Labels {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Annotations {
-    /// Of a static pod: the uid that kubelet names its cgroup by.
+    /// Uid by which kubelet names a static pod's cgroup.
     #[serde(rename = "kubernetes.io/config.hash")]
     pub config_hash: String,
-    /// Of an object that candidates of an election write every few seconds.
+    /// Holder in an object that candidates of an election write every few seconds.
     #[serde(rename = "control-plane.alpha.kubernetes.io/leader")]
     pub leader: String,
 }

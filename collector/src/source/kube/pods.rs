@@ -51,7 +51,7 @@ pub struct Seen {
     conditions: Vec<Held>,
     stuck: Stuck,
     is_reported: bool,
-    /// It has ended for good: that is a moment, and reported once.
+    /// True if the pod has ended for good: that is a moment, and reported once.
     has_ended: bool,
     /// The last state, reported once more when the object is gone.
     last: LastWords,

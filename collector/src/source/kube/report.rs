@@ -47,7 +47,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// Its entity.
+    /// Id of the entity.
     pub fn id(&self) -> EntityId {
         match self {
             Self::Container(id) => entity_id(EntityKind::Container, id),
@@ -82,7 +82,7 @@ pub struct WatchReport {
     subject: Subject,
     pub(super) time_ns: u64,
     make: Option<Make>,
-    /// Of a pod that the directory does not know.
+    /// Owner of a pod that the directory does not know.
     owner: Option<Owner>,
 }
 
@@ -92,7 +92,7 @@ impl WatchReport {
         Self { subject, time_ns: boottime_ns(), make: Some(Box::new(make)), owner: None }
     }
 
-    /// The same, of something that happened so long ago.
+    /// Dates the report back by `late_ns`.
     pub fn ago(self, late_ns: u64) -> Self {
         Self { time_ns: self.time_ns.saturating_sub(late_ns), ..self }
     }
@@ -112,7 +112,7 @@ impl WatchReport {
         Self { subject, time_ns: 0, make: None, owner: None }
     }
 
-    /// The same, about a pod that this owns; the directory need not know the pod.
+    /// Makes the report about a pod that this owns; the directory need not know the pod.
     pub fn owned_by(self, owner: Option<Owner>) -> Self {
         Self { owner, ..self }
     }
@@ -156,7 +156,7 @@ struct Described {
     stream: u64,
     when: Instant,
     names: u64,
-    /// Of a pod that the directory does not know; kept, since not everybody who reports the pod knows it.
+    /// Owner of a pod that the directory does not know; kept, since other reporters may not know it.
     owner: Option<Owner>,
 }
 

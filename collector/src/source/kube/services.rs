@@ -25,7 +25,7 @@ type Key = (Box<str>, Box<str>);
 struct Known {
     addresses: Vec<[u8; 16]>,
     ports: Vec<u16>,
-    /// By slice.
+    /// Backends by slice.
     backends: HashMap<u64, Vec<Backend>>,
     has_service: bool,
     reported: u64,
@@ -139,7 +139,7 @@ macro_rules! followers {
         pub struct $name(SharedTable);
 
         impl $name {
-            /// With the table that all of them share.
+            /// Makes a follower of slices, with the table that all of them share.
             pub fn new(node: Arc<str>, table: Arc<Mutex<ServiceTable>>, excludes_system: bool) -> Self {
                 Self(SharedTable { node, table, excludes_system })
             }

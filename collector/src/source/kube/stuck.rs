@@ -18,7 +18,7 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(120);
 /// A condition that should not last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lasting {
-    /// As events and patterns name it.
+    /// Name of the trouble in events and patterns.
     what: &'static str,
     /// When it began, nanoseconds since 1970.
     since_ns: u64,

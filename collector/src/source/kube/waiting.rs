@@ -34,7 +34,7 @@ pub struct Seen {
     owner: Option<Owner>,
     namespace: String,
     name: String,
-    /// Of what was reported last, 0 for nothing, or nothing on this stream.
+    /// Digest of the last report; 0 for none, or none on this stream.
     print: u64,
     was_reported: bool,
 }

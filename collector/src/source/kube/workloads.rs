@@ -156,12 +156,12 @@ pub struct SeenWorkload {
     images: Box<str>,
     uses: Vec<u64>,
     print: u64,
-    /// Of its specification, as it was when it was seen last.
+    /// Generation of its specification when it was seen last.
     generation: u64,
 }
 
 impl Workloads {
-    /// Of one kind; `uses` learns what their pods mount, `replica_sets` whose ReplicaSets they are.
+    /// Makes a follower of one kind; `uses` learns what their pods mount, `replica_sets` whose ReplicaSets they are.
     pub fn new(kind: WorkloadKind, uses: Arc<Mutex<Uses>>, replica_sets: ReplicaSets, excludes_system: bool) -> Self {
         Self { kind, uses, replica_sets, excludes_system }
     }

@@ -9,7 +9,7 @@ use crate::base::metrics::{Metrics, raise};
 /// Counters, for metrics. What is counted here never became an event.
 #[derive(Default)]
 pub struct SystemdCounts {
-    /// By [`Skip`].
+    /// Skipped changes, by [`Skip`].
     skipped: [AtomicU64; 3],
     pub(super) coalesced: AtomicU64,
     pub(super) reconnects: AtomicU64,

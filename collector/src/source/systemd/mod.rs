@@ -107,7 +107,7 @@ impl SystemdSource {
         self.status.clone()
     }
 
-    /// Its counters.
+    /// Counters of the source.
     pub fn counts(&self) -> Arc<SystemdCounts> {
         Arc::clone(&self.counts)
     }
@@ -174,7 +174,7 @@ enum Pending {
     Gap { reason: String, from_ns: u64, until_ns: u64, found_gone: u32 },
 }
 
-/// It was asked to stop before there was room.
+/// The source was asked to stop before there was room.
 struct Stopped;
 
 impl Reporter {

@@ -9,7 +9,7 @@ use crate::settings::config::SystemdSection;
 /// The parent of every unit's object.
 pub const UNITS_PATH: &str = "/org/freedesktop/systemd1/unit";
 
-/// Of systemd itself and of what every system has: what `exclude_system` leaves out. Pods' scopes are none of these.
+/// Units of systemd itself and of every system: what `exclude_system` leaves out. Pods' scopes are none of these.
 const SYSTEM_UNITS: [&str; 13] = [
     "systemd-*",
     "dbus.service",
@@ -139,7 +139,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// As configured.
+    /// Makes the filter from the configuration.
     pub fn of(section: &SystemdSection) -> Self {
         Self {
             exclude_system: section.exclude_system,

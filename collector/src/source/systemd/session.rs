@@ -33,9 +33,9 @@ const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
 /// Why a connection ended.
 #[derive(Debug)]
 pub enum End {
-    /// It was asked to.
+    /// The source was asked to stop.
     Stopped,
-    /// For this reason.
+    /// The connection was lost, for this reason.
     Lost(String),
 }
 
@@ -45,7 +45,7 @@ enum Answer {
     Alive(zbus::Result<()>),
 }
 
-/// As `ListUnits` answers: name, description, load, active and sub state, followed unit, path, job.
+/// A unit as `ListUnits` answers: name, description, load, active and sub state, followed unit, path, job.
 type UnitOfList = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// A unit of a list: name, `ActiveState`, `SubState`.

@@ -99,7 +99,7 @@ struct Unit {
     cgroup: String,
     now: UnitStatus,
     reported: UnitStatus,
-    /// As of the main process's last end: a failure after a later restart is a refused start.
+    /// Restarts at the main process's last end: a failure after a later restart is a refused start.
     restarts_at_exit: u32,
     changed_us: u64,
     knowledge: Knowledge,
@@ -128,7 +128,7 @@ pub struct Units {
     reports: VecDeque<UnitReport>,
     coalesced: u64,
     forgot: Instant,
-    /// Of the message that is being taken in.
+    /// Position of the message that is being processed.
     position: Option<Sequence>,
 }
 

@@ -80,7 +80,7 @@ pub struct IndexBuilder {
     blocks: Vec<BlockEntry>,
     filters: Vec<u8>,
     nodes: BTreeMap<u64, NodeEntry>,
-    /// By node and entity, as they are written.
+    /// Descriptions by node and entity, as they are written.
     directory: BTreeMap<(u64, u64), Box<[u8]>>,
     directory_bytes: usize,
     directory_cut: bool,

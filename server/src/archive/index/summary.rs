@@ -27,7 +27,7 @@ pub struct Described {
 }
 
 impl Described {
-    /// From a frame's description.
+    /// Takes the summary from a frame's description.
     pub fn of(node: u64, entity: &ArchivedEntity) -> Self {
         Self {
             node,
@@ -108,7 +108,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of a frame.
+    /// Sums up a frame.
     pub fn of(frame: &Frame) -> Self {
         let body = frame.body();
         let mut kinds = [0; KINDS];

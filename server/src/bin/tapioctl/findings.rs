@@ -216,7 +216,7 @@ struct ShownFindings {
     /// The table's first line, until it is printed.
     heading: Option<String>,
     versions: HashMap<String, u64>,
-    /// By a server's clock; what was published before is not shown.
+    /// Start of what is shown, by a server's clock; earlier publications are not shown.
     shown_from_ns: u64,
     oldest_first: VecDeque<String>,
 }

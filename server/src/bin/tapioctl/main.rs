@@ -40,7 +40,7 @@ struct Arguments {
     /// Output format: a table, a wide table, JSON (one object a line) or YAML (one document each)
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// The same as --output json
+    /// Print JSON, as --output json
     #[arg(long, global = true, conflicts_with = "output")]
     json: bool,
     #[command(subcommand)]

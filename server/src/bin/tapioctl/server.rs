@@ -29,7 +29,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the only server may take to answer at all. A machine may take connections for a server that is stopped.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same of one of several, before the next one is asked; and how long connecting to it may take.
+/// Time that one of several servers may take to answer before the next one is asked, and that connecting to it may
+/// take.
 const NEXT_SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A query client.
@@ -55,7 +56,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Failure {
-    /// Of an answer.
+    /// Makes the failure from an answer.
     pub fn of(server: &ServerAt, status: &tonic::Status) -> Self {
         let at = &server.server;
         if status.message().contains("grpc-status header missing, mapped from HTTP status code 4") {
@@ -97,7 +98,7 @@ pub struct ServerAt {
     require_complete: bool,
     #[command(flatten)]
     access: Access,
-    /// Whose parts were missing in what was printed.
+    /// Servers whose parts were missing in what was printed.
     #[arg(skip)]
     missing: Missing,
 }
@@ -162,7 +163,7 @@ impl ServerAt {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Says on standard error whose parts were missing.
+    /// Prints to standard error whose parts were missing.
     pub fn complain(&self) {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let line = |missing: &Unanswered| {

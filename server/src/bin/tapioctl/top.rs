@@ -19,7 +19,7 @@ use super::{Printing, events, now_ns};
 /// Newest events that are looked at for the entities.
 const SAMPLE_EVENTS: u32 = 5000;
 const SAMPLE_NS: u64 = 10_000_000_000;
-/// To the upper left, and clear from there (ECMA-48).
+/// Moves the cursor to the upper left and clears from there (ECMA-48).
 const HOME_AND_CLEAR: &str = "\x1b[H\x1b[2J";
 
 #[derive(Args)]

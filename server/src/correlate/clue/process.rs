@@ -30,7 +30,7 @@ pub struct Exit {
     pub comm: Arc<str>,
     pub parent_pid: u32,
     pub ns: NsPid,
-    /// As `wait(2)` reports it.
+    /// Status as `wait(2)` reports it.
     pub status: u32,
     pub start_time_ns: u64,
     pub oom_score_adj: i16,
@@ -122,7 +122,7 @@ pub struct Kill {
     pub role: Role,
     /// The kernel sent it to a process that had used up its CPU time.
     pub over_cpu_limit: bool,
-    /// So many more of the same since the one before.
+    /// Repeats of the same signal since the one before.
     pub repeats: u32,
 }
 

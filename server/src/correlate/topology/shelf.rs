@@ -17,11 +17,12 @@ use tapio_wire::event::EntityId;
 /// The node, 0 for what is the same on all of them, and the entity.
 pub type Key = (u64, EntityId);
 
-/// As large as what glibc maps by itself (`HEAP` of the server's `main.rs`), and so gives back when a generation goes.
+/// Size of a chunk: as large as what glibc maps by itself (`HEAP` of the server's `main.rs`), and so frees when a
+/// generation goes.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Below it nothing is tidied up.
 const WASTE_BYTES_MIN: usize = 1 << 20;
-/// As many as the places of a generation can address.
+/// Maximum number of chunks: as many as the places of a generation can address.
 const CHUNKS_MAX: usize = (u32::MAX as usize + 1) / CHUNK_BYTES;
 const KEY_BYTES: usize = size_of::<Key>();
 const LENGTH_BYTES: usize = 2;
@@ -51,7 +52,7 @@ impl Records {
         Some(((u64::from_le_bytes(*node), u64::from_le_bytes(*entity)), record))
     }
 
-    /// Of a place that [`Records::push`] returned.
+    /// Returns the key at a place that [`Records::push`] returned.
     fn key(&self, place: u32) -> Key {
         self.at(place).map_or_else(Key::default, |(key, _)| key)
     }

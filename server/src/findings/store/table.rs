@@ -35,7 +35,7 @@ pub(super) struct Table {
     pub evicted: u64,
     /// What the log says the time is, nanoseconds since 1970; this machine's clock where there is no log.
     pub now_ns: Option<u64>,
-    /// This server feeds itself: what is found now the log has not confirmed.
+    /// True if this server feeds itself: the log has not confirmed what is found now.
     pub is_alone: bool,
     /// Findings that the log has not confirmed, and whether they were new.
     pub unconfirmed: HashMap<String, bool>,
