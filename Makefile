@@ -60,7 +60,7 @@ screenshots: install ## the page with real findings, driven in Chromium; screens
 	@ls $(TARGET)/screenshots/*.png
 
 # The same test compares them in `make test`.
-docs: install ## write anew what docs/configuration.md and docs/metrics.md take from the programs
+docs: install ## rewrite what docs/configuration.md and docs/metrics.md take from the programs
 	cargo build --locked --workspace --bins
 	TAPIO_UPDATE_DOCS=1 cargo test --locked --workspace --test perf reference::
 
@@ -71,7 +71,7 @@ truth: install ## cause deaths of every kind; fails when one is explained wrongl
 	cargo build --locked --workspace --bins
 	$(TARGET)/debug/tapio-perf truth --page docs/truth.md
 
-truth-docs: install ## the same, and write the table of docs/truth.md anew
+truth-docs: install ## the same, and rewrite the table of docs/truth.md
 	cargo build --locked --workspace --bins
 	TAPIO_UPDATE_DOCS=1 $(TARGET)/debug/tapio-perf truth --page docs/truth.md
 

@@ -1,7 +1,7 @@
 # Puts what check.sh needs under target/tools, pinned, and nothing else into the system than python3-venv. Sourced by check.sh; expects TOOLS and HERE.
 # Each function names the program it found in a variable of its own, or returns 1.
 
-# The four Python tools, hadolint's binary among them, in a virtual environment that is made anew when the pins change.
+# The four Python tools, hadolint's binary among them, in a virtual environment that is recreated when the pins change.
 find_python_tools() {
   VENV=$TOOLS/venv
   cmp -s "$HERE/check/requirements.txt" "$VENV/installed.txt" && return

@@ -39,7 +39,7 @@ if ! command -v cargo >/dev/null; then
   echo "Rust is missing: install rustup's stable toolchain (1.95 or newer) and run this again." >&2
   exit 1
 fi
-# What tests need of PyPI, in virtual environments that are made anew when the pins change: the object store, a real S3 protocol;
+# What tests need of PyPI, in virtual environments that are recreated when the pins change: the object store, a real S3 protocol;
 # and real SQL engines, with what DuckDB needs for S3.
 declare -A pins=(
   [s3]="moto[s3]==5.2.5 flask==3.1.3 flask-cors==6.0.5"

@@ -243,7 +243,7 @@ fn nothing_is_sent_again(tapio: &Tapio) {
     });
 }
 
-/// Waits until so many servers go on without the log.
+/// Waits until this many servers continue without the log.
 fn alone_are(tapio: &Tapio, count: usize) {
     let is_alone = |pod: &Pod| {
         let text = pod.get_from(9091, "/metrics").unwrap_or_default();

@@ -59,7 +59,7 @@ struct {
 
 const volatile struct query empty_query = {};
 
-/* Shared by the CPUs: lookups are not so many, and each CPU would need room for all cgroups. */
+/* Shared by the CPUs: lookups are rare, and each CPU would need space for all cgroups. */
 AGGREGATE(dns_latency, BPF_MAP_TYPE_HASH, ASKING_CGROUPS_MAX, u64, struct histogram_sums);
 
 /* Where a DNS message begins in a packet of UDP to, or from, port 53; 0 where there is none. */

@@ -2,7 +2,7 @@
 //!
 //! In: a [`Tuning`], and cgroups to leave out. Out: the entry of the map `tuning`, which every program of the bulk lane reads
 //! at each event, and the set `excluded`. Nothing is
-//! loaded anew. The kernel copies the entry word by word, so a program may for one event see some values old and some new;
+//! loaded again. The kernel copies the entry word by word, so a program may for one event see some values old and some new;
 //! each of them means something by itself.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -191,7 +191,7 @@ const HISTOGRAM_MAPS: &[(&str, [u32; 2], usize)] = &[
 /// `struct histogram_sums` of `bpf/include/aggregate.h`: total, maximum, counts.
 pub(crate) const HISTOGRAM_BYTES: usize = 16 + 4 * HISTOGRAM_SLOTS;
 
-/// How many entries these maps have on a machine with so many CPUs.
+/// Returns the number of entries of these maps on a machine with this many CPUs.
 pub(crate) fn histogram_map_entries(possible_cpus: usize) -> impl Iterator<Item = (&'static str, u32)> {
     HISTOGRAM_MAPS.iter().map(move |&(name, [least, most], bytes)| {
         let fitting = bytes / (HISTOGRAM_BYTES * possible_cpus.max(1));
@@ -262,7 +262,7 @@ pub const DEFAULT_ERRNOS_OF_FORK: &[u32] = &[11];
 
 /// See [`crate::LoadConfig::cgroup_records_per_second`].
 pub const DEFAULT_CGROUP_RECORDS_PER_SECOND: u32 = 4_000;
-/// A cgroup may use up so much of its share at once.
+/// Part of its share that a cgroup may use at once.
 pub(crate) const SHARE_BURST_NS: u64 = 250_000_000;
 
 /// Where containers, and kubelet, have secrets.

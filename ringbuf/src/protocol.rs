@@ -66,7 +66,7 @@ pub fn request_wakeup(flag: &AtomicU32, wanted: bool) {
     }
 }
 
-/// Writer, after it has moved the producer position from `from` to `to`: whether a reader that naps is to be woken, since so much is
+/// Writer, after it has moved the producer position from `from` to `to`: whether a reader that naps is to be woken, since enough is
 /// unread. `consumer` is looked at once every eighth of the ring.
 #[inline]
 pub fn has_filled(consumer: &AtomicU64, from: u64, to: u64, capacity_bytes: u64) -> bool {

@@ -34,7 +34,7 @@ const SKEW_MAX: usize = 7;
 
 /// What a header says.
 pub(crate) enum Step {
-    /// A record, committed or given up, of so many bytes with its header.
+    /// A record, committed or given up, with its size including its header.
     Whole { header: u32, bytes: u64 },
     /// A record is reserved and not yet committed.
     Busy,

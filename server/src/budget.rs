@@ -101,7 +101,7 @@ impl MemoryWatch {
         Self { limit_bytes: max_memory_mb << 20, is_short: false }
     }
 
-    /// Whether memory is short, with so much of it in use.
+    /// Whether memory is short at this use.
     pub fn look(&mut self, resident_bytes: u64) -> bool {
         let threshold = if self.is_short { Self::ENOUGH } else { Self::SHORT };
         self.is_short = self.limit_bytes > 0 && resident_bytes >= self.limit_bytes / 100 * threshold;

@@ -27,7 +27,7 @@ pub const EVENTS_DEFAULT: u32 = 1000;
 pub const NEWEST_MAX: u32 = 50_000;
 /// Bytes of frames that one request of a client reads at most.
 pub const READ_BYTES_MAX: u64 = 4 << 30;
-/// Descriptions are repeated every minute: they are looked for so much before and after the wanted time.
+/// How far before and after the wanted time descriptions are searched: they are repeated every minute.
 const DESCRIBED_MARGIN_NS: u64 = 130 * 1_000_000_000;
 const DESCRIBED_MAX: usize = 500_000;
 

@@ -23,9 +23,9 @@ enum Step {
     FailUnlinks(u8),
     FailDirectorySyncs(u8),
     FailRenames(u8),
-    /// Full, and freed after so many milliseconds.
+    /// The disk is full, and is freed after this many milliseconds.
     Full(u8),
-    /// A write takes so many bytes at the most; 0 for all.
+    /// Maximum bytes of a write; 0 for all.
     ShortWrites(u16),
     SlowSyncs(u8),
     /// The machine is gone after so many operations, in the midst of appends, and comes back; with all that was written or not.

@@ -185,7 +185,7 @@ fn deliverer(member: &Member, section: &ClusterSection, webhook: &WebhookSection
     Deliverer::start(&source, vec![Box::new(sink)], &at, &metrics).expect("it starts")
 }
 
-/// Deaths of so many workloads.
+/// Makes deaths of this many workloads.
 fn deaths(workloads: u32) -> Node {
     let mut node = Node::new("n1");
     for number in 0..workloads {

@@ -237,7 +237,7 @@ async fn a_server_that_nats_refuses_says_why() {
         .expect("it starts");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains("cannot use the servers' log: no connection to NATS"), "{shown}");
-    // The file is read anew for each connection.
+    // The file is read again for each connection.
     std::fs::write(&password, "right").expect("written");
     let deadline = Instant::now() + LIMIT;
     while a.get("/readyz", "").1 != "ready\n" {

@@ -56,7 +56,7 @@ fn a_trouble_that_its_node_reports_no_more_is_over() {
         node.trouble((100 + 60 * minute) * SECOND, container, "pids-at-limit", "", false);
     }
     node.lethal(220 * SECOND);
-    // The node goes on: its collector was started anew, and knows nothing of the trouble.
+    // The node goes on: its collector was restarted, and knows nothing of the trouble.
     let elapse = |node: &mut Node, from: u64, until: u64| {
         for at in (from..until).step_by(20) {
             node.exit(at * SECOND, Process::child(other, at as u32, "sh"), 0);

@@ -99,7 +99,7 @@ impl Entities {
 
 const SLOTS_END: u64 = SLOTS as u64;
 
-/// What both sides remember of the rows so far. It starts anew with each frame, so that each can be read by itself.
+/// What both sides remember of the rows so far. It starts again with each frame, so that each can be read by itself.
 struct Before {
     time_ns: u64,
     entities: Entities,

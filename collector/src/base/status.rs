@@ -104,7 +104,7 @@ impl Running {
         Self(sources.chain(parts).chain([("pack", packer.clone())]).collect())
     }
 
-    /// The names of those that ended by themselves. Their state is lost, so the whole program must be started anew.
+    /// The names of those that ended by themselves. Their state is lost, so the whole program must be restarted.
     pub fn ended(&self) -> Vec<&'static str> {
         self.0.iter().filter(|(_, alive)| !alive.get()).map(|(name, _)| *name).collect()
     }

@@ -15,7 +15,7 @@ pub(super) type ProgramTimes = Vec<(&'static str, u64)>;
 pub struct Governed {
     /// Thousandths of a core; 0 for no limit.
     pub budget_milli: u64,
-    /// One bulk event in so many is kept; 0 counts as 1.
+    /// One of this many bulk events is kept; 0 counts as 1.
     pub(super) sampling: AtomicU32,
     /// CPU used in the window, thousandths of a core.
     pub used_milli: AtomicU64,
@@ -42,7 +42,7 @@ impl Governed {
         Self { budget_milli, ..Self::default() }
     }
 
-    /// One bulk event in so many is kept.
+    /// Returns the sampling factor: one of this many bulk events is kept.
     pub fn sampling(&self) -> u32 {
         self.sampling.load(Ordering::Relaxed).max(1)
     }

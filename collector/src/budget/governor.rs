@@ -1,7 +1,7 @@
 //! The governor: holds the collector to its CPU budget by keeping less of the bulk lane.
 //!
 //! What enters: the CPU time of this process, and of its probes inside the kernel, once a second. What leaves: how many
-//! bulk events are kept, one in so many, by the probes before they touch a ring and by the intake for every other
+//! one of every few bulk events is kept, by the probes before they touch a ring and by the intake for every other
 //! source. What must hold: the lethal lane is never touched. Each event left out is counted as
 //! `dropped{filter, sampled}`. One busy second changes nothing, since decisions look at a window.
 //!
@@ -34,9 +34,9 @@ const WINDOW: usize = 5;
 /// The longest that a start may take, in ticks, and the most CPU that it may use after the governor began.
 const START_MAX: u32 = 30;
 const START_CPU_NS_MAX: u64 = 5_000_000_000;
-/// One in so many ticks measures the probes.
+/// Ticks between two measurements of the probes.
 const MEASURE_EVERY: u64 = 8;
-/// One event in so many is the least that is kept.
+/// Maximum sampling factor: at least one of this many events is kept.
 const SAMPLING_MAX: u32 = 4096;
 /// Above this share of the budget less is kept: where a cgroup's quota equals the budget no more than that can be used.
 const OVER_SHARE: f64 = 0.95;

@@ -91,7 +91,7 @@ mod tests {
     const LINGER: Duration = Duration::from_millis(1);
     const DUE: Duration = Duration::from_millis(100);
 
-    /// The naps of a reader while so many events a second come, each the 1000th part of a ring.
+    /// Returns the naps of a reader at this rate, each event the 1000th part of a ring.
     fn naps(events_per_second: f64, worth: usize) -> Vec<Duration> {
         let mut nap = Nap::new(LINGER);
         let mut now = nap.looked;

@@ -39,9 +39,9 @@ use crate::intake::sampler::Sampler;
 use crate::intake::source_context::SourceContext;
 use crate::outbox::queue::Queues;
 
-/// Events that are worth a frame of their own where many come: fewer would cost more for the frame's way than for themselves.
+/// Events that justify a frame at a high rate: fewer would cost more for the frame than for themselves.
 const FRAME_WORTH: usize = 256;
-/// The same where so few come that the whole cost is in the frames' ways: those wait for company as long as they may.
+/// Events that justify a frame at a low rate, where the whole cost is in the frames: events wait as long as they may.
 const QUIET_FRAME_WORTH: usize = 2048;
 /// Events a second of a source from which on many come.
 const MANY_PER_SECOND: f64 = 20_000.0;
@@ -128,7 +128,7 @@ impl Intake {
         self.context.batch_events().saturating_sub(batch.body.events.len())
     }
 
-    /// Notes that the source naps for so long and nothing wakes it: the records of its next pass may have waited as
+    /// Notes that the source naps for `nap` and nothing wakes it: the records of its next pass may have waited as
     /// long.
     pub fn napped(&mut self, nap: Duration) {
         self.unseen = nap;

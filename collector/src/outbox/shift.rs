@@ -11,7 +11,7 @@
 //!  next epoch                                     1    2  …
 //! ```
 //!
-//! Only header and ledger of a frame are written anew; its payload and the payload's checksum stay.
+//! Only header and ledger of a frame are rewritten; its payload and the payload's checksum stay.
 
 use bytes::Bytes;
 use tapio_wire::error::FrameError;

@@ -366,7 +366,7 @@ fn reason_of(status: u16) -> &'static str {
 /// When every pod of these tests started.
 static STARTED: LazyLock<String> = LazyLock::new(|| ago(30));
 
-/// A moment so many seconds ago, as the API writes it.
+/// Returns the moment this many seconds ago, as the API writes it.
 pub fn ago(seconds: i64) -> String {
     let now = k8s_openapi::jiff::Timestamp::now();
     (now - k8s_openapi::jiff::SignedDuration::from_secs(seconds)).to_string()

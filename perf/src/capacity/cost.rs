@@ -1,4 +1,4 @@
-//! What events cost, as a straight line through load runs: so much for being there, and so much for each event.
+//! What events cost, as a straight line through load runs: a fixed part, and a part for each event.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub struct MeasuredServer {
     pub rss_bytes: u64,
 }
 
-/// What a second costs: so much for being there, and so much for each event in it. CPU is in nanoseconds.
+/// Cost of a second: a fixed part, and a part for each event in it. CPU is in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Line {
     pub idle: f64,
@@ -55,13 +55,13 @@ impl Line {
         Self { idle: 0.0, event: points.iter().map(|(x, y)| x * y).sum::<f64>() / squares.max(1e-9) }
     }
 
-    /// What a second costs at so many events in it.
+    /// Returns the cost of a second with this many events.
     pub fn at(self, events_per_second: f64) -> f64 {
         self.idle + self.event * events_per_second
     }
 }
 
-/// What a second costs a server, in CPU nanoseconds: so much for being there, for each node that ships, and for each event. A node
+/// Cost of a second for a server, in CPU nanoseconds: a fixed part, and parts for each node that ships and each event. A node
 /// that has few events sends as many frames as one that has more, so nodes cost by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ServerLine {
@@ -86,7 +86,7 @@ impl ServerLine {
         Self { idle: 0.0, node: runs.iter().map(of_node).sum::<f64>() / runs.len() as f64, event }
     }
 
-    /// What a second costs with so many nodes and events in it.
+    /// Returns the cost of a second with this many nodes and events.
     pub fn at(self, nodes: f64, events_per_second: f64) -> f64 {
         self.idle + self.node * nodes + self.event * events_per_second
     }

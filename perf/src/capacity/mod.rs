@@ -39,7 +39,7 @@ pub enum CostSource {
     Runs { duration: Duration, bin_dir: Option<PathBuf> },
 }
 
-/// Measures on a node with so many containers, or reads what was measured.
+/// Measures on a node with this many containers, or reads what was measured.
 ///
 /// # Errors
 /// When a file is no report, a run fails, or a ledger does not close: a cost would then be of events that are not there.

@@ -43,7 +43,7 @@ use crate::processes::{Collector, CollectorOptions, Server};
 
 /// How long the pipeline may take to empty itself after the last event.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-/// When nothing has arrived for so long, what is missing comes with the final frames, or never.
+/// Silence after which missing events come with the final frames, or never.
 const DRAIN_SILENCE: Duration = Duration::from_secs(2);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// What a collector does in this time is its start: it describes every entity, and whatever it needs is touched first. Runs of at
@@ -69,7 +69,7 @@ pub struct LoadOptions {
     pub duration: Duration,
     /// `host:port` of a server that runs already; a server is started when not given.
     pub server: Option<String>,
-    /// Starts so many servers; one when not given.
+    /// Number of servers to start; one when not given.
     pub servers: Option<SeveralServers>,
     /// Containers of each node.
     pub entities: usize,

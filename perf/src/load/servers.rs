@@ -70,7 +70,7 @@ pub struct ReaderShare {
     pub clues_found: u64,
     /// What found no room, and is sent again from the archive.
     pub entries_left_out: u64,
-    /// How often it began anew to read; then [`Self::behind_messages_max`] is of the time before.
+    /// How often it started to read again from the beginning; then [`Self::behind_messages_max`] is of the time before.
     pub rebuilds: u64,
     /// True if the server was seen to continue without the log.
     pub was_alone: bool,

@@ -114,7 +114,7 @@ fn calibrate(operations: &mut dyn Loop, slice: Duration) -> Result<u64, Error> {
     }
 }
 
-/// Everything is loaded once; a round attaches it for one slice of three. Loading anew would leave the kernel with work to do in the
+/// Everything is loaded once; a round attaches it for one slice of three. Loading again would leave the kernel with work to do in the
 /// slices after it.
 fn measure_loss(workload: Workload, share: Duration, options: &ProbesOptions) -> Result<Loss, Error> {
     let mut operations = workload.prepare(&options.directory)?;

@@ -8,7 +8,7 @@ use rustix::net::sockopt::set_socket_linger;
 use super::workload::Loop;
 use crate::error::{Context, Error};
 
-/// Closed connections keep their pair of ports for a minute: so many addresses share what there are.
+/// Number of addresses that share the ports: closed connections keep their pair of ports for a minute.
 const LISTENERS: u8 = 16;
 /// A datagram over loopback that has not come by then does not come.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -129,7 +129,7 @@ impl Workload {
 
 /// A loop that is ready.
 pub trait Loop {
-    /// Does the operation so many times.
+    /// Does the operation `count` times.
     fn run(&mut self, operations: u64) -> Result<(), Error>;
 }
 

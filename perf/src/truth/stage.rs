@@ -94,7 +94,7 @@ impl Stage {
         name.sibling(&mut self.random)
     }
 
-    /// A container where kubelet would make it, with a memory limit of so many MiB.
+    /// Makes a container where kubelet would, with a memory limit in MiB.
     pub fn cgroups(&mut self, limit_mib: Option<u64>) -> Result<ContainerCgroups, Error> {
         let name = self.name();
         let path = name.path();

@@ -21,7 +21,7 @@ struct stall {
 
 AGGREGATE(stalls, BPF_MAP_TYPE_HASH, RECLAIMING_CGROUPS_MAX, struct stall_key, struct stall);
 
-/* Writes a record of what is not recorded yet when that is `at_least` so much. */
+/* Writes a record of what is not recorded yet, if that is `at_least` or more. */
 static __always_inline void emit_stall(struct stall *stall, struct stall_key *key, u64 at_least)
 {
 	struct reclaim_record *record;

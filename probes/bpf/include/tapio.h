@@ -60,7 +60,7 @@ struct {
 #define SHARES (1 << SHARES_BITS)
 /* Places where a cgroup may be. */
 #define SHARE_PLACES 4
-/* A cgroup that had nothing for so long gives its place away; the reader has seen what was left out by then. */
+/* Time without records after which a cgroup loses its place; the reader has seen what was left out by then. */
 #define SHARE_IDLE_NS (10 * NSEC_PER_SEC)
 
 /* What a cgroup has had of the lethal lane. Two CPUs may change it at once: it is a bound, no account. */
@@ -99,7 +99,7 @@ struct {
 
 /* What may change while the programs run. */
 struct tuning {
-	/* Of the bulk lane's records one in so many is kept: 1 keeps all, 0 none. */
+	/* Sampling of the bulk lane: one of this many records is kept; 1 keeps all, 0 none. */
 	u32 bulk_sampling;
 	/* 0 while `excluded` is empty: then it need not be asked. */
 	u32 excluded_cgroups;

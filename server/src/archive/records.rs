@@ -17,7 +17,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Starts anew, for `offset` of segment `number`.
+    /// Resets itself to `offset` of segment `number`.
     pub fn begin(&mut self, number: u64, offset: u64) {
         self.pieces.clear();
         self.small.clear();

@@ -22,7 +22,7 @@ use super::writer::{Active, Running};
 
 /// How often ages are looked at.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(30);
-/// How often ages are looked at where a segment is kept for so long.
+/// Returns how often ages are checked if segments are kept for `max_age`.
 pub(super) fn housekeeping_interval(max_age: Duration) -> Duration {
     HOUSEKEEPING_INTERVAL.min(max_age / 4)
 }

@@ -37,10 +37,10 @@ pub struct ClusterSection {
     /// The user at NATS.
     #[schemars(example = &"tapio")]
     pub user: Option<String>,
-    /// A file with the user's password; read anew for each connection.
+    /// A file with the user's password; read again for each connection.
     #[schemars(example = "/etc/tapio/nats/password")]
     pub password_file: Option<PathBuf>,
-    /// A credentials file of NATS (JWT and nkey), which counts instead of the user; read anew when NATS refuses it.
+    /// A credentials file of NATS (JWT and nkey), which counts instead of the user; read again when NATS refuses it.
     #[schemars(example = "/etc/tapio/nats/user.creds")]
     pub credentials_file: Option<PathBuf>,
     /// TLS to NATS.

@@ -109,7 +109,7 @@ impl Node {
     fn enter(&mut self, new: Stretch) {
         if self.stretches.back().is_some_and(|last| last.epoch < new.epoch && new.to.boottime_ns < last.to.boottime_ns)
         {
-            // Another boot: its clock began anew.
+            // Another boot: its clock started again.
             self.stretches.clear();
             self.counted.clear();
         }

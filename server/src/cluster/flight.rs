@@ -29,7 +29,7 @@ pub(super) struct Landed {
     pub first_new: Option<u64>,
 }
 
-/// The connection, what the first so many messages came to, and why the next one was not taken.
+/// The connection, the number of taken messages with their outcome, and why the next one was not taken.
 pub(super) type Flown = (Option<Log>, Option<(usize, Landed)>, Result<(), String>);
 pub(super) type Flight = Pin<Box<dyn Future<Output = Flown> + Send>>;
 

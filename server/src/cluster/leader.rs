@@ -12,7 +12,7 @@
 //!
 //! A holder counts from before it asked, a candidate from after it was answered, both by `CLOCK_BOOTTIME` of their own machine. So
 //! it does not matter what NATS' clock says, nor when NATS deletes the lease: its bucket's time to live only clears up behind
-//! servers that are gone. A bucket that was made anew counts as a lease that was seen just now.
+//! servers that are gone. A bucket that was recreated counts as a lease that was seen just now.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ use super::log::{Bucket, Log, LogError};
 
 /// The lease's key in its bucket.
 const KEY: &str = "leader";
-/// A lease that nobody renewed is deleted after so many times its length.
+/// Multiple of its length after which a lease without renewals is deleted.
 const BUCKET_AGE_LEASES: u32 = 6;
 const VALUE_BYTES_MAX: i32 = 4096;
 const BUCKET_BYTES_MAX: i64 = 1 << 20;
@@ -43,7 +43,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Timing {
     /// How long others leave a lease alone.
     pub lease: Duration,
-    /// How much earlier its holder gives up: clocks may differ in speed by so much in the course of one lease.
+    /// How much earlier its holder gives up: the possible drift between clocks during one lease.
     pub margin: Duration,
     /// Between two renewals, and between two looks.
     pub interval: Duration,
@@ -210,7 +210,7 @@ struct Held {
 
 /// What a candidate saw, and the moment at which it had seen it first.
 struct Seen {
-    /// When the bucket was made: revisions count anew in another one.
+    /// When the bucket was made: revisions start again in another one.
     created_ns: i128,
     entry: Option<(u64, Vec<u8>)>,
     since_ns: u64,

@@ -31,7 +31,7 @@ pub struct Link {
     pub fell_behind: AtomicU64,
     /// Nothing more is published.
     pub frozen: AtomicBool,
-    /// The reader is to begin anew, and how often it was asked to: what it read before that does not count.
+    /// The reader is to start again, and how often it was asked to: what it read before that does not count.
     pub rebuild: Notify,
     pub generation: AtomicU64,
     /// The reader is connected.

@@ -1,7 +1,7 @@
 //! The log in NATS JetStream.
 //!
 //! What enters: messages of this server. What leaves: those of all servers, in one order. What must hold: the streams are as they
-//! are wanted here, and are made where they are missing. Who this server is, is read anew from its files when NATS refuses it.
+//! are wanted here, and are made where they are missing. Who this server is, is read again from its files when NATS refuses it.
 //!
 //! ```text
 //! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window
@@ -35,10 +35,10 @@ const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long NATS remembers which messages it had.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// A fact that nobody sent for so long is forgotten.
+/// Age at which a fact is forgotten if no server sends it again.
 const FACTS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const FACTS_BYTES_MAX: i64 = 512 << 20;
-/// Findings are kept for so long, the latest up to so many bytes.
+/// Age and total size up to which findings are kept, the latest first.
 const FINDINGS_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 const FINDINGS_BYTES_MAX: i64 = 128 << 20;
 /// Who wrote a message, also one that cannot be read.

@@ -13,13 +13,13 @@ use super::batch::Covered;
 use super::coverage::Coverage;
 use crate::correlate::{Interval, LossView, Lost};
 
-/// A server that said nothing for so long, by the log's clock, is silent.
+/// Silence, by the log's clock, after which a server counts as silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 /// A silent server is given up after this where all its nodes ship to others by now: what is missing of them is known by their frames.
 const GONE_AFTER: Duration = Duration::from_secs(180);
 /// A silent server is given up after this in any case: nothing of it is in the log any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-/// A server whose messages could not be read counts as silent for so long.
+/// Time for which a server counts as silent after an unreadable message.
 const UNREAD_FOR: Duration = Duration::from_secs(60);
 /// Stands for servers that this one knows nothing of.
 const ALL_OTHERS: &str = "all other servers";
@@ -67,7 +67,7 @@ impl ClusterLosses {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets everything: the log is read anew.
+    /// Forgets everything: the log is read again.
     pub fn clear(&self) {
         *self.lock() = Inner::default();
     }

@@ -26,7 +26,7 @@ const NAMED_MAX: usize = 65_536;
 const DESCRIBED_MAX: usize = 4096;
 /// How long a node's frames may wait until they are published as covered, where nothing else is published about it.
 const COVER_INTERVAL: Duration = Duration::from_secs(5);
-/// A node that sent nothing for so long is forgotten.
+/// Time without frames after which a node is forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
 /// Entries that are worth a message; fewer wait while others are on their way.
@@ -231,7 +231,7 @@ impl Outgoing {
         self.lock().left_out
     }
 
-    /// How many may wait for one message: never so many that others find no room.
+    /// Returns how many may wait for one message: few enough to leave space for others.
     pub fn together(&self) -> usize {
         ENTRIES_TOGETHER.min(self.entries_max / 2).max(1)
     }

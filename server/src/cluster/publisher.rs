@@ -29,7 +29,7 @@ const BEHIND_MAX: Duration = Duration::from_secs(5);
 /// A server that has nothing to say says so this often.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(250);
-/// Messages that wait for the log: so much for each entry that may wait before it becomes a part of a message, within bounds.
+/// Size of the queue of messages, within bounds: these bytes for each entry that may wait for a message.
 const WAITING_BYTES_PER_ENTRY: usize = 640;
 const WAITING_BYTES_MIN: usize = 1 << 20;
 const WAITING_BYTES_MAX: usize = 64 << 20;

@@ -1,7 +1,7 @@
 //! Reads the log and drives the finder by it.
 //!
 //! What enters: messages of all servers. What leaves: batches to the finder, in the order of the log. What must hold: after a
-//! break it goes on where it was. Where the log does not have that any more, or is another one, everything is read anew, and what
+//! break it goes on where it was. Where the log does not have that any more, or is another one, everything is read again, and what
 //! the log lacks is requested from the archive.
 
 use std::sync::Arc;
@@ -114,12 +114,12 @@ impl Reader {
         let stream = log.ensure().await.map_err(|error| broken(&error))?;
         loop {
             self.read_on(&log, &stream).await?;
-            // Asked to begin anew.
+            // Asked to start again.
             self.position = None;
         }
     }
 
-    /// Reads until something breaks, or it is to begin anew.
+    /// Reads until something breaks, or it is to start again.
     async fn read_on(&mut self, log: &Log, stream: &Stream) -> Result<(), End> {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
@@ -176,7 +176,7 @@ impl Reader {
                         // What was between was deleted before this server came to it.
                         return Ok(());
                     }
-                    // Reading anew would not bring it. The stretches that are missing show whose frames it covered.
+                    // Reading again would not bring it. The stretches that are missing show whose frames it covered.
                     tracing::warn!(
                         missed = seq - at.seq - 1,
                         "messages in the middle of the servers' log were deleted"
@@ -273,7 +273,7 @@ impl Reader {
     }
 
     fn reached(&self, seq: u64, target: u64, generation: u64) -> Result<(), BusClosed> {
-        // Where it is asked to begin anew, what it has read so far does not count.
+        // Where it is asked to start again, what it has read so far does not count.
         let is_asked = self.link.generation.load(Ordering::Acquire) != generation;
         if seq >= target && !self.link.is_caught_up() && !is_asked {
             // What the archive has to publish again may confirm what was found alone.

@@ -31,7 +31,7 @@ pub trait ClueBus: Send + Sync {
     /// Reports that a node goes on. Does not wait: on a full bus the next one comes soon.
     fn clock(&self, _clock: NodeClock) {}
 
-    /// Reports that entities were described anew. Does not wait: on a full bus whoever takes clues looks anyway.
+    /// Reports that entities were described again. Does not wait: on a full bus whoever takes clues looks anyway.
     fn renamed(&self) {}
 
     /// Whether it wants [`ClueBus::began`] and [`ClueBus::done`] to be called for frames.
@@ -50,7 +50,7 @@ pub trait ClueBus: Send + Sync {
 pub struct FrameBegun<'a> {
     pub node: &'a NodeRef,
     pub frame: &'a Frame,
-    /// What is known of entities that it described anew.
+    /// What is known of entities that it described again.
     pub described: Vec<Arc<EntityInfo>>,
     /// What was lost since the frame before.
     pub lost: Option<Interval>,
@@ -71,7 +71,7 @@ pub struct NodeClock {
 pub(crate) enum Message {
     Clue(Box<Clue>),
     Clock(Box<NodeClock>),
-    /// Entities were described anew.
+    /// Entities were described again.
     Renamed,
     /// An update for a finder that follows the log.
     FromLog(LogUpdate),

@@ -103,7 +103,7 @@ impl<K: Eq + Hash, V> Generations<K, V> {
         self.young.len() >= self.entries_max / 2 && !self.young.contains_key(key)
     }
 
-    /// The young one becomes the old one. The memory of the one that goes is used again, so that the next need not grow anew.
+    /// The young one becomes the old one. The memory of the one that goes is used again, so that the next need not grow again.
     fn turn(&mut self) {
         self.evicted += self.old.len() as u64;
         std::mem::swap(&mut self.young, &mut self.old);

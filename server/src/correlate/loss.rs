@@ -94,7 +94,7 @@ impl Intervals {
         of_it.fold(Lost::default(), |sum, interval| sum.and(interval.lost))
     }
 
-    /// Forgets all of them: the node's clock began anew.
+    /// Forgets all of them: the node's clock started again.
     pub fn clear(&mut self) {
         self.0.clear();
     }
@@ -163,7 +163,7 @@ impl LossBook {
             return None;
         } else {
             if header.boottime_ns < node.boottime_ns {
-                // Another boot: its clock starts anew.
+                // Another boot: its clock starts again.
                 node.intervals.clear();
                 node.boottime_ns = 0;
             }

@@ -60,7 +60,7 @@ use shard::{Shard, ShardInbox};
 pub struct CorrelateConfig {
     /// Threads; `None` for one on every core that this process may use.
     pub shards: Option<usize>,
-    /// An entity that was quiet for so long is forgotten.
+    /// Time without events after which an entity is forgotten.
     pub window: Duration,
     /// Entities remembered by all shards together, and descriptions kept.
     pub entities_max: usize,

@@ -82,7 +82,7 @@ const EXHAUSTED: [u32; 8] = [5, 11, 12, 23, 24, 28, 30, 122];
 /// Slots of a histogram from which on an operation is slow: about a second for I/O and DNS, 131 ms for a CPU.
 const SLOW_SLOT: usize = 20;
 const SLOW_RUN_QUEUE_SLOT: usize = 17;
-/// A share of slow operations is reported from one in so many on.
+/// A share of slow operations is reported from one of this many on.
 const SLOW_SHARE_PARTS: u64 = 1000;
 
 /// Where a bulk event counts: by which rule, how many it stands for, its stall, what it has in common with others.

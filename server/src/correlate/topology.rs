@@ -30,7 +30,7 @@ const ADDRESSES_MAX: usize = 4;
 const UNPACKED_MAX: usize = 8192;
 /// Nodes whose names are kept.
 const NODES_MAX: usize = 65_536;
-/// Entities described anew that may wait for the finder by name; with more of them it looks at all that it remembers.
+/// Entities described again that may wait for the finder by name; with more of them it looks at all that it remembers.
 const RENAMED_MAX: usize = 65_536;
 
 /// A node, shared by everything that was seen on it.

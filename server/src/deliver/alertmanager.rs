@@ -27,13 +27,13 @@ use super::{Delivering, Delivery, Sink, SinkError};
 use crate::render::rfc3339;
 
 const NS: u64 = 1_000_000_000;
-/// An alert that comes late fires for so long all the same: a group waits before it notifies.
+/// Minimum time for which a late alert fires: a group waits before it notifies.
 const FIRES_AT_LEAST: Duration = Duration::from_secs(300);
 /// How long the others may take once an instance has an alert.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Alerts whose labels are remembered.
 const POSTED_MAX: usize = 20_000;
-/// An alert that stands is given so many pauses to be sent again.
+/// Number of pauses within which a standing alert must be sent again.
 const PAUSES: u32 = 4;
 
 /// Posts to each of the configured instances.

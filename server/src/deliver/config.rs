@@ -52,7 +52,7 @@ pub struct AlertmanagerSection {
     /// Every instance of one Alertmanager, `http://` or `https://`; each gets all alerts.
     #[schemars(example = ["https://alertmanager.monitoring:9093"])]
     pub urls: Vec<String>,
-    /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read anew for each alert.
+    /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read again for each alert.
     #[schemars(example = "/etc/tapio/alertmanager/token")]
     pub token_file: Option<PathBuf>,
     /// TLS to `https://` addresses.
@@ -105,7 +105,7 @@ pub struct WebhookSection {
     /// Where findings are posted as JSON, `http://` or `https://`.
     #[schemars(example = "https://alerts.example.com/tapio")]
     pub url: String,
-    /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read anew for each delivery.
+    /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read again for each delivery.
     #[schemars(example = "/etc/tapio/webhook/token")]
     pub token_file: Option<PathBuf>,
     /// TLS to an `https://` address.

@@ -1,6 +1,6 @@
 //! Marks of a server that is the only one: a file beside the archive, whose lock keeps others away.
 //!
-//! What must hold: a mark is on the disk before it counts. A torn line costs itself. The file is written anew when it has grown to
+//! What must hold: a mark is on the disk before it counts. A torn line costs itself. The file is rewritten when it has grown to
 //! twice its marks and [`SLACK_BYTES`].
 
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(super) struct FileMarks {
     marks: HashMap<String, Known>,
     /// The last place that was given.
     place: u64,
-    /// The file's length, and when it was written anew last.
+    /// The file's length, and when it was rewritten last.
     bytes: u64,
     bytes_anew: u64,
 }
@@ -70,7 +70,7 @@ impl FileMarks {
         let Some(file) = &mut self.file else { return Ok(()) };
         let written = file.write_all(line).and_then(|()| file.sync_data());
         if written.is_err() {
-            // The next attempt writes the file anew.
+            // The next attempt rewrites the file.
             self.file = None;
         }
         self.bytes += line.len() as u64;

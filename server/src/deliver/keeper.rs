@@ -33,7 +33,7 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether this server leads still, while nothing is found.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Findings whose content is remembered; beyond that the stream is read anew.
+/// Findings whose content is remembered; beyond that the stream is read again.
 const CONTENTS_MAX: usize = 100_000;
 /// Messages on their way at once.
 const FLIGHT_MAX: usize = 64;

@@ -59,7 +59,7 @@ impl LogMarks {
         Ok(self.bucket.insert(log.bucket(&BUCKET).await?).clone())
     }
 
-    /// Connects anew after an error: what it was connected to may not be what it is now.
+    /// Connects again after an error: what it was connected to may not be what it is now.
     fn seen<T>(&mut self, outcome: Result<T, MarksError>) -> Result<T, MarksError> {
         if outcome.is_err() {
             self.bucket = None;

@@ -25,7 +25,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: u32 = 5;
 /// A finding that was published longer ago, is over and has no mark is not news: it is not delivered.
 const NEWS_SECONDS: u64 = 7 * 24 * 3600;
-/// Marks of findings that are gone are kept for so long. It is longer: what has no mark any more is not news.
+/// Time for which marks of removed findings are kept: longer than news, since a finding without a mark must not be news.
 const GONE_SECONDS: u64 = 2 * NEWS_SECONDS;
 /// Marks of findings that are gone, and how often it is looked for old ones.
 const GONE_MAX: usize = 50_000;
@@ -404,7 +404,7 @@ impl<M: Marks> Worker<M> {
         let (mut failures, mut is_anew) = (0, false);
         loop {
             match self.write(id, mark, known).await {
-                // It was lost, and is written anew, once: a key that somebody deleted by hand takes none.
+                // It was lost, and is rewritten, once: a key that somebody deleted by hand takes none.
                 Ok(false) if !is_anew && known.get(id).is_some_and(|known| known.place == 0) => is_anew = true,
                 // Also where another leader was here meanwhile: it goes on with it.
                 Ok(_) => return Ok(()),

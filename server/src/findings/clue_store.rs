@@ -96,7 +96,7 @@ impl ClueStore {
         noted
     }
 
-    /// Puts a clue whose entity was described anew in the place of what was noted; its histories may be others now.
+    /// Puts a clue whose entity was described again in the place of what was noted; its histories may be others now.
     pub fn replace(
         &mut self,
         old: &Arc<Noted>,
@@ -156,7 +156,7 @@ impl ClueStore {
         keys.map(|&(node, _, entity)| (node, entity)).collect()
     }
 
-    /// Forgets a node: it was started anew, and its clock with it.
+    /// Forgets a node: it was restarted, and its clock with it.
     pub fn forget_node(&mut self, node: u64) {
         self.histories.retain(|&(of, _, _), _| of != node);
     }

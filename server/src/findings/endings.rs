@@ -259,7 +259,7 @@ impl Endings {
         };
         let mut over = Vec::new();
         of_node.retain(|key, at| {
-            // The node was started anew, and its clock with it.
+            // The node was restarted, and its clock with it.
             *at = now_ns.min(*at);
             let is_over = now_ns - *at > quiet_ns(key.0.0);
             if is_over {

@@ -1,7 +1,7 @@
 //! A finder that is driven by the log of several servers.
 //!
 //! What enters: batches in the order of the log. What leaves: the same findings on every server that reads the same log. What
-//! must hold: nothing but the log decides, its order and its times; what came twice counts once. When the log is read anew, what
+//! must hold: nothing but the log decides, its order and its times; what came twice counts once. When the log is read again, what
 //! is known of findings stays until the log says otherwise.
 
 use std::sync::Arc;

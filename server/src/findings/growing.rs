@@ -16,7 +16,7 @@ use crate::correlate::Generations;
 
 /// A finding of fewer deaths is published with each of them.
 const SMALL: u32 = 4;
-/// A larger one is published when it has doubled, or so long after its last revision.
+/// Pause since its last revision after which a larger finding is published; it is also published when it has doubled.
 pub(super) const PAUSE_NS: u64 = 2_000_000_000;
 /// Findings remembered, and those of them that may wait.
 const FINDINGS_MAX: usize = 8_192;
@@ -41,7 +41,7 @@ impl Default for Growing {
 }
 
 impl Growing {
-    /// Whether a finding of so many deaths, of which this is the last, is published now; otherwise it waits.
+    /// Whether a finding of `count` deaths, of which `last` is the last, is published now; otherwise it waits.
     pub fn is_published(&mut self, id: &str, count: u32, last: &Arc<Noted>, now_ns: u64) -> bool {
         if count < SMALL {
             return true;

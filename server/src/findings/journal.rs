@@ -3,7 +3,7 @@
 //! What enters: every publication and withdrawal of the store. What leaves: `findings.jsonl` beside the segments, one change a
 //! line, and at the next start the findings. What must hold: nobody waits for the disk (the finder hands over and goes on). There
 //! are at most two files of [`FILE_BYTES_MAX`]; a torn or foreign line costs itself. When the queue had no room for a change, or
-//! it could not be written, the store's findings are written anew. They replace what was written before: what was withdrawn
+//! it could not be written, the store's findings are rewritten. They replace what was written before: what was withdrawn
 //! meanwhile must not come back.
 //!
 //! ```text
@@ -237,7 +237,7 @@ struct Writer {
     metrics: JournalMetrics,
     /// Before it nothing more is written.
     pause_until: Instant,
-    /// What is on the disk lacks changes: the store is to be written anew.
+    /// What is on the disk lacks changes: the store is to be rewritten.
     is_behind: bool,
     is_failing: bool,
 }
@@ -358,7 +358,7 @@ impl Writer {
     }
 }
 
-/// How many lines have room in so many bytes, and their bytes.
+/// Returns how many lines fit into `room` bytes, and their size.
 fn fitting<'a>(lines: impl Iterator<Item = &'a Vec<u8>>, room: u64) -> (usize, u64) {
     let mut bytes = 0;
     let fits = |line: &&Vec<u8>| {

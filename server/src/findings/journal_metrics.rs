@@ -45,7 +45,7 @@ impl JournalMetrics {
             return;
         }
         self.published.with_label_values(&[&finding.pattern, &finding.severity]).inc();
-        // One that a replay found anew was no news.
+        // One that a replay found again was no news.
         let late_ns = finding.published_ns.saturating_sub(finding.ended_ns);
         if late_ns < 60_000_000_000 {
             self.latency_seconds.observe(late_ns as f64 / 1e9);

@@ -1,6 +1,6 @@
-//! Clues whose histories are others by now: their entity was described anew, or their Service was heard of.
+//! Clues whose histories are others by now: their entity was described again, or their Service was heard of.
 //!
-//! What enters: entities that the topology or the joins name. What leaves: their clues, noted anew, and the findings of all anchors
+//! What enters: entities that the topology or the joins name. What leaves: their clues, noted again, and the findings of all anchors
 //! that this may change. What must hold: in which order descriptions, Services and clues come does not matter.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::schema::Scope;
 use super::worker::Worker;
 use crate::correlate::clue::Clue;
 
-/// Clues that were noted anew.
+/// Clues that were noted again.
 #[derive(Default)]
 struct Renoted {
     all: Vec<Arc<Noted>>,
@@ -21,7 +21,7 @@ struct Renoted {
 }
 
 impl Worker {
-    /// Gives clues whose entity was described anew its names, and publishes their findings again.
+    /// Gives clues whose entity was described again its names, and publishes their findings again.
     pub(super) fn rename(&mut self) {
         if self.memory.topology.has_renamed() {
             let patterns = Arc::clone(&self.patterns);

@@ -55,7 +55,7 @@ pub struct PatternFile {
     pub fold: bool,
     /// What it reports is a state: one of these ends it.
     pub ends: Option<Placed<Vec<EndFile>>>,
-    /// A state that is reported again and again while it goes on: it is over when it was not reported for so long.
+    /// Time without reports after which a repeatedly reported state is over.
     pub quiet: Option<Placed<Time>>,
 }
 
@@ -123,7 +123,7 @@ pub struct StepFile {
     pub after_at_least: Option<Time>,
     /// With an absent step before the anchor: an event this close to the next step that was found, before or after it, does not count.
     pub apart: Option<Time>,
-    /// May be stamped so much earlier than the step before it.
+    /// How much earlier than the step before it this step may be stamped.
     pub slack: Option<Time>,
     pub count: Option<CountFile>,
     /// The pattern matches without it, with less confidence.

@@ -256,7 +256,7 @@ impl FindingStore {
         self.write().alias(id, successor, self.findings_max);
     }
 
-    /// While the last minutes are replayed, a death that an earlier run has explained is not explained anew: the beginning of
+    /// While the last minutes are replayed, a death that an earlier run has explained is not explained again: the beginning of
     /// its story may lie before those minutes.
     pub fn set_replaying(&self, is_replaying: bool) {
         self.is_replaying.store(is_replaying, Ordering::Release);

@@ -32,7 +32,7 @@ use crate::correlate::{Generations, LossView, Message, NodeClock, Topology};
 
 /// Nodes whose clocks are remembered.
 const NODES_MAX: usize = 20_000;
-/// A clock that goes back by more than this, with a new epoch, was started anew.
+/// A clock that goes back by more than this, with a new epoch, started again at 0: the node rebooted.
 const REBOOT_NS: u64 = 60_000_000_000;
 
 /// Anchors that one conclusion makes be looked at again.
@@ -263,7 +263,7 @@ impl Worker {
         // Of an earlier run's states it is not known when they were last reported: they have as long, from this run's begin on.
         let quiet = self.memory.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
         if clock.boottime_ns < quiet.0 {
-            // It was started anew.
+            // It was restarted.
             quiet.0 = clock.boottime_ns;
         }
         let (before_ns, heard_ns) = (quiet.1, clock.boottime_ns - quiet.0);
@@ -415,7 +415,7 @@ impl Worker {
         let mut since_ns = first_ns.into_iter().chain(started_realtime_ns).min();
         let successor = Some(id.clone());
         let mut replaced: Vec<String> = replaced.into_iter().map(|open| open.id).collect();
-        // What an earlier run found of the same state and this one has found anew by other clues.
+        // What an earlier run found of the same state and this one has found again by other clues.
         for member in &members {
             let subject = endings::subject_of(pattern, &member.clue);
             for finding in self.store.replace_restored(&pattern.id, subject, &id) {

@@ -27,7 +27,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of a peer that is silent in the servers' log too.
 const ANSWER_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(2);
 const LATE: &str = "it did not answer in time";
-/// A peer that did not answer in time is not asked again for so long: one request of an operator is several of these.
+/// Time for which a peer that did not answer is not asked again: one request of an operator asks it several times.
 const REST_AFTER_SILENCE: Duration = Duration::from_secs(10);
 /// Events of one answer where several servers are asked: they are held until all are there.
 const EVENTS_MAX: u64 = 100_000;

@@ -6,7 +6,7 @@
 use serde_json::Value;
 use tapio_wire::service::{EntityRef, Event, Finding};
 
-/// Events are looked for so much after a finding ended.
+/// How long after a finding's end events are searched.
 pub const AFTER_NS: u64 = 60 * 1_000_000_000;
 /// Without a finding: how far back.
 pub const LOOK_BACK_NS: u64 = 3600 * 1_000_000_000;

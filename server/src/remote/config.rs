@@ -42,7 +42,7 @@ pub struct RemoteSection {
     /// Whether `endpoint` may be `http://`: events then travel in the clear.
     pub allow_http: bool,
     /// A file with credentials, instead of the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`) and web identity. S3: lines
-    /// `aws_access_key_id = …`, `aws_secret_access_key = …`, read anew for each request. Google: the service account's JSON.
+    /// `aws_access_key_id = …`, `aws_secret_access_key = …`, read again for each request. Google: the service account's JSON.
     /// Azure: the account's key.
     #[schemars(example = "/etc/tapio/remote/credentials")]
     pub credentials_file: Option<PathBuf>,

@@ -58,7 +58,7 @@ impl Pace {
         bucket.take(bytes, std::time::Instant::now()).map_err(Instant::from_std)
     }
 
-    /// Waits until so many bytes may leave.
+    /// Waits until `bytes` may be sent.
     pub async fn wait(&self, bytes: u64) {
         while let Err(later) = self.take(bytes) {
             sleep_until(later).await;

@@ -12,7 +12,7 @@ use super::{Failure, Page, Pages, or_nothing, parts};
 use crate::events::{Choice, NEWEST_MAX};
 use crate::render;
 
-/// A record is looked for so much before and after its moment.
+/// How far before and after its moment a record is searched.
 const AROUND_NS: u64 = 1_000_000;
 
 #[derive(Deserialize, Default)]

@@ -22,7 +22,7 @@ impl IntoResponse for Html {
     }
 }
 
-/// Where a page is in the navigation, and what makes it load anew.
+/// Where a page is in the navigation, and what makes it reload.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// What the browser's tab says.

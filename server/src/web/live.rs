@@ -1,4 +1,4 @@
-//! A word to an open page whenever a finding is published or changes: it then loads itself anew.
+//! A word to an open page whenever a finding is published or changes: it then reloads itself.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_stream::{Stream, StreamExt};
 use super::Pages;
 use crate::query;
 
-/// Ids of findings as they change. A browser that was cut off loads its page anew, so nothing is sent again.
+/// Ids of findings as they change. A browser that was cut off reloads its page, so nothing is sent again.
 pub async fn changes(State(pages): State<Pages>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let (sender, receiver) = mpsc::channel(query::WATCHER_QUEUE);
     tokio::spawn(query::watch(Arc::clone(&pages.store), 0, None, sender));

@@ -22,7 +22,7 @@ const ROW: f64 = 26.0;
 const LANE_PAD: f64 = 12.0;
 const TOP: f64 = 8.0;
 const AXIS: f64 = 26.0;
-/// Marks of a lane that are nearer to each other than this stand above each other, in so many rows.
+/// Marks nearer to each other than `APART` stand above each other, in at most `ROWS_MAX` rows.
 const APART: f64 = 24.0;
 const ROWS_MAX: usize = 5;
 /// Labels of the axis are so far apart.

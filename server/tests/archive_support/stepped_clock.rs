@@ -54,7 +54,7 @@ impl SteppedClock {
         None
     }
 
-    /// Steps the wall clock by so many seconds, forwards or back.
+    /// Steps the wall clock by this many seconds, forwards or back.
     pub fn step(&self, seconds: i64) {
         let before = std::time::SystemTime::now();
         self.seconds.fetch_add(seconds, Ordering::Relaxed);

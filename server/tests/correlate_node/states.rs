@@ -125,7 +125,7 @@ impl Node {
         self.object_state(at, pod, ["Pod", "PodResizePending", reason, message], is_gone);
     }
 
-    /// All containers of a pod are started anew.
+    /// All containers of a pod are restarted.
     pub fn all_restart(&mut self, at: u64, pod: EntityId) {
         self.object_state(at, pod, ["Pod", "AllContainersRestarting", "", ""], false);
     }

@@ -17,9 +17,9 @@ pub enum Fault {
     Unreachable,
     /// Every request is answered with 500.
     Broken,
-    /// They are cut after so many bytes from the client.
+    /// Connections are cut after this many bytes from the client.
     Half(usize),
-    /// Each piece takes so long.
+    /// Delay of each piece.
     Slow(Duration),
 }
 

@@ -1,6 +1,6 @@
 //! Settings of glibc's heap in the environment, which it reads when a process starts.
 //!
-//! What must hold: a program starts itself anew once at the most, whatever becomes of the settings on the way, and before it has
+//! What must hold: a program restarts itself once at the most, whatever becomes of the settings on the way, and before it has
 //! any thread.
 
 use std::env;
@@ -11,7 +11,7 @@ use std::process::Command;
 /// started it, this one it does not know.
 const STARTED_ANEW: &str = "TAPIO_HEAP_SET";
 
-/// Starts this program anew in this process with `settings`, names and values, in its environment. Returns in the program so
+/// Restarts this program in this process with `settings`, names and values, in its environment. Returns in the program so
 /// started, where one of them was set before, or where that cannot be done: then the program takes more memory, and says so. To be
 /// called first of all.
 pub fn start_with(settings: &[(&str, &str)]) {

@@ -250,7 +250,7 @@ fn type_of(node: &Value) -> &str {
     }
 }
 
-/// Bytes, also so many a second.
+/// Bytes, or bytes a second.
 fn is_size(name: &str) -> bool {
     name.contains("_bytes")
 }

@@ -1,4 +1,4 @@
-//! A token bucket: so much at once after a quiet time, and so much a second after that.
+//! A token bucket: a burst after a quiet time, and a rate after that.
 //!
 //! It is kept as the moment until which everything that was taken is paid for (the generic cell rate algorithm of ITU-T I.371).
 //! What must hold: no fraction of a token is lost between two calls, however close they are; a quiet time earns at most a burst.

@@ -213,7 +213,7 @@ impl Directory {
             let Tables { cgroups, pods, containers, .. } = &mut *tables;
             cgroups.retain(|entity, _| pods.contains_key(entity) || containers.contains_key(entity));
             if cgroups.len() >= CGROUPS_MAX {
-                // They are learned anew with the next event of their entity.
+                // They are learned again with the next event of their entity.
                 cgroups.clear();
             }
         }

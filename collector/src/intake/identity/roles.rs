@@ -69,7 +69,7 @@ fn is_runtime_stage(comm: &str) -> bool {
 }
 
 impl Roles {
-    /// A container's cgroup was made. One of the same name that has ended begins anew.
+    /// A container's cgroup was made. One of the same name that has ended starts again.
     pub fn made(&mut self, container: EntityId) {
         if self.containers.len() >= CONTAINERS_MAX {
             self.containers.retain(|_, known| known.first.is_none_or(|first| !first.has_ended));

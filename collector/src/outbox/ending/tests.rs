@@ -10,7 +10,7 @@ use crate::outbox::links::Links;
 use crate::outbox::queue::Queues;
 use crate::settings::config::SPOOL_BYTES_MIN;
 
-/// A frame of so many events of one source.
+/// Makes a frame with this many events of one source.
 fn frame(events: usize) -> SealedFrame {
     let event = Event { time_ns: 1, entity: 1, pid: 1, source: Source::Shm, body: Detail::RunQueue { wait_ns: 1 } };
     let body = Body { events: vec![event; events], ..Body::default() };
@@ -126,7 +126,7 @@ fn refusals_count_only_when_they_blame_one_frame() {
     for _ in 1..REFUSALS_MAX {
         assert!(!outbox.refused(true));
     }
-    // Progress begins the count anew.
+    // Progress restarts the count.
     outbox.acknowledge(1, 1);
     assert!(outbox.next(u64::MAX).is_some());
     assert!(!outbox.refused(true));

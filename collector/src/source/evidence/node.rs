@@ -16,7 +16,7 @@ use super::tasks::{self, FileSystem, Task};
 const BLOCKED_LOOKS: u32 = 2;
 /// Looks in a row that find a file system full, or not any more.
 const DISK_LOOKS: u32 = 2;
-/// A file system is full from so many percent on, and has room again below the second.
+/// A file system is full from `FULL` percent on, and has space again below `ROOM` percent.
 const FULL: u64 = 95;
 const ROOM: u64 = 90;
 

@@ -327,7 +327,7 @@ pub struct Member {
 
 /// Cgroups looked at below a full one.
 const MEMBERS_LOOKED_AT_MAX: usize = 1024;
-/// The biggest cgroups below a full one, so many of which go into its event.
+/// Maximum number of the biggest cgroups below a full one that go into its event.
 const MEMBERS_MAX: usize = 5;
 /// Levels below it: QoS level, pod, container.
 const MEMBER_LEVELS_MAX: usize = 3;

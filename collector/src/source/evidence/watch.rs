@@ -26,13 +26,12 @@ use crate::source::conntrack::Fill;
 const POINTS_MAX: usize = 180;
 /// A container that lives sends its curve after this many new samples.
 const CURVE_POINTS: usize = 60;
-/// What changes rarely is read with every so many samples, where the use has changed by a sixteenth since; otherwise five times as
-/// rarely.
+/// Samples between two reads of what changes rarely, if the use has changed by a sixteenth since; otherwise five times as many.
 const SLOW_SAMPLES: u64 = 6;
 const SLOWEST_SAMPLES: u64 = 30;
-/// A container's processes are looked at with every so many samples; with each, while something is wrong with one.
+/// Samples between two looks at a container's processes; one while something is wrong with a process.
 const PROCESS_SAMPLES: u64 = 12;
-/// The table of connections of a container's network namespace is looked at with every so many samples.
+/// Samples between two looks at the table of connections of a container's network namespace.
 const NETWORK_SAMPLES: u64 = 6;
 /// What goes on is reported again after this time at most.
 const REPEAT_INTERVAL_MAX: Duration = Duration::from_secs(120);
@@ -43,7 +42,7 @@ const SLICE: usize = 16;
 
 /// Samples in a row that begin a trouble, or end it: a minute.
 const SAMPLES: u32 = 6;
-/// A container is throttled when it is in so many percent of its periods, and is not any more below the second.
+/// Percent of its periods from which on a container counts as throttled, and below which it no longer does.
 const THROTTLED: u8 = 50;
 const UNTHROTTLED: u8 = 25;
 /// Percent of the last ten seconds in which everything in the cgroup waited for memory, hundredths.
@@ -79,7 +78,7 @@ struct Watched {
     limits: Limits,
     files: Files,
     has_files: bool,
-    /// When the limits were read: after so many samples, with so many bytes in use.
+    /// When the limits were read: number of samples and bytes in use at that time.
     limits_at: (u64, u64),
     samples: u64,
     states: States,

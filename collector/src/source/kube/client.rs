@@ -2,7 +2,7 @@
 //!
 //! What enters: the configuration, the service account's files or a kubeconfig. What leaves: requests' answers, or
 //! [`Trouble`] that says what to do next. What must hold: nothing is retried here, so that the watches decide how long
-//! they wait. After a 401 the client is made anew from its files, since kube reads a token file again only once a
+//! they wait. After a 401 the client is recreated from its files, since kube reads a token file again only once a
 //! minute.
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -66,10 +66,10 @@ pub enum AccessError {
 /// Why a request brought no answer, by what is to be done about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    /// List anew.
+    /// List again.
     #[error("the resource version is too old")]
     Expired,
-    /// Read the credentials anew.
+    /// Read the credentials again.
     #[error("401: the credentials are not accepted")]
     Unauthorized,
     #[error("403: {0}")]
@@ -198,7 +198,7 @@ impl Access {
         self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the credentials anew.
+    /// Reads the credentials again.
     pub async fn renew(&self) {
         match connect(&self.section).await {
             Ok(client) => *self.client.write().unwrap_or_else(PoisonError::into_inner) = client,

@@ -365,7 +365,7 @@ fn ended_ns(pod: &Pod) -> u64 {
 }
 
 /// Conditions of pods that say what nothing else does: how a change of resources in place goes (since Kubernetes 1.33), and that all
-/// containers are started anew (since 1.35).
+/// containers are restarted (since 1.35).
 const CONDITIONS: [&str; 3] = ["PodResizePending", "PodResizeInProgress", "AllContainersRestarting"];
 
 /// A condition of [`CONDITIONS`] that holds.

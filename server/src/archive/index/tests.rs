@@ -107,7 +107,7 @@ fn the_index_is_found_by_the_end_of_its_file() {
     assert_eq!(Index::read(&file, 4).expect("readable"), None, "zeros behind it: it is scanned");
 }
 
-/// The layout, byte for byte: `TAPIO_WRITE_GOLDEN=1` writes it anew.
+/// The layout, byte for byte: `TAPIO_WRITE_GOLDEN=1` rewrites it.
 #[test]
 fn the_layout_does_not_change_unnoticed() {
     let mut builder = IndexBuilder::default();

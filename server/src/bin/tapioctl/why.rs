@@ -22,7 +22,7 @@ use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
 use super::{Printing, events, filter, now_ns};
 
-/// Events are looked for so much before a finding began.
+/// How long before a finding's start events are searched.
 const BEFORE_NS: u64 = 5 * 60 * 1_000_000_000;
 const READ_MAX: u32 = 2_000;
 /// Findings that are looked at and shown at most, how many are asked for at once, and how often.

@@ -174,7 +174,7 @@ fn the_journal_is_bounded_and_missed_changes_are_rewritten() {
         store.publish(finding(&format!("f{number}"), number + 1, 1));
     }
     drop(running);
-    // The last changes may have been missed when the thread ended: the next start publishes them anew.
+    // The last changes may have been missed when the thread ended: the next start publishes them again.
     let running = journal(dir.path(), &store);
     drop(running);
     assert!(fs::metadata(&paths(dir.path())[1]).expect("rotated").len() <= FILE_BYTES_MAX);

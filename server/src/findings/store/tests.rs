@@ -62,7 +62,7 @@ fn what_the_log_knew_stays_when_found_again_alone() {
     store.withdraw("known", None);
     store.publish(finding("known", "n", 2, false));
     store.publish(finding("new", "n", 3, false));
-    // The log is read anew, and has nothing of either any more.
+    // The log is read again, and has nothing of either any more.
     store.set_alone(false);
     store.restart(u64::MAX);
     store.withdraw_unconfirmed();
