@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * What does a record cost at the least? A program that reserves one, zeroes it, stamps it and submits it, and asks nothing of
- * anybody; attached by tapio-perf to any raw tracepoint, for comparison.
+ * Measures the least cost of a record. The program reserves one, zeroes, stamps and submits
+ * it, and reads nothing. tapio-perf attaches it to any raw tracepoint, for comparison.
  */
 #include "kernel.h"
 

@@ -51,7 +51,7 @@ static __always_inline s32 as_errno(s32 error)
 	}
 }
 
-/* 0 without a disk: what is read through a typed pointer that is NULL is 0. */
+/* 0 without a disk: a read through a typed pointer that is NULL gives 0. */
 static __always_inline u32 device(struct request *request)
 {
 	struct request___before_5_17 *old = (void *)request;
@@ -73,7 +73,7 @@ static __always_inline u64 charged_cgroup_id(struct request *request)
 	if (!bpf_core_field_exists(struct bio, bi_blkg))
 		return CGROUP_ROOT;
 	cgroup = request->bio->bi_blkg->blkcg->css.cgroup;
-	/* Version 1 knows it by an id of another hierarchy. */
+	/* Version 1 knows the cgroup by an id of another hierarchy. */
 	if (!cgroup || cgroup->root->hierarchy_id)
 		return CGROUP_ROOT;
 	return cgroup->kn->id;
@@ -117,7 +117,7 @@ int block_complete(u64 *ctx)
 		break;
 	case REQ_OP_WRITE:
 	case REQ_OP_WRITE_ZEROES:
-		/* Who wants a flush sends a write of nothing. */
+		/* A flush is requested by an empty write. */
 		operation = bytes ? REQ_OP_WRITE : REQ_OP_FLUSH;
 		break;
 	case REQ_OP_SECURE_ERASE:
@@ -130,7 +130,7 @@ int block_complete(u64 *ctx)
 		 */
 		return 0;
 	}
-	/* A part of it: the last part counts. */
+	/* The request completes in parts: the last part counts. */
 	if (!error && bytes < request->__data_len)
 		return 0;
 	disk = device(request);

@@ -21,7 +21,7 @@
 struct dns_header {
 	u16 id;
 	u8 flags;
-	/* Its lower half is the response code. */
+	/* The lower half of these flags is the response code. */
 	u8 rcode;
 	u16 questions;
 	u16 answers;
@@ -45,7 +45,7 @@ struct query {
 	u32 tid;
 	u16 query_type;
 	u8 pad[6];
-	/* A dot in place of each label's length; so it begins with one. From DNS_NAME_BYTES on as it was. */
+	/* The name, with a dot for each label's length: it begins with a dot. Unchanged from DNS_NAME_BYTES on. */
 	u8 question[288];
 };
 
@@ -62,7 +62,7 @@ const volatile struct query empty_query = {};
 /* Shared by the CPUs: lookups are rare, and each CPU would need space for all cgroups. */
 AGGREGATE(dns_latency, BPF_MAP_TYPE_HASH, ASKING_CGROUPS_MAX, u64, struct histogram_sums);
 
-/* Where a DNS message begins in a packet of UDP to, or from, port 53; 0 where there is none. */
+/* Returns where a DNS message begins in a UDP packet to or from port 53; 0 where there is none. */
 static __always_inline u32 message_offset(struct __sk_buff *skb, struct packet *packet, bool is_query)
 {
 	u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -129,7 +129,7 @@ int dns_query(struct __sk_buff *skb)
 	key.socket_cookie = bpf_get_socket_cookie(skb);
 	key.id = header.id;
 	if (bpf_map_lookup_elem(&dns_queries, &key))
-		/* Asked again: it counts from the first time. */
+		/* The query was repeated: it counts from the first time. */
 		return 1;
 	if ((int)bpf_map_update_elem(&dns_queries, &key, (void *)&empty_query, BPF_NOEXIST)) {
 		count_unsummed(KIND_DNS);
@@ -140,7 +140,7 @@ int dns_query(struct __sk_buff *skb)
 		return 1;
 	offset += sizeof(header);
 	bytes = skb->len - offset;
-	/* Both bounds are to be seen by the verifier: the compiler would make one comparison of them. */
+	/* The verifier must see both bounds: the compiler would merge them into one comparison. */
 	asm volatile("" : "+r"(bytes));
 	if (bytes > QUESTION_BYTES_MAX)
 		bytes = QUESTION_BYTES_MAX;
@@ -158,7 +158,7 @@ int dns_query(struct __sk_buff *skb)
 	return 1;
 }
 
-/* Of a query, as much as a record needs: what is taken out of the map may be used again at once. */
+/* Copies of a query what a record needs: what is taken out of the map may be reused at once. */
 struct asked {
 	u64 since_ns;
 	u64 cgroup_id;

@@ -24,8 +24,8 @@ struct drop_key {
 AGGREGATE(packet_drops, BPF_MAP_TYPE_PERCPU_HASH, DROP_SUMS_MAX, struct drop_key, u64);
 
 /*
- * A packet in a socket's queue has something else where its device was. A device is recognised by its transmit queue, which points
- * back to it.
+ * Returns the packet's device. A packet in a socket's queue has another pointer
+ * there. A device is recognised by its transmit queue, which points back to it.
  */
 static __always_inline u32 interface_of(struct sk_buff *skb)
 {

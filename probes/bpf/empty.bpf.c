@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * What does a hook cost by itself? Programs that do nothing, attached by tapio-perf to any raw tracepoint, and to the packets of
- * all cgroups, for comparison.
+ * Measures the cost of a hook by itself. tapio-perf attaches these empty programs
+ * to any raw tracepoint, and to the packets of all cgroups, for comparison.
  */
 #include "kernel.h"
 

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * Who stands still to win memory back, for how long, and because of which shortage: the node's or a cgroup's limit?
+ * Which tasks wait for memory reclaim, for how long, and because of which shortage: the node's or a cgroup's limit?
  *
  * mm_vmscan_direct_reclaim_begin/end and mm_vmscan_memcg_reclaim_begin/end → reclaim_record. The stalls of a cgroup's tasks
- * are added up here; a record leaves when the sum reaches reclaim_burst_ns, or when the OOM killer comes (oom.bpf.c), and of
- * what is left when user space fetches the sums. The kernel's own threads reclaim for others and make nobody wait: no kswapd.
+ * are added up here. A record leaves when the sum reaches reclaim_burst_ns, when the OOM killer comes (oom.bpf.c), or when
+ * user space fetches the sums. Threads of the kernel, as kswapd, are ignored: they reclaim for others and stall no task.
  */
 #include "reclaim.h"
 
 #define RECLAIMING_TASKS_MAX 4096
 #define PF_KTHREAD 0x00200000
 
-/* Since when a thread reclaims. One whose end was missed gives way to the next thread with its id. */
+/* Time since when a thread reclaims. One whose end was missed gives way to the next thread with its id. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, RECLAIMING_TASKS_MAX);

@@ -8,7 +8,7 @@
 #include "reclaim.h"
 
 #define CGROUP_DEPTH_MAX 12
-/* More than any machine has: a limit that is none is some 2^51 or 2^52 pages, by the page size. */
+/* More than any machine has: no limit is represented as some 2^51 or 2^52 pages, by the page size. */
 #define LIMIT_PAGES_MAX (1ULL << 50)
 
 enum { MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES };
@@ -36,7 +36,7 @@ static __always_inline u64 rss_bytes(struct mm_struct *mm, u32 member)
 #define OUTSIDE 2
 #define KILLS_FOR_IT 3
 
-/* What a task's memory is charged to, NULL on a kernel without. */
+/* Returns what a task's memory is charged to, NULL on a kernel without. */
 static __always_inline struct page_counter *memory_counter(struct task_struct *task)
 {
 	struct cgroup_subsys_state *css = task_memory_css(task);
@@ -47,8 +47,8 @@ static __always_inline struct page_counter *memory_counter(struct task_struct *t
 }
 
 /*
- * The lowest counter that both are charged to, NULL when there is none. Each end goes up, then on from the start of the other: so
- * both have come equally far when they meet. Lengths need not be counted, which would multiply the states of the verifier.
+ * Returns the lowest counter that both are charged to, NULL when there is none. Each end goes up, then continues from the start of the
+ * other: so both have come equally far when they meet. Lengths need not be counted, which would multiply the states of the verifier.
  */
 static __always_inline struct page_counter *common_counter(struct page_counter *one, struct page_counter *other)
 {
@@ -111,15 +111,15 @@ static __always_inline bool is_tightest(u64 limit, s64 usage, struct oom_record 
 }
 
 /*
- * Of the victim's memory cgroups, up to the root, the one whose limit left no room: the allocation that failed is charged to
- * it as well, so the allocator is below it. Of several that are full it is the lowest: kubelet gives a pod the sum of its
- * containers' limits, and what the pod's sandbox holds lets that sum be reached a few pages before the container's own limit.
- * Where none is full any more, because others gave memory back while the victim was chosen, it is the highest above the
- * allocator that the kernel has locked for this. Else it is the one with the least room, and the kill was not for that
- * one's limit, unless it was lowered under its use.
+ * Finds, among the victim's memory cgroups up to the root, the one whose limit was full. The failed allocation
+ * is charged to it as well, so the allocator is below it. Of several full ones it is the lowest. Kubelet gives a
+ * pod the sum of its containers' limits. With the sandbox's own memory, that sum is reached a few pages before
+ * the container's limit. Where none is full any more, because others gave memory back while the victim was
+ * chosen, it is the highest above the allocator that the kernel has locked for this. Else it is the one with the
+ * least room, and the kill was not for that one's limit, unless it was lowered under its use.
  *
- * What was found so far is kept in the record, whose content the verifier does not follow. In variables, each combination of
- * them is a state of its own, and older kernels refused the program after a million instructions.
+ * What was found so far is kept in the record, whose content the verifier does not follow. In variables, each
+ * combination of them is a state of its own, and older kernels refused the program after a million instructions.
  */
 static __always_inline void find_limit(struct task_struct *task, struct task_struct *allocator, struct oom_record *record)
 {
@@ -165,8 +165,8 @@ found:
 }
 
 /*
- * The task with this id in the node's own pid namespace, as find_task_by_pid_ns() finds it: level 0 of any process's
- * numbers is that namespace, whose idr is a radix tree of struct pid. NULL when there is none.
+ * Finds the task with this id in the node's own pid namespace, as find_task_by_pid_ns() does. Level 0 of any
+ * process's numbers is that namespace, whose idr is a radix tree of struct pid. NULL when there is none.
  */
 static __always_inline struct task_struct *find_task(u32 id)
 {

@@ -35,7 +35,7 @@ int process_fork(u64 *ctx)
 	return 0;
 }
 
-/* By whom it was started, where that process is, and when. */
+/* Adds who started the process, where that process is, and when. */
 static __always_inline void set_origin(struct task_struct *task, u32 *parent_pid, u64 *start_time_ns, u64 *parent_cgroup_id)
 {
 	*parent_pid = READ_CURRENT(task, real_parent, tgid);
@@ -46,7 +46,7 @@ static __always_inline void set_origin(struct task_struct *task, u32 *parent_pid
 		*parent_cgroup_id = set_cgroup_id(BPF_CORE_READ(task, real_parent, cgroups));
 }
 
-/* What runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
+/* Adds what runs, and its first arguments as the process has them: each ends with a NUL, the last perhaps cut. */
 static __always_inline void emit_command(struct linux_binprm *binary, bool with_arguments)
 {
 	struct task_struct *task = current_task();
@@ -59,7 +59,7 @@ static __always_inline void emit_command(struct linux_binprm *binary, bool with_
 		return;
 	set_current_subject(&record->header, cgroup_id);
 	set_origin(task, &record->parent_pid, &record->start_time_ns, &record->parent_cgroup_id);
-	/* It leads: who replaces its image has become the leader. */
+	/* A thread that replaces its image has become the leader. */
 	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);
 	bpf_probe_read_kernel_str(record->path, EXEC_PATH_BYTES, BPF_CORE_READ(binary, filename));
@@ -93,7 +93,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	set_current_subject(&record->header, cgroup_id);
 	set_origin(task, &record->parent_pid, &record->start_time_ns, &record->parent_cgroup_id);
-	/* It leads: who replaces its image has become the leader. */
+	/* A thread that replaces its image has become the leader. */
 	current_namespace_pid(task, record->header.pid, &record->ns_pid, &record->ns_level);
 	bpf_get_current_comm(record->comm, COMM_BYTES);
 	record_end(record, false);
@@ -150,7 +150,7 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	leader = READ_CURRENT(task, group_leader);
 	signal = READ_CURRENT(task, signal);
 	current_namespace_pid(leader, current_tgid(), &ns_pid, &ns_level);
-	/* With the init of a pid namespace a container ends, as a rule. */
+	/* When the init of a pid namespace ends, its container ends, as a rule. */
 	record = record_begin_of(KIND_EXIT, sizeof(*record), cgroup_id, ns_level && ns_pid == 1);
 	if (!record)
 		return 0;

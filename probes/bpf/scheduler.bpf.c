@@ -13,7 +13,7 @@
 
 #define TASK_RUNNING 0
 
-/* Since when a thread could run. It is taken out when it runs, so that no task that died stays here. */
+/* Time since when a thread could run. It is removed when the thread runs, so that no dead task stays here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, WAITING_TASKS_MAX);

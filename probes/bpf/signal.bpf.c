@@ -7,7 +7,7 @@
  */
 #include "task.h"
 
-/* Instead of a pointer: no details, from the running task; and from the kernel itself. */
+/* Values in place of a pointer: no details, from the running task; and from the kernel itself. */
 #define SEND_SIG_NOINFO 0
 #define SEND_SIG_PRIV 1
 
@@ -131,7 +131,7 @@ int signal_sent(u64 *ctx)
 		    !is_unhandled(target, number)) &&
 		   (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)) &&
 		   was_sent_lately(target->tgid, number, &repeats)) {
-		/* One that would end it, again and again, and lives: a runtime that tests its memory by faults, a loop of abort(). */
+		/* Survives a signal that would end it, again and again: a runtime that tests its memory by faults, a loop of abort(). */
 		return 0;
 	}
 	pid = target->pid;
@@ -209,7 +209,7 @@ int signal_fatal(struct bpf_raw_tracepoint_args *ctx)
 		/* 0 for a process that exits by itself. */
 		number = READ_CURRENT(group, group_exit_code) & 0x7f;
 	else if (info == SEND_SIG_NOINFO)
-		/* The threads of a process that replaces its image. */
+		/* The other threads of a process that replaces its image. */
 		return 0;
 	else if (flags & SIGNAL_UNKILLABLE && number != SIGKILL)
 		/* The init of a namespace lives on. */

@@ -88,7 +88,7 @@ struct failing_key {
 	u32 errno;
 };
 
-/* How often, without the first, which had a record at once. */
+/* Number of further failures; the first had a record at once. */
 AGGREGATE(failing, BPF_MAP_TYPE_HASH, FAILING_MAX, struct failing_key, u64);
 
 static __always_inline bool is_in(const volatile u64 *set, u32 errno)
@@ -106,7 +106,7 @@ int syscall_errors(struct bpf_raw_tracepoint_args *ctx)
 	u64 none = 0, *sum;
 	bool is_new, is_counted;
 
-	/* Most calls end here: what they return is no errno, or none that matters. */
+	/* Most calls end here: they return no errno, or none that matters. */
 	if (errno >= ERRNO_WORDS * 64)
 		return 0;
 	is_counted = is_in(errnos, errno);
@@ -156,7 +156,7 @@ struct {
 } audited SEC(".maps");
 
 /*
- * Whether kubelet wrote the file: it puts a secret's, a config map's or a projected volume's files into a directory that is
+ * Whether kubelet wrote the file. It puts the files of a secret, a config map or a projected volume into a directory
  * named ..YYYY_MM_DD_… inside the volume, wherever that is mounted. Files may be in directories of their own below that.
  */
 static __always_inline bool is_of_volume(struct task_struct *task, s64 descriptor)

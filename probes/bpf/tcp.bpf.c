@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * Which TCP connections were made, refused, given up, ended, and where did segments have to be sent again?
+ * Which TCP connections were made, refused, given up, ended, and where were segments sent again?
  *
- * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset, and the packets that sockets get (received.bpf.c)
- * → tcp_record.
- *
- * A state may change in softirq, in nobody's context. Whom a connection belongs to is remembered by its socket when it starts
- * to connect, and by network namespace and port when a process listens; both happen in the process's own context. A socket
- * that is older than the probes has its cgroup from the kernel, and no process.
+ * inet_sock_set_state, tcp_retransmit_skb, tcp_send_reset, tcp_receive_reset, and the packets
+ * that sockets get (received.bpf.c) → tcp_record. A state may change in softirq, outside of any
+ * process's context. So a connection's owner is stored by its socket when it starts to connect,
+ * and by network namespace and port when a process listens. Both happen in the process's own
+ * context. A socket that is older than the probes has its cgroup from the kernel, and no
+ * process.
  */
 #include "packet.h"
 
@@ -67,9 +67,9 @@ struct closed {
 };
 
 /*
- * A process that gives a connection up closes it first and is seen to send the reset only then, at once and on the same CPU:
- * each CPU remembers the last ones that it closed. A peer on the same node gets the reset and closes before the kernel says
- * that it was sent, so the two sides never share a place.
+ * Each CPU remembers the last connections that it closed. A process that gives a connection up closes
+ * it first, and sends the reset right after that on the same CPU. A peer on the same node gets the
+ * reset and closes before the kernel says that it was sent, so the two sides never share a place.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -91,7 +91,7 @@ struct listener_key {
 	u64 port;
 };
 
-/* Of processes that share a port the last to listen. */
+/* Of processes that share a port, the last that listened. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, LISTENERS_MAX);
@@ -108,8 +108,8 @@ static __always_inline struct owner current_owner(void)
 }
 
 /*
- * The rest of a full TCP socket, NULL of any other, and before 5.9: then its fields are read by READ_TCP all the same. A typed
- * pointer is of another type only after this call.
+ * Returns the rest of a full TCP socket; NULL of any other, and before 5.9, when READ_TCP
+ * reads its fields all the same. A typed pointer is of another type only after this call.
  */
 #define HAS_TYPED_TCP bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_tcp_sock)
 
@@ -173,7 +173,7 @@ static __always_inline void emit(struct sock *sk, struct tcp_sock *tcp, struct c
 	record->source_port = full ? own_port(sk, tcp) : sk->__sk_common.skc_num;
 	record->destination_port = __builtin_bswap16(sk->__sk_common.skc_dport);
 	record->change = change;
-	/* Nothing was sent or received when it is just made. */
+	/* Nothing was sent or received on a connection that was just made. */
 	if (full && change != CHANGE_ESTABLISHED) {
 		u64 received = READ_TCP(sk, tcp, bytes_received);
 
@@ -213,7 +213,7 @@ static __always_inline void remember_closed(struct sock *sk, u64 key, struct con
 	*(volatile u64 *)&slot->key = key;
 }
 
-/* A connection that this CPU has just closed, NULL when it is not known. */
+/* Returns a connection that this CPU has just closed, NULL when it is not known. */
 static __always_inline struct connection *just_closed(struct sock *sk, u64 key)
 {
 	struct closed *accepted = closed_slot(sk, false), *made = closed_slot(sk, true);
@@ -259,7 +259,7 @@ int tcp_state(u64 *ctx)
 		bpf_map_update_elem(&connections, &key, &started, BPF_ANY);
 		return 0;
 	}
-	/* A change of state is of a full socket. */
+	/* A change of state belongs to a full socket. */
 	tcp = typed_tcp(sk);
 	if (new == LISTEN || old == LISTEN || (new == ESTABLISHED && old == SYN_RECV)) {
 		listener.net = (u64)sk->__sk_common.skc_net.net;
@@ -385,7 +385,7 @@ static __always_inline void tcp_asked(struct __sk_buff *skb, struct packet *pack
 	} else {
 		record->header.cgroup_id = socket_cgroup_id(listener);
 	}
-	/* The source is this side: where the packet goes. */
+	/* The source is this side: the side to which the packet goes. */
 	if (packet->is_ipv6) {
 		bpf_skb_load_bytes(skb, 24, record->source, 16);
 		bpf_skb_load_bytes(skb, 8, record->destination, 16);

@@ -1,9 +1,9 @@
 //! The governor: holds the collector to its CPU budget by keeping less of the bulk lane.
 //!
-//! What enters: the CPU time of this process, and of its probes inside the kernel, once a second. What leaves: how many
-//! one of every few bulk events is kept, by the probes before they touch a ring and by the intake for every other
-//! source. What must hold: the lethal lane is never touched. Each event left out is counted as
-//! `dropped{filter, sampled}`. One busy second changes nothing, since decisions look at a window.
+//! What enters: the CPU time of this process, and of its probes inside the kernel, once a second. What leaves: the
+//! sampling factor. The probes apply it before they touch a ring, and the intake does for every other source. What must
+//! hold: the lethal lane is never touched. Each event left out is counted as `dropped{filter, sampled}`. One busy
+//! second changes nothing, since decisions look at a window.
 //!
 //! The budget is a sustained one. What the start costs (loading probes, the first scan, the first lists and descriptions) is
 //! counted apart and not held against the minutes after it. The start is over at the first [`WINDOW`] within the budget, and

@@ -129,7 +129,7 @@ impl Workload {
 
 /// A loop that is ready.
 pub trait Loop {
-    /// Does the operation `count` times.
+    /// Does the operation `operations` times.
     fn run(&mut self, operations: u64) -> Result<(), Error>;
 }
 

@@ -2,9 +2,9 @@
 /*
  * Sums that stay in the kernel until user space fetches them (src/aggregate.rs).
  *
- * Each aggregate has two maps: programs add to the one, user space empties the other, and now and then they change places.
- * Which one is added to is named by a map of maps because the kernel promises for that sort alone that, once its update has
- * returned, no program still runs that saw the old value: what user space then reads is all there was.
+ * Each aggregate has two maps: programs add to one while user space empties the other, and now and then they
+ * change places. A map of maps names the one that programs add to. For this map type alone the kernel promises
+ * that no program still uses the old value once an update has returned. So user space reads complete sums.
  */
 #pragma once
 
@@ -45,8 +45,8 @@ static __always_inline u32 filled_side(void)
 	struct name##_side name##_0 SEC(".maps"), name##_1 SEC(".maps")
 
 /*
- * The key's sum in the map, made of `none` when it has none yet; NULL when there is no room. `is_new` says whether this call
- * made it.
+ * Returns the key's sum in the map, made of `none` when it has none yet;
+ * NULL when the map is full. `is_new` says whether this call made it.
  */
 static __always_inline void *sum_in(void *map, const void *key, const void *none, bool *is_new)
 {
@@ -60,11 +60,11 @@ static __always_inline void *sum_in(void *map, const void *key, const void *none
 	return bpf_map_lookup_elem(map, key);
 }
 
-/* The key's sum in the aggregate. What finds no room must be counted: see count_unsummed. */
+/* Returns the key's sum in the aggregate. What finds no space must be counted: see count_unsummed. */
 #define aggregate_sum(name, key, none, is_new)                                                                                 \
 	(filled_side() ? sum_in(&name##_1, key, none, is_new) : sum_in(&name##_0, key, none, is_new))
 
-/* Something that is in no sum, and will be in no record of that kind. */
+/* Counts an event that is in no sum, and will be in no record of that kind. */
 static __always_inline void count_unsummed(u16 kind)
 {
 	count(kind, COUNTER_EMITTED);
@@ -80,7 +80,7 @@ struct histogram_sums {
 	u32 counts[HISTOGRAM_SLOTS];
 };
 
-/* The slot of a duration, see the Histogram of src/record.rs. */
+/* Returns the slot of a duration, see the Histogram of src/record.rs. */
 static __always_inline u32 histogram_slot(u64 ns)
 {
 	u64 us = ns / 1000;
@@ -107,7 +107,7 @@ static __always_inline u32 histogram_slot(u64 ns)
 	return slot + (us >> 1 & 1);
 }
 
-/* Atomic, also where each CPU has its own: an interrupt may add in between. Of two maxima at once the lower may win. */
+/* Atomic, also where each CPU has its own: an interrupt may add in between. Of two concurrent maxima the lower may win. */
 static __always_inline void histogram_add(struct histogram_sums *sums, u64 ns)
 {
 	__sync_fetch_and_add(&sums->total_ns, ns);

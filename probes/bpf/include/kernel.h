@@ -252,7 +252,7 @@ struct sighand_struct {
 	struct k_sigaction action[1];
 };
 
-/* Has group_dead where the raw tracepoint has it as its second argument. */
+/* The raw tracepoint has group_dead as its second argument. */
 struct trace_event_raw_sched_process_exit {
 	bool group_dead;
 };
@@ -317,7 +317,7 @@ enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET,
 };
 
-/* Has a member where the raw tracepoint has it as an argument: the reason as its third, the socket as its fourth. */
+/* The raw tracepoint has members as arguments: the reason as its third, the socket as its fourth. */
 struct trace_event_raw_kfree_skb {
 	enum skb_drop_reason reason;
 	void *rx_sk;

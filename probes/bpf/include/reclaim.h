@@ -31,7 +31,7 @@ static __always_inline void emit_stall(struct stall *stall, struct stall_key *ke
 	pages = *(volatile s64 *)&stall->pages;
 	if (ns <= 0 || (u64)ns < at_least)
 		return;
-	/* Two CPUs may get here with the same sum: it is then below 0, and that much must come before the next record. */
+	/* Two CPUs may get here with the same sum: the sum is then below 0, and that much must come before the next record. */
 	__sync_fetch_and_add(&stall->ns, -ns);
 	__sync_fetch_and_add(&stall->pages, -pages);
 
@@ -45,7 +45,7 @@ static __always_inline void emit_stall(struct stall *stall, struct stall_key *ke
 	bulk_end(record);
 }
 
-/* The same without a bound, for sums that others keep. */
+/* Writes a record of what is not recorded yet, without a bound, for sums that others keep. */
 static __always_inline void emit_rest(struct stall_key *key)
 {
 	struct stall *stall = filled_side() ? bpf_map_lookup_elem(&stalls_1, key) : bpf_map_lookup_elem(&stalls_0, key);

@@ -32,7 +32,7 @@ enum {
 };
 
 #define CGROUP_V1_MEMORY (1ULL << 63)
-/* The root of version 2: its directory is inode 1. Where nothing better is known. */
+/* The root of version 2: its directory is inode 1. Used where the cgroup is unknown. */
 #define CGROUP_ROOT 1
 #define COMM_BYTES 16
 #define CGROUP_PATH_BYTES 256
@@ -113,7 +113,7 @@ struct signal_record {
 	u8 result;
 	u8 over_cpu_limit;
 	u8 pad;
-	/* Of the same signal to the same process, left alone since the record before. */
+	/* Signals of the same number to the same process that were not recorded since the record before. */
 	u32 repeats;
 	u64 sender_start_time_ns;
 	char comm[COMM_BYTES];

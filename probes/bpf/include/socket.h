@@ -19,7 +19,7 @@ static __always_inline bool is_full(struct sock *sk)
 	return state != TIME_WAIT && state != NEW_SYN_RECV;
 }
 
-/* The version 2 cgroup that made the socket, or its root. */
+/* Returns the version 2 cgroup that made the socket, or its root. */
 static __always_inline u64 socket_cgroup_id(struct sock *sk)
 {
 	struct sock_cgroup_data___before_5_15 *old;

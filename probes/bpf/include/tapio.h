@@ -13,7 +13,7 @@ const volatile u64 signal_mask = 0;
 const volatile u64 signal_mask_unhandled = 0;
 /* The memory controller is of version 1: its hierarchy may name a container that version 2's does not. */
 const volatile u32 memory_is_version_1 = 0;
-/* Kinds of the lethal lane that are not wanted, a bit each. */
+/* Kinds of the lethal lane that are switched off, a bit each. */
 const volatile u64 lethal_kinds_off = 0;
 const volatile u64 page_bytes = 4096;
 /* How far apart the records of one cgroup are in the lethal lane on average, 0 for no bound; and how much may come at once. */
@@ -63,12 +63,12 @@ struct {
 /* Time without records after which a cgroup loses its place; the reader has seen what was left out by then. */
 #define SHARE_IDLE_NS (10 * NSEC_PER_SEC)
 
-/* What a cgroup has had of the lethal lane. Two CPUs may change it at once: it is a bound, no account. */
+/* The lethal lane's use by a cgroup. Two CPUs may change it at once: it is a bound, not an account. */
 struct share {
 	u64 cgroup_id;
-	/* When it has had no more than its share. */
+	/* The time at which the cgroup has had no more than its share. */
 	u64 due_ns;
-	/* The same of what is taken although the share is used up. */
+	/* The time at which the reserve, which is used when the share is used up, is free again. */
 	u64 reserve_due_ns;
 	/* Records that were left out since the cgroup has this place. */
 	u64 left_out;
@@ -97,15 +97,15 @@ struct {
 	__type(value, struct control);
 } control SEC(".maps");
 
-/* What may change while the programs run. */
+/* Settings that may change while the programs run. */
 struct tuning {
 	/* Sampling of the bulk lane: one of this many records is kept; 1 keeps all, 0 none. */
 	u32 bulk_sampling;
-	/* 0 while `excluded` is empty: then it need not be asked. */
+	/* 0 while `excluded` is empty: the programs then skip it. */
 	u32 excluded_cgroups;
 	u64 block_io_slow_ns;
 	u64 reclaim_burst_ns;
-	/* Kinds of the bulk lane that are not wanted, a bit each. */
+	/* Kinds of the bulk lane that are switched off, a bit each. */
 	u64 bulk_kinds_off;
 	u64 run_queue_slow_ns;
 	u64 dns_slow_ns;
@@ -147,7 +147,7 @@ static __always_inline struct tuning *tuned(void)
 	return bpf_map_lookup_elem(&tuning, &first);
 }
 
-/* Of the bulk lane. What is off is counted where it would become a record, and not summed up. */
+/* Whether a kind of the bulk lane is on. What is off is counted where it would become a record, and not summed up. */
 static __always_inline bool kind_is_on(u16 kind)
 {
 	struct tuning *tuning = tuned();
@@ -232,8 +232,8 @@ static __always_inline bool has_share(u64 cgroup_id, u64 now_ns, bool is_reserve
 }
 
 /*
- * A zeroed record with its header but for the subject, or NULL, which is counted, when the ring is full or when `payer`, the cgroup
- * that brought it about, has used up its share. NULL also when the kind is off, as if there were no such program.
+ * Reserves a zeroed record with its header, except for the subject. Returns NULL, which is counted, when the ring is full or when
+ * `payer`, the causing cgroup, has used up its share. Returns NULL also when the kind is off, as if there were no such program.
  */
 static __always_inline void *record_begin_of(u16 kind, u16 bytes, u64 payer, bool is_reserved)
 {
@@ -258,15 +258,15 @@ static __always_inline void *record_begin_of(u16 kind, u16 bytes, u64 payer, boo
 	return header;
 }
 
-/* The same of a record that nobody's share bounds. */
+/* Reserves a record that no cgroup's share bounds. */
 static __always_inline void *record_begin(u16 kind, u16 bytes)
 {
 	return record_begin_of(kind, bytes, 0, false);
 }
 
 /*
- * The same in the bulk lane, of something that happened at `now_ns`. NULL, which is counted, also when the kind is off or the record is sampled away: by lot, since whoever takes every
- * second record of a series such as made, accepted, closed, closed may never see one of them.
+ * Reserves a bulk record of something that happened at `now_ns`. NULL, which is counted, also when the kind is off or the record
+ * is sampled away. Sampling is random: every second record of a series like made, accepted, closed, closed might miss one.
  */
 static __always_inline void *bulk_begin_at(u16 kind, u16 bytes, u64 now_ns)
 {
@@ -319,9 +319,9 @@ static __always_inline void nudge(void *ring)
 }
 
 /*
- * Whether the record, not yet submitted, has filled another quarter of its ring: a reader that naps is woken then. Records
- * that were reserved meanwhile, by other CPUs or an interrupt, are counted as well. So two racing CPUs may both miss a
- * boundary; enough of the ring is free until the next one.
+ * Whether the record, not yet submitted, has filled another quarter of its ring: a reader that naps
+ * is woken then. Records that were reserved meanwhile, by other CPUs or an interrupt, are counted as
+ * well. So two racing CPUs may both miss a boundary; enough of the ring is free until the next one.
  */
 static __always_inline bool crosses_quarter(void *ring, struct header *header, u32 quarter)
 {
@@ -331,11 +331,11 @@ static __always_inline bool crosses_quarter(void *ring, struct header *header, u
 }
 
 /*
- * Hands a record to the reader, and wakes the reader when the record cannot wait, the ring fills, or the reader sleeps.
- *
- * The reader raises need_wakeup, issues a full barrier, looks at the rings once more and sleeps only if they are empty. The
- * submit is a full barrier too (it exchanges the record's header), so of the reader's last look and the second look at
- * need_wakeup below at least one sees the other side.
+ * Hands a record to the reader, and wakes the reader when the record cannot wait,
+ * the ring fills, or the reader sleeps. The reader raises need_wakeup, issues a
+ * full barrier, looks at the rings once more and sleeps only if they are empty. The
+ * submit is a full barrier too (it exchanges the record's header). So either the
+ * reader's last look or the second look at need_wakeup below sees the other side.
  */
 static __always_inline void record_end(void *record, bool at_once)
 {
@@ -348,8 +348,8 @@ static __always_inline void record_end(void *record, bool at_once)
 }
 
 /*
- * The same in the bulk lane: no record there is worth a wakeup that the reader did not ask for, a ring that fills is. The subject is known by now: the
- * record of an excluded cgroup is taken back, and counted.
+ * Hands over a record of the bulk lane: no record there is worth a wakeup that the reader did not ask for, but a
+ * ring that fills is. The subject is known by now: the record of an excluded cgroup is discarded, and counted.
  */
 static __always_inline void bulk_end(void *record)
 {

@@ -8,10 +8,10 @@
 #define EEXIST 17
 
 /*
- * The running task as a pointer whose type the verifier knows: its fields, and what they point to, are read by plain loads, a
- * tenth of the price of a call. Since 5.11; before, as any other task. Of the two ways the loader leaves one.
- *
- * Tracepoints only. Those of section tp_btf have such pointers as arguments too, on every kernel.
+ * Returns the running task as a pointer whose type the verifier knows. Plain loads read
+ * its fields, and what they point to, at a tenth of the price of a call. Since 5.11;
+ * before, it is as any other task. The loader leaves one of the two ways. Tracepoints
+ * only. Those of section tp_btf have such pointers as arguments too, on every kernel.
  */
 #define HAS_TYPED_TASK bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)
 
@@ -22,7 +22,7 @@ static __always_inline struct task_struct *current_task(void)
 	return (struct task_struct *)bpf_get_current_task();
 }
 
-/* A field of what current_task() returned: READ_CURRENT(task, signal, flags) is task->signal->flags. */
+/* Reads a field of what current_task() returned: READ_CURRENT(task, signal, flags) is task->signal->flags. */
 #define READ_CURRENT(task, ...)                                                                                                \
 	({                                                                                                                     \
 		typeof(___arrow(task, __VA_ARGS__)) field;                                                                     \
@@ -34,7 +34,7 @@ static __always_inline struct task_struct *current_task(void)
 		field;                                                                                                         \
 	})
 
-/* Where a css_set has its pointer to the memory controller's state; NULL on a kernel without. */
+/* Returns where a css_set has its pointer to the memory controller's state; NULL on a kernel without. */
 static __always_inline struct cgroup_subsys_state **memory_slot(struct css_set *set)
 {
 	if (!bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id))
@@ -42,7 +42,7 @@ static __always_inline struct cgroup_subsys_state **memory_slot(struct css_set *
 	return __builtin_preserve_access_index(&set->subsys[0]) + bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id);
 }
 
-/* The task's memory cgroup, NULL on a kernel without. */
+/* Returns the task's memory cgroup, NULL on a kernel without. */
 static __always_inline struct cgroup_subsys_state *task_memory_css(struct task_struct *task)
 {
 	struct cgroup_subsys_state *css = NULL, **slot = memory_slot(BPF_CORE_READ(task, cgroups));
@@ -52,7 +52,7 @@ static __always_inline struct cgroup_subsys_state *task_memory_css(struct task_s
 	return css;
 }
 
-/* The id by which user space knows it (the inode of its directory); ids of hierarchies other than version 2's are marked. */
+/* Returns a cgroup's id for user space (its directory's inode); ids of hierarchies other than version 2's are marked. */
 static __always_inline u64 cgroup_id(struct cgroup *cgroup)
 {
 	u64 id = BPF_CORE_READ(cgroup, kn, id);
@@ -61,8 +61,8 @@ static __always_inline u64 cgroup_id(struct cgroup *cgroup)
 }
 
 /*
- * Of a task in version 2's root, its memory cgroup's id as found. Every root's is the same number, and a memory cgroup other
- * than the root is of version 1 then: in version 2 the task would be in it.
+ * Returns, for a task in version 2's root, its memory cgroup's id as found. Every root has the same
+ * number. A memory cgroup other than the root is of version 1 then: in version 2 the task would be in it.
  */
 static __always_inline u64 below_version_2_root(u64 memory_cgroup_id)
 {
@@ -80,8 +80,8 @@ static __always_inline bool names_container(const char *name)
 }
 
 /*
- * Of a typed pointer, see current_task(). Where version 2 only has the runtime's own unit and the version 1 memory hierarchy has
- * the container, as with a cgroupfs driver on a hybrid host, it is the container: deeper, and called so.
+ * Returns the cgroup of a typed pointer's task, see current_task(). With a cgroupfs driver on a hybrid host, version 2 only has the
+ * runtime's own unit, and the version 1 memory hierarchy has the container. Then it is the container: deeper, and named like one.
  */
 static __always_inline u64 typed_set_cgroup_id(struct css_set *set)
 {
@@ -125,7 +125,7 @@ static __always_inline u64 task_cgroup_id(struct task_struct *task)
 	return set_cgroup_id(BPF_CORE_READ(task, cgroups));
 }
 
-/* The same of the running task. */
+/* Returns the cgroup of the running task. */
 static __always_inline u64 current_cgroup_id(void)
 {
 	struct task_struct *task = current_task();
@@ -138,7 +138,7 @@ struct ids {
 	u32 tgid;
 };
 
-/* In one read, where they are neighbours. */
+/* Reads both in one read, where they are neighbours. */
 static __always_inline struct ids task_ids(struct task_struct *task)
 {
 	struct ids ids = {};
@@ -161,7 +161,7 @@ static __always_inline void set_subject(struct header *header, struct task_struc
 	header->tid = ids.pid;
 }
 
-/* `cgroup_id` is its own: the caller has asked for it already. */
+/* `cgroup_id` is the task's own: the caller has asked for it already. */
 static __always_inline void set_current_subject(struct header *header, u64 cgroup_id)
 {
 	u64 ids = bpf_get_current_pid_tgid();
@@ -176,13 +176,13 @@ static __always_inline u32 current_tgid(void)
 	return bpf_get_current_pid_tgid() >> 32;
 }
 
-/* The thread that the process's ids are of: itself, where it has them. */
+/* Returns the thread whose ids are the process's: the task itself, where it has them. */
 static __always_inline struct task_struct *leader_of(struct task_struct *task, struct header *subject)
 {
 	return subject->pid == subject->tid ? task : BPF_CORE_READ(task, group_leader);
 }
 
-/* The id of a process in its own pid namespace, and that namespace's depth. `leader` is of the process `tgid`. */
+/* Reads the id of a process in its own pid namespace, and that namespace's depth. `leader` is of the process `tgid`. */
 static __always_inline void leader_namespace_pid(struct task_struct *leader, u32 tgid, u32 *ns_pid, u32 *ns_level)
 {
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
@@ -201,19 +201,19 @@ static __always_inline void task_namespace_pid(struct task_struct *task, struct 
 	leader_namespace_pid(leader_of(task, subject), subject->pid, ns_pid, ns_level);
 }
 
-/* The same of a typed pointer. */
+/* Reads the same ids through a typed pointer. */
 static __always_inline void typed_namespace_pid(struct task_struct *leader, u32 tgid, u32 *ns_pid, u32 *ns_level)
 {
 	u32 level = leader->thread_pid->level;
 
 	*ns_pid = tgid;
 	*ns_level = level;
-	/* A typed pointer takes no index that is not known before the program runs. */
+	/* A typed pointer cannot be indexed by a value that is known only at run time. */
 	if (level)
 		leader_namespace_pid(leader, tgid, ns_pid, ns_level);
 }
 
-/* The same of what READ_CURRENT may read. */
+/* Reads the same ids of a task that READ_CURRENT may read. */
 static __always_inline void current_namespace_pid(struct task_struct *leader, u32 tgid, u32 *ns_pid, u32 *ns_level)
 {
 	if (HAS_TYPED_TASK)
