@@ -442,7 +442,7 @@ fn a_server_started_without_the_log_says_it_knows_nobody() {
 }
 
 #[test]
-fn a_password_that_changes_is_read_anew() {
+fn a_changed_password_is_read_again() {
     let guarded = |password: &str| format!("authorization {{ user: tapio, password: \"{password}\" }}");
     let Some(mut nats) = Nats::with(&guarded("first")) else { return };
     let file = tempfile::NamedTempFile::new().expect("a file");

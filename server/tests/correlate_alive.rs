@@ -274,7 +274,7 @@ fn a_restart_for_a_resize_is_no_failure() {
 }
 
 #[test]
-fn containers_that_are_started_anew_with_another_one_only_follow() {
+fn containers_that_are_restarted_with_another_one_only_follow() {
     let mut node = Node::new("n1");
     let (pod, web, runtime) = (pod(&mut node), web(&mut node), node.unit("containerd.service"));
     let worker = node.kube_container_named(WEB[0], WEB[1], "c2", "worker");

@@ -245,7 +245,7 @@ fn a_childs_crash_passed_on_by_its_parent_is_blamed() {
 }
 
 #[test]
-fn another_exit_code_than_the_childs_crash_is_perhaps_its_consequence() {
+fn a_different_exit_code_is_perhaps_the_crashs_consequence() {
     let mut node = Node::new("n1");
     let web = node.container("web", "web");
     let (init, worker) = (first(web, 100, "sh"), member(web, 107, "app"));

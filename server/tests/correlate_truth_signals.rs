@@ -50,7 +50,7 @@ fn a_stop_from_outside_that_is_obeyed_is_reported() {
 }
 
 #[test]
-fn a_signal_that_was_survived_before_explains_an_end_only_perhaps() {
+fn a_signal_survived_before_explains_an_end_only_perhaps() {
     // When each is sent and how much later it ends, in milliseconds, and what is found.
     let cases: [(&[u64], u64, &str); 5] = [
         (&[0], 1000, "stopped-from"),
@@ -78,7 +78,7 @@ fn a_signal_that_was_survived_before_explains_an_end_only_perhaps() {
 }
 
 #[test]
-fn what_a_write_or_a_timer_brought_about_names_no_process() {
+fn a_signal_of_a_write_or_timer_names_no_process() {
     const SIGPIPE: u32 = 13;
     const SIGALRM: u32 = 14;
     for (signal, is_of_kernel, because) in

@@ -199,7 +199,7 @@ async fn hellos_that_do_not_hold_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_epoch_is_refused_a_newer_starts_anew() {
+async fn an_older_epoch_is_refused_a_newer_starts_over() {
     let server = start().await;
     let mut newer = Frames::new("node-1", 9);
     let (mut client, _) = server.stream("node-1", 9).await;

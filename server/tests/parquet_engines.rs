@@ -55,7 +55,7 @@ fn check_page(answers: &[Answer]) {
 }
 
 #[test]
-fn every_query_of_the_page_runs_in_two_engines_on_files_and_says_what_happened() {
+fn every_documented_query_gives_its_answer_in_two_engines() {
     let Some(python) = python() else { return };
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(plain(dir.path()));
@@ -80,7 +80,7 @@ fn every_query_of_the_page_runs_in_two_engines_on_files_and_says_what_happened()
 }
 
 #[test]
-fn a_remote_archive_on_s3_is_exported_to_s3_with_what_a_replay_finds_and_both_engines_read_it_there() {
+fn both_engines_read_a_remote_archive_exported_to_s3() {
     let (Some(python), Some(server)) = (python(), S3::start()) else { return };
     let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = s3(server.port(), cache.path());

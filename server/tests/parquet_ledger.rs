@@ -49,7 +49,7 @@ fn two_epochs(archive: &tapio_server::archive::Archive, start: u64) -> [u64; 2] 
 }
 
 #[test]
-fn the_ledger_adds_up_to_the_books_over_segments_and_epochs_and_by_the_minute() {
+fn the_exported_ledger_adds_up_to_the_books() {
     let Some(python) = python() else { return };
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(small(dir.path()));
@@ -89,7 +89,7 @@ fn the_ledger_adds_up_to_the_books_over_segments_and_epochs_and_by_the_minute() 
 }
 
 #[test]
-fn what_a_node_sent_to_two_servers_counts_once_and_its_losses_too() {
+fn frames_and_losses_of_two_servers_count_once() {
     let Some(python) = python() else { return };
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let place = to.path().to_str().expect("UTF-8");
@@ -139,7 +139,7 @@ fn what_a_node_sent_to_two_servers_counts_once_and_its_losses_too() {
 const SECONDS_10_NS: u64 = MINUTE_NS / 6;
 
 #[test]
-fn a_node_that_went_to_another_server_and_came_back_leaves_nothing_unexplained() {
+fn a_node_that_changes_servers_leaves_nothing_unexplained() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = ["a", "b", "to"].map(|name| dir.path().join(name));
     dirs.iter().for_each(|dir| fs::create_dir(dir).expect("made"));
@@ -190,7 +190,7 @@ fn a_node_that_went_to_another_server_and_came_back_leaves_nothing_unexplained()
 }
 
 #[test]
-fn a_segment_whose_header_or_frames_are_damaged_does_not_hold_up_the_others() {
+fn a_damaged_segment_does_not_hold_up_the_others() {
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(small(dir.path()));
     let archived: u64 = two_epochs(&archive, now_ns() - 50 * MINUTE_NS).iter().sum();
@@ -225,7 +225,7 @@ fn a_segment_whose_header_or_frames_are_damaged_does_not_hold_up_the_others() {
 }
 
 #[test]
-fn what_retention_deletes_while_the_destination_fails_is_counted_and_its_files_removed() {
+fn segments_deleted_before_their_export_are_counted_and_cleaned_up() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(small(dir.path()));
     let start = now_ns() - 50 * MINUTE_NS;
@@ -257,7 +257,7 @@ fn what_retention_deletes_while_the_destination_fails_is_counted_and_its_files_r
 }
 
 #[test]
-fn an_open_segment_that_is_exported_again_an_hour_later_leaves_no_old_rows() {
+fn a_later_export_of_an_open_segment_replaces_its_rows() {
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(plain(dir.path()));
     let hour = 60 * MINUTE_NS;
@@ -275,7 +275,7 @@ fn an_open_segment_that_is_exported_again_an_hour_later_leaves_no_old_rows() {
 }
 
 #[test]
-fn an_export_of_a_directory_has_the_names_of_the_remote_archive() {
+fn an_exported_directory_has_the_remote_archives_names() {
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(plain(dir.path()));
     let mut bodies = Bodies::described();
@@ -354,7 +354,7 @@ fn what_cannot_be_read_any_more_is_counted_as_damaged() {
 }
 
 #[test]
-fn a_server_writes_tables_of_what_closes_in_the_background_and_the_rest_at_its_end() {
+fn tables_are_written_in_the_background_and_at_the_end() {
     let Some(python) = python() else { return };
     let (dir, remote) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = RemoteSection { parquet: true, every: Duration::from_secs(3600), ..folder(remote.path()) };

@@ -58,7 +58,7 @@ fn there_and_back(section: &RemoteSection, environment: &[(&str, String)]) {
 }
 
 #[test]
-fn what_is_closed_is_uploaded_to_a_folder_and_comes_back_byte_for_byte() {
+fn segments_come_back_from_a_folder_byte_for_byte() {
     let remote = tempfile::tempdir().unwrap();
     there_and_back(&folder(remote.path()), &[]);
     let names = objects(remote.path());
@@ -76,14 +76,14 @@ fn what_is_closed_is_uploaded_to_a_folder_and_comes_back_byte_for_byte() {
 }
 
 #[test]
-fn what_is_closed_is_uploaded_to_s3_and_comes_back_byte_for_byte() {
+fn segments_come_back_from_s3_byte_for_byte() {
     let Some(server) = S3::start() else { return };
     let keys = tempfile::tempdir().unwrap();
     there_and_back(&s3(server.port(), keys.path()), &s3_environment(server.port()));
 }
 
 #[test]
-fn a_large_segment_goes_in_parts_and_no_faster_than_it_may() {
+fn a_large_segment_is_uploaded_in_parts_within_its_rate() {
     let Some(server) = S3::start() else { return };
     let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = RemoteSection { max_bytes_per_sec: 16 << 20, ..s3(server.port(), cache.path()) };
@@ -104,7 +104,7 @@ fn a_large_segment_goes_in_parts_and_no_faster_than_it_may() {
 }
 
 #[test]
-fn an_open_segment_is_closed_and_uploaded_after_a_while_though_little_comes() {
+fn an_idle_open_segment_is_closed_and_uploaded() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = RemoteSection { every: Duration::from_secs(1), ..folder(remote.path()) };
     let uploaded = Uploaded::open(small(dir.path()), &section);
@@ -119,7 +119,7 @@ fn an_open_segment_is_closed_and_uploaded_after_a_while_though_little_comes() {
 }
 
 #[test]
-fn a_restart_goes_on_where_it_was_and_uploads_nothing_twice() {
+fn a_restart_resumes_and_uploads_nothing_twice() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = folder(remote.path());
     let mut frames = Frames::new("node-1", 1);
@@ -144,7 +144,7 @@ fn a_restart_goes_on_where_it_was_and_uploads_nothing_twice() {
 }
 
 #[test]
-fn several_servers_share_a_remote_and_other_contents_are_never_overwritten() {
+fn servers_that_share_a_remote_never_overwrite_other_contents() {
     let (dir, remote, cache) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = folder(remote.path());
@@ -181,7 +181,7 @@ fn several_servers_share_a_remote_and_other_contents_are_never_overwritten() {
 }
 
 #[test]
-fn retention_waits_for_the_upload_up_to_max_bytes_and_counts_what_it_had_to_delete() {
+fn retention_waits_for_uploads_and_counts_forced_deletions() {
     let (dir, remote, cache) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = RemoteSection { every: Duration::from_secs(3600), ..folder(&remote.path().join("mount")) };

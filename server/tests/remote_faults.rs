@@ -34,7 +34,7 @@ fn is_whole(cache: &Path, server: &S3, name: &str, frames: u64) {
 }
 
 #[test]
-fn a_store_that_fails_for_a_while_gets_everything_in_the_end() {
+fn a_store_that_recovers_gets_every_segment() {
     let Some(server) = S3::start() else { return };
     for fault in [Fault::Unreachable, Fault::Broken, Fault::Half(20_000), Fault::Slow(Duration::from_millis(20))] {
         survives(fault, &server);
@@ -42,7 +42,7 @@ fn a_store_that_fails_for_a_while_gets_everything_in_the_end() {
 }
 
 #[test]
-fn an_end_while_the_store_is_away_keeps_to_its_grace_and_the_next_start_uploads_the_rest() {
+fn an_end_without_the_store_is_bounded_and_uploads_resume() {
     let (dir, remote, cache) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = folder(&remote.path().join("mount"));
@@ -61,7 +61,7 @@ fn an_end_while_the_store_is_away_keeps_to_its_grace_and_the_next_start_uploads_
 }
 
 #[test]
-fn half_an_object_or_another_one_is_told_and_not_read() {
+fn a_truncated_or_foreign_object_is_reported_and_not_read() {
     let (dir, remote, cache) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let section = folder(remote.path());

@@ -181,14 +181,14 @@ async fn a_server_is_replaced(remote: &str, url: &str, environment: &[(&str, Str
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_and_wiped_loses_what_was_only_local_and_its_successor_says_how_much() {
+async fn a_wiped_servers_successor_counts_what_was_only_local() {
     let remote = tempfile::tempdir().expect("a folder");
     let url = format!("file://{}", remote.path().display());
     a_server_is_replaced(&format!("url: '{url}'"), &url, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_on_s3_that_is_killed_and_wiped_is_replaced_just_so() {
+async fn a_wiped_server_on_s3_is_replaced_alike() {
     let Some(server) = S3::start() else { return };
     let url = "s3://archive/tapio";
     let keys = tempfile::tempdir().expect("a folder");

@@ -140,7 +140,7 @@ async fn found(address: SocketAddr) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_death_is_explained_from_the_list_to_its_raw_records() {
+async fn a_death_is_explained_from_list_to_raw_records() {
     let mut node = node("n1");
     release(&mut node, "Deployment/web", "shop");
     kill(&mut node, "Deployment/web", "shop/web-0", 100, "nginx");
@@ -373,7 +373,7 @@ fn ten_thousand_findings_come_in_light_pages_each_once() {
 }
 
 #[test]
-fn an_open_page_is_told_what_is_found() {
+fn an_open_page_is_notified_of_findings() {
     let server = small(10, None);
     let mut stream = TcpStream::connect(server.address).expect("it listens");
     stream.set_read_timeout(Some(LIMIT)).expect("set");
@@ -396,7 +396,7 @@ fn login(server: &Small, token: &str, headers: &str) -> Answer {
 }
 
 #[test]
-fn a_token_is_asked_for_once_and_kept_from_scripts_and_sites() {
+fn a_token_is_asked_once_and_hidden_from_scripts() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "open;sesame=\"%+&'\n").expect("written");
     let server = small(10, Some(file.path().into()));

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_seen_once_in_whatever_order_and_ranges_join() {
+    fn a_frame_counts_once_in_any_order_and_ranges_join() {
         let mut seen = Seen::default();
         for (seq, is_new) in [(1, true), (2, true), (2, false), (5, true), (4, true), (3, true), (3, false), (9, true)]
         {

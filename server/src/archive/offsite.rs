@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deleted_before_it_is_uploaded_is_told_and_what_is_under_way_is_not_lost() {
+    fn deletions_before_the_upload_are_reported_and_running_uploads_survive() {
         let offsite = Offsite::new(Duration::from_secs(1));
         for number in 1..=3 {
             offsite.closed(&segment(number), false);

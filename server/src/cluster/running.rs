@@ -421,7 +421,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_archive_that_cannot_be_read_confirms_nothing_and_is_tried_again() {
+    async fn an_unreadable_archive_confirms_nothing_and_is_retried() {
         let link = Arc::new(Link::default());
         link.set_caught_up(true);
         link.ask_for_healing();

@@ -68,7 +68,7 @@ mod tests {
     use super::super::tests::parse;
 
     #[test]
-    fn what_would_be_off_or_elsewhere_without_a_word_is_refused() {
+    fn settings_that_would_silently_do_nothing_are_refused() {
         for (text, key, says) in [
             ("archive: {dir: 5}", "archive.dir", "`5` is no text"),
             ("archive: {dir: ''}", "archive.dir", "name a directory"),

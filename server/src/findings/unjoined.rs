@@ -81,7 +81,7 @@ mod tests {
     use super::{ENTITIES_OF_LACK_MAX, Lack, Unjoined};
 
     #[test]
-    fn what_is_known_is_handed_out_once_and_of_many_the_latest() {
+    fn what_is_known_is_handed_out_once_the_latest_first() {
         let mut unjoined = Unjoined::default();
         let many = ENTITIES_OF_LACK_MAX as u64 + 5;
         for entity in (0..many).chain(0..many) {

@@ -415,7 +415,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_of_every_kind_has_a_column_or_is_left_out_on_purpose() {
+    fn every_field_has_a_column_or_is_omitted_on_purpose() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../wire/tests/golden/fields-v3.bin");
         let frame = Frame::decode(&std::fs::read(path).expect("an event of every kind")).expect("sound");
         let mut kinds = 0_u64;

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_that_cannot_work_is_refused_with_what_is_possible() {
+    fn an_impossible_remote_is_refused_with_what_is_possible() {
         for (text, key, problem) in [
             ("{}", "url", "is no address"),
             ("url: /var/archive", "url", "is no address"),

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_say_what_they_were_made_of_and_sort_by_number() {
+    fn names_hold_their_parts_and_sort_by_number() {
         let name = SegmentName::new(7, 1_764_413_167_000_000_000, 1_764_413_467_000_000_000, &"ab".repeat(32));
         let file = name.file();
         assert_eq!(file, "00000000000000000007-20251129T104607Z-20251129T105107Z-abababababababab.segment");
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn lives_are_told_from_other_folders() {
+    fn lives_are_distinguished_from_other_folders() {
         let life = life(1_764_413_167_000_000_000, 0xabc);
         assert_eq!(life, "20251129T104607Z-00000abc");
         assert!(is_life(&life) && !is_life("server-0") && !is_life("20251129T104607Z-xyz"));

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_is_no_container_and_ended_ones_begin_anew() {
+    fn a_sandbox_is_no_container_and_ended_ones_restart() {
         let mut roles = Roles::default();
         roles.made(BOX);
         assert_eq!(roles.exec(BOX, started(10, 1, false, "pause")), Role::Sandbox);

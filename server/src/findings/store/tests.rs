@@ -28,7 +28,7 @@ fn a_node_evicts_its_own_findings_ongoing_ones_last() {
 }
 
 #[test]
-fn the_last_word_of_others_replaces_what_an_earlier_run_knew() {
+fn others_last_word_replaces_an_earlier_runs_findings() {
     let store = FindingStore::new(20);
     let said = |id: &str, published_ns: u64, withdrawn: bool| Finding {
         published_ns,
