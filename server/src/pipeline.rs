@@ -17,10 +17,10 @@
 //! goes the way of an event: streams end once what is durable was acknowledged, the archive syncs, the shards drain, the finder
 //! ends.
 //!
-//! `/healthz` and `/readyz` name a thread that ends before its time (a panic), and the server is to be restarted
-//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `upload`, `parquet`, `deliver-<sink>`,
-//! `log-findings`, and the task `grpc`, which accepts. The threads `io` run tasks, of which a panic ends one stream or one request; blocking ones of tokio end
-//! with the request that asked for them.
+//! `/healthz` and `/readyz` name a thread that ends before its time (a panic); then the server must be restarted
+//! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `upload`, `parquet`,
+//! `deliver-<sink>`, `log-findings`, and the task `grpc`, which accepts. The threads `io` run tasks: a panic ends one stream or
+//! one request. A blocking task of tokio that panics ends the request that asked for it.
 
 mod correlation;
 mod grpc;
