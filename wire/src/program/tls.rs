@@ -57,7 +57,7 @@ pub struct ServerFiles {
     /// The certificate chain.
     #[schemars(example = "/etc/tapio/tls/server.pem")]
     pub cert: PathBuf,
-    /// Private key of the client certificate (PEM).
+    /// Private key of the server's certificate (PEM).
     #[schemars(example = "/etc/tapio/tls/server.key")]
     pub key: PathBuf,
     /// The certificates of the CA that signs the clients'; with it, a client without a certificate is refused.
